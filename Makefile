@@ -1,0 +1,28 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two threads are what the figures in benchmarks/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: venv demo test lint clean
+
+venv: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: venv
+	$(BIN)/karmafunnel demo --out out/demo
+
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: venv
+	$(BIN)/ruff check .
+	mkdir -p .mypy_root && ln -sfn .. .mypy_root/karmafunnel
+	MYPYPATH=.mypy_root $(BIN)/mypy -p karmafunnel
+
+clean:
+	rm -rf .venv .mypy_root out build *.egg-info

@@ -1,0 +1,37 @@
+"""A full three-stage funnel without KARMA that fits and replays any log: what the log lacks, it leaves out."""
+
+from karmafunnel.log import Log
+from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
+from karmafunnel.models.sasrec import SASRec
+from karmafunnel.stages.base import Funnel, Stage
+from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.learn import Sample
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.rank import LightGBMRank
+from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
+
+label = None  # the log's own: its purchases where it has them, else its clicks
+
+
+def embedders(log: Log) -> dict[str, Embedder]:
+    found: dict[str, Embedder] = {"sasrec": SASRec(), "cooccurrence": Cooccurrence()}
+    return found | ({"tfidf": TfidfSVD()} if log.has("text") else {})
+
+
+def funnel(log: Log) -> Funnel:
+    channels: list[Stage] = [Repeat(k=100), VectorRecall("sasrec", k=300), ItemKNN(k=200), Popular(k=100)]
+    similarities: list[Feature] = [Similarity("sasrec"), Similarity("cooccurrence")]
+    if log.has("text"):
+        channels.append(VectorRecall("tfidf", k=300))
+        similarities.append(Similarity("tfidf"))
+    if log.has("text") and log.has("query"):
+        channels.append(BM25Recall(k=300))
+        similarities.append(BM25())
+    features: list[Feature] = [Upstream(), Popularity(), Own(), *similarities]
+    if log.has("price"):
+        features.append(Price())
+    return (
+        Join(channels, k=500)
+        >> LightGBMPreRank(k=100, features=features)
+        >> LightGBMRank(k=50, features=[*features, Context()], sample=Sample(passed=99))
+    )

@@ -1,0 +1,388 @@
+"""The command line. Results go to standard output, progress and messages to standard error."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .log import Catalogue, KarmafunnelError, Log, read
+
+err = Console(stderr=True)
+out = Console()
+
+
+class Main(click.Group):
+    """Turns the errors that users can cause into one clear line: no traceback, exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KarmafunnelError as error:
+            err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True, markup=True)
+            ctx.exit(1)
+        except OSError as error:
+            err.print(f"error: {error.strerror}: {error.filename}", highlight=False, soft_wrap=True, markup=False)
+            ctx.exit(1)
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, package_name="karmafunnel")
+def main() -> None:
+    """Replay a personalized-search funnel offline and see, stage by stage, what it keeps and what it loses.
+
+    The way through: `convert` a data set (or make a `world`), `validate` and `describe` it, `replay` a recipe on it, then
+    `measure`, `compare` and `report` the Run.
+    """
+
+
+folder = click.Path(path_type=Path)
+log_argument = click.argument("log", type=folder)
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def open_log(path: Path) -> Log:
+    log = read(path)
+    if isinstance(log, Catalogue):
+        raise KarmafunnelError(f"{path}: needs a log with requests, found a catalogue of {log.items.height} items")
+    return log
+
+
+@main.command()
+@click.option(
+    "--out", "folder_out", type=folder, default=Path("out/demo"), show_default=True, help="Where log, Run and report go."
+)
+@click.option("--seed", default=0, show_default=True)
+def demo(folder_out: Path, seed: int) -> None:
+    """Make a World, replay the baseline funnel on it, print the stage table, write an HTML report. No network."""
+    from .benchmarks.report import report as write_report
+    from .simulator.recipe import load_recipe
+    from .simulator.replay import replay as run_replay
+    from .simulator.world import generate
+
+    start = time.perf_counter()
+    err.print("making a World: 2,000 items, 600 users, 4,000 requests")
+    generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(folder_out / "log")
+    log = Log.open(folder_out / "log")
+    recipe = load_recipe("baseline", log)
+    run = run_replay(
+        recipe, log, folder_out / "run", seed=seed, console=err, cache=folder_out / "cache", command="karmafunnel demo"
+    )
+    print_stage_table(run)
+    path = folder_out / "report.html"
+    write_report([run], path)
+    err.print(
+        f"{time.perf_counter() - start:.0f} s. Open {path} in a browser; ask the Run more with: karmafunnel measure {run} HR@20 --slice target"
+    )
+
+
+def default_measures(run: Path) -> list[str]:
+    """What a first look wants, as far as the Run can say it."""
+    meta = json.loads((run / "run.json").read_text())
+    ks = sorted({10, 50, min(stage["k"] for stage in meta["stages"])})
+    names = ["survival", *[f"HR@{k}" for k in ks], "nDCG@10"]
+    if meta["log"]["has"]["price"]:
+        names.append("GMV-HR@50")
+    if meta["log"]["has"]["exposures"]:
+        names += ["gAUC:request:exposures", "AUC"]
+    return names
+
+
+def print_stage_table(run: Path, names: list[str] | None = None) -> None:
+    from .benchmarks.table import print_table
+    from .simulator.measures import Run, measure
+
+    print_table(measure(Run.open(run), names or default_measures(run)), out)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("raw", type=folder)
+@log_argument
+def convert(source: str, raw: Path, log: Path) -> None:
+    """Convert a public data set: SOURCE is its name, RAW its folder as published, LOG the folder to write.
+
+    Sources: trivago, online_retail, amazon_office, amazon_games, amazon_catalog, eshop_clothing.
+    """
+    from .simulator.datasets import convert as run_convert
+
+    start = time.perf_counter()
+    made = run_convert(source, raw, log)
+    table = Table("what", "count", title=f"{made.meta['name']}: {log}")
+    for name, count in json.loads((log / "log.json").read_text())["counts"].items():
+        table.add_row(name, f"{count:,}")
+    for name, count in made.meta["set_aside"].items():
+        table.add_row(f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count))
+    out.print(table)
+    for sentence in made.meta["lacks"]:
+        err.print(f"lacks: {sentence}", highlight=False)
+    err.print(f"{time.perf_counter() - start:.1f} s")
+
+
+@main.command()
+@log_argument
+@click.option("--items", default=2000, show_default=True)
+@click.option("--users", default=600, show_default=True)
+@click.option("--requests", default=4000, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--catalogue", type=folder, help="Shoppers live on this catalogue (such as a converted amazon_catalog).")
+@click.option(
+    "--semantic", default=0.5, show_default=True, help="How much of taste is semantic (0..1) rather than habit and item identity."
+)
+@click.option("--exploration", default=0.1, show_default=True, help="Share of shown slots filled at random.")
+@click.option("--images", is_flag=True, help="Render product images as well.")
+def world(
+    log: Path,
+    items: int,
+    users: int,
+    requests: int,
+    seed: int,
+    catalogue: Path | None,
+    semantic: float,
+    exploration: float,
+    images: bool,
+) -> None:
+    """Generate a marketplace with known truth and write its log, with the truth beside it."""
+    from .simulator.world import generate
+
+    start = time.perf_counter()
+    given = None
+    if catalogue is not None:
+        found = read(catalogue)
+        given = Catalogue(found.items, found.meta)
+    made = generate(
+        items=items,
+        users=users,
+        requests=requests,
+        seed=seed,
+        semantic=semantic,
+        catalogue=given,
+        images=images,
+        exploration=exploration,
+    )
+    made.write(log)
+    counts = json.loads((log / "log.json").read_text())["counts"]
+    out.print(f"{log}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()), highlight=False)
+    err.print(f"{time.perf_counter() - start:.1f} s")
+
+
+@main.command()
+@log_argument
+@json_flag
+def validate(log: Path, as_json: bool) -> None:
+    """Check a log folder: PASS, FAIL or N/A a check, with example ids. Exit code 1 on a failure."""
+    from .checks import print_checks
+    from .checks import validate as run_checks
+
+    checks = run_checks(log)
+    if as_json:
+        print(json.dumps([vars(c) for c in checks], indent=1, default=str))
+    else:
+        print_checks(checks, out)
+    if any(c.status == "FAIL" for c in checks):
+        sys.exit(1)
+
+
+@main.command()
+@log_argument
+@json_flag
+@click.option("--html", type=folder, help="Also write plots into this file.")
+def describe(log: Path, as_json: bool, html: Path | None) -> None:
+    """Sizes, ranges, CTR by position, prices, popularity, eligibility and the ceiling of a log."""
+    from .simulator import describe as describing
+
+    made = read(log)
+    stats = describing.describe(made)
+    if as_json:
+        print(json.dumps(stats, indent=1, default=str))
+    else:
+        describing.print_description(stats, out)
+    if html:
+        describing.write_html(made, stats, html)
+        err.print(f"plots: {html}")
+
+
+@contextmanager
+def cache_folder(no_cache: bool) -> Iterator[Path]:
+    from .simulator.replay import cache_root
+
+    if no_cache:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+    else:
+        yield cache_root()
+
+
+@main.command()
+@click.argument("recipe")
+@log_argument
+@click.option("--out", "run", type=folder, required=True, help="The Run folder to write.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where neural models are fitted and run: cpu, cuda.")
+@click.option("--limit", type=int, help="Replay so many requests, evenly spaced in time.")
+@click.option(
+    "--window",
+    type=click.Choice(["W3", "W2b"]),
+    default="W3",
+    show_default=True,
+    help="W2b is for tuning; W3 is looked at once, at the end.",
+)
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+def replay(recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool) -> None:
+    """Fit the funnel of RECIPE on LOG and replay the last window through it.
+
+    RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started again, it goes on.
+    """
+    from .simulator.recipe import load_recipe
+    from .simulator.replay import replay as run_replay
+
+    opened = open_log(log)
+    with cache_folder(no_cache) as cache:
+        run_replay(
+            load_recipe(recipe, opened), opened, run, seed=seed, device=device, limit=limit, window=window, cache=cache, console=err,
+            command=" ".join(["karmafunnel", *sys.argv[1:]]),
+        )  # fmt: skip
+    print_stage_table(run)
+
+
+@main.command()
+@click.argument("recipe")
+@log_argument
+@click.option("--request", "request_id", required=True, help="A request_id of the log.")
+@click.option("--item", "item_id", help="An item_id; without it, the truth and the best of the last stage.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: int, no_cache: bool) -> None:
+    """Stage by stage, why items are where they are in one request."""
+    from .simulator.recipe import load_recipe
+    from .simulator.replay import prepare
+
+    opened = open_log(log)
+    with cache_folder(no_cache) as cache:
+        frame = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, progress=lambda m: err.print(m)).explain(
+            request_id, item_id
+        )
+    table = Table(*["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"], title=f"request {request_id}")
+    for row in frame.sort("item_id", maintain_order=True).iter_rows(named=True):
+        needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
+        item = f"{row['item_id']} {(row['title'] or '')[:40]}"
+        table.add_row(
+            item,
+            row["stage"],
+            str(row["rank"]),
+            str(row["of"]),
+            "yes" if row["kept"] else "no",
+            f"{row['score']:.4g}",
+            needed,
+            row["channel"],
+            row["why"],
+        )
+    out.print(table)
+
+
+@main.command()
+@click.argument("run", type=folder)
+@click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
+@click.option("--by", type=click.Choice(["stage"]), default="stage", show_default=True)
+@click.option("--slice", "slice_name", help="target, repeat, user, price or query.")
+@click.option("--format", "fmt", type=click.Choice(["table", "csv", "markdown", "latex"]), default="table", show_default=True)
+@json_flag
+def measure(run: Path, measures: tuple[str, ...], by: str, slice_name: str | None, fmt: str, as_json: bool) -> None:
+    """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50, gAUC:request:exposures, ..."""
+    from .benchmarks import table
+    from .simulator.measures import Run
+    from .simulator.measures import measure as run_measure
+
+    print_rows(run_measure(Run.open(run), list(measures), slice=slice_name), table, fmt, as_json)
+
+
+def print_rows(rows: list[dict[str, Any]], table: Any, fmt: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif fmt == "table":
+        table.print_table(rows, out)
+    else:
+        print({"csv": table.to_csv, "markdown": table.to_markdown, "latex": table.to_latex}[fmt](rows), end="")
+
+
+@main.command()
+@click.argument("run_a", type=folder)
+@click.argument("run_b", type=folder)
+@click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
+@json_flag
+def compare(run_a: Path, run_b: Path, measures: tuple[str, ...], as_json: bool) -> None:
+    """Compare two Runs of one log, paired on the same requests: B - A with its interval, Holm-corrected."""
+    from .benchmarks.table import print_comparison
+    from .simulator.measures import Run
+    from .simulator.measures import compare as run_compare
+
+    rows = run_compare(Run.open(run_a), Run.open(run_b), list(measures))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print_comparison(rows, out)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=folder, metavar="RUN...")
+@click.option("--out", "html", type=folder, default=Path("report.html"), show_default=True)
+def report(runs: tuple[Path, ...], html: Path) -> None:
+    """Write one self-contained HTML file about one or more Runs."""
+    from .benchmarks.report import report as write_report
+
+    write_report(list(runs), html)
+    out.print(str(html), highlight=False)
+
+
+@main.command()
+@json_flag
+def doctor(as_json: bool) -> None:
+    """Versions, threads, and what is slow here."""
+    import numpy as np
+    import torch
+
+    facts: dict[str, Any] = {"karmafunnel": __version__, "python": platform.python_version(), "machine": platform.platform()}
+    packages = ("numpy", "polars", "pyarrow", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s", "plotly")
+    facts |= {name: version(name) for name in packages}
+    facts |= {"cores": os.cpu_count(), "torch threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
+    facts |= {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KARMAFUNNEL_CACHE")}
+    a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
+    for name, product in (("numpy", lambda: a @ a), ("torch", lambda t=torch.from_numpy(a): t @ t)):
+        product()
+        start = time.perf_counter()
+        for _ in range(10):
+            product()
+        facts[f"{name} fp32 matmul, GFLOP/s"] = round(10 * 2 * 1024**3 / (time.perf_counter() - start) / 1e9)
+    slow = []
+    if facts["torch fp32 matmul, GFLOP/s"] < 20:
+        slow.append("matrix products are slow: SASRec and DIN will be, too")
+    if (os.cpu_count() or 1) > 1 and facts["OMP_WAIT_POLICY"].lower() != "passive":
+        slow.append(
+            "OMP_WAIT_POLICY is not 'passive': torch, faiss and LightGBM bring a thread pool each and spin against each other"
+        )
+    facts["slow here"] = slow or ["nothing found"]
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    table = Table("what", "found")
+    for key, value in facts.items():
+        table.add_row(key, "; ".join(value) if isinstance(value, list) else str(value))
+    out.print(table)
+
+
+if __name__ == "__main__":
+    importlib.import_module("karmafunnel.cli").main()

@@ -1,0 +1,611 @@
+"""The Log: items, requests and exposures, cut into windows, and what was known as of each request.
+
+Layout on disk and definitions: see `docs/METRICS.md`. Ids are strings on disk; inside, everything is a row number: item 7 is
+row 7 of `items`, request 3 is row 3 of `requests`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+WINDOWS = ("W1", "W2a", "W2b", "W3")
+TS = pl.Datetime("ms", "UTC")
+CLICK, PURCHASE = 1, 2
+NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below every timestamp
+
+ITEMS = {
+    "item_id": pl.String, "title": pl.String, "brand": pl.String, "category": pl.List(pl.String), "price": pl.Float64,
+    "attributes": pl.List(pl.String), "image": pl.String, "visual": pl.List(pl.Float32),
+}  # fmt: skip
+REQUESTS = {
+    "request_id": pl.String, "user_id": pl.String, "ts": TS, "query": pl.String, "filters": pl.List(pl.String),
+    "context": pl.List(pl.String), "session_id": pl.String, "source": pl.String, "window": pl.String,
+}  # fmt: skip
+EXPOSURES = {
+    "request_id": pl.String, "item_id": pl.String, "position": pl.Int32, "clicked": pl.Boolean, "purchased": pl.Boolean,
+    "price_shown": pl.Float64, "price_paid": pl.Float64, "quantity": pl.Int32, "propensity": pl.Float64, "stage": pl.String,
+}  # fmt: skip
+TABLES: dict[str, dict[str, Any]] = {"items": ITEMS, "requests": REQUESTS, "exposures": EXPOSURES}
+CAPABILITIES = (
+    "text", "query", "price", "exposures", "clicks", "purchases", "images", "visual", "users", "propensity", "filters",
+)  # fmt: skip
+
+
+class KarmafunnelError(ValueError):
+    """A clear refusal: who refuses, what was needed, what was found."""
+
+
+@contextmanager
+def atomic_folder(folder: Path | str) -> Iterator[Path]:
+    """A folder that appears whole or not at all: write into the yielded temporary one, it is renamed at the end.
+
+    An older folder of that name is replaced only once the new one is complete.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(old)
+            temporary.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal content is equal bytes; the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
+    temporary.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def conform(frame: pl.DataFrame, schema: dict[str, Any], who: str) -> pl.DataFrame:
+    """The frame with every column of the schema (absent ones null), cast, known columns first.
+
+    Raises KarmafunnelError when a column cannot be cast.
+    """
+    columns = []
+    for name, dtype in schema.items():
+        if name not in frame.columns:
+            columns.append(pl.lit(None, dtype=dtype).alias(name))
+        else:
+            columns.append(pl.col(name).cast(dtype))
+    try:
+        return frame.select(*columns, *[c for c in frame.columns if c not in schema])
+    except pl.exceptions.PolarsError as error:
+        found = {name: str(frame.schema[name]) for name in schema if name in frame.columns}
+        raise KarmafunnelError(f"{who}: columns must cast to {schema}; found {found}: {error}") from error
+
+
+def assign_windows(ts: pl.Series, scenario: pl.Series) -> pl.Series:
+    """Window of every request by global time: 60 / 20 / 20 of the scenario's requests, cut at whole timestamps.
+
+    W2 is cut again: W2b is its last quarter (tuning, stopping, calibration). All requests of one timestamp share a window.
+    """
+    served = ts.filter(scenario).sort()
+    if served.len() == 0:
+        raise KarmafunnelError("windows: needed at least one request of the scenario, found none")
+    cuts = [served[min(int(share * served.len()), served.len() - 1)] for share in (0.6, 0.75, 0.8)]
+    frame = pl.DataFrame({"ts": ts})
+    return frame.select(
+        pl.when(pl.col("ts") < cuts[0]).then(pl.lit("W1"))
+        .when(pl.col("ts") < cuts[1]).then(pl.lit("W2a"))
+        .when(pl.col("ts") < cuts[2]).then(pl.lit("W2b"))
+        .otherwise(pl.lit("W3")).alias("window")
+    ).to_series()  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """Items alone, with `meta` as in `log.json`."""
+
+    items: pl.DataFrame
+    meta: dict[str, Any]
+
+    @classmethod
+    def make(cls, items: pl.DataFrame, meta: dict[str, Any]) -> Catalogue:
+        """From a frame with some of the layout's columns; absent ones become null."""
+        return cls(conform(items, ITEMS, f"catalogue {meta.get('name')}: items"), complete_meta(meta))
+
+    def write(self, folder: Path | str) -> None:
+        """Write `items.parquet` and `log.json`, whole or not at all."""
+        write_tables(folder, {"items": self.items}, self.meta)
+
+
+def complete_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """`log.json` with its defaults: what is not claimed is not there."""
+    base: dict[str, Any] = {
+        "name": "unnamed", "currency": None, "licence": None, "source": None, "time": "clock", "scenario": ["search"],
+        "label": "click", "catalogue": "seen", "lacks": [], "set_aside": {},
+    }  # fmt: skip
+    merged = base | meta
+    merged["has"] = {name: bool(meta.get("has", {}).get(name, False)) for name in CAPABILITIES}
+    return merged
+
+
+def write_tables(folder: Path | str, tables: dict[str, pl.DataFrame], meta: dict[str, Any]) -> None:
+    with atomic_folder(folder) as temporary:
+        checksums = {}
+        for name, frame in tables.items():
+            path = temporary / f"{name}.parquet"
+            frame.write_parquet(path, compression="zstd", statistics=True)
+            checksums[path.name] = sha256(path)
+        counts = {name: frame.height for name, frame in tables.items()}
+        write_json(temporary / "log.json", meta | {"counts": counts, "checksums": checksums})
+
+
+def scan(path: Path, schema: dict[str, Any]) -> pl.LazyFrame:
+    """Lazy reading of one table; raises KarmafunnelError naming the file for what is missing, truncated or mistyped."""
+    if not path.is_file():
+        raise KarmafunnelError(f"{path}: needed a Parquet table, found no such file")
+    try:
+        frame = pl.scan_parquet(path)
+        found = frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise KarmafunnelError(f"{path}: needed a readable Parquet table, found: {error}") from error
+    missing = [name for name in schema if name not in found]
+    if missing:
+        raise KarmafunnelError(f"{path}: needed columns {list(schema)}, missing {missing}")
+    wrong = [f"{name} {found[name]} (needs {dtype})" for name, dtype in schema.items() if not same_type(found[name], dtype)]
+    if wrong:
+        raise KarmafunnelError(f"{path}: wrong column types: {', '.join(wrong)}")
+    return frame
+
+
+def same_type(found: Any, needed: Any) -> bool:
+    """Whether a stored type is the layout's, an all-null column counting as any type."""
+    return found == needed or found == pl.Null or (isinstance(found, pl.List) and found.inner == pl.Null)
+
+
+def read(folder: Path | str) -> Log | Catalogue:
+    """A Log, or a Catalogue where the folder holds `items.parquet` alone."""
+    folder = Path(folder)
+    if (folder / "requests.parquet").exists() or (folder / "exposures.parquet").exists():
+        return Log.open(folder)
+    items = scan(folder / "items.parquet", ITEMS).collect()
+    return Catalogue(conform(items, ITEMS, str(folder)), read_meta(folder))
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "log.json"
+    if not path.is_file():
+        raise KarmafunnelError(
+            f"{folder}: needed a log folder with log.json, found {sorted(os.listdir(folder)) if folder.is_dir() else 'no folder'}"
+        )
+    try:
+        return complete_meta(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise KarmafunnelError(f"{path}: needed JSON, found: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """Three immutable tables and `log.json`; read lazily, collected on first use.
+
+    Everything derived is a NumPy array of row numbers: `t` (n_requests,) int64, ms since 1970 or the order itself.
+    """
+
+    lazy: dict[str, pl.LazyFrame]
+    meta: dict[str, Any]
+    path: Path | None = None
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Log:
+        """Open a log folder without reading its rows; raises KarmafunnelError naming the file at fault."""
+        folder = Path(folder)
+        meta = read_meta(folder)
+        return cls({name: scan(folder / f"{name}.parquet", schema) for name, schema in TABLES.items()}, meta, folder)
+
+    @classmethod
+    def make(cls, items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame, meta: dict[str, Any]) -> Log:
+        """From frames with some of the layout's columns: absent ones become null, requests are put in time order, windows cut."""
+        meta = complete_meta(meta)
+        who = f"log {meta['name']}"
+        items = conform(items, ITEMS, f"{who}: items")
+        requests = conform(requests, REQUESTS, f"{who}: requests")
+        exposures = conform(exposures, EXPOSURES, f"{who}: exposures")
+        if requests.height == 0:
+            raise KarmafunnelError(f"{who}: needed at least one request, found none")
+        if meta["time"] == "clock":
+            if requests["ts"].null_count():
+                raise KarmafunnelError(f"{who}: time is 'clock' but {requests['ts'].null_count()} requests have no ts")
+            requests = requests.sort("ts", maintain_order=True)
+        if requests["window"].null_count() == requests.height:
+            if meta["time"] == "order":
+                raise KarmafunnelError(f"{who}: a log that knows only an order needs the publisher's windows, found none")
+            window = assign_windows(requests["ts"], requests["source"].is_in(meta["scenario"]))
+            requests = requests.with_columns(window.alias("window"))
+        return cls({"items": items.lazy(), "requests": requests.lazy(), "exposures": exposures.lazy()}, meta)
+
+    def write(self, folder: Path | str) -> None:
+        """Write the four files, whole or not at all."""
+        write_tables(folder, {"items": self.items, "requests": self.requests, "exposures": self.exposures}, self.meta)
+
+    # -- the tables -------------------------------------------------------------------------------------------------
+
+    def _collect(self, name: str) -> pl.DataFrame:
+        try:
+            return self.lazy[name].collect()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            where = self.path / f"{name}.parquet" if self.path else name
+            raise KarmafunnelError(f"{where}: needed a readable Parquet table, found: {error}") from error
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        return self._collect("items")
+
+    @cached_property
+    def requests(self) -> pl.DataFrame:
+        frame = self._collect("requests")
+        if frame.height == 0:
+            raise KarmafunnelError(f"{self.name}: needed at least one request, found an empty table")
+        return frame
+
+    @cached_property
+    def exposures(self) -> pl.DataFrame:
+        return self._collect("exposures")
+
+    @property
+    def name(self) -> str:
+        return str(self.meta["name"])
+
+    def has(self, what: str) -> bool:
+        """Whether the source holds this (`text`, `query`, `price`, `exposures`, ...), as `log.json` says."""
+        return bool(self.meta["has"][what])
+
+    @cached_property
+    def checksum(self) -> str:
+        """One hash of the three tables: of the files where the log lies on disk, else of the rows."""
+        recorded = self.meta.get("checksums")
+        if self.path is not None and recorded:
+            parts = [recorded[f"{name}.parquet"] for name in TABLES]
+        else:
+            parts = [str(getattr(self, name).hash_rows(seed=0).sum()) for name in TABLES]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+    # -- row numbers ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def n_items(self) -> int:
+        return self.items.height
+
+    @cached_property
+    def item_ids(self) -> np.ndarray:
+        return self.items["item_id"].to_numpy()
+
+    @cached_property
+    def request_ids(self) -> np.ndarray:
+        return self.requests["request_id"].to_numpy()
+
+    @cached_property
+    def t(self) -> np.ndarray:
+        """Time of every request, int64: ms since 1970 (UTC), or the row number in a log that knows only an order."""
+        if self.meta["time"] == "order":
+            return np.arange(self.requests.height, dtype=np.int64)
+        t = self.requests["ts"].dt.epoch("ms").to_numpy().astype(np.int64)
+        if (np.diff(t) < 0).any():
+            row = int(np.flatnonzero(np.diff(t) < 0)[0]) + 1
+            raise KarmafunnelError(f"{self.name}: requests must stand in time order; row {row} runs backwards")
+        return t
+
+    @cached_property
+    def user(self) -> np.ndarray:
+        """User number of every request, int32."""
+        return self.requests["user_id"].rank("dense").to_numpy().astype(np.int32) - 1
+
+    @cached_property
+    def session(self) -> np.ndarray:
+        """Session number of every request, int32; a request without a session is one of its own."""
+        sessions = self.requests.select(pl.coalesce("session_id", pl.lit("\x00") + pl.col("request_id")))
+        return sessions.to_series().rank("dense").to_numpy().astype(np.int32) - 1
+
+    @cached_property
+    def in_scenario(self) -> np.ndarray:
+        return self.requests["source"].is_in(self.meta["scenario"]).to_numpy()
+
+    def requests_in(self, *windows: str) -> np.ndarray:
+        """Row numbers of the scenario's requests in these windows, in time order; "W2" stands for W2a and W2b."""
+        wanted = [w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))]
+        return np.flatnonzero(self.requests["window"].is_in(wanted).to_numpy() & self.in_scenario)
+
+    def end_of(self, window: str) -> int:
+        """The first time that no longer belongs to the window or any before it."""
+        position = np.array([WINDOWS.index(w) for w in self.requests["window"].to_list()])
+        later = np.flatnonzero(position > WINDOWS.index(window))
+        return int(self.t[later[0]]) if len(later) else int(self.t[-1]) + 1
+
+    @cached_property
+    def rows(self) -> pl.DataFrame:
+        """Every row of exposures by row numbers: request, item, user, t, position, clicked, purchased, prices, quantity; in time order."""
+        items = self.items.select("item_id").with_row_index("item")
+        requests = self.requests.select("request_id").with_row_index("request")
+        requests = requests.with_columns(pl.Series("user", self.user), pl.Series("t", self.t))
+        columns = ["position", "clicked", "purchased", "price_shown", "price_paid", "quantity"]
+        frame = (
+            self.exposures.select("request_id", "item_id", *columns)
+            .join(requests, on="request_id", how="left", maintain_order="left")
+            .join(items, on="item_id", how="left", maintain_order="left")
+        )
+        for key in ("request", "item"):
+            if bad := frame[key].null_count():
+                example = frame.filter(pl.col(key).is_null())[f"{key}_id"][0]
+                raise KarmafunnelError(f"{self.name}: exposures: {bad} rows name an unknown {key}_id, e.g. {example!r}")
+        frame = frame.select(pl.col("request").cast(pl.Int64), pl.col("item").cast(pl.Int32), "user", "t", *columns)
+        return frame.sort("t", "request", maintain_order=True)
+
+    @cached_property
+    def events(self) -> pl.DataFrame:
+        """The rows that were clicked or purchased, in time order."""
+        return self.rows.filter(pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False))
+
+    def truth(self, label: str) -> pl.DataFrame:
+        """Truth of every request: request, item, quantity, money (price x quantity; the shown price for a click); one row an item.
+
+        Raises KarmafunnelError for a label that the log does not hold.
+        """
+        needs = {"click": "clicks", "purchase": "purchases"}
+        if label not in needs:
+            raise KarmafunnelError(f"label: needed 'click' or 'purchase', found {label!r}")
+        if not self.has(needs[label]):
+            raise KarmafunnelError(f"label {label!r}: log {self.name} has no {needs[label]}")
+        if label == "purchase":
+            rows = self.events.filter(pl.col("purchased").fill_null(False))
+            quantity, price = pl.col("quantity").fill_null(1), pl.coalesce("price_paid", "price_shown")
+        else:
+            rows = self.events.filter(pl.col("clicked").fill_null(False))
+            quantity, price = pl.lit(1), pl.coalesce("price_shown", "price_paid")
+        return (
+            rows.select("request", "item", quantity.alias("quantity"), (price * quantity).alias("money"))
+            .group_by("request", "item", maintain_order=True)
+            .agg(pl.col("quantity").sum(), pl.when(pl.col("money").null_count() == 0).then(pl.col("money").sum()).alias("money"))
+        )
+
+    def item_text(self) -> list[str]:
+        """One text an item: title, brand, category, attributes, description; empty where there is none."""
+        parts = [pl.col("title"), pl.col("brand"), pl.col("category").list.join(" "), pl.col("attributes").list.join(" ")]
+        if "description" in self.items.columns:
+            parts.append(pl.col("description").cast(pl.String))
+        return self.items.select(pl.concat_str(parts, separator=" ", ignore_nulls=True)).to_series().to_list()
+
+    @cached_property
+    def asof(self) -> AsOf:
+        return AsOf(self)
+
+
+@dataclass(frozen=True)
+class History:
+    """What users did before their requests: arrays (B, n), the most recent last, padded on the left.
+
+    items int32 (-1 pad), ages int64 (ms or steps before the request), actions int8 (0 pad, 1 click, 2 purchase).
+    """
+
+    items: np.ndarray
+    ages: np.ndarray
+    actions: np.ndarray
+
+
+class AsOf:
+    """What was known strictly before a time. The only door through which a stage sees the past, so that no future leaks.
+
+    A timeline is one sorted int64 array of `key * n_times + time rank`: "how many before t" is one binary search.
+    """
+
+    def __init__(self, log: Log):
+        self.log = log
+        self.times = np.unique(log.t)
+        self.rank = np.searchsorted(self.times, log.t)  # (n_requests,)
+        self._timelines: dict[Any, np.ndarray] = {}
+        self._filtered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _key(self, key: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        return key.astype(np.int64) * (len(self.times) + 1) + rank
+
+    def time_rank(self, t: np.ndarray) -> np.ndarray:
+        """Rank of times among the log's times: everything of a smaller rank is strictly earlier."""
+        return np.searchsorted(self.times, t)
+
+    # -- histories --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _by_user(self) -> tuple[np.ndarray, ...]:
+        return self._histories("user")
+
+    @cached_property
+    def _by_session(self) -> tuple[np.ndarray, ...]:
+        return self._histories("session")
+
+    def _histories(self, by: str) -> tuple[np.ndarray, ...]:
+        events = self.log.events
+        request = events["request"].to_numpy()
+        owner = getattr(self.log, by)[request]
+        key = self._key(owner, self.rank[request])
+        order = np.argsort(key, kind="stable")
+        action = np.where(events["purchased"].fill_null(False).to_numpy(), PURCHASE, CLICK).astype(np.int8)
+        return key[order], events["item"].to_numpy()[order], events["t"].to_numpy()[order], action[order]
+
+    def history(self, requests: np.ndarray, n: int, own_session: bool = False) -> History:
+        """The last `n` clicks and purchases before each request, by its user (or within its session)."""
+        keys, items, times, actions = self._by_session if own_session else self._by_user
+        owner = (self.log.session if own_session else self.log.user)[requests]
+        end = np.searchsorted(keys, self._key(owner, self.rank[requests]))
+        start = np.searchsorted(keys, self._key(owner, np.zeros(len(requests), dtype=np.int64)))
+        at = end[:, None] + np.arange(-n, 0)[None, :]
+        valid = at >= start[:, None]
+        at = np.where(valid, at, 0)
+        if len(items) == 0:
+            empty = np.zeros((len(requests), n))
+            return History(empty.astype(np.int32) - 1, empty.astype(np.int64), empty.astype(np.int8))
+        ages = self.log.t[requests][:, None] - times[at]
+        return History(
+            np.where(valid, items[at], -1).astype(np.int32),
+            np.where(valid, ages, 0),
+            np.where(valid, actions[at], 0).astype(np.int8),
+        )
+
+    def n_events(self, requests: np.ndarray) -> np.ndarray:
+        """How many clicks and purchases each request's user made before it."""
+        keys = self._by_user[0]
+        owner = self.log.user[requests]
+        return np.searchsorted(keys, self._key(owner, self.rank[requests])) - np.searchsorted(
+            keys, self._key(owner, np.zeros(len(requests), dtype=np.int64))
+        )
+
+    def _pair_timeline(self, action: str) -> np.ndarray:
+        """Timeline of (user, item) pairs: clicked or bought ("event"), or shown."""
+        name = ("pair", action)
+        if name not in self._timelines:
+            rows = self.log.events if action == "event" else self.log.rows.filter(pl.col("position").is_not_null())
+            pair = rows["user"].to_numpy().astype(np.int64) * self.log.n_items + rows["item"].to_numpy()
+            self._timelines[name] = np.sort(self._key(pair, self.rank[rows["request"].to_numpy()]))
+        return self._timelines[name]
+
+    def own_count(self, requests: np.ndarray, items: np.ndarray, action: str = "event") -> np.ndarray:
+        """How often the request's user clicked or bought the item (or was "shown" it) before the request; aligned arrays."""
+        timeline = self._pair_timeline(action)
+        pair = self.log.user[requests].astype(np.int64) * self.log.n_items + items
+        before = np.searchsorted(timeline, self._key(pair, self.rank[requests]))
+        return before - np.searchsorted(timeline, self._key(pair, np.zeros(len(items), dtype=np.int64)))
+
+    # -- items ------------------------------------------------------------------------------------------------------
+
+    def _timeline(self, action: str) -> np.ndarray:
+        if action not in self._timelines:
+            conditions = {
+                "click": pl.col("clicked").fill_null(False),
+                "purchase": pl.col("purchased").fill_null(False),
+                "shown": pl.col("position").is_not_null(),
+                "event": pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False),
+            }
+            rows = self.log.rows.filter(conditions[action])
+            key = self._key(rows["item"].to_numpy(), self.rank[rows["request"].to_numpy()])
+            self._timelines[action] = np.sort(key)
+        return self._timelines[action]
+
+    def count(self, items: np.ndarray, t: np.ndarray, action: str = "event", within: int | None = None) -> np.ndarray:
+        """How often each item was clicked / purchased / shown (or "event": clicked or purchased) before its t, at most `within` before; aligned arrays."""
+        timeline = self._timeline(action)
+        rank = self.time_rank(t)
+        first = np.zeros_like(rank) if within is None else self.time_rank(np.asarray(t) - within)
+        return np.searchsorted(timeline, self._key(items, rank)) - np.searchsorted(timeline, self._key(items, first))
+
+    def counts_at(self, rank: int, action: str = "event") -> np.ndarray:
+        """How often every item was clicked or bought before the time of this rank: (n_items,) int64."""
+        timeline = self._timeline(action)
+        item, when = np.divmod(timeline, len(self.times) + 1)
+        return np.bincount(item[when < rank], minlength=self.log.n_items)
+
+    @cached_property
+    def _prices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = self.log.rows.with_columns(pl.coalesce("price_shown", "price_paid").alias("price")).filter(
+            pl.col("price").is_not_null()
+        )
+        key = self._key(rows["item"].to_numpy(), self.rank[rows["request"].to_numpy()])
+        order = np.argsort(key, kind="stable")
+        listed = self.log.items["price"].fill_null(np.nan).to_numpy()
+        return key[order], rows["price"].to_numpy()[order], listed
+
+    def price(self, items: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """The last price seen before t (shown or paid), else the list price, else NaN; aligned float64 arrays."""
+        keys, prices, listed = self._prices
+        if len(keys) == 0:
+            return listed[items]
+        at = np.searchsorted(keys, self._key(items, self.time_rank(t))) - 1
+        seen = (at >= 0) & (keys[np.maximum(at, 0)] // (len(self.times) + 1) == items)
+        return np.where(seen, prices[np.maximum(at, 0)], listed[items])
+
+    # -- eligibility ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def known_rank(self) -> np.ndarray:
+        """An item is known to requests whose time rank is greater than this: (n_items,) int64, -1 for "from the start"."""
+        log = self.log
+        known = np.full(log.n_items, NEVER, dtype=np.int64)
+        if log.meta["catalogue"] == "seen":
+            first = log.rows.group_by("item").agg(pl.col("t").min())
+            known[:] = np.iinfo(np.int64).max  # never appears: never known
+            known[first["item"].to_numpy()] = first["t"].to_numpy()
+        if "available_from" in log.items.columns:
+            available = log.items["available_from"].dt.epoch("ms").to_numpy(allow_copy=True)
+            known = np.where(np.isnan(available.astype(float)), known, available.astype(float)).astype(np.int64)
+        return np.searchsorted(self.times, known, side="right") - 1
+
+    @cached_property
+    def filter_key(self) -> np.ndarray:
+        """Number of each request's set of filters, int32; 0 means no filter."""
+        return self._filters[0]
+
+    @cached_property
+    def _filters(self) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+        lists = self.log.requests["filters"].fill_null([]).list.sort().list.join("\x00")
+        sets: dict[str, int] = {"": 0}
+        keys = np.array([sets.setdefault(text, len(sets)) for text in lists.to_list()], dtype=np.int32)
+        return keys, [tuple(text.split("\x00")) if text else () for text in sets]
+
+    @cached_property
+    def _holders(self) -> dict[str, np.ndarray]:
+        """Items that hold each attribute some request filters by."""
+        wanted = sorted({f for filters in self._filters[1] for f in filters})
+        held = (
+            self.log.items.select(pl.col("attributes").alias("attribute")).with_row_index("item").explode("attribute")
+            .filter(pl.col("attribute").is_in(wanted)).group_by("attribute").agg("item")
+        )  # fmt: skip
+        return {a: np.unique(np.array(items, dtype=np.int64)) for a, items in zip(held["attribute"], held["item"], strict=True)}
+
+    def pool(self, key: int) -> tuple[np.ndarray, np.ndarray]:
+        """Items that pass a set of filters, in the order they became known, and their known ranks."""
+        if key not in self._filtered:
+            # Items known at the same time stand in a scrambled order: a search that stops at the first of many equals is then fair.
+            items = np.random.default_rng(0).permutation(self.log.n_items)
+            for wanted in self._filters[1][key]:
+                items = items[np.isin(items, self._holders.get(wanted, np.empty(0, dtype=np.int64)))]
+            items = items[np.argsort(self.known_rank[items], kind="stable")]
+            self._filtered[key] = items, self.known_rank[items]
+        return self._filtered[key]
+
+    def known(self, requests: np.ndarray) -> np.ndarray:
+        """How many items are eligible for each request: known before it and passing its filters."""
+        counts = np.empty(len(requests), dtype=np.int64)
+        keys = self.filter_key[requests]
+        for key in np.unique(keys):
+            mine = keys == key
+            counts[mine] = np.searchsorted(self.pool(int(key))[1], self.rank[requests[mine]])
+        return counts
+
+    def eligible(self, requests: np.ndarray) -> list[np.ndarray]:
+        """Row numbers of the eligible items of each request."""
+        counts = self.known(requests)
+        return [self.pool(int(key))[0][:n] for key, n in zip(self.filter_key[requests], counts, strict=True)]
+
+    def is_eligible(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Whether the item is eligible for the request; aligned arrays."""
+        answer = self.known_rank[items] < self.rank[requests]
+        keys = self.filter_key[requests]
+        for key in np.unique(keys[keys > 0]):
+            mine = np.flatnonzero(keys == key)
+            answer[mine] &= np.isin(items[mine], self.pool(int(key))[0])
+        return answer

@@ -1,0 +1,402 @@
+"""Embedder: turns a log into item vectors and interest vectors whose inner product is the score.
+
+An Embedder is a frozen value, `fit(log)` looks at W1 alone and gives an Embedding; an interest uses only what was known strictly
+before its request (`log.asof`) and the request's own query and user. This file holds the protocol and the embedders without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy import sparse, special
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.utils.extmath import randomized_svd
+
+from ..log import KarmafunnelError, Log, atomic_folder, write_json
+
+Progress = Callable[[str], None]
+BLOCK = 4096  # requests at a time where vectors of histories are gathered
+
+
+def silent(_: str) -> None:
+    """A progress callback that says nothing."""
+
+
+# -- the protocol -------------------------------------------------------------------------------------------------------
+
+
+class Embedder(ABC):
+    """A frozen dataclass whose fields are its config; prints as typed, fields at their default left out."""
+
+    def __repr__(self) -> str:
+        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+    @abstractmethod
+    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> Embedding:
+        """Learn from W1 of the log; raises KarmafunnelError when the log lacks what this embedder needs."""
+
+    @abstractmethod
+    def load(self, folder: Path | str, log: Log) -> Embedding:
+        """The inverse of `Embedding.save`; raises KarmafunnelError when the folder holds something else."""
+
+
+class Embedding(ABC):
+    """A fitted Embedder. `value` is what was fitted; `facts` what is worth knowing of the fit (goes into the JSON)."""
+
+    def __init__(self, value: Embedder, log: Log, facts: dict[str, Any] | None = None):
+        self.value, self.log, self.facts = value, log, dict(facts or {})
+
+    @abstractmethod
+    def items(self) -> np.ndarray:
+        """Item vectors, float32 (n_items, d), row by row of `log.items`; zeros where nothing is known of an item."""
+
+    @abstractmethod
+    def interests(self, requests: np.ndarray) -> np.ndarray:
+        """Interest vectors of requests given as row numbers, float32 (len(requests), d); zeros where nothing is known."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Everything that was learnt, by name."""
+
+    def extras(self) -> dict[str, Any]:
+        """What was learnt and is no tensor, as JSON."""
+        return {}
+
+    def save(self, folder: Path | str) -> None:
+        """Write `tensors.safetensors` and `embedding.json`; the folder appears whole or not at all."""
+        with atomic_folder(folder) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in self.tensors().items()}, temporary / "tensors.safetensors")
+            description = {
+                "embedder": repr(self.value), "class": type(self.value).__name__, "fields": asdict(self.value),  # type: ignore[call-overload]
+                "log": self.log.name, "items": items_checksum(self.log), "facts": self.facts, "extras": self.extras(),
+            }  # fmt: skip
+            write_json(temporary / "embedding.json", description)
+
+
+def items_checksum(log: Log) -> str:
+    """Hash of the item ids in their order: vectors belong to rows, so these must not have moved."""
+    return hashlib.sha256("\x00".join(map(str, log.item_ids)).encode()).hexdigest()[:16]
+
+
+def read_saved(value: Embedder, folder: Path | str, log: Log) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and description of a saved embedding, checked against the value and the log's items."""
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / "embedding.json").read_text())
+        tensors = load_file(folder / "tensors.safetensors")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise KarmafunnelError(f"{value!r}: needed a saved embedding in {folder}, found: {error}") from error
+    wanted = json.loads(json.dumps(asdict(value)))  # type: ignore[call-overload]
+    if (description["class"], description["fields"]) != (type(value).__name__, wanted):
+        raise KarmafunnelError(f"{folder}: needed {value!r}, found {description['embedder']}")
+    if description["items"] != items_checksum(log):
+        raise KarmafunnelError(f"{folder}: needed the items of log {log.name}, found those of log {description['log']}")
+    return tensors, description
+
+
+# -- what W1 holds ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The clicks and purchases of W1 by user, then time: item, user, t, request, all (n,)."""
+
+    item: np.ndarray
+    user: np.ndarray
+    t: np.ndarray
+    request: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+
+def w1_sequences(log: Log, who: str) -> Sequences:
+    """Raises KarmafunnelError where W1 has neither a click nor a purchase."""
+    events = log.events
+    inside = (log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
+    events = events.filter(pl.Series(inside, dtype=pl.Boolean))
+    if events.height == 0:
+        raise KarmafunnelError(f"{who}: needed clicks or purchases in W1 of log {log.name}, found none")
+    user, t = events["user"].to_numpy(), events["t"].to_numpy()
+    order = np.lexsort((t, user))  # stable: lines of one request stay in their order
+    return Sequences(events["item"].to_numpy()[order].astype(np.int64), user[order], t[order], events["request"].to_numpy()[order])
+
+
+def known_in_w1(log: Log) -> np.ndarray:
+    """Whether each item was known by the end of W1, (n_items,) bool: the catalogue that may be trained against."""
+    return log.asof.known_rank < log.asof.time_rank(np.array([log.end_of("W1")]))[0]
+
+
+# -- shared arithmetic --------------------------------------------------------------------------------------------------
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float32; rows of zeros stay."""
+    length = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    return np.divide(x, length, out=np.zeros(x.shape, dtype=np.float64), where=length > 1e-12).astype(np.float32)
+
+
+def decayed_mean(log: Log, requests: np.ndarray, vectors: np.ndarray, length: int, decay: float) -> np.ndarray:
+    """Mean vector of the last `length` history items, the k-th last weighing decay**(k-1): float32 (n, d); zeros without history."""
+    out = np.zeros((len(requests), vectors.shape[1]), dtype=np.float32)
+    by_age = (decay ** np.arange(length - 1, -1, -1)).astype(np.float32)
+    for start in range(0, len(requests), BLOCK):
+        history = log.asof.history(requests[start : start + BLOCK], length).items
+        weight = by_age * (history >= 0)
+        total = np.zeros((len(history), vectors.shape[1]), dtype=np.float32)
+        for column in range(length):  # one place of the history at a time: no (n, length, d) array
+            present = np.flatnonzero(weight[:, column])
+            total[present] += weight[present, column, None] * vectors[history[present, column]]
+        out[start : start + BLOCK] = total / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)
+    return out
+
+
+def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """U (n, r), S (r,), Vt (r, m) with r = dim or less; seeded, signs fixed by scikit-learn."""
+    rank = max(1, min(dim, *matrix.shape))
+    # six power iterations: with fewer the small singular vectors depend visibly on the draw
+    u, s, vt = randomized_svd(matrix, n_components=rank, n_iter=6, random_state=seed)
+    return u, s, vt
+
+
+def widen(x: np.ndarray, dim: int) -> np.ndarray:
+    """Columns of zeros up to `dim` (a catalogue smaller than dim has fewer directions): float32 (n, dim)."""
+    return np.pad(x, ((0, 0), (0, dim - x.shape[1]))).astype(np.float32)
+
+
+# -- text ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class TfidfSVD(Embedder):
+    """Latent semantic analysis: TF-IDF of the item text, truncated SVD (Deerwester et al. 1990).
+
+    Interest = query_weight * (unit vector of the query) + history_weight * (unit decayed mean of the history's items), at length 1;
+    zeros where there is neither. `chars` adds character n-grams of that length within words (0: words alone).
+    """
+
+    dim: int = 64
+    query_weight: float = 1.0
+    history_weight: float = 0.5
+    length: int = 20
+    decay: float = 0.8
+    words: int = 50_000
+    chars: int = 0
+
+    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> TfidfSVDEmbedding:
+        """Words, weights and directions come from the items known by the end of W1; needs item text."""
+        texts = self._texts(log)
+        known = np.flatnonzero(known_in_w1(log))
+        corpus = [texts[i] for i in known] or texts
+        counter = self._counter(None)
+        try:
+            counts = counter.fit_transform(corpus)
+        except ValueError as error:  # scikit-learn's "empty vocabulary"
+            raise KarmafunnelError(f"{self!r}: needed words in the item text of log {log.name}, found none") from error
+        vocabulary = sorted(counter.vocabulary_, key=counter.vocabulary_.__getitem__)
+        documents = np.bincount(counts.indices, minlength=counts.shape[1])
+        idf = np.log((1 + counts.shape[0]) / (1 + documents)) + 1
+        progress(f"TF-IDF of {counts.shape[0]} items, {len(vocabulary)} terms")
+        _, _, vt = truncated_svd(weighted(counts, idf), self.dim, seed)
+        return TfidfSVDEmbedding(self, log, vocabulary, idf.astype(np.float32), vt.T.astype(np.float32))
+
+    def load(self, folder: Path | str, log: Log) -> TfidfSVDEmbedding:
+        self._texts(log)
+        tensors, description = read_saved(self, folder, log)
+        return TfidfSVDEmbedding(self, log, description["extras"]["vocabulary"], tensors["idf"], tensors["directions"], description["facts"])
+
+    def _texts(self, log: Log) -> list[str]:
+        texts = log.item_text()
+        if not any(text and text.strip() for text in texts):
+            raise KarmafunnelError(f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}")
+        return [text or "" for text in texts]
+
+    def _counter(self, vocabulary: list[str] | None) -> CountVectorizer:
+        words = CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
+        if self.chars:
+            grams = CountVectorizer(analyzer="char_wb", ngram_range=(self.chars, self.chars)).build_analyzer()
+            return CountVectorizer(
+                analyzer=lambda text: [*words(text), *("\x01" + g for g in grams(text))], max_features=self.words, vocabulary=vocabulary
+            )
+        return CountVectorizer(analyzer=words, max_features=self.words, vocabulary=vocabulary)
+
+
+def weighted(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
+    """(1 + log count) * idf, rows at length 1."""
+    rows = sparse.csr_matrix(counts, dtype=np.float64)
+    rows.data = (1 + np.log(rows.data)) * idf[rows.indices]
+    length = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+    return sparse.csr_matrix(sparse.diags(1 / np.maximum(length, 1e-12)) @ rows)
+
+
+class TfidfSVDEmbedding(Embedding):
+    def __init__(
+        self, value: TfidfSVD, log: Log, vocabulary: list[str], idf: np.ndarray, directions: np.ndarray, facts: dict[str, Any] | None = None
+    ):
+        super().__init__(value, log, facts)
+        self.config, self.vocabulary, self.idf, self.directions = value, vocabulary, idf, directions
+        self._counter = value._counter(vocabulary)
+        self._items = self.embed(value._texts(log))
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        """Unit vectors of texts, float32 (n, dim); zeros for a text without a known term."""
+        if not texts:
+            return np.zeros((0, self.config.dim), dtype=np.float32)
+        rows = weighted(self._counter.transform(texts), self.idf.astype(np.float64))
+        return widen(unit_rows(np.asarray(rows @ self.directions.astype(np.float64))), self.config.dim)
+
+    def items(self) -> np.ndarray:
+        return self._items
+
+    def interests(self, requests: np.ndarray) -> np.ndarray:
+        config = self.config
+        queries = self.log.requests["query"].gather(requests).fill_null("")
+        asked, inverse = np.unique(queries.to_numpy().astype(str), return_inverse=True)
+        text = self.embed([str(q) for q in asked])[inverse]
+        past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
+        return unit_rows(config.query_weight * text + config.history_weight * past)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {"idf": self.idf, "directions": self.directions}
+
+    def extras(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary}
+
+
+# -- co-occurrence ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Cooccurrence(Embedder):
+    """Items that the same users chose near each other in W1: cosine (or positive PMI) of their counts, truncated SVD.
+
+    A step is what a user chose at one time; pairs within a step count 1, pairs k steps apart falloff**k up to `window` steps; a
+    step of n items weighs each 1/sqrt(n), so that a wholesale order does not decide. Counts are damped by `shrink`. Interest = decayed
+    mean of the history's vectors. An item never chosen in W1 is at zeros; scores of the others are mostly positive, as counts are.
+    """
+
+    dim: int = 64
+    window: int = 5
+    falloff: float = 0.8
+    weighting: str = "cosine"
+    shrink: float = 5.0
+    length: int = 20
+    decay: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.weighting not in ("cosine", "ppmi"):
+            raise KarmafunnelError(f"Cooccurrence: weighting needs 'cosine' or 'ppmi', found {self.weighting!r}")
+
+    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> CooccurrenceEmbedding:
+        """Needs clicks or purchases in W1."""
+        matrix = self.affinity(log)
+        progress(f"co-occurrence of {log.n_items} items, {matrix.nnz} pairs")
+        u, s, vt = truncated_svd(matrix, self.dim, seed)
+        target = widen(vt.T * np.sqrt(s), self.dim)
+        source = widen(u * np.sqrt(s), self.dim)
+        chosen = np.asarray(matrix.sum(axis=0)).ravel() > 0
+        return CooccurrenceEmbedding(self, log, target * chosen[:, None], source * chosen[:, None])
+
+    def load(self, folder: Path | str, log: Log) -> CooccurrenceEmbedding:
+        tensors, description = read_saved(self, folder, log)
+        return CooccurrenceEmbedding(self, log, tensors["target"], tensors["source"], description["facts"])
+
+    def affinity(self, log: Log) -> sparse.csr_matrix:
+        """Symmetric item x item weights with an empty diagonal, (n_items, n_items)."""
+        events = w1_sequences(log, repr(self))
+        starts = np.ones(len(events), dtype=bool)
+        starts[1:] = (np.diff(events.user) != 0) | (np.diff(events.t) != 0)
+        step = np.cumsum(starts) - 1
+        user = events.user[starts]
+        size = np.bincount(step)
+        ones = sparse.csr_matrix((1 / np.sqrt(size[step]), (step, events.item)), shape=(len(user), log.n_items))
+        counts = sparse.csr_matrix((log.n_items, log.n_items))
+        for apart in range(self.window + 1):
+            same = np.flatnonzero(user[apart:] == user[: len(user) - apart])
+            pairs = ones[same].T @ ones[same + apart]
+            counts = counts + (pairs if apart == 0 else self.falloff**apart * (pairs + pairs.T))
+        counts = sparse.csr_matrix(counts - sparse.diags(counts.diagonal()))
+        counts.eliminate_zeros()
+        return self.scale(counts.tocoo(), np.bincount(events.item, minlength=log.n_items).astype(np.float64))
+
+    def scale(self, counts: sparse.coo_matrix, chosen: np.ndarray) -> sparse.csr_matrix:
+        """Cosine count / sqrt(n_i n_j), or positive pointwise mutual information of the pair counts."""
+        row, column = counts.row, counts.col
+        if self.weighting == "cosine":
+            value = counts.data / np.sqrt((chosen[row] + self.shrink) * (chosen[column] + self.shrink))
+        else:
+            mass = np.asarray(counts.sum(axis=1)).ravel()
+            chance = mass[row] * mass[column] / max(mass.sum(), 1e-12)
+            value = np.maximum(np.log(counts.data / chance), 0) * counts.data / (counts.data + self.shrink)
+        return sparse.csr_matrix((value, (row, column)), shape=counts.shape)
+
+
+class CooccurrenceEmbedding(Embedding):
+    def __init__(self, value: Cooccurrence, log: Log, target: np.ndarray, source: np.ndarray, facts: dict[str, Any] | None = None):
+        super().__init__(value, log, facts)
+        self.config, self.target, self.source = value, target, source
+
+    def items(self) -> np.ndarray:
+        return self.target
+
+    def interests(self, requests: np.ndarray) -> np.ndarray:
+        return decayed_mean(self.log, requests, self.source, self.config.length, self.config.decay)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {"target": self.target, "source": self.source}
+
+
+# -- the floor ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class RandomVectors(Embedder):
+    """Unit vectors drawn from a seeded hash of the item's and the user's id: they know nothing and do not depend on row order."""
+
+    dim: int = 16
+
+    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> RandomVectorsEmbedding:
+        """Looks at ids alone."""
+        return RandomVectorsEmbedding(self, log, seed)
+
+    def load(self, folder: Path | str, log: Log) -> RandomVectorsEmbedding:
+        tensors, description = read_saved(self, folder, log)
+        return RandomVectorsEmbedding(self, log, int(tensors["seed"][0]), description["facts"])
+
+
+class RandomVectorsEmbedding(Embedding):
+    def __init__(self, value: RandomVectors, log: Log, seed: int, facts: dict[str, Any] | None = None):
+        super().__init__(value, log, facts)
+        self.config, self.seed = value, seed
+        self._items = hashed_vectors(log.item_ids, f"item {seed}", value.dim)
+
+    def items(self) -> np.ndarray:
+        return self._items
+
+    def interests(self, requests: np.ndarray) -> np.ndarray:
+        users = self.log.requests["user_id"].gather(requests).fill_null("").to_numpy()
+        return hashed_vectors(users, f"user {self.seed}", self.config.dim)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {"seed": np.array([self.seed], dtype=np.int64)}
+
+
+def hashed_vectors(ids: np.ndarray, salt: str, dim: int) -> np.ndarray:
+    """One unit vector an id, float32 (n, dim): BLAKE2b of salt and id seeds a splitmix64 stream, mapped to normal numbers."""
+    digests = b"".join(hashlib.blake2b(f"{salt}\x00{i}".encode(), digest_size=8).digest() for i in ids)
+    x = np.frombuffer(digests, dtype="<u8")[:, None] + np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return unit_rows(special.ndtri(((x >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53))

@@ -1,0 +1,529 @@
+"""Stage, Funnel and the frame that flows between them. Column names, first rank and tie order are fixed here and nowhere else.
+
+A frame has one row a (request, item), both as row numbers of the log. Rank 1 is best. Order: score descending, then a seeded
+hash of (request_id, item_id), never row order: popular items have low ids in many logs and a constant scorer would look skilled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+
+from .. import models
+from ..log import KarmafunnelError, Log, atomic_folder
+from ..models.embedders import Embedder, Embedding
+
+REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
+FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
+Progress = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """A progress callback that says nothing."""
+
+
+# -- ties and ranks -----------------------------------------------------------------------------------------------------
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser: uint64 -> uint64, every input bit moves every output bit (Steele et al. 2014)."""
+    x = x ^ (x >> np.uint64(30))
+    x = x * np.uint64(0xBF58476D1CE4E5B9)
+    x = x ^ (x >> np.uint64(27))
+    x = x * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
+    """A stable 64-bit hash of each id: uint64, the same on every machine."""
+    key = seed.to_bytes(8, "little", signed=True)
+    digests = (hashlib.blake2b(str(i).encode(), digest_size=8, key=key).digest() for i in ids)
+    return np.frombuffer(b"".join(digests), dtype=np.uint64).copy()
+
+
+def descending(score: np.ndarray) -> np.ndarray:
+    """uint32 keys that sort ascending as float32 scores sort descending (-0.0 counts as 0.0)."""
+    bits = (score.astype(np.float32) + np.float32(0)).view(np.uint32)
+    ascending = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
+    return ~ascending
+
+
+def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
+    """Row order by group, then score descending, then tie ascending.
+
+    One sort of a 64-bit key; only rows that really tie are sorted again by their hash.
+    """
+    key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
+    rows = np.argsort(key, kind="stable")
+    ordered = key[rows]
+    same = ordered[1:] == ordered[:-1]
+    if same.any():
+        tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+        inside = rows[tied]
+        rows[tied] = inside[np.lexsort((tie[inside], key[inside]))]
+    return rows
+
+
+def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:
+    """Positions of the k best scores, best first; `tie(positions)` gives the hashes that order equal scores."""
+    if len(score) > k:
+        threshold = np.partition(score, len(score) - k)[len(score) - k]
+        above = np.flatnonzero(score > threshold)
+        level = np.flatnonzero(score == threshold)
+        need = k - len(above)
+        if len(level) > need:
+            level = level[np.argsort(tie(level), kind="stable")[:need]]
+        chosen = np.concatenate([above, level])
+    else:
+        chosen = np.arange(len(score))
+    return chosen[np.lexsort((tie(chosen), -score[chosen]))]
+
+
+# -- what stages may look at --------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Scene:
+    """What a stage may look at while fitting and running: the log as of each request, fitted embeddings, one seed."""
+
+    log: Log
+    embeddings: dict[str, Embedding] = field(default_factory=dict)
+    label: str = "click"
+    seed: int = 0
+    device: str = "cpu"
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        self._interests: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._items: dict[str, np.ndarray] = {}
+
+    def embedding(self, name: str, who: str) -> Embedding:
+        """A fitted embedding by name; raises KarmafunnelError naming the stage that asked and those that exist."""
+        if name not in self.embeddings:
+            raise KarmafunnelError(f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}")
+        return self.embeddings[name]
+
+    def items(self, name: str, who: str) -> np.ndarray:
+        """Item vectors of an embedding: float32 (n_items, d)."""
+        if name not in self._items:
+            self._items[name] = np.ascontiguousarray(self.embedding(name, who).items(), dtype=np.float32)
+        return self._items[name]
+
+    def interests(self, name: str, requests: np.ndarray, who: str) -> np.ndarray:
+        """Interest vectors: float32 (n_requests, d), computed once for a chunk of requests however many stages ask."""
+        kept = self._interests.get(name)
+        if kept is None or not np.array_equal(kept[0], requests):
+            vectors = np.ascontiguousarray(self.embedding(name, who).interests(requests), dtype=np.float32)
+            kept = self._interests[name] = (requests.copy(), vectors)
+        return kept[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        return hash_ids(self.log.request_ids, self.seed), hash_ids(self.log.item_ids, self.seed + 1)
+
+    def tie(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The seeded hash that orders equal scores: uint64, aligned with its arguments."""
+        of_request, of_item = self._hashes
+        return mix(of_request[requests] + of_item[items])
+
+    @cached_property
+    def truth(self) -> pl.DataFrame:
+        """Truth of every request of the log under the recipe's label: request, item, quantity, money."""
+        return self.log.truth(self.label)
+
+
+# -- stages -------------------------------------------------------------------------------------------------------------
+
+
+def as_typed(value: Any) -> str:
+    """A dataclass value as one would type it: fields at their default are left out."""
+    parts = []
+    for f in fields(value):
+        current = getattr(value, f.name)
+        if not f.init or (current == f.default and not f.metadata.get("always")):
+            continue
+        parts.append(f"{f.name}={current!r}" if not f.metadata.get("positional") else repr(current))
+    return f"{type(value).__name__}({', '.join(parts)})"
+
+
+class Typed:
+    """Prints as typed."""
+
+    def __repr__(self) -> str:
+        return as_typed(self)
+
+
+def positional(default: Any = None) -> Any:
+    """A field that prints without its name."""
+    return (
+        field(metadata={"positional": True, "always": True})
+        if default is None
+        else field(default=default, metadata={"positional": True})
+    )
+
+
+class Stage(Typed):
+    """An immutable value: its fields are its config. Frame in, frame out, at most `k` rows a request.
+
+    A subclass is a frozen dataclass with fields `k` and `name`, and `fit(scene, upstream)` that returns a `Fitted`.
+    """
+
+    k: int
+    name: str
+    needs: ClassVar[tuple[str, ...]] = (REQUEST, ITEM, SCORE, RANK, CHANNEL)
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> Fitted:
+        """Learn what there is to learn; `upstream` is the fitted funnel before this stage (None for recall)."""
+        raise NotImplementedError
+
+    def load(self, folder: Path, scene: Scene) -> Fitted:
+        """The inverse of `Fitted.save`. A stage that learns nothing is simply fitted again."""
+        return self.fit(scene, None)
+
+    def embedders(self) -> tuple[str, ...]:
+        """Names of the embedders that the stage reads."""
+        return ()
+
+    def __rshift__(self, other: Stage | Funnel) -> Funnel:
+        return Funnel((self,)) >> other
+
+    def __rrshift__(self, channels: list[Stage]) -> Funnel:
+        return Funnel((join(channels),)) >> self
+
+
+class Fitted:
+    """A stage that is ready to run."""
+
+    stage: Stage
+    scene: Scene
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        """Scores of arbitrary (request, item) rows: float32 (n_rows,), higher is better."""
+        raise NotImplementedError
+
+    def probability(self, score: np.ndarray) -> np.ndarray | None:
+        """Calibrated probabilities of the label for scores, where the stage has them."""
+        return None
+
+    def why(self, frame: pl.DataFrame) -> list[str]:
+        """One sentence a row: what made the score."""
+        return [""] * frame.height
+
+    def save(self, folder: Path) -> None:
+        """Write what was learnt into an existing folder; a stage that learnt nothing writes nothing."""
+
+
+class Retriever(Fitted):
+    """The first stage: it proposes candidates for requests."""
+
+    channels: tuple[str, ...]
+
+    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+        """Candidates: request, item, score, at most `k` a request."""
+        raise NotImplementedError
+
+    def retrieve(self, requests: np.ndarray, forced: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Candidates with their `channel` bits, and the forced rows with `score` and `channel`."""
+        slate = self.propose(requests).with_columns(pl.lit(1, dtype=pl.UInt32).alias(CHANNEL))
+        found = forced.join(slate.select(REQUEST, ITEM, CHANNEL), on=[REQUEST, ITEM], how="left", maintain_order="left")
+        score = pl.Series(SCORE, self.score(forced), dtype=pl.Float32)
+        return slate, forced.with_columns(score, found[CHANNEL].fill_null(0))
+
+    def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
+        """What an exact search would have proposed, where the index is approximate: request, item."""
+        return None
+
+
+def join(channels: Sequence[Stage]) -> Stage:
+    """Channels in brackets: one channel is itself."""
+    from .recall import Join  # recall.py builds on this file
+
+    return channels[0] if len(channels) == 1 else Join(tuple(channels))
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Stages chained with `>>`; channels of the first joined in brackets. Prints as you would type it."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        names = [s.name for s in self.stages]
+        if len(set(names)) < len(names):
+            raise KarmafunnelError(f"funnel: needs stages of different names, found {names}; give one a name=")
+
+    def __rshift__(self, other: Stage | Funnel) -> Funnel:
+        return Funnel(self.stages + (other.stages if isinstance(other, Funnel) else (other,)))
+
+    def __repr__(self) -> str:
+        return " >> ".join(map(repr, self.stages))
+
+    def without(self, *names: str) -> Funnel:
+        """The funnel with stages left out by name."""
+        return self.replace(**{name: None for name in names})
+
+    def replace(self, **stages: Stage | None) -> Funnel:
+        """The funnel with stages replaced (or, by None, left out) by name; raises KarmafunnelError for an unknown one."""
+        if unknown := set(stages) - {s.name for s in self.stages}:
+            raise KarmafunnelError(f"funnel: no stage {sorted(unknown)}; it has {[s.name for s in self.stages]}")
+        kept = [stages.get(s.name, s) if s.name in stages else s for s in self.stages]
+        return Funnel(tuple(s for s in kept if s is not None))
+
+    def fit(self, scene: Scene, cache_folder: Path | None = None) -> FittedFunnel:
+        """Fit every stage on what its upstream really passes to it; fitted stages are kept in `cache_folder` by content."""
+        fitted: FittedFunnel | None = None
+        for i, stage in enumerate(self.stages):
+            prefix = Funnel(self.stages[: i + 1])
+            key = content_key(repr(prefix), embedder_keys(prefix, scene), scene.log.checksum, scene.label, scene.seed)
+            folder = cache_folder / f"{stage.name}-{key}" if cache_folder else None
+            if folder and folder.is_dir():
+                scene.progress(f"{stage.name}: fitted before, from {folder.name}")
+                ready = stage.load(folder, scene)
+            else:
+                scene.progress(f"{stage.name}: fitting {type(stage).__name__}")
+                ready = stage.fit(scene, fitted)
+                if folder:
+                    with atomic_folder(folder) as temporary:
+                        ready.save(temporary)
+                        (temporary / "stage.txt").write_text(f"{prefix!r}\n")
+            fitted = FittedFunnel(scene, ((*fitted.stages, ready) if fitted else (ready,)))
+        if fitted is None or not isinstance(fitted.stages[0], Retriever):
+            raise KarmafunnelError(f"funnel: needs a recall stage first, found {self!r}")
+        return fitted
+
+
+@cache
+def code_key() -> str:
+    """Hash of the code that fits things: a fitted thing is only as good as the code that made it."""
+    root = Path(inspect.getfile(models)).parent.parent
+    files = sorted([root / "log.py", *root.glob("models/**/*.py"), *root.glob("stages/*.py")])
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def content_key(*parts: Any) -> str:
+    """A short hash of what something was fitted from, the code included."""
+    return hashlib.sha256(json.dumps([code_key(), *parts], default=str).encode()).hexdigest()[:16]
+
+
+def embedder_keys(funnel: Funnel, scene: Scene) -> list[str]:
+    names = sorted({name for stage in funnel.stages for name in stage.embedders()})
+    return [f"{name}={getattr(scene.embeddings.get(name), 'value', None)!r}" for name in names]
+
+
+def fit_embedders(
+    embedders: dict[str, Embedder], scene: Scene, cache_folder: Path | None, needed: Sequence[str] | None = None
+) -> dict[str, Embedding]:
+    """Fit the embedders on W1, each kept by content; `needed` restricts to the names that the funnel reads."""
+    fitted = {}
+    for name, value in embedders.items():
+        if needed is not None and name not in needed:
+            continue
+        folder = cache_folder / f"embedder-{content_key(repr(value), scene.log.checksum, scene.seed)}" if cache_folder else None
+        if folder and folder.is_dir():
+            scene.progress(f"embedder {name}: fitted before, from {folder.name}")
+            fitted[name] = value.load(folder, scene.log)
+        else:
+            scene.progress(f"embedder {name}: fitting {value!r}")
+            fitted[name] = value.fit(scene.log, seed=scene.seed)
+            if folder:
+                fitted[name].save(folder)
+    return fitted
+
+
+# -- running ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Step:
+    """What one stage did to a chunk: its slate, the forced rows with score / rank / wins, sizes and seconds."""
+
+    stage: Stage
+    slate: pl.DataFrame  # request item score rank channel, rank <= k
+    forced: pl.DataFrame  # request item truth + score rank wins kept
+    rows_in: np.ndarray  # (n_requests,) rows scored
+    rows_out: np.ndarray  # (n_requests,)
+    seconds: float
+    exact: pl.DataFrame | None = None
+
+
+def no_rows() -> pl.DataFrame:
+    """No forced rows: request, item, truth, score."""
+    return pl.DataFrame(schema={REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32})
+
+
+@dataclass(frozen=True)
+class FittedFunnel:
+    """A funnel that is ready to run."""
+
+    scene: Scene
+    stages: tuple[Fitted, ...]
+
+    @property
+    def funnel(self) -> Funnel:
+        return Funnel(tuple(s.stage for s in self.stages))
+
+    def run(self, requests: np.ndarray, forced: pl.DataFrame | None = None, exact: bool = False) -> list[Step]:
+        """Pass a chunk of requests (row numbers, ascending) through every stage.
+
+        `forced` rows (request, item, truth) are scored by every stage and given the rank they have or would have, but are
+        never passed on. With `exact`, an approximate recall also says what an exact search would have found.
+        """
+        requests = np.asarray(requests, dtype=np.int64)
+        forced = no_rows() if forced is None else forced.sort(REQUEST, maintain_order=True)
+        steps: list[Step] = []
+        slate = pl.DataFrame({REQUEST: requests})
+        for fitted in self.stages:
+            stage, start = fitted.stage, time.perf_counter()
+            if isinstance(fitted, Retriever):
+                rows, forced = fitted.retrieve(requests, forced)
+            else:
+                check_columns(stage, slate)
+                union = with_forced(slate, forced)
+                score = np.asarray(fitted.score(union), dtype=np.float32)
+                rows = slate.with_columns(pl.Series(SCORE, score[: slate.height]))
+                forced = forced.with_columns(pl.Series(SCORE, score[slate.height :]))
+            check_scores(stage, rows, self.scene)
+            check_scores(stage, forced, self.scene)
+            ranked, forced, rows_in = rank_rows(rows, forced, requests, self.scene)
+            slate = ranked.filter(pl.col(RANK) <= stage.k)
+            forced = forced.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
+            rows_out = np.bincount(np.searchsorted(requests, slate[REQUEST].to_numpy()), minlength=len(requests))
+            seconds = time.perf_counter() - start
+            oracle = fitted.exact(requests) if exact and isinstance(fitted, Retriever) else None
+            steps.append(Step(stage, slate, forced, rows_in, rows_out, seconds, oracle))
+            keep = [pl.col(SCORE).alias(f"{stage.name}.score"), pl.col(RANK).alias(f"{stage.name}.rank")]
+            slate, forced = slate.with_columns(keep), forced.with_columns(keep)
+        return steps
+
+    def explain(self, request_id: str, item_id: str | None = None, top: int = 10) -> pl.DataFrame:
+        """Stage by stage, why items are where they are: one row a (stage, item).
+
+        Columns: stage, item_id, title, rank, of (rows scored), kept, score, needed (the score of the last kept), channel,
+        why. Items: `item_id`, else the truth and the `top` of the last stage. Raises KarmafunnelError on unknown ids.
+        """
+        log = self.scene.log
+        request = _row_of(log.request_ids, request_id, "request")
+        wanted = np.array([_row_of(log.item_ids, item_id, "item")]) if item_id else None
+        requests = np.array([request])
+        if wanted is None:
+            best = self.run(requests)[-1].slate.sort(RANK).head(top)[ITEM].to_numpy()
+            truth = self.scene.truth.filter(pl.col(REQUEST) == request)[ITEM].to_numpy()
+            wanted = np.unique(np.concatenate([truth, best]))
+        forced = pl.DataFrame({REQUEST: np.full(len(wanted), request), ITEM: wanted.astype(np.int32), "truth": False})
+        table = []
+        previous: pl.DataFrame | None = None
+        for fitted, step in zip(self.stages, self.run(requests, forced), strict=True):
+            before = step.forced if previous is None else previous
+            needed = step.slate[SCORE].min() if step.slate.height >= step.stage.k else None
+            names = self.stages[0].channels  # type: ignore[attr-defined]
+            for row, why in zip(step.forced.iter_rows(named=True), fitted.why(before), strict=True):
+                found = [name for bit, name in enumerate(names) if row[CHANNEL] >> bit & 1]
+                table.append(
+                    {
+                        "stage": step.stage.name, "item_id": log.item_ids[row[ITEM]], "title": log.items["title"][row[ITEM]],
+                        "rank": row[RANK], "of": int(step.rows_in[0]), "kept": row["kept"], "score": row[SCORE],
+                        "needed": needed, "channel": "+".join(found), "why": why,
+                    }
+                )  # fmt: skip
+            keep = [pl.col(SCORE).alias(f"{step.stage.name}.score"), pl.col(RANK).alias(f"{step.stage.name}.rank")]
+            previous = step.forced.with_columns(keep)
+        return pl.DataFrame(table, infer_schema_length=None)
+
+
+def with_forced(slate: pl.DataFrame, forced: pl.DataFrame) -> pl.DataFrame:
+    """What a stage scores: the candidates, then the forced rows, told apart by the column `forced`."""
+    columns = [c for c in slate.columns if c in forced.columns]
+    return pl.concat(
+        [
+            part.select(columns).with_columns(pl.lit(is_forced).alias(FORCED))
+            for part, is_forced in ((slate, False), (forced, True))
+        ]
+    )
+
+
+def _row_of(ids: np.ndarray, wanted: str | None, what: str) -> int:
+    at = np.flatnonzero(ids == wanted)
+    if len(at) == 0:
+        raise KarmafunnelError(f"explain: no {what} {wanted!r} in the log; there are {len(ids)}, e.g. {ids[0]!r}")
+    return int(at[0])
+
+
+def check_columns(stage: Stage, frame: pl.DataFrame) -> None:
+    if missing := [c for c in stage.needs if c not in frame.columns]:
+        raise KarmafunnelError(
+            f"{stage.name} ({type(stage).__name__}): needs columns {missing}, its upstream passes {frame.columns}"
+        )
+
+
+def check_scores(stage: Stage, frame: pl.DataFrame, scene: Scene) -> None:
+    bad = np.flatnonzero(~np.isfinite(frame[SCORE].to_numpy()))
+    if len(bad):
+        row = frame.row(int(bad[0]), named=True)
+        raise KarmafunnelError(
+            f"{stage.name} ({type(stage).__name__}): needs finite scores, found {row[SCORE]} for request "
+            f"{scene.log.request_ids[row[REQUEST]]!r}, item {scene.log.item_ids[row[ITEM]]!r} ({len(bad)} such rows)"
+        )
+
+
+def rank_rows(
+    rows: pl.DataFrame, forced: pl.DataFrame, requests: np.ndarray, scene: Scene
+) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray]:
+    """Rank scored rows within each request, and place the forced rows among them.
+
+    Returns the rows in rank order, the forced rows (in the order given) with `rank` and `wins` (non-truth rows below, ties one
+    half; null where the item was not among the rows), and how many rows each request has.
+    """
+    request = np.concatenate([rows[REQUEST].to_numpy(), forced[REQUEST].to_numpy()])
+    item = np.concatenate([rows[ITEM].to_numpy(), forced[ITEM].to_numpy()])
+    score = np.concatenate([rows[SCORE].to_numpy(), forced[SCORE].to_numpy()]).astype(np.float32)
+    group = np.searchsorted(requests, request)
+    n = rows.height
+    # A forced row that is a candidate, too, has the candidate's very score: kernels round differently in other batches.
+    pair = request.astype(np.int64) * scene.log.n_items + item
+    by_pair = np.argsort(pair[:n]) if forced.height else np.empty(0, np.int64)
+    twin = (
+        by_pair[np.minimum(np.searchsorted(pair[:n][by_pair], pair[n:]), n - 1)]
+        if n and forced.height
+        else np.zeros(forced.height, int)
+    )
+    present = pair[twin] == pair[n:] if n else np.zeros(forced.height, bool)
+    score[n:] = np.where(present, score[twin], score[n:])
+    forced = forced.with_columns(pl.Series(SCORE, score[n:]))
+    # A forced row goes just before its twin among the rows: "how many rows stand before me" is then its rank less one.
+    tie = scene.tie(request, item) & ~np.uint64(1)
+    tie[:n] |= np.uint64(1)
+    sequence = order(group, score, tie)
+    is_row = sequence < n
+    before: np.ndarray = np.cumsum(is_row) - is_row
+    sizes = np.bincount(group[:n], minlength=len(requests))
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    rank = np.empty(len(sequence), dtype=np.int32)
+    rank[sequence] = before - starts[group[sequence]] + 1
+    kept = sequence[is_row]
+    ranked = rows[kept].with_columns(pl.Series(RANK, rank[kept]))
+    if forced.height == 0:
+        return ranked, forced.with_columns(pl.Series(RANK, [], pl.Int32), pl.Series("wins", [], pl.Float64)), sizes
+
+    key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
+    mine, wins = key[n:], np.zeros(forced.height)
+    truth = forced["truth"].to_numpy() & present
+    for among, sign in ((np.sort(key[:n]), 1.0), (np.sort(mine[truth]), -1.0)):
+        end = np.searchsorted(among, (group[n:].astype(np.uint64) + np.uint64(1)) << np.uint64(32))
+        left, right = np.searchsorted(among, mine), np.searchsorted(among, mine, side="right")
+        wins += sign * ((end - right) + 0.5 * (right - left))
+    # A truth item ties with itself in both counts, and is gone; a non-truth row that is present ties with itself in the first.
+    wins -= np.where(present & ~truth, 0.5, 0.0)
+    forced = forced.with_columns(
+        pl.Series(RANK, rank[n:]), pl.when(pl.Series(present)).then(pl.Series(wins)).otherwise(None).alias("wins")
+    )
+    return ranked, forced, sizes

@@ -1,0 +1,260 @@
+"""Features of (request, item) rows, each a value that a learned stage lists. All are as of the request's time.
+
+Statistics within a request are taken over its candidates alone, never over rows that are only being force-scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+
+from ..log import KarmafunnelError
+from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed
+from .recall import Titles
+
+DAY = 86_400_000  # ms
+
+
+class Rows:
+    """A frame as arrays, with what its features share: the chunk's requests and each row's place among them."""
+
+    def __init__(self, scene: Scene, frame: pl.DataFrame):
+        self.scene, self.frame = scene, frame
+        self.request, self.item = frame[REQUEST].to_numpy(), frame[ITEM].to_numpy()
+        self.requests, self.group = np.unique(self.request, return_inverse=True)
+        self.t = scene.log.t[self.request]
+        forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
+        self.candidate = ~forced
+
+    def z_score(self, value: np.ndarray) -> np.ndarray:
+        """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN."""
+        known = self.candidate & np.isfinite(value)
+        n = np.maximum(np.bincount(self.group[known], minlength=len(self.requests)), 1)
+        mean = np.bincount(self.group[known], value[known], minlength=len(self.requests)) / n
+        square = np.bincount(self.group[known], (value[known] - mean[self.group[known]]) ** 2, minlength=len(self.requests)) / n
+        return (value - mean[self.group]) / np.sqrt(square + 1e-6)[self.group]
+
+    def share_below(self, value: np.ndarray) -> np.ndarray:
+        """Share of the request's candidates with a smaller value; NaN stays NaN."""
+        known = np.isfinite(value)
+        span = np.nanmax(np.abs(value), initial=1.0) * 4 + 1
+        place = self.group * span + np.where(known, value, 0)
+        among = np.sort(place[known & self.candidate])
+        starts = np.searchsorted(among, np.arange(len(self.requests)) * span - span / 2)
+        n = np.diff(np.append(starts, len(among)))
+        below = np.searchsorted(among, place) - starts[self.group]
+        return np.where(known, below / np.maximum(n, 1)[self.group], np.nan)
+
+
+class Feature(Typed):
+    """A value with named `columns`; `compute` gives float32 (n_rows, n_columns), NaN where unknown."""
+
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    def embedders(self) -> tuple[str, ...]:
+        return ()
+
+    def check(self, scene: Scene, who: str) -> None:
+        """Raise KarmafunnelError where the log lacks what the feature needs."""
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        raise NotImplementedError
+
+
+def stack(*columns: np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(c, dtype=np.float32) for c in columns], axis=1)
+
+
+@dataclass(frozen=True, repr=False)
+class Upstream(Feature):
+    """Score and rank that the stage before gave, and which of the first eight channels found the item."""
+
+    columns: ClassVar[tuple[str, ...]] = ("upstream_score", "upstream_rank", "n_channels", *(f"channel{i}" for i in range(8)))
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        bits = rows.frame[CHANNEL].to_numpy()
+        found = [(bits >> i & 1) for i in range(8)]
+        score = np.maximum(rows.frame[SCORE].to_numpy(), -1e6)
+        return stack(score, np.log1p(rows.frame[RANK].to_numpy()), np.sum(found, axis=0), *found)
+
+
+@dataclass(frozen=True, repr=False)
+class Column(Feature):
+    """A column that an upstream stage left in the frame, such as `recall.score`."""
+
+    column: str = field(metadata={"positional": True, "always": True})
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.column,)
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        if self.column not in rows.frame.columns:
+            raise KarmafunnelError(f"{self!r}: needs the column {self.column!r}, its upstream passes {rows.frame.columns}")
+        return stack(rows.frame[self.column].to_numpy())
+
+
+@dataclass(frozen=True, repr=False)
+class ItemColumn(Feature):
+    """A numeric column of the items table that the source knew from the start, such as a star rating."""
+
+    column: str = field(metadata={"positional": True, "always": True})
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (f"item_{self.column}",)
+
+    def check(self, scene: Scene, who: str) -> None:
+        items = scene.log.items
+        if self.column not in items.columns or not items.schema[self.column].is_numeric():
+            numeric = [c for c, d in items.schema.items() if d.is_numeric()]
+            raise KarmafunnelError(
+                f"{who}: {self!r} needs a numeric column {self.column!r} in items, log {scene.log.name} has {numeric}"
+            )
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        return stack(rows.scene.log.items[self.column].cast(pl.Float32).fill_null(np.nan).to_numpy()[rows.item])
+
+
+@dataclass(frozen=True, repr=False)
+class Similarity(Feature):
+    """Inner product of the request's interest vector and the item's vector."""
+
+    embedder: str = field(metadata={"positional": True, "always": True})
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (f"similarity_{self.embedder}",)
+
+    def embedders(self) -> tuple[str, ...]:
+        return (self.embedder,)
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        interests = rows.scene.interests(self.embedder, rows.requests, repr(self))
+        items = rows.scene.items(self.embedder, repr(self))
+        out = np.empty(len(rows.item), dtype=np.float32)
+        for start in range(0, len(out), 65536):  # in cache-sized pieces: the gathered vectors are never all there at once
+            part = slice(start, start + 65536)
+            out[part] = np.einsum("nd,nd->n", interests[rows.group[part]], items[rows.item[part]])
+        return out[:, None]
+
+
+@dataclass(frozen=True, repr=False)
+class BM25(Feature):
+    """BM25 of the query against the item's title."""
+
+    columns: ClassVar[tuple[str, ...]] = ("bm25",)
+
+    def check(self, scene: Scene, who: str) -> None:
+        Titles.of(scene, f"{who}: {self!r}")
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        return stack(Titles.of(rows.scene, repr(self)).pair_scores(rows.request, rows.item))
+
+
+@dataclass(frozen=True, repr=False)
+class Popularity(Feature):
+    """Clicks and purchases before the request, in all and of late, and how often a showing led to one."""
+
+    days: float = 7
+    prior: float = 20  # showings' worth of doubt
+
+    columns: ClassVar[tuple[str, ...]] = ("popularity", "popularity_recent", "shown", "ctr")
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        asof = rows.scene.log.asof
+        total = asof.count(rows.item, rows.t, "event")
+        within = int(self.days * DAY) if rows.scene.log.meta["time"] == "clock" else int(self.days * 1000)
+        recent = asof.count(rows.item, rows.t, "event", within)
+        if not rows.scene.log.has("exposures"):
+            nan = np.full(len(rows.item), np.nan)
+            return stack(np.log1p(total), np.log1p(recent), nan, nan)
+        shown = asof.count(rows.item, rows.t, "shown")
+        clicked = asof.count(rows.item, rows.t, "click")
+        return stack(np.log1p(total), np.log1p(recent), np.log1p(shown), (clicked + 0.05 * self.prior) / (shown + self.prior))
+
+
+@dataclass(frozen=True, repr=False)
+class Price(Feature):
+    """Last price seen before the request: itself, against the candidates, against what the user looked at before."""
+
+    depth: int = 10
+    columns: ClassVar[tuple[str, ...]] = ("price", "price_z", "price_rank", "price_to_history")
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        log, asof = rows.scene.log, rows.scene.log.asof
+        price = asof.price(rows.item, rows.t)
+        price = np.log(np.where(price > 0, price, np.nan))
+        history = asof.history(rows.requests, self.depth).items
+        row, column = np.nonzero(history >= 0)
+        past = asof.price(history[row, column], log.t[rows.requests[row]])
+        past = np.log(np.where(past > 0, past, np.nan))
+        row, past = row[np.isfinite(past)], past[np.isfinite(past)]
+        n = np.bincount(row, minlength=len(rows.requests))
+        mean = np.bincount(row, past, minlength=len(rows.requests)) / np.where(n > 0, n, np.nan)
+        return stack(price, rows.z_score(price), rows.share_below(price), price - mean[rows.group])
+
+
+@dataclass(frozen=True, repr=False)
+class Own(Feature):
+    """What the user did with this very item before: how often, how lately, in this session, shown in vain."""
+
+    depth: int = 50
+    columns: ClassVar[tuple[str, ...]] = (
+        "own_count",
+        "own_lastness",
+        "own_age",
+        "own_session",
+        "own_session_lastness",
+        "own_shown",
+    )
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        asof = rows.scene.log.asof
+        count = asof.own_count(rows.request, rows.item)
+        lastness, age, _ = self._place(rows, own_session=False)
+        session_lastness, _, session = self._place(rows, own_session=True)
+        shown = asof.own_count(rows.request, rows.item, "shown") if rows.scene.log.has("exposures") else np.zeros(len(rows.item))
+        return stack(np.log1p(count), lastness, np.log1p(age / 3_600_000), session, session_lastness, shown - count)
+
+    def _place(self, rows: Rows, own_session: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """1 / (events since the last time), the age of that time, and the number of times, within the last `depth`."""
+        history = rows.scene.log.asof.history(rows.requests, self.depth, own_session)
+        n_items = rows.scene.log.n_items
+        row, column = np.nonzero(history.items >= 0)
+        pair = row.astype(np.int64) * n_items + history.items[row, column]
+        wanted = rows.group.astype(np.int64) * n_items + rows.item
+        # Columns ascend in time inside a row, so the last of equal pairs is the latest.
+        sequence = np.argsort(pair, kind="stable")
+        ordered = pair[sequence]
+        end = np.searchsorted(ordered, wanted, side="right")
+        times = end - np.searchsorted(ordered, wanted)
+        found = times > 0
+        at = sequence[np.maximum(end - 1, 0)] if len(sequence) else np.zeros(len(wanted), dtype=np.int64)
+        since = self.depth - column[at] if len(sequence) else np.ones(len(wanted))
+        ages = history.ages[row[at], column[at]] if len(sequence) else np.zeros(len(wanted))
+        return np.where(found, 1.0 / since, 0.0), np.where(found, ages, np.nan), times
+
+
+@dataclass(frozen=True, repr=False)
+class Context(Feature):
+    """The request itself: how much the user did before, the query's words, the hour, how many items are eligible."""
+
+    columns: ClassVar[tuple[str, ...]] = ("n_events", "query_words", "hour", "n_eligible")
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        log = rows.scene.log
+        words = log.requests["query"][rows.requests].fill_null("").str.count_matches(r"\S+").to_numpy()
+        hour = (log.t[rows.requests] // 3_600_000) % 24 if log.meta["time"] == "clock" else np.zeros(len(rows.requests))
+        known = log.asof.known(rows.requests)
+        return stack(np.log1p(log.asof.n_events(rows.requests)), words, hour, np.log1p(known))[rows.group]
+
+
+def compute(scene: Scene, features: Sequence[Feature], frame: pl.DataFrame) -> np.ndarray:
+    """All features side by side: float32 (n_rows, n_columns)."""
+    rows = Rows(scene, frame)
+    return np.concatenate([f.compute(rows) for f in features], axis=1) if features else np.zeros((frame.height, 0), np.float32)

@@ -1,0 +1,254 @@
+"""How stage models are trained: on what their upstream really passes to them, exposed and unexposed, never on exposures alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+from sklearn.isotonic import IsotonicRegression
+
+from ..log import KarmafunnelError, write_json
+from ..models import gbdt
+from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, with_forced
+from .features import Feature, compute
+
+CHUNK = 256  # requests at a time
+
+
+@dataclass(frozen=True, repr=False)
+class Sample(Typed):
+    """Which rows a stage model learns from, a request: its truth, and as negatives what was shown and not chosen
+    (`exposed`), so many of the other candidates that its upstream passes (`passed`), so many random eligible items
+    (`random`). At most `requests` requests of the window, evenly spaced in time.
+    """
+
+    exposed: bool = True
+    passed: int = 50
+    random: int = 5
+    requests: int = 3000
+
+
+def spaced(requests: np.ndarray, most: int) -> np.ndarray:
+    """At most so many requests, evenly spaced in time."""
+    return requests if len(requests) <= most else requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
+
+
+def logged(scene: Scene, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
+    """The logged rows of requests as forced rows: request, item, truth. Truth comes along whether or not it was shown."""
+    asked = pl.DataFrame({REQUEST: requests})
+    truth = scene.truth.select(REQUEST, ITEM).join(asked, on=REQUEST, how="semi").with_columns(pl.lit(True).alias("truth"))
+    if not exposed:
+        return truth.sort(REQUEST, maintain_order=True)
+    rows = scene.log.rows.select(REQUEST, ITEM).join(asked, on=REQUEST, how="semi").unique(maintain_order=True)
+    rows = rows.join(truth, on=[REQUEST, ITEM], how="left", maintain_order="left").with_columns(pl.col("truth").fill_null(False))
+    return rows.sort(REQUEST, maintain_order=True)
+
+
+def sampled(
+    scene: Scene, upstream: FittedFunnel, requests: np.ndarray, sample: Sample, seed: int
+) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
+    """Chunks of (frame that the stage would score, rows of it to learn from); the frame has a `truth` column.
+
+    Truth that was not eligible is left out: no stage could ever be handed it.
+    """
+    rng = np.random.default_rng([scene.seed, seed])
+    asof = scene.log.asof
+    for start in range(0, len(requests), CHUNK):
+        chunk = requests[start : start + CHUNK]
+        forced = logged(scene, chunk, sample.exposed)
+        forced = forced.filter(pl.Series(asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()), dtype=pl.Boolean))
+        if sample.random:
+            eligible = asof.eligible(chunk)
+            drawn = [e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in eligible]
+            extra = pl.DataFrame(
+                {REQUEST: np.repeat(chunk, [len(d) for d in drawn]), ITEM: np.concatenate(drawn).astype(np.int32)}
+            )
+            forced = pl.concat([forced, extra.with_columns(pl.lit(False).alias("truth"))]).unique(
+                [REQUEST, ITEM], keep="first", maintain_order=True
+            )
+        last = upstream.run(chunk, forced)[-1]
+        name = last.stage.name
+        keep = [pl.col(SCORE).alias(f"{name}.score"), pl.col("rank").alias(f"{name}.rank")]
+        slate, forced = last.slate.with_columns(keep), last.forced.with_columns(keep)
+        frame = with_forced(slate, forced)
+        key = frame[REQUEST].to_numpy() * scene.log.n_items + frame[ITEM].to_numpy()
+        n = slate.height
+        draw = rng.random(n)
+        draw[np.isin(key[:n], key[n:])] = 2.0  # their forced twins are in already
+        place = np.lexsort((draw, frame[REQUEST].to_numpy()[:n]))
+        group = frame[REQUEST].to_numpy()[place]
+        nth = np.arange(n) - np.searchsorted(group, group)
+        chosen = place[(nth < sample.passed) & (draw[place] < 2.0)]
+        rows = np.concatenate([chosen, np.arange(n, frame.height)])
+        truth = np.concatenate([np.zeros(n, dtype=bool), forced["truth"].to_numpy()])
+        yield frame.with_columns(pl.Series("truth", truth)), rows[np.argsort(frame[REQUEST].to_numpy()[rows], kind="stable")]
+
+
+@dataclass
+class Table:
+    """Rows to learn from: x float32 (n, f), y bool (n,), request int64 (n,) ascending, item int32 (n,)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    request: np.ndarray
+    item: np.ndarray
+
+    @property
+    def group_sizes(self) -> np.ndarray:
+        return np.unique(self.request, return_counts=True)[1]
+
+
+def training_table(
+    stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, window: str, sample: Sample
+) -> Table:
+    """The rows of one window that a stage learns from, requests without truth or without a negative left out."""
+    if upstream is None:
+        raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): needs a stage before it to learn from, found none")
+    for feature in features:
+        feature.check(scene, stage.name)
+    with_truth = np.unique(scene.truth[REQUEST].to_numpy())
+    requests = scene.log.requests_in(window)
+    requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)
+    xs, ys, rs, items = [], [], [], []
+    for frame, rows in sampled(scene, upstream, requests, sample, seed=("W2a", "W2b").index(window)):
+        xs.append(compute(scene, features, frame)[rows])
+        picked = frame[rows]
+        ys.append(picked["truth"].to_numpy())
+        rs.append(picked[REQUEST].to_numpy())
+        items.append(picked[ITEM].to_numpy())
+    width = sum(len(f.columns) for f in features)
+    table = Table(
+        np.concatenate([*xs, np.empty((0, width), np.float32)]), np.concatenate([*ys, np.empty(0, bool)]),
+        np.concatenate([*rs, np.empty(0, np.int64)]), np.concatenate([*items, np.empty(0, np.int32)]),
+    )  # fmt: skip
+    _, group = np.unique(table.request, return_inverse=True)
+    positives, n = np.bincount(group, table.y), np.bincount(group)
+    both = ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
+    if not both.any():
+        raise KarmafunnelError(
+            f"{stage.name} ({type(stage).__name__}): needs requests of {window} with truth and negatives among what its upstream passes; "
+            f"found none in {len(requests)} requests with truth"
+        )
+    return Table(table.x[both], table.y[both], table.request[both], table.item[both])
+
+
+class Calibration:
+    """Isotonic score -> probability, fitted on W2b."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray):
+        self.x, self.y = x, y
+
+    @classmethod
+    def fit(cls, score: np.ndarray, label: np.ndarray) -> Calibration:
+        iso = IsotonicRegression(y_min=1e-5, y_max=1 - 1e-5, out_of_bounds="clip").fit(score, label)
+        return cls(iso.X_thresholds_, iso.y_thresholds_)
+
+    def __call__(self, score: np.ndarray) -> np.ndarray:
+        return np.interp(score, self.x, self.y)
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / "calibration.json", {"x": self.x.tolist(), "y": self.y.tolist()})
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration:
+        kept = json.loads((folder / "calibration.json").read_text())
+        return cls(np.array(kept["x"]), np.array(kept["y"]))
+
+
+def calibrate(fitted: Fitted, features: Sequence[Feature], upstream: FittedFunnel, most: int) -> Calibration:
+    """Fit score -> probability on what was shown in W2b (on what upstream passes, where nothing is known of lists)."""
+    scene = fitted.scene
+    requests = spaced(scene.log.requests_in("W2b"), most)
+    shown = scene.log.has("exposures")
+    scores, labels = [], []
+    for frame, rows in sampled(scene, upstream, requests, Sample(passed=0 if shown else 10**6, random=0), seed=2):
+        scores.append(np.asarray(fitted.score(frame))[rows])
+        labels.append(frame["truth"].to_numpy()[rows])
+    return Calibration.fit(np.concatenate(scores), np.concatenate(labels))
+
+
+@dataclass(frozen=True, repr=False)
+class Boosted(Stage):
+    """LightGBM over features: `lambdarank` orders within a request, `binary` fits a probability of the label."""
+
+    k: int = 200
+    objective: str = "lambdarank"
+    features: Sequence[Feature] = ()
+    sample: Sample = Sample()
+    trees: int = 300
+    leaves: int = 31
+    learning_rate: float = 0.05
+    min_rows: int = 20
+    l2: float = 1.0
+    calibrated: bool = field(default=False)
+    name: str = "rank"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))
+        if self.objective not in ("lambdarank", "binary"):
+            raise KarmafunnelError(f"{self.name}: objective needs 'lambdarank' or 'binary', found {self.objective!r}")
+
+    def embedders(self) -> tuple[str, ...]:
+        return tuple(name for f in self.features for name in f.embedders())
+
+    @property
+    def feature_names(self) -> list[str]:
+        return [c for f in self.features for c in f.columns]
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedBoosted:
+        train = training_table(self, self.features, scene, upstream, "W2a", self.sample)
+        valid = training_table(self, self.features, scene, upstream, "W2b", self.sample)
+        booster = gbdt.fit_gbdt(
+            train.x, train.y, valid.x, valid.y,
+            group=train.group_sizes if self.objective == "lambdarank" else None,
+            group_val=valid.group_sizes if self.objective == "lambdarank" else None,
+            objective=self.objective, trees=self.trees, leaves=self.leaves, learning_rate=self.learning_rate,
+            min_rows=self.min_rows, l2=self.l2, seed=scene.seed, feature_names=self.feature_names,
+        )  # fmt: skip
+        fitted = FittedBoosted(self, scene, booster)
+        if self.calibrated and upstream is not None:
+            fitted.calibration = calibrate(fitted, self.features, upstream, self.sample.requests)
+        return fitted
+
+    def load(self, folder: Path, scene: Scene) -> FittedBoosted:
+        fitted = FittedBoosted(self, scene, gbdt.load_gbdt(folder / "trees.txt"))
+        if self.calibrated:
+            fitted.calibration = Calibration.load(folder)
+        return fitted
+
+
+class FittedBoosted(Fitted):
+    stage: Boosted
+    EXPLAINED: ClassVar[int] = 4
+
+    def __init__(self, stage: Boosted, scene: Scene, booster: Any):
+        self.stage, self.scene, self.booster = stage, scene, booster
+        self.features = stage.features
+        self.calibration: Calibration | None = None
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        return gbdt.predict_gbdt(self.booster, compute(self.scene, self.features, frame))
+
+    def probability(self, score: np.ndarray) -> np.ndarray | None:
+        return None if self.calibration is None else self.calibration(score)
+
+    def why(self, frame: pl.DataFrame) -> list[str]:
+        """The features that moved the score most, with their value and SHAP contribution (Lundberg & Lee 2017)."""
+        x = compute(self.scene, self.features, frame)
+        names = [c for f in self.features for c in f.columns]
+        parts = self.booster.predict(x, pred_contrib=True)[:, :-1]
+        sentences = []
+        for value, part in zip(x, parts, strict=True):
+            top = np.argsort(-np.abs(part))[: self.EXPLAINED]
+            sentences.append(", ".join(f"{names[i]}={value[i]:.3g} ({part[i]:+.2f})" for i in top if part[i]))
+        return sentences
+
+    def save(self, folder: Path) -> None:
+        gbdt.save_gbdt(self.booster, folder / "trees.txt")
+        if self.calibration is not None:
+            self.calibration.save(folder)

@@ -1,0 +1,128 @@
+"""The Log on a hand-made shop of four requests, every figure worked out by hand; and the scramble of METRICS.md."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from karmafunnel.log import KarmafunnelError, Log, assign_windows, atomic_folder, read
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+META = {"name": "shop", "has": {"clicks": True, "purchases": True, "exposures": True, "price": True}, "label": "purchase"}
+
+
+def shop() -> Log:
+    """Day 0: ann is shown apple, pear; buys pear twice. Day 1: bob is shown pear, fig; clicks fig. Day 2: ann, only red. Day 3: ann."""
+    items = pl.DataFrame(
+        {"item_id": ["apple", "pear", "fig"], "attributes": [["red"], ["green"], ["green", "red"]], "price": [1.0, None, 9.0]}
+    )
+    requests = pl.DataFrame(
+        {
+            "request_id": ["a0", "b1", "a2", "a3"],
+            "user_id": ["ann", "bob", "ann", "ann"],
+            "ts": [START + timedelta(days=d) for d in range(4)],
+            "source": ["search"] * 4,
+            "filters": [[], [], ["red"], []],
+        }
+    )
+    exposures = pl.DataFrame(
+        {
+            "request_id": ["a0", "a0", "b1", "b1", "a2", "a3"],
+            "item_id": ["apple", "pear", "pear", "fig", "fig", "pear"],
+            "position": [1, 2, 1, 2, 1, 1],
+            "clicked": [False, True, False, True, True, True],
+            "purchased": [False, True, False, False, True, False],
+            "price_shown": [2.0, 3.0, 4.0, None, 5.0, 6.0],
+            "price_paid": [None, 2.5, None, None, 5.0, None],
+            "quantity": [None, 2, None, None, 1, None],
+        }
+    )
+    return Log.make(items, requests, exposures, META)
+
+
+def test_histories_see_only_what_was_strictly_before():
+    history = shop().asof.history(np.arange(4), 2)
+    assert history.items.tolist() == [[-1, -1], [-1, -1], [-1, 1], [1, 2]]  # the most recent last
+    assert history.actions.tolist() == [[0, 0], [0, 0], [0, 2], [2, 2]]
+    assert history.ages[3].tolist() == [3 * 86_400_000, 86_400_000]
+
+
+def test_counts_and_prices_as_of():
+    log = shop()
+    pear, at = np.full(4, 1), log.t
+    assert log.asof.count(pear, at, "purchase").tolist() == [0, 1, 1, 1]
+    assert log.asof.count(pear, at, "shown").tolist() == [0, 1, 2, 2]
+    assert log.asof.count(pear, at, "event", within=86_400_000).tolist() == [0, 1, 0, 0]  # one day back, the day itself out
+    assert np.array_equal(log.asof.price(pear, at), [np.nan, 3.0, 4.0, 4.0], equal_nan=True)  # the request's own price is unseen
+    assert log.asof.price(np.array([0, 0, 2]), at[[0, 1, 1]]).tolist() == [1.0, 2.0, 9.0]  # the list price until one is seen
+    assert log.asof.own_count(np.array([3, 3, 1]), np.array([1, 2, 1])).tolist() == [1, 1, 0]
+
+
+def test_eligible_is_known_before_and_passes_the_filters():
+    log = shop()
+    assert [sorted(e.tolist()) for e in log.asof.eligible(np.arange(4))] == [[], [0, 1], [0, 2], [0, 1, 2]]
+    assert log.asof.known(np.arange(4)).tolist() == [0, 2, 2, 3]
+    assert log.asof.is_eligible(np.array([1, 2, 2]), np.array([2, 2, 1])).tolist() == [False, True, False]
+
+
+def test_a_published_catalogue_is_known_from_the_start_but_for_what_came_later():
+    log = shop()
+    items = log.items.with_columns(
+        available_from=pl.Series([None, None, START + timedelta(days=1)], dtype=pl.Datetime("ms", "UTC"))
+    )
+    log = Log.make(items, log.requests, log.exposures, META | {"catalogue": "published"})
+    assert log.asof.known(np.array([0, 1, 3])).tolist() == [2, 2, 3]
+
+
+def test_truth_is_quantity_and_money():
+    rows = shop().truth("purchase").sort("request").rows()
+    assert rows == [(0, 1, 2, 5.0), (2, 2, 1, 5.0)]
+    assert shop().truth("click").sort("request")["money"].to_list() == [3.0, None, 5.0, 6.0]
+    with pytest.raises(KarmafunnelError, match="'like'"):
+        shop().truth("like")
+
+
+def test_windows_are_cut_at_whole_timestamps():
+    ts = pl.Series([START + timedelta(minutes=m) for m in [0, 1, 2, 3, 4, 5, 6, 6, 7, 8]])
+    window = assign_windows(ts, pl.Series([True] * 10)).to_list()
+    assert window == ["W1"] * 6 + ["W2b", "W2b", "W3", "W3"]  # W2a would start and end inside minute 6
+    half = assign_windows(ts, pl.Series([False] * 5 + [True] * 5)).to_list()
+    assert half[:8] == ["W1"] * 8  # only the scenario's requests are counted: 5, 6, 6 | 7 | 8
+
+
+def test_windows_and_their_ends():
+    log = shop()
+    assert log.requests["window"].to_list() == ["W1", "W1", "W2a", "W3"]
+    assert log.end_of("W1") == log.t[2] and log.end_of("W3") == log.t[3] + 1
+
+
+def test_round_trip_on_disk(tmp_path):
+    log = shop()
+    log.write(tmp_path / "log")
+    again = read(tmp_path / "log")
+    assert isinstance(again, Log) and again.items.equals(log.items) and again.exposures.equals(log.exposures)
+    assert again.checksum == Log.open(tmp_path / "log").checksum
+    (tmp_path / "log" / "requests.parquet").write_bytes((tmp_path / "log" / "requests.parquet").read_bytes()[:100])
+    with pytest.raises(KarmafunnelError, match=r"requests\.parquet"):
+        Log.open(tmp_path / "log")
+
+
+def test_unknown_ids_and_backward_time_are_refused():
+    log = shop()
+    broken = Log.make(log.items.head(1), log.requests, log.exposures, META)
+    with pytest.raises(KarmafunnelError, match="'pear'"):
+        _ = broken.rows
+    backwards = Log(
+        {"requests": log.requests.reverse().lazy(), "items": log.lazy["items"], "exposures": log.lazy["exposures"]}, log.meta
+    )
+    with pytest.raises(KarmafunnelError, match="row 1 runs backwards"):
+        _ = backwards.t
+
+
+def test_a_write_that_fails_leaves_the_old_folder(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").touch()
+    with pytest.raises(OSError, match="full"), atomic_folder(tmp_path / "x") as temporary:
+        (temporary / "new").touch()
+        raise OSError("disk full")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "old").exists()
