@@ -271,9 +271,8 @@ class Titles:
         """BM25 of aligned (request, item) rows: float32."""
         out = np.zeros(len(items), dtype=np.float32)
         rows = np.argsort(requests, kind="stable")
-        starts = np.flatnonzero(np.diff(requests[rows], prepend=-1))
-        for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
-            mine = rows[start:end]
+        cuts = np.flatnonzero(np.diff(requests[rows])) + 1
+        for mine in np.split(rows, cuts) if len(rows) else []:
             out[mine] = self.scores(int(requests[mine[0]]))[items[mine]]
         return out
 

@@ -1,0 +1,208 @@
+"""Replay: hand-worked ledgers, interruption and resumption to the same bytes, recipes that are wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.simulator import replay as replaying
+from karmafunnel.simulator.recipe import load_recipe
+from karmafunnel.simulator.replay import TABLES, popularity_band, prepare, replay
+
+RECIPE = """
+from karmafunnel.models.embedders import TfidfSVD
+from karmafunnel.stages.base import *
+from karmafunnel.stages.features import *
+from karmafunnel.stages.learn import Sample
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.rank import LightGBMRank
+from karmafunnel.stages.recall import *
+
+embedders = {"tfidf": TfidfSVD(dim=16)}
+label = "click"
+funnel = (
+    Join([VectorRecall("tfidf", k=60, index=IVF(4, 1)), Popular(k=40), BM25Recall(k=40)], k=80)
+    >> LightGBMPreRank(k=40, features=[Upstream(), Popularity(), Similarity("tfidf")], trees=20)
+    >> LightGBMRank(k=20, features=[Upstream(), Own(), BM25(), Price(), Column("recall.score")], trees=20)
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory, shop) -> Log:
+    folder = tmp_path_factory.mktemp("log")
+    shop.write(folder / "log")
+    return Log.open(folder / "log")
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("recipe") / "three_stages.py"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def run(log, recipe_file, cache, tmp_path_factory) -> Path:
+    return replay(load_recipe(recipe_file, log), log, tmp_path_factory.mktemp("runs") / "run", cache=cache, chunk=16)
+
+
+def table(run: Path, name: str) -> pl.DataFrame:
+    return pl.read_parquet(run / f"{name}.parquet")
+
+
+def same_bytes(a: Path, b: Path) -> bool:
+    return all((a / f"{n}.parquet").read_bytes() == (b / f"{n}.parquet").read_bytes() for n in TABLES if n != "timing")
+
+
+def test_tables_agree_with_each_other(run, log):
+    slates, ledger, requests, scored = (table(run, n) for n in ("slates", "ledger", "requests", "scored"))
+    assert requests["request_id"].to_list() == log.request_ids[log.requests_in("W3")].tolist()
+    sizes = slates.group_by("request_id", "stage").len()
+    assert sizes["len"].sum() == sum(requests[f"{s}.out"].sum() for s in ("recall", "prerank", "rank"))
+    assert requests["prerank.n"].equals(requests["recall.out"].alias("prerank.n"))
+    for stage in ("recall", "prerank", "rank"):
+        there = ledger.join(
+            slates.filter(pl.col("stage") == stage),
+            on=["request_id", "item_id"],
+            how="left",
+            maintain_order="left",
+            suffix="_slate",
+        )
+        assert there[f"{stage}.rank"].equals(
+            there["rank"].alias(f"{stage}.rank")
+        )  # a rank in the ledger is the rank in the slate, and null is absence
+    alive = pl.col("rank.rank").is_not_null()
+    assert ledger.filter(alive != pl.col("lost").is_null()).height == 0
+    assert set(ledger["lost"].drop_nulls()) <= {"not eligible", "index", "recall", "prerank", "rank"}
+    assert ledger.filter(pl.col("lost").is_in(["prerank", "rank"]) & (pl.col("margin") < 1)).height == 0
+    assert scored.height == log.exposures.join(requests, on="request_id", how="semi").height
+    assert ledger.height == requests["n_truth"].sum() == scored["clicked"].sum()
+    assert requests["recall.index_recall"].is_between(0, 1).all()
+
+
+def test_slices_are_as_of_the_request(run, log):
+    ledger = table(run, "ledger")
+    rows = log.exposures.filter("clicked").join(log.requests.select("request_id", "user_id", "ts"), on="request_id")
+    first = ledger.filter("repeat").row(0, named=True)
+    request = log.requests.filter(pl.col("request_id") == first["request_id"]).row(0, named=True)
+    before = rows.filter(
+        (pl.col("ts") < request["ts"]) & (pl.col("user_id") == request["user_id"]) & (pl.col("item_id") == first["item_id"])
+    )
+    assert before.height >= 1
+    assert popularity_band(np.array([0, 5, 1, 1, 1, 2])).tolist() == ["cold", "head", "tail", "tail", "tail", "tail"]
+
+
+def test_interrupted_and_started_again_it_ends_in_the_same_bytes(run, log, recipe_file, cache, tmp_path, monkeypatch):
+    recipe = load_recipe(recipe_file, log)
+    whole = replaying.Ledgers.shard
+    calls = []
+
+    def dies(self, requests, number):
+        calls.append(number)
+        if number == 3:
+            raise KeyboardInterrupt
+        return whole(self, requests, number)
+
+    monkeypatch.setattr(replaying.Ledgers, "shard", dies)
+    with pytest.raises(KeyboardInterrupt):
+        replay(recipe, log, tmp_path / "run", cache=cache, chunk=16, command="x")
+    assert not (tmp_path / "run").exists()  # nothing half-written where a Run is expected
+    monkeypatch.setattr(replaying.Ledgers, "shard", lambda self, r, n: calls.append(n) or whole(self, r, n))
+    replay(recipe, log, tmp_path / "run", cache=cache, chunk=16, command="x")
+    assert calls[:5] == [0, 1, 2, 3, 3]  # the first three shards are not made again
+    assert same_bytes(tmp_path / "run", run)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_full_disk_leaves_the_old_run(run, log, recipe_file, cache, tmp_path, monkeypatch):
+    recipe = load_recipe(recipe_file, log)
+    replay(recipe, log, tmp_path / "run", cache=cache, limit=20)
+    before = (tmp_path / "run" / "slates.parquet").read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(replaying, "merge", full)
+    with pytest.raises(OSError, match="No space"):
+        replay(recipe, log, tmp_path / "run", cache=cache, limit=10)
+    assert (tmp_path / "run" / "slates.parquet").read_bytes() == before
+
+
+def test_fitted_anew_it_is_the_same_run(run, log, recipe_file, tmp_path):
+    replay(load_recipe(recipe_file, log), log, tmp_path / "run", cache=None, chunk=16)
+    assert same_bytes(tmp_path / "run", run)
+
+
+def test_limit_takes_requests_evenly(log, recipe_file, cache, tmp_path):
+    replay(load_recipe(recipe_file, log), log, tmp_path / "run", cache=cache, limit=10)
+    ids = table(tmp_path / "run", "requests")["request_id"].to_list()
+    everything = log.request_ids[log.requests_in("W3")].tolist()
+    assert len(ids) == 10 and ids[0] == everything[0] and ids[-1] == everything[-1]
+
+
+def test_cached_by_content(log, recipe_file, cache, run):
+    said: list[str] = []
+    prepare(load_recipe(recipe_file, log), log, cache=cache, progress=said.append)
+    assert len(said) == 4 and all("fitted before" in s for s in said)
+    said.clear()
+    prepare(load_recipe(recipe_file, log), log, seed=1, cache=cache, progress=said.append)
+    assert all("fitting" in s for s in said)
+
+
+def test_run_json_is_the_record(run):
+    record = json.loads((run / "run.json").read_text())
+    assert record["recipe"] == RECIPE and record["label"] == "click" and [s["k"] for s in record["stages"]] == [80, 40, 20]
+    assert record["stages"][0]["channels"] == ["tfidf", "popular", "bm25"]
+
+
+def test_explain_says_why_stage_by_stage(log, recipe_file, cache, run):
+    funnel = prepare(load_recipe(recipe_file, log), log, cache=cache)
+    kept = table(run, "ledger").filter(pl.col("lost").is_null()).row(0, named=True)
+    why = funnel.explain(kept["request_id"], kept["item_id"])
+    assert why["stage"].to_list() == ["recall", "prerank", "rank"] and why["kept"].all()
+    assert why["rank"].to_list() == [kept["recall.rank"], kept["prerank.rank"], kept["rank.rank"]]
+    assert "upstream_score=" in why["why"][1] + why["why"][2]
+    with pytest.raises(KarmafunnelError, match="no request 'nobody'"):
+        funnel.explain("nobody")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("funnel = 1", "'embedders' is missing"),
+        ("funnel = 1\nembedders = {}\nlabel = None", "funnel needs stages chained"),
+        ("1 / 0", "ZeroDivisionError"),
+        (
+            "from karmafunnel.stages.recall import *\nfunnel = VectorRecall('karma')\nembedders = {}\nlabel = None",
+            r"needs embedders \['karma'\]",
+        ),
+        (
+            "from karmafunnel.stages.recall import *\nfunnel = Popular(top=3)\nembedders = {}\nlabel = None",
+            "unexpected keyword argument 'top'",
+        ),
+    ],
+)
+def test_wrong_recipes_are_refused_by_name(log, tmp_path, text, complaint):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(KarmafunnelError, match=rf"(?s)mine\.py.*{complaint}"):
+        load_recipe(str(tmp_path / "mine.py"), log)
+    with pytest.raises(KarmafunnelError, match="shipped are"):
+        load_recipe("nowhere", log)
+
+
+def test_out_must_not_be_something_else(log, recipe_file, cache, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").touch()
+    with pytest.raises(KarmafunnelError, match="nothing was written"):
+        replay(load_recipe(recipe_file, log), log, tmp_path / "letters", cache=cache)
+    with pytest.raises(KarmafunnelError, match="limit"):
+        replay(load_recipe(recipe_file, log), log, tmp_path / "run", cache=cache, limit=0)

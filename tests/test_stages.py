@@ -1,0 +1,338 @@
+"""One contract for every stage: a new one inherits these tests by existing."""
+
+import importlib
+import pkgutil
+from functools import cache
+
+import karmafunnel.stages
+import numpy as np
+import polars as pl
+import pytest
+from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
+from karmafunnel.stages.base import (
+    ITEM,
+    RANK,
+    REQUEST,
+    SCORE,
+    Fitted,
+    FittedFunnel,
+    Funnel,
+    Retriever,
+    Scene,
+    Stage,
+    descending,
+    fit_embedders,
+    join,
+    order,
+    rank_rows,
+    select_top,
+)
+from karmafunnel.stages.features import (
+    BM25,
+    Column,
+    Context,
+    Feature,
+    ItemColumn,
+    Own,
+    Popularity,
+    Price,
+    Rows,
+    Similarity,
+    Upstream,
+)
+from karmafunnel.stages.learn import Sample, logged, sampled
+from karmafunnel.stages.recall import (
+    HNSW,
+    IVF,
+    IVFPQ,
+    BM25Recall,
+    Flat,
+    ItemKNN,
+    Join,
+    Popular,
+    Repeat,
+    Shown,
+    Uniform,
+    VectorRecall,
+)
+from shop import make_shop, scramble
+
+EMBEDDERS = {"tfidf": TfidfSVD(dim=16), "cooccurrence": Cooccurrence(dim=16), "random": RandomVectors()}
+FEATURES = (
+    Upstream(),
+    Popularity(),
+    Own(),
+    Similarity("tfidf"),
+    Similarity("cooccurrence"),
+    BM25(),
+    Price(),
+    Context(),
+    ItemColumn("rating"),
+)
+
+
+def walk(kind: type) -> list[type]:
+    """Every concrete subclass defined under karmafunnel.stages."""
+    for module in pkgutil.iter_modules(karmafunnel.stages.__path__):
+        importlib.import_module(f"karmafunnel.stages.{module.name}")
+    found = [c for s in kind.__subclasses__() for c in [s, *walk(s)]]
+    return sorted({c for c in found if c.__module__.startswith("karmafunnel.stages")}, key=lambda c: c.__name__)
+
+
+def example(kind: type) -> Stage:
+    """A small value of a stage: its defaults, or what its first field needs."""
+    if kind is VectorRecall:
+        return VectorRecall("tfidf", k=30)
+    if kind is Join:
+        return Join([VectorRecall("tfidf", k=30), Popular(k=20), Repeat(k=10)], k=45)
+    fields = kind.__dataclass_fields__
+    small = (
+        {"k": 20}
+        | ({"features": FEATURES} if "features" in fields else {})
+        | ({"sample": Sample(passed=20, requests=60)} if "sample" in fields else {})
+    )
+    return kind(**small)
+
+
+STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ != "Boosted"]
+STAGES += [VectorRecall("random", k=20, index=index) for index in (IVF(4, 2), HNSW(16, 64))]
+INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
+
+
+@cache
+def scene() -> Scene:
+    made = Scene(make_shop(), {}, "click")
+    made.embeddings = fit_embedders(EMBEDDERS, made, None)
+    return made
+
+
+def scene_of(log: Log) -> Scene:
+    made = Scene(log, {}, "click")
+    made.embeddings = fit_embedders(EMBEDDERS, made, None)
+    return made
+
+
+def is_recall(stage: Stage) -> bool:
+    return stage.name == "recall"
+
+
+def as_funnel(stage: Stage) -> Funnel:
+    return Funnel((stage,)) if is_recall(stage) else Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50) >> stage
+
+
+@cache
+def fitted(stage: Stage) -> FittedFunnel:
+    return as_funnel(stage).fit(scene())
+
+
+def slate(funnel: FittedFunnel, requests: np.ndarray) -> pl.DataFrame:
+    return funnel.run(requests)[-1].slate.select(REQUEST, ITEM, SCORE, RANK)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=repr)
+class TestContract:
+    def test_prints_as_typed(self, stage):
+        names = {c.__name__: c for c in [*walk(Stage), *walk(Feature), Sample, Flat, IVF, IVFPQ, HNSW]}
+        typed = eval(repr(as_funnel(stage)), names)
+        assert repr(typed) == repr(as_funnel(stage)) and isinstance(typed, Funnel | Stage)
+
+    def test_slate_is_eligible_unique_and_at_most_k(self, stage):
+        requests = scene().log.requests_in("W3")
+        rows = slate(fitted(stage), requests)
+        asof = scene().log.asof
+        assert rows.height and asof.is_eligible(rows[REQUEST].to_numpy(), rows[ITEM].to_numpy()).all()
+        assert rows.select(REQUEST, ITEM).is_duplicated().sum() == 0
+        ranks = rows.group_by(REQUEST).agg(pl.col(RANK).sort(), pl.col(SCORE).sort_by(RANK))
+        assert all(r.to_list() == list(range(1, len(r) + 1)) and len(r) <= stage.k for r in ranks[RANK])
+        assert all((np.diff(s.to_numpy()) <= 0).all() for s in ranks[SCORE])
+
+    def test_chunks_do_not_matter(self, stage):
+        requests = scene().log.requests_in("W3")
+        whole = slate(fitted(stage), requests)
+        parts = pl.concat([slate(fitted(stage), requests[:7]), slate(fitted(stage), requests[7:])])
+        assert whole.drop(SCORE).equals(parts.drop(SCORE)) and np.allclose(whole[SCORE], parts[SCORE], atol=1e-5)
+
+    def test_forced_rows_have_the_rank_they_have(self, stage):
+        requests = scene().log.requests_in("W3")
+        step = fitted(stage).run(requests, logged(scene(), requests))[-1]
+        both = step.forced.join(step.slate, on=[REQUEST, ITEM], suffix="_slate")
+        assert (
+            both.height
+            and both["kept"].all()
+            and both[RANK].equals(both["rank_slate"].alias(RANK))
+            and both[SCORE].equals(both["score_slate"].alias(SCORE))
+        )
+        assert step.slate.select(REQUEST, ITEM).equals(
+            fitted(stage).run(requests)[-1].slate.select(REQUEST, ITEM)
+        )  # forcing changes nothing
+
+    def test_saved_and_loaded_it_is_the_same(self, stage, tmp_path):
+        ready = fitted(stage).stages[-1]
+        ready.save(tmp_path)
+        again = FittedFunnel(scene(), (*fitted(stage).stages[:-1], stage.load(tmp_path, scene())))
+        requests = scene().log.requests_in("W3")
+        assert slate(again, requests).equals(slate(fitted(stage), requests))
+
+    def test_it_sees_no_future(self, stage):
+        log = scene().log
+        requests = log.requests_in("W3")[:40]
+        funnel = as_funnel(stage).fit(scene_of(scramble(log, int(log.t[requests[-1]]))))
+        if isinstance(stage, Shown) and stage.logged_order:
+            pytest.skip("reads the logged order by its very name")
+        assert slate(funnel, requests).equals(slate(fitted(stage), requests))
+
+
+def test_every_stage_scores_every_feature_the_same_whatever_comes():
+    log = scene().log
+    requests = log.requests_in("W3")[:40]
+    later = scene_of(scramble(log, int(log.t[requests[-1]])))
+    frame = slate(fitted(Uniform(k=20)), requests).with_columns(pl.lit(1, pl.UInt32).alias("channel"))
+    for feature in FEATURES:
+        here, there = (f.compute(Rows(s, frame)) for f, s in ((feature, scene()), (feature, later)))
+        assert np.array_equal(here, there, equal_nan=True), feature
+        assert here.shape == (frame.height, len(feature.columns)) and here.dtype == np.float32
+
+
+def test_constant_scores_are_ordered_by_chance():
+    """A stage that cannot tell gets random's hit rate, whichever rows the popular items stand in."""
+    big = scene_of(make_shop(n_requests=2000, seed=3))
+    requests = np.arange(1200, 2000)
+    step = as_funnel(Uniform(k=24)).fit(big).run(requests, logged(big, requests))[0]
+    truth = step.forced.filter("truth")
+    expected = (24 / big.log.asof.known(truth[REQUEST].to_numpy())).mean()
+    assert truth["kept"].mean() == pytest.approx(expected, abs=0.03)
+
+
+def test_order_and_top_agree_with_a_full_sort():
+    rng = np.random.default_rng(0)
+    group, score, tie = (
+        rng.integers(0, 9, 500),
+        rng.integers(-3, 3, 500).astype(np.float32),
+        rng.integers(0, 2**63, 500).astype(np.uint64),
+    )
+    assert np.array_equal(order(group, score, tie), np.lexsort((tie, -score, group)))
+    assert np.array_equal(select_top(score, lambda at: tie[at], 37), np.lexsort((tie, -score))[:37])
+    special = np.array([-np.inf, -1.5, -0.0, 0.0, 1e-30, 7], np.float32)
+    keys = descending(special).astype(np.int64)
+    assert (np.diff(keys) <= 0).all() and keys[2] == keys[3]
+
+
+def test_wins_against_counting():
+    """wins = non-truth candidates below, ties one half; on scores 3 2 2 1 with truth at a 2 and at the 1."""
+    log = scene().log
+    requests = np.array([400])
+    rows = pl.DataFrame(
+        {REQUEST: [400] * 4, ITEM: [5, 6, 7, 8], SCORE: [3.0, 2.0, 2.0, 1.0]},
+        schema={REQUEST: pl.Int64, ITEM: pl.Int32, SCORE: pl.Float32},
+    )
+    forced = pl.DataFrame(
+        {REQUEST: [400] * 4, ITEM: [7, 8, 5, 9], "truth": [True, True, False, True], SCORE: [2.0, 1.0, 3.0, 2.5]}
+    ).cast({ITEM: pl.Int32, SCORE: pl.Float32})
+    _, placed, sizes = rank_rows(rows, forced, requests, Scene(log))
+    assert placed["wins"].to_list() == [0.5, 0.0, 1.0, None] and sizes.tolist() == [4]
+    assert placed[RANK].to_list()[1:] == [4, 1, 2] and placed[RANK][0] in (2, 3)
+
+
+def test_approximate_search_says_what_exact_search_finds():
+    requests = scene().log.requests_in("W3")
+    step = fitted(VectorRecall("random", k=20, index=IVF(4, 1))).run(requests, exact=True)[0]
+    exact = slate(fitted(VectorRecall("random", k=20)), requests)
+    assert step.exact.sort(REQUEST, ITEM).equals(exact.select(REQUEST, ITEM).sort(REQUEST, ITEM))
+    with pytest.raises(KarmafunnelError, match="at least 256 items"):
+        fitted(INDICES[0])
+
+
+def test_join_is_reciprocal_rank_fusion_and_keeps_quotas():
+    requests = scene().log.requests_in("W3")[:5]
+    a, b = VectorRecall("tfidf", k=30), Popular(k=30)
+    fused = slate(fitted(join([a, b])), requests)
+    expected: dict[tuple[int, int], float] = {}
+    for channel in (a, b):
+        for request, item, _, rank in slate(fitted(channel), requests).rows():
+            expected[request, item] = expected.get((request, item), 0.0) + 1 / (60 + rank)
+    assert {(r, i): pytest.approx(s, abs=1e-6) for r, i, s, _ in fused.rows()} == expected
+    kept = slate(fitted(Join([a, b], k=12, quotas=(2, 10))), requests)
+    popular = slate(fitted(b), requests).filter(pl.col(RANK) <= 10)
+    assert popular.join(kept, on=[REQUEST, ITEM], how="anti").height == 0
+    with pytest.raises(KarmafunnelError, match="one quota a channel"):
+        Join([a, b], k=10, quotas=(8, 8))
+
+
+def test_negatives_are_what_the_sample_says():
+    upstream = fitted(Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50))
+    requests = scene().log.requests_in("W2a")[:9]
+    for sample in (
+        Sample(exposed=True, passed=0, random=0),
+        Sample(exposed=False, passed=7, random=0),
+        Sample(exposed=False, passed=0, random=3),
+    ):
+        for frame, rows in sampled(scene(), upstream, requests, sample, seed=0):
+            chosen = frame[rows]
+            n_truth = scene().truth.filter(pl.col(REQUEST).is_in(requests.tolist())).height
+            assert chosen["truth"].sum() == n_truth  # the truth comes along, found by recall or not
+            negatives = chosen.filter(~pl.col("truth")).height
+            assert negatives == {(0, 0): 9 * 15 - n_truth, (7, 0): 9 * 7}.get(
+                (sample.passed, sample.random), pytest.approx(27, abs=4)
+            )
+            assert chosen.select(REQUEST, ITEM).is_duplicated().sum() == 0
+
+
+class TestErrors:
+    def test_embedder_unknown(self):
+        with pytest.raises(KarmafunnelError, match=r"'karma'.*\['cooccurrence', 'random', 'tfidf'\]"):
+            as_funnel(VectorRecall("karma")).fit(scene())
+
+    def test_column_missing(self):
+        from karmafunnel.stages.rank import LightGBMRank
+
+        with pytest.raises(KarmafunnelError, match=r"prerank\.score"):
+            (Uniform() >> LightGBMRank(features=[Column("prerank.score")])).fit(scene())
+        with pytest.raises(KarmafunnelError, match=r"'stars'.*rating"):
+            (Uniform() >> LightGBMRank(features=[ItemColumn("stars")])).fit(scene())
+
+    def test_no_text(self, shop):
+        log = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"has": shop.meta["has"] | {"text": False}})
+        with pytest.raises(KarmafunnelError, match="text=False"):
+            BM25Recall().fit(Scene(log), None)
+        silent = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"has": shop.meta["has"] | {"exposures": False}})
+        with pytest.raises(KarmafunnelError, match="no exposures"):
+            Shown().fit(Scene(silent), None)
+
+    def test_nan_scores(self):
+        class Broken(Fitted):
+            def __init__(self, stage):
+                self.stage, self.scene = stage, scene()
+
+            def score(self, frame):
+                return np.full(frame.height, np.nan)
+
+        stage = ItemKNN(name="rank")
+        funnel = FittedFunnel(scene(), (*fitted(Uniform()).stages, Broken(stage)))
+        with pytest.raises(KarmafunnelError, match=r"rank \(ItemKNN\): needs finite scores, found nan for request 'r400', item"):
+            funnel.run(np.array([400]))
+
+    def test_names_and_replacements(self):
+        with pytest.raises(KarmafunnelError, match="different names"):
+            Uniform() >> Popular()
+        funnel = as_funnel(ItemKNN(name="rank"))
+        assert funnel.without("rank") == Funnel(funnel.stages[:1])
+        with pytest.raises(KarmafunnelError, match=r"no stage \['rerank'\]"):
+            funnel.without("rerank")
+
+    def test_nothing_before_or_nothing_eligible(self, shop):
+        first = np.array([0])
+        assert slate(fitted(ItemKNN()), first).height == 0  # no history: nothing, and no error
+        assert slate(fitted(Repeat()), first).height == 0
+        unseen = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"catalogue": "seen"})
+        empty = Funnel((Popular(),)).fit(Scene(unseen, {}, "click")).run(first, logged(Scene(unseen, {}, "click"), first))[0]
+        assert empty.slate.height == 0 and not empty.forced["kept"].any()
+
+    def test_k_beyond_the_catalogue_is_the_catalogue(self):
+        requests = scene().log.requests_in("W3")[:6]
+        counts = slate(fitted(VectorRecall("random", k=9999)), requests).group_by(REQUEST).len()["len"].to_list()
+        assert sorted(counts) == sorted(scene().log.asof.known(requests).tolist())
+
+
+def test_recall_is_a_retriever():
+    assert all(isinstance(fitted(s).stages[0], Retriever) for s in STAGES)
