@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
+import torch
 from sklearn.isotonic import IsotonicRegression
 
 from ..log import KarmafunnelError, write_json
-from ..models import gbdt
+from ..models import ctr, gbdt
 from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, with_forced
 from .features import Feature, compute
 
@@ -250,5 +251,99 @@ class FittedBoosted(Fitted):
 
     def save(self, folder: Path) -> None:
         gbdt.save_gbdt(self.booster, folder / "trees.txt")
+        if self.calibration is not None:
+            self.calibration.save(folder)
+
+
+@dataclass(frozen=True, repr=False)
+class Neural(Stage):
+    """A network over groups (one request, its history, its candidates) on ids, dense features and optional item vectors.
+
+    `vectors` names an embedder whose item vectors join the id embedding. `loss`: "binary" fits a probability of the label,
+    "listwise" is a softmax over the request's rows.
+    """
+
+    k: int = 50
+    features: Sequence[Feature] = ()
+    sample: Sample = Sample()
+    vectors: str | None = None
+    dim: int = 32
+    depth: int = 50
+    loss: str = "binary"
+    epochs: int = 6
+    learning_rate: float = 2e-3
+    calibrated: bool = False
+    name: str = "rank"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))
+        if self.loss not in ("binary", "listwise"):
+            raise KarmafunnelError(f"{self.name}: loss needs 'binary' or 'listwise', found {self.loss!r}")
+
+    def embedders(self) -> tuple[str, ...]:
+        own = (self.vectors,) if self.vectors else ()
+        return own + tuple(name for f in self.features for name in f.embedders())
+
+    def network(self, known: np.ndarray, n_dense: int, vectors: np.ndarray | None) -> Any:
+        """The untrained torch module."""
+        raise NotImplementedError
+
+    def _build(self, scene: Scene, known: np.ndarray) -> Any:
+        vectors = scene.items(self.vectors, repr(self)) if self.vectors else None
+        return self.network(known, sum(len(f.columns) for f in self.features), vectors)
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedNeural:
+        train = training_table(self, self.features, scene, upstream, "W2a", self.sample)
+        valid = training_table(self, self.features, scene, upstream, "W2b", self.sample)
+        known = np.zeros(scene.log.n_items, dtype=bool)
+        known[train.item] = True
+        torch.manual_seed(scene.seed)
+        model = self._build(scene, known)
+        ctr.fit_ctr(
+            model, self._groups(scene, train), self._groups(scene, valid), epochs=self.epochs, learning_rate=self.learning_rate,
+            listwise=self.loss == "listwise", seed=scene.seed, device=scene.device, progress=scene.progress,
+        )  # fmt: skip
+        fitted = FittedNeural(self, scene, model, known)
+        if self.calibrated and upstream is not None:
+            fitted.calibration = calibrate(fitted, self.features, upstream, self.sample.requests)
+        return fitted
+
+    def _groups(self, scene: Scene, table: Table) -> ctr.Groups:
+        requests, group = np.unique(table.request, return_inverse=True)
+        return ctr.Groups.pad(group, table.item, table.x, scene.log.asof.history(requests, self.depth).items, table.y)
+
+    def load(self, folder: Path, scene: Scene) -> FittedNeural:
+        known = np.load(folder / "known.npy")
+        model = self._build(scene, known)
+        ctr.load_ctr(model, folder)
+        fitted = FittedNeural(self, scene, model.to(scene.device), known)
+        if self.calibrated:
+            fitted.calibration = Calibration.load(folder)
+        return fitted
+
+
+class FittedNeural(Fitted):
+    stage: Neural
+
+    def __init__(self, stage: Neural, scene: Scene, model: Any, known: np.ndarray):
+        self.stage, self.scene, self.model, self.known = stage, scene, model, known
+        self.calibration: Calibration | None = None
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        x = compute(self.scene, self.stage.features, frame)
+        requests, group = np.unique(frame[REQUEST].to_numpy(), return_inverse=True)
+        rows = np.argsort(group, kind="stable")
+        history = self.scene.log.asof.history(requests, self.stage.depth).items
+        groups = ctr.Groups.pad(group[rows], frame[ITEM].to_numpy()[rows], x[rows], history)
+        out = np.empty(frame.height, dtype=np.float32)
+        out[rows] = ctr.predict_ctr(self.model, groups, self.scene.device)[groups.mask]
+        return out
+
+    def probability(self, score: np.ndarray) -> np.ndarray | None:
+        return None if self.calibration is None else self.calibration(score)
+
+    def save(self, folder: Path) -> None:
+        ctr.save_ctr(self.model, folder, {"stage": repr(self.stage)})
+        np.save(folder / "known.npy", self.known)
         if self.calibration is not None:
             self.calibration.save(folder)

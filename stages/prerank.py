@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from .learn import Boosted
+import numpy as np
+
+from ..models.ctr import TwoTower
+from .learn import Boosted, Neural
 
 
 @dataclass(frozen=True, repr=False)
@@ -15,3 +19,15 @@ class LightGBMPreRank(Boosted):
     trees: int = 100
     leaves: int = 15
     name: str = "prerank"
+
+
+@dataclass(frozen=True, repr=False)
+class TwoTowerPreRank(Neural):
+    """Two towers and a small net over cheap features; see `Neural`."""
+
+    k: int = 200
+    loss: str = "listwise"
+    name: str = "prerank"
+
+    def network(self, known: np.ndarray, n_dense: int, vectors: np.ndarray | None) -> Any:
+        return TwoTower(known, n_dense, self.dim, vectors=vectors)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from .learn import Boosted
+import numpy as np
+
+from ..models.ctr import DIN
+from .learn import Boosted, Neural
 
 
 @dataclass(frozen=True, repr=False)
@@ -14,3 +18,14 @@ class LightGBMRank(Boosted):
     k: int = 50
     calibrated: bool = True
     name: str = "rank"
+
+
+@dataclass(frozen=True, repr=False)
+class DINRank(Neural):
+    """Deep Interest Network: each candidate attends to the history; see `Neural`."""
+
+    attention: int = 32
+    calibrated: bool = True
+
+    def network(self, known: np.ndarray, n_dense: int, vectors: np.ndarray | None) -> Any:
+        return DIN(known, n_dense, self.dim, self.attention, vectors=vectors)

@@ -95,7 +95,7 @@ def example(kind: type) -> Stage:
     return kind(**small)
 
 
-STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ != "Boosted"]
+STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ not in ("Boosted", "Neural")]
 STAGES += [VectorRecall("random", k=20, index=index) for index in (IVF(4, 2), HNSW(16, 64))]
 INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
 

@@ -1,0 +1,393 @@
+"""SASRec (Kang & McAuley 2018): a causal transformer over a user's items, trained on every position with a softmax over the catalogue.
+
+It knows ids alone: no text, no query, no price. One file, top to bottom: network, loss, training windows, fit, Embedding.
+A sequence reads [START, item, item, ...], aligned left, so that nothing real ever stands after padding: the causal mask alone keeps
+padding out. The output at START answers a request without a history, the output at the last item any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..log import KarmafunnelError, Log
+from .embedders import Embedder, Embedding, Progress, Sequences, read_saved, silent, w1_sequences
+
+BLOCK = 128  # requests embedded at a time; every block is padded to this size, so that a vector does not depend on its neighbours
+CHUNK = 512  # rows of logits held at a time
+
+
+@dataclass(frozen=True, repr=False)
+class SASRec(Embedder):
+    """Fields: width, depth and regularisation of the network, then the objective, then the optimiser.
+
+    loss: "full" softmax over all items of W1; "sampled" the target against `negatives` items a step, drawn by popularity and logQ
+    corrected (Bengio & Senecal 2008), for catalogues beyond about 50 000 items. unknown: share of inputs replaced by the UNKNOWN
+    item in training, so that items first seen after W1 stand for something in a history. epochs: the most that are tried; the number is
+    chosen on the tail of W1 (users' last events where the log knows only an order, else the last tenth in time) with `patience`, then all of W1 is
+    fitted for that long.
+    """
+
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    length: int = 50
+    dropout: float = 0.3
+    unknown: float = 0.02
+    loss: Literal["full", "sampled"] = "full"
+    negatives: int = 2048
+    temperature: float = 0.07
+    cosine: bool = True
+    smoothing: float = 0.0
+    rate: float = 1e-3
+    weight_decay: float = 0.01
+    batch: int = 128
+    epochs: int = 100
+    patience: int = 5
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("full", "sampled"):
+            raise KarmafunnelError(f"SASRec: loss needs 'full' or 'sampled', found {self.loss!r}")
+        if self.dim % self.heads:
+            raise KarmafunnelError(f"SASRec: dim needs to be a multiple of heads, found {self.dim} and {self.heads}")
+
+    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> SASRecEmbedding:
+        """Needs clicks or purchases in W1; raises KarmafunnelError naming the step when the loss is no longer a number."""
+        windows = Windows.of(log, self.length, repr(self))
+        epochs, curve = choose_epochs(self, windows, seed, progress, device)
+        network = train(self, windows, np.ones(windows.n_pairs, dtype=bool), epochs, seed, progress, device)
+        return SASRecEmbedding(self, log, network, windows.catalogue, {"epochs": epochs, "tail": curve, "seed": seed})
+
+    def load(self, folder: Path | str, log: Log) -> SASRecEmbedding:
+        tensors, description = read_saved(self, folder, log)
+        catalogue = tensors.pop("catalogue")
+        network = Network(self, len(catalogue))
+        network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
+        return SASRecEmbedding(self, log, network, catalogue, description["facts"])
+
+
+# -- network ------------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Pre-norm: x + attention(norm x), then x + MLP(norm x)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
+        b, t, d = x.shape
+        q, k, v = self.qkv(self.norm_attention(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)  # (B, heads, T, d / heads)
+        x = x + F.dropout(self.out(a.transpose(1, 2).reshape(b, t, d)), self.dropout, self.training)
+        return x + F.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))), self.dropout, self.training)
+
+
+class Network(nn.Module):
+    """Item numbers to interest vectors. Numbers: 0..n-1 the items of W1, n UNKNOWN, n+1 START (also the padding)."""
+
+    def __init__(self, config: SASRec, n: int):
+        super().__init__()
+        self.config, self.n = config, n
+        self.item = nn.Embedding(n + 2, config.dim)
+        self.position = nn.Embedding(config.length + 1, config.dim)
+        self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+        nn.init.normal_(self.item.weight, std=config.dim**-0.5)
+        nn.init.normal_(self.position.weight, std=0.1 * config.dim**-0.5)
+        for block in self.blocks:
+            for linear in (block.qkv, block.out, block.up, block.down):
+                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, items: Tensor) -> Tensor:  # (B, T) int64 -> (B, T, d), each output seeing the items up to its own
+        x = self.item(items) * math.sqrt(self.config.dim) + self.position.weight[: items.shape[1]] * math.sqrt(self.config.dim)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        z = self.norm(x)
+        return F.normalize(z, dim=-1) if self.config.cosine else z
+
+    def targets(self) -> Tensor:
+        """Output vectors of the items of W1, tied to the input ones: (n, d)."""
+        e = self.item.weight[: self.n]
+        return F.normalize(e, dim=-1) if self.config.cosine else e
+
+    @property
+    def scale(self) -> float:
+        return 1 / self.config.temperature if self.config.cosine else 1.0
+
+
+# -- loss ---------------------------------------------------------------------------------------------------------------
+
+
+class FullSoftmax(torch.autograd.Function):
+    """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the same pass, a chunk of rows at a time.
+
+    z (R, d), e (m, d); pairs row (P,) ascending, target (P,), weight (P,). No (R, m) array is kept: memory is CHUNK * m.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: float) -> Tensor:
+        grad_z, grad_e = torch.empty_like(z), torch.zeros_like(e)
+        mass = torch.zeros(len(z), dtype=z.dtype, device=z.device).index_add_(0, row, weight)
+        total = torch.zeros((), dtype=torch.float64, device=z.device)
+        bounds = torch.searchsorted(row, torch.arange(0, len(z) + CHUNK, CHUNK, device=row.device)).tolist()
+        for i, start in enumerate(range(0, len(z), CHUNK)):
+            part, pairs = slice(start, start + CHUNK), slice(bounds[i], bounds[i + 1])
+            p = torch.mm(z[part] * scale, e.T)  # (chunk, m) logits, turned into probabilities, then into the gradient, in place
+            top = p.amax(dim=1, keepdim=True)
+            here = row[pairs] - start
+            total -= (weight[pairs] * (p[here, target[pairs]] - top[here, 0])).sum()
+            p.sub_(top).exp_()
+            normaliser = p.sum(dim=1, keepdim=True)
+            total += (mass[part] * normaliser[:, 0].log()).sum()
+            p.mul_(mass[part, None] / normaliser)
+            p.index_put_((here, target[pairs]), -weight[pairs], accumulate=True)
+            grad_z[part] = torch.mm(p, e) * scale
+            grad_e.addmm_(p.T, z[part], alpha=scale)
+        ctx.save_for_backward(grad_z, grad_e)
+        return total.to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_z, grad_e = ctx.saved_tensors
+        return grad * grad_z, grad * grad_e, None, None, None, None
+
+
+def sampled_softmax(z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: float, drawn: Tensor, log_q: Tensor) -> Tensor:
+    """The same sum, the other items estimated from `drawn` (K,), item i drawn with probability exp(log_q[i]).
+
+    The target enters once and uncorrected; a drawn item enters with logit - log(K q), and not at all where it is the target.
+    """
+    positive = scale * (z[row] * e[target]).sum(dim=1)  # (P,)
+    negative = scale * z @ e[drawn].T - (log_q[drawn] + math.log(len(drawn)))  # (R, K)
+    negative = negative[row].masked_fill(drawn[None, :] == target[:, None], -torch.inf)
+    return (weight * (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive)).sum()
+
+
+# -- training windows ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Windows:
+    """W1 cut into pieces of at most `length` inputs, and what each output must predict.
+
+    Output j of a piece has seen START and its first j items. It is paired with every item of the next *later* time: what else was chosen at
+    the same time is not in the past of a request (METRICS.md), so it is no input of the prediction. Long sequences overlap by half; an output
+    is paired in one piece only. A request of several items weighs 1 in all.
+    """
+
+    catalogue: np.ndarray  # (n,) rows of the log's items that W1 holds, ascending; everything below is numbered within it
+    items: np.ndarray  # (N,) all sequences, one after the other
+    start: np.ndarray  # (W,) first input of each piece
+    size: np.ndarray  # (W,) number of inputs, 0 for a user's START alone
+    first_pair: np.ndarray  # (W + 1,)
+    position: np.ndarray  # (P,) output that predicts, 0 is START; ascending within a piece
+    target: np.ndarray  # (P,)
+    weight: np.ndarray  # (P,) float32
+    tail: np.ndarray  # (P,) bool: held out while epochs are chosen
+
+    @property
+    def n_pairs(self) -> int:
+        return len(self.target)
+
+    @classmethod
+    def of(cls, log: Log, length: int, who: str) -> Windows:
+        events = w1_sequences(log, who)
+        catalogue, items = np.unique(events.item, return_inverse=True)
+        n = len(events)
+        at = np.arange(n)
+        new_user = np.r_[True, np.diff(events.user) != 0]
+        new_time = new_user | np.r_[True, np.diff(events.t) != 0]
+        user_start = np.maximum.accumulate(np.where(new_user, at, 0))
+        time_start = np.maximum.accumulate(np.where(new_time, at, 0))
+        group = np.cumsum(new_time) - 1
+        # target i is predicted from the inputs before time_start[i]: `seen` of them, counted from the user's start
+        seen = time_start - user_start
+        half = max(length // 2, 1)
+        piece = np.maximum(0, -(-(seen - length) // half))  # 0 covers outputs 0..length, piece k the next `half` after that
+        user_number = np.cumsum(new_user) - 1
+        keys, of = np.unique(user_number.astype(np.int64) * (n + 1) + piece, return_inverse=True)
+        start = user_start[new_user][keys // (n + 1)] + (keys % (n + 1)) * half
+        position = seen - piece * half
+        size = np.zeros(len(keys), dtype=np.int64)
+        np.maximum.at(size, of, position)
+        order = np.lexsort((position, of))
+        weight = 1 / np.bincount(group)[group]
+        return cls(
+            catalogue, items, start, size, np.searchsorted(of[order], np.arange(len(keys) + 1)), position[order],
+            items[order], weight[order].astype(np.float32), tail_of(log, events, group)[order],
+        )  # fmt: skip
+
+    def batches(self, size: int, rng: np.random.Generator, use: np.ndarray, n: int) -> Iterator[tuple[Tensor, ...]]:
+        """Shuffled batches of (items (B, T), row, target, weight), the pieces of a batch of similar length; `use` (P,) which pairs count."""
+        some = np.add.reduceat(np.r_[use, False], self.first_pair[:-1]) > 0
+        pieces = rng.permutation(np.flatnonzero(some & (np.diff(self.first_pair) > 0)))
+        parts = []
+        for start in range(0, len(pieces), 32 * size):  # sort within stretches of 32 batches: little padding, still random
+            stretch = pieces[start : start + 32 * size]
+            stretch = stretch[np.argsort(self.size[stretch], kind="stable")]
+            parts += [stretch[i : i + size] for i in range(0, len(stretch), size)]
+        for i in rng.permutation(len(parts)):
+            yield self.batch(parts[i], use, n)
+
+    def batch(self, pieces: np.ndarray, use: np.ndarray, n: int) -> tuple[Tensor, ...]:
+        width = int(self.size[pieces].max()) + 1
+        items = np.full((len(pieces), width), n + 1, dtype=np.int64)  # START, also the padding
+        column = np.arange(width - 1)
+        inside = column[None, :] < self.size[pieces, None]
+        items[:, 1:][inside] = self.items[(self.start[pieces, None] + column)[inside]]
+        count = self.first_pair[pieces + 1] - self.first_pair[pieces]
+        piece = np.repeat(np.arange(len(pieces)), count)
+        pair = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(self.first_pair[pieces], count)
+        kept = use[pair]
+        piece, pair = piece[kept], pair[kept]
+        cell = piece * width + self.position[pair]
+        return tuple(map(torch.from_numpy, (items, cell, self.target[pair], self.weight[pair])))
+
+
+def tail_of(log: Log, events: Sequences, group: np.ndarray) -> np.ndarray:
+    """The events held out to choose the number of epochs: the last tenth of W1 in time; users' last ones where time is only an order."""
+    if log.meta["time"] == "clock":
+        cut = np.sort(events.t)[int(0.9 * len(events))]
+        return events.t >= cut
+    last = np.r_[events.user[1:] != events.user[:-1], True]
+    single = np.r_[True, events.user[1:] != events.user[:-1]] & last
+    return last & ~single
+
+
+# -- fit ----------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    config: SASRec, windows: Windows, use: np.ndarray, epochs: int, seed: int, progress: Progress, device: str,
+    after_epoch: Any = None,
+) -> Network:  # fmt: skip
+    """Fit a fresh network on the pairs in `use` for so many epochs, or until `after_epoch(network, epoch)` says stop."""
+    n = len(windows.catalogue)
+    rng = np.random.default_rng([seed, 1])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Network(config, n).to(device)
+        decay = [p for name, p in network.named_parameters() if p.dim() == 2 and "item" not in name and "position" not in name]
+        rest = [p for p in network.parameters() if not any(p is d for d in decay)]
+        optimiser = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=config.rate, betas=(0.9, 0.98)
+        )
+        popularity = np.bincount(windows.target, minlength=n) / windows.n_pairs
+        log_q = torch.from_numpy(np.log(np.maximum(popularity, 1e-12)).astype(np.float32)).to(device)
+        step = 0
+        for epoch in range(epochs):
+            network.train()
+            total, mass = 0.0, 0.0
+            for items, cell, target, weight in windows.batches(config.batch, rng, use, n):
+                blank = torch.from_numpy(rng.random(items.shape) < config.unknown) & (items < n)
+                items = items.masked_fill(blank, n).to(device)
+                cell, target, weight = cell.to(device), target.to(device), weight.to(device)
+                used, row = torch.unique(cell, return_inverse=True)
+                z = network(items).reshape(-1, config.dim)[used]
+                if config.loss == "full":
+                    loss = FullSoftmax.apply(z, network.targets(), row, target, weight, network.scale)
+                else:
+                    drawn = torch.from_numpy(rng.choice(n, config.negatives, p=popularity)).to(device)
+                    loss = sampled_softmax(z, network.targets(), row, target, weight, network.scale, drawn, log_q)
+                step += 1
+                if not torch.isfinite(loss):
+                    raise KarmafunnelError(f"{config!r}: needed a finite loss, found {loss.item()} at step {step} (epoch {epoch + 1})")
+                for group in optimiser.param_groups:
+                    group["lr"] = config.rate * min(1.0, step / 100)
+                optimiser.zero_grad(set_to_none=True)
+                (loss / weight.sum()).backward()
+                optimiser.step()
+                total, mass = total + loss.item(), mass + weight.sum().item()
+            progress(f"SASRec: epoch {epoch + 1} of at most {epochs}, loss {total / max(mass, 1e-9):.3f}")
+            if after_epoch is not None and after_epoch(network, epoch + 1):
+                break
+    return network.eval()
+
+
+def choose_epochs(config: SASRec, windows: Windows, seed: int, progress: Progress, device: str) -> tuple[int, list[float]]:
+    """Number of epochs with the best MRR on the tail of W1, and the MRR after each; `config.epochs` where W1 is too small for a tail."""
+    held = np.flatnonzero(windows.tail)
+    if len(held) < 20 or windows.tail.all():
+        return min(config.epochs, 10), []
+    rng = np.random.default_rng([seed, 2])
+    held = np.sort(rng.choice(held, min(len(held), 4000), replace=False))
+    piece = np.searchsorted(windows.first_pair, held, side="right") - 1
+    curve: list[float] = []
+
+    def stop(network: Network, epoch: int) -> bool:
+        curve.append(tail_mrr(network.eval(), windows, piece, held, device))
+        progress(f"SASRec: epoch {epoch}, MRR {curve[-1]:.4f} on the tail of W1")
+        return epoch - 1 - int(np.argmax(curve)) >= config.patience
+
+    train(config, windows, ~windows.tail, config.epochs, seed, silent, device, stop)
+    return int(np.argmax(curve)) + 1, [round(v, 5) for v in curve]
+
+
+@torch.inference_mode()
+def tail_mrr(network: Network, windows: Windows, piece: np.ndarray, pairs: np.ndarray, device: str) -> float:
+    """Mean reciprocal rank of held-out targets among all items of W1, ties one half."""
+    e = network.targets()
+    total = 0.0
+    for start in range(0, len(pairs), BLOCK):
+        mine = pairs[start : start + BLOCK]
+        items = windows.batch(piece[start : start + BLOCK], np.zeros(windows.n_pairs, dtype=bool), network.n)[0]
+        z = network(items.to(device))[torch.arange(len(mine)), torch.from_numpy(windows.position[mine])]
+        scores = z @ e.T
+        own = scores[torch.arange(len(mine)), torch.from_numpy(windows.target[mine])][:, None]
+        rank = 1 + (scores > own).sum(dim=1) + 0.5 * ((scores == own).sum(dim=1) - 1)
+        total += (1 / rank).sum().item()
+    return total / len(pairs)
+
+
+# -- embedding ----------------------------------------------------------------------------------------------------------
+
+
+class SASRecEmbedding(Embedding):
+    """See `items` for what becomes of an item that W1 does not hold."""
+
+    def __init__(self, value: SASRec, log: Log, network: Network, catalogue: np.ndarray, facts: dict[str, Any] | None = None):
+        super().__init__(value, log, facts)
+        self.config, self.network, self.catalogue = value, network.eval(), catalogue
+        self.device = network.item.weight.device
+        self._number = np.full(log.n_items + 1, len(catalogue), dtype=np.int64)  # UNKNOWN; the last entry answers for padding
+        self._number[catalogue] = np.arange(len(catalogue))
+        self._number[-1] = len(catalogue) + 1
+
+    @torch.inference_mode()
+    def items(self) -> np.ndarray:
+        out = np.zeros((self.log.n_items, self.config.dim), dtype=np.float32)
+        out[self.catalogue] = self.network.targets().cpu().numpy()
+        return out
+
+    @torch.inference_mode()
+    def interests(self, requests: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
+        for start in range(0, len(requests), BLOCK):
+            past = self.log.asof.history(requests[start : start + BLOCK], self.config.length).items
+            count = (past >= 0).sum(axis=1)
+            column = np.arange(self.config.length)[None, :] + (self.config.length - count)[:, None]  # flush left
+            items = np.full((BLOCK, self.config.length + 1), self._number[-1])
+            aligned = np.take_along_axis(past, np.minimum(column, self.config.length - 1), axis=1)
+            items[: len(past), 1:] = self._number[np.where(column < self.config.length, aligned, -1)]
+            z = self.network(torch.from_numpy(items).to(self.device)).cpu().numpy()
+            out[start : start + BLOCK] = z[np.arange(len(past)), count]
+        return out
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {"catalogue": self.catalogue} | {name: x.cpu().numpy() for name, x in self.network.state_dict().items()}

@@ -1,0 +1,57 @@
+"""The documentation says what is true: every command exists, every command is documented, every path and recipe named is there."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import karmafunnel
+from karmafunnel.cli import main
+
+ROOT = Path(karmafunnel.__file__).parent
+PAGES = [p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "LOG.md") if p.exists()]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text: str) -> list[str]:
+    """Lines of fenced shell blocks, continuation lines joined."""
+    fenced = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, flags=re.S)
+    return [line.strip() for block in fenced for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+
+
+def commands() -> list[str]:
+    return sorted({line for page in PAGES for line in blocks(page.read_text()) if line.split()[0].endswith("karmafunnel")})
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_is_documented_and_helps(name):
+    assert f"karmafunnel {name}" in README
+    answer = CliRunner().invoke(main, [name, "--help"])
+    assert answer.exit_code == 0 and main.commands[name].help
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_documented_command_parses(line):
+    """Parsed, not run: unknown commands and options would fail here."""
+    words = line.split("#")[0].split()[1:]
+    command = main.commands[words[0]]
+    parser = command.make_parser(click.Context(command))
+    parser.parse_args([w.strip("'\"") for w in words[1:]])
+
+
+def test_every_file_that_the_readme_names_is_there():
+    for name in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_file_tree_is_the_file_tree():
+    tree = re.search(r"```text\n(.*?)```", README, flags=re.S)
+    assert tree, "README needs a file tree in a ```text block"
+    folder = ""
+    for line in tree.group(1).splitlines():
+        name = line.strip().split()[0]
+        folder = (name if not line.startswith(" ") else folder) if name.endswith("/") and not line.startswith(" ") else folder
+        path = ROOT / name if not line.startswith(" ") else ROOT / folder / name
+        assert path.exists(), path
