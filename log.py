@@ -420,6 +420,7 @@ class AsOf:
         self.times = np.unique(log.t)
         self.rank = np.searchsorted(self.times, log.t)  # (n_requests,)
         self._timelines: dict[Any, np.ndarray] = {}
+        self._values: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._filtered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def _key(self, key: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -519,24 +520,50 @@ class AsOf:
         item, when = np.divmod(timeline, len(self.times) + 1)
         return np.bincount(item[when < rank], minlength=self.log.n_items)
 
-    @cached_property
-    def _prices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = self.log.rows.with_columns(pl.coalesce("price_shown", "price_paid").alias("price")).filter(
-            pl.col("price").is_not_null()
-        )
-        key = self._key(rows["item"].to_numpy(), self.rank[rows["request"].to_numpy()])
-        order = np.argsort(key, kind="stable")
-        listed = self.log.items["price"].fill_null(np.nan).to_numpy()
-        return key[order], rows["price"].to_numpy()[order], listed
+    def _valued(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A timeline with values, and their running sum (one longer): of prices or positions an item, positions a (user, item)."""
+        if name not in self._values:
+            price = pl.coalesce("price_shown", "price_paid")
+            value = {"price": price, "position": pl.col("position"), "own_position": pl.col("position")}[name]
+            rows = self.log.rows.with_columns(value.cast(pl.Float64).alias("value")).filter(pl.col("value").is_not_null())
+            of = rows["item"].to_numpy().astype(np.int64)
+            if name == "own_position":
+                of = rows["user"].to_numpy() * np.int64(self.log.n_items) + of
+            key = self._key(of, self.rank[rows["request"].to_numpy()])
+            order = np.argsort(key, kind="stable")
+            values = rows["value"].to_numpy()[order]
+            self._values[name] = key[order], values, np.concatenate([[0.0], np.cumsum(values)])
+        return self._values[name]
+
+    def _last(self, name: str, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """The last value of each key before the time rank, NaN where there is none."""
+        keys, values, _ = self._valued(name)
+        if len(keys) == 0:
+            return np.full(len(of), np.nan)
+        at = np.searchsorted(keys, self._key(of, rank)) - 1
+        seen = (at >= 0) & (keys[np.maximum(at, 0)] // (len(self.times) + 1) == of)
+        return np.where(seen, values[np.maximum(at, 0)], np.nan)
 
     def price(self, items: np.ndarray, t: np.ndarray) -> np.ndarray:
         """The last price seen before t (shown or paid), else the list price, else NaN; aligned float64 arrays."""
-        keys, prices, listed = self._prices
-        if len(keys) == 0:
-            return listed[items]
-        at = np.searchsorted(keys, self._key(items, self.time_rank(t))) - 1
-        seen = (at >= 0) & (keys[np.maximum(at, 0)] // (len(self.times) + 1) == items)
-        return np.where(seen, prices[np.maximum(at, 0)], listed[items])
+        seen = self._last("price", items, self.time_rank(t))
+        return np.where(np.isnan(seen), self._list_price[items], seen)
+
+    @cached_property
+    def _list_price(self) -> np.ndarray:
+        return self.log.items["price"].fill_null(np.nan).to_numpy()
+
+    def mean_position(self, items: np.ndarray, t: np.ndarray) -> np.ndarray:
+        """The mean position at which each item was shown before its t, NaN where it never was; aligned arrays."""
+        keys, _, total = self._valued("position")
+        end = np.searchsorted(keys, self._key(items, self.time_rank(t)))
+        start = np.searchsorted(keys, self._key(items, np.zeros(len(items), dtype=np.int64)))
+        return np.where(end > start, (total[end] - total[start]) / np.maximum(end - start, 1), np.nan)
+
+    def own_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The position at which the request's user was last shown each item before it, NaN where never; aligned arrays."""
+        pair = self.log.user[requests].astype(np.int64) * self.log.n_items + items
+        return self._last("own_position", pair, self.rank[requests])
 
     # -- eligibility ------------------------------------------------------------------------------------------------
 

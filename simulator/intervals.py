@@ -1,7 +1,8 @@
-"""Intervals and tests: a bootstrap clustered by user, with one set of draws for everything that is asked at once.
+"""Intervals and tests: a bootstrap clustered by user, one set of draws for everything that is asked at once.
 
-A resample draws as many users as there are, with replacement; every figure is computed again from the users' weights. The draws depend on
-the seed and the number of users alone, so that two figures of the same requests are paired. Source: Davison & Hinkley 1997, ch. 2.4.
+A resample draws as many users as there are, with replacement, and every figure is computed again from the users' weights. The
+draws depend on the seed and the number of users alone, so that figures of the same requests are paired. Source: Davison &
+Hinkley 1997, ch. 2.4.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ class Estimate(Protocol):
     def n(self) -> int: ...
     @property
     def undefined(self) -> int: ...
+    @property
+    def units(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Ratio:
     """Sum of `num` / sum of `den` over units (requests, users); a unit whose num is NaN is undefined and left out.
 
-    A mean has den 1. Arrays are (n_units,); `cluster` is the user number; `counts` is what a unit adds to n (1 by default).
+    A mean has den 1. Arrays are (n_units,); `cluster` is the user number. A ratio of sums (as survival is) has `counts`: what a
+    unit adds to n; an undefined unit then adds nothing to either sum.
     """
 
     num: np.ndarray
@@ -60,6 +64,10 @@ class Ratio:
     @property
     def undefined(self) -> int:
         return int((~self.known).sum())
+
+    @property
+    def units(self) -> int:
+        return len(self.num)
 
     def where(self, keep: np.ndarray) -> Ratio:
         """The same figure with more units undefined: `keep` (n_units,) bool."""
@@ -99,6 +107,10 @@ class PooledAUC:
     def n(self) -> int:
         return len(self.scores)
 
+    @property
+    def units(self) -> int:
+        return self.n
+
     def resamples(self, wanted: int) -> int:
         return min(wanted, max(FEWEST, VISITS // max(len(self.scores), 1)))
 
@@ -132,6 +144,10 @@ class Calibration:
     @property
     def n(self) -> int:
         return len(self.probabilities)
+
+    @property
+    def units(self) -> int:
+        return self.n
 
 
 def draws(n_clusters: int, resamples: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -183,7 +183,9 @@ class Ledgers:
         """Replay one chunk of requests."""
         forced = logged(self.scene, requests)
         steps = self.fitted.run(requests, forced, exact=True)
-        eligible = self.log.asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy())
+        first = steps[0].forced
+        # What recall was handed is eligible in fact, such as an item of a list that was shown for the first time.
+        eligible = self.log.asof.is_eligible(first[REQUEST].to_numpy(), first[ITEM].to_numpy()) | first["wins"].is_not_null().to_numpy()
         return {
             "slates": self._slates(steps),
             "requests": self._requests(requests, steps, forced, eligible),
@@ -238,7 +240,7 @@ class Ledgers:
         size = len(requests)
         columns = [
             pl.Series("n_truth", np.bincount(group[truth], minlength=size), pl.Int32),
-            pl.Series("n_eligible", log.asof.known(requests), pl.Int32),
+            pl.Series("n_eligible", np.maximum(log.asof.known(requests), steps[0].rows_in), pl.Int32),
             pl.Series("n_truth_eligible", np.bincount(group[truth & eligible], minlength=size), pl.Int32),
             pl.Series("n_shown", np.bincount(np.searchsorted(requests, shown[REQUEST].to_numpy()), minlength=size), pl.Int32),
             pl.Series("new_user", log.asof.n_events(requests) == 0, pl.Boolean),

@@ -163,7 +163,7 @@ class Popularity(Feature):
     days: float = 7
     prior: float = 20  # showings' worth of doubt
 
-    columns: ClassVar[tuple[str, ...]] = ("popularity", "popularity_recent", "shown", "ctr")
+    columns: ClassVar[tuple[str, ...]] = ("popularity", "popularity_recent", "popularity_rank", "shown", "ctr", "ctr_rank")
 
     def compute(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
@@ -172,10 +172,11 @@ class Popularity(Feature):
         recent = asof.count(rows.item, rows.t, "event", within)
         if not rows.scene.log.has("exposures"):
             nan = np.full(len(rows.item), np.nan)
-            return stack(np.log1p(total), np.log1p(recent), nan, nan)
+            return stack(np.log1p(total), np.log1p(recent), rows.share_below(total), nan, nan, nan)
         shown = asof.count(rows.item, rows.t, "shown")
         clicked = asof.count(rows.item, rows.t, "click")
-        return stack(np.log1p(total), np.log1p(recent), np.log1p(shown), (clicked + 0.05 * self.prior) / (shown + self.prior))
+        ctr = (clicked + 0.05 * self.prior) / (shown + self.prior)
+        return stack(np.log1p(total), np.log1p(recent), rows.share_below(total), np.log1p(shown), ctr, rows.share_below(ctr))
 
 
 @dataclass(frozen=True, repr=False)
@@ -238,6 +239,26 @@ class Own(Feature):
         since = self.depth - column[at] if len(sequence) else np.ones(len(wanted))
         ages = history.ages[row[at], column[at]] if len(sequence) else np.zeros(len(wanted))
         return np.where(found, 1.0 / since, 0.0), np.where(found, ages, np.nan), times
+
+
+@dataclass(frozen=True, repr=False)
+class Placement(Feature):
+    """Where earlier lists showed the item: its mean position, its position in this user's last list, and how far below the
+    last click of the user that was. Earlier lists only: the request's own list is never read.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ("mean_position", "own_position", "own_position_below_click")
+
+    def check(self, scene: Scene, who: str) -> None:
+        if not scene.log.has("exposures"):
+            raise KarmafunnelError(f"{who}: {self!r} needs shown lists, log {scene.log.name} has no exposures")
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        asof = rows.scene.log.asof
+        own = asof.own_position(rows.request, rows.item)
+        last = asof.history(rows.requests, 1).items[:, 0]
+        clicked = np.where(last >= 0, asof.own_position(rows.requests, np.maximum(last, 0)), np.nan)
+        return stack(asof.mean_position(rows.item, rows.t), own, own - clicked[rows.group])
 
 
 @dataclass(frozen=True, repr=False)

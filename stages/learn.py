@@ -17,6 +17,7 @@ from ..log import KarmafunnelError, write_json
 from ..models import ctr, gbdt
 from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, with_forced
 from .features import Feature, compute
+from .recall import ItemKNN
 
 CHUNK = 256  # requests at a time
 
@@ -25,13 +26,15 @@ CHUNK = 256  # requests at a time
 class Sample(Typed):
     """Which rows a stage model learns from, a request: its truth, and as negatives what was shown and not chosen
     (`exposed`), so many of the other candidates that its upstream passes (`passed`), so many random eligible items
-    (`random`). At most `requests` requests of the window, evenly spaced in time.
+    (`random`). At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W1 as well, where no
+    feature reads a vector that was fitted on W1.
     """
 
     exposed: bool = True
     passed: int = 50
     random: int = 5
     requests: int = 3000
+    windows: tuple[str, ...] = ("W2a",)
 
 
 def spaced(requests: np.ndarray, most: int) -> np.ndarray:
@@ -55,14 +58,13 @@ def sampled(
 ) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
     """Chunks of (frame that the stage would score, rows of it to learn from); the frame has a `truth` column.
 
-    Truth that was not eligible is left out: no stage could ever be handed it.
+    Logged rows that were neither eligible nor passed are left out: the stage could never be handed them.
     """
     rng = np.random.default_rng([scene.seed, seed])
     asof = scene.log.asof
     for start in range(0, len(requests), CHUNK):
         chunk = requests[start : start + CHUNK]
         forced = logged(scene, chunk, sample.exposed)
-        forced = forced.filter(pl.Series(asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()), dtype=pl.Boolean))
         if sample.random:
             eligible = asof.eligible(chunk)
             drawn = [e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in eligible]
@@ -76,6 +78,10 @@ def sampled(
         name = last.stage.name
         keep = [pl.col(SCORE).alias(f"{name}.score"), pl.col("rank").alias(f"{name}.rank")]
         slate, forced = last.slate.with_columns(keep), last.forced.with_columns(keep)
+        reachable = (
+            asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()) | forced["wins"].is_not_null().to_numpy()
+        )
+        forced = forced.filter(pl.Series(reachable, dtype=pl.Boolean))
         frame = with_forced(slate, forced)
         key = frame[REQUEST].to_numpy() * scene.log.n_items + frame[ITEM].to_numpy()
         n = slate.height
@@ -87,7 +93,10 @@ def sampled(
         chosen = place[(nth < sample.passed) & (draw[place] < 2.0)]
         rows = np.concatenate([chosen, np.arange(n, frame.height)])
         truth = np.concatenate([np.zeros(n, dtype=bool), forced["truth"].to_numpy()])
-        yield frame.with_columns(pl.Series("truth", truth)), rows[np.argsort(frame[REQUEST].to_numpy()[rows], kind="stable")]
+        # Within a request rows stand in the order of their hash: logged lists come best first, and a learner that breaks ties by
+        # row order would read it.
+        request, item = frame[REQUEST].to_numpy()[rows], frame[ITEM].to_numpy()[rows]
+        yield frame.with_columns(pl.Series("truth", truth)), rows[np.lexsort((scene.tie(request, item), request))]
 
 
 @dataclass
@@ -104,19 +113,32 @@ class Table:
         return np.unique(self.request, return_counts=True)[1]
 
 
+def fitted_on_w1(stage: Stage) -> bool:
+    """Whether a stage learns something of W1 itself (or one of its channels does)."""
+    return any(isinstance(part, ItemKNN) for part in (stage, *getattr(stage, "channels", ())))
+
+
 def training_table(
-    stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, window: str, sample: Sample
+    stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample
 ) -> Table:
-    """The rows of one window that a stage learns from, requests without truth or without a negative left out."""
+    """The rows of some windows that a stage learns from, requests without truth or without a negative left out.
+
+    Raises KarmafunnelError where a vector that the stage or its upstream reads was fitted on a window to learn from.
+    """
     if upstream is None:
         raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): needs a stage before it to learn from, found none")
     for feature in features:
         feature.check(scene, stage.name)
+    readers = [s for s in (*upstream.funnel.stages, stage) if s.embedders() or fitted_on_w1(s)]
+    if "W1" in windows and readers:
+        raise KarmafunnelError(
+            f"{stage.name} ({type(stage).__name__}): cannot learn from W1, where what {readers[0]!r} reads was fitted"
+        )
     with_truth = np.unique(scene.truth[REQUEST].to_numpy())
-    requests = scene.log.requests_in(window)
+    requests = scene.log.requests_in(*windows)
     requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)
     xs, ys, rs, items = [], [], [], []
-    for frame, rows in sampled(scene, upstream, requests, sample, seed=("W2a", "W2b").index(window)):
+    for frame, rows in sampled(scene, upstream, requests, sample, seed=int("W2b" in windows)):
         xs.append(compute(scene, features, frame)[rows])
         picked = frame[rows]
         ys.append(picked["truth"].to_numpy())
@@ -132,7 +154,7 @@ def training_table(
     both = ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
     if not both.any():
         raise KarmafunnelError(
-            f"{stage.name} ({type(stage).__name__}): needs requests of {window} with truth and negatives among what its upstream passes; "
+            f"{stage.name} ({type(stage).__name__}): needs requests of {list(windows)} with truth and negatives among what its upstream passes; "
             f"found none in {len(requests)} requests with truth"
         )
     return Table(table.x[both], table.y[both], table.request[both], table.item[both])
@@ -202,8 +224,8 @@ class Boosted(Stage):
         return [c for f in self.features for c in f.columns]
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedBoosted:
-        train = training_table(self, self.features, scene, upstream, "W2a", self.sample)
-        valid = training_table(self, self.features, scene, upstream, "W2b", self.sample)
+        train = training_table(self, self.features, scene, upstream, self.sample.windows, self.sample)
+        valid = training_table(self, self.features, scene, upstream, ["W2b"], self.sample)
         booster = gbdt.fit_gbdt(
             train.x, train.y, valid.x, valid.y,
             group=train.group_sizes if self.objective == "lambdarank" else None,
@@ -293,8 +315,8 @@ class Neural(Stage):
         return self.network(known, sum(len(f.columns) for f in self.features), vectors)
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedNeural:
-        train = training_table(self, self.features, scene, upstream, "W2a", self.sample)
-        valid = training_table(self, self.features, scene, upstream, "W2b", self.sample)
+        train = training_table(self, self.features, scene, upstream, self.sample.windows, self.sample)
+        valid = training_table(self, self.features, scene, upstream, ["W2b"], self.sample)
         known = np.zeros(scene.log.n_items, dtype=bool)
         known[train.item] = True
         torch.manual_seed(scene.seed)

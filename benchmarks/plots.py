@@ -1,0 +1,298 @@
+"""Figures of the report, as plain plotly dicts (data, layout) made from measure rows; colours of text and grid are set where they are drawn.
+
+A stage has one colour everywhere. Nothing is computed here but positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..log import KarmafunnelError
+from ..simulator.measures import Cascade
+from .table import AFTER, BEFORE, Row, in_order, number
+
+Plot = dict[str, Any]
+COLOURS = ("#4f83b5", "#dd9a3c", "#9d6bb5", "#3a9c9c", "#c75f5f", "#8f8a3c")
+KEPT, NOT_ELIGIBLE, INDEX, ALL, QUIET = "#4f9d78", "#a9adb3", "#c75f5f", "#7d8794", "#8b9199"
+LINES = {"ceiling": "dash", "logged order": "dashdot", "random": "dot", "base rate": "dot"}
+
+
+def faint(colour: str, alpha: float) -> str:
+    """A hex colour with transparency."""
+    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({r},{g},{b},{alpha})"
+
+
+def colour_of(stages: Sequence[str]) -> dict[str, str]:
+    """One colour a name, in order."""
+    return {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
+
+
+def axis(i: int, letter: str) -> str:
+    return f"{letter}axis{i + 1 if i else ''}"
+
+
+def panes(n: int, per_row: int, gap: float = 0.06, row_gap: float = 0.2) -> list[tuple[list[float], list[float]]]:
+    """Domains (x, y) of n equal panes, row by row from the top."""
+    per_row = min(per_row, n)
+    rows = -(-n // per_row)
+    width = (1 - gap * (per_row - 1)) / per_row
+    height = (1 - row_gap * (rows - 1)) / rows
+    found = []
+    for i in range(n):
+        row, column = divmod(i, per_row)
+        left, top = column * (width + gap), 1 - row * (height + row_gap)
+        found.append(([left, left + width], [top - height, top]))
+    return found
+
+
+def heading(text: str, domain: tuple[list[float], list[float]]) -> Plot:
+    """A title above one pane, flush left."""
+    x, y = domain
+    place = {"x": x[0], "y": y[1], "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 6}
+    return {"text": f"<b>{text}</b>", "showarrow": False, "font": {"size": 13}, **place}
+
+
+def percent(share: float | None) -> str:
+    if share is None:
+        return "n/a"
+    return f"{share:.1%}" if share == 0 or share >= 0.001 else "<0.1%"
+
+
+def amount(money: float, currency: str | None) -> str:
+    """Money in as few characters as tell it apart."""
+    for size, suffix in ((1e9, "bn"), (1e6, "m"), (1e4, "k")):
+        if abs(money) >= size:
+            short = money / (1e3 if suffix == "k" else size)
+            return f"{short:,.{1 if short < 100 else 0}f}{suffix} {currency or ''}".strip()
+    return f"{money:,.0f} {currency or ''}".strip()
+
+
+# -- where truth goes ---------------------------------------------------------------------------------------------------
+
+
+def reason_name(reason: str, stages: Sequence[str]) -> str:
+    """A reason of the ledger, in words."""
+    words = {"not eligible": "not eligible", "index": "missed by the index", "kept": "kept", stages[0]: f"not recalled ({stages[0]})"}
+    return words.get(reason, f"cut by {reason}")
+
+
+def reason_colours(stages: Sequence[str]) -> dict[str, str]:
+    return {"not eligible": NOT_ELIGIBLE, "index": INDEX, "kept": KEPT} | colour_of(stages)
+
+
+def reasons(losses: Sequence[Row], stages: Sequence[str]) -> list[str]:
+    """The reasons to show, in the order things happen: the index only where it lost anything."""
+    missed = any(row["reason"] == "index" and row["items"] for row in losses)
+    return ["not eligible", *(["index"] if missed else []), *stages, "kept"]
+
+
+def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str | None) -> Plot:
+    """Truth items, and their money where it is known, falling stage by stage from all of them to what is kept."""
+    rows = {row["reason"]: row for row in cascade.losses if row["slice"] == "all"}
+    order = reasons(cascade.losses, stages)
+    colours = reason_colours(stages)
+    names = [f"all {label}ed items".replace("purchaseed", "purchased"), *(reason_name(r, stages) for r in order)]
+    kinds = [("items", "share", "truth items")]
+    if rows["kept"]["money_share"] is not None:
+        kinds.append(("money", "money_share", "their money"))
+    domains = panes(len(kinds), 2, gap=0.04)
+    data, layout = [], {"height": 60 + 34 * len(names), "margin": {"l": 150, "r": 20, "t": 30, "b": 30}, "showlegend": False, "bargap": 0.28}
+    notes = []
+    for i, (kind, share, title) in enumerate(kinds):
+        left, bases, widths, texts, hovers = 1.0, [0.0], [1.0], [], []
+        total = sum(row[kind] for row in rows.values())
+        say = (lambda value: f"{value:,.0f}") if kind == "items" else (lambda value: amount(value, currency))
+        texts.append(say(total))
+        hovers.append(f"{say(total)}")
+        for reason in order:
+            row = rows[reason]
+            size = row[share] or 0.0
+            left -= size if reason != "kept" else 0.0
+            bases.append(0.0 if reason == "kept" else left)
+            widths.append(size)
+            texts.append(f"{'' if reason == 'kept' or size == 0 else '−'}{percent(size)}")
+            missed = "" if row["median_margin"] is None else f"<br>missed by {row['median_margin']:,.0f} ranks (median)"
+            hovers.append(f"{say(row[kind])} = {percent(size)}{missed}")
+        data.append(
+            {
+                "type": "bar", "orientation": "h", "y": names, "x": widths, "base": bases, "text": texts, "textposition": "outside",
+                "cliponaxis": False, "constraintext": "none", "marker": {"color": [ALL, *(colours[r] for r in order)]},
+                "customdata": hovers, "hovertemplate": "<b>%{y}</b><br>%{customdata}<extra></extra>",
+                "xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", ""),
+            }
+        )  # fmt: skip
+        x, y = domains[i]
+        layout[axis(i, "x")] = {"domain": x, "anchor": axis(i, "y").replace("axis", ""), "range": [0, 1.16], "tickformat": ".0%", "dtick": 0.25}
+        layout[axis(i, "y")] = {"domain": y, "anchor": axis(i, "x").replace("axis", ""), "autorange": "reversed", "showticklabels": i == 0, "showgrid": False}
+        notes.append(heading(title, domains[i]))
+    return {"data": data, "layout": layout | {"annotations": notes}}
+
+
+def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
+    """Where truth of every slice goes: one bar a slice value, split by reason; one pane a slice."""
+    by_slice: dict[str, list[str]] = {}
+    for row in losses:
+        name = row["slice"].split("=")[0]
+        if row["slice"] not in by_slice.setdefault(name, []):
+            by_slice[name].append(row["slice"])
+    found = {(row["slice"], row["reason"]): row for row in losses}
+    order = reasons(losses, stages)
+    counts = {s: sum(found[s, r]["items"] for r in {row["reason"] for row in losses}) for values in by_slice.values() for s in values}
+    labels = [s for values in by_slice.values() for s in values if counts[s]]
+    names = [f"{s.replace('=', ': ')} ({counts[s]:,})" for s in labels]
+    colours = reason_colours(stages)
+    data = [
+        {
+            "type": "bar", "orientation": "h", "name": reason_name(reason, stages), "y": names, "x": [found[s, reason]["share"] for s in labels],
+            "marker": {"color": colours[reason]}, "hovertemplate": "<b>%{y}</b><br>" + reason_name(reason, stages) + " %{x:.1%}<extra></extra>",
+        }
+        for reason in order
+    ]  # fmt: skip
+    # A little air between slices: blank categories would be simpler to read than lines.
+    layout = {
+        "barmode": "stack", "height": 90 + 24 * len(names), "margin": {"l": 170, "r": 20, "t": 40, "b": 30}, "bargap": 0.25,
+        "xaxis": {"range": [0, 1], "tickformat": ".0%"}, "yaxis": {"autorange": "reversed", "showgrid": False},
+        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+# -- measures -----------------------------------------------------------------------------------------------------------
+
+
+def curves(panels: Sequence[tuple[str, Sequence[Row]]], stages: Sequence[str], per_row: int = 2) -> Plot:
+    """A measure over k (log scale), one line a stage with its interval as a band, ceiling and random beside; one pane a panel."""
+    domains = panes(len(panels), per_row, gap=0.08)
+    colours = colour_of(stages)
+    data: list[Plot] = []
+    height = 330 * -(-len(panels) // per_row)
+    layout: Plot = {"height": height + 60, "margin": {"l": 50, "r": 20, "t": 70, "b": 45}, "annotations": []}
+    layout["legend"] = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "yref": "container", "traceorder": "normal"}
+    for i, (title, rows) in enumerate(panels):
+        places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
+        for stage in in_order(rows, "stage"):
+            if stage in BEFORE:
+                continue
+            mine = sorted((int(row["measure"].split("@")[1].split(":")[0]), row) for row in rows if row["stage"] == stage and row["value"] is not None)
+            if not mine:
+                continue
+            ks, points = [k for k, _ in mine], [row for _, row in mine]
+            colour = colours.get(stage, QUIET)
+            common = {"type": "scatter", "x": ks, "legendgroup": stage, **places}
+            if stage not in AFTER and all(row["low"] is not None for row in points):
+                band = {"x": [*ks, *ks[::-1]], "y": [*(r["high"] for r in points), *(r["low"] for r in points[::-1])]}
+                data.append(common | band | {"mode": "lines", "fill": "toself", "fillcolor": faint(colour, 0.15), "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False})
+            texts = [f"{number(r['value'])}" + (f" [{number(r['low'])}, {number(r['high'])}]" if r["low"] is not None else "") for r in points]
+            look = {"color": colour, "width": 1.5 if stage in AFTER else 2.2, "dash": LINES.get(stage, "solid")}
+            data.append(
+                common
+                | {
+                    "y": [row["value"] for row in points], "name": stage, "mode": "lines" if stage in AFTER else "lines+markers", "line": look,
+                    "marker": {"size": 5}, "showlegend": i == 0, "text": texts, "hovertemplate": f"{stage}, k = %{{x}}<br>%{{text}}<extra></extra>",
+                }
+            )  # fmt: skip
+        x, y = domains[i]
+        every = sorted({int(row["measure"].split("@")[1].split(":")[0]) for row in rows})
+        ticks = [k for k in every if str(k)[0] in "125" and not str(k)[1:].strip("0")]
+        layout[axis(i, "x")] = {"domain": x, "anchor": places["yaxis"], "type": "log", "tickvals": ticks, "ticktext": [f"{k:,}" for k in ticks], "title": {"text": "k", "standoff": 6}}
+        layout[axis(i, "y")] = {"domain": y, "anchor": places["xaxis"], "range": [0, 1.03]}
+        layout["annotations"].append(heading(title, domains[i]))
+    return {"data": data, "layout": layout}
+
+
+def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: str, rows_by: str, per_row: int = 3, zero: bool = False) -> Plot:
+    """Values with intervals: one line a value of `rows_by`, one colour a value of `by`; one pane a panel."""
+    domains = panes(len(panels), per_row, gap=0.05, row_gap=0.3)
+    colours = colour_of(names)
+    deepest = max(len({row[rows_by] for row in rows}) for _, rows in panels)
+    rows_of_panes = -(-len(panels) // per_row)
+    layout: Plot = {"height": (46 + deepest * (18 + 9 * len(names))) * rows_of_panes + 70, "margin": {"l": 20, "r": 20, "t": 66, "b": 36}, "annotations": []}
+    layout["legend"] = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "yref": "container", "traceorder": "normal"}
+    data: list[Plot] = []
+    named: set[str] = set()
+    for i, (title, rows) in enumerate(panels):
+        places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
+        lines = in_order(rows, rows_by)
+        shown = [line for line in lines if any(row["value"] is not None for row in rows if row[rows_by] == line)]
+        labels = {line: _line_label(line, [row for row in rows if row[rows_by] == line]) for line in shown}
+        for j, name in enumerate(names):
+            mine = [row for row in rows if row[by] == name and row["value"] is not None]
+            if not mine:
+                continue
+            offset = (j - (len(names) - 1) / 2) * min(0.24, 0.72 / len(names))
+            high = [0 if row["high"] is None else row["high"] - row["value"] for row in mine]
+            low = [0 if row["low"] is None else row["value"] - row["low"] for row in mine]
+            data.append(
+                {
+                    "type": "scatter", "mode": "markers", "name": name, "legendgroup": name, "showlegend": name not in named and len(names) > 1,
+                    "x": [row["value"] for row in mine], "y": [shown.index(row[rows_by]) + offset for row in mine],
+                    "marker": {"size": 8, "color": [QUIET if len(names) == 1 and row[rows_by] in AFTER else colours[name] for row in mine]},
+                    "error_x": {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1.6, "width": 0, "color": faint(colours[name], 0.75)},
+                    "text": [f"{row[rows_by]}: {number(row['value'])}" + (f" [{number(row['low'])}, {number(row['high'])}]" if row["low"] is not None else "") + f", n {row['n']:,}" for row in mine],
+                    "hovertemplate": f"<b>{name}</b><br>%{{text}}<extra></extra>", **places,
+                }
+            )  # fmt: skip
+            named.add(name)
+        x, y = domains[i]
+        layout[axis(i, "x")] = {"domain": x, "anchor": places["yaxis"], "nticks": 6} | ({"rangemode": "tozero"} if zero else {})
+        layout[axis(i, "y")] = {
+            "domain": y, "anchor": places["xaxis"], "tickvals": list(range(len(shown))), "ticktext": [labels[line] for line in shown],
+            "range": [len(shown) - 0.4, -0.6], "showgrid": False, "automargin": True,
+        }  # fmt: skip
+        layout["annotations"].append(heading(title, domains[i]))
+    return {"data": data, "layout": layout}
+
+
+def _line_label(line: str, rows: Sequence[Row]) -> str:
+    return line.split("=")[-1]
+
+
+def calibration(panels: Sequence[tuple[str, Sequence[Row]]], per_row: int = 3) -> Plot:
+    """Frequency against mean probability, one point a bin of equal mass (`probability`, `frequency`, `rows`); one pane a panel."""
+    domains = panes(max(len(panels), 2), per_row, gap=0.08)
+    data: list[Plot] = []
+    layout: Plot = {"height": 340 * -(-len(panels) // per_row) + 40, "margin": {"l": 60, "r": 20, "t": 40, "b": 50}, "annotations": [], "showlegend": False}
+    for i, (title, bins) in enumerate(panels):
+        places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
+        most = max([row[c] for row in bins for c in ("probability", "frequency")], default=1.0) * 1.08 or 1.0
+        data.append({"type": "scatter", "mode": "lines", "x": [0, most], "y": [0, most], "line": {"color": QUIET, "dash": "dot", "width": 1.5}, "hoverinfo": "skip", **places})
+        data.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "x": [row["probability"] for row in bins], "y": [row["frequency"] for row in bins],
+                "line": {"color": COLOURS[0], "width": 1.5}, "marker": {"size": 8, "color": COLOURS[0]}, "customdata": [row["rows"] for row in bins],
+                "hovertemplate": "said %{x:.2%}, happened %{y:.2%}<br>%{customdata:,} exposures<extra></extra>", **places,
+            }
+        )  # fmt: skip
+        x, y = domains[i]
+        layout[axis(i, "x")] = {"domain": x, "anchor": places["yaxis"], "range": [0, most], "tickformat": ".0%", "nticks": 6, "title": {"text": "mean probability", "standoff": 6}}
+        layout[axis(i, "y")] = {"domain": y, "anchor": places["xaxis"], "range": [0, most], "tickformat": ".0%", "nticks": 6, "title": {"text": "frequency", "standoff": 6}}
+        layout["annotations"].append(heading(title, domains[i]))
+    return {"data": data, "layout": layout}
+
+
+# -- pictures -----------------------------------------------------------------------------------------------------------
+
+
+def write_picture(plot: Plot, path: Path, width: int = 1000) -> Path:
+    """Write a figure as PNG, SVG or PDF (by the suffix), on white.
+
+    Raises KarmafunnelError where kaleido (`pip install karmafunnel[images]`) or the Chromium it drives is missing.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure(plot)
+    figure.update_layout(
+        width=width, paper_bgcolor="white", plot_bgcolor="white", font={"family": "system-ui, Helvetica, Arial, sans-serif", "size": 13, "color": "#24292f"}
+    )
+    figure.update_xaxes(gridcolor="#e6e6e3", zeroline=False)
+    figure.update_yaxes(gridcolor="#e6e6e3", zeroline=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.write_image(path, scale=2 if path.suffix == ".png" else 1)
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise KarmafunnelError(f"picture {path}: needs kaleido (pip install 'karmafunnel[images]') and a Chromium; found: {reason}") from error
+    return path

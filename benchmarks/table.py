@@ -1,0 +1,455 @@
+"""Tables of measure rows (`measures.measure`) and of comparison rows (`measures.compare`): terminal, CSV, Markdown, LaTeX, HTML, JSON.
+
+One pivot serves all formats: stages as lines and measures as columns (or, `across="label"`, Runs as columns). A cell is value and
+95% interval; n, undefined units, denominators, definitions and the reasons of every n/a stand below the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..log import KarmafunnelError
+from ..simulator.measures import Measure
+
+Row = dict[str, Any]
+# Lines of measure rows that are no stage: what comes before the stages, and what they are to be held against.
+BEFORE, AFTER = ("eligible",), ("end to end", "ceiling", "logged order", "random", "base rate")
+INTERVALS = "Intervals: 95%, bootstrap over users."
+
+
+# -- words and numbers --------------------------------------------------------------------------------------------------
+
+
+def places(value: float | None) -> int:
+    """Decimals of a value and its interval: three; small values keep two significant digits, so that 0.0004 does not read as nothing."""
+    size = abs(value or 0.0)
+    return 3 if size >= 0.01 or size < 1e-9 else min(-math.floor(math.log10(size)) + 1, 9)
+
+
+def number(value: float | None, signed: bool = False, decimals: int | None = None) -> str:
+    """A value as the tables print it."""
+    if value is None:
+        return "n/a"
+    text = f"{value:,.{places(value) if decimals is None else decimals}f}"
+    return ("+" if signed and value > 0 else "") + text.replace("-", "−")
+
+
+def between(row: Row, signed: bool = False, value: str = "value") -> str:
+    """The interval of a row in the decimals of its value, or nothing where there is none."""
+    if row["low"] is None or row["high"] is None:
+        return ""
+    decimals = places(row[value] or row["high"])
+    return f"[{number(row['low'], signed, decimals)}, {number(row['high'], signed, decimals)}]"
+
+
+def define(measure: str) -> str:
+    """What a measure is, in one clause; raises KarmafunnelError for an unknown one. Source: `docs/METRICS.md`."""
+    m = Measure.parse(measure)
+    if m.m is not None:
+        return f"of the {m.k} best by the last stage, the share that a stage has among its {m.m} best"
+    weight = {"exposures": "its rows", "positives": "its positives", "none": "nothing"}[m.weight or "exposures"]
+    over = "shown items" if m.population == "exposures" else "all that the stage scored"
+    text = {
+        "HR": f"share of requests with any truth item in the top {m.k}",
+        "Recall": f"truth items in the top {m.k} / truth items, mean over requests",
+        "nDCG": f"hits in the top {m.k} discounted by log2(1 + rank), over the same of the ideal order",
+        "MRR": f"1 / rank of the first truth item{f', 0 beyond rank {m.k}' if m.k else ''}",
+        "GMV-HR": f"money of truth items in the top {m.k} / money of all of them",
+        "GMV-nDCG": f"nDCG@{m.k} with money as the gain",
+        "survival": "truth items in a stage's output / in its input; end to end over all truth items, exactly the product",
+        "ceiling": "share of truth items that are eligible at all",
+        "AUC": "chance that a positive row scores above a negative one, exact, ties one half, all rows pooled",
+        "gAUC": f"AUC within each {m.group} over {over}, weighted by {weight}; {m.group}s of one class left out",
+        "logloss": "mean natural-log loss of the calibrated probability (lower is better)",
+        "ECE": "mean gap between probability and frequency over 15 bins of equal mass (lower is better)",
+    }[m.name]
+    return text + (", money cut at its 99th percentile" if m.w99 else "") + (", over the shown list" if m.exposures else "")
+
+
+def counted(rows: Iterable[Row]) -> str:
+    """n and undefined of rows that were counted: "n 677 (123 undefined, 15.4%)", or the range of n where it differs."""
+    found = [row for row in rows if row["n"]]
+    ns = sorted({row["n"] for row in found})
+    if not ns:
+        return "n 0"
+    text = f"n {ns[0]:,}" if len(ns) == 1 else f"n {ns[0]:,} to {ns[-1]:,}"
+    lost = sorted({(row["undefined"], row["undefined_share"]) for row in found})
+    if lost == [(0, 0.0)]:
+        return text
+    many = f"{lost[0][0]:,}" if len(lost) == 1 else f"{lost[0][0]:,} to {lost[-1][0]:,}"
+    share = f"{lost[0][1]:.1%}" if len(lost) == 1 else f"{min(s for _, s in lost):.1%} to {max(s for _, s in lost):.1%}"
+    return f"{text} ({many} undefined, {share})"
+
+
+# -- the pivot ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one cell says. `marks` are numbers of footnotes; `n` is set where it differs within the column."""
+
+    text: str = ""
+    interval: str = ""
+    n: str = ""
+    marks: tuple[int, ...] = ()
+    row: Row | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table ready to be rendered: leading columns `heads`, then `columns`; lines are (head texts, cells)."""
+
+    heads: list[str]
+    columns: list[str]
+    lines: list[tuple[tuple[str, ...], list[Cell]]]
+    counts: list[str]  # what stands below each column: "n 677 (123 undefined, 15.4%)"; empty where it differs by cell
+    notes: list[str] = field(default_factory=list)  # numbered from 1
+    below: list[str] = field(default_factory=list)  # definitions and references
+
+    def is_reference(self, line: int) -> bool:
+        """Whether a line is no stage but something to hold stages against."""
+        return "stage" in self.heads and self.lines[line][0][self.heads.index("stage")] in (*BEFORE, *AFTER)
+
+
+def sheet(rows: Sequence[Row], across: str = "measure") -> Sheet:
+    """The table of measure or comparison rows; `across` ("measure" or "label") is the field whose values are columns.
+
+    Raises KarmafunnelError for no rows, and for two rows that fall into one cell.
+    """
+    if not rows:
+        raise KarmafunnelError("table: needed at least one measure row, found none")
+    return _comparison(rows) if "difference" in rows[0] else _pivot(rows, across)
+
+
+def in_order(rows: Sequence[Row], name: str) -> list[Any]:
+    """The distinct values of a field: stages as the funnel has them with references after, anything else as it comes."""
+    found = list(dict.fromkeys(row[name] for row in rows))
+    if name != "stage":
+        return found
+    stages = [s for s in found if s not in (*BEFORE, *AFTER)]
+    return [*(s for s in BEFORE if s in found), *stages, *(s for s in AFTER if s in found)]
+
+
+def _pivot(rows: Sequence[Row], across: str) -> Sheet:
+    fields = [f for f in ("label", "measure", "slice", "stage") if f != across]
+    orders = {f: {v: i for i, v in enumerate(in_order(rows, f))} for f in (*fields, across)}
+    heads = [f for f in fields if f in ("stage", "measure") or len(orders[f]) > 1]
+    found: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        line = found.setdefault(tuple(row[f] for f in fields), {})
+        if row[across] in line:
+            raise KarmafunnelError(
+                f"table: two rows for {across} {row[across]!r} of {dict(zip(fields, [row[f] for f in fields], strict=True))}"
+            )
+        line[row[across]] = row
+    keys = sorted(found, key=lambda key: [orders[f][v] for f, v in zip(fields, key, strict=True)])
+    columns = list(orders[across])
+    counts = []
+    for column in columns:
+        of_column = [row for row in rows if row[across] == column and row["n"]]
+        counts.append(counted(of_column) if len({(r["n"], r["undefined"]) for r in of_column}) == 1 else "")
+    notes: dict[str, int] = {}
+    lines = []
+    for key in keys:
+        cells = [_cell(found[key].get(c), not count, notes) for c, count in zip(columns, counts, strict=True)]
+        texts = tuple(str(v) for f, v in zip(fields, key, strict=True) if f in heads)
+        lines.append((texts, cells))
+    return Sheet(heads, columns, lines, counts, list(notes), _below(rows))
+
+
+def _cell(row: Row | None, with_n: bool, notes: dict[str, int]) -> Cell:
+    if row is None:
+        return Cell()
+    # What is said of a reference line (random: expected value) stands below once, not at every cell.
+    marks = () if row["value"] is not None and row["stage"] in (*BEFORE, *AFTER) else _marks(row["note"], notes)
+    if row["value"] is None:
+        return Cell("n/a", marks=marks, row=row)
+    n = f"n {row['n']:,}" if with_n and row["n"] else ""
+    return Cell(number(row["value"]), between(row), n, marks, row)
+
+
+def _marks(note: str, notes: dict[str, int]) -> tuple[int, ...]:
+    return (notes.setdefault(note, len(notes) + 1),) if note else ()
+
+
+def _below(rows: Sequence[Row]) -> list[str]:
+    """Definition, unit, n, denominator of every measure; then what reference lines are, and what counts as truth."""
+    lines = []
+    for measure in in_order(rows, "measure"):
+        mine = [row for row in rows if row["measure"] == measure]
+        denominators = dict.fromkeys(_of_the_stage(row) for row in mine if row["denominator"])
+        unit = next((row["unit"] for row in mine if row["unit"]), "")
+        parts = [
+            define(measure),
+            f"unit: {unit}" if unit else "",
+            counted(mine),
+            f"denominator: {' | '.join(denominators)}" if denominators else "",
+        ]
+        lines.append(f"{measure}: " + "; ".join(filter(None, parts)) + ".")
+    said: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row["stage"] in (*BEFORE, *AFTER) and row["value"] is not None and row["note"]:
+            said.setdefault(row["stage"], {}).update(dict.fromkeys(row["note"].split("; ")))
+    lines += [f"{stage}: {'; '.join(said[stage])}." for stage in (*BEFORE, *AFTER) if stage in said]
+    truth = dict.fromkeys(row["truth"] for row in rows)
+    seeds = max(row["seeds"] for row in rows)
+    more = f" Values are means over {seeds} seeds; intervals resample seeds and users." if seeds > 1 else ""
+    return [*lines, f"Truth: {' | '.join(truth)}ed items. {INTERVALS}{more}".replace("purchaseed", "purchased")]
+
+
+def _of_the_stage(row: Row) -> str:
+    """A denominator that names its stage or slice, so that it reads the same for every one of them."""
+    text = re.sub(rf"\b{re.escape(row['stage'])} scored", "the stage scored", row["denominator"])
+    return text.replace(f" [{row['slice']}]", " in the slice")
+
+
+def _comparison(rows: Sequence[Row]) -> Sheet:
+    """Lines are (measure, slice, stage); columns A, B, B - A, which is better, the smallest effect that could have been seen, n."""
+    a, b = rows[0]["label_a"], rows[0]["label_b"]
+    heads = ["measure", *(["slice"] if len({row["slice"] for row in rows}) > 1 else []), "stage"]
+    notes: dict[str, int] = {}
+    lines = []
+    for row in rows:
+        marks = _marks(row["note"], notes)
+        better = {"A": a, "B": b}.get(row["better"], "")
+        verdict = better + (" (Holm)" if better and row["holm"] else "")
+        cells = [
+            Cell(number(row["value_a"]), marks=marks if row["value_a"] is None else (), row=row), Cell(number(row["value_b"]), row=row),
+            Cell(number(row["difference"], True), between(row, True, "difference"), marks=marks if row["value_a"] is not None else (), row=row),
+            Cell(verdict or ("not told apart" if row["difference"] is not None else ""), row=row),
+            Cell(number(row["smallest_effect"]) if row["smallest_effect"] is not None else "", row=row), Cell(f"{row['n']:,}", row=row),
+        ]  # fmt: skip
+        lines.append((tuple(str(row[h]) for h in heads), cells))
+    seeds = max(row["seeds"] for row in rows)
+    below = [f"{m}: {define(m)}." for m in dict.fromkeys(row["measure"] for row in rows)]
+    below += [
+        f"A = {a}, B = {b}, paired on the same {' or '.join(dict.fromkeys(row['unit'] for row in rows))}s. {INTERVALS}",
+        "Better: the interval of B − A leaves out 0"
+        + (f" and its sign is the same in all {seeds} seeds" if seeds > 1 else "")
+        + "; "
+        "(Holm): it still does when the whole table is to hold at once. Detectable: the smallest effect found with 80% power.",
+    ]
+    return Sheet(heads, [a, b, "B − A", "better", "detectable", "n"], lines, [""] * 6, list(notes), below)
+
+
+# -- formats ------------------------------------------------------------------------------------------------------------
+
+
+def footnotes(table: Sheet) -> list[str]:
+    """What stands below a table: numbered notes first, then definitions."""
+    return [*(f"{i}. {note}" for i, note in enumerate(table.notes, 1)), *table.below]
+
+
+def superscript(marks: Sequence[int]) -> str:
+    return "⁻".join(str(m).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")) for m in marks)
+
+
+def to_terminal(rows: Sequence[Row], width: int = 100, across: str = "measure") -> list[Table]:
+    """Rich tables, as many as it takes for the columns to fit into `width` characters."""
+    full = sheet(rows, across)
+    lead = sum(max(len(h), *(len(texts[i]) for texts, _ in full.lines)) + 3 for i, h in enumerate(full.heads)) + 1
+    chunks: list[list[int]] = [[]]
+    room = 0
+    for c, name in enumerate(full.columns):
+        texts = [
+            t for _, cells in full.lines for t in (cells[c].text + superscript(cells[c].marks), cells[c].interval, cells[c].n)
+        ]
+        size = max(len(t) for t in (name, *_foot(full.counts[c]).split("\n"), *texts)) + 3
+        if chunks[-1] and size > room:
+            chunks.append([])
+        room = (room if chunks[-1] else width - lead) - size
+        chunks[-1].append(c)
+    return [_rich(full, chunk) for chunk in chunks]
+
+
+def _foot(count: str) -> str:
+    """ "n 677", and below it "(123 undefined)"; the share stands in the definition."""
+    return count.split(", ")[0].replace(" (", "\n(") + (")" if ", " in count else "") if "(" in count else count
+
+
+def _rich(full: Sheet, chunk: list[int]) -> Table:
+    table = Table(show_footer=any(full.counts[c] for c in chunk), header_style="bold", footer_style="dim", border_style="dim")
+    for head in full.heads:
+        table.add_column(head, no_wrap=True)
+    for c in chunk:
+        table.add_column(full.columns[c], footer=_foot(full.counts[c]), justify="right", no_wrap=True)
+    before: tuple[str, ...] = ()
+    for i, (texts, all_cells) in enumerate(full.lines):
+        cells = [all_cells[c] for c in chunk]
+        if not any(cell.text for cell in cells):
+            continue
+        if before and len(texts) > 1 and texts[:-1] != before[:-1]:
+            table.add_section()
+        style = "dim" if full.is_reference(i) else ""
+        shown = []
+        for cell in cells:
+            text = Text(cell.text + superscript(cell.marks), style="" if style else "bold")
+            for more in (cell.interval, cell.n):
+                if more:
+                    text.append("\n" + more, style="not bold dim")
+            shown.append(text)
+        table.add_row(*(Text("" if s else t) for s, t in zip(repeated(texts, before), texts, strict=True)), *shown, style=style)
+        before = texts
+    return table
+
+
+def repeated(texts: tuple[str, ...], before: tuple[str, ...]) -> list[bool]:
+    """Which leading texts say what the line before said already."""
+    return [j < len(texts) - 1 and before[: j + 1] == texts[: j + 1] for j in range(len(texts))]
+
+
+def print_table(rows: Sequence[Row], console: Console, across: str = "measure") -> None:
+    """Print measure rows (or comparison rows) with their footnotes."""
+    for table in to_terminal(rows, console.width, across):
+        console.print(table)
+    for line in footnotes(sheet(rows, across)):
+        console.print(Text(line, style="dim"))
+
+
+def print_comparison(rows: Sequence[Row], console: Console) -> None:
+    """Print what `compare` said, with its footnotes."""
+    print_table(rows, console)
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """The rows themselves, unrounded."""
+    return json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n"
+
+
+FIELDS = ("", " low", " high", " n", " undefined", " note")
+
+
+def to_csv(rows: Sequence[Row], across: str = "measure") -> str:
+    """The table with unrounded numbers: value, low, high, n, undefined and note of every cell in columns of their own.
+
+    Comparison rows come as they are, one a line.
+    """
+    table = sheet(rows, across)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    if "difference" in rows[0]:
+        writer.writerow(rows[0])
+        writer.writerows(row.values() for row in rows)
+        return out.getvalue()
+    writer.writerow([*table.heads, *(f"{c}{f}" for c in table.columns for f in FIELDS)])
+    for texts, cells in table.lines:
+        values: list[Any] = []
+        for cell in cells:
+            row = cell.row or {}
+            values += [row.get(f) for f in ("value", "low", "high", "n", "undefined", "note")]
+        writer.writerow([*texts, *("" if v is None else v for v in values)])
+    return out.getvalue()
+
+
+def to_markdown(rows: Sequence[Row], across: str = "measure") -> str:
+    """A GitHub table and its footnotes as a list."""
+    table = sheet(rows, across)
+    lines = [[*table.heads, *table.columns], ["---"] * len(table.heads) + ["---:"] * len(table.columns)]
+    lines[0] = [markdown_escape(t) for t in lines[0]]
+    for texts, cells in table.lines:
+        shown = [" ".join(filter(None, (c.text + superscript(c.marks), markdown_escape(c.interval), c.n))) for c in cells]
+        lines.append([*map(markdown_escape, texts), *shown])
+    if any(table.counts):
+        lines.append([*("*n*" if i == 0 else "" for i in range(len(table.heads))), *(c.removeprefix("n ") for c in table.counts)])
+    notes = [f"{superscript([i])} {markdown_escape(note)}" for i, note in enumerate(table.notes, 1)]
+    out = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return out + "\n" + "".join(f"- {text}\n" for text in [*notes, *map(markdown_escape, table.below)])
+
+
+def markdown_escape(text: str) -> str:
+    """Text that Markdown prints as it stands."""
+    return re.sub(r"([\\*_`<>|\[\]])", r"\\\1", text)
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "−": "$-$", "–": "--", "€": r"\texteuro{}",
+}  # fmt: skip
+
+
+def latex_escape(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return "".join(LATEX.get(c, c) for c in text)
+
+
+def to_latex(rows: Sequence[Row], across: str = "measure") -> str:
+    """A `table` environment (needs the package booktabs) with the footnotes below it."""
+    table = sheet(rows, across)
+
+    def shown(cell: Cell) -> str:
+        text = latex_escape(cell.text) + (f"$^{{{','.join(map(str, cell.marks))}}}$" if cell.marks else "")
+        more = latex_escape(" ".join(filter(None, (cell.interval, cell.n))))
+        return text + (rf" {{\scriptsize {more}}}" if more else "")
+
+    lines = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering\small"]
+    lines += [rf"\begin{{tabular}}{{{'l' * len(table.heads)}{'r' * len(table.columns)}}}", r"\toprule"]
+    lines += [" & ".join(latex_escape(t) for t in [*table.heads, *table.columns]) + r" \\", r"\midrule"]
+    for texts, cells in table.lines:
+        lines.append(" & ".join([*map(latex_escape, texts), *map(shown, cells)]) + r" \\")
+    if any(table.counts):
+        blank = [""] * (len(table.heads) - 1)
+        lines += [
+            r"\midrule",
+            " & ".join(["$n$", *blank, *(rf"{{\scriptsize {latex_escape(c.removeprefix('n '))}}}" for c in table.counts)])
+            + r" \\",
+        ]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\par\medskip\raggedright\footnotesize"]
+    lines += [f"$^{{{i}}}$ {latex_escape(note)}\\par" for i, note in enumerate(table.notes, 1)]
+    lines += [f"{latex_escape(text)}\\par" for text in table.below]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def to_html(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> str:
+    """A `<table>`, numbered notes, and the definitions in a `<details>` (open unless `fold`)."""
+    table = sheet(rows, across)
+    out = ['<div class="wide"><table class="measures"><thead><tr>', *(f"<th>{escape(h)}</th>" for h in table.heads)]
+    for column in table.columns:
+        tip = f' title="{escape(define(column))}"' if across == "measure" and "difference" not in rows[0] else ""
+        out.append(f'<th class="num"{tip}>{escape(column)}</th>')
+    out.append("</tr></thead><tbody>")
+    before: tuple[str, ...] = ()
+    for i, (texts, cells) in enumerate(table.lines):
+        new = before[:1] != texts[:1] and len(texts) > 1
+        classes = " ".join(filter(None, ("reference" if table.is_reference(i) else "", "group" if new and i else "")))
+        out.append(f'<tr class="{classes}">' if classes else "<tr>")
+        out += [f"<th>{'' if s else escape(t)}</th>" for s, t in zip(repeated(texts, before), texts, strict=True)]
+        out += [_html_cell(cell, table) for cell in cells]
+        out.append("</tr>")
+        before = texts
+    out.append("</tbody>")
+    if any(table.counts):
+        counts = "".join(f"<td>{escape(count.removeprefix('n '))}</td>" for count in table.counts)
+        out.append(f'<tfoot><tr><th colspan="{len(table.heads)}">n</th>{counts}</tr></tfoot>')
+    out.append("</table></div>")
+    if table.notes:
+        out.append(f'<ol class="notes">{"".join(f"<li>{escape(n)}</li>" for n in table.notes)}</ol>')
+    defined = "".join(f"<li>{_bold_lead(t)}</li>" for t in table.below)
+    out.append(f'<details class="defs"{"" if fold else " open"}><summary>What these are</summary><ul>{defined}</ul></details>')
+    return "".join(out)
+
+
+def _bold_lead(text: str) -> str:
+    lead, colon, rest = text.partition(": ")
+    return f"<b>{escape(lead)}</b>{colon}{escape(rest)}" if colon else escape(text)
+
+
+def _html_cell(cell: Cell, table: Sheet) -> str:
+    if not cell.text:
+        return "<td></td>"
+    marks = f"<sup>{','.join(map(str, cell.marks))}</sup>" if cell.marks else ""
+    title = f' title="{escape("; ".join(table.notes[m - 1] for m in cell.marks))}"' if cell.marks else ""
+    more = "".join(f' <span class="{name}">{escape(t)}</span>' for name, t in (("ci", cell.interval), ("ci", cell.n)) if t)
+    kind = "na" if cell.text == "n/a" else "v"
+    return f'<td{title}><span class="{kind}">{escape(cell.text)}</span>{marks}{more}</td>'

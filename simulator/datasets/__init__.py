@@ -1,0 +1,34 @@
+"""Real data: one module a source, each with `load(raw folder) -> Log | Catalogue`. A new file in this folder
+is a new source.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from ...log import Catalogue, KarmafunnelError, Log
+
+SOURCES = tuple(
+    sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+)
+
+
+def load(source: str, raw: Path | str) -> Log | Catalogue:
+    """Read a source from its publisher's files in the folder `raw`; raises KarmafunnelError for an unknown
+    source or wrong files.
+    """
+    if source not in SOURCES:
+        raise KarmafunnelError(f"source: needed one of {', '.join(SOURCES)}; found {source!r}")
+    loaded: Log | Catalogue = importlib.import_module(f"{__name__}.{source}").load(Path(raw))
+    return loaded
+
+
+def convert(source: str, raw: Path | str, log_folder: Path | str) -> Log | Catalogue:
+    """Read a source and write it as a log folder, whole or not at all; raises KarmafunnelError as `load`
+    does.
+    """
+    loaded = load(source, raw)
+    loaded.write(log_folder)
+    return loaded

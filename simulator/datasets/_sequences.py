@@ -1,0 +1,101 @@
+"""Order-only logs from a publisher's (history, next item) rows: the training events are rebuilt from the
+histories.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from ...log import KarmafunnelError
+
+SOURCE, EARLIER = "review", "earlier review"
+
+
+def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """Requests, exposures and notes of a log that knows only an order.
+
+    `valid` and `test`: user_id String, history List[String] (oldest first), item_id String; a user's rows in
+    order. The history of a user's first row becomes training events (W1); every validation row is a request
+    of W2 (its last quarter W2b), every test row one of W3. An item that is also a later target of the user (a
+    repeat purchase) may not stand in W1: from the first such event on, the user's events become "earlier
+    review" requests at the start of W2, outside the scenario, so that no fit on W1 sees them and every
+    history stays whole and in order.
+    """
+    quarter = valid.height // 4
+    targets = pl.concat([
+        valid.with_row_index("i").select(
+            "user_id", "item_id", "history", pl.format("valid-{}", "i").alias("request_id"),
+            pl.when(pl.col("i") < valid.height - quarter).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
+            .alias("window"),
+        ),
+        test.with_row_index("i").select(
+            "user_id", "item_id", "history", pl.format("test-{}", "i").alias("request_id"),
+            pl.lit("W3").alias("window"),
+        ),
+    ])  # fmt: skip
+    first = (
+        targets.group_by("user_id", maintain_order=True).agg(pl.col("history").first()).with_row_index("user")
+    )
+    events = (
+        first.select(
+            "user",
+            "user_id",
+            pl.col("history").alias("item_id"),
+            pl.int_ranges(pl.col("history").list.len()).alias("k"),
+        )
+        .filter(pl.col("item_id").list.len() > 0)
+        .explode("item_id", "k")
+        .join(
+            targets.select("user_id", "item_id", pl.lit(True).alias("target")).unique(),
+            on=["user_id", "item_id"],
+            how="left",
+        )
+        .sort("user", "k")
+        .with_columns(pl.col("target").fill_null(False))
+        .with_columns(pl.col("target").cum_max().over("user_id").alias("late"))
+        .with_columns(pl.format("train-{}-{}", "user_id", "k").alias("request_id"))
+        .sort("late", "k", "user")  # round by round: every user's first event, then every user's second, ...
+    )
+    history = events.select(
+        "request_id", "user_id", "item_id",
+        pl.when("late").then(pl.lit(EARLIER)).otherwise(pl.lit(SOURCE)).alias("source"),
+        pl.when("late").then(pl.lit("W2a")).otherwise(pl.lit("W1")).alias("window"),
+    )  # fmt: skip
+    served = targets.select("request_id", "user_id", "item_id", pl.lit(SOURCE).alias("source"), "window")
+    rows = pl.concat([history, served])
+    exposures = rows.select("request_id", "item_id", pl.lit(True).alias("purchased"))
+    notes = {
+        "training events rebuilt from histories": history.filter(pl.col("window") == "W1").height,
+        "training events that are a later target of their user": int(events["target"].sum()),
+        "training events moved to the start of W2 for that": int(events["late"].sum()),
+        "validation and test rows": targets.height,
+        "validation and test rows whose rebuilt history differs from the publisher's": differing(
+            first, targets
+        ),
+    }
+    return rows.drop("item_id"), exposures, notes
+
+
+def differing(first: pl.DataFrame, targets: pl.DataFrame) -> int:
+    """How many rows' histories are not the end of the user's first history followed by the targets of the
+    rows before.
+    """
+    rows = targets.with_columns(pl.int_range(pl.len()).over("user_id").alias("nth"))
+    all_targets = targets.group_by("user_id").agg(pl.col("item_id").alias("targets"))
+    both = first.select("user_id", pl.col("history").alias("start")).join(all_targets, on="user_id")
+    whole = rows.join(both, on="user_id", how="left").with_columns(
+        pl.concat_list("start", "targets").alias("whole")
+    )
+    before = pl.col("whole").list.head(pl.col("start").list.len() + pl.col("nth"))
+    return whole.filter(before.list.tail(pl.col("history").list.len()) != pl.col("history")).height
+
+
+def check_items(exposures: pl.DataFrame, items: pl.DataFrame, path: Path) -> None:
+    """Raises KarmafunnelError naming the items' file where a row names an item that it does not hold."""
+    unknown = exposures.join(items, on="item_id", how="anti")["item_id"].unique(maintain_order=True)
+    if len(unknown):
+        raise KarmafunnelError(
+            f"{path}: needed every item of the rows, missing {len(unknown)}, e.g. {unknown[0]!r}"
+        )

@@ -1,0 +1,168 @@
+"""Amazon product metadata 2023: a catalogue of 19,998 products of all kinds.
+
+What it is: one JSON object a line.
+Holds: title, features, description, price, categories, store, details (attributes), image and video
+addresses, average rating and number of ratings.
+Lacks: users, requests, the images themselves.
+Licence: Amazon Reviews 2023, research use.
+Download: https://github.com/namkoong-lab/interactive-benchmark (catalogue), the full metadata:
+https://amazon-reviews-2023.github.io.
+Files expected: `catalog.jsonl.gz` or `catalog.jsonl`.
+
+`price` is a number where the text is one, or starts with "from"; null for a dash; the text itself is kept as
+`price_text`. Categories run from coarse to fine; a product without any gets its main category. Details become
+attributes "key=value", one for each value of a list and "key/part=value" for the parts of an object (sales
+ranks). Ratings and ranks are of the crawl, later than any purchase: columns and attributes to look at, no
+features for a replay.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ...log import Catalogue, KarmafunnelError
+from ._raw import find, plain, reading
+
+NAMES = ("catalog.jsonl.gz", "catalog.jsonl")
+WHERE = "https://github.com/namkoong-lab/interactive-benchmark"
+FIELDS = (
+    "parent_asin",
+    "title",
+    "features",
+    "description",
+    "price",
+    "categories",
+    "store",
+    "details",
+    "images",
+)
+SCHEMA: dict[str, Any] = {
+    "item_id": pl.String, "title": pl.String, "brand": pl.String, "category": pl.List(pl.String),
+    "price": pl.Float64, "attributes": pl.List(pl.String), "description": pl.String, "features": pl.String,
+    "subtitle": pl.String, "author": pl.String, "main_category": pl.String, "price_text": pl.String,
+    "average_rating": pl.Float64, "rating_number": pl.Int64,
+    "image_url": pl.String, "image_urls": pl.List(pl.String), "video_urls": pl.List(pl.String),
+}  # fmt: skip
+
+
+def load(root: Path | str) -> Catalogue:
+    """The catalogue of the file in `root`; raises KarmafunnelError for a missing, truncated or wrong file."""
+    path = find(root, NAMES, WHERE)
+    rows = []
+    with (
+        reading(path),
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else open(path, encoding="utf-8") as file,
+    ):
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(product(json.loads(line)))
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                found = f"{type(error).__name__}: {error}"
+                raise KarmafunnelError(
+                    f"{path}: line {number}: needed a JSON object with {list(FIELDS)}, found {found}"
+                ) from error
+    if not rows:
+        raise KarmafunnelError(f"{path}: needed at least one product, found an empty file")
+    items = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    twice = items["item_id"].filter(items["item_id"].is_duplicated())
+    if len(twice):
+        raise KarmafunnelError(f"{path}: needed one line a product, found {twice[0]!r} twice")
+    meta = {
+        "name": "amazon_catalog",
+        "currency": "USD",
+        "licence": "Amazon Reviews 2023, research use",
+        "source": f"Amazon Reviews 2023 metadata, a sample, {path.name}; {WHERE}",
+        "catalogue": "published",
+        "scenario": [],
+        "label": None,
+        "has": dict.fromkeys(["text", "price"], True),
+        "lacks": [
+            "users, requests, exposures: a catalogue alone",
+            "images: addresses only (columns image_url, image_urls), nothing is downloaded",
+            "bought_together: empty in the file",
+        ],
+        "set_aside": {
+            "products without a price": items["price"].null_count(),
+            "products without a title": items["title"].null_count(),
+        },
+    }
+    return Catalogue.make(items, meta)
+
+
+def product(raw: dict[str, Any]) -> tuple[Any, ...]:
+    """One row of SCHEMA; raises KeyError, TypeError or ValueError for an object that is no product."""
+    missing = [name for name in FIELDS if name not in raw]
+    if missing:
+        raise KeyError(f"missing {missing}")
+    if not raw["parent_asin"]:
+        raise ValueError("parent_asin is empty")
+    categories = [name for name in map(plain, raw["categories"] or []) if name] or [
+        name for name in [plain(raw.get("main_category"))] if name
+    ]
+    images = raw["images"] or {}
+    urls = [
+        big or large
+        for big, large in zip(images.get("hi_res", []), images.get("large", []), strict=True)
+        if big or large
+    ]
+    return (
+        raw["parent_asin"], plain(raw["title"]), plain(raw["store"]), categories or None, price(raw["price"]),
+        attributes(json.loads(raw["details"] or "{}")),
+        paragraphs(raw["description"]), paragraphs(raw["features"]),
+        plain(raw.get("subtitle")), text_of(raw.get("author")), raw.get("main_category"),
+        None if raw["price"] is None else str(raw["price"]),
+        raw.get("average_rating"), raw.get("rating_number"),
+        next((large for large in images.get("large", []) if large), None), urls,
+        (raw.get("videos") or {}).get("url", []),
+    )  # fmt: skip
+
+
+def price(text: str | float | None) -> float | None:
+    """A price in USD: the number, or the number after "from"; null where there is none. Raises ValueError
+    below zero.
+    """
+    found = re.fullmatch(r"\s*(?:from\s+)?\$?(-?[\d,]*\.?\d+)\s*", str(text))
+    if not found:
+        return None
+    value = float(found[1].replace(",", ""))
+    if value < 0:
+        raise ValueError(f"price below zero: {text!r}")
+    return value
+
+
+def attributes(details: dict[str, Any]) -> list[str]:
+    """ "key=value" for every detail, in the publisher's order."""
+    found = []
+    for key, value in details.items():
+        if isinstance(value, dict):
+            found += [f"{key}/{part}={plain(str(inner))}" for part, inner in value.items()]
+        else:
+            found += [f"{key}={plain(str(one))}" for one in (value if isinstance(value, list) else [value])]
+    return found
+
+
+def paragraphs(parts: list[str] | None) -> str | None:
+    """Cleaned paragraphs, one a line; null if there are none."""
+    return "\n".join(part for part in map(plain, parts or []) if part) or None
+
+
+def text_of(author: Any) -> str | None:
+    """The author's name; the file has text, an object with a name, or nothing."""
+    if isinstance(author, str):
+        try:
+            author = json.loads(author)
+        except json.JSONDecodeError:
+            return plain(author)
+    return (
+        plain(str(author.get("name") or ""))
+        if isinstance(author, dict)
+        else plain(str(author) if author else None)
+    )

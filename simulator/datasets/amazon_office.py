@@ -1,0 +1,157 @@
+"""Amazon reviews 2018, Office Products 5-core, in MiniOneRec's layout.
+
+What it is: validation and test rows, each a user's last (at most 10) reviewed items and the next one; item
+texts.
+Holds: title, description, brand, semantic ids, sequences.
+Lacks: price, exposures, timestamps (only the order is known), categories (empty in the files), queries; the
+training file: training events are rebuilt from the histories, so users without a validation or test row are
+missing.
+Licence: Amazon review data, research use.
+Download: https://github.com/AkaliKong/MiniOneRec (data/Amazon).
+Files expected: `Office_Products.item.json`, `Office_Products.valid.csv`, `Office_Products.test.csv`.
+
+W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt, and what happens to repeat
+purchases: `_sequences.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ...log import KarmafunnelError, Log
+from ._raw import find, parse, plain, read_csv, reading
+from ._sequences import SOURCE, check_items, rebuild
+
+WHERE = "https://github.com/AkaliKong/MiniOneRec"
+STEM = "Office_Products"
+COLUMNS = ("user_id", "history_item_id", "item_id")
+
+
+def load(root: Path | str) -> Log:
+    """The log of MiniOneRec's Office Products in `root`; raises KarmafunnelError for a missing, truncated or
+    wrong file.
+    """
+    paths = {part: find(root, [f"{STEM}.{part}"], WHERE) for part in ("item.json", "valid.csv", "test.csv")}
+    frames = {part: read(paths[part]) for part in ("valid.csv", "test.csv")}
+    requests, exposures, notes = rebuild(frames["valid.csv"], frames["test.csv"])
+    items = read_items(paths["item.json"]).join(
+        semantic_ids(list(frames.values())), on="item_id", how="left", maintain_order="left"
+    )
+    check_items(exposures, items, paths["item.json"])
+    meta = {
+        "name": "amazon_office",
+        "currency": None,
+        "licence": "Amazon review data (2018), research use",
+        "source": f"Amazon reviews 2018, Office Products 5-core, as published with MiniOneRec; {WHERE}",
+        "time": "order",
+        "scenario": [SOURCE],
+        "label": "purchase",
+        "catalogue": "published",
+        "has": dict.fromkeys(["text", "purchases", "users"], True),
+        "lacks": [
+            "timestamps: only each user's order and the publisher's train / valid / test are known",
+            "the training file: training events are the history of each user's first row (at most 10 items)",
+            "users who have no validation or test row",
+            "prices, categories, images, queries, exposures, clicks",
+            "purchases proper: a review stands in for one",
+        ],
+        "notes": notes,
+    }
+    return Log.make(items, requests, exposures, meta)
+
+
+def read(path: Path) -> pl.DataFrame:
+    """Rows of a validation or test file: user_id, history List[String], item_id, and semantic ids where the
+    file has them.
+    """
+    frame = parse(
+        read_csv(path, COLUMNS),
+        {"user_id": pl.String, "history_item_id": pl.String, "item_id": pl.Int64},
+        path,
+    )
+    with reading(path):
+        history = frame["history_item_id"].str.json_decode(pl.List(pl.Int64)).cast(pl.List(pl.String))
+    columns = [pl.col("user_id"), history.alias("history"), pl.col("item_id").cast(pl.String)]
+    if "item_sid" in frame.columns and "history_item_sid" in frame.columns:
+        columns += [
+            pl.col("item_sid"),
+            pl.col("history_item_sid").str.extract_all(r"<[^']+>").alias("history_sid"),
+        ]
+    return frame.select(columns)
+
+
+def semantic_ids(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """item_id and semantic_id (the publisher's token string, e.g. "<a_55><b_205><c_143>") of every item that
+    stands in a row.
+    """
+    parts = [pl.DataFrame(schema={"item_id": pl.String, "semantic_id": pl.String})]
+    for frame in frames:
+        if "item_sid" in frame.columns:
+            aligned = frame.filter(
+                pl.col("history").list.len() == pl.col("history_sid").list.len(),
+                pl.col("history").list.len() > 0,
+            )
+            parts.append(frame.select("item_id", pl.col("item_sid").alias("semantic_id")))
+            parts.append(
+                aligned.select(
+                    pl.col("history").alias("item_id"), pl.col("history_sid").alias("semantic_id")
+                ).explode("item_id", "semantic_id")
+            )
+    return pl.concat(parts).unique("item_id", keep="first", maintain_order=True)
+
+
+def read_items(path: Path) -> pl.DataFrame:
+    """item_id, title, description, brand, category; markup removed; in the publisher's order."""
+    with reading(path):
+        raw = json.loads(path.read_text())
+    if not isinstance(raw, dict) or not raw:
+        raise KarmafunnelError(
+            f"{path}: needed a JSON object of items, found {type(raw).__name__} of length {len(raw)}"
+        )
+    rows = []
+    for item, about in raw.items():
+        missing = [name for name in ("title", "description", "brand", "categories") if name not in about]
+        if missing:
+            raise KarmafunnelError(f"{path}: item {item}: missing {missing}, found {list(about)}")
+        category = plain(about["categories"])
+        rows.append(
+            (
+                item,
+                plain(about["title"]),
+                brand(about["brand"]),
+                [category] if category else None,
+                description(about["description"]),
+            )
+        )
+    schema: dict[str, Any] = {
+        "item_id": pl.String,
+        "title": pl.String,
+        "brand": pl.String,
+        "category": pl.List(pl.String),
+        "description": pl.String,
+    }
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def brand(text: str) -> str | None:
+    """The brand without Amazon's "Visit Amazon's ... Page"."""
+    name = plain(text)
+    if name and name.startswith("Visit Amazon's "):
+        name = name.removeprefix("Visit Amazon's ").removesuffix(" Page")
+    return name
+
+
+def description(text: str) -> str | None:
+    """The paragraphs of a description that is published as the text of a Python list, some of them badly
+    quoted.
+    """
+    try:
+        parts = ast.literal_eval(text) if text else []
+    except (SyntaxError, ValueError):
+        parts = [text.strip("[]'\" ").replace("\\n", "\n")]
+    return plain("\n".join(part for part in map(plain, parts) if part))

@@ -1,0 +1,157 @@
+"""E-shop clothing 2008: clicks in a Polish shop for maternity clothes, April - August 2008 (UCI Machine
+Learning Repository).
+
+What it is: every product click of 24,026 sessions on 217 products.
+Holds: price, category, colour, place and page of the product's photograph, country, the order of clicks.
+Lacks: lists shown, purchases, product text, users (a session stands for a user), the time of day.
+Licence: CC BY 4.0.
+Download: https://archive.ics.uci.edu/dataset/553/clickstream+data+for+online+shopping Files expected:
+`e-shop_clothing_2008.csv.gz`, `e-shop_clothing_2008.csv` or `e-shop clothing 2008.csv` (separated by commas
+or semicolons).
+
+Each click is a request (source "browse") whose truth is the product clicked, given the session so far. Only
+dates are published: `ts` is the date plus one second for each click of the session, so that time strictly
+increases inside a session; windows are cut at whole days. Category, colour, photograph, page and place belong
+to the product clicked; they are its attributes and never the request's context, where they would give the
+answer away.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import polars as pl
+
+from ...log import KarmafunnelError, Log, assign_windows
+from ._raw import find, need, parse, reading
+
+NAMES = ("e-shop_clothing_2008.csv.gz", "e-shop_clothing_2008.csv", "e-shop clothing 2008.csv")
+WHERE = "https://archive.ics.uci.edu/dataset/553/clickstream+data+for+online+shopping"
+COLUMNS = (
+    "year", "month", "day", "order", "country", "session_id", "page_1_main_category",
+    "page_2_clothing_model", "colour", "location", "model_photography", "price", "price_2", "page",
+)  # fmt: skip
+CATEGORY = ("trousers", "skirts", "blouses", "sale")
+COLOUR = (
+    "beige", "black", "blue", "brown", "burgundy", "gray", "green", "navy blue", "of many colors", "olive",
+    "pink", "red", "violet", "white",
+)  # fmt: skip
+LOCATION = (
+    "top left",
+    "top in the middle",
+    "top right",
+    "bottom left",
+    "bottom in the middle",
+    "bottom right",
+)
+PHOTOGRAPHY = ("en face", "profile")
+DEARER = ("yes", "no")
+COUNTRY = (
+    "Australia", "Austria", "Belgium", "British Virgin Islands", "Cayman Islands", "Christmas Island", "Croatia",
+    "Cyprus", "Czech Republic", "Denmark", "Estonia", "unidentified", "Faroe Islands", "Finland", "France",
+    "Germany", "Greece", "Hungary", "Iceland", "India", "Ireland", "Italy", "Latvia", "Lithuania", "Luxembourg",
+    "Mexico", "Netherlands", "Norway", "Poland", "Portugal", "Romania", "Russia", "San Marino", "Slovakia",
+    "Slovenia", "Spain", "Sweden", "Switzerland", "Ukraine", "United Arab Emirates", "United Kingdom", "USA",
+    "biz (*.biz)", "com (*.com)", "int (*.int)", "net (*.net)", "org (*.org)",
+)  # fmt: skip
+CODES = {
+    "country": COUNTRY, "page_1_main_category": CATEGORY, "colour": COLOUR, "location": LOCATION,
+    "model_photography": PHOTOGRAPHY,
+    "price_2": DEARER,
+}  # fmt: skip
+
+
+def load(root: Path | str) -> Log:
+    """The log of the shop's file in `root`; raises KarmafunnelError for a missing, truncated or wrong file."""
+    path = find(root, NAMES, WHERE)
+    clicks = read(path)
+    first = clicks.group_by(pl.col("page_2_clothing_model").alias("item_id"), maintain_order=True).first()
+    attributes = {
+        "colour": "colour", "location": "location", "photography": "model_photography", "page": "page",
+        "above the category's mean price": "price_2",
+    }  # fmt: skip
+    items = first.select(
+        "item_id", pl.concat_list("page_1_main_category").alias("category"), "price",
+        pl.concat_list(*[pl.format(key + "={}", pl.col(name)) for key, name in attributes.items()]).alias("attributes"),
+    ).sort("item_id")  # fmt: skip
+    clicks = clicks.sort("ts", "row")
+    requests = clicks.select(
+        "request_id", pl.col("session_id").alias("user_id"), "ts", "session_id", pl.lit("browse").alias("source"),
+        pl.concat_list(pl.format("country={}", "country")).alias("context"),
+        assign_windows(clicks["ts"].dt.truncate("1d"), pl.Series([True]).new_from_index(0, clicks.height)),
+    )  # fmt: skip
+    exposures = clicks.select(
+        "request_id",
+        pl.col("page_2_clothing_model").alias("item_id"),
+        pl.lit(True).alias("clicked"),
+        pl.col("price").alias("price_shown"),
+    )
+    meta = {
+        "name": "eshop_clothing",
+        "currency": "USD",
+        "licence": "CC BY 4.0",
+        "source": f"UCI e-shop clothing 2008 (M. Lapczynski, S. Bialowas, 2013), {path.name}; {WHERE}",
+        "time": "clock",
+        "scenario": ["browse"],
+        "label": "click",
+        "catalogue": "seen",
+        "has": dict.fromkeys(["price", "clicks"], True),
+        "lacks": [
+            "users: user_id is the session's id, nobody comes back",
+            "the time of day: ts is the date plus one second for each click of the session",
+            "the order of a day's sessions: they run side by side",
+            "purchases: a click stands in for one, its price is the money",
+            "lists shown, queries, product text, brands, images",
+            "a product's category is that of its first click (one product was clicked in two)",
+        ],
+        "set_aside": {},
+    }
+    return Log.make(items, requests, exposures, meta)
+
+
+def read(path: Path) -> pl.DataFrame:
+    """Clicks in the file's order, codes replaced by their names (data_description.txt), with `row`, `ts` and
+    `request_id`.
+    """
+    with reading(path):
+        frame = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy")
+        if frame.width == 1:
+            frame = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", separator=";")
+    frame = frame.rename(
+        {name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in frame.columns}
+    )
+    need(frame, COLUMNS, path)
+    whole = dict.fromkeys(["year", "month", "day", "order", *CODES], pl.Int32)
+    frame = parse(
+        frame,
+        whole
+        | {"price": pl.Float64}
+        | dict.fromkeys(["session_id", "page_2_clothing_model", "page"], pl.String),
+        path,
+    )
+    for column, names in CODES.items():
+        wrong = frame.filter(~pl.col(column).is_between(1, len(names)))
+        if wrong.height:
+            raise KarmafunnelError(
+                f"{path}: column {column!r} needs codes from 1 to {len(names)}, found {wrong[column][0]}"
+            )
+    frame = frame.with_columns(
+        pl.col(column).replace_strict(dict(enumerate(names, 1)), return_dtype=pl.String)
+        for column, names in CODES.items()
+    )
+    if frame.select("session_id", "order").is_duplicated().any():
+        raise KarmafunnelError(f"{path}: needed one click for each place in a session, found a place twice")
+    wrong = frame.filter(~pl.col("order").is_between(1, 86_399))
+    if wrong.height:
+        raise KarmafunnelError(
+            f"{path}: column 'order' needs the place of a click in its session, from 1, found {wrong['order'][0]}"
+        )
+    with reading(path):
+        ts = frame.select(
+            pl.datetime("year", "month", "day", time_zone="UTC", time_unit="ms")
+            + pl.duration(seconds="order")
+        )
+    return frame.with_row_index("row").with_columns(
+        ts.to_series().alias("ts"), pl.format("{}-{}", "session_id", "order").alias("request_id")
+    )

@@ -1,0 +1,266 @@
+"""Online Retail: invoices of a British gift shop, 1 Dec 2010 - 9 Dec 2011 (UCI Machine Learning Repository).
+
+What it is: every line of every invoice and cancellation.
+Holds: text, unit price paid, quantity, real purchases and returns, minute of the invoice, country.
+Lacks: lists shown, queries, categories, list prices, images; a quarter of the lines has no customer; the time
+zone is not given and taken as UTC.
+Licence: CC BY 4.0.
+Download: https://archive.ics.uci.edu/dataset/352/online+retail (`Online Retail.xlsx`: save it as
+`online_retail.csv` with the published column names), as CSV:
+https://github.com/databricks/Spark-The-Definitive-Guide (data/retail-data).
+Files expected: `online_retail.csv.gz`, `online_retail.csv` or `data.csv`.
+
+A request is an invoice, its truth what the customer bought and kept: lines of one item in one invoice are
+added up (unit price = money / quantity); a return is netted out against the same customer's purchases of the
+same item at or before its minute, latest first, at the price that was paid; what no such purchase covers
+(bought before the log begins) is set aside. Lines netted out to zero and invoices left empty are dropped. So
+kept money = money of sale lines - money returned, exactly.
+Set aside, each line for the first reason that holds: no customer; no product (postage, charges, samples,
+vouchers, fees, bad debt: `PRODUCT`, `SERVICES`); no price above zero (gifts). An item's title is its
+description on its first sale line: never a later one, never a stock-keeper's note ("damaged", "?": these have
+no price).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from ...log import KarmafunnelError, Log
+from ._raw import find, parse, read_csv
+
+NAMES = ("online_retail.csv.gz", "online_retail.csv", "data.csv")
+WHERE = "https://archive.ics.uci.edu/dataset/352/online+retail"
+COLUMNS = (
+    "InvoiceNo",
+    "StockCode",
+    "Description",
+    "Quantity",
+    "InvoiceDate",
+    "UnitPrice",
+    "CustomerID",
+    "Country",
+)
+PRODUCT = r"^(\d{5}[A-Z]*|DCGS\w+|PADS)$"
+SERVICES = (
+    "22016",
+    "23444",
+    "23574",
+    "23702",
+)  # a gift voucher, next day carriage, packing charge, high resolution image
+REASONS = ("no customer", "no product", "no price above zero")
+
+
+def load(root: Path | str) -> Log:
+    """The log of Online Retail's file in `root`; raises KarmafunnelError for a missing, truncated or wrong
+    file.
+    """
+    path = find(root, NAMES, WHERE)
+    lines = read(path)
+    two = (
+        lines.filter(pl.col("kind") == "sale")
+        .group_by("invoice", maintain_order=True)
+        .agg(pl.col("customer").unique(maintain_order=True))
+    )
+    two = two.filter(pl.col("customer").list.len() > 1)
+    if two.height:
+        invoice, customers = two.row(0)
+        raise KarmafunnelError(
+            f"{path}: needed one customer an invoice, found {customers} on invoice {invoice}"
+        )
+    sales = add_up(lines.filter(pl.col("kind") == "sale"))
+    returns = lines.filter(pl.col("kind") == "return").sort("ts", "row")
+    returned, unmatched = net_out(sales, returns)
+    sales = sales.with_columns(returned)
+    kept = sales.filter(pl.col("returned") < pl.col("bought")).with_columns(
+        (pl.col("bought") - pl.col("returned")).alias("quantity")
+    )
+    items = (
+        titles(lines)
+        .join(kept.select(pl.col("code").alias("item_id")), on="item_id", how="semi")
+        .sort("item_id")
+    )
+    invoices = (
+        kept.group_by("invoice", maintain_order=True)
+        .agg(pl.col("customer", "ts", "country").first(), pl.col("row").min())
+        .sort("ts", "row")
+    )
+    requests = invoices.select(
+        pl.col("invoice").alias("request_id"), pl.col("customer").alias("user_id"), "ts",
+        pl.lit("invoice").alias("source"), pl.concat_list(pl.format("country={}", "country")).alias("context"),
+    )  # fmt: skip
+    exposures = kept.sort("ts", "row").select(
+        pl.col("invoice").alias("request_id"), pl.col("code").alias("item_id"), pl.lit(True).alias("purchased"),
+        pl.col("price").alias("price_paid"), pl.col("quantity", "returned").cast(pl.Int32),
+    )  # fmt: skip
+    meta = {
+        "name": "online_retail",
+        "currency": "GBP",
+        "licence": "CC BY 4.0",
+        "source": f"UCI Online Retail (D. Chen, 2015), {path.name}; {WHERE}",
+        "time": "clock",
+        "scenario": ["invoice"],
+        "label": "purchase",
+        "catalogue": "seen",
+        "has": dict.fromkeys(["text", "price", "purchases", "users"], True),
+        "lacks": [
+            "lists shown, clicks, queries, categories, brands, images",
+            "list prices: an item's price is what was paid last",
+            "the time zone: minutes are taken as UTC",
+            "sessions: an invoice is a request, at the first minute on it",
+            "purchases before December 2010: returns of them are set aside",
+        ],
+        "set_aside": counts(lines, sales, invoices, unmatched),
+    }
+    return Log.make(items, requests, exposures, meta)
+
+
+def read(path: Path) -> pl.DataFrame:
+    """Typed lines in the file's order, each with its `kind`: "sale", "return" or the reason why it is set
+    aside; quantities positive.
+    """
+    raw = read_csv(path, COLUMNS)
+    types = {
+        "InvoiceNo": pl.String,
+        "StockCode": pl.String,
+        "Quantity": pl.Int64,
+        "UnitPrice": pl.Float64,
+        "Country": pl.String,
+    }
+    raw = raw.with_columns(pl.col("Quantity", "UnitPrice").str.strip_chars())
+    raw = parse(raw, types, path)
+    when = pl.coalesce(
+        pl.col("InvoiceDate").str.to_datetime(form, strict=False, time_unit="ms")
+        for form in ("%Y-%m-%d %H:%M:%S", "%m/%d/%Y %H:%M")
+    )
+    raw = raw.with_columns(when.alias("when"), pl.col("InvoiceDate"))
+    if raw["when"].null_count():
+        row = int(raw["when"].is_null().arg_true()[0])
+        found = raw["InvoiceDate"][row]
+        needed = "a time such as 2010-12-01 08:26:00 or 12/1/2010 8:26"
+        raise KarmafunnelError(f"{path}: row {row + 1}: column 'InvoiceDate' needs {needed}, found {found!r}")
+    code, invoice = (
+        pl.col("StockCode").str.strip_chars().str.to_uppercase(),
+        pl.col("InvoiceNo").str.strip_chars(),
+    )
+    customer = pl.col("CustomerID").str.strip_chars().str.strip_suffix(".0")
+    lines = raw.with_row_index("row").select(
+        "row", invoice.alias("invoice"), code.alias("code"), pl.col("Description").alias("description"),
+        pl.col("Quantity").abs().alias("quantity"), pl.col("UnitPrice").alias("price"),
+        ((pl.col("Quantity") < 0) | invoice.str.starts_with("C")).alias("back"),
+        pl.col("when").dt.replace_time_zone("UTC").min().over(invoice).alias("ts"),
+        pl.when(customer != "").then(customer).alias("customer"), pl.col("Country").alias("country"),
+    )  # fmt: skip
+    kind = (
+        pl.when(pl.col("customer").is_null()).then(pl.lit(REASONS[0]))
+        .when(~is_product()).then(pl.lit(REASONS[1]))
+        .when(pl.col("price") <= 0).then(pl.lit(REASONS[2]))
+        .when("back").then(pl.lit("return"))
+        .otherwise(pl.lit("sale"))
+    )  # fmt: skip
+    return lines.with_columns(kind.alias("kind"))
+
+
+def is_product() -> pl.Expr:
+    """Whether a line's `code` is a product's."""
+    return pl.col("code").str.contains(PRODUCT) & ~pl.col("code").is_in(SERVICES)
+
+
+def add_up(sales: pl.DataFrame) -> pl.DataFrame:
+    """One row an (invoice, item): units bought, money, unit price (the money over the units where the lines
+    differ in price).
+    """
+    money = (pl.col("price") * pl.col("quantity")).sum()
+    same = pl.col("price").min() == pl.col("price").max()
+    return (
+        sales.filter(pl.col("quantity") > 0)
+        .group_by("invoice", "code", maintain_order=True)
+        .agg(
+            pl.col("row", "customer", "ts", "country").first(),
+            pl.col("quantity").sum().alias("bought"),
+            pl.when(same)
+            .then(pl.col("price").first())
+            .otherwise(money / pl.col("quantity").sum())
+            .alias("price"),
+        )
+    )
+
+
+def net_out(sales: pl.DataFrame, returns: pl.DataFrame) -> tuple[pl.Series, int]:
+    """Units returned of every sale row (Int64, aligned), and the units returned that no earlier purchase
+    covers.
+
+    A return takes from the customer's purchases of the item at or before its ts, latest first.
+    """
+    pair = ["customer", "code"]
+    part = sales.with_row_index("sale").join(returns.select(pair).unique(), on=pair, how="semi")
+    bought = part.select(*pair, "ts", pl.lit(0).alias("back"), "row", "bought", pl.col("sale").cast(pl.Int64))
+    back = returns.select(
+        *pair,
+        "ts",
+        pl.lit(1).alias("back"),
+        "row",
+        pl.col("quantity").alias("bought"),
+        pl.lit(-1, dtype=pl.Int64).alias("sale"),
+    )
+    story = pl.concat([bought, back]).sort(*pair, "ts", "back", "row")
+    returned = [0] * sales.height
+    unmatched = 0
+    open_purchases: list[list[int]] = []  # [sale row, units left], the latest last
+    owner = None
+    for customer, code, is_return, units, sale in story.select(*pair, "back", "bought", "sale").iter_rows():
+        if (customer, code) != owner:
+            owner, open_purchases = (customer, code), []
+        if not is_return:
+            open_purchases.append([sale, units])
+            continue
+        while units and open_purchases:
+            latest = open_purchases[-1]
+            taken = min(units, latest[1])
+            returned[latest[0]] += taken
+            latest[1] -= taken
+            units -= taken
+            if latest[1] == 0:
+                open_purchases.pop()
+        unmatched += units
+    return pl.Series("returned", returned, dtype=pl.Int64), unmatched
+
+
+def titles(lines: pl.DataFrame) -> pl.DataFrame:
+    """item_id and title of every product: the first description on a line that was sold for money, to
+    anybody.
+    """
+    title = pl.col("description").str.replace_all(r"\s+", " ").str.strip_chars()
+    sold = lines.filter(is_product() & (pl.col("price") > 0) & ~pl.col("back")).with_columns(
+        title.alias("title")
+    )
+    good = (pl.col("title") != "") & pl.col("title").str.contains(r"\p{L}{2}")
+    return sold.group_by(pl.col("code").alias("item_id"), maintain_order=True).agg(
+        pl.col("title").filter(good).first()
+    )
+
+
+def counts(
+    lines: pl.DataFrame, sales: pl.DataFrame, invoices: pl.DataFrame, unmatched: int
+) -> dict[str, float]:
+    """What was set aside or netted out, in lines, units and money (GBP)."""
+    by = lines.group_by("kind").agg(
+        pl.len().alias("lines"), (pl.col("price") * pl.col("quantity")).sum().alias("money")
+    )
+    found = {kind: (n, round(money, 2)) for kind, n, money in by.iter_rows()}
+    answer: dict[str, float] = {}
+    for kind in REASONS:
+        answer[f"lines, {kind}"] = found.get(kind, (0, 0.0))[0]
+    gone = sales.filter(pl.col("returned") == pl.col("bought"))
+    return answer | {
+        "lines, sales": found.get("sale", (0, 0.0))[0],
+        "money, sales": found.get("sale", (0, 0.0))[1],
+        "lines, returns": found.get("return", (0, 0.0))[0],
+        "units, returned and netted out": int(sales["returned"].sum()),
+        "money, returned and netted out": round(float((sales["price"] * sales["returned"]).sum()), 2),
+        "units, returned without an earlier purchase": unmatched,
+        "lines, added to another of the same item and invoice": found.get("sale", (0, 0.0))[0] - sales.height,
+        "items of invoices netted out to zero": gone.height,
+        "invoices netted out to zero": sales["invoice"].n_unique() - invoices.height,
+    }

@@ -1,0 +1,402 @@
+"""Measures as values parsed from text, and what each of them is for a stage of a Run: one `Figure` a (measure, part, stage).
+
+The arithmetic is in `metrics.py`. Definitions: `docs/METRICS.md`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ..log import KarmafunnelError
+from . import metrics
+from .intervals import Calibration, Estimate, PooledAUC, Ratio
+from .metrics import LOST
+from .reading import ALL, LOGGED, Part, Reading, Shown
+from .run import Run
+
+LISTS = ("HR", "Recall", "nDCG", "MRR", "GMV-HR", "GMV-nDCG")
+MONEY = ("GMV-HR", "GMV-nDCG")
+LOWER_IS_BETTER = ("logloss", "ECE")
+KNOWN = (
+    "HR@k, Recall@k, nDCG@k, MRR, MRR@k, GMV-HR@k, GMV-nDCG@k (all with :exposures, the last two with :w99), Recall@m@k, "
+    "survival, ceiling, AUC, logloss, ECE, gAUC:GROUP:POPULATION[:WEIGHT] with request|user, exposures|candidates, "
+    "exposures|positives|none"
+)
+RANDOM, CEILING, BASE, END = "random", "ceiling", "base rate", "end to end"  # rows that are no stage; LOGGED is another
+BY_REQUEST = "n/a: slices by truth item do not apply to it; slice by user or query"
+
+
+# -- names --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Measure:
+    """One question to a Run, such as `HR@50`. Equal by content; prints as typed."""
+
+    name: str
+    k: int | None = None
+    m: int | None = None  # of Recall@m@k
+    w99: bool = False
+    exposures: bool = False  # rank the shown list instead of the slate
+    group: str | None = None
+    population: str | None = None
+    weight: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Measure:
+        """From text; raises KarmafunnelError that lists what exists."""
+        head, *options = text.strip().split(":")
+        name, *numbers = head.split("@")
+        if not all(re.fullmatch(r"[1-9]\d*", number) for number in numbers):
+            raise _refuse(text, "k must be a whole number from 1")
+        ks = [int(number) for number in numbers]
+        if name == "gAUC" and not ks:
+            return cls._grouped(text, options)
+        if name in LISTS:
+            if name == "Recall" and len(ks) == 2 and not options:
+                return cls(name, k=ks[1], m=ks[0])
+            allowed = {"exposures", "w99"} if name in MONEY else {"exposures"}
+            if len(ks) > 1 or (not ks and name != "MRR"):
+                raise _refuse(text, f"{name} needs one k, as in {name}@50")
+            if len(set(options)) < len(options) or not set(options) <= allowed:
+                raise _refuse(text, f"{name} takes the options {sorted(allowed)}")
+            return cls(name, k=ks[0] if ks else None, w99="w99" in options, exposures="exposures" in options)
+        if name in ("survival", "ceiling", "AUC", "logloss", "ECE"):
+            if ks or options:
+                raise _refuse(text, f"{name} takes no k and no option")
+            return cls(name)
+        raise _refuse(text, "no such measure")
+
+    @classmethod
+    def _grouped(cls, text: str, options: list[str]) -> Measure:
+        choices = (("request", "user"), ("exposures", "candidates"), ("exposures", "positives", "none"))
+        if not 2 <= len(options) <= 3 or any(o not in c for o, c in zip(options, choices, strict=False)):
+            raise _refuse(text, "gAUC names its group and population, as in gAUC:request:exposures")
+        return cls("gAUC", group=options[0], population=options[1], weight=options[2] if len(options) == 3 else "exposures")
+
+    def __str__(self) -> str:
+        text = self.name + "".join(f"@{n}" for n in (self.m, self.k) if n is not None)
+        if self.name == "gAUC":
+            text += f":{self.group}:{self.population}" + (f":{self.weight}" if self.weight != "exposures" else "")
+        return text + (":w99" if self.w99 else "") + (":exposures" if self.exposures else "")
+
+    __repr__ = __str__
+
+
+def _refuse(text: str, why: str) -> KarmafunnelError:
+    return KarmafunnelError(f"measure {text!r}: {why}; there are {KNOWN}")
+
+
+def parse_all(measures: Sequence[Measure | str]) -> list[Measure]:
+    return [m if isinstance(m, Measure) else Measure.parse(m) for m in measures]
+
+
+# -- figures ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """One value of one stage, or why there is none."""
+
+    stage: str
+    measure: Measure
+    part: str
+    estimate: Estimate | None
+    unit: str
+    denominator: str
+    note: str = ""
+    constant: bool = False  # known without data, as 0.5 is: no interval
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.stage, str(self.measure), self.part
+
+
+def figures(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """All rows of one measure in one part: its stages, then what they are to be held against."""
+    if measure.name in LISTS and measure.m is None:
+        yield from (_shown_lists if measure.exposures else _slate_lists)(reading, measure, part, stages)
+    elif measure.m is not None:
+        yield from _kept_of_the_best(reading, measure, part, stages)
+    elif measure.name in ("survival", "ceiling"):
+        yield from _survival(reading, measure, part, stages)
+    elif part.by_truth:
+        for stage in stages:
+            yield Figure(stage, measure, part.name, None, "", "", BY_REQUEST)
+    elif measure.population == "candidates":
+        yield from _candidates(reading, measure, part, stages)
+    else:
+        yield from _rows(reading, measure, part, stages)
+
+
+Values = tuple[np.ndarray, np.ndarray]  # of every request: its numerator (NaN: undefined) and its denominator
+Lists = tuple[np.ndarray, np.ndarray, np.ndarray]  # of every truth item: its list, its rank, its money
+
+
+def _per_list(measure: Measure, lists: Lists, n: int) -> Values:
+    """Numerator (NaN: undefined) and denominator of every list."""
+    group, rank, money = lists
+    k = measure.k or LOST - 1
+    if measure.name in MONEY:
+        known = ~np.isnan(money)
+        group, rank, money = group[known], rank[known], money[known]
+    if measure.name == "GMV-HR":
+        inside, total = metrics.money_inside(group, rank, money, n, k)
+        return np.where(total > 0, inside, np.nan), total
+    values = {
+        "HR": lambda: metrics.hit_rate(group, rank, n, k),
+        "Recall": lambda: metrics.recall(group, rank, n, k),
+        "MRR": lambda: metrics.reciprocal_rank(group, rank, n, k),
+        "nDCG": lambda: metrics.ndcg(group, rank, n, k),
+        "GMV-nDCG": lambda: metrics.ndcg(group, rank, n, k, money),
+    }[measure.name]()
+    return values, np.ones(n)
+
+
+def _per_random_list(
+    measure: Measure, group: np.ndarray, reachable: np.ndarray, money: np.ndarray, many: np.ndarray, k: int
+) -> Values:
+    """The same, expected under a random order of `many` (n,) items, of which `reachable` truth items are some."""
+    n = len(many)
+    truth, found = np.bincount(group, minlength=n), np.bincount(group[reachable], minlength=n)
+    if measure.name in MONEY:
+        known = ~np.isnan(money)
+        group, reachable, money = group[known], reachable[known], money[known]
+        total, inside = (np.bincount(group, weights=money * w, minlength=n) for w in (np.ones(len(group)), reachable))
+        share = metrics.random_share if measure.name == "GMV-HR" else metrics.random_discount
+        inside = inside * share(many, k)
+        if measure.name == "GMV-HR":
+            return np.where(total > 0, inside, np.nan), total
+        ideal = metrics.ideal_dcg(group, money, n, k)
+        return np.where(ideal > 0, inside / np.where(ideal > 0, ideal, 1), np.nan), np.ones(n)
+    expected: Callable[..., np.ndarray] = {
+        "HR": metrics.random_hit_rate,
+        "Recall": metrics.random_recall,
+        "MRR": metrics.random_reciprocal_rank,
+        "nDCG": metrics.random_ndcg,
+    }[measure.name]
+    return expected(many, found, truth, k), np.ones(n)
+
+
+def _of_requests(reading: Reading, part: Part, num: np.ndarray, den: np.ndarray, counts: np.ndarray | None = None) -> Ratio:
+    keep = part.requests
+    return Ratio(num[keep], den[keep], reading.cluster[keep], None if counts is None else counts[keep])
+
+
+def _list_figure(
+    reading: Reading, measure: Measure, part: Part, stage: str, values: Values | None, where: str, note: str = ""
+) -> Figure:
+    """A row of the hit family, from the numerator and denominator of every request."""
+    ratio = _of_requests(reading, part, *values) if values else None
+    notes = [note]
+    unit, priced = "request", ""
+    if measure.name in MONEY:
+        priced = "priced "
+        missing = int(np.isnan(reading.truths.money[part.truth]).sum())
+        notes += [f"{missing} truth items without a price left out"] if missing else []
+    denominator = f"requests with a {priced}{reading.run.label}{_of(part)}{where}"
+    if measure.name == "GMV-HR":
+        unit = str(reading.run.meta["log"].get("currency") or "money")
+        total = f" ({ratio.den[ratio.known].sum():.2f} {unit})" if ratio else ""
+        denominator = f"money of all truth items{total} of {denominator}"
+    return Figure(stage, measure, part.name, ratio, unit, denominator, "; ".join(filter(None, notes)))
+
+
+def _of(part: Part) -> str:
+    return "" if part.name == ALL else f" [{part.name}]"
+
+
+def _slate_lists(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """The hit family over what a stage puts out; random and ceiling over the eligible items."""
+    run, truths = reading.run, reading.truths
+    group, eligible = truths.group[part.truth], truths.eligible[part.truth]
+    money = (reading.winsorised if measure.w99 else truths.money)[part.truth]
+    where = f"; {reading.eligible[part.requests].mean():.0f} eligible items on average" if part.requests.any() else ""
+    for stage in stages:
+        short = measure.k is not None and measure.k > run.k(stage)
+        values = None if short else _per_list(measure, (group, truths.rank[stage][part.truth], money), reading.n)
+        yield _list_figure(reading, measure, part, stage, values, where, f"n/a: {stage} puts out {run.k(stage)}" if short else "")
+    most = measure.k or max(run.k(stage) for stage in run.stages)
+    values = _per_random_list(measure, group, eligible, money, reading.eligible, most)
+    note = "expected value" if measure.k else f"expected value, cut at {most}"
+    yield _list_figure(reading, measure, part, RANDOM, values, where, note)
+    best = np.full(len(group), LOST)
+    best[eligible] = metrics.ideal_ranks(group[eligible], np.nan_to_num(money[eligible], nan=-1.0))
+    values = _per_list(measure, (group, best, money), reading.n)
+    yield _list_figure(reading, measure, part, CEILING, values, where, "all eligible truth ranked first")
+
+
+def _shown_lists(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """The hit family over the shown lists, ordered by a stage's score; logged order and random beside."""
+    shown, where = reading.shown, ", in a shown list of 2 or more"
+    rows = np.flatnonzero(shown.in_list & (shown.truth >= 0))
+    rows = rows[part.truth[shown.truth[rows]]]
+    group = shown.group[rows]
+    money = (reading.winsorised if measure.w99 else reading.truths.money)[shown.truth[rows]]
+    for stage in (*stages, LOGGED):
+        if why := _no_scores(shown, stage, shown.in_list):
+            yield _list_figure(reading, measure, part, stage, None, where, why)
+            continue
+        ranks, _ = reading.shown_ranks(stage)
+        yield _list_figure(reading, measure, part, stage, _per_list(measure, (group, ranks[rows], money), reading.n), where)
+    if shown.in_list.any():
+        _, sizes = reading.shown_ranks(LOGGED)
+        values = _per_random_list(measure, group, np.ones(len(group), dtype=bool), money, sizes, measure.k or LOST - 1)
+        yield _list_figure(reading, measure, part, RANDOM, values, where, "expected value over the shown list")
+
+
+def _no_scores(shown: Shown, stage: str, rows: np.ndarray) -> str:
+    """Why a stage's scores of these exposures cannot be asked, or ""."""
+    if not rows.any():
+        return "n/a: the log holds no shown lists"
+    missing = int(np.isnan(shown.score[stage][rows]).sum())
+    return f"n/a: {missing} exposures have no score of {stage}" if missing else ""
+
+
+def _kept_of_the_best(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """Recall@m@k: of the k best by the last stage, the share that a cheaper stage has in its m best; mean over requests."""
+    run, last = reading.run, reading.run.stages[-1]
+    m, k = measure.m or 0, measure.k or 0
+    unit, denominator = "request", f"requests with an output of {last}"
+    cheaper = [stage for stage in stages if stage != last]
+    reasons = {stage: f"n/a: {stage} puts out {run.k(stage)}" for stage in cheaper if m > run.k(stage)}
+    if part.by_truth:
+        reasons = dict.fromkeys(cheaper, BY_REQUEST)
+    elif k > run.k(last):
+        reasons = dict.fromkeys(cheaper, f"n/a: {last} puts out {run.k(last)}")
+    elif not cheaper:
+        yield Figure(last, measure, part.name, None, unit, denominator, "n/a: it is about the stages before the last")
+    best: pl.DataFrame | None = None
+    for stage in cheaper:
+        if stage in reasons:
+            yield Figure(stage, measure, part.name, None, unit, denominator, reasons[stage])
+            continue
+        if best is None:
+            best = _top(run, last, k)
+        kept = _top(run, stage, m).with_columns(pl.lit(1.0).alias("kept"))
+        found = best.join(kept, on=["request_id", "item_id"], how="left")
+        share = found.group_by("request_id").agg(pl.col("kept").sum() / pl.len())
+        values = reading.index.join(share, on="request_id", how="left", maintain_order="left")["kept"]
+        num = values.fill_null(np.nan).to_numpy()
+        yield Figure(stage, measure, part.name, _of_requests(reading, part, num, np.ones(reading.n)), unit, denominator)
+
+
+def _top(run: Run, stage: str, k: int) -> pl.DataFrame:
+    slates = run.lazy["slates"].filter((pl.col("stage").cast(pl.String) == stage) & (pl.col("rank") <= k))
+    return slates.select("request_id", "item_id").collect()
+
+
+def _survival(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """Truth items out / truth items in, as ratios of sums: eligible, stage by stage, end to end; they multiply exactly."""
+    truths, label, of = reading.truths, reading.run.label, _of(part)
+
+    def figure(stage: str, out: np.ndarray, into: np.ndarray, denominator: str, note: str = "") -> Figure:
+        num, den = (np.bincount(truths.group[x & part.truth], minlength=reading.n).astype(np.float64) for x in (out, into))
+        ratio = _of_requests(reading, part, np.where(den > 0, num, np.nan), den, den)
+        return Figure(stage, measure, part.name, ratio, "truth item", denominator, note)
+
+    every = np.ones(len(truths.group), dtype=bool)
+    all_of_them = f"all truth items ({label}){of}"
+    if measure.name == "ceiling":
+        yield figure(CEILING, truths.eligible, every, all_of_them, "share of truth that is eligible at all")
+        return
+    if len(stages) == len(reading.run.stages):
+        yield figure("eligible", truths.eligible, every, all_of_them, "the ceiling")
+    into = truths.eligible
+    for stage in reading.run.stages:
+        out = truths.rank[stage] < LOST
+        if stage in stages:
+            yield figure(stage, out, into, f"truth items ({label}){of} in its input")
+        into = out
+    yield figure(END, into, every, all_of_them, "product of the rows above")
+
+
+def _candidates(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """gAUC over what a stage scored: of P truth items and N = n - P others, AUC = sum of wins / (P N), one a request."""
+    unit = "request"
+    for stage in stages:
+        denominator = f"requests with truth and other items among what {stage} scored, weighted by {_weight_words(measure)}"
+        if measure.group == "user":
+            why = "n/a: a stage's scores of candidates compare within a request only"
+            yield Figure(stage, measure, part.name, None, unit, denominator, why)
+            continue
+        wins = reading.truths.wins[stage]
+        there = ~np.isnan(wins)
+        group = reading.truths.group[there]
+        positives = np.bincount(group, minlength=reading.n)
+        rows = reading.requests[f"{stage}.n"].fill_null(0).to_numpy().astype(np.int64)
+        pairs = positives * (rows - positives)
+        total = np.bincount(group, weights=wins[there], minlength=reading.n)
+        values = np.where(pairs > 0, total / np.maximum(pairs, 1), np.nan)
+        weights = metrics.group_weights(rows, positives, measure.weight or "exposures").astype(np.float64)
+        yield Figure(stage, measure, part.name, _of_requests(reading, part, values * weights, weights), unit, denominator)
+    if measure.group == "request":
+        yield _half(measure, part, unit)
+
+
+def _weight_words(measure: Measure) -> str:
+    return {"exposures": "rows", "positives": "positives", "none": "nothing"}[measure.weight or "exposures"]
+
+
+def _half(measure: Measure, part: Part, unit: str) -> Figure:
+    """What any random order gets in AUC."""
+    ratio = Ratio(np.full(1, 0.5), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros(1))
+    return Figure(RANDOM, measure, part.name, ratio, unit, "", "expected value", constant=True)
+
+
+def _rows(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """AUC, gAUC, log loss and ECE over the shown rows."""
+    shown, label = reading.shown, reading.run.label
+    inside = part.requests[shown.group]
+    group, labels = shown.group[inside], shown.label[inside]
+    cluster = reading.cluster[group]
+    grouped = measure.name == "gAUC"
+    unit = (measure.group or "") if grouped else "exposure"
+    denominator = f"exposures, {int(labels.sum())} with a {label}"
+    if grouped:
+        denominator = f"{unit}s with shown items of both classes ({label}), weighted by {_weight_words(measure)}"
+    for stage in stages:
+        found = shown.probability.get(stage) if measure.name in LOWER_IS_BETTER else shown.score[stage]
+        why = _no_scores(shown, stage, inside) if found is not None else f"n/a: {stage} has no calibrated probability"
+        if not why and found is not None and np.isnan(found[inside]).any():
+            why = f"n/a: {int(np.isnan(found[inside]).sum())} exposures have no probability of {stage}"
+        if why or found is None:
+            yield Figure(stage, measure, part.name, None, unit, denominator, why)
+            continue
+        estimate = _of_rows(reading, measure, group, cluster, found[inside], labels)
+        yield Figure(stage, measure, part.name, estimate, unit, denominator)
+    if not inside.any():
+        return
+    if measure.name == "logloss":
+        base = _of_rows(reading, measure, group, cluster, np.full(len(labels), labels.mean()), labels)
+        yield Figure(BASE, measure, part.name, base, unit, denominator, "everybody gets the mean")
+    elif measure.name != "ECE":
+        logged = _of_rows(reading, measure, group, cluster, shown.score[LOGGED][inside], labels)
+        yield Figure(LOGGED, measure, part.name, logged, unit, denominator)
+        yield _half(measure, part, unit)
+
+
+def _of_rows(
+    reading: Reading, measure: Measure, group: np.ndarray, cluster: np.ndarray, values: np.ndarray, labels: np.ndarray
+) -> Estimate:
+    if measure.name == "AUC":
+        return PooledAUC(values, labels, cluster)
+    if measure.name == "ECE":
+        return Calibration(values, labels.astype(np.float64), cluster)
+    if measure.name == "logloss":
+        rows = np.bincount(group, minlength=reading.n)
+        total = np.bincount(group, weights=metrics.log_losses(values, labels), minlength=reading.n)
+        some = rows > 0
+        return Ratio(total[some], rows[some].astype(np.float64), reading.cluster[some], rows[some])
+    by_user = measure.group == "user"
+    n = len(reading.users) if by_user else reading.n
+    auc, rows, positives = metrics.auc_by_group(cluster if by_user else group, values, labels, n)
+    weights = metrics.group_weights(rows, positives, measure.weight or "exposures").astype(np.float64)
+    some = rows > 0
+    owner = np.arange(n) if by_user else reading.cluster
+    return Ratio((auc * weights)[some], weights[some], owner[some])

@@ -1,0 +1,175 @@
+"""The tables of a Run as arrays, for `figures.py`: truth items, shown rows, slices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from ..log import KarmafunnelError
+from ..stages.base import hash_ids, mix, order
+from . import metrics
+from .metrics import LOST
+from .run import Run
+
+# Slices by truth item restrict a request's truth; slices by request keep or leave out whole requests.
+SLICES: dict[str, tuple[str, ...]] = {
+    "target": ("head", "tail", "cold"),
+    "repeat": ("new", "repeat"),
+    "price": ("low", "mid", "high", "unknown"),
+    "user": ("new", "returning"),
+    "query": ("with", "without"),
+}
+SLICES_OF_TRUTH = ("target", "repeat", "price")
+ALL, LOGGED = "all", "logged order"
+
+
+@dataclass(frozen=True, eq=False)
+class Truths:
+    """One row a truth item, by request. `group` is the request's row; ranks are int64, LOST once lost."""
+
+    frame: pl.DataFrame
+    group: np.ndarray
+    eligible: np.ndarray
+    money: np.ndarray
+    rank: dict[str, np.ndarray]
+    wins: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One row a logged exposure with a position, by request; `truth` is the row of the ledger, -1 for an item that is none."""
+
+    group: np.ndarray
+    label: np.ndarray
+    truth: np.ndarray
+    in_list: np.ndarray  # the first row of its item in a list of 2 or more
+    tie: np.ndarray
+    score: dict[str, np.ndarray]  # NaN where the Run has none
+    probability: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A slice's value: the requests that belong to it, and of their truth the items that do (all, for slices by request)."""
+
+    name: str
+    requests: np.ndarray
+    truth: np.ndarray
+    by_truth: bool = False
+
+
+class Reading:
+    """The tables of a Run as arrays, requests in the order of their ids, so that two Runs of the same requests line up."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._shown_ranks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        frame = run.read("requests").sort("request_id")
+        if frame["request_id"].is_duplicated().any():
+            twice = frame["request_id"].filter(frame["request_id"].is_duplicated())[0]
+            raise KarmafunnelError(f"{run.path}/requests.parquet: needed one row a request, found {twice!r} twice")
+        if frame.height == 0:
+            raise KarmafunnelError(f"{run.path}/requests.parquet: needed at least one request, found none")
+        self.requests = frame
+        self.n = frame.height
+        self.index = frame.select("request_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("group"))
+        users = frame.select(pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id"))).to_series()
+        self.users, cluster = np.unique(users.to_numpy().astype(str), return_inverse=True)
+        self.cluster = cluster.astype(np.int64)
+        self.eligible = frame["n_eligible"].to_numpy().astype(np.int64)
+
+    def _grouped(self, table: str, *columns: str | pl.Expr) -> pl.DataFrame:
+        frame = self.run.read(table, "request_id", *columns)
+        found = frame.join(self.index, on="request_id", how="left", maintain_order="left")
+        if found["group"].null_count():
+            stray = found.filter(pl.col("group").is_null())["request_id"][0]
+            raise KarmafunnelError(f"{self.run.path}/{table}.parquet: request {stray!r} is not in requests.parquet")
+        return found.sort("group", maintain_order=True)
+
+    @cached_property
+    def truths(self) -> Truths:
+        stages = self.run.stages
+        columns = ["item_id", "money", "eligible", "target", "repeat", "price_band", "lost", "margin"]
+        frame = self._grouped("ledger", *columns, *[f"{s}.{c}" for s in stages for c in ("rank", "wins")])
+        money = frame["money"].fill_null(np.nan).to_numpy()
+        if (money < 0).any():
+            row = frame.row(int(np.flatnonzero(money < 0)[0]), named=True)
+            found = f"{row['money']} for request {row['request_id']!r}, item {row['item_id']!r}"
+            raise KarmafunnelError(f"{self.run.path}/ledger.parquet: money must not be negative, found {found}")
+        return Truths(
+            frame, frame["group"].to_numpy(), frame["eligible"].to_numpy(), money,
+            {s: frame[f"{s}.rank"].cast(pl.Int64).fill_null(LOST).to_numpy() for s in stages},
+            {s: frame[f"{s}.wins"].fill_null(np.nan).to_numpy() for s in stages},
+        )  # fmt: skip
+
+    @cached_property
+    def winsorised(self) -> np.ndarray:
+        """Truth money cut at the 99th percentile of all the Run's truth money."""
+        return metrics.winsorised(self.truths.money)
+
+    @cached_property
+    def shown(self) -> Shown:
+        label = "purchased" if self.run.label == "purchase" else "clicked"
+        has = set(self.run.columns("scored"))
+        calibrated = [s for s in self.run.stages if f"{s}.p" in has]
+        columns = ["item_id", "position", label, *[f"{s}.score" for s in self.run.stages], *[f"{s}.p" for s in calibrated]]
+        frame = self._grouped("scored", *columns).filter(pl.col("position").is_not_null())
+        frame = frame.sort("group", "position", maintain_order=True)
+        rows = self.truths.frame.select("request_id", "item_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("truth"))
+        frame = frame.join(rows, on=["request_id", "item_id"], how="left", maintain_order="left")
+        group = frame["group"].to_numpy()
+        first = frame.select(pl.struct("group", "item_id").is_first_distinct()).to_series().to_numpy()
+        sizes = np.bincount(group[first], minlength=self.n)
+        seed = int(self.run.meta["seed"] or 0)
+        keys = {}
+        for column, shift in (("request_id", 0), ("item_id", 1)):
+            ids = frame[column].unique(maintain_order=True)
+            hashes = pl.DataFrame({column: ids, "hash": pl.Series(hash_ids(ids.to_numpy(), seed + shift), dtype=pl.UInt64)})
+            keys[column] = frame.select(column).join(hashes, on=column, how="left", maintain_order="left")["hash"].to_numpy()
+        scores = {s: frame[f"{s}.score"].fill_null(np.nan).to_numpy() for s in self.run.stages}
+        return Shown(
+            group, frame[label].fill_null(False).to_numpy(), frame["truth"].fill_null(-1).to_numpy(), first & (sizes[group] > 1),
+            mix(keys["request_id"] + keys["item_id"]), scores | {LOGGED: -frame["position"].to_numpy().astype(np.float32)},
+            {s: frame[f"{s}.p"].fill_null(np.nan).to_numpy().astype(np.float64) for s in calibrated},
+        )  # fmt: skip
+
+    def shown_ranks(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rank of every row in its shown list under a stage's score (0 for rows in no list), and each request's list length."""
+        if stage in self._shown_ranks:
+            return self._shown_ranks[stage]
+        shown = self.shown
+        rows = np.flatnonzero(shown.in_list)
+        group = shown.group[rows]
+        sizes = np.bincount(group, minlength=self.n)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        ranks = np.zeros(len(shown.group), dtype=np.int64)
+        placed = order(group, shown.score[stage][rows], shown.tie[rows])
+        ranks[rows[placed]] = np.arange(len(rows)) - starts[group[placed]] + 1
+        self._shown_ranks[stage] = ranks, sizes
+        return ranks, sizes
+
+    def parts(self, slice_name: str | None) -> list[Part]:
+        """Everything, or one part a value of the slice."""
+        every = np.ones(self.n, dtype=bool)
+        if slice_name is None:
+            return [Part(ALL, every, np.ones(self.truths.frame.height, dtype=bool))]
+        if slice_name not in SLICES:
+            raise KarmafunnelError(f"slice {slice_name!r}: there are {', '.join(SLICES)}")
+        frame = self.truths.frame
+        columns = {
+            "target": pl.col("target"), "price": pl.col("price_band").fill_null("unknown"),
+            "repeat": pl.when("repeat").then(pl.lit("repeat")).when(~pl.col("repeat")).then(pl.lit("new")),
+            "user": pl.when("new_user").then(pl.lit("new")).otherwise(pl.lit("returning")),
+            "query": pl.when("has_query").then(pl.lit("with")).otherwise(pl.lit("without")),
+        }  # fmt: skip
+        by_truth = slice_name in SLICES_OF_TRUTH
+        values = (frame if by_truth else self.requests).select(columns[slice_name].alias("value")).to_series()
+        parts = []
+        for value in SLICES[slice_name]:
+            mask = (values == value).fill_null(False).to_numpy()
+            requests = every if by_truth else mask
+            parts.append(Part(f"{slice_name}={value}", requests, mask if by_truth else mask[self.truths.group], by_truth))
+        return parts

@@ -1,0 +1,96 @@
+"""A Run on disk, read lazily: slates, requests, ledger, scored, timing and `run.json` (layout: `docs/METRICS.md`)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ..log import KarmafunnelError
+
+# Columns that every table has; those of the stages come on top.
+COLUMNS = {
+    "slates": ("request_id", "stage", "item_id", "rank", "score", "channel"),
+    "requests": ("request_id", "user_id", "n_truth", "n_eligible", "n_truth_eligible", "has_query", "new_user"),
+    "ledger": ("request_id", "item_id", "money", "quantity", "eligible", "target", "repeat", "price_band", "lost", "margin"),
+    "scored": ("request_id", "item_id", "position", "clicked", "purchased", "eligible"),
+    "timing": ("chunk", "stage", "requests", "rows_in", "rows_out", "seconds"),
+}
+OF_A_STAGE = {"requests": ("n", "out"), "ledger": ("rank", "wins"), "scored": ("score",)}
+META = ("label", "seed", "log", "window", "stages")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One replay of one funnel on one log. `lazy` holds the five tables unread, `meta` is `run.json`."""
+
+    path: Path
+    meta: dict[str, Any]
+    lazy: dict[str, pl.LazyFrame]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """Open a Run folder without reading its rows.
+
+        Raises KarmafunnelError naming the file: for a folder that is no Run, a table that is missing, cut short or lacks columns.
+        """
+        folder = Path(folder)
+        path = folder / "run.json"
+        if not path.is_file():
+            found = sorted(os.listdir(folder))[:10] if folder.is_dir() else "no such folder"
+            raise KarmafunnelError(f"{folder}: needed a Run folder with run.json, found {found}")
+        try:
+            meta = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise KarmafunnelError(f"{path}: needed JSON, found: {error}") from error
+        if not isinstance(meta, dict) or (missing := [key for key in META if key not in meta]):
+            raise KarmafunnelError(f"{path}: needed {list(META)}, missing {missing if isinstance(meta, dict) else 'all'}")
+        if not meta["stages"]:
+            raise KarmafunnelError(f"{path}: needed at least one stage, found none")
+        stages = [stage["name"] for stage in meta["stages"]]
+        return cls(folder, meta, {name: _scan(folder / f"{name}.parquet", name, stages) for name in COLUMNS})
+
+    def read(self, table: str, *columns: str | pl.Expr) -> pl.DataFrame:
+        """Some columns (or expressions) of a table, read now; raises KarmafunnelError naming the file that cannot be read."""
+        try:
+            return (self.lazy[table].select(*columns) if columns else self.lazy[table]).collect()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise KarmafunnelError(f"{self.path / table}.parquet: needed a readable table, found: {error}") from error
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def label(self) -> str:
+        """What counts as truth: "click" or "purchase"."""
+        return str(self.meta["label"])
+
+    @property
+    def stages(self) -> list[str]:
+        return [stage["name"] for stage in self.meta["stages"]]
+
+    def k(self, stage: str) -> int:
+        """How many rows a request a stage puts out at most."""
+        return next(int(s["k"]) for s in self.meta["stages"] if s["name"] == stage)
+
+    def columns(self, table: str) -> list[str]:
+        return self.lazy[table].collect_schema().names()
+
+
+def _scan(path: Path, table: str, stages: list[str]) -> pl.LazyFrame:
+    if not path.is_file():
+        raise KarmafunnelError(f"{path}: needed a table of a Run, found no such file")
+    try:
+        frame = pl.scan_parquet(path)
+        found = frame.collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise KarmafunnelError(f"{path}: needed a readable Parquet table (cut short?), found: {error}") from error
+    needed = [*COLUMNS[table], *(f"{stage}.{column}" for stage in stages for column in OF_A_STAGE.get(table, ()))]
+    if missing := [name for name in needed if name not in found]:
+        raise KarmafunnelError(f"{path}: needed columns {needed}, missing {missing}")
+    return frame
