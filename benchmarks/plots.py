@@ -11,7 +11,7 @@ from typing import Any
 
 from ..log import KarmafunnelError
 from ..simulator.measures import Cascade
-from .table import AFTER, BEFORE, Row, in_order, number
+from .table import AFTER, BEFORE, Row, between, in_order, number
 
 Plot = dict[str, Any]
 COLOURS = ("#4f83b5", "#dd9a3c", "#9d6bb5", "#3a9c9c", "#c75f5f", "#8f8a3c")
@@ -141,21 +141,24 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
     found = {(row["slice"], row["reason"]): row for row in losses}
     order = reasons(losses, stages)
     counts = {s: sum(found[s, r]["items"] for r in {row["reason"] for row in losses}) for values in by_slice.values() for s in values}
-    labels = [s for values in by_slice.values() for s in values if counts[s]]
-    names = [f"{s.replace('=', ': ')} ({counts[s]:,})" for s in labels]
+    groups = [[s for s in values if counts[s]] for values in by_slice.values()]
+    labels = [s for group in groups for s in group]
+    named = {s: f"{s.replace('=', ': ')} ({counts[s]:,})" for s in labels}
+    # A blank line between slices: a category without a bar.
+    lines = [line for i, group in enumerate(groups) for line in [*([" " * i] if i else []), *(named[s] for s in group)]]
     colours = reason_colours(stages)
     data = [
         {
-            "type": "bar", "orientation": "h", "name": reason_name(reason, stages), "y": names, "x": [found[s, reason]["share"] for s in labels],
+            "type": "bar", "orientation": "h", "name": reason_name(reason, stages), "y": list(named.values()), "x": [found[s, reason]["share"] for s in labels],
             "marker": {"color": colours[reason]}, "hovertemplate": "<b>%{y}</b><br>" + reason_name(reason, stages) + " %{x:.1%}<extra></extra>",
         }
         for reason in order
     ]  # fmt: skip
-    # A little air between slices: blank categories would be simpler to read than lines.
     layout = {
-        "barmode": "stack", "height": 90 + 24 * len(names), "margin": {"l": 170, "r": 20, "t": 40, "b": 30}, "bargap": 0.25,
-        "xaxis": {"range": [0, 1], "tickformat": ".0%"}, "yaxis": {"autorange": "reversed", "showgrid": False},
-        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        "barmode": "stack", "height": 50 + 22 * len(lines), "margin": {"l": 170, "r": 20, "t": 10, "b": 30}, "bargap": 0.2,
+        "xaxis": {"range": [0, 1], "tickformat": ".0%"},
+        "yaxis": {"type": "category", "categoryarray": lines, "categoryorder": "array", "range": [len(lines) - 0.4, -0.6], "showgrid": False},
+        "showlegend": False,
     }  # fmt: skip
     return {"data": data, "layout": layout}
 
@@ -169,8 +172,7 @@ def curves(panels: Sequence[tuple[str, Sequence[Row]]], stages: Sequence[str], p
     colours = colour_of(stages)
     data: list[Plot] = []
     height = 330 * -(-len(panels) // per_row)
-    layout: Plot = {"height": height + 60, "margin": {"l": 50, "r": 20, "t": 70, "b": 45}, "annotations": []}
-    layout["legend"] = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "yref": "container", "traceorder": "normal"}
+    layout: Plot = {"height": height, "margin": {"l": 50, "r": 20, "t": 34, "b": 45}, "annotations": [], "showlegend": False}
     for i, (title, rows) in enumerate(panels):
         places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
         for stage in in_order(rows, "stage"):
@@ -181,17 +183,17 @@ def curves(panels: Sequence[tuple[str, Sequence[Row]]], stages: Sequence[str], p
                 continue
             ks, points = [k for k, _ in mine], [row for _, row in mine]
             colour = colours.get(stage, QUIET)
-            common = {"type": "scatter", "x": ks, "legendgroup": stage, **places}
+            common = {"type": "scatter", "x": ks, **places}
             if stage not in AFTER and all(row["low"] is not None for row in points):
                 band = {"x": [*ks, *ks[::-1]], "y": [*(r["high"] for r in points), *(r["low"] for r in points[::-1])]}
-                data.append(common | band | {"mode": "lines", "fill": "toself", "fillcolor": faint(colour, 0.15), "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False})
-            texts = [f"{number(r['value'])}" + (f" [{number(r['low'])}, {number(r['high'])}]" if r["low"] is not None else "") for r in points]
+                data.append(common | band | {"mode": "lines", "fill": "toself", "fillcolor": faint(colour, 0.15), "line": {"width": 0}, "hoverinfo": "skip"})
+            texts = [f"{number(r['value'])} {between(r)}" for r in points]
             look = {"color": colour, "width": 1.5 if stage in AFTER else 2.2, "dash": LINES.get(stage, "solid")}
             data.append(
                 common
                 | {
                     "y": [row["value"] for row in points], "name": stage, "mode": "lines" if stage in AFTER else "lines+markers", "line": look,
-                    "marker": {"size": 5}, "showlegend": i == 0, "text": texts, "hovertemplate": f"{stage}, k = %{{x}}<br>%{{text}}<extra></extra>",
+                    "marker": {"size": 5}, "text": texts, "hovertemplate": f"{stage}, k = %{{x}}<br>%{{text}}<extra></extra>",
                 }
             )  # fmt: skip
         x, y = domains[i]
@@ -203,21 +205,18 @@ def curves(panels: Sequence[tuple[str, Sequence[Row]]], stages: Sequence[str], p
     return {"data": data, "layout": layout}
 
 
-def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: str, rows_by: str, per_row: int = 3, zero: bool = False) -> Plot:
-    """Values with intervals: one line a value of `rows_by`, one colour a value of `by`; one pane a panel."""
-    domains = panes(len(panels), per_row, gap=0.05, row_gap=0.3)
+def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: str, lines_by: str, zero: bool = False) -> Plot:
+    """Values with intervals: one line a value of `lines_by`, one colour a value of `by`; one pane a panel, from 0 on one scale if `zero`."""
+    per_row = 3
+    domains = panes(len(panels), per_row, gap=0.12, row_gap=0.26)
     colours = colour_of(names)
-    deepest = max(len({row[rows_by] for row in rows}) for _, rows in panels)
-    rows_of_panes = -(-len(panels) // per_row)
-    layout: Plot = {"height": (46 + deepest * (18 + 9 * len(names))) * rows_of_panes + 70, "margin": {"l": 20, "r": 20, "t": 66, "b": 36}, "annotations": []}
-    layout["legend"] = {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "yref": "container", "traceorder": "normal"}
+    lines_of = [[v for v in in_order(rows, lines_by) if any(r["value"] is not None for r in rows if r[lines_by] == v)] for _, rows in panels]
+    pane = 40 + max(map(len, lines_of)) * (17 + 9 * len(names))
+    layout: Plot = {"height": pane * -(-len(panels) // per_row) + 50, "margin": {"l": 110, "r": 20, "t": 34, "b": 30}, "annotations": [], "showlegend": False}
     data: list[Plot] = []
-    named: set[str] = set()
-    for i, (title, rows) in enumerate(panels):
+    far = max(row["high"] or row["value"] for _, rows in panels for row in rows if row["value"] is not None)
+    for i, ((title, rows), lines) in enumerate(zip(panels, lines_of, strict=True)):
         places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
-        lines = in_order(rows, rows_by)
-        shown = [line for line in lines if any(row["value"] is not None for row in rows if row[rows_by] == line)]
-        labels = {line: _line_label(line, [row for row in rows if row[rows_by] == line]) for line in shown}
         for j, name in enumerate(names):
             mine = [row for row in rows if row[by] == name and row["value"] is not None]
             if not mine:
@@ -225,36 +224,38 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: 
             offset = (j - (len(names) - 1) / 2) * min(0.24, 0.72 / len(names))
             high = [0 if row["high"] is None else row["high"] - row["value"] for row in mine]
             low = [0 if row["low"] is None else row["value"] - row["low"] for row in mine]
+            bar = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1.6, "width": 0, "color": faint(colours[name], 0.75)}
             data.append(
                 {
-                    "type": "scatter", "mode": "markers", "name": name, "legendgroup": name, "showlegend": name not in named and len(names) > 1,
-                    "x": [row["value"] for row in mine], "y": [shown.index(row[rows_by]) + offset for row in mine],
-                    "marker": {"size": 8, "color": [QUIET if len(names) == 1 and row[rows_by] in AFTER else colours[name] for row in mine]},
-                    "error_x": {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1.6, "width": 0, "color": faint(colours[name], 0.75)},
-                    "text": [f"{row[rows_by]}: {number(row['value'])}" + (f" [{number(row['low'])}, {number(row['high'])}]" if row["low"] is not None else "") + f", n {row['n']:,}" for row in mine],
+                    "type": "scatter", "mode": "markers", "x": [row["value"] for row in mine], "y": [lines.index(row[lines_by]) + offset for row in mine],
+                    "marker": {"size": 8, "color": [QUIET if len(names) == 1 and row[lines_by] in AFTER else colours[name] for row in mine]},
+                    "error_x": bar, "text": [f"{row[lines_by]}: {number(row['value'])} {between(row)}, n {row['n']:,}" for row in mine],
                     "hovertemplate": f"<b>{name}</b><br>%{{text}}<extra></extra>", **places,
                 }
             )  # fmt: skip
-            named.add(name)
         x, y = domains[i]
-        layout[axis(i, "x")] = {"domain": x, "anchor": places["yaxis"], "nticks": 6} | ({"rangemode": "tozero"} if zero else {})
+        layout[axis(i, "x")] = {"domain": x, "anchor": places["yaxis"], "nticks": 6} | ({"range": [0, far * 1.04]} if zero else {})
         layout[axis(i, "y")] = {
-            "domain": y, "anchor": places["xaxis"], "tickvals": list(range(len(shown))), "ticktext": [labels[line] for line in shown],
-            "range": [len(shown) - 0.4, -0.6], "showgrid": False, "automargin": True,
+            "domain": y, "anchor": places["xaxis"], "tickvals": list(range(len(lines))), "range": [len(lines) - 0.4, -0.6], "showgrid": False,
+            "ticktext": [line_name(line, [row for row in rows if row[lines_by] == line]) for line in lines],
         }  # fmt: skip
         layout["annotations"].append(heading(title, domains[i]))
     return {"data": data, "layout": layout}
 
 
-def _line_label(line: str, rows: Sequence[Row]) -> str:
-    return line.split("=")[-1]
+def line_name(line: str, rows: Sequence[Row]) -> str:
+    """A stage by its name, a slice by its value and how many units were scored."""
+    if "=" not in line:
+        return line
+    counts = sorted({row["n"] for row in rows})
+    return f"{line.split('=')[1]} ({counts[0]:,}{f' to {counts[-1]:,}' if len(counts) > 1 else ''})"
 
 
 def calibration(panels: Sequence[tuple[str, Sequence[Row]]], per_row: int = 3) -> Plot:
     """Frequency against mean probability, one point a bin of equal mass (`probability`, `frequency`, `rows`); one pane a panel."""
-    domains = panes(max(len(panels), 2), per_row, gap=0.08)
+    domains = panes(len(panels), per_row, gap=0.1)
     data: list[Plot] = []
-    layout: Plot = {"height": 340 * -(-len(panels) // per_row) + 40, "margin": {"l": 60, "r": 20, "t": 40, "b": 50}, "annotations": [], "showlegend": False}
+    layout: Plot = {"height": 300 * -(-len(panels) // per_row) + 40, "margin": {"l": 60, "r": 20, "t": 40, "b": 50}, "annotations": [], "showlegend": False}
     for i, (title, bins) in enumerate(panels):
         places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
         most = max([row[c] for row in bins for c in ("probability", "frequency")], default=1.0) * 1.08 or 1.0

@@ -6,7 +6,7 @@ Every figure comes from `measures`; nothing is fetched from anywhere when the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -119,11 +119,16 @@ def open_entries(runs: Sequence[Folder | Sequence[Folder]]) -> list[Entry]:
 # -- pieces of HTML -----------------------------------------------------------------------------------------------------
 
 
-def figure(plot: Plot, caption: str = "") -> str:
-    """A place that the page's script draws a plotly figure into once it scrolls near."""
-    height = plot["layout"]["height"]
-    note = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure><div class="plot" style="height:{height}px"><script type="application/json">{embed(plot)}</script></div>{note}</figure>'
+def figure(plot: Plot, legend: Mapping[str, str] | None = None) -> str:
+    """A place that the page's script draws a plotly figure into once it scrolls near; `legend` is colour or dash by name."""
+    keys = "".join(f'<span><i style="{key(look)}"></i>{escape(name)}</span>' for name, look in (legend or {}).items())
+    above = f'<div class="legend">{keys}</div>' if keys else ""
+    return f'<figure>{above}<div class="plot" style="height:{plot["layout"]["height"]}px"><script type="application/json">{embed(plot)}</script></div></figure>'
+
+
+def key(look: str) -> str:
+    """CSS of a legend's key: a filled square for a colour, a line for a dash."""
+    return f"background:{look}" if look.startswith("#") else f"height:0;border-top:2px {'dotted' if look == 'dot' else 'dashed'} {plots.QUIET}"
 
 
 def embed(value: Any) -> str:
@@ -318,7 +323,7 @@ def hit_curves(entries: Sequence[Entry]) -> Section:
         "it improves the order; where it ends, the rest is gone."
     )
     text += absent("Money: the log holds no prices of truth items.") if lacking else ""
-    return Section("curves", "HR@k", "Hit rate by depth", text + figure(plots.curves(panels, union(entries))))
+    return Section("curves", "HR@k", "Hit rate by depth", text + figure(plots.curves(panels, union(entries)), plots.colour_of(union(entries)) | {"ceiling": "dash", "random": "dot"}))
 
 
 def ordering(entries: Sequence[Entry]) -> Section:
@@ -337,7 +342,7 @@ def ordering(entries: Sequence[Entry]) -> Section:
         text += absent("AUC and gAUC on exposures: the log holds no lists that were shown, only what was chosen.")
     if panels:
         names_of = [entry.name for entry in entries]
-        text += figure(plots.dots(panels, names_of, "label", "stage"))
+        text += figure(plots.dots(panels, names_of, "label", "stage"), plots.colour_of(names_of) if len(entries) > 1 else None)
     return Section("auc", "AUC, gAUC", "Order within a stage", text + to_html(rows, across(entries)))
 
 
@@ -355,7 +360,9 @@ def calibrated(entries: Sequence[Entry]) -> Section:
     if not panels:
         return Section("calibration", "Calibration", "Calibration", text + absent("no stage has probabilities of shown items: it takes a calibrated ranker and shown lists."))
     told = [row for row in rows if row["value"] is not None]
-    return Section("calibration", "Calibration", "Calibration", text + figure(plots.calibration(panels)) + to_html(told, across(entries)))
+    body = figure(plots.calibration(panels)), f"<div>{to_html(told, across(entries))}</div>"
+    side_by_side = f'<div class="half">{"".join(body)}</div>' if len(panels) == 1 else "".join(body)
+    return Section("calibration", "Calibration", "Calibration", text + side_by_side)
 
 
 def bins(probability: np.ndarray, label: np.ndarray) -> list[Row]:
@@ -386,7 +393,7 @@ def slices(entries: Sequence[Entry]) -> Section:
         text += absent(f"one kind only, or unknown, in this log: {'; '.join(empty)}.")
     if panels:
         by, names = ("stage", union(entries)) if len(entries) == 1 else ("label", [entry.name for entry in entries])
-        text += figure(plots.dots(panels, names, by, "slice", zero=True))
+        text += figure(plots.dots(panels, names, by, "slice", zero=True), plots.colour_of(names))
     text += lead("And where their truth goes; every bar is all truth items of its slice.")
     for entry in entries:
         found = [row for name in SLICES for row in Cascade.of(entry.run, name).losses]
@@ -394,7 +401,12 @@ def slices(entries: Sequence[Entry]) -> Section:
         several = {name for name in SLICES if sum(s.startswith(f"{name}=") for s in some) > 1}
         found = [row for row in found if row["slice"] in some and row["slice"].split("=")[0] in several]
         text += f"<h3>{escape(entry.name)}</h3>" if len(entries) > 1 else ""
-        text += figure(plots.slice_losses(found, entry.stages)) if found else absent("nothing to slice by.")
+        if not found:
+            text += absent("nothing to slice by.")
+            continue
+        colours = plots.reason_colours(entry.stages)
+        legend = {plots.reason_name(r, entry.stages): colours[r] for r in plots.reasons(found, entry.stages)}
+        text += figure(plots.slice_losses(found, entry.stages), legend)
     return Section("slices", "Slices", "Who and what is served well", text)
 
 
@@ -499,7 +511,7 @@ def header(entries: Sequence[Entry]) -> str:
     logs = list(dict.fromkeys(entry.run.meta["log"]["name"] for entry in entries))
     log, _ = open_log(entries[0].run)
     licence = f"; licence of the log: {escape(str(log.meta['licence']))}" if log and log.meta.get("licence") else ""
-    words = [f"window {escape(str(meta['window']))}", f"truth: {past(entries[0].run.label)} items", f"{meta['log'].get('items', 0):,} items" if meta["log"].get("items") else ""]
+    words = [f"Run {escape(', '.join(e.name for e in entries))}", f"window {escape(str(meta['window']))}", f"truth: {past(entries[0].run.label)} items", f"{meta['log'].get('items', 0):,} items" if meta["log"].get("items") else ""]
     lacks = [name for name in ("query", "text", "price", "exposures") if not meta["log"]["has"].get(name)]
     words.append(f"the log has no {', '.join(lacks)}" if lacks else "")
     funnels = "".join(

@@ -430,7 +430,7 @@ def to_html(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> 
         before = texts
     out.append("</tbody>")
     if any(table.counts):
-        counts = "".join(f"<td>{escape(count.removeprefix('n '))}</td>" for count in table.counts)
+        counts = "".join(f"<td>{escape(_foot(count).removeprefix('n ')).replace(chr(10), '<br>')}</td>" for count in table.counts)
         out.append(f'<tfoot><tr><th colspan="{len(table.heads)}">n</th>{counts}</tr></tfoot>')
     out.append("</table></div>")
     if table.notes:

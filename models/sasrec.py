@@ -22,7 +22,7 @@ from ..log import KarmafunnelError, Log
 from .embedders import Embedder, Embedding, Progress, Sequences, read_saved, silent, w1_sequences
 
 BLOCK = 128  # requests embedded at a time; every block is padded to this size, so that a vector does not depend on its neighbours
-CHUNK = 512  # rows of logits held at a time
+CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 
 
 @dataclass(frozen=True, repr=False)

@@ -89,7 +89,7 @@ def load(root: Path | str) -> Catalogue:
             "images: addresses only (columns image_url, image_urls), nothing is downloaded",
             "bought_together: empty in the file",
         ],
-        "set_aside": {
+        "notes": {
             "products without a price": items["price"].null_count(),
             "products without a title": items["title"].null_count(),
         },

@@ -16,7 +16,7 @@ same item at or before its minute, latest first, at the price that was paid; wha
 (bought before the log begins) is set aside. Lines netted out to zero and invoices left empty are dropped. So
 kept money = money of sale lines - money returned, exactly.
 Set aside, each line for the first reason that holds: no customer; no product (postage, charges, samples,
-vouchers, fees, bad debt: `PRODUCT`, `SERVICES`); no price above zero (gifts). An item's title is its
+vouchers, fees, bad debt: `PRODUCT`, `SERVICES`); no price or no quantity (gifts). An item's title is its
 description on its first sale line: never a later one, never a stock-keeper's note ("damaged", "?": these have
 no price).
 """
@@ -49,7 +49,7 @@ SERVICES = (
     "23574",
     "23702",
 )  # a gift voucher, next day carriage, packing charge, high resolution image
-REASONS = ("no customer", "no product", "no price above zero")
+REASONS = ("no customer", "no product", "no price or quantity")
 
 
 def load(root: Path | str) -> Log:
@@ -94,6 +94,7 @@ def load(root: Path | str) -> Log:
         pl.col("invoice").alias("request_id"), pl.col("code").alias("item_id"), pl.lit(True).alias("purchased"),
         pl.col("price").alias("price_paid"), pl.col("quantity", "returned").cast(pl.Int32),
     )  # fmt: skip
+    set_aside, notes = counts(lines, sales, invoices, unmatched)
     meta = {
         "name": "online_retail",
         "currency": "GBP",
@@ -111,7 +112,8 @@ def load(root: Path | str) -> Log:
             "sessions: an invoice is a request, at the first minute on it",
             "purchases before December 2010: returns of them are set aside",
         ],
-        "set_aside": counts(lines, sales, invoices, unmatched),
+        "set_aside": set_aside,
+        "notes": notes,
     }
     return Log.make(items, requests, exposures, meta)
 
@@ -155,7 +157,7 @@ def read(path: Path) -> pl.DataFrame:
     kind = (
         pl.when(pl.col("customer").is_null()).then(pl.lit(REASONS[0]))
         .when(~is_product()).then(pl.lit(REASONS[1]))
-        .when(pl.col("price") <= 0).then(pl.lit(REASONS[2]))
+        .when((pl.col("price") <= 0) | (pl.col("quantity") == 0)).then(pl.lit(REASONS[2]))
         .when("back").then(pl.lit("return"))
         .otherwise(pl.lit("sale"))
     )  # fmt: skip
@@ -173,17 +175,13 @@ def add_up(sales: pl.DataFrame) -> pl.DataFrame:
     """
     money = (pl.col("price") * pl.col("quantity")).sum()
     same = pl.col("price").min() == pl.col("price").max()
-    return (
-        sales.filter(pl.col("quantity") > 0)
-        .group_by("invoice", "code", maintain_order=True)
-        .agg(
-            pl.col("row", "customer", "ts", "country").first(),
-            pl.col("quantity").sum().alias("bought"),
-            pl.when(same)
-            .then(pl.col("price").first())
-            .otherwise(money / pl.col("quantity").sum())
-            .alias("price"),
-        )
+    return sales.group_by("invoice", "code", maintain_order=True).agg(
+        pl.col("row", "customer", "ts", "country").first(),
+        pl.col("quantity").sum().alias("bought"),
+        pl.when(same)
+        .then(pl.col("price").first())
+        .otherwise(money / pl.col("quantity").sum())
+        .alias("price"),
     )
 
 
@@ -243,24 +241,23 @@ def titles(lines: pl.DataFrame) -> pl.DataFrame:
 
 def counts(
     lines: pl.DataFrame, sales: pl.DataFrame, invoices: pl.DataFrame, unmatched: int
-) -> dict[str, float]:
-    """What was set aside or netted out, in lines, units and money (GBP)."""
-    by = lines.group_by("kind").agg(
-        pl.len().alias("lines"), (pl.col("price") * pl.col("quantity")).sum().alias("money")
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What was set aside, and notes on what was kept and netted out: lines, units and money (GBP)."""
+    number = dict(lines.group_by("kind").len().iter_rows())
+    sold = (
+        lines.filter(pl.col("kind") == "sale").select(pl.col("price") * pl.col("quantity")).to_series().sum()
     )
-    found = {kind: (n, round(money, 2)) for kind, n, money in by.iter_rows()}
-    answer: dict[str, float] = {}
-    for kind in REASONS:
-        answer[f"lines, {kind}"] = found.get(kind, (0, 0.0))[0]
-    gone = sales.filter(pl.col("returned") == pl.col("bought"))
-    return answer | {
-        "lines, sales": found.get("sale", (0, 0.0))[0],
-        "money, sales": found.get("sale", (0, 0.0))[1],
-        "lines, returns": found.get("return", (0, 0.0))[0],
-        "units, returned and netted out": int(sales["returned"].sum()),
-        "money, returned and netted out": round(float((sales["price"] * sales["returned"]).sum()), 2),
-        "units, returned without an earlier purchase": unmatched,
-        "lines, added to another of the same item and invoice": found.get("sale", (0, 0.0))[0] - sales.height,
-        "items of invoices netted out to zero": gone.height,
+    set_aside = {f"lines, {kind}": number.get(kind, 0) for kind in REASONS} | {
+        "units returned without an earlier purchase": unmatched,
+        "lines of invoices netted out to zero": sales.filter(pl.col("returned") == pl.col("bought")).height,
         "invoices netted out to zero": sales["invoice"].n_unique() - invoices.height,
     }
+    notes = {
+        "lines, sales": number.get("sale", 0),
+        "lines, returns": number.get("return", 0),
+        "sale lines added to another of the same item and invoice": number.get("sale", 0) - sales.height,
+        "units returned and netted out": int(sales["returned"].sum()),
+        "money, sales": round(float(sold), 2),
+        "money, returned and netted out": round(float((sales["price"] * sales["returned"]).sum()), 2),
+    }
+    return set_aside, notes

@@ -1,0 +1,217 @@
+"use strict";
+// Draws the figures once they scroll near, in the colours of the page, and the page for one request.
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif";
+
+function themed(layout) {
+  const out = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: FONT, size: 12.5, color: css("--ink") } };
+  out.hoverlabel = { bgcolor: css("--panel"), bordercolor: css("--line"), font: { family: FONT, color: css("--ink") }, align: "left" };
+  for (const key of Object.keys(layout)) {
+    if (!/^[xy]axis\d*$/.test(key)) continue;
+    const title = layout[key].title ? { ...layout[key].title, font: { color: css("--dim"), size: 12 } } : undefined;
+    out[key] = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, ticks: "", tickfont: { color: css("--dim") }, ...layout[key] };
+    if (key[0] === "y" && layout[key].showticklabels !== false) out[key].tickfont = { color: css("--ink") };
+    if (title) out[key].title = title;
+  }
+  return out;
+}
+
+const CONFIG = { responsive: true, displayModeBar: false };
+const drawn = new Map();
+
+function draw(place, plot) {
+  drawn.set(place, plot);
+  Plotly.react(place, plot.data, themed(plot.layout), CONFIG);
+}
+
+const near = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (!entry.isIntersecting) continue;
+    near.unobserve(entry.target);
+    drawPlace(entry.target);
+  }
+}, { rootMargin: "600px" });
+
+function drawPlace(place) {
+  const script = place.querySelector('script[type="application/json"]');
+  if (!script) return;
+  const plot = JSON.parse(script.textContent);
+  script.remove();
+  draw(place, plot);
+}
+
+document.querySelectorAll(".plot").forEach((place) => near.observe(place));
+window.addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(drawPlace));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((plot, place) => draw(place, plot)));
+
+// -- where one is on the page
+
+const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.getAttribute("href").slice(1), a]));
+function follow() {
+  let here = null;
+  for (const section of document.querySelectorAll("section")) if (section.getBoundingClientRect().top < 140) here = section.id;
+  links.forEach((a, id) => a.classList.toggle("here", id === here));
+}
+addEventListener("scroll", follow, { passive: true });
+follow();
+
+// -- one request
+
+const COLOURS = ["#4f83b5", "#dd9a3c", "#9d6bb5", "#3a9c9c", "#c75f5f", "#8f8a3c"];
+
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes || {})) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined) node.setAttribute(key, value);
+  }
+  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+  return node;
+}
+
+function pageForOneRequest(root, data) {
+  const state = { request: 0, run: 0, stage: -1 };
+  const whole = (n) => (n === null || n === undefined ? "" : n.toLocaleString("en"));
+  const short = (x) => (x === null || x === undefined ? "" : Math.abs(x) >= 1000 ? whole(Math.round(x)) : String(x));
+  const item = (id) => {
+    const known = data.items[id];
+    const title = known && known[0];
+    const more = title ? [known[1], id].filter(Boolean).join(" · ") : "";
+    return el("span", { class: "item", title: [title, known && known[1], id, known && known[2] !== null ? `list price ${known[2]} ${data.currency || ""}` : null].filter(Boolean).join("\n") },
+      title || id, more ? el("i", {}, " " + more) : null);
+  };
+  const outcome = (reason, stages) => {
+    if (reason === "kept") return "kept by the last stage";
+    if (reason === "not eligible") return "not eligible";
+    if (reason === "index") return "missed by the index";
+    return reason === stages[0].name ? `not recalled (${reason})` : `cut by ${reason}`;
+  };
+
+  function ago(days) {
+    if (days === null) return "";
+    if (days < 1 / 24) return `${Math.max(1, Math.round(days * 1440))} min before`;
+    if (days < 1) return `${Math.round(days * 24)} h before`;
+    return `${Math.round(days)} d before`;
+  }
+
+  function picker() {
+    const groups = new Map();
+    data.requests.forEach((r, i) => {
+      const name = outcome(r.outcome, data.stages[0]);
+      if (!groups.has(name)) groups.set(name, el("optgroup", { label: name }));
+      const text = `${r.id} · ${r.query ? "“" + r.query + "”" : "no query"} · user ${r.user ?? "unknown"}`;
+      groups.get(name).append(el("option", i === state.request ? { value: i, selected: "" } : { value: i }, text));
+    });
+    const step = (by) => () => { state.request = (state.request + by + data.requests.length) % data.requests.length; render(); };
+    const runs = data.names.length > 1
+      ? data.names.map((name, i) => el("button", { class: i === state.run ? "on" : null, onclick: () => { state.run = i; state.stage = -1; render(); } }, name)) : [];
+    return el("div", { class: "picker" },
+      el("button", { onclick: step(-1), "aria-label": "previous request" }, "←"), el("button", { onclick: step(1), "aria-label": "next request" }, "→"),
+      el("select", { onchange: (e) => { state.request = +e.target.value; render(); }, "aria-label": "request" }, [...groups.values()]), runs);
+  }
+
+  function asked(r) {
+    const facts = [r.ts, r.user ? `user ${r.user}${r.new_user ? " (new)" : ""}` : null, r.source, `${whole(r.eligible)} eligible items`, r.shown ? `${whole(r.shown)} items were shown` : null];
+    const chips = [...r.filters.map((f) => "filter " + f), ...r.context];
+    const history = r.history === null || r.history === undefined ? null
+      : r.history.length === 0 ? el("p", { class: "note" }, "History: nothing before this request.")
+      : [el("p", { class: "note" }, `History, latest first (last ${r.history.length}):`),
+         el("div", { class: "chips" }, r.history.map((h) => {
+           const known = data.items[h.item];
+           return el("span", { class: "chip" + (h.action === "purchase" ? " buy" : ""), title: (known && known[0]) || h.item },
+             el("span", {}, (known && known[0]) || h.item), el("i", {}, `${h.action === "purchase" ? "bought" : "clicked"} ${ago(h.days)}`));
+         }))];
+    return el("div", { class: "ask" },
+      el("div", { class: "query" + (r.query ? "" : " none") }, r.query || "no query"), el("div", { class: "sub" }, facts.filter(Boolean).join(" · ")),
+      chips.length ? el("div", { class: "chips" }, chips.map((c) => el("span", { class: "chip" }, c))) : null, history);
+  }
+
+  function truthTable(one, stages) {
+    const head = el("tr", {}, el("th", {}, `${data.label === "purchase" ? "purchased" : "clicked"} item`), el("th", { class: "num" }, "money"), el("th", {}, "kind"),
+      stages.map((s) => el("th", { class: "num", title: `rank after ${s.name}, which keeps ${whole(s.k)}` }, s.name)), el("th", {}, "outcome"));
+    const rows = one.truth.map((t) => {
+      const cells = stages.map((s, j) => {
+        if (t.ranks[j] !== null) return el("td", { title: `score ${short(t.scores[j])}` }, whole(t.ranks[j]));
+        if (t.would[j] === null || t.would[j] === undefined) return el("td", { class: "ghost" }, "–");
+        return el("td", { class: "ghost", title: `rank that it has or would have here; score ${short(t.scores[j])}` }, `(${whole(t.would[j])})`);
+      });
+      const by = t.lost && t.margin ? ` by ${whole(t.margin)} rank${t.margin === 1 ? "" : "s"}` : "";
+      const score = t.lost && t.margin_score !== null ? `score short by ${short(t.margin_score)}` : null;
+      return el("tr", {}, el("th", {}, item(t.item)), el("td", {}, t.money === null ? "n/a" : `${short(t.money)} ${data.currency || ""}`),
+        el("td", { style: "text-align:left" }, [t.target, t.repeat ? "repeat" : null].filter(Boolean).join(", ")), cells,
+        el("td", { style: "text-align:left" }, el("span", { class: "fate" + (t.lost ? "" : " kept"), title: score }, t.lost ? outcome(t.lost, stages) + by : "kept")));
+    });
+    return el("div", { class: "wide wants" }, el("table", {}, el("thead", {}, head), el("tbody", {}, rows)));
+  }
+
+  function candidates(one, stages, at) {
+    const truth = new Set(one.truth.map((t) => t.item));
+    const rows = one.rows.filter((c) => c.ranks[at] !== null).sort((a, b) => a.ranks[at] - b.ranks[at]).slice(0, 12);
+    const head = el("tr", {}, el("th", {}, "item"), stages.map((s) => el("th", { class: "num" }, s.name)), el("th", { class: "num" }, "score"), el("th", {}, "channels"),
+      el("th", { class: "num", title: "position in the logged list" }, "logged"));
+    const lines = rows.map((c) => el("tr", { class: truth.has(c.item) ? "truth" : null }, el("th", {}, item(c.item)),
+      c.ranks.map((rank, j) => el("td", j === at ? {} : { class: "ghost" }, rank === null ? "–" : whole(rank))),
+      el("td", {}, short(c.scores[at])), el("td", { class: "channels", title: c.channel }, (c.channel || "").split("+").join(", ")), el("td", { class: "ghost" }, whole(c.position))));
+    return el("div", { class: "wide" }, el("table", {}, el("thead", {}, head), el("tbody", {}, lines)));
+  }
+
+  function paths(one, stages) {
+    const names = stages.map((s) => s.name);
+    const truth = new Map(one.truth.map((t) => [t.item, t]));
+    const name = (id) => ((data.items[id] && data.items[id][0]) || id).slice(0, 60);
+    const last = stages.length - 1;
+    const traces = one.rows.filter((c) => c.ranks[last] !== null && c.ranks[last] <= 10 && !truth.has(c.item)).map((c) => ({
+      type: "scatter", mode: "lines+markers", x: names, y: c.ranks, line: { color: "rgba(139,145,153,0.45)", width: 1.3 }, marker: { size: 4 }, connectgaps: false,
+      hovertemplate: `${name(c.item)}<br>%{x}: rank %{y}<extra></extra>`,
+    }));
+    one.truth.forEach((t, i) => {
+      const colour = COLOURS[(i + 1) % COLOURS.length];
+      const end = t.ranks.findIndex((rank) => rank === null);
+      const y = t.ranks.map((rank, j) => (rank !== null ? rank : j === end && t.lost !== "not eligible" ? t.would[j] ?? null : null));
+      const gone = y.map((_, j) => t.lost !== null && j === end);
+      traces.push({
+        type: "scatter", mode: "lines+markers", x: names, y, line: { color: colour, width: 2.6 }, connectgaps: false,
+        marker: { size: gone.map((g) => (g ? 11 : 8)), symbol: gone.map((g) => (g ? "x" : "circle")), color: colour },
+        hovertemplate: `<b>${name(t.item)}</b><br>%{x}: rank %{y}<extra></extra>`,
+      });
+    });
+    const shapes = stages.map((s, j) => ({ type: "line", x0: j - 0.3, x1: j + 0.3, y0: s.k, y1: s.k, line: { color: css("--dim"), width: 1, dash: "dot" } }));
+    const most = Math.max(...stages.map((s) => s.k), ...traces.flatMap((t) => t.y.filter((v) => v !== null)));
+    const ticks = [1, 10, 100, 1000, 10000, 100000].filter((t) => t <= most * 1.3);
+    const layout = {
+      height: 340, margin: { l: 46, r: 10, t: 10, b: 30 }, showlegend: false, shapes, hovermode: "closest",
+      xaxis: { type: "category", range: [-0.35, stages.length - 0.65], showgrid: false, fixedrange: true },
+      yaxis: { type: "log", range: [Math.log10(most * 1.5), -0.15], tickvals: ticks, ticktext: ticks.map(whole), title: { text: "rank", standoff: 4 }, fixedrange: true },
+    };
+    return { data: traces, layout };
+  }
+
+  function render() {
+    const r = data.requests[state.request];
+    const stages = data.stages[state.run];
+    const one = r.runs[state.run];
+    const at = state.stage < 0 || state.stage >= stages.length ? stages.length - 1 : state.stage;
+    drawn.forEach((_, place) => { if (root.contains(place)) drawn.delete(place); });
+    root.replaceChildren(picker(), asked(r));
+    if (!one) {
+      root.append(el("p", { class: "absent" }, el("b", {}, "n/a"), "this Run did not replay this request."));
+      return;
+    }
+    const plot = el("div", { class: "plot", style: "height:340px" });
+    const flow = stages.map((s, j) => `${s.name} ${whole(one.n[j])} → ${whole(one.out[j])}`).join(" · ");
+    const buttons = stages.map((s, j) => el("button", { class: j === at ? "on" : null, onclick: () => { state.stage = j; render(); } }, s.name));
+    root.append(
+      el("h3", {}, "What was wanted, and where it went"), truthTable(one, stages),
+      el("p", { class: "note" }, "Under each stage the item's rank there; in brackets the rank that it has or would have although it was not passed on. Rows in and out: " + flow + "."),
+      el("div", { class: "two" },
+        el("div", {}, el("h3", {}, "Best candidates of ", el("span", { class: "picker", style: "display:inline-flex;margin:0 0 0 6px" }, buttons)), candidates(one, stages, at)),
+        el("div", {}, el("h3", {}, "Rank by stage"), plot,
+          el("p", { class: "note" }, "Colour: wanted items, × where lost. Grey: the last stage's top 10. Dotted: how many a stage keeps."))));
+    draw(plot, paths(one, stages));
+  }
+  render();
+}
+
+const found = document.getElementById("one-data");
+if (found) pageForOneRequest(document.getElementById("one"), JSON.parse(found.textContent));
