@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -409,18 +409,90 @@ class History:
     actions: np.ndarray
 
 
-class AsOf:
-    """What was known strictly before a time. The only door through which a stage sees the past, so that no future leaks.
+class Timeline:
+    """Things that happened to keys (items, say), in order of time: how many before a time, the last value, the mean value.
 
-    A timeline is one sorted int64 array of `key * n_times + time rank`: "how many before t" is one binary search.
+    Made for questions that come a chunk of neighbouring times at a time: counts at the chunk's beginning are kept and moved
+    along, and only keys to which something happened inside the chunk are searched. of int64 (n,), rank int64 (n,), values
+    float64 (n,); keys are 0..n_keys-1, or any int64 where `n_keys` is None.
     """
+
+    def __init__(self, of: np.ndarray, rank: np.ndarray, n_keys: int | None, values: np.ndarray | None = None):
+        self.keys = None if n_keys is not None else np.unique(of)
+        if self.keys is not None:
+            of = np.searchsorted(self.keys, of)
+        by_time = np.argsort(rank, kind="stable")
+        self.of, self.rank = of[by_time].astype(np.int64), rank[by_time]
+        self.n_keys = len(self.keys) if self.keys is not None else int(n_keys or 0)
+        self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.of, minlength=self.n_keys))])
+        if values is not None:
+            self.values = values[by_time][np.argsort(self.of, kind="stable")]  # of a key together, in order of time
+            self.totals = np.concatenate([[0.0], np.cumsum(self.values)])
+        self._reached, self._counts = 0, np.zeros(self.n_keys, dtype=np.int64)
+
+    def _dense(self, of: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Keys as 0..n_keys-1, and which of them are keys at all (None: all)."""
+        if self.keys is None:
+            return of, None
+        at = np.minimum(np.searchsorted(self.keys, of), max(self.n_keys - 1, 0))
+        return at, (self.keys[at] == of) if self.n_keys else np.zeros(len(of), dtype=bool)
+
+    def before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """How many things happened to each key before each time rank; aligned int64 arrays."""
+        dense, there = self._dense(of)
+        if there is None:
+            return self._before(dense, rank)
+        counts = np.zeros(len(of), dtype=np.int64)
+        counts[there] = self._before(dense[there], rank[there])
+        return counts
+
+    def _before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        if len(of) == 0:
+            return np.zeros(0, dtype=np.int64)
+        first, last = np.searchsorted(self.rank, (rank.min(), rank.max()))
+        if first < self._reached:
+            self._reached, self._counts = 0, np.zeros(self.n_keys, dtype=np.int64)
+        if first > self._reached:
+            self._counts += np.bincount(self.of[self._reached : first], minlength=self.n_keys)
+            self._reached = int(first)
+        counts = self._counts[of]
+        if last > first:
+            inside = self.of[first:last]
+            touched = np.zeros(self.n_keys, dtype=bool)
+            touched[inside] = True
+            rows = np.flatnonzero(touched[of])
+            span = int(self.rank[last - 1]) + 2
+            keys = np.sort(inside * span + self.rank[first:last])
+            of, rank = of[rows], np.minimum(rank[rows], span - 1)
+            counts[rows] += np.searchsorted(keys, of * span + rank) - np.searchsorted(keys, of * span)
+        return counts
+
+    def last(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """The last value of each key before each time rank, NaN where there is none; aligned float64 arrays."""
+        return self._valued(of, rank, lambda start, end: self.values[end - 1])
+
+    def mean(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """The mean value of each key before each time rank, NaN where there is none; aligned float64 arrays."""
+        return self._valued(of, rank, lambda start, end: (self.totals[end] - self.totals[start]) / (end - start))
+
+    def _valued(self, of: np.ndarray, rank: np.ndarray, value: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        dense, there = self._dense(of)
+        counts = self.before(of, rank)
+        some = counts > 0 if there is None else there & (counts > 0)
+        out = np.full(len(of), np.nan)
+        start = self.starts[dense[some]]
+        out[some] = value(start, start + counts[some])
+        return out
+
+
+class AsOf:
+    """What was known strictly before a time. The only door through which a stage sees the past, so that no future leaks."""
 
     def __init__(self, log: Log):
         self.log = log
         self.times = np.unique(log.t)
         self.rank = np.searchsorted(self.times, log.t)  # (n_requests,)
-        self._timelines: dict[Any, np.ndarray] = {}
-        self._values: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._timelines: dict[str, Timeline] = {}
         self._filtered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def _key(self, key: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -476,77 +548,45 @@ class AsOf:
             keys, self._key(owner, np.zeros(len(requests), dtype=np.int64))
         )
 
-    def _pair_timeline(self, action: str) -> np.ndarray:
-        """Timeline of (user, item) pairs: clicked or bought ("event"), or shown."""
-        name = ("pair", action)
-        if name not in self._timelines:
-            rows = self.log.events if action == "event" else self.log.rows.filter(pl.col("position").is_not_null())
-            pair = rows["user"].to_numpy().astype(np.int64) * self.log.n_items + rows["item"].to_numpy()
-            self._timelines[name] = np.sort(self._key(pair, self.rank[rows["request"].to_numpy()]))
-        return self._timelines[name]
+    # -- items, and what one user did with one item ------------------------------------------------------------------
+
+    def _timeline(self, what: str) -> Timeline:
+        """Rows of one kind along time, an item or ("own ...") a user and item: shown, click, purchase, event, price."""
+        if what not in self._timelines:
+            clicked, purchased = pl.col("clicked").fill_null(False), pl.col("purchased").fill_null(False)
+            price = pl.coalesce("price_shown", "price_paid")
+            kinds = {
+                "shown": (pl.col("position").is_not_null(), pl.col("position")), "click": (clicked, None), "purchase": (purchased, None),
+                "event": (clicked | purchased, None), "price": (price.is_not_null(), price),
+            }  # fmt: skip
+            condition, value = kinds[what.removeprefix("own ")]
+            rows = self.log.rows.filter(condition)
+            values = None if value is None else rows.select(value.cast(pl.Float64)).to_series().to_numpy()
+            of, n = rows["item"].to_numpy().astype(np.int64), self.log.n_items
+            if what.startswith("own "):
+                of, n = rows["user"].to_numpy() * np.int64(n) + of, None
+            self._timelines[what] = Timeline(of, self.rank[rows["request"].to_numpy()], n, values)
+        return self._timelines[what]
+
+    def _pair(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return self.log.user[requests].astype(np.int64) * self.log.n_items + items
+
+    def count(self, items: np.ndarray, t: np.ndarray, action: str = "event", within: int | None = None) -> np.ndarray:
+        """How often each item was clicked / purchased / shown (or "event": clicked or purchased) before its t.
+
+        At most `within` before it, where given. Aligned arrays.
+        """
+        timeline = self._timeline(action)
+        before = timeline.before(items, self.time_rank(t))
+        return before if within is None else before - timeline.before(items, self.time_rank(np.asarray(t) - within))
 
     def own_count(self, requests: np.ndarray, items: np.ndarray, action: str = "event") -> np.ndarray:
         """How often the request's user clicked or bought the item (or was "shown" it) before the request; aligned arrays."""
-        timeline = self._pair_timeline(action)
-        pair = self.log.user[requests].astype(np.int64) * self.log.n_items + items
-        before = np.searchsorted(timeline, self._key(pair, self.rank[requests]))
-        return before - np.searchsorted(timeline, self._key(pair, np.zeros(len(items), dtype=np.int64)))
-
-    # -- items ------------------------------------------------------------------------------------------------------
-
-    def _timeline(self, action: str) -> np.ndarray:
-        if action not in self._timelines:
-            conditions = {
-                "click": pl.col("clicked").fill_null(False),
-                "purchase": pl.col("purchased").fill_null(False),
-                "shown": pl.col("position").is_not_null(),
-                "event": pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False),
-            }
-            rows = self.log.rows.filter(conditions[action])
-            key = self._key(rows["item"].to_numpy(), self.rank[rows["request"].to_numpy()])
-            self._timelines[action] = np.sort(key)
-        return self._timelines[action]
-
-    def count(self, items: np.ndarray, t: np.ndarray, action: str = "event", within: int | None = None) -> np.ndarray:
-        """How often each item was clicked / purchased / shown (or "event": clicked or purchased) before its t, at most `within` before; aligned arrays."""
-        timeline = self._timeline(action)
-        rank = self.time_rank(t)
-        first = np.zeros_like(rank) if within is None else self.time_rank(np.asarray(t) - within)
-        return np.searchsorted(timeline, self._key(items, rank)) - np.searchsorted(timeline, self._key(items, first))
-
-    def counts_at(self, rank: int, action: str = "event") -> np.ndarray:
-        """How often every item was clicked or bought before the time of this rank: (n_items,) int64."""
-        timeline = self._timeline(action)
-        item, when = np.divmod(timeline, len(self.times) + 1)
-        return np.bincount(item[when < rank], minlength=self.log.n_items)
-
-    def _valued(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A timeline with values, and their running sum (one longer): of prices or positions an item, positions a (user, item)."""
-        if name not in self._values:
-            price = pl.coalesce("price_shown", "price_paid")
-            value = {"price": price, "position": pl.col("position"), "own_position": pl.col("position")}[name]
-            rows = self.log.rows.with_columns(value.cast(pl.Float64).alias("value")).filter(pl.col("value").is_not_null())
-            of = rows["item"].to_numpy().astype(np.int64)
-            if name == "own_position":
-                of = rows["user"].to_numpy() * np.int64(self.log.n_items) + of
-            key = self._key(of, self.rank[rows["request"].to_numpy()])
-            order = np.argsort(key, kind="stable")
-            values = rows["value"].to_numpy()[order]
-            self._values[name] = key[order], values, np.concatenate([[0.0], np.cumsum(values)])
-        return self._values[name]
-
-    def _last(self, name: str, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        """The last value of each key before the time rank, NaN where there is none."""
-        keys, values, _ = self._valued(name)
-        if len(keys) == 0:
-            return np.full(len(of), np.nan)
-        at = np.searchsorted(keys, self._key(of, rank)) - 1
-        seen = (at >= 0) & (keys[np.maximum(at, 0)] // (len(self.times) + 1) == of)
-        return np.where(seen, values[np.maximum(at, 0)], np.nan)
+        return self._timeline(f"own {action}").before(self._pair(requests, items), self.rank[requests])
 
     def price(self, items: np.ndarray, t: np.ndarray) -> np.ndarray:
         """The last price seen before t (shown or paid), else the list price, else NaN; aligned float64 arrays."""
-        seen = self._last("price", items, self.time_rank(t))
+        seen = self._timeline("price").last(items, self.time_rank(t))
         return np.where(np.isnan(seen), self._list_price[items], seen)
 
     @cached_property
@@ -555,15 +595,11 @@ class AsOf:
 
     def mean_position(self, items: np.ndarray, t: np.ndarray) -> np.ndarray:
         """The mean position at which each item was shown before its t, NaN where it never was; aligned arrays."""
-        keys, _, total = self._valued("position")
-        end = np.searchsorted(keys, self._key(items, self.time_rank(t)))
-        start = np.searchsorted(keys, self._key(items, np.zeros(len(items), dtype=np.int64)))
-        return np.where(end > start, (total[end] - total[start]) / np.maximum(end - start, 1), np.nan)
+        return self._timeline("shown").mean(items, self.time_rank(t))
 
     def own_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The position at which the request's user was last shown each item before it, NaN where never; aligned arrays."""
-        pair = self.log.user[requests].astype(np.int64) * self.log.n_items + items
-        return self._last("own_position", pair, self.rank[requests])
+        return self._timeline("own shown").last(self._pair(requests, items), self.rank[requests])
 
     # -- eligibility ------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,8 @@ function el(tag, attributes, ...children) {
 }
 
 function pageForOneRequest(root, data) {
-  const state = { request: 0, run: 0, stage: -1 };
+  const linked = location.hash.startsWith("#request=") ? data.requests.findIndex((r) => r.id === decodeURIComponent(location.hash.slice(9))) : -1;
+  const state = { request: Math.max(linked, 0), run: 0, stage: -1 };
   const whole = (n) => (n === null || n === undefined ? "" : n.toLocaleString("en"));
   const short = (x) => (x === null || x === undefined ? "" : Math.abs(x) >= 1000 ? whole(Math.round(x)) : String(x));
   const item = (id) => {
@@ -85,7 +86,7 @@ function pageForOneRequest(root, data) {
     if (reason === "kept") return "kept by the last stage";
     if (reason === "not eligible") return "not eligible";
     if (reason === "index") return "missed by the index";
-    return reason === stages[0].name ? `not recalled (${reason})` : `cut by ${reason}`;
+    return reason === stages[0].name ? "not recalled" : `cut by ${reason}`;
   };
 
   function ago(days) {
@@ -103,12 +104,17 @@ function pageForOneRequest(root, data) {
       const text = `${r.id} · ${r.query ? "“" + r.query + "”" : "no query"} · user ${r.user ?? "unknown"}`;
       groups.get(name).append(el("option", i === state.request ? { value: i, selected: "" } : { value: i }, text));
     });
-    const step = (by) => () => { state.request = (state.request + by + data.requests.length) % data.requests.length; render(); };
+    const go = (to) => {
+      state.request = to;
+      history.replaceState(null, "", "#request=" + encodeURIComponent(data.requests[to].id)); // a link to this request
+      render();
+    };
+    const step = (by) => () => go((state.request + by + data.requests.length) % data.requests.length);
     const runs = data.names.length > 1
       ? data.names.map((name, i) => el("button", { class: i === state.run ? "on" : null, onclick: () => { state.run = i; state.stage = -1; render(); } }, name)) : [];
     return el("div", { class: "picker" },
       el("button", { onclick: step(-1), "aria-label": "previous request" }, "←"), el("button", { onclick: step(1), "aria-label": "next request" }, "→"),
-      el("select", { onchange: (e) => { state.request = +e.target.value; render(); }, "aria-label": "request" }, [...groups.values()]), runs);
+      el("select", { onchange: (e) => go(+e.target.value), "aria-label": "request" }, [...groups.values()]), runs);
   }
 
   function asked(r) {
@@ -136,7 +142,8 @@ function pageForOneRequest(root, data) {
         if (t.would[j] === null || t.would[j] === undefined) return el("td", { class: "ghost" }, "–");
         return el("td", { class: "ghost", title: `rank that it has or would have here; score ${short(t.scores[j])}` }, `(${whole(t.would[j])})`);
       });
-      const by = t.lost && t.margin ? ` by ${whole(t.margin)} rank${t.margin === 1 ? "" : "s"}` : "";
+      const least = t.lost === stages[0].name ? "at least " : "";
+      const by = t.lost && t.margin ? `, ${least}${whole(t.margin)} rank${t.margin === 1 ? "" : "s"} short` : "";
       const score = t.lost && t.margin_score !== null ? `score short by ${short(t.margin_score)}` : null;
       return el("tr", {}, el("th", {}, item(t.item)), el("td", {}, t.money === null ? "n/a" : `${short(t.money)} ${data.currency || ""}`),
         el("td", { style: "text-align:left" }, [t.target, t.repeat ? "repeat" : null].filter(Boolean).join(", ")), cells,
@@ -211,6 +218,7 @@ function pageForOneRequest(root, data) {
     draw(plot, paths(one, stages));
   }
   render();
+  if (linked >= 0) root.parentElement.scrollIntoView();
 }
 
 const found = document.getElementById("one-data");

@@ -25,7 +25,7 @@ from ..simulator.reading import SLICES, Reading
 from . import plots
 from .plots import Plot, amount, percent
 from .samples import look_up, open_log
-from .table import AFTER, BEFORE, Row, between, number, to_html
+from .table import AFTER, BEFORE, Row, to_html
 
 Folder = Path | str
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -152,16 +152,14 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_column
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
+def beside(parts: Sequence[str], together: bool) -> str:
+    """Two pieces in two halves of the page, or below each other."""
+    return f'<div class="half">{"".join(parts)}</div>' if together else "".join(parts)
+
+
 def past(label: str) -> str:
     """click -> clicked, purchase -> purchased."""
     return "purchased" if label == "purchase" else "clicked"
-
-
-def measured(row: Row | None) -> str:
-    """Value and interval of a row."""
-    if row is None or row["value"] is None:
-        return '<span class="na">n/a</span>'
-    return f'<span class="v">{number(row["value"])}</span> <span class="ci">{between(row)}</span>'
 
 
 def find(rows: Sequence[Row], **wanted: str) -> Row | None:
@@ -216,7 +214,13 @@ def sentence(entry: Entry) -> str:
     if leak is None:
         return text + "; nothing is lost."
     text += f". The largest leak: <b>{escape(plots.reason_name(leak['reason'], entry.stages))}</b>, {percent(leak['share'])} of all truth items"
-    return text + (f", missed by {leak['median_margin']:,.0f} ranks in the median." if leak["median_margin"] is not None else ".")
+    return text + (f", missed by {missed_by(entry, leak)} in the median." if leak["median_margin"] is not None else ".")
+
+
+def missed_by(entry: Entry, loss: Row) -> str:
+    """A median margin in words; how far recall was off is only known from below."""
+    ranks = round(loss["median_margin"])
+    return f"{'at least ' if loss['reason'] == entry.stages[0] else ''}{ranks:,} rank{'' if ranks == 1 else 's'}"
 
 
 def key_figures(entry: Entry) -> list[tuple[str, str, str]]:
@@ -236,12 +240,12 @@ def key_figures(entry: Entry) -> list[tuple[str, str, str]]:
     def range_of(row: Row | None) -> str:
         return "" if row is None or row["low"] is None else f"95% interval {percent(row['low'])} to {percent(row['high'])}"
 
-    beside = f"random {value(random)}, ceiling {value(ceiling)}"
+    held_against = f"random {value(random)}, ceiling {value(ceiling)}"
     return [
         ("Requests replayed", f"{counts['n']:,}", f"{counts['truth']:,} with a {entry.run.label}; {counts['n_eligible']:,.0f} eligible items on average"),
         ("Truth kept end to end", value(kept), range_of(kept)),
         ("Money kept", value(money), range_of(money) if money and money["value"] is not None else "no prices of truth items in this log"),
-        (f"HR@{k} after {escape(last)}", value(hit), f"{range_of(hit)}<br>{beside}".removeprefix("<br>")),
+        (f"HR@{k} after {escape(last)}", value(hit), f"{range_of(hit)}<br>{held_against}".removeprefix("<br>")),
         ("Largest leak", "none" if leak is None else percent(leak["share"]), "" if leak is None else escape(plots.reason_name(leak["reason"], entry.stages))),
         ("Replay time", f"{1000 * seconds / max(counts['n'], 1):,.1f} ms", f"a request, all stages, on {escape(str(entry.run.meta.get('device') or 'cpu'))}"),
     ]
@@ -290,11 +294,15 @@ def stage_table(entries: Sequence[Entry]) -> Section:
     names = ["survival", *dict.fromkeys([f"HR@{small}", f"HR@{most}"]), f"Recall@{most}", f"nDCG@{small}", f"MRR@{small}"]
     names += [f"GMV-HR@{most}", f"GMV-HR@{most}:w99", f"GMV-nDCG@{small}"]
     rows = [row for entry in entries for row in entry.ask(names)]
+    priced = any(row["value"] is not None for row in rows if row["measure"].startswith("GMV"))
     text = lead(
         "How good each stage's own output is. <b>Survival</b> multiplies down the column to the end-to-end line; the others score a stage's ranking of what it puts out. "
         "<b>Ceiling</b> is what perfect ranking of eligible items would get, <b>random</b> what chance would. Money is shown raw and cut at its 99th percentile (w99), "
         "so that one large order does not decide."
     )
+    if not priced:
+        rows = [row for row in rows if not row["measure"].startswith("GMV")]
+        text += absent("GMV-HR and GMV-nDCG: the log holds no prices of truth items.")
     note = '<p class="note">Truth is in-scenario: what came of these requests themselves. All-scenario truth: n/a.</p>'
     return Section("stages", "Stage table", "Stage by stage", text + to_html(rows, across(entries)) + note)
 
@@ -340,10 +348,11 @@ def ordering(entries: Sequence[Entry]) -> Section:
     )
     if not shown:
         text += absent("AUC and gAUC on exposures: the log holds no lists that were shown, only what was chosen.")
+    parts = [f"<div>{to_html(rows, across(entries))}</div>"]
     if panels:
         names_of = [entry.name for entry in entries]
-        text += figure(plots.dots(panels, names_of, "label", "stage"), plots.colour_of(names_of) if len(entries) > 1 else None)
-    return Section("auc", "AUC, gAUC", "Order within a stage", text + to_html(rows, across(entries)))
+        parts.insert(0, figure(plots.dots(panels, names_of, "label", "stage"), plots.colour_of(names_of) if len(entries) > 1 else None))
+    return Section("auc", "AUC, gAUC", "Order within a stage", text + beside(parts, len(panels) == 1 and len(entries) == 1))
 
 
 def calibrated(entries: Sequence[Entry]) -> Section:
@@ -360,9 +369,8 @@ def calibrated(entries: Sequence[Entry]) -> Section:
     if not panels:
         return Section("calibration", "Calibration", "Calibration", text + absent("no stage has probabilities of shown items: it takes a calibrated ranker and shown lists."))
     told = [row for row in rows if row["value"] is not None]
-    body = figure(plots.calibration(panels)), f"<div>{to_html(told, across(entries))}</div>"
-    side_by_side = f'<div class="half">{"".join(body)}</div>' if len(panels) == 1 else "".join(body)
-    return Section("calibration", "Calibration", "Calibration", text + side_by_side)
+    parts = [figure(plots.calibration(panels)), f"<div>{to_html(told, across(entries))}</div>"]
+    return Section("calibration", "Calibration", "Calibration", text + beside(parts, len(panels) == 1))
 
 
 def bins(probability: np.ndarray, label: np.ndarray) -> list[Row]:
@@ -511,7 +519,7 @@ def header(entries: Sequence[Entry]) -> str:
     logs = list(dict.fromkeys(entry.run.meta["log"]["name"] for entry in entries))
     log, _ = open_log(entries[0].run)
     licence = f"; licence of the log: {escape(str(log.meta['licence']))}" if log and log.meta.get("licence") else ""
-    words = [f"Run {escape(', '.join(e.name for e in entries))}", f"window {escape(str(meta['window']))}", f"truth: {past(entries[0].run.label)} items", f"{meta['log'].get('items', 0):,} items" if meta["log"].get("items") else ""]
+    words = [f"Run{'s' if len(entries) > 1 else ''} {escape(', '.join(e.name for e in entries))}", f"window {escape(str(meta['window']))}", f"truth: {past(entries[0].run.label)} items", f"{meta['log'].get('items', 0):,} items" if meta["log"].get("items") else ""]
     lacks = [name for name in ("query", "text", "price", "exposures") if not meta["log"]["has"].get(name)]
     words.append(f"the log has no {', '.join(lacks)}" if lacks else "")
     funnels = "".join(

@@ -46,11 +46,11 @@ def number(value: float | None, signed: bool = False, decimals: int | None = Non
     return ("+" if signed and value > 0 else "") + text.replace("-", "−")
 
 
-def between(row: Row, signed: bool = False, value: str = "value") -> str:
+def between(row: Row, signed: bool = False, decimals: int | None = None) -> str:
     """The interval of a row in the decimals of its value, or nothing where there is none."""
     if row["low"] is None or row["high"] is None:
         return ""
-    decimals = places(row[value] or row["high"])
+    decimals = places(row["value"] or row["high"]) if decimals is None else decimals
     return f"[{number(row['low'], signed, decimals)}, {number(row['high'], signed, decimals)}]"
 
 
@@ -98,13 +98,14 @@ def counted(rows: Iterable[Row]) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell says. `marks` are numbers of footnotes; `n` is set where it differs within the column."""
+    """What one cell says. `marks` are numbers of footnotes; `n` is set where it stands nowhere else; `strong` is the figure itself."""
 
     text: str = ""
     interval: str = ""
     n: str = ""
     marks: tuple[int, ...] = ()
     row: Row | None = None
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,17 +157,25 @@ def _pivot(rows: Sequence[Row], across: str) -> Sheet:
         line[row[across]] = row
     keys = sorted(found, key=lambda key: [orders[f][v] for f, v in zip(fields, key, strict=True)])
     columns = list(orders[across])
-    counts = []
-    for column in columns:
-        of_column = [row for row in rows if row[across] == column and row["n"]]
-        counts.append(counted(of_column) if len({(r["n"], r["undefined"]) for r in of_column}) == 1 else "")
+    # n stands once where it is one: below a column of a measure, at the end of a line that several Runs share; else in the cells.
+    by_line = across == "label"
+    counts = ["" if by_line else _one_count([row for row in rows if row[across] == column]) for column in columns]
     notes: dict[str, int] = {}
     lines = []
     for key in keys:
-        cells = [_cell(found[key].get(c), not count, notes) for c, count in zip(columns, counts, strict=True)]
+        end = _one_count(list(found[key].values())) if by_line else ""
+        cells = [_cell(found[key].get(c), not (end or count), notes) for c, count in zip(columns, counts, strict=True)]
         texts = tuple(str(v) for f, v in zip(fields, key, strict=True) if f in heads)
-        lines.append((texts, cells))
+        lines.append((texts, [*cells, *([Cell(end.removeprefix("n "))] if by_line else [])]))
+    if by_line:
+        columns, counts = [*columns, "n"], [*counts, ""]
     return Sheet(heads, columns, lines, counts, list(notes), _below(rows))
+
+
+def _one_count(rows: Sequence[Row]) -> str:
+    """n and undefined of rows that agree in both, else nothing."""
+    some = [row for row in rows if row["n"]]
+    return counted(some) if len({(row["n"], row["undefined"]) for row in some}) == 1 else ""
 
 
 def _cell(row: Row | None, with_n: bool, notes: dict[str, int]) -> Cell:
@@ -177,7 +186,7 @@ def _cell(row: Row | None, with_n: bool, notes: dict[str, int]) -> Cell:
     if row["value"] is None:
         return Cell("n/a", marks=marks, row=row)
     n = f"n {row['n']:,}" if with_n and row["n"] else ""
-    return Cell(number(row["value"]), between(row), n, marks, row)
+    return Cell(number(row["value"]), between(row), n, marks, row, True)
 
 
 def _marks(note: str, notes: dict[str, int]) -> tuple[int, ...]:
@@ -222,16 +231,13 @@ def _comparison(rows: Sequence[Row]) -> Sheet:
     notes: dict[str, int] = {}
     lines = []
     for row in rows:
-        marks = _marks(row["note"], notes)
+        marks = _marks(row["note"], notes) if row["difference"] is None or row["stage"] not in AFTER else ()
         better = {"A": a, "B": b}.get(row["better"], "")
-        verdict = better + (" (Holm)" if better and row["holm"] else "")
-        cells = [
-            Cell(number(row["value_a"]), marks=marks if row["value_a"] is None else (), row=row), Cell(number(row["value_b"]), row=row),
-            Cell(number(row["difference"], True), between(row, True, "difference"), marks=marks if row["value_a"] is not None else (), row=row),
-            Cell(verdict or ("not told apart" if row["difference"] is not None else ""), row=row),
-            Cell(number(row["smallest_effect"]) if row["smallest_effect"] is not None else "", row=row), Cell(f"{row['n']:,}", row=row),
-        ]  # fmt: skip
-        lines.append((tuple(str(row[h]) for h in heads), cells))
+        verdict = better + (" (Holm)" if better and row["holm"] else "") or ("" if row["difference"] is None else "not told apart")
+        effect = "" if row["smallest_effect"] is None else number(row["smallest_effect"])
+        change = Cell(number(row["difference"], True, 4), between(row, True, 4), "", marks, row, strong=row["difference"] is not None)
+        texts = [number(row["value_a"]), number(row["value_b"]), change, verdict, effect, f"{row['n']:,}"]
+        lines.append((tuple(str(row[h]) for h in heads), [t if isinstance(t, Cell) else Cell(t, row=row) for t in texts]))
     seeds = max(row["seeds"] for row in rows)
     below = [f"{m}: {define(m)}." for m in dict.fromkeys(row["measure"] for row in rows)]
     below += [
@@ -295,7 +301,7 @@ def _rich(full: Sheet, chunk: list[int]) -> Table:
         style = "dim" if full.is_reference(i) else ""
         shown = []
         for cell in cells:
-            text = Text(cell.text + superscript(cell.marks), style="" if style else "bold")
+            text = Text(cell.text + superscript(cell.marks), style="bold" if cell.strong and not style else "")
             for more in (cell.interval, cell.n):
                 if more:
                     text.append("\n" + more, style="not bold dim")
@@ -343,10 +349,11 @@ def to_csv(rows: Sequence[Row], across: str = "measure") -> str:
         writer.writerow(rows[0])
         writer.writerows(row.values() for row in rows)
         return out.getvalue()
-    writer.writerow([*table.heads, *(f"{c}{f}" for c in table.columns for f in FIELDS)])
+    columns = table.columns[:-1] if across == "label" else table.columns
+    writer.writerow([*table.heads, *(f"{c}{f}" for c in columns for f in FIELDS)])
     for texts, cells in table.lines:
         values: list[Any] = []
-        for cell in cells:
+        for cell in cells[: len(columns)]:
             row = cell.row or {}
             values += [row.get(f) for f in ("value", "low", "high", "n", "undefined", "note")]
         writer.writerow([*texts, *("" if v is None else v for v in values)])
@@ -414,9 +421,10 @@ def to_latex(rows: Sequence[Row], across: str = "measure") -> str:
 def to_html(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> str:
     """A `<table>`, numbered notes, and the definitions in a `<details>` (open unless `fold`)."""
     table = sheet(rows, across)
-    out = ['<div class="wide"><table class="measures"><thead><tr>', *(f"<th>{escape(h)}</th>" for h in table.heads)]
+    kind = "measures" if across == "measure" and "difference" not in rows[0] else "measures by-line"
+    out = [f'<div class="wide"><table class="{kind}"><thead><tr>', *(f"<th>{escape(h)}</th>" for h in table.heads)]
     for column in table.columns:
-        tip = f' title="{escape(define(column))}"' if across == "measure" and "difference" not in rows[0] else ""
+        tip = f' title="{escape(define(column))}"' if kind == "measures" else ""
         out.append(f'<th class="num"{tip}>{escape(column)}</th>')
     out.append("</tr></thead><tbody>")
     before: tuple[str, ...] = ()
@@ -451,5 +459,5 @@ def _html_cell(cell: Cell, table: Sheet) -> str:
     marks = f"<sup>{','.join(map(str, cell.marks))}</sup>" if cell.marks else ""
     title = f' title="{escape("; ".join(table.notes[m - 1] for m in cell.marks))}"' if cell.marks else ""
     more = "".join(f' <span class="{name}">{escape(t)}</span>' for name, t in (("ci", cell.interval), ("ci", cell.n)) if t)
-    kind = "na" if cell.text == "n/a" else "v"
+    kind = "na" if cell.text in ("n/a", "not told apart") else "v" if cell.strong else "plain" if cell.row else "ci"
     return f'<td{title}><span class="{kind}">{escape(cell.text)}</span>{marks}{more}</td>'

@@ -1,275 +1,486 @@
-"""CTR networks over groups: one request, its history, its candidates. Tensors in, logits out.
+"""Click models over (request, candidate): DIN (Zhou et al. 2018) and a two-tower model, one training loop, saved without pickles.
 
-`DIN` (Zhou et al., KDD 2018) and a small `TwoTower`. Both read item ids (an item unseen in training falls into one "unknown"
-bucket, which id dropout keeps trained), dense features and optional frozen item vectors.
+Grouped by request: a history is embedded once however many candidates there are. Both give logits (B, C); they know arrays, no funnel.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..log import KarmafunnelError, write_json
+from ..log import KarmafunnelError, atomic_folder, write_json
+
+PADDING, UNKNOWN, FIRST = 0, 1, 2  # rows of an id table before those of the items
+AGES, ACTIONS = 48, 3  # buckets of log2(1 + age); 0 pad, 1 click, 2 purchase
+BINS = 22  # SimTier: cosines in steps of 0.1, from -1.1 to 1.1
+CELLS = 1 << 22  # floats that a chunk of attention may take while predicting
 
 
-@dataclass
-class Groups:
-    """Requests with their candidates, padded: items int64 (R, C), dense float32 (R, C, F), mask bool (R, C), history int64 (R, L)
-    with -1 as padding, label float32 (R, C) where known."""
+@dataclass(frozen=True)
+class Batch:
+    """N requests of up to C candidates: arrays (NumPy outside, torch inside a model).
 
-    items: np.ndarray
-    dense: np.ndarray
-    mask: np.ndarray
-    history: np.ndarray
-    label: np.ndarray | None = None
+    items (N, C) int64, -1 padding; dense (N, C, F) float32, NaN = missing; history (N, L) int64, -1 padding;
+    label (N, C) float32; weight (N, C) float32, 0 where a cell has no label or is padding; request (N, R) float32, R may be 0;
+    age (N, L) int64 and action (N, L) int8 of the history, both optional (all models then know the items alone).
+    """
 
-    @classmethod
-    def pad(
-        cls, group: np.ndarray, items: np.ndarray, dense: np.ndarray, history: np.ndarray, label: np.ndarray | None = None
-    ) -> Groups:
-        """From rows sorted by `group` (0..R-1, int64): items (n,), dense (n, F), label (n,)."""
-        sizes = np.bincount(group, minlength=len(history))
-        place = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        shape = (len(history), max(int(sizes.max(initial=1)), 1))
-        padded = cls(
-            np.zeros(shape, np.int64),
-            np.zeros((*shape, dense.shape[1]), np.float32),
-            np.zeros(shape, bool),
-            history.astype(np.int64),
-        )
-        padded.items[group, place] = items
-        padded.dense[group, place] = dense
-        padded.mask[group, place] = True
-        if label is not None:
-            padded.label = np.zeros(shape, np.float32)
-            padded.label[group, place] = label
-        return padded
+    items: Any
+    dense: Any
+    history: Any
+    label: Any
+    weight: Any
+    request: Any = None
+    age: Any = None
+    action: Any = None
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def tensors(self, rows: np.ndarray | slice, device: str) -> dict[str, Tensor]:
-        """A batch on a device, histories trimmed to the longest and candidates to the most."""
-        history, mask = self.history[rows], self.mask[rows]
-        longest, most = int((history >= 0).sum(axis=1).max(initial=1)), int(mask.sum(axis=1).max(initial=1))
-        longest, most = max(longest, 1), max(most, 1)
-        parts = {
-            "items": self.items[rows, :most], "dense": self.dense[rows, :most], "mask": mask[:, :most], "history": history[:, -longest:],
-        }  # fmt: skip
-        if self.label is not None:
-            parts["label"] = self.label[rows, :most]
-        return {name: torch.from_numpy(np.ascontiguousarray(a)).to(device) for name, a in parts.items()}
+    def rows(self, index: Any) -> Batch:
+        """Some of the requests."""
+        return replace(self, **{name: x[index] for name, x in vars(self).items() if x is not None})
+
+    def to_torch(self, device: str | torch.device = "cpu") -> Batch:
+        """The same as tensors; int64 for numbers, float32 for the rest."""
+        out: dict[str, Any] = {}
+        for name, x in vars(self).items():
+            whole = name in ("items", "history", "age", "action")
+            if x is None:
+                x = np.zeros((len(self), 0), np.float32) if name == "request" else None
+            if x is not None:
+                out[name] = torch.from_numpy(np.ascontiguousarray(x, dtype=np.int64 if whole else np.float32)).to(device)
+        return Batch(**out)
+
+    def check(self, who: str) -> None:
+        """Raises KarmafunnelError where shapes disagree or a label is not finite."""
+        n, c = np.shape(self.items)
+        shapes = {name: np.shape(x) for name, x in vars(self).items() if x is not None}
+        if shapes["dense"][:2] != (n, c) or shapes["label"] != (n, c) or shapes["weight"] != (n, c) or shapes["history"][0] != n:
+            raise KarmafunnelError(f"{who}: needed items, dense, label, weight (N, C, ...) and history (N, L), found {shapes}")
+        bad = ~np.isfinite(self.label) & (np.asarray(self.weight) > 0)
+        if bad.any() or not np.isfinite(self.weight).all():
+            raise KarmafunnelError(f"{who}: needed finite labels and weights, found others, first in request {int(np.argmax(bad.any(axis=1)))}")
 
 
-class ItemEncoder(nn.Module):
-    """Item id embedding (row 0: unknown) plus a projection of frozen vectors, where given: ids (...) -> (..., dim)."""
+# -- what both models share ---------------------------------------------------------------------------------------------
 
-    def __init__(self, known: np.ndarray, dim: int, vectors: np.ndarray | None, id_dropout: float):
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that a model is built for; part of what is saved."""
+
+    n_items: int
+    n_dense: int
+    n_request: int = 0
+    n_categories: int = 0
+    n_vector: int = 0
+
+
+class Inputs(nn.Module):
+    """Ids and numbers to vectors.
+
+    An item that was never a positive in training stands for UNKNOWN as a candidate (its id would be a negative by construction), one never
+    in a history for UNKNOWN there; UNKNOWN is learnt by dropping a share of ids at random. Numbers are standardised, NaN becomes the mean.
+    """
+
+    def __init__(self, shape: Shape, dim: int, unknown: float, category: np.ndarray | None):
         super().__init__()
-        rows = np.where(known, np.cumsum(known), 0)
-        self.rows: Tensor
-        self.register_buffer("rows", torch.from_numpy(rows.astype(np.int64)))
-        self.embedding = nn.Embedding(int(known.sum()) + 1, dim)
-        nn.init.normal_(self.embedding.weight, std=0.05)
-        self.id_dropout = id_dropout
-        self.vectors: Tensor | None
-        self.register_buffer("vectors", None if vectors is None else torch.from_numpy(vectors.astype(np.float32)))
-        self.project = None if vectors is None else nn.Linear(vectors.shape[1], dim, bias=False)
+        self.unknown = unknown
+        self.id = nn.Embedding(shape.n_items + FIRST, dim, padding_idx=PADDING)
+        self.category = nn.Embedding(shape.n_categories + 1, dim, padding_idx=0) if shape.n_categories else None
+        nn.init.normal_(self.id.weight, std=0.05)
+        if self.category is not None:
+            nn.init.normal_(self.category.weight, std=0.05)
+        with torch.no_grad():
+            for table in (self.id, self.category):
+                if table is not None:
+                    table.weight[0] = 0
+        of_item = np.zeros(shape.n_items + 1, dtype=np.int64)  # 0: none; the last entry answers for padding
+        if category is not None:
+            of_item[:-1] = np.asarray(category) + 1
+        self.register_buffer("category_of", torch.from_numpy(of_item))
+        self.register_buffer("is_candidate", torch.zeros(shape.n_items + 1, dtype=torch.bool))
+        self.register_buffer("is_history", torch.zeros(shape.n_items + 1, dtype=torch.bool))
+        for name, width in (("dense", shape.n_dense), ("request", shape.n_request)):
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_scale", torch.ones(width))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        rows = self.rows[ids.clamp(min=0)]
-        if self.training and self.id_dropout:
-            rows = rows * (torch.rand(rows.shape, device=rows.device) >= self.id_dropout)
-        out = self.embedding(rows)
-        if self.project is not None and self.vectors is not None:
-            out = out + self.project(self.vectors[ids.clamp(min=0)])
-        return out
+    @property
+    def width(self) -> int:
+        return self.id.embedding_dim * (1 if self.category is None else 2)
+
+    def observe(self, batches: Sequence[Batch]) -> None:
+        """Take means, deviations and the known ids from the training data."""
+        candidate, history = self.is_candidate.zero_(), self.is_history.zero_()  # type: ignore[operator]
+        sums: dict[str, Any] = {"dense": 0.0, "request": 0.0}
+        for batch in batches:
+            used = np.asarray(batch.weight) > 0
+            candidate[torch.from_numpy(np.asarray(batch.items)[used & (np.asarray(batch.label) > 0)]).long()] = True
+            seen = np.asarray(batch.history)
+            history[torch.from_numpy(seen[seen >= 0]).long()] = True
+            for name, x in (("dense", np.asarray(batch.dense)[used]), ("request", batch.request)):
+                if x is not None and len(x):
+                    x = np.asarray(x, dtype=np.float64)
+                    there = np.isfinite(x)
+                    x = np.where(there, x, 0)
+                    sums[name] = sums[name] + np.stack([there.sum(axis=0), x.sum(axis=0), (x**2).sum(axis=0)])
+        for name, total in sums.items():
+            if isinstance(total, np.ndarray):
+                n = np.maximum(total[0], 1)
+                mean = total[1] / n
+                deviation = np.sqrt(np.maximum(total[2] / n - mean**2, 0))
+                scale = np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, 1.0)
+                getattr(self, f"{name}_mean").copy_(torch.from_numpy(mean))
+                getattr(self, f"{name}_scale").copy_(torch.from_numpy(scale))
+
+    def items(self, items: Tensor, known: Tensor) -> Tensor:  # (...) numbers -> (..., width)
+        row = torch.where(known[items], items + FIRST, UNKNOWN)
+        if self.training and self.unknown:
+            row = torch.where(torch.rand(row.shape, device=row.device) < self.unknown, UNKNOWN, row)
+        x = self.id(torch.where(items < 0, PADDING, row))
+        if self.category is None:
+            return x
+        return torch.cat([x, self.category(self.category_of[items] * (items >= 0))], dim=-1)  # type: ignore[index]
+
+    def numbers(self, x: Tensor, name: str) -> Tensor:  # (..., F) -> (..., F), missing values at the mean, outliers at 5 deviations
+        x = (x - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")
+        return torch.nan_to_num(x, nan=0.0, posinf=5.0, neginf=-5.0).clamp(-5, 5)
 
 
-class Standardise(nn.Module):
-    """Dense features to mean 0 and deviation 1 as seen in training; unknown (NaN) becomes the mean; clipped at 5."""
+class Layers(nn.Sequential):
+    """Linear layers with ReLU and dropout between them."""
 
-    def __init__(self, n: int):
+    def __init__(self, sizes: Sequence[int], dropout: float):
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            layers.append(nn.Linear(a, b))
+            if i < len(sizes) - 2:
+                layers += [nn.ReLU(), nn.Dropout(dropout)]
+        super().__init__(*layers)
+
+
+class ClickModel(nn.Module):
+    """Base of both: `config` and `shape` rebuild it, `inputs` holds what was observed of the training data."""
+
+    config: Any
+    shape: Shape
+    inputs: Inputs
+
+    def forward(self, batch: Batch) -> Tensor:  # tensors in, logits (B, C) out
+        raise NotImplementedError
+
+    def cells(self, candidates: int, history: int) -> int:
+        """Floats that one request takes while predicting, roughly."""
+        return candidates * 256
+
+
+# -- DIN ----------------------------------------------------------------------------------------------------------------
+
+
+class TargetAttention(nn.Module):
+    """Score of every (candidate, history item): a one-hidden-layer MLP over [c, h, c - h, c * h], (B, C, d), (B, L, d) -> (B, C, L).
+
+    Its first layer is factored: [c, h, c - h, c * h] W = c (Wc + Wd) + h (Wh - Wd) + (c * h) Wp, and the last term is one batched matrix
+    product of (c * Wp) with h, so that nothing of size (B, C, L, 4 d) is ever there. `naive` is the same, written out.
+    """
+
+    def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.zeros(n))
-        self.register_buffer("std", torch.ones(n))
+        self.first, self.second = nn.Linear(4 * dim, hidden), nn.Linear(hidden, 1)
 
-    def fit(self, dense: np.ndarray, mask: np.ndarray) -> None:
-        rows = np.where(np.isfinite(dense[mask]), dense[mask], np.nan).astype(np.float64)
-        count = np.maximum(np.isfinite(rows).sum(axis=0), 1)
-        mean = np.nansum(rows, axis=0) / count
-        std = np.sqrt(np.nansum((rows - mean) ** 2, axis=0) / count)
-        self.mean.copy_(torch.from_numpy(mean))
-        self.std.copy_(torch.from_numpy(np.where(std > 1e-6, std, 1.0)))
+    def forward(self, c: Tensor, h: Tensor) -> Tensor:
+        b, candidates, d = c.shape
+        wc, wh, wd, wp = self.first.weight.split(d, dim=1)  # each (k, d)
+        of_c = F.linear(c, wc + wd, self.first.bias)  # (B, C, k)
+        of_h = F.linear(h, wh - wd)  # (B, L, k)
+        crossed = (c[:, :, None, :] * wp).reshape(b, -1, d)  # (B, C k, d)
+        x = torch.bmm(crossed, h.transpose(1, 2)).view(b, candidates, len(wp), -1)  # (B, C, k, L)
+        x += of_c[..., None]
+        x += of_h.transpose(1, 2)[:, None]
+        return torch.matmul(self.second.weight, F.relu(x, inplace=True)).squeeze(2) + self.second.bias
 
-    def forward(self, dense: Tensor) -> Tensor:
-        return torch.nan_to_num((dense - self.mean) / self.std, 0.0, 0.0, 0.0).clamp(-5, 5)
+    def naive(self, c: Tensor, h: Tensor) -> Tensor:
+        shape = (c.shape[0], c.shape[1], h.shape[1], c.shape[2])
+        c, h = c[:, :, None].expand(shape), h[:, None].expand(shape)
+        return self.second(F.relu(self.first(torch.cat([c, h, c - h, c * h], dim=-1)))).squeeze(-1)
 
 
-class DIN(nn.Module):
-    """Deep Interest Network: a candidate attends to the history. logits (B, C).
+@dataclass(frozen=True)
+class DINConfig:
+    """dim of an id vector; hidden width of the attention; MLP widths; share of ids dropped in training.
 
-    The attention's first layer over [c, h, c - h, c * h] is factored: with W = [Wc; Wh; Wd; Wp] it equals
-    c @ (Wc + Wd + h * Wp) + h @ (Wh - Wd), one batched product with a (d, L x hidden) matrix a request, and the
-    (C, L, 4d) tensor is never built.
+    similarity: use the fixed vectors, as SimTier and SA-TA (Sheng et al. 2024; MUSE, arXiv 2512.07216).
+    """
+
+    dim: int = 16
+    attention: int = 32
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.1
+    unknown: float = 0.1
+    similarity: bool = False
+
+
+class DIN(ClickModel):
+    """Deep Interest Network: history items weighed by their fit to the candidate, weights not normalised (as in the paper).
+
+    category (n_items,) one number an item; vectors (n_items, d) fixed, needed by `similarity`: the cosine r of candidate and history item
+    enters as SimTier (its histogram, 22 bins, log(1 + count) times a learnt 4-d vector) and SA-TA (weight = g1 a + g2 r + g3 a r).
     """
 
     def __init__(
-        self, known: np.ndarray, n_dense: int, dim: int = 32, attention: int = 32, hidden: tuple[int, int] = (64, 32),
-        vectors: np.ndarray | None = None, id_dropout: float = 0.1,
-    ):  # fmt: skip
+        self, shape: Shape, config: DINConfig = DINConfig(), category: np.ndarray | None = None, vectors: np.ndarray | None = None, seed: int = 0
+    ):  # noqa: B008
         super().__init__()
-        self.encoder = ItemEncoder(known, dim, vectors, id_dropout)
-        self.standardise = Standardise(n_dense)
-        self.first = nn.Linear(4 * dim, attention)
-        self.second = nn.Linear(attention, 1)
-        self.top = nn.Sequential(
-            nn.Linear(4 * dim + n_dense, hidden[0]), nn.PReLU(), nn.Linear(hidden[0], hidden[1]), nn.PReLU(), nn.Linear(hidden[1], 1)
-        )  # fmt: skip
+        self.config, self.shape = config, shape
+        if config.similarity and (vectors is None or np.shape(vectors) != (shape.n_items, shape.n_vector)):
+            raise KarmafunnelError(f"DIN: similarity needs vectors ({shape.n_items}, {shape.n_vector}), found {None if vectors is None else np.shape(vectors)}")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inputs = Inputs(shape, config.dim, config.unknown, category)
+            d = self.inputs.width
+            self.age, self.action = nn.Embedding(AGES, d), nn.Embedding(ACTIONS, d)
+            nn.init.zeros_(self.age.weight)
+            nn.init.zeros_(self.action.weight)
+            self.attention = TargetAttention(d, config.attention)
+            self.tier = nn.Parameter(0.1 * torch.randn(BINS, 4)) if config.similarity else None
+            self.gate = nn.Parameter(torch.tensor([1.0, 0.0, 0.0])) if config.similarity else None
+            width = 3 * d + shape.n_dense + shape.n_request + (4 * BINS if config.similarity else 0)
+            self.mlp = Layers((width, *config.hidden, 1), config.dropout)
+        if config.similarity:
+            fixed = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+            self.register_buffer("vectors", F.pad(F.normalize(fixed, dim=1), (0, 0, 0, 1)), persistent=False)  # last row: padding
 
-    def attention_logits(self, c: Tensor, h: Tensor) -> Tensor:
-        """c (B, C, d), h (B, L, d) -> un-normalised weights (B, C, L)."""
-        b, n, d = c.shape
-        length = h.shape[1]
-        wc, wh, wd, wp = self.first.weight.T.split(d)  # each (d, H)
-        by_history = h.transpose(1, 2).unsqueeze(3) * wp.unsqueeze(1) + (wc + wd).unsqueeze(1)  # (B, d, L, H)
-        start = (h @ (wh - wd) + self.first.bias).reshape(b, 1, -1)  # (B, 1, L x H)
-        out = torch.baddbmm(start, c, by_history.reshape(b, d, -1))  # (B, C, L x H)
-        out = F.leaky_relu(out, 0.1, inplace=not self.training)
-        return (out.view(b, n, length, -1) @ self.second.weight[0]) + self.second.bias
+    def forward(self, batch: Batch) -> Tensor:
+        present = (batch.history >= 0).float()[:, None]  # (B, 1, L)
+        c = self.inputs.items(batch.items, self.inputs.is_candidate)  # (B, C, d)
+        h = self.inputs.items(batch.history, self.inputs.is_history)  # (B, L, d)
+        if batch.age is not None:
+            h = h + self.age(torch.log2(1.0 + batch.age.clamp(min=0)).long().clamp(max=AGES - 1))
+        if batch.action is not None:
+            h = h + self.action(batch.action)
+        weight = self.attention(c, h)  # (B, C, L)
+        parts = []
+        if self.gate is not None and self.tier is not None:
+            r = torch.bmm(self.vectors[batch.items], self.vectors[batch.history].transpose(1, 2))  # type: ignore[index]
+            parts.append(self.sim_tier(r, batch))
+            weight = self.gate[0] * weight + self.gate[1] * r + self.gate[2] * weight * r
+        pooled = torch.bmm(weight * present, h)  # (B, C, d)
+        parts += [c, pooled, c * pooled, self.inputs.numbers(batch.dense, "dense")]
+        request = self.inputs.numbers(batch.request, "request")
+        parts.append(request[:, None].expand(-1, c.shape[1], -1))
+        return self.mlp(torch.cat(parts, dim=-1)).squeeze(-1)
 
-    def forward(self, items: Tensor, dense: Tensor, history: Tensor) -> Tensor:
-        c, h = self.encoder(items), self.encoder(history)
-        real = (history >= 0).unsqueeze(1)  # (B, 1, L)
-        weight = self.attention_logits(c, h) * real
-        interest = weight @ h  # (B, C, d), not normalised, as in the paper: intensity counts
-        mean = (h * real.transpose(1, 2)).sum(1, keepdim=True) / real.sum(2, keepdim=True).clamp(min=1)
-        x = torch.cat([c, interest, interest * c, mean.expand_as(c), self.standardise(dense)], dim=2)
-        return self.top(x).squeeze(2)
+    def sim_tier(self, r: Tensor, batch: Batch) -> Tensor:  # (B, C, L) cosines -> (B, C, 4 * BINS)
+        has = self.vectors.abs().sum(dim=1) > 0  # type: ignore[operator, union-attr]
+        counted = (has[batch.items][:, :, None] & has[batch.history][:, None]).float()
+        which = ((r + 1.1) * 10).long().clamp(0, BINS - 1)
+        histogram = torch.zeros(*r.shape[:2], BINS, device=r.device).scatter_add_(2, which, counted)
+        return (torch.log1p(histogram)[..., None] * self.tier).flatten(2)
+
+    def cells(self, candidates: int, history: int) -> int:
+        return candidates * (history * self.config.attention + self.config.attention * self.inputs.width + 512)
 
 
-class TwoTower(nn.Module):
-    """A tower for the history, a tower for the item, their inner product, and a small net over dense features. logits (B, C)."""
+# -- two towers ---------------------------------------------------------------------------------------------------------
 
-    def __init__(
-        self,
-        known: np.ndarray,
-        n_dense: int,
-        dim: int = 32,
-        hidden: int = 16,
-        vectors: np.ndarray | None = None,
-        id_dropout: float = 0.1,
-    ):
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """dim of an id vector; width of the towers' outputs; hidden widths; which dense columns describe the item alone.
+
+    The other dense columns enter as a linear term beside the inner product, never a tower.
+    """
+
+    dim: int = 16
+    out: int = 32
+    hidden: tuple[int, ...] = (64,)
+    dropout: float = 0.1
+    unknown: float = 0.1
+    item_columns: tuple[int, ...] = ()
+
+
+class TwoTower(ClickModel):
+    """Request tower: mean of the history and the request's numbers. Item tower: id and the item's numbers. Logit: their product + linear."""
+
+    def __init__(self, shape: Shape, config: TwoTowerConfig = TwoTowerConfig(), category: np.ndarray | None = None, seed: int = 0):  # noqa: B008
         super().__init__()
-        self.encoder = ItemEncoder(known, dim, vectors, id_dropout)
-        self.standardise = Standardise(n_dense)
-        self.user = nn.Sequential(nn.Linear(dim, dim), nn.PReLU(), nn.Linear(dim, dim))
-        self.item = nn.Sequential(nn.Linear(dim, dim), nn.PReLU(), nn.Linear(dim, dim))
-        self.cross = nn.Sequential(nn.Linear(n_dense, hidden), nn.PReLU(), nn.Linear(hidden, 1))
+        self.config, self.shape = config, shape
+        wrong = [i for i in config.item_columns if not 0 <= i < shape.n_dense]
+        if wrong:
+            raise KarmafunnelError(f"TwoTower: item_columns need to be among {shape.n_dense} dense columns, found {wrong}")
+        self.cross_columns = [i for i in range(shape.n_dense) if i not in config.item_columns]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inputs = Inputs(shape, config.dim, config.unknown, category)
+            d = self.inputs.width
+            self.request_tower = Layers((d + shape.n_request, *config.hidden, config.out), config.dropout)
+            self.item_tower = Layers((d + len(config.item_columns), *config.hidden, config.out), config.dropout)
+            self.item_bias = nn.Linear(config.out, 1)
+            self.cross = nn.Linear(len(self.cross_columns), 1, bias=False) if self.cross_columns else None
 
-    def forward(self, items: Tensor, dense: Tensor, history: Tensor) -> Tensor:
-        real = (history >= 0).unsqueeze(2)
-        mean = (self.encoder(history) * real).sum(1) / real.sum(1).clamp(min=1)  # (B, d)
-        dot = (self.item(self.encoder(items)) @ self.user(mean).unsqueeze(2)).squeeze(2)
-        return dot + self.cross(self.standardise(dense)).squeeze(2)
+    def forward(self, batch: Batch) -> Tensor:
+        dense = self.inputs.numbers(batch.dense, "dense")
+        request = self.requests(batch.history, batch.request)  # (B, o)
+        items = self.items(batch.items, dense[..., list(self.config.item_columns)])  # (B, C, o)
+        logit = torch.einsum("bo,bco->bc", request, items) + self.item_bias(items).squeeze(-1)
+        return logit if self.cross is None else logit + self.cross(dense[..., self.cross_columns]).squeeze(-1)
+
+    def requests(self, history: Tensor, request: Tensor) -> Tensor:
+        """(B, L), (B, R) -> (B, out): near-line, once a request."""
+        h = self.inputs.items(history, self.inputs.is_history)
+        mean = h.sum(dim=1) / (history >= 0).sum(dim=1, keepdim=True).clamp(min=1)
+        return self.request_tower(torch.cat([mean, self.inputs.numbers(request, "request")], dim=1))
+
+    def items(self, items: Tensor, dense: Tensor) -> Tensor:
+        """(B, C), standardised (B, C, n) -> (B, C, out): precomputable where the numbers do not change."""
+        return self.item_tower(torch.cat([self.inputs.items(items, self.inputs.is_candidate), dense], dim=-1))
 
 
-def masked_loss(logits: Tensor, label: Tensor, mask: Tensor, listwise: bool) -> Tensor:
-    """Mean binary cross entropy over real rows, or softmax cross entropy of each positive against its group."""
-    if not listwise:
-        return F.binary_cross_entropy_with_logits(logits[mask], label[mask])
-    log_p = torch.log_softmax(logits.masked_fill(~mask, -1e9), dim=1)
-    return -(log_p * label * mask).sum() / (label * mask).sum().clamp(min=1)
+# -- training and prediction --------------------------------------------------------------------------------------------
+
+
+def click_loss(logits: Tensor, batch: Batch, loss: str) -> tuple[Tensor, Tensor]:
+    """Sum of the losses and of the weights they count with.
+
+    bce: every labelled cell by its weight. listwise: softmax over the labelled cells of a request, its positives sharing weight 1.
+    """
+    if loss == "bce":
+        return (F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none") * batch.weight).sum(), batch.weight.sum()
+    labelled = batch.weight > 0
+    log_p = torch.log_softmax(logits.masked_fill(~labelled, -1e9), dim=1)
+    positive = batch.label * batch.weight * labelled
+    total = positive.sum(dim=1)
+    return -((positive * log_p).sum(dim=1) / total.clamp(min=1e-9)).sum(), (total > 0).float().sum()
 
 
 def fit_ctr(
-    model: Any, train: Groups, valid: Groups, *, epochs: int = 6, batch: int = 32, learning_rate: float = 2e-3, weight_decay: float = 1e-5,
-    listwise: bool = False, patience: int = 2, seed: int = 0, device: str = "cpu", progress: Callable[[str], None] = lambda _: None,
-) -> list[float]:  # fmt: skip
-    """Train in place and keep the epoch that is best on `valid`; returns the validation losses.
+    model: ClickModel, train: Batch | Sequence[Batch], val: Batch | Sequence[Batch], *, epochs: int = 20, batch_size: int = 64,
+    rate: float = 1e-3, weight_decay: float = 1e-4, patience: int = 2, loss: Literal["bce", "listwise"] = "bce", seed: int = 0,
+    progress: Callable[[str], None] | None = None, device: str = "cpu",
+) -> list[dict[str, float]]:  # fmt: skip
+    """Fit in place with Adam, stop on the validation loss, keep the best epoch; returns the losses after each epoch.
 
-    Seeded: the same seed on the same machine gives the same weights. Raises KarmafunnelError at the step whose loss is NaN.
+    Requests are shuffled by `seed` every epoch. Raises KarmafunnelError for shapes that disagree, for no positive or no negative among the
+    labels, and, naming epoch and step, for a loss that is no longer a number.
     """
-    if train.label is None or valid.label is None:
-        raise KarmafunnelError(f"{type(model).__name__}: needs labels to learn from, found none")
-    rng = np.random.default_rng(seed)
-    model.standardise.fit(train.dense, train.mask)
+    who = type(model).__name__
+    train, val = [train] if isinstance(train, Batch) else list(train), [val] if isinstance(val, Batch) else list(val)
+    if loss not in ("bce", "listwise"):
+        raise KarmafunnelError(f"{who}: loss needs 'bce' or 'listwise', found {loss!r}")
+    for part in (*train, *val):
+        part.check(who)
+    for name, parts in (("training", train), ("validation", val)):
+        labels = np.concatenate([np.asarray(p.label)[np.asarray(p.weight) > 0] for p in parts]) if parts else np.zeros(0)
+        if len(labels) == 0 or labels.max() <= 0 or labels.min() >= 1:
+            raise KarmafunnelError(f"{who}: needed positives and negatives among the {name} labels, found {len(labels)} labels of sum {labels.sum():g}")
+    model.inputs.observe(train)
     model.to(device)
-    tables = [p for n, p in model.named_parameters() if "embedding" in n]
-    rest = [p for n, p in model.named_parameters() if "embedding" not in n]
-    optimiser = torch.optim.AdamW(
-        [{"params": tables, "weight_decay": weight_decay * 10}, {"params": rest, "weight_decay": weight_decay}], lr=learning_rate
-    )
-    best, best_loss, losses, step = None, np.inf, [], 0
-    for epoch in range(epochs):
-        model.train()
-        order = rng.permutation(len(train))
-        for start in range(0, len(order), batch):
-            x = train.tensors(np.sort(order[start : start + batch]), device)
-            loss = masked_loss(model(x["items"], x["dense"], x["history"]), x["label"], x["mask"], listwise)
-            if not torch.isfinite(loss):
-                raise KarmafunnelError(f"{type(model).__name__}: needs a finite loss, found {loss.item()} at step {step}")
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimiser.step()
-            step += 1
-        model.eval()
-        with torch.inference_mode():
-            parts, weight = [], []
-            for start in range(0, len(valid), 64):
-                x = valid.tensors(slice(start, start + 64), device)
-                parts.append(masked_loss(model(x["items"], x["dense"], x["history"]), x["label"], x["mask"], listwise).item())
-                weight.append(float(x["label"].sum() if listwise else x["mask"].sum()))
-        losses.append(float(np.average(parts, weights=np.maximum(weight, 1e-9))))
-        progress(f"{type(model).__name__}: epoch {epoch + 1}, validation loss {losses[-1]:.4f}")
-        if losses[-1] < best_loss:
-            best, best_loss = copy.deepcopy(model.state_dict()), losses[-1]
-        elif len(losses) - int(np.argmin(losses)) > patience:
-            break
-    if best is not None:
-        model.load_state_dict(best)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
+    rng = np.random.default_rng([seed, 3])
+    history: list[dict[str, float]] = []
+    best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), np.inf, 0
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for epoch in range(1, epochs + 1):
+            model.train()
+            total = mass = 0.0
+            for step, part in enumerate(shuffled(train, batch_size, rng), start=1):
+                batch = part.to_torch(device)
+                value, n = click_loss(model(batch), batch, loss)
+                if not torch.isfinite(value):
+                    raise KarmafunnelError(f"{who}: needed a finite loss, found {value.item()} in epoch {epoch}, step {step}")
+                if n.item() == 0:
+                    continue
+                optimiser.zero_grad(set_to_none=True)
+                (value / n).backward()
+                optimiser.step()
+                total, mass = total + value.item(), mass + n.item()
+            history.append({"train": total / max(mass, 1e-9), "validation": mean_loss(model, val, loss, device)})
+            if progress is not None:
+                progress(f"{who}: epoch {epoch} of at most {epochs}, loss {history[-1]['train']:.4f}, validation {history[-1]['validation']:.4f}")
+            if not np.isfinite(history[-1]["validation"]):
+                raise KarmafunnelError(f"{who}: needed a finite validation loss, found {history[-1]['validation']} after epoch {epoch}")
+            if history[-1]["validation"] < best_loss:
+                best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), history[-1]["validation"], epoch
+            elif epoch - best_epoch >= patience:
+                break
+    model.load_state_dict(best)
     model.eval()
-    return losses
+    return history
+
+
+def shuffled(parts: Sequence[Batch], size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    for i in rng.permutation(len(parts)):
+        order = rng.permutation(len(parts[i]))
+        for start in range(0, len(order), size):
+            yield parts[i].rows(np.sort(order[start : start + size]))
 
 
 @torch.inference_mode()
-def predict_ctr(model: nn.Module, groups: Groups, device: str = "cpu", cells: int = 80_000) -> np.ndarray:
-    """Logits float32 (R, C) (padding is 0), in pieces of at most `cells` (candidate, history) pairs so that activations stay in cache."""
-    out = np.zeros(groups.items.shape, np.float32)
-    lengths = np.maximum((groups.history >= 0).sum(axis=1), 1)
-    rows = np.argsort(lengths, kind="stable")  # requests of like history together: little padding
-    step = max(1, cells // (groups.items.shape[1] * int(lengths.max(initial=1))))
-    for start in range(0, len(rows), step):
-        mine = rows[start : start + step]
-        x = groups.tensors(mine, device)
-        logits = model(x["items"], x["dense"], x["history"]).cpu().numpy()
-        out[mine, : logits.shape[1]] = logits
-    return out
-
-
-def save_ctr(model: nn.Module, folder: Path, config: dict[str, Any]) -> None:
-    """Weights as safetensors, config and shapes as JSON, into an existing folder."""
-    state = {n: t.contiguous() for n, t in model.state_dict().items()}
-    save_file(state, folder / "weights.safetensors")
-    write_json(folder / "model.json", {"kind": type(model).__name__, **config})
-
-
-def load_ctr(model: nn.Module, folder: Path) -> None:
-    """Put saved weights into a model of the same shapes; raises KarmafunnelError naming the folder where they do not fit."""
-    try:
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (RuntimeError, OSError) as error:
-        raise KarmafunnelError(f"{folder}: needs weights of {type(model).__name__}, found: {error}") from error
+def mean_loss(model: ClickModel, parts: Sequence[Batch], loss: str, device: str) -> float:
     model.eval()
+    total = mass = 0.0
+    for part in parts:
+        for chunk in chunks(model, part):
+            batch = chunk.to_torch(device)
+            value, n = click_loss(model(batch), batch, loss)
+            total, mass = total + value.item(), mass + n.item()
+    return total / max(mass, 1e-9)
+
+
+def chunks(model: ClickModel, batch: Batch) -> Iterator[Batch]:
+    """As many requests at a time as fit into CELLS."""
+    size = max(1, CELLS // max(1, model.cells(batch.items.shape[1], batch.history.shape[1])))
+    for start in range(0, len(batch), size):
+        yield batch.rows(slice(start, start + size))
+
+
+@torch.inference_mode()
+def predict_ctr(model: ClickModel, batch: Batch) -> np.ndarray:
+    """Logits of every cell, float32 (N, C), padding included; memory does not grow with N."""
+    model.eval()
+    device = next(model.parameters()).device
+    out = [model(part.to_torch(device)).float().cpu().numpy() for part in chunks(model, batch)]
+    return np.concatenate(out) if out else np.zeros(np.shape(batch.items), dtype=np.float32)
+
+
+# -- on disk ------------------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, tuple[type[ClickModel], type]] = {"DIN": (DIN, DINConfig), "TwoTower": (TwoTower, TwoTowerConfig)}
+
+
+def save_ctr(model: ClickModel, folder: Path | str) -> None:
+    """Write `model.safetensors` and `model.json`; the folder appears whole or not at all. Fixed vectors are not stored."""
+    with atomic_folder(folder) as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
+        write_json(temporary / "model.json", {"class": type(model).__name__, "config": asdict(model.config), "shape": asdict(model.shape)})
+
+
+def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickModel:
+    """The inverse of `save_ctr`; the fixed vectors that a DIN was fitted with are handed over again."""
+    folder = Path(folder)
+    try:
+        kept = json.loads((folder / "model.json").read_text())
+        state = load_file(folder / "model.safetensors")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise KarmafunnelError(f"{folder}: needed a saved click model, found: {error}") from error
+    if kept.get("class") not in KINDS:
+        raise KarmafunnelError(f"{folder}: needed one of {sorted(KINDS)}, found {kept.get('class')!r}")
+    kind, config = KINDS[kept["class"]]
+    fields = {name: tuple(x) if isinstance(x, list) else x for name, x in kept["config"].items()}
+    extra = {"vectors": vectors} if kind is DIN else {}
+    model = kind(Shape(**kept["shape"]), config(**fields), **extra)  # type: ignore[call-arg]
+    model.load_state_dict(state)
+    return model.eval()

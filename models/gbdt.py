@@ -1,8 +1,8 @@
-"""Gradient-boosted trees (LightGBM): arrays in, scores out, saved as LightGBM's own text."""
+"""Boosted trees: a thin layer over LightGBM with early stopping, fixed draws and errors that say what was found."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightgbm as lgb
@@ -10,48 +10,95 @@ import numpy as np
 
 from ..log import KarmafunnelError
 
+MOST_ROWS = 10_000  # LightGBM's limit of rows a group in lambdarank
+
 
 def fit_gbdt(
-    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, *, group: np.ndarray | None = None,
-    group_val: np.ndarray | None = None, objective: str = "binary", trees: int = 300, leaves: int = 31, learning_rate: float = 0.05,
-    min_rows: int = 20, l2: float = 1.0, seed: int = 0, patience: int = 30, feature_names: list[str] | None = None,
+    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, *,
+    group: np.ndarray | None = None, group_val: np.ndarray | None = None, weight: np.ndarray | None = None,
+    objective: str = "binary", trees: int = 300, leaves: int = 31, learning_rate: float = 0.05, min_rows: int = 20, l2: float = 1.0,
+    column_share: float = 0.8, row_share: float = 0.8, patience: int = 30, truncation: int = 30, seed: int = 0, num_threads: int = 1,
+    feature_names: Sequence[str] | None = None, progress: Callable[[str], None] | None = None,
 ) -> lgb.Booster:  # fmt: skip
-    """Fit trees with early stopping on the validation rows.
+    """Fit at most `trees` trees, keeping as many as were best on the validation rows (logloss, or nDCG@10).
 
-    x float32 (n, f), NaN where unknown; y (n,) 0/1 or graded; `group` sizes of the requests in row order, needed by
-    "lambdarank" (Burges 2010). Deterministic for a seed and any number of threads. Raises KarmafunnelError for one-class
-    labels or groups that do not add up.
+    x (n, f) float, NaN allowed and treated as missing; y (n,) bool, or integer grades 0..30 for lambdarank; group (g,) sizes of the runs
+    of rows that belong together, needed by lambdarank; weight (n,). The same inputs and seed give the same trees, whatever num_threads.
+    Raises KarmafunnelError for labels of one class, labels that are not finite, sizes that do not add up, an unknown objective.
     """
-    for name, rows, labels, sizes in (("training", x, y, group), ("validation", x_val, y_val, group_val)):
-        if len(rows) == 0 or len(np.unique(labels)) < 2:
-            raise KarmafunnelError(f"LightGBM: {name} needs rows of two classes, found {len(rows)} rows of {np.unique(labels)}")
-        if objective == "lambdarank" and (sizes is None or int(np.sum(sizes)) != len(rows)):
-            raise KarmafunnelError(f"LightGBM: {name} needs group sizes adding up to {len(rows)} rows, found {sizes}")
-    parameters = {
+    if objective not in ("binary", "lambdarank"):
+        raise KarmafunnelError(f"gbdt: objective needs 'binary' or 'lambdarank', found {objective!r}")
+    names = list(feature_names) if feature_names is not None else [f"f{i}" for i in range(np.shape(x)[1])]
+    y, y_val = checked(x, y, group, objective, names, "training"), checked(x_val, y_val, group_val, objective, names, "validation")
+    if np.ptp(y) == 0:
+        raise KarmafunnelError(f"gbdt: needed training labels of more than one class, found {len(y)} rows all labelled {y[0]:g}")
+    params = {
         "objective": objective, "num_leaves": leaves, "learning_rate": learning_rate, "min_data_in_leaf": min_rows, "lambda_l2": l2,
-        "seed": seed, "deterministic": True, "force_row_wise": True, "verbosity": -1, "feature_fraction": 0.8, "bagging_fraction": 0.8,
-        "bagging_freq": 1, "num_threads": int(os.environ.get("OMP_NUM_THREADS") or 0),
-        "metric": "ndcg" if objective == "lambdarank" else "binary_logloss", "eval_at": [10], "lambdarank_truncation_level": 30,
+        "feature_fraction": column_share, "bagging_fraction": row_share, "bagging_freq": 1 if row_share < 1 else 0,
+        "metric": "binary_logloss" if objective == "binary" else "ndcg", "eval_at": [10],
+        "lambdarank_truncation_level": truncation, "label_gain": [2**i - 1 for i in range(31)],
+        "seed": seed, "deterministic": True, "force_row_wise": True, "num_threads": num_threads, "verbosity": -1,
     }  # fmt: skip
-    names = feature_names or "auto"
-    train = lgb.Dataset(x, y.astype(np.float32), group=group, feature_name=names)
-    valid = lgb.Dataset(x_val, y_val.astype(np.float32), group=group_val, feature_name=names, reference=train)
-    stop = lgb.early_stopping(patience, verbose=False)
-    return lgb.train(parameters, train, num_boost_round=trees, valid_sets=[valid], callbacks=[stop])
+    data = lgb.Dataset(x, y, group=group, weight=weight, feature_name=names, params=params)
+    held = data.create_valid(x_val, y_val, group=group_val)
+    callbacks = [lgb.early_stopping(patience, verbose=False)] if patience else []
+    if progress is not None:
+        callbacks.append(reporter(progress, trees))
+    try:
+        return lgb.train(params, data, num_boost_round=trees, valid_sets=[held], callbacks=callbacks)
+    except lgb.basic.LightGBMError as error:
+        raise KarmafunnelError(f"gbdt: LightGBM refused {len(y)} rows of {len(names)} features: {error}") from error
 
 
-def predict_gbdt(booster: lgb.Booster, x: np.ndarray) -> np.ndarray:
-    """Raw scores (before any sigmoid), float32 (n,)."""
+def checked(x: np.ndarray, y: np.ndarray, group: np.ndarray | None, objective: str, names: list[str], what: str) -> np.ndarray:
+    """Labels as float32; raises KarmafunnelError where rows, labels, names and groups do not fit together."""
+    rows, columns = np.shape(x)
+    if rows == 0 or len(y) != rows or columns != len(names):
+        raise KarmafunnelError(f"gbdt: needed {what} rows with a label and a name each, found x {np.shape(x)}, {len(y)} labels, {len(names)} names")
+    labels = np.asarray(y, dtype=np.float32)
+    if not np.isfinite(labels).all():
+        raise KarmafunnelError(f"gbdt: needed finite {what} labels, found {labels[~np.isfinite(labels)][0]} in row {int(np.argmin(np.isfinite(labels)))}")
+    if objective == "binary" and not np.isin(labels, (0, 1)).all():
+        raise KarmafunnelError(f"gbdt: needed {what} labels 0 or 1, found {labels[~np.isin(labels, (0, 1))][0]:g}")
+    if objective == "lambdarank":
+        if group is None or np.sum(group) != rows:
+            raise KarmafunnelError(f"gbdt: lambdarank needs {what} group sizes that add up to {rows} rows, found {None if group is None else int(np.sum(group))}")
+        if np.max(group) > MOST_ROWS:
+            raise KarmafunnelError(f"gbdt: lambdarank takes at most {MOST_ROWS} rows a group, found one of {int(np.max(group))} in {what}")
+        if labels.min() < 0 or labels.max() > 30 or (labels != np.round(labels)).any():
+            raise KarmafunnelError(f"gbdt: lambdarank needs {what} grades among 0, 1, ... 30, found {labels.min():g} to {labels.max():g}")
+    return labels
+
+
+def reporter(progress: Callable[[str], None], trees: int) -> Callable[[lgb.callback.CallbackEnv], None]:
+    def report(env: lgb.callback.CallbackEnv) -> None:
+        if (env.iteration + 1) % 50 == 0:
+            progress(f"trees: {env.iteration + 1} of at most {trees}, validation {env.evaluation_result_list[0][2]:.4f}")
+
+    return report
+
+
+def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> np.ndarray:
+    """Score of every row, float32 (n,): a probability for `binary`, an unbounded score for `lambdarank`."""
+    if np.shape(x)[1] != booster.num_feature():
+        raise KarmafunnelError(f"gbdt: needed {booster.num_feature()} features {booster.feature_name()}, found {np.shape(x)[1]}")
     if len(x) == 0:
         return np.zeros(0, dtype=np.float32)
-    return booster.predict(np.ascontiguousarray(x), raw_score=True).astype(np.float32)
+    return np.asarray(booster.predict(x, num_threads=num_threads), dtype=np.float32)
 
 
-def save_gbdt(booster: lgb.Booster, path: Path) -> None:
-    """Write LightGBM's text format, the trees up to the best iteration."""
-    booster.save_model(str(path), num_iteration=booster.best_iteration)
+def save_gbdt(booster: lgb.Booster, path: Path | str) -> None:
+    """Write LightGBM's text format, whole or not at all; only the trees that were best on the validation rows."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(booster.model_to_string(num_iteration=booster.best_iteration or None))
+    temporary.replace(path)
 
 
-def load_gbdt(path: Path) -> lgb.Booster:
+def load_gbdt(path: Path | str) -> lgb.Booster:
     """The inverse of `save_gbdt`."""
-    return lgb.Booster(model_file=str(path))
+    path = Path(path)
+    try:
+        return lgb.Booster(model_str=path.read_text())
+    except (OSError, UnicodeDecodeError, lgb.basic.LightGBMError) as error:
+        raise KarmafunnelError(f"{path}: needed a LightGBM text file, found: {error}") from error

@@ -369,7 +369,10 @@ def _rows(reading: Reading, measure: Measure, part: Part, stages: Sequence[str])
             yield Figure(stage, measure, part.name, None, unit, denominator, why)
             continue
         estimate = _of_rows(reading, measure, group, cluster, found[inside], labels)
-        yield Figure(stage, measure, part.name, estimate, unit, denominator)
+        notes = ["absolute gaps grow under resampling: the interval leans upward"] if measure.name == "ECE" else []
+        if measure.name in LOWER_IS_BETTER and reading.run.meta["window"] == "W2b":
+            notes.append("in sample: W2b is what calibration is fitted on")
+        yield Figure(stage, measure, part.name, estimate, unit, denominator, "; ".join(notes))
     if not inside.any():
         return
     if measure.name == "logloss":

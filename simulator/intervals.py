@@ -17,7 +17,7 @@ from scipy import special
 
 from .metrics import mass_bins, placements, weighted_auc
 
-VISITS = 1_000_000_000  # rows that pooled AUC may pass over in all its resamples
+VISITS = 500_000_000  # rows that pooled AUC may pass over in all its resamples
 FEWEST = 100
 POWER_80 = float(special.ndtri(0.975) + special.ndtri(0.8))  # 2.80 standard errors
 

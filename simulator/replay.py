@@ -304,9 +304,10 @@ class Ledgers:
         first = steps[0].forced.select(REQUEST, ITEM)
         wanted = first.select(REQUEST).unique()
         rows = self.log.rows.join(wanted, on=REQUEST, how="semi").group_by(REQUEST, ITEM, maintain_order=True)
+        price = pl.coalesce("price_paid", "price_shown")
         by = rows.agg(
             pl.col("position").min(), pl.col("clicked").max(), pl.col("purchased").max(),
-            (pl.coalesce("price_paid", "price_shown") * pl.col("quantity").fill_null(1)).sum().alias("money"),
+            pl.when(price.is_not_null().any()).then((price * pl.col("quantity").fill_null(1)).sum()).alias("money"),
         )  # fmt: skip
         logged_rows = first.join(by, on=[REQUEST, ITEM], how="left", maintain_order="left").drop(REQUEST, ITEM)
         columns = [*self._ids(first), *logged_rows.get_columns(), pl.Series("eligible", eligible, pl.Boolean)]

@@ -64,7 +64,7 @@ def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
     One sort of a 64-bit key; only rows that really tie are sorted again by their hash.
     """
     key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
-    rows = np.argsort(key, kind="stable")
+    rows = np.arange(len(key)) if (key[1:] >= key[:-1]).all() else np.argsort(key)
     ordered = key[rows]
     same = ordered[1:] == ordered[:-1]
     if same.any():
@@ -72,6 +72,18 @@ def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
         inside = rows[tied]
         rows[tied] = inside[np.lexsort((tie[inside], key[inside]))]
     return rows
+
+
+def group_rows(request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct requests of a frame, ascending, and each row's place among them: `np.unique` without a sort."""
+    if len(request) == 0:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    low, high = int(request.min()), int(request.max())
+    if high - low > 8 * len(request) + 100_000:
+        return np.unique(request, return_inverse=True)
+    there = np.zeros(high - low + 1, dtype=bool)
+    there[request - low] = True
+    return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[request - low]
 
 
 def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:
@@ -486,7 +498,8 @@ def rank_rows(
     request = np.concatenate([rows[REQUEST].to_numpy(), forced[REQUEST].to_numpy()])
     item = np.concatenate([rows[ITEM].to_numpy(), forced[ITEM].to_numpy()])
     score = np.concatenate([rows[SCORE].to_numpy(), forced[SCORE].to_numpy()]).astype(np.float32)
-    group = np.searchsorted(requests, request)
+    there, group = group_rows(request)
+    group = np.searchsorted(requests, there)[group]
     n = rows.height
     # A forced row that is a candidate, too, has the candidate's very score: kernels round differently in other batches.
     pair = request.astype(np.int64) * scene.log.n_items + item

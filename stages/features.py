@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ..log import KarmafunnelError
-from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed
+from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, descending, group_rows
 from .recall import Titles
 
 DAY = 86_400_000  # ms
@@ -25,7 +25,7 @@ class Rows:
     def __init__(self, scene: Scene, frame: pl.DataFrame):
         self.scene, self.frame = scene, frame
         self.request, self.item = frame[REQUEST].to_numpy(), frame[ITEM].to_numpy()
-        self.requests, self.group = np.unique(self.request, return_inverse=True)
+        self.requests, self.group = group_rows(self.request)
         self.t = scene.log.t[self.request]
         forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
         self.candidate = ~forced
@@ -40,14 +40,18 @@ class Rows:
 
     def share_below(self, value: np.ndarray) -> np.ndarray:
         """Share of the request's candidates with a smaller value; NaN stays NaN."""
-        known = np.isfinite(value)
-        span = np.nanmax(np.abs(value), initial=1.0) * 4 + 1
-        place = self.group * span + np.where(known, value, 0)
-        among = np.sort(place[known & self.candidate])
-        starts = np.searchsorted(among, np.arange(len(self.requests)) * span - span / 2)
-        n = np.diff(np.append(starts, len(among)))
-        below = np.searchsorted(among, place) - starts[self.group]
-        return np.where(known, below / np.maximum(n, 1)[self.group], np.nan)
+        # One sort of (request, value) keys; in it, count the candidates before each run of equal keys.
+        key = (self.group.astype(np.uint64) << np.uint64(32)) | descending(-np.nan_to_num(value))
+        sequence = np.argsort(key)
+        known = self.candidate & np.isfinite(value)
+        counted = known[sequence]
+        before: np.ndarray = np.cumsum(counted) - counted
+        ordered = key[sequence]
+        below = np.empty(len(value))
+        below[sequence] = np.maximum.accumulate(np.where(np.concatenate([[True], ordered[1:] != ordered[:-1]]), before, 0))
+        n = np.bincount(self.group[known], minlength=len(self.requests))
+        below -= (np.cumsum(n) - n)[self.group]
+        return np.where(np.isfinite(value), np.maximum(below, 0) / np.maximum(n, 1)[self.group], np.nan)
 
 
 class Feature(Typed):

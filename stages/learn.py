@@ -15,7 +15,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from ..log import KarmafunnelError, write_json
 from ..models import ctr, gbdt
-from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, with_forced
+from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, group_rows, with_forced
 from .features import Feature, compute
 from .recall import ItemKNN
 
@@ -353,7 +353,7 @@ class FittedNeural(Fitted):
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         x = compute(self.scene, self.stage.features, frame)
-        requests, group = np.unique(frame[REQUEST].to_numpy(), return_inverse=True)
+        requests, group = group_rows(frame[REQUEST].to_numpy())
         rows = np.argsort(group, kind="stable")
         history = self.scene.log.asof.history(requests, self.stage.depth).items
         groups = ctr.Groups.pad(group[rows], frame[ITEM].to_numpy()[rows], x[rows], history)

@@ -25,6 +25,7 @@ from .base import (
     Scene,
     Stage,
     Typed,
+    group_rows,
     no_rows,
     rank_rows,
     select_top,
@@ -153,7 +154,7 @@ class FittedVectorRecall(Retriever):
             faiss.write_index(self.index, str(folder / "index.faiss"))
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
-        requests, inverse = np.unique(frame[REQUEST].to_numpy(), return_inverse=True)
+        requests, inverse = group_rows(frame[REQUEST].to_numpy())
         interests = self.scene.interests(self.embedder, requests, repr(self.stage))
         items = self.scene.items(self.embedder, repr(self.stage))[frame[ITEM].to_numpy()]
         return np.einsum("nd,nd->n", interests[inverse], items)
@@ -468,7 +469,7 @@ class FittedItemKNN(Retriever):
         return propose_each(self.scene, requests, self.stage.k, scored)
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
-        requests, inverse = np.unique(frame[REQUEST].to_numpy(), return_inverse=True)
+        requests, inverse = group_rows(frame[REQUEST].to_numpy())
         if len(requests) == 0:
             return np.zeros(0, dtype=np.float32)
         return np.asarray(self._scores(requests)[inverse, frame[ITEM].to_numpy()]).ravel().astype(np.float32)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from karmafunnel.log import KarmafunnelError
 from karmafunnel.simulator import metrics
-from karmafunnel.simulator.intervals import Difference, PooledAUC, Ratio, holm, interval, resample
+from karmafunnel.simulator.intervals import Calibration, Difference, PooledAUC, Ratio, draws, holm, interval, resample
 from karmafunnel.simulator.measures import Cascade, Measure, Run, compare, measure
 from karmafunnel.simulator.metrics import LOST
 from sklearn.metrics import log_loss, roc_auc_score
@@ -741,7 +741,6 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 def test_resamples_are_what_they_should_be():
     """Every estimate under the same draws equals the figure of a data set in which users stand as often as they were drawn."""
-    from karmafunnel.simulator.intervals import Calibration, draws
 
     rng = np.random.default_rng(2)
     user, score, label = rng.integers(0, 9, 120), rng.integers(0, 8, 120) / 8, rng.random(120) < 0.4
