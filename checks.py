@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .log import CAPABILITIES, EXPOSURES, ITEMS, REQUESTS, TABLES, TS, WINDOWS, same_type, sha256
+from .log import CAPABILITIES, TABLES, TS, WINDOWS, same_type, sha256
 
 PASS, FAIL, NA = "PASS", "FAIL", "N/A"
 EXAMPLES = 5  # how many rows at fault a check names
@@ -45,7 +45,8 @@ class Check:
     message: str = ""
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """What a check found: a count above 0 is a failure, unless it is only a warning."""
 
     count: int
@@ -360,8 +361,8 @@ def check_empty(log: Folder) -> Found:
 # -- keys ---------------------------------------------------------------------------------------------------------------
 
 
-def blank(column: str) -> pl.Expr:
-    return pl.col(column).fill_null("").str.strip_chars() == ""
+def blank(text: str | pl.Expr) -> pl.Expr:
+    return (pl.col(text) if isinstance(text, str) else text).fill_null("").str.strip_chars() == ""
 
 
 def check_ids(log: Folder) -> Found:
@@ -376,16 +377,12 @@ def check_ids(log: Folder) -> Found:
 
 
 def duplicates(log: Folder, table: str, *keys: str) -> Found:
-    """Keys that several rows have; each is reported once, at its last row."""
-    rows = log.table(table, *keys)
-    present = pl.all_horizontal(pl.col(key).is_not_null() for key in keys)
-    twice = (
-        rows.filter(present)
-        .group_by(*keys)
-        .agg(pl.len().alias("times"), pl.col(ROW).max())
-        .filter(pl.col("times") > 1)
-    )
-    count, examples = log.examples(table, twice)
+    """Keys that several rows have; each is reported once, at its last row. Hashes are counted first: they need less memory."""
+    rows = log.table(table, *keys).filter(pl.all_horizontal(pl.col(key).is_not_null() for key in keys))
+    rows = rows.with_columns(pl.struct(keys).hash().alias("hash"))
+    suspect = rows.group_by("hash").agg(pl.len().alias("n")).filter(pl.col("n") > 1).select("hash")
+    groups = rows.join(suspect, on="hash", how="semi").group_by(keys).agg(pl.len().alias("times"), pl.col(ROW).max())
+    count, examples = log.examples(table, groups.filter(pl.col("times") > 1))
     return Found(count, examples, f"{count:,} keys ({', '.join(keys)}) more than once" if count else "")
 
 
@@ -594,8 +591,8 @@ def check_scenario(log: Folder) -> Found:
 def check_text(log: Folder) -> Found:
     log.claims("text")
     texts = ["title", "brand", *(["description"] if "description" in log.schemas.get("items", {}) else [])]
-    lists = [pl.col(c).list.join(" ", ignore_nulls=True).fill_null("").str.strip_chars() == "" for c in ("category", "attributes")]
-    bad = pl.all_horizontal(*(blank(c) for c in texts), *lists)
+    joined = [pl.col(c).list.join(" ", ignore_nulls=True) for c in ("category", "attributes")]
+    bad = pl.all_horizontal(*map(blank, texts), *map(blank, joined))
     count, examples = log.rows("items", bad, "item_id")
     return Found(count, examples, f"{share(log, 'items', count)} of the items have no text" if count else "")
 
@@ -609,16 +606,17 @@ def check_query(log: Folder) -> Found:
     log.claims("query")
     bad = (pl.col("source") == "search") & pl.col("source").is_in(log.said("scenario")) & blank("query")
     count, examples = log.rows("requests", bad, "request_id")
-    return Found(count, examples, f"{share(log, 'requests', count)} of the requests are searches without a query" if count else "")
+    words = f"{share(log, 'requests', count)} of the requests are searches without a query" if count else ""
+    return Found(count, examples, words)
 
 
 def check_filters(log: Folder) -> Found:
     log.claims("filters")
     held = log.table("items", "attributes").select(pl.col("attributes").alias("filters")).explode("filters").unique()
     asked = log.table("requests", "request_id", "filters").explode("filters").filter(pl.col("filters").is_not_null())
-    by_row = pl.col("request_id").sort_by(ROW).first()
-    loose = asked.join(held, on="filters", how="anti").group_by("filters").agg(pl.len().alias("requests"), by_row, pl.col(ROW).min())
-    count, examples = log.examples("requests", loose)
+    first = [pl.col("request_id").sort_by(ROW).first(), pl.len().alias("requests"), pl.col(ROW).min()]
+    unheld = asked.join(held, on="filters", how="anti").group_by("filters").agg(first)
+    count, examples = log.examples("requests", unheld)
     words = f"warning: {count:,} filters that no item holds, so that nothing is eligible" if count else ""
     return Found(count, examples, words, warning=True)
 
@@ -639,13 +637,16 @@ def check_images(log: Folder) -> Found:
         for row, item, image in named.select(ROW, "item_id", "image").iter_rows()
         if Path(image).is_absolute() or not (log.path / image).is_file()
     ]
-    return Found(len(missing), missing, f"{len(missing):,} of {named.height:,} images are not in the folder; {items.height - named.height:,} items have none")
+    words = f"{len(missing):,} of {named.height:,} images are not in the folder; " if missing else ""
+    return Found(len(missing), missing, f"{words}{items.height - named.height:,} items have no image")
 
 
 def check_visual(log: Folder) -> Found:
     log.claims("visual")
     vectors = log.table("items", "item_id", "visual").filter(pl.col("visual").is_not_null())
     width = vectors.select(pl.col("visual").list.len().mode().min()).collect(engine="streaming").item()
+    if width is None:
+        raise NotApplicableError("no item has a visual vector")
     fine = (pl.col("visual").list.len() == width) & pl.col("visual").list.eval(pl.element().is_finite()).list.all()
     odd = vectors.filter(~fine.fill_null(False)).select(ROW, "item_id", pl.col("visual").list.len().alias("numbers"))
     count, examples = log.examples("items", odd)

@@ -613,8 +613,8 @@ class AsOf:
             known[:] = np.iinfo(np.int64).max  # never appears: never known
             known[first["item"].to_numpy()] = first["t"].to_numpy()
         if "available_from" in log.items.columns:
-            available = log.items["available_from"].dt.epoch("ms").to_numpy(allow_copy=True)
-            known = np.where(np.isnan(available.astype(float)), known, available.astype(float)).astype(np.int64)
+            available = log.items["available_from"].dt.epoch("ms")
+            known = np.where(available.is_null().to_numpy(), known, available.fill_null(0).to_numpy())
         return np.searchsorted(self.times, known, side="right") - 1
 
     @cached_property

@@ -1,6 +1,6 @@
-"""Figures of the report, as plain plotly dicts (data, layout) made from measure rows; colours of text and grid are set where they are drawn.
+"""Figures of the report, as plain plotly dicts (data, layout) made from measure rows.
 
-A stage has one colour everywhere. Nothing is computed here but positions.
+A stage has one colour everywhere; those of text and grid are set where a figure is drawn. Nothing is computed here but positions.
 """
 
 from __future__ import annotations
@@ -31,21 +31,33 @@ def colour_of(stages: Sequence[str]) -> dict[str, str]:
 
 
 def axis(i: int, letter: str) -> str:
+    """The name that pane i's axis has in a layout."""
     return f"{letter}axis{i + 1 if i else ''}"
 
 
-def panes(n: int, per_row: int, gap: float = 0.06, row_gap: float = 0.2) -> list[tuple[list[float], list[float]]]:
-    """Domains (x, y) of n equal panes, row by row from the top."""
+def on(i: int) -> Plot:
+    """What puts a trace on pane i."""
+    return {"xaxis": f"x{i + 1 if i else ''}", "yaxis": f"y{i + 1 if i else ''}"}
+
+
+def panes(n: int, per_row: int, height: int, gap: float, row_gap: int = 0) -> tuple[list[tuple[list[float], list[float]]], int]:
+    """Domains (x, y) of n panes of `height` pixels, row by row from the top, and the height of all of them; `gap` is a share."""
     per_row = min(per_row, n)
     rows = -(-n // per_row)
+    total = rows * height + (rows - 1) * row_gap
     width = (1 - gap * (per_row - 1)) / per_row
-    height = (1 - row_gap * (rows - 1)) / rows
     found = []
     for i in range(n):
         row, column = divmod(i, per_row)
-        left, top = column * (width + gap), 1 - row * (height + row_gap)
-        found.append(([left, left + width], [top - height, top]))
-    return found
+        left, top = column * (width + gap), 1 - row * (height + row_gap) / total
+        found.append(([left, left + width], [max(top - height / total, 0.0), top]))
+    return found, total
+
+
+def blank(inner: int, left: int, top: int = 34, bottom: int = 30) -> Plot:
+    """A layout around panes of `inner` pixels in all."""
+    margin = {"l": left, "r": 20, "t": top, "b": bottom}
+    return {"height": inner + top + bottom, "margin": margin, "showlegend": False, "annotations": []}
 
 
 def heading(text: str, domain: tuple[list[float], list[float]]) -> Plot:
@@ -75,7 +87,12 @@ def amount(money: float, currency: str | None) -> str:
 
 def reason_name(reason: str, stages: Sequence[str]) -> str:
     """A reason of the ledger, in words."""
-    words = {"not eligible": "not eligible", "index": "missed by the index", "kept": "kept", stages[0]: f"not recalled ({stages[0]})"}
+    words = {
+        "not eligible": "not eligible",
+        "index": "missed by the index",
+        "kept": "kept",
+        stages[0]: f"not recalled ({stages[0]})",
+    }
     return words.get(reason, f"cut by {reason}")
 
 
@@ -98,9 +115,8 @@ def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str
     kinds = [("items", "share", "truth items")]
     if rows["kept"]["money_share"] is not None:
         kinds.append(("money", "money_share", "their money"))
-    domains = panes(len(kinds), 2, gap=0.04)
-    data, layout = [], {"height": 60 + 34 * len(names), "margin": {"l": 150, "r": 20, "t": 30, "b": 30}, "showlegend": False, "bargap": 0.28}
-    notes = []
+    domains, height = panes(len(kinds), 2, 34 * len(names), gap=0.04)
+    data, layout = [], blank(height, left=150) | {"bargap": 0.28}
     for i, (kind, share, title) in enumerate(kinds):
         left, bases, widths, texts, hovers = 1.0, [0.0], [1.0], [], []
         total = sum(row[kind] for row in rows.values())
@@ -118,17 +134,18 @@ def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str
             hovers.append(f"{say(row[kind])} = {percent(size)}{missed}")
         data.append(
             {
-                "type": "bar", "orientation": "h", "y": names, "x": widths, "base": bases, "text": texts, "textposition": "outside",
-                "cliponaxis": False, "constraintext": "none", "marker": {"color": [ALL, *(colours[r] for r in order)]},
-                "customdata": hovers, "hovertemplate": "<b>%{y}</b><br>%{customdata}<extra></extra>",
-                "xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", ""),
+                "type": "bar", "orientation": "h", "y": names, "x": widths, "base": bases, "text": texts,
+                "textposition": "outside", "cliponaxis": False, "constraintext": "none",
+                "marker": {"color": [ALL, *(colours[r] for r in order)]}, "customdata": hovers,
+                "hovertemplate": "<b>%{y}</b><br>%{customdata}<extra></extra>", **on(i),
             }
         )  # fmt: skip
         x, y = domains[i]
-        layout[axis(i, "x")] = {"domain": x, "anchor": axis(i, "y").replace("axis", ""), "range": [0, 1.16], "tickformat": ".0%", "dtick": 0.25}
-        layout[axis(i, "y")] = {"domain": y, "anchor": axis(i, "x").replace("axis", ""), "autorange": "reversed", "showticklabels": i == 0, "showgrid": False}
-        notes.append(heading(title, domains[i]))
-    return {"data": data, "layout": layout | {"annotations": notes}}
+        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "range": [0, 1.16], "tickformat": ".0%", "dtick": 0.25}
+        layout[axis(i, "y")] = {"domain": y, "anchor": on(i)["xaxis"], "autorange": "reversed", "showgrid": False}
+        layout[axis(i, "y")] |= {"showticklabels": i == 0, "automargin": True}
+        layout["annotations"].append(heading(title, domains[i]))
+    return {"data": data, "layout": layout}
 
 
 def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
@@ -140,7 +157,9 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
             by_slice[name].append(row["slice"])
     found = {(row["slice"], row["reason"]): row for row in losses}
     order = reasons(losses, stages)
-    counts = {s: sum(found[s, r]["items"] for r in {row["reason"] for row in losses}) for values in by_slice.values() for s in values}
+    counts = {
+        s: sum(found[s, r]["items"] for r in {row["reason"] for row in losses}) for values in by_slice.values() for s in values
+    }
     groups = [[s for s in values if counts[s]] for values in by_slice.values()]
     labels = [s for group in groups for s in group]
     named = {s: f"{s.replace('=', ': ')} ({counts[s]:,})" for s in labels}
@@ -149,17 +168,16 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
     colours = reason_colours(stages)
     data = [
         {
-            "type": "bar", "orientation": "h", "name": reason_name(reason, stages), "y": list(named.values()), "x": [found[s, reason]["share"] for s in labels],
-            "marker": {"color": colours[reason]}, "hovertemplate": "<b>%{y}</b><br>" + reason_name(reason, stages) + " %{x:.1%}<extra></extra>",
+            "type": "bar", "orientation": "h", "name": reason_name(reason, stages), "y": list(named.values()),
+            "x": [found[s, reason]["share"] for s in labels], "marker": {"color": colours[reason]},
+            "hovertemplate": "<b>%{y}</b><br>" + reason_name(reason, stages) + " %{x:.1%}<extra></extra>",
         }
         for reason in order
     ]  # fmt: skip
-    layout = {
-        "barmode": "stack", "height": 50 + 22 * len(lines), "margin": {"l": 170, "r": 20, "t": 10, "b": 30}, "bargap": 0.2,
-        "xaxis": {"range": [0, 1], "tickformat": ".0%"},
-        "yaxis": {"type": "category", "categoryarray": lines, "categoryorder": "array", "range": [len(lines) - 0.4, -0.6], "showgrid": False},
-        "showlegend": False,
-    }  # fmt: skip
+    layout = blank(22 * len(lines), left=170, top=10) | {"barmode": "stack", "bargap": 0.2}
+    layout["xaxis"] = {"range": [0, 1], "tickformat": ".0%"}
+    layout["yaxis"] = {"type": "category", "categoryarray": lines, "range": [len(lines) - 0.4, -0.6], "showgrid": False}
+    layout["yaxis"]["automargin"] = True
     return {"data": data, "layout": layout}
 
 
@@ -168,55 +186,64 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
 
 def curves(panels: Sequence[tuple[str, Sequence[Row]]], stages: Sequence[str], per_row: int = 2) -> Plot:
     """A measure over k (log scale), one line a stage with its interval as a band, ceiling and random beside; one pane a panel."""
-    domains = panes(len(panels), per_row, gap=0.08)
+    domains, height = panes(len(panels), per_row, 250, gap=0.08, row_gap=80)
     colours = colour_of(stages)
     data: list[Plot] = []
-    height = 330 * -(-len(panels) // per_row)
-    layout: Plot = {"height": height, "margin": {"l": 50, "r": 20, "t": 34, "b": 45}, "annotations": [], "showlegend": False}
+    layout = blank(height, left=50, bottom=45)
     for i, (title, rows) in enumerate(panels):
-        places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
         for stage in in_order(rows, "stage"):
-            if stage in BEFORE:
+            points = sorted((row for row in rows if row["stage"] == stage and row["value"] is not None), key=cut)
+            if not points or stage in BEFORE:
                 continue
-            mine = sorted((int(row["measure"].split("@")[1].split(":")[0]), row) for row in rows if row["stage"] == stage and row["value"] is not None)
-            if not mine:
-                continue
-            ks, points = [k for k, _ in mine], [row for _, row in mine]
+            ks = [cut(row) for row in points]
             colour = colours.get(stage, QUIET)
-            common = {"type": "scatter", "x": ks, **places}
+            common = {"type": "scatter", "x": ks, **on(i)}
             if stage not in AFTER and all(row["low"] is not None for row in points):
                 band = {"x": [*ks, *ks[::-1]], "y": [*(r["high"] for r in points), *(r["low"] for r in points[::-1])]}
-                data.append(common | band | {"mode": "lines", "fill": "toself", "fillcolor": faint(colour, 0.15), "line": {"width": 0}, "hoverinfo": "skip"})
+                look = {
+                    "mode": "lines",
+                    "fill": "toself",
+                    "fillcolor": faint(colour, 0.15),
+                    "line": {"width": 0},
+                    "hoverinfo": "skip",
+                }
+                data.append(common | band | look)
             texts = [f"{number(r['value'])} {between(r)}" for r in points]
             look = {"color": colour, "width": 1.5 if stage in AFTER else 2.2, "dash": LINES.get(stage, "solid")}
             data.append(
                 common
                 | {
-                    "y": [row["value"] for row in points], "name": stage, "mode": "lines" if stage in AFTER else "lines+markers", "line": look,
-                    "marker": {"size": 5}, "text": texts, "hovertemplate": f"{stage}, k = %{{x}}<br>%{{text}}<extra></extra>",
-                }
+                    "y": [row["value"] for row in points], "name": stage, "mode": "lines" if stage in AFTER else "lines+markers",
+                    "line": look, "marker": {"size": 5}, "text": texts,
+                    "hovertemplate": f"{stage}, k = %{{x}}<br>%{{text}}<extra></extra>",
+                },
             )  # fmt: skip
         x, y = domains[i]
-        every = sorted({int(row["measure"].split("@")[1].split(":")[0]) for row in rows})
-        ticks = [k for k in every if str(k)[0] in "125" and not str(k)[1:].strip("0")]
-        layout[axis(i, "x")] = {"domain": x, "anchor": places["yaxis"], "type": "log", "tickvals": ticks, "ticktext": [f"{k:,}" for k in ticks], "title": {"text": "k", "standoff": 6}}
-        layout[axis(i, "y")] = {"domain": y, "anchor": places["xaxis"], "range": [0, 1.03]}
+        ticks = [k for k in sorted({cut(row) for row in rows}) if str(k)[0] in "125" and not str(k)[1:].strip("0")]
+        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "type": "log", "title": {"text": "k", "standoff": 6}}
+        layout[axis(i, "x")] |= {"tickvals": ticks, "ticktext": [f"{k:,}" for k in ticks]}
+        layout[axis(i, "y")] = {"domain": y, "anchor": on(i)["xaxis"], "range": [0, 1.03]}
         layout["annotations"].append(heading(title, domains[i]))
     return {"data": data, "layout": layout}
 
 
+def cut(row: Row) -> int:
+    """The k of a row's measure."""
+    return int(row["measure"].split("@")[1].split(":")[0])
+
+
 def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: str, lines_by: str, zero: bool = False) -> Plot:
-    """Values with intervals: one line a value of `lines_by`, one colour a value of `by`; one pane a panel, from 0 on one scale if `zero`."""
-    per_row = 3
-    domains = panes(len(panels), per_row, gap=0.12, row_gap=0.26)
-    colours = colour_of(names)
-    lines_of = [[v for v in in_order(rows, lines_by) if any(r["value"] is not None for r in rows if r[lines_by] == v)] for _, rows in panels]
-    pane = 40 + max(map(len, lines_of)) * (17 + 9 * len(names))
-    layout: Plot = {"height": pane * -(-len(panels) // per_row) + 50, "margin": {"l": 110, "r": 20, "t": 34, "b": 30}, "annotations": [], "showlegend": False}
+    """Values with intervals: one line a value of `lines_by`, one colour a value of `by`; `zero`: one scale from 0."""
+    colours, one = colour_of(names), len(names) == 1
+    lines_of = [
+        [v for v in in_order(rows, lines_by) if any(r["value"] is not None for r in rows if r[lines_by] == v)]
+        for _, rows in panels
+    ]
+    domains, height = panes(len(panels), 3, max(map(len, lines_of)) * (22 + 10 * len(names)), gap=0.12, row_gap=74)
     data: list[Plot] = []
+    layout = blank(height, left=110)
     far = max(row["high"] or row["value"] for _, rows in panels for row in rows if row["value"] is not None)
     for i, ((title, rows), lines) in enumerate(zip(panels, lines_of, strict=True)):
-        places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
         for j, name in enumerate(names):
             mine = [row for row in rows if row[by] == name and row["value"] is not None]
             if not mine:
@@ -224,20 +251,23 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: 
             offset = (j - (len(names) - 1) / 2) * min(0.24, 0.72 / len(names))
             high = [0 if row["high"] is None else row["high"] - row["value"] for row in mine]
             low = [0 if row["low"] is None else row["value"] - row["low"] for row in mine]
-            bar = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1.6, "width": 0, "color": faint(colours[name], 0.75)}
+            bar = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1.6, "width": 0}
             data.append(
                 {
-                    "type": "scatter", "mode": "markers", "x": [row["value"] for row in mine], "y": [lines.index(row[lines_by]) + offset for row in mine],
-                    "marker": {"size": 8, "color": [QUIET if len(names) == 1 and row[lines_by] in AFTER else colours[name] for row in mine]},
-                    "error_x": bar, "text": [f"{row[lines_by]}: {number(row['value'])} {between(row)}, n {row['n']:,}" for row in mine],
-                    "hovertemplate": f"<b>{name}</b><br>%{{text}}<extra></extra>", **places,
+                    "type": "scatter", "mode": "markers", "x": [row["value"] for row in mine],
+                    "y": [lines.index(row[lines_by]) + offset for row in mine],
+                    "marker": {"size": 8, "color": [QUIET if one and row[lines_by] in AFTER else colours[name] for row in mine]},
+                    "error_x": bar | {"color": faint(colours[name], 0.75)},
+                    "text": [f"{row[lines_by]}: {number(row['value'])} {between(row)}, n {row['n']:,}" for row in mine],
+                    "hovertemplate": f"<b>{name}</b><br>%{{text}}<extra></extra>", **on(i),
                 }
             )  # fmt: skip
         x, y = domains[i]
-        layout[axis(i, "x")] = {"domain": x, "anchor": places["yaxis"], "nticks": 6} | ({"range": [0, far * 1.04]} if zero else {})
+        scale = {"range": [0, far * 1.04]} if zero else {}
+        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "nticks": 6} | scale
         layout[axis(i, "y")] = {
-            "domain": y, "anchor": places["xaxis"], "tickvals": list(range(len(lines))), "range": [len(lines) - 0.4, -0.6], "showgrid": False,
-            "ticktext": [line_name(line, [row for row in rows if row[lines_by] == line]) for line in lines],
+            "domain": y, "anchor": on(i)["xaxis"], "tickvals": list(range(len(lines))), "range": [len(lines) - 0.4, -0.6],
+            "showgrid": False, "ticktext": [line_name(line, [row for row in rows if row[lines_by] == line]) for line in lines],
         }  # fmt: skip
         layout["annotations"].append(heading(title, domains[i]))
     return {"data": data, "layout": layout}
@@ -252,24 +282,30 @@ def line_name(line: str, rows: Sequence[Row]) -> str:
 
 
 def calibration(panels: Sequence[tuple[str, Sequence[Row]]], per_row: int = 3) -> Plot:
-    """Frequency against mean probability, one point a bin of equal mass (`probability`, `frequency`, `rows`); one pane a panel."""
-    domains = panes(len(panels), per_row, gap=0.1)
+    """Frequency against mean probability, one point a bin (`probability`, `frequency`, `rows`); one pane a panel."""
+    domains, height = panes(len(panels), per_row, 250, gap=0.1, row_gap=90)
     data: list[Plot] = []
-    layout: Plot = {"height": 300 * -(-len(panels) // per_row) + 40, "margin": {"l": 60, "r": 20, "t": 40, "b": 50}, "annotations": [], "showlegend": False}
+    layout = blank(height, left=60, bottom=50)
     for i, (title, bins) in enumerate(panels):
-        places = {"xaxis": axis(i, "x").replace("axis", ""), "yaxis": axis(i, "y").replace("axis", "")}
         most = max([row[c] for row in bins for c in ("probability", "frequency")], default=1.0) * 1.08 or 1.0
-        data.append({"type": "scatter", "mode": "lines", "x": [0, most], "y": [0, most], "line": {"color": QUIET, "dash": "dot", "width": 1.5}, "hoverinfo": "skip", **places})
+        diagonal = {"x": [0, most], "y": [0, most], "line": {"color": QUIET, "dash": "dot", "width": 1.5}, "hoverinfo": "skip"}
+        data.append({"type": "scatter", "mode": "lines", **diagonal, **on(i)})
         data.append(
             {
-                "type": "scatter", "mode": "lines+markers", "x": [row["probability"] for row in bins], "y": [row["frequency"] for row in bins],
-                "line": {"color": COLOURS[0], "width": 1.5}, "marker": {"size": 8, "color": COLOURS[0]}, "customdata": [row["rows"] for row in bins],
-                "hovertemplate": "said %{x:.2%}, happened %{y:.2%}<br>%{customdata:,} exposures<extra></extra>", **places,
+                "type": "scatter", "mode": "lines+markers", "x": [row["probability"] for row in bins],
+                "y": [row["frequency"] for row in bins], "line": {"color": COLOURS[0], "width": 1.5},
+                "marker": {"size": 8, "color": COLOURS[0]}, "customdata": [row["rows"] for row in bins],
+                "hovertemplate": "said %{x:.2%}, happened %{y:.2%}<br>%{customdata:,} exposures<extra></extra>", **on(i),
             }
         )  # fmt: skip
         x, y = domains[i]
-        layout[axis(i, "x")] = {"domain": x, "anchor": places["yaxis"], "range": [0, most], "tickformat": ".0%", "nticks": 6, "title": {"text": "mean probability", "standoff": 6}}
-        layout[axis(i, "y")] = {"domain": y, "anchor": places["xaxis"], "range": [0, most], "tickformat": ".0%", "nticks": 6, "title": {"text": "frequency", "standoff": 6}}
+        scale = {"range": [0, most], "tickformat": ".0%" if most > 0.05 else ".1%", "nticks": 6}
+        layout[axis(i, "x")] = scale | {
+            "domain": x,
+            "anchor": on(i)["yaxis"],
+            "title": {"text": "mean probability", "standoff": 6},
+        }
+        layout[axis(i, "y")] = scale | {"domain": y, "anchor": on(i)["xaxis"], "title": {"text": "frequency", "standoff": 6}}
         layout["annotations"].append(heading(title, domains[i]))
     return {"data": data, "layout": layout}
 
@@ -285,9 +321,8 @@ def write_picture(plot: Plot, path: Path, width: int = 1000) -> Path:
     import plotly.graph_objects as go
 
     figure = go.Figure(plot)
-    figure.update_layout(
-        width=width, paper_bgcolor="white", plot_bgcolor="white", font={"family": "system-ui, Helvetica, Arial, sans-serif", "size": 13, "color": "#24292f"}
-    )
+    font = {"family": "system-ui, Helvetica, Arial, sans-serif", "size": 13, "color": "#24292f"}
+    figure.update_layout(width=width, paper_bgcolor="white", plot_bgcolor="white", font=font)
     figure.update_xaxes(gridcolor="#e6e6e3", zeroline=False)
     figure.update_yaxes(gridcolor="#e6e6e3", zeroline=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,5 +330,7 @@ def write_picture(plot: Plot, path: Path, width: int = 1000) -> Path:
         figure.write_image(path, scale=2 if path.suffix == ".png" else 1)
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise KarmafunnelError(f"picture {path}: needs kaleido (pip install 'karmafunnel[images]') and a Chromium; found: {reason}") from error
+        raise KarmafunnelError(
+            f"picture {path}: needs kaleido (pip install 'karmafunnel[images]') and a Chromium; found: {reason}"
+        ) from error
     return path

@@ -73,6 +73,7 @@ function el(tag, attributes, ...children) {
 function pageForOneRequest(root, data) {
   const linked = location.hash.startsWith("#request=") ? data.requests.findIndex((r) => r.id === decodeURIComponent(location.hash.slice(9))) : -1;
   const state = { request: Math.max(linked, 0), run: 0, stage: -1 };
+  const asks = (r) => (r.query ? `“${r.query}”` : r.has_query ? "query not readable here" : "no query");
   const whole = (n) => (n === null || n === undefined ? "" : n.toLocaleString("en"));
   const short = (x) => (x === null || x === undefined ? "" : Math.abs(x) >= 1000 ? whole(Math.round(x)) : String(x));
   const item = (id) => {
@@ -101,7 +102,7 @@ function pageForOneRequest(root, data) {
     data.requests.forEach((r, i) => {
       const name = outcome(r.outcome, data.stages[0]);
       if (!groups.has(name)) groups.set(name, el("optgroup", { label: name }));
-      const text = `${r.id} · ${r.query ? "“" + r.query + "”" : "no query"} · user ${r.user ?? "unknown"}`;
+      const text = `${r.id} · ${asks(r)} · user ${r.user ?? "unknown"}`;
       groups.get(name).append(el("option", i === state.request ? { value: i, selected: "" } : { value: i }, text));
     });
     const go = (to) => {
@@ -129,7 +130,7 @@ function pageForOneRequest(root, data) {
              el("span", {}, (known && known[0]) || h.item), el("i", {}, `${h.action === "purchase" ? "bought" : "clicked"} ${ago(h.days)}`));
          }))];
     return el("div", { class: "ask" },
-      el("div", { class: "query" + (r.query ? "" : " none") }, r.query || "no query"), el("div", { class: "sub" }, facts.filter(Boolean).join(" · ")),
+      el("div", { class: "query" + (r.query ? "" : " none") }, r.query || asks(r)), el("div", { class: "sub" }, facts.filter(Boolean).join(" · ")),
       chips.length ? el("div", { class: "chips" }, chips.map((c) => el("span", { class: "chip" }, c))) : null, history);
   }
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML file about one or more Runs: where truth and money are lost, how well each stage ranks, one request at a time.
+"""One self-contained HTML file about one or more Runs: where truth is lost, how well each stage ranks, one request at a time.
 
 Every figure comes from `measures`; nothing is fetched from anywhere when the file is opened.
 """
@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 from plotly.offline import get_plotlyjs
 
-from .. import __version__
 from ..log import KarmafunnelError
 from ..simulator.measures import Cascade, Measure, Run, compare, measure
 from ..simulator.metrics import mass_bins
@@ -81,8 +80,9 @@ def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int
     entries = open_entries(runs)
     out = Path(out)
     sections = [
-        summary(entries), losses(entries), stage_table(entries), hit_curves(entries), ordering(entries), calibrated(entries), slices(entries),
-        times(entries), *([comparison(entries)] if len(entries) > 1 else []), one_request(entries, requests), record(entries),
+        summary(entries), losses(entries), stage_table(entries), hit_curves(entries), ordering(entries), calibrated(entries),
+        slices(entries), times(entries), *([comparison(entries)] if len(entries) > 1 else []), one_request(entries, requests),
+        record(entries),
     ]  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
@@ -101,7 +101,7 @@ def waterfall_png(run: Folder, path: Folder) -> Path:
 
 
 def open_entries(runs: Sequence[Folder | Sequence[Folder]]) -> list[Entry]:
-    """Open all folders and give each column a name of its own: the folder's, with as many parents as it takes to tell them apart."""
+    """Open all folders and name each column: the folder's name, with as many parents as it takes to tell them apart."""
     if not runs:
         raise KarmafunnelError("report: needs at least one Run folder, found none")
     groups = [[run] if isinstance(run, (str, Path)) else list(run) for run in runs]
@@ -123,12 +123,15 @@ def figure(plot: Plot, legend: Mapping[str, str] | None = None) -> str:
     """A place that the page's script draws a plotly figure into once it scrolls near; `legend` is colour or dash by name."""
     keys = "".join(f'<span><i style="{key(look)}"></i>{escape(name)}</span>' for name, look in (legend or {}).items())
     above = f'<div class="legend">{keys}</div>' if keys else ""
-    return f'<figure>{above}<div class="plot" style="height:{plot["layout"]["height"]}px"><script type="application/json">{embed(plot)}</script></div></figure>'
+    place = f'<div class="plot" style="height:{plot["layout"]["height"]}px">'
+    return f'<figure>{above}{place}<script type="application/json">{embed(plot)}</script></div></figure>'
 
 
 def key(look: str) -> str:
     """CSS of a legend's key: a filled square for a colour, a line for a dash."""
-    return f"background:{look}" if look.startswith("#") else f"height:0;border-top:2px {'dotted' if look == 'dot' else 'dashed'} {plots.QUIET}"
+    if look.startswith("#"):
+        return f"background:{look}"
+    return f"height:0;border-top:2px {'dotted' if look == 'dot' else 'dashed'} {plots.QUIET}"
 
 
 def embed(value: Any) -> str:
@@ -147,8 +150,11 @@ def absent(text: str) -> str:
 
 def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """A table of ready HTML cells; the first `text_columns` are text, the rest numbers."""
-    top = "".join(f'<th{"" if i < text_columns else " class=num"}>{h}</th>' for i, h in enumerate(heads))
-    lines = "".join("<tr>" + "".join(f"<th>{c}</th>" if i < text_columns else f"<td>{c}</td>" for i, c in enumerate(row)) + "</tr>" for row in rows)
+    top = "".join(f"<th{'' if i < text_columns else ' class=num'}>{h}</th>" for i, h in enumerate(heads))
+    lines = "".join(
+        "<tr>" + "".join(f"<th>{c}</th>" if i < text_columns else f"<td>{c}</td>" for i, c in enumerate(row)) + "</tr>"
+        for row in rows
+    )
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
@@ -175,6 +181,11 @@ def union(entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(stage for entry in entries for stage in entry.stages))
 
 
+def name_of(entries: Sequence[Entry], entry: Entry, tag: str = "h3") -> str:
+    """A Run's name as a heading, where there are several."""
+    return f"<{tag}>{escape(entry.name)}</{tag}>" if len(entries) > 1 else ""
+
+
 def titled(entries: Sequence[Entry], entry: Entry, title: str) -> str:
     return f"{title}, {entry.name}" if len(entries) > 1 else title
 
@@ -187,33 +198,44 @@ def summary(entries: Sequence[Entry]) -> Section:
     facts = [key_figures(entry) for entry in entries]
     if len(entries) == 1:
         cards = "".join(
-            f'<div class="card"><div class="what">{what}</div><div class="big">{big}</div><div class="small">{small}</div></div>' for what, big, small in facts[0]
+            f'<div class="card"><div class="what">{what}</div><div class="big">{big}</div><div class="small">{small}</div></div>'
+            for what, big, small in facts[0]
         )
         return Section("summary", "At a glance", "At a glance", lead(sentence(entries[0])) + f'<div class="cards">{cards}</div>')
     names = [what for what, _, _ in facts[0]]
-    rows = [[what, *(f'<span class="v">{f[i][1]}</span> <span class="ci">{f[i][2]}</span>' for f in facts)] for i, what in enumerate(names)]
+    rows = [
+        [what, *(f'<span class="v">{f[i][1]}</span> <span class="ci">{f[i][2]}</span>' for f in facts)]
+        for i, what in enumerate(names)
+    ]
     said = "".join(f"<li><b>{escape(e.name)}</b>: {sentence(e)}</li>" for e in entries)
     table = plain_table(["", *(escape(e.name) for e in entries)], rows)
     return Section("summary", "At a glance", "At a glance", f'<ul class="lead">{said}</ul>{table}')
 
 
 def worst(entry: Entry) -> Row | None:
-    """The reason that loses most truth items."""
-    lost = [row for row in entry.cascade.losses if row["reason"] != "kept" and row["items"]]
+    """The reason within the funnel that loses most truth items."""
+    lost = [row for row in entry.cascade.losses if row["reason"] not in ("kept", "not eligible") and row["items"]]
     return max(lost, key=lambda row: row["items"], default=None)
 
 
 def sentence(entry: Entry) -> str:
     """What happened, in two sentences."""
     total = sum(row["items"] for row in entry.cascade.losses)
+    if not total:
+        return f"No replayed request has a {entry.run.label}: there is nothing to find, and everything below is n/a."
     kept = next(row for row in entry.cascade.losses if row["reason"] == "kept")
-    text = f"Of {total:,} {past(entry.run.label)} items, <b>{percent(kept['share'])}</b> are still there after {escape(entry.stages[-1])}"
+    text = f"Of {total:,} {past(entry.run.label)} items, <b>{percent(kept['share'])}</b> are still there after "
+    text += escape(entry.stages[-1])
     if kept["money_share"] is not None:
         text += f", with <b>{percent(kept['money_share'])}</b> of their money"
+    never = next(row for row in entry.cascade.losses if row["reason"] == "not eligible")
+    if never["items"]:
+        text += f"; {percent(never['share'])} were not eligible, out of reach for any funnel"
     leak = worst(entry)
     if leak is None:
-        return text + "; nothing is lost."
-    text += f". The largest leak: <b>{escape(plots.reason_name(leak['reason'], entry.stages))}</b>, {percent(leak['share'])} of all truth items"
+        return text + ". The funnel itself loses nothing."
+    name = escape(plots.reason_name(leak["reason"], entry.stages))
+    text += f". The largest leak: <b>{name}</b>, {percent(leak['share'])} of all truth items"
     return text + (f", missed by {missed_by(entry, leak)} in the median." if leak["median_margin"] is not None else ".")
 
 
@@ -230,7 +252,9 @@ def key_figures(entry: Entry) -> list[tuple[str, str, str]]:
     kept = find(rows, measure="survival", stage="end to end")
     hit, random, ceiling = (find(rows, measure=f"HR@{k}", stage=s) for s in (last, "random", "ceiling"))
     money = find(rows, measure=f"GMV-HR@{most}", stage=last)
-    counts = entry.run.read("requests", pl.len().alias("n"), (pl.col("n_truth") > 0).sum().alias("truth"), pl.col("n_eligible").mean()).row(0, named=True)
+    counts = entry.run.read(
+        "requests", pl.len().alias("n"), (pl.col("n_truth") > 0).sum().alias("truth"), pl.col("n_eligible").mean()
+    ).row(0, named=True)
     leak = worst(entry)
     seconds = entry.run.read("timing", pl.col("seconds").sum()).item()
 
@@ -240,14 +264,18 @@ def key_figures(entry: Entry) -> list[tuple[str, str, str]]:
     def range_of(row: Row | None) -> str:
         return "" if row is None or row["low"] is None else f"95% interval {percent(row['low'])} to {percent(row['high'])}"
 
-    held_against = f"random {value(random)}, ceiling {value(ceiling)}"
+    asked = f"{counts['truth']:,} with a {entry.run.label}; {counts['n_eligible']:,.0f} eligible items on average"
+    priced = range_of(money) if money and money["value"] is not None else "no prices of truth items in this log"
+    beside_it = f"random {value(random)}, ceiling {value(ceiling)}"
+    where = "" if leak is None else escape(plots.reason_name(leak["reason"], entry.stages))
+    device = escape(str(entry.run.meta.get("device") or "cpu"))
     return [
-        ("Requests replayed", f"{counts['n']:,}", f"{counts['truth']:,} with a {entry.run.label}; {counts['n_eligible']:,.0f} eligible items on average"),
+        ("Requests replayed", f"{counts['n']:,}", asked),
         ("Truth kept end to end", value(kept), range_of(kept)),
-        ("Money kept", value(money), range_of(money) if money and money["value"] is not None else "no prices of truth items in this log"),
-        (f"HR@{k} after {escape(last)}", value(hit), f"{range_of(hit)}<br>{held_against}".removeprefix("<br>")),
-        ("Largest leak", "none" if leak is None else percent(leak["share"]), "" if leak is None else escape(plots.reason_name(leak["reason"], entry.stages))),
-        ("Replay time", f"{1000 * seconds / max(counts['n'], 1):,.1f} ms", f"a request, all stages, on {escape(str(entry.run.meta.get('device') or 'cpu'))}"),
+        ("Money kept", value(money), priced),
+        (f"HR@{k} after {escape(last)}", value(hit), f"{range_of(hit)}<br>{beside_it}".removeprefix("<br>")),
+        ("Largest leak of the funnel", "none" if leak is None else percent(leak["share"]), where),
+        ("Replay time", f"{1000 * seconds / max(counts['n'], 1):,.1f} ms", f"a request, all stages, on {device}"),
     ]
 
 
@@ -255,17 +283,20 @@ def losses(entries: Sequence[Entry]) -> Section:
     """The waterfall, and the same as a table."""
     parts = [
         lead(
-            f"Every item that was {past(entries[0].run.label)} falls through the stages until one loses it. <b>Not eligible</b>: not known before the request, or filtered "
-            "out, so no funnel could have found it. <b>Not recalled</b>: recall did not bring it up. <b>Missed by the index</b>: an exact search would have. "
-            "<b>Cut</b>: the stage saw it and ranked it too low. Shares are of all truth items, so they add up."
+            f"Every item that was {past(entries[0].run.label)} falls through the stages until one loses it. <b>Not "
+            "eligible</b>: not known before the request, or filtered out, so no funnel could have found it. <b>Not "
+            "recalled</b>: recall did not bring it up. <b>Missed by the index</b>: an exact search would have. <b>Cut</b>: "
+            "the stage saw it and ranked it too low. Shares are of all truth items, so they add up."
         )
     ]
     for entry in entries:
-        title = f"<h3>{escape(entry.name)}</h3>" if len(entries) > 1 else ""
+        title = name_of(entries, entry)
         kept = next(row for row in entry.cascade.losses if row["reason"] == "kept")
         if kept["money_share"] is None:
             title += absent("Money: the log holds no prices of truth items, so only items are counted.")
-        parts.append(title + figure(plots.waterfall(entry.cascade, entry.stages, entry.run.label, entry.currency)) + loss_table(entry))
+        parts.append(
+            title + figure(plots.waterfall(entry.cascade, entry.stages, entry.run.label, entry.currency)) + loss_table(entry)
+        )
     return Section("losses", "Losses", "Where truth and money are lost", "".join(parts))
 
 
@@ -278,9 +309,12 @@ def loss_table(entry: Entry) -> str:
             continue
         money = [amount(row["money"], entry.currency), percent(row["money_share"])] if priced else ["n/a", "n/a"]
         missed = "" if row["median_margin"] is None else f"{row['median_margin']:,.0f}"
-        rows.append([escape(plots.reason_name(row["reason"], entry.stages)), f"{row['items']:,}", percent(row["share"]), *money, missed])
-    note = '<p class="note">Missed by: how many ranks a lost item stood below the last one kept, in the median; at recall a lower bound.</p>'
-    return f"<details><summary>The numbers</summary>{plain_table(['', 'items', 'share', 'money', 'share', 'missed by, ranks'], rows)}{note}</details>"
+        rows.append(
+            [escape(plots.reason_name(row["reason"], entry.stages)), f"{row['items']:,}", percent(row["share"]), *money, missed]
+        )
+    table = plain_table(["", "items", "share", "money", "share", "missed by, ranks"], rows)
+    note = "Missed by: how many ranks a lost item stood below the last one kept, in the median; at recall a lower bound."
+    return f'<details><summary>The numbers</summary>{table}<p class="note">{note}</p></details>'
 
 
 def has_index(run: Run) -> bool:
@@ -296,9 +330,10 @@ def stage_table(entries: Sequence[Entry]) -> Section:
     rows = [row for entry in entries for row in entry.ask(names)]
     priced = any(row["value"] is not None for row in rows if row["measure"].startswith("GMV"))
     text = lead(
-        "How good each stage's own output is. <b>Survival</b> multiplies down the column to the end-to-end line; the others score a stage's ranking of what it puts out. "
-        "<b>Ceiling</b> is what perfect ranking of eligible items would get, <b>random</b> what chance would. Money is shown raw and cut at its 99th percentile (w99), "
-        "so that one large order does not decide."
+        "How good each stage's own output is. <b>Survival</b> multiplies down the column to the end-to-end line; the others "
+        "score a stage's ranking of what it puts out. <b>Ceiling</b> is what perfect ranking of eligible items would get, "
+        "<b>random</b> what chance would. Money is shown raw and cut at its 99th percentile (w99), so that one large order "
+        "does not decide."
     )
     if not priced:
         rows = [row for row in rows if not row["measure"].startswith("GMV")]
@@ -327,11 +362,17 @@ def hit_curves(entries: Sequence[Entry]) -> Section:
         else:
             lacking = True
     text = lead(
-        "How deep one has to look. Each line ends at what its stage puts out; bands are 95% intervals. Where a later stage's line runs above an earlier one, "
-        "it improves the order; where it ends, the rest is gone."
+        "How deep one has to look. Each line ends at what its stage puts out; bands are 95% intervals. Where a later stage's "
+        "line runs above an earlier one, it improves the order; where it ends, the rest is gone."
     )
     text += absent("Money: the log holds no prices of truth items.") if lacking else ""
-    return Section("curves", "HR@k", "Hit rate by depth", text + figure(plots.curves(panels, union(entries)), plots.colour_of(union(entries)) | {"ceiling": "dash", "random": "dot"}))
+    return Section(
+        "curves",
+        "HR@k",
+        "Hit rate by depth",
+        text
+        + figure(plots.curves(panels, union(entries)), plots.colour_of(union(entries)) | {"ceiling": "dash", "random": "dot"}),
+    )
 
 
 def ordering(entries: Sequence[Entry]) -> Section:
@@ -339,25 +380,35 @@ def ordering(entries: Sequence[Entry]) -> Section:
     shown = all(entry.run.meta["log"]["has"].get("exposures") for entry in entries)
     names = ["AUC", "gAUC:request:exposures", "gAUC:user:exposures", "HR@1:exposures", "MRR:exposures"] if shown else []
     rows = [row for entry in entries for row in entry.ask([*names, "gAUC:request:candidates"])]
-    defined = [name for name in dict.fromkeys(row["measure"] for row in rows) if any(r["value"] is not None and r["stage"] not in AFTER for r in rows if r["measure"] == name)]
+    defined = [
+        name
+        for name in dict.fromkeys(row["measure"] for row in rows)
+        if any(r["value"] is not None and r["stage"] not in AFTER for r in rows if r["measure"] == name)
+    ]
     drawn = [name for name in ("AUC", "gAUC:request:exposures", "gAUC:request:candidates") if name in defined]
     panels = [(name, [row for row in rows if row["measure"] == name and row["stage"] != "random"]) for name in drawn]
     text = lead(
-        "Whether a stage puts what was wanted above what was not; 0.5 is chance. On <b>exposures</b> all stages order the very same shown items, so they can be compared. "
-        "On <b>candidates</b> a stage orders what reached it: later stages have the harder task."
+        "Whether a stage puts what was wanted above what was not; 0.5 is chance. On <b>exposures</b> all stages order the "
+        "very same shown items, so they can be compared. On <b>candidates</b> a stage orders what reached it: later stages "
+        "have the harder task."
     )
     if not shown:
         text += absent("AUC and gAUC on exposures: the log holds no lists that were shown, only what was chosen.")
     parts = [f"<div>{to_html(rows, across(entries))}</div>"]
     if panels:
         names_of = [entry.name for entry in entries]
-        parts.insert(0, figure(plots.dots(panels, names_of, "label", "stage"), plots.colour_of(names_of) if len(entries) > 1 else None))
+        parts.insert(
+            0, figure(plots.dots(panels, names_of, "label", "stage"), plots.colour_of(names_of) if len(entries) > 1 else None)
+        )
     return Section("auc", "AUC, gAUC", "Order within a stage", text + beside(parts, len(panels) == 1 and len(entries) == 1))
 
 
 def calibrated(entries: Sequence[Entry]) -> Section:
     """Probabilities against frequencies for every stage that has them."""
-    text = lead("A calibrated ranker's probabilities can be multiplied with prices. Points on the diagonal: what is said to happen in 5% of cases happens in 5% of cases.")
+    text = lead(
+        "A calibrated ranker's probabilities can be multiplied with prices. Points on the diagonal: what is said to happen in "
+        "5% of cases happens in 5% of cases."
+    )
     panels, rows = [], []
     for entry in entries:
         reading = Reading(entry.run)
@@ -367,7 +418,12 @@ def calibrated(entries: Sequence[Entry]) -> Section:
                 panels.append((titled(entries, entry, stage), bins(probability[known], reading.shown.label[known])))
         rows += entry.ask(["ECE", "logloss"]) if reading.shown.probability else []
     if not panels:
-        return Section("calibration", "Calibration", "Calibration", text + absent("no stage has probabilities of shown items: it takes a calibrated ranker and shown lists."))
+        return Section(
+            "calibration",
+            "Calibration",
+            "Calibration",
+            text + absent("no stage has probabilities of shown items: it takes a calibrated ranker and shown lists."),
+        )
     told = [row for row in rows if row["value"] is not None]
     parts = [figure(plots.calibration(panels)), f"<div>{to_html(told, across(entries))}</div>"]
     return Section("calibration", "Calibration", "Calibration", text + beside(parts, len(panels) == 1))
@@ -376,7 +432,13 @@ def calibrated(entries: Sequence[Entry]) -> Section:
 def bins(probability: np.ndarray, label: np.ndarray) -> list[Row]:
     """The bins that ECE is taken over: mean probability, frequency and rows of each."""
     frame = pl.DataFrame({"bin": mass_bins(probability), "probability": probability, "frequency": label.astype(np.float64)})
-    return frame.group_by("bin").agg(pl.col("probability", "frequency").mean(), pl.len().alias("rows")).sort("bin").drop("bin").to_dicts()
+    return (
+        frame.group_by("bin")
+        .agg(pl.col("probability", "frequency").mean(), pl.len().alias("rows"))
+        .sort("bin")
+        .drop("bin")
+        .to_dicts()
+    )
 
 
 def slices(entries: Sequence[Entry]) -> Section:
@@ -394,8 +456,9 @@ def slices(entries: Sequence[Entry]) -> Section:
         else:
             empty.append(f"{SLICE_TITLES[name]} (only {values.pop().split('=')[1]})" if values else SLICE_TITLES[name])
     text = lead(
-        f"HR@{k} {'of each stage' if len(entries) == 1 else 'after the last stage'} for kinds of truth items and requests, with 95% intervals and the number of requests scored. "
-        "<b>Cold</b>: never a target before; <b>head</b>: the items that together hold half of all targets; <b>repeat</b>: the user had the item before."
+        f"HR@{k} {'of each stage' if len(entries) == 1 else 'after the last stage'} for kinds of truth items and requests, "
+        "with 95% intervals and the number of requests scored. <b>Cold</b>: never a target before; <b>head</b>: the items "
+        "that together hold half of all targets; <b>repeat</b>: the user had the item before."
     )
     if empty:
         text += absent(f"one kind only, or unknown, in this log: {'; '.join(empty)}.")
@@ -408,7 +471,7 @@ def slices(entries: Sequence[Entry]) -> Section:
         some = {row["slice"] for row in found if row["items"]}
         several = {name for name in SLICES if sum(s.startswith(f"{name}=") for s in some) > 1}
         found = [row for row in found if row["slice"] in some and row["slice"].split("=")[0] in several]
-        text += f"<h3>{escape(entry.name)}</h3>" if len(entries) > 1 else ""
+        text += name_of(entries, entry)
         if not found:
             text += absent("nothing to slice by.")
             continue
@@ -418,16 +481,27 @@ def slices(entries: Sequence[Entry]) -> Section:
     return Section("slices", "Slices", "Who and what is served well", text)
 
 
-SLICE_TITLES = {"target": "Item popularity", "repeat": "Repeat or new to the user", "price": "Price band", "user": "User", "query": "Query"}
+SLICE_TITLES = {
+    "target": "Item popularity",
+    "repeat": "Repeat or new to the user",
+    "price": "Price band",
+    "user": "User",
+    "query": "Query",
+}
 
 
 def times(entries: Sequence[Entry]) -> Section:
     """Milliseconds a request and rows in and out, stage by stage."""
-    text = lead("Wall time of the replay itself, in chunks of requests on one machine: good for comparing stages with each other, not a serving latency.")
+    text = lead(
+        "Wall time of the replay itself, in chunks of requests on one machine: good for comparing stages with each other, not "
+        "a serving latency."
+    )
     for entry in entries:
         frame = entry.run.read("timing")
         per = frame.group_by("stage", maintain_order=True).agg(
-            pl.col("requests", "rows_in", "rows_out", "seconds").sum(), (1000 * pl.col("seconds") / pl.col("requests")).quantile(0.95).alias("p95"), pl.len().alias("chunks")
+            pl.col("requests", "rows_in", "rows_out", "seconds").sum(),
+            (1000 * pl.col("seconds") / pl.col("requests")).quantile(0.95).alias("p95"),
+            pl.len().alias("chunks"),
         )
         found = {row["stage"]: row for row in per.iter_rows(named=True)}
         total = sum(row["seconds"] for row in found.values()) or 1.0
@@ -442,12 +516,15 @@ def times(entries: Sequence[Entry]) -> Section:
             bar = f'<span class="bar" style="width:{100 * share:.1f}%;background:{colours[stage]}"></span>'
             rows.append(
                 [
-                    escape(stage), f"{1000 * row['seconds'] / n:,.2f}", f"{row['p95']:,.2f}", f"{row['rows_in'] / n:,.0f}", f"{row['rows_out'] / n:,.0f}",
-                    f"{1e6 * row['seconds'] / max(row['rows_in'], 1):,.1f}", f'<div class="track">{bar}</div>',
+                    escape(stage), f"{1000 * row['seconds'] / n:,.2f}", f"{row['p95']:,.2f}", f"{row['rows_in'] / n:,.0f}",
+                    f"{row['rows_out'] / n:,.0f}", f"{1e6 * row['seconds'] / max(row['rows_in'], 1):,.1f}",
+                    f'<div class="track">{bar}</div>',
                 ]
             )  # fmt: skip
-        text += f"<h3>{escape(entry.name)}</h3>" if len(entries) > 1 else ""
-        text += plain_table(["stage", "ms a request", "p95 over chunks", "rows in", "rows out", "µs a row in", "share of time"], rows)
+        text += name_of(entries, entry)
+        text += plain_table(
+            ["stage", "ms a request", "p95 over chunks", "rows in", "rows out", "µs a row in", "share of time"], rows
+        )
     return Section("time", "Time", "Time and rows", text)
 
 
@@ -459,8 +536,8 @@ def comparison(entries: Sequence[Entry]) -> Section:
     if all(e.run.meta["log"]["has"].get("exposures") for e in entries):
         names += ["AUC", "gAUC:request:exposures"]
     text = lead(
-        f"Each Run against <b>{escape(base.name)}</b> on the same requests. A difference counts where its 95% interval leaves out 0; (Holm) marks those that still do when the "
-        "whole table is to hold at once."
+        f"Each Run against <b>{escape(base.name)}</b> on the same requests. A difference counts where its 95% interval leaves "
+        "out 0; (Holm) marks those that still do when the whole table is to hold at once."
     )
     for entry in entries[1:]:
         text += f"<h3>{escape(entry.name)} against {escape(base.name)}</h3>"
@@ -478,12 +555,17 @@ def one_request(entries: Sequence[Entry], n: int) -> Section:
     if not data["requests"]:
         return Section("request", "One request", "One request at a time", absent("no replayed request has any truth."))
     text = lead(
-        f"{len(data['requests'])} requests, drawn at random within each outcome so that every kind of success and failure is here. Follow what was wanted through the stages, "
-        "and see what came through instead."
+        f"{len(data['requests'])} requests of {escape(entries[0].name)}, drawn at random within each outcome so that every "
+        "kind of success and failure is here. Follow what was wanted through the stages, and see what came through instead."
     )
     if data["missing"]:
         text += absent(f"titles, queries and histories: {data['missing']}; ids are shown.")
-    return Section("request", "One request", "One request at a time", f'{text}<div id="one"></div><script type="application/json" id="one-data">{embed(data)}</script>')
+    return Section(
+        "request",
+        "One request",
+        "One request at a time",
+        f'{text}<div id="one"></div><script type="application/json" id="one-data">{embed(data)}</script>',
+    )
 
 
 def record(entries: Sequence[Entry]) -> Section:
@@ -491,17 +573,18 @@ def record(entries: Sequence[Entry]) -> Section:
     parts = [lead("What it takes to make this again: recipe, command, commit, seed, versions and the checksum of the log.")]
     for entry in entries:
         meta = entry.run.meta
-        facts = [
-            ("command", f"<code>{escape(str(meta.get('command') or 'n/a'))}</code>"), ("commit", escape(str(meta.get("commit") or "n/a"))),
-            ("seed", escape(", ".join(str(run.meta["seed"]) for run in entry.runs))), ("device", escape(str(meta.get("device") or "n/a"))),
-            ("limit", escape(str(meta.get("limit") or "none"))), ("log checksum", escape(str(meta["log"].get("checksum") or "n/a"))),
-            ("stages", "; ".join(f"{escape(s['name'])}: {escape(str(s.get('kind', '')))}, k = {s['k']:,}" for s in meta["stages"])),
-            *((f"embedder {escape(name)}", f"<code>{escape(value)}</code>") for name, value in (meta.get("embedders") or {}).items()),
-            ("versions", ", ".join(f"{escape(name)} {escape(str(v))}" for name, v in (meta.get("versions") or {}).items()) or "n/a"),
-        ]  # fmt: skip
-        listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
-        recipe = f"<details><summary>Recipe {escape(str(meta.get('recipe_name') or ''))}</summary><pre>{escape(str(meta.get('recipe') or 'n/a'))}</pre></details>"
-        parts.append((f"<h3>{escape(entry.name)}</h3>" if len(entries) > 1 else "") + f"<dl>{listed}</dl>{recipe}")
+        packages = ", ".join(f"{name} {v}" for name, v in (meta.get("versions") or {}).items())
+        facts = {
+            "command": meta.get("command"), "commit": meta.get("commit"), "device": meta.get("device"),
+            "seed": ", ".join(str(run.meta["seed"]) for run in entry.runs), "limit": meta.get("limit") or "none",
+            "log checksum": meta["log"].get("checksum"),
+            "stages": "; ".join(f"{s['name']}: {s.get('kind', '')}, k = {s['k']:,}" for s in meta["stages"]),
+            **{f"embedder {name}": value for name, value in (meta.get("embedders") or {}).items()}, "versions": packages,
+        }  # fmt: skip
+        listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value or 'n/a'))}</dd>" for name, value in facts.items())
+        summary_text = escape(f"Recipe {meta.get('recipe_name') or ''}")
+        recipe = f"<details><summary>{summary_text}</summary><pre>{escape(str(meta.get('recipe') or 'n/a'))}</pre></details>"
+        parts.append(f"{name_of(entries, entry)}<dl>{listed}</dl>{recipe}")
     return Section("record", "Record", "The record", "".join(parts))
 
 
@@ -519,17 +602,25 @@ def header(entries: Sequence[Entry]) -> str:
     logs = list(dict.fromkeys(entry.run.meta["log"]["name"] for entry in entries))
     log, _ = open_log(entries[0].run)
     licence = f"; licence of the log: {escape(str(log.meta['licence']))}" if log and log.meta.get("licence") else ""
-    words = [f"Run{'s' if len(entries) > 1 else ''} {escape(', '.join(e.name for e in entries))}", f"window {escape(str(meta['window']))}", f"truth: {past(entries[0].run.label)} items", f"{meta['log'].get('items', 0):,} items" if meta["log"].get("items") else ""]
+    words = [
+        f"Run{'s' if len(entries) > 1 else ''} {escape(', '.join(e.name for e in entries))}",
+        f"window {escape(str(meta['window']))}",
+        f"truth: {past(entries[0].run.label)} items",
+        f"{meta['log'].get('items', 0):,} items" if meta["log"].get("items") else "",
+    ]
     lacks = [name for name in ("query", "text", "price", "exposures") if not meta["log"]["has"].get(name)]
     words.append(f"the log has no {', '.join(lacks)}" if lacks else "")
     funnels = "".join(
-        f'<div class="funnel">{f"<span>{escape(e.name)}</span>" if len(entries) > 1 else ""}<pre>{typed(str(e.run.meta.get("funnel") or "n/a"))}</pre></div>' for e in entries
+        f'<div class="funnel">{name_of(entries, e, "span")}<pre>{typed(str(e.run.meta.get("funnel") or "n/a"))}</pre></div>'
+        for e in entries
     )
     seeds = ", ".join(dict.fromkeys(str(run.meta["seed"]) for e in entries for run in e.runs))
     commits = ", ".join(dict.fromkeys(str(run.meta.get("commit") or "n/a") for e in entries for run in e.runs))
-    made = f"commit {escape(commits)} · seed {escape(seeds)} · karmafunnel {escape(str((meta.get('versions') or {}).get('karmafunnel', __version__)))}"
+    version = escape(str((meta.get("versions") or {}).get("karmafunnel", "n/a")))
+    made = f"commit {escape(commits)} · seed {escape(seeds)} · karmafunnel {version}"
     return (
-        f'<header><div class="eyebrow">karmafunnel replay report</div><h1>{escape(", ".join(logs))}</h1><p class="sub">{" · ".join(filter(None, words))}{licence}</p>'
+        f'<header><div class="eyebrow">karmafunnel replay report</div><h1>{escape(", ".join(logs))}</h1>'
+        f'<p class="sub">{" · ".join(filter(None, words))}{licence}</p>'
         f'{funnels}<p class="sub">{made} · <a href="#record">recipe, command and versions</a></p></header>'
     )
 
@@ -541,7 +632,9 @@ def page(entries: Sequence[Entry], sections: Sequence[Section]) -> str:
     links = "".join(f'<a href="#{s.name}">{s.short}</a>' for s in sections)
     body = "".join(f'<section id="{s.name}"><h2>{s.title}</h2>{s.body}</section>' for s in sections)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        f'<link rel="icon" href="data:,"><style>{read("report.css")}</style></head><body><nav><b>karmafunnel</b>{links}</nav><main>{header(entries)}{body}</main>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{title}</title><link rel="icon" href="data:,"><style>{read("report.css")}</style></head>'
+        f"<body><nav><b>karmafunnel</b>{links}</nav><main>{header(entries)}{body}</main>"
         f"<script>{get_plotlyjs()}</script><script>{read('report.js')}</script></body></html>"
     )

@@ -33,7 +33,7 @@ def open_log(run: Run) -> tuple[Log | None, str]:
 
 
 def draw(run: Run, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """(request_id, outcome) of about n requests, as many of each outcome as there are; outcome: how far the request's truth came."""
+    """(request_id, outcome) of about n requests, as many of each outcome as there are: how far the request's truth came."""
     order = ["not eligible", "index", *run.stages, "kept"]
     far = pl.col("lost").fill_null("kept").replace_strict(order, list(range(len(order))), return_dtype=pl.Int32)
     frame = run.read("ledger", "request_id", far.alias("far")).group_by("request_id").agg(pl.col("far").max()).sort("request_id")
@@ -53,7 +53,10 @@ def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str,
     drawn = draw(runs[0], n)
     ids = [request for request, _ in drawn]
     log, missing = open_log(runs[0])
-    base = {row["request_id"]: row for row in runs[0].lazy["requests"].filter(pl.col("request_id").is_in(ids)).collect().iter_rows(named=True)}
+    base = {
+        row["request_id"]: row
+        for row in runs[0].lazy["requests"].filter(pl.col("request_id").is_in(ids)).collect().iter_rows(named=True)
+    }
     told = [_of_run(run, ids) for run in runs]
     asked, past = _of_log(log, ids) if log else ({}, {})
     requests = []
@@ -62,16 +65,19 @@ def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str,
         said = asked.get(request_id, {})
         requests.append(
             {
-                "id": request_id, "outcome": outcome, "user": row["user_id"], "new_user": row["new_user"], "ts": None if row.get("ts") is None else f"{row['ts']:%Y-%m-%d %H:%M}",
-                "eligible": row["n_eligible"], "shown": row["n_shown"], "query": said.get("query"), "filters": said.get("filters") or [],
-                "context": said.get("context") or [], "source": said.get("source"), "history": past.get(request_id), "runs": [t.get(request_id) for t in told],
+                "id": request_id, "outcome": outcome, "user": row["user_id"], "new_user": row["new_user"],
+                "ts": None if row.get("ts") is None else f"{row['ts']:%Y-%m-%d %H:%M}", "eligible": row["n_eligible"],
+                "shown": row.get("n_shown"), "query": said.get("query"), "has_query": row["has_query"],
+                "filters": said.get("filters") or [], "context": said.get("context") or [], "source": said.get("source"),
+                "history": past.get(request_id), "runs": [t.get(request_id) for t in told],
             }
         )  # fmt: skip
     items = {event["item"] for r in requests for event in r["history"] or []}
     items |= {entry["item"] for r in requests for one in r["runs"] if one for part in ("truth", "rows") for entry in one[part]}
     return {
-        "names": list(names), "stages": [[{"name": s["name"], "k": s["k"]} for s in run.meta["stages"]] for run in runs], "label": runs[0].label,
-        "currency": runs[0].meta["log"].get("currency"), "missing": missing, "items": _titles(log, sorted(items)) if log else {}, "requests": requests,
+        "names": list(names), "stages": [[{"name": s["name"], "k": s["k"]} for s in run.meta["stages"]] for run in runs],
+        "label": runs[0].label, "currency": runs[0].meta["log"].get("currency"), "missing": missing,
+        "items": _titles(log, sorted(items)) if log else {}, "requests": requests,
     }  # fmt: skip
 
 
@@ -84,15 +90,21 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     mine = pl.col("request_id").is_in(list(ids))
     found: dict[str, dict[str, Any]] = {}
     for row in run.lazy["requests"].filter(mine).collect().iter_rows(named=True):
-        found[row["request_id"]] = {"n": [row[f"{s}.n"] for s in run.stages], "out": [row[f"{s}.out"] for s in run.stages], "truth": [], "rows": []}
+        found[row["request_id"]] = {
+            "n": [row[f"{s}.n"] for s in run.stages],
+            "out": [row[f"{s}.out"] for s in run.stages],
+            "truth": [],
+            "rows": [],
+        }
     scored = run.lazy["scored"].filter(mine).unique(["request_id", "item_id"], keep="first", maintain_order=True).collect()
     logged = {(row["request_id"], row["item_id"]): row for row in scored.iter_rows(named=True)}
     for row in run.lazy["ledger"].filter(mine).collect().iter_rows(named=True):
         would = logged.get((row["request_id"], row["item_id"]), {})
         found[row["request_id"]]["truth"].append(
             {
-                "item": row["item_id"], "money": _number(row["money"]), "quantity": row["quantity"], "target": row["target"], "repeat": row["repeat"],
-                "lost": row["lost"], "margin": row["margin"], "margin_score": _number(row.get("margin_score")), "position": would.get("position"),
+                "item": row["item_id"], "money": _number(row["money"]), "quantity": row["quantity"], "target": row["target"],
+                "repeat": row["repeat"], "lost": row["lost"], "margin": row["margin"],
+                "margin_score": _number(row.get("margin_score")), "position": would.get("position"),
                 "ranks": [row[f"{s}.rank"] for s in run.stages], "would": [would.get(f"{s}.rank") for s in run.stages],
                 "scores": [_number(row[f"{s}.score"]) if f"{s}.score" in row else None for s in run.stages],
             }
@@ -107,7 +119,13 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         if key not in rows:
             seen = logged.get(key, {})
             empty: list[Any] = [None] * len(places)
-            rows[key] = {"item": row["item_id"], "channel": row["channel"], "ranks": empty, "scores": [*empty], "position": seen.get("position")}
+            rows[key] = {
+                "item": row["item_id"],
+                "channel": row["channel"],
+                "ranks": empty,
+                "scores": [*empty],
+                "position": seen.get("position"),
+            }
             found[row["request_id"]]["rows"].append(rows[key])
         at = places[row["stage"]]
         rows[key]["ranks"][at], rows[key]["scores"][at] = row["rank"], _number(row["score"])
@@ -119,8 +137,12 @@ def _of_log(log: Log, ids: Sequence[str]) -> tuple[dict[str, dict[str, Any]], di
     users = log.lazy["requests"].filter(pl.col("request_id").is_in(list(ids))).select("user_id").collect()["user_id"]
     requests = log.lazy["requests"].filter(pl.col("user_id").is_in(users.unique().to_list())).collect()
     events = pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False)
-    exposures = log.lazy["exposures"].filter(events).join(requests.lazy().select("request_id"), on="request_id", how="semi").collect()
-    part = Log({"items": log.lazy["items"].select("item_id"), "requests": requests.lazy(), "exposures": exposures.lazy()}, log.meta)
+    exposures = (
+        log.lazy["exposures"].filter(events).join(requests.lazy().select("request_id"), on="request_id", how="semi").collect()
+    )
+    part = Log(
+        {"items": log.lazy["items"].select("item_id"), "requests": requests.lazy(), "exposures": exposures.lazy()}, log.meta
+    )
     rows = np.flatnonzero(np.isin(part.request_ids.astype(str), np.array(ids, dtype=str)))
     history = part.asof.history(rows, HISTORY)
     clock = log.meta["time"] == "clock"
@@ -142,5 +164,10 @@ def _of_log(log: Log, ids: Sequence[str]) -> tuple[dict[str, dict[str, Any]], di
 def _titles(log: Log, ids: Sequence[str]) -> dict[str, list[Any]]:
     """Title, brand or category, list price of items."""
     kind = pl.coalesce("brand", pl.col("category").list.last())
-    frame = log.lazy["items"].filter(pl.col("item_id").is_in(list(ids))).select("item_id", pl.col("title").str.slice(0, 120), kind.alias("kind"), "price").collect()
+    frame = (
+        log.lazy["items"]
+        .filter(pl.col("item_id").is_in(list(ids)))
+        .select("item_id", pl.col("title").str.slice(0, 120), kind.alias("kind"), "price")
+        .collect()
+    )
     return {item: [title, about, _number(price)] for item, title, about, price in frame.iter_rows()}

@@ -1,4 +1,4 @@
-"""Tables of measure rows (`measures.measure`) and of comparison rows (`measures.compare`): terminal, CSV, Markdown, LaTeX, HTML, JSON.
+"""Tables of measure rows and of comparison rows (`simulator/measures.py`): terminal, CSV, Markdown, LaTeX, HTML, JSON.
 
 One pivot serves all formats: stages as lines and measures as columns (or, `across="label"`, Runs as columns). A cell is value and
 95% interval; n, undefined units, denominators, definitions and the reasons of every n/a stand below the table.
@@ -33,7 +33,7 @@ INTERVALS = "Intervals: 95%, bootstrap over users."
 
 
 def places(value: float | None) -> int:
-    """Decimals of a value and its interval: three; small values keep two significant digits, so that 0.0004 does not read as nothing."""
+    """Decimals of a value and its interval: three, but two significant digits at least, so that 0.0004 is not 0.000."""
     size = abs(value or 0.0)
     return 3 if size >= 0.01 or size < 1e-9 else min(-math.floor(math.log10(size)) + 1, 9)
 
@@ -98,7 +98,7 @@ def counted(rows: Iterable[Row]) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell says. `marks` are numbers of footnotes; `n` is set where it stands nowhere else; `strong` is the figure itself."""
+    """What one cell says. `marks` number its footnotes; `n` is set where it stands nowhere else; `strong` is a figure itself."""
 
     text: str = ""
     interval: str = ""
@@ -225,7 +225,7 @@ def _of_the_stage(row: Row) -> str:
 
 
 def _comparison(rows: Sequence[Row]) -> Sheet:
-    """Lines are (measure, slice, stage); columns A, B, B - A, which is better, the smallest effect that could have been seen, n."""
+    """Lines are (measure, slice, stage); columns A, B, B - A, which is better, the smallest detectable effect, n."""
     a, b = rows[0]["label_a"], rows[0]["label_b"]
     heads = ["measure", *(["slice"] if len({row["slice"] for row in rows}) > 1 else []), "stage"]
     notes: dict[str, int] = {}
@@ -233,9 +233,13 @@ def _comparison(rows: Sequence[Row]) -> Sheet:
     for row in rows:
         marks = _marks(row["note"], notes) if row["difference"] is None or row["stage"] not in AFTER else ()
         better = {"A": a, "B": b}.get(row["better"], "")
-        verdict = better + (" (Holm)" if better and row["holm"] else "") or ("" if row["difference"] is None else "not told apart")
+        verdict = better + (" (Holm)" if better and row["holm"] else "") or (
+            "" if row["difference"] is None else "not told apart"
+        )
         effect = "" if row["smallest_effect"] is None else number(row["smallest_effect"])
-        change = Cell(number(row["difference"], True, 4), between(row, True, 4), "", marks, row, strong=row["difference"] is not None)
+        change = Cell(
+            number(row["difference"], True, 4), between(row, True, 4), "", marks, row, strong=row["difference"] is not None
+        )
         texts = [number(row["value_a"]), number(row["value_b"]), change, verdict, effect, f"{row['n']:,}"]
         lines.append((tuple(str(row[h]) for h in heads), [t if isinstance(t, Cell) else Cell(t, row=row) for t in texts]))
     seeds = max(row["seeds"] for row in rows)
@@ -381,8 +385,9 @@ def markdown_escape(text: str) -> str:
 
 
 LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "−": "$-$", "–": "--", "€": r"\texteuro{}",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    '"': "''", "−": "$-$", "–": "--", "€": r"\texteuro{}",
 }  # fmt: skip
 
 

@@ -300,35 +300,37 @@ class Cooccurrence(Embedder):
 
     def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> CooccurrenceEmbedding:
         """Needs clicks or purchases in W1."""
-        matrix = self.affinity(log)
+        matrix = self.affinity(w1_sequences(log, repr(self)), log.n_items)
         progress(f"co-occurrence of {log.n_items} items, {matrix.nnz} pairs")
-        u, s, vt = truncated_svd(matrix, self.dim, seed)
-        target = widen(vt.T * np.sqrt(s), self.dim)
-        source = widen(u * np.sqrt(s), self.dim)
-        chosen = np.asarray(matrix.sum(axis=0)).ravel() > 0
-        return CooccurrenceEmbedding(self, log, target * chosen[:, None], source * chosen[:, None])
+        target, source = self.vectors(matrix, seed)
+        return CooccurrenceEmbedding(self, log, target, source)
 
     def load(self, folder: Path | str, log: Log) -> CooccurrenceEmbedding:
         tensors, description = read_saved(self, folder, log)
         return CooccurrenceEmbedding(self, log, tensors["target"], tensors["source"], description["facts"])
 
-    def affinity(self, log: Log) -> sparse.csr_matrix:
+    def vectors(self, matrix: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Target and source vectors with source target^T close to the matrix: float32 (n, dim) each; zeros for an empty row."""
+        u, s, vt = truncated_svd(matrix, self.dim, seed)
+        there = (np.asarray(matrix.sum(axis=0)).ravel() > 0)[:, None]
+        return widen(vt.T * np.sqrt(s), self.dim) * there, widen(u * np.sqrt(s), self.dim) * there
+
+    def affinity(self, events: Sequences, n_items: int) -> sparse.csr_matrix:
         """Symmetric item x item weights with an empty diagonal, (n_items, n_items)."""
-        events = w1_sequences(log, repr(self))
         starts = np.ones(len(events), dtype=bool)
         starts[1:] = (np.diff(events.user) != 0) | (np.diff(events.t) != 0)
         step = np.cumsum(starts) - 1
         user = events.user[starts]
         size = np.bincount(step)
-        ones = sparse.csr_matrix((1 / np.sqrt(size[step]), (step, events.item)), shape=(len(user), log.n_items))
-        counts = sparse.csr_matrix((log.n_items, log.n_items))
+        ones = sparse.csr_matrix((1 / np.sqrt(size[step]), (step, events.item)), shape=(len(user), n_items))
+        counts = sparse.csr_matrix((n_items, n_items))
         for apart in range(self.window + 1):
             same = np.flatnonzero(user[apart:] == user[: len(user) - apart])
             pairs = ones[same].T @ ones[same + apart]
             counts = counts + (pairs if apart == 0 else self.falloff**apart * (pairs + pairs.T))
         counts = sparse.csr_matrix(counts - sparse.diags(counts.diagonal()))
         counts.eliminate_zeros()
-        return self.scale(counts.tocoo(), np.bincount(events.item, minlength=log.n_items).astype(np.float64))
+        return self.scale(counts.tocoo(), np.bincount(events.item, minlength=n_items).astype(np.float64))
 
     def scale(self, counts: sparse.coo_matrix, chosen: np.ndarray) -> sparse.csr_matrix:
         """Cosine count / sqrt(n_i n_j), or positive pointwise mutual information of the pair counts."""

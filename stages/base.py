@@ -346,7 +346,7 @@ def fit_embedders(
             fitted[name] = value.load(folder, scene.log)
         else:
             scene.progress(f"embedder {name}: fitting {value!r}")
-            fitted[name] = value.fit(scene.log, seed=scene.seed)
+            fitted[name] = value.fit(scene.log, seed=scene.seed, progress=scene.progress, device=scene.device)
             if folder:
                 fitted[name].save(folder)
     return fitted

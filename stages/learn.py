@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
-import torch
 from sklearn.isotonic import IsotonicRegression
 
 from ..log import KarmafunnelError, write_json
@@ -231,7 +230,7 @@ class Boosted(Stage):
             group=train.group_sizes if self.objective == "lambdarank" else None,
             group_val=valid.group_sizes if self.objective == "lambdarank" else None,
             objective=self.objective, trees=self.trees, leaves=self.leaves, learning_rate=self.learning_rate,
-            min_rows=self.min_rows, l2=self.l2, seed=scene.seed, feature_names=self.feature_names,
+            min_rows=self.min_rows, l2=self.l2, seed=scene.seed, num_threads=0, feature_names=self.feature_names, progress=scene.progress,
         )  # fmt: skip
         fitted = FittedBoosted(self, scene, booster)
         if self.calibrated and upstream is not None:
@@ -255,7 +254,7 @@ class FittedBoosted(Fitted):
         self.calibration: Calibration | None = None
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return gbdt.predict_gbdt(self.booster, compute(self.scene, self.features, frame))
+        return gbdt.predict_gbdt(self.booster, compute(self.scene, self.features, frame), num_threads=0)
 
     def probability(self, score: np.ndarray) -> np.ndarray | None:
         return None if self.calibration is None else self.calibration(score)
@@ -279,66 +278,77 @@ class FittedBoosted(Fitted):
 
 @dataclass(frozen=True, repr=False)
 class Neural(Stage):
-    """A network over groups (one request, its history, its candidates) on ids, dense features and optional item vectors.
+    """A network over groups (one request, its history, its candidates) on ids and features; see `models/ctr.py`.
 
-    `vectors` names an embedder whose item vectors join the id embedding. `loss`: "binary" fits a probability of the label,
-    "listwise" is a softmax over the request's rows.
+    `loss`: "bce" fits a probability of the label, "listwise" is a softmax over the request's rows.
     """
 
     k: int = 50
     features: Sequence[Feature] = ()
     sample: Sample = Sample()
-    vectors: str | None = None
-    dim: int = 32
+    dim: int = 16
     depth: int = 50
-    loss: str = "binary"
-    epochs: int = 6
-    learning_rate: float = 2e-3
+    loss: Literal["bce", "listwise"] = "bce"
+    epochs: int = 12
+    rate: float = 2e-3
     calibrated: bool = False
     name: str = "rank"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
-        if self.loss not in ("binary", "listwise"):
-            raise KarmafunnelError(f"{self.name}: loss needs 'binary' or 'listwise', found {self.loss!r}")
+        if self.loss not in ("bce", "listwise"):
+            raise KarmafunnelError(f"{self.name}: loss needs 'bce' or 'listwise', found {self.loss!r}")
 
     def embedders(self) -> tuple[str, ...]:
-        own = (self.vectors,) if self.vectors else ()
-        return own + tuple(name for f in self.features for name in f.embedders())
+        return tuple(name for f in self.features for name in f.embedders())
 
-    def network(self, known: np.ndarray, n_dense: int, vectors: np.ndarray | None) -> Any:
-        """The untrained torch module."""
+    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+        """The untrained model."""
         raise NotImplementedError
 
-    def _build(self, scene: Scene, known: np.ndarray) -> Any:
-        vectors = scene.items(self.vectors, repr(self)) if self.vectors else None
-        return self.network(known, sum(len(f.columns) for f in self.features), vectors)
+    def vectors(self, scene: Scene) -> np.ndarray | None:
+        """Fixed item vectors that the model reads; they are not stored with its weights."""
+        return None
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedNeural:
         train = training_table(self, self.features, scene, upstream, self.sample.windows, self.sample)
         valid = training_table(self, self.features, scene, upstream, ["W2b"], self.sample)
-        known = np.zeros(scene.log.n_items, dtype=bool)
-        known[train.item] = True
-        torch.manual_seed(scene.seed)
-        model = self._build(scene, known)
+        model = self.network(scene, train.x.shape[1])
         ctr.fit_ctr(
-            model, self._groups(scene, train), self._groups(scene, valid), epochs=self.epochs, learning_rate=self.learning_rate,
-            listwise=self.loss == "listwise", seed=scene.seed, device=scene.device, progress=scene.progress,
+            model, self._of_table(scene, train), self._of_table(scene, valid), epochs=self.epochs, rate=self.rate, loss=self.loss,
+            seed=scene.seed, device=scene.device, progress=scene.progress,
         )  # fmt: skip
-        fitted = FittedNeural(self, scene, model, known)
+        fitted = FittedNeural(self, scene, model)
         if self.calibrated and upstream is not None:
             fitted.calibration = calibrate(fitted, self.features, upstream, self.sample.requests)
         return fitted
 
-    def _groups(self, scene: Scene, table: Table) -> ctr.Groups:
-        requests, group = np.unique(table.request, return_inverse=True)
-        return ctr.Groups.pad(group, table.item, table.x, scene.log.asof.history(requests, self.depth).items, table.y)
+    def _of_table(self, scene: Scene, table: Table) -> ctr.Batch:
+        requests, group = group_rows(table.request)
+        return self.batch(scene, requests, group, table.item, table.x, table.y)[0]
+
+    def batch(
+        self, scene: Scene, requests: np.ndarray, group: np.ndarray, item: np.ndarray, x: np.ndarray, y: np.ndarray | None = None
+    ) -> tuple[ctr.Batch, tuple[np.ndarray, np.ndarray]]:
+        """Rows of any order as padded groups, and where each row went: (its request, its place)."""
+        sizes = np.bincount(group, minlength=len(requests))
+        rows = np.argsort(group, kind="stable")
+        place = np.empty(len(group), dtype=np.int64)
+        place[rows] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        shape = (len(requests), max(int(sizes.max(initial=1)), 1))
+        items, dense = np.full(shape, -1, np.int64), np.zeros((*shape, x.shape[1]), np.float32)
+        label, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        items[group, place], dense[group, place], weight[group, place] = item, x, 1.0
+        if y is not None:
+            label[group, place] = y
+        history = scene.log.asof.history(requests, self.depth)
+        longest = slice(-max(int((history.items >= 0).sum(axis=1).max(initial=1)), 1), None)
+        parts = history.items[:, longest], history.ages[:, longest], history.actions[:, longest]
+        return ctr.Batch(items, dense, parts[0], label, weight, age=parts[1], action=parts[2]), (group, place)
 
     def load(self, folder: Path, scene: Scene) -> FittedNeural:
-        known = np.load(folder / "known.npy")
-        model = self._build(scene, known)
-        ctr.load_ctr(model, folder)
-        fitted = FittedNeural(self, scene, model.to(scene.device), known)
+        model = ctr.load_ctr(folder / "model", vectors=self.vectors(scene))
+        fitted = FittedNeural(self, scene, model.to(scene.device))
         if self.calibrated:
             fitted.calibration = Calibration.load(folder)
         return fitted
@@ -347,25 +357,20 @@ class Neural(Stage):
 class FittedNeural(Fitted):
     stage: Neural
 
-    def __init__(self, stage: Neural, scene: Scene, model: Any, known: np.ndarray):
-        self.stage, self.scene, self.model, self.known = stage, scene, model, known
+    def __init__(self, stage: Neural, scene: Scene, model: ctr.ClickModel):
+        self.stage, self.scene, self.model = stage, scene, model
         self.calibration: Calibration | None = None
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         x = compute(self.scene, self.stage.features, frame)
         requests, group = group_rows(frame[REQUEST].to_numpy())
-        rows = np.argsort(group, kind="stable")
-        history = self.scene.log.asof.history(requests, self.stage.depth).items
-        groups = ctr.Groups.pad(group[rows], frame[ITEM].to_numpy()[rows], x[rows], history)
-        out = np.empty(frame.height, dtype=np.float32)
-        out[rows] = ctr.predict_ctr(self.model, groups, self.scene.device)[groups.mask]
-        return out
+        batch, where = self.stage.batch(self.scene, requests, group, frame[ITEM].to_numpy(), x)
+        return ctr.predict_ctr(self.model, batch)[where]
 
     def probability(self, score: np.ndarray) -> np.ndarray | None:
         return None if self.calibration is None else self.calibration(score)
 
     def save(self, folder: Path) -> None:
-        ctr.save_ctr(self.model, folder, {"stage": repr(self.stage)})
-        np.save(folder / "known.npy", self.known)
+        ctr.save_ctr(self.model, folder / "model")
         if self.calibration is not None:
             self.calibration.save(folder)

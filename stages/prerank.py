@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import numpy as np
-
-from ..models.ctr import TwoTower
+from ..models import ctr
+from .base import Scene
 from .learn import Boosted, Neural
 
 
@@ -23,11 +22,11 @@ class LightGBMPreRank(Boosted):
 
 @dataclass(frozen=True, repr=False)
 class TwoTowerPreRank(Neural):
-    """Two towers and a small net over cheap features; see `Neural`."""
+    """A tower for the history, a tower for the item, their inner product and a linear term of cheap features; see `Neural`."""
 
     k: int = 200
-    loss: str = "listwise"
+    loss: Literal["bce", "listwise"] = "listwise"
     name: str = "prerank"
 
-    def network(self, known: np.ndarray, n_dense: int, vectors: np.ndarray | None) -> Any:
-        return TwoTower(known, n_dense, self.dim, vectors=vectors)
+    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+        return ctr.TwoTower(ctr.Shape(scene.log.n_items, n_dense), ctr.TwoTowerConfig(dim=self.dim), seed=scene.seed)

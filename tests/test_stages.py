@@ -42,6 +42,7 @@ from karmafunnel.stages.features import (
     Upstream,
 )
 from karmafunnel.stages.learn import Sample, logged, sampled
+from karmafunnel.stages.rank import DINRank
 from karmafunnel.stages.recall import (
     HNSW,
     IVF,
@@ -96,6 +97,7 @@ def example(kind: type) -> Stage:
 
 
 STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ not in ("Boosted", "Neural")]
+STAGES += [DINRank(k=20, features=FEATURES, sample=Sample(passed=20, requests=60), similar="cooccurrence", epochs=2)]
 STAGES += [VectorRecall("random", k=20, index=index) for index in (IVF(4, 2), HNSW(16, 64))]
 INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
 

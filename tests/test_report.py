@@ -1,0 +1,437 @@
+"""The report and its tables: everything is there, nothing is fetched, every printed figure is a measure row's."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from karmafunnel.benchmarks import plots, samples, table
+from karmafunnel.benchmarks.report import open_entries, report, waterfall_png
+from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.simulator.measures import Cascade, Run, compare, measure
+from plotly.offline import get_plotlyjs
+from rich.console import Console
+
+KEEPS = {"recall": 20, "rank": 5}
+ITEMS, REQUESTS, USERS = 60, 48, 12
+SECTIONS = ["summary", "losses", "stages", "curves", "auc", "calibration", "slices", "time", "request", "record"]
+
+
+# -- a small Run --------------------------------------------------------------------------------------------------------
+
+
+def make_run(
+    folder: Path, seed: int = 0, priced: bool = True, shown: bool = True, skill: float = 1.5, log: Path | None = None
+) -> Path:
+    """Two stages over 60 items; one or two truth items a request, scored higher by `skill`; item i0 is never eligible."""
+    rng, by_skill = np.random.default_rng(7), np.random.default_rng(seed)
+    slates, requests, ledger, scored = [], [], [], []
+    for r in range(REQUESTS):
+        request = f"r{r:02d}"
+        truth = [int(t) for t in rng.choice(ITEMS, 1 + r % 2, replace=False)] if r % 8 else []
+        lists = rng.choice(ITEMS, 8, replace=False)
+        score = {s: by_skill.normal(size=ITEMS) + skill * np.isin(np.arange(ITEMS), truth) for s in KEEPS}
+        alive, ranks, wins = np.arange(1, ITEMS), {}, {}
+        for stage, keep in KEEPS.items():
+            order = alive[np.argsort(-score[stage][alive])]
+            ranks[stage] = {int(item): i + 1 for i, item in enumerate(order)}
+            others = np.setdiff1d(alive, truth)
+            wins[stage] = {t: float((score[stage][others] < score[stage][t]).sum()) for t in truth if t in ranks[stage]}
+            slates += [(request, stage, f"i{item}", i + 1, score[stage][item], "bm25+knn") for i, item in enumerate(order[:keep])]
+            alive = order[:keep]
+        for t in truth:
+            kept = {s: ranks[s].get(t) if (ranks[s].get(t) or 99) <= k else None for s, k in KEEPS.items()}
+            lost = next((s for s in KEEPS if kept[s] is None), None)
+            margin = ranks[lost].get(t, 99) - KEEPS[lost] if lost else None
+            row = {
+                "request_id": request,
+                "item_id": f"i{t}",
+                "money": 1.0 + t if priced else None,
+                "quantity": 1,
+                "eligible": t > 0,
+            }
+            row |= {
+                "target": ["head", "tail", "cold"][t % 3],
+                "repeat": t % 2 == 0,
+                "price_band": ["low", "mid", "high"][t % 3] if priced else None,
+            }
+            row |= {"lost": "not eligible" if t == 0 else lost, "margin": margin if t else None, "margin_score": None}
+            for s in KEEPS:
+                row |= {f"{s}.rank": kept[s], f"{s}.score": score[s][t], f"{s}.wins": wins[s].get(t)}
+            ledger.append(row)
+        logged = list(dict.fromkeys([*lists.tolist(), *truth])) if shown else truth
+        for i, item in enumerate(logged):
+            row = {"request_id": request, "item_id": f"i{item}", "position": i + 1 if shown else None, "clicked": item in truth}
+            row |= {"purchased": False, "money": 1.0 + item if priced else None, "eligible": item > 0}
+            row |= {f"{s}.{c}": v for s in KEEPS for c, v in (("score", score[s][item]), ("rank", ranks[s].get(item, 99)))}
+            scored.append(row | ({"rank.p": float(1 / (1 + np.exp(-score["rank"][item])))} if shown else {}))
+        requests.append(
+            {
+                "request_id": request, "user_id": f"u{r % USERS}", "ts": None, "window": "W3", "n_truth": len(truth),
+                "n_eligible": ITEMS - 1, "n_truth_eligible": sum(t > 0 for t in truth), "n_shown": len(logged) if shown else 0,
+                "has_query": r % 3 > 0, "new_user": r < 6, "recall.n": ITEMS - 1, "recall.out": 20, "recall.index_recall": 1.0,
+                "rank.n": 20, "rank.out": 5,
+            }
+        )  # fmt: skip
+    timing = [(i, s, 24, 24 * n, 24 * k, 0.01 * n) for i in range(2) for s, n, k in (("recall", 59, 20), ("rank", 20, 5))]
+    folder.mkdir(parents=True)
+    tables = {
+        "slates": pl.DataFrame(slates, schema=["request_id", "stage", "item_id", "rank", "score", "channel"], orient="row"),
+        "requests": pl.DataFrame(requests), "ledger": pl.DataFrame(ledger, infer_schema_length=None),
+        "scored": pl.DataFrame(scored, infer_schema_length=None),
+        "timing": pl.DataFrame(timing, schema=["chunk", "stage", "requests", "rows_in", "rows_out", "seconds"], orient="row"),
+    }  # fmt: skip
+    for name, frame in tables.items():
+        frame.write_parquet(folder / f"{name}.parquet")
+    meta = {
+        "recipe": 'label = None  # <b> & "quotes"', "recipe_name": "small", "funnel": "Popular(k=20) >> Ranker(k=5)",
+        "label": "click", "seed": seed, "embedders": {}, "commit": "abc1234", "versions": {"karmafunnel": "0.1.0"},
+        "window": "W3", "device": "cpu", "limit": None, "command": "replay small",
+        "stages": [{"name": s, "kind": s.title(), "k": k} for s, k in KEEPS.items()],
+        "log": {
+            "name": "corner shop", "checksum": Log.open(log).checksum if log else "c0ffee", "currency": "EUR",
+            "catalogue": "seen", "items": ITEMS, "path": str(log) if log else None,
+            "has": {"price": priced, "exposures": shown, "query": True, "text": bool(log)},
+        },
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(meta))
+    return folder
+
+
+def make_log(folder: Path) -> Path:
+    """A log whose last requests are those of the Run; every user clicked i7 long before and i9 after."""
+    earlier, later = [f"a{u:02d}" for u in range(USERS)], [f"z{u:02d}" for u in range(USERS)]
+    ids = [*earlier, *(f"r{r:02d}" for r in range(REQUESTS)), *later]
+    users = [*(f"u{u}" for u in range(USERS)), *(f"u{r % USERS}" for r in range(REQUESTS)), *(f"u{u}" for u in range(USERS))]
+    requests = {"request_id": ids, "user_id": users, "ts": pl.Series(range(len(ids))) * 60_000, "source": ["search"] * len(ids)}
+    requests = pl.DataFrame(requests | {"query": [f"query {i} <&>" for i in ids]}).with_columns(
+        pl.col("ts").cast(pl.Datetime("ms", "UTC"))
+    )
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(ITEMS)], "title": [f"</script> thing {i}" for i in range(ITEMS)]})
+    clicks = {"request_id": [*earlier, *later], "item_id": ["i7"] * USERS + ["i9"] * USERS, "clicked": [True] * (2 * USERS)}
+    has = dict.fromkeys(("clicks", "query", "text", "users"), True)
+    Log.make(items, requests, pl.DataFrame(clicks), {"name": "corner shop", "licence": "CC0", "has": has}).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("one") / "base")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    return make_run(tmp_path_factory.mktemp("two") / "skilled", seed=1, skill=3.0)
+
+
+@pytest.fixture(scope="module")
+def rows(run) -> list[dict]:
+    return measure(Run.open(run), ["survival", "HR@3", "HR@10", "GMV-HR@5", "gAUC:request:exposures", "ECE"])
+
+
+class Tables(HTMLParser):
+    """Every table of a page as lists of lines of cells (their first text: the value, without interval and marks)."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.quiet = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "sup" or ("class", "ci") in attributes:
+            self.quiet += 1
+
+    def handle_endtag(self, tag):
+        if tag in ("sup", "span") and self.quiet:
+            self.quiet -= 1
+
+    def handle_data(self, data):
+        if self.tables and self.tables[-1] and self.tables[-1][-1] and not self.quiet:
+            self.tables[-1][-1][-1] += data.strip()
+
+
+def shown_values(rows: list[dict]) -> dict[tuple[str, str], str]:
+    return {(row["stage"], row["measure"]): table.number(row["value"]) for row in rows}
+
+
+def own(page: str) -> str:
+    """The page without plotly."""
+    return page.replace(get_plotlyjs(), "")
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------
+
+
+def test_csv_holds_the_rows_unrounded(rows):
+    lines = list(csv.DictReader(io.StringIO(table.to_csv(rows))))
+    found = 0
+    for row in rows:
+        line = next(line for line in lines if line["stage"] == row["stage"])
+        for field, name in zip(("value", "low", "high", "n", "note"), ("", " low", " high", " n", " note"), strict=True):
+            told = line[row["measure"] + name]
+            assert told == ("" if row[field] is None else str(row[field]))
+            found += told != ""
+    assert found > 50
+
+
+def test_markdown_is_one_table_with_the_rows(rows):
+    text = table.to_markdown(rows)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert len({len(line) for line in cells}) == 1
+    assert all(re.fullmatch("-{3}:?", c) for c in cells[1])
+    for (stage, name), value in shown_values(rows).items():
+        line = next(line for line in cells if line[0] == stage)
+        assert re.split("[ ⁰¹²³⁴⁵⁶⁷⁸⁹]", line[cells[0].index(name)])[0] == value
+    assert "n/a: rank puts out 5" in text and "unit: request" in text and "denominator: requests with a click" in text
+
+
+def test_latex_holds_the_rows_and_escapes(rows):
+    text = table.to_latex(rows)
+    for line in (
+        line for line in text.splitlines() if line.endswith(r" \\") and line.split(" & ")[0] in ("recall", "rank", "random")
+    ):
+        stage, *cells = line.removesuffix(r" \\").split(" & ")
+        for name, cell in zip(dict.fromkeys(row["measure"] for row in rows), cells, strict=True):
+            value = shown_values(rows).get((stage, name), "")
+            assert re.split(r"[ $]", cell)[0] == value
+    assert not re.search(r"(?<!\\)[%&#_](?![^\n]*\\\\)", "\n".join(line for line in text.splitlines()[1:] if " & " not in line))
+    assert table.latex_escape("50% of a_b & {c} ~ ^ \\ #1 $x$ <y>") == (
+        r"50\% of a\_b \& \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{} \#1 \$x\$ \textless{}y\textgreater{}"
+    )
+
+
+def test_html_table_holds_the_rows(rows):
+    lines = Tables(table.to_html(rows)).tables[0]
+    for (stage, name), value in shown_values(rows).items():
+        line = next(line for line in lines if line[0] == stage)
+        assert line[lines[0].index(name)] == value
+
+
+def test_json_is_the_rows(rows):
+    assert json.loads(table.to_json(rows)) == rows
+
+
+def test_terminal_fits_and_says_why_not(rows):
+    console = Console(width=80, record=True, file=io.StringIO())
+    table.print_table(rows, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(word in text for word in ("ceiling", "random", "logged order", "n/a: rank puts out 5", "undefined", "95%"))
+
+
+def test_stages_stand_in_the_order_of_the_funnel(rows):
+    stages = [texts[0] for texts, _ in table.sheet(rows).lines]
+    assert stages == ["eligible", "recall", "rank", "end to end", "ceiling", "logged order", "random"]
+
+
+def test_runs_side_by_side(run, other):
+    both = [row for name in (run, other) for row in measure(Run.open(name), ["HR@5"])]
+    sheet = table.sheet(both, across="label")
+    assert sheet.columns == ["base", "skilled", "n"]
+    assert [texts for texts, _ in sheet.lines] == [("HR@5", s) for s in ("recall", "rank", "ceiling", "random")]
+
+
+def test_two_rows_in_one_cell_are_refused(rows):
+    with pytest.raises(KarmafunnelError, match="two rows"):
+        table.sheet([*rows, rows[0]])
+    with pytest.raises(KarmafunnelError, match="at least one"):
+        table.sheet([])
+
+
+def test_small_values_keep_two_digits():
+    assert [table.number(v) for v in (0.5, 0.0123, 0.00123, 0.0, -0.25, None)] == [
+        "0.500",
+        "0.012",
+        "0.0012",
+        "0.000",
+        "−0.250",
+        "n/a",
+    ]
+
+
+def test_every_measure_has_a_definition():
+    names = [
+        "HR@5",
+        "Recall@5",
+        "nDCG@5",
+        "MRR",
+        "MRR@5",
+        "GMV-HR@5:w99",
+        "GMV-nDCG@5",
+        "survival",
+        "ceiling",
+        "AUC",
+        "logloss",
+        "ECE",
+    ]
+    for name in [*names, "gAUC:user:exposures:none", "gAUC:request:candidates", "Recall@20@5", "HR@1:exposures"]:
+        assert len(table.define(name)) > 20
+
+
+def test_comparison_in_every_format(run, other):
+    told = compare(Run.open(run), Run.open(other), ["HR@5", "survival", "HR@10"])
+    console = Console(width=140, record=True, file=io.StringIO())
+    table.print_comparison(told, console)
+    text = console.export_text()
+    for format_ in (text, table.to_markdown(told), table.to_latex(told), table.to_html(told)):
+        assert "skilled" in format_ and "base" in format_
+    lines = list(csv.DictReader(io.StringIO(table.to_csv(told))))
+    assert [line["difference"] for line in lines] == ["" if row["difference"] is None else str(row["difference"]) for row in told]
+
+
+# -- the page -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(run, tmp_path_factory) -> str:
+    out = report([run], tmp_path_factory.mktemp("page") / "deep" / "report.html")
+    assert out.stat().st_size < 8_000_000
+    return out.read_text(encoding="utf-8")
+
+
+def test_page_has_every_section_and_a_way_to_it(page):
+    found = re.findall(r'<section id="(\w+)"><h2>[^<]+</h2>', page)
+    assert found == SECTIONS
+    assert re.findall(r'<a href="#(\w+)">', page.split("</nav>")[0].split("<nav>")[1]) == SECTIONS
+    assert "Popular(k=20)\n&gt;&gt; Ranker(k=5)" in page and "abc1234" in page and "&lt;b&gt; &amp; &quot;quotes&quot;" in page
+
+
+def test_page_fetches_nothing(page):
+    rest = own(page)
+    assert not re.search(r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//""", rest)
+    assert not re.search(r"<script[^>]+src|<img|<iframe|@import|url\(|fetch\(|XMLHttpRequest|import\(", rest)
+    assert page.count(get_plotlyjs()) == 1
+    for script in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', rest, re.S):
+        json.loads(script)
+
+
+def test_page_says_what_the_measures_say(page, run):
+    opened = Run.open(run)
+    names = ["survival", "HR@5", "nDCG@5", "MRR@5", "GMV-HR@5", "GMV-HR@5:w99", "Recall@5"]
+    tables = Tables(page).tables
+    stage_table = next(t for t in tables if "survival" in t[0])
+    for (stage, name), value in shown_values(measure(opened, names)).items():
+        line = next(line for line in stage_table if line[0] == stage)
+        assert line[stage_table[0].index(name)] == value
+    losses = {line[0]: line[1:3] for line in next(t for t in tables if t[0][-1] == "missed by, ranks")}
+    cascade = {row["reason"]: row for row in Cascade.of(opened).losses}
+    assert losses["kept"] == [f"{cascade['kept']['items']:,}", plots.percent(cascade["kept"]["share"])]
+    assert losses["cut by rank"] == [f"{cascade['rank']['items']:,}", plots.percent(cascade["rank"]["share"])]
+
+
+def test_waterfall_falls_from_all_to_kept(run):
+    entry = open_entries([run])[0]
+    bars = plots.waterfall(entry.cascade, entry.stages, "click", "EUR")["data"]
+    assert len(bars) == 2
+    for bar in bars:
+        assert bar["x"][0] == 1.0 and sum(bar["x"][1:]) == pytest.approx(1)
+        assert bar["base"][-2] == pytest.approx(bar["x"][-1]) and bar["base"][-1] == 0
+
+
+def test_calibration_bins_are_those_of_ece(run, page):
+    opened = Run.open(run)
+    places = [json.loads(s) for s in re.findall(r'<div class="plot"[^>]*><script type="application/json">(.*?)</script>', page)]
+    points = next(t for p in places for t in p["data"] if "probability" in str(p["layout"]) and "customdata" in t)
+    gap = sum(n * abs(x - y) for x, y, n in zip(points["x"], points["y"], points["customdata"], strict=True)) / sum(
+        points["customdata"]
+    )
+    assert gap == pytest.approx(next(row["value"] for row in measure(opened, ["ECE"], ci=False) if row["stage"] == "rank"))
+
+
+def test_without_money_and_lists(tmp_path):
+    page = own(report([make_run(tmp_path / "bare", priced=False, shown=False)], tmp_path / "r.html").read_text())
+    assert re.findall(r'<section id="(\w+)">', page) == SECTIONS
+    assert "no prices of truth items" in page and "no lists that were shown" in page and "it takes a calibrated ranker" in page
+    assert not re.search(r"\bnan\b|NaN|Infinity|None<", page)
+    text = table.to_markdown(measure(Run.open(tmp_path / "bare"), ["GMV-HR@5", "AUC"]))
+    assert "n/a: the log holds no shown lists" in text and "without a price" in text
+
+
+def test_without_any_truth(tmp_path):
+    folder = make_run(tmp_path / "empty")
+    pl.read_parquet(folder / "ledger.parquet").clear().write_parquet(folder / "ledger.parquet")
+    requests = pl.read_parquet(folder / "requests.parquet").with_columns(n_truth=0, n_truth_eligible=0)
+    requests.write_parquet(folder / "requests.parquet")
+    page = own(report([folder], tmp_path / "r.html").read_text())
+    assert "no replayed request has any truth" in page and "n/a" in page
+
+
+def test_two_runs_and_seeds(run, other, tmp_path):
+    page = own(report([run, other], tmp_path / "two.html").read_text())
+    assert re.findall(r'<section id="(\w+)">', page) == [*SECTIONS[:8], "compare", *SECTIONS[8:]]
+    told = {(r["measure"], r["stage"]): r for r in compare(Run.open(run), Run.open(other), ["HR@5"])}
+    lines = next(t for t in Tables(page).tables if "B − A" in t[0])
+    at = next(i for i, line in enumerate(lines) if line[0] == "HR@5")
+    assert lines[at][2:5] == [
+        table.number(told["HR@5", "recall"]["value_a"]), table.number(told["HR@5", "recall"]["value_b"]),
+        table.number(told["HR@5", "recall"]["difference"], True, 4),
+    ]  # fmt: skip
+    seeds = make_run(tmp_path / "base2", seed=5)
+    page = report([[run, seeds], other], tmp_path / "seeds.html").read_text()
+    assert "base (2 seeds)" in page and "means over 2 seeds" in page and "not compared" in page
+
+
+def test_same_names_are_told_apart(tmp_path):
+    a, b = make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run", seed=2)
+    assert [e.name for e in open_entries([a, b])] == ["x/run", "y/run"]
+    with pytest.raises(KarmafunnelError, match="different Runs"):
+        open_entries([a, a])
+
+
+def test_one_request(tmp_path):
+    log = make_log(tmp_path / "log")
+    run = Run.open(make_run(tmp_path / "run", log=log))
+    data = samples.look_up([run], ["run"], 12)
+    assert data["missing"] == "" and len(data["requests"]) == 12
+    assert {r["outcome"] for r in data["requests"]} >= {"kept", "recall", "rank"}
+    ledger = pl.read_parquet(tmp_path / "run" / "ledger.parquet")
+    for request in data["requests"]:
+        assert request["query"] == f"query {request['id']} <&>"
+        assert [e["item"] for e in request["history"]] == ["i7"]  # not i9: that was later
+        mine = ledger.filter(pl.col("request_id") == request["id"])
+        fate = {t["item"]: t["lost"] for t in request["runs"][0]["truth"]}
+        assert fate == dict(zip(mine["item_id"], mine["lost"], strict=True))
+        ranks = [c["ranks"][1] for c in request["runs"][0]["rows"] if c["ranks"][1]]
+        assert sorted(ranks) == [1, 2, 3, 4, 5]
+    assert data["items"]["i7"][0] == "</script> thing 7"
+    page = own(report([tmp_path / "run"], tmp_path / "r.html").read_text())
+    assert "</script> thing" not in page and "licence of the log: CC0" in page
+    (log / "items.parquet").unlink()
+    assert "cannot be read" in samples.look_up([run], ["run"], 3)["missing"]
+
+
+def test_requests_are_drawn_the_same_way_twice(run):
+    opened = Run.open(run)
+    assert samples.draw(opened, 9) == samples.draw(opened, 9)
+    assert len({request for request, _ in samples.draw(opened, 9)}) == 9
+
+
+def test_no_run_writes_nothing(tmp_path):
+    for folders in ([], [tmp_path / "nothing"]):
+        with pytest.raises(KarmafunnelError):
+            report(folders, tmp_path / "out" / "r.html")
+    assert not (tmp_path / "out").exists()
+
+
+def test_picture_says_what_is_missing(run, tmp_path, monkeypatch):
+    import plotly.graph_objects as go
+
+    def no_kaleido(*_, **__):
+        raise ValueError("Image export using the 'kaleido' engine requires the Kaleido package")
+
+    monkeypatch.setattr(go.Figure, "write_image", no_kaleido)
+    with pytest.raises(KarmafunnelError, match=r"karmafunnel\[images\]"):
+        waterfall_png(run, tmp_path / "w.svg")
