@@ -273,7 +273,7 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: 
 
     opened = open_log(log)
     with cache_folder(no_cache) as cache:
-        frame = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, progress=lambda m: err.print(m)).explain(
+        frame = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, console=err).explain(
             request_id, item_id
         )
     table = Table(*["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"], title=f"request {request_id}")

@@ -200,14 +200,8 @@ def curves(panels: Sequence[tuple[str, Sequence[Row]]], stages: Sequence[str], p
             common = {"type": "scatter", "x": ks, **on(i)}
             if stage not in AFTER and all(row["low"] is not None for row in points):
                 band = {"x": [*ks, *ks[::-1]], "y": [*(r["high"] for r in points), *(r["low"] for r in points[::-1])]}
-                look = {
-                    "mode": "lines",
-                    "fill": "toself",
-                    "fillcolor": faint(colour, 0.15),
-                    "line": {"width": 0},
-                    "hoverinfo": "skip",
-                }
-                data.append(common | band | look)
+                area = {"mode": "lines", "fill": "toself", "fillcolor": faint(colour, 0.15), "line": {"width": 0}}
+                data.append(common | band | area | {"hoverinfo": "skip"})
             texts = [f"{number(r['value'])} {between(r)}" for r in points]
             look = {"color": colour, "width": 1.5 if stage in AFTER else 2.2, "dash": LINES.get(stage, "solid")}
             data.append(

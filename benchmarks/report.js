@@ -146,7 +146,7 @@ function pageForOneRequest(root, data) {
       const least = t.lost === stages[0].name ? "at least " : "";
       const by = t.lost && t.margin ? `, ${least}${whole(t.margin)} rank${t.margin === 1 ? "" : "s"} short` : "";
       const score = t.lost && t.margin_score !== null ? `score short by ${short(t.margin_score)}` : null;
-      return el("tr", {}, el("th", {}, item(t.item)), el("td", {}, t.money === null ? "n/a" : `${short(t.money)} ${data.currency || ""}`),
+      return el("tr", {}, el("th", {}, item(t.item)), el("td", {}, t.money === null ? "n/a" : `${t.money.toLocaleString("en", { minimumFractionDigits: 2 })} ${data.currency || ""}`),
         el("td", { style: "text-align:left" }, [t.target, t.repeat ? "repeat" : null].filter(Boolean).join(", ")), cells,
         el("td", { style: "text-align:left" }, el("span", { class: "fate" + (t.lost ? "" : " kept"), title: score }, t.lost ? outcome(t.lost, stages) + by : "kept")));
     });
@@ -211,7 +211,7 @@ function pageForOneRequest(root, data) {
     const buttons = stages.map((s, j) => el("button", { class: j === at ? "on" : null, onclick: () => { state.stage = j; render(); } }, s.name));
     root.append(
       el("h3", {}, "What was wanted, and where it went"), truthTable(one, stages),
-      el("p", { class: "note" }, "Under each stage the item's rank there; in brackets the rank that it has or would have although it was not passed on. Rows in and out: " + flow + "."),
+      el("p", { class: "note" }, "Under each stage the item's rank there; in brackets the rank that a forced score would give it where it was lost or never handed in. Rows in and out: " + flow + "."),
       el("div", { class: "two" },
         el("div", {}, el("h3", {}, "Best candidates of ", el("span", { class: "picker", style: "display:inline-flex;margin:0 0 0 6px" }, buttons)), candidates(one, stages, at)),
         el("div", {}, el("h3", {}, "Rank by stage"), plot,

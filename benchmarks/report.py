@@ -202,7 +202,7 @@ def summary(entries: Sequence[Entry]) -> Section:
             for what, big, small in facts[0]
         )
         return Section("summary", "At a glance", "At a glance", lead(sentence(entries[0])) + f'<div class="cards">{cards}</div>')
-    names = [what for what, _, _ in facts[0]]
+    names = [what.replace(f"after {escape(entries[0].stages[-1])}", "after the last stage") for what, _, _ in facts[0]]
     rows = [
         [what, *(f'<span class="v">{f[i][1]}</span> <span class="ci">{f[i][2]}</span>' for f in facts)]
         for i, what in enumerate(names)

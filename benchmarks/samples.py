@@ -102,9 +102,9 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         would = logged.get((row["request_id"], row["item_id"]), {})
         found[row["request_id"]]["truth"].append(
             {
-                "item": row["item_id"], "money": _number(row["money"]), "quantity": row["quantity"], "target": row["target"],
-                "repeat": row["repeat"], "lost": row["lost"], "margin": row["margin"],
-                "margin_score": _number(row.get("margin_score")), "position": would.get("position"),
+                "item": row["item_id"], "money": None if row["money"] is None else round(row["money"], 2),
+                "quantity": row["quantity"], "target": row["target"], "repeat": row["repeat"], "lost": row["lost"],
+                "margin": row["margin"], "margin_score": _number(row.get("margin_score")), "position": would.get("position"),
                 "ranks": [row[f"{s}.rank"] for s in run.stages], "would": [would.get(f"{s}.rank") for s in run.stages],
                 "scores": [_number(row[f"{s}.score"]) if f"{s}.score" in row else None for s in run.stages],
             }

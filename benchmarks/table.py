@@ -245,13 +245,13 @@ def _comparison(rows: Sequence[Row]) -> Sheet:
     seeds = max(row["seeds"] for row in rows)
     below = [f"{m}: {define(m)}." for m in dict.fromkeys(row["measure"] for row in rows)]
     below += [
-        f"A = {a}, B = {b}, paired on the same {' or '.join(dict.fromkeys(row['unit'] for row in rows))}s. {INTERVALS}",
+        f"A is {a}, B is {b}, paired on the same {' or '.join(dict.fromkeys(row['unit'] for row in rows))}s. {INTERVALS}",
         "Better: the interval of B − A leaves out 0"
         + (f" and its sign is the same in all {seeds} seeds" if seeds > 1 else "")
         + "; "
         "(Holm): it still does when the whole table is to hold at once. Detectable: the smallest effect found with 80% power.",
     ]
-    return Sheet(heads, [a, b, "B − A", "better", "detectable", "n"], lines, [""] * 6, list(notes), below)
+    return Sheet(heads, [f"A: {a}", f"B: {b}", "B − A", "better", "detectable", "n"], lines, [""] * 6, list(notes), below)
 
 
 # -- formats ------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ padding out. The output at START answers a request without a history, the output
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..log import KarmafunnelError, Log
-from .embedders import Embedder, Embedding, Progress, Sequences, read_saved, silent, w1_sequences
+from .embedders import Cooccurrence, Embedder, Embedding, Progress, Sequences, read_saved, silent, unit_rows, w1_sequences
 
 BLOCK = 128  # requests embedded at a time; every block is padded to this size, so that a vector does not depend on its neighbours
 CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
@@ -46,12 +47,13 @@ class SASRec(Embedder):
     negatives: int = 2048
     temperature: float = 0.07
     cosine: bool = True
-    smoothing: float = 0.0
+    warm: bool = True
     rate: float = 1e-3
     weight_decay: float = 0.01
     batch: int = 128
-    epochs: int = 100
+    epochs: int = 60
     patience: int = 5
+    tail: int = 2000
 
     def __post_init__(self) -> None:
         if self.loss not in ("full", "sampled"):
@@ -61,10 +63,9 @@ class SASRec(Embedder):
 
     def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> SASRecEmbedding:
         """Needs clicks or purchases in W1; raises KarmafunnelError naming the step when the loss is no longer a number."""
-        windows = Windows.of(log, self.length, repr(self))
-        epochs, curve = choose_epochs(self, windows, seed, progress, device)
-        network = train(self, windows, np.ones(windows.n_pairs, dtype=bool), epochs, seed, progress, device)
-        return SASRecEmbedding(self, log, network, windows.catalogue, {"epochs": epochs, "tail": curve, "seed": seed})
+        windows = Windows.of(log, self.length, self.tail, seed, repr(self))
+        network, facts = fit_network(self, windows, seed, progress, device)
+        return SASRecEmbedding(self, log, network, windows.catalogue, facts)
 
     def load(self, folder: Path | str, log: Log) -> SASRecEmbedding:
         tensors, description = read_saved(self, folder, log)
@@ -120,6 +121,12 @@ class Network(nn.Module):
             x = block(x)
         z = self.norm(x)
         return F.normalize(z, dim=-1) if self.config.cosine else z
+
+    def start_from(self, vectors: np.ndarray) -> None:
+        """Put unit vectors (n, d) into the item table; rows of zeros leave what was drawn."""
+        there = torch.from_numpy(np.any(vectors != 0, axis=1))
+        with torch.no_grad():
+            self.item.weight[: self.n][there] = torch.from_numpy(vectors)[there]
 
     def targets(self) -> Tensor:
         """Output vectors of the items of W1, tied to the input ones: (n, d)."""
@@ -186,173 +193,194 @@ def sampled_softmax(z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: T
 class Windows:
     """W1 cut into pieces of at most `length` inputs, and what each output must predict.
 
-    Output j of a piece has seen START and its first j items. It is paired with every item of the next *later* time: what else was chosen at
-    the same time is not in the past of a request (METRICS.md), so it is no input of the prediction. Long sequences overlap by half; an output
-    is paired in one piece only. A request of several items weighs 1 in all.
+    Output j of a piece has seen START and its first j items. It is paired with every item of the next *later*
+    time: what else was chosen at the same time is not in the past of a request, so it is no input here. Long
+    sequences overlap by half; an output is paired in one piece only. A request of several items weighs 1 in all.
     """
 
-    catalogue: np.ndarray  # (n,) rows of the log's items that W1 holds, ascending; everything below is numbered within it
-    items: np.ndarray  # (N,) all sequences, one after the other
+    catalogue: np.ndarray  # (n,) rows of the log's items that W1 holds, ascending; all below is numbered within it
+    events: Sequences  # (N,) all sequences, one after the other
+    held: np.ndarray  # (N,) bool: the tail of W1, held out while the number of epochs is chosen
     start: np.ndarray  # (W,) first input of each piece
-    size: np.ndarray  # (W,) number of inputs, 0 for a user's START alone
+    size: np.ndarray  # (W,) its number of inputs, 0 for START alone
     first_pair: np.ndarray  # (W + 1,)
     position: np.ndarray  # (P,) output that predicts, 0 is START; ascending within a piece
     target: np.ndarray  # (P,)
     weight: np.ndarray  # (P,) float32
-    tail: np.ndarray  # (P,) bool: held out while epochs are chosen
+    tail: np.ndarray  # (P,) bool: the target is held
 
     @property
     def n_pairs(self) -> int:
         return len(self.target)
 
     @classmethod
-    def of(cls, log: Log, length: int, who: str) -> Windows:
+    def of(cls, log: Log, length: int, tail_users: int, seed: int, who: str) -> Windows:
         events = w1_sequences(log, who)
-        catalogue, items = np.unique(events.item, return_inverse=True)
-        n = len(events)
-        at = np.arange(n)
+        catalogue, item = np.unique(events.item, return_inverse=True)
+        events = replace(events, item=item)
+        at = np.arange(len(events))
         new_user = np.r_[True, np.diff(events.user) != 0]
         new_time = new_user | np.r_[True, np.diff(events.t) != 0]
         user_start = np.maximum.accumulate(np.where(new_user, at, 0))
-        time_start = np.maximum.accumulate(np.where(new_time, at, 0))
-        group = np.cumsum(new_time) - 1
-        # target i is predicted from the inputs before time_start[i]: `seen` of them, counted from the user's start
-        seen = time_start - user_start
+        seen = np.maximum.accumulate(np.where(new_time, at, 0)) - user_start  # inputs strictly before each target
         half = max(length // 2, 1)
-        piece = np.maximum(0, -(-(seen - length) // half))  # 0 covers outputs 0..length, piece k the next `half` after that
-        user_number = np.cumsum(new_user) - 1
-        keys, of = np.unique(user_number.astype(np.int64) * (n + 1) + piece, return_inverse=True)
-        start = user_start[new_user][keys // (n + 1)] + (keys % (n + 1)) * half
+        piece = np.maximum(0, -(-(seen - length) // half))  # piece 0 pairs outputs 0..length, each later one `half` more
+        user, group = np.cumsum(new_user) - 1, np.cumsum(new_time) - 1
+        keys, of = np.unique(user * (len(at) + 1) + piece, return_inverse=True)
         position = seen - piece * half
         size = np.zeros(len(keys), dtype=np.int64)
         np.maximum.at(size, of, position)
         order = np.lexsort((position, of))
         weight = 1 / np.bincount(group)[group]
+        held = last_requests(user, group, tail_users, seed)
         return cls(
-            catalogue, items, start, size, np.searchsorted(of[order], np.arange(len(keys) + 1)), position[order],
-            items[order], weight[order].astype(np.float32), tail_of(log, events, group)[order],
+            catalogue, events, held, at[new_user][keys // (len(at) + 1)] + keys % (len(at) + 1) * half, size,
+            np.searchsorted(of[order], np.arange(len(keys) + 1)), position[order], item[order],
+            weight[order].astype(np.float32), held[order],
         )  # fmt: skip
 
-    def batches(self, size: int, rng: np.random.Generator, use: np.ndarray, n: int) -> Iterator[tuple[Tensor, ...]]:
-        """Shuffled batches of (items (B, T), row, target, weight), the pieces of a batch of similar length; `use` (P,) which pairs count."""
-        some = np.add.reduceat(np.r_[use, False], self.first_pair[:-1]) > 0
-        pieces = rng.permutation(np.flatnonzero(some & (np.diff(self.first_pair) > 0)))
+    def vectors(self, dim: int, use: np.ndarray, seed: int) -> np.ndarray:
+        """Unit co-occurrence vectors of the items (n, dim), without the tail where `use` leaves it out."""
+        events = self.events
+        if not use.all():
+            events = Sequences(*(getattr(events, f.name)[~self.held] for f in fields(Sequences)))
+        counts = Cooccurrence(dim=dim, weighting="ppmi")
+        return unit_rows(counts.vectors(counts.affinity(events, len(self.catalogue)), seed)[0])
+
+    def batches(self, size: int, rng: np.random.Generator, use: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
+        """Shuffled batches, see `batch`; the pieces of one are of similar length. `use` (P,): which pairs count."""
+        counts = np.add.reduceat(np.r_[use, False].astype(np.int64), self.first_pair[:-1])
+        pieces = rng.permutation(np.flatnonzero(counts > 0))
         parts = []
-        for start in range(0, len(pieces), 32 * size):  # sort within stretches of 32 batches: little padding, still random
+        for start in range(0, len(pieces), 32 * size):  # sorted within stretches of 32 batches: little padding, still random
             stretch = pieces[start : start + 32 * size]
             stretch = stretch[np.argsort(self.size[stretch], kind="stable")]
             parts += [stretch[i : i + size] for i in range(0, len(stretch), size)]
         for i in rng.permutation(len(parts)):
-            yield self.batch(parts[i], use, n)
+            yield self.batch(parts[i], use)
 
-    def batch(self, pieces: np.ndarray, use: np.ndarray, n: int) -> tuple[Tensor, ...]:
+    def batch(self, pieces: np.ndarray, use: np.ndarray) -> tuple[Tensor, ...]:
+        """Items (B, T) as the network reads them; of every pair in use: cell of (B, T), target, weight."""
         width = int(self.size[pieces].max()) + 1
-        items = np.full((len(pieces), width), n + 1, dtype=np.int64)  # START, also the padding
+        items = np.full((len(pieces), width), len(self.catalogue) + 1, dtype=np.int64)  # START, also the padding
         column = np.arange(width - 1)
         inside = column[None, :] < self.size[pieces, None]
-        items[:, 1:][inside] = self.items[(self.start[pieces, None] + column)[inside]]
+        items[:, 1:][inside] = self.events.item[(self.start[pieces, None] + column)[inside]]
         count = self.first_pair[pieces + 1] - self.first_pair[pieces]
-        piece = np.repeat(np.arange(len(pieces)), count)
+        row = np.repeat(np.arange(len(pieces)), count)
         pair = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(self.first_pair[pieces], count)
-        kept = use[pair]
-        piece, pair = piece[kept], pair[kept]
-        cell = piece * width + self.position[pair]
-        return tuple(map(torch.from_numpy, (items, cell, self.target[pair], self.weight[pair])))
+        row, pair = row[use[pair]], pair[use[pair]]
+        return tuple(map(torch.from_numpy, (items, row * width + self.position[pair], self.target[pair], self.weight[pair])))
 
 
-def tail_of(log: Log, events: Sequences, group: np.ndarray) -> np.ndarray:
-    """The events held out to choose the number of epochs: the last tenth of W1 in time; users' last ones where time is only an order."""
-    if log.meta["time"] == "clock":
-        cut = np.sort(events.t)[int(0.9 * len(events))]
-        return events.t >= cut
-    last = np.r_[events.user[1:] != events.user[:-1], True]
-    single = np.r_[True, events.user[1:] != events.user[:-1]] & last
-    return last & ~single
+def last_requests(user: np.ndarray, group: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Which events are the last request of a drawn user, at most so many users, who made more than one: (N,) bool."""
+    last = np.zeros(user[-1] + 1, dtype=np.int64)
+    first = np.full(user[-1] + 1, group[-1])
+    np.maximum.at(last, user, group)
+    np.minimum.at(first, user, group)
+    several = np.flatnonzero(last > first)
+    drawn = np.random.default_rng([seed, 2]).permutation(several)[:most]
+    return np.isin(user, drawn) & (group == last[user])
 
 
 # -- fit ----------------------------------------------------------------------------------------------------------------
 
 
 def train(
-    config: SASRec, windows: Windows, use: np.ndarray, epochs: int, seed: int, progress: Progress, device: str,
-    after_epoch: Any = None,
-) -> Network:  # fmt: skip
-    """Fit a fresh network on the pairs in `use` for so many epochs, or until `after_epoch(network, epoch)` says stop."""
+    config: SASRec, windows: Windows, use: np.ndarray, epochs: int, seed: int, device: str, after_epoch: Callable[[Network, float], bool]
+) -> Network:
+    """Fit a fresh network on the pairs in `use`, for so many epochs or until `after_epoch(network, loss)` says stop."""
     n = len(windows.catalogue)
     rng = np.random.default_rng([seed, 1])
+    popularity = np.bincount(windows.target[use], minlength=n) / max(use.sum(), 1)
+    log_q = torch.from_numpy(np.log(np.maximum(popularity, 1e-12)).astype(np.float32)).to(device)
+    # items that are no target among these pairs are no negatives either: they would only ever be pushed away
+    targets = torch.from_numpy(np.flatnonzero(popularity)).to(device)
+    column = torch.from_numpy(np.maximum(np.cumsum(popularity > 0) - 1, 0)).to(device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = Network(config, n).to(device)
-        decay = [p for name, p in network.named_parameters() if p.dim() == 2 and "item" not in name and "position" not in name]
-        rest = [p for p in network.parameters() if not any(p is d for d in decay)]
-        optimiser = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=config.rate, betas=(0.9, 0.98)
-        )
-        popularity = np.bincount(windows.target, minlength=n) / windows.n_pairs
-        log_q = torch.from_numpy(np.log(np.maximum(popularity, 1e-12)).astype(np.float32)).to(device)
+        network = Network(config, n)
+        if config.warm:
+            network.start_from(windows.vectors(config.dim, use, seed))
+        network.to(device)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
         step = 0
-        for epoch in range(epochs):
+        for epoch in range(1, epochs + 1):
             network.train()
-            total, mass = 0.0, 0.0
-            for items, cell, target, weight in windows.batches(config.batch, rng, use, n):
-                blank = torch.from_numpy(rng.random(items.shape) < config.unknown) & (items < n)
-                items = items.masked_fill(blank, n).to(device)
-                cell, target, weight = cell.to(device), target.to(device), weight.to(device)
+            total = mass = 0.0
+            for batch in windows.batches(config.batch, rng, use):
+                blank = torch.from_numpy(rng.random(batch[0].shape) < config.unknown) & (batch[0] < n)
+                items, cell, target, weight = (x.to(device) for x in (batch[0].masked_fill(blank, n), *batch[1:]))
                 used, row = torch.unique(cell, return_inverse=True)
-                z = network(items).reshape(-1, config.dim)[used]
+                z, e = network(items).flatten(0, 1)[used], network.targets()
                 if config.loss == "full":
-                    loss = FullSoftmax.apply(z, network.targets(), row, target, weight, network.scale)
+                    loss = FullSoftmax.apply(z, e[targets], row, column[target], weight, network.scale)
                 else:
                     drawn = torch.from_numpy(rng.choice(n, config.negatives, p=popularity)).to(device)
-                    loss = sampled_softmax(z, network.targets(), row, target, weight, network.scale, drawn, log_q)
+                    loss = sampled_softmax(z, e, row, target, weight, network.scale, drawn, log_q)
                 step += 1
                 if not torch.isfinite(loss):
-                    raise KarmafunnelError(f"{config!r}: needed a finite loss, found {loss.item()} at step {step} (epoch {epoch + 1})")
+                    raise KarmafunnelError(f"{config!r}: needed a finite loss, found {loss.item()} in epoch {epoch}, step {step}")
                 for group in optimiser.param_groups:
-                    group["lr"] = config.rate * min(1.0, step / 100)
+                    group["lr"] = config.rate * min(1.0, step / 50)
                 optimiser.zero_grad(set_to_none=True)
                 (loss / weight.sum()).backward()
                 optimiser.step()
                 total, mass = total + loss.item(), mass + weight.sum().item()
-            progress(f"SASRec: epoch {epoch + 1} of at most {epochs}, loss {total / max(mass, 1e-9):.3f}")
-            if after_epoch is not None and after_epoch(network, epoch + 1):
+            if after_epoch(network.eval(), total / max(mass, 1e-9)):
                 break
     return network.eval()
 
 
-def choose_epochs(config: SASRec, windows: Windows, seed: int, progress: Progress, device: str) -> tuple[int, list[float]]:
-    """Number of epochs with the best MRR on the tail of W1, and the MRR after each; `config.epochs` where W1 is too small for a tail."""
-    held = np.flatnonzero(windows.tail)
-    if len(held) < 20 or windows.tail.all():
-        return min(config.epochs, 10), []
-    rng = np.random.default_rng([seed, 2])
-    held = np.sort(rng.choice(held, min(len(held), 4000), replace=False))
-    piece = np.searchsorted(windows.first_pair, held, side="right") - 1
+def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress, device: str) -> tuple[Network, dict[str, Any]]:
+    """Choose the number of epochs on the tail of W1, then fit all of W1 for that long.
+
+    Where the tail is less than a fiftieth of the pairs the best network is kept as it is; where it has fewer than 20, `epochs` is what is done.
+    """
+    everything = np.ones(windows.n_pairs, dtype=bool)
     curve: list[float] = []
+    best: dict[str, Tensor] = {}
 
-    def stop(network: Network, epoch: int) -> bool:
-        curve.append(tail_mrr(network.eval(), windows, piece, held, device))
-        progress(f"SASRec: epoch {epoch}, MRR {curve[-1]:.4f} on the tail of W1")
-        return epoch - 1 - int(np.argmax(curve)) >= config.patience
+    def report(network: Network, loss: float) -> bool:
+        progress(f"SASRec: loss {loss:.3f}")
+        return False
 
-    train(config, windows, ~windows.tail, config.epochs, seed, silent, device, stop)
-    return int(np.argmax(curve)) + 1, [round(v, 5) for v in curve]
+    def judge(network: Network, loss: float) -> bool:
+        curve.append(tail_ndcg(network, windows, device))
+        progress(f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, nDCG {curve[-1]:.4f} on the tail of W1")
+        if curve[-1] == max(curve):
+            best.update(copy.deepcopy(network.state_dict()))
+        return len(curve) - 1 - int(np.argmax(curve)) >= config.patience
+
+    if windows.tail.sum() < 20 or not config.patience:
+        return train(config, windows, everything, config.epochs, seed, device, report), {"epochs": config.epochs, "seed": seed}
+    network = train(config, windows, ~windows.tail, config.epochs, seed, device, judge)
+    epochs = int(np.argmax(curve)) + 1
+    facts = {"epochs": epochs, "tail_ndcg": [round(v, 5) for v in curve], "tail_pairs": int(windows.tail.sum()), "seed": seed}
+    if windows.tail.mean() < 0.02:
+        network.load_state_dict(best)
+        return network, facts
+    progress(f"SASRec: fitting all of W1 for {epochs} epochs")
+    return train(config, windows, everything, epochs, seed, device, report), facts
 
 
 @torch.inference_mode()
-def tail_mrr(network: Network, windows: Windows, piece: np.ndarray, pairs: np.ndarray, device: str) -> float:
-    """Mean reciprocal rank of held-out targets among all items of W1, ties one half."""
+def tail_ndcg(network: Network, windows: Windows, device: str) -> float:
+    """Mean of 1 / log2(1 + rank) of held-out targets among all items of W1, ties one half."""
     e = network.targets()
-    total = 0.0
+    pairs = np.flatnonzero(windows.tail)
+    piece = np.searchsorted(windows.first_pair, pairs, side="right") - 1
+    gains = []
     for start in range(0, len(pairs), BLOCK):
         mine = pairs[start : start + BLOCK]
-        items = windows.batch(piece[start : start + BLOCK], np.zeros(windows.n_pairs, dtype=bool), network.n)[0]
-        z = network(items.to(device))[torch.arange(len(mine)), torch.from_numpy(windows.position[mine])]
-        scores = z @ e.T
-        own = scores[torch.arange(len(mine)), torch.from_numpy(windows.target[mine])][:, None]
+        items = windows.batch(piece[start : start + BLOCK], np.zeros(windows.n_pairs, dtype=bool))[0].to(device)
+        row = torch.arange(len(mine), device=device)
+        scores = network(items)[row, torch.from_numpy(windows.position[mine]).to(device)] @ e.T
+        own = scores[row, torch.from_numpy(windows.target[mine]).to(device)][:, None]
         rank = 1 + (scores > own).sum(dim=1) + 0.5 * ((scores == own).sum(dim=1) - 1)
-        total += (1 / rank).sum().item()
-    return total / len(pairs)
+        gains.append(1 / torch.log2(1 + rank))
+    return torch.cat(gains).mean().item()
 
 
 # -- embedding ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Shares are fractions of 1. What the log lacks is None. Definitions: `docs/METRIC
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..log import CAPABILITIES, WINDOWS, Catalogue, Log
 
 Stats = dict[str, Any]
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+PRINTED = ("p50", "p90", "p99")  # all of them are in the dict
 SHOWN_POSITIONS = 50  # of CTR by position
 ALL = "all"
 
@@ -258,12 +259,13 @@ def iso(value: Any) -> str | None:
 def print_description(stats: Stats, console: Console) -> None:
     """Tables: facts, windows, spreads, click rates."""
     for title, head, rows in tables(stats):
-        table = Table(*head, title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False)
+        table = Table(*head, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
         for column in table.columns[1:]:
             column.justify = "right" if len(head) > 2 else "left"
         table.columns[0].no_wrap = True
         for row in rows:
             table.add_row(*map(Text, row))
+        console.print(Text(title, style="bold"))
         console.print(table)
         console.print()
 
@@ -275,28 +277,10 @@ def tables(stats: Stats) -> Tables:
     """Title, head and rows of what is printed on a terminal and in the HTML file, every figure as text."""
     found: Tables = [(str(stats["name"]), ["what", "found"], facts(stats))]
     if "windows" in stats:
-        head = [
-            "window",
-            "requests",
-            "users",
-            "new users",
-            "with truth",
-            "truth",
-            "eligible",
-            "ceiling",
-            "repeat",
-            "cold",
-            "history",
-        ]
-        rows = [
-            [
-                w["window"], count(w["requests"]), count(w["users"]), percent(w["new_users"]), percent(w["with_truth"]),
-                count(w["truth"]), number(w["eligible"]), percent(w["ceiling"]), percent(w["repeat"]), percent(w["cold"]), number(w["history"]),
-            ]
-            for w in stats["windows"]
-        ]  # fmt: skip
-        found.append(("windows (requests of the scenario)", head, rows))
-    head = ["spread of", "n", "mean", "min", *QUANTILES, "max", "missing"]
+        head = ["requests of the scenario", *(w["window"] for w in stats["windows"])]
+        rows = [[name, *(show(w[key]) for w in stats["windows"])] for name, key, show in OF_WINDOWS]
+        found.append(("windows", head, rows))
+    head = ["spread of", "n", "mean", "min", *PRINTED, "max", "missing"]
     found.append(("spreads", head, [spread_row(name, s, missing) for name, s, missing in spreads(stats) if s]))
     if stats.get("ctr_by_position"):
         rows = [
@@ -305,6 +289,42 @@ def tables(stats: Stats) -> Tables:
         ]
         found.append(("clicks by position (the first 10)", ["position", "shown", "clicked", "CTR"], rows))
     return found
+
+
+def count(value: int | None) -> str:
+    return "n/a" if value is None else f"{value:,}"
+
+
+def number(value: float | None) -> str:
+    """Three figures, or a whole number."""
+    if value is None:
+        return "n/a"
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:,.3g}M" if abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:.1%}" if value == 0 or value >= 0.001 else "<0.1%"
+
+
+# Name, key and look of the rows of the table of windows.
+OF_WINDOWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("requests", "requests", count),
+    ("users", "users", count),
+    ("users not in W1", "new_users", percent),
+    ("requests with truth", "with_truth", percent),
+    ("truth items", "truth", count),
+    ("money of truth", "money", number),
+    ("eligible items, mean", "eligible", number),
+    ("ceiling", "ceiling", percent),
+    ("repeat", "repeat", percent),
+    ("cold", "cold", percent),
+    ("history, mean", "history", number),
+    ("without history", "no_history", percent),
+)
 
 
 def facts(stats: Stats) -> list[list[str]]:
@@ -362,31 +382,8 @@ def spreads(stats: Stats) -> Iterable[tuple[str, Stats | None, float | None]]:
 
 
 def spread_row(name: str, s: Stats, missing: float | None) -> list[str]:
-    return [
-        name,
-        count(s["n"]),
-        *(number(s[key]) for key in ("mean", "min", *QUANTILES, "max")),
-        "" if missing is None else percent(missing),
-    ]
-
-
-def count(value: int | None) -> str:
-    return "n/a" if value is None else f"{value:,}"
-
-
-def number(value: float | None) -> str:
-    """Three figures, more where they stand before the point."""
-    if value is None:
-        return "n/a"
-    if value == int(value):
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def percent(value: float | None) -> str:
-    if value is None:
-        return "n/a"
-    return f"{value:.1%}" if value == 0 or value >= 0.001 else "<0.1%"
+    values = [number(s[key]) for key in ("n", "mean", "min", *PRINTED, "max")]
+    return [name, *values, "" if missing is None else percent(missing)]
 
 
 # -- plots --------------------------------------------------------------------------------------------------------------
@@ -430,9 +427,9 @@ def figure(title: str, x: str, y: str, *traces: go.Bar | go.Scatter, **layout: A
     made = go.Figure(list(traces))
     made.update_layout(
         template=None, title={"text": f"<b>{escape(title)}</b>", "x": 0, "xref": "paper", "font": {"size": 15}}, height=300,
-        bargap=0.04, margin={"l": 60, "r": 16, "t": 46, "b": 48}, paper_bgcolor="white", plot_bgcolor="white", hovermode="closest",
-        font={"family": "system-ui, Helvetica, Arial, sans-serif", "size": 12, "color": "#3b4147"},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right"}, showlegend=len(traces) > 1,
+        bargap=0.04, margin={"l": 60, "r": 16, "t": 46, "b": 48}, paper_bgcolor="white", plot_bgcolor="white",
+        hovermode="closest", font={"family": "system-ui, Helvetica, Arial, sans-serif", "size": 12, "color": "#3b4147"},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right", "traceorder": "normal"}, showlegend=len(traces) > 1,
     )  # fmt: skip
     made.update_xaxes(title={"text": escape(x), "standoff": 8}, gridcolor="#ececea", zeroline=False)
     made.update_yaxes(title={"text": escape(y), "standoff": 8}, gridcolor="#ececea", rangemode="tozero", automargin=True)
@@ -451,7 +448,10 @@ def histogram(title: str, x: str, y: str, values: pl.Series) -> go.Figure | None
         return figure(title, x, y, go.Bar(x=np.arange(len(n)) + low, y=n, marker={"color": BLUE}))
     wide = high > 50 * max(np.median(array), 1e-9) or (whole and high > 1000 and np.median(array) < high / 20)
     if not wide:
-        n, edges = np.histogram(array, bins=40)
+        step = math.ceil((high - low + 1) / 40) if whole else (high - low) / 40
+        edges = low + step * np.arange(math.ceil((high - low + whole) / step) + 1)
+        edges[-1] = max(edges[-1], high)
+        n, _ = np.histogram(array, bins=edges)
         return figure(title, x, y, bars(n, edges, whole, (edges[1:] + edges[:-1]) / 2, np.diff(edges)))
     least = array[array > 0].min()
     edges = np.geomspace(least, high, 41)
@@ -462,7 +462,7 @@ def histogram(title: str, x: str, y: str, values: pl.Series) -> go.Figure | None
     middles, widths = np.sqrt(edges[1:] * edges[:-1]), np.diff(edges)
     zeros = int((array <= 0).sum())
     note = f"{x} (log scale; {zeros:,} at 0 left out)" if zeros else f"{x} (log scale)"
-    return figure(title, note, y, bars(n, edges, whole, middles, widths), xaxis_type="log")
+    return figure(title, note, y, bars(n, edges, whole, middles, widths), xaxis_type="log", xaxis_dtick=1)
 
 
 def bars(n: np.ndarray, edges: np.ndarray, whole: bool, middles: np.ndarray, widths: np.ndarray) -> go.Bar:
@@ -511,7 +511,7 @@ def by_window(windows: list[Stats]) -> go.Figure:
         "yaxis": {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "share of truth"}, "gridcolor": "#ececea"},
         "bargap": 0.25,
     }
-    return figure("Truth that can be found, was had before, is new", "window", "share of truth", *traces, **layout)
+    return figure("Ceiling, repeat and cold truth", "window", "share of truth", *traces, **layout)
 
 
 def position_plot(rows: list[Stats] | None) -> go.Figure | None:
@@ -570,7 +570,7 @@ def category_plot(categories: pl.Series) -> go.Figure | None:
 # -- one HTML file --------------------------------------------------------------------------------------------------------
 
 STYLE = """
-body { margin: 0; background: #fbfbfa; color: #1d2125; font: 15px/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
+body { margin: 0; background: #fbfbfa; color: #1d2125; font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 24px 24px 60px; }
 h1 { margin: 0; font-size: 30px; letter-spacing: -0.02em; }
 h2 { margin: 36px 0 8px; font-size: 19px; }
@@ -593,7 +593,7 @@ th { color: #666c73; font-weight: 500; white-space: nowrap; }
 NOTE = (
     "Eligible: known before the request and passing its filters (mean number). Ceiling: the share of truth that is eligible at "
     "all. Repeat: the user clicked or bought the item before. Cold: the item was never a target in W1. History: clicks and "
-    "purchases of the user before the request (mean). With truth: requests that have any; the others are left out of hit measures."
+    "purchases of the user before the request. With truth: requests that have any; the others are left out of hit measures."
 )
 
 

@@ -41,10 +41,18 @@ def cache_root() -> Path:
 
 
 def prepare(
-    recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Path | None = None, progress: Any = None
+    recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Path | None = None, console: Console | None = None
 ) -> FittedFunnel:
-    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`."""
-    scene = Scene(log, {}, recipe.label, seed, device, progress or (lambda message: None))
+    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps are told to `console`."""
+    if console is not None:
+        with console.status("fitting") as status:
+            say = lambda message: console.print(f"[dim]{message}[/dim]", highlight=False, soft_wrap=True)  # noqa: E731
+            scene = Scene(log, {}, recipe.label, seed, device, say, lambda message: status.update(message))
+            return _prepare(recipe, scene, cache)
+    return _prepare(recipe, Scene(log, {}, recipe.label, seed, device), cache)
+
+
+def _prepare(recipe: Recipe, scene: Scene, cache: Path | None) -> FittedFunnel:
     needed = {name for stage in recipe.funnel.stages for name in stage.embedders()}
     scene.embeddings = fit_embedders(recipe.embedders, scene, cache, sorted(needed))
     return recipe.funnel.fit(scene, cache)
@@ -71,10 +79,10 @@ def replay(
         raise KarmafunnelError(f"replay: limit needs at least 1 request, found {limit}")
     requests = spaced(requests, limit or len(requests))
 
-    say = (lambda message: console.print(f"[dim]{message}[/dim]", highlight=False)) if console else (lambda message: None)
     start = time.perf_counter()
-    fitted = prepare(recipe, log, seed, device, cache, say)
-    say(f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}")
+    fitted = prepare(recipe, log, seed, device, cache, console)
+    if console:
+        console.print(f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}", highlight=False)
 
     description = describe_run(recipe, fitted, log, seed, device, limit, window, command)
     key = hashlib.sha256(json.dumps([description, chunk, code_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]

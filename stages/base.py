@@ -113,7 +113,8 @@ class Scene:
     label: str = "click"
     seed: int = 0
     device: str = "cpu"
-    progress: Progress = silent
+    progress: Progress = silent  # one message a step
+    detail: Progress = silent  # epochs, trees: what is overwritten on a terminal
 
     def __post_init__(self) -> None:
         self._interests: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -346,7 +347,7 @@ def fit_embedders(
             fitted[name] = value.load(folder, scene.log)
         else:
             scene.progress(f"embedder {name}: fitting {value!r}")
-            fitted[name] = value.fit(scene.log, seed=scene.seed, progress=scene.progress, device=scene.device)
+            fitted[name] = value.fit(scene.log, seed=scene.seed, progress=scene.detail, device=scene.device)
             if folder:
                 fitted[name].save(folder)
     return fitted

@@ -230,7 +230,7 @@ class Boosted(Stage):
             group=train.group_sizes if self.objective == "lambdarank" else None,
             group_val=valid.group_sizes if self.objective == "lambdarank" else None,
             objective=self.objective, trees=self.trees, leaves=self.leaves, learning_rate=self.learning_rate,
-            min_rows=self.min_rows, l2=self.l2, seed=scene.seed, num_threads=0, feature_names=self.feature_names, progress=scene.progress,
+            min_rows=self.min_rows, l2=self.l2, seed=scene.seed, num_threads=0, feature_names=self.feature_names, progress=scene.detail,
         )  # fmt: skip
         fitted = FittedBoosted(self, scene, booster)
         if self.calibrated and upstream is not None:
@@ -316,7 +316,7 @@ class Neural(Stage):
         model = self.network(scene, train.x.shape[1])
         ctr.fit_ctr(
             model, self._of_table(scene, train), self._of_table(scene, valid), epochs=self.epochs, rate=self.rate, loss=self.loss,
-            seed=scene.seed, device=scene.device, progress=scene.progress,
+            seed=scene.seed, device=scene.device, progress=scene.detail,
         )  # fmt: skip
         fitted = FittedNeural(self, scene, model)
         if self.calibrated and upstream is not None:

@@ -1,11 +1,13 @@
 """Replay: hand-worked ledgers, interruption and resumption to the same bytes, recipes that are wrong."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.simulator import replay as replaying
@@ -150,12 +152,11 @@ def test_limit_takes_requests_evenly(log, recipe_file, cache, tmp_path):
 
 
 def test_cached_by_content(log, recipe_file, cache, run):
-    said: list[str] = []
-    prepare(load_recipe(recipe_file, log), log, cache=cache, progress=said.append)
-    assert len(said) == 4 and all("fitted before" in s for s in said)
-    said.clear()
-    prepare(load_recipe(recipe_file, log), log, seed=1, cache=cache, progress=said.append)
-    assert all("fitting" in s for s in said)
+    console = Console(record=True, quiet=False, file=io.StringIO(), width=200)
+    prepare(load_recipe(recipe_file, log), log, cache=cache, console=console)
+    assert console.export_text().count("fitted before") == 4
+    prepare(load_recipe(recipe_file, log), log, seed=1, cache=cache, console=console)
+    assert "fitted before" not in console.export_text()
 
 
 def test_run_json_is_the_record(run):

@@ -14,7 +14,7 @@ label = None  # the log's own: its purchases where it has them, else its clicks
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
-    found: dict[str, Embedder] = {"sasrec": SASRec(), "cooccurrence": Cooccurrence()}
+    found: dict[str, Embedder] = {"sasrec": SASRec(epochs=15, patience=2), "cooccurrence": Cooccurrence()}
     return found | ({"tfidf": TfidfSVD()} if log.has("text") else {})
 
 
