@@ -46,7 +46,6 @@ class SASRec(Embedder):
     loss: Literal["full", "sampled"] = "full"
     negatives: int = 2048
     temperature: float = 0.07
-    cosine: bool = True
     warm: bool = True
     rate: float = 1e-3
     weight_decay: float = 0.01
@@ -114,28 +113,22 @@ class Network(nn.Module):
                 nn.init.normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, items: Tensor) -> Tensor:  # (B, T) int64 -> (B, T, d), each output seeing the items up to its own
+    def forward(self, items: Tensor) -> Tensor:  # (B, T) int64 -> (B, T, d - 1), each output seeing the items up to its own
         x = self.item(items) * math.sqrt(self.config.dim) + self.position.weight[: items.shape[1]] * math.sqrt(self.config.dim)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
-        z = self.norm(x)
-        return F.normalize(z, dim=-1) if self.config.cosine else z
+        return F.normalize(self.norm(x)[..., :-1], dim=-1)
 
     def start_from(self, vectors: np.ndarray) -> None:
-        """Put unit vectors (n, d) into the item table; rows of zeros leave what was drawn."""
+        """Put unit vectors (n, d - 1) into the item table; rows of zeros leave what was drawn."""
         there = torch.from_numpy(np.any(vectors != 0, axis=1))
         with torch.no_grad():
-            self.item.weight[: self.n][there] = torch.from_numpy(vectors)[there]
+            self.item.weight[: self.n, :-1][there] = torch.from_numpy(vectors)[there]
 
     def targets(self) -> Tensor:
-        """Output vectors of the items of W1, tied to the input ones: (n, d)."""
-        e = self.item.weight[: self.n]
-        return F.normalize(e, dim=-1) if self.config.cosine else e
-
-    @property
-    def scale(self) -> float:
-        return 1 / self.config.temperature if self.config.cosine else 1.0
+        """Unit output vectors of the items of W1, tied to the input ones: (n, d - 1)."""
+        return F.normalize(self.item.weight[: self.n, :-1], dim=-1)
 
 
 # -- loss ---------------------------------------------------------------------------------------------------------------
@@ -302,7 +295,7 @@ def train(
         torch.manual_seed(seed)
         network = Network(config, n)
         if config.warm:
-            network.start_from(windows.vectors(config.dim, use, seed))
+            network.start_from(windows.vectors(config.dim - 1, use, seed))
         network.to(device)
         optimiser = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
         step = 0
@@ -315,10 +308,10 @@ def train(
                 used, row = torch.unique(cell, return_inverse=True)
                 z, e = network(items).flatten(0, 1)[used], network.targets()
                 if config.loss == "full":
-                    loss = FullSoftmax.apply(z, e[targets], row, column[target], weight, network.scale)
+                    loss = FullSoftmax.apply(z, e[targets], row, column[target], weight, 1 / config.temperature)
                 else:
                     drawn = torch.from_numpy(rng.choice(n, config.negatives, p=popularity)).to(device)
-                    loss = sampled_softmax(z, e, row, target, weight, network.scale, drawn, log_q)
+                    loss = sampled_softmax(z, e, row, target, weight, 1 / config.temperature, drawn, log_q)
                 step += 1
                 if not torch.isfinite(loss):
                     raise KarmafunnelError(f"{config!r}: needed a finite loss, found {loss.item()} in epoch {epoch}, step {step}")
@@ -386,35 +379,45 @@ def tail_ndcg(network: Network, windows: Windows, device: str) -> float:
 # -- embedding ----------------------------------------------------------------------------------------------------------
 
 
+def with_constant(x: np.ndarray) -> np.ndarray:
+    """Unit vectors (n, d - 1) with one more equal coordinate, at length 1 again: inner products become (1 + cosine) / 2."""
+    return np.concatenate([x, np.ones((len(x), 1), dtype=np.float32)], axis=1) * np.float32(0.5**0.5)
+
+
 class SASRecEmbedding(Embedding):
-    """See `items` for what becomes of an item that W1 does not hold."""
+    """Item and interest vectors of length 1 whose product is (1 + cosine) / 2, between 0 and 1.
+
+    An item that W1 does not hold is at zeros and so scores 0, below all that W1 holds: nothing is known of it but that nobody
+    chose it so far. With bare cosines it would stand above the many items (three quarters of Amazon Office) whose cosine with an
+    interest is negative. In a history it stands for UNKNOWN.
+    """
 
     def __init__(self, value: SASRec, log: Log, network: Network, catalogue: np.ndarray, facts: dict[str, Any] | None = None):
         super().__init__(value, log, facts)
         self.config, self.network, self.catalogue = value, network.eval(), catalogue
         self.device = network.item.weight.device
-        self._number = np.full(log.n_items + 1, len(catalogue), dtype=np.int64)  # UNKNOWN; the last entry answers for padding
-        self._number[catalogue] = np.arange(len(catalogue))
-        self._number[-1] = len(catalogue) + 1
+        n = len(catalogue)
+        self.number = np.full(log.n_items + 1, n, dtype=np.int64)  # of every item in the network; the last entry: padding
+        self.number[catalogue], self.number[-1] = np.arange(n), n + 1
 
     @torch.inference_mode()
     def items(self) -> np.ndarray:
         out = np.zeros((self.log.n_items, self.config.dim), dtype=np.float32)
-        out[self.catalogue] = self.network.targets().cpu().numpy()
+        out[self.catalogue] = with_constant(self.network.targets().cpu().numpy())
         return out
 
     @torch.inference_mode()
     def interests(self, requests: np.ndarray) -> np.ndarray:
+        length = self.config.length
         out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
         for start in range(0, len(requests), BLOCK):
-            past = self.log.asof.history(requests[start : start + BLOCK], self.config.length).items
+            past = self.log.asof.history(requests[start : start + BLOCK], length).items
             count = (past >= 0).sum(axis=1)
-            column = np.arange(self.config.length)[None, :] + (self.config.length - count)[:, None]  # flush left
-            items = np.full((BLOCK, self.config.length + 1), self._number[-1])
-            aligned = np.take_along_axis(past, np.minimum(column, self.config.length - 1), axis=1)
-            items[: len(past), 1:] = self._number[np.where(column < self.config.length, aligned, -1)]
-            z = self.network(torch.from_numpy(items).to(self.device)).cpu().numpy()
-            out[start : start + BLOCK] = z[np.arange(len(past)), count]
+            row, column = np.nonzero(past >= 0)
+            items = np.full((BLOCK, length + 1), self.number[-1])
+            items[row, column + 1 - (length - count)[row]] = self.number[past[row, column]]  # flush left, after START
+            z = self.network(torch.from_numpy(items).to(self.device))[torch.arange(len(past)), torch.from_numpy(count)]
+            out[start : start + BLOCK] = with_constant(z.cpu().numpy())
         return out
 
     def tensors(self) -> dict[str, np.ndarray]:

@@ -429,7 +429,8 @@ def figure(title: str, x: str, y: str, *traces: go.Bar | go.Scatter, **layout: A
         template=None, title={"text": f"<b>{escape(title)}</b>", "x": 0, "xref": "paper", "font": {"size": 15}}, height=300,
         bargap=0.04, margin={"l": 60, "r": 16, "t": 46, "b": 48}, paper_bgcolor="white", plot_bgcolor="white",
         hovermode="closest", font={"family": "system-ui, Helvetica, Arial, sans-serif", "size": 12, "color": "#3b4147"},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 1, "xanchor": "right", "traceorder": "normal"}, showlegend=len(traces) > 1,
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 1, "xanchor": "right", "traceorder": "normal"},
+        showlegend=len(traces) > 1,
     )  # fmt: skip
     made.update_xaxes(title={"text": escape(x), "standoff": 8}, gridcolor="#ececea", zeroline=False)
     made.update_yaxes(title={"text": escape(y), "standoff": 8}, gridcolor="#ececea", rangemode="tozero", automargin=True)
@@ -511,7 +512,7 @@ def by_window(windows: list[Stats]) -> go.Figure:
         "yaxis": {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "share of truth"}, "gridcolor": "#ececea"},
         "bargap": 0.25,
     }
-    return figure("Ceiling, repeat and cold truth", "window", "share of truth", *traces, **layout)
+    return figure("Truth by window", "window", "share of truth", *traces, **layout)
 
 
 def position_plot(rows: list[Stats] | None) -> go.Figure | None:

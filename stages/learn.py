@@ -23,15 +23,15 @@ CHUNK = 256  # requests at a time
 
 @dataclass(frozen=True, repr=False)
 class Sample(Typed):
-    """Which rows a stage model learns from, a request: its truth, and as negatives what was shown and not chosen
-    (`exposed`), so many of the other candidates that its upstream passes (`passed`), so many random eligible items
-    (`random`). At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W1 as well, where no
+    """Which of the rows that its upstream passes a stage model learns from, a request: the truth, and as negatives what was
+    shown and not chosen (`exposed`), so many of the others (`passed`); besides, so many random eligible items (`random`).
+    Truth that its upstream missed is left out: "not recalled" would then mean "bought". At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W1 as well, where no
     feature reads a vector that was fitted on W1.
     """
 
     exposed: bool = True
     passed: int = 50
-    random: int = 5
+    random: int = 0
     requests: int = 3000
     windows: tuple[str, ...] = ("W2a",)
 
@@ -53,34 +53,32 @@ def logged(scene: Scene, requests: np.ndarray, exposed: bool = True) -> pl.DataF
 
 
 def sampled(
-    scene: Scene, upstream: FittedFunnel, requests: np.ndarray, sample: Sample, seed: int
+    scene: Scene, upstream: FittedFunnel, requests: np.ndarray, sample: Sample, seed: int, missed: bool = False
 ) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
     """Chunks of (frame that the stage would score, rows of it to learn from); the frame has a `truth` column.
 
-    Logged rows that were neither eligible nor passed are left out: the stage could never be handed them.
+    Logged rows count where upstream passes them; with `missed`, where they are eligible at all.
     """
     rng = np.random.default_rng([scene.seed, seed])
     asof = scene.log.asof
     for start in range(0, len(requests), CHUNK):
         chunk = requests[start : start + CHUNK]
-        forced = logged(scene, chunk, sample.exposed)
+        forced = logged(scene, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
         if sample.random:
-            eligible = asof.eligible(chunk)
-            drawn = [e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in eligible]
+            drawn = [e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in asof.eligible(chunk)]
             extra = pl.DataFrame(
                 {REQUEST: np.repeat(chunk, [len(d) for d in drawn]), ITEM: np.concatenate(drawn).astype(np.int32)}
             )
-            forced = pl.concat([forced, extra.with_columns(pl.lit(False).alias("truth"))]).unique(
-                [REQUEST, ITEM], keep="first", maintain_order=True
-            )
+            extra = extra.with_columns(pl.lit(False).alias("truth"), pl.lit(True).alias("drawn"))
+            forced = pl.concat([forced, extra]).unique([REQUEST, ITEM], keep="first", maintain_order=True)
         last = upstream.run(chunk, forced)[-1]
         name = last.stage.name
         keep = [pl.col(SCORE).alias(f"{name}.score"), pl.col("rank").alias(f"{name}.rank")]
         slate, forced = last.slate.with_columns(keep), last.forced.with_columns(keep)
-        reachable = (
-            asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()) | forced["wins"].is_not_null().to_numpy()
-        )
-        forced = forced.filter(pl.Series(reachable, dtype=pl.Boolean))
+        usable = pl.col("kept") | pl.col("drawn")
+        if missed:
+            usable |= pl.Series(asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()), dtype=pl.Boolean)
+        forced = forced.filter(usable)
         frame = with_forced(slate, forced)
         key = frame[REQUEST].to_numpy() * scene.log.n_items + frame[ITEM].to_numpy()
         n = slate.height
@@ -188,7 +186,7 @@ def calibrate(fitted: Fitted, features: Sequence[Feature], upstream: FittedFunne
     requests = spaced(scene.log.requests_in("W2b"), most)
     shown = scene.log.has("exposures")
     scores, labels = [], []
-    for frame, rows in sampled(scene, upstream, requests, Sample(passed=0 if shown else 10**6, random=0), seed=2):
+    for frame, rows in sampled(scene, upstream, requests, Sample(passed=0 if shown else 10**6), seed=2, missed=True):
         scores.append(np.asarray(fitted.score(frame))[rows])
         labels.append(frame["truth"].to_numpy()[rows])
     return Calibration.fit(np.concatenate(scores), np.concatenate(labels))

@@ -21,7 +21,7 @@ OF_THE_LOG = 34  # how many checks there are
 
 
 def good_log(**meta: Any) -> Log:
-    """Ten requests, a day apart, each showing i0, i1, i2 of which i0 is clicked and bought; but r9 is an invoice without a list."""
+    """Ten requests, a day apart, each showing i0, i1, i2 of which i0 is clicked and bought; r9 is an invoice without a list."""
     items = pl.DataFrame(
         {
             "item_id": ["i0", "i1", "i2", "i3"],

@@ -74,6 +74,14 @@ def test_a_published_catalogue_is_known_from_the_start_but_for_what_came_later()
     assert log.asof.known(np.array([0, 1, 3])).tolist() == [2, 2, 3]
 
 
+def test_an_item_that_never_appears_stays_unknown_where_the_catalogue_is_seen():
+    log = shop()
+    items = pl.concat([log.items, log.items.head(1).with_columns(item_id=pl.lit("kiwi"))])
+    items = items.with_columns(available_from=pl.Series([None, START, None, None], dtype=pl.Datetime("ms", "UTC")))
+    log = Log.make(items, log.requests, log.exposures, META)
+    assert not log.asof.is_eligible(np.arange(4), np.full(4, 3)).any()
+
+
 def test_truth_is_quantity_and_money():
     rows = shop().truth("purchase").sort("request").rows()
     assert rows == [(0, 1, 2, 5.0), (2, 2, 1, 5.0)]

@@ -261,23 +261,28 @@ def test_join_is_reciprocal_rank_fusion_and_keeps_quotas():
         Join([a, b], k=10, quotas=(8, 8))
 
 
-def test_negatives_are_what_the_sample_says():
+def test_rows_to_learn_from_are_what_the_sample_says():
     upstream = fitted(Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50))
     requests = scene().log.requests_in("W2a")[:9]
-    for sample in (
-        Sample(exposed=True, passed=0, random=0),
-        Sample(exposed=False, passed=7, random=0),
-        Sample(exposed=False, passed=0, random=3),
-    ):
+    passed = upstream.run(requests)[-1].slate.select(REQUEST, ITEM)
+    shown = logged(scene(), requests).join(passed, on=[REQUEST, ITEM], how="semi")
+    n_truth = shown["truth"].sum()
+    assert (
+        0 < n_truth < scene().truth.filter(pl.col(REQUEST).is_in(requests.tolist())).height
+    )  # recall finds some and misses some
+    expected = {
+        Sample(exposed=True, passed=0): shown.height - n_truth,
+        Sample(exposed=False, passed=7): 9 * 7,
+        Sample(exposed=False, passed=0, random=3): pytest.approx(27, abs=4),
+    }
+    for sample, negatives in expected.items():
         for frame, rows in sampled(scene(), upstream, requests, sample, seed=0):
             chosen = frame[rows]
-            n_truth = scene().truth.filter(pl.col(REQUEST).is_in(requests.tolist())).height
-            assert chosen["truth"].sum() == n_truth  # the truth comes along, found by recall or not
-            negatives = chosen.filter(~pl.col("truth")).height
-            assert negatives == {(0, 0): 9 * 15 - n_truth, (7, 0): 9 * 7}.get(
-                (sample.passed, sample.random), pytest.approx(27, abs=4)
-            )
+            assert chosen["truth"].sum() == n_truth  # truth that recall missed would say "not recalled means bought"
+            assert chosen.filter(~pl.col("truth")).height == negatives
             assert chosen.select(REQUEST, ITEM).is_duplicated().sum() == 0
+    frame, rows = next(sampled(scene(), upstream, requests, Sample(passed=0), seed=0, missed=True))
+    assert len(rows) == logged(scene(), requests).height
 
 
 class TestErrors:
@@ -289,9 +294,9 @@ class TestErrors:
         from karmafunnel.stages.rank import LightGBMRank
 
         with pytest.raises(KarmafunnelError, match=r"prerank\.score"):
-            (Uniform() >> LightGBMRank(features=[Column("prerank.score")])).fit(scene())
+            (Shown() >> LightGBMRank(features=[Column("prerank.score")])).fit(scene())
         with pytest.raises(KarmafunnelError, match=r"'stars'.*rating"):
-            (Uniform() >> LightGBMRank(features=[ItemColumn("stars")])).fit(scene())
+            (Shown() >> LightGBMRank(features=[ItemColumn("stars")])).fit(scene())
 
     def test_no_text(self, shop):
         log = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"has": shop.meta["has"] | {"text": False}})
