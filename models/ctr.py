@@ -1,6 +1,7 @@
 """Click models over (request, candidate): DIN (Zhou et al. 2018) and a two-tower model, one training loop, saved without pickles.
 
-Grouped by request: a history is embedded once however many candidates there are. Both give logits (B, C); they know arrays, no funnel.
+Grouped by request: a history is embedded once however many candidates there are. Both give logits (B, C); they know arrays,
+no funnel.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +73,9 @@ class Batch:
             raise KarmafunnelError(f"{who}: needed items, dense, label, weight (N, C, ...) and history (N, L), found {shapes}")
         bad = ~np.isfinite(self.label) & (np.asarray(self.weight) > 0)
         if bad.any() or not np.isfinite(self.weight).all():
-            raise KarmafunnelError(f"{who}: needed finite labels and weights, found others, first in request {int(np.argmax(bad.any(axis=1)))}")
+            raise KarmafunnelError(
+                f"{who}: needed finite labels and weights, found others, first in request {int(np.argmax(bad.any(axis=1)))}"
+            )
 
 
 # -- what both models share ---------------------------------------------------------------------------------------------
@@ -91,9 +95,14 @@ class Shape:
 class Inputs(nn.Module):
     """Ids and numbers to vectors.
 
-    An item that was never a positive in training stands for UNKNOWN as a candidate (its id would be a negative by construction), one never
-    in a history for UNKNOWN there; UNKNOWN is learnt by dropping a share of ids at random. Numbers are standardised, NaN becomes the mean.
+    An item that was never a positive in training stands for UNKNOWN as a candidate (its id would be a negative by
+    construction), one never in a history for UNKNOWN there; UNKNOWN is learnt by dropping a share of ids at random.
+    Numbers are standardised, NaN becomes the mean.
     """
+
+    is_candidate: Tensor
+    is_history: Tensor
+    category_of: Tensor
 
     def __init__(self, shape: Shape, dim: int, unknown: float, category: np.ndarray | None):
         super().__init__()
@@ -123,7 +132,7 @@ class Inputs(nn.Module):
 
     def observe(self, batches: Sequence[Batch]) -> None:
         """Take means, deviations and the known ids from the training data."""
-        candidate, history = self.is_candidate.zero_(), self.is_history.zero_()  # type: ignore[operator]
+        candidate, history = self.is_candidate.zero_(), self.is_history.zero_()
         sums: dict[str, Any] = {"dense": 0.0, "request": 0.0}
         for batch in batches:
             used = np.asarray(batch.weight) > 0
@@ -152,9 +161,11 @@ class Inputs(nn.Module):
         x = self.id(torch.where(items < 0, PADDING, row))
         if self.category is None:
             return x
-        return torch.cat([x, self.category(self.category_of[items] * (items >= 0))], dim=-1)  # type: ignore[index]
+        return torch.cat([x, self.category(self.category_of[items] * (items >= 0))], dim=-1)
 
-    def numbers(self, x: Tensor, name: str) -> Tensor:  # (..., F) -> (..., F), missing values at the mean, outliers at 5 deviations
+    def numbers(
+        self, x: Tensor, name: str
+    ) -> Tensor:  # (..., F) -> (..., F), missing values at the mean, outliers at 5 deviations
         x = (x - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")
         return torch.nan_to_num(x, nan=0.0, posinf=5.0, neginf=-5.0).clamp(-5, 5)
 
@@ -164,7 +175,7 @@ class Layers(nn.Sequential):
 
     def __init__(self, sizes: Sequence[int], dropout: float):
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(sizes)):
             layers.append(nn.Linear(a, b))
             if i < len(sizes) - 2:
                 layers += [nn.ReLU(), nn.Dropout(dropout)]
@@ -190,11 +201,12 @@ class ClickModel(nn.Module):
 
 
 class TargetAttention(nn.Module):
-    """Score of every (candidate, history item): a one-hidden-layer MLP over [c, h, c - h, c * h], (B, C, d), (B, L, d) -> (B, C, L).
+    """Score of every (candidate, history item) by an MLP over [c, h, c - h, c * h]: (B, C, d), (B, L, d) -> (B, C, L).
 
-    Its first layer is factored: [c, h, c - h, c * h] W = c (Wc + Wd) + h (Wh - Wd) + (c * h) Wp, and the last term is, one hidden
-    unit at a time, a batched matrix product (c * wp) h^T. Nothing of size (B, C, L, 4 d) is ever there; without gradients nothing larger
-    than (B, C, L). `naive` is the same, written out: at (32, 200, 50), d = 32 on one core it takes 6 times as long and 8 times the memory.
+    Its first layer is factored, [c, h, c - h, c * h] W = c (Wc + Wd) + h (Wh - Wd) + (c * h) Wp, and the last term is, one
+    hidden unit at a time, a batched matrix product (c * wp) h^T. Nothing of size (B, C, L, 4 d) is ever there; without
+    gradients nothing larger than (B, C, L). `naive` is the same, written out: for B, C, L, d = 32, 200, 50, 32 on one core
+    it takes 6 times as long and 8 times the memory.
     """
 
     def __init__(self, dim: int, hidden: int):
@@ -236,17 +248,28 @@ class DINConfig:
 class DIN(ClickModel):
     """Deep Interest Network: history items weighed by their fit to the candidate, weights not normalised (as in the paper).
 
-    category (n_items,) one number an item; vectors (n_items, d) fixed, needed by `similarity`: the cosine r of candidate and history item
-    enters as SimTier (its histogram, 22 bins, log(1 + count) times a learnt 4-d vector) and SA-TA (weight = g1 a + g2 r + g3 a r).
+    category (n_items,) one number an item. vectors (n_items, d) fixed, needed by `similarity`: the cosine r of candidate and
+    history item enters as SimTier (its histogram, 22 bins, log(1 + count) times a learnt 4-d vector) and as SA-TA (weight =
+    g1 a + g2 r + g3 a r); an item whose vector is zeros is counted in no bin.
     """
 
+    vectors: Tensor
+
     def __init__(
-        self, shape: Shape, config: DINConfig = DINConfig(), category: np.ndarray | None = None, vectors: np.ndarray | None = None, seed: int = 0
-    ):  # noqa: B008
+        self,
+        shape: Shape,
+        config: DINConfig = DINConfig(),
+        category: np.ndarray | None = None,
+        vectors: np.ndarray | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
         self.config, self.shape = config, shape
         if config.similarity and (vectors is None or np.shape(vectors) != (shape.n_items, shape.n_vector)):
-            raise KarmafunnelError(f"DIN: similarity needs vectors ({shape.n_items}, {shape.n_vector}), found {None if vectors is None else np.shape(vectors)}")
+            raise KarmafunnelError(
+                f"DIN: similarity needs vectors ({shape.n_items}, {shape.n_vector}), "
+                f"found {None if vectors is None else np.shape(vectors)}"
+            )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
@@ -255,8 +278,9 @@ class DIN(ClickModel):
             nn.init.zeros_(self.age.weight)
             nn.init.zeros_(self.action.weight)
             self.attention = TargetAttention(d, config.attention)
-            self.tier = nn.Parameter(0.1 * torch.randn(BINS, 4)) if config.similarity else None
-            self.gate = nn.Parameter(torch.tensor([1.0, 0.0, 0.0])) if config.similarity else None
+            if config.similarity:
+                self.tier = nn.Parameter(0.1 * torch.randn(BINS, 4))
+                self.gate = nn.Parameter(torch.tensor([1.0, 0.0, 0.0]))
             width = 3 * d + shape.n_dense + shape.n_request + (4 * BINS if config.similarity else 0)
             self.mlp = Layers((width, *config.hidden, 1), config.dropout)
         if config.similarity:
@@ -273,8 +297,8 @@ class DIN(ClickModel):
             h = h + self.action(batch.action)
         weight = self.attention(c, h)  # (B, C, L)
         parts = []
-        if self.gate is not None and self.tier is not None:
-            r = torch.bmm(self.vectors[batch.items], self.vectors[batch.history].transpose(1, 2))  # type: ignore[index]
+        if self.config.similarity:
+            r = torch.bmm(self.vectors[batch.items], self.vectors[batch.history].transpose(1, 2))
             parts.append(self.sim_tier(r, batch))
             weight = self.gate[0] * weight + self.gate[1] * r + self.gate[2] * weight * r
         pooled = torch.bmm(weight * present, h)  # (B, C, d)
@@ -284,7 +308,7 @@ class DIN(ClickModel):
         return self.mlp(torch.cat(parts, dim=-1)).squeeze(-1)
 
     def sim_tier(self, r: Tensor, batch: Batch) -> Tensor:  # (B, C, L) cosines -> (B, C, 4 * BINS)
-        has = self.vectors.abs().sum(dim=1) > 0  # type: ignore[operator, union-attr]
+        has = self.vectors.abs().sum(dim=1) > 0
         counted = (has[batch.items][:, :, None] & has[batch.history][:, None]).float()
         which = ((r + 1.1) * 10).long().clamp(0, BINS - 1)
         histogram = torch.zeros(*r.shape[:2], BINS, device=r.device).scatter_add_(2, which, counted)
@@ -315,7 +339,9 @@ class TwoTowerConfig:
 class TwoTower(ClickModel):
     """Request tower: mean of the history and the request's numbers. Item tower: id and the item's numbers. Logit: their product + linear."""
 
-    def __init__(self, shape: Shape, config: TwoTowerConfig = TwoTowerConfig(), category: np.ndarray | None = None, seed: int = 0):  # noqa: B008
+    def __init__(
+        self, shape: Shape, config: TwoTowerConfig = TwoTowerConfig(), category: np.ndarray | None = None, seed: int = 0
+    ):
         super().__init__()
         self.config, self.shape = config, shape
         wrong = [i for i in config.item_columns if not 0 <= i < shape.n_dense]
@@ -355,10 +381,13 @@ class TwoTower(ClickModel):
 def click_loss(logits: Tensor, batch: Batch, loss: str) -> tuple[Tensor, Tensor]:
     """Sum of the losses and of the weights they count with.
 
-    bce: every labelled cell by its weight. listwise: softmax over the labelled cells of a request, its positives sharing weight 1.
+    bce: every labelled cell by its weight. listwise: softmax over the labelled cells of a request, its positives sharing
+    weight 1; a request without a positive counts nothing.
     """
     if loss == "bce":
-        return (F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none") * batch.weight).sum(), batch.weight.sum()
+        return (
+            F.binary_cross_entropy_with_logits(logits, batch.label, reduction="none") * batch.weight
+        ).sum(), batch.weight.sum()
     labelled = batch.weight > 0
     log_p = torch.log_softmax(logits.masked_fill(~labelled, -1e9), dim=1)
     positive = batch.label * batch.weight * labelled
@@ -373,8 +402,8 @@ def fit_ctr(
 ) -> list[dict[str, float]]:  # fmt: skip
     """Fit in place with Adam, stop on the validation loss, keep the best epoch; returns the losses after each epoch.
 
-    Requests are shuffled by `seed` every epoch. Raises KarmafunnelError for shapes that disagree, for no positive or no negative among the
-    labels, and, naming epoch and step, for a loss that is no longer a number.
+    Requests are shuffled by `seed` every epoch. Raises KarmafunnelError for shapes that disagree, for labels without a
+    positive or without a negative, and, naming epoch and step, for a loss that is no longer a number.
     """
     who = type(model).__name__
     train, val = [train] if isinstance(train, Batch) else list(train), [val] if isinstance(val, Batch) else list(val)
@@ -385,7 +414,9 @@ def fit_ctr(
     for name, parts in (("training", train), ("validation", val)):
         labels = np.concatenate([np.asarray(p.label)[np.asarray(p.weight) > 0] for p in parts]) if parts else np.zeros(0)
         if len(labels) == 0 or labels.max() <= 0 or labels.min() >= 1:
-            raise KarmafunnelError(f"{who}: needed positives and negatives among the {name} labels, found {len(labels)} labels of sum {labels.sum():g}")
+            raise KarmafunnelError(
+                f"{who}: needed positives and negatives among the {name} labels, found {len(labels)} labels of sum {labels.sum():g}"
+            )
     model.to("cpu").inputs.observe(train)
     model.to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
@@ -410,9 +441,12 @@ def fit_ctr(
                 total, mass = total + value.item(), mass + n.item()
             history.append({"train": total / max(mass, 1e-9), "validation": mean_loss(model, val, loss, device)})
             if progress is not None:
-                progress(f"{who}: epoch {epoch} of at most {epochs}, loss {history[-1]['train']:.4f}, validation {history[-1]['validation']:.4f}")
+                losses = f"loss {history[-1]['train']:.4f}, validation {history[-1]['validation']:.4f}"
+                progress(f"{who}: epoch {epoch} of at most {epochs}, {losses}")
             if not np.isfinite(history[-1]["validation"]):
-                raise KarmafunnelError(f"{who}: needed a finite validation loss, found {history[-1]['validation']} after epoch {epoch}")
+                raise KarmafunnelError(
+                    f"{who}: needed a finite validation loss, found {history[-1]['validation']} after epoch {epoch}"
+                )
             if history[-1]["validation"] < best_loss:
                 best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), history[-1]["validation"], epoch
             elif epoch - best_epoch >= patience:
@@ -459,11 +493,15 @@ def predict_ctr(model: ClickModel, batch: Batch) -> np.ndarray:
 
 # -- on disk ------------------------------------------------------------------------------------------------------------
 
+
 def save_ctr(model: ClickModel, folder: Path | str) -> None:
     """Write `model.safetensors` and `model.json`; the folder appears whole or not at all. Fixed vectors are not stored."""
     with atomic_folder(folder) as temporary:
         save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
-        write_json(temporary / "model.json", {"class": type(model).__name__, "config": asdict(model.config), "shape": asdict(model.shape)})
+        write_json(
+            temporary / "model.json",
+            {"class": type(model).__name__, "config": asdict(model.config), "shape": asdict(model.shape)},
+        )
 
 
 def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickModel:
@@ -475,7 +513,7 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise KarmafunnelError(f"{folder}: needed a saved click model, found: {error}") from error
     shape = Shape(**kept["shape"])
-    config = {name: tuple(x) if isinstance(x, list) else x for name, x in kept["config"].items()}
+    config: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in kept["config"].items()}
     model: ClickModel
     if kept["class"] == "DIN":
         model = DIN(shape, DINConfig(**config), vectors=vectors)

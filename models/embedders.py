@@ -1,7 +1,8 @@
 """Embedder: turns a log into item vectors and interest vectors whose inner product is the score.
 
-An Embedder is a frozen value, `fit(log)` looks at W1 alone and gives an Embedding; an interest uses only what was known strictly
-before its request (`log.asof`) and the request's own query and user. This file holds the protocol and the embedders without a network.
+An Embedder is a frozen value, `fit(log)` looks at W1 alone and gives an Embedding; an interest uses only what was known
+strictly before its request (`log.asof`) and the request's own query and user. This file holds the protocol and the
+embedders without a network.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ def w1_sequences(log: Log, who: str) -> Sequences:
         raise KarmafunnelError(f"{who}: needed clicks or purchases in W1 of log {log.name}, found none")
     user, t = events["user"].to_numpy(), events["t"].to_numpy()
     order = np.lexsort((t, user))  # stable: lines of one request stay in their order
-    return Sequences(events["item"].to_numpy()[order].astype(np.int64), user[order], t[order], events["request"].to_numpy()[order])
+    return Sequences(
+        events["item"].to_numpy()[order].astype(np.int64), user[order], t[order], events["request"].to_numpy()[order]
+    )
 
 
 def known_in_w1(log: Log) -> np.ndarray:
@@ -148,7 +151,7 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 
 def decayed_mean(log: Log, requests: np.ndarray, vectors: np.ndarray, length: int, decay: float) -> np.ndarray:
-    """Mean vector of the last `length` history items, the k-th last weighing decay**(k-1): float32 (n, d); zeros without history."""
+    """Mean vector of the last `length` history items, the k-th last weighing decay**(k-1): float32 (n, d), zeros without any."""
     out = np.zeros((len(requests), vectors.shape[1]), dtype=np.float32)
     by_age = (decay ** np.arange(length - 1, -1, -1)).astype(np.float32)
     for start in range(0, len(requests), BLOCK):
@@ -182,8 +185,8 @@ def widen(x: np.ndarray, dim: int) -> np.ndarray:
 class TfidfSVD(Embedder):
     """Latent semantic analysis: TF-IDF of the item text, truncated SVD (Deerwester et al. 1990).
 
-    Interest = query_weight * (unit vector of the query) + history_weight * (unit decayed mean of the history's items), at length 1;
-    zeros where there is neither. `chars` adds character n-grams of that length within words (0: words alone).
+    Interest = query_weight * (unit vector of the query) + history_weight * (unit decayed mean of the history's items), at
+    length 1; zeros where there is neither. `chars` adds character n-grams of that length within words (0: words alone).
     """
 
     dim: int = 64
@@ -214,12 +217,16 @@ class TfidfSVD(Embedder):
     def load(self, folder: Path | str, log: Log) -> TfidfSVDEmbedding:
         self._texts(log)
         tensors, description = read_saved(self, folder, log)
-        return TfidfSVDEmbedding(self, log, description["extras"]["vocabulary"], tensors["idf"], tensors["directions"], description["facts"])
+        return TfidfSVDEmbedding(
+            self, log, description["extras"]["vocabulary"], tensors["idf"], tensors["directions"], description["facts"]
+        )
 
     def _texts(self, log: Log) -> list[str]:
         texts = log.item_text()
         if not any(text and text.strip() for text in texts):
-            raise KarmafunnelError(f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}")
+            raise KarmafunnelError(
+                f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}"
+            )
         return [text or "" for text in texts]
 
     def _counter(self, vocabulary: list[str] | None) -> CountVectorizer:
@@ -227,7 +234,9 @@ class TfidfSVD(Embedder):
         if self.chars:
             grams = CountVectorizer(analyzer="char_wb", ngram_range=(self.chars, self.chars)).build_analyzer()
             return CountVectorizer(
-                analyzer=lambda text: [*words(text), *("\x01" + g for g in grams(text))], max_features=self.words, vocabulary=vocabulary
+                analyzer=lambda text: [*words(text), *("\x01" + g for g in grams(text))],
+                max_features=self.words,
+                vocabulary=vocabulary,
             )
         return CountVectorizer(analyzer=words, max_features=self.words, vocabulary=vocabulary)
 
@@ -242,7 +251,13 @@ def weighted(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
 
 class TfidfSVDEmbedding(Embedding):
     def __init__(
-        self, value: TfidfSVD, log: Log, vocabulary: list[str], idf: np.ndarray, directions: np.ndarray, facts: dict[str, Any] | None = None
+        self,
+        value: TfidfSVD,
+        log: Log,
+        vocabulary: list[str],
+        idf: np.ndarray,
+        directions: np.ndarray,
+        facts: dict[str, Any] | None = None,
     ):
         super().__init__(value, log, facts)
         self.config, self.vocabulary, self.idf, self.directions = value, vocabulary, idf, directions
@@ -281,9 +296,10 @@ class TfidfSVDEmbedding(Embedding):
 class Cooccurrence(Embedder):
     """Items that the same users chose near each other in W1: cosine (or positive PMI) of their counts, truncated SVD.
 
-    A step is what a user chose at one time; pairs within a step count 1, pairs k steps apart falloff**k up to `window` steps; a
-    step of n items weighs each 1/sqrt(n), so that a wholesale order does not decide. Counts are damped by `shrink`. Interest = decayed
-    mean of the history's vectors. An item never chosen in W1 is at zeros; scores of the others are mostly positive, as counts are.
+    A step is what a user chose at one time; pairs within a step count 1, pairs k steps apart falloff**k up to `window` steps;
+    each item of a step of n weighs 1/sqrt(n), so that a wholesale order does not decide. Counts are damped by `shrink`.
+    Interest = decayed mean of the history's vectors, zeros without one. An item that W1 does not hold is at zeros, which is
+    also the affinity of items that never met: no evidence for, none against.
     """
 
     dim: int = 64
@@ -324,7 +340,7 @@ class Cooccurrence(Embedder):
         size = np.bincount(step)
         ones = sparse.csr_matrix((1 / np.sqrt(size[step]), (step, events.item)), shape=(len(user), n_items))
         counts = sparse.csr_matrix((n_items, n_items))
-        for apart in range(self.window + 1):
+        for apart in range(min(self.window, len(user) - 1) + 1):
             same = np.flatnonzero(user[apart:] == user[: len(user) - apart])
             pairs = ones[same].T @ ones[same + apart]
             counts = counts + (pairs if apart == 0 else self.falloff**apart * (pairs + pairs.T))
@@ -345,7 +361,9 @@ class Cooccurrence(Embedder):
 
 
 class CooccurrenceEmbedding(Embedding):
-    def __init__(self, value: Cooccurrence, log: Log, target: np.ndarray, source: np.ndarray, facts: dict[str, Any] | None = None):
+    def __init__(
+        self, value: Cooccurrence, log: Log, target: np.ndarray, source: np.ndarray, facts: dict[str, Any] | None = None
+    ):
         super().__init__(value, log, facts)
         self.config, self.target, self.source = value, target, source
 

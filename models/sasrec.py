@@ -1,8 +1,8 @@
-"""SASRec (Kang & McAuley 2018): a causal transformer over a user's items, trained on every position with a softmax over the catalogue.
+"""SASRec (Kang & McAuley 2018): a causal transformer over a user's items, trained on every position by a softmax over items.
 
 It knows ids alone: no text, no query, no price. One file, top to bottom: network, loss, training windows, fit, Embedding.
-A sequence reads [START, item, item, ...], aligned left, so that nothing real ever stands after padding: the causal mask alone keeps
-padding out. The output at START answers a request without a history, the output at the last item any other.
+A sequence reads [START, item, item, ...], aligned left, so that nothing real ever stands after padding: the causal mask
+alone keeps padding out. The output at START answers a request without a history, the output at the last item any other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..log import KarmafunnelError, Log
-from .embedders import Cooccurrence, Embedder, Embedding, Progress, Sequences, read_saved, silent, unit_rows, w1_sequences
+from .embedders import (
+    Cooccurrence,
+    Embedder,
+    Embedding,
+    Progress,
+    Sequences,
+    read_saved,
+    silent,
+    unit_rows,
+    w1_sequences,
+)
 
 BLOCK = 128  # requests embedded at a time; every block is padded to this size, so that a vector does not depend on its neighbours
 CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
@@ -30,11 +40,13 @@ CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 class SASRec(Embedder):
     """Fields: width, depth and regularisation of the network, then the objective, then the optimiser.
 
-    loss: "full" softmax over all items of W1; "sampled" the target against `negatives` items a step, drawn by popularity and logQ
-    corrected (Bengio & Senecal 2008), for catalogues beyond about 50 000 items. unknown: share of inputs replaced by the UNKNOWN
-    item in training, so that items first seen after W1 stand for something in a history. epochs: the most that are tried; the number is
-    chosen on the tail of W1 (users' last events where the log knows only an order, else the last tenth in time) with `patience`, then all of W1 is
-    fitted for that long.
+    loss: "full" softmax over all items of W1; "sampled": the target against `negatives` items a step, drawn by popularity
+    and logQ corrected (Bengio & Senecal 2008), for catalogues beyond some 20 000 items. Both are over cosine / temperature,
+    and over items that are a target in W1. unknown: share of inputs that training replaces by the UNKNOWN item, so that
+    items first seen after W1 stand for something in a history. warm: start from co-occurrence vectors of W1 (ours, not the
+    paper's). batch: pieces of history a step, fewer where W1 is so small that an epoch would have less than 16 steps.
+    epochs: the most that are tried. Their number is chosen on the last W1 requests of `tail` users, until `patience` epochs
+    bring nothing better; patience 0 does `epochs` without looking.
     """
 
     dim: int = 64
@@ -108,8 +120,8 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         nn.init.normal_(self.item.weight, std=config.dim**-0.5)
         nn.init.normal_(self.position.weight, std=0.1 * config.dim**-0.5)
-        for block in self.blocks:
-            for linear in (block.qkv, block.out, block.up, block.down):
+        for linear in self.blocks.modules():
+            if isinstance(linear, nn.Linear):
                 nn.init.normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
 
@@ -135,9 +147,9 @@ class Network(nn.Module):
 
 
 class FullSoftmax(torch.autograd.Function):
-    """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the same pass, a chunk of rows at a time.
+    """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the same pass.
 
-    z (R, d), e (m, d); pairs row (P,) ascending, target (P,), weight (P,). No (R, m) array is kept: memory is CHUNK * m.
+    z (R, d), e (m, d); pairs: row (P,) ascending, target (P,), weight (P,). A chunk of rows at a time: memory is CHUNK * m.
     """
 
     @staticmethod
@@ -163,12 +175,14 @@ class FullSoftmax(torch.autograd.Function):
         return total.to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_z, grad_e = ctx.saved_tensors
         return grad * grad_z, grad * grad_e, None, None, None, None
 
 
-def sampled_softmax(z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: float, drawn: Tensor, log_q: Tensor) -> Tensor:
+def sampled_softmax(
+    z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: float, drawn: Tensor, log_q: Tensor
+) -> Tensor:
     """The same sum, the other items estimated from `drawn` (K,), item i drawn with probability exp(log_q[i]).
 
     The target enters once and uncorrected; a drawn item enters with logit - log(K q), and not at all where it is the target.
@@ -244,6 +258,7 @@ class Windows:
         """Shuffled batches, see `batch`; the pieces of one are of similar length. `use` (P,): which pairs count."""
         counts = np.add.reduceat(np.r_[use, False].astype(np.int64), self.first_pair[:-1])
         pieces = rng.permutation(np.flatnonzero(counts > 0))
+        size = max(1, min(size, len(pieces) // 16))
         parts = []
         for start in range(0, len(pieces), 32 * size):  # sorted within stretches of 32 batches: little padding, still random
             stretch = pieces[start : start + 32 * size]
@@ -281,7 +296,13 @@ def last_requests(user: np.ndarray, group: np.ndarray, most: int, seed: int) -> 
 
 
 def train(
-    config: SASRec, windows: Windows, use: np.ndarray, epochs: int, seed: int, device: str, after_epoch: Callable[[Network, float], bool]
+    config: SASRec,
+    windows: Windows,
+    use: np.ndarray,
+    epochs: int,
+    seed: int,
+    device: str,
+    after_epoch: Callable[[Network, float], bool],
 ) -> Network:
     """Fit a fresh network on the pairs in `use`, for so many epochs or until `after_epoch(network, loss)` says stop."""
     n = len(windows.catalogue)
@@ -327,9 +348,9 @@ def train(
 
 
 def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress, device: str) -> tuple[Network, dict[str, Any]]:
-    """Choose the number of epochs on the tail of W1, then fit all of W1 for that long.
+    """Choose the number of epochs on the tail of W1, then fit all of W1 for that long; facts of the fit beside the network.
 
-    Where the tail is less than a fiftieth of the pairs the best network is kept as it is; where it has fewer than 20, `epochs` is what is done.
+    Where the tail is less than a fiftieth of the pairs, the best network is kept as it is.
     """
     everything = np.ones(windows.n_pairs, dtype=bool)
     curve: list[float] = []
@@ -341,16 +362,26 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
 
     def judge(network: Network, loss: float) -> bool:
         curve.append(tail_ndcg(network, windows, device))
-        progress(f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, nDCG {curve[-1]:.4f} on the tail of W1")
+        progress(
+            f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, nDCG {curve[-1]:.4f} on the tail of W1"
+        )
         if curve[-1] == max(curve):
             best.update(copy.deepcopy(network.state_dict()))
         return len(curve) - 1 - int(np.argmax(curve)) >= config.patience
 
     if windows.tail.sum() < 20 or not config.patience:
-        return train(config, windows, everything, config.epochs, seed, device, report), {"epochs": config.epochs, "seed": seed}
+        return train(config, windows, everything, config.epochs, seed, device, report), {
+            "epochs": config.epochs,
+            "seed": seed,
+        }
     network = train(config, windows, ~windows.tail, config.epochs, seed, device, judge)
     epochs = int(np.argmax(curve)) + 1
-    facts = {"epochs": epochs, "tail_ndcg": [round(v, 5) for v in curve], "tail_pairs": int(windows.tail.sum()), "seed": seed}
+    facts = {
+        "epochs": epochs,
+        "tail_ndcg": [round(v, 5) for v in curve],
+        "tail_pairs": int(windows.tail.sum()),
+        "seed": seed,
+    }
     if windows.tail.mean() < 0.02:
         network.load_state_dict(best)
         return network, facts

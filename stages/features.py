@@ -267,16 +267,33 @@ class Placement(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Context(Feature):
-    """The request itself: how much the user did before, the query's words, the hour, how many items are eligible."""
+    """The request itself: how much the user did before and how long ago, the query's words, the hour, how many items are eligible."""
 
-    columns: ClassVar[tuple[str, ...]] = ("n_events", "query_words", "hour", "n_eligible")
+    columns: ClassVar[tuple[str, ...]] = ("n_events", "last_age", "query_words", "hour", "n_eligible")
 
     def compute(self, rows: Rows) -> np.ndarray:
         log = rows.scene.log
         words = log.requests["query"][rows.requests].fill_null("").str.count_matches(r"\S+").to_numpy()
         hour = (log.t[rows.requests] // 3_600_000) % 24 if log.meta["time"] == "clock" else np.zeros(len(rows.requests))
+        last = log.asof.history(rows.requests, 1)
+        age = np.where(last.items[:, 0] >= 0, np.log1p(last.ages[:, 0]), np.nan)
         known = log.asof.known(rows.requests)
-        return stack(np.log1p(log.asof.n_events(rows.requests)), words, hour, np.log1p(known))[rows.group]
+        return stack(np.log1p(log.asof.n_events(rows.requests)), age, words, hour, np.log1p(known))[rows.group]
+
+
+@dataclass(frozen=True, repr=False)
+class Neighbourhood(Feature):
+    """Where the upstream order puts the item beside the last thing the user clicked: ranks below it, if it is a candidate."""
+
+    columns: ClassVar[tuple[str, ...]] = ("rank_of_last", "ranks_below_last")
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        last = rows.scene.log.asof.history(rows.requests, 1).items[:, 0]
+        rank = rows.frame[RANK].to_numpy().astype(np.float64)
+        is_last = (rows.item == last[rows.group]) & rows.candidate
+        of_last = np.full(len(rows.requests), np.nan)
+        of_last[rows.group[is_last]] = rank[is_last]
+        return stack(of_last[rows.group], rank - of_last[rows.group])
 
 
 def compute(scene: Scene, features: Sequence[Feature], frame: pl.DataFrame) -> np.ndarray:

@@ -34,7 +34,9 @@ from karmafunnel.stages.features import (
     Context,
     Feature,
     ItemColumn,
+    Neighbourhood,
     Own,
+    Placement,
     Popularity,
     Price,
     Rows,
@@ -70,6 +72,8 @@ FEATURES = (
     Price(),
     Context(),
     ItemColumn("rating"),
+    Placement(),
+    Neighbourhood(),
 )
 
 

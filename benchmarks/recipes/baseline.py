@@ -19,7 +19,13 @@ def embedders(log: Log) -> dict[str, Embedder]:
 
 
 def funnel(log: Log) -> Funnel:
-    channels: list[Stage] = [Repeat(k=100), VectorRecall("sasrec", k=300), ItemKNN(k=200), Popular(k=100)]
+    channels: list[Stage] = [
+        Repeat(k=300),
+        VectorRecall("sasrec", k=300),
+        ItemKNN(k=300, depth=60),
+        Popular(k=100),
+        Popular(k=100, days=14),
+    ]
     similarities: list[Feature] = [Similarity("sasrec"), Similarity("cooccurrence")]
     if log.has("text"):
         channels.append(VectorRecall("tfidf", k=300))
@@ -27,11 +33,11 @@ def funnel(log: Log) -> Funnel:
     if log.has("text") and log.has("query"):
         channels.append(BM25Recall(k=300))
         similarities.append(BM25())
-    features: list[Feature] = [Upstream(), Popularity(), Own(), *similarities]
+    features: list[Feature] = [Upstream(), Popularity(), Own(depth=400), *similarities]
     if log.has("price"):
         features.append(Price())
     return (
-        Join(channels, k=500)
-        >> LightGBMPreRank(k=100, features=features)
-        >> LightGBMRank(k=50, features=[*features, Context()], sample=Sample(passed=99))
+        Join(channels, k=800)
+        >> LightGBMPreRank(k=200, trees=200, features=features, sample=Sample(passed=100))
+        >> LightGBMRank(k=50, features=[*features, Context()], sample=Sample(passed=200))
     )

@@ -106,10 +106,22 @@ def growth(items: int, requests: int) -> None:
     """Time and peak memory of ten times the requests, each size in a process of its own."""
     facts = []
     for n in (requests // 10, requests):
-        command = [sys.executable, "-m", "karmafunnel.benchmarks.recipes.bench_replay", "--items", str(items), "--requests", str(requests), "--only", str(n)]
+        command = [
+            sys.executable,
+            "-m",
+            "karmafunnel.benchmarks.recipes.bench_replay",
+            "--items",
+            str(items),
+            "--requests",
+            str(requests),
+            "--only",
+            str(n),
+        ]
         facts.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(f"{n} requests: {facts[-1]['seconds']:.1f} s, peak {facts[-1]['mib']:.0f} MiB")
-    print(f"time x {facts[1]['seconds'] / facts[0]['seconds']:.2f} (at most 10.5), memory x {facts[1]['mib'] / facts[0]['mib']:.2f} (at most 1.2)")
+    print(
+        f"time x {facts[1]['seconds'] / facts[0]['seconds']:.2f} (at most 10.5), memory x {facts[1]['mib'] / facts[0]['mib']:.2f} (at most 1.2)"
+    )
 
 
 @click.command()

@@ -3,25 +3,28 @@
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.stages.base import Funnel
-from karmafunnel.stages.features import Context, Feature, Own, Placement, Popularity, Price, Upstream
+from karmafunnel.stages.features import Context, Feature, Neighbourhood, Own, Placement, Popularity, Price, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Shown
 
 label = "click"
 embedders: dict[str, Embedder] = {}
-LOGGED_ORDER = False
+SAMPLE = Sample(passed=0, requests=20_000, windows=("W1", "W2a"))  # no vector is read, so W1 may be learnt from as well
+
+
+def lists(log: Log, logged_order: bool) -> Funnel:
+    """Shown lists through LightGBM, set up on W2b; with `logged_order` the logged rank comes in as well, an arm of its own."""
+    features: list[Feature] = [Popularity(days=0.25), Own(), Placement(), Context()]
+    if log.has("price"):
+        features.append(Price())
+    if logged_order:
+        features += [Upstream(), Neighbourhood()]
+        rank = LightGBMRank(k=100, features=features, sample=SAMPLE, learning_rate=0.03, trees=600, min_rows=300)
+    else:
+        rank = LightGBMRank(k=100, objective="binary", features=features, sample=SAMPLE, leaves=15, learning_rate=0.03, trees=600)
+    return Shown(k=100, logged_order=logged_order) >> rank
 
 
 def funnel(log: Log) -> Funnel:
-    features: list[Feature] = [Popularity(), Own(), Price(), Placement(), Context()]
-    if LOGGED_ORDER:
-        features.append(Upstream())
-    return Shown(k=100, logged_order=LOGGED_ORDER) >> LightGBMRank(
-        k=100,
-        features=features,
-        sample=Sample(passed=0, random=0, requests=20_000, windows=("W1", "W2a")),
-        leaves=15,
-        learning_rate=0.03,
-        trees=600,
-    )
+    return lists(log, logged_order=False)
