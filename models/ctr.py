@@ -109,9 +109,9 @@ class Inputs(nn.Module):
         self.unknown = unknown
         self.id = nn.Embedding(shape.n_items + FIRST, dim, padding_idx=PADDING)
         self.category = nn.Embedding(shape.n_categories + 1, dim, padding_idx=0) if shape.n_categories else None
-        nn.init.normal_(self.id.weight, std=0.05)
+        nn.init.normal_(self.id.weight, std=0.2)  # with less, few clicks do not get the product of two ids off the ground
         if self.category is not None:
-            nn.init.normal_(self.category.weight, std=0.05)
+            nn.init.normal_(self.category.weight, std=0.2)
         with torch.no_grad():
             for table in (self.id, self.category):
                 if table is not None:

@@ -1,4 +1,4 @@
-"""SASRec's parts, DIN, the two towers and boosted trees: arithmetic by hand or against a plain second version, and what they learn."""
+"""SASRec's parts, DIN, the two towers, boosted trees: arithmetic by hand or against a plain second version, and learning."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -4,6 +4,7 @@ histories.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import polars as pl
@@ -18,16 +19,16 @@ def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
 
     `valid` and `test`: user_id String, history List[String] (oldest first), item_id String; a user's rows in
     order. The history of a user's first row becomes training events (W1); every validation row is a request
-    of W2 (its last quarter W2b), every test row one of W3. An item that is also a later target of the user (a
+    of W2 (users in the order of a hash, the last quarter W2b), every test row one of W3. An item that is also a later target of the user (a
     repeat purchase) may not stand in W1: from the first such event on, the user's events become "earlier
     review" requests at the start of W2, outside the scenario, so that no fit on W1 sees them and every
     history stays whole and in order.
     """
     quarter = valid.height // 4
     targets = pl.concat([
-        valid.with_row_index("i").select(
+        scattered(valid.with_row_index("i")).select(
             "user_id", "item_id", "history", pl.format("valid-{}", "i").alias("request_id"),
-            pl.when(pl.col("i") < valid.height - quarter).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
+            pl.when(pl.int_range(pl.len()) < valid.height - quarter).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
             .alias("window"),
         ),
         test.with_row_index("i").select(
@@ -99,3 +100,12 @@ def check_items(exposures: pl.DataFrame, items: pl.DataFrame, path: Path) -> Non
         raise KarmafunnelError(
             f"{path}: needed every item of the rows, missing {len(unknown)}, e.g. {unknown[0]!r}"
         )
+
+
+def scattered(rows: pl.DataFrame) -> pl.DataFrame:
+    """Users in the order of a hash of their id, each user's rows still in order.
+
+    Publishers list users by activity: a cut by row would give W2b the least active alone.
+    """
+    place = [hashlib.blake2b(user.encode(), digest_size=8).hexdigest() for user in rows["user_id"]]
+    return rows.with_columns(pl.Series("place", place)).sort("place", maintain_order=True).drop("place")
