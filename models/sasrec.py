@@ -53,17 +53,17 @@ class SASRec(Embedder):
     layers: int = 2
     heads: int = 2
     length: int = 50
-    dropout: float = 0.3
-    unknown: float = 0.02
+    dropout: float = 0.4
+    unknown: float = 0.1
     loss: Literal["full", "sampled"] = "full"
     negatives: int = 2048
-    temperature: float = 0.07
+    temperature: float = 0.15
     warm: bool = True
-    rate: float = 1e-3
+    rate: float = 2e-3
     weight_decay: float = 0.01
     batch: int = 128
-    epochs: int = 60
-    patience: int = 5
+    epochs: int = 40
+    patience: int = 4
     tail: int = 2000
 
     def __post_init__(self) -> None:
