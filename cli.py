@@ -273,9 +273,7 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: 
 
     opened = open_log(log)
     with cache_folder(no_cache) as cache:
-        frame = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, console=err).explain(
-            request_id, item_id
-        )
+        frame = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, console=err).explain(request_id, item_id)
     table = Table(*["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"], title=f"request {request_id}")
     for row in frame.sort("item_id", maintain_order=True).iter_rows(named=True):
         needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
@@ -361,7 +359,8 @@ def doctor(as_json: bool) -> None:
     facts |= {"cores": os.cpu_count(), "torch threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
     facts |= {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KARMAFUNNEL_CACHE")}
     a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
-    for name, product in (("numpy", lambda: a @ a), ("torch", lambda t=torch.from_numpy(a): t @ t)):
+    t = torch.from_numpy(a)
+    for name, product in (("numpy", lambda: a @ a), ("torch", lambda: t @ t)):
         product()
         start = time.perf_counter()
         for _ in range(10):

@@ -563,9 +563,10 @@ class AsOf:
             rows = self.log.rows.filter(condition)
             values = None if value is None else rows.select(value.cast(pl.Float64)).to_series().to_numpy()
             of, n = rows["item"].to_numpy().astype(np.int64), self.log.n_items
-            if what.startswith("own "):
-                of, n = rows["user"].to_numpy() * np.int64(n) + of, None
-            self._timelines[what] = Timeline(of, self.rank[rows["request"].to_numpy()], n, values)
+            own = what.startswith("own ")
+            if own:
+                of = rows["user"].to_numpy() * np.int64(n) + of
+            self._timelines[what] = Timeline(of, self.rank[rows["request"].to_numpy()], None if own else n, values)
         return self._timelines[what]
 
     def _pair(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:

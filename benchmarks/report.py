@@ -627,7 +627,7 @@ def header(entries: Sequence[Entry]) -> str:
 
 def page(entries: Sequence[Entry], sections: Sequence[Section]) -> str:
     """The whole HTML file."""
-    read: Callable[[str], str] = lambda name: Path(__file__).with_name(name).read_text(encoding="utf-8")  # noqa: E731
+    read: Callable[[str], str] = lambda name: Path(__file__).with_name(name).read_text(encoding="utf-8")
     title = escape(f"{entries[0].run.meta['log']['name']}: {', '.join(e.name for e in entries)}")
     links = "".join(f'<a href="#{s.name}">{s.short}</a>' for s in sections)
     body = "".join(f'<section id="{s.name}"><h2>{s.title}</h2>{s.body}</section>' for s in sections)

@@ -46,7 +46,7 @@ def prepare(
     """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps are told to `console`."""
     if console is not None:
         with console.status("fitting") as status:
-            say = lambda message: console.print(f"[dim]{message}[/dim]", highlight=False, soft_wrap=True)  # noqa: E731
+            say = lambda message: console.print(f"[dim]{message}[/dim]", highlight=False, soft_wrap=True)
             scene = Scene(log, {}, recipe.label, seed, device, say, lambda message: status.update(message))
             return _prepare(recipe, scene, cache)
     return _prepare(recipe, Scene(log, {}, recipe.label, seed, device), cache)
@@ -287,7 +287,7 @@ class Ledgers:
         for step in steps:
             forced, name = step.forced.filter(pl.col("truth")), step.stage.name
             kept = forced["kept"].to_numpy()
-            alive = lost == None  # noqa: E711
+            alive = np.array([reason is None for reason in lost], dtype=bool)
             falls = alive & ~kept
             margin[falls] = np.maximum(forced[RANK].to_numpy()[falls] - step.stage.k, 1)
             last = step.slate.filter(pl.col(RANK) == step.stage.k).select(REQUEST, pl.col(SCORE).alias("needed"))

@@ -23,10 +23,12 @@ CHUNK = 256  # requests at a time
 
 @dataclass(frozen=True, repr=False)
 class Sample(Typed):
-    """Which of the rows that its upstream passes a stage model learns from, a request: the truth, and as negatives what was
-    shown and not chosen (`exposed`), so many of the others (`passed`); besides, so many random eligible items (`random`).
-    Truth that its upstream missed is left out: "not recalled" would then mean "bought". At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W1 as well, where no
-    feature reads a vector that was fitted on W1.
+    """Which of the rows that its upstream passes a stage model learns from.
+
+    A request: the truth, and as negatives what was shown and not chosen (`exposed`), so many of the others (`passed`);
+    besides, so many random eligible items (`random`). Truth that its upstream missed is left out: "not recalled" would then
+    mean "bought". At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W1 as well, where
+    no feature reads a vector that was fitted on W1.
     """
 
     exposed: bool = True

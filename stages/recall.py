@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def candidates(requests: np.ndarray, counts: list[int], items: list[np.ndarray],
     )
 
 
+def tie_of(scene: Scene, request: int, items: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Tie hashes of some positions of a request's items."""
+    return scene.tie(np.full(len(at), request), items[at])
+
+
 def propose_each(
     scene: Scene, requests: np.ndarray, k: int, scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> pl.DataFrame:
@@ -52,8 +58,7 @@ def propose_each(
     items, scores, counts = [], [], []
     for i, eligible in enumerate(scene.log.asof.eligible(requests)):
         found, score = scored(i, eligible)
-        request = requests[i]
-        best = select_top(score, lambda at: scene.tie(np.full(len(at), request), found[at]), k)  # noqa: B023
+        best = select_top(score, partial(tie_of, scene, int(requests[i]), found), k)
         items.append(found[best])
         scores.append(score[best])
         counts.append(len(best))

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 import click
+import karmafunnel
 import pytest
 from click.testing import CliRunner
-
-import karmafunnel
 from karmafunnel.cli import main
 
 ROOT = Path(karmafunnel.__file__).parent

@@ -4,9 +4,8 @@ import ast
 import tomllib
 from pathlib import Path
 
-import pytest
-
 import karmafunnel
+import pytest
 from karmafunnel.simulator.recipe import load_recipe
 
 ROOT = Path(karmafunnel.__file__).parent
@@ -15,7 +14,8 @@ CODE = [p for p in ROOT.rglob("*.py") if not {"tests", ".venv", "build", ".mypy_
 
 
 def room(path: Path) -> str:
-    return {"checks": "log", "__init__": "log"}.get(path.relative_to(ROOT).parts[0].removesuffix(".py"), path.relative_to(ROOT).parts[0].removesuffix(".py"))
+    name = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return {"checks": "log", "__init__": "log"}.get(name, name)
 
 
 def test_every_folder_with_code_ships():
@@ -48,7 +48,8 @@ def test_imports_point_one_way(path):
             assert there <= here or lazy, f"{path.name} ({ORDER[here]}) imports {name}"
 
 
-RECIPES = [p for p in sorted((ROOT / "benchmarks" / "recipes").glob("[!_]*.py")) if "\nfunnel" in p.read_text() or "\ndef funnel" in p.read_text()]
+FOLDER = ROOT / "benchmarks" / "recipes"
+RECIPES = [p for p in sorted(FOLDER.glob("[!_]*.py")) if "\nfunnel" in p.read_text() or "\ndef funnel" in p.read_text()]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from rich.console import Console
-
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator.recipe import load_recipe
 from karmafunnel.simulator.replay import TABLES, popularity_band, prepare, replay
+from rich.console import Console
 
 RECIPE = """
 from karmafunnel.models.embedders import TfidfSVD

@@ -22,7 +22,6 @@ import click
 import faiss
 import numpy as np
 import polars as pl
-
 from karmafunnel.log import Log
 from karmafunnel.models import ctr, gbdt
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
