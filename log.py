@@ -397,6 +397,14 @@ class Log:
         return AsOf(self)
 
 
+def rows_of(frame: pl.DataFrame, requests: np.ndarray) -> pl.DataFrame:
+    """The rows of some requests out of a frame that is sorted by `request`: without a look at the others."""
+    column = frame["request"].to_numpy()
+    start = np.searchsorted(column, requests)
+    sizes = np.searchsorted(column, requests, side="right") - start
+    return frame[np.repeat(start - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())]
+
+
 @dataclass(frozen=True)
 class History:
     """What users did before their requests: arrays (B, n), the most recent last, padded on the left.
@@ -493,6 +501,7 @@ class AsOf:
         self.times = np.unique(log.t)
         self.rank = np.searchsorted(self.times, log.t)  # (n_requests,)
         self._timelines: dict[str, Timeline] = {}
+        self._ranks_before: dict[int, np.ndarray] = {}
         self._filtered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def _key(self, key: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -572,31 +581,37 @@ class AsOf:
     def _pair(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
         return self.log.user[requests].astype(np.int64) * self.log.n_items + items
 
-    def count(self, items: np.ndarray, t: np.ndarray, action: str = "event", within: int | None = None) -> np.ndarray:
-        """How often each item was clicked / purchased / shown (or "event": clicked or purchased) before its t.
+    def count(self, requests: np.ndarray, items: np.ndarray, action: str = "event", within: int | None = None) -> np.ndarray:
+        """How often each item was clicked / purchased / shown (or "event": clicked or purchased) before the request.
 
-        At most `within` before it, where given. Aligned arrays.
+        At most `within` before it (ms, or steps where time is an order), where given. Aligned arrays.
         """
         timeline = self._timeline(action)
-        before = timeline.before(items, self.time_rank(t))
-        return before if within is None else before - timeline.before(items, self.time_rank(np.asarray(t) - within))
+        before = timeline.before(items, self.rank[requests])
+        return before if within is None else before - timeline.before(items, self.rank_before(within)[requests])
+
+    def rank_before(self, within: int) -> np.ndarray:
+        """The time rank that lies `within` before each request of the log: int64 (n_requests,)."""
+        if within not in self._ranks_before:
+            self._ranks_before[within] = self.time_rank(self.log.t - within)
+        return self._ranks_before[within]
 
     def own_count(self, requests: np.ndarray, items: np.ndarray, action: str = "event") -> np.ndarray:
         """How often the request's user clicked or bought the item (or was "shown" it) before the request; aligned arrays."""
         return self._timeline(f"own {action}").before(self._pair(requests, items), self.rank[requests])
 
-    def price(self, items: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """The last price seen before t (shown or paid), else the list price, else NaN; aligned float64 arrays."""
-        seen = self._timeline("price").last(items, self.time_rank(t))
+    def price(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The last price seen before the request (shown or paid), else the list price, else NaN; aligned float64 arrays."""
+        seen = self._timeline("price").last(items, self.rank[requests])
         return np.where(np.isnan(seen), self._list_price[items], seen)
 
     @cached_property
     def _list_price(self) -> np.ndarray:
         return self.log.items["price"].fill_null(np.nan).to_numpy()
 
-    def mean_position(self, items: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """The mean position at which each item was shown before its t, NaN where it never was; aligned arrays."""
-        return self._timeline("shown").mean(items, self.time_rank(t))
+    def mean_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The mean position at which each item was shown before the request, NaN where it never was; aligned arrays."""
+        return self._timeline("shown").mean(items, self.rank[requests])
 
     def own_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The position at which the request's user was last shown each item before it, NaN where never; aligned arrays."""

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import __version__
-from ..log import KarmafunnelError, Log, atomic_folder, write_json
+from ..log import KarmafunnelError, Log, atomic_folder, rows_of, write_json
 from ..stages.base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Step, code_key, fit_embedders
 from ..stages.learn import logged, spaced
 from .recipe import Recipe
@@ -82,7 +82,9 @@ def replay(
     start = time.perf_counter()
     fitted = prepare(recipe, log, seed, device, cache, console)
     if console:
-        console.print(f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}", highlight=False)
+        console.print(
+            f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}", highlight=False
+        )
 
     description = describe_run(recipe, fitted, log, seed, device, limit, window, command)
     key = hashlib.sha256(json.dumps([description, chunk, code_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -193,7 +195,9 @@ class Ledgers:
         steps = self.fitted.run(requests, forced, exact=True)
         first = steps[0].forced
         # What recall was handed is eligible in fact, such as an item of a list that was shown for the first time.
-        eligible = self.log.asof.is_eligible(first[REQUEST].to_numpy(), first[ITEM].to_numpy()) | first["wins"].is_not_null().to_numpy()
+        eligible = (
+            self.log.asof.is_eligible(first[REQUEST].to_numpy(), first[ITEM].to_numpy()) | first["wins"].is_not_null().to_numpy()
+        )
         return {
             "slates": self._slates(steps),
             "requests": self._requests(requests, steps, forced, eligible),
@@ -238,11 +242,8 @@ class Ledgers:
         log = self.log
         group = np.searchsorted(requests, forced[REQUEST].to_numpy())
         truth = forced["truth"].to_numpy()
-        shown = log.rows.filter(
-            pl.col("position").is_not_null() & pl.col(REQUEST).is_between(int(requests[0]), int(requests[-1]))
-        )
-        shown = shown.filter(pl.col(REQUEST).is_in(requests.tolist()))
-        base = log.requests.select(
+        shown = rows_of(log.rows, requests).filter(pl.col("position").is_not_null())
+        base = log.requests[requests].select(
             "request_id", "user_id", "ts", "window", (pl.col("query").fill_null("") != "").alias("has_query")
         )
         size = len(requests)
@@ -263,13 +264,13 @@ class Ledgers:
                 share = found.group_by(REQUEST).agg(pl.col("hit").fill_null(0).mean())
                 joined = pl.DataFrame({REQUEST: requests}).join(share, on=REQUEST, how="left", maintain_order="left")
                 columns.append(joined["hit"].cast(pl.Float32).alias(f"{step.stage.name}.index_recall"))
-        return base[requests].with_columns(columns)
+        return base.with_columns(columns)
 
     def _ledger(self, steps: list[Step], eligible: np.ndarray) -> pl.DataFrame:
         truth = steps[0].forced["truth"].to_numpy()
         rows = steps[0].forced.filter(pl.col("truth")).select(REQUEST, ITEM)
         request, item = rows[REQUEST].to_numpy(), rows[ITEM].to_numpy()
-        money = rows.join(self.scene.truth, on=[REQUEST, ITEM], how="left", maintain_order="left")
+        money = rows.join(rows_of(self.scene.truth, np.unique(request)), on=[REQUEST, ITEM], how="left", maintain_order="left")
         unit = (money["money"] / money["quantity"]).to_numpy()
         band = None
         if self.bands is not None:
@@ -310,8 +311,7 @@ class Ledgers:
 
     def _scored(self, steps: list[Step], eligible: np.ndarray) -> pl.DataFrame:
         first = steps[0].forced.select(REQUEST, ITEM)
-        wanted = first.select(REQUEST).unique()
-        rows = self.log.rows.join(wanted, on=REQUEST, how="semi").group_by(REQUEST, ITEM, maintain_order=True)
+        rows = rows_of(self.log.rows, np.unique(first[REQUEST].to_numpy())).group_by(REQUEST, ITEM, maintain_order=True)
         price = pl.coalesce("price_paid", "price_shown")
         by = rows.agg(
             pl.col("position").min(), pl.col("clicked").max(), pl.col("purchased").max(),

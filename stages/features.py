@@ -26,7 +26,6 @@ class Rows:
         self.scene, self.frame = scene, frame
         self.request, self.item = frame[REQUEST].to_numpy(), frame[ITEM].to_numpy()
         self.requests, self.group = group_rows(self.request)
-        self.t = scene.log.t[self.request]
         forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
         self.candidate = ~forced
 
@@ -171,14 +170,14 @@ class Popularity(Feature):
 
     def compute(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
-        total = asof.count(rows.item, rows.t, "event")
+        total = asof.count(rows.request, rows.item, "event")
         within = int(self.days * DAY) if rows.scene.log.meta["time"] == "clock" else int(self.days * 1000)
-        recent = asof.count(rows.item, rows.t, "event", within)
+        recent = asof.count(rows.request, rows.item, "event", within)
         if not rows.scene.log.has("exposures"):
             nan = np.full(len(rows.item), np.nan)
             return stack(np.log1p(total), np.log1p(recent), rows.share_below(total), nan, nan, nan)
-        shown = asof.count(rows.item, rows.t, "shown")
-        clicked = asof.count(rows.item, rows.t, "click")
+        shown = asof.count(rows.request, rows.item, "shown")
+        clicked = asof.count(rows.request, rows.item, "click")
         ctr = (clicked + 0.05 * self.prior) / (shown + self.prior)
         return stack(np.log1p(total), np.log1p(recent), rows.share_below(total), np.log1p(shown), ctr, rows.share_below(ctr))
 
@@ -191,12 +190,12 @@ class Price(Feature):
     columns: ClassVar[tuple[str, ...]] = ("price", "price_z", "price_rank", "price_to_history")
 
     def compute(self, rows: Rows) -> np.ndarray:
-        log, asof = rows.scene.log, rows.scene.log.asof
-        price = asof.price(rows.item, rows.t)
+        asof = rows.scene.log.asof
+        price = asof.price(rows.request, rows.item)
         price = np.log(np.where(price > 0, price, np.nan))
         history = asof.history(rows.requests, self.depth).items
         row, column = np.nonzero(history >= 0)
-        past = asof.price(history[row, column], log.t[rows.requests[row]])
+        past = asof.price(rows.requests[row], history[row, column])
         past = np.log(np.where(past > 0, past, np.nan))
         row, past = row[np.isfinite(past)], past[np.isfinite(past)]
         n = np.bincount(row, minlength=len(rows.requests))
@@ -262,7 +261,7 @@ class Placement(Feature):
         own = asof.own_position(rows.request, rows.item)
         last = asof.history(rows.requests, 1).items[:, 0]
         clicked = np.where(last >= 0, asof.own_position(rows.requests, np.maximum(last, 0)), np.nan)
-        return stack(asof.mean_position(rows.item, rows.t), own, own - clicked[rows.group])
+        return stack(asof.mean_position(rows.request, rows.item), own, own - clicked[rows.group])
 
 
 @dataclass(frozen=True, repr=False)

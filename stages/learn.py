@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from sklearn.isotonic import IsotonicRegression
 
-from ..log import KarmafunnelError, write_json
+from ..log import KarmafunnelError, rows_of, write_json
 from ..models import ctr, gbdt
 from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, group_rows, with_forced
 from .features import Feature, compute
@@ -45,13 +45,12 @@ def spaced(requests: np.ndarray, most: int) -> np.ndarray:
 
 def logged(scene: Scene, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
     """The logged rows of requests as forced rows: request, item, truth. Truth comes along whether or not it was shown."""
-    asked = pl.DataFrame({REQUEST: requests})
-    truth = scene.truth.select(REQUEST, ITEM).join(asked, on=REQUEST, how="semi").with_columns(pl.lit(True).alias("truth"))
+    truth = rows_of(scene.truth, requests).select(REQUEST, ITEM, pl.lit(True).alias("truth"))
     if not exposed:
-        return truth.sort(REQUEST, maintain_order=True)
-    rows = scene.log.rows.select(REQUEST, ITEM).join(asked, on=REQUEST, how="semi").unique(maintain_order=True)
-    rows = rows.join(truth, on=[REQUEST, ITEM], how="left", maintain_order="left").with_columns(pl.col("truth").fill_null(False))
-    return rows.sort(REQUEST, maintain_order=True)
+        return truth
+    rows = rows_of(scene.log.rows, requests).select(REQUEST, ITEM).unique(maintain_order=True)
+    rows = rows.join(truth, on=[REQUEST, ITEM], how="left", maintain_order="left")
+    return rows.with_columns(pl.col("truth").fill_null(False))
 
 
 def sampled(

@@ -329,15 +329,16 @@ class FittedPopular(Retriever):
         self._items = log.events[ITEM].to_numpy()
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
-        t = self.scene.log.t[frame[REQUEST].to_numpy()]
-        return self.scene.log.asof.count(frame[ITEM].to_numpy(), t, "event", self.within).astype(np.float32)
+        return self.scene.log.asof.count(frame[REQUEST].to_numpy(), frame[ITEM].to_numpy(), "event", self.within).astype(
+            np.float32
+        )
 
     def propose(self, requests: np.ndarray) -> pl.DataFrame:
         log = self.scene.log
         end = np.searchsorted(self._ranks, log.asof.rank[requests])
         first = np.zeros_like(end)
         if self.within is not None:
-            first = np.searchsorted(self._ranks, log.asof.time_rank(log.t[requests] - self.within))
+            first = np.searchsorted(self._ranks, log.asof.rank_before(self.within)[requests])
         counts = np.bincount(self._items[first[0] : end[0]], minlength=log.n_items).astype(np.float32)
         reached = [first[0], end[0]]
 
