@@ -26,7 +26,7 @@ from ..log import KarmafunnelError, atomic_folder, write_json
 PADDING, UNKNOWN, FIRST = 0, 1, 2  # rows of an id table before those of the items
 AGES, ACTIONS = 48, 3  # buckets of log2(1 + age); 0 pad, 1 click, 2 purchase
 BINS = 22  # SimTier: cosines in steps of 0.1, from -1.1 to 1.1
-CELLS = 1 << 20  # floats that a chunk may take while predicting: 4 MiB, about what a core's caches hold
+CELLS = 1 << 21  # floats that a chunk may take while predicting: 8 MiB, about what the caches hold
 
 
 @dataclass(frozen=True)

@@ -246,11 +246,9 @@ class Retriever(Fitted):
         raise NotImplementedError
 
     def retrieve(self, requests: np.ndarray, forced: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Candidates with their `channel` bits, and the forced rows with `score` and `channel`."""
+        """Candidates with their `channel` bits, and the forced rows with `score`; what both hold is aligned by `rank_rows`."""
         slate = self.propose(requests).with_columns(pl.lit(1, dtype=pl.UInt32).alias(CHANNEL))
-        found = forced.join(slate.select(REQUEST, ITEM, CHANNEL), on=[REQUEST, ITEM], how="left", maintain_order="left")
-        score = pl.Series(SCORE, self.score(forced), dtype=pl.Float32)
-        return slate, forced.with_columns(score, found[CHANNEL].fill_null(0))
+        return slate, forced.with_columns(pl.Series(SCORE, self.score(forced), dtype=pl.Float32))
 
     def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
         """What an exact search would have proposed, where the index is approximate: request, item."""
@@ -370,8 +368,8 @@ class Step:
 
 
 def no_rows() -> pl.DataFrame:
-    """No forced rows: request, item, truth, score."""
-    return pl.DataFrame(schema={REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32})
+    """No forced rows: request, item, truth, score, channel."""
+    return pl.DataFrame(schema={REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32, CHANNEL: pl.UInt32})
 
 
 @dataclass(frozen=True)
@@ -513,6 +511,9 @@ def rank_rows(
     present = pair[twin] == pair[n:] if n else np.zeros(forced.height, bool)
     score[n:] = np.where(present, score[twin], score[n:])
     forced = forced.with_columns(pl.Series(SCORE, score[n:]))
+    if CHANNEL in rows.columns and forced.height:  # what found it; nothing, where nothing did
+        found = rows[CHANNEL].to_numpy()[twin] if n else np.zeros(forced.height, np.uint32)
+        forced = forced.with_columns(pl.Series(CHANNEL, np.where(present, found, 0).astype(np.uint32)))
     # A forced row goes just before its twin among the rows: "how many rows stand before me" is then its rank less one.
     tie = scene.tie(request, item) & ~np.uint64(1)
     tie[:n] |= np.uint64(1)

@@ -175,7 +175,10 @@ class FittedVectorRecall(Retriever):
         asof = self.scene.log.asof
         interests = self.scene.interests(self.embedder, requests, repr(self.stage))
         keys = np.where(np.any(interests != 0, axis=1), asof.filter_key[requests], -1)
-        parts = []
+        k = min(self.stage.k, self.scene.log.n_items)
+        found = np.full((len(requests), k), -1, dtype=np.int32)  # items, best first, in the first `sizes` places
+        scores = np.zeros((len(requests), k), dtype=np.float32)
+        sizes = np.zeros(len(requests), dtype=np.int64)
         for key in np.unique(keys[keys >= 0]):
             mine = np.flatnonzero(keys == key)
             pool, ranks = asof.pool(int(key))
@@ -184,17 +187,15 @@ class FittedVectorRecall(Retriever):
                 score, at = self._search_all(interests[mine], known, index)
             else:
                 vectors = self.scene.items(self.embedder, repr(self.stage))[pool[: known.max(initial=0)]]
-                score, at = exact_search(interests[mine], vectors, known, self.stage.k)
-            row, column = np.nonzero((at >= 0) & (at < known[:, None]))
-            hit = at[row, column]
-            parts.append(
-                pl.DataFrame(
-                    {REQUEST: requests[mine][row], ITEM: pool[hit].astype(np.int32), SCORE: score[row, column].astype(np.float32)}
-                )
-            )
-        empty = candidates(requests[:0], [], [], [])
-        found = pl.concat([empty, *parts]).sort(REQUEST, maintain_order=True)
-        return found.filter(pl.int_range(pl.len()).over(REQUEST) < self.stage.k)
+                score, at = exact_search(interests[mine], vectors, known, k)
+            hit = (at >= 0) & (at < known[:, None])
+            place = np.cumsum(hit, axis=1) - 1
+            row, column = np.nonzero(hit & (place < k))
+            found[mine[row], place[row, column]] = pool[at[row, column]]
+            scores[mine[row], place[row, column]] = score[row, column]
+            sizes[mine] = np.minimum(hit.sum(axis=1), k)
+        there = np.arange(k) < sizes[:, None]
+        return pl.DataFrame({REQUEST: np.repeat(requests, sizes), ITEM: found[there], SCORE: scores[there]})
 
     def _search_all(self, interests: np.ndarray, known: np.ndarray, index: Any) -> tuple[np.ndarray, np.ndarray]:
         """Search the whole catalogue: items stand in the order they became known, so eligibility is a prefix.
@@ -626,13 +627,7 @@ class FittedJoin(Retriever):
         slate = pl.DataFrame(
             {REQUEST: pair // n_items, ITEM: (pair % n_items).astype(np.int32), SCORE: score, CHANNEL: channel_bits}
         )
-        wanted = forced[REQUEST].to_numpy() * n_items + forced[ITEM].to_numpy()
-        at = np.minimum(np.searchsorted(pair, wanted), max(len(pair) - 1, 0))
-        found = pair[at] == wanted if len(pair) else np.zeros(len(wanted), dtype=bool)
-        forced = forced.with_columns(
-            pl.Series(SCORE, np.where(found, score[at] if len(pair) else 0, 0).astype(np.float32)),
-            pl.Series(CHANNEL, np.where(found, channel_bits[at] if len(pair) else 0, 0).astype(np.uint32)),
-        )
+        forced = forced.with_columns(pl.lit(0, pl.Float32).alias(SCORE))
         return slate, forced
 
     def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
