@@ -32,7 +32,8 @@ from .embedders import (
     w1_sequences,
 )
 
-BLOCK = 128  # requests embedded at a time; every block is padded to this size, so that a vector does not depend on its neighbours
+BLOCK = 128  # requests embedded at a time
+MEAN = 3.0  # weight of the mean of the history beside the last item, before anything is learnt
 CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 
 
@@ -133,10 +134,17 @@ class Network(nn.Module):
         return F.normalize(self.norm(x)[..., :-1], dim=-1)
 
     def start_from(self, vectors: np.ndarray) -> None:
-        """Put unit vectors (n, d - 1) into the item table; rows of zeros leave what was drawn."""
+        """Start as a sensible recommender: item vectors at (n, d - 1), rows of zeros left as drawn, and a first block whose
+        attention, even at the start, hands on MEAN times the mean of what came so far beside the last item.
+        """
         there = torch.from_numpy(np.any(vectors != 0, axis=1))
+        first, d = self.blocks[0], self.config.dim
+        assert isinstance(first, Block)
         with torch.no_grad():
             self.item.weight[: self.n, :-1][there] = torch.from_numpy(vectors)[there]
+            self.item.weight[self.n :] *= 0.1  # START and UNKNOWN say little in that mean
+            first.qkv.weight[2 * d :] += MEAN * torch.eye(d)
+            first.out.weight += torch.eye(d)
 
     def targets(self) -> Tensor:
         """Unit output vectors of the items of W1, tied to the input ones: (n, d - 1)."""
@@ -361,9 +369,9 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
         return False
 
     def judge(network: Network, loss: float) -> bool:
-        curve.append(tail_ndcg(network, windows, device))
+        curve.append(tail_hits(network, windows, device))
         progress(
-            f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, nDCG {curve[-1]:.4f} on the tail of W1"
+            f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, hits {curve[-1]:.4f} on the tail of W1"
         )
         if curve[-1] == max(curve):
             best.update(copy.deepcopy(network.state_dict()))
@@ -378,7 +386,7 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
     epochs = int(np.argmax(curve)) + 1
     facts = {
         "epochs": epochs,
-        "tail_ndcg": [round(v, 5) for v in curve],
+        "tail_hits": [round(v, 4) for v in curve],
         "tail_pairs": int(windows.tail.sum()),
         "seed": seed,
     }
@@ -390,12 +398,12 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
 
 
 @torch.inference_mode()
-def tail_ndcg(network: Network, windows: Windows, device: str) -> float:
-    """Mean of 1 / log2(1 + rank) of held-out targets among all items of W1, ties one half."""
+def tail_hits(network: Network, windows: Windows, device: str) -> float:
+    """Share of held-out targets among the best 10, 50 and 200 items of W1, ties one half; the mean of the three shares."""
     e = network.targets()
     pairs = np.flatnonzero(windows.tail)
     piece = np.searchsorted(windows.first_pair, pairs, side="right") - 1
-    gains = []
+    total = 0.0
     for start in range(0, len(pairs), BLOCK):
         mine = pairs[start : start + BLOCK]
         items = windows.batch(piece[start : start + BLOCK], np.zeros(windows.n_pairs, dtype=bool))[0].to(device)
@@ -403,8 +411,8 @@ def tail_ndcg(network: Network, windows: Windows, device: str) -> float:
         scores = network(items)[row, torch.from_numpy(windows.position[mine]).to(device)] @ e.T
         own = scores[row, torch.from_numpy(windows.target[mine]).to(device)][:, None]
         rank = 1 + (scores > own).sum(dim=1) + 0.5 * ((scores == own).sum(dim=1) - 1)
-        gains.append(1 / torch.log2(1 + rank))
-    return torch.cat(gains).mean().item()
+        total += sum((rank <= k).sum().item() for k in (10, 50, 200)) / 3
+    return total / len(pairs)
 
 
 # -- embedding ----------------------------------------------------------------------------------------------------------
@@ -445,7 +453,9 @@ class SASRecEmbedding(Embedding):
             past = self.log.asof.history(requests[start : start + BLOCK], length).items
             count = (past >= 0).sum(axis=1)
             row, column = np.nonzero(past >= 0)
-            items = np.full((BLOCK, length + 1), self.number[-1])
+            items = np.full(
+                (len(past), length + 1), self.number[-1]
+            )  # one width, so that a vector's bytes do not hang on its batch
             items[row, column + 1 - (length - count)[row]] = self.number[past[row, column]]  # flush left, after START
             z = self.network(torch.from_numpy(items).to(self.device))[torch.arange(len(past)), torch.from_numpy(count)]
             out[start : start + BLOCK] = with_constant(z.cpu().numpy())

@@ -38,18 +38,18 @@ EMBEDDERS: dict[str, Embedder] = {"tfidf": TfidfSVD(dim=64), "cooccurrence": Coo
 CHEAP = [Upstream(), Popularity(), Price(), Similarity("cooccurrence")]
 FUNNEL = (
     VectorRecall("tfidf", k=1000)
-    >> LightGBMPreRank(k=200, features=CHEAP, sample=Sample(requests=800), trees=100, leaves=31)
-    >> DINRank(k=50, features=[*CHEAP, Own(), Context()], sample=Sample(requests=800), epochs=2)
+    >> LightGBMPreRank(k=200, features=CHEAP, sample=Sample(requests=2000), trees=200, leaves=31, learning_rate=0.03)
+    >> DINRank(k=50, features=[*CHEAP, Own(), Context()], sample=Sample(requests=1000), epochs=2)
 )
 
 
 def world(items: int, requests: int) -> Log:
     """A World whose last `requests` requests are W3: enough before them to fit a funnel."""
-    folder = cache_root() / f"bench-world-{items}-{requests}"
+    folder = cache_root() / f"bench-world-{items}-{requests + 6000}"
     if not folder.exists():
-        log = generate(items=items, users=4000, requests=requests + 4000, seed=0).log
+        log = generate(items=items, users=4000, requests=requests + 6000, seed=0).log
         n = log.requests.height
-        window = np.select([np.arange(n) < 2400, np.arange(n) < 3600, np.arange(n) < 4000], ["W1", "W2a", "W2b"], "W3")
+        window = np.select([np.arange(n) < 2400, np.arange(n) < 4800, np.arange(n) < 6000], ["W1", "W2a", "W2b"], "W3")
         Log.make(log.items, log.requests.with_columns(pl.Series("window", window)), log.exposures, log.meta).write(folder)
     return Log.open(folder)
 
