@@ -34,6 +34,7 @@ from .embedders import (
 
 BLOCK = 128  # requests embedded at a time
 MEAN = 3.0  # weight of the mean of the history beside the last item, before anything is learnt
+DEEP = 1000  # deeper than this a recall channel seldom looks
 CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 
 
@@ -369,13 +370,13 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
         return False
 
     def judge(network: Network, loss: float) -> bool:
-        curve.append(tail_hits(network, windows, device))
+        curve.append(tail_rank(network, windows, device))
         progress(
-            f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, hits {curve[-1]:.4f} on the tail of W1"
+            f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, mean rank {curve[-1]:.1f} on the tail of W1"
         )
-        if curve[-1] == max(curve):
+        if curve[-1] == min(curve):
             best.update(copy.deepcopy(network.state_dict()))
-        return len(curve) - 1 - int(np.argmax(curve)) >= config.patience
+        return len(curve) - 1 - int(np.argmin(curve)) >= config.patience
 
     if windows.tail.sum() < 20 or not config.patience:
         return train(config, windows, everything, config.epochs, seed, device, report), {
@@ -383,10 +384,10 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
             "seed": seed,
         }
     network = train(config, windows, ~windows.tail, config.epochs, seed, device, judge)
-    epochs = int(np.argmax(curve)) + 1
+    epochs = int(np.argmin(curve)) + 1
     facts = {
         "epochs": epochs,
-        "tail_hits": [round(v, 4) for v in curve],
+        "tail_rank": [round(v, 2) for v in curve],
         "tail_pairs": int(windows.tail.sum()),
         "seed": seed,
     }
@@ -398,21 +399,20 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
 
 
 @torch.inference_mode()
-def tail_hits(network: Network, windows: Windows, device: str) -> float:
-    """Share of held-out targets among the best 10, 50 and 200 items of W1, ties one half; the mean of the three shares."""
+def tail_rank(network: Network, windows: Windows, device: str) -> float:
+    """Geometric mean rank of held-out targets among all items of W1, ties one half, ranks beyond DEEP counting as DEEP."""
     e = network.targets()
     pairs = np.flatnonzero(windows.tail)
     piece = np.searchsorted(windows.first_pair, pairs, side="right") - 1
-    total = 0.0
+    ranks = []
     for start in range(0, len(pairs), BLOCK):
         mine = pairs[start : start + BLOCK]
         items = windows.batch(piece[start : start + BLOCK], np.zeros(windows.n_pairs, dtype=bool))[0].to(device)
         row = torch.arange(len(mine), device=device)
         scores = network(items)[row, torch.from_numpy(windows.position[mine]).to(device)] @ e.T
         own = scores[row, torch.from_numpy(windows.target[mine]).to(device)][:, None]
-        rank = 1 + (scores > own).sum(dim=1) + 0.5 * ((scores == own).sum(dim=1) - 1)
-        total += sum((rank <= k).sum().item() for k in (10, 50, 200)) / 3
-    return total / len(pairs)
+        ranks.append(1 + (scores > own).sum(dim=1) + 0.5 * ((scores == own).sum(dim=1) - 1))
+    return torch.cat(ranks).clamp(max=DEEP).log().mean().exp().item()
 
 
 # -- embedding ----------------------------------------------------------------------------------------------------------
@@ -453,9 +453,7 @@ class SASRecEmbedding(Embedding):
             past = self.log.asof.history(requests[start : start + BLOCK], length).items
             count = (past >= 0).sum(axis=1)
             row, column = np.nonzero(past >= 0)
-            items = np.full(
-                (len(past), length + 1), self.number[-1]
-            )  # one width, so that a vector's bytes do not hang on its batch
+            items = np.full((len(past), length + 1), self.number[-1])  # always as wide: a vector does not hang on its batch
             items[row, column + 1 - (length - count)[row]] = self.number[past[row, column]]  # flush left, after START
             z = self.network(torch.from_numpy(items).to(self.device))[torch.arange(len(past)), torch.from_numpy(count)]
             out[start : start + BLOCK] = with_constant(z.cpu().numpy())
