@@ -6,7 +6,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
-
 from karmafunnel.cli import main
 
 RECIPE = """
