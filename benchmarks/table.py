@@ -69,6 +69,7 @@ def define(measure: str) -> str:
         "GMV-HR": f"money of truth items in the top {m.k} / money of all of them",
         "GMV-nDCG": f"nDCG@{m.k} with money as the gain",
         "survival": "truth items in a stage's output / in its input; end to end over all truth items, exactly the product",
+        "swap": "end-to-end recall of truth items gained by an oracle in the stage's place, later stages as they are; an upper bound",
         "ceiling": "share of truth items that are eligible at all",
         "AUC": "chance that a positive row scores above a negative one, exact, ties one half, all rows pooled",
         "gAUC": f"AUC within each {m.group} over {over}, weighted by {weight}; {m.group}s of one class left out",

@@ -24,7 +24,7 @@ MONEY = ("GMV-HR", "GMV-nDCG")
 LOWER_IS_BETTER = ("logloss", "ECE")
 KNOWN = (
     "HR@k, Recall@k, nDCG@k, MRR, MRR@k, GMV-HR@k, GMV-nDCG@k (all with :exposures, the last two with :w99), Recall@m@k, "
-    "survival, ceiling, AUC, logloss, ECE, gAUC:GROUP:POPULATION[:WEIGHT] with request|user, exposures|candidates, "
+    "survival, swap, ceiling, AUC, logloss, ECE, gAUC:GROUP:POPULATION[:WEIGHT] with request|user, exposures|candidates, "
     "exposures|positives|none"
 )
 RANDOM, CEILING, BASE, END = "random", "ceiling", "base rate", "end to end"  # rows that are no stage; LOGGED is another
@@ -66,7 +66,7 @@ class Measure:
             if len(set(options)) < len(options) or not set(options) <= allowed:
                 raise _refuse(text, f"{name} takes the options {sorted(allowed)}")
             return cls(name, k=ks[0] if ks else None, w99="w99" in options, exposures="exposures" in options)
-        if name in ("survival", "ceiling", "AUC", "logloss", "ECE"):
+        if name in ("survival", "swap", "ceiling", "AUC", "logloss", "ECE"):
             if ks or options:
                 raise _refuse(text, f"{name} takes no k and no option")
             return cls(name)
@@ -123,6 +123,8 @@ def figures(reading: Reading, measure: Measure, part: Part, stages: Sequence[str
         yield from (_shown_lists if measure.exposures else _slate_lists)(reading, measure, part, stages)
     elif measure.m is not None:
         yield from _kept_of_the_best(reading, measure, part, stages)
+    elif measure.name == "swap":
+        yield from _swap(reading, measure, part, stages)
     elif measure.name in ("survival", "ceiling"):
         yield from _survival(reading, measure, part, stages)
     elif part.by_truth:
@@ -314,6 +316,29 @@ def _survival(reading: Reading, measure: Measure, part: Part, stages: Sequence[s
             yield figure(stage, out, into, f"truth items ({label}){of} in its input")
         into = out
     yield figure(END, into, every, all_of_them, "product of the rows above")
+
+
+def _swap(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """End-to-end change with an oracle in a stage's place: it passes all truth of its input on, later stages stay as they are.
+
+    What it rescues is kept where its forced rank in every later stage is inside the cut; that rescued items may crowd each
+    other out of a slate is left aside, so this is an upper bound.
+    """
+    truths, cut = reading.truths, {s["name"]: s["k"] for s in reading.run.meta["stages"]}
+    names = list(reading.run.stages)
+    kept = truths.rank[names[-1]] < LOST
+    into = truths.eligible
+    for i, stage in enumerate(names):
+        later = [reading.would_rank[s] <= cut[s] for s in names[i + 1 :]]
+        rescued = into & np.logical_and.reduce([np.ones(len(into), dtype=bool), *later])
+        into = truths.rank[stage] < LOST
+        if stage in stages:
+            change = (rescued.astype(np.float64) - kept)[part.truth]
+            den = np.bincount(truths.group[part.truth], minlength=reading.n).astype(np.float64)
+            num = np.where(den > 0, np.bincount(truths.group[part.truth], change, minlength=reading.n), np.nan)
+            ratio = _of_requests(reading, part, num, den, den)
+            of = f"all truth items ({reading.run.label}){_of(part)}"
+            yield Figure(stage, measure, part.name, ratio, "truth item", of, "end-to-end recall gained; an upper bound")
 
 
 def _candidates(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:

@@ -106,6 +106,15 @@ class Reading:
         )  # fmt: skip
 
     @cached_property
+    def would_rank(self) -> dict[str, np.ndarray]:
+        """The rank that every truth item has, or would have, in each stage's output, lost before or not; LOST where unknown."""
+        columns = [f"{s}.rank" for s in self.run.stages]
+        forced = self.run.read("scored", "request_id", "item_id", *columns).unique(["request_id", "item_id"], keep="first")
+        keys = self.truths.frame.select("request_id", "item_id")
+        found = keys.join(forced, on=["request_id", "item_id"], how="left", maintain_order="left")
+        return {s: found[f"{s}.rank"].cast(pl.Int64).fill_null(LOST).to_numpy() for s in self.run.stages}
+
+    @cached_property
     def winsorised(self) -> np.ndarray:
         """Truth money cut at the 99th percentile of all the Run's truth money."""
         return metrics.winsorised(self.truths.money)

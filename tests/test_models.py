@@ -91,7 +91,7 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
     z, e, row, _, weight = some_pairs()
     target = (z[row] @ e.T).argmax(dim=1)  # likely targets, so that one counted twice would show
     q = torch.softmax(torch.linspace(0, 2, 30, dtype=torch.float64), 0)
-    drawn = torch.multinomial(q, 200_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    drawn = torch.multinomial(q, 50_000, replacement=True, generator=torch.Generator().manual_seed(0))
     full = FullSoftmax.apply(z, e, row[:40], target[:40], weight[:40], 1.0)
     sampled = sampled_softmax(z, e, row[:40], target[:40], weight[:40], 1.0, drawn, q.log())
     assert torch.allclose(full, sampled, rtol=5e-3)
@@ -257,7 +257,7 @@ NAMES = ["DIN", "DIN-similarity", "TwoTower"]
 def trained() -> dict[str, ClickModel]:
     fitted = dict(zip(NAMES, models(), strict=True))
     for model in fitted.values():
-        fit_ctr(model, clicks(1500, 0), clicks(300, 1), rate=5e-3, epochs=12)
+        fit_ctr(model, clicks(800, 0), clicks(200, 1), rate=1e-2, epochs=10)
     return fitted
 
 
@@ -265,9 +265,9 @@ def trained() -> dict[str, ClickModel]:
 class TestClickModels:
     def test_interest_beats_popularity(self, name: str, trained: dict[str, ClickModel]) -> None:
         test = clicks(500, 2)
-        train = clicks(1500, 0)
+        train = clicks(800, 0)
         popularity = np.bincount(train.items[train.items >= 0], train.label[train.items >= 0], minlength=N_ITEMS)
-        assert gauc(predict_ctr(trained[name], test), test) > gauc(popularity[test.items], test) + 0.2
+        assert gauc(predict_ctr(trained[name], test), test) > gauc(popularity[test.items], test) + 0.15
 
     def test_save_and_load(self, name: str, trained: dict[str, ClickModel], tmp_path: Path) -> None:
         model, test = trained[name], clicks(50, 3)
@@ -350,7 +350,7 @@ def test_two_towers_meet_in_a_product(trained: dict[str, ClickModel]) -> None:
 
 def test_listwise_learns_too() -> None:
     model = models()[0]
-    fit_ctr(model, clicks(1500, 0), clicks(300, 1), rate=5e-3, epochs=12, loss="listwise")
+    fit_ctr(model, clicks(800, 0), clicks(200, 1), rate=1e-2, epochs=6, loss="listwise")
     test = clicks(500, 2)
     assert gauc(predict_ctr(model, test), test) > 0.75
 

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.simulator import replay as replaying
+from karmafunnel.simulator.measures import Run, measure
 from karmafunnel.simulator.recipe import load_recipe
 from karmafunnel.simulator.replay import TABLES, popularity_band, prepare, replay
 from rich.console import Console
@@ -206,3 +207,18 @@ def test_out_must_not_be_something_else(log, recipe_file, cache, tmp_path):
         replay(load_recipe(recipe_file, log), log, tmp_path / "letters", cache=cache)
     with pytest.raises(KarmafunnelError, match="limit"):
         replay(load_recipe(recipe_file, log), log, tmp_path / "run", cache=cache, limit=0)
+
+
+def test_swap_by_counting(run):
+    """An oracle in a stage's place passes on all truth of its input; the rest of the funnel stays."""
+    ledger = table(run, "ledger").join(table(run, "scored"), on=["request_id", "item_id"], suffix="_would").rows(named=True)
+    k = {"recall": 80, "prerank": 40, "rank": 20}
+    expected = dict.fromkeys(k, 0)
+    for row in ledger:
+        reached = row["eligible"]
+        for stage, later in (("recall", ("prerank", "rank")), ("prerank", ("rank",)), ("rank", ())):
+            saved = reached and all(row[f"{s}.rank_would"] <= k[s] for s in later)
+            expected[stage] += saved - (row["lost"] is None)
+            reached = row[f"{stage}.rank"] is not None
+    rows = {r["stage"]: r["value"] for r in measure(Run.open(run), ["swap"])}
+    assert rows == {s: pytest.approx(n / len(ledger)) for s, n in expected.items()} and max(expected.values()) > 0

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from ...log import Catalogue, KarmafunnelError, Log
 
-SOURCES = tuple(
-    sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-)
+SOURCES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 
 
 def load(source: str, raw: Path | str) -> Log | Catalogue:

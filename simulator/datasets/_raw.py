@@ -30,9 +30,7 @@ def find(root: Path | str, names: Sequence[str], where: str) -> Path:
         if (root / name).is_file():
             return root / name
     found = sorted(path.name for path in root.iterdir()) if root.is_dir() else "no such folder"
-    raise KarmafunnelError(
-        f"{root / names[0]}: needed {' or '.join(names)} (download: {where}), found {found}"
-    )
+    raise KarmafunnelError(f"{root / names[0]}: needed {' or '.join(names)} (download: {where}), found {found}")
 
 
 @contextmanager
@@ -50,9 +48,7 @@ def reading(path: Path) -> Iterator[None]:
         json.JSONDecodeError,
         UnicodeDecodeError,
     ) as error:
-        raise KarmafunnelError(
-            f"{path}: needed a whole, readable file, found: {type(error).__name__}: {error}"
-        ) from error
+        raise KarmafunnelError(f"{path}: needed a whole, readable file, found: {type(error).__name__}: {error}") from error
 
 
 def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
@@ -61,9 +57,7 @@ def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
     """
     missing = [name for name in columns if name not in frame.columns]
     if missing:
-        raise KarmafunnelError(
-            f"{path}: needed columns {list(columns)}, missing {missing}, found {frame.columns}"
-        )
+        raise KarmafunnelError(f"{path}: needed columns {list(columns)}, missing {missing}, found {frame.columns}")
     if frame.height == 0:
         raise KarmafunnelError(f"{path}: needed at least one row, found an empty table")
 
@@ -85,16 +79,12 @@ def parse(frame: pl.DataFrame, types: Mapping[str, Any], path: Path) -> pl.DataF
     return cast
 
 
-def read_csv(
-    path: Path, columns: Sequence[str], separator: str = ",", quote: str | None = '"'
-) -> pl.DataFrame:
+def read_csv(path: Path, columns: Sequence[str], separator: str = ",", quote: str | None = '"') -> pl.DataFrame:
     """A delimited file, plain or gzipped, every column as text; raises KarmafunnelError for a broken file or
     missing columns.
     """
     with reading(path):
-        frame = pl.read_csv(
-            path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy"
-        )
+        frame = pl.read_csv(path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy")
     need(frame, columns, path)
     return frame
 

@@ -36,9 +36,7 @@ def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
             pl.lit("W3").alias("window"),
         ),
     ])  # fmt: skip
-    first = (
-        targets.group_by("user_id", maintain_order=True).agg(pl.col("history").first()).with_row_index("user")
-    )
+    first = targets.group_by("user_id", maintain_order=True).agg(pl.col("history").first()).with_row_index("user")
     events = (
         first.select(
             "user",
@@ -72,9 +70,7 @@ def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
         "training events that are a later target of their user": int(events["target"].sum()),
         "training events moved to the start of W2 for that": int(events["late"].sum()),
         "validation and test rows": targets.height,
-        "validation and test rows whose rebuilt history differs from the publisher's": differing(
-            first, targets
-        ),
+        "validation and test rows whose rebuilt history differs from the publisher's": differing(first, targets),
     }
     return rows.drop("item_id"), exposures, notes
 
@@ -86,9 +82,7 @@ def differing(first: pl.DataFrame, targets: pl.DataFrame) -> int:
     rows = targets.with_columns(pl.int_range(pl.len()).over("user_id").alias("nth"))
     all_targets = targets.group_by("user_id").agg(pl.col("item_id").alias("targets"))
     both = first.select("user_id", pl.col("history").alias("start")).join(all_targets, on="user_id")
-    whole = rows.join(both, on="user_id", how="left").with_columns(
-        pl.concat_list("start", "targets").alias("whole")
-    )
+    whole = rows.join(both, on="user_id", how="left").with_columns(pl.concat_list("start", "targets").alias("whole"))
     before = pl.col("whole").list.head(pl.col("start").list.len() + pl.col("nth"))
     return whole.filter(before.list.tail(pl.col("history").list.len()) != pl.col("history")).height
 
@@ -97,9 +91,7 @@ def check_items(exposures: pl.DataFrame, items: pl.DataFrame, path: Path) -> Non
     """Raises KarmafunnelError naming the items' file where a row names an item that it does not hold."""
     unknown = exposures.join(items, on="item_id", how="anti")["item_id"].unique(maintain_order=True)
     if len(unknown):
-        raise KarmafunnelError(
-            f"{path}: needed every item of the rows, missing {len(unknown)}, e.g. {unknown[0]!r}"
-        )
+        raise KarmafunnelError(f"{path}: needed every item of the rows, missing {len(unknown)}, e.g. {unknown[0]!r}")
 
 
 def scattered(rows: pl.DataFrame) -> pl.DataFrame:

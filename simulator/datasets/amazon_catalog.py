@@ -57,9 +57,7 @@ def load(root: Path | str) -> Catalogue:
     rows = []
     with (
         reading(path),
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else open(path, encoding="utf-8") as file,
+        gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file,
     ):
         for number, line in enumerate(file, 1):
             try:
@@ -108,11 +106,7 @@ def product(raw: dict[str, Any]) -> tuple[Any, ...]:
         name for name in [plain(raw.get("main_category"))] if name
     ]
     images = raw["images"] or {}
-    urls = [
-        big or large
-        for big, large in zip(images.get("hi_res", []), images.get("large", []), strict=True)
-        if big or large
-    ]
+    urls = [big or large for big, large in zip(images.get("hi_res", []), images.get("large", []), strict=True) if big or large]
     return (
         raw["parent_asin"], plain(raw["title"]), plain(raw["store"]), categories or None, price(raw["price"]),
         attributes(json.loads(raw["details"] or "{}")),
@@ -161,8 +155,4 @@ def text_of(author: Any) -> str | None:
             author = json.loads(author)
         except json.JSONDecodeError:
             return plain(author)
-    return (
-        plain(str(author.get("name") or ""))
-        if isinstance(author, dict)
-        else plain(str(author) if author else None)
-    )
+    return plain(str(author.get("name") or "")) if isinstance(author, dict) else plain(str(author) if author else None)

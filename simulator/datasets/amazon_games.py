@@ -29,15 +29,10 @@ def load(root: Path | str) -> Log:
     """The log of LLMRank's Games-6k in `root`; raises KarmafunnelError for a missing, truncated or wrong
     file.
     """
-    paths = {
-        part: find(root, [f"{STEM}.{part}.gz", f"{STEM}.{part}"], WHERE)
-        for part in ("item", "valid.inter", "test.inter")
-    }
+    paths = {part: find(root, [f"{STEM}.{part}.gz", f"{STEM}.{part}"], WHERE) for part in ("item", "valid.inter", "test.inter")}
     requests, exposures, notes = rebuild(read(paths["valid.inter"]), read(paths["test.inter"]))
     columns = ("item_id:token", "title:token_seq")
-    about = parse(
-        read_csv(paths["item"], columns, "\t", None), dict.fromkeys(columns, pl.String), paths["item"]
-    )
+    about = parse(read_csv(paths["item"], columns, "\t", None), dict.fromkeys(columns, pl.String), paths["item"])
     titles = [plain(title) for title in about["title:token_seq"]]
     items = pl.DataFrame({"item_id": about["item_id:token"], "title": pl.Series(titles, dtype=pl.String)})
     check_items(exposures, items, paths["item"])

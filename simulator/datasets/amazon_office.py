@@ -98,9 +98,9 @@ def semantic_ids(frames: list[pl.DataFrame]) -> pl.DataFrame:
             )
             parts.append(frame.select("item_id", pl.col("item_sid").alias("semantic_id")))
             parts.append(
-                aligned.select(
-                    pl.col("history").alias("item_id"), pl.col("history_sid").alias("semantic_id")
-                ).explode("item_id", "semantic_id")
+                aligned.select(pl.col("history").alias("item_id"), pl.col("history_sid").alias("semantic_id")).explode(
+                    "item_id", "semantic_id"
+                )
             )
     return pl.concat(parts).unique("item_id", keep="first", maintain_order=True)
 
@@ -110,9 +110,7 @@ def read_items(path: Path) -> pl.DataFrame:
     with reading(path):
         raw = json.loads(path.read_text())
     if not isinstance(raw, dict) or not raw:
-        raise KarmafunnelError(
-            f"{path}: needed a JSON object of items, found {type(raw).__name__} of length {len(raw)}"
-        )
+        raise KarmafunnelError(f"{path}: needed a JSON object of items, found {type(raw).__name__} of length {len(raw)}")
     rows = []
     for item, about in raw.items():
         missing = [name for name in ("title", "description", "brand", "categories") if name not in about]

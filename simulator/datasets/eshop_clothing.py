@@ -118,27 +118,20 @@ def read(path: Path) -> pl.DataFrame:
         frame = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy")
         if frame.width == 1:
             frame = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", separator=";")
-    frame = frame.rename(
-        {name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in frame.columns}
-    )
+    frame = frame.rename({name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in frame.columns})
     need(frame, COLUMNS, path)
     whole = dict.fromkeys(["year", "month", "day", "order", *CODES], pl.Int32)
     frame = parse(
         frame,
-        whole
-        | {"price": pl.Float64}
-        | dict.fromkeys(["session_id", "page_2_clothing_model", "page"], pl.String),
+        whole | {"price": pl.Float64} | dict.fromkeys(["session_id", "page_2_clothing_model", "page"], pl.String),
         path,
     )
     for column, names in CODES.items():
         wrong = frame.filter(~pl.col(column).is_between(1, len(names)))
         if wrong.height:
-            raise KarmafunnelError(
-                f"{path}: column {column!r} needs codes from 1 to {len(names)}, found {wrong[column][0]}"
-            )
+            raise KarmafunnelError(f"{path}: column {column!r} needs codes from 1 to {len(names)}, found {wrong[column][0]}")
     frame = frame.with_columns(
-        pl.col(column).replace_strict(dict(enumerate(names, 1)), return_dtype=pl.String)
-        for column, names in CODES.items()
+        pl.col(column).replace_strict(dict(enumerate(names, 1)), return_dtype=pl.String) for column, names in CODES.items()
     )
     if frame.select("session_id", "order").is_duplicated().any():
         raise KarmafunnelError(f"{path}: needed one click for each place in a session, found a place twice")
@@ -148,10 +141,7 @@ def read(path: Path) -> pl.DataFrame:
             f"{path}: column 'order' needs the place of a click in its session, from 1, found {wrong['order'][0]}"
         )
     with reading(path):
-        ts = frame.select(
-            pl.datetime("year", "month", "day", time_zone="UTC", time_unit="ms")
-            + pl.duration(seconds="order")
-        )
+        ts = frame.select(pl.datetime("year", "month", "day", time_zone="UTC", time_unit="ms") + pl.duration(seconds="order"))
     return frame.with_row_index("row").with_columns(
         ts.to_series().alias("ts"), pl.format("{}-{}", "session_id", "order").alias("request_id")
     )

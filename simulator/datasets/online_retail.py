@@ -66,9 +66,7 @@ def load(root: Path | str) -> Log:
     two = two.filter(pl.col("customer").list.len() > 1)
     if two.height:
         invoice, customers = two.row(0)
-        raise KarmafunnelError(
-            f"{path}: needed one customer an invoice, found {customers} on invoice {invoice}"
-        )
+        raise KarmafunnelError(f"{path}: needed one customer an invoice, found {customers} on invoice {invoice}")
     sales = add_up(lines.filter(pl.col("kind") == "sale"))
     returns = lines.filter(pl.col("kind") == "return").sort("ts", "row")
     returned, unmatched = net_out(sales, returns)
@@ -76,11 +74,7 @@ def load(root: Path | str) -> Log:
     kept = sales.filter(pl.col("returned") < pl.col("bought")).with_columns(
         (pl.col("bought") - pl.col("returned")).alias("quantity")
     )
-    items = (
-        titles(lines)
-        .join(kept.select(pl.col("code").alias("item_id")), on="item_id", how="semi")
-        .sort("item_id")
-    )
+    items = titles(lines).join(kept.select(pl.col("code").alias("item_id")), on="item_id", how="semi").sort("item_id")
     invoices = (
         kept.group_by("invoice", maintain_order=True)
         .agg(pl.col("customer", "ts", "country").first(), pl.col("row").min())
@@ -178,10 +172,7 @@ def add_up(sales: pl.DataFrame) -> pl.DataFrame:
     return sales.group_by("invoice", "code", maintain_order=True).agg(
         pl.col("row", "customer", "ts", "country").first(),
         pl.col("quantity").sum().alias("bought"),
-        pl.when(same)
-        .then(pl.col("price").first())
-        .otherwise(money / pl.col("quantity").sum())
-        .alias("price"),
+        pl.when(same).then(pl.col("price").first()).otherwise(money / pl.col("quantity").sum()).alias("price"),
     )
 
 
@@ -230,13 +221,9 @@ def titles(lines: pl.DataFrame) -> pl.DataFrame:
     anybody.
     """
     title = pl.col("description").str.replace_all(r"\s+", " ").str.strip_chars()
-    sold = lines.filter(is_product() & (pl.col("price") > 0) & ~pl.col("back")).with_columns(
-        title.alias("title")
-    )
+    sold = lines.filter(is_product() & (pl.col("price") > 0) & ~pl.col("back")).with_columns(title.alias("title"))
     good = (pl.col("title") != "") & pl.col("title").str.contains(r"\p{L}{2}")
-    return sold.group_by(pl.col("code").alias("item_id"), maintain_order=True).agg(
-        pl.col("title").filter(good).first()
-    )
+    return sold.group_by(pl.col("code").alias("item_id"), maintain_order=True).agg(pl.col("title").filter(good).first())
 
 
 def counts(
@@ -244,9 +231,7 @@ def counts(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """What was set aside, and notes on what was kept and netted out: lines, units and money (GBP)."""
     number = dict(lines.group_by("kind").len().iter_rows())
-    sold = (
-        lines.filter(pl.col("kind") == "sale").select(pl.col("price") * pl.col("quantity")).to_series().sum()
-    )
+    sold = lines.filter(pl.col("kind") == "sale").select(pl.col("price") * pl.col("quantity")).to_series().sum()
     set_aside = {f"lines, {kind}": number.get(kind, 0) for kind in REASONS} | {
         "units returned without an earlier purchase": unmatched,
         "lines of invoices netted out to zero": sales.filter(pl.col("returned") == pl.col("bought")).height,

@@ -93,9 +93,7 @@ def load(root: Path | str) -> Log:
             "when a hotel came to a city: it has every city in which the file ever shows it",
         ],
         "set_aside": set_aside,
-        "notes": {
-            "hotels clicked that were known before, in this city only from now on": newly_placed(places)
-        },
+        "notes": {"hotels clicked that were known before, in this city only from now on": newly_placed(places)},
     }
     return Log.make(items, requests_of(events), exposures, meta)
 
@@ -113,9 +111,7 @@ def read(path: Path) -> pl.DataFrame:
         frame = read_csv(path, COLUMNS)
     text = dict.fromkeys(["user_id", "session_id", "action_type", "platform", "city", "device"], pl.String)
     frame = parse(frame, text | {"timestamp": pl.Int64, "step": pl.Int64}, path)
-    frame = frame.with_columns(
-        pl.col("reference", "current_filters", "impressions", "prices").cast(pl.String)
-    )
+    frame = frame.with_columns(pl.col("reference", "current_filters", "impressions", "prices").cast(pl.String))
     nth = pl.int_range(pl.len()).over("session_id", "step")
     again = pl.when(nth > 0).then(pl.format("/{}", nth + 1)).otherwise(pl.lit(""))
     return frame.with_columns(
@@ -129,12 +125,8 @@ def lists(events: pl.DataFrame, path: Path) -> pl.DataFrame:
     where prices do not fit the list.
     """
     outs = events.filter((pl.col("action_type") == CLICK_OUT) & pl.col("impressions").is_not_null())
-    outs = outs.select(
-        "request_id", "reference", pl.col("impressions").str.split("|"), pl.col("prices").str.split("|")
-    )
-    wrong = outs.filter(
-        pl.col("prices").is_null() | (pl.col("prices").list.len() != pl.col("impressions").list.len())
-    )
+    outs = outs.select("request_id", "reference", pl.col("impressions").str.split("|"), pl.col("prices").str.split("|"))
+    wrong = outs.filter(pl.col("prices").is_null() | (pl.col("prices").list.len() != pl.col("impressions").list.len()))
     if wrong.height:
         request, _, items, prices = wrong.row(0)
         needed = f"column 'prices' needs one price for each of its {len(items)} impressions"
@@ -172,9 +164,7 @@ def newly_placed(places: pl.DataFrame) -> int:
 def requests_of(events: pl.DataFrame) -> pl.DataFrame:
     """One request an event; a click-out with its list has source "search" and its city as a hard filter."""
     filters = pl.col("current_filters").str.split("|").fill_null([])
-    about = pl.concat_list(
-        *[pl.format(name + "={}", pl.col(name)) for name in ("city", "platform", "device")]
-    )
+    about = pl.concat_list(*[pl.format(name + "={}", pl.col(name)) for name in ("city", "platform", "device")])
     reference = pl.when(~pl.col("action_type").is_in(ITEM_EVENTS)).then(pl.col("reference"))
     return events.select(
         "request_id", "user_id", "ts", "session_id",
@@ -194,9 +184,7 @@ def with_properties(items: pl.DataFrame, root: Path) -> tuple[pl.DataFrame, bool
     if not path.is_file():
         return items, False
     about = read_csv(path, ("item_id", "properties")).unique("item_id", keep="first", maintain_order=True)
-    properties = (
-        pl.col("properties").str.split("|").fill_null([]).list.eval(pl.format("property={}", pl.element()))
-    )
+    properties = pl.col("properties").str.split("|").fill_null([]).list.eval(pl.format("property={}", pl.element()))
     items = items.join(about.select("item_id", properties), on="item_id", how="left", maintain_order="left")
     both = pl.col("attributes").list.concat(pl.col("properties").fill_null([]))
     return items.select("item_id", both.alias("attributes")), True
