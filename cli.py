@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
@@ -33,10 +34,10 @@ class Main(click.Group):
         try:
             return super().invoke(ctx)
         except KarmafunnelError as error:
-            err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True, markup=True)
+            err.print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
             ctx.exit(1)
-        except OSError as error:
-            err.print(f"error: {error.strerror}: {error.filename}", highlight=False, soft_wrap=True, markup=False)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            err.print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
             ctx.exit(1)
 
 

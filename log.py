@@ -139,6 +139,8 @@ class Catalogue:
 
 def complete_meta(meta: dict[str, Any]) -> dict[str, Any]:
     """`log.json` with its defaults: what is not claimed is not there."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("has", {}), dict):
+        raise KarmafunnelError(f"log.json: needs an object whose `has` is an object, found {str(meta)[:80]}")
     base: dict[str, Any] = {
         "name": "unnamed", "currency": None, "licence": None, "source": None, "time": "clock", "scenario": ["search"],
         "label": "click", "catalogue": "seen", "lacks": [], "set_aside": {},
@@ -149,6 +151,10 @@ def complete_meta(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_tables(folder: Path | str, tables: dict[str, pl.DataFrame], meta: dict[str, Any]) -> None:
+    folder = Path(folder)
+    ours = folder.is_dir() and ((folder / "log.json").exists() or not any(folder.iterdir()))
+    if folder.exists() and not ours:
+        raise KarmafunnelError(f"{folder}: needs to be a new folder or an older log, found something else; nothing was written")
     with atomic_folder(folder) as temporary:
         checksums = {}
         for name, frame in tables.items():
@@ -280,12 +286,12 @@ class Log:
 
     @cached_property
     def checksum(self) -> str:
-        """One hash of the three tables: of the files where the log lies on disk, else of the rows."""
-        recorded = self.meta.get("checksums")
-        if self.path is not None and recorded:
-            parts = [recorded[f"{name}.parquet"] for name in TABLES]
+        """One hash of the three tables (of the files where the log lies on disk, else of the rows) and of how they are read."""
+        if self.path is not None:
+            parts = [sha256(self.path / f"{name}.parquet") for name in TABLES]
         else:
             parts = [str(getattr(self, name).hash_rows(seed=0).sum()) for name in TABLES]
+        parts.append(json.dumps({key: self.meta[key] for key in ("time", "scenario", "catalogue", "has")}, sort_keys=True))
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     # -- row numbers ------------------------------------------------------------------------------------------------
@@ -331,7 +337,7 @@ class Log:
     def requests_in(self, *windows: str) -> np.ndarray:
         """Row numbers of the scenario's requests in these windows, in time order; "W2" stands for W2a and W2b."""
         wanted = [w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))]
-        return np.flatnonzero(self.requests["window"].is_in(wanted).to_numpy() & self.in_scenario)
+        return np.flatnonzero(self.requests["window"].is_in(wanted).fill_null(False).to_numpy() & self.in_scenario)
 
     def end_of(self, window: str) -> int:
         """The first time that no longer belongs to the window or any before it."""
@@ -342,6 +348,7 @@ class Log:
     @cached_property
     def rows(self) -> pl.DataFrame:
         """Every row of exposures by row numbers: request, item, user, t, position, clicked, purchased, prices, quantity; in time order."""
+        self._check_rows()
         items = self.items.select("item_id").with_row_index("item")
         requests = self.requests.select("request_id").with_row_index("request")
         requests = requests.with_columns(pl.Series("user", self.user), pl.Series("t", self.t))
@@ -357,6 +364,29 @@ class Log:
                 raise KarmafunnelError(f"{self.name}: exposures: {bad} rows name an unknown {key}_id, e.g. {example!r}")
         frame = frame.select(pl.col("request").cast(pl.Int64), pl.col("item").cast(pl.Int32), "user", "t", *columns)
         return frame.sort("t", "request", maintain_order=True)
+
+    def _check_rows(self) -> None:
+        """Raise KarmafunnelError for what would make wrong figures without a word; `validate` checks far more."""
+        for name, key in (("items", "item_id"), ("requests", "request_id")):
+            ids = getattr(self, name)[key]
+            if ids.is_duplicated().any() or ids.null_count():
+                bad = ids.filter(ids.is_duplicated() | ids.is_null())[0]
+                raise KarmafunnelError(
+                    f"{self.name}: {name}.parquet: {key} needs to be unique, found {bad!r} more than once or null"
+                )
+        for column in ("user_id", "window"):
+            if nulls := self.requests[column].null_count():
+                raise KarmafunnelError(f"{self.name}: requests.parquet: {column} needs a value, {nulls} rows have none")
+        for name, column in (("items", "price"), ("exposures", "price_shown"), ("exposures", "price_paid")):
+            if column not in getattr(self, name).columns:  # a log of fewer columns, such as the report reads
+                continue
+            price = getattr(self, name)[column]
+            wrong = (~price.is_finite() | (price < 0)).fill_null(False)
+            if wrong.any():
+                row = int(wrong.arg_max() or 0)
+                raise KarmafunnelError(
+                    f"{self.name}: {name}.parquet: {column} needs finite prices of 0 or more, found {price[row]} in row {row}"
+                )
 
     @cached_property
     def events(self) -> pl.DataFrame:

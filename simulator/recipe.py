@@ -33,7 +33,9 @@ def find(recipe: str) -> Path:
     for path in (Path(recipe), shipped / recipe, shipped / f"{recipe}.py"):
         if path.is_file():
             return path
-    raise KarmafunnelError(f"recipe: no file {recipe!r}; shipped are {sorted(p.stem for p in shipped.glob('[!_]*.py'))}")
+    raise KarmafunnelError(
+        f"recipe: no file {recipe!r}; shipped are {sorted(p.stem for p in shipped.glob('[!_]*.py') if 'funnel' in p.read_text())}"
+    )
 
 
 def load_recipe(recipe: str, log: Log) -> Recipe:
@@ -68,6 +70,9 @@ def load_recipe(recipe: str, log: Log) -> Recipe:
         raise KarmafunnelError(f"recipe {path}: funnel needs stages chained with >>, found {funnel!r}")
     if not isinstance(embedders, Mapping):
         raise KarmafunnelError(f"recipe {path}: embedders needs a dict of name: Embedder, found {embedders!r}")
+    for name, value in embedders.items():
+        if not isinstance(value, Embedder):
+            raise KarmafunnelError(f"recipe {path}: embedder {name!r} needs an Embedder such as SASRec(), found {value!r}")
     for stage in funnel.stages:
         if missing := [name for name in stage.embedders() if name not in embedders]:
             raise KarmafunnelError(

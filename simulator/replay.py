@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -46,16 +47,30 @@ def prepare(
     """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps are told to `console`."""
     if console is not None:
         with console.status("fitting") as status:
-            say = lambda message: console.print(f"[dim]{message}[/dim]", highlight=False, soft_wrap=True)
+            say = lambda message: console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
             scene = Scene(log, {}, recipe.label, seed, device, say, lambda message: status.update(message))
             return _prepare(recipe, scene, cache)
     return _prepare(recipe, Scene(log, {}, recipe.label, seed, device), cache)
 
 
 def _prepare(recipe: Recipe, scene: Scene, cache: Path | None) -> FittedFunnel:
+    if scene.device != "cpu":
+        check_device(scene.device)
+    if "class " in recipe.text:
+        scene.outside = recipe.text
     needed = {name for stage in recipe.funnel.stages for name in stage.embedders()}
     scene.embeddings = fit_embedders(recipe.embedders, scene, cache, sorted(needed))
     return recipe.funnel.fit(scene, cache)
+
+
+def check_device(device: str) -> None:
+    """Raises KarmafunnelError for a device that torch does not know or have."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise KarmafunnelError(
+            f"device: needs one that torch has here, found {device!r}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def replay(
@@ -87,7 +102,8 @@ def replay(
         )
 
     description = describe_run(recipe, fitted, log, seed, device, limit, window, command)
-    key = hashlib.sha256(json.dumps([description, chunk, code_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    what = {name: value for name, value in description.items() if name not in ("command", "commit")}
+    key = hashlib.sha256(json.dumps([what, chunk, code_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
     partial = out.with_name(f".{out.name}.{key}.partial")
     for stale in out.parent.glob(f".{out.name}.*.partial"):
         if stale != partial:

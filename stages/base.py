@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,10 +116,16 @@ class Scene:
     device: str = "cpu"
     progress: Progress = silent  # one message a step
     detail: Progress = silent  # epochs, trees: what is overwritten on a terminal
+    outside: str = ""  # code that stages were defined with outside the package: a recipe's own classes
 
     def __post_init__(self) -> None:
         self._interests: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._items: dict[str, np.ndarray] = {}
+
+    @property
+    def circumstances(self) -> tuple[Any, ...]:
+        """What a fit depends on beside its config and its data."""
+        return self.seed, self.device, self.outside
 
     def embedding(self, name: str, who: str) -> Embedding:
         """A fitted embedding by name; raises KarmafunnelError naming the stage that asked and those that exist."""
@@ -270,6 +277,9 @@ class Funnel:
 
     def __post_init__(self) -> None:
         names = [s.name for s in self.stages]
+        for stage in self.stages:
+            if stage.k < 1:
+                raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): k needs to be at least 1, found {stage.k}")
         if len(set(names)) < len(names):
             raise KarmafunnelError(f"funnel: needs stages of different names, found {names}; give one a name=")
 
@@ -295,7 +305,7 @@ class Funnel:
         fitted: FittedFunnel | None = None
         for i, stage in enumerate(self.stages):
             prefix = Funnel(self.stages[: i + 1])
-            key = content_key(repr(prefix), embedder_keys(prefix, scene), scene.log.checksum, scene.label, scene.seed)
+            key = content_key(repr(prefix), embedder_keys(prefix, scene), scene.log.checksum, scene.label, *scene.circumstances)
             folder = cache_folder / f"{stage.name}-{key}" if cache_folder else None
             if folder and folder.is_dir():
                 scene.progress(f"{stage.name}: fitted before, from {folder.name}")
@@ -307,9 +317,13 @@ class Funnel:
                     with atomic_folder(folder) as temporary:
                         ready.save(temporary)
                         (temporary / "stage.txt").write_text(f"{prefix!r}\n")
+            if isinstance(ready, Retriever) != (i == 0):
+                raise KarmafunnelError(
+                    f"funnel: needs one recall stage, the first (join channels in brackets); found {stage!r} at place {i + 1}"
+                )
             fitted = FittedFunnel(scene, ((*fitted.stages, ready) if fitted else (ready,)))
-        if fitted is None or not isinstance(fitted.stages[0], Retriever):
-            raise KarmafunnelError(f"funnel: needs a recall stage first, found {self!r}")
+        if fitted is None:
+            raise KarmafunnelError("funnel: needs a recall stage, found no stage")
         return fitted
 
 
@@ -318,7 +332,8 @@ def code_key() -> str:
     """Hash of the code that fits things: a fitted thing is only as good as the code that made it."""
     root = Path(inspect.getfile(models)).parent.parent
     files = sorted([root / "log.py", *root.glob("models/**/*.py"), *root.glob("stages/*.py")])
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+    versions = ", ".join(version(p) for p in ("torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files) + versions.encode()).hexdigest()[:16]
 
 
 def content_key(*parts: Any) -> str:
@@ -339,7 +354,11 @@ def fit_embedders(
     for name, value in embedders.items():
         if needed is not None and name not in needed:
             continue
-        folder = cache_folder / f"embedder-{content_key(repr(value), scene.log.checksum, scene.seed)}" if cache_folder else None
+        folder = (
+            cache_folder / f"embedder-{content_key(repr(value), scene.log.checksum, *scene.circumstances)}"
+            if cache_folder
+            else None
+        )
         if folder and folder.is_dir():
             scene.progress(f"embedder {name}: fitted before, from {folder.name}")
             fitted[name] = value.load(folder, scene.log)

@@ -130,11 +130,10 @@ class VectorRecall(Stage):
         pool, _ = scene.log.asof.pool(0)
         index = None
         if not isinstance(self.index, Flat):
-            index = faiss.index_factory(
-                vectors.shape[1], self.index.description(vectors.shape[1], len(pool)), faiss.METRIC_INNER_PRODUCT
-            )
             # The cells and codes are learnt on what was known by the end of W1; later items are only added.
             known = pool[scene.log.asof.known_rank[pool] < scene.log.asof.time_rank(np.array([scene.log.end_of("W1")]))[0]]
+            description = self.index.description(vectors.shape[1], len(known))
+            index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
             index.train(np.ascontiguousarray(vectors[known]))
             index.add(np.ascontiguousarray(vectors[pool]))
         return FittedVectorRecall(self, scene, index)
@@ -184,10 +183,10 @@ class FittedVectorRecall(Retriever):
             pool, ranks = asof.pool(int(key))
             known = np.searchsorted(ranks, asof.rank[requests[mine]])
             if key == 0:
-                score, at = self._search_all(interests[mine], known, index)
+                score, at = self._search_all(interests[mine], known, requests[mine], index)
             else:
                 vectors = self.scene.items(self.embedder, repr(self.stage))[pool[: known.max(initial=0)]]
-                score, at = exact_search(interests[mine], vectors, known, k)
+                score, at = self._exact(interests[mine], vectors, pool, known, requests[mine])
             hit = (at >= 0) & (at < known[:, None])
             place = np.cumsum(hit, axis=1) - 1
             row, column = np.nonzero(hit & (place < k))
@@ -197,14 +196,34 @@ class FittedVectorRecall(Retriever):
         there = np.arange(k) < sizes[:, None]
         return pl.DataFrame({REQUEST: np.repeat(requests, sizes), ITEM: found[there], SCORE: scores[there]})
 
-    def _search_all(self, interests: np.ndarray, known: np.ndarray, index: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _exact(
+        self, interests: np.ndarray, vectors: np.ndarray, pool: np.ndarray, known: np.ndarray, requests: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Exact search; where the cut falls among equal scores, the seeded hash chooses between them, as everywhere."""
+        k = self.stage.k
+        score, at = exact_search(interests, vectors, known, k)
+        if at.shape[1] == 0 or known.max(initial=0) <= k:
+            return score, at
+        rank = np.cumsum((at >= 0) & (at < known[:, None]), axis=1)  # of each column among the known ones
+        more = np.flatnonzero(rank[:, -1] > k)
+        cut, next_one = (score[more, np.argmax(rank[more] == nth, axis=1)] for nth in (k, k + 1))
+        for i in more[cut - next_one <= 1e-6 * np.abs(cut)]:
+            full = np.round(np.ascontiguousarray(vectors[: known[i]]) @ interests[i], 6)
+            best = select_top(full, partial(tie_of, self.scene, int(requests[i]), pool), k)
+            score[i], at[i] = 0, -1
+            score[i, : len(best)], at[i, : len(best)] = full[best], best
+        return score, at
+
+    def _search_all(
+        self, interests: np.ndarray, known: np.ndarray, requests: np.ndarray, index: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Search the whole catalogue: items stand in the order they became known, so eligibility is a prefix.
 
         The prefix is that of the chunk's last request; earlier requests fetch as many more as became known meanwhile.
         """
         last = int(known.max(initial=0))
         if index is None:
-            return exact_search(interests, self._ordered[:last], known, self.stage.k)
+            return self._exact(interests, self._ordered[:last], self.scene.log.asof.pool(0)[0], known, requests)
         fetch = min(self.stage.k + last - int(known.min(initial=last)), last)
         library: Any = faiss  # its type stubs lag behind its search parameters
         selector = library.IDSelectorRange(0, last)
@@ -219,11 +238,11 @@ class FittedVectorRecall(Retriever):
 
 
 def exact_search(interests: np.ndarray, vectors: np.ndarray, known: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact inner-product search over a prefix: (scores, positions), enough rows that each request has k known ones."""
+    """Exact inner-product search over a prefix: (scores, positions), enough rows that each request has k known ones and one more."""
     n = len(vectors)
     if n == 0:
         return np.empty((len(interests), 0), np.float32), np.empty((len(interests), 0), np.int64)
-    fetch = min(k + n - int(known.min()), n)
+    fetch = min(k + 1 + n - int(known.min()), n)
     return faiss.knn(np.ascontiguousarray(interests), np.ascontiguousarray(vectors), fetch, metric=faiss.METRIC_INNER_PRODUCT)
 
 
@@ -244,7 +263,11 @@ class BM25Recall(Stage):
 
 
 class Titles:
-    """BM25 over the titles of the catalogue; one index a log and setting, shared by recall and features."""
+    """BM25 over the titles of the catalogue; one index a log and setting, shared by recall and features.
+
+    Word statistics are those of the whole catalogue, items that become known later included: titles are no outcome, but a shop that
+    replays its own past exactly would have slightly other weights.
+    """
 
     def __init__(self, scene: Scene, who: str, k1: float, b: float):
         log = scene.log

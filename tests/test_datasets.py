@@ -152,9 +152,7 @@ def test_sources_are_found_by_walking():
     for source in SOURCES:
         module = importlib.import_module(f"karmafunnel.simulator.datasets.{source}")
         assert callable(module.load)
-        assert all(word in module.__doc__ for word in ("Holds", "Lacks", "Licence", "Download", "Files expected")), (
-            source
-        )
+        assert all(word in module.__doc__ for word in ("Holds", "Lacks", "Licence", "Download", "Files expected")), source
 
 
 def test_unknown_source_names_those_that_exist(tmp_path):
@@ -251,18 +249,12 @@ def test_plain_text(text, clean):
 
 def test_trivago_by_hand(tmp_path):
     log = made(tmp_path, "trivago")
-    shown = (
-        rows(log)
-        .filter(pl.col("source") == "search")
-        .select("request_id", "item_id", "position", "clicked", "price_shown")
-    )
+    shown = rows(log).filter(pl.col("source") == "search").select("request_id", "item_id", "position", "clicked", "price_shown")
     assert shown.rows() == [
         ("s1-3", "11", 1, False, 80.0), ("s1-3", "12", 2, True, 95.0), ("s1-3", "13", 3, False, 70.0),
         ("s2-3", "11", 1, True, 81.0), ("s2-3", "21", 2, False, 51.0),
     ]  # fmt: skip
-    events = (
-        rows(log).filter(pl.col("source") != "search").select("request_id", "source", "item_id", "position", "clicked")
-    )
+    events = rows(log).filter(pl.col("source") != "search").select("request_id", "source", "item_id", "position", "clicked")
     assert events.rows() == [
         ("s2-1", "clickout item", "99", None, True), ("s1-2", "interaction item image", "11", None, True),
         ("s2-2", "search for item", "21", None, True), ("s3-2", "clickout item", "22", None, True),
@@ -351,18 +343,11 @@ def test_trivago_keeps_every_event_list_and_price(events):
     truth = log.truth("click").filter(pl.col("request").is_in(log.requests_in("W1", "W2", "W3")))
     assert truth.height == len(served) and truth["money"].sum() == sum(dict(e["shown"])[e["item"]] for e in served)
     by_request = listed.group_by("request_id").agg(pl.col("position").sort(), pl.col("clicked").sum())
-    assert (
-        all(p.to_list() == list(range(1, len(p) + 1)) for p in by_request["position"])
-        and (by_request["clicked"] == 1).all()
-    )
+    assert all(p.to_list() == list(range(1, len(p) + 1)) for p in by_request["position"]) and (by_request["clicked"] == 1).all()
     others = [e for e in [sure, *events] if e not in served and e["action"] in ACTIONS[:3]]
     assert log.exposures.filter(pl.col("position").is_null()).height == len(others)
     held = log.items.explode("attributes").select("item_id", "attributes")
-    wanted = (
-        rows(log)
-        .filter(pl.col("source") == "search")
-        .select("item_id", pl.col("filters").list.first().alias("attributes"))
-    )
+    wanted = rows(log).filter(pl.col("source") == "search").select("item_id", pl.col("filters").list.first().alias("attributes"))
     assert wanted.join(held, on=["item_id", "attributes"], how="anti").height == 0
 
 
@@ -371,9 +356,7 @@ def test_trivago_keeps_every_event_list_and_price(events):
 
 def test_online_retail_by_hand(tmp_path):
     log = made(tmp_path, "online_retail")
-    lines = rows(log).select(
-        "request_id", "user_id", "item_id", "quantity", "returned", "price_paid", "purchased", "clicked"
-    )
+    lines = rows(log).select("request_id", "user_id", "item_id", "quantity", "returned", "price_paid", "purchased", "clicked")
     assert lines.rows() == [("1", "77", "10001", 3, 1, 2.5, True, None), ("4", "88", "10002A", 7, 0, 1.5, True, None)]
     assert log.requests["context"].to_list() == [["country=France"], ["country=Spain"]]
     assert str(log.requests["ts"][0]) == "2010-12-01 08:00:00+00:00"
@@ -445,10 +428,7 @@ def test_online_retail_conserves_money_and_units(lines):
         for unit in owned:
             kept[unit] += 1
     assert {(r, i): q for r, i, q in log.exposures.select("request_id", "item_id", "quantity").rows()} == dict(kept)
-    assert (
-        aside["units returned and netted out"] == returned
-        and aside["units returned without an earlier purchase"] == unmatched
-    )
+    assert aside["units returned and netted out"] == returned and aside["units returned without an earlier purchase"] == unmatched
     assert aside["money, sales"] == pytest.approx(sold / 100)
     money = log.truth("purchase")["money"].sum()
     assert money == pytest.approx(aside["money, sales"] - aside["money, returned and netted out"], abs=0.02)
@@ -511,9 +491,7 @@ def test_amazon_catalog_by_hand(tmp_path):
     catalogue = load("amazon_catalog", lay(tmp_path, FILES["amazon_catalog"]))
     assert isinstance(catalogue, Catalogue)
     first, second, third = catalogue.items.rows(named=True)
-    assert (
-        first["title"] == "Café Mug" and first["brand"] == "Lavo" and first["category"] == ["Home", "Kitchen", "Mugs"]
-    )
+    assert first["title"] == "Café Mug" and first["brand"] == "Lavo" and first["category"] == ["Home", "Kitchen", "Mugs"]
     assert first["features"] == "big\nblue" and first["description"] == "One.\nTwo."
     assert first["attributes"] == ["Color=Blue", "Ranks/Home=3", "Audio=en", "Audio=de"]
     assert [item["price"] for item in (first, second, third)] == [5.99, None, 1299.5]
@@ -541,9 +519,7 @@ def test_eshop_clothing_by_hand(semicolons, tmp_path):
             *[line.replace(",", ";") for line in ESHOP[1:]],
         ]
     log = made(tmp_path, "eshop_clothing", **{"e-shop_clothing_2008.csv": lines})
-    clicks = rows(log).select(
-        "request_id", "user_id", "item_id", "price_shown", pl.col("ts").dt.strftime("%d %T"), "window"
-    )
+    clicks = rows(log).select("request_id", "user_id", "item_id", "price_shown", pl.col("ts").dt.strftime("%d %T"), "window")
     assert clicks.rows() == [
         ("1-1", "1", "A5", 28.0, "01 00:00:01", "W1"),
         ("2-1", "2", "A5", 28.0, "01 00:00:01", "W1"),
@@ -646,9 +622,7 @@ def test_real_online_retail(data_root):
     assert aside["lines, no customer"] == 135_080
     assert log.requests["user_id"].n_unique() < 4372 and log.items.height < 4070
     assert log.items["title"].null_count() == 0
-    assert (
-        not log.items["title"].str.contains(r"(?i)^(\?|damage|check|found|.*postage|manual|discount|.*voucher)").any()
-    )
+    assert not log.items["title"].str.contains(r"(?i)^(\?|damage|check|found|.*postage|manual|discount|.*voucher)").any()
     descriptions = {(line[1].upper(), " ".join((line[2] or "").split())) for line in raw}
     assert set(log.items.select("item_id", "title").rows()) <= descriptions
 
@@ -670,10 +644,7 @@ def test_real_sequences_give_the_publishers_histories_and_leak_no_target(source,
     for part in ("valid", "test"):
         if source == "amazon_office":
             with open(root / f"Office_Products.{part}.csv", encoding="utf-8", newline="") as file:
-                found = [
-                    (r["user_id"], r["history_item_id"].strip("[]").split(", "), r["item_id"])
-                    for r in csv.DictReader(file)
-                ]
+                found = [(r["user_id"], r["history_item_id"].strip("[]").split(", "), r["item_id"]) for r in csv.DictReader(file)]
         else:
             with gzip.open(root / f"Games-6k.{part}.inter.gz", "rt") as file:
                 table = [line.rstrip("\n").split("\t") for line in file][1:]
@@ -708,9 +679,7 @@ def test_real_amazon_office_texts(data_root):
     raw = json.loads((root / "Office_Products.item.json").read_text())
     assert log.item_ids.tolist() == list(raw)
     assert log.items["title"].null_count() == 0 and log.items["category"].null_count() == log.n_items
-    assert log.items["description"].null_count() == sum(
-        not about["description"].strip("[]', ") for about in raw.values()
-    )
+    assert log.items["description"].null_count() == sum(not about["description"].strip("[]', ") for about in raw.values())
     text = log.items.select(pl.concat_str("title", pl.col("description").fill_null(""), separator=" ")).to_series()
     assert not text.str.contains(r"&[a-z]+;|</?[a-z]+>|<!--|^\[['\"]").any()
 

@@ -17,7 +17,12 @@ README = (ROOT / "README.md").read_text()
 def blocks(text: str) -> list[str]:
     """Lines of fenced shell blocks, continuation lines joined."""
     fenced = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, flags=re.S)
-    return [line.strip() for block in fenced for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        line.strip()
+        for block in fenced
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
 
 
 def commands() -> list[str]:

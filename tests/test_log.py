@@ -54,7 +54,11 @@ def test_counts_and_prices_as_of():
     assert log.asof.count(at, pear, "shown").tolist() == [0, 1, 2, 2]
     assert log.asof.count(at, pear, "event", within=86_400_000).tolist() == [0, 1, 0, 0]  # one day back, the day itself out
     assert np.array_equal(log.asof.price(at, pear), [np.nan, 3.0, 4.0, 4.0], equal_nan=True)  # the request's own price is unseen
-    assert log.asof.price(np.array([0, 1, 1]), np.array([0, 0, 2])).tolist() == [1.0, 2.0, 9.0]  # the list price until one is seen
+    assert log.asof.price(np.array([0, 1, 1]), np.array([0, 0, 2])).tolist() == [
+        1.0,
+        2.0,
+        9.0,
+    ]  # the list price until one is seen
     assert log.asof.own_count(np.array([3, 3, 1]), np.array([1, 2, 1])).tolist() == [1, 1, 0]
 
 

@@ -26,7 +26,7 @@ from karmafunnel.models.ctr import (
     predict_ctr,
     save_ctr,
 )
-from karmafunnel.models.sasrec import FullSoftmax, Network, SASRec, Windows, sampled_softmax
+from karmafunnel.models.sasrec import FullSoftmax, Network, SASRec, Windows, sampled_softmax, train
 from torch.nn import functional as F
 
 # -- SASRec: network and loss -------------------------------------------------------------------------------------------
@@ -190,6 +190,22 @@ def test_the_tail_is_last_requests_of_users_with_several() -> None:
     windows = Windows.of(log, 10, 99, 0, "test")
     assert sorted(windows.catalogue[windows.target[windows.tail]].tolist()) == [4, 5, 6]
     assert Windows.of(log, 10, 1, 0, "test").held.sum() in (1, 2)
+
+
+def test_what_is_held_out_is_neither_target_nor_negative() -> None:
+    """An item that stands only in the tail keeps the vector it was drawn with; every other one moves."""
+    rng = np.random.default_rng(0)
+    log = purchases([(f"u{k % 8}", [int(rng.integers(12))]) for k in range(80)] + [("u0", [20])])
+    windows = Windows.of(log, 10, 99, 0, "test")
+    for loss in ("full", "sampled"):
+        config = SASRec(dim=8, loss=loss, negatives=32, warm=False, weight_decay=0.0, unknown=0.0, batch=4)  # type: ignore[arg-type]
+        torch.manual_seed(7)
+        drawn = Network(config, len(windows.catalogue)).item.weight.detach()
+        after = train(config, windows, ~windows.tail, 2, 7, "cpu", lambda network, loss: False).item.weight.detach()
+        only_held = ~np.isin(np.arange(len(windows.catalogue)), windows.events.item[~windows.held])
+        assert windows.catalogue[only_held].tolist() == [20]
+        moved = (drawn != after)[:-2].any(dim=1).numpy()
+        assert (moved == ~only_held).all()
 
 
 # -- DIN and the two towers ---------------------------------------------------------------------------------------------

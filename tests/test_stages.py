@@ -210,6 +210,30 @@ def test_constant_scores_are_ordered_by_chance():
     assert truth["kept"].mean() == pytest.approx(expected, abs=0.03)
 
 
+def test_a_constant_embedder_recalls_by_chance():
+    """Equal inner products: neither the items known longest nor those in the first rows may win."""
+
+    class Constant:
+        value = None
+
+        def __init__(self, log):
+            self.shape = log.n_items, log.requests.height
+
+        def items(self):
+            return np.ones((self.shape[0], 4), np.float32)
+
+        def interests(self, requests):
+            return np.ones((len(requests), 4), np.float32)
+
+    log = make_shop(n_requests=1500, seed=5)
+    log = Log.make(log.items, log.requests, log.exposures, log.meta | {"catalogue": "seen"})
+    here = Scene(log, {"constant": Constant(log)}, "click")
+    requests = np.arange(30, 1500)
+    expected = slate(Funnel((Uniform(k=20),)).fit(here), requests)
+    got = slate(Funnel((VectorRecall("constant", k=20),)).fit(here), requests)
+    assert got.drop(SCORE).equals(expected.drop(SCORE))  # the very same hash chooses
+
+
 def test_order_and_top_agree_with_a_full_sort():
     rng = np.random.default_rng(0)
     group, score, tie = (
