@@ -359,7 +359,7 @@ def train(
 def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress, device: str) -> tuple[Network, dict[str, Any]]:
     """Choose the number of epochs on the tail of W1, then fit all of W1 for that long; facts of the fit beside the network.
 
-    Where the tail is less than a fiftieth of the pairs, the best network is kept as it is.
+    Where the tail is less than a twentieth of the pairs, the best network is kept as it is.
     """
     everything = np.ones(windows.n_pairs, dtype=bool)
     curve: list[float] = []
@@ -391,7 +391,7 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
         "tail_pairs": int(windows.tail.sum()),
         "seed": seed,
     }
-    if windows.tail.mean() < 0.02:
+    if windows.tail.mean() < 0.05:
         network.load_state_dict(best)
         return network, facts
     progress(f"SASRec: fitting all of W1 for {epochs} epochs")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import karmafunnel.models
+import karmafunnel.models.embedders
 import numpy as np
 import polars as pl
 import pytest
@@ -114,6 +115,22 @@ class TestContract:
         (tmp_path / "kept" / "tensors.safetensors").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(KarmafunnelError, match="kept"):
             value.load(tmp_path / "kept", shop)
+
+    def test_a_broken_save_leaves_what_was_there(
+        self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Killed between the two files: nothing half-written, the older one still loads."""
+        fitted[repr(value)].save(tmp_path / "kept")
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(karmafunnel.models.embedders, "write_json", killed)
+        for folder in ("kept", "new"):
+            with pytest.raises(KeyboardInterrupt):
+                fitted[repr(value)].save(tmp_path / folder)
+        assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+        assert value.load(tmp_path / "kept", shop).items().tobytes() == fitted[repr(value)].items().tobytes()
 
     def test_no_future_in_the_fit(self, value: Embedder, fitted: dict[str, Embedding], shop: Log) -> None:
         """Whatever happens after W1, what is learnt is the same."""
