@@ -187,7 +187,7 @@ class Ledgers:
     """Turns what a funnel did to a chunk into the rows of the Run's tables."""
 
     def __init__(self, fitted: FittedFunnel, window: str):
-        self.fitted, self.window = fitted, window
+        self.fitted = fitted
         self.scene, self.log = fitted.scene, fitted.scene.log
         log, truth = self.log, self.scene.truth
         names = fitted.stages[0].channels  # type: ignore[attr-defined]

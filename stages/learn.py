@@ -193,6 +193,19 @@ def calibrate(fitted: Fitted, features: Sequence[Feature], upstream: FittedFunne
     return Calibration.fit(np.concatenate(scores), np.concatenate(labels))
 
 
+class Learned(Fitted):
+    """A fitted model whose scores may be calibrated: what boosted trees and networks share."""
+
+    calibration: Calibration | None = None
+
+    def probability(self, score: np.ndarray) -> np.ndarray | None:
+        return None if self.calibration is None else self.calibration(score)
+
+    def save(self, folder: Path) -> None:
+        if self.calibration is not None:
+            self.calibration.save(folder)
+
+
 @dataclass(frozen=True, repr=False)
 class Boosted(Stage):
     """LightGBM over features: `lambdarank` orders within a request, `binary` fits a probability of the label."""
@@ -243,20 +256,16 @@ class Boosted(Stage):
         return fitted
 
 
-class FittedBoosted(Fitted):
+class FittedBoosted(Learned):
     stage: Boosted
     EXPLAINED: ClassVar[int] = 4
 
     def __init__(self, stage: Boosted, scene: Scene, booster: Any):
         self.stage, self.scene, self.booster = stage, scene, booster
         self.features = stage.features
-        self.calibration: Calibration | None = None
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         return gbdt.predict_gbdt(self.booster, compute(self.scene, self.features, frame), num_threads=0)
-
-    def probability(self, score: np.ndarray) -> np.ndarray | None:
-        return None if self.calibration is None else self.calibration(score)
 
     def why(self, frame: pl.DataFrame) -> list[str]:
         """The features that moved the score most, with their value and SHAP contribution (Lundberg & Lee 2017)."""
@@ -270,9 +279,8 @@ class FittedBoosted(Fitted):
         return sentences
 
     def save(self, folder: Path) -> None:
+        super().save(folder)
         gbdt.save_gbdt(self.booster, folder / "trees.txt")
-        if self.calibration is not None:
-            self.calibration.save(folder)
 
 
 @dataclass(frozen=True, repr=False)
@@ -353,12 +361,11 @@ class Neural(Stage):
         return fitted
 
 
-class FittedNeural(Fitted):
+class FittedNeural(Learned):
     stage: Neural
 
     def __init__(self, stage: Neural, scene: Scene, model: ctr.ClickModel):
         self.stage, self.scene, self.model = stage, scene, model
-        self.calibration: Calibration | None = None
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         x = compute(self.scene, self.stage.features, frame)
@@ -366,10 +373,6 @@ class FittedNeural(Fitted):
         batch, where = self.stage.batch(self.scene, requests, group, frame[ITEM].to_numpy(), x)
         return ctr.predict_ctr(self.model, batch)[where]
 
-    def probability(self, score: np.ndarray) -> np.ndarray | None:
-        return None if self.calibration is None else self.calibration(score)
-
     def save(self, folder: Path) -> None:
+        super().save(folder)
         ctr.save_ctr(self.model, folder / "model")
-        if self.calibration is not None:
-            self.calibration.save(folder)
