@@ -44,8 +44,13 @@ class Embedder(ABC):
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
     @abstractmethod
-    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> Embedding:
-        """Learn from W1 of the log; raises KarmafunnelError when the log lacks what this embedder needs."""
+    def fit(
+        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+    ) -> Embedding:
+        """Learn from W1 of the log; raises KarmafunnelError when the log lacks what this embedder needs.
+
+        `cache`: a folder where long fits keep their steps by content, so that a killed one goes on and others share them.
+        """
 
     @abstractmethod
     def load(self, folder: Path | str, log: Log) -> Embedding:
@@ -74,6 +79,16 @@ class Embedding(ABC):
         """What was learnt and is no tensor, as JSON."""
         return {}
 
+    def read(self, requests: np.ndarray) -> list[str] | None:
+        """What each interest vector says in words; None for an embedder that cannot be read."""
+        return None
+
+    def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
+        """Figures of the vectors themselves, by name (`karma/diagnose.py` defines them); more where there is a network."""
+        from .karma.diagnose import isotropy
+
+        return isotropy(self.items(), self.interests(requests))
+
     def save(self, folder: Path | str) -> None:
         """Write `tensors.safetensors` and `embedding.json`; the folder appears whole or not at all."""
         with atomic_folder(folder) as temporary:
@@ -83,6 +98,10 @@ class Embedding(ABC):
                 "log": self.log.name, "items": items_checksum(self.log), "facts": self.facts, "extras": self.extras(),
             }  # fmt: skip
             write_json(temporary / "embedding.json", description)
+            self.save_more(temporary)
+
+    def save_more(self, folder: Path) -> None:
+        """Write what serving does without beside the rest."""
 
 
 def items_checksum(log: Log) -> str:
@@ -197,7 +216,9 @@ class TfidfSVD(Embedder):
     words: int = 50_000
     chars: int = 0
 
-    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> TfidfSVDEmbedding:
+    def fit(
+        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+    ) -> TfidfSVDEmbedding:
         """Words, weights and directions come from the items known by the end of W1; needs item text."""
         texts = self._texts(log)
         known = np.flatnonzero(known_in_w1(log))
@@ -314,7 +335,9 @@ class Cooccurrence(Embedder):
         if self.weighting not in ("cosine", "ppmi"):
             raise KarmafunnelError(f"Cooccurrence: weighting needs 'cosine' or 'ppmi', found {self.weighting!r}")
 
-    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> CooccurrenceEmbedding:
+    def fit(
+        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+    ) -> CooccurrenceEmbedding:
         """Needs clicks or purchases in W1."""
         matrix = self.affinity(w1_sequences(log, repr(self)), log.n_items)
         progress(f"co-occurrence of {log.n_items} items, {matrix.nnz} pairs")
@@ -386,7 +409,9 @@ class RandomVectors(Embedder):
 
     dim: int = 16
 
-    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> RandomVectorsEmbedding:
+    def fit(
+        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+    ) -> RandomVectorsEmbedding:
         """Looks at ids alone."""
         return RandomVectorsEmbedding(self, log, seed)
 

@@ -74,7 +74,9 @@ class SASRec(Embedder):
         if self.dim % self.heads:
             raise KarmafunnelError(f"SASRec: dim needs to be a multiple of heads, found {self.dim} and {self.heads}")
 
-    def fit(self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu") -> SASRecEmbedding:
+    def fit(
+        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+    ) -> SASRecEmbedding:
         """Needs clicks or purchases in W1; raises KarmafunnelError naming the step when the loss is no longer a number."""
         windows = Windows.of(log, self.length, self.tail, seed, repr(self))
         network, facts = fit_network(self, windows, seed, progress, device)

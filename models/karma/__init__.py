@@ -1,0 +1,9 @@
+"""KARMA: an LLM's next-interest embedding with semantic decodability, and its frozen control (arXiv 2603.22779)."""
+
+from .backbone import Checkpoint as Checkpoint
+from .backbone import Qwen as Qwen
+from .embedder import KARMA as KARMA
+from .embedder import FrozenLM as FrozenLM
+from .visual import Column as Column
+from .visual import Pretrained as Pretrained
+from .visual import SelfSupervised as SelfSupervised

@@ -1,0 +1,422 @@
+"""The language model behind KARMA: one that we pre-train on product text, or any `transformers` causal LM.
+
+[I: any causal LM read through `inputs_embeds`; O: the small Qwen3-architecture model that a project without a GPU can pre-train
+on its catalogue, whose text is then its knowledge.]
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from ...log import KarmafunnelError, Log, atomic_folder, read, write_json
+from ..embedders import Progress, known_in_w1
+
+VERSION = 1  # of the pre-training: a base is kept by it
+BOS = "<|text|>"
+SAVE_EVERY = 100  # steps of pre-training between two checkpoints
+
+
+class FusedNorm(Qwen3RMSNorm):
+    """The same RMSNorm in one kernel: on a CPU a small model spends more time in element-wise passes than in products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+class LM:
+    """A causal language model with its tokenizer, read through continuous inputs. `facts`: what is known of its making."""
+
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, bos: int, pad: int, facts: dict[str, Any], lora: int = 0):
+        self.model, self.tokenizer, self.bos, self.pad, self.facts, self.lora = model.eval(), tokenizer, bos, pad, facts, lora
+        for module in model.modules():
+            if type(module) is Qwen3RMSNorm:
+                module.__class__ = FusedNorm
+
+    # -- text --
+
+    def encode(self, texts: list[str], most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (n, most) int64, padded on the right, and how many each text has (n,); what is longer is cut."""
+        ids = np.full((len(texts), most), self.pad, dtype=np.int64)
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        for i, encoded in enumerate(self.tokenizer.encode_batch([t or "" for t in texts], add_special_tokens=False)):
+            found = encoded.ids[:most]
+            ids[i, : len(found)], lengths[i] = found, len(found)
+        return ids, lengths
+
+    def decode(self, ids: Any) -> str:
+        return str(self.tokenizer.decode([int(i) for i in ids]))
+
+    # -- the network --
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.model.config
+
+    @property
+    def dim(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def vocab(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def hidden(self, inputs: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """Last hidden states (B, L, d) of continuous inputs (B, L, d); mask (B, 1, L, L) bool: may attend; position (B, L)."""
+        return self._stack(inputs, mask, position).last_hidden_state
+
+    def _stack(self, inputs: Tensor, mask: Tensor, position: Tensor, **more: Any) -> Any:
+        inputs = inputs.to(self.dtype)
+        additive = torch.zeros(mask.shape, dtype=inputs.dtype, device=inputs.device).masked_fill_(
+            ~mask, torch.finfo(inputs.dtype).min
+        )
+        model = self.model.get_base_model() if self.lora else self.model
+        stack = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+        return stack(inputs_embeds=inputs, attention_mask=additive, position_ids=position, use_cache=False, **more)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits over the vocabulary, (..., vocab)."""
+        return self.model.get_output_embeddings()(hidden.to(self.dtype))
+
+    def attentions(self, inputs: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """Attention weights (layers, B, heads, L, L), by the slow way that keeps them."""
+        before = self.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            with torch.inference_mode():
+                return torch.stack(self._stack(inputs, mask, position, output_attentions=True).attentions)
+        finally:
+            self.model.set_attn_implementation(before)
+
+    # -- copies --
+
+    def fresh(self) -> LM:
+        """A copy to fine-tune; with `lora` the weights stay and low-rank updates are learnt (Hu et al. 2021)."""
+        model = copy.deepcopy(self.model)
+        if self.lora:
+            try:
+                from peft import LoraConfig, get_peft_model
+            except ImportError as error:
+                raise KarmafunnelError("Checkpoint: lora needs the extra: pip install 'karmafunnel[lora]'") from error
+            wanted = LoraConfig(r=self.lora, lora_alpha=2 * self.lora, target_modules="all-linear")
+            model = get_peft_model(model, wanted)
+        return LM(model, self.tokenizer, self.bos, self.pad, self.facts, self.lora)
+
+    def merged(self) -> LM:
+        """The same function with low-rank updates folded into the weights."""
+        if not self.lora:
+            return self
+        return LM(self.model.merge_and_unload(), self.tokenizer, self.bos, self.pad, self.facts)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON."""
+        config = {k: v for k, v in self.config.to_dict().items() if k not in ("transformers_version", "_name_or_path", "dtype")}
+        return {"config": config, "tokenizer": self.tokenizer.to_str(), "bos": self.bos, "pad": self.pad}
+
+    @staticmethod
+    def rebuild(description: dict[str, Any]) -> LM:
+        """A model of that description, its weights still to be loaded."""
+        config = AutoConfig.for_model(**description["config"])
+        with torch.random.fork_rng():
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        tokenizer = Tokenizer.from_str(description["tokenizer"])
+        return LM(model, tokenizer, description["bos"], description["pad"], {})
+
+
+def causal(there: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask (B, 1, L, L) and positions (B, L) of texts padded on the right: a place sees what is there up to itself."""
+    length = there.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool, device=there.device).tril() & there[:, None, :]
+    mask |= torch.eye(length, dtype=torch.bool, device=there.device)
+    return mask[:, None], torch.arange(length, device=there.device).expand(len(there), -1)
+
+
+def pool(lm: LM, ids: Tensor, there: Tensor) -> Tensor:
+    """Mean of the last hidden states over each text's tokens, BOS before them: ids, there (B, T) -> (B, d), zeros for no token."""
+    first = torch.full((len(ids), 1), lm.bos, dtype=ids.dtype, device=ids.device)
+    there_too = torch.cat([torch.ones_like(first, dtype=torch.bool), there], dim=1)
+    mask, position = causal(there_too)
+    hidden = lm.hidden(lm.embed_tokens(torch.cat([first, ids], dim=1)), mask, position)[:, 1:].float()
+    weight = there[..., None].float()
+    return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+@torch.inference_mode()
+def pooled(lm: LM, texts: list[str], most: int, batch: int = 256) -> np.ndarray:
+    """`pool` of texts: float32 (n, d), zeros for an empty text; a vector does not hang on the texts beside it."""
+    ids, lengths = lm.encode(texts, most)
+    out = np.zeros((len(texts), lm.dim), dtype=np.float32)
+    for start in range(0, len(texts), batch):
+        rows = slice(start, start + batch)
+        there = np.arange(most) < lengths[rows, None]
+        x = pool(lm, torch.from_numpy(ids[rows]).to(lm.device), torch.from_numpy(there).to(lm.device))
+        out[rows] = x.float().cpu().numpy()
+    return out
+
+
+@torch.inference_mode()
+def perplexity(lm: LM, texts: list[str], most: int) -> float:
+    """exp of the mean nats a token of texts, each after BOS; NaN without a token."""
+    ids, lengths = lm.encode(texts, most)
+    total = count = 0.0
+    for start in range(0, len(texts), 64):
+        rows = slice(start, start + 64)
+        there = torch.from_numpy(np.arange(most) < lengths[rows, None]).to(lm.device)
+        words = torch.from_numpy(ids[rows]).to(lm.device)
+        inputs = torch.cat([torch.full_like(words[:, :1], lm.bos), words[:, :-1]], dim=1)
+        mask, position = causal(torch.cat([torch.ones_like(there[:, :1]), there[:, :-1]], dim=1))
+        logits = lm.head(lm.hidden(lm.embed_tokens(inputs), mask, position)).float()
+        total += F.cross_entropy(logits[there], words[there], reduction="sum").item()
+        count += int(there.sum())
+    return math.exp(total / count) if count else math.nan
+
+
+# -- the embedded default -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Qwen:
+    """A small model of the Qwen3 architecture with a byte-pair tokenizer, pre-trained here on product text [O].
+
+    Fields: the network; vocab and context in tokens; catalogues: folders (logs or catalogues) whose item text is read beside
+    the log's own; tokens: how many are trained on, with repetition; rate; batch: blocks of `context` tokens a step; seed: its own,
+    so that all rows and seeds of a table share one base.
+    """
+
+    dim: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 384
+    vocab: int = 4096
+    context: int = 128
+    catalogues: tuple[str, ...] = ()
+    tokens: int = 2_000_000
+    rate: float = 3e-3
+    batch: int = 16
+    seed: int = 0
+
+    def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
+        """Pre-trained on the texts of the items that W1 knows; resumed, or taken as it is, from `cache`."""
+        texts = self.texts(log)
+        if not texts:
+            raise KarmafunnelError(
+                f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}"
+            )
+        digest = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([VERSION, asdict(self), digest, device]).encode()).hexdigest()[:16]
+        folder = cache / f"base-{key}" if cache else None
+        if folder is None or not folder.is_dir():
+            lm = self.pretrain(texts, folder, progress, device)
+            if folder is None:
+                return lm
+        return open_base(folder, device)
+
+    def texts(self, log: Log) -> list[str]:
+        """Distinct texts, in an order that does not hang on rows."""
+        own = log.item_text()
+        found = {own[i] for i in np.flatnonzero(known_in_w1(log))} or set(own)
+        for path in self.catalogues:
+            other = read(path)
+            found |= set(Log(other_lazy(other.items), {}, None).item_text())
+        return sorted(text.strip() for text in found if text and text.strip())
+
+    def pretrain(self, texts: list[str], folder: Path | None, progress: Progress, device: str) -> LM:
+        held = [t for t in texts if int(hashlib.sha256(t.encode()).hexdigest()[:8], 16) % 100 < 3]
+        if not held or len(texts) < 20:
+            held = texts[:: max(1, len(texts) // 20)] if len(texts) >= 20 else []
+        apart = set(held)
+        read_from = [t for t in texts if t not in apart]
+        progress(f"tokenizer: {self.vocab} byte pairs from {len(read_from)} texts")
+        tokenizer = byte_pairs(read_from, self.vocab)
+        bos = tokenizer.token_to_id(BOS)
+        stream = np.concatenate([np.r_[bos, e.ids] for e in tokenizer.encode_batch(read_from)]).astype(np.int64)
+        config = Qwen3Config(
+            vocab_size=tokenizer.get_vocab_size(), hidden_size=self.dim, intermediate_size=self.mlp, num_hidden_layers=self.layers,
+            num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, head_dim=self.dim // self.heads,
+            max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=bos, eos_token_id=bos, pad_token_id=bos,
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().to(device)
+        lm = LM(model, tokenizer, bos, bos, {})
+        before = perplexity(lm, held, self.context)
+        seconds = self.train(lm, stream, folder.with_name(folder.name + ".partial.safetensors") if folder else None, progress)
+        lm.facts = {
+            "texts": len(texts), "held_out": len(held), "tokens": self.tokens, "distinct_tokens": len(stream),
+            "parameters": sum(p.numel() for p in lm.model.parameters()), "seconds": round(seconds, 1),
+            "perplexity_before": round(before, 2), "perplexity_after": round(perplexity(lm, held, self.context), 2),
+        }  # fmt: skip
+        progress(f"pre-trained: perplexity on {len(held)} unseen texts {before:.0f} -> {lm.facts['perplexity_after']:.1f}")
+        if folder is not None:
+            with atomic_folder(folder) as temporary:
+                write_json(temporary / "base.json", lm.describe() | {"facts": lm.facts, "value": repr(self)})
+                save_file(
+                    {k: v.cpu().contiguous() for k, v in dict(lm.model.named_parameters()).items()},
+                    temporary / "model.safetensors",
+                )
+            folder.with_name(folder.name + ".partial.safetensors").unlink(missing_ok=True)
+        return lm
+
+    def train(self, lm: LM, stream: np.ndarray, partial: Path | None, progress: Progress) -> float:
+        """Next-token prediction on blocks of one long stream; goes on from `partial`, bit for bit on a CPU. Returns seconds."""
+        per_step = self.batch * self.context
+        steps = max(1, self.tokens // per_step)
+        if len(stream) < self.context + 1:
+            stream = np.tile(stream, -(-(self.context + 1) // len(stream)))
+        named = dict(lm.model.named_parameters())
+        optimiser = torch.optim.AdamW(named.values(), lr=self.rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+        step, seconds = 0, 0.0
+        if partial is not None and partial.exists():
+            step, seconds = resume(partial, named, optimiser)
+            progress(f"pre-training goes on after step {step} of {steps}")
+        there = torch.ones(self.batch, self.context, dtype=torch.bool, device=lm.device)
+        mask, position = causal(there)
+        lm.model.train()
+        began = said = time.perf_counter()
+        while step < steps:
+            rng = np.random.default_rng([self.seed, 11, step])
+            starts = rng.integers(0, len(stream) - self.context, self.batch)
+            block = torch.from_numpy(stream[starts[:, None] + np.arange(self.context + 1)]).to(lm.device)
+            hidden = lm.hidden(lm.embed_tokens(block[:, :-1]), mask, position)
+            loss = F.cross_entropy(lm.head(hidden).flatten(0, 1).float(), block[:, 1:].flatten())
+            if not math.isfinite(loss.item()):
+                raise KarmafunnelError(f"{self!r}: needed a finite loss, found {loss.item()} in step {step + 1} of pre-training")
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate * min(1.0, (step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(named.values(), 1.0)
+            optimiser.step()
+            step += 1
+            now = time.perf_counter()
+            if now - said > 2:
+                said = now
+                progress(f"pre-training: step {step} of {steps}, loss {loss.item():.2f}")
+            if partial is not None and step % SAVE_EVERY == 0 and step < steps:
+                keep(partial, named, optimiser, step, seconds + now - began)
+        lm.model.eval()
+        return seconds + time.perf_counter() - began
+
+
+def other_lazy(items: Any) -> dict[str, Any]:
+    """A catalogue's items as the one table that `Log.item_text` reads."""
+    return {"items": items.lazy()}
+
+
+def byte_pairs(texts: list[str], vocab: int) -> Tokenizer:
+    """A byte-level BPE tokenizer of lower-cased text (Sennrich et al. 2016)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(vocab, 300), special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def keep(file: Path, named: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
+    tensors = {f"weight.{name}": p.detach() for name, p in named.items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{key}": x for key, x in state.items()}
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step), "seconds": str(seconds)}
+    )
+    temporary.replace(file)
+
+
+def resume(file: Path, named: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise KarmafunnelError(f"{file}: needed a checkpoint, found: {error}; delete it to start again") from error
+    with torch.no_grad():
+        for name, p in named.items():
+            p.copy_(tensors[f"weight.{name}"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, x in tensors.items():
+        if name.startswith("optimiser."):
+            _, number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = x
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return int(facts["step"]), float(facts["seconds"])
+
+
+def open_base(folder: Path, device: str) -> LM:
+    """A base that `Qwen` kept; raises KarmafunnelError naming the folder when it cannot be read."""
+    try:
+        description = json.loads((folder / "base.json").read_text())
+        lm = LM.rebuild(description)
+        with safe_open(folder / "model.safetensors", framework="pt") as opened:
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise KarmafunnelError(f"{folder}: needed a pre-trained base, found: {error}; delete it to start again") from error
+    lm.model.load_state_dict(weights, strict=False)
+    lm.model.to(device)
+    lm.facts = description["facts"]
+    return lm
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Any `transformers` causal LM from a local folder or a hub id. lora: rank of low-rank updates, 0 fine-tunes every weight."""
+
+    source: str
+    lora: int = 0
+    dtype: str = "float32"
+
+    def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
+        """Raises KarmafunnelError for a source that is no causal LM, has no fast tokenizer, or cannot be had."""
+        progress(f"opening {self.source}")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.source)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.source, dtype=getattr(torch, self.dtype), attn_implementation="sdpa"
+            )
+        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            raise KarmafunnelError(
+                f"{self!r}: needed a causal LM with its tokenizer, found: {str(error).splitlines()[0]}"
+            ) from error
+        if not getattr(tokenizer, "is_fast", False):
+            raise KarmafunnelError(f"{self!r}: needed a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+        first = [x for x in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if x is not None]
+        if not first:
+            raise KarmafunnelError(f"{self!r}: needed a bos, eos or pad token, found none")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first[0]
+        facts = {"source": self.source, "parameters": sum(p.numel() for p in model.parameters())}
+        return LM(model.to(device), tokenizer.backend_tokenizer, first[0], pad, facts, self.lora)

@@ -1,0 +1,375 @@
+"""KARMA and its frozen control as Embedders: pre-train (or open) a language model, fine-tune it, embed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cache as once
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...log import KarmafunnelError, Log
+from ..embedders import Embedder, Embedding, Progress, decayed_mean, known_in_w1, read_saved, silent, unit_rows
+from .backbone import LM, Checkpoint, Qwen, pooled
+from .losses import Autoregressive, BagOfWords
+from .network import Network
+from .sequences import lay_out, serving_trees
+from .train import Examples, Features, Trainee, Trainer, request_texts, standardised, word_ids, write_tensors
+from .visual import Column, Pretrained, SelfSupervised, visual_features
+
+ROWS = 128  # requests embedded at a time
+READ = 8  # words that a bag-of-words reading shows
+
+
+@once
+def code_key() -> str:
+    """Hash of the code that checkpoints were made by."""
+    here = Path(__file__).parent
+    files = sorted([*here.glob("*.py"), here.parent / "embedders.py", here.parent.parent / "log.py"])
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+# -- KARMA --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class KARMA(Embedder):
+    """A language model fine-tuned to one next-interest embedding whose meaning stays readable (arXiv 2603.22779).
+
+    `L = action * L_act + gen * L_gen + rec * L_rec + see * L_see`; with gen = rec = see = 0 this is the action-only control.
+
+    backbone: `Qwen(...)`, pre-trained here, or `Checkpoint(...)`. dim: of item vectors and interests. items: "frozen" takes item
+    text vectors from the model before fine-tuning, "trained" from the model that is being trained (needs negatives="batch").
+    text_words, query_words: tokens read of an item and of a query. visual: where frozen visual features come from, or None.
+    ids: whether items have an id embedding of their own, left out with chance id_dropout. length: items of history.
+
+    act [K, details I]: softmax over cosine / temperature (learnt from there); negatives: the "catalogue" of items that are a
+    target in W1, or the "batch" with logQ correction; hard: so many items shown in vain a request, hard_weight times as heavy.
+    gen [K]: the LM head tells the target's text after the history. rec [K]: a decoder that sees the interest alone tells it:
+    "bow" (words through the LM head), "masked" (one layer, most words masked), "lm" (the model itself). see [K]: the target's
+    frozen visual features, by "mse", "cosine" or "diffusion" (the paper's negative result). shuffled [O]: every item is told by
+    another item's text or image: a second task without meaning.
+
+    Optimiser: AdamW at a constant rate, gradients at norm 1, an exponential moving average of the weights is kept. batch: pieces
+    of history a step. share: of W1's users that are trained on. Every field is part of the record.
+    """
+
+    backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009  (a frozen value)
+    dim: int = 128
+    items: Literal["frozen", "trained"] = "frozen"
+    text_words: int = 24
+    query_words: int = 16
+    visual: Column | Pretrained | SelfSupervised | None = None
+    ids: bool = True
+    id_dropout: float = 0.5
+    length: int = 20
+    action: float = 1.0
+    gen: float = 0.0
+    rec: float = 0.0
+    decoder: Literal["bow", "masked", "lm"] = "bow"
+    see: float = 0.0
+    vector: Literal["mse", "cosine", "diffusion"] = "mse"
+    shuffled: bool = False
+    negatives: Literal["catalogue", "batch"] = "catalogue"
+    hard: int = 8
+    hard_weight: float = 1.0
+    temperature: float = 0.07
+    dropout: float = 0.1
+    rate: float = 1e-3
+    weight_decay: float = 0.01
+    average: float = 0.99
+    batch: int = 32
+    epochs: int = 6
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        choices = {"items": ("frozen", "trained"), "decoder": ("bow", "masked", "lm"), "negatives": ("catalogue", "batch")}
+        choices["vector"] = ("mse", "cosine", "diffusion")
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise KarmafunnelError(f"KARMA: {name} needs one of {allowed}, found {getattr(self, name)!r}")
+        for name in ("action", "gen", "rec", "see"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise KarmafunnelError(f"KARMA: {name} needs a weight of 0 or more, found {getattr(self, name)}")
+        if self.items == "trained" and self.negatives != "batch":
+            raise KarmafunnelError(
+                "KARMA: items='trained' needs negatives='batch': the whole catalogue cannot be read at every step"
+            )
+        if self.see and self.visual is None:
+            raise KarmafunnelError(f"KARMA: see={self.see} needs visual features, found visual=None")
+        if self.epochs < 1 or not 0 < self.share <= 1 or self.length < 1:
+            raise KarmafunnelError(
+                f"KARMA: needs epochs and length of 1 or more and a share in (0, 1], found {self.epochs}, {self.length}, {self.share}"
+            )
+
+    def fit(
+        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+    ) -> KarmaEmbedding:
+        """Pre-train or open the backbone, fine-tune it on W1, embed every item; each step is kept in `cache` and goes on there.
+
+        Raises KarmafunnelError where W1 has no event, no item has text, or a loss is no number (naming the step).
+        """
+        base = self.backbone.ready(log, cache, progress, device)
+        features = self.features(log, base, cache, seed, progress, device)
+        trainee, folder = self.trainee(log, base, features, seed, cache)
+        if len(trainee.examples.candidates) > 200_000 and self.negatives == "catalogue":
+            raise KarmafunnelError(f"{self!r}: {len(trainee.examples.candidates)} items need negatives='batch'")
+        trainer = Trainer(trainee, seed, folder, progress)
+        facts = {"backbone": base.facts, **trainer.run(), "seed": seed}
+        progress("KARMA: embedding the items")
+        network = trainee.network
+        vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
+        if isinstance(self.backbone, Checkpoint) and self.backbone.lora:
+            network.use(network.lm.merged())
+        return KarmaEmbedding(self, log, network.eval(), vectors, facts, trainee.decoders())
+
+    def trainee(self, log: Log, base: LM, features: Features, seed: int, cache: Path | None) -> tuple[Trainee, Path | None]:
+        """What is trained, before its first step, and where its checkpoints lie."""
+        lm = base.fresh()
+        examples = Examples.of(log, lm, self.length, self.query_words, self.hard, seed, self.share, repr(self))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            n_ids = len(examples.candidates) if self.ids else 0
+            d_visual = 0 if features.visual is None else features.visual.shape[1]
+            network = Network(lm, self.dim, features.text.shape[1], d_visual, n_ids, self.dropout, 1 / self.temperature)
+            trainee = Trainee(self, network, examples, features, seed)
+        folder = None
+        if cache is not None:
+            what = [repr(replace(self, epochs=KARMA.epochs)), base.describe(), log.checksum, seed, str(lm.device), code_key()]
+            folder = cache / f"karma-{hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]}"
+        return trainee, folder
+
+    def features(self, log: Log, base: LM, cache: Path | None, seed: int, progress: Progress, device: str) -> Features:
+        """Frozen features of the log's items, put to scale over those known in W1."""
+        texts = log.item_text()
+        if not any(text.strip() for text in texts):
+            raise KarmafunnelError(
+                f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}"
+            )
+        progress(f"KARMA: reading the texts of {len(texts)} items")
+        words, n_words = base.encode(texts, self.text_words)
+        known = known_in_w1(log)
+        text, mean, factor = standardised(pooled(base, texts, self.text_words, 256), known & (n_words > 0))
+        text[n_words == 0] = 0
+        visual = seen = None
+        if self.visual is not None:
+            raw, seen = visual_features(log, self.visual, cache, seed, progress, device)
+            visual = standardised(raw, known & seen)[0]
+            visual[~seen] = 0
+        return Features(text, visual, seen, words, n_words, (mean, factor))
+
+    def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
+        tensors, description = read_saved(self, folder, log)
+        vectors = tensors.pop("vectors")
+        lm = LM.rebuild(description["extras"]["lm"])
+        network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature)
+        network.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
+        return KarmaEmbedding(self, log, network.eval(), vectors, description["facts"], None, Path(folder))
+
+
+def known_ids(log: Log, examples: Examples) -> np.ndarray:
+    """Number of each item among the candidates, -1 for the others: (n_items,)."""
+    number = np.full(log.n_items, -1, dtype=np.int64)
+    number[examples.candidates] = np.arange(len(examples.candidates))
+    return number
+
+
+@torch.inference_mode()
+def item_vectors(config: KARMA, trainee: Trainee, features: Features, number: np.ndarray) -> np.ndarray:
+    """Unit vectors of all items of the log, (n_items, dim); zeros where an item has neither text, image nor id."""
+    network = trainee.network
+    device = network.lm.device
+    out = np.zeros((len(number), network.dim), dtype=np.float32)
+    for start in range(0, len(number), 4096):
+        rows = slice(start, start + 4096)
+        text = torch.from_numpy(features.text[rows]).to(device)
+        if config.items == "trained":
+            text = trainee.read_text(features.words[rows], features.n_words[rows])
+        visual = None if features.visual is None else torch.from_numpy(features.visual[rows]).to(device)
+        ids = None
+        if len(network.ids):
+            mine = torch.from_numpy(number[rows]).to(device)
+            ids = network.ids[mine.clamp(min=0)] * (mine >= 0)[:, None]
+        out[rows] = network.mix(text, visual, ids).float().cpu().numpy()
+    return unit_rows(out)
+
+
+class KarmaEmbedding(Embedding):
+    """Item and interest vectors of length 1; the decoders stay on disk until an interest is to be read."""
+
+    def __init__(
+        self, value: KARMA, log: Log, network: Network, vectors: np.ndarray, facts: dict[str, Any],
+        decoders: dict[str, Tensor] | None, folder: Path | None = None,
+    ):  # fmt: skip
+        super().__init__(value, log, facts)
+        self.config, self.network, self.vectors = value, network, vectors
+        self._decoders, self._folder = decoders, folder
+        self._x = torch.from_numpy(vectors).to(network.lm.device)
+
+    def items(self) -> np.ndarray:
+        return self.vectors
+
+    @torch.inference_mode()
+    def interests(self, requests: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
+        config, lm = self.config, self.network.lm
+        width = config.length + config.query_words + 2  # always as wide: a vector does not hang on its batch
+        for start in range(0, len(requests), ROWS):
+            part = requests[start : start + ROWS]
+            padded = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])  # nor on the number beside it
+            queries = word_ids(lm, request_texts(self.log, padded), config.query_words)
+            trees = serving_trees(self.log, padded, config.length)
+            batch = lay_out(trees, np.arange(ROWS), queries, lm.bos, width=width).to(str(lm.device))
+            z = self.network.z(self.network(batch, self._x), batch)
+            out[start : start + ROWS] = z.float().cpu().numpy()[: len(part)]
+        return out
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(("ids", "text.", "visual."))}
+        return {"vectors": self.vectors} | {name: x.float().cpu().numpy() for name, x in serving.items()}
+
+    def extras(self) -> dict[str, Any]:
+        return {"lm": self.network.lm.describe()}
+
+    # -- reading and diagnosing, with what serving does without ---------------------------------------------------------
+
+    def save_more(self, folder: Path) -> None:
+        if self._decoders:
+            write_tensors(folder / "decoders.safetensors", self._decoders, {"facts": "{}"})
+
+    def decoders(self) -> dict[str, Tensor]:
+        """Weights of the decoders by name, read from disk on the first call; empty where the fit had none."""
+        if self._decoders is None:
+            file = self._folder / "decoders.safetensors" if self._folder else None
+            self._decoders = load_file(file) if file and file.exists() else {}
+        return self._decoders
+
+    def reader(self) -> torch.nn.Module | None:
+        """The decoder that tells an interest in words, None where none was trained."""
+        weights = {k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")}
+        if not weights or self.config.decoder == "masked":
+            return None
+        kind = {"bow": BagOfWords, "lm": Autoregressive}[self.config.decoder]
+        decoder = kind(self.network.lm, self.config.dim)
+        decoder.load_state_dict(weights)
+        return decoder.to(self.network.lm.device).eval()
+
+    @torch.inference_mode()
+    def read(self, requests: np.ndarray) -> list[str] | None:
+        """The target's text as `rec` reconstructs it from the interest alone; None where the fit had no decoder that tells.
+
+        From a bag of words: the words that gain most over their mean chance in the catalogue.
+        """
+        decoder = self.reader()
+        if decoder is None:
+            return None
+        z, lm = torch.from_numpy(self.interests(requests)).to(self.network.lm.device), self.network.lm
+        if isinstance(decoder, Autoregressive):
+            return decoder.read(lm, z, self.config.text_words)
+        prior = self.decoders()["prior"].to(z.device)
+        gain = torch.log_softmax(decoder.logits(lm, z), dim=-1) - prior
+        likely = torch.log_softmax(decoder.logits(lm, z), dim=-1) > math.log(2 / lm.vocab)  # a rare word gains on noise alone
+        best = gain.masked_fill(~likely, -torch.inf).topk(READ, dim=1)
+        return [
+            ", ".join(lm.decode([word]).strip() for word, value in zip(words, values, strict=True) if math.isfinite(value))
+            for words, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+# -- the frozen control -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class FrozenLM(Embedder):
+    """The backbone as it was pre-trained: mean hidden states of texts, interests by rule [O: control].
+
+    Interest = query_weight * (unit vector of query and filters) + history_weight * (unit decayed mean of the history's items).
+    after: "standardise" (mean 0, deviation 1 a dimension), "whitening" (PCA whitening) or "autoencoder" (the linear
+    autoencoder with `dim` hidden units, whose optimum is PCA: Baldi & Hornik 1989), fitted on the items known in W1: is it
+    only isotropy? dim: directions kept by the last two, at most the model's width.
+    """
+
+    backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009
+    after: Literal["nothing", "standardise", "whitening", "autoencoder"] = "nothing"
+    dim: int = 64
+    text_words: int = 24
+    query_words: int = 16
+    query_weight: float = 1.0
+    history_weight: float = 1.0
+    length: int = 20
+    decay: float = 0.8
+
+    def __post_init__(self) -> None:
+        allowed = ("nothing", "standardise", "whitening", "autoencoder")
+        if self.after not in allowed:
+            raise KarmafunnelError(f"FrozenLM: after needs one of {allowed}, found {self.after!r}")
+
+    def fit(
+        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+    ) -> FrozenLMEmbedding:
+        """Raises KarmafunnelError where no item has text."""
+        lm = self.backbone.ready(log, cache, progress, device)
+        texts = log.item_text()
+        if not any(text.strip() for text in texts):
+            raise KarmafunnelError(f"{self!r}: needed item text, found none in log {log.name}")
+        progress(f"FrozenLM: reading the texts of {len(texts)} items")
+        raw = pooled(lm, texts, self.text_words, 256)
+        there = np.any(raw != 0, axis=1)
+        shift, turn = self.directions(raw[there & known_in_w1(log)].astype(np.float64))
+        items = unit_rows((raw - shift) @ turn) * there[:, None]
+        return FrozenLMEmbedding(self, log, lm, items.astype(np.float32), shift, turn, {"backbone": lm.facts})
+
+    def directions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is taken from a vector (d,) and the map that is then applied (d, dim), learnt from the rows of x."""
+        if self.after == "nothing" or len(x) < 2:
+            return np.zeros(x.shape[1]), np.eye(x.shape[1])
+        mean = x.mean(axis=0)
+        if self.after == "standardise":
+            return mean, np.diag(1 / np.maximum(x.std(axis=0), 1e-6))
+        _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
+        keep = min(self.dim, int((s > 1e-6 * s[0]).sum()))
+        turn = vt[:keep].T
+        return mean, turn / (s[:keep] / math.sqrt(len(x))) if self.after == "whitening" else turn
+
+    def load(self, folder: Path | str, log: Log) -> FrozenLMEmbedding:
+        tensors, description = read_saved(self, folder, log)
+        lm = LM.rebuild(description["extras"]["lm"])
+        lm.model.load_state_dict(
+            {k.removeprefix("model."): torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}, strict=False
+        )
+        return FrozenLMEmbedding(self, log, lm, tensors["items"], tensors["shift"], tensors["turn"], description["facts"])
+
+
+class FrozenLMEmbedding(Embedding):
+    def __init__(
+        self, value: FrozenLM, log: Log, lm: LM, items: np.ndarray, shift: np.ndarray, turn: np.ndarray, facts: dict[str, Any]
+    ):
+        super().__init__(value, log, facts)
+        self.config, self.lm, self._items, self.shift, self.turn = value, lm, items, shift, turn
+
+    def items(self) -> np.ndarray:
+        return self._items
+
+    def interests(self, requests: np.ndarray) -> np.ndarray:
+        config = self.config
+        asked, inverse = np.unique(np.array(request_texts(self.log, requests), dtype=object).astype(str), return_inverse=True)
+        raw = pooled(self.lm, [str(a) for a in asked], config.query_words, 256)
+        there = np.any(raw != 0, axis=1)
+        text = (unit_rows((raw - self.shift) @ self.turn) * there[:, None])[inverse]
+        past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
+        return unit_rows(config.query_weight * text + config.history_weight * past).reshape(len(requests), self._items.shape[1])
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        state = {f"model.{k}": v.float().cpu().numpy() for k, v in self.lm.model.state_dict().items()}
+        return {"items": self._items, "shift": self.shift, "turn": self.turn} | state
+
+    def extras(self) -> dict[str, Any]:
+        return {"lm": self.lm.describe()}

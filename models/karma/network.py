@@ -1,0 +1,76 @@
+"""The serving half of KARMA: items and histories in, unit vectors out. It holds no decoder.
+
+An item is x = text(frozen or trained LM vector) + visual(frozen features) + id; its vector is x at length 1, its history token
+the same x, scaled to the size of a word embedding, with action type and time gap added [I; one tied x for both sides: O]. The
+interest z is a linear map of the last hidden state at [INT], at length 1 [I].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backbone import LM
+from .sequences import ACTIONS, GAPS, INT, TRUNK, Batch
+
+
+class Network(nn.Module):
+    """Frozen features of items -> item vectors (m, dim); trees of histories -> interests (R, dim).
+
+    text (n, d_t), visual (n, d_v) or None: frozen features, zeros where an item has none. ids: number of items with an id of
+    their own, 0 for none; id row of each item in `number`, -1 where it has none.
+    """
+
+    def __init__(self, lm: LM, dim: int, d_text: int, d_visual: int, n_ids: int, dropout: float, scale: float):
+        super().__init__()
+        self.dim, self.dropout = dim, dropout
+        self.use(lm)
+        self.text = nn.Linear(d_text, dim, bias=False)
+        self.visual = nn.Linear(d_visual, dim, bias=False) if d_visual else None
+        self.ids = nn.Parameter(torch.zeros(n_ids, dim))  # at zero an id says nothing: an unseen item is its text
+        self.token = nn.Linear(dim, lm.dim, bias=False)
+        self.action = nn.Embedding(ACTIONS, lm.dim)
+        self.gap = nn.Embedding(GAPS, lm.dim)
+        self.ask = nn.Parameter(torch.zeros(lm.dim))  # the [INT] token
+        self.interest = nn.Linear(lm.dim, dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        with torch.no_grad():
+            self.size = float(lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).float().std())
+            for linear in filter(None, (self.text, self.visual, self.token, self.interest)):
+                nn.init.orthogonal_(linear.weight)
+            nn.init.normal_(self.ask, std=self.size)
+            for table in (self.action, self.gap):
+                nn.init.normal_(table.weight, std=0.1 * self.size)
+        self.to(lm.device)
+
+    def use(self, lm: LM) -> None:
+        """Read with this language model from now on; its weights are part of the network's."""
+        self.lm, self.model = lm, lm.model
+
+    def mix(self, text: Tensor, visual: Tensor | None, ids: Tensor | None) -> Tensor:
+        """x of items from their features, (m, d_t), (m, d_v), (m, dim): (m, dim)."""
+        x = self.text(text)
+        if self.visual is not None and visual is not None:
+            x = x + self.visual(visual)
+        return x if ids is None else x + ids
+
+    def forward(self, batch: Batch, x: Tensor) -> Tensor:
+        """Last hidden states of all cells, (B, L, lm.dim); `batch.item` are rows of x."""
+        cells = self.lm.embed_tokens(batch.word).to(x.dtype)
+        is_item = (batch.kind == TRUNK) & (batch.item >= 0)
+        tokens = self.token(F.normalize(x, dim=-1)) * (self.size * math.sqrt(self.dim))
+        tokens = F.dropout(tokens[batch.item.clamp(min=0)], self.dropout, self.training) + self.action(batch.action)
+        cells = torch.where(is_item[..., None], tokens, cells)
+        cells = torch.where((batch.kind == INT)[..., None], self.ask, cells) + self.gap(batch.gap) * (batch.gap > 0)[..., None]
+        return self.lm.hidden(cells, batch.mask, batch.position)
+
+    def z(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Interests at the [INT] cells: (R, dim), length 1."""
+        return F.normalize(self.interest(hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)), dim=-1)
+
+    def scale(self) -> Tensor:
+        """1 / temperature, at most 100 [I]."""
+        return self.log_scale.clamp(max=math.log(100)).exp()

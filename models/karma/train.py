@@ -1,0 +1,480 @@
+"""Fine-tuning: what one step reads, what it is told it got wrong, and a loop that can be killed anywhere.
+
+`L = L_act + gen * L_gen + rec * L_rec + see * L_see` [K: action loss plus weighted decoding losses]. The decoders live here
+and are dropped when training ends, apart from what is kept to read interests in words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...log import KarmafunnelError, Log
+from ..embedders import Progress
+from .backbone import LM, pool
+from .losses import (
+    Autoregressive,
+    BagOfWords,
+    Masked,
+    VectorDecoder,
+    action_catalogue,
+    action_in_batch,
+    lm_loss,
+)
+from .network import Network
+from .sequences import Trees, lay_out, training_trees
+
+if TYPE_CHECKING:
+    from .embedder import KARMA
+
+SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
+
+
+# -- what is read -------------------------------------------------------------------------------------------------------
+
+
+def request_texts(log: Log, requests: np.ndarray) -> list[str]:
+    """Query and filters of requests as one text each, empty where there is neither."""
+    rows = log.requests[requests]
+    queries = rows["query"].fill_null("").to_list()
+    filters = rows["filters"].fill_null([]).list.join(" ").fill_null("").to_list()
+    return [" ; ".join(part for part in (q.strip(), f.strip()) if part) for q, f in zip(queries, filters, strict=True)]
+
+
+def word_ids(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
+    """Token ids of texts, at most so many each, without padding."""
+    asked, inverse = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
+    ids, lengths = lm.encode([str(text) for text in asked], most)
+    return [ids[i, : lengths[i]] for i in inverse]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is frozen about the items of a log: text (n, d_t) of about length 1, visual (n, d_v) or None; zeros where there is none."""
+
+    text: np.ndarray
+    visual: np.ndarray | None
+    seen: np.ndarray | None  # (n,) bool: has an image
+    words: np.ndarray  # (n, T) int64 token ids of the items' texts
+    n_words: np.ndarray  # (n,)
+    norm: tuple[np.ndarray, np.ndarray]  # mean and factor that put text vectors to scale, (d_t,) each
+
+
+def standardised(x: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features with mean 0 and standard deviation 1 / sqrt(d) over the rows in use, and the mean and factor that did it."""
+    mean = x[use].mean(axis=0) if use.any() else np.zeros(x.shape[1])
+    factor = 1 / (np.maximum(x[use].std(axis=0), 1e-6) * math.sqrt(x.shape[1])) if use.any() else np.ones(x.shape[1])
+    return ((x - mean) * factor).astype(np.float32), mean.astype(np.float32), factor.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The requests of W1 as branches of trees, what each led to, and what it was shown in vain."""
+
+    trees: Trees  # its items are numbers among the candidates
+    candidates: np.ndarray  # (m,) items that are a target in W1, ascending: all that is trained against [METRICS.md, Splits]
+    first_pair: np.ndarray  # (B + 1,)
+    target: np.ndarray  # (P,) numbers among the candidates
+    weight: np.ndarray  # (P,) float32, 1 a branch in all
+    hard: np.ndarray  # (B, h) numbers among the candidates, -1 for none
+    queries: list[np.ndarray]  # (B,) word ids
+
+    @classmethod
+    def of(cls, log: Log, lm: LM, length: int, query_words: int, hard: int, seed: int, share: float, who: str) -> Examples:
+        """Raises KarmafunnelError where W1 holds neither a click nor a purchase. `share` of the users is kept."""
+        trees = training_trees(log, length)
+        if len(trees.request) == 0:
+            raise KarmafunnelError(f"{who}: needed clicks or purchases in W1 of log {log.name}, found none")
+        if share < 1:
+            trees = some_users(trees, log, share, seed)
+        number = np.full(log.requests.height, -1, dtype=np.int64)
+        number[trees.request] = np.arange(len(trees.request))
+        request, item = (log.events[c].to_numpy().astype(np.int64) for c in ("request", "item"))
+        of = number[request]
+        keys = np.unique(of[of >= 0] * log.n_items + item[of >= 0])
+        branch, item = keys // log.n_items, keys % log.n_items
+        candidates, target = np.unique(item, return_inverse=True)
+        column = np.full(log.n_items, -1, dtype=np.int64)
+        column[candidates] = np.arange(len(candidates))
+        return cls(
+            replace(trees, item=column[trees.item]), candidates, np.searchsorted(branch, np.arange(len(trees.request) + 1)), target,
+            (1 / np.bincount(branch)[branch]).astype(np.float32), in_vain(log, number, column, hard, seed),
+            word_ids(lm, request_texts(log, trees.request), query_words),
+        )  # fmt: skip
+
+    def pairs(self, branches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of some branches, and the place of each pair's branch among them: (P,), (P,)."""
+        count = self.first_pair[branches + 1] - self.first_pair[branches]
+        row = np.repeat(np.arange(len(branches)), count)
+        return np.repeat(self.first_pair[branches] - (np.cumsum(count) - count), count) + np.arange(count.sum()), row
+
+
+def some_users(trees: Trees, log: Log, share: float, seed: int) -> Trees:
+    """The trees of a share of the users, drawn by the seed: a smaller training set of the same kind."""
+    owner = log.user[trees.request]
+    users = np.random.default_rng([seed, 3]).permutation(np.unique(owner))
+    keep = np.isin(owner, users[: max(1, round(share * len(users)))])
+    pieces, piece = np.unique(trees.piece[keep], return_inverse=True)
+    return Trees(
+        trees.item, trees.action, trees.gap, trees.start[pieces], trees.size[pieces],
+        piece, trees.seen[keep], trees.branch_gap[keep], trees.request[keep],
+    )  # fmt: skip
+
+
+def in_vain(log: Log, number: np.ndarray, column: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Of each branch, at most so many items that were shown and not chosen [K], drawn by the seed: (B, most), -1 for none."""
+    out = np.full((int(number.max()) + 1, most), -1, dtype=np.int64)
+    if most == 0 or not log.has("exposures"):
+        return out
+    rows = log.rows
+    chosen = (rows["clicked"].fill_null(False) | rows["purchased"].fill_null(False)).to_numpy()
+    request, item = rows["request"].to_numpy(), rows["item"].to_numpy()
+    shown = rows["position"].is_not_null().to_numpy() & ~chosen & (number[request] >= 0) & (column[item] >= 0)
+    taken = np.unique(request[chosen] * np.int64(log.n_items) + item[chosen])
+    shown &= ~np.isin(request * np.int64(log.n_items) + item, taken)
+    at = np.random.default_rng([seed, 4]).permutation(np.flatnonzero(shown))
+    at = at[np.argsort(number[request[at]], kind="stable")]
+    branch = number[request[at]]
+    place = np.arange(len(at)) - np.searchsorted(branch, branch)
+    kept = place < most
+    out[branch[kept], place[kept]] = column[item[at[kept]]]
+    return out
+
+
+# -- one step -----------------------------------------------------------------------------------------------------------
+
+
+class Trainee(nn.Module):
+    """The network with its decoders: one step's losses by name."""
+
+    def __init__(self, config: KARMA, network: Network, examples: Examples, features: Features, seed: int):
+        super().__init__()
+        self.config, self.network, self.examples = config, network, examples
+        lm, device = network.lm, network.lm.device
+        self.reconstruct: nn.Module | None = None
+        if config.rec:
+            kinds: dict[str, Callable[[], nn.Module]] = {
+                "bow": lambda: BagOfWords(lm, network.dim),
+                "masked": lambda: Masked(lm, network.dim),
+                "lm": lambda: Autoregressive(lm, network.dim),
+            }
+            self.reconstruct = kinds[config.decoder]().to(device)
+        self.see: VectorDecoder | None = None
+        if config.see:
+            assert features.visual is not None
+            self.see = VectorDecoder(network.dim, features.visual.shape[1], config.vector).to(device)
+        items = examples.candidates
+        self.words, self.n_words = features.words[items], features.n_words[items]
+        # the control "shuffled": every item is told by another item's text, always the same one, so that it is a second task without meaning
+        self.tells = np.random.default_rng([seed, 5]).permutation(len(items)) if config.shuffled else np.arange(len(items))
+        self.text = torch.from_numpy(features.text[items]).to(device)
+        self.mean, self.factor = (torch.from_numpy(x).to(device) for x in features.norm)
+        self.visual = None if features.visual is None else torch.from_numpy(features.visual[items]).to(device)
+        self.seen = None if features.seen is None else torch.from_numpy(features.seen[items]).to(device)
+        popularity = np.bincount(examples.target, weights=examples.weight, minlength=len(items))
+        self.log_q = torch.from_numpy(np.log(np.maximum(popularity / popularity.sum(), 1e-12)).astype(np.float32)).to(device)
+
+    def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Mean losses over the branches of some pieces: `act`, and `gen`, `rec`, `see` where their weight is not 0."""
+        config, network, examples = self.config, self.network, self.examples
+        device = network.lm.device
+        branches, row = examples.trees.branches(pieces)
+        pairs, of = examples.pairs(branches)
+        target, weight = examples.target[pairs], torch.from_numpy(examples.weight[pairs]).to(device)
+        first = np.searchsorted(of, np.arange(len(branches)))
+        told = target[
+            first + (rng.random(len(branches)) * np.bincount(of)).astype(np.int64)
+        ]  # one target a branch, told in words
+        drawn = row_sample(row, rng)  # one branch a piece: words cost more than vectors
+        texts: list[np.ndarray | None] | None = None
+        if config.gen:
+            texts = [None] * len(branches)
+            for b in drawn:
+                texts[b] = self.words[told[b], : self.n_words[told[b]]]
+        queries = [examples.queries[b] for b in branches]
+        batch = lay_out(examples.trees, pieces, queries, network.lm.bos, texts)
+
+        hard = examples.hard[branches]
+        item = batch.item.numpy()
+        used = np.arange(len(examples.candidates))
+        if config.negatives == "batch":
+            used = np.unique(np.concatenate([item[item >= 0], target, hard[hard >= 0]]))
+        number = np.full(len(examples.candidates) + 1, -1, dtype=np.int64)  # the last entry answers -1
+        number[used] = np.arange(len(used))
+        batch = replace(batch, item=torch.from_numpy(number[item])).to(device)
+        at = torch.from_numpy(used).to(device)
+        ids = None
+        if len(network.ids):
+            keep = torch.from_numpy(rng.random(len(used)) >= config.id_dropout).to(
+                device
+            )  # an item must be known by its text, too
+            ids = network.ids[at] * keep[:, None]
+        text = self.text[at] if config.items == "frozen" else self.own_text(used)
+        x = network.mix(text, None if self.visual is None else self.visual[at], ids)
+        hidden = network(batch, x)
+        z = network.z(hidden, batch)
+        e = nn.functional.normalize(x, dim=-1)
+        goal, line, shown = (torch.from_numpy(x).to(device) for x in (number[target], of, number[hard]))
+        if config.negatives == "catalogue":
+            loss = action_catalogue(z, e, line, goal, weight, network.scale(), shown if config.hard else None, config.hard_weight)
+        else:
+            vain = e[shown.clamp(min=0)] if config.hard else None
+            loss = action_in_batch(z, e[goal], line, goal, weight, network.scale(), self.log_q[at][goal], vain, shown >= 0)
+        out = {"act": loss / weight.sum()}
+        told_text = self.tells[told]
+        if config.gen:
+            assert batch.text is not None
+            cells = batch.text[torch.from_numpy(drawn).to(device)]  # (S, T) with BOS first
+            there_text = cells >= 0
+            logits = network.lm.head(hidden.flatten(0, 1)[cells.clamp(min=0)][:, :-1])
+            words = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
+            out["gen"] = lm_loss(logits, words, there_text[:, 1:])
+        if self.reconstruct is not None:
+            # a bag of words is one product and takes every branch; the other decoders read a text, one a piece
+            rows = np.arange(len(branches)) if config.decoder == "bow" else drawn
+            rows = rows[self.n_words[told_text[rows]] > 0]
+            if len(rows):
+                ids_of = torch.from_numpy(self.words[told_text[rows]]).to(device)
+                there_text = (
+                    torch.arange(ids_of.shape[1], device=device)
+                    < torch.from_numpy(self.n_words[told_text[rows]]).to(device)[:, None]
+                )
+                generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+                out["rec"] = self.reconstruct(
+                    network.lm, z[torch.from_numpy(rows).to(device)], ids_of, there_text, generator
+                ).mean()
+        if self.see is not None and self.visual is not None and self.seen is not None:
+            goal_rows = torch.from_numpy(told_text).to(device)
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            each = self.see(z, self.visual[goal_rows], self.seen[goal_rows], generator)
+            out["see"] = each.sum() / self.seen[goal_rows].sum().clamp(min=1)
+        return out
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        config = self.config
+        weights = {"act": config.action, "gen": config.gen, "rec": config.rec, "see": config.see}
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+    @torch.inference_mode()
+    def decoders(self) -> dict[str, Tensor]:
+        """Weights that serving does without, by name; for a bag of words also the mean chance of each word in the catalogue."""
+        out = {f"see.{k}": v.detach().clone() for k, v in self.see.state_dict().items()} if self.see is not None else {}
+        if self.reconstruct is not None:
+            out |= {f"rec.{k}": v.detach().clone() for k, v in self.reconstruct.state_dict().items()}
+            if isinstance(self.reconstruct, BagOfWords):
+                network = self.network
+                rows = torch.arange(0, len(self.text), max(1, len(self.text) // 2048), device=self.text.device)
+                text = self.text[rows] if self.config.items == "frozen" else self.own_text(rows.cpu().numpy())
+                visual = None if self.visual is None else self.visual[rows]
+                e = nn.functional.normalize(network.mix(text, visual, network.ids[rows] if len(network.ids) else None), dim=-1)
+                out["prior"] = torch.log_softmax(self.reconstruct.logits(network.lm, e), dim=-1).mean(dim=0)
+        return out
+
+    def own_text(self, used: np.ndarray) -> Tensor:
+        """Text vectors of candidates from the LM that is being trained: (len(used), d_t)."""
+        return self.read_text(self.words[used], self.n_words[used])
+
+    def read_text(self, words: np.ndarray, n_words: np.ndarray) -> Tensor:
+        """Text vectors from the LM as it now is, put to scale as the frozen ones are: words (m, T) -> (m, d_t)."""
+        lm = self.network.lm
+        most = max(int(n_words.max(initial=0)), 1)
+        ids = torch.from_numpy(words[:, :most]).to(lm.device)
+        there = torch.arange(most, device=lm.device) < torch.from_numpy(n_words).to(lm.device)[:, None]
+        return (pool(lm, ids, there) - self.mean) * self.factor * there[:, :1]
+
+
+def row_sample(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One place of each row number, drawn: row ascending (R,) -> (n_rows,)."""
+    rows, start, count = np.unique(row, return_index=True, return_counts=True)
+    return start + (rng.random(len(rows)) * count).astype(np.int64)
+
+
+def pieces_of_epoch(trees: Trees, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The pieces in batches of `size`, those of one of similar length: little padding, still in random order."""
+    pieces = rng.permutation(len(trees.start))
+    size = max(1, min(size, len(pieces) // 8))
+    cells = trees.size + np.bincount(trees.piece, minlength=len(trees.start))
+    parts = []
+    for start in range(0, len(pieces), 32 * size):
+        stretch = pieces[start : start + 32 * size]
+        stretch = stretch[np.argsort(cells[stretch], kind="stable")]
+        parts += [stretch[i : i + size] for i in range(0, len(stretch), size)]
+    return [parts[i] for i in rng.permutation(len(parts))]
+
+
+# -- the loop -----------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Everything that changes while training, in one file: weights, their moving average, the optimiser, the loss curve.
+
+    Randomness of a step is a function of (seed, epoch, step), so going on from a checkpoint repeats what an uninterrupted run
+    does, bit for bit on a CPU. The learning rate is constant after a warm-up and what is kept is an exponential moving
+    average: so every epoch's average is a stopping point of its own, and a fit of more epochs goes on from one of fewer.
+    """
+
+    def __init__(self, trainee: Trainee, seed: int, folder: Path | None, progress: Progress):
+        self.trainee, self.seed, self.folder, self.progress = trainee, seed, folder, progress
+        self.config = trainee.config
+        self.named = [(name, p) for name, p in trainee.named_parameters() if p.requires_grad]
+        decay = [p for _, p in self.named if p.ndim > 1]
+        rest = [p for _, p in self.named if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=self.config.rate, betas=(0.9, 0.98), fused=True)
+        self.average = {name: p.detach().clone() for name, p in self.named}
+        self.step = self.epoch = self.place = 0  # steps in all, finished epochs, finished steps of this epoch
+        self.seconds = 0.0
+        self.curve: list[dict[str, float]] = []  # mean losses of each finished epoch
+        self.running: dict[str, float] = {}  # their sums in this one
+
+    # -- checkpoints --
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors = {f"weight.{name}": p.detach() for name, p in self.named}
+        tensors |= {f"average.{name}": x for name, x in self.average.items()}
+        for number, kept in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{key}": x for key, x in kept.items()}
+        facts = {"step": self.step, "epoch": self.epoch, "place": self.place, "seconds": self.seconds}
+        facts |= {"curve": self.curve, "running": self.running}
+        return tensors, {"facts": json.dumps(facts)}
+
+    def save(self) -> None:
+        """One file, whole or not at all."""
+        if self.folder is not None:
+            write_tensors(self.folder / "state.safetensors", *self.state())
+
+    def load(self) -> None:
+        """Go on where an earlier process was; a state that cannot be read is no state."""
+        if self.folder is None or not (self.folder / "state.safetensors").exists():
+            return
+        tensors, facts = read_tensors(self.folder / "state.safetensors")
+        if facts["epoch"] > self.config.epochs or (facts["epoch"] == self.config.epochs and facts["place"] > 0):
+            return  # it is further than we want to go
+        with torch.no_grad():
+            for name, p in self.named:
+                p.copy_(tensors[f"weight.{name}"])
+                self.average[name].copy_(tensors[f"average.{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, x in tensors.items():
+            if name.startswith("optimiser."):
+                _, number, key = name.split(".")
+                state.setdefault(int(number), {})[key] = x
+        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        for name in ("step", "epoch", "place", "seconds", "curve", "running"):
+            setattr(self, name, facts[name])
+        self.progress(f"KARMA: goes on after epoch {self.epoch}, step {self.step}")
+
+    def epoch_file(self, epoch: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"epoch-{epoch:03d}.safetensors"
+
+    # -- training --
+
+    def run(self) -> dict[str, Any]:
+        """Train to `config.epochs` and leave the averaged weights in the trainee; returns facts of the fit."""
+        kept = self.epoch_file(self.config.epochs)
+        if kept is not None and kept.exists():
+            average, facts = read_tensors(kept)
+            self.put(average)
+            return facts
+        self.load()
+        with torch.random.fork_rng():
+            while self.epoch < self.config.epochs:
+                self.one_epoch()
+        self.put(self.average)
+        return self.facts()
+
+    def facts(self) -> dict[str, Any]:
+        rounded = [{name: round(value, 4) for name, value in losses.items()} for losses in self.curve]
+        return {"epochs": self.epoch, "steps": self.step, "seconds": round(self.seconds, 1), "curve": rounded}
+
+    def put(self, average: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.named:
+                p.copy_(average[name])
+        self.trainee.eval()
+
+    def one_epoch(self) -> None:
+        parts = pieces_of_epoch(self.trainee.examples.trees, self.config.batch, np.random.default_rng([self.seed, 7, self.epoch]))
+        self.trainee.train()
+        began = saved = said = time.perf_counter()
+        while self.place < len(parts):
+            losses = self.one_step(parts[self.place])
+            for name, value in losses.items():
+                self.running[name] = self.running.get(name, 0.0) + value
+            self.place += 1
+            now = time.perf_counter()
+            if now - said > 2:
+                said = now
+                means = ", ".join(f"{name} {value / self.place:.3f}" for name, value in self.running.items())
+                self.progress(
+                    f"KARMA: epoch {self.epoch + 1} of {self.config.epochs}, step {self.place} of {len(parts)}, {means}"
+                )
+            if now - saved > SAVE_EVERY:
+                self.seconds, began, saved = self.seconds + now - began, now, now
+                self.save()
+        self.seconds += time.perf_counter() - began
+        self.curve.append({name: value / len(parts) for name, value in self.running.items()})
+        self.epoch, self.place, self.running = self.epoch + 1, 0, {}
+        means = ", ".join(f"{name} {value:.3f}" for name, value in self.curve[-1].items())
+        self.progress(f"KARMA: epoch {self.epoch} of {self.config.epochs}, {means}")
+        if (file := self.epoch_file(self.epoch)) is not None:
+            write_tensors(file, self.average, {"facts": json.dumps(self.facts())})
+        self.save()
+
+    def one_step(self, pieces: np.ndarray) -> dict[str, float]:
+        """One batch; raises KarmafunnelError naming the step when a loss is no number, the weights left as they were."""
+        torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
+        losses = self.trainee.losses(pieces, np.random.default_rng([self.seed, 8, self.epoch, self.place]))
+        total = self.trainee.total(losses)
+        values = {name: loss.item() for name, loss in losses.items()}
+        if not math.isfinite(total.item()):
+            where = f"; the last good checkpoint is in {self.folder}" if self.folder else ""
+            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise KarmafunnelError(
+                f"{self.config!r}: needed finite losses, found {found} in epoch {self.epoch + 1}, step {self.step + 1}{where}"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_([p for _, p in self.named], 1.0)
+        self.step += 1
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.rate * min(1.0, self.step / 50)
+        self.optimiser.step()
+        keep = min(self.config.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), [p.detach() for _, p in self.named], 1 - keep)
+        return values
+
+
+def hash_of(*numbers: int) -> int:
+    """A seed out of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+    """A safetensors file that is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, temporary, metadata=facts)
+    temporary.replace(file)
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of such a file; raises KarmafunnelError naming it when it cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, json.loads(opened.metadata()["facts"])  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise KarmafunnelError(f"{file}: needed a checkpoint, found: {error}; delete it to start again") from error

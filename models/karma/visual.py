@@ -1,0 +1,230 @@
+"""Frozen visual features of a log's items [K: multimodal KARMA reads and reconstructs frozen visual features; I: from where].
+
+Three sources: the log's own `visual` column, a `transformers` vision model from a local folder, or a small encoder that learns from
+the log's images alone, without a label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...log import KarmafunnelError, Log, atomic_folder, write_json
+from ..embedders import Progress, known_in_w1
+
+VERSION = 1  # of what is kept
+
+
+@dataclass(frozen=True)
+class Column:
+    """The `visual` column of the log's items: lists of numbers, all as long, null where an item has none."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Pooled output (or mean patch) of a `transformers` vision model from a local folder or a hub id, with its own image processor."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class SelfSupervised:
+    """A convolutional encoder trained by SimCLR (Chen et al. 2020) on the images of the items that W1 knows [O].
+
+    Two crops of a picture, mirrored and lit differently, must find each other among those of the other pictures of a batch.
+    side: pixels that pictures are scaled to.
+    """
+
+    dim: int = 64
+    side: int = 32
+    epochs: int = 12
+    batch: int = 256
+    rate: float = 2e-3
+    temperature: float = 0.2
+
+
+def visual_features(
+    log: Log, how: Column | Pretrained | SelfSupervised, cache: Path | None, seed: int, progress: Progress, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of all items, float32 (n_items, d_v), zeros where there is no image, and which have one, (n_items,) bool.
+
+    Kept in `cache` by content. Raises KarmafunnelError where no item has an image, or naming the item whose image is broken.
+    """
+    if isinstance(how, Column):
+        return from_column(log)
+    pictures = open_images(log)
+    have = [i for i, picture in enumerate(pictures) if picture is not None]
+    digest = hashlib.sha256()
+    for i in have:
+        digest.update(f"{i} {pictures[i].size}".encode() + pictures[i].tobytes())  # type: ignore[union-attr]
+    what = [VERSION, repr(how), asdict(how), digest.hexdigest(), known_in_w1(log).tobytes().hex(), seed, device]
+    folder = cache / f"visual-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}" if cache else None
+    there = np.zeros(log.n_items, dtype=bool)
+    there[have] = True
+    if folder is not None and folder.is_dir():
+        try:
+            return load_file(folder / "features.safetensors")["features"], there
+        except (OSError, SafetensorError, KeyError) as error:
+            raise KarmafunnelError(f"{folder}: needed kept visual features, found: {error}; delete it to start again") from error
+    found = [pictures[i].convert("RGB") for i in have]  # type: ignore[union-attr]
+    if isinstance(how, Pretrained):
+        vectors = from_model(how, found, progress, device)
+    else:
+        vectors = self_supervised(how, found, known_in_w1(log)[have], seed, progress, device)
+    features = np.zeros((log.n_items, vectors.shape[1]), dtype=np.float32)
+    features[have] = vectors
+    if folder is not None:
+        with atomic_folder(folder) as temporary:
+            save_file({"features": features}, temporary / "features.safetensors")
+            write_json(temporary / "how.json", {"how": repr(how), "log": log.name, "images": len(have), "seed": seed})
+    return features, there
+
+
+def from_column(log: Log) -> tuple[np.ndarray, np.ndarray]:
+    """Raises KarmafunnelError where the column is absent or empty, or its lists differ in length or hold no numbers."""
+    column = log.items["visual"] if "visual" in log.items.columns else None
+    if column is None or column.null_count() == len(column):
+        raise KarmafunnelError(f"Column(): needed visual features in the items of log {log.name}, found none")
+    there = (column.list.len().fill_null(0) > 0).to_numpy()
+    lengths = np.unique(column.list.len().to_numpy()[there])
+    if len(lengths) != 1:
+        raise KarmafunnelError(f"Column(): needed visual features of one length in log {log.name}, found {lengths.tolist()}")
+    out = np.zeros((log.n_items, int(lengths[0])), dtype=np.float32)
+    out[there] = np.array(column.filter(there).to_list(), dtype=np.float32)
+    if not np.isfinite(out).all():
+        item = log.item_ids[np.flatnonzero(~np.isfinite(out).all(axis=1))[0]]
+        raise KarmafunnelError(f"Column(): needed finite visual features in log {log.name}, found others for item {item!r}")
+    return out, there
+
+
+def open_images(log: Log) -> list[Image.Image | None]:
+    """The picture of each item, None where there is none; paths are relative to the log's folder."""
+    column = log.items["image"] if "image" in log.items.columns else None
+    if column is None or column.null_count() == len(column):
+        raise KarmafunnelError(f"visual features: needed images in the items of log {log.name}, found none")
+    out: list[Image.Image | None] = []
+    for item, value in zip(log.item_ids, column.to_list(), strict=True):
+        if value is None:
+            out.append(None)
+            continue
+        source = io.BytesIO(value) if isinstance(value, bytes) else (log.path or Path()) / value
+        try:
+            picture = Image.open(source)
+            picture.load()
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+            raise KarmafunnelError(
+                f"visual features: needed a readable image of item {item!r} of log {log.name}: {error}"
+            ) from error
+        out.append(picture)
+    return out
+
+
+@torch.inference_mode()
+def from_model(how: Pretrained, pictures: list[Image.Image], progress: Progress, device: str) -> np.ndarray:
+    """Raises KarmafunnelError for a source that is no vision model or lacks its image processor."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(how.source)
+        model = AutoModel.from_pretrained(how.source).eval().to(device)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise KarmafunnelError(
+            f"{how!r}: needed a vision model with its image processor, found: {str(error).splitlines()[0]}"
+        ) from error
+    model = getattr(model, "vision_model", model)
+    parts = []
+    for start in range(0, len(pictures), 32):
+        progress(f"visual features: image {start + 1} of {len(pictures)}")
+        pixels = processor(images=pictures[start : start + 32], return_tensors="pt")["pixel_values"].to(device)
+        out = model(pixel_values=pixels)
+        pooled = getattr(out, "pooler_output", None)
+        parts.append((pooled if pooled is not None else out.last_hidden_state.mean(dim=1)).flatten(1).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, s, s) in -1..1 -> features (B, dim); the projection head is used in training alone."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        widths = (3, 24, 48, 96)
+        blocks = [
+            layer
+            for a, b in pairwise(widths)
+            for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU())
+        ]
+        self.stem = nn.Sequential(*blocks)
+        self.out = nn.Linear(2 * widths[-1], dim)
+        self.head = nn.Sequential(nn.SiLU(), nn.Linear(dim, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.out(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1))
+
+
+def views(x: Tensor, generator: torch.Generator) -> Tensor:
+    """One random crop (60 to 100% of the side), mirrored one time in two, lit a little differently, of each picture."""
+    n = len(x)
+    scale = 0.6 + 0.4 * torch.rand(n, generator=generator)
+    flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    shift = (torch.rand(n, 2, generator=generator) * 2 - 1) * (1 - scale)[:, None]
+    light = 0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=generator)
+    tint = 0.1 * torch.randn(n, 3, 1, 1, generator=generator)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * flip, scale, shift
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False).to(x.device)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False) * light.to(x.device) + tint.to(x.device)
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """Normalised cross entropy of pairs among all views of a batch (Chen et al. 2020, equation 1): a, b (B, d)."""
+    both = F.normalize(torch.cat([a, b]), dim=1)
+    logits = both @ both.T / temperature
+    logits = logits.masked_fill(torch.eye(len(both), dtype=torch.bool, device=both.device), -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(both), device=both.device).roll(len(a)))
+
+
+def self_supervised(
+    how: SelfSupervised, pictures: list[Image.Image], known: np.ndarray, seed: int, progress: Progress, device: str
+) -> np.ndarray:
+    """Features of the pictures by an encoder that learnt from those `known`: float32 (n, dim)."""
+    pixels = np.stack([np.asarray(p.resize((how.side, how.side)), dtype=np.float32) for p in pictures])
+    x = torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).contiguous().to(device)
+    train = x[torch.from_numpy(known).to(device)] if known.any() else x
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = Encoder(how.dim).to(device)
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=how.rate, weight_decay=1e-4)
+    size = max(2, min(how.batch, len(train)))
+    steps = how.epochs * max(1, len(train) // size)
+    step = 0
+    for epoch in range(how.epochs):
+        order = torch.randperm(len(train), generator=generator)
+        for start in range(0, max(len(train) - size, 0) + 1, size):
+            batch = train[order[start : start + size].to(device)]
+            loss = nt_xent(*(encoder.head(encoder(views(batch, generator))) for _ in range(2)), how.temperature)
+            if not math.isfinite(loss.item()):
+                raise KarmafunnelError(f"{how!r}: needed a finite loss, found {loss.item()} in epoch {epoch + 1}")
+            for group in optimiser.param_groups:
+                group["lr"] = how.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            step += 1
+        progress(f"visual encoder: epoch {epoch + 1} of {how.epochs}, loss {loss.item():.2f}")
+    with torch.inference_mode():
+        return np.concatenate([encoder(x[i : i + 256]).cpu().numpy() for i in range(0, len(x), 256)]).astype(np.float32)
