@@ -100,7 +100,7 @@ class Embedding(ABC):
             write_json(temporary / "embedding.json", description)
             self.save_more(temporary)
 
-    def save_more(self, folder: Path) -> None:
+    def save_more(self, folder: Path) -> None:  # noqa: B027  (nothing is the right default)
         """Write what serving does without beside the rest."""
 
 

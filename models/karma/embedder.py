@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from dataclasses import dataclass, replace
 from functools import cache as once
 from pathlib import Path
@@ -22,7 +21,7 @@ from .backbone import LM, Checkpoint, Qwen, pooled
 from .losses import Autoregressive, BagOfWords
 from .network import Network
 from .sequences import lay_out, serving_trees
-from .train import Examples, Features, Trainee, Trainer, request_texts, standardised, word_ids, write_tensors
+from .train import Examples, Features, Trainee, Trainer, request_texts, whitening, word_ids, write_tensors
 from .visual import Column, Pretrained, SelfSupervised, visual_features
 
 ROWS = 128  # requests embedded at a time
@@ -157,14 +156,15 @@ class KARMA(Embedder):
         progress(f"KARMA: reading the texts of {len(texts)} items")
         words, n_words = base.encode(texts, self.text_words)
         known = known_in_w1(log)
-        text, mean, factor = standardised(pooled(base, texts, self.text_words, 256), known & (n_words > 0))
-        text[n_words == 0] = 0
+        raw = pooled(base, texts, self.text_words)
+        mean, turn = whitening(raw[known & (n_words > 0)])
+        text = (raw - mean) @ turn * (n_words > 0)[:, None]
         visual = seen = None
         if self.visual is not None:
             raw, seen = visual_features(log, self.visual, cache, seed, progress, device)
-            visual = standardised(raw, known & seen)[0]
-            visual[~seen] = 0
-        return Features(text, visual, seen, words, n_words, (mean, factor))
+            shift, scale = whitening(raw[known & seen])
+            visual = (raw - shift) @ scale * seen[:, None]
+        return Features(text, visual, seen, words, n_words, (mean, turn))
 
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
         tensors, description = read_saved(self, folder, log)

@@ -69,14 +69,18 @@ class Features:
     seen: np.ndarray | None  # (n,) bool: has an image
     words: np.ndarray  # (n, T) int64 token ids of the items' texts
     n_words: np.ndarray  # (n,)
-    norm: tuple[np.ndarray, np.ndarray]  # mean and factor that put text vectors to scale, (d_t,) each
+    norm: tuple[np.ndarray, np.ndarray]  # mean (d_t,) and map (d_t, d_t) that put text vectors to scale
 
 
-def standardised(x: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features with mean 0 and standard deviation 1 / sqrt(d) over the rows in use, and the mean and factor that did it."""
-    mean = x[use].mean(axis=0) if use.any() else np.zeros(x.shape[1])
-    factor = 1 / (np.maximum(x[use].std(axis=0), 1e-6) * math.sqrt(x.shape[1])) if use.any() else np.ones(x.shape[1])
-    return ((x - mean) * factor).astype(np.float32), mean.astype(np.float32), factor.astype(np.float32)
+def whitening(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and map (d, d) that give the rows of x no mean, no correlation and length 1 on average (PCA whitening)."""
+    mean = x.mean(axis=0, dtype=np.float64) if len(x) else np.zeros(x.shape[1])
+    if len(x) < 2:
+        return mean.astype(np.float32), (np.eye(x.shape[1]) / math.sqrt(x.shape[1])).astype(np.float32)
+    _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
+    deviation = np.maximum(s / math.sqrt(len(x)), 1e-2 * s[0] / math.sqrt(len(x)))  # what is next to nothing is not blown up
+    turn = (vt.T / deviation) @ vt / math.sqrt(len(s))  # turned back (ZCA): the same axes as before
+    return mean.astype(np.float32), turn.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ class Trainee(nn.Module):
         # the control "shuffled": every item is told by another item's text, always the same one, so that it is a second task without meaning
         self.tells = np.random.default_rng([seed, 5]).permutation(len(items)) if config.shuffled else np.arange(len(items))
         self.text = torch.from_numpy(features.text[items]).to(device)
-        self.mean, self.factor = (torch.from_numpy(x).to(device) for x in features.norm)
+        self.mean, self.turn = (torch.from_numpy(x).to(device) for x in features.norm)
         self.visual = None if features.visual is None else torch.from_numpy(features.visual[items]).to(device)
         self.seen = None if features.seen is None else torch.from_numpy(features.seen[items]).to(device)
         popularity = np.bincount(examples.target, weights=examples.weight, minlength=len(items))
@@ -292,7 +296,7 @@ class Trainee(nn.Module):
         most = max(int(n_words.max(initial=0)), 1)
         ids = torch.from_numpy(words[:, :most]).to(lm.device)
         there = torch.arange(most, device=lm.device) < torch.from_numpy(n_words).to(lm.device)[:, None]
-        return (pool(lm, ids, there) - self.mean) * self.factor * there[:, :1]
+        return (pool(lm, ids, there) - self.mean) @ self.turn * there[:, :1]
 
 
 def row_sample(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
