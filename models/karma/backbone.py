@@ -44,7 +44,7 @@ class FusedNorm(Qwen3RMSNorm):
 class LM:
     """A causal language model with its tokenizer, read through continuous inputs. `facts`: what is known of its making."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, bos: int, pad: int, facts: dict[str, Any], lora: int = 0):
+    def __init__(self, model: Any, tokenizer: Tokenizer, bos: int, pad: int, facts: dict[str, Any], lora: int = 0):
         self.model, self.tokenizer, self.bos, self.pad, self.facts, self.lora = model.eval(), tokenizer, bos, pad, facts, lora
         for module in model.modules():
             if type(module) is Qwen3RMSNorm:
@@ -257,7 +257,7 @@ class Qwen:
         read_from = [t for t in texts if t not in apart]
         progress(f"tokenizer: {self.vocab} byte pairs from {len(read_from)} texts")
         tokenizer = byte_pairs(read_from, self.vocab)
-        bos = tokenizer.token_to_id(BOS)
+        bos = int(tokenizer.token_to_id(BOS) or 0)
         stream = np.concatenate([np.r_[bos, e.ids] for e in tokenizer.encode_batch(read_from)]).astype(np.int64)
         config = Qwen3Config(
             vocab_size=tokenizer.get_vocab_size(), hidden_size=self.dim, intermediate_size=self.mlp, num_hidden_layers=self.layers,
@@ -418,4 +418,5 @@ class Checkpoint:
             raise KarmafunnelError(f"{self!r}: needed a bos, eos or pad token, found none")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first[0]
         facts = {"source": self.source, "parameters": sum(p.numel() for p in model.parameters())}
-        return LM(model.to(device), tokenizer.backend_tokenizer, first[0], pad, facts, self.lora)
+        model = model.to(device)  # type: ignore[arg-type]
+        return LM(model, tokenizer.backend_tokenizer, first[0], pad, facts, self.lora)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ...log import KarmafunnelError, Log
 from ..embedders import Embedder, Embedding, Progress, decayed_mean, known_in_w1, read_saved, silent, unit_rows
-from .backbone import LM, Checkpoint, Qwen, pooled
-from .losses import Autoregressive, BagOfWords
+from .backbone import LM, Checkpoint, Qwen, causal, pooled
+from .diagnose import alignment, column_mass_entropy, sink_rate
+from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
-from .sequences import lay_out, serving_trees
+from .sequences import Batch, lay_out, serving_trees
 from .train import Examples, Features, Trainee, Trainer, request_texts, whitening, word_ids, write_tensors
 from .visual import Column, Pretrained, SelfSupervised, visual_features
 
@@ -122,7 +123,7 @@ class KARMA(Embedder):
         if len(trainee.examples.candidates) > 200_000 and self.negatives == "catalogue":
             raise KarmafunnelError(f"{self!r}: {len(trainee.examples.candidates)} items need negatives='batch'")
         trainer = Trainer(trainee, seed, folder, progress)
-        facts = {"backbone": base.facts, **trainer.run(), "seed": seed}
+        facts = {"backbone": base.facts, "base": base_attention(base, features), **trainer.run(), "seed": seed}
         progress("KARMA: embedding the items")
         network = trainee.network
         vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
@@ -175,6 +176,24 @@ class KARMA(Embedder):
         return KarmaEmbedding(self, log, network.eval(), vectors, description["facts"], None, Path(folder))
 
 
+def base_attention(lm: LM, features: Features) -> dict[str, float]:
+    """Sinks and column entropy of the model before fine-tuning, reading item texts one after the other as it was taught to."""
+    rows = np.flatnonzero(features.n_words > 0)[:512]
+    stream = np.concatenate([np.r_[lm.bos, features.words[i, : features.n_words[i]]] for i in rows])
+    length = min(48, len(stream))
+    ids = torch.from_numpy(stream[: len(stream) // length * length].reshape(-1, length)[:64]).to(lm.device)
+    there = torch.ones_like(ids, dtype=torch.bool)
+    return attention_figures(lm.attentions(lm.embed_tokens(ids), *causal(there)), there)
+
+
+def attention_figures(attention: Tensor, there: Tensor) -> dict[str, float]:
+    sinks = sink_rate(attention, there)
+    return {
+        "sink rate, first": sinks["first"], "sink rate, others": sinks["others"],
+        "column entropy": column_mass_entropy(attention, there),
+    }  # fmt: skip
+
+
 def known_ids(log: Log, examples: Examples) -> np.ndarray:
     """Number of each item among the candidates, -1 for the others: (n_items,)."""
     number = np.full(log.n_items, -1, dtype=np.int64)
@@ -217,17 +236,20 @@ class KarmaEmbedding(Embedding):
     def items(self) -> np.ndarray:
         return self.vectors
 
+    def batch(self, requests: np.ndarray, texts: list[np.ndarray | None] | None = None) -> Batch:
+        """Cells of requests, one tree each; always as wide: a vector does not hang on its batch."""
+        config, lm = self.config, self.network.lm
+        queries = word_ids(lm, request_texts(self.log, requests), config.query_words)
+        trees = serving_trees(self.log, requests, config.length)
+        width = config.length + config.query_words + 2
+        return lay_out(trees, np.arange(len(requests)), queries, lm.bos, texts, width).to(str(lm.device))
+
     @torch.inference_mode()
     def interests(self, requests: np.ndarray) -> np.ndarray:
         out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
-        config, lm = self.config, self.network.lm
-        width = config.length + config.query_words + 2  # always as wide: a vector does not hang on its batch
         for start in range(0, len(requests), ROWS):
             part = requests[start : start + ROWS]
-            padded = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])  # nor on the number beside it
-            queries = word_ids(lm, request_texts(self.log, padded), config.query_words)
-            trees = serving_trees(self.log, padded, config.length)
-            batch = lay_out(trees, np.arange(ROWS), queries, lm.bos, width=width).to(str(lm.device))
+            batch = self.batch(np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))]))  # nor on the number beside it
             z = self.network.z(self.network(batch, self._x), batch)
             out[start : start + ROWS] = z.float().cpu().numpy()[: len(part)]
         return out
@@ -252,13 +274,13 @@ class KarmaEmbedding(Embedding):
             self._decoders = load_file(file) if file and file.exists() else {}
         return self._decoders
 
-    def reader(self) -> torch.nn.Module | None:
+    def reader(self) -> BagOfWords | Autoregressive | None:
         """The decoder that tells an interest in words, None where none was trained."""
         weights = {k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")}
         if not weights or self.config.decoder == "masked":
             return None
-        kind = {"bow": BagOfWords, "lm": Autoregressive}[self.config.decoder]
-        decoder = kind(self.network.lm, self.config.dim)
+        kind = BagOfWords if self.config.decoder == "bow" else Autoregressive
+        decoder: BagOfWords | Autoregressive = kind(self.network.lm, self.config.dim)
         decoder.load_state_dict(weights)
         return decoder.to(self.network.lm.device).eval()
 
@@ -282,6 +304,61 @@ class KarmaEmbedding(Embedding):
             ", ".join(lm.decode([word]).strip() for word, value in zip(words, values, strict=True) if math.isfinite(value))
             for words, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    def attention(self, requests: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Attention weights (layers, B, heads, L, L) over the cells of requests, and which cells there are (B, L)."""
+        batch = self.batch(requests)
+        with torch.inference_mode():
+            cells = self.network.cells(batch, self._x)
+        width = int((batch.kind > 0).sum(dim=1).max())
+        mask = batch.mask[..., :width, :width]
+        maps = self.network.lm.attentions(cells[:, :width], mask, batch.position[:, :width])
+        return maps, (batch.kind > 0)[:, :width]
+
+    def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
+        """Beside the vectors' shape: alignment with targets, sinks (the base's beside them), perplexity of targets' texts given the
+        history and, where the fit has a decoder, given the interest alone.
+        """
+        out = super().diagnose(requests)
+        chosen = dict(zip(*(self.log.events[c].to_list() for c in ("request", "item")), strict=True))
+        told = np.array([r for r in requests if int(r) in chosen], dtype=np.int64)
+        goal = np.array([chosen[int(r)] for r in told], dtype=np.int64)
+        z = self.interests(told)
+        out["alignment"] = alignment(z, self.vectors[goal])
+        past = serving_trees(self.log, requests, self.config.length).size
+        out |= attention_figures(*self.attention(requests[np.argsort(-past, kind="stable")[:64]]))
+        out |= {f"base {name}": value for name, value in self.facts["base"].items()}
+        return out | self.perplexities(told[:1024], goal[:1024], z[:1024])
+
+    @torch.inference_mode()
+    def perplexities(self, requests: np.ndarray, goal: np.ndarray, z: np.ndarray) -> dict[str, float]:
+        """exp of nats a token of the targets' texts, given the history (LM head) and given the interest (own decoder)."""
+        lm, config = self.network.lm, self.config
+        texts = self.log.item_text()
+        ids, lengths = lm.encode([texts[i] for i in goal], config.text_words)
+        total = count = 0.0
+        decoder = {"bow": BagOfWords, "masked": Masked, "lm": Autoregressive}[config.decoder](lm, config.dim)
+        weights = {k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")}
+        if weights:
+            decoder.load_state_dict(weights)
+        generator, alone = torch.Generator().manual_seed(0), []
+        for start in range(0, len(goal), ROWS):
+            rows = slice(start, start + ROWS)
+            words: list[np.ndarray | None] = [x[:n] for x, n in zip(ids[rows], lengths[rows], strict=True)]
+            batch = self.batch(requests[rows], words)
+            assert batch.text is not None
+            hidden = self.network(batch, self._x).flatten(0, 1)
+            cells, there = batch.text, batch.text >= 0
+            logits = lm.head(hidden[cells.clamp(min=0)][:, :-1])
+            tokens = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
+            total += float((each_text(logits, tokens, there[:, 1:]) * there[:, 1:].sum(dim=1)).sum())
+            count += int(there[:, 1:].sum())
+            if weights:
+                present = torch.from_numpy(np.arange(ids.shape[1]) < lengths[rows, None]).to(lm.device)
+                x = torch.from_numpy(z[rows]).to(lm.device), torch.from_numpy(ids[rows]).to(lm.device)
+                alone += decoder.to(lm.device)(lm, *x, present, generator)[present.any(dim=1)].tolist()
+        out = {"perplexity given history": math.exp(min(total / count, 50)) if count else math.nan}
+        return out | ({"perplexity given interest": math.exp(np.mean(alone))} if alone else {})
 
 
 # -- the frozen control -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbone import LM, causal
+from .network import word_size
 
 CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 
@@ -88,7 +89,7 @@ def action_catalogue(
             torch.arange(len(hard), device=z.device)[:, None].expand_as(hard)[hard >= 0] * len(e) + hard[hard >= 0]
         )
         hard_row, hard_item = keys // len(e), keys % len(e)
-    loss: Tensor = CatalogueSoftmax.apply(z, e, row, target, weight, scale, hard_row, hard_item, hard_weight)  # type: ignore[no-untyped-call]
+    loss: Tensor = CatalogueSoftmax.apply(z, e, row, target, weight, scale, hard_row, hard_item, hard_weight)
     return loss
 
 
@@ -175,7 +176,7 @@ class Masked(nn.Module):
         self.place = nn.Embedding(256, lm.dim)
         self.layer = nn.TransformerEncoderLayer(lm.dim, heads, 4 * lm.dim, dropout=0.0, batch_first=True, norm_first=True)
         self.norm = nn.LayerNorm(lm.dim)
-        size = float(lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).float().std())
+        size = word_size(lm).item()
         nn.init.normal_(self.place.weight, std=size)
         nn.init.normal_(self.blank, std=size)
 
@@ -199,11 +200,13 @@ class Masked(nn.Module):
 class Autoregressive(nn.Module):
     """`rec` by the LM itself: [soft tokens of z, BOS, text], causal, the history nowhere [I]. Strong, so it may ignore z."""
 
+    size: Tensor
+
     def __init__(self, lm: LM, d_z: int, soft: int = 4):
         super().__init__()
         self.soft = soft
         self.map = nn.Linear(d_z, soft * lm.dim)
-        self.size = float(lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).float().std())
+        self.register_buffer("size", word_size(lm))
 
     def prompt(self, lm: LM, z: Tensor) -> Tensor:
         """(B, d_z) -> (B, soft + 1, d): soft tokens the size of words, then BOS."""

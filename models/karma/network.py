@@ -17,12 +17,19 @@ from .backbone import LM
 from .sequences import ACTIONS, GAPS, INT, TRUNK, Batch
 
 
+def word_size(lm: LM) -> Tensor:
+    """Standard deviation of the word embeddings: what stands between words should be as large. ()."""
+    return lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).detach().float().std()
+
+
 class Network(nn.Module):
     """Frozen features of items -> item vectors (m, dim); trees of histories -> interests (R, dim).
 
     text (n, d_t), visual (n, d_v) or None: frozen features, zeros where an item has none. ids: number of items with an id of
     their own, 0 for none; id row of each item in `number`, -1 where it has none.
     """
+
+    size: Tensor
 
     def __init__(self, lm: LM, dim: int, d_text: int, d_visual: int, n_ids: int, dropout: float, scale: float):
         super().__init__()
@@ -38,12 +45,12 @@ class Network(nn.Module):
         self.interest = nn.Linear(lm.dim, dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         with torch.no_grad():
-            self.size = float(lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).float().std())
+            self.register_buffer("size", word_size(lm))
             for linear in filter(None, (self.text, self.visual, self.token, self.interest)):
                 nn.init.orthogonal_(linear.weight)
-            nn.init.normal_(self.ask, std=self.size)
+            nn.init.normal_(self.ask, std=self.size.item())
             for table in (self.action, self.gap):
-                nn.init.normal_(table.weight, std=0.1 * self.size)
+                nn.init.normal_(table.weight, std=0.1 * self.size.item())
         self.to(lm.device)
 
     def use(self, lm: LM) -> None:
@@ -57,15 +64,18 @@ class Network(nn.Module):
             x = x + self.visual(visual)
         return x if ids is None else x + ids
 
-    def forward(self, batch: Batch, x: Tensor) -> Tensor:
-        """Last hidden states of all cells, (B, L, lm.dim); `batch.item` are rows of x."""
+    def cells(self, batch: Batch, x: Tensor) -> Tensor:
+        """What the language model is given, (B, L, lm.dim); `batch.item` are rows of x."""
         cells = self.lm.embed_tokens(batch.word).to(x.dtype)
         is_item = (batch.kind == TRUNK) & (batch.item >= 0)
         tokens = self.token(F.normalize(x, dim=-1)) * (self.size * math.sqrt(self.dim))
         tokens = F.dropout(tokens[batch.item.clamp(min=0)], self.dropout, self.training) + self.action(batch.action)
         cells = torch.where(is_item[..., None], tokens, cells)
-        cells = torch.where((batch.kind == INT)[..., None], self.ask, cells) + self.gap(batch.gap) * (batch.gap > 0)[..., None]
-        return self.lm.hidden(cells, batch.mask, batch.position)
+        return torch.where((batch.kind == INT)[..., None], self.ask, cells) + self.gap(batch.gap) * (batch.gap > 0)[..., None]
+
+    def forward(self, batch: Batch, x: Tensor) -> Tensor:
+        """Last hidden states of all cells, (B, L, lm.dim)."""
+        return self.lm.hidden(self.cells(batch, x), batch.mask, batch.position)
 
     def z(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Interests at the [INT] cells: (R, dim), length 1."""

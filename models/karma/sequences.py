@@ -8,7 +8,7 @@ history is a training target at the price of one, and none sees anything later. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -125,8 +125,9 @@ class Batch:
     interest: Tensor  # int64 (R,)
     text: Tensor | None  # int64 (R, T): cells of each branch's text, BOS first; -1 where there is none
 
-    def to(self, device: str) -> Batch:
-        return Batch(*(None if x is None else x.to(device) for x in vars(self).values()))
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}
+        return replace(self, **moved)
 
 
 def lay_out(
@@ -187,5 +188,11 @@ def lay_out(
     mask = (column[None, None, :] < visible[:, :, None]) & inside[:, None, :]
     mask |= (of[:, :, None] == of[:, None, :]) & (of[:, :, None] > 0) & (position[:, None, :] <= position[:, :, None])
     mask |= np.eye(shape[1], dtype=bool)  # padding sees itself
-    tensors = (kind, item, action, gap, word, position, mask[:, None], row * shape[1] + interest_column)
-    return Batch(*map(torch.from_numpy, tensors), None if text is None else torch.from_numpy(text))
+
+    def tensor(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x)
+
+    return Batch(
+        tensor(kind), tensor(item), tensor(action), tensor(gap), tensor(word), tensor(position), tensor(mask[:, None]),
+        tensor(row * shape[1] + interest_column), None if text is None else tensor(text),
+    )  # fmt: skip

@@ -350,7 +350,7 @@ class Trainer:
         tensors |= {f"average.{name}": x for name, x in self.average.items()}
         for number, kept in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{key}": x for key, x in kept.items()}
-        facts = {"step": self.step, "epoch": self.epoch, "place": self.place, "seconds": self.seconds}
+        facts: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "place": self.place, "seconds": self.seconds}
         facts |= {"curve": self.curve, "running": self.running}
         return tensors, {"facts": json.dumps(facts)}
 

@@ -216,7 +216,8 @@ def self_supervised(
         order = torch.randperm(len(train), generator=generator)
         for start in range(0, max(len(train) - size, 0) + 1, size):
             batch = train[order[start : start + size].to(device)]
-            loss = nt_xent(*(encoder.head(encoder(views(batch, generator))) for _ in range(2)), how.temperature)
+            a, b = (encoder.head(encoder(views(batch, generator))) for _ in range(2))
+            loss = nt_xent(a, b, how.temperature)
             if not math.isfinite(loss.item()):
                 raise KarmafunnelError(f"{how!r}: needed a finite loss, found {loss.item()} in epoch {epoch + 1}")
             for group in optimiser.param_groups:
