@@ -347,6 +347,84 @@ def report(runs: tuple[Path, ...], html: Path) -> None:
     out.print(str(html), highlight=False)
 
 
+@main.command(name="table")
+@click.argument("recipe")
+@log_argument
+@click.option("--only", multiple=True, metavar="ROW", help="Only these rows, beside the one that they are held against.")
+@click.option("--seed", "seeds", type=int, multiple=True, help="Only these seeds; without it, those of the recipe.")
+@click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="W2b is for tuning.")
+@click.option("--limit", type=int, help="Replay so many requests, evenly spaced in time.")
+@click.option("--device", default="cpu", show_default=True, help="Where neural models are fitted and run: cpu, cuda.")
+@click.option("--minutes", type=float, help="Begin no new cell after so long; the same command goes on later.")
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .json go.")
+def table_command(
+    recipe: str, log: Path, only: tuple[str, ...], seeds: tuple[int, ...], window: str, limit: int | None, device: str,
+    minutes: float | None, no_cache: bool, folder_out: Path,
+) -> None:  # fmt: skip
+    """Fit and replay every row of RECIPE with several seeds and hold them against each other, with paired intervals.
+
+    Resumable: what is done is not made again. A row that fails is a line of the table.
+    """
+    from .benchmarks.ablation import ablate, print_tables
+    from .simulator.recipe import load_recipe
+
+    opened = open_log(log)
+    with cache_folder(no_cache) as cache:
+        ablate(
+            load_recipe(recipe, opened), opened, folder_out, only=only, seeds=seeds, window=window, limit=limit, device=device,
+            cache=cache, minutes=minutes, console=err, command=" ".join(["karmafunnel", *sys.argv[1:]]),
+        )  # fmt: skip
+    print_tables(folder_out, out)
+
+
+@main.command(name="fit-embedder")
+@click.argument("recipe")
+@log_argument
+@click.option("--name", help="Which embedder of the recipe; without it, the only one.")
+@click.option("--row", help="Take the embedders of this row of the recipe.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda.")
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@click.option("--out", "folder_out", type=folder, required=True, help="The folder to write.")
+def fit_embedder(
+    recipe: str, log: Path, name: str | None, row: str | None, seed: int, device: str, no_cache: bool, folder_out: Path
+) -> None:
+    """Fit one embedder of RECIPE on the first window of LOG and save it: weights, item vectors and facts of the fit.
+
+    Pre-training and fine-tuning go on where an interrupted one was.
+    """
+    from .simulator.recipe import load_recipe
+    from .simulator.replay import check_device
+    from .stages.base import Scene, fit_embedders
+
+    opened = open_log(log)
+    found = load_recipe(recipe, opened)
+    embedders = (found.row(row) if row else found).embedders
+    if name is None and len(embedders) != 1:
+        raise KarmafunnelError(
+            f"recipe {found.name}: needs --name, one of {sorted(embedders)}{', or a --row' if found.rows else ''}"
+        )
+    name = name or next(iter(embedders))
+    if name not in embedders:
+        raise KarmafunnelError(f"recipe {found.name}: needs an embedder among {sorted(embedders)}, found {name!r}")
+    check_device(device)
+    with cache_folder(no_cache) as cache, err.status("fitting") as status:
+        say = lambda message: err.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+        scene = Scene(opened, {}, found.label, seed, device, say, lambda message: status.update(message))
+        embedding = fit_embedders({name: embedders[name]}, scene, cache)[name]
+        embedding.save(folder_out)
+    table = Table("what", "found", title=f"{embedders[name]!r}")
+    items = embedding.items()
+    table.add_row("item vectors", f"{items.shape[0]:,} x {items.shape[1]}, {int((items != 0).any(axis=1).sum()):,} not zero")
+    for key, value in embedding.facts.items():
+        table.add_row(key, json.dumps(value) if isinstance(value, (dict, list)) else str(value))
+    out.print(table)
+    out.print(
+        f"{folder_out}: open it with the same value: {type(embedders[name]).__name__}(...).load(folder, log)", highlight=False
+    )
+
+
 @main.command()
 @json_flag
 def doctor(as_json: bool) -> None:

@@ -126,7 +126,9 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     """The fields of a Recipe that make it a table, checked."""
     rows, against, measures, seeds = (values[name] for name in ("rows", "against", "measures", "seeds"))
     if not isinstance(rows, Mapping) or not rows:
-        raise KarmafunnelError(f"recipe {path}: rows needs a dict of row name: dict of embedders with a row at least, found {rows!r}")
+        raise KarmafunnelError(
+            f"recipe {path}: rows needs a dict of row name: dict of embedders with a row at least, found {rows!r}"
+        )
     known = sorted({name for stage in recipe.funnel.stages for name in stage.embedders()})
     for name, row in rows.items():
         if not isinstance(name, str) or not name.strip():
@@ -134,7 +136,9 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
         if not isinstance(row, Mapping):
             raise KarmafunnelError(f"recipe {path}: row {name!r} needs a dict of name: Embedder, found {row!r}")
         if stray := sorted(set(row) - set(known)):
-            raise KarmafunnelError(f"recipe {path}: row {name!r} names embedders {stray}; those that the funnel reads are {known}")
+            raise KarmafunnelError(
+                f"recipe {path}: row {name!r} names embedders {stray}; those that the funnel reads are {known}"
+            )
         _check_embedders(f"recipe {path}: row {name!r}: ", row)
     if against not in rows:
         raise KarmafunnelError(f"recipe {path}: against needs the name of a row, one of {list(rows)}; found {against!r}")

@@ -76,8 +76,9 @@ def check_device(device: str) -> None:
 def replay(
     recipe: Recipe, log: Log, out: Path | str, *, seed: int = 0, device: str = "cpu", limit: int | None = None,
     cache: Path | None = None, window: str = "W3", chunk: int = CHUNK, console: Console | None = None, command: str | None = None,
+    fitted: FittedFunnel | None = None,
 ) -> Path:  # fmt: skip
-    """Fit the recipe's funnel and replay one window of the log; returns the Run folder.
+    """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay one window of the log; returns the Run folder.
 
     `limit` takes so many requests, evenly spaced in time. Progress goes to `console`. Raises KarmafunnelError when `out` is
     something else than a Run, or when the window holds no request.
@@ -95,7 +96,7 @@ def replay(
     requests = spaced(requests, limit or len(requests))
 
     start = time.perf_counter()
-    fitted = prepare(recipe, log, seed, device, cache, console)
+    fitted = fitted or prepare(recipe, log, seed, device, cache, console)
     if console:
         console.print(
             f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}", highlight=False

@@ -1,0 +1,451 @@
+"""Ablation: the rows of a recipe, each fitted with several seeds, replayed, and held against one of them.
+
+A cell is one row with one seed. It is a Run with `facts.json` beside it, kept by content: what is there is not made again, a killed one
+goes on, a row that fails is a line of the table and sinks no other.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from ..log import KarmafunnelError, Log, atomic_folder, write_json
+from ..models.embedders import Embedding
+from ..models.karma import diagnose
+from ..simulator.intervals import Difference, Ratio, holm, interval, over_seeds, resample
+from ..simulator.measures import compare, measure
+from ..simulator.recipe import Recipe
+from ..simulator.replay import commit, popularity_band, prepare, replay
+from ..simulator.run import Run
+from ..stages.base import FittedFunnel, content_key
+from .table import markdown_escape, number, places
+
+TOP = 50  # of JS@50 and of the popularity of what is retrieved
+PROBE = 6000  # requests of W1 that the probe of readability learns from
+TIMED = 512  # requests whose embedding is timed
+JS = "JS@50 (ours)"
+MEASURES = ("HR@10", "HR@50", "HR@200", "nDCG@10", "HR@200 by target")
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row with one seed, and where it lies."""
+
+    row: str
+    seed: int
+    folder: Path
+    key: str
+
+    @property
+    def done(self) -> bool:
+        return self.read("facts.json").get("key") == self.key
+
+    @property
+    def failed(self) -> str | None:
+        """What went wrong, where the cell was tried in vain."""
+        found = self.read("failed.json")
+        return str(found["error"]) if found.get("key") == self.key else None
+
+    def read(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / name).read_text()))
+        except (OSError, ValueError):
+            return {}
+
+
+def cells(
+    recipe: Recipe, log: Log, out: Path, only: Sequence[str], seeds: Sequence[int], window: str, limit: int | None, device: str
+) -> list[Cell]:
+    """The cells of a table, seed by seed, so that an interrupted table has every row; raises KarmafunnelError for an unknown row."""
+    if not recipe.rows:
+        raise KarmafunnelError(f"recipe {recipe.name}: needs to export `rows` for a table, found none")
+    if unknown := [name for name in only if name not in recipe.rows]:
+        raise KarmafunnelError(f"recipe {recipe.name}: needs rows among {sorted(recipe.rows)}, found {unknown}")
+    wanted = [name for name in recipe.rows if not only or name in only or name == recipe.against]
+    found = []
+    for seed in seeds or recipe.seeds:
+        for name in wanted:
+            row = recipe.row(name)
+            what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.embedders.items())}, row.label, log.checksum]
+            key = content_key(*what, seed, window, limit, device)
+            slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "plus ")).strip("-")
+            found.append(Cell(name, seed, out / "cells" / f"{slug}-{seed}", key))
+    if len({c.folder for c in found}) < len(found):
+        raise KarmafunnelError(f"recipe {recipe.name}: needs row names that differ in letters and digits, found {wanted}")
+    return found
+
+
+def ablate(
+    recipe: Recipe, log: Log, out: Path, *, only: Sequence[str] = (), seeds: Sequence[int] = (), window: str = "W3",
+    limit: int | None = None, device: str = "cpu", cache: Path | None = None, minutes: float | None = None, console: Console | None = None,
+    command: str = "",
+) -> list[Cell]:  # fmt: skip
+    """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that are left for another time.
+
+    `minutes`: no new cell is begun after so long. Raises KarmafunnelError for a recipe without rows or an unknown row.
+    """
+    todo = cells(recipe, log, out, only, seeds, window, limit, device)
+    began, left = time.perf_counter(), []
+    for i, cell in enumerate(todo):
+        if cell.done or cell.failed:
+            continue
+        if minutes is not None and time.perf_counter() - began >= 60 * minutes:
+            left.append(cell)
+            continue
+        if console:
+            console.print(f"[{i + 1}/{len(todo)}] {cell.row}, seed {cell.seed}", markup=False, highlight=False)
+        try:
+            make(cell, recipe.row(cell.row), log, window, limit, device, cache, console, command)
+        except KarmafunnelError as error:
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            write_json(cell.folder / "failed.json", {"key": cell.key, "error": str(error)})
+            if console:
+                console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
+    if console and left:
+        console.print(f"{len(left)} of {len(todo)} cells are left; the same command goes on", highlight=False)
+    write_table(recipe, log, out, todo, window, limit, command)
+    return left
+
+
+def make(
+    cell: Cell, row: Recipe, log: Log, window: str, limit: int | None, device: str, cache: Path | None, console: Console | None,
+    command: str,
+) -> None:  # fmt: skip
+    """Fit, replay and diagnose one cell."""
+    fitted = prepare(row, log, cell.seed, device, cache, console)
+    run = Run.open(
+        replay(row, log, cell.folder / "run", seed=cell.seed, device=device, limit=limit, window=window, console=console,
+               command=command, fitted=fitted)
+    )  # fmt: skip
+    facts, similarity = examine(fitted, log, run)
+    with atomic_folder(cell.folder / "similarity") as temporary:
+        similarity.write_parquet(temporary / "similarity.parquet")
+    (cell.folder / "failed.json").unlink(missing_ok=True)
+    write_json(cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts})
+
+
+# -- what a cell says beside its Run ------------------------------------------------------------------------------------
+
+
+def examine(fitted: FittedFunnel, log: Log, run: Run) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Figures of the embedders that the funnel reads (of several, the first), and JS@50 of every request with a truth."""
+    slates = run.read("slates").filter((pl.col("stage") == run.stages[0]) & (pl.col("rank") <= TOP))
+    index = {item: i for i, item in enumerate(log.item_ids.tolist())}
+    row_of = {request: i for i, request in enumerate(log.request_ids.tolist())}
+    ledger = run.read("ledger", "request_id", "item_id").unique("request_id", keep="first", maintain_order=True)
+    requests = np.array([row_of[r] for r in ledger["request_id"]], dtype=np.int64)
+    target = np.array([index[i] for i in ledger["item_id"]], dtype=np.int64)
+    place = {r: i for i, r in enumerate(ledger["request_id"].to_list())}
+    slate = np.full((len(requests), TOP), -1, dtype=np.int64)
+    rows = slates.filter(pl.col("request_id").is_in(list(place)))
+    at = np.array([place[r] for r in rows["request_id"]], dtype=np.int64)
+    slate[at, rows["rank"].to_numpy() - 1] = [index[i] for i in rows["item_id"]]
+
+    words = diagnose.word_sets(log)
+    rng = np.random.default_rng(0)  # the same random items for every row: differences are paired
+    js = diagnose.js_at_k(words, target, slate, log.asof.eligible(requests), rng) if len(target) else np.zeros(0)
+    events = log.events
+    in_w1 = (log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
+    counts = np.bincount(events["item"].to_numpy()[in_w1], minlength=log.n_items)
+    rank = diagnose.popularity_rank(counts)
+    facts: dict[str, Any] = {"popularity of top 50": float(rank[slate[slate >= 0]].mean()) if (slate >= 0).any() else None}
+    names = [name for stage in fitted.stages for name in stage.stage.embedders()]
+    if names:
+        facts |= vectors(fitted.scene.embeddings[names[0]], log, requests, target, words, counts)
+    similarity = pl.DataFrame({"request_id": ledger["request_id"], "js": js})
+    return facts, similarity
+
+
+def vectors(
+    embedding: Embedding, log: Log, requests: np.ndarray, target: np.ndarray, words: Any, counts: np.ndarray
+) -> dict[str, Any]:
+    """Cost and diagnostics of one embedder over requests with their first truth item."""
+    facts: dict[str, Any] = {"training seconds": embedding.facts.get("seconds"), "fit": embedding.facts}
+    timed = requests[:TIMED]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        embedding.interests(timed)
+        seconds.append(time.perf_counter() - start)
+    facts["embedding µs a request"] = 1e6 * min(seconds) / max(len(timed), 1)
+    z, e = embedding.interests(requests), embedding.items()
+    cold = np.flatnonzero(popularity_band(counts)[target] == "cold")
+    facts["median rank of cold targets"] = median_rank(z[cold], e, log, requests[cold], target[cold])
+    w1 = log.truth(log.meta["label"])
+    of_w1 = (log.requests["window"] == "W1").to_numpy()[w1["request"].to_numpy()]
+    pairs = w1.filter(pl.Series(of_w1, dtype=pl.Boolean)).unique("request", keep="first", maintain_order=True)
+    pairs = pairs.gather(np.linspace(0, pairs.height - 1, min(PROBE, pairs.height)).astype(np.int64)) if pairs.height else pairs
+    if pairs.height and len(requests):
+        z_w1 = embedding.interests(pairs["request"].to_numpy())
+        facts["readable, nats"] = diagnose.readable(words, z_w1, pairs["item"].to_numpy(), z, target)
+    return facts | embedding.diagnose(requests)
+
+
+def median_rank(z: np.ndarray, e: np.ndarray, log: Log, requests: np.ndarray, target: np.ndarray) -> float | None:
+    """Median rank of targets among the eligible items by inner product, ties one half."""
+    ranks = []
+    for vector, request, item, pool in zip(z, requests, target, log.asof.eligible(requests), strict=True):
+        if log.asof.is_eligible(np.array([request]), np.array([item]))[0]:
+            scores = e[pool] @ vector
+            own = e[item] @ vector
+            ranks.append(1 + float((scores > own).sum()) + 0.5 * float((scores == own).sum() - 1))
+    return float(np.median(ranks)) if ranks else None
+
+
+# -- the table ----------------------------------------------------------------------------------------------------------
+
+
+DIAGNOSTICS = (
+    "median rank of cold targets", "popularity of top 50", "readable, nats", "perplexity given history", "perplexity given interest",
+    "sink rate, first", "base sink rate, first", "sink rate, others", "base sink rate, others", "column entropy", "base column entropy",
+    "effective rank, items", "effective rank, interests", "uniformity, items", "uniformity, interests", "alignment",
+    "training seconds", "embedding µs a request",
+)  # fmt: skip
+
+
+def measures_of(recipe: Recipe, run: Run) -> tuple[str, ...]:
+    """What the recipe asks for, or the usual, as far as the Run can say it."""
+    shown = ("gAUC:request:exposures",) if run.meta["log"]["has"]["exposures"] else ()
+    return recipe.measures or MEASURES + shown
+
+
+def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
+    """One line a row: `values` and `differences` (against `recipe.against`) by column, and mean diagnostics over seeds."""
+    by_row: dict[str, list[Cell]] = {}
+    for cell in todo:
+        by_row.setdefault(cell.row, []).append(cell)
+    done = {name: [c for c in group if c.done] for name, group in by_row.items()}
+    reference = {c.seed: c for c in done.get(recipe.against or "", [])}
+    lines: list[Line] = []
+    for name, group in by_row.items():
+        line: Line = {"row": name, "embedders": {k: repr(v) for k, v in recipe.row(name).embedders.items()}}
+        line |= {"seeds": [c.seed for c in done[name]], "values": {}, "differences": {}, "diagnostics": {}}
+        if errors := [c.failed for c in group if c.failed]:
+            line["failed"] = errors[0]
+        if done[name]:
+            runs = [Run.open(c.folder / "run") for c in done[name]]
+            line["values"] = {column(row): row for row in asked(runs, measures_of(recipe, runs[0]))}
+            line["values"][JS] = of_requests([similarity(c) for c in done[name]], [], runs)
+            line["diagnostics"] = diagnose.merge([c.read("facts.json") for c in done[name]])
+            both = [c for c in done[name] if c.seed in reference]
+            if both and name != recipe.against:
+                other = [reference[c.seed] for c in both]
+                a, b = ([Run.open(c.folder / "run") for c in side] for side in (other, both))
+                line["differences"] = {column(row): row for row in against(a, b, measures_of(recipe, a[0]))}
+                line["differences"][JS] = of_requests([similarity(c) for c in both], [similarity(c) for c in other], b)
+        lines.append(line)
+    # one family of questions, one correction: every difference that the table prints
+    every = [row for line in lines for row in line["differences"].values()]
+    for row, mark in zip(every, holm([np.nan if r["p"] is None else r["p"] for r in every]), strict=True):
+        row["holm"] = mark
+    return lines
+
+
+def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Measures of all requests, and those that are asked by target ("HR@200 by target")."""
+    return [m for m in measures if not m.endswith(" by target")], [
+        m.removesuffix(" by target") for m in measures if " by target" in m
+    ]
+
+
+def asked(runs: list[Run], measures: Sequence[str]) -> list[Line]:
+    whole, sliced = split(measures)
+    rows = measure(runs, whole, by_stage=False) + (measure(runs, sliced, by_stage=False, slice="target") if sliced else [])
+    return [r for r in rows if r["stage"] == runs[0].stages[-1]]
+
+
+def against(a: list[Run], b: list[Run], measures: Sequence[str]) -> list[Line]:
+    whole, sliced = split(measures)
+    rows = compare(a, b, whole, by_stage=False) + (compare(a, b, sliced, by_stage=False, slice="target") if sliced else [])
+    return [r for r in rows if r["stage"].split(" | ")[-1] == b[0].stages[-1]]
+
+
+def column(row: Line) -> str:
+    part = row["slice"]
+    return str(row["measure"]) if part in (None, "", "all") else f"{row['measure']}, {str(part).split('=')[-1].split(': ')[-1]}"
+
+
+def similarity(cell: Cell) -> pl.DataFrame:
+    return pl.read_parquet(cell.folder / "similarity" / "similarity.parquet")
+
+
+def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: list[Run]) -> Line:
+    """A measure row of JS@50 over requests; with `others` the paired difference to them."""
+    users = runs[0].read("requests", "request_id", "user_id")
+    cluster = dict(zip(users["request_id"], users["user_id"].rank("dense").cast(pl.Int64).to_numpy() - 1, strict=True))
+    place = np.array([cluster[r] for r in values[0]["request_id"]], dtype=np.int64)
+    a = [frame["js"].to_numpy() for frame in values]
+    if others:
+        a = [x - frame["js"].to_numpy() for x, frame in zip(a, others, strict=True)]
+    estimates = [Ratio(x, np.ones(len(x)), place) for x in a]
+    value = float(np.mean([e.value for e in estimates])) if len(place) else float("nan")
+    row: Line = {
+        "measure": JS,
+        "value": None if np.isnan(value) else value,
+        "low": None,
+        "high": None,
+        "n": estimates[0].n,
+        "p": None,
+    }
+    n_users = len(set(cluster.values()))
+    if n_users > 1 and not np.isnan(value):
+        drawn = over_seeds(resample(estimates, n_users), 0)
+        row["low"], row["high"] = interval(drawn)
+        if others:
+            difference = Difference(value, drawn)
+            same = len({np.sign(e.value) for e in estimates}) == 1
+            row |= {
+                "p": None if np.isnan(difference.p) else difference.p,
+                "better": "",
+                "smallest_effect": difference.smallest_effect,
+            }
+            if difference.excludes_zero() and same:
+                row["better"] = "B" if value > 0 else "A"
+    return row | ({"difference": row["value"]} if others else {})
+
+
+def text_of(row: Line | None, signed: bool = False) -> str:
+    """A value (or a difference) with its interval; ** stands after Holm's correction, * before it."""
+    if not row or row.get("difference" if signed else "value") is None:
+        return "n/a"
+    value = row["difference"] if signed else row["value"]
+    decimals = places(value)
+    text = number(value, signed, decimals)
+    if row["low"] is not None:
+        text += f" [{number(row['low'], signed, decimals)}, {number(row['high'], signed, decimals)}]"
+    mark = "" if not signed or not row.get("better") else "**" if row.get("holm") else "*"
+    return text + mark
+
+
+def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, heads and lines of each table: values, differences, diagnostics."""
+    columns = list(dict.fromkeys(c for line in lines for c in line["values"]))
+    body = [
+        [line["row"], str(len(line["seeds"])), *(text_of(line["values"].get(c)) for c in columns)]
+        for line in lines
+        if line["seeds"]
+    ]
+    out = [("values, 95% intervals over users and seeds", ["row", "seeds", *columns], body)]
+    rows = [
+        [line["row"], str(len(line["seeds"])), *(text_of(line["differences"].get(c), True) for c in columns)]
+        for line in lines
+        if line["differences"]
+    ]
+    if rows:
+        title = f"differences to {recipe.against}, paired; * leaves out 0 with one sign in every seed, ** also after Holm"
+        out.append((title, ["row", "seeds", *columns], rows))
+    names = [d for d in DIAGNOSTICS if any(d in line["diagnostics"] for line in lines)]
+    short = lambda v: "" if v is None else f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}"
+    rows = [[line["row"], *(short(line["diagnostics"].get(d)) for d in names)] for line in lines if line["seeds"]]
+    if names:
+        out.append(("diagnostics, means over seeds", ["row", *names], rows))
+    failed = [[line["row"], line["failed"]] for line in lines if "failed" in line]
+    if failed:
+        out.append(("failed", ["row", "why"], failed))
+    return out
+
+
+def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: int | None, command: str) -> list[str]:
+    """Where the table comes from."""
+    n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
+    seeds = sorted({seed for line in lines for seed in line["seeds"]})
+    return [
+        f"`{command}`" if command else f"recipe {recipe.name}",
+        f"log {log.name} ({log.checksum}), window {window}, n up to {max(n, default=0):,}, seeds {seeds}"
+        + (f", {limit} requests" if limit else ""),
+        f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {os.cpu_count()} cores, commit {commit() or 'unknown'}",
+    ]
+
+
+def processor() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], window: str, limit: int | None, command: str) -> None:
+    """`table.json`, `.md`, `.csv` and `.html`, each whole or not at all."""
+    lines = lines_of(recipe, todo)
+    found, below = sheets(recipe, lines), record(recipe, log, lines, window, limit, command)
+    title = f"{recipe.name} on {log.name}"
+    texts = {
+        "table.json": json.dumps({"recipe": recipe.name, "against": recipe.against, "lines": lines, "record": below}, indent=1, default=float),
+        "table.md": markdown(title, found, below), "table.csv": comma(lines), "table.html": page(title, found, below),
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        temporary = out / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(out / name)
+
+
+def markdown(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:
+    parts = [f"## {title}"]
+    for name, heads, rows in found:
+        table = [heads, ["---"] * len(heads), *[[markdown_escape(cell).replace("\\*", "\\*") for cell in row] for row in rows]]
+        parts.append(f"**{name}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in table))
+    return "\n\n".join([*parts, *below]) + "\n"
+
+
+def comma(lines: Sequence[Line]) -> str:
+    """One line a row and column, numbers in full."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "seeds", "column", "value", "low", "high", "difference", "d_low", "d_high", "better", "holm", "n"])
+    for line in lines:
+        for name, row in line["values"].items():
+            other = line["differences"].get(name) or {}
+            writer.writerow(
+                [line["row"], len(line["seeds"]), name, row["value"], row["low"], row["high"], other.get("difference"),
+                 other.get("low"), other.get("high"), other.get("better"), other.get("holm"), row["n"]]
+            )  # fmt: skip
+        for name in DIAGNOSTICS:
+            if name in line["diagnostics"]:
+                writer.writerow([line["row"], len(line["seeds"]), name, line["diagnostics"][name], *[None] * 8])
+    return file.getvalue()
+
+
+def page(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:
+    """One self-contained HTML file."""
+    css = (Path(__file__).parent / "report.css").read_text()
+    tables = ""
+    for name, heads, rows in found:
+        head = "".join(f"<th>{escape(h)}</th>" for h in heads)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        tables += f'<h2>{escape(name)}</h2><div style="overflow-x:auto"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    foot = "".join(f"<p>{escape(line)}</p>" for line in below)
+    style = f"<style>{css} td, th {{ white-space: nowrap; padding: 3px 8px; text-align: left }}</style>"
+    start = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>{style}<body>'
+    return f"{start}<h1>{escape(title)}</h1>{tables}{foot}</body></html>"
+
+
+def print_tables(out: Path, console: Console) -> None:
+    """The tables of a folder in the terminal, from `table.json`."""
+    kept = json.loads((out / "table.json").read_text())
+    recipe = Recipe(kept["recipe"], "", None, {}, "", against=kept["against"])  # type: ignore[arg-type]
+    for name, heads, rows in sheets(recipe, kept["lines"]):
+        table = Table(*heads, title=name)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in kept["record"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

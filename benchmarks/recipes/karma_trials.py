@@ -1,0 +1,37 @@
+"""Tuning of KARMA and its action-only control, four trials an objective, to be asked on W2b:
+
+    karmafunnel table karma_trials LOG --window W2b --seed 0 --out out/trials
+
+The best mean of HR@10, HR@50 and HR@200 is written into karma_controls.py.
+"""
+
+from dataclasses import replace
+
+from karmafunnel.models.karma import KARMA
+from karmafunnel.stages.recall import VectorRecall
+
+funnel = VectorRecall("interest", k=200)
+embedders = {}
+label = None
+against = "action-only, rate 1e-3, 6 epochs"
+measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
+seeds = (0,)
+
+SLOW, FAST = {"rate": 1e-3, "epochs": 6}, {"rate": 2e-3, "epochs": 6}
+
+
+def rows(log):
+    base = KARMA(length=10 if log.meta["time"] == "order" else 20)
+    out = {
+        "action-only, rate 1e-3, 6 epochs": replace(base, **SLOW),
+        "action-only, rate 2e-3, 6 epochs": replace(base, **FAST),
+        "action-only, rate 2e-3, 4 epochs": replace(base, **FAST | {"epochs": 4}),
+        "action-only, rate 1e-3, 6 epochs, dropout 0.3": replace(base, **SLOW, dropout=0.3),
+    }
+    for weight in (0.3, 1.0):
+        for name, setting in (("1e-3", SLOW), ("2e-3", FAST)):
+            tail = f"{weight:g}, rate {name}"
+            out[f"+rec {tail}"] = replace(base, **setting, rec=weight)
+            out[f"+gen {0.3 * weight:g}, rate {name}"] = replace(base, **setting, gen=0.3 * weight)
+            out[f"+gen+rec {tail}"] = replace(base, **setting, gen=0.1, rec=weight)
+    return {name: {"interest": value} for name, value in out.items()}
