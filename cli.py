@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
@@ -69,7 +70,7 @@ def open_log(path: Path) -> Log:
 )
 @click.option("--seed", default=0, show_default=True)
 def demo(folder_out: Path, seed: int) -> None:
-    """Make a World, replay the baseline funnel on it, print the stage table, write an HTML report. No network."""
+    """Make a World, fit KARMA, replay a funnel that it drives, print the stage table, write an HTML report. No network."""
     from .benchmarks.report import report as write_report
     from .simulator.recipe import load_recipe
     from .simulator.replay import replay as run_replay
@@ -79,7 +80,7 @@ def demo(folder_out: Path, seed: int) -> None:
     err.print("making a World: 2,000 items, 600 users, 4,000 requests")
     generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(folder_out / "log")
     log = Log.open(folder_out / "log")
-    recipe = load_recipe("baseline", log)
+    recipe = load_recipe("karma", log)
     run = run_replay(
         recipe, log, folder_out / "run", seed=seed, console=err, cache=folder_out / "cache", command="karmafunnel demo"
     )
@@ -274,7 +275,18 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: 
 
     opened = open_log(log)
     with cache_folder(no_cache) as cache:
-        frame = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, console=err).explain(request_id, item_id)
+        fitted = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, console=err)
+        frame = fitted.explain(request_id, item_id)
+    row = opened.request_ids.tolist().index(request_id)
+    if query := opened.requests["query"][row]:
+        out.print(f"query: {query}", highlight=False, markup=False)
+    past = opened.asof.history(np.array([row]), 8).items[0]
+    for what, items in (("history", past[past >= 0]), ("came next", fitted.scene.truth.filter(pl.col("request") == row)["item"])):
+        titles = "; ".join(str(opened.items["title"][int(i)] or opened.item_ids[int(i)])[:60] for i in items)
+        out.print(f"{what}: {titles or 'nothing'}", highlight=False, markup=False)
+    for name, embedding in fitted.scene.embeddings.items():
+        if told := embedding.read(np.array([row])):
+            out.print(f"the interest of {name} reads: {told[0]}", highlight=False, markup=False)
     table = Table(*["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"], title=f"request {request_id}")
     for row in frame.sort("item_id", maintain_order=True).iter_rows(named=True):
         needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
@@ -398,6 +410,8 @@ def fit_embedder(
     from .simulator.replay import check_device
     from .stages.base import Scene, fit_embedders
 
+    if folder_out.exists() and not (folder_out / "embedding.json").exists() and any(folder_out.iterdir()):
+        raise KarmafunnelError(f"fit-embedder: {folder_out} needs to be a new folder or an older embedding, found something else")
     opened = open_log(log)
     found = load_recipe(recipe, opened)
     embedders = (found.row(row) if row else found).embedders
@@ -411,7 +425,7 @@ def fit_embedder(
     check_device(device)
     with cache_folder(no_cache) as cache, err.status("fitting") as status:
         say = lambda message: err.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
-        scene = Scene(opened, {}, found.label, seed, device, say, lambda message: status.update(message))
+        scene = Scene(opened, {}, found.label, seed, device, say, lambda message: status.update(message), found.outside)
         embedding = fit_embedders({name: embedders[name]}, scene, cache)[name]
         embedding.save(folder_out)
     table = Table("what", "found", title=f"{embedders[name]!r}")
@@ -429,7 +443,6 @@ def fit_embedder(
 @json_flag
 def doctor(as_json: bool) -> None:
     """Versions, threads, and what is slow here."""
-    import numpy as np
     import torch
 
     facts: dict[str, Any] = {"karmafunnel": __version__, "python": platform.python_version(), "machine": platform.platform()}

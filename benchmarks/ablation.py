@@ -13,7 +13,9 @@ import os
 import platform
 import re
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -24,6 +26,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..log import KarmafunnelError, Log, atomic_folder, write_json
 from ..models.embedders import Embedding
@@ -31,10 +34,10 @@ from ..models.karma import diagnose
 from ..simulator.intervals import Difference, Ratio, holm, interval, over_seeds, resample
 from ..simulator.measures import compare, measure
 from ..simulator.recipe import Recipe
-from ..simulator.replay import commit, popularity_band, prepare, replay
+from ..simulator.replay import check_device, commit, prepare, replay
 from ..simulator.run import Run
 from ..stages.base import FittedFunnel, content_key
-from .table import markdown_escape, number, places
+from .table import define, markdown_escape, number, places
 
 TOP = 50  # of JS@50 and of the popularity of what is retrieved
 PROBE = 6000  # requests of W1 that the probe of readability learns from
@@ -84,7 +87,7 @@ def cells(
         for name in wanted:
             row = recipe.row(name)
             what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.embedders.items())}, row.label, log.checksum]
-            key = content_key(*what, seed, window, limit, device)
+            key = content_key(*what, seed, window, limit, device, *filter(None, [row.outside]))
             slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "plus ")).strip("-")
             found.append(Cell(name, seed, out / "cells" / f"{slug}-{seed}", key))
     if len({c.folder for c in found}) < len(found):
@@ -99,8 +102,11 @@ def ablate(
 ) -> list[Cell]:  # fmt: skip
     """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that are left for another time.
 
-    `minutes`: no new cell is begun after so long. Raises KarmafunnelError for a recipe without rows or an unknown row.
+    `minutes`: no new cell is begun after so long. A cell that failed is not tried again by the same code: remove its `failed.json`.
+    Raises KarmafunnelError for a recipe without rows, an unknown row, a device that is not there.
     """
+    if device != "cpu":
+        check_device(device)
     todo = cells(recipe, log, out, only, seeds, window, limit, device)
     began, left = time.perf_counter(), []
     for i, cell in enumerate(todo):
@@ -113,14 +119,16 @@ def ablate(
             console.print(f"[{i + 1}/{len(todo)}] {cell.row}, seed {cell.seed}", markup=False, highlight=False)
         try:
             make(cell, recipe.row(cell.row), log, window, limit, device, cache, console, command)
-        except KarmafunnelError as error:
+        except Exception as error:  # whatever it is: one row must not sink a night's work
+            what = str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}"
             cell.folder.mkdir(parents=True, exist_ok=True)
-            write_json(cell.folder / "failed.json", {"key": cell.key, "error": str(error)})
+            write_json(cell.folder / "failed.json", {"key": cell.key, "error": what, "trace": traceback.format_exc()})
             if console:
-                console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"failed: {what}", markup=False, highlight=False, soft_wrap=True)
     if console and left:
         console.print(f"{len(left)} of {len(todo)} cells are left; the same command goes on", highlight=False)
-    write_table(recipe, log, out, todo, window, limit, command)
+    with console.status("comparing rows") if console else nullcontext():
+        write_table(recipe, log, out, todo, window, limit, command)
     return left
 
 
@@ -134,7 +142,8 @@ def make(
         replay(row, log, cell.folder / "run", seed=cell.seed, device=device, limit=limit, window=window, console=console,
                command=command, fitted=fitted)
     )  # fmt: skip
-    facts, similarity = examine(fitted, log, run)
+    with console.status("examining vectors") if console else nullcontext():
+        facts, similarity = examine(fitted, log, run)
     with atomic_folder(cell.folder / "similarity") as temporary:
         similarity.write_parquet(temporary / "similarity.parquet")
     (cell.folder / "failed.json").unlink(missing_ok=True)
@@ -149,7 +158,7 @@ def examine(fitted: FittedFunnel, log: Log, run: Run) -> tuple[dict[str, Any], p
     slates = run.read("slates").filter((pl.col("stage") == run.stages[0]) & (pl.col("rank") <= TOP))
     index = {item: i for i, item in enumerate(log.item_ids.tolist())}
     row_of = {request: i for i, request in enumerate(log.request_ids.tolist())}
-    ledger = run.read("ledger", "request_id", "item_id").unique("request_id", keep="first", maintain_order=True)
+    ledger = run.read("ledger", "request_id", "item_id", "target").unique("request_id", keep="first", maintain_order=True)
     requests = np.array([row_of[r] for r in ledger["request_id"]], dtype=np.int64)
     target = np.array([index[i] for i in ledger["item_id"]], dtype=np.int64)
     place = {r: i for i, r in enumerate(ledger["request_id"].to_list())}
@@ -160,7 +169,11 @@ def examine(fitted: FittedFunnel, log: Log, run: Run) -> tuple[dict[str, Any], p
 
     words = diagnose.word_sets(log)
     rng = np.random.default_rng(0)  # the same random items for every row: differences are paired
-    js = diagnose.js_at_k(words, target, slate, log.asof.eligible(requests), rng) if len(target) else np.zeros(0)
+    pools = log.asof.eligible(requests)
+    some = np.flatnonzero([len(pool) > 0 for pool in pools])  # nothing eligible: nothing to compare with
+    js = np.full(len(target), np.nan)
+    if len(some):
+        js[some] = diagnose.js_at_k(words, target[some], slate[some], [pools[i] for i in some], rng)
     events = log.events
     in_w1 = (log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
     counts = np.bincount(events["item"].to_numpy()[in_w1], minlength=log.n_items)
@@ -168,15 +181,16 @@ def examine(fitted: FittedFunnel, log: Log, run: Run) -> tuple[dict[str, Any], p
     facts: dict[str, Any] = {"popularity of top 50": float(rank[slate[slate >= 0]].mean()) if (slate >= 0).any() else None}
     names = [name for stage in fitted.stages for name in stage.stage.embedders()]
     if names:
-        facts |= vectors(fitted.scene.embeddings[names[0]], log, requests, target, words, counts)
+        cold = (ledger["target"] == "cold").to_numpy()
+        facts |= vectors(fitted.scene.embeddings[names[0]], log, run.label, requests, target, cold, words)
     similarity = pl.DataFrame({"request_id": ledger["request_id"], "js": js})
     return facts, similarity
 
 
 def vectors(
-    embedding: Embedding, log: Log, requests: np.ndarray, target: np.ndarray, words: Any, counts: np.ndarray
+    embedding: Embedding, log: Log, label: str, requests: np.ndarray, target: np.ndarray, is_cold: np.ndarray, words: Any
 ) -> dict[str, Any]:
-    """Cost and diagnostics of one embedder over requests with their first truth item."""
+    """Cost and diagnostics of one embedder over requests with their first truth item; `is_cold` (n,) as the ledger has it."""
     facts: dict[str, Any] = {"training seconds": embedding.facts.get("seconds"), "fit": embedding.facts}
     timed = requests[:TIMED]
     seconds = []
@@ -186,9 +200,9 @@ def vectors(
         seconds.append(time.perf_counter() - start)
     facts["embedding µs a request"] = 1e6 * min(seconds) / max(len(timed), 1)
     z, e = embedding.interests(requests), embedding.items()
-    cold = np.flatnonzero(popularity_band(counts)[target] == "cold")
+    cold = np.flatnonzero(is_cold)
     facts["median rank of cold targets"] = median_rank(z[cold], e, log, requests[cold], target[cold])
-    w1 = log.truth(log.meta["label"])
+    w1 = log.truth(label)
     of_w1 = (log.requests["window"] == "W1").to_numpy()[w1["request"].to_numpy()]
     pairs = w1.filter(pl.Series(of_w1, dtype=pl.Boolean)).unique("request", keep="first", maintain_order=True)
     pairs = pairs.gather(np.linspace(0, pairs.height - 1, min(PROBE, pairs.height)).astype(np.int64)) if pairs.height else pairs
@@ -288,7 +302,7 @@ def similarity(cell: Cell) -> pl.DataFrame:
 
 def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: list[Run]) -> Line:
     """A measure row of JS@50 over requests; with `others` the paired difference to them."""
-    users = runs[0].read("requests", "request_id", "user_id")
+    users = runs[0].read("requests", "request_id", pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id")).alias("user_id"))
     cluster = dict(zip(users["request_id"], users["user_id"].rank("dense").cast(pl.Int64).to_numpy() - 1, strict=True))
     place = np.array([cluster[r] for r in values[0]["request_id"]], dtype=np.int64)
     a = [frame["js"].to_numpy() for frame in values]
@@ -342,6 +356,9 @@ def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], 
         for line in lines
         if line["seeds"]
     ]
+    counts = [sorted({line["values"][c]["n"] for line in lines if c in line["values"]}) for c in columns]
+    if body:
+        body.append(["n", "", *(f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}" for n in counts)])
     out = [("values, 95% intervals over users and seeds", ["row", "seeds", *columns], body)]
     rows = [
         [line["row"], str(len(line["seeds"])), *(text_of(line["differences"].get(c), True) for c in columns)]
@@ -371,7 +388,23 @@ def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: 
         f"log {log.name} ({log.checksum}), window {window}, n up to {max(n, default=0):,}, seeds {seeds}"
         + (f", {limit} requests" if limit else ""),
         f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {os.cpu_count()} cores, commit {commit() or 'unknown'}",
+        *definitions(lines),
     ]
+
+
+DEFINITIONS = {
+    JS: "mean Jaccard similarity of the words of a first truth item with those of the 50 best retrieved, less the same for 50 random eligible",
+    "median rank of cold targets": "among all eligible items by inner product, of the first truth items that were never a target in W1",
+    "popularity of top 50": "mean share of the catalogue that is chosen less often in W1 than what is retrieved",
+    "readable, nats": "what a linear probe from the interest saves a word of the target's text, over the words' frequencies",
+}
+
+
+def definitions(lines: Sequence[Line]) -> list[str]:
+    """What the columns mean, a line each; the slices of a measure share theirs."""
+    names = dict.fromkeys(row["measure"] for line in lines for row in line["values"].values())
+    names |= dict.fromkeys(d for d in DEFINITIONS if any(d in line["diagnostics"] for line in lines))
+    return [f"{name}: {DEFINITIONS.get(name) or define(name)}." for name in names]
 
 
 def processor() -> str:
@@ -443,9 +476,43 @@ def print_tables(out: Path, console: Console) -> None:
     kept = json.loads((out / "table.json").read_text())
     recipe = Recipe(kept["recipe"], "", None, {}, "", against=kept["against"])  # type: ignore[arg-type]
     for name, heads, rows in sheets(recipe, kept["lines"]):
-        table = Table(*heads, title=name)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        sizes = widths(heads, rows)
+        for part in fitting(sizes, 2 if "seeds" in heads else 1, console.width):
+            table = Table(title=name, title_justify="left", border_style="dim")
+            for column in part:
+                left = column == 0 or name == "failed"
+                size = None if name == "failed" else sizes[column]
+                table.add_column(heads[column], justify="left" if left else "right", width=size, overflow="fold")
+            for row in rows:
+                table.add_row(*(Text(stacked(row[column])) for column in part))
+            console.print(table)
     for line in kept["record"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+WIDEST = 34  # characters of a row's name before it is broken
+
+
+def stacked(cell: str) -> str:
+    """A value above its interval."""
+    return cell.replace(" [", "\n[", 1)
+
+
+def widths(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Characters that each column needs so that no figure is broken; heads break at blanks, long names of rows anywhere."""
+    cells = lambda i: [text for row in rows for text in stacked(row[i]).split("\n")]
+    sizes = [max(map(len, [*head.split(), *cells(i)]), default=0) for i, head in enumerate(heads)]
+    return [min(sizes[0], WIDEST), *sizes[1:]]
+
+
+def fitting(sizes: Sequence[int], leading: int, width: int) -> list[list[int]]:
+    """Columns in parts that fit into `width` characters, the leading ones in each."""
+    lead = list(range(leading))
+    space = width - 1 - sum(sizes[i] + 3 for i in lead)
+    parts, room = [list(lead)], space
+    for column in range(len(lead), len(sizes)):
+        if sizes[column] + 3 > room and len(parts[-1]) > len(lead):
+            parts, room = [*parts, list(lead)], space
+        parts[-1].append(column)
+        room -= sizes[column] + 3
+    return parts

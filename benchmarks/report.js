@@ -121,6 +121,9 @@ function pageForOneRequest(root, data) {
   function asked(r) {
     const facts = [r.ts, r.user ? `user ${r.user}${r.new_user ? " (new)" : ""}` : null, r.source, `${whole(r.eligible)} eligible items`, r.shown ? `${whole(r.shown)} items were shown` : null];
     const chips = [...r.filters.map((f) => "filter " + f), ...r.context];
+    // what an interest vector says in words, beside what really came next (the truth in the table below)
+    const readings = r.runs.flatMap((run, i) => Object.entries((run && run.reads) || {}).map(([name, words]) =>
+      el("p", { class: "note" }, `The interest of ${name}${data.names.length > 1 ? ` (${data.names[i]})` : ""} reads: `, el("b", {}, words))));
     const history = r.history === null || r.history === undefined ? null
       : r.history.length === 0 ? el("p", { class: "note" }, "History: nothing before this request.")
       : [el("p", { class: "note" }, `History, latest first (last ${r.history.length}):`),
@@ -131,7 +134,7 @@ function pageForOneRequest(root, data) {
          }))];
     return el("div", { class: "ask" },
       el("div", { class: "query" + (r.query ? "" : " none") }, r.query || asks(r)), el("div", { class: "sub" }, facts.filter(Boolean).join(" · ")),
-      chips.length ? el("div", { class: "chips" }, chips.map((c) => el("span", { class: "chip" }, c))) : null, history);
+      chips.length ? el("div", { class: "chips" }, chips.map((c) => el("span", { class: "chip" }, c))) : null, history, readings);
   }
 
   function truthTable(one, stages) {

@@ -93,6 +93,7 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         found[row["request_id"]] = {
             "n": [row[f"{s}.n"] for s in run.stages],
             "out": [row[f"{s}.out"] for s in run.stages],
+            "reads": {c.removesuffix(".reads"): row[c] for c in row if c.endswith(".reads") and row[c]},
             "truth": [],
             "rows": [],
         }

@@ -36,12 +36,16 @@ def silent(_: str) -> None:
 # -- the protocol -------------------------------------------------------------------------------------------------------
 
 
-class Embedder(ABC):
-    """A frozen dataclass whose fields are its config; prints as typed, fields at their default left out."""
+class Typed:
+    """A dataclass that prints as typed, fields at their default left out."""
 
     def __repr__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+
+class Embedder(Typed, ABC):
+    """A frozen dataclass whose fields are its config."""
 
     @abstractmethod
     def fit(
@@ -79,8 +83,8 @@ class Embedding(ABC):
         """What was learnt and is no tensor, as JSON."""
         return {}
 
-    def read(self, requests: np.ndarray) -> list[str] | None:
-        """What each interest vector says in words; None for an embedder that cannot be read."""
+    def read(self, requests: np.ndarray, quick: bool = False) -> list[str] | None:
+        """What each interest vector says in words; None for an embedder that cannot be read, or not `quick`-ly."""
         return None
 
     def diagnose(self, requests: np.ndarray) -> dict[str, Any]:

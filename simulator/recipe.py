@@ -25,7 +25,7 @@ class Recipe:
     """What a recipe file says, for one log.
 
     `rows` holds what each row of a table puts in the place of the recipe's own embedders, by name; all rows are paired with
-    the row `against`. `measures` is empty where the file says nothing.
+    the row `against`, which also lends what the recipe's own `embedders` lack. `measures` is empty where the file says nothing.
     """
 
     name: str
@@ -96,13 +96,16 @@ def load_recipe(recipe: str, log: Log) -> Recipe:
     if not isinstance(embedders, Mapping):
         raise KarmafunnelError(f"recipe {path}: embedders needs a dict of name: Embedder, found {embedders!r}")
     _check_embedders(f"recipe {path}: ", embedders)
-    for stage in funnel.stages:
-        if missing := [name for name in stage.embedders() if name not in embedders]:
-            raise KarmafunnelError(
-                f"recipe {path}: stage {stage.name} needs embedders {missing}, the recipe has {sorted(embedders)}"
-            )
     made = Recipe(path.stem, path.read_text(), funnel, dict(embedders), label)
-    return made if values["rows"] is None else replace(made, **_table(path, made, values))
+    if values["rows"] is not None:
+        made = replace(made, **_table(path, made, values))
+        made = replace(made, embedders=made.rows[str(made.against)] | made.embedders)
+    for stage in funnel.stages:
+        if missing := [name for name in stage.embedders() if name not in made.embedders]:
+            raise KarmafunnelError(
+                f"recipe {path}: stage {stage.name} needs embedders {missing}, the recipe has {sorted(made.embedders)}"
+            )
+    return made
 
 
 def _of_log(value: Any, log: Log) -> Any:

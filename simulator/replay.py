@@ -271,6 +271,10 @@ class Ledgers:
             pl.Series("n_shown", np.bincount(np.searchsorted(requests, shown[REQUEST].to_numpy()), minlength=size), pl.Int32),
             pl.Series("new_user", log.asof.n_events(requests) == 0, pl.Boolean),
         ]
+        for name, embedding in self.scene.embeddings.items():
+            told = embedding.read(requests, quick=True)
+            if told is not None:
+                columns.append(pl.Series(f"{name}.reads", told, pl.String))
         for step in steps:
             columns.append(pl.Series(f"{step.stage.name}.n", step.rows_in, pl.Int32))
             columns.append(pl.Series(f"{step.stage.name}.out", step.rows_out, pl.Int32))

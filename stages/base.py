@@ -364,9 +364,7 @@ def fit_embedders(
             fitted[name] = value.load(folder, scene.log)
         else:
             scene.progress(f"embedder {name}: fitting {value!r}")
-            fitted[name] = value.fit(
-                scene.log, seed=scene.seed, progress=scene.detail, device=scene.device, cache=cache_folder
-            )
+            fitted[name] = value.fit(scene.log, seed=scene.seed, progress=scene.detail, device=scene.device, cache=cache_folder)
             if folder:
                 fitted[name].save(folder)
     return fitted

@@ -5,7 +5,7 @@ import inspect
 import pkgutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import karmafunnel.models
 import karmafunnel.models.embedders
@@ -14,10 +14,15 @@ import polars as pl
 import pytest
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, Embedding, RandomVectors, TfidfSVD, known_in_w1
+from karmafunnel.models.karma import Qwen
 from karmafunnel.models.sasrec import SASRec
 from shop import make_shop, scramble
 
-QUICK = {"SASRec": {"dim": 16, "length": 8, "epochs": 2}, "TfidfSVD": {"dim": 12}, "Cooccurrence": {"dim": 12}}
+TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4)
+QUICK: dict[str, dict[str, Any]] = {
+    "SASRec": {"dim": 16, "length": 8, "epochs": 2}, "TfidfSVD": {"dim": 12}, "Cooccurrence": {"dim": 12},
+    "KARMA": {"backbone": TINY, "dim": 32, "epochs": 2, "length": 8, "rec": 0.1}, "FrozenLM": {"backbone": TINY},
+}  # fmt: skip
 
 
 def all_embedders() -> list[Embedder]:
@@ -163,7 +168,7 @@ class TestContract:
         assert np.isfinite(vector).all()
 
     def test_prints_as_typed(self, value: Embedder) -> None:
-        assert eval(repr(value), {type(value).__name__: type(value)}) == value
+        assert eval(repr(value), {type(value).__name__: type(value), "Qwen": Qwen}) == value
         assert repr(type(value)()) == f"{type(value).__name__}()"
 
     def test_reports_progress(self, value: Embedder, shop: Log) -> None:

@@ -6,21 +6,25 @@ The best mean of HR@10, HR@50 and HR@200 is written into karma_controls.py.
 """
 
 from dataclasses import replace
+from typing import Any
 
+from karmafunnel.log import Log
+from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
-embedders = {}
+embedders: dict[str, Embedder] = {"interest": KARMA()}
 label = None
 against = "action-only, rate 1e-3, 6 epochs"
 measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
 seeds = (0,)
 
-SLOW, FAST = {"rate": 1e-3, "epochs": 6}, {"rate": 2e-3, "epochs": 6}
+SLOW: dict[str, Any] = {"rate": 1e-3, "epochs": 6}
+FAST: dict[str, Any] = {"rate": 2e-3, "epochs": 6}
 
 
-def rows(log):
+def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     base = KARMA(length=10 if log.meta["time"] == "order" else 20)
     out = {
         "action-only, rate 1e-3, 6 epochs": replace(base, **SLOW),

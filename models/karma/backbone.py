@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ...log import KarmafunnelError, Log, atomic_folder, read, write_json
-from ..embedders import Progress, known_in_w1
+from ..embedders import Progress, Typed, known_in_w1
 
 VERSION = 1  # of the pre-training: a base is kept by it
 BOS = "<|text|>"
@@ -98,7 +98,7 @@ class LM:
         additive = torch.zeros(mask.shape, dtype=inputs.dtype, device=inputs.device).masked_fill_(
             ~mask, torch.finfo(inputs.dtype).min
         )
-        model = self.model.get_base_model() if self.lora else self.model
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         stack = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
         return stack(inputs_embeds=inputs, attention_mask=additive, position_ids=position, use_cache=False, **more)
 
@@ -132,7 +132,7 @@ class LM:
 
     def merged(self) -> LM:
         """The same function with low-rank updates folded into the weights."""
-        if not self.lora:
+        if not hasattr(self.model, "merge_and_unload"):
             return self
         return LM(self.model.merge_and_unload(), self.tokenizer, self.bos, self.pad, self.facts)
 
@@ -202,8 +202,8 @@ def perplexity(lm: LM, texts: list[str], most: int) -> float:
 # -- the embedded default -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Qwen:
+@dataclass(frozen=True, repr=False)
+class Qwen(Typed):
     """A small model of the Qwen3 architecture with a byte-pair tokenizer, pre-trained here on product text [O].
 
     Fields: the network; vocab and context in tokens; catalogues: folders (logs or catalogues) whose item text is read beside
@@ -391,8 +391,8 @@ def open_base(folder: Path, device: str) -> LM:
     return lm
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Typed):
     """Any `transformers` causal LM from a local folder or a hub id. lora: rank of low-rank updates, 0 fine-tunes every weight."""
 
     source: str
@@ -413,6 +413,10 @@ class Checkpoint:
             ) from error
         if not getattr(tokenizer, "is_fast", False):
             raise KarmafunnelError(f"{self!r}: needed a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
+        words, rows = tokenizer.backend_tokenizer.get_vocab_size(), model.get_input_embeddings().weight.size(0)  # type: ignore[operator]
+        if not 16 <= words <= rows:  # without its file, an empty one is made
+            found = f"a tokenizer of {words} tokens beside {rows} embeddings"
+            raise KarmafunnelError(f"{self!r}: needed a causal LM with its tokenizer, found {found}")
         first = [x for x in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if x is not None]
         if not first:
             raise KarmafunnelError(f"{self!r}: needed a bos, eos or pad token, found none")

@@ -285,13 +285,14 @@ class KarmaEmbedding(Embedding):
         return decoder.to(self.network.lm.device).eval()
 
     @torch.inference_mode()
-    def read(self, requests: np.ndarray) -> list[str] | None:
+    def read(self, requests: np.ndarray, quick: bool = False) -> list[str] | None:
         """The target's text as `rec` reconstructs it from the interest alone; None where the fit had no decoder that tells.
 
-        From a bag of words: the words that gain most over their mean chance in the catalogue.
+        From a bag of words: the words that gain most over their mean chance in the catalogue. The LM as a decoder tells whole
+        texts, token by token, which is not quick.
         """
         decoder = self.reader()
-        if decoder is None:
+        if decoder is None or (quick and isinstance(decoder, Autoregressive)):
             return None
         z, lm = torch.from_numpy(self.interests(requests)).to(self.network.lm.device), self.network.lm
         if isinstance(decoder, Autoregressive):

@@ -23,25 +23,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...log import KarmafunnelError, Log, atomic_folder, write_json
-from ..embedders import Progress, known_in_w1
+from ..embedders import Progress, Typed, known_in_w1
 
 VERSION = 1  # of what is kept
 
 
-@dataclass(frozen=True)
-class Column:
+@dataclass(frozen=True, repr=False)
+class Column(Typed):
     """The `visual` column of the log's items: lists of numbers, all as long, null where an item has none."""
 
 
-@dataclass(frozen=True)
-class Pretrained:
+@dataclass(frozen=True, repr=False)
+class Pretrained(Typed):
     """Pooled output (or mean patch) of a `transformers` vision model from a local folder or a hub id, with its own image processor."""
 
     source: str
 
 
-@dataclass(frozen=True)
-class SelfSupervised:
+@dataclass(frozen=True, repr=False)
+class SelfSupervised(Typed):
     """A convolutional encoder trained by SimCLR (Chen et al. 2020) on the images of the items that W1 knows [O].
 
     Two crops of a picture, mirrored and lit differently, must find each other among those of the other pictures of a batch.

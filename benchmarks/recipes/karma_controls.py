@@ -1,0 +1,70 @@
+"""KARMA and every control of it, by exact search over the catalogue:
+
+    karmafunnel table karma_controls LOG --out out/controls
+
+Strong rows: softmax over the whole catalogue, frozen text vectors. Industrial rows: item vectors made by the model that is being trained,
+what was shown in vain and a few targets of the batch as negatives, no ids, one pass. Settings were chosen on W2b with as many
+trials for each objective (karma_trials.py); LOG.md has them.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from karmafunnel.log import Log
+from karmafunnel.models.embedders import Embedder, RandomVectors
+from karmafunnel.models.karma import KARMA, FrozenLM
+from karmafunnel.models.sasrec import SASRec
+from karmafunnel.stages.recall import VectorRecall
+
+funnel = VectorRecall("interest", k=200)
+label = None
+against = "action-only"
+
+# the best of four trials an objective on W2b: mean of HR@10, HR@50 and HR@200
+CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {"action": {}, "rec": {"rec": 1.0}, "gen": {"gen": 0.1}, "both": {"gen": 0.1, "rec": 1.0}},
+}
+SAME_COMPUTE = 2  # action-only with the epochs that cost what gen and rec cost
+
+
+def base(log: Log) -> KARMA:
+    return KARMA(length=10 if log.meta["time"] == "order" else 20)
+
+
+def embedders(log: Log) -> dict[str, Embedder]:
+    return {"interest": replace(base(log), **settings(log)["both"])}
+
+
+def settings(log: Log) -> dict[str, dict[str, Any]]:
+    return CHOSEN.get(log.name, CHOSEN["default"])
+
+
+def rows(log: Log) -> dict[str, dict[str, Embedder]]:
+    chosen, plain = settings(log), base(log)
+    action, rec, gen, both = (replace(plain, **chosen[name]) for name in ("action", "rec", "gen", "both"))
+    large = log.n_items > 10_000
+    found: dict[str, Embedder] = {
+        "action-only": action,
+        "+gen": gen,
+        "+rec": rec,
+        "+gen+rec": both,
+        "+rec, shuffled texts": replace(rec, shuffled=True),
+        "+rec, masked decoder": replace(rec, decoder="masked"),
+        "+rec, LM as decoder": replace(rec, decoder="lm"),
+        "action-only, equal compute": replace(action, epochs=SAME_COMPUTE * action.epochs),
+        "action-only, no ids": replace(action, ids=False),
+        "+rec, no ids": replace(rec, ids=False),
+        "frozen LM": FrozenLM(),
+        "frozen LM, whitening": FrozenLM(after="whitening"),
+        "frozen LM, autoencoder": FrozenLM(after="autoencoder"),
+        "SASRec": SASRec(dropout=0.2, temperature=0.1, batch=256, epochs=5, patience=0) if large else SASRec(),
+        "random": RandomVectors(),
+    }
+    broken = replace(plain, items="trained", negatives="batch", ids=False, batch=8, epochs=1, text_words=16)
+    found |= {
+        "industrial: action-only": broken,
+        "industrial: +gen": replace(broken, gen=0.1),
+        "industrial: +rec": replace(broken, rec=1.0),
+        "industrial: +gen+rec": replace(broken, gen=0.1, rec=1.0),
+    }
+    return {name: {"interest": value} for name, value in found.items()}

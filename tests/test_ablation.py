@@ -1,0 +1,360 @@
+"""Rows of a recipe as a table: resumed to the same bytes, failures that sink nobody, intervals that are compare's; curves."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner, Result
+from karmafunnel.benchmarks import ablation
+from karmafunnel.benchmarks.curves import curve_figure, write_curve
+from karmafunnel.cli import main
+from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, TfidfSVD
+from karmafunnel.simulator import replay as replaying
+from karmafunnel.simulator.measures import Run, compare
+from karmafunnel.simulator.recipe import Recipe, load_recipe
+from rich.console import Console
+from shop import make_shop
+
+RECIPE = """
+from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
+from karmafunnel.stages.recall import VectorRecall
+
+funnel, embedders, label = VectorRecall("interest", k=50), {"interest": RandomVectors()}, None
+rows = {
+    "random": {},
+    "text": {"interest": TfidfSVD(dim=16)},
+    "together": lambda log: {"interest": Cooccurrence(dim=16)},
+}
+against, measures, seeds = "random", ["HR@10", "HR@50 by target"], (0, 1)
+"""
+TABLES = ("slates", "requests", "ledger", "scored")
+
+
+def made(log: Log, folder: Path, text: str = RECIPE) -> Recipe:
+    (folder / "rows.py").write_text(text)
+    return load_recipe(str(folder / "rows.py"), log)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Bytes of everything in the cells that does not depend on the clock."""
+    kept = {p: p.relative_to(out).as_posix() for p in out.rglob("*.parquet") if p.stem in (*TABLES, "similarity")}
+    return {name: path.read_bytes() for path, name in sorted(kept.items(), key=lambda pair: pair[1])}
+
+
+@pytest.fixture(scope="module")
+def log() -> Log:
+    return make_shop(n_requests=700)
+
+
+@pytest.fixture(scope="module")
+def whole(log, tmp_path_factory) -> tuple[Recipe, Path]:
+    """A recipe and the folder of its whole table, with a fit cache beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = made(log, folder)
+    assert ablation.ablate(recipe, log, folder / "out", cache=folder / "cache", command="karmafunnel table x") == []
+    return recipe, folder / "out"
+
+
+def lines(out: Path) -> dict[str, dict]:
+    return {line["row"]: line for line in json.loads((out / "table.json").read_text())["lines"]}
+
+
+# -- recipes ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_the_recipe_with_other_embedders(log, tmp_path):
+    recipe = made(log, tmp_path)
+    assert list(recipe.rows) == ["random", "text", "together"] and recipe.seeds == (0, 1) and recipe.against == "random"
+    assert recipe.row("random").embedders == {"interest": RandomVectors()}
+    assert recipe.row("text").embedders == {"interest": TfidfSVD(dim=16)} and recipe.row("text").rows == {}
+    assert recipe.row("together").embedders == {"interest": Cooccurrence(dim=16)}
+    assert recipe.embedders == {"interest": RandomVectors()}  # a row does not change its recipe
+    lent = made(
+        log,
+        tmp_path,
+        RECIPE.replace('{"interest": RandomVectors()}, None', "{}, None").replace(
+            'against, measures, seeds = "random"', 'against, measures, seeds = "together"'
+        ),
+    )
+    assert lent.embedders == lent.row("together").embedders == lent.row("random").embedders
+    without = made(log, tmp_path, RECIPE.split("rows = {")[0])
+    assert without.rows == {} and without.seeds == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('against, measures, seeds = "random"', 'against, measures, seeds = "nobody"', "against needs the name of a row"),
+        ('"random": {},', '"random": {"other": TfidfSVD()},', r"names embedders \['other'\]"),
+        ('"random": {},', '"random": TfidfSVD(),', "row 'random' needs a dict"),
+        ('"random": {},', '"random": {"interest": 3},', "row 'random': embedder 'interest' needs an Embedder"),
+        ('"random": {},', '"": {},', "a row needs a name"),
+        ("(0, 1)", "(0, 0)", "seeds needs different whole numbers"),
+        ('["HR@10", "HR@50 by target"]', "[10]", "measures needs a list of names"),
+    ],
+)
+def test_bad_rows_are_refused(log, tmp_path, old, new, says):
+    assert old in RECIPE
+    with pytest.raises(KarmafunnelError, match=says):
+        made(log, tmp_path, RECIPE.replace(old, new))
+
+
+def test_empty_rows_and_unknown_rows_are_refused(log, tmp_path):
+    with pytest.raises(KarmafunnelError, match="rows needs a dict"):
+        made(log, tmp_path, RECIPE.split("rows = {")[0] + "\nrows, against = {}, 'a'\n")
+    recipe = made(log, tmp_path)
+    with pytest.raises(KarmafunnelError, match="no row 'other'"):
+        recipe.row("other")
+    with pytest.raises(KarmafunnelError, match=r"found \['other'\]"):
+        ablation.ablate(recipe, log, tmp_path / "out", only=["other"])
+    with pytest.raises(KarmafunnelError, match="needs to export `rows`"):
+        ablation.ablate(made(log, tmp_path, RECIPE.split("rows = {")[0]), log, tmp_path / "out")
+
+
+# -- cells --------------------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, monkeypatch):
+    """Killed in a replay, then after a replay before its facts, then in the middle of the table."""
+    recipe, reference = whole
+    run = lambda **more: ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache", **more)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for target, name in ((replaying.Ledgers, "_ledger"), (ablation, "examine")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                run()
+        assert not list((tmp_path / "out").rglob("facts.json"))
+    run(only=["text"], seeds=[1])
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("run.json")}
+    assert len(stamps) == 3  # text and random of seed 1; random of seed 0 has its Run, not its facts
+    assert run() == []
+    kept = {p for p, stamp in stamps.items() if p.stat().st_mtime_ns == stamp}
+    assert len(kept) >= 2  # what was done is not done again
+    assert contents(tmp_path / "out") == contents(reference) and len(contents(reference)) == 6 * 5
+    first, second = lines(tmp_path / "out"), lines(reference)
+    for row in first:
+        assert first[row]["values"] == second[row]["values"] and first[row]["differences"] == second[row]["differences"]
+
+
+def test_a_finished_cell_is_taken_only_while_its_content_is_the_same(log, whole, tmp_path):
+    recipe, out = whole
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("facts.json")}
+    assert ablation.ablate(recipe, log, out, minutes=0, command="karmafunnel table x") == []  # nothing is left to begin
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("facts.json")}
+    left = {(c.row, c.seed) for c in ablation.ablate(recipe, log, tmp_path / "none", minutes=0)}
+    assert left == {(row, seed) for row in recipe.rows for seed in (0, 1)}
+    other = made(log, tmp_path, RECIPE.replace("TfidfSVD(dim=16)", "TfidfSVD(dim=8)"))
+    stale = [c for c in ablation.cells(other, log, out, (), (), "W3", None, "cpu") if not c.done]
+    assert {c.row for c in stale} == {"text"}
+    assert not any(c.done for c in ablation.cells(recipe, log, out, (), (), "W2b", None, "cpu"))
+    assert not any(c.done for c in ablation.cells(recipe, log, out, (), (), "W3", 7, "cpu"))
+
+
+def test_a_cell_knows_the_classes_of_its_recipe(log, tmp_path):
+    """An embedder that a recipe defines prints the same however its code is changed."""
+    own = RECIPE.replace("funnel,", "class Own(RandomVectors):\n    shift = 1\n\nfunnel,")
+    first = ablation.cells(made(log, tmp_path, own), log, tmp_path, (), (), "W3", None, "cpu")
+    second = ablation.cells(made(log, tmp_path, own.replace("= 1", "= 2")), log, tmp_path, (), (), "W3", None, "cpu")
+    assert all(a.key != b.key for a, b in zip(first, second, strict=True))
+
+
+class Broken(RandomVectors):
+    """Fails while fitting, in a way that nobody foresaw."""
+
+    def fit(self, *_, **__):
+        raise ZeroDivisionError("a hole")
+
+
+def with_rows(recipe: Recipe, rows: dict[str, dict[str, Embedder]]) -> Recipe:
+    return Recipe(recipe.name, recipe.text, recipe.funnel, recipe.embedders, recipe.label, rows, "random", ("HR@10",), (0,))
+
+
+def test_a_failing_row_is_a_line_and_sinks_nobody(log, whole, tmp_path):
+    recipe, _ = whole
+    rows = {"broken": {"interest": Broken()}, "random": {}, "text": {"interest": TfidfSVD(dim=16)}}
+    assert ablation.ablate(with_rows(recipe, rows), log, tmp_path, cache=tmp_path / "cache") == []
+    found = lines(tmp_path)
+    assert "a hole" in found["broken"]["failed"] and not found["broken"]["values"]
+    assert found["text"]["differences"]["HR@10"]["difference"] is not None
+    for name in ("table.md", "table.html"):
+        assert "a hole" in (tmp_path / name).read_text() and "broken" in (tmp_path / name).read_text()
+
+
+def test_a_request_with_nothing_eligible_has_no_similarity(tmp_path):
+    shop = make_shop(n_requests=300)
+    strange = pl.when(pl.int_range(pl.len()) % 7 == 0).then(pl.lit(["colour=9"])).otherwise("filters").alias("filters")
+    log = Log.make(shop.items, shop.requests.with_columns(strange), shop.exposures, shop.meta)
+    empty = sum(len(pool) == 0 for pool in log.asof.eligible(log.requests_in("W3")))
+    ablation.ablate(made(log, tmp_path), log, tmp_path / "out", only=["text"], seeds=[0], cache=tmp_path / "cache")
+    line = lines(tmp_path / "out")["text"]
+    js, hits = line["values"][ablation.JS], line["values"]["HR@10"]
+    assert "failed" not in line and js["low"] < js["value"] < js["high"] and empty > 0 and js["n"] == hits["n"] - empty
+
+
+# -- what the table says ------------------------------------------------------------------------------------------------
+
+
+def test_values_and_paired_intervals_are_those_of_compare(whole):
+    _, out = whole
+    runs = {row: [Run.open(out / "cells" / f"{row}-{seed}" / "run") for seed in (0, 1)] for row in ("random", "text")}
+    (theirs,) = [r for r in compare(runs["random"], runs["text"], ["HR@10"], by_stage=False) if r["stage"] == "recall"]
+    ours = lines(out)["text"]["differences"]["HR@10"]
+    for name in ("difference", "low", "high", "better", "n", "p", "value_a", "value_b", "seeds"):
+        assert ours[name] == theirs[name], name
+    assert ours["better"] == "B" and ours["seeds"] == 2  # text knows the shop's queries, random vectors know nothing
+    sliced = {k for k in lines(out)["text"]["values"] if k.startswith("HR@50")}
+    assert sliced == {"HR@50, head", "HR@50, tail", "HR@50, cold"}
+
+
+def test_js_is_paired_over_users_and_seeds(log, whole):
+    """JS@50 of one row from the slates by hand, and the difference of two rows as the mean of the requests' differences."""
+    _, out = whole
+    js = lambda row, seed: pl.read_parquet(out / "cells" / f"{row}-{seed}" / "similarity" / "similarity.parquet")["js"]
+    by_hand = np.mean([(js("text", seed) - js("random", seed)).mean() for seed in (0, 1)])
+    ours = lines(out)["text"]["differences"][ablation.JS]
+    assert ours["difference"] == pytest.approx(by_hand) and ours["low"] < by_hand < ours["high"]
+    assert ours["better"] == "B"
+    texts = [f"{title} {' '.join(attributes)}" for title, attributes in log.items.select("title", "attributes").iter_rows()]
+    words = [set(text.replace("=", " ").lower().split()) for text in texts]
+    at = {item: i for i, item in enumerate(log.item_ids)}
+    run = Run.open(out / "cells" / "text-0" / "run")
+    ledger = run.read("ledger", "request_id", "item_id").unique("request_id", keep="first", maintain_order=True)
+    request, item = ledger.row(0)
+    target = words[at[item]]
+    slate = run.read("slates").filter(pl.col("request_id") == request)["item_id"].to_list()
+    near = np.mean([len(target & words[at[i]]) / len(target | words[at[i]]) for i in slate])
+    pool = log.asof.eligible(np.flatnonzero(log.request_ids == request))[0]
+    chance = np.mean([len(target & words[i]) / len(target | words[i]) for i in pool])
+    assert js("text", 0)[0] == pytest.approx(near - chance, abs=0.12)  # 50 random items against all of them
+
+
+def test_the_table_says_where_it_comes_from_in_every_format(log, whole):
+    _, out = whole
+    for name in ("table.md", "table.html", "table.json"):
+        text = (out / name).read_text()
+        for word in (
+            "karmafunnel table x",
+            log.checksum,
+            "seeds [0, 1]",
+            "cores",
+            "together",
+            "HR@50: share of requests",
+            "JS@50 (ours): mean",
+        ):
+            assert word in text, (name, word)
+    assert "http" not in (out / "table.html").read_text().replace("http-equiv", "")
+    rows = pl.read_csv(out / "table.csv")
+    value = rows.filter((pl.col("row") == "text") & (pl.col("column") == "HR@10"))
+    assert value["value"].item() == lines(out)["text"]["values"]["HR@10"]["value"]
+    found = lines(out)["together"]["diagnostics"]
+    assert {"embedding µs a request", "popularity of top 50", "effective rank, items"} <= set(found)
+
+
+def test_holm_goes_over_the_whole_table(whole):
+    _, out = whole
+    every = [row for line in lines(out).values() for row in line["differences"].values() if row["p"] is not None]
+    m = len(every)
+    smallest = min(every, key=lambda row: row["p"])
+    assert smallest["holm"] == (smallest["p"] <= 0.05 / m)
+    assert all(row["p"] <= 0.05 for row in every if row["holm"])
+
+
+def test_the_terminal_cuts_no_figure_short(whole):
+    _, out = whole
+    for width in (60, 70, 80, 90, 100, 250):
+        console = Console(width=width, record=True, file=io.StringIO())
+        ablation.print_tables(out, console)
+        text = console.export_text()
+        assert "…" not in text and max(map(len, text.split("karmafunnel table")[0].splitlines())) <= width
+        for line in lines(out).values():
+            for row in (*line["values"].values(), *line["differences"].values()):
+                signed = "difference" in row
+                value, _, interval = ablation.text_of(row, signed).partition(" ")
+                assert value in text and interval in text
+
+
+# -- commands -----------------------------------------------------------------------------------------------------------
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(w) for w in words])
+
+
+@pytest.fixture(scope="module")
+def there(log, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("command")
+    log.write(folder / "log")
+    (folder / "rows.py").write_text(RECIPE)
+    return folder
+
+
+def test_table_command_in_units(there, tmp_path):
+    words = ("table", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "out", "--limit", 60)
+    answer = run(*words, "--minutes", 0)
+    assert answer.exit_code == 0 and "6 of 6 cells are left" in answer.stderr
+    answer = run(*words, "--only", "text", "--seed", 0)
+    assert answer.exit_code == 0, answer.output
+    assert "text" in answer.stdout and "random" in answer.stdout and "together" not in answer.stdout
+    assert sorted(p.name for p in (tmp_path / "out" / "cells").iterdir()) == ["random-0", "text-0"]
+    answer = run(*words, "--minutes", 0)
+    assert answer.exit_code == 0 and "4 of 6 cells are left" in answer.stderr
+    refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "out", "--only", "nobody")
+    assert refused.exit_code == 1 and "nobody" in refused.stderr and "Traceback" not in refused.output
+    refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "other", "--device", "cuda:99", "--no-cache")
+    assert refused.exit_code == 1 and "device" in refused.stderr
+
+
+def test_fit_embedder_saves_what_can_be_opened(there, log, tmp_path):
+    answer = run("fit-embedder", there / "rows.py", there / "log", "--row", "text", "--no-cache", "--out", tmp_path / "saved")
+    assert answer.exit_code == 0, answer.output
+    value = TfidfSVD(dim=16)
+    found = value.load(tmp_path / "saved", log)
+    np.testing.assert_array_equal(found.items(), value.fit(log).items())
+    assert "load" in answer.stdout
+    again = run("fit-embedder", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "saved")
+    assert again.exit_code == 0 and RandomVectors().load(tmp_path / "saved", log)  # an older embedding is replaced
+    for words, says in ((("--row", "nobody"), "nobody"), (("--name", "nobody"), "nobody")):
+        refused = run("fit-embedder", there / "rows.py", there / "log", *words, "--no-cache", "--out", tmp_path / "other")
+        assert refused.exit_code == 1 and says in refused.stderr and not (tmp_path / "other").exists()
+
+
+def test_fit_embedder_never_replaces_another_folder(there, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    refused = run("fit-embedder", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "precious")
+    assert refused.exit_code == 1 and (tmp_path / "precious" / "thesis.txt").exists()
+
+
+# -- curves -------------------------------------------------------------------------------------------------------------
+
+
+def test_curves_are_lines_with_bands(tmp_path):
+    points = [
+        {"row": row, "semantic": s, "value": s * gain, "low": s * gain - 0.1, "high": s * gain + 0.1}
+        for row, gain in (("+rec", 0.2), ("+gen", 0.1))
+        for s in (1.0, 0.0, 0.5)
+    ]
+    points[-1]["low"] = None  # one interval missing: no band for that line
+    plot = curve_figure(points, "semantic", x_title="share of taste that is semantic", reference=0.0)
+    named = {trace["name"]: trace for trace in plot["data"] if "name" in trace}
+    assert list(named) == ["+rec", "+gen"] and named["+rec"]["x"] == [0.0, 0.5, 1.0] and named["+rec"]["y"] == [0.0, 0.1, 0.2]
+    bands = [trace for trace in plot["data"] if trace.get("fill")]
+    assert len(bands) == 1 and bands[0]["y"] == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.0, -0.1])
+    written = write_curve(plot, tmp_path / "gain.html", "Gain")
+    assert written[0] == tmp_path / "gain.html" and "plotly" in written[0].read_text()[:200_000]
+    for bad in (
+        [],
+        [{"row": "a", "x": 1, "value": None}],
+        [{"row": "a", "value": 1}],
+        [{"row": "a", "semantic": 1, "value": 1}] * 2,
+    ):
+        with pytest.raises(KarmafunnelError, match="curve_figure"):
+            curve_figure(bad, "semantic")

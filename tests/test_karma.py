@@ -1,0 +1,670 @@
+"""KARMA: what may see what, losses against slow references, resuming to the same bytes, readings, diagnostics."""
+
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, diagnose, losses
+from karmafunnel.models.karma import backbone as backbones
+from karmafunnel.models.karma import train as training
+from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
+from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, training_trees
+from karmafunnel.models.karma.visual import visual_features
+from PIL import Image
+from shop import make_shop
+from torch.nn import functional as F
+
+TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4)
+SMALL = KARMA(backbone=TINY, dim=32, epochs=2, length=8, batch=8)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def lm(shop: Log, cache: Path) -> LM:
+    return TINY.ready(shop, cache, lambda _: None, "cpu")
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+# -- the backbone -------------------------------------------------------------------------------------------------------
+
+
+def test_pretraining_lowers_the_perplexity_of_unseen_texts(shop: Log, cache: Path) -> None:
+    facts = replace(TINY, tokens=20_000).ready(shop, cache, lambda _: None, "cpu").facts
+    assert facts["held_out"] > 0 and facts["perplexity_after"] < facts["perplexity_before"] / 4
+
+
+def test_pretraining_goes_on_bit_for_bit(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "SAVE_EVERY", 7)
+    whole = TINY.ready(shop, tmp_path / "whole", lambda _: None, "cpu")
+    real, steps = losses.F.cross_entropy, []
+
+    def power_cut(*args: object, **kwargs: object) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 25:
+            raise RuntimeError("power cut")
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbones.F, "cross_entropy", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        TINY.ready(shop, tmp_path / "cut", lambda _: None, "cpu")
+    monkeypatch.setattr(backbones.F, "cross_entropy", real)
+    said: list[str] = []
+    again = TINY.ready(shop, tmp_path / "cut", said.append, "cpu")
+    assert any("goes on after step" in message for message in said)
+    for (name, a), (_, b) in zip(whole.model.state_dict().items(), again.model.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert len(list((tmp_path / "cut").iterdir())) == 1  # the checkpoint is gone, the base is there
+
+
+def test_perplexity_is_exp_of_mean_nats(lm: LM) -> None:
+    texts = ["amber thing3 model8", "flint"]
+    nats = []
+    for text in texts:
+        ids = [lm.bos, *lm.tokenizer.encode(text).ids]
+        with torch.no_grad():
+            log_p = lm.model(torch.tensor([ids])).logits.log_softmax(-1)[0]
+        nats += [-float(log_p[i, ids[i + 1]]) for i in range(len(ids) - 1)]
+    assert perplexity(lm, texts, 24) == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
+
+
+def test_pooled_vectors_do_not_hang_on_their_neighbours(lm: LM) -> None:
+    texts = ["amber thing3", "", "birch thing10 model99 and much more to say"]
+    together = pooled(lm, texts, 12)
+    alone = np.concatenate([pooled(lm, [text], 12) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert (together[1] == 0).all() and (together[0] != 0).any()
+
+
+def test_text_longer_than_asked_is_cut(lm: LM) -> None:
+    ids, lengths = lm.encode(["amber " * 100, "amber"], 5)
+    assert ids.shape == (2, 5) and lengths[0] == 5 and lengths[1] < 5 and ids[1, -1] == lm.pad
+
+
+def save_checkpoint(folder: Path, kind: str, tokenizer: bool = True) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    words = backbones.byte_pairs(["amber birch coral thing model"] * 5, 300)
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    if kind == "gpt2":
+        size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    config = AutoConfig.for_model(kind, vocab_size=words.get_vocab_size(), **size)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    if tokenizer:
+        PreTrainedTokenizerFast(tokenizer_object=words, bos_token=backbones.BOS, eos_token=backbones.BOS).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
+def test_any_causal_lm_from_a_folder(kind: str, shop: Log, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "lm", kind)
+    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm")), dim=16, epochs=1, gen=0.1, rec=0.1)
+    fitted = value.fit(shop, seed=1)
+    requests = shop.requests_in("W3")
+    assert np.linalg.norm(fitted.interests(requests), axis=1) == pytest.approx(np.ones(len(requests)), abs=1e-5)
+    fitted.save(tmp_path / "kept")
+    assert value.load(tmp_path / "kept", shop).interests(requests).tobytes() == fitted.interests(requests).tobytes()
+
+
+def test_low_rank_updates(shop: Log, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="needs the extra `lora`")
+    save_checkpoint(tmp_path / "lm", "qwen3")
+    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm"), lora=2), dim=16, epochs=1)
+    base = value.backbone.ready(shop, None, lambda _: None, "cpu")
+    learnt = [name for name, p in base.fresh().model.named_parameters() if p.requires_grad]
+    assert learnt and all("lora" in name for name in learnt)
+    fitted = value.fit(shop, seed=1)
+    requests = shop.requests_in("W3")
+    fitted.save(tmp_path / "kept")
+    again = value.load(tmp_path / "kept", shop)
+    assert again.interests(requests).tobytes() == fitted.interests(requests).tobytes()
+    assert not any("lora" in name for name in fitted.tensors())
+
+
+def test_checkpoints_that_cannot_be_read(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    save_checkpoint(tmp_path / "bare", "qwen3", tokenizer=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    for source in ("bare", "other", "nowhere"):
+        with pytest.raises(KarmafunnelError, match="needed a causal LM with its tokenizer"):
+            replace(SMALL, backbone=Checkpoint(str(tmp_path / source))).fit(shop)
+
+
+def test_items_without_text(shop: Log) -> None:
+    bare = Log.make(shop.items.with_columns(pl.lit(None, pl.String).alias("title"), pl.lit(None, pl.List(pl.String)).alias("attributes")),
+                    shop.requests, shop.exposures, shop.meta)  # fmt: skip
+    for value in (SMALL, FrozenLM(backbone=TINY)):
+        with pytest.raises(KarmafunnelError, match="needed item text"):
+            value.fit(bare)
+
+
+# -- what sees what -----------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path) -> None:
+    """Training's shared trunk and serving's one row a request are the same function."""
+    fitted = SMALL.fit(shop, seed=0, cache=cache)
+    trees = training_trees(shop, 8)
+    pieces = np.arange(len(trees.start))
+    branches, row = trees.branches(pieces)
+    lm = fitted.network.lm
+    queries = training.word_ids(lm, training.request_texts(shop, trees.request[branches]), 16)
+    with torch.no_grad():
+        batch = lay_out(trees, pieces, queries, lm.bos)
+        together = fitted.network.z(fitted.network(batch, fitted._x), batch).numpy()
+    alone = fitted.interests(trees.request[branches])
+    # a piece starts at its user's first event unless the history is longer than a piece; there the two windows differ
+    first = {}
+    for piece, start in zip(row, trees.start[pieces][row], strict=True):
+        owner = shop.user[trees.request[branches[np.flatnonzero(row == piece)[0]]]]
+        first[owner] = min(first.get(owner, start), start)
+    same = [
+        trees.start[pieces[r]] == first[shop.user[trees.request[b]]] and trees.seen[b] <= 8
+        for b, r in zip(branches, row, strict=True)
+    ]
+    assert sum(same) > 50
+    np.testing.assert_allclose(together[same], alone[same], atol=2e-5)
+
+
+def test_cells_see_the_past_of_their_request_alone(shop: Log, lm: LM) -> None:
+    """Gradient of an interest with respect to what a request may not see is exactly 0."""
+    trees = training_trees(shop, 8)
+    piece = int(np.argmax(np.bincount(trees.piece)))
+    branches, _ = trees.branches(np.array([piece]))
+    batch = lay_out(trees, np.array([piece]), [np.array([5, 6])] * len(branches), lm.bos, [np.array([7, 8, 9])] * len(branches))
+    cells = torch.randn(*batch.kind.shape, lm.dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    hidden = lm.hidden(cells, batch.mask, batch.position)[0]
+    for b, branch in enumerate(branches):
+        at = int(batch.interest[b])
+        (gradient,) = torch.autograd.grad(hidden[at].sum(), cells, retain_graph=True)
+        seen = set(np.flatnonzero(gradient[0].abs().sum(dim=1).numpy()).tolist())
+        assert seen == {*range(int(trees.seen[branch]) + 1), at - 2, at - 1, at}
+        assert batch.kind[0, at] == INT
+    # gen: the text's first token is told by BOS, which sees no token of the text
+    text = batch.text[0]
+    (gradient,) = torch.autograd.grad(hidden[int(text[0])].sum(), cells, retain_graph=True)
+    assert (gradient[0, text[1:]] == 0).all() and (gradient[0, int(batch.interest[0])] != 0).any()
+
+
+def test_no_request_is_trained_on_what_came_with_it_or_later(shop: Log) -> None:
+    trees = training_trees(shop, 8)
+    events = shop.events
+    when = {}
+    for item, request in zip(events["item"].to_list(), events["request"].to_list(), strict=True):
+        when.setdefault((int(shop.user[request]), item), []).append(int(shop.t[request]))
+    for b in range(len(trees.request)):
+        request = int(trees.request[b])
+        start = trees.start[trees.piece[b]]
+        for item in trees.item[start : start + trees.seen[b]]:
+            assert min(when[int(shop.user[request]), int(item)]) < shop.t[request]
+    assert set(shop.requests["window"].gather(trees.request).to_list()) == {"W1"}
+
+
+def test_serving_trees_are_the_history(shop: Log) -> None:
+    requests = shop.requests_in("W3")[:20]
+    past = shop.asof.history(requests, 8)
+    trees = serving_trees(shop, requests, 8)
+    for i in range(len(requests)):
+        mine = trees.item[trees.start[i] : trees.start[i] + trees.size[i]]
+        np.testing.assert_array_equal(mine, past.items[i][past.items[i] >= 0])
+
+
+def test_rec_cannot_see_the_history(lm: LM) -> None:
+    """The decoders' output has no gradient to a history but through z: with z held still there is none at all."""
+    history = torch.randn(6, 32, requires_grad=True)
+    z = F.normalize(history, dim=1)
+    ids, there = torch.randint(1, 300, (6, 5)), torch.ones(6, 5, dtype=torch.bool)
+    for kind in (losses.BagOfWords, losses.Masked, losses.Autoregressive):
+        decoder = kind(lm, 32)
+        through = decoder(lm, z, ids, there, torch.Generator().manual_seed(0)).sum()
+        assert torch.autograd.grad(through, history, retain_graph=True)[0].abs().sum() > 0
+        held = decoder(lm, z.detach(), ids, there, torch.Generator().manual_seed(0)).sum()
+        assert torch.autograd.grad(held, history, allow_unused=True)[0] is None
+
+
+# -- losses -------------------------------------------------------------------------------------------------------------
+
+
+def slow_catalogue(z, e, row, target, weight, scale, hard, hard_weight):
+    total = 0.0
+    for r, t, w in zip(row.tolist(), target.tolist(), weight.tolist(), strict=True):
+        logits = scale * (e @ z[r])
+        own = {x for q, x in zip(row.tolist(), target.tolist(), strict=True) if q == r} - {t}
+        extra = {x for x in (hard[r].tolist() if hard is not None else []) if x >= 0}
+        terms = [logits[j] + (math.log(hard_weight) if j in extra else 0.0) for j in range(len(e)) if j not in own]
+        total = total + w * (torch.logsumexp(torch.stack(terms), 0) - logits[t])
+    return total
+
+
+@pytest.mark.parametrize("hard_weight", [1.0, 3.0])
+def test_catalogue_softmax_and_its_gradient(hard_weight: float) -> None:
+    row, target = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([1, 4, 2, 0, 3, 5])
+    weight = torch.tensor([0.5, 0.5, 1, 0.2, 0.3, 0.5], dtype=torch.float64)
+    hard = torch.tensor([[2, -1], [0, 5], [-1, -1]])
+    given = [x.requires_grad_() for x in (unit(3, 4), unit(9, 4, seed=1), torch.tensor(7.0, dtype=torch.float64))]
+    fast = losses.action_catalogue(given[0], given[1], row, target, weight, given[2], hard, hard_weight)
+    slow = slow_catalogue(given[0], given[1], row, target, weight, given[2], hard, hard_weight)
+    assert fast.item() == pytest.approx(slow.item(), rel=1e-6)
+    for a, b in zip(torch.autograd.grad(fast, given), torch.autograd.grad(slow, given), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_catalogue_softmax_over_many_chunks() -> None:
+    row = torch.arange(200)
+    z, e, weight = unit(200, 4), unit(30, 4, seed=1), torch.ones(200, dtype=torch.float64)
+    target = torch.arange(200) % 30
+    found = losses.action_catalogue(z, e, row, target, weight, torch.tensor(5.0))
+    assert found.item() == pytest.approx(float(F.cross_entropy(5 * z @ e.T, target, reduction="sum")), rel=1e-6)
+
+
+def test_in_batch_loss_by_hand() -> None:
+    """Every mask and every correction, term by term."""
+    z, e = unit(3, 4), unit(4, 4, seed=1)
+    e[3] = e[1]  # pair 3 holds the same item as pair 1
+    row, target = torch.tensor([0, 0, 1, 2]), torch.tensor([7, 5, 9, 5])
+    weight, log_q = torch.ones(4, dtype=torch.float64), torch.log(torch.tensor([0.1, 0.3, 0.2, 0.3], dtype=torch.float64))
+    hard, there = unit(3, 2, 4, seed=2), torch.tensor([[True, False], [True, True], [False, False]])
+    hard[1, 1] = e[2]  # so near row 1's target that it is taken for it
+    found = losses.action_in_batch(z, e, row, target, weight, torch.tensor(3.0), log_q, hard, there)
+    s = lambda r, x: 3 * float(z[r] @ x)
+    terms = {
+        0: [s(0, e[0]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],  # not pair 1's item: a truth of the same row
+        1: [s(0, e[1]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],
+        2: [s(1, e[2]), s(1, e[0]) - math.log(0.1), s(1, e[1]) - math.log(0.3), s(1, hard[1, 0])],
+        3: [s(2, e[3]), s(2, e[0]) - math.log(0.1), s(2, e[2]) - math.log(0.2)],
+    }
+    slow = sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values())
+    assert found.item() == pytest.approx(slow, rel=1e-9)
+
+
+def test_logq_makes_popular_draws_fair() -> None:
+    """Mean over batches of the corrected sum over draws is the sum over the catalogue."""
+    rng = np.random.default_rng(0)
+    q = np.array([0.7, 0.2, 0.1])
+    logits = np.array([0.3, -0.2, 1.0])
+    draws = rng.choice(3, 200_000, p=q)
+    assert np.exp(logits[draws] - np.log(q[draws])).mean() == pytest.approx(np.exp(logits).sum(), rel=0.02)
+
+
+def test_bag_of_words_counts_each_word_once(lm: LM) -> None:
+    decoder = losses.BagOfWords(lm, 32)
+    z = torch.randn(2, 32)
+    ids = torch.tensor([[5, 6, 5, 5, 0], [9, 0, 0, 0, 0]])
+    there = torch.tensor([[1, 1, 1, 1, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+    log_p = decoder.logits(lm, z).log_softmax(-1)
+    expected = torch.stack([-(log_p[0, 5] + log_p[0, 6]) / 2, -log_p[1, 9]])
+    torch.testing.assert_close(decoder(lm, z, ids, there), expected)
+
+
+@pytest.mark.parametrize("kind", [losses.BagOfWords, losses.Autoregressive])
+def test_padding_and_neighbours_do_not_matter_to_a_decoder(kind: type, lm: LM) -> None:
+    decoder, z = kind(lm, 32), torch.randn(3, 32)
+    ids, there = torch.randint(1, 300, (3, 6)), torch.arange(6) < torch.tensor([[6], [2], [4]])
+    together = decoder(lm, z, ids, there)
+    alone = torch.cat(
+        [
+            decoder(lm, z[i : i + 1], ids[i : i + 1, : int(there[i].sum())], there[i : i + 1, : int(there[i].sum())])
+            for i in range(3)
+        ]
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_masked_decoder_is_asked_about_masked_words_alone(lm: LM) -> None:
+    decoder = losses.Masked(lm, 32, share=0.5)
+    there = torch.arange(8) < torch.tensor([[8], [3], [1], [0]])
+    hidden = decoder.hide(there, torch.Generator().manual_seed(0))
+    assert (hidden <= there).all() and hidden.any(dim=1).tolist() == [True, True, True, False]
+    ids = torch.randint(1, 300, (4, 8))
+    first = decoder(lm, torch.randn(4, 32), ids, there, torch.Generator().manual_seed(0))
+    assert first.shape == (4,) and first[3] == 0
+
+
+def test_true_texts_can_be_learnt_and_shuffled_ones_only_by_heart(lm: LM) -> None:
+    """Held-out items: a decoder that learnt what z means tells their words; one that learnt shuffled texts does not."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 6, 240)
+    z = F.normalize(torch.from_numpy(np.eye(32)[kinds] + 0.1 * rng.standard_normal((240, 32))).float(), dim=1)
+    ids = torch.from_numpy(np.stack([20 + 3 * kinds + j for j in range(3)], axis=1))
+    there = torch.ones_like(ids, dtype=torch.bool)
+    held = {}
+    for name, order in (("true", np.arange(200)), ("shuffled", rng.permutation(200))):
+        torch.manual_seed(0)
+        decoder = losses.BagOfWords(lm, 32)
+        optimiser = torch.optim.Adam(decoder.parameters(), lr=0.02)
+        for _ in range(80):
+            optimiser.zero_grad()
+            decoder(lm, z[:200], ids[order], there[:200]).mean().backward()
+            optimiser.step()
+        held[name] = decoder(lm, z[200:], ids[200:], there[200:]).mean().item()
+    assert held["true"] < held["shuffled"] - 0.5
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine", "diffusion"])
+def test_vector_decoders_learn_and_sample(kind: str) -> None:
+    torch.manual_seed(0)
+    z = F.normalize(torch.randn(256, 8), dim=1)
+    goal = F.normalize(z @ torch.randn(8, 6), dim=1)
+    there = torch.arange(256) < 250
+    decoder = losses.VectorDecoder(8, 6, kind)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(decoder.parameters(), lr=0.01)
+    for _ in range(400):
+        optimiser.zero_grad()
+        each = decoder(z, goal, there, generator)
+        each.mean().backward()
+        optimiser.step()
+    assert each.shape == (256,) and (each[250:] == 0).all()
+    alike = F.cosine_similarity(decoder.sample(z, generator), goal, dim=1).mean()
+    by_chance = F.cosine_similarity(decoder.sample(z, generator), goal.roll(1, 0), dim=1).mean()
+    assert alike > by_chance + 0.4
+
+
+def test_lm_loss_is_the_mean_over_texts() -> None:
+    logits, ids = torch.randn(2, 3, 7), torch.randint(0, 7, (2, 3))
+    there = torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
+    nats = -logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
+    expected = (nats[0].mean() + nats[1, 0]) / 2
+    torch.testing.assert_close(losses.lm_loss(logits, ids, there), expected)
+
+
+# -- training -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        replace(SMALL, gen=0.3), replace(SMALL, rec=0.3), replace(SMALL, rec=0.3, decoder="masked"), replace(SMALL, rec=0.3, decoder="lm"),
+        replace(SMALL, action=0.0, rec=1.0), replace(SMALL, negatives="batch"), replace(SMALL, hard_weight=4.0, shuffled=True, rec=0.1),
+        replace(SMALL, items="trained", negatives="batch", ids=False, epochs=1), replace(SMALL, share=0.5),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_every_objective_learns(value: KARMA, shop: Log, cache: Path) -> None:
+    fitted = value.fit(shop, seed=0, cache=cache)
+    curve = fitted.facts["curve"]
+    wanted = {"act"} | {name for name in ("gen", "rec") if getattr(value, name)}
+    assert set(curve[0]) == wanted
+    for name in wanted:
+        if len(curve) > 1 and (name != "act" or value.action):
+            assert curve[-1][name] < curve[0][name]
+    requests = shop.requests_in("W3")
+    assert np.isfinite(fitted.interests(requests)).all()
+
+
+def test_karma_learns_what_users_like(shop: Log, cache: Path) -> None:
+    """In the shop a user likes one kind in seven, and the query often says which."""
+    fitted = replace(SMALL, epochs=6).fit(shop, seed=0, cache=cache)
+    requests = shop.requests_in("W3")
+    best = np.argsort(-fitted.interests(requests) @ fitted.items().T, axis=1)[:, :10]
+    taste = np.array([int(user[1:]) % 7 for user in shop.requests["user_id"].gather(requests)])
+    assert (best % 7 == taste[:, None]).mean() > 0.5  # one in seven by chance
+
+
+def test_a_killed_fit_goes_on_bit_for_bit(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = replace(SMALL, gen=0.1, rec=0.1)
+    whole = value.fit(shop, seed=2, cache=tmp_path / "whole")
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    real, steps = training.Trainer.one_step, []
+
+    def power_cut(self, pieces):
+        steps.append(1)
+        if len(steps) == 7:
+            raise RuntimeError("power cut")
+        return real(self, pieces)
+
+    monkeypatch.setattr(training.Trainer, "one_step", power_cut)
+    with pytest.raises(RuntimeError):
+        value.fit(shop, seed=2, cache=tmp_path / "cut")
+    monkeypatch.setattr(training.Trainer, "one_step", real)
+    said: list[str] = []
+    again = value.fit(shop, seed=2, progress=said.append, cache=tmp_path / "cut")
+    assert any("goes on after epoch 0, step 6" in message for message in said)
+    assert again.items().tobytes() == whole.items().tobytes()
+    assert again.facts["curve"] == whole.facts["curve"]
+
+
+def test_more_epochs_go_on_from_fewer(shop: Log, tmp_path: Path) -> None:
+    few = replace(SMALL, epochs=1).fit(shop, seed=0, cache=tmp_path)
+    said: list[str] = []
+    more = SMALL.fit(shop, seed=0, progress=said.append, cache=tmp_path)
+    assert any("goes on after epoch 1" in message for message in said)
+    assert more.items().tobytes() == SMALL.fit(shop, seed=0).items().tobytes()
+    assert replace(SMALL, epochs=1).fit(shop, seed=0, cache=tmp_path).items().tobytes() == few.items().tobytes()
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, steps = training.action_catalogue, []
+
+    def breaks(*args: object) -> torch.Tensor:
+        steps.append(1)
+        return real(*args) * (math.nan if len(steps) == 5 else 1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(training, "action_catalogue", breaks)
+    with pytest.raises(KarmafunnelError, match=r"epoch 1, step 5; the last good checkpoint"):
+        SMALL.fit(shop, cache=tmp_path)
+    assert list(tmp_path.glob("karma-*/state.safetensors"))
+
+
+def test_serving_loads_no_decoder(shop: Log, tmp_path: Path, cache: Path) -> None:
+    value = replace(SMALL, rec=0.3)
+    fitted = value.fit(shop, seed=0, cache=cache)
+    fitted.save(tmp_path / "kept")
+    assert not any("rec" in name or "reconstruct" in name or "prior" in name for name in fitted.tensors())
+    decoders = (tmp_path / "kept" / "decoders.safetensors").read_bytes()
+    (tmp_path / "kept" / "decoders.safetensors").unlink()
+    loaded = value.load(tmp_path / "kept", shop)
+    requests = shop.requests_in("W3")
+    assert loaded.interests(requests).tobytes() == fitted.interests(requests).tobytes()
+    (tmp_path / "kept" / "decoders.safetensors").write_bytes(decoders)
+    assert value.load(tmp_path / "kept", shop).read(requests) == fitted.read(requests)
+
+
+def test_an_interest_is_read_in_words(shop: Log, cache: Path) -> None:
+    requests = shop.requests_in("W3")[:40]
+    for decoder in ("bow", "lm"):
+        told = replace(SMALL, rec=1.0, decoder=decoder, epochs=4).fit(shop, seed=0, cache=cache).read(requests)  # type: ignore[arg-type]
+        assert told is not None and len(told) == 40 and all(isinstance(text, str) for text in told) and any(told)
+    assert SMALL.fit(shop, seed=0, cache=cache).read(requests) is None
+    assert replace(SMALL, rec=1.0, decoder="lm", epochs=4).fit(shop, seed=0, cache=cache).read(requests, quick=True) is None
+
+
+def test_wrong_values_are_refused() -> None:
+    for wrong, message in (
+        ({"decoder": "gpt"}, "decoder needs one of"), ({"rec": -1.0}, "rec needs a weight"), ({"gen": math.nan}, "gen needs a weight"),
+        ({"items": "trained"}, "needs negatives='batch'"), ({"see": 0.1}, "needs visual features"), ({"epochs": 0}, "epochs"),
+        ({"negatives": "none"}, "negatives needs one of"),
+    ):  # fmt: skip
+        with pytest.raises(KarmafunnelError, match=message):
+            KARMA(**wrong)  # type: ignore[arg-type]
+
+
+def test_diagnosis_names_its_figures(shop: Log, cache: Path) -> None:
+    found = replace(SMALL, rec=0.3).fit(shop, seed=0, cache=cache).diagnose(shop.requests_in("W3"))
+    for name in ("sink rate, first", "base sink rate, others", "column entropy", "effective rank, items", "uniformity, interests",
+                 "alignment", "perplexity given history", "perplexity given interest"):  # fmt: skip
+        assert math.isfinite(found[name]), name
+    assert 0 <= found["alignment"] <= 4 and 1 <= found["effective rank, items"] <= 32
+
+
+# -- diagnostics by hand ------------------------------------------------------------------------------------------------
+
+
+def test_sink_rate_on_a_map_made_by_hand() -> None:
+    """One sample, one layer, two heads, five places: head 0 all on place 0, head 1 all on the place before (on itself at first)."""
+    first = torch.zeros(5, 5)
+    first[:, 0] = 1
+    before = torch.zeros(5, 5)
+    before[0, 0] = 1
+    before[torch.arange(1, 5), torch.arange(4)] = 1
+    attention = torch.stack([first, before])[None, None]  # (layers, B, heads, L, L)
+    there = torch.ones(1, 5, dtype=torch.bool)
+    alpha, counts = diagnose.received(attention, there)
+    torch.testing.assert_close(alpha[0, 0, 0], torch.tensor([1.0, 0, 0, 0, 0]))
+    torch.testing.assert_close(alpha[0, 0, 1], torch.tensor([2 / 5, 1 / 4, 1 / 3, 1 / 2, 0]))
+    assert counts.tolist() == [[True, True, False, False, False]]
+    assert diagnose.sink_rate(attention, there) == {"first": 1.0, "others": 0.0}
+    assert diagnose.sink_rate(attention, there, threshold=0.2) == {"first": 1.0, "others": 0.5}
+    # head 0: no entropy; head 1: 8/13 and 5/13 of the mass
+    p = np.array([8 / 13, 5 / 13])
+    assert diagnose.column_mass_entropy(attention, there) == pytest.approx(-(p * np.log(p)).sum() / np.log(2) / 2)
+
+
+def test_padding_does_not_make_sinks() -> None:
+    attention = torch.rand(2, 1, 3, 6, 6).tril()
+    there = torch.tensor([[True] * 5 + [False]])
+    wide = diagnose.sink_rate(attention, there)
+    assert wide == diagnose.sink_rate(attention[..., :5, :5], there[:, :5])
+
+
+def test_shape_of_vectors() -> None:
+    eye = np.concatenate([np.eye(4), -np.eye(4)])
+    assert diagnose.effective_rank(eye) == pytest.approx(4)
+    assert diagnose.effective_rank(np.outer([1, -1, 2, -2], [1.0, 2])) == pytest.approx(1)
+    assert diagnose.uniformity(np.tile([1.0, 0], (5, 1))) == pytest.approx(0)
+    assert diagnose.uniformity(np.array([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
+    assert diagnose.alignment(np.array([[1.0, 0], [0, 1]]), np.array([[0.0, 1], [0, 1]])) == pytest.approx(1)
+    constant = np.concatenate([eye, np.ones((8, 1))], axis=1)
+    assert diagnose.unit(constant).shape[1] == 4 and diagnose.unit(np.zeros((3, 2))).shape == (0, 2)
+
+
+def test_jaccard_and_js_by_hand() -> None:
+    items = pl.DataFrame({"item_id": list("abc"), "title": ["red pen", "red cap", "blue ink"], "brand": ["x", "x", None]})
+    requests = pl.DataFrame(
+        {"request_id": ["r"], "user_id": ["u"], "source": ["search"], "window": ["W1"], "ts": [datetime(2026, 1, 1, tzinfo=UTC)]}
+    )
+    exposures = pl.DataFrame({"request_id": ["r"], "item_id": ["a"], "clicked": [True]})
+    log = Log.make(items, requests, exposures, {"name": "three", "label": "click", "has": {"clicks": True, "text": True}})
+    words = diagnose.word_sets(log)
+    a, b = np.array([0, 0]), np.array([1, 2])
+    assert diagnose.jaccard(words, a, b).tolist() == [2 / 4, 0]
+    pools = [np.array([2])]  # chance draws item c alone, which shares no word with a
+    js = diagnose.js_at_k(words, np.array([0]), np.array([[1, 2, -1]]), pools, np.random.default_rng(0))
+    assert js.tolist() == [pytest.approx(1 / 4)]
+
+
+def test_the_probe_finds_meaning_where_there_is_some(shop: Log) -> None:
+    rng = np.random.default_rng(0)
+    words = diagnose.word_sets(shop)
+    target, later = rng.integers(0, shop.n_items, 400), rng.integers(0, shop.n_items, 100)
+    meaning = lambda items: np.eye(7)[items % 7] + 0.05 * rng.standard_normal((len(items), 7))
+    told = diagnose.readable(words, meaning(target), target, meaning(later), later)
+    noise = diagnose.readable(words, rng.standard_normal((400, 7)), target, rng.standard_normal((100, 7)), later)
+    assert told > 0.2 and noise < 0.05
+
+
+def test_popularity_rank() -> None:
+    assert diagnose.popularity_rank(np.array([0, 0, 3, 9])).tolist() == [0.25, 0.25, 0.625, 0.875]
+
+
+# -- pictures -----------------------------------------------------------------------------------------------------------
+
+
+def pictured(folder: Path, n: int = 64) -> Log:
+    """Items with pictures: discs and squares in four colours."""
+    log = make_shop(n_items=n, n_users=12, n_requests=200)
+    (folder / "images").mkdir(parents=True)
+    yy, xx = np.mgrid[:32, :32]
+    for i in range(n):
+        pixels = np.full((32, 32, 3), 250, dtype=np.uint8)
+        size = 9 + i % 3
+        inside = (xx - 16) ** 2 + (yy - 16) ** 2 < size**2 if i % 2 else (abs(xx - 16) < size) & (abs(yy - 16) < size)
+        pixels[inside] = [(200, 40, 40), (40, 160, 60), (40, 60, 200), (220, 200, 40)][i // 2 % 4]
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    paths = [f"images/{i}.png" if i != 5 else None for i in range(n)]
+    Log.make(log.items.with_columns(pl.Series("image", paths)), log.requests, log.exposures, log.meta).write(folder / "log")
+    (folder / "images").rename(folder / "log" / "images")
+    return Log.open(folder / "log")
+
+
+def test_self_supervised_features_know_colours_and_shapes(tmp_path: Path) -> None:
+    log = pictured(tmp_path)
+    how = SelfSupervised(dim=16, epochs=25, batch=32)
+    x, there = visual_features(log, how, tmp_path / "cache", 0, lambda _: None, "cpu")
+    assert x.shape == (64, 16) and there.sum() == 63 and (x[5] == 0).all()
+    again, _ = visual_features(log, how, tmp_path / "cache", 0, lambda _: None, "cpu")
+    fresh, _ = visual_features(log, how, None, 0, lambda _: None, "cpu")
+    assert again.tobytes() == x.tobytes() == fresh.tobytes()
+    have = np.flatnonzero(there)
+    centred = x[have] - x[have].mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    near = centred @ centred.T - 9 * np.eye(len(have))
+    colour = have // 2 % 4
+    assert (colour[near.argmax(axis=1)] == colour).mean() > 0.6  # 0.25 by chance
+
+
+def test_pretrained_vision_model_from_a_folder(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **size)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    log = pictured(tmp_path, 48)
+    x, there = visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")
+    assert x.shape == (48, 16) and there.sum() == 47 and np.isfinite(x).all()
+    with pytest.raises(KarmafunnelError, match="needed a vision model with its image processor"):
+        visual_features(log, Pretrained(str(tmp_path / "log")), None, 0, lambda _: None, "cpu")
+
+
+def test_visual_refusals(shop: Log, tmp_path: Path) -> None:
+    with pytest.raises(KarmafunnelError, match="needed images"):
+        visual_features(shop, SelfSupervised(), None, 0, lambda _: None, "cpu")
+    with pytest.raises(KarmafunnelError, match="needed visual features"):
+        visual_features(shop, Column(), None, 0, lambda _: None, "cpu")
+    log = pictured(tmp_path, 48)
+    (tmp_path / "log" / "images" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(KarmafunnelError, match="item 'i3'"):
+        visual_features(log, SelfSupervised(), None, 0, lambda _: None, "cpu")
+    uneven = pl.Series("visual", [[1.0], [1.0, 2.0]] + [None] * 46, dtype=pl.List(pl.Float32))
+    with pytest.raises(KarmafunnelError, match="one length"):
+        visual_features(
+            Log.make(log.items.with_columns(uneven), log.requests, log.exposures, log.meta),
+            Column(),
+            None,
+            0,
+            lambda _: None,
+            "cpu",
+        )
+
+
+@pytest.mark.parametrize("vector", ["mse", "cosine", "diffusion"])
+def test_karma_with_pictures(vector: str, tmp_path: Path) -> None:
+    log = pictured(tmp_path)
+    rng = np.random.default_rng(0)
+    column = pl.Series(
+        "visual", [rng.standard_normal(6).tolist() if i % 5 else None for i in range(64)], dtype=pl.List(pl.Float32)
+    )
+    log = Log.make(log.items.with_columns(column), log.requests, log.exposures, log.meta)
+    fitted = replace(SMALL, visual=Column(), see=0.5, vector=vector).fit(log, seed=0)  # type: ignore[arg-type]
+    assert fitted.facts["curve"][-1]["see"] < fitted.facts["curve"][0]["see"] + 0.05
+    fitted.save(tmp_path / "kept")
+    loaded = replace(SMALL, visual=Column(), see=0.5, vector=vector).load(tmp_path / "kept", log)  # type: ignore[arg-type]
+    requests = log.requests_in("W3")
+    assert loaded.interests(requests).tobytes() == fitted.interests(requests).tobytes()
+
+
+def test_causal_masks() -> None:
+    mask, position = causal(torch.tensor([[True, True, False]]))
+    assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [True, True, True]] and position.tolist() == [
+        [0, 1, 2]
+    ]
