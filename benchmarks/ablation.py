@@ -27,6 +27,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from safetensors.numpy import load_file, save_file
 
 from ..log import KarmafunnelError, Log, atomic_folder, write_json
 from ..models.embedders import Embedding
@@ -37,6 +38,8 @@ from ..simulator.recipe import Recipe
 from ..simulator.replay import check_device, commit, prepare, replay
 from ..simulator.run import Run
 from ..stages.base import FittedFunnel, content_key
+from .attention import attention_figure
+from .curves import write_curve
 from .table import define, markdown_escape, number, places
 
 TOP = 50  # of JS@50 and of the popularity of what is retrieved
@@ -144,10 +147,18 @@ def make(
     )  # fmt: skip
     with console.status("examining vectors") if console else nullcontext():
         facts, similarity = examine(fitted, log, run)
+        maps = attention_of(fitted, log, window)
     with atomic_folder(cell.folder / "similarity") as temporary:
         similarity.write_parquet(temporary / "similarity.parquet")
+        if maps is not None:
+            save_file({"maps": maps}, temporary / "attention.safetensors")
     (cell.folder / "failed.json").unlink(missing_ok=True)
     write_json(cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts})
+
+
+def attention_of(fitted: FittedFunnel, log: Log, window: str) -> np.ndarray | None:
+    names = [name for stage in fitted.stages for name in stage.stage.embedders()]
+    return fitted.scene.embeddings[names[0]].attention_map(log.requests_in(window)) if names else None
 
 
 # -- what a cell says beside its Run ------------------------------------------------------------------------------------
@@ -429,6 +440,11 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
         temporary = out / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(out / name)
+    first = {cell.row: cell for cell in reversed(todo) if cell.done}
+    maps = {row: first[row].folder / "similarity" / "attention.safetensors" for row in recipe.rows if row in first}
+    found_maps = {row: load_file(path)["maps"] for row, path in maps.items() if path.exists()}
+    if found_maps:
+        write_curve(attention_figure(found_maps), out / "attention.html", f"Attention, {title}")
 
 
 def markdown(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:

@@ -87,6 +87,10 @@ class Embedding(ABC):
         """What each interest vector says in words; None for an embedder that cannot be read, or not `quick`-ly."""
         return None
 
+    def attention_map(self, requests: np.ndarray) -> np.ndarray | None:
+        """Where the network looks, (layers, L, L) with queries as rows; None for an embedder without attention."""
+        return None
+
     def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
         """Figures of the vectors themselves, by name (`karma/diagnose.py` defines them); more where there is a network."""
         from .karma.diagnose import isotropy

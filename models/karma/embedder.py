@@ -316,6 +316,13 @@ class KarmaEmbedding(Embedding):
         maps = self.network.lm.attentions(cells[:, :width], mask, batch.position[:, :width])
         return maps, (batch.kind > 0)[:, :width]
 
+    def attention_map(self, requests: np.ndarray) -> np.ndarray | None:
+        """Mean over heads and over the requests with the longest histories, all of one length: (layers, L, L)."""
+        size = serving_trees(self.log, requests, self.config.length).size
+        maps, there = self.attention(requests[size == size.max(initial=0)][:64])
+        width = int(there.sum(dim=1).min())
+        return maps.mean(dim=(1, 2))[:, :width, :width].float().cpu().numpy()
+
     def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
         """Beside the vectors' shape: alignment with targets, sinks (the base's beside them), perplexity of targets' texts given the
         history and, where the fit has a decoder, given the interest alone.

@@ -1,0 +1,48 @@
+"""Attention pictures: where each variant looks, first and last layer, all on one scale. Columns that glow are a "barcode"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..log import KarmafunnelError
+from . import plots
+from .plots import Plot
+
+
+def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
+    """Heat maps (layers, L, L) by name of variant, queries downwards, keys to the right: of each the first and the last layer.
+
+    A cell is the share of its query's attention, on one colour scale for all (its square root, so that small shares show). Raises
+    KarmafunnelError for no map, and for one that is no stack of squares.
+    """
+    if not maps:
+        raise KarmafunnelError("attention_figure: needed at least one map, found none")
+    for name, x in maps.items():
+        if x.ndim != 3 or x.shape[1] != x.shape[2] or not x.shape[0]:
+            raise KarmafunnelError(f"attention_figure: needed maps (layers, L, L), found {x.shape} for {name!r}")
+    panels = [(f"{name}, layer {at + 1}", x[at]) for name, x in maps.items() for at in sorted({0, x.shape[0] - 1})]
+    domains, inner = plots.panes(len(panels), per_row, 200, 0.05, 60)
+    layout = plots.blank(inner, left=40, top=60, bottom=30)
+    data: list[Plot] = []
+    for i, ((title, x), domain) in enumerate(zip(panels, domains, strict=True)):
+        seen = np.where(np.tril(np.ones(x.shape, dtype=bool)), np.sqrt(np.maximum(x, 0)), np.nan)
+        data.append(
+            {
+                "type": "heatmap", "z": seen.tolist(), "customdata": x.tolist(), "zmin": 0, "zmax": 1, "colorscale": "Viridis",
+                "showscale": i == 0, "colorbar": {"title": {"text": "√share"}, "thickness": 10},
+                "hovertemplate": "query %{y} looks at %{x}: %{customdata:.2f}<extra></extra>", **plots.on(i),
+            }
+        )  # fmt: skip
+        x_domain, y_domain = domain
+        layout[plots.axis(i, "x")] = {"domain": x_domain, "anchor": plots.on(i)["yaxis"], "showgrid": False, "dtick": 5}
+        layout[plots.axis(i, "y")] = {
+            "domain": y_domain,
+            "anchor": plots.on(i)["xaxis"],
+            "showgrid": False,
+            "autorange": "reversed",
+            "dtick": 5,
+        }
+        layout["annotations"].append(plots.heading(title, domain))
+    return {"data": data, "layout": layout}

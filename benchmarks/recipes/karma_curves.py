@@ -1,0 +1,104 @@
+"""When KARMA pays: its gain over the action-only control, over how semantic taste is and over how much was logged.
+
+    python -m karmafunnel.benchmarks.recipes.karma_curves CATALOGUE --out out/curves [--minutes 10]
+
+CATALOGUE is a converted amazon_catalog. Worlds differ in `semantic` alone; training sets are shares of one World's users. Each cell is kept, so
+the same command goes on. Writes gain_semantic and gain_size (.html, .png, .csv). Also a recipe for `karmafunnel table`.
+"""
+
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from karmafunnel.benchmarks.ablation import ablate, lines_of
+from karmafunnel.benchmarks.ablation import cells as cells_of
+from karmafunnel.benchmarks.curves import curve_figure, write_curve
+from karmafunnel.log import Catalogue, Log, read
+from karmafunnel.models.embedders import Embedder
+from karmafunnel.models.karma import KARMA
+from karmafunnel.simulator.recipe import load_recipe
+from karmafunnel.simulator.replay import cache_root
+from karmafunnel.simulator.world import generate
+from karmafunnel.stages.recall import VectorRecall
+from rich.console import Console
+
+KNOB, SHARES, COLUMNS = (0.0, 0.5, 1.0), (0.25, 0.5, 1.0), ("HR@50", "HR@200")
+ITEMS, USERS, REQUESTS = 3000, 1000, 6000
+
+funnel = VectorRecall("interest", k=200)
+label = "click"
+against = "action-only, all users"
+measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
+seeds = (0,)
+embedders: dict[str, Embedder] = {}
+
+
+def rows(log: Log) -> dict[str, dict[str, Embedder]]:
+    plain = KARMA(rate=2e-3)
+    name = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}
+    found = {}
+    for share in reversed(SHARES):
+        found[f"action-only, {name[share]}"] = replace(plain, share=share)
+        found[f"KARMA, {name[share]}"] = replace(plain, rec=1.0, share=share)
+    return {row: {"interest": value} for row, value in found.items()}
+
+
+def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -> list[dict[str, Any]]:
+    """KARMA less action-only at one share of the users, one point a column; empty while its cells are not all there."""
+    recipe = load_recipe(__file__, log)
+    tail = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}[share]
+    recipe = replace(recipe, rows={k: v for k, v in recipe.rows.items() if k.endswith(tail)}, against=f"action-only, {tail}")
+    left = ablate(recipe, log, out, minutes=minutes, cache=cache_root(), console=console, command=" ".join(sys.argv))
+    if left:
+        return []
+    lines = {line["row"]: line for line in lines_of(recipe, cells_of(recipe, log, out, (), (), "W3", None, "cpu"))}
+    found = lines[f"KARMA, {tail}"]["differences"]
+    return [
+        {"row": column, "value": found[column]["difference"], "low": found[column]["low"], "high": found[column]["high"]}
+        for column in COLUMNS
+    ]
+
+
+@click.command()
+@click.argument("catalogue", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/curves"), show_default=True)
+@click.option("--minutes", type=float, default=600.0, help="Begin no new cell of a point after so long.")
+def main(catalogue: Path, out: Path, minutes: float) -> None:
+    """Make the Worlds, fit the rows, write the two curves."""
+    console = Console(stderr=True)
+    given = read(catalogue)
+    by_knob: list[dict[str, Any]] = []
+    by_size: list[dict[str, Any]] = []
+    for semantic in (0.5, 0.0, 1.0):
+        folder = out / f"world-{semantic:g}"
+        if not (folder / "log.json").exists():
+            catalogue_alone = Catalogue(given.items, given.meta)
+            generate(items=ITEMS, users=USERS, requests=REQUESTS, seed=0, semantic=semantic, catalogue=catalogue_alone).write(
+                folder
+            )
+        log = Log.open(folder)
+        for share in SHARES[::-1] if semantic == 0.5 else (1.0,):
+            points = gains(log, out / f"cells-{semantic:g}", share, minutes, console)
+            if share == 1.0:
+                by_knob += [point | {"semantic": semantic} for point in points]
+            if semantic == 0.5:
+                by_size += [point | {"share": share} for point in points]
+    for name, points, x, title in (
+        ("gain_semantic", by_knob, "semantic", "How much of taste is semantic"),
+        ("gain_size", by_size, "share", "Share of the users trained on"),
+    ):
+        if not points:
+            continue
+        with (out / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [x, "row", "value", "low", "high"], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(points)
+        figure = curve_figure(points, x, x_title=title, y_title="KARMA less action-only", reference=0)
+        print(*write_curve(figure, out / f"{name}.html", "KARMA's gain over its action-only control"))
+
+
+if __name__ == "__main__":
+    main()
