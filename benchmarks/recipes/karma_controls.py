@@ -22,8 +22,14 @@ against = "action-only"
 
 # the best of four trials an objective on W2b: mean of HR@10, HR@50 and HR@200
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {"action": {}, "rec": {"rec": 1.0}, "gen": {"gen": 0.1}, "both": {"gen": 0.1, "rec": 1.0}},
-}
+    "amazon_office": {
+        "action": {"dropout": 0.3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09}, "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
+    },
+    "default": {
+        "action": {"rate": 2e-3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09, "rate": 2e-3},
+        "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
+    },
+}  # fmt: skip
 SAME_COMPUTE = 2  # action-only with the epochs that cost what gen and rec cost
 
 
