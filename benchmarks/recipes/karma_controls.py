@@ -30,7 +30,7 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
         "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
     },
 }  # fmt: skip
-SAME_COMPUTE = 2  # action-only with the epochs that cost what gen and rec cost
+SAME_COMPUTE = 3  # action-only with the epochs that cost what gen and rec cost
 
 
 def base(log: Log) -> KARMA:
