@@ -410,7 +410,11 @@ def fit_embedder(
     from .simulator.replay import check_device
     from .stages.base import Scene, fit_embedders
 
-    if folder_out.exists() and not (folder_out / "embedding.json").exists() and any(folder_out.iterdir()):
+    if (
+        folder_out.exists()
+        and not (folder_out / "embedding.json").exists()
+        and any(folder_out.iterdir() if folder_out.is_dir() else [folder_out])
+    ):
         raise KarmafunnelError(f"fit-embedder: {folder_out} needs to be a new folder or an older embedding, found something else")
     opened = open_log(log)
     found = load_recipe(recipe, opened)

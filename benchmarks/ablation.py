@@ -32,6 +32,7 @@ from safetensors.numpy import load_file, save_file
 from ..log import KarmafunnelError, Log, atomic_folder, write_json
 from ..models.embedders import Embedding
 from ..models.karma import diagnose
+from ..simulator.figures import parse_all
 from ..simulator.intervals import Difference, Ratio, holm, interval, over_seeds, resample
 from ..simulator.measures import compare, measure
 from ..simulator.recipe import Recipe
@@ -79,14 +80,19 @@ class Cell:
 def cells(
     recipe: Recipe, log: Log, out: Path, only: Sequence[str], seeds: Sequence[int], window: str, limit: int | None, device: str
 ) -> list[Cell]:
-    """The cells of a table, seed by seed, so that an interrupted table has every row; raises KarmafunnelError for an unknown row."""
+    """The cells of a table, seed by seed, so that an interrupted table has every row.
+
+    Raises KarmafunnelError for a recipe without rows, an unknown row, a negative seed.
+    """
     if not recipe.rows:
         raise KarmafunnelError(f"recipe {recipe.name}: needs to export `rows` for a table, found none")
     if unknown := [name for name in only if name not in recipe.rows]:
         raise KarmafunnelError(f"recipe {recipe.name}: needs rows among {sorted(recipe.rows)}, found {unknown}")
+    if negative := [seed for seed in seeds if seed < 0]:
+        raise KarmafunnelError(f"table: needs seeds from 0, found {negative}")
     wanted = [name for name in recipe.rows if not only or name in only or name == recipe.against]
     found = []
-    for seed in seeds or recipe.seeds:
+    for seed in dict.fromkeys(seeds or recipe.seeds):
         for name in wanted:
             row = recipe.row(name)
             what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.embedders.items())}, row.label, log.checksum]
@@ -106,11 +112,11 @@ def ablate(
     """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that are left for another time.
 
     `minutes`: no new cell is begun after so long. A cell that failed is not tried again by the same code: remove its `failed.json`.
-    Raises KarmafunnelError for a recipe without rows, an unknown row, a device that is not there.
+    Raises KarmafunnelError, before anything is fitted, for a recipe without rows, an unknown row, measure or device, a limit below 1,
+    a window without requests, and an `out` that is no folder.
     """
-    if device != "cpu":
-        check_device(device)
     todo = cells(recipe, log, out, only, seeds, window, limit, device)
+    check(recipe, log, out, window, limit, device)
     began, left = time.perf_counter(), []
     for i, cell in enumerate(todo):
         if cell.done or cell.failed:
@@ -128,11 +134,28 @@ def ablate(
             write_json(cell.folder / "failed.json", {"key": cell.key, "error": what, "trace": traceback.format_exc()})
             if console:
                 console.print(f"failed: {what}", markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    f"to try it again, remove {cell.folder / 'failed.json'}", markup=False, highlight=False, soft_wrap=True
+                )
     if console and left:
         console.print(f"{len(left)} of {len(todo)} cells are left; the same command goes on", highlight=False)
     with console.status("comparing rows") if console else nullcontext():
         write_table(recipe, log, out, todo, window, limit, command)
     return left
+
+
+def check(recipe: Recipe, log: Log, out: Path, window: str, limit: int | None, device: str) -> None:
+    """Refuse what would fail in every cell, or only after the last: it is no row's fault, and fitting takes hours."""
+    if out.exists() and not out.is_dir():
+        raise KarmafunnelError(f"table: needs a folder to write into, found the file {out}")
+    if limit is not None and limit < 1:
+        raise KarmafunnelError(f"table: limit needs at least 1 request, found {limit}")
+    if not len(log.requests_in(window)):
+        raise KarmafunnelError(f"table: log {log.name} needs requests in {window}, found none")
+    if device != "cpu":
+        check_device(device)
+    whole, sliced = split(recipe.measures)
+    parse_all([*whole, *sliced])
 
 
 def make(
@@ -226,10 +249,9 @@ def vectors(
 def median_rank(z: np.ndarray, e: np.ndarray, log: Log, requests: np.ndarray, target: np.ndarray) -> float | None:
     """Median rank of targets among the eligible items by inner product, ties one half."""
     ranks = []
-    for vector, request, item, pool in zip(z, requests, target, log.asof.eligible(requests), strict=True):
-        if log.asof.is_eligible(np.array([request]), np.array([item]))[0]:
-            scores = e[pool] @ vector
-            own = e[item] @ vector
+    for vector, item, pool in zip(z, target, log.asof.eligible(requests), strict=True):
+        scores = e[pool] @ vector
+        for own in scores[pool == item]:  # none where it is not eligible; of the same product, which rounds as the others do
             ranks.append(1 + float((scores > own).sum()) + 0.5 * float((scores == own).sum() - 1))
     return float(np.median(ranks)) if ranks else None
 
@@ -268,7 +290,7 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
             runs = [Run.open(c.folder / "run") for c in done[name]]
             line["values"] = {column(row): row for row in asked(runs, measures_of(recipe, runs[0]))}
             line["values"][JS] = of_requests([similarity(c) for c in done[name]], [], runs)
-            line["diagnostics"] = diagnose.merge([c.read("facts.json") for c in done[name]])
+            line["diagnostics"] = diagnose.merge([figures_of(c) for c in done[name]])
             both = [c for c in done[name] if c.seed in reference]
             if both and name != recipe.against:
                 other = [reference[c.seed] for c in both]
@@ -281,6 +303,12 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
     for row, mark in zip(every, holm([np.nan if r["p"] is None else r["p"] for r in every]), strict=True):
         row["holm"] = mark
     return lines
+
+
+def figures_of(cell: Cell) -> dict[str, Any]:
+    """What a cell's facts say in numbers; the seed is no figure, and what is not finite (nothing to measure) is none."""
+    facts = cell.read("facts.json")
+    return {name: v for name, v in facts.items() if name != "seed" and isinstance(v, (int, float)) and np.isfinite(v)}
 
 
 def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -450,7 +478,7 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
 def markdown(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:
     parts = [f"## {title}"]
     for name, heads, rows in found:
-        table = [heads, ["---"] * len(heads), *[[markdown_escape(cell).replace("\\*", "\\*") for cell in row] for row in rows]]
+        table = [heads, ["---"] * len(heads), *[[markdown_escape(cell) for cell in row] for row in rows]]
         parts.append(f"**{name}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in table))
     return "\n\n".join([*parts, *below]) + "\n"
 

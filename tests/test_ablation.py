@@ -199,6 +199,54 @@ def test_a_request_with_nothing_eligible_has_no_similarity(tmp_path):
     assert "failed" not in line and js["low"] < js["value"] < js["high"] and empty > 0 and js["n"] == hits["n"] - empty
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "more", "says"),
+    [
+        ('"HR@10"', '"HR@ten"', {}, "HR@ten"),
+        ('"HR@10"', '"HR@10 by price"', {}, "measure 'HR@10 by price'"),
+        ("", "", {"limit": 0}, "limit needs at least 1"),
+        ("", "", {"seeds": [0, -1]}, r"seeds from 0, found \[-1\]"),
+        ("", "", {"device": "cuda:99"}, "device"),
+    ],
+)
+def test_what_would_fail_in_every_cell_is_refused_before_anything_is_fitted(log, tmp_path, old, new, more, says):
+    with pytest.raises(KarmafunnelError, match=says):
+        ablation.ablate(made(log, tmp_path, RECIPE.replace(old, new) if old else RECIPE), log, tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("something else")
+    with pytest.raises(KarmafunnelError, match="needs a folder"):
+        ablation.ablate(made(log, tmp_path), log, tmp_path / "file")
+
+
+def test_a_seed_given_twice_is_one_cell(log, tmp_path):
+    found = ablation.cells(made(log, tmp_path), log, tmp_path, ["text"], [1, 1, 0], "W3", None, "cpu")
+    assert [(c.row, c.seed) for c in found] == [("random", 1), ("text", 1), ("random", 0), ("text", 0)]
+
+
+def test_a_target_ties_with_itself_alone_in_its_rank(log):
+    """Against sums in float64: the target's own score must come from the same product as the others'."""
+    rng = np.random.default_rng(0)
+    truth = log.truth(log.meta["label"]).filter(pl.col("request").is_in(log.requests_in("W3").tolist()))
+    e = rng.standard_normal((log.n_items, 129)).astype(np.float32)
+    seen = 0
+    for request, item in truth.select("request", "item").head(80).iter_rows():
+        z, pool = rng.standard_normal((1, 129)).astype(np.float32), log.asof.eligible(np.array([request]))[0]
+        found = ablation.median_rank(z, e, log, np.array([request]), np.array([item]))
+        exact = e.astype(np.float64) @ z[0].astype(np.float64)
+        assert found == (1 + int((exact[pool] > exact[item]).sum()) if item in pool else None)
+        same = ablation.median_rank(z, np.ones_like(e), log, np.array([request]), np.array([item]))
+        assert same == ((len(pool) + 1) / 2 if item in pool else None)  # nothing told apart: the middle
+        seen += item in pool
+    assert seen > 20
+
+
+def test_diagnostics_are_finite_figures_alone(whole, tmp_path):
+    _, out = whole
+    assert all("seed" not in line["diagnostics"] for line in lines(out).values())
+    (tmp_path / "facts.json").write_text('{"key": "k", "seed": 3, "readable, nats": NaN, "alignment": 0.5, "fit": {}}')
+    assert ablation.figures_of(ablation.Cell("a", 3, tmp_path, "k")) == {"alignment": 0.5}
+
+
 # -- what the table says ------------------------------------------------------------------------------------------------
 
 

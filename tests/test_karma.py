@@ -10,6 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from click.testing import CliRunner
+from karmafunnel.benchmarks.samples import look_up
+from karmafunnel.cli import main
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, diagnose, losses
 from karmafunnel.models.karma import backbone as backbones
@@ -17,6 +20,9 @@ from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
 from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, training_trees
 from karmafunnel.models.karma.visual import visual_features
+from karmafunnel.simulator.recipe import load_recipe
+from karmafunnel.simulator.replay import replay
+from karmafunnel.simulator.run import Run
 from PIL import Image
 from shop import make_shop
 from torch.nn import functional as F
@@ -668,3 +674,46 @@ def test_causal_masks() -> None:
     assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [True, True, True]] and position.tolist() == [
         [0, 1, 2]
     ]
+
+
+# -- people -------------------------------------------------------------------------------------------------------------
+
+
+def test_readings_reach_the_run_the_report_and_explain(shop: Log, cache: Path, tmp_path: Path) -> None:
+    value = replace(SMALL, rec=1.0, epochs=4)
+    text = f"""
+from karmafunnel.models.karma import KARMA, Qwen
+from karmafunnel.stages.recall import VectorRecall
+funnel, embedders, label = VectorRecall("karma", k=20), {{"karma": {value!r}}}, None
+"""
+    (tmp_path / "told.py").write_text(text)
+    shop.write(tmp_path / "log")
+    log = Log.open(tmp_path / "log")
+    recipe = load_recipe(str(tmp_path / "told.py"), log)
+    replay(recipe, log, tmp_path / "run", cache=cache, chunk=32)
+    replay(recipe, log, tmp_path / "other", cache=cache, chunk=50)
+    run = Run.open(tmp_path / "run")
+    told = run.read("requests", "request_id", "karma.reads")
+    assert told.equals(Run.open(tmp_path / "other").read("requests", "request_id", "karma.reads"))
+    assert (told["karma.reads"].str.len_chars() > 0).mean() > 0.9
+    page = look_up([run], ["run"], 6)
+    for request in page["requests"]:
+        wanted = told.filter(pl.col("request_id") == request["id"])["karma.reads"][0]
+        assert request["runs"][0]["reads"] == ({"karma": wanted} if wanted else {})
+    request = told.filter(pl.col("karma.reads") != "")["request_id"][0]
+    answer = CliRunner().invoke(main, ["explain", str(tmp_path / "told.py"), str(tmp_path / "log"), "--request", request],
+                                env={"KARMAFUNNEL_CACHE": str(cache)})  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    reading = told.filter(pl.col("request_id") == request)["karma.reads"][0]
+    assert f"the interest of karma reads: {reading}" in answer.output and "came next:" in answer.output
+
+
+def test_a_demonstration_recipe_and_the_controls_load(shop: Log) -> None:
+    assert "karma" in load_recipe("karma", shop).embedders
+    controls = load_recipe("karma_controls", shop)
+    assert controls.against == "action-only" and {"+gen", "+rec", "+gen+rec", "random", "SASRec", "frozen LM"} <= set(
+        controls.rows
+    )
+    trials = load_recipe("karma_trials", shop).rows
+    kinds = [name.split(" ")[0].rstrip(",") for name in trials]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"action-only": 4, "+gen": 4, "+rec": 4, "+gen+rec": 4}

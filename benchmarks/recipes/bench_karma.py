@@ -18,6 +18,7 @@ from karmafunnel.models.karma.train import Trainee, pieces_of_epoch
 from karmafunnel.simulator.world import generate
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 TARGETS = {"step": 0.35, "ratio": 1.3, "serving": 1.02}
 
@@ -43,7 +44,7 @@ class Counter:
     """FLOPs of one training step: forward and backward of every product in the stack, of the logits over items and of those over words."""
 
     def __init__(self, trainee: Trainee, pieces: np.ndarray):
-        with torch.utils.flop_counter.FlopCounterMode(display=False) as mode:
+        with FlopCounterMode(display=False) as mode:
             losses = trainee.losses(pieces, np.random.default_rng(0))
             trainee.total(losses).backward()
         self.counted = mode.get_total_flops()
