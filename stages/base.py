@@ -364,7 +364,9 @@ def fit_embedders(
             fitted[name] = value.load(folder, scene.log)
         else:
             scene.progress(f"embedder {name}: fitting {value!r}")
+            start = time.perf_counter()
             fitted[name] = value.fit(scene.log, seed=scene.seed, progress=scene.detail, device=scene.device, cache=cache_folder)
+            fitted[name].facts.setdefault("seconds", round(time.perf_counter() - start, 1))
             if folder:
                 fitted[name].save(folder)
     return fitted

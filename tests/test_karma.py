@@ -13,7 +13,8 @@ import torch
 from click.testing import CliRunner
 from karmafunnel.benchmarks.samples import look_up
 from karmafunnel.cli import main
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.log import Catalogue, KarmafunnelError, Log
+from karmafunnel.models.embedders import known_in_w1
 from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, diagnose, losses
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import train as training
@@ -717,3 +718,29 @@ def test_a_demonstration_recipe_and_the_controls_load(shop: Log) -> None:
     trials = load_recipe("karma_trials", shop).rows
     kinds = [name.split(" ")[0].rstrip(",") for name in trials]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"action-only": 4, "+gen": 4, "+rec": 4, "+gen+rec": 4}
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(shop: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert backbones.must_be_here("nobody/no-such-model")
+    with pytest.raises(KarmafunnelError, match=r"no-such-model.*needed a causal LM"):
+        Checkpoint("nobody/no-such-model").ready(shop, None, lambda _: None, "cpu")
+
+
+def test_other_catalogues_are_read_beside_the_log(shop: Log, tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": ["x", "y"], "title": ["zirconium spatula", None]})
+    Catalogue.make(items, {"name": "other", "has": {"text": True}}).write(tmp_path / "other")
+    value = replace(TINY, catalogues=(str(tmp_path / "other"),))
+    assert set(value.texts(shop)) == set(TINY.texts(shop)) | {"zirconium spatula"}
+
+
+def test_pretraining_reads_what_w1_knows_alone(shop: Log) -> None:
+    """An item that appears later has no part in the base."""
+    meta = shop.meta | {"catalogue": "seen"}
+    log = Log.make(shop.items, shop.requests, shop.exposures, meta)
+    known = known_in_w1(log)
+    assert known.sum() > 0
+    texts = log.item_text()
+    assert set(TINY.texts(log)) == {texts[i].strip() for i in np.flatnonzero(known)}

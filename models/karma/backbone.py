@@ -11,10 +11,12 @@ import hashlib
 import json
 import math
 import os
+import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -389,6 +391,18 @@ def open_base(folder: Path, device: str) -> LM:
     lm.model.to(device)
     lm.facts = description["facts"]
     return lm
+
+
+def must_be_here(source: str) -> bool:
+    """Whether a source can only be a folder or a kept download: the hub does not answer, and its client would try for a minute."""
+    if Path(source).exists() or any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return Path(source).exists()
+    hub = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=3).close()
+    except OSError:
+        return True
+    return False
 
 
 @dataclass(frozen=True, repr=False)

@@ -137,9 +137,12 @@ def from_model(how: Pretrained, pictures: list[Image.Image], progress: Progress,
     """Raises KarmafunnelError for a source that is no vision model or lacks its image processor."""
     from transformers import AutoImageProcessor, AutoModel
 
+    from .backbone import must_be_here
+
+    alone = must_be_here(how.source)
     try:
-        processor = AutoImageProcessor.from_pretrained(how.source)
-        model = AutoModel.from_pretrained(how.source).eval().to(device)
+        processor = AutoImageProcessor.from_pretrained(how.source, local_files_only=alone)
+        model = AutoModel.from_pretrained(how.source, local_files_only=alone).eval().to(device)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise KarmafunnelError(
             f"{how!r}: needed a vision model with its image processor, found: {str(error).splitlines()[0]}"
