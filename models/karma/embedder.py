@@ -129,7 +129,9 @@ class KARMA(Embedder):
         vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
         if isinstance(self.backbone, Checkpoint) and self.backbone.lora:
             network.use(network.lm.merged())
-        return KarmaEmbedding(self, log, network.eval(), vectors, facts, trainee.decoders())
+        embedding = KarmaEmbedding(self, log, network.eval(), vectors, facts, trainee.decoders())
+        embedding.learn_prior(trainee.examples.trees.request)
+        return embedding
 
     def trainee(self, log: Log, base: LM, features: Features, seed: int, cache: Path | None) -> tuple[Trainee, Path | None]:
         """What is trained, before its first step, and where its checkpoints lie."""
@@ -221,6 +223,13 @@ def item_vectors(config: KARMA, trainee: Trainee, features: Features, number: np
     return unit_rows(out)
 
 
+def tells(lm: LM) -> Tensor:
+    """Tokens that a person can read alone, (vocab,) bool: the beginning of a word, three letters or more; all where there is none."""
+    names = [lm.tokenizer.id_to_token(i) or "" for i in range(lm.vocab)]
+    found = torch.tensor([name[:1] in ("Ġ", "▁") and len(name) > 3 and name[1:].isalpha() for name in names])
+    return found if found.any() else torch.ones(lm.vocab, dtype=torch.bool)
+
+
 class KarmaEmbedding(Embedding):
     """Item and interest vectors of length 1; the decoders stay on disk until an interest is to be read."""
 
@@ -288,7 +297,7 @@ class KarmaEmbedding(Embedding):
     def read(self, requests: np.ndarray, quick: bool = False) -> list[str] | None:
         """The target's text as `rec` reconstructs it from the interest alone; None where the fit had no decoder that tells.
 
-        From a bag of words: the words that gain most over their mean chance in the catalogue. The LM as a decoder tells whole
+        From a bag of words: the words that gain most over what requests of W1 say on average. The LM as a decoder tells whole
         texts, token by token, which is not quick.
         """
         decoder = self.reader()
@@ -297,14 +306,23 @@ class KarmaEmbedding(Embedding):
         z, lm = torch.from_numpy(self.interests(requests)).to(self.network.lm.device), self.network.lm
         if isinstance(decoder, Autoregressive):
             return decoder.read(lm, z, self.config.text_words)
-        prior = self.decoders()["prior"].to(z.device)
-        gain = torch.log_softmax(decoder.logits(lm, z), dim=-1) - prior
-        likely = torch.log_softmax(decoder.logits(lm, z), dim=-1) > math.log(2 / lm.vocab)  # a rare word gains on noise alone
+        log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
+        gain = log_p - self.decoders()["prior"].to(z.device)
+        likely = (log_p > math.log(2 / lm.vocab)) & tells(lm).to(z.device)  # a rare word gains on noise alone
         best = gain.masked_fill(~likely, -torch.inf).topk(READ, dim=1)
         return [
-            ", ".join(lm.decode([word]).strip() for word, value in zip(words, values, strict=True) if math.isfinite(value))
+            ", ".join(lm.decode([word]).strip() for word, value in zip(words, values, strict=True) if value > 0)
             for words, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    @torch.inference_mode()
+    def learn_prior(self, requests: np.ndarray) -> None:
+        """What a bag of words says on average of some requests of W1: a reading is what an interest says beyond that."""
+        decoder = self.reader()
+        if isinstance(decoder, BagOfWords):
+            some = np.sort(requests)[np.linspace(0, len(requests) - 1, min(len(requests), 1024)).astype(np.int64)]
+            z = torch.from_numpy(self.interests(some)).to(self.network.lm.device)
+            self.decoders()["prior"] = torch.log_softmax(decoder.logits(self.network.lm, z), dim=-1).mean(dim=0)
 
     def attention(self, requests: np.ndarray) -> tuple[Tensor, Tensor]:
         """Attention weights (layers, B, heads, L, L) over the cells of requests, and which cells there are (B, L)."""

@@ -271,20 +271,15 @@ class Trainee(nn.Module):
         weights = {"act": config.action, "gen": config.gen, "rec": config.rec, "see": config.see}
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
-    @torch.inference_mode()
     def decoders(self) -> dict[str, Tensor]:
-        """Weights that serving does without, by name; for a bag of words also the mean chance of each word in the catalogue."""
-        out = {f"see.{k}": v.detach().clone() for k, v in self.see.state_dict().items()} if self.see is not None else {}
-        if self.reconstruct is not None:
-            out |= {f"rec.{k}": v.detach().clone() for k, v in self.reconstruct.state_dict().items()}
-            if isinstance(self.reconstruct, BagOfWords):
-                network = self.network
-                rows = torch.arange(0, len(self.text), max(1, len(self.text) // 2048), device=self.text.device)
-                text = self.text[rows] if self.config.items == "frozen" else self.own_text(rows.cpu().numpy())
-                visual = None if self.visual is None else self.visual[rows]
-                e = nn.functional.normalize(network.mix(text, visual, network.ids[rows] if len(network.ids) else None), dim=-1)
-                out["prior"] = torch.log_softmax(self.reconstruct.logits(network.lm, e), dim=-1).mean(dim=0)
-        return out
+        """Weights that serving does without, by name."""
+        parts = {"see": self.see, "rec": self.reconstruct}
+        return {
+            f"{name}.{k}": v.detach().clone()
+            for name, part in parts.items()
+            if part is not None
+            for k, v in part.state_dict().items()
+        }
 
     def own_text(self, used: np.ndarray) -> Tensor:
         """Text vectors of candidates from the LM that is being trained: (len(used), d_t)."""
