@@ -2,9 +2,8 @@
 
     karmafunnel table karma_controls LOG --out out/controls
 
-Strong rows: softmax over the whole catalogue, frozen text vectors. Industrial rows: item vectors made by the model that is being trained,
-what was shown in vain and a few targets of the batch as negatives, no ids, one pass. Settings were chosen on W2b with as many
-trials for each objective (karma_trials.py); LOG.md has them.
+The strong regime: softmax over the whole catalogue, frozen text vectors. Settings were chosen on W2b with as many trials for each
+objective (karma_trials.py; its tables are in benchmarks/tables). The industrial regime is in karma_industrial.py.
 """
 
 from dataclasses import replace
@@ -24,6 +23,10 @@ against = "action-only"
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "amazon_office": {
         "action": {"dropout": 0.3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09}, "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
+    },
+    "world-amazon_catalog": {
+        "action": {"rate": 2e-3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.3, "rate": 2e-3},
+        "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
     },
     "default": {
         "action": {"rate": 2e-3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09, "rate": 2e-3},
@@ -65,12 +68,5 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "frozen LM, autoencoder": FrozenLM(after="autoencoder"),
         "SASRec": SASRec(dropout=0.2, temperature=0.1, batch=256, epochs=5, patience=0) if large else SASRec(),
         "random": RandomVectors(),
-    }
-    broken = replace(plain, items="trained", negatives="batch", ids=False, batch=8, epochs=1, text_words=16)
-    found |= {
-        "industrial: action-only": broken,
-        "industrial: +gen": replace(broken, gen=0.1),
-        "industrial: +rec": replace(broken, rec=1.0),
-        "industrial: +gen+rec": replace(broken, gen=0.1, rec=1.0),
     }
     return {name: {"interest": value} for name, value in found.items()}
