@@ -44,7 +44,7 @@ from .curves import write_curve
 from .table import define, markdown_escape, number, places
 
 TOP = 50  # of JS@50 and of the popularity of what is retrieved
-PROBE = 6000  # requests of W1 that the probe of readability learns from
+PROBE = 6000  # requests of W2a that the probe of readability learns from
 TIMED = 512  # requests whose embedding is timed
 JS = "JS@50 (ours)"
 MEASURES = ("HR@10", "HR@50", "HR@200", "nDCG@10", "HR@200 by target")
@@ -236,13 +236,13 @@ def vectors(
     z, e = embedding.interests(requests), embedding.items()
     cold = np.flatnonzero(is_cold)
     facts["median rank of cold targets"] = median_rank(z[cold], e, log, requests[cold], target[cold])
-    w1 = log.truth(label)
-    of_w1 = (log.requests["window"] == "W1").to_numpy()[w1["request"].to_numpy()]
-    pairs = w1.filter(pl.Series(of_w1, dtype=pl.Boolean)).unique("request", keep="first", maintain_order=True)
+    truth = log.truth(label)  # of W2a: what the embedder was fitted on would flatter one that learnt it by heart
+    of_w2a = (log.requests["window"] == "W2a").to_numpy()[truth["request"].to_numpy()]
+    pairs = truth.filter(pl.Series(of_w2a, dtype=pl.Boolean)).unique("request", keep="first", maintain_order=True)
     pairs = pairs.gather(np.linspace(0, pairs.height - 1, min(PROBE, pairs.height)).astype(np.int64)) if pairs.height else pairs
     if pairs.height and len(requests):
-        z_w1 = embedding.interests(pairs["request"].to_numpy())
-        facts["readable, nats"] = diagnose.readable(words, z_w1, pairs["item"].to_numpy(), z, target)
+        z_probe = embedding.interests(pairs["request"].to_numpy())
+        facts["readable, nats"] = diagnose.readable(words, z_probe, pairs["item"].to_numpy(), z, target)
     return facts | embedding.diagnose(requests)
 
 
