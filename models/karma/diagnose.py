@@ -164,7 +164,8 @@ def readable(
     """Semantic decodability by a probe (ours): nats a word that interests save over the words' mean frequencies.
 
     A linear softmax from z (n, d) to the words of the target's title, brand, category and attributes (the `most` frequent ones) is
-    fitted on requests that the embedder was not fitted on, and asked about later ones. The same probe for every embedder: it needs no decoder of its own. Higher is more readable.
+    fitted on requests that the embedder was not fitted on, and asked about later ones. The same probe for every embedder: it needs no
+    decoder of its own. Higher is more readable.
     """
     frequent = np.argsort(-np.asarray(words[target].sum(axis=0)).ravel(), kind="stable")[:most]
     bags = words[:, frequent]

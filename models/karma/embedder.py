@@ -120,7 +120,7 @@ class KARMA(Embedder):
         base = self.backbone.ready(log, cache, progress, device)
         features = self.features(log, base, cache, seed, progress, device)
         trainee, folder = self.trainee(log, base, features, seed, cache)
-        if len(trainee.examples.candidates) > 200_000 and self.negatives == "catalogue":
+        if len(trainee.examples.candidates) > 100_000 and self.negatives == "catalogue":
             raise KarmafunnelError(f"{self!r}: {len(trainee.examples.candidates)} items need negatives='batch'")
         trainer = Trainer(trainee, seed, folder, progress)
         facts = {"backbone": base.facts, "base": base_attention(base, features), **trainer.run(), "seed": seed}
