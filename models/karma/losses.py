@@ -264,16 +264,20 @@ class VectorDecoder(nn.Module):
         """Share of the signal's variance left after a fraction t of the steps (Nichol & Dhariwal 2021)."""
         return torch.cos(t.clamp(0, 0.999) * math.pi / 2) ** 2
 
+    def told(self, z: Tensor) -> Tensor:
+        """The network's view of interests: deviation 1 a dimension, as its targets have; at length 1 it would learn too slowly."""
+        return z * math.sqrt(z.shape[1])
+
     def noise(self, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        return self.net(torch.cat([z, x, torch.sin(math.pi * t)[:, None], torch.cos(math.pi * t)[:, None]], dim=1))
+        return self.net(torch.cat([self.told(z), x, torch.sin(math.pi * t)[:, None], torch.cos(math.pi * t)[:, None]], dim=1))
 
     def forward(self, z: Tensor, features: Tensor, there: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Loss of each row, (B,), 0 where it has no features; features (B, d_v) of about unit length, there (B,)."""
         x = features * math.sqrt(self.d_v)  # about deviation 1 a dimension
         if self.kind == "cosine":
-            each = 1 - F.cosine_similarity(self.net(z), x, dim=1)
+            each = 1 - F.cosine_similarity(self.net(self.told(z)), x, dim=1)
         elif self.kind == "mse":
-            each = ((self.net(z) - x) ** 2).mean(dim=1)
+            each = ((self.net(self.told(z)) - x) ** 2).mean(dim=1)
         else:
             t = torch.rand(len(z), generator=generator).to(z.device)
             eps = torch.randn(x.shape, generator=generator).to(z.device)
@@ -285,7 +289,7 @@ class VectorDecoder(nn.Module):
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Features (B, d_v) that an interest stands for, to the scale of `features`; by DDIM (Song et al. 2021) for diffusion."""
         if self.kind != "diffusion":
-            return self.net(z) / math.sqrt(self.d_v)
+            return self.net(self.told(z)) / math.sqrt(self.d_v)
         x = torch.randn(len(z), self.d_v, generator=generator).to(z.device)
         for i in reversed(range(self.steps)):
             now, then = (torch.full((len(z),), (i + k) / self.steps, device=z.device) for k in (1, 0))
