@@ -661,11 +661,11 @@ def test_karma_with_pictures(vector: str, tmp_path: Path) -> None:
     looks = [np.eye(7)[i % 7] + 0.1 * rng.standard_normal(7) for i in range(64)]  # as its name says
     column = pl.Series("visual", [x.tolist() if i % 5 else None for i, x in enumerate(looks)], dtype=pl.List(pl.Float32))
     log = Log.make(log.items.with_columns(column), log.requests, log.exposures, log.meta)
-    fitted = replace(SMALL, visual=Column(), see=0.5, vector=vector).fit(log, seed=0)  # type: ignore[arg-type]
+    fitted = replace(SMALL, visual=Column(), see=1.0, rate=3e-3, epochs=5, vector=vector).fit(log, seed=0)  # type: ignore[arg-type]
     first, last = (fitted.facts["curve"][at]["see"] for at in (0, -1))
     assert last < first if vector != "diffusion" else last < 1.5  # noise is drawn anew: too short a fit to see it fall
     fitted.save(tmp_path / "kept")
-    loaded = replace(SMALL, visual=Column(), see=0.5, vector=vector).load(tmp_path / "kept", log)  # type: ignore[arg-type]
+    loaded = replace(SMALL, visual=Column(), see=1.0, rate=3e-3, epochs=5, vector=vector).load(tmp_path / "kept", log)  # type: ignore[arg-type]
     requests = log.requests_in("W3")
     assert loaded.interests(requests).tobytes() == fitted.interests(requests).tobytes()
 
