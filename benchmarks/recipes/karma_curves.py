@@ -43,11 +43,14 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     for share in reversed(SHARES):
         found[f"action-only, {name[share]}"] = replace(plain, share=share)
         found[f"KARMA, {name[share]}"] = replace(plain, rec=1.0, share=share)
+        found[f"shuffled texts, {name[share]}"] = replace(
+            plain, rec=1.0, share=share, shuffled=True
+        )  # the gain of any second task
     return {row: {"interest": value} for row, value in found.items()}
 
 
 def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -> list[dict[str, Any]]:
-    """KARMA less action-only at one share of the users, one point a column; empty while its cells are not all there."""
+    """KARMA, and KARMA with shuffled texts, less action-only at one share of the users, one point a column; empty while its cells are not all there."""
     recipe = load_recipe(__file__, log)
     tail = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}[share]
     recipe = replace(recipe, rows={k: v for k, v in recipe.rows.items() if k.endswith(tail)}, against=f"action-only, {tail}")
@@ -55,11 +58,12 @@ def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -
     if left:
         return []
     lines = {line["row"]: line for line in lines_of(recipe, cells_of(recipe, log, out, (), (), "W3", None, "cpu"))}
-    found = lines[f"KARMA, {tail}"]["differences"]
-    return [
-        {"row": column, "value": found[column]["difference"], "low": found[column]["low"], "high": found[column]["high"]}
-        for column in COLUMNS
-    ]
+    points = []
+    for kind in ("KARMA", "shuffled texts"):
+        for column in COLUMNS:
+            row = lines[f"{kind}, {tail}"]["differences"][column]
+            points.append({"row": f"{kind}, {column}", "value": row["difference"], "low": row["low"], "high": row["high"]})
+    return points
 
 
 @click.command()
@@ -96,7 +100,7 @@ def main(catalogue: Path, out: Path, minutes: float) -> None:
             writer = csv.DictWriter(file, [x, "row", "value", "low", "high"], lineterminator="\n")
             writer.writeheader()
             writer.writerows(points)
-        figure = curve_figure(points, x, x_title=title, y_title="KARMA less action-only", reference=0)
+        figure = curve_figure(points, x, x_title=title, y_title="gain over action-only", reference=0)
         print(*write_curve(figure, out / f"{name}.html", "KARMA's gain over its action-only control"))
 
 
