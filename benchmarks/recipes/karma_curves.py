@@ -50,7 +50,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
 
 
 def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -> list[dict[str, Any]]:
-    """KARMA, and KARMA with shuffled texts, less action-only at one share of the users, one point a column; empty while its cells are not all there."""
+    """KARMA and its shuffled control, less action-only, at one share of the users; empty while its cells are not all there."""
     recipe = load_recipe(__file__, log)
     tail = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}[share]
     recipe = replace(recipe, rows={k: v for k, v in recipe.rows.items() if k.endswith(tail)}, against=f"action-only, {tail}")
