@@ -22,7 +22,8 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
     for name, x in maps.items():
         if x.ndim != 3 or x.shape[1] != x.shape[2] or not x.shape[0]:
             raise KarmafunnelError(f"attention_figure: needed maps (layers, L, L), found {x.shape} for {name!r}")
-    panels = [(f"{name}, layer {at + 1}", x[at]) for name, x in maps.items() for at in sorted({0, x.shape[0] - 1})]
+    short = {name: name if len(name) <= 26 else name[:25] + "…" for name in maps}
+    panels = [(f"{short[name]}, layer {at + 1}", x[at]) for name, x in maps.items() for at in sorted({0, x.shape[0] - 1})]
     domains, inner = plots.panes(len(panels), per_row, 200, 0.05, 60)
     layout = plots.blank(inner, left=40, top=60, bottom=30)
     data: list[Plot] = []
@@ -31,7 +32,7 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
         data.append(
             {
                 "type": "heatmap", "z": seen.tolist(), "customdata": x.tolist(), "zmin": 0, "zmax": 1, "colorscale": "Viridis",
-                "showscale": i == 0, "colorbar": {"title": {"text": "√share"}, "thickness": 10},
+                "showscale": i == 0, "colorbar": {"title": {"text": "√share"}, "thickness": 10, "len": 180, "lenmode": "pixels", "y": 1, "yanchor": "top"},
                 "hovertemplate": "query %{y} looks at %{x}: %{customdata:.2f}<extra></extra>", **plots.on(i),
             }
         )  # fmt: skip
@@ -44,5 +45,5 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
             "autorange": "reversed",
             "dtick": 5,
         }
-        layout["annotations"].append(plots.heading(title, domain))
+        layout["annotations"].append(plots.heading(title, domain) | {"font": {"size": 11}})
     return {"data": data, "layout": layout}
