@@ -26,13 +26,14 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
     panels = [(f"{short[name]}, layer {at + 1}", x[at]) for name, x in maps.items() for at in sorted({0, x.shape[0] - 1})]
     domains, inner = plots.panes(len(panels), per_row, 200, 0.05, 60)
     layout = plots.blank(inner, left=40, top=60, bottom=30)
+    bar = {"title": {"text": "√share"}, "thickness": 10, "len": 180, "lenmode": "pixels", "y": 1, "yanchor": "top"}
     data: list[Plot] = []
     for i, ((title, x), domain) in enumerate(zip(panels, domains, strict=True)):
         seen = np.where(np.tril(np.ones(x.shape, dtype=bool)), np.sqrt(np.maximum(x, 0)), np.nan)
         data.append(
             {
                 "type": "heatmap", "z": seen.tolist(), "customdata": x.tolist(), "zmin": 0, "zmax": 1, "colorscale": "Viridis",
-                "showscale": i == 0, "colorbar": {"title": {"text": "√share"}, "thickness": 10, "len": 180, "lenmode": "pixels", "y": 1, "yanchor": "top"},
+                "showscale": i == 0, "colorbar": bar,
                 "hovertemplate": "query %{y} looks at %{x}: %{customdata:.2f}<extra></extra>", **plots.on(i),
             }
         )  # fmt: skip
