@@ -744,3 +744,15 @@ def test_pretraining_reads_what_w1_knows_alone(shop: Log) -> None:
     assert known.sum() > 0
     texts = log.item_text()
     assert set(TINY.texts(log)) == {texts[i].strip() for i in np.flatnonzero(known)}
+
+
+def test_another_checkpoint_at_the_same_place_is_another_fit(shop: Log, tmp_path: Path) -> None:
+    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm")), dim=16, epochs=1)
+    torch.manual_seed(1)
+    save_checkpoint(tmp_path / "lm", "qwen3")
+    first = value.fit(shop, seed=0, cache=tmp_path / "cache")
+    torch.manual_seed(2)
+    save_checkpoint(tmp_path / "lm", "qwen3")
+    other = value.fit(shop, seed=0, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("karma-*"))) == 2
+    assert first.items().tobytes() != other.items().tobytes()

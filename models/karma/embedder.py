@@ -145,7 +145,15 @@ class KARMA(Embedder):
             trainee = Trainee(self, network, examples, features, seed)
         folder = None
         if cache is not None:
-            what = [repr(replace(self, epochs=KARMA.epochs)), base.describe(), log.checksum, seed, str(lm.device), code_key()]
+            what = [
+                repr(replace(self, epochs=KARMA.epochs)),
+                base.describe(),
+                features.digest(),
+                log.checksum,
+                seed,
+                str(lm.device),
+            ]
+            what.append(code_key())
             folder = cache / f"karma-{hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]}"
         return trainee, folder
 

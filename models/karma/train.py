@@ -6,6 +6,7 @@ and are dropped when training ends, apart from what is kept to read interests in
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -70,6 +71,11 @@ class Features:
     words: np.ndarray  # (n, T) int64 token ids of the items' texts
     n_words: np.ndarray  # (n,)
     norm: tuple[np.ndarray, np.ndarray]  # mean (d_t,) and map (d_t, d_t) that put text vectors to scale
+
+    def digest(self) -> str:
+        """Hash of the features: other weights of a checkpoint, or other pictures, make another fit."""
+        parts = [self.text.tobytes(), b"" if self.visual is None else self.visual.tobytes()]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def whitening(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
