@@ -28,6 +28,7 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
         "action": {"rate": 2e-3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.3, "rate": 2e-3},
         "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
     },
+    "online_retail": {"action": {}, "rec": {"rec": 0.3}, "gen": {"gen": 0.3}, "both": {"gen": 0.1, "rec": 0.3}},
     "default": {
         "action": {"rate": 2e-3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09, "rate": 2e-3},
         "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
