@@ -123,16 +123,36 @@ def convert(source: str, raw: Path, log: Path) -> None:
     from .simulator.datasets import convert as run_convert
 
     start = time.perf_counter()
-    made = run_convert(source, raw, log)
-    table = Table("what", "count", title=f"{made.meta['name']}: {log}")
+    print_counts(log, run_convert(source, raw, log).meta)
+    err.print(f"{time.perf_counter() - start:.1f} s")
+
+
+@main.command()
+@log_argument
+@click.argument("smaller", type=folder)
+@click.option("--users", default=0.1, show_default=True, help="Share of the users, each kept with all of their requests.")
+@click.option("--seed", default=0, show_default=True, help="Draws the users; a smaller share lies inside a larger one.")
+def sample(log: Path, smaller: Path, users: float, seed: int) -> None:
+    """Write the log of a share of LOG's users into the folder SMALLER: its windows and its whole catalogue stay.
+
+    A World's truth stays with the whole log.
+    """
+    if smaller.resolve() == log.resolve():
+        raise KarmafunnelError(f"sample: needs a folder of its own to write, found {smaller}, which is the log itself")
+    made = Log.open(log).sample(users, seed)
+    made.write(smaller)
+    print_counts(smaller, made.meta)
+
+
+def print_counts(log: Path, meta: dict[str, Any]) -> None:
+    table = Table("what", "count", title=f"{meta['name']}: {log}")
     for name, count in json.loads((log / "log.json").read_text())["counts"].items():
         table.add_row(name, f"{count:,}")
-    for name, count in made.meta["set_aside"].items():
+    for name, count in meta["set_aside"].items():
         table.add_row(f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count))
     out.print(table)
-    for sentence in made.meta["lacks"]:
+    for sentence in meta["lacks"]:
         err.print(f"lacks: {sentence}", highlight=False)
-    err.print(f"{time.perf_counter() - start:.1f} s")
 
 
 @main.command()

@@ -84,6 +84,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
+    """A stable 64-bit hash of each id: uint64, the same on every machine."""
+    key = seed.to_bytes(8, "little", signed=True)
+    digests = (hashlib.blake2b(str(i).encode(), digest_size=8, key=key).digest() for i in ids)
+    return np.frombuffer(b"".join(digests), dtype=np.uint64).copy()
+
+
 def conform(frame: pl.DataFrame, schema: dict[str, Any], who: str) -> pl.DataFrame:
     """The frame with every column of the schema (absent ones null), cast, known columns first.
 
@@ -251,6 +258,33 @@ class Log:
     def write(self, folder: Path | str) -> None:
         """Write the four files, whole or not at all."""
         write_tables(folder, {"items": self.items, "requests": self.requests, "exposures": self.exposures}, self.meta)
+
+    def sample(self, share: float, seed: int = 0) -> Log:
+        """The log of a share of its users, each with all of their requests, in the windows they have; every item stays.
+
+        A user is drawn by a seeded hash of the id alone, so a smaller share of one seed lies inside a larger one. Requests without
+        a user are left out and counted in `set_aside`. Raises KarmafunnelError for a log without users, a share outside (0, 1], or
+        a share that draws nobody.
+        """
+        if not self.has("users"):
+            raise KarmafunnelError(
+                f"sample: needs a log that knows its users, found {self.name}, whose log.json says it does not"
+            )
+        if not 0 < share <= 1:
+            raise KarmafunnelError(f"sample: needs a share of users above 0 and at most 1, found {share}")
+        users = self.requests["user_id"].drop_nulls().unique(maintain_order=True)
+        drawn = users.filter((hash_ids(users.to_numpy(), seed) >> np.uint64(11)) * 2.0**-53 < share)
+        if drawn.len() == 0:
+            raise KarmafunnelError(
+                f"sample: needs a share that draws a user, found {share:g} of the {users.len()} of {self.name}"
+            )
+        requests = self.requests.filter(pl.col("user_id").is_in(drawn.implode()))
+        exposures = self.exposures.join(requests.select("request_id"), on="request_id", how="semi", maintain_order="left")
+        without = self.requests["user_id"].null_count()
+        aside = self.meta["set_aside"] | ({"requests without a user": without} if without else {})
+        drawn_from = {"log": self.name, "checksum": self.checksum, "share": share, "seed": seed}
+        meta = self.meta | {"name": f"{self.name}-{share:g}", "set_aside": aside, "sample": drawn_from}
+        return Log.make(self.items, requests, exposures, meta)
 
     # -- the tables -------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from ..log import KarmafunnelError
-from ..stages.base import hash_ids, mix, order
+from ..log import KarmafunnelError, hash_ids
+from ..stages.base import mix, order
 from . import metrics
 from .metrics import LOST
 from .run import Run

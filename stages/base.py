@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 
 from .. import models
-from ..log import KarmafunnelError, Log, atomic_folder
+from ..log import KarmafunnelError, Log, atomic_folder, hash_ids
 from ..models.embedders import Embedder, Embedding
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
@@ -43,13 +43,6 @@ def mix(x: np.ndarray) -> np.ndarray:
     x = x ^ (x >> np.uint64(27))
     x = x * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
-    """A stable 64-bit hash of each id: uint64, the same on every machine."""
-    key = seed.to_bytes(8, "little", signed=True)
-    digests = (hashlib.blake2b(str(i).encode(), digest_size=8, key=key).digest() for i in ids)
-    return np.frombuffer(b"".join(digests), dtype=np.uint64).copy()
 
 
 def descending(score: np.ndarray) -> np.ndarray:

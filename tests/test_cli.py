@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 from karmafunnel.cli import main
+from karmafunnel.log import Log
 
 RECIPE = """
 from karmafunnel.stages.features import Own, Popularity, Upstream
@@ -82,10 +83,21 @@ def test_validate_fails_on_a_broken_log(there, tmp_path):
     assert answer.exit_code == 1 and "prices" in failed
 
 
+def test_a_sample_of_users_is_a_log_like_any_other(there, tmp_path):
+    answer = run("sample", there / "log", tmp_path / "small", "--users", 0.3, "--seed", 1)
+    assert answer.exit_code == 0, answer.output
+    small, whole = Log.open(tmp_path / "small"), Log.open(there / "log")
+    assert 0 < small.requests.height < 0.6 * whole.requests.height and small.items.equals(whole.items)
+    assert f"{small.requests.height:,}" in answer.stdout and "-0.3" in answer.stdout
+    assert run("validate", tmp_path / "small").exit_code == 0
+    assert run("replay", there / "top20.py", tmp_path / "small", "--out", tmp_path / "run", "--no-cache").exit_code == 0
+
+
 def test_errors_name_what_was_found(there, tmp_path):
     assert "found no such file" in refused("replay", there / "top20.py", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert "shipped are" in refused("replay", "nowhere", there / "log", "--out", tmp_path / "run")
     assert "found 'nope'" in refused("convert", "nope", tmp_path, tmp_path / "log")
+    assert "which is the log itself" in refused("sample", there / "log", there / "log")
     assert "HR50" in refused("measure", there / "run20", "HR50")
     assert "no request 'r?'" in refused("explain", there / "top20.py", there / "log", "--request", "r?", "--no-cache")
     assert "limit" in refused("replay", there / "top20.py", there / "log", "--out", tmp_path / "run", "--limit", 0)

@@ -8,7 +8,11 @@ import pytest
 from karmafunnel.log import KarmafunnelError, Log, assign_windows, atomic_folder, read
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-META = {"name": "shop", "has": {"clicks": True, "purchases": True, "exposures": True, "price": True}, "label": "purchase"}
+META = {
+    "name": "shop",
+    "has": {"clicks": True, "purchases": True, "exposures": True, "price": True, "users": True},
+    "label": "purchase",
+}
 
 
 def shop() -> Log:
@@ -117,6 +121,48 @@ def test_round_trip_on_disk(tmp_path):
     (tmp_path / "log" / "requests.parquet").write_bytes((tmp_path / "log" / "requests.parquet").read_bytes()[:100])
     with pytest.raises(KarmafunnelError, match=r"requests\.parquet"):
         Log.open(tmp_path / "log")
+
+
+def test_a_sample_keeps_all_of_the_users_it_draws_and_their_windows():
+    log = shop()
+    whole = log.sample(1.0)
+    assert whole.requests.equals(log.requests) and whole.exposures.equals(log.exposures) and whole.items.equals(log.items)
+    kept = {tuple(log.sample(0.5, seed).requests["user_id"]) for seed in range(20) if draws_somebody(log, seed)}
+    assert kept == {("ann",) * 3, ("bob",), ("ann", "bob", "ann", "ann")}
+    seed = next(
+        seed for seed in range(20) if draws_somebody(log, seed) and "bob" not in log.sample(0.5, seed).requests["user_id"]
+    )
+    ann = log.sample(0.5, seed)
+    assert ann.requests["window"].to_list() == ["W1", "W2a", "W3"]  # as in the whole log, not cut again
+    assert ann.exposures["request_id"].to_list() == ["a0", "a0", "a2", "a3"] and ann.items.height == 3
+    assert ann.name == "shop-0.5" and ann.meta["sample"] == {"log": "shop", "checksum": log.checksum, "share": 0.5, "seed": seed}
+
+
+def draws_somebody(log: Log, seed: int) -> bool:
+    try:
+        return log.sample(0.5, seed).requests.height > 0
+    except KarmafunnelError as error:
+        assert "0.5 of the 2 of shop" in str(error)
+        return False
+
+
+def test_a_smaller_sample_lies_inside_a_larger_one_and_bad_ones_are_refused():
+    users = pl.Series([f"u{i}" for i in range(1000)] + [None, None])
+    requests = shop().requests.head(1).join(users.to_frame("user"), how="cross")
+    requests = requests.with_columns(
+        pl.col("user").alias("user_id"), (pl.col("request_id") + pl.int_range(pl.len()).cast(pl.String))
+    )
+    many = Log.make(shop().items, requests.drop("user"), shop().exposures.clear(), META | {"has": {"users": True}})
+    tenth, third = (many.sample(share, seed=3) for share in (0.1, 0.3))
+    assert set(tenth.requests["user_id"]) < set(third.requests["user_id"])
+    assert 70 < tenth.requests.height < 130 and tenth.requests["user_id"].null_count() == 0
+    assert tenth.meta["set_aside"] == {"requests without a user": 2}
+    for share in (0, 1.5, float("nan")):
+        with pytest.raises(KarmafunnelError, match="above 0 and at most 1"):
+            many.sample(share)
+    nobody = Log.make(shop().items, shop().requests, shop().exposures, META | {"has": {"users": False}})
+    with pytest.raises(KarmafunnelError, match="knows its users"):
+        nobody.sample(0.5)
 
 
 def test_unknown_ids_and_backward_time_are_refused():
