@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from karmafunnel.benchmarks.samples import look_up
 from karmafunnel.cli import main
 from karmafunnel.log import Catalogue, KarmafunnelError, Log
-from karmafunnel.models.embedders import known_in_w1
+from karmafunnel.models.embedders import Cooccurrence, known_in_w1, unit_rows
 from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, diagnose, losses
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import train as training
@@ -427,6 +427,21 @@ def test_karma_learns_what_users_like(shop: Log, cache: Path) -> None:
     assert (best % 7 == taste[:, None]).mean() > 0.5  # one in seven by chance
 
 
+def test_ids_start_where_items_met_among_the_users_trained_on(shop: Log, lm: LM, cache: Path) -> None:
+    warm = replace(SMALL, warm=True, share=0.5)
+    features = warm.features(shop, lm, cache, 0, lambda _: None, "cpu")
+    trainee, _ = warm.trainee(shop, lm, features, 0, None)
+    users = np.unique(shop.user[trainee.examples.trees.request])
+    mine = shop.requests.filter(pl.Series(np.isin(shop.user, users)))
+    half = Log.make(shop.items, mine, shop.exposures.join(mine.select("request_id"), on="request_id", how="semi"), shop.meta)
+    wanted = unit_rows(Cooccurrence(dim=32, weighting="ppmi").fit(half).items())[trainee.examples.candidates]
+    started = trainee.network.ids.detach().numpy()
+    assert np.allclose(started @ started.T, wanted @ wanted.T, atol=1e-4)  # the axes of an SVD may be turned about
+    assert 0.9 < np.linalg.norm(started, axis=1).mean() <= 1.001
+    cold, _ = replace(warm, warm=False).trainee(shop, lm, features, 0, None)
+    assert not cold.network.ids.any()
+
+
 def test_a_killed_fit_goes_on_bit_for_bit(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = replace(SMALL, gen=0.1, rec=0.1)
     whole = value.fit(shop, seed=2, cache=tmp_path / "whole")
@@ -500,7 +515,7 @@ def test_wrong_values_are_refused() -> None:
     for wrong, message in (
         ({"decoder": "gpt"}, "decoder needs one of"), ({"rec": -1.0}, "rec needs a weight"), ({"gen": math.nan}, "gen needs a weight"),
         ({"items": "trained"}, "needs negatives='batch'"), ({"see": 0.1}, "needs visual features"), ({"epochs": 0}, "epochs"),
-        ({"negatives": "none"}, "negatives needs one of"),
+        ({"negatives": "none"}, "negatives needs one of"), ({"warm": True, "ids": False}, "needs ids=True"),
     ):  # fmt: skip
         with pytest.raises(KarmafunnelError, match=message):
             KARMA(**wrong)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache as once
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ...log import KarmafunnelError, Log
-from ..embedders import Embedder, Embedding, Progress, decayed_mean, known_in_w1, read_saved, silent, unit_rows
+from ..embedders import (
+    Cooccurrence,
+    Embedder,
+    Embedding,
+    Progress,
+    Sequences,
+    decayed_mean,
+    known_in_w1,
+    read_saved,
+    silent,
+    unit_rows,
+    w1_sequences,
+)
 from .backbone import LM, Checkpoint, Qwen, causal, pooled
 from .diagnose import alignment, column_mass_entropy, sink_rate
 from .losses import Autoregressive, BagOfWords, Masked, each_text
@@ -49,7 +61,8 @@ class KARMA(Embedder):
     backbone: `Qwen(...)`, pre-trained here, or `Checkpoint(...)`. dim: of item vectors and interests. items: "frozen" takes item
     text vectors from the model before fine-tuning, "trained" from the model that is being trained (needs negatives="batch").
     text_words, query_words: tokens read of an item and of a query. visual: where frozen visual features come from, or None.
-    ids: whether items have an id embedding of their own, left out with chance id_dropout. length: items of history.
+    ids: whether items have an id embedding of their own, left out with chance id_dropout. warm [O]: ids start at co-occurrence
+    vectors of the W1 that is trained on, as SASRec's do, not at zero. length: items of history.
 
     act [K, details I]: softmax over cosine / temperature (learnt from there); negatives: the "catalogue" of items that are a
     target in W1, or the "batch" with logQ correction; hard: so many items shown in vain a request, hard_weight times as heavy.
@@ -70,6 +83,7 @@ class KARMA(Embedder):
     visual: Column | Pretrained | SelfSupervised | None = None
     ids: bool = True
     id_dropout: float = 0.5
+    warm: bool = False
     length: int = 20
     action: float = 1.0
     gen: float = 0.0
@@ -105,6 +119,8 @@ class KARMA(Embedder):
             )
         if self.see and self.visual is None:
             raise KarmafunnelError(f"KARMA: see={self.see} needs visual features, found visual=None")
+        if self.warm and not self.ids:
+            raise KarmafunnelError("KARMA: warm=True starts ids from co-occurrence and needs ids=True, found ids=False")
         if self.epochs < 1 or not 0 < self.share <= 1 or self.length < 1:
             raise KarmafunnelError(
                 f"KARMA: needs epochs and length of 1 or more and a share in (0, 1], found {self.epochs}, {self.length}, {self.share}"
@@ -142,6 +158,8 @@ class KARMA(Embedder):
             n_ids = len(examples.candidates) if self.ids else 0
             d_visual = 0 if features.visual is None else features.visual.shape[1]
             network = Network(lm, self.dim, features.text.shape[1], d_visual, n_ids, self.dropout, 1 / self.temperature)
+            if self.warm:
+                network.ids.data.copy_(torch.from_numpy(meeting_vectors(log, examples, self.dim, seed)))
             trainee = Trainee(self, network, examples, features, seed)
         folder = None
         if cache is not None:
@@ -202,6 +220,15 @@ def attention_figures(attention: Tensor, there: Tensor) -> dict[str, float]:
         "sink rate, first": sinks["first"], "sink rate, others": sinks["others"],
         "column entropy": column_mass_entropy(attention, there),
     }  # fmt: skip
+
+
+def meeting_vectors(log: Log, examples: Examples, dim: int, seed: int) -> np.ndarray:
+    """Unit co-occurrence vectors of the candidates among the users that are trained on: float32 (m, dim), zeros for one that met none."""
+    events = w1_sequences(log, "KARMA(warm=True)")
+    mine = np.isin(events.user, log.user[examples.trees.request])
+    events = Sequences(*(getattr(events, f.name)[mine] for f in fields(Sequences)))
+    counts = Cooccurrence(dim=dim, weighting="ppmi")
+    return unit_rows(counts.vectors(counts.affinity(events, log.n_items), seed)[0])[examples.candidates]
 
 
 def known_ids(log: Log, examples: Examples) -> np.ndarray:
