@@ -224,6 +224,13 @@ class Fitted:
         """Scores of arbitrary (request, item) rows: float32 (n_rows,), higher is better."""
         raise NotImplementedError
 
+    def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        """`score` of every row, and what else a later stage may read as a column `<stage>.<name>`, each (n_rows,).
+
+        `keep` (bool) is no column: rows without it are thrown out before ranks are given.
+        """
+        return {SCORE: self.score(frame)}
+
     def probability(self, score: np.ndarray) -> np.ndarray | None:
         """Calibrated probabilities of the label for scores, where the stage has them."""
         return None
@@ -381,9 +388,59 @@ class Step:
     exact: pl.DataFrame | None = None
 
 
+@dataclass(frozen=True)
+class State:
+    """What a stage hands to the next: a chunk's requests (ascending), their candidates, and the forced rows beside them."""
+
+    requests: np.ndarray
+    slate: pl.DataFrame
+    forced: pl.DataFrame
+
+    @classmethod
+    def start(cls, requests: np.ndarray, forced: pl.DataFrame | None = None) -> State:
+        """Before recall: requests alone."""
+        requests = np.asarray(requests, dtype=np.int64)
+        forced = no_rows() if forced is None else forced.sort(REQUEST, maintain_order=True)
+        return cls(requests, pl.DataFrame({REQUEST: requests}), forced)
+
+
 def no_rows() -> pl.DataFrame:
     """No forced rows: request, item, truth, score, channel."""
     return pl.DataFrame(schema={REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32, CHANNEL: pl.UInt32})
+
+
+def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, State]:
+    """One stage: a pure function of what it is handed. With `exact`, an approximate recall also says what an exact search finds."""
+    stage, start, scene, requests = fitted.stage, time.perf_counter(), fitted.scene, state.requests
+    handed = None  # rows handed to the stage, where it threw some out
+    if isinstance(fitted, Retriever):
+        rows, forced = fitted.retrieve(requests, state.forced)
+    else:
+        check_columns(stage, state.slate)
+        union = with_forced(state.slate, state.forced)
+        made = fitted.outputs(union)
+        keep = made.pop("keep", None)
+        columns = [
+            pl.Series(name if name == SCORE else f"{stage.name}.{name}", np.asarray(x, dtype=np.float32))
+            for name, x in made.items()
+        ]
+        n = state.slate.height
+        rows = state.slate.with_columns(x[:n] for x in columns)
+        forced = state.forced.with_columns(x[n:] for x in columns)
+        if keep is not None:
+            handed = np.bincount(np.searchsorted(requests, rows[REQUEST].to_numpy()), minlength=len(requests))
+            rows = rows.filter(pl.Series(keep[:n], dtype=pl.Boolean))
+    check_scores(stage, rows, scene)
+    check_scores(stage, forced, scene)
+    ranked, forced, rows_in = rank_rows(rows, forced, requests, scene)
+    slate = ranked.filter(pl.col(RANK) <= stage.k)
+    forced = forced.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
+    rows_out = np.bincount(np.searchsorted(requests, slate[REQUEST].to_numpy()), minlength=len(requests))
+    seconds = time.perf_counter() - start
+    oracle = fitted.exact(requests) if exact and isinstance(fitted, Retriever) else None
+    step = Step(stage, slate, forced, rows_in if handed is None else handed, rows_out, seconds, oracle)
+    named = [pl.col(SCORE).alias(f"{stage.name}.score"), pl.col(RANK).alias(f"{stage.name}.rank")]
+    return step, State(requests, slate.with_columns(named), forced.with_columns(named))
 
 
 @dataclass(frozen=True)
@@ -403,31 +460,11 @@ class FittedFunnel:
         `forced` rows (request, item, truth) are scored by every stage and given the rank they have or would have, but are
         never passed on. With `exact`, an approximate recall also says what an exact search would have found.
         """
-        requests = np.asarray(requests, dtype=np.int64)
-        forced = no_rows() if forced is None else forced.sort(REQUEST, maintain_order=True)
         steps: list[Step] = []
-        slate = pl.DataFrame({REQUEST: requests})
+        state = State.start(requests, forced)
         for fitted in self.stages:
-            stage, start = fitted.stage, time.perf_counter()
-            if isinstance(fitted, Retriever):
-                rows, forced = fitted.retrieve(requests, forced)
-            else:
-                check_columns(stage, slate)
-                union = with_forced(slate, forced)
-                score = np.asarray(fitted.score(union), dtype=np.float32)
-                rows = slate.with_columns(pl.Series(SCORE, score[: slate.height]))
-                forced = forced.with_columns(pl.Series(SCORE, score[slate.height :]))
-            check_scores(stage, rows, self.scene)
-            check_scores(stage, forced, self.scene)
-            ranked, forced, rows_in = rank_rows(rows, forced, requests, self.scene)
-            slate = ranked.filter(pl.col(RANK) <= stage.k)
-            forced = forced.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
-            rows_out = np.bincount(np.searchsorted(requests, slate[REQUEST].to_numpy()), minlength=len(requests))
-            seconds = time.perf_counter() - start
-            oracle = fitted.exact(requests) if exact and isinstance(fitted, Retriever) else None
-            steps.append(Step(stage, slate, forced, rows_in, rows_out, seconds, oracle))
-            keep = [pl.col(SCORE).alias(f"{stage.name}.score"), pl.col(RANK).alias(f"{stage.name}.rank")]
-            slate, forced = slate.with_columns(keep), forced.with_columns(keep)
+            step, state = advance(fitted, state, exact)
+            steps.append(step)
         return steps
 
     def explain(self, request_id: str, item_id: str | None = None, top: int = 10) -> pl.DataFrame:

@@ -1,13 +1,15 @@
-"""Tuning of KARMA and its action-only control, four trials an objective, to be asked on W2b:
+"""Tuning of KARMA and its action-only control, five trials an objective, to be asked on W2b:
 
     karmafunnel table karma_trials LOG --window W2b --seed 0 --out out/trials
 
-The best mean of HR@10, HR@50 and HR@200 is written into karma_controls.py.
+The best mean of HR@10, HR@50 and HR@200 is written into karma_controls.py. The fifth trial of each objective is the setting chosen
+there with ids that start from co-occurrence.
 """
 
 from dataclasses import replace
 from typing import Any
 
+from karmafunnel.benchmarks.recipes.karma_controls import settings
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
@@ -38,4 +40,6 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
             out[f"+rec {tail}"] = replace(base, **setting, rec=weight)
             out[f"+gen {0.3 * weight:g}, rate {name}"] = replace(base, **setting, gen=0.3 * weight)
             out[f"+gen+rec {tail}"] = replace(base, **setting, gen=0.1, rec=weight)
+    for name, objective in (("action-only", "action"), ("+rec", "rec"), ("+gen", "gen"), ("+gen+rec", "both")):
+        out[f"{name}, as chosen, warm ids"] = replace(base, **settings(log)[objective] | {"warm": True})
     return {name: {"interest": value} for name, value in out.items()}
