@@ -19,6 +19,7 @@ from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretra
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
+from karmafunnel.models.karma.network import Network
 from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, training_trees
 from karmafunnel.models.karma.visual import visual_features
 from karmafunnel.simulator.recipe import load_recipe
@@ -167,9 +168,10 @@ def test_items_without_text(shop: Log) -> None:
 # -- what sees what -----------------------------------------------------------------------------------------------------
 
 
-def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path) -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path, residual: bool) -> None:
     """Training's shared trunk and serving's one row a request are the same function."""
-    fitted = SMALL.fit(shop, seed=0, cache=cache)
+    fitted = replace(SMALL, residual=residual, epochs=1).fit(shop, seed=0, cache=cache)
     trees = training_trees(shop, 8)
     pieces = np.arange(len(trees.start))
     branches, row = trees.branches(pieces)
@@ -177,7 +179,7 @@ def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path) ->
     queries = training.word_ids(lm, training.request_texts(shop, trees.request[branches]), 16)
     with torch.no_grad():
         batch = lay_out(trees, pieces, queries, lm.bos)
-        together = fitted.network.z(fitted.network(batch, fitted._x), batch).numpy()
+        together = fitted.network.z(fitted.network(batch, fitted._x), batch, fitted._x).numpy()
     alone = fitted.interests(trees.request[branches])
     # a piece starts at its user's first event unless the history is longer than a piece; there the two windows differ
     first = {}
@@ -210,6 +212,22 @@ def test_cells_see_the_past_of_their_request_alone(shop: Log, lm: LM) -> None:
     text = batch.text[0]
     (gradient,) = torch.autograd.grad(hidden[int(text[0])].sum(), cells, retain_graph=True)
     assert (gradient[0, text[1:]] == 0).all() and (gradient[0, int(batch.interest[0])] != 0).any()
+
+
+def test_the_residual_is_the_decayed_mean_of_what_a_request_sees(shop: Log, lm: LM) -> None:
+    trees = training_trees(shop, 8)
+    pieces = np.arange(12)
+    branches, row = trees.branches(pieces)
+    batch = lay_out(trees, pieces, [np.array([5, 6])] * len(branches), lm.bos, [np.array([7, 8])] * len(branches))
+    network = Network(lm, 16, 4, 0, 0, 0.0, 10.0, residual=True)
+    x = torch.randn(shop.n_items, 16, generator=torch.Generator().manual_seed(0))
+    found = network.recent(batch, x, torch.tensor(0.3)).numpy()
+    e = (x / x.norm(dim=1, keepdim=True)).numpy()
+    assert (trees.seen[branches] == 0).any() and (trees.seen[branches] > 1).any()
+    for b, branch in enumerate(branches):
+        start, n = trees.start[pieces[row[b]]], trees.seen[branch]
+        mean = sum((np.exp(-0.3 * (n - 1 - j)) * e[trees.item[start + j]] for j in range(n)), np.zeros(16))
+        np.testing.assert_allclose(found[b], mean / max(np.linalg.norm(mean), 1e-12), atol=1e-5)
 
 
 def test_no_request_is_trained_on_what_came_with_it_or_later(shop: Log) -> None:
@@ -515,7 +533,7 @@ def test_wrong_values_are_refused() -> None:
     for wrong, message in (
         ({"decoder": "gpt"}, "decoder needs one of"), ({"rec": -1.0}, "rec needs a weight"), ({"gen": math.nan}, "gen needs a weight"),
         ({"items": "trained"}, "needs negatives='batch'"), ({"see": 0.1}, "needs visual features"), ({"epochs": 0}, "epochs"),
-        ({"negatives": "none"}, "negatives needs one of"), ({"warm": True, "ids": False}, "needs ids=True"),
+        ({"negatives": "none"}, "negatives needs one of"),
     ):  # fmt: skip
         with pytest.raises(KarmafunnelError, match=message):
             KARMA(**wrong)  # type: ignore[arg-type]
@@ -732,7 +750,7 @@ def test_a_demonstration_recipe_and_the_controls_load(shop: Log) -> None:
     )
     trials = load_recipe("karma_trials", shop).rows
     kinds = [name.split(" ")[0].rstrip(",") for name in trials]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"action-only": 4, "+gen": 4, "+rec": 4, "+gen+rec": 4}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"action-only": 5, "+gen": 5, "+rec": 5, "+gen+rec": 5}
 
 
 def test_a_hub_that_does_not_answer_is_said_at_once(shop: Log, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,8 +37,11 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
 SAME_COMPUTE = 3  # action-only with the epochs that cost what gen and rec cost
 
 
+LENGTH = {"amazon_office": 10, "online_retail": 50}  # Office's histories end at ten; a basket of Online Retail holds 23 items
+
+
 def base(log: Log) -> KARMA:
-    return KARMA(length=10 if log.meta["time"] == "order" else 20)
+    return KARMA(length=LENGTH.get(log.name, KARMA.length))
 
 
 def embedders(log: Log) -> dict[str, Embedder]:

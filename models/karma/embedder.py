@@ -62,7 +62,8 @@ class KARMA(Embedder):
     text vectors from the model before fine-tuning, "trained" from the model that is being trained (needs negatives="batch").
     text_words, query_words: tokens read of an item and of a query. visual: where frozen visual features come from, or None.
     ids: whether items have an id embedding of their own, left out with chance id_dropout. warm [O]: ids start at co-occurrence
-    vectors of the W1 that is trained on, as SASRec's do, not at zero. length: items of history.
+    vectors of the W1 that is trained on, as SASRec's do, not at zero. residual [O]: the decayed mean of the history's item vectors
+    is added to the interest, at a learnt weight and decay: what a table would start from. length: items of history.
 
     act [K, details I]: softmax over cosine / temperature (learnt from there); negatives: the "catalogue" of items that are a
     target in W1, or the "batch" with logQ correction; hard: so many items shown in vain a request, hard_weight times as heavy.
@@ -83,7 +84,8 @@ class KARMA(Embedder):
     visual: Column | Pretrained | SelfSupervised | None = None
     ids: bool = True
     id_dropout: float = 0.5
-    warm: bool = False
+    warm: bool = True
+    residual: bool = True
     length: int = 20
     action: float = 1.0
     gen: float = 0.0
@@ -119,8 +121,6 @@ class KARMA(Embedder):
             )
         if self.see and self.visual is None:
             raise KarmafunnelError(f"KARMA: see={self.see} needs visual features, found visual=None")
-        if self.warm and not self.ids:
-            raise KarmafunnelError("KARMA: warm=True starts ids from co-occurrence and needs ids=True, found ids=False")
         if self.epochs < 1 or not 0 < self.share <= 1 or self.length < 1:
             raise KarmafunnelError(
                 f"KARMA: needs epochs and length of 1 or more and a share in (0, 1], found {self.epochs}, {self.length}, {self.share}"
@@ -157,8 +157,10 @@ class KARMA(Embedder):
             torch.manual_seed(seed)
             n_ids = len(examples.candidates) if self.ids else 0
             d_visual = 0 if features.visual is None else features.visual.shape[1]
-            network = Network(lm, self.dim, features.text.shape[1], d_visual, n_ids, self.dropout, 1 / self.temperature)
-            if self.warm:
+            network = Network(
+                lm, self.dim, features.text.shape[1], d_visual, n_ids, self.dropout, 1 / self.temperature, self.residual
+            )
+            if self.warm and self.ids:
                 network.ids.data.copy_(torch.from_numpy(meeting_vectors(log, examples, self.dim, seed)))
             trainee = Trainee(self, network, examples, features, seed)
         folder = None
@@ -199,7 +201,7 @@ class KARMA(Embedder):
         tensors, description = read_saved(self, folder, log)
         vectors = tensors.pop("vectors")
         lm = LM.rebuild(description["extras"]["lm"])
-        network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature)
+        network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual)
         network.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
         return KarmaEmbedding(self, log, network.eval(), vectors, description["facts"], None, Path(folder))
 
@@ -294,7 +296,7 @@ class KarmaEmbedding(Embedding):
         for start in range(0, len(requests), ROWS):
             part = requests[start : start + ROWS]
             batch = self.batch(np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))]))  # nor on the number beside it
-            z = self.network.z(self.network(batch, self._x), batch)
+            z = self.network.z(self.network(batch, self._x), batch, self._x)
             out[start : start + ROWS] = z.float().cpu().numpy()[: len(part)]
         return out
 

@@ -2,7 +2,8 @@
 
 An item is x = text(frozen or trained LM vector) + visual(frozen features) + id; its vector is x at length 1, its history token
 the same x, scaled to the size of a word embedding, with action type and time gap added [I; one tied x for both sides: O]. The
-interest z is a linear map of the last hidden state at [INT], at length 1 [I].
+interest z is a linear map of the last hidden state at [INT], at length 1 [I], with the decayed mean of the history's item vectors
+added to it where `residual` says so [O].
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Network(nn.Module):
 
     size: Tensor
 
-    def __init__(self, lm: LM, dim: int, d_text: int, d_visual: int, n_ids: int, dropout: float, scale: float):
+    def __init__(self, lm: LM, dim: int, d_text: int, d_visual: int, n_ids: int, dropout: float, scale: float, residual: bool = False):
         super().__init__()
         self.dim, self.dropout = dim, dropout
         self.use(lm)
@@ -44,6 +45,8 @@ class Network(nn.Module):
         self.ask = nn.Parameter(torch.zeros(lm.dim))  # the [INT] token
         self.interest = nn.Linear(lm.dim, dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        # weight and decay (after softplus) of what was last looked at; a step back in the history counts .8 times as much at first
+        self.residual = nn.Parameter(torch.tensor([0.5, -1.39])) if residual else None
         with torch.no_grad():
             self.register_buffer("size", word_size(lm))
             for linear in filter(None, (self.text, self.visual, self.token, self.interest)):
@@ -77,9 +80,27 @@ class Network(nn.Module):
         """Last hidden states of all cells, (B, L, lm.dim)."""
         return self.lm.hidden(self.cells(batch, x), batch.mask, batch.position)
 
-    def z(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Interests at the [INT] cells: (R, dim), length 1."""
-        return F.normalize(self.interest(hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)), dim=-1)
+    def z(self, hidden: Tensor, batch: Batch, x: Tensor) -> Tensor:
+        """Interests at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x."""
+        z = F.normalize(self.interest(hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)), dim=-1)
+        if self.residual is None:
+            return z
+        weight, decay = F.softplus(self.residual)
+        return F.normalize(z + weight * self.recent(batch, x, decay), dim=-1)
+
+    def recent(self, batch: Batch, x: Tensor, decay: Tensor) -> Tensor:
+        """Mean vector of the items that each [INT] cell sees, one further back weighing exp(-decay) times as much: (R, dim), length 1.
+
+        Zeros where it sees none.
+        """
+        row, column = batch.interest // batch.kind.shape[1], batch.interest % batch.kind.shape[1]
+        item = (batch.kind == TRUNK) & (batch.item >= 0)
+        trunk = int(item.any(dim=0).nonzero().max()) + 1 if item.any() else 1  # items stand before all branches
+        seen = batch.mask[row, 0, column, :trunk] & item[row, :trunk]  # (R, trunk)
+        place = batch.position[row, :trunk] * seen
+        weight = (-decay * (place.amax(dim=1, keepdim=True) - place)).exp() * seen
+        vectors = F.normalize(x, dim=-1)[batch.item[row, :trunk].clamp(min=0)]
+        return F.normalize(torch.bmm(weight[:, None].to(vectors.dtype), vectors)[:, 0], dim=-1)
 
     def scale(self) -> Tensor:
         """1 / temperature, at most 100 [I]."""

@@ -234,7 +234,7 @@ class Trainee(nn.Module):
         text = self.text[at] if config.items == "frozen" else self.own_text(used)
         x = network.mix(text, None if self.visual is None else self.visual[at], ids)
         hidden = network(batch, x)
-        z = network.z(hidden, batch)
+        z = network.z(hidden, batch, x)
         e = nn.functional.normalize(x, dim=-1)
         goal, line, shown = (torch.from_numpy(x).to(device) for x in (number[target], of, number[hard]))
         if config.negatives == "catalogue":
