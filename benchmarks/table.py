@@ -82,7 +82,7 @@ def define(measure: str) -> str:
         "ECE": "mean gap between probability and frequency over 15 bins of equal mass (lower is better)",
     }[m.name]
     if m.days is not None:
-        text += f"; truth is also what the same user bought elsewhere within {m.days} days (all-scenario)"
+        text += f"; truth is also what the same user bought elsewhere within {m.days} days of the request (all-scenario)"
     return text + (", money cut at its 99th percentile" if m.w99 else "") + (", over the shown list" if m.exposures else "")
 
 

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from karmafunnel.benchmarks.attribution import attribution_figure
+from karmafunnel.benchmarks.attribution import attribution_figure, attribution_table
 from karmafunnel.log import KarmafunnelError, hash_ids
 from karmafunnel.simulator.attribution import attribute, grid, shapley, subsets
 from karmafunnel.simulator.measures import Run, compare, measure
@@ -165,12 +165,12 @@ def test_no_effect_no_harm_no_share(tmp_path):
 
 def test_the_sign_must_hold_in_every_seed(tmp_path):
     base, more = np.full(N, 0.3), np.full(N, 0.5)
-    off = [made(tmp_path / f"off{s}", base, s) for s in range(3)]
-    good = [made(tmp_path / f"on{s}", more, s) for s in range(3)]
+    off = [made(tmp_path / f"off{s}", base, s) for s in range(4)]
+    good = [made(tmp_path / f"on{s}", more, s) for s in range(4)]
     assert attribute({frozenset(): off, frozenset({"rank"}): good}, ["HR@5"])[0]["better"] == "on"
-    mixed = [*good[:2], made(tmp_path / "worse", base - 0.05, 2)]
+    mixed = [*good[:3], made(tmp_path / "worse", base - 0.02, 3)]
     row = attribute({frozenset(): off, frozenset({"rank"}): mixed}, ["HR@5"])[0]
-    assert row["value"] > 0.1 and row["better"] == ""
+    assert row["low"] > 0 and row["better"] == ""
 
 
 def test_lower_is_better_turns_the_side(tmp_path):
@@ -314,8 +314,21 @@ def test_the_waterfall_goes_from_off_to_on(rows):
     assert "<b>HR@5</b>" in words and any(w.startswith("+") and w.endswith("**") for w in words)
 
 
-def test_a_waterfall_needs_values_of_one_slice(runs):
+def test_the_table_says_what_the_rows_say(rows):
+    lines = attribution_table([row for row in rows.values() if row["measure"] in ("HR@5", "AUC")]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert cells[0] == ["", "HR@5", "AUC"]
+    assert [line[0] for line in cells[2:]] == ["none on", "rank", "prerank", "recall", "all of them", "all on"]
+    row = rows["HR@5", "recall"]
+    expected = f"+{row['value']:.3f} [+{row['low']:.3f}, +{row['high']:.3f}]** ({row['share']:.0%})"
+    assert cells[5][1].replace("\\", "") == expected
+    assert [cells[2][2], cells[-1][2]] == [f"{rows['AUC', END][side]:.3f}" for side in ("off", "on")]
+    assert "8 funnels, 3 seeds" in lines[-1] and f"n {N}." in lines[-3]
+
+
+@pytest.mark.parametrize("of", [attribution_figure, attribution_table])
+def test_a_waterfall_needs_values_of_one_slice(runs, of):
     with pytest.raises(KarmafunnelError, match="rows with a value, found none among 4"):
-        attribution_figure(attribute(runs, ["HR@6"]))
+        of(attribute(runs, ["HR@6"]))
     with pytest.raises(KarmafunnelError, match="rows of one slice"):
-        attribution_figure(attribute(runs, ["HR@5"], slice="query"))
+        of(attribute(runs, ["HR@5"], slice="query"))

@@ -346,7 +346,8 @@ def with_elsewhere(folder: Path) -> Run:
     log.write(folder / "log")
     (folder / "log" / "truth").mkdir()
     bought = [
-        ("ann", "a", 3), ("ann", "p", 4), ("bob", "d", 1.5), ("bob", "v", 8.5), ("bob", "v", 8.6), ("eve", "x", 2.0),
+        ("ann", "a", 2), ("ann", "s", 3), ("ann", "p", 4), ("ann", "p", 4.5), ("bob", "d", 1.5), ("bob", "v", 8.5), ("bob", "v", 8.6),
+        ("eve", "x", 2.0),
     ]  # fmt: skip
     user, item, day = zip(*bought, strict=True)
     pl.DataFrame({"user_id": user, "item_id": item, "ts": days(*day)}).write_parquet(
@@ -358,7 +359,7 @@ def with_elsewhere(folder: Path) -> Run:
 
 
 def test_all_scenario_truth_by_hand(tmp_path):
-    """Within 7 days ann's p counts for r1 and r2, bob's v for r4 alone; ann's a and bob's d are truth already or came too early."""
+    """In 7 days ann's p counts for r1 and r2, once, s for r1, as it is of the moment of r2, bob's v for r4 alone; a and d are truth."""
     run = with_elsewhere(tmp_path)
     found = ask(run, "HR@1:all")
     assert set(found) == {"recall", "rank"}
@@ -367,7 +368,7 @@ def test_all_scenario_truth_by_hand(tmp_path):
     assert (found["recall"]["n"], found["recall"]["undefined"]) == (4, 0)
     assert found["recall"]["denominator"] == "requests with a purchase or a purchase elsewhere within 7 days (all-scenario)"
     assert found["recall"]["note"] == "the window of 2 requests runs past the last purchase known elsewhere"  # r4, r2
-    assert values(run, "Recall@2:all")["recall"] == (1 / 4 + 1 / 2 + 1 + 1) / 4
+    assert values(run, "Recall@2:all")["recall"] == (1 / 5 + 1 / 2 + 1 + 1) / 4
     one_day = ask(run, "HR@1:all:1d")["recall"]
     assert (one_day["value"], one_day["n"]) == (pytest.approx((1 + 1 + 0) / 3), 3)  # v is too late: nothing was bought after r4
     assert values(run, "HR@1:all", slice="user")["recall", "user=returning"] == pytest.approx(2 / 3)
