@@ -21,7 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..log import KarmafunnelError
+from ..simulator.figures import NEITHER_IS_BETTER
 from ..simulator.measures import Measure
+from ..simulator.metrics import PERSISTENCE
 
 Row = dict[str, Any]
 # Lines of measure rows that are no stage: what comes before the stages, and what they are to be held against.
@@ -65,6 +67,9 @@ def define(measure: str) -> str:
         "HR": f"share of requests with any truth item in the top {m.k}",
         "Recall": f"truth items in the top {m.k} / truth items, mean over requests",
         "nDCG": f"hits in the top {m.k} discounted by log2(1 + rank), over the same of the ideal order",
+        "overlap": f"share of a stage's {m.k} best that are among the next stage's {m.k} best, mean over requests",
+        "RBO": f"rank-biased overlap of a stage's {m.k} best and the next one's, persistence {PERSISTENCE}, extrapolated beyond {m.k}",
+        "margin": "ranks by which truth that a stage lost missed its cut, median",
         "MRR": f"1 / rank of the first truth item{f', 0 beyond rank {m.k}' if m.k else ''}",
         "GMV-HR": f"money of truth items in the top {m.k} / money of all of them",
         "GMV-nDCG": f"nDCG@{m.k} with money as the gain",
@@ -76,6 +81,8 @@ def define(measure: str) -> str:
         "logloss": "mean natural-log loss of the calibrated probability (lower is better)",
         "ECE": "mean gap between probability and frequency over 15 bins of equal mass (lower is better)",
     }[m.name]
+    if m.days is not None:
+        text += f"; truth is also what the same user bought elsewhere within {m.days} days of the request (all-scenario)"
     return text + (", money cut at its 99th percentile" if m.w99 else "") + (", over the shown list" if m.exposures else "")
 
 
@@ -235,7 +242,7 @@ def _comparison(rows: Sequence[Row]) -> Sheet:
         marks = _marks(row["note"], notes) if row["difference"] is None or row["stage"] not in AFTER else ()
         better = {"A": a, "B": b}.get(row["better"], "")
         verdict = better + (" (Holm)" if better and row["holm"] else "") or (
-            "" if row["difference"] is None else "not told apart"
+            "" if row["difference"] is None or Measure.parse(row["measure"]).name in NEITHER_IS_BETTER else "not told apart"
         )
         effect = "" if row["smallest_effect"] is None else number(row["smallest_effect"])
         change = Cell(

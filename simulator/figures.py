@@ -14,16 +14,20 @@ import polars as pl
 
 from ..log import KarmafunnelError
 from . import metrics
-from .intervals import Calibration, Estimate, PooledAUC, Ratio
+from .intervals import Calibration, Estimate, Median, PooledAUC, Ratio
 from .metrics import LOST
 from .reading import ALL, LOGGED, Part, Reading, Shown
 from .run import Run
 
 LISTS = ("HR", "Recall", "nDCG", "MRR", "GMV-HR", "GMV-nDCG")
 MONEY = ("GMV-HR", "GMV-nDCG")
+NEIGHBOURS = ("overlap", "RBO")  # of a stage's slate and the next one's
 LOWER_IS_BETTER = ("logloss", "ECE")
+NEITHER_IS_BETTER = (*NEIGHBOURS, "margin")  # they describe a cascade, they do not judge it
+WEEK = 7  # days of all-scenario truth
 KNOWN = (
     "HR@k, Recall@k, nDCG@k, MRR, MRR@k, GMV-HR@k, GMV-nDCG@k (all with :exposures, the last two with :w99), Recall@m@k, "
+    "HR@k and Recall@k with :all[:DAYSd], overlap@k, RBO@k, margin, "
     "survival, swap, ceiling, AUC, logloss, ECE, gAUC:GROUP:POPULATION[:WEIGHT] with request|user, exposures|candidates, "
     "exposures|positives|none"
 )
@@ -43,6 +47,7 @@ class Measure:
     m: int | None = None  # of Recall@m@k
     w99: bool = False
     exposures: bool = False  # rank the shown list instead of the slate
+    days: int | None = None  # all-scenario truth: what was bought elsewhere so soon counts, too
     group: str | None = None
     population: str | None = None
     weight: str | None = None
@@ -57,6 +62,10 @@ class Measure:
         ks = [int(number) for number in numbers]
         if name == "gAUC" and not ks:
             return cls._grouped(text, options)
+        if name in NEIGHBOURS or (name in ("HR", "Recall") and "all" in options):
+            if len(ks) != 1:
+                raise _refuse(text, f"{name} needs one k, as in {name}@50")
+            return cls(name, k=ks[0], days=_days(text, options) if options else None)
         if name in LISTS:
             if name == "Recall" and len(ks) == 2 and not options:
                 return cls(name, k=ks[1], m=ks[0])
@@ -66,7 +75,7 @@ class Measure:
             if len(set(options)) < len(options) or not set(options) <= allowed:
                 raise _refuse(text, f"{name} takes the options {sorted(allowed)}")
             return cls(name, k=ks[0] if ks else None, w99="w99" in options, exposures="exposures" in options)
-        if name in ("survival", "swap", "ceiling", "AUC", "logloss", "ECE"):
+        if name in ("survival", "swap", "margin", "ceiling", "AUC", "logloss", "ECE"):
             if ks or options:
                 raise _refuse(text, f"{name} takes no k and no option")
             return cls(name)
@@ -83,6 +92,8 @@ class Measure:
         text = self.name + "".join(f"@{n}" for n in (self.m, self.k) if n is not None)
         if self.name == "gAUC":
             text += f":{self.group}:{self.population}" + (f":{self.weight}" if self.weight != "exposures" else "")
+        if self.days is not None:
+            text += ":all" + (f":{self.days}d" if self.days != WEEK else "")
         return text + (":w99" if self.w99 else "") + (":exposures" if self.exposures else "")
 
     __repr__ = __str__
@@ -90,6 +101,14 @@ class Measure:
 
 def _refuse(text: str, why: str) -> KarmafunnelError:
     return KarmafunnelError(f"measure {text!r}: {why}; there are {KNOWN}")
+
+
+def _days(text: str, options: list[str]) -> int:
+    """Days of all-scenario truth from the options [all] or [all, 14d]."""
+    days = re.fullmatch(r"all(?::([1-9]\d{0,3})d)?", ":".join(options))
+    if days is None or text.strip().startswith(NEIGHBOURS):
+        raise _refuse(text, "HR and Recall take :all, alone or with days, as in HR@50:all:14d; overlap and RBO take no option")
+    return int(days[1] or WEEK)
 
 
 def parse_all(measures: Sequence[Measure | str]) -> list[Measure]:
@@ -119,7 +138,13 @@ class Figure:
 
 def figures(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
     """All rows of one measure in one part: its stages, then what they are to be held against."""
-    if measure.name in LISTS and measure.m is None:
+    if measure.days is not None:
+        yield from _all_scenario(reading, measure, part, stages)
+    elif measure.name in NEIGHBOURS:
+        yield from _neighbours(reading, measure, part, stages)
+    elif measure.name == "margin":
+        yield from _margin(reading, measure, part, stages)
+    elif measure.name in LISTS and measure.m is None:
         yield from (_shown_lists if measure.exposures else _slate_lists)(reading, measure, part, stages)
     elif measure.m is not None:
         yield from _kept_of_the_best(reading, measure, part, stages)
@@ -199,8 +224,8 @@ def _list_figure(
     unit, priced = "request", ""
     if measure.name in MONEY:
         priced = "priced "
-        missing = int(np.isnan(reading.truths.money[part.truth]).sum())
-        notes += [f"{missing} truth items without a price left out"] if missing else []
+        missing = np.isnan(reading.truths.money[part.truth])
+        notes += [f"{missing.sum()} truth items without a price ({missing.mean():.1%}) left out"] if missing.any() else []
     denominator = f"requests with a {priced}{reading.run.label}{_of(part)}{where}"
     if measure.name == "GMV-HR":
         unit = str(reading.run.meta["log"].get("currency") or "money")
@@ -218,7 +243,8 @@ def _slate_lists(reading: Reading, measure: Measure, part: Part, stages: Sequenc
     run, truths = reading.run, reading.truths
     group, eligible = truths.group[part.truth], truths.eligible[part.truth]
     money = (reading.winsorised if measure.w99 else truths.money)[part.truth]
-    where = f"; {reading.eligible[part.requests].mean():.0f} eligible items on average" if part.requests.any() else ""
+    where = " (in-scenario)"
+    where += f"; {reading.eligible[part.requests].mean():.0f} eligible items on average" if part.requests.any() else ""
     for stage in stages:
         short = measure.k is not None and measure.k > run.k(stage)
         values = None if short else _per_list(measure, (group, truths.rank[stage][part.truth], money), reading.n)
@@ -231,6 +257,25 @@ def _slate_lists(reading: Reading, measure: Measure, part: Part, stages: Sequenc
     best[eligible] = metrics.ideal_ranks(group[eligible], np.nan_to_num(money[eligible], nan=-1.0))
     values = _per_list(measure, (group, best, money), reading.n)
     yield _list_figure(reading, measure, part, CEILING, values, where, "all eligible truth ranked first")
+
+
+def _all_scenario(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """HR and Recall over truth and what the same user bought elsewhere soon after; the slates say where the latter stands."""
+    run, truths, days = reading.run, reading.truths, measure.days or WEEK
+    bought, note = (None, BY_REQUEST) if part.by_truth else reading.soon_elsewhere(days)
+    denominator = f"requests with a {run.label} or a purchase elsewhere within {days} days (all-scenario){_of(part)}"
+    for stage in stages:
+        short = (measure.k or 0) > run.k(stage)
+        if bought is None or short:
+            why = f"n/a: {stage} puts out {run.k(stage)}" if bought is not None else note
+            yield Figure(stage, measure, part.name, None, "request", denominator, why)
+            continue
+        slate = _top(run, stage, measure.k or 0)
+        found = bought.join(slate, on=["request_id", "item_id"], how="left", maintain_order="left")["rank"]
+        group = np.concatenate([truths.group, bought["group"].to_numpy()])
+        rank = np.concatenate([truths.rank[stage], found.cast(pl.Int64).fill_null(LOST).to_numpy()])
+        values = _per_list(measure, (group, rank, np.zeros(len(rank))), reading.n)
+        yield Figure(stage, measure, part.name, _of_requests(reading, part, *values), "request", denominator, note)
 
 
 def _shown_lists(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
@@ -290,7 +335,42 @@ def _kept_of_the_best(reading: Reading, measure: Measure, part: Part, stages: Se
 
 def _top(run: Run, stage: str, k: int) -> pl.DataFrame:
     slates = run.lazy["slates"].filter((pl.col("stage").cast(pl.String) == stage) & (pl.col("rank") <= k))
-    return slates.select("request_id", "item_id").collect()
+    return slates.select("request_id", "item_id", "rank").collect()
+
+
+def _neighbours(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """overlap@k and RBO@k of a stage's slate and the next one's; mean over the requests where both put out k."""
+    run, k = reading.run, measure.k or 0
+    pairs = [(a, b) for a, b in zip(run.stages, run.stages[1:], strict=False) if a in stages]
+    if not pairs:
+        yield Figure(stages[-1], measure, part.name, None, "request", "", "n/a: it is about a stage and the next one")
+    of = metrics.overlap if measure.name == "overlap" else metrics.rank_biased_overlap
+    for stage, after in pairs:
+        denominator = f"requests where {stage} and {after} both put out {k}{_of(part)}"
+        why = next((f"n/a: {s} puts out {run.k(s)}" for s in (stage, after) if k > run.k(s)), "")
+        if why or part.by_truth:
+            yield Figure(stage, measure, part.name, None, "request", denominator, BY_REQUEST if part.by_truth else why)
+            continue
+        mine, other = (_top(run, s, k).join(reading.index, on="request_id") for s in (stage, after))
+        both = mine.join(other, on=["group", "item_id"]).select("group", pl.max_horizontal("rank", "rank_right").alias("depth"))
+        full = np.logical_and(*(np.bincount(top["group"].to_numpy(), minlength=reading.n) == k for top in (mine, other)))
+        values = of(both["group"].to_numpy(), both["depth"].cast(pl.Int64).to_numpy(), reading.n, k)
+        ratio = _of_requests(reading, part, np.where(full, values, np.nan), np.ones(reading.n))
+        yield Figure(stage, measure, part.name, ratio, "request", denominator)
+
+
+def _margin(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """Median number of ranks by which the truth that a stage lost missed its cut."""
+    truths = reading.truths
+    margin = truths.frame["margin"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    lost = truths.frame["lost"].fill_null("").to_numpy()
+    for stage in stages:
+        mine = part.truth & (lost == stage)
+        known = mine & ~np.isnan(margin)
+        denominator = f"truth items ({reading.run.label}){_of(part)} lost by {stage}"
+        estimate = Median(margin[known], reading.cluster[truths.group[known]], int((mine & ~known).sum()))
+        why = "" if known.any() else f"n/a: {stage} lost no truth item" if not mine.any() else "n/a: no margin is known"
+        yield Figure(stage, measure, part.name, None if why else estimate, "truth item", denominator, why)
 
 
 def _survival(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:

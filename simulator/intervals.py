@@ -116,6 +116,44 @@ class PooledAUC:
 
 
 @dataclass(frozen=True, eq=False)
+class Median:
+    """Median of rows; a user's weight counts each of his rows so often."""
+
+    values: np.ndarray
+    cluster: np.ndarray
+    undefined: int = 0
+
+    @cached_property
+    def _placed(self) -> tuple[np.ndarray, np.ndarray]:
+        by_value = np.argsort(self.values, kind="stable")
+        return self.values[by_value], self.cluster[by_value]
+
+    def weighted(self, weights: np.ndarray) -> float:
+        """Median under whole user weights (n_clusters,): NumPy's, the mean of the middle two; NaN where no row is left."""
+        values, cluster = self._placed
+        through = np.cumsum(weights[cluster])
+        if len(through) == 0 or through[-1] == 0:
+            return np.nan
+        middle = np.searchsorted(through, through[-1] / 2, side="left"), np.searchsorted(through, through[-1] / 2, side="right")
+        return float(values[middle[0]] + values[middle[1]]) / 2
+
+    @cached_property
+    def value(self) -> float:
+        return self.weighted(np.ones(int(self.cluster.max(initial=-1)) + 1))
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def units(self) -> int:
+        return self.n + self.undefined
+
+    def resamples(self, wanted: int) -> int:
+        return wanted  # two Runs lose different numbers of rows and still need to pair
+
+
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """ECE over 15 bins of equal mass; the bins stay where the whole data put them."""
 
@@ -166,7 +204,7 @@ def resample(estimates: Sequence[Estimate], n_clusters: int, resamples: int = 10
     Pooled AUC of many rows gets fewer resamples (`PooledAUC.resamples`), the first ones.
     """
     linear = [e for e in estimates if isinstance(e, (Ratio, Calibration))]
-    pooled = [e for e in estimates if isinstance(e, PooledAUC)]
+    pooled = [e for e in estimates if isinstance(e, (PooledAUC, Median))]
     sums = [e.by_cluster(n_clusters) for e in linear]
     ends = np.cumsum([0, *(s.shape[1] for s in sums)])
     stacked = np.concatenate(sums, axis=1) if sums else np.zeros((n_clusters, 0))
@@ -182,10 +220,10 @@ def resample(estimates: Sequence[Estimate], n_clusters: int, resamples: int = 10
                 with np.errstate(invalid="ignore", divide="ignore"):
                     values = np.where(part[:, 1] > 0, part[:, 0] / part[:, 1], np.nan)
             out[id(e)][first : first + len(weights)] = values
-        for auc in pooled:
-            target = out[id(auc)]
+        for one in pooled:
+            target = out[id(one)]
             for i in range(first, min(first + len(weights), len(target))):
-                target[i] = auc.weighted(weights[i - first])
+                target[i] = one.weighted(weights[i - first])
     return [out[id(e)] for e in estimates]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..log import KarmafunnelError
-from .figures import END, LOWER_IS_BETTER, Figure, Measure, figures, parse_all
+from .figures import END, LOWER_IS_BETTER, NEITHER_IS_BETTER, Figure, Measure, figures, parse_all
 from .intervals import Difference, Estimate, Ratio, holm, interval, over_seeds, resample
 from .metrics import LOST
 from .reading import Part, Reading
@@ -38,8 +38,8 @@ def measure(
     """
     wanted = parse_all(measures)
     runs = [run] if isinstance(run, Run) else list(run)
-    readings = _same_requests(runs, [label or r.name for r in runs])
-    asked = [_ask(r, wanted, r.run.stages if by_stage else r.run.stages[-1:], slice) for r in readings]
+    readings = same_requests(runs, [label or r.name for r in runs])
+    asked = [ask(r, wanted, r.run.stages if by_stage else r.run.stages[-1:], slice) for r in readings]
     if any([f.key for f in a] != [f.key for f in asked[0]] for a in asked):
         raise KarmafunnelError(f"measure: Runs of several seeds need the same stages, found {[r.stages for r in runs]}")
     samples = _samples(asked, readings[0], resamples, seed) if ci else {}
@@ -60,7 +60,8 @@ def measure(
     return rows
 
 
-def _ask(reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None) -> list[Figure]:
+def ask(reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None) -> list[Figure]:
+    """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an unknown slice."""
     parts = reading.parts(slice_name)
     return [f for m in wanted for part in parts for f in figures(reading, m, part, stages)]
 
@@ -92,7 +93,7 @@ def _joined(*notes: str) -> str:
     return "; ".join(dict.fromkeys(note for note in notes if note))
 
 
-def _same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
+def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
     """Readings that line up; raises KarmafunnelError naming the Runs that differ and in what."""
     if not runs:
         raise KarmafunnelError("needed at least one Run, found none")
@@ -133,12 +134,12 @@ def compare(
     if len(a_runs) != len(b_runs) or not a_runs:
         raise KarmafunnelError(f"compare: needs as many seeds of A as of B, found {len(a_runs)} and {len(b_runs)}")
     runs = [*a_runs, *b_runs]
-    readings = _same_requests(runs, [r.path.as_posix() for r in runs])
+    readings = same_requests(runs, [r.path.as_posix() for r in runs])
     seeds = len(a_runs)
     a_last, b_last = a_runs[0].stages[-1], b_runs[0].stages[-1]
     common = [s for s in a_runs[0].stages if s in b_runs[0].stages] if by_stage else []
     pairs = [(s, s) for s in common] + ([(a_last, b_last)] if a_last != b_last or not by_stage else [])
-    asked = [{f.key: f for f in _ask(r, wanted, r.run.stages, slice)} for r in readings]
+    asked = [{f.key: f for f in ask(r, wanted, r.run.stages, slice)} for r in readings]
     names = [(str(m), p.name) for m in wanted for p in readings[0].parts(slice)]
     table: list[tuple[dict[str, Any], list[Estimate], list[Estimate]]] = []
     for name, part in names:
@@ -200,7 +201,7 @@ def _difference(
     out["p"] = None if np.isnan(difference.p) else difference.p
     out["smallest_effect"] = None if np.isnan(difference.error) else difference.smallest_effect
     signs = {np.sign(y - x) for x, y in values}
-    if difference.excludes_zero() and len(signs) == 1:
+    if difference.excludes_zero() and len(signs) == 1 and Measure.parse(row["measure"]).name not in NEITHER_IS_BETTER:
         higher = "B" if difference.value > 0 else "A"
         swap = row["measure"] in LOWER_IS_BETTER
         out["better"] = ("A" if higher == "B" else "B") if swap else higher

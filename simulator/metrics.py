@@ -14,6 +14,7 @@ import numpy as np
 from ..log import KarmafunnelError
 
 LOST = np.iinfo(np.int64).max  # the rank of a truth item that is not in the list
+PERSISTENCE = 0.9  # of rank-biased overlap: the chance to look one place deeper
 
 
 # -- ranked lists -------------------------------------------------------------------------------------------------------
@@ -98,6 +99,27 @@ def winsorised(money: np.ndarray, cap: float | None = None) -> np.ndarray:
     if len(known) == 0:
         return money
     return np.minimum(money, np.percentile(known, 99) if cap is None else cap)
+
+
+# -- two lists of the same request --------------------------------------------------------------------------------------
+# Of two lists of k items each: `group` (n,) the request of every item that both hold, `depth` (n,) the deeper of its two ranks.
+
+
+def overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: int) -> np.ndarray:
+    """overlap@k: share of the one list's k best that are among the other's k best."""
+    return np.bincount(group[depth <= k], minlength=n_groups) / k
+
+
+def rank_biased_overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: int, p: float = PERSISTENCE) -> np.ndarray:
+    """RBO@k, extrapolated: beyond k the lists go on to agree as they do at k, so that equal lists get 1 (Webber et al. 2010, eq. 32).
+
+    X_d items are common to both at depth d: (1 - p) sum_{d <= k} p^(d-1) X_d / d + p^k X_k / k.
+    """
+    at = np.arange(1, k + 1)
+    # An item that both hold from depth d on adds 1 to every X from d to k.
+    adds = np.cumsum(((1 - p) * p ** (at - 1.0) / at)[::-1])[::-1] + p**k / k
+    inside = depth <= k
+    return np.bincount(group[inside], weights=adds[depth[inside] - 1], minlength=n_groups)
 
 
 # -- what a random order would get --------------------------------------------------------------------------------------

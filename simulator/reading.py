@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from ..log import KarmafunnelError, hash_ids
+from ..log import TS, KarmafunnelError, Log, hash_ids
 from ..stages.base import mix, order
 from . import metrics
 from .metrics import LOST
@@ -113,6 +115,37 @@ class Reading:
         keys = self.truths.frame.select("request_id", "item_id")
         found = keys.join(forced, on=["request_id", "item_id"], how="left", maintain_order="left")
         return {s: found[f"{s}.rank"].cast(pl.Int64).fill_null(LOST).to_numpy() for s in self.run.stages}
+
+    @cached_property
+    def elsewhere(self) -> tuple[pl.DataFrame | None, str]:
+        """What users bought out of the funnel (user_id, item_id, bought), where the log holds it, as a World does; else None and why."""
+        log = self.run.meta["log"]
+        path = Path(str(log.get("path"))) / "truth" / "elsewhere.parquet"
+        if not path.is_file():
+            return None, "n/a: the log holds no purchases made elsewhere"
+        try:
+            if Log.open(path.parent.parent).checksum != log["checksum"]:
+                return None, f"n/a: {path.parent.parent} is no longer the log that was replayed"
+            return pl.read_parquet(path).select("user_id", "item_id", pl.col("ts").cast(TS).alias("bought")), ""
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise KarmafunnelError(f"{path}: needed user_id, item_id and ts of purchases, found: {error}") from error
+
+    def soon_elsewhere(self, days: int) -> tuple[pl.DataFrame | None, str]:
+        """Items that a request's user bought elsewhere in the `days` after it and that are not its truth already: group, request_id,
+        item_id. The note says how many requests have a window that runs past the last such purchase."""
+        bought, note = self.elsewhere
+        if bought is None:
+            return None, note
+        window = timedelta(days=days)
+        asked = self.requests.select("request_id", "user_id", pl.col("ts").cast(TS)).with_columns(self.index["group"])
+        found = asked.join(bought, on="user_id").filter(
+            (pl.col("bought") > pl.col("ts")) & (pl.col("bought") <= pl.col("ts") + window)
+        )
+        found = found.select("group", "request_id", "item_id").unique(maintain_order=True)
+        last = bought["bought"].max()
+        cut = 0 if last is None else int((asked["ts"] + window > last).sum())
+        note = f"the window of {cut} requests runs past the last purchase known elsewhere" if cut else ""
+        return found.join(self.truths.frame, on=["request_id", "item_id"], how="anti").sort("group"), note
 
     @cached_property
     def winsorised(self) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Measures: a Run small enough to work out by hand, other libraries, brute force, and properties that must hold."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from math import log2
 from pathlib import Path
@@ -12,11 +13,18 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from karmafunnel.log import KarmafunnelError
+from karmafunnel.benchmarks.table import to_markdown
+from karmafunnel.log import TS, KarmafunnelError, Log
 from karmafunnel.simulator import metrics
-from karmafunnel.simulator.intervals import Calibration, Difference, PooledAUC, Ratio, draws, holm, interval, resample
+from karmafunnel.simulator.intervals import Calibration, Difference, Median, PooledAUC, Ratio, draws, holm, interval, resample
 from karmafunnel.simulator.measures import Cascade, Measure, Run, compare, measure
 from karmafunnel.simulator.metrics import LOST
+from karmafunnel.simulator.recipe import Recipe
+from karmafunnel.simulator.replay import replay
+from karmafunnel.simulator.world import generate
+from karmafunnel.simulator.world.marketplace import read_truth
+from karmafunnel.stages.base import Funnel
+from karmafunnel.stages.recall import Popular
 from sklearn.metrics import log_loss, roc_auc_score
 
 SECOND = 1 / log2(3)  # the discount of rank 2
@@ -165,6 +173,16 @@ BY_HAND = {
     "MRR:exposures": {"recall": 3 / 4, "rank": 1, "random": ((1 / 2 + 1 / 6 + 1 / 18) + 3 / 4) / 2},
     "GMV-HR@1:exposures": {"recall": 10 / 40, "rank": 30 / 40, "logged order": 10 / 40, "random": 1 / 4},
     "Recall@2@2": {"recall": (1 + 1 / 2 + 1 + 0) / 4},
+    # Of recall and rank: ax/xa, pq/sp, wd/dw, vu/yx.
+    "overlap@1": {"recall": 0},
+    "overlap@2": {"recall": (1 + 1 / 2 + 1 + 0) / 4},
+    "overlap@3": {"recall": None},
+    # An item that both hold from depth 2 on adds .1 x .9 / 2 + .9 ^ 2 / 2 = .45: two in r1, one in r2, two in r3.
+    "RBO@2": {"recall": (0.9 + 0.45 + 0.9 + 0) / 4},
+    "RBO@3": {"recall": None},
+    "margin": {"recall": None, "rank": 1},
+    "HR@1:all": {"recall": None, "rank": None},
+    "Recall@2:all:14d": {"recall": None, "rank": None},
     "Recall@5@2": {"recall": None},
     "Recall@2@3": {"recall": None},
 }
@@ -180,12 +198,12 @@ def test_every_figure_by_hand(run, name):
 def test_rows_say_what_they_count(run):
     row = ask(run, "HR@2")["recall"]
     assert (row["n"], row["undefined"], row["undefined_share"], row["unit"]) == (3, 1, 1 / 4, "request")
-    assert row["denominator"] == "requests with a purchase; 9 eligible items on average"
+    assert row["denominator"] == "requests with a purchase (in-scenario); 9 eligible items on average"
     assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
     assert ask(run, "HR@3")["rank"]["note"] == "n/a: rank puts out 2"
     money = ask(run, "GMV-HR@2")["recall"]
     assert (money["n"], money["undefined"], money["unit"]) == (2, 2, "EUR")
-    assert "120.00 EUR" in money["denominator"] and "1 truth items without a price" in money["note"]
+    assert "120.00 EUR" in money["denominator"] and "1 truth items without a price (20.0%) left out" in money["note"]
     single = ask(run, "gAUC:request:exposures")["recall"]
     assert (single["n"], single["undefined"]) == (2, 2)
     assert (ask(run, "AUC")["rank"]["n"], ask(run, "survival")["recall"]["n"]) == (9, 4)
@@ -244,6 +262,189 @@ def test_the_cascade_adds_up(run):
 
 def test_one_stage_is_the_last(run):
     assert set(values(run, "HR@1", by_stage=False)) == {"rank", "random", "ceiling"}
+    assert ask(run, "overlap@1", by_stage=False)["rank"]["note"] == "n/a: it is about a stage and the next one"
+
+
+def replaced(run: Run, name: str, frame: pl.DataFrame) -> Run:
+    frame.write_parquet(run.path / f"{name}.parquet")
+    return Run.open(run.path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neighbours_equal_brute_force(tmp_path, seed):
+    """Overlap by sets, RBO by its infinite sum with the agreement of depth k ever after; a short slate is undefined."""
+    rng, k, p = np.random.default_rng(seed), 6, 0.9
+    slates = {r: [rng.permutation(12)[:8], rng.permutation(12)[:6]] for r in REQUESTS["request_id"]}
+    slates["r2"] = [rng.permutation(12)[:8], rng.permutation(12)[:5]]
+    rows = [
+        (r, stage, f"i{item}", rank, 0.0, "")
+        for r, both in slates.items()
+        for stage, items in zip(("recall", "rank"), both, strict=True)
+        for rank, item in enumerate(items, 1)
+    ]
+    columns = ["request_id", "stage", "item_id", "rank", "score", "channel"]
+    keeps = [{"name": "recall", "kind": "Join", "k": 8}, {"name": "rank", "kind": "Rank", "k": 6}]
+    run = by_hand(tmp_path / "run", meta={"stages": keeps})
+    run = replaced(run, "slates", pl.DataFrame(rows, schema=columns, orient="row").sample(fraction=1.0, shuffle=True, seed=seed))
+    overlaps, rbos = [], []
+    for r in ("r1", "r3", "r4"):
+        a, b = (list(items[:k]) for items in slates[r])
+        agreement = [len(set(a[:d]) & set(b[:d])) / d for d in range(1, k + 1)]
+        overlaps.append(agreement[-1])
+        rbos.append((1 - p) * sum(p ** (d - 1) * agreement[min(d, k) - 1] for d in range(1, 800)))
+    for name, expected in (("overlap@6", overlaps), ("RBO@6", rbos)):
+        row = ask(run, name)["recall"]
+        assert row["value"] == pytest.approx(np.mean(expected)) and (row["n"], row["undefined"]) == (3, 1)
+        assert row["denominator"] == "requests where recall and rank both put out 6"
+        by_query = ask(run, name, slice="query")
+        assert by_query["recall", "query=with"]["value"] == pytest.approx(expected[0])  # r1; r2 is undefined
+        assert "by truth item" in ask(run, name, slice="target")["recall", "target=head"]["note"]
+    same = pl.DataFrame([(r, s, i, n, 0.0, "") for r in ("r1", "r3") for s in ("recall", "rank") for n, i in enumerate("abcdef", 1)],
+                        schema=columns, orient="row")  # fmt: skip
+    assert values(replaced(run, "slates", same), "RBO@6")["recall"] == pytest.approx(1)
+
+
+def test_margins_are_those_of_the_cascade(tmp_path):
+    ledger = {
+        "lost": ["rank", "rank", "rank", "not eligible", "rank"], "margin": [2, 9, 4, None, None],
+        "rank.rank": [None] * 5, "recall.rank": [2, 1, 3, None, 4],
+    }  # fmt: skip
+    run = by_hand(tmp_path / "run", ledger=ledger)
+    row = ask(run, "margin")["rank"]
+    assert (row["value"], row["n"], row["undefined"], row["unit"]) == (4, 3, 1, "truth item")
+    assert row["low"] == 2 and row["high"] == 6.5  # bob alone; ann alone
+    assert row["value"] == next(r for r in Cascade.of(run).losses if r["reason"] == "rank")["median_margin"]
+    assert row["denominator"] == "truth items (purchase) lost by rank"
+    assert ask(run, "margin")["recall"]["note"] == "n/a: recall lost no truth item"
+    assert values(run, "margin", slice="target")["rank", "target=tail"] == 3
+    unknown = by_hand(tmp_path / "unknown", ledger=ledger | {"margin": [None] * 5})
+    assert ask(unknown, "margin")["rank"]["note"] == "n/a: no margin is known"
+
+
+# -- all-scenario truth -------------------------------------------------------------------------------------------------
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def days(*many: float) -> pl.Series:
+    return pl.Series([START + timedelta(days=d) for d in many], dtype=TS)
+
+
+def with_elsewhere(folder: Path) -> Run:
+    """The Run by hand on a log that holds purchases elsewhere: asked at r1 day 0, r3 1, r4 2, r2 3."""
+    asked = pl.DataFrame(
+        {"request_id": ["r1", "r3", "r4", "r2"], "user_id": ["ann", "bob", "bob", "ann"], "ts": days(0, 1, 2, 3)}
+    )
+    rows = [(r, i, p, y, y, 1.0) for r, listed in SCORED.items() for i, p, y, _, _ in listed]
+    columns = ["request_id", "item_id", "position", "clicked", "purchased", "price_shown"]
+    exposures = pl.DataFrame(rows, schema=columns, orient="row")
+    items = pl.DataFrame({"item_id": sorted("abcdpqrsuvwxyz"), "title": ["thing"] * 14})
+    has = dict.fromkeys(("text", "price", "exposures", "clicks", "purchases", "users"), True)
+    log = Log.make(
+        items, asked.with_columns(query=pl.lit("thing"), source=pl.lit("search")), exposures, {"name": "corner shop", "has": has}
+    )
+    log.write(folder / "log")
+    (folder / "log" / "truth").mkdir()
+    bought = [
+        ("ann", "a", 2), ("ann", "s", 3), ("ann", "p", 4), ("ann", "p", 4.5), ("bob", "d", 1.5), ("bob", "v", 8.5), ("bob", "v", 8.6),
+        ("eve", "x", 2.0),
+    ]  # fmt: skip
+    user, item, day = zip(*bought, strict=True)
+    pl.DataFrame({"user_id": user, "item_id": item, "ts": days(*day)}).write_parquet(
+        folder / "log" / "truth" / "elsewhere.parquet"
+    )
+    log = Log.open(folder / "log")
+    meta = META | {"log": META["log"] | {"path": str(log.path), "checksum": log.checksum}}
+    return by_hand(folder / "run", meta=meta, requests={"ts": days(1, 0, 2, 3)})
+
+
+def test_all_scenario_truth_by_hand(tmp_path):
+    """In 7 days ann's p counts for r1 and r2, once, s for r1, as it is of the moment of r2, bob's v for r4 alone; a and d are truth."""
+    run = with_elsewhere(tmp_path)
+    found = ask(run, "HR@1:all")
+    assert set(found) == {"recall", "rank"}
+    assert found["recall"]["value"] == (1 + 1 + 0 + 1) / 4  # a, p, -, v
+    assert found["rank"]["value"] == (0 + 0 + 1 + 0) / 4
+    assert (found["recall"]["n"], found["recall"]["undefined"]) == (4, 0)
+    assert found["recall"]["denominator"] == "requests with a purchase or a purchase elsewhere within 7 days (all-scenario)"
+    assert found["recall"]["note"] == "the window of 2 requests runs past the last purchase known elsewhere"  # r4, r2
+    assert values(run, "Recall@2:all")["recall"] == (1 / 5 + 1 / 2 + 1 + 1) / 4
+    one_day = ask(run, "HR@1:all:1d")["recall"]
+    assert (one_day["value"], one_day["n"]) == (pytest.approx((1 + 1 + 0) / 3), 3)  # v is too late: nothing was bought after r4
+    assert values(run, "HR@1:all", slice="user")["recall", "user=returning"] == pytest.approx(2 / 3)
+    assert ask(run, "HR@3:all")["rank"]["note"] == "n/a: rank puts out 2"
+    assert "by truth item" in ask(run, "HR@1:all", slice="target")["recall", "target=head"]["note"]
+    assert values(run, "HR@1") == values(by_hand(tmp_path / "plain"), "HR@1")  # in-scenario truth is as before
+
+
+def test_all_scenario_truth_that_is_not_there(tmp_path, run):
+    assert ask(run, "HR@1:all")["recall"]["note"] == "n/a: the log holds no purchases made elsewhere"
+    found = with_elsewhere(tmp_path)
+    log = Path(found.meta["log"]["path"])
+    elsewhere = log / "truth" / "elsewhere.parquet"
+    pl.read_parquet(elsewhere).drop("ts").write_parquet(elsewhere)
+    with pytest.raises(KarmafunnelError, match=r"elsewhere\.parquet: needed user_id, item_id and ts"):
+        measure(found, ["HR@1:all"])
+    items = pl.read_parquet(log / "items.parquet")
+    items.with_columns(title=pl.lit("other")).write_parquet(log / "items.parquet")
+    assert "is no longer the log that was replayed" in ask(found, "HR@1:all")["recall"]["note"]
+
+
+def test_all_scenario_truth_of_a_world(tmp_path):
+    """A replayed World against loops over its tables."""
+    world = generate(items=60, users=30, requests=300, seed=3)
+    world.write(tmp_path / "world")
+    log = Log.open(tmp_path / "world")
+    recipe = Recipe("popular", "popular", Funnel((Popular(k=20),)), {}, "click")
+    run = Run.open(replay(recipe, log, tmp_path / "run", window="W2"))
+    slates = {(r, i): rank for r, i, rank in run.read("slates", "request_id", "item_id", "rank").rows()}
+    ledger, elsewhere = run.read("ledger", "request_id", "item_id").rows(), read_truth(tmp_path / "world")["elsewhere"]
+    hits, added = [], 0
+    for request, user, ts in run.read("requests", "request_id", "user_id", "ts").rows():
+        truth = {item for r, item in ledger if r == request}
+        more = {
+            row["item_id"]
+            for row in elsewhere.rows(named=True)
+            if row["user_id"] == user and ts < row["ts"] <= ts + timedelta(days=7)
+        }
+        added += len(more - truth)
+        if truth | more:
+            hits.append(any(slates.get((request, item), 99) <= 10 for item in truth | more))
+    row = ask(run, "HR@10:all")["recall"]
+    assert added > 10 and (row["value"], row["n"]) == (pytest.approx(np.mean(hits)), len(hits))
+
+
+# -- data that does not say much ----------------------------------------------------------------------------------------
+
+
+def test_lists_of_one_class_are_dropped_and_said_to_be(tmp_path, run):
+    row = ask(run, "gAUC:request:exposures")["recall"]
+    assert row["undefined_share"] == 2 / 4  # r2 shows no truth, r4 has none
+    scored = run.read("scored").with_columns(clicked=pl.lit(True), purchased=pl.lit(True))
+    one_class = replaced(by_hand(tmp_path / "one"), "scored", scored)
+    for name in ("gAUC:request:exposures", "gAUC:user:exposures", "AUC"):
+        row = ask(one_class, name)["recall"]
+        assert row["value"] is None and row["note"] == "n/a: nothing is defined", name
+    assert ask(one_class, "gAUC:request:exposures")["recall"]["undefined_share"] == 1
+
+
+def test_equal_scores_say_nothing(tmp_path, run):
+    level = run.read("scored").with_columns(pl.lit(0.5).alias(c) for c in ("recall.score", "rank.score", "rank.p"))
+    found = replaced(by_hand(tmp_path / "level"), "scored", level)
+    for name in ("AUC", "gAUC:request:exposures", "gAUC:user:exposures:none"):
+        assert values(found, name)["rank"] == 0.5, name
+    assert values(found, "ECE")["rank"] == pytest.approx(0.5 - 3 / 9)  # one bin
+    assert values(found, "logloss")["rank"] == pytest.approx(-np.log(0.5))
+
+
+def test_truth_without_prices(tmp_path):
+    some = ask(by_hand(tmp_path / "some", ledger={"money": [None, 10.0, None, 60.0, None]}), "GMV-HR@2")["recall"]
+    assert (some["value"], some["n"], some["undefined_share"]) == (pytest.approx(10 / 70), 1, 3 / 4)
+    assert "3 truth items without a price (60.0%) left out" in some["note"]
+    none = ask(by_hand(tmp_path / "none", ledger={"money": [None] * 5}), "GMV-HR@2")["recall"]
+    assert none["value"] is None and none["undefined_share"] == 1
+    assert none["note"] == "5 truth items without a price (100.0%) left out; n/a: nothing is defined"
+    assert values(by_hand(tmp_path / "hits", ledger={"money": [None] * 5}), "HR@2")["recall"] == 2 / 3
 
 
 # -- names --------------------------------------------------------------------------------------------------------------
@@ -271,6 +472,15 @@ def test_a_measure_prints_as_typed(text):
         "gAUC:session:exposures",
         "AUC@5",
         "Recall@5@6@7",
+        "overlap",
+        "RBO@5:all",
+        "overlap@5@6",
+        "margin@5",
+        "HR:all",
+        "HR@5:all:exposures",
+        "HR@5:14d",
+        "HR@5:all:0d",
+        "nDCG@5:all",
         "",
     ],
 )
@@ -439,6 +649,18 @@ def test_compare_refuses_what_is_not_the_same_question(tmp_path, run):
 def test_funnels_of_other_stages_compare_at_their_ends(tmp_path):
     a, b = grown(tmp_path / "a", 0), grown(tmp_path / "b", 0, better=0.2, stage="rerank")
     assert [(r["stage"], r["better"]) for r in compare(a, b, ["HR@1"])] == [("rank | rerank", "B")]
+
+
+def test_what_describes_a_cascade_has_no_better_side(tmp_path):
+    """Overlap falls from 1 to 0 for every user, which is a difference and no merit."""
+    a, b = by_hand(tmp_path / "a"), by_hand(tmp_path / "b")
+    slates = a.read("slates").filter(pl.col("stage").cast(pl.String) == "recall")
+    for run, prefix in ((a, ""), (b, "not ")):
+        later = slates.with_columns(stage=pl.lit("rank"), item_id=prefix + pl.col("item_id"))
+        pl.concat([slates.with_columns(pl.col("stage").cast(pl.String)), later]).write_parquet(run.path / "slates.parquet")
+    row = compare(Run.open(a.path), Run.open(b.path), ["overlap@2"])[0]
+    assert (row["difference"], row["low"], row["high"], row["better"]) == (-1, -1, -1, "")
+    assert "not told apart" not in to_markdown([row])
 
 
 def test_a_measure_that_one_side_lacks_is_not_compared(tmp_path):
@@ -746,7 +968,9 @@ def test_resamples_are_what_they_should_be():
     user, score, label = rng.integers(0, 9, 120), rng.integers(0, 8, 120) / 8, rng.random(120) < 0.4
     num, den = rng.random(120), rng.random(120)
     num[::7] = np.nan
-    estimates = [Ratio(num, den, user), PooledAUC(score, label, user), Calibration(score, label.astype(float), user)]
+    estimates = [
+        Ratio(num, den, user), PooledAUC(score, label, user), Calibration(score, label.astype(float), user), Median(score, user),
+    ]  # fmt: skip
     found = resample(estimates, 9, resamples=5, seed=4)
     bins = metrics.mass_bins(score)
     for first, weights in draws(9, 5, 4):
@@ -758,6 +982,7 @@ def test_resamples_are_what_they_should_be():
             assert found[1][first + i] == pytest.approx(roc_auc_score(label[rows], score[rows]))
             gaps = [(score[rows] - label[rows])[bins[rows] == b].sum() for b in range(15)]
             assert found[2][first + i] == pytest.approx(np.abs(gaps).sum() / len(rows))
+            assert found[3][first + i] == np.median(score[rows])
     assert np.array_equal(resample(estimates[:1], 9, resamples=5, seed=4)[0], found[0])  # whatever else is asked
 
 

@@ -277,6 +277,7 @@ def test_every_measure_has_a_definition():
         "logloss",
         "ECE",
     ]
+    names += ["overlap@5", "RBO@5", "margin", "HR@5:all:1d"]
     for name in [*names, "gAUC:user:exposures:none", "gAUC:request:candidates", "Recall@20@5", "HR@1:exposures"]:
         assert len(table.define(name)) > 20
 
