@@ -14,7 +14,7 @@ from .features import Rows
 
 CLICKS, BUYS = "p_click", "p_buy"  # P(click | looked at) and P(purchase | click), as a multi-task ranker puts them out
 SMALLEST = 1e-30  # what 0 counts as inside a logarithm
-BLOCK = 1 << 22  # floats of gathered item vectors at a time
+BLOCK = 1 << 20  # floats of gathered item vectors at a time
 
 
 # -- business rules -----------------------------------------------------------------------------------------------------

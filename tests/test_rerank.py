@@ -1,11 +1,18 @@
 """Re-ranking: rules, diversity and money on lists that one can work out, and against slow references."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
+from karmafunnel.benchmarks.table import define
 from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.simulator.measures import Measure, measure
+from karmafunnel.simulator.recipe import Recipe
+from karmafunnel.simulator.replay import replay
+from karmafunnel.simulator.run import Run
+from karmafunnel.simulator.world import generate
 from karmafunnel.stages import rerank
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE, Scene, State, Step, advance
 from karmafunnel.stages.recall import Popular
@@ -320,3 +327,67 @@ def test_why_says_what_was_looked_at():
     ).fit(Scene(corner()))
     told = {row["stage"]: row["why"] for row in funnel.explain("r2", "i6").iter_rows(named=True)}
     assert told["rules"] == "price 60.00, sold out" and told["rerank"] == "p_click 0.2, p_buy 0.1, price 60"
+
+
+# -- expected money -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world_run(tmp_path_factory) -> tuple[Run, Log]:
+    """A small World through a funnel whose chances are known, and whose first stage tells none."""
+    log = generate(items=120, users=40, requests=250, seed=1).log
+    funnel = Popular(k=30) >> Chances(k=20) >> GMVRank(k=12)
+    out = replay(Recipe("money", "", funnel, {}, "click"), log, tmp_path_factory.mktemp("world") / "run")
+    return Run.open(out), log
+
+
+def test_egmv_against_brute_force(world_run):
+    run, log = world_run
+    row = {r: i for i, r in enumerate(log.request_ids)}, {it: i for i, it in enumerate(log.item_ids)}
+    earned = {r: 0.0 for r in run.read("requests")["request_id"]}
+    for request, stage, item, rank in run.read("slates", "request_id", pl.col("stage").cast(pl.String), "item_id", "rank").rows():
+        if stage == "rerank" and rank <= 5:
+            i = row[1][item]
+            price = log.asof.price(np.array([row[0][request]]), np.array([i]))[0]
+            earned[request] += (1 + i % 5) / 10 * (1 + i % 3) / 10 * price / np.log2(1 + rank)
+    found = {r["stage"]: r for r in measure(run, ["eGMV@5"])}
+    assert found["rerank"]["value"] == pytest.approx(np.mean(list(earned.values())), rel=1e-5)
+    assert (
+        found["rerank"]["unit"] == "EUR"
+        and found["rerank"]["n"] == len(earned)
+        and found["rerank"]["low"] < found["rerank"]["value"]
+    )
+    assert found["rank"]["value"] < found["rerank"]["value"]  # the order by money earns more
+    assert found["recall"]["value"] is None and "no stage up to recall tells p_click and p_buy" in found["recall"]["note"]
+    assert run.read("slates").filter(pl.col("stage") == "recall")["value"].null_count() == 30 * len(earned)
+    [last] = [r for r in measure(run, ["eGMV@15"]) if r["stage"] == "rerank"]
+    assert last["value"] is None and last["note"] == "n/a: rerank puts out 12"
+
+
+def test_egmv_by_hand_where_a_price_is_unknown(tmp_path, world_run):
+    """Two requests, values 6 (first) and 3 and an unknown one (third); the other request put out nothing: (6 + 3 / log2(3)) / 2."""
+    run, _ = world_run
+    ids = run.read("requests")["request_id"].sort()[:2]
+    tables = {name: run.read(name) for name in run.lazy}
+    for name in ("requests", "ledger", "scored"):
+        tables[name] = tables[name].filter(pl.col("request_id").is_in(ids.implode()))
+    few = tables["slates"].filter((pl.col("request_id") == ids[0]) & (pl.col("stage") == "rerank") & (pl.col("rank") <= 3))
+    tables["slates"] = few.sort("rank").with_columns(pl.Series("value", [6.0, 3.0, None], pl.Float32))
+    for name, frame in tables.items():
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+
+    def ask(**log) -> dict:
+        (tmp_path / "run.json").write_text(json.dumps(run.meta | {"log": run.meta["log"] | log}))
+        return {r["stage"]: r for r in measure(Run.open(tmp_path), ["eGMV@3"], ci=False)}["rerank"]
+
+    assert ask()["value"] == pytest.approx((6 + 3 / np.log2(3)) / 2) and "1 items without a price" in ask()["note"]
+    assert ask(world=None)["value"] is None and "in a World alone" in ask(world=None)["note"]
+    tables["slates"].drop("value").write_parquet(tmp_path / "slates.parquet")  # a Run of before
+    assert "tells p_click" in ask()["note"]
+
+
+def test_egmv_as_a_name():
+    assert str(Measure.parse("eGMV@10")) == "eGMV@10" and "p_click x p_buy" in define("eGMV@10")
+    for wrong in ("eGMV", "eGMV@10:w99", "eGMV@10@20"):
+        with pytest.raises(KarmafunnelError, match="eGMV needs one k"):
+            Measure.parse(wrong)
