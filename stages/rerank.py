@@ -74,7 +74,7 @@ class Rules(Stage):
         if not there.any():
             raise KarmafunnelError(
                 f"{self!r}: needs items with a category at level {self.level}, "
-                f"those of log {scene.log.name} have at most {depth.max()} levels"
+                f"those of log {scene.log.name} have at most {depth.to_numpy().max()} levels"
             )
         names = pl.DataFrame({"path": path, "reach": reach, "there": there}).select(
             pl.when("there").then(pl.col("path").list.head("reach").list.join("\x00"))

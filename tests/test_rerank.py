@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from karmafunnel.benchmarks.curves import write_curve
+from karmafunnel.benchmarks.pareto import non_dominated, pareto_figure
 from karmafunnel.benchmarks.table import define
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.simulator.measures import Measure, measure
@@ -391,3 +393,39 @@ def test_egmv_as_a_name():
     for wrong in ("eGMV", "eGMV@10:w99", "eGMV@10@20"):
         with pytest.raises(KarmafunnelError, match="eGMV needs one k"):
             Measure.parse(wrong)
+
+
+# -- hits against money -------------------------------------------------------------------------------------------------
+
+
+def points(values: dict[str, tuple]) -> list[dict]:
+    """x and y, each (value, low, high) or a value alone."""
+    ends = lambda v: dict(zip(("value", "low", "high"), v if isinstance(v, tuple) else (v, None, None), strict=True))
+    return [{"row": row, "hits": ends(x), "money": ends(y)} for row, (x, y) in values.items()]
+
+
+def test_non_dominated_by_hand():
+    """b beats c; a and d are best in one; e equals d in hits and has less; f is d again. With money as a cost: a, and the cheap c."""
+    given = points({"a": (3, 1), "b": (2, 3), "c": (1, 0), "d": (1, 9), "e": (1, 8), "f": (1, 9)})
+    assert [p["row"] for p in non_dominated(given, "hits", "money")] == ["d", "f", "b", "a"]
+    assert [p["row"] for p in non_dominated(given, "hits", "money", lower=["money"])] == ["c", "a"]
+
+
+def test_pareto_figure(tmp_path):
+    values = {
+        "p^0": ((0.6, 0.5, 0.8), (0.3, 0.2, 0.5)),
+        "p^1": ((0.4, 0.3, 0.5), 0.7),
+        "worse": (0.3, 0.6),
+        "failed": (None, 0.9),
+    }
+    figure = pareto_figure(points(values), "hits", "money", y_title="share of money")
+    line, beaten, front = figure["data"]
+    assert (line["x"], line["y"]) == ([0.4, 0.6], [0.7, 0.3]) and beaten["text"] == ["worse"] and front["text"] == ["p^1", "p^0"]
+    assert front["error_x"]["array"] == pytest.approx([0.1, 0.2]) and front["error_x"]["arrayminus"] == pytest.approx([0.1, 0.1])
+    assert front["error_y"]["array"] == pytest.approx([0, 0.2]) and front["error_y"]["arrayminus"] == pytest.approx([0, 0.1])
+    assert "0.600 [0.500, 0.800]" in front["hovertext"][1] and figure["layout"]["yaxis"]["title"]["text"] == "share of money"
+    assert "share of money" in write_curve(figure, tmp_path / "pareto.html")[0].read_text()
+    with pytest.raises(KarmafunnelError, match="found none among 1"):
+        pareto_figure(points({"failed": (None, 1)}), "hits", "money")
+    with pytest.raises(KarmafunnelError, match=r"different names, found \['a', 'a'\]"):
+        pareto_figure(points({"a": (1, 1)}) * 2, "hits", "money")
