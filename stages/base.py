@@ -412,9 +412,10 @@ def no_rows() -> pl.DataFrame:
 def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, State]:
     """One stage: a pure function of what it is handed. With `exact`, an approximate recall also says what an exact search finds."""
     stage, start, scene, requests = fitted.stage, time.perf_counter(), fitted.scene, state.requests
-    handed = keep = None  # rows handed to the stage and which it keeps, where it throws some out
+    handed = None  # rows handed to the stage, where it threw some out
     if isinstance(fitted, Retriever):
         rows, forced = fitted.retrieve(requests, state.forced)
+        keep = None
     else:
         check_columns(stage, state.slate)
         union = with_forced(state.slate, state.forced)
