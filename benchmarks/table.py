@@ -73,6 +73,7 @@ def define(measure: str) -> str:
         "MRR": f"1 / rank of the first truth item{f', 0 beyond rank {m.k}' if m.k else ''}",
         "GMV-HR": f"money of truth items in the top {m.k} / money of all of them",
         "GMV-nDCG": f"nDCG@{m.k} with money as the gain",
+        "eGMV": f"examination x p_click x p_buy x price, summed over the top {m.k}, mean over requests",
         "survival": "truth items in a stage's output / in its input; end to end over all truth items, exactly the product",
         "swap": "end-to-end recall of truth items gained by an oracle in the stage's place, later stages as they are; an upper bound",
         "ceiling": "share of truth items that are eligible at all",

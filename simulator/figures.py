@@ -18,6 +18,7 @@ from .intervals import Calibration, Estimate, Median, PooledAUC, Ratio
 from .metrics import LOST
 from .reading import ALL, LOGGED, Part, Reading, Shown
 from .run import Run
+from .world.market import examination
 
 LISTS = ("HR", "Recall", "nDCG", "MRR", "GMV-HR", "GMV-nDCG")
 MONEY = ("GMV-HR", "GMV-nDCG")
@@ -29,7 +30,7 @@ KNOWN = (
     "HR@k, Recall@k, nDCG@k, MRR, MRR@k, GMV-HR@k, GMV-nDCG@k (all with :exposures, the last two with :w99), Recall@m@k, "
     "HR@k and Recall@k with :all[:DAYSd], overlap@k, RBO@k, margin, "
     "survival, swap, ceiling, AUC, logloss, ECE, gAUC:GROUP:POPULATION[:WEIGHT] with request|user, exposures|candidates, "
-    "exposures|positives|none"
+    "exposures|positives|none, eGMV@k"
 )
 RANDOM, CEILING, BASE, END = "random", "ceiling", "base rate", "end to end"  # rows that are no stage; LOGGED is another
 BY_REQUEST = "n/a: slices by truth item do not apply to it; slice by user or query"
@@ -60,6 +61,10 @@ class Measure:
         if not all(re.fullmatch(r"[1-9]\d*", number) for number in numbers):
             raise _refuse(text, "k must be a whole number from 1")
         ks = [int(number) for number in numbers]
+        if name == "eGMV":
+            if len(ks) != 1 or options:
+                raise _refuse(text, "eGMV needs one k, as in eGMV@10, and takes no option")
+            return cls(name, k=ks[0])
         if name == "gAUC" and not ks:
             return cls._grouped(text, options)
         if name in NEIGHBOURS or (name in ("HR", "Recall") and "all" in options):
@@ -148,6 +153,8 @@ def figures(reading: Reading, measure: Measure, part: Part, stages: Sequence[str
         yield from (_shown_lists if measure.exposures else _slate_lists)(reading, measure, part, stages)
     elif measure.m is not None:
         yield from _kept_of_the_best(reading, measure, part, stages)
+    elif measure.name == "eGMV":
+        yield from _expected_money(reading, measure, part, stages)
     elif measure.name == "swap":
         yield from _swap(reading, measure, part, stages)
     elif measure.name in ("survival", "ceiling"):
@@ -371,6 +378,39 @@ def _margin(reading: Reading, measure: Measure, part: Part, stages: Sequence[str
         estimate = Median(margin[known], reading.cluster[truths.group[known]], int((mine & ~known).sum()))
         why = "" if known.any() else f"n/a: {stage} lost no truth item" if not mine.any() else "n/a: no margin is known"
         yield Figure(stage, measure, part.name, None if why else estimate, "truth item", denominator, why)
+
+
+def _expected_money(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    """eGMV@k: examination * p_click * p_buy * price, summed over the k best of a slate; mean over requests, an empty slate earns 0.
+
+    Examination is the World's law; the chances are those of the last stage so far that tells both, so it is what the funnel
+    believes it earns.
+    """
+    run, k = reading.run, measure.k or 0
+    unit, denominator = str(run.meta["log"].get("currency") or "money"), f"requests{_of(part)}"
+    looked, worth = examination(k), "value" in run.columns("slates")
+    for stage in stages:
+        why, values = "", np.zeros(0)
+        if part.by_truth:
+            why = BY_REQUEST
+        elif not run.meta["log"].get("world"):
+            why = "n/a: how shoppers examine a slate is known in a World alone"
+        elif k > run.k(stage):
+            why = f"n/a: {stage} puts out {run.k(stage)}"
+        elif worth:
+            of_stage = (pl.col("stage").cast(pl.String) == stage) & (pl.col("rank") <= k)
+            top = run.lazy["slates"].filter(of_stage).select("request_id", "rank", "value").collect()
+            top = top.join(reading.index, on="request_id", how="left", maintain_order="left")
+            values = top["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        unknown = np.isnan(values)
+        if why or unknown.all():
+            why = why or f"n/a: no stage up to {stage} tells p_click and p_buy (of items with a price)"
+            yield Figure(stage, measure, part.name, None, unit, denominator, why)
+            continue
+        earned = np.where(unknown, 0.0, values) * looked[top["rank"].to_numpy() - 1]
+        num = np.bincount(top["group"].to_numpy(), weights=earned, minlength=reading.n)
+        note = "by the funnel's own chances" + f"; {unknown.sum()} items without a price left out" * bool(unknown.any())
+        yield Figure(stage, measure, part.name, _of_requests(reading, part, num, np.ones(reading.n)), unit, denominator, note)
 
 
 def _survival(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:

@@ -178,7 +178,7 @@ def describe_run(
         "commit": commit(), "versions": {"karmafunnel": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
         "log": {
             "name": log.name, "path": str(log.path.resolve()) if log.path else None, "checksum": log.checksum, "currency": log.meta["currency"],
-            "has": log.meta["has"], "catalogue": log.meta["catalogue"], "items": log.n_items,
+            "has": log.meta["has"], "catalogue": log.meta["catalogue"], "items": log.n_items, "world": log.meta.get("world"),
         },
         "window": window, "stages": stages, "device": device, "limit": limit, "command": command or " ".join(sys.argv),
     }  # fmt: skip
@@ -249,11 +249,21 @@ class Ledgers:
                 pl.DataFrame(
                     [
                         request_id, pl.repeat(step.stage.name, slate.height, dtype=self.stage_names, eager=True).alias("stage"), item_id,
-                        slate[RANK], slate[SCORE], self.channels.gather(slate["channel"]).alias("channel"),
+                        slate[RANK], slate[SCORE], self.channels.gather(slate["channel"]).alias("channel"), self._value(slate),
                     ]
                 )
             )  # fmt: skip
         return pl.concat(parts)
+
+    def _value(self, slate: pl.DataFrame) -> pl.Series:
+        """p_click * p_buy * price as of the request, by the last stage so far that tells both; null without one, or without a price."""
+        told = [c.removesuffix(".p_click") for c in slate.columns if c.endswith(".p_click")]
+        told = [name for name in told if f"{name}.p_buy" in slate.columns]
+        if not told:
+            return pl.repeat(None, slate.height, dtype=pl.Float32, eager=True).alias("value")
+        price = pl.Series(self.log.asof.price(slate[REQUEST].to_numpy(), slate[ITEM].to_numpy()))
+        value = slate[f"{told[-1]}.p_click"] * slate[f"{told[-1]}.p_buy"] * price
+        return value.fill_nan(None).cast(pl.Float32).alias("value")
 
     def _requests(self, requests: np.ndarray, steps: list[Step], forced: pl.DataFrame, eligible: np.ndarray) -> pl.DataFrame:
         log = self.log

@@ -415,6 +415,7 @@ def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, St
     handed = None  # rows handed to the stage, where it threw some out
     if isinstance(fitted, Retriever):
         rows, forced = fitted.retrieve(requests, state.forced)
+        keep = None
     else:
         check_columns(stage, state.slate)
         union = with_forced(state.slate, state.forced)
@@ -434,6 +435,9 @@ def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, St
     check_scores(stage, forced, scene)
     ranked, forced, rows_in = rank_rows(rows, forced, requests, scene)
     slate = ranked.filter(pl.col(RANK) <= stage.k)
+    if keep is not None:  # what would be thrown out has no place among what is put out
+        beyond = pl.when(pl.Series(keep[n:], dtype=pl.Boolean)).then(RANK).otherwise(pl.max_horizontal(RANK, stage.k + 1))
+        forced = forced.with_columns(beyond.cast(pl.Int32).alias(RANK))
     forced = forced.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
     rows_out = np.bincount(np.searchsorted(requests, slate[REQUEST].to_numpy()), minlength=len(requests))
     seconds = time.perf_counter() - start

@@ -1,10 +1,12 @@
 """A small shop whose shoppers like what they like, and a scramble of everything that happens from some time on."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 from karmafunnel.log import Log
+from karmafunnel.stages.base import ITEM, SCORE, Fitted, Stage
 
 
 def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed: int = 0) -> Log:
@@ -66,3 +68,22 @@ def scramble(log: Log, t: int, seed: int = 1) -> Log:
     )
     columns = [pl.when(later).then(drawn[c]).otherwise(log.exposures[c]).alias(c) for c in log.exposures.columns]
     return Log.make(log.items, log.requests, log.exposures.select(columns), log.meta)
+
+
+@dataclass(frozen=True, repr=False)
+class Chances(Stage):
+    """The upstream's order, and chances that anybody can work out: p_click is (1 + item % 5) / 10, p_buy (1 + item % 3) / 10."""
+
+    k: int = 50
+    name: str = "rank"
+
+    def fit(self, scene, upstream):
+        fitted = FittedChances()
+        fitted.stage, fitted.scene = self, scene
+        return fitted
+
+
+class FittedChances(Fitted):
+    def outputs(self, frame):
+        item = frame[ITEM].to_numpy()
+        return {SCORE: frame[SCORE].to_numpy(), "p_click": (1 + item % 5) / 10, "p_buy": (1 + item % 3) / 10}

@@ -59,7 +59,8 @@ from karmafunnel.stages.recall import (
     Uniform,
     VectorRecall,
 )
-from shop import make_shop, scramble
+from karmafunnel.stages.rerank import MMR, GMVRank, Rules
+from shop import Chances, make_shop, scramble
 
 EMBEDDERS = {"tfidf": TfidfSVD(dim=16), "cooccurrence": Cooccurrence(dim=16), "random": RandomVectors()}
 FEATURES = (
@@ -87,8 +88,8 @@ def walk(kind: type) -> list[type]:
 
 def example(kind: type) -> Stage:
     """A small value of a stage: its defaults, or what its first field needs."""
-    if kind is VectorRecall:
-        return VectorRecall("tfidf", k=30)
+    if kind in (VectorRecall, MMR):
+        return kind("tfidf", k=30)
     if kind is Join:
         return Join([VectorRecall("tfidf", k=30), Popular(k=20), Repeat(k=10)], k=45)
     fields = kind.__dataclass_fields__
@@ -103,6 +104,7 @@ def example(kind: type) -> Stage:
 STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ not in ("Boosted", "Neural")]
 STAGES += [DINRank(k=20, features=FEATURES, sample=Sample(passed=20, requests=60), similar="cooccurrence", epochs=2)]
 STAGES += [VectorRecall("random", k=20, index=index) for index in (IVF(4, 2), HNSW(16, 64))]
+STAGES += [Rules(k=20, min_price=9.0, unknown_price="drop", sold_out="colour=1"), MMR("random", k=9, trade=0.3, depth=30)]
 INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
 
 
@@ -124,7 +126,10 @@ def is_recall(stage: Stage) -> bool:
 
 
 def as_funnel(stage: Stage) -> Funnel:
-    return Funnel((stage,)) if is_recall(stage) else Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50) >> stage
+    if is_recall(stage):
+        return Funnel((stage,))
+    upstream = Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50)
+    return upstream >> Chances() >> stage if isinstance(stage, GMVRank) else upstream >> stage
 
 
 @cache
@@ -139,7 +144,7 @@ def slate(funnel: FittedFunnel, requests: np.ndarray) -> pl.DataFrame:
 @pytest.mark.parametrize("stage", STAGES, ids=repr)
 class TestContract:
     def test_prints_as_typed(self, stage):
-        names = {c.__name__: c for c in [*walk(Stage), *walk(Feature), Sample, Flat, IVF, IVFPQ, HNSW]}
+        names = {c.__name__: c for c in [*walk(Stage), *walk(Feature), Sample, Flat, IVF, IVFPQ, HNSW, Chances]}
         typed = eval(repr(as_funnel(stage)), names)
         assert repr(typed) == repr(as_funnel(stage)) and isinstance(typed, Funnel | Stage)
 
