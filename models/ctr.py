@@ -192,6 +192,22 @@ class Layers(nn.Sequential):
         super().__init__(*layers)
 
 
+def final(layers: nn.Module) -> nn.Linear:
+    """The last linear layer of some."""
+    return [x for x in layers.modules() if isinstance(x, nn.Linear)][-1]
+
+
+def mass(batch: Batch, label: Any) -> float:
+    """Sum of the weights of what is labelled so."""
+    return float(np.sum(np.asarray(batch.weight, dtype=np.float64) * label))
+
+
+def start_at(layer: nn.Linear, positives: float, n: float) -> None:
+    """Set a bias to the log odds of a rate."""
+    with torch.no_grad():
+        layer.bias.fill_(float(np.log((positives + 0.5) / (n - positives + 0.5))))
+
+
 class ClickModel(nn.Module):
     """Base of all: `config` and `shape` rebuild it, `inputs` holds what was observed of the training data."""
 
@@ -202,8 +218,17 @@ class ClickModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:  # tensors in, logits (B, C) out
         raise NotImplementedError
 
+    def last(self) -> nn.Linear:
+        """The layer whose bias is the logit of a candidate that nothing is known of."""
+        raise NotImplementedError
+
     def observe(self, batches: Sequence[Batch]) -> None:
+        """Take from the training data what the inputs need, and start at its rate of positives.
+
+        Else the first epochs of cross entropy go into learning that positives are rare, and few requests leave few epochs.
+        """
         self.inputs.observe(batches)
+        start_at(self.last(), sum(mass(b, b.label) for b in batches), sum(mass(b, 1.0) for b in batches))
 
     def loss(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
         """Sum of the losses of a batch and of the weights they count with; see `click_loss`."""
@@ -228,6 +253,9 @@ class Trunk(ClickModel):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.head(self.represent(batch)).squeeze(-1)
+
+    def last(self) -> nn.Linear:
+        return final(self.head)
 
 
 # -- DIN ----------------------------------------------------------------------------------------------------------------
@@ -271,7 +299,7 @@ class DINConfig:
     attention: int = 32
     hidden: tuple[int, ...] = (64, 32)
     dropout: float = 0.1
-    unknown: float = 0.1
+    unknown: float = 0.3
     similar: Literal["", "simtier", "sata", "both", "raw"] = ""
     raw: int = 16
 
@@ -392,7 +420,7 @@ class DCNConfig:
     low: int = 16
     hidden: tuple[int, ...] = (64, 32)
     dropout: float = 0.1
-    unknown: float = 0.1
+    unknown: float = 0.3
 
 
 class DCN(Trunk):
@@ -458,11 +486,13 @@ class ESMM(ClickModel):
 
     def observe(self, batches: Sequence[Batch]) -> None:
         self.trunk.observe(batches)
+        if any(b.bought is None for b in batches):
+            raise KarmafunnelError("ESMM: needs both labels, found clicks alone")
+        start_at(final(self.buy), sum(mass(b, b.bought) for b in batches), sum(mass(b, b.label) for b in batches))
 
     def loss(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
-        if batch.bought is None or kind != "bce":
-            found = f"loss {kind!r}" if kind != "bce" else "none"
-            raise KarmafunnelError(f"ESMM: needs both labels and the loss 'bce', found {found}")
+        if kind != "bce":
+            raise KarmafunnelError(f"ESMM: loss needs 'bce', found {kind!r}")
         return entire_space_loss(self(batch), batch)
 
     def cells(self, candidates: int, history: int) -> int:
@@ -482,7 +512,7 @@ class COLDConfig:
     dim: int = 16
     hidden: tuple[int, ...] = (64, 32)
     dropout: float = 0.1
-    unknown: float = 0.1
+    unknown: float = 0.3
     groups: tuple[int, ...] = ()
 
 
@@ -510,6 +540,9 @@ class COLD(ClickModel):
         self.register_buffer("group_of", torch.repeat_interleave(torch.tensor(self.sizes)), persistent=False)
 
     group_of: Tensor
+
+    def last(self) -> nn.Linear:
+        return final(self.mlp)
 
     def crossed(self, batch: Batch) -> Tensor:  # (B, C, width): the groups side by side
         c = self.inputs.items(batch.items, self.inputs.is_candidate)
@@ -544,7 +577,7 @@ class TwoTowerConfig:
     out: int = 32
     hidden: tuple[int, ...] = (64,)
     dropout: float = 0.1
-    unknown: float = 0.1
+    unknown: float = 0.3
     item_columns: tuple[int, ...] = ()
 
 
@@ -568,6 +601,9 @@ class TwoTower(ClickModel):
             self.item_tower = Layers((d + len(config.item_columns), *config.hidden, config.out), config.dropout)
             self.item_bias = nn.Linear(config.out, 1)
             self.cross = nn.Linear(len(self.cross_columns), 1, bias=False) if self.cross_columns else None
+
+    def last(self) -> nn.Linear:
+        return self.item_bias
 
     def forward(self, batch: Batch) -> Tensor:
         dense = self.inputs.numbers(batch.dense, "dense")
