@@ -1,7 +1,7 @@
-"""Click models over (request, candidate): DIN (Zhou et al. 2018) and a two-tower model, one training loop, saved without pickles.
+"""Click models over (request, candidate): DIN, DCN-V2, ESMM over either, COLD and two towers; one training loop, no pickles.
 
-Grouped by request: a history is embedded once however many candidates there are. Both give logits (B, C); they know arrays,
-no funnel.
+Grouped by request: a history is embedded once however many candidates there are. They give logits (B, C), ESMM (B, C, 2);
+they know arrays, no funnel.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Batch:
     """N requests of up to C candidates: arrays (NumPy outside, torch inside a model).
 
     items (N, C) int64, -1 padding; dense (N, C, F) float32, NaN = missing; history (N, L) int64, -1 padding;
-    label (N, C) float32; weight (N, C) float32, 0 where a cell has no label or is padding; request (N, R) float32, R may be 0;
-    age (N, L) int64 and action (N, L) int8 of the history, both optional (all models then know the items alone).
+    label (N, C) float32 in 0..1; weight (N, C) float32, 0 where a cell has no label or is padding; request (N, R) float32, R may
+    be 0; age (N, L) int64 and action (N, L) int8 of the history, both optional (all models then know the items alone); bought
+    (N, C) float32, the second label of ESMM.
     """
 
     items: Any
@@ -46,6 +47,7 @@ class Batch:
     request: Any = None
     age: Any = None
     action: Any = None
+    bought: Any = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -69,16 +71,19 @@ class Batch:
         """Raises KarmafunnelError where shapes disagree or a label is not finite."""
         n, c = np.shape(self.items)
         shapes = {name: np.shape(x) for name, x in vars(self).items() if x is not None}
-        if shapes["dense"][:2] != (n, c) or shapes["label"] != (n, c) or shapes["weight"] != (n, c) or shapes["history"][0] != n:
+        cells = [shapes["dense"][:2], *(shapes[name] for name in ("label", "weight", "bought") if name in shapes)]
+        if any(shape != (n, c) for shape in cells) or shapes["history"][0] != n:
             raise KarmafunnelError(f"{who}: needed items, dense, label, weight (N, C, ...) and history (N, L), found {shapes}")
         bad = ~np.isfinite(self.label) & (np.asarray(self.weight) > 0)
+        if self.bought is not None:
+            bad |= ~np.isfinite(self.bought) & (np.asarray(self.weight) > 0)
         if bad.any() or not np.isfinite(self.weight).all():
             raise KarmafunnelError(
                 f"{who}: needed finite labels and weights, found others, first in request {int(np.argmax(bad.any(axis=1)))}"
             )
 
 
-# -- what both models share ---------------------------------------------------------------------------------------------
+# -- what the models share ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,11 @@ class Inputs(nn.Module):
         return torch.nan_to_num(x, nan=0.0, posinf=5.0, neginf=-5.0).clamp(-5, 5)
 
 
+def mean_of(h: Tensor, history: Tensor) -> Tensor:
+    """Mean over the history that is there: (B, L, d), (B, L) numbers -> (B, d), zeros where there is none (padding is zeros)."""
+    return h.sum(dim=1) / (history >= 0).sum(dim=1, keepdim=True).clamp(min=1)
+
+
 class Layers(nn.Sequential):
     """Linear layers with ReLU and dropout between them."""
 
@@ -182,8 +192,24 @@ class Layers(nn.Sequential):
         super().__init__(*layers)
 
 
+def final(layers: nn.Module) -> nn.Linear:
+    """The last linear layer of some."""
+    return [x for x in layers.modules() if isinstance(x, nn.Linear)][-1]
+
+
+def mass(batch: Batch, label: Any) -> float:
+    """Sum of the weights of what is labelled so."""
+    return float(np.sum(np.asarray(batch.weight, dtype=np.float64) * label))
+
+
+def start_at(layer: nn.Linear, positives: float, n: float) -> None:
+    """Set a bias to the log odds of a rate."""
+    with torch.no_grad():
+        layer.bias.fill_(float(np.log((positives + 0.5) / (n - positives + 0.5))))
+
+
 class ClickModel(nn.Module):
-    """Base of both: `config` and `shape` rebuild it, `inputs` holds what was observed of the training data."""
+    """Base of all: `config` and `shape` rebuild it, `inputs` holds what was observed of the training data."""
 
     config: Any
     shape: Shape
@@ -192,9 +218,44 @@ class ClickModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:  # tensors in, logits (B, C) out
         raise NotImplementedError
 
+    def last(self) -> nn.Linear:
+        """The layer whose bias is the logit of a candidate that nothing is known of."""
+        raise NotImplementedError
+
+    def observe(self, batches: Sequence[Batch]) -> None:
+        """Take from the training data what the inputs need, and start at its rate of positives.
+
+        Else the first epochs of cross entropy go into learning that positives are rare, and few requests leave few epochs.
+        """
+        self.inputs.observe(batches)
+        start_at(self.last(), sum(mass(b, b.label) for b in batches), sum(mass(b, 1.0) for b in batches))
+
+    def loss(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
+        """Sum of the losses of a batch and of the weights they count with; see `click_loss`."""
+        return click_loss(self(batch), batch, kind)
+
     def cells(self, candidates: int, history: int) -> int:
         """Floats that one request takes while predicting, roughly."""
         return candidates * 256
+
+
+class Trunk(ClickModel):
+    """A model that is a representation (B, C, d) and a head over it, so that ESMM can put two heads on it."""
+
+    head: nn.Module
+
+    def represent(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def new_head(self) -> nn.Module:
+        """An untrained head, drawn from torch's generator."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.head(self.represent(batch)).squeeze(-1)
+
+    def last(self) -> nn.Linear:
+        return final(self.head)
 
 
 # -- DIN ----------------------------------------------------------------------------------------------------------------
@@ -230,26 +291,32 @@ class TargetAttention(nn.Module):
 class DINConfig:
     """dim of an id vector; hidden width of the attention; MLP widths; share of ids dropped in training.
 
-    similarity: use the fixed vectors, as SimTier and SA-TA (Sheng et al. 2024; MUSE, arXiv 2512.07216).
+    similar: how fixed vectors enter, if at all: as SimTier, as SA-TA (Sheng et al. 2024; MUSE, arXiv 2512.07216), as both, or
+    "raw", `raw` numbers beside each id vector.
     """
 
     dim: int = 16
     attention: int = 32
     hidden: tuple[int, ...] = (64, 32)
     dropout: float = 0.1
-    unknown: float = 0.1
-    similarity: bool = False
+    unknown: float = 0.3
+    similar: Literal["", "simtier", "sata", "both", "raw"] = ""
+    raw: int = 16
 
 
-class DIN(ClickModel):
+class DIN(Trunk):
     """Deep Interest Network: history items weighed by their fit to the candidate, weights not normalised (as in the paper).
 
-    category (n_items,) one number an item. vectors (n_items, d) fixed, needed by `similarity`: the cosine r of candidate and
+    category (n_items,) one number an item. vectors (n_items, d) fixed, needed by `similar`: the cosine r of candidate and
     history item enters as SimTier (its histogram, 22 bins, log(1 + count) times a learnt 4-d vector) and as SA-TA (weight =
-    g1 a + g2 r + g3 a r); an item whose vector is zeros is counted in no bin.
+    g1 a + g2 r + g3 a r); an item whose vector is zeros is counted in no bin. Raw: candidate and history items stand for their
+    id vector and, beside it, their fixed vector through one projection and LayerNorm.
     """
 
     vectors: Tensor
+    tier: nn.Parameter | None
+    gate: nn.Parameter | None
+    project: nn.Module | None
 
     def __init__(
         self,
@@ -261,57 +328,239 @@ class DIN(ClickModel):
     ):
         super().__init__()
         self.config, self.shape = config, shape
-        if config.similarity and (vectors is None or np.shape(vectors) != (shape.n_items, shape.n_vector)):
+        if config.similar not in ("", "simtier", "sata", "both", "raw"):
+            raise KarmafunnelError(f"DIN: similar needs '', 'simtier', 'sata', 'both' or 'raw', found {config.similar!r}")
+        if config.similar and (vectors is None or np.shape(vectors) != (shape.n_items, shape.n_vector)):
             raise KarmafunnelError(
-                f"DIN: similarity needs vectors ({shape.n_items}, {shape.n_vector}), "
+                f"DIN: similar={config.similar!r} needs vectors ({shape.n_items}, {shape.n_vector}), "
                 f"found {None if vectors is None else np.shape(vectors)}"
             )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
-            d = self.inputs.width
+            raw = config.similar == "raw"
+            d = self.inputs.width + config.raw * raw
             self.age, self.action = nn.Embedding(AGES, d), nn.Embedding(ACTIONS, d)
             nn.init.zeros_(self.age.weight)
             nn.init.zeros_(self.action.weight)
             self.attention = TargetAttention(d, config.attention)
-            if config.similarity:
-                self.tier = nn.Parameter(0.1 * torch.randn(BINS, 4))
-                self.gate = nn.Parameter(torch.tensor([1.0, 0.0, 0.0]))
-            width = 3 * d + shape.n_dense + shape.n_request + (4 * BINS if config.similarity else 0)
-            self.mlp = Layers((width, *config.hidden, 1), config.dropout)
-        if config.similarity:
+            tier, gate = config.similar in ("simtier", "both"), config.similar in ("sata", "both")
+            self.tier = nn.Parameter(0.1 * torch.randn(BINS, 4)) if tier else None
+            self.gate = nn.Parameter(torch.tensor([1.0, 0.0, 0.0])) if gate else None
+            size = shape.n_vector, config.raw
+            self.project = nn.Sequential(nn.Linear(*size, bias=False), nn.LayerNorm(size[1])) if raw else None
+            self.width = 3 * d + shape.n_dense + shape.n_request + 4 * BINS * tier
+            self.head = self.new_head()
+        if config.similar:
             fixed = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
             self.register_buffer("vectors", F.pad(F.normalize(fixed, dim=1), (0, 0, 0, 1)), persistent=False)  # last row: padding
 
-    def forward(self, batch: Batch) -> Tensor:
+    def new_head(self) -> nn.Module:
+        return Layers((self.width, *self.config.hidden, 1), self.config.dropout)
+
+    def represent(self, batch: Batch) -> Tensor:
         present = (batch.history >= 0).float()[:, None]  # (B, 1, L)
         c = self.inputs.items(batch.items, self.inputs.is_candidate)  # (B, C, d)
         h = self.inputs.items(batch.history, self.inputs.is_history)  # (B, L, d)
+        if self.project is not None:
+            c, h = (torch.cat([x, self.project(self.vectors[of])], -1) for x, of in ((c, batch.items), (h, batch.history)))
         if batch.age is not None:
             h = h + self.age(torch.log2(1.0 + batch.age.clamp(min=0)).long().clamp(max=AGES - 1))
         if batch.action is not None:
             h = h + self.action(batch.action)
         weight = self.attention(c, h)  # (B, C, L)
         parts = []
-        if self.config.similarity:
+        if self.tier is not None or self.gate is not None:
             r = torch.bmm(self.vectors[batch.items], self.vectors[batch.history].transpose(1, 2))
-            parts.append(self.sim_tier(r, batch))
-            weight = self.gate[0] * weight + self.gate[1] * r + self.gate[2] * weight * r
+            if self.tier is not None:
+                parts.append(self.sim_tier(r, batch, self.tier))
+            if self.gate is not None:
+                weight = self.gate[0] * weight + self.gate[1] * r + self.gate[2] * weight * r
         pooled = torch.bmm(weight * present, h)  # (B, C, d)
         parts += [c, pooled, c * pooled, self.inputs.numbers(batch.dense, "dense")]
         request = self.inputs.numbers(batch.request, "request")
         parts.append(request[:, None].expand(-1, c.shape[1], -1))
-        return self.mlp(torch.cat(parts, dim=-1)).squeeze(-1)
+        return torch.cat(parts, dim=-1)
 
-    def sim_tier(self, r: Tensor, batch: Batch) -> Tensor:  # (B, C, L) cosines -> (B, C, 4 * BINS)
+    def sim_tier(self, r: Tensor, batch: Batch, tier: Tensor) -> Tensor:  # (B, C, L) cosines -> (B, C, 4 * BINS)
         has = self.vectors.abs().sum(dim=1) > 0
         counted = (has[batch.items][:, :, None] & has[batch.history][:, None]).float()
         which = ((r + 1.1) * 10).long().clamp(0, BINS - 1)
         histogram = torch.zeros(*r.shape[:2], BINS, device=r.device).scatter_add_(2, which, counted)
-        return (torch.log1p(histogram)[..., None] * self.tier).flatten(2)
+        return (torch.log1p(histogram)[..., None] * tier).flatten(2)
 
     def cells(self, candidates: int, history: int) -> int:
         return candidates * (history * self.config.attention + 8 * self.inputs.width + 512)
+
+
+# -- DCN-V2 -------------------------------------------------------------------------------------------------------------
+
+
+class Cross(nn.Module):
+    """x' = x0 * (U V x + b) + x: one cross layer (DCN-V2, Wang et al. 2021, arXiv 2008.13535, eq. 1 and 2).
+
+    (..., d), (..., d) -> (..., d). `low` is the rank of U V; 0 for one full (d, d) matrix.
+    """
+
+    def __init__(self, dim: int, low: int):
+        super().__init__()
+        self.down = nn.Linear(dim, low, bias=False) if low else nn.Identity()
+        self.up = nn.Linear(low or dim, dim)
+
+    def forward(self, x0: Tensor, x: Tensor) -> Tensor:
+        return x0 * self.up(self.down(x)) + x
+
+
+@dataclass(frozen=True)
+class DCNConfig:
+    """dim of an id vector; how many cross layers, of what rank (0: full); widths of the deep part; share of ids dropped in training."""
+
+    dim: int = 16
+    crosses: int = 2
+    low: int = 16
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.1
+    unknown: float = 0.3
+
+
+class DCN(Trunk):
+    """Deep & Cross Network V2, cross and deep part in parallel: over the candidate's id vector, the history's mean and numbers.
+
+    category (n_items,) one number an item. Source: arXiv 2008.13535, figure 1b.
+    """
+
+    def __init__(self, shape: Shape, config: DCNConfig = DCNConfig(), category: np.ndarray | None = None, seed: int = 0):
+        super().__init__()
+        self.config, self.shape = config, shape
+        if config.crosses < 1 or config.low < 0 or not config.hidden:
+            raise KarmafunnelError(
+                f"DCN: needs at least 1 cross layer, a rank of 0 (full) or more and a deep part, found {config}"
+            )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inputs = Inputs(shape, config.dim, config.unknown, category)
+            width = 2 * self.inputs.width + shape.n_dense + shape.n_request
+            self.crosses = nn.ModuleList(Cross(width, config.low) for _ in range(config.crosses))
+            self.deep = Layers((width, *config.hidden), config.dropout)
+            self.width = width + config.hidden[-1]
+            self.head = self.new_head()
+
+    def new_head(self) -> nn.Module:
+        return nn.Linear(self.width, 1)
+
+    def represent(self, batch: Batch) -> Tensor:
+        c = self.inputs.items(batch.items, self.inputs.is_candidate)  # (B, C, d)
+        h = mean_of(self.inputs.items(batch.history, self.inputs.is_history), batch.history)  # (B, d)
+        request = self.inputs.numbers(batch.request, "request")
+        shared = torch.cat([h, request], dim=1)[:, None].expand(-1, c.shape[1], -1)
+        x = x0 = torch.cat([c, shared, self.inputs.numbers(batch.dense, "dense")], dim=-1)
+        for cross in self.crosses:
+            x = cross(x0, x)
+        return torch.cat([x, F.relu(self.deep(x0))], dim=-1)
+
+    def cells(self, candidates: int, history: int) -> int:
+        return candidates * (6 * self.width + 256) + history * self.inputs.width
+
+
+# -- ESMM ---------------------------------------------------------------------------------------------------------------
+
+
+class ESMM(ClickModel):
+    """Entire Space Multi-task Model: P(click) and P(purchase | click) over one trunk, a head each.
+
+    Logits (B, C, 2): of a click, and of a purchase if clicked. Loss: cross entropy of P(click) with the clicks + of P(click) *
+    P(purchase | click) with the purchases, over every labelled cell; P(purchase | click) is never fitted on clicked cells alone,
+    which are no sample of what it is asked about. Source: Ma et al. 2018, arXiv 1804.07931, eq. 1 and 3.
+    """
+
+    def __init__(self, trunk: Trunk, seed: int = 0):
+        super().__init__()
+        self.trunk, self.config, self.shape = trunk, trunk.config, trunk.shape
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + 1)
+            self.buy = trunk.new_head()
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.trunk.represent(batch)
+        return torch.cat([self.trunk.head(x), self.buy(x)], dim=-1)
+
+    def observe(self, batches: Sequence[Batch]) -> None:
+        self.trunk.observe(batches)
+        if any(b.bought is None for b in batches):
+            raise KarmafunnelError("ESMM: needs both labels, found clicks alone")
+        start_at(final(self.buy), sum(mass(b, b.bought) for b in batches), sum(mass(b, b.label) for b in batches))
+
+    def loss(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
+        if kind != "bce":
+            raise KarmafunnelError(f"ESMM: loss needs 'bce', found {kind!r}")
+        return entire_space_loss(self(batch), batch)
+
+    def cells(self, candidates: int, history: int) -> int:
+        return self.trunk.cells(candidates, history)
+
+
+# -- COLD ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class COLDConfig:
+    """dim of an id vector; MLP widths; share of ids dropped in training; how many dense columns each group of them has.
+
+    Groups cover the dense columns from left to right; () makes all of them one group.
+    """
+
+    dim: int = 16
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.1
+    unknown: float = 0.3
+    groups: tuple[int, ...] = ()
+
+
+class COLD(ClickModel):
+    """A small dense net over crossed features whose groups are weighed by squeeze and excitation.
+
+    Groups e_1..e_M: the candidate's id vector, the history's mean, their product, the request's numbers, groups of dense columns.
+    s = sigmoid(W [e_1..e_M] + b), one weight a group, and the net reads [s_1 e_1 .. s_M e_M]. Source: COLD, Wang et al. 2020,
+    arXiv 2007.16122, section 3.2; the paper picks groups by the mean of s, see `weights`.
+    """
+
+    def __init__(self, shape: Shape, config: COLDConfig = COLDConfig(), category: np.ndarray | None = None, seed: int = 0):
+        super().__init__()
+        self.config, self.shape = config, shape
+        groups = config.groups or (shape.n_dense,)
+        if sum(groups) != shape.n_dense or min(groups) < 0:
+            raise KarmafunnelError(f"COLD: groups need to add up to {shape.n_dense} dense columns, found {config.groups}")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.inputs = Inputs(shape, config.dim, config.unknown, category)
+            self.sizes = [*[self.inputs.width] * 3, shape.n_request, *groups]
+            width = sum(self.sizes)
+            self.squeeze = nn.Linear(width, len(self.sizes))
+            self.mlp = Layers((width, *config.hidden, 1), config.dropout)
+        self.register_buffer("group_of", torch.repeat_interleave(torch.tensor(self.sizes)), persistent=False)
+
+    group_of: Tensor
+
+    def last(self) -> nn.Linear:
+        return final(self.mlp)
+
+    def crossed(self, batch: Batch) -> Tensor:  # (B, C, width): the groups side by side
+        c = self.inputs.items(batch.items, self.inputs.is_candidate)
+        h = mean_of(self.inputs.items(batch.history, self.inputs.is_history), batch.history)[:, None].expand_as(c)
+        request = self.inputs.numbers(batch.request, "request")[:, None].expand(-1, c.shape[1], -1)
+        return torch.cat([c, h, c * h, request, self.inputs.numbers(batch.dense, "dense")], dim=-1)
+
+    def weights(self, batch: Batch) -> Tensor:
+        """(B, C, M): the weight of each group: id, history, their product, request, the groups of dense columns."""
+        return torch.sigmoid(self.squeeze(self.crossed(batch)))
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.crossed(batch)
+        weight = torch.sigmoid(self.squeeze(x))
+        return self.mlp(x * weight[..., self.group_of]).squeeze(-1)
+
+    def cells(self, candidates: int, history: int) -> int:
+        return candidates * (4 * sum(self.sizes) + 256) + history * self.inputs.width
 
 
 # -- two towers ---------------------------------------------------------------------------------------------------------
@@ -328,7 +577,7 @@ class TwoTowerConfig:
     out: int = 32
     hidden: tuple[int, ...] = (64,)
     dropout: float = 0.1
-    unknown: float = 0.1
+    unknown: float = 0.3
     item_columns: tuple[int, ...] = ()
 
 
@@ -353,6 +602,9 @@ class TwoTower(ClickModel):
             self.item_bias = nn.Linear(config.out, 1)
             self.cross = nn.Linear(len(self.cross_columns), 1, bias=False) if self.cross_columns else None
 
+    def last(self) -> nn.Linear:
+        return self.item_bias
+
     def forward(self, batch: Batch) -> Tensor:
         dense = self.inputs.numbers(batch.dense, "dense")
         request = self.requests(batch.history, batch.request)  # (B, o)
@@ -362,8 +614,7 @@ class TwoTower(ClickModel):
 
     def requests(self, history: Tensor, request: Tensor) -> Tensor:
         """(B, L), (B, R) -> (B, out): near-line, once a request."""
-        h = self.inputs.items(history, self.inputs.is_history)
-        mean = h.sum(dim=1) / (history >= 0).sum(dim=1, keepdim=True).clamp(min=1)
+        mean = mean_of(self.inputs.items(history, self.inputs.is_history), history)
         return self.request_tower(torch.cat([mean, self.inputs.numbers(request, "request")], dim=1))
 
     def items(self, items: Tensor, dense: Tensor) -> Tensor:
@@ -378,7 +629,7 @@ def click_loss(logits: Tensor, batch: Batch, loss: str) -> tuple[Tensor, Tensor]
     """Sum of the losses and of the weights they count with.
 
     bce: every labelled cell by its weight. listwise: softmax over the labelled cells of a request, its positives sharing
-    weight 1; a request without a positive counts nothing.
+    weight 1; a request without a positive counts nothing. Labels between 0 and 1, as a teacher gives them, are no other case.
     """
     if loss == "bce":
         return (
@@ -389,6 +640,17 @@ def click_loss(logits: Tensor, batch: Batch, loss: str) -> tuple[Tensor, Tensor]
     positive = batch.label * batch.weight * labelled
     total = positive.sum(dim=1)
     return -((positive * log_p).sum(dim=1) / total.clamp(min=1e-9)).sum(), (total > 0).float().sum()
+
+
+def entire_space_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """ESMM's loss of logits (B, C, 2), in logarithms throughout: sum over the labelled cells and of their weights."""
+    click, buy = logits.unbind(dim=-1)
+    both = F.logsigmoid(click) + F.logsigmoid(buy)
+    # 1 - 1 / ((1 + x)(1 + y)) = (x + y + xy) / ((1 + x)(1 + y)) with x = exp(-click), y = exp(-buy)
+    neither = both + torch.logsumexp(torch.stack([-click, -buy, -click - buy]), dim=0)
+    bought = -(batch.bought * both + (1 - batch.bought) * neither)
+    value = F.binary_cross_entropy_with_logits(click, batch.label, reduction="none") + bought
+    return (value * batch.weight).sum(), batch.weight.sum()
 
 
 def fit_ctr(
@@ -413,7 +675,7 @@ def fit_ctr(
             raise KarmafunnelError(
                 f"{who}: needed positives and negatives among the {name} labels, found {len(labels)} labels of sum {labels.sum():g}"
             )
-    model.to("cpu").inputs.observe(train)
+    model.to("cpu").observe(train)
     model.to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
     rng = np.random.default_rng([seed, 3])
@@ -426,7 +688,7 @@ def fit_ctr(
             total = mass = 0.0
             for step, part in enumerate(shuffled(train, batch_size, rng), start=1):
                 batch = part.to_torch(device)
-                value, n = click_loss(model(batch), batch, loss)
+                value, n = model.loss(batch, loss)
                 if not torch.isfinite(value):
                     raise KarmafunnelError(f"{who}: needed a finite loss, found {value.item()} in epoch {epoch}, step {step}")
                 if n.item() == 0:
@@ -466,7 +728,7 @@ def mean_loss(model: ClickModel, parts: Sequence[Batch], loss: str, device: str)
     for part in parts:
         for chunk in chunks(model, part):
             batch = chunk.to_torch(device)
-            value, n = click_loss(model(batch), batch, loss)
+            value, n = model.loss(batch, loss)
             total, mass = total + value.item(), mass + n.item()
     return total / max(mass, 1e-9)
 
@@ -496,7 +758,12 @@ def save_ctr(model: ClickModel, folder: Path | str) -> None:
         save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
         write_json(
             temporary / "model.json",
-            {"class": type(model).__name__, "config": asdict(model.config), "shape": asdict(model.shape)},
+            {
+                "class": type(model).__name__,
+                "trunk": type(model.trunk).__name__ if isinstance(model, ESMM) else None,
+                "config": asdict(model.config),
+                "shape": asdict(model.shape),
+            },
         )
 
 
@@ -510,12 +777,17 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
         raise KarmafunnelError(f"{folder}: needed a saved click model, found: {error}") from error
     shape = Shape(**kept["shape"])
     config: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in kept["config"].items()}
-    model: ClickModel
-    if kept["class"] == "DIN":
-        model = DIN(shape, DINConfig(**config), vectors=vectors)
-    elif kept["class"] == "TwoTower":
-        model = TwoTower(shape, TwoTowerConfig(**config))
-    else:
-        raise KarmafunnelError(f"{folder}: needed a DIN or a TwoTower, found {kept['class']!r}")
+    builders: dict[str, Callable[[], ClickModel]] = {
+        "DIN": lambda: DIN(shape, DINConfig(**config), vectors=vectors),
+        "DCN": lambda: DCN(shape, DCNConfig(**config)),
+        "COLD": lambda: COLD(shape, COLDConfig(**config)),
+        "TwoTower": lambda: TwoTower(shape, TwoTowerConfig(**config)),
+    }
+    kind = kept["trunk"] or kept["class"]
+    if kind not in builders:
+        raise KarmafunnelError(f"{folder}: needed one of {sorted(builders)}, found {kind!r}")
+    model = builders[kind]()
+    if kept["class"] == "ESMM" and isinstance(model, Trunk):
+        model = ESMM(model)
     model.load_state_dict(state)
     return model.eval()

@@ -24,12 +24,14 @@ def fit_gbdt(
 ) -> lgb.Booster:  # fmt: skip
     """Fit at most `trees` trees, keeping as many as were best on the validation rows (logloss, or nDCG@10).
 
-    x (n, f) float, NaN = missing; y (n,) bool, or integer grades 0..30 for lambdarank; group (g,) sizes of the runs of rows
-    that belong together, needed by lambdarank; weight (n,). The same inputs and seed give the same trees. Raises
-    KarmafunnelError for labels of one class, labels that are not finite, sizes that do not add up, an unknown objective.
+    x (n, f) float, NaN = missing; y (n,) bool, numbers in 0..1 for cross_entropy, integer grades 0..30 for lambdarank; group (g,)
+    sizes of the runs of rows that belong together, needed by lambdarank; weight (n,). The same inputs and seed give the same
+    trees. Raises KarmafunnelError for labels of one class, labels that are not finite, sizes that do not add up, an unknown
+    objective.
     """
-    if objective not in ("binary", "lambdarank"):
-        raise KarmafunnelError(f"gbdt: objective needs 'binary' or 'lambdarank', found {objective!r}")
+    metrics = {"binary": "binary_logloss", "cross_entropy": "cross_entropy", "lambdarank": "ndcg"}
+    if objective not in metrics:
+        raise KarmafunnelError(f"gbdt: objective needs one of {list(metrics)}, found {objective!r}")
     names = list(feature_names) if feature_names is not None else [f"f{i}" for i in range(np.shape(x)[1])]
     y = checked(x, y, group, objective, names, "training")
     y_val = checked(x_val, y_val, group_val, objective, names, "validation")
@@ -38,7 +40,7 @@ def fit_gbdt(
     params = {
         "objective": objective, "num_leaves": leaves, "learning_rate": learning_rate, "min_data_in_leaf": min_rows,
         "lambda_l2": l2, "feature_fraction": column_share, "bagging_fraction": row_share, "bagging_freq": int(row_share < 1),
-        "metric": "binary_logloss" if objective == "binary" else "ndcg", "eval_at": [10],
+        "metric": metrics[objective], "eval_at": [10],
         "lambdarank_truncation_level": truncation, "label_gain": [2**i - 1 for i in range(31)],
         "seed": seed, "deterministic": True, "force_row_wise": True, "num_threads": num_threads, "verbosity": -1,
     }  # fmt: skip
@@ -66,6 +68,8 @@ def checked(x: np.ndarray, y: np.ndarray, group: np.ndarray | None, objective: s
         raise KarmafunnelError(f"gbdt: needed finite {what} labels, found {labels[row]} in row {row}")
     if objective == "binary" and not np.isin(labels, (0, 1)).all():
         raise KarmafunnelError(f"gbdt: needed {what} labels 0 or 1, found {labels[~np.isin(labels, (0, 1))][0]:g}")
+    if objective == "cross_entropy" and (labels.min() < 0 or labels.max() > 1):
+        raise KarmafunnelError(f"gbdt: needed {what} labels in 0..1, found {labels.min():g} to {labels.max():g}")
     if objective == "lambdarank":
         if group is None or np.sum(group) != rows:
             found = "none" if group is None else f"a sum of {int(np.sum(group))}"
@@ -92,7 +96,7 @@ def reporter(progress: Callable[[str], None], trees: int) -> Callable[[lgb.callb
 
 
 def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> np.ndarray:
-    """Score of every row, float32 (n,): a probability for `binary`, an unbounded score for `lambdarank`."""
+    """Score of every row, float32 (n,): a probability for `binary` and `cross_entropy`, an unbounded score for `lambdarank`."""
     if np.shape(x)[1] != booster.num_feature():
         raise KarmafunnelError(f"gbdt: needed {booster.num_feature()} features {booster.feature_name()}, found {np.shape(x)[1]}")
     if len(x) == 0:

@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from ..log import KarmafunnelError, rows_of, write_json
 from ..models import ctr, gbdt
-from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, group_rows, with_forced
+from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, group_rows, order, with_forced
 from .features import Feature, compute
 from .recall import ItemKNN
 
@@ -23,12 +25,14 @@ CHUNK = 256  # requests at a time
 
 @dataclass(frozen=True, repr=False)
 class Sample(Typed):
-    """Which of the rows that its upstream passes a stage model learns from.
+    """Which rows a stage model learns from: the truth that its upstream passes, and three kinds of negatives a request.
 
-    A request: the truth, and as negatives what was shown and not chosen (`exposed`), so many of the others (`passed`);
-    besides, so many random eligible items (`random`). Truth that its upstream missed is left out: "not recalled" would then
-    mean "bought". At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W1 as well, where
-    no feature reads a vector that was fitted on W1.
+    exposed: what was shown, passed and not chosen; hard, and all that a model of the list itself needs. passed: so many of the
+    others that its upstream passes, drawn at random; what the stage will mostly have to throw out. random: so many eligible
+    items, passed or not; easy, they tell a pre-ranker what recall knows already. Each row counts alike, so the counts are the
+    weights; each may be 0, not all three. Truth that its upstream missed is left out: "not recalled" would then mean "bought".
+    At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W1 as well, where no feature reads a
+    vector that was fitted on W1.
     """
 
     exposed: bool = True
@@ -36,6 +40,16 @@ class Sample(Typed):
     random: int = 0
     requests: int = 3000
     windows: tuple[str, ...] = ("W2a",)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.exposed, bool) or min(self.passed, self.random) < 0 or self.requests < 1:
+            raise KarmafunnelError(
+                f"Sample: needs exposed True or False, passed and random at least 0 and at least 1 request, found {self!r}"
+            )
+        if not (self.exposed or self.passed or self.random):
+            raise KarmafunnelError(
+                f"Sample: needs negatives: exposed=True, passed or random above 0; found none of them in {self!r}"
+            )
 
 
 def spaced(requests: np.ndarray, most: int) -> np.ndarray:
@@ -99,12 +113,16 @@ def sampled(
 
 @dataclass
 class Table:
-    """Rows to learn from: x float32 (n, f), y bool (n,), request int64 (n,) ascending, item int32 (n,)."""
+    """Rows to learn from: x float32 (n, f), y bool (n,), request int64 (n,) ascending, item int32 (n,).
+
+    taught (n,): what a teacher says of the rows, on its own scale of scores, where there is one.
+    """
 
     x: np.ndarray
     y: np.ndarray
     request: np.ndarray
     item: np.ndarray
+    taught: np.ndarray | None = None
 
     @property
     def group_sizes(self) -> np.ndarray:
@@ -117,8 +135,9 @@ def fitted_on_w1(stage: Stage) -> bool:
 
 
 def training_table(
-    stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample
-) -> Table:
+    stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample,
+    teacher: Learned | None = None,
+) -> Table:  # fmt: skip
     """The rows of some windows that a stage learns from, requests without truth or without a negative left out.
 
     Raises KarmafunnelError where a vector that the stage or its upstream reads was fitted on a window to learn from.
@@ -135,13 +154,15 @@ def training_table(
     with_truth = np.unique(scene.truth[REQUEST].to_numpy())
     requests = scene.log.requests_in(*windows)
     requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)
-    xs, ys, rs, items = [], [], [], []
+    xs, ys, rs, items, taught = [], [], [], [], []
     for frame, rows in sampled(scene, upstream, requests, sample, seed=int("W2b" in windows)):
         xs.append(compute(scene, features, frame)[rows])
         picked = frame[rows]
         ys.append(picked["truth"].to_numpy())
         rs.append(picked[REQUEST].to_numpy())
         items.append(picked[ITEM].to_numpy())
+        if teacher is not None:
+            taught.append(np.asarray(teacher.score(frame))[rows])
     width = sum(len(f.columns) for f in features)
     table = Table(
         np.concatenate([*xs, np.empty((0, width), np.float32)]), np.concatenate([*ys, np.empty(0, bool)]),
@@ -153,44 +174,109 @@ def training_table(
     if not both.any():
         raise KarmafunnelError(
             f"{stage.name} ({type(stage).__name__}): needs requests of {list(windows)} with truth and negatives among what its upstream passes; "
-            f"found none in {len(requests)} requests with truth"
+            f"found none in {len(requests)} requests with truth, by {sample!r}"
         )
-    return Table(table.x[both], table.y[both], table.request[both], table.item[both])
+    said = None if teacher is None else np.concatenate(taught)[both]
+    return Table(table.x[both], table.y[both], table.request[both], table.item[both], said)
 
 
-class Calibration:
-    """Isotonic score -> probability, fitted on W2b."""
+# -- calibration --------------------------------------------------------------------------------------------------------
 
-    def __init__(self, x: np.ndarray, y: np.ndarray):
-        self.x, self.y = x, y
+
+def probabilities(p: np.ndarray, who: str) -> np.ndarray:
+    """p, all in 0..1; raises KarmafunnelError naming who gave something else."""
+    p = np.asarray(p)
+    if bad := np.count_nonzero(~((p >= 0) & (p <= 1))):
+        raise KarmafunnelError(f"{who}: needs probabilities in 0..1, found {p[~((p >= 0) & (p <= 1))][0]} ({bad} such rows)")
+    return p
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """Score -> probability by steps that never go down: no form assumed, many rows needed, equal probabilities in plenty."""
+
+    x: list[float]
+    y: list[float]
 
     @classmethod
-    def fit(cls, score: np.ndarray, label: np.ndarray) -> Calibration:
+    def fit(cls, score: np.ndarray, label: np.ndarray) -> Isotonic:
         iso = IsotonicRegression(y_min=1e-5, y_max=1 - 1e-5, out_of_bounds="clip").fit(score, label)
-        return cls(iso.X_thresholds_, iso.y_thresholds_)
+        return cls(iso.X_thresholds_.tolist(), iso.y_thresholds_.tolist())
 
     def __call__(self, score: np.ndarray) -> np.ndarray:
         return np.interp(score, self.x, self.y)
 
-    def save(self, folder: Path) -> None:
-        write_json(folder / "calibration.json", {"x": self.x.tolist(), "y": self.y.tolist()})
+
+@dataclass(frozen=True)
+class Temperature:
+    """Score -> probability as sigmoid(score / temperature + shift): two numbers, few rows needed, the order is kept.
+
+    Source: Platt 1999, with his smoothed labels; Guo et al. 2017 (arXiv 1706.04599) for the name. Equal scores become their rate.
+    """
+
+    temperature: float
+    shift: float
 
     @classmethod
-    def load(cls, folder: Path) -> Calibration:
-        kept = json.loads((folder / "calibration.json").read_text())
-        return cls(np.array(kept["x"]), np.array(kept["y"]))
+    def fit(cls, score: np.ndarray, label: np.ndarray) -> Temperature:
+        x, y = np.asarray(score, dtype=np.float64), np.asarray(label, dtype=np.float64)
+        mean, scale = x.mean(), x.std() if x.std() > 1e-9 * (1 + abs(x.mean())) else 1.0
+        n = y.sum()
+        target = np.where(y > 0, (n + 1) / (n + 2), 1 / (len(y) - n + 2))
+
+        def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+            z = (x - mean) / scale
+            a = at[0] * z + at[1]
+            error = expit(a) - target
+            return float((np.logaddexp(0, a) - target * a).mean()), np.array([(error * z).mean(), error.mean()])
+
+        slope, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, None), (None, None)]).x
+        return cls(float(scale / slope), float(shift - slope * mean / scale))
+
+    def __call__(self, score: np.ndarray) -> np.ndarray:
+        return expit(np.asarray(score, dtype=np.float64) / self.temperature + self.shift)
 
 
-def calibrate(fitted: Fitted, features: Sequence[Feature], upstream: FittedFunnel, most: int) -> Calibration:
-    """Fit score -> probability on what was shown in W2b (on what upstream passes, where nothing is known of lists)."""
-    scene = fitted.scene
+Calibration = Isotonic | Temperature
+CALIBRATIONS: dict[str, type[Isotonic] | type[Temperature]] = {"isotonic": Isotonic, "temperature": Temperature}
+Calibrated = Literal["isotonic", "temperature", ""]
+
+
+def fit_calibration(kind: Calibrated, score: np.ndarray, label: np.ndarray, who: str) -> Calibration:
+    """Score -> probability of the label; raises KarmafunnelError for scores that are not finite and for labels of one class."""
+    if not np.isfinite(score).all():
+        raise KarmafunnelError(f"{who}: needs finite scores to calibrate, found {score[~np.isfinite(score)][0]}")
+    n, positives = len(label), int(np.sum(label))
+    if not 0 < positives < n:
+        raise KarmafunnelError(
+            f"{who}: calibrated={kind!r} needs rows of W2b with and without the label, found {positives} with it among {n}; "
+            'calibrated="" does without'
+        )
+    return CALIBRATIONS[kind].fit(score, label)
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    write_json(path, {"kind": type(calibration).__name__.lower(), **vars(calibration)})
+
+
+def load_calibration(path: Path) -> Calibration:
+    """The inverse of `save_calibration`."""
+    try:
+        kept = json.loads(path.read_text())
+        return CALIBRATIONS[kept.pop("kind")](**kept)
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise KarmafunnelError(f"{path}: needed a saved calibration, found: {error!r}") from error
+
+
+def check_calibrated(stage: Boosted | Neural) -> None:
+    if stage.calibrated not in ("", *CALIBRATIONS):
+        raise KarmafunnelError(f"{stage.name}: calibrated needs 'isotonic', 'temperature' or '', found {stage.calibrated!r}")
+
+
+def shown_in_w2b(scene: Scene, upstream: FittedFunnel, most: int) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
+    """What was shown in W2b (what upstream passes, where nothing is known of lists), as `sampled` gives it."""
     requests = spaced(scene.log.requests_in("W2b"), most)
-    shown = scene.log.has("exposures")
-    scores, labels = [], []
-    for frame, rows in sampled(scene, upstream, requests, Sample(passed=0 if shown else 10**6), seed=2, missed=True):
-        scores.append(np.asarray(fitted.score(frame))[rows])
-        labels.append(frame["truth"].to_numpy()[rows])
-    return Calibration.fit(np.concatenate(scores), np.concatenate(labels))
+    yield from sampled(scene, upstream, requests, Sample(passed=0 if scene.log.has("exposures") else 10**6), seed=2, missed=True)
 
 
 class Learned(Fitted):
@@ -198,12 +284,111 @@ class Learned(Fitted):
 
     calibration: Calibration | None = None
 
+    def log_odds(self, score: np.ndarray) -> np.ndarray:
+        """Scores on a scale without bounds, where differences mean something: what calibration and students read."""
+        return score
+
+    def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
+        """Fit score -> probability on W2b."""
+        scores, labels = [], []
+        for frame, rows in shown_in_w2b(self.scene, upstream, most):
+            scores.append(np.asarray(self.score(frame))[rows])
+            labels.append(frame["truth"].to_numpy()[rows])
+        who = f"{self.stage.name} ({type(self.stage).__name__})"
+        self.calibration = fit_calibration(kind, self.log_odds(np.concatenate(scores)), np.concatenate(labels), who)
+
     def probability(self, score: np.ndarray) -> np.ndarray | None:
-        return None if self.calibration is None else self.calibration(score)
+        return None if self.calibration is None else self.calibration(self.log_odds(score))
 
     def save(self, folder: Path) -> None:
         if self.calibration is not None:
-            self.calibration.save(folder)
+            save_calibration(self.calibration, folder / "calibration.json")
+
+    def read_calibration(self, folder: Path) -> None:
+        self.calibration = load_calibration(folder / "calibration.json")
+
+
+# -- distillation -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Teacher(Typed):
+    """A stage whose scores another one learns beside the log's labels (Hinton et al. 2015, arXiv 1503.02531).
+
+    The teacher is fitted on the student's own upstream and says its mind of every row that the student learns from, shown or not;
+    it is not saved and not needed for serving. `weight`: the teacher's share of the target, 1 for no labels at all. The target of
+    a student with the loss "listwise" is a distribution over the request's rows, the teacher's part softmax(score / temperature);
+    with "bce" or "binary" the teacher's probability (trees then learn by cross entropy); with "lambdarank" grades 0..GRADES of
+    the teacher's rank, as 1 / log2(1 + rank).
+    """
+
+    stage: Boosted | Neural = field(metadata={"positional": True, "always": True})
+    weight: float = 0.5
+    temperature: float = 1.0
+
+    GRADES: ClassVar[int] = 5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stage, Boosted | Neural):
+            raise KarmafunnelError(f"Teacher: needs a learnt stage, boosted trees or a network, found {self.stage!r}")
+        if not (0 <= self.weight <= 1 and self.temperature > 0):
+            raise KarmafunnelError(
+                f"Teacher: needs a weight in 0..1 and a temperature above 0, found {self.weight} and {self.temperature}"
+            )
+
+    def mixed(self, label: np.ndarray, taught: np.ndarray) -> np.ndarray:
+        return ((1 - self.weight) * label + self.weight * taught).astype(np.float32)
+
+    def shares(self, table: Table, fitted: Learned) -> np.ndarray:
+        """A distribution over the rows of each request: its positives' equal shares, and the teacher's softmax."""
+        assert table.taught is not None
+        starts = np.cumsum(table.group_sizes) - table.group_sizes
+        z = fitted.log_odds(table.taught.astype(np.float64)) / self.temperature
+        e = np.exp(z - np.repeat(np.maximum.reduceat(z, starts), table.group_sizes))
+        y = table.y.astype(np.float64)
+        e, y = (x / np.repeat(np.add.reduceat(x, starts), table.group_sizes) for x in (e, y))
+        return self.mixed(y, e)
+
+    def chances(self, table: Table, fitted: Learned) -> np.ndarray:
+        """The probability of the label; raises KarmafunnelError where the teacher knows of none."""
+        assert table.taught is not None
+        p = fitted.probability(table.taught)
+        if p is None and getattr(self.stage, "loss", getattr(self.stage, "objective", "")) in ("bce", "binary"):
+            p = expit(fitted.log_odds(table.taught))
+        if p is None:
+            raise KarmafunnelError(f"Teacher: {self.stage!r} has no probabilities to teach; needs calibrated= or another loss")
+        return self.mixed(table.y, probabilities(p, f"Teacher: {self.stage!r}"))
+
+    def grades(self, table: Table) -> np.ndarray:
+        """Whole grades of the rows, best first by the teacher, ties sharing the better rank."""
+        assert table.taught is not None
+        _, group = group_rows(table.request)
+        sequence = order(group, table.taught, np.zeros(len(group), np.uint64))
+        starts = (np.cumsum(table.group_sizes) - table.group_sizes)[group]
+        rank = np.empty(len(group))
+        rank[sequence] = np.arange(len(group)) - starts[sequence] + 1
+        pair = np.stack([group.astype(np.float64), table.taught.astype(np.float64)], axis=1)
+        _, tied = np.unique(pair, axis=0, return_inverse=True)
+        best = np.full(len(group), np.inf)
+        np.minimum.at(best, tied.ravel(), rank)
+        return np.round(self.GRADES * self.mixed(table.y, 1 / np.log2(1 + best[tied.ravel()])))
+
+
+def taught_by(teacher: Teacher | None, scene: Scene, upstream: FittedFunnel | None) -> Learned | None:
+    """The teacher, fitted on what the student's upstream passes."""
+    if teacher is None:
+        return None
+    scene.progress(f"teacher: fitting {type(teacher.stage).__name__}")
+    return teacher.stage.fit(scene, upstream)
+
+
+def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
+    """Of its features, and of its teacher's, which is fitted along with it."""
+    own = tuple(name for f in stage.features for name in f.embedders())
+    return own + (stage.teacher.stage.embedders() if stage.teacher is not None else ())
+
+
+# -- stages that learn --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
@@ -219,40 +404,52 @@ class Boosted(Stage):
     learning_rate: float = 0.05
     min_rows: int = 20
     l2: float = 1.0
-    calibrated: bool = field(default=False)
+    calibrated: Calibrated = ""
+    teacher: Teacher | None = None
     name: str = "rank"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if self.objective not in ("lambdarank", "binary"):
             raise KarmafunnelError(f"{self.name}: objective needs 'lambdarank' or 'binary', found {self.objective!r}")
+        check_calibrated(self)
 
     def embedders(self) -> tuple[str, ...]:
-        return tuple(name for f in self.features for name in f.embedders())
+        return embedders_of(self)
 
     @property
     def feature_names(self) -> list[str]:
         return [c for f in self.features for c in f.columns]
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedBoosted:
-        train = training_table(self, self.features, scene, upstream, self.sample.windows, self.sample)
-        valid = training_table(self, self.features, scene, upstream, ["W2b"], self.sample)
+        teacher = taught_by(self.teacher, scene, upstream)
+        tables = [
+            training_table(self, self.features, scene, upstream, windows, self.sample, teacher)
+            for windows in (self.sample.windows, ["W2b"])
+        ]
+        (train, y), (valid, y_valid) = ((table, self._labels(table, teacher)) for table in tables)
+        ranks = self.objective == "lambdarank"
         booster = gbdt.fit_gbdt(
-            train.x, train.y, valid.x, valid.y,
-            group=train.group_sizes if self.objective == "lambdarank" else None,
-            group_val=valid.group_sizes if self.objective == "lambdarank" else None,
-            objective=self.objective, trees=self.trees, leaves=self.leaves, learning_rate=self.learning_rate,
-            min_rows=self.min_rows, l2=self.l2, seed=scene.seed, num_threads=0, feature_names=self.feature_names, progress=scene.detail,
+            train.x, y, valid.x, y_valid,
+            group=train.group_sizes if ranks else None, group_val=valid.group_sizes if ranks else None,
+            objective="cross_entropy" if teacher is not None and not ranks else self.objective,
+            trees=self.trees, leaves=self.leaves, learning_rate=self.learning_rate, min_rows=self.min_rows, l2=self.l2,
+            seed=scene.seed, num_threads=0, feature_names=self.feature_names, progress=scene.detail,
         )  # fmt: skip
         fitted = FittedBoosted(self, scene, booster)
         if self.calibrated and upstream is not None:
-            fitted.calibration = calibrate(fitted, self.features, upstream, self.sample.requests)
+            fitted.calibrate(self.calibrated, upstream, self.sample.requests)
         return fitted
+
+    def _labels(self, table: Table, teacher: Learned | None) -> np.ndarray:
+        if self.teacher is None or teacher is None:
+            return table.y
+        return self.teacher.grades(table) if self.objective == "lambdarank" else self.teacher.chances(table, teacher)
 
     def load(self, folder: Path, scene: Scene) -> FittedBoosted:
         fitted = FittedBoosted(self, scene, gbdt.load_gbdt(folder / "trees.txt"))
         if self.calibrated:
-            fitted.calibration = Calibration.load(folder)
+            fitted.read_calibration(folder)
         return fitted
 
 
@@ -263,6 +460,12 @@ class FittedBoosted(Learned):
     def __init__(self, stage: Boosted, scene: Scene, booster: Any):
         self.stage, self.scene, self.booster = stage, scene, booster
         self.features = stage.features
+
+    def log_odds(self, score: np.ndarray) -> np.ndarray:
+        if self.stage.objective != "binary":
+            return score
+        who = f"{self.stage.name} ({type(self.stage).__name__})"
+        return logit(np.clip(probabilities(score, who).astype(np.float64), 1e-7, 1 - 1e-7))
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         return gbdt.predict_gbdt(self.booster, compute(self.scene, self.features, frame), num_threads=0)
@@ -298,16 +501,18 @@ class Neural(Stage):
     loss: Literal["bce", "listwise"] = "bce"
     epochs: int = 12
     rate: float = 2e-3
-    calibrated: bool = False
+    calibrated: Calibrated = ""
+    teacher: Teacher | None = None
     name: str = "rank"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if self.loss not in ("bce", "listwise"):
             raise KarmafunnelError(f"{self.name}: loss needs 'bce' or 'listwise', found {self.loss!r}")
+        check_calibrated(self)
 
     def embedders(self) -> tuple[str, ...]:
-        return tuple(name for f in self.features for name in f.embedders())
+        return embedders_of(self)
 
     def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
         """The untrained model."""
@@ -318,21 +523,31 @@ class Neural(Stage):
         return None
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedNeural:
-        train = training_table(self, self.features, scene, upstream, self.sample.windows, self.sample)
-        valid = training_table(self, self.features, scene, upstream, ["W2b"], self.sample)
+        teacher = taught_by(self.teacher, scene, upstream)
+        train, valid = (
+            training_table(self, self.features, scene, upstream, windows, self.sample, teacher)
+            for windows in (self.sample.windows, ["W2b"])
+        )
         model = self.network(scene, train.x.shape[1])
         ctr.fit_ctr(
-            model, self._of_table(scene, train), self._of_table(scene, valid), epochs=self.epochs, rate=self.rate, loss=self.loss,
-            seed=scene.seed, device=scene.device, progress=scene.detail,
+            model, self._of_table(scene, train, teacher), self._of_table(scene, valid, teacher), epochs=self.epochs,
+            rate=self.rate, loss=self.loss, seed=scene.seed, device=scene.device, progress=scene.detail,
         )  # fmt: skip
-        fitted = FittedNeural(self, scene, model)
+        fitted = self.ready(scene, model)
         if self.calibrated and upstream is not None:
-            fitted.calibration = calibrate(fitted, self.features, upstream, self.sample.requests)
+            fitted.calibrate(self.calibrated, upstream, self.sample.requests)
         return fitted
 
-    def _of_table(self, scene: Scene, table: Table) -> ctr.Batch:
+    def ready(self, scene: Scene, model: ctr.ClickModel) -> FittedNeural:
+        """The stage around its trained model."""
+        return FittedNeural(self, scene, model)
+
+    def _of_table(self, scene: Scene, table: Table, teacher: Learned | None) -> ctr.Batch:
         requests, group = group_rows(table.request)
-        return self.batch(scene, requests, group, table.item, table.x, table.y)[0]
+        y = table.y
+        if self.teacher is not None and teacher is not None:
+            y = (self.teacher.shares if self.loss == "listwise" else self.teacher.chances)(table, teacher)
+        return self.batch(scene, requests, group, table.item, table.x, y)[0]
 
     def batch(
         self, scene: Scene, requests: np.ndarray, group: np.ndarray, item: np.ndarray, x: np.ndarray, y: np.ndarray | None = None
@@ -355,9 +570,9 @@ class Neural(Stage):
 
     def load(self, folder: Path, scene: Scene) -> FittedNeural:
         model = ctr.load_ctr(folder / "model", vectors=self.vectors(scene))
-        fitted = FittedNeural(self, scene, model.to(scene.device))
+        fitted = self.ready(scene, model.to(scene.device))
         if self.calibrated:
-            fitted.calibration = Calibration.load(folder)
+            fitted.read_calibration(folder)
         return fitted
 
 
@@ -367,11 +582,15 @@ class FittedNeural(Learned):
     def __init__(self, stage: Neural, scene: Scene, model: ctr.ClickModel):
         self.stage, self.scene, self.model = stage, scene, model
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
+    def logits(self, frame: pl.DataFrame) -> np.ndarray:
+        """What the model says of every row: (n_rows,), or (n_rows, 2) of a model with two labels."""
         x = compute(self.scene, self.stage.features, frame)
         requests, group = group_rows(frame[REQUEST].to_numpy())
         batch, where = self.stage.batch(self.scene, requests, group, frame[ITEM].to_numpy(), x)
         return ctr.predict_ctr(self.model, batch)[where]
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        return self.logits(frame)
 
     def save(self, folder: Path) -> None:
         super().save(folder)

@@ -1,4 +1,7 @@
-"""Pre-ranking: cheap models that cut what recall brought to what the ranker can afford."""
+"""Pre-ranking: cheap models that cut what recall brought to what the ranker can afford.
+
+Any of them may learn from a ranker beside the log: `teacher=Teacher(DINRank(...))`, see `stages/learn.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,16 @@ class TwoTowerPreRank(Neural):
 
     def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
         return ctr.TwoTower(ctr.Shape(scene.log.n_items, n_dense), ctr.TwoTowerConfig(dim=self.dim), seed=scene.seed)
+
+
+@dataclass(frozen=True, repr=False)
+class COLDPreRank(Neural):
+    """A small dense net over id vectors, their product and features, each feature weighed as a group; see `models.ctr.COLD`."""
+
+    k: int = 200
+    loss: Literal["bce", "listwise"] = "listwise"
+    name: str = "prerank"
+
+    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+        config = ctr.COLDConfig(dim=self.dim, groups=tuple(len(f.columns) for f in self.features))
+        return ctr.COLD(ctr.Shape(scene.log.n_items, n_dense), config, seed=scene.seed)

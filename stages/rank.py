@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import polars as pl
+from scipy.special import expit
 
+from ..log import KarmafunnelError, rows_of
 from ..models import ctr
-from .base import Scene
-from .learn import Boosted, Neural
+from .base import ITEM, REQUEST, SCORE, FittedFunnel, Scene, group_rows
+from .learn import (
+    Boosted,
+    Calibrated,
+    Calibration,
+    FittedNeural,
+    Learned,
+    Neural,
+    Table,
+    fit_calibration,
+    load_calibration,
+    probabilities,
+    save_calibration,
+    shown_in_w2b,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -16,7 +34,7 @@ class LightGBMRank(Boosted):
     """Boosted trees; LambdaMART by default; see `Boosted`."""
 
     k: int = 50
-    calibrated: bool = True
+    calibrated: Calibrated = "isotonic"
     name: str = "rank"
 
 
@@ -24,12 +42,19 @@ class LightGBMRank(Boosted):
 class DINRank(Neural):
     """Deep Interest Network: each candidate attends to the history; see `Neural`.
 
-    `similar` names an embedder whose item vectors enter as SimTier and SA-TA (MUSE, arXiv 2512.07216).
+    `similar` names an embedder whose item vectors enter as `use` says: as SimTier, as SA-TA, as both (MUSE, arXiv 2512.07216), or
+    raw, projected beside the id vectors.
     """
 
     attention: int = 32
     similar: str | None = None
-    calibrated: bool = True
+    use: Literal["simtier", "sata", "both", "raw"] = "both"
+    calibrated: Calibrated = "isotonic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use not in ("simtier", "sata", "both", "raw"):
+            raise KarmafunnelError(f"{self.name}: use needs 'simtier', 'sata', 'both' or 'raw', found {self.use!r}")
 
     def embedders(self) -> tuple[str, ...]:
         return (*super().embedders(), *([self.similar] if self.similar else []))
@@ -38,7 +63,142 @@ class DINRank(Neural):
         return scene.items(self.similar, repr(self)) if self.similar else None
 
     def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+        return self.din(scene, n_dense)
+
+    def din(self, scene: Scene, n_dense: int) -> ctr.DIN:
         vectors = self.vectors(scene)
         shape = ctr.Shape(scene.log.n_items, n_dense, n_vector=0 if vectors is None else vectors.shape[1])
-        config = ctr.DINConfig(dim=self.dim, attention=self.attention, similarity=vectors is not None)
+        config = ctr.DINConfig(dim=self.dim, attention=self.attention, similar=self.use if self.similar else "")
         return ctr.DIN(shape, config, vectors=vectors, seed=scene.seed)
+
+
+@dataclass(frozen=True, repr=False)
+class DCNRank(Neural):
+    """Deep & Cross Network V2 over id vectors, the history's mean and features; see `Neural` and `models.ctr.DCN`.
+
+    `crosses` layers of rank `low`; 0 for full matrices.
+    """
+
+    crosses: int = 2
+    low: int = 16
+    calibrated: Calibrated = "isotonic"
+
+    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+        config = ctr.DCNConfig(dim=self.dim, crosses=self.crosses, low=self.low)
+        return ctr.DCN(ctr.Shape(scene.log.n_items, n_dense), config, seed=scene.seed)
+
+
+@dataclass(frozen=True, repr=False)
+class ESMMRank(DINRank):
+    """Click and purchase at once, over the trunk of DIN or of DCN; see `models.ctr.ESMM`.
+
+    Leaves columns `p_click` and `p_buy` = P(purchase | click). Its score is p_click where the label is a click, p_click * p_buy
+    where it is a purchase. It learns from the clicks of both labels' requests; rows that upstream passes and nobody saw count as
+    not clicked, `Sample(passed=0)` leaves the paper's space of impressions. p_click is calibrated on what was shown in W2b, p_buy
+    on what was clicked of it; isotonic makes ties, so a temperature is the default. Raises KarmafunnelError for a log
+    without shown lists, clicks or purchases.
+    """
+
+    trunk: Literal["DIN", "DCN"] = "DIN"
+    calibrated: Calibrated = "temperature"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trunk not in ("DIN", "DCN") or (self.trunk == "DCN" and self.similar):
+            raise KarmafunnelError(
+                f"{self.name}: trunk needs 'DIN', or 'DCN' without similar, found {self.trunk!r}, similar={self.similar!r}"
+            )
+        if self.loss != "bce" or self.teacher is not None:
+            raise KarmafunnelError(f"{self.name}: ESMM needs the loss 'bce' and no teacher, found {self!r}")
+
+    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+        shape = ctr.Shape(scene.log.n_items, n_dense)
+        trunk = ctr.DCN(shape, ctr.DCNConfig(dim=self.dim), seed=scene.seed) if self.trunk == "DCN" else self.din(scene, n_dense)
+        return ctr.ESMM(trunk, seed=scene.seed)
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedNeural:
+        lacks = [what for what in ("exposures", "clicks", "purchases") if not scene.log.has(what)]
+        if lacks:
+            raise KarmafunnelError(
+                f"{self.name} (ESMMRank): needs shown lists with clicks and purchases, log {scene.log.name} has no {', '.join(lacks)}"
+            )
+        fitted = super().fit(replace(scene, label="click"), upstream)
+        fitted.scene = scene
+        return fitted
+
+    def ready(self, scene: Scene, model: ctr.ClickModel) -> FittedESMM:
+        return FittedESMM(self, scene, model)
+
+    def _of_table(self, scene: Scene, table: Table, teacher: Learned | None) -> ctr.Batch:
+        requests, group = group_rows(table.request)
+        clicked, bought = happened(scene, table.request, table.item)
+        if not 0 < bought.sum() < clicked.sum():
+            raise KarmafunnelError(
+                f"{self.name} (ESMMRank): needs clicks with and without a purchase to learn from, found {int(clicked.sum())} clicks "
+                f"with {int(bought.sum())} purchases in {len(requests)} requests"
+            )
+        batch, where = self.batch(scene, requests, group, table.item, table.x, clicked)
+        second = np.zeros_like(batch.label)
+        second[where] = bought
+        return replace(batch, bought=second)
+
+
+def happened(scene: Scene, request: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether rows were clicked, and whether bought: bool (n,) each. A purchase is a click, too, whatever the log says."""
+    rows = rows_of(scene.log.rows, np.unique(request))
+    pair = rows[REQUEST].to_numpy() * scene.log.n_items + rows[ITEM].to_numpy()
+    bought = rows["purchased"].fill_null(False).to_numpy()
+    clicked = rows["clicked"].fill_null(False).to_numpy() | bought
+    wanted = request.astype(np.int64) * scene.log.n_items + item
+    return np.isin(wanted, pair[clicked]), np.isin(wanted, pair[bought])
+
+
+class FittedESMM(FittedNeural):
+    """Two calibrations: of a click, and of a purchase if clicked."""
+
+    both: tuple[Calibration, Calibration] | None = None
+
+    def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
+        logits, clicks, purchases = [], [], []
+        for frame, rows in shown_in_w2b(self.scene, upstream, most):
+            picked = frame[rows]
+            logits.append(self.logits(frame)[rows])
+            clicked, bought = happened(self.scene, picked[REQUEST].to_numpy(), picked[ITEM].to_numpy())
+            clicks.append(clicked)
+            purchases.append(bought)
+        x, clicked, bought = np.concatenate(logits), np.concatenate(clicks), np.concatenate(purchases)
+        who = f"{self.stage.name} (ESMMRank)"
+        self.both = (
+            fit_calibration(kind, x[:, 0], clicked, f"{who}, clicks"),
+            fit_calibration(kind, x[clicked, 1], bought[clicked], f"{who}, purchases of what was clicked"),
+        )
+
+    def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        if frame.height == 0:
+            return dict.fromkeys((SCORE, "p_click", "p_buy"), np.zeros(0, np.float32))
+        x = self.logits(frame)
+        click, buy = self.both or (expit, expit)
+        p_click, p_buy = (
+            probabilities(p, f"{self.stage.name} (ESMMRank), {what}")
+            for p, what in ((click(x[:, 0]), "p_click"), (buy(x[:, 1]), "p_buy"))
+        )
+        score = p_click if self.scene.label == "click" else p_click * p_buy
+        return {name: np.asarray(p, np.float32) for name, p in ((SCORE, score), ("p_click", p_click), ("p_buy", p_buy))}
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        return self.outputs(frame)[SCORE]
+
+    def log_odds(self, score: np.ndarray) -> np.ndarray:
+        p = np.clip(probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64), 1e-7, 1 - 1e-7)
+        return np.log(p / (1 - p))
+
+    def probability(self, score: np.ndarray) -> np.ndarray | None:
+        return None if self.both is None else probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64)
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        for what, calibration in zip(("click", "buy"), self.both or (), strict=False):
+            save_calibration(calibration, folder / f"{what}.json")
+
+    def read_calibration(self, folder: Path) -> None:
+        self.both = load_calibration(folder / "click.json"), load_calibration(folder / "buy.json")

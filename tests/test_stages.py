@@ -43,8 +43,9 @@ from karmafunnel.stages.features import (
     Similarity,
     Upstream,
 )
-from karmafunnel.stages.learn import Sample, logged, sampled
-from karmafunnel.stages.rank import DINRank
+from karmafunnel.stages.learn import Sample, Teacher, logged, sampled
+from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
+from karmafunnel.stages.rank import DINRank, ESMMRank
 from karmafunnel.stages.recall import (
     HNSW,
     IVF,
@@ -102,7 +103,13 @@ def example(kind: type) -> Stage:
 
 
 STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ not in ("Boosted", "Neural")]
-STAGES += [DINRank(k=20, features=FEATURES, sample=Sample(passed=20, requests=60), similar="cooccurrence", epochs=2)]
+SMALL = Sample(passed=20, requests=60)
+STAGES += [DINRank(k=20, features=FEATURES, sample=SMALL, similar="cooccurrence", use=use, epochs=2) for use in ("both", "raw")]
+STAGES += [ESMMRank(k=20, features=FEATURES, sample=SMALL, trunk="DCN", epochs=2)]
+STAGES += [
+    kind(k=20, features=FEATURES, sample=SMALL, teacher=Teacher(DINRank(features=FEATURES, sample=SMALL, epochs=1), weight=0.7))
+    for kind in (COLDPreRank, LightGBMPreRank)
+]
 STAGES += [VectorRecall("random", k=20, index=index) for index in (IVF(4, 2), HNSW(16, 64))]
 STAGES += [Rules(k=20, min_price=9.0, unknown_price="drop", sold_out="colour=1"), MMR("random", k=9, trade=0.3, depth=30)]
 INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
@@ -144,7 +151,7 @@ def slate(funnel: FittedFunnel, requests: np.ndarray) -> pl.DataFrame:
 @pytest.mark.parametrize("stage", STAGES, ids=repr)
 class TestContract:
     def test_prints_as_typed(self, stage):
-        names = {c.__name__: c for c in [*walk(Stage), *walk(Feature), Sample, Flat, IVF, IVFPQ, HNSW, Chances]}
+        names = {c.__name__: c for c in [*walk(Stage), *walk(Feature), Sample, Teacher, Flat, IVF, IVFPQ, HNSW, Chances]}
         typed = eval(repr(as_funnel(stage)), names)
         assert repr(typed) == repr(as_funnel(stage)) and isinstance(typed, Funnel | Stage)
 
