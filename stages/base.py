@@ -421,16 +421,17 @@ def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list
     return keys
 
 
-def fit_embedders(
-    embedders: dict[str, Embedder], scene: Scene, cache_folder: Path | None, needed: Sequence[str] | None = None
-) -> dict[str, Embedding]:
-    """Fit the embedders on W1, each kept by content; `needed` restricts to the names that the funnel reads."""
+def embedder_folder(value: Embedder, scene: Scene) -> str:
+    """The name of the cache folder of a fitted embedder."""
+    return f"embedder-{content_key(repr(value), scene.log.checksum, *scene.circumstances)}"
+
+
+def fit_embedders(embedders: Mapping[str, Embedder], scene: Scene, cache_folder: Path | None) -> dict[str, Embedding]:
+    """Fit the embedders on W1, each kept by content."""
     fitted = {}
     for name, value in embedders.items():
-        if needed is not None and name not in needed:
-            continue
-        key = content_key(repr(value), scene.log.checksum, *scene.circumstances)
-        folder = cache_folder / f"embedder-{key}" if cache_folder else None
+        key = embedder_folder(value, scene)
+        folder = cache_folder / key if cache_folder else None
         if key in scene.memory.embeddings:
             fitted[name] = scene.memory.embeddings[key]
         elif folder and folder.is_dir():
