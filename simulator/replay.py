@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache as once_a_process
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -341,6 +342,7 @@ def merge(shards: list[Path], out: Path) -> None:
             writer.close()
 
 
+@once_a_process
 def commit() -> str | None:
     """The commit of the code, where it is a checkout."""
     root = Path(__file__).parent.parent
@@ -348,6 +350,12 @@ def commit() -> str | None:
         return None
     answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return answer.stdout.strip() or None
+
+
+@once_a_process
+def versions() -> dict[str, str]:
+    packages = ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
+    return {"karmafunnel": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 def describe_run(
@@ -361,11 +369,10 @@ def describe_run(
         )
         if isinstance(ready, Retriever):
             stages[-1]["channels"] = list(ready.channels)
-    packages = ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
     return {
         "recipe": recipe.text, "recipe_name": recipe.name, "row": recipe.of, "funnel": repr(recipe.funnel),
         "embedders": {name: repr(value) for name, value in recipe.read.items()}, "label": recipe.label, "seed": seed,
-        "commit": commit(), "versions": {"karmafunnel": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
+        "commit": commit(), "versions": versions(),
         "log": {
             "name": log.name, "path": str(log.path.resolve()) if log.path else None, "checksum": log.checksum, "currency": log.meta["currency"],
             "has": log.meta["has"], "catalogue": log.meta["catalogue"], "items": log.n_items,

@@ -23,7 +23,7 @@ from karmafunnel.simulator.replay import TABLES, Variant, cache_root, prepare, r
 from karmafunnel.simulator.workers import Workers
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.base import Funnel
-from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import Feature, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -36,7 +36,7 @@ RECALL = Join([VectorRecall("tfidf", k=300), VectorRecall("cooccurrence", k=300)
 PRERANK: dict[str, list[Feature]] = {
     "nothing": [], "random": [Similarity("random")], "tfidf": [Similarity("tfidf")], "cooccurrence": [Similarity("cooccurrence")]
 }  # fmt: skip
-RANK: dict[str, list[Feature]] = {"nothing": [], "tfidf": [Similarity("tfidf")], "texts": [BM25()]}
+RANK: dict[str, list[Feature]] = {name: PRERANK[name] for name in ("nothing", "tfidf", "cooccurrence")}
 
 
 def one(prerank: str, rank: str) -> Funnel:
