@@ -32,7 +32,7 @@ from karmafunnel.stages.recall import BM25Recall, Join, Popular, VectorRecall
 label = "click"
 embedders = {"tfidf": TfidfSVD(dim=64), "cooccurrence": Cooccurrence(dim=64), "random": RandomVectors(dim=64)}
 SAMPLE = Sample(requests=1000)
-RECALL = Join([VectorRecall("tfidf", k=300), VectorRecall("cooccurrence", k=300), BM25Recall(k=300), Popular(k=200)], k=800)
+RECALL = Join([VectorRecall("tfidf", k=400), VectorRecall("cooccurrence", k=400), BM25Recall(k=400), Popular(k=200)], k=1000)
 PRERANK: dict[str, list[Feature]] = {
     "nothing": [], "random": [Similarity("random")], "tfidf": [Similarity("tfidf")], "cooccurrence": [Similarity("cooccurrence")]
 }  # fmt: skip
@@ -90,7 +90,7 @@ MARKS: list[float] = []
 
 
 @click.command()
-@click.option("--items", default=5000, show_default=True)
+@click.option("--items", default=20_000, show_default=True)
 @click.option("--requests", default=2048, show_default=True, help="Requests replayed; the World has five times as many.")
 @click.option("--ray/--no-ray", "with_ray", default=True, show_default=True)
 def main(items: int, requests: int, with_ray: bool) -> None:
