@@ -57,6 +57,21 @@ log_argument = click.argument("log", type=folder)
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
+def worker_flags(command: Any) -> Any:
+    """--workers and --ray."""
+    n = click.option("--workers", type=int, metavar="N", help="Replay by N processes of one thread each; with --ray, at most N at a time.")
+    ray = click.option(
+        "--ray", metavar="ADDRESS", help="Replay on the Ray cluster at this address (host:6379, auto; local: start one here)."
+    )
+    return n(ray(command))
+
+
+def workers_of(n: int | None, ray: str | None) -> Any:
+    from .simulator.workers import Workers
+
+    return Workers(n, ray) if n is not None or ray is not None else None
+
+
 def open_log(path: Path) -> Log:
     log = read(path)
     if isinstance(log, Catalogue):
@@ -264,7 +279,11 @@ def cache_folder(no_cache: bool) -> Iterator[Path]:
     help="W2b is for tuning; W3 is looked at once, at the end.",
 )
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
-def replay(recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool) -> None:
+@worker_flags
+def replay(
+    recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool, workers: int | None,
+    ray: str | None,
+) -> None:  # fmt: skip
     """Fit the funnel of RECIPE on LOG and replay the last window through it.
 
     RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started again, it goes on.
@@ -276,7 +295,7 @@ def replay(recipe: str, log: Path, run: Path, seed: int, device: str, limit: int
     with cache_folder(no_cache) as cache:
         run_replay(
             load_recipe(recipe, opened), opened, run, seed=seed, device=device, limit=limit, window=window, cache=cache, console=err,
-            command=" ".join(["karmafunnel", *sys.argv[1:]]),
+            workers=workers_of(workers, ray), command=" ".join(["karmafunnel", *sys.argv[1:]]),
         )  # fmt: skip
     print_stage_table(run)
 
@@ -389,10 +408,11 @@ def report(runs: tuple[Path, ...], html: Path) -> None:
 @click.option("--device", default="cpu", show_default=True, help="Where neural models are fitted and run: cpu, cuda.")
 @click.option("--minutes", type=float, help="Begin no new cell after so long; the same command goes on later.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
-@click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .json go.")
+@click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .tex, .json go.")
+@worker_flags
 def table_command(
     recipe: str, log: Path, only: tuple[str, ...], seeds: tuple[int, ...], window: str, limit: int | None, device: str,
-    minutes: float | None, no_cache: bool, folder_out: Path,
+    minutes: float | None, no_cache: bool, folder_out: Path, workers: int | None, ray: str | None,
 ) -> None:  # fmt: skip
     """Fit and replay every row of RECIPE with several seeds and hold them against each other, with paired intervals.
 
@@ -405,7 +425,7 @@ def table_command(
     with cache_folder(no_cache) as cache:
         ablate(
             load_recipe(recipe, opened), opened, folder_out, only=only, seeds=seeds, window=window, limit=limit, device=device,
-            cache=cache, minutes=minutes, console=err, command=" ".join(["karmafunnel", *sys.argv[1:]]),
+            cache=cache, minutes=minutes, console=err, workers=workers_of(workers, ray), command=" ".join(["karmafunnel", *sys.argv[1:]]),
         )  # fmt: skip
     print_tables(folder_out, out)
 

@@ -1,7 +1,8 @@
 """Ablation: the rows of a recipe, each fitted with several seeds, replayed, and held against one of them.
 
 A cell is one row with one seed. It is a Run with `facts.json` beside it, kept by content: what is there is not made again, a killed one
-goes on, a row that fails is a line of the table and sinks no other.
+goes on, a row that fails is a line of the table and sinks no other. The cells of a seed are replayed together: where their funnels begin
+alike, the beginning runs once.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ from ..models.karma import diagnose
 from ..simulator.figures import parse_all
 from ..simulator.intervals import Difference, Ratio, holm, interval, over_seeds, resample
 from ..simulator.measures import compare, measure
-from ..simulator.recipe import Recipe
-from ..simulator.replay import check_device, commit, prepare, replay
+from ..simulator.recipe import Recipe, as_row
+from ..simulator.replay import Variant, check_device, check_workers, commit, line_of, prepare, replay_many
 from ..simulator.run import Run
-from ..stages.base import FittedFunnel, content_key
+from ..simulator.workers import Workers
+from ..stages.base import FittedFunnel, Progress, content_key, silent
 from .attention import attention_figure
 from .curves import write_curve
-from .table import define, markdown_escape, number, places
+from .table import booktabs, define, latex_escape, markdown_escape, number, places
 
 TOP = 50  # of JS@50 and of the popularity of what is retrieved
 PROBE = 6000  # requests of W2a that the probe of readability learns from
@@ -70,6 +72,16 @@ class Cell:
         found = self.read("failed.json")
         return str(found["error"]) if found.get("key") == self.key else None
 
+    @property
+    def replayed(self) -> bool:
+        return self.read("replayed.json").get("key") == self.key and (self.folder / "run" / "run.json").exists()
+
+    def fails(self, error: Exception) -> None:
+        """Write down what went wrong; it is not tried again until `failed.json` is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trace = "".join(traceback.format_exception(error))
+        write_json(self.folder / "failed.json", {"key": self.key, "error": line_of(error), "trace": trace})
+
     def read(self, name: str) -> dict[str, Any]:
         try:
             return dict(json.loads((self.folder / name).read_text()))
@@ -95,7 +107,7 @@ def cells(
     for seed in dict.fromkeys(seeds or recipe.seeds):
         for name in wanted:
             row = recipe.row(name)
-            what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.embedders.items())}, row.label, log.checksum]
+            what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.read.items())}, row.label, log.checksum]
             key = content_key(*what, seed, window, limit, device, *filter(None, [row.outside]))
             slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "plus ")).strip("-")
             found.append(Cell(name, seed, out / "cells" / f"{slug}-{seed}", key))
@@ -107,41 +119,64 @@ def cells(
 def ablate(
     recipe: Recipe, log: Log, out: Path, *, only: Sequence[str] = (), seeds: Sequence[int] = (), window: str = "W3",
     limit: int | None = None, device: str = "cpu", cache: Path | None = None, minutes: float | None = None, console: Console | None = None,
-    command: str = "",
+    command: str = "", workers: Workers | None = None,
 ) -> list[Cell]:  # fmt: skip
     """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that are left for another time.
 
     `minutes`: no new cell is begun after so long. A cell that failed is not tried again by the same code: remove its `failed.json`.
-    Raises KarmafunnelError, before anything is fitted, for a recipe without rows, an unknown row, measure or device, a limit below 1,
-    a window without requests, and an `out` that is no folder.
+    `workers`: other processes replay; fitting stays in this one. Raises KarmafunnelError, before anything is fitted, for a recipe
+    without rows, an unknown row, measure or device, a limit below 1, a window without requests, an `out` that is no folder, and workers
+    that cannot read log and recipe.
     """
     todo = cells(recipe, log, out, only, seeds, window, limit, device)
     check(recipe, log, out, window, limit, device)
-    began, left = time.perf_counter(), []
-    for i, cell in enumerate(todo):
-        if cell.done or cell.failed:
-            continue
-        if minutes is not None and time.perf_counter() - began >= 60 * minutes:
-            left.append(cell)
-            continue
-        if console:
-            console.print(f"[{i + 1}/{len(todo)}] {cell.row}, seed {cell.seed}", markup=False, highlight=False)
-        try:
-            make(cell, recipe.row(cell.row), log, window, limit, device, cache, console, command)
-        except Exception as error:  # whatever it is: one row must not sink a night's work
-            what = str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}"
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            write_json(cell.folder / "failed.json", {"key": cell.key, "error": what, "trace": traceback.format_exc()})
-            if console:
-                console.print(f"failed: {what}", markup=False, highlight=False, soft_wrap=True)
-                console.print(
-                    f"to try it again, remove {cell.folder / 'failed.json'}", markup=False, highlight=False, soft_wrap=True
-                )
-    if console and left:
-        console.print(f"{len(left)} of {len(todo)} cells are left; the same command goes on", highlight=False)
+    if workers is not None:
+        check_workers(workers, recipe, log, cache)
+    say = (lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)) if console else silent
+    began, left = time.perf_counter(), list[Cell]()
+    for seed in dict.fromkeys(cell.seed for cell in todo):
+        missing = [cell for cell in todo if cell.seed == seed and not (cell.done or cell.failed)]
+        ready: dict[Cell, Variant] = {}
+        for i, cell in enumerate(missing):
+            if minutes is not None and time.perf_counter() - began >= 60 * minutes:
+                left += missing[i:]
+                break
+            say(f"[{todo.index(cell) + 1}/{len(todo)}] {cell.row}, seed {seed}: fitting")
+            row, beside = recipe.row(cell.row), next((v.fitted for v in reversed(ready.values())), None)
+            try:
+                later = [recipe.row(other.row) for other in missing[i + 1 :]]
+                ready[cell] = Variant(row, prepare(row, log, seed, device, cache, console, beside, later), cell.folder / "run")
+            except Exception as error:  # whatever it is: one row must not sink a night's work
+                failed(cell, error, say)
+        if fresh := [cell for cell in ready if not cell.replayed]:
+            say(f"seed {seed}: replaying {len(fresh)} rows together")
+            errors = replay_many(
+                [ready[cell] for cell in fresh], log, seed=seed, device=device, limit=limit, cache=cache, window=window, console=console,
+                command=command, workers=workers,
+            )  # fmt: skip
+            for cell in fresh:
+                if (error := errors.get(ready[cell].out)) is None:
+                    write_json(cell.folder / "replayed.json", {"key": cell.key})
+                else:
+                    failed(cell, error, say)
+        known: dict[Any, Any] = {}
+        with console.status("examining vectors") if console else nullcontext():
+            for cell, variant in ready.items():
+                try:
+                    if cell.replayed:
+                        finish(cell, variant, log, window, known)
+                except Exception as error:
+                    failed(cell, error, say)
+    if left:
+        say(f"{len(left)} of {len(todo)} cells are left; the same command goes on")
     with console.status("comparing rows") if console else nullcontext():
         write_table(recipe, log, out, todo, window, limit, command)
     return left
+
+
+def failed(cell: Cell, error: Exception, say: Progress) -> None:
+    cell.fails(error)
+    say(f"{cell.row}, seed {cell.seed} failed: {line_of(error)}\nto try it again, remove {cell.folder / 'failed.json'}")
 
 
 def check(recipe: Recipe, log: Log, out: Path, window: str, limit: int | None, device: str) -> None:
@@ -158,19 +193,10 @@ def check(recipe: Recipe, log: Log, out: Path, window: str, limit: int | None, d
     parse_all([*whole, *sliced])
 
 
-def make(
-    cell: Cell, row: Recipe, log: Log, window: str, limit: int | None, device: str, cache: Path | None, console: Console | None,
-    command: str,
-) -> None:  # fmt: skip
-    """Fit, replay and diagnose one cell."""
-    fitted = prepare(row, log, cell.seed, device, cache, console)
-    run = Run.open(
-        replay(row, log, cell.folder / "run", seed=cell.seed, device=device, limit=limit, window=window, console=console,
-               command=command, fitted=fitted)
-    )  # fmt: skip
-    with console.status("examining vectors") if console else nullcontext():
-        facts, similarity = examine(fitted, log, run)
-        maps = attention_of(fitted, log, window)
+def finish(cell: Cell, variant: Variant, log: Log, window: str, known: dict[Any, Any]) -> None:
+    """Diagnose a replayed cell; what rows of one seed have in common is worked out once and `known`."""
+    facts, similarity = examine(variant.fitted, log, Run.open(variant.out), known)
+    maps = attention_of(variant.fitted, log, window, known)
     with atomic_folder(cell.folder / "similarity") as temporary:
         similarity.write_parquet(temporary / "similarity.parquet")
         if maps is not None:
@@ -179,16 +205,29 @@ def make(
     write_json(cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts})
 
 
-def attention_of(fitted: FittedFunnel, log: Log, window: str) -> np.ndarray | None:
+def attention_of(fitted: FittedFunnel, log: Log, window: str, known: dict[Any, Any]) -> np.ndarray | None:
     names = [name for stage in fitted.stages for name in stage.stage.embedders()]
-    return fitted.scene.embeddings[names[0]].attention_map(log.requests_in(window)) if names else None
+    if not names:
+        return None
+    first = fitted.scene.embeddings[names[0]]
+    if ("attention", first) not in known:
+        known["attention", first] = first.attention_map(log.requests_in(window))
+    return known["attention", first]
 
 
 # -- what a cell says beside its Run ------------------------------------------------------------------------------------
 
 
-def examine(fitted: FittedFunnel, log: Log, run: Run) -> tuple[dict[str, Any], pl.DataFrame]:
+def examine(fitted: FittedFunnel, log: Log, run: Run, known: dict[Any, Any]) -> tuple[dict[str, Any], pl.DataFrame]:
     """Figures of the embedders that the funnel reads (of several, the first), and JS@50 of every request with a truth."""
+    names = [name for stage in fitted.stages for name in stage.stage.embedders()]
+    first = fitted.scene.embeddings[names[0]] if names else None
+    if (fitted.keys[0], first) not in known:
+        known[fitted.keys[0], first] = _examine(first, log, run)
+    return known[fitted.keys[0], first]
+
+
+def _examine(first: Embedding | None, log: Log, run: Run) -> tuple[dict[str, Any], pl.DataFrame]:
     slates = run.read("slates").filter((pl.col("stage") == run.stages[0]) & (pl.col("rank") <= TOP))
     index = {item: i for i, item in enumerate(log.item_ids.tolist())}
     row_of = {request: i for i, request in enumerate(log.request_ids.tolist())}
@@ -213,10 +252,9 @@ def examine(fitted: FittedFunnel, log: Log, run: Run) -> tuple[dict[str, Any], p
     counts = np.bincount(events["item"].to_numpy()[in_w1], minlength=log.n_items)
     rank = diagnose.popularity_rank(counts)
     facts: dict[str, Any] = {"popularity of top 50": float(rank[slate[slate >= 0]].mean()) if (slate >= 0).any() else None}
-    names = [name for stage in fitted.stages for name in stage.stage.embedders()]
-    if names:
+    if first is not None:
         cold = (ledger["target"] == "cold").to_numpy()
-        facts |= vectors(fitted.scene.embeddings[names[0]], log, run.label, requests, target, cold, words)
+        facts |= vectors(first, log, run.label, requests, target, cold, words)
     similarity = pl.DataFrame({"request_id": ledger["request_id"], "js": js})
     return facts, similarity
 
@@ -280,22 +318,26 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
         by_row.setdefault(cell.row, []).append(cell)
     done = {name: [c for c in group if c.done] for name, group in by_row.items()}
     reference = {c.seed: c for c in done.get(recipe.against or "", [])}
+    stages = stages_of(recipe, list(by_row)) if recipe.by_stage else []
     lines: list[Line] = []
     for name, group in by_row.items():
-        line: Line = {"row": name, "embedders": {k: repr(v) for k, v in recipe.row(name).embedders.items()}}
-        line |= {"seeds": [c.seed for c in done[name]], "values": {}, "differences": {}, "diagnostics": {}}
+        row = recipe.row(name)
+        line: Line = {"row": name, "funnel": repr(row.funnel), "embedders": {k: repr(v) for k, v in row.read.items()}}
+        line |= {"note": as_row(recipe.rows[name]).note, "seeds": [c.seed for c in done[name]]}
+        line |= {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}}
         if errors := [c.failed for c in group if c.failed]:
             line["failed"] = errors[0]
         if done[name]:
             runs = [Run.open(c.folder / "run") for c in done[name]]
-            line["values"] = {column(row): row for row in asked(runs, measures_of(recipe, runs[0]))}
+            line["values"] = {column(row): row for row in asked(runs, measures_of(recipe, runs[0]), stages)}
+            line["cost"] = cost(runs)
             line["values"][JS] = of_requests([similarity(c) for c in done[name]], [], runs)
             line["diagnostics"] = diagnose.merge([figures_of(c) for c in done[name]])
             both = [c for c in done[name] if c.seed in reference]
             if both and name != recipe.against:
                 other = [reference[c.seed] for c in both]
                 a, b = ([Run.open(c.folder / "run") for c in side] for side in (other, both))
-                line["differences"] = {column(row): row for row in against(a, b, measures_of(recipe, a[0]))}
+                line["differences"] = {column(row): row for row in against(a, b, measures_of(recipe, a[0]), stages)}
                 line["differences"][JS] = of_requests([similarity(c) for c in both], [similarity(c) for c in other], b)
         lines.append(line)
     # one family of questions, one correction: every difference that the table prints
@@ -318,21 +360,60 @@ def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
     ]
 
 
-def asked(runs: list[Run], measures: Sequence[str]) -> list[Line]:
-    whole, sliced = split(measures)
-    rows = measure(runs, whole, by_stage=False) + (measure(runs, sliced, by_stage=False, slice="target") if sliced else [])
-    return [r for r in rows if r["stage"] == runs[0].stages[-1]]
+def stages_of(recipe: Recipe, rows: Sequence[str]) -> list[str]:
+    """The stages that have columns of their own: all of all rows, but a last one that is the last of every row."""
+    funnels = [[stage.name for stage in recipe.row(name).funnel.stages] for name in rows]
+    last = {stages[-1] for stages in funnels}
+    return [name for name in dict.fromkeys(n for stages in funnels for n in stages) if {name} != last]
 
 
-def against(a: list[Run], b: list[Run], measures: Sequence[str]) -> list[Line]:
+def asked(runs: list[Run], measures: Sequence[str], stages: Sequence[str]) -> list[Line]:
+    """Rows of what the funnel puts out, and with `at` those of some of its stages."""
     whole, sliced = split(measures)
-    rows = compare(a, b, whole, by_stage=False) + (compare(a, b, sliced, by_stage=False, slice="target") if sliced else [])
-    return [r for r in rows if r["stage"].split(" | ")[-1] == b[0].stages[-1]]
+    rows = measure(runs, whole, by_stage=bool(stages)) if whole else []
+    rows += measure(runs, sliced, by_stage=bool(stages), slice="target") if sliced else []
+    return placed(rows, runs[0].stages[-1], stages)
+
+
+def against(a: list[Run], b: list[Run], measures: Sequence[str], stages: Sequence[str]) -> list[Line]:
+    whole, sliced = split(measures)
+    rows = compare(a, b, whole, by_stage=bool(stages)) if whole else []
+    rows += compare(a, b, sliced, by_stage=bool(stages), slice="target") if sliced else []
+    ends = a[0].stages[-1], b[0].stages[-1]
+    return placed(rows, ends[0] if ends[0] == ends[1] else " | ".join(ends), stages)
+
+
+def placed(rows: Sequence[Line], end: str, stages: Sequence[str]) -> list[Line]:
+    found: list[Line] = []
+    for row in rows:
+        found += [row | {"at": row["stage"]}] if row["stage"] in stages else []
+        found += [row] if row["stage"] == end else []
+    return found
 
 
 def column(row: Line) -> str:
-    part = row["slice"]
-    return str(row["measure"]) if part in (None, "", "all") else f"{row['measure']}, {str(part).split('=')[-1].split(': ')[-1]}"
+    name, part = f"{row['measure']} at {row['at']}" if "at" in row else str(row["measure"]), row["slice"]
+    return name if part in (None, "", "all") else f"{name}, {str(part).split('=')[-1].split(': ')[-1]}"
+
+
+def cost(runs: Sequence[Run]) -> dict[str, float]:
+    """Milliseconds a request of each stage as if the funnel ran alone: mean over chunks, then seeds; and `total`."""
+    timing = pl.concat([run.read("timing", "stage", (1000 * pl.col("seconds") / pl.col("requests")).alias("ms")) for run in runs])
+    by = dict(timing.group_by("stage", maintain_order=True).agg(pl.col("ms").mean()).iter_rows())
+    return by | {"total": sum(by.values())}
+
+
+def saved(runs: Sequence[Run]) -> str:
+    """How often a stage ran on a chunk, of how often it was asked to; nothing, where no Run shares a stage."""
+    has = [run.read("timing", "seconds", "shared") for run in runs if "shared" in run.columns("timing")]
+    timing = pl.concat(has) if has else pl.DataFrame(schema={"seconds": pl.Float64, "shared": pl.Boolean})
+    ran = timing.filter(~pl.col("shared"))
+    if ran.height == timing.height:
+        return ""
+    return (
+        f"rows whose funnels begin alike share stages: {ran.height:,} of {timing.height:,} runs of a stage on a chunk "
+        f"({ran.height / timing.height:.0%}), {ran['seconds'].sum():.1f} s of {timing['seconds'].sum():.1f} s"
+    )
 
 
 def similarity(cell: Cell) -> pl.DataFrame:
@@ -387,24 +468,43 @@ def text_of(row: Line | None, signed: bool = False) -> str:
     return text + mark
 
 
+MS, DETECTABLE = "ms a request", "detectable"
+
+
+def effect(row: Line | None) -> str:
+    """The smallest difference that would have been found with 80% power."""
+    found = None if row is None else row.get("smallest_effect")
+    return "" if found is None or not np.isfinite(found) else f"±{number(found)}"
+
+
+def spent(cost: dict[str, float]) -> str:
+    """ "12.3 (recall 8.1, rank 4.2)"."""
+    if not cost:
+        return ""
+    parts = [f"{stage} {ms:.2f}" for stage, ms in cost.items() if stage != "total"]
+    return f"{cost['total']:.2f}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+
+
 def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, heads and lines of each table: values, differences, diagnostics."""
     columns = list(dict.fromkeys(c for line in lines for c in line["values"]))
     body = [
-        [line["row"], str(len(line["seeds"])), *(text_of(line["values"].get(c)) for c in columns)]
+        [line["row"], str(len(line["seeds"])), *(text_of(line["values"].get(c)) for c in columns), spent(line["cost"])]
         for line in lines
         if line["seeds"]
     ]
     counts = [sorted({line["values"][c]["n"] for line in lines if c in line["values"]}) for c in columns]
     if body:
-        body.append(["n", "", *(f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}" for n in counts)])
-    out = [("values, 95% intervals over users and seeds", ["row", "seeds", *columns], body)]
-    rows = [
-        [line["row"], str(len(line["seeds"])), *(text_of(line["differences"].get(c), True) for c in columns)]
-        for line in lines
-        if line["differences"]
-    ]
+        body.append(["n", "", *(f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}" for n in counts), ""])
+    out = [("values, 95% intervals over users and seeds", ["row", "seeds", *columns, MS], body)]
+    rows = []
+    for line in lines:
+        if found := line["differences"]:
+            rows.append([line["row"], str(len(line["seeds"])), *(text_of(found.get(c), True) for c in columns)])
+            rows.append([DETECTABLE, "", *(effect(found.get(c)) for c in columns)])
     if rows:
+        counts = [sorted({line["differences"][c]["n"] for line in lines if c in line["differences"]}) for c in columns]
+        rows.append(["n", "", *(f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}" if n else "" for n in counts)])
         title = f"differences to {recipe.against}, paired; * leaves out 0 with one sign in every seed, ** also after Holm"
         out.append((title, ["row", "seeds", *columns], rows))
     names = [d for d in DIAGNOSTICS if any(d in line["diagnostics"] for line in lines)]
@@ -418,7 +518,7 @@ def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], 
     return out
 
 
-def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: int | None, command: str) -> list[str]:
+def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: int | None, command: str, shared: str) -> list[str]:
     """Where the table comes from."""
     n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
     seeds = sorted({seed for line in lines for seed in line["seeds"]})
@@ -426,7 +526,9 @@ def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: 
         f"`{command}`" if command else f"recipe {recipe.name}",
         f"log {log.name} ({log.checksum}), window {window}, n up to {max(n, default=0):,}, seeds {seeds}"
         + (f", {limit} requests" if limit else ""),
+        *filter(None, [shared]),
         f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {os.cpu_count()} cores, commit {commit() or 'unknown'}",
+        *(f"{line['row']}: {line['note']}" for line in lines if line["note"]),
         *definitions(lines),
     ]
 
@@ -443,7 +545,12 @@ def definitions(lines: Sequence[Line]) -> list[str]:
     """What the columns mean, a line each; the slices of a measure share theirs."""
     names = dict.fromkeys(row["measure"] for line in lines for row in line["values"].values())
     names |= dict.fromkeys(d for d in DEFINITIONS if any(d in line["diagnostics"] for line in lines))
-    return [f"{name}: {DEFINITIONS.get(name) or define(name)}." for name in names]
+    more = {}
+    if any(line["cost"] for line in lines):
+        more[MS] = "time of each stage as if its funnel ran alone, mean over chunks of requests, then seeds"
+    if any(line["differences"] for line in lines):
+        more[DETECTABLE] = "the smallest difference that the comparison above it would have found with 80% power"
+    return [*(f"{name}: {DEFINITIONS.get(name) or define(name)}." for name in names), *(f"{k}: {v}." for k, v in more.items())]
 
 
 def processor() -> str:
@@ -455,13 +562,15 @@ def processor() -> str:
 
 
 def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], window: str, limit: int | None, command: str) -> None:
-    """`table.json`, `.md`, `.csv` and `.html`, each whole or not at all."""
+    """`table.json`, `.md`, `.csv`, `.tex` and `.html`, each whole or not at all."""
     lines = lines_of(recipe, todo)
-    found, below = sheets(recipe, lines), record(recipe, log, lines, window, limit, command)
+    shared = saved([Run.open(cell.folder / "run") for cell in todo if cell.done])
+    found, below = sheets(recipe, lines), record(recipe, log, lines, window, limit, command, shared)
     title = f"{recipe.name} on {log.name}"
     texts = {
         "table.json": json.dumps({"recipe": recipe.name, "against": recipe.against, "lines": lines, "record": below}, indent=1, default=float),
         "table.md": markdown(title, found, below), "table.csv": comma(lines), "table.html": page(title, found, below),
+        "table.tex": latex(title, found, below),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
@@ -483,21 +592,33 @@ def markdown(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]]
     return "\n\n".join([*parts, *below]) + "\n"
 
 
+def latex(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:
+    """A `table` environment a sheet; the last also says where all of them come from."""
+    out = []
+    for i, (name, heads, rows) in enumerate(found):
+        cells = [[re.sub(r" (\[.*\])", r" {\\scriptsize \1}", latex_escape(cell)) for cell in row] for row in rows]
+        figures = "r" * (len(heads) - 1) if name != "failed" else r"p{0.7\textwidth}"
+        notes = map(latex_escape, below if i == len(found) - 1 else ())
+        out.append(booktabs("l" + figures, [latex_escape(h) for h in heads], cells, notes, latex_escape(f"{title}: {name}")))
+    return "\n".join(out)
+
+
 def comma(lines: Sequence[Line]) -> str:
     """One line a row and column, numbers in full."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "seeds", "column", "value", "low", "high", "difference", "d_low", "d_high", "better", "holm", "n"])
+    writer.writerow(["row", "seeds", "column", "value", "low", "high", "difference", "d_low", "d_high", "better", "holm", "detectable", "n"])
     for line in lines:
         for name, row in line["values"].items():
             other = line["differences"].get(name) or {}
             writer.writerow(
                 [line["row"], len(line["seeds"]), name, row["value"], row["low"], row["high"], other.get("difference"),
-                 other.get("low"), other.get("high"), other.get("better"), other.get("holm"), row["n"]]
+                 other.get("low"), other.get("high"), other.get("better"), other.get("holm"),
+                 other.get("smallest_effect"), row["n"]]
             )  # fmt: skip
-        for name in DIAGNOSTICS:
-            if name in line["diagnostics"]:
-                writer.writerow([line["row"], len(line["seeds"]), name, line["diagnostics"][name], *[None] * 8])
+        figures = {name: line["diagnostics"][name] for name in DIAGNOSTICS if name in line["diagnostics"]}
+        for name, value in (figures | {f"{MS}, {stage}": ms for stage, ms in line["cost"].items()}).items():
+            writer.writerow([line["row"], len(line["seeds"]), name, value, *[None] * 9])
     return file.getvalue()
 
 

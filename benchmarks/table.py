@@ -414,22 +414,27 @@ def to_latex(rows: Sequence[Row], across: str = "measure") -> str:
         more = latex_escape(" ".join(filter(None, (cell.interval, cell.n))))
         return text + (rf" {{\scriptsize {more}}}" if more else "")
 
-    lines = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering\small"]
-    lines += [rf"\begin{{tabular}}{{{'l' * len(table.heads)}{'r' * len(table.columns)}}}", r"\toprule"]
-    lines += [" & ".join(latex_escape(t) for t in [*table.heads, *table.columns]) + r" \\", r"\midrule"]
-    for texts, cells in table.lines:
-        lines.append(" & ".join([*map(latex_escape, texts), *map(shown, cells)]) + r" \\")
+    lines = [[*map(latex_escape, texts), *map(shown, cells)] for texts, cells in table.lines]
+    foot = None
     if any(table.counts):
         blank = [""] * (len(table.heads) - 1)
-        lines += [
-            r"\midrule",
-            " & ".join(["$n$", *blank, *(rf"{{\scriptsize {latex_escape(c.removeprefix('n '))}}}" for c in table.counts)])
-            + r" \\",
-        ]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\par\medskip\raggedright\footnotesize"]
-    lines += [f"$^{{{i}}}$ {latex_escape(note)}\\par" for i, note in enumerate(table.notes, 1)]
-    lines += [f"{latex_escape(text)}\\par" for text in table.below]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+        foot = ["$n$", *blank, *(rf"{{\scriptsize {latex_escape(c.removeprefix('n '))}}}" for c in table.counts)]
+    notes = [f"$^{{{i}}}$ {latex_escape(note)}" for i, note in enumerate(table.notes, 1)]
+    heads = [latex_escape(t) for t in [*table.heads, *table.columns]]
+    align = "l" * len(table.heads) + "r" * len(table.columns)
+    return booktabs(align, heads, lines, [*notes, *map(latex_escape, table.below)], foot=foot)
+
+
+def booktabs(
+    align: str, heads: Sequence[str], lines: Iterable[Sequence[str]], notes: Iterable[str], caption: str = "", foot: Sequence[str] | None = None
+) -> str:
+    """A `table` environment of cells that are LaTeX already, with notes below it."""
+    row = lambda cells: " & ".join(cells) + r" \\"
+    out = ["% needs \\usepackage{booktabs}", r"\begin{table}", *([rf"\caption{{{caption}}}"] if caption else []), r"\centering\small"]
+    out += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", row(heads), r"\midrule", *map(row, lines)]
+    out += [r"\midrule", row(foot)] if foot else []
+    out += [r"\bottomrule", r"\end{tabular}", r"\par\medskip\raggedright\footnotesize"]
+    return "\n".join([*out, *(f"{note}\\par" for note in notes), r"\end{table}"]) + "\n"
 
 
 def to_html(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> str:

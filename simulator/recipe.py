@@ -1,15 +1,15 @@
 """A recipe: a Python file that exports `funnel`, `embedders` and `label`, each a value or a function of the log.
 
-One for a table of rows (`karmafunnel table`) also exports `rows` and `against`, and may export `measures` and `seeds`.
+One for a table of rows (`karmafunnel table`) also exports `rows` and `against`, and may export `measures`, `seeds` and `by_stage`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..log import KarmafunnelError, Log
@@ -21,11 +21,21 @@ SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row of a table: a funnel in the place of the recipe's (None: the recipe's own), and embedders laid over the recipe's."""
+
+    funnel: Funnel | Stage | None = None
+    embedders: Mapping[str, Embedder] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a recipe file says, for one log.
 
-    `rows` holds what each row of a table puts in the place of the recipe's own embedders, by name; all rows are paired with
-    the row `against`, which also lends what the recipe's own `embedders` lack. `measures` is empty where the file says nothing.
+    `rows` holds what each row of a table puts in the place of the recipe's own (a dict is a Row of embedders alone); all rows are
+    paired with the row `against`, whose embedders also lend what the recipe's own `embedders` lack. `measures` is empty where the
+    file says nothing; `by_stage` asks for them at every stage. `path` is the file, `of` the row that this is (`Recipe.row`).
     """
 
     name: str
@@ -33,21 +43,36 @@ class Recipe:
     funnel: Funnel
     embedders: dict[str, Embedder]
     label: str
-    rows: dict[str, dict[str, Embedder]] = field(default_factory=dict)
+    rows: Mapping[str, Row | Mapping[str, Embedder]] = field(default_factory=dict)
     against: str | None = None
     measures: tuple[str, ...] = ()
     seeds: tuple[int, ...] = SEEDS
+    by_stage: bool = False
+    path: Path | None = None
+    of: str | None = None
 
     @property
     def outside(self) -> str:
         """The file's text where it defines classes of its own, which the code of the package does not stand for."""
         return self.text if "class " in self.text else ""
 
+    @property
+    def read(self) -> dict[str, Embedder]:
+        """The embedders that the funnel reads."""
+        names = {name for stage in self.funnel.stages for name in stage.embedders()}
+        return {name: value for name, value in self.embedders.items() if name in names}
+
     def row(self, name: str) -> Recipe:
-        """This recipe with one row's embedders, and no rows; raises KarmafunnelError for a row that it lacks."""
+        """This recipe with what one row changes, and no rows; raises KarmafunnelError for a row that it lacks."""
         if name not in self.rows:
             raise KarmafunnelError(f"recipe {self.name}: no row {name!r}; there are {list(self.rows)}")
-        return replace(self, embedders=self.embedders | self.rows[name], rows={}, against=None)
+        row = as_row(self.rows[name])
+        funnel = Funnel((row.funnel,)) if isinstance(row.funnel, Stage) else row.funnel or self.funnel
+        return replace(self, funnel=funnel, embedders=self.embedders | dict(row.embedders), rows={}, against=None, of=name)
+
+
+def as_row(row: Row | Mapping[str, Embedder]) -> Row:
+    return row if isinstance(row, Row) else Row(embedders=row)
 
 
 def find(recipe: str) -> Path:
@@ -65,27 +90,31 @@ def load_recipe(recipe: str, log: Log) -> Recipe:
     """Run a recipe file and ask it for this log's funnel, embedders, label and rows.
 
     Raises KarmafunnelError naming the file for code that fails, an export that is missing or of the wrong type, an embedder
-    that the funnel names and the recipe lacks, a row of an embedder that the funnel does not name, and an unknown `against`.
+    that the funnel (or a row's own) names and the recipe lacks, a row of an embedder that its funnel does not name, and an unknown
+    `against`.
     """
     path = find(recipe)
-    spec = importlib.util.spec_from_file_location(f"karmafunnel_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise KarmafunnelError(f"recipe {path}: needs a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    return run_recipe(path, path.read_text(), log)
+
+
+def run_recipe(path: Path, text: str, log: Log) -> Recipe:
+    """`load_recipe` of a text that was read from a file, here or on another machine."""
+    module = ModuleType(f"karmafunnel_recipe_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
     values: dict[str, Any] = {}
     try:
-        spec.loader.exec_module(module)
+        exec(compile(text, str(path), "exec"), module.__dict__)
         for export in EXPORTS:
             if not hasattr(module, export):
                 raise KarmafunnelError(f"recipe {path}: needs to export {list(EXPORTS)}, {export!r} is missing")
             values[export] = _of_log(getattr(module, export), log)
-        for export in ("rows", "against", "measures", "seeds"):
+        for export in ("rows", "against", "measures", "seeds", "by_stage"):
             values[export] = _of_log(getattr(module, export, None), log)
         if isinstance(values["rows"], Mapping):
-            values["rows"] = {name: _row_of_log(row, log) for name, row in values["rows"].items()}
-    except KarmafunnelError:
-        raise
+            values["rows"] = {name: _row_of_log(f"recipe {path}: row {name!r}", row, log) for name, row in values["rows"].items()}
+    except KarmafunnelError as error:
+        raise error if str(error).startswith("recipe ") else KarmafunnelError(f"recipe {path}: {error}") from error
     except Exception as error:
         raise KarmafunnelError(f"recipe {path}: fails with {type(error).__name__}: {error}") from error
     funnel, embedders, label = values["funnel"], values["embedders"], values["label"] or log.meta["label"]
@@ -96,26 +125,36 @@ def load_recipe(recipe: str, log: Log) -> Recipe:
     if not isinstance(embedders, Mapping):
         raise KarmafunnelError(f"recipe {path}: embedders needs a dict of name: Embedder, found {embedders!r}")
     _check_embedders(f"recipe {path}: ", embedders)
-    made = Recipe(path.stem, path.read_text(), funnel, dict(embedders), label)
+    made = Recipe(path.stem, text, funnel, dict(embedders), label, path=path)
     if values["rows"] is not None:
         made = replace(made, **_table(path, made, values))
-        made = replace(made, embedders=made.rows[str(made.against)] | made.embedders)
-    for stage in funnel.stages:
-        if missing := [name for name in stage.embedders() if name not in made.embedders]:
-            raise KarmafunnelError(
-                f"recipe {path}: stage {stage.name} needs embedders {missing}, the recipe has {sorted(made.embedders)}"
-            )
+        made = replace(made, embedders=dict(as_row(made.rows[str(made.against)]).embedders) | made.embedders)
+    _check_stages(f"recipe {path}: ", made)
+    for name in made.rows:
+        _check_stages(f"recipe {path}: row {name!r}: ", made.row(name))
     return made
+
+
+def _check_stages(who: str, recipe: Recipe) -> None:
+    """Every embedder that a stage names is there."""
+    for stage in recipe.funnel.stages:
+        if missing := [name for name in stage.embedders() if name not in recipe.embedders]:
+            raise KarmafunnelError(f"{who}stage {stage.name} needs embedders {missing}, the recipe has {sorted(recipe.embedders)}")
 
 
 def _of_log(value: Any, log: Log) -> Any:
     """An export as it is, or what it says of this log where it is a function."""
-    is_value = isinstance(value, (Stage, Funnel, Embedder, str, Mapping, list, tuple)) or value is None
+    is_value = isinstance(value, (Stage, Funnel, Embedder, Row, str, Mapping, list, tuple)) or value is None
     return value if is_value or not callable(value) else value(log)
 
 
-def _row_of_log(row: Any, log: Log) -> Any:
-    row = _of_log(row, log)
+def _row_of_log(who: str, row: Any, log: Log) -> Any:
+    try:
+        row = _of_log(row, log)
+    except KarmafunnelError as error:
+        raise KarmafunnelError(f"{who}: {error}") from error
+    if isinstance(row, Row) and isinstance(row.embedders, Mapping):
+        return replace(row, embedders={name: _of_log(value, log) for name, value in row.embedders.items()})
     return {name: _of_log(value, log) for name, value in row.items()} if isinstance(row, Mapping) else row
 
 
@@ -127,22 +166,26 @@ def _check_embedders(who: str, embedders: Mapping[str, Any]) -> None:
 
 def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Recipe that make it a table, checked."""
-    rows, against, measures, seeds = (values[name] for name in ("rows", "against", "measures", "seeds"))
+    rows, against, measures, seeds, by_stage = (values[name] for name in ("rows", "against", "measures", "seeds", "by_stage"))
     if not isinstance(rows, Mapping) or not rows:
         raise KarmafunnelError(
-            f"recipe {path}: rows needs a dict of row name: dict of embedders with a row at least, found {rows!r}"
+            f"recipe {path}: rows needs a dict of row name: dict of embedders, or Row, with a row at least, found {rows!r}"
         )
-    known = sorted({name for stage in recipe.funnel.stages for name in stage.embedders()})
-    for name, row in rows.items():
+    for name, given in rows.items():
         if not isinstance(name, str) or not name.strip():
             raise KarmafunnelError(f"recipe {path}: a row needs a name, found {name!r}")
-        if not isinstance(row, Mapping):
-            raise KarmafunnelError(f"recipe {path}: row {name!r} needs a dict of name: Embedder, found {row!r}")
-        if stray := sorted(set(row) - set(known)):
+        row = given if isinstance(given, Row) else Row(embedders=given)
+        if not isinstance(row.embedders, Mapping):
+            raise KarmafunnelError(f"recipe {path}: row {name!r} needs a dict of name: Embedder, or a Row, found {row.embedders!r}")
+        if row.funnel is not None and not isinstance(row.funnel, (Funnel, Stage)):
+            raise KarmafunnelError(f"recipe {path}: row {name!r}: funnel needs stages chained with >>, found {row.funnel!r}")
+        funnel = recipe.funnel if row.funnel is None else row.funnel
+        known = sorted({n for stage in (funnel.stages if isinstance(funnel, Funnel) else (funnel,)) for n in stage.embedders()})
+        if stray := sorted(set(row.embedders) - set(known)):
             raise KarmafunnelError(
-                f"recipe {path}: row {name!r} names embedders {stray}; those that the funnel reads are {known}"
+                f"recipe {path}: row {name!r} names embedders {stray}; those that its funnel reads are {known}"
             )
-        _check_embedders(f"recipe {path}: row {name!r}: ", row)
+        _check_embedders(f"recipe {path}: row {name!r}: ", row.embedders)
     if against not in rows:
         raise KarmafunnelError(f"recipe {path}: against needs the name of a row, one of {list(rows)}; found {against!r}")
     if measures is not None and (not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)):
@@ -151,7 +194,9 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     whole = isinstance(seeds, (list, tuple)) and all(isinstance(s, int) and s >= 0 for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise KarmafunnelError(f"recipe {path}: seeds needs different whole numbers from 0, such as (0, 1, 2), found {seeds!r}")
+    if by_stage not in (None, True, False):
+        raise KarmafunnelError(f"recipe {path}: by_stage needs True or False, found {by_stage!r}")
     return {
-        "rows": {name: dict(row) for name, row in rows.items()}, "against": against,
-        "measures": tuple(measures or ()), "seeds": tuple(seeds),
+        "rows": {name: as_row(row) for name, row in rows.items()}, "against": against,
+        "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage),
     }  # fmt: skip

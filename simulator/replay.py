@@ -14,7 +14,13 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache as once_a_process
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,9 +34,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import __version__
 from ..log import KarmafunnelError, Log, atomic_folder, rows_of, write_json
-from ..stages.base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Step, code_key, fit_embedders
+from ..stages.base import (
+    ITEM,
+    RANK,
+    REQUEST,
+    SCORE,
+    FittedFunnel,
+    Retriever,
+    Scene,
+    Step,
+    code_key,
+    embedder_folder,
+    fit_embedders,
+    prefix_keys,
+    silent,
+)
 from ..stages.learn import logged, spaced
-from .recipe import Recipe
+from .recipe import Recipe, run_recipe
+from .workers import Workers, spread
 
 TABLES = ("slates", "requests", "ledger", "scored", "timing")
 CHUNK = 256  # requests a shard
@@ -42,25 +63,31 @@ def cache_root() -> Path:
 
 
 def prepare(
-    recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Path | None = None, console: Console | None = None
-) -> FittedFunnel:
-    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps are told to `console`."""
-    if console is not None:
-        with console.status("fitting") as status:
-            say = lambda message: console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
-            scene = Scene(log, {}, recipe.label, seed, device, say, lambda message: status.update(message))
-            return _prepare(recipe, scene, cache)
-    return _prepare(recipe, Scene(log, {}, recipe.label, seed, device), cache)
+    recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Path | None = None, console: Console | None = None,
+    beside: FittedFunnel | None = None, later: Sequence[Recipe] = (),
+) -> FittedFunnel:  # fmt: skip
+    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps are told to `console`.
 
-
-def _prepare(recipe: Recipe, scene: Scene, cache: Path | None) -> FittedFunnel:
-    if scene.device != "cpu":
-        check_device(scene.device)
-    if "class " in recipe.text:
-        scene.outside = recipe.text
-    needed = {name for stage in recipe.funnel.stages for name in stage.embedders()}
-    scene.embeddings = fit_embedders(recipe.embedders, scene, cache, sorted(needed))
-    return recipe.funnel.fit(scene, cache)
+    `beside`: another funnel for the same log, label and seed; what both have in common is fitted once. What stages made of the
+    requests to learn from is kept for the recipes that come `later`, as far as those begin alike.
+    """
+    scene = Scene(log, {}, recipe.label, seed, device) if beside is None else beside.scene.beside({})
+    if device != "cpu":
+        check_device(device)
+    scene.outside = recipe.outside
+    memory = scene.memory
+    memory.on, memory.wanted = True, None
+    with console.status("fitting") if console else nullcontext() as status:
+        if console and status:
+            scene.progress = lambda message: console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+            scene.detail = status.update
+        try:
+            scene.embeddings = fit_embedders(recipe.read, scene, cache)
+            return recipe.funnel.fit(scene, cache)
+        finally:
+            scene.progress = scene.detail = silent
+            memory.forget({key for other in later for key in prefix_keys(other.funnel, other.embedders, scene)})
+            memory.on = False
 
 
 def check_device(device: str) -> None:
@@ -73,36 +100,106 @@ def check_device(device: str) -> None:
         ) from error
 
 
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A recipe, its fitted funnel, and the Run folder that it goes into."""
+
+    recipe: Recipe
+    fitted: FittedFunnel
+    out: Path
+
+
 def replay(
     recipe: Recipe, log: Log, out: Path | str, *, seed: int = 0, device: str = "cpu", limit: int | None = None,
     cache: Path | None = None, window: str = "W3", chunk: int = CHUNK, console: Console | None = None, command: str | None = None,
-    fitted: FittedFunnel | None = None,
+    fitted: FittedFunnel | None = None, workers: Workers | None = None,
 ) -> Path:  # fmt: skip
     """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay one window of the log; returns the Run folder.
 
     `limit` takes so many requests, evenly spaced in time. Progress goes to `console`. Raises KarmafunnelError when `out` is
-    something else than a Run, or when the window holds no request.
+    something else than a Run, or when the window holds no request; see `replay_many` for `workers`.
     """
     out = Path(out)
     if out.exists() and not (out / "run.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise KarmafunnelError(
             f"replay: {out} needs to be a new folder or an older Run, found something else; nothing was written"
         )
-    requests = log.requests_in(window)
-    if len(requests) == 0:
-        raise KarmafunnelError(f"replay: log {log.name} needs requests of {log.meta['scenario']} in {window}, found none")
-    if limit is not None and limit < 1:
-        raise KarmafunnelError(f"replay: limit needs at least 1 request, found {limit}")
-    requests = spaced(requests, limit or len(requests))
-
+    requests = requests_of(log, window, limit)
+    if workers is not None:
+        check_workers(workers, recipe, log, cache)
     start = time.perf_counter()
     fitted = fitted or prepare(recipe, log, seed, device, cache, console)
     if console:
         console.print(
             f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}", highlight=False
         )
+    variant = Variant(recipe, fitted, out)
+    for error in replay_many(
+        [variant], log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console,
+        command=command, workers=workers,
+    ).values():  # fmt: skip
+        raise error
+    return out
 
-    description = describe_run(recipe, fitted, log, seed, device, limit, window, command)
+
+def requests_of(log: Log, window: str, limit: int | None) -> np.ndarray:
+    """The requests to replay, `limit` of them evenly spaced in time; raises KarmafunnelError where there are none."""
+    requests = log.requests_in(window)
+    if len(requests) == 0:
+        raise KarmafunnelError(f"replay: log {log.name} needs requests of {log.meta['scenario']} in {window}, found none")
+    if limit is not None and limit < 1:
+        raise KarmafunnelError(f"replay: limit needs at least 1 request, found {limit}")
+    return spaced(requests, limit or len(requests))
+
+
+def replay_many(
+    variants: Sequence[Variant], log: Log, *, seed: int = 0, device: str = "cpu", limit: int | None = None, cache: Path | None = None,
+    window: str = "W3", chunk: int = CHUNK, console: Console | None = None, command: str | None = None, workers: Workers | None = None,
+) -> dict[Path, Exception]:  # fmt: skip
+    """Replay several fitted funnels over the same requests, chunk by chunk; returns what went wrong, by `out`.
+
+    A stage runs once for all variants that begin alike up to it (`prepare` them `beside` each other), and the Runs are the same
+    bytes as those of separate replays. A variant that fails stops there and leaves its finished shards; the others go on.
+
+    `workers`: shards are made by other processes, which load what was fitted from `cache`; again the same bytes. Raises
+    KarmafunnelError where the log, the recipe or the cache is not on a disk that they can read.
+    """
+    requests = requests_of(log, window, limit)
+    numbers = range(-(-len(requests) // chunk))
+    described = {v.out: describe_run(v.recipe, v.fitted, log, seed, device, limit, window, command) for v in variants}
+    partials = {v.out: partial_folder(v.out, described[v.out], chunk) for v in variants}
+    names = [f"{i:06d}" for i in numbers]
+    left = [i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())]
+    failed: dict[Path, Exception] = {}
+    if workers is None:
+        ledgers = {partials[v.out]: Ledgers(v.fitted, window) for v in variants}
+        made = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
+    else:
+        for variant in variants:
+            check_workers(workers, variant.recipe, log, cache)
+        job = job_of(variants, [partials[v.out] for v in variants], log, seed, device, limit, cache, window, chunk)
+        made = spread(work, job, left, workers, gpus=int(device.startswith("cuda")))
+    bar = progress_bar(console) if console else None
+    with bar or nullcontext():
+        task = bar.add_task("replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk) if bar else None
+        for _, errors in made:
+            failed |= errors
+            if bar and task is not None:
+                bar.advance(task, chunk)
+    for variant in variants:
+        partial = partials[variant.out]
+        if partial in failed:
+            continue
+        with atomic_folder(variant.out) as temporary:
+            for name in TABLES:
+                merge([partial / number / f"{name}.parquet" for number in names], temporary / f"{name}.parquet")
+            write_json(temporary / "run.json", described[variant.out])
+        shutil.rmtree(partial)
+    return {variant.out: failed[partials[variant.out]] for variant in variants if partials[variant.out] in failed}
+
+
+def partial_folder(out: Path, description: Mapping[str, Any], chunk: int) -> Path:
+    """Where the shards of a Run wait for each other; those of another Run that was begun in its place go."""
     what = {name: value for name, value in description.items() if name not in ("command", "commit")}
     key = hashlib.sha256(json.dumps([what, chunk, code_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
     partial = out.with_name(f".{out.name}.{key}.partial")
@@ -110,26 +207,120 @@ def replay(
         if stale != partial:
             shutil.rmtree(stale)
     partial.mkdir(parents=True, exist_ok=True)
-    ledgers = Ledgers(fitted, window)
-    starts = range(0, len(requests), chunk)
-    bar = progress_bar(console) if console else None
-    with bar or nullcontext():
-        task = bar.add_task("replay", total=len(requests)) if bar else None
-        for i, first in enumerate(starts):
-            shard = partial / f"{i:06d}"
-            if not shard.is_dir():
-                tables = ledgers.shard(requests[first : first + chunk], i)
-                with atomic_folder(shard) as temporary:
-                    for name, frame in tables.items():
-                        frame.write_parquet(temporary / f"{name}.parquet", compression="lz4", statistics=False)
-            if bar and task is not None:
-                bar.update(task, completed=min(first + chunk, len(requests)))
-    with atomic_folder(out) as temporary:
-        for name in TABLES:
-            merge([partial / f"{i:06d}" / f"{name}.parquet" for i in range(len(starts))], temporary / f"{name}.parquet")
-        write_json(temporary / "run.json", description)
-    shutil.rmtree(partial)
-    return out
+    return partial
+
+
+def make_shard(
+    ledgers: Mapping[Path, Ledgers], requests: np.ndarray, chunk: int, number: int, failed: Collection[Path] = ()
+) -> dict[Path, Exception]:
+    """Write one shard of every Run that lacks it and has not `failed`; returns what went wrong, by folder."""
+    begun = Counter(key for ledger in ledgers.values() for key in ledger.fitted.keys)
+    errors: dict[Path, Exception] = {}
+    memories = {id(ledger.scene.memory): ledger.scene.memory for ledger in ledgers.values()}.values()
+    for memory in memories:
+        memory.on, memory.wanted = True, {key for key, n in begun.items() if n > 1}
+    for folder, ledger in ledgers.items():
+        shard = folder / f"{number:06d}"
+        if folder in failed or shard.is_dir():
+            continue
+        try:
+            tables = ledger.shard(requests[number * chunk : (number + 1) * chunk], number)
+            with atomic_folder(shard) as temporary:
+                for name, frame in tables.items():
+                    frame.write_parquet(temporary / f"{name}.parquet", compression="lz4", statistics=False)
+        except Exception as error:  # one variant must not sink the others
+            errors[folder] = error
+    for memory in memories:
+        memory.forget()
+        memory.on = False
+    return errors
+
+
+# -- by other processes -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know: it opens the log, loads what was fitted from the cache, and writes shards beside its parent's."""
+
+    path: str
+    text: str
+    rows: tuple[tuple[str | None, tuple[str, ...], str], ...]  # row of the recipe, keys of its funnel, folder of its shards
+    log: str
+    checksum: str
+    cache: str
+    fitted: tuple[str, ...]  # folders that the parent fitted
+    seed: int
+    device: str
+    limit: int | None
+    window: str
+    chunk: int
+
+
+def check_workers(workers: Workers, recipe: Recipe, log: Log, cache: Path | None) -> None:
+    """Raises KarmafunnelError for what workers could not read (a log or a recipe in memory, no cache) and a cluster that is not there."""
+    for found, what in ((log.path, "a log on disk"), (cache, "a cache folder"), (recipe.path, "a recipe file")):
+        if found is None:
+            raise KarmafunnelError(f"replay: workers need {what}, found none")
+    workers.check()
+
+
+def job_of(
+    variants: Sequence[Variant], folders: Sequence[Path], log: Log, seed: int, device: str, limit: int | None, cache: Path | None,
+    window: str, chunk: int,
+) -> Job:  # fmt: skip
+    assert log.path and cache
+    rows, fitted = [], set()
+    for variant, folder in zip(variants, folders, strict=True):
+        recipe, scene = variant.recipe, variant.fitted.scene
+        rows.append((recipe.of, variant.fitted.keys, str(folder.resolve())))
+        fitted |= {f"{s.stage.name}-{key}" for s, key in zip(variant.fitted.stages, variant.fitted.keys, strict=True)}
+        fitted |= {embedder_folder(value, scene) for value in recipe.read.values()}
+    first = variants[0].recipe
+    return Job(
+        str(first.path), first.text, tuple(rows), str(log.path.resolve()), log.checksum, str(cache.resolve()), tuple(sorted(fitted)), seed,
+        device, limit, window, chunk,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def opened(job: Job) -> tuple[np.ndarray, dict[Path, Ledgers]]:
+    """What every shard of a job needs, loaded once a process; raises KarmafunnelError naming the path that a worker cannot see."""
+    here = f"worker on {platform.node()}: "
+    for path in (job.log, job.cache, *(folder for _, _, folder in job.rows), *(f"{job.cache}/{name}" for name in job.fitted)):
+        if not Path(path).is_dir():
+            raise KarmafunnelError(f"{here}needs the folder {path}, found none; all workers need to share the disk of their parent")
+    log = Log.open(job.log)
+    if log.checksum != job.checksum:
+        raise KarmafunnelError(f"{here}needs the log {job.checksum} in {job.log}, found {log.checksum}")
+    recipe = run_recipe(Path(job.path), job.text, log)
+    ledgers: dict[Path, Ledgers] = {}
+    beside: FittedFunnel | None = None
+    for name, keys, folder in job.rows:
+        row = recipe if name is None else recipe.row(name)
+        beside = prepare(row, log, job.seed, job.device, Path(job.cache), beside=beside)
+        if beside.keys != keys:
+            raise KarmafunnelError(f"{here}needs the code, libraries and recipe of its parent, found others: {row.funnel!r} has another key")
+        ledgers[Path(folder)] = Ledgers(beside, job.window)
+    return requests_of(log, job.window, job.limit), ledgers
+
+
+def work(job: Job, number: int) -> dict[Path, Exception]:
+    """One shard of every Run of a job. What goes wrong comes back as one line with its traceback as a note: it has to travel."""
+    requests, ledgers = opened(job)
+    told: dict[Path, Exception] = {}
+    for folder, error in make_shard(ledgers, requests, job.chunk, number).items():
+        told[folder] = KarmafunnelError(line_of(error))
+        told[folder].add_note("".join(traceback.format_exception(error)))
+    return told
+
+
+def line_of(error: Exception) -> str:
+    """What went wrong, in a line."""
+    return str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}"
+
+
+# -- the folder of a Run ------------------------------------------------------------------------------------------------
 
 
 def progress_bar(console: Console) -> Progress:
@@ -143,7 +334,7 @@ def merge(shards: list[Path], out: Path) -> None:
     writer: pq.ParquetWriter | None = None
     try:
         for shard in shards:
-            table = pq.read_table(shard)
+            table = pq.ParquetFile(shard).read()  # without the datasets of read_table, which take longer than a shard
             writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd", compression_level=1)
             writer.write_table(table.cast(writer.schema))
     finally:
@@ -151,6 +342,7 @@ def merge(shards: list[Path], out: Path) -> None:
             writer.close()
 
 
+@once_a_process
 def commit() -> str | None:
     """The commit of the code, where it is a checkout."""
     root = Path(__file__).parent.parent
@@ -158,6 +350,12 @@ def commit() -> str | None:
         return None
     answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return answer.stdout.strip() or None
+
+
+@once_a_process
+def versions() -> dict[str, str]:
+    packages = ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
+    return {"karmafunnel": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 def describe_run(
@@ -171,11 +369,10 @@ def describe_run(
         )
         if isinstance(ready, Retriever):
             stages[-1]["channels"] = list(ready.channels)
-    packages = ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
     return {
-        "recipe": recipe.text, "recipe_name": recipe.name, "funnel": repr(recipe.funnel),
-        "embedders": {name: repr(value) for name, value in recipe.embedders.items()}, "label": recipe.label, "seed": seed,
-        "commit": commit(), "versions": {"karmafunnel": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
+        "recipe": recipe.text, "recipe_name": recipe.name, "row": recipe.of, "funnel": repr(recipe.funnel),
+        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "label": recipe.label, "seed": seed,
+        "commit": commit(), "versions": versions(),
         "log": {
             "name": log.name, "path": str(log.path.resolve()) if log.path else None, "checksum": log.checksum, "currency": log.meta["currency"],
             "has": log.meta["has"], "catalogue": log.meta["catalogue"], "items": log.n_items, "world": log.meta.get("world"),
@@ -221,7 +418,10 @@ class Ledgers:
             "ledger": self._ledger(steps, eligible),
             "scored": self._scored(steps, eligible),
             "timing": pl.DataFrame(
-                [[number, s.stage.name, len(requests), int(s.rows_in.sum()), int(s.rows_out.sum()), s.seconds] for s in steps],
+                [
+                    [number, s.stage.name, len(requests), int(s.rows_in.sum()), int(s.rows_out.sum()), s.seconds, s.shared]
+                    for s in steps
+                ],
                 schema={
                     "chunk": pl.Int32,
                     "stage": pl.String,
@@ -229,6 +429,7 @@ class Ledgers:
                     "rows_in": pl.Int64,
                     "rows_out": pl.Int64,
                     "seconds": pl.Float64,
+                    "shared": pl.Boolean,  # run for another funnel that begins alike; the seconds are those of that one run
                 },
                 orient="row",
             ),
@@ -281,7 +482,7 @@ class Ledgers:
             pl.Series("n_shown", np.bincount(np.searchsorted(requests, shown[REQUEST].to_numpy()), minlength=size), pl.Int32),
             pl.Series("new_user", log.asof.n_events(requests) == 0, pl.Boolean),
         ]
-        for name, embedding in self.scene.embeddings.items():
+        for name, embedding in self.scene.embeddings.items():  # those that the funnel reads
             told = embedding.read(requests, quick=True)
             if told is not None:
                 columns.append(pl.Series(f"{name}.reads", told, pl.String))

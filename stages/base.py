@@ -6,12 +6,13 @@ hash of (request_id, item_id), never row order: popular items have low ids in ma
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -98,6 +99,43 @@ def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: in
 # -- what stages may look at --------------------------------------------------------------------------------------------
 
 
+class Memory:
+    """What the scenes of one log and seed have in common: fitted things by content, and what stages made of a chunk of requests.
+
+    So funnels that begin alike run their beginning once. It keeps nothing unless `on`; then steps of the beginnings in `wanted` (None:
+    of all) until `forget`, as long as `most` bytes hold them.
+    """
+
+    def __init__(self, most: int = 256 << 20):
+        self.most, self.on = most, False
+        self.wanted: Collection[str] | None = None
+        self.embeddings: dict[str, Embedding] = {}
+        self.stages: dict[str, Fitted] = {}
+        self.forget()
+        # The clock of vectors that stages share: each is made once, whoever asks first, and charged to every funnel that reads it.
+        self.spent = 0.0
+        self.used: dict[tuple[Any, ...], float] = {}
+
+    def forget(self, but: Collection[str] = ()) -> None:
+        """Drop the steps, but those of some beginnings."""
+        kept = {place: found for place, found in getattr(self, "_steps", {}).items() if place[0] in but}
+        self._steps: dict[tuple[Any, ...], tuple[Step, State]] = kept
+        self._bytes = sum(size_of(state) for _, state in kept.values())
+
+    def get(self, key: str, start: tuple[Any, ...]) -> tuple[Step, State] | None:
+        return self._steps.get((key, start))
+
+    def put(self, key: str, start: tuple[Any, ...], made: tuple[Step, State]) -> None:
+        size = size_of(made[1])
+        if self.on and (self.wanted is None or key in self.wanted) and self._bytes + size <= self.most:
+            self._steps[key, start] = made
+            self._bytes += size
+
+
+def size_of(state: State) -> int:
+    return int(state.slate.estimated_size() + state.forced.estimated_size())
+
+
 @dataclass(eq=False)
 class Scene:
     """What a stage may look at while fitting and running: the log as of each request, fitted embeddings, one seed."""
@@ -112,8 +150,18 @@ class Scene:
     outside: str = ""  # code that stages were defined with outside the package: a recipe's own classes
 
     def __post_init__(self) -> None:
-        self._interests: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._items: dict[str, np.ndarray] = {}
+        self.memory = Memory()
+        # Kept by embedding, not by name: scenes beside each other share them, and mean different things by a name.
+        self._chunk: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, float]] = {}
+        self._items: dict[Embedding, np.ndarray] = {}
+        self._titles: dict[Any, Any] = {}
+
+    def beside(self, embeddings: dict[str, Embedding]) -> Scene:
+        """A scene of the same log, label and seed with other embeddings; what both need is worked out once."""
+        _ = self.truth, self._hashes
+        other = copy.copy(self)
+        other.embeddings = embeddings
+        return other
 
     @property
     def circumstances(self) -> tuple[Any, ...]:
@@ -128,17 +176,34 @@ class Scene:
 
     def items(self, name: str, who: str) -> np.ndarray:
         """Item vectors of an embedding: float32 (n_items, d)."""
-        if name not in self._items:
-            self._items[name] = np.ascontiguousarray(self.embedding(name, who).items(), dtype=np.float32)
-        return self._items[name]
+        found = self.embedding(name, who)
+        if found not in self._items:
+            self._items[found] = np.ascontiguousarray(found.items(), dtype=np.float32)
+        return self._items[found]
 
     def interests(self, name: str, requests: np.ndarray, who: str) -> np.ndarray:
-        """Interest vectors: float32 (n_requests, d), computed once for a chunk of requests however many stages ask."""
-        kept = self._interests.get(name)
-        if kept is None or not np.array_equal(kept[0], requests):
-            vectors = np.ascontiguousarray(self.embedding(name, who).interests(requests), dtype=np.float32)
-            kept = self._interests[name] = (requests.copy(), vectors)
-        return kept[1]
+        """Interest vectors: float32 (n_requests, d)."""
+        return self.once(("interest", name), requests, lambda chunk: self.embedding(name, who).interests(chunk))
+
+    def once(self, key: tuple[str, ...], requests: np.ndarray, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Vectors of requests, float32 (n_requests, d), made once for a chunk of them however many stages ask for all or some.
+
+        `key`: what they are, and last the name of the embedder that makes them.
+        """
+        place, memory = (*key[:-1], self.embeddings.get(key[-1])), self.memory
+        kept = self._chunk.get(place)
+        if kept is not None and len(kept[0]):
+            at = np.minimum(np.searchsorted(kept[0], requests), len(kept[0]) - 1)
+            if np.array_equal(kept[0][at], requests):
+                memory.used[place] = kept[2]
+                return kept[1] if len(requests) == len(kept[0]) else kept[1][at]
+        before, start = memory.spent, time.perf_counter()
+        vectors = np.ascontiguousarray(make(requests), dtype=np.float32)
+        seconds = time.perf_counter() - start - (memory.spent - before)  # what it asked for in turn has a clock of its own
+        memory.spent += seconds
+        memory.used[place] = seconds
+        self._chunk[place] = requests.copy(), vectors, seconds
+        return vectors
 
     @cached_property
     def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -303,11 +368,13 @@ class Funnel:
     def fit(self, scene: Scene, cache_folder: Path | None = None) -> FittedFunnel:
         """Fit every stage on what its upstream really passes to it; fitted stages are kept in `cache_folder` by content."""
         fitted: FittedFunnel | None = None
-        for i, stage in enumerate(self.stages):
-            prefix = Funnel(self.stages[: i + 1])
-            key = content_key(repr(prefix), embedder_keys(prefix, scene), scene.log.checksum, scene.label, *scene.circumstances)
+        values = {name: getattr(found, "value", None) for name, found in scene.embeddings.items()}
+        keys = prefix_keys(self, values, scene)
+        for i, (stage, key) in enumerate(zip(self.stages, keys, strict=True)):
             folder = cache_folder / f"{stage.name}-{key}" if cache_folder else None
-            if folder and folder.is_dir():
+            if key in scene.memory.stages:
+                ready = scene.memory.stages[key]
+            elif folder and folder.is_dir():
                 scene.progress(f"{stage.name}: fitted before, from {folder.name}")
                 ready = stage.load(folder, scene)
             else:
@@ -316,12 +383,14 @@ class Funnel:
                 if folder:
                     with atomic_folder(folder) as temporary:
                         ready.save(temporary)
-                        (temporary / "stage.txt").write_text(f"{prefix!r}\n")
+                        (temporary / "stage.txt").write_text(f"{Funnel(self.stages[: i + 1])!r}\n")
             if isinstance(ready, Retriever) != (i == 0):
                 raise KarmafunnelError(
                     f"funnel: needs one recall stage, the first (join channels in brackets); found {stage!r} at place {i + 1}"
                 )
-            fitted = FittedFunnel(scene, ((*fitted.stages, ready) if fitted else (ready,)))
+            if scene.memory.on:
+                scene.memory.stages[key] = ready
+            fitted = FittedFunnel(scene, ((*fitted.stages, ready) if fitted else (ready,)), tuple(keys[: i + 1]))
         if fitted is None:
             raise KarmafunnelError("funnel: needs a recall stage, found no stage")
         return fitted
@@ -341,25 +410,31 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([code_key(), *parts], default=str).encode()).hexdigest()[:16]
 
 
-def embedder_keys(funnel: Funnel, scene: Scene) -> list[str]:
-    names = sorted({name for stage in funnel.stages for name in stage.embedders()})
-    return [f"{name}={getattr(scene.embeddings.get(name), 'value', None)!r}" for name in names]
+def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list[str]:
+    """A key for every beginning of a funnel, by the content of its stages and of the embedders (by name) that they read."""
+    keys = []
+    for i in range(len(funnel.stages)):
+        prefix = Funnel(funnel.stages[: i + 1])
+        names = sorted({name for stage in prefix.stages for name in stage.embedders()})
+        read = [f"{name}={values.get(name)!r}" for name in names]
+        keys.append(content_key(repr(prefix), read, scene.log.checksum, scene.label, *scene.circumstances))
+    return keys
 
 
-def fit_embedders(
-    embedders: dict[str, Embedder], scene: Scene, cache_folder: Path | None, needed: Sequence[str] | None = None
-) -> dict[str, Embedding]:
-    """Fit the embedders on W1, each kept by content; `needed` restricts to the names that the funnel reads."""
+def embedder_folder(value: Embedder, scene: Scene) -> str:
+    """The name of the cache folder of a fitted embedder."""
+    return f"embedder-{content_key(repr(value), scene.log.checksum, *scene.circumstances)}"
+
+
+def fit_embedders(embedders: Mapping[str, Embedder], scene: Scene, cache_folder: Path | None) -> dict[str, Embedding]:
+    """Fit the embedders on W1, each kept by content."""
     fitted = {}
     for name, value in embedders.items():
-        if needed is not None and name not in needed:
-            continue
-        folder = (
-            cache_folder / f"embedder-{content_key(repr(value), scene.log.checksum, *scene.circumstances)}"
-            if cache_folder
-            else None
-        )
-        if folder and folder.is_dir():
+        key = embedder_folder(value, scene)
+        folder = cache_folder / key if cache_folder else None
+        if key in scene.memory.embeddings:
+            fitted[name] = scene.memory.embeddings[key]
+        elif folder and folder.is_dir():
             scene.progress(f"embedder {name}: fitted before, from {folder.name}")
             fitted[name] = value.load(folder, scene.log)
         else:
@@ -369,6 +444,8 @@ def fit_embedders(
             fitted[name].facts.setdefault("seconds", round(time.perf_counter() - start, 1))
             if folder:
                 fitted[name].save(folder)
+        if scene.memory.on:
+            scene.memory.embeddings[key] = fitted[name]
     return fitted
 
 
@@ -386,6 +463,8 @@ class Step:
     rows_out: np.ndarray  # (n_requests,)
     seconds: float
     exact: pl.DataFrame | None = None
+    vectors: dict[tuple[Any, ...], float] = field(default_factory=dict)  # seconds of the vectors it read, not in `seconds`
+    shared: bool = False  # another funnel that begins alike had run it
 
 
 @dataclass(frozen=True)
@@ -403,6 +482,14 @@ class State:
         forced = no_rows() if forced is None else forced.sort(REQUEST, maintain_order=True)
         return cls(requests, pl.DataFrame({REQUEST: requests}), forced)
 
+    @property
+    def digest(self) -> str:
+        """Hash of the requests and the forced rows."""
+        found = hashlib.blake2b(self.requests.tobytes(), digest_size=16)
+        for column in self.forced:
+            found.update(column.name.encode() + column.to_numpy().tobytes())
+        return found.hexdigest()
+
 
 def no_rows() -> pl.DataFrame:
     """No forced rows: request, item, truth, score, channel."""
@@ -412,6 +499,8 @@ def no_rows() -> pl.DataFrame:
 def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, State]:
     """One stage: a pure function of what it is handed. With `exact`, an approximate recall also says what an exact search finds."""
     stage, start, scene, requests = fitted.stage, time.perf_counter(), fitted.scene, state.requests
+    memory = scene.memory
+    memory.used, before = {}, memory.spent
     handed = None  # rows handed to the stage, where it threw some out
     if isinstance(fitted, Retriever):
         rows, forced = fitted.retrieve(requests, state.forced)
@@ -440,9 +529,9 @@ def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, St
         forced = forced.with_columns(beyond.cast(pl.Int32).alias(RANK))
     forced = forced.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
     rows_out = np.bincount(np.searchsorted(requests, slate[REQUEST].to_numpy()), minlength=len(requests))
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start - (memory.spent - before), memory.used
     oracle = fitted.exact(requests) if exact and isinstance(fitted, Retriever) else None
-    step = Step(stage, slate, forced, rows_in if handed is None else handed, rows_out, seconds, oracle)
+    step = Step(stage, slate, forced, rows_in if handed is None else handed, rows_out, seconds, oracle, used)
     named = [pl.col(SCORE).alias(f"{stage.name}.score"), pl.col(RANK).alias(f"{stage.name}.rank")]
     return step, State(requests, slate.with_columns(named), forced.with_columns(named))
 
@@ -453,6 +542,7 @@ class FittedFunnel:
 
     scene: Scene
     stages: tuple[Fitted, ...]
+    keys: tuple[str, ...] = ()  # of its beginnings, by content; without them nothing is shared
 
     @property
     def funnel(self) -> Funnel:
@@ -465,10 +555,19 @@ class FittedFunnel:
         never passed on. With `exact`, an approximate recall also says what an exact search would have found.
         """
         steps: list[Step] = []
-        state = State.start(requests, forced)
-        for fitted in self.stages:
-            step, state = advance(fitted, state, exact)
-            steps.append(step)
+        state, memory, read = State.start(requests, forced), self.scene.memory, dict[tuple[Any, ...], float]()
+        start = state.digest, exact
+        for i, fitted in enumerate(self.stages):
+            key = self.keys[i] if self.keys else ""
+            kept = memory.get(key, start)
+            made = advance(fitted, state, exact) if kept is None else kept
+            if key and kept is None:
+                memory.put(key, start, made)
+            step, state = made
+            # Vectors are charged to the first stage of this funnel that reads them, as if it ran alone.
+            seconds = step.seconds + sum(s for place, s in step.vectors.items() if place not in read)
+            read |= step.vectors
+            steps.append(replace(step, seconds=seconds, shared=kept is not None))
         return steps
 
     def explain(self, request_id: str, item_id: str | None = None, top: int = 10) -> pl.DataFrame:

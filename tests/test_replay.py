@@ -2,16 +2,22 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.models.embedders import RandomVectors
 from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator.measures import Run, measure
-from karmafunnel.simulator.recipe import load_recipe
-from karmafunnel.simulator.replay import TABLES, popularity_band, prepare, replay
+from karmafunnel.simulator.recipe import Recipe, load_recipe
+from karmafunnel.simulator.replay import TABLES, Variant, popularity_band, prepare, replay, replay_many
+from karmafunnel.stages import base
+from karmafunnel.stages.features import Similarity, Upstream
+from karmafunnel.stages.rank import LightGBMRank
+from karmafunnel.stages.recall import Popular, VectorRecall
 from rich.console import Console
 
 RECIPE = """
@@ -222,3 +228,141 @@ def test_swap_by_counting(run):
             reached = row[f"{stage}.rank"] is not None
     rows = {r["stage"]: r["value"] for r in measure(Run.open(run), ["swap"])}
     assert rows == {s: pytest.approx(n / len(ledger)) for s, n in expected.items()} and max(expected.values()) > 0
+
+
+# -- several funnels together -------------------------------------------------------------------------------------------
+
+ROWS = (
+    RECIPE
+    + """
+from karmafunnel.simulator.recipe import Row
+
+rank = LightGBMRank(k=20, features=[Upstream(), Similarity("tfidf")], trees=10)
+rows = {
+    "whole": Row(),
+    "other ranker": Row(funnel.replace(rank=rank)),
+    "no ranker": Row(funnel.without("rank")),
+    "other vectors": Row(embedders={"tfidf": TfidfSVD(dim=8)}),
+    "holed": Row(funnel.replace(rank=LightGBMRank(k=20, features=[Upstream(), Column("nowhere.score")], trees=10))),
+}
+against = "whole"
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def rows(log, tmp_path_factory) -> Recipe:
+    path = tmp_path_factory.mktemp("rows") / "rows.py"
+    path.write_text(ROWS)
+    return load_recipe(str(path), log)
+
+
+def prepared(recipe: Recipe, log: Log, cache: Path, out: Path, *names: str) -> list[Variant]:
+    made: list[Variant] = []
+    for i, name in enumerate(names):
+        later = [recipe.row(other) for other in names[i + 1 :]]
+        beside = made[-1].fitted if made else None
+        made.append(Variant(recipe.row(name), prepare(recipe.row(name), log, cache=cache, beside=beside, later=later), out / name))
+    return made
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[str]:
+    """Names of the stages that really ran on a chunk, in order."""
+    names: list[str] = []
+    real = base.advance
+
+    def counted(fitted, state, exact=False):
+        names.append(fitted.stage.name)
+        return real(fitted, state, exact)
+
+    monkeypatch.setattr(base, "advance", counted)
+    return names
+
+
+def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log, cache, tmp_path, ran):
+    names = ["whole", "other ranker", "no ranker", "other vectors"]
+    together = prepared(rows, log, cache, tmp_path / "together", *names)
+    ran.clear()
+    assert replay_many(together, log, chunk=16) == {}
+    chunks = -(-len(log.requests_in("W3")) // 16)
+    # recall and pre-ranker of the first three rows run once; nothing of the last row, which means something else by the name
+    assert {name: ran.count(name) for name in set(ran)} == {"recall": 2 * chunks, "prerank": 2 * chunks, "rank": 3 * chunks}
+    timing = pl.concat([table(v.out, "timing") for v in together])
+    assert timing.height == 11 * chunks and timing.filter("shared").height == 4 * chunks
+    for variant in together:
+        (alone,) = prepared(rows, log, cache, tmp_path / "alone", variant.out.name)
+        replay_many([alone], log, chunk=16)
+        assert same_bytes(variant.out, alone.out)
+        assert (variant.out / "run.json").read_bytes() == (alone.out / "run.json").read_bytes()
+        assert not table(alone.out, "timing")["shared"].any()
+    assert not same_bytes(together[0].out, together[3].out)
+
+
+def test_memory_stays_flat(rows, log, cache, tmp_path):
+    (first, second) = prepared(rows, log, cache, tmp_path, "whole", "other ranker")
+    memory = first.fitted.scene.memory
+    assert memory is second.fitted.scene.memory
+    replay_many([first, second], log, chunk=16)
+    assert not memory._steps and memory._bytes == 0 and not memory.on
+
+
+def test_a_variant_that_dies_leaves_the_others_whole_and_its_shards(rows, log, cache, tmp_path, monkeypatch):
+    dying, whole = prepared(rows, log, cache, tmp_path / "together", "other ranker", "whole")
+    ranker, calls = dying.fitted.stages[-1], []
+
+    def dies(frame, real=ranker.score):
+        calls.append(len(frame))
+        if len(calls) == 3:
+            raise ZeroDivisionError("a hole")
+        return real(frame)
+
+    monkeypatch.setattr(ranker, "score", dies)
+    errors = replay_many([dying, whole], log, chunk=16)
+    assert list(errors) == [dying.out] and isinstance(errors[dying.out], ZeroDivisionError) and len(calls) == 3
+    replay_many(prepared(rows, log, cache, tmp_path / "alone", "whole"), log, chunk=16)
+    assert same_bytes(whole.out, tmp_path / "alone" / "whole") and not dying.out.exists()
+    (waiting,) = dying.out.parent.glob(".other ranker.*.partial")
+    assert sorted(p.name for p in waiting.iterdir()) == ["000000", "000001"]
+    monkeypatch.undo()
+    assert replay_many([dying], log, chunk=16) == {} and dying.out.exists() and not waiting.exists()
+
+
+def test_fitting_runs_a_common_beginning_once(rows, log, tmp_path, ran):
+    names = ["whole", "other ranker"]
+    prepared(rows, log, tmp_path / "together", tmp_path, *names)
+    together = {name: ran.count(name) for name in set(ran)}
+    ran.clear()
+    for name in names:
+        prepared(rows, log, tmp_path / name, tmp_path, name)
+    apart = {name: ran.count(name) for name in set(ran)}
+    assert together["prerank"] * 2 == apart["prerank"] and together["recall"] * 2 == apart["recall"]
+    for name in names:  # and what is fitted is the same
+        for file in (f for f in (tmp_path / name).rglob("*") if f.is_file() and f.name != "embedding.json"):  # it says how long it took
+            assert file.read_bytes() == (tmp_path / "together" / file.relative_to(tmp_path / name)).read_bytes(), file
+
+
+def test_vectors_are_made_once_and_charged_to_every_funnel_that_reads_them(log, tmp_path, monkeypatch):
+    real, asked = RandomVectorsEmbedding.interests, []
+
+    def slow(self, requests):
+        asked.append(len(requests))
+        time.sleep(0.2)
+        return real(self, requests)
+
+    trees = dict(k=5, trees=3, features=[Upstream(), Similarity("r")])
+    funnels = {
+        "first": VectorRecall("r", k=20) >> LightGBMRank(**trees),
+        "second": Popular(k=20) >> LightGBMRank(**trees),
+    }
+    made: list[Variant] = []
+    for name, funnel in funnels.items():
+        recipe = Recipe("mine", "", funnel, {"r": RandomVectors()}, "click")
+        beside = made[-1].fitted if made else None
+        made.append(Variant(recipe, prepare(recipe, log, beside=beside), tmp_path / name))
+    monkeypatch.setattr(RandomVectorsEmbedding, "interests", slow)
+    assert replay_many(made, log, limit=10) == {}
+    assert asked == [10]
+    seconds = {(v.out.name, s): t for v in made for s, t in table(v.out, "timing").select("stage", "seconds").iter_rows()}
+    assert seconds["first", "recall"] > 0.2 and seconds["second", "rank"] > 0.2
+    assert seconds["first", "rank"] < 0.2 and seconds["second", "recall"] < 0.2

@@ -1,0 +1,28 @@
+"""Pieces of work for tests of worker processes: a worker imports them by name, so they stand in a module of their own."""
+
+import os
+import signal
+from pathlib import Path
+
+
+def square(job: str, number: int) -> tuple[int, str | None]:
+    """The square, and what the worker's environment says of threads."""
+    return number**2, os.environ.get("OMP_NUM_THREADS")
+
+
+def dies_once(folder: str, number: int) -> int:
+    """Number 2 is killed the first time that it runs."""
+    with (Path(folder) / f"{number}.txt").open("a") as file:
+        file.write("tried\n")
+    if number == 2 and (Path(folder) / "2.txt").read_text().count("tried") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def dies(job: str, number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def fails(job: str, number: int) -> int:
+    raise ZeroDivisionError(f"piece {number}")
