@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import __version__
 from ..log import KarmafunnelError, Log, atomic_folder, rows_of, write_json
-from ..stages.base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Step, code_key, fit_embedders
+from ..stages.base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Step, check_windows, code_key, fit_embedders
 from ..stages.learn import logged, spaced
 from .recipe import Recipe
 
@@ -188,6 +188,7 @@ class Ledgers:
     """Turns what a funnel did to a chunk into the rows of the Run's tables."""
 
     def __init__(self, fitted: FittedFunnel, window: str):
+        check_windows(fitted.funnel.stages, fitted.scene, [window], "score")
         self.fitted = fitted
         self.scene, self.log = fitted.scene, fitted.scene.log
         log, truth = self.log, self.scene.truth

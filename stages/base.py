@@ -22,7 +22,7 @@ import polars as pl
 
 from .. import models
 from ..log import KarmafunnelError, Log, atomic_folder, hash_ids
-from ..models.embedders import Embedder, Embedding
+from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
 FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
@@ -112,8 +112,10 @@ class Scene:
     outside: str = ""  # code that stages were defined with outside the package: a recipe's own classes
 
     def __post_init__(self) -> None:
-        self._interests: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._chunk: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
         self._items: dict[str, np.ndarray] = {}
+        self._units: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._ours: dict[str, Embedding] = {}  # embeddings found to be of this log
 
     @property
     def circumstances(self) -> tuple[Any, ...]:
@@ -121,10 +123,26 @@ class Scene:
         return self.seed, self.device, self.outside
 
     def embedding(self, name: str, who: str) -> Embedding:
-        """A fitted embedding by name; raises KarmafunnelError naming the stage that asked and those that exist."""
+        """A fitted embedding by name; raises KarmafunnelError naming the stage that asked for one that the recipe lacks, or for one
+        whose rows are those of another catalogue or log.
+        """
         if name not in self.embeddings:
             raise KarmafunnelError(f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}")
-        return self.embeddings[name]
+        found = self.embeddings[name]
+        if self._ours.get(name) is not found:
+            log: Log = getattr(found, "log", self.log)
+            if log is not self.log and items_checksum(log) != items_checksum(self.log):
+                raise KarmafunnelError(
+                    f"{who}: needs embedder {name!r} fitted on the items of log {self.log.name} ({self.log.n_items}), "
+                    f"found one of log {log.name} ({log.n_items})"
+                )
+            if log is not self.log and log.checksum != self.log.checksum:
+                raise KarmafunnelError(
+                    f"{who}: needs embedder {name!r} to read the requests of log {self.log.name} ({self.log.checksum}), "
+                    f"found one that reads log {log.name} ({log.checksum})"
+                )
+            self._ours[name] = found
+        return found
 
     def items(self, name: str, who: str) -> np.ndarray:
         """Item vectors of an embedding: float32 (n_items, d)."""
@@ -132,13 +150,27 @@ class Scene:
             self._items[name] = np.ascontiguousarray(self.embedding(name, who).items(), dtype=np.float32)
         return self._items[name]
 
+    def units(self, name: str, who: str) -> tuple[np.ndarray, np.ndarray]:
+        """Item vectors at length 1, float32 (n_items, d), and whether an item has one at all, (n_items,) bool."""
+        if name not in self._units:
+            vectors = unit_rows(self.items(name, who))
+            self._units[name] = vectors, np.any(vectors != 0, axis=1)
+        return self._units[name]
+
     def interests(self, name: str, requests: np.ndarray, who: str) -> np.ndarray:
-        """Interest vectors: float32 (n_requests, d), computed once for a chunk of requests however many stages ask."""
-        kept = self._interests.get(name)
-        if kept is None or not np.array_equal(kept[0], requests):
-            vectors = np.ascontiguousarray(self.embedding(name, who).interests(requests), dtype=np.float32)
-            kept = self._interests[name] = (requests.copy(), vectors)
-        return kept[1]
+        """Interest vectors: float32 (n_requests, d)."""
+        return self.once(("interest", name), requests, lambda chunk: self.embedding(name, who).interests(chunk))
+
+    def once(self, key: tuple[str, ...], requests: np.ndarray, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Vectors of requests, float32 (n_requests, d), made once for a chunk of them however many stages ask for all or some."""
+        kept = self._chunk.get(key)
+        if kept is not None and len(kept[0]):
+            at = np.minimum(np.searchsorted(kept[0], requests), len(kept[0]) - 1)
+            if np.array_equal(kept[0][at], requests):
+                return kept[1] if len(requests) == len(kept[0]) else kept[1][at]
+        vectors = np.ascontiguousarray(make(requests), dtype=np.float32)
+        self._chunk[key] = requests.copy(), vectors
+        return vectors
 
     @cached_property
     def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -194,6 +226,7 @@ class Stage(Typed):
     k: int
     name: str
     needs: ClassVar[tuple[str, ...]] = (REQUEST, ITEM, SCORE, RANK, CHANNEL)
+    counts_in: ClassVar[tuple[str, ...]] = ()  # windows whose outcomes the stage itself holds counts of
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> Fitted:
         """Learn what there is to learn; `upstream` is the fitted funnel before this stage (None for recall)."""
@@ -325,6 +358,20 @@ class Funnel:
         if fitted is None:
             raise KarmafunnelError("funnel: needs a recall stage, found no stage")
         return fitted
+
+
+def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str], doing: str) -> None:
+    """Raises KarmafunnelError where a stage would learn from rows (or score rows) of a window that what it reads was fitted on."""
+    wanted = {w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))}
+    for stage in stages:
+        read = {f"embedder {n!r}": getattr(scene.embeddings.get(n), "fitted_on", ()) for n in stage.embedders()}
+        read |= {type(part).__name__: part.counts_in for part in (stage, *getattr(stage, "channels", ()))}
+        for what, fitted_on in read.items():
+            if seen := sorted(wanted & set(fitted_on)):
+                raise KarmafunnelError(
+                    f"{stage.name} ({type(stage).__name__}): cannot {doing} {', '.join(seen)}, on which {what} was fitted: "
+                    f"needs windows outside {list(fitted_on)}, found {list(windows)}"
+                )
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import bm25s
 import faiss
@@ -434,6 +434,7 @@ class ItemKNN(Stage):
     shrink: float = 10.0
     decay: float = 0.9
     name: str = "recall"
+    counts_in: ClassVar[tuple[str, ...]] = ("W1",)
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedItemKNN:
         log = scene.log
