@@ -530,13 +530,13 @@ class Timeline:
         counts = self._counts[of]
         if last > first:
             inside = self.of[first:last]
-            touched = np.zeros(self.n_keys, dtype=bool)
-            touched[inside] = True
-            rows = np.flatnonzero(touched[of])
+            happened = np.bincount(inside, minlength=self.n_keys)
+            starts = np.cumsum(happened) - happened
+            rows = np.flatnonzero((happened > 0)[of])
             span = int(self.rank[last - 1]) + 2
             keys = np.sort(inside * span + self.rank[first:last])
             of, rank = of[rows], np.minimum(rank[rows], span - 1)
-            counts[rows] += np.searchsorted(keys, of * span + rank) - np.searchsorted(keys, of * span)
+            counts[rows] += np.searchsorted(keys, of * span + rank) - starts[of]
         return counts
 
     def last(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:

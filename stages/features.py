@@ -21,7 +21,7 @@ from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, des
 from .recall import Titles
 
 DAY = 86_400_000  # ms
-BLOCK = 65536  # rows at a time where vectors are gathered: they are never all there at once
+BLOCK = 4096  # rows at a time where vectors are gathered: few enough to stay in the cache
 SESSION = 50  # events of a session that its centroid is made of
 
 
@@ -47,11 +47,16 @@ class Rows:
         """Share of the request's candidates with a smaller value; NaN stays NaN."""
         # One sort of (request, value) keys; in it, count the candidates before each run of equal keys.
         key = (self.group.astype(np.uint64) << np.uint64(32)) | descending(-np.nan_to_num(value))
-        sequence = np.argsort(key)
+        place = len(key).bit_length()
+        if len(self.requests).bit_length() + place <= 32:  # with the row's number in its last bits, a plain sort does: far faster
+            key = np.sort((key << np.uint64(place)) | np.arange(len(key), dtype=np.uint64))
+            sequence, ordered = (key & np.uint64((1 << place) - 1)).astype(np.int64), key >> np.uint64(place)
+        else:
+            sequence = np.argsort(key)
+            ordered = key[sequence]
         known = self.candidate & np.isfinite(value)
         counted = known[sequence]
         before: np.ndarray = np.cumsum(counted) - counted
-        ordered = key[sequence]
         below = np.empty(len(value))
         below[sequence] = np.maximum.accumulate(np.where(np.concatenate([[True], ordered[1:] != ordered[:-1]]), before, 0))
         n = np.bincount(self.group[known], minlength=len(self.requests))
@@ -75,7 +80,8 @@ class Feature(Typed):
 
 
 def stack(*columns: np.ndarray) -> np.ndarray:
-    return np.stack([np.asarray(c, dtype=np.float32) for c in columns], axis=1)
+    """Columns side by side, each contiguous: float32 (n_rows, n_columns)."""
+    return np.stack([np.asarray(c, dtype=np.float32) for c in columns]).T
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,7 +200,7 @@ def products(goals: np.ndarray, items: np.ndarray, rows: Rows) -> np.ndarray:
     out = np.empty(len(rows.item), dtype=np.float32)
     for start in range(0, len(out), BLOCK):
         part = slice(start, start + BLOCK)
-        out[part] = np.einsum("nd,nd->n", goals[rows.group[part]], items[rows.item[part]])
+        out[part] = np.einsum("nd,nd->n", goals.take(rows.group[part], axis=0), items.take(rows.item[part], axis=0))
     return out
 
 
@@ -342,28 +348,34 @@ class Own(Feature):
     def compute(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
         count = asof.own_count(rows.request, rows.item)
-        lastness, age, _ = self._place(rows, own_session=False)
-        session_lastness, _, session = self._place(rows, own_session=True)
+        lastness, age, _ = self._place(rows, count > 0, own_session=False)
+        session_lastness, _, session = self._place(rows, np.ones(len(count), dtype=bool), own_session=True)
         shown = asof.own_count(rows.request, rows.item, "shown") if rows.scene.log.has("exposures") else np.zeros(len(rows.item))
         return stack(np.log1p(count), lastness, np.log1p(age / 3_600_000), session, session_lastness, shown - count)
 
-    def _place(self, rows: Rows, own_session: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """1 / (events since the last time), the age of that time, and the number of times, within the last `depth`."""
+    def _place(self, rows: Rows, among: np.ndarray, own_session: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """1 / (events since the last time), the age of that time, and the number of times, within the last `depth`.
+
+        `among` (n_rows,) bool: rows outside it are known to have none.
+        """
         history = rows.scene.log.asof.history(rows.requests, self.depth, own_session)
         n_items = rows.scene.log.n_items
         row, column = np.nonzero(history.items >= 0)
-        pair = row.astype(np.int64) * n_items + history.items[row, column]
-        wanted = rows.group.astype(np.int64) * n_items + rows.item
+        item = history.items[row, column]
+        held = np.zeros(n_items, dtype=bool)
+        held[item] = True
+        mine = np.flatnonzero(among & held[rows.item])  # few: only they are looked up
+        wanted = rows.group[mine].astype(np.int64) * n_items + rows.item[mine]
         # Columns ascend in time inside a row, so the last of equal pairs is the latest.
+        pair = row.astype(np.int64) * n_items + item
         sequence = np.argsort(pair, kind="stable")
         ordered = pair[sequence]
         end = np.searchsorted(ordered, wanted, side="right")
         times = end - np.searchsorted(ordered, wanted)
-        found = times > 0
-        at = sequence[np.maximum(end - 1, 0)] if len(sequence) else np.zeros(len(wanted), dtype=np.int64)
-        since = self.depth - column[at] if len(sequence) else np.ones(len(wanted))
-        ages = history.ages[row[at], column[at]] if len(sequence) else np.zeros(len(wanted))
-        return np.where(found, 1.0 / since, 0.0), np.where(found, ages, np.nan), times
+        mine, at, times = mine[times > 0], sequence[end[times > 0] - 1], times[times > 0]
+        lastness, age, count = np.zeros(len(rows.item)), np.full(len(rows.item), np.nan), np.zeros(len(rows.item))
+        lastness[mine], age[mine], count[mine] = 1.0 / (self.depth - column[at]), history.ages[row[at], column[at]], times
+        return lastness, age, count
 
 
 @dataclass(frozen=True, repr=False)
@@ -429,4 +441,10 @@ def check(features: Sequence[Feature], scene: Scene, who: str) -> None:
 def compute(scene: Scene, features: Sequence[Feature], frame: pl.DataFrame) -> np.ndarray:
     """All features side by side: float32 (n_rows, n_columns)."""
     rows = Rows(scene, frame)
-    return np.concatenate([f.compute(rows) for f in features], axis=1) if features else np.zeros((frame.height, 0), np.float32)
+    parts = [f.compute(rows) for f in features]
+    ends = np.cumsum([0, *(p.shape[1] for p in parts)])
+    out = np.empty((frame.height, ends[-1]), dtype=np.float32)
+    for start in range(0, frame.height, BLOCK):  # columns become rows, a piece at a time that stays in the cache
+        for part, end in zip(parts, ends[1:], strict=True):
+            out[start : start + BLOCK, end - part.shape[1] : end] = part[start : start + BLOCK]
+    return out

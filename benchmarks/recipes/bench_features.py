@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,21 @@ from karmafunnel.stages.features import Feature
 class Clock:
     """Times every feature wherever a stage computes it, and all of them together: seconds by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
         self.seconds: dict[str, float] = {}
         self.rows = 0
         for kind in subclasses(Feature):
-            kind.compute = self._timed(kind.compute, repr)  # type: ignore[method-assign]
+            kind.compute = self._timed(kind.compute, repr)
         whole = features.compute
         for module in [m for m in sys.modules.values() if getattr(m, "compute", None) is whole]:
             module.compute = self._timed(self._counted(whole), lambda _: "all")  # type: ignore[attr-defined]
 
     def _timed(self, compute: Any, name: Any) -> Any:
         def call(self_: Any, *args: Any) -> Any:
-            start = time.perf_counter()
+            start = self.now()
             out = compute(self_, *args)
-            self.seconds[name(self_)] = self.seconds.get(name(self_), 0.0) + time.perf_counter() - start
+            self.seconds[name(self_)] = self.seconds.get(name(self_), 0.0) + self.now() - start
             return out
 
         return call
@@ -54,9 +56,9 @@ class Clock:
         return call
 
 
-def subclasses(kind: type) -> list[type]:
+def subclasses(kind: type[Any]) -> list[type[Any]]:
     """Every class below `kind` that has a `compute` of its own."""
-    below = [c for s in kind.__subclasses__() for c in (s, *subclasses(s))]
+    below: list[type[Any]] = [c for s in kind.__subclasses__() for c in (s, *subclasses(s))]
     return [c for c in dict.fromkeys(below) if "compute" in vars(c)]
 
 
@@ -71,20 +73,22 @@ def world() -> Log:
 @click.argument("log", type=click.Path(path_type=Path), required=False)
 @click.option("--recipe", default="baseline", show_default=True)
 @click.option("--chunks", default=6, show_default=True, help=f"Chunks of {CHUNK} requests that are timed.")
-def main(log: Path | None, recipe: str, chunks: int) -> None:
+@click.option("--cpu", is_flag=True, help="Processor time, not wall time: for one thread on a machine that others use.")
+def main(log: Path | None, recipe: str, chunks: int, cpu: bool) -> None:
     """Print seconds and share of replay time, by feature."""
     opened = world() if log is None else Log.open(log)
     fitted = prepare(load_recipe(recipe, opened), opened, cache=cache_root())
     ledgers, requests = Ledgers(fitted, "W3"), opened.requests_in("W3")
     ledgers.shard(requests[:CHUNK], 0)
-    clock, wall, n = Clock(), 0.0, 0
+    now = time.process_time if cpu else time.perf_counter
+    clock, wall, n = Clock(now), 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         for i in range(1, chunks + 1):
             chunk = requests[i * CHUNK : (i + 1) * CHUNK]
-            start = time.perf_counter()
+            start = now()
             for name, frame in (ledgers.shard(chunk, i) if len(chunk) else {}).items():
                 frame.write_parquet(Path(folder) / f"{name}.parquet", compression="lz4", statistics=False)
-            wall, n = wall + time.perf_counter() - start, n + len(chunk)
+            wall, n = wall + now() - start, n + len(chunk)
     whole = clock.seconds.pop("all")
     print(f"{n} requests of {opened.name}, recipe {recipe}: replay {1000 * wall / n:.2f} ms a request, {clock.rows / n:.0f} rows")
     for name, seconds in sorted(clock.seconds.items(), key=lambda kept: -kept[1]):
