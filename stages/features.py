@@ -34,6 +34,7 @@ class Rows:
         self.requests, self.group = group_rows(self.request)
         forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
         self.candidate = ~forced
+        self._shifted = self.group.astype(np.uint64) << np.uint64(32)
 
     def z_score(self, value: np.ndarray) -> np.ndarray:
         """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN."""
@@ -46,7 +47,7 @@ class Rows:
     def share_below(self, value: np.ndarray) -> np.ndarray:
         """Share of the request's candidates with a smaller value; NaN stays NaN."""
         # One sort of (request, value) keys; in it, count the candidates before each run of equal keys.
-        key = (self.group.astype(np.uint64) << np.uint64(32)) | descending(-np.nan_to_num(value))
+        key = self._shifted | descending(-np.nan_to_num(value))
         place = len(key).bit_length()
         if len(self.requests).bit_length() + place <= 32:  # with the row's number in its last bits, a plain sort does: far faster
             key = np.sort((key << np.uint64(place)) | np.arange(len(key), dtype=np.uint64))
