@@ -501,13 +501,25 @@ class Timeline:
             self.values = values[by_time][np.argsort(self.of, kind="stable")]  # of a key together, in order of time
             self.totals = np.concatenate([[0.0], np.cumsum(self.values)])
         self._reached, self._counts = 0, np.zeros(self.n_keys, dtype=np.int64)
+        if self.keys is not None:  # a sieve: most keys that are asked for are none, and need no search
+            self._shift = np.uint64(64 - max(16 * self.n_keys, 2).bit_length())
+            self._sieve = np.zeros(1 << int(64 - self._shift), dtype=bool)
+            self._sieve[self._slot(self.keys)] = True
+
+    def _slot(self, key: np.ndarray) -> np.ndarray:
+        """Where the sieve keeps a key (Fibonacci hashing)."""
+        return (key.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> self._shift
 
     def _dense(self, of: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Keys as 0..n_keys-1, and which of them are keys at all (None: all)."""
         if self.keys is None:
             return of, None
-        at = np.minimum(np.searchsorted(self.keys, of), max(self.n_keys - 1, 0))
-        return at, (self.keys[at] == of) if self.n_keys else np.zeros(len(of), dtype=bool)
+        at, there = np.zeros(len(of), dtype=np.int64), np.zeros(len(of), dtype=bool)
+        maybe = np.flatnonzero(self._sieve[self._slot(of)])
+        if self.n_keys:
+            at[maybe] = np.minimum(np.searchsorted(self.keys, of[maybe]), self.n_keys - 1)
+            there[maybe] = self.keys[at[maybe]] == of[maybe]
+        return at, there
 
     def before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
         """How many things happened to each key before each time rank; aligned int64 arrays."""
@@ -530,13 +542,22 @@ class Timeline:
         counts = self._counts[of]
         if last > first:
             inside = self.of[first:last]
-            touched = np.zeros(self.n_keys, dtype=bool)
-            touched[inside] = True
-            rows = np.flatnonzero(touched[of])
+            happened = np.bincount(inside, minlength=self.n_keys)
+            starts = np.cumsum(happened) - happened
+            rows = np.flatnonzero((happened > 0)[of])
+            low, times = int(rank.min()), int(rank.max() - rank.min()) + 1
+            touched = np.flatnonzero(happened)
+            if times * len(touched) <= 16 * len(rows):  # many rows: count for every time and key at once
+                column = np.zeros(self.n_keys, dtype=np.int64)
+                column[touched] = np.arange(len(touched))
+                cell = (self.rank[first:last] - low + 1) * len(touched) + column[inside]
+                table = np.bincount(cell, minlength=times * len(touched)).reshape(times, len(touched))
+                counts[rows] += np.cumsum(table, axis=0, out=table)[rank[rows] - low, column[of[rows]]]
+                return counts
             span = int(self.rank[last - 1]) + 2
             keys = np.sort(inside * span + self.rank[first:last])
             of, rank = of[rows], np.minimum(rank[rows], span - 1)
-            counts[rows] += np.searchsorted(keys, of * span + rank) - np.searchsorted(keys, of * span)
+            counts[rows] += np.searchsorted(keys, of * span + rank) - starts[of]
         return counts
 
     def last(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:

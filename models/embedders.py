@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -62,7 +62,14 @@ class Embedder(Typed, ABC):
 
 
 class Embedding(ABC):
-    """A fitted Embedder. `value` is what was fitted; `facts` what is worth knowing of the fit (goes into the JSON)."""
+    """A fitted Embedder. `value` is what was fitted; `facts` what is worth knowing of the fit (goes into the JSON).
+
+    `fitted_on`: windows whose answers it may know, so that nothing that reads it learns from their rows or scores them. `asks`: what
+    `queries` reads of a request, as `log.json` calls it.
+    """
+
+    fitted_on: tuple[str, ...] = ("W1",)
+    asks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, value: Embedder, log: Log, facts: dict[str, Any] | None = None):
         self.value, self.log, self.facts = value, log, dict(facts or {})
@@ -74,6 +81,12 @@ class Embedding(ABC):
     @abstractmethod
     def interests(self, requests: np.ndarray) -> np.ndarray:
         """Interest vectors of requests given as row numbers, float32 (len(requests), d); zeros where nothing is known."""
+
+    def queries(self, requests: np.ndarray) -> np.ndarray | None:
+        """Vectors of what the requests ask for alone, without history or user, in the space of `items`: float32 (len(requests), d),
+        zeros where nothing is asked; None for an embedder that reads no query.
+        """
+        return None
 
     @abstractmethod
     def tensors(self) -> dict[str, np.ndarray]:
@@ -279,6 +292,8 @@ def weighted(counts: sparse.csr_matrix, idf: np.ndarray) -> sparse.csr_matrix:
 
 
 class TfidfSVDEmbedding(Embedding):
+    asks = ("query",)
+
     def __init__(
         self,
         value: TfidfSVD,
@@ -305,11 +320,13 @@ class TfidfSVDEmbedding(Embedding):
 
     def interests(self, requests: np.ndarray) -> np.ndarray:
         config = self.config
+        past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
+        return unit_rows(config.query_weight * self.queries(requests) + config.history_weight * past)
+
+    def queries(self, requests: np.ndarray) -> np.ndarray:
         queries = self.log.requests["query"].gather(requests).fill_null("")
         asked, inverse = np.unique(queries.to_numpy().astype(str), return_inverse=True)
-        text = self.embed([str(q) for q in asked])[inverse]
-        past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
-        return unit_rows(config.query_weight * text + config.history_weight * past)
+        return self.embed([str(q) for q in asked])[inverse]
 
     def tensors(self) -> dict[str, np.ndarray]:
         return {"idf": self.idf, "directions": self.directions}
@@ -429,6 +446,8 @@ class RandomVectors(Embedder):
 
 
 class RandomVectorsEmbedding(Embedding):
+    fitted_on = ()
+
     def __init__(self, value: RandomVectors, log: Log, seed: int, facts: dict[str, Any] | None = None):
         super().__init__(value, log, facts)
         self.config, self.seed = value, seed

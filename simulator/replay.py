@@ -43,6 +43,7 @@ from ..stages.base import (
     Retriever,
     Scene,
     Step,
+    check_windows,
     code_key,
     embedder_folder,
     fit_embedders,
@@ -385,6 +386,7 @@ class Ledgers:
     """Turns what a funnel did to a chunk into the rows of the Run's tables."""
 
     def __init__(self, fitted: FittedFunnel, window: str):
+        check_windows(fitted.funnel.stages, fitted.scene, [window], "score")
         self.fitted = fitted
         self.scene, self.log = fitted.scene, fitted.scene.log
         log, truth = self.log, self.scene.truth

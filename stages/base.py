@@ -23,7 +23,7 @@ import polars as pl
 
 from .. import models
 from ..log import KarmafunnelError, Log, atomic_folder, hash_ids
-from ..models.embedders import Embedder, Embedding
+from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
 FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
@@ -155,6 +155,8 @@ class Scene:
         self._chunk: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, float]] = {}
         self._items: dict[Embedding, np.ndarray] = {}
         self._titles: dict[Any, Any] = {}
+        self._units: dict[Embedding, tuple[np.ndarray, np.ndarray]] = {}
+        self._ours: dict[str, Embedding] = {}  # embeddings found to be of this log
 
     def beside(self, embeddings: dict[str, Embedding]) -> Scene:
         """A scene of the same log, label and seed with other embeddings; what both need is worked out once."""
@@ -169,10 +171,26 @@ class Scene:
         return self.seed, self.device, self.outside
 
     def embedding(self, name: str, who: str) -> Embedding:
-        """A fitted embedding by name; raises KarmafunnelError naming the stage that asked and those that exist."""
+        """A fitted embedding by name; raises KarmafunnelError naming the stage that asked for one that the recipe lacks, or for one
+        whose rows are those of another catalogue or log.
+        """
         if name not in self.embeddings:
             raise KarmafunnelError(f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}")
-        return self.embeddings[name]
+        found = self.embeddings[name]
+        if self._ours.get(name) is not found:
+            log: Log = getattr(found, "log", self.log)
+            if log is not self.log and items_checksum(log) != items_checksum(self.log):
+                raise KarmafunnelError(
+                    f"{who}: needs embedder {name!r} fitted on the items of log {self.log.name} ({self.log.n_items}), "
+                    f"found one of log {log.name} ({log.n_items})"
+                )
+            if log is not self.log and log.checksum != self.log.checksum:
+                raise KarmafunnelError(
+                    f"{who}: needs embedder {name!r} to read the requests of log {self.log.name} ({self.log.checksum}), "
+                    f"found one that reads log {log.name} ({log.checksum})"
+                )
+            self._ours[name] = found
+        return found
 
     def items(self, name: str, who: str) -> np.ndarray:
         """Item vectors of an embedding: float32 (n_items, d)."""
@@ -180,6 +198,14 @@ class Scene:
         if found not in self._items:
             self._items[found] = np.ascontiguousarray(found.items(), dtype=np.float32)
         return self._items[found]
+
+    def units(self, name: str, who: str) -> tuple[np.ndarray, np.ndarray]:
+        """Item vectors at length 1, float32 (n_items, d), and whether an item has one at all, (n_items,) bool."""
+        found = self.embedding(name, who)
+        if found not in self._units:
+            vectors = unit_rows(self.items(name, who))
+            self._units[found] = vectors, np.any(vectors != 0, axis=1)
+        return self._units[found]
 
     def interests(self, name: str, requests: np.ndarray, who: str) -> np.ndarray:
         """Interest vectors: float32 (n_requests, d)."""
@@ -259,6 +285,7 @@ class Stage(Typed):
     k: int
     name: str
     needs: ClassVar[tuple[str, ...]] = (REQUEST, ITEM, SCORE, RANK, CHANNEL)
+    counts_in: ClassVar[tuple[str, ...]] = ()  # windows whose outcomes the stage itself holds counts of
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> Fitted:
         """Learn what there is to learn; `upstream` is the fitted funnel before this stage (None for recall)."""
@@ -394,6 +421,20 @@ class Funnel:
         if fitted is None:
             raise KarmafunnelError("funnel: needs a recall stage, found no stage")
         return fitted
+
+
+def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str], doing: str) -> None:
+    """Raises KarmafunnelError where a stage would learn from rows (or score rows) of a window that what it reads was fitted on."""
+    wanted = {w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))}
+    for stage in stages:
+        read = {f"embedder {n!r}": getattr(scene.embeddings.get(n), "fitted_on", ()) for n in stage.embedders()}
+        read |= {type(part).__name__: part.counts_in for part in (stage, *getattr(stage, "channels", ()))}
+        for what, fitted_on in read.items():
+            if seen := sorted(wanted & set(fitted_on)):
+                raise KarmafunnelError(
+                    f"{stage.name} ({type(stage).__name__}): cannot {doing} {', '.join(seen)}, on which {what} was fitted: "
+                    f"needs windows outside {list(fitted_on)}, found {list(windows)}"
+                )
 
 
 @cache

@@ -5,18 +5,24 @@ Statistics within a request are taken over its candidates alone, never over rows
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import polars as pl
+from scipy import sparse
 
 from ..log import KarmafunnelError
+from ..models.ctr import BINS
+from ..models.embedders import unit_rows
 from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, descending, group_rows
 from .recall import Titles
 
 DAY = 86_400_000  # ms
+BLOCK = 4096  # rows at a time where vectors are gathered: few enough to stay in the cache
+SESSION = 50  # events of a session that its centroid is made of
 
 
 class Rows:
@@ -28,6 +34,7 @@ class Rows:
         self.requests, self.group = group_rows(self.request)
         forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
         self.candidate = ~forced
+        self._shifted = self.group.astype(np.uint64) << np.uint64(32)
 
     def z_score(self, value: np.ndarray) -> np.ndarray:
         """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN."""
@@ -35,17 +42,22 @@ class Rows:
         n = np.maximum(np.bincount(self.group[known], minlength=len(self.requests)), 1)
         mean = np.bincount(self.group[known], value[known], minlength=len(self.requests)) / n
         square = np.bincount(self.group[known], (value[known] - mean[self.group[known]]) ** 2, minlength=len(self.requests)) / n
-        return (value - mean[self.group]) / np.sqrt(square + 1e-6)[self.group]
+        return (value - mean[self.group]) / np.sqrt(np.maximum(square, 1e-12))[self.group]
 
     def share_below(self, value: np.ndarray) -> np.ndarray:
         """Share of the request's candidates with a smaller value; NaN stays NaN."""
         # One sort of (request, value) keys; in it, count the candidates before each run of equal keys.
-        key = (self.group.astype(np.uint64) << np.uint64(32)) | descending(-np.nan_to_num(value))
-        sequence = np.argsort(key)
+        key = self._shifted | descending(-np.nan_to_num(value))
+        place = len(key).bit_length()
+        if len(self.requests).bit_length() + place <= 32:  # with the row's number in its last bits, a plain sort does: far faster
+            key = np.sort((key << np.uint64(place)) | np.arange(len(key), dtype=np.uint64))
+            sequence, ordered = (key & np.uint64((1 << place) - 1)).astype(np.int64), key >> np.uint64(place)
+        else:
+            sequence = np.argsort(key)
+            ordered = key[sequence]
         known = self.candidate & np.isfinite(value)
         counted = known[sequence]
         before: np.ndarray = np.cumsum(counted) - counted
-        ordered = key[sequence]
         below = np.empty(len(value))
         below[sequence] = np.maximum.accumulate(np.where(np.concatenate([[True], ordered[1:] != ordered[:-1]]), before, 0))
         n = np.bincount(self.group[known], minlength=len(self.requests))
@@ -69,7 +81,8 @@ class Feature(Typed):
 
 
 def stack(*columns: np.ndarray) -> np.ndarray:
-    return np.stack([np.asarray(c, dtype=np.float32) for c in columns], axis=1)
+    """Columns side by side, each contiguous: float32 (n_rows, n_columns)."""
+    return np.stack([np.asarray(c, dtype=np.float32) for c in columns]).T
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,25 +138,141 @@ class ItemColumn(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Similarity(Feature):
-    """Inner product of the request's interest vector and the item's vector."""
+    """How near the item is to what the request's user wants: the value, its rank and its z-score among the candidates.
+
+    to: "interest", whose value is the inner product, the embedder's own score; or, each as a cosine, "query" (what the request asks
+    for alone), "last" (the last item that the user clicked or bought) or "session" (the centroid of the unit vectors of the last
+    `SESSION` items of the session so far). NaN where either side has no vector. (MUSE, arXiv 2512.07216)
+    """
 
     embedder: str = field(metadata={"positional": True, "always": True})
+    to: Literal["interest", "query", "last", "session"] = "interest"
+
+    def __post_init__(self) -> None:
+        allowed = ("interest", "query", "last", "session")
+        if self.to not in allowed:
+            raise KarmafunnelError(f"Similarity: to needs one of {allowed}, found {self.to!r}")
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (f"similarity_{self.embedder}",)
+        name = f"similarity_{self.embedder}" + ("" if self.to == "interest" else f"_{self.to}")
+        return name, f"{name}_rank", f"{name}_z"
+
+    def embedders(self) -> tuple[str, ...]:
+        return (self.embedder,)
+
+    def check(self, scene: Scene, who: str) -> None:
+        embedding, log = scene.embedding(self.embedder, f"{who}: {self!r}"), scene.log
+        if self.to == "query" and not embedding.asks:
+            raise KarmafunnelError(f"{who}: {self!r} needs an embedder that reads queries, found {embedding.value!r}")
+        if self.to == "query" and not any(log.has(what) for what in embedding.asks):
+            raise KarmafunnelError(f"{who}: {self!r} needs {' or '.join(embedding.asks)} of requests, log {log.name} has none")
+        if self.to == "session" and log.requests["session_id"].null_count() == log.requests.height:
+            raise KarmafunnelError(f"{who}: {self!r} needs sessions, log {log.name} has no session_id")
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        scene, who = rows.scene, repr(self)
+        items, there = scene.units(self.embedder, who)
+        if self.to == "interest":
+            items, goals = scene.items(self.embedder, who), scene.interests(self.embedder, rows.requests, who)
+        else:
+            goals = scene.once((self.to, self.embedder), rows.requests, lambda chunk: self._goals(scene, chunk))
+        value = products(goals, items, rows)
+        value[~(np.any(goals != 0, axis=1)[rows.group] & there[rows.item])] = np.nan
+        return stack(value, rows.share_below(value), rows.z_score(value))
+
+    def _goals(self, scene: Scene, requests: np.ndarray) -> np.ndarray:
+        """What items are compared with, at length 1, zeros where there is nothing: (n_requests, d)."""
+        if self.to == "query":
+            asked = scene.embedding(self.embedder, repr(self)).queries(requests)
+            if asked is None:
+                raise KarmafunnelError(f"{self!r} needs an embedder that reads queries, found {self.embedder!r} that reads none")
+            return unit_rows(asked)
+        history = scene.log.asof.history(requests, *((1, False) if self.to == "last" else (SESSION, True))).items
+        present = history >= 0
+        ends = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
+        shape = (len(requests), scene.log.n_items)
+        held = sparse.csr_matrix((np.ones(ends[-1], np.float32), history[present], ends), shape=shape)
+        return unit_rows(held @ scene.units(self.embedder, repr(self))[0])
+
+
+def products(goals: np.ndarray, items: np.ndarray, rows: Rows) -> np.ndarray:
+    """Inner product of each row's goal and item, goals (n_requests, d), items (n_items, d): float32 (n_rows,)."""
+    out = np.empty(len(rows.item), dtype=np.float32)
+    for start in range(0, len(out), BLOCK):
+        part = slice(start, start + BLOCK)
+        out[part] = np.einsum("nd,nd->n", goals.take(rows.group[part], axis=0), items.take(rows.item[part], axis=0))
+    return out
+
+
+@dataclass(frozen=True, repr=False)
+class SimTier(Feature):
+    """Histogram of the cosines of the item with the user's last `depth` items, log(1 + count) in bins of 0.1 from -1.1 to 1.1.
+
+    SimTier (Sheng et al. 2024; MUSE, arXiv 2512.07216), here for any model; DIN has its own with learnt vectors of the bins. Items
+    without a vector are counted in no bin.
+    """
+
+    embedder: str = field(metadata={"positional": True, "always": True})
+    depth: int = 50
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"simtier_{self.embedder}_{(i - BINS // 2) / 10:+.1f}" for i in range(BINS))
 
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
 
     def compute(self, rows: Rows) -> np.ndarray:
+        units, there = rows.scene.units(self.embedder, repr(self))
+        history = rows.scene.log.asof.history(rows.requests, self.depth).items
+        history = np.where(there[history], history, -1)
+        out = np.zeros((len(rows.item), BINS), dtype=np.float32)
+        sequence = np.argsort(rows.group, kind="stable")
+        sequence = sequence[there[rows.item[sequence]]]
+        ends = np.searchsorted(rows.group[sequence], np.arange(len(rows.requests) + 1))
+        for i, past in enumerate(history):  # one product a request
+            past, mine = past[past >= 0], sequence[ends[i] : ends[i + 1]]
+            if len(past) and len(mine):
+                cosine = units[rows.item[mine]] @ units[past].T
+                cell = tier(cosine) + np.arange(0, len(mine) * BINS, BINS)[:, None]
+                out[mine] = np.bincount(cell.ravel(), minlength=len(mine) * BINS).reshape(len(mine), BINS)
+        return np.log1p(out, out=out)
+
+
+def tier(cosine: np.ndarray) -> np.ndarray:
+    """Bin of each cosine, int64. What rounding leaves a little below a border counts as on it: an item's cosine with itself is 1."""
+    return (cosine * np.float32(10) + np.float32(BINS / 2 + 1e-3)).astype(np.int64)
+
+
+@dataclass(frozen=True, repr=False)
+class Vectors(Feature):
+    """The interest vector and the item vector as they are, 2 * `dim` columns: the raw arm, for a model that sees both together.
+
+    `dim` is that of the embedder's vectors, which only a fit knows for sure; another one is refused.
+    """
+
+    embedder: str = field(metadata={"positional": True, "always": True})
+    dim: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"vector_{self.embedder}_{side}{i}" for side in ("interest", "item") for i in range(self.dim))
+
+    def embedders(self) -> tuple[str, ...]:
+        return (self.embedder,)
+
+    def check(self, scene: Scene, who: str) -> None:
+        found = scene.items(self.embedder, f"{who}: {self!r}").shape[1]
+        if found != self.dim:
+            raise KarmafunnelError(
+                f"{who}: {self!r} needs vectors of {self.dim} numbers, those of {self.embedder!r} have {found}"
+            )
+
+    def compute(self, rows: Rows) -> np.ndarray:
         interests = rows.scene.interests(self.embedder, rows.requests, repr(self))
         items = rows.scene.items(self.embedder, repr(self))
-        out = np.empty(len(rows.item), dtype=np.float32)
-        for start in range(0, len(out), 65536):  # in cache-sized pieces: the gathered vectors are never all there at once
-            part = slice(start, start + 65536)
-            out[part] = np.einsum("nd,nd->n", interests[rows.group[part]], items[rows.item[part]])
-        return out[:, None]
+        return np.concatenate([interests[rows.group], items[rows.item]], axis=1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,28 +349,34 @@ class Own(Feature):
     def compute(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
         count = asof.own_count(rows.request, rows.item)
-        lastness, age, _ = self._place(rows, own_session=False)
-        session_lastness, _, session = self._place(rows, own_session=True)
+        lastness, age, _ = self._place(rows, count > 0, own_session=False)
+        session_lastness, _, session = self._place(rows, np.ones(len(count), dtype=bool), own_session=True)
         shown = asof.own_count(rows.request, rows.item, "shown") if rows.scene.log.has("exposures") else np.zeros(len(rows.item))
         return stack(np.log1p(count), lastness, np.log1p(age / 3_600_000), session, session_lastness, shown - count)
 
-    def _place(self, rows: Rows, own_session: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """1 / (events since the last time), the age of that time, and the number of times, within the last `depth`."""
+    def _place(self, rows: Rows, among: np.ndarray, own_session: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """1 / (events since the last time), the age of that time, and the number of times, within the last `depth`.
+
+        `among` (n_rows,) bool: rows outside it are known to have none.
+        """
         history = rows.scene.log.asof.history(rows.requests, self.depth, own_session)
         n_items = rows.scene.log.n_items
         row, column = np.nonzero(history.items >= 0)
-        pair = row.astype(np.int64) * n_items + history.items[row, column]
-        wanted = rows.group.astype(np.int64) * n_items + rows.item
+        item = history.items[row, column]
+        held = np.zeros(n_items, dtype=bool)
+        held[item] = True
+        mine = np.flatnonzero(among & held[rows.item])  # few: only they are looked up
+        wanted = rows.group[mine].astype(np.int64) * n_items + rows.item[mine]
         # Columns ascend in time inside a row, so the last of equal pairs is the latest.
+        pair = row.astype(np.int64) * n_items + item
         sequence = np.argsort(pair, kind="stable")
         ordered = pair[sequence]
         end = np.searchsorted(ordered, wanted, side="right")
         times = end - np.searchsorted(ordered, wanted)
-        found = times > 0
-        at = sequence[np.maximum(end - 1, 0)] if len(sequence) else np.zeros(len(wanted), dtype=np.int64)
-        since = self.depth - column[at] if len(sequence) else np.ones(len(wanted))
-        ages = history.ages[row[at], column[at]] if len(sequence) else np.zeros(len(wanted))
-        return np.where(found, 1.0 / since, 0.0), np.where(found, ages, np.nan), times
+        mine, at, times = mine[times > 0], sequence[end[times > 0] - 1], times[times > 0]
+        lastness, age, count = np.zeros(len(rows.item)), np.full(len(rows.item), np.nan), np.zeros(len(rows.item))
+        lastness[mine], age[mine], count[mine] = 1.0 / (self.depth - column[at]), history.ages[row[at], column[at]], times
+        return lastness, age, count
 
 
 @dataclass(frozen=True, repr=False)
@@ -295,7 +430,22 @@ class Neighbourhood(Feature):
         return stack(of_last[rows.group], rank - of_last[rows.group])
 
 
+def check(features: Sequence[Feature], scene: Scene, who: str) -> None:
+    """Raise KarmafunnelError where the log or an embedder lacks what a feature needs, or where two columns share a name."""
+    for feature in features:
+        feature.check(scene, who)
+    named = Counter(column for feature in features for column in feature.columns)
+    if twice := [column for column, n in named.items() if n > 1]:
+        raise KarmafunnelError(f"{who}: needs features of different columns, found {twice[:5]} more than once")
+
+
 def compute(scene: Scene, features: Sequence[Feature], frame: pl.DataFrame) -> np.ndarray:
     """All features side by side: float32 (n_rows, n_columns)."""
     rows = Rows(scene, frame)
-    return np.concatenate([f.compute(rows) for f in features], axis=1) if features else np.zeros((frame.height, 0), np.float32)
+    parts = [f.compute(rows) for f in features]
+    ends = np.cumsum([0, *(p.shape[1] for p in parts)])
+    out = np.empty((frame.height, ends[-1]), dtype=np.float32)
+    for start in range(0, frame.height, BLOCK):  # columns become rows, a piece at a time that stays in the cache
+        for part, end in zip(parts, ends[1:], strict=True):
+            out[start : start + BLOCK, end - part.shape[1] : end] = part[start : start + BLOCK]
+    return out

@@ -16,9 +16,8 @@ from sklearn.isotonic import IsotonicRegression
 
 from ..log import KarmafunnelError, rows_of, write_json
 from ..models import ctr, gbdt
-from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, group_rows, order, with_forced
-from .features import Feature, compute
-from .recall import ItemKNN
+from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, check_windows, group_rows, order, with_forced
+from .features import Feature, check, compute
 
 CHUNK = 256  # requests at a time
 
@@ -129,11 +128,6 @@ class Table:
         return np.unique(self.request, return_counts=True)[1]
 
 
-def fitted_on_w1(stage: Stage) -> bool:
-    """Whether a stage learns something of W1 itself (or one of its channels does)."""
-    return any(isinstance(part, ItemKNN) for part in (stage, *getattr(stage, "channels", ())))
-
-
 def training_table(
     stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample,
     teacher: Learned | None = None,
@@ -144,13 +138,8 @@ def training_table(
     """
     if upstream is None:
         raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): needs a stage before it to learn from, found none")
-    for feature in features:
-        feature.check(scene, stage.name)
-    readers = [s for s in (*upstream.funnel.stages, stage) if s.embedders() or fitted_on_w1(s)]
-    if "W1" in windows and readers:
-        raise KarmafunnelError(
-            f"{stage.name} ({type(stage).__name__}): cannot learn from W1, where what {readers[0]!r} reads was fitted"
-        )
+    check(features, scene, stage.name)
+    check_windows((*upstream.funnel.stages, stage), scene, windows, "learn from")
     with_truth = np.unique(scene.truth[REQUEST].to_numpy())
     requests = scene.log.requests_in(*windows)
     requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import bm25s
 import faiss
@@ -279,6 +279,7 @@ class Titles:
         self.index = bm25s.BM25(k1=k1, b=b, method="lucene")
         self.index.index(bm25s.tokenize(titles, stopwords=None, return_ids=False, show_progress=False), show_progress=False)
         self.queries = log.requests["query"]
+        self._words: dict[str, list[str]] = {}  # of the queries that were asked so far: bm25s is slow with few words at a time
         self._last: tuple[int, np.ndarray] | None = None
 
     @classmethod
@@ -291,8 +292,11 @@ class Titles:
     def scores(self, request: int) -> np.ndarray:
         """BM25 of every item for a request's query: float32 (n_items,), 0 without a query or a shared word."""
         if self._last is None or self._last[0] != request:
-            words = bm25s.tokenize([self.queries[int(request)] or ""], stopwords=None, return_ids=False, show_progress=False)[0]
-            words = [w for w in words if w in self.index.vocab_dict]
+            query = self.queries[int(request)] or ""
+            if query not in self._words:
+                words = bm25s.tokenize([query], stopwords=None, return_ids=False, show_progress=False)[0]
+                self._words[query] = [w for w in words if w in self.index.vocab_dict]
+            words = self._words[query]
             n = int(self.index.scores["num_docs"])
             self._last = request, self.index.get_scores(words) if words else np.zeros(n, dtype=np.float32)
         return self._last[1]
@@ -434,6 +438,7 @@ class ItemKNN(Stage):
     shrink: float = 10.0
     decay: float = 0.9
     name: str = "recall"
+    counts_in: ClassVar[tuple[str, ...]] = ("W1",)
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedItemKNN:
         log = scene.log

@@ -162,6 +162,26 @@ class TestContract:
         assert whole[::7].tobytes() == alone.tobytes()
         assert embedding.interests(requests[::-1]).tobytes() == whole[::-1].tobytes()
 
+    def test_queries_alone(self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path) -> None:
+        """None, or a vector that hangs on what is asked alone: zeros where nothing is, whatever the batch, saved or not."""
+        embedding, requests = fitted[repr(value)], shop.requests_in("W2", "W3")
+        found = embedding.queries(requests)
+        assert (found is None) == (not embedding.asks)
+        if found is None:
+            return
+        assert found.shape == (len(requests), embedding.items().shape[1]) and found.dtype == np.float32
+        assert embedding.queries(requests[:0]).shape == (0, found.shape[1])
+        rows = shop.requests[requests]
+        parts = {"query": rows["query"].is_not_null().to_numpy(), "filters": (rows["filters"].list.len() > 0).to_numpy()}
+        asked = np.any([parts[name] for name in embedding.asks], axis=0)
+        assert 0 < asked.sum() < len(asked) and np.array_equal(np.any(found != 0, axis=1), asked)
+        assert found[asked] == pytest.approx(found[asked] / np.linalg.norm(found[asked], axis=1, keepdims=True), abs=1e-5)
+        alone = np.concatenate([embedding.queries(requests[i : i + 1]) for i in range(0, len(requests), 7)])
+        assert found[::7].tobytes() == alone.tobytes()
+        embedding.save(tmp_path / "kept")
+        changed = value.load(tmp_path / "kept", scramble(shop, 0))
+        assert changed.queries(requests).tobytes() == found.tobytes(), "whatever anybody did"
+
     def test_without_history(self, value: Embedder, fitted: dict[str, Embedding], shop: Log) -> None:
         """The very first request: no history, maybe no query."""
         vector = fitted[repr(value)].interests(np.array([0]))

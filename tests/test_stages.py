@@ -41,7 +41,9 @@ from karmafunnel.stages.features import (
     Price,
     Rows,
     Similarity,
+    SimTier,
     Upstream,
+    Vectors,
 )
 from karmafunnel.stages.learn import Sample, Teacher, logged, sampled
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
@@ -76,6 +78,10 @@ FEATURES = (
     ItemColumn("rating"),
     Placement(),
     Neighbourhood(),
+    Similarity("tfidf", to="query"),
+    Similarity("random", to="last"),
+    SimTier("cooccurrence", depth=20),
+    Vectors("random", dim=16),
 )
 
 

@@ -270,6 +270,8 @@ def tells(lm: LM) -> Tensor:
 class KarmaEmbedding(Embedding):
     """Item and interest vectors of length 1; the decoders stay on disk until an interest is to be read."""
 
+    asks = ("query", "filters")
+
     def __init__(
         self, value: KARMA, log: Log, network: Network, vectors: np.ndarray, facts: dict[str, Any],
         decoders: dict[str, Tensor] | None, folder: Path | None = None,
@@ -282,23 +284,32 @@ class KarmaEmbedding(Embedding):
     def items(self) -> np.ndarray:
         return self.vectors
 
-    def batch(self, requests: np.ndarray, texts: list[np.ndarray | None] | None = None) -> Batch:
-        """Cells of requests, one tree each; always as wide: a vector does not hang on its batch."""
+    def batch(self, requests: np.ndarray, texts: list[np.ndarray | None] | None = None, past: bool = True) -> Batch:
+        """Cells of requests, one tree each, without their history where `past` is False; always as wide: a vector does not hang on
+        its batch.
+        """
         config, lm = self.config, self.network.lm
         queries = word_ids(lm, request_texts(self.log, requests), config.query_words)
-        trees = serving_trees(self.log, requests, config.length)
+        trees = serving_trees(self.log, requests, config.length if past else 0)
         width = config.length + config.query_words + 2
         return lay_out(trees, np.arange(len(requests)), queries, lm.bos, texts, width).to(str(lm.device))
 
     @torch.inference_mode()
-    def interests(self, requests: np.ndarray) -> np.ndarray:
+    def interests(self, requests: np.ndarray, past: bool = True) -> np.ndarray:
         out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
         for start in range(0, len(requests), ROWS):
             part = requests[start : start + ROWS]
-            batch = self.batch(np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))]))  # nor on the number beside it
+            filled = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])  # nor on the number beside it
+            batch = self.batch(filled, past=past)
             z = self.network.z(self.network(batch, self._x), batch, self._x)
             out[start : start + ROWS] = z.float().cpu().numpy()[: len(part)]
         return out
+
+    def queries(self, requests: np.ndarray) -> np.ndarray:
+        """Interests of requests as if nothing had come before them; each text is read once."""
+        texts = np.array(request_texts(self.log, requests), dtype=object).astype(str)
+        asked, first, inverse = np.unique(texts, return_index=True, return_inverse=True)
+        return (self.interests(requests[first], past=False) * (asked != "")[:, None])[inverse]
 
     def tensors(self) -> dict[str, np.ndarray]:
         serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(("ids", "text.", "visual."))}
@@ -489,6 +500,8 @@ class FrozenLM(Embedder):
 
 
 class FrozenLMEmbedding(Embedding):
+    asks = ("query", "filters")
+
     def __init__(
         self, value: FrozenLM, log: Log, lm: LM, items: np.ndarray, shift: np.ndarray, turn: np.ndarray, facts: dict[str, Any]
     ):
@@ -500,12 +513,15 @@ class FrozenLMEmbedding(Embedding):
 
     def interests(self, requests: np.ndarray) -> np.ndarray:
         config = self.config
-        asked, inverse = np.unique(np.array(request_texts(self.log, requests), dtype=object).astype(str), return_inverse=True)
-        raw = pooled(self.lm, [str(a) for a in asked], config.query_words, 256)
-        there = np.any(raw != 0, axis=1)
-        text = (unit_rows((raw - self.shift) @ self.turn) * there[:, None])[inverse]
         past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
-        return unit_rows(config.query_weight * text + config.history_weight * past).reshape(len(requests), self._items.shape[1])
+        return unit_rows(config.query_weight * self.queries(requests) + config.history_weight * past)
+
+    def queries(self, requests: np.ndarray) -> np.ndarray:
+        asked, inverse = np.unique(np.array(request_texts(self.log, requests), dtype=object).astype(str), return_inverse=True)
+        raw = pooled(self.lm, [str(a) for a in asked], self.config.query_words, 256)
+        there = np.any(raw != 0, axis=1)
+        text = unit_rows((raw - self.shift) @ self.turn) * there[:, None]
+        return text[inverse].reshape(len(requests), self._items.shape[1])
 
     def tensors(self) -> dict[str, np.ndarray]:
         state = {f"model.{k}": v.float().cpu().numpy() for k, v in self.lm.model.state_dict().items()}

@@ -1,0 +1,349 @@
+"""Features that live on embeddings, on vectors whose cosines one can see and against slow loops."""
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import polars as pl
+import pytest
+from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.models.ctr import BINS
+from karmafunnel.models.embedders import Cooccurrence, Embedding, RandomVectors, TfidfSVD
+from karmafunnel.models.karma import KARMA, FrozenLM, Qwen
+from karmafunnel.simulator.replay import Ledgers
+from karmafunnel.stages.base import FORCED, ITEM, REQUEST, FittedFunnel, Scene, fit_embedders
+from karmafunnel.stages.features import BM25, Feature, Rows, Similarity, SimTier, Upstream, Vectors, check, compute
+from karmafunnel.stages.learn import Sample, logged
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.rank import LightGBMRank
+from karmafunnel.stages.recall import ItemKNN, Join, Popular, Shown, VectorRecall
+from shop import make_shop, scramble
+
+TO = ("interest", "query", "last", "session")
+TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4)
+
+
+class Given(Embedding):
+    """Vectors as given, and how often they were asked for."""
+
+    asks = ("query",)
+
+    def __init__(self, log: Log, items: np.ndarray, interests: np.ndarray, queries: np.ndarray | None = None):
+        super().__init__(RandomVectors(), log)
+        self._items, self._interests = items.astype(np.float32), interests.astype(np.float32)
+        self._queries = self._interests if queries is None else queries.astype(np.float32)
+        self.asked: list[str] = []
+
+    def items(self) -> np.ndarray:
+        return self._items
+
+    def interests(self, requests: np.ndarray) -> np.ndarray:
+        self.asked.append("interests")
+        return self._interests[requests]
+
+    def queries(self, requests: np.ndarray) -> np.ndarray:
+        self.asked.append("queries")
+        return self._queries[requests]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {}
+
+
+@cache
+def visits() -> Log:
+    """The shop, where four requests of a user in a row are one session."""
+    shop = make_shop()
+    nth = pl.int_range(pl.len()).over("user_id") // 4
+    session = pl.format("{}-{}", "user_id", nth).alias("session_id")
+    return Log.make(shop.items, shop.requests.with_columns(session), shop.exposures, shop.meta)
+
+
+def given(log: Log, d: int = 8, seed: int = 0) -> Given:
+    """Random vectors; every seventh item has none."""
+    rng = np.random.default_rng(seed)
+    items = rng.normal(size=(log.n_items, d))
+    items[::7] = 0
+    return Given(log, items, rng.normal(size=(log.requests.height, d)), rng.normal(size=(log.requests.height, d)))
+
+
+def frame(rows: list[tuple[int, int, bool]]) -> pl.DataFrame:
+    schema = {REQUEST: pl.Int64, ITEM: pl.Int32, FORCED: pl.Boolean}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def crowd(requests: np.ndarray, n_items: int, each: int, seed: int = 0) -> pl.DataFrame:
+    """So many items for each request, a fifth of the rows forced, in no order."""
+    rng = np.random.default_rng(seed)
+    rows = [(int(r), int(i), bool(rng.random() < 0.2)) for r in requests for i in rng.choice(n_items, each, replace=False)]
+    return frame([rows[k] for k in rng.permutation(len(rows))])
+
+
+def chosen_before(log: Log, request: int, session: bool = False) -> list[int]:
+    """Items that the request's user (or session) clicked or bought strictly before it, oldest first: one row at a time."""
+    owner = log.session if session else log.user
+    rows = log.events.select("request", "item", "t").rows()
+    return [item for r, item, t in rows if owner[r] == owner[request] and t < log.t[request]]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(float), b.astype(float)
+    length = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
+    return float(a @ b) / length if length else math.nan
+
+
+# -- similarity ---------------------------------------------------------------------------------------------------------
+
+
+def test_value_rank_and_z_score_by_hand() -> None:
+    """Interest (1, 0); candidates of values 1 2 2 5, mean 2.5, deviation 1.5. Forced rows are told their place and count nowhere."""
+    log = make_shop()
+    items = np.zeros((log.n_items, 2))
+    items[:6, 0] = 1, 2, 2, 5, 3, 9
+    interests = np.zeros((log.requests.height, 2))
+    interests[:2] = [1, 0]
+    scene = Scene(log, {"e": Given(log, items, interests)})
+    candidates = [(0, 0, False), (0, 1, False), (0, 2, False), (0, 3, False)]
+    forced = [(0, 4, True), (0, 5, True), (0, 6, True), (1, 1, False), (2, 1, False)]
+    value, rank, z = Similarity("e").compute(Rows(scene, frame(candidates + forced))).T
+    assert value[:6].tolist() == [1, 2, 2, 5, 3, 9]
+    assert rank[:6].tolist() == [0, 1 / 4, 1 / 4, 3 / 4, 3 / 4, 4 / 4]
+    assert z[:6] == pytest.approx([-1, -1 / 3, -1 / 3, 5 / 3, 1 / 3, 13 / 3])
+    assert np.isnan([value[6], rank[6], z[6]]).all()  # an item without a vector
+    assert (value[7], rank[7], z[7]) == (2, 0, 0)  # alone in its request
+    assert np.isnan([value[8], rank[8], z[8]]).all()  # a request without an interest
+    alone = Similarity("e").compute(Rows(scene, frame(candidates)))
+    assert np.array_equal(alone, np.stack([value, rank, z], axis=1)[:4])
+    assert Similarity("e").columns == ("similarity_e", "similarity_e_rank", "similarity_e_z")
+    assert Similarity("e", to="last").columns == ("similarity_e_last", "similarity_e_last_rank", "similarity_e_last_z")
+
+
+@pytest.mark.parametrize("to", TO)
+def test_what_it_is_compared_with_against_a_slow_loop(to: str) -> None:
+    log = visits()
+    embedding = given(log)
+    requests = np.r_[0:6, 300:330]
+    rows = crowd(requests, log.n_items, 9)
+    value = Similarity("e", to=to).compute(Rows(Scene(log, {"e": embedding}), rows))[:, 0]
+    items = embedding.items()
+    expected = []
+    for request, item, _ in rows.rows():
+        past = chosen_before(log, request, session=to == "session")
+        unit = [items[i] / np.linalg.norm(items[i]) for i in past if items[i].any()]
+        goal = {
+            "interest": embedding._interests[request], "query": embedding._queries[request],
+            "last": items[past[-1]] if past else np.zeros(8), "session": np.sum([*unit, np.zeros(8)], axis=0),
+        }[to]  # fmt: skip
+        there = items[item].any() and goal.any()
+        score = float(goal @ items[item]) if to == "interest" else cosine(goal, items[item])
+        expected.append(score if there else math.nan)
+    assert value == pytest.approx(np.array(expected), abs=1e-5, nan_ok=True)
+    assert 0 < np.isnan(value).sum() < len(value)
+
+
+def test_a_session_is_not_the_history() -> None:
+    """Both hold something and differ, else the test above would say nothing of the session."""
+    log = visits()
+    past = {r: (chosen_before(log, r), chosen_before(log, r, session=True)) for r in range(300, 330)}
+    assert sum(bool(s) and len(s) < len(h) for h, s in past.values()) > 10 and any(h and not s for h, s in past.values())
+
+
+# -- SimTier and raw vectors --------------------------------------------------------------------------------------------
+
+
+def test_sim_tier_by_hand() -> None:
+    """One item chosen twice, its opposite once: the item itself stands in the last bin, whatever rounding says of 1."""
+    log = visits()
+    request = next(r for r in range(400, 500) if len(set(chosen_before(log, r))) >= 2)
+    past = chosen_before(log, request)
+    a, b = past[-1], next(i for i in reversed(past) if i != past[-1])
+    rng = np.random.default_rng(3)
+    items = np.zeros((log.n_items, 5))
+    items[a] = rng.normal(size=5)
+    items[b] = -3 * items[a]
+    scene = Scene(log, {"e": Given(log, items, np.zeros((log.requests.height, 5)))})
+    unknown = next(i for i in range(log.n_items) if not items[i].any())
+    out = SimTier("e", depth=len(past)).compute(
+        Rows(scene, frame([(request, a, False), (request, b, True), (request, unknown, False)]))
+    )
+    expected = np.zeros((3, BINS))
+    expected[0, 21], expected[0, 1] = math.log1p(past.count(a)), math.log1p(past.count(b))
+    expected[1, 21], expected[1, 1] = math.log1p(past.count(b)), math.log1p(past.count(a))
+    assert out == pytest.approx(expected)
+    names = SimTier("e").columns
+    assert len(names) == BINS and (names[0], names[11], names[21]) == ("simtier_e_-1.1", "simtier_e_+0.0", "simtier_e_+1.0")
+
+
+@pytest.mark.parametrize("depth", [3, 50])
+def test_sim_tier_against_a_slow_loop(depth: int) -> None:
+    log = visits()
+    embedding = given(log)
+    rows = crowd(np.r_[0:4, 380:420], log.n_items, 12)
+    out = SimTier("e", depth=depth).compute(Rows(Scene(log, {"e": embedding}), rows))
+    items, expected = embedding.items(), np.zeros((rows.height, BINS))
+    for k, (request, item, _) in enumerate(rows.rows()):
+        for past in chosen_before(log, request)[-depth:]:
+            r = cosine(items[item], items[past])
+            if not math.isnan(r):
+                expected[k, math.floor(r * 10 + 11 + 1e-3)] += 1
+    assert expected.sum() > 100 and (expected.sum(axis=1) == 0).any()
+    assert out.dtype == np.float32 and np.allclose(out, np.log1p(expected))
+
+
+def test_raw_vectors_stand_side_by_side() -> None:
+    log = visits()
+    embedding = given(log)
+    scene = Scene(log, {"e": embedding})
+    rows = crowd(np.arange(400, 404), log.n_items, 5)
+    out = Vectors("e", dim=8).compute(Rows(scene, rows))
+    for row, (request, item, _) in zip(out, rows.rows(), strict=True):
+        assert np.array_equal(row, np.r_[embedding._interests[request], embedding._items[item]])
+    assert len(set(Vectors("e", dim=8).columns)) == out.shape[1] == 16
+    assert (
+        repr(Vectors("e", dim=8)) == "Vectors('e', dim=8)" and repr(Similarity("e", to="query")) == "Similarity('e', to='query')"
+    )
+
+
+# -- as of the request --------------------------------------------------------------------------------------------------
+
+
+ALL: tuple[Feature, ...] = (
+    *(Similarity("tfidf", to=to) for to in TO), *(Similarity("together", to=to) for to in ("interest", "last", "session")),
+    SimTier("together", depth=10), SimTier("tfidf"), Vectors("tfidf", dim=16),
+)  # fmt: skip
+
+
+def scene_of(log: Log) -> Scene:
+    made = Scene(log, {}, "click")
+    made.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "together": Cooccurrence(dim=16)}, made, None)
+    return made
+
+
+def test_neither_the_future_nor_the_chunk_changes_a_feature() -> None:
+    log = visits()
+    requests = log.requests_in("W3")[:40]
+    rows = crowd(requests, log.n_items, 15)
+    here, later = scene_of(log), scene_of(scramble(log, int(log.t[requests[-1]])))
+    whole = compute(here, ALL, rows)
+    assert np.isfinite(whole).mean() > 0.5
+    assert np.array_equal(whole, compute(later, ALL, rows), equal_nan=True)
+    early = rows[REQUEST].to_numpy() <= requests[13]
+    parts = np.empty_like(whole)
+    for mine in (early, ~early):
+        parts[mine] = compute(scene_of(log), ALL, rows.filter(pl.Series(mine)))
+    assert np.allclose(whole, parts, atol=1e-6, equal_nan=True)
+
+
+def test_forced_rows_do_not_count() -> None:
+    log = visits()
+    scene = scene_of(log)
+    candidates = crowd(log.requests_in("W3")[:30], log.n_items, 15).with_columns(pl.lit(False).alias(FORCED))
+    forced = crowd(log.requests_in("W3")[:30], log.n_items, 20, seed=1).with_columns(pl.lit(True).alias(FORCED))
+    alone, beside = compute(scene, ALL, candidates), compute(scene, ALL, pl.concat([candidates, forced]))
+    assert np.allclose(alone, beside[: candidates.height], atol=1e-6, equal_nan=True)
+
+
+def test_vectors_are_made_once_a_chunk_however_many_stages_ask() -> None:
+    log = visits()
+    embedding = given(log)
+    scene = Scene(log, {"e": embedding}, "click")
+    features = [Upstream(), *(Similarity("e", to=to) for to in TO), SimTier("e")]
+    sample = Sample(passed=10, requests=40)
+    funnel = Join([VectorRecall("e", k=30), Popular(k=20)], k=40)
+    ready = (
+        funnel
+        >> LightGBMPreRank(k=20, features=features, trees=5, sample=sample)
+        >> LightGBMRank(k=10, features=features, trees=5, sample=sample)
+    ).fit(scene)  # fmt: skip
+    embedding.asked.clear()
+    requests = log.requests_in("W3")
+    for chunk in (requests[:40], requests[40:80]):
+        ready.run(chunk, logged(scene, chunk))
+    assert sorted(embedding.asked) == ["interests", "interests", "queries", "queries"]
+    some = scene.interests("e", requests[45:70:3], "test")  # a part of the chunk is part of what was made
+    assert np.array_equal(some, embedding._interests[requests[45:70:3]]) and len(embedding.asked) == 4
+
+
+# -- queries ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [KARMA(backbone=TINY, dim=32, epochs=1, length=8), FrozenLM(backbone=TINY)], ids=repr)
+def test_a_query_alone_is_the_interest_of_who_did_nothing_before(value: KARMA | FrozenLM) -> None:
+    log = make_shop()
+    embedding = value.fit(log, seed=3)
+    requests = np.arange(log.requests.height)
+    asked = (log.requests["query"].is_not_null() | (log.requests["filters"].list.len() > 0)).to_numpy()
+    new = (log.asof.n_events(requests) == 0) & asked
+    found = embedding.queries(requests)
+    assert found is not None and new.sum() > 10
+    assert found[new] == pytest.approx(embedding.interests(requests[new]), abs=1e-6)
+    assert not found[~asked].any() and (~asked).sum() > 10
+    same = (log.requests["query"] == "amber").fill_null(False).to_numpy() & (log.requests["filters"].list.len() == 0).to_numpy()
+    assert len(np.unique(found[same], axis=0)) == 1 and len(np.unique(embedding.interests(requests[same]), axis=0)) > 1
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------------
+
+
+class TestRefusals:
+    def test_queries(self) -> None:
+        log = make_shop()
+        scene = scene_of(log)
+        with pytest.raises(
+            KarmafunnelError, match=r"rank: Similarity\('together', to='query'\).*reads queries, found Cooccurrence"
+        ):
+            check([Similarity("together", to="query")], scene, "rank")
+        silent = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {"query": False}})
+        with pytest.raises(KarmafunnelError, match=r"needs query of requests, log shop has none"):
+            check([Similarity("tfidf", to="query")], scene_of(silent), "rank")
+        with pytest.raises(KarmafunnelError, match=r"needs sessions, log shop has no session_id"):
+            check([Similarity("tfidf", to="session")], scene, "rank")
+        with pytest.raises(KarmafunnelError, match=r"to needs one of .*found 'next'"):
+            Similarity("tfidf", to="next")  # type: ignore[arg-type]
+
+    def test_names_and_sizes(self) -> None:
+        scene = scene_of(make_shop())
+        with pytest.raises(KarmafunnelError, match=r"rank: Similarity\('karma'\): needs embedder 'karma'"):
+            check([Similarity("karma")], scene, "rank")
+        with pytest.raises(KarmafunnelError, match=r"needs vectors of 64 numbers, those of 'tfidf' have 16"):
+            check([Vectors("tfidf", dim=64)], scene, "rank")
+        with pytest.raises(KarmafunnelError, match=r"\['bm25'\] more than once"):
+            check([BM25(), Similarity("tfidf"), BM25()], scene, "rank")
+
+    def test_another_catalogue_or_another_log(self) -> None:
+        log, larger, fewer = make_shop(), make_shop(n_items=250), make_shop(n_requests=400)
+        for other, needed in (
+            (larger, r"on the items of log shop \(240\), found one of log shop \(250\)"),
+            (fewer, "the requests of log shop"),
+        ):
+            scene = Scene(log, {"e": RandomVectors().fit(other)})
+            with pytest.raises(KarmafunnelError, match=rf"rank: Similarity\('e'\): needs embedder 'e'.*{needed}"):
+                check([Similarity("e")], scene, "rank")
+        check([Similarity("e")], Scene(log, {"e": RandomVectors().fit(make_shop())}), "rank")  # the same, read twice
+
+    def test_the_window_that_a_vector_was_fitted_on(self) -> None:
+        scene = Scene(make_shop(), {}, "click")
+        scene.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "random": RandomVectors()}, scene, None)
+
+        def rank(name: str, *windows: str) -> LightGBMRank:
+            return LightGBMRank(k=10, features=[Similarity(name)], trees=3, sample=Sample(requests=60, windows=windows))
+
+        with pytest.raises(
+            KarmafunnelError, match=r"rank \(LightGBMRank\): cannot learn from W1, on which embedder 'tfidf' was fitted"
+        ):
+            (Shown() >> rank("tfidf", "W1", "W2a")).fit(scene)
+        with pytest.raises(KarmafunnelError, match=r"recall \(Join\): cannot learn from W1, on which ItemKNN was fitted"):
+            (Join([ItemKNN(), Popular()]) >> rank("random", "W1")).fit(scene)
+        knowing = (Shown() >> rank("tfidf", "W2a")).fit(scene)
+        with pytest.raises(
+            KarmafunnelError, match=r"rank \(LightGBMRank\): cannot score W1, on which embedder 'tfidf' was fitted"
+        ):
+            Ledgers(knowing, "W1")
+        Ledgers(knowing, "W3")
+        Ledgers((Shown() >> rank("random", "W1", "W2a")).fit(scene), "W1")  # knows ids alone
+        later = replace(scene, embeddings=dict(scene.embeddings))
+        later.embeddings["tfidf"] = TfidfSVD(dim=16).fit(later.log)
+        later.embeddings["tfidf"].fitted_on = ("W1", "W2a")
+        with pytest.raises(KarmafunnelError, match="cannot learn from W2a"):
+            (Shown() >> rank("tfidf", "W2")).fit(later)
+        assert isinstance(knowing, FittedFunnel)
