@@ -1,4 +1,8 @@
-"""RecTools' SASRec (full softmax). The first trial is the class's defaults; the others train on, and a smaller one, checked on W2b."""
+"""RecTools' SASRec (full softmax).
+
+The first trial is the class's defaults. The others are one smaller model with smaller batches (more steps an epoch), checked on W2b as it is
+trained on.
+"""
 
 import copy
 import warnings
@@ -11,21 +15,21 @@ from rectools.models import SASRecModel
 from rectools_frames import asked, learnt
 
 TRIALS = [
-    {"factors": 256, "epochs": 3},  # the class's defaults
-    {"factors": 256, "epochs": 8},
-    {"factors": 64, "epochs": 10},
-    {"factors": 64, "epochs": 25},
+    {"factors": 256, "batch": 128, "epochs": 3},  # the class's defaults
+    {"factors": 64, "batch": 16, "epochs": 3},
+    {"factors": 64, "batch": 16, "epochs": 6},
+    {"factors": 64, "batch": 16, "epochs": 10},
 ]
 training: dict = {}  # a model that is trained on from trial to trial
 
 
-def fit(data: Data, seed: int, windows: list, factors: int, epochs: int) -> Scorer:
+def fit(data: Data, seed: int, windows: list, factors: int, batch: int, epochs: int) -> Scorer:
     warnings.simplefilter("ignore")
     dataset = learnt(data, windows)
-    key = (factors, *windows)
+    key = (factors, batch, *windows)
     if training.get("key") != key or training["epochs"] > epochs:
         pytorch_lightning.seed_everything(seed, verbose=False)
-        training.update(key=key, epochs=0, model=SASRecModel(n_factors=factors, recommend_torch_device="cpu"))
+        training.update(key=key, epochs=0, model=SASRecModel(n_factors=factors, batch_size=batch, recommend_torch_device="cpu"))
     model = training["model"]
     more = epochs - training["epochs"]
     if more:
