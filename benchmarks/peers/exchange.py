@@ -43,8 +43,8 @@ class Data:
         self.t, self.window = self.requests["t"].to_numpy(), self.requests["window"].to_numpy()
         self.known = self.items["known"].to_numpy()
         self.interactions = self._numbered(read("interactions"))
-        users = self.interactions["user_id"].unique(maintain_order=True)
-        users = pl.DataFrame({"user_id": users, "user": np.arange(len(users))})
+        users = self.interactions.select("user_id").unique(maintain_order=True)
+        users = users.with_columns(pl.int_range(pl.len()).alias("user"))
         self.interactions = self.interactions.join(users, on="user_id", how="left", maintain_order="left")
         self.n_users = users.height
         self._histories, self._truth = (self._by_request(read(name)) for name in ("histories", "truth"))
@@ -93,6 +93,10 @@ class Data:
         at, frame = self._of(rows, self._candidates)
         return at, frame["item"].to_numpy()
 
+    def passing(self, key: int) -> np.ndarray:
+        """Items that pass a set of filters (0: no filter)."""
+        return self._filters.get(key, np.empty(0, dtype=np.int64)) if key else np.arange(self.n_items)
+
     def history_matrix(self, rows: np.ndarray) -> sparse.csr_matrix:
         """How often each request's user had each item before it: float32 (len(rows), n_items)."""
         at, frame = self.history(rows)
@@ -105,7 +109,7 @@ class Data:
         for i, key in enumerate(self.requests["filter"].to_numpy()[rows]):
             if key:
                 passes = np.zeros(self.n_items, dtype=bool)
-                passes[self._filters.get(key, np.empty(0, dtype=np.int64))] = True
+                passes[self.passing(int(key))] = True
                 mask[i] &= passes
         return mask
 

@@ -7,6 +7,8 @@ in W1, how much the user had, how often and how lately the user had the item.
 """
 
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,15 +42,15 @@ class Collector(CandidateFeatureCollector):
     def __init__(self, popularity: pd.Series):
         self.popularity = popularity
 
-    def _get_user_features(self, users, dataset, fold_info):
+    def _get_user_features(self, users: np.ndarray, dataset: Dataset, fold_info: dict | None) -> pd.DataFrame:
         frame = pd.DataFrame({Columns.User: users})
         counts = history_of(dataset).groupby(Columns.User).size()
         return frame.assign(had=frame[Columns.User].map(counts).fillna(0))
 
-    def _get_item_features(self, items, dataset, fold_info):
+    def _get_item_features(self, items: np.ndarray, dataset: Dataset, fold_info: dict | None) -> pd.DataFrame:
         return pd.DataFrame({Columns.Item: items, "popularity": pd.Series(items).map(self.popularity).fillna(0).to_numpy()})
 
-    def _get_user_item_features(self, useritem, dataset, fold_info):
+    def _get_user_item_features(self, useritem: pd.DataFrame, dataset: Dataset, fold_info: dict | None) -> pd.DataFrame:
         history = history_of(dataset)
         history["steps"] = history.groupby(Columns.User).cumcount(ascending=False)
         own = history.groupby(Columns.UserItem)["steps"].agg(own_count="size", own_steps="min").reset_index()
@@ -93,7 +95,7 @@ class TwoStage:
         for generator in self.generators.values():
             generator.fit(dataset, for_train=True)
             generator.is_fitted_for_recommend = True  # W1 is what there is to learn from, in training and when asked
-        self.features = self.learn(self.model.reranker, lambda rows, history, allowed: self.found(rows, history, allowed, True))
+        self.learn(self.model.reranker, lambda rows, history, allowed: self.found(rows, history, allowed, True))
         self.model.is_fitted = True
         self.of_others: CatBoostReranker | None = None
 
@@ -103,14 +105,14 @@ class TwoStage:
             return CatBoostReranker(CatBoostClassifier(**common))
         return CatBoostReranker(CatBoostRanker(loss_function=self.loss, iterations=500, **common))
 
-    def chunks(self, rows: np.ndarray):
+    def chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Dataset, np.ndarray | None]]:
         """Requests in parts that share a filter: (rows, their histories, the items that they may be shown, or None)."""
         keys = self.data.requests["filter"].to_numpy()[rows]
         for key in np.unique(keys):
             mine = rows[keys == key]
             for start in range(0, len(mine), CHUNK):
                 part = mine[start : start + CHUNK]
-                allowed = None if key == 0 else np.intersect1d(self.items.external_ids, self.data._filters.get(int(key), []))
+                allowed = None if key == 0 else np.intersect1d(self.items.external_ids, self.data.passing(int(key)))
                 if allowed is None or len(allowed):
                     yield part, asked(self.data, part, self.items), allowed
 
@@ -125,7 +127,7 @@ class TwoStage:
         frame = mine.merge(self.found(rows, history, allowed, True), on=Columns.UserItem, how="left")
         return self.model._process_ranks_and_scores(frame)
 
-    def learn(self, reranker: CatBoostReranker, candidates_of) -> list:
+    def learn(self, reranker: CatBoostReranker, candidates_of: Callable[..., pd.DataFrame]) -> None:
         """Teach a reranker on W2a: candidates, targets, negatives, features, as the model's own `fit` does."""
         tables = []
         for rows, history, allowed in self.chunks(self.data.rows_in("W2a")):
@@ -138,7 +140,6 @@ class TwoStage:
         if table[Columns.Target].nunique() < 2:
             raise SystemExit("two stages: the reranker needs chosen and other candidates in W2a, found one kind")
         reranker.fit(table)
-        return list(table.columns)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         scores = np.full((len(rows), self.data.n_items), -np.inf, dtype=np.float32)
@@ -160,7 +161,7 @@ class TwoStage:
         return scores
 
 
-def fit(data: Data, seed: int, windows: list, **settings) -> Scorer:
+def fit(data: Data, seed: int, windows: list, **settings: Any) -> Scorer:
     warnings.simplefilter("ignore")
     return TwoStage(data, seed, windows, **settings)
 

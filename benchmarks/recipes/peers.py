@@ -67,8 +67,8 @@ PEERS = {
     "implicit item-kNN, W2 too": Peer(FOLDER / "implicit_knn.py", FOLDER / "implicit.txt", refit=True),
     "implicit ALS": Peer(FOLDER / "implicit_als.py", FOLDER / "implicit.txt"),
     "implicit ALS, W2 too": Peer(FOLDER / "implicit_als.py", FOLDER / "implicit.txt", refit=True),
-    "RecTools SASRec": Peer(FOLDER / "rectools_sasrec.py", FOLDER / "rectools.txt"),
     "RecTools two stages": Peer(FOLDER / "rectools_two_stage.py", FOLDER / "rectools.txt"),
+    "RecTools SASRec": Peer(FOLDER / "rectools_sasrec.py", FOLDER / "rectools.txt"),
 }
 
 
@@ -86,11 +86,11 @@ def tables(log: Log, label: str, candidates: pl.DataFrame) -> dict[str, pl.DataF
     users = log.requests.select(pl.int_range(pl.len()).alias(REQUEST), "user_id")
     happened = log.events.filter(pl.col("t") < log.end_of("W2b")).join(users, on=REQUEST, how="left", maintain_order="left")
     bought = pl.col("purchased").fill_null(False)
-    when = pl.when(pl.col("t") < log.end_of("W1")).then(pl.lit("W1"))
-    when = when.when(pl.col("t") < log.end_of("W2a")).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
+    in_w1, in_w2a = (pl.col("t") < log.end_of(window) for window in ("W1", "W2a"))
+    window = pl.when(in_w1).then(pl.lit("W1")).when(in_w2a).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
     interactions = happened.select(
         "user_id", item_ids.gather(happened[ITEM]), "t", pl.when(bought).then(2).otherwise(1).cast(pl.Int8).alias("action"),
-        when.alias("window"),
+        window.alias("window"),
     )  # fmt: skip
     asked = log.requests_in("W2", "W3")
     requests = log.requests[asked].select(
@@ -193,7 +193,7 @@ def environment(packages: Path, cache: Path, say: Callable[[str], None], minutes
         folder.mkdir(parents=True, exist_ok=True)
         log, who = folder.with_suffix(".log"), f"environment {packages.name}"
         stream([sys.executable, "-m", "venv", "--clear", folder], log, say, folder.parent, minutes, who)
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", packages]
+        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", packages]
         stream(install, log, say, folder.parent, minutes, who)
         (folder / "ready").touch()
     return python
@@ -223,7 +223,7 @@ def run_peer(
         (folder / old).unlink(missing_ok=True)
     try:
         python = environment(peer.packages, cache, say, minutes) if peer.packages else Path(sys.executable)
-        command = [python, peer.script, data.resolve(), folder.resolve(), "--seed", str(seed), "--k", str(K)]
+        command: list[str | Path] = [python, peer.script, data.resolve(), folder.resolve(), "--seed", str(seed), "--k", str(K)]
         stream([*command, *(["--refit"] if peer.refit else [])], folder / "log.txt", say, folder, minutes, name)
         if missing := [f for f in ("own.parquet", "candidates.parquet", "facts.json") if not (folder / f).is_file()]:
             raise KarmafunnelError(f"{name}: ended without writing {missing}")
