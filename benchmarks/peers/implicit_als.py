@@ -13,7 +13,7 @@ from scipy import sparse
 TRIALS = [
     {"factors": 64, "regularization": 0.05, "alpha": 2.0, "weight": "bm25"},
     {"factors": 100, "regularization": 0.01, "alpha": 1.0, "weight": "count"},  # the class's defaults
-    {"factors": 64, "regularization": 0.05, "alpha": 20.0, "weight": "count"},
+    {"factors": 256, "regularization": 5.0, "alpha": 2.0, "weight": "count"},
     {"factors": 64, "regularization": 1.0, "alpha": 5.0, "weight": "count"},
     {"factors": 128, "regularization": 0.05, "alpha": 2.0, "weight": "bm25"},
     {"factors": 128, "regularization": 5.0, "alpha": 5.0, "weight": "count"},
@@ -40,7 +40,7 @@ def fit(data: Data, seed: int, windows: list, factors: int, regularization: floa
 
     def scorer(rows: np.ndarray) -> np.ndarray:
         history = data.history_matrix(rows)
-        history[:, sums == 0] = 0
+        history = (history @ sparse.diags((sums > 0).astype(np.float32))).tocsr()
         history.eliminate_zeros()
         some = np.flatnonzero(np.diff(history.indptr))
         scores = np.full(history.shape, -np.inf, dtype=np.float32)
