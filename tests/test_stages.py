@@ -2,7 +2,9 @@
 
 import importlib
 import pkgutil
+import tempfile
 from functools import cache
+from pathlib import Path
 
 import karmafunnel.stages
 import numpy as np
@@ -53,6 +55,7 @@ from karmafunnel.stages.recall import (
     IVF,
     IVFPQ,
     BM25Recall,
+    External,
     Flat,
     ItemKNN,
     Join,
@@ -93,10 +96,24 @@ def walk(kind: type) -> list[type]:
     return sorted({c for c in found if c.__module__.startswith("karmafunnel.stages")}, key=lambda c: c.__name__)
 
 
+@cache
+def outside_scores() -> str:
+    """A Parquet file in which something outside scored 25 items a request, eligible or not, ties among them."""
+    log, rng = make_shop(), np.random.default_rng(7)
+    items = np.concatenate([rng.choice(log.n_items, 25, replace=False) for _ in log.request_ids])
+    score = rng.integers(0, 9, len(items))
+    frame = pl.DataFrame({"request_id": np.repeat(log.request_ids, 25), "item_id": log.item_ids[items], "score": score})
+    path = Path(tempfile.mkdtemp()) / "scores.parquet"
+    frame.write_parquet(path)
+    return str(path)
+
+
 def example(kind: type) -> Stage:
     """A small value of a stage: its defaults, or what its first field needs."""
     if kind in (VectorRecall, MMR):
         return kind("tfidf", k=30)
+    if kind is External:
+        return External(outside_scores(), k=20)
     if kind is Join:
         return Join([VectorRecall("tfidf", k=30), Popular(k=20), Repeat(k=10)], k=45)
     fields = kind.__dataclass_fields__
