@@ -155,10 +155,10 @@ def ablate(
                 command=command, workers=workers,
             )  # fmt: skip
             for cell in fresh:
-                if (error := errors.get(ready[cell].out)) is None:
+                if (fault := errors.get(ready[cell].out)) is None:
                     write_json(cell.folder / "replayed.json", {"key": cell.key})
                 else:
-                    failed(cell, error, say)
+                    failed(cell, fault, say)
         known: dict[Any, Any] = {}
         with console.status("examining vectors") if console else nullcontext():
             for cell, variant in ready.items():

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache as once_a_process
@@ -174,7 +174,7 @@ def replay_many(
     failed: dict[Path, Exception] = {}
     if workers is None:
         ledgers = {partials[v.out]: Ledgers(v.fitted, window) for v in variants}
-        made = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
+        made: Iterator[tuple[int, dict[Path, Exception]]] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
     else:
         for variant in variants:
             check_workers(workers, variant.recipe, log, cache)

@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 from ..log import KarmafunnelError
 
-Job, Answer = TypeVar("Job"), TypeVar("Answer")
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 Work = Callable[[Job, int], Answer]
 DEATHS = 3  # times that workers may die without a piece done in between
 WAIT = 10.0  # seconds for a Ray address to answer

@@ -195,7 +195,11 @@ def test_they_start_at_the_rate_of_positives() -> None:
 # -- ESMM learns --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trunk", [DIN(Shape(N_ITEMS, 3, 2), DINConfig(dim=8, unknown=0.02)), DCN(Shape(N_ITEMS, 3, 2), DCNConfig(dim=8, unknown=0.02))], ids=["DIN", "DCN"])  # fmt: skip
+@pytest.mark.parametrize(
+    "trunk",
+    [DIN(Shape(N_ITEMS, 3, 2), DINConfig(dim=8, unknown=0.02)), DCN(Shape(N_ITEMS, 3, 2), DCNConfig(dim=8, unknown=0.02))],
+    ids=["DIN", "DCN"],
+)
 def test_esmm_learns_both_and_is_saved(trunk: DIN | DCN, tmp_path: Path) -> None:
     model = ESMM(trunk)
     fit_ctr(model, shopping(800, 0), shopping(200, 1), rate=1e-2, epochs=8)
@@ -406,9 +410,9 @@ def test_what_a_teacher_says_by_hand() -> None:
 
 
 def test_teachers_refuse() -> None:
-    with pytest.raises(KarmafunnelError, match="Teacher: needs a learnt stage, .* found ItemKNN"):
+    with pytest.raises(KarmafunnelError, match=r"Teacher: needs a learnt stage, .* found ItemKNN"):
         Teacher(ItemKNN())  # type: ignore[arg-type]
-    with pytest.raises(KarmafunnelError, match="needs a weight in 0..1 and a temperature above 0, found 1.5 and 1.0"):
+    with pytest.raises(KarmafunnelError, match=r"needs a weight in 0..1 and a temperature above 0, found 1.5 and 1.0"):
         Teacher(DINRank(), weight=1.5)
     unsure = LightGBMRank(features=FEATURES, sample=SAMPLE, calibrated="")
     with pytest.raises(KarmafunnelError, match=r"LightGBMRank.* has no probabilities to teach; needs calibrated="):

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from karmafunnel.log import KarmafunnelError, Log
-from karmafunnel.models.embedders import RandomVectors
+from karmafunnel.models.embedders import RandomVectors, RandomVectorsEmbedding
 from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator.measures import Run, measure
 from karmafunnel.simulator.recipe import Recipe, load_recipe
