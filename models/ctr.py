@@ -26,6 +26,7 @@ from ..log import KarmafunnelError, atomic_folder, write_json
 PADDING, UNKNOWN, FIRST = 0, 1, 2  # rows of an id table before those of the items
 AGES, ACTIONS = 48, 3  # buckets of log2(1 + age); 0 pad, 1 click, 2 purchase
 BINS = 22  # SimTier: cosines in steps of 0.1, from -1.1 to 1.1
+STEPS = 16  # steps that an epoch has at least: a small log would end before its numbers have outgrown the draw they start from
 CELLS = 1 << 21  # floats that a chunk may take while predicting: 8 MiB, about what the caches hold
 
 
@@ -660,7 +661,8 @@ def fit_ctr(
 ) -> list[dict[str, float]]:  # fmt: skip
     """Fit in place with Adam, stop on the validation loss, keep the best epoch; returns the losses after each epoch.
 
-    Requests are shuffled by `seed` every epoch. Raises KarmafunnelError for shapes that disagree, for labels without a
+    Requests are shuffled by `seed` every epoch, in batches of `batch_size` or, of few requests, so many that an epoch has STEPS
+    steps. Raises KarmafunnelError for shapes that disagree, for labels without a
     positive or without a negative, and, naming epoch and step, for a loss that is no longer a number.
     """
     who = type(model).__name__
@@ -679,6 +681,7 @@ def fit_ctr(
     model.to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
     rng = np.random.default_rng([seed, 3])
+    size = max(1, min(batch_size, sum(map(len, train)) // STEPS))
     history: list[dict[str, float]] = []
     best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), np.inf, 0
     with torch.random.fork_rng():
@@ -686,7 +689,7 @@ def fit_ctr(
         for epoch in range(1, epochs + 1):
             model.train()
             total = mass = 0.0
-            for step, part in enumerate(shuffled(train, batch_size, rng), start=1):
+            for step, part in enumerate(shuffled(train, size, rng), start=1):
                 batch = part.to_torch(device)
                 value, n = model.loss(batch, loss)
                 if not torch.isfinite(value):
