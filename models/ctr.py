@@ -386,7 +386,7 @@ class DIN(Trunk):
     def sim_tier(self, r: Tensor, batch: Batch, tier: Tensor) -> Tensor:  # (B, C, L) cosines -> (B, C, 4 * BINS)
         has = self.vectors.abs().sum(dim=1) > 0
         counted = (has[batch.items][:, :, None] & has[batch.history][:, None]).float()
-        which = ((r + 1.1) * 10).long().clamp(0, BINS - 1)
+        which = ((r + 1.1) * 10 + 1e-3).long().clamp(0, BINS - 1)  # rounding must not part an item from itself
         histogram = torch.zeros(*r.shape[:2], BINS, device=r.device).scatter_add_(2, which, counted)
         return (torch.log1p(histogram)[..., None] * tier).flatten(2)
 

@@ -67,8 +67,13 @@ class Recipe:
         if name not in self.rows:
             raise KarmafunnelError(f"recipe {self.name}: no row {name!r}; there are {list(self.rows)}")
         row = as_row(self.rows[name])
-        funnel = Funnel((row.funnel,)) if isinstance(row.funnel, Stage) else row.funnel or self.funnel
-        return replace(self, funnel=funnel, embedders=self.embedders | dict(row.embedders), rows={}, against=None, of=name)
+        funnel, embedders = as_funnel(row.funnel or self.funnel), self.embedders | dict(row.embedders)
+        return replace(self, funnel=funnel, embedders=embedders, rows={}, against=None, of=name)
+
+
+def as_funnel(value: Any) -> Any:
+    """A stage alone is a funnel of one."""
+    return Funnel((value,)) if isinstance(value, Stage) else value
 
 
 def as_row(row: Row | Mapping[str, Embedder]) -> Row:
@@ -117,9 +122,7 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
         raise error if str(error).startswith("recipe ") else KarmafunnelError(f"recipe {path}: {error}") from error
     except Exception as error:
         raise KarmafunnelError(f"recipe {path}: fails with {type(error).__name__}: {error}") from error
-    funnel, embedders, label = values["funnel"], values["embedders"], values["label"] or log.meta["label"]
-    if isinstance(funnel, Stage):
-        funnel = Funnel((funnel,))
+    funnel, embedders, label = as_funnel(values["funnel"]), values["embedders"], values["label"] or log.meta["label"]
     if not isinstance(funnel, Funnel):
         raise KarmafunnelError(f"recipe {path}: funnel needs stages chained with >>, found {funnel!r}")
     if not isinstance(embedders, Mapping):
@@ -174,13 +177,12 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     for name, given in rows.items():
         if not isinstance(name, str) or not name.strip():
             raise KarmafunnelError(f"recipe {path}: a row needs a name, found {name!r}")
-        row = given if isinstance(given, Row) else Row(embedders=given)
+        row = as_row(given)
         if not isinstance(row.embedders, Mapping):
             raise KarmafunnelError(f"recipe {path}: row {name!r} needs a dict of name: Embedder, or a Row, found {row.embedders!r}")
         if row.funnel is not None and not isinstance(row.funnel, (Funnel, Stage)):
             raise KarmafunnelError(f"recipe {path}: row {name!r}: funnel needs stages chained with >>, found {row.funnel!r}")
-        funnel = recipe.funnel if row.funnel is None else row.funnel
-        known = sorted({n for stage in (funnel.stages if isinstance(funnel, Funnel) else (funnel,)) for n in stage.embedders()})
+        known = sorted({n for stage in as_funnel(row.funnel or recipe.funnel).stages for n in stage.embedders()})
         if stray := sorted(set(row.embedders) - set(known)):
             raise KarmafunnelError(
                 f"recipe {path}: row {name!r} names embedders {stray}; those that its funnel reads are {known}"

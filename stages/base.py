@@ -156,7 +156,7 @@ class Scene:
         self._items: dict[Embedding, np.ndarray] = {}
         self._titles: dict[Any, Any] = {}
         self._units: dict[Embedding, tuple[np.ndarray, np.ndarray]] = {}
-        self._ours: dict[str, Embedding] = {}  # embeddings found to be of this log
+        self._ours: set[Embedding] = set()  # found to be of this log
 
     def beside(self, embeddings: dict[str, Embedding]) -> Scene:
         """A scene of the same log, label and seed with other embeddings; what both need is worked out once."""
@@ -177,7 +177,7 @@ class Scene:
         if name not in self.embeddings:
             raise KarmafunnelError(f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}")
         found = self.embeddings[name]
-        if self._ours.get(name) is not found:
+        if found not in self._ours:
             log: Log = getattr(found, "log", self.log)
             if log is not self.log and items_checksum(log) != items_checksum(self.log):
                 raise KarmafunnelError(
@@ -189,7 +189,7 @@ class Scene:
                     f"{who}: needs embedder {name!r} to read the requests of log {self.log.name} ({self.log.checksum}), "
                     f"found one that reads log {log.name} ({log.checksum})"
                 )
-            self._ours[name] = found
+            self._ours.add(found)
         return found
 
     def items(self, name: str, who: str) -> np.ndarray:

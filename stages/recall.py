@@ -285,7 +285,7 @@ class Titles:
 
     @classmethod
     def of(cls, scene: Scene, who: str, k1: float = 1.2, b: float = 0.75) -> Titles:
-        shared = scene.__dict__.setdefault("_titles", {})
+        shared = scene._titles
         if (k1, b) not in shared:
             shared[k1, b] = cls(scene, who, k1, b)
         return shared[k1, b]

@@ -194,9 +194,7 @@ class MMR(Stage):
         return (self.embedder,)
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedMMR:
-        vectors = scene.items(self.embedder, repr(self))
-        length = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return FittedMMR(self, scene, vectors / np.where(length > 0, length, 1))
+        return FittedMMR(self, scene, scene.units(self.embedder, repr(self))[0])
 
 
 class FittedMMR(Fitted):

@@ -79,15 +79,15 @@ def funnel(log: Log) -> Funnel:
 
 
 def rows(log: Log) -> dict[str, Row]:
-    found = {against: Row(stages(log, ()))}
-    for name, embedder in candidates(log).items():
+    found, embedding = {against: Row(stages(log, ()))}, candidates(log)
+    for name, embedder in embedding.items():
         for place, at in PLACES.items():
             found[f"{name} at {place}"] = Row(stages(log, at), {"interest": embedder})
     for at in combinations(STAGES, 2):  # the rest of the grid that the attribution needs
-        found[f"KARMA at {' and '.join(at)}"] = Row(stages(log, at), {"interest": candidates(log)["KARMA"]})
+        found[f"KARMA at {' and '.join(at)}"] = Row(stages(log, at), {"interest": embedding["KARMA"]})
     found["no ids, no embedding"] = Row(stages(log, (), ids=False))
     for name in ("KARMA", "action-only", "frozen LM", "TF-IDF"):
-        embedder = candidates(log)[name]
+        embedder = embedding[name]
         embedder = replace(embedder, ids=False) if isinstance(embedder, KARMA) else embedder
         found[f"no ids, {name} at every stage"] = Row(stages(log, STAGES, ids=False), {"interest": embedder})
     return found

@@ -35,7 +35,7 @@ from karmafunnel.simulator.intervals import holm
 from karmafunnel.simulator.measures import Run, compare, measure
 from karmafunnel.simulator.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay import cache_root, commit, prepare, replay
-from karmafunnel.stages.base import ITEM, REQUEST, FittedFunnel, Funnel, Scene, content_key, prefix_keys
+from karmafunnel.stages.base import ITEM, REQUEST, FittedFunnel, Funnel, content_key
 from karmafunnel.stages.learn import spaced
 from karmafunnel.stages.recall import External
 from rich.console import Console
@@ -129,16 +129,9 @@ def candidates_of(fitted: FittedFunnel) -> pl.DataFrame:
     return pl.concat([recall.run(chunk)[-1].slate.select(REQUEST, ITEM) for chunk in chunks])
 
 
-def values_of(scene: Scene) -> dict[str, Any]:
-    """The embedders that were fitted, by name."""
-    return {name: embedding.value for name, embedding in scene.embeddings.items()}
-
-
 def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
     """Write the tables, whole or not at all, unless they are there; returns a hash of their bytes."""
-    recall, scene = Funnel((fitted.stages[0].stage,)), fitted.scene
-    how = [K, DEPTH, TAUGHT, sha256(Path(__file__))]
-    key = content_key(log.checksum, repr(recall), prefix_keys(recall, values_of(scene), scene), *scene.circumstances, label, *how)
+    key = content_key(fitted.keys[0], label, K, DEPTH, TAUGHT, sha256(Path(__file__)))
     kept = read_json(folder / "export.json")
     if kept.get("key") != key:
         with atomic_folder(folder) as temporary:
@@ -246,7 +239,7 @@ def our_run(
     recipe: Recipe, log: Log, folder: Path, fitted: FittedFunnel, seed: int, console: Console | None
 ) -> tuple[Run, float]:
     """Our funnel's Run of W3, and its milliseconds a request; made unless they are there."""
-    key = content_key(repr(recipe.funnel), prefix_keys(recipe.funnel, values_of(fitted.scene), fitted.scene), recipe.label, log.checksum, seed)
+    key = content_key(fitted.keys[-1], seed)
     done = read_json(folder / "done.json")
     if done.get("key") != key:
         replay(recipe, log, folder / "run", seed=seed, fitted=fitted, console=console)
