@@ -522,8 +522,8 @@ class Timeline:
         return at, there
 
     def before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        """How many things happened to each key before each time rank; aligned int64 arrays."""
-        dense, there = self._dense(of)
+        """How many things happened to each key before each time rank; aligned whole arrays."""
+        dense, there = self._dense(of.astype(np.int64, copy=False))  # key times time rank outgrows an int32
         if there is None:
             return self._before(dense, rank)
         counts = np.zeros(len(of), dtype=np.int64)

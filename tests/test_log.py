@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.log import KarmafunnelError, Log, assign_windows, atomic_folder, read
+from karmafunnel.log import KarmafunnelError, Log, Timeline, assign_windows, atomic_folder, read
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 META = {
@@ -64,6 +64,32 @@ def test_counts_and_prices_as_of():
         9.0,
     ]  # the list price until one is seen
     assert log.asof.own_count(np.array([3, 3, 1]), np.array([1, 2, 1])).tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("asked", [4, 3000])  # few rows are searched for, many are counted in a table
+@pytest.mark.parametrize("n_keys", [12, None])
+def test_counting_before_a_time_against_a_slow_loop(asked, n_keys):
+    rng = np.random.default_rng(asked)
+    of, rank = rng.integers(0, 12, 500), rng.integers(0, 60, 500)
+    scale = 1 if n_keys else -(10**15)  # any int64 may be a key
+    timeline = Timeline(of * scale, rank, n_keys)
+    for low, high in ((0, 1), (10, 30), (25, 70), (5, 8)):  # also backwards, and beyond the last time
+        key, at = rng.integers(0, 12 if n_keys else 20, asked), rng.integers(low, high, asked)
+        expected = [int(((of == k) & (rank < t)).sum()) for k, t in zip(key, at, strict=True)]
+        assert timeline.before(key * scale, at).tolist() == expected
+
+
+@pytest.mark.parametrize("asked", [40, 4000])
+def test_counts_of_a_large_catalogue_asked_for_by_small_numbers(asked):
+    """Frames hold items as int32; item times time rank is more than that holds."""
+    rng = np.random.default_rng(asked)
+    n_items = 120_000
+    of, rank = rng.integers(n_items - 30, n_items, 3000), rng.integers(60_000, 60_100, 3000)
+    timeline = Timeline(of, rank, n_items, np.arange(3000.0))
+    key, at = rng.integers(n_items - 40, n_items, asked).astype(np.int32), rng.integers(60_020, 60_090, asked)
+    expected = [int(((of == k) & (rank < t)).sum()) for k, t in zip(key, at, strict=True)]
+    assert timeline.before(key, at).tolist() == expected
+    assert (np.isnan(timeline.last(key, at)) == (np.array(expected) == 0)).all()
 
 
 def test_eligible_is_known_before_and_passes_the_filters():
