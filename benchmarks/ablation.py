@@ -33,6 +33,7 @@ from safetensors.numpy import load_file, save_file
 from ..log import KarmafunnelError, Log, atomic_folder, write_json
 from ..models.embedders import Embedding
 from ..models.karma import diagnose
+from ..simulator.attribution import attribute
 from ..simulator.figures import parse_all
 from ..simulator.intervals import Difference, Ratio, holm, interval, over_seeds, resample
 from ..simulator.measures import compare, measure
@@ -42,6 +43,7 @@ from ..simulator.run import Run
 from ..simulator.workers import Workers
 from ..stages.base import FittedFunnel, Progress, content_key, silent
 from .attention import attention_figure
+from .attribution import attribution_figure, attribution_table
 from .curves import write_curve
 from .table import booktabs, define, latex_escape, markdown_escape, number, places
 
@@ -582,6 +584,20 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
     found_maps = {row: load_file(path)["maps"] for row, path in maps.items() if path.exists()}
     if found_maps:
         write_curve(attention_figure(found_maps), out / "attention.html", f"Attention, {title}")
+    if rows := parts_of(recipe, todo):
+        (out / "attribution.md").write_text(f"## Attribution, {title}\n\n{attribution_table(rows)}", encoding="utf-8")
+        write_curve(attribution_figure(rows), out / "attribution.html", f"What each stage adds, {title}")
+
+
+def parts_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
+    """The whole change over the recipe's grid, split over its stages; empty where it has none, or a subset of the grid is not there."""
+    done = {(cell.row, cell.seed): Run.open(cell.folder / "run") for cell in todo if cell.done}
+    seeds = [s for s in dict.fromkeys(c.seed for c in todo) if all((row, s) in done for row in recipe.grid.values())]
+    if not recipe.grid or not seeds:
+        return []
+    runs = {on: [done[row, seed] for seed in seeds] for on, row in recipe.grid.items()}
+    whole, _ = split(measures_of(recipe, runs[frozenset()][0]))
+    return [row for row in attribute(runs, whole) if row["value"] is not None]
 
 
 def markdown(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:
@@ -651,6 +667,8 @@ def print_tables(out: Path, console: Console) -> None:
             for row in rows:
                 table.add_row(*(Text(stacked(row[column])) for column in part))
             console.print(table)
+    if (out / "attribution.md").exists():
+        console.print((out / "attribution.md").read_text(), highlight=False, markup=False, soft_wrap=True)
     for line in kept["record"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -1,6 +1,7 @@
 """A recipe: a Python file that exports `funnel`, `embedders` and `label`, each a value or a function of the log.
 
-One for a table of rows (`karmafunnel table`) also exports `rows` and `against`, and may export `measures`, `seeds` and `by_stage`.
+One for a table of rows (`karmafunnel table`) also exports `rows` and `against`, and may export `measures`, `seeds`,
+`by_stage` and `grid`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Recipe:
 
     `rows` holds what each row of a table puts in the place of the recipe's own (a dict is a Row of embedders alone); all rows are
     paired with the row `against`, whose embedders also lend what the recipe's own `embedders` lack. `measures` is empty where the
-    file says nothing; `by_stage` asks for them at every stage. `path` is the file, `of` the row that this is (`Recipe.row`).
+    file says nothing; `by_stage` asks for them at every stage. `grid` names the row in which every subset of some stages is switched on,
+    for an attribution of the whole change to these stages. `path` is the file, `of` the row that this is (`Recipe.row`).
     """
 
     name: str
@@ -48,6 +50,7 @@ class Recipe:
     measures: tuple[str, ...] = ()
     seeds: tuple[int, ...] = SEEDS
     by_stage: bool = False
+    grid: Mapping[frozenset[str], str] = field(default_factory=dict)
     path: Path | None = None
     of: str | None = None
 
@@ -114,7 +117,7 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
             if not hasattr(module, export):
                 raise KarmafunnelError(f"recipe {path}: needs to export {list(EXPORTS)}, {export!r} is missing")
             values[export] = _of_log(getattr(module, export), log)
-        for export in ("rows", "against", "measures", "seeds", "by_stage"):
+        for export in ("rows", "against", "measures", "seeds", "by_stage", "grid"):
             values[export] = _of_log(getattr(module, export, None), log)
         if isinstance(values["rows"], Mapping):
             values["rows"] = {name: _row_of_log(f"recipe {path}: row {name!r}", row, log) for name, row in values["rows"].items()}
@@ -200,5 +203,21 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
         raise KarmafunnelError(f"recipe {path}: by_stage needs True or False, found {by_stage!r}")
     return {
         "rows": {name: as_row(row) for name, row in rows.items()}, "against": against,
-        "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage),
+        "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage), "grid": _grid(path, rows, values["grid"]),
     }  # fmt: skip
+
+
+def _grid(path: Path, rows: Mapping[str, Any], given: Any) -> dict[frozenset[str], str]:
+    """The row of every subset, from a dict of row: the stages that are on in it."""
+    who = f"recipe {path}: grid needs a dict of row: names of the stages switched on in it"
+    if not isinstance(given, (Mapping, type(None))):
+        raise KarmafunnelError(f"{who}, found {given!r}")
+    found: dict[frozenset[str], str] = {}
+    for row, on in (given or {}).items():
+        if row not in rows or isinstance(on, str) or frozenset(on) in found:
+            raise KarmafunnelError(f"{who}, each subset once, found {row!r}: {on!r}; the rows are {list(rows)}")
+        found[frozenset(on)] = row
+    every = frozenset().union(*found)
+    if found and len(found) < 2 ** len(every):
+        raise KarmafunnelError(f"{who}, a row for each of the {2 ** len(every)} subsets of {sorted(every)}, found {len(found)}: {given}")
+    return found

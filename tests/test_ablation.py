@@ -63,6 +63,57 @@ def lines(out: Path) -> dict[str, dict]:
     return {line["row"]: line for line in json.loads((out / "table.json").read_text())["lines"]}
 
 
+GRID = '''
+from karmafunnel.models.embedders import Cooccurrence
+from karmafunnel.simulator.recipe import Row
+from karmafunnel.stages.features import Popularity, Similarity
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.recall import Join, Popular, VectorRecall
+
+
+def made(recall, prerank):
+    channels = [Popular(k=5), VectorRecall("near", k=20)] if recall else [Popular(k=5)]
+    features = [Popularity(), Similarity("near")] if prerank else [Popularity()]
+    return Join(channels, k=20) >> LightGBMPreRank(k=5, trees=5, features=features)
+
+
+funnel, embedders, label = made(False, False), {"near": Cooccurrence(dim=8)}, None
+rows = {f"{r}{p}": Row(made(r, p)) for r in (0, 1) for p in (0, 1)}
+against, measures, seeds = "00", ["HR@5"], (0,)
+grid = {"00": (), "10": ("recall",), "01": ("prerank",), "11": ("recall", "prerank")}
+'''
+
+
+def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
+    recipe = made(log, tmp_path, GRID)
+    ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache")
+    values = {name: line["values"]["HR@5"]["value"] for name, line in lines(tmp_path / "out").items()}
+    parts = {row["stage"]: row for row in ablation.parts_of(recipe, ablation.cells(recipe, log, tmp_path / "out", (), (), "W3", None, "cpu"))}
+    recall = (values["10"] - values["00"] + values["11"] - values["01"]) / 2
+    assert parts["recall"]["value"] == pytest.approx(recall) and recall > 0
+    assert parts["prerank"]["value"] + recall == pytest.approx(values["11"] - values["00"])
+    text = (tmp_path / "out" / "attribution.md").read_text()
+    assert "recall" in text and (tmp_path / "out" / "attribution.html").stat().st_size > 1000
+    (tmp_path / "out" / "attribution.md").unlink()
+    ablation.ablate(recipe, log, tmp_path / "out", only=["10"], cache=tmp_path / "cache")  # half a grid is no game
+    assert not (tmp_path / "out" / "attribution.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"00": ()', '"0": ()', "each subset once, found '0'"),
+        ('"11": ("recall", "prerank")', '"11": ("recall",)', r"found '11': \('recall',\)"),
+        (', "11": ("recall", "prerank")', "", r"each of the 4 subsets of \['prerank', 'recall'\], found 3"),
+        ("grid = {", "grid = list({", "needs a dict of row"),
+    ],
+)
+def test_a_grid_with_holes_is_refused(log, tmp_path, old, new, says):
+    text = GRID.replace(old, new)
+    with pytest.raises(KarmafunnelError, match=says):
+        made(log, tmp_path, text.replace('"prerank")}', '"prerank")})') if "list(" in new else text)
+
+
 # -- recipes ------------------------------------------------------------------------------------------------------------
 
 

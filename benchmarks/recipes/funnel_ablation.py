@@ -5,7 +5,7 @@
 One funnel without any embedding, then the same with an embedding at recall, at pre-ranking, at ranking, or everywhere: KARMA and every
 control that a gain could be owed to instead. The last rows ask the same without what is learnt about item ids: no co-occurrence, no
 repeats, no counts of one's own, and embeddings without ids. Hotels of trivago have no text: there KARMA reads the city, which is all there is.
-The Shapley split of the whole gain over the three stages is `attribution` (simulator/attribution.py), made from the rows of KARMA.
+`grid` splits KARMA's whole gain over the three stages (attribution.md, attribution.html).
 """
 
 from collections.abc import Mapping
@@ -31,6 +31,11 @@ by_stage = True
 measures = ("HR@10", "HR@50", "HR@200", "GMV-HR@10", "GMV-HR@50", "gAUC:request:exposures")
 STAGES = ("recall", "prerank", "rank")
 PLACES = {"recall": ("recall",), "pre-ranking": ("prerank",), "ranking": ("rank",), "every stage": STAGES}
+
+
+# row: the stages that have KARMA in it
+grid = {against: ()} | {f"KARMA at {place}": at for place, at in PLACES.items()}
+grid |= {f"KARMA at {' and '.join(at)}": at for at in combinations(STAGES, 2)}
 
 
 def stages(log: Log, at: tuple[str, ...], ids: bool = True) -> Funnel:
