@@ -116,7 +116,7 @@ def credit(
         value = None if np.isnan(ratio.value) else ratio.value
         rows.append({"measure": str(measure), "value": value, "low": low, "high": high, "n": ratio.n, "undefined": ratio.undefined})
         known = ratio.known
-        sums = [np.bincount(code[known], weights=x[known], minlength=len(quality.paths)) for x in (ratio.num, ratio.den)]
+        sums = [np.bincount(code[known], x[known], len(quality.paths)).astype(np.float64) for x in (ratio.num, ratio.den)]
         parts.append(
             pl.DataFrame(
                 {
