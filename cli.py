@@ -279,25 +279,56 @@ def cache_folder(no_cache: bool) -> Iterator[Path]:
     help="W2b is for tuning; W3 is looked at once, at the end.",
 )
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@click.option("--path", "paths", multiple=True, help="Replay this degradation path as well, such as recall=popular,rank=skip.")
+@click.option("--stale-minutes", type=float, help="How often near-line interests are refreshed, for paths such as karma=stale.")
 @worker_flags
 def replay(
-    recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool, workers: int | None,
-    ray: str | None,
+    recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool, paths: tuple[str, ...],
+    stale_minutes: float | None, workers: int | None, ray: str | None,
 ) -> None:  # fmt: skip
     """Fit the funnel of RECIPE on LOG and replay the last window through it.
 
-    RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started again, it goes on.
+    RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started again, it goes on. Degradation
+    paths (--path) become Runs in RUN/paths: stages skipped, cut or replaced by a fallback, interests that are stale.
     """
     from .simulator.recipe import load_recipe
     from .simulator.replay import replay as run_replay
 
     opened = open_log(log)
+    common: dict[str, Any] = {"seed": seed, "device": device, "limit": limit, "window": window, "console": err}
+    common["command"] = " ".join(["karmafunnel", *sys.argv[1:]])
     with cache_folder(no_cache) as cache:
-        run_replay(
-            load_recipe(recipe, opened), opened, run, seed=seed, device=device, limit=limit, window=window, cache=cache, console=err,
-            workers=workers_of(workers, ray), command=" ".join(["karmafunnel", *sys.argv[1:]]),
-        )  # fmt: skip
-    print_stage_table(run)
+        if not paths:
+            run_replay(load_recipe(recipe, opened), opened, run, cache=cache, workers=workers_of(workers, ray), **common)
+        else:
+            from .simulator.degrade import replay_paths
+
+            if workers is not None or ray is not None:
+                raise KarmafunnelError("replay: paths are replayed in this process; needs no --workers and no --ray, found one")
+            replay_paths(load_recipe(recipe, opened), opened, run, list(paths), stale_minutes=stale_minutes, cache=cache, **common)
+    if paths:
+        print_paths(run)
+    else:
+        print_stage_table(run)
+
+
+def print_paths(run: Path) -> None:
+    """What the last stage of each path is worth."""
+    from .benchmarks.table import between, number
+    from .simulator.degrade import runs_of
+    from .simulator.measures import measure
+
+    runs = runs_of(run)
+    k = min(r.k(r.stages[-1]) for r in runs.values())
+    names = [f"HR@{min(k, 10)}", f"HR@{k}"] + [f"GMV-HR@{k}"] * bool(runs["full"].meta["log"]["has"]["price"])
+    names = list(dict.fromkeys(names))
+    table = Table(title="what the last stage shows, by path", title_justify="left")
+    for head in ("path", *names):
+        table.add_column(head, justify="left" if head == "path" else "right")
+    for path, one in runs.items():
+        rows = {r["measure"]: r for r in measure(one, names, by_stage=False) if r["stage"] == one.stages[-1]}
+        table.add_row(path, *(f"{number(rows[n]['value'])}\n{between(rows[n])}" for n in names))
+    out.print(table)
 
 
 @main.command()

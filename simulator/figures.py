@@ -245,6 +245,30 @@ def _of(part: Part) -> str:
     return "" if part.name == ALL else f" [{part.name}]"
 
 
+def per_request(reading: Reading, measure: Measure, stage: str) -> Values:
+    """What every request adds to the numerator (NaN: undefined) and denominator of a stage's figure: float64 (n_requests,) each.
+
+    Of HR, Recall, nDCG, MRR, GMV-HR, GMV-nDCG, eGMV and gAUC by request. A slate shorter than k counts as it is. Raises
+    KarmafunnelError for other measures, and where the Run cannot tell.
+    """
+    who = f"{reading.run.path}: {measure} of {stage}"
+    if not ((measure.name in (*LISTS, "eGMV") and measure.m is None) or measure.group == "request"):
+        raise KarmafunnelError(f"{who}: needs a measure with a value a request: {', '.join(LISTS)}, eGMV or gAUC:request:POPULATION")
+    part, truths = reading.parts(None)[0], reading.truths
+    if measure.name in LISTS and not measure.exposures and measure.days is None:
+        money = reading.winsorised if measure.w99 else truths.money
+        return _per_list(measure, (truths.group, truths.rank[stage], money), reading.n)
+    found = next(figure for figure in figures(reading, measure, part, [stage]) if figure.stage == stage)
+    if not isinstance(found.estimate, Ratio):
+        raise KarmafunnelError(f"{who}: needs values of requests, found {found.note}")
+    if found.estimate.units == reading.n:
+        return found.estimate.num, found.estimate.den
+    some = np.bincount(reading.shown.group, minlength=reading.n) > 0  # of shown rows: a request without one is no unit
+    num, den = np.full(reading.n, np.nan), np.zeros(reading.n)
+    num[some], den[some] = found.estimate.num, found.estimate.den
+    return num, den
+
+
 def _slate_lists(reading: Reading, measure: Measure, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
     """The hit family over what a stage puts out; random and ceiling over the eligible items."""
     run, truths = reading.run, reading.truths

@@ -1,7 +1,7 @@
 """A recipe: a Python file that exports `funnel`, `embedders` and `label`, each a value or a function of the log.
 
-One for a table of rows (`karmafunnel table`) also exports `rows` and `against`, and may export `measures`, `seeds`,
-`by_stage` and `grid`.
+It may export `fallbacks`, recall stages by name that stand in for recall when it is down. One for a table of rows (`karmafunnel
+table`) also exports `rows` and `against`, and may export `measures`, `seeds`, `by_stage` and `grid`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Recipe:
     seeds: tuple[int, ...] = SEEDS
     by_stage: bool = False
     grid: Mapping[frozenset[str], str] = field(default_factory=dict)
+    fallbacks: Mapping[str, Stage] = field(default_factory=dict)
     path: Path | None = None
     of: str | None = None
 
@@ -117,7 +118,7 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
             if not hasattr(module, export):
                 raise KarmafunnelError(f"recipe {path}: needs to export {list(EXPORTS)}, {export!r} is missing")
             values[export] = _of_log(getattr(module, export), log)
-        for export in ("rows", "against", "measures", "seeds", "by_stage", "grid"):
+        for export in ("rows", "against", "measures", "seeds", "by_stage", "grid", "fallbacks"):
             values[export] = _of_log(getattr(module, export, None), log)
         if isinstance(values["rows"], Mapping):
             values["rows"] = {name: _row_of_log(f"recipe {path}: row {name!r}", row, log) for name, row in values["rows"].items()}
@@ -131,7 +132,10 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
     if not isinstance(embedders, Mapping):
         raise KarmafunnelError(f"recipe {path}: embedders needs a dict of name: Embedder, found {embedders!r}")
     _check_embedders(f"recipe {path}: ", embedders)
-    made = Recipe(path.stem, text, funnel, dict(embedders), label, path=path)
+    fallbacks = {} if values["fallbacks"] is None else values["fallbacks"]
+    if not isinstance(fallbacks, Mapping) or not all(isinstance(n, str) and isinstance(s, Stage) for n, s in fallbacks.items()):
+        raise KarmafunnelError(f"recipe {path}: fallbacks needs a dict of name: recall stage, such as Popular(k=800), found {fallbacks!r}")
+    made = Recipe(path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path)
     if values["rows"] is not None:
         made = replace(made, **_table(path, made, values))
         made = replace(made, embedders=dict(as_row(made.rows[str(made.against)]).embedders) | made.embedders)

@@ -18,7 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache as once_a_process
 from functools import lru_cache
 from importlib.metadata import version
@@ -103,11 +103,12 @@ def check_device(device: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A recipe, its fitted funnel, and the Run folder that it goes into."""
+    """A recipe, its fitted funnel, the Run folder that it goes into, and what its run.json says beside."""
 
     recipe: Recipe
     fitted: FittedFunnel
     out: Path
+    says: Mapping[str, Any] = field(default_factory=dict)
 
 
 def replay(
@@ -167,7 +168,7 @@ def replay_many(
     """
     requests = requests_of(log, window, limit)
     numbers = range(-(-len(requests) // chunk))
-    described = {v.out: describe_run(v.recipe, v.fitted, log, seed, device, limit, window, command) for v in variants}
+    described = {v.out: describe_run(v.recipe, v.fitted, log, seed, device, limit, window, command) | dict(v.says) for v in variants}
     partials = {v.out: partial_folder(v.out, described[v.out], chunk) for v in variants}
     names = [f"{i:06d}" for i in numbers]
     left = [i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())]

@@ -4,7 +4,7 @@
 
 Item vectors are made by the model that is being trained, negatives are what was shown in vain and a few targets of the batch, there are
 no ids, nothing is added to the interest, and the data is passed over once or twice.
-Settings were chosen on W2b with as many trials for each objective (karma_industrial_trials.py).
+Untuned so far: one setting for all rows; karma_industrial_trials.py asks for better ones.
 """
 
 from dataclasses import replace
@@ -21,7 +21,6 @@ against = "action-only, one pass"
 embedders: dict[str, Embedder] = {}
 
 
-# the best of four trials an objective on W2b: mean of HR@10, HR@50 and HR@200
 CHOSEN: dict[str, dict[str, Any]] = {
     "action": {}, "gen": {"gen": 0.1}, "rec": {"rec": 1.0}, "both": {"gen": 0.1, "rec": 1.0},
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
     karmafunnel table karma_industrial_trials LOG --window W2b --seed 0 --out out/industrial-trials
 
-Two rates and two weights for each objective of KARMA, four rates for the control. The best mean of HR@10, HR@50 and HR@200 is written
+Two rates and two weights for each objective of KARMA, four rates for the control. The best mean of HR@10, HR@50 and HR@200 is to be written
 into karma_industrial.py. Is the collapse of the control a rate that is too high? This is where it would show.
 """
 
