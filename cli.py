@@ -294,6 +294,8 @@ def replay(
     from .simulator.recipe import load_recipe
     from .simulator.replay import replay as run_replay
 
+    if stale_minutes is not None and not paths:
+        raise KarmafunnelError(f"replay: --stale-minutes {stale_minutes:g} needs a --path such as karma=stale, found none")
     opened = open_log(log)
     common: dict[str, Any] = {"seed": seed, "device": device, "limit": limit, "window": window, "console": err}
     common["command"] = " ".join(["karmafunnel", *sys.argv[1:]])
@@ -320,8 +322,9 @@ def print_paths(run: Path) -> None:
 
     runs = runs_of(run)
     k = min(r.k(r.stages[-1]) for r in runs.values())
-    names = [f"HR@{min(k, 10)}", f"HR@{k}"] + [f"GMV-HR@{k}"] * bool(runs["full"].meta["log"]["has"]["price"])
-    names = list(dict.fromkeys(names))
+    names = list(dict.fromkeys([f"HR@{min(k, 10)}", f"HR@{k}"]))
+    if runs["full"].meta["log"]["has"]["price"]:
+        names.append(f"GMV-HR@{k}")
     table = Table(title="what the last stage shows, by path", title_justify="left")
     for head in ("path", *names):
         table.add_column(head, justify="left" if head == "path" else "right")

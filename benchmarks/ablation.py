@@ -574,6 +574,9 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
         "table.md": markdown(title, found, below), "table.csv": comma(lines), "table.html": page(title, found, below),
         "table.tex": latex(title, found, below),
     }  # fmt: skip
+    parts = parts_of(recipe, todo)
+    if parts:
+        texts["attribution.md"] = f"## Attribution, {title}\n\n{attribution_table(parts)}"
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         temporary = out / f".{name}.tmp"
@@ -584,18 +587,19 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
     found_maps = {row: load_file(path)["maps"] for row, path in maps.items() if path.exists()}
     if found_maps:
         write_curve(attention_figure(found_maps), out / "attention.html", f"Attention, {title}")
-    if rows := parts_of(recipe, todo):
-        (out / "attribution.md").write_text(f"## Attribution, {title}\n\n{attribution_table(rows)}", encoding="utf-8")
-        write_curve(attribution_figure(rows), out / "attribution.html", f"What each stage adds, {title}")
+    for name in () if parts else ("attribution.md", "attribution.html", "attribution.png"):  # of a table that had more rows
+        (out / name).unlink(missing_ok=True)
+    if parts:
+        write_curve(attribution_figure(parts), out / "attribution.html", f"What each stage adds, {title}")
 
 
 def parts_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
     """The whole change over the recipe's grid, split over its stages; empty where it has none, or a subset of the grid is not there."""
-    done = {(cell.row, cell.seed): Run.open(cell.folder / "run") for cell in todo if cell.done}
+    done = {(cell.row, cell.seed): cell.folder / "run" for cell in todo if cell.done}
     seeds = [s for s in dict.fromkeys(c.seed for c in todo) if all((row, s) in done for row in recipe.grid.values())]
     if not recipe.grid or not seeds:
         return []
-    runs = {on: [done[row, seed] for seed in seeds] for on, row in recipe.grid.items()}
+    runs = {on: [Run.open(done[row, seed]) for seed in seeds] for on, row in recipe.grid.items()}
     whole, _ = split(measures_of(recipe, runs[frozenset()][0]))
     return [row for row in attribute(runs, whole) if row["value"] is not None]
 

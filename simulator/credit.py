@@ -151,8 +151,8 @@ def load_curve(
 
     `policies`: Services by name. `simulated(services, rate)` makes the Simulation, with the same seed and number of requests
     everywhere; so request i is the same logged request at every rate and under every policy. Columns: policy, rate (offered, a
-    second), goodput (served, a second), p99_ms (of those that were shown something), full and nothing (shares of requests), then of each
-    measure its value, low and high, and of money an hour (where GMV-HR is asked for) the same.
+    second), goodput (served, a second until the last one left), p99_ms (of those that were shown something), full and nothing (shares
+    of requests), then of each measure its value, low and high, and of money an hour (where GMV-HR is asked for) the same.
     """
     lines = []
     priced = any(m.name == "GMV-HR" for m in quality.measures)
@@ -160,7 +160,9 @@ def load_curve(
         for rate in rates:
             requests = simulated(services, rate).requests
             line: dict[str, Any] = {"policy": policy, "rate": float(rate)}
-            seconds = requests.height / rate
+            ends = requests["t_ms"] + requests["latency_ms"].fill_nan(None).fill_null(0)
+            # a queue that drains after the last arrival is no capacity
+            seconds = max(requests.height / rate, (float(ends.max()) - float(requests["t_ms"].min())) / 1000)
             line["goodput"] = int((requests["outcome"] == "served").sum()) / seconds
             shown = requests.filter(pl.col("path") != NOTHING)["latency_ms"].drop_nulls().drop_nans()
             line["p99_ms"] = float(np.percentile(shown.to_numpy(), 99)) if len(shown) else None

@@ -35,7 +35,7 @@ from ..stages.base import (
 from ..stages.recall import FittedJoin, Join, Popular
 from .nearline import Absent, NearLine
 from .recipe import Recipe
-from .replay import CHUNK, Variant, prepare, replay_many, requests_of
+from .replay import CHUNK, Variant, check_out, prepare, replay_many, requests_of
 from .run import Run
 
 FULL, NOTHING, SKIP, STALE = "full", "nothing", "skip", "stale"
@@ -216,7 +216,7 @@ def _vectors(
     except ValueError:
         minutes = None
     if minutes is None:
-        raise KarmafunnelError(f"{who}: {name} needs stale_minutes, in the services file, as --stale-minutes or as 'stale@60'; found {mode!r}")
+        raise KarmafunnelError(f"{who}: {name} needs stale_minutes, as --stale-minutes or as 'stale@60'; found {mode!r}")
     return f"{STALE}@{minutes:g}", NearLine(embedding, minutes, f"{who}: {name}")
 
 
@@ -259,16 +259,15 @@ def replay_paths(
     `replay` does. Raises KarmafunnelError naming a path that the funnel cannot take, before anything is replayed.
     """
     out = Path(out)
-    if out.exists() and not (out / "run.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise KarmafunnelError(f"replay: {out} needs to be a new folder or an older Run, found something else; nothing was written")
+    check_out(out)
     requests = requests_of(log, window, limit)
     start = time.perf_counter()
     fitted = fitted or prepare(recipe, log, seed, device, cache, console)
     stages = [ready.stage.name for ready in fitted.stages]
     order = [*(name for name in fitted.scene.embeddings if name not in stages), *stages]
     asked = {path: modes_of(path) for path in paths if path not in (FULL, NOTHING)}
-    told = {path_of(modes, order): modes for path, modes in asked.items() if not set(modes) - set(order)}
-    told |= {path: modes for path, modes in asked.items() if set(modes) - set(order)}  # along says what is wrong with them
+    # a path with a stray stage stays as it is typed: `along` says what is wrong with it
+    told = {path if set(modes) - set(order) else path_of(modes, order): modes for path, modes in asked.items()}
     falls_back = any(not modes.get(stages[0], "1").isdigit() for modes in told.values())
     fallbacks = fit_fallbacks(recipe, fitted, cache) if falls_back else {}
     waiting = out.with_name(f".{out.name}.paths")  # `out` itself is replaced as a whole
@@ -279,9 +278,8 @@ def replay_paths(
             other.run(requests[:1])
         except KarmafunnelError as error:
             raise KarmafunnelError(f"path {path!r}: {error}") from error
-        says = {"path": path}
-        views = [view for view in other.scene.embeddings.values() if isinstance(view, NearLine)]
-        says |= {"stale_minutes": {n: v.minutes for n, v in other.scene.embeddings.items() if v in views}} if views else {}  # type: ignore[dict-item]
+        stale = {name: view.minutes for name, view in other.scene.embeddings.items() if isinstance(view, NearLine)}
+        says = {"path": path} | ({"stale_minutes": stale} if stale else {})
         variants.append(Variant(replace(recipe, funnel=other.funnel), other, waiting / folder_name(path), says))
         folders[path] = out / "paths" / folder_name(path)
     if console:

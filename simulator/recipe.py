@@ -207,11 +207,11 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
         raise KarmafunnelError(f"recipe {path}: by_stage needs True or False, found {by_stage!r}")
     return {
         "rows": {name: as_row(row) for name, row in rows.items()}, "against": against,
-        "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage), "grid": _grid(path, rows, values["grid"]),
+        "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage), "grid": _grid(path, recipe, rows, values["grid"]),
     }  # fmt: skip
 
 
-def _grid(path: Path, rows: Mapping[str, Any], given: Any) -> dict[frozenset[str], str]:
+def _grid(path: Path, recipe: Recipe, rows: Mapping[str, Any], given: Any) -> dict[frozenset[str], str]:
     """The row of every subset, from a dict of row: the stages that are on in it."""
     who = f"recipe {path}: grid needs a dict of row: names of the stages switched on in it"
     if not isinstance(given, (Mapping, type(None))):
@@ -221,7 +221,9 @@ def _grid(path: Path, rows: Mapping[str, Any], given: Any) -> dict[frozenset[str
         if row not in rows or isinstance(on, str) or frozenset(on) in found:
             raise KarmafunnelError(f"{who}, each subset once, found {row!r}: {on!r}; the rows are {list(rows)}")
         found[frozenset(on)] = row
-    every = frozenset().union(*found)
+    every, stages = frozenset().union(*found), [stage.name for stage in recipe.funnel.stages]
+    if stray := sorted(every - set(stages)):
+        raise KarmafunnelError(f"{who}, among {stages}, found {stray}")
     if found and len(found) < 2 ** len(every):
         raise KarmafunnelError(f"{who}, a row for each of the {2 ** len(every)} subsets of {sorted(every)}, found {len(found)}: {given}")
     return found

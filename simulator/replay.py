@@ -122,10 +122,7 @@ def replay(
     something else than a Run, or when the window holds no request; see `replay_many` for `workers`.
     """
     out = Path(out)
-    if out.exists() and not (out / "run.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise KarmafunnelError(
-            f"replay: {out} needs to be a new folder or an older Run, found something else; nothing was written"
-        )
+    check_out(out)
     requests = requests_of(log, window, limit)
     if workers is not None:
         check_workers(workers, recipe, log, cache)
@@ -142,6 +139,12 @@ def replay(
     ).values():  # fmt: skip
         raise error
     return out
+
+
+def check_out(out: Path) -> None:
+    """Raises KarmafunnelError for a place that holds something else than a Run."""
+    if out.exists() and not (out / "run.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise KarmafunnelError(f"replay: {out} needs to be a new folder or an older Run, found something else; nothing was written")
 
 
 def requests_of(log: Log, window: str, limit: int | None) -> np.ndarray:

@@ -94,7 +94,6 @@ def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
     assert parts["prerank"]["value"] + recall == pytest.approx(values["11"] - values["00"])
     text = (tmp_path / "out" / "attribution.md").read_text()
     assert "recall" in text and (tmp_path / "out" / "attribution.html").stat().st_size > 1000
-    (tmp_path / "out" / "attribution.md").unlink()
     ablation.ablate(recipe, log, tmp_path / "out", only=["10"], cache=tmp_path / "cache")  # half a grid is no game
     assert not (tmp_path / "out" / "attribution.md").exists()
 
@@ -106,6 +105,7 @@ def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
         ('"11": ("recall", "prerank")', '"11": ("recall",)', r"found '11': \('recall',\)"),
         (', "11": ("recall", "prerank")', "", r"each of the 4 subsets of \['prerank', 'recall'\], found 3"),
         ("grid = {", "grid = list({", "needs a dict of row"),
+        ('("recall",)', '("recal",)', r"among \['recall', 'prerank'\], found \['recal'\]"),
     ],
 )
 def test_a_grid_with_holes_is_refused(log, tmp_path, old, new, says):

@@ -396,6 +396,16 @@ def test_load_curve_pairs_rates_and_policies(run):
     assert hourly[1] > hourly[0]  # four times the requests, half of them degraded
 
 
+def test_goodput_is_no_more_than_what_was_served_in_the_time_it_took(run):
+    quality = Quality(runs_of(run), ["HR@10"])
+
+    def swamped(services, rate):  # 100 a second arrive, 10 a second leave
+        requests = simulated(["full"] * 400, rate)
+        return SimpleNamespace(requests=requests.with_columns(latency_ms=100.0 * (pl.col("request") + 1) - pl.col("t_ms")))
+
+    assert load_curve({"wait": None}, quality, [100.0], swamped, resamples=10)["goodput"][0] == pytest.approx(10)
+
+
 def test_the_command_prints_a_line_a_path(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
     shop.write(tmp_path / "log")
@@ -406,3 +416,5 @@ def test_the_command_prints_a_line_a_path(shop, tmp_path, monkeypatch):
     assert set(runs_of(tmp_path / "run")) == {"full", "rank=skip"}
     refused = CliRunner().invoke(main, [*asked, "--workers", "2"])
     assert refused.exit_code == 1
+    alone = [*asked[:3], "--stale-minutes", "60", "--out", str(tmp_path / "other")]
+    assert CliRunner().invoke(main, alone).exit_code == 1 and not (tmp_path / "other").exists()

@@ -10,14 +10,10 @@ from dataclasses import replace
 from typing import Literal
 
 from karmafunnel.benchmarks.recipes.karma_controls import base, settings
-from karmafunnel.benchmarks.recipes.stage_models import parts
+from karmafunnel.benchmarks.recipes.stage_models import embedders, with_models  # noqa: F401  (embedders: exported as they are)
 from karmafunnel.log import Log
-from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.recipe import Row
 from karmafunnel.stages.base import Funnel
-from karmafunnel.stages.features import Context
-from karmafunnel.stages.learn import Sample
-from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import DINRank
 
 label = None
@@ -27,16 +23,8 @@ Use = Literal["simtier", "sata", "both", "raw"]
 USES: dict[str, Use] = {"raw": "raw", "SimTier": "simtier", "SA-TA": "sata", "SimTier and SA-TA": "both"}
 
 
-def embedders(log: Log) -> dict[str, Embedder]:
-    found: dict[str, Embedder] = {"cooccurrence": Cooccurrence()}
-    return found | ({"tfidf": TfidfSVD()} if log.has("text") else {})
-
-
 def with_din(log: Log, use: Use | None = None) -> Funnel:
-    recall, features = parts(log)
-    similar = {"similar": "interest", "use": use} if use else {}
-    din = DINRank(k=50, features=[*features, Context()], sample=Sample(passed=100), **similar)  # type: ignore[arg-type]
-    return recall >> LightGBMPreRank(k=150, features=features, sample=Sample(passed=100)) >> din
+    return with_models(log, last=(DINRank, {"similar": "interest", "use": use} if use else {}))
 
 
 def funnel(log: Log) -> Funnel:
