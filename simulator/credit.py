@@ -14,11 +14,11 @@ import numpy as np
 import polars as pl
 
 from ..log import KarmafunnelError
-from .degrade import FULL, NOTHING
 from .figures import Measure, parse_all, per_request
 from .intervals import Ratio, interval, resample
 from .measures import same_requests
 from .run import Run
+from .services import FULL, NOTHING
 
 HOUR = 3_600_000.0  # ms
 

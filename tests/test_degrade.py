@@ -13,11 +13,12 @@ from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD
 from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator.credit import Quality, credit, load_curve, outages
-from karmafunnel.simulator.degrade import along, fit_fallbacks, folder_name, modes_of, path_of, replay_paths, runs_of
+from karmafunnel.simulator.degrade import along, fit_fallbacks, folder_name, replay_paths, runs_of
 from karmafunnel.simulator.measures import Run, measure
 from karmafunnel.simulator.nearline import MINUTE, NearLine, moved, refreshed
 from karmafunnel.simulator.recipe import load_recipe
 from karmafunnel.simulator.replay import TABLES, prepare, replay
+from karmafunnel.simulator.services import modes_of, path_of
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.rerank import GMVRank
 from shop import Chances, scramble
