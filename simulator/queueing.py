@@ -31,7 +31,8 @@ SAMPLES = 500  # points of `over_time`
 BLOCK = 4096  # requests whose random numbers are drawn together
 ROWS = 65_536  # rows that are written together
 DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = "done", "shed", "abandoned", "late", "overdue", "failed"
-LOST = (SHED, ABANDONED, LATE, FAILED)
+COUNTED = (SHED, ABANDONED, LATE, OVERDUE, FAILED)
+SOJOURN = ("mean_waiting", "mean_wait_ms", "p50_ms", "p95_ms", "p99_ms")
 EVENTS = {
     "t_ms": pl.Float64, "request": pl.Int64, "stage": pl.String, "event": pl.String, "server": pl.Int32, "waiting": pl.Int32,
 }  # fmt: skip
@@ -104,7 +105,7 @@ class Station:
         self.waiting, self.alarm = 0, -1.0
         self.servers = [Server(i) for i in range(service.servers)]
         self.free = deque(self.servers)
-        self.count = dict.fromkeys((DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED), 0)
+        self.count = dict.fromkeys((DONE, *COUNTED), 0)
         self.batches = self.taken = self.crashes = self.busy = 0
         self.busy_ms = 0.0
         if service.crash and service.online:
@@ -407,7 +408,7 @@ class Simulator:
                     "stage": name, "servers": service.servers, "online": service.online, "requests": sum(station.count.values()),
                     "utilisation": station.busy_ms / (service.servers * end) if service.online else None,
                     "batches": station.batches, "mean_batch": station.taken / station.batches if station.batches else None,
-                    **{what: station.count[what] for what in (SHED, ABANDONED, LATE, OVERDUE, FAILED)}, "crashes": station.crashes,
+                    **{what: station.count[what] for what in COUNTED}, "crashes": station.crashes,
                 }
             )  # fmt: skip
         return pl.DataFrame(rows, infer_schema_length=None)
@@ -438,16 +439,14 @@ class Simulation:
         end = float((self.requests["t_ms"] + self.requests["latency_ms"]).max())  # type: ignore[arg-type]
         rows = []
         for line in self.counted.iter_rows(named=True):
-            found: dict[str, Any] = dict.fromkeys(("mean_waiting", "mean_wait_ms", "p50_ms", "p95_ms", "p99_ms"))
+            found: dict[str, Any] = dict.fromkeys(SOJOURN)
             if line["online"]:
                 wait, ms = (self.requests[f"{line['stage']}.{what}"].drop_nulls() for what in ("wait_ms", "ms"))
                 found["mean_waiting"], found["mean_wait_ms"] = float(wait.sum()) / end, wait.mean()
                 found |= {f"p{q}_ms": ms.quantile(q / 100, "linear") for q in (50, 95, 99)}
             rows.append(line | found)
-        first = ["stage", "servers", "requests", "utilisation", *found, "batches", "mean_batch"]
-        return pl.DataFrame(rows, infer_schema_length=None).select(
-            *first, *[c for c in self.counted.columns if c not in (*first, "online")]
-        )
+        columns = ["stage", "servers", "requests", "utilisation", *SOJOURN, "batches", "mean_batch", *COUNTED, "crashes"]
+        return pl.DataFrame(rows, infer_schema_length=None).select(columns)
 
     @property
     def rate(self) -> float:

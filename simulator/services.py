@@ -368,13 +368,13 @@ class Services:
                 if all(stage.fail == "open" or not stage.online for stage in self.stages[i:]):
                     rest = [stage.fallen if stage.online else stage.stale for stage in self.stages[i:]]
                     found += [[*modes, *rest] for modes in product(*choices[:i])]
-        paths = list(dict.fromkeys(path_of(dict(zip(names, modes, strict=True)), names) for modes in found))
+        paths = {path_of(dict(zip(names, modes, strict=True)), names) for modes in found} | {FULL}
         if len(paths) > MOST_PATHS:
             raise KarmafunnelError(
                 f"services {self.name!r}: needs at most {MOST_PATHS} paths, found {len(paths)}; each is a replay: fewer levels of adapt, "
                 "fewer stages that fail open, or replay with --path those that a simulation really took"
             )
-        return [FULL] * (FULL not in paths) + sorted(paths, key=lambda p: (p != FULL, p.count(","), paths.index(p)))
+        return sorted(paths, key=lambda path: (path != FULL, path.count(","), path))
 
     @classmethod
     def of(cls, said: Mapping[str, Any], who: str = "services") -> Services:
