@@ -464,16 +464,19 @@ class Simulation:
                 found[service.name] = float(np.polyfit(line["t_ms"].to_numpy() / 1000, line["waiting"].to_numpy(), 1)[0])
         return found
 
+    @cached_property
+    def steady(self) -> pl.DataFrame:
+        """Requests after the warm-up (MSER-5 on their latency), where arrivals are stationary and no queue grows; else all."""
+        stationary = self.arrivals.stationary and not self.growing()
+        return self.requests[warmup(self.requests["latency_ms"].to_numpy()) if stationary else 0 :]
+
     def summary(self) -> dict[str, Any]:
         """Figures of the whole, as JSON can hold them.
 
         Percentiles of latency are those of requests that were shown something, with 95% intervals by batch means; where arrivals are
         stationary, requests of the warm-up are left out of them (MSER-5). Goodput: requests served a second, until the last one left.
         """
-        requests = self.requests
-        growing = self.growing()
-        cut = warmup(requests["latency_ms"].to_numpy()) if self.arrivals.stationary and not growing else 0
-        steady = requests[cut:]
+        requests, steady, growing = self.requests, self.steady, self.growing()
         shown = steady.filter(pl.col("outcome") == "served")["latency_ms"].to_numpy()
         end = float((requests["t_ms"] + requests["latency_ms"]).max())  # type: ignore[arg-type]
         seconds = end / 1000
@@ -485,8 +488,9 @@ class Simulation:
             f"p{q}_ms": dict(zip(("value", "low", "high"), batch_quantiles(shown, q / 100), strict=True)) for q in (50, 95, 99)
         } if len(shown) else {}  # fmt: skip
         return {
-            "services": self.services.name, "seed": self.seed, "requests": requests.height, "rate": self.rate, "warmup": cut,
-            "latency": latency, "goodput": float((requests["outcome"] == "served").sum()) / seconds, "outcomes": share, "paths": paths,
+            "services": self.services.name, "seed": self.seed, "requests": requests.height, "rate": self.rate,
+            "warmup": requests.height - steady.height, "latency": latency,
+            "goodput": float((requests["outcome"] == "served").sum()) / seconds, "outcomes": share, "paths": paths,
             "cost_per_hour": self.services.cost_per_hour, "growing": growing,
         }  # fmt: skip
 
