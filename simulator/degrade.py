@@ -37,30 +37,12 @@ from .nearline import Absent, NearLine
 from .recipe import Recipe
 from .replay import CHUNK, Variant, check_out, prepare, replay_many, requests_of
 from .run import Run
+from .services import FULL, NOTHING, SKIP, STALE, modes_of, path_of
 
-FULL, NOTHING, SKIP, STALE = "full", "nothing", "skip", "stale"
 BITS = 8  # channels that the feature `Upstream` tells apart
 
 
 # -- names --------------------------------------------------------------------------------------------------------------
-
-
-def modes_of(path: str) -> dict[str, str]:
-    """The modes of a path by stage, none for "full"; raises KarmafunnelError for a text that is no path."""
-    modes: dict[str, str] = {}
-    for part in [] if path == FULL else path.split(","):
-        name, _, mode = (text.strip() for text in part.partition("="))
-        if not name or not mode or name in modes:
-            raise KarmafunnelError(
-                f"path {path!r}: needs stage=mode once a stage, with commas between, such as 'recall=popular,rank=skip', found {part!r}"
-            )
-        modes[name] = mode
-    return modes
-
-
-def path_of(modes: Mapping[str, str], names: Sequence[str]) -> str:
-    """The inverse of `modes_of`, stages in the order of `names`."""
-    return ",".join(f"{name}={modes[name]}" for name in names if modes.get(name)) or FULL
 
 
 def folder_name(path: str) -> str:

@@ -41,10 +41,28 @@ from typing import Any, Literal
 import tomli_w
 
 from ..log import KarmafunnelError
-from .degrade import FULL, NOTHING, SKIP, STALE, path_of
 
+FULL, NOTHING, SKIP, STALE = "full", "nothing", "skip", "stale"
 KINDS = ("constant", "exponential", "lognormal", "empirical")
 MOST_PATHS = 64  # each is a replay of the log
+
+
+def modes_of(path: str) -> dict[str, str]:
+    """The modes of a path by stage, none for "full"; raises KarmafunnelError for a text that is no path."""
+    modes: dict[str, str] = {}
+    for part in [] if path == FULL else path.split(","):
+        name, _, mode = (text.strip() for text in part.partition("="))
+        if not name or not mode or name in modes:
+            raise KarmafunnelError(
+                f"path {path!r}: needs stage=mode once a stage, with commas between, such as 'recall=popular,rank=skip', found {part!r}"
+            )
+        modes[name] = mode
+    return modes
+
+
+def path_of(modes: Mapping[str, str], names: Sequence[str]) -> str:
+    """The inverse of `modes_of`, stages in the order of `names`."""
+    return ",".join(f"{name}={modes[name]}" for name in names if modes.get(name)) or FULL
 
 
 def _number(who: str, name: str, value: Any, least: float = 0.0, above: bool = False, most: float = math.inf) -> None:
@@ -251,6 +269,11 @@ class Service:
         return self.time.mean_ms(1, self.items) / self.time.mean_ratio * self.time.least_ratio
 
     @property
+    def most(self) -> int | None:
+        """Rows that it puts out when nothing is cut, where they are said."""
+        return self.k or (self.adapt.levels[0] if self.adapt else None)
+
+    @property
     def stale(self) -> str:
         """The mode of near-line vectors, such as "stale@60"."""
         return f"{STALE}@{self.stale_minutes:g}"
@@ -336,7 +359,7 @@ class Services:
         choices: list[list[str]] = []
         for stage in self.stages:
             modes = ["" if stage.online else stage.stale]
-            modes += [str(level) for level in stage.adapt.levels if level != stage.k] if stage.adapt and stage.online else []
+            modes += [str(level) for level in stage.adapt.levels if level != stage.most] if stage.adapt and stage.online else []
             modes += [stage.fallen] if stage.online and stage.can_fail and stage.fail == "open" else []
             choices.append(list(dict.fromkeys(modes)))
         found = [list(modes) for modes in product(*choices)]
@@ -345,13 +368,13 @@ class Services:
                 if all(stage.fail == "open" or not stage.online for stage in self.stages[i:]):
                     rest = [stage.fallen if stage.online else stage.stale for stage in self.stages[i:]]
                     found += [[*modes, *rest] for modes in product(*choices[:i])]
-        paths = list(dict.fromkeys(path_of(dict(zip(names, modes, strict=True)), names) for modes in found))
+        paths = {path_of(dict(zip(names, modes, strict=True)), names) for modes in found} | {FULL}
         if len(paths) > MOST_PATHS:
             raise KarmafunnelError(
                 f"services {self.name!r}: needs at most {MOST_PATHS} paths, found {len(paths)}; each is a replay: fewer levels of adapt, "
                 "fewer stages that fail open, or replay with --path those that a simulation really took"
             )
-        return [FULL] * (FULL not in paths) + sorted(paths, key=lambda p: (p != FULL, p.count(","), paths.index(p)))
+        return sorted(paths, key=lambda path: (path != FULL, path.count(","), path))
 
     @classmethod
     def of(cls, said: Mapping[str, Any], who: str = "services") -> Services:
@@ -399,6 +422,3 @@ class Services:
         partial.write_text(self.toml(), encoding="utf-8")
         partial.replace(path)
         return path
-
-
-__all__ = ["NOTHING", "Adapt", "Cache", "Cold", "Crash", "Service", "ServiceTime", "Services", "Slow"]

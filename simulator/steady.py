@@ -1,0 +1,46 @@
+"""What a simulation says of the long run: where the warm-up ends, and how sure a mean or a quantile of one long run is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import stats
+
+
+def warmup(values: np.ndarray, batch: int = 5) -> int:
+    """How many of the first values to leave out: MSER-5 (White, Cobb and Spratt 2000).
+
+    Means of `batch` neighbours; the cut, in the first half, after which the standard error of the mean of what is left is least.
+    """
+    means = values[: len(values) // batch * batch].reshape(-1, batch).mean(axis=1)
+    n = len(means)
+    if n < 4:
+        return 0
+    backwards = means[::-1]
+    left = np.arange(1, n + 1)
+    total, squares = np.cumsum(backwards), np.cumsum(backwards**2)
+    error = ((squares - total**2 / left) / left**2)[::-1]  # by the number of means cut
+    return int(np.argmin(error[: n // 2])) * batch
+
+
+def batch_means(values: np.ndarray, level: float = 0.95, batches: int = 20) -> tuple[float, float]:
+    """Mean, and half the width of its interval: neighbours form `batches` batches, whose means are as good as independent (Law, 9.5.3)."""
+    usable = len(values) // batches * batches
+    if usable < 2 * batches:
+        return float(np.mean(values)), math.inf
+    means = values[len(values) - usable :].reshape(batches, -1).mean(axis=1)
+    half = stats.t.ppf((1 + level) / 2, batches - 1) * means.std(ddof=1) / math.sqrt(batches)
+    return float(means.mean()), float(half)
+
+
+def batch_quantiles(
+    values: np.ndarray, q: float, level: float = 0.95, batches: int = 10
+) -> tuple[float, float | None, float | None]:
+    """The quantile of all values, and its interval from the quantiles of `batches` batches of neighbours; None for too few values."""
+    value, usable = float(np.quantile(values, q)), len(values) // batches * batches
+    if usable < batches * max(2 / (1 - q), 10):
+        return value, None, None
+    each = np.quantile(values[len(values) - usable :].reshape(batches, -1), q, axis=1)
+    half = float(stats.t.ppf((1 + level) / 2, batches - 1) * each.std(ddof=1) / math.sqrt(batches))
+    return value, value - half, value + half
