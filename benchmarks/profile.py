@@ -8,19 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from ..simulator.describe import STYLE, html_table
-from ..simulator.profile import CUTOFF, ITEMS, MS, REQUESTS, STAGE, Profile, quantile
+from ..simulator.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile, quantile
 from . import plots
 from .plots import Plot
 from .table import number
 
-HEAD = ("stage", "ms of a batch", "ratio", "passes", "median error", "worst cell", "mean, ms", "fitted", "p95, ms", "fitted p95")
+HEAD = ("stage", "ms of a batch", "ratio, cv", "error", "at worst", "mean", "fitted", "p95", "fitted")
 NOTE = (
-    "A batch's time is its mean times a ratio. Error: fitted over measured mean of a cell (a batch size with a cutoff of the stage before), "
-    "less 1. The last four columns are of the smallest batch with all items."
+    "A batch of n requests with i items in all takes its mean times a ratio. Error: fitted over measured mean of a cell (a batch size with a "
+    "cutoff of the stage before), less 1; its median, and the worst. The last four columns, in ms: the smallest batch with all items."
 )
 
 
@@ -28,18 +29,18 @@ def fit_rows(profile: Profile) -> list[list[str]]:
     """The lines of the table under HEAD, as text."""
     lines = []
     for row in profile.fits:
-        parts = [(row["base_ms"], ""), (row["request_ms"], " × requests"), (row["item_us"] / 1000, " × items")]
-        mean = " + ".join(f"{value:.3g}{what}" for value, what in parts if value) or "0"
-        kind = row["kind"] if row["kind"] == "constant" else f"{row['kind']}, cv {row['cv']:.2f}"
-        cutoff = "" if row["worst_cutoff"] is None else f", cut to {row['worst_cutoff']:,}"
-        worst = f"{row['worst']:+.0%} at {row['worst_requests']}{cutoff}".replace("-", "−")
-        times = [f"{row[name]:.2f}" for name in ("mean_ms", "fitted_ms", "p95_ms", "fitted_p95_ms")]
-        lines.append([row["stage"], mean, kind, f"{row['passes']:,}", f"{row['error']:.1%}", worst, *times])
+        parts = [(row["base_ms"], ""), (row["request_ms"], " n"), (row["item_us"] / 1000, " i")]
+        mean = " + ".join(f"{value:.3g}{what}" for value, what in parts if value)
+        cut = "" if row["worst_cutoff"] is None else f", {row['worst_cutoff']:,}"
+        worst = f"{row['worst']:+.0%} (n {row['worst_requests']}{cut})".replace("-", "−")
+        times = [f"{row[name]:.3g}" for name in ("mean_ms", "fitted_ms", "p95_ms", "fitted_p95_ms")]
+        lines.append([row["stage"], mean, f"{row['kind']} {row['cv']:.2f}", f"{row['error']:.1%}", worst, *times])
     return lines
 
 
 def print_fits(profile: Profile, console: Console) -> None:
-    table = Table(title=f"service times of {profile.services.name}", title_justify="left", caption=NOTE, caption_justify="left")
+    title = f"service times of {profile.services.name}: {profile.passes[PASS].n_unique():,} passes"
+    table = Table(title=title, title_justify="left", caption=NOTE, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, head in enumerate(HEAD):
         table.add_column(head, justify="left" if i < 3 else "right")
     for line in fit_rows(profile):

@@ -201,8 +201,8 @@ def measure_passes(
 ) -> pl.DataFrame:  # fmt: skip
     """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before), items (of all requests), ms.
 
-    Every round takes each batch size with each level of cutoffs once, in an order drawn anew, so that a machine that slows down does so
-    for all of them; it ends after `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it all `networks`. Raises
+    Every round takes each batch size once uncut and once for every other level of cutoffs, in an order drawn anew, so that a machine that
+    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it all `networks`. Raises
     KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, and a time too short for 5 passes of each.
     """
     batches = sorted(set(batches))
@@ -245,7 +245,7 @@ def measure_passes(
             turn = {name: int(rng.integers(len(ks))) for name, ks in levels.items()}
             for i in rng.permutation(len(order)):
                 batch, level = order[i]
-                now = {name: ks[(level + turn[name]) % len(ks)] for name, ks in levels.items()}
+                now = {name: ks[(level + turn[name]) % len(ks)] if level else ks[-1] for name, ks in levels.items()}
                 for stage, items, ms in next_pass(batch, now):
                     before = names[names.index(stage) - 1] if stage in names[1:] else None
                     rows.append((n, stage, batch, now.get(before) if before else None, items, ms))
@@ -259,6 +259,12 @@ def measure_passes(
             f"profile: needs {LEAST} passes of every batch size, found {count} after {limit:g} s: more seconds or fewer batch sizes"
         )
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def uncut(passes: pl.DataFrame) -> pl.DataFrame:
+    """The passes in which no slate was cut further than in any other."""
+    full = pl.col(CUTOFF).is_null() | (pl.col(CUTOFF) == pl.col(CUTOFF).max().over(STAGE))
+    return passes.with_columns(full.alias("full")).filter(pl.col("full").all().over(PASS)).drop("full")
 
 
 # -- both ---------------------------------------------------------------------------------------------------------------
@@ -279,7 +285,7 @@ class Profile:
         for stage in passes[STAGE].unique(maintain_order=True):
             mine = passes.filter(pl.col(STAGE) == stage)
             made = rounded(fit_time(mine[REQUESTS].to_numpy(), mine[ITEMS].to_numpy(), mine[MS].to_numpy(), seed))
-            most = mine.filter(pl.col(CUTOFF).is_null() | (pl.col(CUTOFF) == pl.col(CUTOFF).max()))
+            most = uncut(passes).filter(pl.col(STAGE) == stage)
             stages.append(Service(stage, made, items=round(most[ITEMS].sum() / most[REQUESTS].sum()), k=ks.get(stage)))
         return cls(Services(tuple(stages), name=name, note=note), passes, seed)
 
@@ -317,8 +323,9 @@ class Profile:
             t = stage.time
             rows.append(
                 {
-                    "stage": stage.name, "passes": int(cells["passes"].sum()), "base_ms": t.base_ms, "request_ms": t.request_ms, "item_us": t.item_us,
-                    "kind": t.kind, "cv": math.sqrt(max(t.squared_cv, 0.0)), "error": float(cells["error"].abs().median()),  # type: ignore[arg-type]
+                    "stage": stage.name, "passes": int(cells["passes"].sum()),
+                    "base_ms": t.base_ms, "request_ms": t.request_ms, "item_us": t.item_us, "kind": t.kind,
+                    "cv": math.sqrt(max(t.squared_cv, 0.0)), "error": float(cells["error"].abs().median()),  # type: ignore[arg-type]
                     "worst": worst["error"], "worst_requests": worst[REQUESTS], "worst_cutoff": worst[CUTOFF],
                     "mean_ms": plain["mean_ms"], "fitted_ms": plain["fitted_ms"], "p95_ms": plain["p95_ms"],
                     "fitted_p95_ms": plain["fitted_p95_ms"],
@@ -331,10 +338,7 @@ class Profile:
 
         Its spread is that of the sums, so what makes a request slow at every stage at once is kept. `k` is that of the last stage.
         """
-        uncut = self.passes.filter(
-            (pl.col(CUTOFF).is_null() | (pl.col(CUTOFF) == pl.col(CUTOFF).max().over(STAGE))).all().over(PASS)
-        )
-        total = uncut.group_by(PASS, maintain_order=True).agg(pl.col(REQUESTS).first(), pl.col(MS).sum())
+        total = uncut(self.passes).group_by(PASS, maintain_order=True).agg(pl.col(REQUESTS).first(), pl.col(MS).sum())
         made = rounded(fit_time(total[REQUESTS].to_numpy(), np.zeros(total.height), total[MS].to_numpy(), self.seed))
         return Services((Service(name, made, k=self.services.stages[-1].k),), name=self.services.name, note=self.services.note)
 
@@ -374,7 +378,7 @@ def profile(
     fitted = fitted or prepare(recipe, log, seed, cache=cache, console=console)
     if console and pl.thread_pool_size() > threads:
         console.print(
-            f"polars was started with {pl.thread_pool_size()} threads and keeps them; POLARS_MAX_THREADS={threads} before the command says otherwise",
+            f"polars keeps the {pl.thread_pool_size()} threads it was started with; put POLARS_MAX_THREADS={threads} before the command",
             style="dim", highlight=False, soft_wrap=True,
         )  # fmt: skip
     loads = [os.getloadavg()[0]]
