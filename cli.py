@@ -9,8 +9,10 @@ import platform
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -715,6 +717,61 @@ def fit_embedder(
     out.print(
         f"{folder_out}: open it with the same value: {type(embedders[name]).__name__}(...).load(folder, log)", highlight=False
     )
+
+
+@main.command()
+@click.argument("recipe")
+@log_argument
+@click.option("--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--batches", default="1,2,4,8,16", show_default=True, help="Requests at once.")
+@click.option(
+    "--cutoffs", multiple=True, metavar="STAGE=K,K", help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k."
+)
+@click.option("--seconds", default=15.0, show_default=True, help="Most time a stage.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="Whose requests.")
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@json_flag
+def profile(
+    recipe: str, log: Path, services: Path, seed: int, batches: str, cutoffs: tuple[str, ...], seconds: float, threads: int, window: str,
+    no_cache: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service time for `queue` and `plan`.
+
+    The services file has one server a stage and no policies; edit it by hand.
+    """
+    from .benchmarks.ablation import processor
+    from .benchmarks.profile import print_fits, write_page
+    from .simulator.profile import profile as run_profile
+    from .simulator.recipe import load_recipe
+
+    def whole(text: str, option: str) -> list[int]:
+        try:
+            return [int(word) for word in text.split(",")]
+        except ValueError:
+            raise KarmafunnelError(f"profile: {option} needs whole numbers with commas between, found {text!r}") from None
+
+    sizes = whole(batches, "--batches")
+    cut: dict[str, list[int]] = {}
+    for given in cutoffs:
+        name, _, ks = given.partition("=")
+        cut[name] = whole(ks, f"--cutoffs {name}=")
+    opened = open_log(log)
+    command = " ".join(["karmafunnel", *sys.argv[1:]])
+    note = f"{command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
+    with cache_folder(no_cache) as cache:
+        found = run_profile(
+            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=sizes, cutoffs=cut or None, seconds=seconds, threads=threads,
+            window=window, note=note, console=err,
+        )  # fmt: skip
+    found.write(services)
+    html = write_page(found, services.with_suffix(".html"))
+    if as_json:
+        print(json.dumps({"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1))
+    else:
+        print_fits(found, out)
+    err.print(f"{services}; the fit is drawn in {html}", highlight=False, soft_wrap=True)
 
 
 @main.command()
