@@ -9,8 +9,10 @@ import platform
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,9 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON ins
 
 def worker_flags(command: Any) -> Any:
     """--workers and --ray."""
-    n = click.option("--workers", type=int, metavar="N", help="Replay by N processes of one thread each; with --ray, at most N at a time.")
+    n = click.option(
+        "--workers", type=int, metavar="N", help="Replay by N processes of one thread each; with --ray, at most N at a time."
+    )
     ray = click.option(
         "--ray", metavar="ADDRESS", help="Replay on the Ray cluster at this address (host:6379, auto; local: start one here)."
     )
@@ -280,20 +284,25 @@ def cache_folder(no_cache: bool) -> Iterator[Path]:
 )
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @click.option("--path", "paths", multiple=True, help="Replay this degradation path as well, such as recall=popular,rank=skip.")
+@click.option(
+    "--paths", "services", type=folder, metavar="SERVICES", help="Replay every path that a request can take there as well."
+)
 @click.option("--stale-minutes", type=float, help="How often near-line interests are refreshed, for paths such as karma=stale.")
 @worker_flags
 def replay(
     recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool, paths: tuple[str, ...],
-    stale_minutes: float | None, workers: int | None, ray: str | None,
+    services: Path | None, stale_minutes: float | None, workers: int | None, ray: str | None,
 ) -> None:  # fmt: skip
     """Fit the funnel of RECIPE on LOG and replay the last window through it.
 
     RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started again, it goes on. Degradation
-    paths (--path) become Runs in RUN/paths: stages skipped, cut or replaced by a fallback, interests that are stale.
+    paths (--path, --paths) become Runs in RUN/paths: stages skipped, cut or replaced by a fallback, interests that are stale.
     """
     from .simulator.recipe import load_recipe
     from .simulator.replay import replay as run_replay
+    from .simulator.services import Services
 
+    paths = tuple(dict.fromkeys([*paths, *(Services.read(services).paths() if services else [])]))
     if stale_minutes is not None and not paths:
         raise KarmafunnelError(f"replay: --stale-minutes {stale_minutes:g} needs a --path such as karma=stale, found none")
     opened = open_log(log)
@@ -307,7 +316,9 @@ def replay(
 
             if workers is not None or ray is not None:
                 raise KarmafunnelError("replay: paths are replayed in this process; needs no --workers and no --ray, found one")
-            replay_paths(load_recipe(recipe, opened), opened, run, list(paths), stale_minutes=stale_minutes, cache=cache, **common)
+            replay_paths(
+                load_recipe(recipe, opened), opened, run, list(paths), stale_minutes=stale_minutes, cache=cache, **common
+            )
     if paths:
         print_paths(run)
     else:
@@ -432,6 +443,197 @@ def report(runs: tuple[Path, ...], html: Path) -> None:
     out.print(str(html), highlight=False)
 
 
+ARRIVALS = ("poisson", "daily", "flash")
+
+
+def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int | None) -> tuple[Any, int]:
+    """Arrivals as the flags say, and how many."""
+    from .simulator.arrivals import Daily, Flash, Poisson, Trace
+
+    if log is not None:
+        if kind is not None:
+            raise KarmafunnelError(f"queue: --log plays the log's own times; needs no --arrivals, found {kind}")
+        opened = open_log(log)
+        from .simulator.replay import requests_of
+
+        trace = Trace.of(opened, requests_of(opened, "W3", None), rate)
+        return trace, min(n or len(trace.ids), len(trace.ids))
+    if rate is None:
+        raise KarmafunnelError("queue: needs --rate (requests a second) or --log (the log's own times), found neither")
+    made = {"poisson": Poisson, "daily": Daily, "flash": Flash}[kind or "poisson"]
+    return made(rate), n or 20_000
+
+
+@main.command()
+@click.argument("services", type=folder)
+@click.option("--rate", type=float, help="Requests a second; with --log, its time is scaled to this rate.")
+@click.option("--log", type=folder, help="Requests arrive as those of this log's last window did.")
+@click.option(
+    "--arrivals", type=click.Choice(ARRIVALS), help="At random (poisson, the default), a day's curve with bursts, a flash crowd."
+)
+@click.option("--run", type=folder, help="A Run whose paths were replayed: tells what was shown is worth, also at other loads.")
+@click.option("--measure", "measures", multiple=True, help="Measures of what was shown, with --run; HR@10 and GMV-HR@10 without.")
+@click.option("--beside", multiple=True, type=folder, help="Another SERVICES: the same requests through it, differences paired.")
+@click.option("--requests", "n", type=int, help="How many; 20,000 without it, or all of the log's.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--events/--no-events", default=True, show_default=True, help="Keep what happened to each request.")
+@click.option("--out", "folder_out", type=folder, required=True, help="Where tables, load.html and trace.json go.")
+@json_flag
+def queue(
+    services: Path, rate: float | None, log: Path | None, arrivals: str | None, run: Path | None, measures: tuple[str, ...],
+    beside: tuple[Path, ...], n: int | None, seed: int, events: bool, folder_out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Send requests through a deployment: latency, utilisation, who was shown what, and (with --run) what that is worth.
+
+    SERVICES is a TOML file: `karmafunnel profile` writes one, and a person can (README, "Under load"). With --run, quality and money
+    over offered load and what an hour's outage of each stage costs. load.html has the plots, trace.json opens in Perfetto.
+    """
+    from .benchmarks.load import load_page
+    from .simulator.queueing import simulate
+    from .simulator.replay import progress_bar
+    from .simulator.services import Services
+    from .simulator.timeline import chrome_trace
+
+    deployed = Services.read(services)
+    others = {path.stem: Services.read(path) for path in beside}
+    coming, count = arrivals_of(arrivals, rate, log, n)
+    command = " ".join(["karmafunnel", *sys.argv[1:]])
+    worth = None
+    with progress_bar(err) as bar:
+        task = bar.add_task("simulating", total=count)
+        if run is not None:  # before anything is written: a path may not have been replayed
+            from .simulator.credit import quality_under_load
+
+            step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
+            worth = quality_under_load(
+                {services.stem: deployed} | others, run, coming, count, seed, measures=measures, progress=step
+            )
+            bar.update(task, description="simulating", completed=0, total=count)
+        simulation = simulate(
+            deployed, coming, count, seed, out=folder_out, events=events, progress=lambda i: bar.update(task, completed=i),
+            says={"command": command},
+        )  # fmt: skip
+    if worth:
+        worth.write(folder_out)
+    if events:
+        chrome_trace(simulation, folder_out / "trace.json")
+    load_page(simulation, folder_out / "load.html", worth=worth, command=command)
+    if as_json:
+        print(json.dumps(simulation.summary() | ({"quality": worth.rows} if worth else {}), indent=1))
+        return
+    print_simulation(simulation)
+    if worth:
+        print_worth(worth)
+    err.print(
+        f"open {folder_out / 'load.html'} in a browser" + f", {folder_out / 'trace.json'} at ui.perfetto.dev" * events,
+        highlight=False,
+    )
+
+
+def print_simulation(simulation: Any) -> None:
+    """Stages, then the whole."""
+    found = simulation.summary()
+    table = Table(
+        title=f"{found['services']}: {found['requests']:,} requests, {found['rate']:,.1f} a second", title_justify="left"
+    )
+    heads = {
+        "servers": "servers", "utilisation": "busy", "mean_batch": "batch", "mean_waiting": "waiting", "mean_wait_ms": "wait ms",
+        "p50_ms": "p50 ms", "p95_ms": "p95 ms", "p99_ms": "p99 ms", "shed": "shed", "abandoned": "left", "late": "late", "failed": "crashed",
+    }  # fmt: skip
+    for head in ("stage", *heads.values()):
+        table.add_column(head, justify="left" if head == "stage" else "right")
+    for line in simulation.stages.iter_rows(named=True):
+        late = {"late": line["late"] + line["overdue"]}
+        told = [(line | late)[key] for key in heads]
+        table.add_row(line["stage"], *("" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" for x in told))
+    out.print(table)
+    for name, one in found["latency"].items():
+        sure = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
+        out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{sure} ms", highlight=False)
+    shares = lambda said: ", ".join(f"{name} {share:.2%}" for name, share in said.items())
+    out.print(f"goodput {found['goodput']:,.1f} a second; outcomes: {shares(found['outcomes'])}", highlight=False, soft_wrap=True)
+    out.print(f"paths: {shares(found['paths'])}", highlight=False, soft_wrap=True)
+    for name, growth in found["growing"].items():
+        load = simulation.services[name].utilisation(found["rate"])
+        told = (
+            f"{name} is offered {load:.2f} times what its servers can do, and nothing bounds its queue: it grows by {growth:,.1f}"
+        )
+        out.print(
+            f"{told} requests a second, and the latencies above with --requests",
+            style="bold red",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def print_worth(worth: Any) -> None:
+    """Quality of what was shown, over offered load, and the price of outages."""
+    from .benchmarks.table import number
+
+    span = lambda row, name="": f"[{number(row[f'{name} low'.strip()])}, {number(row[f'{name} high'.strip()])}]"
+    table = Table("policy", "measure", "value", "difference", title="what was shown is worth", title_justify="left")
+    for row in worth.rows:
+        beside = "" if row["difference"] is None else f"{number(row['difference'], signed=True)} {span(row, 'difference')}"
+        table.add_row(
+            row["policy"], row["measure"], f"{number(row['value'])} {span(row) if row['low'] is not None else ''}", beside
+        )
+    out.print(table)
+    names = list(dict.fromkeys(row["measure"] for row in worth.rows))
+    table = Table(title="over offered load", title_justify="left")
+    for head in ("policy", "a second", "goodput", "p99 ms", "full", "nothing", *names):
+        table.add_column(head, justify="left" if head == "policy" else "right")
+    for line in worth.curve.iter_rows(named=True):
+        plain = [
+            f"{line['rate']:,.1f}",
+            f"{line['goodput']:,.1f}",
+            f"{line['p99_ms']:,.1f}" if line["p99_ms"] is not None else "n/a",
+        ]
+        table.add_row(
+            line["policy"], *plain, f"{line['full']:.1%}", f"{line['nothing']:.1%}", *(number(line[name]) for name in names)
+        )
+    out.print(table)
+    if worth.outages is None:
+        return
+    table = Table(
+        "stage", "its requests take", f"lost in an hour, {worth.currency}", title="an hour's outage", title_justify="left"
+    )
+    for line in worth.outages.iter_rows(named=True):
+        whole = lambda x: f"{x:,.0f}"
+        lost = line["note"] or f"{whole(line['lost'])}" + (
+            f" [{whole(line['low'])}, {whole(line['high'])}]" if line["low"] is not None else ""
+        )
+        table.add_row(line["stage"], line["path"], f"{lost} of {whole(line['money'])}" if not line["note"] else lost)
+    out.print(table)
+
+
+@main.command()
+@click.argument("simulation", type=folder)
+@click.argument("request", type=int)
+@json_flag
+def timeline(simulation: Path, request: int, as_json: bool) -> None:
+    """What happened to one REQUEST (its number, in order of arrival) of a SIMULATION that `queue` wrote."""
+    from .simulator.queueing import Simulation
+    from .simulator.timeline import timeline as events_of
+
+    opened = Simulation.open(simulation)
+    rows = events_of(opened, request)
+    if as_json:
+        print(json.dumps(rows.to_dicts(), indent=1))
+        return
+    line = opened.requests.row(request, named=True)
+    title = f"request {request}: {line['outcome']} after {line['latency_ms']:,.2f} ms, path {line['path']}"
+    table = Table("ms", "stage", "event", "server", "waiting", title=title, title_justify="left")
+    for row in rows.iter_rows(named=True):
+        table.add_row(
+            f"{row['since_ms']:,.2f}",
+            row["stage"],
+            row["event"],
+            "" if row["server"] is None else str(row["server"]),
+            str(row["waiting"]),
+        )
+    out.print(table)
+
+
 @main.command(name="table")
 @click.argument("recipe")
 @log_argument
@@ -515,6 +717,61 @@ def fit_embedder(
     out.print(
         f"{folder_out}: open it with the same value: {type(embedders[name]).__name__}(...).load(folder, log)", highlight=False
     )
+
+
+@main.command()
+@click.argument("recipe")
+@log_argument
+@click.option("--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--batches", default="1,2,4,8,16", show_default=True, help="Requests at once.")
+@click.option(
+    "--cutoffs", multiple=True, metavar="STAGE=K,K", help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k."
+)
+@click.option("--seconds", default=15.0, show_default=True, help="Most time a stage.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="Whose requests.")
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@json_flag
+def profile(
+    recipe: str, log: Path, services: Path, seed: int, batches: str, cutoffs: tuple[str, ...], seconds: float, threads: int, window: str,
+    no_cache: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service time for `queue` and `plan`.
+
+    The services file has one server a stage and no policies; edit it by hand.
+    """
+    from .benchmarks.ablation import processor
+    from .benchmarks.profile import print_fits, write_page
+    from .simulator.profile import profile as run_profile
+    from .simulator.recipe import load_recipe
+
+    def whole(text: str, option: str) -> list[int]:
+        try:
+            return [int(word) for word in text.split(",")]
+        except ValueError:
+            raise KarmafunnelError(f"profile: {option} needs whole numbers with commas between, found {text!r}") from None
+
+    sizes = whole(batches, "--batches")
+    cut: dict[str, list[int]] = {}
+    for given in cutoffs:
+        name, _, ks = given.partition("=")
+        cut[name] = whole(ks, f"--cutoffs {name}=")
+    opened = open_log(log)
+    command = " ".join(["karmafunnel", *sys.argv[1:]])
+    note = f"{command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
+    with cache_folder(no_cache) as cache:
+        found = run_profile(
+            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=sizes, cutoffs=cut or None, seconds=seconds, threads=threads,
+            window=window, note=note, console=err,
+        )  # fmt: skip
+    found.write(services)
+    html = write_page(found, services.with_suffix(".html"))
+    if as_json:
+        print(json.dumps({"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1))
+    else:
+        print_fits(found, out)
+    err.print(f"{services}; the fit is drawn in {html}", highlight=False, soft_wrap=True)
 
 
 @main.command()

@@ -7,18 +7,22 @@ stays undefined. Intervals are clustered by the logged requests' users, with the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ..log import KarmafunnelError
+from .arrivals import Arrivals, Trace
+from .degrade import runs_of
 from .figures import Measure, parse_all, per_request
 from .intervals import Ratio, interval, resample
 from .measures import same_requests
+from .queueing import Simulation, simulate
 from .run import Run
-from .services import FULL, NOTHING
+from .services import FULL, NOTHING, Services
 
 HOUR = 3_600_000.0  # ms
 
@@ -39,7 +43,9 @@ class Quality:
         self.runs, self.paths = dict(runs), [*runs, *([NOTHING] if NOTHING not in runs else [])]
         last = {path: run.stages[-1] for path, run in runs.items()}
         if short := [str(m) for m in self.measures if m.k is not None and m.k > runs[FULL].k(last[FULL])]:
-            raise KarmafunnelError(f"credit: {last[FULL]} puts out {runs[FULL].k(last[FULL])}, which is too few for {', '.join(short)}")
+            raise KarmafunnelError(
+                f"credit: {last[FULL]} puts out {runs[FULL].k(last[FULL])}, which is too few for {', '.join(short)}"
+            )
         self.worth: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by measure: numerators and denominators (n_paths, n_requests)
         for measure in self.measures:
             values = [per_request(reading, measure, last[path]) for path, reading in readings.items()]
@@ -69,7 +75,9 @@ class Quality:
         number = {name: i for i, name in enumerate(self.paths)}
         if missing := sorted({name for name in taken if name not in number}):
             flags = " ".join(f"--path {name}" for name in missing)
-            raise KarmafunnelError(f"credit: needs a Run of every path that was taken, missing {missing}; replay them with {flags}")
+            raise KarmafunnelError(
+                f"credit: needs a Run of every path that was taken, missing {missing}; replay them with {flags}"
+            )
         return np.array([number[name] for name in taken], dtype=np.int64)
 
     def ratio(self, measure: Measure | str, code: np.ndarray, at: np.ndarray) -> Ratio:
@@ -114,7 +122,9 @@ def credit(
     rows, parts = [], []
     for measure, ratio, (low, high) in zip(quality.measures, ratios, quality.intervals(ratios, resamples, seed), strict=True):
         value = None if np.isnan(ratio.value) else ratio.value
-        rows.append({"measure": str(measure), "value": value, "low": low, "high": high, "n": ratio.n, "undefined": ratio.undefined})
+        rows.append(
+            {"measure": str(measure), "value": value, "low": low, "high": high, "n": ratio.n, "undefined": ratio.undefined}
+        )
         known = ratio.known
         sums = [np.bincount(code[known], x[known], len(quality.paths)).astype(np.float64) for x in (ratio.num, ratio.den)]
         parts.append(
@@ -144,33 +154,30 @@ def money(quality: Quality, code: np.ndarray, at: np.ndarray) -> Ratio:
 
 
 def load_curve(
-    policies: Mapping[str, Any], quality: Quality, rates: Sequence[float], simulated: Callable[[Any, float], Any], seed: int = 0,
-    resamples: int = 1000,
+    policies: Mapping[str, Services], quality: Quality, rates: Sequence[float], simulated: Callable[[Services, float], Simulation],
+    seed: int = 0, resamples: int = 1000, ids: Sequence[str] | None = None,
 ) -> pl.DataFrame:  # fmt: skip
     """Quality and money against offered load: one row a policy and rate.
 
     `policies`: Services by name. `simulated(services, rate)` makes the Simulation, with the same seed and number of requests
     everywhere; so request i is the same logged request at every rate and under every policy. Columns: policy, rate (offered, a
     second), goodput (served, a second until the last one left), p99_ms (of those that were shown something), full and nothing (shares
-    of requests), then of each measure its value, low and high, and of money an hour (where GMV-HR is asked for) the same.
+    of requests), then of each measure its value, low and high, and of money an hour (where GMV-HR is asked for) the same. All but
+    goodput without the warm-up (`Simulation.steady`).
     """
     lines = []
     priced = any(m.name == "GMV-HR" for m in quality.measures)
     for policy, services in policies.items():
         for rate in rates:
-            requests = simulated(services, rate).requests
-            line: dict[str, Any] = {"policy": policy, "rate": float(rate)}
-            ends = requests["t_ms"] + requests["latency_ms"].fill_nan(None).fill_null(0)
-            # a queue that drains after the last arrival is no capacity
-            seconds = max(requests.height / rate, (float(ends.max()) - float(requests["t_ms"].min())) / 1000)
-            line["goodput"] = int((requests["outcome"] == "served").sum()) / seconds
-            shown = requests.filter(pl.col("path") != NOTHING)["latency_ms"].drop_nulls().drop_nans()
-            line["p99_ms"] = float(np.percentile(shown.to_numpy(), 99)) if len(shown) else None
+            simulation = simulated(services, rate)
+            requests, summary = simulation.steady, simulation.summary()
+            line: dict[str, Any] = {"policy": policy, "rate": float(rate), "goodput": summary["goodput"]}
+            line["p99_ms"] = summary["latency"]["p99_ms"]["value"] if summary["latency"] else None
             line |= {name: float((requests["path"] == name).mean()) for name in (FULL, NOTHING)}
-            for row in credit(requests, quality, seed=seed, resamples=resamples).rows:
+            for row in credit(requests, quality, seed=seed, resamples=resamples, ids=ids).rows:
                 line |= {f"{row['measure']}{end}": row[key] for end, key in (("", "value"), (" low", "low"), (" high", "high"))}
             if priced:
-                at = quality.logged(requests["request"].to_numpy(), seed)
+                at = quality.logged(requests["request"].to_numpy(), seed, ids)
                 earned = money(quality, quality.code(requests["path"]), at)
                 low, high = quality.intervals([earned], resamples, seed)[0]
                 hourly = 3600 * rate
@@ -181,18 +188,23 @@ def load_curve(
     return pl.DataFrame(lines, infer_schema_length=None)
 
 
-def outages(services: Any, quality: Quality, rate: float, hours: float = 1.0, seed: int = 0, resamples: int = 1000) -> pl.DataFrame:
+def outages(
+    services: Services, quality: Quality, rate: float, hours: float = 1.0, seed: int = 0, resamples: int = 1000
+) -> pl.DataFrame:
     """What an outage of each stage costs: all of its requests take the stage's fallback, or are shown nothing where it fails closed.
 
-    Over the logged requests, `rate` a second for so many hours; everything else is up. One row a stage: path, money (with everything
-    up), lost, low and high (money that the outage loses, paired by request), and of each measure the full value, the value in the
-    outage, and the interval of their difference. Null, with a note, where the path has no Run.
+    Over the logged requests, `rate` a second for so many hours; everything else is up and keeps up, and the outage is known at once.
+    One row a stage: path, money (with everything up), lost, low and high (money that the outage loses, paired by request), and of
+    each measure the full value, the value in the outage, and the interval of their difference. Null, with a note, where the path has
+    no Run.
     """
     lines, at = [], np.arange(quality.n)
     full = np.full(quality.n, quality.paths.index(FULL))
     requests = rate * 3600 * hours
     for stage in services.stages:
-        path = NOTHING if stage.fail == "closed" else f"{stage.name}={stage.fallback}"
+        if not stage.online:  # stale vectors go on being served
+            continue
+        path = NOTHING if stage.fail == "closed" else f"{stage.name}={stage.fallen}"
         line: dict[str, Any] = {"stage": stage.name, "path": path, "note": ""}
         known = path in quality.paths
         code = np.full(quality.n, quality.paths.index(path)) if known else full
@@ -216,3 +228,88 @@ def outages(services: Any, quality: Quality, rate: float, hours: float = 1.0, se
             line |= {f"{name} lost low": ends[0], f"{name} lost high": ends[1]}
         lines.append(line)
     return pl.DataFrame(lines, infer_schema_length=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """What a simulation showed is worth. `rows`: one a policy and measure at the load asked for: value, low, high, and against the first
+    policy difference, difference low and high; `by_path`, `curve` and `outages` as `credit`, `load_curve` and `outages` make them
+    (`outages` is None where the log has no prices)."""
+
+    rows: list[dict[str, Any]]
+    by_path: pl.DataFrame
+    curve: pl.DataFrame
+    outages: pl.DataFrame | None
+    currency: str
+
+    def write(self, folder: Path) -> None:
+        """quality.csv, quality_by_path.csv, load_curve.csv and outages.csv."""
+        frames = {
+            "quality": pl.DataFrame(self.rows, infer_schema_length=None),
+            "quality_by_path": self.by_path,
+            "load_curve": self.curve,
+        }
+        for name, frame in (frames | ({"outages": self.outages} if self.outages is not None else {})).items():
+            frame.write_csv(folder / f"{name}.csv")
+
+
+LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times the load asked for
+
+
+def quality_under_load(
+    policies: Mapping[str, Services], run: Path | str, arrivals: Arrivals, n: int, seed: int = 0, *, measures: Sequence[str] = (),
+    loads: Sequence[float] = LOADS, resamples: int = 1000, progress: Callable[[str, int, int], None] | None = None,
+) -> Worth:  # fmt: skip
+    """The same n requests through each policy, at the load of `arrivals` and at multiples of it, each credited with what it was shown.
+
+    `run`: a Run with its paths (`replay --paths`). Requests of a trace are the logged ones that they were; others are drawn. Raises
+    KarmafunnelError naming paths that were taken and not replayed.
+    """
+    runs = runs_of(run)
+    full = runs[FULL]
+    names = list(measures) or ["HR@10", *(["GMV-HR@10"] if full.meta["log"]["has"]["price"] else [])]
+    quality = Quality(runs, names)
+    ids = arrivals.ids[:n] if isinstance(arrivals, Trace) and arrivals.ids else None
+    rate = float(getattr(arrivals, "rate", 0.0))
+    made: dict[tuple[str, float], Simulation] = {}
+    total = len(policies) * len({*loads, 1.0})
+
+    def at_load(name: str, load: float) -> Simulation:
+        load = round(load, 9)
+        if (name, load) not in made:
+            if progress:
+                progress(f"{name} at {load * rate:,.0f} a second", len(made), total)
+            made[name, load] = simulate(policies[name], faster(arrivals, load), n, seed)
+        return made[name, load]
+
+    rows: list[dict[str, Any]] = []
+    by_path, base = [], list[Ratio]()
+    for name in policies:
+        requests = at_load(name, 1.0).steady
+        earned = credit(requests, quality, seed=seed, resamples=resamples, ids=ids)
+        at = quality.logged(requests["request"].to_numpy(), seed, ids)
+        ratios = [quality.ratio(m, quality.code(requests["path"]), at) for m in quality.measures]
+        by_path.append(earned.by_path.select(pl.lit(name).alias("policy"), pl.all()))
+        for i, row in enumerate(earned.rows):
+            line = {"policy": name, **row} | dict.fromkeys(("difference", "difference low", "difference high"))
+            if base and quality.n_users > 1 and row["value"] is not None:
+                drawn = resample([base[i], ratios[i]], quality.n_users, resamples, seed)
+                low, high = interval(drawn[1] - drawn[0])
+                line |= {"difference": ratios[i].value - base[i].value, "difference low": low, "difference high": high}
+            rows.append(line)
+        base = base or ratios
+    names_of = {id(services): name for name, services in policies.items()}
+    curve = load_curve(
+        policies, quality, [load * rate for load in loads], lambda services, asked: at_load(names_of[id(services)], asked / rate), seed,
+        resamples, ids,
+    )  # fmt: skip
+    priced = any(m.name == "GMV-HR" for m in quality.measures)
+    lost = outages(next(iter(policies.values())), quality, rate, seed=seed, resamples=resamples) if priced else None
+    return Worth(rows, pl.concat(by_path), curve, lost, quality.currency)
+
+
+def faster(arrivals: Arrivals, times: float) -> Arrivals:
+    """The same arrivals, so many times as fast."""
+    if isinstance(arrivals, Trace):
+        return replace(arrivals, speed=arrivals.speed * times)
+    return replace(arrivals, rate=arrivals.rate * times)  # type: ignore[type-var, attr-defined]

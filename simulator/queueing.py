@@ -29,7 +29,7 @@ from .steady import batch_quantiles, warmup
 MOST = 500_000  # requests in the system at once; each costs about 2 kB
 SAMPLES = 500  # points of `over_time`
 BLOCK = 4096  # requests whose random numbers are drawn together
-ROWS = 65_536  # rows that are written together
+ROWS = 16_384  # rows that are written together
 DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = "done", "shed", "abandoned", "late", "overdue", "failed"
 COUNTED = (SHED, ABANDONED, LATE, OVERDUE, FAILED)
 SOJOURN = ("mean_waiting", "mean_wait_ms", "p50_ms", "p95_ms", "p99_ms")
@@ -432,7 +432,11 @@ class Simulation:
     requests: pl.DataFrame
     counted: pl.DataFrame
     over_time: pl.DataFrame
-    events: pl.DataFrame | None = None
+    kept: pl.LazyFrame | None = None
+
+    @cached_property
+    def events(self) -> pl.DataFrame | None:
+        return None if self.kept is None else self.kept.collect()
 
     @cached_property
     def stages(self) -> pl.DataFrame:
@@ -464,16 +468,19 @@ class Simulation:
                 found[service.name] = float(np.polyfit(line["t_ms"].to_numpy() / 1000, line["waiting"].to_numpy(), 1)[0])
         return found
 
+    @cached_property
+    def steady(self) -> pl.DataFrame:
+        """Requests after the warm-up (MSER-5 on their latency), where arrivals are stationary and no queue grows; else all."""
+        stationary = self.arrivals.stationary and not self.growing()
+        return self.requests[warmup(self.requests["latency_ms"].to_numpy()) if stationary else 0 :]
+
     def summary(self) -> dict[str, Any]:
         """Figures of the whole, as JSON can hold them.
 
         Percentiles of latency are those of requests that were shown something, with 95% intervals by batch means; where arrivals are
         stationary, requests of the warm-up are left out of them (MSER-5). Goodput: requests served a second, until the last one left.
         """
-        requests = self.requests
-        growing = self.growing()
-        cut = warmup(requests["latency_ms"].to_numpy()) if self.arrivals.stationary and not growing else 0
-        steady = requests[cut:]
+        requests, steady, growing = self.requests, self.steady, self.growing()
         shown = steady.filter(pl.col("outcome") == "served")["latency_ms"].to_numpy()
         end = float((requests["t_ms"] + requests["latency_ms"]).max())  # type: ignore[arg-type]
         seconds = end / 1000
@@ -485,8 +492,9 @@ class Simulation:
             f"p{q}_ms": dict(zip(("value", "low", "high"), batch_quantiles(shown, q / 100), strict=True)) for q in (50, 95, 99)
         } if len(shown) else {}  # fmt: skip
         return {
-            "services": self.services.name, "seed": self.seed, "requests": requests.height, "rate": self.rate, "warmup": cut,
-            "latency": latency, "goodput": float((requests["outcome"] == "served").sum()) / seconds, "outcomes": share, "paths": paths,
+            "services": self.services.name, "seed": self.seed, "requests": requests.height, "rate": self.rate,
+            "warmup": requests.height - steady.height, "latency": latency,
+            "goodput": float((requests["outcome"] == "served").sum()) / seconds, "outcomes": share, "paths": paths,
             "cost_per_hour": self.services.cost_per_hour, "growing": growing,
         }  # fmt: skip
 
@@ -500,7 +508,7 @@ class Simulation:
             )
         meta = json.loads((folder / "simulation.json").read_text())
         frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("requests", "over_time")}
-        events = pl.read_parquet(folder / "events.parquet") if (folder / "events.parquet").exists() else None
+        events = pl.scan_parquet(folder / "events.parquet") if (folder / "events.parquet").exists() else None
         counted = pl.DataFrame(meta["counted"], infer_schema_length=None)
         told, services = arrivals or Told(meta["arrivals"], meta["stationary"]), Services.read(folder / "services.toml")
         return cls(services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events)
@@ -538,7 +546,8 @@ def simulate(
         counted = run.stages()
         if folder is None:
             frames = {name: pl.concat(sheet.frames) for name, sheet in sheets.items()}
-            return Simulation(services, arrivals, seed, frames["requests"], counted, frames["over_time"], frames.get("events"))
+            kept = frames["events"].lazy() if "events" in frames else None
+            return Simulation(services, arrivals, seed, frames["requests"], counted, frames["over_time"], kept)
         services.write(folder / "services.toml")
         meta = {"seed": seed, "arrivals": repr(arrivals), "stationary": arrivals.stationary, "counted": counted.to_dicts()} | (
             says or {}

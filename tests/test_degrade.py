@@ -1,7 +1,7 @@
 """Paths of a degraded funnel, near-line interests, and what simulated requests earn: against hand-worked answers and plain replays."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,13 +12,15 @@ from karmafunnel.cli import main
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD
 from karmafunnel.simulator import replay as replaying
-from karmafunnel.simulator.credit import Quality, credit, load_curve, outages
+from karmafunnel.simulator.arrivals import Poisson, Trace
+from karmafunnel.simulator.credit import Quality, credit, load_curve, outages, quality_under_load
 from karmafunnel.simulator.degrade import along, fit_fallbacks, folder_name, replay_paths, runs_of
 from karmafunnel.simulator.measures import Run, measure
 from karmafunnel.simulator.nearline import MINUTE, NearLine, moved, refreshed
+from karmafunnel.simulator.queueing import simulate
 from karmafunnel.simulator.recipe import load_recipe
 from karmafunnel.simulator.replay import TABLES, prepare, replay
-from karmafunnel.simulator.services import modes_of, path_of
+from karmafunnel.simulator.services import Service, Services, ServiceTime, modes_of, path_of
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.rerank import GMVRank
 from shop import Chances, scramble
@@ -40,7 +42,16 @@ funnel = (
 )
 fallbacks = {"fresh": Popular(k=50, days=2), "words": BM25Recall(k=50)}
 """
-PATHS = ["recall=popular", "prerank=skip", "rank=skip", "recall=fresh,rank=skip", "prerank=15", "rank=5", "tfidf=stale", "tfidf=skip"]
+PATHS = [
+    "recall=popular",
+    "prerank=skip",
+    "rank=skip",
+    "recall=fresh,rank=skip",
+    "prerank=15",
+    "rank=5",
+    "tfidf=stale",
+    "tfidf=skip",
+]
 MEASURES = ["HR@10", "nDCG@10", "Recall@10", "GMV-HR@10", "gAUC:request:exposures"]
 
 
@@ -69,7 +80,9 @@ def run(tmp_path_factory, recipe, shop, fitted):
 
 
 def same_tables(a, b) -> bool:
-    return all((a / f"{name}.parquet").read_bytes() == (b / f"{name}.parquet").read_bytes() for name in TABLES if name != "timing")
+    return all(
+        (a / f"{name}.parquet").read_bytes() == (b / f"{name}.parquet").read_bytes() for name in TABLES if name != "timing"
+    )
 
 
 # -- paths --------------------------------------------------------------------------------------------------------------
@@ -123,7 +136,10 @@ def test_fallback_stands_in_recalls_place_and_shares_no_channel(fitted, fallback
 
 
 def test_paths_share_their_beginnings_and_nothing_else(fitted, fallbacks):
-    key = {path: along(fitted, path, fallbacks, 60).keys for path in (*PATHS, "full", "prerank=15,rank=skip", "tfidf=stale@60", "tfidf=stale@5")}
+    key = {
+        path: along(fitted, path, fallbacks, 60).keys
+        for path in (*PATHS, "full", "prerank=15,rank=skip", "tfidf=stale@60", "tfidf=stale@5")
+    }
     assert key["full"] == fitted.keys
     assert key["rank=skip"][:2] == fitted.keys[:2] and key["rank=skip"][2] != fitted.keys[2]
     assert key["prerank=15"][:2] == key["prerank=15,rank=skip"][:2] and key["prerank=15"][1] not in fitted.keys
@@ -144,7 +160,10 @@ def test_what_a_skipped_stage_would_have_put_out_is_missing(recipe, shop):
 
 def test_refusals_name_the_path(fitted, fallbacks, recipe, shop, tmp_path):
     for path, told in (
-        ("recal=popular", r"needs stages among \['recall', 'prerank', 'rank'\] or embedders among \['tfidf'\], found \['recal'\]"),
+        (
+            "recal=popular",
+            r"needs stages among \['recall', 'prerank', 'rank'\] or embedders among \['tfidf'\], found \['recal'\]",
+        ),
         ("recall=skip", r"recall, which cannot be skipped; .*\['fresh', 'popular', 'words'\]"),
         ("rank=popular", "rank has the mode 'skip' and smaller cutoffs"),
         ("tfidf=popular", "is an embedder and has the modes"),
@@ -235,7 +254,9 @@ def test_refreshes_lie_on_a_grid_at_or_before_the_request(shop):
     assert (t <= shop.t).all() and (shop.t - t < 60 * MINUTE).all() and (t % (60 * MINUTE) == 0).all()
     assert (refreshed(shop, 0, "x") == shop.t).all()
     order = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"time": "order", "name": "turns"})
-    with pytest.raises(KarmafunnelError, match="near-line: needs a log with clock times to count minutes, the time of log turns is an order"):
+    with pytest.raises(
+        KarmafunnelError, match="near-line: needs a log with clock times to count minutes, the time of log turns is an order"
+    ):
         NearLine(Cooccurrence().fit(order), 60)
 
 
@@ -284,7 +305,9 @@ def test_nothing_after_the_refresh_is_read(shop):
 def simulated(paths: list[str], rate: float = 1.0) -> pl.DataFrame:
     n = len(paths)
     outcome = ["shed" if path == "nothing" else "served" for path in paths]
-    return pl.DataFrame({"request": np.arange(n), "t_ms": 1000 / rate * np.arange(n), "latency_ms": 5.0, "path": paths, "outcome": outcome})
+    return pl.DataFrame(
+        {"request": np.arange(n), "t_ms": 1000 / rate * np.arange(n), "latency_ms": 5.0, "path": paths, "outcome": outcome}
+    )
 
 
 def test_all_full_is_the_measure_itself(run):
@@ -356,17 +379,14 @@ def test_credit_refuses_by_name(run):
         credit(simulated(["full"]), runs, ["HR@10"], ids=["nobody"])
 
 
-@dataclass
-class Stage:
-    name: str
-    fail: str
-    fallback: str
+def stage(name: str, fail: str, fallback: str) -> Service:
+    return Service(name, ServiceTime(base_ms=5), fail=fail, fallback=fallback)
 
 
 def test_an_outage_loses_what_its_fallback_does_not_find(run):
     runs = runs_of(run)
     quality = Quality(runs, ["HR@10", "GMV-HR@10"])
-    services = SimpleNamespace(stages=[Stage("recall", "closed", "popular"), Stage("rank", "open", "skip"), Stage("prerank", "open", "gone")])
+    services = Services((stage("recall", "closed", "popular"), stage("rank", "open", "skip"), stage("prerank", "open", "gone")))
     table = outages(services, quality, rate=2.0, resamples=200)
     assert table["path"].to_list() == ["nothing", "rank=skip", "prerank=gone"]
     inside = {}
@@ -384,27 +404,76 @@ def test_load_curve_pairs_rates_and_policies(run):
 
     def simulation(services, rate):
         taken = ["full" if i % 10 < 20 / rate else services for i in range(400)]  # from 2 a second on, ever fewer are full
-        return SimpleNamespace(requests=simulated(taken, rate))
+        requests = simulated(taken, rate)
+        return SimpleNamespace(steady=requests, summary=lambda: {"goodput": rate, "latency": {}})
 
     table = load_curve({"fall back": "rank=skip", "refuse": "nothing"}, quality, [1.0, 4.0, 8.0], simulation, resamples=100)
     assert table["policy"].to_list() == ["fall back"] * 3 + ["refuse"] * 3
     back, refuse = table[:3], table[3:]
     assert back["HR@10"][0] == refuse["HR@10"][0] and back["full"].to_list() == [1.0, 0.5, pytest.approx(0.3)]
     assert refuse["HR@10"].is_sorted(descending=True) and (refuse["HR@10"] <= back["HR@10"]).all()
-    assert refuse["goodput"].to_list() == [1.0, 2.0, pytest.approx(2.4)] and refuse["nothing"][1] == 0.5
+    assert refuse["goodput"].to_list() == [1.0, 4.0, 8.0] and refuse["nothing"][1] == 0.5
     hourly = table["money an hour"]
     assert (table["money an hour low"] <= hourly).all() and (hourly <= table["money an hour high"]).all()
     assert hourly[1] > hourly[0]  # four times the requests, half of them degraded
 
 
-def test_goodput_is_no_more_than_what_was_served_in_the_time_it_took(run):
-    quality = Quality(runs_of(run), ["HR@10"])
+def pressed(late: str = "open") -> Services:
+    """Three stages that 300 requests a second press."""
+    return Services(
+        (
+            Service("recall", ServiceTime("exponential", base_ms=6), servers=2, k=60, fallback="popular", patience_ms=15),
+            Service("prerank", ServiceTime("exponential", item_us=60), items=60, servers=2, queue=4),
+            Service("rank", ServiceTime("exponential", item_us=80), items=40, servers=1, queue=3),
+        ),
+        deadline_ms=60, late=late,
+    )  # fmt: skip
 
-    def swamped(services, rate):  # 100 a second arrive, 10 a second leave
-        requests = simulated(["full"] * 400, rate)
-        return SimpleNamespace(requests=requests.with_columns(latency_ms=100.0 * (pl.col("request") + 1) - pl.col("t_ms")))
 
-    assert load_curve({"wait": None}, quality, [100.0], swamped, resamples=10)["goodput"][0] == pytest.approx(10)
+@pytest.fixture(scope="module")
+def pressed_run(shop, tmp_path_factory):
+    (folder := tmp_path_factory.mktemp("pressed")).joinpath("r.py").write_text(RECIPE)
+    (folder / "services.toml").write_text(pressed().toml())
+    replay_paths(load_recipe(str(folder / "r.py"), shop), shop, folder / "run", pressed().paths())
+    return folder / "run"
+
+
+def test_a_request_is_worth_what_the_path_showed_that_it_took(shop, pressed_run):
+    arrivals = Trace.of(shop, shop.requests_in("W3"), rate=300.0)
+    n = len(arrivals.ids)
+    policies = {"open": pressed(), "closed": pressed("closed")}
+    found = quality_under_load(policies, pressed_run, arrivals, n, measures=["HR@10", "GMV-HR@10"], loads=(0.5, 1.0))
+    hits = {path: one.read("ledger", "request_id", "rank.rank") for path, one in runs_of(pressed_run).items()}
+    good = {path: set(ledger.filter(pl.col("rank.rank") <= 10)["request_id"].to_list()) for path, ledger in hits.items()}
+    known = set(hits["full"]["request_id"].to_list())
+    for policy, services in policies.items():
+        requests = simulate(services, arrivals, n, 0).requests
+        assert requests["path"].n_unique() > 2
+        paths = [(i, path) for i, path in zip(arrivals.ids, requests["path"], strict=True) if i in known]
+        (row,) = (r for r in found.rows if r["policy"] == policy and r["measure"] == "HR@10")
+        assert row["n"] == n and row["value"] == pytest.approx(sum(i in good.get(path, ()) for i, path in paths) / len(paths))
+        parts = found.by_path.filter((pl.col("policy") == policy) & (pl.col("measure") == "HR@10"))
+        assert parts["requests"].sum() == n and parts["numerator"].sum() / parts["denominator"].sum() == pytest.approx(
+            row["value"]
+        )
+    first, second = (next(r for r in found.rows if r["policy"] == p and r["measure"] == "HR@10") for p in ("open", "closed"))
+    assert first["difference"] is None and second["difference"] == pytest.approx(second["value"] - first["value"])
+    assert second["difference low"] <= second["difference"] <= second["difference high"]
+    whole = found.curve.filter((pl.col("policy") == "open") & (pl.col("rate") == 300.0))
+    assert whole["HR@10"][0] == pytest.approx(first["value"]) and found.curve.height == 4
+    assert (
+        found.outages["path"].to_list() == ["recall=popular", "prerank=skip", "rank=skip"] and (found.outages["note"] == "").all()
+    )
+
+
+def test_a_lighter_load_shows_more(pressed_run):
+    found = quality_under_load({"a": pressed()}, pressed_run, Poisson(300.0), 3000, measures=["HR@10"], loads=(0.1, 1.0, 4.0))
+    assert found.curve["full"].is_sorted(descending=True) and found.curve["full"][0] > 0.95 > 0.5 > found.curve["full"][2]
+    assert found.curve["HR@10"][0] > found.curve["HR@10"][2] and found.outages is None
+    with pytest.raises(KarmafunnelError, match="needs a Run of every path that was taken, missing"):
+        quality_under_load(
+            {"a": pressed().change("recall", fallback="words")}, pressed_run, Poisson(900.0), 500, measures=["HR@10"]
+        )
 
 
 def test_the_command_prints_a_line_a_path(shop, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The simulation on cases whose whole history is worked out by hand, and what must hold in every one."""
 
 import hashlib
+import json
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from karmafunnel.simulator.arrivals import Arrivals, Daily, Flash, Poisson, Trac
 from karmafunnel.simulator.queueing import Simulation, simulate
 from karmafunnel.simulator.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
 from karmafunnel.simulator.steady import batch_means, batch_quantiles, warmup
+from karmafunnel.simulator.timeline import chrome_trace, timeline
 
 TEN = ServiceTime(base_ms=10)
 
@@ -347,6 +349,11 @@ def test_above_one_the_growth_is_told():
     assert simulate(Services((service(),)), Poisson(90), 3000, 0).growing() == {}
 
 
+def test_goodput_is_no_more_than_what_was_served_in_the_time_it_took():
+    found = simulate(Services((service(),)), Poisson(1000), 500, 0)
+    assert found.summary()["goodput"] == pytest.approx(100, rel=0.01)  # one server, 10 ms each
+
+
 def test_too_many_in_the_system_is_refused_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(queueing, "MOST", 200)
     with pytest.raises(KarmafunnelError, match=r"found more at request \d+; \d+ wait at s, whose offered utilisation is 4\.84"):
@@ -384,3 +391,27 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         hits += low <= -np.log(0.05) <= high
     assert 178 <= inside <= 199 and 178 <= hits <= 199
     assert batch_means(np.arange(10.0))[1] == np.inf and batch_quantiles(np.arange(50.0), 0.99)[1] is None
+
+
+# -- single requests ----------------------------------------------------------------------------------------------------
+
+
+def test_a_timeline_and_a_trace_of_requests(tmp_path):
+    found = run([service(time=ServiceTime(base_ms=4, request_ms=3), batch=2, wait_ms=5), service("rank", queue=0)], [0, 1, 3])
+    assert timeline(found, 1).rows() == [
+        (0, "", "arrive", None, 2), (0, "s", "come", None, 1), (0, "s", "start", 0, 0), (10, "s", "end", 0, 1),
+        (10, "rank", "come", None, 0), (10, "rank", "shed", None, 0), (10, "", "served", None, 2),
+    ]  # fmt: skip
+    events = json.loads(chrome_trace(found, tmp_path / "trace.json").read_text())["traceEvents"]
+    work = [(e["name"], e["ts"], e["dur"], e["args"]["first"]) for e in events if e["ph"] == "X"]
+    assert work == [("s", 1000, 10_000, 0), ("s", 11_000, 7000, 2), ("rank", 11_000, 10_000, 0)]
+    opened = [(e["id"], e["pid"]) for e in events if e["ph"] == "b"]
+    assert sorted(opened) == sorted((e["id"], e["pid"]) for e in events if e["ph"] == "e")
+    assert [e["args"]["request"] for e in events if e["ph"] == "i"] == [1, 2]
+    for bad, said in {99: "from 0 to 2, found 99"}.items():
+        with pytest.raises(KarmafunnelError, match=said):
+            timeline(found, bad)
+    silent = simulate(Services((service(),)), Poisson(10), 5)
+    for ask in (lambda: timeline(silent, 0), lambda: chrome_trace(silent, tmp_path / "no.json")):
+        with pytest.raises(KarmafunnelError, match="were not kept"):
+            ask()
