@@ -31,6 +31,7 @@ An embedder has `online = false` where its vectors are near-line (no request wai
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -96,6 +97,12 @@ def _said(value: Any) -> Any:
     """The inverse of `_made`: what differs from the defaults, as TOML can hold it."""
     said = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
     return {key: _said(x) if is_dataclass(x) else list(x) if isinstance(x, tuple) else x for key, x in said.items()}
+
+
+def _rows(values: list[str]) -> str:
+    """An array of TOML with twenty values a line."""
+    lines = [" ".join(values[i : i + 20]) for i in range(0, len(values), 20)]
+    return "[" + ("\n    " if len(lines) > 1 else "") + "\n    ".join(lines).rstrip(",") + "]"
 
 
 @dataclass(frozen=True)
@@ -411,9 +418,10 @@ class Services:
     def toml(self) -> str:
         """The text that `read` reads: what differs from the defaults."""
         plain = _said(self)
-        return tomli_w.dumps(
+        text = tomli_w.dumps(
             {key: value for key, value in plain.items() if key != "stages"} | {"stage": [_said(s) for s in self.stages]}
         )
+        return re.sub(r"\[\n((?:    [^\n]*,\n)+)\]", lambda found: _rows(found[1].split()), text)
 
     def write(self, path: Path | str) -> Path:
         path = Path(path)
