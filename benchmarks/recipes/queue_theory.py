@@ -51,9 +51,13 @@ from rich.table import Table
 from scipy import stats
 
 LEVEL, BATCHES, RUN = 0.99, 100, 400_000  # of all intervals together; batches of a set; most requests of one run
-CONTROLLED, BOUNDED = 0.5, 0.35  # share of the variance that the control variates leave, at least: in heavy traffic, and of bounded queues
+CONTROLLED, BOUNDED = (
+    0.5,
+    0.35,
+)  # share of the variance that the control variates leave, at least: in heavy traffic, and of bounded queues
 MARGIN = 0.82  # of the half-width allowed, so that the variance's own error has room
 S = 10.0  # ms, mean service
+CODE = "".join(Path(module.__file__ or "").read_text() for module in (queueing, arrivals))
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class Case:
             p = np.cumprod(np.concatenate([[1.0], load / np.minimum(np.arange(1, n + 1), c)]))
             p /= p.sum()
             wait = chain_variance(p, np.maximum(np.arange(n + 1) - c, 0), load)
-            found.append(wait * max((1 + stage.time.squared_cv) / 2, ((1 + stage.time.squared_cv) / 2) ** 2))  # long tails need more
+            found.append(
+                wait * max((1 + stage.time.squared_cv) / 2, ((1 + stage.time.squared_cv) / 2) ** 2)
+            )  # long tails need more
             if steady.lost:
                 found.append(chain_variance(p, np.arange(n + 1) == n, load) + 1 / steady.lost)
         return max(found)
@@ -203,8 +209,7 @@ def batches_of(case: Case, requests: pl.DataFrame, batches: int) -> dict[str, li
 
 def kept(case: Case, folder: Path, seed: int, n: int, batches: int) -> dict[str, list[float]]:
     """The batches of one run, from its file or made now."""
-    code = "".join(Path(module.__file__ or "").read_text() for module in (queueing, arrivals))
-    text = json.dumps([case.services.toml(), case.rate, seed, n, batches, case.warmup, code])
+    text = json.dumps([case.services.toml(), case.rate, seed, n, batches, case.warmup, CODE])
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if not path.exists():
         simulation = simulate(case.services, Poisson(case.rate), n + case.warmup, seed)
