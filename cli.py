@@ -634,6 +634,87 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
     out.print(table)
 
 
+@main.command(name="plan")
+@click.argument("services", type=folder)
+@click.option("--rate", type=float, required=True, help="Requests a second, at random.")
+@click.option("--p99-ms", type=float, required=True, help="The target: most that p99 of the latency end to end may be.")
+@click.option("--lost", default=0.001, show_default=True, help="Share of requests that may be degraded or shown nothing.")
+@click.option("--requests", "n", default=20_000, show_default=True, help="Requests of each simulation.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", "folder_out", type=folder, help="Where services.toml, plan.json, what_if.csv and load.html go.")
+@json_flag
+def plan_command(
+    services: Path, rate: float, p99_ms: float, lost: float, n: int, seed: int, folder_out: Path | None, as_json: bool
+) -> None:
+    """Find the cheapest servers of each stage that meet a target of p99 latency.
+
+    Everything but the servers is taken from SERVICES: batches, deadlines, fallbacks, what a server costs. Prints the servers, the cost of a
+    million requests, what if (other rates, one server less or more), and the highest rate that still meets the target.
+    """
+    from .simulator.capacity import plan as make_plan
+    from .simulator.replay import progress_bar
+    from .simulator.services import Services
+
+    with progress_bar(err) as bar:
+        task = bar.add_task("simulating", total=None)
+        found = make_plan(
+            Services.read(services), rate, p99_ms, lost=lost, n=n, seed=seed,
+            progress=lambda what, i: bar.update(task, description=what, completed=i),
+        )  # fmt: skip
+        if folder_out is not None:
+            bar.update(task, description="the page of the plan")
+            write_plan(found, folder_out)
+    if as_json:
+        print(json.dumps(found.summary(), indent=1))
+        return
+    print_plan(found)
+    if folder_out is not None:
+        err.print(f"open {folder_out / 'load.html'} in a browser; deploy {folder_out / 'services.toml'}", highlight=False)
+
+
+def write_plan(found: Any, folder_out: Path) -> None:
+    """The plan, its deployment, and the page of one simulation of it."""
+    from .benchmarks.load import load_page
+    from .log import write_json
+    from .simulator.arrivals import Poisson
+    from .simulator.queueing import simulate
+
+    folder_out.mkdir(parents=True, exist_ok=True)
+    found.services.write(folder_out / "services.toml")
+    found.what_if.write_csv(folder_out / "what_if.csv")
+    write_json(folder_out / "plan.json", found.summary())
+    simulation = simulate(found.services, Poisson(found.rate), found.n, found.seed, events=True)
+    load_page(simulation, folder_out / "load.html", plan=found, command=" ".join(["karmafunnel", *sys.argv[1:]]))
+
+
+def print_plan(found: Any) -> None:
+    """Servers, what they cost, what if, headroom."""
+    from .benchmarks.load import p99_of
+    from .benchmarks.table import number
+
+    title = f"{found.services.name}: p99 within {found.target_ms:g} ms at {found.rate:,.1f} a second"
+    table = Table(title=title, title_justify="left")
+    for head in ("stage", "servers", "fewest", "busy", "p99 ms", "cost an hour"):
+        table.add_column(head, justify="left" if head == "stage" else "right")
+    for line in found.stages.iter_rows(named=True):
+        cells = [f"{line['servers']:,}", f"{line['fewest']:,}", f"{line['utilisation']:.2f}", f"{line['p99_ms']:,.1f}"]
+        table.add_row(line["stage"], *cells, number(line["cost_per_hour"]))
+    out.print(table)
+    table = Table(title="what if", title_justify="left")
+    for head in ("change", "a second", "p99 ms", "degraded", "cost of a million", "meets"):
+        table.add_column(head, justify="left" if head == "change" else "right")
+    for line in found.what_if.iter_rows(named=True):
+        degraded = "" if line["degraded"] is None else f"{line['degraded']:.2%}"
+        figures = [f"{line['rate']:,.1f}", p99_of(line), degraded, number(line["cost_per_million"])]
+        table.add_row(line["change"], *figures, "yes" if line["meets"] else "no", style=None if line["meets"] else "dim")
+    out.print(table)
+    sure = "nothing cheaper does, as far as more servers never hurt" if found.proven else "not everything cheaper was tried"
+    tell = lambda text: out.print(text, highlight=False, soft_wrap=True)
+    tell(f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing {found.degraded:.2%}; {sure}")
+    tell(f"cost of a million requests {number(found.cost_per_million)}, an hour {number(found.services.cost_per_hour)}")
+    tell(f"headroom: meets the target up to {found.headroom:,.1f} a second ({found.headroom / found.rate - 1:+.0%})")
+
+
 @main.command(name="table")
 @click.argument("recipe")
 @log_argument
@@ -722,11 +803,16 @@ def fit_embedder(
 @main.command()
 @click.argument("recipe")
 @log_argument
-@click.option("--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it.")
+@click.option(
+    "--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--batches", default="1,2,4,8,16", show_default=True, help="Requests at once.")
 @click.option(
-    "--cutoffs", multiple=True, metavar="STAGE=K,K", help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k."
+    "--cutoffs",
+    multiple=True,
+    metavar="STAGE=K,K",
+    help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k.",
 )
 @click.option("--seconds", default=15.0, show_default=True, help="Most time a stage.")
 @click.option("--threads", default=1, show_default=True)
@@ -768,7 +854,11 @@ def profile(
     found.write(services)
     html = write_page(found, services.with_suffix(".html"))
     if as_json:
-        print(json.dumps({"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1))
+        print(
+            json.dumps(
+                {"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1
+            )
+        )
     else:
         print_fits(found, out)
     err.print(f"{services}; the fit is drawn in {html}", highlight=False, soft_wrap=True)

@@ -9,12 +9,14 @@ import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from .. import __version__
 from ..log import KarmafunnelError
+from ..simulator.capacity import Plan
 from ..simulator.credit import Worth
 from ..simulator.queueing import Simulation
 from ..simulator.replay import commit
@@ -208,7 +210,9 @@ def money_lost(outages: pl.DataFrame, currency: str) -> Plot:
 
 def segments(events: pl.DataFrame) -> list[tuple[str, str, float, float, str]]:
     """What one request did, from its events in order: (stage, "waits" or "service", from ms, to ms, what ended it)."""
-    found, doing, since = [], {}, {}
+    found: list[tuple[str, str, float, float, str]] = []
+    doing: dict[str, str] = {}
+    since: dict[str, float] = {}
     for t, stage, event in events.select("t_ms", "stage", "event").iter_rows():
         if not stage:
             continue
@@ -273,14 +277,16 @@ def timelines(simulation: Simulation, requests: Sequence[tuple[str, int]]) -> Pl
 # -- the page -----------------------------------------------------------------------------------------------------------
 
 
-def load_page(simulation: Simulation, path: Path | str, *, worth: Worth | None = None, command: str = "") -> Path:
+def load_page(
+    simulation: Simulation, path: Path | str, *, worth: Worth | None = None, plan: Plan | None = None, command: str = ""
+) -> Path:
     """Write one self-contained HTML file about a simulation and, with `worth`, about what it showed; returns its path.
 
-    `command`: the exact command, for the record.
+    `plan`: the plan whose deployment this is; `command`: the exact command, for the record.
     """
     path, summary = Path(path), simulation.summary()
     sections = [
-        figures_of(summary), latency(simulation, summary), queues(simulation, summary),
+        figures_of(summary), *([planned(plan)] if plan is not None else []), latency(simulation, summary), queues(simulation, summary),
         *([quality(simulation, worth)] if worth is not None else []), single(simulation), stage_figures(simulation),
         record(simulation, command),
     ]  # fmt: skip
@@ -290,7 +296,8 @@ def load_page(simulation: Simulation, path: Path | str, *, worth: Worth | None =
         f"{summary['warmup']:,} of warm-up left out of latencies" if summary["warmup"] else "no warm-up left out",
     ]
     title = f"{simulation.services.name} under load"
-    top = f'<header><div class="eyebrow">karmafunnel queue</div><h1>{escape(title)}</h1><p class="sub">{" · ".join(words)}</p></header>'
+    eyebrow = f'<div class="eyebrow">karmafunnel {"plan" if plan is not None else "queue"}</div>'
+    top = f'<header>{eyebrow}<h1>{escape(title)}</h1><p class="sub">{" · ".join(words)}</p></header>'
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(page(escape(title), top, sections), encoding="utf-8")
@@ -302,7 +309,7 @@ def card(what: str, big: str, small: str) -> str:
     return f'<div class="card"><div class="what">{what}</div><div class="big">{big}</div><div class="small">{small}</div></div>'
 
 
-def figures_of(summary: dict) -> Section:
+def figures_of(summary: dict[str, Any]) -> Section:
     """The whole in a few numbers."""
     cards = []
     for name, one in summary["latency"].items():
@@ -327,7 +334,45 @@ def figures_of(summary: dict) -> Section:
     return Section("summary", "Summary", "In short", f'<div class="cards">{"".join(cards)}</div>{grows}')
 
 
-def latency(simulation: Simulation, summary: dict) -> Section:
+def planned(plan: Plan) -> Section:
+    """The plan's servers, and what if."""
+    cheapest = "nothing cheaper does, as far as more servers never hurt" if plan.proven else "not everything cheaper was tried"
+    read = (
+        f"The target: p99 of at most {plan.target_ms:g} ms at {plan.rate:,.1f} requests a second, and at most {plan.lost:.2%} of them degraded "
+        f"or shown nothing. The plan meets it with each of {plan.seeds} seeds (worst p99 {plan.p99_ms:,.1f} ms); {cheapest}. Headroom: up to "
+        f"<b>{plan.headroom:,.1f} a second</b>. A million requests cost <b>{number(plan.cost_per_million)}</b>, an hour "
+        f"{number(plan.services.cost_per_hour)}. Fewest: what a stage would do with were all others idle."
+    )
+    stages = [
+        [
+            escape(line["stage"]), f"{line['servers']:,}", f"{line['fewest']:,}", percent(line["utilisation"]), f"{line['p99_ms']:,.1f}",
+            number(line["cost_per_hour"]),
+        ]
+        for line in plan.stages.iter_rows(named=True)
+    ]  # fmt: skip
+    changes = [
+        [
+            escape(line["change"]), f"{line['rate']:,.1f}", p99_of(line), "" if line["degraded"] is None else percent(line["degraded"]),
+            number(line["cost_per_million"]), "yes" if line["meets"] else "no",
+        ]
+        for line in plan.what_if.iter_rows(named=True)
+    ]  # fmt: skip
+    asked = lead("One thing changed at a time, the same requests every time; p99 with its 95% interval. Grows: the queue would, without end.")
+    parts = [
+        lead(read), plain_table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), "<h3>What if</h3>", asked,
+        plain_table(["change", "a second", "p99, ms", "degraded", "cost of a million", "meets the target"], changes),
+    ]  # fmt: skip
+    return Section("plan", "Plan", "The plan", "".join(parts))
+
+
+def p99_of(line: dict[str, Any]) -> str:
+    """p99 with its interval, as a row of `Plan.what_if` has them."""
+    if line["p99_ms"] is None:
+        return "grows"
+    return f"{line['p99_ms']:,.1f}" + (f" [{line['low']:,.1f}, {line['high']:,.1f}]" if line["low"] is not None else "")
+
+
+def latency(simulation: Simulation, summary: dict[str, Any]) -> Section:
     read = (
         "Read a line at the height of a share: that share of requests was through within so many ms. A stage's time is from coming to it "
         "to leaving it, waiting included; end to end counts requests that were shown something."
@@ -337,7 +382,7 @@ def latency(simulation: Simulation, summary: dict) -> Section:
     return Section("latency", "Latency", "How long it takes", lead(read) + figure(latency_cdf(simulation), keys(simulation)))
 
 
-def queues(simulation: Simulation, summary: dict) -> Section:
+def queues(simulation: Simulation, summary: dict[str, Any]) -> Section:
     over = lead(
         "Requests that wait, sampled over the run. A line that keeps rising is a stage that cannot keep up; one that returns to 0 has room."
     ) + figure(waiting_over_time(simulation), colour_of(online(simulation)))
@@ -380,8 +425,7 @@ def single(simulation: Simulation) -> Section:
             "requests", "Requests", "Single requests", absent("events were not kept (--no-events), so no request can be drawn.")
         )
     read = lead(
-        "Faint: in the queue; full: in service (of the whole batch). Who waits long in a wide faint bar met a busy stage; a stage without a bar "
-        "was not reached or took no time. <code>karmafunnel timeline</code> prints any other request."
+        "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a busy stage; a stage without a bar was not reached or took no time. <code>karmafunnel timeline</code> prints any other request."
     )
     plot = timelines(simulation, list(typical(simulation).items()))
     return Section("requests", "Requests", "Single requests", read + figure(plot, colour_of(online(simulation))))

@@ -421,7 +421,7 @@ class Services:
         text = tomli_w.dumps(
             {key: value for key, value in plain.items() if key != "stages"} | {"stage": [_said(s) for s in self.stages]}
         )
-        return re.sub(r"\[\n((?:    [^\n]*,\n)+)\]", lambda found: _rows(found[1].split()), text)
+        return re.sub(r"\[\n((?:    [^\n{]*,\n)+)\]", lambda found: _rows(found[1].split()), text)
 
     def write(self, path: Path | str) -> Path:
         path = Path(path)

@@ -151,11 +151,13 @@ def allen_cunneen(rate: float, service_ms: float, servers: int, squared_cv: floa
     return Steady(exact.utilisation, exact.wait_ms * (arrivals_squared_cv + squared_cv) / 2)
 
 
-def wait_quantile_ms(rate: float, service_ms: float, servers: int, squared_cv: float, q: float) -> float:
+def wait_quantile_ms(
+    rate: float, service_ms: float, servers: int, squared_cv: float, q: float, arrivals_squared_cv: float = 1.0
+) -> float:
     """The wait that a share q of requests stays below in G/G/c, approximately: exponential above 0, with the mean of Allen and Cunneen and
     the share of Erlang C that waits (Whitt 1993). Exact for M/M/c."""
     if not 0 < q < 1:
         raise KarmafunnelError(f"G/G/c: q needs a share between 0 and 1, found {q!r}")
-    mean = allen_cunneen(rate, service_ms, servers, squared_cv).wait_ms
+    mean = allen_cunneen(rate, service_ms, servers, squared_cv, arrivals_squared_cv).wait_ms
     waits = erlang_c(rate / 1000 * service_ms, servers)
     return mean / waits * math.log(waits / (1 - q)) if waits > 1 - q else 0.0

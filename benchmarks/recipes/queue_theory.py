@@ -7,8 +7,8 @@ before anything runs:
 
 length      so many requests that half the interval is at most 3% of the value (5% at a utilisation of 0.95), from the asymptotic variance of
             the queue: exact for birth-death chains (Whitt 1992), by heavy traffic otherwise (Whitt 1989). Nothing is stopped by its result.
-warm-up     each run leaves out its first ten relaxation times, (1 + cv²) / 2 rho / (1 - sqrt(rho))² requests each (of a bounded queue at most the
-            square of its places), and at least a thousand.
+warm-up     each run leaves out its first ten relaxation times, (1 + cv²) / 2 rho / (1 - sqrt(rho))² requests each (in a bounded
+            queue at most the square of its places), and at least a thousand.
 interval    batch means, 100 batches or more over all runs of a set; the mean wait with the inputs (gaps between arrivals, service times)
             as control variates, whose means are known whatever the simulation does with them (Law 11.4). All intervals together hold with
             99% (Bonferroni).
