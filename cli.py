@@ -338,7 +338,7 @@ def print_paths(run: Path) -> None:
         names.append(f"GMV-HR@{k}")
     table = Table(title="what the last stage shows, by path", title_justify="left")
     for head in ("path", *names):
-        table.add_column(head, justify="left" if head == "path" else "right")
+        table.add_column(head, justify="left" if head == "path" else "right", overflow="fold")
     for path, one in runs.items():
         rows = {r["measure"]: r for r in measure(one, names, by_stage=False) if r["stage"] == one.stages[-1]}
         table.add_row(path, *(f"{number(rows[n]['value'])}\n{between(rows[n])}" for n in names))
@@ -537,15 +537,21 @@ def print_simulation(simulation: Any) -> None:
         title=f"{found['services']}: {found['requests']:,} requests, {found['rate']:,.1f} a second", title_justify="left"
     )
     heads = {
-        "servers": "servers", "utilisation": "busy", "mean_batch": "batch", "mean_waiting": "waiting", "mean_wait_ms": "wait ms",
-        "p50_ms": "p50 ms", "p95_ms": "p95 ms", "p99_ms": "p99 ms", "shed": "shed", "abandoned": "left", "late": "late", "failed": "crashed",
-    }  # fmt: skip
-    for head in ("stage", *heads.values()):
-        table.add_column(head, justify="left" if head == "stage" else "right")
+        "servers": "servers",
+        "utilisation": "busy",
+        "mean_batch": "batch",
+        "mean_wait_ms": "wait ms",
+        "p50_ms": "p50",
+        "p95_ms": "p95",
+    }
+    heads |= {"p99_ms": "p99"}
+    for head in ("stage", *heads.values(), "lost"):
+        table.add_column(head, justify="left" if head in ("stage", "lost") else "right", overflow="fold")
+    told = lambda x: "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" if x < 10 else f"{x:,.1f}"
     for line in simulation.stages.iter_rows(named=True):
-        late = {"late": line["late"] + line["overdue"]}
-        told = [(line | late)[key] for key in heads]
-        table.add_row(line["stage"], *("" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" for x in told))
+        causes = {"shed": "shed", "abandoned": "out of patience", "late": "late", "overdue": "overdue", "failed": "crashed"}
+        lost = ", ".join(f"{line[key]:,} {word}" for key, word in causes.items() if line[key])
+        table.add_row(line["stage"], *(told(line[key]) for key in heads), lost)
     out.print(table)
     for name, one in found["latency"].items():
         sure = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
@@ -722,11 +728,16 @@ def fit_embedder(
 @main.command()
 @click.argument("recipe")
 @log_argument
-@click.option("--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it.")
+@click.option(
+    "--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--batches", default="1,2,4,8,16", show_default=True, help="Requests at once.")
 @click.option(
-    "--cutoffs", multiple=True, metavar="STAGE=K,K", help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k."
+    "--cutoffs",
+    multiple=True,
+    metavar="STAGE=K,K",
+    help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k.",
 )
 @click.option("--seconds", default=15.0, show_default=True, help="Most time a stage.")
 @click.option("--threads", default=1, show_default=True)
@@ -768,7 +779,11 @@ def profile(
     found.write(services)
     html = write_page(found, services.with_suffix(".html"))
     if as_json:
-        print(json.dumps({"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1))
+        print(
+            json.dumps(
+                {"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1
+            )
+        )
     else:
         print_fits(found, out)
     err.print(f"{services}; the fit is drawn in {html}", highlight=False, soft_wrap=True)
