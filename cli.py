@@ -483,11 +483,11 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
         from .simulator.replay import requests_of
 
         trace = Trace.of(opened, requests_of(opened, "W3", None), rate)
-        return trace, min(n or len(trace.ids), len(trace.ids))
+        return trace, len(trace.ids) if n is None else min(n, len(trace.ids))
     if rate is None:
         raise KarmafunnelError("queue: needs --rate (requests a second) or --log (the log's own times), found neither")
     made = {"poisson": Poisson, "daily": Daily, "flash": Flash}[kind or "poisson"]
-    return made(rate), n or 20_000
+    return made(rate), 20_000 if n is None else n
 
 
 @main.command()
