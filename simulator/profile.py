@@ -202,8 +202,9 @@ def measure_passes(
     """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before), items (of all requests), ms.
 
     Every round takes each batch size once uncut and once for every other level of cutoffs, in an order drawn anew, so that a machine that
-    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it all `networks`. Raises
-    KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, and a time too short for 5 passes of each.
+    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it
+    all `networks`. Raises KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, and a time too
+    short for 5 passes of each.
     """
     batches = sorted(set(batches))
     if not batches or batches[0] < 1:
@@ -356,7 +357,7 @@ GO_ON = """\
 # Service times of a funnel as measured by `karmafunnel profile`: a start, to be edited by hand.
 # To go on, give a stage `servers`, and `batch` with `wait_ms` where its time says that batches pay: a batch of n requests takes
 # base_ms + request_ms * n + item_us / 1000 * the items of all of them.
-# Policies are left out. At the top of the file: deadline_ms = 100. In a stage: deadline_ms, queue, patience_ms, retries,
+# `--policies` writes some policies to start from. At the top of the file: deadline_ms = 100. In a stage: deadline_ms, queue, retries,
 # fail = "open" with fallback = "skip" (or "popular" at recall), adapt = {levels = [400, 200], waiting = [8]}.
 # Near-line embedder: online = false, stale_minutes = 60. All keys: karmafunnel/simulator/services.py.
 

@@ -430,3 +430,21 @@ class Services:
         partial.write_text(self.toml(), encoding="utf-8")
         partial.replace(path)
         return path
+
+
+def with_policies(services: Services, slack: float = 4.0) -> Services:
+    """The same with policies to start from: batches of up to 8, waiting rooms of 50, everything fails open, a deadline end to end.
+
+    The deadline is `slack` times the mean time of all stages for full batches. An embedder (it puts out no rows) falls back to
+    interests of the last hour, recall to popular items, later stages to the order of the stage before.
+    """
+    stages, recalled = [], False
+    for stage in services.stages:
+        start = replace(stage, batch=8, wait_ms=1.0, queue=50)
+        if stage.k is None:
+            start = replace(start, fallback=STALE, stale_minutes=60.0)
+        elif not recalled:
+            start, recalled = replace(start, fallback="popular"), True
+        stages.append(start)
+    full = sum(stage.mean_ms() * stage.batch for stage in stages)
+    return replace(services, stages=tuple(stages), deadline_ms=float(round(slack * full)))
