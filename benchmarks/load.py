@@ -357,7 +357,9 @@ def planned(plan: Plan) -> Section:
         ]
         for line in plan.what_if.iter_rows(named=True)
     ]  # fmt: skip
-    asked = lead("One thing changed at a time, the same requests every time; p99 with its 95% interval. Grows: the queue would, without end.")
+    asked = lead(
+        "One thing changed at a time, the same requests every time; p99 with its 95% interval. Grows: the queue would, without end."
+    )
     parts = [
         lead(read), plain_table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), "<h3>What if</h3>", asked,
         plain_table(["change", "a second", "p99, ms", "degraded", "cost of a million", "meets the target"], changes),
@@ -425,7 +427,8 @@ def single(simulation: Simulation) -> Section:
             "requests", "Requests", "Single requests", absent("events were not kept (--no-events), so no request can be drawn.")
         )
     read = lead(
-        "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a busy stage; a stage without a bar was not reached or took no time. <code>karmafunnel timeline</code> prints any other request."
+        "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a busy stage; a stage without a bar was not reached or "
+        "took no time. <code>karmafunnel timeline</code> prints any other request."
     )
     plot = timelines(simulation, list(typical(simulation).items()))
     return Section("requests", "Requests", "Single requests", read + figure(plot, colour_of(online(simulation))))
