@@ -266,7 +266,7 @@ class Search:
                 found = self.ask(count, rate)
                 row |= {"p99_ms": found.p99_ms, "low": found.low, "high": found.high, "degraded": found.degraded}
                 row |= {"cost_per_million": cost, "meets": self.good(found)}
-            else:  # the queue grows without end: no figure
+            else:  # overload: no figure
                 row |= {"cost_per_million": cost, "meets": False}
             rows.append(row)
         return rows
