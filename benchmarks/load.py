@@ -358,7 +358,8 @@ def planned(plan: Plan) -> Section:
         for line in plan.what_if.iter_rows(named=True)
     ]  # fmt: skip
     asked = lead(
-        "One thing changed at a time, the same requests every time; p99 with its 95% interval. Overload: more than the servers can do."
+        "One thing changed at a time, the same requests every time; p99 with its 95% interval. One server less is tried with every seed, and "
+        "one that misses the target is shown. Overload: more than the servers can do."
     )
     parts = [
         lead(read), plain_table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), "<h3>What if</h3>", asked,
