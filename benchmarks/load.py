@@ -358,7 +358,8 @@ def planned(plan: Plan) -> Section:
         for line in plan.what_if.iter_rows(named=True)
     ]  # fmt: skip
     asked = lead(
-        "One thing changed at a time, the same requests every time; p99 with its 95% interval. Grows: the queue would, without end."
+        "One thing changed at a time, the same requests every time; p99 with its 95% interval. One server less is tried with every seed, and "
+        "one that misses the target is shown. Overload: more than the servers can do."
     )
     parts = [
         lead(read), plain_table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), "<h3>What if</h3>", asked,
@@ -370,7 +371,7 @@ def planned(plan: Plan) -> Section:
 def p99_of(line: dict[str, Any]) -> str:
     """p99 with its interval, as a row of `Plan.what_if` has them."""
     if line["p99_ms"] is None:
-        return "grows"
+        return "overload"
     return f"{line['p99_ms']:,.1f}" + (f" [{line['low']:,.1f}, {line['high']:,.1f}]" if line["low"] is not None else "")
 
 
