@@ -202,8 +202,9 @@ def measure_passes(
     """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before), items (of all requests), ms.
 
     Every round takes each batch size once uncut and once for every other level of cutoffs, in an order drawn anew, so that a machine that
-    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it all `networks`. Raises
-    KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, and a time too short for 5 passes of each.
+    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it all
+    `networks`. Raises KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, and a time too short for
+    5 passes of each.
     """
     batches = sorted(set(batches))
     if not batches or batches[0] < 1:
