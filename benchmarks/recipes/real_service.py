@@ -4,9 +4,9 @@
 
 The worker fits the funnel and answers over a loopback socket, in batches as a Service does; the open-loop generator on another core sends
 at planned (Poisson) times whatever the answers do, and latency is counted from the planned time. Just before each load, and again before
-each repetition, the worker profiles itself on its core; socket and serialisation are measured with an empty funnel. `simulate` gets that profile, folded into one server, and
-the very times of the measurement. The last cell adds a stage that sleeps 5 ms, at the rate of the middle load. Each load is kept, so the
-same command goes on; writes real_service (.md, .csv, .html, .png). Linux only (affinity).
+each repetition, the worker profiles itself on its core; socket and serialisation are measured with an empty funnel. `simulate` gets that
+profile, folded into one server, and the very times of the measurement. The last cell adds a stage that sleeps 5 ms, at the rate of the
+middle load. Each load is kept, so the same command goes on; writes real_service (.md, .csv, .html, .png). Linux only (affinity).
 """
 
 from __future__ import annotations
@@ -107,11 +107,16 @@ class Worker:
     seconds: float = 600.0
 
 
-def slates_of(fitted: FittedFunnel, requests: Sequence[int]) -> dict[int, list[int]]:
-    """The last stage's items of each request, best first; requests in any order, each once."""
-    slate = fitted.run(np.sort(np.array(requests)))[-1].slate.sort(REQUEST, RANK)
-    rows, items = slate[REQUEST].to_numpy(), slate[ITEM].to_numpy()
+def listed(slate: pl.DataFrame, requests: Sequence[int]) -> dict[int, list[int]]:
+    """A slate's items by request, best first."""
+    ranked = slate.sort(REQUEST, RANK)
+    rows, items = ranked[REQUEST].to_numpy(), ranked[ITEM].to_numpy()
     return {r: items[np.searchsorted(rows, r) : np.searchsorted(rows, r, side="right")].tolist() for r in requests}
+
+
+def last_slate(fitted: FittedFunnel, requests: Sequence[int]) -> pl.DataFrame:
+    """What the last stage puts out; requests in any order, each once."""
+    return fitted.run(np.sort(np.array(requests)))[-1].slate
 
 
 def work(told: Worker, console: Console) -> None:
@@ -139,7 +144,7 @@ def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None
     {"profile": keywords of `measure_passes`} is answered with the rows of its passes, once all before it are served.
     """
     window = fitted.scene.log.requests_in("W3")
-    (canned,) = slates_of(fitted, window[:1]).values()
+    first, canned = int(window[0]), last_slate(fitted, window[:1])
     lines, queue, served, end = Lines(connection), deque[dict[str, Any]](), 0, time.perf_counter() + told.seconds
     while served < told.most and (left := end - time.perf_counter()) > 0:
         if queue:
@@ -159,10 +164,10 @@ def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None
         begin = time.perf_counter()
         batch = [queue.popleft() for _ in range(min(told.batch, len(queue)))]
         rows = [line["request"] for line in batch if line["request"] != EMPTY]
-        slates = slates_of(fitted, rows) if rows else {}
+        slates = listed(last_slate(fitted, rows), rows) if rows else {EMPTY: listed(canned, [first])[first]}
         ms = 1000 * (time.perf_counter() - begin)
         for line in batch:
-            lines.send({"id": line["id"], "items": slates.get(line["request"], canned), "ms": ms, "n": len(batch)})
+            lines.send({"id": line["id"], "items": slates.get(line["request"], []), "ms": ms, "n": len(batch)})
         served += len(batch)
 
 
@@ -272,10 +277,10 @@ def open_loop(lines: Lines, times_ms: np.ndarray, requests: np.ndarray, seconds:
     return frame.with_columns((pl.col("done_ms") - pl.col("planned_ms")).alias("latency_ms"))
 
 
-def passes_of(lines: Lines, stages: int, batch: int, seconds: float, seed: int) -> pl.DataFrame:
-    """The worker's own passes: of one batch size where it serves one at a time, else swept up to its own."""
+def passes_of(lines: Lines, stages: int, batch: int, load: float, seconds: float, seed: int) -> pl.DataFrame:
+    """The worker's own passes, as at this load: of one batch size where it serves one at a time, else swept up to its own."""
     sizes = [b for b in (1, 2, 4, 8, 16, 32) if b < batch] + [batch]
-    say = {"batches": sizes, "seconds": seconds / stages, "seed": seed}
+    say = {"batches": sizes, "seconds": seconds / stages, "seed": seed, "load": load}
     return pl.DataFrame(lines.ask({"profile": say}), schema=SCHEMA, orient="row")
 
 
@@ -304,15 +309,15 @@ def server_of(told: Worker, passes: Sequence[pl.DataFrame], overheads: Sequence[
 def measured(
     told: Worker, log: Log, load: float, rate: float | None, repetitions: int, seconds: float, console: Console
 ) -> dict[str, Any]:
-    """One cell: before every repetition the worker profiles itself, so that a machine that drifts does so in both; all of its passes are
-    the prediction's. The rate is that of a utilisation of `load` by the first of them, unless it is given (requests a second).
+    """One cell: before every repetition the worker profiles itself as at this load, so that a machine that drifts does so in both; all
+    of its passes are the prediction's. The rate is that of a utilisation of `load` by the first of them, unless it is given (requests a second).
     """
     with service(told, console) as (lines, ks):
         passes, overheads, found = [], [], []
         began = os.getloadavg()[0]
         rng = np.random.default_rng([told.seed, round(1000 * load), round(told.pause_ms)])
         for i in range(repetitions):
-            passes.append(passes_of(lines, len(ks), told.batch, seconds * PROFILE, told.seed + i))
+            passes.append(passes_of(lines, len(ks), told.batch, load, seconds * PROFILE, told.seed + i))
             overheads.append(overhead_of(lines))
             rate = rate or 1000 * load / server_of(told, passes, overheads, ks)["funnel"].mean_ms()
             n = max(round(rate * seconds), 50)
@@ -339,7 +344,8 @@ def measured(
             simulate(one, trace, len(trace.times_ms), seed=seed).requests["latency_ms"].to_list() for seed in range(SEEDS)
         ]
     return {
-        "load": load, "pause_ms": told.pause_ms, "rate": rate, "n": n, "profile_ms": one["funnel"].mean_ms(), "overhead_ms": float(np.mean(overheads)),
+        "load": load, "pause_ms": told.pause_ms, "rate": rate, "n": n,
+        "profile_ms": one["funnel"].mean_ms(), "overhead_ms": float(np.mean(overheads)),
         "passes": sum(frame[PASS].n_unique() for frame in passes), "utilisation": one["funnel"].utilisation(rate or 0.0),
         "repetitions": found, "services": one.toml(), "load_average": [began, ended],
     }  # fmt: skip
@@ -409,8 +415,8 @@ def footnotes(cells: Sequence[dict[str, Any]], log: Log, recipe: Recipe, command
     loads = [x for cell in cells for x in cell["load_average"]]
     overheads = [f"{cell['overhead_ms']:.2f}" for cell in cells]
     told = [
-        "Load: utilisation by the profile made just before, on the same core. Measured: mean over repetitions of the percentile, least and most of them. "
-        f"Predicted: `simulate` with the very arrival times, mean and 95% of {SEEDS} seeds a repetition. Inside: the prediction lies "
+        "Load: utilisation by the profile made just before, on the same core. Measured: the percentile's mean over repetitions, [least, "
+        f"most]. Predicted: `simulate` with the very arrival times, mean and 95% of {SEEDS} seeds a repetition. Inside: the prediction lies "
         "in the spread of the measurements.",
         f"Repetitions: {', '.join(str(len(c['repetitions'])) for c in cells)} of {', '.join(str(c['n']) for c in cells)} requests. Socket and "
         f"serialisation (an empty funnel): {', '.join(overheads)} ms, in the profile. Requests were sent "
@@ -452,8 +458,9 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
             first = i == 0 and j in (0, len(lines) - 1)
             data.append(
                 {
-                    "type": "scatter", "mode": "lines", "name": name, "x": np.quantile(values, u).tolist(), "y": u.tolist(), "line": look,
-                    "showlegend": first, "legendgroup": name, "hovertemplate": f"{name}: %{{y:.1%}} within %{{x:.1f}} ms<extra></extra>", **plots.on(i),
+                    "type": "scatter", "mode": "lines", "name": name, "x": np.quantile(values, u).tolist(), "y": u.tolist(),
+                    "line": look, "showlegend": first, "legendgroup": name,
+                    "hovertemplate": f"{name}: %{{y:.1%}} within %{{x:.1f}} ms<extra></extra>", **plots.on(i),
                 }
             )  # fmt: skip
         x, y = domains[i]
