@@ -12,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -89,26 +90,51 @@ def open_log(path: Path) -> Log:
 )
 @click.option("--seed", default=0, show_default=True)
 def demo(folder_out: Path, seed: int) -> None:
-    """Make a World, fit KARMA, replay a funnel that it drives, print the stage table, write an HTML report. No network."""
+    """Make a World, fit KARMA, replay a funnel that it drives, then put it under load. Tables and two HTML pages. No network."""
+    from .benchmarks.load import load_page
     from .benchmarks.report import report as write_report
+    from .simulator.arrivals import Poisson
+    from .simulator.credit import quality_under_load
+    from .simulator.degrade import replay_paths
+    from .simulator.profile import profile as run_profile
+    from .simulator.queueing import simulate
     from .simulator.recipe import load_recipe
-    from .simulator.replay import replay as run_replay
+    from .simulator.replay import prepare, progress_bar
+    from .simulator.services import with_policies
     from .simulator.world import generate
 
     start = time.perf_counter()
     err.print("making a World: 2,000 items, 600 users, 4,000 requests")
     generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(folder_out / "log")
     log = Log.open(folder_out / "log")
-    recipe = load_recipe("karma", log)
-    run = run_replay(
-        recipe, log, folder_out / "run", seed=seed, console=err, cache=folder_out / "cache", command="karmafunnel demo"
-    )
+    recipe, cache = load_recipe("karma", log), folder_out / "cache"
+    fitted = prepare(recipe, log, seed, cache=cache, console=err)
+    err.print("timing its stages")
+    deployed = with_policies(run_profile(recipe, log, seed=seed, seconds=3.0, fitted=fitted, console=err).services)
+    deployed.write(folder_out / "services.toml")
+    run = folder_out / "run"
+    told: dict[str, Any] = {"seed": seed, "console": err, "cache": cache, "command": "karmafunnel demo"}
+    replay_paths(recipe, log, run, deployed.paths(), fitted=fitted, **told)
     print_stage_table(run)
-    path = folder_out / "report.html"
-    write_report([run], path)
-    err.print(
-        f"{time.perf_counter() - start:.0f} s. Open {path} in a browser; ask the Run more with: karmafunnel measure {run} HR@20 --slice target"
+    write_report([run], folder_out / "report.html")
+    rate = 0.75 / max(stage.utilisation(1.0) for stage in deployed.stages)
+    with progress_bar(err) as bar:
+        task = bar.add_task("simulating", total=None)
+        step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
+        worth = quality_under_load({"services": deployed}, run, Poisson(rate), 5000, seed, progress=step)
+    simulation = simulate(
+        deployed, Poisson(rate), 5000, seed, out=folder_out / "load", events=True, says={"command": "karmafunnel demo"}
     )
+    worth.write(folder_out / "load")
+    load_page(simulation, folder_out / "load.html", worth=worth, command="karmafunnel demo")
+    print_simulation(simulation)
+    print_worth(worth)
+    again = f"karmafunnel queue {folder_out / 'services.toml'} --rate {2 * rate:.0f} --run {run} --out {folder_out / 'double'}"
+    err.print(
+        f"{time.perf_counter() - start:.0f} s. Open {folder_out / 'report.html'} and {folder_out / 'load.html'} in a browser; go on with:\n"
+        f"  karmafunnel measure {run} HR@20 --slice target\n  {again}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def default_measures(run: Path) -> list[str]:
@@ -338,7 +364,7 @@ def print_paths(run: Path) -> None:
         names.append(f"GMV-HR@{k}")
     table = Table(title="what the last stage shows, by path", title_justify="left")
     for head in ("path", *names):
-        table.add_column(head, justify="left" if head == "path" else "right")
+        table.add_column(head, justify="left" if head == "path" else "right", overflow="fold")
     for path, one in runs.items():
         rows = {r["measure"]: r for r in measure(one, names, by_stage=False) if r["stage"] == one.stages[-1]}
         table.add_row(path, *(f"{number(rows[n]['value'])}\n{between(rows[n])}" for n in names))
@@ -457,11 +483,11 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
         from .simulator.replay import requests_of
 
         trace = Trace.of(opened, requests_of(opened, "W3", None), rate)
-        return trace, min(n or len(trace.ids), len(trace.ids))
+        return trace, len(trace.ids) if n is None else min(n, len(trace.ids))
     if rate is None:
         raise KarmafunnelError("queue: needs --rate (requests a second) or --log (the log's own times), found neither")
     made = {"poisson": Poisson, "daily": Daily, "flash": Flash}[kind or "poisson"]
-    return made(rate), n or 20_000
+    return made(rate), 20_000 if n is None else n
 
 
 @main.command()
@@ -537,15 +563,21 @@ def print_simulation(simulation: Any) -> None:
         title=f"{found['services']}: {found['requests']:,} requests, {found['rate']:,.1f} a second", title_justify="left"
     )
     heads = {
-        "servers": "servers", "utilisation": "busy", "mean_batch": "batch", "mean_waiting": "waiting", "mean_wait_ms": "wait ms",
-        "p50_ms": "p50 ms", "p95_ms": "p95 ms", "p99_ms": "p99 ms", "shed": "shed", "abandoned": "left", "late": "late", "failed": "crashed",
-    }  # fmt: skip
-    for head in ("stage", *heads.values()):
-        table.add_column(head, justify="left" if head == "stage" else "right")
+        "servers": "servers",
+        "utilisation": "busy",
+        "mean_batch": "batch",
+        "mean_wait_ms": "wait ms",
+        "p50_ms": "p50",
+        "p95_ms": "p95",
+    }
+    heads |= {"p99_ms": "p99"}
+    for head in ("stage", *heads.values(), "lost"):
+        table.add_column(head, justify="left" if head in ("stage", "lost") else "right", overflow="fold")
+    told = lambda x: "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" if x < 10 else f"{x:,.1f}"
     for line in simulation.stages.iter_rows(named=True):
-        late = {"late": line["late"] + line["overdue"]}
-        told = [(line | late)[key] for key in heads]
-        table.add_row(line["stage"], *("" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" for x in told))
+        causes = {"shed": "shed", "abandoned": "out of patience", "late": "late", "overdue": "overdue", "failed": "crashed"}
+        lost = ", ".join(f"{line[key]:,} {word}" for key, word in causes.items() if line[key])
+        table.add_row(line["stage"], *(told(line[key]) for key in heads), lost)
     out.print(table)
     for name, one in found["latency"].items():
         sure = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
@@ -632,6 +664,87 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
             str(row["waiting"]),
         )
     out.print(table)
+
+
+@main.command(name="plan")
+@click.argument("services", type=folder)
+@click.option("--rate", type=float, required=True, help="Requests a second, at random.")
+@click.option("--p99-ms", type=float, required=True, help="The target: most that p99 of the latency end to end may be.")
+@click.option("--lost", default=0.001, show_default=True, help="Share of requests that may be degraded or shown nothing.")
+@click.option("--requests", "n", default=20_000, show_default=True, help="Requests of each simulation.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", "folder_out", type=folder, help="Where services.toml, plan.json, what_if.csv and load.html go.")
+@json_flag
+def plan_command(
+    services: Path, rate: float, p99_ms: float, lost: float, n: int, seed: int, folder_out: Path | None, as_json: bool
+) -> None:
+    """Find the cheapest servers of each stage that meet a target of p99 latency.
+
+    Everything but the servers is taken from SERVICES: batches, deadlines, fallbacks, what a server costs. Prints the servers, the cost of a
+    million requests, what if (other rates, one server less or more), and the highest rate that still meets the target.
+    """
+    from .simulator.capacity import plan as make_plan
+    from .simulator.replay import progress_bar
+    from .simulator.services import Services
+
+    with progress_bar(err) as bar:
+        task = bar.add_task("simulating", total=None)
+        found = make_plan(
+            Services.read(services), rate, p99_ms, lost=lost, n=n, seed=seed,
+            progress=lambda what, i: bar.update(task, description=what, completed=i),
+        )  # fmt: skip
+        if folder_out is not None:
+            bar.update(task, description="the page of the plan")
+            write_plan(found, folder_out)
+    if as_json:
+        print(json.dumps(found.summary(), indent=1))
+        return
+    print_plan(found)
+    if folder_out is not None:
+        err.print(f"open {folder_out / 'load.html'} in a browser; deploy {folder_out / 'services.toml'}", highlight=False)
+
+
+def write_plan(found: Any, folder_out: Path) -> None:
+    """The plan, its deployment, and the page of one simulation of it."""
+    from .benchmarks.load import load_page
+    from .log import write_json
+    from .simulator.arrivals import Poisson
+    from .simulator.queueing import simulate
+
+    folder_out.mkdir(parents=True, exist_ok=True)
+    found.services.write(folder_out / "services.toml")
+    found.what_if.write_csv(folder_out / "what_if.csv")
+    write_json(folder_out / "plan.json", found.summary())
+    simulation = simulate(found.services, Poisson(found.rate), found.n, found.seed, events=True)
+    load_page(simulation, folder_out / "load.html", plan=found, command=" ".join(["karmafunnel", *sys.argv[1:]]))
+
+
+def print_plan(found: Any) -> None:
+    """Servers, what they cost, what if, headroom."""
+    from .benchmarks.load import p99_of
+    from .benchmarks.table import number
+
+    title = f"{found.services.name}: p99 within {found.target_ms:g} ms at {found.rate:,.1f} a second"
+    table = Table(title=title, title_justify="left")
+    for head in ("stage", "servers", "fewest", "busy", "p99 ms", "cost an hour"):
+        table.add_column(head, justify="left" if head == "stage" else "right")
+    for line in found.stages.iter_rows(named=True):
+        cells = [f"{line['servers']:,}", f"{line['fewest']:,}", f"{line['utilisation']:.2f}", f"{line['p99_ms']:,.1f}"]
+        table.add_row(line["stage"], *cells, number(line["cost_per_hour"]))
+    out.print(table)
+    table = Table(title="what if", title_justify="left")
+    for head in ("change", "a second", "p99 ms", "degraded", "cost of a million", "meets"):
+        table.add_column(head, justify="left" if head == "change" else "right")
+    for line in found.what_if.iter_rows(named=True):
+        degraded = "" if line["degraded"] is None else f"{line['degraded']:.2%}"
+        figures = [f"{line['rate']:,.1f}", p99_of(line), degraded, number(line["cost_per_million"])]
+        table.add_row(line["change"], *figures, "yes" if line["meets"] else "no", style=None if line["meets"] else "dim")
+    out.print(table)
+    sure = "nothing cheaper does, as far as more servers never hurt" if found.proven else "not everything cheaper was tried"
+    tell = lambda text: out.print(text, highlight=False, soft_wrap=True)
+    tell(f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing {found.degraded:.2%}; {sure}")
+    tell(f"cost of a million requests {number(found.cost_per_million)}, an hour {number(found.services.cost_per_hour)}")
+    tell(f"headroom: meets the target up to {found.headroom:,.1f} a second ({found.headroom / found.rate - 1:+.0%})")
 
 
 @main.command(name="table")
@@ -722,30 +835,37 @@ def fit_embedder(
 @main.command()
 @click.argument("recipe")
 @log_argument
-@click.option("--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it.")
+@click.option(
+    "--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--batches", default="1,2,4,8,16", show_default=True, help="Requests at once.")
 @click.option(
-    "--cutoffs", multiple=True, metavar="STAGE=K,K", help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k."
+    "--cutoffs",
+    multiple=True,
+    metavar="STAGE=K,K",
+    help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k.",
 )
 @click.option("--seconds", default=15.0, show_default=True, help="Most time a stage.")
 @click.option("--load", default=1.0, show_default=True, help="Time the stages as they are at this utilisation: 1 is one pass after another.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="Whose requests.")
+@click.option("--policies", is_flag=True, help="Add a deadline, batches, waiting rooms and fallbacks to start from.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @json_flag
 def profile(
     recipe: str, log: Path, services: Path, seed: int, batches: str, cutoffs: tuple[str, ...], seconds: float, load: float, threads: int,
-    window: str, no_cache: bool, as_json: bool,
+    window: str, policies: bool, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service time for `queue` and `plan`.
 
-    The services file has one server a stage and no policies; edit it by hand.
+    The services file has one server a stage and, without --policies, no policies; edit it by hand.
     """
     from .benchmarks.ablation import processor
     from .benchmarks.profile import print_fits, write_page
     from .simulator.profile import profile as run_profile
     from .simulator.recipe import load_recipe
+    from .simulator.services import with_policies
 
     def whole(text: str, option: str) -> list[int]:
         try:
@@ -766,10 +886,16 @@ def profile(
             load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=sizes, cutoffs=cut or None, seconds=seconds, load=load,
             threads=threads, window=window, note=note, console=err,
         )  # fmt: skip
+    if policies:
+        found = replace(found, services=with_policies(found.services))
     found.write(services)
     html = write_page(found, services.with_suffix(".html"))
     if as_json:
-        print(json.dumps({"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1))
+        print(
+            json.dumps(
+                {"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1
+            )
+        )
     else:
         print_fits(found, out)
     err.print(f"{services}; the fit is drawn in {html}", highlight=False, soft_wrap=True)

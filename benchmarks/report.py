@@ -86,7 +86,7 @@ def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int
     ]  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(page(entries, sections), encoding="utf-8")
+    temporary.write_text(page(title_of(entries), header(entries), sections), encoding="utf-8")
     temporary.replace(out)
     return out
 
@@ -625,16 +625,19 @@ def header(entries: Sequence[Entry]) -> str:
     )
 
 
-def page(entries: Sequence[Entry], sections: Sequence[Section]) -> str:
-    """The whole HTML file."""
+def title_of(entries: Sequence[Entry]) -> str:
+    return escape(f"{entries[0].run.meta['log']['name']}: {', '.join(e.name for e in entries)}")
+
+
+def page(title: str, top: str, sections: Sequence[Section]) -> str:
+    """The whole HTML file; `title` and `top` are ready HTML."""
     read: Callable[[str], str] = lambda name: Path(__file__).with_name(name).read_text(encoding="utf-8")
-    title = escape(f"{entries[0].run.meta['log']['name']}: {', '.join(e.name for e in entries)}")
     links = "".join(f'<a href="#{s.name}">{s.short}</a>' for s in sections)
     body = "".join(f'<section id="{s.name}"><h2>{s.title}</h2>{s.body}</section>' for s in sections)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{title}</title><link rel="icon" href="data:,"><style>{read("report.css")}</style></head>'
-        f"<body><nav><b>karmafunnel</b>{links}</nav><main>{header(entries)}{body}</main>"
+        f"<body><nav><b>karmafunnel</b>{links}</nav><main>{top}{body}</main>"
         f"<script>{get_plotlyjs()}</script><script>{read('report.js')}</script></body></html>"
     )

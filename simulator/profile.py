@@ -371,7 +371,7 @@ GO_ON = """\
 # Service times of a funnel as measured by `karmafunnel profile`: a start, to be edited by hand.
 # To go on, give a stage `servers`, and `batch` with `wait_ms` where its time says that batches pay: a batch of n requests takes
 # base_ms + request_ms * n + item_us / 1000 * the items of all of them.
-# Policies are left out. At the top of the file: deadline_ms = 100. In a stage: deadline_ms, queue, patience_ms, retries,
+# `--policies` writes some policies to start from. At the top of the file: deadline_ms = 100. In a stage: deadline_ms, queue, retries,
 # fail = "open" with fallback = "skip" (or "popular" at recall), adapt = {levels = [400, 200], waiting = [8]}.
 # Near-line embedder: online = false, stale_minutes = 60. All keys: karmafunnel/simulator/services.py.
 

@@ -29,7 +29,7 @@ from .steady import batch_quantiles, warmup
 MOST = 500_000  # requests in the system at once; each costs about 2 kB
 SAMPLES = 500  # points of `over_time`
 BLOCK = 4096  # requests whose random numbers are drawn together
-ROWS = 65_536  # rows that are written together
+ROWS = 16_384  # rows that are written together
 DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = "done", "shed", "abandoned", "late", "overdue", "failed"
 COUNTED = (SHED, ABANDONED, LATE, OVERDUE, FAILED)
 SOJOURN = ("mean_waiting", "mean_wait_ms", "p50_ms", "p95_ms", "p99_ms")
@@ -432,7 +432,11 @@ class Simulation:
     requests: pl.DataFrame
     counted: pl.DataFrame
     over_time: pl.DataFrame
-    events: pl.DataFrame | None = None
+    kept: pl.LazyFrame | None = None
+
+    @cached_property
+    def events(self) -> pl.DataFrame | None:
+        return None if self.kept is None else self.kept.collect()
 
     @cached_property
     def stages(self) -> pl.DataFrame:
@@ -504,7 +508,7 @@ class Simulation:
             )
         meta = json.loads((folder / "simulation.json").read_text())
         frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("requests", "over_time")}
-        events = pl.read_parquet(folder / "events.parquet") if (folder / "events.parquet").exists() else None
+        events = pl.scan_parquet(folder / "events.parquet") if (folder / "events.parquet").exists() else None
         counted = pl.DataFrame(meta["counted"], infer_schema_length=None)
         told, services = arrivals or Told(meta["arrivals"], meta["stationary"]), Services.read(folder / "services.toml")
         return cls(services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events)
@@ -542,7 +546,8 @@ def simulate(
         counted = run.stages()
         if folder is None:
             frames = {name: pl.concat(sheet.frames) for name, sheet in sheets.items()}
-            return Simulation(services, arrivals, seed, frames["requests"], counted, frames["over_time"], frames.get("events"))
+            kept = frames["events"].lazy() if "events" in frames else None
+            return Simulation(services, arrivals, seed, frames["requests"], counted, frames["over_time"], kept)
         services.write(folder / "services.toml")
         meta = {"seed": seed, "arrivals": repr(arrivals), "stationary": arrivals.stationary, "counted": counted.to_dicts()} | (
             says or {}

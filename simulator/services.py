@@ -31,6 +31,7 @@ An embedder has `online = false` where its vectors are near-line (no request wai
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -96,6 +97,12 @@ def _said(value: Any) -> Any:
     """The inverse of `_made`: what differs from the defaults, as TOML can hold it."""
     said = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
     return {key: _said(x) if is_dataclass(x) else list(x) if isinstance(x, tuple) else x for key, x in said.items()}
+
+
+def _rows(values: list[str]) -> str:
+    """An array of TOML with twenty values a line."""
+    lines = [" ".join(values[i : i + 20]) for i in range(0, len(values), 20)]
+    return "[" + ("\n    " if len(lines) > 1 else "") + "\n    ".join(lines).rstrip(",") + "]"
 
 
 @dataclass(frozen=True)
@@ -411,9 +418,10 @@ class Services:
     def toml(self) -> str:
         """The text that `read` reads: what differs from the defaults."""
         plain = _said(self)
-        return tomli_w.dumps(
+        text = tomli_w.dumps(
             {key: value for key, value in plain.items() if key != "stages"} | {"stage": [_said(s) for s in self.stages]}
         )
+        return re.sub(r"\[\n((?:    [^\n{]*,\n)+)\]", lambda found: _rows(found[1].split()), text)
 
     def write(self, path: Path | str) -> Path:
         path = Path(path)
@@ -422,3 +430,21 @@ class Services:
         partial.write_text(self.toml(), encoding="utf-8")
         partial.replace(path)
         return path
+
+
+def with_policies(services: Services, slack: float = 4.0) -> Services:
+    """The same with policies to start from: batches of up to 8, waiting rooms of 50, everything fails open, a deadline end to end.
+
+    The deadline is `slack` times the mean time of all stages for full batches. An embedder (it puts out no rows) falls back to
+    interests of the last hour, recall to popular items, later stages to the order of the stage before.
+    """
+    stages, recalled = [], False
+    for stage in services.stages:
+        start = replace(stage, batch=8, wait_ms=1.0, queue=50)
+        if stage.k is None:
+            start = replace(start, fallback=STALE, stale_minutes=60.0)
+        elif not recalled:
+            start, recalled = replace(start, fallback="popular"), True
+        stages.append(start)
+    full = sum(stage.mean_ms() * stage.batch for stage in stages)
+    return replace(services, stages=tuple(stages), deadline_ms=float(round(slack * full)))

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from karmafunnel.cli import main
 from karmafunnel.log import KarmafunnelError
 from karmafunnel.simulator import queueing
 from karmafunnel.simulator.arrivals import Arrivals, Daily, Flash, Poisson, Trace
@@ -415,3 +417,82 @@ def test_a_timeline_and_a_trace_of_requests(tmp_path):
     for ask in (lambda: timeline(silent, 0), lambda: chrome_trace(silent, tmp_path / "no.json")):
         with pytest.raises(KarmafunnelError, match="were not kept"):
             ask()
+
+
+# -- the commands -------------------------------------------------------------------------------------------------------
+
+
+def command(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_queue_and_timeline_as_a_person_calls_them(tmp_path):
+    (tmp_path / "s.toml").write_text(busy().toml())
+    asked = ["queue", tmp_path / "s.toml", "--rate", 400, "--requests", 800, "--out", tmp_path / "out"]
+    done = command(*asked)
+    assert done.exit_code == 0, done.output
+    assert "800 requests" in done.output and "latency p99" in done.output and "recall" in done.output
+    names = {
+        "requests.parquet",
+        "events.parquet",
+        "over_time.parquet",
+        "services.toml",
+        "simulation.json",
+        "load.html",
+        "trace.json",
+    }
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    said = json.loads(CliRunner().invoke(main, [*map(str, asked), "--json"]).stdout)
+    assert (
+        said["requests"] == 800
+        and sum(said["outcomes"].values()) == pytest.approx(1)
+        and said == Simulation.open(tmp_path / "out").summary()
+    )
+    line = command("timeline", tmp_path / "out", 17)
+    assert line.exit_code == 0 and "request 17" in line.output and "arrive" in line.output
+    rows = json.loads(command("timeline", tmp_path / "out", 17, "--json").stdout)
+    assert rows[0]["event"] == "arrive" and rows[0]["since_ms"] == 0
+    quiet = command(
+        "queue",
+        tmp_path / "s.toml",
+        "--rate",
+        5,
+        "--requests",
+        20,
+        "--no-events",
+        "--out",
+        tmp_path / "quiet",
+        "--arrivals",
+        "flash",
+    )
+    assert quiet.exit_code == 0 and not (tmp_path / "quiet" / "events.parquet").exists()
+
+
+def test_queue_plays_a_log(shop, tmp_path):
+    shop.write(tmp_path / "log")
+    (tmp_path / "s.toml").write_text(busy().toml())
+    done = command("queue", tmp_path / "s.toml", "--log", tmp_path / "log", "--rate", 30, "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["requests"] == len(shop.requests_in("W3")) and said["rate"] == pytest.approx(30, rel=0.01) and said["warmup"] == 0
+
+
+def test_queue_says_that_a_stage_cannot_keep_up(tmp_path):
+    (tmp_path / "s.toml").write_text(Services((service(),)).toml())
+    done = command("queue", tmp_path / "s.toml", "--rate", 150, "--requests", 2000, "--out", tmp_path / "out")
+    assert done.exit_code == 0 and "s is offered 1.47 times" in done.output and "requests a second" in done.output
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "needs --rate (requests a second) or --log"),
+        (["--rate", "-3"], "rate needs a number above 0, found -3"),
+        (["--rate", "nan"], "rate needs a number above 0, found nan"),
+        (["--rate", "5", "--requests", "0"], "at least one request, found 0"),
+    ],
+)
+def test_queue_refuses_by_name(words, said, tmp_path):
+    (tmp_path / "s.toml").write_text(Services((service(),)).toml())
+    done = command("queue", tmp_path / "s.toml", *words, "--out", tmp_path / "out")
+    assert done.exit_code == 1 and said in " ".join(done.output.split()) and not (tmp_path / "out").exists()
