@@ -6,7 +6,7 @@ The worker fits the funnel and answers over a loopback socket, in batches as a S
 at planned (Poisson) times whatever the answers do, and latency is counted from the planned time. Just before each load, and again before
 each repetition, the worker profiles itself on its core; socket and serialisation are measured with an empty funnel. `simulate` gets that
 profile, folded into one server, and the very times of the measurement. The last cell adds a stage that sleeps 5 ms, at the rate of the
-middle load. Each load is kept, so the same command goes on; writes real_service (.md, .csv, .html, .png). Linux only (affinity).
+least load. Each load is kept, so the same command goes on; writes real_service (.md, .csv, .html, .png). Linux only (affinity).
 """
 
 from __future__ import annotations
@@ -519,8 +519,8 @@ def main(
     opened = Log.open(log)
     found = load_recipe(recipe, opened)
     told = Worker(recipe, str(log), max(os.sched_getaffinity(0)) if core is None else core, seed, 0.0, batch, wait_ms)
-    start, cells, middle = time.perf_counter(), list[dict[str, Any]](), sorted(loads)[len(loads) // 2]
-    for load, pause in [*((load, 0.0) for load in sorted(loads)), (middle, PAUSE_MS)]:
+    start, cells, least = time.perf_counter(), list[dict[str, Any]](), min(loads)
+    for load, pause in [*((load, 0.0) for load in sorted(loads)), (least, PAUSE_MS)]:
         plain = next((cell for cell in cells if cell["load"] == load and not cell["pause_ms"]), None)
         rate = plain["rate"] if pause and plain else None
         (out / "cells").mkdir(parents=True, exist_ok=True)
