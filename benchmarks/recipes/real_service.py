@@ -16,6 +16,7 @@ import io
 import json
 import os
 import select
+import shlex
 import socket
 import subprocess
 import sys
@@ -524,17 +525,17 @@ def main(
         plain = next((cell for cell in cells if cell["load"] == load and not cell["pause_ms"]), None)
         rate = plain["rate"] if pause and plain else None
         (out / "cells").mkdir(parents=True, exist_ok=True)
-        key = content_key(found.text, opened.checksum, load, pause, rate, repetitions, seconds, batch, wait_ms, seed)
+        told_funnel = repr(found.funnel), {name: repr(value) for name, value in found.read.items()}
+        key = content_key(told_funnel, opened.checksum, load, pause, rate, repetitions, seconds, batch, wait_ms, seed)
         file = out / "cells" / f"{load:g}-{pause:g}-{key}.json"
         if not file.exists():
-            if time.perf_counter() - start > 60 * minutes:
+            if cells and time.perf_counter() - start > 60 * minutes:
                 console.print(f"{minutes:g} minutes are over; the same command goes on with load {load:g}")
                 break
             write_json(file, measured(replace(told, pause_ms=pause), opened, load, rate, repetitions, seconds, console))
         cells.append(json.loads(file.read_text()))
-    below = footnotes(
-        cells, opened, found, " ".join(["python -m karmafunnel.benchmarks.recipes.real_service", *sys.argv[1:]]), seed, note
-    )
+    words = shlex.join(word for word in sys.argv[1:] if word not in ("--note", note))
+    below = footnotes(cells, opened, found, f"python -m karmafunnel.benchmarks.recipes.real_service {words}", seed, note)
     write(out, cells, below)
     print((out / "real_service.md").read_text(), end="")
 
