@@ -841,14 +841,15 @@ def fit_embedder(
     help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k.",
 )
 @click.option("--seconds", default=15.0, show_default=True, help="Most time a stage.")
+@click.option("--load", default=1.0, show_default=True, help="Time the stages as they are at this utilisation: 1 is one pass after another.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="Whose requests.")
 @click.option("--policies", is_flag=True, help="Add a deadline, batches, waiting rooms and fallbacks to start from.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @json_flag
 def profile(
-    recipe: str, log: Path, services: Path, seed: int, batches: str, cutoffs: tuple[str, ...], seconds: float, threads: int, window: str,
-    policies: bool, no_cache: bool, as_json: bool,
+    recipe: str, log: Path, services: Path, seed: int, batches: str, cutoffs: tuple[str, ...], seconds: float, load: float, threads: int,
+    window: str, policies: bool, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service time for `queue` and `plan`.
 
@@ -876,8 +877,8 @@ def profile(
     note = f"{command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
     with cache_folder(no_cache) as cache:
         found = run_profile(
-            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=sizes, cutoffs=cut or None, seconds=seconds, threads=threads,
-            window=window, note=note, console=err,
+            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=sizes, cutoffs=cut or None, seconds=seconds, load=load,
+            threads=threads, window=window, note=note, console=err,
         )  # fmt: skip
     if policies:
         found = replace(found, services=with_policies(found.services))

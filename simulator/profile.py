@@ -178,14 +178,18 @@ def networks(fitted: FittedFunnel) -> list[str]:
 def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -> list[tuple[str, int, float]]:
     """Stage, items that came to it and ms, the embedders `apart` first; one that no stage asked is left out.
 
-    `requests` need to differ from those of the pass before: vectors of a chunk are kept until the next.
+    What the funnel does beside its stages is charged to them in equal parts. `requests` need to differ from those of the pass before:
+    vectors of a chunk are kept until the next.
     """
     names = {id(fitted.scene.embeddings[name]): name for name in apart}
+    start = time.perf_counter()
+    steps = fitted.run(requests)
+    beside = max(time.perf_counter() - start - sum(step.seconds for step in steps), 0.0) / len(steps)
     own: dict[str, float] = {}
     rows = []
     read = set[tuple[Any, ...]]()
-    for i, step in enumerate(fitted.run(requests)):
-        seconds = step.seconds
+    for i, step in enumerate(steps):
+        seconds = step.seconds + beside
         for place, spent in step.vectors.items():
             if place not in read and (name := names.get(id(place[-1]))):
                 own[name] = own.get(name, 0.0) + spent
@@ -197,14 +201,16 @@ def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -
 
 def measure_passes(
     fitted: FittedFunnel, requests: np.ndarray, *, batches: Sequence[int] = BATCHES, cutoffs: Mapping[str, Sequence[int]] | None = None,
-    seconds: float = 15.0, seed: int = 0, apart: Sequence[str] | None = None, most: int = MOST, console: Console | None = None,
+    seconds: float = 15.0, seed: int = 0, load: float = 1.0, apart: Sequence[str] | None = None, most: int = MOST,
+    console: Console | None = None,
 ) -> pl.DataFrame:  # fmt: skip
     """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before), items (of all requests), ms.
 
     Every round takes each batch size once uncut and once for every other level of cutoffs, in an order drawn anew, so that a machine that
-    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it
-    all `networks`. Raises KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, and a time too
-    short for 5 passes of each.
+    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `load`: passes follow each other as at this
+    utilisation, for a server that was idle finds its caches cold: a share 1 - load of them comes after an exponential idle time (M/G/1).
+    `apart`: embedders timed apart, without it all `networks`. Raises KarmafunnelError for batch sizes below 1, fewer requests than two of
+    the largest batch, a load outside (0, 1], and a time too short for 5 passes of each.
     """
     batches = sorted(set(batches))
     if not batches or batches[0] < 1:
@@ -215,6 +221,8 @@ def measure_passes(
         )
     if not (math.isfinite(seconds) and seconds > 0):
         raise KarmafunnelError(f"profile: needs seconds above 0, found {seconds}")
+    if not 0 < load <= 1:
+        raise KarmafunnelError(f"profile: needs a load above 0 and at most 1, found {load}")
     levels = cutoffs_of(fitted, cutoffs)
     apart = networks(fitted) if apart is None else apart
     rng = np.random.default_rng([seed, len(requests)])
@@ -237,7 +245,7 @@ def measure_passes(
         next_pass(batch, {name: ks[-1] for name, ks in levels.items()})  # timelines and thread pools are made once, here
     limit, n, rows = seconds * (len(names) + len(apart)), 0, []
     order = [(batch, level) for batch in batches for level in range(max(map(len, levels.values()), default=1))]
-    count = dict.fromkeys(batches, 0)
+    count, took = dict.fromkeys(batches, 0), dict.fromkeys(batches, 0.0)
     bar = progress_bar(console) if console else None
     start = time.perf_counter()
     with bar or nullcontext():
@@ -247,7 +255,13 @@ def measure_passes(
             for i in rng.permutation(len(order)):
                 batch, level = order[i]
                 now = {name: ks[(level + turn[name]) % len(ks)] if level else ks[-1] for name, ks in levels.items()}
-                for stage, items, ms in next_pass(batch, now):
+                gap = rng.exponential(took[batch] / max(count[batch], 1) / load)
+                if rng.uniform() > load:
+                    time.sleep(min(gap, max(start + limit - time.perf_counter(), 0.0)))
+                begun = time.perf_counter()
+                found = next_pass(batch, now)
+                took[batch] += time.perf_counter() - begun
+                for stage, items, ms in found:
                     before = names[names.index(stage) - 1] if stage in names[1:] else None
                     rows.append((n, stage, batch, now.get(before) if before else None, items, ms))
                 n, count[batch] = n + 1, count[batch] + 1
@@ -366,8 +380,8 @@ GO_ON = """\
 
 def profile(
     recipe: Recipe, log: Log, *, seed: int = 0, cache: Path | None = None, batches: Sequence[int] = BATCHES,
-    cutoffs: Mapping[str, Sequence[int]] | None = None, seconds: float = 15.0, threads: int = 1, window: str = "W3", note: str = "",
-    console: Console | None = None, fitted: FittedFunnel | None = None,
+    cutoffs: Mapping[str, Sequence[int]] | None = None, seconds: float = 15.0, load: float = 1.0, threads: int = 1, window: str = "W3",
+    note: str = "", console: Console | None = None, fitted: FittedFunnel | None = None,
 ) -> Profile:  # fmt: skip
     """Fit the recipe's funnel (or take `fitted`), time its stages for `seconds` each with so many threads, and fit their services.
 
@@ -384,7 +398,9 @@ def profile(
         )  # fmt: skip
     loads = [os.getloadavg()[0]]
     with threads_of(threads):
-        passes = measure_passes(fitted, requests, batches=batches, cutoffs=cutoffs, seconds=seconds, seed=seed, console=console)
+        passes = measure_passes(
+            fitted, requests, batches=batches, cutoffs=cutoffs, seconds=seconds, seed=seed, load=load, console=console
+        )
     loads.append(os.getloadavg()[0])
     told = (
         f"seed {seed}, {passes[PASS].n_unique()} passes, threads {threads}, load {loads[0]:.1f} before and {loads[1]:.1f} after"
