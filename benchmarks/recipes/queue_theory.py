@@ -264,7 +264,8 @@ def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
     upper = lambda y: [0.62 + 0.38 * v for v in y]
     for i, (kind, title) in enumerate(kinds.items()):
         mine = [line for line in lines if line["measure"] == kind]
-        ends = [min(line["theory"] for line in mine) * 0.8, max(line["theory"] for line in mine) * 1.25]
+        exact = [line["theory"] for line in mine] or [1.0]
+        ends = [min(exact) * 0.8, max(exact) * 1.25]
         diagonal = {"mode": "lines", "line": {"color": plots.QUIET, "width": 1, "dash": "dot"}, "hoverinfo": "skip"}
         data.append({"type": "scatter", "x": ends, "y": ends, "showlegend": False, **diagonal, **plots.on(i)})
         for model, colour in models.items():
