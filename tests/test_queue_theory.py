@@ -91,7 +91,7 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch):
     assert measures_of(small)[2][:2] == ("s", "lost") and sum(first["s.lost"]) > 0
     monkeypatch.setattr(queue_theory, "simulate", lambda *a: pytest.fail("simulated again"))
     assert kept(small, tmp_path, 1, 1000, 10) == first
-    monkeypatch.setattr(queue_theory, "CODE", "another simulation")
+    monkeypatch.setattr(queue_theory, "behaviour", lambda case: "another simulation")
     with pytest.raises(pytest.fail.Exception):
         kept(small, tmp_path, 1, 1000, 10)
 

@@ -13,7 +13,8 @@ interval    batch means, 100 batches or more over all runs of a set; the mean wa
             as control variates, whose means are known whatever the simulation does with them (Law 11.4). All intervals together hold with
             99% (Bonferroni).
 
-Each run of a set is kept in OUT/runs under a hash of what it simulates and of the simulation's code, so that the same command goes on.
+Each run of a set is kept in OUT/runs under a hash of what it simulates and of what the code makes of its first requests, so that the same
+command goes on, and a simulation that does something else is run anew.
 Writes queue_theory.md, .csv and .html and, with kaleido, .png.
 """
 
@@ -29,6 +30,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from karmafunnel.benchmarks.ablation import processor
 from karmafunnel.benchmarks.curves import write_curve
 from karmafunnel.benchmarks.table import number
 from karmafunnel.log import write_json
-from karmafunnel.simulator import arrivals, queueing, theory
+from karmafunnel.simulator import theory
 from karmafunnel.simulator.arrivals import Poisson
 from karmafunnel.simulator.queueing import simulate
 from karmafunnel.simulator.replay import commit, progress_bar
@@ -57,7 +59,6 @@ CONTROLLED, BOUNDED = (
 )  # share of the variance that the control variates leave, at least: in heavy traffic, and of bounded queues
 MARGIN = 0.82  # of the half-width allowed, so that the variance's own error has room
 S = 10.0  # ms, mean service
-CODE = "".join(Path(module.__file__ or "").read_text() for module in (queueing, arrivals))
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,16 @@ def batches_of(case: Case, requests: pl.DataFrame, batches: int) -> dict[str, li
     return sums
 
 
+@cache
+def behaviour(case: Case) -> str:
+    """A hash of what becomes of the first 2,000 requests: the simulation that kept runs are of."""
+    rows = simulate(case.services, Poisson(case.rate), 2000).requests.rows()
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
 def kept(case: Case, folder: Path, seed: int, n: int, batches: int) -> dict[str, list[float]]:
     """The batches of one run, from its file or made now."""
-    text = json.dumps([case.services.toml(), case.rate, seed, n, batches, case.warmup, CODE])
+    text = json.dumps([case.services.toml(), case.rate, seed, n, batches, case.warmup, behaviour(case)])
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if not path.exists():
         simulation = simulate(case.services, Poisson(case.rate), n + case.warmup, seed)
