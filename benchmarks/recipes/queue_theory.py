@@ -9,8 +9,8 @@ length      so many requests that half the interval is at most 3% of the value (
             the queue: exact for birth-death chains (Whitt 1992), by heavy traffic otherwise (Whitt 1989). Nothing is stopped by its result.
 warm-up     each run leaves out its first ten relaxation times, (1 + cv²) / 2 rho / (1 - sqrt(rho))² requests each (in a bounded
             queue at most the square of its places), and at least a thousand.
-interval    batch means, 100 batches or more over all runs of a set; the mean wait with the inputs (gaps between arrivals, service times)
-            as control variates, whose means are known whatever the simulation does with them (Law 11.4). All intervals together hold with
+interval    batch means, 100 batches or more over all runs of a set; the mean wait and the share lost with the inputs (gaps between arrivals,
+            service times) as control variates, whose means are known whatever the simulation does with them (Law 11.4). All intervals together hold with
             99% (Bonferroni).
 
 Each run of a set is kept in OUT/runs under a hash of what it simulates and of what the code makes of its first requests, so that the same
@@ -399,7 +399,12 @@ def main(out: Path, seed: int) -> None:
         f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests, {(time.process_time() - start) / 60:.0f} minutes of "
         f"one core in this call; {datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, {processor()}."
     )
-    for path in write(lines, out, [verdict, made_by]):
+    rules = (
+        f"Intervals: batch means, {BATCHES} batches or more a set, {LEVEL:.0%} for all {comparisons} values together (Bonferroni); of mean waits and of "
+        "shares lost with gaps and service times as control variates. Lengths and warm-up are settled before anything runs, from the asymptotic "
+        "variance and the relaxation time of each queue; nothing is stopped or repeated for its result."
+    )
+    for path in write(lines, out, [verdict, rules, made_by]):
         console.print(str(path), highlight=False, soft_wrap=True)
     console.print(verdict, highlight=False, soft_wrap=True)
 
