@@ -401,7 +401,7 @@ def main(out: Path, seed: int) -> None:
         f"one core in this call; {datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, {processor()}."
     )
     rules = (
-        f"Intervals: batch means, {BATCHES} batches or more a set, {LEVEL:.0%} for all {comparisons} values together (Bonferroni); of mean waits "
+        f"Intervals: batch means, {BATCHES} or more batches a set, {LEVEL:.0%} for all {comparisons} values together (Bonferroni); of waits "
         "and of shares lost with gaps and service times as control variates. Lengths and warm-up are settled before anything runs, from the "
         "asymptotic variance and the relaxation time of each queue; nothing is stopped or repeated for its result."
     )
