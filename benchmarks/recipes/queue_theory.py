@@ -406,8 +406,8 @@ def main(out: Path, seed: int) -> None:
     command = f"python -m karmafunnel.benchmarks.recipes.queue_theory {' '.join(sys.argv[1:])}"
     total_runs = sum(runs for runs, _, _ in plans)
     made_by = (
-        f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests in {total_runs} runs, {total_runs - before} of them made in this "
-        f"call ({(time.process_time() - start) / 60:.0f} minutes of one core), the others kept; {datetime.now(UTC):%Y-%m-%d}, commit "
+        f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests in {total_runs} runs, {total_runs - before} of them made "
+        f"in this call ({(time.process_time() - start) / 60:.0f} minutes of one core), the others kept; {datetime.now(UTC):%Y-%m-%d}, commit "
         f"{commit() or 'n/a'}, {processor()}."
     )
     rules = (
