@@ -270,7 +270,7 @@ def compare(case: Case, sums: dict[str, np.ndarray], comparisons: int) -> list[d
 
 def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
     """Simulated against predicted, log both; below, how far each is off, with its interval."""
-    models = plots.colour_of(list(dict.fromkeys(line["model"] for line in lines)))
+    models = dict(zip(dict.fromkeys(line["model"] for line in lines), (*plots.COLOURS, plots.ALL), strict=False))
     kinds = {"wait_ms": "mean wait, ms", "utilisation": "utilisation", "lost": "share lost"}
     domains, height = plots.panes(3, 3, 250, gap=0.08)
     layout = plots.blank(height + 420, left=70, bottom=60) | {"showlegend": True, "legend": {"orientation": "h", "y": 1.08}}
@@ -311,7 +311,8 @@ def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
         "domain": [0, 1],
         "anchor": "y4",
         "showticklabels": False,
-        "title": {"text": "sets and measures"},
+        "showgrid": False,
+        "title": {"text": "sets and measures, in the order of the table"},
     }
     layout[plots.axis(3, "y")] = {"domain": [0, 0.44], "anchor": "x4", "tickformat": ".1%"}
     layout["annotations"].append(plots.heading("off by, with the interval (99% for all together)", ([0, 1], [0, 0.44])))
