@@ -216,10 +216,15 @@ def behaviour(case: Case) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
+def place(case: Case, folder: Path, seed: int, n: int, batches: int) -> Path:
+    """The file of one run."""
+    text = json.dumps([case.services.toml(), case.rate, seed, n, batches, case.warmup, behaviour(case)])
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
 def kept(case: Case, folder: Path, seed: int, n: int, batches: int) -> dict[str, list[float]]:
     """The batches of one run, from its file or made now."""
-    text = json.dumps([case.services.toml(), case.rate, seed, n, batches, case.warmup, behaviour(case)])
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    path = place(case, folder, seed, n, batches)
     if not path.exists():
         simulation = simulate(case.services, Poisson(case.rate), n + case.warmup, seed)
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +270,7 @@ def compare(case: Case, sums: dict[str, np.ndarray], comparisons: int) -> list[d
 
 def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
     """Simulated against predicted, log both; below, how far each is off, with its interval."""
-    models = plots.colour_of(list(dict.fromkeys(line["model"] for line in lines)))
+    models = dict(zip(dict.fromkeys(line["model"] for line in lines), (*plots.COLOURS, plots.ALL), strict=False))
     kinds = {"wait_ms": "mean wait, ms", "utilisation": "utilisation", "lost": "share lost"}
     domains, height = plots.panes(3, 3, 250, gap=0.08)
     layout = plots.blank(height + 420, left=70, bottom=60) | {"showlegend": True, "legend": {"orientation": "h", "y": 1.08}}
@@ -306,7 +311,8 @@ def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
         "domain": [0, 1],
         "anchor": "y4",
         "showticklabels": False,
-        "title": {"text": "sets and measures"},
+        "showgrid": False,
+        "title": {"text": "sets and measures, in the order of the table"},
     }
     layout[plots.axis(3, "y")] = {"domain": [0, 0.44], "anchor": "x4", "tickformat": ".1%"}
     layout["annotations"].append(plots.heading("off by, with the interval (99% for all together)", ([0, 1], [0, 0.44])))
@@ -374,14 +380,17 @@ def main(out: Path, seed: int) -> None:
     comparisons = sum(len(measures_of(case)) for case in found)
     plans = [case.runs(comparisons) for case in found]
     total = sum(runs * n * len(case.services.stages) for case, (runs, n, _) in zip(found, plans, strict=True))
-    lines, start = [], time.process_time()
+    lines: list[dict[str, Any]] = []
+    before, start = 0, time.process_time()
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("simulating", total=total // 1000)
         for i, (case, (runs, n, batches)) in enumerate(zip(found, plans, strict=True)):
-            made = []
+            made: list[dict[str, list[float]]] = []
             for run in range(runs):
                 bar.update(task, description=f"{case.model}, {case.said}: run {run + 1} of {runs}")
-                made.append(kept(case, out / "runs", 10_000 * seed + 100 * i + run, n, batches))
+                asked = (case, out / "runs", 10_000 * seed + 100 * i + run, n, batches)
+                before += place(*asked).exists()
+                made.append(kept(*asked))
                 bar.advance(task, n * len(case.services.stages) // 1000)
             sums = {key: np.concatenate([np.array(sums[key]) for sums in made]) for key in made[0]}
             lines += compare(case, sums, comparisons)
@@ -396,9 +405,11 @@ def main(out: Path, seed: int) -> None:
         f"narrow enough; nearest to the edge: {worst['model']}, {worst['set']}, {worst['measure']}."
     )
     command = f"python -m karmafunnel.benchmarks.recipes.queue_theory {' '.join(sys.argv[1:])}"
+    total_runs = sum(runs for runs, _, _ in plans)
     made_by = (
-        f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests, {(time.process_time() - start) / 60:.0f} minutes of "
-        f"one core in this call; {datetime.now(UTC):%Y-%m-%d}, commit {commit() or 'n/a'}, {processor()}."
+        f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests in {total_runs} runs, {total_runs - before} of them made "
+        f"in this call ({(time.process_time() - start) / 60:.0f} minutes of one core), the others kept; {datetime.now(UTC):%Y-%m-%d}, commit "
+        f"{commit() or 'n/a'}, {processor()}."
     )
     rules = (
         f"Intervals: batch means, {BATCHES} or more batches a set, {LEVEL:.0%} for all {comparisons} values together (Bonferroni); of waits "
