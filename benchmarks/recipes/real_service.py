@@ -3,7 +3,7 @@
     python -m karmafunnel.benchmarks.recipes.real_service LOG --out out/real-service
 
 The worker fits the funnel and answers over a loopback socket, in batches as a Service does; the open-loop generator on another core sends
-at planned (Poisson) times whatever the answers do, and latency is counted from the planned time. Just before each load, and again before
+at planned (Poisson) times whatever the answers do, and latency is counted from the planned time. Just before each load, and again after
 each repetition, the worker profiles itself on its core; socket and serialisation are measured with an empty funnel. `simulate` gets that
 profile, folded into one server, and the very times of the measurement. The last cell adds a stage that sleeps 5 ms, at the rate of the
 least load. Each load is kept, so the same command goes on; writes real_service (.md, .csv, .html, .png). Linux only (affinity).
@@ -310,45 +310,45 @@ def server_of(told: Worker, passes: Sequence[pl.DataFrame], overheads: Sequence[
 def measured(
     told: Worker, log: Log, load: float, rate: float | None, repetitions: int, seconds: float, console: Console
 ) -> dict[str, Any]:
-    """One cell: before every repetition the worker profiles itself as at this load, so that a machine that drifts does so in both; all
-    of its passes are the prediction's. The rate is that of a utilisation of `load` by the first of them, unless it is given (requests a second).
+    """One cell: the worker profiles itself, as at this load, before and after every repetition, and these two profiles are its prediction's:
+    a machine that drifts does so in both. The rate is that of a utilisation of `load` by the profile before, unless it is given
+    (requests a second).
     """
     with service(told, console) as (lines, ks):
         passes, overheads, found = [], [], []
         began = os.getloadavg()[0]
         rng = np.random.default_rng([told.seed, round(1000 * load), round(told.pause_ms)])
-        for i in range(repetitions):
+        for i in range(repetitions + 1):
             passes.append(passes_of(lines, len(ks), told.batch, load, seconds * PROFILE, told.seed + i))
             overheads.append(overhead_of(lines))
-            rate = rate or 1000 * load / server_of(told, passes, overheads, ks)["funnel"].mean_ms()
-            n = max(round(rate * seconds), 50)
-            times = np.cumsum(rng.exponential(1000 / rate, n))
+            if i == repetitions:
+                break
+            now = rate or 1000 * load / server_of(told, passes[-1:], overheads, ks)["funnel"].mean_ms()
+            n = max(round(now * seconds), 50)
+            times = np.cumsum(rng.exponential(1000 / now, n))
             requests = np.resize(rng.permutation(log.requests_in("W3")), n)
             frame = open_loop(lines, times, requests, 3 * seconds + 60)
             late = (frame["sent_ms"] - frame["planned_ms"]).quantile(0.99)
-            found.append(
-                {
-                    "times": times,
-                    "measured": frame["latency_ms"].to_list(),
-                    "late": late,
-                    "service_ms": frame["service_ms"].mean(),
-                }
-            )
+            told_of = {"rate": now, "late": late, "service_ms": frame["service_ms"].mean()}
+            found.append(told_of | {"times": times, "measured": frame["latency_ms"].to_list()})
             console.print(
                 f"load {load:g}, repetition {i + 1}: p50 {frame['latency_ms'].median():.1f} ms", style="dim", highlight=False
             )
         ended = os.getloadavg()[0]
-    one = server_of(told, passes, overheads, ks)
-    for repetition in found:
-        trace = Trace(repetition.pop("times"))
+    for i, repetition in enumerate(found):
+        one, trace = server_of(told, passes[i : i + 2], overheads, ks), Trace(repetition.pop("times"))
+        repetition["profile_ms"], repetition["utilisation"] = (
+            one["funnel"].mean_ms(),
+            one["funnel"].utilisation(repetition["rate"]),
+        )
+        repetition["services"] = one.toml()
         repetition["predicted"] = [
             simulate(one, trace, len(trace.times_ms), seed=seed).requests["latency_ms"].to_list() for seed in range(SEEDS)
         ]
-    return {
-        "load": load, "pause_ms": told.pause_ms, "rate": rate, "n": n,
-        "profile_ms": one["funnel"].mean_ms(), "overhead_ms": float(np.mean(overheads)),
-        "passes": sum(frame[PASS].n_unique() for frame in passes), "utilisation": one["funnel"].utilisation(rate or 0.0),
-        "repetitions": found, "services": one.toml(), "load_average": [began, ended],
+    means = {name: float(np.mean([r[name] for r in found])) for name in ("rate", "profile_ms", "utilisation")}
+    return means | {
+        "load": load, "pause_ms": told.pause_ms, "overhead_ms": float(np.mean(overheads)), "n": sum(len(r["measured"]) for r in found),
+        "passes": sum(frame[PASS].n_unique() for frame in passes), "repetitions": found, "load_average": [began, ended],
     }  # fmt: skip
 
 
@@ -416,10 +416,10 @@ def footnotes(cells: Sequence[dict[str, Any]], log: Log, recipe: Recipe, command
     loads = [x for cell in cells for x in cell["load_average"]]
     overheads = [f"{cell['overhead_ms']:.2f}" for cell in cells]
     told = [
-        "Load: utilisation by the profile made just before, on the same core. Measured: the percentile's mean over repetitions, [least, "
+        "Load: utilisation by the profile made just before, on the same core; the prediction has that and the one just after. Measured: the percentile's mean over repetitions, [least, "
         f"most]. Predicted: `simulate` with the very arrival times, mean and 95% of {SEEDS} seeds a repetition. Inside: the prediction lies "
         "in the spread of the measurements.",
-        f"Repetitions: {', '.join(str(len(c['repetitions'])) for c in cells)} of {', '.join(str(c['n']) for c in cells)} requests. Socket and "
+        f"Repetitions: {', '.join(str(len(c['repetitions'])) for c in cells)} with {', '.join(str(c['n']) for c in cells)} requests in all. Socket and "
         f"serialisation (an empty funnel): {', '.join(overheads)} ms, in the profile. Requests were sent "
         f"at most {late:.2f} ms late (p99). Under load: mean time in the funnel, as the worker's clock tells it.",
     ]
