@@ -416,10 +416,10 @@ def footnotes(cells: Sequence[dict[str, Any]], log: Log, recipe: Recipe, command
     loads = [x for cell in cells for x in cell["load_average"]]
     overheads = [f"{cell['overhead_ms']:.2f}" for cell in cells]
     told = [
-        "Load: utilisation by the profile made just before, on the same core; the prediction has that and the one just after. Measured: the percentile's mean over repetitions, [least, "
-        f"most]. Predicted: `simulate` with the very arrival times, mean and 95% of {SEEDS} seeds a repetition. Inside: the prediction lies "
-        "in the spread of the measurements.",
-        f"Repetitions: {', '.join(str(len(c['repetitions'])) for c in cells)} with {', '.join(str(c['n']) for c in cells)} requests in all. Socket and "
+        "Load: utilisation by the profile made just before, on the same core; the prediction has that and the one just after. Measured: "
+        "the percentile's mean over repetitions, [least, most]. Predicted: `simulate` with the very arrival times, mean and 95% of "
+        f"{SEEDS} seeds a repetition. Inside: the prediction lies in the spread of the measurements.",
+        f"Repetitions: {', '.join(str(len(c['repetitions'])) for c in cells)}, with {', '.join(str(c['n']) for c in cells)} requests in all. Socket and "
         f"serialisation (an empty funnel): {', '.join(overheads)} ms, in the profile. Requests were sent "
         f"at most {late:.2f} ms late (p99). Under load: mean time in the funnel, as the worker's clock tells it.",
     ]
