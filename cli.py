@@ -587,15 +587,11 @@ def print_simulation(simulation: Any) -> None:
     out.print(f"paths: {shares(found['paths'])}", highlight=False, soft_wrap=True)
     for name, growth in found["growing"].items():
         load = simulation.services[name].utilisation(found["rate"])
-        told = (
+        more = (
             f"{name} is offered {load:.2f} times what its servers can do, and nothing bounds its queue: it grows by {growth:,.1f}"
         )
-        out.print(
-            f"{told} requests a second, and the latencies above with --requests",
-            style="bold red",
-            highlight=False,
-            soft_wrap=True,
-        )
+        more += " requests a second, and the latencies above with --requests"
+        out.print(more, style="bold red", highlight=False, soft_wrap=True)
 
 
 def print_worth(worth: Any) -> None:
@@ -630,11 +626,9 @@ def print_worth(worth: Any) -> None:
         "stage", "its requests take", f"lost in an hour, {worth.currency}", title="an hour's outage", title_justify="left"
     )
     for line in worth.outages.iter_rows(named=True):
-        whole = lambda x: f"{x:,.0f}"
-        lost = line["note"] or f"{whole(line['lost'])}" + (
-            f" [{whole(line['low'])}, {whole(line['high'])}]" if line["low"] is not None else ""
-        )
-        table.add_row(line["stage"], line["path"], f"{lost} of {whole(line['money'])}" if not line["note"] else lost)
+        lost = f"{line['lost']:,.0f}" if not line["note"] else ""
+        lost += f" [{line['low']:,.0f}, {line['high']:,.0f}]" if line["low"] is not None else ""
+        table.add_row(line["stage"], line["path"], line["note"] or f"{lost} of {line['money']:,.0f}")
     out.print(table)
 
 

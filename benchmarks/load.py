@@ -357,7 +357,10 @@ def planned(plan: Plan) -> Section:
         ]
         for line in plan.what_if.iter_rows(named=True)
     ]  # fmt: skip
-    asked = lead("One thing changed at a time, the same requests every time; p99 with its 95% interval. Grows: the queue would, without end.")
+    asked = lead(
+        "One thing changed at a time, the same requests every time; p99 with its 95% interval. One server less is tried with every seed, and "
+        "one that misses the target is shown. Overload: more than the servers can do."
+    )
     parts = [
         lead(read), plain_table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), "<h3>What if</h3>", asked,
         plain_table(["change", "a second", "p99, ms", "degraded", "cost of a million", "meets the target"], changes),
@@ -368,7 +371,7 @@ def planned(plan: Plan) -> Section:
 def p99_of(line: dict[str, Any]) -> str:
     """p99 with its interval, as a row of `Plan.what_if` has them."""
     if line["p99_ms"] is None:
-        return "grows"
+        return "overload"
     return f"{line['p99_ms']:,.1f}" + (f" [{line['low']:,.1f}, {line['high']:,.1f}]" if line["low"] is not None else "")
 
 
@@ -425,7 +428,8 @@ def single(simulation: Simulation) -> Section:
             "requests", "Requests", "Single requests", absent("events were not kept (--no-events), so no request can be drawn.")
         )
     read = lead(
-        "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a busy stage; a stage without a bar was not reached or took no time. <code>karmafunnel timeline</code> prints any other request."
+        "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a busy stage; a stage without a bar was not reached or "
+        "took no time. <code>karmafunnel timeline</code> prints any other request."
     )
     plot = timelines(simulation, list(typical(simulation).items()))
     return Section("requests", "Requests", "Single requests", read + figure(plot, colour_of(online(simulation))))

@@ -173,7 +173,7 @@ def load_curve(
             requests, summary = simulation.steady, simulation.summary()
             line: dict[str, Any] = {"policy": policy, "rate": float(rate), "goodput": summary["goodput"]}
             line["p99_ms"] = summary["latency"]["p99_ms"]["value"] if summary["latency"] else None
-            line |= {name: float((requests["path"] == name).mean()) for name in (FULL, NOTHING)}
+            line |= {name: (requests["path"] == name).sum() / requests.height for name in (FULL, NOTHING)}
             for row in credit(requests, quality, seed=seed, resamples=resamples, ids=ids).rows:
                 line |= {f"{row['measure']}{end}": row[key] for end, key in (("", "value"), (" low", "low"), (" high", "high"))}
             if priced:

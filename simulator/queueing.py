@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +130,11 @@ class Station:
             left = max(until - env.now, 0.0)
             self.join(ticket)
             if service.deadline_ms is not None and service.deadline_ms < left:
-                self.later(service.deadline_ms, lambda t=ticket: self.settle(t, LATE))
+                self.later(service.deadline_ms, partial(self.settle, ticket, LATE))
             elif left < math.inf:
-                self.later(left, lambda t=ticket: self.settle(t, OVERDUE))
+                self.later(left, partial(self.settle, ticket, OVERDUE))
             if service.patience_ms is not None and ticket.waits:
-                self.later(service.patience_ms, lambda t=ticket: self.settle(t, ABANDONED) if t.waits else None)
+                self.later(service.patience_ms, partial(self.give_up, ticket))
             verdict = yield ticket.verdict
             if verdict != DONE:
                 self.tell(request, service.name, verdict, -1, self.waiting)
@@ -153,8 +153,13 @@ class Station:
             ticket.waits = False
             self.waiting -= 1
 
+    def give_up(self, ticket: Ticket) -> None:
+        """Out of patience, unless a server has taken it."""
+        if ticket.waits:
+            self.settle(ticket, ABANDONED)
+
     def later(self, ms: float, what: Callable[[], Any]) -> None:
-        self.env.timeout(ms).callbacks.append(lambda _: what())  # type: ignore[union-attr]
+        self.env.timeout(ms).callbacks.append(lambda _: what())
 
     def join(self, ticket: Ticket) -> None:
         """A ticket comes to the queue, or is shed where the waiting room is full."""
@@ -519,7 +524,7 @@ class Told(Arrivals):
     """Arrivals of a simulation that was read from disk: their text alone."""
 
     text: str
-    stationary: bool = False  # type: ignore[misc]
+    stationary: bool = False
 
     def __repr__(self) -> str:
         return self.text
@@ -553,4 +558,5 @@ def simulate(
             says or {}
         )
         write_json(folder / "simulation.json", meta)
-    return Simulation.open(out, arrivals)  # type: ignore[arg-type]
+    assert out is not None
+    return Simulation.open(out, arrivals)

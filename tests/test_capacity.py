@@ -119,15 +119,20 @@ def test_when_the_tries_run_out_it_is_said(monkeypatch):
 
 def test_the_command(tmp_path):
     path = pair(name="pair").write(tmp_path / "pair.toml")
-    asked = ["plan", str(path), "--rate", "150", "--p99-ms", "95", "--requests", str(N)]
-    said = json.loads(CliRunner().invoke(main, [*asked, "--json"]).output)
-    table = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "out")])
-    assert table.exit_code == 0 and "headroom" in table.output and "one rank less" in table.output
+    asked = ["plan", str(path), "--rate", "150", "--p99-ms", "95", "--requests", str(N), "--json", "--out", str(tmp_path / "out")]
+    said = json.loads(CliRunner().invoke(main, asked).stdout)
     kept = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert kept == said and kept["proven"]
     assert Services.read(tmp_path / "out" / "services.toml").cost_per_hour == said["cost_per_hour"]
     assert pl.read_csv(tmp_path / "out" / "what_if.csv").height == len(said["what_if"])
     page = (tmp_path / "out" / "load.html").read_text()
     assert 'id="plan"' in page and "one recall more" in page
-    refused = CliRunner().invoke(main, ["plan", str(path), "--rate", "0", "--p99-ms", "95"])
-    assert refused.exit_code == 1 and "Traceback" not in refused.output
+
+
+def test_what_the_command_prints(tmp_path):
+    path = Services((Service("s", ServiceTime(base_ms=10)),)).write(tmp_path / "one.toml")
+    asked = ["plan", str(path), "--p99-ms", "35", "--requests", str(N), "--rate"]
+    table = CliRunner().invoke(main, [*asked, "100"])
+    assert table.exit_code == 0 and "headroom" in table.output and "one s less" in table.output
+    refused = CliRunner().invoke(main, [*asked, "0"])
+    assert refused.exit_code == 1 and "rate needs a number above 0" in refused.output and "Traceback" not in refused.output
