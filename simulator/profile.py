@@ -301,7 +301,7 @@ class Profile:
             mine = passes.filter(pl.col(STAGE) == stage)
             made = rounded(fit_time(mine[REQUESTS].to_numpy(), mine[ITEMS].to_numpy(), mine[MS].to_numpy(), seed))
             most = uncut(passes).filter(pl.col(STAGE) == stage)
-            stages.append(Service(stage, made, items=round(most[ITEMS].sum() / most[REQUESTS].sum()), k=ks.get(stage)))
+            stages.append(Service(stage, made, items=round(int(most[ITEMS].sum()) / int(most[REQUESTS].sum())), k=ks.get(stage)))
         return cls(Services(tuple(stages), name=name, note=note), passes, seed)
 
     @cached_property
@@ -310,7 +310,7 @@ class Profile:
         rows = []
         for (stage, requests, cutoff), cell in self.passes.group_by(STAGE, REQUESTS, CUTOFF, maintain_order=True):
             made = self.services[str(stage)].time
-            mean = np.array([made.mean_ms(float(requests), float(items)) for items in cell[ITEMS]])  # type: ignore[arg-type]
+            mean = np.array([made.mean_ms(float(requests), float(items)) for items in cell[ITEMS]])
             u = (np.arange(200) + 0.5) / 200
             spread = np.outer(mean, quantile(made.kind, made.cv, made.ratios, u))
             ms = cell[MS].to_numpy()

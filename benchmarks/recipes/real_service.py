@@ -145,7 +145,7 @@ def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None
     {"profile": keywords of `measure_passes`} is answered with the rows of its passes, once all before it are served.
     """
     window = fitted.scene.log.requests_in("W3")
-    first, canned = int(window[0]), last_slate(fitted, window[:1])
+    first, canned = int(window[0]), last_slate(fitted, window[:1].tolist())
     lines, queue, served, end = Lines(connection), deque[dict[str, Any]](), 0, time.perf_counter() + told.seconds
     while served < told.most and (left := end - time.perf_counter()) > 0:
         if queue:
@@ -315,7 +315,7 @@ def measured(
     (requests a second).
     """
     with service(told, console) as (lines, ks):
-        passes, overheads, found = [], [], []
+        passes, overheads, found = list[pl.DataFrame](), list[float](), list[dict[str, Any]]()
         began = os.getloadavg()[0]
         rng = np.random.default_rng([told.seed, round(1000 * load), round(told.pause_ms)])
         for i in range(repetitions + 1):
@@ -332,7 +332,7 @@ def measured(
             told_of = {"rate": now, "late": late, "service_ms": frame["service_ms"].mean()}
             found.append(told_of | {"times": times, "measured": frame["latency_ms"].to_list()})
             console.print(
-                f"load {load:g}, repetition {i + 1}: p50 {frame['latency_ms'].median():.1f} ms", style="dim", highlight=False
+                f"load {load:g}, repetition {i + 1}: p50 {np.median(found[-1]['measured']):.1f} ms", style="dim", highlight=False
             )
         ended = os.getloadavg()[0]
     for i, repetition in enumerate(found):
@@ -415,11 +415,12 @@ def footnotes(cells: Sequence[dict[str, Any]], log: Log, recipe: Recipe, command
     late = max(r["late"] for cell in cells for r in cell["repetitions"])
     loads = [x for cell in cells for x in cell["load_average"]]
     overheads = [f"{cell['overhead_ms']:.2f}" for cell in cells]
+    repetitions, n = ", ".join(str(len(c["repetitions"])) for c in cells), ", ".join(f"{c['n']:,}" for c in cells)
     told = [
-        "Load: utilisation by the profile made just before, on the same core; the prediction has that and the one just after. Measured: the percentile's mean over repetitions, [least, "
-        f"most]. Predicted: `simulate` with the very arrival times, mean and 95% of {SEEDS} seeds a repetition. Inside: the prediction lies "
-        "in the spread of the measurements.",
-        f"Repetitions: {', '.join(str(len(c['repetitions'])) for c in cells)} with {', '.join(str(c['n']) for c in cells)} requests in all. Socket and "
+        "Load: utilisation by the profile made just before, on the same core; the prediction has that and the one just after. Measured: "
+        "the percentile's mean over repetitions, [least, most]. Predicted: `simulate` with the very arrival times, mean and 95% of "
+        f"{SEEDS} seeds a repetition. Inside: the prediction lies in the spread of the measurements.",
+        f"Repetitions: {repetitions}; requests in all: {n}. Socket and "
         f"serialisation (an empty funnel): {', '.join(overheads)} ms, in the profile. Requests were sent "
         f"at most {late:.2f} ms late (p99). Under load: mean time in the funnel, as the worker's clock tells it.",
     ]
@@ -470,7 +471,8 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
             "anchor": plots.on(i)["yaxis"],
             "title": {"text": "latency, ms", "standoff": 6},
         }
-        layout[plots.axis(i, "x")] |= {"type": "log"}
+        ticks = [k * 10**e for e in range(5) for k in (1, 2, 5)]
+        layout[plots.axis(i, "x")] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{t:,}" for t in ticks]}
         layout[plots.axis(i, "y")] = {"domain": y, "anchor": plots.on(i)["xaxis"], "range": [0, 1.02], "tickformat": ".0%"}
         layout["annotations"].append(plots.heading(f"load {name_of(cell)}: {cell['rate']:.0f} requests a second", domains[i]))
     return {"data": data, "layout": layout}
@@ -484,7 +486,7 @@ def write(out: Path, cells: Sequence[dict[str, Any]], below: Sequence[str]) -> N
     table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     (out / "real_service.csv").write_text(text.getvalue())
     (out / "real_service.md").write_text(markdown(cells, below))
-    write_curve(figure(cells), out / "real_service.html", "latency of a funnel served for real, and predicted")
+    write_curve(figure(cells), out / "real_service.html")
 
 
 @click.command()
