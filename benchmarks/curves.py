@@ -76,7 +76,7 @@ def write_curve(plot: Plot, path: Path | str, title: str = "") -> list[Path]:
     path = Path(path).with_suffix(".html")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = go.Figure(plot)
-    figure.update_layout(title={"text": title} if title else None, margin={"t": 80 if title else 50})
+    figure.update_layout(title={"text": title} if title else None, margin={"t": 80 if title else 50}, template="plotly_white")
     temporary = path.with_name(f".{path.name}.tmp")
     figure.write_html(temporary, include_plotlyjs=True)
     temporary.replace(path)
