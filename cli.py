@@ -520,8 +520,12 @@ def queue(
     from .simulator.services import Services
     from .simulator.timeline import chrome_trace
 
-    deployed = Services.read(services)
-    others = {path.stem: Services.read(path) for path in beside}
+    stems = [path.stem for path in (services, *beside)]
+    name = lambda path: path.stem if stems.count(path.stem) == 1 else str(path)
+    policies = {name(path): Services.read(path) for path in (services, *beside)}
+    if beside and run is None:
+        raise KarmafunnelError(f"queue: --beside {beside[0]} compares what was shown, and needs --run, found none")
+    deployed = policies[name(services)]
     coming, count = arrivals_of(arrivals, rate, log, n)
     command = " ".join(["karmafunnel", *sys.argv[1:]])
     worth = None
@@ -531,9 +535,7 @@ def queue(
             from .simulator.credit import quality_under_load
 
             step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
-            worth = quality_under_load(
-                {services.stem: deployed} | others, run, coming, count, seed, measures=measures, progress=step
-            )
+            worth = quality_under_load(policies, run, coming, count, seed, measures=measures, progress=step)
             bar.update(task, description="simulating", completed=0, total=count)
         simulation = simulate(
             deployed, coming, count, seed, out=folder_out, events=events, progress=lambda i: bar.update(task, completed=i),
@@ -841,7 +843,9 @@ def fit_embedder(
     help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k.",
 )
 @click.option("--seconds", default=15.0, show_default=True, help="Most time a stage.")
-@click.option("--load", default=1.0, show_default=True, help="Time the stages as they are at this utilisation: 1 is one pass after another.")
+@click.option(
+    "--load", default=1.0, show_default=True, help="Time the stages as they are at this utilisation: 1 is one pass after another."
+)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="Whose requests.")
 @click.option("--policies", is_flag=True, help="Add a deadline, batches, waiting rooms and fallbacks to start from.")

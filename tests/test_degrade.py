@@ -476,6 +476,23 @@ def test_a_lighter_load_shows_more(pressed_run):
         )
 
 
+def test_queue_tells_what_two_deployments_show(pressed_run, tmp_path):
+    for name, services in {"a": pressed(), "b": pressed().change("rank", servers=3)}.items():
+        services.write(tmp_path / name / "services.toml")  # of one name
+    files = [str(tmp_path / name / "services.toml") for name in "ab"]
+    asked = ["queue", files[0], "--rate", "300", "--requests", "400", "--out", str(tmp_path / "out"), "--beside", files[1]]
+    done = CliRunner().invoke(main, [*asked, "--run", str(pressed_run)])
+    assert done.exit_code == 0, done.output
+    assert "over offered load" in done.output and "an hour's outage" in done.output
+    quality = pl.read_csv(tmp_path / "out" / "quality.csv")
+    assert quality["policy"].to_list() == [files[0], files[0], files[1], files[1]]
+    curve = pl.read_csv(tmp_path / "out" / "load_curve.csv").filter(pl.col("rate").is_between(299, 301))
+    assert curve["full"][1] > curve["full"][0]  # three rankers shed less than one
+    assert "What it is worth" in (tmp_path / "out" / "load.html").read_text()
+    alone = CliRunner().invoke(main, asked)
+    assert alone.exit_code == 1 and "needs --run" in alone.output
+
+
 def test_the_command_prints_a_line_a_path(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
     shop.write(tmp_path / "log")
