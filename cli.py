@@ -123,9 +123,9 @@ def demo(folder_out: Path, seed: int) -> None:
         step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
         worth = quality_under_load({"services": deployed}, run, Poisson(rate), 5000, seed, progress=step)
     simulation = simulate(
-        deployed, Poisson(rate), 5000, seed, out=folder_out / "load", events=True, says={"command": "karmafunnel demo"}
-    )
-    worth.write(folder_out / "load")
+        deployed, Poisson(rate), 5000, seed, out=folder_out / "load", events=True, says={"command": "karmafunnel demo"},
+        also=lambda _, folder: worth.write(folder),
+    )  # fmt: skip
     load_page(simulation, folder_out / "load.html", worth=worth, command="karmafunnel demo")
     print_simulation(simulation)
     print_worth(worth)
@@ -483,7 +483,7 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
         from .simulator.replay import requests_of
 
         trace = Trace.of(opened, requests_of(opened, "W3", None), rate)
-        return trace, len(trace.ids) if n is None else min(n, len(trace.ids))
+        return trace, len(trace.ids) if n is None or n > len(trace.ids) else n
     if rate is None:
         raise KarmafunnelError("queue: needs --rate (requests a second) or --log (the log's own times), found neither")
     made = {"poisson": Poisson, "daily": Daily, "flash": Flash}[kind or "poisson"]
@@ -501,7 +501,7 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
 @click.option("--measure", "measures", multiple=True, help="Measures of what was shown, with --run; HR@10 and GMV-HR@10 without.")
 @click.option("--beside", multiple=True, type=folder, help="Another SERVICES: the same requests through it, differences paired.")
 @click.option("--requests", "n", type=int, help="How many; 20,000 without it, or all of the log's.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--events/--no-events", default=True, show_default=True, help="Keep what happened to each request.")
 @click.option("--out", "folder_out", type=folder, required=True, help="Where tables, load.html and trace.json go.")
 @json_flag
@@ -515,10 +515,14 @@ def queue(
     over offered load and what an hour's outage of each stage costs. load.html has the plots, trace.json opens in Perfetto.
     """
     from .benchmarks.load import load_page
-    from .simulator.queueing import simulate
+    from .simulator.queueing import Simulation, check_out, simulate
     from .simulator.replay import progress_bar
     from .simulator.services import Services
     from .simulator.timeline import chrome_trace
+
+    check_out(folder_out)
+    if measures and run is None:
+        raise KarmafunnelError(f"queue: --measure {measures[0]} asks what was shown, and needs --run, found none")
 
     stems = [path.stem for path in (services, *beside)]
     name = lambda path: path.stem if stems.count(path.stem) == 1 else str(path)
@@ -537,15 +541,18 @@ def queue(
             step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
             worth = quality_under_load(policies, run, coming, count, seed, measures=measures, progress=step)
             bar.update(task, description="simulating", completed=0, total=count)
+
+        def write_more(made: Simulation, folder: Path) -> None:
+            if worth:
+                worth.write(folder)
+            if events:
+                chrome_trace(made, folder / "trace.json")
+            load_page(made, folder / "load.html", worth=worth, command=command)
+
         simulation = simulate(
             deployed, coming, count, seed, out=folder_out, events=events, progress=lambda i: bar.update(task, completed=i),
-            says={"command": command},
+            says={"command": command}, also=write_more,
         )  # fmt: skip
-    if worth:
-        worth.write(folder_out)
-    if events:
-        chrome_trace(simulation, folder_out / "trace.json")
-    load_page(simulation, folder_out / "load.html", worth=worth, command=command)
     if as_json:
         print(json.dumps(simulation.summary() | ({"quality": worth.rows} if worth else {}), indent=1))
         return
@@ -587,6 +594,12 @@ def print_simulation(simulation: Any) -> None:
     shares = lambda said: ", ".join(f"{name} {share:.2%}" for name, share in said.items())
     out.print(f"goodput {found['goodput']:,.1f} a second; outcomes: {shares(found['outcomes'])}", highlight=False, soft_wrap=True)
     out.print(f"paths: {shares(found['paths'])}", highlight=False, soft_wrap=True)
+    for name in found["rarely_crashing"]:
+        out.print(
+            f"{name}: fewer than ten crashes are to be expected in so short a run; ask for more --requests",
+            style="bold",
+            highlight=False,
+        )
     for name, growth in found["growing"].items():
         load = simulation.services[name].utilisation(found["rate"])
         more = (
@@ -668,7 +681,7 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
 @click.option("--p99-ms", type=float, required=True, help="The target: most that p99 of the latency end to end may be.")
 @click.option("--lost", default=0.001, show_default=True, help="Share of requests that may be degraded or shown nothing.")
 @click.option("--requests", "n", default=20_000, show_default=True, help="Requests of each simulation.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", "folder_out", type=folder, help="Where services.toml, plan.json, what_if.csv and load.html go.")
 @json_flag
 def plan_command(
@@ -834,7 +847,7 @@ def fit_embedder(
 @click.option(
     "--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it."
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--batches", default="1,2,4,8,16", show_default=True, help="Requests at once.")
 @click.option(
     "--cutoffs",

@@ -323,9 +323,13 @@ def figures_of(summary: dict[str, Any]) -> Section:
     lost = ", ".join(f"{name} {percent(share)}" for name, share in summary["outcomes"].items() if name != "served")
     cards.append(card("goodput", f"{summary['goodput']:,.1f} a second", f"{summary['rate']:,.1f} a second were offered"))
     cards.append(card("shown something", percent(shown), lost or "nobody was shown nothing"))
-    full = summary["paths"].get(FULL, 0.0)
-    other = ", ".join(f"{escape(name)} {percent(share)}" for name, share in list(summary["paths"].items())[:4] if name != FULL)
-    cards.append(card("full path", percent(full), other or "no request was degraded"))
+    usual = summary["normal"]
+    other = ", ".join(f"{escape(name)} {percent(share)}" for name, share in list(summary["paths"].items())[:4] if name != usual)
+    cards.append(
+        card(
+            "in full" if usual == FULL else f"path {escape(usual)}", percent(summary["full"]), other or "no request was degraded"
+        )
+    )
     grows = "".join(
         f'<p class="absent"><b>grows</b> nothing bounds the queue of {escape(name)}, which gets {growth:,.1f} requests longer every second: '
         "the latencies here grow with the length of the run.</p>"
@@ -358,8 +362,8 @@ def planned(plan: Plan) -> Section:
         for line in plan.what_if.iter_rows(named=True)
     ]  # fmt: skip
     asked = lead(
-        "One thing changed at a time, the same requests every time; p99 with its 95% interval. One server less is tried with every seed, and "
-        "one that misses the target is shown. Overload: more than the servers can do."
+        "One thing changed at a time, the same requests every time; p99 with its 95% interval. Every change is tried with all seeds: "
+        "shown is one that misses the target, else the worst. Overload: more than the servers can do."
     )
     parts = [
         lead(read), plain_table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), "<h3>What if</h3>", asked,

@@ -60,7 +60,7 @@ def _stretched(gaps: np.ndarray, seconds: np.ndarray, rate: np.ndarray) -> np.nd
 
 @dataclass(frozen=True)
 class Daily(Arrivals):
-    """A day's curve, `rate` requests a second on average: from night to a `peak` times the mean at half time, with `bursts` of promotion.
+    """A day's curve: `rate` requests a second over a day without its bursts, from night to a `peak` times as many at half time.
 
     `peak` is at most 2 (the night is then empty). A day lasts `day_s` seconds; without it, it is squeezed into the n requests. Each
     burst begins at a random time, multiplies the rate by `burst` and lasts a hundredth of the day.
@@ -94,7 +94,7 @@ class Daily(Arrivals):
 
 @dataclass(frozen=True)
 class Flash(Arrivals):
-    """A flash crowd: `rate` requests a second, and at the share `at` of the run `factor` times as many, fading with `fade_s` seconds."""
+    """A flash crowd: `rate` requests a second, and from the share `at` of the run on `factor` times as many, fading with `fade_s` seconds."""
 
     rate: float
     factor: float = 5.0
@@ -167,6 +167,7 @@ class Trace(Arrivals):
         return len(self.times_ms) / span if span else math.inf
 
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        _check("arrivals", n)
         if n > len(self.times_ms):
             raise KarmafunnelError(f"arrivals: the trace has {len(self.times_ms)} requests, {n} were asked for")
         return self.times_ms[:n] / self.speed

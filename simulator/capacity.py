@@ -18,7 +18,6 @@ import polars as pl
 
 from ..log import KarmafunnelError
 from .arrivals import Poisson
-from .degrade import path_of
 from .queueing import Simulation, simulate
 from .services import Service, Services
 from .theory import wait_quantile_ms
@@ -26,6 +25,7 @@ from .theory import wait_quantile_ms
 SEEDS = 4  # the plan meets its target with each of so many
 MOST = 40  # cheaper deployments that are tried at the end
 LEAST = 1000  # requests, for a p99
+MOST_SERVERS = 20_000
 CLOSE = 0.01  # share to which headroom is found
 
 Servers = tuple[int, ...]
@@ -102,7 +102,6 @@ class Search:
         self.seeds = list(range(seed, seed + SEEDS))  # in the order in which they are asked: one that said no is asked first
         self.progress = progress
         self.stages = [stage for stage in services.stages if stage.online]
-        self.normal = path_of({s.name: s.stale for s in services.stages if not s.online}, [s.name for s in services.stages])
         self.known: dict[tuple[Servers, float, int], Outcome] = {}
 
     def cost(self, servers: Servers) -> float:
@@ -130,7 +129,7 @@ class Search:
     def outcome(self, simulation: Simulation) -> Outcome:
         steady = simulation.steady
         p99 = simulation.summary()["latency"].get("p99_ms", {"value": math.inf, "low": None, "high": None})
-        degraded = 1 - int((steady["path"] == self.normal).sum()) / steady.height
+        degraded = 1 - int((steady["path"] == self.services.normal).sum()) / steady.height
         lines = simulation.stages.filter(pl.col("utilisation").is_not_null())
         waits = [steady[f"{name}.wait_ms"].quantile(0.99) or 0.0 for name in lines["stage"]]
         lost = lines.select(pl.sum_horizontal("shed", "abandoned", "late", "overdue", "failed")).to_series().to_list()
@@ -144,18 +143,18 @@ class Search:
         """Whether the target is met with the first seed."""
         return self.stable(servers, self.rate) and self.good(self.ask(servers))
 
-    def refused(self, servers: Servers) -> Outcome | None:
+    def refused(self, servers: Servers, rate: float | None = None) -> Outcome | None:
         """What came of the first seed found that misses the target; None where every seed meets it."""
         for seed in list(self.seeds):
-            if not self.good(found := self.ask(servers, seed=seed)):
+            if not self.good(found := self.ask(servers, rate, seed)):
                 self.seeds.remove(seed)
                 self.seeds.insert(0, seed)
                 return found
         return None
 
-    def sure(self, servers: Servers) -> bool:
+    def sure(self, servers: Servers, rate: float | None = None) -> bool:
         """Whether the target is met with every seed."""
-        return self.stable(servers, self.rate) and self.refused(servers) is None
+        return self.stable(servers, rate or self.rate) and self.refused(servers, rate) is None
 
     def stable(self, servers: Servers, rate: float) -> bool:
         return all(replace(stage, servers=c).utilisation(rate) < 1 for c, stage in zip(servers, self.stages, strict=True))
@@ -258,7 +257,7 @@ class Search:
     # -- around the plan
 
     def changes(self, servers: Servers) -> list[dict[str, Any]]:
-        """Other rates, and one server less or more at each stage; with the first seed, one server less with all of them."""
+        """Other rates, and one server less or more at each stage: the figures of a seed that misses the target, else of the worst seed."""
         asked = [("as planned", servers, self.rate)]
         asked += [(f"rate {share - 1:+.0%}", servers, share * self.rate) for share in (0.8, 1.2, 1.5)]
         for sign, word in ((-1, "less"), (1, "more")):
@@ -271,8 +270,9 @@ class Search:
             cost = self.deployed(count).cost_per_hour / (rate * 3600) * 1e6
             row: dict[str, Any] = {"change": change, "rate": rate, **dict.fromkeys(("p99_ms", "low", "high", "degraded"))}
             if self.stable(count, rate):
-                less = self.refused(count) if rate == self.rate and sum(count) < sum(servers) else None
-                found = less or self.ask(count, rate)
+                found = self.refused(count, rate) or max(
+                    (self.ask(count, rate, seed) for seed in self.seeds), key=lambda o: o.p99_ms
+                )
                 row |= {"p99_ms": found.p99_ms, "low": found.low, "high": found.high, "degraded": found.degraded}
                 row |= {"cost_per_million": cost, "meets": self.good(found)}
             else:  # overload: no figure
@@ -281,7 +281,7 @@ class Search:
         return rows
 
     def headroom(self, servers: Servers) -> float:
-        """The highest rate that still meets the target with the first seed, by bisection."""
+        """The highest rate that still meets the target with every seed, by bisection."""
         low, busiest = (
             self.rate,
             max(replace(s, servers=c).utilisation(self.rate) for c, s in zip(servers, self.stages, strict=True)),
@@ -289,8 +289,7 @@ class Search:
         high = self.rate / busiest if busiest else self.rate
         while high > low * (1 + CLOSE):
             middle = (low + high) / 2
-            good = self.stable(servers, middle) and self.good(self.ask(servers, middle))
-            low, high = (middle, high) if good else (low, middle)
+            low, high = (middle, high) if self.sure(servers, middle) else (low, middle)
         return low
 
 
@@ -317,6 +316,10 @@ def plan(
     if not search.stages:
         raise KarmafunnelError(f"plan: needs a stage that is online, found none in {services.name!r}")
     plenty = search.plenty()
+    if sum(plenty) > MOST_SERVERS:
+        raise KarmafunnelError(
+            f"plan: needs a rate that {MOST_SERVERS:,} servers can stand, found that {rate:,g} a second takes {sum(plenty):,}"
+        )
     best = search.ask(plenty)
     if best.p99_ms > p99_ms:
         raise KarmafunnelError(

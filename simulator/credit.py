@@ -22,9 +22,7 @@ from .intervals import Ratio, interval, resample
 from .measures import same_requests
 from .queueing import Simulation, simulate
 from .run import Run
-from .services import FULL, NOTHING, Services
-
-HOUR = 3_600_000.0  # ms
+from .services import FULL, NOTHING, Services, modes_of, path_of
 
 
 class Quality:
@@ -155,32 +153,33 @@ def money(quality: Quality, code: np.ndarray, at: np.ndarray) -> Ratio:
 
 def load_curve(
     policies: Mapping[str, Services], quality: Quality, rates: Sequence[float], simulated: Callable[[Services, float], Simulation],
-    seed: int = 0, resamples: int = 1000, ids: Sequence[str] | None = None,
+    seed: int = 0, resamples: int = 1000, ids: Sequence[str] | None = None, warmup: int = 0,
 ) -> pl.DataFrame:  # fmt: skip
     """Quality and money against offered load: one row a policy and rate.
 
     `policies`: Services by name. `simulated(services, rate)` makes the Simulation, with the same seed and number of requests
-    everywhere; so request i is the same logged request at every rate and under every policy. Columns: policy, rate (offered, a
+    everywhere; so request i is the same logged request at every rate and under every policy. Columns: policy, rate (that came, a
     second), goodput (served, a second until the last one left), p99_ms (of those that were shown something), full and nothing (shares
-    of requests), then of each measure its value, low and high, and of money an hour (where GMV-HR is asked for) the same. All but
-    goodput without the warm-up (`Simulation.steady`).
+    of requests), then of each measure its value, low and high, and of money an hour (where GMV-HR is asked for) the same. `warmup`:
+    how many of the first requests shares, measures and money leave out.
     """
     lines = []
     priced = any(m.name == "GMV-HR" for m in quality.measures)
     for policy, services in policies.items():
         for rate in rates:
             simulation = simulated(services, rate)
-            requests, summary = simulation.steady, simulation.summary()
-            line: dict[str, Any] = {"policy": policy, "rate": float(rate), "goodput": summary["goodput"]}
+            requests, summary = simulation.requests[warmup:], simulation.summary()
+            line: dict[str, Any] = {"policy": policy, "rate": simulation.rate, "goodput": summary["goodput"]}
             line["p99_ms"] = summary["latency"]["p99_ms"]["value"] if summary["latency"] else None
-            line |= {name: (requests["path"] == name).sum() / requests.height for name in (FULL, NOTHING)}
+            shares = {FULL: services.normal, NOTHING: NOTHING}  # near-line interests are no degradation
+            line |= {name: int((requests["path"] == path).sum()) / requests.height for name, path in shares.items()}
             for row in credit(requests, quality, seed=seed, resamples=resamples, ids=ids).rows:
                 line |= {f"{row['measure']}{end}": row[key] for end, key in (("", "value"), (" low", "low"), (" high", "high"))}
             if priced:
                 at = quality.logged(requests["request"].to_numpy(), seed, ids)
                 earned = money(quality, quality.code(requests["path"]), at)
                 low, high = quality.intervals([earned], resamples, seed)[0]
-                hourly = 3600 * rate
+                hourly = 3600 * simulation.rate
                 line["money an hour"] = earned.value * hourly
                 for side, value in (("low", low), ("high", high)):
                     line[f"money an hour {side}"] = None if value is None else value * hourly
@@ -199,12 +198,16 @@ def outages(
     no Run.
     """
     lines, at = [], np.arange(quality.n)
-    full = np.full(quality.n, quality.paths.index(FULL))
+    names = [stage.name for stage in services.stages]
+    usual = modes_of(services.normal)
+    if services.normal not in quality.paths:
+        raise KarmafunnelError(f"credit: needs the Run of the path {services.normal}; replay it with --path {services.normal}")
+    full = np.full(quality.n, quality.paths.index(services.normal))
     requests = rate * 3600 * hours
     for stage in services.stages:
         if not stage.online:  # stale vectors go on being served
             continue
-        path = NOTHING if stage.fail == "closed" else f"{stage.name}={stage.fallen}"
+        path = NOTHING if stage.fail == "closed" else path_of(usual | {stage.name: stage.fallen}, names)
         line: dict[str, Any] = {"stage": stage.name, "path": path, "note": ""}
         known = path in quality.paths
         code = np.full(quality.n, quality.paths.index(path)) if known else full
@@ -282,10 +285,12 @@ def quality_under_load(
             made[name, load] = simulate(policies[name], faster(arrivals, load), n, seed)
         return made[name, load]
 
+    every = [at_load(name, load) for name in policies for load in {*loads, 1.0}]
+    warmup = max(simulation.requests.height - simulation.steady.height for simulation in every)  # the same requests everywhere
     rows: list[dict[str, Any]] = []
     by_path, base = [], list[Ratio]()
     for name in policies:
-        requests = at_load(name, 1.0).steady
+        requests = at_load(name, 1.0).requests[warmup:]
         earned = credit(requests, quality, seed=seed, resamples=resamples, ids=ids)
         at = quality.logged(requests["request"].to_numpy(), seed, ids)
         ratios = [quality.ratio(m, quality.code(requests["path"]), at) for m in quality.measures]
@@ -301,10 +306,10 @@ def quality_under_load(
     names_of = {id(services): name for name, services in policies.items()}
     curve = load_curve(
         policies, quality, [load * rate for load in loads], lambda services, asked: at_load(names_of[id(services)], asked / rate), seed,
-        resamples, ids,
+        resamples, ids, warmup,
     )  # fmt: skip
-    priced = any(m.name == "GMV-HR" for m in quality.measures)
-    lost = outages(next(iter(policies.values())), quality, rate, seed=seed, resamples=resamples) if priced else None
+    priced, first = any(m.name == "GMV-HR" for m in quality.measures), next(iter(policies.values()))
+    lost = outages(first, quality, at_load(next(iter(policies)), 1.0).rate, seed=seed, resamples=resamples) if priced else None
     return Worth(rows, pl.concat(by_path), curve, lost, quality.currency)
 
 

@@ -28,10 +28,10 @@ from threadpoolctl import threadpool_limits
 from ..log import KarmafunnelError, Log
 from ..models import embedders
 from ..stages.base import FittedFunnel
-from .degrade import along, path_of
+from .degrade import along
 from .recipe import Recipe
 from .replay import prepare, progress_bar, requests_of
-from .services import Service, Services, ServiceTime
+from .services import Service, Services, ServiceTime, path_of
 
 BATCHES = (1, 2, 4, 8, 16)
 SHARES = (0.25, 0.5, 1.0)  # cutoffs of a stage where none are said, in shares of its k
@@ -359,12 +359,7 @@ class Profile:
 
     def write(self, path: Path | str) -> Path:
         """The services as a TOML file that `Services.read` reads, with comments on how to go on."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(GO_ON + self.services.toml(), encoding="utf-8")
-        partial.replace(path)
-        return path
+        return self.services.write(path, GO_ON)
 
 
 GO_ON = """\

@@ -27,12 +27,13 @@ from .services import NOTHING, Service, Services, path_of
 from .steady import batch_quantiles, warmup
 
 MOST = 500_000  # requests in the system at once; each costs about 2 kB
+LONGEST = 20_000_000  # requests of a run
 SAMPLES = 500  # points of `over_time`
 BLOCK = 4096  # requests whose random numbers are drawn together
 ROWS = 16_384  # rows that are written together
 DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = "done", "shed", "abandoned", "late", "overdue", "failed"
 COUNTED = (SHED, ABANDONED, LATE, OVERDUE, FAILED)
-SOJOURN = ("mean_waiting", "mean_wait_ms", "p50_ms", "p95_ms", "p99_ms")
+SOJOURN = ("mean_wait_ms", "p50_ms", "p95_ms", "p99_ms")
 EVENTS = {
     "t_ms": pl.Float64, "request": pl.Int64, "stage": pl.String, "event": pl.String, "server": pl.Int32, "waiting": pl.Int32,
 }  # fmt: skip
@@ -103,6 +104,7 @@ class Station:
         self.draws = Draws(service, seed, place)
         self.queue: deque[Ticket] = deque()
         self.waiting, self.alarm = 0, -1.0
+        self.area, self.since = 0.0, 0.0  # of `waiting` over time
         self.servers = [Server(i) for i in range(service.servers)]
         self.free = deque(self.servers)
         self.count = dict.fromkeys((DONE, *COUNTED), 0)
@@ -115,13 +117,16 @@ class Station:
     def visit(
         self, request: int, items: int, until: float
     ) -> Generator[simpy.Event, str, tuple[str, float | None, float | None]]:
-        """A request at this stage, with as many tries as it has; returns the verdict, its last wait and service (ms; None without).
+        """A request at this stage, with as many tries as it has; returns the verdict, its waits and its last service (ms; None without).
 
         `until`: when the request's time is over, wherever it is.
         """
         env, service = self.env, self.service
         self.tell(request, service.name, "come", -1, self.waiting)
+        waited = 0.0
         for attempt in range(service.retries + 1):
+            if attempt:
+                self.tell(request, service.name, "again", -1, self.waiting)
             ticket = Ticket(env, request, attempt, items)
             if service.cache and self.draws(request, attempt)[2] < service.cache.hit:
                 self.tell(request, service.name, "cached", -1, self.waiting)
@@ -136,13 +141,17 @@ class Station:
             if service.patience_ms is not None and ticket.waits:
                 self.later(service.patience_ms, partial(self.give_up, ticket))
             verdict = yield ticket.verdict
+            waited += (env.now if ticket.started is None else ticket.started) - ticket.came
             if verdict != DONE:
                 self.tell(request, service.name, verdict, -1, self.waiting)
             if verdict not in (LATE, FAILED):
                 break
         self.count[verdict] += 1
-        wait = None if verdict == SHED else (env.now if ticket.started is None else ticket.started) - ticket.came
-        return verdict, wait, None if ticket.started is None or ticket.ended is None else ticket.ended - ticket.started
+        return (
+            verdict,
+            None if verdict == SHED else waited,
+            None if ticket.started is None or ticket.ended is None else ticket.ended - ticket.started,
+        )
 
     def settle(self, ticket: Ticket, verdict: str) -> None:
         """The first verdict on a ticket stands."""
@@ -151,7 +160,13 @@ class Station:
         ticket.verdict.succeed(verdict)
         if ticket.waits:  # it leaves the queue by itself; `dispatch` skips it
             ticket.waits = False
-            self.waiting -= 1
+            self.wait(-1)
+
+    def wait(self, more: int) -> None:
+        """So many more wait from now on."""
+        self.area += self.waiting * (self.env.now - self.since)
+        self.since = self.env.now
+        self.waiting += more
 
     def give_up(self, ticket: Ticket) -> None:
         """Out of patience, unless a server has taken it."""
@@ -170,7 +185,7 @@ class Station:
             return
         ticket.waits = True
         self.queue.append(ticket)
-        self.waiting += 1
+        self.wait(1)
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -179,8 +194,8 @@ class Station:
         while self.free and self.waiting:
             while not queue[0].waits:
                 queue.popleft()
-            left = service.wait_ms - (env.now - queue[0].came)
-            if self.waiting < service.batch and left > 1e-9:
+            left = queue[0].came + service.wait_ms - env.now
+            if self.waiting < service.batch and env.now + left > env.now:  # late in a run a short wait may be no time at all
                 if self.alarm <= env.now:
                     self.alarm = env.now + left
                     self.later(left, self.dispatch)
@@ -191,7 +206,7 @@ class Station:
                 if ticket.waits:
                     ticket.waits, ticket.started = False, env.now
                     batch.append(ticket)
-            self.waiting -= len(batch)
+            self.wait(-len(batch))
             server = self.free.popleft()
             server.work = env.process(self.serve(server, batch))
 
@@ -222,8 +237,8 @@ class Station:
         server.work, server.served = None, server.served + len(batch)
         for ticket in batch:
             ticket.ended = env.now
-            if not ticket.verdict.triggered:
-                self.tell(ticket.request, service.name, "end" if verdict == DONE else "broken", server.number, self.waiting)
+            told = "vain" if ticket.verdict.triggered else "end" if verdict == DONE else "broken"
+            self.tell(ticket.request, service.name, told, server.number, self.waiting)
             self.settle(ticket, verdict)
         if server.up:
             self.free.append(server)
@@ -332,7 +347,7 @@ class Simulator:
 
     def growth(self) -> str:
         worst = max(self.stations.values(), key=lambda station: station.waiting)
-        rate = 1000 * len(self.times) / float(self.times[-1])
+        rate = 1000 * len(self.times) / (float(self.times[-1]) or math.inf)
         return (
             f"{worst.waiting:,} wait at {worst.service.name}, whose offered utilisation is {worst.service.utilisation(rate):.2f}: "
             "give it more servers, a queue, a patience_ms or a deadline_ms"
@@ -411,7 +426,8 @@ class Simulator:
             rows.append(
                 {
                     "stage": name, "servers": service.servers, "online": service.online, "requests": sum(station.count.values()),
-                    "utilisation": station.busy_ms / (service.servers * end) if service.online else None,
+                    "utilisation": station.busy_ms / (service.servers * end) if service.online and end else None,
+                    "mean_waiting": station.area / end if service.online and end else None,
                     "batches": station.batches, "mean_batch": station.taken / station.batches if station.batches else None,
                     **{what: station.count[what] for what in COUNTED}, "crashes": station.crashes,
                 }
@@ -424,7 +440,8 @@ class Simulation:
     """What was simulated. Times are ms; a request that was shown nothing has the time at which that was clear.
 
     requests    one row each, in order of arrival: request, t_ms, latency_ms, outcome, path, and for each online stage S.wait_ms,
-                S.service_ms, S.ms (null where it was not reached, or no server took it). Outcomes: "served" (shown something), or what
+                S.service_ms, S.ms (waits and tries of all kinds in all; null where it was not reached, service also where no
+                server took it). Outcomes: "served" (shown something), or what
                 left it with nothing: "shed", "abandoned" (out of patience), "late", "failed" (a crash).
     stages      one row each: servers, requests, utilisation, mean_waiting, mean_wait_ms, p50_ms, p95_ms, p99_ms, counts
     over_time   t_ms, stage, waiting, busy, on about 500 points
@@ -445,33 +462,54 @@ class Simulation:
 
     @cached_property
     def stages(self) -> pl.DataFrame:
-        end = float((self.requests["t_ms"] + self.requests["latency_ms"]).max())  # type: ignore[arg-type]
         rows = []
         for line in self.counted.iter_rows(named=True):
             found: dict[str, Any] = dict.fromkeys(SOJOURN)
             if line["online"]:
                 wait, ms = (self.requests[f"{line['stage']}.{what}"].drop_nulls() for what in ("wait_ms", "ms"))
-                found["mean_waiting"], found["mean_wait_ms"] = float(wait.sum()) / end, wait.mean()
+                found["mean_wait_ms"] = wait.mean()
                 found |= {f"p{q}_ms": ms.quantile(q / 100, "linear") for q in (50, 95, 99)}
             rows.append(line | found)
-        columns = ["stage", "servers", "requests", "utilisation", *SOJOURN, "batches", "mean_batch", *COUNTED, "crashes"]
+        columns = [
+            "stage",
+            "servers",
+            "requests",
+            "utilisation",
+            "mean_waiting",
+            *SOJOURN,
+            "batches",
+            "mean_batch",
+            *COUNTED,
+            "crashes",
+        ]
         return pl.DataFrame(rows, infer_schema_length=None).select(columns)
 
     @property
     def rate(self) -> float:
         """Requests offered a second, on average."""
-        return 1000 * self.requests.height / float(self.requests["t_ms"][-1])
+        return 1000 * self.requests.height / (float(self.requests["t_ms"][-1]) or self.end_ms or math.inf)
+
+    @cached_property
+    def end_ms(self) -> float:
+        """When the last request left."""
+        return float((self.requests["t_ms"] + self.requests["latency_ms"]).max())  # type: ignore[arg-type]
 
     def growing(self) -> dict[str, float]:
         """Stages that nothing bounds and that are offered more than they can serve: their queue's growth in requests a second."""
         found = {}
-        for service in self.services.stages:
-            if service.utilisation(self.rate) < 1 or service.bounded or service.deadline_ms or self.services.deadline_ms:
+        for service, came in zip(self.services.stages, self.counted["requests"], strict=True):
+            reached = self.rate * came / self.requests.height
+            if service.utilisation(reached) < 1 or service.bounded or service.deadline_ms or self.services.deadline_ms:
                 continue
             line = self.over_time.filter((pl.col("stage") == service.name) & (pl.col("t_ms") <= self.requests["t_ms"][-1]))
             if line.height > 2:
                 found[service.name] = float(np.polyfit(line["t_ms"].to_numpy() / 1000, line["waiting"].to_numpy(), 1)[0])
         return found
+
+    def rarely_crashing(self) -> list[str]:
+        """Stages whose crashes are too rare for this run: fewer than ten are to be expected in its time."""
+        seconds = float(self.requests["t_ms"][-1]) / 1000
+        return [s.name for s in self.services.stages if s.online and s.crash and seconds * s.servers < 10 * s.crash.every_s]
 
     @cached_property
     def steady(self) -> pl.DataFrame:
@@ -487,8 +525,6 @@ class Simulation:
         """
         requests, steady, growing = self.requests, self.steady, self.growing()
         shown = steady.filter(pl.col("outcome") == "served")["latency_ms"].to_numpy()
-        end = float((requests["t_ms"] + requests["latency_ms"]).max())  # type: ignore[arg-type]
-        seconds = end / 1000
         left = requests["outcome"].value_counts().sort(["count", "outcome"], descending=[True, False])
         share = {k: n / requests.height for k, n in left.iter_rows()}
         taken = requests["path"].value_counts().sort(["count", "path"], descending=[True, False])
@@ -499,7 +535,8 @@ class Simulation:
         return {
             "services": self.services.name, "seed": self.seed, "requests": requests.height, "rate": self.rate,
             "warmup": requests.height - steady.height, "latency": latency,
-            "goodput": float((requests["outcome"] == "served").sum()) / seconds, "outcomes": share, "paths": paths,
+            "goodput": 1000 * int((requests["outcome"] == "served").sum()) / (self.end_ms or math.inf), "outcomes": share, "paths": paths,
+            "normal": self.services.normal, "full": paths.get(self.services.normal, 0.0), "rarely_crashing": self.rarely_crashing(),
             "cost_per_hour": self.services.cost_per_hour, "growing": growing,
         }  # fmt: skip
 
@@ -530,16 +567,28 @@ class Told(Arrivals):
         return self.text
 
 
+def check_out(out: Path) -> None:
+    """Raises KarmafunnelError for a folder that a simulation must not replace."""
+    if out.exists() and not (out / "simulation.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise KarmafunnelError(f"queue: --out {out} needs to be a new folder or an older simulation, found something else")
+
+
 def simulate(
     services: Services, arrivals: Arrivals, n: int, seed: int = 0, *, out: Path | str | None = None, events: bool = False,
     progress: Callable[[int], None] | None = None, says: dict[str, Any] | None = None,
+    also: Callable[[Simulation, Path], Any] | None = None,
 ) -> Simulation:  # fmt: skip
     """n requests through a deployment. Same services, arrivals, n and seed: the same events, and the same bytes in `out`.
 
     With `out` tables are written there as they come (requests, over_time, events where asked for; services.toml; simulation.json with
-    `says`), and memory stays flat; the folder appears whole or not at all. `progress` is told how many have arrived. Raises
-    KarmafunnelError where more than 500,000 requests are in the system at once, naming the stage that cannot keep up.
+    `says`; what `also` adds to the folder), so that memory does not grow with events; the folder appears whole or not at all, in the
+    place of an older simulation. `progress` is told how many have arrived. Raises KarmafunnelError for an `out` that holds something
+    else, for more than 20,000,000 requests, and where more than 500,000 are in the system at once, naming the stage that cannot keep up.
     """
+    if out is not None:
+        check_out(Path(out))
+    if n > LONGEST:
+        raise KarmafunnelError(f"queue: needs at most {LONGEST:,} requests, found {n:,}")
     times = arrivals.times(n, np.random.default_rng([seed, 2**40]))
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_folder(Path(out))) if out is not None else None
@@ -558,5 +607,7 @@ def simulate(
             says or {}
         )
         write_json(folder / "simulation.json", meta)
+        if also:
+            also(Simulation.open(folder, arrivals), folder)
     assert out is not None
     return Simulation.open(out, arrivals)

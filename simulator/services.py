@@ -16,13 +16,14 @@
     deadline_ms = 30             # from coming to the stage to the end of service there; the server works on in vain
     retries = 1                  # after a crash or a stage's deadline it is tried here again, so often
     fail = "open"                # shed, impatient, late or broken here: "open" goes on with `fallback`, "closed" shows nothing
-    fallback = "popular"         # the mode then taken: "skip" (the order of the stage before, cut to k), "stale", a named fallback of recall
+    fallback = "popular"         # the mode then taken: "skip" (the order of the stage before, cut to k; not of recall), "stale" (of an
+                                 # embedder), or a named fallback of recall. Without it: "skip"
     cost_per_hour = 0.4          # of one server
     time = {kind = "lognormal", base_ms = 1.2, request_ms = 0.3, item_us = 0.5, cv = 0.2}
     cold = {requests = 100, factor = 3.0}           # the first so many requests of a server are slower; also after a repair
     slow = {probability = 0.01, factor = 10.0}      # now and then a server is slow
     crash = {every_s = 3600.0, repair_s = 60.0}     # exponential both; what is in service fails
-    cache = {hit = 0.8}                             # this share of requests is answered at once, by no server
+    cache = {hit = 0.8}                             # this share of requests, drawn, is answered at once, by no server, as if anew
     adapt = {levels = [500, 250], waiting = [10]}   # puts out levels[i + 1] once waiting[i] requests wait at the next stage
 
 An embedder has `online = false` where its vectors are near-line (no request waits for it, all take "stale@<stale_minutes>").
@@ -74,6 +75,11 @@ def _number(who: str, name: str, value: Any, least: float = 0.0, above: bool = F
         raise KarmafunnelError(f"{who}: {name} needs a number {span}, found {value!r}")
 
 
+def _array(who: str, name: str, value: Any) -> None:
+    if not isinstance(value, tuple):
+        raise KarmafunnelError(f"{who}: {name} needs numbers in brackets, found {value!r}")
+
+
 def _whole(who: str, name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise KarmafunnelError(f"{who}: {name} needs a whole number of at least {least}, found {value!r}")
@@ -86,11 +92,10 @@ def _made(cls: type, who: str, said: Any) -> Any:
         raise KarmafunnelError(f"{who}: needs a table with {', '.join(known)}, found {said!r}")
     if stray := [key for key in said if key not in known]:
         raise KarmafunnelError(f"{who}: needs keys among {', '.join(known)}, found {', '.join(map(repr, stray))}")
-    try:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
-    except TypeError:
-        needed = [f.name for f in fields(cls) if f.default is MISSING]
-        raise KarmafunnelError(f"{who}: needs {', '.join(needed)}, found {', '.join(said) or 'nothing'}") from None
+    needed = [f.name for f in fields(cls) if f.default is MISSING]
+    if any(key not in said for key in needed):
+        raise KarmafunnelError(f"{who}: needs {', '.join(needed)}, found {', '.join(said) or 'nothing'}")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
 
 
 def _said(value: Any) -> Any:
@@ -107,10 +112,10 @@ def _rows(values: list[str]) -> str:
 
 @dataclass(frozen=True)
 class ServiceTime:
-    """Time that a server needs for a batch, ms: its mean is `base_ms` + `request_ms` * requests + `item_us` / 1000 * items of all of them.
+    """Time that a server needs for a batch, ms: `base_ms` + `request_ms` * requests + `item_us` / 1000 * items of all of them, times a ratio.
 
-    A batch's time is the mean times a ratio: 1 (constant), exponential, lognormal with the coefficient of variation `cv`, or drawn
-    from `ratios`, the quantiles of time / mean from lowest to highest, evenly spaced, with straight lines between (empirical).
+    The ratio is of mean 1 but where `ratios` say otherwise: 1 (constant), exponential, lognormal with the coefficient of variation
+    `cv`, or drawn from `ratios`, the quantiles of time / mean from lowest to highest, evenly spaced, with straight lines between (empirical).
     """
 
     kind: Literal["constant", "exponential", "lognormal", "empirical"] = "constant"
@@ -124,8 +129,10 @@ class ServiceTime:
         who = "time"
         if self.kind not in KINDS:
             raise KarmafunnelError(f"{who}: kind needs one of {', '.join(KINDS)}, found {self.kind!r}")
-        for name in ("base_ms", "request_ms", "item_us", "cv"):
+        for name in ("base_ms", "request_ms", "item_us"):
             _number(who, name, getattr(self, name))
+        _number(who, "cv", self.cv, most=100)
+        _array(who, "ratios", self.ratios)
         if self.cv and self.kind != "lognormal":
             raise KarmafunnelError(f"{who}: cv is of kind 'lognormal', found it with {self.kind!r}")
         for ratio in self.ratios:
@@ -134,6 +141,8 @@ class ServiceTime:
             raise KarmafunnelError(
                 f"{who}: ratios are of kind 'empirical', two or more, ascending; found {self.kind!r} and {len(self.ratios)}"
             )
+        if self.ratios and self.ratios[-1] == 0:
+            raise KarmafunnelError(f"{who}: ratios need one above 0, found none")
         if self.base_ms + self.request_ms + self.item_us == 0:
             raise KarmafunnelError(f"{who}: needs base_ms, request_ms or item_us above 0, found none")
 
@@ -192,6 +201,8 @@ class Adapt:
     waiting: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        _array("adapt", "levels", self.levels)
+        _array("adapt", "waiting", self.waiting)
         for level in self.levels:
             _whole("adapt", "levels", level, 1)
         for waiting in self.waiting:
@@ -248,6 +259,13 @@ class Service:
         for name in ("patience_ms", "deadline_ms", "stale_minutes"):
             if getattr(self, name) is not None:
                 _number(who, name, getattr(self, name), above=True)
+        texts = (self.fallback, isinstance(self.fallback, str) and self.fallback)
+        if not all(texts) or set(self.fallback) & set("=, ") or self.fallback in (FULL, NOTHING):
+            raise KarmafunnelError(
+                f"{who}: fallback needs 'skip', 'stale' or the name of a fallback of recall, found {self.fallback!r}"
+            )
+        if not isinstance(self.online, bool):
+            raise KarmafunnelError(f"{who}: online needs true or false, found {self.online!r}")
         if self.fail not in ("open", "closed"):
             raise KarmafunnelError(f"{who}: fail needs 'open' or 'closed', found {self.fail!r}")
         if self.cold:
@@ -257,7 +275,7 @@ class Service:
             _number(who, "slow.probability", self.slow.probability, most=1)
             _number(who, "slow.factor", self.slow.factor, above=True)
         if self.crash:
-            _number(who, "crash.every_s", self.crash.every_s, above=True)
+            _number(who, "crash.every_s", self.crash.every_s, least=1e-3)
             _number(who, "crash.repair_s", self.crash.repair_s, above=True)
         if self.cache:
             _number(who, "cache.hit", self.cache.hit, most=1)
@@ -265,9 +283,9 @@ class Service:
             raise KarmafunnelError(f"{who}: adapt.levels need at most k = {self.k}, found {self.adapt.levels[0]}")
         if (not self.online or self.fallback == STALE) and self.stale_minutes is None:
             raise KarmafunnelError(f"{who}: stale vectors need stale_minutes (how often they are refreshed), found none")
-        if self.deadline_ms is not None and self.deadline_ms < self.fastest_ms:
+        if self.deadline_ms is not None and self.deadline_ms <= self.fastest_ms:
             raise KarmafunnelError(
-                f"{who}: deadline_ms needs at least the fastest service, {self.fastest_ms:g} ms, found {self.deadline_ms:g}"
+                f"{who}: deadline_ms needs more than the fastest service, {self.fastest_ms:g} ms, found {self.deadline_ms:g}"
             )
 
     @property
@@ -328,6 +346,8 @@ class Services:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise KarmafunnelError(f"services {self.name!r}: needs one or more stages of different names, found {names}")
+        if not isinstance(self.name, str):
+            raise KarmafunnelError(f"services: name needs a text, found {self.name!r}")
         if self.late not in ("open", "closed"):
             raise KarmafunnelError(f"services {self.name!r}: late needs 'open' or 'closed', found {self.late!r}")
         if self.stages[-1].adapt:
@@ -335,9 +355,9 @@ class Services:
         if self.deadline_ms is not None:
             _number(f"services {self.name!r}", "deadline_ms", self.deadline_ms, above=True)
             fastest = sum(s.fastest_ms for s in self.stages if s.online and not s.cache)
-            if self.deadline_ms < fastest:
+            if self.deadline_ms <= fastest:
                 raise KarmafunnelError(
-                    f"services {self.name!r}: deadline_ms needs at least the fastest service, {fastest:g} ms, found {self.deadline_ms:g}"
+                    f"services {self.name!r}: deadline_ms needs more than the fastest service, {fastest:g} ms, found {self.deadline_ms:g}"
                 )
 
     def __getitem__(self, name: str) -> Service:
@@ -355,6 +375,11 @@ class Services:
     @property
     def cost_per_hour(self) -> float:
         return sum(stage.servers * stage.cost_per_hour for stage in self.stages)
+
+    @property
+    def normal(self) -> str:
+        """The path of a request to which nothing happens: "full", but for stages that are near-line."""
+        return path_of({s.name: s.stale for s in self.stages if not s.online}, [s.name for s in self.stages])
 
     def paths(self) -> list[str]:
         """Every path that a request can take, "nothing" aside, "full" first.
@@ -423,11 +448,12 @@ class Services:
         )
         return re.sub(r"\[\n((?:    [^\n{]*,\n)+)\]", lambda found: _rows(found[1].split()), text)
 
-    def write(self, path: Path | str) -> Path:
+    def write(self, path: Path | str, head: str = "") -> Path:
+        """Write the TOML file, whole or not at all; `head`: comments to put before it."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.toml(), encoding="utf-8")
+        partial.write_text(head + self.toml(), encoding="utf-8")
         partial.replace(path)
         return path
 

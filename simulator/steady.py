@@ -1,4 +1,4 @@
-"""What a simulation says of the long run: where the warm-up ends, and how sure a mean or a quantile of one long run is."""
+"""What a simulation says of the long run: where the warm-up ends, and how sure a quantile of one long run is."""
 
 from __future__ import annotations
 
@@ -17,21 +17,14 @@ def warmup(values: np.ndarray, batch: int = 5) -> int:
     n = len(means)
     if n < 4:
         return 0
+    means = means - means.mean()
+    if np.abs(means).max() <= 1e-9 * np.abs(values).max():  # constant but for rounding
+        return 0
     backwards = means[::-1]
     left = np.arange(1, n + 1)
     total, squares = np.cumsum(backwards), np.cumsum(backwards**2)
     error = ((squares - total**2 / left) / left**2)[::-1]  # by the number of means cut
     return int(np.argmin(error[: n // 2])) * batch
-
-
-def batch_means(values: np.ndarray, level: float = 0.95, batches: int = 20) -> tuple[float, float]:
-    """Mean, and half the width of its interval: neighbours form `batches` batches, whose means are as good as independent (Law, 9.5.3)."""
-    usable = len(values) // batches * batches
-    if usable < 2 * batches:
-        return float(np.mean(values)), math.inf
-    means = values[len(values) - usable :].reshape(batches, -1).mean(axis=1)
-    half = stats.t.ppf((1 + level) / 2, batches - 1) * means.std(ddof=1) / math.sqrt(batches)
-    return float(means.mean()), float(half)
 
 
 def batch_quantiles(

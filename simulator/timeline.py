@@ -12,14 +12,19 @@ from ..log import KarmafunnelError
 from .queueing import Simulation
 
 
+def events_of(simulation: Simulation, which: pl.Expr) -> pl.DataFrame:
+    """Some of the events; raises KarmafunnelError where they were not kept."""
+    if simulation.kept is None:
+        raise KarmafunnelError("timeline: needs the events of the simulation, found that they were not kept (--no-events)")
+    return simulation.kept.filter(which).collect()
+
+
 def timeline(simulation: Simulation, request: int) -> pl.DataFrame:
     """Events of one request in order: since_ms (its arrival), stage ("" for the whole), event, server (null where none has part), waiting.
 
     Raises KarmafunnelError where events were not kept, or the request is not among them.
     """
-    if simulation.events is None:
-        raise KarmafunnelError("timeline: needs the events of the simulation, found that they were not kept (--no-events)")
-    rows = simulation.events.filter(pl.col("request") == request)
+    rows = events_of(simulation, pl.col("request") == request) if request >= 0 else pl.DataFrame()
     if rows.is_empty():
         raise KarmafunnelError(f"timeline: needs a request from 0 to {simulation.requests.height - 1}, found {request}")
     return rows.select(
@@ -33,8 +38,6 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
 
     Format: "Trace Event Format" of Chromium, read by Perfetto and chrome://tracing; times in microseconds.
     """
-    if simulation.events is None:
-        raise KarmafunnelError("trace: needs the events of the simulation, found that they were not kept (--no-events)")
     number = {service.name: i + 1 for i, service in enumerate(simulation.services.stages)}
     made: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}} for name, pid in {"requests": 0, **number}.items()
@@ -47,7 +50,7 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
     began: dict[tuple[int, str], tuple[float, int]] = {}
     working: set[tuple[str, int, float]] = set()
     waits: set[tuple[int, str]] = set()
-    for t, request, stage, event, server, _ in simulation.events.filter(pl.col("request").is_between(0, most - 1)).iter_rows():
+    for t, request, stage, event, server, _ in events_of(simulation, pl.col("request").is_between(0, most - 1)).iter_rows():
         us, pid = round(t * 1000, 3), number.get(stage, 0)
         slice_ = {"cat": "request", "id": request, "pid": pid, "tid": 0, "ts": us}
         key = (request, stage)
@@ -56,7 +59,7 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
                 slice_ | {"ph": "b" if event == "arrive" else "e", "name": f"request {request}", "args": {"event": event}}
             )
             continue
-        if event == "come":
+        if event in ("come", "again"):
             waits.add(key)
             made.append(slice_ | {"ph": "b", "name": "waits"})
         elif key in waits:
@@ -64,13 +67,13 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
             made.append(slice_ | {"ph": "e", "name": "waits"})
         if event == "start":
             began[key] = (us, server)
-        elif event in ("end", "broken") and key in began:
+        elif event in ("end", "broken", "vain") and key in began:
             at, by = began.pop(key)
             if (stage, by, at) not in working:  # a batch is one slice
                 working.add((stage, by, at))
                 work = {"ph": "X", "name": stage, "cat": event, "pid": pid, "tid": by, "ts": at, "dur": round(us - at, 3)}
                 made.append(work | {"args": {"first": request}})
-        elif event not in ("start", "come"):
+        elif event not in ("start", "come", "again", "vain"):
             made.append({"ph": "i", "s": "p", "name": event, "pid": pid, "tid": 0, "ts": us, "args": {"request": request}})
     path.write_text(json.dumps({"traceEvents": made, "displayTimeUnit": "ms"}) + "\n")
     return path

@@ -105,7 +105,16 @@ def test_too_many_paths_are_refused():
         ({"time": {"base_ms": 1, "cv": 0.3}}, "cv is of kind 'lognormal'"),
         ({"time": {"base_ms": 1, "kind": "empirical", "ratios": [2, 1]}}, "ascending"),
         ({"time": 5}, "time: needs a table"),
-        ({"deadline_ms": 4}, "deadline_ms needs at least the fastest service, 5 ms, found 4"),
+        ({"deadline_ms": 4}, "deadline_ms needs more than the fastest service, 5 ms, found 4"),
+        ({"deadline_ms": 5}, "deadline_ms needs more than the fastest service, 5 ms, found 5"),
+        ({"fallback": ""}, "fallback needs 'skip', 'stale' or the name"),
+        ({"fallback": "full"}, "fallback needs"),
+        ({"fallback": "x,y=z"}, "fallback needs"),
+        ({"online": "false"}, "online needs true or false, found 'false'"),
+        ({"adapt": {"levels": 5, "waiting": [1]}}, "adapt: levels needs numbers in brackets, found 5"),
+        ({"time": {"base_ms": 1, "ratios": 2}}, "ratios needs numbers in brackets, found 2"),
+        ({"time": {"base_ms": 1, "kind": "empirical", "ratios": [0, 0]}}, "ratios need one above 0"),
+        ({"time": {"base_ms": 1, "kind": "lognormal", "cv": 1e200}}, "cv needs a number"),
         ({"deadline_ms": -4}, "deadline_ms needs a number above 0, found -4"),
         ({"patience_ms": 0}, "patience_ms needs a number above 0, found 0"),
         ({"fail": "ajar"}, "fail needs 'open' or 'closed', found 'ajar'"),
@@ -114,7 +123,7 @@ def test_too_many_paths_are_refused():
         ({"online": False}, "stale vectors need stale_minutes"),
         ({"fallback": "stale"}, "stale vectors need stale_minutes"),
         ({"slow": {"probability": 2, "factor": 3}}, "slow.probability needs a number of at least 0 and at most 1, found 2"),
-        ({"crash": {"every_s": 0, "repair_s": 3}}, "crash.every_s needs a number above 0"),
+        ({"crash": {"every_s": 0, "repair_s": 3}}, "crash.every_s needs a number of at least 0.001, found 0"),
         ({"cold": {"requests": 3}}, "cold: needs requests, factor, found requests"),
         ({"cache": {"hit": 1.2}}, "cache.hit needs"),
         ({"adapt": {"levels": [5, 3], "waiting": []}}, "one level more"),
@@ -135,7 +144,7 @@ def test_a_file_that_is_none(tmp_path):
         Services.read(tmp_path / "x.toml")
     for text, said in {
         "": r"needs one \[\[stage\]\] table a stage, found 'none'", "deadline = 3": "needs keys among deadline_ms",
-        TEXT.replace("deadline_ms = 100", "deadline_ms = 0.2"): "deadline_ms needs at least the fastest service, 0.5 ms, found 0.2",
+        TEXT.replace("deadline_ms = 100", "deadline_ms = 0.2"): "deadline_ms needs more than the fastest service, 0.5 ms, found 0.2",
         TEXT.replace('"rank"', '"recall"'): "different names",
     }.items():  # fmt: skip
         (tmp_path / "x.toml").write_text(text)
