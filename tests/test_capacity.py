@@ -55,7 +55,7 @@ def test_two_servers_are_enough_by_hand():
     # headroom: met there, and not a little above
     search = Search(found.services, 100.0, 35.0, 0.001, N, 0, None)
     assert 100 < found.headroom < 200
-    assert search.good(search.ask((2,), found.headroom)) and not search.good(search.ask((2,), found.headroom * 1.012))
+    assert search.sure((2,), found.headroom) and not search.sure((2,), found.headroom * 1.012)
 
 
 def test_a_target_that_nothing_reaches():
