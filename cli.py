@@ -523,12 +523,11 @@ def queue(
     check_out(folder_out)
     if measures and run is None:
         raise KarmafunnelError(f"queue: --measure {measures[0]} asks what was shown, and needs --run, found none")
-
+    if beside and run is None:
+        raise KarmafunnelError(f"queue: --beside {beside[0]} compares what was shown, and needs --run, found none")
     stems = [path.stem for path in (services, *beside)]
     name = lambda path: path.stem if stems.count(path.stem) == 1 else str(path)
     policies = {name(path): Services.read(path) for path in (services, *beside)}
-    if beside and run is None:
-        raise KarmafunnelError(f"queue: --beside {beside[0]} compares what was shown, and needs --run, found none")
     deployed = policies[name(services)]
     coming, count = arrivals_of(arrivals, rate, log, n)
     command = " ".join(["karmafunnel", *sys.argv[1:]])
@@ -572,14 +571,9 @@ def print_simulation(simulation: Any) -> None:
         title=f"{found['services']}: {found['requests']:,} requests, {found['rate']:,.1f} a second", title_justify="left"
     )
     heads = {
-        "servers": "servers",
-        "utilisation": "busy",
-        "mean_batch": "batch",
-        "mean_wait_ms": "wait ms",
-        "p50_ms": "p50",
-        "p95_ms": "p95",
-    }
-    heads |= {"p99_ms": "p99"}
+        "servers": "servers", "utilisation": "busy", "mean_batch": "batch", "mean_wait_ms": "wait ms", "p50_ms": "p50", "p95_ms": "p95",
+        "p99_ms": "p99",
+    }  # fmt: skip
     for head in ("stage", *heads.values(), "lost"):
         table.add_column(head, justify="left" if head in ("stage", "lost") else "right", overflow="fold")
     told = lambda x: "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" if x < 10 else f"{x:,.1f}"
@@ -873,7 +867,7 @@ def profile(
     The services file has one server a stage and, without --policies, no policies; edit it by hand.
     """
     from .benchmarks.ablation import processor
-    from .benchmarks.profile import print_fits, write_page
+    from .benchmarks.profile import print_fits, profile_page
     from .simulator.profile import profile as run_profile
     from .simulator.recipe import load_recipe
     from .simulator.services import with_policies
@@ -900,7 +894,7 @@ def profile(
     if policies:
         found = replace(found, services=with_policies(found.services))
     found.write(services)
-    html = write_page(found, services.with_suffix(".html"))
+    html = profile_page(found, services.with_suffix(".html"))
     if as_json:
         print(
             json.dumps(

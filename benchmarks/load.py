@@ -21,9 +21,10 @@ from ..simulator.credit import Worth
 from ..simulator.queueing import Simulation
 from ..simulator.replay import commit
 from ..simulator.services import FULL, NOTHING
+from ..simulator.timeline import events_of_request
 from . import plots
 from .plots import Plot, amount, axis, colour_of, faint, heading, on, panes, percent
-from .report import Section, absent, figure, lead, page, plain_table
+from .report import Section, absent, figure, lead, plain_table, write_page
 from .table import number
 
 WHOLE = "end to end"
@@ -214,7 +215,7 @@ def segments(events: pl.DataFrame) -> list[tuple[str, str, float, float, str]]:
     doing: dict[str, str] = {}
     since: dict[str, float] = {}
     for t, stage, event in events.select("t_ms", "stage", "event").iter_rows():
-        if not stage:
+        if not stage or event == "vain":  # what a server goes on with is no longer the request's
             continue
         if stage in doing:
             found.append((stage, doing[stage], since[stage], t, event))
@@ -237,16 +238,12 @@ def timelines(simulation: Simulation, requests: Sequence[tuple[str, int]]) -> Pl
 
     Raises KarmafunnelError where events were not kept, and for a request that is not there.
     """
-    if simulation.events is None:
-        raise KarmafunnelError("timeline: needs the events of the simulation, found that they were not kept (--no-events)")
     names, colours = online(simulation), colour_of(online(simulation))
     domains, height = panes(len(requests), 1, 30 * len(names) + 10, gap=0, row_gap=70)
     layout = plots.blank(height, left=130, bottom=45) | {"barmode": "overlay", "bargap": 0.3, "shapes": []}
     data: list[Plot] = []
     for i, (title, request) in enumerate(requests):
-        events = simulation.events.filter(pl.col("request") == request)
-        if events.is_empty():
-            raise KarmafunnelError(f"timeline: needs a request from 0 to {simulation.requests.height - 1}, found {request}")
+        events = events_of_request(simulation, request)
         came, line = events["t_ms"][0], simulation.requests.row(request, named=True)
         for stage, doing, start, end, event in segments(events):
             colour = faint(colours[stage], 0.3) if doing == "waits" else colours[stage]
@@ -284,7 +281,7 @@ def load_page(
 
     `plan`: the plan whose deployment this is; `command`: the exact command, for the record.
     """
-    path, summary = Path(path), simulation.summary()
+    summary = simulation.summary()
     sections = [
         figures_of(summary), *([planned(plan)] if plan is not None else []), latency(simulation, summary), queues(simulation, summary),
         *([quality(simulation, worth)] if worth is not None else []), single(simulation), stage_figures(simulation),
@@ -298,11 +295,7 @@ def load_page(
     title = f"{simulation.services.name} under load"
     eyebrow = f'<div class="eyebrow">karmafunnel {"plan" if plan is not None else "queue"}</div>'
     top = f'<header>{eyebrow}<h1>{escape(title)}</h1><p class="sub">{" · ".join(words)}</p></header>'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(escape(title), top, sections), encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_page(path, escape(title), top, sections)
 
 
 def card(what: str, big: str, small: str) -> str:
@@ -427,7 +420,7 @@ def quality(simulation: Simulation, worth: Worth) -> Section:
 
 def single(simulation: Simulation) -> Section:
     """Three requests, drawn."""
-    if simulation.events is None:
+    if simulation.kept is None:
         return Section(
             "requests", "Requests", "Single requests", absent("events were not kept (--no-events), so no request can be drawn.")
         )

@@ -12,10 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..simulator.describe import STYLE, html_table
 from ..simulator.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile, quantile
 from . import plots
 from .plots import Plot
+from .report import Section, figure, lead, plain_table, write_page
 from .table import number
 
 HEAD = ("stage", "ms of a batch", "ratio, cv", "error", "at worst", "mean", "fitted", "p95", "fitted")
@@ -136,33 +136,18 @@ def _ratios(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list
     ]  # fmt: skip
 
 
-def write_page(profile: Profile, path: Path | str) -> Path:
+def profile_page(profile: Profile, path: Path | str) -> Path:
     """Write table and figure as one HTML file that fetches nothing; returns its path."""
-    import plotly.graph_objects as go
-    from plotly.offline import get_plotlyjs
-
-    path = Path(path)
-    figure = go.Figure(fit_figure(profile))
-    figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", font={"size": 13, "color": "#24292f"})
-    figure.update_xaxes(gridcolor="#e6e6e3", zeroline=False)
-    figure.update_yaxes(gridcolor="#e6e6e3", zeroline=False)
-    settings = {"displaylogo": False, "displayModeBar": False, "responsive": True}
-    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config=settings, div_id="fit")
     name = escape(profile.services.name)
-    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    page = (
-        f'<!doctype html><html lang="en"><head>{meta}<title>{name}</title><link rel="icon" href="data:,"><style>{STYLE}</style>'
-        f'<script>{get_plotlyjs()}</script></head><body><main><div class="eyebrow">karmafunnel profile</div><h1>{name}</h1>'
-        f'<h2>Fit</h2>{html_table(list(HEAD), fit_rows(profile), "figures")}<p class="note">{escape(NOTE)}</p>'
-        f'<h2>Measured and fitted</h2><p class="note">Left: points are means with 5% to 95% of the passes, lines are fitted, one colour a '
-        f"number of items a request ({escape(_cutoffs(profile))}). Right: grey is measured, dotted is what a simulation draws.</p>"
-        f'<div>{drawn}</div><p class="note">{escape(profile.services.note)}</p></main></body></html>\n'
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    top = f'<header><div class="eyebrow">karmafunnel profile</div><h1>{name}</h1><p class="sub">{escape(profile.services.note)}</p></header>'
+    rows = [[escape(cell) for cell in row] for row in fit_rows(profile)]
+    fit = lead(escape(NOTE)) + plain_table(HEAD, rows, text_columns=3)
+    drawn = lead(
+        "Left: points are means with 5% to 95% of the passes, lines are fitted, one colour a number of items a request "
+        f"({escape(_cutoffs(profile))}). Right: grey is measured, dotted is what a simulation draws."
+    ) + figure(fit_figure(profile))
+    sections = [Section("fit", "Fit", "Fit", fit), Section("drawn", "Measured", "Measured and fitted", drawn)]
+    return write_page(path, name, top, sections)
 
 
 def _cutoffs(profile: Profile) -> str:

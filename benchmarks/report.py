@@ -78,17 +78,12 @@ def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int
     looked at. Raises KarmafunnelError for a folder that is no Run, and for no folder at all; nothing is written then.
     """
     entries = open_entries(runs)
-    out = Path(out)
     sections = [
         summary(entries), losses(entries), stage_table(entries), hit_curves(entries), ordering(entries), calibrated(entries),
         slices(entries), times(entries), *([comparison(entries)] if len(entries) > 1 else []), one_request(entries, requests),
         record(entries),
     ]  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(page(title_of(entries), header(entries), sections), encoding="utf-8")
-    temporary.replace(out)
-    return out
+    return write_page(out, title_of(entries), header(entries), sections)
 
 
 def waterfall_png(run: Folder, path: Folder) -> Path:
@@ -641,3 +636,13 @@ def page(title: str, top: str, sections: Sequence[Section]) -> str:
         f"<body><nav><b>karmafunnel</b>{links}</nav><main>{top}{body}</main>"
         f"<script>{get_plotlyjs()}</script><script>{read('report.js')}</script></body></html>"
     )
+
+
+def write_page(path: Path | str, title: str, top: str, sections: Sequence[Section]) -> Path:
+    """Write `page` to a file that appears whole or not at all; returns its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(page(title, top, sections), encoding="utf-8")
+    temporary.replace(path)
+    return path

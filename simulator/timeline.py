@@ -19,14 +19,19 @@ def events_of(simulation: Simulation, which: pl.Expr) -> pl.DataFrame:
     return simulation.kept.filter(which).collect()
 
 
+def events_of_request(simulation: Simulation, request: int) -> pl.DataFrame:
+    """Events of one request in order; raises KarmafunnelError where events were not kept, or the request is not among them."""
+    if simulation.kept is not None and not 0 <= request < simulation.requests.height:
+        raise KarmafunnelError(f"timeline: needs a request from 0 to {simulation.requests.height - 1}, found {request}")
+    return events_of(simulation, pl.col("request") == request)
+
+
 def timeline(simulation: Simulation, request: int) -> pl.DataFrame:
     """Events of one request in order: since_ms (its arrival), stage ("" for the whole), event, server (null where none has part), waiting.
 
     Raises KarmafunnelError where events were not kept, or the request is not among them.
     """
-    rows = events_of(simulation, pl.col("request") == request) if request >= 0 else pl.DataFrame()
-    if rows.is_empty():
-        raise KarmafunnelError(f"timeline: needs a request from 0 to {simulation.requests.height - 1}, found {request}")
+    rows = events_of_request(simulation, request)
     return rows.select(
         (pl.col("t_ms") - rows["t_ms"][0]).alias("since_ms"), "stage", "event",
         pl.when(pl.col("server") >= 0).then("server").alias("server"), "waiting",
@@ -47,7 +52,7 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
         for s in simulation.services.stages
         for i in range(s.servers if s.online else 0)
     ]
-    began: dict[tuple[int, str], tuple[float, int]] = {}
+    began: dict[tuple[int, str, int], float] = {}  # by server too: a second try may begin while the first is worked on in vain
     working: set[tuple[str, int, float]] = set()
     waits: set[tuple[int, str]] = set()
     for t, request, stage, event, server, _ in events_of(simulation, pl.col("request").is_between(0, most - 1)).iter_rows():
@@ -66,14 +71,14 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
             waits.discard(key)
             made.append(slice_ | {"ph": "e", "name": "waits"})
         if event == "start":
-            began[key] = (us, server)
-        elif event in ("end", "broken", "vain") and key in began:
-            at, by = began.pop(key)
-            if (stage, by, at) not in working:  # a batch is one slice
-                working.add((stage, by, at))
-                work = {"ph": "X", "name": stage, "cat": event, "pid": pid, "tid": by, "ts": at, "dur": round(us - at, 3)}
+            began[request, stage, server] = us
+        elif event in ("end", "broken", "vain"):
+            at = began.pop((request, stage, server))
+            if (stage, server, at) not in working:  # a batch is one slice
+                working.add((stage, server, at))
+                work = {"ph": "X", "name": stage, "cat": event, "pid": pid, "tid": server, "ts": at, "dur": round(us - at, 3)}
                 made.append(work | {"args": {"first": request}})
-        elif event not in ("start", "come", "again", "vain"):
+        elif event not in ("come", "again"):
             made.append({"ph": "i", "s": "p", "name": event, "pid": pid, "tid": 0, "ts": us, "args": {"request": request}})
     path.write_text(json.dumps({"traceEvents": made, "displayTimeUnit": "ms"}) + "\n")
     return path

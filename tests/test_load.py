@@ -69,6 +69,14 @@ def test_a_retry_waits_again():
     assert load.segments(events.filter(pl.col("request") == 2)) == [("s", "waits", 2, 14, "late"), ("s", "waits", 14, 26, "late")]
 
 
+def test_what_a_server_goes_on_with_in_vain_is_no_wait():
+    first, second = Service("s", ServiceTime(base_ms=10), deadline_ms=15), Service("t", ServiceTime(base_ms=10))
+    events = simulate(Services((first, second)), Trace(np.array([0.0, 1.0])), 2, events=True).events
+    assert load.segments(events.filter(pl.col("request") == 1)) == [
+        ("s", "waits", 1, 10, "start"), ("s", "service", 10, 16, "late"), ("t", "waits", 16, 20, "start"), ("t", "service", 20, 30, "end"),
+    ]  # fmt: skip
+
+
 def test_requests_to_look_at():
     found = load.typical(run(times=(0, 0, 0, 100)))
     assert found == {"median": 1, "p99": 2, "slowest": 2}  # latencies 15, 20, 25, 15

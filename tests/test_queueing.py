@@ -465,6 +465,17 @@ def test_a_timeline_and_a_trace_of_requests(tmp_path):
             ask()
 
 
+def test_a_trace_has_what_was_worked_on_in_vain_beside_the_second_try(tmp_path):
+    found = run(service(servers=2, deadline_ms=12, retries=1), [0, 0, 3, 30])
+    # the third is taken at 10, late at 15, and taken by the other server, while the first goes on until 20
+    assert [row[:3] for row in history(found) if row[1] == 2 and row[2] != "come"] == [
+        (10, 2, "start"), (15, 2, "late"), (15, 2, "again"), (15, 2, "start"), (20, 2, "vain"), (25, 2, "end"),
+    ]  # fmt: skip
+    events = json.loads(chrome_trace(found, tmp_path / "trace.json").read_text())["traceEvents"]
+    work = [(e["tid"], e["ts"], e["dur"], e["cat"]) for e in events if e["ph"] == "X" and e["args"]["first"] == 2]
+    assert work == [(0, 10_000, 10_000, "vain"), (1, 15_000, 10_000, "end")]
+
+
 # -- the commands -------------------------------------------------------------------------------------------------------
 
 
