@@ -7,7 +7,7 @@ rates and policies are paired.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,13 +17,18 @@ GRID = 20_001  # points on which a changing rate is integrated
 
 
 class Arrivals:
-    """How requests arrive: `times(n, rng)` in ms. `stationary`: whether the rate is the same all along."""
+    """How requests arrive: `times(n, rng)` in ms. `rate`: a second, as asked for. `stationary`: whether it is the same all along."""
 
+    rate: float
     stationary = False
 
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Arrival times of n requests, ms, float64 (n,), ascending from above 0."""
         raise NotImplementedError
+
+    def faster(self, times: float) -> Arrivals:
+        """The same arrivals, so many times as fast."""
+        return replace(self, rate=self.rate * times)  # type: ignore[type-var]
 
 
 def _check(who: str, n: int, **numbers: float) -> None:
@@ -160,8 +165,11 @@ class Trace(Arrivals):
         speed = 1.0 if rate is None else rate * span / len(times)
         return cls(times, speed, tuple(log.requests["request_id"][rows].to_list()))
 
+    def faster(self, times: float) -> Trace:
+        return replace(self, speed=self.speed * times)
+
     @property
-    def rate(self) -> float:
+    def rate(self) -> float:  # type: ignore[override]
         """Requests a second, on average."""
         span = self.times_ms[-1] / self.speed / 1000
         return len(self.times_ms) / span if span else math.inf

@@ -85,10 +85,9 @@ class Plan:
             "cost_per_million",
             "headroom",
             "proven",
-            "simulations",
         )
         plain = {"services": self.services.name} | {name: getattr(self, name) for name in names}
-        plain |= {"cost_per_hour": self.services.cost_per_hour}
+        plain |= {"simulations": self.simulations, "cost_per_hour": self.services.cost_per_hour}
         return plain | {"stages": self.stages.to_dicts(), "what_if": self.what_if.to_dicts()}
 
 

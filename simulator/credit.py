@@ -7,7 +7,8 @@ stays undefined. Intervals are clustered by the logged requests' users, with the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,11 @@ class Quality:
 
 @dataclass(frozen=True, eq=False)
 class Credit:
-    """`rows`: one a measure, as `measure` has them: value, low, high, n, undefined. `by_path`: one a measure and path: how many requests
-    took it, how many are defined, numerator and denominator; they add up to the whole."""
+    """`ratios`: each measure over the requests, in the order of the log. `rows`: one a measure, as `measure` has them: value, low, high,
+    n, undefined. `by_path`: one a measure and path: how many requests took it, how many are defined, numerator and denominator; they
+    add up to the whole."""
 
+    ratios: list[Ratio]
     rows: list[dict[str, Any]]
     by_path: pl.DataFrame
 
@@ -134,7 +137,7 @@ def credit(
                 }
             ).filter(pl.col("requests") > 0)
         )  # fmt: skip
-    return Credit(rows, pl.concat(parts))
+    return Credit(ratios, rows, pl.concat(parts))
 
 
 def money_of(quality: Quality) -> str:
@@ -152,26 +155,25 @@ def money(quality: Quality, code: np.ndarray, at: np.ndarray) -> Ratio:
 
 
 def load_curve(
-    policies: Mapping[str, Services], quality: Quality, rates: Sequence[float], simulated: Callable[[Services, float], Simulation],
-    seed: int = 0, resamples: int = 1000, ids: Sequence[str] | None = None, warmup: int = 0,
+    simulated: Mapping[str, Sequence[Simulation]], quality: Quality, seed: int = 0, resamples: int = 1000, ids: Sequence[str] | None = None,
+    warmup: int = 0,
 ) -> pl.DataFrame:  # fmt: skip
-    """Quality and money against offered load: one row a policy and rate.
+    """Quality and money against offered load: one row a policy and load.
 
-    `policies`: Services by name. `simulated(services, rate)` makes the Simulation, with the same seed and number of requests
-    everywhere; so request i is the same logged request at every rate and under every policy. Columns: policy, rate (that came, a
+    `simulated`: by policy its Simulations at several loads, with the same seed and number of requests everywhere; so request i is the
+    same logged request at every load and under every policy. Columns: policy, rate (that came, a
     second), goodput (served, a second until the last one left), p99_ms (of those that were shown something), full and nothing (shares
     of requests), then of each measure its value, low and high, and of money an hour (where GMV-HR is asked for) the same. `warmup`:
     how many of the first requests shares, measures and money leave out.
     """
     lines = []
     priced = any(m.name == "GMV-HR" for m in quality.measures)
-    for policy, services in policies.items():
-        for rate in rates:
-            simulation = simulated(services, rate)
+    for policy, simulations in simulated.items():
+        for simulation in simulations:
             requests, summary = simulation.requests[warmup:], simulation.summary()
             line: dict[str, Any] = {"policy": policy, "rate": simulation.rate, "goodput": summary["goodput"]}
             line["p99_ms"] = summary["latency"]["p99_ms"]["value"] if summary["latency"] else None
-            shares = {FULL: services.normal, NOTHING: NOTHING}  # near-line interests are no degradation
+            shares = {FULL: simulation.services.normal, NOTHING: NOTHING}  # near-line interests are no degradation
             line |= {name: int((requests["path"] == path).sum()) / requests.height for name, path in shares.items()}
             for row in credit(requests, quality, seed=seed, resamples=resamples, ids=ids).rows:
                 line |= {f"{row['measure']}{end}": row[key] for end, key in (("", "value"), (" low", "low"), (" high", "high"))}
@@ -204,6 +206,7 @@ def outages(
         raise KarmafunnelError(f"credit: needs the Run of the path {services.normal}; replay it with --path {services.normal}")
     full = np.full(quality.n, quality.paths.index(services.normal))
     requests = rate * 3600 * hours
+    before, plain = money(quality, full, at), [quality.ratio(m, full, at) for m in quality.measures]
     for stage in services.stages:
         if not stage.online:  # stale vectors go on being served
             continue
@@ -211,22 +214,20 @@ def outages(
         line: dict[str, Any] = {"stage": stage.name, "path": path, "note": ""}
         known = path in quality.paths
         code = np.full(quality.n, quality.paths.index(path)) if known else full
-        before, after = money(quality, full, at), money(quality, code, at)
-        pairs = [Ratio(before.num - after.num, before.den, before.cluster)]
-        sides = [[quality.ratio(m, c, at) for m in quality.measures] for c in (full, code)]
-        figures = [r for side in sides for r in side]
-        drawn = resample([*pairs, *figures], quality.n_users, resamples, seed) if quality.n_users > 1 else []
+        lost = Ratio(before.num - money(quality, code, at).num, before.den, before.cluster)
+        down = [quality.ratio(m, code, at) for m in quality.measures]
+        drawn = resample([lost, *plain, *down], quality.n_users, resamples, seed) if quality.n_users > 1 else []
         line["money"] = before.value * requests
         line |= dict.fromkeys(("lost", "low", "high"))
         if not known:
             line["note"] = f"no Run of {path}: replay it with --path {path}"
         else:
-            line["lost"] = pairs[0].value * requests
+            line["lost"] = lost.value * requests
             if drawn:
                 line["low"], line["high"] = (None if x is None else x * requests for x in interval(drawn[0]))
         for i, measure in enumerate(quality.measures):
             name = str(measure)
-            line |= {name: sides[0][i].value, f"{name} in the outage": sides[1][i].value if known else None}
+            line |= {name: plain[i].value, f"{name} in the outage": down[i].value if known else None}
             ends = interval(drawn[1 + i] - drawn[1 + i + len(quality.measures)]) if drawn and known else (None, None)
             line |= {f"{name} lost low": ends[0], f"{name} lost high": ends[1]}
         lines.append(line)
@@ -273,27 +274,20 @@ def quality_under_load(
     names = list(measures) or ["HR@10", *(["GMV-HR@10"] if full.meta["log"]["has"]["price"] else [])]
     quality = Quality(runs, names)
     ids = arrivals.ids[:n] if isinstance(arrivals, Trace) and arrivals.ids else None
-    rate = float(getattr(arrivals, "rate", 0.0))
-    made: dict[tuple[str, float], Simulation] = {}
-    total = len(policies) * len({*loads, 1.0})
-
-    def at_load(name: str, load: float) -> Simulation:
-        load = round(load, 9)
-        if (name, load) not in made:
-            if progress:
-                progress(f"{name} at {load * rate:,.0f} a second", len(made), total)
-            made[name, load] = simulate(policies[name], faster(arrivals, load), n, seed)
-        return made[name, load]
-
-    every = [at_load(name, load) for name in policies for load in {*loads, 1.0}]
+    asked = sorted({*loads, 1.0})
+    simulated: dict[str, list[Simulation]] = {name: [] for name in policies}
+    for i, (name, load) in enumerate(product(policies, asked)):
+        if progress:
+            progress(f"{name} at {load * arrivals.rate:,.0f} a second", i, len(policies) * len(asked))
+        simulated[name].append(simulate(policies[name], arrivals.faster(load), n, seed))
+    every = [simulation for simulations in simulated.values() for simulation in simulations]
     warmup = max(simulation.requests.height - simulation.steady.height for simulation in every)  # the same requests everywhere
     rows: list[dict[str, Any]] = []
     by_path, base = [], list[Ratio]()
-    for name in policies:
-        requests = at_load(name, 1.0).requests[warmup:]
+    for name, simulations in simulated.items():
+        requests = simulations[asked.index(1.0)].requests[warmup:]
         earned = credit(requests, quality, seed=seed, resamples=resamples, ids=ids)
-        at = quality.logged(requests["request"].to_numpy(), seed, ids)
-        ratios = [quality.ratio(m, quality.code(requests["path"]), at) for m in quality.measures]
+        ratios = earned.ratios
         by_path.append(earned.by_path.select(pl.lit(name).alias("policy"), pl.all()))
         for i, row in enumerate(earned.rows):
             line = {"policy": name, **row} | dict.fromkeys(("difference", "difference low", "difference high"))
@@ -303,18 +297,7 @@ def quality_under_load(
                 line |= {"difference": ratios[i].value - base[i].value, "difference low": low, "difference high": high}
             rows.append(line)
         base = base or ratios
-    names_of = {id(services): name for name, services in policies.items()}
-    curve = load_curve(
-        policies, quality, [load * rate for load in loads], lambda services, asked: at_load(names_of[id(services)], asked / rate), seed,
-        resamples, ids, warmup,
-    )  # fmt: skip
-    priced, first = any(m.name == "GMV-HR" for m in quality.measures), next(iter(policies.values()))
-    lost = outages(first, quality, at_load(next(iter(policies)), 1.0).rate, seed=seed, resamples=resamples) if priced else None
+    curve = load_curve(simulated, quality, seed, resamples, ids, warmup)
+    priced, (first, found) = any(m.name == "GMV-HR" for m in quality.measures), next(iter(simulated.items()))
+    lost = outages(policies[first], quality, found[asked.index(1.0)].rate, seed=seed, resamples=resamples) if priced else None
     return Worth(rows, pl.concat(by_path), curve, lost, quality.currency)
-
-
-def faster(arrivals: Arrivals, times: float) -> Arrivals:
-    """The same arrivals, so many times as fast."""
-    if isinstance(arrivals, Trace):
-        return replace(arrivals, speed=arrivals.speed * times)
-    return replace(arrivals, rate=arrivals.rate * times)  # type: ignore[type-var, attr-defined]

@@ -23,6 +23,7 @@ import polars as pl
 import torch
 from rich.console import Console
 from scipy.optimize import nnls
+from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
 
 from ..log import KarmafunnelError, Log
@@ -116,8 +117,7 @@ def quantile(kind: str, cv: float, ratios: Sequence[float], u: np.ndarray) -> np
         return np.interp(u, np.linspace(0, 1, len(ratios)), ratios)
     if kind == "lognormal":
         sigma = math.sqrt(math.log1p(cv * cv))
-        normal = math.sqrt(2) * torch.erfinv(torch.from_numpy(2 * np.asarray(u, dtype=np.float64) - 1)).numpy()
-        return np.exp(sigma * normal - sigma * sigma / 2)
+        return np.exp(sigma * ndtri(u) - sigma * sigma / 2)
     return np.ones(len(u))
 
 

@@ -34,6 +34,7 @@ ROWS = 16_384  # rows that are written together
 DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = "done", "shed", "abandoned", "late", "overdue", "failed"
 COUNTED = (SHED, ABANDONED, LATE, OVERDUE, FAILED)
 SOJOURN = ("mean_wait_ms", "p50_ms", "p95_ms", "p99_ms")
+REQUESTS = {"request": pl.Int64, "t_ms": pl.Float64, "latency_ms": pl.Float64, "outcome": pl.String, "path": pl.String}
 EVENTS = {
     "t_ms": pl.Float64, "request": pl.Int64, "stage": pl.String, "event": pl.String, "server": pl.Int32, "waiting": pl.Int32,
 }  # fmt: skip
@@ -48,7 +49,7 @@ class Draws:
 
     def __init__(self, service: Service, seed: int, place: int):
         self.time, self.seed, self.place = service.time, seed, place
-        self.blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self.blocks: OrderedDict[tuple[int, int], list[tuple[float, float, float]]] = OrderedDict()
 
     def __call__(self, request: int, attempt: int) -> tuple[float, float, float]:
         """Ratio, and uniform numbers for "slow" and "cached"."""
@@ -60,7 +61,7 @@ class Draws:
                 self.blocks.popitem(last=False)
         return block[request % BLOCK]
 
-    def _draw(self, block: int, attempt: int) -> Any:
+    def _draw(self, block: int, attempt: int) -> list[tuple[float, float, float]]:
         rng, time = np.random.default_rng([self.seed, self.place, attempt, block]), self.time
         if time.kind == "exponential":
             ratio = rng.exponential(size=BLOCK)
@@ -310,15 +311,8 @@ class Simulator:
         self.env, self.services, self.times, self.progress = simpy.Environment(), services, times, progress
         self.inside = self.left = 0
         online = [s for s in services.stages if s.online]
-        schema: dict[str, Any] = {
-            "request": pl.Int64,
-            "t_ms": pl.Float64,
-            "latency_ms": pl.Float64,
-            "outcome": pl.String,
-            "path": pl.String,
-        }
-        schema |= {f"{s.name}.{what}": pl.Float64 for s in online for what in ("wait_ms", "service_ms", "ms")}
-        self.requests = Sheet(schema, out and out / "requests.parquet")
+        times_of = {f"{s.name}.{what}": pl.Float64 for s in online for what in ("wait_ms", "service_ms", "ms")}
+        self.requests = Sheet(REQUESTS | times_of, out and out / "requests.parquet")
         self.events = Sheet(EVENTS, out and out / "events.parquet") if events else None
         self.over_time = Sheet(OVER_TIME, out and out / "over_time.parquet")
         self.stations = {s.name: Station(self.env, s, i, seed, self.tell) for i, s in enumerate(services.stages)}
@@ -388,7 +382,7 @@ class Simulator:
         path = path_of(modes, self.names) if outcome == "served" else NOTHING
         self.inside -= 1
         self.tell(request, "", "served" if outcome == "served" else f"lost: {outcome}", -1, self.inside)
-        n = len(self.requests.schema) - 5
+        n = len(self.requests.schema) - len(REQUESTS)
         self.leave(request, (request, came, env.now - came, outcome, path, *times, *[None] * (n - len(times))))
 
     def next_waiting(self, place: int) -> int:
@@ -440,9 +434,9 @@ class Simulation:
     """What was simulated. Times are ms; a request that was shown nothing has the time at which that was clear.
 
     requests    one row each, in order of arrival: request, t_ms, latency_ms, outcome, path, and for each online stage S.wait_ms,
-                S.service_ms, S.ms (waits and tries of all kinds in all; null where it was not reached, service also where no
-                server took it). Outcomes: "served" (shown something), or what
-                left it with nothing: "shed", "abandoned" (out of patience), "late", "failed" (a crash).
+                S.service_ms, S.ms (waits of all tries, service of the last, and all the time there; null where it was not
+                reached, service also where no server took it). Outcomes: "served" (shown something), or what left it with
+                nothing: "shed", "abandoned" (out of patience), "late", "failed" (a crash).
     stages      one row each: servers, requests, utilisation, mean_waiting, mean_wait_ms, p50_ms, p95_ms, p99_ms, counts
     over_time   t_ms, stage, waiting, busy, on about 500 points
     events      t_ms, request, stage, event, server, waiting; None where they were not kept
@@ -603,10 +597,8 @@ def simulate(
             kept = frames["events"].lazy() if "events" in frames else None
             return Simulation(services, arrivals, seed, frames["requests"], counted, frames["over_time"], kept)
         services.write(folder / "services.toml")
-        meta = {"seed": seed, "arrivals": repr(arrivals), "stationary": arrivals.stationary, "counted": counted.to_dicts()} | (
-            says or {}
-        )
-        write_json(folder / "simulation.json", meta)
+        meta = {"seed": seed, "arrivals": repr(arrivals), "stationary": arrivals.stationary, "counted": counted.to_dicts()}
+        write_json(folder / "simulation.json", meta | (says or {}))
         if also:
             also(Simulation.open(folder, arrivals), folder)
     assert out is not None

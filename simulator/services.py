@@ -80,6 +80,12 @@ def _array(who: str, name: str, value: Any) -> None:
         raise KarmafunnelError(f"{who}: {name} needs numbers in brackets, found {value!r}")
 
 
+def _word(who: str, name: str, value: Any, needed: str, taken: Sequence[str] = ()) -> None:
+    """Raises KarmafunnelError for what cannot stand in a path."""
+    if not isinstance(value, str) or not value or set(value) & set("=, ") or value in taken:
+        raise KarmafunnelError(f"{who}: {name} needs {needed}, found {value!r}")
+
+
 def _whole(who: str, name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise KarmafunnelError(f"{who}: {name} needs a whole number of at least {least}, found {value!r}")
@@ -246,8 +252,7 @@ class Service:
     adapt: Adapt | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name or set(self.name) & set("=, "):
-            raise KarmafunnelError(f"stage: name needs a text without '=', ',' or blanks, found {self.name!r}")
+        _word("stage", "name", self.name, "a text without '=', ',' or blanks")
         who = f"stage {self.name!r}"
         for name, least in {"servers": 1, "items": 0, "batch": 1, "retries": 0}.items():
             _whole(who, name, getattr(self, name), least)
@@ -259,11 +264,7 @@ class Service:
         for name in ("patience_ms", "deadline_ms", "stale_minutes"):
             if getattr(self, name) is not None:
                 _number(who, name, getattr(self, name), above=True)
-        texts = (self.fallback, isinstance(self.fallback, str) and self.fallback)
-        if not all(texts) or set(self.fallback) & set("=, ") or self.fallback in (FULL, NOTHING):
-            raise KarmafunnelError(
-                f"{who}: fallback needs 'skip', 'stale' or the name of a fallback of recall, found {self.fallback!r}"
-            )
+        _word(who, "fallback", self.fallback, "'skip', 'stale' or the name of a fallback of recall", (FULL, NOTHING))
         if not isinstance(self.online, bool):
             raise KarmafunnelError(f"{who}: online needs true or false, found {self.online!r}")
         if self.fail not in ("open", "closed"):

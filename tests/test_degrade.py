@@ -402,13 +402,14 @@ def test_an_outage_loses_what_its_fallback_does_not_find(run):
 def test_load_curve_pairs_rates_and_policies(run):
     quality = Quality(runs_of(run), ["HR@10", "GMV-HR@10"])
 
-    def simulation(services, rate):
-        taken = ["full" if i % 10 < 20 / rate else services.fallen for i in range(400)]  # from 2 a second on, ever fewer are full
-        requests = simulated(taken, rate)
-        return SimpleNamespace(requests=requests, rate=rate, summary=lambda: {"goodput": rate, "latency": {}})
+    def simulation(fallen, rate):
+        taken = ["full" if i % 10 < 20 / rate else fallen for i in range(400)]  # from 2 a second on, ever fewer are full
+        told = {"services": SimpleNamespace(normal="full"), "rate": rate, "summary": lambda: {"goodput": rate, "latency": {}}}
+        return SimpleNamespace(requests=simulated(taken, rate), **told)
 
-    policies = {name: SimpleNamespace(normal="full", fallen=path) for name, path in {"fall back": "rank=skip", "refuse": "nothing"}.items()}
-    table = load_curve(policies, quality, [1.0, 4.0, 8.0], simulation, resamples=100)
+    policies = {"fall back": "rank=skip", "refuse": "nothing"}
+    found = {name: [simulation(fallen, rate) for rate in (1.0, 4.0, 8.0)] for name, fallen in policies.items()}
+    table = load_curve(found, quality, resamples=100)
     assert table["policy"].to_list() == ["fall back"] * 3 + ["refuse"] * 3
     back, refuse = table[:3], table[3:]
     assert back["HR@10"][0] == refuse["HR@10"][0] and back["full"].to_list() == [1.0, 0.5, pytest.approx(0.3)]
