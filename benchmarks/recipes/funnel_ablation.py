@@ -4,7 +4,8 @@
 
 One funnel without any embedding, then the same with an embedding at recall, at pre-ranking, at ranking, or everywhere: KARMA and every
 control that a gain could be owed to instead. The last rows ask the same without what is learnt about item ids: no co-occurrence, no
-repeats, no counts of one's own, and embeddings without ids. Hotels of trivago have no text: there KARMA reads the city, which is all there is.
+repeats, no counts of one's own, and embeddings without ids. A log without item texts (trivago) has no such rows, and co-occurrence
+instead of the embeddings of text; of a hotel KARMA reads the city, which is all there is.
 `grid` splits KARMA's whole gain over the three stages (attribution.md, attribution.html).
 """
 
@@ -67,12 +68,12 @@ def candidates(log: Log) -> Mapping[str, Embedder]:
     found: dict[str, Embedder] = {
         "KARMA": replace(plain, **chosen["both"]),
         "action-only": replace(plain, **chosen["action"]),
-        "frozen LM": FrozenLM(after="whitening"),
-        "TF-IDF": TfidfSVD(),
-        "SASRec": SASRec(),
-        "random": RandomVectors(),
     }
-    return found
+    if log.has("text"):
+        found |= {"frozen LM": FrozenLM(after="whitening"), "TF-IDF": TfidfSVD()}
+    else:
+        found["co-occurrence"] = Cooccurrence()
+    return found | {"SASRec": SASRec(), "random": RandomVectors()}
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
@@ -90,6 +91,8 @@ def rows(log: Log) -> dict[str, Row]:
             found[f"{name} at {place}"] = Row(stages(log, at), {"interest": embedder})
     for at in combinations(STAGES, 2):  # the rest of the grid that the attribution needs
         found[f"KARMA at {' and '.join(at)}"] = Row(stages(log, at), {"interest": embedding["KARMA"]})
+    if not log.has("text"):
+        return found
     found["no ids, no embedding"] = Row(stages(log, (), ids=False))
     for name in ("KARMA", "action-only", "frozen LM", "TF-IDF"):
         embedder = embedding[name]

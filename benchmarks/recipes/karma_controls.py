@@ -30,6 +30,10 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
         "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
     },
     "online_retail": {"action": {}, "rec": {"rec": 0.3}, "gen": {"gen": 0.3}, "both": {"gen": 0.1, "rec": 0.3}},
+    "trivago": {  # the default, not tuned: a pass takes 10 minutes
+        "action": {"rate": 2e-3, "epochs": 1}, "rec": {"rec": 1.0, "rate": 2e-3, "epochs": 1},
+        "gen": {"gen": 0.09, "rate": 2e-3, "epochs": 1}, "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3, "epochs": 1},
+    },
     "default": {
         "action": {"rate": 2e-3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09, "rate": 2e-3},
         "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
