@@ -4,23 +4,27 @@
 
 One run prints (1) the time of 12 variants of a three-stage funnel (embedders of the pre-ranker x features of the ranker), fitted and
 replayed together, over that of each on its own; (2) one funnel replayed by one and by two local processes, and by two on a Ray
-cluster that is started for it: the time between the first and the last shard, so that starting processes stands apart.
+cluster that is started for it: in all, and a request once all of them are at work, so that starting processes stands apart.
 The World is made once and kept under the cache folder; fits go to a temporary one.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import click
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
+from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator.recipe import Recipe, Row, load_recipe
 from karmafunnel.simulator.replay import TABLES, Variant, cache_root, prepare, replay_many
-from karmafunnel.simulator.workers import Workers
+from karmafunnel.simulator.workers import Workers, spread
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.features import Feature, Own, Popularity, Price, Similarity, Upstream
@@ -29,6 +33,7 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular, VectorRecall
 
+CHUNK = 64  # requests a shard: enough shards for a steady state
 label = "click"
 embedders = {"tfidf": TfidfSVD(dim=64), "cooccurrence": Cooccurrence(dim=64), "random": RandomVectors(dim=64)}
 SAMPLE = Sample(requests=1000)
@@ -74,26 +79,33 @@ def shared(recipe: Recipe, names: Sequence[str], log: Log, limit: int, cache: Pa
 
 
 def spread_out(recipe: Recipe, log: Log, limit: int, cache: Path, out: Path, workers: Workers) -> tuple[float, float]:
-    """Seconds of a replay by workers in all, and between the first and the last shard (of as many more chunks as there are)."""
+    """Seconds of a replay by workers in all, and seconds a shard once all of them are at work."""
     variant = Variant(recipe, prepare(recipe, log, cache=cache), out)
-    begun = time.time()
-    for error in replay_many([variant], log, limit=limit, cache=cache, workers=workers, chunk=64).values():
-        raise error
-    return time.time() - begun, MARKS.pop() - MARKS.pop(0)
+    done: list[float] = []
+
+    def clocked(*args: Any, **fields: Any) -> Iterator[Any]:
+        for answer in spread(*args, **fields):
+            done.append(time.perf_counter())
+            yield answer
+
+    begun = time.perf_counter()
+    with mock.patch.object(replaying, "spread", clocked):
+        for error in replay_many([variant], log, limit=limit, cache=cache, workers=workers, chunk=CHUNK).values():
+            raise error
+    n = workers.n or 1
+    return time.perf_counter() - begun, (done[-1] - done[0]) / (len(done) - n)  # the first shard of each holds its start
 
 
 def same(a: Path, b: Path) -> bool:
     return all((a / f"{n}.parquet").read_bytes() == (b / f"{n}.parquet").read_bytes() for n in TABLES if n != "timing")
 
 
-MARKS: list[float] = []
-
-
 @click.command()
 @click.option("--items", default=20_000, show_default=True)
 @click.option("--requests", default=2048, show_default=True, help="Requests replayed; the World has five times as many.")
 @click.option("--ray/--no-ray", "with_ray", default=True, show_default=True)
-def main(items: int, requests: int, with_ray: bool) -> None:
+@click.option("--repeats", default=3, show_default=True, help="Replays of each way; the fastest counts.")
+def main(items: int, requests: int, with_ray: bool, repeats: int) -> None:
     """Print what sharing saves, and what processes cost and bring."""
     log = world(items, requests)
     recipe = load_recipe(__file__, log)
@@ -102,11 +114,28 @@ def main(items: int, requests: int, with_ray: bool) -> None:
         at = Path(folder)
         together = shared(recipe, names, log, requests, at / "cache", at / "together")
         alone = [shared(recipe, [name], log, requests, at / "cache" / f"{i}", at / "alone") for i, name in enumerate(names)]
-        fit, replay = (sum(seconds) for seconds in zip(*alone, strict=True))
+        fit, replayed = (sum(seconds) for seconds in zip(*alone, strict=True))
         equal = all(same(at / "together" / name, at / "alone" / name) for name in names)
         print(f"{len(names)} variants of {requests} requests, the same bytes: {equal}")
         print(f"fitted  {together[0]:.1f} s together, {fit:.1f} s each alone: {together[0] / fit:.2f} times")
-        print(f"replayed {together[1]:.1f} s together, {replay:.1f} s each alone: {together[1] / replay:.2f} times (to reach: at most 0.4)")
+        share = together[1] / replayed
+        print(f"replayed {together[1]:.1f} s together, {replayed:.1f} s each alone: {share:.2f} times (to reach: at most 0.4)")
+        ways = {"one process": Workers(1), "two processes": Workers(2)}
+        if with_ray:
+            ways["two on Ray"] = Workers(2, "local")
+        took: dict[str, float] = {}
+        for _ in range(repeats):  # in turns: what else the machine does falls on all of them
+            for way, workers in ways.items():
+                shutil.rmtree(at / way, ignore_errors=True)
+                whole, shard = spread_out(recipe, log, requests, at / "cache", at / way, workers)
+                took[way] = min(shard, took.get(way, shard))
+                equal = same(at / way, at / "one process")
+                each = 1000 * shard / CHUNK
+                print(f"{way}: {whole:.1f} s in all, {each:.2f} ms a request when started, the same bytes: {equal}")
+        print(f"two processes {took['one process'] / took['two processes']:.2f} times as fast as one")
+        if with_ray:
+            over = took["two on Ray"] / took["two processes"]
+            print(f"Ray {over:.2f} times the time of local processes (to reach: at most 1.15)")
 
 
 if __name__ == "__main__":
