@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from karmafunnel.benchmarks.samples import look_up
 from karmafunnel.cli import main
 from karmafunnel.log import Catalogue, KarmafunnelError, Log
-from karmafunnel.models.embedders import Cooccurrence, known_in_w1, unit_rows
+from karmafunnel.models.embedders import Cooccurrence, TfidfSVD, known_in_w1, unit_rows
 from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, diagnose, losses
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import train as training
@@ -168,10 +168,12 @@ def test_items_without_text(shop: Log) -> None:
 # -- what sees what -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path, residual: bool) -> None:
+@pytest.mark.parametrize(
+    ("residual", "lexical"), [(False, None), (True, None), (True, TfidfSVD(dim=16)), (False, TfidfSVD(dim=16))]
+)
+def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path, residual: bool, lexical: TfidfSVD | None) -> None:
     """Training's shared trunk and serving's one row a request are the same function."""
-    fitted = replace(SMALL, residual=residual, epochs=1).fit(shop, seed=0, cache=cache)
+    fitted = replace(SMALL, residual=residual, lexical=lexical, epochs=1).fit(shop, seed=0, cache=cache)
     trees = training_trees(shop, 8)
     pieces = np.arange(len(trees.start))
     branches, row = trees.branches(pieces)
@@ -179,7 +181,10 @@ def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path, re
     queries = training.word_ids(lm, training.request_texts(shop, trees.request[branches]), 16)
     with torch.no_grad():
         batch = lay_out(trees, pieces, queries, lm.bos)
-        together = fitted.network.z(fitted.network(batch, fitted._x), batch, fitted._x).numpy()
+        words = None
+        if fitted.lexical is not None:
+            words = torch.from_numpy(training.asked_words(fitted.lexical, shop, trees.request[branches]))
+        together = fitted.network.z(fitted.network(batch, fitted._x), batch, fitted._x, words).numpy()
     alone = fitted.interests(trees.request[branches])
     # a piece starts at its user's first event unless the history is longer than a piece; there the two windows differ
     first = {}
@@ -228,6 +233,30 @@ def test_the_residual_is_the_decayed_mean_of_what_a_request_sees(shop: Log, lm: 
         start, n = trees.start[pieces[row[b]]], trees.seen[branch]
         mean = sum((np.exp(-0.3 * (n - 1 - j)) * e[trees.item[start + j]] for j in range(n)), np.zeros(16))
         np.testing.assert_allclose(found[b], mean / max(np.linalg.norm(mean), 1e-12), atol=1e-5)
+
+
+def test_words_of_a_query_move_its_interest_to_items_that_have_them(shop: Log, tmp_path: Path, cache: Path) -> None:
+    lexical = TfidfSVD(dim=16)
+    value = replace(SMALL, lexical=lexical, dim=48)
+    fitted, alone = value.fit(shop, cache=cache), lexical.fit(shop)
+    np.testing.assert_array_equal(fitted.lexical.items(), alone.items())
+    requests = shop.requests_in("W3")
+    asked = training.asked_words(alone, shop, requests)  # of query and filters
+    with_words = np.abs(asked).sum(axis=1) > 0
+    assert with_words.any() and not with_words.all()
+    same_words = asked @ alone.items().T
+    with torch.no_grad():
+        fitted.network.asked_weight.fill_(-20.0)  # softplus: next to nothing
+        without = fitted.interests(requests) @ fitted.items().T
+        fitted.network.asked_weight.fill_(5.0)
+        within = fitted.interests(requests) @ fitted.items().T
+    near = [np.corrcoef(same_words[r], moved[r])[0, 1] for moved in (without, within) for r in np.flatnonzero(with_words)]
+    before, after = np.array(near).reshape(2, -1).mean(axis=1)
+    assert after > before + 0.1
+    np.testing.assert_array_equal(without[~with_words], within[~with_words])  # without a query: as if there were no words
+
+    fitted.save(tmp_path / "kept")
+    assert value.load(tmp_path / "kept", shop).interests(requests).tobytes() == fitted.interests(requests).tobytes()
 
 
 def test_no_request_is_trained_on_what_came_with_it_or_later(shop: Log) -> None:
@@ -534,6 +563,7 @@ def test_wrong_values_are_refused() -> None:
         ({"decoder": "gpt"}, "decoder needs one of"), ({"rec": -1.0}, "rec needs a weight"), ({"gen": math.nan}, "gen needs a weight"),
         ({"items": "trained"}, "needs negatives='batch'"), ({"see": 0.1}, "needs visual features"), ({"epochs": 0}, "epochs"),
         ({"negatives": "none"}, "negatives needs one of"),
+        ({"lexical": TfidfSVD(), "items": "trained", "negatives": "batch"}, "lexical needs items='frozen'"),
     ):  # fmt: skip
         with pytest.raises(KarmafunnelError, match=message):
             KARMA(**wrong)  # type: ignore[arg-type]

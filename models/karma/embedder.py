@@ -22,6 +22,8 @@ from ..embedders import (
     Embedding,
     Progress,
     Sequences,
+    TfidfSVD,
+    TfidfSVDEmbedding,
     decayed_mean,
     known_in_w1,
     read_saved,
@@ -34,7 +36,7 @@ from .diagnose import alignment, column_mass_entropy, sink_rate
 from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
 from .sequences import Batch, lay_out, serving_trees
-from .train import Examples, Features, Trainee, Trainer, request_texts, whitening, word_ids, write_tensors
+from .train import Examples, Features, Trainee, Trainer, asked_words, request_texts, whitening, word_ids, write_tensors
 from .visual import Column, Pretrained, SelfSupervised, visual_features
 
 ROWS = 128  # requests embedded at a time
@@ -63,7 +65,9 @@ class KARMA(Embedder):
     text_words, query_words: tokens read of an item and of a query. visual: where frozen visual features come from, or None.
     ids: whether items have an id embedding of their own, left out with chance id_dropout. warm [O]: ids start at co-occurrence
     vectors of the W1 that is trained on, as SASRec's do, not at zero. residual [O]: the decayed mean of the history's item vectors
-    is added to the interest, at a learnt weight and decay: what a table would start from. length: items of history.
+    is added to the interest, at a learnt weight and decay: what a table would start from. lexical [O]: an embedder of words, such as
+    `TfidfSVD(dim=128)`, whose vectors stand beside the LM's in an item's text, and whose vector of the query is added to the
+    interest through a learnt map: a mean of hidden states blurs single words. length: items of history.
 
     act [K, details I]: softmax over cosine / temperature (learnt from there); negatives: the "catalogue" of items that are a
     target in W1, or the "batch" with logQ correction; hard: so many items shown in vain a request, hard_weight times as heavy.
@@ -86,6 +90,7 @@ class KARMA(Embedder):
     id_dropout: float = 0.5
     warm: bool = True
     residual: bool = True
+    lexical: TfidfSVD | None = None
     length: int = 20
     action: float = 1.0
     gen: float = 0.0
@@ -119,6 +124,8 @@ class KARMA(Embedder):
             raise KarmafunnelError(
                 "KARMA: items='trained' needs negatives='batch': the whole catalogue cannot be read at every step"
             )
+        if self.lexical is not None and self.items != "frozen":
+            raise KarmafunnelError("KARMA: lexical needs items='frozen': its vectors are not trained")
         if self.see and self.visual is None:
             raise KarmafunnelError(f"KARMA: see={self.see} needs visual features, found visual=None")
         if self.epochs < 1 or not 0 < self.share <= 1 or self.length < 1:
@@ -145,7 +152,7 @@ class KARMA(Embedder):
         vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
         if isinstance(self.backbone, Checkpoint) and self.backbone.lora:
             network.use(network.lm.merged())
-        embedding = KarmaEmbedding(self, log, network.eval(), vectors, facts, trainee.decoders())
+        embedding = KarmaEmbedding(self, log, network.eval(), vectors, facts, trainee.decoders(), features.lexical)
         embedding.learn_prior(trainee.examples.trees.request)
         return embedding
 
@@ -158,11 +165,21 @@ class KARMA(Embedder):
             n_ids = len(examples.candidates) if self.ids else 0
             d_visual = 0 if features.visual is None else features.visual.shape[1]
             network = Network(
-                lm, self.dim, features.text.shape[1], d_visual, n_ids, self.dropout, 1 / self.temperature, self.residual
+                lm,
+                self.dim,
+                features.text.shape[1],
+                d_visual,
+                n_ids,
+                self.dropout,
+                1 / self.temperature,
+                self.residual,
+                self.d_asked,
             )
             if self.warm and self.ids:
                 network.ids.data.copy_(torch.from_numpy(meeting_vectors(log, examples, self.dim, seed)))
-            trainee = Trainee(self, network, examples, features, seed)
+            lexical = features.lexical
+            asked = None if lexical is None else asked_words(lexical, log, examples.trees.request)
+            trainee = Trainee(self, network, examples, features, seed, asked)
         folder = None
         if cache is not None:
             what = [
@@ -190,20 +207,32 @@ class KARMA(Embedder):
         raw = pooled(base, texts, self.text_words)
         mean, turn = whitening(raw[known & (n_words > 0)])
         text = (raw - mean) @ turn * (n_words > 0)[:, None]
+        lexical = None
+        if self.lexical is not None:
+            lexical = self.lexical.fit(log, seed, progress)
+            text = np.concatenate([text, lexical.items()], axis=1)
         visual = seen = None
         if self.visual is not None:
             raw, seen = visual_features(log, self.visual, cache, seed, progress, device)
             shift, scale = whitening(raw[known & seen])
             visual = (raw - shift) @ scale * seen[:, None]
-        return Features(text, visual, seen, words, n_words, (mean, turn))
+        return Features(text, visual, seen, words, n_words, (mean, turn), lexical)
+
+    @property
+    def d_asked(self) -> int:
+        return self.lexical.dim if self.lexical else 0
 
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
         tensors, description = read_saved(self, folder, log)
         vectors = tensors.pop("vectors")
         lm = LM.rebuild(description["extras"]["lm"])
-        network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual)
+        lexical = None
+        if self.lexical is not None:
+            idf, directions = (tensors.pop(f"lexical.{name}") for name in ("idf", "directions"))
+            lexical = TfidfSVDEmbedding(self.lexical, log, description["extras"]["vocabulary"], idf, directions)
+        network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual, self.d_asked)
         network.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
-        return KarmaEmbedding(self, log, network.eval(), vectors, description["facts"], None, Path(folder))
+        return KarmaEmbedding(self, log, network.eval(), vectors, description["facts"], None, lexical, Path(folder))
 
 
 def base_attention(lm: LM, features: Features) -> dict[str, float]:
@@ -274,10 +303,10 @@ class KarmaEmbedding(Embedding):
 
     def __init__(
         self, value: KARMA, log: Log, network: Network, vectors: np.ndarray, facts: dict[str, Any],
-        decoders: dict[str, Tensor] | None, folder: Path | None = None,
+        decoders: dict[str, Tensor] | None, lexical: TfidfSVDEmbedding | None = None, folder: Path | None = None,
     ):  # fmt: skip
         super().__init__(value, log, facts)
-        self.config, self.network, self.vectors = value, network, vectors
+        self.config, self.network, self.vectors, self.lexical = value, network, vectors, lexical
         self._decoders, self._folder = decoders, folder
         self._x = torch.from_numpy(vectors).to(network.lm.device)
 
@@ -300,8 +329,10 @@ class KarmaEmbedding(Embedding):
         for start in range(0, len(requests), ROWS):
             part = requests[start : start + ROWS]
             filled = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])  # nor on the number beside it
-            batch = self.batch(filled, past=past)
-            z = self.network.z(self.network(batch, self._x), batch, self._x)
+            batch, asked = self.batch(filled, past=past), None
+            if self.lexical is not None:
+                asked = torch.from_numpy(asked_words(self.lexical, self.log, filled)).to(self._x.device)
+            z = self.network.z(self.network(batch, self._x), batch, self._x, asked)
             out[start : start + ROWS] = z.float().cpu().numpy()[: len(part)]
         return out
 
@@ -313,10 +344,11 @@ class KarmaEmbedding(Embedding):
 
     def tensors(self) -> dict[str, np.ndarray]:
         serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(("ids", "text.", "visual."))}
-        return {"vectors": self.vectors} | {name: x.float().cpu().numpy() for name, x in serving.items()}
+        found = {"vectors": self.vectors} | {name: x.float().cpu().numpy() for name, x in serving.items()}
+        return found | {f"lexical.{name}": x for name, x in (self.lexical.tensors() if self.lexical else {}).items()}
 
     def extras(self) -> dict[str, Any]:
-        return {"lm": self.network.lm.describe()}
+        return {"lm": self.network.lm.describe()} | (self.lexical.extras() if self.lexical else {})
 
     # -- reading and diagnosing, with what serving does without ---------------------------------------------------------
 

@@ -3,7 +3,7 @@
 An item is x = text(frozen or trained LM vector) + visual(frozen features) + id; its vector is x at length 1, its history token
 the same x, scaled to the size of a word embedding, with action type and time gap added [I; one tied x for both sides: O]. The
 interest z is a linear map of the last hidden state at [INT], at length 1 [I], with the decayed mean of the history's item vectors
-added to it where `residual` says so [O].
+added to it where `residual` says so, and a map of the query's own words where it is given them [O].
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class Network(nn.Module):
 
     size: Tensor
 
-    def __init__(self, lm: LM, dim: int, d_text: int, d_visual: int, n_ids: int, dropout: float, scale: float, residual: bool = False):
+    def __init__(
+        self, lm: LM, dim: int, d_text: int, d_visual: int, n_ids: int, dropout: float, scale: float, residual: bool = False,
+        d_asked: int = 0,
+    ):  # fmt: skip
         super().__init__()
         self.dim, self.dropout = dim, dropout
         self.use(lm)
@@ -47,6 +50,8 @@ class Network(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         # weight and decay (after softplus) of what was last looked at; a step back in the history counts .8 times as much at first
         self.residual = nn.Parameter(torch.tensor([0.5, -1.39])) if residual else None
+        self.asked = nn.Linear(d_asked, dim, bias=False) if d_asked else None
+        self.asked_weight = nn.Parameter(torch.tensor(0.5)) if d_asked else None
         with torch.no_grad():
             self.register_buffer("size", word_size(lm))
             for linear in filter(None, (self.text, self.visual, self.token, self.interest)):
@@ -54,6 +59,8 @@ class Network(nn.Module):
             nn.init.normal_(self.ask, std=self.size.item())
             for table in (self.action, self.gap):
                 nn.init.normal_(table.weight, std=0.1 * self.size.item())
+            if self.asked is not None:  # a query starts where an item of the same words would: the last columns of text
+                self.asked.weight.copy_(self.text.weight[:, -d_asked:] if d_text >= d_asked else self.asked.weight)
         self.to(lm.device)
 
     def use(self, lm: LM) -> None:
@@ -80,13 +87,15 @@ class Network(nn.Module):
         """Last hidden states of all cells, (B, L, lm.dim)."""
         return self.lm.hidden(self.cells(batch, x), batch.mask, batch.position)
 
-    def z(self, hidden: Tensor, batch: Batch, x: Tensor) -> Tensor:
-        """Interests at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x."""
+    def z(self, hidden: Tensor, batch: Batch, x: Tensor, asked: Tensor | None = None) -> Tensor:
+        """Interests at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x. asked (R, d_asked): words of the queries."""
         z = F.normalize(self.interest(hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)), dim=-1)
-        if self.residual is None:
-            return z
-        weight, decay = F.softplus(self.residual)
-        return F.normalize(z + weight * self.recent(batch, x, decay), dim=-1)
+        if self.residual is not None:
+            weight, decay = F.softplus(self.residual)
+            z = z + weight * self.recent(batch, x, decay)
+        if self.asked is not None and self.asked_weight is not None and asked is not None:
+            z = z + F.softplus(self.asked_weight) * F.normalize(self.asked(asked), dim=-1)
+        return z if self.residual is None and self.asked is None else F.normalize(z, dim=-1)
 
     def recent(self, batch: Batch, x: Tensor, decay: Tensor) -> Tensor:
         """Mean vector of the items that each [INT] cell sees, one further back weighing exp(-decay) times as much: (R, dim), length 1.

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...log import KarmafunnelError, Log
-from ..embedders import Progress
+from ..embedders import Progress, TfidfSVDEmbedding
 from .backbone import LM, pool
 from .losses import (
     Autoregressive,
@@ -54,6 +54,12 @@ def request_texts(log: Log, requests: np.ndarray) -> list[str]:
     return [" ; ".join(part for part in (q.strip(), f.strip()) if part) for q, f in zip(queries, filters, strict=True)]
 
 
+def asked_words(lexical: TfidfSVDEmbedding, log: Log, requests: np.ndarray) -> np.ndarray:
+    """Unit vectors of the words of query and filters, zeros where there is none known: (n, d)."""
+    asked, inverse = np.unique(np.array(request_texts(log, requests), dtype=object).astype(str), return_inverse=True)
+    return lexical.embed([str(text) for text in asked])[inverse]
+
+
 def word_ids(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
     """Token ids of texts, at most so many each, without padding."""
     asked, inverse = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
@@ -70,7 +76,8 @@ class Features:
     seen: np.ndarray | None  # (n,) bool: has an image
     words: np.ndarray  # (n, T) int64 token ids of the items' texts
     n_words: np.ndarray  # (n,)
-    norm: tuple[np.ndarray, np.ndarray]  # mean (d_t,) and map (d_t, d_t) that put text vectors to scale
+    norm: tuple[np.ndarray, np.ndarray]  # mean (d_t,) and map (d_t, d_t) that put the LM's text vectors to scale
+    lexical: TfidfSVDEmbedding | None = None  # whose vectors are the last columns of text
 
     def digest(self) -> str:
         """Hash of the features: other weights of a checkpoint, or other pictures, make another fit."""
@@ -169,8 +176,11 @@ def in_vain(log: Log, number: np.ndarray, column: np.ndarray, most: int, seed: i
 class Trainee(nn.Module):
     """The network with its decoders: one step's losses by name."""
 
-    def __init__(self, config: KARMA, network: Network, examples: Examples, features: Features, seed: int):
+    def __init__(
+        self, config: KARMA, network: Network, examples: Examples, features: Features, seed: int, asked: np.ndarray | None = None
+    ):
         super().__init__()
+        self.asked = None if asked is None else torch.from_numpy(asked).to(network.lm.device)  # of every branch
         self.config, self.network, self.examples = config, network, examples
         lm, device = network.lm, network.lm.device
         self.reconstruct: nn.Module | None = None
@@ -234,7 +244,7 @@ class Trainee(nn.Module):
         text = self.text[at] if config.items == "frozen" else self.own_text(used)
         x = network.mix(text, None if self.visual is None else self.visual[at], ids)
         hidden = network(batch, x)
-        z = network.z(hidden, batch, x)
+        z = network.z(hidden, batch, x, None if self.asked is None else self.asked[torch.from_numpy(branches).to(device)])
         e = nn.functional.normalize(x, dim=-1)
         goal, line, shown = (torch.from_numpy(x).to(device) for x in (number[target], of, number[hard]))
         if config.negatives == "catalogue":
