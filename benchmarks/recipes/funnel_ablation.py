@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
-from karmafunnel.benchmarks.recipes.karma_controls import base, settings
+from karmafunnel.benchmarks.recipes.karma_controls import WORDS, base, settings
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM
@@ -70,6 +70,7 @@ def candidates(log: Log) -> Mapping[str, Embedder]:
         "action-only": replace(plain, **chosen["action"]),
     }
     if log.has("text"):
+        found |= {f"{name}, words": replace(value, lexical=WORDS) for name, value in found.items() if isinstance(value, KARMA)}
         found |= {"frozen LM": FrozenLM(after="whitening"), "TF-IDF": TfidfSVD()}
     else:
         found["co-occurrence"] = Cooccurrence()
@@ -94,7 +95,7 @@ def rows(log: Log) -> dict[str, Row]:
     if not log.has("text"):
         return found
     found["no ids, no embedding"] = Row(stages(log, (), ids=False))
-    for name in ("KARMA", "action-only", "frozen LM", "TF-IDF"):
+    for name in ("KARMA", "action-only", "KARMA, words", "action-only, words", "frozen LM", "TF-IDF"):
         embedder = embedding[name]
         embedder = replace(embedder, ids=False) if isinstance(embedder, KARMA) else embedder
         found[f"no ids, {name} at every stage"] = Row(stages(log, STAGES, ids=False), {"interest": embedder})

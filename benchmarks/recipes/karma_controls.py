@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from karmafunnel.log import Log
-from karmafunnel.models.embedders import Embedder, RandomVectors
+from karmafunnel.models.embedders import Embedder, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.recall import VectorRecall
@@ -39,6 +39,7 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
         "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
     },
 }  # fmt: skip
+WORDS = TfidfSVD(dim=128)  # what `lexical` reads
 SAME_COMPUTE = 3  # action-only with the epochs that cost what gen and rec cost
 
 
@@ -70,6 +71,9 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "+rec, masked decoder": replace(rec, decoder="masked"),
         "+rec, LM as decoder": replace(rec, decoder="lm"),
         "action-only, equal compute": replace(action, epochs=SAME_COMPUTE * action.epochs),
+        "action-only, words": replace(action, lexical=WORDS),
+        "+gen+rec, words": replace(both, lexical=WORDS),
+        "TF-IDF": WORDS,
         "action-only, no ids": replace(action, ids=False),
         "+rec, no ids": replace(rec, ids=False),
         "frozen LM": FrozenLM(),
