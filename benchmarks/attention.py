@@ -43,6 +43,7 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
             "domain": y_domain,
             "anchor": plots.on(i)["xaxis"],
             "showgrid": False,
+            "zeroline": False,
             "autorange": "reversed",
             "dtick": 5,
         }
