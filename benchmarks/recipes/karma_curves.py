@@ -2,7 +2,7 @@
 
     python -m karmafunnel.benchmarks.recipes.karma_curves CATALOGUE --out out/curves [--minutes 10]
 
-CATALOGUE is a converted amazon_catalog. Worlds differ in `semantic` alone; training sets are shares of one World's users, passed over more
+CATALOGUE is a converted amazon_catalog. All rows read words as well (`lexical`), which is the strongest control. Worlds differ in `semantic` alone; training sets are shares of one World's users, passed over more
 often the smaller they are, so that every model takes as many steps and the control is not merely undertrained. Each cell is kept, so the
 same command goes on. Writes gain_semantic and gain_size (.html, .png, .csv). Also a recipe for `karmafunnel table`.
 """
@@ -17,6 +17,7 @@ import click
 from karmafunnel.benchmarks.ablation import ablate, lines_of
 from karmafunnel.benchmarks.ablation import cells as cells_of
 from karmafunnel.benchmarks.curves import curve_figure, write_curve
+from karmafunnel.benchmarks.recipes.karma_controls import WORDS
 from karmafunnel.log import Catalogue, Log, read
 from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
@@ -41,7 +42,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     name = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}
     found = {}
     for share in reversed(SHARES):
-        plain = KARMA(rate=2e-3, share=share, epochs=round(6 / share))
+        plain = KARMA(rate=2e-3, lexical=WORDS, share=share, epochs=round(6 / share))
         found[f"action-only, {name[share]}"] = plain
         found[f"KARMA, {name[share]}"] = replace(plain, rec=1.0)
         found[f"shuffled texts, {name[share]}"] = replace(plain, rec=1.0, shuffled=True)  # any second task
