@@ -2,9 +2,10 @@
 
     python -m karmafunnel.benchmarks.recipes.karma_curves CATALOGUE --out out/curves [--minutes 10]
 
-CATALOGUE is a converted amazon_catalog. All rows read words as well (`lexical`), which is the strongest control. Worlds differ in `semantic` alone; training sets are shares of one World's users, passed over more
-often the smaller they are, so that every model takes as many steps and the control is not merely undertrained. Each cell is kept, so the
-same command goes on. Writes gain_semantic and gain_size (.html, .png, .csv). Also a recipe for `karmafunnel table`.
+CATALOGUE is a converted amazon_catalog. All rows read words as well (`lexical`), which is the strongest control. Worlds differ in
+`semantic` alone; training sets are shares of one World's users, passed over more often the smaller they are, so that every model takes
+as many steps and the control is not merely undertrained. Each cell is kept, so the same command goes on. Writes gain_semantic and
+gain_size (.html, .png, .csv). Also a recipe for `karmafunnel table`.
 """
 
 import csv
