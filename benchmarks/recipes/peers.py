@@ -340,15 +340,16 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
         {"type": "scatter", "mode": "lines", "x": [x for x, _ in front], "y": [y for _, y in front], "showlegend": False,
          "line": {"color": plots.QUIET, "width": 1, "dash": "dot"}, "hoverinfo": "skip"}
     ]  # fmt: skip
+    middle = np.sqrt(points[0][0] * points[-1][0]) if points else 0.0
     for ms, row, system in points:
-        known = row["low"] is not None
+        known, inwards = row["low"] is not None, "right" if ms < middle else "left"  # a name stays inside, beside its error bar
         bar = (
             {"array": [row["high"] - row["value"]], "arrayminus": [row["value"] - row["low"]], "thickness": 1} if known else None
         )
         mark = {"size": 13 if system == OURS else 9, "color": colours[system], "symbol": "star" if system == OURS else "circle"}
         data.append(
-            {"type": "scatter", "mode": "markers+text", "x": [ms], "y": [row["value"]], "name": system, "text": [system], "marker": mark,
-             "textposition": "top center", "showlegend": False, "hovertemplate": f"%{{x:.2f}} ms, {text_of(row)}<extra>{system}</extra>"}
+            {"type": "scatter", "mode": "markers+text", "x": [ms], "y": [row["value"]], "name": system, "text": [f"  {system}  "],
+             "marker": mark, "textposition": f"middle {inwards}", "showlegend": False, "hovertemplate": f"%{{x:.2f}} ms, {text_of(row)}<extra>{system}</extra>"}
             | ({"error_y": bar} if bar else {})
         )  # fmt: skip
     layout = plots.blank(420, left=70, bottom=55)
