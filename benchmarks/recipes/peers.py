@@ -348,8 +348,9 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
         )
         mark = {"size": 13 if system == OURS else 9, "color": colours[system], "symbol": "star" if system == OURS else "circle"}
         data.append(
-            {"type": "scatter", "mode": "markers+text", "x": [ms], "y": [row["value"]], "name": system, "text": [f"  {system}  "],
-             "marker": mark, "textposition": f"middle {inwards}", "showlegend": False, "hovertemplate": f"%{{x:.2f}} ms, {text_of(row)}<extra>{system}</extra>"}
+            {"type": "scatter", "mode": "markers+text", "x": [ms], "y": [row["value"]], "name": system, "marker": mark, "showlegend": False,
+             "text": [f"  {system}  "], "textposition": f"middle {inwards}",
+             "hovertemplate": f"%{{x:.2f}} ms, {text_of(row)}<extra>{system}</extra>"}
             | ({"error_y": bar} if bar else {})
         )  # fmt: skip
     layout = plots.blank(420, left=70, bottom=55)
