@@ -36,7 +36,7 @@ from .diagnose import alignment, column_mass_entropy, sink_rate
 from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
 from .sequences import Batch, lay_out, serving_trees
-from .train import Examples, Features, Trainee, Trainer, asked_words, request_texts, whitening, word_ids, write_tensors
+from .train import Examples, Features, Trainee, Trainer, asked_words, distinct, request_texts, whitening, word_ids, write_tensors
 from .visual import Column, Pretrained, SelfSupervised, visual_features
 
 ROWS = 128  # requests embedded at a time
@@ -549,8 +549,8 @@ class FrozenLMEmbedding(Embedding):
         return unit_rows(config.query_weight * self.queries(requests) + config.history_weight * past)
 
     def queries(self, requests: np.ndarray) -> np.ndarray:
-        asked, inverse = np.unique(np.array(request_texts(self.log, requests), dtype=object).astype(str), return_inverse=True)
-        raw = pooled(self.lm, [str(a) for a in asked], self.config.query_words, 256)
+        asked, inverse = distinct(request_texts(self.log, requests))
+        raw = pooled(self.lm, asked, self.config.query_words, 256)
         there = np.any(raw != 0, axis=1)
         text = unit_rows((raw - self.shift) @ self.turn) * there[:, None]
         return text[inverse].reshape(len(requests), self._items.shape[1])

@@ -54,16 +54,22 @@ def request_texts(log: Log, requests: np.ndarray) -> list[str]:
     return [" ; ".join(part for part in (q.strip(), f.strip()) if part) for q, f in zip(queries, filters, strict=True)]
 
 
+def distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
+    """Each text once, ascending, and where each given one stands among them: (m,), (n,)."""
+    once, inverse = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
+    return [str(text) for text in once], inverse
+
+
 def asked_words(lexical: TfidfSVDEmbedding, log: Log, requests: np.ndarray) -> np.ndarray:
     """Unit vectors of the words of query and filters, zeros where there is none known: (n, d)."""
-    asked, inverse = np.unique(np.array(request_texts(log, requests), dtype=object).astype(str), return_inverse=True)
-    return lexical.embed([str(text) for text in asked])[inverse]
+    asked, inverse = distinct(request_texts(log, requests))
+    return lexical.embed(asked)[inverse]
 
 
 def word_ids(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
     """Token ids of texts, at most so many each, without padding."""
-    asked, inverse = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
-    ids, lengths = lm.encode([str(text) for text in asked], most)
+    asked, inverse = distinct(texts)
+    ids, lengths = lm.encode(asked, most)
     return [ids[i, : lengths[i]] for i in inverse]
 
 
