@@ -4,7 +4,7 @@
 
 One run prints (1) the time of 12 variants of a three-stage funnel (embedders of the pre-ranker x features of the ranker), fitted and
 replayed together, over that of each on its own; (2) one funnel replayed by one and by two local processes, and by two on a Ray
-cluster that is started for it: in all, and a request once all of them are at work, so that starting processes stands apart.
+cluster that is started for it: in all, and a request in the second half, when all of them are at work and starting stands apart.
 The World is made once and kept under the cache folder; fits go to a temporary one.
 """
 
@@ -79,7 +79,7 @@ def shared(recipe: Recipe, names: Sequence[str], log: Log, limit: int, cache: Pa
 
 
 def spread_out(recipe: Recipe, log: Log, limit: int, cache: Path, out: Path, workers: Workers) -> tuple[float, float]:
-    """Seconds of a replay by workers in all, and seconds a shard once all of them are at work."""
+    """Seconds of a replay by workers in all, and seconds a shard in its second half."""
     variant = Variant(recipe, prepare(recipe, log, cache=cache), out)
     done: list[float] = []
 
@@ -92,34 +92,40 @@ def spread_out(recipe: Recipe, log: Log, limit: int, cache: Path, out: Path, wor
     with mock.patch.object(replaying, "spread", clocked):
         for error in replay_many([variant], log, limit=limit, cache=cache, workers=workers, chunk=CHUNK).values():
             raise error
-    n = workers.n or 1
-    return time.perf_counter() - begun, (done[-1] - done[0]) / (len(done) - n)  # the first shard of each holds its start
+    half = len(done) // 2  # before it, some worker may still be starting
+    return time.perf_counter() - begun, (done[-1] - done[half]) / (len(done) - 1 - half)
 
 
 def same(a: Path, b: Path) -> bool:
     return all((a / f"{n}.parquet").read_bytes() == (b / f"{n}.parquet").read_bytes() for n in TABLES if n != "timing")
 
 
+def print_sharing(recipe: Recipe, log: Log, requests: int, at: Path) -> None:
+    names = list(recipe.rows)
+    together = shared(recipe, names, log, requests, at / "cache", at / "together")
+    alone = [shared(recipe, [name], log, requests, at / "cache" / f"{i}", at / "alone") for i, name in enumerate(names)]
+    fit, replayed = (sum(seconds) for seconds in zip(*alone, strict=True))
+    equal = all(same(at / "together" / name, at / "alone" / name) for name in names)
+    print(f"{len(names)} variants of {requests} requests, the same bytes: {equal}")
+    print(f"fitted  {together[0]:.1f} s together, {fit:.1f} s each alone: {together[0] / fit:.2f} times")
+    share = together[1] / replayed
+    print(f"replayed {together[1]:.1f} s together, {replayed:.1f} s each alone: {share:.2f} times (to reach: at most 0.4)")
+
+
 @click.command()
 @click.option("--items", default=20_000, show_default=True)
 @click.option("--requests", default=2048, show_default=True, help="Requests replayed; the World has five times as many.")
+@click.option("--sharing/--no-sharing", default=True, show_default=True, help="What the rows of an ablation share.")
 @click.option("--ray/--no-ray", "with_ray", default=True, show_default=True)
 @click.option("--repeats", default=3, show_default=True, help="Replays of each way; the fastest counts.")
-def main(items: int, requests: int, with_ray: bool, repeats: int) -> None:
+def main(items: int, requests: int, sharing: bool, with_ray: bool, repeats: int) -> None:
     """Print what sharing saves, and what processes cost and bring."""
     log = world(items, requests)
     recipe = load_recipe(__file__, log)
-    names = list(recipe.rows)
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
-        together = shared(recipe, names, log, requests, at / "cache", at / "together")
-        alone = [shared(recipe, [name], log, requests, at / "cache" / f"{i}", at / "alone") for i, name in enumerate(names)]
-        fit, replayed = (sum(seconds) for seconds in zip(*alone, strict=True))
-        equal = all(same(at / "together" / name, at / "alone" / name) for name in names)
-        print(f"{len(names)} variants of {requests} requests, the same bytes: {equal}")
-        print(f"fitted  {together[0]:.1f} s together, {fit:.1f} s each alone: {together[0] / fit:.2f} times")
-        share = together[1] / replayed
-        print(f"replayed {together[1]:.1f} s together, {replayed:.1f} s each alone: {share:.2f} times (to reach: at most 0.4)")
+        if sharing:
+            print_sharing(recipe, log, requests, at)
         ways = {"one process": Workers(1), "two processes": Workers(2)}
         if with_ray:
             ways["two on Ray"] = Workers(2, "local")
