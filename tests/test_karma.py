@@ -521,12 +521,16 @@ def test_more_epochs_go_on_from_fewer(shop: Log, tmp_path: Path) -> None:
     assert replace(SMALL, epochs=1).fit(shop, seed=0, cache=tmp_path).items().tobytes() == few.items().tobytes()
 
 
-def test_a_loss_that_is_no_number_stops_at_its_step(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_stops_at_its_step(broken: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, steps = training.action_catalogue, []
 
     def breaks(*args: object) -> torch.Tensor:
         steps.append(1)
-        return real(*args) * (math.nan if len(steps) == 5 else 1)  # type: ignore[arg-type]
+        loss = real(*args)  # type: ignore[arg-type]
+        if len(steps) == 5 and broken == "gradient":
+            loss.register_hook(lambda slope: slope * math.nan)
+        return loss * (math.nan if len(steps) == 5 and broken == "loss" else 1)
 
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(training, "action_catalogue", breaks)

@@ -460,15 +460,15 @@ class Trainer:
         losses = self.trainee.losses(pieces, np.random.default_rng([self.seed, 8, self.epoch, self.place]))
         total = self.trainee.total(losses)
         values = {name: loss.item() for name, loss in losses.items()}
-        if not math.isfinite(total.item()):
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_([p for _, p in self.named], 1.0)
+        if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             where = f"; the last good checkpoint is in {self.folder}" if self.folder else ""
-            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            found = ", ".join(f"{name} {value}" for name, value in values.items()) + f", a gradient of length {norm.item()}"
             raise KarmafunnelError(
                 f"{self.config!r}: needed finite losses, found {found} in epoch {self.epoch + 1}, step {self.step + 1}{where}"
             )
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_([p for _, p in self.named], 1.0)
         self.step += 1
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.rate * min(1.0, self.step / 50)
