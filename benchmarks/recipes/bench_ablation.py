@@ -110,6 +110,7 @@ def print_sharing(recipe: Recipe, log: Log, requests: int, at: Path) -> None:
     print(f"fitted  {together[0]:.1f} s together, {fit:.1f} s each alone: {together[0] / fit:.2f} times")
     share = together[1] / replayed
     print(f"replayed {together[1]:.1f} s together, {replayed:.1f} s each alone: {share:.2f} times (to reach: at most 0.4)")
+    print(f"fits and replays {sum(together) / (fit + replayed):.2f} times")
 
 
 @click.command()

@@ -310,13 +310,14 @@ class Qwen(Typed):
             block = torch.from_numpy(stream[starts[:, None] + np.arange(self.context + 1)]).to(lm.device)
             hidden = lm.hidden(lm.embed_tokens(block[:, :-1]), mask, position)
             loss = F.cross_entropy(lm.head(hidden).flatten(0, 1).float(), block[:, 1:].flatten())
-            if not math.isfinite(loss.item()):
-                raise KarmafunnelError(f"{self!r}: needed a finite loss, found {loss.item()} in step {step + 1} of pre-training")
             for group in optimiser.param_groups:
                 group["lr"] = self.rate * min(1.0, (step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(named.values(), 1.0)
+            norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                found = f"{loss.item()}, a gradient of length {norm.item()}"
+                raise KarmafunnelError(f"{self!r}: needed a finite loss, found {found} in step {step + 1} of pre-training")
             optimiser.step()
             step += 1
             now = time.perf_counter()

@@ -455,7 +455,7 @@ class Trainer:
         self.save()
 
     def one_step(self, pieces: np.ndarray) -> dict[str, float]:
-        """One batch; raises KarmafunnelError naming the step when a loss is no number, the weights left as they were."""
+        """One batch; raises KarmafunnelError naming the step when a loss or a gradient is no number, the weights left as they were."""
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
         losses = self.trainee.losses(pieces, np.random.default_rng([self.seed, 8, self.epoch, self.place]))
         total = self.trainee.total(losses)
