@@ -301,6 +301,7 @@ def median_rank(z: np.ndarray, e: np.ndarray, log: Log, requests: np.ndarray, ta
 
 DIAGNOSTICS = (
     "median rank of cold targets", "popularity of top 50", "readable, nats", "perplexity given history", "perplexity given interest",
+    "perplexity given interest, unseen",
     "sink rate, first", "base sink rate, first", "sink rate, others", "base sink rate, others", "column entropy", "base column entropy",
     "effective rank, items", "effective rank, interests", "uniformity, items", "uniformity, interests", "alignment",
     "training seconds", "embedding µs a request",

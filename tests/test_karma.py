@@ -26,6 +26,7 @@ from karmafunnel.simulator.recipe import load_recipe
 from karmafunnel.simulator.replay import replay
 from karmafunnel.simulator.run import Run
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from shop import make_shop
 from torch.nn import functional as F
 
@@ -156,6 +157,84 @@ def test_checkpoints_that_cannot_be_read(shop: Log, tmp_path: Path, monkeypatch:
         with pytest.raises(KarmafunnelError, match="needed a causal LM with its tokenizer"):
             replace(SMALL, backbone=Checkpoint(str(tmp_path / source))).fit(shop)
 
+    save_checkpoint(tmp_path / "mixed", "gpt2")  # one kind's weights under another kind's config
+    save_checkpoint(tmp_path / "right", "qwen3")
+    (tmp_path / "mixed" / "config.json").write_bytes((tmp_path / "right" / "config.json").read_bytes())
+    save_checkpoint(tmp_path / "masked", "bert")
+    config = json.loads((tmp_path / "masked" / "config.json").read_text())
+    (tmp_path / "masked" / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    save_checkpoint(tmp_path / "torn", "qwen3")
+    whole = (tmp_path / "torn" / "model.safetensors").read_bytes()
+    (tmp_path / "torn" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    for source, found in (("mixed", "without lm_head.*missing"), ("masked", "weights of BertForMaskedLM"), ("torn", "found: ")):
+        with pytest.raises(KarmafunnelError, match=rf"{source}.*needed a causal LM.*{found}"):
+            replace(SMALL, backbone=Checkpoint(str(tmp_path / source))).fit(shop)
+
+    right = Checkpoint(str(tmp_path / "right"))
+    for wrong, message in (({"lora": -1}, "rank of 0 or more"), ({"dtype": "float8"}, "dtype needs")):
+        with pytest.raises(KarmafunnelError, match=message):
+            replace(right, **wrong)  # type: ignore[arg-type]
+
+
+def test_histories_longer_than_the_context_are_refused(shop: Log, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "lm", "gpt2")  # reads 128 tokens
+    backbone = Checkpoint(str(tmp_path / "lm"))
+    fits = replace(SMALL, backbone=backbone, dim=16, epochs=1, length=85, query_words=16, text_words=24)
+    assert np.isfinite(fits.fit(shop).items()).all()
+    with pytest.raises(KarmafunnelError, match="needed a model that reads 129 tokens, found a context of 128"):
+        replace(fits, length=86).fit(shop)
+    with pytest.raises(KarmafunnelError, match="needed a model that reads 201 tokens"):
+        FrozenLM(backbone=backbone, text_words=200).fit(shop)
+
+
+def test_bfloat16_survives_saving(shop: Log, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "lm", "qwen3")
+    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm"), dtype="bfloat16"), dim=16, epochs=1, rec=0.1)
+    fitted = value.fit(shop, seed=1)
+    assert fitted.network.lm.dtype == torch.bfloat16
+    requests = shop.requests_in("W3")
+    fitted.save(tmp_path / "kept")
+    again = value.load(tmp_path / "kept", shop)
+    assert again.network.lm.dtype == torch.bfloat16
+    assert again.interests(requests).tobytes() == fitted.interests(requests).tobytes()
+
+
+@pytest.mark.parametrize("which", ["karma", "frozen", "base"])
+def test_weights_that_are_not_all_there(which: str, shop: Log, cache: Path, tmp_path: Path) -> None:
+    value = FrozenLM(backbone=TINY) if which == "frozen" else replace(SMALL, epochs=1)
+    file = tmp_path / "kept" / "tensors.safetensors"
+    if which == "base":
+        TINY.ready(shop, tmp_path, lambda _: None, "cpu")
+        (file,) = tmp_path.glob("base-*/model.safetensors")
+    else:
+        value.fit(shop, cache=cache).save(tmp_path / "kept")
+    tensors = load_file(file)
+    torn = next(name for name in sorted(tensors) if name.endswith("q_proj.weight"))
+    save_file({name: x for name, x in tensors.items() if name != torn}, file)
+    with pytest.raises(KarmafunnelError, match=r"needed all weights, found none of .*q_proj\.weight \(1 missing\)"):
+        value.fit(shop, cache=tmp_path) if which == "base" else value.load(tmp_path / "kept", shop)
+
+
+def test_some_items_without_text(shop: Log, cache: Path) -> None:
+    """They are their ids where W1 met them, nothing where it did not, and the rest is as ever."""
+    events = shop.events
+    met = np.unique(events["item"].to_numpy()[(shop.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]])
+    never = np.setdiff1d(np.arange(shop.n_items), met)
+    assert len(never)
+    bare = {int(met[0]), int(never[0])}
+    items = shop.items.with_columns(
+        pl.when(pl.int_range(pl.len()).is_in(list(bare))).then(None).otherwise(pl.col(name)).alias(name)
+        for name in ("title", "brand", "category", "attributes")
+    )
+    log = Log.make(items, shop.requests, shop.exposures, shop.meta)
+    assert [i for i, text in enumerate(log.item_text()) if not text.strip()] == sorted(bare)
+    fitted = replace(SMALL, rec=0.3, epochs=1).fit(log, cache=cache)
+    there = np.linalg.norm(fitted.items(), axis=1)
+    assert there[met[0]] == pytest.approx(1) and there[never[0]] == 0
+    assert there[never[1:]] == pytest.approx(np.ones(len(never) - 1))  # never a target: told by its text
+    assert np.isfinite(fitted.interests(log.requests_in("W3"))).all()
+    assert not replace(SMALL, ids=False, epochs=1).fit(log, cache=cache).items()[met[0]].any()
+
 
 def test_items_without_text(shop: Log) -> None:
     bare = Log.make(shop.items.with_columns(pl.lit(None, pl.String).alias("title"), pl.lit(None, pl.List(pl.String)).alias("attributes")),
@@ -282,17 +361,23 @@ def test_serving_trees_are_the_history(shop: Log) -> None:
         np.testing.assert_array_equal(mine, past.items[i][past.items[i] >= 0])
 
 
-def test_rec_cannot_see_the_history(lm: LM) -> None:
-    """The decoders' output has no gradient to a history but through z: with z held still there is none at all."""
-    history = torch.randn(6, 32, requires_grad=True)
-    z = F.normalize(history, dim=1)
-    ids, there = torch.randint(1, 300, (6, 5)), torch.ones(6, 5, dtype=torch.bool)
-    for kind in (losses.BagOfWords, losses.Masked, losses.Autoregressive):
-        decoder = kind(lm, 32)
-        through = decoder(lm, z, ids, there, torch.Generator().manual_seed(0)).sum()
-        assert torch.autograd.grad(through, history, retain_graph=True)[0].abs().sum() > 0
-        held = decoder(lm, z.detach(), ids, there, torch.Generator().manual_seed(0)).sum()
-        assert torch.autograd.grad(held, history, allow_unused=True)[0] is None
+@pytest.mark.parametrize("decoder", ["bow", "masked", "lm"])
+def test_rec_cannot_see_the_history(decoder: str, shop: Log, lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a step of training: `rec` moves what makes history tokens through z, and with z held still not at all; `gen` does."""
+    value = replace(SMALL, rec=1.0, gen=1.0, decoder=decoder, ids=False)  # type: ignore[arg-type]
+    features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
+    trainee, _ = value.trainee(shop, lm, features, 0, None)
+    made_by = [trainee.network.token.weight, trainee.network.action.weight, trainee.network.text.weight, trainee.network.ask]
+
+    def slopes(name: str) -> list[torch.Tensor | None]:
+        found = trainee.losses(np.arange(8), np.random.default_rng(0))
+        return list(torch.autograd.grad(found[name], made_by, allow_unused=True))
+
+    assert all(slope is not None and slope.abs().sum() > 0 for slope in slopes("rec"))
+    real = Network.z
+    monkeypatch.setattr(Network, "z", lambda *args: real(*args).detach())
+    assert slopes("rec") == [None] * 4
+    assert all(slope is not None and slope.abs().sum() > 0 for slope in slopes("gen")[:3])
 
 
 # -- losses -------------------------------------------------------------------------------------------------------------
@@ -335,10 +420,12 @@ def test_in_batch_loss_by_hand() -> None:
     z, e = unit(3, 4), unit(4, 4, seed=1)
     e[3] = e[1]  # pair 3 holds the same item as pair 1
     row, target = torch.tensor([0, 0, 1, 2]), torch.tensor([7, 5, 9, 5])
-    weight, log_q = torch.ones(4, dtype=torch.float64), torch.log(torch.tensor([0.1, 0.3, 0.2, 0.3], dtype=torch.float64))
+    weight, log_p = torch.ones(4, dtype=torch.float64), torch.log(torch.tensor([0.1, 0.3, 0.2, 0.3], dtype=torch.float64))
     hard, there = unit(3, 2, 4, seed=2), torch.tensor([[True, False], [True, True], [False, False]])
-    hard[1, 1] = e[2]  # so near row 1's target that it is taken for it
-    found = losses.action_in_batch(z, e, row, target, weight, torch.tensor(3.0), log_q, hard, there)
+    apart = torch.eye(6, dtype=torch.float64)
+    known, hard_known = apart[torch.tensor([0, 1, 2, 1])], apart[torch.tensor([[3, 4], [5, 2], [3, 3]])]
+    # what row 1 was shown second is told from its target by nothing, so it is taken for it
+    found = losses.action_in_batch(z, e, row, target, weight, torch.tensor(3.0), log_p, known, hard, there, hard_known)
     s = lambda r, x: 3 * float(z[r] @ x)
     terms = {
         0: [s(0, e[0]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],  # not pair 1's item: a truth of the same row
@@ -348,15 +435,44 @@ def test_in_batch_loss_by_hand() -> None:
     }
     slow = sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values())
     assert found.item() == pytest.approx(slow, rel=1e-9)
+    heavy = losses.action_in_batch(z, e, row, target, weight, torch.tensor(3.0), log_p, known, hard, there, hard_known, 5.0)
+    for pair in (0, 1, 2):  # row 2 was shown nothing in vain
+        terms[pair][-1] += math.log(5.0)
+    assert heavy.item() == pytest.approx(sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values()), rel=1e-9)
 
 
-def test_logq_makes_popular_draws_fair() -> None:
-    """Mean over batches of the corrected sum over draws is the sum over the catalogue."""
+def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
+    """exp of a pair's loss is its denominator over exp of its own logit: its mean over batches is that of the full softmax."""
     rng = np.random.default_rng(0)
-    q = np.array([0.7, 0.2, 0.1])
-    logits = np.array([0.3, -0.2, 1.0])
-    draws = rng.choice(3, 200_000, p=q)
-    assert np.exp(logits[draws] - np.log(q[draws])).mean() == pytest.approx(np.exp(logits).sum(), rel=0.02)
+    share = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03], dtype=torch.float64)
+    z, e = unit(1, 4), unit(5, 4, seed=1)
+    own, one = 4, torch.ones(1, dtype=torch.float64)
+    exact = losses.action_catalogue(z, e, torch.tensor([0]), torch.tensor([own]), one, torch.tensor(2.0)).exp().item()
+    found = []
+    for _ in range(4000):
+        items = torch.from_numpy(np.r_[own, rng.choice(5, 6, p=share.numpy())])  # other rows' targets: six independent draws
+        log_p = losses.log_chance(share, 6)[items]
+        # the others' rows are another's, so that no target of theirs is a truth of the first
+        row, weight = torch.arange(7), torch.tensor([1.0] + [0.0] * 6, dtype=torch.float64)
+        loss = losses.action_in_batch(
+            z.expand(7, -1), e[items], row, items, weight, torch.tensor(2.0), log_p, torch.eye(5)[items]
+        )
+        found.append(loss.exp().item())
+    assert np.mean(found) == pytest.approx(exact, abs=4 * np.std(found) / math.sqrt(len(found)))
+    assert np.std(found) / math.sqrt(len(found)) < 0.02 * exact
+
+
+def test_items_that_have_drawn_together_are_still_parted() -> None:
+    """In a space that fell into one direction, negatives must not be masked as being the same item: their gradient is the way out."""
+    e = (unit(1, 4).expand(6, -1) + 1e-3 * unit(6, 4, seed=1)).requires_grad_()
+    z = unit(6, 4, seed=2)
+    row = torch.arange(6)
+    flat = torch.full((6,), math.log(0.5), dtype=torch.float64)
+    loss = losses.action_in_batch(
+        z, F.normalize(e, dim=1), row, row, torch.ones(6, dtype=torch.float64), torch.tensor(10.0), flat, torch.eye(6)
+    )
+    (slope,) = torch.autograd.grad(loss, e)
+    assert slope.abs().sum() > 1
 
 
 def test_bag_of_words_counts_each_word_once(lm: LM) -> None:
@@ -512,6 +628,44 @@ def test_a_killed_fit_goes_on_bit_for_bit(shop: Log, tmp_path: Path, monkeypatch
     assert again.facts["curve"] == whole.facts["curve"]
 
 
+def test_a_fit_is_kept_with_its_settings(shop: Log, tmp_path: Path) -> None:
+    replace(SMALL, epochs=1).fit(shop, seed=3, cache=tmp_path)
+    (folder,) = tmp_path.glob("karma-*")
+    about = json.loads((folder / "config.json").read_text())
+    assert about["embedder"] == repr(replace(SMALL, epochs=1)) and (about["seed"], about["log"]) == (3, shop.name)
+
+
+def test_shuffled_texts_are_another_items_always_the_same_ones(shop: Log, lm: LM, cache: Path) -> None:
+    value = replace(SMALL, rec=1.0, shuffled=True)
+    features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
+    tells = [value.trainee(shop, lm, features, 0, None)[0].tells for _ in range(2)]
+    assert np.array_equal(*tells) and (tells[0] != np.arange(len(tells[0]))).mean() > 0.8
+    assert np.array_equal(np.sort(tells[0]), np.arange(len(tells[0])))
+    own, other = (
+        replace(SMALL, rec=1.0, shuffled=shuffled, epochs=6).fit(shop, cache=cache).diagnose(shop.requests_in("W3"))
+        for shuffled in (False, True)
+    )
+    assert own["perplexity given interest"] < other["perplexity given interest"]
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_pretraining_stops_at_its_step(broken: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, steps = backbones.F.cross_entropy, []
+
+    def breaks(*args: object, **kwargs: object) -> torch.Tensor:
+        steps.append(1)
+        loss = real(*args, **kwargs)  # type: ignore[arg-type]
+        here = len(steps) > 3 and loss.requires_grad
+        if here and broken == "gradient":
+            loss.register_hook(lambda slope: slope * math.nan)
+        return loss * math.nan if here and broken == "loss" else loss
+
+    monkeypatch.setattr(backbones.F, "cross_entropy", breaks)
+    with pytest.raises(KarmafunnelError, match=r"needed a finite loss, found .* in step \d+ of pre-training"):
+        TINY.ready(shop, tmp_path, lambda _: None, "cpu")
+    assert not list(tmp_path.glob("base-*/"))
+
+
 def test_more_epochs_go_on_from_fewer(shop: Log, tmp_path: Path) -> None:
     few = replace(SMALL, epochs=1).fit(shop, seed=0, cache=tmp_path)
     said: list[str] = []
@@ -522,7 +676,9 @@ def test_more_epochs_go_on_from_fewer(shop: Log, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_a_loss_that_is_no_number_stops_at_its_step(broken: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_stops_at_its_step(
+    broken: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, steps = training.action_catalogue, []
 
     def breaks(*args: object) -> torch.Tensor:
@@ -564,13 +720,26 @@ def test_an_interest_is_read_in_words(shop: Log, cache: Path) -> None:
 
 def test_wrong_values_are_refused() -> None:
     for wrong, message in (
-        ({"decoder": "gpt"}, "decoder needs one of"), ({"rec": -1.0}, "rec needs a weight"), ({"gen": math.nan}, "gen needs a weight"),
+        ({"decoder": "gpt"}, "decoder needs one of"), ({"rec": -1.0}, "rec needs a number"), ({"gen": math.nan}, "gen needs a number"),
         ({"items": "trained"}, "needs negatives='batch'"), ({"see": 0.1}, "needs visual features"), ({"epochs": 0}, "epochs"),
         ({"negatives": "none"}, "negatives needs one of"),
         ({"lexical": TfidfSVD(), "items": "trained", "negatives": "batch"}, "lexical needs items='frozen'"),
     ):  # fmt: skip
         with pytest.raises(KarmafunnelError, match=message):
             KARMA(**wrong)  # type: ignore[arg-type]
+    for kind, fields in (
+        (KARMA, {"temperature": 0.0, "hard_weight": 0.0, "dropout": 2.0, "text_words": 0, "hard": -1, "dim": 0, "batch": 0, "average": 1.5,
+                 "rate": math.inf, "length": 2.5, "share": 0.0, "id_dropout": -0.1}),
+        (Qwen, {"dim": 0, "heads": 0, "context": 0, "vocab": 10, "tokens": -1, "rate": math.nan}),
+        (FrozenLM, {"dim": 0, "decay": 1.5, "length": 0, "query_weight": -1.0}),
+    ):  # fmt: skip
+        for name, value in fields.items():
+            with pytest.raises(KarmafunnelError, match=rf"{kind.__name__}: {name} needs a .*found"):
+                kind(**{name: value})  # type: ignore[operator]
+    with pytest.raises(KarmafunnelError, match="dim of an even number a head"):
+        Qwen(dim=128, heads=3)
+    with pytest.raises(KarmafunnelError, match="text_words of 256 or fewer"):
+        KARMA(rec=1.0, decoder="masked", text_words=300)
 
 
 def test_diagnosis_names_its_figures(shop: Log, cache: Path) -> None:
@@ -578,6 +747,9 @@ def test_diagnosis_names_its_figures(shop: Log, cache: Path) -> None:
     for name in ("sink rate, first", "base sink rate, others", "column entropy", "effective rank, items", "uniformity, interests",
                  "alignment", "perplexity given history", "perplexity given interest"):  # fmt: skip
         assert math.isfinite(found[name]), name
+    assert "perplexity given interest, unseen" in found
+    with pytest.raises(KarmafunnelError, match="found none"):
+        replace(SMALL, rec=0.3).fit(shop, seed=0, cache=cache).diagnose(np.zeros(0, dtype=np.int64))
     assert 0 <= found["alignment"] <= 4 and 1 <= found["effective rank, items"] <= 32
 
 
@@ -794,6 +966,17 @@ def test_a_hub_that_does_not_answer_is_said_at_once(shop: Log, monkeypatch: pyte
     assert backbones.must_be_here("nobody/no-such-model")
     with pytest.raises(KarmafunnelError, match=r"no-such-model.*needed a causal LM"):
         Checkpoint("nobody/no-such-model").ready(shop, None, lambda _: None, "cpu")
+
+    asked: list[bool] = []
+
+    def local(source: str, local_files_only: bool = False) -> None:
+        asked.append(local_files_only)
+        raise OSError("not here")
+
+    monkeypatch.setattr(backbones.AutoTokenizer, "from_pretrained", local)  # the client is told not to try for a minute
+    with pytest.raises(KarmafunnelError, match="not here"):
+        Checkpoint("nobody/no-such-model").ready(shop, None, lambda _: None, "cpu")
+    assert asked == [True]
 
 
 def test_other_catalogues_are_read_beside_the_log(shop: Log, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ...log import KarmafunnelError, Log, atomic_folder, read, write_json
+from ...log import KarmafunnelError, Log, atomic_folder, needs, read, write_json
 from ..embedders import Progress, Typed, known_in_w1
 
 VERSION = 1  # of the pre-training: a base is kept by it
@@ -79,6 +79,12 @@ class LM:
     @property
     def vocab(self) -> int:
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that it was made to read at most, None where its config does not say."""
+        found = (getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+        return next((int(n) for n in found if n), None)
 
     @property
     def device(self) -> torch.device:
@@ -141,14 +147,21 @@ class LM:
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in ("transformers_version", "_name_or_path", "dtype")}
-        return {"config": config, "tokenizer": self.tokenizer.to_str(), "bos": self.bos, "pad": self.pad}
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"config": config, "dtype": dtype, "tokenizer": self.tokenizer.to_str(), "bos": self.bos, "pad": self.pad}
+
+    def must_hold(self, cells: int, who: str) -> None:
+        """Raises KarmafunnelError where so many cells are more than the model was made to read."""
+        if self.context is not None and cells > self.context:
+            raise KarmafunnelError(f"{who}: needed a model that reads {cells} tokens, found a context of {self.context}")
 
     @staticmethod
     def rebuild(description: dict[str, Any]) -> LM:
         """A model of that description, its weights still to be loaded."""
         config = AutoConfig.for_model(**description["config"])
         with torch.random.fork_rng():
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+            dtype = getattr(torch, description.get("dtype", "float32"))  # not by a cast, which would take the rotary table, too
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
         tokenizer = Tokenizer.from_str(description["tokenizer"])
         return LM(model, tokenizer, description["bos"], description["pad"], {})
 
@@ -226,6 +239,13 @@ class Qwen(Typed):
     batch: int = 16
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        whole = ("dim", "layers", "heads", "kv_heads", "mlp", "context", "batch")
+        needs(self, **dict.fromkeys(whole, (1, None)), vocab=(300, None), tokens=(0, None), rate=(0.0, None), seed=(0, None))
+        if self.dim % (2 * self.heads) or self.heads % self.kv_heads:  # rotary positions turn pairs of dimensions
+            shape = f"dim={self.dim}, heads={self.heads}, kv_heads={self.kv_heads}"
+            raise KarmafunnelError(f"Qwen: needs a dim of an even number a head and heads a multiple of kv_heads, found {shape}")
+
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
         """Pre-trained on the texts of the items that W1 knows; resumed, or taken as it is, from `cache`."""
         texts = self.texts(log)
@@ -291,7 +311,7 @@ class Qwen(Typed):
     def train(self, lm: LM, stream: np.ndarray, partial: Path | None, progress: Progress) -> float:
         """Next-token prediction on blocks of one long stream; goes on from `partial`, bit for bit on a CPU. Returns seconds."""
         per_step = self.batch * self.context
-        steps = max(1, self.tokens // per_step)
+        steps = self.tokens // per_step
         if len(stream) < self.context + 1:
             stream = np.tile(stream, -(-(self.context + 1) // len(stream)))
         named = dict(lm.model.named_parameters())
@@ -388,10 +408,22 @@ def open_base(folder: Path, device: str) -> LM:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise KarmafunnelError(f"{folder}: needed a pre-trained base, found: {error}; delete it to start again") from error
-    lm.model.load_state_dict(weights, strict=False)
+    put_weights(lm.model, weights, str(folder))
     lm.model.to(device)
     lm.facts = description["facts"]
     return lm
+
+
+def put_weights(module: nn.Module, weights: dict[str, Tensor], who: str, apart: tuple[str, ...] = ()) -> None:
+    """Load weights; raises KarmafunnelError naming a parameter that is not among them. What begins as one of `apart` may be missing."""
+    wanted = [name for name, _ in module.named_parameters() if not name.startswith(apart)]  # what is tied has one name
+    missing = [name for name in wanted if name not in weights]
+    if missing:
+        raise KarmafunnelError(f"{who}: needed all weights, found none of {', '.join(missing[:3])} ({len(missing)} missing)")
+    try:
+        module.load_state_dict({k: v for k, v in weights.items() if not k.startswith(apart)}, strict=False)
+    except RuntimeError as error:
+        raise KarmafunnelError(f"{who}: needed weights of its shapes, found: {str(error).splitlines()[-1].strip()}") from error
 
 
 def must_be_here(source: str) -> bool:
@@ -414,21 +446,36 @@ class Checkpoint(Typed):
     lora: int = 0
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        if self.lora < 0:
+            raise KarmafunnelError(f"{self!r}: lora needs a rank of 0 or more, found {self.lora}")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise KarmafunnelError(f"{self!r}: dtype needs 'float32', 'bfloat16' or 'float16', found {self.dtype!r}")
+
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
         """Raises KarmafunnelError for a source that is no causal LM, has no fast tokenizer, or cannot be had."""
         progress(f"opening {self.source}")
+        here = must_be_here(self.source)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.source)
-            model = AutoModelForCausalLM.from_pretrained(
-                self.source, dtype=getattr(torch, self.dtype), attn_implementation="sdpa"
+            tokenizer = AutoTokenizer.from_pretrained(self.source, local_files_only=here)
+            dtype = getattr(torch, self.dtype)
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                self.source, dtype=dtype, attn_implementation="sdpa", local_files_only=here, output_loading_info=True
             )
-        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError, SafetensorError) as error:
             raise KarmafunnelError(
-                f"{self!r}: needed a causal LM with its tokenizer, found: {str(error).splitlines()[0]}"
+                f"{self!r}: needed a causal LM with its tokenizer, found: {(str(error) or type(error).__name__).splitlines()[0]}"
             ) from error
+        model, report = opened
+        made_for = (model.config.architectures or [type(model).__name__])[0]
+        if missing := sorted(report["missing_keys"]):  # which transformers would have drawn at random
+            found = f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
+            raise KarmafunnelError(f"{self!r}: needed a causal LM, found {found}")
+        if made_for != type(model).__name__:
+            raise KarmafunnelError(f"{self!r}: needed a causal LM ({type(model).__name__}), found weights of {made_for}")
         if not getattr(tokenizer, "is_fast", False):
             raise KarmafunnelError(f"{self!r}: needed a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
-        words, rows = tokenizer.backend_tokenizer.get_vocab_size(), model.get_input_embeddings().weight.size(0)  # type: ignore[operator]
+        words, rows = tokenizer.backend_tokenizer.get_vocab_size(), model.get_input_embeddings().weight.size(0)
         if not 16 <= words <= rows:  # without its file, an empty one is made
             found = f"a tokenizer of {words} tokens beside {rows} embeddings"
             raise KarmafunnelError(f"{self!r}: needed a causal LM with its tokenizer, found {found}")
@@ -437,5 +484,5 @@ class Checkpoint(Typed):
             raise KarmafunnelError(f"{self!r}: needed a bos, eos or pad token, found none")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first[0]
         facts = {"source": self.source, "parameters": sum(p.numel() for p in model.parameters())}
-        model = model.to(device)  # type: ignore[arg-type]
+        model = model.to(device)
         return LM(model, tokenizer.backend_tokenizer, first[0], pad, facts, self.lora)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...log import KarmafunnelError, Log
+from ...log import KarmafunnelError, Log, needs, write_json
 from ..embedders import (
     Cooccurrence,
     Embedder,
@@ -31,7 +31,7 @@ from ..embedders import (
     unit_rows,
     w1_sequences,
 )
-from .backbone import LM, Checkpoint, Qwen, causal, pooled
+from .backbone import LM, Checkpoint, Qwen, causal, pooled, put_weights
 from .diagnose import alignment, column_mass_entropy, sink_rate
 from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
@@ -40,6 +40,7 @@ from .train import Examples, Features, Trainee, Trainer, asked_words, distinct, 
 from .visual import Column, Pretrained, SelfSupervised, visual_features
 
 ROWS = 128  # requests embedded at a time
+NOT_SERVED = ("ids", "text.", "visual.")  # what item vectors are made by
 READ = 8  # words that a bag-of-words reading shows
 
 
@@ -117,9 +118,19 @@ class KARMA(Embedder):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise KarmafunnelError(f"KARMA: {name} needs one of {allowed}, found {getattr(self, name)!r}")
-        for name in ("action", "gen", "rec", "see"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise KarmafunnelError(f"KARMA: {name} needs a weight of 0 or more, found {getattr(self, name)}")
+        needs(self, **dict.fromkeys(("action", "gen", "rec", "see", "weight_decay"), (0.0, None)))
+        needs(
+            self,
+            **dict.fromkeys(("dim", "text_words", "length", "batch", "epochs"), (1, None)),
+            query_words=(0, None),
+            hard=(0, None),
+        )
+        needs(
+            self, temperature=(1e-3, 10.0), hard_weight=(1e-3, None), rate=(0.0, None), id_dropout=(0.0, 1.0), share=(1e-9, 1.0)
+        )
+        needs(self, dropout=(0.0, 0.99), average=(0.0, 0.999999))
+        if self.rec and self.decoder == "masked" and self.text_words > Masked.most:
+            raise KarmafunnelError(f"KARMA: decoder='masked' needs text_words of {Masked.most} or fewer, found {self.text_words}")
         if self.items == "trained" and self.negatives != "batch":
             raise KarmafunnelError(
                 "KARMA: items='trained' needs negatives='batch': the whole catalogue cannot be read at every step"
@@ -128,10 +139,6 @@ class KARMA(Embedder):
             raise KarmafunnelError("KARMA: lexical needs items='frozen': its vectors are not trained")
         if self.see and self.visual is None:
             raise KarmafunnelError(f"KARMA: see={self.see} needs visual features, found visual=None")
-        if self.epochs < 1 or not 0 < self.share <= 1 or self.length < 1:
-            raise KarmafunnelError(
-                f"KARMA: needs epochs and length of 1 or more and a share in (0, 1], found {self.epochs}, {self.length}, {self.share}"
-            )
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
@@ -141,6 +148,7 @@ class KARMA(Embedder):
         Raises KarmafunnelError where W1 has no event, no item has text, or a loss is no number (naming the step).
         """
         base = self.backbone.ready(log, cache, progress, device)
+        base.must_hold(self.length + self.query_words + self.text_words + 3, repr(self))  # BOS, [INT], BOS
         features = self.features(log, base, cache, seed, progress, device)
         trainee, folder = self.trainee(log, base, features, seed, cache)
         if len(trainee.examples.candidates) > 100_000 and self.negatives == "catalogue":
@@ -192,6 +200,15 @@ class KARMA(Embedder):
             ]
             what.append(code_key())
             folder = cache / f"karma-{hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]}"
+            folder.mkdir(parents=True, exist_ok=True)
+            about = {
+                "embedder": repr(self),
+                "log": log.name,
+                "log checksum": log.checksum,
+                "seed": seed,
+                "device": str(lm.device),
+            }
+            write_json(folder / "config.json", about | {"features": features.digest(), "code": code_key(), "base": base.facts})
         return trainee, folder
 
     def features(self, log: Log, base: LM, cache: Path | None, seed: int, progress: Progress, device: str) -> Features:
@@ -231,7 +248,8 @@ class KARMA(Embedder):
             idf, directions = (tensors.pop(f"lexical.{name}") for name in ("idf", "directions"))
             lexical = TfidfSVDEmbedding(self.lexical, log, description["extras"]["vocabulary"], idf, directions)
         network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual, self.d_asked)
-        network.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
+        weights = {k: torch.from_numpy(v) for k, v in tensors.items()}
+        put_weights(network, weights, str(folder), NOT_SERVED)
         return KarmaEmbedding(self, log, network.eval(), vectors, description["facts"], None, lexical, Path(folder))
 
 
@@ -343,7 +361,7 @@ class KarmaEmbedding(Embedding):
         return (self.interests(requests[first], past=False) * (asked != "")[:, None])[inverse]
 
     def tensors(self) -> dict[str, np.ndarray]:
-        serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(("ids", "text.", "visual."))}
+        serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(NOT_SERVED)}
         found = {"vectors": self.vectors} | {name: x.float().cpu().numpy() for name, x in serving.items()}
         return found | {f"lexical.{name}": x for name, x in (self.lexical.tensors() if self.lexical else {}).items()}
 
@@ -406,6 +424,8 @@ class KarmaEmbedding(Embedding):
 
     def attention(self, requests: np.ndarray) -> tuple[Tensor, Tensor]:
         """Attention weights (layers, B, heads, L, L) over the cells of requests, and which cells there are (B, L)."""
+        if not len(requests):
+            raise KarmafunnelError(f"{self.value!r}: attention is a matter of requests, found none")
         batch = self.batch(requests)
         with torch.inference_mode():
             cells = self.network.cells(batch, self._x)
@@ -423,8 +443,10 @@ class KarmaEmbedding(Embedding):
 
     def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
         """Beside the vectors' shape: alignment with targets, sinks (the base's beside them), perplexity of targets' texts given the
-        history and, where the fit has a decoder, given the interest alone.
+        history and, where the fit has a decoder, given the interest alone, that of targets which W1 never had apart from all.
         """
+        if not len(requests):
+            raise KarmafunnelError(f"{self.value!r}: a diagnosis is one of requests, found none")
         out = super().diagnose(requests)
         chosen = dict(zip(*(self.log.events[c].to_list() for c in ("request", "item")), strict=True))
         told = np.array([r for r in requests if int(r) in chosen], dtype=np.int64)
@@ -438,7 +460,10 @@ class KarmaEmbedding(Embedding):
 
     @torch.inference_mode()
     def perplexities(self, requests: np.ndarray, goal: np.ndarray, z: np.ndarray) -> dict[str, float]:
-        """exp of nats a token of the targets' texts, given the history (LM head) and given the interest (own decoder)."""
+        """exp of nats a token of the targets' texts, given the history (LM head) and given the interest (own decoder).
+
+        The decoder read the texts of W1's targets as it was trained; "unseen" are the others, which it cannot know by heart.
+        """
         lm, config = self.network.lm, self.config
         texts = self.log.item_text()
         ids, lengths = lm.encode([texts[i] for i in goal], config.text_words)
@@ -447,7 +472,10 @@ class KarmaEmbedding(Embedding):
         weights = {k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")}
         if weights:
             decoder.load_state_dict(weights)
-        generator, alone = torch.Generator().manual_seed(0), []
+        generator, alone, unseen = torch.Generator().manual_seed(0), [], []
+        events = self.log.events
+        in_w1 = (self.log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
+        new = ~np.isin(goal, events["item"].to_numpy()[in_w1])
         for start in range(0, len(goal), ROWS):
             rows = slice(start, start + ROWS)
             words: list[np.ndarray | None] = [x[:n] for x, n in zip(ids[rows], lengths[rows], strict=True)]
@@ -462,9 +490,15 @@ class KarmaEmbedding(Embedding):
             if weights:
                 present = torch.from_numpy(np.arange(ids.shape[1]) < lengths[rows, None]).to(lm.device)
                 x = torch.from_numpy(z[rows]).to(lm.device), torch.from_numpy(ids[rows]).to(lm.device)
-                alone += decoder.to(lm.device)(lm, *x, present, generator)[present.any(dim=1)].tolist()
+                told = present.any(dim=1)
+                alone += decoder.to(lm.device)(lm, *x, present, generator)[told].tolist()
+                unseen += new[rows][told.cpu().numpy()].tolist()
         out = {"perplexity given history": math.exp(min(total / count, 50)) if count else math.nan}
-        return out | ({"perplexity given interest": math.exp(np.mean(alone))} if alone else {})
+        if alone:
+            out["perplexity given interest"] = math.exp(np.mean(alone))
+        if any(unseen):
+            out["perplexity given interest, unseen"] = math.exp(np.mean(np.array(alone)[unseen]))
+        return out
 
 
 # -- the frozen control -------------------------------------------------------------------------------------------------
@@ -494,12 +528,15 @@ class FrozenLM(Embedder):
         allowed = ("nothing", "standardise", "whitening", "autoencoder")
         if self.after not in allowed:
             raise KarmafunnelError(f"FrozenLM: after needs one of {allowed}, found {self.after!r}")
+        needs(self, dim=(1, None), text_words=(1, None), query_words=(0, None), length=(1, None), decay=(0.0, 1.0))
+        needs(self, query_weight=(0.0, None), history_weight=(0.0, None))
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
     ) -> FrozenLMEmbedding:
         """Raises KarmafunnelError where no item has text."""
         lm = self.backbone.ready(log, cache, progress, device)
+        lm.must_hold(max(self.text_words, self.query_words) + 1, repr(self))
         texts = log.item_text()
         if not any(text.strip() for text in texts):
             raise KarmafunnelError(f"{self!r}: needed item text, found none in log {log.name}")
@@ -525,9 +562,8 @@ class FrozenLM(Embedder):
     def load(self, folder: Path | str, log: Log) -> FrozenLMEmbedding:
         tensors, description = read_saved(self, folder, log)
         lm = LM.rebuild(description["extras"]["lm"])
-        lm.model.load_state_dict(
-            {k.removeprefix("model."): torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}, strict=False
-        )
+        weights = {k.removeprefix("model."): torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}
+        put_weights(lm.model, weights, str(folder))
         return FrozenLMEmbedding(self, log, lm, tensors["items"], tensors["shift"], tensors["turn"], description["facts"])
 
 

@@ -94,15 +94,18 @@ def action_catalogue(
 
 
 def action_in_batch(
-    z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: Tensor, log_q: Tensor,
-    hard: Tensor | None = None, there: Tensor | None = None, threshold: float = 0.99,
+    z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: Tensor, log_p: Tensor, known: Tensor,
+    hard: Tensor | None = None, there: Tensor | None = None, hard_known: Tensor | None = None, hard_weight: float = 1.0,
+    threshold: float = 0.99,
 ) -> Tensor:  # fmt: skip
     """The same sum, its negatives the other pairs' targets in the batch and what the row was shown in vain [K: hard ones; I].
 
-    z (R, d); e (P, d): vector of each pair's target; row, target, weight, log_q (P,): log chance that a draw is this target. A
-    target in the batch enters as a negative with logit - log_q (Yi et al. 2019), the pair's own target uncorrected; the same item counts once.
-    False negatives are masked: truths of the same row, and what has a cosine over `threshold` with the target.
-    hard (R, h, d) uncorrected, there (R, h).
+    z (R, d); e (P, d): vector of each pair's target; row, target, weight (P,); log_p (P,): log chance that the batch holds this
+    target at all (`log_chance`). A target of the batch enters once, as a negative with logit - log_p (after Yi et al. 2019): the sum
+    over the batch is then on average the sum over the catalogue, and the pair's own target needs no correction.
+    False negatives are masked: truths of the same row, and what has a cosine over `threshold` with the target in `known` (P, f),
+    frozen unit features: by the vectors that are being trained, a space that draws together would mask all that could part it.
+    hard (R, h, d) uncorrected, `hard_weight` times as heavy, there (R, h), hard_known (R, h, f).
     """
     positive = scale * (z[row] * e).sum(dim=1)
     first = torch.ones(len(target), dtype=torch.bool, device=z.device)  # an item stands in the denominator once
@@ -110,17 +113,22 @@ def action_in_batch(
     first[order[1:]] = target[order[1:]] != target[order[:-1]]
     columns = torch.nonzero(first)[:, 0]
     items = target[columns]
-    negative = (scale * z @ e[columns].T - log_q[columns])[row]  # (P, U)
+    negative = (scale * z @ e[columns].T - log_p[columns])[row]  # (P, U)
     truth = torch.zeros(len(z), len(columns), dtype=torch.bool, device=z.device)
     truth[row, torch.searchsorted(items[torch.argsort(items)], target)] = True
     by_item = torch.argsort(torch.argsort(items))  # place of each column among the sorted items
-    false = truth[:, by_item][row] | (e @ e[columns].T > threshold).detach()
+    false = truth[:, by_item][row] | (known @ known[columns].T > threshold)
     parts = [positive[:, None], negative.masked_fill(false, -torch.inf)]
-    if hard is not None and there is not None:
-        vain = scale * torch.einsum("rd,rhd->rh", z, hard)
-        alike = torch.einsum("pd,phd->ph", e, hard[row]).detach() > threshold
+    if hard is not None and there is not None and hard_known is not None:
+        vain = scale * torch.einsum("rd,rhd->rh", z, hard) + math.log(hard_weight)
+        alike = torch.einsum("pf,phf->ph", known, hard_known[row]) > threshold
         parts.append(vain.masked_fill(~there, -torch.inf)[row].masked_fill(alike, -torch.inf))
     return (weight * (torch.logsumexp(torch.cat(parts, dim=1), dim=1) - positive)).sum()
+
+
+def log_chance(share: Tensor, draws: int) -> Tensor:
+    """Log chance that so many draws hold an item at least once, from its share of one draw (0, 1]: (n,) -> (n,)."""
+    return torch.log(-torch.expm1(draws * torch.log1p(-share)))
 
 
 # -- words --------------------------------------------------------------------------------------------------------------
@@ -168,12 +176,15 @@ class Masked(nn.Module):
     So weak a decoder, with so little of the text, has to ask the interest.
     """
 
+    most = 256  # tokens of a text
+
     def __init__(self, lm: LM, d_z: int, share: float = 0.6, heads: int = 4):
         super().__init__()
+        heads = math.gcd(heads, lm.dim)
         self.share = share
         self.map = nn.Linear(d_z, lm.dim)
         self.blank = nn.Parameter(torch.zeros(lm.dim))
-        self.place = nn.Embedding(256, lm.dim)
+        self.place = nn.Embedding(self.most, lm.dim)
         self.layer = nn.TransformerEncoderLayer(lm.dim, heads, 4 * lm.dim, dropout=0.0, batch_first=True, norm_first=True)
         self.norm = nn.LayerNorm(lm.dim)
         size = word_size(lm).item()

@@ -33,6 +33,7 @@ from .losses import (
     action_catalogue,
     action_in_batch,
     lm_loss,
+    log_chance,
 )
 from .network import Network
 from .sequences import Trees, lay_out, training_trees
@@ -209,8 +210,10 @@ class Trainee(nn.Module):
         self.mean, self.turn = (torch.from_numpy(x).to(device) for x in features.norm)
         self.visual = None if features.visual is None else torch.from_numpy(features.visual[items]).to(device)
         self.seen = None if features.seen is None else torch.from_numpy(features.seen[items]).to(device)
-        popularity = np.bincount(examples.target, weights=examples.weight, minlength=len(items))
-        self.log_q = torch.from_numpy(np.log(np.maximum(popularity / popularity.sum(), 1e-12)).astype(np.float32)).to(device)
+        if config.negatives == "batch":
+            parts = [self.text] if self.visual is None else [self.text, self.visual]
+            self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)  # what makes two items the same one
+            self.share = torch.from_numpy(np.bincount(examples.target, minlength=len(items)) / len(examples.target)).to(device)
 
     def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Mean losses over the branches of some pieces: `act`, and `gen`, `rec`, `see` where their weight is not 0."""
@@ -256,8 +259,23 @@ class Trainee(nn.Module):
         if config.negatives == "catalogue":
             loss = action_catalogue(z, e, line, goal, weight, network.scale(), shown if config.hard else None, config.hard_weight)
         else:
-            vain = e[shown.clamp(min=0)] if config.hard else None
-            loss = action_in_batch(z, e[goal], line, goal, weight, network.scale(), self.log_q[at][goal], vain, shown >= 0)
+            known = self.known[at]
+            vain, vain_known = (x[shown.clamp(min=0)] if config.hard else None for x in (e, known))
+            log_p = log_chance(self.share[at][goal], len(target)).to(z.dtype)
+            loss = action_in_batch(
+                z,
+                e[goal],
+                line,
+                goal,
+                weight,
+                network.scale(),
+                log_p,
+                known[goal],
+                vain,
+                shown >= 0,
+                vain_known,
+                config.hard_weight,
+            )
         out = {"act": loss / weight.sum()}
         told_text = self.tells[told]
         if config.gen:
@@ -354,7 +372,8 @@ class Trainer:
         rest = [p for _, p in self.named if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=self.config.rate, betas=(0.9, 0.98), fused=True)
-        self.average = {name: p.detach().clone() for name, p in self.named}
+        # float32: what bfloat16 can hold of a hundredth of a step is nothing
+        self.average = {name: p.detach().float().clone() for name, p in self.named}
         self.step = self.epoch = self.place = 0  # steps in all, finished epochs, finished steps of this epoch
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []  # mean losses of each finished epoch
@@ -475,7 +494,7 @@ class Trainer:
         self.optimiser.step()
         keep = min(self.config.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for _, p in self.named], 1 - keep)
+            torch._foreach_lerp_(list(self.average.values()), [p.detach().float() for _, p in self.named], 1 - keep)
         return values
 
 
