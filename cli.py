@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -333,7 +334,7 @@ def replay(
         raise KarmafunnelError(f"replay: --stale-minutes {stale_minutes:g} needs a --path such as karma=stale, found none")
     opened = open_log(log)
     common: dict[str, Any] = {"seed": seed, "device": device, "limit": limit, "window": window, "console": err}
-    common["command"] = " ".join(["karmafunnel", *sys.argv[1:]])
+    common["command"] = shlex.join(["karmafunnel", *sys.argv[1:]])
     with cache_folder(no_cache) as cache:
         if not paths:
             run_replay(load_recipe(recipe, opened), opened, run, cache=cache, workers=workers_of(workers, ray), **common)
@@ -530,7 +531,7 @@ def queue(
     policies = {name(path): Services.read(path) for path in (services, *beside)}
     deployed = policies[name(services)]
     coming, count = arrivals_of(arrivals, rate, log, n)
-    command = " ".join(["karmafunnel", *sys.argv[1:]])
+    command = shlex.join(["karmafunnel", *sys.argv[1:]])
     worth = None
     with progress_bar(err) as bar:
         task = bar.add_task("simulating", total=count)
@@ -719,7 +720,7 @@ def write_plan(found: Any, folder_out: Path) -> None:
     found.what_if.write_csv(folder_out / "what_if.csv")
     write_json(folder_out / "plan.json", found.summary())
     simulation = simulate(found.services, Poisson(found.rate), found.n, found.seed, events=True)
-    load_page(simulation, folder_out / "load.html", plan=found, command=" ".join(["karmafunnel", *sys.argv[1:]]))
+    load_page(simulation, folder_out / "load.html", plan=found, command=shlex.join(["karmafunnel", *sys.argv[1:]]))
 
 
 def print_plan(found: Any) -> None:
@@ -777,7 +778,7 @@ def table_command(
     with cache_folder(no_cache) as cache:
         ablate(
             load_recipe(recipe, opened), opened, folder_out, only=only, seeds=seeds, window=window, limit=limit, device=device,
-            cache=cache, minutes=minutes, console=err, workers=workers_of(workers, ray), command=" ".join(["karmafunnel", *sys.argv[1:]]),
+            cache=cache, minutes=minutes, console=err, workers=workers_of(workers, ray), command=shlex.join(["karmafunnel", *sys.argv[1:]]),
         )  # fmt: skip
     print_tables(folder_out, out)
 
@@ -884,7 +885,7 @@ def profile(
         name, _, ks = given.partition("=")
         cut[name] = whole(ks, f"--cutoffs {name}=")
     opened = open_log(log)
-    command = " ".join(["karmafunnel", *sys.argv[1:]])
+    command = shlex.join(["karmafunnel", *sys.argv[1:]])
     note = f"{command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
     with cache_folder(no_cache) as cache:
         found = run_profile(

@@ -8,6 +8,7 @@ alike, the beginning runs once.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import platform
 import re
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,26 +32,24 @@ from rich.text import Text
 from safetensors.numpy import load_file, save_file
 
 from ..log import KarmafunnelError, Log, atomic_folder, write_json
-from ..models.embedders import Embedding
 from ..models.karma import diagnose
 from ..simulator.attribution import attribute
 from ..simulator.figures import parse_all
 from ..simulator.intervals import Difference, Ratio, holm, interval, over_seeds, resample
 from ..simulator.measures import compare, measure
 from ..simulator.recipe import Recipe, as_row
-from ..simulator.replay import Variant, check_device, check_workers, commit, line_of, prepare, replay_many
+from ..simulator.replay import Variant, check_device, check_workers, commit, line_of, prepare, replay_key, replay_many
 from ..simulator.run import Run
 from ..simulator.workers import Workers
-from ..stages.base import FittedFunnel, Progress, content_key, silent
+from ..stages.base import Progress, content_key, silent
 from .attention import attention_figure
 from .attribution import attribution_figure, attribution_table
 from .curves import write_curve
+from .examine import examine, subject
 from .table import booktabs, define, latex_escape, markdown_escape, number, places
 
-TOP = 50  # of JS@50 and of the popularity of what is retrieved
-PROBE = 6000  # requests of W2a that the probe of readability learns from
-TIMED = 512  # requests whose embedding is timed
 JS = "JS@50 (ours)"
+EXAMINED_BY = hashlib.sha256(Path(__file__).with_name("examine.py").read_bytes()).hexdigest()[:16]  # its code is part of a cell's key
 MEASURES = ("HR@10", "HR@50", "HR@200", "nDCG@10", "HR@200 by target")
 Line = dict[str, Any]
 
@@ -108,9 +107,12 @@ def cells(
     found = []
     for seed in dict.fromkeys(seeds or recipe.seeds):
         for name in wanted:
-            row = recipe.row(name)
-            what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.read.items())}, row.label, log.checksum]
-            key = content_key(*what, seed, window, limit, device, *filter(None, [row.outside]))
+            if name in recipe.faults:
+                what: list[Any] = [recipe.faults[name]]
+            else:
+                row = recipe.row(name)
+                what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.read.items())}, row.label, row.outside]
+            key = content_key(*what, log.checksum, seed, window, limit, device, replay_key(), EXAMINED_BY)
             slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "plus ")).strip("-")
             found.append(Cell(name, seed, out / "cells" / f"{slug}-{seed}", key))
     if len({c.folder for c in found}) < len(found):
@@ -144,9 +146,10 @@ def ablate(
                 left += missing[i:]
                 break
             say(f"[{todo.index(cell) + 1}/{len(todo)}] {cell.row}, seed {seed}: fitting")
-            row, beside = recipe.row(cell.row), next((v.fitted for v in reversed(ready.values())), None)
+            beside = next((v.fitted for v in reversed(ready.values())), None)
             try:
-                later = [recipe.row(other.row) for other in missing[i + 1 :]]
+                row = recipe.row(cell.row)
+                later = [recipe.row(other.row) for other in missing[i + 1 :] if other.row not in recipe.faults]
                 ready[cell] = Variant(row, prepare(row, log, seed, device, cache, console, beside, later), cell.folder / "run")
             except Exception as error:  # whatever it is: one row must not sink a night's work
                 failed(cell, error, say)
@@ -166,7 +169,7 @@ def ablate(
             for cell, variant in ready.items():
                 try:
                     if cell.replayed:
-                        finish(cell, variant, log, window, known)
+                        finish(cell, variant, as_row(recipe.rows[cell.row]).embedders, log, window, known)
                 except Exception as error:
                     failed(cell, error, say)
     if left:
@@ -195,105 +198,16 @@ def check(recipe: Recipe, log: Log, out: Path, window: str, limit: int | None, d
     parse_all([*whole, *sliced])
 
 
-def finish(cell: Cell, variant: Variant, log: Log, window: str, known: dict[Any, Any]) -> None:
-    """Diagnose a replayed cell; what rows of one seed have in common is worked out once and `known`."""
-    facts, similarity = examine(variant.fitted, log, Run.open(variant.out), known)
-    maps = attention_of(variant.fitted, log, window, known)
+def finish(cell: Cell, variant: Variant, own: Collection[str], log: Log, window: str, known: dict[Any, Any]) -> None:
+    """Diagnose a replayed cell by the embedders that are its `own`; what rows of one seed have in common is worked out once and `known`."""
+    about = subject(variant.fitted, own)
+    facts, similarity, maps = examine(about, variant.fitted, log, Run.open(variant.out), window, known)
     with atomic_folder(cell.folder / "similarity") as temporary:
         similarity.write_parquet(temporary / "similarity.parquet")
         if maps is not None:
             save_file({"maps": maps}, temporary / "attention.safetensors")
     (cell.folder / "failed.json").unlink(missing_ok=True)
     write_json(cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts})
-
-
-def attention_of(fitted: FittedFunnel, log: Log, window: str, known: dict[Any, Any]) -> np.ndarray | None:
-    names = [name for stage in fitted.stages for name in stage.stage.embedders()]
-    if not names:
-        return None
-    first = fitted.scene.embeddings[names[0]]
-    if ("attention", first) not in known:
-        known["attention", first] = first.attention_map(log.requests_in(window))
-    return known["attention", first]
-
-
-# -- what a cell says beside its Run ------------------------------------------------------------------------------------
-
-
-def examine(fitted: FittedFunnel, log: Log, run: Run, known: dict[Any, Any]) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Figures of the embedders that the funnel reads (of several, the first), and JS@50 of every request with a truth."""
-    names = [name for stage in fitted.stages for name in stage.stage.embedders()]
-    first = fitted.scene.embeddings[names[0]] if names else None
-    if (fitted.keys[0], first) not in known:
-        known[fitted.keys[0], first] = _examine(first, log, run)
-    return known[fitted.keys[0], first]
-
-
-def _examine(first: Embedding | None, log: Log, run: Run) -> tuple[dict[str, Any], pl.DataFrame]:
-    slates = run.read("slates").filter((pl.col("stage") == run.stages[0]) & (pl.col("rank") <= TOP))
-    index = {item: i for i, item in enumerate(log.item_ids.tolist())}
-    row_of = {request: i for i, request in enumerate(log.request_ids.tolist())}
-    ledger = run.read("ledger", "request_id", "item_id", "target").unique("request_id", keep="first", maintain_order=True)
-    requests = np.array([row_of[r] for r in ledger["request_id"]], dtype=np.int64)
-    target = np.array([index[i] for i in ledger["item_id"]], dtype=np.int64)
-    place = {r: i for i, r in enumerate(ledger["request_id"].to_list())}
-    slate = np.full((len(requests), TOP), -1, dtype=np.int64)
-    rows = slates.filter(pl.col("request_id").is_in(list(place)))
-    at = np.array([place[r] for r in rows["request_id"]], dtype=np.int64)
-    slate[at, rows["rank"].to_numpy() - 1] = [index[i] for i in rows["item_id"]]
-
-    words = diagnose.word_sets(log)
-    rng = np.random.default_rng(0)  # the same random items for every row: differences are paired
-    pools = log.asof.eligible(requests)
-    some = np.flatnonzero([len(pool) > 0 for pool in pools])  # nothing eligible: nothing to compare with
-    js = np.full(len(target), np.nan)
-    if len(some):
-        js[some] = diagnose.js_at_k(words, target[some], slate[some], [pools[i] for i in some], rng)
-    events = log.events
-    in_w1 = (log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
-    counts = np.bincount(events["item"].to_numpy()[in_w1], minlength=log.n_items)
-    rank = diagnose.popularity_rank(counts)
-    facts: dict[str, Any] = {"popularity of top 50": float(rank[slate[slate >= 0]].mean()) if (slate >= 0).any() else None}
-    if first is not None:
-        cold = (ledger["target"] == "cold").to_numpy()
-        facts |= vectors(first, log, run.label, requests, target, cold, words)
-    similarity = pl.DataFrame({"request_id": ledger["request_id"], "js": js})
-    return facts, similarity
-
-
-def vectors(
-    embedding: Embedding, log: Log, label: str, requests: np.ndarray, target: np.ndarray, is_cold: np.ndarray, words: Any
-) -> dict[str, Any]:
-    """Cost and diagnostics of one embedder over requests with their first truth item; `is_cold` (n,) as the ledger has it."""
-    facts: dict[str, Any] = {"training seconds": embedding.facts.get("seconds"), "fit": embedding.facts}
-    timed = requests[:TIMED]
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        embedding.interests(timed)
-        seconds.append(time.perf_counter() - start)
-    facts["embedding µs a request"] = 1e6 * min(seconds) / max(len(timed), 1)
-    z, e = embedding.interests(requests), embedding.items()
-    cold = np.flatnonzero(is_cold)
-    facts["median rank of cold targets"] = median_rank(z[cold], e, log, requests[cold], target[cold])
-    truth = log.truth(label)  # of W2a: what the embedder was fitted on would flatter one that learnt it by heart
-    of_w2a = (log.requests["window"] == "W2a").to_numpy()[truth["request"].to_numpy()]
-    pairs = truth.filter(pl.Series(of_w2a, dtype=pl.Boolean)).unique("request", keep="first", maintain_order=True)
-    pairs = pairs.gather(np.linspace(0, pairs.height - 1, min(PROBE, pairs.height)).astype(np.int64)) if pairs.height else pairs
-    if pairs.height and len(requests):
-        z_probe = embedding.interests(pairs["request"].to_numpy())
-        facts["readable, nats"] = diagnose.readable(words, z_probe, pairs["item"].to_numpy(), z, target)
-    return facts | embedding.diagnose(requests)
-
-
-def median_rank(z: np.ndarray, e: np.ndarray, log: Log, requests: np.ndarray, target: np.ndarray) -> float | None:
-    """Median rank of targets among the eligible items by inner product, ties one half."""
-    ranks = []
-    for vector, item, pool in zip(z, target, log.asof.eligible(requests), strict=True):
-        scores = e[pool] @ vector
-        for own in scores[pool == item]:  # none where it is not eligible; of the same product, which rounds as the others do
-            ranks.append(1 + float((scores > own).sum()) + 0.5 * float((scores == own).sum() - 1))
-    return float(np.median(ranks)) if ranks else None
 
 
 # -- the table ----------------------------------------------------------------------------------------------------------
@@ -324,8 +238,10 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
     stages = stages_of(recipe, list(by_row)) if recipe.by_stage else []
     lines: list[Line] = []
     for name, group in by_row.items():
-        row = recipe.row(name)
-        line: Line = {"row": name, "funnel": repr(row.funnel), "embedders": {k: repr(v) for k, v in row.read.items()}}
+        line: Line = {"row": name, "funnel": "", "embedders": {}}
+        if name not in recipe.faults:
+            row = recipe.row(name)
+            line |= {"funnel": repr(row.funnel), "embedders": {k: repr(v) for k, v in row.read.items()}}
         line |= {"note": as_row(recipe.rows[name]).note, "seeds": [c.seed for c in done[name]]}
         line |= {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}}
         if errors := [c.failed for c in group if c.failed]:
@@ -365,7 +281,7 @@ def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def stages_of(recipe: Recipe, rows: Sequence[str]) -> list[str]:
     """The stages that have columns of their own: all of all rows, but a last one that is the last of every row."""
-    funnels = [[stage.name for stage in recipe.row(name).funnel.stages] for name in rows]
+    funnels = [[stage.name for stage in recipe.row(name).funnel.stages] for name in rows if name not in recipe.faults]
     last = {stages[-1] for stages in funnels}
     return [name for name in dict.fromkeys(n for stages in funnels for n in stages) if {name} != last]
 

@@ -37,7 +37,8 @@ class Recipe:
     `rows` holds what each row of a table puts in the place of the recipe's own (a dict is a Row of embedders alone); all rows are
     paired with the row `against`, whose embedders also lend what the recipe's own `embedders` lack. `measures` is empty where the
     file says nothing; `by_stage` asks for them at every stage. `grid` names the row in which every subset of some stages is switched on,
-    for an attribution of the whole change to these stages. `path` is the file, `of` the row that this is (`Recipe.row`).
+    for an attribution of the whole change to these stages. `faults` says why a row cannot be: it is a failed line of the table. `path` is the
+    file, `of` the row that this is (`Recipe.row`).
     """
 
     name: str
@@ -52,6 +53,7 @@ class Recipe:
     by_stage: bool = False
     grid: Mapping[frozenset[str], str] = field(default_factory=dict)
     fallbacks: Mapping[str, Stage] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
     of: str | None = None
 
@@ -67,9 +69,11 @@ class Recipe:
         return {name: value for name, value in self.embedders.items() if name in names}
 
     def row(self, name: str) -> Recipe:
-        """This recipe with what one row changes, and no rows; raises KarmafunnelError for a row that it lacks."""
+        """This recipe with what one row changes, and no rows; raises KarmafunnelError for a row that it lacks or that cannot be."""
         if name not in self.rows:
             raise KarmafunnelError(f"recipe {self.name}: no row {name!r}; there are {list(self.rows)}")
+        if name in self.faults:
+            raise KarmafunnelError(self.faults[name])
         row = as_row(self.rows[name])
         funnel, embedders = as_funnel(row.funnel or self.funnel), self.embedders | dict(row.embedders)
         return replace(self, funnel=funnel, embedders=embedders, rows={}, against=None, of=name)
@@ -99,8 +103,8 @@ def load_recipe(recipe: str, log: Log) -> Recipe:
     """Run a recipe file and ask it for this log's funnel, embedders, label and rows.
 
     Raises KarmafunnelError naming the file for code that fails, an export that is missing or of the wrong type, an embedder
-    that the funnel (or a row's own) names and the recipe lacks, a row of an embedder that its funnel does not name, and an unknown
-    `against`.
+    that the funnel names and the recipe lacks, and an `against` that is unknown or cannot be. What is wrong with another row, such as
+    an embedder that the recipe lacks or its funnel does not name, is no fault of the table's: it stands in `faults`.
     """
     path = find(recipe)
     return run_recipe(path, path.read_text(), log)
@@ -121,7 +125,7 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
         for export in ("rows", "against", "measures", "seeds", "by_stage", "grid", "fallbacks"):
             values[export] = _of_log(getattr(module, export, None), log)
         if isinstance(values["rows"], Mapping):
-            values["rows"] = {name: _row_of_log(f"recipe {path}: row {name!r}", row, log) for name, row in values["rows"].items()}
+            values["rows"] = {name: _row_of_log(row, log) for name, row in values["rows"].items()}
     except KarmafunnelError as error:
         raise error if str(error).startswith("recipe ") else KarmafunnelError(f"recipe {path}: {error}") from error
     except Exception as error:
@@ -138,18 +142,22 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
     made = Recipe(path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path)
     if values["rows"] is not None:
         made = replace(made, **_table(path, made, values))
+        made.row(str(made.against))  # the others are held against it
         made = replace(made, embedders=dict(as_row(made.rows[str(made.against)]).embedders) | made.embedders)
-    _check_stages(f"recipe {path}: ", made)
-    for name in made.rows:
-        _check_stages(f"recipe {path}: row {name!r}: ", made.row(name))
+        more = {name: _lacking(f"recipe {path}: row {name!r}: ", made.row(name)) for name in made.rows if name not in made.faults}
+        made = replace(made, faults={**made.faults, **{name: fault for name, fault in more.items() if fault}})
+        made.row(str(made.against))
+    if fault := _lacking(f"recipe {path}: ", made):
+        raise KarmafunnelError(fault)
     return made
 
 
-def _check_stages(who: str, recipe: Recipe) -> None:
-    """Every embedder that a stage names is there."""
+def _lacking(who: str, recipe: Recipe) -> str:
+    """What a stage names and the recipe lacks, in words; empty where nothing is missing."""
     for stage in recipe.funnel.stages:
         if missing := [name for name in stage.embedders() if name not in recipe.embedders]:
-            raise KarmafunnelError(f"{who}stage {stage.name} needs embedders {missing}, the recipe has {sorted(recipe.embedders)}")
+            return f"{who}stage {stage.name} needs embedders {missing}, the recipe has {sorted(recipe.embedders)}"
+    return ""
 
 
 def _of_log(value: Any, log: Log) -> Any:
@@ -158,14 +166,15 @@ def _of_log(value: Any, log: Log) -> Any:
     return value if is_value or not callable(value) else value(log)
 
 
-def _row_of_log(who: str, row: Any, log: Log) -> Any:
+def _row_of_log(row: Any, log: Log) -> Any:
+    """A row as it is for this log, or what went wrong when it was asked."""
     try:
         row = _of_log(row, log)
-    except KarmafunnelError as error:
-        raise KarmafunnelError(f"{who}: {error}") from error
-    if isinstance(row, Row) and isinstance(row.embedders, Mapping):
-        return replace(row, embedders={name: _of_log(value, log) for name, value in row.embedders.items()})
-    return {name: _of_log(value, log) for name, value in row.items()} if isinstance(row, Mapping) else row
+        if isinstance(row, Row) and isinstance(row.embedders, Mapping):
+            return replace(row, embedders={name: _of_log(value, log) for name, value in row.embedders.items()})
+        return {name: _of_log(value, log) for name, value in row.items()} if isinstance(row, Mapping) else row
+    except Exception as error:  # one row must not sink a table
+        return error
 
 
 def _check_embedders(who: str, embedders: Mapping[str, Any]) -> None:
@@ -181,20 +190,15 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
         raise KarmafunnelError(
             f"recipe {path}: rows needs a dict of row name: dict of embedders, or Row, with a row at least, found {rows!r}"
         )
-    for name, given in rows.items():
+    for name in rows:
         if not isinstance(name, str) or not name.strip():
             raise KarmafunnelError(f"recipe {path}: a row needs a name, found {name!r}")
-        row = as_row(given)
-        if not isinstance(row.embedders, Mapping):
-            raise KarmafunnelError(f"recipe {path}: row {name!r} needs a dict of name: Embedder, or a Row, found {row.embedders!r}")
-        if row.funnel is not None and not isinstance(row.funnel, (Funnel, Stage)):
-            raise KarmafunnelError(f"recipe {path}: row {name!r}: funnel needs stages chained with >>, found {row.funnel!r}")
-        known = sorted({n for stage in as_funnel(row.funnel or recipe.funnel).stages for n in stage.embedders()})
-        if stray := sorted(set(row.embedders) - set(known)):
-            raise KarmafunnelError(
-                f"recipe {path}: row {name!r} names embedders {stray}; those that its funnel reads are {known}"
-            )
-        _check_embedders(f"recipe {path}: row {name!r}: ", row.embedders)
+    faults = {}
+    for name, given in rows.items():
+        try:
+            _check_row(f"recipe {path}: row {name!r}", recipe, given)
+        except KarmafunnelError as error:
+            faults[name] = str(error)
     if against not in rows:
         raise KarmafunnelError(f"recipe {path}: against needs the name of a row, one of {list(rows)}; found {against!r}")
     if measures is not None and (not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)):
@@ -206,9 +210,23 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     if by_stage not in (None, True, False):
         raise KarmafunnelError(f"recipe {path}: by_stage needs True or False, found {by_stage!r}")
     return {
-        "rows": {name: as_row(row) for name, row in rows.items()}, "against": against,
+        "rows": {name: Row() if name in faults else as_row(row) for name, row in rows.items()}, "faults": faults, "against": against,
         "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage), "grid": _grid(path, recipe, rows, values["grid"]),
     }  # fmt: skip
+
+
+def _check_row(who: str, recipe: Recipe, given: Any) -> None:
+    if isinstance(given, Exception):
+        raise KarmafunnelError(f"{who}: {given}" if isinstance(given, KarmafunnelError) else f"{who}: {type(given).__name__}: {given}")
+    row = as_row(given)
+    if not isinstance(row.embedders, Mapping):
+        raise KarmafunnelError(f"{who} needs a dict of name: Embedder, or a Row, found {row.embedders!r}")
+    if row.funnel is not None and not isinstance(row.funnel, (Funnel, Stage)):
+        raise KarmafunnelError(f"{who}: funnel needs stages chained with >>, found {row.funnel!r}")
+    known = sorted({n for stage in as_funnel(row.funnel or recipe.funnel).stages for n in stage.embedders()})
+    if stray := sorted(set(row.embedders) - set(known)):
+        raise KarmafunnelError(f"{who} names embedders {stray}; those that its funnel reads are {known}")
+    _check_embedders(f"{who}: ", row.embedders)
 
 
 def _grid(path: Path, recipe: Recipe, rows: Mapping[str, Any], given: Any) -> dict[frozenset[str], str]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,7 @@ from ..stages.base import (
 )
 from ..stages.learn import logged, spaced
 from .recipe import Recipe, run_recipe
-from .workers import Workers, spread
+from .workers import Died, Workers, spread
 
 TABLES = ("slates", "requests", "ledger", "scored", "timing")
 CHUNK = 256  # requests a shard
@@ -176,14 +177,23 @@ def replay_many(
     names = [f"{i:06d}" for i in numbers]
     left = [i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())]
     failed: dict[Path, Exception] = {}
+    ledgers: dict[Path, Ledgers] = {}
+    for variant in variants:
+        if workers is not None:
+            check_workers(workers, variant.recipe, log, cache)
+        try:
+            ledgers[partials[variant.out]] = Ledgers(variant.fitted, window)
+        except Exception as error:  # such as an embedder that knows the window: no fault of the others
+            failed[partials[variant.out]] = error
+            shutil.rmtree(partials[variant.out])
+    able = [v for v in variants if partials[v.out] in ledgers]
     if workers is None:
-        ledgers = {partials[v.out]: Ledgers(v.fitted, window) for v in variants}
         made: Iterator[tuple[int, dict[Path, Exception]]] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
     else:
-        for variant in variants:
-            check_workers(workers, variant.recipe, log, cache)
-        job = job_of(variants, [partials[v.out] for v in variants], log, seed, device, limit, cache, window, chunk)
-        made = spread(work, job, left, workers, gpus=int(device.startswith("cuda")))
+        shape = (log, seed, device, limit, cache, window, chunk)
+        jobs = {partials[v.out]: job_of([v], [partials[v.out]], *shape) for v in able}
+        together = job_of(able, list(ledgers), *shape) if able else None
+        made = by_workers(together, jobs, left, workers, int(device.startswith("cuda")))
     bar = progress_bar(console) if console else None
     with bar or nullcontext():
         task = bar.add_task("replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk) if bar else None
@@ -203,10 +213,16 @@ def replay_many(
     return {variant.out: failed[partials[variant.out]] for variant in variants if partials[variant.out] in failed}
 
 
+@once_a_process
+def replay_key() -> str:
+    """Hash of the code that makes a Run of what was fitted."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+
+
 def partial_folder(out: Path, description: Mapping[str, Any], chunk: int) -> Path:
     """Where the shards of a Run wait for each other; those of another Run that was begun in its place go."""
     what = {name: value for name, value in description.items() if name not in ("command", "commit")}
-    key = hashlib.sha256(json.dumps([what, chunk, code_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([what, chunk, code_key(), replay_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
     partial = out.with_name(f".{out.name}.{key}.partial")
     for stale in out.parent.glob(f".{out.name}.*.partial"):
         if stale != partial:
@@ -239,6 +255,31 @@ def make_shard(
         memory.forget()
         memory.on = False
     return errors
+
+
+def by_workers(
+    together: Job | None, jobs: Mapping[Path, Job], left: Sequence[int], workers: Workers, gpus: int
+) -> Iterator[tuple[int, dict[Path, Exception]]]:
+    """The shards of a job; where a variant kills its processes again and again, of each variant alone, to find out which."""
+    if together is None:
+        return
+    done = set[int]()
+    try:
+        for number, errors in spread(work, together, left, workers, gpus):
+            done.add(number)
+            yield number, errors
+    except Died as error:
+        if len(jobs) == 1:
+            yield next(iter(left)), dict.fromkeys(jobs, error)
+            return
+        rest, lost = [number for number in left if number not in done], dict[Path, Exception]()
+        for folder, job in jobs.items():
+            try:
+                for _, errors in spread(work, job, rest, workers, gpus):
+                    lost |= errors
+            except Died as fault:
+                lost[folder] = fault
+        yield from ((number, lost) for number in rest)
 
 
 # -- by other processes -------------------------------------------------------------------------------------------------
@@ -382,7 +423,7 @@ def describe_run(
             "name": log.name, "path": str(log.path.resolve()) if log.path else None, "checksum": log.checksum, "currency": log.meta["currency"],
             "has": log.meta["has"], "catalogue": log.meta["catalogue"], "items": log.n_items, "world": log.meta.get("world"),
         },
-        "window": window, "stages": stages, "device": device, "limit": limit, "command": command or " ".join(sys.argv),
+        "window": window, "stages": stages, "device": device, "limit": limit, "command": command or shlex.join(sys.argv),
     }  # fmt: skip
 
 

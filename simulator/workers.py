@@ -30,6 +30,10 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS
 ONE_THREAD = dict.fromkeys(THREADS, "1") | {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 
 
+class Died(KarmafunnelError):
+    """A piece of work kills the processes that take it up."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """So many local processes; or, with `ray`, tasks on the cluster at that address ("local": one that is started for this)."""
@@ -54,7 +58,7 @@ class Workers:
 def spread(work: Work[Job, Answer], job: Job, numbers: Sequence[int], workers: Workers, gpus: int = 0) -> Iterator[tuple[int, Answer]]:
     """`work(job, number)` for every number, each as it is done; `work` is a function of a module, `job` small and picklable.
 
-    Raises what `work` raises, and KarmafunnelError where workers die again and again, or no cluster answers within `WAIT` seconds.
+    Raises what `work` raises, Died where workers die again and again, and KarmafunnelError where no cluster answers within `WAIT` seconds.
     """
     if workers.ray is None:
         return in_processes(work, job, numbers, workers.n or 1)
@@ -91,7 +95,7 @@ def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: i
         except BrokenProcessPool as error:
             deaths += 1
             if deaths >= DEATHS:
-                raise KarmafunnelError(
+                raise Died(
                     f"workers: needs processes that live, found {deaths} deaths without a piece done (out of memory?); left are {left[:10]}"
                 ) from error
         finally:
@@ -124,7 +128,7 @@ def on_ray(
                 except ray.exceptions.RayTaskError as error:
                     raise getattr(error, "cause", error) from None
                 except ray.exceptions.RayError as error:
-                    raise KarmafunnelError(
+                    raise Died(
                         f"workers: needs processes that live, found after {DEATHS} retries: {str(error).splitlines()[0]}"
                     ) from error
                 yield running.pop(done), answer

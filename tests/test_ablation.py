@@ -2,17 +2,20 @@
 
 import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
-from karmafunnel.benchmarks import ablation
+from karmafunnel.benchmarks import ablation, examine
 from karmafunnel.benchmarks.curves import curve_figure, write_curve
 from karmafunnel.cli import main
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, TfidfSVD
+from karmafunnel.models.karma import diagnose
 from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator.measures import Run, compare
 from karmafunnel.simulator.recipe import Recipe, load_recipe
@@ -166,6 +169,96 @@ def test_empty_rows_and_unknown_rows_are_refused(log, tmp_path):
         ablation.ablate(made(log, tmp_path, RECIPE.split("rows = {")[0]), log, tmp_path / "out")
 
 
+WRONG = (
+    RECIPE.replace(
+        'against, measures',
+        """
+rows |= {
+    "unknown embedder": Row(VectorRecall("nobody", k=50)),
+    "stray embedder": {"other": TfidfSVD()},
+    "no embedder": {"interest": 3},
+    "no funnel": Row("recall"),
+    "cannot be asked": lambda log: {"interest": TfidfSVD(dim=log.no_such_thing)},
+    "unknown stage": Row(VectorRecall("interest", k=50) >> GMVRank(source="ranker", k=20)),
+    "wrong window": {"interest": Knows()},
+}
+against, measures""",
+    )
+    .replace(
+        "\nfunnel, embedders",
+        """
+from dataclasses import dataclass
+from karmafunnel.simulator.recipe import Row
+from karmafunnel.stages.rerank import GMVRank
+
+
+@dataclass(frozen=True, repr=False)
+class Knows(RandomVectors):
+    def fit(self, log, seed=0, progress=None, device="cpu", cache=None):
+        found = super().fit(log, seed)
+        found.fitted_on = ("W1", "W3")
+        return found
+
+
+funnel, embedders""",
+    )
+    .replace("(0, 1)", "(0,)")
+)
+WHY = {
+    "unknown embedder": r"row 'unknown embedder': stage recall needs embedders \['nobody'\], the recipe has \['interest'\]",
+    "stray embedder": r"names embedders \['other'\]; those that its funnel reads are \['interest'\]",
+    "no embedder": "embedder 'interest' needs an Embedder such as",
+    "no funnel": "funnel needs stages chained with >>, found 'recall'",
+    "cannot be asked": "AttributeError.*no_such_thing",
+    "unknown stage": "ranker",
+    "wrong window": "cannot score W3, on which embedder 'interest' was fitted",
+}
+
+
+def test_rows_that_cannot_be_are_failed_lines_of_the_table(log, tmp_path):
+    """Whatever is wrong with a row, found when the recipe is read, when it is fitted or when it is replayed."""
+    recipe = made(log, tmp_path, WRONG)
+    assert ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache") == []
+    found = lines(tmp_path / "out")
+    assert list(found) == ["random", "text", "together", *WHY]
+    for name, line in found.items():
+        if name in WHY:
+            assert re.search(WHY[name], line["failed"]), line["failed"]
+            assert not line["values"]
+        else:
+            assert "failed" not in line and line["values"]["HR@10"]["n"] > 0
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "**failed**" in text and all(f"| {name} |" in text for name in WHY)
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    with pytest.raises(KarmafunnelError, match="names embedders"):  # the rest is held against it
+        made(log, tmp_path, WRONG.replace('seeds = "random"', 'seeds = "stray embedder"'))
+
+
+def test_a_table_is_about_what_its_rows_lay_over(log, tmp_path):
+    """A funnel that reads co-occurrence, too: figures are those of the row's own embedder, and none where it has no own one."""
+    text = GRID.replace('Similarity("near")]', 'Similarity("near"), Similarity("mine")]')
+    text = text.replace("import Cooccurrence", "import Cooccurrence, RandomVectors")
+    text = text.replace("Row(made(r, p))", 'Row(made(r, p), {"mine": RandomVectors(dim=16)} if p else {})')
+    recipe = made(log, tmp_path, text)
+    ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache")
+    ranks = {name: line["diagnostics"].get("effective rank, items") for name, line in lines(tmp_path / "out").items()}
+    wide, narrow = (diagnose.isotropy(v.fit(log).items(), v.fit(log).items())["effective rank, items"]
+                    for v in (RandomVectors(dim=16), Cooccurrence(dim=8)))  # fmt: skip
+    assert narrow < 8.01 < wide
+    assert ranks["00"] is None and ranks["10"] == pytest.approx(narrow)  # the only one that is read
+    assert ranks["01"] == ranks["11"] == pytest.approx(wide)
+
+
+def test_the_command_beneath_can_be_typed_again(log, tmp_path, monkeypatch):
+    log.write(tmp_path / "a log")
+    made(log, tmp_path)
+    words = ["table", str(tmp_path / "rows.py"), str(tmp_path / "a log"), "--only", "text", "--seed", "0", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["karmafunnel", *words])
+    assert CliRunner().invoke(main, words, env={"KARMAFUNNEL_CACHE": str(tmp_path / "cache")}).exit_code == 0
+    (command,) = re.findall(r"^`(.*)`$", (tmp_path / "out" / "table.md").read_text(), re.MULTILINE)
+    assert shlex.split(command) == ["karmafunnel", *words]
+
+
 # -- cells --------------------------------------------------------------------------------------------------------------
 
 
@@ -282,10 +375,10 @@ def test_a_target_ties_with_itself_alone_in_its_rank(log):
     seen = 0
     for request, item in truth.select("request", "item").head(80).iter_rows():
         z, pool = rng.standard_normal((1, 129)).astype(np.float32), log.asof.eligible(np.array([request]))[0]
-        found = ablation.median_rank(z, e, log, np.array([request]), np.array([item]))
+        found = examine.median_rank(z, e, log, np.array([request]), np.array([item]))
         exact = e.astype(np.float64) @ z[0].astype(np.float64)
         assert found == (1 + int((exact[pool] > exact[item]).sum()) if item in pool else None)
-        same = ablation.median_rank(z, np.ones_like(e), log, np.array([request]), np.array([item]))
+        same = examine.median_rank(z, np.ones_like(e), log, np.array([request]), np.array([item]))
         assert same == ((len(pool) + 1) / 2 if item in pool else None)  # nothing told apart: the middle
         seen += item in pool
     assert seen > 20

@@ -1,5 +1,6 @@
 """More than one process: the same bytes whatever their number, killed workers, paths that a worker cannot see, a cluster of two nodes."""
 
+import json
 import os
 import socket
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pieces
 import polars as pl
 import pytest
+from karmafunnel.benchmarks.ablation import ablate
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator import workers as working
@@ -38,6 +40,7 @@ class Deadly(Stage):
     request: int = 0
     raises: bool = False
     folder: str = ""
+    always: bool = False
     name: str = "deadly"
 
     def fit(self, scene, upstream):
@@ -52,7 +55,7 @@ class FittedDeadly(Fitted):
         if (frame["request"] == self.stage.request).any():
             if self.stage.raises:
                 raise ZeroDivisionError("a hole")
-            if not Path(self.stage.folder, "died").exists():
+            if self.stage.always or not Path(self.stage.folder, "died").exists():
                 Path(self.stage.folder, "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return frame["score"].to_numpy()
@@ -64,6 +67,7 @@ rows = {
     "plain": {},
     "holed": Row(funnel >> Deadly(request=REQUEST, raises=True)),
     "killed": Row(funnel >> Deadly(request=REQUEST, folder="FOLDER")),
+    "killing": Row(funnel >> Deadly(request=REQUEST, folder="FOLDER", always=True)),
 }
 """
 
@@ -135,6 +139,17 @@ def test_same_bytes_whatever_the_number_of_workers_though_one_is_killed_and_a_va
         assert len(list(waiting.iterdir())) == 6  # 100 requests in 7 shards, the third has the hole
     assert (folder / "died").exists()  # a worker was killed in the second round
     assert len(set(pl.read_parquet(tmp_path / "2" / "killed" / "requests.parquet")["request_id"])) == 100
+
+
+def test_a_row_that_always_kills_its_workers_is_a_failed_line(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(working, "DEATHS", 1)
+    folder, log = there
+    recipe = load_recipe(str(folder / "mine.py"), log)
+    rows = {name: recipe.rows[name] for name in ("plain", "killing")}
+    ablate(replace(recipe, rows=rows, seeds=(0,)), log, tmp_path / "out", cache=folder / "cache", workers=Workers(1))
+    plain, killing = json.loads((tmp_path / "out" / "table.json").read_text())["lines"]
+    assert plain["values"]["HR@10"]["n"] == 100 and "failed" not in plain
+    assert "needs processes that live" in killing["failed"] and not killing["values"]
 
 
 def test_paths_that_a_worker_cannot_see_are_named(there, tmp_path):

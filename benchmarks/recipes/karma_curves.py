@@ -9,6 +9,7 @@ gain_size (.html, .png, .csv). Also a recipe for `karmafunnel table`.
 """
 
 import csv
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,9 @@ def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -
     recipe = load_recipe(__file__, log)
     tail = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}[share]
     recipe = replace(recipe, rows={k: v for k, v in recipe.rows.items() if k.endswith(tail)}, against=f"action-only, {tail}")
-    left = ablate(recipe, log, out, minutes=minutes, cache=cache_root(), console=console, command=" ".join(sys.argv))
+    command = shlex.join(["python", "-m", "karmafunnel.benchmarks.recipes.karma_curves", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "karmafunnel.benchmarks.recipes.karma_curves", *sys.argv[1:]])
+    left = ablate(recipe, log, out, minutes=minutes, cache=cache_root(), console=console, command=command)
     if left:
         return []
     lines = {line["row"]: line for line in lines_of(recipe, cells_of(recipe, log, out, (), (), "W3", None, "cpu"))}

@@ -8,6 +8,7 @@ does; everything up to the last stage is fitted and run once for all rows) and d
 believes, and an order that trusts its beliefs more exploits their errors more.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -70,7 +71,7 @@ funnel = before() >> GMVRank(k=DEPTH)
 def main(log: Path, out: Path, window: str, limit: int | None, chosen: tuple[int, ...], minutes: float) -> None:
     """Make the table, then draw its figures."""
     console, given = Console(stderr=True), Log.open(log)
-    recipe, command = load_recipe(__file__, given), " ".join(sys.argv)
+    recipe, command = load_recipe(__file__, given), shlex.join(["python", "-m", "karmafunnel.benchmarks.recipes.pareto", *sys.argv[1:]])
     left = ablate(
         recipe, given, out, seeds=chosen, window=window, limit=limit, cache=cache_root(), minutes=minutes, console=console, command=command
     )  # fmt: skip

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -536,7 +537,7 @@ def main(
 ) -> None:
     """Fit ours and the peers, write the tables and the Pareto picture."""
     console = Console(stderr=True)
-    command = " ".join(["python -m karmafunnel.benchmarks.recipes.peers", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "karmafunnel.benchmarks.recipes.peers", *sys.argv[1:]])
     chosen = {name: peer for name, peer in PEERS.items() if not names or name in names}
     try:
         left = side_by_side(

@@ -26,6 +26,7 @@ import hashlib
 import io
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -404,7 +405,7 @@ def main(out: Path, seed: int) -> None:
         f"{inside} of {len(lines)} values of {len(found)} sets inside their interval ({LEVEL:.0%} for all together), {narrow} of {len(lines)} "
         f"narrow enough; nearest to the edge: {worst['model']}, {worst['set']}, {worst['measure']}."
     )
-    command = f"python -m karmafunnel.benchmarks.recipes.queue_theory {' '.join(sys.argv[1:])}"
+    command = f"python -m karmafunnel.benchmarks.recipes.queue_theory {shlex.join(sys.argv[1:])}"
     total_runs = sum(runs for runs, _, _ in plans)
     made_by = (
         f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests in {total_runs} runs, {total_runs - before} of them made "
