@@ -23,7 +23,7 @@ from scipy import sparse, special
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.utils.extmath import randomized_svd
 
-from ..log import KarmafunnelError, Log, atomic_folder, write_json
+from ..log import KarmafunnelError, Log, atomic_folder, needs, write_json
 
 Progress = Callable[[str], None]
 BLOCK = 4096  # requests at a time where vectors of histories are gathered
@@ -237,6 +237,10 @@ class TfidfSVD(Embedder):
     words: int = 50_000
     chars: int = 0
 
+    def __post_init__(self) -> None:
+        needs(self, dim=(1, None), length=(1, None), decay=(0.0, 1.0), words=(1, None), chars=(0, None))
+        needs(self, query_weight=(0.0, None), history_weight=(0.0, None))
+
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
     ) -> TfidfSVDEmbedding:
@@ -359,6 +363,7 @@ class Cooccurrence(Embedder):
     def __post_init__(self) -> None:
         if self.weighting not in ("cosine", "ppmi"):
             raise KarmafunnelError(f"Cooccurrence: weighting needs 'cosine' or 'ppmi', found {self.weighting!r}")
+        needs(self, dim=(1, None), window=(0, None), falloff=(0.0, 1.0), shrink=(0.0, None), length=(1, None), decay=(0.0, 1.0))
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
@@ -433,6 +438,9 @@ class RandomVectors(Embedder):
     """Unit vectors drawn from a seeded hash of the item's and the user's id: they know nothing and do not depend on row order."""
 
     dim: int = 16
+
+    def __post_init__(self) -> None:
+        needs(self, dim=(1, None))
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None

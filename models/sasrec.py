@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..log import KarmafunnelError, Log
+from ..log import KarmafunnelError, Log, needs
 from .embedders import (
     Cooccurrence,
     Embedder,
@@ -71,6 +71,9 @@ class SASRec(Embedder):
     def __post_init__(self) -> None:
         if self.loss not in ("full", "sampled"):
             raise KarmafunnelError(f"SASRec: loss needs 'full' or 'sampled', found {self.loss!r}")
+        needs(self, **dict.fromkeys(("dim", "layers", "heads", "length", "negatives", "batch", "epochs"), (1, None)))
+        needs(self, dropout=(0.0, 0.99), unknown=(0.0, 0.99), temperature=(1e-3, None), rate=(0.0, None), weight_decay=(0.0, None))
+        needs(self, patience=(0, None), tail=(1, None))
         if self.dim % self.heads:
             raise KarmafunnelError(f"SASRec: dim needs to be a multiple of heads, found {self.dim} and {self.heads}")
 

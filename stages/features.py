@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from ..log import KarmafunnelError
+from ..log import KarmafunnelError, needs
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
 from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, descending, group_rows
@@ -216,6 +216,9 @@ class SimTier(Feature):
     embedder: str = field(metadata={"positional": True, "always": True})
     depth: int = 50
 
+    def __post_init__(self) -> None:
+        needs(self, depth=(1, None))
+
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(f"simtier_{self.embedder}_{(i - BINS // 2) / 10:+.1f}" for i in range(BINS))
@@ -254,6 +257,9 @@ class Vectors(Feature):
 
     embedder: str = field(metadata={"positional": True, "always": True})
     dim: int
+
+    def __post_init__(self) -> None:
+        needs(self, dim=(1, None))
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -297,6 +303,9 @@ class Popularity(Feature):
 
     columns: ClassVar[tuple[str, ...]] = ("popularity", "popularity_recent", "popularity_rank", "shown", "ctr", "ctr_rank")
 
+    def __post_init__(self) -> None:
+        needs(self, days=(0.0, None), prior=(1e-9, None))
+
     def compute(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
         total = asof.count(rows.request, rows.item, "event")
@@ -317,6 +326,13 @@ class Price(Feature):
 
     depth: int = 10
     columns: ClassVar[tuple[str, ...]] = ("price", "price_z", "price_rank", "price_to_history")
+
+    def check(self, scene: Scene, who: str) -> None:
+        if not scene.log.has("price"):
+            raise KarmafunnelError(f"{who}: {self!r} needs prices, log {scene.log.name} has none")
+
+    def __post_init__(self) -> None:
+        needs(self, depth=(1, None))
 
     def compute(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
@@ -345,6 +361,9 @@ class Own(Feature):
         "own_session_lastness",
         "own_shown",
     )
+
+    def __post_init__(self) -> None:
+        needs(self, depth=(1, None))
 
     def compute(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from ..log import KarmafunnelError, rows_of, write_json
+from ..log import KarmafunnelError, needs, rows_of, write_json
 from ..models import ctr, gbdt
 from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, check_windows, group_rows, order, with_forced
 from .features import Feature, check, compute
@@ -30,8 +30,8 @@ class Sample(Typed):
     others that its upstream passes, drawn at random; what the stage will mostly have to throw out. random: so many eligible
     items, passed or not; easy, they tell a pre-ranker what recall knows already. Each row counts alike, so the counts are the
     weights; each may be 0, not all three. Truth that its upstream missed is left out: "not recalled" would then mean "bought".
-    At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W1 as well, where no feature reads a
-    vector that was fitted on W1.
+    At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W2a, or W1 as well where no feature reads
+    a vector that was fitted on W1. W2b decides when to stop and calibrates, W3 is what is asked: nothing is learnt from either.
     """
 
     exposed: bool = True
@@ -41,10 +41,12 @@ class Sample(Typed):
     windows: tuple[str, ...] = ("W2a",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.exposed, bool) or min(self.passed, self.random) < 0 or self.requests < 1:
-            raise KarmafunnelError(
-                f"Sample: needs exposed True or False, passed and random at least 0 and at least 1 request, found {self!r}"
-            )
+        if not isinstance(self.exposed, bool):
+            raise KarmafunnelError(f"Sample: exposed needs True or False, found {self.exposed!r}")
+        needs(self, passed=(0, None), random=(0, None), requests=(1, None))
+        given = self.windows if isinstance(self.windows, tuple) else ()
+        if not given or set(given) - {"W1", "W2a"} or len(set(given)) < len(given):
+            raise KarmafunnelError(f"Sample: windows needs a tuple of 'W1' and 'W2a', found {self.windows!r}")
         if not (self.exposed or self.passed or self.random):
             raise KarmafunnelError(
                 f"Sample: needs negatives: exposed=True, passed or random above 0; found none of them in {self!r}"
@@ -401,6 +403,7 @@ class Boosted(Stage):
         object.__setattr__(self, "features", tuple(self.features))
         if self.objective not in ("lambdarank", "binary"):
             raise KarmafunnelError(f"{self.name}: objective needs 'lambdarank' or 'binary', found {self.objective!r}")
+        needs(self, trees=(1, None), leaves=(2, None), learning_rate=(1e-9, None), min_rows=(0, None), l2=(0.0, None))
         check_calibrated(self)
 
     def embedders(self) -> tuple[str, ...]:
@@ -498,6 +501,7 @@ class Neural(Stage):
         object.__setattr__(self, "features", tuple(self.features))
         if self.loss not in ("bce", "listwise"):
             raise KarmafunnelError(f"{self.name}: loss needs 'bce' or 'listwise', found {self.loss!r}")
+        needs(self, dim=(1, None), depth=(1, None), epochs=(1, None), rate=(1e-9, None))
         check_calibrated(self)
 
     def embedders(self) -> tuple[str, ...]:

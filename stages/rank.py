@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy.special import expit
 
-from ..log import KarmafunnelError, rows_of
+from ..log import KarmafunnelError, needs, rows_of
 from ..models import ctr
 from .base import ITEM, REQUEST, SCORE, FittedFunnel, Scene, group_rows
 from .learn import (
@@ -55,6 +55,7 @@ class DINRank(Neural):
         super().__post_init__()
         if self.use not in ("simtier", "sata", "both", "raw"):
             raise KarmafunnelError(f"{self.name}: use needs 'simtier', 'sata', 'both' or 'raw', found {self.use!r}")
+        needs(self, attention=(1, None))
 
     def embedders(self) -> tuple[str, ...]:
         return (*super().embedders(), *([self.similar] if self.similar else []))

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from ..log import KarmafunnelError, Log, rows_of, sha256
+from ..log import KarmafunnelError, Log, needs, rows_of, sha256
 from .base import (
     CHANNEL,
     ITEM,
@@ -81,6 +81,9 @@ class IVF(Typed):
     nlist: int = 256
     nprobe: int = 16
 
+    def __post_init__(self) -> None:
+        needs(self, nlist=(1, None), nprobe=(1, None))
+
     def description(self, d: int, n: int) -> str:
         return f"IVF{min(self.nlist, max(1, n // 39))},Flat"
 
@@ -92,6 +95,9 @@ class IVFPQ(Typed):
     nlist: int = 256
     nprobe: int = 16
     m: int = 16
+
+    def __post_init__(self) -> None:
+        needs(self, nlist=(1, None), nprobe=(1, None), m=(1, None))
 
     def description(self, d: int, n: int) -> str:
         if n < 256:
@@ -106,6 +112,9 @@ class HNSW(Typed):
 
     m: int = 32
     ef: int = 128
+
+    def __post_init__(self) -> None:
+        needs(self, m=(2, None), ef=(1, None))
 
     def description(self, d: int, n: int) -> str:
         return f"HNSW{self.m},Flat"
@@ -259,6 +268,9 @@ class BM25Recall(Stage):
     b: float = 0.75
     name: str = "recall"
 
+    def __post_init__(self) -> None:
+        needs(self, k1=(0.0, None), b=(0.0, 1.0))
+
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedBM25:
         return FittedBM25(self, scene, Titles.of(scene, repr(self), self.k1, self.b))
 
@@ -391,6 +403,9 @@ class Repeat(Stage):
     depth: int = 500
     name: str = "recall"
 
+    def __post_init__(self) -> None:
+        needs(self, depth=(1, None))
+
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedRepeat:
         return FittedRepeat(self, scene)
 
@@ -440,6 +455,9 @@ class ItemKNN(Stage):
     decay: float = 0.9
     name: str = "recall"
     counts_in: ClassVar[tuple[str, ...]] = ("W1",)
+
+    def __post_init__(self) -> None:
+        needs(self, depth=(1, None), neighbours=(1, None), shrink=(0.0, None), decay=(0.0, 1.0))
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedItemKNN:
         log = scene.log

@@ -117,6 +117,69 @@ def test_a_grid_with_holes_is_refused(log, tmp_path, old, new, says):
         made(log, tmp_path, text.replace('"prerank")}', '"prerank")})') if "list(" in new else text)
 
 
+PLANTED = """
+from dataclasses import dataclass
+
+import numpy as np
+from karmafunnel.models.embedders import Embedding, RandomVectors
+from karmafunnel.simulator.recipe import Row
+from karmafunnel.stages.features import Popularity, Similarity
+from karmafunnel.stages.learn import Sample
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.rank import LightGBMRank
+from karmafunnel.stages.recall import Join, Popular, VectorRecall
+
+
+@dataclass(frozen=True, repr=False)
+class Taste(RandomVectors):
+    "What the shop was made by: a user likes one kind of item in seven."
+
+    def fit(self, log, seed=0, progress=None, device="cpu", cache=None):
+        return Tastes(self, log)
+
+
+class Tastes(Embedding):
+    def items(self):
+        return np.eye(7, dtype=np.float32)[[int(i[1:]) % 7 for i in self.log.item_ids]]
+
+    def interests(self, requests):
+        return np.eye(7, dtype=np.float32)[[int(u[1:]) % 7 for u in self.log.requests["user_id"].gather(requests)]]
+
+    def tensors(self):
+        return {"items": self.items()}
+
+
+def made(*at):
+    near = lambda stage: [Popularity(), *([Similarity("planted")] if stage in at else [])]
+    channels = [Popular(k=15), VectorRecall("planted", k=15)] if "recall" in at else [Popular(k=30)]
+    few = {"trees": 30, "min_rows": 10, "sample": Sample(passed=30)}
+    return Join(channels, k=30) >> LightGBMPreRank(k=15, features=near("prerank"), **few) >> LightGBMRank(k=10, features=near("rank"), **few)
+
+
+funnel, embedders, label, by_stage = made(), {}, None, True
+rows = {"nothing": Row(made())} | {
+    f"{name} at {stage}": Row(made(stage), {"planted": value})
+    for name, value in (("taste", Taste()), ("noise", RandomVectors(dim=7))) for stage in ("recall", "prerank", "rank")
+}
+against, measures, seeds = "nothing", ["HR@5", "HR@15", "HR@30"], (0,)
+"""
+
+
+def test_a_planted_embedding_is_found_at_its_stage_and_a_useless_one_is_not(tmp_path):
+    """At its stage the useful one is better for sure; before it nothing changes at all; noise is better nowhere."""
+    log = make_shop(n_users=120, n_requests=2400)
+    ablation.ablate(made(log, tmp_path, PLANTED), log, tmp_path / "out", cache=tmp_path / "cache")
+    found = {name: line["differences"] for name, line in lines(tmp_path / "out").items()}
+    where = {"recall": "HR@30 at recall", "prerank": "HR@5 at prerank", "rank": "HR@5"}
+    for stage, column in where.items():
+        useful = found[f"taste at {stage}"][column]
+        assert useful["better"] == "B" and useful["holm"] and useful["difference"] > 0.05, (stage, useful)
+        noise = [row for name, row in found[f"noise at {stage}"].items() if row["better"] == "B" and row["holm"] and "HR" in name]
+        assert not noise, (stage, noise)
+    for stage, before in (("prerank", ["HR@5 at recall"]), ("rank", ["HR@5 at recall", "HR@5 at prerank"])):
+        assert all(found[f"taste at {stage}"][column]["difference"] == 0 for column in before)
+
+
 # -- recipes ------------------------------------------------------------------------------------------------------------
 
 

@@ -345,5 +345,5 @@ class TestRefusals:
         later.embeddings["tfidf"] = TfidfSVD(dim=16).fit(later.log)
         later.embeddings["tfidf"].fitted_on = ("W1", "W2a")
         with pytest.raises(KarmafunnelError, match="cannot learn from W2a"):
-            (Shown() >> rank("tfidf", "W2")).fit(later)
+            (Shown() >> rank("tfidf", "W2a")).fit(later)
         assert isinstance(knowing, FittedFunnel)

@@ -26,9 +26,10 @@ from karmafunnel.models.ctr import (
     predict_ctr,
     save_ctr,
 )
-from karmafunnel.models.embedders import TfidfSVD
+from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
+from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Funnel, Scene, Stage, fit_embedders
-from karmafunnel.stages.features import BM25, Column, ItemColumn, Own, Popularity, Similarity, Upstream
+from karmafunnel.stages.features import BM25, Column, ItemColumn, Own, Popularity, Price, Similarity, SimTier, Upstream, Vectors
 from karmafunnel.stages.learn import (
     Isotonic,
     Sample,
@@ -43,7 +44,7 @@ from karmafunnel.stages.learn import (
 )
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank, happened
-from karmafunnel.stages.recall import ItemKNN, Join, Popular, VectorRecall
+from karmafunnel.stages.recall import HNSW, IVF, BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 from shop import make_shop
 
 N_ITEMS = 40
@@ -425,15 +426,43 @@ def test_teachers_refuse() -> None:
     assert LightGBMPreRank(teacher=Teacher(DINRank(similar="tfidf"))).embedders() == ("tfidf",)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (LightGBMRank, {"trees": 0, "leaves": 1, "learning_rate": 0.0, "l2": -1.0}),
+        (DINRank, {"dim": 0, "depth": 0, "epochs": 0, "rate": 0.0, "attention": 0}),
+        (SimTier, {"depth": 0}), (Popularity, {"prior": 0.0, "days": -1.0}), (Price, {"depth": 0}), (Own, {"depth": 2.5}), (Vectors, {"dim": 0}),
+        (ItemKNN, {"neighbours": 0, "decay": 1.5}), (BM25Recall, {"b": 2.0}), (Repeat, {"depth": 0}), (IVF, {"nprobe": 0}), (HNSW, {"m": 1}),
+        (TfidfSVD, {"dim": 0, "decay": -0.5}), (Cooccurrence, {"dim": 0, "window": -1}), (RandomVectors, {"dim": True}), (SASRec, {"batch": 0}),
+    ],
+)  # fmt: skip
+def test_fields_out_of_range_are_refused(kind: type, fields: dict[str, object]) -> None:
+    needed = {SimTier: {"embedder": "tfidf"}, Vectors: {"embedder": "tfidf"}}.get(kind, {})
+    kind(**needed, **({"dim": 8} if kind is Vectors else {}))
+    for name, value in fields.items():
+        with pytest.raises(KarmafunnelError, match=rf"{kind.__name__}: {name} needs a .*number .*, found {value!r}"):
+            kind(**needed | {name: value})
+
+
+def test_prices_are_needed_where_they_are_read() -> None:
+    log = scene().log
+    bare = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {"price": False}})
+    with pytest.raises(KarmafunnelError, match=r"Price\(\) needs prices, log .* has none"):
+        (Popular(k=30) >> LightGBMRank(features=[Price()])).fit(replace(scene(), log=bare))
+
+
 # -- what there is to learn from ----------------------------------------------------------------------------------------
 
 
 def test_a_sample_needs_negatives() -> None:
     with pytest.raises(KarmafunnelError, match=r"Sample: needs negatives: .* Sample\(exposed=False, passed=0\)"):
         Sample(exposed=False, passed=0)
-    for wrong in ({"passed": -1}, {"exposed": 3}, {"requests": 0}):
-        with pytest.raises(KarmafunnelError, match="Sample: needs exposed True or False, passed and random at least 0"):
-            Sample(**wrong)
+    for wrong in ({"passed": -1}, {"random": 0.5}, {"exposed": 3}, {"requests": 0}):
+        with pytest.raises(KarmafunnelError, match=f"Sample: {next(iter(wrong))} needs .*found"):
+            Sample(**wrong)  # type: ignore[arg-type]
+    for leak in (("W2b",), ("W1", "W3"), ("W2",), (), "W2a", ("W2a", "W2a"), ("W4",)):
+        with pytest.raises(KarmafunnelError, match="Sample: windows needs a tuple of 'W1' and 'W2a', found"):
+            Sample(windows=leak)  # type: ignore[arg-type]
     for alone in (Sample(exposed=False, passed=5), Sample(passed=0), Sample(exposed=False, passed=0, random=5)):
         assert shown_auc(fitted(LightGBMPreRank(features=FEATURES, sample=alone))) > 0.6
 
