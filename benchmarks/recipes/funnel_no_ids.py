@@ -1,0 +1,50 @@
+"""Which stage gains from which embedding where nothing is learnt about single items:
+
+    karmafunnel table funnel_no_ids LOG --out out/funnel-no-ids
+
+The funnel of funnel_ablation.py without co-occurrence, repeats and counts of one's own, and embeddings without ids: a catalogue that turns over
+faster than anybody clicks. Everything is held against that funnel without an embedding. Needs item texts.
+"""
+
+from dataclasses import replace
+from itertools import combinations
+
+from karmafunnel.benchmarks.recipes.funnel_ablation import PLACES, STAGES, candidates, stages
+from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.models.embedders import Embedder
+from karmafunnel.models.karma import KARMA
+from karmafunnel.simulator.recipe import Row
+from karmafunnel.stages.base import Funnel
+
+label = None
+against = "no embedding"
+by_stage = True
+measures = ("HR@10", "HR@50", "HR@200", "GMV-HR@10", "GMV-HR@50", "gAUC:request:exposures")
+EVERYWHERE = ("KARMA, words", "action-only, words", "frozen LM", "TF-IDF")  # asked at every stage alone
+
+grid = {against: ()} | {f"KARMA at {place}": at for place, at in PLACES.items()}
+grid |= {f"KARMA at {' and '.join(at)}": at for at in combinations(STAGES, 2)}
+
+
+def embedders(log: Log) -> dict[str, Embedder]:
+    return {}
+
+
+def funnel(log: Log) -> Funnel:
+    return stages(log, (), ids=False)
+
+
+def rows(log: Log) -> dict[str, Row]:
+    if not log.has("text"):
+        raise KarmafunnelError(f"funnel_no_ids: needs item text, log {log.name} has none")
+    found, embedding = {against: Row(funnel(log))}, {}
+    for name, value in candidates(log).items():
+        embedding[name] = replace(value, ids=False) if isinstance(value, KARMA) else value
+    for name in ("KARMA", "action-only"):
+        for place, at in PLACES.items():
+            found[f"{name} at {place}"] = Row(stages(log, at, ids=False), {"interest": embedding[name]})
+    for at in combinations(STAGES, 2):  # the rest of the grid that the attribution needs
+        found[f"KARMA at {' and '.join(at)}"] = Row(stages(log, at, ids=False), {"interest": embedding["KARMA"]})
+    for name in EVERYWHERE:
+        found[f"{name} at every stage"] = Row(stages(log, STAGES, ids=False), {"interest": embedding[name]})
+    return found
