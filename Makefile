@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads are what the figures in benchmarks/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: venv demo test lint clean
+.PHONY: venv demo test test-ray lint clean
 
 venv: .venv/.installed
 
@@ -18,6 +18,10 @@ demo: venv
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-ray: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_workers.py
 
 lint: venv
 	$(BIN)/ruff check .

@@ -485,13 +485,15 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
     lines = lines_of(recipe, todo)
     shared = saved([Run.open(cell.folder / "run") for cell in todo if cell.done])
     found, below = sheets(recipe, lines), record(recipe, log, lines, window, limit, command, shared)
+    parts = parts_of(recipe, todo)
+    if recipe.grid and not parts and (lost := [line["row"] for line in lines if line["row"] in recipe.grid.values() and "failed" in line]):
+        below.insert(1, f"no attribution: it needs every row of the grid, and {', '.join(lost)} failed")
     title = f"{recipe.name} on {log.name}"
     texts = {
         "table.json": json.dumps({"recipe": recipe.name, "against": recipe.against, "lines": lines, "record": below}, indent=1, default=float),
         "table.md": markdown(title, found, below), "table.csv": comma(lines), "table.html": page(title, found, below),
         "table.tex": latex(title, found, below),
     }  # fmt: skip
-    parts = parts_of(recipe, todo)
     if parts:
         texts["attribution.md"] = f"## Attribution, {title}\n\n{attribution_table(parts)}"
     out.mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,9 @@ def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
     assert parts["prerank"]["value"] + recall == pytest.approx(values["11"] - values["00"])
     text = (tmp_path / "out" / "attribution.md").read_text()
     assert "recall" in text and (tmp_path / "out" / "attribution.html").stat().st_size > 1000
+    holed = made(log, tmp_path, GRID.replace('against, measures', 'rows["01"] = {"nobody": Cooccurrence()}\nagainst, measures'))
+    ablation.ablate(holed, log, tmp_path / "holed", cache=tmp_path / "cache")
+    assert "no attribution: it needs every row of the grid, and 01 failed" in (tmp_path / "holed" / "table.md").read_text()
     ablation.ablate(recipe, log, tmp_path / "out", only=["10"], cache=tmp_path / "cache")  # half a grid is no game
     assert not (tmp_path / "out" / "attribution.md").exists()
 

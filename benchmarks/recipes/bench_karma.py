@@ -2,8 +2,8 @@
 
     python -m karmafunnel.benchmarks.recipes.bench_karma [--threads 2]
 
-Prints the GEMM rate of the machine, a training step as a share of it (model FLOPs: 6 a parameter and cell of the stack, 6 a
-product of logits), each objective's cost beside its share of FLOPs, and what an interest costs with and without decoders.
+Prints the GEMM rate of the machine, a training step as a share of it (FLOPs of the products as torch's FlopCounterMode counts them),
+each objective's cost beside its share of FLOPs, and what an interest costs with and without decoders.
 """
 
 import time
