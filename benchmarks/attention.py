@@ -1,13 +1,22 @@
-"""Attention pictures: where each variant looks, first and last layer, all on one scale. Columns that glow are a "barcode"."""
+"""Attention pictures: where each variant looks, first and last layer, all on one scale. Columns that glow are a "barcode".
+
+Every table draws its own rows; cells of several tables side by side:
+
+    python -m karmafunnel.benchmarks.attention "action-only=out/controls/cells/action-only-0" "other=out/other/cells/..." --out both.html
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import click
 import numpy as np
+from safetensors.numpy import load_file
 
 from ..log import KarmafunnelError
 from . import plots
+from .curves import write_curve
 from .plots import Plot
 
 
@@ -49,3 +58,23 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
         }
         layout["annotations"].append(plots.heading(title, domain) | {"font": {"size": 11}})
     return {"data": data, "layout": layout}
+
+
+@click.command()
+@click.argument("cells", nargs=-1, required=True, metavar="LABEL=CELL...")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The page to write.")
+@click.option("--title", default="Attention", show_default=True)
+def main(cells: tuple[str, ...], out: Path, title: str) -> None:
+    """Draw the attention of finished cells of any tables; a CELL is a folder `cells/ROW-SEED` of a table's --out."""
+    maps = {}
+    for given in cells:
+        label, _, folder = given.partition("=")
+        file = Path(folder) / "similarity" / "attention.safetensors"
+        if not file.is_file():
+            raise click.ClickException(f"attention: needs LABEL=CELL with {file}, found none for {given!r}")
+        maps[label] = load_file(file)["maps"]
+    print(*write_curve(attention_figure(maps), out, title))
+
+
+if __name__ == "__main__":
+    main()

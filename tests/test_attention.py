@@ -1,9 +1,13 @@
 """Attention pictures: first and last layer of every variant, on one scale."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from karmafunnel.benchmarks.attention import attention_figure
+from click.testing import CliRunner
+from karmafunnel.benchmarks.attention import attention_figure, main
 from karmafunnel.log import KarmafunnelError
+from safetensors.numpy import save_file
 
 
 def test_first_and_last_layer_of_every_variant() -> None:
@@ -24,3 +28,16 @@ def test_refusals() -> None:
         attention_figure({})
     with pytest.raises(KarmafunnelError, match=r"found \(2, 3\) for 'a'"):
         attention_figure({"a": np.ones((2, 3))})
+
+
+def test_cells_of_several_tables_side_by_side(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "similarity").mkdir(parents=True)
+        save_file({"maps": np.tril(np.ones((2, 4, 4), np.float32))}, tmp_path / name / "similarity" / "attention.safetensors")
+    words = [f"one={tmp_path / 'a'}", f"another={tmp_path / 'b'}", "--out", str(tmp_path / "both.html")]
+    answer = CliRunner().invoke(main, words)
+    assert answer.exit_code == 0, answer.output
+    text = (tmp_path / "both.html").read_text()
+    assert "one, layer 2" in text and "another, layer 1" in text
+    refused = CliRunner().invoke(main, [f"none={tmp_path / 'c'}", "--out", str(tmp_path / "x.html")])
+    assert refused.exit_code == 1 and "needs LABEL=CELL" in refused.output and not (tmp_path / "x.html").exists()
