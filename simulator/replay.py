@@ -19,7 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache as once_a_process
 from functools import lru_cache
 from importlib.metadata import version
@@ -173,7 +173,7 @@ def replay_many(
     requests = requests_of(log, window, limit)
     numbers = range(-(-len(requests) // chunk))
     described = {v.out: describe_run(v.recipe, v.fitted, log, seed, device, limit, window, command) | dict(v.says) for v in variants}
-    partials = {v.out: partial_folder(v.out, described[v.out], chunk) for v in variants}
+    partials = {v.out: partial_folder(v.out, described[v.out], chunk).resolve() for v in variants}  # as workers name them
     names = [f"{i:06d}" for i in numbers]
     left = [i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())]
     failed: dict[Path, Exception] = {}
@@ -190,10 +190,8 @@ def replay_many(
     if workers is None:
         made: Iterator[tuple[int, dict[Path, Exception]]] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
     else:
-        shape = (log, seed, device, limit, cache, window, chunk)
-        jobs = {partials[v.out]: job_of([v], [partials[v.out]], *shape) for v in able}
-        together = job_of(able, list(ledgers), *shape) if able else None
-        made = by_workers(together, jobs, left, workers, int(device.startswith("cuda")))
+        job = job_of(able, list(ledgers), log, seed, device, limit, cache, window, chunk) if able else None
+        made = by_workers(job, left, workers, int(device.startswith("cuda"))) if job else iter(())
     bar = progress_bar(console) if console else None
     with bar or nullcontext():
         task = bar.add_task("replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk) if bar else None
@@ -257,28 +255,22 @@ def make_shard(
     return errors
 
 
-def by_workers(
-    together: Job | None, jobs: Mapping[Path, Job], left: Sequence[int], workers: Workers, gpus: int
-) -> Iterator[tuple[int, dict[Path, Exception]]]:
+def by_workers(job: Job, left: Sequence[int], workers: Workers, gpus: int) -> Iterator[tuple[int, dict[Path, Exception]]]:
     """The shards of a job; where a variant kills its processes again and again, of each variant alone, to find out which."""
-    if together is None:
-        return
     done = set[int]()
     try:
-        for number, errors in spread(work, together, left, workers, gpus):
+        for number, errors in spread(work, job, left, workers, gpus):
             done.add(number)
             yield number, errors
     except Died as error:
-        if len(jobs) == 1:
-            yield next(iter(left)), dict.fromkeys(jobs, error)
+        rest = [number for number in left if number not in done]
+        if len(job.rows) == 1:
+            yield rest[0], {Path(job.rows[0][2]): error}
             return
-        rest, lost = [number for number in left if number not in done], dict[Path, Exception]()
-        for folder, job in jobs.items():
-            try:
-                for _, errors in spread(work, job, rest, workers, gpus):
-                    lost |= errors
-            except Died as fault:
-                lost[folder] = fault
+        lost: dict[Path, Exception] = {}
+        for row in job.rows:
+            for _, errors in by_workers(replace(job, rows=(row,)), rest, workers, gpus):
+                lost |= errors
         yield from ((number, lost) for number in rest)
 
 

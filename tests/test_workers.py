@@ -141,6 +141,14 @@ def test_same_bytes_whatever_the_number_of_workers_though_one_is_killed_and_a_va
     assert len(set(pl.read_parquet(tmp_path / "2" / "killed" / "requests.parquet")["request_id"])) == 100
 
 
+def test_what_fails_in_a_worker_is_told_of_a_relative_folder(there, tmp_path, monkeypatch):
+    folder, log = there
+    monkeypatch.chdir(tmp_path)
+    some = variants(folder, log, Path("runs"), "plain", "holed")
+    errors = replay_many(some, log, chunk=64, cache=folder / "cache", workers=Workers(1))
+    assert list(errors) == [Path("runs/holed")] and contents(Path("runs/plain"))
+
+
 def test_a_row_that_always_kills_its_workers_is_a_failed_line(there, tmp_path, monkeypatch):
     monkeypatch.setattr(working, "DEATHS", 1)
     folder, log = there

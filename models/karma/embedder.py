@@ -473,9 +473,7 @@ class KarmaEmbedding(Embedding):
         if weights:
             decoder.load_state_dict(weights)
         generator, alone, unseen = torch.Generator().manual_seed(0), [], []
-        events = self.log.events
-        in_w1 = (self.log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
-        new = ~np.isin(goal, events["item"].to_numpy()[in_w1])
+        new = ~np.isin(goal, w1_sequences(self.log, repr(self.value)).item)
         for start in range(0, len(goal), ROWS):
             rows = slice(start, start + ROWS)
             words: list[np.ndarray | None] = [x[:n] for x, n in zip(ids[rows], lengths[rows], strict=True)]
