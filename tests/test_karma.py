@@ -648,6 +648,26 @@ def test_shuffled_texts_are_another_items_always_the_same_ones(shop: Log, lm: LM
     assert own["perplexity given interest"] < other["perplexity given interest"]
 
 
+def test_shuffled_gen_tells_another_items_text(shop: Log, lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = replace(SMALL, gen=1.0)
+    features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
+    told: list[list[int]] = []  # first words of the texts that a step tells, without and with shuffling
+
+    def watched(*args: object) -> object:
+        told.append([int(text[0]) for text in args[4] if text is not None])  # type: ignore[attr-defined]
+        return lay_out(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "lay_out", watched)
+    for shuffled in (False, True):
+        trainee, _ = replace(value, shuffled=shuffled).trainee(shop, lm, features, 0, None)
+        assert len(trainee.words) < lm.vocab
+        trainee.words[:, 0] = np.arange(len(trainee.words))  # each item's text begins with its number
+        trainee.n_words = np.maximum(trainee.n_words, 1)
+        trainee.losses(np.arange(4), np.random.default_rng(0))
+    own, other = told
+    assert len(own) == 4 and trainee.tells[own].tolist() == other != own  # the same draws, so the same targets
+
+
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_pretraining_stops_at_its_step(broken: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, steps = backbones.F.cross_entropy, []
@@ -956,7 +976,11 @@ def test_a_demonstration_recipe_and_the_controls_load(shop: Log) -> None:
     )
     trials = load_recipe("karma_trials", shop).rows
     kinds = [name.split(" ")[0].rstrip(",") for name in trials]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"action-only": 5, "+gen": 5, "+rec": 5, "+gen+rec": 5}
+    tuned = ("action-only", "+gen", "+rec", "+gen+rec", "SASRec", "frozen", "TF-IDF")
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(tuned, 8)
+    industrial = load_recipe("karma_industrial_trials", shop).rows
+    kinds = [name.split(" ")[0].rstrip(",") for name in industrial]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(tuned[:4], 10)
 
 
 def test_a_hub_that_does_not_answer_is_said_at_once(shop: Log, monkeypatch: pytest.MonkeyPatch) -> None:

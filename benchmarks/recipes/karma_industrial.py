@@ -40,17 +40,23 @@ def base(log: Log) -> KARMA:
     return KARMA(length=length, residual=False, items="trained", negatives="batch", ids=False, batch=8, epochs=1, text_words=16)
 
 
+def settings(log: Log) -> dict[str, dict[str, Any]]:
+    return CHOSEN.get(log.name, CHOSEN["default"])
+
+
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
-    chosen = CHOSEN.get(log.name, CHOSEN["default"])
+    chosen = settings(log)
     action, gen, rec, both = (replace(base(log), **chosen[name]) for name in ("action", "gen", "rec", "both"))
     found: dict[str, Embedder] = {
         "action-only, one pass": action,
         "+gen": gen,
         "+rec": rec,
         "+gen+rec": both,
+        "+gen, shuffled texts": replace(gen, shuffled=True),
         "+rec, shuffled texts": replace(rec, shuffled=True),
         "action-only, two passes": replace(action, epochs=2),
         "+gen, two passes": replace(gen, epochs=2),
+        "+gen, shuffled texts, two passes": replace(gen, shuffled=True, epochs=2),
         "+rec, two passes": replace(rec, epochs=2),
         "action-only, rate 1e-3": replace(action, rate=1e-3),
         "+gen, rate 1e-3": replace(gen, rate=1e-3),

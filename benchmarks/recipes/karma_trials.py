@@ -1,9 +1,10 @@
-"""Tuning of KARMA and its action-only control, five trials an objective, to be asked on W2b:
+"""Tuning of KARMA and of every control that has settings, as many trials for each, to be asked on W2b:
 
     karmafunnel table karma_trials LOG --window W2b --seed 0 --out out/trials
 
-The best mean of HR@10, HR@50 and HR@200 is written into karma_controls.py. The fifth trial of each objective is the setting chosen
-there without what a fit starts from: ids from co-occurrence, interests from the mean of the history.
+The best mean of HR@10, HR@50 and HR@200 is written into karma_controls.py. Eight trials a row: rates and weights; then, around what is chosen, a
+small weight (a high rate for action-only), the same without what a fit starts from (ids from co-occurrence, interests from the mean of the
+history), and two weights of what was shown in vain (where the log shows; elsewhere there are six).
 """
 
 from dataclasses import replace
@@ -11,8 +12,9 @@ from typing import Any
 
 from karmafunnel.benchmarks.recipes.karma_controls import base, settings
 from karmafunnel.log import Log
-from karmafunnel.models.embedders import Embedder
-from karmafunnel.models.karma import KARMA
+from karmafunnel.models.embedders import Embedder, TfidfSVD
+from karmafunnel.models.karma import KARMA, FrozenLM
+from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
@@ -24,6 +26,13 @@ seeds = (0,)
 
 SLOW: dict[str, Any] = {"rate": 1e-3, "epochs": 6}
 FAST: dict[str, Any] = {"rate": 2e-3, "epochs": 6}
+NAMES = {"action": "action-only", "rec": "+rec", "gen": "+gen", "both": "+gen+rec"}
+SMALL: dict[str, dict[str, Any]] = {
+    "action": {"rate": 3e-3}, "rec": {"rec": 0.1}, "gen": {"gen": 0.03}, "both": {"gen": 0.03, "rec": 0.1},
+}  # fmt: skip
+SASRECS = (
+    (0.4, 0.15, 2e-3), (0.2, 0.15, 2e-3), (0.4, 0.1, 2e-3), (0.2, 0.1, 2e-3), (0.5, 0.15, 2e-3), (0.4, 0.15, 1e-3), (0.4, 0.07, 2e-3),
+)  # fmt: skip
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
@@ -40,6 +49,23 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
             out[f"+rec {tail}"] = replace(plain, **setting, rec=weight)
             out[f"+gen {0.3 * weight:g}, rate {name}"] = replace(plain, **setting, gen=0.3 * weight)
             out[f"+gen+rec {tail}"] = replace(plain, **setting, gen=0.1, rec=weight)
-    for name, objective in (("action-only", "action"), ("+rec", "rec"), ("+gen", "gen"), ("+gen+rec", "both")):
-        out[f"{name}, as chosen, nothing to start from"] = replace(plain, **settings(log)[objective], residual=False, warm=False)
-    return {name: {"interest": value} for name, value in out.items()}
+    for name, small in SMALL.items():
+        chosen, what = replace(plain, **settings(log)[name]), NAMES[name]
+        out[f"{what}, as chosen, {' '.join(f'{key} {value:g}' for key, value in small.items())}"] = replace(chosen, **small)
+        out[f"{what}, as chosen, nothing to start from"] = replace(chosen, residual=False, warm=False)
+        if log.has("exposures"):
+            for heavy in (4.0, 16.0):
+                out[f"{what}, as chosen, shown in vain x{heavy:g}"] = replace(chosen, hard_weight=heavy)
+    found: dict[str, Embedder] = dict(out)
+    for dropout, temperature, rate in SASRECS:
+        found[f"SASRec, dropout {dropout}, temperature {temperature}, rate {rate}"] = SASRec(
+            dropout=dropout, temperature=temperature, rate=rate
+        )
+    found["SASRec, dim 128"] = SASRec(dim=128)
+    for weight in (0.25, 0.5, 1.0, 2.0):
+        for after in ("nothing", "whitening"):
+            found[f"frozen LM, {after}, history {weight:g}"] = FrozenLM(after=after, history_weight=weight)
+    for dim in (64, 128):
+        for weight in (0.25, 0.5, 1.0, 2.0):
+            found[f"TF-IDF, dim {dim}, history {weight:g}"] = TfidfSVD(dim=dim, history_weight=weight)
+    return {name: {"interest": value} for name, value in found.items()}

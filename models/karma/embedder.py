@@ -74,8 +74,8 @@ class KARMA(Embedder):
     target in W1, or the "batch" with logQ correction; hard: so many items shown in vain a request, hard_weight times as heavy.
     gen [K]: the LM head tells the target's text after the history. rec [K]: a decoder that sees the interest alone tells it:
     "bow" (words through the LM head), "masked" (one layer, most words masked), "lm" (the model itself). see [K]: the target's
-    frozen visual features, by "mse", "cosine" or "diffusion" (the paper's negative result). shuffled [O]: `rec` and `see` tell
-    another item's text and features, always the same one's: a second task without meaning.
+    frozen visual features, by "mse", "cosine" or "diffusion" (the paper's negative result). shuffled [O]: `gen`, `rec` and `see`
+    tell another item's text and features, always the same one's: a second task without meaning.
 
     Optimiser: AdamW at a constant rate, gradients at norm 1, an exponential moving average of the weights is kept. batch: pieces
     of history a step. share: of W1's users that are trained on. Every field is part of the record.

@@ -226,12 +226,13 @@ class Trainee(nn.Module):
         told = target[
             first + (rng.random(len(branches)) * np.bincount(of)).astype(np.int64)
         ]  # one target a branch, told in words
+        told_text = self.tells[told]
         drawn = row_sample(row, rng)  # one branch a piece: words cost more than vectors
         texts: list[np.ndarray | None] | None = None
         if config.gen:
             texts = [None] * len(branches)
             for b in drawn:
-                texts[b] = self.words[told[b], : self.n_words[told[b]]]
+                texts[b] = self.words[told_text[b], : self.n_words[told_text[b]]]
         queries = [examples.queries[b] for b in branches]
         batch = lay_out(examples.trees, pieces, queries, network.lm.bos, texts)
 
@@ -277,7 +278,6 @@ class Trainee(nn.Module):
                 config.hard_weight,
             )
         out = {"act": loss / weight.sum()}
-        told_text = self.tells[told]
         if config.gen:
             assert batch.text is not None
             cells = batch.text[torch.from_numpy(drawn).to(device)]  # (S, T) with BOS first
