@@ -755,6 +755,7 @@ def print_plan(found: Any) -> None:
 @click.argument("recipe")
 @log_argument
 @click.option("--only", multiple=True, metavar="ROW", help="Only these rows, beside the one that they are held against.")
+@click.option("--against", metavar="ROW", help="Hold the rows against this one; without it, against the recipe's own.")
 @click.option("--seed", "seeds", type=int, multiple=True, help="Only these seeds; without it, those of the recipe.")
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="W2b is for tuning.")
 @click.option("--limit", type=int, help="Replay so many requests, evenly spaced in time.")
@@ -764,20 +765,24 @@ def print_plan(found: Any) -> None:
 @click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .tex, .json go.")
 @worker_flags
 def table_command(
-    recipe: str, log: Path, only: tuple[str, ...], seeds: tuple[int, ...], window: str, limit: int | None, device: str,
-    minutes: float | None, no_cache: bool, folder_out: Path, workers: int | None, ray: str | None,
+    recipe: str, log: Path, only: tuple[str, ...], against: str | None, seeds: tuple[int, ...], window: str, limit: int | None,
+    device: str, minutes: float | None, no_cache: bool, folder_out: Path, workers: int | None, ray: str | None,
 ) -> None:  # fmt: skip
     """Fit and replay every row of RECIPE with several seeds and hold them against each other, with paired intervals.
 
-    Resumable: what is done is not made again. A row that fails is a line of the table.
+    Resumable: what is done is not made again, nor is it to ask the same cells another question (--only, --against). A row that fails
+    is a line of the table.
     """
     from .benchmarks.ablation import ablate, print_tables
     from .simulator.recipe import load_recipe
 
     opened = open_log(log)
+    loaded = load_recipe(recipe, opened)
+    if against is not None:
+        loaded = loaded.held_against(against)
     with cache_folder(no_cache) as cache:
         ablate(
-            load_recipe(recipe, opened), opened, folder_out, only=only, seeds=seeds, window=window, limit=limit, device=device,
+            loaded, opened, folder_out, only=only, seeds=seeds, window=window, limit=limit, device=device,
             cache=cache, minutes=minutes, console=err, workers=workers_of(workers, ray), command=shlex.join(["karmafunnel", *sys.argv[1:]]),
         )  # fmt: skip
     print_tables(folder_out, out)

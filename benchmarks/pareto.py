@@ -56,7 +56,9 @@ def pareto_figure(
         }
     ]  # fmt: skip
     beaten = [p for p in known if not any(p is f for f in front)]
-    for mine, colour, where in ((beaten, plots.QUIET, "bottom left"), (front, plots.COLOURS[0], "top right")):
+    beaten.sort(key=lambda p: (p[x]["value"], p[y]["value"]))
+    for mine, colour, side in ((beaten, plots.QUIET, "left"), (front, plots.COLOURS[0], "right")):
+        where = [f"{('top', 'bottom')[i % 2]} {side}" for i in range(len(mine))]  # neighbours' names on two sides
         texts = [
             f"<b>{escape(str(p['row']))}</b><br>"
             + "<br>".join(f"{m} {number(p[m]['value'])} {between(of(p[m]))}" for m in (x, y))

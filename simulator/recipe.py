@@ -78,6 +78,11 @@ class Recipe:
         funnel, embedders = as_funnel(row.funnel or self.funnel), self.embedders | dict(row.embedders)
         return replace(self, funnel=funnel, embedders=embedders, rows={}, against=None, of=name)
 
+    def held_against(self, name: str) -> Recipe:
+        """The same rows, held against another of them; raises KarmafunnelError as `row` does."""
+        self.row(name)
+        return replace(self, against=name)
+
 
 def as_funnel(value: Any) -> Any:
     """A stage alone is a funnel of one."""

@@ -570,6 +570,22 @@ def test_table_command_in_units(there, tmp_path):
     assert refused.exit_code == 1 and "device" in refused.stderr
 
 
+def test_the_same_cells_answer_another_question(there, tmp_path):
+    words = ("table", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "out", "--limit", 60, "--seed", 0)
+    assert run(*words, "--only", "text", "--only", "together").exit_code == 0
+    first = contents(tmp_path / "out")
+    answer = run(*words, "--only", "together", "--against", "text")
+    assert answer.exit_code == 0, answer.output
+    assert "differences to text" in answer.stdout and "fitting" not in answer.stderr and contents(tmp_path / "out") == first
+    found = lines(tmp_path / "out")
+    assert list(found) == ["text", "together"] and not found["text"]["differences"]
+    cells = [[Run.open(tmp_path / "out" / "cells" / f"{row}-0" / "run")] for row in ("text", "together")]
+    asked = compare(*cells, ["HR@10"])[0]
+    assert found["together"]["differences"]["HR@10"]["difference"] == pytest.approx(asked["difference"])
+    refused = run(*words, "--against", "nobody")
+    assert refused.exit_code == 1 and "nobody" in refused.stderr and "Traceback" not in refused.output
+
+
 def test_fit_embedder_saves_what_can_be_opened(there, log, tmp_path):
     answer = run("fit-embedder", there / "rows.py", there / "log", "--row", "text", "--no-cache", "--out", tmp_path / "saved")
     assert answer.exit_code == 0, answer.output
