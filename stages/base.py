@@ -46,11 +46,16 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def descending(score: np.ndarray) -> np.ndarray:
-    """uint32 keys that sort ascending as float32 scores sort descending (-0.0 counts as 0.0)."""
+def ascending(score: np.ndarray) -> np.ndarray:
+    """uint32 keys that sort as float32 scores do (-0.0 counts as 0.0)."""
     bits = (score.astype(np.float32) + np.float32(0)).view(np.uint32)
-    ascending = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
-    return ~ascending
+    sign = (bits.view(np.int32) >> 31).view(np.uint32)  # all ones below 0
+    return bits ^ (sign | np.uint32(1 << 31))
+
+
+def descending(score: np.ndarray) -> np.ndarray:
+    """uint32 keys that sort ascending as float32 scores sort descending."""
+    return ~ascending(score)
 
 
 def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:

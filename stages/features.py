@@ -17,7 +17,7 @@ from scipy import sparse
 from ..log import KarmafunnelError, needs
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
-from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, descending, group_rows
+from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, ascending, group_rows
 from .recall import Titles
 
 DAY = 86_400_000  # ms
@@ -34,20 +34,31 @@ class Rows:
         self.requests, self.group = group_rows(self.request)
         forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
         self.candidate = ~forced
+        self.sizes = np.bincount(self.group[self.candidate], minlength=len(self.requests))  # candidates of each request
         self._shifted = self.group.astype(np.uint64) << np.uint64(32)
+
+    def _known(self, value: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
+        """The candidates whose value is a number (usually all rows: a slice, which copies nothing), and how many each request has."""
+        known = np.isfinite(value)
+        if known.all():
+            return (slice(None) if self.candidate.all() else self.candidate), self.sizes
+        known &= self.candidate
+        return known, np.bincount(self.group[known], minlength=len(self.requests))
 
     def z_score(self, value: np.ndarray) -> np.ndarray:
         """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN."""
-        known = self.candidate & np.isfinite(value)
-        n = np.maximum(np.bincount(self.group[known], minlength=len(self.requests)), 1)
-        mean = np.bincount(self.group[known], value[known], minlength=len(self.requests)) / n
-        square = np.bincount(self.group[known], (value[known] - mean[self.group[known]]) ** 2, minlength=len(self.requests)) / n
-        return (value - mean[self.group]) / np.sqrt(np.maximum(square, 1e-12))[self.group]
+        known, n = self._known(value)
+        group, n = self.group[known], np.maximum(n, 1)
+        mean = np.bincount(group, value[known], minlength=len(self.requests)) / n
+        off = value - mean[self.group]
+        square = np.bincount(group, off[known] ** 2, minlength=len(self.requests)) / n
+        return off / np.sqrt(np.maximum(square, 1e-12))[self.group]
 
     def share_below(self, value: np.ndarray) -> np.ndarray:
         """Share of the request's candidates with a smaller value; NaN stays NaN."""
         # One sort of (request, value) keys; in it, count the candidates before each run of equal keys.
-        key = self._shifted | descending(-np.nan_to_num(value))
+        known, n = self._known(value)
+        key = self._shifted | ascending(value)
         place = len(key).bit_length()
         if len(self.requests).bit_length() + place <= 32:  # with the row's number in its last bits, a plain sort does: far faster
             key = np.sort((key << np.uint64(place)) | np.arange(len(key), dtype=np.uint64))
@@ -55,14 +66,17 @@ class Rows:
         else:
             sequence = np.argsort(key)
             ordered = key[sequence]
-        known = self.candidate & np.isfinite(value)
-        counted = known[sequence]
-        before: np.ndarray = np.cumsum(counted) - counted
+        before = np.arange(len(key))
+        if not isinstance(known, slice):
+            counted = known[sequence]
+            before = np.cumsum(counted) - counted
+        before[1:] *= ordered[1:] != ordered[:-1]
         below = np.empty(len(value))
-        below[sequence] = np.maximum.accumulate(np.where(np.concatenate([[True], ordered[1:] != ordered[:-1]]), before, 0))
-        n = np.bincount(self.group[known], minlength=len(self.requests))
+        below[sequence] = np.maximum.accumulate(before)
         below -= (np.cumsum(n) - n)[self.group]
-        return np.where(np.isfinite(value), np.maximum(below, 0) / np.maximum(n, 1)[self.group], np.nan)
+        below /= np.maximum(n, 1)[self.group]
+        below[~np.isfinite(value)] = np.nan
+        return below
 
 
 class Feature(Typed):
@@ -178,7 +192,9 @@ class Similarity(Feature):
         else:
             goals = scene.once((self.to, self.embedder), rows.requests, lambda chunk: self._goals(scene, chunk))
         value = products(goals, items, rows)
-        value[~(np.any(goals != 0, axis=1)[rows.group] & there[rows.item])] = np.nan
+        meant = np.any(goals != 0, axis=1)
+        if not (meant.all() and there.all()):
+            value[~(meant[rows.group] & there[rows.item])] = np.nan
         return stack(value, rows.share_below(value), rows.z_score(value))
 
     def _goals(self, scene: Scene, requests: np.ndarray) -> np.ndarray:
