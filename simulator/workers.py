@@ -116,7 +116,9 @@ def on_ray(
     try:
         task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, max_retries=DEATHS)
         here = ray.put(job)
-        most = n or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        # the cluster itself runs no more than its processors hold: a second task at hand, and no worker waits for this process
+        most = 2 * cpus if n is None or n >= cpus else n
         left, running = list(numbers)[::-1], dict[Any, int]()
         while left or running:
             while left and len(running) < most:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 
@@ -26,3 +27,10 @@ def dies(job: str, number: int) -> int:
 
 def fails(job: str, number: int) -> int:
     raise ZeroDivisionError(f"piece {number}")
+
+
+def times(job: str, number: int) -> tuple[float, float]:
+    """When it began and ended."""
+    began = time.time()
+    time.sleep(0.2)
+    return began, time.time()

@@ -219,10 +219,12 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
         Workers(ray="auto").check()
 
 
-def test_two_nodes_give_the_same_bytes_though_a_worker_is_killed(there, tmp_path):
+def test_two_nodes_give_the_same_bytes_though_a_worker_is_killed(there, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="needs the extra ray")
     from ray.cluster_utils import Cluster
 
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]  # where workers find `pieces`
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     folder, log = there
     alone = variants(folder, log, tmp_path / "alone", "plain", "killed")
     (folder / "died").touch()
@@ -235,6 +237,9 @@ def test_two_nodes_give_the_same_bytes_though_a_worker_is_killed(there, tmp_path
         workers = Workers(ray=cluster.address)
         workers.check()
         assert replay_many(some, log, chunk=16, cache=folder / "cache", workers=workers) == {}
+        for n in (1, 2):  # never more at a time, though each worker has a second piece at hand
+            spans = [span for _, span in spread(pieces.times, "", range(6), replace(workers, n=n))]
+            assert max(sum(a <= began < b for a, b in spans) for began, _ in spans) <= n
     finally:
         cluster.shutdown()
     assert (folder / "died").exists()
