@@ -1,7 +1,8 @@
-"""A recipe: a Python file that exports `funnel`, `embedders` and `label`, each a value or a function of the log.
+"""A recipe: a Python file that exports `funnel` and, where needed, `embedders` and `label`, each a value or a function of the log.
 
-It may export `fallbacks`, recall stages by name that stand in for recall when it is down. One for a table of rows (`karmafunnel
-table`) also exports `rows` and `against`, and may export `measures`, `seeds`, `by_stage` and `grid`.
+Without a `label` it is the log's own: its purchases where it has them, else its clicks. A recipe may export `fallbacks`, recall stages by
+name that stand in for recall when it is down. One for a table of rows (`karmafunnel table`) also exports `rows` and `against`, and may
+export `measures`, `seeds`, `by_stage` and `grid`; where it exports no `funnel`, it is that of the row `against`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..log import KarmafunnelError, Log
 from ..models.embedders import Embedder
 from ..stages.base import Funnel, Stage
 
-EXPORTS = ("funnel", "embedders", "label")
+EXPORTS = ("funnel", "embedders", "label", "rows", "against", "measures", "seeds", "by_stage", "grid", "fallbacks")
 SEEDS = (0, 1, 2)
 
 
@@ -124,18 +125,19 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
         for export in EXPORTS:
-            if not hasattr(module, export):
-                raise KarmafunnelError(f"recipe {path}: needs to export {list(EXPORTS)}, {export!r} is missing")
-            values[export] = _of_log(getattr(module, export), log)
-        for export in ("rows", "against", "measures", "seeds", "by_stage", "grid", "fallbacks"):
             values[export] = _of_log(getattr(module, export, None), log)
         if isinstance(values["rows"], Mapping):
             values["rows"] = {name: _row_of_log(row, log) for name, row in values["rows"].items()}
+            if values["funnel"] is None:
+                values["funnel"] = getattr(values["rows"].get(values["against"]), "funnel", None)
     except KarmafunnelError as error:
         raise error if str(error).startswith("recipe ") else KarmafunnelError(f"recipe {path}: {error}") from error
     except Exception as error:
         raise KarmafunnelError(f"recipe {path}: fails with {type(error).__name__}: {error}") from error
-    funnel, embedders, label = as_funnel(values["funnel"]), values["embedders"], values["label"] or log.meta["label"]
+    if values["funnel"] is None:
+        raise KarmafunnelError(f"recipe {path}: needs to export `funnel` (a table: or a row `against` with a funnel of its own), found none")
+    funnel, label = as_funnel(values["funnel"]), values["label"] or log.meta["label"]
+    embedders = {} if values["embedders"] is None else values["embedders"]
     if not isinstance(funnel, Funnel):
         raise KarmafunnelError(f"recipe {path}: funnel needs stages chained with >>, found {funnel!r}")
     if not isinstance(embedders, Mapping):

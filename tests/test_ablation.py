@@ -205,6 +205,17 @@ def test_rows_are_the_recipe_with_other_embedders(log, tmp_path):
     assert without.rows == {} and without.seeds == (0, 1, 2)
 
 
+def test_a_table_without_a_funnel_has_that_of_the_row_against(log, tmp_path):
+    text = RECIPE.replace('funnel, embedders, label = VectorRecall("interest", k=50), {"interest": RandomVectors()}, None', "")
+    with pytest.raises(KarmafunnelError, match="needs to export `funnel`"):
+        made(log, tmp_path, text)
+    given = 'Row(VectorRecall("interest", k=50), {"interest": RandomVectors()})'
+    recipe = made(log, tmp_path, "from karmafunnel.simulator.recipe import Row\n" + text.replace('"random": {}', f'"random": {given}'))
+    for name in ("random", "text", "together"):
+        assert repr(recipe.row(name).funnel) == repr(made(log, tmp_path).row(name).funnel)
+    assert recipe.label == log.meta["label"] and set(recipe.row("text").read) == {"interest"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

@@ -185,8 +185,8 @@ def test_explain_says_why_stage_by_stage(log, recipe_file, cache, run):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("funnel = 1", "'embedders' is missing"),
-        ("funnel = 1\nembedders = {}\nlabel = None", "funnel needs stages chained"),
+        ("embedders = {}", "needs to export `funnel`"),
+        ("funnel = 1", "funnel needs stages chained"),
         ("1 / 0", "ZeroDivisionError"),
         (
             "from karmafunnel.stages.recall import *\nfunnel = VectorRecall('karma')\nembedders = {}\nlabel = None",

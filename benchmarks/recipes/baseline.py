@@ -10,8 +10,6 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 
-label = None  # the log's own: its purchases where it has them, else its clicks
-
 
 def embedders(log: Log) -> dict[str, Embedder]:
     found: dict[str, Embedder] = {"sasrec": SASRec(epochs=15, patience=2), "cooccurrence": Cooccurrence()}

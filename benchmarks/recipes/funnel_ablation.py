@@ -26,7 +26,6 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 
-label = None  # the log's own
 against = "no embedding"
 by_stage = True
 measures = ("HR@10", "HR@50", "HR@200", "GMV-HR@10", "GMV-HR@50", "gAUC:request:exposures")

@@ -11,12 +11,9 @@ from itertools import combinations
 
 from karmafunnel.benchmarks.recipes.funnel_ablation import PLACES, STAGES, candidates, stages
 from karmafunnel.log import KarmafunnelError, Log
-from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
 from karmafunnel.simulator.recipe import Row
-from karmafunnel.stages.base import Funnel
 
-label = None
 against = "no embedding"
 by_stage = True
 measures = ("HR@10", "HR@50", "HR@200", "GMV-HR@10", "GMV-HR@50", "gAUC:request:exposures")
@@ -26,18 +23,10 @@ grid = {against: ()} | {f"KARMA at {place}": at for place, at in PLACES.items()}
 grid |= {f"KARMA at {' and '.join(at)}": at for at in combinations(STAGES, 2)}
 
 
-def embedders(log: Log) -> dict[str, Embedder]:
-    return {}
-
-
-def funnel(log: Log) -> Funnel:
-    return stages(log, (), ids=False)
-
-
 def rows(log: Log) -> dict[str, Row]:
     if not log.has("text"):
         raise KarmafunnelError(f"funnel_no_ids: needs item text, log {log.name} has none")
-    found, embedding = {against: Row(funnel(log))}, {}
+    found, embedding = {against: Row(stages(log, (), ids=False))}, {}
     for name, value in candidates(log).items():
         embedding[name] = replace(value, ids=False) if isinstance(value, KARMA) else value
     for name in ("KARMA", "action-only"):

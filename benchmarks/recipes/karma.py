@@ -13,8 +13,6 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular, Repeat, VectorRecall
 
-label = None  # the log's own: its purchases where it has them, else its clicks
-
 
 def embedders(log: Log) -> dict[str, Embedder]:
     small = Qwen(dim=64, layers=2, heads=2, kv_heads=1, mlp=192, vocab=1024, tokens=400_000)

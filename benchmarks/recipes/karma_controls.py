@@ -16,7 +16,6 @@ from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
-label = None
 against = "action-only"
 
 # the best trial of each objective on W2b, equally many: mean of HR@10, HR@50 and HR@200

@@ -37,7 +37,6 @@ label = "click"
 against = "action-only, all users"
 measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
 seeds = (0, 1)
-embedders: dict[str, Embedder] = {}
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:

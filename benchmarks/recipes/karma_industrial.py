@@ -17,9 +17,7 @@ from karmafunnel.models.karma import KARMA, FrozenLM
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
-label = None
 against = "action-only, one pass"
-embedders: dict[str, Embedder] = {}
 
 
 # the best trial of each objective on W2b, equally many: mean of HR@10, HR@50 and HR@200

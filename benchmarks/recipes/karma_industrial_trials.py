@@ -14,8 +14,6 @@ from karmafunnel.models.embedders import Embedder
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
-embedders: dict[str, Embedder] = {}
-label = None
 against = "action-only, rate 1e-3"
 measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
 seeds = (0,)

@@ -16,9 +16,7 @@ from karmafunnel.models.karma import SelfSupervised
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
-label = None
 against = "+gen+rec"
-embedders: dict[str, Embedder] = {}
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:

@@ -13,13 +13,11 @@ from typing import Any
 from karmafunnel.benchmarks.recipes.karma_controls import base, settings
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, TfidfSVD
-from karmafunnel.models.karma import KARMA, FrozenLM
+from karmafunnel.models.karma import FrozenLM
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
-embedders: dict[str, Embedder] = {"interest": KARMA()}
-label = None
 against = "action-only, rate 1e-3, 6 epochs"
 measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
 seeds = (0,)

@@ -15,9 +15,7 @@ from karmafunnel.models.karma import KARMA
 from karmafunnel.stages.recall import VectorRecall
 
 funnel = VectorRecall("interest", k=200)
-label = None
 against = "action-only"
-embedders: dict[str, Embedder] = {}
 ROWS = ("action-only", "+gen", "+rec", "+gen+rec", "+rec, shuffled texts")
 
 

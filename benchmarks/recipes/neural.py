@@ -10,7 +10,6 @@ from karmafunnel.stages.prerank import TwoTowerPreRank
 from karmafunnel.stages.rank import DINRank
 from karmafunnel.stages.recall import HNSW, Join, Popular, Repeat, VectorRecall
 
-label = None
 embedders: dict[str, Embedder] = {"sasrec": SASRec(epochs=15, patience=2), "cooccurrence": Cooccurrence()}
 
 

@@ -5,7 +5,6 @@ from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.recall import VectorRecall
 
-label = None
 funnel = VectorRecall("sasrec", k=200)
 
 

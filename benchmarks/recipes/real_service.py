@@ -59,7 +59,6 @@ Q = (50, 95, 99)
 EMPTY = -1  # the request that no stage sees
 SPIN = 2e-4  # s; sooner than a thread is woken
 
-label = None
 embedders: dict[str, Embedder] = {"cooccurrence": Cooccurrence()}
 features = [Upstream(), Popularity(), Own(), Similarity("cooccurrence")]
 funnel = (

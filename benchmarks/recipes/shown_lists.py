@@ -1,7 +1,6 @@
 """Rank the list that was really shown, as of its time: nothing of the list itself but which items it held."""
 
 from karmafunnel.log import Log
-from karmafunnel.models.embedders import Embedder
 from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.features import Context, Feature, Neighbourhood, Own, Placement, Popularity, Price, Upstream
 from karmafunnel.stages.learn import Sample
@@ -9,7 +8,6 @@ from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Shown
 
 label = "click"
-embedders: dict[str, Embedder] = {}
 SAMPLE = Sample(passed=0, requests=20_000, windows=("W1", "W2a"))  # no vector is read, so W1 may be learnt from as well
 
 

@@ -1,7 +1,5 @@
 """Rank the list that was really shown, the logged rank coming in as "the rank of the production stage before"."""
 
-from karmafunnel.benchmarks.recipes.shown_lists import embedders as embedders
-from karmafunnel.benchmarks.recipes.shown_lists import label as label
 from karmafunnel.benchmarks.recipes.shown_lists import lists
 from karmafunnel.log import Log
 from karmafunnel.stages.base import Funnel

@@ -16,7 +16,6 @@ from karmafunnel.simulator.recipe import Row
 from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.rank import DINRank
 
-label = None
 against = "no vectors"
 measures = ("HR@1", "HR@10", "HR@50", "nDCG@10", "GMV-HR@10", "gAUC:request:exposures")
 Use = Literal["simtier", "sata", "both", "raw"]
@@ -25,10 +24,6 @@ USES: dict[str, Use] = {"raw": "raw", "SimTier": "simtier", "SA-TA": "sata", "Si
 
 def with_din(log: Log, use: Use | None = None) -> Funnel:
     return with_models(log, last=(DINRank, {"similar": "interest", "use": use} if use else {}))
-
-
-def funnel(log: Log) -> Funnel:
-    return with_din(log)
 
 
 def rows(log: Log) -> dict[str, Row]:

@@ -18,7 +18,6 @@ from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPre
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 
-label = None
 against = "LightGBM (LambdaMART) >> LightGBM (LambdaMART)"
 by_stage = True
 measures = ("HR@10", "HR@50", "GMV-HR@10", "gAUC:request:exposures")
@@ -41,10 +40,6 @@ def parts(log: Log) -> tuple[Stage, list[Feature]]:
         channels.append(BM25Recall(k=200))
         features.append(BM25())
     return Join(channels, k=500), [*features, *([Price()] if log.has("price") else [])]
-
-
-def funnel(log: Log) -> Funnel:
-    return with_models(log)
 
 
 def with_models(log: Log, first: Model = (LightGBMPreRank, {}), last: Model = (LightGBMRank, {})) -> Funnel:
