@@ -4,7 +4,7 @@
 
 Item vectors are made by the model that is being trained, negatives are what was shown in vain and a few targets of the batch, there are
 no ids, nothing is added to the interest, and the data is passed over once or twice.
-Rates and weights are the best of eight trials an objective on W2b (karma_industrial_trials.py), of Amazon Office where a log has no trials of
+Rates and weights are the best of ten trials an objective on W2b (karma_industrial_trials.py), of Amazon Office where a log has no trials of
 its own; the rows at rate 1e-3 show what one rate does to each.
 """
 
@@ -23,7 +23,7 @@ against = "action-only, one pass"
 # the best trial of each objective on W2b, equally many: mean of HR@10, HR@50 and HR@200
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "world-amazon_catalog": {
-        "action": {"rate": 2e-3}, "gen": {"gen": 0.09, "rate": 1e-3}, "rec": {"rec": 0.3, "rate": 1e-3},
+        "action": {"rate": 2e-3, "hard_weight": 4.0}, "gen": {"gen": 0.09, "rate": 1e-3}, "rec": {"rec": 0.3, "rate": 1e-3},
         "both": {"gen": 0.03, "rec": 0.1, "rate": 1e-3},
     },
     "default": {  # of Amazon Office
@@ -61,4 +61,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "+gen+rec, rate 1e-3": replace(both, rate=1e-3),
         "frozen LM": FrozenLM(),
     }
+    if action.hard_weight != 1.0:  # what of it is the weight of what was shown in vain?
+        even = replace(action, hard_weight=1.0)
+        found |= {"action-only, shown in vain x1": even, "action-only, shown in vain x1, two passes": replace(even, epochs=2)}
     return {name: {"interest": value} for name, value in found.items()}
