@@ -60,10 +60,13 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
             dropout=dropout, temperature=temperature, rate=rate
         )
     found["SASRec, dim 128"] = SASRec(dim=128)
-    for weight in (0.25, 0.5, 1.0, 2.0):
-        for after in ("nothing", "whitening"):
-            found[f"frozen LM, {after}, history {weight:g}"] = FrozenLM(after=after, history_weight=weight)
-    for dim in (64, 128):
-        for weight in (0.25, 0.5, 1.0, 2.0):
-            found[f"TF-IDF, dim {dim}, history {weight:g}"] = TfidfSVD(dim=dim, history_weight=weight)
+    # how far an interest by rule looks back; without queries the history is all of it, at any weight
+    looks: dict[str, list[float]] = {"history_weight": [0.25, 0.5, 1.0, 2.0]} if log.has("query") else {"decay": [0.5, 0.8, 0.95, 1.0]}
+    for knob, values in looks.items():
+        for x in values:
+            at: dict[str, Any] = {knob: x}
+            for after in ("nothing", "whitening"):
+                found[f"frozen LM, {after}, {knob} {x:g}"] = replace(FrozenLM(after=after), **at)
+            for dim in (64, 128):
+                found[f"TF-IDF, dim {dim}, {knob} {x:g}"] = replace(TfidfSVD(dim=dim), **at)
     return {name: {"interest": value} for name, value in found.items()}
