@@ -22,7 +22,7 @@ against = "action-only"
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "amazon_office": {
         "action": {"rate": 2e-3, "epochs": 4}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09, "rate": 2e-3},
-        "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
+        "both": {"gen": 0.03, "rec": 0.1, "rate": 2e-3}, "sasrec": {"dim": 128},
     },
     "world-amazon_catalog": {
         "action": {"rate": 2e-3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.3, "rate": 2e-3},
@@ -78,7 +78,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "frozen LM": FrozenLM(),
         "frozen LM, whitening": FrozenLM(after="whitening"),
         "frozen LM, autoencoder": FrozenLM(after="autoencoder"),
-        "SASRec": SASRec(dropout=0.2, temperature=0.1, batch=256, epochs=5, patience=0) if large else SASRec(),
+        "SASRec": SASRec(dropout=0.2, temperature=0.1, batch=256, epochs=5, patience=0) if large else SASRec(**chosen.get("sasrec", {})),
         "random": RandomVectors(),
     }
     return {name: {"interest": value} for name, value in found.items()}
