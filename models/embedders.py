@@ -125,19 +125,30 @@ class Embedding(ABC):
         """Write what serving does without beside the rest."""
 
 
+OF_ITEMS = {"vectors", "items", "target", "source"}  # tensors that have a row an item
+
+
 def items_checksum(log: Log) -> str:
     """Hash of the item ids in their order: vectors belong to rows, so these must not have moved."""
     return hashlib.sha256("\x00".join(map(str, log.item_ids)).encode()).hexdigest()[:16]
 
 
-def read_saved(value: Embedder, folder: Path | str, log: Log) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and description of a saved embedding, checked against the value and the log's items."""
-    folder = Path(folder)
+def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors, those `wanted` among them, and description of a saved embedding, checked against the value and the log's items."""
+    folder, who = Path(folder), f"{value!r}: needed a saved embedding in {folder}, found"
     try:
         description = json.loads((folder / "embedding.json").read_text())
         tensors = load_file(folder / "tensors.safetensors")
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise KarmafunnelError(f"{value!r}: needed a saved embedding in {folder}, found: {error}") from error
+        raise KarmafunnelError(f"{who}: {error}") from error
+    told = ("class", "fields", "embedder", "items", "log", "facts", "extras")
+    if missing := [key for key in told if not isinstance(description, dict) or key not in description]:
+        raise KarmafunnelError(f"{who} an embedding.json without {', '.join(missing)}")
+    if missing := [name for name in wanted if name not in tensors]:
+        raise KarmafunnelError(f"{who} tensors without {', '.join(missing)}")
+    for name in OF_ITEMS.intersection(wanted):
+        if len(tensors[name]) != log.n_items:
+            raise KarmafunnelError(f"{who} {len(tensors[name])} rows of {name} for the {log.n_items} items of log {log.name}")
     wanted = json.loads(json.dumps(asdict(value)))  # type: ignore[call-overload]
     if (description["class"], description["fields"]) != (type(value).__name__, wanted):
         raise KarmafunnelError(f"{folder}: needed {value!r}, found {description['embedder']}")
@@ -262,7 +273,7 @@ class TfidfSVD(Embedder):
 
     def load(self, folder: Path | str, log: Log) -> TfidfSVDEmbedding:
         self._texts(log)
-        tensors, description = read_saved(self, folder, log)
+        tensors, description = read_saved(self, folder, log, "idf", "directions")
         return TfidfSVDEmbedding(
             self, log, description["extras"]["vocabulary"], tensors["idf"], tensors["directions"], description["facts"]
         )
@@ -375,7 +386,7 @@ class Cooccurrence(Embedder):
         return CooccurrenceEmbedding(self, log, target, source)
 
     def load(self, folder: Path | str, log: Log) -> CooccurrenceEmbedding:
-        tensors, description = read_saved(self, folder, log)
+        tensors, description = read_saved(self, folder, log, "target", "source")
         return CooccurrenceEmbedding(self, log, tensors["target"], tensors["source"], description["facts"])
 
     def vectors(self, matrix: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -449,7 +460,7 @@ class RandomVectors(Embedder):
         return RandomVectorsEmbedding(self, log, seed)
 
     def load(self, folder: Path | str, log: Log) -> RandomVectorsEmbedding:
-        tensors, description = read_saved(self, folder, log)
+        tensors, description = read_saved(self, folder, log, "seed")
         return RandomVectorsEmbedding(self, log, int(tensors["seed"][0]), description["facts"])
 
 

@@ -86,10 +86,13 @@ class SASRec(Embedder):
         return SASRecEmbedding(self, log, network, windows.catalogue, facts)
 
     def load(self, folder: Path | str, log: Log) -> SASRecEmbedding:
-        tensors, description = read_saved(self, folder, log)
+        tensors, description = read_saved(self, folder, log, "catalogue")
         catalogue = tensors.pop("catalogue")
         network = Network(self, len(catalogue))
-        network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
+        try:
+            network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
+        except RuntimeError as error:
+            raise KarmafunnelError(f"{folder}: needed the weights of {self!r}, found: {str(error).splitlines()[-1].strip()}") from error
         return SASRecEmbedding(self, log, network, catalogue, description["facts"])
 
 

@@ -103,7 +103,7 @@ def test_text_longer_than_asked_is_cut(lm: LM) -> None:
     assert ids.shape == (2, 5) and lengths[0] == 5 and lengths[1] < 5 and ids[1, -1] == lm.pad
 
 
-def save_checkpoint(folder: Path, kind: str, tokenizer: bool = True) -> None:
+def save_checkpoint(folder: Path, kind: str, tokenizer: bool = True, context: int = 128) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     words = backbones.byte_pairs(["amber birch coral thing model"] * 5, 300)
@@ -115,7 +115,7 @@ def save_checkpoint(folder: Path, kind: str, tokenizer: bool = True) -> None:
         "num_key_value_heads": 1,
     }
     if kind == "gpt2":
-        size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
+        size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": context}
     config = AutoConfig.for_model(kind, vocab_size=words.get_vocab_size(), **size)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     if tokenizer:
@@ -185,6 +185,9 @@ def test_histories_longer_than_the_context_are_refused(shop: Log, tmp_path: Path
         replace(fits, length=86).fit(shop)
     with pytest.raises(KarmafunnelError, match="needed a model that reads 201 tokens"):
         FrozenLM(backbone=backbone, text_words=200).fit(shop)
+    save_checkpoint(tmp_path / "short", "gpt2", context=32)  # the base's attention, too, is read within it
+    short = replace(SMALL, backbone=Checkpoint(str(tmp_path / "short")), dim=16, epochs=1, length=4, query_words=2, text_words=6)
+    assert 0 <= short.fit(shop).facts["base"]["column entropy"] <= 1
 
 
 def test_bfloat16_survives_saving(shop: Log, tmp_path: Path) -> None:
@@ -565,7 +568,7 @@ def test_lm_loss_is_the_mean_over_texts() -> None:
     [
         replace(SMALL, gen=0.3), replace(SMALL, rec=0.3), replace(SMALL, rec=0.3, decoder="masked"), replace(SMALL, rec=0.3, decoder="lm"),
         replace(SMALL, action=0.0, rec=1.0), replace(SMALL, negatives="batch"), replace(SMALL, hard_weight=4.0, shuffled=True, rec=0.1),
-        replace(SMALL, items="trained", negatives="batch", ids=False, epochs=1), replace(SMALL, share=0.5),
+        replace(SMALL, items="trained", negatives="batch", ids=False), replace(SMALL, share=0.5),
     ],
     ids=repr,
 )  # fmt: skip
@@ -729,6 +732,58 @@ def test_serving_loads_no_decoder(shop: Log, tmp_path: Path, cache: Path) -> Non
     assert value.load(tmp_path / "kept", shop).read(requests) == fitted.read(requests)
 
 
+def test_serving_loads_no_head_of_its_own(shop: Log, tmp_path: Path) -> None:
+    """A checkpoint whose LM head is not its embedding table: what tells words lies beside the decoders."""
+    save_checkpoint(tmp_path / "lm", "qwen3")
+    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm")), dim=16, epochs=1, gen=0.1, rec=0.3)
+    fitted, requests = value.fit(shop, seed=1), shop.requests_in("W3")
+    lm = fitted.network.lm.model
+    assert lm.get_output_embeddings().weight is not lm.get_input_embeddings().weight
+    assert not any("lm_head" in name for name in fitted.tensors())
+    fitted.save(tmp_path / "kept")
+    loaded = value.load(tmp_path / "kept", shop)
+    assert loaded.interests(requests).tobytes() == fitted.interests(requests).tobytes()
+    loaded.save(tmp_path / "again")
+    for folder in ("kept", "again"):
+        again = value.load(tmp_path / folder, shop)
+        assert again.read(requests) == fitted.read(requests) and again.diagnose(requests) == fitted.diagnose(requests)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("embedding.json", "{}", "embedding.json without class"), ("tensors.safetensors", "vectors", "tensors without vectors"),
+        ("tensors.safetensors", "rows", "5 rows of vectors for the"), ("decoders.safetensors", "torn", "needed a checkpoint"),
+        ("decoders.safetensors", "prior", "needed the prior"), ("decoders.safetensors", "rec.map.weight", "needed all weights"),
+    ],
+)  # fmt: skip
+def test_saved_fits_that_are_damaged(file: str, damage: str, says: str, shop: Log, cache: Path, tmp_path: Path) -> None:
+    value = replace(SMALL, rec=0.3)
+    value.fit(shop, seed=0, cache=cache).save(tmp_path / "kept")
+    path = tmp_path / "kept" / file
+    if damage == "{}":
+        path.write_text("{}")
+    elif damage == "torn":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        tensors = load_file(path)
+        changed = {"vectors": tensors["vectors"][:5]} if damage == "rows" else {}
+        save_file({k: x for k, x in tensors.items() if k != damage} | changed, path, {"facts": "{}"})
+    with pytest.raises(KarmafunnelError, match=says):
+        value.load(tmp_path / "kept", shop).read(shop.requests_in("W3"))
+
+
+def test_an_epoch_that_lacks_a_weight(shop: Log, tmp_path: Path) -> None:
+    value = replace(SMALL, epochs=1)
+    value.fit(shop, seed=0, cache=tmp_path)
+    (path,) = tmp_path.glob("karma-*/epoch-001.safetensors")
+    facts, tensors = training.read_tensors(path)[1], load_file(path)
+    tensors.pop(next(name for name in tensors if "q_proj" in name))
+    save_file(tensors, path, {"facts": json.dumps(facts)})
+    with pytest.raises(KarmafunnelError, match=r"needed a checkpoint with all weights, found none of .*q_proj"):
+        value.fit(shop, seed=0, cache=tmp_path)
+
+
 def test_an_interest_is_read_in_words(shop: Log, cache: Path) -> None:
     requests = shop.requests_in("W3")[:40]
     for decoder in ("bow", "lm"):
@@ -890,6 +945,17 @@ def test_pretrained_vision_model_from_a_folder(tmp_path: Path) -> None:
     assert x.shape == (48, 16) and there.sum() == 47 and np.isfinite(x).all()
     with pytest.raises(KarmafunnelError, match="needed a vision model with its image processor"):
         visual_features(log, Pretrained(str(tmp_path / "log")), None, 0, lambda _: None, "cpu")
+    file = tmp_path / "vit" / "model.safetensors"
+    weights = load_file(file)
+    save_file({k: w for k, w in weights.items() if "pooler" not in k}, file, {"format": "pt"})  # as a classifier has none
+    first, again = (visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")[0] for _ in range(2))
+    assert first.tobytes() == again.tobytes() != x.tobytes()
+    save_file({k: w for k, w in weights.items() if "attention" not in k}, file, {"format": "pt"})
+    with pytest.raises(KarmafunnelError, match=r"needed all weights of a vision model, found none of .*attention"):
+        visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(KarmafunnelError, match="needed a vision model with its image processor"):
+        visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")
 
 
 def test_visual_refusals(shop: Log, tmp_path: Path) -> None:

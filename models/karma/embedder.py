@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...log import KarmafunnelError, Log, needs, write_json
@@ -36,11 +35,22 @@ from .diagnose import alignment, column_mass_entropy, sink_rate
 from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
 from .sequences import Batch, lay_out, serving_trees
-from .train import Examples, Features, Trainee, Trainer, asked_words, distinct, request_texts, whitening, word_ids, write_tensors
+from .train import (
+    Examples,
+    Features,
+    Trainee,
+    Trainer,
+    asked_words,
+    distinct,
+    read_tensors,
+    request_texts,
+    whitening,
+    word_ids,
+    write_tensors,
+)
 from .visual import Column, Pretrained, SelfSupervised, visual_features
 
 ROWS = 128  # requests embedded at a time
-NOT_SERVED = ("ids", "text.", "visual.")  # what item vectors are made by
 READ = 8  # words that a bag-of-words reading shows
 
 
@@ -240,24 +250,31 @@ class KARMA(Embedder):
         return self.lexical.dim if self.lexical else 0
 
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
-        tensors, description = read_saved(self, folder, log)
+        words = ("lexical.idf", "lexical.directions") if self.lexical else ()
+        tensors, description = read_saved(self, folder, log, "vectors", *words)
         vectors = tensors.pop("vectors")
         lm = LM.rebuild(description["extras"]["lm"])
         lexical = None
         if self.lexical is not None:
-            idf, directions = (tensors.pop(f"lexical.{name}") for name in ("idf", "directions"))
+            idf, directions = (tensors.pop(name) for name in words)
             lexical = TfidfSVDEmbedding(self.lexical, log, description["extras"]["vocabulary"], idf, directions)
         network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual, self.d_asked)
         weights = {k: torch.from_numpy(v) for k, v in tensors.items()}
-        put_weights(network, weights, str(folder), NOT_SERVED)
+        put_weights(network, weights, str(folder), not_served(network))
         return KarmaEmbedding(self, log, network.eval(), vectors, description["facts"], None, lexical, Path(folder))
+
+
+def not_served(network: Network) -> tuple[str, ...]:
+    """How the names of weights begin that make item vectors, or words: serving needs neither."""
+    head = network.lm.model.get_output_embeddings()
+    return ("ids", "text.", "visual.", *(f"{name}." for name, module in network.named_modules() if module is head))
 
 
 def base_attention(lm: LM, features: Features) -> dict[str, float]:
     """Sinks and column entropy of the model before fine-tuning, reading item texts one after the other as it was taught to."""
     rows = np.flatnonzero(features.n_words > 0)[:512]
     stream = np.concatenate([np.r_[lm.bos, features.words[i, : features.n_words[i]]] for i in rows])
-    length = min(48, len(stream))
+    length = min(48, len(stream), lm.context or 48)
     ids = torch.from_numpy(stream[: len(stream) // length * length].reshape(-1, length)[:64]).to(lm.device)
     there = torch.ones_like(ids, dtype=torch.bool)
     return attention_figures(lm.attentions(lm.embed_tokens(ids), *causal(there)), there)
@@ -361,7 +378,8 @@ class KarmaEmbedding(Embedding):
         return (self.interests(requests[first], past=False) * (asked != "")[:, None])[inverse]
 
     def tensors(self) -> dict[str, np.ndarray]:
-        serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(NOT_SERVED)}
+        apart = not_served(self.network)
+        serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(apart)}
         found = {"vectors": self.vectors} | {name: x.float().cpu().numpy() for name, x in serving.items()}
         return found | {f"lexical.{name}": x for name, x in (self.lexical.tensors() if self.lexical else {}).items()}
 
@@ -371,14 +389,23 @@ class KarmaEmbedding(Embedding):
     # -- reading and diagnosing, with what serving does without ---------------------------------------------------------
 
     def save_more(self, folder: Path) -> None:
-        if self._decoders:
-            write_tensors(folder / "decoders.safetensors", self._decoders, {"facts": "{}"})
+        head = self.network.lm.model.get_output_embeddings()
+        own = {} if head.weight is self.network.lm.model.get_input_embeddings().weight else head.state_dict()
+        if kept := self.decoders() | {f"head.{k}": v.detach() for k, v in own.items()}:
+            write_tensors(folder / "decoders.safetensors", kept, {"facts": "{}"})
 
     def decoders(self) -> dict[str, Tensor]:
-        """Weights of the decoders by name, read from disk on the first call; empty where the fit had none."""
+        """Weights of the decoders by name, read from disk on the first call; empty where the fit had none.
+
+        An LM head of its own, which tells words as they do, is put in its place. Raises KarmafunnelError for a file that is torn.
+        """
         if self._decoders is None:
             file = self._folder / "decoders.safetensors" if self._folder else None
-            self._decoders = load_file(file) if file and file.exists() else {}
+            found = read_tensors(file)[0] if file and file.exists() else {}
+            head = {k.removeprefix("head."): v for k, v in found.items() if k.startswith("head.")}
+            if head:
+                put_weights(self.network.lm.model.get_output_embeddings(), head, str(file))
+            self._decoders = {k: v for k, v in found.items() if not k.startswith("head.")}
         return self._decoders
 
     def reader(self) -> BagOfWords | Autoregressive | None:
@@ -388,7 +415,7 @@ class KarmaEmbedding(Embedding):
             return None
         kind = BagOfWords if self.config.decoder == "bow" else Autoregressive
         decoder: BagOfWords | Autoregressive = kind(self.network.lm, self.config.dim)
-        decoder.load_state_dict(weights)
+        put_weights(decoder, weights, f"{self.value!r}: decoders")
         return decoder.to(self.network.lm.device).eval()
 
     @torch.inference_mode()
@@ -405,6 +432,8 @@ class KarmaEmbedding(Embedding):
         if isinstance(decoder, Autoregressive):
             return decoder.read(lm, z, self.config.text_words)
         log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
+        if "prior" not in self.decoders():
+            raise KarmafunnelError(f"{self.value!r}: needed the prior of words beside the decoder, found {sorted(self.decoders())[:5]}")
         gain = log_p - self.decoders()["prior"].to(z.device)
         likely = (log_p > math.log(2 / lm.vocab)) & tells(lm).to(z.device)  # a rare word gains on noise alone
         best = gain.masked_fill(~likely, -torch.inf).topk(READ, dim=1)
@@ -471,7 +500,7 @@ class KarmaEmbedding(Embedding):
         decoder = {"bow": BagOfWords, "masked": Masked, "lm": Autoregressive}[config.decoder](lm, config.dim)
         weights = {k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")}
         if weights:
-            decoder.load_state_dict(weights)
+            put_weights(decoder, weights, f"{self.value!r}: decoders")
         generator, alone, unseen = torch.Generator().manual_seed(0), [], []
         new = ~np.isin(goal, w1_sequences(self.log, repr(self.value)).item)
         for start in range(0, len(goal), ROWS):
@@ -558,7 +587,7 @@ class FrozenLM(Embedder):
         return mean, turn / (s[:keep] / math.sqrt(len(x))) if self.after == "whitening" else turn
 
     def load(self, folder: Path | str, log: Log) -> FrozenLMEmbedding:
-        tensors, description = read_saved(self, folder, log)
+        tensors, description = read_saved(self, folder, log, "items", "shift", "turn")
         lm = LM.rebuild(description["extras"]["lm"])
         weights = {k.removeprefix("model."): torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}
         put_weights(lm.model, weights, str(folder))

@@ -440,6 +440,8 @@ class Trainer:
         return {"epochs": self.epoch, "steps": self.step, "seconds": round(self.seconds, 1), "curve": rounded}
 
     def put(self, average: dict[str, Tensor]) -> None:
+        if missing := [name for name, _ in self.named if name not in average]:
+            raise KarmafunnelError(f"{self.folder}: needed a checkpoint with all weights, found none of {', '.join(missing[:3])}; delete it")
         with torch.no_grad():
             for name, p in self.named:
                 p.copy_(average[name])

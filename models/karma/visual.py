@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,18 +143,23 @@ def from_model(how: Pretrained, pictures: list[Image.Image], progress: Progress,
     alone = must_be_here(how.source)
     try:
         processor = AutoImageProcessor.from_pretrained(how.source, local_files_only=alone)
-        model = AutoModel.from_pretrained(how.source, local_files_only=alone).eval().to(device)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        opened: Any = AutoModel.from_pretrained(how.source, local_files_only=alone, output_loading_info=True)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise KarmafunnelError(
-            f"{how!r}: needed a vision model with its image processor, found: {str(error).splitlines()[0]}"
+            f"{how!r}: needed a vision model with its image processor, found: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
+    model, report = opened[0].eval().to(device), opened[1]
+    # what is missing transformers draws at random; a classifier has no pooler, whose place the mean over patches takes
+    unpooled = [name for name in report["missing_keys"] if "pooler" in name]
+    if missing := sorted(set(report["missing_keys"]) - set(unpooled)):
+        raise KarmafunnelError(f"{how!r}: needed all weights of a vision model, found none of {', '.join(missing[:3])} ({len(missing)} missing)")
     model = getattr(model, "vision_model", model)
     parts = []
     for start in range(0, len(pictures), 32):
         progress(f"visual features: image {start + 1} of {len(pictures)}")
         pixels = processor(images=pictures[start : start + 32], return_tensors="pt")["pixel_values"].to(device)
         out = model(pixel_values=pixels)
-        pooled = getattr(out, "pooler_output", None)
+        pooled = None if unpooled else getattr(out, "pooler_output", None)
         parts.append((pooled if pooled is not None else out.last_hidden_state.mean(dim=1)).flatten(1).float().cpu().numpy())
     return np.concatenate(parts)
 
