@@ -243,7 +243,7 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
             row = recipe.row(name)
             line |= {"funnel": repr(row.funnel), "embedders": {k: repr(v) for k, v in row.read.items()}}
         line |= {"note": as_row(recipe.rows[name]).note, "seeds": [c.seed for c in done[name]]}
-        line |= {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}}
+        line |= {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}, "paired": []}
         if errors := [c.failed for c in group if c.failed]:
             line["failed"] = errors[0]
         if done[name]:
@@ -254,6 +254,7 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
             line["diagnostics"] = diagnose.merge([figures_of(c) for c in done[name]])
             both = [c for c in done[name] if c.seed in reference]
             if both and name != recipe.against:
+                line["paired"] = [c.seed for c in both]  # those in which both rows are there
                 other = [reference[c.seed] for c in both]
                 a, b = ([Run.open(c.folder / "run") for c in side] for side in (other, both))
                 line["differences"] = {column(row): row for row in against(a, b, measures_of(recipe, a[0]), stages)}
@@ -419,7 +420,7 @@ def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], 
     rows = []
     for line in lines:
         if found := line["differences"]:
-            rows.append([line["row"], str(len(line["seeds"])), *(text_of(found.get(c), True) for c in columns)])
+            rows.append([line["row"], str(len(line["paired"])), *(text_of(found.get(c), True) for c in columns)])
             rows.append([DETECTABLE, "", *(effect(found.get(c)) for c in columns)])
     if rows:
         counts = [sorted({line["differences"][c]["n"] for line in lines if c in line["differences"]}) for c in columns]
@@ -546,18 +547,19 @@ def comma(lines: Sequence[Line]) -> str:
     """One line a row and column, numbers in full."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "seeds", "column", "value", "low", "high", "difference", "d_low", "d_high", "better", "holm", "detectable", "n"])
+    heads = ["row", "seeds", "column", "value", "low", "high", "difference", "d_low", "d_high", "better", "holm", "detectable", "n", "d_seeds"]
+    writer.writerow(heads)
     for line in lines:
         for name, row in line["values"].items():
             other = line["differences"].get(name) or {}
             writer.writerow(
                 [line["row"], len(line["seeds"]), name, row["value"], row["low"], row["high"], other.get("difference"),
                  other.get("low"), other.get("high"), other.get("better"), other.get("holm"),
-                 other.get("smallest_effect"), row["n"]]
+                 other.get("smallest_effect"), row["n"], len(line["paired"]) if other else None]
             )  # fmt: skip
         figures = {name: line["diagnostics"][name] for name in DIAGNOSTICS if name in line["diagnostics"]}
         for name, value in (figures | {f"{MS}, {stage}": ms for stage, ms in line["cost"].items()}).items():
-            writer.writerow([line["row"], len(line["seeds"]), name, value, *[None] * 9])
+            writer.writerow([line["row"], len(line["seeds"]), name, value, *[None] * (len(heads) - 4)])
     return file.getvalue()
 
 

@@ -8,8 +8,9 @@ export `measures`, `seeds`, `by_stage` and `grid`; where it exports no `funnel`,
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -151,19 +152,28 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
         made = replace(made, **_table(path, made, values))
         made.row(str(made.against))  # the others are held against it
         made = replace(made, embedders=dict(as_row(made.rows[str(made.against)]).embedders) | made.embedders)
-        more = {name: _lacking(f"recipe {path}: row {name!r}: ", made.row(name)) for name in made.rows if name not in made.faults}
+        more = {name: _fault(f"recipe {path}: row {name!r}", partial(_lacking, made, name)) for name in made.rows if name not in made.faults}
         made = replace(made, faults={**made.faults, **{name: fault for name, fault in more.items() if fault}})
         made.row(str(made.against))
-    if fault := _lacking(f"recipe {path}: ", made):
+    if fault := _fault(f"recipe {path}", partial(_lacking, made)):
         raise KarmafunnelError(fault)
     return made
 
 
-def _lacking(who: str, recipe: Recipe) -> str:
-    """What a stage names and the recipe lacks, in words; empty where nothing is missing."""
-    for stage in recipe.funnel.stages:
-        if missing := [name for name in stage.embedders() if name not in recipe.embedders]:
-            return f"{who}stage {stage.name} needs embedders {missing}, the recipe has {sorted(recipe.embedders)}"
+def _lacking(recipe: Recipe, row: str | None = None) -> None:
+    """Raise where a stage names an embedder that the recipe, or its row, lacks."""
+    found = recipe if row is None else recipe.row(row)
+    for stage in found.funnel.stages:
+        if missing := [name for name in stage.embedders() if name not in found.embedders]:
+            raise KarmafunnelError(f"stage {stage.name} needs embedders {missing}, the recipe has {sorted(found.embedders)}")
+
+
+def _fault(who: str, check: Callable[[], None]) -> str:
+    """What a check says is wrong, in one line; empty where nothing is. Whatever goes wrong in one row must not sink a table."""
+    try:
+        check()
+    except Exception as error:
+        return f"{who}: {error}" if isinstance(error, KarmafunnelError) else f"{who}: {type(error).__name__}: {error}"
     return ""
 
 
@@ -200,12 +210,8 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     for name in rows:
         if not isinstance(name, str) or not name.strip():
             raise KarmafunnelError(f"recipe {path}: a row needs a name, found {name!r}")
-    faults = {}
-    for name, given in rows.items():
-        try:
-            _check_row(f"recipe {path}: row {name!r}", recipe, given)
-        except KarmafunnelError as error:
-            faults[name] = str(error)
+    found = {name: _fault(f"recipe {path}: row {name!r}", partial(_check_row, recipe, given)) for name, given in rows.items()}
+    faults = {name: fault for name, fault in found.items() if fault}
     if against not in rows:
         raise KarmafunnelError(f"recipe {path}: against needs the name of a row, one of {list(rows)}; found {against!r}")
     if measures is not None and (not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)):
@@ -222,18 +228,18 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     }  # fmt: skip
 
 
-def _check_row(who: str, recipe: Recipe, given: Any) -> None:
+def _check_row(recipe: Recipe, given: Any) -> None:
     if isinstance(given, Exception):
-        raise KarmafunnelError(f"{who}: {given}" if isinstance(given, KarmafunnelError) else f"{who}: {type(given).__name__}: {given}")
+        raise given
     row = as_row(given)
     if not isinstance(row.embedders, Mapping):
-        raise KarmafunnelError(f"{who} needs a dict of name: Embedder, or a Row, found {row.embedders!r}")
+        raise KarmafunnelError(f"needs a dict of name: Embedder, or a Row, found {row.embedders!r}")
     if row.funnel is not None and not isinstance(row.funnel, (Funnel, Stage)):
-        raise KarmafunnelError(f"{who}: funnel needs stages chained with >>, found {row.funnel!r}")
+        raise KarmafunnelError(f"funnel needs stages chained with >>, found {row.funnel!r}")
     known = sorted({n for stage in as_funnel(row.funnel or recipe.funnel).stages for n in stage.embedders()})
     if stray := sorted(set(row.embedders) - set(known)):
-        raise KarmafunnelError(f"{who} names embedders {stray}; those that its funnel reads are {known}")
-    _check_embedders(f"{who}: ", row.embedders)
+        raise KarmafunnelError(f"names embedders {stray}; those that its funnel reads are {known}")
+    _check_embedders("", row.embedders)
 
 
 def _grid(path: Path, recipe: Recipe, rows: Mapping[str, Any], given: Any) -> dict[frozenset[str], str]:

@@ -221,7 +221,7 @@ def test_a_table_without_a_funnel_has_that_of_the_row_against(log, tmp_path):
     [
         ('against, measures, seeds = "random"', 'against, measures, seeds = "nobody"', "against needs the name of a row"),
         ('"random": {},', '"random": {"other": TfidfSVD()},', r"names embedders \['other'\]"),
-        ('"random": {},', '"random": TfidfSVD(),', "row 'random' needs a dict"),
+        ('"random": {},', '"random": TfidfSVD(),', "row 'random': needs a dict"),
         ('"random": {},', '"random": {"interest": 3},', "row 'random': embedder 'interest' needs an Embedder"),
         ('"random": {},', '"": {},', "a row needs a name"),
         ("(0, 1)", "(0, 0)", "seeds needs different whole numbers"),
@@ -255,6 +255,8 @@ rows |= {
     "stray embedder": {"other": TfidfSVD()},
     "no embedder": {"interest": 3},
     "no funnel": Row("recall"),
+    "words for features": Row(Popular(k=50) >> LightGBMPreRank(k=20, features="popularity")),
+    "a word for a number": Row(Popular(k="50")),
     "cannot be asked": lambda log: {"interest": TfidfSVD(dim=log.no_such_thing)},
     "unknown stage": Row(VectorRecall("interest", k=50) >> GMVRank(source="ranker", k=20)),
     "wrong window": {"interest": Knows()},
@@ -266,6 +268,8 @@ against, measures""",
         """
 from dataclasses import dataclass
 from karmafunnel.simulator.recipe import Row
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import GMVRank
 
 
@@ -286,6 +290,8 @@ WHY = {
     "stray embedder": r"names embedders \['other'\]; those that its funnel reads are \['interest'\]",
     "no embedder": "embedder 'interest' needs an Embedder such as",
     "no funnel": "funnel needs stages chained with >>, found 'recall'",
+    "words for features": "row 'words for features': AttributeError",
+    "a word for a number": "row 'a word for a number': TypeError",
     "cannot be asked": "AttributeError.*no_such_thing",
     "unknown stage": "ranker",
     "wrong window": "cannot score W3, on which embedder 'interest' was fitted",
@@ -394,8 +400,29 @@ class Broken(RandomVectors):
         raise ZeroDivisionError("a hole")
 
 
-def with_rows(recipe: Recipe, rows: dict[str, dict[str, Embedder]]) -> Recipe:
-    return Recipe(recipe.name, recipe.text, recipe.funnel, recipe.embedders, recipe.label, rows, "random", ("HR@10",), (0,))
+class Flaky(RandomVectors):
+    """Can be fitted with one seed alone."""
+
+    def fit(self, log, seed=0, *rest, **more):
+        if seed:
+            raise ZeroDivisionError("a hole")
+        return super().fit(log, seed, *rest, **more)
+
+
+def with_rows(recipe: Recipe, rows: dict[str, dict[str, Embedder]], seeds: tuple[int, ...] = (0,)) -> Recipe:
+    return Recipe(recipe.name, recipe.text, recipe.funnel, recipe.embedders, recipe.label, rows, "random", ("HR@10",), seeds)
+
+
+def test_differences_count_the_seeds_in_which_both_rows_are_there(log, whole, tmp_path):
+    recipe, _ = whole
+    rows = {"random": {"interest": Flaky()}, "text": {"interest": TfidfSVD(dim=16)}}
+    assert ablation.ablate(with_rows(recipe, rows, (0, 1)), log, tmp_path, cache=tmp_path / "cache") == []
+    found = lines(tmp_path)["text"]
+    assert found["seeds"] == [0, 1] and found["paired"] == [0] and found["differences"]["HR@10"]["seeds"] == 1
+    values, differences = (tmp_path / "table.md").read_text().split("**differences")
+    assert "| text | 2 |" in values and "| text | 1 |" in differences and "| text | 2 |" not in differences
+    told = pl.read_csv(tmp_path / "table.csv").filter(row="text", column="HR@10")
+    assert (told["seeds"][0], told["d_seeds"][0]) == (2, 1)
 
 
 def test_a_failing_row_is_a_line_and_sinks_nobody(log, whole, tmp_path):
@@ -496,13 +523,14 @@ def test_js_is_paired_over_users_and_seeds(log, whole):
     at = {item: i for i, item in enumerate(log.item_ids)}
     run = Run.open(out / "cells" / "text-0" / "run")
     ledger = run.read("ledger", "request_id", "item_id").unique("request_id", keep="first", maintain_order=True)
-    request, item = ledger.row(0)
-    target = words[at[item]]
-    slate = run.read("slates").filter(pl.col("request_id") == request)["item_id"].to_list()
-    near = np.mean([len(target & words[at[i]]) / len(target | words[at[i]]) for i in slate])
-    pool = log.asof.eligible(np.flatnonzero(log.request_ids == request))[0]
-    chance = np.mean([len(target & words[i]) / len(target | words[i]) for i in pool])
-    assert js("text", 0)[0] == pytest.approx(near - chance, abs=0.12)  # 50 random items against all of them
+    slates = run.read("slates").group_by("request_id").agg("item_id")
+    listed = dict(zip(slates["request_id"], slates["item_id"].to_list(), strict=True))
+    found = []
+    for request, item in ledger.iter_rows():
+        target, pool = words[at[item]], log.asof.eligible(np.flatnonzero(log.request_ids == request))[0]
+        near = np.mean([len(target & words[at[i]]) / len(target | words[at[i]]) for i in listed[request]])
+        found.append(near - np.mean([len(target & words[i]) / len(target | words[i]) for i in pool]))
+    assert np.mean(found) > 0.05 and js("text", 0).mean() == pytest.approx(np.mean(found), abs=0.01)  # 50 random items against all of them
 
 
 def test_the_table_says_where_it_comes_from_in_every_format(log, whole):
