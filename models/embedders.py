@@ -144,16 +144,16 @@ def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> t
     told = ("class", "fields", "embedder", "items", "log", "facts", "extras")
     if missing := [key for key in told if not isinstance(description, dict) or key not in description]:
         raise KarmafunnelError(f"{who} an embedding.json without {', '.join(missing)}")
+    own = json.loads(json.dumps(asdict(value)))  # type: ignore[call-overload]
+    if (description["class"], description["fields"]) != (type(value).__name__, own):
+        raise KarmafunnelError(f"{folder}: needed {value!r}, found {description['embedder']}")
+    if description["items"] != items_checksum(log):
+        raise KarmafunnelError(f"{folder}: needed the items of log {log.name}, found those of log {description['log']}")
     if missing := [name for name in wanted if name not in tensors]:
         raise KarmafunnelError(f"{who} tensors without {', '.join(missing)}")
     for name in OF_ITEMS.intersection(wanted):
         if len(tensors[name]) != log.n_items:
             raise KarmafunnelError(f"{who} {len(tensors[name])} rows of {name} for the {log.n_items} items of log {log.name}")
-    wanted = json.loads(json.dumps(asdict(value)))  # type: ignore[call-overload]
-    if (description["class"], description["fields"]) != (type(value).__name__, wanted):
-        raise KarmafunnelError(f"{folder}: needed {value!r}, found {description['embedder']}")
-    if description["items"] != items_checksum(log):
-        raise KarmafunnelError(f"{folder}: needed the items of log {log.name}, found those of log {description['log']}")
     return tensors, description
 
 
