@@ -102,7 +102,8 @@ def main(threads: int) -> None:
     console.print(table)
     requests = log.requests_in("W3")[:512]
     plain, told = (replace(base, epochs=1, rec=weight).fit(log) for weight in (0.0, 0.1))
-    both = [seconds(lambda e=e: e.interests(requests), 4.0) for e in (plain, told)]  # type: ignore[misc]
+    turns = [[seconds(lambda e=e: e.interests(requests), 0.5) for e in (plain, told)] for _ in range(10)]  # type: ignore[misc]
+    both = np.median(turns, axis=0)  # in turns: the machine drifts by more than what is asked
     console.print(
         f"serving: {1e6 * both[0] / len(requests):.0f} µs an interest without decoders, {1e6 * both[1] / len(requests):.0f} with, "
         f"ratio {both[1] / both[0]:.3f}"
