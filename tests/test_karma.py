@@ -747,6 +747,11 @@ def test_serving_loads_no_head_of_its_own(shop: Log, tmp_path: Path) -> None:
     for folder in ("kept", "again"):
         again = value.load(tmp_path / folder, shop)
         assert again.read(requests) == fitted.read(requests) and again.diagnose(requests) == fitted.diagnose(requests)
+    (tmp_path / "kept" / "decoders.safetensors").unlink()  # serving does without, telling words does not
+    alone = value.load(tmp_path / "kept", shop)
+    assert alone.interests(requests).tobytes() == fitted.interests(requests).tobytes()
+    with pytest.raises(KarmafunnelError, match=r"decoders\.safetensors: needed all weights, found none of weight"):
+        alone.diagnose(requests)
 
 
 @pytest.mark.parametrize(

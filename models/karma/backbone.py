@@ -110,6 +110,12 @@ class LM:
         stack = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
         return stack(inputs_embeds=inputs, attention_mask=additive, position_ids=position, use_cache=False, **more)
 
+    @property
+    def own_head(self) -> nn.Module | None:
+        """The layer that tells words, where it is another than the embedding table; None where they are tied."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return None if head.weight is self.model.get_input_embeddings().weight else head
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits over the vocabulary, (..., vocab)."""
         return self.model.get_output_embeddings()(hidden.to(self.dtype))

@@ -389,22 +389,21 @@ class KarmaEmbedding(Embedding):
     # -- reading and diagnosing, with what serving does without ---------------------------------------------------------
 
     def save_more(self, folder: Path) -> None:
-        head = self.network.lm.model.get_output_embeddings()
-        own = {} if head.weight is self.network.lm.model.get_input_embeddings().weight else head.state_dict()
-        if kept := self.decoders() | {f"head.{k}": v.detach() for k, v in own.items()}:
+        head = self.network.lm.own_head
+        if kept := self.decoders() | {f"head.{k}": v for k, v in (head.state_dict() if head else {}).items()}:
             write_tensors(folder / "decoders.safetensors", kept, {"facts": "{}"})
 
     def decoders(self) -> dict[str, Tensor]:
         """Weights of the decoders by name, read from disk on the first call; empty where the fit had none.
 
-        An LM head of its own, which tells words as they do, is put in its place. Raises KarmafunnelError for a file that is torn.
+        An LM head of its own, which tells words as they do, is put in its place. Raises KarmafunnelError for a file that is torn, and
+        where such a head is not in it: it would tell at random.
         """
         if self._decoders is None:
             file = self._folder / "decoders.safetensors" if self._folder else None
             found = read_tensors(file)[0] if file and file.exists() else {}
-            head = {k.removeprefix("head."): v for k, v in found.items() if k.startswith("head.")}
-            if head:
-                put_weights(self.network.lm.model.get_output_embeddings(), head, str(file))
+            if (head := self.network.lm.own_head) is not None:
+                put_weights(head, {k.removeprefix("head."): v for k, v in found.items() if k.startswith("head.")}, str(file))
             self._decoders = {k: v for k, v in found.items() if not k.startswith("head.")}
         return self._decoders
 
