@@ -33,7 +33,6 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular, VectorRecall
 
-CHUNK = 64  # requests a shard: enough shards for a steady state
 label = "click"
 embedders = {"tfidf": TfidfSVD(dim=64), "cooccurrence": Cooccurrence(dim=64), "random": RandomVectors(dim=64)}
 SAMPLE = Sample(requests=1000)
@@ -78,7 +77,7 @@ def shared(recipe: Recipe, names: Sequence[str], log: Log, limit: int, cache: Pa
     return fitted_in, time.process_time() - start - fitted_in
 
 
-def spread_out(recipe: Recipe, log: Log, limit: int, cache: Path, out: Path, workers: Workers) -> tuple[float, float]:
+def spread_out(recipe: Recipe, log: Log, limit: int, cache: Path, out: Path, workers: Workers, chunk: int) -> tuple[float, float]:
     """Seconds of a replay by workers in all, and seconds a shard in its second half."""
     variant = Variant(recipe, prepare(recipe, log, cache=cache), out)
     done: list[float] = []
@@ -90,7 +89,7 @@ def spread_out(recipe: Recipe, log: Log, limit: int, cache: Path, out: Path, wor
 
     begun = time.perf_counter()
     with mock.patch.object(replaying, "spread", clocked):
-        for error in replay_many([variant], log, limit=limit, cache=cache, workers=workers, chunk=CHUNK).values():
+        for error in replay_many([variant], log, limit=limit, cache=cache, workers=workers, chunk=chunk).values():
             raise error
     half = len(done) // 2  # before it, some worker may still be starting
     return time.perf_counter() - begun, (done[-1] - done[half]) / (len(done) - 1 - half)
@@ -118,8 +117,9 @@ def print_sharing(recipe: Recipe, log: Log, requests: int, at: Path) -> None:
 @click.option("--requests", default=2048, show_default=True, help="Requests replayed; the World has five times as many.")
 @click.option("--sharing/--no-sharing", default=True, show_default=True, help="What the rows of an ablation share.")
 @click.option("--ray/--no-ray", "with_ray", default=True, show_default=True)
+@click.option("--chunk", default=64, show_default=True, help="Requests a shard; a table makes shards of 256, which needs more --requests.")
 @click.option("--repeats", default=3, show_default=True, help="Replays of each way; the fastest counts.")
-def main(items: int, requests: int, sharing: bool, with_ray: bool, repeats: int) -> None:
+def main(items: int, requests: int, sharing: bool, with_ray: bool, chunk: int, repeats: int) -> None:
     """Print what sharing saves, and what processes cost and bring."""
     log = world(items, requests)
     recipe = load_recipe(__file__, log)
@@ -134,10 +134,10 @@ def main(items: int, requests: int, sharing: bool, with_ray: bool, repeats: int)
         for _ in range(repeats):  # in turns: what else the machine does falls on all of them
             for way, workers in ways.items():
                 shutil.rmtree(at / way, ignore_errors=True)
-                whole, shard = spread_out(recipe, log, requests, at / "cache", at / way, workers)
+                whole, shard = spread_out(recipe, log, requests, at / "cache", at / way, workers, chunk)
                 took[way] = min(shard, took.get(way, shard))
                 equal = same(at / way, at / "one process")
-                each = 1000 * shard / CHUNK
+                each = 1000 * shard / chunk
                 print(f"{way}: {whole:.1f} s in all, {each:.2f} ms a request when started, the same bytes: {equal}")
         print(f"two processes {took['one process'] / took['two processes']:.2f} times as fast as one")
         if with_ray:

@@ -3,7 +3,7 @@
     karmafunnel table karma_controls LOG --out out/controls
 
 The strong regime: softmax over the whole catalogue, where what was shown in vain is a negative like any other, and frozen text vectors. On
-Amazon Office and the World on its catalogue each row's setting is the best of as many trials on W2b (karma_trials.py);
+Amazon Office and the World on its catalogue the objectives, SASRec, the frozen LM and TF-IDF were each tried on W2b (karma_trials.py);
 Online Retail's were tried before interests started from the history, other logs take the default untried. The industrial regime is in
 karma_industrial.py.
 """
