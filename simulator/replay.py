@@ -202,6 +202,8 @@ def replay_many(
     for variant in variants:
         partial = partials[variant.out]
         if partial in failed:
+            for stray in partial.glob(".*.tmp"):  # of a worker that was killed while it wrote
+                shutil.rmtree(stray)
             continue
         with atomic_folder(variant.out) as temporary:
             for name in TABLES:
