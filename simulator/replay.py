@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
@@ -236,12 +237,15 @@ def make_shard(
 ) -> dict[Path, Exception]:
     """Write one shard of every Run that lacks it and has not `failed`; returns what went wrong, by folder."""
     begun = Counter(key for ledger in ledgers.values() for key in ledger.fitted.keys)
+    place = {key: i for i, key in enumerate(begun)}
+    alike = sorted(ledgers.items(), key=lambda kept: [place[key] for key in kept[1].fitted.keys])  # after each other
     errors: dict[Path, Exception] = {}
     memories = {id(ledger.scene.memory): ledger.scene.memory for ledger in ledgers.values()}.values()
     for memory in memories:
         memory.on, memory.wanted = True, {key for key, n in begun.items() if n > 1}
-    for folder, ledger in ledgers.items():
+    for folder, ledger in alike:
         shard = folder / f"{number:06d}"
+        begun.subtract(ledger.fitted.keys)
         if folder in failed or shard.is_dir():
             continue
         try:
@@ -251,6 +255,7 @@ def make_shard(
                     frame.write_parquet(temporary / f"{name}.parquet", compression="lz4", statistics=False)
         except Exception as error:  # one variant must not sink the others
             errors[folder] = error
+        ledger.scene.memory.forget({key for key, n in begun.items() if n})  # what no other funnel begins with
     for memory in memories:
         memory.forget()
         memory.on = False
@@ -372,10 +377,14 @@ def progress_bar(console: Console) -> Progress:
 def merge(shards: list[Path], out: Path) -> None:
     """Concatenate Parquet shards, one row group each: memory does not grow with their number."""
     writer: pq.ParquetWriter | None = None
+    # Dictionaries for what repeats, none for scores; no statistics, which nobody asks of ids and ranks that lie in no order.
+    how = {"compression": "zstd", "compression_level": 1, "write_statistics": False}
     try:
         for shard in shards:
             table = pq.ParquetFile(shard).read()  # without the datasets of read_table, which take longer than a shard
-            writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd", compression_level=1)
+            if writer is None:
+                words = [column.name for column in table.schema if not pa.types.is_primitive(column.type)]
+                writer = pq.ParquetWriter(out, table.schema, use_dictionary=words, **how)
             writer.write_table(table.cast(writer.schema))
     finally:
         if writer:

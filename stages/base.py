@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import time
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
@@ -22,10 +23,11 @@ import numpy as np
 import polars as pl
 
 from .. import models
-from ..log import KarmafunnelError, Log, atomic_folder, hash_ids
+from ..log import KarmafunnelError, Log, atomic_folder, hash_ids, needs
 from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
+PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
 FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
 Progress = Callable[[str], None]
 
@@ -116,16 +118,22 @@ class Memory:
         self.wanted: Collection[str] | None = None
         self.embeddings: dict[str, Embedding] = {}
         self.stages: dict[str, Fitted] = {}
+        self._path: dict[int, Scored] = {}
+        self.at_work: Scored | None = None  # what the stage that is running scores
         self.forget()
-        # The clock of vectors that stages share: each is made once, whoever asks first, and charged to every funnel that reads it.
+        # The clock of what stages share, vectors and features: each is made once, whoever asks first, and charged to every funnel that
+        # reads it. Seconds by place: `used` by the stage that is running, `read` by the stages of its funnel before it.
         self.spent = 0.0
         self.used: dict[tuple[Any, ...], float] = {}
+        self.read: dict[tuple[Any, ...], float] = {}
 
     def forget(self, but: Collection[str] = ()) -> None:
         """Drop the steps, but those of some beginnings."""
         kept = {place: found for place, found in getattr(self, "_steps", {}).items() if place[0] in but}
         self._steps: dict[tuple[Any, ...], tuple[Step, State]] = kept
         self._bytes = sum(size_of(state) for _, state in kept.values())
+        if not kept:
+            self._path.clear()
 
     def get(self, key: str, start: tuple[Any, ...]) -> tuple[Step, State] | None:
         return self._steps.get((key, start))
@@ -136,9 +144,27 @@ class Memory:
             self._steps[key, start] = made
             self._bytes += size
 
+    def scored(self, state: State) -> Scored:
+        """What the stage after a state scores. Kept until the next state at its depth: of one chunk, of the funnel that is running."""
+        found = self._path.get(state.depth)
+        if found is None or found.state is not state:
+            found = self._path[state.depth] = Scored(state)
+        return found
+
+    def clocked(self, place: tuple[Any, ...], make: Callable[[], np.ndarray]) -> tuple[np.ndarray, dict[tuple[Any, ...], float]]:
+        """What `make` gives, and the seconds by place that a stage reading it is charged with (its own, and of what it read in turn)."""
+        outer, self.used = self.used, {}
+        before, start = self.spent, time.perf_counter()
+        made = make()
+        seconds = time.perf_counter() - start - (self.spent - before)
+        self.spent += seconds
+        used, self.used = self.used | {place: seconds}, outer
+        self.used |= used
+        return made, used
+
 
 def size_of(state: State) -> int:
-    return int(state.slate.estimated_size() + state.forced.estimated_size())
+    return int(state.slate.estimated_size() + state.forced.estimated_size()) + (0 if state.at is None else state.at.nbytes)
 
 
 @dataclass(eq=False)
@@ -157,7 +183,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.memory = Memory()
         # Kept by embedding, not by name: scenes beside each other share them, and mean different things by a name.
-        self._chunk: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, float]] = {}
+        self._chunk: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, dict[tuple[Any, ...], float]]] = {}
         self._items: dict[Embedding, np.ndarray] = {}
         self._titles: dict[Any, Any] = {}
         self._units: dict[Embedding, tuple[np.ndarray, np.ndarray]] = {}
@@ -226,14 +252,10 @@ class Scene:
         if kept is not None and len(kept[0]):
             at = np.minimum(np.searchsorted(kept[0], requests), len(kept[0]) - 1)
             if np.array_equal(kept[0][at], requests):
-                memory.used[place] = kept[2]
+                memory.used |= kept[2]
                 return kept[1] if len(requests) == len(kept[0]) else kept[1][at]
-        before, start = memory.spent, time.perf_counter()
-        vectors = np.ascontiguousarray(make(requests), dtype=np.float32)
-        seconds = time.perf_counter() - start - (memory.spent - before)  # what it asked for in turn has a clock of its own
-        memory.spent += seconds
-        memory.used[place] = seconds
-        self._chunk[place] = requests.copy(), vectors, seconds
+        vectors, used = memory.clocked(place, lambda: np.ascontiguousarray(make(requests), dtype=np.float32))
+        self._chunk[place] = requests.copy(), vectors, used
         return vectors
 
     @cached_property
@@ -374,9 +396,8 @@ class Funnel:
 
     def __post_init__(self) -> None:
         names = [s.name for s in self.stages]
-        for stage in self.stages:
-            if stage.k < 1:
-                raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): k needs to be at least 1, found {stage.k}")
+        for stage in (part for whole in self.stages for part in (whole, *getattr(whole, "channels", ()))):
+            needs(stage, k=(1, None))
         if len(set(names)) < len(names):
             raise KarmafunnelError(f"funnel: needs stages of different names, found {names}; give one a name=")
 
@@ -520,6 +541,9 @@ class State:
     requests: np.ndarray
     slate: pl.DataFrame
     forced: pl.DataFrame
+    depth: int = 0  # stages that made it
+    before: weakref.ref[Scored] | None = None  # what the last of them scored, as long as that is kept
+    at: np.ndarray | None = None  # where the rows of slate and forced stood there
 
     @classmethod
     def start(cls, requests: np.ndarray, forced: pl.DataFrame | None = None) -> State:
@@ -537,6 +561,41 @@ class State:
         return found.hexdigest()
 
 
+class Scored:
+    """The rows that a stage scores, and what was worked out about them: for the stages after it, and for funnels that begin alike."""
+
+    def __init__(self, state: State):
+        self.state, self.frame = state, with_forced(state.slate, state.forced)
+        self.kept: dict[tuple[Any, ...], tuple[np.ndarray, dict[tuple[Any, ...], float]]] = {}
+
+    def once(self, memory: Memory, what: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `make` gives of these rows, made once for all funnels."""
+        place = (self.state.depth, *what)
+        if place not in self.kept:
+            self.kept[place] = memory.clocked(place, make)
+        made, used = self.kept[place]
+        memory.used |= used
+        return made
+
+    def earlier(self, memory: Memory, what: tuple[Any, ...]) -> np.ndarray | None:
+        """The same of these rows from an earlier stage of this funnel, (n_rows, ...), where one has worked it out.
+
+        Not from what another funnel asked for: each is charged, and gives the same bytes, as if it ran alone.
+        """
+        before = self.state.before() if self.state.before else None
+        if before is None or self.state.at is None:
+            return None
+        place = (before.state.depth, *what)
+        if place in before.kept and place in memory.read:
+            made, used = before.kept[place]
+            memory.used |= used
+        elif (found := before.earlier(memory, what)) is None:
+            return None
+        else:
+            made = found
+        return made.T.take(self.state.at, axis=-1).T  # features lie column by column
+
+
 def no_rows() -> pl.DataFrame:
     """No forced rows: request, item, truth, score, channel."""
     return pl.DataFrame(schema={REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32, CHANNEL: pl.UInt32})
@@ -546,22 +605,22 @@ def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, St
     """One stage: a pure function of what it is handed. With `exact`, an approximate recall also says what an exact search finds."""
     stage, start, scene, requests = fitted.stage, time.perf_counter(), fitted.scene, state.requests
     memory = scene.memory
-    memory.used, before = {}, memory.spent
+    memory.used, memory.at_work, before = {}, None, memory.spent
     handed = None  # rows handed to the stage, where it threw some out
     if isinstance(fitted, Retriever):
         rows, forced = fitted.retrieve(requests, state.forced)
         keep = None
     else:
         check_columns(stage, state.slate)
-        union = with_forced(state.slate, state.forced)
-        made = fitted.outputs(union)
+        memory.at_work = memory.scored(state)
+        made = fitted.outputs(memory.at_work.frame)
         keep = made.pop("keep", None)
         columns = [
             pl.Series(name if name == SCORE else f"{stage.name}.{name}", np.asarray(x, dtype=np.float32))
             for name, x in made.items()
         ]
         n = state.slate.height
-        rows = state.slate.with_columns(x[:n] for x in columns)
+        rows = state.slate.with_columns([*(x[:n] for x in columns), pl.Series(PLACE, np.arange(n))])
         forced = state.forced.with_columns(x[n:] for x in columns)
         if keep is not None:
             handed = np.bincount(np.searchsorted(requests, rows[REQUEST].to_numpy()), minlength=len(requests))
@@ -576,10 +635,14 @@ def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, St
     forced = forced.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
     rows_out = np.bincount(np.searchsorted(requests, slate[REQUEST].to_numpy()), minlength=len(requests))
     seconds, used = time.perf_counter() - start - (memory.spent - before), memory.used
+    at = None
+    if memory.at_work is not None:
+        at = np.concatenate([slate.drop_in_place(PLACE).to_numpy(), np.arange(state.slate.height, memory.at_work.frame.height)])
     oracle = fitted.exact(requests) if exact and isinstance(fitted, Retriever) else None
     step = Step(stage, slate, forced, rows_in if handed is None else handed, rows_out, seconds, oracle, used)
     named = [pl.col(SCORE).alias(f"{stage.name}.score"), pl.col(RANK).alias(f"{stage.name}.rank")]
-    return step, State(requests, slate.with_columns(named), forced.with_columns(named))
+    place = None if memory.at_work is None else weakref.ref(memory.at_work)
+    return step, State(requests, slate.with_columns(named), forced.with_columns(named), state.depth + 1, place, at)
 
 
 @dataclass(frozen=True)
@@ -601,7 +664,8 @@ class FittedFunnel:
         never passed on. With `exact`, an approximate recall also says what an exact search would have found.
         """
         steps: list[Step] = []
-        state, memory, read = State.start(requests, forced), self.scene.memory, dict[tuple[Any, ...], float]()
+        state, memory = State.start(requests, forced), self.scene.memory
+        read = memory.read = dict[tuple[Any, ...], float]()
         start = state.digest, exact
         for i, fitted in enumerate(self.stages):
             key = self.keys[i] if self.keys else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -30,12 +30,32 @@ class Rows:
 
     def __init__(self, scene: Scene, frame: pl.DataFrame):
         self.scene, self.frame = scene, frame
+        at_work = scene.memory.at_work
+        self._scored = at_work if at_work is not None and at_work.frame is frame else None
         self.request, self.item = frame[REQUEST].to_numpy(), frame[ITEM].to_numpy()
         self.requests, self.group = group_rows(self.request)
         forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
         self.candidate = ~forced
         self.sizes = np.bincount(self.group[self.candidate], minlength=len(self.requests))  # candidates of each request
         self._shifted = self.group.astype(np.uint64) << np.uint64(32)
+
+    def columns(self, feature: Feature) -> np.ndarray:
+        """`feature.compute`, once for all funnels that begin alike: float32 (n_rows, n_columns)."""
+        if self._scored is None:
+            return feature.compute(self)
+        return self._scored.once(self.scene.memory, ("columns", *self._content(feature)), lambda: feature.compute(self))
+
+    def pairs(self, feature: Feature) -> np.ndarray:
+        """`feature.pairs`, from the stage before where that has asked for it: float32 (n_rows, n)."""
+        if self._scored is None:
+            return feature.pairs(self)
+        what, memory = ("pairs", *self._content(feature)), self.scene.memory
+        found = self._scored.earlier(memory, what)
+        return self._scored.once(memory, what, lambda: feature.pairs(self)) if found is None else found
+
+    def _content(self, feature: Feature) -> tuple[Any, ...]:
+        """What a feature's values depend on beside the rows."""
+        return tuple(map(self.scene.embeddings.get, feature.embedders())), type(feature), repr(feature)
 
     def _known(self, value: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
         """The candidates whose value is a number (usually all rows: a slice, which copies nothing), and how many each request has."""
@@ -80,7 +100,11 @@ class Rows:
 
 
 class Feature(Typed):
-    """A value with named `columns`; `compute` gives float32 (n_rows, n_columns), NaN where unknown."""
+    """A value with named `columns`; `compute` gives float32 (n_rows, n_columns), NaN where unknown.
+
+    What it says of a (request, item) pair whatever stands beside it is in `pairs`: worked out at the first stage that asks, and taken
+    along by the stages after it, which have fewer of the same pairs. What depends on the other candidates is in `compute`.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ()
 
@@ -90,8 +114,12 @@ class Feature(Typed):
     def check(self, scene: Scene, who: str) -> None:
         """Raise KarmafunnelError where the log lacks what the feature needs."""
 
-    def compute(self, rows: Rows) -> np.ndarray:
+    def pairs(self, rows: Rows) -> np.ndarray:
+        """float32 (n_rows, n): of each pair alone, such that other rows would not change its bits."""
         raise NotImplementedError
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        return rows.pairs(self)
 
 
 def stack(*columns: np.ndarray) -> np.ndarray:
@@ -184,7 +212,7 @@ class Similarity(Feature):
         if self.to == "session" and log.requests["session_id"].null_count() == log.requests.height:
             raise KarmafunnelError(f"{who}: {self!r} needs sessions, log {log.name} has no session_id")
 
-    def compute(self, rows: Rows) -> np.ndarray:
+    def pairs(self, rows: Rows) -> np.ndarray:
         scene, who = rows.scene, repr(self)
         items, there = scene.units(self.embedder, who)
         if self.to == "interest":
@@ -195,6 +223,10 @@ class Similarity(Feature):
         meant = np.any(goals != 0, axis=1)
         if not (meant.all() and there.all()):
             value[~(meant[rows.group] & there[rows.item])] = np.nan
+        return value[:, None]
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        (value,) = rows.pairs(self).T
         return stack(value, rows.share_below(value), rows.z_score(value))
 
     def _goals(self, scene: Scene, requests: np.ndarray) -> np.ndarray:
@@ -306,7 +338,7 @@ class BM25(Feature):
     def check(self, scene: Scene, who: str) -> None:
         Titles.of(scene, f"{who}: {self!r}")
 
-    def compute(self, rows: Rows) -> np.ndarray:
+    def pairs(self, rows: Rows) -> np.ndarray:
         return stack(Titles.of(rows.scene, repr(self)).pair_scores(rows.request, rows.item))
 
 
@@ -322,18 +354,20 @@ class Popularity(Feature):
     def __post_init__(self) -> None:
         needs(self, days=(0.0, None), prior=(1e-9, None))
 
-    def compute(self, rows: Rows) -> np.ndarray:
+    def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
-        total = asof.count(rows.request, rows.item, "event")
         within = int(self.days * DAY) if rows.scene.log.meta["time"] == "clock" else int(self.days * 1000)
-        recent = asof.count(rows.request, rows.item, "event", within)
-        if not rows.scene.log.has("exposures"):
-            nan = np.full(len(rows.item), np.nan)
-            return stack(np.log1p(total), np.log1p(recent), rows.share_below(total), nan, nan, nan)
-        shown = asof.count(rows.request, rows.item, "shown")
-        clicked = asof.count(rows.request, rows.item, "click")
+        counts = [asof.count(rows.request, rows.item, "event"), asof.count(rows.request, rows.item, "event", within)]
+        if rows.scene.log.has("exposures"):
+            counts += [asof.count(rows.request, rows.item, what) for what in ("shown", "click")]
+        return stack(*counts)
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        total, recent, *lists = rows.pairs(self).T
+        shown, clicked = lists or np.full((2, len(rows.item)), np.nan, dtype=np.float32)
         ctr = (clicked + 0.05 * self.prior) / (shown + self.prior)
-        return stack(np.log1p(total), np.log1p(recent), rows.share_below(total), np.log1p(shown), ctr, rows.share_below(ctr))
+        ranks = rows.share_below(total), rows.share_below(ctr) if lists else ctr
+        return stack(np.log1p(total), np.log1p(recent), ranks[0], np.log1p(shown), ctr, ranks[1])
 
 
 @dataclass(frozen=True, repr=False)
@@ -350,7 +384,7 @@ class Price(Feature):
     def __post_init__(self) -> None:
         needs(self, depth=(1, None))
 
-    def compute(self, rows: Rows) -> np.ndarray:
+    def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
         price = asof.price(rows.request, rows.item)
         price = np.log(np.where(price > 0, price, np.nan))
@@ -361,7 +395,11 @@ class Price(Feature):
         row, past = row[np.isfinite(past)], past[np.isfinite(past)]
         n = np.bincount(row, minlength=len(rows.requests))
         mean = np.bincount(row, past, minlength=len(rows.requests)) / np.where(n > 0, n, np.nan)
-        return stack(price, rows.z_score(price), rows.share_below(price), price - mean[rows.group])
+        return stack(price, price - mean[rows.group])
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        price, to_history = rows.pairs(self).T
+        return stack(price, rows.z_score(price), rows.share_below(price), to_history)
 
 
 @dataclass(frozen=True, repr=False)
@@ -381,7 +419,7 @@ class Own(Feature):
     def __post_init__(self) -> None:
         needs(self, depth=(1, None))
 
-    def compute(self, rows: Rows) -> np.ndarray:
+    def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
         count = asof.own_count(rows.request, rows.item)
         lastness, age, _ = self._place(rows, count > 0, own_session=False)
@@ -426,7 +464,7 @@ class Placement(Feature):
         if not scene.log.has("exposures"):
             raise KarmafunnelError(f"{who}: {self!r} needs shown lists, log {scene.log.name} has no exposures")
 
-    def compute(self, rows: Rows) -> np.ndarray:
+    def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
         own = asof.own_position(rows.request, rows.item)
         last = asof.history(rows.requests, 1).items[:, 0]
@@ -477,7 +515,7 @@ def check(features: Sequence[Feature], scene: Scene, who: str) -> None:
 def compute(scene: Scene, features: Sequence[Feature], frame: pl.DataFrame) -> np.ndarray:
     """All features side by side: float32 (n_rows, n_columns)."""
     rows = Rows(scene, frame)
-    parts = [f.compute(rows) for f in features]
+    parts = [rows.columns(f) for f in features]
     ends = np.cumsum([0, *(p.shape[1] for p in parts)])
     out = np.empty((frame.height, ends[-1]), dtype=np.float32)
     for start in range(0, frame.height, BLOCK):  # columns become rows, a piece at a time that stays in the cache

@@ -374,7 +374,9 @@ def taught_by(teacher: Teacher | None, scene: Scene, upstream: FittedFunnel | No
 
 
 def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
-    """Of its features, and of its teacher's, which is fitted along with it."""
+    """Of its features, and of its teacher's, which is fitted along with it; raises KarmafunnelError for what is no feature."""
+    if wrong := [f for f in stage.features if not isinstance(f, Feature)]:
+        raise KarmafunnelError(f"{stage.name}: features needs values such as Popularity(), found {wrong[0]!r}")
     own = tuple(name for f in stage.features for name in f.embedders())
     return own + (stage.teacher.stage.embedders() if stage.teacher is not None else ())
 

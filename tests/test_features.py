@@ -1,8 +1,9 @@
 """Features that live on embeddings, on vectors whose cosines one can see and against slow loops."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,8 +13,23 @@ from karmafunnel.models.ctr import BINS
 from karmafunnel.models.embedders import Cooccurrence, Embedding, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM, Qwen
 from karmafunnel.simulator.replay import Ledgers
-from karmafunnel.stages.base import FORCED, ITEM, REQUEST, FittedFunnel, Scene, fit_embedders
-from karmafunnel.stages.features import BM25, Feature, Rows, Similarity, SimTier, Upstream, Vectors, check, compute
+from karmafunnel.stages.base import FORCED, ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, fit_embedders
+from karmafunnel.stages.features import (
+    BM25,
+    Context,
+    Feature,
+    Own,
+    Placement,
+    Popularity,
+    Price,
+    Rows,
+    Similarity,
+    SimTier,
+    Upstream,
+    Vectors,
+    check,
+    compute,
+)  # fmt: skip
 from karmafunnel.stages.learn import Sample, logged
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -262,6 +278,103 @@ def test_vectors_are_made_once_a_chunk_however_many_stages_ask() -> None:
     assert sorted(embedding.asked) == ["interests", "interests", "queries", "queries"]
     some = scene.interests("e", requests[45:70:3], "test")  # a part of the chunk is part of what was made
     assert np.array_equal(some, embedding._interests[requests[45:70:3]]) and len(embedding.asked) == 4
+
+
+# -- once for all stages and funnels ------------------------------------------------------------------------------------
+
+PAIRED = (Popularity(), Own(depth=20), BM25(), Price(), Similarity("tfidf"), Similarity("tfidf", to="last"), Placement())
+
+
+@dataclass(frozen=True, repr=False)
+class Through(Stage):
+    """A stage that orders by the first feature, lets every other row through where it `thins`, and remembers what it computed."""
+
+    k: int = 20
+    features: tuple[Feature, ...] = ()
+    thins: bool = False
+    name: str = "prerank"
+
+    def embedders(self) -> tuple[str, ...]:
+        return tuple(name for f in self.features for name in f.embedders())
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> "FittedThrough":
+        return FittedThrough(self, scene)
+
+
+class FittedThrough(Fitted):
+    def __init__(self, stage: Through, scene: Scene):
+        self.stage, self.scene = stage, scene
+        self.seen: list[tuple[pl.DataFrame, np.ndarray]] = []
+
+    def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        x = compute(self.scene, self.stage.features, frame)
+        self.seen.append((frame, x))
+        keep = {"keep": frame[ITEM].to_numpy() % 2 == 0} if self.stage.thins else {}
+        return {SCORE: np.nan_to_num(x[:, 0])} | keep
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Features whose pairs were worked out, and of how many rows."""
+    found: list[tuple[str, int]] = []
+    for kind in {type(f) for f in PAIRED}:
+
+        def counted(self: Feature, rows: Rows, real: Any = kind.pairs) -> np.ndarray:
+            found.append((repr(self), len(rows.item)))
+            return real(self, rows)
+
+        monkeypatch.setattr(kind, "pairs", counted)
+    return found
+
+
+def through(scene: Scene, *stages: Through) -> FittedFunnel:
+    funnel: Any = Join([VectorRecall("tfidf", k=30), Popular(k=20)], k=40)
+    for stage in stages:
+        funnel >>= stage
+    return funnel.fit(scene)
+
+
+def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[str, int]]) -> None:
+    log = visits()
+    scene, requests = scene_of(log), log.requests_in("W3")[:40]
+    first = Through(k=25, features=(Upstream(), *PAIRED), thins=True, name="first")
+    between, last = Through(k=15, features=(Upstream(),), name="between"), Through(features=(*PAIRED[::-1], Context()), name="last")
+    ready = through(scene, first, between, last)
+    asked.clear()
+    ready.run(requests, logged(scene, requests))
+    assert sorted(name for name, _ in asked) == sorted(map(repr, PAIRED))  # once each, two stages on
+    ((rows, _),), ((few, x),) = ready.stages[1].seen, ready.stages[3].seen
+    assert {n for _, n in asked} == {rows.height} and few.height < rows.height and 0 < few[FORCED].sum() < few.height
+    fresh = compute(scene_of(log), last.features, few)
+    assert x.tobytes() == fresh.tobytes() and np.isfinite(x).mean() > 0.5
+    asked.clear()
+    ready.run(requests, logged(scene, requests))  # another run of the chunk is another chunk
+    assert len(asked) == len(PAIRED)
+
+
+def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(asked: list[tuple[str, int]]) -> None:
+    log = visits()
+    scene, requests = scene_of(log), log.requests_in("W3")[:40]
+    forced = logged(scene, requests)
+    own, price = Own(depth=20), Price()
+    whole = through(scene, Through(features=(own, price)), Through(features=(own, price), name="rank"))
+    other = through(scene, Through(features=(own, Upstream())), Through(features=(price, own), name="rank"))
+    memory = scene.memory
+    memory.on = True
+    asked.clear()
+    runs = [ready.run(requests, forced) for ready in (whole, other)]
+    memory.on = False
+    at_recall, at_rank = (ready.stages[i].seen[0][0].height for ready, i in ((other, 1), (other, 2)))
+    # Once for both pre-rankers; the other's ranker does not live on the price that only its neighbour's pre-ranker asked for.
+    assert asked == [(repr(own), at_recall), (repr(price), at_recall), (repr(price), at_rank)]
+    places = [{place[:2] + place[4:]: seconds for place, seconds in step.vectors.items() if place[1] == "pairs"} for step in runs[1]]
+    assert [set(found) for found in places] == [set(), {(1, "pairs", repr(own))}, {(1, "pairs", repr(own)), (2, "pairs", repr(price))}]
+    assert places[1] == {place: s for place, s in places[2].items() if place in places[1]} and min(places[2].values()) > 0
+    # What the other's pre-ranker found made is in its seconds, once.
+    assert runs[1][1].seconds > places[1][1, "pairs", repr(own)]
+    for ready in (whole, other):
+        for stage in ready.stages[1:]:
+            assert stage.seen[0][1].tobytes() == compute(scene_of(log), stage.stage.features, stage.seen[0][0]).tobytes()
 
 
 # -- queries ------------------------------------------------------------------------------------------------------------

@@ -273,10 +273,11 @@ def test_an_embedder_with_a_network_stands_apart_and_is_not_counted_twice(shop, 
     assert [(s.name, s.k) for s in made.stages] == [("net", None), ("recall", 60), ("prerank", 20)]
     assert [s.items for s in made.stages[:2]] == [0, 0] and 50 < made["prerank"].items <= 60  # some requests filter
     assert (made["net"].time.base_ms, made["net"].time.request_ms) == pytest.approx((4.1, 1.0), abs=1e-5)
-    assert all(s.time.base_ms < 0.5 and s.time.request_ms < 1e-5 for s in made.stages[1:])
+    # looks at the clock, 0.1 ms each: a stage's, and two for every feature and what it says of pairs
+    assert all(s.time.base_ms < 1.5 and s.time.request_ms < 1e-5 for s in made.stages[1:])
     requests = shop.requests_in("W3")
     together = one_pass(fitted, requests[:1], [])  # without a stage of its own it is recall's
-    assert [row[0] for row in together] == ["recall", "prerank"] and together[0][2] > 5 > 0.5 > together[1][2]
+    assert [row[0] for row in together] == ["recall", "prerank"] and together[0][2] > 5 > 1.5 > together[1][2]
 
 
 def test_a_server_that_is_not_busy_idles_between_passes(shop, monkeypatch):

@@ -13,7 +13,7 @@ from karmafunnel.models.embedders import RandomVectors, RandomVectorsEmbedding
 from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator.measures import Run, measure
 from karmafunnel.simulator.recipe import Recipe, load_recipe
-from karmafunnel.simulator.replay import TABLES, Variant, popularity_band, prepare, replay, replay_many
+from karmafunnel.simulator.replay import TABLES, Ledgers, Variant, popularity_band, prepare, replay, replay_many
 from karmafunnel.stages import base
 from karmafunnel.stages.features import Similarity, Upstream
 from karmafunnel.stages.rank import LightGBMRank
@@ -304,7 +304,26 @@ def test_memory_stays_flat(rows, log, cache, tmp_path):
     memory = first.fitted.scene.memory
     assert memory is second.fitted.scene.memory
     replay_many([first, second], log, chunk=16)
-    assert not memory._steps and memory._bytes == 0 and not memory.on
+    assert not memory._steps and not memory._path and memory._bytes == 0 and not memory.on
+
+
+def test_a_beginning_is_forgotten_when_the_last_funnel_that_has_it_is_through(rows, log, cache, tmp_path, monkeypatch):
+    names = ["whole", "other vectors", "other ranker", "no ranker"]
+    variants = prepared(rows, log, cache, tmp_path, *names)
+    memory, held = variants[0].fitted.scene.memory, []
+    real = Ledgers.shard
+
+    def watched(self, requests, number):
+        held.append((self.fitted.keys, {key for key, _ in memory._steps}))
+        return real(self, requests, number)
+
+    monkeypatch.setattr(Ledgers, "shard", watched)
+    assert replay_many(variants, log, chunk=10_000) == {}
+    assert len(held) == len(names) and any(there for _, there in held)
+    for i, (_, there) in enumerate(held):
+        assert there <= {key for keys, _ in held[i:] for key in keys}
+    # those that begin alike follow each other, the shortest first, else in the order given
+    assert [keys for keys, _ in held] == [variants[i].fitted.keys for i in (3, 0, 2, 1)]
 
 
 def test_a_variant_that_dies_leaves_the_others_whole_and_its_shards(rows, log, cache, tmp_path, monkeypatch):

@@ -385,6 +385,13 @@ class TestErrors:
         with pytest.raises(KarmafunnelError, match=r"rank \(ItemKNN\): needs finite scores, found nan for request 'r400', item"):
             funnel.run(np.array([400]))
 
+    @pytest.mark.parametrize("k", [0, 2.5, True])
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_a_cutoff_that_is_no_whole_number(self, k: float, inside: bool) -> None:
+        stage = Popular(k=k)  # type: ignore[arg-type]
+        with pytest.raises(KarmafunnelError, match=f"Popular: k needs a whole number of 1 or more, found {k}"):
+            Funnel((Join([Popular(), stage]) if inside else stage,))
+
     def test_names_and_replacements(self):
         with pytest.raises(KarmafunnelError, match="different names"):
             Uniform() >> Popular()

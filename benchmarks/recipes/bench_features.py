@@ -32,7 +32,8 @@ class Clock:
         self.now = now
         self.seconds: dict[str, float] = {}
         self.rows = 0
-        for kind in subclasses(Feature):
+        kinds: list[type[Any]] = [Feature, *subclasses(Feature)]
+        for kind in kinds:
             kind.compute = self._timed(kind.compute, repr)
         whole = features.compute
         for module in [m for m in sys.modules.values() if getattr(m, "compute", None) is whole]:

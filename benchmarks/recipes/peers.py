@@ -409,6 +409,7 @@ def side_by_side(
     money = ["GMV-HR@10"] if log.truth(label)["money"].drop_nulls().len() else []
     measures = {"own": ["HR@10", "HR@50", *money], "ranking": ["HR@10", "HR@50", *money]}
     if shown:
+        measures["own"] += ["HR@1", "HR@5", "MRR"]
         measures["ranking"] = ["HR@1:exposures", "HR@5:exposures", "MRR:exposures"]
     runs: dict[str, dict[str, list[Run]]] = {"own": {OURS: []}, "ranking": {OURS: []}}
     facts: dict[str, list[dict[str, Any]]] = {}
