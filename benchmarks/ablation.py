@@ -317,9 +317,13 @@ def column(row: Line) -> str:
 
 
 def cost(runs: Sequence[Run]) -> dict[str, float]:
-    """Milliseconds a request of each stage as if the funnel ran alone: mean over chunks, then seeds; and `total`."""
-    timing = pl.concat([run.read("timing", "stage", (1000 * pl.col("seconds") / pl.col("requests")).alias("ms")) for run in runs])
-    by = dict(timing.group_by("stage", maintain_order=True).agg(pl.col("ms").mean()).iter_rows())
+    """Milliseconds a request of each stage as if the funnel ran alone: median over chunks, then mean over seeds; and `total`.
+
+    The first chunk warms up, and a machine at work stalls now and then: a mean over chunks would tell of that.
+    """
+    each = (1000 * pl.col("seconds") / pl.col("requests")).alias("ms")
+    by_seed = [run.read("timing", "stage", each).group_by("stage", maintain_order=True).agg(pl.col("ms").median()) for run in runs]
+    by = dict(pl.concat(by_seed).group_by("stage", maintain_order=True).agg(pl.col("ms").mean()).iter_rows())
     return by | {"total": sum(by.values())}
 
 
@@ -467,7 +471,7 @@ def definitions(lines: Sequence[Line]) -> list[str]:
     names |= dict.fromkeys(d for d in DEFINITIONS if any(d in line["diagnostics"] for line in lines))
     more = {}
     if any(line["cost"] for line in lines):
-        more[MS] = "time of each stage as if its funnel ran alone, mean over chunks of requests, then seeds"
+        more[MS] = "time of each stage as if its funnel ran alone, median over chunks of requests, mean over seeds"
     if any(line["differences"] for line in lines):
         more[DETECTABLE] = "the smallest difference that the comparison above it would have found with 80% power"
     return [*(f"{name}: {DEFINITIONS.get(name) or define(name)}." for name in names), *(f"{k}: {v}." for k, v in more.items())]

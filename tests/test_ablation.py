@@ -671,3 +671,20 @@ def test_curves_are_lines_with_bands(tmp_path):
     ):
         with pytest.raises(KarmafunnelError, match="curve_figure"):
             curve_figure(bad, "semantic")
+
+
+class Timed:
+    """A Run of one-request chunks that took so many ms by stage."""
+
+    def __init__(self, **ms: list[float]):
+        self.ms = ms
+
+    def read(self, table: str, *columns: Any) -> pl.DataFrame:
+        rows = [(stage, x / 1000, 1) for stage, times in self.ms.items() for x in times]
+        return pl.DataFrame(rows, schema=["stage", "seconds", "requests"], orient="row").select(columns)
+
+
+def test_cost_is_not_that_of_a_stall() -> None:
+    """A chunk's median, then the seeds' mean."""
+    runs = [Timed(recall=[9.0, 2.0, 2.0], rank=[1.0, 1.0, 400.0]), Timed(recall=[3.0, 4.0, 5.0], rank=[2.0, 2.0, 2.0])]
+    assert ablation.cost(runs) == pytest.approx({"recall": 3.0, "rank": 1.5, "total": 4.5})  # type: ignore[arg-type]
