@@ -235,7 +235,7 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
         by_row.setdefault(cell.row, []).append(cell)
     done = {name: [c for c in group if c.done] for name, group in by_row.items()}
     reference = {c.seed: c for c in done.get(recipe.against or "", [])}
-    stages = stages_of(recipe, list(by_row)) if recipe.by_stage else []
+    stages = stages_of(recipe, [name for name in by_row if done[name]]) if recipe.by_stage else []
     lines: list[Line] = []
     for name, group in by_row.items():
         line: Line = {"row": name, "funnel": "", "embedders": {}}
@@ -260,11 +260,22 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
                 line["differences"] = {column(row): row for row in against(a, b, measures_of(recipe, a[0]), stages)}
                 line["differences"][JS] = of_requests([similarity(c) for c in both], [similarity(c) for c in other], b)
         lines.append(line)
-    # one family of questions, one correction: every difference that the table prints
-    every = [row for line in lines for row in line["differences"].values()]
-    for row, mark in zip(every, holm([np.nan if r["p"] is None else r["p"] for r in every]), strict=True):
-        row["holm"] = mark
+    # One family of questions, one correction: every difference that the table prints, once. A last stage may stand in two columns;
+    # what is before the first change is no question.
+    family: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        for d in line["differences"].values():
+            family.setdefault((line["row"], d["measure"], d.get("slice"), d.get("stage")), []).append(d)
+    asked_once = [np.nan if same[0]["p"] is None or unchanged(same[0]) else same[0]["p"] for same in family.values()]
+    for alike, mark in zip(family.values(), holm(asked_once), strict=True):
+        for d in alike:
+            d["holm"] = mark
     return lines
+
+
+def unchanged(row: Line) -> bool:
+    """Whether no resample has any difference: the stages so far are the same in both rows."""
+    return row.get("difference") == row["low"] == row["high"] == 0
 
 
 def figures_of(cell: Cell) -> dict[str, Any]:
@@ -329,14 +340,14 @@ def cost(runs: Sequence[Run]) -> dict[str, float]:
 
 def saved(runs: Sequence[Run]) -> str:
     """How often a stage ran on a chunk, of how often it was asked to; nothing, where no Run shares a stage."""
-    has = [run.read("timing", "seconds", "shared") for run in runs if "shared" in run.columns("timing")]
-    timing = pl.concat(has) if has else pl.DataFrame(schema={"seconds": pl.Float64, "shared": pl.Boolean})
+    has = [run.read("timing") for run in runs if {"shared", "spent"} <= set(run.columns("timing"))]
+    timing = pl.concat(has) if has else pl.DataFrame(schema={"shared": pl.Boolean})
     ran = timing.filter(~pl.col("shared"))
     if ran.height == timing.height:
         return ""
     return (
         f"rows whose funnels begin alike share stages: {ran.height:,} of {timing.height:,} runs of a stage on a chunk "
-        f"({ran.height / timing.height:.0%}), {ran['seconds'].sum():.1f} s of {timing['seconds'].sum():.1f} s"
+        f"({ran.height / timing.height:.0%}), {ran['spent'].sum():.1f} s of {timing['seconds'].sum():.1f} s"
     )
 
 
@@ -383,6 +394,8 @@ def text_of(row: Line | None, signed: bool = False) -> str:
     """A value (or a difference) with its interval; ** stands after Holm's correction, * before it."""
     if not row or row.get("difference" if signed else "value") is None:
         return "n/a"
+    if signed and unchanged(row):
+        return "="
     value = row["difference"] if signed else row["value"]
     decimals = places(value)
     text = number(value, signed, decimals)
@@ -398,7 +411,7 @@ MS, DETECTABLE = "ms a request", "detectable"
 def effect(row: Line | None) -> str:
     """The smallest difference that would have been found with 80% power."""
     found = None if row is None else row.get("smallest_effect")
-    return "" if found is None or not np.isfinite(found) else f"±{number(found)}"
+    return "" if not row or found is None or not np.isfinite(found) or unchanged(row) else f"±{number(found)}"
 
 
 def spent(cost: dict[str, float]) -> str:
@@ -432,7 +445,7 @@ def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], 
         title = f"differences to {recipe.against}, paired; * leaves out 0 with one sign in every seed, ** also after Holm"
         out.append((title, ["row", "seeds", *columns], rows))
     names = [d for d in DIAGNOSTICS if any(d in line["diagnostics"] for line in lines)]
-    short = lambda v: "" if v is None else f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}"
+    short = lambda v: "" if v is None else (f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}").replace("-", "−")
     rows = [[line["row"], *(short(line["diagnostics"].get(d)) for d in names)] for line in lines if line["seeds"]]
     if names:
         out.append(("diagnostics, means over seeds", ["row", *names], rows))
@@ -462,6 +475,14 @@ DEFINITIONS = {
     "median rank of cold targets": "among all eligible items by inner product, of the first truth items that were never a target in W1",
     "popularity of top 50": "mean share of the catalogue that is chosen less often in W1 than what is retrieved",
     "readable, nats": "what a linear probe from the interest saves a word of the target's text, over the words' frequencies",
+    "perplexity given interest": "of the targets' texts, told from the interest alone",
+    "perplexity given history": "of the targets' texts, told from the history",
+    "sink rate, first": "share of attention heads that a first place takes more than .3 of (base: before fine-tuning)",
+    "column entropy": "of where attention falls: 0 all on one place, 1 evenly",
+    "effective rank, items": "exp of the entropy of the vectors' singular values, centred: 1 to their dimension",
+    "uniformity, items": "log mean exp(-2 distance^2) over pairs of unit vectors: 0 all alike, near -4 spread out",
+    "alignment": "mean squared distance of an interest and its target at length 1: 0 to 4, lower is closer",
+    "embedding µs a request": "making one interest, in batches",
 }
 
 
@@ -493,6 +514,8 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
     parts = parts_of(recipe, todo)
     if recipe.grid and not parts and (lost := [line["row"] for line in lines if line["row"] in recipe.grid.values() and "failed" in line]):
         below.insert(1, f"no attribution: it needs every row of the grid, and {', '.join(lost)} failed")
+    if any(line["row"] == recipe.against and "failed" in line and not line["seeds"] for line in lines):
+        below.insert(1, f"no differences: they are to {recipe.against}, which failed")
     title = f"{recipe.name} on {log.name}"
     texts = {
         "table.json": json.dumps({"recipe": recipe.name, "against": recipe.against, "lines": lines, "record": below}, indent=1, default=float),
@@ -540,7 +563,8 @@ def latex(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], b
     """A `table` environment a sheet; the last also says where all of them come from."""
     out = []
     for i, (name, heads, rows) in enumerate(found):
-        cells = [[re.sub(r" (\[.*\])", r" {\\scriptsize \1}", latex_escape(cell)) for cell in row] for row in rows]
+        small = (lambda text: text) if name == "failed" else (lambda text: re.sub(r" (\[.*\])", r" {\\scriptsize \1}", text))
+        cells = [[small(latex_escape(cell)) for cell in row] for row in rows]
         figures = "r" * (len(heads) - 1) if name != "failed" else r"p{0.7\textwidth}"
         notes = map(latex_escape, below if i == len(found) - 1 else ())
         out.append(booktabs("l" + figures, [latex_escape(h) for h in heads], cells, notes, latex_escape(f"{title}: {name}")))
@@ -574,9 +598,11 @@ def page(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], be
     for name, heads, rows in found:
         head = "".join(f"<th>{escape(h)}</th>" for h in heads)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        tables += f'<h2>{escape(name)}</h2><div style="overflow-x:auto"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    foot = "".join(f"<p>{escape(line)}</p>" for line in below)
-    style = f"<style>{css} td, th {{ white-space: nowrap; padding: 3px 8px; text-align: left }}</style>"
+        wide = ' class="told"' if name == "failed" else ""
+        table = f"<table{wide}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        tables += f'<h2>{escape(name)}</h2><div style="overflow-x:auto">{table}</div>'
+    foot = "".join("<p>" + re.sub("`(.+)`", r"<code>\1</code>", escape(line)) + "</p>" for line in below)
+    style = f"<style>{css} td, th {{ white-space: nowrap; padding: 3px 8px; text-align: left }} .told td {{ white-space: normal }}</style>"
     start = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>{style}<body>'
     return f"{start}<h1>{escape(title)}</h1>{tables}{foot}</body></html>"
 

@@ -518,7 +518,7 @@ def times(entries: Sequence[Entry]) -> Section:
             )  # fmt: skip
         text += name_of(entries, entry)
         text += plain_table(
-            ["stage", "ms a request", "p95 over chunks", "rows in", "rows out", "µs a row in", "share of time"], rows
+            ["stage", "mean ms a request", "p95 over chunks", "rows in", "rows out", "µs a row in", "share of time"], rows
         )
     return Section("time", "Time", "Time and rows", text)
 

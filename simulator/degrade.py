@@ -181,6 +181,7 @@ def _vectors(
 ) -> tuple[str, Embedding]:
     """What an embedder's mode is in full, and the embedding in its place."""
     embedding, recall = fitted.scene.embeddings[name], fitted.stages[0].stage
+    views = fitted.scene.memory.views  # one for all paths: what they share is made once
     kind, _, said = mode.partition("@")
     if mode == SKIP:
         channels = getattr(recall, "channels", (recall,))
@@ -189,7 +190,7 @@ def _vectors(
                 f"{who}: skipping {name} needs a Join with a channel that does without its vectors, found {recall!r}; "
                 f"name a fallback of {recall.name} instead"
             )
-        return mode, Absent(embedding)
+        return mode, views.setdefault((embedding, mode), Absent(embedding))
     if kind != STALE:
         raise KarmafunnelError(f"{who}: {name} is an embedder and has the modes 'stale', 'stale@MINUTES' and 'skip', found {mode!r}")
     minutes = stale_minutes.get(name) if isinstance(stale_minutes, Mapping) else stale_minutes
@@ -199,7 +200,10 @@ def _vectors(
         minutes = None
     if minutes is None:
         raise KarmafunnelError(f"{who}: {name} needs stale_minutes, as --stale-minutes or as 'stale@60'; found {mode!r}")
-    return f"{STALE}@{minutes:g}", NearLine(embedding, minutes, f"{who}: {name}")
+    text = f"{STALE}@{minutes:g}"
+    if (embedding, text) not in views:
+        views[embedding, text] = NearLine(embedding, minutes, f"{who}: {name}")
+    return text, views[embedding, text]
 
 
 def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriever]) -> Fitted:

@@ -7,6 +7,7 @@ export `measures`, `seeds`, `by_stage` and `grid`; where it exports no `funnel`,
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,10 @@ class Recipe:
     @property
     def outside(self) -> str:
         """The file's text where it defines classes of its own, which the code of the package does not stand for."""
-        return self.text if "class " in self.text else ""
+        try:
+            return self.text if any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(self.text))) else ""
+        except SyntaxError:
+            return self.text
 
     @property
     def read(self) -> dict[str, Embedder]:

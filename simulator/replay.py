@@ -362,7 +362,7 @@ def work(job: Job, number: int) -> dict[Path, Exception]:
 
 def line_of(error: Exception) -> str:
     """What went wrong, in a line."""
-    return str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}"
+    return " ".join((str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}").split())
 
 
 # -- the folder of a Run ------------------------------------------------------------------------------------------------
@@ -469,7 +469,7 @@ class Ledgers:
             "scored": self._scored(steps, eligible),
             "timing": pl.DataFrame(
                 [
-                    [number, s.stage.name, len(requests), int(s.rows_in.sum()), int(s.rows_out.sum()), s.seconds, s.shared]
+                    [number, s.stage.name, len(requests), int(s.rows_in.sum()), int(s.rows_out.sum()), s.seconds, s.shared, s.spent]
                     for s in steps
                 ],
                 schema={
@@ -480,6 +480,7 @@ class Ledgers:
                     "rows_out": pl.Int64,
                     "seconds": pl.Float64,
                     "shared": pl.Boolean,  # run for another funnel that begins alike; the seconds are those of that one run
+                    "spent": pl.Float64,  # seconds that really passed here; `seconds`: as if the funnel ran alone
                 },
                 orient="row",
             ),

@@ -120,6 +120,8 @@ class Memory:
         self.stages: dict[str, Fitted] = {}
         self._path: dict[int, Scored] = {}
         self.at_work: Scored | None = None  # what the stage that is running scores
+        self.begun_alike = False  # whether other funnels come to these very rows
+        self.views: dict[tuple[Embedding, str], Embedding] = {}  # embeddings in another mode: stale, absent
         self.forget()
         # The clock of what stages share, vectors and features: each is made once, whoever asks first, and charged to every funnel that
         # reads it. Seconds by place: `used` by the stage that is running, `read` by the stages of its funnel before it.
@@ -131,23 +133,30 @@ class Memory:
         """Drop the steps, but those of some beginnings."""
         kept = {place: found for place, found in getattr(self, "_steps", {}).items() if place[0] in but}
         self._steps: dict[tuple[Any, ...], tuple[Step, State]] = kept
-        self._bytes = sum(size_of(state) for _, state in kept.values())
+        self._bytes = sum(size_of(state) for _, state in kept.values()) + sum(scored.bytes for scored in self._path.values())
+        self.at_work = None
         if not kept:
             self._path.clear()
+            self._bytes = 0
 
     def get(self, key: str, start: tuple[Any, ...]) -> tuple[Step, State] | None:
         return self._steps.get((key, start))
 
     def put(self, key: str, start: tuple[Any, ...], made: tuple[Step, State]) -> None:
-        size = size_of(made[1])
-        if self.on and (self.wanted is None or key in self.wanted) and self._bytes + size <= self.most:
+        if self.on and (self.wanted is None or key in self.wanted) and self.room(size_of(made[1])):
             self._steps[key, start] = made
-            self._bytes += size
+
+    def room(self, size: int) -> bool:
+        """Whether so many bytes more may be kept; counts them where they may."""
+        fits = self._bytes + size <= self.most
+        self._bytes += size if fits else 0
+        return fits
 
     def scored(self, state: State) -> Scored:
         """What the stage after a state scores. Kept until the next state at its depth: of one chunk, of the funnel that is running."""
         found = self._path.get(state.depth)
         if found is None or found.state is not state:
+            self._bytes -= found.bytes if found else 0
             found = self._path[state.depth] = Scored(state)
         return found
 
@@ -155,7 +164,8 @@ class Memory:
         """What `make` gives, and the seconds by place that a stage reading it is charged with (its own, and of what it read in turn)."""
         outer, self.used = self.used, {}
         before, start = self.spent, time.perf_counter()
-        made = make()
+        made = make().view()
+        made.flags.writeable = False  # others read it, too
         seconds = time.perf_counter() - start - (self.spent - before)
         self.spent += seconds
         used, self.used = self.used | {place: seconds}, outer
@@ -530,8 +540,9 @@ class Step:
     rows_out: np.ndarray  # (n_requests,)
     seconds: float
     exact: pl.DataFrame | None = None
-    vectors: dict[tuple[Any, ...], float] = field(default_factory=dict)  # seconds of the vectors it read, not in `seconds`
+    vectors: dict[tuple[Any, ...], float] = field(default_factory=dict)  # seconds of the vectors and features it read, not in `seconds`
     shared: bool = False  # another funnel that begins alike had run it
+    spent: float = 0.0  # seconds that passed here: less than `seconds` where others had made what it read
 
 
 @dataclass(frozen=True)
@@ -567,14 +578,19 @@ class Scored:
     def __init__(self, state: State):
         self.state, self.frame = state, with_forced(state.slate, state.forced)
         self.kept: dict[tuple[Any, ...], tuple[np.ndarray, dict[tuple[Any, ...], float]]] = {}
+        self.bytes = 0
 
     def once(self, memory: Memory, what: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """What `make` gives of these rows, made once for all funnels."""
+        """What `make` gives of these rows, made once for all funnels as long as there is room for it."""
         place = (self.state.depth, *what)
-        if place not in self.kept:
-            self.kept[place] = memory.clocked(place, make)
-        made, used = self.kept[place]
-        memory.used |= used
+        if place in self.kept:
+            made, used = self.kept[place]
+            memory.used |= used
+            return made
+        made, used = memory.clocked(place, make)
+        if memory.room(made.nbytes):
+            self.kept[place] = made, used
+            self.bytes += made.nbytes
         return made
 
     def earlier(self, memory: Memory, what: tuple[Any, ...]) -> np.ndarray | None:
@@ -634,12 +650,13 @@ def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, St
         forced = forced.with_columns(beyond.cast(pl.Int32).alias(RANK))
     forced = forced.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
     rows_out = np.bincount(np.searchsorted(requests, slate[REQUEST].to_numpy()), minlength=len(requests))
-    seconds, used = time.perf_counter() - start - (memory.spent - before), memory.used
+    spent, used = time.perf_counter() - start, memory.used
+    seconds = spent - (memory.spent - before)
     at = None
     if memory.at_work is not None:
         at = np.concatenate([slate.drop_in_place(PLACE).to_numpy(), np.arange(state.slate.height, memory.at_work.frame.height)])
     oracle = fitted.exact(requests) if exact and isinstance(fitted, Retriever) else None
-    step = Step(stage, slate, forced, rows_in if handed is None else handed, rows_out, seconds, oracle, used)
+    step = Step(stage, slate, forced, rows_in if handed is None else handed, rows_out, seconds, oracle, used, spent=spent)
     named = [pl.col(SCORE).alias(f"{stage.name}.score"), pl.col(RANK).alias(f"{stage.name}.rank")]
     place = None if memory.at_work is None else weakref.ref(memory.at_work)
     return step, State(requests, slate.with_columns(named), forced.with_columns(named), state.depth + 1, place, at)
@@ -670,6 +687,7 @@ class FittedFunnel:
         for i, fitted in enumerate(self.stages):
             key = self.keys[i] if self.keys else ""
             kept = memory.get(key, start)
+            memory.begun_alike = memory.on and i > 0 and bool(self.keys) and self.keys[i - 1] in (memory.wanted or ())
             made = advance(fitted, state, exact) if kept is None else kept
             if key and kept is None:
                 memory.put(key, start, made)
@@ -677,7 +695,7 @@ class FittedFunnel:
             # Vectors are charged to the first stage of this funnel that reads them, as if it ran alone.
             seconds = step.seconds + sum(s for place, s in step.vectors.items() if place not in read)
             read |= step.vectors
-            steps.append(replace(step, seconds=seconds, shared=kept is not None))
+            steps.append(replace(step, seconds=seconds, shared=kept is not None, spent=0.0 if kept else step.spent))
         return steps
 
     def explain(self, request_id: str, item_id: str | None = None, top: int = 10) -> pl.DataFrame:
@@ -698,10 +716,10 @@ class FittedFunnel:
         table = []
         previous: pl.DataFrame | None = None
         for fitted, step in zip(self.stages, self.run(requests, forced), strict=True):
-            before = step.forced if previous is None else previous
+            before = step.forced if previous is None else previous  # with the candidates, which ranks and z-scores are of
             needed = step.slate[SCORE].min() if step.slate.height >= step.stage.k else None
             names = self.stages[0].channels  # type: ignore[attr-defined]
-            for row, why in zip(step.forced.iter_rows(named=True), fitted.why(before), strict=True):
+            for row, why in zip(step.forced.iter_rows(named=True), fitted.why(before)[before.height - step.forced.height :], strict=True):
                 found = [name for bit, name in enumerate(names) if row[CHANNEL] >> bit & 1]
                 table.append(
                     {
@@ -711,7 +729,7 @@ class FittedFunnel:
                     }
                 )  # fmt: skip
             keep = [pl.col(SCORE).alias(f"{step.stage.name}.score"), pl.col(RANK).alias(f"{step.stage.name}.rank")]
-            previous = step.forced.with_columns(keep)
+            previous = with_forced(step.slate.with_columns(keep), step.forced.with_columns(keep))
         return pl.DataFrame(table, infer_schema_length=None)
 
 

@@ -41,7 +41,7 @@ class Rows:
 
     def columns(self, feature: Feature) -> np.ndarray:
         """`feature.compute`, once for all funnels that begin alike: float32 (n_rows, n_columns)."""
-        if self._scored is None:
+        if self._scored is None or not self.scene.memory.begun_alike:
             return feature.compute(self)
         return self._scored.once(self.scene.memory, ("columns", *self._content(feature)), lambda: feature.compute(self))
 
@@ -54,8 +54,9 @@ class Rows:
         return self._scored.once(memory, what, lambda: feature.pairs(self)) if found is None else found
 
     def _content(self, feature: Feature) -> tuple[Any, ...]:
-        """What a feature's values depend on beside the rows."""
-        return tuple(map(self.scene.embeddings.get, feature.embedders())), type(feature), repr(feature)
+        """What a feature's values depend on beside the rows. Of one defined elsewhere nobody knows which vectors it reads: on all."""
+        names = feature.embedders() if type(feature).__module__ == __name__ else sorted(self.scene.embeddings)
+        return tuple((name, self.scene.embeddings.get(name)) for name in names), type(feature), repr(feature)
 
     def _known(self, value: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
         """The candidates whose value is a number (usually all rows: a slice, which copies nothing), and how many each request has."""
@@ -152,7 +153,8 @@ class Column(Feature):
 
     def compute(self, rows: Rows) -> np.ndarray:
         if self.column not in rows.frame.columns:
-            raise KarmafunnelError(f"{self!r}: needs the column {self.column!r}, its upstream passes {rows.frame.columns}")
+            passed = [name for name in rows.frame.columns if name not in (FORCED, "truth")]
+            raise KarmafunnelError(f"{self!r}: needs the column {self.column!r}, its upstream passes {passed}")
         return stack(rows.frame[self.column].to_numpy())
 
 

@@ -437,6 +437,51 @@ def test_a_failing_row_is_a_line_and_sinks_nobody(log, whole, tmp_path):
         assert "a hole" in (tmp_path / name).read_text() and "broken" in (tmp_path / name).read_text()
 
 
+def test_without_the_row_that_all_are_held_against_the_table_says_so(log, whole, tmp_path):
+    recipe, _ = whole
+    rows = {"random": {"interest": Broken()}, "text": {"interest": TfidfSVD(dim=16)}}
+    assert ablation.ablate(with_rows(recipe, rows), log, tmp_path, cache=tmp_path / "cache") == []
+    assert not lines(tmp_path)["text"]["differences"] and lines(tmp_path)["text"]["values"]
+    assert "no differences: they are to random, which failed" in (tmp_path / "table.md").read_text()
+
+
+FAMILY = """
+from karmafunnel.models.embedders import Cooccurrence
+from karmafunnel.simulator.recipe import Row
+from karmafunnel.stages.features import Popularity, Similarity
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.recall import Popular
+from karmafunnel.stages.rerank import Rules
+
+first = Popular(k=20) >> LightGBMPreRank(k=10, trees=5, features=[Popularity()])
+label, embedders = None, {"near": Cooccurrence(dim=8)}
+rows = {
+    "plain": Row(first),
+    "near": Row(Popular(k=20) >> LightGBMPreRank(k=10, trees=5, features=[Popularity(), Similarity("near")])),
+    "ruled": Row(first >> Rules(max_per_category=1, sold_out="no such flag")),
+}
+against, measures, seeds, by_stage = "plain", ["HR@5", "HR@10"], (0,), True
+"""
+
+
+def test_holm_asks_each_question_once_and_none_that_has_no_answer(log, tmp_path, monkeypatch):
+    """A row that fails does not give the others a second column of their last stage; recall is the same in both, which is no question."""
+    families: list[list[float]] = []
+    real = ablation.holm
+    monkeypatch.setattr(ablation, "holm", lambda p: families.append([x for x in p if not np.isnan(x)]) or real(p))
+    ablation.ablate(made(log, tmp_path, FAMILY), log, tmp_path / "out", cache=tmp_path / "cache")
+    found = lines(tmp_path / "out")
+    assert "no such flag" in found["ruled"]["failed"]
+    assert list(found["near"]["values"]) == ["HR@5 at recall", "HR@5", "HR@10 at recall", "HR@10", ablation.JS]
+    same = found["near"]["differences"]["HR@5 at recall"]
+    assert same["difference"] == same["low"] == same["high"] == 0 and not same["holm"]
+    assert len(families[-1]) == 2  # HR@5 and HR@10 of the last stage; JS of one recall is the same, too
+    text = (tmp_path / "out" / "table.md").read_text().split("**differences")[1]
+    row = next(line for line in text.splitlines() if line.startswith("| near |"))
+    assert [cell.strip() for cell in row.split("|")][3] == "=" and "±0.000" not in text
+    assert 'class="told"' in (tmp_path / "out" / "table.html").read_text()
+
+
 def test_a_request_with_nothing_eligible_has_no_similarity(tmp_path):
     shop = make_shop(n_requests=300)
     strange = pl.when(pl.int_range(pl.len()) % 7 == 0).then(pl.lit(["colour=9"])).otherwise("filters").alias("filters")

@@ -148,6 +148,14 @@ def test_paths_share_their_beginnings_and_nothing_else(fitted, fallbacks):
     assert not set(key["tfidf=skip"]) & {k for path, keys in key.items() if path != "tfidf=skip" for k in keys}
 
 
+def test_paths_with_an_embedder_in_the_same_mode_have_one_of_it(fitted):
+    """What they share was made with the very vectors that the others read: made and charged once."""
+    for mode in ("stale@60", "skip"):
+        one, other = (along(fitted, f"tfidf={mode}{more}").scene.embeddings["tfidf"] for more in ("", ",rank=10"))
+        assert one is other is not fitted.scene.embeddings["tfidf"]
+    assert along(fitted, "tfidf=stale@60").scene.embeddings["tfidf"] is not along(fitted, "tfidf=stale@5").scene.embeddings["tfidf"]
+
+
 def test_what_a_skipped_stage_would_have_put_out_is_missing(recipe, shop):
     money = replace(recipe, funnel=recipe.funnel.replace(rank=Chances(k=20)) >> GMVRank(k=10))
     fitted = prepare(money, shop)

@@ -13,7 +13,7 @@ from karmafunnel.models.ctr import BINS
 from karmafunnel.models.embedders import Cooccurrence, Embedding, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM, Qwen
 from karmafunnel.simulator.replay import Ledgers
-from karmafunnel.stages.base import FORCED, ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, fit_embedders
+from karmafunnel.stages.base import FORCED, ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Funnel, Scene, Stage, fit_embedders
 from karmafunnel.stages.features import (
     BM25,
     Context,
@@ -328,7 +328,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def through(scene: Scene, *stages: Through) -> FittedFunnel:
-    funnel: Any = Join([VectorRecall("tfidf", k=30), Popular(k=20)], k=40)
+    funnel = Funnel((Join([VectorRecall("tfidf", k=30), Popular(k=20)], k=40),))
     for stage in stages:
         funnel >>= stage
     return funnel.fit(scene)
@@ -360,7 +360,7 @@ def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(ask
     whole = through(scene, Through(features=(own, price)), Through(features=(own, price), name="rank"))
     other = through(scene, Through(features=(own, Upstream())), Through(features=(price, own), name="rank"))
     memory = scene.memory
-    memory.on = True
+    memory.on, memory.wanted = True, {whole.keys[0]}
     asked.clear()
     runs = [ready.run(requests, forced) for ready in (whole, other)]
     memory.on = False
@@ -375,6 +375,100 @@ def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(ask
     for ready in (whole, other):
         for stage in ready.stages[1:]:
             assert stage.seen[0][1].tobytes() == compute(scene_of(log), stage.stage.features, stage.seen[0][0]).tobytes()
+
+
+@dataclass(frozen=True, repr=False)
+class Secret(Feature):
+    """What a recipe may define: it reads vectors without saying so, and fills what it was handed."""
+
+    columns = ("secret",)
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        return rows.scene.interests("e", rows.requests, "secret")[rows.group, :1]
+
+
+@dataclass(frozen=True, repr=False)
+class Filling(Feature):
+    columns = ("filled",)
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        found = rows.pairs(Own(depth=20))
+        found[np.isnan(found)] = 99
+        return found[:, :1]
+
+
+def two_rows(first: Feature, second: Feature) -> tuple[list[FittedFunnel], np.ndarray, Scene]:
+    """Two funnels that begin alike and mean different vectors by "e", ready to run beside each other."""
+    log = visits()
+    scene = scene_of(log)
+    begin = through(scene)
+    fitted = []
+    for i, feature in enumerate((first, second)):
+        mine = scene.beside(scene.embeddings | {"e": given(log, seed=i)})
+        stage = Through(features=(feature,)).fit(mine, None)
+        fitted.append(FittedFunnel(mine, (*begin.stages, stage), (*begin.keys, f"{i}")))
+    scene.memory.on, scene.memory.wanted = True, {begin.keys[0]}
+    return fitted, log.requests_in("W3")[:40], scene
+
+
+def test_a_feature_of_ones_own_is_not_taken_from_a_row_with_other_vectors() -> None:
+    rows, requests, scene = two_rows(Secret(), Secret())
+    for ready in rows:
+        ready.run(requests, logged(scene, requests))
+    seen = [ready.stages[1].seen[0] for ready in rows]  # type: ignore[attr-defined]
+    assert seen[0][0] is seen[1][0]
+    for ready, (frame_, x) in zip(rows, seen, strict=True):
+        assert x.tobytes() == compute(ready.scene.beside(ready.scene.embeddings), (Secret(),), frame_.clone()).tobytes()
+    assert not np.array_equal(seen[0][1], seen[1][1])
+
+
+def test_what_is_shared_cannot_be_written_into() -> None:
+    (first, second), requests, scene = two_rows(Filling(), Own(depth=20))
+    with pytest.raises(ValueError, match="read-only"):
+        first.run(requests)
+    second.run(requests)
+    frame_, x = second.stages[1].seen[0]  # type: ignore[attr-defined]
+    assert np.isnan(x).any() and x.tobytes() == compute(scene_of(visits()), (Own(depth=20),), frame_).tobytes()
+    assert scene.memory._bytes <= scene.memory.most
+
+
+def test_features_are_kept_where_another_funnel_comes_to_them_and_while_there_is_room() -> None:
+    (first, second), requests, scene = two_rows(SimTier("tfidf"), SimTier("tfidf"))
+    memory = scene.memory
+    first.run(requests)
+    ((place, _),) = ((place, held) for place, held in memory._path[1].kept.items() if place[1] == "columns")
+    assert place[0] == 1 and memory._path[1].bytes >= memory._path[1].kept[place][0].nbytes > 0
+    memory.forget()
+    assert not memory._path and memory._bytes == 0 and memory.at_work is None
+    memory.wanted = set()  # nobody else begins like this
+    first.run(requests)
+    assert not any(place[1] == "columns" for place in memory._path[1].kept)
+    memory.forget()
+    memory.wanted, memory.most = {first.keys[0]}, 1000
+    for ready in (first, second):
+        ready.run(requests)
+    assert not memory._path[1].kept and memory._bytes <= 1000
+    assert len({ready.stages[1].seen[-1][1].tobytes() for ready in (first, second)}) == 1  # type: ignore[attr-defined]
+
+
+def test_an_explanation_is_of_what_the_stage_saw() -> None:
+    """Ranks and z-scores are those among the candidates, not among the few items that are explained."""
+    log = visits()
+    scene = scene_of(log)
+    told: list[np.ndarray] = []
+    stage = Through(k=40, features=(Similarity("tfidf"),))
+    ready = through(scene, stage)
+
+    def why(frame: pl.DataFrame) -> list[str]:
+        told.append(compute(scene, stage.features, frame))
+        return [str(i) for i in range(frame.height)]
+
+    ready.stages[1].why = why  # type: ignore[method-assign]
+    found = ready.explain(log.request_ids[log.requests_in("W3")[5]], top=3)
+    ((_, seen),) = ready.stages[1].seen[1:]  # type: ignore[attr-defined]
+    assert told[0].tobytes() == seen.tobytes()
+    mine = found.filter(pl.col("stage") == "prerank")["why"].to_list()
+    assert mine == [str(i) for i in range(len(seen) - len(mine), len(seen))] and 0 < len(mine) < len(seen)
 
 
 # -- queries ------------------------------------------------------------------------------------------------------------

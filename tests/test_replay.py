@@ -177,7 +177,7 @@ def test_explain_says_why_stage_by_stage(log, recipe_file, cache, run):
     why = funnel.explain(kept["request_id"], kept["item_id"])
     assert why["stage"].to_list() == ["recall", "prerank", "rank"] and why["kept"].all()
     assert why["rank"].to_list() == [kept["recall.rank"], kept["prerank.rank"], kept["rank.rank"]]
-    assert "upstream_score=" in why["why"][1] + why["why"][2]
+    assert "upstream_rank=" in why["why"][1] + why["why"][2]
     with pytest.raises(KarmafunnelError, match="no request 'nobody'"):
         funnel.explain("nobody")
 
@@ -290,6 +290,7 @@ def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log
     assert {name: ran.count(name) for name in set(ran)} == {"recall": 2 * chunks, "prerank": 2 * chunks, "rank": 3 * chunks}
     timing = pl.concat([table(v.out, "timing") for v in together])
     assert timing.height == 11 * chunks and timing.filter("shared").height == 4 * chunks
+    assert ((timing["spent"] == 0) == timing["shared"]).all() and (timing["seconds"] > 0).all()
     for variant in together:
         (alone,) = prepared(rows, log, cache, tmp_path / "alone", variant.out.name)
         replay_many([alone], log, chunk=16)
