@@ -36,7 +36,10 @@ class Rows:
         self.requests, self.group = group_rows(self.request)
         forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
         self.candidate = ~forced
-        self.sizes = np.bincount(self.group[self.candidate], minlength=len(self.requests))  # candidates of each request
+        n = int(self.candidate.sum())
+        # Candidates stand before forced rows as a rule: then a slice tells them, which copies nothing.
+        self._candidates = slice(0, n) if self.candidate[:n].all() else self.candidate
+        self.sizes = np.bincount(self.group[self._candidates], minlength=len(self.requests))  # candidates of each request
         self._shifted = self.group.astype(np.uint64) << np.uint64(32)
 
     def columns(self, feature: Feature) -> np.ndarray:
@@ -59,10 +62,10 @@ class Rows:
         return tuple((name, self.scene.embeddings.get(name)) for name in names), type(feature), repr(feature)
 
     def _known(self, value: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
-        """The candidates whose value is a number (usually all rows: a slice, which copies nothing), and how many each request has."""
+        """The candidates whose value is a number, usually all of them, and how many each request has."""
         known = np.isfinite(value)
         if known.all():
-            return (slice(None) if self.candidate.all() else self.candidate), self.sizes
+            return self._candidates, self.sizes
         known &= self.candidate
         return known, np.bincount(self.group[known], minlength=len(self.requests))
 
@@ -88,8 +91,8 @@ class Rows:
             sequence = np.argsort(key)
             ordered = key[sequence]
         before = np.arange(len(key))
-        if not isinstance(known, slice):
-            counted = known[sequence]
+        if not isinstance(known, slice) or known.stop < len(key):
+            counted = sequence < known.stop if isinstance(known, slice) else known[sequence]
             before = np.cumsum(counted) - counted
         before[1:] *= ordered[1:] != ordered[:-1]
         below = np.empty(len(value))
