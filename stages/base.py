@@ -164,7 +164,7 @@ class Memory:
         """What `make` gives, and the seconds by place that a stage reading it is charged with (its own, and of what it read in turn)."""
         outer, self.used = self.used, {}
         before, start = self.spent, time.perf_counter()
-        made = make().view()
+        made = np.asarray(make()).view()
         made.flags.writeable = False  # others read it, too
         seconds = time.perf_counter() - start - (self.spent - before)
         self.spent += seconds
