@@ -47,6 +47,11 @@ class KarmafunnelError(ValueError):
     """A clear refusal: who refuses, what was needed, what was found."""
 
 
+def line_of(error: Exception) -> str:
+    """What went wrong, in a line."""
+    return " ".join((str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}").split())
+
+
 def needs(value: Any, **ranges: tuple[float, float | None]) -> None:
     """Raises KarmafunnelError where a field of a value is no number from low to high, both included; whole where low is an int."""
     for name, (low, high) in ranges.items():

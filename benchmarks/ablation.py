@@ -31,14 +31,14 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.numpy import load_file, save_file
 
-from ..log import KarmafunnelError, Log, atomic_folder, write_json
+from ..log import KarmafunnelError, Log, atomic_folder, line_of, write_json
 from ..models.karma import diagnose
 from ..simulator.attribution import attribute
 from ..simulator.figures import parse_all
 from ..simulator.intervals import Difference, Ratio, holm, interval, over_seeds, resample
 from ..simulator.measures import compare, measure
 from ..simulator.recipe import Recipe, as_row
-from ..simulator.replay import Variant, check_device, check_workers, commit, line_of, prepare, replay_key, replay_many
+from ..simulator.replay import Variant, check_device, check_workers, commit, prepare, replay_key, replay_many
 from ..simulator.run import Run
 from ..simulator.workers import Workers
 from ..stages.base import Progress, content_key, silent
@@ -46,7 +46,7 @@ from .attention import attention_figure
 from .attribution import attribution_figure, attribution_table
 from .curves import write_curve
 from .examine import examine, subject
-from .table import booktabs, define, latex_escape, markdown_escape, number, places
+from .table import booktabs, define, latex_escape, markdown_escape, number, piped, text_of, unchanged
 
 JS = "JS@50 (ours)"
 EXAMINED_BY = hashlib.sha256(Path(__file__).with_name("examine.py").read_bytes()).hexdigest()[:16]  # its code is part of a cell's key
@@ -273,11 +273,6 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
     return lines
 
 
-def unchanged(row: Line) -> bool:
-    """Whether no resample has any difference: the stages so far are the same in both rows."""
-    return row.get("difference") == row["low"] == row["high"] == 0
-
-
 def figures_of(cell: Cell) -> dict[str, Any]:
     """What a cell's facts say in numbers; the seed is no figure, and what is not finite (nothing to measure) is none."""
     facts = cell.read("facts.json")
@@ -388,21 +383,6 @@ def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: li
             if difference.excludes_zero() and same:
                 row["better"] = "B" if value > 0 else "A"
     return row | ({"difference": row["value"]} if others else {})
-
-
-def text_of(row: Line | None, signed: bool = False) -> str:
-    """A value (or a difference) with its interval; ** stands after Holm's correction, * before it."""
-    if not row or row.get("difference" if signed else "value") is None:
-        return "n/a"
-    if signed and unchanged(row):
-        return "="
-    value = row["difference"] if signed else row["value"]
-    decimals = places(value)
-    text = number(value, signed, decimals)
-    if row["low"] is not None:
-        text += f" [{number(row['low'], signed, decimals)}, {number(row['high'], signed, decimals)}]"
-    mark = "" if not signed or not row.get("better") else "**" if row.get("holm") else "*"
-    return text + mark
 
 
 MS, DETECTABLE = "ms a request", "detectable"
@@ -555,7 +535,7 @@ def markdown(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]]
     parts = [f"## {title}"]
     for name, heads, rows in found:
         table = [heads, ["---"] * len(heads), *[[markdown_escape(cell) for cell in row] for row in rows]]
-        parts.append(f"**{name}**\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in table))
+        parts.append(f"**{name}**\n\n{piped(table)}")
     return "\n\n".join([*parts, *below]) + "\n"
 
 

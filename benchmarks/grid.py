@@ -14,7 +14,7 @@ import click
 import polars as pl
 
 from ..log import KarmafunnelError
-from .table import markdown_escape, number
+from .table import Row, markdown_escape, number, piped, text_of
 
 PLACES = ("recall", "pre-ranking", "ranking", "every stage")
 COLUMNS = ("HR@200 at recall", "HR@50 at prerank", "HR@10", "GMV-HR@10", "gAUC:request:exposures")
@@ -22,7 +22,7 @@ COST = "ms a request, total"
 FIGURES = ("value", "low", "high", "difference", "d_low", "d_high")
 
 
-def cells(path: Path) -> tuple[str, dict[tuple[str, str], dict[str, object]]]:
+def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
     """The row that others are held against (the first), and every (row, column) of a table.csv; raises KarmafunnelError for another file."""
     try:
         table = pl.read_csv(path, schema_overrides=dict.fromkeys(FIGURES, pl.Float64) | {"better": pl.String, "holm": pl.String})
@@ -37,16 +37,13 @@ def cells(path: Path) -> tuple[str, dict[tuple[str, str], dict[str, object]]]:
         ) from error
 
 
-def points(line: dict[str, object] | None, signed: bool) -> str:
-    """A share in points: the value, or the difference with its interval and mark; = where nothing differs at all."""
-    if line is None or line["difference" if signed else "value"] is None:
+def points(line: Row | None, signed: bool) -> str:
+    """A share in points: the value, or the difference with its interval and mark; = at a stage before the embedding."""
+    if line is None:
         return "n/a"
-    if not signed:
-        return number(100 * float(line["value"]), decimals=1)  # type: ignore[arg-type]
-    if line["difference"] == line["d_low"] == line["d_high"] == 0:
-        return "="  # a stage before the embedding
-    value, low, high = (number(100 * float(line[x]), True, 1) for x in FIGURES[3:])  # type: ignore[arg-type]
-    return f"{value} [{low}, {high}]" + ("" if line["better"] is None else "**" if line["holm"] == "True" else "*")
+    value, _, _, difference, low, high = (None if line[x] is None else 100 * line[x] for x in FIGURES)
+    row = {"value": value, "difference": difference, "low": low, "high": high, "better": line["better"], "holm": line["holm"] == "True"}
+    return text_of(row, signed, decimals=1)
 
 
 def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequence[str] = COLUMNS) -> str:
@@ -66,16 +63,14 @@ def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequ
             used |= {name for name in names if row.startswith(f"{name} at ")}
             some = [found.get((row, column)) for column in columns]
             cost, seeds = found.get((row, COST)), next(line["seeds"] for (name, _), line in found.items() if name == row)
-            ms = "n/a" if cost is None else number(float(cost["value"]), decimals=1)  # type: ignore[arg-type]
+            ms = "n/a" if cost is None else number(cost["value"], decimals=1)
             lines.append([title if row == against else "", label, str(seeds), *(points(line, signed) for line in some), ms])
     if missing := [name for name in names if name not in used]:
         raise KarmafunnelError(
             f"grid: no row {missing[0]!r} at {' or '.join(PLACES)} in {', '.join(str(path) for _, path in tables)}"
         )
     rule = ["---"] * 2 + ["---:"] * (len(lines[0]) - 2)
-    return "\n".join(
-        "| " + " | ".join(line) + " |" for line in [lines[0], rule, *[[markdown_escape(x) for x in row] for row in lines[1:]]]
-    )
+    return piped([lines[0], rule, *([markdown_escape(x) for x in row] for row in lines[1:])])
 
 
 @click.command()

@@ -56,6 +56,24 @@ def between(row: Row, signed: bool = False, decimals: int | None = None) -> str:
     return f"[{number(row['low'], signed, decimals)}, {number(row['high'], signed, decimals)}]"
 
 
+def unchanged(row: Row) -> bool:
+    """Whether no resample has any difference: the stages so far are the same in both rows."""
+    return row.get("difference") == row["low"] == row["high"] == 0
+
+
+def text_of(row: Row | None, signed: bool = False, decimals: int | None = None) -> str:
+    """A value (or a difference) with its interval; ** stands after Holm's correction, * before it."""
+    if not row or row.get("difference" if signed else "value") is None:
+        return "n/a"
+    if signed and unchanged(row):
+        return "="
+    value = row["difference"] if signed else row["value"]
+    decimals = places(value) if decimals is None else decimals
+    text = f"{number(value, signed, decimals)} {between(row, signed, decimals)}".rstrip()
+    mark = "" if not signed or not row.get("better") else "**" if row.get("holm") else "*"
+    return text + mark
+
+
 def define(measure: str) -> str:
     """What a measure is, in one clause; raises KarmafunnelError for an unknown one. Source: `docs/METRICS.md`."""
     m = Measure.parse(measure)
@@ -384,8 +402,12 @@ def to_markdown(rows: Sequence[Row], across: str = "measure") -> str:
     if any(table.counts):
         lines.append([*("*n*" if i == 0 else "" for i in range(len(table.heads))), *(c.removeprefix("n ") for c in table.counts)])
     notes = [f"{superscript([i])} {markdown_escape(note)}" for i, note in enumerate(table.notes, 1)]
-    out = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return out + "\n" + "".join(f"- {text}\n" for text in [*notes, *map(markdown_escape, table.below)])
+    return piped(lines) + "\n\n" + "".join(f"- {text}\n" for text in [*notes, *map(markdown_escape, table.below)])
+
+
+def piped(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of Markdown cells, the heads and the rule among them."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def markdown_escape(text: str) -> str:

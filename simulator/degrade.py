@@ -201,9 +201,7 @@ def _vectors(
     if minutes is None:
         raise KarmafunnelError(f"{who}: {name} needs stale_minutes, as --stale-minutes or as 'stale@60'; found {mode!r}")
     text = f"{STALE}@{minutes:g}"
-    if (embedding, text) not in views:
-        views[embedding, text] = NearLine(embedding, minutes, f"{who}: {name}")
-    return text, views[embedding, text]
+    return text, views.setdefault((embedding, text), NearLine(embedding, minutes, f"{who}: {name}"))
 
 
 def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriever]) -> Fitted:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..log import KarmafunnelError, Log
+from ..log import KarmafunnelError, Log, line_of
 from ..models.embedders import Embedder
 from ..stages.base import Funnel, Stage
 
@@ -177,7 +177,7 @@ def _fault(who: str, check: Callable[[], None]) -> str:
     try:
         check()
     except Exception as error:
-        return f"{who}: {error}" if isinstance(error, KarmafunnelError) else f"{who}: {type(error).__name__}: {error}"
+        return f"{who}: {line_of(error)}"
     return ""
 
 

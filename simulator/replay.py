@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import __version__
-from ..log import KarmafunnelError, Log, atomic_folder, rows_of, write_json
+from ..log import KarmafunnelError, Log, atomic_folder, line_of, rows_of, write_json
 from ..stages.base import (
     ITEM,
     RANK,
@@ -360,11 +360,6 @@ def work(job: Job, number: int) -> dict[Path, Exception]:
     return told
 
 
-def line_of(error: Exception) -> str:
-    """What went wrong, in a line."""
-    return " ".join((str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}").split())
-
-
 # -- the folder of a Run ------------------------------------------------------------------------------------------------
 
 
@@ -377,14 +372,15 @@ def progress_bar(console: Console) -> Progress:
 def merge(shards: list[Path], out: Path) -> None:
     """Concatenate Parquet shards, one row group each: memory does not grow with their number."""
     writer: pq.ParquetWriter | None = None
-    # Dictionaries for what repeats, none for scores; no statistics, which nobody asks of ids and ranks that lie in no order.
-    how = {"compression": "zstd", "compression_level": 1, "write_statistics": False}
     try:
         for shard in shards:
             table = pq.ParquetFile(shard).read()  # without the datasets of read_table, which take longer than a shard
             if writer is None:
+                # Dictionaries for what repeats, none for scores; no statistics, which nobody asks of ids and ranks that lie in no order.
                 words = [column.name for column in table.schema if not pa.types.is_primitive(column.type)]
-                writer = pq.ParquetWriter(out, table.schema, use_dictionary=words, **how)
+                writer = pq.ParquetWriter(
+                    out, table.schema, compression="zstd", compression_level=1, use_dictionary=words, write_statistics=False
+                )
             writer.write_table(table.cast(writer.schema))
     finally:
         if writer:

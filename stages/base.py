@@ -133,11 +133,10 @@ class Memory:
         """Drop the steps, but those of some beginnings."""
         kept = {place: found for place, found in getattr(self, "_steps", {}).items() if place[0] in but}
         self._steps: dict[tuple[Any, ...], tuple[Step, State]] = kept
-        self._bytes = sum(size_of(state) for _, state in kept.values()) + sum(scored.bytes for scored in self._path.values())
         self.at_work = None
         if not kept:
             self._path.clear()
-            self._bytes = 0
+        self._bytes = sum(size_of(state) for _, state in kept.values()) + sum(scored.bytes for scored in self._path.values())
 
     def get(self, key: str, start: tuple[Any, ...]) -> tuple[Step, State] | None:
         return self._steps.get((key, start))
@@ -601,15 +600,13 @@ class Scored:
         before = self.state.before() if self.state.before else None
         if before is None or self.state.at is None:
             return None
-        place = (before.state.depth, *what)
+        place, found = (before.state.depth, *what), None
         if place in before.kept and place in memory.read:
-            made, used = before.kept[place]
+            found, used = before.kept[place]
             memory.used |= used
-        elif (found := before.earlier(memory, what)) is None:
-            return None
         else:
-            made = found
-        return made.T.take(self.state.at, axis=-1).T  # features lie column by column
+            found = before.earlier(memory, what)
+        return None if found is None else found.T.take(self.state.at, axis=-1).T  # features lie column by column
 
 
 def no_rows() -> pl.DataFrame:
@@ -692,7 +689,7 @@ class FittedFunnel:
             if key and kept is None:
                 memory.put(key, start, made)
             step, state = made
-            # Vectors are charged to the first stage of this funnel that reads them, as if it ran alone.
+            # Vectors and features are charged to the first stage of this funnel that reads them, as if it ran alone.
             seconds = step.seconds + sum(s for place, s in step.vectors.items() if place not in read)
             read |= step.vectors
             steps.append(replace(step, seconds=seconds, shared=kept is not None, spent=0.0 if kept else step.spent))

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from karmafunnel.benchmarks import ablation, examine
 from karmafunnel.benchmarks.curves import curve_figure, write_curve
+from karmafunnel.benchmarks.table import text_of
 from karmafunnel.cli import main
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, TfidfSVD
@@ -620,7 +621,7 @@ def test_the_terminal_cuts_no_figure_short(whole):
         for line in lines(out).values():
             for row in (*line["values"].values(), *line["differences"].values()):
                 signed = "difference" in row
-                value, _, interval = ablation.text_of(row, signed).partition(" ")
+                value, _, interval = text_of(row, signed).partition(" ")
                 assert value in text and interval in text
 
 

@@ -28,9 +28,9 @@ import numpy as np
 import polars as pl
 from karmafunnel.benchmarks import peers as scripts
 from karmafunnel.benchmarks import plots
-from karmafunnel.benchmarks.ablation import markdown, page, processor, text_of
+from karmafunnel.benchmarks.ablation import markdown, page, processor
 from karmafunnel.benchmarks.curves import write_curve
-from karmafunnel.benchmarks.table import define, number
+from karmafunnel.benchmarks.table import define, number, text_of
 from karmafunnel.log import NEVER, KarmafunnelError, Log, atomic_folder, sha256, write_json
 from karmafunnel.simulator.intervals import holm
 from karmafunnel.simulator.measures import Run, compare, measure

@@ -42,7 +42,7 @@ import polars as pl
 from karmafunnel.benchmarks import plots
 from karmafunnel.benchmarks.ablation import processor
 from karmafunnel.benchmarks.curves import write_curve
-from karmafunnel.benchmarks.table import number
+from karmafunnel.benchmarks.table import number, piped
 from karmafunnel.log import write_json
 from karmafunnel.simulator import theory
 from karmafunnel.simulator.arrivals import Poisson
@@ -359,7 +359,7 @@ def write(lines: Sequence[dict[str, Any]], out: Path, below: Sequence[str]) -> l
         ["---"] * len(HEADS),
         *([c.replace("[", r"\[").replace("]", r"\]") for c in cells(line)] for line in lines),
     ]
-    text = "## Simulation against queueing theory\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in table)
+    text = "## Simulation against queueing theory\n\n" + piped(table)
     file = io.StringIO()
     writer = csv.DictWriter(file, [key for key in lines[0] if key != "left"], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
