@@ -560,7 +560,7 @@ class State:
         """Before recall: requests alone."""
         requests = np.asarray(requests, dtype=np.int64)
         forced = no_rows() if forced is None else forced.sort(REQUEST, maintain_order=True)
-        return cls(requests, pl.DataFrame({REQUEST: requests}), forced)
+        return cls(requests, rows_frame(request=requests), forced)
 
     @property
     def digest(self) -> str:
@@ -609,9 +609,20 @@ class Scored:
         return None if found is None else found.T.take(self.state.at, axis=-1).T  # features lie column by column
 
 
+TYPES = {
+    REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32, RANK: pl.Int32,
+    CHANNEL: pl.UInt32, "wins": pl.Float64,
+}  # fmt: skip
+
+
+def rows_frame(**columns: Any) -> pl.DataFrame:
+    """Columns as a frame, each of the one type that it has everywhere, also where there is no row."""
+    return pl.DataFrame({name: pl.Series(name, values, TYPES[name]) for name, values in columns.items()})
+
+
 def no_rows() -> pl.DataFrame:
     """No forced rows: request, item, truth, score, channel."""
-    return pl.DataFrame(schema={REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32, CHANNEL: pl.UInt32})
+    return rows_frame(**{name: [] for name in (REQUEST, ITEM, "truth", SCORE, CHANNEL)})
 
 
 def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, State]:
@@ -790,7 +801,7 @@ def rank_rows(
     present = pair[twin] == pair[n:] if n else np.zeros(forced.height, bool)
     score[n:] = np.where(present, score[twin], score[n:])
     forced = forced.with_columns(pl.Series(SCORE, score[n:]))
-    if CHANNEL in rows.columns and forced.height:  # what found it; nothing, where nothing did
+    if CHANNEL in rows.columns:  # what found it; nothing, where nothing did
         found = rows[CHANNEL].to_numpy()[twin] if n else np.zeros(forced.height, np.uint32)
         forced = forced.with_columns(pl.Series(CHANNEL, np.where(present, found, 0).astype(np.uint32)))
     # A forced row goes just before its twin among the rows: "how many rows stand before me" is then its rank less one.

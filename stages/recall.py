@@ -16,7 +16,6 @@ from scipy import sparse
 
 from ..log import KarmafunnelError, Log, needs, rows_of, sha256
 from .base import (
-    CHANNEL,
     ITEM,
     RANK,
     REQUEST,
@@ -30,6 +29,7 @@ from .base import (
     no_rows,
     positional,
     rank_rows,
+    rows_frame,
     select_top,
 )
 
@@ -38,12 +38,10 @@ NOT_FOUND = np.float32(-1e9)  # the score of a row that a channel could never pr
 
 def candidates(requests: np.ndarray, counts: list[int], items: list[np.ndarray], scores: list[np.ndarray]) -> pl.DataFrame:
     """Per-request arrays as one frame: request, item, score."""
-    return pl.DataFrame(
-        {
-            REQUEST: np.repeat(requests, counts).astype(np.int64),
-            ITEM: np.concatenate([*items, np.empty(0)]).astype(np.int32),
-            SCORE: np.concatenate([*scores, np.empty(0)]).astype(np.float32),
-        }
+    return rows_frame(
+        request=np.repeat(requests, counts).astype(np.int64),
+        item=np.concatenate([*items, np.empty(0)]).astype(np.int32),
+        score=np.concatenate([*scores, np.empty(0)]).astype(np.float32),
     )
 
 
@@ -204,7 +202,7 @@ class FittedVectorRecall(Retriever):
             scores[mine[row], place[row, column]] = score[row, column]
             sizes[mine] = np.minimum(hit.sum(axis=1), k)
         there = np.arange(k) < sizes[:, None]
-        return pl.DataFrame({REQUEST: np.repeat(requests, sizes), ITEM: found[there], SCORE: scores[there]})
+        return rows_frame(request=np.repeat(requests, sizes), item=found[there], score=scores[there])
 
     def _exact(
         self, interests: np.ndarray, vectors: np.ndarray, pool: np.ndarray, known: np.ndarray, requests: np.ndarray
@@ -261,7 +259,7 @@ def exact_search(interests: np.ndarray, vectors: np.ndarray, known: np.ndarray, 
 
 @dataclass(frozen=True, repr=False)
 class BM25Recall(Stage):
-    """BM25 of the query against item titles (bm25s, Lucene's variant). Without a query it proposes nothing."""
+    """BM25 of the query against item titles (bm25s, Lucene's variant). Without a query, or a title with a word, it proposes nothing."""
 
     k: int = 300
     k1: float = 1.2
@@ -288,9 +286,14 @@ class Titles:
             raise KarmafunnelError(
                 f"{who}: needs item text and queries, log {log.name} has text={log.has('text')}, query={log.has('query')}"
             )
-        titles = [t or "" for t in log.items["title"].to_list()]
-        self.index = bm25s.BM25(k1=k1, b=b, method="lucene")
-        self.index.index(bm25s.tokenize(titles, stopwords=None, return_ids=False, show_progress=False), show_progress=False)
+        words = bm25s.tokenize(
+            [title or "" for title in log.items["title"].to_list()], stopwords=None, return_ids=False, show_progress=False
+        )
+        self.n_items = log.n_items
+        self.index = None  # titles without a word are like no query
+        if any(words):
+            self.index = bm25s.BM25(k1=k1, b=b, method="lucene")
+            self.index.index(words, show_progress=False)
         self.queries = log.requests["query"]
         self._words: dict[str, list[str]] = {}  # of the queries that were asked so far: bm25s is slow with few words at a time
         self._last: tuple[int, np.ndarray] | None = None
@@ -308,10 +311,10 @@ class Titles:
             query = self.queries[int(request)] or ""
             if query not in self._words:
                 words = bm25s.tokenize([query], stopwords=None, return_ids=False, show_progress=False)[0]
-                self._words[query] = [w for w in words if w in self.index.vocab_dict]
+                self._words[query] = [w for w in words if self.index and w in self.index.vocab_dict]
             words = self._words[query]
-            n = int(self.index.scores["num_docs"])
-            self._last = request, self.index.get_scores(words) if words else np.zeros(n, dtype=np.float32)
+            scores = self.index.get_scores(words) if self.index and words else np.zeros(self.n_items, dtype=np.float32)
+            self._last = request, scores
         return self._last[1]
 
     def pair_scores(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -380,8 +383,8 @@ class FittedPopular(Retriever):
         first = np.zeros_like(end)
         if self.within is not None:
             first = np.searchsorted(self._ranks, log.asof.rank_before(self.within)[requests])
-        counts = np.bincount(self._items[first[0] : end[0]], minlength=log.n_items).astype(np.float32)
-        reached = [first[0], end[0]]
+        reached = [int(first[0]), int(end[0])] if len(requests) else [0, 0]
+        counts = np.bincount(self._items[slice(*reached)], minlength=log.n_items).astype(np.float32)
 
         def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             # Requests come in time order: the counts move along with them.
@@ -588,7 +591,7 @@ class FittedShown(Retriever):
         )
 
     def propose(self, requests: np.ndarray) -> pl.DataFrame:
-        return pl.DataFrame({REQUEST: requests}).join(self._lists, on=REQUEST, how="inner", maintain_order="left")
+        return rows_frame(request=requests).join(self._lists, on=REQUEST, how="inner", maintain_order="left")
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         found = frame.select(REQUEST, ITEM).join(self._lists, on=[REQUEST, ITEM], how="left", maintain_order="left")
@@ -741,9 +744,8 @@ class FittedJoin(Retriever):
         pair, inverse = np.unique(np.concatenate(pairs), return_inverse=True)
         score = np.bincount(inverse, np.concatenate(gains), minlength=len(pair)).astype(np.float32)
         channel_bits = np.bincount(inverse, np.concatenate(bits), minlength=len(pair)).astype(np.uint32)
-        slate = pl.DataFrame(
-            {REQUEST: pair // n_items, ITEM: (pair % n_items).astype(np.int32), SCORE: score, CHANNEL: channel_bits}
-        )
+        item = (pair % n_items).astype(np.int32)
+        slate = rows_frame(request=pair // n_items, item=item, score=score, channel=channel_bits)
         forced = forced.with_columns(pl.lit(0, pl.Float32).alias(SCORE))
         return slate, forced
 

@@ -243,6 +243,8 @@ class KARMA(Embedder):
             raw, seen = visual_features(log, self.visual, cache, seed, progress, device)
             shift, scale = whitening(raw[known & seen])
             visual = (raw - shift) @ scale * seen[:, None]
+        if not np.any(text) and visual is None and not (self.ids and self.warm):  # nothing to start from
+            raise KarmafunnelError(f"{self!r}: needed item texts that differ, found the same in all of log {log.name}")
         return Features(text, visual, seen, words, n_words, (mean, turn), lexical)
 
     @property

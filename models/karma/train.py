@@ -95,9 +95,9 @@ class Features:
 def whitening(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (d,) and map (d, d) that give the rows of x no mean, no correlation and length 1 on average (PCA whitening)."""
     mean = x.mean(axis=0, dtype=np.float64) if len(x) else np.zeros(x.shape[1])
-    if len(x) < 2:
-        return mean.astype(np.float32), (np.eye(x.shape[1]) / math.sqrt(x.shape[1])).astype(np.float32)
     _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
+    if len(x) < 2 or s[0] <= 1e-6 * np.linalg.norm(x):  # rows that are all the same have no directions
+        return mean.astype(np.float32), (np.eye(x.shape[1]) / math.sqrt(x.shape[1])).astype(np.float32)
     deviation = np.maximum(s / math.sqrt(len(x)), 1e-2 * s[0] / math.sqrt(len(x)))  # what is next to nothing is not blown up
     turn = (vt.T / deviation) @ vt / math.sqrt(len(s))  # turned back (ZCA): the same axes as before
     return mean.astype(np.float32), turn.astype(np.float32)
