@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +17,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+
+from .errors import KarmafunnelError as KarmafunnelError
+from .errors import line_of as line_of
+from .errors import needs as needs
+from .files import atomic_folder as atomic_folder
+from .files import write_json as write_json
 
 WINDOWS = ("W1", "W2a", "W2b", "W3")
 TS = pl.Datetime("ms", "UTC")
@@ -41,57 +45,6 @@ TABLES: dict[str, dict[str, Any]] = {"items": ITEMS, "requests": REQUESTS, "expo
 CAPABILITIES = (
     "text", "query", "price", "exposures", "clicks", "purchases", "images", "visual", "users", "propensity", "filters",
 )  # fmt: skip
-
-
-class KarmafunnelError(ValueError):
-    """A clear refusal: who refuses, what was needed, what was found."""
-
-
-def line_of(error: Exception) -> str:
-    """What went wrong, in a line."""
-    return " ".join((str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}").split())
-
-
-def needs(value: Any, **ranges: tuple[float, float | None]) -> None:
-    """Raises KarmafunnelError where a field of a value is no number from low to high, both included; whole where low is an int."""
-    for name, (low, high) in ranges.items():
-        found, whole = getattr(value, name), isinstance(low, int)
-        number = isinstance(found, (int, np.integer) if whole else (int, float, np.number)) and not isinstance(found, bool)
-        if not (number and low <= found <= (np.finfo(np.float64).max if high is None else high)):
-            wanted = f"of {low:g} or more" if high is None else f"from {low:g} to {high:g}"
-            kind = "whole number" if whole else "number"
-            raise KarmafunnelError(f"{type(value).__name__}: {name} needs a {kind} {wanted}, found {found!r}")
-
-
-@contextmanager
-def atomic_folder(folder: Path | str) -> Iterator[Path]:
-    """A folder that appears whole or not at all: write into the yielded temporary one, it is renamed at the end.
-
-    An older folder of that name is replaced only once the new one is complete.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys, so that equal content is equal bytes; the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n")
-    temporary.replace(path)
 
 
 def sha256(path: Path) -> str:

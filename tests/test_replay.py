@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_old_run(run, log, recipe_file, cache, tmp_path, 
         raise OSError(28, "No space left on device", str(tmp_path))
 
     monkeypatch.setattr(replaying, "merge", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(KarmafunnelError, match="could not be written: No space"):
         replay(recipe, log, tmp_path / "run", cache=cache, limit=10)
     assert (tmp_path / "run" / "slates.parquet").read_bytes() == before
 

@@ -1,0 +1,665 @@
+"""Files: written whole or not at all, in a place that was claimed; read as UTF-8; sealed by digests that are checked when opened.
+
+A writer makes a temporary sibling and puts it in its place by one rename, so that at every moment, and after a crash, either the old
+or the new is there. It holds a lock (flock) on what it has not finished: whoever writes there next removes what nobody holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from .errors import KarmafunnelError, line_of
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing can be locked
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = re.compile(r"\.karmafunnel-[0-9a-f]{16}\.(tmp|lock)")
+DAY = 86_400.0  # seconds after which what cannot be locked counts as left behind
+DIGESTS = "digests.json"
+PAGE_MARK = '<meta name="generator" content="karmafunnel">'
+TEXT_MARK = "# karmafunnel wrote this; digest of what follows: "
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+# -- saying -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def say(line: str) -> None:
+    """Tell a person something on standard error, once a process."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+# -- locks --------------------------------------------------------------------------------------------------------------
+
+
+def hold(path: Path) -> int | None:
+    """An open file descriptor that holds the lock of a file or folder; None where another holds it.
+
+    -1 where it cannot be locked here. Raises OSError for a path that is not there.
+    """
+    if fcntl is None:
+        return -1
+    here = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(here)
+        return None if isinstance(error, BlockingIOError) else -1  # such as a folder on NFS
+    if _is_at(here, path):
+        return here
+    os.close(here)  # somebody has removed it meanwhile
+    return None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        found, there = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (there.st_dev, there.st_ino)
+
+
+def let_go(descriptor: int | None) -> None:
+    if descriptor is not None and descriptor >= 0:
+        os.close(descriptor)
+
+
+_swept: set[tuple[int, Path]] = set()
+
+
+def sweep(folder: Path, again: bool = True) -> None:
+    """Remove from a folder what writers left that are no more. With `again` False at most once a process."""
+    if (os.getpid(), folder) in _swept and not again:
+        return
+    _swept.add((os.getpid(), folder))
+    try:
+        left = [entry.name for entry in os.scandir(folder) if TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return
+    for name in left:
+        with contextlib.suppress(OSError):  # gone, or another's
+            held = hold(folder / name)
+            if held is not None and (held >= 0 or time.time() - _touched(folder / name) > DAY):
+                remove(folder / name)
+            let_go(held)
+
+
+def _touched(path: Path) -> float:
+    """When anything at or in a path was last written, in seconds since 1970."""
+    inside = (os.path.join(root, name) for root, folders, names in os.walk(path) for name in (*folders, *names))
+    return max((os.stat(one, follow_symlinks=False).st_mtime for one in (path, *inside)), default=0.0)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that goes."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _begin(parent: Path, make: Callable[[Path], Any]) -> tuple[Path, int]:
+    """A new temporary sibling that this process holds."""
+    while True:
+        temporary = parent / f".karmafunnel-{secrets.token_hex(8)}.tmp"
+        make(temporary)
+        with contextlib.suppress(FileNotFoundError):  # swept before it could be held: once more
+            if (held := hold(temporary)) is not None:
+                return temporary, held
+
+
+# -- whole or not at all ------------------------------------------------------------------------------------------------
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step; False where this system cannot."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            answer = libc.renamex_np(os.fsencode(a), os.fsencode(b), ctypes.c_uint(2))  # RENAME_SWAP
+        else:
+            here = ctypes.c_int(-100)  # AT_FDCWD
+            answer = libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(2))  # RENAME_EXCHANGE
+    except (AttributeError, OSError, TypeError):
+        return False
+    if answer and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(b))
+    return not answer
+
+
+def _old(folder: Path) -> Path:
+    """Where an older folder waits while it is replaced on a system that cannot swap two."""
+    return folder.with_name(f".karmafunnel-{hashlib.blake2b(os.fsencode(folder.name), digest_size=8).hexdigest()}.old")
+
+
+def settle(folder: Path) -> None:
+    """Finish or undo a replacement that a crash cut short, where folders cannot be swapped in one step."""
+    old = _old(folder)
+    if not old.is_dir():
+        return
+    held = hold(old)
+    if held is None:  # somebody is at it
+        return
+    try:
+        if folder.exists():
+            remove(old)
+        else:
+            old.rename(folder)
+    finally:
+        let_go(held)
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    """A folder into its place, and the older one away."""
+    if folder.exists() and any(folder.iterdir()):
+        if _exchange(temporary, folder):
+            remove(temporary)
+            return
+        settle(folder)
+        held = hold(folder)
+        try:
+            folder.rename(_old(folder))
+            temporary.rename(folder)
+        finally:
+            let_go(held)
+        remove(_old(folder))
+        return
+    if folder.exists() and os.name == "nt":
+        folder.rmdir()
+    temporary.rename(folder)
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk: a file, or a folder with all that is in it."""
+    for root, _, names in os.walk(path) if path.is_dir() else ():
+        for name in names:
+            _sync_one(os.path.join(root, name))
+        _sync_one(root)
+    if not path.is_dir():
+        _sync_one(path)
+
+
+def _sync_one(path: Path | str) -> None:
+    if os.name == "nt" and os.path.isdir(path):
+        return
+    here = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(here)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not know it
+            raise
+    finally:
+        os.close(here)
+
+
+def why_not_written(error: BaseException) -> str | None:
+    """Why the disk took nothing more, whichever library says so; None for another error."""
+    text = str(error)
+    for code in DISK:
+        if getattr(error, "errno", None) == code or os.strerror(code) in text or f"os error {code})" in text:
+            return os.strerror(code)
+    return None
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Where writing fails inside: KarmafunnelError with one line that names the path. Other errors are left as they are."""
+    try:
+        yield
+    except KarmafunnelError:
+        raise
+    except Exception as error:
+        reason = why_not_written(error)
+        if reason is None and isinstance(error, OSError) and TEMPORARY.search(f"{error.filename}"):
+            reason = error.strerror
+        if reason is None:
+            raise
+        raise KarmafunnelError(f"{path}: could not be written: {reason}; nothing of it was left") from error
+
+
+def _in_temporary(path: Path) -> bool:
+    return any(TEMPORARY.fullmatch(part) for part in path.parts)
+
+
+@contextmanager
+def atomic_folder(folder: Path | str, *, durable: bool = True, sealed: bool = False, first: bool = False) -> Iterator[Path]:
+    """A folder that appears whole or not at all: write into the yielded temporary one, it is put in its place at the end.
+
+    An older folder of that name is replaced in one step once the new one is complete and (with `durable`) on the disk; with `first` one
+    that is whole stays, as where others make the same. `sealed`: with digests of all that is in it. Raises KarmafunnelError naming the
+    folder where the disk is full.
+    """
+    folder = Path(os.path.realpath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise KarmafunnelError(f"{folder}: needs to be a folder, found a file")
+    durable &= not in_temporary(folder)
+    temporary, held = _begun(folder, Path.mkdir, durable)
+    try:
+        with _told(folder):
+            yield temporary
+            if sealed:
+                seal(temporary)
+            if durable:
+                _sync(temporary)
+            if not (first and folder.is_dir() and fault(folder) is None):
+                _put(temporary, folder)
+                if durable:
+                    _sync_one(folder.parent)
+    finally:
+        remove(temporary)
+        let_go(held)
+
+
+@contextmanager
+def atomic_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
+    """A file that appears whole or not at all: write the yielded temporary one, it is put in its place at the end.
+
+    Raises KarmafunnelError naming the file where the disk is full.
+    """
+    path = Path(os.path.realpath(path))
+    if in_temporary(path):  # of a folder that appears whole or not at all
+        yield path
+        return
+    temporary, held = _begun(path, Path.touch, durable)
+    try:
+        with _told(path):
+            yield temporary
+            if durable:
+                _sync(temporary)
+            temporary.replace(path)
+            if durable:
+                _sync_one(path.parent)
+    finally:
+        remove(temporary)
+        let_go(held)
+
+
+def in_temporary(path: Path) -> bool:
+    """Whether a path lies in a folder that is not finished: what is written there need not be whole by itself."""
+    return any(TEMPORARY.fullmatch(part) for part in path.parts)
+
+
+def _begun(path: Path, make: Callable[[Path], Any], durable: bool) -> tuple[Path, int]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if durable:
+            sweep(path.parent, again=False)
+            settle(path)
+        return _begin(path.parent, make)
+    except OSError as error:
+        raise KarmafunnelError(f"{path}: needs a folder that can be written, found: {error.strerror or error}") from error
+
+
+def write_bytes(path: Path | str, content: bytes, *, durable: bool = True) -> Path:
+    """Write a file, whole or not at all; returns its path."""
+    with atomic_file(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
+
+
+def write_text(path: Path | str, text: str, *, durable: bool = True) -> Path:
+    """Write a text as UTF-8 with the line ends that it has, whole or not at all; returns its path."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
+
+
+def write_json(path: Path | str, value: Any, *, durable: bool = True) -> Path:
+    """Write JSON with sorted keys, so that equal content is equal bytes; the file appears whole or not at all."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str)
+    return write_text(path, text + "\n", durable=durable)
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path | str, needed: str = "a text file") -> str:
+    """A UTF-8 text, with or without a byte order mark; raises KarmafunnelError naming the file that is missing or something else."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise KarmafunnelError(
+            f"{path}: needed {needed} in UTF-8, found byte {error.start} to be {error.object[error.start]:#04x}"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise KarmafunnelError(f"{path}: needed {needed}, found: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_json(path: Path | str) -> Any:
+    """What a JSON file holds; raises KarmafunnelError naming the file."""
+    text = read_text(path, "JSON")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise KarmafunnelError(f"{path}: needed JSON, found: {error}") from error
+
+
+def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
+    """One Parquet file, unread; its name is taken as it stands. Raises KarmafunnelError naming the file that cannot be read.
+
+    `options`: those of `polars.scan_parquet`. Nobody else opens Parquet with polars, which would take "run[12]" for two files and
+    "a=b" for a column.
+    """
+    try:
+        if not Path(path).is_file():
+            raise KarmafunnelError(f"{path}: needed a Parquet table, found no such file")
+        frame = pl.scan_parquet(os.path.abspath(path), glob=False, hive_partitioning=False, **options)
+        frame.collect_schema()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+        if isinstance(error, KarmafunnelError):
+            raise
+        raise KarmafunnelError(f"{path}: needed a readable Parquet table (cut short?), found: {first_line(error)}") from error
+    return frame
+
+
+def read_table(path: Path | str, *columns: str | pl.Expr) -> pl.DataFrame:
+    """One Parquet file, or some columns of it, read now; raises KarmafunnelError naming the file that cannot be read."""
+    frame = open_table(path)
+    try:
+        return (frame.select(*columns) if columns else frame).collect()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise KarmafunnelError(f"{path}: needed a readable Parquet table, found: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# -- digests ------------------------------------------------------------------------------------------------------------
+
+
+def digest(path: Path | str) -> str:
+    """BLAKE2b of a file's bytes, 128 bits, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _inside(folder: Path) -> dict[str, Path]:
+    """Every file in a folder, by its path from there."""
+    found = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def seal(folder: Path) -> None:
+    """Write the digests of all files in a folder into it."""
+    write_json(folder / DIGESTS, {name: digest(path) for name, path in _inside(folder).items() if name != DIGESTS})
+
+
+def sealed(folder: Path) -> dict[str, str] | None:
+    """Digests by file; None where a folder has none. Raises KarmafunnelError where they cannot be read."""
+    if not (folder / DIGESTS).is_file():
+        return None
+    found = read_json(folder / DIGESTS)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise KarmafunnelError(f"{folder / DIGESTS}: needed a digest a file, found something else")
+    return found
+
+
+def fault(folder: Path, *names: str) -> str | None:
+    """What is wrong with a sealed folder (or with some of its files), in a line that names the file; None where nothing is."""
+    try:
+        told = sealed(folder)
+        if told is None:
+            return f"{folder / DIGESTS}: missing"
+        for name in names or told:
+            path = folder / name
+            if not path.is_file():
+                return f"{path}: missing"
+            if name in told and digest(path) != told[name]:
+                return f"{path}: other bytes than were written"
+    except (KarmafunnelError, OSError) as error:
+        return line_of(error)
+    return None
+
+
+def check(folder: Path, *names: str) -> None:
+    """Raises KarmafunnelError naming the file of a sealed folder that is missing or not as it was written (of all, or of some).
+
+    A folder of before there were digests is let through, and said to be one.
+    """
+    if not (folder / DIGESTS).is_file():
+        say(f"{folder}: made before files had digests, so damage to it would not be noticed")
+    elif (wrong := fault(folder, *names)) is not None:
+        raise KarmafunnelError(f"{wrong}; needs the file as it was written: make it again, or take it from a copy")
+
+
+def whole(folder: Path | None) -> bool:
+    """Whether something that can be made again is there and as it was written; where it is damaged, a line says so."""
+    if folder is None or not folder.is_dir():
+        return False
+    if (wrong := fault(folder)) is not None:
+        say(f"{wrong}; it is made again")
+    return wrong is None
+
+
+# -- claims -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a command writes. A folder is one of ours by its `marker`, or (where it has none) if it holds nothing but `parts`; a file by
+    the `mark` that stands near its beginning. `parts`: names that such a folder may hold beside what is sealed.
+    """
+
+    name: str
+    marker: str = ""
+    parts: tuple[str, ...] = ()
+    mark: str = ""
+    shared: bool = False  # files go into the folder one by one, it is not replaced as a whole
+
+
+RUN = Kind("Run", "run.json")
+RUN_AND_PATHS = Kind("Run", "run.json", ("paths",))
+LOG = Kind("log", "log.json", ("items.parquet", "requests.parquet", "exposures.parquet", "truth", "images"))
+SIMULATION = Kind("simulation", "simulation.json")
+EMBEDDING = Kind("embedding", "embedding.json")
+PLAN = Kind("plan", "plan.json", ("services.toml", "what_if.csv", "load.html"))
+TABLE = Kind("table", "", ("cells", "attribution.md", "attribution.html", "attribution.png", "attention.html", "attention.png",
+    *(f"table.{kind}" for kind in ("json", "md", "csv", "html", "tex"))), shared=True)  # fmt: skip
+DEMO = Kind("demo", "", ("log", "run", "load", "cache", "double", "services.toml", "report.html", "load.html"), shared=True)
+PAGE = Kind("page", mark=PAGE_MARK)
+SERVICES = Kind("services file", mark=TEXT_MARK)
+FOLDERS = (RUN, LOG, SIMULATION, EMBEDDING, PLAN)
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    kind: Kind
+    force: bool
+
+
+_claims: ContextVar[Mapping[Path, _Claimed]] = ContextVar("claims", default={})  # noqa: B039  (never changed in place)
+
+
+@contextmanager
+def claim(
+    place: Path | str, who: str, kind: Kind, *, wants: Mapping[str, Any] | None = None, inputs: Iterable[Path | str | None] = (),
+    force: bool = False,
+) -> Iterator[Path]:  # fmt: skip
+    """Make sure, before any work, that `who` may write a thing of this kind to `place`, and keep others from it meanwhile.
+
+    Raises KarmafunnelError where the place cannot be written, holds what is not ours (a person's files, whatever `force` says), is one of
+    the command's own `inputs`, or is being written by another process; and, without `force`, where it holds a thing of ours of another
+    kind, one whose marker says other than `wants`, or one with more in it than was written. Inside, claims of the same place ask no more
+    than `wants`.
+    """
+    place = Path(place)
+    at = Path(os.path.realpath(place))
+    held = _claims.get()
+    if (mine := held.get(at)) is not None:
+        _same(place, who, mine.kind, wants or {}, force or mine.force)
+        yield at
+        return
+    for given in inputs:
+        if given is not None and Path(os.path.realpath(given)).is_relative_to(at):
+            raise KarmafunnelError(f"{who}: {place} needs to be another place than its own input {given}; nothing was written")
+    if place.is_symlink() and not place.exists():
+        raise KarmafunnelError(
+            f"{who}: {place} needs to be a place to write, found a link to {os.readlink(place)}, which is not there"
+        )
+    home = at if kind.shared else at.parent
+    made = _make(home, place, who)
+    try:
+        with _locked(home, at, place, who):
+            settle(at)
+            _free(place, at, who, kind, force)
+            _same(place, who, kind, wants or {}, force)
+            token = _claims.set({**held, at: _Claimed(kind, force)})
+            try:
+                yield at
+            finally:
+                _claims.reset(token)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is in use
+                folder.rmdir()
+
+
+def _make(home: Path, place: Path, who: str) -> list[Path]:
+    """A folder and those above it, made where they are missing; returns those that were made, the innermost first."""
+    try:
+        missing = [folder for folder in (home, *home.parents) if not os.path.lexists(folder)]
+        home.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise KarmafunnelError(f"{who}: {place} needs a folder to lie in, found: {error}") from error
+    return missing
+
+
+@contextmanager
+def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
+    """Alone at a place among all processes that share its disk; the lock lies in the folder `home`."""
+    sweep(home)
+    name = hashlib.blake2b(os.fsencode(at.name), digest_size=8).hexdigest()
+    path, held = home / f".karmafunnel-{name}.lock", None
+    try:
+        for attempt in range(20):
+            with contextlib.suppress(FileNotFoundError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+                if (held := hold(path)) is not None:
+                    break
+            if attempt > 4 and (says := path.read_bytes() if path.exists() else b""):
+                raise KarmafunnelError(
+                    f"{who}: {place} is being written by {says.decode('utf-8', 'replace')}; wait for it, or name another place"
+                )
+            time.sleep(0.02)
+        if held is None:
+            raise KarmafunnelError(f"{who}: {place} is being written by another process; wait for it, or name another place")
+        if held >= 0:
+            path.write_text(f"{who} (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
+    except OSError as error:
+        raise KarmafunnelError(f"{who}: {place} needs a folder that can be written, found: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        let_go(held)
+
+
+def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
+    """Raises KarmafunnelError where a place holds what must not go."""
+    needed = f"{who}: {place} needs to be a new {'file' if kind.mark else 'folder'} or an older {kind.name}"
+    if not at.exists():
+        return
+    if kind.mark:
+        if at.is_dir():
+            raise KarmafunnelError(f"{needed}, found a folder; nothing was written")
+        found = _beginning(at)
+        if not stat.S_ISREG(at.stat().st_mode) or (found and kind.mark not in found):
+            raise KarmafunnelError(f"{needed}, found a file that karmafunnel did not write; nothing was written")
+        if kind.mark == TEXT_MARK and not force and found and edited(at):
+            raise KarmafunnelError(f"{who}: {place} was edited by hand since it was written; --force replaces it")
+        return
+    if not at.is_dir():
+        raise KarmafunnelError(f"{needed}, found a file; nothing was written")
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise KarmafunnelError(f"{needed}, found one that cannot be written; nothing was written")
+    names = sorted(name for name in os.listdir(at) if not TEMPORARY.fullmatch(name) and name != DIGESTS)
+    if not names:
+        return
+    ours = kind.marker in names if kind.marker else set(names) <= set(kind.parts)
+    other = next((one.name for one in FOLDERS if one.marker in names), None)
+    if not ours and (other is None or kind.shared):
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise KarmafunnelError(f"{needed}, found something else ({shown}); nothing was written")
+    if force or kind.shared:
+        return
+    if not ours:
+        raise KarmafunnelError(f"{needed}, found a {other}; --force replaces it")
+    try:
+        written = set(sealed(at) or ())
+    except KarmafunnelError:
+        written = set()
+    tops = {name.split("/")[0] for name in written} | {kind.marker, *kind.parts}
+    if (written or kind.parts) and (more := [name for name in names if name not in tops]):
+        raise KarmafunnelError(f"{needed} alone, found {', '.join(more[:3])} in it as well; --force replaces all of it")
+    for name in names:
+        if name.endswith(".toml") and edited(at / name):
+            raise KarmafunnelError(f"{who}: {place / name} was edited by hand since it was written; --force replaces it")
+
+
+def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bool) -> None:
+    """Raises KarmafunnelError where what is replaced says other things than what replaces it."""
+    if force or not wants or not (place / kind.marker).is_file():
+        return
+    try:
+        found = read_json(place / kind.marker)
+    except KarmafunnelError:  # damaged: nothing is lost
+        return
+    for key, wanted in wants.items():
+        there: Any = found
+        for part in key.split("."):
+            there = there.get(part, wanted) if isinstance(there, dict) else wanted
+        if there != json.loads(json.dumps(wanted, default=str)):
+            told = [text if len(text) <= 60 else f"{text[:57]}..." for text in (str(there), str(wanted))]
+            raise KarmafunnelError(
+                f"{who}: {place} holds another {kind.name}: its {key.replace('.', ' ')} is {told[0]}, not {told[1]}; --force replaces it"
+            )
+
+
+def _beginning(path: Path) -> str:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(4096).decode("utf-8", "replace")
+    return ""
+
+
+# -- texts that people edit ---------------------------------------------------------------------------------------------
+
+
+def marked(text: str) -> str:
+    """A text for people to edit, with a first line by which `edited` knows whether they did."""
+    return f"{TEXT_MARK}{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}\n{text}"
+
+
+def edited(path: Path) -> bool:
+    """Whether a file that `marked` made says something else by now; True for one that it did not make."""
+    try:
+        first, _, rest = read_text(path).partition("\n")
+    except KarmafunnelError:
+        return True
+    return first.rstrip() != marked(rest.replace("\r\n", "\n")).partition("\n")[0]
