@@ -17,11 +17,11 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .log import CAPABILITIES, TABLES, TS, WINDOWS, same_type, sha256
+from .terminal import Console, visible
 
 PASS, FAIL, NA = "PASS", "FAIL", "N/A"
 EXAMPLES = 5  # how many rows at fault a check names
@@ -700,8 +700,8 @@ def print_checks(checks: list[Check], console: Console) -> None:
         lines += ["  " + ", ".join(f"{key} {value}" for key, value in example.items()) for example in check.examples]
         warned = check.status == PASS and check.count > 0
         status = Text(check.status, style="yellow" if warned else COLOURS[check.status])
-        text = Text("\n".join(lines), style="dim" if check.status == NA else "")
-        table.add_row(Text(check.name), status, f"{check.count:,}" if check.count else "", text)
+        text = Text(visible("\n".join(lines)), style="dim" if check.status == NA else "")
+        table.add_row(check.name, status, f"{check.count:,}" if check.count else "", text)
     console.print(table)
     counts = [f"{sum(c.status == status for c in checks)} {status}" for status in (PASS, FAIL, NA)]
-    console.print(f"{len(checks)} checks: {', '.join(counts)}", highlight=False)
+    console.print(f"{len(checks)} checks: {', '.join(counts)}")

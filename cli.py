@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import platform
@@ -22,28 +23,64 @@ from typing import Any
 import click
 import numpy as np
 import polars as pl
-from rich.console import Console
 from rich.table import Table
 
 from . import __version__
+from .bounds import BOUNDS
+from .errors import line_of, quoted
 from .log import Catalogue, KarmafunnelError, Log, read
+from .terminal import Console, progress_bar, visible
 
 err = Console(stderr=True)
 out = Console()
 
 
 class Main(click.Group):
-    """Turns the errors that users can cause into one clear line: no traceback, exit code 1."""
+    """Turns what users can cause into one clear line: no traceback, exit code 1, or 130 where it was interrupted."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is spelt out
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
-        except KarmafunnelError as error:
-            err.print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
-            ctx.exit(1)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            err.print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
-            ctx.exit(1)
+        except KeyboardInterrupt:
+            told, code = "interrupted", 130
+        except SystemExit as error:  # commands end by themselves: this is code that a recipe brought along
+            told, code = f"error: code of the recipe ends the program with sys.exit({error.code!r})", 1
+        except BrokenPipeError:
+            raise  # whoever read what was printed has enough; click says nothing
+        except (KarmafunnelError, OSError, pl.exceptions.PolarsError) as error:
+            told, code = f"error: {error}", 1
+        except (MemoryError, RecursionError, UnicodeError, pl.exceptions.PanicException) as error:
+            told, code = f"error: {line_of(error)}", 1
+        err.print(told, soft_wrap=True)
+        ctx.exit(code)
+
+
+class Number(click.ParamType):
+    """A number within the bound of that name; NaN, infinity and what lies outside are refused."""
+
+    def __init__(self, bound: str):
+        self.bound = BOUNDS[bound]
+        self.kind = int if isinstance(self.bound.low, int) else float
+        self.name = "integer" if self.kind is int else "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            found = self.kind(value)
+        except (ValueError, OverflowError):
+            found = None
+        if not self.bound.holds(found):
+            self.fail(f"needs {self.bound}, found {quoted(value, 40)}", param, ctx)
+        return found
+
+
+class Numbers(Number):
+    """Such numbers, with commas between."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return [super(Numbers, self).convert(word, param, ctx) for word in value.split(",")] if isinstance(value, str) else value
 
 
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -58,13 +95,14 @@ def main() -> None:
 
 folder = click.Path(path_type=Path)
 log_argument = click.argument("log", type=folder)
+seed_option = click.option("--seed", type=Number("seed"), default=0, show_default=True)
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 def worker_flags(command: Any) -> Any:
     """--workers and --ray."""
     n = click.option(
-        "--workers", type=int, metavar="N", help="Replay by N processes of one thread each; with --ray, at most N at a time."
+        "--workers", type=Number("workers"), metavar="N", help="Replay by N processes of one thread each; with --ray, at most N at a time."
     )
     ray = click.option(
         "--ray", metavar="ADDRESS", help="Replay on the Ray cluster at this address (host:6379, auto; local: start one here)."
@@ -89,7 +127,7 @@ def open_log(path: Path) -> Log:
 @click.option(
     "--out", "folder_out", type=folder, default=Path("out/demo"), show_default=True, help="Where log, Run and report go."
 )
-@click.option("--seed", default=0, show_default=True)
+@seed_option
 def demo(folder_out: Path, seed: int) -> None:
     """Make a World, fit KARMA, replay a funnel that it drives, then put it under load. Tables and two HTML pages. No network."""
     from .benchmarks.load import load_page
@@ -100,7 +138,7 @@ def demo(folder_out: Path, seed: int) -> None:
     from .simulator.profile import profile as run_profile
     from .simulator.queueing import simulate
     from .simulator.recipe import load_recipe
-    from .simulator.replay import prepare, progress_bar
+    from .simulator.replay import prepare
     from .simulator.services import with_policies
     from .simulator.world import generate
 
@@ -133,8 +171,7 @@ def demo(folder_out: Path, seed: int) -> None:
     again = f"karmafunnel queue {folder_out / 'services.toml'} --rate {2 * rate:.0f} --run {run} --out {folder_out / 'double'}"
     err.print(
         f"{time.perf_counter() - start:.0f} s. Open {folder_out / 'report.html'} and {folder_out / 'load.html'} in a browser; go on with:\n"
-        f"  karmafunnel measure {run} HR@20 --slice target\n  {again}",
-        highlight=False, soft_wrap=True,
+        f"  karmafunnel measure {run} HR@20 --slice target\n  {again}", soft_wrap=True,
     )  # fmt: skip
 
 
@@ -176,8 +213,11 @@ def convert(source: str, raw: Path, log: Path) -> None:
 @main.command()
 @log_argument
 @click.argument("smaller", type=folder)
-@click.option("--users", default=0.1, show_default=True, help="Share of the users, each kept with all of their requests.")
-@click.option("--seed", default=0, show_default=True, help="Draws the users; a smaller share lies inside a larger one.")
+@click.option(
+    "--users", type=Number("users_share"), default=0.1, show_default=True,
+    help="Share of the users, each kept with all of their requests.",
+)
+@click.option("--seed", type=Number("seed"), default=0, show_default=True, help="Draws the users; a smaller share lies inside a larger one.")
 def sample(log: Path, smaller: Path, users: float, seed: int) -> None:
     """Write the log of a share of LOG's users into the folder SMALLER: its windows and its whole catalogue stay.
 
@@ -198,20 +238,21 @@ def print_counts(log: Path, meta: dict[str, Any]) -> None:
         table.add_row(f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count))
     out.print(table)
     for sentence in meta["lacks"]:
-        err.print(f"lacks: {sentence}", highlight=False)
+        err.print(f"lacks: {sentence}")
 
 
 @main.command()
 @log_argument
-@click.option("--items", default=2000, show_default=True)
-@click.option("--users", default=600, show_default=True)
-@click.option("--requests", default=4000, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--items", type=Number("world_items"), default=2000, show_default=True)
+@click.option("--users", type=Number("world_users"), default=600, show_default=True)
+@click.option("--requests", type=Number("world_requests"), default=4000, show_default=True)
+@seed_option
 @click.option("--catalogue", type=folder, help="Shoppers live on this catalogue (such as a converted amazon_catalog).")
 @click.option(
-    "--semantic", default=0.5, show_default=True, help="How much of taste is semantic (0..1) rather than habit and item identity."
+    "--semantic", type=Number("semantic"), default=0.5, show_default=True,
+    help="How much of taste is semantic (0..1) rather than habit and item identity.",
 )
-@click.option("--exploration", default=0.1, show_default=True, help="Share of shown slots filled at random.")
+@click.option("--exploration", type=Number("exploration"), default=0.1, show_default=True, help="Share of shown slots filled at random.")
 @click.option("--images", is_flag=True, help="Render product images as well.")
 def world(
     log: Path,
@@ -244,7 +285,7 @@ def world(
     )
     made.write(log)
     counts = json.loads((log / "log.json").read_text())["counts"]
-    out.print(f"{log}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()), highlight=False)
+    out.print(f"{log}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))
     err.print(f"{time.perf_counter() - start:.1f} s")
 
 
@@ -262,7 +303,7 @@ def validate(log: Path, as_json: bool) -> None:
     else:
         print_checks(checks, out)
     if any(c.status == "FAIL" for c in checks):
-        sys.exit(1)
+        click.get_current_context().exit(1)
 
 
 @main.command()
@@ -299,9 +340,9 @@ def cache_folder(no_cache: bool) -> Iterator[Path]:
 @click.argument("recipe")
 @log_argument
 @click.option("--out", "run", type=folder, required=True, help="The Run folder to write.")
-@click.option("--seed", default=0, show_default=True)
+@seed_option
 @click.option("--device", default="cpu", show_default=True, help="Where neural models are fitted and run: cpu, cuda.")
-@click.option("--limit", type=int, help="Replay so many requests, evenly spaced in time.")
+@click.option("--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time.")
 @click.option(
     "--window",
     type=click.Choice(["W3", "W2b"]),
@@ -314,7 +355,10 @@ def cache_folder(no_cache: bool) -> Iterator[Path]:
 @click.option(
     "--paths", "services", type=folder, metavar="SERVICES", help="Replay every path that a request can take there as well."
 )
-@click.option("--stale-minutes", type=float, help="How often near-line interests are refreshed, for paths such as karma=stale.")
+@click.option(
+    "--stale-minutes", type=Number("stale_minutes"),
+    help="How often near-line interests are refreshed, for paths such as karma=stale.",
+)
 @worker_flags
 def replay(
     recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool, paths: tuple[str, ...],
@@ -377,7 +421,7 @@ def print_paths(run: Path) -> None:
 @log_argument
 @click.option("--request", "request_id", required=True, help="A request_id of the log.")
 @click.option("--item", "item_id", help="An item_id; without it, the truth and the best of the last stage.")
-@click.option("--seed", default=0, show_default=True)
+@seed_option
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: int, no_cache: bool) -> None:
     """Stage by stage, why items are where they are in one request."""
@@ -390,14 +434,14 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: 
         frame = fitted.explain(request_id, item_id)
     row = opened.request_ids.tolist().index(request_id)
     if query := opened.requests["query"][row]:
-        out.print(f"query: {query}", highlight=False, markup=False)
+        out.print(f"query: {query}")
     past = opened.asof.history(np.array([row]), 8).items[0]
     for what, items in (("history", past[past >= 0]), ("came next", fitted.scene.truth.filter(pl.col("request") == row)["item"])):
         titles = "; ".join(str(opened.items["title"][int(i)] or opened.item_ids[int(i)])[:60] for i in items)
-        out.print(f"{what}: {titles or 'nothing'}", highlight=False, markup=False)
+        out.print(f"{what}: {titles or 'nothing'}")
     for name, embedding in fitted.scene.embeddings.items():
         if told := embedding.read(np.array([row])):
-            out.print(f"the interest of {name} reads: {told[0]}", highlight=False, markup=False)
+            out.print(f"the interest of {name} reads: {told[0]}")
     table = Table(*["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"], title=f"request {request_id}")
     for row in frame.sort("item_id", maintain_order=True).iter_rows(named=True):
         needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
@@ -438,7 +482,7 @@ def print_rows(rows: list[dict[str, Any]], table: Any, fmt: str, as_json: bool) 
     elif fmt == "table":
         table.print_table(rows, out)
     else:
-        print({"csv": table.to_csv, "markdown": table.to_markdown, "latex": table.to_latex}[fmt](rows), end="")
+        print(visible({"csv": table.to_csv, "markdown": table.to_markdown, "latex": table.to_latex}[fmt](rows)), end="")
 
 
 @main.command()
@@ -467,7 +511,7 @@ def report(runs: tuple[Path, ...], html: Path) -> None:
     from .benchmarks.report import report as write_report
 
     write_report(list(runs), html)
-    out.print(str(html), highlight=False)
+    out.print(str(html))
 
 
 ARRIVALS = ("poisson", "daily", "flash")
@@ -493,7 +537,7 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
 
 @main.command()
 @click.argument("services", type=folder)
-@click.option("--rate", type=float, help="Requests a second; with --log, its time is scaled to this rate.")
+@click.option("--rate", type=Number("rate"), help="Requests a second; with --log, its time is scaled to this rate.")
 @click.option("--log", type=folder, help="Requests arrive as those of this log's last window did.")
 @click.option(
     "--arrivals", type=click.Choice(ARRIVALS), help="At random (poisson, the default), a day's curve with bursts, a flash crowd."
@@ -501,8 +545,8 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
 @click.option("--run", type=folder, help="A Run whose paths were replayed: tells what was shown is worth, also at other loads.")
 @click.option("--measure", "measures", multiple=True, help="Measures of what was shown, with --run; HR@10 and GMV-HR@10 without.")
 @click.option("--beside", multiple=True, type=folder, help="Another SERVICES: the same requests through it, differences paired.")
-@click.option("--requests", "n", type=int, help="How many; 20,000 without it, or all of the log's.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--requests", "n", type=Number("requests"), help="How many; 20,000 without it, or all of the log's.")
+@seed_option
 @click.option("--events/--no-events", default=True, show_default=True, help="Keep what happened to each request.")
 @click.option("--out", "folder_out", type=folder, required=True, help="Where tables, load.html and trace.json go.")
 @json_flag
@@ -517,7 +561,6 @@ def queue(
     """
     from .benchmarks.load import load_page
     from .simulator.queueing import Simulation, check_out, simulate
-    from .simulator.replay import progress_bar
     from .simulator.services import Services
     from .simulator.timeline import chrome_trace
 
@@ -559,10 +602,7 @@ def queue(
     print_simulation(simulation)
     if worth:
         print_worth(worth)
-    err.print(
-        f"open {folder_out / 'load.html'} in a browser" + f", {folder_out / 'trace.json'} at ui.perfetto.dev" * events,
-        highlight=False,
-    )
+    err.print(f"open {folder_out / 'load.html'} in a browser" + f", {folder_out / 'trace.json'} at ui.perfetto.dev" * events)
 
 
 def print_simulation(simulation: Any) -> None:
@@ -585,23 +625,19 @@ def print_simulation(simulation: Any) -> None:
     out.print(table)
     for name, one in found["latency"].items():
         sure = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
-        out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{sure} ms", highlight=False)
+        out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{sure} ms")
     shares = lambda said: ", ".join(f"{name} {share:.2%}" for name, share in said.items())
-    out.print(f"goodput {found['goodput']:,.1f} a second; outcomes: {shares(found['outcomes'])}", highlight=False, soft_wrap=True)
-    out.print(f"paths: {shares(found['paths'])}", highlight=False, soft_wrap=True)
+    out.print(f"goodput {found['goodput']:,.1f} a second; outcomes: {shares(found['outcomes'])}", soft_wrap=True)
+    out.print(f"paths: {shares(found['paths'])}", soft_wrap=True)
     for name in found["rarely_crashing"]:
-        out.print(
-            f"{name}: fewer than ten crashes are to be expected in so short a run; ask for more --requests",
-            style="bold",
-            highlight=False,
-        )
+        out.print(f"{name}: fewer than ten crashes are to be expected in so short a run; ask for more --requests", style="bold")
     for name, growth in found["growing"].items():
         load = simulation.services[name].utilisation(found["rate"])
         more = (
             f"{name} is offered {load:.2f} times what its servers can do, and nothing bounds its queue: it grows by {growth:,.1f}"
         )
         more += " requests a second, and the latencies above with --requests"
-        out.print(more, style="bold red", highlight=False, soft_wrap=True)
+        out.print(more, style="bold red", soft_wrap=True)
 
 
 def print_worth(worth: Any) -> None:
@@ -644,7 +680,7 @@ def print_worth(worth: Any) -> None:
 
 @main.command()
 @click.argument("simulation", type=folder)
-@click.argument("request", type=int)
+@click.argument("request", type=Number("request"))
 @json_flag
 def timeline(simulation: Path, request: int, as_json: bool) -> None:
     """What happened to one REQUEST (its number, in order of arrival) of a SIMULATION that `queue` wrote."""
@@ -672,11 +708,11 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
 
 @main.command(name="plan")
 @click.argument("services", type=folder)
-@click.option("--rate", type=float, required=True, help="Requests a second, at random.")
-@click.option("--p99-ms", type=float, required=True, help="The target: most that p99 of the latency end to end may be.")
-@click.option("--lost", default=0.001, show_default=True, help="Share of requests that may be degraded or shown nothing.")
-@click.option("--requests", "n", default=20_000, show_default=True, help="Requests of each simulation.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--rate", type=Number("rate"), required=True, help="Requests a second, at random.")
+@click.option("--p99-ms", type=Number("p99_ms"), required=True, help="The target: most that p99 of the latency end to end may be.")
+@click.option("--lost", type=Number("lost"), default=0.001, show_default=True, help="Share of requests that may be degraded or shown nothing.")
+@click.option("--requests", "n", type=Number("planned_requests"), default=20_000, show_default=True, help="Requests of each simulation.")
+@seed_option
 @click.option("--out", "folder_out", type=folder, help="Where services.toml, plan.json, what_if.csv and load.html go.")
 @json_flag
 def plan_command(
@@ -688,7 +724,6 @@ def plan_command(
     million requests, what if (other rates, one server less or more), and the highest rate that still meets the target.
     """
     from .simulator.capacity import plan as make_plan
-    from .simulator.replay import progress_bar
     from .simulator.services import Services
 
     with progress_bar(err) as bar:
@@ -705,7 +740,7 @@ def plan_command(
         return
     print_plan(found)
     if folder_out is not None:
-        err.print(f"open {folder_out / 'load.html'} in a browser; deploy {folder_out / 'services.toml'}", highlight=False)
+        err.print(f"open {folder_out / 'load.html'} in a browser; deploy {folder_out / 'services.toml'}")
 
 
 def write_plan(found: Any, folder_out: Path) -> None:
@@ -745,7 +780,7 @@ def print_plan(found: Any) -> None:
         table.add_row(line["change"], *figures, "yes" if line["meets"] else "no", style=None if line["meets"] else "dim")
     out.print(table)
     sure = "nothing cheaper does, as far as more servers never hurt" if found.proven else "not everything cheaper was tried"
-    tell = lambda text: out.print(text, highlight=False, soft_wrap=True)
+    tell = lambda text: out.print(text, soft_wrap=True)
     tell(f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing {found.degraded:.2%}; {sure}")
     tell(f"cost of a million requests {number(found.cost_per_million)}, an hour {number(found.services.cost_per_hour)}")
     tell(f"headroom: meets the target up to {found.headroom:,.1f} a second ({found.headroom / found.rate - 1:+.0%})")
@@ -756,11 +791,11 @@ def print_plan(found: Any) -> None:
 @log_argument
 @click.option("--only", multiple=True, metavar="ROW", help="Only these rows, beside the one that they are held against.")
 @click.option("--against", metavar="ROW", help="Hold the rows against this one; without it, against the recipe's own.")
-@click.option("--seed", "seeds", type=int, multiple=True, help="Only these seeds; without it, those of the recipe.")
+@click.option("--seed", "seeds", type=Number("seed"), multiple=True, help="Only these seeds; without it, those of the recipe.")
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="W2b is for tuning.")
-@click.option("--limit", type=int, help="Replay so many requests, evenly spaced in time.")
+@click.option("--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time.")
 @click.option("--device", default="cpu", show_default=True, help="Where neural models are fitted and run: cpu, cuda.")
-@click.option("--minutes", type=float, help="Begin no new cell after so long; the same command goes on later.")
+@click.option("--minutes", type=Number("minutes"), help="Begin no new cell after so long; the same command goes on later.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .tex, .json go.")
 @worker_flags
@@ -793,7 +828,7 @@ def table_command(
 @log_argument
 @click.option("--name", help="Which embedder of the recipe; without it, the only one.")
 @click.option("--row", help="Take the embedders of this row of the recipe.")
-@click.option("--seed", default=0, show_default=True)
+@seed_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @click.option("--out", "folder_out", type=folder, required=True, help="The folder to write.")
@@ -826,7 +861,7 @@ def fit_embedder(
         raise KarmafunnelError(f"recipe {found.name}: needs an embedder among {sorted(embedders)}, found {name!r}")
     check_device(device)
     with cache_folder(no_cache) as cache, err.status("fitting") as status:
-        say = lambda message: err.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+        say = lambda message: err.print(message, style="dim", soft_wrap=True)
         scene = Scene(opened, {}, found.label, seed, device, say, lambda message: status.update(message), found.outside)
         embedding = fit_embedders({name: embedders[name]}, scene, cache)[name]
         embedding.save(folder_out)
@@ -837,7 +872,7 @@ def fit_embedder(
         table.add_row(key, json.dumps(value) if isinstance(value, (dict, list)) else str(value))
     out.print(table)
     out.print(
-        f"{folder_out}: open it with the same value: {type(embedders[name]).__name__}(...).load(folder, log)", highlight=False
+        f"{folder_out}: open it with the same value: {type(embedders[name]).__name__}(...).load(folder, log)"
     )
 
 
@@ -847,25 +882,26 @@ def fit_embedder(
 @click.option(
     "--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--batches", default="1,2,4,8,16", show_default=True, help="Requests at once.")
+@seed_option
+@click.option("--batches", type=Numbers("batch_size"), default="1,2,4,8,16", show_default=True, help="Requests at once.")
 @click.option(
     "--cutoffs",
     multiple=True,
     metavar="STAGE=K,K",
     help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k.",
 )
-@click.option("--seconds", default=15.0, show_default=True, help="Most time a stage.")
+@click.option("--seconds", type=Number("seconds"), default=15.0, show_default=True, help="Most time a stage.")
 @click.option(
-    "--load", default=1.0, show_default=True, help="Time the stages as they are at this utilisation: 1 is one pass after another."
+    "--load", type=Number("load"), default=1.0, show_default=True,
+    help="Time the stages as they are at this utilisation: 1 is one pass after another.",
 )
-@click.option("--threads", default=1, show_default=True)
+@click.option("--threads", type=Number("threads"), default=1, show_default=True)
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="Whose requests.")
 @click.option("--policies", is_flag=True, help="Add a deadline, batches, waiting rooms and fallbacks to start from.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @json_flag
 def profile(
-    recipe: str, log: Path, services: Path, seed: int, batches: str, cutoffs: tuple[str, ...], seconds: float, load: float, threads: int,
+    recipe: str, log: Path, services: Path, seed: int, batches: list[int], cutoffs: tuple[str, ...], seconds: float, load: float, threads: int,
     window: str, policies: bool, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service time for `queue` and `plan`.
@@ -878,23 +914,16 @@ def profile(
     from .simulator.recipe import load_recipe
     from .simulator.services import with_policies
 
-    def whole(text: str, option: str) -> list[int]:
-        try:
-            return [int(word) for word in text.split(",")]
-        except ValueError:
-            raise KarmafunnelError(f"profile: {option} needs whole numbers with commas between, found {text!r}") from None
-
-    sizes = whole(batches, "--batches")
     cut: dict[str, list[int]] = {}
     for given in cutoffs:
         name, _, ks = given.partition("=")
-        cut[name] = whole(ks, f"--cutoffs {name}=")
+        cut[name] = Numbers("k")(ks)
     opened = open_log(log)
     command = shlex.join(["karmafunnel", *sys.argv[1:]])
     note = f"{command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
     with cache_folder(no_cache) as cache:
         found = run_profile(
-            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=sizes, cutoffs=cut or None, seconds=seconds, load=load,
+            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=batches, cutoffs=cut or None, seconds=seconds, load=load,
             threads=threads, window=window, note=note, console=err,
         )  # fmt: skip
     if policies:
@@ -909,7 +938,7 @@ def profile(
         )
     else:
         print_fits(found, out)
-    err.print(f"{services}; the fit is drawn in {html}", highlight=False, soft_wrap=True)
+    err.print(f"{services}; the fit is drawn in {html}", soft_wrap=True)
 
 
 @main.command()

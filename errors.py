@@ -1,10 +1,8 @@
-"""What the project raises, and how it says that an argument cannot be."""
+"""What the project raises, and how it says in a line what was found."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 
 class KarmafunnelError(ValueError):
@@ -16,12 +14,10 @@ def line_of(error: BaseException) -> str:
     return " ".join((str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}").split())
 
 
-def needs(value: Any, **ranges: tuple[float, float | None]) -> None:
-    """Raises KarmafunnelError where a field of a value is no number from low to high, both included; whole where low is an int."""
-    for name, (low, high) in ranges.items():
-        found, whole = getattr(value, name), isinstance(low, int)
-        number = isinstance(found, (int, np.integer) if whole else (int, float, np.number)) and not isinstance(found, bool)
-        if not (number and low <= found <= (np.finfo(np.float64).max if high is None else high)):
-            wanted = f"of {low:g} or more" if high is None else f"from {low:g} to {high:g}"
-            kind = "whole number" if whole else "number"
-            raise KarmafunnelError(f"{type(value).__name__}: {name} needs a {kind} {wanted}, found {found!r}")
+def quoted(value: Any, most: int = 200) -> str:
+    """What was found, as typed and cut where it is long; also where it cannot be typed, such as a number of 5,000 digits."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"

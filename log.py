@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from .bounds import needs as needs
 from .errors import KarmafunnelError as KarmafunnelError
 from .errors import line_of as line_of
-from .errors import needs as needs
 from .files import atomic_folder as atomic_folder
 from .files import write_json as write_json
 

@@ -26,9 +26,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from safetensors.numpy import load_file, save_file
 
 from ..log import KarmafunnelError, Log, atomic_folder, line_of, write_json
@@ -42,6 +40,7 @@ from ..simulator.replay import Variant, check_device, check_workers, commit, pre
 from ..simulator.run import Run
 from ..simulator.workers import Workers
 from ..stages.base import Progress, content_key, silent
+from ..terminal import Console
 from .attention import attention_figure
 from .attribution import attribution_figure, attribution_table
 from .curves import write_curve
@@ -136,7 +135,7 @@ def ablate(
     check(recipe, log, out, window, limit, device)
     if workers is not None:
         check_workers(workers, recipe, log, cache)
-    say = (lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)) if console else silent
+    say = (lambda text: console.print(text, soft_wrap=True)) if console else silent
     began, left = time.perf_counter(), list[Cell]()
     for seed in dict.fromkeys(cell.seed for cell in todo):
         missing = [cell for cell in todo if cell.seed == seed and not (cell.done or cell.failed)]
@@ -600,12 +599,12 @@ def print_tables(out: Path, console: Console) -> None:
                 size = None if name == "failed" else sizes[column]
                 table.add_column(heads[column], justify="left" if left else "right", width=size, overflow="fold")
             for row in rows:
-                table.add_row(*(Text(stacked(row[column])) for column in part))
+                table.add_row(*(stacked(row[column]) for column in part))
             console.print(table)
     if (out / "attribution.md").exists():
-        console.print((out / "attribution.md").read_text(), highlight=False, markup=False, soft_wrap=True)
+        console.print((out / "attribution.md").read_text(), soft_wrap=True)
     for line in kept["record"]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 WIDEST = 34  # characters of a row's name before it is broken

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from ..simulator.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile, quantile
+from ..terminal import Console
 from . import plots
 from .plots import Plot
 from .report import Section, figure, lead, plain_table, write_page

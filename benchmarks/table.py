@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +23,7 @@ from ..log import KarmafunnelError
 from ..simulator.figures import NEITHER_IS_BETTER
 from ..simulator.measures import Measure
 from ..simulator.metrics import PERSISTENCE
+from ..terminal import Console
 
 Row = dict[str, Any]
 # Lines of measure rows that are no stage: what comes before the stages, and what they are to be held against.
@@ -337,7 +337,7 @@ def _rich(full: Sheet, chunk: list[int]) -> Table:
                 if more:
                     text.append("\n" + more, style="not bold dim")
             shown.append(text)
-        table.add_row(*(Text("" if s else t) for s, t in zip(repeated(texts, before), texts, strict=True)), *shown, style=style)
+        table.add_row(*("" if s else t for s, t in zip(repeated(texts, before), texts, strict=True)), *shown, style=style)
         before = texts
     return table
 
@@ -352,7 +352,7 @@ def print_table(rows: Sequence[Row], console: Console, across: str = "measure") 
     for table in to_terminal(rows, console.width, across):
         console.print(table)
     for line in footnotes(sheet(rows, across)):
-        console.print(Text(line, style="dim"))
+        console.print(line, style="dim")
 
 
 def print_comparison(rows: Sequence[Row], console: Console) -> None:

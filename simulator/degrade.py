@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 
 from ..log import KarmafunnelError, Log
 from ..models.embedders import Embedding
@@ -33,6 +32,7 @@ from ..stages.base import (
     content_key,
 )
 from ..stages.recall import FittedJoin, Join, Popular
+from ..terminal import Console
 from .nearline import Absent, NearLine
 from .recipe import Recipe
 from .replay import CHUNK, Variant, check_out, prepare, replay_many, requests_of
@@ -268,8 +268,7 @@ def replay_paths(
         folders[path] = out / "paths" / folder_name(path)
     if console:
         console.print(
-            f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window} along {len(variants)} paths",
-            highlight=False,
+            f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window} along {len(variants)} paths"
         )
     errors = replay_many(
         variants, log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console, command=command

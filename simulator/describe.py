@@ -15,11 +15,10 @@ import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 from plotly.offline import get_plotlyjs
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ..log import CAPABILITIES, WINDOWS, Catalogue, Log
+from ..terminal import Console
 
 Stats = dict[str, Any]
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -264,8 +263,8 @@ def print_description(stats: Stats, console: Console) -> None:
             column.justify = "right" if len(head) > 2 else "left"
         table.columns[0].no_wrap = True
         for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(Text(title, style="bold"))
+            table.add_row(*row)
+        console.print(title, style="bold")
         console.print(table)
         console.print()
 

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from rich.console import Console
 from scipy.optimize import nnls
 from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
@@ -29,9 +28,10 @@ from threadpoolctl import threadpool_limits
 from ..log import KarmafunnelError, Log
 from ..models import embedders
 from ..stages.base import FittedFunnel
+from ..terminal import Console, progress_bar
 from .degrade import along
 from .recipe import Recipe
-from .replay import prepare, progress_bar, requests_of
+from .replay import prepare, requests_of
 from .services import Service, Services, ServiceTime, path_of
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -389,7 +389,7 @@ def profile(
     if console and pl.thread_pool_size() > threads:
         console.print(
             f"polars keeps the {pl.thread_pool_size()} threads it was started with; put POLARS_MAX_THREADS={threads} before the command",
-            style="dim", highlight=False, soft_wrap=True,
+            style="dim", soft_wrap=True,
         )  # fmt: skip
     loads = [os.getloadavg()[0]]
     with threads_of(threads):

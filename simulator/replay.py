@@ -31,8 +31,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import __version__
 from ..log import KarmafunnelError, Log, atomic_folder, line_of, rows_of, write_json
@@ -53,6 +51,7 @@ from ..stages.base import (
     silent,
 )
 from ..stages.learn import logged, spaced
+from ..terminal import Console, progress_bar
 from .recipe import Recipe, run_recipe
 from .workers import Died, Workers, spread
 
@@ -82,7 +81,7 @@ def prepare(
     memory.on, memory.wanted = True, None
     with console.status("fitting") if console else nullcontext() as status:
         if console and status:
-            scene.progress = lambda message: console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+            scene.progress = lambda message: console.print(message, style="dim", soft_wrap=True)
             scene.detail = status.update
         try:
             scene.embeddings = fit_embedders(recipe.read, scene, cache)
@@ -131,9 +130,7 @@ def replay(
     start = time.perf_counter()
     fitted = fitted or prepare(recipe, log, seed, device, cache, console)
     if console:
-        console.print(
-            f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}", highlight=False
-        )
+        console.print(f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}")
     variant = Variant(recipe, fitted, out)
     for error in replay_many(
         [variant], log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console,
@@ -361,12 +358,6 @@ def work(job: Job, number: int) -> dict[Path, Exception]:
 
 
 # -- the folder of a Run ------------------------------------------------------------------------------------------------
-
-
-def progress_bar(console: Console) -> Progress:
-    """The one look of a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 def merge(shards: list[Path], out: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from karmafunnel.models.karma import KARMA, Qwen
 from karmafunnel.models.karma.train import Trainee, pieces_of_epoch
 from karmafunnel.simulator.world import generate
-from rich.console import Console
+from karmafunnel.terminal import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -27,7 +27,7 @@ from karmafunnel.simulator.recipe import load_recipe
 from karmafunnel.simulator.replay import cache_root
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.recall import VectorRecall
-from rich.console import Console
+from karmafunnel.terminal import Console
 
 KNOB, SHARES, COLUMNS = (0.0, 0.5, 1.0), (0.25, 0.5, 1.0), ("HR@50", "HR@200")
 ITEMS, USERS, REQUESTS = 3000, 1000, 6000

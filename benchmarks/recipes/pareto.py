@@ -27,7 +27,7 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import ESMMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular, Repeat, VectorRecall
 from karmafunnel.stages.rerank import GMVRank
-from rich.console import Console
+from karmafunnel.terminal import Console
 
 AT, DEPTH = 10, 50
 X, MONEY, EXPECTED = f"HR@{AT}", f"GMV-HR@{AT}", f"eGMV@{AT}"

@@ -39,7 +39,7 @@ from karmafunnel.simulator.replay import cache_root, commit, prepare, replay
 from karmafunnel.stages.base import ITEM, REQUEST, FittedFunnel, Funnel, content_key
 from karmafunnel.stages.learn import spaced
 from karmafunnel.stages.recall import External
-from rich.console import Console
+from karmafunnel.terminal import Console
 
 FOLDER = Path(scripts.__file__).parent
 HELPERS = ("exchange.py", "rectools_frames.py")  # what scripts import
@@ -397,7 +397,7 @@ def side_by_side(
         raise KarmafunnelError(f"peers: needs a folder to write into, found the file {out}")
     shown = log.has("exposures")
     say = (
-        (lambda text: console.print(f"  {text}", style="dim", markup=False, highlight=False, soft_wrap=True))
+        (lambda text: console.print(f"  {text}", style="dim", soft_wrap=True))
         if console
         else lambda _: None
     )
@@ -438,7 +438,7 @@ def side_by_side(
                 left.append(name)
                 continue
             if console:
-                console.print(f"[{i + 1}/{len(peers)}] {name}, seed {seed}", markup=False, highlight=False)
+                console.print(f"[{i + 1}/{len(peers)}] {name}, seed {seed}")
             why = run_peer(name, peer, data, checksum, folder, seed, cache, say, each)
             try:
                 if why is None:
@@ -449,7 +449,7 @@ def side_by_side(
                 failed[name] = why
                 if console:
                     console.print(
-                        f"failed: {why}\nto try it again, remove {folder}", markup=False, highlight=False, soft_wrap=True
+                        f"failed: {why}\nto try it again, remove {folder}", soft_wrap=True
                     )
                 continue
             for table, run in found.items():
@@ -549,7 +549,7 @@ def main(
         raise click.ClickException(str(error)) from error
     print((out / "peers.md").read_text())
     if left:
-        console.print(f"left for another time: {', '.join(left)}; the same command goes on", highlight=False)
+        console.print(f"left for another time: {', '.join(left)}; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -47,10 +47,10 @@ from karmafunnel.log import write_json
 from karmafunnel.simulator import theory
 from karmafunnel.simulator.arrivals import Poisson
 from karmafunnel.simulator.queueing import simulate
-from karmafunnel.simulator.replay import commit, progress_bar
+from karmafunnel.simulator.replay import commit
 from karmafunnel.simulator.services import Service, Services, ServiceTime
 from karmafunnel.simulator.theory import Steady
-from rich.console import Console
+from karmafunnel.terminal import Console, progress_bar
 from rich.table import Table
 from scipy import stats
 
@@ -418,8 +418,8 @@ def main(out: Path, seed: int) -> None:
         "asymptotic variance and the relaxation time of each queue; nothing is stopped or repeated for its result."
     )
     for path in write(lines, out, [verdict, rules, made_by]):
-        console.print(str(path), highlight=False, soft_wrap=True)
-    console.print(verdict, highlight=False, soft_wrap=True)
+        console.print(str(path), soft_wrap=True)
+    console.print(verdict, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Join, Popular, VectorRecall
-from rich.console import Console
+from karmafunnel.terminal import Console
 
 LOADS = (0.3, 0.5, 0.75)  # utilisations by the profile
 PAUSE_MS = 5.0
@@ -331,7 +331,7 @@ def measured(
             told_of = {"rate": now, "late": late, "service_ms": frame["service_ms"].mean()}
             found.append(told_of | {"times": times, "measured": frame["latency_ms"].to_list()})
             console.print(
-                f"load {load:g}, repetition {i + 1}: p50 {np.median(found[-1]['measured']):.1f} ms", style="dim", highlight=False
+                f"load {load:g}, repetition {i + 1}: p50 {np.median(found[-1]['measured']):.1f} ms", style="dim"
             )
         ended = os.getloadavg()[0]
     for i, repetition in enumerate(found):

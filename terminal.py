@@ -1,0 +1,62 @@
+"""The terminal: what comes from a log, a recipe, a Run or a services file is shown as it stands, never read as markup or as commands.
+
+Everything that the project prints with rich goes through `Console`; nothing else imports rich's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import rich.console
+import rich.status
+from rich.console import ConsoleOptions, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+
+# Control characters (C0, DEL and C1, which a terminal obeys) and those that turn the direction of writing; not tab and line feed.
+OBEYED = [*range(9), *range(11, 32), *range(127, 160), 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+SPELT = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in OBEYED}
+
+
+def visible(text: str) -> str:
+    """A text with its control characters spelt out, as `\\x1b`; lone surrogates, too, which no terminal can be sent."""
+    return text.translate(SPELT).encode("utf-8", "backslashreplace").decode()
+
+
+class Console(rich.console.Console):
+    """A console that takes every text literally: no markup, no emoji codes, no highlighting, control characters spelt out."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        return Status(status, console=self, **options)
+
+
+class Status(rich.status.Status):
+    """A line that is overwritten, taken literally: rich reads its text as markup."""
+
+    def __init__(self, status: RenderableType, **options: Any):
+        super().__init__(_literal(status), **options)
+
+    def update(self, status: RenderableType | None = None, **options: Any) -> None:
+        super().update(None if status is None else _literal(status), **options)
+
+
+def _literal(status: RenderableType) -> RenderableType:
+    return Text(visible(status)) if isinstance(status, str) else status
+
+
+def progress_bar(console: rich.console.Console) -> Progress:
+    """The one look of a progress bar."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
