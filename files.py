@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -393,8 +393,14 @@ def first_line(error: BaseException) -> str:
 # -- digests ------------------------------------------------------------------------------------------------------------
 
 
-def digest(path: Path | str) -> str:
-    """BLAKE2b of a file's bytes, 128 bits, hex."""
+def digest(path: Path) -> str:
+    """BLAKE2b of a file's bytes, 128 bits, hex; worked out once a process, unless the file changes."""
+    found = os.stat(path)
+    return _digest(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, *_: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -448,7 +454,7 @@ def check(folder: Path, *names: str) -> None:
         raise KarmafunnelError(f"{wrong}; needs the file as it was written: make it again, or take it from a copy")
 
 
-def whole(folder: Path | None) -> bool:
+def intact(folder: Path | None) -> bool:
     """Whether something that can be made again is there and as it was written; where it is damaged, a line says so."""
     if folder is None or not folder.is_dir():
         return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import polars as pl
 from .bounds import needs as needs
 from .errors import KarmafunnelError as KarmafunnelError
 from .errors import line_of as line_of
+from .files import LOG, claim, open_table, read_json, say, settle
 from .files import atomic_folder as atomic_folder
 from .files import write_json as write_json
 
@@ -108,9 +109,9 @@ class Catalogue:
         """From a frame with some of the layout's columns; absent ones become null."""
         return cls(conform(items, ITEMS, f"catalogue {meta.get('name')}: items"), complete_meta(meta))
 
-    def write(self, folder: Path | str) -> None:
-        """Write `items.parquet` and `log.json`, whole or not at all."""
-        write_tables(folder, {"items": self.items}, self.meta)
+    def write(self, folder: Path | str, force: bool = False) -> None:
+        """Write `items.parquet` and `log.json`, whole or not at all. Raises KarmafunnelError as `write_tables` does."""
+        write_tables(folder, {"items": self.items}, self.meta, force=force)
 
 
 def complete_meta(meta: dict[str, Any]) -> dict[str, Any]:
@@ -126,30 +127,53 @@ def complete_meta(meta: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def write_tables(folder: Path | str, tables: dict[str, pl.DataFrame], meta: dict[str, Any]) -> None:
-    folder = Path(folder)
-    ours = folder.is_dir() and ((folder / "log.json").exists() or not any(folder.iterdir()))
-    if folder.exists() and not ours:
-        raise KarmafunnelError(f"{folder}: needs to be a new folder or an older log, found something else; nothing was written")
-    with atomic_folder(folder) as temporary:
-        checksums = {}
+def write_tables(
+    folder: Path | str, tables: dict[str, pl.DataFrame], meta: dict[str, Any], *, force: bool = False,
+    also: Callable[[Path], None] | None = None,
+) -> None:  # fmt: skip
+    """Write tables, `log.json` and what `also` adds to the folder: all of it or nothing.
+
+    Raises KarmafunnelError where the folder is something else than a log, or (without `force`) a log of another name or source.
+    """
+    wants = {key: meta.get(key) for key in ("name", "source", "sample")}
+    with claim(folder, "write", LOG, wants=wants, force=force), atomic_folder(folder) as temporary:
         for name, frame in tables.items():
-            path = temporary / f"{name}.parquet"
-            frame.write_parquet(path, compression="zstd", statistics=True)
-            checksums[path.name] = sha256(path)
-        counts = {name: frame.height for name, frame in tables.items()}
-        write_json(temporary / "log.json", meta | {"counts": counts, "checksums": checksums})
+            frame.write_parquet(temporary / f"{name}.parquet", compression="zstd", statistics=True)
+        write_json(temporary / "log.json", meta | contents(temporary, tables))
+        if also is not None:
+            also(temporary)
+
+
+def contents(folder: Path, tables: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """`counts` and `checksums` of the tables of a log folder, as its `log.json` has them."""
+    paths = {name: folder / f"{name}.parquet" for name in tables}
+    counts = {name: int(open_table(path).select(pl.len()).collect().item()) for name, path in paths.items()}
+    return {"counts": counts, "checksums": {path.name: sha256(path) for path in paths.values()}}
+
+
+def seal_log(folder: Path | str) -> list[str]:
+    """Write counts and checksums into the `log.json` of a log that was changed on purpose; returns what was not as it said, in lines.
+
+    Raises KarmafunnelError naming the file that is missing or cannot be read.
+    """
+    folder = Path(folder)
+    meta = read_json(folder / "log.json") if (folder / "log.json").is_file() else read_meta(folder)
+    complete_meta(meta)
+    found = contents(folder, TABLES if (folder / "requests.parquet").exists() else ("items",))
+    changed = []
+    for key, now in found.items():
+        before = meta.get(key) if isinstance(meta.get(key), dict) else {}
+        names = dict.fromkeys([*before, *now])
+        changed += [f"{key}: {n}: {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
+    if changed:
+        write_json(folder / "log.json", meta | found)
+    return changed
 
 
 def scan(path: Path, schema: dict[str, Any]) -> pl.LazyFrame:
     """Lazy reading of one table; raises KarmafunnelError naming the file for what is missing, truncated or mistyped."""
-    if not path.is_file():
-        raise KarmafunnelError(f"{path}: needed a Parquet table, found no such file")
-    try:
-        frame = pl.scan_parquet(path)
-        found = frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise KarmafunnelError(f"{path}: needed a readable Parquet table, found: {error}") from error
+    frame = open_table(path)
+    found = frame.collect_schema()
     missing = [name for name in schema if name not in found]
     if missing:
         raise KarmafunnelError(f"{path}: needed columns {list(schema)}, missing {missing}")
@@ -157,6 +181,20 @@ def scan(path: Path, schema: dict[str, Any]) -> pl.LazyFrame:
     if wrong:
         raise KarmafunnelError(f"{path}: wrong column types: {', '.join(wrong)}")
     return frame
+
+
+def checksum_of(path: Path, meta: dict[str, Any]) -> str:
+    """SHA-256 of a table of a log; raises KarmafunnelError naming the file where `log.json` says another."""
+    found, told = sha256(path), meta.get("checksums")
+    told = told.get(path.name) if isinstance(told, dict) else None
+    if told is None:
+        say(f"{path.parent / 'log.json'}: has no checksum of {path.name}, so damage to it would not be noticed")
+    elif told != found:
+        raise KarmafunnelError(
+            f"{path}: needs the bytes whose checksum stands in log.json, found others: it is damaged, or was changed since; "
+            f"where that was meant, run karmafunnel validate --seal {path.parent}"
+        )
+    return found
 
 
 def same_type(found: Any, needed: Any) -> bool:
@@ -169,20 +207,19 @@ def read(folder: Path | str) -> Log | Catalogue:
     folder = Path(folder)
     if (folder / "requests.parquet").exists() or (folder / "exposures.parquet").exists():
         return Log.open(folder)
-    items = scan(folder / "items.parquet", ITEMS).collect()
-    return Catalogue(conform(items, ITEMS, str(folder)), read_meta(folder))
+    items, meta = scan(folder / "items.parquet", ITEMS), read_meta(folder)
+    checksum_of(folder / "items.parquet", meta)
+    return Catalogue(conform(items.collect(), ITEMS, str(folder)), meta)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
+    settle(folder)
     path = folder / "log.json"
     if not path.is_file():
         raise KarmafunnelError(
             f"{folder}: needed a log folder with log.json, found {sorted(os.listdir(folder)) if folder.is_dir() else 'no folder'}"
         )
-    try:
-        return complete_meta(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise KarmafunnelError(f"{path}: needed JSON, found: {error}") from error
+    return complete_meta(read_json(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,9 +261,13 @@ class Log:
             requests = requests.with_columns(window.alias("window"))
         return cls({"items": items.lazy(), "requests": requests.lazy(), "exposures": exposures.lazy()}, meta)
 
-    def write(self, folder: Path | str) -> None:
-        """Write the four files, whole or not at all."""
-        write_tables(folder, {"items": self.items, "requests": self.requests, "exposures": self.exposures}, self.meta)
+    @property
+    def tables(self) -> dict[str, pl.DataFrame]:
+        return {"items": self.items, "requests": self.requests, "exposures": self.exposures}
+
+    def write(self, folder: Path | str, force: bool = False) -> None:
+        """Write the four files, whole or not at all. Raises KarmafunnelError as `write_tables` does."""
+        write_tables(folder, self.tables, self.meta, force=force)
 
     def sample(self, share: float, seed: int = 0) -> Log:
         """The log of a share of its users, each with all of their requests, in the windows they have; every item stays.
@@ -257,7 +298,21 @@ class Log:
 
     # -- the tables -------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _checksums(self) -> dict[str, str]:
+        """Of the files, as they are read."""
+        return {}
+
+    def _checksum(self, name: str) -> str:
+        """SHA-256 of a table's file; raises KarmafunnelError naming the one that is not as `log.json` says."""
+        assert self.path is not None
+        if name not in self._checksums:
+            self._checksums[name] = checksum_of(self.path / f"{name}.parquet", self.meta)
+        return self._checksums[name]
+
     def _collect(self, name: str) -> pl.DataFrame:
+        if self.path is not None:
+            self._checksum(name)
         try:
             return self.lazy[name].collect()
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -291,7 +346,7 @@ class Log:
     def checksum(self) -> str:
         """One hash of the three tables (of the files where the log lies on disk, else of the rows) and of how they are read."""
         if self.path is not None:
-            parts = [sha256(self.path / f"{name}.parquet") for name in TABLES]
+            parts = [self._checksum(name) for name in TABLES]
         else:
             parts = [str(getattr(self, name).hash_rows(seed=0).sum()) for name in TABLES]
         parts.append(json.dumps({key: self.meta[key] for key in ("time", "scenario", "catalogue", "has")}, sort_keys=True))

@@ -7,7 +7,6 @@ they know arrays, no funnel.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -21,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..log import KarmafunnelError, atomic_folder, write_json
+from ..files import atomic_folder, check, read_json, write_json
+from ..log import KarmafunnelError
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2  # rows of an id table before those of the items
 AGES, ACTIONS = 48, 3  # buckets of log2(1 + age); 0 pad, 1 click, 2 purchase
@@ -757,7 +757,7 @@ def predict_ctr(model: ClickModel, batch: Batch) -> np.ndarray:
 
 def save_ctr(model: ClickModel, folder: Path | str) -> None:
     """Write `model.safetensors` and `model.json`; the folder appears whole or not at all. Fixed vectors are not stored."""
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, sealed=True) as temporary:
         save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
         write_json(
             temporary / "model.json",
@@ -774,9 +774,10 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
     """The inverse of `save_ctr`; the fixed vectors that a DIN was fitted with are handed over again."""
     folder = Path(folder)
     try:
-        kept = json.loads((folder / "model.json").read_text())
+        kept = read_json(folder / "model.json")
+        check(folder)
         state = load_file(folder / "model.safetensors")
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+    except (OSError, KarmafunnelError, SafetensorError) as error:
         raise KarmafunnelError(f"{folder}: needed a saved click model, found: {error}") from error
     shape = Shape(**kept["shape"])
     config: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in kept["config"].items()}

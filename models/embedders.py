@@ -23,7 +23,8 @@ from scipy import sparse, special
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.utils.extmath import randomized_svd
 
-from ..log import KarmafunnelError, Log, atomic_folder, needs, write_json
+from ..files import EMBEDDING, atomic_folder, check, claim, read_json, settle, write_json
+from ..log import KarmafunnelError, Log, needs
 
 Progress = Callable[[str], None]
 BLOCK = 4096  # requests at a time where vectors of histories are gathered
@@ -110,16 +111,24 @@ class Embedding(ABC):
 
         return isotropy(self.items(), self.interests(requests))
 
-    def save(self, folder: Path | str) -> None:
-        """Write `tensors.safetensors` and `embedding.json`; the folder appears whole or not at all."""
-        with atomic_folder(folder) as temporary:
-            save_file({k: np.ascontiguousarray(v) for k, v in self.tensors().items()}, temporary / "tensors.safetensors")
-            description = {
-                "embedder": repr(self.value), "class": type(self.value).__name__, "fields": asdict(self.value),  # type: ignore[call-overload]
-                "log": self.log.name, "items": items_checksum(self.log), "facts": self.facts, "extras": self.extras(),
-            }  # fmt: skip
-            write_json(temporary / "embedding.json", description)
-            self.save_more(temporary)
+    def save(self, folder: Path | str, force: bool = False) -> None:
+        """Write `tensors.safetensors` and `embedding.json`, with digests; the folder appears whole or not at all.
+
+        Raises KarmafunnelError where the folder is something else than an embedding or (without `force`) another one.
+        """
+        wants = {"embedder": repr(self.value), "items": items_checksum(self.log)}
+        with claim(folder, "save", EMBEDDING, wants=wants, force=force), atomic_folder(folder, sealed=True) as temporary:
+            self.write_into(temporary)
+
+    def write_into(self, folder: Path) -> None:
+        """Write what `save` writes into an existing folder."""
+        save_file({k: np.ascontiguousarray(v) for k, v in self.tensors().items()}, folder / "tensors.safetensors")
+        description = {
+            "embedder": repr(self.value), "class": type(self.value).__name__, "fields": asdict(self.value),  # type: ignore[call-overload]
+            "log": self.log.name, "items": items_checksum(self.log), "facts": self.facts, "extras": self.extras(),
+        }  # fmt: skip
+        write_json(folder / "embedding.json", description)
+        self.save_more(folder)
 
     def save_more(self, folder: Path) -> None:  # noqa: B027  (nothing is the right default)
         """Write what serving does without beside the rest."""
@@ -136,10 +145,12 @@ def items_checksum(log: Log) -> str:
 def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors, those `wanted` among them, and description of a saved embedding, checked against the value and the log's items."""
     folder, who = Path(folder), f"{value!r}: needed a saved embedding in {folder}, found"
+    settle(folder)
     try:
-        description = json.loads((folder / "embedding.json").read_text())
+        description = read_json(folder / "embedding.json")
+        check(folder)
         tensors = load_file(folder / "tensors.safetensors")
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+    except (OSError, KarmafunnelError, SafetensorError) as error:
         raise KarmafunnelError(f"{who}: {error}") from error
     told = ("class", "fields", "embedder", "items", "log", "facts", "extras")
     if missing := [key for key in told if not isinstance(description, dict) or key not in description]:

@@ -9,6 +9,7 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 
+from ..files import edited, marked, read_text, write_text
 from ..log import KarmafunnelError
 
 MOST_ROWS = 10_000  # LightGBM's limit of rows a group in lambdarank
@@ -105,17 +106,17 @@ def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> n
 
 
 def save_gbdt(booster: lgb.Booster, path: Path | str) -> None:
-    """Write LightGBM's text format, whole or not at all; only the trees that were best on the validation rows."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(booster.model_to_string(num_iteration=booster.best_iteration or None))
-    temporary.replace(path)
+    """Write LightGBM's text format after a line with its digest, whole or not at all; only the trees that were best on the
+    validation rows.
+    """
+    write_text(path, marked(booster.model_to_string(num_iteration=booster.best_iteration or None)))
 
 
 def load_gbdt(path: Path | str) -> lgb.Booster:
-    """The inverse of `save_gbdt`."""
-    path = Path(path)
+    """The inverse of `save_gbdt`. Raises KarmafunnelError for a file that is not as it was written: LightGBM would end the process."""
+    if edited(Path(path)):
+        raise KarmafunnelError(f"{path}: needed a LightGBM text file as it was written, found: other bytes, or none")
     try:
-        return lgb.Booster(model_str=path.read_text())
-    except (OSError, UnicodeDecodeError, lgb.basic.LightGBMError) as error:
+        return lgb.Booster(model_str=read_text(path).partition("\n")[2])
+    except lgb.basic.LightGBMError as error:
         raise KarmafunnelError(f"{path}: needed a LightGBM text file, found: {error}") from error

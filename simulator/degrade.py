@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ..files import RUN_AND_PATHS, remove
 from ..log import KarmafunnelError, Log
 from ..models.embedders import Embedding
 from ..stages.base import (
@@ -35,7 +35,7 @@ from ..stages.recall import FittedJoin, Join, Popular
 from ..terminal import Console
 from .nearline import Absent, NearLine
 from .recipe import Recipe
-from .replay import CHUNK, Variant, check_out, prepare, replay_many, requests_of
+from .replay import CHUNK, Variant, claim_run, prepare, replay_many, requests_of
 from .run import Run
 from .services import FULL, NOTHING, SKIP, STALE, modes_of, path_of
 
@@ -236,55 +236,57 @@ def replay_paths(
     recipe: Recipe, log: Log, out: Path | str, paths: Sequence[str], *, stale_minutes: float | Mapping[str, float] | None = None,
     seed: int = 0, device: str = "cpu", limit: int | None = None, cache: Path | None = None, window: str = "W3", chunk: int = CHUNK,
     console: Console | None = None, command: str | None = None, fitted: FittedFunnel | None = None,
+    force: bool = False,
 ) -> dict[str, Path]:  # fmt: skip
     """Replay the full funnel into `out` and every path into `out`/paths over the same requests; returns the Run folders by path.
 
     Each path is a Run of its own whose run.json says `path` (and `stale_minutes`). Interrupted and started again it goes on, as
-    `replay` does. Raises KarmafunnelError naming a path that the funnel cannot take, before anything is replayed.
+    `replay` does. Raises KarmafunnelError naming a path that the funnel cannot take, before anything is replayed, and as `replay` does
+    for what stands in `out`.
     """
     out = Path(out)
-    check_out(out)
-    requests = requests_of(log, window, limit)
-    start = time.perf_counter()
-    fitted = fitted or prepare(recipe, log, seed, device, cache, console)
-    stages = [ready.stage.name for ready in fitted.stages]
-    order = [*(name for name in fitted.scene.embeddings if name not in stages), *stages]
-    asked = {path: modes_of(path) for path in paths if path not in (FULL, NOTHING)}
-    # a path with a stray stage stays as it is typed: `along` says what is wrong with it
-    told = {path if set(modes) - set(order) else path_of(modes, order): modes for path, modes in asked.items()}
-    falls_back = any(not modes.get(stages[0], "1").isdigit() for modes in told.values())
-    fallbacks = fit_fallbacks(recipe, fitted, cache) if falls_back else {}
-    waiting = out.with_name(f".{out.name}.paths")  # `out` itself is replaced as a whole
-    variants, folders = [Variant(recipe, fitted, out)], {FULL: out}
-    for path in told:
-        other = along(fitted, path, fallbacks, stale_minutes)
-        try:
-            other.run(requests[:1])
-        except KarmafunnelError as error:
-            raise KarmafunnelError(f"path {path!r}: {error}") from error
-        stale = {name: view.minutes for name, view in other.scene.embeddings.items() if isinstance(view, NearLine)}
-        says = {"path": path} | ({"stale_minutes": stale} if stale else {})
-        variants.append(Variant(replace(recipe, funnel=other.funnel), other, waiting / folder_name(path), says))
-        folders[path] = out / "paths" / folder_name(path)
-    if console:
-        console.print(
-            f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window} along {len(variants)} paths"
+    with claim_run(out, recipe, log, seed, limit, window, RUN_AND_PATHS, force):
+        requests = requests_of(log, window, limit)
+        start = time.perf_counter()
+        fitted = fitted or prepare(recipe, log, seed, device, cache, console)
+        stages = [ready.stage.name for ready in fitted.stages]
+        order = [*(name for name in fitted.scene.embeddings if name not in stages), *stages]
+        asked = {path: modes_of(path) for path in paths if path not in (FULL, NOTHING)}
+        # a path with a stray stage stays as it is typed: `along` says what is wrong with it
+        told = {path if set(modes) - set(order) else path_of(modes, order): modes for path, modes in asked.items()}
+        falls_back = any(not modes.get(stages[0], "1").isdigit() for modes in told.values())
+        fallbacks = fit_fallbacks(recipe, fitted, cache) if falls_back else {}
+        waiting = out.with_name(f".{out.name}.paths")  # `out` itself is replaced as a whole
+        variants, folders = [Variant(recipe, fitted, out)], {FULL: out}
+        for path in told:
+            other = along(fitted, path, fallbacks, stale_minutes)
+            try:
+                other.run(requests[:1])
+            except KarmafunnelError as error:
+                raise KarmafunnelError(f"path {path!r}: {error}") from error
+            stale = {name: view.minutes for name, view in other.scene.embeddings.items() if isinstance(view, NearLine)}
+            says = {"path": path} | ({"stale_minutes": stale} if stale else {})
+            variants.append(Variant(replace(recipe, funnel=other.funnel), other, waiting / folder_name(path), says))
+            folders[path] = out / "paths" / folder_name(path)
+        if console:
+            console.print(
+                f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window} along {len(variants)} paths"
+            )
+        errors = replay_many(
+            variants, log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console, command=command
         )
-    errors = replay_many(
-        variants, log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console, command=command
-    )
-    if out in errors:
-        raise errors[out]
-    for variant in variants[1:]:
-        if variant.out in errors:
-            raise KarmafunnelError(f"path {variant.says['path']!r}: {errors[variant.out]}") from errors[variant.out]
-    kept = {variant.out.name for variant in variants[1:]}
-    for stray in waiting.iterdir() if waiting.is_dir() else ():
-        if stray.name not in kept:  # of an older call that was never finished
-            shutil.rmtree(stray)
-    if kept:
-        waiting.rename(out / "paths")
-    return folders
+        if out in errors:
+            raise errors[out]
+        for variant in variants[1:]:
+            if variant.out in errors:
+                raise KarmafunnelError(f"path {variant.says['path']!r}: {errors[variant.out]}") from errors[variant.out]
+        kept = {variant.out.name for variant in variants[1:]}
+        for stray in waiting.iterdir() if waiting.is_dir() else ():
+            if stray.name not in kept:  # of an older call that was never finished
+                remove(stray)
+        if kept:
+            waiting.rename(out / "paths")
+        return folders
 
 
 def runs_of(run: Path | str) -> dict[str, Run]:

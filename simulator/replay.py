@@ -10,15 +10,15 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache as once_a_process
 from functools import lru_cache
@@ -33,7 +33,8 @@ import pyarrow.parquet as pq
 import torch
 
 from .. import __version__
-from ..log import KarmafunnelError, Log, atomic_folder, line_of, rows_of, write_json
+from ..files import RUN, Kind, atomic_folder, claim, fault, remove, say, sweep, write_json
+from ..log import KarmafunnelError, Log, line_of, rows_of
 from ..stages.base import (
     ITEM,
     RANK,
@@ -115,35 +116,40 @@ class Variant:
 def replay(
     recipe: Recipe, log: Log, out: Path | str, *, seed: int = 0, device: str = "cpu", limit: int | None = None,
     cache: Path | None = None, window: str = "W3", chunk: int = CHUNK, console: Console | None = None, command: str | None = None,
-    fitted: FittedFunnel | None = None, workers: Workers | None = None,
+    fitted: FittedFunnel | None = None, workers: Workers | None = None, force: bool = False,
 ) -> Path:  # fmt: skip
     """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay one window of the log; returns the Run folder.
 
     `limit` takes so many requests, evenly spaced in time. Progress goes to `console`. Raises KarmafunnelError when `out` is
-    something else than a Run, or when the window holds no request; see `replay_many` for `workers`.
+    something else than a Run or (without `force`) another Run, or when the window holds no request; see `replay_many` for `workers`.
     """
     out = Path(out)
-    check_out(out)
-    requests = requests_of(log, window, limit)
-    if workers is not None:
-        check_workers(workers, recipe, log, cache)
-    start = time.perf_counter()
-    fitted = fitted or prepare(recipe, log, seed, device, cache, console)
-    if console:
-        console.print(f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}")
-    variant = Variant(recipe, fitted, out)
-    for error in replay_many(
-        [variant], log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console,
-        command=command, workers=workers,
-    ).values():  # fmt: skip
-        raise error
+    with claim_run(out, recipe, log, seed, limit, window, force=force):
+        requests = requests_of(log, window, limit)
+        if workers is not None:
+            check_workers(workers, recipe, log, cache)
+        start = time.perf_counter()
+        fitted = fitted or prepare(recipe, log, seed, device, cache, console)
+        if console:
+            console.print(f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}")
+        variant = Variant(recipe, fitted, out)
+        for error in replay_many(
+            [variant], log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console,
+            command=command, workers=workers,
+        ).values():  # fmt: skip
+            raise error
     return out
 
 
-def check_out(out: Path) -> None:
-    """Raises KarmafunnelError for a place that holds something else than a Run."""
-    if out.exists() and not (out / "run.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise KarmafunnelError(f"replay: {out} needs to be a new folder or an older Run, found something else; nothing was written")
+def claim_run(
+    out: Path, recipe: Recipe, log: Log, seed: int, limit: int | None, window: str, kind: Kind = RUN, force: bool = False
+) -> AbstractContextManager[Path]:
+    """Claim the folder of a Run; raises KarmafunnelError where (without `force`) another Run stands there, telling what differs."""
+    wants = {
+        "log.name": log.name, "log.checksum": log.checksum, "funnel": repr(recipe.funnel), "label": recipe.label, "seed": seed,
+        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "window": window, "limit": limit,
+    }  # fmt: skip
+    return claim(out, "replay", kind, wants=wants, inputs=[log.path, recipe.path], force=force)
 
 
 def requests_of(log: Log, window: str, limit: int | None) -> np.ndarray:
@@ -168,11 +174,23 @@ def replay_many(
     `workers`: shards are made by other processes, which load what was fitted from `cache`; again the same bytes. Raises
     KarmafunnelError where the log, the recipe or the cache is not on a disk that they can read.
     """
+    with ExitStack() as stack:
+        for variant in variants:
+            stack.enter_context(claim(variant.out, "replay", RUN, force=True))
+        return _replay_many(variants, log, seed, device, limit, cache, window, chunk, console, command, workers)
+
+
+def _replay_many(
+    variants: Sequence[Variant], log: Log, seed: int, device: str, limit: int | None, cache: Path | None, window: str, chunk: int,
+    console: Console | None, command: str | None, workers: Workers | None,
+) -> dict[Path, Exception]:  # fmt: skip
     requests = requests_of(log, window, limit)
     numbers = range(-(-len(requests) // chunk))
     described = {v.out: describe_run(v.recipe, v.fitted, log, seed, device, limit, window, command) | dict(v.says) for v in variants}
     partials = {v.out: partial_folder(v.out, described[v.out], chunk).resolve() for v in variants}  # as workers name them
     names = [f"{i:06d}" for i in numbers]
+    for folder in partials.values():
+        drop_torn(folder)
     left = [i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())]
     failed: dict[Path, Exception] = {}
     ledgers: dict[Path, Ledgers] = {}
@@ -183,7 +201,7 @@ def replay_many(
             ledgers[partials[variant.out]] = Ledgers(variant.fitted, window)
         except Exception as error:  # such as an embedder that knows the window: no fault of the others
             failed[partials[variant.out]] = error
-            shutil.rmtree(partials[variant.out])
+            remove(partials[variant.out])
     able = [v for v in variants if partials[v.out] in ledgers]
     if workers is None:
         made: Iterator[tuple[int, dict[Path, Exception]]] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
@@ -200,14 +218,13 @@ def replay_many(
     for variant in variants:
         partial = partials[variant.out]
         if partial in failed:
-            for stray in partial.glob(".*.tmp"):  # of a worker that was killed while it wrote
-                shutil.rmtree(stray)
+            sweep(partial)  # of workers that were killed while they wrote
             continue
-        with atomic_folder(variant.out) as temporary:
+        with atomic_folder(variant.out, sealed=True) as temporary:
             for name in TABLES:
                 merge([partial / number / f"{name}.parquet" for number in names], temporary / f"{name}.parquet")
             write_json(temporary / "run.json", described[variant.out])
-        shutil.rmtree(partial)
+        remove(partial)
     return {variant.out: failed[partials[variant.out]] for variant in variants if partials[variant.out] in failed}
 
 
@@ -222,11 +239,21 @@ def partial_folder(out: Path, description: Mapping[str, Any], chunk: int) -> Pat
     what = {name: value for name, value in description.items() if name not in ("command", "commit")}
     key = hashlib.sha256(json.dumps([what, chunk, code_key(), replay_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
     partial = out.with_name(f".{out.name}.{key}.partial")
-    for stale in out.parent.glob(f".{out.name}.*.partial"):
-        if stale != partial:
-            shutil.rmtree(stale)
     partial.mkdir(parents=True, exist_ok=True)
+    waits = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.partial")
+    for name in os.listdir(partial.parent):
+        if waits.fullmatch(name) and name != partial.name:
+            remove(partial.parent / name)
     return partial
+
+
+def drop_torn(partial: Path) -> None:
+    """Remove the shards that are not as they were written, such as after a crash of the machine: they are made again."""
+    sweep(partial)
+    for name in sorted(os.listdir(partial)):
+        if (wrong := fault(partial / name)) is not None:
+            say(f"{wrong}; this piece of the replay is made again")
+            remove(partial / name)
 
 
 def make_shard(
@@ -247,7 +274,7 @@ def make_shard(
             continue
         try:
             tables = ledger.shard(requests[number * chunk : (number + 1) * chunk], number)
-            with atomic_folder(shard) as temporary:
+            with atomic_folder(shard, durable=False, sealed=True) as temporary:
                 for name, frame in tables.items():
                     frame.write_parquet(temporary / f"{name}.parquet", compression="lz4", statistics=False)
         except Exception as error:  # one variant must not sink the others
@@ -365,7 +392,10 @@ def merge(shards: list[Path], out: Path) -> None:
     writer: pq.ParquetWriter | None = None
     try:
         for shard in shards:
-            table = pq.ParquetFile(shard).read()  # without the datasets of read_table, which take longer than a shard
+            try:
+                table = pq.ParquetFile(shard).read()  # without the datasets of read_table, which take longer than a shard
+            except (pa.ArrowException, OSError) as error:
+                raise KarmafunnelError(f"{shard}: needed a piece of the replay, found: {error}; the same command makes it again") from error
             if writer is None:
                 # Dictionaries for what repeats, none for scores; no statistics, which nobody asks of ids and ranks that lie in no order.
                 words = [column.name for column in table.schema if not pa.types.is_primitive(column.type)]
@@ -384,7 +414,7 @@ def commit() -> str | None:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, encoding="utf-8")
     return answer.stdout.strip() or None
 
 

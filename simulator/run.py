@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from ..files import check, open_table, read_json, settle
 from ..log import KarmafunnelError
 
 # Columns that every table has; those of the stages come on top.
@@ -36,17 +36,17 @@ class Run:
     def open(cls, folder: Path | str) -> Run:
         """Open a Run folder without reading its rows.
 
-        Raises KarmafunnelError naming the file: for a folder that is no Run, a table that is missing, cut short or lacks columns.
+        Raises KarmafunnelError naming the file: for a folder that is no Run, a file that is not as it was written, a table that is
+        missing, cut short or lacks columns.
         """
         folder = Path(folder)
+        settle(folder)
         path = folder / "run.json"
         if not path.is_file():
             found = sorted(os.listdir(folder))[:10] if folder.is_dir() else "no such folder"
             raise KarmafunnelError(f"{folder}: needed a Run folder with run.json, found {found}")
-        try:
-            meta = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise KarmafunnelError(f"{path}: needed JSON, found: {error}") from error
+        check(folder)
+        meta = read_json(path)
         if not isinstance(meta, dict) or (missing := [key for key in META if key not in meta]):
             raise KarmafunnelError(f"{path}: needed {list(META)}, missing {missing if isinstance(meta, dict) else 'all'}")
         if not meta["stages"]:
@@ -83,13 +83,8 @@ class Run:
 
 
 def _scan(path: Path, table: str, stages: list[str]) -> pl.LazyFrame:
-    if not path.is_file():
-        raise KarmafunnelError(f"{path}: needed a table of a Run, found no such file")
-    try:
-        frame = pl.scan_parquet(path)
-        found = frame.collect_schema().names()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise KarmafunnelError(f"{path}: needed a readable Parquet table (cut short?), found: {error}") from error
+    frame = open_table(path)
+    found = frame.collect_schema().names()
     needed = [*COLUMNS[table], *(f"{stage}.{column}" for stage in stages for column in OF_A_STAGE.get(table, ()))]
     if missing := [name for name in needed if name not in found]:
         raise KarmafunnelError(f"{path}: needed columns {needed}, missing {missing}")

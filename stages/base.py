@@ -23,7 +23,8 @@ import numpy as np
 import polars as pl
 
 from .. import models
-from ..log import KarmafunnelError, Log, atomic_folder, hash_ids, needs
+from ..files import atomic_folder, intact, write_text
+from ..log import KarmafunnelError, Log, hash_ids, needs
 from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
@@ -436,16 +437,16 @@ class Funnel:
             folder = cache_folder / f"{stage.name}-{key}" if cache_folder else None
             if key in scene.memory.stages:
                 ready = scene.memory.stages[key]
-            elif folder and folder.is_dir():
+            elif folder and intact(folder):
                 scene.progress(f"{stage.name}: fitted before, from {folder.name}")
                 ready = stage.load(folder, scene)
             else:
                 scene.progress(f"{stage.name}: fitting {type(stage).__name__}")
                 ready = stage.fit(scene, fitted)
                 if folder:
-                    with atomic_folder(folder) as temporary:
+                    with atomic_folder(folder, sealed=True, first=True) as temporary:
                         ready.save(temporary)
-                        (temporary / "stage.txt").write_text(f"{Funnel(self.stages[: i + 1])!r}\n")
+                        write_text(temporary / "stage.txt", f"{Funnel(self.stages[: i + 1])!r}\n")
             if isinstance(ready, Retriever) != (i == 0):
                 raise KarmafunnelError(
                     f"funnel: needs one recall stage, the first (join channels in brackets); found {stage!r} at place {i + 1}"
@@ -510,7 +511,7 @@ def fit_embedders(embedders: Mapping[str, Embedder], scene: Scene, cache_folder:
         folder = cache_folder / key if cache_folder else None
         if key in scene.memory.embeddings:
             fitted[name] = scene.memory.embeddings[key]
-        elif folder and folder.is_dir():
+        elif folder and intact(folder):
             scene.progress(f"embedder {name}: fitted before, from {folder.name}")
             fitted[name] = value.load(folder, scene.log)
         else:
@@ -519,7 +520,8 @@ def fit_embedders(embedders: Mapping[str, Embedder], scene: Scene, cache_folder:
             fitted[name] = value.fit(scene.log, seed=scene.seed, progress=scene.detail, device=scene.device, cache=cache_folder)
             fitted[name].facts.setdefault("seconds", round(time.perf_counter() - start, 1))
             if folder:
-                fitted[name].save(folder)
+                with atomic_folder(folder, sealed=True, first=True) as temporary:
+                    fitted[name].write_into(temporary)
         if scene.memory.on:
             scene.memory.embeddings[key] = fitted[name]
     return fitted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from ..log import KarmafunnelError, needs, rows_of, write_json
+from ..files import read_json, write_json
+from ..log import KarmafunnelError, needs, rows_of
 from ..models import ctr, gbdt
 from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, check_windows, group_rows, order, with_forced
 from .features import Feature, check, compute
@@ -253,9 +253,9 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 def load_calibration(path: Path) -> Calibration:
     """The inverse of `save_calibration`."""
     try:
-        kept = json.loads(path.read_text())
+        kept = read_json(path)
         return CALIBRATIONS[kept.pop("kind")](**kept)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise KarmafunnelError(f"{path}: needed a saved calibration, found: {error!r}") from error
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
+from ..files import read_table
 from ..log import KarmafunnelError, Log, needs, rows_of, sha256
 from .base import (
     ITEM,
@@ -147,8 +148,13 @@ class VectorRecall(Stage):
         return FittedVectorRecall(self, scene, index)
 
     def load(self, folder: Path, scene: Scene) -> FittedVectorRecall:
+        if isinstance(self.index, Flat):
+            return FittedVectorRecall(self, scene, None)
         path = folder / "index.faiss"
-        return FittedVectorRecall(self, scene, faiss.read_index(str(path)) if path.exists() else None)
+        try:
+            return FittedVectorRecall(self, scene, faiss.read_index(str(path)))
+        except RuntimeError as error:
+            raise KarmafunnelError(f"{path}: needed the index of {self!r}, found: {error}") from error
 
 
 class FittedVectorRecall(Retriever):
@@ -623,8 +629,8 @@ class External(Stage):
         if self.checksum and not sha256(path).startswith(self.checksum):
             raise KarmafunnelError(f"{self!r}: needs the file of that checksum, found {sha256(path)[: len(self.checksum)]}")
         try:
-            frame = pl.read_parquet(path, columns=columns)
-        except (pl.exceptions.PolarsError, OSError) as error:
+            frame = read_table(path, *columns)
+        except KarmafunnelError as error:
             raise KarmafunnelError(f"{self!r}: needs a Parquet file of {columns}, found: {error}") from error
         for key, table, number in (("request_id", log.requests, REQUEST), ("item_id", log.items, ITEM)):
             numbered = table.select(pl.col(key), pl.int_range(pl.len()).alias(number))

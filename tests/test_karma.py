@@ -22,6 +22,7 @@ from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
 from karmafunnel.models.karma.network import Network
 from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, training_trees
 from karmafunnel.models.karma.visual import visual_features
+from karmafunnel.models.tensors import read_tensors
 from karmafunnel.simulator.recipe import load_recipe
 from karmafunnel.simulator.replay import replay
 from karmafunnel.simulator.run import Run
@@ -782,7 +783,7 @@ def test_an_epoch_that_lacks_a_weight(shop: Log, tmp_path: Path) -> None:
     value = replace(SMALL, epochs=1)
     value.fit(shop, seed=0, cache=tmp_path)
     (path,) = tmp_path.glob("karma-*/epoch-001.safetensors")
-    facts, tensors = training.read_tensors(path)[1], load_file(path)
+    facts, tensors = read_tensors(path)[1], load_file(path)
     tensors.pop(next(name for name in tensors if "q_proj" in name))
     save_file(tensors, path, {"facts": json.dumps(facts)})
     with pytest.raises(KarmafunnelError, match=r"needed a checkpoint with all weights, found none of .*q_proj"):

@@ -28,8 +28,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ...log import KarmafunnelError, Log, atomic_folder, needs, read, write_json
+from ...files import atomic_folder, intact, read_json, write_json
+from ...log import KarmafunnelError, Log, needs, read
 from ..embedders import Progress, Typed, known_in_w1
+from ..tensors import resumed, write_tensors
 
 VERSION = 1  # of the pre-training: a base is kept by it
 BOS = "<|text|>"
@@ -262,7 +264,7 @@ class Qwen(Typed):
         digest = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
         key = hashlib.sha256(json.dumps([VERSION, asdict(self), digest, device]).encode()).hexdigest()[:16]
         folder = cache / f"base-{key}" if cache else None
-        if folder is None or not folder.is_dir():
+        if folder is None or not intact(folder):
             lm = self.pretrain(texts, folder, progress, device)
             if folder is None:
                 return lm
@@ -305,7 +307,7 @@ class Qwen(Typed):
         }  # fmt: skip
         progress(f"pre-trained: perplexity on {len(held)} unseen texts {before:.0f} -> {lm.facts['perplexity_after']:.1f}")
         if folder is not None:
-            with atomic_folder(folder) as temporary:
+            with atomic_folder(folder, sealed=True, first=True) as temporary:
                 write_json(temporary / "base.json", lm.describe() | {"facts": lm.facts, "value": repr(self)})
                 save_file(
                     {k: v.cpu().contiguous() for k, v in dict(lm.model.named_parameters()).items()},
@@ -323,8 +325,8 @@ class Qwen(Typed):
         named = dict(lm.model.named_parameters())
         optimiser = torch.optim.AdamW(named.values(), lr=self.rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
         step, seconds = 0, 0.0
-        if partial is not None and partial.exists():
-            step, seconds = resume(partial, named, optimiser)
+        if (kept := resumed(partial)) is not None:
+            step, seconds = resume(*kept, named, optimiser)
             progress(f"pre-training goes on after step {step} of {steps}")
         there = torch.ones(self.batch, self.context, dtype=torch.bool, device=lm.device)
         mask, position = causal(there)
@@ -379,20 +381,13 @@ def keep(file: Path, named: dict[str, nn.Parameter], optimiser: torch.optim.Opti
     tensors = {f"weight.{name}": p.detach() for name, p in named.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{key}": x for key, x in state.items()}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step), "seconds": str(seconds)}
-    )
-    temporary.replace(file)
+    write_tensors(file, tensors, {"step": step, "seconds": seconds})
 
 
-def resume(file: Path, named: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> tuple[int, float]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            facts, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise KarmafunnelError(f"{file}: needed a checkpoint, found: {error}; delete it to start again") from error
+def resume(
+    tensors: dict[str, Tensor], facts: dict[str, Any], named: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Put what `keep` kept back; returns the step and the seconds so far."""
     with torch.no_grad():
         for name, p in named.items():
             p.copy_(tensors[f"weight.{name}"])
@@ -408,11 +403,11 @@ def resume(file: Path, named: dict[str, nn.Parameter], optimiser: torch.optim.Op
 def open_base(folder: Path, device: str) -> LM:
     """A base that `Qwen` kept; raises KarmafunnelError naming the folder when it cannot be read."""
     try:
-        description = json.loads((folder / "base.json").read_text())
+        description = read_json(folder / "base.json")
         lm = LM.rebuild(description)
         with safe_open(folder / "model.safetensors", framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, KarmafunnelError, KeyError) as error:
         raise KarmafunnelError(f"{folder}: needed a pre-trained base, found: {error}; delete it to start again") from error
     put_weights(lm.model, weights, str(folder))
     lm.model.to(device)

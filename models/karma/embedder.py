@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...log import KarmafunnelError, Log, needs, write_json
+from ...files import write_json
+from ...log import KarmafunnelError, Log, needs
 from ..embedders import (
     Cooccurrence,
     Embedder,
@@ -30,6 +31,7 @@ from ..embedders import (
     unit_rows,
     w1_sequences,
 )
+from ..tensors import read_tensors, write_tensors
 from .backbone import LM, Checkpoint, Qwen, causal, pooled, put_weights
 from .diagnose import alignment, column_mass_entropy, sink_rate
 from .losses import Autoregressive, BagOfWords, Masked, each_text
@@ -42,11 +44,9 @@ from .train import (
     Trainer,
     asked_words,
     distinct,
-    read_tensors,
     request_texts,
     whitening,
     word_ids,
-    write_tensors,
 )
 from .visual import Column, Pretrained, SelfSupervised, visual_features
 
@@ -393,7 +393,7 @@ class KarmaEmbedding(Embedding):
     def save_more(self, folder: Path) -> None:
         head = self.network.lm.own_head
         if kept := self.decoders() | {f"head.{k}": v for k, v in (head.state_dict() if head else {}).items()}:
-            write_tensors(folder / "decoders.safetensors", kept, {"facts": "{}"})
+            write_tensors(folder / "decoders.safetensors", kept, {})
 
     def decoders(self) -> dict[str, Tensor]:
         """Weights of the decoders by name, read from disk on the first call; empty where the fit had none.

@@ -7,9 +7,7 @@ and are dropped when training ends, apart from what is kept to read interests in
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...log import KarmafunnelError, Log
 from ..embedders import Progress, TfidfSVDEmbedding
+from ..tensors import resumed, write_tensors
 from .backbone import LM, pool
 from .losses import (
     Autoregressive,
@@ -381,14 +378,14 @@ class Trainer:
 
     # -- checkpoints --
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"weight.{name}": p.detach() for name, p in self.named}
         tensors |= {f"average.{name}": x for name, x in self.average.items()}
         for number, kept in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{key}": x for key, x in kept.items()}
         facts: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "place": self.place, "seconds": self.seconds}
         facts |= {"curve": self.curve, "running": self.running}
-        return tensors, {"facts": json.dumps(facts)}
+        return tensors, facts
 
     def save(self) -> None:
         """One file, whole or not at all."""
@@ -397,9 +394,9 @@ class Trainer:
 
     def load(self) -> None:
         """Go on where an earlier process was; a state that cannot be read is no state."""
-        if self.folder is None or not (self.folder / "state.safetensors").exists():
+        if (found := resumed(self.folder and self.folder / "state.safetensors")) is None:
             return
-        tensors, facts = read_tensors(self.folder / "state.safetensors")
+        tensors, facts = found
         if facts["epoch"] > self.config.epochs or (facts["epoch"] == self.config.epochs and facts["place"] > 0):
             return  # it is further than we want to go
         with torch.no_grad():
@@ -423,11 +420,9 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to `config.epochs` and leave the averaged weights in the trainee; returns facts of the fit."""
-        kept = self.epoch_file(self.config.epochs)
-        if kept is not None and kept.exists():
-            average, facts = read_tensors(kept)
-            self.put(average)
-            return facts
+        if (kept := resumed(self.epoch_file(self.config.epochs))) is not None:
+            self.put(kept[0])
+            return kept[1]
         self.load()
         with torch.random.fork_rng():
             while self.epoch < self.config.epochs:
@@ -472,7 +467,7 @@ class Trainer:
         means = ", ".join(f"{name} {value:.3f}" for name, value in self.curve[-1].items())
         self.progress(f"KARMA: epoch {self.epoch} of {self.config.epochs}, {means}")
         if (file := self.epoch_file(self.epoch)) is not None:
-            write_tensors(file, self.average, {"facts": json.dumps(self.facts())})
+            write_tensors(file, self.average, self.facts())
         self.save()
 
     def one_step(self, pieces: np.ndarray) -> dict[str, float]:
@@ -503,20 +498,3 @@ class Trainer:
 def hash_of(*numbers: int) -> int:
     """A seed out of several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def write_tensors(file: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    """A safetensors file that is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, temporary, metadata=facts)
-    temporary.replace(file)
-
-
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of such a file; raises KarmafunnelError naming it when it cannot be read."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, json.loads(opened.metadata()["facts"])  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise KarmafunnelError(f"{file}: needed a checkpoint, found: {error}; delete it to start again") from error

@@ -23,7 +23,8 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...log import KarmafunnelError, Log, atomic_folder, write_json
+from ...files import atomic_folder, intact, write_json
+from ...log import KarmafunnelError, Log
 from ..embedders import Progress, Typed, known_in_w1
 
 VERSION = 1  # of what is kept
@@ -75,7 +76,7 @@ def visual_features(
     folder = cache / f"visual-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}" if cache else None
     there = np.zeros(log.n_items, dtype=bool)
     there[have] = True
-    if folder is not None and folder.is_dir():
+    if folder is not None and intact(folder):
         try:
             return load_file(folder / "features.safetensors")["features"], there
         except (OSError, SafetensorError, KeyError) as error:
@@ -88,7 +89,7 @@ def visual_features(
     features = np.zeros((log.n_items, vectors.shape[1]), dtype=np.float32)
     features[have] = vectors
     if folder is not None:
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder, sealed=True, first=True) as temporary:
             save_file({"features": features}, temporary / "features.safetensors")
             write_json(temporary / "how.json", {"how": repr(how), "log": log.name, "images": len(have), "seed": seed})
     return features, there

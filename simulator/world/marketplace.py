@@ -10,7 +10,9 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from ...log import Catalogue, KarmafunnelError, Log, atomic_folder
+from ...files import check as check_whole
+from ...files import read_table, seal
+from ...log import Catalogue, KarmafunnelError, Log, write_tables
 from .catalogue import Shelves, invent, plain_words, stock
 from .frames import log_frames, truth_frames
 from .images import render
@@ -68,25 +70,31 @@ class World:
         colour = names.get("colour") or names.get("color") or ""
         return render(leaf, int(self.shelves.department[leaf]), colour, names.get("pattern", "plain").lower())
 
-    def write(self, folder: Path | str) -> None:
-        """Write the log, `truth/*.parquet` and, where the World has them, `images/*.png`: all of it or nothing."""
-        with atomic_folder(folder) as temporary:
-            self.log.write(temporary)
-            (temporary / "truth").mkdir()
-            for name, frame in self.truth.items():
-                frame.write_parquet(temporary / "truth" / f"{name}.parquet", compression="zstd")
-            if self.images:
-                (temporary / "images").mkdir()
-                for item, path in enumerate(self.log.items["image"]):
-                    self.image(item).save(temporary / path)
+    def write(self, folder: Path | str, force: bool = False) -> None:
+        """Write the log, `truth/*.parquet` and, where the World has them, `images/*.png`: all of it or nothing.
+
+        Raises KarmafunnelError where the folder is something else than a log, or (without `force`) another World or log.
+        """
+        write_tables(folder, self.log.tables, self.log.meta, force=force, also=self._write_more)
+
+    def _write_more(self, folder: Path) -> None:
+        (folder / "truth").mkdir()
+        for name, frame in self.truth.items():
+            frame.write_parquet(folder / "truth" / f"{name}.parquet", compression="zstd")
+        seal(folder / "truth")
+        if self.images:
+            (folder / "images").mkdir()
+            for item, path in enumerate(self.log.items["image"]):
+                self.image(item).save(folder / path)
 
 
 def read_truth(folder: Path | str) -> dict[str, pl.DataFrame]:
-    """The truth kept beside a written World; raises KarmafunnelError where there is none."""
+    """The truth kept beside a written World; raises KarmafunnelError where there is none, or where a file is not as it was written."""
     paths = sorted((Path(folder) / "truth").glob("*.parquet"))
     if not paths:
         raise KarmafunnelError(f"{folder}: needed truth/*.parquet of a simulated marketplace, found none")
-    return {path.stem: pl.read_parquet(path) for path in paths}
+    check_whole(Path(folder) / "truth")
+    return {path.stem: read_table(path) for path in paths}
 
 
 def generate(
