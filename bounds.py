@@ -44,21 +44,21 @@ class Bound:
 SEED = Bound(0, 2**31 - 1)  # what NumPy, torch, LightGBM, scikit-learn and faiss all take
 SHARE = Bound(0.0, 1.0)
 MS, SECONDS, MINUTES, DAYS = 1e9, 1e9, 1e8, 36_500.0
-DIM = (1, 8192)
-DEPTH = (1, 10_000)  # of a history
+DIM = Bound(1, 8192)
+DEPTH = Bound(1, 10_000)  # of a history
 
 BOUNDS = {
     "seed": SEED,
     # replay, tables
-    "limit": Bound(1, MANY), "workers": Bound(1, 1024), "minutes": Bound(0.0, MINUTES, above=True), "resamples": Bound(1, 1_000_000),
+    "limit": Bound(1, MANY), "workers": Bound(1, 1024), "minutes": Bound(0.0, MINUTES), "resamples": Bound(1, 1_000_000),
     "stale_minutes": Bound(0.0, MINUTES), "cutoff": Bound(1, 10_000_000), "k": Bound(1, 10_000_000), "chunk": Bound(1, 1_000_000),
     # samples and Worlds
     "users_share": Bound(0.0, 1.0, above=True), "world_items": Bound(50, 10_000_000), "world_users": Bound(1, 10_000_000),
     "world_requests": Bound(10, 100_000_000), "semantic": SHARE, "exploration": SHARE,
     # load
-    "rate": Bound(1e-3, 1e6), "requests": Bound(1, 20_000_000), "planned_requests": Bound(1_000, 20_000_000),
+    "rate": Bound(1e-3, 1e6), "any_rate": Bound(1e-6, 1e9), "requests": Bound(1, 20_000_000), "planned_requests": Bound(1_000, 20_000_000),
     "p99_ms": Bound(0.0, MS, above=True), "lost": Bound(0.0, 0.999), "request": Bound(0, 20_000_000),
-    "batch_size": Bound(1, 100_000), "seconds": Bound(0.0, 86_400.0, above=True), "load": Bound(0.0, 1.0, above=True),
+    "batch_size": Bound(1, 100_000), "seconds": Bound(0.0, 1e6, above=True), "load": Bound(0.0, 1.0, above=True),
     "threads": Bound(1, 1024),
     # a services file
     "servers": Bound(1, 20_000), "items": Bound(0, MANY), "batch": Bound(1, 100_000), "queue": Bound(0, MANY), "retries": Bound(0, 100),
@@ -69,11 +69,11 @@ BOUNDS = {
     "waiting": Bound(1, MANY), "cold_requests": Bound(1, MANY), "stale_every": Bound(0.0, MINUTES, above=True),
     # arrivals
     "peak": Bound(1.0, 2.0), "bursts": Bound(0, 1_000), "burst": Bound(0.0, 1e6, above=True), "day_s": Bound(0.0, SECONDS, above=True),
-    "fade_s": Bound(0.0, SECONDS, above=True), "at": Bound(0.0, 0.999_999), "speed": Bound(0.0, LARGE, above=True),
+    "fade_s": Bound(0.0, SECONDS, above=True), "at": Bound(0.0, 0.999_999), "speed": Bound(1e-12, 1e18),
 }  # fmt: skip
 
 
-def check(who: str, bound: Bound | str, /, **values: Any) -> None:
+def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
     """Raises KarmafunnelError naming the value that is not within a bound, or the bound of that name."""
     allowed = BOUNDS[bound] if isinstance(bound, str) else bound
     for name, value in values.items():
@@ -83,24 +83,26 @@ def check(who: str, bound: Bound | str, /, **values: Any) -> None:
 
 def check_seed(who: str, seed: Any) -> int:
     """A seed that every library takes; raises KarmafunnelError for another one."""
-    check(who, SEED, seed=seed)
+    check_bound(who, SEED, seed=seed)
     return int(seed)
 
 
-def needs(value: Any, **ranges: tuple[float, float | None]) -> None:
-    """Raises KarmafunnelError where a field of a value is no number from low to high, both included; whole where low is an int.
+def needs(value: Any, **ranges: Bound | tuple[float, float | None]) -> None:
+    """Raises KarmafunnelError where a field of a value is not within its bound, or from low to high; whole where low is an int.
 
     Without a high it is a billion of whole numbers, and a thousand times as much of others.
     """
-    for name, (low, high) in ranges.items():
-        most = high if high is not None else MANY if isinstance(low, int) else LARGE
-        check(type(value).__name__, Bound(low, most), **{name: getattr(value, name)})
+    for name, found in ranges.items():
+        if not isinstance(found, Bound):
+            low, high = found
+            found = Bound(low, high if high is not None else MANY if isinstance(low, int) else LARGE)
+        check_bound(type(value).__name__, found, **{name: getattr(value, name)})
 
 
 # -- names --------------------------------------------------------------------------------------------------------------
 
 LETTERS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-LONGEST_TITLE = 120
+LONGEST_TITLE = 255
 
 
 def check_name(who: str, what: str, value: Any, taken: Sequence[str] = ()) -> None:
@@ -111,7 +113,7 @@ def check_name(who: str, what: str, value: Any, taken: Sequence[str] = ()) -> No
 
 
 def check_title(who: str, what: str, value: Any) -> None:
-    """Raises KarmafunnelError for what cannot stand in a line of a table: a text of at most 120 characters that can all be printed."""
+    """Raises KarmafunnelError for what cannot stand in a line of a table: a text of at most 255 characters that can all be printed."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > LONGEST_TITLE:
         raise KarmafunnelError(f"{who}: {what} needs a text of 1 to {LONGEST_TITLE} characters without line breaks, found {quoted(value)}")
 

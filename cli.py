@@ -83,6 +83,14 @@ class Numbers(Number):
         return [super(Numbers, self).convert(word, param, ctx) for word in value.split(",")] if isinstance(value, str) else value
 
 
+class Cutoffs(Numbers):
+    """A stage and cutoffs of it: STAGE=K,K."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, _, ks = value.partition("=")
+        return name, super().convert(ks, param, ctx)
+
+
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, package_name="karmafunnel")
 def main() -> None:
@@ -886,6 +894,7 @@ def fit_embedder(
 @click.option("--batches", type=Numbers("batch_size"), default="1,2,4,8,16", show_default=True, help="Requests at once.")
 @click.option(
     "--cutoffs",
+    type=Cutoffs("k"),
     multiple=True,
     metavar="STAGE=K,K",
     help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k.",
@@ -901,8 +910,8 @@ def fit_embedder(
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @json_flag
 def profile(
-    recipe: str, log: Path, services: Path, seed: int, batches: list[int], cutoffs: tuple[str, ...], seconds: float, load: float, threads: int,
-    window: str, policies: bool, no_cache: bool, as_json: bool,
+    recipe: str, log: Path, services: Path, seed: int, batches: list[int], cutoffs: tuple[tuple[str, list[int]], ...], seconds: float,
+    load: float, threads: int, window: str, policies: bool, no_cache: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service time for `queue` and `plan`.
 
@@ -914,17 +923,13 @@ def profile(
     from .simulator.recipe import load_recipe
     from .simulator.services import with_policies
 
-    cut: dict[str, list[int]] = {}
-    for given in cutoffs:
-        name, _, ks = given.partition("=")
-        cut[name] = Numbers("k")(ks)
     opened = open_log(log)
     command = shlex.join(["karmafunnel", *sys.argv[1:]])
     note = f"{command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
     with cache_folder(no_cache) as cache:
         found = run_profile(
-            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=batches, cutoffs=cut or None, seconds=seconds, load=load,
-            threads=threads, window=window, note=note, console=err,
+            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=batches, cutoffs=dict(cutoffs) or None, seconds=seconds,
+            load=load, threads=threads, window=window, note=note, console=err,
         )  # fmt: skip
     if policies:
         found = replace(found, services=with_policies(found.services))

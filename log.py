@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from .bounds import check_bound, check_seed
 from .bounds import needs as needs
 from .errors import KarmafunnelError as KarmafunnelError
 from .errors import line_of as line_of
@@ -280,8 +281,8 @@ class Log:
             raise KarmafunnelError(
                 f"sample: needs a log that knows its users, found {self.name}, whose log.json says it does not"
             )
-        if not 0 < share <= 1:
-            raise KarmafunnelError(f"sample: needs a share of users above 0 and at most 1, found {share}")
+        check_bound("sample", "users_share", users=share)
+        check_seed("sample", seed)
         users = self.requests["user_id"].drop_nulls().unique(maintain_order=True)
         drawn = users.filter((hash_ids(users.to_numpy(), seed) >> np.uint64(11)) * 2.0**-53 < share)
         if drawn.len() == 0:

@@ -29,6 +29,7 @@ import polars as pl
 from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
+from ..bounds import check_bound, check_seed
 from ..log import KarmafunnelError, Log, atomic_folder, line_of, write_json
 from ..models.karma import diagnose
 from ..simulator.attribution import attribute
@@ -100,8 +101,8 @@ def cells(
         raise KarmafunnelError(f"recipe {recipe.name}: needs to export `rows` for a table, found none")
     if unknown := [name for name in only if name not in recipe.rows]:
         raise KarmafunnelError(f"recipe {recipe.name}: needs rows among {sorted(recipe.rows)}, found {unknown}")
-    if negative := [seed for seed in seeds if seed < 0]:
-        raise KarmafunnelError(f"table: needs seeds from 0, found {negative}")
+    for seed in seeds:
+        check_seed("table", seed)
     wanted = [name for name in recipe.rows if not only or name in only or name == recipe.against]
     found = []
     for seed in dict.fromkeys(seeds or recipe.seeds):
@@ -132,6 +133,8 @@ def ablate(
     that cannot read log and recipe.
     """
     todo = cells(recipe, log, out, only, seeds, window, limit, device)
+    if minutes is not None:
+        check_bound("table", "minutes", minutes=minutes)
     check(recipe, log, out, window, limit, device)
     if workers is not None:
         check_workers(workers, recipe, log, cache)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ..bounds import check_bound
 from ..log import KarmafunnelError, Log
 
 GRID = 20_001  # points on which a changing rate is integrated
@@ -31,12 +32,9 @@ class Arrivals:
         return replace(self, rate=self.rate * times)  # type: ignore[type-var]
 
 
-def _check(who: str, n: int, **numbers: float) -> None:
-    for name, value in numbers.items():
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-            raise KarmafunnelError(f"{who}: {name} needs a number above 0, found {value!r}")
-    if n < 1:
-        raise KarmafunnelError(f"{who}: needs at least one request, found {n}")
+def _check(**values: float) -> None:
+    for name, value in values.items():
+        check_bound("arrivals", "any_rate" if name == "rate" else name, **{name: value})
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,10 @@ class Poisson(Arrivals):
     stationary = True
 
     def __post_init__(self) -> None:
-        _check("arrivals", 1, rate=self.rate)
+        _check(rate=self.rate)
 
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        _check("arrivals", n)
+        _check(requests=n)
         return np.cumsum(rng.exponential(size=n)) * (1000 / self.rate)
 
 
@@ -78,14 +76,10 @@ class Daily(Arrivals):
     burst: float = 2.0
 
     def __post_init__(self) -> None:
-        _check("arrivals", 1, rate=self.rate, burst=self.burst, day_s=1.0 if self.day_s is None else self.day_s)
-        if not 1 <= self.peak <= 2 or self.bursts < 0:
-            raise KarmafunnelError(
-                f"arrivals: needs a peak of 1 to 2 times the mean and bursts from 0, found {self.peak} and {self.bursts}"
-            )
+        _check(rate=self.rate, peak=self.peak, bursts=self.bursts, burst=self.burst, day_s=1.0 if self.day_s is None else self.day_s)
 
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        _check("arrivals", n)
+        _check(requests=n)
         gaps, starts = rng.exponential(size=n), rng.uniform(size=self.bursts)
         span = n / self.rate
         day = self.day_s or span
@@ -107,12 +101,10 @@ class Flash(Arrivals):
     fade_s: float = 10.0
 
     def __post_init__(self) -> None:
-        _check("arrivals", 1, rate=self.rate, factor=self.factor, fade_s=self.fade_s)
-        if not 0 <= self.at < 1:
-            raise KarmafunnelError(f"arrivals: at needs a share of the run from 0 to below 1, found {self.at}")
+        _check(rate=self.rate, factor=self.factor, fade_s=self.fade_s, at=self.at)
 
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        _check("arrivals", n)
+        _check(requests=n)
         span = n / self.rate
         since = np.linspace(0, span, GRID) - self.at * span
         rate = 1 + (self.factor - 1) * np.where(since >= 0, np.exp(-np.maximum(since, 0) / self.fade_s), 0)
@@ -133,7 +125,7 @@ class Trace(Arrivals):
     def __post_init__(self) -> None:
         times = np.asarray(self.times_ms, dtype=np.float64)
         object.__setattr__(self, "times_ms", times)
-        _check("arrivals", 1, speed=self.speed)
+        _check(speed=self.speed)
         if len(times) == 0:
             raise KarmafunnelError("arrivals: a trace needs at least one request, found none")
         if not np.isfinite(times).all() or times[0] < 0:
@@ -158,7 +150,7 @@ class Trace(Arrivals):
             )
         times = (log.t[rows] - log.t[rows[0]]).astype(np.float64)
         if rate is not None:
-            _check("arrivals", 1, rate=rate)
+            _check(rate=rate)
         span = times[-1] / 1000
         if span == 0:
             raise KarmafunnelError(f"log {log.name}: arrivals need requests at different times, found all {len(times)} at once")
@@ -175,7 +167,7 @@ class Trace(Arrivals):
         return len(self.times_ms) / span if span else math.inf
 
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        _check("arrivals", n)
+        _check(requests=n)
         if n > len(self.times_ms):
             raise KarmafunnelError(f"arrivals: the trace has {len(self.times_ms)} requests, {n} were asked for")
         return self.times_ms[:n] / self.speed

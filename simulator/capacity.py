@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from ..bounds import BOUNDS, SEED, check_bound, check_seed
 from ..log import KarmafunnelError
 from .arrivals import Poisson
 from .queueing import Simulation, simulate
@@ -24,7 +25,6 @@ from .theory import wait_quantile_ms
 
 SEEDS = 4  # the plan meets its target with each of so many
 MOST = 40  # cheaper deployments that are tried at the end
-LEAST = 1000  # requests, for a p99
 MOST_SERVERS = 20_000
 CLOSE = 0.01  # share to which headroom is found
 
@@ -98,7 +98,8 @@ class Search:
         self, services: Services, rate: float, target_ms: float, lost: float, n: int, seed: int, progress: Callable[[str, int], None] | None
     ):  # fmt: skip
         self.services, self.rate, self.target_ms, self.lost, self.n, self.seed = services, rate, target_ms, lost, n, seed
-        self.seeds = list(range(seed, seed + SEEDS))  # in the order in which they are asked: one that said no is asked first
+        # in the order in which they are asked: one that said no is asked first
+        self.seeds = [(seed + i) % (int(SEED.high) + 1) for i in range(SEEDS)]
         self.progress = progress
         self.stages = [stage for stage in services.stages if stage.online]
         self.known: dict[tuple[Servers, float, int], Outcome] = {}
@@ -171,13 +172,17 @@ class Search:
 
     # -- steps of the search
 
-    def start(self, spare_ms: float) -> Servers:
-        """By closed form: the cheapest next server until the p99 waits, as independent ones add up, leave no more than `spare_ms`."""
+    def start(self, spare_ms: float, most: Servers) -> Servers:
+        """By closed form: the cheapest next server until the p99 waits, as independent ones add up, leave no more than `spare_ms`.
+
+        At most `most` of each stage.
+        """
         count = [self.fewest_stable(stage) for stage in self.stages]
         waits = [self.predicted_wait(stage, c) for stage, c in zip(self.stages, count, strict=True)]
         while math.hypot(*waits) > spare_ms:
             after = [self.predicted_wait(stage, c + 1) for stage, c in zip(self.stages, count, strict=True)]
             gain = [(a * a - b * b) / max(s.cost_per_hour, 1e-9) for a, b, s in zip(waits, after, self.stages, strict=True)]
+            gain = [0.0 if c >= limit else g for g, c, limit in zip(gain, count, most, strict=True)]
             best = max(range(len(gain)), key=gain.__getitem__)
             if gain[best] <= 0:
                 break
@@ -285,7 +290,7 @@ class Search:
             self.rate,
             max(replace(s, servers=c).utilisation(self.rate) for c, s in zip(servers, self.stages, strict=True)),
         )
-        high = self.rate / busiest if busiest else self.rate
+        high = min(self.rate / busiest, BOUNDS["rate"].high) if busiest else self.rate
         while high > low * (1 + CLOSE):
             middle = (low + high) / 2
             low, high = (middle, high) if self.sure(servers, middle) else (low, middle)
@@ -303,14 +308,10 @@ def plan(
     online keep their servers. Raises KarmafunnelError for a rate that is none and for a target that no number of servers reaches, with the
     least that can be reached.
     """
-    Poisson(rate)  # refuses what is no rate
-    for name, value, ok in (("p99_ms", p99_ms, p99_ms > 0), ("lost", lost, 0 <= lost < 1)):
-        if not (isinstance(value, int | float) and math.isfinite(value) and ok):
-            raise KarmafunnelError(
-                f"plan: {name} needs {'a number above 0' if name == 'p99_ms' else 'a share below 1'}, found {value!r}"
-            )
-    if n < LEAST:
-        raise KarmafunnelError(f"plan: requests needs at least {LEAST:,} (a hundredth of them tells p99), found {n}")
+    for name, value in {"rate": rate, "p99_ms": p99_ms, "lost": lost}.items():
+        check_bound("plan", name, **{name: value})
+    check_bound("plan", "planned_requests", requests=n)  # a hundredth of them tells p99
+    check_seed("plan", seed)
     search = Search(services, rate, p99_ms, lost, n, seed, progress)
     if not search.stages:
         raise KarmafunnelError(f"plan: needs a stage that is online, found none in {services.name!r}")
@@ -329,7 +330,7 @@ def plan(
             f"plan: needs at most {lost:.2%} of requests degraded or shown nothing, found {best.degraded:.2%} with servers to spare, most at "
             f"{best.worst}: deadlines and crashes ask for it, whatever the servers"
         )
-    first = tuple(map(min, search.start(p99_ms - best.p99_ms), plenty))
+    first = tuple(map(min, search.start(p99_ms - best.p99_ms, plenty), plenty))
     servers = search.shrunk(search.grown(first, plenty))
     fewest = search.fewest(servers, plenty)
     servers, proven = search.cheapest(servers, fewest)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..log import KarmafunnelError
+from ..errors import KarmafunnelError, quoted
 from .arrivals import Arrivals, Trace
 from .degrade import runs_of
 from .figures import Measure, parse_all, per_request
@@ -257,6 +257,13 @@ class Worth:
             frame.write_csv(folder / f"{name}.csv")
 
 
+def check_stages(services: Services, run: Run) -> None:
+    """Raises KarmafunnelError where a deployment is not of the stages of a Run, in their order."""
+    names = [s.name for s in services.stages if s.name in run.stages or s.name not in (run.meta.get("embedders") or {})]
+    if names != run.stages:
+        raise KarmafunnelError(f"credit: services {services.name!r} need the stages of {run.path}, {run.stages}, found {quoted(names)}")
+
+
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times the load asked for
 
 
@@ -272,6 +279,8 @@ def quality_under_load(
     runs = runs_of(run)
     full = runs[FULL]
     names = list(measures) or ["HR@10", *(["GMV-HR@10"] if full.meta["log"]["has"]["price"] else [])]
+    for services in policies.values():
+        check_stages(services, full)
     quality = Quality(runs, names)
     ids = arrivals.ids[:n] if isinstance(arrivals, Trace) and arrivals.ids else None
     asked = sorted({*loads, 1.0})

@@ -208,8 +208,8 @@ def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriev
     stage = ready.stage
     if not mode:
         return ready
-    if re.fullmatch(r"[1-9]\d*", mode):
-        if int(mode) > stage.k:
+    if re.fullmatch(r"[1-9][0-9]*", mode):
+        if len(mode) > 8 or int(mode) > stage.k:
             raise KarmafunnelError(f"{who}: {stage.name} puts out {stage.k}; a cutoff needs to be at most that, found {mode}")
         cut = copy.copy(ready)
         try:
@@ -254,7 +254,7 @@ def replay_paths(
         asked = {path: modes_of(path) for path in paths if path not in (FULL, NOTHING)}
         # a path with a stray stage stays as it is typed: `along` says what is wrong with it
         told = {path if set(modes) - set(order) else path_of(modes, order): modes for path, modes in asked.items()}
-        falls_back = any(not modes.get(stages[0], "1").isdigit() for modes in told.values())
+        falls_back = any(not modes.get(stages[0], "1").isdecimal() for modes in told.values())
         fallbacks = fit_fallbacks(recipe, fitted, cache) if falls_back else {}
         waiting = out.with_name(f".{out.name}.paths")  # `out` itself is replaced as a whole
         variants, folders = [Variant(recipe, fitted, out)], {FULL: out}

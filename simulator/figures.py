@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ..log import KarmafunnelError
+from ..bounds import BOUNDS
+from ..errors import KarmafunnelError, quoted
 from . import metrics
 from .intervals import Calibration, Estimate, Median, PooledAUC, Ratio
 from .metrics import LOST
@@ -58,8 +59,10 @@ class Measure:
         """From text; raises KarmafunnelError that lists what exists."""
         head, *options = text.strip().split(":")
         name, *numbers = head.split("@")
-        if not all(re.fullmatch(r"[1-9]\d*", number) for number in numbers):
+        if not all(re.fullmatch(r"[1-9][0-9]*", number) for number in numbers):
             raise _refuse(text, "k must be a whole number from 1")
+        if any(len(number) > 8 or not BOUNDS["cutoff"].holds(int(number)) for number in numbers):
+            raise _refuse(text, f"k must be {BOUNDS['cutoff']}")
         ks = [int(number) for number in numbers]
         if name == "eGMV":
             if len(ks) != 1 or options:
@@ -105,12 +108,12 @@ class Measure:
 
 
 def _refuse(text: str, why: str) -> KarmafunnelError:
-    return KarmafunnelError(f"measure {text!r}: {why}; there are {KNOWN}")
+    return KarmafunnelError(f"measure {quoted(text)}: {why}; there are {KNOWN}")
 
 
 def _days(text: str, options: list[str]) -> int:
     """Days of all-scenario truth from the options [all] or [all, 14d]."""
-    days = re.fullmatch(r"all(?::([1-9]\d{0,3})d)?", ":".join(options))
+    days = re.fullmatch(r"all(?::([1-9][0-9]{0,3})d)?", ":".join(options))
     if days is None or text.strip().startswith(NEIGHBOURS):
         raise _refuse(text, "HR and Recall take :all, alone or with days, as in HR@50:all:14d; overlap and RBO take no option")
     return int(days[1] or WEEK)

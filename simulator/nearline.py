@@ -7,11 +7,11 @@ then and of no query. KARMA served so costs nothing at request time.
 from __future__ import annotations
 
 import copy
-import math
 
 import numpy as np
 import polars as pl
 
+from ..bounds import check_bound
 from ..log import AsOf, KarmafunnelError, Log
 from ..models.embedders import Embedding
 
@@ -46,8 +46,7 @@ def refreshed(log: Log, minutes: float, who: str) -> np.ndarray:
 
     Raises KarmafunnelError for minutes that are negative or not finite, and for a log whose time is an order.
     """
-    if not (math.isfinite(minutes) and minutes >= 0):
-        raise KarmafunnelError(f"{who}: stale_minutes needs a finite number from 0, found {minutes}")
+    check_bound(who, "stale_minutes", stale_minutes=minutes)
     if log.meta["time"] != "clock":
         raise KarmafunnelError(f"{who}: needs a log with clock times to count minutes, the time of log {log.name} is an order")
     return log.t - log.t % max(round(minutes * MINUTE), 1)

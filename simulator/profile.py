@@ -25,6 +25,8 @@ from scipy.optimize import nnls
 from scipy.special import ndtri
 from threadpoolctl import threadpool_limits
 
+from ..bounds import BOUNDS, check_bound, check_seed
+from ..errors import quoted
 from ..log import KarmafunnelError, Log
 from ..models import embedders
 from ..stages.base import FittedFunnel
@@ -213,16 +215,14 @@ def measure_passes(
     the largest batch, a load outside (0, 1], and a time too short for 5 passes of each.
     """
     batches = sorted(set(batches))
-    if not batches or batches[0] < 1:
-        raise KarmafunnelError(f"profile: batch sizes need to be 1 or more, found {batches}")
+    if not batches or not all(BOUNDS["batch_size"].holds(batch) for batch in batches):
+        raise KarmafunnelError(f"profile: batches need to be {BOUNDS['batch_size']}, found {quoted(batches)}")
     if len(requests) < 2 * batches[-1]:
         raise KarmafunnelError(
             f"profile: batches of {batches[-1]} need {2 * batches[-1]} requests in the window, found {len(requests)}"
         )
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise KarmafunnelError(f"profile: needs seconds above 0, found {seconds}")
-    if not 0 < load <= 1:
-        raise KarmafunnelError(f"profile: needs a load above 0 and at most 1, found {load}")
+    check_bound("profile", "seconds", seconds=seconds)
+    check_bound("profile", "load", load=load)
     levels = cutoffs_of(fitted, cutoffs)
     apart = networks(fitted) if apart is None else apart
     rng = np.random.default_rng([seed, len(requests)])
@@ -383,8 +383,8 @@ def profile(
     `note` goes into the services beside what the machine did meanwhile. Raises KarmafunnelError as `measure_passes` and `prepare` do.
     """
     requests = requests_of(log, window, None)
-    if threads < 1:
-        raise KarmafunnelError(f"profile: needs 1 thread or more, found {threads}")
+    check_bound("profile", "threads", threads=threads)
+    check_seed("profile", seed)
     fitted = fitted or prepare(recipe, log, seed, cache=cache, console=console)
     if console and pl.thread_pool_size() > threads:
         console.print(

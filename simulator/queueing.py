@@ -21,13 +21,14 @@ import polars as pl
 import pyarrow.parquet as pq
 import simpy
 
+from ..bounds import check_bound, check_seed
 from ..log import KarmafunnelError, atomic_folder, write_json
 from .arrivals import Arrivals
 from .services import NOTHING, Service, Services, path_of
 from .steady import batch_quantiles, warmup
 
 MOST = 500_000  # requests in the system at once; each costs about 2 kB
-LONGEST = 20_000_000  # requests of a run
+MOST_CRASHES = 1_000_000  # of a stage in a run
 SAMPLES = 500  # points of `over_time`
 BLOCK = 4096  # requests whose random numbers are drawn together
 ROWS = 16_384  # rows that are written together
@@ -254,6 +255,11 @@ class Station:
             yield env.timeout(rng.exponential(crash.every_s * 1000))
             server.up = False
             self.crashes += 1
+            if self.crashes > MOST_CRASHES:
+                raise KarmafunnelError(
+                    f"queue: stage {self.service.name!r}: needs at most {MOST_CRASHES:,} crashes in a run, found more after "
+                    f"{env.now / 1000:,.0f} s: fewer servers or requests, or a larger crash.every_s than {crash.every_s:g}"
+                )
             self.tell(-1, self.service.name, "crash", server.number, self.waiting)
             if server.work is not None:
                 server.work.interrupt()
@@ -581,8 +587,8 @@ def simulate(
     """
     if out is not None:
         check_out(Path(out))
-    if n > LONGEST:
-        raise KarmafunnelError(f"queue: needs at most {LONGEST:,} requests, found {n:,}")
+    check_bound("queue", "requests", requests=n)
+    check_seed("queue", seed)
     times = arrivals.times(n, np.random.default_rng([seed, 2**40]))
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_folder(Path(out))) if out is not None else None

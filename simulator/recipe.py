@@ -16,9 +16,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import polars as pl
+
+from ..bounds import SEED, check_name, check_title
+from ..errors import quoted
+from ..files import read_text
 from ..log import KarmafunnelError, Log, line_of
 from ..models.embedders import Embedder
 from ..stages.base import Funnel, Stage
+from .services import FULL, NOTHING, SKIP, STALE
 
 EXPORTS = ("funnel", "embedders", "label", "rows", "against", "measures", "seeds", "by_stage", "grid", "fallbacks")
 SEEDS = (0, 1, 2)
@@ -106,7 +112,7 @@ def find(recipe: str) -> Path:
         if path.is_file():
             return path
     raise KarmafunnelError(
-        f"recipe: no file {recipe!r}; shipped are {sorted(p.stem for p in shipped.glob('[!_]*.py') if 'funnel' in p.read_text())}"
+        f"recipe: no file {recipe!r}; shipped are {sorted(p.stem for p in shipped.glob('[!_]*.py') if b'funnel' in p.read_bytes())}"
     )
 
 
@@ -118,7 +124,7 @@ def load_recipe(recipe: str, log: Log) -> Recipe:
     an embedder that the recipe lacks or its funnel does not name, is no fault of the table's: it stands in `faults`.
     """
     path = find(recipe)
-    return run_recipe(path, path.read_text(), log)
+    return run_recipe(path, read_text(path, "a Python file"), log)
 
 
 def run_recipe(path: Path, text: str, log: Log) -> Recipe:
@@ -137,8 +143,10 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
                 values["funnel"] = getattr(values["rows"].get(values["against"]), "funnel", None)
     except KarmafunnelError as error:
         raise error if str(error).startswith("recipe ") else KarmafunnelError(f"recipe {path}: {error}") from error
-    except Exception as error:
-        raise KarmafunnelError(f"recipe {path}: fails with {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise KarmafunnelError(f"recipe {path}: exits with {error.code!r}; needs to define things and end") from error
+    except (Exception, pl.exceptions.PanicException) as error:
+        raise KarmafunnelError(f"recipe {path}: fails with {line_of(error)}") from error
     if values["funnel"] is None:
         raise KarmafunnelError(f"recipe {path}: needs to export `funnel` (a table: or a row `against` with a funnel of its own), found none")
     funnel, label = as_funnel(values["funnel"]), values["label"] or log.meta["label"]
@@ -151,6 +159,8 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
     fallbacks = {} if values["fallbacks"] is None else values["fallbacks"]
     if not isinstance(fallbacks, Mapping) or not all(isinstance(n, str) and isinstance(s, Stage) for n, s in fallbacks.items()):
         raise KarmafunnelError(f"recipe {path}: fallbacks needs a dict of name: recall stage, such as Popular(k=800), found {fallbacks!r}")
+    for name in fallbacks:
+        check_name(f"recipe {path}", "the name of a fallback", name, (FULL, NOTHING, SKIP, STALE))
     made = Recipe(path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path)
     if values["rows"] is not None:
         made = replace(made, **_table(path, made, values))
@@ -176,7 +186,7 @@ def _fault(who: str, check: Callable[[], None]) -> str:
     """What a check says is wrong, in one line; empty where nothing is. Whatever goes wrong in one row must not sink a table."""
     try:
         check()
-    except Exception as error:
+    except (Exception, SystemExit, pl.exceptions.PanicException) as error:
         return f"{who}: {line_of(error)}"
     return ""
 
@@ -194,12 +204,13 @@ def _row_of_log(row: Any, log: Log) -> Any:
         if isinstance(row, Row) and isinstance(row.embedders, Mapping):
             return replace(row, embedders={name: _of_log(value, log) for name, value in row.embedders.items()})
         return {name: _of_log(value, log) for name, value in row.items()} if isinstance(row, Mapping) else row
-    except Exception as error:  # one row must not sink a table
+    except (Exception, SystemExit, pl.exceptions.PanicException) as error:  # one row must not sink a table
         return error
 
 
 def _check_embedders(who: str, embedders: Mapping[str, Any]) -> None:
     for name, value in embedders.items():
+        check_name(who.removesuffix(": ") or "row", "the name of an embedder", name)
         if not isinstance(value, Embedder):
             raise KarmafunnelError(f"{who}embedder {name!r} needs an Embedder such as SASRec(), found {value!r}")
 
@@ -212,8 +223,7 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
             f"recipe {path}: rows needs a dict of row name: dict of embedders, or Row, with a row at least, found {rows!r}"
         )
     for name in rows:
-        if not isinstance(name, str) or not name.strip():
-            raise KarmafunnelError(f"recipe {path}: a row needs a name, found {name!r}")
+        check_title(f"recipe {path}", "the name of a row", name)
     found = {name: _fault(f"recipe {path}: row {name!r}", partial(_check_row, recipe, given)) for name, given in rows.items()}
     faults = {name: fault for name, fault in found.items() if fault}
     if against not in rows:
@@ -221,9 +231,9 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     if measures is not None and (not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)):
         raise KarmafunnelError(f"recipe {path}: measures needs a list of names such as 'HR@10', found {measures!r}")
     seeds = SEEDS if seeds is None else seeds
-    whole = isinstance(seeds, (list, tuple)) and all(isinstance(s, int) and s >= 0 for s in seeds)
+    whole = isinstance(seeds, (list, tuple)) and all(SEED.holds(s) for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise KarmafunnelError(f"recipe {path}: seeds needs different whole numbers from 0, such as (0, 1, 2), found {seeds!r}")
+        raise KarmafunnelError(f"recipe {path}: seeds needs different ones, each {SEED}, such as (0, 1, 2), found {quoted(seeds)}")
     if by_stage not in (None, True, False):
         raise KarmafunnelError(f"recipe {path}: by_stage needs True or False, found {by_stage!r}")
     return {
@@ -233,7 +243,7 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
 
 
 def _check_row(recipe: Recipe, given: Any) -> None:
-    if isinstance(given, Exception):
+    if isinstance(given, BaseException):
         raise given
     row = as_row(given)
     if not isinstance(row.embedders, Mapping):

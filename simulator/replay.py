@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 import torch
 
 from .. import __version__
+from ..bounds import check_bound
 from ..files import RUN, Kind, atomic_folder, claim, fault, remove, say, sweep, write_json
 from ..log import KarmafunnelError, Log, line_of, rows_of
 from ..stages.base import (
@@ -157,8 +158,8 @@ def requests_of(log: Log, window: str, limit: int | None) -> np.ndarray:
     requests = log.requests_in(window)
     if len(requests) == 0:
         raise KarmafunnelError(f"replay: log {log.name} needs requests of {log.meta['scenario']} in {window}, found none")
-    if limit is not None and limit < 1:
-        raise KarmafunnelError(f"replay: limit needs at least 1 request, found {limit}")
+    if limit is not None:
+        check_bound("replay", "limit", limit=limit)
     return spaced(requests, limit or len(requests))
 
 

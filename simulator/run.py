@@ -9,8 +9,11 @@ from typing import Any
 
 import polars as pl
 
+from ..bounds import BOUNDS, SEED, Bound
+from ..errors import KarmafunnelError, quoted
 from ..files import check, open_table, read_json, settle
-from ..log import KarmafunnelError
+from ..log import CAPABILITIES, WINDOWS
+from ..shapes import ANY, FLAG, NAME, TEXT, by_name, check_keys, each, maybe, number, one_of
 
 # Columns that every table has; those of the stages come on top.
 COLUMNS = {
@@ -21,7 +24,22 @@ COLUMNS = {
     "timing": ("chunk", "stage", "requests", "rows_in", "rows_out", "seconds"),
 }
 OF_A_STAGE = {"requests": ("n", "out"), "ledger": ("rank", "wins"), "scored": ("score",)}
-META = ("label", "seed", "log", "window", "stages")
+# `run.json`, key by key, and of its parts.
+META = {
+    "label": one_of("click", "purchase"), "seed": number(SEED), "log": by_name(ANY), "window": one_of(*WINDOWS, "W2"),
+    "stages": each(by_name(ANY)),
+}  # fmt: skip
+MORE = {
+    **dict.fromkeys(("recipe", "recipe_name", "row", "funnel", "commit", "device", "command", "path"), maybe(TEXT)),
+    **dict.fromkeys(("embedders", "versions"), maybe(by_name(TEXT))), "limit": maybe(number(BOUNDS["limit"])),
+    "stale_minutes": maybe(by_name(number(BOUNDS["stale_minutes"]))),
+}  # fmt: skip
+OF_THE_LOG = {"name": TEXT, "has": by_name(FLAG)}
+MORE_OF_THE_LOG = {
+    **dict.fromkeys(("path", "checksum", "currency", "catalogue"), maybe(TEXT)), "items": maybe(number(Bound(0, 2**31 - 1))),
+    "world": maybe(by_name(ANY)),
+}  # fmt: skip
+STAGE, MORE_OF_A_STAGE = {"name": NAME, "k": number(BOUNDS["k"])}, {"kind": TEXT, "text": TEXT, "channels": each(TEXT)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +64,7 @@ class Run:
             found = sorted(os.listdir(folder))[:10] if folder.is_dir() else "no such folder"
             raise KarmafunnelError(f"{folder}: needed a Run folder with run.json, found {found}")
         check(folder)
-        meta = read_json(path)
-        if not isinstance(meta, dict) or (missing := [key for key in META if key not in meta]):
-            raise KarmafunnelError(f"{path}: needed {list(META)}, missing {missing if isinstance(meta, dict) else 'all'}")
-        if not meta["stages"]:
-            raise KarmafunnelError(f"{path}: needed at least one stage, found none")
+        meta = described(path, read_json(path))
         stages = [stage["name"] for stage in meta["stages"]]
         return cls(folder, meta, {name: _scan(folder / f"{name}.parquet", name, stages) for name in COLUMNS})
 
@@ -80,6 +94,16 @@ class Run:
 
     def columns(self, table: str) -> list[str]:
         return self.lazy[table].collect_schema().names()
+
+
+def described(path: Path, meta: Any) -> dict[str, Any]:
+    """`run.json` as it is, with what the log has not said to be absent; raises KarmafunnelError naming file and key."""
+    check_keys(str(path), meta, META, MORE)
+    log = check_keys(f"{path}: log", meta["log"], OF_THE_LOG, MORE_OF_THE_LOG)
+    names = [check_keys(f"{path}: stage {i + 1}", stage, STAGE, MORE_OF_A_STAGE)["name"] for i, stage in enumerate(meta["stages"])]
+    if not names or len(set(names)) < len(names):
+        raise KarmafunnelError(f"{path}: stages needs one or more of different names, found {quoted(names)}")
+    return meta | {"log": log | {"has": dict.fromkeys(CAPABILITIES, False) | log["has"]}}
 
 
 def _scan(path: Path, table: str, stages: list[str]) -> pl.LazyFrame:

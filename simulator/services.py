@@ -38,15 +38,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import tomli_w
 
-from ..log import KarmafunnelError
+from ..bounds import check_bound, check_name, check_title
+from ..errors import KarmafunnelError, quoted
+from ..files import read_text, write_text
 
 FULL, NOTHING, SKIP, STALE = "full", "nothing", "skip", "stale"
 KINDS = ("constant", "exponential", "lognormal", "empirical")
 MOST_PATHS = 64  # each is a replay of the log
+MOST_STAGES = 64
+LONGEST = 100_000  # numbers in brackets
 
 
 def modes_of(path: str) -> dict[str, str]:
@@ -67,40 +71,23 @@ def path_of(modes: Mapping[str, str], names: Sequence[str]) -> str:
     return ",".join(f"{name}={modes[name]}" for name in names if modes.get(name)) or FULL
 
 
-def _number(who: str, name: str, value: Any, least: float = 0.0, above: bool = False, most: float = math.inf) -> None:
-    """Raises KarmafunnelError unless `value` is a finite number in range."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not known or value < least or value > most or (above and value == least):
-        span = f"{'above' if above else 'of at least'} {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
-        raise KarmafunnelError(f"{who}: {name} needs a number {span}, found {value!r}")
-
-
-def _array(who: str, name: str, value: Any) -> None:
-    if not isinstance(value, tuple):
-        raise KarmafunnelError(f"{who}: {name} needs numbers in brackets, found {value!r}")
-
-
-def _word(who: str, name: str, value: Any, needed: str, taken: Sequence[str] = ()) -> None:
-    """Raises KarmafunnelError for what cannot stand in a path."""
-    if not isinstance(value, str) or not value or set(value) & set("=, ") or value in taken:
-        raise KarmafunnelError(f"{who}: {name} needs {needed}, found {value!r}")
-
-
-def _whole(who: str, name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise KarmafunnelError(f"{who}: {name} needs a whole number of at least {least}, found {value!r}")
+def _array(who: str, name: str, value: Any, bound: str) -> None:
+    if not isinstance(value, tuple) or len(value) > LONGEST:
+        raise KarmafunnelError(f"{who}: {name} needs at most {LONGEST:,} numbers in brackets, found {quoted(value)}")
+    for one in value:
+        check_bound(who, bound, **{name: one})
 
 
 def _made(cls: type, who: str, said: Any) -> Any:
     """A dataclass of a TOML table; raises KarmafunnelError for unknown and missing keys."""
     known = [f.name for f in fields(cls)]
     if not isinstance(said, Mapping):
-        raise KarmafunnelError(f"{who}: needs a table with {', '.join(known)}, found {said!r}")
+        raise KarmafunnelError(f"{who}: needs a table with {', '.join(known)}, found {quoted(said)}")
     if stray := [key for key in said if key not in known]:
-        raise KarmafunnelError(f"{who}: needs keys among {', '.join(known)}, found {', '.join(map(repr, stray))}")
+        raise KarmafunnelError(f"{who}: needs keys among {', '.join(known)}, found {quoted(stray)}")
     needed = [f.name for f in fields(cls) if f.default is MISSING]
     if any(key not in said for key in needed):
-        raise KarmafunnelError(f"{who}: needs {', '.join(needed)}, found {', '.join(said) or 'nothing'}")
+        raise KarmafunnelError(f"{who}: needs {', '.join(needed)}, found {quoted(list(said))}")
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
 
 
@@ -134,15 +121,12 @@ class ServiceTime:
     def __post_init__(self) -> None:
         who = "time"
         if self.kind not in KINDS:
-            raise KarmafunnelError(f"{who}: kind needs one of {', '.join(KINDS)}, found {self.kind!r}")
-        for name in ("base_ms", "request_ms", "item_us"):
-            _number(who, name, getattr(self, name))
-        _number(who, "cv", self.cv, most=100)
-        _array(who, "ratios", self.ratios)
+            raise KarmafunnelError(f"{who}: kind needs one of {', '.join(KINDS)}, found {quoted(self.kind)}")
+        for name in ("base_ms", "request_ms", "item_us", "cv"):
+            check_bound(who, name, **{name: getattr(self, name)})
+        _array(who, "ratios", self.ratios, "ratios")
         if self.cv and self.kind != "lognormal":
             raise KarmafunnelError(f"{who}: cv is of kind 'lognormal', found it with {self.kind!r}")
-        for ratio in self.ratios:
-            _number(who, "ratios", ratio)
         if (self.kind == "empirical") != (len(self.ratios) >= 2) or list(self.ratios) != sorted(self.ratios):
             raise KarmafunnelError(
                 f"{who}: ratios are of kind 'empirical', two or more, ascending; found {self.kind!r} and {len(self.ratios)}"
@@ -207,12 +191,8 @@ class Adapt:
     waiting: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _array("adapt", "levels", self.levels)
-        _array("adapt", "waiting", self.waiting)
-        for level in self.levels:
-            _whole("adapt", "levels", level, 1)
-        for waiting in self.waiting:
-            _whole("adapt", "waiting", waiting, 1)
+        _array("adapt", "levels", self.levels, "levels")
+        _array("adapt", "waiting", self.waiting, "waiting")
         if len(self.levels) != len(self.waiting) + 1 or list(self.waiting) != sorted(set(self.waiting)):
             raise KarmafunnelError(
                 f"adapt: needs ascending waiting, and one level more than it, found {self.levels} and {self.waiting}"
@@ -223,6 +203,9 @@ class Adapt:
     def level(self, waiting: int) -> int:
         """The place in `levels` while so many wait at the next stage."""
         return sum(waiting >= bound for bound in self.waiting)
+
+
+PARTS = {"time": ServiceTime, "cold": Cold, "slow": Slow, "crash": Crash, "cache": Cache, "adapt": Adapt}
 
 
 @dataclass(frozen=True)
@@ -252,34 +235,29 @@ class Service:
     adapt: Adapt | None = None
 
     def __post_init__(self) -> None:
-        _word("stage", "name", self.name, "a text without '=', ',' or blanks")
+        check_name("stage", "name", self.name)
         who = f"stage {self.name!r}"
-        for name, least in {"servers": 1, "items": 0, "batch": 1, "retries": 0}.items():
-            _whole(who, name, getattr(self, name), least)
-        for name, least in {"k": 1, "queue": 0}.items():
-            if getattr(self, name) is not None:
-                _whole(who, name, getattr(self, name), least)
-        for name in ("wait_ms", "cost_per_hour"):
-            _number(who, name, getattr(self, name))
-        for name in ("patience_ms", "deadline_ms", "stale_minutes"):
-            if getattr(self, name) is not None:
-                _number(who, name, getattr(self, name), above=True)
-        _word(who, "fallback", self.fallback, "'skip', 'stale' or the name of a fallback of recall", (FULL, NOTHING))
+        optional = {name: getattr(self, name) for name in ("k", "queue", "patience_ms", "deadline_ms")}
+        told = {name: getattr(self, name) for name in ("servers", "items", "batch", "retries", "wait_ms", "cost_per_hour")}
+        for name, value in {**told, **{name: value for name, value in optional.items() if value is not None}}.items():
+            check_bound(who, name, **{name: value})
+        if self.stale_minutes is not None:
+            check_bound(who, "stale_every", stale_minutes=self.stale_minutes)
+        check_name(who, "fallback", self.fallback, (FULL, NOTHING))
         if not isinstance(self.online, bool):
-            raise KarmafunnelError(f"{who}: online needs true or false, found {self.online!r}")
+            raise KarmafunnelError(f"{who}: online needs true or false, found {quoted(self.online)}")
         if self.fail not in ("open", "closed"):
-            raise KarmafunnelError(f"{who}: fail needs 'open' or 'closed', found {self.fail!r}")
-        if self.cold:
-            _whole(who, "cold.requests", self.cold.requests, 1)
-            _number(who, "cold.factor", self.cold.factor, above=True)
-        if self.slow:
-            _number(who, "slow.probability", self.slow.probability, most=1)
-            _number(who, "slow.factor", self.slow.factor, above=True)
-        if self.crash:
-            _number(who, "crash.every_s", self.crash.every_s, least=1e-3)
-            _number(who, "crash.repair_s", self.crash.repair_s, above=True)
-        if self.cache:
-            _number(who, "cache.hit", self.cache.hit, most=1)
+            raise KarmafunnelError(f"{who}: fail needs 'open' or 'closed', found {quoted(self.fail)}")
+        for part in ("time", "cold", "slow", "crash", "cache", "adapt"):
+            found, kind = getattr(self, part), PARTS[part]
+            if not isinstance(found, kind) and (found is not None or part == "time"):
+                raise KarmafunnelError(f"{who}: {part} needs a table with {', '.join(f.name for f in fields(kind))}, found {quoted(found)}")
+        bounds = {"cold.requests": "cold_requests", "cold.factor": "factor", "slow.probability": "probability", "slow.factor": "factor"}
+        bounds |= {"crash.every_s": "every_s", "crash.repair_s": "repair_s", "cache.hit": "hit"}
+        for name, bound in bounds.items():
+            part, _, key = name.partition(".")
+            if (found := getattr(self, part)) is not None:
+                check_bound(who, bound, **{name: getattr(found, key)})
         if self.adapt and self.k is not None and self.adapt.levels[0] > self.k:
             raise KarmafunnelError(f"{who}: adapt.levels need at most k = {self.k}, found {self.adapt.levels[0]}")
         if (not self.online or self.fallback == STALE) and self.stale_minutes is None:
@@ -345,16 +323,19 @@ class Services:
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
-        if not names or len(set(names)) < len(names):
-            raise KarmafunnelError(f"services {self.name!r}: needs one or more stages of different names, found {names}")
-        if not isinstance(self.name, str):
-            raise KarmafunnelError(f"services: name needs a text, found {self.name!r}")
+        check_title("services", "name", self.name)
+        if not names or len(set(names)) < len(names) or len(names) > MOST_STAGES:
+            raise KarmafunnelError(f"services {self.name!r}: needs 1 to {MOST_STAGES} stages of different names, found {quoted(names)}")
+        if not any(stage.online for stage in self.stages):
+            raise KarmafunnelError(f"services {self.name!r}: needs a stage that is online, found none")
         if self.late not in ("open", "closed"):
-            raise KarmafunnelError(f"services {self.name!r}: late needs 'open' or 'closed', found {self.late!r}")
+            raise KarmafunnelError(f"services {self.name!r}: late needs 'open' or 'closed', found {quoted(self.late)}")
+        if not isinstance(self.note, str):
+            raise KarmafunnelError(f"services {self.name!r}: note needs a text, found {quoted(self.note)}")
         if self.stages[-1].adapt:
             raise KarmafunnelError(f"stage {names[-1]!r}: adapt watches the next stage's queue, found it at the last stage")
         if self.deadline_ms is not None:
-            _number(f"services {self.name!r}", "deadline_ms", self.deadline_ms, above=True)
+            check_bound(f"services {self.name!r}", "deadline_ms", deadline_ms=self.deadline_ms)
             fastest = sum(s.fastest_ms for s in self.stages if s.online and not s.cache)
             if self.deadline_ms <= fastest:
                 raise KarmafunnelError(
@@ -395,6 +376,8 @@ class Services:
             modes += [str(level) for level in stage.adapt.levels if level != stage.most] if stage.adapt and stage.online else []
             modes += [stage.fallen] if stage.online and stage.can_fail and stage.fail == "open" else []
             choices.append(list(dict.fromkeys(modes)))
+        if (n := math.prod(map(len, choices))) > MOST_PATHS:
+            self._too_many(n)
         found = [list(modes) for modes in product(*choices)]
         if late:  # from any stage on, all that are left take their fallbacks
             for i in range(len(names)):
@@ -403,27 +386,29 @@ class Services:
                     found += [[*modes, *rest] for modes in product(*choices[:i])]
         paths = {path_of(dict(zip(names, modes, strict=True)), names) for modes in found} | {FULL}
         if len(paths) > MOST_PATHS:
-            raise KarmafunnelError(
-                f"services {self.name!r}: needs at most {MOST_PATHS} paths, found {len(paths)}; each is a replay: fewer levels of adapt, "
-                "fewer stages that fail open, or replay with --path those that a simulation really took"
-            )
+            self._too_many(len(paths))
         return sorted(paths, key=lambda path: (path != FULL, path.count(","), path))
+
+    def _too_many(self, paths: int) -> NoReturn:
+        raise KarmafunnelError(
+            f"services {self.name!r}: needs at most {MOST_PATHS} paths, found {quoted(paths)}; each is a replay: fewer levels of adapt, "
+            "fewer stages that fail open, or replay with --path those that a simulation really took"
+        )
 
     @classmethod
     def of(cls, said: Mapping[str, Any], who: str = "services") -> Services:
         """From the tables of a TOML file; raises KarmafunnelError naming `who`, the stage and the key."""
         known = {"name", "deadline_ms", "late", "note", "stage"}
         if stray := [key for key in said if key not in known]:
-            raise KarmafunnelError(f"{who}: needs keys among {', '.join(sorted(known))}, found {', '.join(map(repr, stray))}")
+            raise KarmafunnelError(f"{who}: needs keys among {', '.join(sorted(known))}, found {quoted(stray)}")
         tables = said.get("stage", [])
         if not isinstance(tables, Sequence) or not tables or not all(isinstance(t, Mapping) for t in tables):
-            raise KarmafunnelError(f"{who}: needs one [[stage]] table a stage, found {tables or 'none'!r}")
-        parts = {"time": ServiceTime, "cold": Cold, "slow": Slow, "crash": Crash, "cache": Cache, "adapt": Adapt}
+            raise KarmafunnelError(f"{who}: needs one [[stage]] table a stage, found {quoted(tables or 'none')}")
         stages = []
         for i, table in enumerate(tables):
-            at = f"stage {table.get('name', i)!r}: "
+            at = f"stage {quoted(table.get('name', i))}: "
             try:
-                made = {key: _made(parts[key], key, value) if key in parts else value for key, value in table.items()}
+                made = {key: _made(PARTS[key], key, value) if key in PARTS else value for key, value in table.items()}
                 stages.append(_made(Service, "stage", made))
             except KarmafunnelError as error:
                 raise KarmafunnelError(f"{who}: {at}{str(error).removeprefix(at).removeprefix('stage: ')}") from error
@@ -435,9 +420,10 @@ class Services:
     @classmethod
     def read(cls, path: Path | str) -> Services:
         """From a TOML file; raises KarmafunnelError naming file, stage and key."""
+        text = read_text(path, "TOML")
         try:
-            said = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            said = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of more digits than Python reads
             raise KarmafunnelError(f"{path}: needs TOML, found {error}") from error
         return cls.of(said, str(path))
 
@@ -451,12 +437,7 @@ class Services:
 
     def write(self, path: Path | str, head: str = "") -> Path:
         """Write the TOML file, whole or not at all; `head`: comments to put before it."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(head + self.toml(), encoding="utf-8")
-        partial.replace(path)
-        return path
+        return write_text(path, head + self.toml())
 
 
 def with_policies(services: Services, slack: float = 4.0) -> Services:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+from ..bounds import check_bound
 from ..log import KarmafunnelError
 
 Job = TypeVar("Job")
@@ -42,8 +43,8 @@ class Workers:
     ray: str | None = None
 
     def __post_init__(self) -> None:
-        if self.n is not None and self.n < 1:
-            raise KarmafunnelError(f"workers: needs at least 1, found {self.n}")
+        if self.n is not None:
+            check_bound("workers", "workers", n=self.n)
 
     def check(self) -> None:
         """Raises KarmafunnelError where Ray is not installed, or no cluster answers at the address within `WAIT` seconds."""
@@ -144,7 +145,7 @@ def check_answers(address: str) -> None:
     complaint = f"ray: needs a cluster that answers at {address!r} within {WAIT:.0f} s, found"
     try:
         socket.create_connection((host, int(port)), WAIT).close()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise KarmafunnelError(f"ray: needs an address such as 'host:6379', 'auto' or 'local', found {address!r}") from error
     except OSError as error:
         raise KarmafunnelError(f"{complaint}: {error}") from error

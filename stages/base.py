@@ -23,8 +23,9 @@ import numpy as np
 import polars as pl
 
 from .. import models
+from ..bounds import BOUNDS, check_fits, check_name, check_seed, needs
 from ..files import atomic_folder, intact, write_text
-from ..log import KarmafunnelError, Log, hash_ids, needs
+from ..log import KarmafunnelError, Log, hash_ids
 from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
@@ -191,6 +192,7 @@ class Scene:
     outside: str = ""  # code that stages were defined with outside the package: a recipe's own classes
 
     def __post_init__(self) -> None:
+        check_seed(f"log {self.log.name}", self.seed)
         self.memory = Memory()
         # Kept by embedding, not by name: scenes beside each other share them, and mean different things by a name.
         self._chunk: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, dict[tuple[Any, ...], float]]] = {}
@@ -407,7 +409,8 @@ class Funnel:
     def __post_init__(self) -> None:
         names = [s.name for s in self.stages]
         for stage in (part for whole in self.stages for part in (whole, *getattr(whole, "channels", ()))):
-            needs(stage, k=(1, None))
+            needs(stage, k=BOUNDS["k"])
+            check_name(type(stage).__name__, "name", stage.name)
         if len(set(names)) < len(names):
             raise KarmafunnelError(f"funnel: needs stages of different names, found {names}; give one a name=")
 
@@ -516,6 +519,7 @@ def fit_embedders(embedders: Mapping[str, Embedder], scene: Scene, cache_folder:
             fitted[name] = value.load(folder, scene.log)
         else:
             scene.progress(f"embedder {name}: fitting {value!r}")
+            check_fits(f"embedder {name}", {f"vectors of {scene.log.n_items:,} items": 12.0 * scene.log.n_items * getattr(value, "dim", 1)})
             start = time.perf_counter()
             fitted[name] = value.fit(scene.log, seed=scene.seed, progress=scene.detail, device=scene.device, cache=cache_folder)
             fitted[name].facts.setdefault("seconds", round(time.perf_counter() - start, 1))

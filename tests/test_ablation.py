@@ -225,8 +225,8 @@ def test_a_table_without_a_funnel_has_that_of_the_row_against(log, tmp_path):
         ('"random": {},', '"random": {"other": TfidfSVD()},', r"names embedders \['other'\]"),
         ('"random": {},', '"random": TfidfSVD(),', "row 'random': needs a dict"),
         ('"random": {},', '"random": {"interest": 3},', "row 'random': embedder 'interest' needs an Embedder"),
-        ('"random": {},', '"": {},', "a row needs a name"),
-        ("(0, 1)", "(0, 0)", "seeds needs different whole numbers"),
+        ('"random": {},', '"": {},', "the name of a row needs a text"),
+        ("(0, 1)", "(0, 0)", "seeds needs different ones, each a whole number from 0"),
         ('["HR@10", "HR@50 by target"]', "[10]", "measures needs a list of names"),
     ],
 )
@@ -293,7 +293,7 @@ WHY = {
     "no embedder": "embedder 'interest' needs an Embedder such as",
     "no funnel": "funnel needs stages chained with >>, found 'recall'",
     "words for features": "row 'words for features': prerank: features needs values such as Popularity\\(\\), found 'p'",
-    "a word for a number": "row 'a word for a number': Popular: k needs a whole number of 1 or more, found '50'",
+    "a word for a number": "row 'a word for a number': Popular: k needs a whole number from 1 to 10,000,000, found '50'",
     "cannot be asked": "AttributeError.*no_such_thing",
     "unknown stage": "ranker",
     "wrong window": "cannot score W3, on which embedder 'interest' was fitted",
@@ -500,7 +500,7 @@ def test_a_request_with_nothing_eligible_has_no_similarity(tmp_path):
         ('"HR@10"', '"HR@ten"', {}, "HR@ten"),
         ('"HR@10"', '"HR@10 by price"', {}, "measure 'HR@10 by price'"),
         ("", "", {"limit": 0}, "limit needs at least 1"),
-        ("", "", {"seeds": [0, -1]}, r"seeds from 0, found \[-1\]"),
+        ("", "", {"seeds": [0, -1]}, r"seed needs a whole number from 0 to .*, found -1"),
         ("", "", {"device": "cuda:99"}, "device"),
     ],
 )

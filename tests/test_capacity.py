@@ -91,18 +91,18 @@ def test_batches_are_a_customer_each_in_the_closed_form():
     assert search.fewest_stable(stage) == 6  # not 5, which would be busy all the time
     waits = [search.predicted_wait(stage, c) for c in (6, 7, 8)]
     assert waits[0] > waits[1] > waits[2] > 0
-    assert search.start(waits[1]) == (7,)
+    assert search.start(waits[1], (20,)) == (7,) and search.start(waits[1], (6,)) == (6,)
 
 
 @pytest.mark.parametrize(
     "asked, said",
     [
-        ({"rate": 0.0}, "rate needs a number above 0, found 0"),
-        ({"rate": float("nan")}, "rate needs a number above 0, found nan"),
+        ({"rate": 0.0}, "rate needs a number from 0.001 to 1e\\+06, found 0"),
+        ({"rate": float("nan")}, "rate needs a number from 0.001 to 1e\\+06, found nan"),
         ({"p99_ms": 0.0}, "p99_ms needs"),
         ({"p99_ms": float("nan")}, "p99_ms needs"),
-        ({"lost": 1.0}, "lost needs a share"),
-        ({"n": 10}, "requests needs at least 1,000"),
+        ({"lost": 1.0}, "lost needs a number from 0"),
+        ({"n": 10}, "requests needs a whole number from 1,000 to"),
     ],
 )
 def test_bad_input_is_refused(asked, said):
@@ -135,4 +135,4 @@ def test_what_the_command_prints(tmp_path):
     table = CliRunner().invoke(main, [*asked, "100"])
     assert table.exit_code == 0 and "headroom" in table.output and "one s less" in table.output
     refused = CliRunner().invoke(main, [*asked, "0"])
-    assert refused.exit_code == 1 and "rate needs a number above 0" in refused.output and "Traceback" not in refused.output
+    assert refused.exit_code == 2 and "needs a number from 0.001" in refused.output and "Traceback" not in refused.output

@@ -177,7 +177,7 @@ def test_refusals_name_the_path(fitted, fallbacks, recipe, shop, tmp_path):
         ("tfidf=popular", "is an embedder and has the modes"),
         ("tfidf=stale", "needs stale_minutes"),
         ("tfidf=stale@often", "needs stale_minutes"),
-        ("tfidf=stale@-1", "finite number from 0"),
+        ("tfidf=stale@-1", "stale_minutes needs a number from 0"),
     ):
         with pytest.raises(KarmafunnelError, match=told) as error:
             along(fitted, path, fallbacks)

@@ -342,12 +342,12 @@ def test_a_trace_is_what_was_logged_and_scaled(shop):
         (lambda: Trace(np.array([0.0, 5.0, 3.0])), r"found 3 ms after 5 ms \(request 2\)"),
         (lambda: Trace(np.array([0.0, np.nan])), "finite"),
         (lambda: Trace(np.array([0.0, 1.0]), ids=("a",)), "found 1"),
-        (lambda: Poisson(0), "rate needs a number above 0, found 0"),
+        (lambda: Poisson(0), "rate needs a number from 1e-06 to .*, found 0"),
         (lambda: Poisson(float("nan")), "found nan"),
-        (lambda: Daily(10, peak=3), "peak of 1 to 2"),
-        (lambda: Flash(10, at=1.0), "share of the run"),
-        (lambda: Trace(np.array([0.0, 1.0])).times(-1, np.random.default_rng(0)), "at least one request, found -1"),
-        (lambda: Poisson(1).times(0, np.random.default_rng(0)), "at least one request"),
+        (lambda: Daily(10, peak=3), "peak needs a number from 1 to 2"),
+        (lambda: Flash(10, at=1.0), "at needs a number from 0"),
+        (lambda: Trace(np.array([0.0, 1.0])).times(-1, np.random.default_rng(0)), "requests needs a whole number from 1 to .*, found -1"),
+        (lambda: Poisson(1).times(0, np.random.default_rng(0)), "found 0"),
     ],
 )
 def test_bad_arrivals(make, said):
@@ -393,7 +393,7 @@ def test_out_must_be_new_or_a_simulation(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
     for _ in range(2):
         simulate(Services((service(),)), Poisson(10), 20, 0, out=tmp_path / "new")
-    with pytest.raises(KarmafunnelError, match="at most 20,000,000 requests"):
+    with pytest.raises(KarmafunnelError, match="from 1 to 20,000,000, found 1000000000000"):
         simulate(Services((service(),)), Poisson(10), 10**12)
     with pytest.raises(ZeroDivisionError):  # what else is written fails: nothing is left
         simulate(Services((service(),)), Poisson(10), 20, 0, out=tmp_path / "other", also=lambda simulation, folder: 1 / 0)
@@ -544,12 +544,12 @@ def test_queue_says_that_a_stage_cannot_keep_up(tmp_path):
     "words, said",
     [
         ([], "needs --rate (requests a second) or --log"),
-        (["--rate", "-3"], "rate needs a number above 0, found -3"),
-        (["--rate", "nan"], "rate needs a number above 0, found nan"),
-        (["--rate", "5", "--requests", "0"], "at least one request, found 0"),
+        (["--rate", "-3"], "needs a number from 0.001 to 1e+06, found '-3'"),
+        (["--rate", "nan"], "needs a number from 0.001 to 1e+06, found 'nan'"),
+        (["--rate", "5", "--requests", "0"], "needs a whole number from 1 to 20,000,000, found '0'"),
     ],
 )
 def test_queue_refuses_by_name(words, said, tmp_path):
     (tmp_path / "s.toml").write_text(Services((service(),)).toml())
     done = command("queue", tmp_path / "s.toml", *words, "--out", tmp_path / "out")
-    assert done.exit_code == 1 and said in " ".join(done.output.split()) and not (tmp_path / "out").exists()
+    assert done.exit_code in (1, 2) and said in " ".join(done.output.split()) and not (tmp_path / "out").exists()

@@ -98,7 +98,7 @@ def test_the_knob_leaves_catalogue_and_diary_alone() -> None:
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(KarmafunnelError, match=f"{name} needs to be .*found {value}"):
+    with pytest.raises(KarmafunnelError, match=f"{name} needs a .*number from .*found {value}"):
         generate(**{name: value})
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from ...bounds import check_bound, check_fits, check_seed
 from ...files import check as check_whole
 from ...files import read_table, seal
 from ...log import Catalogue, KarmafunnelError, Log, write_tables
@@ -21,7 +22,6 @@ from .shoppers import DAY, Shoppers, keep_diary, meet
 
 DAYS = 30
 START = 1_704_067_200_000  # Monday 2024-01-01 00:00 UTC
-LEAST_ITEMS, LEAST_REQUESTS = 50, 10
 
 
 @dataclass(eq=False)
@@ -115,7 +115,7 @@ def generate(
     engine's pool. `users` may ask; the least active of them may not. Invented catalogue, shoppers and the times of their
     requests depend on sizes and seed alone. Same arguments, same bytes. Raises KarmafunnelError on impossible arguments.
     """
-    check(items, users, requests, seed, semantic, exploration)
+    check_arguments(items, users, requests, seed, semantic, exploration)
     shelf_rng, people_rng, diary_rng, market_rng = (np.random.default_rng([seed, stream]) for stream in range(4))
     shelves = invent(items, shelf_rng) if catalogue is None else stock(catalogue, items, shelf_rng)
     shoppers = meet(users, shelves, DAYS * DAY, people_rng)
@@ -135,19 +135,15 @@ def generate(
     return World(log, truth, shelves, shoppers, market, visits, diary.user, images)
 
 
-def check(items: int, users: int, requests: int, seed: int, semantic: float, exploration: float) -> None:
+def check_arguments(items: int, users: int, requests: int, seed: int, semantic: float, exploration: float) -> None:
     """Raises KarmafunnelError naming the argument that cannot be."""
-    rules = [
-        ("items", items, items >= LEAST_ITEMS, f"at least {LEAST_ITEMS}"),
-        ("users", users, users >= 1, "at least 1"),
-        ("requests", requests, requests >= LEAST_REQUESTS, f"at least {LEAST_REQUESTS}"),
-        ("seed", seed, seed >= 0, "0 or more"),
-        ("semantic", semantic, 0.0 <= semantic <= 1.0, "a number from 0 to 1"),
-        ("exploration", exploration, 0.0 <= exploration <= 1.0, "a number from 0 to 1"),
-    ]
-    for name, value, fine, needed in rules:
-        if not fine:
-            raise KarmafunnelError(f"World: {name} needs to be {needed}, found {value}")
+    for name, value in {"items": items, "users": users, "requests": requests}.items():
+        check_bound("World", f"world_{name}", **{name: value})
+    for name, share in {"semantic": semantic, "exploration": exploration}.items():
+        check_bound("World", name, **{name: share})
+    check_seed("World", seed)
+    sizes = {f"{items:,} items": 6e3 * items, f"{users:,} users": 1e4 * users, f"{requests:,} requests": 2e4 * requests}
+    check_fits("World", sizes)
 
 
 def describe(arguments: dict[str, Any], catalogue: Catalogue | None, shelves: Shelves) -> dict[str, Any]:
