@@ -329,7 +329,9 @@ def describe(log: Path, as_json: bool, html: Path | None) -> None:
     else:
         describing.print_description(stats, out)
     if html:
-        describing.write_html(made, stats, html)
+        from .benchmarks.describe import write_html
+
+        write_html(made, stats, html)
         err.print(f"plots: {html}")
 
 

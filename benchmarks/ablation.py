@@ -20,13 +20,12 @@ from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.table import Table
+from rich.table import Table as Printed
 from safetensors.numpy import load_file, save_file
 
 from ..bounds import check_bound, check_seed
@@ -46,6 +45,7 @@ from .attention import attention_figure
 from .attribution import attribution_figure, attribution_table
 from .curves import write_curve
 from .examine import examine, subject
+from .page import Page, Points, Section, Table, Value, Words, render, rich
 from .table import booktabs, define, latex_escape, markdown_escape, number, piped, text_of, unchanged
 
 JS = "JS@50 (ours)"
@@ -501,7 +501,7 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
     title = f"{recipe.name} on {log.name}"
     texts = {
         "table.json": json.dumps({"recipe": recipe.name, "against": recipe.against, "lines": lines, "record": below}, indent=1, default=float),
-        "table.md": markdown(title, found, below), "table.csv": comma(lines), "table.html": page(title, found, below),
+        "table.md": markdown(title, found, below), "table.csv": comma(lines), "table.html": render(page(title, found, below)),
         "table.tex": latex(title, found, below),
     }  # fmt: skip
     if parts:
@@ -573,20 +573,24 @@ def comma(lines: Sequence[Line]) -> str:
     return file.getvalue()
 
 
-def page(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:
-    """One self-contained HTML file."""
-    css = (Path(__file__).parent / "report.css").read_text()
-    tables = ""
-    for name, heads, rows in found:
-        head = "".join(f"<th>{escape(h)}</th>" for h in heads)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        wide = ' class="told"' if name == "failed" else ""
-        table = f"<table{wide}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        tables += f'<h2>{escape(name)}</h2><div style="overflow-x:auto">{table}</div>'
-    foot = "".join("<p>" + re.sub("`(.+)`", r"<code>\1</code>", escape(line)) + "</p>" for line in below)
-    style = f"<style>{css} td, th {{ white-space: nowrap; padding: 3px 8px; text-align: left }} .told td {{ white-space: normal }}</style>"
-    start = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>{style}<body>'
-    return f"{start}<h1>{escape(title)}</h1>{tables}{foot}</body></html>"
+def page(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> Page:
+    """The same as a page."""
+    sections = []
+    for i, (name, heads, rows) in enumerate(found):
+        title_of = name[:1].upper() + name[1:]
+        short = title_of.split(",")[0].split(" to ")[0]
+        cells = [[row[0], *(folded(cell) for cell in row[1:])] for row in rows]
+        sections.append(Section(f"table{i}", short, title_of, [Table(heads, cells, prose=name == "failed")]))
+    notes = [rich("<code>{}</code>", line.strip("`")) if line[:1] == line[-1:] == "`" else line for line in below]
+    sections.append(Section("record", "Record", "Where it comes from", [Points(notes, "notes")]))
+    return Page(title, "karmafunnel table", [], sections)
+
+
+def folded(cell: str) -> Words | Value:
+    """A value with its interval below it."""
+    figure, bracket, rest = cell.partition(" [")
+    interval, closing, mark = rest.partition("]")
+    return Value(figure + mark, f"[{interval}]") if bracket and closing else cell
 
 
 def print_tables(out: Path, console: Console) -> None:
@@ -596,7 +600,7 @@ def print_tables(out: Path, console: Console) -> None:
     for name, heads, rows in sheets(recipe, kept["lines"]):
         sizes = widths(heads, rows)
         for part in fitting(sizes, 2 if "seeds" in heads else 1, console.width):
-            table = Table(title=name, title_justify="left", border_style="dim")
+            table = Printed(title=name, title_justify="left", border_style="dim")
             for column in part:
                 left = column == 0 or name == "failed"
                 size = None if name == "failed" else sizes[column]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from ..log import KarmafunnelError
 from . import plots
 from .curves import write_curve
-from .plots import Plot
+from .page import Plot, rich
 
 
 def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
@@ -43,7 +43,7 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
             {
                 "type": "heatmap", "z": seen.tolist(), "customdata": x.tolist(), "zmin": 0, "zmax": 1, "colorscale": "Viridis",
                 "showscale": i == 0, "colorbar": bar,
-                "hovertemplate": "query %{y} looks at %{x}: %{customdata:.2f}<extra></extra>", **plots.on(i),
+                "hovertemplate": rich("query %{y} looks at %{x}: %{customdata:.2f}<extra></extra>"), **plots.on(i),
             }
         )  # fmt: skip
         x_domain, y_domain = domain

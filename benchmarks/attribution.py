@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..log import KarmafunnelError
 from ..simulator.figures import END
 from . import plots
-from .plots import Plot
+from .page import Plot, rich
 from .table import Row, between, define, markdown_escape, number, places
 
 FIRST, LAST = "none on", "all on"
@@ -76,15 +76,16 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
                 {
                     "type": "bar", "orientation": "h", "y": [stage], "x": [row["value"]], "base": [at], "error_x": error,
                     "marker": {"color": plots.faint(colours[stage], 0.85)},
-                    "hovertemplate": f"<b>%{{y}}</b><br>{said(row)}<br>alone {number(row['alone'], True)}, last {number(row['last'], True)}"
-                    "<extra></extra>",
+                    "hovertemplate": rich(
+                        "<b>%{y}</b><br>{}<br>alone {}, last {}<extra></extra>", said(row), number(row["alone"], True), number(row["last"], True)
+                    ),
                     **plots.on(i),
                 }
             )  # fmt: skip
             layout["annotations"].append(text(f"{number(row['value'], True)}{marks(row)}", max(high, at), stage, i))
             at = to
         points = {"x": [end["off"], end["on"]], "y": [names[0], names[-1]], "marker": {"size": 11, "color": plots.ALL}}
-        data.append({"type": "scatter", "mode": "markers", "hovertemplate": f"{said(end)}<extra></extra>"} | points | plots.on(i))
+        data.append({"type": "scatter", "mode": "markers", "hovertemplate": rich("{}<extra></extra>", said(end))} | points | plots.on(i))
         decimals = places(end["value"])
         for name, value in zip((names[0], names[-1]), points["x"], strict=True):
             layout["annotations"].append(text(number(value, decimals=decimals), value, name, i))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..log import KarmafunnelError
 from . import plots
-from .plots import Plot
+from .page import Figure, Page, Plot, Section, rich, write_page
 from .table import between, number
 
 Point = dict[str, Any]
@@ -49,7 +48,7 @@ def curve_figure(
             common
             | {
                 "x": at, "y": [p[y] for p in line], "name": name, "mode": "lines+markers", "text": texts, "marker": {"size": 6},
-                "line": {"color": colours[name], "width": 2.2}, "hovertemplate": f"{escape(name)}, {x} %{{x}}<br>%{{text}}<extra></extra>",
+                "line": {"color": colours[name], "width": 2.2}, "hovertemplate": rich("{}, {} %{x}<br>%{text}<extra></extra>", name, x),
             },
         )  # fmt: skip
     layout = plots.blank(340, left=70, bottom=55) | {
@@ -71,16 +70,14 @@ def write_curve(plot: Plot, path: Path | str, title: str = "") -> list[Path]:
 
     Returns what was written; `path` is that of the HTML file.
     """
-    import plotly.graph_objects as go
-
     path = Path(path).with_suffix(".html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = go.Figure(plot)
-    figure.update_layout(title={"text": title} if title else None, margin={"t": 80 if title else 50}, template="plotly_white")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.write_html(temporary, include_plotlyjs=True)
-    temporary.replace(path)
+    section = Section("figure", "Figure", "", [Figure(plot)])
+    write_page(path, Page(title or path.stem, "karmafunnel", [], [section]))
+    titled = {"data": plot["data"], "layout": dict(plot["layout"])}
+    if title:
+        margin = titled["layout"].get("margin", {})
+        titled["layout"] |= {"title": {"text": title}, "margin": margin | {"t": max(80, margin.get("t", 0) + 40)}}
     try:
-        return [path, plots.write_picture(figure.to_dict(), path.with_suffix(".png"))]
+        return [path, plots.write_picture(titled, path.with_suffix(".png"))]
     except KarmafunnelError:  # no kaleido, or no Chromium: the HTML file says the same
         return [path]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,26 @@ from ..simulator.replay import commit
 from ..simulator.services import FULL, NOTHING
 from ..simulator.timeline import events_of_request
 from . import plots
-from .plots import Plot, amount, axis, colour_of, faint, heading, on, panes, percent
-from .report import Section, absent, figure, lead, plain_table, write_page
+from .page import (
+    Absent,
+    Block,
+    Cards,
+    Details,
+    Facts,
+    Figure,
+    Heading,
+    Page,
+    Plot,
+    Pre,
+    Section,
+    Table,
+    Text,
+    Warned,
+    Words,
+    rich,
+    write_page,
+)
+from .plots import amount, axis, colour_of, faint, heading, on, panes, percent
 from .table import number
 
 WHOLE = "end to end"
@@ -60,7 +77,7 @@ def latency_cdf(simulation: Simulation) -> Plot:
         at = np.maximum(np.quantile(times[name].to_numpy(), QUANTILES), SHORTEST)
         ends += [np.quantile(at, 0.01), at[-1]]
         line = {"color": colour, "width": 3 if name == WHOLE else 2}
-        hover = f"<b>{escape(name)}</b><br>%{{y:.2%}} within %{{x:,.4g}} ms<extra></extra>"
+        hover = rich("<b>{}</b><br>%{y:.2%} within %{x:,.4g} ms<extra></extra>", name)
         data.append(
             {"type": "scatter", "mode": "lines", "x": at.tolist(), "y": QUANTILES.tolist(), "line": line, "hovertemplate": hover}
         )
@@ -90,7 +107,7 @@ def waiting_over_time(simulation: Simulation) -> Plot:
             {
                 "type": "scatter", "mode": "lines", "x": (line["t_ms"] / 1000).to_list(), "y": line["waiting"].to_list(),
                 "line": {"color": colour, "width": 1.6, "shape": "hv"},
-                "hovertemplate": f"<b>{escape(name)}</b><br>%{{y:,}} wait at %{{x:,.2f}} s<extra></extra>",
+                "hovertemplate": rich("<b>{}</b><br>%{y:,} wait at %{x:,.2f} s<extra></extra>", name),
             }
         )  # fmt: skip
     layout = plots.blank(260, left=60, bottom=50)
@@ -110,12 +127,12 @@ def busy_servers(simulation: Simulation) -> Plot:
         {
             "type": "bar", "orientation": "h", "y": labels, "x": used, "marker": {"color": [colours[name] for name in names]},
             "text": [percent(x) for x in used], "textposition": "inside", "insidetextanchor": "start", "constraintext": "none",
-            "hovertemplate": "<b>%{y}</b><br>busy %{x:.1%} of the time<extra></extra>",
+            "hovertemplate": rich("<b>%{y}</b><br>busy %{x:.1%} of the time<extra></extra>"),
         },
         {
             "type": "scatter", "mode": "markers", "y": labels, "x": offered,
             "marker": {"symbol": "line-ns-open", "size": 20, "color": plots.QUIET, "line": {"width": 2}},
-            "hovertemplate": "<b>%{y}</b><br>offered %{x:.1%}, batches full<extra></extra>",
+            "hovertemplate": rich("<b>%{y}</b><br>offered %{x:.1%}, batches full<extra></extra>"),
         },
     ]  # fmt: skip
     layout = plots.blank(38 * len(names), left=150) | {"bargap": 0.35}
@@ -159,7 +176,7 @@ def load_curves(curve: pl.DataFrame, measures: Sequence[str], currency: str, loa
                 common
                 | {
                     "y": values, "mode": "lines+markers", "line": {"color": colour, "width": 2.2}, "marker": {"size": 6}, "text": texts,
-                    "hovertemplate": f"<b>{escape(policy)}</b>, %{{x:,.4g}} a second<br>%{{text}}<extra></extra>",
+                    "hovertemplate": rich("<b>{}</b>, %{x:,.4g} a second<br>%{text}<extra></extra>", policy),
                 }
             )  # fmt: skip
         if name == "goodput":  # all that is offered
@@ -171,7 +188,7 @@ def load_curves(curve: pl.DataFrame, measures: Sequence[str], currency: str, loa
         layout[axis(i, "x")] |= {"title": {"text": "requests offered a second", "standoff": 6}}
         layout[axis(i, "y")] = {"domain": y, "anchor": on(i)["xaxis"], "rangemode": "tozero"}
         layout[axis(i, "y")] |= {"type": "log"} if name == "p99_ms" else {"tickformat": ".0%"} if name == NOTHING else {}
-        layout["annotations"].append(heading(escape(title), domains[i]))
+        layout["annotations"].append(heading(title, domains[i]))
         if load is not None:
             layout["shapes"].append(upright(load) | {"xref": on(i)["xaxis"], "yref": f"{on(i)['yaxis']} domain"})
     return {"data": data, "layout": layout}
@@ -197,7 +214,7 @@ def money_lost(outages: pl.DataFrame, currency: str) -> Plot:
         {
             "type": "bar", "orientation": "h", "y": labels, "x": lost, "error_x": bars,
             "marker": {"color": [colours[stage] for stage in known["stage"]]}, "customdata": texts,
-            "hovertemplate": "<b>%{y}</b><br>loses %{customdata}<extra></extra>",
+            "hovertemplate": rich("<b>%{y}</b><br>loses %{customdata}<extra></extra>"),
         }
     ]  # fmt: skip
     layout = plots.blank(max(40 * len(labels), 60), left=190, bottom=50) | {"bargap": 0.4}
@@ -247,13 +264,12 @@ def timelines(simulation: Simulation, requests: Sequence[tuple[str, int]]) -> Pl
         came, line = events["t_ms"][0], simulation.requests.row(request, named=True)
         for stage, doing, start, end, event in segments(events):
             colour = faint(colours[stage], 0.3) if doing == "waits" else colours[stage]
-            words = (
-                f"<b>{escape(stage)}</b><br>{'waits' if doing == 'waits' else 'in service'} {end - start:,.3g} ms, then: {event}"
-            )
+            state = "waits" if doing == "waits" else "in service"
+            words = rich("<b>{}</b><br>{} {} ms, then: {}<extra></extra>", stage, state, f"{end - start:,.3g}", event)
             data.append(
                 {
                     "type": "bar", "orientation": "h", "y": [stage], "base": [start - came], "x": [end - start],
-                    "marker": {"color": colour, "line": {"width": 0}}, "hovertemplate": f"{words}<extra></extra>", **on(i),
+                    "marker": {"color": colour, "line": {"width": 0}}, "hovertemplate": words, **on(i),
                 }
             )  # fmt: skip
         x, y = domains[i]
@@ -263,7 +279,7 @@ def timelines(simulation: Simulation, requests: Sequence[tuple[str, int]]) -> Pl
         layout[axis(i, "y")] = {"domain": y, "anchor": on(i)["xaxis"], "showgrid": False, "type": "category"}
         layout[axis(i, "y")] |= {"categoryarray": names, "range": [len(names) - 0.4, -0.6]}
         told = f"{title}: request {request:,}, {line['outcome']} after {line['latency_ms']:,.1f} ms, path {line['path']}"
-        layout["annotations"].append(heading(escape(told), domains[i]))
+        layout["annotations"].append(heading(told, domains[i]))
         if simulation.services.deadline_ms is not None and line["latency_ms"] > 0.8 * simulation.services.deadline_ms:
             layout["shapes"].append(
                 upright(simulation.services.deadline_ms) | {"xref": on(i)["xaxis"], "yref": f"{on(i)['yaxis']} domain"}
@@ -289,80 +305,75 @@ def load_page(
     ]  # fmt: skip
     words = [
         f"{summary['requests']:,} requests, {summary['rate']:,.1f} a second",
-        f"arrivals {escape(repr(simulation.arrivals))}",
+        f"arrivals {simulation.arrivals!r}",
         f"{summary['warmup']:,} of warm-up left out of latencies" if summary["warmup"] else "no warm-up left out",
     ]
-    title = f"{simulation.services.name} under load"
-    eyebrow = f'<div class="eyebrow">karmafunnel {"plan" if plan is not None else "queue"}</div>'
-    top = f'<header>{eyebrow}<h1>{escape(title)}</h1><p class="sub">{" · ".join(words)}</p></header>'
-    return write_page(path, escape(title), top, sections)
-
-
-def card(what: str, big: str, small: str) -> str:
-    return f'<div class="card"><div class="what">{what}</div><div class="big">{big}</div><div class="small">{small}</div></div>'
+    eyebrow = f"karmafunnel {'plan' if plan is not None else 'queue'}"
+    page = Page(f"{simulation.services.name} under load", eyebrow, [Text(" · ".join(words), "sub")], sections)
+    return write_page(path, page)
 
 
 def figures_of(summary: dict[str, Any]) -> Section:
     """The whole in a few numbers."""
-    cards = []
+    cards: list[tuple[Words, Words, Words]] = []
     for name, one in summary["latency"].items():
         sure = (
             f"95% interval {one['low']:,.1f} to {one['high']:,.1f}"
             if one["low"] is not None
             else "too few requests for an interval"
         )
-        cards.append(card(f"latency {name.removesuffix('_ms')}", f"{one['value']:,.1f} ms", sure))
+        cards.append((f"latency {name.removesuffix('_ms')}", f"{one['value']:,.1f} ms", sure))
     shown = summary["outcomes"].get("served", 0.0)
     lost = ", ".join(f"{name} {percent(share)}" for name, share in summary["outcomes"].items() if name != "served")
-    cards.append(card("goodput", f"{summary['goodput']:,.1f} a second", f"{summary['rate']:,.1f} a second were offered"))
-    cards.append(card("shown something", percent(shown), lost or "nobody was shown nothing"))
+    cards.append(("goodput", f"{summary['goodput']:,.1f} a second", f"{summary['rate']:,.1f} a second were offered"))
+    cards.append(("shown something", percent(shown), lost or "nobody was shown nothing"))
     usual = summary["normal"]
-    other = ", ".join(f"{escape(name)} {percent(share)}" for name, share in list(summary["paths"].items())[:4] if name != usual)
-    cards.append(
-        card(
-            "in full" if usual == FULL else f"path {escape(usual)}", percent(summary["full"]), other or "no request was degraded"
+    other = ", ".join(f"{name} {percent(share)}" for name, share in list(summary["paths"].items())[:4] if name != usual)
+    full = "in full" if usual == FULL else f"path {usual}"
+    cards.append((full, percent(summary["full"]), other or "no request was degraded"))
+    grows = [
+        Warned(
+            f"Nothing bounds the queue of {name}, which gets {growth:,.1f} requests longer every second: the latencies here grow with "
+            "the length of the run."
         )
-    )
-    grows = "".join(
-        f'<p class="absent"><b>grows</b> nothing bounds the queue of {escape(name)}, which gets {growth:,.1f} requests longer every second: '
-        "the latencies here grow with the length of the run.</p>"
         for name, growth in summary["growing"].items()
-    )
-    return Section("summary", "Summary", "In short", f'<div class="cards">{"".join(cards)}</div>{grows}')
+    ]
+    return Section("summary", "Summary", "In short", [Cards(cards), *grows])
 
 
 def planned(plan: Plan) -> Section:
     """The plan's servers, and what if."""
     cheapest = "nothing cheaper does, as far as more servers never hurt" if plan.proven else "not everything cheaper was tried"
-    read = (
-        f"The target: p99 of at most {plan.target_ms:g} ms at {plan.rate:,.1f} requests a second, and at most {plan.lost:.2%} of them degraded "
-        f"or shown nothing. The plan meets it with each of {plan.seeds} seeds (worst p99 {plan.p99_ms:,.1f} ms); {cheapest}. Headroom: up to "
-        f"<b>{plan.headroom:,.1f} a second</b>. A million requests cost <b>{number(plan.cost_per_million)}</b>, an hour "
-        f"{number(plan.services.cost_per_hour)}. Fewest: what a stage would do with were all others idle."
-    )
+    read = rich(
+        "The target: p99 of at most {} ms at {} requests a second, and at most {} of them degraded or shown nothing. The plan meets it with "
+        "each of {} seeds (worst p99 {} ms); {}. Headroom: up to <b>{} a second</b>. A million requests cost <b>{}</b>, an hour {}. Fewest: "
+        "what a stage would do with were all others idle.",
+        f"{plan.target_ms:g}", f"{plan.rate:,.1f}", f"{plan.lost:.2%}", plan.seeds, f"{plan.p99_ms:,.1f}", cheapest, f"{plan.headroom:,.1f}",
+        number(plan.cost_per_million), number(plan.services.cost_per_hour),
+    )  # fmt: skip
     stages = [
         [
-            escape(line["stage"]), f"{line['servers']:,}", f"{line['fewest']:,}", percent(line["utilisation"]), f"{line['p99_ms']:,.1f}",
+            line["stage"], f"{line['servers']:,}", f"{line['fewest']:,}", percent(line["utilisation"]), f"{line['p99_ms']:,.1f}",
             number(line["cost_per_hour"]),
         ]
         for line in plan.stages.iter_rows(named=True)
     ]  # fmt: skip
     changes = [
         [
-            escape(line["change"]), f"{line['rate']:,.1f}", p99_of(line), "" if line["degraded"] is None else percent(line["degraded"]),
+            line["change"], f"{line['rate']:,.1f}", p99_of(line), "" if line["degraded"] is None else percent(line["degraded"]),
             number(line["cost_per_million"]), "yes" if line["meets"] else "no",
         ]
         for line in plan.what_if.iter_rows(named=True)
     ]  # fmt: skip
-    asked = lead(
+    asked = (
         "One thing changed at a time, the same requests every time; p99 with its 95% interval. Every change is tried with all seeds: "
         "shown is one that misses the target, else the worst. Overload: more than the servers can do."
     )
-    parts = [
-        lead(read), plain_table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), "<h3>What if</h3>", asked,
-        plain_table(["change", "a second", "p99, ms", "degraded", "cost of a million", "meets the target"], changes),
+    blocks = [
+        Text(read), Table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), Heading("What if"), Text(asked),
+        Table(["change", "a second", "p99, ms", "degraded", "cost of a million", "meets the target"], changes),
     ]  # fmt: skip
-    return Section("plan", "Plan", "The plan", "".join(parts))
+    return Section("plan", "Plan", "The plan", blocks)
 
 
 def p99_of(line: dict[str, Any]) -> str:
@@ -379,57 +390,52 @@ def latency(simulation: Simulation, summary: dict[str, Any]) -> Section:
     )
     if simulation.services.deadline_ms is not None:
         read += f" Dotted: the deadline, {simulation.services.deadline_ms:g} ms."
-    return Section("latency", "Latency", "How long it takes", lead(read) + figure(latency_cdf(simulation), keys(simulation)))
+    return Section("latency", "Latency", "How long it takes", [Text(read), Figure(latency_cdf(simulation), keys(simulation))])
 
 
 def queues(simulation: Simulation, summary: dict[str, Any]) -> Section:
-    over = lead(
-        "Requests that wait, sampled over the run. A line that keeps rising is a stage that cannot keep up; one that returns to 0 has room."
-    ) + figure(waiting_over_time(simulation), colour_of(online(simulation)))
-    busy = "<h3>Servers</h3>" + lead(
+    over = "Requests that wait, sampled over the run. A line that keeps rising is a stage that cannot keep up; one that returns to 0 has room."
+    busy = (
         "Share of the time that a stage's servers were busy (their number in brackets). The upright tick is the load that would be offered were "
         "all batches full: the distance to it is what half-empty batches cost, a bar below it is work that was shed or degraded away."
     )
-    return Section("queues", "Queues", "How full it is", over + busy + figure(busy_servers(simulation)))
+    blocks = [
+        Text(over), Figure(waiting_over_time(simulation), colour_of(online(simulation))),
+        Heading("Servers"), Text(busy), Figure(busy_servers(simulation)),
+    ]  # fmt: skip
+    return Section("queues", "Queues", "How full it is", blocks)
 
 
 def quality(simulation: Simulation, worth: Worth) -> Section:
     """What was shown is worth, over load and in an outage."""
     measures = list(dict.fromkeys(row["measure"] for row in worth.rows))
     policies = colour_of(worth.curve["policy"].unique(maintain_order=True).to_list())
-    parts = [
-        lead(
-            "Every simulated request is credited with what a logged one was worth along the path that it really took; one that was shown "
-            "nothing earns 0. The same requests at every load and under every policy. Bands: 95% intervals over users. Dotted: the load asked "
-            "for; in goodput, all that is offered."
-        ),
-        figure(load_curves(worth.curve, measures, worth.currency, simulation.rate), policies),
-    ]
+    read = (
+        "Every simulated request is credited with what a logged one was worth along the path that it really took; one that was shown "
+        "nothing earns 0. The same requests at every load and under every policy. Bands: 95% intervals over users. Dotted: the load asked "
+        "for; in goodput, all that is offered."
+    )
+    blocks: list[Block] = [Text(read), Figure(load_curves(worth.curve, measures, worth.currency, simulation.rate), policies)]
     if worth.outages is not None:
-        parts += ["<h3>An hour's outage</h3>"]
-        parts += [
-            lead(
-                "Money that is lost in an hour while one stage is down and its fallback is shown, all else up; lines: 95% intervals."
-            )
-        ]
+        lost = "Money that is lost in an hour while one stage is down and its fallback is shown, all else up; lines: 95% intervals."
+        blocks += [Heading("An hour's outage"), Text(lost)]
         if worth.outages["lost"].is_not_null().any():
-            parts += [figure(money_lost(worth.outages, worth.currency))]
-        parts += [absent(f"{stage}: {note}") for stage, note in worth.outages.select("stage", "note").iter_rows() if note]
-    return Section("quality", "Quality", "What it is worth", "".join(parts))
+            blocks.append(Figure(money_lost(worth.outages, worth.currency)))
+        blocks += [Absent(f"{stage}: {note}") for stage, note in worth.outages.select("stage", "note").iter_rows() if note]
+    return Section("quality", "Quality", "What it is worth", blocks)
 
 
 def single(simulation: Simulation) -> Section:
     """Three requests, drawn."""
-    if simulation.kept is None:
-        return Section(
-            "requests", "Requests", "Single requests", absent("events were not kept (--no-events), so no request can be drawn.")
+    blocks: list[Block] = [Absent("events were not kept (--no-events), so no request can be drawn.")]
+    if simulation.kept is not None:
+        read = rich(
+            "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a busy stage; a stage without a bar was not "
+            "reached or took no time. <code>karmafunnel timeline</code> prints any other request."
         )
-    read = lead(
-        "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a busy stage; a stage without a bar was not reached or "
-        "took no time. <code>karmafunnel timeline</code> prints any other request."
-    )
-    plot = timelines(simulation, list(typical(simulation).items()))
-    return Section("requests", "Requests", "Single requests", read + figure(plot, colour_of(online(simulation))))
+        plot = timelines(simulation, list(typical(simulation).items()))
+        blocks = [Text(read), Figure(plot, colour_of(online(simulation)))]
+    return Section("requests", "Requests", "Single requests", blocks)
 
 
 def stage_figures(simulation: Simulation) -> Section:
@@ -440,17 +446,16 @@ def stage_figures(simulation: Simulation) -> Section:
         "overdue": "overdue", "failed": "crashed",
     }  # fmt: skip
     tell = lambda x: "" if x is None else f"{x:,}" if isinstance(x, int) else number(x)
-    rows = [[escape(line["stage"]), *(tell(line[key]) for key in heads)] for line in simulation.stages.iter_rows(named=True)]
-    read = lead(
+    rows = [[line["stage"], *(tell(line[key]) for key in heads)] for line in simulation.stages.iter_rows(named=True)]
+    read = (
         "Batch: its mean size. Waiting: how many, on average. Percentiles: ms from coming to a stage to leaving it, over the whole run. Shed: "
         "met a full queue; left: out of patience; late: past the stage's deadline; overdue: past that of the whole."
     )
-    return Section("stages", "Stages", "Stage by stage", read + plain_table(["stage", *heads.values()], rows))
+    return Section("stages", "Stages", "Stage by stage", [Text(read), Table(["stage", *heads.values()], rows)])
 
 
 def record(simulation: Simulation, command: str) -> Section:
     """What it takes to make this again."""
-    facts = {"command": command or "n/a", "seed": simulation.seed, "commit": commit() or "n/a", "karmafunnel": __version__}
-    listed = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
-    toml = f"<details open><summary>Services</summary><pre>{escape(simulation.services.toml())}</pre></details>"
-    return Section("record", "Record", "The record", f"<dl>{listed}</dl>{toml}")
+    facts = {"command": command, "seed": simulation.seed, "commit": commit(), "karmafunnel": __version__}
+    services = Details("Services", [Pre(simulation.services.toml())], unfolded=True)
+    return Section("record", "Record", "The record", [Facts(facts), services])

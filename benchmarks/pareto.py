@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from ..log import KarmafunnelError
 from . import plots
-from .plots import Plot
+from .page import Plot, rich
 from .table import Row, between, number
 
 Point = Mapping[str, Any]  # `row`, the variant's name, and under each measure its row: value, and low and high where it has them
@@ -60,16 +59,15 @@ def pareto_figure(
     for mine, colour, side in ((beaten, plots.QUIET, "left"), (front, plots.COLOURS[0], "right")):
         where = [f"{('top', 'bottom')[i % 2]} {side}" for i in range(len(mine))]  # neighbours' names on two sides
         texts = [
-            f"<b>{escape(str(p['row']))}</b><br>"
-            + "<br>".join(f"{m} {number(p[m]['value'])} {between(of(p[m]))}" for m in (x, y))
+            rich("<b>{}</b><br>{}<br>{}", p["row"], *(f"{m} {number(p[m]['value'])} {between(of(p[m]))}" for m in (x, y)))
             for p in mine
         ]
         data.append(
             {
                 "type": "scatter", "mode": "markers+text", "x": [p[x]["value"] for p in mine], "y": [p[y]["value"] for p in mine],
                 "error_x": bars([p[x] for p in mine], colour), "error_y": bars([p[y] for p in mine], colour),
-                "marker": {"size": 9, "color": colour}, "text": [escape(str(p["row"])) for p in mine], "textposition": where,
-                "hovertext": texts, "hovertemplate": "%{hovertext}<extra></extra>",
+                "marker": {"size": 9, "color": colour}, "text": [str(p["row"]) for p in mine], "textposition": where,
+                "hovertext": texts, "hovertemplate": rich("%{hovertext}<extra></extra>"),
             }
         )  # fmt: skip
     layout = plots.blank(420, left=75, bottom=55)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..log import KarmafunnelError
 from ..simulator.measures import Cascade
+from .page import Plot, Words, drawn, rich
 from .table import AFTER, BEFORE, Row, between, in_order, number
 
-Plot = dict[str, Any]
 COLOURS = ("#4f83b5", "#dd9a3c", "#9d6bb5", "#3a9c9c", "#c75f5f", "#8f8a3c")
 KEPT, NOT_ELIGIBLE, INDEX, ALL, QUIET = "#4f9d78", "#a9adb3", "#c75f5f", "#7d8794", "#8b9199"
 LINES = {"ceiling": "dash", "logged order": "dashdot", "random": "dot", "base rate": "dot"}
@@ -60,11 +59,11 @@ def blank(inner: int, left: int, top: int = 34, bottom: int = 30) -> Plot:
     return {"height": inner + top + bottom, "margin": margin, "showlegend": False, "annotations": []}
 
 
-def heading(text: str, domain: tuple[list[float], list[float]]) -> Plot:
+def heading(text: Words, domain: tuple[list[float], list[float]]) -> Plot:
     """A title above one pane, flush left."""
     x, y = domain
     place = {"x": x[0], "y": y[1], "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 6}
-    return {"text": f"<b>{text}</b>", "showarrow": False, "font": {"size": 13}, **place}
+    return {"text": rich("<b>{}</b>", text), "showarrow": False, "font": {"size": 13}, **place}
 
 
 def percent(share: float | None) -> str:
@@ -130,14 +129,14 @@ def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str
             bases.append(0.0 if reason == "kept" else left)
             widths.append(size)
             texts.append(f"{'' if reason == 'kept' or size == 0 else '−'}{percent(size)}")
-            missed = "" if row["median_margin"] is None else f"<br>missed by {row['median_margin']:,.0f} ranks (median)"
-            hovers.append(f"{say(row[kind])} = {percent(size)}{missed}")
+            missed = "" if row["median_margin"] is None else f"missed by {row['median_margin']:,.0f} ranks (median)"
+            hovers.append(rich("{} = {}<br>{}", say(row[kind]), percent(size), missed))
         data.append(
             {
                 "type": "bar", "orientation": "h", "y": names, "x": widths, "base": bases, "text": texts,
                 "textposition": "outside", "cliponaxis": False, "constraintext": "none",
                 "marker": {"color": [ALL, *(colours[r] for r in order)]}, "customdata": hovers,
-                "hovertemplate": "<b>%{y}</b><br>%{customdata}<extra></extra>", **on(i),
+                "hovertemplate": rich("<b>%{y}</b><br>%{customdata}<extra></extra>"), **on(i),
             }
         )  # fmt: skip
         x, y = domains[i]
@@ -170,7 +169,7 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
         {
             "type": "bar", "orientation": "h", "name": reason_name(reason, stages), "y": list(named.values()),
             "x": [found[s, reason]["share"] for s in labels], "marker": {"color": colours[reason]},
-            "hovertemplate": "<b>%{y}</b><br>" + reason_name(reason, stages) + " %{x:.1%}<extra></extra>",
+            "hovertemplate": rich("<b>%{y}</b><br>{} %{x:.1%}<extra></extra>", reason_name(reason, stages)),
         }
         for reason in order
     ]  # fmt: skip
@@ -209,7 +208,7 @@ def curves(panels: Sequence[tuple[str, Sequence[Row]]], stages: Sequence[str], p
                 | {
                     "y": [row["value"] for row in points], "name": stage, "mode": "lines" if stage in AFTER else "lines+markers",
                     "line": look, "marker": {"size": 5}, "text": texts,
-                    "hovertemplate": f"{stage}, k = %{{x}}<br>%{{text}}<extra></extra>",
+                    "hovertemplate": rich("{}, k = %{x}<br>%{text}<extra></extra>", stage),
                 },
             )  # fmt: skip
         x, y = domains[i]
@@ -253,7 +252,7 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: 
                     "marker": {"size": 8, "color": [QUIET if one and row[lines_by] in AFTER else colours[name] for row in mine]},
                     "error_x": bar | {"color": faint(colours[name], 0.75)},
                     "text": [f"{row[lines_by]}: {number(row['value'])} {between(row)}, n {row['n']:,}" for row in mine],
-                    "hovertemplate": f"<b>{name}</b><br>%{{text}}<extra></extra>", **on(i),
+                    "hovertemplate": rich("<b>{}</b><br>%{text}<extra></extra>", name), **on(i),
                 }
             )  # fmt: skip
         x, y = domains[i]
@@ -289,7 +288,7 @@ def calibration(panels: Sequence[tuple[str, Sequence[Row]]], per_row: int = 3) -
                 "type": "scatter", "mode": "lines+markers", "x": [row["probability"] for row in bins],
                 "y": [row["frequency"] for row in bins], "line": {"color": COLOURS[0], "width": 1.5},
                 "marker": {"size": 8, "color": COLOURS[0]}, "customdata": [row["rows"] for row in bins],
-                "hovertemplate": "said %{x:.2%}, happened %{y:.2%}<br>%{customdata:,} exposures<extra></extra>", **on(i),
+                "hovertemplate": rich("said %{x:.2%}, happened %{y:.2%}<br>%{customdata:,} exposures<extra></extra>"), **on(i),
             }
         )  # fmt: skip
         x, y = domains[i]
@@ -314,7 +313,7 @@ def write_picture(plot: Plot, path: Path, width: int = 1000) -> Path:
     """
     import plotly.graph_objects as go
 
-    figure = go.Figure(plot)
+    figure = go.Figure(drawn(plot))
     font = {"family": "system-ui, Helvetica, Arial, sans-serif", "size": 13, "color": "#24292f"}
     figure.update_layout(width=width, paper_bgcolor="white", plot_bgcolor="white", font=font)
     figure.update_xaxes(gridcolor="#e6e6e3", zeroline=False)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Table as Printed
 
 from ..simulator.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile, quantile
 from ..terminal import Console
 from . import plots
-from .plots import Plot
-from .report import Section, figure, lead, plain_table, write_page
+from .page import Figure, Page, Plot, Section, Table, Text, rich, write_page
 from .table import number
 
 HEAD = ("stage", "ms of a batch", "ratio, cv", "error", "at worst", "mean", "fitted", "p95", "fitted")
@@ -40,7 +38,7 @@ def fit_rows(profile: Profile) -> list[list[str]]:
 
 def print_fits(profile: Profile, console: Console) -> None:
     title = f"service times of {profile.services.name}: {profile.passes[PASS].n_unique():,} passes"
-    table = Table(title=title, title_justify="left", caption=NOTE, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Printed(title=title, title_justify="left", caption=NOTE, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, head in enumerate(HEAD):
         table.add_column(head, justify="left" if i < 3 else "right")
     for line in fit_rows(profile):
@@ -100,14 +98,16 @@ def _means(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list[
         bar = {"type": "data", "symmetric": False, "color": plots.faint(colour, 0.45), "thickness": 1.4, "width": 0}
         offset = (j - (len(cutoffs) - 1) / 2) * 0.012 * max(x)  # bars side by side
         texts = [
-            f"{name}<br>{r['passes']} passes, {r['items']:,.0f} items<br>measured {r['mean']:.2f} ms [{r['low']:.2f}, {r['high']:.2f}]<br>"
-            f"fitted {made.mean_ms(r[REQUESTS], r['items']):.2f} ms"
+            rich(
+                "{}<br>{} passes, {} items<br>measured {}<br>fitted {} ms", name, r["passes"], f"{r['items']:,.0f}",
+                f"{r['mean']:.2f} ms [{r['low']:.2f}, {r['high']:.2f}]", f"{made.mean_ms(r[REQUESTS], r['items']):.2f}",
+            )
             for r in cells.iter_rows(named=True)
         ]
         data.append(
             {
                 "type": "scatter", "mode": "markers", "x": [n + offset for n in x], "y": cells["mean"].to_list(), "text": texts,
-                "marker": {"size": 8, "color": colour}, "hovertemplate": "%{text}<extra></extra>",
+                "marker": {"size": 8, "color": colour}, "hovertemplate": rich("%{text}<extra></extra>"),
                 "error_y": bar | {"array": (cells["high"] - cells["mean"]).to_list(), "arrayminus": (cells["mean"] - cells["low"]).to_list()},
                 **plots.on(pane),
             }
@@ -130,7 +130,7 @@ def _ratios(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list
     return [
         {
             "type": "scatter", "mode": "lines", "x": x.tolist(), "y": y.tolist(), "line": look,
-            "hovertemplate": f"{name}: %{{y:.0%}} take at most %{{x:.2f}} of the mean<extra></extra>", **plots.on(pane),
+            "hovertemplate": rich("{}: %{y:.0%} take at most %{x:.2f} of the mean<extra></extra>", name), **plots.on(pane),
         }
         for name, x, y, look in pairs
     ]  # fmt: skip
@@ -138,16 +138,16 @@ def _ratios(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list
 
 def profile_page(profile: Profile, path: Path | str) -> Path:
     """Write table and figure as one HTML file that fetches nothing; returns its path."""
-    name = escape(profile.services.name)
-    top = f'<header><div class="eyebrow">karmafunnel profile</div><h1>{name}</h1><p class="sub">{escape(profile.services.note)}</p></header>'
-    rows = [[escape(cell) for cell in row] for row in fit_rows(profile)]
-    fit = lead(escape(NOTE)) + plain_table(HEAD, rows, text_columns=3)
-    drawn = lead(
+    drawn = (
         "Left: points are means with 5% to 95% of the passes, lines are fitted, one colour a number of items a request "
-        f"({escape(_cutoffs(profile))}). Right: grey is measured, dotted is what a simulation draws."
-    ) + figure(fit_figure(profile))
-    sections = [Section("fit", "Fit", "Fit", fit), Section("drawn", "Measured", "Measured and fitted", drawn)]
-    return write_page(path, name, top, sections)
+        f"({_cutoffs(profile)}). Right: grey is measured, dotted is what a simulation draws."
+    )
+    sections = [
+        Section("fit", "Fit", "Fit", [Text(NOTE), Table(HEAD, fit_rows(profile), text_columns=3)]),
+        Section("drawn", "Measured", "Measured and fitted", [Text(drawn), Figure(fit_figure(profile))]),
+    ]
+    services = profile.services
+    return write_page(path, Page(services.name, "karmafunnel profile", [Text(services.note, "sub")], sections))
 
 
 def _cutoffs(profile: Profile) -> str:

@@ -5,26 +5,44 @@ Every figure comes from `measures`; nothing is fetched from anywhere when the fi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-from plotly.offline import get_plotlyjs
 
 from ..log import KarmafunnelError
 from ..simulator.measures import Cascade, Measure, Run, compare, measure
 from ..simulator.metrics import mass_bins
 from ..simulator.reading import SLICES, Reading
 from . import plots
-from .plots import Plot, amount, percent
+from .page import (
+    Absent,
+    Bar,
+    Beside,
+    Block,
+    Cards,
+    Details,
+    Facts,
+    Figure,
+    Heading,
+    Page,
+    Points,
+    Pre,
+    Requests,
+    Section,
+    Table,
+    Text,
+    Value,
+    Words,
+    rich,
+    write_page,
+)  # fmt: skip
+from .plots import amount, percent
 from .samples import look_up, open_log
-from .table import AFTER, BEFORE, Row, to_html
+from .table import AFTER, BEFORE, Row, measures
 
 Folder = Path | str
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -61,16 +79,6 @@ class Entry:
         return measure(self.runs, measures, slice=slice_name, label=self.name)
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page; `name` is its anchor, `title` its heading, `short` its word in the navigation."""
-
-    name: str
-    short: str
-    title: str
-    body: str
-
-
 def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int = 24) -> Path:
     """Write the report of one or more Run folders to `out`; returns its path.
 
@@ -83,7 +91,9 @@ def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int
         slices(entries), times(entries), *([comparison(entries)] if len(entries) > 1 else []), one_request(entries, requests),
         record(entries),
     ]  # fmt: skip
-    return write_page(out, title_of(entries), header(entries), sections)
+    logs = ", ".join(dict.fromkeys(str(entry.run.meta["log"]["name"]) for entry in entries))
+    title = f"{entries[0].run.meta['log']['name']}: {', '.join(e.name for e in entries)}"
+    return write_page(out, Page(title, "karmafunnel replay report", header(entries), sections, heading=logs))
 
 
 def waterfall_png(run: Folder, path: Folder) -> Path:
@@ -111,51 +121,7 @@ def open_entries(runs: Sequence[Folder | Sequence[Folder]]) -> list[Entry]:
     return [Entry(name, group) for name, group in zip(names, opened, strict=True)]
 
 
-# -- pieces of HTML -----------------------------------------------------------------------------------------------------
-
-
-def figure(plot: Plot, legend: Mapping[str, str] | None = None) -> str:
-    """A place that the page's script draws a plotly figure into once it scrolls near; `legend` is colour or dash by name."""
-    keys = "".join(f'<span><i style="{key(look)}"></i>{escape(name)}</span>' for name, look in (legend or {}).items())
-    above = f'<div class="legend">{keys}</div>' if keys else ""
-    place = f'<div class="plot" style="height:{plot["layout"]["height"]}px">'
-    return f'<figure>{above}{place}<script type="application/json">{embed(plot)}</script></div></figure>'
-
-
-def key(look: str) -> str:
-    """CSS of a legend's key: a filled square for a colour, a line for a dash."""
-    if look.startswith("#"):
-        return f"background:{look}"
-    return f"height:0;border-top:2px {'dotted' if look == 'dot' else 'dashed'} {plots.QUIET}"
-
-
-def embed(value: Any) -> str:
-    """JSON that can stand inside a <script>."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def lead(text: str) -> str:
-    return f'<p class="lead">{text}</p>'
-
-
-def absent(text: str) -> str:
-    """Said in place of what the log cannot tell."""
-    return f'<p class="absent"><b>n/a</b> {escape(text)}</p>'
-
-
-def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A table of ready HTML cells; the first `text_columns` are text, the rest numbers."""
-    top = "".join(f"<th{'' if i < text_columns else ' class=num'}>{h}</th>" for i, h in enumerate(heads))
-    lines = "".join(
-        "<tr>" + "".join(f"<th>{c}</th>" if i < text_columns else f"<td>{c}</td>" for i, c in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def beside(parts: Sequence[str], together: bool) -> str:
-    """Two pieces in two halves of the page, or below each other."""
-    return f'<div class="half">{"".join(parts)}</div>' if together else "".join(parts)
+# -- words and rows ------------------------------------------------------------------------------------------------------
 
 
 def past(label: str) -> str:
@@ -176,9 +142,9 @@ def union(entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(stage for entry in entries for stage in entry.stages))
 
 
-def name_of(entries: Sequence[Entry], entry: Entry, tag: str = "h3") -> str:
+def name_of(entries: Sequence[Entry], entry: Entry) -> list[Block]:
     """A Run's name as a heading, where there are several."""
-    return f"<{tag}>{escape(entry.name)}</{tag}>" if len(entries) > 1 else ""
+    return [Heading(entry.name)] if len(entries) > 1 else []
 
 
 def titled(entries: Sequence[Entry], entry: Entry, title: str) -> str:
@@ -189,22 +155,14 @@ def titled(entries: Sequence[Entry], entry: Entry, title: str) -> str:
 
 
 def summary(entries: Sequence[Entry]) -> Section:
-    """Key figures: cards for one Run, a table for several."""
+    """Key figures: cards for one Run, a table with a line a Run for several."""
     facts = [key_figures(entry) for entry in entries]
     if len(entries) == 1:
-        cards = "".join(
-            f'<div class="card"><div class="what">{what}</div><div class="big">{big}</div><div class="small">{small}</div></div>'
-            for what, big, small in facts[0]
-        )
-        return Section("summary", "At a glance", "At a glance", lead(sentence(entries[0])) + f'<div class="cards">{cards}</div>')
-    names = [what.replace(f"after {escape(entries[0].stages[-1])}", "after the last stage") for what, _, _ in facts[0]]
-    rows = [
-        [what, *(f'<span class="v">{f[i][1]}</span> <span class="ci">{f[i][2]}</span>' for f in facts)]
-        for i, what in enumerate(names)
-    ]
-    said = "".join(f"<li><b>{escape(e.name)}</b>: {sentence(e)}</li>" for e in entries)
-    table = plain_table(["", *(escape(e.name) for e in entries)], rows)
-    return Section("summary", "At a glance", "At a glance", f'<ul class="lead">{said}</ul>{table}')
+        return Section("summary", "At a glance", "At a glance", [Text(sentence(entries[0])), Cards(facts[0])])
+    heads = ["", *(what.replace(f"after {entries[0].stages[-1]}", "after the last stage") for what, _, _ in facts[0])]
+    rows = [[e.name, *(Value(big, small) for _, big, small in told)] for e, told in zip(entries, facts, strict=True)]
+    said = [rich("<b>{}</b>: {}", e.name, sentence(e)) for e in entries]
+    return Section("summary", "At a glance", "At a glance", [Points(said), Table(heads, rows, stacked=True)])
 
 
 def worst(entry: Entry) -> Row | None:
@@ -213,25 +171,26 @@ def worst(entry: Entry) -> Row | None:
     return max(lost, key=lambda row: row["items"], default=None)
 
 
-def sentence(entry: Entry) -> str:
+def sentence(entry: Entry) -> Words:
     """What happened, in two sentences."""
     total = sum(row["items"] for row in entry.cascade.losses)
     if not total:
         return f"No replayed request has a {entry.run.label}: there is nothing to find, and everything below is n/a."
     kept = next(row for row in entry.cascade.losses if row["reason"] == "kept")
-    text = f"Of {total:,} {past(entry.run.label)} items, <b>{percent(kept['share'])}</b> are still there after "
-    text += escape(entry.stages[-1])
+    text = rich(
+        "Of {} {} items, <b>{}</b> are still there after {}", f"{total:,}", past(entry.run.label), percent(kept["share"]), entry.stages[-1]
+    )
     if kept["money_share"] is not None:
-        text += f", with <b>{percent(kept['money_share'])}</b> of their money"
+        text += rich(", with <b>{}</b> of their money", percent(kept["money_share"]))
     never = next(row for row in entry.cascade.losses if row["reason"] == "not eligible")
     if never["items"]:
-        text += f"; {percent(never['share'])} were not eligible, out of reach for any funnel"
+        text += rich("; {} were not eligible, out of reach for any funnel", percent(never["share"]))
     leak = worst(entry)
     if leak is None:
         return text + ". The funnel itself loses nothing."
-    name = escape(plots.reason_name(leak["reason"], entry.stages))
-    text += f". The largest leak: <b>{name}</b>, {percent(leak['share'])} of all truth items"
-    return text + (f", missed by {missed_by(entry, leak)} in the median." if leak["median_margin"] is not None else ".")
+    name = plots.reason_name(leak["reason"], entry.stages)
+    text += rich(". The largest leak: <b>{}</b>, {} of all truth items", name, percent(leak["share"]))
+    return text + (rich(", missed by {} in the median.", missed_by(entry, leak)) if leak["median_margin"] is not None else ".")
 
 
 def missed_by(entry: Entry, loss: Row) -> str:
@@ -240,8 +199,8 @@ def missed_by(entry: Entry, loss: Row) -> str:
     return f"{'at least ' if loss['reason'] == entry.stages[0] else ''}{ranks:,} rank{'' if ranks == 1 else 's'}"
 
 
-def key_figures(entry: Entry) -> list[tuple[str, str, str]]:
-    """(what, figure, what it says) in HTML."""
+def key_figures(entry: Entry) -> list[tuple[Words, Words, Words]]:
+    """(what, figure, what it says)."""
     last, k, most = entry.stages[-1], entry.k(10), entry.run.k(entry.stages[-1])
     rows = entry.ask([f"HR@{k}", "survival", f"GMV-HR@{most}"])
     kept = find(rows, measure="survival", stage="end to end")
@@ -262,13 +221,13 @@ def key_figures(entry: Entry) -> list[tuple[str, str, str]]:
     asked = f"{counts['truth']:,} with a {entry.run.label}; {counts['n_eligible']:,.0f} eligible items on average"
     priced = range_of(money) if money and money["value"] is not None else "no prices of truth items in this log"
     beside_it = f"random {value(random)}, ceiling {value(ceiling)}"
-    where = "" if leak is None else escape(plots.reason_name(leak["reason"], entry.stages))
-    device = escape(str(entry.run.meta.get("device") or "cpu"))
+    where = "" if leak is None else plots.reason_name(leak["reason"], entry.stages)
+    device = str(entry.run.meta.get("device") or "cpu")
     return [
         ("Requests replayed", f"{counts['n']:,}", asked),
         ("Truth kept end to end", value(kept), range_of(kept)),
         ("Money kept", value(money), priced),
-        (f"HR@{k} after {escape(last)}", value(hit), f"{range_of(hit)}<br>{beside_it}".removeprefix("<br>")),
+        (f"HR@{k} after {last}", value(hit), rich("{}<br>{}", range_of(hit), beside_it) if range_of(hit) else beside_it),
         ("Largest leak of the funnel", "none" if leak is None else percent(leak["share"]), where),
         ("Replay time", f"{1000 * seconds / max(counts['n'], 1):,.1f} ms", f"a request, all stages, on {device}"),
     ]
@@ -276,26 +235,28 @@ def key_figures(entry: Entry) -> list[tuple[str, str, str]]:
 
 def losses(entries: Sequence[Entry]) -> Section:
     """The waterfall, and the same as a table."""
-    parts = [
-        lead(
-            f"Every item that was {past(entries[0].run.label)} falls through the stages until one loses it. <b>Not "
-            "eligible</b>: not known before the request, or filtered out, so no funnel could have found it. <b>Not "
-            "recalled</b>: recall did not bring it up. <b>Missed by the index</b>: an exact search would have. <b>Cut</b>: "
-            "the stage saw it and ranked it too low. Shares are of all truth items, so they add up."
+    blocks: list[Block] = [
+        Text(
+            rich(
+                "Every item that was {} falls through the stages until one loses it. <b>Not eligible</b>: not known before the request, or "
+                "filtered out, so no funnel could have found it. <b>Not recalled</b>: recall did not bring it up. <b>Missed by the "
+                "index</b>: an exact search would have. <b>Cut</b>: the stage saw it and ranked it too low. Shares are of all truth items, "
+                "so they add up.",
+                past(entries[0].run.label),
+            )
         )
     ]
     for entry in entries:
-        title = name_of(entries, entry)
+        blocks += name_of(entries, entry)
         kept = next(row for row in entry.cascade.losses if row["reason"] == "kept")
         if kept["money_share"] is None:
-            title += absent("Money: the log holds no prices of truth items, so only items are counted.")
-        parts.append(
-            title + figure(plots.waterfall(entry.cascade, entry.stages, entry.run.label, entry.currency)) + loss_table(entry)
-        )
-    return Section("losses", "Losses", "Where truth and money are lost", "".join(parts))
+            blocks.append(Absent("Money: the log holds no prices of truth items, so only items are counted."))
+        blocks.append(Figure(plots.waterfall(entry.cascade, entry.stages, entry.run.label, entry.currency)))
+        blocks.append(loss_table(entry))
+    return Section("losses", "Losses", "Where truth and money are lost", blocks)
 
 
-def loss_table(entry: Entry) -> str:
+def loss_table(entry: Entry) -> Block:
     """Reason by reason: items, money, median margin."""
     rows = []
     priced = any(row["money_share"] is not None for row in entry.cascade.losses)
@@ -304,12 +265,10 @@ def loss_table(entry: Entry) -> str:
             continue
         money = [amount(row["money"], entry.currency), percent(row["money_share"])] if priced else ["n/a", "n/a"]
         missed = "" if row["median_margin"] is None else f"{row['median_margin']:,.0f}"
-        rows.append(
-            [escape(plots.reason_name(row["reason"], entry.stages)), f"{row['items']:,}", percent(row["share"]), *money, missed]
-        )
-    table = plain_table(["", "items", "share", "money", "share", "missed by, ranks"], rows)
+        rows.append([plots.reason_name(row["reason"], entry.stages), f"{row['items']:,}", percent(row["share"]), *money, missed])
+    table = Table(["", "items", "share", "money", "share", "missed by, ranks"], rows)
     note = "Missed by: how many ranks a lost item stood below the last one kept, in the median; at recall a lower bound."
-    return f'<details><summary>The numbers</summary>{table}<p class="note">{note}</p></details>'
+    return Details("The numbers", [table, Text(note, "note")])
 
 
 def has_index(run: Run) -> bool:
@@ -324,17 +283,18 @@ def stage_table(entries: Sequence[Entry]) -> Section:
     names += [f"GMV-HR@{most}", f"GMV-HR@{most}:w99", f"GMV-nDCG@{small}"]
     rows = [row for entry in entries for row in entry.ask(names)]
     priced = any(row["value"] is not None for row in rows if row["measure"].startswith("GMV"))
-    text = lead(
+    text = rich(
         "How good each stage's own output is. <b>Survival</b> multiplies down the column to the end-to-end line; the others "
         "score a stage's ranking of what it puts out. <b>Ceiling</b> is what perfect ranking of eligible items would get, "
         "<b>random</b> what chance would. Money is shown raw and cut at its 99th percentile (w99), so that one large order "
         "does not decide."
     )
+    blocks: list[Block] = [Text(text)]
     if not priced:
         rows = [row for row in rows if not row["measure"].startswith("GMV")]
-        text += absent("GMV-HR and GMV-nDCG: the log holds no prices of truth items.")
-    note = '<p class="note">Truth is in-scenario: what came of these requests themselves. All-scenario truth: n/a.</p>'
-    return Section("stages", "Stage table", "Stage by stage", text + to_html(rows, across(entries)) + note)
+        blocks.append(Absent("GMV-HR and GMV-nDCG: the log holds no prices of truth items."))
+    note = "Truth is in-scenario: what came of these requests themselves. All-scenario truth: n/a."
+    return Section("stages", "Stage table", "Stage by stage", [*blocks, measures(rows, across(entries)), Text(note, "note")])
 
 
 def cuts(entry: Entry) -> list[int]:
@@ -356,18 +316,13 @@ def hit_curves(entries: Sequence[Entry]) -> Section:
             panels.append((titled(entries, entry, "GMV-HR@k, money"), money))
         else:
             lacking = True
-    text = lead(
+    text = (
         "How deep one has to look. Each line ends at what its stage puts out; bands are 95% intervals. Where a later stage's "
         "line runs above an earlier one, it improves the order; where it ends, the rest is gone."
     )
-    text += absent("Money: the log holds no prices of truth items.") if lacking else ""
-    return Section(
-        "curves",
-        "HR@k",
-        "Hit rate by depth",
-        text
-        + figure(plots.curves(panels, union(entries)), plots.colour_of(union(entries)) | {"ceiling": "dash", "random": "dot"}),
-    )
+    lacks = [Absent("Money: the log holds no prices of truth items.")] if lacking else []
+    legend = plots.colour_of(union(entries)) | {"ceiling": "dash", "random": "dot"}
+    return Section("curves", "HR@k", "Hit rate by depth", [Text(text), *lacks, Figure(plots.curves(panels, union(entries)), legend)])
 
 
 def ordering(entries: Sequence[Entry]) -> Section:
@@ -382,25 +337,28 @@ def ordering(entries: Sequence[Entry]) -> Section:
     ]
     drawn = [name for name in ("AUC", "gAUC:request:exposures", "gAUC:request:candidates") if name in defined]
     panels = [(name, [row for row in rows if row["measure"] == name and row["stage"] != "random"]) for name in drawn]
-    text = lead(
+    text = rich(
         "Whether a stage puts what was wanted above what was not; 0.5 is chance. On <b>exposures</b> all stages order the "
         "very same shown items, so they can be compared. On <b>candidates</b> a stage orders what reached it: later stages "
         "have the harder task."
     )
-    if not shown:
-        text += absent("AUC and gAUC on exposures: the log holds no lists that were shown, only what was chosen.")
-    parts = [f"<div>{to_html(rows, across(entries))}</div>"]
+    lacks = [] if shown else [Absent("AUC and gAUC on exposures: the log holds no lists that were shown, only what was chosen.")]
+    parts: list[Block] = [measures(rows, across(entries))]
     if panels:
         names_of = [entry.name for entry in entries]
-        parts.insert(
-            0, figure(plots.dots(panels, names_of, "label", "stage"), plots.colour_of(names_of) if len(entries) > 1 else None)
-        )
-    return Section("auc", "AUC, gAUC", "Order within a stage", text + beside(parts, len(panels) == 1 and len(entries) == 1))
+        legend = plots.colour_of(names_of) if len(entries) > 1 else {}
+        parts.insert(0, Figure(plots.dots(panels, names_of, "label", "stage"), legend))
+    return Section("auc", "AUC, gAUC", "Order within a stage", [Text(text), *lacks, *beside(parts, len(panels) == 1 and len(entries) == 1)])
+
+
+def beside(parts: Sequence[Block], together: bool) -> Sequence[Block]:
+    """Two pieces in two halves of the page, or below each other."""
+    return [Beside(parts)] if together else parts
 
 
 def calibrated(entries: Sequence[Entry]) -> Section:
     """Probabilities against frequencies for every stage that has them."""
-    text = lead(
+    text = Text(
         "A calibrated ranker's probabilities can be multiplied with prices. Points on the diagonal: what is said to happen in "
         "5% of cases happens in 5% of cases."
     )
@@ -413,15 +371,11 @@ def calibrated(entries: Sequence[Entry]) -> Section:
                 panels.append((titled(entries, entry, stage), bins(probability[known], reading.shown.label[known])))
         rows += entry.ask(["ECE", "logloss"]) if reading.shown.probability else []
     if not panels:
-        return Section(
-            "calibration",
-            "Calibration",
-            "Calibration",
-            text + absent("no stage has probabilities of shown items: it takes a calibrated ranker and shown lists."),
-        )
+        none = Absent("no stage has probabilities of shown items: it takes a calibrated ranker and shown lists.")
+        return Section("calibration", "Calibration", "Calibration", [text, none])
     told = [row for row in rows if row["value"] is not None]
-    parts = [figure(plots.calibration(panels)), f"<div>{to_html(told, across(entries))}</div>"]
-    return Section("calibration", "Calibration", "Calibration", text + beside(parts, len(panels) == 1))
+    parts = [Figure(plots.calibration(panels)), measures(told, across(entries))]
+    return Section("calibration", "Calibration", "Calibration", [text, *beside(parts, len(panels) == 1)])
 
 
 def bins(probability: np.ndarray, label: np.ndarray) -> list[Row]:
@@ -450,30 +404,31 @@ def slices(entries: Sequence[Entry]) -> Section:
             panels.append((SLICE_TITLES[name], [row for row in rows if row["slice"] in values]))
         else:
             empty.append(f"{SLICE_TITLES[name]} (only {values.pop().split('=')[1]})" if values else SLICE_TITLES[name])
-    text = lead(
-        f"HR@{k} {'of each stage' if len(entries) == 1 else 'after the last stage'} for kinds of truth items and requests, "
-        "with 95% intervals and the number of requests scored. <b>Cold</b>: never a target before; <b>head</b>: the items "
-        "that together hold half of all targets; <b>repeat</b>: the user had the item before."
-    )
+    text = rich(
+        "HR@{} {} for kinds of truth items and requests, with 95% intervals and the number of requests scored. <b>Cold</b>: never a target "
+        "before; <b>head</b>: the items that together hold half of all targets; <b>repeat</b>: the user had the item before.",
+        k, "of each stage" if len(entries) == 1 else "after the last stage",
+    )  # fmt: skip
+    blocks: list[Block] = [Text(text)]
     if empty:
-        text += absent(f"one kind only, or unknown, in this log: {'; '.join(empty)}.")
+        blocks.append(Absent(f"one kind only, or unknown, in this log: {'; '.join(empty)}."))
     if panels:
         by, names = ("stage", union(entries)) if len(entries) == 1 else ("label", [entry.name for entry in entries])
-        text += figure(plots.dots(panels, names, by, "slice", zero=True), plots.colour_of(names))
-    text += lead("And where their truth goes; every bar is all truth items of its slice.")
+        blocks.append(Figure(plots.dots(panels, names, by, "slice", zero=True), plots.colour_of(names)))
+    blocks.append(Text("And where their truth goes; every bar is all truth items of its slice."))
     for entry in entries:
         found = [row for name in SLICES for row in Cascade.of(entry.run, name).losses]
         some = {row["slice"] for row in found if row["items"]}
         several = {name for name in SLICES if sum(s.startswith(f"{name}=") for s in some) > 1}
         found = [row for row in found if row["slice"] in some and row["slice"].split("=")[0] in several]
-        text += name_of(entries, entry)
+        blocks += name_of(entries, entry)
         if not found:
-            text += absent("nothing to slice by.")
+            blocks.append(Absent("nothing to slice by."))
             continue
         colours = plots.reason_colours(entry.stages)
         legend = {plots.reason_name(r, entry.stages): colours[r] for r in plots.reasons(found, entry.stages)}
-        text += figure(plots.slice_losses(found, entry.stages), legend)
-    return Section("slices", "Slices", "Who and what is served well", text)
+        blocks.append(Figure(plots.slice_losses(found, entry.stages), legend))
+    return Section("slices", "Slices", "Who and what is served well", blocks)
 
 
 SLICE_TITLES = {
@@ -487,10 +442,13 @@ SLICE_TITLES = {
 
 def times(entries: Sequence[Entry]) -> Section:
     """Milliseconds a request and rows in and out, stage by stage."""
-    text = lead(
-        "Wall time of the replay itself, in chunks of requests on one machine: good for comparing stages with each other, not "
-        "a serving latency."
-    )
+    blocks: list[Block] = [
+        Text(
+            "Wall time of the replay itself, in chunks of requests on one machine: good for comparing stages with each other, not "
+            "a serving latency."
+        )
+    ]
+    heads = ["stage", "mean ms a request", "p95 over chunks", "rows in", "rows out", "µs a row in", "share of time"]
     for entry in entries:
         frame = entry.run.read("timing")
         per = frame.group_by("stage", maintain_order=True).agg(
@@ -501,26 +459,21 @@ def times(entries: Sequence[Entry]) -> Section:
         found = {row["stage"]: row for row in per.iter_rows(named=True)}
         total = sum(row["seconds"] for row in found.values()) or 1.0
         colours = plots.colour_of(union(entries))
-        rows = []
+        rows: list[list[Words | Value | Bar]] = []
         for stage in entry.stages:
             if stage not in found:
                 continue
             row = found[stage]
             n = max(row["requests"], 1)
-            share = row["seconds"] / total
-            bar = f'<span class="bar" style="width:{100 * share:.1f}%;background:{colours[stage]}"></span>'
             rows.append(
                 [
-                    escape(stage), f"{1000 * row['seconds'] / n:,.2f}", f"{row['p95']:,.2f}", f"{row['rows_in'] / n:,.0f}",
+                    stage, f"{1000 * row['seconds'] / n:,.2f}", f"{row['p95']:,.2f}", f"{row['rows_in'] / n:,.0f}",
                     f"{row['rows_out'] / n:,.0f}", f"{1e6 * row['seconds'] / max(row['rows_in'], 1):,.1f}",
-                    f'<div class="track">{bar}</div>',
+                    Bar(row["seconds"] / total, colours[stage]),
                 ]
             )  # fmt: skip
-        text += name_of(entries, entry)
-        text += plain_table(
-            ["stage", "mean ms a request", "p95 over chunks", "rows in", "rows out", "µs a row in", "share of time"], rows
-        )
-    return Section("time", "Time", "Time and rows", text)
+        blocks += [*name_of(entries, entry), Table(heads, rows)]
+    return Section("time", "Time", "Time and rows", blocks)
 
 
 def comparison(entries: Sequence[Entry]) -> Section:
@@ -530,42 +483,43 @@ def comparison(entries: Sequence[Entry]) -> Section:
     names = ["survival", f"HR@{k}", f"nDCG@{k}", f"HR@{most}", f"GMV-HR@{most}:w99"]
     if all(e.run.meta["log"]["has"].get("exposures") for e in entries):
         names += ["AUC", "gAUC:request:exposures"]
-    text = lead(
-        f"Each Run against <b>{escape(base.name)}</b> on the same requests. A difference counts where its 95% interval leaves "
-        "out 0; (Holm) marks those that still do when the whole table is to hold at once."
+    text = rich(
+        "Each Run against <b>{}</b> on the same requests. A difference counts where its 95% interval leaves out 0; (Holm) marks those that "
+        "still do when the whole table is to hold at once.",
+        base.name,
     )
+    blocks: list[Block] = [Text(text)]
     for entry in entries[1:]:
-        text += f"<h3>{escape(entry.name)} against {escape(base.name)}</h3>"
+        blocks.append(Heading(f"{entry.name} against {base.name}"))
         try:
             rows = compare(base.runs, entry.runs, names, label_a=base.name, label_b=entry.name)
-            text += to_html([row for row in rows if row["value_a"] is not None] or rows)
+            blocks.append(measures([row for row in rows if row["value_a"] is not None] or rows))
         except KarmafunnelError as error:
-            text += absent(f"not compared. {error}")
-    return Section("compare", "Compare", "Compared, request by request", text)
+            blocks.append(Absent(f"not compared. {error}"))
+    return Section("compare", "Compare", "Compared, request by request", blocks)
 
 
 def one_request(entries: Sequence[Entry], n: int) -> Section:
     """A picker over a sample of requests; the page's script draws the rest."""
     data = look_up([entry.run for entry in entries], [entry.name for entry in entries], n)
-    if not data["requests"]:
-        return Section("request", "One request", "One request at a time", absent("no replayed request has any truth."))
-    text = lead(
-        f"{len(data['requests'])} requests of {escape(entries[0].name)}, drawn at random within each outcome so that every "
-        "kind of success and failure is here. Follow what was wanted through the stages, and see what came through instead."
-    )
-    if data["missing"]:
-        text += absent(f"titles, queries and histories: {data['missing']}; ids are shown.")
-    return Section(
-        "request",
-        "One request",
-        "One request at a time",
-        f'{text}<div id="one"></div><script type="application/json" id="one-data">{embed(data)}</script>',
-    )
+    blocks: list[Block] = [Absent("no replayed request has any truth.")]
+    if data["requests"]:
+        blocks = [
+            Text(
+                f"{len(data['requests'])} requests of {entries[0].name}, drawn at random within each outcome so that every kind of success "
+                "and failure is here. Follow what was wanted through the stages, and see what came through instead."
+            ),
+            *([Absent(f"titles, queries and histories: {data['missing']}; ids are shown.")] if data["missing"] else []),
+            Requests(data),
+        ]
+    return Section("request", "One request", "One request at a time", blocks)
 
 
 def record(entries: Sequence[Entry]) -> Section:
     """What it takes to make these Runs again."""
-    parts = [lead("What it takes to make this again: recipe, command, commit, seed, versions and the checksum of the log.")]
+    blocks: list[Block] = [
+        Text("What it takes to make this again: recipe, command, commit, seed, versions and the checksum of the log.")
+    ]
     for entry in entries:
         meta = entry.run.meta
         packages = ", ".join(f"{name} {v}" for name, v in (meta.get("versions") or {}).items())
@@ -576,73 +530,34 @@ def record(entries: Sequence[Entry]) -> Section:
             "stages": "; ".join(f"{s['name']}: {s.get('kind', '')}, k = {s['k']:,}" for s in meta["stages"]),
             **{f"embedder {name}": value for name, value in (meta.get("embedders") or {}).items()}, "versions": packages,
         }  # fmt: skip
-        listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value or 'n/a'))}</dd>" for name, value in facts.items())
-        summary_text = escape(f"Recipe {meta.get('recipe_name') or ''}")
-        recipe = f"<details><summary>{summary_text}</summary><pre>{escape(str(meta.get('recipe') or 'n/a'))}</pre></details>"
-        parts.append(f"{name_of(entries, entry)}<dl>{listed}</dl>{recipe}")
-    return Section("record", "Record", "The record", "".join(parts))
+        recipe = Details(f"Recipe {meta.get('recipe_name') or ''}", [Pre(str(meta.get("recipe") or "n/a"))])
+        blocks += [*name_of(entries, entry), Facts(facts), recipe]
+    return Section("record", "Record", "The record", blocks)
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------
+# -- what stands above them ---------------------------------------------------------------------------------------------
 
 
-def typed(funnel: str) -> str:
-    """A funnel as typed, one stage a line."""
-    return escape(funnel).replace(" &gt;&gt; ", "\n&gt;&gt; ")
-
-
-def header(entries: Sequence[Entry]) -> str:
+def header(entries: Sequence[Entry]) -> list[Block]:
     """What was replayed on what, and how."""
     meta = entries[0].run.meta
-    logs = list(dict.fromkeys(entry.run.meta["log"]["name"] for entry in entries))
     log, _ = open_log(entries[0].run)
-    licence = f"; licence of the log: {escape(str(log.meta['licence']))}" if log and log.meta.get("licence") else ""
     words = [
-        f"Run{'s' if len(entries) > 1 else ''} {escape(', '.join(e.name for e in entries))}",
-        f"window {escape(str(meta['window']))}",
+        f"Run{'s' if len(entries) > 1 else ''} {', '.join(e.name for e in entries)}",
+        f"window {meta['window']}",
         f"truth: {past(entries[0].run.label)} items",
         f"{meta['log'].get('items', 0):,} items" if meta["log"].get("items") else "",
     ]
     lacks = [name for name in ("query", "text", "price", "exposures") if not meta["log"]["has"].get(name)]
     words.append(f"the log has no {', '.join(lacks)}" if lacks else "")
-    funnels = "".join(
-        f'<div class="funnel">{name_of(entries, e, "span")}<pre>{typed(str(e.run.meta.get("funnel") or "n/a"))}</pre></div>'
-        for e in entries
-    )
+    words.append(f"licence of the log: {log.meta['licence']}" if log and log.meta.get("licence") else "")
+    funnels = [  # one stage a line
+        Pre(str(e.run.meta.get("funnel") or "n/a").replace(" >> ", "\n>> "), e.name if len(entries) > 1 else "") for e in entries
+    ]
     seeds = ", ".join(dict.fromkeys(str(run.meta["seed"]) for e in entries for run in e.runs))
     commits = ", ".join(dict.fromkeys(str(run.meta.get("commit") or "n/a") for e in entries for run in e.runs))
-    version = escape(str((meta.get("versions") or {}).get("karmafunnel", "n/a")))
-    made = f"commit {escape(commits)} · seed {escape(seeds)} · karmafunnel {version}"
-    return (
-        f'<header><div class="eyebrow">karmafunnel replay report</div><h1>{escape(", ".join(logs))}</h1>'
-        f'<p class="sub">{" · ".join(filter(None, words))}{licence}</p>'
-        f'{funnels}<p class="sub">{made} · <a href="#record">recipe, command and versions</a></p></header>'
+    version = (meta.get("versions") or {}).get("karmafunnel", "n/a")
+    made = rich(
+        'commit {} · seed {} · karmafunnel {} · <a href="#record">recipe, command and versions</a>', commits, seeds, version
     )
-
-
-def title_of(entries: Sequence[Entry]) -> str:
-    return escape(f"{entries[0].run.meta['log']['name']}: {', '.join(e.name for e in entries)}")
-
-
-def page(title: str, top: str, sections: Sequence[Section]) -> str:
-    """The whole HTML file; `title` and `top` are ready HTML."""
-    read: Callable[[str], str] = lambda name: Path(__file__).with_name(name).read_text(encoding="utf-8")
-    links = "".join(f'<a href="#{s.name}">{s.short}</a>' for s in sections)
-    body = "".join(f'<section id="{s.name}"><h2>{s.title}</h2>{s.body}</section>' for s in sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{title}</title><link rel="icon" href="data:,"><style>{read("report.css")}</style></head>'
-        f"<body><nav><b>karmafunnel</b>{links}</nav><main>{top}{body}</main>"
-        f"<script>{get_plotlyjs()}</script><script>{read('report.js')}</script></body></html>"
-    )
-
-
-def write_page(path: Path | str, title: str, top: str, sections: Sequence[Section]) -> Path:
-    """Write `page` to a file that appears whole or not at all; returns its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(title, top, sections), encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return [Text(" · ".join(filter(None, words)), "sub"), *funnels, Text(made, "sub")]

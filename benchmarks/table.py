@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from rich.table import Table
@@ -24,6 +23,7 @@ from ..simulator.figures import NEITHER_IS_BETTER
 from ..simulator.measures import Measure
 from ..simulator.metrics import PERSISTENCE
 from ..terminal import Console
+from .page import Measures, fragment
 
 Row = dict[str, Any]
 # Lines of measure rows that are no stage: what comes before the stages, and what they are to be held against.
@@ -149,6 +149,26 @@ class Sheet:
     def is_reference(self, line: int) -> bool:
         """Whether a line is no stage but something to hold stages against."""
         return "stage" in self.heads and self.lines[line][0][self.heads.index("stage")] in (*BEFORE, *AFTER)
+
+    def leading(self, line: int) -> list[str]:
+        """A line's leading texts, without those that the line before says already."""
+        before = self.lines[line - 1][0] if line else ()
+        texts = self.lines[line][0]
+        return ["" if said else text for said, text in zip(repeated(texts, before), texts, strict=True)]
+
+    def look(self, line: int) -> str:
+        """CSS classes of a line: "reference", and "group" where a new group of lines begins."""
+        texts = self.lines[line][0]
+        group = line > 0 and len(texts) > 1 and self.lines[line - 1][0][:1] != texts[:1]
+        return " ".join(["reference"] * self.is_reference(line) + ["group"] * group)
+
+    def tip(self, column: str) -> str:
+        """The definition of a column that is a measure."""
+        return "" if "measure" in self.heads else define(column)
+
+    @property
+    def feet(self) -> list[str]:
+        return [_foot(count).removeprefix("n ") for count in self.counts]
 
 
 def sheet(rows: Sequence[Row], across: str = "measure") -> Sheet:
@@ -459,46 +479,12 @@ def booktabs(
     return "\n".join([*out, *(f"{note}\\par" for note in notes), r"\end{table}"]) + "\n"
 
 
+def measures(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> Measures:
+    """The table as a block of a page: numbered notes below it, and the definitions, open unless `fold`."""
+    look = "measures" if across == "measure" and "difference" not in rows[0] else "measures by-line"
+    return Measures(sheet(rows, across), look, fold)
+
+
 def to_html(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> str:
     """A `<table>`, numbered notes, and the definitions in a `<details>` (open unless `fold`)."""
-    table = sheet(rows, across)
-    kind = "measures" if across == "measure" and "difference" not in rows[0] else "measures by-line"
-    out = [f'<div class="wide"><table class="{kind}"><thead><tr>', *(f"<th>{escape(h)}</th>" for h in table.heads)]
-    for column in table.columns:
-        tip = f' title="{escape(define(column))}"' if kind == "measures" else ""
-        out.append(f'<th class="num"{tip}>{escape(column)}</th>')
-    out.append("</tr></thead><tbody>")
-    before: tuple[str, ...] = ()
-    for i, (texts, cells) in enumerate(table.lines):
-        new = before[:1] != texts[:1] and len(texts) > 1
-        classes = " ".join(filter(None, ("reference" if table.is_reference(i) else "", "group" if new and i else "")))
-        out.append(f'<tr class="{classes}">' if classes else "<tr>")
-        out += [f"<th>{'' if s else escape(t)}</th>" for s, t in zip(repeated(texts, before), texts, strict=True)]
-        out += [_html_cell(cell, table) for cell in cells]
-        out.append("</tr>")
-        before = texts
-    out.append("</tbody>")
-    if any(table.counts):
-        counts = "".join(f"<td>{escape(_foot(count).removeprefix('n ')).replace(chr(10), '<br>')}</td>" for count in table.counts)
-        out.append(f'<tfoot><tr><th colspan="{len(table.heads)}">n</th>{counts}</tr></tfoot>')
-    out.append("</table></div>")
-    if table.notes:
-        out.append(f'<ol class="notes">{"".join(f"<li>{escape(n)}</li>" for n in table.notes)}</ol>')
-    defined = "".join(f"<li>{_bold_lead(t)}</li>" for t in table.below)
-    out.append(f'<details class="defs"{"" if fold else " open"}><summary>What these are</summary><ul>{defined}</ul></details>')
-    return "".join(out)
-
-
-def _bold_lead(text: str) -> str:
-    lead, colon, rest = text.partition(": ")
-    return f"<b>{escape(lead)}</b>{colon}{escape(rest)}" if colon else escape(text)
-
-
-def _html_cell(cell: Cell, table: Sheet) -> str:
-    if not cell.text:
-        return "<td></td>"
-    marks = f"<sup>{','.join(map(str, cell.marks))}</sup>" if cell.marks else ""
-    title = f' title="{escape("; ".join(table.notes[m - 1] for m in cell.marks))}"' if cell.marks else ""
-    more = "".join(f' <span class="{name}">{escape(t)}</span>' for name, t in (("ci", cell.interval), ("ci", cell.n)) if t)
-    kind = "na" if cell.text in ("n/a", "not told apart") else "v" if cell.strong else "plain" if cell.row else "ci"
-    return f'<td{title}><span class="{kind}">{escape(cell.text)}</span>{marks}{more}</td>'
+    return fragment(measures(rows, across, fold))

@@ -141,4 +141,4 @@ def test_the_page(tmp_path):
 def test_a_queue_that_grows_is_said():
     slow = Services((Service("s", ServiceTime(base_ms=10)),))
     simulation = simulate(slow, Trace(np.arange(1, 400.0)), 399)
-    assert "nothing bounds the queue of s" in load.figures_of(simulation.summary()).body
+    assert "Nothing bounds the queue of s" in str(load.figures_of(simulation.summary()).blocks)

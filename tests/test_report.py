@@ -307,7 +307,7 @@ def test_page_has_every_section_and_a_way_to_it(page):
     found = re.findall(r'<section id="(\w+)"><h2>[^<]+</h2>', page)
     assert found == SECTIONS
     assert re.findall(r'<a href="#(\w+)">', page.split("</nav>")[0].split("<nav>")[1]) == SECTIONS
-    assert "Popular(k=20)\n&gt;&gt; Ranker(k=5)" in page and "abc1234" in page and "&lt;b&gt; &amp; &quot;quotes&quot;" in page
+    assert "Popular(k=20)\n&gt;&gt; Ranker(k=5)" in page and "abc1234" in page and "&lt;b&gt; &amp; &#34;quotes&#34;" in page
 
 
 def test_page_fetches_nothing(page):

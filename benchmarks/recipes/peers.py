@@ -30,6 +30,7 @@ from karmafunnel.benchmarks import peers as scripts
 from karmafunnel.benchmarks import plots
 from karmafunnel.benchmarks.ablation import markdown, page, processor
 from karmafunnel.benchmarks.curves import write_curve
+from karmafunnel.benchmarks.page import rich, write_page
 from karmafunnel.benchmarks.table import define, number, text_of
 from karmafunnel.log import NEVER, KarmafunnelError, Log, atomic_folder, sha256, write_json
 from karmafunnel.simulator.intervals import holm
@@ -351,7 +352,7 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
         data.append(
             {"type": "scatter", "mode": "markers+text", "x": [ms], "y": [row["value"]], "name": system, "marker": mark, "showlegend": False,
              "text": [f"  {system}  "], "textposition": f"middle {inwards}",
-             "hovertemplate": f"%{{x:.2f}} ms, {text_of(row)}<extra>{system}</extra>"}
+             "hovertemplate": rich("%{x:.2f} ms, {}<extra>{}</extra>", text_of(row), system)}
             | ({"error_y": bar} if bar else {})
         )  # fmt: skip
     layout = plots.blank(420, left=70, bottom=55)
@@ -498,7 +499,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "peers.json", {"tables": lines, "failed": failed, "left": list(left), "facts": facts, "below": below})
     (out / "peers.md").write_text(markdown(title, found, below), encoding="utf-8")
-    (out / "peers.html").write_text(page(title, found, below), encoding="utf-8")
+    write_page(out / "peers.html", page(title, found, below))
     with (out / "peers.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(

@@ -42,6 +42,7 @@ import polars as pl
 from karmafunnel.benchmarks import plots
 from karmafunnel.benchmarks.ablation import processor
 from karmafunnel.benchmarks.curves import write_curve
+from karmafunnel.benchmarks.page import rich
 from karmafunnel.benchmarks.table import number, piped
 from karmafunnel.log import write_json
 from karmafunnel.simulator import theory
@@ -290,7 +291,7 @@ def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
                     "type": "scatter", "mode": "markers", "name": model, "legendgroup": model, "showlegend": i == 0,
                     "x": [p["theory"] for p in points], "y": [p["simulated"] for p in points], "marker": {"color": colour, "size": 8},
                     "text": [f"{p['model']}, {p['set']}" for p in points],
-                    "hovertemplate": "%{text}<br>theory %{x:.4g}, simulated %{y:.4g}<extra></extra>", **plots.on(i),
+                    "hovertemplate": rich("%{text}<br>theory %{x:.4g}, simulated %{y:.4g}<extra></extra>"), **plots.on(i),
                 }
             )  # fmt: skip
         x, y = domains[i]
@@ -305,7 +306,7 @@ def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
             {
                 "type": "scatter", "mode": "markers", "legendgroup": model, "showlegend": False, "x": at, "error_y": bars,
                 "y": [lines[i]["simulated"] / lines[i]["theory"] - 1 for i in at], "marker": {"color": colour, "size": 6},
-                "text": [names[i] for i in at], "hovertemplate": "%{text}<br>off by %{y:.2%}<extra></extra>", **plots.on(3),
+                "text": [names[i] for i in at], "hovertemplate": rich("%{text}<br>off by %{y:.2%}<extra></extra>"), **plots.on(3),
             }
         )  # fmt: skip
     layout[plots.axis(3, "x")] = {

@@ -35,6 +35,7 @@ import polars as pl
 from karmafunnel.benchmarks import plots
 from karmafunnel.benchmarks.ablation import processor
 from karmafunnel.benchmarks.curves import write_curve
+from karmafunnel.benchmarks.page import rich
 from karmafunnel.log import KarmafunnelError, Log, write_json
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.simulator.arrivals import Trace
@@ -461,7 +462,7 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
                 {
                     "type": "scatter", "mode": "lines", "name": name, "x": np.quantile(values, u).tolist(), "y": u.tolist(),
                     "line": look, "showlegend": first, "legendgroup": name,
-                    "hovertemplate": f"{name}: %{{y:.1%}} within %{{x:.1f}} ms<extra></extra>", **plots.on(i),
+                    "hovertemplate": rich("{}: %{y:.1%} within %{x:.1f} ms<extra></extra>", name), **plots.on(i),
                 }
             )  # fmt: skip
         x, y = domains[i]

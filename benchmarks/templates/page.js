@@ -17,12 +17,50 @@ function themed(layout) {
   return out;
 }
 
+// What plotly would read as markup of its own: `plain` in benchmarks/page.py does the same for figures made there.
+const plain = (text) => String(text).replace(/[&<>]|%(?=\{)/g, (c) => `&#${c.codePointAt(0)};`);
+
+// Panes side by side go below each other where the page is too narrow for them.
+const LEAST = 250; // pixels of a pane
+function reflow(layout, width) {
+  const names = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).map((key) => key.slice(5)).sort((a, b) => (a || 1) - (b || 1));
+  const panes = names.map((i) => ({ x: layout["xaxis" + i].domain, y: (layout["yaxis" + i] || {}).domain }));
+  if (panes.length < 2 || panes.some((p) => !p.x || !p.y)) return layout;
+  const wide = panes[0].x[1] - panes[0].x[0], high = panes[0].y[1] - panes[0].y[0];
+  if (panes.some((p) => Math.abs(p.x[1] - p.x[0] - wide) > 1e-6 || Math.abs(p.y[1] - p.y[0] - high) > 1e-6)) return layout;
+  const columns = new Set(panes.map((p) => p.x[0])).size;
+  const { l, r, t, b } = layout.margin;
+  const fit = Math.max(1, Math.min(columns, Math.floor((width - l - r) / LEAST)));
+  if (fit === columns) return layout;
+  const inner = layout.height - t - b;
+  const size = high * inner, tops = [...new Set(panes.map((p) => p.y[1]))].sort((a, c) => c - a);
+  const gap = tops.length > 1 ? (tops[0] - tops[1]) * inner - size : 64;
+  const rows = Math.ceil(panes.length / fit), total = rows * size + (rows - 1) * gap;
+  const between = fit > 1 ? 0.14 : 0, across = (1 - between * (fit - 1)) / fit;
+  const out = { ...layout, height: total + t + b };
+  const moved = panes.map((p, i) => {
+    const left = (i % fit) * (across + between), top = 1 - (Math.floor(i / fit) * (size + gap)) / total;
+    return { was: p, x: [left, left + across], y: [Math.max(top - size / total, 0), top] };
+  });
+  moved.forEach((p, i) => {
+    out["xaxis" + names[i]] = { ...layout["xaxis" + names[i]], domain: p.x };
+    out["yaxis" + names[i]] = { ...layout["yaxis" + names[i]], domain: p.y, showticklabels: true };
+  });
+  out.annotations = (layout.annotations || []).map((a) => {
+    const pane = a.xref === "paper" && a.yref === "paper" && moved.find((p) => p.was.x[0] === a.x && p.was.y[1] === a.y);
+    return pane ? { ...a, x: pane.x[0], y: pane.y[1] } : a;
+  });
+  return out;
+}
+
 const CONFIG = { responsive: true, displayModeBar: false };
 const drawn = new Map();
 
 function draw(place, plot) {
   drawn.set(place, plot);
-  Plotly.react(place, plot.data, themed(plot.layout), CONFIG);
+  const layout = reflow(plot.layout, place.clientWidth);
+  place.style.height = layout.height + "px";
+  Plotly.react(place, plot.data, themed(layout), CONFIG);
 }
 
 const near = new IntersectionObserver((entries) => {
@@ -43,7 +81,20 @@ function drawPlace(place) {
 
 document.querySelectorAll(".plot").forEach((place) => near.observe(place));
 window.addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(drawPlace));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((plot, place) => draw(place, plot)));
+const redraw = () => drawn.forEach((plot, place) => draw(place, plot));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+// Tables that go on to the right say so.
+function hint() {
+  document.querySelectorAll(".scrolled").forEach((box) => {
+    const wide = box.querySelector(".wide");
+    box.classList.toggle("on", wide.scrollWidth > wide.clientWidth + 1);
+  });
+}
+let resized = 0;
+addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => { redraw(); hint(); }, 150); });
+document.querySelectorAll("details").forEach((box) => box.addEventListener("toggle", hint));
+hint();
 
 // -- where one is on the page
 
@@ -137,6 +188,11 @@ function pageForOneRequest(root, data) {
       chips.length ? el("div", { class: "chips" }, chips.map((c) => el("span", { class: "chip" }, c))) : null, history, readings);
   }
 
+  function scrolled(look, head, rows) {
+    return el("div", { class: "scrolled" }, el("p", { class: "hint" }, "The table goes on to the right: scroll it sideways."),
+      el("div", { class: look, tabindex: 0 }, el("table", {}, el("thead", {}, head), el("tbody", {}, rows))));
+  }
+
   function truthTable(one, stages) {
     const head = el("tr", {}, el("th", {}, `${data.label === "purchase" ? "purchased" : "clicked"} item`), el("th", { class: "num" }, "money"), el("th", {}, "kind"),
       stages.map((s) => el("th", { class: "num", title: `rank after ${s.name}, which keeps ${whole(s.k)}` }, s.name)), el("th", {}, "outcome"));
@@ -153,7 +209,7 @@ function pageForOneRequest(root, data) {
         el("td", { style: "text-align:left" }, [t.target, t.repeat ? "repeat" : null].filter(Boolean).join(", ")), cells,
         el("td", { style: "text-align:left" }, el("span", { class: "fate" + (t.lost ? "" : " kept"), title: score }, t.lost ? outcome(t.lost, stages) + by : "kept")));
     });
-    return el("div", { class: "wide wants" }, el("table", {}, el("thead", {}, head), el("tbody", {}, rows)));
+    return scrolled("wide wants", head, rows);
   }
 
   function candidates(one, stages, at) {
@@ -164,17 +220,17 @@ function pageForOneRequest(root, data) {
     const lines = rows.map((c) => el("tr", { class: truth.has(c.item) ? "truth" : null }, el("th", {}, item(c.item)),
       c.ranks.map((rank, j) => el("td", j === at ? {} : { class: "ghost" }, rank === null ? "–" : whole(rank))),
       el("td", {}, short(c.scores[at])), el("td", { class: "channels", title: c.channel }, (c.channel || "").split("+").join(", ")), el("td", { class: "ghost" }, whole(c.position))));
-    return el("div", { class: "wide" }, el("table", {}, el("thead", {}, head), el("tbody", {}, lines)));
+    return scrolled("wide", head, lines);
   }
 
   function paths(one, stages) {
-    const names = stages.map((s) => s.name);
+    const names = stages.map((s) => plain(s.name));
     const truth = new Map(one.truth.map((t) => [t.item, t]));
     const name = (id) => ((data.items[id] && data.items[id][0]) || id).slice(0, 60);
     const last = stages.length - 1;
     const traces = one.rows.filter((c) => c.ranks[last] !== null && c.ranks[last] <= 10 && !truth.has(c.item)).map((c) => ({
       type: "scatter", mode: "lines+markers", x: names, y: c.ranks, line: { color: "rgba(139,145,153,0.45)", width: 1.3 }, marker: { size: 4 }, connectgaps: false,
-      hovertemplate: `${name(c.item)}<br>%{x}: rank %{y}<extra></extra>`,
+      hovertemplate: `${plain(name(c.item))}<br>%{x}: rank %{y}<extra></extra>`,
     }));
     one.truth.forEach((t, i) => {
       const colour = COLOURS[(i + 1) % COLOURS.length];
@@ -184,7 +240,7 @@ function pageForOneRequest(root, data) {
       traces.push({
         type: "scatter", mode: "lines+markers", x: names, y, line: { color: colour, width: 2.6 }, connectgaps: false,
         marker: { size: gone.map((g) => (g ? 11 : 8)), symbol: gone.map((g) => (g ? "x" : "circle")), color: colour },
-        hovertemplate: `<b>${name(t.item)}</b><br>%{x}: rank %{y}<extra></extra>`,
+        hovertemplate: `<b>${plain(name(t.item))}</b><br>%{x}: rank %{y}<extra></extra>`,
       });
     });
     const shapes = stages.map((s, j) => ({ type: "line", x0: j - 0.3, x1: j + 0.3, y0: s.k, y1: s.k, line: { color: css("--dim"), width: 1, dash: "dot" } }));
@@ -220,6 +276,7 @@ function pageForOneRequest(root, data) {
         el("div", {}, el("h3", {}, "Rank by stage"), plot,
           el("p", { class: "note" }, "Colour: wanted items, × where lost. Grey: the last stage's top 10. Dotted: how many a stage keeps."))));
     draw(plot, paths(one, stages));
+    hint();
   }
   render();
   if (linked >= 0) root.parentElement.scrollIntoView();
