@@ -23,6 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ..files import write_text
+
 Plot = dict[str, Any]
 Words = str | Markup  # text, which is escaped, or what `rich` made of it
 TEMPLATES = Path(__file__).with_name("templates")
@@ -315,9 +317,4 @@ def fragment(block: Block) -> str:
 
 def write_page(path: Path | str, page: Page) -> Path:
     """Write a page to a file that appears whole or not at all; returns its path."""
-    path, text = Path(path), render(page)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_text(path, render(page), durable=False)

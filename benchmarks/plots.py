@@ -115,7 +115,7 @@ def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str
     if rows["kept"]["money_share"] is not None:
         kinds.append(("money", "money_share", "their money"))
     domains, height = panes(len(kinds), 2, 34 * len(names), gap=0.04)
-    data, layout = [], blank(height, left=150) | {"bargap": 0.28}
+    data, layout = [], blank(height, left=20) | {"bargap": 0.28}
     for i, (kind, share, title) in enumerate(kinds):
         left, bases, widths, texts, hovers = 1.0, [0.0], [1.0], [], []
         total = sum(row[kind] for row in rows.values())
@@ -134,13 +134,14 @@ def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str
         data.append(
             {
                 "type": "bar", "orientation": "h", "y": names, "x": widths, "base": bases, "text": texts,
-                "textposition": "outside", "cliponaxis": False, "constraintext": "none",
+                "textposition": ["inside", *["outside"] * len(order)], "insidetextanchor": "end", "cliponaxis": False,
+                "constraintext": "none", "insidetextfont": {"color": "white"},
                 "marker": {"color": [ALL, *(colours[r] for r in order)]}, "customdata": hovers,
                 "hovertemplate": rich("<b>%{y}</b><br>%{customdata}<extra></extra>"), **on(i),
             }
         )  # fmt: skip
         x, y = domains[i]
-        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "range": [0, 1.16], "tickformat": ".0%", "dtick": 0.25}
+        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "range": [0, 1.26], "tickformat": ".0%", "dtick": 0.25}
         layout[axis(i, "y")] = {"domain": y, "anchor": on(i)["xaxis"], "autorange": "reversed", "showgrid": False}
         layout[axis(i, "y")] |= {"showticklabels": i == 0, "automargin": True}
         layout["annotations"].append(heading(title, domains[i]))
@@ -173,7 +174,7 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
         }
         for reason in order
     ]  # fmt: skip
-    layout = blank(22 * len(lines), left=170, top=10) | {"barmode": "stack", "bargap": 0.2}
+    layout = blank(22 * len(lines), left=20, top=10) | {"barmode": "stack", "bargap": 0.2}
     layout["xaxis"] = {"range": [0, 1], "tickformat": ".0%"}
     layout["yaxis"] = {"type": "category", "categoryarray": lines, "range": [len(lines) - 0.4, -0.6], "showgrid": False}
     layout["yaxis"]["automargin"] = True
@@ -232,7 +233,7 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: 
         [v for v in in_order(rows, lines_by) if any(r["value"] is not None for r in rows if r[lines_by] == v)]
         for _, rows in panels
     ]
-    domains, height = panes(len(panels), 3, max(map(len, lines_of)) * (22 + 10 * len(names)), gap=0.12, row_gap=74)
+    domains, height = panes(len(panels), 3, max(map(len, lines_of)) * (26 + 10 * len(names)), gap=0.12, row_gap=74)
     data: list[Plot] = []
     layout = blank(height, left=110)
     far = max(row["high"] or row["value"] for _, rows in panels for row in rows if row["value"] is not None)
@@ -266,12 +267,13 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: 
     return {"data": data, "layout": layout}
 
 
-def line_name(line: str, rows: Sequence[Row]) -> str:
-    """A stage by its name, a slice by its value and how many units were scored."""
+def line_name(line: str, rows: Sequence[Row]) -> Words:
+    """A stage by its name, a slice by its value and, below it, how many units were scored."""
     if "=" not in line:
         return line
     counts = sorted({row["n"] for row in rows})
-    return f"{line.split('=')[1]} ({counts[0]:,}{f' to {counts[-1]:,}' if len(counts) > 1 else ''})"
+    many = f"{counts[0]:,}{f' to {counts[-1]:,}' if len(counts) > 1 else ''}"
+    return rich("{}<br>{}", line.split("=")[1], many)
 
 
 def calibration(panels: Sequence[tuple[str, Sequence[Row]]], per_row: int = 3) -> Plot:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..log import KarmafunnelError
-from ..simulator.measures import Cascade, Measure, Run, compare, measure
+from ..simulator.measures import Cascade, Measure, Run, added, compare, measure
 from ..simulator.metrics import mass_bins
 from ..simulator.reading import SLICES, Reading
 from . import plots
@@ -36,13 +36,14 @@ from .page import (
     Table,
     Text,
     Value,
+    Warned,
     Words,
     rich,
     write_page,
 )  # fmt: skip
 from .plots import amount, percent
 from .samples import look_up, open_log
-from .table import AFTER, BEFORE, Row, measures
+from .table import AFTER, BEFORE, Row, between, measures, number, places
 
 Folder = Path | str
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -155,14 +156,61 @@ def titled(entries: Sequence[Entry], entry: Entry, title: str) -> str:
 
 
 def summary(entries: Sequence[Entry]) -> Section:
-    """Key figures: cards for one Run, a table with a line a Run for several."""
-    facts = [key_figures(entry) for entry in entries]
+    """Key figures: cards for one Run, a table with a line a Run for several, all at one depth."""
+    k, most = common(entries)
+    facts = [key_figures(entry, k, most) for entry in entries]
+    said = [rich("{} {}", sentence(entry), adds(entry, k)) for entry in entries]
     if len(entries) == 1:
-        return Section("summary", "At a glance", "At a glance", [Text(sentence(entries[0])), Cards(facts[0])])
+        return Section("summary", "At a glance", "At a glance", [Text(said[0]), Cards(facts[0])])
     heads = ["", *(what.replace(f"after {entries[0].stages[-1]}", "after the last stage") for what, _, _ in facts[0])]
     rows = [[e.name, *(Value(big, small) for _, big, small in told)] for e, told in zip(entries, facts, strict=True)]
-    said = [rich("<b>{}</b>: {}", e.name, sentence(e)) for e in entries]
-    return Section("summary", "At a glance", "At a glance", [Points(said), Table(heads, rows, stacked=True)])
+    points = Points([rich("<b>{}</b>: {}", e.name, text) for e, text in zip(entries, said, strict=True)])
+    return Section("summary", "At a glance", "At a glance", [points, Table(heads, rows, stacked=True)])
+
+
+def common(entries: Sequence[Entry]) -> tuple[int, int]:
+    """A small and a large cut that the last stage of every Run can answer: 10 or less, and what the shortest puts out."""
+    return min(e.k(10) for e in entries), min(e.k(10**9) for e in entries)
+
+
+def adds(entry: Entry, k: int) -> Words:
+    """What the last stage adds to the order of the one before it, in one sentence."""
+    if len(entry.stages) < 2:
+        return ""
+    before, last = entry.stages[-2:]
+    row = find(added(entry.runs, [f"HR@{k}"]), stage=last)
+    if row is None or row["difference"] is None:
+        return ""
+    decimals = places(row["difference"])
+    figure = f"{number(row['difference'], True, decimals)} HR@{k} {between(row, True, decimals)}".rstrip()
+    how = f"paired on {row['n']:,} requests, users clustered"
+    if row["better"]:
+        verb = "adds" if row["better"] == "B" else "loses"
+        return rich("<b>{} {} {}</b> over the order of {} ({}).", last, verb, figure, before, how)
+    return rich("Whether {} adds anything to the order of {} cannot be told: {} ({}).", last, before, figure, how)
+
+
+def unlike(entries: Sequence[Entry]) -> list[Block]:
+    """A warning for every Run that did not replay what the first one did, and in what."""
+    of = {
+        "log": lambda run: f"{run.meta['log'].get('name')} ({run.meta['log'].get('checksum')})",
+        "truth": lambda run: f"{past(run.label)} items", "window": lambda run: run.meta["window"],
+        "limit": lambda run: run.meta.get("limit") or "none",
+    }  # fmt: skip
+    first, found = entries[0], list[Block]()
+    ids = first.run.read("requests", "request_id")["request_id"]
+    for other in entries[1:]:
+        theirs = other.run.read("requests", "request_id")["request_id"]
+        told = [f"{what} {say(other.run)} instead of {say(first.run)}" for what, say in of.items() if say(other.run) != say(first.run)]
+        if not ids.equals(theirs):
+            both = theirs.is_in(ids.implode()).sum()
+            told.append(f"{len(theirs):,} requests instead of {len(ids):,}, {both:,} of them in both")
+        elif [what.split()[0] for what in told] == ["limit"]:  # that cut nothing off
+            continue
+        if told:
+            text = "<b>{}</b> did not replay the same requests as <b>{}</b>: {}. Their figures cannot be held against each other."
+            found.append(Warned(rich(text, other.name, first.name, "; ".join(told))))
+    return found
 
 
 def worst(entry: Entry) -> Row | None:
@@ -178,8 +226,9 @@ def sentence(entry: Entry) -> Words:
         return f"No replayed request has a {entry.run.label}: there is nothing to find, and everything below is n/a."
     kept = next(row for row in entry.cascade.losses if row["reason"] == "kept")
     text = rich(
-        "Of {} {} items, <b>{}</b> are still there after {}", f"{total:,}", past(entry.run.label), percent(kept["share"]), entry.stages[-1]
-    )
+        "Of {} {} items, <b>{}</b> are still there after {}, which puts out {}",
+        f"{total:,}", past(entry.run.label), percent(kept["share"]), entry.stages[-1], f"{entry.k(10**9):,}",
+    )  # fmt: skip
     if kept["money_share"] is not None:
         text += rich(", with <b>{}</b> of their money", percent(kept["money_share"]))
     never = next(row for row in entry.cascade.losses if row["reason"] == "not eligible")
@@ -199,11 +248,11 @@ def missed_by(entry: Entry, loss: Row) -> str:
     return f"{'at least ' if loss['reason'] == entry.stages[0] else ''}{ranks:,} rank{'' if ranks == 1 else 's'}"
 
 
-def key_figures(entry: Entry) -> list[tuple[Words, Words, Words]]:
-    """(what, figure, what it says)."""
-    last, k, most = entry.stages[-1], entry.k(10), entry.run.k(entry.stages[-1])
-    rows = entry.ask([f"HR@{k}", "survival", f"GMV-HR@{most}"])
-    kept = find(rows, measure="survival", stage="end to end")
+def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Words]]:
+    """(what, figure, what it says); truth and money that the Run keeps are counted down to `most`."""
+    last = entry.stages[-1]
+    rows = entry.ask([f"HR@{k}", f"kept@{most}", f"GMV-HR@{most}"])
+    kept = find(rows, measure=f"kept@{most}", stage=last)
     hit, random, ceiling = (find(rows, measure=f"HR@{k}", stage=s) for s in (last, "random", "ceiling"))
     money = find(rows, measure=f"GMV-HR@{most}", stage=last)
     counts = entry.run.read(
@@ -225,8 +274,8 @@ def key_figures(entry: Entry) -> list[tuple[Words, Words, Words]]:
     device = str(entry.run.meta.get("device") or "cpu")
     return [
         ("Requests replayed", f"{counts['n']:,}", asked),
-        ("Truth kept end to end", value(kept), range_of(kept)),
-        ("Money kept", value(money), priced),
+        (f"Truth kept in the first {most:,}", value(kept), range_of(kept)),
+        (f"Money kept in the first {most:,}", value(money), priced),
         (f"HR@{k} after {last}", value(hit), rich("{}<br>{}", range_of(hit), beside_it) if range_of(hit) else beside_it),
         ("Largest leak of the funnel", "none" if leak is None else percent(leak["share"]), where),
         ("Replay time", f"{1000 * seconds / max(counts['n'], 1):,.1f} ms", f"a request, all stages, on {device}"),
@@ -278,8 +327,10 @@ def has_index(run: Run) -> bool:
 
 def stage_table(entries: Sequence[Entry]) -> Section:
     """Stages as lines and measures as columns, with intervals; several Runs side by side."""
-    small, most = (min(e.k(n) for e in entries) for n in (10, 10**9))
-    names = ["survival", *dict.fromkeys([f"HR@{small}", f"HR@{most}"]), f"Recall@{most}", f"nDCG@{small}", f"MRR@{small}"]
+    small, most = common(entries)
+    deep = len({entry.k(10**9) for entry in entries}) > 1
+    names = ["survival", *([f"kept@{most}"] if deep else []), *dict.fromkeys([f"HR@{small}", f"HR@{most}"])]
+    names += [f"Recall@{most}", f"nDCG@{small}", f"MRR@{small}"]
     names += [f"GMV-HR@{most}", f"GMV-HR@{most}:w99", f"GMV-nDCG@{small}"]
     rows = [row for entry in entries for row in entry.ask(names)]
     priced = any(row["value"] is not None for row in rows if row["measure"].startswith("GMV"))
@@ -293,8 +344,22 @@ def stage_table(entries: Sequence[Entry]) -> Section:
     if not priced:
         rows = [row for row in rows if not row["measure"].startswith("GMV")]
         blocks.append(Absent("GMV-HR and GMV-nDCG: the log holds no prices of truth items."))
+    if deep:
+        sizes = ", ".join(f"{entry.name} {entry.k(10**9):,}" for entry in entries)
+        blocks.append(Warned(f"These Runs put out different numbers of items ({sizes}): survival grows with them, kept@{most} does not."))
+    stages: list[Block] = []
+    for entry in entries:
+        gains = added(entry.runs, [f"HR@{small}", f"nDCG@{small}", f"MRR@{small}", f"GMV-HR@{small}:w99"])
+        if gains := [row for row in gains if row["value_a"] is not None]:
+            stages += [*name_of(entries, entry), measures(gains)]
+    if stages:
+        what = (
+            "What each stage adds: its order against that of the stage before it, on the same requests and at the same depth. A later "
+            "stage that adds nothing could be left out."
+        )
+        stages = [Heading("What each stage adds"), Text(what), *stages]
     note = "Truth is in-scenario: what came of these requests themselves. All-scenario truth: n/a."
-    return Section("stages", "Stage table", "Stage by stage", [*blocks, measures(rows, across(entries)), Text(note, "note")])
+    return Section("stages", "Stage table", "Stage by stage", [*blocks, measures(rows, across(entries)), Text(note, "note"), *stages])
 
 
 def cuts(entry: Entry) -> list[int]:
@@ -380,14 +445,13 @@ def calibrated(entries: Sequence[Entry]) -> Section:
 
 def bins(probability: np.ndarray, label: np.ndarray) -> list[Row]:
     """The bins that ECE is taken over: mean probability, frequency and rows of each."""
-    frame = pl.DataFrame({"bin": mass_bins(probability), "probability": probability, "frequency": label.astype(np.float64)})
-    return (
-        frame.group_by("bin")
-        .agg(pl.col("probability", "frequency").mean(), pl.len().alias("rows"))
-        .sort("bin")
-        .drop("bin")
-        .to_dicts()
-    )
+    found = []
+    of = mass_bins(probability)
+    for one in np.unique(of):
+        mine = of == one
+        means = {"probability": float(probability[mine].mean()), "frequency": float(label[mine].mean())}
+        found.append(means | {"rows": int(mine.sum())})
+    return found
 
 
 def slices(entries: Sequence[Entry]) -> Section:
@@ -479,7 +543,7 @@ def times(entries: Sequence[Entry]) -> Section:
 def comparison(entries: Sequence[Entry]) -> Section:
     """Every Run against the first, paired on the same requests."""
     base = entries[0]
-    k, most = (min(e.k(n) for e in entries) for n in (10, 10**9))
+    k, most = common(entries)
     names = ["survival", f"HR@{k}", f"nDCG@{k}", f"HR@{most}", f"GMV-HR@{most}:w99"]
     if all(e.run.meta["log"]["has"].get("exposures") for e in entries):
         names += ["AUC", "gAUC:request:exposures"]
@@ -560,4 +624,4 @@ def header(entries: Sequence[Entry]) -> list[Block]:
     made = rich(
         'commit {} · seed {} · karmafunnel {} · <a href="#record">recipe, command and versions</a>', commits, seeds, version
     )
-    return [Text(" · ".join(filter(None, words)), "sub"), *funnels, Text(made, "sub")]
+    return [Text(" · ".join(filter(None, words)), "sub"), *funnels, Text(made, "sub"), *unlike(entries)]

@@ -112,8 +112,10 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         )  # fmt: skip
     slates = run.lazy["slates"].filter(mine).with_columns(pl.col("stage").cast(pl.String))
     best = slates.filter(pl.col("rank") <= TOP).select("request_id", "item_id").unique()
-    frame = slates.join(best, on=["request_id", "item_id"], how="semi").sort("request_id", "rank").collect()
     places = {stage: i for i, stage in enumerate(run.stages)}
+    depth = pl.col("stage").replace_strict(places, return_dtype=pl.Int64)
+    # Several stages give the same rank: items of one rank stand in the order of the funnel.
+    frame = slates.join(best, on=["request_id", "item_id"], how="semi").sort("request_id", "rank", depth, "item_id").collect()
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in frame.iter_rows(named=True):
         key = (row["request_id"], row["item_id"])

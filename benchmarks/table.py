@@ -84,6 +84,7 @@ def define(measure: str) -> str:
     text = {
         "HR": f"share of requests with any truth item in the top {m.k}",
         "Recall": f"truth items in the top {m.k} / truth items, mean over requests",
+        "kept": f"truth items in the top {m.k} / truth items, over all requests together",
         "nDCG": f"hits in the top {m.k} discounted by log2(1 + rank), over the same of the ideal order",
         "overlap": f"share of a stage's {m.k} best that are among the next stage's {m.k} best, mean over requests",
         "RBO": f"rank-biased overlap of a stage's {m.k} best and the next one's, persistence {PERSISTENCE}, extrapolated beyond {m.k}",

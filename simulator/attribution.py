@@ -18,7 +18,7 @@ from ..log import KarmafunnelError
 from ..stages.base import Funnel, Stage
 from .figures import END, LOWER_IS_BETTER, NEITHER_IS_BETTER, Figure, Measure, parse_all
 from .intervals import Difference, Estimate, Ratio, holm, interval, over_seeds, resample
-from .measures import ask, same_requests
+from .measures import ask, at_one_depth, same_requests
 from .reading import Reading
 from .run import Run
 
@@ -80,19 +80,22 @@ def attribute(
     flat = [run for subset in every for run in table[subset]]
     readings = same_requests(flat, [run.path.as_posix() for run in flat])
     users, parts = len(readings[0].users), [part.name for part in readings[0].parts(slice)]
+    asked = {m: at_one_depth(m, [(run, END if m.name == "survival" else run.stages[-1]) for run in flat]) for m in wanted}
     # A Reading goes once its figures are there: the grid has many.
-    ends = [_ends(readings.pop(0), wanted, slice) for _ in flat]
+    ends = [_ends(readings.pop(0), {m: one for m, (one, _) in asked.items() if one}, slice) for _ in flat]
     rows: list[dict[str, Any]] = []
     games: list[tuple[list[dict[str, Any]], list[list[Estimate]]]] = []
     for measure, part in [(str(m), part) for m in wanted for part in parts]:
         found = [end.get((measure, part)) for end in ends]
         mine = [_blank(measure, part, stage, found[0], seeds) for stage in (*stages, END)]
         rows += mine
+        for row in mine:
+            row["note"] = asked[Measure.parse(measure)][1]
         known = [figure.estimate for figure in found if figure is not None and figure.estimate is not None]
         if len(known) < len(found):
             why = next((f.note for f in found if f is not None and f.estimate is None), "n/a: no value at the end of a funnel")
             for row in mine:
-                row["note"] = why
+                row["note"] = row["note"] or why
         else:
             games.append((mine, [_paired(known[s::seeds]) for s in range(seeds)]))
     asked = [e for _, by_seed in games for subset_values in by_seed for e in subset_values]
@@ -131,12 +134,17 @@ def _words(subset: Subset) -> str:
     return " + ".join(sorted(subset)) if subset else "nothing on"
 
 
-def _ends(reading: Reading, wanted: Sequence[Measure], slice_name: str | None) -> dict[tuple[str, str], Figure]:
-    """The figure at the end of a Run by measure and part: end to end where a measure has such a row, else its last stage's."""
+def _ends(reading: Reading, asked: Mapping[Measure, Measure], slice_name: str | None) -> dict[tuple[str, str], Figure]:
+    """The figure at the end of a Run by measure and part, of what is asked in the measure's place: end to end where that has such a
+    row, else its last stage's.
+    """
     last = reading.run.stages[-1]
-    found = {figure.key: figure for figure in ask(reading, wanted, [last], slice_name)}
-    at_last = {key[1:]: figure for key, figure in found.items() if key[0] == last}
-    return at_last | {key[1:]: figure for key, figure in found.items() if key[0] == END}
+    ends: dict[tuple[str, str], Figure] = {}
+    for measure, one in asked.items():
+        found = {figure.key: figure for figure in ask(reading, [one], [last], slice_name)}
+        for end in (last, END):
+            ends |= {(str(measure), part): figure for (stage, _, part), figure in found.items() if stage == end}
+    return ends
 
 
 def _blank(measure: str, part: str, stage: str, figure: Figure | None, seeds: int) -> dict[str, Any]:

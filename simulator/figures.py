@@ -21,14 +21,15 @@ from .reading import ALL, LOGGED, Part, Reading, Shown
 from .run import Run
 from .world.market import examination
 
-LISTS = ("HR", "Recall", "nDCG", "MRR", "GMV-HR", "GMV-nDCG")
+LISTS = ("HR", "Recall", "kept", "nDCG", "MRR", "GMV-HR", "GMV-nDCG")
 MONEY = ("GMV-HR", "GMV-nDCG")
+CASCADE = ("survival", "swap", "margin")  # of what goes into a stage and comes out of it
 NEIGHBOURS = ("overlap", "RBO")  # of a stage's slate and the next one's
 LOWER_IS_BETTER = ("logloss", "ECE")
 NEITHER_IS_BETTER = (*NEIGHBOURS, "margin")  # they describe a cascade, they do not judge it
 WEEK = 7  # days of all-scenario truth
 KNOWN = (
-    "HR@k, Recall@k, nDCG@k, MRR, MRR@k, GMV-HR@k, GMV-nDCG@k (all with :exposures, the last two with :w99), Recall@m@k, "
+    "HR@k, Recall@k, kept@k, nDCG@k, MRR, MRR@k, GMV-HR@k, GMV-nDCG@k (all with :exposures, the last two with :w99), Recall@m@k, "
     "HR@k and Recall@k with :all[:DAYSd], overlap@k, RBO@k, margin, "
     "survival, swap, ceiling, AUC, logloss, ECE, gAUC:GROUP:POPULATION[:WEIGHT] with request|user, exposures|candidates, "
     "exposures|positives|none, eGMV@k"
@@ -95,6 +96,15 @@ class Measure:
         if not 2 <= len(options) <= 3 or any(o not in c for o, c in zip(options, choices, strict=False)):
             raise _refuse(text, "gAUC names its group and population, as in gAUC:request:exposures")
         return cls("gAUC", group=options[0], population=options[1], weight=options[2] if len(options) == 3 else "exposures")
+
+    @property
+    def depth(self) -> str:
+        """What numbers of rows the measure depends on: "" (it names its k, or asks of lists that no stage cuts), "output" (how many
+        a stage puts out), "input" (how many it scores) or "cascade" (both, and what later stages keep).
+        """
+        if self.name == "MRR" and self.k is None and not self.exposures:
+            return "output"
+        return "cascade" if self.name in CASCADE else "input" if self.population == "candidates" else ""
 
     def __str__(self) -> str:
         text = self.name + "".join(f"@{n}" for n in (self.m, self.k) if n is not None)
@@ -182,8 +192,8 @@ def _per_list(measure: Measure, lists: Lists, n: int) -> Values:
     if measure.name in MONEY:
         known = ~np.isnan(money)
         group, rank, money = group[known], rank[known], money[known]
-    if measure.name == "GMV-HR":
-        inside, total = metrics.money_inside(group, rank, money, n, k)
+    if measure.name in ("GMV-HR", "kept"):
+        inside, total = metrics.money_inside(group, rank, money if measure.name == "GMV-HR" else np.ones(len(group)), n, k)
         return np.where(total > 0, inside, np.nan), total
     values = {
         "HR": lambda: metrics.hit_rate(group, rank, n, k),
@@ -211,6 +221,8 @@ def _per_random_list(
             return np.where(total > 0, inside, np.nan), total
         ideal = metrics.ideal_dcg(group, money, n, k)
         return np.where(ideal > 0, inside / np.where(ideal > 0, ideal, 1), np.nan), np.ones(n)
+    if measure.name == "kept":
+        return np.where(truth > 0, found * metrics.random_share(many, k), np.nan), truth.astype(np.float64)
     expected: Callable[..., np.ndarray] = {
         "HR": metrics.random_hit_rate,
         "Recall": metrics.random_recall,
@@ -229,7 +241,8 @@ def _list_figure(
     reading: Reading, measure: Measure, part: Part, stage: str, values: Values | None, where: str, note: str = ""
 ) -> Figure:
     """A row of the hit family, from the numerator and denominator of every request."""
-    ratio = _of_requests(reading, part, *values) if values else None
+    counts = values[1] if values and measure.name == "kept" else None
+    ratio = _of_requests(reading, part, *values, counts) if values else None
     notes = [note]
     unit, priced = "request", ""
     if measure.name in MONEY:
@@ -237,6 +250,8 @@ def _list_figure(
         missing = np.isnan(reading.truths.money[part.truth])
         notes += [f"{missing.sum()} truth items without a price ({missing.mean():.1%}) left out"] if missing.any() else []
     denominator = f"requests with a {priced}{reading.run.label}{_of(part)}{where}"
+    if measure.name == "kept":
+        unit, denominator = "truth item", f"truth items of {denominator}"
     if measure.name == "GMV-HR":
         unit = str(reading.run.meta["log"].get("currency") or "money")
         total = f" ({ratio.den[ratio.known].sum():.2f} {unit})" if ratio else ""

@@ -7,7 +7,8 @@ row says its unit, how many units were scored, how many were undefined, and its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from .metrics import LOST
 from .reading import Part, Reading
 from .run import Run
 
-__all__ = ["Cascade", "Measure", "Run", "compare", "measure"]
+__all__ = ["Cascade", "Measure", "Run", "added", "compare", "measure"]
 
 
 # -- asking a Run -------------------------------------------------------------------------------------------------------
@@ -127,42 +128,133 @@ def compare(
     `difference` is B - A over the requests (users) where both are defined; `better` is "A" or "B" where its 95% interval leaves
     out 0 and, with several seeds (sequences of Runs, paired in order), its sign is the same in every seed; `holm` says whether
     the difference stands after Holm's correction inside this table; `smallest_effect` could have been detected with 80% power.
-    Raises KarmafunnelError for Runs of different logs, labels, windows or requests.
+    What a deeper list alone makes greater is compared at one depth, or not at all (`at_one_depth`); the note says so. Raises
+    KarmafunnelError for Runs of different logs, labels, windows or requests.
     """
     wanted = parse_all(measures)
     a_runs, b_runs = ([r] if isinstance(r, Run) else list(r) for r in (run_a, run_b))
     if len(a_runs) != len(b_runs) or not a_runs:
         raise KarmafunnelError(f"compare: needs as many seeds of A as of B, found {len(a_runs)} and {len(b_runs)}")
     runs = [*a_runs, *b_runs]
-    readings = same_requests(runs, [r.path.as_posix() for r in runs])
-    seeds = len(a_runs)
+    asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
     a_last, b_last = a_runs[0].stages[-1], b_runs[0].stages[-1]
     common = [s for s in a_runs[0].stages if s in b_runs[0].stages] if by_stage else []
     pairs = [(s, s) for s in common] + ([(a_last, b_last)] if a_last != b_last or not by_stage else [])
-    asked = [{f.key: f for f in ask(r, wanted, r.run.stages, slice)} for r in readings]
-    names = [(str(m), p.name) for m in wanted for p in readings[0].parts(slice)]
-    table: list[tuple[dict[str, Any], list[Estimate], list[Estimate]]] = []
-    for name, part in names:
-        for a_stage, b_stage in [*pairs, (END, END)]:
-            sides = [found.get((a_stage, name, part)) for found in asked[:seeds]]
-            sides += [found.get((b_stage, name, part)) for found in asked[seeds:]]
-            present = [f for f in sides if f is not None]
-            if len(present) < len(sides):
-                continue
-            stage = a_stage if a_stage == b_stage else f"{a_stage} | {b_stage}"
-            row: dict[str, Any] = {"measure": name, "stage": stage, "slice": part}
-            row |= {"label_a": label_a or a_runs[0].name, "label_b": label_b or b_runs[0].name}
-            row |= dict.fromkeys(("value_a", "value_b", "difference", "low", "high"))
-            row |= {"better": "", "p": None, "holm": False, "smallest_effect": None, "n": 0, "undefined": 0}
-            row |= {"unit": present[0].unit, "denominator": present[0].denominator}
-            row |= {"note": _joined(*(f.note for f in present)), "seeds": seeds}
-            estimates = [f.estimate for f in present if f.estimate is not None]
-            paired = _paired(estimates[:seeds], estimates[seeds:]) if len(estimates) == len(present) else ([], [])
-            table.append((row, *paired))
+    table = []
+    for m in wanted:
+        for part in asked.parts:
+            for a_stage, b_stage in [*pairs, (END, END)]:
+                sides = [*((i, a_stage) for i in range(len(a_runs))), *((len(a_runs) + i, b_stage) for i in range(len(b_runs)))]
+                stage = a_stage if a_stage == b_stage else f"{a_stage} | {b_stage}"
+                table += asked.pair(m, part, sides, stage)
+    labels = {"label_a": label_a or a_runs[0].name, "label_b": label_b or b_runs[0].name}
+    return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
+
+
+def added(
+    run: Run | Sequence[Run], measures: Sequence[Measure | str], slice: str | None = None, seed: int = 0, resamples: int = 1000
+) -> list[dict[str, Any]]:
+    """What each stage after the first adds over the order of the stage before it: rows as `compare` gives them, A the stage before.
+
+    Both are asked at one depth: the measure's k, which both must put out. Measures of what goes in and comes out, of candidates and
+    of neither direction are left out: they say nothing of the kind. Several Runs are seeds of one recipe.
+    """
+    wanted = [m for m in parse_all(measures) if m.depth in ("", "output") and m.name not in NEITHER_IS_BETTER and m.m is None]
+    runs = [run] if isinstance(run, Run) else list(run)
+    asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
+    table, stages = [], runs[0].stages
+    for m in wanted:
+        for part in asked.parts:
+            for before, stage in pairwise(stages):
+                sides = [(i, name) for name in (before, stage) for i in range(len(runs))]
+                table += asked.pair(m, part, sides, stage)
+    labels = {"label_a": "the stage before", "label_b": "the stage"}
+    return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
+
+
+Compared = tuple[dict[str, Any], list[Estimate], list[Estimate]]  # a row, and its two sides, an estimate a seed
+
+
+class _Asked:
+    """Figures of readings that line up, each worked out once."""
+
+    def __init__(self, readings: Sequence[Reading], slice_name: str | None):
+        self.readings = readings
+        self._parts = [{part.name: part for part in r.parts(slice_name)} for r in readings]
+        self.parts = list(self._parts[0])
+        self._found: dict[tuple[int, str, str], dict[str, Figure]] = {}
+
+    def figure(self, i: int, m: Measure, part: str, stage: str) -> Figure | None:
+        place = i, str(m), part
+        if place not in self._found:
+            reading = self.readings[i]
+            self._found[place] = {f.stage: f for f in figures(reading, m, self._parts[i][part], reading.run.stages)}
+        return self._found[place].get(stage)
+
+    def pair(self, m: Measure, part: str, sides: Sequence[tuple[int, str]], stage: str) -> list[Compared]:
+        """A row of a comparison of (reading, stage), all of A then all of B, at one depth; none where a side has no such figure."""
+        present = [f for i, at in sides if (f := self.figure(i, m, part, at)) is not None]
+        if len(present) < len(sides):
+            return []
+        seeds = len(sides) // 2
+        row: dict[str, Any] = {"measure": str(m), "stage": stage, "slice": part, "label_a": "", "label_b": ""}
+        row |= dict.fromkeys(("value_a", "value_b", "difference", "low", "high"))
+        row |= {"better": "", "p": None, "holm": False, "smallest_effect": None, "n": 0, "undefined": 0}
+        row |= {"unit": present[0].unit, "denominator": present[0].denominator, "seeds": seeds}
+        asked, why = at_one_depth(m, [(self.readings[i].run, at) for i, at in sides])
+        if asked is not None and asked != m:  # another question at the same place; end to end is what the last stage puts out
+            last = [(i, self.readings[i].run.stages[-1] if at == END else at) for i, at in sides]
+            present = [f for i, at in last if (f := self.figure(i, asked, part, at)) is not None]
+        row["note"] = _joined(*(f.note for f in present), why)
+        estimates = [f.estimate for f in present if f.estimate is not None]
+        if len(estimates) < len(sides):
+            return [(row, [], [])]
+        if asked is None:
+            values = [float(np.mean([e.value for e in side])) for side in (estimates[:seeds], estimates[seeds:])]
+            row |= {name: None if np.isnan(v) else v for name, v in zip(("value_a", "value_b"), values, strict=True)}
+            return [(row, [], [])]
+        return [(row, *_paired(estimates[:seeds], estimates[seeds:]))]
+
+
+def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure | None, str]:
+    """The measure that can be compared between stages of Runs, and what there is to say; None where none can.
+
+    A deeper list finds more, whatever its order: what has no k of its own is cut where the shortest list ends. What depends on the
+    rows that go into a stage is compared only where these numbers are the same.
+    """
+    sizes = [_sizes(m, run, stage) for run, stage in ends]
+    if len(set(sizes)) <= 1:
+        return m, ""
+    shortest = min(size[-1] for size in sizes)
+    if m.depth == "output":
+        return replace(m, k=shortest), f"both cut at {shortest}, where the shorter list ends"
+    if all(stage == END for _, stage in ends):
+        return Measure("kept", k=shortest), f"both within the first {shortest}, where the shorter list ends (kept@{shortest})"
+    told = [", ".join(f"{size:,}" for size in one if size) for one in dict.fromkeys(sizes)]
+    return None, f"n/a: not compared, it depends on how many rows go in and come out, here {' against '.join(told)}"
+
+
+def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
+    """The numbers of rows that a figure depends on, the stage's own last; 0 stands for all that is eligible."""
+    if not m.depth:
+        return ()
+    if stage == END:
+        return (run.k(run.stages[-1]),)
+    place = run.stages.index(stage)
+    own, into = run.k(stage), run.k(run.stages[place - 1]) if place else 0
+    if m.depth == "output":
+        return (own,)
+    if m.depth == "input":
+        return (into or own,)
+    return (*(run.k(later) for later in run.stages[place + 1 :] if m.name == "swap"), into, own)
+
+
+def _tested(table: Sequence[Compared], labels: dict[str, str], users: int, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """The rows with differences, intervals and verdicts, all under the same draws, corrected together."""
     flat = [e for _, a_side, b_side in table for e in (*a_side, *b_side)]
-    users = len(readings[0].users)
     drawn = {id(e): s for e, s in zip(flat, resample(flat, users, resamples, seed) if users > 1 else [], strict=False)}
     for row, a_side, b_side in table:
+        row |= labels
         if a_side:
             row |= _difference(row, a_side, b_side, drawn, seed)
     kept = holm([np.nan if row["p"] is None else row["p"] for row, _, _ in table])

@@ -374,7 +374,7 @@ def test_two_runs_and_seeds(run, other, tmp_path):
     page = own(report([run, other], tmp_path / "two.html").read_text())
     assert re.findall(r'<section id="(\w+)">', page) == [*SECTIONS[:8], "compare", *SECTIONS[8:]]
     told = {(r["measure"], r["stage"]): r for r in compare(Run.open(run), Run.open(other), ["HR@5"])}
-    lines = next(t for t in Tables(page).tables if "B − A" in t[0])
+    lines = next(t for t in Tables(page).tables if "B − A" in t[0] and "A: base" in t[0])
     at = next(i for i, line in enumerate(lines) if line[0] == "HR@5")
     assert lines[at][2:5] == [
         table.number(told["HR@5", "recall"]["value_a"]), table.number(told["HR@5", "recall"]["value_b"]),
