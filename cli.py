@@ -28,7 +28,23 @@ from rich.table import Table
 from . import __version__
 from .bounds import BOUNDS
 from .errors import line_of, quoted
-from .log import Catalogue, KarmafunnelError, Log, read
+from .files import (
+    EMBEDDING,
+    LOG,
+    PAGE,
+    PLAN,
+    RUN,
+    RUN_AND_PATHS,
+    SERVICES,
+    SIMULATION,
+    TABLE,
+    Kind,
+    atomic_folder,
+    claim,
+    read_json,
+    write_json,
+)
+from .log import Catalogue, KarmafunnelError, Log, read, seal_log
 from .terminal import Console, progress_bar, visible
 
 err = Console(stderr=True)
@@ -107,6 +123,15 @@ seed_option = click.option("--seed", type=Number("seed"), default=0, show_defaul
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
+force_flag = click.option("--force", is_flag=True, help="Replace what stands there, though it is another one or was changed.")
+
+
+def claimed(place: Path, kind: Kind, *inputs: Path | str | None, force: bool = False) -> None:
+    """Claim a place to write until the command ends; see `files.claim`."""
+    context = click.get_current_context()
+    context.with_resource(claim(place, str(context.info_name), kind, inputs=inputs, force=force))
+
+
 def worker_flags(command: Any) -> Any:
     """--workers and --ray."""
     n = click.option(
@@ -136,7 +161,8 @@ def open_log(path: Path) -> Log:
     "--out", "folder_out", type=folder, default=Path("out/demo"), show_default=True, help="Where log, Run and report go."
 )
 @seed_option
-def demo(folder_out: Path, seed: int) -> None:
+@force_flag
+def demo(folder_out: Path, seed: int, force: bool) -> None:
     """Make a World, fit KARMA, replay a funnel that it drives, then put it under load. Tables and two HTML pages. No network."""
     from .benchmarks.load import load_page
     from .benchmarks.report import report as write_report
@@ -151,6 +177,9 @@ def demo(folder_out: Path, seed: int) -> None:
     from .simulator.world import generate
 
     start = time.perf_counter()
+    kinds = {"log": LOG, "run": RUN_AND_PATHS, "load": SIMULATION, "services.toml": SERVICES, "report.html": PAGE, "load.html": PAGE}
+    for name, kind in kinds.items():
+        claimed(folder_out / name, kind, force=force)
     err.print("making a World: 2,000 items, 600 users, 4,000 requests")
     generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(folder_out / "log")
     log = Log.open(folder_out / "log")
@@ -185,7 +214,7 @@ def demo(folder_out: Path, seed: int) -> None:
 
 def default_measures(run: Path) -> list[str]:
     """What a first look wants, as far as the Run can say it."""
-    meta = json.loads((run / "run.json").read_text())
+    meta = read_json(run / "run.json")
     ks = sorted({10, 50, min(stage["k"] for stage in meta["stages"])})
     names = ["survival", *[f"HR@{k}" for k in ks], "nDCG@10"]
     if meta["log"]["has"]["price"]:
@@ -206,7 +235,8 @@ def print_stage_table(run: Path, names: list[str] | None = None) -> None:
 @click.argument("source")
 @click.argument("raw", type=folder)
 @log_argument
-def convert(source: str, raw: Path, log: Path) -> None:
+@force_flag
+def convert(source: str, raw: Path, log: Path, force: bool) -> None:
     """Convert a public data set: SOURCE is its name, RAW its folder as published, LOG the folder to write.
 
     Sources: trivago, online_retail, amazon_office, amazon_games, amazon_catalog, eshop_clothing.
@@ -214,6 +244,7 @@ def convert(source: str, raw: Path, log: Path) -> None:
     from .simulator.datasets import convert as run_convert
 
     start = time.perf_counter()
+    claimed(log, LOG, raw, force=force)
     print_counts(log, run_convert(source, raw, log).meta)
     err.print(f"{time.perf_counter() - start:.1f} s")
 
@@ -226,13 +257,13 @@ def convert(source: str, raw: Path, log: Path) -> None:
     help="Share of the users, each kept with all of their requests.",
 )
 @click.option("--seed", type=Number("seed"), default=0, show_default=True, help="Draws the users; a smaller share lies inside a larger one.")
-def sample(log: Path, smaller: Path, users: float, seed: int) -> None:
+@force_flag
+def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> None:
     """Write the log of a share of LOG's users into the folder SMALLER: its windows and its whole catalogue stay.
 
     A World's truth stays with the whole log.
     """
-    if smaller.resolve() == log.resolve():
-        raise KarmafunnelError(f"sample: needs a folder of its own to write, found {smaller}, which is the log itself")
+    claimed(smaller, LOG, log, force=force)
     made = Log.open(log).sample(users, seed)
     made.write(smaller)
     print_counts(smaller, made.meta)
@@ -240,7 +271,7 @@ def sample(log: Path, smaller: Path, users: float, seed: int) -> None:
 
 def print_counts(log: Path, meta: dict[str, Any]) -> None:
     table = Table("what", "count", title=f"{meta['name']}: {log}")
-    for name, count in json.loads((log / "log.json").read_text())["counts"].items():
+    for name, count in read_json(log / "log.json")["counts"].items():
         table.add_row(name, f"{count:,}")
     for name, count in meta["set_aside"].items():
         table.add_row(f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count))
@@ -262,6 +293,7 @@ def print_counts(log: Path, meta: dict[str, Any]) -> None:
 )
 @click.option("--exploration", type=Number("exploration"), default=0.1, show_default=True, help="Share of shown slots filled at random.")
 @click.option("--images", is_flag=True, help="Render product images as well.")
+@force_flag
 def world(
     log: Path,
     items: int,
@@ -272,11 +304,13 @@ def world(
     semantic: float,
     exploration: float,
     images: bool,
+    force: bool,
 ) -> None:
     """Generate a marketplace with known truth and write its log, with the truth beside it."""
     from .simulator.world import generate
 
     start = time.perf_counter()
+    claimed(log, LOG, catalogue, force=force)
     given = None
     if catalogue is not None:
         found = read(catalogue)
@@ -292,7 +326,7 @@ def world(
         exploration=exploration,
     )
     made.write(log)
-    counts = json.loads((log / "log.json").read_text())["counts"]
+    counts = read_json(log / "log.json")["counts"]
     out.print(f"{log}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))
     err.print(f"{time.perf_counter() - start:.1f} s")
 
@@ -300,11 +334,16 @@ def world(
 @main.command()
 @log_argument
 @json_flag
-def validate(log: Path, as_json: bool) -> None:
+@click.option("--seal", is_flag=True, help="First take the tables as they are now, changed on purpose: counts and checksums are written anew.")
+def validate(log: Path, as_json: bool, seal: bool) -> None:
     """Check a log folder: PASS, FAIL or N/A a check, with example ids. Exit code 1 on a failure."""
     from .checks import print_checks
     from .checks import validate as run_checks
 
+    if seal:
+        claimed(log, LOG, force=True)
+        for line in seal_log(log) or ["nothing has changed"]:
+            err.print(line, soft_wrap=True)
     checks = run_checks(log)
     if as_json:
         print(json.dumps([vars(c) for c in checks], indent=1, default=str))
@@ -322,6 +361,8 @@ def describe(log: Path, as_json: bool, html: Path | None) -> None:
     """Sizes, ranges, CTR by position, prices, popularity, eligibility and the ceiling of a log."""
     from .simulator import describe as describing
 
+    if html:
+        claimed(html, PAGE, log)
     made = read(log)
     stats = describing.describe(made)
     if as_json:
@@ -369,10 +410,11 @@ def cache_folder(no_cache: bool) -> Iterator[Path]:
     "--stale-minutes", type=Number("stale_minutes"),
     help="How often near-line interests are refreshed, for paths such as karma=stale.",
 )
+@force_flag
 @worker_flags
 def replay(
     recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool, paths: tuple[str, ...],
-    services: Path | None, stale_minutes: float | None, workers: int | None, ray: str | None,
+    services: Path | None, stale_minutes: float | None, force: bool, workers: int | None, ray: str | None,
 ) -> None:  # fmt: skip
     """Fit the funnel of RECIPE on LOG and replay the last window through it.
 
@@ -386,6 +428,7 @@ def replay(
     paths = tuple(dict.fromkeys([*paths, *(Services.read(services).paths() if services else [])]))
     if stale_minutes is not None and not paths:
         raise KarmafunnelError(f"replay: --stale-minutes {stale_minutes:g} needs a --path such as karma=stale, found none")
+    claimed(run, RUN_AND_PATHS if paths else RUN, log, recipe, services, force=force)
     opened = open_log(log)
     common: dict[str, Any] = {"seed": seed, "device": device, "limit": limit, "window": window, "console": err}
     common["command"] = shlex.join(["karmafunnel", *sys.argv[1:]])
@@ -520,6 +563,7 @@ def report(runs: tuple[Path, ...], html: Path) -> None:
     """Write one self-contained HTML file about one or more Runs."""
     from .benchmarks.report import report as write_report
 
+    claimed(html, PAGE, *runs)
     write_report(list(runs), html)
     out.print(str(html))
 
@@ -559,10 +603,11 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
 @seed_option
 @click.option("--events/--no-events", default=True, show_default=True, help="Keep what happened to each request.")
 @click.option("--out", "folder_out", type=folder, required=True, help="Where tables, load.html and trace.json go.")
+@force_flag
 @json_flag
 def queue(
     services: Path, rate: float | None, log: Path | None, arrivals: str | None, run: Path | None, measures: tuple[str, ...],
-    beside: tuple[Path, ...], n: int | None, seed: int, events: bool, folder_out: Path, as_json: bool,
+    beside: tuple[Path, ...], n: int | None, seed: int, events: bool, folder_out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Send requests through a deployment: latency, utilisation, who was shown what, and (with --run) what that is worth.
 
@@ -570,11 +615,11 @@ def queue(
     over offered load and what an hour's outage of each stage costs. load.html has the plots, trace.json opens in Perfetto.
     """
     from .benchmarks.load import load_page
-    from .simulator.queueing import Simulation, check_out, simulate
+    from .simulator.queueing import Simulation, simulate
     from .simulator.services import Services
     from .simulator.timeline import chrome_trace
 
-    check_out(folder_out)
+    claimed(folder_out, SIMULATION, services, *beside, log, run, force=force)
     if measures and run is None:
         raise KarmafunnelError(f"queue: --measure {measures[0]} asks what was shown, and needs --run, found none")
     if beside and run is None:
@@ -724,9 +769,10 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
 @click.option("--requests", "n", type=Number("planned_requests"), default=20_000, show_default=True, help="Requests of each simulation.")
 @seed_option
 @click.option("--out", "folder_out", type=folder, help="Where services.toml, plan.json, what_if.csv and load.html go.")
+@force_flag
 @json_flag
 def plan_command(
-    services: Path, rate: float, p99_ms: float, lost: float, n: int, seed: int, folder_out: Path | None, as_json: bool
+    services: Path, rate: float, p99_ms: float, lost: float, n: int, seed: int, folder_out: Path | None, force: bool, as_json: bool
 ) -> None:
     """Find the cheapest servers of each stage that meet a target of p99 latency.
 
@@ -736,6 +782,8 @@ def plan_command(
     from .simulator.capacity import plan as make_plan
     from .simulator.services import Services
 
+    if folder_out is not None:
+        claimed(folder_out, PLAN, services, force=force)
     with progress_bar(err) as bar:
         task = bar.add_task("simulating", total=None)
         found = make_plan(
@@ -754,18 +802,17 @@ def plan_command(
 
 
 def write_plan(found: Any, folder_out: Path) -> None:
-    """The plan, its deployment, and the page of one simulation of it."""
+    """The plan, its deployment, and the page of one simulation of it: all of it or nothing."""
     from .benchmarks.load import load_page
-    from .log import write_json
     from .simulator.arrivals import Poisson
     from .simulator.queueing import simulate
 
-    folder_out.mkdir(parents=True, exist_ok=True)
-    found.services.write(folder_out / "services.toml")
-    found.what_if.write_csv(folder_out / "what_if.csv")
-    write_json(folder_out / "plan.json", found.summary())
     simulation = simulate(found.services, Poisson(found.rate), found.n, found.seed, events=True)
-    load_page(simulation, folder_out / "load.html", plan=found, command=shlex.join(["karmafunnel", *sys.argv[1:]]))
+    with atomic_folder(folder_out, sealed=True) as temporary:
+        found.services.write(temporary / "services.toml")
+        found.what_if.write_csv(temporary / "what_if.csv")
+        write_json(temporary / "plan.json", found.summary())
+        load_page(simulation, temporary / "load.html", plan=found, command=shlex.join(["karmafunnel", *sys.argv[1:]]))
 
 
 def print_plan(found: Any) -> None:
@@ -808,10 +855,11 @@ def print_plan(found: Any) -> None:
 @click.option("--minutes", type=Number("minutes"), help="Begin no new cell after so long; the same command goes on later.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .tex, .json go.")
+@force_flag
 @worker_flags
 def table_command(
     recipe: str, log: Path, only: tuple[str, ...], against: str | None, seeds: tuple[int, ...], window: str, limit: int | None,
-    device: str, minutes: float | None, no_cache: bool, folder_out: Path, workers: int | None, ray: str | None,
+    device: str, minutes: float | None, no_cache: bool, folder_out: Path, force: bool, workers: int | None, ray: str | None,
 ) -> None:  # fmt: skip
     """Fit and replay every row of RECIPE with several seeds and hold them against each other, with paired intervals.
 
@@ -821,6 +869,7 @@ def table_command(
     from .benchmarks.ablation import ablate, print_tables
     from .simulator.recipe import load_recipe
 
+    claimed(folder_out, TABLE, log, recipe, force=force)
     opened = open_log(log)
     loaded = load_recipe(recipe, opened)
     if against is not None:
@@ -842,8 +891,9 @@ def table_command(
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 @click.option("--out", "folder_out", type=folder, required=True, help="The folder to write.")
+@force_flag
 def fit_embedder(
-    recipe: str, log: Path, name: str | None, row: str | None, seed: int, device: str, no_cache: bool, folder_out: Path
+    recipe: str, log: Path, name: str | None, row: str | None, seed: int, device: str, no_cache: bool, folder_out: Path, force: bool
 ) -> None:
     """Fit one embedder of RECIPE on the first window of LOG and save it: weights, item vectors and facts of the fit.
 
@@ -853,12 +903,7 @@ def fit_embedder(
     from .simulator.replay import check_device
     from .stages.base import Scene, fit_embedders
 
-    if (
-        folder_out.exists()
-        and not (folder_out / "embedding.json").exists()
-        and any(folder_out.iterdir() if folder_out.is_dir() else [folder_out])
-    ):
-        raise KarmafunnelError(f"fit-embedder: {folder_out} needs to be a new folder or an older embedding, found something else")
+    claimed(folder_out, EMBEDDING, log, recipe, force=force)
     opened = open_log(log)
     found = load_recipe(recipe, opened)
     embedders = (found.row(row) if row else found).embedders
@@ -910,10 +955,11 @@ def fit_embedder(
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True, help="Whose requests.")
 @click.option("--policies", is_flag=True, help="Add a deadline, batches, waiting rooms and fallbacks to start from.")
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@force_flag
 @json_flag
 def profile(
     recipe: str, log: Path, services: Path, seed: int, batches: list[int], cutoffs: tuple[tuple[str, list[int]], ...], seconds: float,
-    load: float, threads: int, window: str, policies: bool, no_cache: bool, as_json: bool,
+    load: float, threads: int, window: str, policies: bool, no_cache: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service time for `queue` and `plan`.
 
@@ -925,6 +971,11 @@ def profile(
     from .simulator.recipe import load_recipe
     from .simulator.services import with_policies
 
+    html = services.with_suffix(".html")
+    if html == services:
+        raise KarmafunnelError(f"profile: --out {services} needs to be a TOML file; the page goes into an .html file beside it")
+    claimed(services, SERVICES, log, recipe, force=force)
+    claimed(html, PAGE, log, recipe, force=force)
     opened = open_log(log)
     command = shlex.join(["karmafunnel", *sys.argv[1:]])
     note = f"{command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
@@ -936,7 +987,7 @@ def profile(
     if policies:
         found = replace(found, services=with_policies(found.services))
     found.write(services)
-    html = profile_page(found, services.with_suffix(".html"))
+    profile_page(found, html)
     if as_json:
         print(
             json.dumps(

@@ -448,6 +448,8 @@ def check(folder: Path, *names: str) -> None:
 
     A folder of before there were digests is let through, and said to be one.
     """
+    if in_temporary(folder):
+        return
     if not (folder / DIGESTS).is_file():
         say(f"{folder}: made before files had digests, so damage to it would not be noticed")
     elif (wrong := fault(folder, *names)) is not None:
@@ -468,15 +470,17 @@ def intact(folder: Path | None) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a command writes. A folder is one of ours by its `marker`, or (where it has none) if it holds nothing but `parts`; a file by
-    the `mark` that stands near its beginning. `parts`: names that such a folder may hold beside what is sealed.
+    """What a command writes. A folder is one of ours by the file `marker`; a file by the `mark` near its beginning.
+
+    `parts`: names that such a folder may hold beside what is sealed. `shared`: files go into the folder one by one, and what else lies
+    in it stays; it is one of ours, too, if it holds nothing but parts.
     """
 
     name: str
     marker: str = ""
     parts: tuple[str, ...] = ()
     mark: str = ""
-    shared: bool = False  # files go into the folder one by one, it is not replaced as a whole
+    shared: bool = False
 
 
 RUN = Kind("Run", "run.json")
@@ -485,9 +489,8 @@ LOG = Kind("log", "log.json", ("items.parquet", "requests.parquet", "exposures.p
 SIMULATION = Kind("simulation", "simulation.json")
 EMBEDDING = Kind("embedding", "embedding.json")
 PLAN = Kind("plan", "plan.json", ("services.toml", "what_if.csv", "load.html"))
-TABLE = Kind("table", "", ("cells", "attribution.md", "attribution.html", "attribution.png", "attention.html", "attention.png",
+TABLE = Kind("table", "table.json", ("cells", "attribution.md", "attribution.html", "attribution.png", "attention.html", "attention.png",
     *(f"table.{kind}" for kind in ("json", "md", "csv", "html", "tex"))), shared=True)  # fmt: skip
-DEMO = Kind("demo", "", ("log", "run", "load", "cache", "double", "services.toml", "report.html", "load.html"), shared=True)
 PAGE = Kind("page", mark=PAGE_MARK)
 SERVICES = Kind("services file", mark=TEXT_MARK)
 FOLDERS = (RUN, LOG, SIMULATION, EMBEDDING, PLAN)
@@ -495,6 +498,7 @@ FOLDERS = (RUN, LOG, SIMULATION, EMBEDDING, PLAN)
 
 @dataclass(frozen=True)
 class _Claimed:
+    who: str
     kind: Kind
     force: bool
 
@@ -516,9 +520,12 @@ def claim(
     """
     place = Path(place)
     at = Path(os.path.realpath(place))
+    if in_temporary(at):  # of what was claimed as a whole
+        yield at
+        return
     held = _claims.get()
     if (mine := held.get(at)) is not None:
-        _same(place, who, mine.kind, wants or {}, force or mine.force)
+        _same(place, mine.who, mine.kind, wants or {}, force or mine.force)
         yield at
         return
     for given in inputs:
@@ -535,7 +542,7 @@ def claim(
             settle(at)
             _free(place, at, who, kind, force)
             _same(place, who, kind, wants or {}, force)
-            token = _claims.set({**held, at: _Claimed(kind, force)})
+            token = _claims.set({**held, at: _Claimed(who, kind, force)})
             try:
                 yield at
             finally:
@@ -608,7 +615,7 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
     names = sorted(name for name in os.listdir(at) if not TEMPORARY.fullmatch(name) and name != DIGESTS)
     if not names:
         return
-    ours = kind.marker in names if kind.marker else set(names) <= set(kind.parts)
+    ours = kind.marker in names or (kind.shared and set(names) <= set(kind.parts))
     other = next((one.name for one in FOLDERS if one.marker in names), None)
     if not ours and (other is None or kind.shared):
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -357,9 +357,9 @@ class Profile:
         made = rounded(fit_time(total[REQUESTS].to_numpy(), np.zeros(total.height), total[MS].to_numpy(), self.seed))
         return Services((Service(name, made, k=self.services.stages[-1].k),), name=self.services.name, note=self.services.note)
 
-    def write(self, path: Path | str) -> Path:
+    def write(self, path: Path | str, force: bool = False) -> Path:
         """The services as a TOML file that `Services.read` reads, with comments on how to go on."""
-        return self.services.write(path, GO_ON)
+        return self.services.write(path, GO_ON, force)
 
 
 GO_ON = """\

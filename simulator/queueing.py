@@ -6,7 +6,6 @@ stage s depend on (seed, i, s) alone, never on the order of events, so that two 
 
 from __future__ import annotations
 
-import json
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator
@@ -22,7 +21,8 @@ import pyarrow.parquet as pq
 import simpy
 
 from ..bounds import check_bound, check_seed
-from ..log import KarmafunnelError, atomic_folder, write_json
+from ..errors import KarmafunnelError
+from ..files import SIMULATION, atomic_folder, check, claim, open_table, read_json, read_table, settle, write_json
 from .arrivals import Arrivals
 from .services import NOTHING, Service, Services, path_of
 from .steady import batch_quantiles, warmup
@@ -542,15 +542,17 @@ class Simulation:
 
     @classmethod
     def open(cls, folder: Path | str, arrivals: Arrivals | None = None) -> Simulation:
-        """Read what `simulate` wrote; raises KarmafunnelError where there is none."""
+        """Read what `simulate` wrote; raises KarmafunnelError where there is none, and naming a file that is not as it was written."""
         folder = Path(folder)
+        settle(folder)
         if not (folder / "simulation.json").exists():
             raise KarmafunnelError(
                 f"{folder}: needs a simulation (simulation.json), found none; make one with `karmafunnel queue`"
             )
-        meta = json.loads((folder / "simulation.json").read_text())
-        frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("requests", "over_time")}
-        events = pl.scan_parquet(folder / "events.parquet") if (folder / "events.parquet").exists() else None
+        check(folder)
+        meta = read_json(folder / "simulation.json")
+        frames = {name: read_table(folder / f"{name}.parquet") for name in ("requests", "over_time")}
+        events = open_table(folder / "events.parquet") if (folder / "events.parquet").exists() else None
         counted = pl.DataFrame(meta["counted"], infer_schema_length=None)
         told, services = arrivals or Told(meta["arrivals"], meta["stationary"]), Services.read(folder / "services.toml")
         return cls(services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events)
@@ -567,31 +569,27 @@ class Told(Arrivals):
         return self.text
 
 
-def check_out(out: Path) -> None:
-    """Raises KarmafunnelError for a folder that a simulation must not replace."""
-    if out.exists() and not (out / "simulation.json").exists() and (not out.is_dir() or any(out.iterdir())):
-        raise KarmafunnelError(f"queue: --out {out} needs to be a new folder or an older simulation, found something else")
-
-
 def simulate(
     services: Services, arrivals: Arrivals, n: int, seed: int = 0, *, out: Path | str | None = None, events: bool = False,
     progress: Callable[[int], None] | None = None, says: dict[str, Any] | None = None,
-    also: Callable[[Simulation, Path], Any] | None = None,
+    also: Callable[[Simulation, Path], Any] | None = None, force: bool = False,
 ) -> Simulation:  # fmt: skip
     """n requests through a deployment. Same services, arrivals, n and seed: the same events, and the same bytes in `out`.
 
     With `out` tables are written there as they come (requests, over_time, events where asked for; services.toml; simulation.json with
     `says`; what `also` adds to the folder), so that memory does not grow with events; the folder appears whole or not at all, in the
-    place of an older simulation. `progress` is told how many have arrived. Raises KarmafunnelError for an `out` that holds something
-    else, for more than 20,000,000 requests, and where more than 500,000 are in the system at once, naming the stage that cannot keep up.
+    place of an older simulation (with `force`, of something else of ours). `progress` is told how many have arrived. Raises
+    KarmafunnelError for an `out` that holds something else, for more than 20,000,000 requests, and where more than 500,000 are in the
+    system at once, naming the stage that cannot keep up.
     """
-    if out is not None:
-        check_out(Path(out))
     check_bound("queue", "requests", requests=n)
     check_seed("queue", seed)
     times = arrivals.times(n, np.random.default_rng([seed, 2**40]))
     with ExitStack() as stack:
-        folder = stack.enter_context(atomic_folder(Path(out))) if out is not None else None
+        folder = None
+        if out is not None:
+            stack.enter_context(claim(out, "queue", SIMULATION, force=force))
+            folder = stack.enter_context(atomic_folder(out, sealed=True))
         run = Simulator(services, times, seed, folder, events, progress)
         run.go()
         sheets = {"requests": run.requests, "over_time": run.over_time} | ({"events": run.events} if run.events else {})

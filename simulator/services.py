@@ -44,7 +44,7 @@ import tomli_w
 
 from ..bounds import check_bound, check_name, check_title
 from ..errors import KarmafunnelError, quoted
-from ..files import read_text, write_text
+from ..files import SERVICES, claim, marked, read_text, write_text
 
 FULL, NOTHING, SKIP, STALE = "full", "nothing", "skip", "stale"
 KINDS = ("constant", "exponential", "lognormal", "empirical")
@@ -435,9 +435,13 @@ class Services:
         )
         return re.sub(r"\[\n((?:    [^\n{]*,\n)+)\]", lambda found: _rows(found[1].split()), text)
 
-    def write(self, path: Path | str, head: str = "") -> Path:
-        """Write the TOML file, whole or not at all; `head`: comments to put before it."""
-        return write_text(path, head + self.toml())
+    def write(self, path: Path | str, head: str = "", force: bool = False) -> Path:
+        """Write the TOML file, whole or not at all; `head`: comments to put before it.
+
+        Raises KarmafunnelError for a file that a person wrote or (without `force`) edited.
+        """
+        with claim(path, "write", SERVICES, force=force):
+            return write_text(path, marked(head + self.toml()))
 
 
 def with_policies(services: Services, slack: float = 4.0) -> Services:

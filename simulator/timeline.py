@@ -8,7 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from ..log import KarmafunnelError
+from ..errors import KarmafunnelError
+from ..files import write_text
 from .queueing import Simulation
 
 
@@ -80,5 +81,4 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
                 made.append(work | {"args": {"first": request}})
         elif event not in ("come", "again"):
             made.append({"ph": "i", "s": "p", "name": event, "pid": pid, "tid": 0, "ts": us, "args": {"request": request}})
-    path.write_text(json.dumps({"traceEvents": made, "displayTimeUnit": "ms"}) + "\n")
-    return path
+    return write_text(path, json.dumps({"traceEvents": made, "displayTimeUnit": "ms"}) + "\n")

@@ -262,7 +262,7 @@ def test_same_seed_same_bytes_and_files_are_what_stays_in_memory(tmp_path, monke
         for name in ("one", "two")
     ]
     assert sums[0] == sums[1] and set(sums[0]) == {
-        "requests.parquet", "events.parquet", "over_time.parquet", "services.toml", "simulation.json",
+        "requests.parquet", "events.parquet", "over_time.parquet", "services.toml", "simulation.json", "digests.json",
     }  # fmt: skip
     again = Simulation.open(tmp_path / "one")
     assert again.summary() == kept.summary() and again.stages.equals(kept.stages)
@@ -494,6 +494,7 @@ def test_queue_and_timeline_as_a_person_calls_them(tmp_path):
         "events.parquet",
         "over_time.parquet",
         "services.toml",
+        "digests.json",
         "simulation.json",
         "load.html",
         "trace.json",
