@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from .errors import KarmafunnelError, quoted
 
 MANY = 1_000_000_000
-LARGE = 1e12
+LARGE = 1e9
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,6 @@ class Bound:
 SEED = Bound(0, 2**31 - 1)  # what NumPy, torch, LightGBM, scikit-learn and faiss all take
 SHARE = Bound(0.0, 1.0)
 MS, SECONDS, MINUTES, DAYS = 1e9, 1e9, 1e8, 36_500.0
-DIM = Bound(1, 8192)
-DEPTH = Bound(1, 10_000)  # of a history
 
 BOUNDS = {
     "seed": SEED,
@@ -73,6 +71,32 @@ BOUNDS = {
 }  # fmt: skip
 
 
+# Fields of stages, features and embedders, by name: a name means the same wherever it stands.
+WEIGHT = Bound(0.0, LARGE)
+FIELDS = {
+    "k": BOUNDS["k"], "days": Bound(0.0, DAYS), "seed": SEED,
+    # histories, text
+    **dict.fromkeys(("depth", "length"), Bound(1, 10_000)), "text_words": Bound(1, 4096), "query_words": Bound(0, 4096),
+    "words": Bound(1, 10_000_000), "chars": Bound(0, 64), "vocab": Bound(300, 1_000_000), "context": Bound(1, 131_072),
+    "tokens": Bound(0, 10**12), "window": Bound(0, 10_000),
+    # networks and how they learn
+    **dict.fromkeys(("dim", "attention"), Bound(1, 8192)), **dict.fromkeys(("layers", "heads", "kv_heads"), Bound(1, 256)),
+    "mlp": Bound(1, 65_536), "crosses": Bound(0, 64), "low": Bound(0, 8192), "lora": Bound(0, 8192), "side": Bound(8, 1024),
+    "batch": Bound(1, 100_000), "epochs": Bound(1, 10_000), "patience": Bound(0, 10_000), "negatives": Bound(1, 100_000),
+    "hard": Bound(0, 1024), "tail": Bound(1, MANY), "rate": WEIGHT, "temperature": Bound(1e-3, 1e3),
+    **dict.fromkeys(("dropout", "unknown"), Bound(0.0, 0.99)), "weight_decay": Bound(0.0, 100.0),
+    **dict.fromkeys(("action", "gen", "rec", "see", "query_weight", "history_weight", "shrink", "l2", "k1", "rrf"), WEIGHT),
+    **dict.fromkeys(("decay", "falloff", "b", "trade"), SHARE), "prior": Bound(1e-9, LARGE),
+    # trees, samples, indexes
+    "trees": Bound(1, 100_000), "leaves": Bound(2, 131_072), "learning_rate": Bound(1e-9, 100.0), "min_rows": Bound(0, MANY),
+    "passed": Bound(0, 10_000_000), "random": Bound(0, 100_000), "requests": Bound(1, MANY), "neighbours": Bound(1, 1_000_000),
+    **dict.fromkeys(("nlist", "nprobe", "ef"), Bound(1, 1_000_000)),
+    # rules
+    "max_per_category": Bound(1, MANY), "level": Bound(-64, 64), "min_price": WEIGHT, "max_price": WEIGHT,
+    **dict.fromkeys(("click", "buy", "price"), Bound(0.0, 100.0)),
+}  # fmt: skip
+
+
 def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
     """Raises KarmafunnelError naming the value that is not within a bound, or the bound of that name."""
     allowed = BOUNDS[bound] if isinstance(bound, str) else bound
@@ -87,16 +111,17 @@ def check_seed(who: str, seed: Any) -> int:
     return int(seed)
 
 
-def needs(value: Any, **ranges: Bound | tuple[float, float | None]) -> None:
-    """Raises KarmafunnelError where a field of a value is not within its bound, or from low to high; whole where low is an int.
+def needs(value: Any, *names: str, **others: Bound | tuple[float, float | None]) -> None:
+    """Raises KarmafunnelError where a field of a dataclass is not within the bound of its name, or within another one that is said.
 
-    Without a high it is a billion of whole numbers, and a thousand times as much of others.
+    (low, high) are both included, whole numbers where low is an int; without a high it is a billion. A field that is None by default may
+    be None.
     """
-    for name, found in ranges.items():
-        if not isinstance(found, Bound):
-            low, high = found
-            found = Bound(low, high if high is not None else MANY if isinstance(low, int) else LARGE)
-        check_bound(type(value).__name__, found, **{name: getattr(value, name)})
+    optional = {field.name for field in fields(value) if field.default is None}
+    for name, found in {**{name: FIELDS[name] for name in names}, **others}.items():
+        bound = found if isinstance(found, Bound) else Bound(found[0], MANY if found[1] is None else found[1])
+        if getattr(value, name) is not None or name not in optional:
+            check_bound(type(value).__name__, bound, **{name: getattr(value, name)})
 
 
 # -- names --------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,11 @@ class KarmafunnelError(ValueError):
 
 def line_of(error: BaseException) -> str:
     """What went wrong, in a line."""
-    return " ".join((str(error) if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {error}").split())
+    try:
+        text = str(error)
+    except Exception:  # a class of a recipe's own
+        text = "an error that cannot say what it is"
+    return " ".join((text if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {text}").split())
 
 
 def quoted(value: Any, most: int = 200) -> str:

@@ -19,7 +19,6 @@ import numpy as np
 import polars as pl
 
 from .bounds import check_bound, check_seed
-from .bounds import needs as needs
 from .errors import KarmafunnelError as KarmafunnelError
 from .errors import line_of as line_of
 from .files import LOG, claim, open_table, read_json, say, settle

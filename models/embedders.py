@@ -23,8 +23,9 @@ from scipy import sparse, special
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.utils.extmath import randomized_svd
 
+from ..bounds import needs
 from ..files import EMBEDDING, atomic_folder, check, claim, read_json, settle, write_json
-from ..log import KarmafunnelError, Log, needs
+from ..log import KarmafunnelError, Log
 
 Progress = Callable[[str], None]
 BLOCK = 4096  # requests at a time where vectors of histories are gathered
@@ -260,8 +261,7 @@ class TfidfSVD(Embedder):
     chars: int = 0
 
     def __post_init__(self) -> None:
-        needs(self, dim=(1, None), length=(1, None), decay=(0.0, 1.0), words=(1, None), chars=(0, None))
-        needs(self, query_weight=(0.0, None), history_weight=(0.0, None))
+        needs(self, "dim", "length", "decay", "words", "chars", "query_weight", "history_weight")
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
@@ -385,7 +385,7 @@ class Cooccurrence(Embedder):
     def __post_init__(self) -> None:
         if self.weighting not in ("cosine", "ppmi"):
             raise KarmafunnelError(f"Cooccurrence: weighting needs 'cosine' or 'ppmi', found {self.weighting!r}")
-        needs(self, dim=(1, None), window=(0, None), falloff=(0.0, 1.0), shrink=(0.0, None), length=(1, None), decay=(0.0, 1.0))
+        needs(self, "dim", "window", "falloff", "shrink", "length", "decay")
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
@@ -462,7 +462,7 @@ class RandomVectors(Embedder):
     dim: int = 16
 
     def __post_init__(self) -> None:
-        needs(self, dim=(1, None))
+        needs(self, "dim")
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None

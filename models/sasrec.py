@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..log import KarmafunnelError, Log, needs
+from ..bounds import needs
+from ..log import KarmafunnelError, Log
 from .embedders import (
     Cooccurrence,
     Embedder,
@@ -71,9 +72,8 @@ class SASRec(Embedder):
     def __post_init__(self) -> None:
         if self.loss not in ("full", "sampled"):
             raise KarmafunnelError(f"SASRec: loss needs 'full' or 'sampled', found {self.loss!r}")
-        needs(self, **dict.fromkeys(("dim", "layers", "heads", "length", "negatives", "batch", "epochs"), (1, None)))
-        needs(self, dropout=(0.0, 0.99), unknown=(0.0, 0.99), temperature=(1e-3, None), rate=(0.0, None), weight_decay=(0.0, None))
-        needs(self, patience=(0, None), tail=(1, None))
+        needs(self, "dim", "layers", "heads", "length", "negatives", "batch", "epochs", "patience", "tail")
+        needs(self, "dropout", "unknown", "temperature", "rate", "weight_decay")
         if self.dim % self.heads:
             raise KarmafunnelError(f"SASRec: dim needs to be a multiple of heads, found {self.dim} and {self.heads}")
 

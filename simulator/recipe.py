@@ -28,6 +28,7 @@ from .services import FULL, NOTHING, SKIP, STALE
 
 EXPORTS = ("funnel", "embedders", "label", "rows", "against", "measures", "seeds", "by_stage", "grid", "fallbacks")
 SEEDS = (0, 1, 2)
+LABELS = ("click", "purchase")
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,15 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
     funnel, label = as_funnel(values["funnel"]), values["label"] or log.meta["label"]
     embedders = {} if values["embedders"] is None else values["embedders"]
     if not isinstance(funnel, Funnel):
-        raise KarmafunnelError(f"recipe {path}: funnel needs stages chained with >>, found {funnel!r}")
+        raise KarmafunnelError(f"recipe {path}: funnel needs stages chained with >>, found {quoted(funnel)}")
+    if label not in LABELS:
+        raise KarmafunnelError(f"recipe {path}: label needs one of {LABELS} or None, found {quoted(label)}")
     if not isinstance(embedders, Mapping):
-        raise KarmafunnelError(f"recipe {path}: embedders needs a dict of name: Embedder, found {embedders!r}")
+        raise KarmafunnelError(f"recipe {path}: embedders needs a dict of name: Embedder, found {quoted(embedders)}")
     _check_embedders(f"recipe {path}: ", embedders)
     fallbacks = {} if values["fallbacks"] is None else values["fallbacks"]
     if not isinstance(fallbacks, Mapping) or not all(isinstance(n, str) and isinstance(s, Stage) for n, s in fallbacks.items()):
-        raise KarmafunnelError(f"recipe {path}: fallbacks needs a dict of name: recall stage, such as Popular(k=800), found {fallbacks!r}")
+        raise KarmafunnelError(f"recipe {path}: fallbacks needs a dict of name: recall stage, such as Popular(k=800), found {quoted(fallbacks)}")
     for name in fallbacks:
         check_name(f"recipe {path}", "the name of a fallback", name, (FULL, NOTHING, SKIP, STALE))
     made = Recipe(path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path)
@@ -212,7 +215,7 @@ def _check_embedders(who: str, embedders: Mapping[str, Any]) -> None:
     for name, value in embedders.items():
         check_name(who.removesuffix(": ") or "row", "the name of an embedder", name)
         if not isinstance(value, Embedder):
-            raise KarmafunnelError(f"{who}embedder {name!r} needs an Embedder such as SASRec(), found {value!r}")
+            raise KarmafunnelError(f"{who}embedder {name!r} needs an Embedder such as SASRec(), found {quoted(value)}")
 
 
 def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,22 +223,22 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     rows, against, measures, seeds, by_stage = (values[name] for name in ("rows", "against", "measures", "seeds", "by_stage"))
     if not isinstance(rows, Mapping) or not rows:
         raise KarmafunnelError(
-            f"recipe {path}: rows needs a dict of row name: dict of embedders, or Row, with a row at least, found {rows!r}"
+            f"recipe {path}: rows needs a dict of row name: dict of embedders, or Row, with a row at least, found {quoted(rows)}"
         )
     for name in rows:
         check_title(f"recipe {path}", "the name of a row", name)
     found = {name: _fault(f"recipe {path}: row {name!r}", partial(_check_row, recipe, given)) for name, given in rows.items()}
     faults = {name: fault for name, fault in found.items() if fault}
     if against not in rows:
-        raise KarmafunnelError(f"recipe {path}: against needs the name of a row, one of {list(rows)}; found {against!r}")
+        raise KarmafunnelError(f"recipe {path}: against needs the name of a row, one of {list(rows)}; found {quoted(against)}")
     if measures is not None and (not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)):
-        raise KarmafunnelError(f"recipe {path}: measures needs a list of names such as 'HR@10', found {measures!r}")
+        raise KarmafunnelError(f"recipe {path}: measures needs a list of names such as 'HR@10', found {quoted(measures)}")
     seeds = SEEDS if seeds is None else seeds
     whole = isinstance(seeds, (list, tuple)) and all(SEED.holds(s) for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise KarmafunnelError(f"recipe {path}: seeds needs different ones, each {SEED}, such as (0, 1, 2), found {quoted(seeds)}")
     if by_stage not in (None, True, False):
-        raise KarmafunnelError(f"recipe {path}: by_stage needs True or False, found {by_stage!r}")
+        raise KarmafunnelError(f"recipe {path}: by_stage needs True or False, found {quoted(by_stage)}")
     return {
         "rows": {name: Row() if name in faults else as_row(row) for name, row in rows.items()}, "faults": faults, "against": against,
         "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage), "grid": _grid(path, recipe, rows, values["grid"]),
@@ -247,9 +250,9 @@ def _check_row(recipe: Recipe, given: Any) -> None:
         raise given
     row = as_row(given)
     if not isinstance(row.embedders, Mapping):
-        raise KarmafunnelError(f"needs a dict of name: Embedder, or a Row, found {row.embedders!r}")
+        raise KarmafunnelError(f"needs a dict of name: Embedder, or a Row, found {quoted(row.embedders)}")
     if row.funnel is not None and not isinstance(row.funnel, (Funnel, Stage)):
-        raise KarmafunnelError(f"funnel needs stages chained with >>, found {row.funnel!r}")
+        raise KarmafunnelError(f"funnel needs stages chained with >>, found {quoted(row.funnel)}")
     known = sorted({n for stage in as_funnel(row.funnel or recipe.funnel).stages for n in stage.embedders()})
     if stray := sorted(set(row.embedders) - set(known)):
         raise KarmafunnelError(f"names embedders {stray}; those that its funnel reads are {known}")

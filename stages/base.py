@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from .. import models
-from ..bounds import BOUNDS, check_fits, check_name, check_seed, needs
+from ..bounds import check_fits, check_name, check_seed, needs
 from ..files import atomic_folder, intact, write_text
 from ..log import KarmafunnelError, Log, hash_ids
 from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
@@ -409,7 +409,7 @@ class Funnel:
     def __post_init__(self) -> None:
         names = [s.name for s in self.stages]
         for stage in (part for whole in self.stages for part in (whole, *getattr(whole, "channels", ()))):
-            needs(stage, k=BOUNDS["k"])
+            needs(stage, "k")
             check_name(type(stage).__name__, "name", stage.name)
         if len(set(names)) < len(names):
             raise KarmafunnelError(f"funnel: needs stages of different names, found {names}; give one a name=")

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from ..log import KarmafunnelError, needs
+from ..bounds import needs
+from ..log import KarmafunnelError
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
 from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, ascending, group_rows
@@ -270,7 +271,7 @@ class SimTier(Feature):
     depth: int = 50
 
     def __post_init__(self) -> None:
-        needs(self, depth=(1, None))
+        needs(self, "depth")
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -312,7 +313,7 @@ class Vectors(Feature):
     dim: int
 
     def __post_init__(self) -> None:
-        needs(self, dim=(1, None))
+        needs(self, "dim")
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -357,7 +358,7 @@ class Popularity(Feature):
     columns: ClassVar[tuple[str, ...]] = ("popularity", "popularity_recent", "popularity_rank", "shown", "ctr", "ctr_rank")
 
     def __post_init__(self) -> None:
-        needs(self, days=(0.0, None), prior=(1e-9, None))
+        needs(self, "days", "prior")
 
     def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
@@ -387,7 +388,7 @@ class Price(Feature):
             raise KarmafunnelError(f"{who}: {self!r} needs prices, log {scene.log.name} has none")
 
     def __post_init__(self) -> None:
-        needs(self, depth=(1, None))
+        needs(self, "depth")
 
     def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof
@@ -422,7 +423,7 @@ class Own(Feature):
     )
 
     def __post_init__(self) -> None:
-        needs(self, depth=(1, None))
+        needs(self, "depth")
 
     def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.scene.log.asof

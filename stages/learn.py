@@ -13,8 +13,10 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
+from ..bounds import needs
+from ..errors import quoted
 from ..files import read_json, write_json
-from ..log import KarmafunnelError, needs, rows_of
+from ..log import KarmafunnelError, rows_of
 from ..models import ctr, gbdt
 from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, check_windows, group_rows, order, with_forced
 from .features import Feature, check, compute
@@ -43,7 +45,7 @@ class Sample(Typed):
     def __post_init__(self) -> None:
         if not isinstance(self.exposed, bool):
             raise KarmafunnelError(f"Sample: exposed needs True or False, found {self.exposed!r}")
-        needs(self, passed=(0, None), random=(0, None), requests=(1, None))
+        needs(self, "passed", "random", "requests")
         given = self.windows if isinstance(self.windows, tuple) else ()
         if not given or set(given) - {"W1", "W2a"} or len(set(given)) < len(given):
             raise KarmafunnelError(f"Sample: windows needs a tuple of 'W1' and 'W2a', found {self.windows!r}")
@@ -321,11 +323,8 @@ class Teacher(Typed):
 
     def __post_init__(self) -> None:
         if not isinstance(self.stage, Boosted | Neural):
-            raise KarmafunnelError(f"Teacher: needs a learnt stage, boosted trees or a network, found {self.stage!r}")
-        if not (0 <= self.weight <= 1 and self.temperature > 0):
-            raise KarmafunnelError(
-                f"Teacher: needs a weight in 0..1 and a temperature above 0, found {self.weight} and {self.temperature}"
-            )
+            raise KarmafunnelError(f"Teacher: needs a learnt stage, boosted trees or a network, found {quoted(self.stage)}")
+        needs(self, "temperature", weight=(0.0, 1.0))
 
     def mixed(self, label: np.ndarray, taught: np.ndarray) -> np.ndarray:
         return ((1 - self.weight) * label + self.weight * taught).astype(np.float32)
@@ -405,7 +404,7 @@ class Boosted(Stage):
         object.__setattr__(self, "features", tuple(self.features))
         if self.objective not in ("lambdarank", "binary"):
             raise KarmafunnelError(f"{self.name}: objective needs 'lambdarank' or 'binary', found {self.objective!r}")
-        needs(self, trees=(1, None), leaves=(2, None), learning_rate=(1e-9, None), min_rows=(0, None), l2=(0.0, None))
+        needs(self, "trees", "leaves", "learning_rate", "min_rows", "l2")
         check_calibrated(self)
 
     def embedders(self) -> tuple[str, ...]:
@@ -503,7 +502,7 @@ class Neural(Stage):
         object.__setattr__(self, "features", tuple(self.features))
         if self.loss not in ("bce", "listwise"):
             raise KarmafunnelError(f"{self.name}: loss needs 'bce' or 'listwise', found {self.loss!r}")
-        needs(self, dim=(1, None), depth=(1, None), epochs=(1, None), rate=(1e-9, None))
+        needs(self, "dim", "depth", "epochs", rate=(1e-9, 100.0))
         check_calibrated(self)
 
     def embedders(self) -> tuple[str, ...]:

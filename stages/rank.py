@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 from scipy.special import expit
 
-from ..log import KarmafunnelError, needs, rows_of
+from ..bounds import needs
+from ..log import KarmafunnelError, rows_of
 from ..models import ctr
 from .base import ITEM, REQUEST, SCORE, FittedFunnel, Scene, group_rows
 from .learn import (
@@ -55,7 +56,7 @@ class DINRank(Neural):
         super().__post_init__()
         if self.use not in ("simtier", "sata", "both", "raw"):
             raise KarmafunnelError(f"{self.name}: use needs 'simtier', 'sata', 'both' or 'raw', found {self.use!r}")
-        needs(self, attention=(1, None))
+        needs(self, "attention")
 
     def embedders(self) -> tuple[str, ...]:
         return (*super().embedders(), *([self.similar] if self.similar else []))
@@ -83,6 +84,10 @@ class DCNRank(Neural):
     crosses: int = 2
     low: int = 16
     calibrated: Calibrated = "isotonic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        needs(self, "crosses", "low")
 
     def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
         config = ctr.DCNConfig(dim=self.dim, crosses=self.crosses, low=self.low)

@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
+from ..bounds import MANY, Bound, check_bound, needs
 from ..files import read_table
-from ..log import KarmafunnelError, Log, needs, rows_of, sha256
+from ..log import KarmafunnelError, Log, rows_of, sha256
 from .base import (
     ITEM,
     RANK,
@@ -81,7 +82,7 @@ class IVF(Typed):
     nprobe: int = 16
 
     def __post_init__(self) -> None:
-        needs(self, nlist=(1, None), nprobe=(1, None))
+        needs(self, "nlist", "nprobe")
 
     def description(self, d: int, n: int) -> str:
         return f"IVF{min(self.nlist, max(1, n // 39))},Flat"
@@ -96,7 +97,7 @@ class IVFPQ(Typed):
     m: int = 16
 
     def __post_init__(self) -> None:
-        needs(self, nlist=(1, None), nprobe=(1, None), m=(1, None))
+        needs(self, "nlist", "nprobe", m=(1, 8192))
 
     def description(self, d: int, n: int) -> str:
         if n < 256:
@@ -113,7 +114,7 @@ class HNSW(Typed):
     ef: int = 128
 
     def __post_init__(self) -> None:
-        needs(self, m=(2, None), ef=(1, None))
+        needs(self, "ef", m=(2, 512))
 
     def description(self, d: int, n: int) -> str:
         return f"HNSW{self.m},Flat"
@@ -273,7 +274,7 @@ class BM25Recall(Stage):
     name: str = "recall"
 
     def __post_init__(self) -> None:
-        needs(self, k1=(0.0, None), b=(0.0, 1.0))
+        needs(self, "k1", "b")
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedBM25:
         return FittedBM25(self, scene, Titles.of(scene, repr(self), self.k1, self.b))
@@ -363,6 +364,9 @@ class Popular(Stage):
     days: float | None = None
     name: str = "recall"
 
+    def __post_init__(self) -> None:
+        needs(self, "days")
+
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedPopular:
         return FittedPopular(self, scene)
 
@@ -413,7 +417,7 @@ class Repeat(Stage):
     name: str = "recall"
 
     def __post_init__(self) -> None:
-        needs(self, depth=(1, None))
+        needs(self, "depth")
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedRepeat:
         return FittedRepeat(self, scene)
@@ -466,7 +470,7 @@ class ItemKNN(Stage):
     counts_in: ClassVar[tuple[str, ...]] = ("W1",)
 
     def __post_init__(self) -> None:
-        needs(self, depth=(1, None), neighbours=(1, None), shrink=(0.0, None), decay=(0.0, 1.0))
+        needs(self, "depth", "neighbours", "shrink", "decay")
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedItemKNN:
         log = scene.log
@@ -545,6 +549,9 @@ class Uniform(Stage):
     k: int = 100
     seed: int = 0
     name: str = "recall"
+
+    def __post_init__(self) -> None:
+        needs(self, "seed")
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedUniform:
         return FittedUniform(self, scene)
@@ -693,6 +700,9 @@ class Join(Stage):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
+        needs(self, "rrf")
+        for quota in self.quotas:
+            check_bound("Join", Bound(0, MANY), quotas=quota)
         if self.quotas and (len(self.quotas) != len(self.channels) or sum(self.quotas) > self.k):
             raise KarmafunnelError(
                 f"Join: needs one quota a channel, at most k={self.k} in all; found {self.quotas} for {len(self.channels)} channels"

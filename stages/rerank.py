@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from ..bounds import needs
 from ..log import KarmafunnelError
 from .base import CHANNEL, ITEM, RANK, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, positional
 from .features import Rows
@@ -41,12 +42,11 @@ class Rules(Stage):
     name: str = "rerank"
 
     def __post_init__(self) -> None:
-        if self.max_per_category is not None and self.max_per_category < 1:
-            raise KarmafunnelError(f"{self!r}: max_per_category needs to be at least 1, found {self.max_per_category}")
+        needs(self, "max_per_category", "level", "min_price", "max_price")
         if self.unknown_price not in ("keep", "drop"):
             raise KarmafunnelError(f"{self!r}: unknown_price needs 'keep' or 'drop', found {self.unknown_price!r}")
         low, high = self.bounds
-        if not (0 <= low <= high) or low == np.inf:
+        if low > high:
             raise KarmafunnelError(f"{self!r}: needs prices with 0 <= min_price <= max_price, found {low:g} and {high:g}")
 
     @property
@@ -185,10 +185,7 @@ class MMR(Stage):
     name: str = "rerank"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.trade <= 1:
-            raise KarmafunnelError(f"{self!r}: trade needs a number from 0 to 1, found {self.trade}")
-        if self.depth is not None and self.depth < 1:
-            raise KarmafunnelError(f"{self!r}: depth needs to be at least 1, found {self.depth}")
+        needs(self, "trade", depth=(1, None))
 
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
@@ -292,9 +289,7 @@ class GMVRank(Stage):
     name: str = "rerank"
 
     def __post_init__(self) -> None:
-        for what, exponent in (("click", self.click), ("buy", self.buy), ("price", self.price)):
-            if not (np.isfinite(exponent) and exponent >= 0):
-                raise KarmafunnelError(f"{self!r}: {what} needs a finite exponent of 0 or more, found {exponent}")
+        needs(self, "click", "buy", "price")
         if not (self.click or self.buy or self.price):
             raise KarmafunnelError(f"{self!r}: needs an exponent above 0, found none")
 

@@ -172,7 +172,7 @@ def test_checkpoints_that_cannot_be_read(shop: Log, tmp_path: Path, monkeypatch:
             replace(SMALL, backbone=Checkpoint(str(tmp_path / source))).fit(shop)
 
     right = Checkpoint(str(tmp_path / "right"))
-    for wrong, message in (({"lora": -1}, "rank of 0 or more"), ({"dtype": "float8"}, "dtype needs")):
+    for wrong, message in (({"lora": -1}, "lora needs a whole number from 0"), ({"dtype": "float8"}, "dtype needs")):
         with pytest.raises(KarmafunnelError, match=message):
             replace(right, **wrong)  # type: ignore[arg-type]
 

@@ -28,8 +28,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from ...bounds import needs
 from ...files import atomic_folder, intact, read_json, write_json
-from ...log import KarmafunnelError, Log, needs, read
+from ...log import KarmafunnelError, Log, read
 from ..embedders import Progress, Typed, known_in_w1
 from ..tensors import resumed, write_tensors
 
@@ -248,8 +249,7 @@ class Qwen(Typed):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = ("dim", "layers", "heads", "kv_heads", "mlp", "context", "batch")
-        needs(self, **dict.fromkeys(whole, (1, None)), vocab=(300, None), tokens=(0, None), rate=(0.0, None), seed=(0, None))
+        needs(self, "dim", "layers", "heads", "kv_heads", "mlp", "context", "batch", "vocab", "tokens", "rate", "seed")
         if self.dim % (2 * self.heads) or self.heads % self.kv_heads:  # rotary positions turn pairs of dimensions
             shape = f"dim={self.dim}, heads={self.heads}, kv_heads={self.kv_heads}"
             raise KarmafunnelError(f"Qwen: needs a dim of an even number a head and heads a multiple of kv_heads, found {shape}")
@@ -448,8 +448,7 @@ class Checkpoint(Typed):
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.lora < 0:
-            raise KarmafunnelError(f"{self!r}: lora needs a rank of 0 or more, found {self.lora}")
+        needs(self, "lora")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise KarmafunnelError(f"{self!r}: dtype needs 'float32', 'bfloat16' or 'float16', found {self.dtype!r}")
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...bounds import needs
 from ...files import write_json
-from ...log import KarmafunnelError, Log, needs
+from ...log import KarmafunnelError, Log
 from ..embedders import (
     Cooccurrence,
     Embedder,
@@ -128,17 +129,9 @@ class KARMA(Embedder):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise KarmafunnelError(f"KARMA: {name} needs one of {allowed}, found {getattr(self, name)!r}")
-        needs(self, **dict.fromkeys(("action", "gen", "rec", "see", "weight_decay"), (0.0, None)))
-        needs(
-            self,
-            **dict.fromkeys(("dim", "text_words", "length", "batch", "epochs"), (1, None)),
-            query_words=(0, None),
-            hard=(0, None),
-        )
-        needs(
-            self, temperature=(1e-3, 10.0), hard_weight=(1e-3, None), rate=(0.0, None), id_dropout=(0.0, 1.0), share=(1e-9, 1.0)
-        )
-        needs(self, dropout=(0.0, 0.99), average=(0.0, 0.999999))
+        needs(self, "action", "gen", "rec", "see", "weight_decay", "dim", "text_words", "query_words", "length", "batch", "epochs", "hard")
+        needs(self, "rate", "dropout", temperature=(1e-3, 10.0), hard_weight=(1e-3, None), id_dropout=(0.0, 1.0), share=(1e-9, 1.0))
+        needs(self, average=(0.0, 0.999999))
         if self.rec and self.decoder == "masked" and self.text_words > Masked.most:
             raise KarmafunnelError(f"KARMA: decoder='masked' needs text_words of {Masked.most} or fewer, found {self.text_words}")
         if self.items == "trained" and self.negatives != "batch":
@@ -556,8 +549,7 @@ class FrozenLM(Embedder):
         allowed = ("nothing", "standardise", "whitening", "autoencoder")
         if self.after not in allowed:
             raise KarmafunnelError(f"FrozenLM: after needs one of {allowed}, found {self.after!r}")
-        needs(self, dim=(1, None), text_words=(1, None), query_words=(0, None), length=(1, None), decay=(0.0, 1.0))
-        needs(self, query_weight=(0.0, None), history_weight=(0.0, None))
+        needs(self, "dim", "text_words", "query_words", "length", "decay", "query_weight", "history_weight")
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None

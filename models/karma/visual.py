@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...bounds import needs
 from ...files import atomic_folder, intact, write_json
 from ...log import KarmafunnelError, Log
 from ..embedders import Progress, Typed, known_in_w1
@@ -56,6 +57,9 @@ class SelfSupervised(Typed):
     batch: int = 256
     rate: float = 2e-3
     temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        needs(self, "dim", "side", "epochs", "batch", "rate", "temperature")
 
 
 def visual_features(
