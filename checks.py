@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
+from .files import open_table
 from .log import CAPABILITIES, TABLES, TS, WINDOWS, same_type, sha256
 from .terminal import Console, visible
 
@@ -147,7 +148,7 @@ class Folder:
             self.trouble[table, None] = f"there is no {path.name}"
             return
         try:
-            frame = pl.scan_parquet(path, row_index_name=ROW, glob=False)
+            frame = open_table(path, row_index_name=ROW)
             schema = frame.collect_schema()
             file = pq.ParquetFile(path)
         except (Exception, pl.exceptions.PanicException) as error:

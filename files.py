@@ -524,6 +524,9 @@ def claim(
         yield at
         return
     held = _claims.get()
+    if any(parent in held and held[parent].kind.shared for parent in at.parents) and kind.mark:
+        yield at  # a file of a folder that was claimed
+        return
     if (mine := held.get(at)) is not None:
         _same(place, mine.who, mine.kind, wants or {}, force or mine.force)
         yield at
@@ -657,7 +660,7 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
 
 def _beginning(path: Path) -> str:
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(4096).decode("utf-8", "replace")
+        return file.read(65536).decode("utf-8", "replace")
     return ""
 
 

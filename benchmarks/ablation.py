@@ -29,7 +29,9 @@ from rich.table import Table as Printed
 from safetensors.numpy import load_file, save_file
 
 from ..bounds import check_bound, check_seed
-from ..log import KarmafunnelError, Log, atomic_folder, line_of, write_json
+from ..errors import KarmafunnelError, line_of
+from ..files import TABLE, atomic_folder, claim, intact, read_json, read_table, read_text, remove, write_json, write_text
+from ..log import Log
 from ..models.karma import diagnose
 from ..simulator.attribution import attribute
 from ..simulator.figures import parse_all
@@ -65,7 +67,8 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        return self.read("facts.json").get("key") == self.key
+        told = self.read("facts.json").get("key") == self.key
+        return told and intact(self.folder / "run") and intact(self.folder / "similarity")
 
     @property
     def failed(self) -> str | None:
@@ -75,18 +78,17 @@ class Cell:
 
     @property
     def replayed(self) -> bool:
-        return self.read("replayed.json").get("key") == self.key and (self.folder / "run" / "run.json").exists()
+        return self.read("replayed.json").get("key") == self.key and intact(self.folder / "run")
 
     def fails(self, error: Exception) -> None:
         """Write down what went wrong; it is not tried again until `failed.json` is removed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         trace = "".join(traceback.format_exception(error))
         write_json(self.folder / "failed.json", {"key": self.key, "error": line_of(error), "trace": trace})
 
     def read(self, name: str) -> dict[str, Any]:
         try:
-            return dict(json.loads((self.folder / name).read_text()))
-        except (OSError, ValueError):
+            return dict(read_json(self.folder / name))
+        except (KarmafunnelError, TypeError, ValueError):
             return {}
 
 
@@ -123,19 +125,28 @@ def cells(
 def ablate(
     recipe: Recipe, log: Log, out: Path, *, only: Sequence[str] = (), seeds: Sequence[int] = (), window: str = "W3",
     limit: int | None = None, device: str = "cpu", cache: Path | None = None, minutes: float | None = None, console: Console | None = None,
-    command: str = "", workers: Workers | None = None,
+    command: str = "", workers: Workers | None = None, force: bool = False,
 ) -> list[Cell]:  # fmt: skip
     """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that are left for another time.
 
     `minutes`: no new cell is begun after so long. A cell that failed is not tried again by the same code: remove its `failed.json`.
     `workers`: other processes replay; fitting stays in this one. Raises KarmafunnelError, before anything is fitted, for a recipe
-    without rows, an unknown row, measure or device, a limit below 1, a window without requests, an `out` that is no folder, and workers
-    that cannot read log and recipe.
+    without rows, an unknown row, measure or device, a limit below 1, a window without requests, an `out` that holds something else or
+    (without `force`) the table of another recipe, log, window or limit, and workers that cannot read log and recipe.
     """
+    wants = {"recipe": recipe.name, "log.name": log.name, "log.checksum": log.checksum, "window": window, "limit": limit}
+    with claim(out, "table", TABLE, wants=wants, inputs=[log.path, recipe.path], force=force):
+        return _ablate(recipe, log, out, only, seeds, window, limit, device, cache, minutes, console, command, workers)
+
+
+def _ablate(
+    recipe: Recipe, log: Log, out: Path, only: Sequence[str], seeds: Sequence[int], window: str, limit: int | None, device: str,
+    cache: Path | None, minutes: float | None, console: Console | None, command: str, workers: Workers | None,
+) -> list[Cell]:  # fmt: skip
     todo = cells(recipe, log, out, only, seeds, window, limit, device)
     if minutes is not None:
         check_bound("table", "minutes", minutes=minutes)
-    check(recipe, log, out, window, limit, device)
+    check(recipe, log, window, limit, device)
     if workers is not None:
         check_workers(workers, recipe, log, cache)
     say = (lambda text: console.print(text, soft_wrap=True)) if console else silent
@@ -186,10 +197,8 @@ def failed(cell: Cell, error: Exception, say: Progress) -> None:
     say(f"{cell.row}, seed {cell.seed} failed: {line_of(error)}\nto try it again, remove {cell.folder / 'failed.json'}")
 
 
-def check(recipe: Recipe, log: Log, out: Path, window: str, limit: int | None, device: str) -> None:
+def check(recipe: Recipe, log: Log, window: str, limit: int | None, device: str) -> None:
     """Refuse what would fail in every cell, or only after the last: it is no row's fault, and fitting takes hours."""
-    if out.exists() and not out.is_dir():
-        raise KarmafunnelError(f"table: needs a folder to write into, found the file {out}")
     if limit is not None and limit < 1:
         raise KarmafunnelError(f"table: limit needs at least 1 request, found {limit}")
     if not len(log.requests_in(window)):
@@ -204,11 +213,11 @@ def finish(cell: Cell, variant: Variant, own: Collection[str], log: Log, window:
     """Diagnose a replayed cell by the embedders that are its `own`; what rows of one seed have in common is worked out once and `known`."""
     about = subject(variant.fitted, own)
     facts, similarity, maps = examine(about, variant.fitted, log, Run.open(variant.out), window, known)
-    with atomic_folder(cell.folder / "similarity") as temporary:
+    with atomic_folder(cell.folder / "similarity", sealed=True) as temporary:
         similarity.write_parquet(temporary / "similarity.parquet")
         if maps is not None:
             save_file({"maps": maps}, temporary / "attention.safetensors")
-    (cell.folder / "failed.json").unlink(missing_ok=True)
+    remove(cell.folder / "failed.json")
     write_json(cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts})
 
 
@@ -349,7 +358,7 @@ def saved(runs: Sequence[Run]) -> str:
 
 
 def similarity(cell: Cell) -> pl.DataFrame:
-    return pl.read_parquet(cell.folder / "similarity" / "similarity.parquet")
+    return read_table(cell.folder / "similarity" / "similarity.parquet")
 
 
 def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: list[Run]) -> Line:
@@ -482,7 +491,7 @@ def definitions(lines: Sequence[Line]) -> list[str]:
 
 def processor() -> str:
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()
@@ -499,25 +508,25 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
     if any(line["row"] == recipe.against and "failed" in line and not line["seeds"] for line in lines):
         below.insert(1, f"no differences: they are to {recipe.against}, which failed")
     title = f"{recipe.name} on {log.name}"
+    kept = {
+        "recipe": recipe.name, "against": recipe.against, "log": {"name": log.name, "checksum": log.checksum}, "window": window, "limit": limit,
+    }  # fmt: skip
     texts = {
-        "table.json": json.dumps({"recipe": recipe.name, "against": recipe.against, "lines": lines, "record": below}, indent=1, default=float),
+        "table.json": json.dumps(kept | {"lines": lines, "record": below}, indent=1, default=float),
         "table.md": markdown(title, found, below), "table.csv": comma(lines), "table.html": render(page(title, found, below)),
         "table.tex": latex(title, found, below),
     }  # fmt: skip
     if parts:
         texts["attribution.md"] = f"## Attribution, {title}\n\n{attribution_table(parts)}"
-    out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        temporary = out / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out / name)
+        write_text(out / name, text)
     first = {cell.row: cell for cell in reversed(todo) if cell.done}
     maps = {row: first[row].folder / "similarity" / "attention.safetensors" for row in recipe.rows if row in first}
     found_maps = {row: load_file(path)["maps"] for row, path in maps.items() if path.exists()}
     if found_maps:
         write_curve(attention_figure(found_maps), out / "attention.html", f"Attention, {title}")
     for name in () if parts else ("attribution.md", "attribution.html", "attribution.png"):  # of a table that had more rows
-        (out / name).unlink(missing_ok=True)
+        remove(out / name)
     if parts:
         write_curve(attribution_figure(parts), out / "attribution.html", f"What each stage adds, {title}")
 
@@ -595,7 +604,7 @@ def folded(cell: str) -> Words | Value:
 
 def print_tables(out: Path, console: Console) -> None:
     """The tables of a folder in the terminal, from `table.json`."""
-    kept = json.loads((out / "table.json").read_text())
+    kept = read_json(out / "table.json")
     recipe = Recipe(kept["recipe"], "", None, {}, "", against=kept["against"])  # type: ignore[arg-type]
     for name, heads, rows in sheets(recipe, kept["lines"]):
         sizes = widths(heads, rows)
@@ -609,7 +618,7 @@ def print_tables(out: Path, console: Console) -> None:
                 table.add_row(*(stacked(row[column]) for column in part))
             console.print(table)
     if (out / "attribution.md").exists():
-        console.print((out / "attribution.md").read_text(), soft_wrap=True)
+        console.print(read_text(out / "attribution.md"), soft_wrap=True)
     for line in kept["record"]:
         console.print(line, soft_wrap=True)
 

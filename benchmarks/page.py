@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ..files import write_text
+from ..files import PAGE, claim, write_text
 
 Plot = dict[str, Any]
 Words = str | Markup  # text, which is escaped, or what `rich` made of it
@@ -316,5 +316,9 @@ def fragment(block: Block) -> str:
 
 
 def write_page(path: Path | str, page: Page) -> Path:
-    """Write a page to a file that appears whole or not at all; returns its path."""
-    return write_text(path, render(page), durable=False)
+    """Write a page to a file that appears whole or not at all; returns its path.
+
+    Raises KarmafunnelError for a file that is no page of ours.
+    """
+    with claim(path, "page", PAGE):
+        return write_text(path, render(page), durable=False)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..log import KarmafunnelError
+from ..errors import KarmafunnelError
+from ..files import atomic_file
 from ..simulator.measures import Cascade
 from .page import Plot, Words, drawn, rich
 from .table import AFTER, BEFORE, Row, between, in_order, number
@@ -320,9 +321,10 @@ def write_picture(plot: Plot, path: Path, width: int = 1000) -> Path:
     figure.update_layout(width=width, paper_bgcolor="white", plot_bgcolor="white", font=font)
     figure.update_xaxes(gridcolor="#e6e6e3", zeroline=False)
     figure.update_yaxes(gridcolor="#e6e6e3", zeroline=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = path.suffix.removeprefix(".")
     try:
-        figure.write_image(path, scale=2 if path.suffix == ".png" else 1)
+        with atomic_file(path) as temporary:
+            figure.write_image(temporary, format=kind, scale=2 if kind == "png" else 1)
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise KarmafunnelError(

@@ -152,7 +152,7 @@ def check_answers(address: str) -> None:
     if not address.startswith("ray://"):  # whatever listens there, is it Ray?
         ask = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "health-check", "--address", address]
         try:
-            answer = subprocess.run(ask, capture_output=True, text=True, timeout=3 * WAIT)  # importing Ray takes its time, too
+            answer = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=3 * WAIT)  # importing Ray takes its time, too
         except subprocess.TimeoutExpired as error:
             raise KarmafunnelError(f"{complaint} something that is no Ray") from error
         if answer.returncode:

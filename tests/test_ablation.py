@@ -650,7 +650,9 @@ def test_table_command_in_units(there, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out" / "cells").iterdir()) == ["random-0", "text-0"]
     answer = run(*words, "--minutes", 0)
     assert answer.exit_code == 0 and "4 of 6 cells are left" in answer.stderr
-    refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "out", "--only", "nobody")
+    refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "out")
+    assert refused.exit_code == 1 and "holds another table: its limit is 60, not None; --force" in refused.stderr
+    refused = run(*words, "--only", "nobody")
     assert refused.exit_code == 1 and "nobody" in refused.stderr and "Traceback" not in refused.output
     refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "other", "--device", "cuda:99", "--no-cache")
     assert refused.exit_code == 1 and "device" in refused.stderr
@@ -679,8 +681,11 @@ def test_fit_embedder_saves_what_can_be_opened(there, log, tmp_path):
     found = value.load(tmp_path / "saved", log)
     np.testing.assert_array_equal(found.items(), value.fit(log).items())
     assert "load" in answer.stdout
-    again = run("fit-embedder", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "saved")
-    assert again.exit_code == 0 and RandomVectors().load(tmp_path / "saved", log)  # an older embedding is replaced
+    words = ("fit-embedder", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "saved")
+    refused = run(*words)
+    assert refused.exit_code == 1 and "holds another embedding: its embedder is TfidfSVD(dim=16), not RandomVectors()" in refused.stderr
+    again = run(*words, "--force")
+    assert again.exit_code == 0 and RandomVectors().load(tmp_path / "saved", log)
     for words, says in ((("--row", "nobody"), "nobody"), (("--name", "nobody"), "nobody")):
         refused = run("fit-embedder", there / "rows.py", there / "log", *words, "--no-cache", "--out", tmp_path / "other")
         assert refused.exit_code == 1 and says in refused.stderr and not (tmp_path / "other").exists()

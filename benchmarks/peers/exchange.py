@@ -37,7 +37,7 @@ class Data:
     """
 
     def __init__(self, folder: Path):
-        read = lambda name: pl.read_parquet(folder / f"{name}.parquet")
+        read = lambda name: pl.read_parquet(folder / f"{name}.parquet", glob=False, hive_partitioning=False)
         self.items, self.requests = read("items"), read("requests")
         self.n_items = self.items.height
         self.t, self.window = self.requests["t"].to_numpy(), self.requests["window"].to_numpy()
@@ -235,4 +235,4 @@ def main(fit: Fit, trials: Sequence[dict[str, Any]]) -> None:
         "ms a request": 1000 * seconds / max(len(rows), 1), "requests": len(rows), "settings": settings, "learnt from": windows,
         "seen": "kept" if seen else "left out", "trials": said, "packages": {d.name: d.version for d in distributions()},
     }  # fmt: skip
-    (given.out / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n")
+    (given.out / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")

@@ -87,7 +87,7 @@ def main(n: int, child: int | None) -> None:
     for size in (n // 4, n, n, 4 * n):
         command = [sys.executable, "-m", "karmafunnel.benchmarks.recipes.bench_queueing", "--child", str(size)]
         told = subprocess.run(
-            command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command, check=True, capture_output=True, encoding="utf-8", env=os.environ | {"OMP_NUM_THREADS": "1"}
         ).stdout
         runs.append((size, json.loads(told)))
         found = runs[-1][1]

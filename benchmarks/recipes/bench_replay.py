@@ -116,7 +116,7 @@ def growth(items: int, requests: int) -> None:
             "--only",
             str(n),
         ]
-        facts.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        facts.append(json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout))
         print(f"{n} requests: {facts[-1]['seconds']:.1f} s, peak {facts[-1]['mib']:.0f} MiB")
     print(
         f"time x {facts[1]['seconds'] / facts[0]['seconds']:.2f} (at most 10.5), memory x {facts[1]['mib'] / facts[0]['mib']:.2f} (at most 1.2)"

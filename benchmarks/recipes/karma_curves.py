@@ -99,7 +99,7 @@ def main(catalogue: Path, out: Path, minutes: float) -> None:
     ):
         if not points:
             continue
-        with (out / f"{name}.csv").open("w", newline="") as file:
+        with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [x, "row", "value", "low", "high"], lineterminator="\n")
             writer.writeheader()
             writer.writerows(points)

@@ -32,7 +32,8 @@ from karmafunnel.benchmarks.ablation import markdown, page, processor
 from karmafunnel.benchmarks.curves import write_curve
 from karmafunnel.benchmarks.page import rich, write_page
 from karmafunnel.benchmarks.table import define, number, text_of
-from karmafunnel.log import NEVER, KarmafunnelError, Log, atomic_folder, sha256, write_json
+from karmafunnel.files import atomic_folder, read_json, read_text, write_json, write_text
+from karmafunnel.log import NEVER, KarmafunnelError, Log, sha256
 from karmafunnel.simulator.intervals import holm
 from karmafunnel.simulator.measures import Run, compare, measure
 from karmafunnel.simulator.recipe import Recipe, load_recipe
@@ -134,7 +135,7 @@ def candidates_of(fitted: FittedFunnel) -> pl.DataFrame:
 def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
     """Write the tables, whole or not at all, unless they are there; returns a hash of their bytes."""
     key = content_key(fitted.keys[0], label, K, DEPTH, TAUGHT, sha256(Path(__file__)))
-    kept = read_json(folder / "export.json")
+    kept = said(folder / "export.json")
     if kept.get("key") != key:
         with atomic_folder(folder) as temporary:
             sums = {}
@@ -147,10 +148,11 @@ def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
     return str(kept["checksum"])
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def said(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is missing or damaged."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
+        return dict(read_json(path))
+    except (KarmafunnelError, TypeError, ValueError):
         return {}
 
 
@@ -162,10 +164,11 @@ def stream(command: Sequence[str | Path], log: Path, say: Callable[[str], None],
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     env = {**os.environ, **threads, "PYTHONPATH": str(FOLDER), "PYTHONUNBUFFERED": "1"}
     last = ""
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
-            [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=cwd
-        )
+            [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+            env=env, cwd=cwd,
+        )  # fmt: skip
         timer = threading.Timer(60 * minutes, process.kill)
         timer.start()
         try:
@@ -186,7 +189,7 @@ def stream(command: Sequence[str | Path], log: Path, say: Callable[[str], None],
 def environment(packages: Path, cache: Path, say: Callable[[str], None], minutes: float) -> Path:
     """The interpreter of a virtual environment that holds a pinned list of packages; made once, kept under the cache folder."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    key = hashlib.sha256((packages.read_text() + version).encode()).hexdigest()[:12]
+    key = hashlib.sha256(packages.read_bytes() + version.encode()).hexdigest()[:12]
     folder = cache / "peers" / f"{packages.stem}-{key}"
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
@@ -212,11 +215,11 @@ def run_peer(
 ) -> str | None:
     """Have a peer score the exported requests unless it did; returns why it failed, where it did."""
     parts = [FOLDER / helper for helper in HELPERS] + [peer.script] + ([peer.packages] if peer.packages else [])
-    code = [path.read_text() if path.is_file() else None for path in parts]
+    code = [read_text(path) if path.is_file() else None for path in parts]
     key = hashlib.sha256(json.dumps([checksum, code, seed, peer.refit, K]).encode()).hexdigest()[:16]
-    if read_json(folder / "done.json").get("key") == key:
+    if said(folder / "done.json").get("key") == key:
         return None
-    if (failed := read_json(folder / "failed.json")).get("key") == key:
+    if (failed := said(folder / "failed.json")).get("key") == key:
         return str(failed["error"])
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("done.json", "failed.json", "log.txt"):
@@ -242,9 +245,9 @@ def our_run(
 ) -> tuple[Run, float]:
     """Our funnel's Run of W3, and its milliseconds a request; made unless they are there."""
     key = content_key(fitted.keys[-1], seed)
-    done = read_json(folder / "done.json")
+    done = said(folder / "done.json")
     if done.get("key") != key:
-        replay(recipe, log, folder / "run", seed=seed, fitted=fitted, console=console)
+        replay(recipe, log, folder / "run", seed=seed, fitted=fitted, console=console, force=True)
         done = {"key": key, "ms a request": milliseconds(fitted)}
         write_json(folder / "done.json", done)
     return Run.open(folder / "run"), float(done["ms a request"])
@@ -261,7 +264,7 @@ def peer_run(name: str, path: Path, log: Log, label: str, seed: int) -> Run:
     except KarmafunnelError:
         pass
     recipe = Recipe(name, f"funnel = {stage!r}\n", Funnel((stage,)), {}, label)
-    return Run.open(replay(recipe, log, folder, seed=seed))
+    return Run.open(replay(recipe, log, folder, seed=seed, force=True))
 
 
 def milliseconds(fitted: FittedFunnel, chunks: int = 4) -> float:
@@ -366,7 +369,7 @@ def notes(facts: Mapping[str, list[dict[str, Any]]], packages: Mapping[str, Peer
     found = []
     for name, by_seed in facts.items():
         first, listed = by_seed[0], packages[name].packages
-        pinned = {line.split("==")[0].lower() for line in listed.read_text().split()} if listed else set()
+        pinned = {line.split("==")[0].lower() for line in read_text(listed).split()} if listed else set()
         shown = [f"{p} {v}" for p, v in sorted(first.get("packages", {}).items()) if p.lower() in pinned & MAIN]
         rates: dict[str, list[str]] = {}
         for trial in first.get("trials", []):
@@ -455,7 +458,7 @@ def side_by_side(
                 continue
             for table, run in found.items():
                 runs[table].setdefault(name, []).append(run)
-            facts.setdefault(name, []).append(read_json(folder / "facts.json"))
+            facts.setdefault(name, []).append(said(folder / "facts.json"))
     whole = lambda by_name: {n: r for n, r in by_name.items() if n not in failed and n not in left}
     lines = {table: lines_of(whole(by_name), measures[table]) for table, by_name in runs.items()}
     for line in lines["own"]:
@@ -496,11 +499,10 @@ def write(
     ]  # fmt: skip
     below = [line for line in below if line]
     title = f"Peers on {log.name}"
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "peers.json", {"tables": lines, "failed": failed, "left": list(left), "facts": facts, "below": below})
-    (out / "peers.md").write_text(markdown(title, found, below), encoding="utf-8")
+    write_text(out / "peers.md", markdown(title, found, below))
     write_page(out / "peers.html", page(title, found, below))
-    with (out / "peers.csv").open("w", newline="") as file:
+    with (out / "peers.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
             ["table", "system", "ms", "measure", "value", "low", "high", "ours less it", "d_low", "d_high", "better", "holm", "n"]
@@ -548,7 +550,7 @@ def main(
         )  # fmt: skip
     except KarmafunnelError as error:
         raise click.ClickException(str(error)) from error
-    print((out / "peers.md").read_text())
+    print(read_text(out / "peers.md"))
     if left:
         console.print(f"left for another time: {', '.join(left)}; the same command goes on")
 

@@ -44,7 +44,7 @@ from karmafunnel.benchmarks.ablation import processor
 from karmafunnel.benchmarks.curves import write_curve
 from karmafunnel.benchmarks.page import rich
 from karmafunnel.benchmarks.table import number, piped
-from karmafunnel.log import write_json
+from karmafunnel.files import read_json, write_json, write_text
 from karmafunnel.simulator import theory
 from karmafunnel.simulator.arrivals import Poisson
 from karmafunnel.simulator.queueing import simulate
@@ -229,9 +229,8 @@ def kept(case: Case, folder: Path, seed: int, n: int, batches: int) -> dict[str,
     path = place(case, folder, seed, n, batches)
     if not path.exists():
         simulation = simulate(case.services, Poisson(case.rate), n + case.warmup, seed)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(path, batches_of(case, simulation.requests, batches))
-    found: dict[str, list[float]] = json.loads(path.read_text())
+    found: dict[str, list[float]] = read_json(path)
     return found
 
 
@@ -365,11 +364,8 @@ def write(lines: Sequence[dict[str, Any]], out: Path, below: Sequence[str]) -> l
     writer = csv.DictWriter(file, [key for key in lines[0] if key != "left"], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    out.mkdir(parents=True, exist_ok=True)
     for name, content in {"queue_theory.md": "\n\n".join([text, *below]) + "\n", "queue_theory.csv": file.getvalue()}.items():
-        temporary = out / f".{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(out / name)
+        write_text(out / name, content)
     return [out / "queue_theory.md", out / "queue_theory.csv", *write_curve(figure(lines), out / "queue_theory.html")]
 
 

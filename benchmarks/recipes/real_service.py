@@ -36,7 +36,8 @@ from karmafunnel.benchmarks import plots
 from karmafunnel.benchmarks.ablation import processor
 from karmafunnel.benchmarks.curves import write_curve
 from karmafunnel.benchmarks.page import rich
-from karmafunnel.log import KarmafunnelError, Log, write_json
+from karmafunnel.files import read_json, read_text, write_json, write_text
+from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.simulator.arrivals import Trace
 from karmafunnel.simulator.profile import PASS, SCHEMA, Profile, measure_passes, threads_of
@@ -217,7 +218,7 @@ def service(told: Worker, console: Console | None = None) -> Iterator[tuple[Line
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     line = [sys.executable, "-m", "karmafunnel.benchmarks.recipes.real_service", told.log, "--worker", json.dumps(vars(told))]
     worker = subprocess.Popen(
-        line, env=environment, stdout=subprocess.PIPE, stderr=None if console else subprocess.DEVNULL, text=True
+        line, env=environment, stdout=subprocess.PIPE, stderr=None if console else subprocess.DEVNULL, encoding="utf-8"
     )
     os.sched_setaffinity(0, cores - {told.core})
     try:
@@ -484,8 +485,8 @@ def write(out: Path, cells: Sequence[dict[str, Any]], below: Sequence[str]) -> N
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    (out / "real_service.csv").write_text(text.getvalue())
-    (out / "real_service.md").write_text(markdown(cells, below))
+    write_text(out / "real_service.csv", text.getvalue())
+    write_text(out / "real_service.md", markdown(cells, below))
     write_curve(figure(cells), out / "real_service.html")
 
 
@@ -526,7 +527,6 @@ def main(
     for load, pause in [*((load, 0.0) for load in sorted(loads)), (least, PAUSE_MS)]:
         plain = next((cell for cell in cells if cell["load"] == load and not cell["pause_ms"]), None)
         rate = plain["rate"] if pause and plain else None
-        (out / "cells").mkdir(parents=True, exist_ok=True)
         told_funnel = repr(found.funnel), {name: repr(value) for name, value in found.read.items()}
         key = content_key(told_funnel, opened.checksum, load, pause, rate, repetitions, seconds, batch, wait_ms, seed)
         file = out / "cells" / f"{load:g}-{pause:g}-{key}.json"
@@ -535,11 +535,11 @@ def main(
                 console.print(f"{minutes:g} minutes are over; the same command goes on with load {load:g}")
                 break
             write_json(file, measured(replace(told, pause_ms=pause), opened, load, rate, repetitions, seconds, console))
-        cells.append(json.loads(file.read_text()))
+        cells.append(read_json(file))
     words = shlex.join(word for word in sys.argv[1:] if word not in ("--note", note))
     below = footnotes(cells, opened, found, f"python -m karmafunnel.benchmarks.recipes.real_service {words}", seed, note)
     write(out, cells, below)
-    print((out / "real_service.md").read_text(), end="")
+    print(read_text(out / "real_service.md"), end="")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ...bounds import needs
-from ...files import atomic_folder, intact, read_json, write_json
+from ...files import atomic_folder, intact, read_json, remove, write_json
 from ...log import KarmafunnelError, Log, read
 from ..embedders import Progress, Typed, known_in_w1
 from ..tensors import resumed, write_tensors
@@ -313,7 +313,7 @@ class Qwen(Typed):
                     {k: v.cpu().contiguous() for k, v in dict(lm.model.named_parameters()).items()},
                     temporary / "model.safetensors",
                 )
-            folder.with_name(folder.name + ".partial.safetensors").unlink(missing_ok=True)
+            remove(folder.with_name(folder.name + ".partial.safetensors"))
         return lm
 
     def train(self, lm: LM, stream: np.ndarray, partial: Path | None, progress: Progress) -> float:

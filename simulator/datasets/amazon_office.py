@@ -108,7 +108,7 @@ def semantic_ids(frames: list[pl.DataFrame]) -> pl.DataFrame:
 def read_items(path: Path) -> pl.DataFrame:
     """item_id, title, description, brand, category; markup removed; in the publisher's order."""
     with reading(path):
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_bytes())
     if not isinstance(raw, dict) or not raw:
         raise KarmafunnelError(f"{path}: needed a JSON object of items, found {type(raw).__name__} of length {len(raw)}")
     rows = []

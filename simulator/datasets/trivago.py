@@ -22,6 +22,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ...files import read_table
 from ...log import KarmafunnelError, Log
 from ._raw import find, need, parse, read_csv, reading
 
@@ -105,7 +106,7 @@ def read(path: Path) -> pl.DataFrame:
     """
     if path.suffix == ".parquet":
         with reading(path):
-            frame = pl.read_parquet(path)
+            frame = read_table(path)
         need(frame, COLUMNS, path)
     else:
         frame = read_csv(path, COLUMNS)
