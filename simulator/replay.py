@@ -17,8 +17,8 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache as once_a_process
 from functools import lru_cache
@@ -205,12 +205,12 @@ def _replay_many(
             remove(partials[variant.out])
     able = [v for v in variants if partials[v.out] in ledgers]
     if workers is None:
-        made: Iterator[tuple[int, dict[Path, Exception]]] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
+        made: Generator[tuple[int, dict[Path, Exception]], None, None] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
     else:
         job = job_of(able, list(ledgers), log, seed, device, limit, cache, window, chunk) if able else None
-        made = by_workers(job, left, workers, int(device.startswith("cuda"))) if job else iter(())
+        made = by_workers(job, left, workers, int(device.startswith("cuda"))) if job else (nothing for nothing in ())
     bar = progress_bar(console) if console else None
-    with bar or nullcontext():
+    with bar or nullcontext(), closing(made):
         task = bar.add_task("replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk) if bar else None
         for _, errors in made:
             failed |= errors
@@ -287,13 +287,14 @@ def make_shard(
     return errors
 
 
-def by_workers(job: Job, left: Sequence[int], workers: Workers, gpus: int) -> Iterator[tuple[int, dict[Path, Exception]]]:
+def by_workers(job: Job, left: Sequence[int], workers: Workers, gpus: int) -> Generator[tuple[int, dict[Path, Exception]], None, None]:
     """The shards of a job; where a variant kills its processes again and again, of each variant alone, to find out which."""
     done = set[int]()
     try:
-        for number, errors in spread(work, job, left, workers, gpus):
-            done.add(number)
-            yield number, errors
+        with closing(spread(work, job, left, workers, gpus)) as pieces:
+            for number, errors in pieces:
+                done.add(number)
+                yield number, errors
     except Died as error:
         rest = [number for number in left if number not in done]
         if len(job.rows) == 1:

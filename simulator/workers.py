@@ -7,11 +7,14 @@ number of workers changes no byte. Local processes are plain ones: Ray takes lon
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -56,8 +59,12 @@ class Workers:
             check_answers(self.ray)
 
 
-def spread(work: Work[Job, Answer], job: Job, numbers: Sequence[int], workers: Workers, gpus: int = 0) -> Iterator[tuple[int, Answer]]:
+def spread(
+    work: Work[Job, Answer], job: Job, numbers: Sequence[int], workers: Workers, gpus: int = 0
+) -> Generator[tuple[int, Answer], None, None]:
     """`work(job, number)` for every number, each as it is done; `work` is a function of a module, `job` small and picklable.
+
+    Closed, or interrupted, it ends its workers; they end with this process, too, however that ends.
 
     Raises what `work` raises, Died where workers die again and again, and KarmafunnelError where no cluster answers within `WAIT` seconds.
     """
@@ -81,12 +88,35 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: int) -> Iterator[tuple[int, Answer]]:
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes that are started inside never see Ctrl-C, which a terminal sends to all: it is their parent's to end them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def live_with_parent() -> None:
+    """In a worker: end at once when the parent is no more, however it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        watch = lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1))
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: int) -> Generator[tuple[int, Answer], None, None]:
     left, deaths = list(numbers), 0
     while left:
-        pool = ProcessPoolExecutor(min(n, len(left)), mp_context=multiprocessing.get_context("spawn"))
+        others = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(min(n, len(left)), multiprocessing.get_context("spawn"), live_with_parent)
         try:
-            with environment(**ONE_THREAD):  # all processes start with the first piece
+            with environment(**ONE_THREAD), undisturbed():  # all processes start with the first piece
                 futures = {pool.submit(work, job, number): number for number in left}
             for future in as_completed(futures):
                 answer = future.result()
@@ -99,13 +129,18 @@ def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: i
                 raise Died(
                     f"workers: needs processes that live, found {deaths} deaths without a piece done (out of memory?); left are {left[:10]}"
                 ) from error
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, or nobody wants the rest: what a worker has begun is not waited for
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def on_ray(
     work: Work[Job, Answer], job: Job, numbers: Sequence[int], address: str, n: int | None, gpus: int
-) -> Iterator[tuple[int, Answer]]:
+) -> Generator[tuple[int, Answer], None, None]:
     import ray
 
     where: dict[str, Any] = {"num_cpus": n, "include_dashboard": False} if address == "local" else {"address": address}
