@@ -1,12 +1,12 @@
-"""Checks of a log folder as it lies on disk, however broken: PASS, FAIL, or N/A where the log lacks what they are about.
+"""Checks of a log, however broken: PASS, FAIL, or N/A where the log lacks what they are about.
 
-Nothing is raised for bad data. Tables are read lazily and streamed, so that a log may be larger than memory. Layout and
-capabilities: `docs/METRICS.md`.
+`validate` answers all of them about a folder as it lies on disk and raises nothing. `require` refuses a log, in a folder or in
+memory, that fails one whose failure would change a figure: whatever computes figures of a log asks it first. Tables are read
+lazily and streamed, so that a log may be larger than memory. Layout and capabilities: `docs/METRICS.md`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,15 +20,16 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from .files import open_table
-from .log import CAPABILITIES, TABLES, TS, WINDOWS, same_type, sha256
+from .errors import KarmafunnelError
+from .files import open_table, read_json
+from .layout import CAPABILITIES, FACTS, MISREAD, TABLES, WINDOWS, doubtful_at, expected, meta_faults, misread_at, same_type
+from .log import Catalogue, Log, sha256
 from .terminal import Console, visible
 
 PASS, FAIL, NA = "PASS", "FAIL", "N/A"
 EXAMPLES = 5  # how many rows at fault a check names
 ROW = "#row"  # number of a row in its file, from 0
 BATCH = 65_536
-OPTIONAL = {"items": {"available_from": TS, "description": pl.String}}  # typed where they are there
 COLOURS = {PASS: "green", FAIL: "bold red", NA: "dim"}
 
 
@@ -60,10 +61,40 @@ class NotApplicableError(Exception):
     """Why a check has nothing to say about this log."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """A check: its name, how it is answered, and why a log that fails it may be replayed all the same (empty: it may not)."""
+
+    name: str
+    ask: Callable[[Folder], Found]
+    harmless: str = ""
+
+
 def validate(folder: Path | str) -> list[Check]:
     """Every check of a log or catalogue folder, in a fixed order. Raises nothing: what cannot be read is a FAIL."""
     log = Folder(Path(folder))
-    return [answer(name, question, log) for name, question in CHECKS]
+    return [answer(question.name, question.ask, log) for question in CHECKS]
+
+
+def require(log: Log | Catalogue) -> None:
+    """Raises KarmafunnelError, with the words of `validate`, for a log that fails a check whose failure would change a figure.
+
+    A log on disk is read as it lies there. What has passed once is not asked again.
+    """
+    if vars(log).get("passed"):
+        return
+    path = log.path if isinstance(log, Log) else None
+    folder = Folder(path) if path is not None else Held(log)
+    asked = [question for question in CHECKS if not question.harmless]
+    failed = [check for q in asked if (check := answer(q.name, q.ask, folder)).status == FAIL]
+    if failed:
+        first = min(failed, key=lambda check: check.name in ("counts", "checksums"))  # they say less than what they come with
+        example = f" ({words(first.examples[0])})" if first.examples else ""
+        others = [check.name for check in failed if check is not first]
+        more = f"; also failed: {', '.join(others)}" if others else ""
+        where = f"; karmafunnel validate {path} tells all" if path is not None else ""
+        raise KarmafunnelError(f"log {path or log.meta['name']} fails the check {first.name!r}: {first.message}{example}{more}{where}")
+    vars(log)["passed"] = True
 
 
 def answer(name: str, question: Callable[[Folder], Found], log: Folder) -> Check:
@@ -83,6 +114,10 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def words(example: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in example.items())
+
+
 def plain(value: Any) -> Any:
     """A value as JSON can hold it."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -100,7 +135,7 @@ class Folder:
     are the examples of what is damaged and of text that is not UTF-8.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | None):
         self.path = path
         self.meta: dict[str, Any] = {}  # the well-formed keys of log.json
         self.meta_faults: list[dict[str, Any]] = []
@@ -109,7 +144,11 @@ class Folder:
         self.trouble: dict[tuple[str, str | None], str] = {}
         self.unreadable: list[dict[str, Any]] = []
         self.invalid: list[dict[str, Any]] = []
-        self._read_meta()
+        if path is not None:
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        self._read_meta(path / "log.json")
         named = {n.removesuffix(".parquet") for key in ("counts", "checksums") for n in self.meta.get(key, {})}
         self.is_catalogue = not any(n in named or self.file(n).exists() for n in ("requests", "exposures"))
         self.tables = ("items",) if self.is_catalogue else tuple(TABLES)
@@ -117,30 +156,31 @@ class Folder:
             self._read_table(table)
 
     def file(self, table: str) -> Path:
-        return self.path / f"{table}.parquet"
+        return self.on_disk() / f"{table}.parquet"
 
-    def _read_meta(self) -> None:
-        path = self.path / "log.json"
+    def on_disk(self) -> Path:
+        """The folder; a log in memory has none."""
+        if self.path is None:
+            raise NotApplicableError("the log is in memory")
+        return self.path
+
+    def called(self, table: str) -> str:
+        """What a table is called in words."""
+        return table if self.path is None else self.file(table).name
+
+    def _read_meta(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_bytes().decode())
-        except (OSError, ValueError, RecursionError) as error:
-            self.meta_faults = [{"file": "log.json", "needed": "JSON", "found": first_line(error)}]
+            found = read_json(path)
+        except KarmafunnelError as error:
+            told = str(error).removeprefix(f"{path}: needed JSON, ").removeprefix("found: ")
+            self.meta_faults = [{"file": "log.json", "needed": "JSON", "found": told}]
             return
-        if not isinstance(found, dict):
-            self.meta_faults = [{"file": "log.json", "needed": "an object", "found": type(found).__name__}]
-            return
-        for key, (needed, is_right) in META.items():
-            if key not in found:
-                self.meta_faults.append({"key": key, "needed": needed, "found": "nothing"})
-            elif not is_right(found[key]):
-                self.meta_faults.append({"key": key, "needed": needed, "found": shorten(found[key])})
-            else:
-                self.meta[key] = found[key]
-        if isinstance(found.get("has"), dict):
-            unknown = sorted(set(found["has"]) - set(CAPABILITIES))
-            self.meta_faults += [
-                {"key": f"has.{name}", "needed": f"one of {', '.join(CAPABILITIES)}", "found": name} for name in unknown
-            ]
+        self._take_meta(found, meta_faults(found))
+
+    def _take_meta(self, found: Any, faults: list[dict[str, Any]]) -> None:
+        self.meta_faults = faults
+        wrong = {fault.get("key") for fault in faults}
+        self.meta = {key: value for key, value in found.items() if key not in wrong} if isinstance(found, dict) else {}
 
     def _read_table(self, table: str) -> None:
         path = self.file(table)
@@ -149,20 +189,23 @@ class Folder:
             return
         try:
             frame = open_table(path, row_index_name=ROW)
-            schema = frame.collect_schema()
             file = pq.ParquetFile(path)
         except (Exception, pl.exceptions.PanicException) as error:
             self._cannot_read(table, None, error)
             return
-        self.frames[table], self.schemas[table] = frame, schema
         for column in file.schema_arrow.names:
             self._read_column(table, file, column)
+        self._take_table(table, frame)
+
+    def _take_table(self, table: str, frame: pl.LazyFrame) -> None:
+        schema = frame.collect_schema()
+        self.frames[table], self.schemas[table] = frame, schema
         for column, dtype in expected(table).items():
             if column not in schema:
                 if column in TABLES[table]:
-                    self.trouble.setdefault((table, column), f"{path.name} has no column {column}")
+                    self.trouble.setdefault((table, column), f"{self.called(table)} has no column {column}")
             elif not same_type(schema[column], dtype):
-                self.trouble.setdefault((table, column), f"{path.name}: {column} is {schema[column]}, not {dtype}")
+                self.trouble.setdefault((table, column), f"{self.called(table)}: {column} is {schema[column]}, not {dtype}")
 
     def _read_column(self, table: str, file: pq.ParquetFile, column: str) -> None:
         """Decode a whole column once, a batch at a time, so that broken pages and bad text are found whatever is asked later."""
@@ -219,17 +262,19 @@ class Folder:
     def examples(self, table: str, rows: pl.LazyFrame) -> tuple[int, list[dict[str, Any]]]:
         """How many rows there are, and the first of them; they have the row number."""
         count, first = pl.collect_all([rows.select(pl.len()), rows.bottom_k(EXAMPLES, by=ROW).sort(ROW)], engine="streaming")
-        name = self.file(table).name
-        return count.item(), [{"file": name, "row": row.pop(ROW)} | row for row in first.iter_rows(named=True)]
+        return count.item(), [{"file": self.called(table), "row": row.pop(ROW)} | row for row in first.iter_rows(named=True)]
 
 
-def expected(table: str) -> dict[str, Any]:
-    return TABLES[table] | OPTIONAL.get(table, {})
+class Held(Folder):
+    """A log or a catalogue in memory, asked like a folder."""
 
-
-def shorten(value: Any) -> Any:
-    text = json.dumps(value, ensure_ascii=False)
-    return value if len(text) <= 80 else text[:79] + "…"
+    def __init__(self, log: Log | Catalogue):
+        super().__init__(None)
+        self._take_meta(log.meta, meta_faults(log.meta, partial=True))
+        self.is_catalogue = isinstance(log, Catalogue)
+        self.tables = ("items",) if self.is_catalogue else tuple(TABLES)
+        for table in self.tables:
+            self._take_table(table, getattr(log, table).lazy().with_row_index(ROW))
 
 
 def not_utf8(file: str, column: str, values: pa.Array, start: int) -> Iterator[dict[str, Any]]:
@@ -252,37 +297,12 @@ def not_utf8(file: str, column: str, values: pa.Array, start: int) -> Iterator[d
 # -- files --------------------------------------------------------------------------------------------------------------
 
 
-def is_text_or_none(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) for v in value)
-
-
-def is_map_of(kind: type) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(type(v) is kind for v in value.values())
-
-
-# Keys of log.json: what each needs to be, in words and as a test.
-META: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": ("a text", lambda v: isinstance(v, str) and v != ""),
-    "currency": ("a text or null", is_text_or_none),
-    "licence": ("a text or null", is_text_or_none),
-    "source": ("a text or null", is_text_or_none),
-    "time": ("'clock' or 'order'", lambda v: v in ("clock", "order")),
-    "scenario": ("a list of texts", is_texts),
-    "label": ("'click', 'purchase' or null", lambda v: v in ("click", "purchase", None)),
-    "catalogue": ("'published' or 'seen'", lambda v: v in ("published", "seen")),
-    "has": ("an object of true and false", is_map_of(bool)),
-    "lacks": ("a list of texts", is_texts),
-    "counts": ("an object of whole numbers", is_map_of(int)),
-    "checksums": ("an object of texts", is_map_of(str)),
-}
+def is_fact(fault: dict[str, Any]) -> bool:
+    return fault.get("key") in FACTS and fault["found"] == "nothing"
 
 
 def check_meta(log: Folder) -> Found:
-    faults = list(log.meta_faults)
+    faults = [fault for fault in log.meta_faults if not is_fact(fault)]
     label, has = log.meta.get("label"), log.meta.get("has", {})
     capability = {"click": "clicks", "purchase": "purchases"}.get(str(label))
     if not log.is_catalogue and label is None and "label" in log.meta:
@@ -294,8 +314,13 @@ def check_meta(log: Folder) -> Found:
     return Found(len(faults), faults, "; ".join(f"{f.get('key', 'log.json')} must be {f['needed']}" for f in faults))
 
 
+def check_facts(log: Folder) -> Found:
+    missing = [fault for fault in log.meta_faults if is_fact(fault)]
+    return Found(len(missing), missing, f"log.json does not say: {', '.join(m['key'] for m in missing)}" if missing else "")
+
+
 def check_tables(log: Folder) -> Found:
-    missing = [log.file(table).name for table in log.tables if not log.file(table).is_file()]
+    missing = [log.file(table).name for table in log.tables if log.path and not log.file(table).is_file()]
     kind = "a catalogue" if log.is_catalogue else "a log"
     return Found(len(missing), [{"file": f} for f in missing], f"{kind} without {', '.join(missing)}" if missing else kind)
 
@@ -311,7 +336,7 @@ def check_utf8(log: Folder) -> Found:
 
 def check_columns(log: Folder) -> Found:
     missing = [
-        {"file": log.file(table).name, "column": column}
+        {"file": log.called(table), "column": column}
         for table in log.schemas
         for column in TABLES[table]
         if column not in log.schemas[table]
@@ -321,7 +346,7 @@ def check_columns(log: Folder) -> Found:
 
 def check_types(log: Folder) -> Found:
     wrong = [
-        {"file": log.file(table).name, "column": column, "needed": str(dtype), "found": str(schema[column])}
+        {"file": log.called(table), "column": column, "needed": str(dtype), "found": str(schema[column])}
         for table, schema in log.schemas.items()
         for column, dtype in expected(table).items()
         if column in schema and not same_type(schema[column], dtype)
@@ -334,6 +359,7 @@ def heights(log: Folder) -> dict[str, int]:
 
 
 def check_counts(log: Folder) -> Found:
+    log.on_disk()
     said, found = log.said("counts"), heights(log)
     wrong = [
         {"file": f"{table}.parquet", "needed": said.get(table), "found": height}
@@ -344,6 +370,7 @@ def check_counts(log: Folder) -> Found:
 
 
 def check_checksums(log: Folder) -> Found:
+    log.on_disk()
     said = log.said("checksums")
     paths = {log.file(table).name: log.file(table) for table in log.tables if log.file(table).is_file()}
     wrong = [
@@ -351,11 +378,11 @@ def check_checksums(log: Folder) -> Found:
         for name, path in paths.items()
         if (found := sha256(path)) != said.get(name)
     ]
-    return Found(len(wrong), wrong, "a table is not the one that log.json was written with" if wrong else "")
+    return Found(len(wrong), wrong, "a table is not the one that log.json was written with (where that was meant: validate --seal)" if wrong else "")
 
 
 def check_empty(log: Folder) -> Found:
-    empty = [{"file": f"{table}.parquet"} for table, height in heights(log).items() if height == 0]
+    empty = [{"file": log.called(table)} for table, height in heights(log).items() if height == 0]
     return Found(len(empty), empty, "a table without rows" if empty else "")
 
 
@@ -501,6 +528,20 @@ def check_time_order(log: Folder) -> Found:
     return Found(count, examples, f"{count:,} requests stand after a later one" if count else "")
 
 
+def check_years(log: Folder) -> Found:
+    """Numbers read in the wrong unit, and zeros for missing times, are no times; what is only unlikely is a warning."""
+    clock(log)
+    ts = pl.col("ts")
+    number = ts.dt.epoch("ms").alias("ms since 1970")  # a time beyond the calendar has no other name
+    rows = log.table("requests", "request_id", "ts")
+    count, examples = log.examples("requests", rows.filter(misread_at(ts)).select(ROW, "request_id", number))
+    if count:
+        return Found(count, examples, f"{count:,} requests in 1970 or beyond 2200{MISREAD}")
+    count, examples = log.rows("requests", doubtful_at(ts), "request_id", "ts")
+    words = f"warning: {count:,} requests before 1990 or more than a year from now" if count else ""
+    return Found(count, examples, words, warning=True)
+
+
 def check_window_names(log: Folder) -> Found:
     bad = ~pl.col("window").is_in(WINDOWS).fill_null(False)
     count, examples = log.rows("requests", bad, "request_id", "window")
@@ -582,7 +623,7 @@ def check_scenario(log: Folder) -> Found:
     sources = log.said("scenario")
     counted = log.table("requests", "source").group_by("source").len().collect(engine="streaming")
     counts = dict(counted.iter_rows())
-    empty = [{"file": "requests.parquet", "source": s} for s in sources if not counts.get(s)]
+    empty = [{"file": log.called("requests"), "source": s} for s in sources if not counts.get(s)]
     if empty:
         return Found(len(empty), empty, "the scenario names sources that no request has")
     served = sum(counts[s] for s in set(sources))
@@ -631,12 +672,13 @@ def check_users(log: Folder) -> Found:
 
 def check_images(log: Folder) -> Found:
     log.claims("images")
+    folder = log.on_disk()
     items = log.table("items", "item_id", "image").collect(engine="streaming")
     named = items.filter(pl.col("image").is_not_null())
     missing = [
         {"file": "items.parquet", "row": row, "item_id": item, "image": image}
         for row, item, image in named.select(ROW, "item_id", "image").iter_rows()
-        if Path(image).is_absolute() or not (log.path / image).is_file()
+        if Path(image).is_absolute() or not (folder / image).is_file()
     ]
     words = f"{len(missing):,} of {named.height:,} images are not in the folder; " if missing else ""
     return Found(len(missing), missing, f"{words}{items.height - named.height:,} items have no image")
@@ -654,41 +696,43 @@ def check_visual(log: Folder) -> Found:
     return Found(count, examples, f"{count:,} visual vectors hold NaN or are not {width} numbers long" if count else "")
 
 
-CHECKS: tuple[tuple[str, Callable[[Folder], Found]], ...] = (
-    ("log.json", check_meta),
-    ("tables", check_tables),
-    ("readable", check_readable),
-    ("utf-8", check_utf8),
-    ("columns", check_columns),
-    ("types", check_types),
-    ("counts", check_counts),
-    ("checksums", check_checksums),
-    ("rows", check_empty),
-    ("ids", check_ids),
-    ("duplicate items", check_duplicate_items),
-    ("duplicate requests", check_duplicate_requests),
-    ("duplicate pairs", check_duplicate_pairs),
-    ("unknown items", check_unknown_items),
-    ("unknown requests", check_unknown_requests),
-    ("positions", check_positions),
-    ("unlisted truth", check_unlisted),
-    ("clicks", check_clicks),
-    ("propensity", check_propensity),
-    ("prices", check_prices),
-    ("quantities", check_quantities),
-    ("timestamps", check_timestamps),
-    ("time order", check_time_order),
-    ("window names", check_window_names),
-    ("window order", check_window_order),
-    ("availability", check_availability),
-    ("claims", check_claims),
-    ("scenario", check_scenario),
-    ("text", check_text),
-    ("query", check_query),
-    ("filters", check_filters),
-    ("users", check_users),
-    ("images", check_images),
-    ("visual", check_visual),
+CHECKS: tuple[Question, ...] = (
+    Question("log.json", check_meta),
+    Question("facts", check_facts, "where a log is from, and what it lacks, is said and not computed with"),
+    Question("tables", check_tables),
+    Question("readable", check_readable),
+    Question("utf-8", check_utf8),
+    Question("columns", check_columns),
+    Question("types", check_types),
+    Question("counts", check_counts),
+    Question("checksums", check_checksums),
+    Question("rows", check_empty),
+    Question("ids", check_ids),
+    Question("duplicate items", check_duplicate_items),
+    Question("duplicate requests", check_duplicate_requests),
+    Question("duplicate pairs", check_duplicate_pairs),
+    Question("unknown items", check_unknown_items),
+    Question("unknown requests", check_unknown_requests),
+    Question("positions", check_positions),
+    Question("unlisted truth", check_unlisted),
+    Question("clicks", check_clicks),
+    Question("propensity", check_propensity),
+    Question("prices", check_prices),
+    Question("quantities", check_quantities),
+    Question("timestamps", check_timestamps),
+    Question("years", check_years),
+    Question("time order", check_time_order),
+    Question("window names", check_window_names),
+    Question("window order", check_window_order),
+    Question("availability", check_availability),
+    Question("claims", check_claims),
+    Question("scenario", check_scenario, "a source that no request has adds no request"),
+    Question("text", check_text, "an item without a text is found by no word: that is true of the log, not misread"),
+    Question("query", check_query, "a search without a query asks for nothing: that is true of the log, not misread"),
+    Question("filters", check_filters, "nothing is eligible for such a request: a warning, never a failure"),
+    Question("users", check_users),
+    Question("images", check_images, "what reads pictures refuses a file that is not there"),
+    Question("visual", check_visual),
 )
 
 
@@ -698,7 +742,7 @@ def print_checks(checks: list[Check], console: Console) -> None:
     table.columns[2].justify = "right"
     for check in checks:
         lines = [check.message] if check.message else []
-        lines += ["  " + ", ".join(f"{key} {value}" for key, value in example.items()) for example in check.examples]
+        lines += [f"  {words(example)}" for example in check.examples]
         warned = check.status == PASS and check.count > 0
         status = Text(check.status, style="yellow" if warned else COLOURS[check.status])
         text = Text(visible("\n".join(lines)), style="dim" if check.status == NA else "")

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from . import __version__
 from .bounds import BOUNDS
+from .checks import require
 from .errors import line_of, quoted
 from .files import (
     EMBEDDING,
@@ -150,9 +151,11 @@ def workers_of(n: int | None, ray: str | None) -> Any:
 
 
 def open_log(path: Path) -> Log:
+    """A log to compute with: one that fails no check whose failure would change a figure."""
     log = read(path)
     if isinstance(log, Catalogue):
         raise KarmafunnelError(f"{path}: needs a log with requests, found a catalogue of {log.items.height} items")
+    require(log)
     return log
 
 
@@ -264,7 +267,7 @@ def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> No
     A World's truth stays with the whole log.
     """
     claimed(smaller, LOG, log, force=force)
-    made = Log.open(log).sample(users, seed)
+    made = open_log(log).sample(users, seed)
     made.write(smaller)
     print_counts(smaller, made.meta)
 
@@ -314,6 +317,7 @@ def world(
     given = None
     if catalogue is not None:
         found = read(catalogue)
+        require(found)
         given = Catalogue(found.items, found.meta)
     made = generate(
         items=items,

@@ -24,28 +24,14 @@ from .errors import line_of as line_of
 from .files import LOG, claim, open_table, read_json, say, settle
 from .files import atomic_folder as atomic_folder
 from .files import write_json as write_json
+from .layout import CAPABILITIES as CAPABILITIES
+from .layout import TABLES as TABLES
+from .layout import TS as TS
+from .layout import WINDOWS as WINDOWS
+from .layout import complete_meta, conform, expected, same_type
 
-WINDOWS = ("W1", "W2a", "W2b", "W3")
-TS = pl.Datetime("ms", "UTC")
 CLICK, PURCHASE = 1, 2
 NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below every timestamp
-
-ITEMS = {
-    "item_id": pl.String, "title": pl.String, "brand": pl.String, "category": pl.List(pl.String), "price": pl.Float64,
-    "attributes": pl.List(pl.String), "image": pl.String, "visual": pl.List(pl.Float32),
-}  # fmt: skip
-REQUESTS = {
-    "request_id": pl.String, "user_id": pl.String, "ts": TS, "query": pl.String, "filters": pl.List(pl.String),
-    "context": pl.List(pl.String), "session_id": pl.String, "source": pl.String, "window": pl.String,
-}  # fmt: skip
-EXPOSURES = {
-    "request_id": pl.String, "item_id": pl.String, "position": pl.Int32, "clicked": pl.Boolean, "purchased": pl.Boolean,
-    "price_shown": pl.Float64, "price_paid": pl.Float64, "quantity": pl.Int32, "propensity": pl.Float64, "stage": pl.String,
-}  # fmt: skip
-TABLES: dict[str, dict[str, Any]] = {"items": ITEMS, "requests": REQUESTS, "exposures": EXPOSURES}
-CAPABILITIES = (
-    "text", "query", "price", "exposures", "clicks", "purchases", "images", "visual", "users", "propensity", "filters",
-)  # fmt: skip
 
 
 def sha256(path: Path) -> str:
@@ -59,24 +45,6 @@ def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
     key = seed.to_bytes(8, "little", signed=True)
     digests = (hashlib.blake2b(str(i).encode(), digest_size=8, key=key).digest() for i in ids)
     return np.frombuffer(b"".join(digests), dtype=np.uint64).copy()
-
-
-def conform(frame: pl.DataFrame, schema: dict[str, Any], who: str) -> pl.DataFrame:
-    """The frame with every column of the schema (absent ones null), cast, known columns first.
-
-    Raises KarmafunnelError when a column cannot be cast.
-    """
-    columns = []
-    for name, dtype in schema.items():
-        if name not in frame.columns:
-            columns.append(pl.lit(None, dtype=dtype).alias(name))
-        else:
-            columns.append(pl.col(name).cast(dtype))
-    try:
-        return frame.select(*columns, *[c for c in frame.columns if c not in schema])
-    except pl.exceptions.PolarsError as error:
-        found = {name: str(frame.schema[name]) for name in schema if name in frame.columns}
-        raise KarmafunnelError(f"{who}: columns must cast to {schema}; found {found}: {error}") from error
 
 
 def assign_windows(ts: pl.Series, scenario: pl.Series) -> pl.Series:
@@ -107,24 +75,12 @@ class Catalogue:
     @classmethod
     def make(cls, items: pl.DataFrame, meta: dict[str, Any]) -> Catalogue:
         """From a frame with some of the layout's columns; absent ones become null."""
-        return cls(conform(items, ITEMS, f"catalogue {meta.get('name')}: items"), complete_meta(meta))
+        meta = complete_meta(meta)
+        return cls(conform(items, "items", f"catalogue {meta['name']}"), meta)
 
     def write(self, folder: Path | str, force: bool = False) -> None:
         """Write `items.parquet` and `log.json`, whole or not at all. Raises KarmafunnelError as `write_tables` does."""
         write_tables(folder, {"items": self.items}, self.meta, force=force)
-
-
-def complete_meta(meta: dict[str, Any]) -> dict[str, Any]:
-    """`log.json` with its defaults: what is not claimed is not there."""
-    if not isinstance(meta, dict) or not isinstance(meta.get("has", {}), dict):
-        raise KarmafunnelError(f"log.json: needs an object whose `has` is an object, found {str(meta)[:80]}")
-    base: dict[str, Any] = {
-        "name": "unnamed", "currency": None, "licence": None, "source": None, "time": "clock", "scenario": ["search"],
-        "label": "click", "catalogue": "seen", "lacks": [], "set_aside": {},
-    }  # fmt: skip
-    merged = base | meta
-    merged["has"] = {name: bool(meta.get("has", {}).get(name, False)) for name in CAPABILITIES}
-    return merged
 
 
 def write_tables(
@@ -158,7 +114,7 @@ def seal_log(folder: Path | str) -> list[str]:
     """
     folder = Path(folder)
     meta = read_json(folder / "log.json") if (folder / "log.json").is_file() else read_meta(folder)
-    complete_meta(meta)
+    complete_meta({k: v for k, v in meta.items() if k not in ("counts", "checksums")} if isinstance(meta, dict) else meta)
     found = contents(folder, TABLES if (folder / "requests.parquet").exists() else ("items",))
     changed = []
     for key, now in found.items():
@@ -170,17 +126,18 @@ def seal_log(folder: Path | str) -> list[str]:
     return changed
 
 
-def scan(path: Path, schema: dict[str, Any]) -> pl.LazyFrame:
+def scan(path: Path, table: str) -> pl.LazyFrame:
     """Lazy reading of one table; raises KarmafunnelError naming the file for what is missing, truncated or mistyped."""
     frame = open_table(path)
     found = frame.collect_schema()
-    missing = [name for name in schema if name not in found]
+    missing = [name for name in TABLES[table] if name not in found]
     if missing:
-        raise KarmafunnelError(f"{path}: needed columns {list(schema)}, missing {missing}")
-    wrong = [f"{name} {found[name]} (needs {dtype})" for name, dtype in schema.items() if not same_type(found[name], dtype)]
+        raise KarmafunnelError(f"{path}: needed columns {list(TABLES[table])}, missing {missing}")
+    types = {name: dtype for name, dtype in expected(table).items() if name in found}
+    wrong = [f"{name} {found[name]} (needs {dtype})" for name, dtype in types.items() if not same_type(found[name], dtype)]
     if wrong:
         raise KarmafunnelError(f"{path}: wrong column types: {', '.join(wrong)}")
-    return frame
+    return frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items() if found[name] != dtype)  # all null
 
 
 def checksum_of(path: Path, meta: dict[str, Any]) -> str:
@@ -197,29 +154,25 @@ def checksum_of(path: Path, meta: dict[str, Any]) -> str:
     return found
 
 
-def same_type(found: Any, needed: Any) -> bool:
-    """Whether a stored type is the layout's, an all-null column counting as any type."""
-    return found == needed or found == pl.Null or (isinstance(found, pl.List) and found.inner == pl.Null)
-
-
 def read(folder: Path | str) -> Log | Catalogue:
     """A Log, or a Catalogue where the folder holds `items.parquet` alone."""
     folder = Path(folder)
     if (folder / "requests.parquet").exists() or (folder / "exposures.parquet").exists():
         return Log.open(folder)
-    items, meta = scan(folder / "items.parquet", ITEMS), read_meta(folder)
+    items, meta = scan(folder / "items.parquet", "items"), read_meta(folder)
     checksum_of(folder / "items.parquet", meta)
-    return Catalogue(conform(items.collect(), ITEMS, str(folder)), meta)
+    return Catalogue(items.collect(), meta)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
+    """`log.json`, with defaults for what it does not say; raises KarmafunnelError naming the key at fault."""
     settle(folder)
     path = folder / "log.json"
     if not path.is_file():
         raise KarmafunnelError(
             f"{folder}: needed a log folder with log.json, found {sorted(os.listdir(folder)) if folder.is_dir() else 'no folder'}"
         )
-    return complete_meta(read_json(path))
+    return complete_meta(read_json(path), str(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,16 +191,15 @@ class Log:
         """Open a log folder without reading its rows; raises KarmafunnelError naming the file at fault."""
         folder = Path(folder)
         meta = read_meta(folder)
-        return cls({name: scan(folder / f"{name}.parquet", schema) for name, schema in TABLES.items()}, meta, folder)
+        return cls({name: scan(folder / f"{name}.parquet", name) for name in TABLES}, meta, folder)
 
     @classmethod
     def make(cls, items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame, meta: dict[str, Any]) -> Log:
         """From frames with some of the layout's columns: absent ones become null, requests are put in time order, windows cut."""
         meta = complete_meta(meta)
         who = f"log {meta['name']}"
-        items = conform(items, ITEMS, f"{who}: items")
-        requests = conform(requests, REQUESTS, f"{who}: requests")
-        exposures = conform(exposures, EXPOSURES, f"{who}: exposures")
+        items, requests = conform(items, "items", who), conform(requests, "requests", who)
+        exposures = conform(exposures, "exposures", who)
         if requests.height == 0:
             raise KarmafunnelError(f"{who}: needed at least one request, found none")
         if meta["time"] == "clock":

@@ -29,6 +29,7 @@ from rich.table import Table as Printed
 from safetensors.numpy import load_file, save_file
 
 from ..bounds import check_bound, check_seed
+from ..checks import require
 from ..errors import KarmafunnelError, line_of
 from ..files import TABLE, atomic_folder, claim, intact, read_json, read_table, read_text, remove, write_json, write_text
 from ..log import Log
@@ -199,6 +200,7 @@ def failed(cell: Cell, error: Exception, say: Progress) -> None:
 
 def check(recipe: Recipe, log: Log, window: str, limit: int | None, device: str) -> None:
     """Refuse what would fail in every cell, or only after the last: it is no row's fault, and fitting takes hours."""
+    require(log)
     if limit is not None and limit < 1:
         raise KarmafunnelError(f"table: limit needs at least 1 request, found {limit}")
     if not len(log.requests_in(window)):

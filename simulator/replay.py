@@ -34,6 +34,7 @@ import torch
 
 from .. import __version__
 from ..bounds import check_bound
+from ..checks import require
 from ..files import RUN, Kind, atomic_folder, claim, fault, remove, say, sweep, write_json
 from ..log import KarmafunnelError, Log, line_of, rows_of
 from ..stages.base import (
@@ -75,6 +76,7 @@ def prepare(
     `beside`: another funnel for the same log, label and seed; what both have in common is fitted once. What stages made of the
     requests to learn from is kept for the recipes that come `later`, as far as those begin alike.
     """
+    require(log)
     scene = Scene(log, {}, recipe.label, seed, device) if beside is None else beside.scene.beside({})
     if device != "cpu":
         check_device(device)
@@ -154,7 +156,11 @@ def claim_run(
 
 
 def requests_of(log: Log, window: str, limit: int | None) -> np.ndarray:
-    """The requests to replay, `limit` of them evenly spaced in time; raises KarmafunnelError where there are none."""
+    """The requests to replay, `limit` of them evenly spaced in time.
+
+    Raises KarmafunnelError where there are none, and for a log that fails a check whose failure would change a figure.
+    """
+    require(log)
     requests = log.requests_in(window)
     if len(requests) == 0:
         raise KarmafunnelError(f"replay: log {log.name} needs requests of {log.meta['scenario']} in {window}, found none")

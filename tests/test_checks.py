@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -11,13 +12,20 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from karmafunnel.checks import Check, print_checks, validate
-from karmafunnel.log import CAPABILITIES, Catalogue, Log, read, sha256
+from click.testing import CliRunner
+from karmafunnel.checks import CHECKS, Check, print_checks, require, validate
+from karmafunnel.cli import main
+from karmafunnel.layout import MAY_HAVE, META
+from karmafunnel.log import CAPABILITIES, Catalogue, KarmafunnelError, Log, read, sha256
+from karmafunnel.simulator.recipe import Recipe
+from karmafunnel.simulator.replay import replay
+from karmafunnel.stages.base import Funnel
+from karmafunnel.stages.recall import Popular
 from rich.console import Console
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOWS = ["W1"] * 6 + ["W2a", "W2b", "W3", "W3"]
-OF_THE_LOG = 34  # how many checks there are
+OF_THE_LOG = 36  # how many checks there are
 
 
 def good_log(**meta: Any) -> Log:
@@ -218,6 +226,18 @@ def without_text(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.when(pl.col("item_id") != "i1").then(column) for column in texts)
 
 
+def in_thousandths(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(ts=(pl.col("ts").to_physical() // 1000).cast(frame.schema["ts"]))
+
+
+def both(*breakers: Breaker) -> Breaker:
+    def broken(folder: Path) -> None:
+        for breaker in breakers:
+            breaker(folder)
+
+    return broken
+
+
 def swap_times(frame: pl.DataFrame) -> pl.DataFrame:
     ts = frame["ts"].to_list()
     ts[2], ts[3] = ts[3], ts[2]
@@ -229,7 +249,8 @@ BROKEN: list[tuple[str, str, Breaker, dict[str, Any]]] = [
     ("no log.json", "log.json", drop("log.json"), {"file": "log.json"}),
     ("log.json is no JSON", "log.json", text_instead("log.json", "{'name': 1"), {"needed": "JSON"}),
     ("log.json is a list", "log.json", text_instead("log.json", "[]"), {"found": "list"}),
-    ("a key is missing", "log.json", keys(licence=None), {"key": "licence", "found": "nothing"}),
+    ("a key is missing", "log.json", keys(catalogue=None), {"key": "catalogue", "found": "nothing"}),
+    ("a fact is missing", "facts", keys(licence=None), {"key": "licence", "found": "nothing"}),
     ("no such time", "log.json", keys(time="clocks"), {"key": "time", "found": "clocks"}),
     ("unknown capability", "log.json", has(smell=True), {"key": "has.smell"}),
     ("capability neither true nor false", "log.json", has(text="yes"), {"key": "has"}),
@@ -289,10 +310,14 @@ BROKEN: list[tuple[str, str, Breaker, dict[str, Any]]] = [
      {"row": 9, "request_id": "r9", "window": "W1"}),
     ("window cut inside a timestamp", "window order", put("requests", "ts", 8, START + timedelta(days=8)),
      {"row": 8, "window": "W3"}),
+    ("epoch seconds", "years", both(rewrite("requests", in_thousandths), rewrite("items", lambda x: x.drop("available_from"))),
+     {"row": 0, "request_id": "r0", "ms since 1970": 1_767_312_000}),
+    ("microseconds", "years", rewrite("requests", lambda x: x.with_columns(ts=(pl.col("ts").to_physical() * 1000).cast(x.schema["ts"]))),
+     {"row": 0, "request_id": "r0"}),
     ("sold before it was there", "availability", put("items", "available_from", 1, START + timedelta(days=1, hours=1)),
      {"request_id": "r0", "item_id": "i1"}),
     ("no filters at all", "claims", put("requests", "filters", 0, []), {"key": "has.filters"}),
-    ("scenario nobody asks for", "scenario", keys(scenario=["search", "feed"]), {"source": "feed"}),
+    ("scenario nobody asks for", "scenario", keys(scenario=["search", "browse", "feed"]), {"source": "feed"}),
     ("item without text", "text", rewrite("items", without_text), {"row": 1, "item_id": "i1"}),
     ("search without a query", "query", put("requests", "query", 3, " "), {"row": 3, "request_id": "r3"}),
     ("request without a user", "users", put("requests", "user_id", 6, None), {"row": 6, "request_id": "r6"}),
@@ -333,6 +358,93 @@ def test_one_fault_is_one_failure(case, name, broken, example, tmp_path):
 
 def test_every_check_has_been_seen_to_fail():
     assert {name for _, name, *_ in BROKEN} | {"filters"} == {c.name for c in validate("nowhere")}
+
+
+class Untouched(Popular):
+    """Says so when it is fitted."""
+
+    def fit(self, scene, upstream):
+        raise AssertionError("fitted")
+
+
+@pytest.mark.parametrize(("case", "name", "broken", "example"), BROKEN, ids=[case for case, *_ in BROKEN])
+def test_what_fails_is_refused_before_fitting_unless_it_is_said_why_not(case, name, broken, example, tmp_path):
+    folder = write(good_log(), tmp_path / "log")
+    broken(folder)
+    harmless = {question.name: question.harmless for question in CHECKS}[name]
+    recipe = Recipe("none", "", Funnel((Untouched(k=2),)), {}, "purchase")
+    with pytest.raises(AssertionError if harmless else KarmafunnelError) as refused:
+        replay(recipe, Log.open(folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    if harmless:
+        assert str(refused.value) == "fitted"
+        return
+    failed = next(check for check in validate(folder) if check.name == name)
+    said = str(refused.value)
+    assert str(folder) in said and "\n" not in said
+    if f"the check {name!r}" in said:  # else opening it was refused already
+        assert failed.message in said and all(f"{key} {value}" in said for key, value in failed.examples[0].items())
+    else:
+        assert name in ("log.json", "tables", "readable", "utf-8", "columns", "types")
+
+
+@pytest.mark.parametrize(("case", "name", "broken", "example"), BROKEN, ids=[case for case, *_ in BROKEN])
+def test_a_log_in_memory_is_asked_like_a_folder(case, name, broken, example, tmp_path):
+    folder = write(good_log(), tmp_path / "log")
+    broken(folder)
+    try:
+        log = read(folder)
+        held = replace(log, path=None) if isinstance(log, Log) else log
+        assert held.items.height >= 0 and (not isinstance(held, Log) or held.requests.height + held.exposures.height)
+    except KarmafunnelError:
+        return  # cannot be in memory
+    if name == "tables":
+        return  # what is left is a catalogue
+    if {question.name: question.harmless for question in CHECKS}[name] or name in ("counts", "checksums"):
+        require(held)
+    elif case == "a key is missing":
+        require(held)  # it has the default
+    else:
+        with pytest.raises(KarmafunnelError, match=f"^log good fails the check '{name}'"):
+            require(held)
+
+
+COMMANDS = {
+    "replay": ["replay", "popular", "LOG", "--out", "OUT"],
+    "table": ["table", "popular", "LOG", "--out", "OUT"],
+    "explain": ["explain", "popular", "LOG", "--request", "r8"],
+    "profile": ["profile", "popular", "LOG", "--out", "OUT"],
+    "fit-embedder": ["fit-embedder", "baseline", "LOG", "--out", "OUT"],
+    "queue": ["queue", "SERVICES", "--log", "LOG", "--out", "OUT"],
+    "sample": ["sample", "LOG", "OUT"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_computes_refuses_a_log_whose_windows_run_backwards(command, tmp_path):
+    folder = write(good_log(), tmp_path / "log")
+    rewrite("requests", lambda frame: frame.with_columns(window=frame["window"].reverse()))(folder)
+    (tmp_path / "services.toml").write_text('[[stage]]\nname = "recall"\ntime = {base_ms = 1.0}\n', encoding="utf-8")
+    words = {"LOG": str(folder), "OUT": str(tmp_path / "out"), "SERVICES": str(tmp_path / "services.toml")}
+    done = CliRunner().invoke(main, [words.get(word, word) for word in COMMANDS[command]])
+    assert done.exit_code == 1 and "'window order'" in done.stderr and "8 requests in an earlier window" in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert CliRunner().invoke(main, ["describe", str(folder)]).exit_code == 0  # a look at it is no figure of a Run
+
+
+@pytest.mark.parametrize("key", [*META, *MAY_HAVE])
+@pytest.mark.parametrize("value", [7, 2.5, "foo", ["x", 1], {"x": ["y"]}, True, None])
+def test_log_json_is_held_against_one_table_by_validate_and_by_opening(key, value, tmp_path):
+    folder = write(good_log(), tmp_path / "log")
+    meta = json.loads((folder / "log.json").read_text(encoding="utf-8"))
+    (folder / "log.json").write_text(json.dumps(meta | {key: value}), encoding="utf-8")
+    right = (META | MAY_HAVE)[key].holds(value)
+    if not right:
+        assert "log.json" in answers(validate(folder), "FAIL")
+        with pytest.raises(KarmafunnelError, match=rf"log\.json: {key}[ .].*must be"):
+            Log.open(folder)
+    elif key not in ("counts", "checksums"):
+        Log.open(folder)
 
 
 def test_what_depends_on_a_broken_column_says_so_instead_of_failing(tmp_path):
@@ -382,8 +494,8 @@ def test_a_bare_log_is_judged_by_what_it_claims(tmp_path):
     checks = validate(tmp_path / "log")
     assert answers(checks, "FAIL") == []
     assert answers(checks, "N/A") == [
-        "positions", "unlisted truth", "clicks", "propensity", "time order", "availability", "text", "query", "filters", "users",
-        "images", "visual",
+        "positions", "unlisted truth", "clicks", "propensity", "years", "time order", "availability", "text", "query", "filters",
+        "users", "images", "visual",
     ]  # fmt: skip
     put("requests", "ts", 3, START)(tmp_path / "log")
     assert answers(validate(tmp_path / "log"), "FAIL") == ["timestamps"]
@@ -419,4 +531,4 @@ def test_printed_ids_are_no_markup(tmp_path):
     print_checks(validate(folder), screen)
     text = screen.file.getvalue()
     assert "row 5, request_id r1, item_id [red]i9[/red]" in text
-    assert text.rstrip().endswith("34 checks: 33 PASS, 1 FAIL, 0 N/A")
+    assert text.rstrip().endswith("36 checks: 35 PASS, 1 FAIL, 0 N/A")

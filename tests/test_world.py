@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse as sp
-from karmafunnel.log import EXPOSURES, ITEMS, REQUESTS, Catalogue, KarmafunnelError, Log
+from karmafunnel.layout import EXPOSURES, ITEMS, REQUESTS
+from karmafunnel.log import Catalogue, KarmafunnelError, Log
 from karmafunnel.simulator.world import World, generate, marketplace
 from karmafunnel.simulator.world.images import render
 

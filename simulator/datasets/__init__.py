@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+from ...checks import require
 from ...log import Catalogue, KarmafunnelError, Log
 
 SOURCES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
@@ -24,9 +25,11 @@ def load(source: str, raw: Path | str) -> Log | Catalogue:
 
 
 def convert(source: str, raw: Path | str, log_folder: Path | str) -> Log | Catalogue:
-    """Read a source and write it as a log folder, whole or not at all; raises KarmafunnelError as `load`
-    does.
+    """Read a source and write it as a log folder, whole or not at all.
+
+    Raises KarmafunnelError as `load` does, and for a log that the commands after this one would refuse.
     """
     loaded = load(source, raw)
+    require(loaded)
     loaded.write(log_folder)
     return loaded
