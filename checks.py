@@ -378,7 +378,8 @@ def check_checksums(log: Folder) -> Found:
         for name, path in paths.items()
         if (found := sha256(path)) != said.get(name)
     ]
-    return Found(len(wrong), wrong, "a table is not the one that log.json was written with (where that was meant: validate --seal)" if wrong else "")
+    words = "a table is not the one that log.json was written with (where that was meant: validate --seal)"
+    return Found(len(wrong), wrong, words if wrong else "")
 
 
 def check_empty(log: Folder) -> Found:

@@ -385,7 +385,7 @@ def test_what_fails_is_refused_before_fitting_unless_it_is_said_why_not(case, na
     if f"the check {name!r}" in said:  # else opening it was refused already
         assert failed.message in said and all(f"{key} {value}" in said for key, value in failed.examples[0].items())
     else:
-        assert name in ("log.json", "tables", "readable", "utf-8", "columns", "types")
+        assert name in ("log.json", "tables", "readable", "utf-8", "columns", "types", "checksums")
 
 
 @pytest.mark.parametrize(("case", "name", "broken", "example"), BROKEN, ids=[case for case, *_ in BROKEN])

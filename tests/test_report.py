@@ -108,7 +108,8 @@ def make_log(folder: Path) -> Path:
     earlier, later = [f"a{u:02d}" for u in range(USERS)], [f"z{u:02d}" for u in range(USERS)]
     ids = [*earlier, *(f"r{r:02d}" for r in range(REQUESTS)), *later]
     users = [*(f"u{u}" for u in range(USERS)), *(f"u{r % USERS}" for r in range(REQUESTS)), *(f"u{u}" for u in range(USERS))]
-    requests = {"request_id": ids, "user_id": users, "ts": pl.Series(range(len(ids))) * 60_000 + 1_700_000_000_000, "source": ["search"] * len(ids)}
+    ts = pl.Series(range(len(ids))) * 60_000 + 1_700_000_000_000
+    requests = {"request_id": ids, "user_id": users, "ts": ts, "source": ["search"] * len(ids)}
     requests = pl.DataFrame(requests | {"query": [f"query {i} <&>" for i in ids]}).with_columns(
         pl.col("ts").cast(pl.Datetime("ms", "UTC"))
     )
