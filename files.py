@@ -111,8 +111,8 @@ def sweep(folder: Path, again: bool = True) -> None:
 
 def _touched(path: Path) -> float:
     """When anything at or in a path was last written, in seconds since 1970."""
-    inside = (os.path.join(root, name) for root, folders, names in os.walk(path) for name in (*folders, *names))
-    return max((os.stat(one, follow_symlinks=False).st_mtime for one in (path, *inside)), default=0.0)
+    inside = [os.path.join(root, name) for root, folders, names in os.walk(path) for name in (*folders, *names)]
+    return max(os.stat(one, follow_symlinks=False).st_mtime for one in (str(path), *inside))
 
 
 def remove(path: Path) -> None:
@@ -538,7 +538,7 @@ def claim(
         raise KarmafunnelError(
             f"{who}: {place} needs to be a place to write, found a link to {os.readlink(place)}, which is not there"
         )
-    home = at if kind.shared else at.parent
+    home = at if kind.shared and at.is_dir() and not os.access(at.parent, os.W_OK) else at.parent
     made = _make(home, place, who)
     try:
         with _locked(home, at, place, who):

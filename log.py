@@ -118,7 +118,7 @@ def seal_log(folder: Path | str) -> list[str]:
     found = contents(folder, TABLES if (folder / "requests.parquet").exists() else ("items",))
     changed = []
     for key, now in found.items():
-        before = meta.get(key) if isinstance(meta.get(key), dict) else {}
+        before: dict[str, Any] = told if isinstance(told := meta.get(key), dict) else {}
         names = dict.fromkeys([*before, *now])
         changed += [f"{key}: {n}: {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
     if changed:

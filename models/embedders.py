@@ -149,7 +149,7 @@ def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> t
     settle(folder)
     try:
         description = read_json(folder / "embedding.json")
-        check(folder)
+        check(folder, "embedding.json", "tensors.safetensors")  # what lies beside is checked when it is read
         tensors = load_file(folder / "tensors.safetensors")
     except (OSError, KarmafunnelError, SafetensorError) as error:
         raise KarmafunnelError(f"{who}: {error}") from error

@@ -214,7 +214,7 @@ def _replay_many(
         made: Generator[tuple[int, dict[Path, Exception]], None, None] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
     else:
         job = job_of(able, list(ledgers), log, seed, device, limit, cache, window, chunk) if able else None
-        made = by_workers(job, left, workers, int(device.startswith("cuda"))) if job else (nothing for nothing in ())
+        made = by_workers(job, left, workers, int(device.startswith("cuda"))) if job else (piece for piece in list[Any]())
     bar = progress_bar(console) if console else None
     with bar or nullcontext(), closing(made):
         task = bar.add_task("replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk) if bar else None

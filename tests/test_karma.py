@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from karmafunnel.benchmarks.samples import look_up
 from karmafunnel.cli import main
+from karmafunnel.files import seal
 from karmafunnel.log import Catalogue, KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD, known_in_w1, unit_rows
 from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, diagnose, losses
@@ -215,6 +216,7 @@ def test_weights_that_are_not_all_there(which: str, shop: Log, cache: Path, tmp_
     tensors = load_file(file)
     torn = next(name for name in sorted(tensors) if name.endswith("q_proj.weight"))
     save_file({name: x for name, x in tensors.items() if name != torn}, file)
+    seal(file.parent)
     with pytest.raises(KarmafunnelError, match=r"needed all weights, found none of .*q_proj\.weight \(1 missing\)"):
         value.fit(shop, cache=tmp_path) if which == "base" else value.load(tmp_path / "kept", shop)
 
@@ -775,8 +777,11 @@ def test_saved_fits_that_are_damaged(file: str, damage: str, says: str, shop: Lo
         tensors = load_file(path)
         changed = {"vectors": tensors["vectors"][:5]} if damage == "rows" else {}
         save_file({k: x for k, x in tensors.items() if k != damage} | changed, path, {"facts": "{}"})
-    with pytest.raises(KarmafunnelError, match=says):
-        value.load(tmp_path / "kept", shop).read(shop.requests_in("W3"))
+    for sealed, told in ((False, rf"{file}: other bytes than were written"), (True, says)):
+        if sealed:
+            seal(tmp_path / "kept")
+        with pytest.raises(KarmafunnelError, match=told):
+            value.load(tmp_path / "kept", shop).read(shop.requests_in("W3"))
 
 
 def test_an_epoch_that_lacks_a_weight(shop: Log, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from karmafunnel.benchmarks.ablation import markdown, page, processor
 from karmafunnel.benchmarks.curves import write_curve
 from karmafunnel.benchmarks.page import rich, write_page
 from karmafunnel.benchmarks.table import define, number, text_of
-from karmafunnel.files import atomic_folder, read_json, read_text, write_json, write_text
+from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
 from karmafunnel.log import NEVER, KarmafunnelError, Log, sha256
 from karmafunnel.simulator.intervals import holm
 from karmafunnel.simulator.measures import Run, compare, measure
@@ -223,7 +223,7 @@ def run_peer(
         return str(failed["error"])
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("done.json", "failed.json", "log.txt"):
-        (folder / old).unlink(missing_ok=True)
+        remove(folder / old)
     try:
         python = environment(peer.packages, cache, say, minutes) if peer.packages else Path(sys.executable)
         command: list[str | Path] = [python, peer.script, data.resolve(), folder.resolve(), "--seed", str(seed), "--k", str(K)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...bounds import needs
-from ...files import write_json
+from ...files import check, write_json
 from ...log import KarmafunnelError, Log
 from ..embedders import (
     Cooccurrence,
@@ -396,7 +396,10 @@ class KarmaEmbedding(Embedding):
         """
         if self._decoders is None:
             file = self._folder / "decoders.safetensors" if self._folder else None
-            found = read_tensors(file)[0] if file and file.exists() else {}
+            found: dict[str, Tensor] = {}
+            if file and file.exists():
+                check(file.parent, file.name)
+                found = read_tensors(file)[0]
             if (head := self.network.lm.own_head) is not None:
                 put_weights(head, {k.removeprefix("head."): v for k, v in found.items() if k.startswith("head.")}, str(file))
             self._decoders = {k: v for k, v in found.items() if not k.startswith("head.")}

@@ -1,0 +1,716 @@
+"""Files: whole after a kill and on a full disk, places that are claimed, digests that are checked, names taken as they stand, UTF-8."""
+
+import ast
+import contextvars
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import karmafunnel
+import polars as pl
+import pytest
+from click.testing import CliRunner, Result
+from karmafunnel import files
+from karmafunnel.cli import main
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.files import (
+    DIGESTS,
+    EMBEDDING,
+    LOG,
+    PAGE,
+    RUN,
+    SERVICES,
+    atomic_file,
+    atomic_folder,
+    check,
+    claim,
+    edited,
+    fault,
+    intact,
+    marked,
+    read_json,
+    read_text,
+    seal,
+    settle,
+    sweep,
+    write_json,
+    write_text,
+)  # fmt: skip
+from karmafunnel.log import Log, read
+from karmafunnel.models import gbdt
+from karmafunnel.models.embedders import RandomVectors, TfidfSVD
+from karmafunnel.models.tensors import read_tensors, resumed, write_tensors
+from karmafunnel.simulator import replay as replaying
+from karmafunnel.simulator.arrivals import Poisson
+from karmafunnel.simulator.measures import Run, measure
+from karmafunnel.simulator.queueing import Simulation, simulate
+from karmafunnel.simulator.recipe import Recipe, load_recipe
+from karmafunnel.simulator.replay import TABLES, replay
+from karmafunnel.simulator.services import Service, Services, ServiceTime
+from safetensors import SafetensorError
+
+ROOT = Path(karmafunnel.__file__).parent
+CODE = [p for p in ROOT.rglob("*.py") if not {"tests", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)]
+RECIPE = """
+import time
+from dataclasses import dataclass
+
+from karmafunnel.models.embedders import TfidfSVD
+from karmafunnel.stages.base import *
+from karmafunnel.stages.features import *
+from karmafunnel.stages.prerank import COLDPreRank
+from karmafunnel.stages.rank import LightGBMRank
+from karmafunnel.stages.recall import *
+
+
+@dataclass(frozen=True, repr=False)
+class Slow(Stage):
+    "The shop's order, after a while."
+
+    k: int = 20
+    seconds: float = 0.0
+    name: str = "slow"
+
+    def fit(self, scene, upstream):
+        return FittedSlow(self, scene)
+
+
+class FittedSlow(Fitted):
+    def __init__(self, stage, scene):
+        self.stage, self.scene = stage, scene
+
+    def score(self, frame):
+        time.sleep(self.stage.seconds)
+        return frame["score"].to_numpy()
+
+
+embedders, label = {"tfidf": TfidfSVD(dim=16)}, "click"
+funnel = (
+    Join([VectorRecall("tfidf", k=60, index=HNSW()), ItemKNN(k=40)], k=80)
+    >> COLDPreRank(k=40, features=[Upstream(), Similarity("tfidf")], epochs=1)
+    >> LightGBMRank(k=20, features=[Upstream(), Similarity("tfidf")], trees=10, calibrated="isotonic")
+    >> Slow(seconds=SECONDS)
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory, shop) -> Log:
+    folder = tmp_path_factory.mktemp("log")
+    shop.write(folder / "log")
+    return Log.open(folder / "log")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, log) -> Recipe:
+    path = tmp_path_factory.mktemp("recipe") / "mine.py"
+    path.write_text(RECIPE.replace("SECONDS", "0"))
+    return load_recipe(str(path), log)
+
+
+@pytest.fixture(scope="module")
+def run(log, recipe, tmp_path_factory) -> Path:
+    """A finished Run beside the cache that it was made with."""
+    folder = tmp_path_factory.mktemp("runs")
+    return replay(recipe, log, folder / "run", cache=folder / "cache", chunk=16)
+
+
+def contents(run: Path) -> list[bytes]:
+    return [(run / f"{name}.parquet").read_bytes() for name in TABLES if name != "timing"]
+
+
+def damage(path: Path, how: str = "zero") -> None:
+    """Other bytes in a file's middle, of the same length; or the file cut short, or gone."""
+    found = path.read_bytes()
+    middle = len(found) // 2
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(found[:middle])
+    else:
+        path.write_bytes(found[:middle] + bytes([found[middle] ^ 1]) + found[middle + 1 :])
+
+
+def left(folder: Path) -> list[str]:
+    """What writers have left in a folder and those in it."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob(".*") if files.TEMPORARY.fullmatch(p.name))
+
+
+# -- whole or not at all ------------------------------------------------------------------------------------------------
+
+WRITER = """
+import sys
+from pathlib import Path
+from karmafunnel.files import atomic_folder, write_text
+place = Path(sys.argv[1])
+for version in range(10**6):
+    with atomic_folder(place / "folder", sealed=True) as temporary:
+        for part in range(5):
+            (temporary / f"{part}.txt").write_text(str(version) * 1000)
+    write_text(place / "file.txt", str(version) * 1000)
+    print(version, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_the_next_writer_cleans_up(tmp_path):
+    last = -1
+    for i in range(6):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, encoding="utf-8")
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.05 + 0.013 * i)
+        process.kill()
+        process.wait()
+        assert fault(tmp_path / "folder") is None
+        versions = {(tmp_path / "folder" / f"{part}.txt").read_text() for part in range(5)}
+        assert len(versions) == 1
+        assert len(set((tmp_path / "file.txt").read_text())) <= 3
+        last = i
+    assert last == 5
+    write_text(tmp_path / "other.txt", "")
+    files._swept.clear()
+    write_text(tmp_path / "other.txt", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt", "folder", "other.txt"]
+
+
+def test_what_is_alive_is_not_swept(tmp_path):
+    with atomic_folder(tmp_path / "a") as alive, atomic_file(tmp_path / "b.txt") as also, claim(tmp_path / "c", "test", RUN):
+        (alive / "x").touch()
+        dead = tmp_path / ".karmafunnel-0123456789abcdef.tmp"
+        dead.mkdir()
+        (tmp_path / ".karmafunnel-mine.tmp").touch()  # not of that form
+        sweep(tmp_path)
+        assert alive.is_dir() and also.is_file() and not dead.exists() and (tmp_path / ".karmafunnel-mine.tmp").exists()
+        assert len(left(tmp_path)) == 3
+    assert left(tmp_path) == []
+
+
+def test_without_locks_only_what_is_a_day_old_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    young, old = (tmp_path / f".karmafunnel-{i * 16}.tmp" for i in "ab")
+    for path in (young, old):
+        path.mkdir()
+    os.utime(old, (time.time() - 2 * files.DAY,) * 2)
+    sweep(tmp_path)
+    assert young.exists() and not old.exists()
+    with atomic_folder(tmp_path / "x") as temporary, claim(tmp_path / "y", "test", RUN):
+        (temporary / "file").touch()
+    assert (tmp_path / "x" / "file").exists()
+
+
+def test_where_folders_cannot_be_swapped_a_crash_between_the_renames_is_put_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    place = tmp_path / "run"
+    for text in ("old", "new"):
+        with atomic_folder(place) as temporary:
+            (temporary / "run.json").write_text(text)
+    assert (place / "run.json").read_text() == "new" and os.listdir(tmp_path) == ["run"]
+    place.rename(files._old(place))  # the crash
+    with pytest.raises(KarmafunnelError, match="needed JSON"):
+        Run.open(place)
+    assert (place / "run.json").read_text() == "new" and os.listdir(tmp_path) == ["run"]
+    shutil.copytree(place, files._old(place))  # the crash came later
+    settle(place)
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_the_first_of_two_who_make_the_same_stays(tmp_path):
+    for text in ("first", "second"):
+        with atomic_folder(tmp_path / "a", sealed=True, first=True) as temporary:
+            (temporary / "x").write_text(text)
+    assert (tmp_path / "a" / "x").read_text() == "first"
+    (tmp_path / "a" / "x").write_text("damaged")
+    with atomic_folder(tmp_path / "a", sealed=True, first=True) as temporary:
+        (temporary / "x").write_text("third")
+    assert (tmp_path / "a" / "x").read_text() == "third" and os.listdir(tmp_path) == ["a"]
+
+
+# -- a full disk --------------------------------------------------------------------------------------------------------
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    pl.exceptions.ComputeError("No space left on device (os error 28)"),
+    RuntimeError("Error: write: 3 != 8 (No space left on device)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("writer", [atomic_folder, atomic_file])
+def test_a_full_disk_is_one_line_that_names_the_place(tmp_path, writer, error):
+    says = r"place: could not be written: No space left on device; nothing of it was left"
+    with pytest.raises(KarmafunnelError, match=says) as raised, writer(tmp_path / "place"):
+        raise error
+    assert "\n" not in str(raised.value) and os.listdir(tmp_path) == []
+    with pytest.raises(ZeroDivisionError), writer(tmp_path / "place"):
+        raise ZeroDivisionError
+
+
+def small_files() -> None:
+    """In a process: no file grows above 5,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+
+
+@pytest.mark.parametrize("command", ["world", "replay", "queue", "fit-embedder"])
+def test_commands_that_find_the_disk_full_end_in_one_line_and_leave_nothing(command, log, recipe, tmp_path):
+    Services((Service("s", ServiceTime(base_ms=1)),)).write(tmp_path / "services.toml")
+    assert recipe.path is not None and log.path is not None
+    words = {
+        "world": ["world", tmp_path / "out"], "replay": ["replay", recipe.path, log.path, "--out", tmp_path / "out"],
+        "queue": ["queue", tmp_path / "services.toml", "--rate", "20", "--out", tmp_path / "out"],
+        "fit-embedder": ["fit-embedder", recipe.path, log.path, "--out", tmp_path / "out"],
+    }[command]  # fmt: skip
+    cache = tmp_path / "cache"
+    process = subprocess.run(
+        [sys.executable, "-m", "karmafunnel.cli", *map(str, words)], capture_output=True, encoding="utf-8", preexec_fn=small_files,
+        env=os.environ | {"KARMAFUNNEL_CACHE": str(cache)},
+    )  # fmt: skip
+    last = process.stderr.strip().splitlines()[-1]
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert last.startswith("error: ") and "could not be written: File too large" in last
+    assert not (tmp_path / "out").exists() and left(tmp_path) == []
+    assert all(intact(folder) for folder in cache.iterdir()) if cache.exists() else True
+
+
+# -- claims -------------------------------------------------------------------------------------------------------------
+
+# Every command that writes, its other arguments nowhere to be found: the place is looked at first. And its place among the words.
+WRITES: dict[str, tuple[str, list[str]]] = {
+    "world": ("", ["world", "PLACE"]), "convert": ("", ["convert", "trivago", "nowhere", "PLACE"]),
+    "sample": ("", ["sample", "nowhere", "PLACE"]),
+    "replay": ("", ["replay", "baseline", "nowhere", "--out", "PLACE"]),
+    "replay --path": ("", ["replay", "baseline", "nowhere", "--path", "rank=skip", "--out", "PLACE"]),
+    "table": ("", ["table", "baseline", "nowhere", "--out", "PLACE"]),
+    "queue": ("", ["queue", "nowhere.toml", "--rate", "5", "--out", "PLACE"]),
+    "plan": ("", ["plan", "nowhere.toml", "--rate", "5", "--p99-ms", "5", "--out", "PLACE"]),
+    "fit-embedder": ("", ["fit-embedder", "baseline", "nowhere", "--out", "PLACE"]),
+    "profile": (".toml", ["profile", "baseline", "nowhere", "--out", "PLACE"]),
+    "report": (".html", ["report", "nowhere", "--out", "PLACE"]), "describe": (".html", ["describe", "nowhere", "--html", "PLACE"]),
+    "demo log": ("log", ["demo", "--out", "PARENT"]), "demo run": ("run", ["demo", "--out", "PARENT"]),
+    "demo page": ("report.html", ["demo", "--out", "PARENT"]),
+}  # fmt: skip
+
+
+def command(name: str, folder: Path) -> tuple[Path, list[str]]:
+    """The place that a command writes to, and the command."""
+    suffix, words = WRITES[name]
+    place = folder / suffix if name.startswith("demo") else folder / f"place{suffix}"
+    return place, [{"PLACE": str(place), "PARENT": str(folder)}.get(word, word) for word in words]
+
+
+def ran(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def refusal(words: list[str]) -> str:
+    answer = ran(*words)
+    assert answer.exit_code == 1 and "Traceback" not in answer.output and isinstance(answer.exception, SystemExit)
+    (line,) = answer.stderr.strip().splitlines()
+    return str(line)
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_every_command_that_writes_refuses_what_is_not_its_own(name, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    place, words = command(name, work)
+    place.write_text("mine")
+    for more in ([], ["--force"] if "report" not in name and "describe" not in name else []):
+        assert str(place) in refusal([*words, *more])
+    assert place.read_text() == "mine"
+    place.unlink()
+    place.mkdir()
+    (place / "notes.txt").write_text("mine")
+    assert str(place) in refusal(words) and (place / "notes.txt").read_text() == "mine"
+    shutil.rmtree(place)
+    place.symlink_to(tmp_path / "nowhere")
+    assert "found a link to" in refusal(words) and place.is_symlink()
+    place.unlink()
+    with claim(place, "another", RUN):  # in this process, but not by the same chain of calls
+        assert f"{place} is being written by another (process {os.getpid()} on " in contextvars.Context().run(refusal, words)
+    assert os.listdir(work) == []
+    (tmp_path / "file").write_text("mine")
+    _, words = command(name, tmp_path / "file")
+    assert "needs a folder to lie in" in refusal(words) and (tmp_path / "file").read_text() == "mine"
+
+
+def test_where_nothing_can_be_written_is_said_first(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root can write everywhere")
+    tmp_path.chmod(0o500)
+    assert "needs a folder that can be written" in refusal(["replay", "baseline", "nowhere", "--out", str(tmp_path / "run")])
+    tmp_path.chmod(0o700)
+
+
+def test_something_else_of_ours_needs_force(log, recipe, run, tmp_path):
+    cache = run.parent / "cache"
+    shutil.copytree(run, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    for change, says in (
+        ({"seed": 1}, "its seed is 0, not 1"), ({"limit": 10}, "its limit is None, not 10"), ({"window": "W2b"}, "its window is W3, not W2b"),
+    ):  # fmt: skip
+        with pytest.raises(KarmafunnelError, match=f"holds another Run: {says}; --force replaces it"):
+            replay(recipe, log, tmp_path / "run", cache=cache, **change)  # type: ignore[arg-type]
+    other = replace(recipe, funnel=recipe.funnel.without("slow"))
+    with pytest.raises(KarmafunnelError, match="holds another Run: its funnel is"):
+        replay(other, log, tmp_path / "run", cache=cache)
+    replay(recipe, log, tmp_path / "run", cache=cache, chunk=16)  # the same: no more is asked
+    assert contents(tmp_path / "run") == before
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(KarmafunnelError, match=r"found notes\.txt in it as well; --force"):
+        replay(recipe, log, tmp_path / "run", cache=cache, chunk=16)
+    replay(other, log, tmp_path / "run", cache=cache, force=True)
+    assert Run.open(tmp_path / "run").meta["funnel"] == repr(other.funnel)
+    for place, kind in ((run, LOG), (run, EMBEDDING), (log.path, RUN)):
+        assert place is not None
+        with pytest.raises(KarmafunnelError, match=r"found a (Run|log); --force replaces it"), claim(place, "test", kind):
+            pass
+        with claim(place, "test", kind, force=True):
+            pass
+    changed = Log.make(log.items, log.requests, log.exposures, log.meta | {"name": "other"})
+    shutil.copytree(log.path, tmp_path / "log")  # type: ignore[arg-type]
+    with pytest.raises(KarmafunnelError, match="holds another log: its name is shop, not other"):
+        changed.write(tmp_path / "log")
+    changed.write(tmp_path / "log", force=True)
+    RandomVectors().fit(log).save(tmp_path / "saved")
+    with pytest.raises(KarmafunnelError, match="holds another embedding"):
+        TfidfSVD(dim=8).fit(log).save(tmp_path / "saved")
+
+
+def test_what_a_command_reads_is_not_overwritten(log, tmp_path, monkeypatch):
+    text = Services((Service("s", ServiceTime(base_ms=1)),)).toml()
+    (tmp_path / "services.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert "needs to be another place than its own input" in refusal(["plan", "services.toml", "--rate", "5", "--p99-ms", "50", "--out", "."])
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "services.toml").write_text(text)  # a hand-written one
+    assert "found something else" in refusal(["plan", "services.toml", "--rate", "5", "--p99-ms", "50", "--out", "plan"])
+    assert (tmp_path / "plan" / "services.toml").read_text() == (tmp_path / "services.toml").read_text() == text
+    words = ["plan", "services.toml", "--rate", "5", "--p99-ms", "50", "--requests", "2000", "--out", "planned"]
+    assert ran(*words).exit_code == 0 and ran(*words).exit_code == 0
+    file = tmp_path / "planned" / "services.toml"
+    file.write_text(file.read_text() + "\n# edited\n")
+    assert "was edited by hand since it was written; --force" in refusal(words) and file.read_text().endswith("# edited\n")
+    assert ran(*words, "--force").exit_code == 0 and not file.read_text().endswith("# edited\n")
+    with pytest.raises(KarmafunnelError, match="another place than its own input"), claim(log.path, "replay", RUN, inputs=[log.path]):  # type: ignore[arg-type]
+        pass
+    assert "another place" in refusal(["sample", str(log.path), str(log.path)])
+
+
+def test_a_page_and_a_services_file_are_known_by_their_mark(tmp_path):
+    for kind, ours in ((PAGE, f"<!doctype html>{files.PAGE_MARK}"), (SERVICES, marked("a = 1\n"))):
+        path = tmp_path / "file"
+        path.write_text(ours)
+        with claim(path, "test", kind):
+            pass
+        path.write_text("by hand")
+        with pytest.raises(KarmafunnelError, match="that karmafunnel did not write"), claim(path, "test", kind, force=True):
+            pass
+    (tmp_path / "a.toml").write_text(marked("a = 1\n"))
+    assert not edited(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text(marked("a = 1\n").replace("1", "2"))
+    assert edited(tmp_path / "a.toml")
+
+
+def test_a_claim_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(ZeroDivisionError), claim(tmp_path / "a" / "b" / "c", "test", RUN):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_replays_into_one_place_and_a_neighbour_of_almost_its_name(log, recipe, run, tmp_path):
+    """The second is refused and the first goes on; a live replay into x.y keeps its shards while one into x begins and ends."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(RECIPE.replace("SECONDS", "0.3"))
+    cache = run.parent / "cache"
+    words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "x.y")]
+    code = "from karmafunnel.simulator import replay as r; from karmafunnel.cli import main; r.replay.__kwdefaults__['chunk'] = 16"
+    code += f"; main({words!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"KARMAFUNNEL_CACHE": str(cache)}, stderr=subprocess.PIPE)
+    wait_for(lambda: list(tmp_path.glob(".x.y.*.partial/000000")))
+    with pytest.raises(KarmafunnelError, match=r"x\.y is being written by replay \(process \d+ on .*\); wait for it, or name another place"):
+        replay(recipe, log, tmp_path / "x.y", cache=cache)
+    replay(recipe, log, tmp_path / "x", cache=cache)
+    assert list(tmp_path.glob(".x.y.*.partial/000000"))
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and Run.open(tmp_path / "x.y").read("requests").height == 100
+    assert sorted(os.listdir(tmp_path)) == ["slow.py", "x", "x.y"]
+
+
+def wait_for(happens: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+# -- digests ------------------------------------------------------------------------------------------------------------
+
+
+def parts_of(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != DIGESTS)
+
+
+def test_everything_that_was_fitted_is_made_again_where_it_is_damaged(log, recipe, run, tmp_path, capsys):
+    """Every file in the cache, one after the other, flipped, cut or gone: it is made again and a line names it; the same Run comes out."""
+    replaying.prepare(recipe, log, cache=tmp_path / "cache")
+    names = parts_of(tmp_path / "cache")
+    kinds = {Path(name).name for name in names}
+    assert {"trees.txt", "index.faiss", "neighbours.npz", "model.safetensors", "tensors.safetensors", "embedding.json"} <= kinds
+    for i, name in enumerate(names):
+        damage(tmp_path / "cache" / name, ("zero", "cut", "gone")[i % 3])
+        files.say.cache_clear()
+        capsys.readouterr()
+        replaying.prepare(recipe, log, cache=tmp_path / "cache")
+        said = capsys.readouterr().err
+        assert str(tmp_path / "cache" / name) in said and "it is made again" in said
+        assert fault(tmp_path / "cache" / name.split("/")[0]) is None
+    for how in ("zero", "gone"):
+        (index,) = (tmp_path / "cache").rglob("index.faiss")
+        damage(index, how)
+        damage(next((tmp_path / "cache").rglob("trees.txt")), how)
+        replay(recipe, log, tmp_path / how, cache=tmp_path / "cache", chunk=16)
+        assert contents(tmp_path / how) == contents(run)
+    sealed = next((tmp_path / "cache").glob("recall-*")) / DIGESTS
+    sealed.unlink()  # what can be made again is not trusted without
+    replaying.prepare(recipe, log, cache=tmp_path / "cache")
+    assert sealed.exists()
+
+
+def finished(kind: str, log: Log, run: Path, folder: Path) -> tuple[Path, Callable[[], object]]:
+    """Something that cannot be made again, and how it is opened."""
+    place = folder / kind
+    if kind == "run":
+        shutil.copytree(run, place)
+        return place, lambda: measure(Run.open(place), ["HR@10"])
+    if kind == "log":
+        shutil.copytree(log.path, place)  # type: ignore[arg-type]
+        return place, lambda: Log.open(place).checksum
+    if kind == "catalogue":
+        place.mkdir()
+        shutil.copy(log.path / "items.parquet", place)  # type: ignore[operator]
+        shutil.copy(log.path / "log.json", place)  # type: ignore[operator]
+        return place, lambda: read(place)
+    if kind == "embedding":
+        TfidfSVD(dim=8).fit(log).save(place)
+        return place, lambda: TfidfSVD(dim=8).load(place, log)
+    simulate(Services((Service("s", ServiceTime(base_ms=1)),)), Poisson(10), 50, 0, out=place, events=True)
+    return place, lambda: Simulation.open(place)
+
+
+@pytest.mark.parametrize("kind", ["run", "log", "catalogue", "embedding", "simulation"])
+def test_what_cannot_be_made_again_is_refused_by_name_where_it_is_damaged(kind, log, run, tmp_path):
+    place, opens = finished(kind, log, run, tmp_path)
+    opens()
+    for name in parts_of(place):
+        if name == "log.json":  # its tables are held to it
+            continue
+        kept = (place / name).read_bytes()
+        for how in ("zero", "cut", "gone"):
+            damage(place / name, how)
+            with pytest.raises(KarmafunnelError) as raised:
+                opens()
+            assert name.split("/")[-1] in str(raised.value) and "\n" not in str(raised.value)
+            (place / name).write_bytes(kept)
+    opens()
+
+
+def test_what_is_older_than_digests_opens_with_a_line(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / DIGESTS).unlink()
+    for _ in range(2):
+        assert Run.open(tmp_path / "run").read("requests").height == 100
+    assert capsys.readouterr().err.count("made before files had digests") == 1
+
+
+def test_a_log_changed_on_purpose_is_sealed_anew(log, recipe, tmp_path):
+    shutil.copytree(log.path, tmp_path / "log")  # type: ignore[arg-type]
+    path = tmp_path / "log" / "items.parquet"
+    pl.read_parquet(path).with_columns(pl.col("price") * 2).write_parquet(path)
+    words = ["replay", str(recipe.path), str(tmp_path / "log"), "--out", str(tmp_path / "run")]
+    assert f"{path}: needs the bytes whose checksum stands in log.json" in refusal(words)
+    answer = ran("validate", "--seal", tmp_path / "log")
+    assert "checksums: items.parquet: " in answer.stderr and "checksums           PASS" in answer.stdout
+    assert Log.open(tmp_path / "log").checksum != log.checksum
+    assert "nothing has changed" in ran("validate", "--seal", tmp_path / "log").stderr
+
+
+def test_trees_that_are_damaged_never_reach_the_library(log, recipe, run, tmp_path, monkeypatch):
+    kept = next((run.parent / "cache").rglob("trees.txt"))
+    gbdt.load_gbdt(kept)
+    monkeypatch.setattr(gbdt.lgb, "Booster", lambda **_: pytest.fail("LightGBM was given damaged trees"))
+    for how in ("zero", "cut"):
+        shutil.copy(kept, tmp_path / "trees.txt")
+        damage(tmp_path / "trees.txt", how)
+        with pytest.raises(KarmafunnelError, match=r"trees\.txt: needed a LightGBM text file as it was written"):
+            gbdt.load_gbdt(tmp_path / "trees.txt")
+
+
+def test_checkpoints_carry_a_digest(tmp_path, capsys):
+    import torch
+
+    file = tmp_path / "state.safetensors"
+    write_tensors(file, {"x": torch.arange(1000, dtype=torch.float32), "half": torch.ones(3, dtype=torch.bfloat16)}, {"step": 3})
+    tensors, facts = read_tensors(file)
+    assert facts == {"step": 3} and tensors["x"][7] == 7 and resumed(file) is not None
+    damage(file)
+    with pytest.raises(KarmafunnelError, match=r"state\.safetensors: needed a checkpoint"):
+        read_tensors(file)
+    assert resumed(file) is None and not file.exists() and "it is made again" in capsys.readouterr().err
+    assert resumed(file) is None and resumed(None) is None
+
+
+def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, capsys):
+    real, made = replaying.Ledgers.shard, list[int]()
+
+    def stops(self, requests, number):
+        if number == 4:
+            raise KeyboardInterrupt
+        made.append(number)
+        return real(self, requests, number)
+
+    monkeypatch.setattr(replaying.Ledgers, "shard", stops)
+    with pytest.raises(KeyboardInterrupt):
+        replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+    monkeypatch.setattr(replaying.Ledgers, "shard", lambda self, requests, number: (made.append(number), real(self, requests, number))[1])
+    (partial,) = tmp_path.glob(".run.*.partial")
+    damage(partial / "000001" / "slates.parquet", "cut")
+    damage(partial / "000002" / "ledger.parquet", "gone")
+    (partial / "000003" / DIGESTS).write_text("")
+    made.clear()
+    replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+    assert made == [1, 2, 3, 4, 5, 6] and contents(tmp_path / "run") == contents(run) and os.listdir(tmp_path) == ["run"]
+    assert f"{partial / '000001' / 'slates.parquet'}: other bytes" in capsys.readouterr().err
+
+
+# -- workers ------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    code = f"import pieces; from karmafunnel.simulator.workers import *; list(spread(pieces.sleeps, {str(tmp_path)!r}, range(2), Workers(2)))"
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths})
+    wait_for(lambda: len(list(tmp_path.glob("*.began"))) == 2)
+    process.kill()
+    process.wait()
+    for path in tmp_path.glob("*.began"):
+        wait_for(lambda pid=int(path.stem): not alive(pid), 10)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_interrupted_a_replay_by_workers_ends_in_one_line_and_goes_on(log, run, tmp_path):
+    slow = tmp_path / "slow.py"
+    slow.write_text(RECIPE.replace("SECONDS", "0.5"))
+    words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "run"), "--workers", "2"]
+    code = "from karmafunnel.simulator import replay as r; from karmafunnel.cli import main; r.replay.__kwdefaults__['chunk'] = 8"
+    code += f"; main({words!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
+        env=os.environ | {"KARMAFUNNEL_CACHE": str(run.parent / "cache")},
+    )  # fmt: skip
+    wait_for(lambda: list(tmp_path.glob(".run.*.partial/0*")))
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130 and time.monotonic() - began < 10
+    assert "Traceback" not in told and told.strip().splitlines()[-1] == "interrupted"
+    assert not (tmp_path / "run").exists() and [name for name in os.listdir(tmp_path) if name.endswith(".lock")] == []
+
+
+# -- names and texts ----------------------------------------------------------------------------------------------------
+
+
+def test_names_are_taken_as_they_stand(log, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run1")
+    assert "no such folder" in refusal(["measure", str(tmp_path / "run[12]"), "HR@10"])
+    for name in ("run[12]", "a=b", "what?", "st*r", "~", "ü {x}"):
+        shutil.copytree(run, tmp_path / name)
+        assert Run.open(tmp_path / name).read("requests").height == 100 and "a" not in Run.open(tmp_path / name).columns("requests")
+    for name in ("loga", "logb", "log[ab]"):
+        shutil.copytree(log.path, tmp_path / name)  # type: ignore[arg-type]
+    assert Log.open(tmp_path / "log[ab]").requests.height == log.requests.height
+    shutil.rmtree(tmp_path / "log[ab]")
+    with pytest.raises(KarmafunnelError, match="no folder"):
+        Log.open(tmp_path / "log[ab]")
+
+
+def test_texts_are_utf_8_whatever_the_locale(tmp_path):
+    path = tmp_path / "t.json"
+    code = (
+        "from karmafunnel.files import *; import sys; title = 'K\\xe4se \\u5b66 \\udcff'\n"
+        "write_json(sys.argv[1], {'title': title}); assert read_json(sys.argv[1])['title'] == title"
+    )
+    environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, path], check=True, env=environment)
+    assert json.loads(path.read_bytes())["title"] == "Käse 学 \udcff"
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfa = 1\r\n")
+    assert read_text(tmp_path / "bom.toml") == "a = 1\r\n"
+    (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(KarmafunnelError, match=r"latin\.txt: needed a text file in UTF-8, found byte 1 to be 0xe4"):
+        read_text(tmp_path / "latin.txt")
+    for text in ("{", "[" * 100_000, "1" * 10_000):
+        write_text(tmp_path / "bad.json", text)
+        with pytest.raises(KarmafunnelError, match=r"bad\.json: needed JSON"):
+            read_json(tmp_path / "bad.json")
+
+
+def calls(path: Path) -> list[tuple[int, str, ast.Call]]:
+    """Calls in a file: line, what is called, the call."""
+    return [(node.lineno, ast.unparse(node.func), node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+
+
+def test_every_text_says_its_encoding_and_every_table_is_opened_in_one_place():
+    """Walks the package: text in the locale's encoding, Parquet by polars, patterns made of names, writing around the writers."""
+    wrong = []
+    for path in CODE:
+        here = str(path.relative_to(ROOT))
+        apart = path.name in ("exchange.py", "browser.py")  # they run where this package is not
+        for line, name, call in calls(path):
+            last, given = name.rsplit(".", 1)[-1], {word.arg for word in call.keywords}
+            at = f"{here}:{line}: {name}"
+            modes = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode")]
+            if name.endswith(".open") and name != "gzip.open":
+                modes = call.args[:1]
+            mode = next((str(given.value) for given in modes if isinstance(given, ast.Constant)), "r")
+            is_open = name in ("open", "gzip.open") or (last == "open" and name.split(".")[0].islower() and name.split(".")[0] != "os")
+            text_io = (is_open and "b" not in mode) or (last in ("read_text", "write_text") and "." in name and "trainee" not in name)
+            if text_io and "encoding" not in given and not name.startswith(("self.", "opened")):
+                wrong.append(f"{at}: text without an encoding")
+            if "text" in given and name.startswith("subprocess"):
+                wrong.append(f"{at}: text=True is the locale's encoding")
+            if last in ("scan_parquet", "read_parquet") and here != "files.py" and not (apart and {"glob", "hive_partitioning"} <= given):
+                wrong.append(f"{at}: use open_table or read_table")
+            if last in ("glob", "rglob") and not all(isinstance(a, ast.Constant) for a in call.args):
+                wrong.append(f"{at}: a pattern made of a name")
+            writes = name == "os.replace" or (last in ("write_text", "write_bytes", "rmtree", "unlink") and "." in name)
+            if writes and here != "files.py" and not apart and "/bench_" not in here:
+                wrong.append(f"{at}: use what files.py has")
+    assert wrong == []
+    assert len(CODE) > 100
+
+
+def test_equal_content_is_equal_bytes(tmp_path):
+    write_json(tmp_path / "a", {"b": 1, "a": "ü"})
+    write_json(tmp_path / "b", {"a": "ü", "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x").touch()
+    seal(tmp_path / "folder")
+    check(tmp_path / "folder")
