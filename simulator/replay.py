@@ -50,8 +50,8 @@ from ..stages.base import (
     code_key,
     embedder_folder,
     fit_embedders,
-    prefix_keys,
     silent,
+    training_keys,
 )
 from ..stages.learn import logged, spaced
 from ..terminal import Console, progress_bar
@@ -92,7 +92,7 @@ def prepare(
             return recipe.funnel.fit(scene, cache)
         finally:
             scene.progress = scene.detail = silent
-            memory.forget({key for other in later for key in prefix_keys(other.funnel, other.embedders, scene)})
+            memory.forget({key for other in later for key in training_keys(other.funnel, other.embedders, scene)})
             memory.on = False
 
 

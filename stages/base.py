@@ -32,6 +32,7 @@ REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "chann
 PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
 FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
 Progress = Callable[[str], None]
+FOLDS = 2
 
 
 def silent(_: str) -> None:
@@ -103,6 +104,19 @@ def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: in
     else:
         chosen = np.arange(len(score))
     return chosen[np.lexsort((tie(chosen), -score[chosen]))]
+
+
+def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """A fold for every row, int64 (n_rows,): all rows of an owner in one, each fold with about as many of the `counted` rows.
+
+    owner (n_rows,) holds numbers from 0, counted the row numbers that should be shared out evenly.
+    """
+    sizes = np.bincount(owner[counted], minlength=int(owner.max(initial=-1)) + 1)
+    fold_of, held = np.zeros(len(sizes), dtype=np.int64), [0] * folds
+    for one in np.random.default_rng([seed, folds]).permutation(np.flatnonzero(sizes)):
+        fold_of[one] = held.index(min(held))
+        held[fold_of[one]] += int(sizes[one])
+    return fold_of[owner]
 
 
 # -- what stages may look at --------------------------------------------------------------------------------------------
@@ -190,6 +204,7 @@ class Scene:
     progress: Progress = silent  # one message a step
     detail: Progress = silent  # epochs, trees: what is overwritten on a terminal
     outside: str = ""  # code that stages were defined with outside the package: a recipe's own classes
+    folds: int = FOLDS  # into which users are dealt, so that a stage learns from what models say of users they did not see
 
     def __post_init__(self) -> None:
         check_seed(f"log {self.log.name}", self.seed)
@@ -211,7 +226,7 @@ class Scene:
     @property
     def circumstances(self) -> tuple[Any, ...]:
         """What a fit depends on beside its config and its data."""
-        return self.seed, self.device, self.outside
+        return self.seed, self.device, self.outside, self.folds
 
     def embedding(self, name: str, who: str) -> Embedding:
         """A fitted embedding by name; raises KarmafunnelError naming the stage that asked for one that the recipe lacks, or for one
@@ -280,6 +295,19 @@ class Scene:
         return mix(of_request[requests] + of_item[items])
 
     @cached_property
+    def fold(self) -> np.ndarray:
+        """The fold of every request, the same for every stage: int64 (n_requests,), 0 to folds - 1.
+
+        A user's requests are in one fold (a session's, where the log does not know its users or has fewer users than folds).
+        Users are dealt in a seeded order, each to the fold with the fewest requests of W2.
+        """
+        log = self.log
+        learnt = log.requests_in("W2")
+        owners = [*([log.user] if log.has("users") else []), log.session, np.arange(len(log.t))]
+        enough = [owner for owner in owners if len(np.unique(owner[learnt])) >= self.folds]
+        return deal(enough[0] if enough else owners[-1], learnt, self.folds, self.seed)
+
+    @cached_property
     def truth(self) -> pl.DataFrame:
         """Truth of every request of the log under the recipe's label: request, item, quantity, money."""
         return self.log.truth(self.label)
@@ -325,6 +353,7 @@ class Stage(Typed):
     name: str
     needs: ClassVar[tuple[str, ...]] = (REQUEST, ITEM, SCORE, RANK, CHANNEL)
     counts_in: ClassVar[tuple[str, ...]] = ()  # windows whose outcomes the stage itself holds counts of
+    learns: ClassVar[bool] = True  # from the requests of W2, behind its upstream; False where a fit looks at none of them
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> Fitted:
         """Learn what there is to learn; `upstream` is the fitted funnel before this stage (None for recall)."""
@@ -433,33 +462,98 @@ class Funnel:
 
     def fit(self, scene: Scene, cache_folder: Path | None = None) -> FittedFunnel:
         """Fit every stage on what its upstream really passes to it; fitted stages are kept in `cache_folder` by content."""
-        fitted: FittedFunnel | None = None
+        if not self.stages:
+            raise KarmafunnelError("funnel: needs a recall stage, found no stage")
+        fits = Fits(self, scene, cache_folder)
+        start = time.perf_counter()
+        fitted = fits.upto(len(self.stages))
+        if fits.out_of_fold:
+            scene.progress(
+                f"out of fold: {len(fits.out_of_fold)} fits more, {sum(fits.out_of_fold):.1f} s of the "
+                f"{time.perf_counter() - start:.1f} s that the stages took"
+            )
+        return fitted
+
+
+class Fits:
+    """The fits of one funnel: every stage on all users and, where a later stage learns from what it says, without each fold of users.
+
+    What a model says of rows that it was fitted on is better than what it says of others. A stage that learned from it would trust
+    it too much (Wolpert 1992, "Stacked generalization", Neural Networks 5). So the rows of a fold pass through models that were
+    fitted, and stopped, without that fold. The folds are the same for all stages: folds + 1 fits a stage. Fits are kept by content.
+    """
+
+    def __init__(self, funnel: Funnel, scene: Scene, cache_folder: Path | None):
+        self.funnel, self.scene, self.cache_folder = funnel, scene, cache_folder
         values = {name: getattr(found, "value", None) for name, found in scene.embeddings.items()}
-        keys = prefix_keys(self, values, scene)
-        for i, (stage, key) in enumerate(zip(self.stages, keys, strict=True)):
-            folder = cache_folder / f"{stage.name}-{key}" if cache_folder else None
-            if key in scene.memory.stages:
-                ready = scene.memory.stages[key]
-            elif folder and intact(folder):
-                scene.progress(f"{stage.name}: fitted before, from {folder.name}")
-                ready = stage.load(folder, scene)
-            else:
-                scene.progress(f"{stage.name}: fitting {type(stage).__name__}")
-                ready = stage.fit(scene, fitted)
-                if folder:
-                    with atomic_folder(folder, sealed=True, first=True) as temporary:
-                        ready.save(temporary)
-                        write_text(temporary / "stage.txt", f"{Funnel(self.stages[: i + 1])!r}\n")
-            if isinstance(ready, Retriever) != (i == 0):
+        self.keys = prefix_keys(funnel, values, scene)
+        self.ready: dict[str, Fitted] = {}
+        self.out_of_fold: list[float] = []  # seconds of the fits without a fold
+
+    def learnt(self, n: int) -> bool:
+        """Whether one of the first `n` stages learns from requests that a later stage learns from; recall never does."""
+        return any(stage.learns for stage in self.funnel.stages[1:n])
+
+    def key(self, i: int, fold: int | None) -> str:
+        """The key of the funnel up to stage `i`, fitted without a fold; that of the whole where no stage so far learns."""
+        return self.keys[i] if fold is None or not self.learnt(i + 1) else without_fold(self.keys[i], fold)
+
+    def upto(self, n: int, fold: int | None = None) -> FittedFunnel:
+        """The first `n` stages, fitted without a fold of users (None: on all)."""
+        stages = tuple(self.stage(i, fold) for i in range(n))
+        return FittedFunnel(self.scene, stages, tuple(self.key(i, fold) for i in range(n)), self if fold is None else None)
+
+    def stage(self, i: int, fold: int | None = None, upstream: FittedFunnel | None = None) -> Fitted:
+        """Stage `i`, fitted without a fold of users (None: on all), behind `upstream` where that is at hand."""
+        stage, key, scene = self.funnel.stages[i], self.key(i, fold), self.scene
+        if key not in self.ready:
+            self.ready[key] = self._kept(stage, key) or self._fit(i, fold, upstream)
+            if isinstance(self.ready[key], Retriever) != (i == 0):
                 raise KarmafunnelError(
                     f"funnel: needs one recall stage, the first (join channels in brackets); found {stage!r} at place {i + 1}"
                 )
             if scene.memory.on:
-                scene.memory.stages[key] = ready
-            fitted = FittedFunnel(scene, ((*fitted.stages, ready) if fitted else (ready,)), tuple(keys[: i + 1]))
-        if fitted is None:
-            raise KarmafunnelError("funnel: needs a recall stage, found no stage")
-        return fitted
+                scene.memory.stages[key] = self.ready[key]
+        return self.ready[key]
+
+    def _folder(self, stage: Stage, key: str) -> Path | None:
+        return self.cache_folder / f"{stage.name}-{key}" if self.cache_folder else None
+
+    def _kept(self, stage: Stage, key: str) -> Fitted | None:
+        """A stage that was fitted before: for another funnel of this process, or in the cache."""
+        if key in self.scene.memory.stages:
+            return self.scene.memory.stages[key]
+        folder = self._folder(stage, key)
+        if folder is None or not intact(folder):
+            return None
+        self.scene.progress(f"{stage.name}: fitted before, from {folder.name}")
+        return stage.load(folder, self.scene)
+
+    def _fit(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> Fitted:
+        """Fit a stage; the first time, the fits without a fold too that a later stage will need: they learn from the same rows."""
+        stage = self.funnel.stages[i]
+        upstream = upstream or (self.upto(i) if i else None)
+        made = self._fit_one(i, None if fold is None or not self.learnt(i + 1) else fold, upstream)
+        if fold is None and stage.learns and any(later.learns for later in self.funnel.stages[i + 1 :]) and i:
+            for one in range(self.scene.folds):
+                key = self.key(i, one)
+                if key not in self.ready and not ((folder := self._folder(stage, key)) and folder.is_dir()):
+                    self.ready[key] = self._fit_one(i, one, upstream)
+        return made
+
+    def _fit_one(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> Fitted:
+        stage, scene = self.funnel.stages[i], self.scene
+        start = time.perf_counter()
+        less = "" if fold is None else f" without fold {fold + 1} of {scene.folds}"
+        scene.progress(f"{stage.name}: fitting {type(stage).__name__}{less}")
+        made = stage.fit(scene, upstream if upstream is None or fold is None else upstream.without(fold))
+        if folder := self._folder(stage, self.key(i, fold)):
+            with atomic_folder(folder, sealed=True, first=True) as temporary:
+                made.save(temporary)
+                write_text(temporary / "stage.txt", f"{Funnel(self.funnel.stages[: i + 1])!r}{less}\n")
+        if fold is not None:
+            self.out_of_fold.append(time.perf_counter() - start)
+        return made
 
 
 def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str], doing: str) -> None:
@@ -499,6 +593,17 @@ def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list
         read = [f"{name}={values.get(name)!r}" for name in names]
         keys.append(content_key(repr(prefix), read, scene.log.checksum, scene.label, *scene.circumstances))
     return keys
+
+
+def training_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> set[str]:
+    """The keys of a funnel's beginnings that requests to learn from pass through: those on all users and those without a fold."""
+    keys = prefix_keys(funnel, values, scene)
+    return {*keys, *(without_fold(key, fold) for key in keys for fold in range(scene.folds))}
+
+
+def without_fold(key: str, fold: int) -> str:
+    """The key of a beginning of a funnel that was fitted without a fold of users."""
+    return f"{key}.{fold}"
 
 
 def embedder_folder(value: Embedder, scene: Scene) -> str:
@@ -683,10 +788,39 @@ class FittedFunnel:
     scene: Scene
     stages: tuple[Fitted, ...]
     keys: tuple[str, ...] = ()  # of its beginnings, by content; without them nothing is shared
+    fits: Fits | None = field(default=None, repr=False, compare=False)  # those that it is of; without them nothing can learn from it
+    left_out: int | None = None  # fold of users from which nothing is to be learnt
+    tables: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # rows to learn from, for all fits of a stage
 
     @property
     def funnel(self) -> Funnel:
         return Funnel(tuple(s.stage for s in self.stages))
+
+    def without(self, fold: int | None) -> FittedFunnel:
+        """The same, to learn from without a fold of users (None: from all)."""
+        return replace(self, left_out=fold)
+
+    def out_of_fold(self, requests: np.ndarray) -> list[tuple[FittedFunnel, np.ndarray]]:
+        """Requests to learn from, fold by fold, each fold with a funnel whose models did not see its users.
+
+        Raises KarmafunnelError where a stage learned and its fits without a fold are not known.
+        """
+        n, fold = len(self.stages), self.scene.fold[requests]
+        learnt = any(ready.stage.learns for ready in self.stages[1:])
+        if learnt and self.fits is None:
+            raise KarmafunnelError(
+                f"funnel: to learn behind {self.stages[-1].stage.name} it needs to be fitted by Funnel.fit, found one put together by hand"
+            )
+        parts = [(k, requests[fold == k]) for k in range(self.scene.folds) if k != self.left_out]
+        return [(self.fits.upto(n, k) if learnt and self.fits else self, part) for k, part in parts if len(part)]
+
+    def taught_by(self, stage: Stage, fold: int) -> Fitted:
+        """A teacher of the stage that learns behind this funnel: fitted behind it, too, without a fold of users."""
+        if self.fits is None:
+            return stage.fit(self.scene, self.without(fold))
+        fits = Fits(self.funnel >> stage, self.scene, self.fits.cache_folder)
+        fits.ready, fits.out_of_fold = self.fits.ready, self.fits.out_of_fold
+        return fits.stage(len(self.stages), fold, upstream=replace(self, left_out=None))
 
     def run(self, requests: np.ndarray, forced: pl.DataFrame | None = None, exact: bool = False) -> list[Step]:
         """Pass a chunk of requests (row numbers, ascending) through every stage.

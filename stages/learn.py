@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -75,43 +75,51 @@ def sampled(
 ) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
     """Chunks of (frame that the stage would score, rows of it to learn from); the frame has a `truth` column.
 
-    Logged rows count where upstream passes them; with `missed`, where they are eligible at all.
+    Logged rows count where upstream passes them; with `missed`, where they are eligible at all. Chunks come fold by fold, each
+    through an upstream that did not learn from its users.
     """
     rng = np.random.default_rng([scene.seed, seed])
+    for funnel, part in upstream.out_of_fold(requests):
+        for start in range(0, len(part), CHUNK):
+            yield rows_to_learn(scene, funnel, part[start : start + CHUNK], sample, rng, missed)
+
+
+def rows_to_learn(
+    scene: Scene, upstream: FittedFunnel, chunk: np.ndarray, sample: Sample, rng: np.random.Generator, missed: bool
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """One of the chunks of `sampled`, behind models that did not see its users."""
     asof = scene.log.asof
-    for start in range(0, len(requests), CHUNK):
-        chunk = requests[start : start + CHUNK]
-        forced = logged(scene, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
-        if sample.random:
-            drawn = [e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in asof.eligible(chunk)]
-            extra = pl.DataFrame(
-                {REQUEST: np.repeat(chunk, [len(d) for d in drawn]), ITEM: np.concatenate(drawn).astype(np.int32)}
-            )
-            extra = extra.with_columns(pl.lit(False).alias("truth"), pl.lit(True).alias("drawn"))
-            forced = pl.concat([forced, extra]).unique([REQUEST, ITEM], keep="first", maintain_order=True)
-        last = upstream.run(chunk, forced)[-1]
-        name = last.stage.name
-        keep = [pl.col(SCORE).alias(f"{name}.score"), pl.col("rank").alias(f"{name}.rank")]
-        slate, forced = last.slate.with_columns(keep), last.forced.with_columns(keep)
-        usable = pl.col("kept") | pl.col("drawn")
-        if missed:
-            usable |= pl.Series(asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()), dtype=pl.Boolean)
-        forced = forced.filter(usable)
-        frame = with_forced(slate, forced)
-        key = frame[REQUEST].to_numpy() * scene.log.n_items + frame[ITEM].to_numpy()
-        n = slate.height
-        draw = rng.random(n)
-        draw[np.isin(key[:n], key[n:])] = 2.0  # their forced twins are in already
-        place = np.lexsort((draw, frame[REQUEST].to_numpy()[:n]))
-        group = frame[REQUEST].to_numpy()[place]
-        nth = np.arange(n) - np.searchsorted(group, group)
-        chosen = place[(nth < sample.passed) & (draw[place] < 2.0)]
-        rows = np.concatenate([chosen, np.arange(n, frame.height)])
-        truth = np.concatenate([np.zeros(n, dtype=bool), forced["truth"].to_numpy()])
-        # Within a request rows stand in the order of their hash: logged lists come best first, and a learner that breaks ties by
-        # row order would read it.
-        request, item = frame[REQUEST].to_numpy()[rows], frame[ITEM].to_numpy()[rows]
-        yield frame.with_columns(pl.Series("truth", truth)), rows[np.lexsort((scene.tie(request, item), request))]
+    forced = logged(scene, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
+    if sample.random:
+        drawn = [e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in asof.eligible(chunk)]
+        extra = pl.DataFrame(
+            {REQUEST: np.repeat(chunk, [len(d) for d in drawn]), ITEM: np.concatenate(drawn).astype(np.int32)}
+        )
+        extra = extra.with_columns(pl.lit(False).alias("truth"), pl.lit(True).alias("drawn"))
+        forced = pl.concat([forced, extra]).unique([REQUEST, ITEM], keep="first", maintain_order=True)
+    last = upstream.run(chunk, forced)[-1]
+    name = last.stage.name
+    keep = [pl.col(SCORE).alias(f"{name}.score"), pl.col("rank").alias(f"{name}.rank")]
+    slate, forced = last.slate.with_columns(keep), last.forced.with_columns(keep)
+    usable = pl.col("kept") | pl.col("drawn")
+    if missed:
+        usable |= pl.Series(asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()), dtype=pl.Boolean)
+    forced = forced.filter(usable)
+    frame = with_forced(slate, forced)
+    key = frame[REQUEST].to_numpy() * scene.log.n_items + frame[ITEM].to_numpy()
+    n = slate.height
+    draw = rng.random(n)
+    draw[np.isin(key[:n], key[n:])] = 2.0  # their forced twins are in already
+    place = np.lexsort((draw, frame[REQUEST].to_numpy()[:n]))
+    group = frame[REQUEST].to_numpy()[place]
+    nth = np.arange(n) - np.searchsorted(group, group)
+    chosen = place[(nth < sample.passed) & (draw[place] < 2.0)]
+    rows = np.concatenate([chosen, np.arange(n, frame.height)])
+    truth = np.concatenate([np.zeros(n, dtype=bool), forced["truth"].to_numpy()])
+    # Within a request rows stand in the order of their hash: logged lists come best first, and a learner that breaks ties by
+    # row order would read it.
+    request, item = frame[REQUEST].to_numpy()[rows], frame[ITEM].to_numpy()[rows]
+    return frame.with_columns(pl.Series("truth", truth)), rows[np.lexsort((scene.tie(request, item), request))]
 
 
 @dataclass
@@ -127,6 +135,10 @@ class Table:
     item: np.ndarray
     taught: np.ndarray | None = None
 
+    def __getitem__(self, rows: np.ndarray) -> Table:
+        taught = None if self.taught is None else self.taught[rows]
+        return Table(self.x[rows], self.y[rows], self.request[rows], self.item[rows], taught)
+
     @property
     def group_sizes(self) -> np.ndarray:
         return np.unique(self.request, return_counts=True)[1]
@@ -134,16 +146,39 @@ class Table:
 
 def training_table(
     stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample,
-    teacher: Learned | None = None,
+    teacher: Teachers | None = None,
 ) -> Table:  # fmt: skip
     """The rows of some windows that a stage learns from, requests without truth or without a negative left out.
 
-    Raises KarmafunnelError where a vector that the stage or its upstream reads was fitted on a window to learn from.
+    They are worked out once for all fits of the stage; a fit without a fold of users takes the rows of the other folds. Raises
+    KarmafunnelError where a vector that the stage or its upstream reads was fitted on a window to learn from.
     """
     if upstream is None:
         raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): needs a stage before it to learn from, found none")
     check(features, scene, stage.name)
     check_windows((*upstream.funnel.stages, stage), scene, windows, "learn from")
+    what = (tuple(features), tuple(windows), sample, teacher and teacher.teacher, scene.label)
+    if what not in upstream.tables:
+        upstream.tables[what] = every_row(features, scene, upstream.without(None), windows, sample, teacher)
+    table: Table = upstream.tables[what]
+    if upstream.left_out is not None:
+        table = table[scene.fold[table.request] != upstream.left_out]
+    _, group = np.unique(table.request, return_inverse=True)
+    positives, n = np.bincount(group, table.y), np.bincount(group)
+    both = ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
+    if not both.any():
+        raise KarmafunnelError(
+            f"{stage.name} ({type(stage).__name__}): needs requests of {list(windows)} with truth and negatives among what its upstream passes; "
+            f"found none in {len(np.unique(table.request))} requests with truth"
+            f"{'' if upstream.left_out is None else ' outside one fold of users'}, by {sample!r}"
+        )
+    return table[both]
+
+
+def every_row(
+    features: Sequence[Feature], scene: Scene, upstream: FittedFunnel, windows: Sequence[str], sample: Sample, teacher: Teachers | None
+) -> Table:
+    """The rows to learn from of all folds, in the order of their requests."""
     with_truth = np.unique(scene.truth[REQUEST].to_numpy())
     requests = scene.log.requests_in(*windows)
     requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)
@@ -155,22 +190,14 @@ def training_table(
         rs.append(picked[REQUEST].to_numpy())
         items.append(picked[ITEM].to_numpy())
         if teacher is not None:
-            taught.append(np.asarray(teacher.score(frame))[rows])
+            taught.append(teacher.score(frame)[rows])
     width = sum(len(f.columns) for f in features)
     table = Table(
         np.concatenate([*xs, np.empty((0, width), np.float32)]), np.concatenate([*ys, np.empty(0, bool)]),
         np.concatenate([*rs, np.empty(0, np.int64)]), np.concatenate([*items, np.empty(0, np.int32)]),
+        None if teacher is None else np.concatenate([*taught, np.empty(0, np.float32)]),
     )  # fmt: skip
-    _, group = np.unique(table.request, return_inverse=True)
-    positives, n = np.bincount(group, table.y), np.bincount(group)
-    both = ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
-    if not both.any():
-        raise KarmafunnelError(
-            f"{stage.name} ({type(stage).__name__}): needs requests of {list(windows)} with truth and negatives among what its upstream passes; "
-            f"found none in {len(requests)} requests with truth, by {sample!r}"
-        )
-    said = None if teacher is None else np.concatenate(taught)[both]
-    return Table(table.x[both], table.y[both], table.request[both], table.item[both], said)
+    return table[np.argsort(table.request, kind="stable")]
 
 
 # -- calibration --------------------------------------------------------------------------------------------------------
@@ -308,8 +335,9 @@ class Learned(Fitted):
 class Teacher(Typed):
     """A stage whose scores another one learns beside the log's labels (Hinton et al. 2015, arXiv 1503.02531).
 
-    The teacher is fitted on the student's own upstream and says its mind of every row that the student learns from, shown or not;
-    it is not saved and not needed for serving. `weight`: the teacher's share of the target, 1 for no labels at all. The target of
+    The teacher is fitted on the student's own upstream and scores every row that the student learns from, shown or not. It has one
+    fit for each fold of users, without that fold, and scores the rows of that fold: of rows that it was fitted on it would be too
+    sure. It is not needed for serving. `weight`: the teacher's share of the target, 1 for no labels at all. The target of
     a student with the loss "listwise" is a distribution over the request's rows, the teacher's part softmax(score / temperature);
     with "bce" or "binary" the teacher's probability (trees then learn by cross entropy); with "lambdarank" grades 0..GRADES of
     the teacher's rank, as 1 / log2(1 + rank).
@@ -329,22 +357,21 @@ class Teacher(Typed):
     def mixed(self, label: np.ndarray, taught: np.ndarray) -> np.ndarray:
         return ((1 - self.weight) * label + self.weight * taught).astype(np.float32)
 
-    def shares(self, table: Table, fitted: Learned) -> np.ndarray:
+    def shares(self, table: Table, fitted: Teachers) -> np.ndarray:
         """A distribution over the rows of each request: its positives' equal shares, and the teacher's softmax."""
         assert table.taught is not None
         starts = np.cumsum(table.group_sizes) - table.group_sizes
-        z = fitted.log_odds(table.taught.astype(np.float64)) / self.temperature
+        z = fitted.log_odds(table) / self.temperature
         e = np.exp(z - np.repeat(np.maximum.reduceat(z, starts), table.group_sizes))
         y = table.y.astype(np.float64)
         e, y = (x / np.repeat(np.add.reduceat(x, starts), table.group_sizes) for x in (e, y))
         return self.mixed(y, e)
 
-    def chances(self, table: Table, fitted: Learned) -> np.ndarray:
+    def chances(self, table: Table, fitted: Teachers) -> np.ndarray:
         """The probability of the label; raises KarmafunnelError where the teacher knows of none."""
-        assert table.taught is not None
-        p = fitted.probability(table.taught)
+        p = fitted.probability(table)
         if p is None and getattr(self.stage, "loss", getattr(self.stage, "objective", "")) in ("bce", "binary"):
-            p = expit(fitted.log_odds(table.taught))
+            p = expit(fitted.log_odds(table))
         if p is None:
             raise KarmafunnelError(f"Teacher: {self.stage!r} has no probabilities to teach; needs calibrated= or another loss")
         return self.mixed(table.y, probabilities(p, f"Teacher: {self.stage!r}"))
@@ -364,12 +391,53 @@ class Teacher(Typed):
         return np.round(self.GRADES * self.mixed(table.y, 1 / np.log2(1 + best[tied.ravel()])))
 
 
-def taught_by(teacher: Teacher | None, scene: Scene, upstream: FittedFunnel | None) -> Learned | None:
-    """The teacher, fitted on what the student's upstream passes."""
-    if teacher is None:
-        return None
-    scene.progress(f"teacher: fitting {type(teacher.stage).__name__}")
-    return teacher.stage.fit(scene, upstream)
+@dataclass(frozen=True, eq=False)
+class Teachers:
+    """The fits of one teacher, a fold of users each: the one without the fold scores the fold's rows."""
+
+    teacher: Teacher
+    scene: Scene
+    without: tuple[Learned, ...]  # by fold
+
+    @classmethod
+    def of(cls, teacher: Teacher | None, scene: Scene, upstream: FittedFunnel | None) -> Teachers | None:
+        """Fit the teacher behind what the student learns behind; None where there is no teacher."""
+        if teacher is None or upstream is None:
+            return None
+        stage: Boosted | Neural = replace(teacher.stage, name="teacher")
+        made = [upstream.taught_by(stage, fold) for fold in range(scene.folds)]
+        return cls(teacher, scene, tuple(one for one in made if isinstance(one, Learned)))
+
+    def by_fold(self, request: np.ndarray, ask: Callable[[Learned, np.ndarray], np.ndarray | None]) -> np.ndarray | None:
+        """What the fit without the fold of each row says of it, (n_rows,); `ask` is given the fit and which rows are meant."""
+        fold, said = self.scene.fold[request], np.zeros(len(request))
+        for k, teacher in enumerate(self.without):
+            mine = fold == k
+            if mine.any():
+                answer = ask(teacher, mine)
+                if answer is None:
+                    return None
+                said[mine] = answer
+        return said
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        """Scores of the rows of whole requests: float32 (n_rows,)."""
+        said = self.by_fold(frame[REQUEST].to_numpy(), lambda teacher, mine: teacher.score(frame.filter(mine)))
+        return np.asarray(said, dtype=np.float32)
+
+    def log_odds(self, table: Table) -> np.ndarray:
+        """What a table's rows were taught, on a scale without bounds: float64 (n_rows,)."""
+        taught = self._taught(table)
+        return np.asarray(self.by_fold(table.request, lambda teacher, mine: teacher.log_odds(taught[mine])))
+
+    def probability(self, table: Table) -> np.ndarray | None:
+        """The same as calibrated probabilities of the label; None where the teacher has none."""
+        taught = self._taught(table)
+        return self.by_fold(table.request, lambda teacher, mine: teacher.probability(taught[mine]))
+
+    def _taught(self, table: Table) -> np.ndarray:
+        assert table.taught is not None
+        return table.taught.astype(np.float64)
 
 
 def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
@@ -415,7 +483,7 @@ class Boosted(Stage):
         return [c for f in self.features for c in f.columns]
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedBoosted:
-        teacher = taught_by(self.teacher, scene, upstream)
+        teacher = Teachers.of(self.teacher, scene, upstream)
         tables = [
             training_table(self, self.features, scene, upstream, windows, self.sample, teacher)
             for windows in (self.sample.windows, ["W2b"])
@@ -434,7 +502,7 @@ class Boosted(Stage):
             fitted.calibrate(self.calibrated, upstream, self.sample.requests)
         return fitted
 
-    def _labels(self, table: Table, teacher: Learned | None) -> np.ndarray:
+    def _labels(self, table: Table, teacher: Teachers | None) -> np.ndarray:
         if self.teacher is None or teacher is None:
             return table.y
         return self.teacher.grades(table) if self.objective == "lambdarank" else self.teacher.chances(table, teacher)
@@ -517,7 +585,7 @@ class Neural(Stage):
         return None
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedNeural:
-        teacher = taught_by(self.teacher, scene, upstream)
+        teacher = Teachers.of(self.teacher, scene, upstream)
         train, valid = (
             training_table(self, self.features, scene, upstream, windows, self.sample, teacher)
             for windows in (self.sample.windows, ["W2b"])
@@ -536,7 +604,7 @@ class Neural(Stage):
         """The stage around its trained model."""
         return FittedNeural(self, scene, model)
 
-    def _of_table(self, scene: Scene, table: Table, teacher: Learned | None) -> ctr.Batch:
+    def _of_table(self, scene: Scene, table: Table, teacher: Teachers | None) -> ctr.Batch:
         requests, group = group_rows(table.request)
         y = table.y
         if self.teacher is not None and teacher is not None:

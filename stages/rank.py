@@ -19,9 +19,9 @@ from .learn import (
     Calibrated,
     Calibration,
     FittedNeural,
-    Learned,
     Neural,
     Table,
+    Teachers,
     fit_calibration,
     load_calibration,
     probabilities,
@@ -135,7 +135,7 @@ class ESMMRank(DINRank):
     def ready(self, scene: Scene, model: ctr.ClickModel) -> FittedESMM:
         return FittedESMM(self, scene, model)
 
-    def _of_table(self, scene: Scene, table: Table, teacher: Learned | None) -> ctr.Batch:
+    def _of_table(self, scene: Scene, table: Table, teacher: Teachers | None) -> ctr.Batch:
         requests, group = group_rows(table.request)
         clicked, bought = happened(scene, table.request, table.item)
         if not 0 < bought.sum() < clicked.sum():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -40,6 +40,8 @@ class Rules(Stage):
     unknown_price: Literal["keep", "drop"] = "keep"
     sold_out: str | None = None
     name: str = "rerank"
+
+    learns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         needs(self, "max_per_category", "level", "min_price", "max_price")
@@ -184,6 +186,8 @@ class MMR(Stage):
     depth: int | None = None
     name: str = "rerank"
 
+    learns: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         needs(self, "trade", depth=(1, None))
 
@@ -287,6 +291,8 @@ class GMVRank(Stage):
     source: str = "rank"
     k: int = 50
     name: str = "rerank"
+
+    learns: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         needs(self, "click", "buy", "price")

@@ -35,6 +35,7 @@ from karmafunnel.stages.learn import (
     Sample,
     Table,
     Teacher,
+    Teachers,
     Temperature,
     fit_calibration,
     load_calibration,
@@ -402,7 +403,8 @@ def test_what_a_teacher_says_by_hand() -> None:
         np.zeros((5, 0)), np.array([True, False, False, False, True]), np.array([3, 3, 3, 8, 8]), np.arange(5, dtype=np.int32),
         np.array([0, np.log(2), 0, 1, 1], dtype=np.float32),
     )  # fmt: skip
-    ready = DINRank().ready(scene(), None)  # type: ignore[arg-type]
+    one = DINRank().ready(scene(), None)  # type: ignore[arg-type]
+    ready = Teachers(Teacher(DINRank()), scene(), (one,) * scene().folds)
     shares = Teacher(DINRank(), weight=0.5).shares(table, ready)
     assert np.allclose(shares, [0.5 + 1 / 8, 1 / 4, 1 / 8, 1 / 4, 1 / 2 + 1 / 4])
     sharper = Teacher(DINRank(), weight=1, temperature=0.5).shares(table, ready)

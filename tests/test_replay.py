@@ -177,7 +177,7 @@ def test_explain_says_why_stage_by_stage(log, recipe_file, cache, run):
     why = funnel.explain(kept["request_id"], kept["item_id"])
     assert why["stage"].to_list() == ["recall", "prerank", "rank"] and why["kept"].all()
     assert why["rank"].to_list() == [kept["recall.rank"], kept["prerank.rank"], kept["rank.rank"]]
-    assert "upstream_rank=" in why["why"][1] + why["why"][2]
+    assert "upstream_score=" in why["why"][1] + why["why"][2]
     with pytest.raises(KarmafunnelError, match="no request 'nobody'"):
         funnel.explain("nobody")
 

@@ -342,13 +342,12 @@ def test_rows_to_learn_from_are_what_the_sample_says():
         Sample(exposed=False, passed=0, random=3): pytest.approx(27, abs=4),
     }
     for sample, negatives in expected.items():
-        for frame, rows in sampled(scene(), upstream, requests, sample, seed=0):
-            chosen = frame[rows]
-            assert chosen["truth"].sum() == n_truth  # truth that recall missed would say "not recalled means bought"
-            assert chosen.filter(~pl.col("truth")).height == negatives
-            assert chosen.select(REQUEST, ITEM).is_duplicated().sum() == 0
-    frame, rows = next(sampled(scene(), upstream, requests, Sample(passed=0), seed=0, missed=True))
-    assert len(rows) == logged(scene(), requests).height
+        chosen = pl.concat(frame[rows] for frame, rows in sampled(scene(), upstream, requests, sample, seed=0))
+        assert chosen["truth"].sum() == n_truth  # truth that recall missed would say "not recalled means bought"
+        assert chosen.filter(~pl.col("truth")).height == negatives
+        assert chosen.select(REQUEST, ITEM).is_duplicated().sum() == 0
+    every = [len(rows) for _, rows in sampled(scene(), upstream, requests, Sample(passed=0), seed=0, missed=True)]
+    assert len(every) == scene().folds and sum(every) == logged(scene(), requests).height
 
 
 class TestErrors:

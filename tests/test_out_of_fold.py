@@ -1,0 +1,183 @@
+"""A stage that learns behind others that learned: never from what a model says of users that it was fitted on."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import polars as pl
+import pytest
+from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.stages.base import ITEM, RANK, REQUEST, Fitted, FittedFunnel, Funnel, Scene, Stage, deal
+from karmafunnel.stages.features import ItemColumn, Own, Popularity, Price, Upstream
+from karmafunnel.stages.learn import Sample, Teacher, Teachers, sampled, training_table
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.rank import DINRank, LightGBMRank
+from karmafunnel.stages.recall import Popular
+from karmafunnel.stages.rerank import Rules
+from shop import make_shop
+
+FEATURES = [Popularity(), Price(), Own(), ItemColumn("rating")]
+EVERY = Sample(passed=60)
+
+
+# -- who was seen by whom, by stages that only remember ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Remember(Stage):
+    """Learns which requests it was fitted on, to stop by as well, and says so of a row: 1 for seen, else 0."""
+
+    k: int = 60
+    name: str = "first"
+
+    def fit(self, scene, upstream):
+        seen, saw = [], []
+        for windows in (["W2a"], ["W2b"]):
+            table = training_table(self, [Upstream()], scene, upstream, windows, EVERY)
+            seen.append(np.unique(table.request))
+            saw.append(table.x[:, 0])  # what the stage before says of the rows to learn from
+        fitted = Remembers()
+        fitted.stage, fitted.scene, fitted.seen, fitted.saw = self, scene, np.concatenate(seen), np.concatenate(saw)
+        return fitted
+
+
+class Remembers(Fitted):
+    def score(self, frame):
+        return np.isin(frame[REQUEST].to_numpy(), self.seen).astype(np.float32)
+
+
+@cache
+def shop() -> Log:
+    return make_shop(n_items=120, n_users=30, n_requests=400)
+
+
+@pytest.mark.parametrize("folds", [2, 3])
+@pytest.mark.parametrize("between", [(), (Rules(k=60, min_price=0.0, name="rules"),)])
+def test_what_a_stage_learns_from_was_not_seen_by_any_stage_before(folds, between):
+    funnel = Funnel((Popular(k=60), Remember(), *between, Remember(name="second"), Remember(name="third")))
+    fitted = funnel.fit(Scene(shop(), folds=folds))
+    learnt = [ready for ready in fitted.stages if isinstance(ready, Remembers)]
+    assert [len(ready.seen) for ready in learnt] == [len(learnt[0].seen)] * 3  # the kept models are fitted on everybody
+    assert not learnt[1].saw.any() and not learnt[2].saw.any()
+    requests = shop().requests_in("W3")
+    assert [step.slate["score"].max() for step in fitted.run(requests)[1:]] == [0.0] * (len(fitted.stages) - 1)
+    assert fitted.run(np.sort(learnt[0].seen)[:5])[1].slate["score"].min() == 1.0
+
+
+def test_the_folds_hold_users_together_and_are_the_same_in_both_windows():
+    scene = Scene(shop(), folds=3)
+    learnt = shop().requests_in("W2")
+    assert pl.DataFrame({"user": shop().user, "fold": scene.fold}).unique().select("user").is_unique().all()
+    sizes = np.bincount(scene.fold[learnt], minlength=3)
+    assert sizes.min() > 0.8 * sizes.max()
+    assert np.array_equal(scene.fold, Scene(shop(), folds=3).fold)
+    assert not np.array_equal(scene.fold, Scene(shop(), folds=3, seed=1).fold)
+
+
+def test_sessions_are_held_together_where_users_are_not_known():
+    shop_ = shop()
+    sessions = shop_.requests.with_columns(pl.Series("session_id", [f"s{i // 4}" for i in range(shop_.requests.height)]))
+    has = shop_.meta["has"] | {"users": False}
+    log = Log.make(shop_.items, sessions.with_columns(pl.lit("anybody").alias("user_id")), shop_.exposures, shop_.meta | {"has": has})
+    scene = Scene(log)
+    assert pl.DataFrame({"session": log.session, "fold": scene.fold}).unique()["session"].is_unique().all()
+    assert set(scene.fold[log.requests_in("W2a")]) == {0, 1}
+
+
+def test_dealing_by_hand():
+    owner = np.array([0, 0, 0, 1, 2, 3, 3])
+    fold = deal(owner, np.arange(7), 2, seed=0)
+    sizes = np.bincount(fold, minlength=2)
+    assert sorted(sizes) == [3, 4] and all(len(set(fold[owner == one])) == 1 for one in range(4))
+
+
+@pytest.mark.parametrize("kind", [LightGBMPreRank, DINRank])
+def test_a_teacher_scores_only_users_that_it_did_not_see(kind, monkeypatch):
+    """Each row's word is that of the teacher's fit without the row's fold, whatever kind of model it is."""
+    scene = Scene(shop())
+    upstream = (Popular(k=60)).fit(scene, None)
+    before = FittedFunnel(scene, (upstream,))
+    options = {"features": FEATURES, "sample": EVERY} | ({"epochs": 1} if kind is DINRank else {"trees": 5})
+    teachers = Teachers.of(Teacher(kind(**options)), scene, before)
+    table = training_table(LightGBMRank(), FEATURES, scene, before, ["W2a"], EVERY, teachers)
+    frame, _ = next(sampled(scene, before, np.unique(table.request), EVERY, seed=0))
+    fold = int(scene.fold[frame[REQUEST][0]])
+    assert np.array_equal(teachers.score(frame), teachers.without[fold].score(frame))
+    assert not np.array_equal(teachers.score(frame), teachers.without[1 - fold].score(frame))
+    for k, teacher in enumerate(teachers.without):
+        again = kind(**options, name="teacher").fit(scene, before.without(k))
+        assert np.array_equal(again.score(frame), teacher.score(frame))
+
+
+def test_a_fit_without_a_fold_takes_the_rows_of_the_others():
+    scene = Scene(shop())
+    before = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(scene)
+    stage = LightGBMRank(features=[Upstream(), *FEATURES], sample=EVERY)
+    for windows in (["W2a"], ["W2b"]):
+        whole = training_table(stage, stage.features, scene, before, windows, EVERY)
+        parts = [training_table(stage, stage.features, scene, before.without(k), windows, EVERY) for k in (0, 1)]
+        assert sum(len(part.y) for part in parts) == len(whole.y) and all(len(part.y) for part in parts)
+        for k, part in enumerate(parts):
+            rows = scene.fold[whole.request] != k
+            assert np.array_equal(part.x, whole.x[rows], equal_nan=True)
+            assert np.array_equal(part.y, whole.y[rows])
+
+
+def test_one_put_together_by_hand_cannot_be_learnt_from():
+    scene = Scene(shop())
+    fitted = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(scene)
+    with pytest.raises(KarmafunnelError, match=r"learn behind prerank .* Funnel\.fit, found one put together by hand"):
+        LightGBMRank(features=FEATURES, sample=EVERY).fit(scene, FittedFunnel(scene, fitted.stages))
+
+
+# -- fits are kept, and made only where somebody learns from them --------------------------------------------------------
+
+
+def test_fits_without_a_fold_are_made_where_a_later_stage_learns_and_kept(tmp_path):
+    first = LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)
+    second = LightGBMRank(k=30, trees=5, features=[Upstream(), *FEATURES], sample=EVERY)
+    told: list[str] = []
+    counts = []
+    two = Popular(k=60) >> first >> second
+    for funnel in (Popular(k=60) >> first, two, two >> Rules(k=20, min_price=0.0)):
+        told.clear()
+        funnel.fit(Scene(shop(), progress=told.append), tmp_path)
+        every = [sum(words in text for text in told) for words in ("fitting LightGBM", "without fold")]
+        counts.append((*every, told[-1].startswith("out of fold: 2 fits")))
+    assert counts == [(1, 0, False), (3, 2, True), (0, 0, False)]
+    folders = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("prerank"))
+    assert len(folders) == 3 and [name[-2:] for name in folders[1:]] == [".0", ".1"]
+    for name in ("again", "elsewhere"):  # the same bytes, whether the first stage was there or not
+        two.fit(Scene(shop()), tmp_path / name)
+    for file in (tmp_path / "again").rglob("trees.txt"):
+        assert file.read_bytes() == (tmp_path / file.relative_to(tmp_path / "again")).read_bytes()
+
+
+# -- a pre-ranker that memorises -----------------------------------------------------------------------------------------
+
+
+def hits_at_10(funnel: Funnel, log: Log) -> dict[str, float]:
+    """Share of the requests of W3 with a click whose first 10 hold one, by stage."""
+    fitted = funnel.fit(Scene(log))
+    requests = np.intersect1d(log.requests_in("W3"), fitted.scene.truth[REQUEST].to_numpy())
+    truth = fitted.scene.truth.select(REQUEST, ITEM)
+    found = {}
+    for step in fitted.run(requests):
+        best = step.slate.filter(pl.col(RANK) <= 10).join(truth, on=[REQUEST, ITEM], how="semi")
+        found[step.stage.name] = best[REQUEST].n_unique() / len(requests)
+    return found
+
+
+def test_a_ranker_behind_a_pre_ranker_that_memorises_is_better_than_it_two_and_three_stages_deep():
+    """Over three shops; where the ranker learns from the pre-ranker's scores of its own rows: -.010 two deep, -.068 three deep."""
+    deep = {"trees": 200, "leaves": 63, "min_rows": 0, "l2": 0.0, "learning_rate": 0.3, "sample": EVERY}
+    first = LightGBMPreRank(k=60, features=FEATURES, **deep)
+    middle = LightGBMRank(k=40, features=[Upstream(), *FEATURES], calibrated="", name="middle", **deep)
+    last = LightGBMRank(k=30, features=[Upstream(), *FEATURES], sample=EVERY, calibrated="")
+    gains = {"two": [], "three": []}
+    for seed in range(3):
+        log = make_shop(n_items=120, n_users=150, n_requests=1200, seed=seed)
+        for name, funnel in (("two", Popular(k=100) >> first >> last), ("three", Popular(k=100) >> first >> middle >> last)):
+            found = hits_at_10(funnel, log)
+            gains[name].append(found["rank"] - found["prerank"])
+    assert np.mean(gains["two"]) > 0.03 and np.mean(gains["three"]) > 0.02, gains
