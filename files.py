@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def hold(path: Path) -> int | None:
     """
     if fcntl is None:
         return -1
-    here = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    here = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # network disks lock what is open for writing
     try:
         fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -652,10 +653,18 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
         for part in key.split("."):
             there = there.get(part, wanted) if isinstance(there, dict) else wanted
         if there != json.loads(json.dumps(wanted, default=str)):
-            told = [text if len(text) <= 60 else f"{text[:57]}..." for text in (str(there), str(wanted))]
+            told = _apart(str(there), str(wanted))
             raise KarmafunnelError(
                 f"{who}: {place} holds another {kind.name}: its {key.replace('.', ' ')} is {told[0]}, not {told[1]}; --force replaces it"
             )
+
+
+def _apart(*texts: str) -> list[str]:
+    """Texts as far as a line holds them, from where they differ."""
+    start = len(commonpath(texts))
+    start = start - 20 if max(map(len, texts)) > 80 and start > 40 else 0
+    cut = [f"{'...' * bool(start)}{text[start:]}" for text in texts]
+    return [text if len(text) <= 80 else f"{text[:77]}..." for text in cut]
 
 
 def _beginning(path: Path) -> str:
