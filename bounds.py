@@ -74,7 +74,7 @@ BOUNDS = {
 # Fields of stages, features and embedders, by name: a name means the same wherever it stands.
 WEIGHT = Bound(0.0, LARGE)
 FIELDS = {
-    "k": BOUNDS["k"], "days": Bound(0.0, DAYS), "seed": SEED,
+    "k": BOUNDS["k"], "days": Bound(1e-6, DAYS), "seed": SEED,
     # histories, text
     **dict.fromkeys(("depth", "length"), Bound(1, 10_000)), "text_words": Bound(1, 4096), "query_words": Bound(0, 4096),
     "words": Bound(1, 10_000_000), "chars": Bound(0, 64), "vocab": Bound(300, 1_000_000), "context": Bound(1, 131_072),

@@ -8,7 +8,7 @@ lazily and streamed, so that a log may be larger than memory. Layout and capabil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from rich.text import Text
 from .errors import KarmafunnelError
 from .files import open_table, read_json
 from .layout import CAPABILITIES, FACTS, MISREAD, TABLES, WINDOWS, doubtful_at, expected, meta_faults, misread_at, same_type
-from .log import Catalogue, Log, sha256
+from .log import LABELS, Catalogue, Log, sha256
 from .terminal import Console, visible
 
 PASS, FAIL, NA = "PASS", "FAIL", "N/A"
@@ -76,16 +76,16 @@ def validate(folder: Path | str) -> list[Check]:
     return [answer(question.name, question.ask, log) for question in CHECKS]
 
 
-def require(log: Log | Catalogue) -> None:
+def require(log: Log | Catalogue, but: Collection[str] = ()) -> None:
     """Raises KarmafunnelError, with the words of `validate`, for a log that fails a check whose failure would change a figure.
 
-    A log on disk is read as it lies there. What has passed once is not asked again.
+    `but`: checks not to ask. A log on disk is read as it lies there. What has passed once is not asked again.
     """
     if vars(log).get("passed"):
         return
     path = log.path if isinstance(log, Log) else None
     folder = Folder(path) if path is not None else Held(log)
-    asked = [question for question in CHECKS if not question.harmless]
+    asked = [question for question in CHECKS if not question.harmless and question.name not in but]
     failed = [check for q in asked if (check := answer(q.name, q.ask, folder)).status == FAIL]
     if failed:
         first = min(failed, key=lambda check: check.name in ("counts", "checksums"))  # they say less than what they come with
@@ -94,7 +94,7 @@ def require(log: Log | Catalogue) -> None:
         more = f"; also failed: {', '.join(others)}" if others else ""
         where = f"; karmafunnel validate {path} tells all" if path is not None else ""
         raise KarmafunnelError(f"log {path or log.meta['name']} fails the check {first.name!r}: {first.message}{example}{more}{where}")
-    vars(log)["passed"] = True
+    vars(log)["passed"] = not but
 
 
 def answer(name: str, question: Callable[[Folder], Found], log: Folder) -> Check:
@@ -304,7 +304,7 @@ def is_fact(fault: dict[str, Any]) -> bool:
 def check_meta(log: Folder) -> Found:
     faults = [fault for fault in log.meta_faults if not is_fact(fault)]
     label, has = log.meta.get("label"), log.meta.get("has", {})
-    capability = {"click": "clicks", "purchase": "purchases"}.get(str(label))
+    capability = LABELS.get(str(label))
     if not log.is_catalogue and label is None and "label" in log.meta:
         faults.append({"key": "label", "needed": "'click' or 'purchase' for a log with requests", "found": None})
     if capability and "has" in log.meta and not has.get(capability, False):

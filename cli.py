@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
@@ -150,12 +150,12 @@ def workers_of(n: int | None, ray: str | None) -> Any:
     return Workers(n, ray) if n is not None or ray is not None else None
 
 
-def open_log(path: Path) -> Log:
-    """A log to compute with: one that fails no check whose failure would change a figure."""
+def open_log(path: Path, but: Sequence[str] = ()) -> Log:
+    """A log to compute with: one that fails no check (`but` for these) whose failure would change a figure."""
     log = read(path)
     if isinstance(log, Catalogue):
         raise KarmafunnelError(f"{path}: needs a log with requests, found a catalogue of {log.items.height} items")
-    require(log)
+    require(log, but)
     return log
 
 
@@ -262,12 +262,12 @@ def convert(source: str, raw: Path, log: Path, force: bool) -> None:
 @click.option("--seed", type=Number("seed"), default=0, show_default=True, help="Draws the users; a smaller share lies inside a larger one.")
 @force_flag
 def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> None:
-    """Write the log of a share of LOG's users into the folder SMALLER: its windows and its whole catalogue stay.
+    """Write the log of a share of LOG's users into the folder SMALLER: windows, catalogue, what is eligible and what is cold stay.
 
     A World's truth stays with the whole log.
     """
     claimed(smaller, LOG, log, force=force)
-    made = open_log(log).sample(users, seed)
+    made = open_log(log, but=["users"]).sample(users, seed)
     made.write(smaller)
     print_counts(smaller, made.meta)
 
@@ -520,11 +520,10 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: 
 @main.command()
 @click.argument("run", type=folder)
 @click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
-@click.option("--by", type=click.Choice(["stage"]), default="stage", show_default=True)
 @click.option("--slice", "slice_name", help="target, repeat, user, price or query.")
 @click.option("--format", "fmt", type=click.Choice(["table", "csv", "markdown", "latex"]), default="table", show_default=True)
 @json_flag
-def measure(run: Path, measures: tuple[str, ...], by: str, slice_name: str | None, fmt: str, as_json: bool) -> None:
+def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: str, as_json: bool) -> None:
     """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50, gAUC:request:exposures, ..."""
     from .benchmarks import table
     from .simulator.measures import Run

@@ -34,10 +34,13 @@ EXPOSURES = {
     "price_shown": pl.Float64, "price_paid": pl.Float64, "quantity": pl.Int32, "propensity": pl.Float64, "stage": pl.String,
 }  # fmt: skip
 TABLES: dict[str, dict[str, Any]] = {"items": ITEMS, "requests": REQUESTS, "exposures": EXPOSURES}
-# Typed where they are there: when an item became known (`available_after`: after so many requests, where time is an order).
+# Typed where they are there: when an item became known (`available_after`: after so many requests, where time is an order), and, in
+# a sample, how often it was a target in W1 of the whole log, by label.
 OPTIONAL: dict[str, dict[str, Any]] = {
-    "items": {"available_from": TS, "available_after": pl.Int64, "description": pl.String}
-}
+    "items": {
+        "available_from": TS, "available_after": pl.Int64, "w1_click": pl.Int64, "w1_purchase": pl.Int64, "description": pl.String,
+    }
+}  # fmt: skip
 CAPABILITIES = (
     "text", "query", "price", "exposures", "clicks", "purchases", "images", "visual", "users", "propensity", "filters",
 )  # fmt: skip

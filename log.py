@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .bounds import check_bound, check_seed
+from .bounds import Bound, check_bound, check_seed
 from .errors import KarmafunnelError as KarmafunnelError
 from .errors import line_of as line_of
 from .files import LOG, claim, open_table, read_json, say, settle
@@ -31,6 +31,7 @@ from .layout import WINDOWS as WINDOWS
 from .layout import complete_meta, conform, expected, same_type
 
 CLICK, PURCHASE = 1, 2
+LABELS = {"click": "clicks", "purchase": "purchases"}  # what truth may be, and what a log needs to have for it
 NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below every timestamp
 
 
@@ -224,9 +225,11 @@ class Log:
     def sample(self, share: float, seed: int = 0) -> Log:
         """The log of a share of its users, each with all of their requests, in the windows they have; every item stays.
 
-        A user is drawn by a seeded hash of the id alone, so a smaller share of one seed lies inside a larger one. Requests without
-        a user are left out and counted in `set_aside`. Raises KarmafunnelError for a log without users, a share outside (0, 1], or
-        a share that draws nobody.
+        What is eligible for a request, and which items are cold, stays, too: each item carries when the whole log knew it
+        (`available_from`; where time is an order, `available_after`: after how many of the sampled requests) and how often it was a
+        target in W1 (`w1_click`, `w1_purchase`). A user is drawn by a seeded hash of the id alone, so
+        a smaller share of one seed lies inside a larger one. Requests without a user are left out and counted in `set_aside`. Raises
+        KarmafunnelError for a log without users, a share outside (0, 1], or a share that draws nobody.
         """
         if not self.has("users"):
             raise KarmafunnelError(
@@ -246,7 +249,24 @@ class Log:
         aside = self.meta["set_aside"] | ({"requests without a user": without} if without else {})
         drawn_from = {"log": self.name, "checksum": self.checksum, "share": share, "seed": seed}
         meta = self.meta | {"name": f"{self.name}-{share:g}", "set_aside": aside, "sample": drawn_from}
-        return Log.make(self.items, requests, exposures, meta)
+        kept = self.requests["user_id"].is_in(drawn.implode()).fill_null(False).to_numpy()
+        whole = self
+        if without:
+            users = pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id"))
+            whole = Log.make(self.items, self.requests.with_columns(users.alias("user_id")), self.exposures, self.meta)
+        return Log.make(self.items.with_columns(whole._of_the_whole(self.t[kept])), requests, exposures, meta)
+
+    def _of_the_whole(self, t: np.ndarray) -> list[pl.Series]:
+        """What the items keep of the whole log in the log of the requests of these times; null where it says nothing of an item."""
+        known = self.asof.known_t
+        sure = pl.Series((known > NEVER) & (known < np.iinfo(np.int64).max))
+        if self.meta["time"] == "order":
+            when, name = pl.Series(np.searchsorted(t, known, side="right")), "available_after"
+        else:
+            when, name = pl.Series(np.where(sure, known, 0)).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC"), "available_from"
+        columns = [pl.select(pl.when(sure).then(when)).to_series().alias(name)] if sure.any() else []
+        labels = [label for label, what in LABELS.items() if self.has(what)]
+        return columns + [pl.Series(f"w1_{label}", self.targets_of_w1(label)) for label in labels]
 
     # -- the tables -------------------------------------------------------------------------------------------------
 
@@ -408,11 +428,10 @@ class Log:
 
         Raises KarmafunnelError for a label that the log does not hold.
         """
-        needs = {"click": "clicks", "purchase": "purchases"}
-        if label not in needs:
+        if label not in LABELS:
             raise KarmafunnelError(f"label: needed 'click' or 'purchase', found {label!r}")
-        if not self.has(needs[label]):
-            raise KarmafunnelError(f"label {label!r}: log {self.name} has no {needs[label]}")
+        if not self.has(LABELS[label]):
+            raise KarmafunnelError(f"label {label!r}: log {self.name} has no {LABELS[label]}")
         if label == "purchase":
             rows = self.events.filter(pl.col("purchased").fill_null(False))
             quantity, price = pl.col("quantity").fill_null(1), pl.coalesce("price_paid", "price_shown")
@@ -424,6 +443,17 @@ class Log:
             .group_by("request", "item", maintain_order=True)
             .agg(pl.col("quantity").sum(), pl.when(pl.col("money").null_count() == 0).then(pl.col("money").sum()).alias("money"))
         )
+
+    def targets_of_w1(self, label: str) -> np.ndarray:
+        """How often each item was a target in W1, by which it is cold, tail or head: (n_items,) int64; in a sample, of the whole log.
+
+        Raises KarmafunnelError as `truth` does.
+        """
+        if f"w1_{label}" in self.items.columns:
+            return self.items[f"w1_{label}"].fill_null(0).to_numpy()
+        truth = self.truth(label)
+        mine = truth.filter(self.requests["window"].gather(truth["request"]) == "W1")
+        return np.bincount(mine["item"].to_numpy(), minlength=self.n_items)
 
     def item_text(self) -> list[str]:
         """One text an item: title, brand, category, attributes, description; empty where there is none."""
@@ -652,7 +682,11 @@ class AsOf:
         return before if within is None else before - timeline.before(items, self.rank_before(within)[requests])
 
     def rank_before(self, within: int) -> np.ndarray:
-        """The time rank that lies `within` before each request of the log: int64 (n_requests,)."""
+        """The time rank that lies `within` before each request of the log: int64 (n_requests,).
+
+        Raises KarmafunnelError for a `within` that reaches into the future, or nowhere.
+        """
+        check_bound("a window of time", Bound(1, 2**53), within=within)
         if within not in self._ranks_before:
             self._ranks_before[within] = self.time_rank(self.log.t - within)
         return self._ranks_before[within]
@@ -681,18 +715,24 @@ class AsOf:
     # -- eligibility ------------------------------------------------------------------------------------------------
 
     @cached_property
-    def known_rank(self) -> np.ndarray:
-        """An item is known to requests whose time rank is greater than this: (n_items,) int64, -1 for "from the start"."""
+    def known_t(self) -> np.ndarray:
+        """An item is known to requests later than this: (n_items,) int64 as `log.t`; NEVER: from the start; the largest: to none."""
         log = self.log
         known = np.full(log.n_items, NEVER, dtype=np.int64)
         if log.meta["catalogue"] == "seen":
             first = log.rows.group_by("item").agg(pl.col("t").min())
             known[:] = np.iinfo(np.int64).max  # never appears: never known
             known[first["item"].to_numpy()] = first["t"].to_numpy()
-        if "available_from" in log.items.columns:
-            available = log.items["available_from"].dt.epoch("ms")
-            known = np.where(available.is_null().to_numpy(), known, available.fill_null(0).to_numpy())
-        return np.searchsorted(self.times, known, side="right") - 1
+        told = "available_after" if log.meta["time"] == "order" else "available_from"
+        if told in log.items.columns:
+            when = log.items[told] - 1 if told == "available_after" else log.items[told].dt.epoch("ms")
+            known = np.where(when.is_null().to_numpy(), known, when.fill_null(0).to_numpy())
+        return known
+
+    @cached_property
+    def known_rank(self) -> np.ndarray:
+        """An item is known to requests whose time rank is greater than this: (n_items,) int64, -1 for "from the start"."""
+        return np.searchsorted(self.times, self.known_t, side="right") - 1
 
     @cached_property
     def filter_key(self) -> np.ndarray:

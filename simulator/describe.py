@@ -113,14 +113,14 @@ def per_request(log: Log, served: np.ndarray, truth: pl.DataFrame) -> pl.DataFra
     how many items, how many of them eligible, had before by the user, never a target in W1; and the money.
     """
     window = log.requests["window"]
-    targets_of_w1 = truth.filter(window.gather(truth["request"]) == "W1")["item"].unique()
+    targets_of_w1 = pl.Series(np.flatnonzero(log.targets_of_w1(log.meta["label"])))
     mine = truth.filter(pl.col("request").is_in(served)).sort("request")
     request, item = mine["request"].to_numpy(), mine["item"].to_numpy()
     mine = mine.with_columns(
         truth=pl.lit(1),
         truth_eligible=pl.Series(log.asof.is_eligible(request, item)),
         repeat=pl.Series(log.asof.own_count(request, item) > 0),
-        cold=~pl.col("item").is_in(targets_of_w1),
+        cold=~pl.col("item").is_in(targets_of_w1.implode()),
     )
     sums = mine.group_by("request").agg(pl.col("truth", "truth_eligible", "repeat", "cold", "money").sum())
     return (

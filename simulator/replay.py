@@ -469,9 +469,7 @@ class Ledgers:
         )
         self.stage_names = pl.Enum([s.stage.name for s in fitted.stages])
         position = log.requests["window"].to_numpy()[truth[REQUEST].to_numpy()] if truth.height else np.empty(0, object)
-        of_w1 = truth.filter(pl.Series(position == "W1", dtype=pl.Boolean))
-        counts = np.bincount(of_w1[ITEM].to_numpy(), minlength=log.n_items)
-        self.popularity = popularity_band(counts)
+        self.popularity = popularity_band(log.targets_of_w1(self.scene.label))
         earlier = truth.filter(pl.Series(position != window, dtype=pl.Boolean)).select(
             (pl.col("money") / pl.col("quantity")).alias("unit")
         )

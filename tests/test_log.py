@@ -5,7 +5,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from karmafunnel.checks import require
 from karmafunnel.log import KarmafunnelError, Log, Timeline, assign_windows, atomic_folder, read
+from karmafunnel.simulator.describe import describe
+from shop import make_shop
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 META = {
@@ -152,7 +155,8 @@ def test_round_trip_on_disk(tmp_path):
 def test_a_sample_keeps_all_of_the_users_it_draws_and_their_windows():
     log = shop()
     whole = log.sample(1.0)
-    assert whole.requests.equals(log.requests) and whole.exposures.equals(log.exposures) and whole.items.equals(log.items)
+    assert whole.requests.equals(log.requests) and whole.exposures.equals(log.exposures)
+    assert whole.items.select(log.items.columns).equals(log.items)
     kept = {tuple(log.sample(0.5, seed).requests["user_id"]) for seed in range(20) if draws_somebody(log, seed)}
     assert kept == {("ann",) * 3, ("bob",), ("ann", "bob", "ann", "ann")}
     seed = next(
@@ -162,6 +166,46 @@ def test_a_sample_keeps_all_of_the_users_it_draws_and_their_windows():
     assert ann.requests["window"].to_list() == ["W1", "W2a", "W3"]  # as in the whole log, not cut again
     assert ann.exposures["request_id"].to_list() == ["a0", "a0", "a2", "a3"] and ann.items.height == 3
     assert ann.name == "shop-0.5" and ann.meta["sample"] == {"log": "shop", "checksum": log.checksum, "share": 0.5, "seed": seed}
+
+
+def as_seen(log: Log) -> Log:
+    return Log.make(log.items, log.requests, log.exposures, log.meta | {"catalogue": "seen"})
+
+
+def as_order(log: Log) -> Log:
+    return Log.make(log.items, log.requests.with_columns(ts=None), log.exposures, log.meta | {"catalogue": "seen", "time": "order"})
+
+
+def with_late_items(log: Log) -> Log:
+    first = log.exposures.join(log.requests, on="request_id").group_by("item_id").agg(available_from=pl.col("ts").min())
+    late = log.items.join(first, on="item_id", how="left", maintain_order="left")["available_from"]
+    late = late.zip_with(pl.Series([row % 3 == 0 for row in range(log.n_items)]), pl.repeat(None, log.n_items, dtype=late.dtype, eager=True))
+    return Log.make(log.items.with_columns(late), log.requests, log.exposures, log.meta)
+
+
+@pytest.mark.parametrize("kind", [as_seen, as_order, with_late_items, lambda log: as_seen(with_late_items(log)), lambda log: log])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_sample_asks_the_same_task_of_the_requests_it_keeps(kind, again):
+    log = kind(make_shop(n_items=120, n_users=30, n_requests=300))
+    part = log.sample(0.5, 1).sample(0.6, 2) if again else log.sample(0.3, 1)
+    row = {request: row for row, request in enumerate(log.request_ids)}
+    mine = np.array([row[request] for request in part.request_ids])
+    here = np.arange(len(mine))
+    assert 20 < len(mine) < 220
+    for sampled, whole in zip(part.asof.eligible(here), log.asof.eligible(mine), strict=True):
+        assert set(part.item_ids[sampled]) == set(log.item_ids[whole])
+    assert np.array_equal(part.asof.known(here), log.asof.known(mine))
+    assert np.array_equal(part.asof.n_events(here), log.asof.n_events(mine))  # a user is there with a whole history
+    for label in ("click", "purchase"):
+        assert np.array_equal(part.targets_of_w1(label), log.targets_of_w1(label)) and log.targets_of_w1(label).sum() > 0
+    require(part)
+    truth = log.truth("click").filter(pl.col("request").is_in(mine))
+    at, items = truth["request"].to_numpy(), truth["item"].to_numpy()
+    whole = next(w for w in describe(part)["windows"] if w["window"] == "all")
+    assert whole["ceiling"] == pytest.approx(log.asof.is_eligible(at, items).mean())
+    for window in describe(part)["windows"][1:4]:
+        of_it = truth.filter(log.requests["window"].gather(at) == window["window"])["item"].to_numpy()
+        assert window["cold"] == pytest.approx((log.targets_of_w1("click")[of_it] == 0).mean())
 
 
 def draws_somebody(log: Log, seed: int) -> bool:
