@@ -23,7 +23,7 @@ from rich.text import Text
 from .errors import KarmafunnelError
 from .files import open_table, read_json
 from .layout import CAPABILITIES, FACTS, MISREAD, TABLES, WINDOWS, doubtful_at, expected, meta_faults, misread_at, same_type
-from .log import LABELS, Catalogue, Log, sha256
+from .log import LABELS, Catalogue, Log, checksum_of, sha256
 from .terminal import Console, visible
 
 PASS, FAIL, NA = "PASS", "FAIL", "N/A"
@@ -89,6 +89,9 @@ def require(log: Log | Catalogue, but: Collection[str] = ()) -> None:
     failed = [check for q in asked if (check := answer(q.name, q.ask, folder)).status == FAIL]
     if failed:
         first = min(failed, key=lambda check: check.name in ("counts", "checksums"))  # they say less than what they come with
+        if first.name == "checksums" and path is not None:
+            for table in folder.tables:
+                checksum_of(path / f"{table}.parquet", log.meta)
         example = f" ({words(first.examples[0])})" if first.examples else ""
         others = [check.name for check in failed if check is not first]
         more = f"; also failed: {', '.join(others)}" if others else ""
