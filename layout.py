@@ -149,6 +149,7 @@ EXACT = 2**53  # whole numbers up to here are held exactly by a float
 
 def kind_of(dtype: Any) -> str:
     """What a type holds, in words; the type's own name where the layout has no use for it."""
+    dtype = dtype() if isinstance(dtype, type) else dtype
     if isinstance(dtype, pl.List | pl.Array) and not isinstance(dtype.inner, pl.List | pl.Array):
         return LIST + kind_of(dtype.inner)
     if isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
@@ -169,7 +170,7 @@ def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
     columns = []
     for name, dtype in expected(table).items():
         if name in frame.columns:
-            columns.append(taken(frame[name], dtype() if isinstance(dtype, type) else dtype, f"{who}: {table}"))
+            columns.append(taken(frame[name], dtype, f"{who}: {table}"))
         elif name in TABLES[table]:
             columns.append(pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name))
     return pl.DataFrame(columns).with_columns(c for c in frame.get_columns() if c.name not in expected(table))
@@ -244,10 +245,8 @@ def shown(values: pl.Series, row: int) -> str:
     """A value for a message; a time beyond the calendar as its number."""
     value = values.slice(row, 1)
     if isinstance(values.dtype, pl.Datetime):
-        try:
-            return f"{value.item():%Y-%m-%d %H:%M:%S.%f}"
-        except (OverflowError, ValueError):
-            return f"{value.to_physical().item()} {values.dtype.time_unit} since 1970"
+        ms = value.dt.epoch("ms").item()
+        return f"{value.item():%Y-%m-%d %H:%M:%S.%f}" if abs(ms) < 1900 * YEAR else f"{ms} ms since 1970"
     return repr(shorten(value.to_list()[0]))
 
 
