@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -659,11 +658,11 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
             )
 
 
-def _apart(*texts: str) -> list[str]:
-    """Texts as far as a line holds them, from where they differ."""
-    start = len(commonpath(texts))
-    start = start - 20 if max(map(len, texts)) > 80 and start > 40 else 0
-    cut = [f"{'...' * bool(start)}{text[start:]}" for text in texts]
+def _apart(a: str, b: str) -> list[str]:
+    """Two texts as far as a line holds them, from where they differ."""
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    start = start - 20 if max(len(a), len(b)) > 80 and start > 40 else 0
+    cut = [f"{'...' * bool(start)}{text[start:]}" for text in (a, b)]
     return [text if len(text) <= 80 else f"{text[:77]}..." for text in cut]
 
 

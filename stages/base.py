@@ -537,7 +537,7 @@ class Fits:
         if fold is None and stage.learns and any(later.learns for later in self.funnel.stages[i + 1 :]) and i:
             for one in range(self.scene.folds):
                 key = self.key(i, one)
-                if key not in self.ready and not ((folder := self._folder(stage, key)) and folder.is_dir()):
+                if key not in self.ready and not intact(self._folder(stage, key)):
                     self.ready[key] = self._fit_one(i, one, upstream)
         return made
 
