@@ -509,7 +509,7 @@ def test_what_would_fail_in_every_cell_is_refused_before_anything_is_fitted(log,
         ablation.ablate(made(log, tmp_path, RECIPE.replace(old, new) if old else RECIPE), log, tmp_path / "out", **more)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("something else")
-    with pytest.raises(KarmafunnelError, match="needs a folder"):
+    with pytest.raises(KarmafunnelError, match="older table, found a file"):
         ablation.ablate(made(log, tmp_path), log, tmp_path / "file")
 
 
