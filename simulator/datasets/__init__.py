@@ -16,11 +16,15 @@ SOURCES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) 
 
 def load(source: str, raw: Path | str) -> Log | Catalogue:
     """Read a source from its publisher's files in the folder `raw`; raises KarmafunnelError for an unknown
-    source or wrong files.
+    source, wrong files, and a log that the commands after this one would refuse.
     """
     if source not in SOURCES:
         raise KarmafunnelError(f"source: needed one of {', '.join(SOURCES)}; found {source!r}")
     loaded: Log | Catalogue = importlib.import_module(f"{__name__}.{source}").load(Path(raw))
+    try:
+        require(loaded)
+    except KarmafunnelError as error:
+        raise KarmafunnelError(f"{raw}: {error}") from error
     return loaded
 
 
@@ -30,6 +34,5 @@ def convert(source: str, raw: Path | str, log_folder: Path | str) -> Log | Catal
     Raises KarmafunnelError as `load` does, and for a log that the commands after this one would refuse.
     """
     loaded = load(source, raw)
-    require(loaded)
     loaded.write(log_folder)
     return loaded

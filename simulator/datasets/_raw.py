@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from ...files import first_line
 from ...log import KarmafunnelError
 
 MARKUP = re.compile(
@@ -38,17 +39,20 @@ def reading(path: Path) -> Iterator[None]:
     """Turns whatever a truncated or foreign file raises into a KarmafunnelError that names the file."""
     try:
         yield
-    except KarmafunnelError:
-        raise
+    except KarmafunnelError as error:
+        raise error if str(path) in str(error) else KarmafunnelError(f"{path}: {error}") from error
     except (
         pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
         OSError,
         EOFError,
+        RecursionError,
         zlib.error,
         json.JSONDecodeError,
         UnicodeDecodeError,
     ) as error:
-        raise KarmafunnelError(f"{path}: needed a whole, readable file, found: {type(error).__name__}: {error}") from error
+        found = f"{type(error).__name__}: {first_line(error)}"
+        raise KarmafunnelError(f"{path}: needed a whole, readable file, found: {found}") from error
 
 
 def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
@@ -62,31 +66,77 @@ def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
         raise KarmafunnelError(f"{path}: needed at least one row, found an empty table")
 
 
-def parse(frame: pl.DataFrame, types: Mapping[str, Any], path: Path) -> pl.DataFrame:
+def parse(
+    frame: pl.DataFrame, types: Mapping[str, Any], path: Path, limits: Mapping[str, tuple[float, float]] | None = None
+) -> pl.DataFrame:
     """The frame with these columns cast; raises KarmafunnelError naming file, row (1 = first after the
     header), column and value.
 
-    The columns must hold a value in every row: a null is what a truncated line leaves.
+    The columns must hold a value in every row: a null is what a truncated line leaves. Numbers must be finite,
+    and lie within `limits`, both ends included.
     """
     cast = frame.with_columns(pl.col(name).cast(dtype, strict=False) for name, dtype in types.items())
     for name, dtype in types.items():
+        kind = "text" if dtype == pl.String else "whole number" if cast[name].dtype.is_integer() else "finite number"
         bad = cast[name].is_null()
-        if bad.any():
-            row = int(bad.arg_true()[0])
-            kind = str(dtype() if isinstance(dtype, type) else dtype)
-            found = frame[name][row]
-            raise KarmafunnelError(f"{path}: row {row + 1}: column {name!r} needs a {kind}, found {found!r}")
+        if cast[name].dtype.is_float():
+            bad |= ~cast[name].is_finite().fill_null(False)
+        if limits and name in limits:
+            low, high = limits[name]
+            kind += f" from {low:,.15g} to {high:,.15g}"
+            bad |= ~cast[name].is_between(low, high).fill_null(False)
+        refuse(bad, frame, name, f"a {kind}", path)
     return cast
 
 
+def refuse(bad: pl.Series, frame: pl.DataFrame, name: str, needed: str, path: Path) -> None:
+    """Raises KarmafunnelError naming file, row (1 = first after the header), column and value of the first row
+    that is bad.
+    """
+    if bad.any():
+        row = int(bad.arg_true()[0])
+        raise KarmafunnelError(f"{path}: row {row + 1}: column {name!r} needs {needed}, found {frame[name][row]!r}")
+
+
+def once(frame: pl.DataFrame, name: str, path: Path) -> None:
+    """Raises KarmafunnelError naming file, row and value where a column holds a value twice."""
+    refuse(~frame[name].is_first_distinct(), frame, name, "each value once", path)
+
+
 def read_csv(path: Path, columns: Sequence[str], separator: str = ",", quote: str | None = '"') -> pl.DataFrame:
-    """A delimited file, plain or gzipped, every column as text; raises KarmafunnelError for a broken file or
-    missing columns.
+    """A delimited file in UTF-8, plain or gzipped, every column as text; raises KarmafunnelError for a broken
+    file, other bytes or missing columns.
     """
     with reading(path):
-        frame = pl.read_csv(path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy")
+        try:
+            frame = pl.read_csv(path, infer_schema=False, separator=separator, quote_char=quote)
+        except pl.exceptions.PolarsError:
+            check_utf8(path, separator, quote)
+            raise
     need(frame, columns, path)
     return frame
+
+
+def check_utf8(path: Path, separator: str, quote: str | None) -> None:
+    """Raises KarmafunnelError naming file, row, column and value of the first cell that is not UTF-8."""
+    frame = pl.read_csv(path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy")
+    needed = "text in UTF-8 (iconv -f latin1 -t utf-8 makes it of Latin-1)"
+    rows = {name: frame[name].str.contains("\ufffd", literal=True).fill_null(False).arg_max() for name in frame.columns}
+    odd = [(row, name) for name, row in rows.items() if row is not None and "\ufffd" in (frame[name][row] or "")]
+    if odd:
+        row, name = min(odd)
+        raise KarmafunnelError(f"{path}: row {row + 1}: column {name!r} needs {needed}, found {frame[name][row]!r}")
+    if any("\ufffd" in name for name in frame.columns):
+        raise KarmafunnelError(f"{path}: header: needs {needed}, found {frame.columns}")
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object (`object_pairs_hook`); raises KarmafunnelError for a key that it holds twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise KarmafunnelError(f"JSON: needed each key once, found {twice!r} twice")
+    return found
 
 
 def plain(text: str | None) -> str | None:

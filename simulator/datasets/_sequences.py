@@ -87,11 +87,15 @@ def differing(first: pl.DataFrame, targets: pl.DataFrame) -> int:
     return whole.filter(before.list.tail(pl.col("history").list.len()) != pl.col("history")).height
 
 
-def check_items(exposures: pl.DataFrame, items: pl.DataFrame, path: Path) -> None:
-    """Raises KarmafunnelError naming the items' file where a row names an item that it does not hold."""
-    unknown = exposures.join(items, on="item_id", how="anti")["item_id"].unique(maintain_order=True)
-    if len(unknown):
-        raise KarmafunnelError(f"{path}: needed every item of the rows, missing {len(unknown)}, e.g. {unknown[0]!r}")
+def check_items(rows: pl.DataFrame, path: Path, items: pl.DataFrame, items_path: Path) -> None:
+    """Raises KarmafunnelError naming file and row where one of the publisher's rows names an item that the file
+    of items does not hold.
+    """
+    named = rows.select(pl.int_range(pl.len()).alias("row"), pl.col("history").list.concat(pl.col("item_id")).alias("item_id"))
+    unknown = named.explode("item_id").join(items, on="item_id", how="anti", maintain_order="left")
+    if unknown.height:
+        row, item = unknown.row(0)
+        raise KarmafunnelError(f"{path}: row {row + 1}: needs items that {items_path} holds, found {item!r}")
 
 
 def scattered(rows: pl.DataFrame) -> pl.DataFrame:

@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from ...layout import shorten
 from ...log import Catalogue, KarmafunnelError
 from ._raw import find, plain, reading
 
@@ -54,15 +56,15 @@ SCHEMA: dict[str, Any] = {
 def load(root: Path | str) -> Catalogue:
     """The catalogue of the file in `root`; raises KarmafunnelError for a missing, truncated or wrong file."""
     path = find(root, NAMES, WHERE)
-    rows = []
-    with (
-        reading(path),
-        gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file,
-    ):
+    rows, seen = [], set()
+    with reading(path), gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                rows.append(product(json.loads(line)))
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                rows.append(product(json.loads(line.decode(), parse_constant=no_number)))
+                if rows[-1][0] in seen:
+                    raise ValueError(f"{rows[-1][0]!r} twice")
+                seen.add(rows[-1][0])
+            except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
                 found = f"{type(error).__name__}: {error}"
                 raise KarmafunnelError(
                     f"{path}: line {number}: needed a JSON object with {list(FIELDS)}, found {found}"
@@ -70,9 +72,6 @@ def load(root: Path | str) -> Catalogue:
     if not rows:
         raise KarmafunnelError(f"{path}: needed at least one product, found an empty file")
     items = pl.DataFrame(rows, schema=SCHEMA, orient="row")
-    twice = items["item_id"].filter(items["item_id"].is_duplicated())
-    if len(twice):
-        raise KarmafunnelError(f"{path}: needed one line a product, found {twice[0]!r} twice")
     meta = {
         "name": "amazon_catalog",
         "currency": "USD",
@@ -100,8 +99,8 @@ def product(raw: dict[str, Any]) -> tuple[Any, ...]:
     missing = [name for name in FIELDS if name not in raw]
     if missing:
         raise KeyError(f"missing {missing}")
-    if not raw["parent_asin"]:
-        raise ValueError("parent_asin is empty")
+    if not isinstance(raw["parent_asin"], str) or not raw["parent_asin"].strip():
+        raise ValueError(f"parent_asin needs a text, found {raw['parent_asin']!r}")
     categories = [name for name in map(plain, raw["categories"] or []) if name] or [
         name for name in [plain(raw.get("main_category"))] if name
     ]
@@ -111,12 +110,34 @@ def product(raw: dict[str, Any]) -> tuple[Any, ...]:
         raw["parent_asin"], plain(raw["title"]), plain(raw["store"]), categories or None, price(raw["price"]),
         attributes(json.loads(raw["details"] or "{}")),
         paragraphs(raw["description"]), paragraphs(raw["features"]),
-        plain(raw.get("subtitle")), text_of(raw.get("author")), raw.get("main_category"),
+        plain(raw.get("subtitle")), text_of(raw.get("author")), text_or_none("main_category", raw.get("main_category")),
         None if raw["price"] is None else str(raw["price"]),
-        raw.get("average_rating"), raw.get("rating_number"),
+        rating("average_rating", raw.get("average_rating")), whole("rating_number", raw.get("rating_number")),
         next((large for large in images.get("large", []) if large), None), urls,
-        (raw.get("videos") or {}).get("url", []),
+        [text_or_none("video", url) for url in (raw.get("videos") or {}).get("url", [])],
     )  # fmt: skip
+
+
+def no_number(text: str) -> float:
+    raise ValueError(f"needed finite numbers, found {text}")
+
+
+def text_or_none(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} needs a text, found {value!r}")
+    return value
+
+
+def rating(name: str, value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        raise TypeError(f"{name} needs a finite number, found {value!r}")
+    return value
+
+
+def whole(name: str, value: Any) -> int | None:
+    if value is not None and (type(value) is not int or abs(value) >= 2**63):
+        raise TypeError(f"{name} needs a whole number, found {value!r}")
+    return value
 
 
 def price(text: str | float | None) -> float | None:
@@ -129,6 +150,8 @@ def price(text: str | float | None) -> float | None:
     value = float(found[1].replace(",", ""))
     if value < 0:
         raise ValueError(f"price below zero: {text!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"price needs a finite number, found {shorten(text)!r}")
     return value
 
 

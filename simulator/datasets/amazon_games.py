@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from ...log import Log
-from ._raw import find, parse, plain, read_csv
+from ._raw import find, once, parse, plain, read_csv
 from ._sequences import SOURCE, check_items, rebuild
 
 WHERE = "https://github.com/RUCAIBox/LLMRank"
@@ -30,12 +30,15 @@ def load(root: Path | str) -> Log:
     file.
     """
     paths = {part: find(root, [f"{STEM}.{part}.gz", f"{STEM}.{part}"], WHERE) for part in ("item", "valid.inter", "test.inter")}
-    requests, exposures, notes = rebuild(read(paths["valid.inter"]), read(paths["test.inter"]))
+    frames = {part: read(paths[part]) for part in ("valid.inter", "test.inter")}
     columns = ("item_id:token", "title:token_seq")
     about = parse(read_csv(paths["item"], columns, "\t", None), dict.fromkeys(columns, pl.String), paths["item"])
+    once(about, columns[0], paths["item"])
     titles = [plain(title) for title in about["title:token_seq"]]
     items = pl.DataFrame({"item_id": about["item_id:token"], "title": pl.Series(titles, dtype=pl.String)})
-    check_items(exposures, items, paths["item"])
+    for part, frame in frames.items():
+        check_items(frame, paths[part], items, paths["item"])
+    requests, exposures, notes = rebuild(*frames.values())
     meta = {
         "name": "amazon_games",
         "currency": None,

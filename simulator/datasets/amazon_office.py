@@ -24,7 +24,7 @@ from typing import Any
 import polars as pl
 
 from ...log import KarmafunnelError, Log
-from ._raw import find, parse, plain, read_csv, reading
+from ._raw import each_once, find, parse, plain, read_csv, reading, refuse
 from ._sequences import SOURCE, check_items, rebuild
 
 WHERE = "https://github.com/AkaliKong/MiniOneRec"
@@ -38,11 +38,12 @@ def load(root: Path | str) -> Log:
     """
     paths = {part: find(root, [f"{STEM}.{part}"], WHERE) for part in ("item.json", "valid.csv", "test.csv")}
     frames = {part: read(paths[part]) for part in ("valid.csv", "test.csv")}
-    requests, exposures, notes = rebuild(frames["valid.csv"], frames["test.csv"])
     items = read_items(paths["item.json"]).join(
         semantic_ids(list(frames.values())), on="item_id", how="left", maintain_order="left"
     )
-    check_items(exposures, items, paths["item.json"])
+    for part, frame in frames.items():
+        check_items(frame, paths[part], items, paths["item.json"])
+    requests, exposures, notes = rebuild(*frames.values())
     meta = {
         "name": "amazon_office",
         "currency": None,
@@ -74,15 +75,26 @@ def read(path: Path) -> pl.DataFrame:
         {"user_id": pl.String, "history_item_id": pl.String, "item_id": pl.Int64},
         path,
     )
-    with reading(path):
-        history = frame["history_item_id"].str.json_decode(pl.List(pl.Int64)).cast(pl.List(pl.String))
-    columns = [pl.col("user_id"), history.alias("history"), pl.col("item_id").cast(pl.String)]
+    histories = [numbers(text) for text in frame["history_item_id"]]
+    refuse(pl.Series([h is None for h in histories]), frame, "history_item_id", "a list of whole numbers", path)
+    history = pl.Series("history", histories, dtype=pl.List(pl.String))
+    columns = [pl.col("user_id"), history, pl.col("item_id").cast(pl.String)]
     if "item_sid" in frame.columns and "history_item_sid" in frame.columns:
         columns += [
             pl.col("item_sid"),
             pl.col("history_item_sid").str.extract_all(r"<[^']+>").alias("history_sid"),
         ]
     return frame.select(columns)
+
+
+def numbers(text: str) -> list[str] | None:
+    """The ids of a list such as "[3, 14]"; null for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    fine = isinstance(found, list) and all(type(number) is int and abs(number) < 2**63 for number in found)
+    return list(map(str, found)) if fine else None
 
 
 def semantic_ids(frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -108,14 +120,16 @@ def semantic_ids(frames: list[pl.DataFrame]) -> pl.DataFrame:
 def read_items(path: Path) -> pl.DataFrame:
     """item_id, title, description, brand, category; markup removed; in the publisher's order."""
     with reading(path):
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes().decode(), object_pairs_hook=each_once)
     if not isinstance(raw, dict) or not raw:
         raise KarmafunnelError(f"{path}: needed a JSON object of items, found {type(raw).__name__} of length {len(raw)}")
     rows = []
     for item, about in raw.items():
-        missing = [name for name in ("title", "description", "brand", "categories") if name not in about]
+        if not isinstance(about, dict):
+            raise KarmafunnelError(f"{path}: item {item}: needs an object, found {type(about).__name__}")
+        missing = [name for name in ("title", "description", "brand", "categories") if not isinstance(about.get(name), str)]
         if missing:
-            raise KarmafunnelError(f"{path}: item {item}: missing {missing}, found {list(about)}")
+            raise KarmafunnelError(f"{path}: item {item}: missing {missing} (texts), found {list(about)}")
         category = plain(about["categories"])
         rows.append(
             (
@@ -150,6 +164,8 @@ def description(text: str) -> str | None:
     """
     try:
         parts = ast.literal_eval(text) if text else []
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        parts = None
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         parts = [text.strip("[]'\" ").replace("\\n", "\n")]
     return plain("\n".join(part for part in map(plain, parts) if part))

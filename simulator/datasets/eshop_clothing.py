@@ -18,13 +18,14 @@ answer away.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import polars as pl
 
-from ...log import KarmafunnelError, Log, assign_windows
-from ._raw import find, need, parse, reading
+from ...log import Log, assign_windows
+from ._raw import find, need, parse, read_csv, refuse
 
 NAMES = ("e-shop_clothing_2008.csv.gz", "e-shop_clothing_2008.csv", "e-shop clothing 2008.csv")
 WHERE = "https://archive.ics.uci.edu/dataset/553/clickstream+data+for+online+shopping"
@@ -114,10 +115,9 @@ def read(path: Path) -> pl.DataFrame:
     """Clicks in the file's order, codes replaced by their names (data_description.txt), with `row`, `ts` and
     `request_id`.
     """
-    with reading(path):
-        frame = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy")
-        if frame.width == 1:
-            frame = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy", separator=";")
+    frame = read_csv(path, ())
+    if frame.width == 1:
+        frame = read_csv(path, (), ";")
     frame = frame.rename({name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in frame.columns})
     need(frame, COLUMNS, path)
     whole = dict.fromkeys(["year", "month", "day", "order", *CODES], pl.Int32)
@@ -125,23 +125,17 @@ def read(path: Path) -> pl.DataFrame:
         frame,
         whole | {"price": pl.Float64} | dict.fromkeys(["session_id", "page_2_clothing_model", "page"], pl.String),
         path,
+        {column: (1, len(names)) for column, names in CODES.items()}
+        | {"year": (1971, 2200), "month": (1, 12), "day": (1, 31), "order": (1, 86_399), "price": (0, math.inf)},
     )
-    for column, names in CODES.items():
-        wrong = frame.filter(~pl.col(column).is_between(1, len(names)))
-        if wrong.height:
-            raise KarmafunnelError(f"{path}: column {column!r} needs codes from 1 to {len(names)}, found {wrong[column][0]}")
     frame = frame.with_columns(
         pl.col(column).replace_strict(dict(enumerate(names, 1)), return_dtype=pl.String) for column, names in CODES.items()
     )
-    if frame.select("session_id", "order").is_duplicated().any():
-        raise KarmafunnelError(f"{path}: needed one click for each place in a session, found a place twice")
-    wrong = frame.filter(~pl.col("order").is_between(1, 86_399))
-    if wrong.height:
-        raise KarmafunnelError(
-            f"{path}: column 'order' needs the place of a click in its session, from 1, found {wrong['order'][0]}"
-        )
-    with reading(path):
-        ts = frame.select(pl.datetime("year", "month", "day", time_zone="UTC", time_unit="ms") + pl.duration(seconds="order"))
+    twice = ~frame.select(pl.struct("session_id", "order").is_first_distinct()).to_series()
+    refuse(twice, frame, "order", "one click for each place in a session", path)
+    day = pl.format("{}-{}-{}", "year", "month", "day").str.to_datetime("%Y-%m-%d", strict=False, time_unit="ms")
+    ts = frame.select(day.dt.replace_time_zone("UTC") + pl.duration(seconds="order"))
+    refuse(ts.to_series().is_null(), frame, "day", "a day of its month", path)
     return frame.with_row_index("row").with_columns(
         ts.to_series().alias("ts"), pl.format("{}-{}", "session_id", "order").alias("request_id")
     )

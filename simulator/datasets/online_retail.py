@@ -58,15 +58,12 @@ def load(root: Path | str) -> Log:
     """
     path = find(root, NAMES, WHERE)
     lines = read(path)
-    two = (
-        lines.filter(pl.col("kind") == "sale")
-        .group_by("invoice", maintain_order=True)
-        .agg(pl.col("customer").unique(maintain_order=True))
-    )
-    two = two.filter(pl.col("customer").list.len() > 1)
+    of_invoice = pl.col("customer").first().over("invoice")
+    two = lines.filter(pl.col("kind") == "sale").with_columns(of_invoice.alias("first")).filter(pl.col("customer") != pl.col("first"))
     if two.height:
-        invoice, customers = two.row(0)
-        raise KarmafunnelError(f"{path}: needed one customer an invoice, found {customers} on invoice {invoice}")
+        row, invoice, customer, first = two.select("row", "invoice", "customer", "first").row(0)
+        needed = f"one customer an invoice, such as {first!r} on {invoice!r}"
+        raise KarmafunnelError(f"{path}: row {row + 1}: column 'CustomerID' needs {needed}, found {customer!r}")
     sales = add_up(lines.filter(pl.col("kind") == "sale"))
     returns = lines.filter(pl.col("kind") == "return").sort("ts", "row")
     returned, unmatched = net_out(sales, returns)
@@ -86,7 +83,7 @@ def load(root: Path | str) -> Log:
     )  # fmt: skip
     exposures = kept.sort("ts", "row").select(
         pl.col("invoice").alias("request_id"), pl.col("code").alias("item_id"), pl.lit(True).alias("purchased"),
-        pl.col("price").alias("price_paid"), pl.col("quantity", "returned").cast(pl.Int32),
+        pl.col("price").alias("price_paid"), "quantity", "returned",
     )  # fmt: skip
     set_aside, notes = counts(lines, sales, invoices, unmatched)
     meta = {
@@ -125,7 +122,7 @@ def read(path: Path) -> pl.DataFrame:
         "Country": pl.String,
     }
     raw = raw.with_columns(pl.col("Quantity", "UnitPrice").str.strip_chars())
-    raw = parse(raw, types, path)
+    raw = parse(raw, types, path, {"Quantity": (-(2**31) + 1, 2**31 - 1)})
     when = pl.coalesce(
         pl.col("InvoiceDate").str.to_datetime(form, strict=False, time_unit="ms")
         for form in ("%Y-%m-%d %H:%M:%S", "%m/%d/%Y %H:%M")

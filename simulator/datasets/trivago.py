@@ -24,7 +24,7 @@ import polars as pl
 
 from ...files import read_table
 from ...log import KarmafunnelError, Log
-from ._raw import find, need, parse, read_csv, reading
+from ._raw import find, need, once, parse, read_csv, reading
 
 NAMES = ("trivago_val_100k.parquet", "train.csv", "train.csv.gz")
 WHERE = "https://recsys.trivago.cloud/challenge/dataset/ or https://github.com/RecoHut-Datasets/trivago"
@@ -33,6 +33,7 @@ COLUMNS = (
     "current_filters", "impressions", "prices",
 )  # fmt: skip
 CLICK_OUT = "clickout item"
+YEAR = 365 * 86_400  # seconds
 ITEM_EVENTS = (
     CLICK_OUT, "interaction item image", "interaction item info", "interaction item deals",
     "interaction item rating", "search for item",
@@ -111,8 +112,9 @@ def read(path: Path) -> pl.DataFrame:
     else:
         frame = read_csv(path, COLUMNS)
     text = dict.fromkeys(["user_id", "session_id", "action_type", "platform", "city", "device"], pl.String)
-    frame = parse(frame, text | {"timestamp": pl.Int64, "step": pl.Int64}, path)
-    frame = frame.with_columns(pl.col("reference", "current_filters", "impressions", "prices").cast(pl.String))
+    seconds = (YEAR, 230 * YEAR)  # 1971 to 2200; milliseconds lie beyond
+    frame = parse(frame, text | {"timestamp": pl.Int64, "step": pl.Int64}, path, {"timestamp": seconds})
+    frame = frame.with_row_index("row", offset=1).with_columns(pl.col("reference", "current_filters", "impressions", "prices").cast(pl.String))
     nth = pl.int_range(pl.len()).over("session_id", "step")
     again = pl.when(nth > 0).then(pl.format("/{}", nth + 1)).otherwise(pl.lit(""))
     return frame.with_columns(
@@ -126,20 +128,21 @@ def lists(events: pl.DataFrame, path: Path) -> pl.DataFrame:
     where prices do not fit the list.
     """
     outs = events.filter((pl.col("action_type") == CLICK_OUT) & pl.col("impressions").is_not_null())
-    outs = outs.select("request_id", "reference", pl.col("impressions").str.split("|"), pl.col("prices").str.split("|"))
+    outs = outs.select("row", "request_id", "reference", pl.col("impressions").str.split("|"), pl.col("prices").str.split("|"))
     wrong = outs.filter(pl.col("prices").is_null() | (pl.col("prices").list.len() != pl.col("impressions").list.len()))
     if wrong.height:
-        request, _, items, prices = wrong.row(0)
+        row, request, _, items, prices = wrong.row(0)
         needed = f"column 'prices' needs one price for each of its {len(items)} impressions"
-        raise KarmafunnelError(f"{path}: click-out {request}: {needed}, found {len(prices or [])}")
+        raise KarmafunnelError(f"{path}: row {row}: click-out {request}: {needed}, found {len(prices or [])}")
     outs = outs.with_columns(pl.int_ranges(1, pl.col("impressions").list.len() + 1).alias("position"))
     rows = outs.explode("impressions", "prices", "position")
     price = pl.col("prices").cast(pl.Float64, strict=False)
     rows = rows.with_columns(price.alias("price_shown"))
-    wrong = rows.filter(pl.col("price_shown").is_null() | (pl.col("price_shown") < 0))
+    fine = pl.col("price_shown").is_finite() & (pl.col("price_shown") >= 0)
+    wrong = rows.filter(~fine.fill_null(False))
     if wrong.height:
-        request, found = wrong.select("request_id", "prices").row(0)
-        raise KarmafunnelError(f"{path}: click-out {request}: column 'prices' needs numbers, found {found!r}")
+        row, request, found = wrong.select("row", "request_id", "prices").row(0)
+        raise KarmafunnelError(f"{path}: row {row}: click-out {request}: column 'prices' needs finite numbers of 0 or more, found {found!r}")
     return rows.select(
         "request_id",
         pl.col("impressions").alias("item_id"),
@@ -173,7 +176,7 @@ def requests_of(events: pl.DataFrame) -> pl.DataFrame:
         pl.when("served").then(pl.concat_list(pl.format("city={}", "city"))).alias("filters"),
         about.list.concat(filters.list.eval(pl.format("filter={}", pl.element()))).alias("context"),
         pl.when("served").then(pl.lit("search")).otherwise(pl.col("action_type")).alias("source"),
-        pl.col("step").cast(pl.Int32),
+        "step",
     )  # fmt: skip
 
 
@@ -184,7 +187,8 @@ def with_properties(items: pl.DataFrame, root: Path) -> tuple[pl.DataFrame, bool
     path = root / "item_metadata.csv"
     if not path.is_file():
         return items, False
-    about = read_csv(path, ("item_id", "properties")).unique("item_id", keep="first", maintain_order=True)
+    about = parse(read_csv(path, ("item_id", "properties")), {"item_id": pl.String}, path)
+    once(about, "item_id", path)
     properties = pl.col("properties").str.split("|").fill_null([]).list.eval(pl.format("property={}", pl.element()))
     items = items.join(about.select("item_id", properties), on="item_id", how="left", maintain_order="left")
     both = pl.col("attributes").list.concat(pl.col("properties").fill_null([]))
