@@ -267,7 +267,7 @@ NEVER_TAKEN = {
     ("amazon_office", "history_item_id"): ("[1, null]", "[0.5]", "[12]", "nan", "[" + "9" * 30 + "]", "{}", "[true]", "[" * 9999),
     ("amazon_office", "item_id"): ("12", "nan", "0.6", "1e400"),
     ("amazon_games", "item_id_list:token_seq"): ("0  1", "99", "nan"),
-    ("amazon_games", "item_id:token"): ("1", "99", ""),
+    ("amazon_games", "item_id:token"): ("x", "99", ""),
 }  # fmt: skip
 
 
