@@ -32,9 +32,14 @@ from .learn import (
 
 @dataclass(frozen=True, repr=False)
 class LightGBMRank(Boosted):
-    """Boosted trees; LambdaMART by default; see `Boosted`."""
+    """Boosted trees; LambdaMART by default; see `Boosted`.
+
+    Small, well regularised trees: a ranker has few requests to learn from, and larger ones lost what it gains (LOG.md, 2026-11-28).
+    """
 
     k: int = 50
+    leaves: int = 15
+    l2: float = 20.0
     calibrated: Calibrated = "isotonic"
     name: str = "rank"
 
