@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..ablation import processor
-from . import damage
+from . import damage, values
 from .commands import Commands
 from .material import Case, Shop, make
 
@@ -46,6 +46,7 @@ class Family:
 
 FAMILIES = {
     "damage": Family("Damaged bytes", 300, damage.OUTCOMES, damage.BAD, damage.cases),
+    "values": Family("Bad values", 1500, values.OUTCOMES, values.BAD, values.cases),
 }
 
 
@@ -84,7 +85,7 @@ def attack(
     done = {(line["family"], line["number"]) for line in journal.lines()}
     began = time.perf_counter()
     with Commands() as commands:
-        shop = Shop(out.resolve() / f"made-{journal.code}", out.resolve() / "work", commands)
+        shop = Shop(out.resolve() / f"made-{journal.code}", out.resolve() / "work" / "in" / "here", commands)
         make(shop)
         for name in names:
             family = FAMILIES[name]

@@ -66,8 +66,9 @@ class Commands:
     def __init__(self, env: Mapping[str, str] | None = None):
         environment = os.environ | QUIET | dict(env or {})
         self.server = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
+        self.heard = b""
         self.running: int | None = None
         assert self._hear(120) == {"ready": True}
 
@@ -84,11 +85,13 @@ class Commands:
     def _hear(self, seconds: float) -> dict[str, Any] | None:
         """The server's next line; None where there is none for so long."""
         assert self.server.stdout
-        if not select.select([self.server.stdout], [], [], seconds)[0]:
-            return None
-        line = self.server.stdout.readline()
-        if not line:
-            raise RuntimeError("the server of commands has ended")
+        while b"\n" not in self.heard:
+            if not select.select([self.server.stdout], [], [], seconds)[0]:
+                return None
+            if not (more := os.read(self.server.stdout.fileno(), 65536)):
+                raise RuntimeError("the server of commands has ended")
+            self.heard += more
+        line, _, self.heard = self.heard.partition(b"\n")
         return dict(json.loads(line))
 
     def start(
@@ -97,7 +100,7 @@ class Commands:
         """Start one command in `folder`; what it prints goes to `told`.out and .err. Returns its process id, which is its session's."""
         said = {"argv": list(argv), "folder": str(folder), "told": str(told), "env": dict(env), "entry": entry, "size": file_size}
         assert self.server.stdin
-        self.server.stdin.write(json.dumps(said) + "\n")
+        self.server.stdin.write(json.dumps(said).encode() + b"\n")
         self.server.stdin.flush()
         heard = self._hear(60)
         assert heard is not None

@@ -172,14 +172,14 @@ class Shop:
 
     @property
     def told(self) -> Path:
-        return self.work.parent / "told"
+        return self.made.parent / "told"
 
     def env(self) -> dict[str, str]:
         return {"KARMAFUNNEL_CACHE": str(self.work / "cache"), "TMPDIR": str(self.work / "tmp"), "HOME": str(self.work / "home")}
 
     def fresh(self, copies: Mapping[str, str] | Iterable[str] = ()) -> Path:
         """An empty work folder with copies of things that were made: name there -> name in `made`; returns it."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(self.work.parents[1], ignore_errors=True)
         for name in ("tmp", "home"):
             (self.work / name).mkdir(parents=True)
         pairs = copies.items() if isinstance(copies, Mapping) else [(name, name) for name in copies]
