@@ -26,11 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..ablation import processor
-from . import damage, values
+from . import damage, disk, kills, values
 from .commands import Commands
 from .material import Case, Shop, make
 
 ROOT = Path(__file__).parents[2]
+NOT_TRIED = "NOT TRIED"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Family:
 
 
 FAMILIES = {
+    "kills": Family("Kills at random moments", 300, kills.OUTCOMES, kills.BAD, kills.cases),
     "damage": Family("Damaged bytes", 300, damage.OUTCOMES, damage.BAD, damage.cases),
     "values": Family("Bad values", 1500, values.OUTCOMES, values.BAD, values.cases),
+    "disk": Family("Full disks", 96, disk.OUTCOMES, disk.BAD, disk.cases),
 }
 
 
@@ -96,9 +99,12 @@ def attack(
                     say("time is up; the same command goes on")
                     return journal.lines()
                 start = time.perf_counter()
-                outcome, detail = case.do(shop)
+                try:
+                    outcome, detail = case.do(shop)
+                except RuntimeError as error:  # what has to go well before there is something to attack
+                    outcome, detail = NOT_TRIED, str(error)[-500:]
                 line = {"family": name, "number": number, "group": case.group, "what": case.what, "outcome": outcome, "detail": detail}
-                if only or outcome in family.bad:
+                if only or outcome in (*family.bad, NOT_TRIED):
                     say(f"{name} {number}: {outcome}: {case.what}: {detail}")
                 if not only:
                     journal.add(**line, seconds=round(time.perf_counter() - start, 2))

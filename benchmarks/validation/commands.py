@@ -192,6 +192,7 @@ def become(said: dict[str, Any]) -> None:
     if said["size"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (said["size"], said["size"]))  # Python ignores SIGXFSZ: writing fails instead
     sys.argv = ["karmafunnel", *said["argv"]]
+    sys.modules["__main__"].__package__ = None  # so that its name is that of the script
 
 
 def serve() -> dict[str, Any] | None:

@@ -116,7 +116,7 @@ def figures(shop: Shop, stdout: str, where: str) -> Any:
     if where == "":
         return stdout
     found = said(shop.work / where)
-    return {name: value for name, value in found.items() if not name.endswith((".html", "digests.json")) or name == ""}
+    return {name: value for name, value in found.items() if not name.endswith(".html") or name == ""}
 
 
 def spoil(path: Path, kind: str, rng: np.random.Generator) -> str:

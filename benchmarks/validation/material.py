@@ -257,6 +257,8 @@ def tell(path: Path) -> str:
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table.combine_chunks())
             data = sink.getvalue().to_pybytes()
+        elif path.name == "digests.json":  # those of files that are asked themselves
+            data = json.dumps(sorted(json.loads(data))).encode()
         elif path.suffix == ".json":
             data = json.dumps(steady(json.loads(data)), sort_keys=True).encode()
     except (ValueError, pa.ArrowException, OSError):
