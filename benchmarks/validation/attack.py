@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..ablation import processor
-from . import damage, disk, kills, values
+from . import damage, disk, kills, pages, values
 from .commands import Commands
 from .material import Case, Shop, make
 
@@ -49,6 +49,7 @@ FAMILIES = {
     "kills": Family("Kills at random moments", 300, kills.OUTCOMES, kills.BAD, kills.cases),
     "damage": Family("Damaged bytes", 300, damage.OUTCOMES, damage.BAD, damage.cases),
     "values": Family("Bad values", 1500, values.OUTCOMES, values.BAD, values.cases),
+    "pages": Family("Hostile text in pages", len(pages.PAGES) * len(pages.PAYLOADS), pages.OUTCOMES, pages.BAD, pages.cases),
     "disk": Family("Full disks", 96, disk.OUTCOMES, disk.BAD, disk.cases),
 }
 
@@ -70,12 +71,12 @@ class Journal:
     def lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        read = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        read = [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
         return [line for line in read if (line["seed"], line["code"]) == (self.seed, self.code)]
 
     def add(self, **line: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"seed": self.seed, "code": self.code, **line}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"seed": self.seed, "code": self.code, **line}, ensure_ascii=True) + "\n")
 
 
 def attack(

@@ -48,10 +48,10 @@ def attempt(shop: Shop, name: str, over: bool, share: float, where: str) -> tupl
     total, largest = sizes(shop, name)
     shop.fresh([n for n in (*command.needs, *command.extra) if not (n == "cache" and where == "cache")])
     disk = shop.work / ("disk" if where == "result" else "cache")
-    argv = [word.replace("new", "disk/new") if word in ("new", "new.html", "new/s.toml") else word for word in words(shop, command.argv, over)]
+    argv = [word.replace("new", "disk/new") if word in ("new", "new.html", "new/s.toml") else word for word in words(command.argv)]
     older = {}
     if where == "cache":
-        argv, over, total = words(shop, command.argv), False, 1_000_000
+        argv, over, total = words(command.argv), False, 1_000_000
     place = shop.work / ("disk" if where == "result" else ".") / command.out
     held = total if not over else total + sum(path.stat().st_size for path in files(made.store / "older").values())
     pages = 4096 * (len(made.said) + 8)

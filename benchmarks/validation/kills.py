@@ -25,7 +25,7 @@ from .material import Case, Shop, copy, files, raw, said
 FINE, LOST, LITTER, WRONG, ORPHANS, REFUSED = "as if undisturbed", "RESULT LOST", "LITTER", "OTHER BYTES", "ORPHANS", "SECOND START FAILS"
 OUTCOMES = (FINE, LOST, LITTER, WRONG, ORPHANS, REFUSED)
 BAD = OUTCOMES[1:]
-PATIENCE = 5.0  # seconds in which a worker without its parent has to end
+PATIENCE = 15.0  # seconds in which a worker without its parent has to end
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,20 @@ COMMANDS = {
     "fit-embedder": Command("fit-embedder every.py log --name karma --out new", EVERY, "fit-embedder every.py log --name tfidf --out new",
                             "new", cold=True),
     "plan": Command(PLAN.format(1000), ("services.toml",), PLAN.format(1200), "new", 0.5),
-    "profile": Command("profile plain.py small --out new/s.toml --seconds 0.1 --batches 1,2", ("plain.py", "small", "cache"),
-                       "profile plain.py small --out new/s.toml --seconds 0.1 --batches 1", "new", 0.5, single=False, steady=False),
+    "profile": Command("profile plain.py small --out new/s.toml --seconds 0.5 --batches 1,2", ("plain.py", "small", "cache"),
+                       "profile plain.py small --out new/s.toml --seconds 0.5 --batches 1", "new", 0.5, single=False, steady=False),
     "report": Command("report plain --out new.html", ("plain", "small"), "report other --out new.html", "new.html", 0.5, extra=("other",)),
     "describe --html": Command("describe small --html new.html", ("small", "log"), "describe log --html new.html", "new.html", 0.5),
 }  # fmt: skip
 ENDS = ("group", "parent")
 
 
-def words(shop: Shop, text: str, force: bool = False) -> list[str]:
-    """The command; with --force where it has that and something older is to be replaced."""
+def words(text: str) -> list[str]:
+    """The command; with --force where it has that, so that something older may be replaced."""
     argv = text.split()
     command = cli.get_command(click.Context(cli), argv[0])
     assert command is not None
-    return [*argv, "--force"] if force and any("--force" in p.opts for p in command.params) else argv
+    return [*argv, "--force"] if any("--force" in p.opts for p in command.params) else argv
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def calm(shop: Shop, name: str) -> Calm:
     found = []
     for which, text in (("older", command.older), ("new", command.argv), ("again", command.argv)):
         shop.fresh((*command.needs, *command.extra))
-        answer = shop.must(*words(shop, text))
+        answer = shop.must(*words(text))
         copy(shop.work / command.out, store / which)
         found.append((said(shop.work / command.out), around(shop), answer.seconds))
     _, (first, names, _), (second, _, seconds) = found
@@ -131,7 +131,7 @@ def attempt(shop: Shop, name: str, over: bool, end: str, moment: float, cold: bo
     shop.fresh([n for n in (*command.needs, *command.extra) if not (cold and n == "cache")])
     if over:
         copy(made.store / "older", shop.work / command.out)
-    argv = words(shop, command.argv, over)
+    argv = words(command.argv)
     pid = shop.commands.start(argv, shop.work, shop.told, shop.env())
     done = shop.commands.wait(moment * made.seconds * (3 if cold else 1))
     if done is None:
