@@ -16,10 +16,10 @@ import numpy as np
 
 from .material import Case, Shop, copy, files, raw, said
 
-REFUSED, AGAIN, SAME, UNNAMED = "refused, file named", "made again, same figures", "not noticed, same figures", "REFUSED, NO FILE NAMED"
-WRONG, CRASH = "SILENT WRONG", "CRASH"
-OUTCOMES = (REFUSED, AGAIN, SAME, UNNAMED, WRONG, CRASH)
-BAD = (UNNAMED, WRONG, CRASH)
+REFUSED, AGAIN, UNREAD = "refused, file named", "made again, same figures", "never read, same figures"
+SAME, UNNAMED, WRONG, CRASH = "READ, NOT NOTICED", "REFUSED, NO FILE NAMED", "SILENT WRONG", "CRASH"
+OUTCOMES = (REFUSED, AGAIN, UNREAD, SAME, UNNAMED, WRONG, CRASH)
+BAD = (SAME, UNNAMED, WRONG, CRASH)
 KINDS = ("flip a bit", "zero 512 bytes", "cut", "delete", "append")
 
 LOAD = """
@@ -161,7 +161,15 @@ def attempt(shop: Shop, what: str, reader: int, draw: float, kind: str, seed: li
         return (REFUSED if named else UNNAMED), told
     if figures(shop, answer.stdout, where) != expected:
         return WRONG, told
-    return (AGAIN if raw(path) != damaged or path.name in answer.stderr else SAME), told
+    if raw(path) != damaged or path.name in answer.stderr:
+        return AGAIN, told
+    if how != "delete":  # would the command miss the file?
+        place(shop, what)
+        path.unlink()
+        answer = shop.run(*argv)
+        if answer.code or figures(shop, answer.stdout, where) != expected or path.exists() or path.name in answer.stderr:
+            return SAME, told
+    return UNREAD, told
 
 
 def cases(shop: Shop, seed: int, count: int) -> list[Case]:
