@@ -1,11 +1,13 @@
-"""Attacks on the whole: kills, damaged bytes, bad values, hostile text in pages, full disks; counted by how each try ends.
+"""Attacks on the whole: kills, damaged bytes, bad values, hostile text in pages, full disks;
+counted by how each try ends.
 
     python -m karmafunnel.benchmarks.validation.attack --out out/attack --minutes 8
     python -m karmafunnel.benchmarks.validation.attack damage --count 300 --out out/attack
     python -m karmafunnel.benchmarks.validation.attack damage --only 17 --out out/attack
 
-Every try is drawn from the seed and its number alone. A finished try is a line of `tries.jsonl`, so that the same command goes on; what
-the code of the package has changed since is tried again. `attack.md` is the count table.
+Every try is drawn from the seed and its number alone. A finished try is a line of `tries.jsonl`,
+so that the same command goes on; what the code of the package has changed since is tried again.
+`attack.md` is the count table.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ NOT_TRIED = "NOT TRIED"
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of attack: how many tries it takes, what they may end in (what must not happen, `bad`), and how they are drawn."""
+    """A kind of attack: how many tries it takes, what they may end in (what must not happen,
+    `bad`), and how they are drawn."""
 
     title: str
     count: int
@@ -49,14 +52,25 @@ FAMILIES = {
     "kills": Family("Kills at random moments", 300, kills.OUTCOMES, kills.BAD, kills.cases),
     "damage": Family("Damaged bytes", 300, damage.OUTCOMES, damage.BAD, damage.cases),
     "values": Family("Bad values", 1500, values.OUTCOMES, values.BAD, values.cases),
-    "pages": Family("Hostile text in pages", len(pages.PAGES) * len(pages.PAYLOADS), pages.OUTCOMES, pages.BAD, pages.cases),
+    "pages": Family(
+        "Hostile text in pages",
+        len(pages.PAGES) * len(pages.PAYLOADS),
+        pages.OUTCOMES,
+        pages.BAD,
+        pages.cases,
+    ),
     "disk": Family("Full disks", 96, disk.OUTCOMES, disk.BAD, disk.cases),
 }
 
 
 def code() -> str:
     """A hash of the package's code, the attacks apart."""
-    parts = [p for p in sorted(ROOT.rglob("*.py")) if not {"tests", "validation", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)]
+    parts = [
+        p
+        for p in sorted(ROOT.rglob("*.py"))
+        if not {"tests", "validation", ".venv", "build", ".mypy_root", "out"}
+        & set(p.relative_to(ROOT).parts)
+    ]
     return hashlib.blake2b(b"".join(p.read_bytes() for p in parts), digest_size=6).hexdigest()
 
 
@@ -71,25 +85,35 @@ class Journal:
     def lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        read = [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
+        read = [
+            json.loads(line)
+            for line in self.path.read_text(encoding="utf-8").split("\n")
+            if line.endswith("}")
+        ]
         return [line for line in read if (line["seed"], line["code"]) == (self.seed, self.code)]
 
     def add(self, **line: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"seed": self.seed, "code": self.code, **line}, ensure_ascii=True) + "\n")
+            file.write(
+                json.dumps({"seed": self.seed, "code": self.code, **line}, ensure_ascii=True) + "\n"
+            )
 
 
 def attack(
-    names: Sequence[str], out: Path, *, seed: int = 0, count: int | None = None, minutes: float | None = None,
+    names: Sequence[str], out: Path, *, seed: int = 0, count: int | None = None,
+    minutes: float | None = None,
     only: Sequence[int] = (), say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Make the tries that are not there yet (or `only` these again); returns the lines of all that are finished."""
+    """Make the tries that are not there yet (or `only` these again); returns the lines of all that
+    are finished."""
     out.mkdir(parents=True, exist_ok=True)
     journal = Journal(out / "tries.jsonl", seed, code())
     done = {(line["family"], line["number"]) for line in journal.lines()}
     began = time.perf_counter()
     with Commands() as commands:
-        shop = Shop(out.resolve() / f"made-{journal.code}", out.resolve() / "work" / "in" / "here", commands)
+        shop = Shop(
+            out.resolve() / f"made-{journal.code}", out.resolve() / "work" / "in" / "here", commands
+        )
         make(shop)
         for name in names:
             family = FAMILIES[name]
@@ -102,9 +126,18 @@ def attack(
                 start = time.perf_counter()
                 try:
                     outcome, detail = case.do(shop)
-                except RuntimeError as error:  # what has to go well before there is something to attack
+                except (
+                    RuntimeError
+                ) as error:  # what has to go well before there is something to attack
                     outcome, detail = NOT_TRIED, str(error)[-500:]
-                line = {"family": name, "number": number, "group": case.group, "what": case.what, "outcome": outcome, "detail": detail}
+                line = {
+                    "family": name,
+                    "number": number,
+                    "group": case.group,
+                    "what": case.what,
+                    "outcome": outcome,
+                    "detail": detail,
+                }
                 if only or outcome in (*family.bad, NOT_TRIED):
                     say(f"{name} {number}: {outcome}: {case.what}: {detail}")
                 if not only:
@@ -139,12 +172,39 @@ def markdown(lines: Sequence[dict[str, Any]], note: str) -> str:
 
 @click.command(help=__doc__)
 @click.argument("families", nargs=-1, type=click.Choice(list(FAMILIES)))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/attack"), show_default=True, help="Where tries and the table go.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/attack"),
+    show_default=True,
+    help="Where tries and the table go.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--count", type=click.IntRange(1), help="So many tries of each family, instead of its own count.")
-@click.option("--minutes", type=click.FloatRange(0), help="Begin no new try after so long; the same command goes on.")
-@click.option("--only", type=int, multiple=True, metavar="NUMBER", help="Only this try, again; its work folder stays as it was left.")
-def main(families: Sequence[str], out: Path, seed: int, count: int | None, minutes: float | None, only: Sequence[int]) -> None:
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    help="So many tries of each family, instead of its own count.",
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0),
+    help="Begin no new try after so long; the same command goes on.",
+)
+@click.option(
+    "--only",
+    type=int,
+    multiple=True,
+    metavar="NUMBER",
+    help="Only this try, again; its work folder stays as it was left.",
+)
+def main(
+    families: Sequence[str],
+    out: Path,
+    seed: int,
+    count: int | None,
+    minutes: float | None,
+    only: Sequence[int],
+) -> None:
     names = families or list(FAMILIES)
     lines = attack(names, out, seed=seed, count=count, minutes=minutes, only=only)
     if only:
@@ -157,7 +217,8 @@ def main(families: Sequence[str], out: Path, seed: int, count: int | None, minut
             for row in rows:
                 table.add_row(*row)
             console.print(table)
-    note = f"- `python -m karmafunnel.benchmarks.validation.attack --seed {seed}`; {date.today()}, {processor()}, {os.cpu_count()} cores"
+    command = f"`python -m karmafunnel.benchmarks.validation.attack --seed {seed}`"
+    note = f"- {command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
     (out / "attack.md").write_text(markdown(lines, note), encoding="utf-8")
 
 

@@ -1,7 +1,9 @@
-"""Commands of the package, each in a process of its own that starts at once: the imports are done once, by a server that forks.
+"""Commands of the package, each in a process of its own that starts at once: the imports are done
+once, by a server that forks.
 
-The server only imports. Libraries whose threads do not outlive a fork (polars, torch, OpenMP) are first used by the child, so that
-a child is what a freshly started command is. It has a session of its own: whom it leaves behind is known by it.
+The server only imports. Libraries whose threads do not outlive a fork (polars, torch, OpenMP) are
+first used by the child, so that a child is what a freshly started command is. It has a session of
+its own: whom it leaves behind is known by it.
 """
 
 from __future__ import annotations
@@ -25,16 +27,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 CLI = "karmafunnel.cli:main"
-SKIPPED = ("karmafunnel.benchmarks.recipes", "karmafunnel.benchmarks.peers", "karmafunnel.benchmarks.validation")
-MORE = ("bm25s", "plotly.io", "transformers.models.qwen3", "tokenizers", "sklearn.isotonic", "scipy.sparse.linalg", "PIL.Image")
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
-QUIET = dict.fromkeys(THREADS, "1") | {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "400"}
+SKIPPED = (
+    "karmafunnel.benchmarks.recipes",
+    "karmafunnel.benchmarks.peers",
+    "karmafunnel.benchmarks.validation",
+)
+MORE = (
+    "bm25s",
+    "plotly.io",
+    "transformers.models.qwen3",
+    "tokenizers",
+    "sklearn.isotonic",
+    "scipy.sparse.linalg",
+    "PIL.Image",
+)
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",
+)
+QUIET = dict.fromkeys(THREADS, "1") | {
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+    "COLUMNS": "400",
+}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How a command ended: exit code (minus a signal's number; None: it was stopped, and `stopped` says why), what it printed."""
+    """How a command ended: exit code (minus a signal's number; None: it was stopped, and `stopped`
+    says why), what it printed."""
 
     code: int | None
     stdout: str
@@ -53,20 +80,32 @@ class Answer:
         if self.stopped:
             return self.stopped
         if self.code is None or self.code < 0 or self.code > 2:
-            return f"ended by {signal.Signals(-self.code).name}" if self.code and self.code < 0 else f"exit code {self.code}"
+            return (
+                f"ended by {signal.Signals(-self.code).name}"
+                if self.code and self.code < 0
+                else f"exit code {self.code}"
+            )
         if "Traceback (most recent call last)" in self.stderr or "panicked at" in self.stderr:
             return "traceback"
-        said = [line for line in self.stderr.splitlines() if line.lower().startswith(("error:", "usage:"))]
+        said = [
+            line
+            for line in self.stderr.splitlines()
+            if line.lower().startswith(("error:", "usage:"))
+        ]
         return "no error line" if self.code and not said else ""
 
 
 class Commands:
-    """The server, and what is asked of it. A context manager: its end is the end of every process that it started."""
+    """The server, and what is asked of it. A context manager: its end is the end of every process
+    that it started."""
 
     def __init__(self, env: Mapping[str, str] | None = None):
         environment = os.environ | QUIET | dict(env or {})
         self.server = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
         )
         self.heard = b""
         self.running: int | None = None
@@ -95,10 +134,24 @@ class Commands:
         return dict(json.loads(line))
 
     def start(
-        self, argv: Sequence[str], folder: Path, told: Path, env: Mapping[str, str], entry: str = CLI, file_size: int | None = None
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        told: Path,
+        env: Mapping[str, str],
+        entry: str = CLI,
+        file_size: int | None = None,
     ) -> int:
-        """Start one command in `folder`; what it prints goes to `told`.out and .err. Returns its process id, which is its session's."""
-        said = {"argv": list(argv), "folder": str(folder), "told": str(told), "env": dict(env), "entry": entry, "size": file_size}
+        """Start one command in `folder`; what it prints goes to `told`.out and .err. Returns its
+        process id, which is its session's."""
+        said = {
+            "argv": list(argv),
+            "folder": str(folder),
+            "told": str(told),
+            "env": dict(env),
+            "entry": entry,
+            "size": file_size,
+        }
         assert self.server.stdin
         self.server.stdin.write(json.dumps(said).encode() + b"\n")
         self.server.stdin.flush()
@@ -108,7 +161,8 @@ class Commands:
         return self.running
 
     def wait(self, seconds: float) -> int | None:
-        """The exit code (minus a signal's number) of the command that runs; None where it still does after so long."""
+        """The exit code (minus a signal's number) of the command that runs; None where it still
+        does after so long."""
         heard = self._hear(seconds)
         if heard is None:
             return None
@@ -116,10 +170,12 @@ class Commands:
         return int(heard["code"])
 
     def run(
-        self, argv: Sequence[str], folder: Path, told: Path, env: Mapping[str, str], *, entry: str = CLI,
+        self, argv: Sequence[str], folder: Path, told: Path, env: Mapping[str, str], *,
+        entry: str = CLI,
         file_size: int | None = None, seconds: float = 60.0, gigabytes: float = 4.0,
     ) -> Answer:  # fmt: skip
-        """One command from start to end; it is stopped once it takes longer, or more memory, than it may."""
+        """One command from start to end; it is stopped once it takes longer, or more memory, than
+        it may."""
         began, stopped = time.perf_counter(), ""
         pid = self.start(argv, folder, told, env, entry, file_size)
         while (code := self.wait(0.1)) is None:
@@ -133,7 +189,10 @@ class Commands:
                 code = None
                 break
         spent = time.perf_counter() - began
-        stdout, stderr = (told.with_suffix(end).read_text(encoding="utf-8", errors="replace") for end in (".out", ".err"))
+        stdout, stderr = (
+            told.with_suffix(end).read_text(encoding="utf-8", errors="replace")
+            for end in (".out", ".err")
+        )
         return Answer(code, stdout, stderr, spent, stopped)
 
 
@@ -169,14 +228,25 @@ def memory(pid: int) -> int:
         return 0
 
 
-# -- the server ---------------------------------------------------------------------------------------------------------
+def options_of(command: str) -> list[Any]:
+    """The options and arguments of a command, as click holds them."""
+    cli = importlib.import_module("karmafunnel.cli").main  # after this in the order of imports
+    found = cli.get_command(click.Context(cli), command)
+    assert found is not None, command
+    return list(found.params)
+
+
+# -- the server
+# ---------------------------------------------------------------------------------------------------------
 
 
 def modules() -> Iterator[str]:
     """Every module of the package that a command may import."""
     package = importlib.import_module("karmafunnel")
     for found in pkgutil.walk_packages(package.__path__, "karmafunnel."):
-        if not found.name.startswith((*SKIPPED, "karmafunnel.tests", "karmafunnel.build")) and not found.name.endswith(".__main__"):
+        if not found.name.startswith(
+            (*SKIPPED, "karmafunnel.tests", "karmafunnel.build")
+        ) and not found.name.endswith(".__main__"):
             yield found.name
 
 
@@ -190,13 +260,16 @@ def become(said: dict[str, Any]) -> None:
     os.chdir(said["folder"])
     os.environ.update(said["env"])
     if said["size"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (said["size"], said["size"]))  # Python ignores SIGXFSZ: writing fails instead
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (said["size"], said["size"])
+        )  # Python ignores SIGXFSZ: writing fails instead
     sys.argv = ["karmafunnel", *said["argv"]]
     sys.modules["__main__"].__package__ = None  # so that its name is that of the script
 
 
 def serve() -> dict[str, Any] | None:
-    """Fork a child for each line that comes; in the child, returns what it is to do. None at the end of the lines."""
+    """Fork a child for each line that comes; in the child, returns what it is to do. None at the
+    end of the lines."""
     for name in (*MORE, *modules()):
         importlib.import_module(name)
     gc.freeze()
@@ -215,7 +288,8 @@ def serve() -> dict[str, Any] | None:
 
 
 def last_words(entry: str) -> int:
-    """Run what was asked for; its exit code. All that ends with a process is done, but for the taking apart of a thousand modules."""
+    """Run what was asked for; its exit code. All that ends with a process is done, but for the
+    taking apart of a thousand modules."""
     module, _, function = entry.partition(":")
     code = 0
     try:

@@ -1,7 +1,8 @@
 """Kills at random moments: a command is killed, and the same command is started again.
 
-At the moment after the kill an older result is there, old or new; after the second start the result is that of a run that nobody
-disturbed, and nothing of the first is left: no temporary file or folder, no lock, no process.
+At the moment after the kill an older result is there, old or new; after the second start the
+result is that of a run that nobody disturbed, and nothing of the first is left: no temporary file
+or folder, no lock, no process.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import click
 import numpy as np
 
-from ...cli import main as cli
-from .commands import end_session, members
+from .commands import end_session, members, options_of
 from .material import Case, Shop, copy, files, raw, said
 
-FINE, LOST, LITTER, WRONG, ORPHANS, REFUSED = "as if undisturbed", "RESULT LOST", "LITTER", "OTHER BYTES", "ORPHANS", "SECOND START FAILS"
+FINE, LOST, LITTER, WRONG, ORPHANS, REFUSED = (
+    "as if undisturbed",
+    "RESULT LOST",
+    "LITTER",
+    "OTHER BYTES",
+    "ORPHANS",
+    "SECOND START FAILS",
+)
 OUTCOMES = (FINE, LOST, LITTER, WRONG, ORPHANS, REFUSED)
 BAD = OUTCOMES[1:]
 PATIENCE = 15.0  # seconds in which a worker without its parent has to end
@@ -30,7 +36,8 @@ PATIENCE = 15.0  # seconds in which a worker without its parent has to end
 
 @dataclass(frozen=True)
 class Command:
-    """A command, what it needs, what makes an older result in its place; `single`: whether its result appears in one step."""
+    """A command, what it needs, what makes an older result in its place; `single`: whether its
+    result appears in one step."""
 
     argv: str
     needs: Sequence[str]
@@ -46,22 +53,33 @@ class Command:
 EVERY = ("log", "every.py", "cache")
 PLAN = "plan services.toml --rate 200 --p99-ms 60 --lost 0.2 --requests {} --out new"
 COMMANDS = {
-    "world": Command("world new --items 200 --users 40 --requests 400 --images", (), "world new --items 100 --users 40 --requests 300", "new"),
-    "convert": Command("convert online_retail raw new", ("raw", "raw2"), "convert online_retail raw2 new", "new"),
-    "sample": Command("sample small new --users 0.7", ("small",), "sample small new --users 0.3", "new"),
-    "replay": Command("replay every.py log --out new", EVERY, "replay every.py log --out new --seed 1", "new", 2, cold=True),
-    "replay --workers 2": Command("replay every.py log --out new --workers 2", EVERY, "replay every.py log --out new --seed 1", "new"),
-    "table": Command("table rows.py small --out new", ("small", "rows.py", "cache"), "table rows.py small --out new --seed 1", "new",
+    "world": Command("world new --items 200 --users 40 --requests 400 --images", (),
+    "world new --items 100 --users 40 --requests 300", "new"),
+    "convert": Command("convert online_retail raw new", ("raw", "raw2"),
+    "convert online_retail raw2 new", "new"),
+    "sample": Command("sample small new --users 0.7", ("small",), "sample small new --users 0.3",
+    "new"),
+    "replay": Command("replay every.py log --out new", EVERY,
+    "replay every.py log --out new --seed 1", "new", 2, cold=True),
+    "replay --workers 2": Command("replay every.py log --out new --workers 2", EVERY,
+    "replay every.py log --out new --seed 1", "new"),
+    "table": Command("table rows.py small --out new", ("small", "rows.py", "cache"),
+    "table rows.py small --out new --seed 1", "new",
                      single=False, cold=True),
     "queue": Command("queue services.toml --rate 200 --requests 1500 --out new", ("services.toml",),
                      "queue services.toml --rate 100 --requests 700 --out new", "new"),
-    "fit-embedder": Command("fit-embedder every.py log --name karma --out new", EVERY, "fit-embedder every.py log --name tfidf --out new",
+    "fit-embedder": Command("fit-embedder every.py log --name karma --out new", EVERY,
+    "fit-embedder every.py log --name tfidf --out new",
                             "new", cold=True),
     "plan": Command(PLAN.format(1000), ("services.toml",), PLAN.format(1200), "new", 0.5),
-    "profile": Command("profile plain.py small --out new/s.toml --seconds 0.5 --batches 1,2", ("plain.py", "small", "cache"),
-                       "profile plain.py small --out new/s.toml --seconds 0.5 --batches 1", "new", 0.5, single=False, steady=False),
-    "report": Command("report plain --out new.html", ("plain", "small"), "report other --out new.html", "new.html", 0.5, extra=("other",)),
-    "describe --html": Command("describe small --html new.html", ("small", "log"), "describe log --html new.html", "new.html", 0.5),
+    "profile": Command("profile plain.py small --out new/s.toml --seconds 0.5 --batches 1,2",
+    ("plain.py", "small", "cache"),
+                       "profile plain.py small --out new/s.toml --seconds 0.5 --batches 1", "new",
+                       0.5, single=False, steady=False),
+    "report": Command("report plain --out new.html", ("plain", "small"),
+    "report other --out new.html", "new.html", 0.5, extra=("other",)),
+    "describe --html": Command("describe small --html new.html", ("small", "log"),
+    "describe log --html new.html", "new.html", 0.5),
 }  # fmt: skip
 ENDS = ("group", "parent")
 
@@ -69,14 +87,13 @@ ENDS = ("group", "parent")
 def words(text: str) -> list[str]:
     """The command; with --force where it has that, so that something older may be replaced."""
     argv = text.split()
-    command = cli.get_command(click.Context(cli), argv[0])
-    assert command is not None
-    return [*argv, "--force"] if any("--force" in p.opts for p in command.params) else argv
+    return [*argv, "--force"] if any("--force" in one.opts for one in options_of(argv[0])) else argv
 
 
 @dataclass(frozen=True)
 class Calm:
-    """What a command makes when nobody disturbs it: its digests, everything that then lies around, how long it takes, an older result."""
+    """What a command makes when nobody disturbs it: its digests, everything that then lies around,
+    how long it takes, an older result."""
 
     said: dict[str, str]
     around: frozenset[str]
@@ -86,7 +103,8 @@ class Calm:
 
 
 def around(shop: Shop) -> frozenset[str]:
-    """Every file and folder of the work folder and the cache, and what temporary folders still hold."""
+    """Every file and folder of the work folder and the cache, and what temporary folders still
+    hold."""
     return frozenset(str(path.relative_to(shop.work)) for path in shop.work.rglob("*"))
 
 
@@ -110,7 +128,8 @@ def calm(shop: Shop, name: str) -> Calm:
 
 
 def whole(shop: Shop, command: Command, made: Calm, old: bool) -> str:
-    """What lies in the place of the result: old, new, none, or (what must not be) something else."""
+    """What lies in the place of the result: old, new, none, or (what must not be) something
+    else."""
     there = files(shop.work / command.out)
     if not there and not old:
         return "none"
@@ -121,12 +140,21 @@ def whole(shop: Shop, command: Command, made: Calm, old: bool) -> str:
     if now.keys() == made.said.keys() and (not command.steady or now == made.said):
         return "new"
     if not command.single:  # each file for itself
-        mixed = all(found.get(key) == value or now.get(key) == made.said.get(key) or not command.steady for key, value in made.older.items())
-        return "old" if mixed or not old else f"lost {[key for key in made.older if key not in found][:3]}"
+        mixed = all(
+            found.get(key) == value or now.get(key) == made.said.get(key) or not command.steady
+            for key, value in made.older.items()
+        )
+        return (
+            "old"
+            if mixed or not old
+            else f"lost {[key for key in made.older if key not in found][:3]}"
+        )
     return f"neither: {sorted(there)[:4]}"
 
 
-def attempt(shop: Shop, name: str, over: bool, end: str, moment: float, cold: bool) -> tuple[str, str]:
+def attempt(
+    shop: Shop, name: str, over: bool, end: str, moment: float, cold: bool
+) -> tuple[str, str]:
     command, made = COMMANDS[name], calm(shop, name)
     shop.fresh([n for n in (*command.needs, *command.extra) if not (cold and n == "cache")])
     if over:
@@ -140,9 +168,14 @@ def attempt(shop: Shop, name: str, over: bool, end: str, moment: float, cold: bo
     waited = time.monotonic()
     while (left := members(pid)) and time.monotonic() - waited < PATIENCE:
         time.sleep(0.02)
-    names = [Path(f"/proc/{one}/cmdline").read_bytes()[:60] for one in left if Path(f"/proc/{one}").exists()]
+    names = [
+        Path(f"/proc/{one}/cmdline").read_bytes()[:60]
+        for one in left
+        if Path(f"/proc/{one}").exists()
+    ]
     end_session(pid)
-    told = f"{end} at {moment:.2f}{' over an older result' if over else ''}{', cold cache' if cold else ''}{' (had ended)' if done is not None else ''}"
+    told = f"{end} at {moment:.2f}{' over an older result' if over else ''}"
+    told += f"{', cold cache' if cold else ''}{' (had ended)' if done is not None else ''}"
     if left:
         return ORPHANS, f"{told}: {len(left)} processes after {PATIENCE:g} s: {names}"
     state = whole(shop, command, made, over)
@@ -153,14 +186,33 @@ def attempt(shop: Shop, name: str, over: bool, end: str, moment: float, cold: bo
         return REFUSED, f"{told}: {again.code} {again.fault} {again.line}"
     stray = around(shop) - made.around
     if over and not command.single:
-        stray = frozenset(one for one in stray if (made.store / "older" / Path(one).relative_to(command.out)).exists() is False) if all(
-            Path(one).is_relative_to(command.out) for one in stray) else frozenset(
-            one for one in stray if not Path(one).is_relative_to(command.out) or not (made.store / "older" / Path(one).relative_to(command.out)).exists())
-    hidden = [one for one in around(shop) if Path(one).name.startswith(".") or one.endswith((".tmp", ".partial", ".old", ".lock"))]
+        stray = (
+            frozenset(
+                one
+                for one in stray
+                if (made.store / "older" / Path(one).relative_to(command.out)).exists() is False
+            )
+            if all(Path(one).is_relative_to(command.out) for one in stray)
+            else frozenset(
+                one
+                for one in stray
+                if not Path(one).is_relative_to(command.out)
+                or not (made.store / "older" / Path(one).relative_to(command.out)).exists()
+            )
+        )
+    hidden = [
+        one
+        for one in around(shop)
+        if Path(one).name.startswith(".") or one.endswith((".tmp", ".partial", ".old", ".lock"))
+    ]
     if stray or hidden:
         return LITTER, f"{told}: {sorted({*stray, *hidden})[:5]}"
     result = said(shop.work / command.out)
-    wrong = [key for key, value in made.said.items() if (result.get(key) != value if command.steady else key not in result)]
+    wrong = [
+        key
+        for key, value in made.said.items()
+        if (result.get(key) != value if command.steady else key not in result)
+    ]
     return (WRONG, f"{told}: {wrong[:5]}") if wrong else (FINE, told)
 
 
@@ -171,10 +223,16 @@ def cases(shop: Shop, seed: int, count: int) -> list[Case]:
     for number in range(count):
         rng = np.random.default_rng([seed, 1, number])
         name = names[int(rng.choice(len(names), p=chance / chance.sum()))]
-        over, end, moment = bool(rng.random() < 0.5), ENDS[int(rng.integers(2))], float(rng.random())
+        over, end, moment = (
+            bool(rng.random() < 0.5),
+            ENDS[int(rng.integers(2))],
+            float(rng.random()),
+        )
         cold = COMMANDS[name].cold and bool(rng.random() < 0.3)
 
-        def do(shop: Shop, args: tuple[str, bool, str, float, bool] = (name, over, end, moment, cold)) -> tuple[str, str]:
+        def do(
+            shop: Shop, args: tuple[str, bool, str, float, bool] = (name, over, end, moment, cold)
+        ) -> tuple[str, str]:
             return attempt(shop, *args)
 
         found.append(Case(name, f"{end} killed{' over an older result' if over else ''}", do))

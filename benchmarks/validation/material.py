@@ -1,10 +1,12 @@
-"""What the attacks attack: small logs, recipes, and one finished result of every command, each made by the commands themselves."""
+"""What the attacks attack: small logs, recipes, and one finished result of every command, each
+made by the commands themselves."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,9 +22,15 @@ import pyarrow.parquet as pq
 from ...log import Log
 from .commands import Answer, Commands
 
-WORDS = "red blue green wool cotton lamp chair table mug cup shoe boot hat coat scarf".split()
-HAS = ("text", "query", "price", "exposures", "clicks", "purchases", "users", "filters")
-META = {"name": "small", "currency": "EUR", "label": "click", "catalogue": "published", "has": dict.fromkeys(HAS, True)}
+WORDS = ["red", "blue", "green", "wool", "cotton", "lamp", "chair", "table", "mug", "cup", "shoe", "boot", "hat", "coat", "scarf"]
+HAS = ("text", "query", "price", "exposures", "clicks", "purchases", "users")
+META = {
+    "name": "small",
+    "currency": "EUR",
+    "label": "click",
+    "catalogue": "published",
+    "has": dict.fromkeys(HAS, True),
+}
 Frames = dict[str, pl.DataFrame]
 
 # One recipe with every kind of fitted file, one that fits in no time, one with rows.
@@ -36,18 +44,19 @@ from karmafunnel.stages.rank import DINRank
 from karmafunnel.stages.recall import HNSW, BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 from karmafunnel.stages.rerank import MMR
 
-tiny = Qwen(dim=32, layers=1, heads=2, kv_heads=1, mlp=64, vocab=300, context=32, tokens=1000, batch=4)
-embedders = {
+tiny = Qwen(dim=32, layers=1, heads=2, kv_heads=1, mlp=64, vocab=300, context=32, tokens=1000,
+batch=4) embedders = {
     "sasrec": SASRec(epochs=1), "tfidf": TfidfSVD(dim=16), "cooccurrence": Cooccurrence(),
     "karma": KARMA(backbone=tiny, dim=16, epochs=1, length=6, batch=32),
 }
 near = [Similarity("karma"), Similarity("cooccurrence")]
-channels = [VectorRecall("sasrec", k=20, index=HNSW(m=8)), VectorRecall("tfidf", k=20), VectorRecall("karma", k=20),
+channels = [VectorRecall("sasrec", k=20, index=HNSW(m=8)), VectorRecall("tfidf", k=20),
+VectorRecall("karma", k=20),
             ItemKNN(k=20), BM25Recall(k=20), Repeat(k=10), Popular(k=10, days=3)]
 funnel = (
     Join(channels, k=45)
-    >> LightGBMPreRank(k=30, trees=15, features=[Upstream(), BM25(), Popularity(), Own(), Price(), *near])
-    >> DINRank(k=20, epochs=1, features=[Upstream(), Context()])
+    >> LightGBMPreRank(k=30, trees=15, features=[Upstream(), BM25(), Popularity(), Own(), Price(),
+    *near]) >> DINRank(k=20, epochs=1, features=[Upstream(), Context()])
     >> MMR("tfidf", k=10)
 )
 """
@@ -56,8 +65,8 @@ from karmafunnel.stages.features import Popularity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular
 
-funnel = Join([Popular(k=20), BM25Recall(k=20)], k=30) >> LightGBMPreRank(k=15, trees=10, features=[Upstream(), Popularity()], name="rank")
-fallbacks = {"popular": Popular(k=30)}
+funnel = Join([Popular(k=20), BM25Recall(k=20)], k=30) >> LightGBMPreRank(k=15, trees=10,
+features=[Upstream(), Popularity()], name="rank") fallbacks = {"popular": Popular(k=30)}
 """
 ROWS = """
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors
@@ -66,7 +75,8 @@ from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Popular
 
 funnel = Popular(k=30) >> LightGBMRank(k=15, trees=10, features=[Popularity(), Similarity("near")])
-rows, against, seeds = {"random": {"near": RandomVectors(dim=8)}, "together": {"near": Cooccurrence()}}, "random", (0,)
+rows, against, seeds = {"random": {"near": RandomVectors(dim=8)}, "together": {"near":
+Cooccurrence()}}, "random", (0,)
 """
 SERVICES = """name = "small"
 deadline_ms = 60
@@ -101,38 +111,53 @@ time = {kind = "exponential", base_ms = 2.0, item_us = 20.0}
 """
 
 
-def frames(n_items: int = 60, n_users: int = 25, n_requests: int = 300, shown: int = 8, seed: int = 0) -> Frames:
-    """Tables `items`, `requests`, `exposures` of a shop in which users have tastes: enough to learn from, little to wait for."""
+def frames(
+    n_items: int = 60, n_users: int = 25, n_requests: int = 300, shown: int = 8, seed: int = 0
+) -> Frames:
+    """Tables `items`, `requests`, `exposures` of a shop in which users have tastes: enough to
+    learn from, little to wait for."""
     rng = np.random.default_rng(seed)
     titles = [" ".join(rng.choice(WORDS, 3, replace=False)) for _ in range(n_items)]
     prices = np.round(rng.lognormal(2, 1, n_items), 2)
     colour = [f"colour={i % 3}" for i in range(n_items)]
     items = pl.DataFrame({
-        "item_id": [f"i{i}" for i in range(n_items)], "title": titles, "brand": [f"b{i % 5}" for i in range(n_items)],
-        "category": [[["home", "wear"][i % 2]] for i in range(n_items)], "price": prices, "attributes": [[word] for word in colour],
+        "item_id": [f"i{i}" for i in range(n_items)], "title": titles,
+        "brand": [f"b{i % 5}" for i in range(n_items)],
+        "category": [[["home", "wear"][i % 2]] for i in range(n_items)], "price": prices,
+        "attributes": [[word] for word in colour],
     })  # fmt: skip
     taste, trait = rng.normal(size=(n_users, 4)), rng.normal(size=(n_items, 4))
     user = rng.integers(n_users, size=n_requests)
-    liking = taste[user] @ trait.T + rng.normal(size=n_items) + rng.gumbel(size=(n_requests, n_items))
+    liking = (
+        taste[user] @ trait.T + rng.normal(size=n_items) + rng.gumbel(size=(n_requests, n_items))
+    )
     slate = rng.permuted(np.argsort(-liking, axis=1)[:, :shown], axis=1)
     start = datetime(2024, 1, 1, tzinfo=UTC)
     requests = pl.DataFrame({
         "request_id": [f"r{r}" for r in range(n_requests)], "user_id": [f"u{u}" for u in user],
-        "ts": [start + timedelta(seconds=900 * r) for r in range(n_requests)], "query": [titles[row[0]].split()[0] for row in slate],
+        "ts": [start + timedelta(seconds=900 * r) for r in range(n_requests)],
+        "query": [titles[row[0]].split()[0] for row in slate],
         "session_id": [f"s{r // 3}" for r in range(n_requests)], "source": ["search"] * n_requests,
     })  # fmt: skip
-    chance = 0.6 / (1 + np.exp(1 - np.einsum("rf,rsf->rs", taste[user], trait[slate]))) / (1 + 0.2 * np.arange(shown))
+    chance = (
+        0.6
+        / (1 + np.exp(1 - np.einsum("rf,rsf->rs", taste[user], trait[slate])))
+        / (1 + 0.2 * np.arange(shown))
+    )
     click = (rng.random(slate.shape) < chance).ravel()
     buy = click & (rng.random(click.size) < 0.4)
     item = slate.ravel()
     exposures = pl.DataFrame({
-        "request_id": np.repeat(requests["request_id"].to_numpy(), shown), "item_id": [f"i{i}" for i in item],
-        "position": np.tile(np.arange(1, shown + 1, dtype=np.int32), n_requests), "clicked": click, "purchased": buy,
+        "request_id": np.repeat(requests["request_id"].to_numpy(), shown),
+        "item_id": [f"i{i}" for i in item],
+        "position": np.tile(np.arange(1, shown + 1, dtype=np.int32), n_requests), "clicked": click,
+        "purchased": buy,
         "price_shown": prices[item],
     })  # fmt: skip
     bought = pl.col("purchased")
     exposures = exposures.with_columns(
-        pl.when(bought).then("price_shown").alias("price_paid"), pl.when(bought).then(pl.lit(1, pl.Int32)).alias("quantity")
+        pl.when(bought).then("price_shown").alias("price_paid"),
+        pl.when(bought).then(pl.lit(1, pl.Int32)).alias("quantity"),
     )
     return {"items": items, "requests": requests, "exposures": exposures}
 
@@ -143,7 +168,10 @@ def retail(seed: int, n: int = 400) -> str:
     head = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country"
     lines = [head]
     for i in range(n):
-        item, when = int(rng.integers(40)), datetime(2011, 1, 1, 9) + timedelta(minutes=30 * (i // 3))
+        item, when = (
+            int(rng.integers(40)),
+            datetime(2011, 1, 1, 9) + timedelta(minutes=30 * (i // 3)),
+        )
         lines.append(
             f"{536365 + i // 3},{20000 + item},{WORDS[item % 15].upper()} {WORDS[item % 7].upper()},{1 + i % 3},"
             f"{when:%Y-%m-%d %H:%M:%S},{1 + item / 4:.2f},{17850.0 + (i // 3) % 20},United Kingdom"
@@ -159,12 +187,14 @@ def stacked(count: int) -> dict[str, Any]:
     return {"deep": value}
 
 
-# -- one place to work in -----------------------------------------------------------------------------------------------
+# -- one place to work in
+# -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Shop:
-    """A folder `made` with inputs and results, and one `work` folder that every try gets anew, at the same path."""
+    """A folder `made` with inputs and results, and one `work` folder that every try gets anew, at
+    the same path."""
 
     made: Path
     work: Path
@@ -175,10 +205,15 @@ class Shop:
         return self.made.parent / "told"
 
     def env(self) -> dict[str, str]:
-        return {"KARMAFUNNEL_CACHE": str(self.work / "cache"), "TMPDIR": str(self.work / "tmp"), "HOME": str(self.work / "home")}
+        return {
+            "KARMAFUNNEL_CACHE": str(self.work / "cache"),
+            "TMPDIR": str(self.work / "tmp"),
+            "HOME": str(self.work / "home"),
+        }
 
     def fresh(self, copies: Mapping[str, str] | Iterable[str] = ()) -> Path:
-        """An empty work folder with copies of things that were made: name there -> name in `made`; returns it."""
+        """An empty work folder with copies of things that were made: name there -> name in `made`;
+        returns it."""
         shutil.rmtree(self.work.parents[1], ignore_errors=True)
         for name in ("tmp", "home"):
             (self.work / name).mkdir(parents=True)
@@ -188,13 +223,17 @@ class Shop:
         return self.work
 
     def run(self, *argv: object, **limits: Any) -> Answer:
-        return self.commands.run([str(word) for word in argv], self.work, self.told, self.env(), **limits)
+        return self.commands.run(
+            [str(word) for word in argv], self.work, self.told, self.env(), **limits
+        )
 
     def must(self, *argv: object) -> Answer:
         """A command that has to succeed."""
         answer = self.run(*argv, seconds=300)
         if answer.code != 0:
-            raise RuntimeError(f"karmafunnel {' '.join(map(str, argv))}: {answer.code} {answer.stderr[-2000:]}")
+            raise RuntimeError(
+                f"karmafunnel {' '.join(map(str, argv))}: {answer.code} {answer.stderr[-2000:]}"
+            )
         return answer
 
     def keep(self, *names: str) -> None:
@@ -231,35 +270,79 @@ def make(shop: Shop) -> None:
     (shop.made / "services.toml").write_text(SERVICES)
     shop.fresh(INPUTS)
     shop.must("replay", "every.py", "log", "--out", "run")
-    shop.must("replay", "plain.py", "small", "--out", "plain", "--path", "recall=popular", "--path", "rank=skip", "--path", "recall=popular,rank=skip")
+    shop.must(
+        "replay",
+        "plain.py",
+        "small",
+        "--out",
+        "plain",
+        "--path",
+        "recall=popular",
+        "--path",
+        "rank=skip",
+        "--path",
+        "recall=popular,rank=skip",
+    )
     shop.must("replay", "rows.py", "small", "--out", "other")
     shop.must("table", "rows.py", "small", "--out", "table")
     shop.must("fit-embedder", "every.py", "log", "--name", "karma", "--out", "embedder")
     shop.must("queue", "services.toml", "--rate", 200, "--requests", 2000, "--out", "simulation")
-    shop.must("plan", "services.toml", "--rate", 200, "--p99-ms", 60, "--lost", 0.2, "--requests", 2000, "--out", "plan")
+    shop.must(
+        "plan",
+        "services.toml",
+        "--rate",
+        200,
+        "--p99-ms",
+        60,
+        "--lost",
+        0.2,
+        "--requests",
+        2000,
+        "--out",
+        "plan",
+    )
     shop.keep("run", "plain", "other", "table", "embedder", "simulation", "plan", "cache")
     marker.touch()
 
 
-# -- what a result says -------------------------------------------------------------------------------------------------
+# -- what a result says
+# -------------------------------------------------------------------------------------------------
 
-VOLATILE = {"cost", "seconds", "command", "commit", "training seconds", "embedding µs a request", "path", "µs a request"}
+VOLATILE = {
+    "cost",
+    "seconds",
+    "command",
+    "commit",
+    "training seconds",
+    "embedding µs a request",
+    "path",
+    "µs a request",
+}
 
 
 def tell(path: Path) -> str:
-    """A digest of what a file says, timing and the command line apart; of its bytes where it is neither a table nor JSON."""
+    """A digest of what a file says, timing and the command line apart; of its bytes where it is
+    neither a table nor JSON."""
     data = path.read_bytes()
     try:
         if path.suffix == ".parquet":
             table = pq.read_table(io.BytesIO(data))
-            table = table.drop_columns([name for name in table.column_names if name == "spent" or "seconds" in name]).replace_schema_metadata()
+            table = table.drop_columns(
+                [name for name in table.column_names if name == "spent" or "seconds" in name]
+            ).replace_schema_metadata()
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table.combine_chunks())
             data = sink.getvalue().to_pybytes()
-        elif path.stem == "table" and path.suffix != ".json":  # with what each row costs; other forms of it are rendered of the same
+        elif (
+            path.stem == "table" and path.suffix != ".json"
+        ):  # with what each row costs; other forms of it are rendered of the same
             told = data.decode().splitlines() if path.suffix == ".csv" else []
-            data = "\n".join(line for line in told if not any(word in line for word in VOLATILE | {"ms a request"})).encode()
+            data = "\n".join(
+                line
+                for line in told
+                if not any(word in line for word in VOLATILE | {"ms a request"})
+            ).encode()
         elif path.name == "digests.json":  # those of files that are asked themselves
             data = json.dumps(sorted(json.loads(data))).encode()
         elif path.suffix == ".json":
@@ -272,20 +355,31 @@ def tell(path: Path) -> str:
 def steady(value: Any) -> Any:
     """JSON without what two equal runs say differently."""
     if isinstance(value, dict):
-        return {key: steady(x) for key, x in value.items() if not any(word in key for word in VOLATILE)}
+        return {
+            key: steady(x) for key, x in value.items() if not any(word in key for word in VOLATILE)
+        }
+    if isinstance(value, str):
+        return re.sub(r"\d+\.\d+ s\b", "", value)
     return [steady(x) for x in value] if isinstance(value, list) else value
 
 
 def files(place: Path) -> dict[str, Path]:
     """Every file of a folder (or the one file) by its name in it, hidden ones too."""
     if place.is_dir():
-        return {str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if not path.is_dir()}
+        return {
+            str(path.relative_to(place)): path
+            for path in sorted(place.rglob("*"))
+            if not path.is_dir()
+        }
     return {"": place} if place.exists() or place.is_symlink() else {}
 
 
 def raw(place: Path) -> dict[str, str]:
     """A digest of the bytes of every file."""
-    return {name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest() for name, path in files(place).items()}
+    return {
+        name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
+        for name, path in files(place).items()
+    }
 
 
 def said(place: Path) -> dict[str, str]:
@@ -293,12 +387,14 @@ def said(place: Path) -> dict[str, str]:
     return {name: tell(path) for name, path in files(place).items()}
 
 
-# -- tries --------------------------------------------------------------------------------------------------------------
+# -- tries
+# --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Case:
-    """One try: `group` is its line of the count table, `what` says exactly what is done, `do` does it: outcome and detail."""
+    """One try: `group` is its line of the count table, `what` says exactly what is done, `do` does
+    it: outcome and detail."""
 
     group: str
     what: str

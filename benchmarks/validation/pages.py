@@ -1,6 +1,8 @@
-"""Hostile text in pages: every free text of logs, Runs, recipes, services and tables holds markup, and each page is opened in a browser.
+"""Hostile text in pages: every free text of logs, Runs, recipes, services and tables holds markup,
+and each page is opened in a browser.
 
-Nothing of it may run or become an element of the page, and each page has to say that only its own scripts may run.
+Nothing of it may run or become an element of the page, and each page has to say that only its own
+scripts may run.
 """
 
 from __future__ import annotations
@@ -21,22 +23,38 @@ from .material import META, PLAIN, SERVICES, Case, Shop, frames
 from .values import sealed_again
 
 SAFE, REFUSED, SKIPPED = "shown as text", "refused in a line", "no browser here"
-RAN, ELEMENT, POLICY, ERRORS, TRACEBACK = "RAN", "BECAME MARKUP", "NO POLICY", "PAGE WITH ERRORS", "TRACEBACK"
+RAN, ELEMENT, POLICY, ERRORS, TRACEBACK = (
+    "RAN",
+    "BECAME MARKUP",
+    "NO POLICY",
+    "PAGE WITH ERRORS",
+    "TRACEBACK",
+)
 OUTCOMES = (SAFE, REFUSED, SKIPPED, RAN, ELEMENT, POLICY, ERRORS, TRACEBACK)
 BAD = OUTCOMES[3:]
 
 RUN_IT = "window.payloadRan=1"
 PAYLOADS = (
-    f'<img src=x id=attacked onerror="{RUN_IT}">', f"<script id=attacked>{RUN_IT}</script>", f"</script><script id=attacked>{RUN_IT}</script>",
-    f"</title><svg id=attacked onload={RUN_IT}>", f'"><svg id=attacked onload={RUN_IT}>', f"' id='attacked' onmouseover='{RUN_IT}' autofocus onfocus='{RUN_IT}",
-    f"</style><img src=x id=attacked onerror={RUN_IT}>", f'<a id=attacked href="javascript:{RUN_IT}">here</a>', f"javascript:{RUN_IT}",
-    "{{ 7 * 191 }} {% raw %}${7 * 191}", f"<iframe id=attacked srcdoc='<script>parent.payloadRan=1</script>'></iframe>",
-    f"--></textarea></pre><img src=x id=attacked onerror={RUN_IT}>", f'"}}]}}</script><script id=attacked>{RUN_IT}//', "<b id=attacked>bold</b> &lt;i&gt; &#60;b&#62;",
-    f"\u2028\u2029';{RUN_IT};//", "<base id=attacked href='http://example.invalid/'>", f"<math><mi id=attacked xlink:href='javascript:{RUN_IT}'>x</mi></math>",
-    "<meta id=attacked http-equiv=refresh content='0;url=javascript:1'>", "%{customdata[0]} %{x}<extra></extra>", "$\\href{javascript:1}{x}$",
+    f'<img src=x id=attacked onerror="{RUN_IT}">', f"<script id=attacked>{RUN_IT}</script>",
+    f"</script><script id=attacked>{RUN_IT}</script>",
+    f"</title><svg id=attacked onload={RUN_IT}>", f'"><svg id=attacked onload={RUN_IT}>',
+    f"' id='attacked' onmouseover='{RUN_IT}' autofocus onfocus='{RUN_IT}",
+    f"</style><img src=x id=attacked onerror={RUN_IT}>",
+    f'<a id=attacked href="javascript:{RUN_IT}">here</a>', f"javascript:{RUN_IT}",
+    "{{ 7 * 191 }} {% raw %}${7 * 191}",
+    "<iframe id=attacked srcdoc='<script>parent.payloadRan=1</script>'></iframe>",
+    f"--></textarea></pre><img src=x id=attacked onerror={RUN_IT}>",
+    f'"}}]}}</script><script id=attacked>{RUN_IT}//',
+    "<b id=attacked>bold</b> &lt;i&gt; &#60;b&#62;",
+    f"\u2028\u2029';{RUN_IT};//", "<base id=attacked href='http://example.invalid/'>",
+    f"<math><mi id=attacked xlink:href='javascript:{RUN_IT}'>x</mi></math>",
+    "<meta id=attacked http-equiv=refresh content='0;url=javascript:1'>",
+    "%{customdata[0]} %{x}<extra></extra>", "$\\href{javascript:1}{x}$",
 )  # fmt: skip
-INJECTED = """({ marked: document.querySelectorAll("#attacked").length, policy: !!document.querySelector("meta[http-equiv=Content-Security-Policy]"),
-  links: [...document.querySelectorAll("[href], [src], [action]")].map((one) => one.getAttribute("href") || one.getAttribute("src")
+INJECTED = """({ marked: document.querySelectorAll("#attacked").length, policy:
+!!document.querySelector("meta[http-equiv=Content-Security-Policy]"),
+  links: [...document.querySelectorAll("[href], [src], [action]")].map((one) =>
+  one.getAttribute("href") || one.getAttribute("src")
     || one.getAttribute("action")).filter((to) => /^\\s*(javascript|vbscript):/i.test(to)),
   sum: document.body.innerText.includes("1337"), ran: "payloadRan" in window })"""
 
@@ -54,15 +72,21 @@ def hostile_log(shop: Shop, payload: str, name: str = "hostile") -> None:
     tables = frames(n_requests=300, seed=7)
     text = pl.lit(payload)
     tables["items"] = tables["items"].with_columns(
-        title=pl.col("title") + " " + text, brand=text, category=pl.concat_list(text), item_id=pl.col("item_id") + text
+        title=pl.col("title") + " " + text,
+        brand=text,
+        category=pl.concat_list(text),
+        item_id=pl.col("item_id") + text,
     )
     tables["requests"] = tables["requests"].with_columns(
-        query=pl.col("query") + " " + text, request_id=pl.col("request_id") + text, user_id=pl.col("user_id") + text
+        query=pl.col("query") + " " + text,
+        request_id=pl.col("request_id") + text,
+        user_id=pl.col("user_id") + text,
     )
     tables["exposures"] = tables["exposures"].with_columns(
         pl.col("request_id") + text, pl.col("item_id") + text
     )
-    meta: dict[str, Any] = META | {"name": payload, "currency": payload, "licence": payload, "source": payload, "lacks": [payload],
+    meta: dict[str, Any] = META | {"name": payload, "currency": payload, "licence": payload,
+    "source": payload, "lacks": [payload],
                                    "set_aside": {payload: 3}}  # fmt: skip
     for kept in (meta, META | {"name": payload, "licence": payload, "lacks": [payload]}, META):
         try:
@@ -83,21 +107,28 @@ def of_log(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
 
 def of_run(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
     hostile_log(shop, payload)
-    (shop.work / "odd.py").write_text(f"# {quoted(payload)}\nnote = {quoted(payload)}\n{PLAIN}", encoding="utf-8")
-    return [["replay", "odd.py", "hostile", "--out", "run"], ["report", "run", "--out", "page.html"]], "page.html"
+    (shop.work / "odd.py").write_text(
+        f"# {quoted(payload)}\nnote = {quoted(payload)}\n{PLAIN}", encoding="utf-8"
+    )
+    return [
+        ["replay", "odd.py", "hostile", "--out", "run"],
+        ["report", "run", "--out", "page.html"],
+    ], "page.html"
 
 
 def of_two(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
     name = payload.replace("/", "_")[:60]
     hostile_log(shop, payload)
     return [
-        ["replay", "plain.py", "hostile", "--out", f"run {name}"], ["replay", "rows.py", "hostile", "--out", "other run"],
+        ["replay", "plain.py", "hostile", "--out", f"run {name}"], ["replay", "rows.py", "hostile",
+        "--out", "other run"],
         ["report", f"run {name}", "other run", "--out", "page.html"],
     ], "page.html"  # fmt: skip
 
 
 TOLD = (
-    ("recipe_name",), ("recipe",), ("funnel",), ("row",), ("command",), ("commit",), ("device",), ("log", "name"), ("log", "currency"),
+    ("recipe_name",), ("recipe",), ("funnel",), ("row",), ("command",), ("commit",), ("device",),
+    ("log", "name"), ("log", "currency"),
     ("log", "path"), ("log", "checksum"), ("versions", "numpy"),
 )  # fmt: skip
 
@@ -122,15 +153,32 @@ def edited(*ways: tuple[str, ...]) -> Callable[[Shop, str], tuple[list[list[str]
 
 def of_table(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
     row = f"together {payload}"
-    text = (shop.work / "rows.py").read_text(encoding="utf-8").replace('"together":', f"{quoted(row)}:")
-    text = text.replace('{"near": Cooccurrence()}', f'Row(embedders={{"near": Cooccurrence()}}, note={quoted(payload)})')
-    (shop.work / "rows.py").write_text("from karmafunnel.simulator.recipe import Row\n" + text, encoding="utf-8")
+    text = (
+        (shop.work / "rows.py")
+        .read_text(encoding="utf-8")
+        .replace('"together":', f"{quoted(row)}:")
+    )
+    text = text.replace(
+        '{"near": Cooccurrence()}',
+        f'Row(embedders={{"near": Cooccurrence()}}, note={quoted(payload)})',
+    )
+    (shop.work / "rows.py").write_text(
+        "from karmafunnel.simulator.recipe import Row\n" + text, encoding="utf-8"
+    )
     return [["table", "rows.py", "small", "--out", "new"]], "new/table.html"
 
 
-def in_services(old: str, command: str, page: str) -> Callable[[Shop, str], tuple[list[list[str]], str]]:
+def in_services(
+    old: str, command: str, page: str
+) -> Callable[[Shop, str], tuple[list[list[str]], str]]:
     def make(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
-        text = SERVICES.replace(old, old.replace("small", "X").replace("recall", "X").replace("popular", "X").replace("X", "@@"))
+        text = SERVICES.replace(
+            old,
+            old.replace("small", "X")
+            .replace("recall", "X")
+            .replace("popular", "X")
+            .replace("X", "@@"),
+        )
         text = text.replace('"@@"', quoted(payload))
         (shop.work / "services.toml").write_text(text, encoding="utf-8")
         return [command.split()], page
@@ -140,24 +188,37 @@ def in_services(old: str, command: str, page: str) -> Callable[[Shop, str], tupl
 
 def of_profile(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
     hostile_log(shop, payload)
-    (shop.work / "odd.py").write_text(PLAIN.replace('name="rank"', f"name={quoted(payload)}"), encoding="utf-8")
-    return [["profile", "odd.py", "hostile", "--out", "s.toml", "--seconds", "0.1", "--batches", "1,2"]], "s.html"
+    (shop.work / "odd.py").write_text(
+        PLAIN.replace('name="rank"', f"name={quoted(payload)}"), encoding="utf-8"
+    )
+    return [
+        ["profile", "odd.py", "hostile", "--out", "s.toml", "--seconds", "0.1", "--batches", "1,2"]
+    ], "s.html"
 
 
 def of_stage(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
-    (shop.work / "odd.py").write_text(PLAIN.replace('name="rank"', f"name={quoted(payload)}"), encoding="utf-8")
-    return [["replay", "odd.py", "small", "--out", "run"], ["report", "run", "--out", "page.html"]], "page.html"
+    (shop.work / "odd.py").write_text(
+        PLAIN.replace('name="rank"', f"name={quoted(payload)}"), encoding="utf-8"
+    )
+    return [
+        ["replay", "odd.py", "small", "--out", "run"],
+        ["report", "run", "--out", "page.html"],
+    ], "page.html"
 
 
 QUEUE = "queue services.toml --rate 200 --requests 500 --out new"
 PAGES: dict[str, Callable[[Shop, str], tuple[list[list[str]], str]]] = {
-    "describe: log": of_log, "report: log and recipe": of_run, "report: two Runs, folder name": of_two, "report: stage name": of_stage,
+    "describe: log": of_log, "report: log and recipe": of_run,
+    "report: two Runs, folder name": of_two, "report: stage name": of_stage,
     "table: row and note": of_table, "profile: log and stage name": of_profile,
     "queue: deployment name": in_services('name = "small"', QUEUE, "new/load.html"),
     "queue: stage name": in_services('name = "recall"', QUEUE, "new/load.html"),
     "queue: fallback": in_services('fallback = "popular"', QUEUE, "new/load.html"),
-    "plan: deployment name": in_services('name = "small"', "plan services.toml --rate 200 --p99-ms 60 --lost 0.2 --requests 1000 --out new", "new/load.html"),
-    "report: run.json": edited(*TOLD), "report: run.json label": edited(("label",)), "report: run.json window": edited(("window",)),
+    "plan: deployment name": in_services('name = "small"',
+    "plan services.toml --rate 200 --p99-ms 60 --lost 0.2 --requests 1000 --out new",
+    "new/load.html"),
+    "report: run.json": edited(*TOLD), "report: run.json label": edited(("label",)),
+    "report: run.json window": edited(("window",)),
     "report: run.json catalogue": edited(("log", "catalogue")),
 }  # fmt: skip
 
