@@ -180,7 +180,7 @@ class Commands:
         pid = self.start(argv, folder, told, env, entry, file_size)
         while (code := self.wait(0.1)) is None:
             if time.perf_counter() - began > seconds:
-                stopped = f"longer than {seconds:.0f} s"
+                stopped = f"longer than {seconds:g} s"
             elif sum(memory(other) for other in members(pid)) > gigabytes * 2**30:
                 stopped = f"more than {gigabytes:g} GB"
             if stopped:
@@ -236,8 +236,7 @@ def options_of(command: str) -> list[Any]:
     return list(found.params)
 
 
-# -- the server
-# ---------------------------------------------------------------------------------------------------------
+# -- the server ------------------------------------------------------------
 
 
 def modules() -> Iterator[str]:

@@ -39,8 +39,9 @@ exec(open("every.py").read(), space)
 
 def funnel(log):
     made = space["embedders"]["karma"].load("embedder", log)
-    print(hashlib.sha256(made.items().tobytes() +
-    made.interests(np.arange(40)).tobytes()).hexdigest()) return Popular(k=10)
+    said = made.items().tobytes() + made.interests(np.arange(40)).tobytes()
+    print(hashlib.sha256(said).hexdigest())
+    return Popular(k=10)
 """
 
 MEASURE = (
@@ -213,7 +214,7 @@ def attempt(
         return WRONG, told
     if raw(path) != damaged or path.name in answer.stderr:
         return AGAIN, told
-    # log.json is written by people, too: a licence or a name has no digest. What is read of it is checked.
+    # log.json is written by people, too: a licence or a name has no digest, what is read has.
     if how != "delete" and path.name != "log.json":  # would the command miss the file?
         place(shop, what)
         path.unlink()

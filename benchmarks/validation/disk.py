@@ -1,7 +1,8 @@
-"""Full disks: every command that writes, on a small disk of its own (or files that may not grow, where none can be mounted).
+"""Full disks: every command that writes, on a small disk of its own.
 
-It ends in one line that names a path; an older result is what it was; no temporary file is left. What stays of a replay are shards
-that are whole: with room on the disk, the same command goes on and ends as if nothing had been.
+Where none can be mounted, files may not grow beyond a size. The command ends in one line that names
+a path; an older result is what it was; no temporary file is left. What stays of a replay are shards
+that are whole: with room, the same command goes on and ends as if nothing had been.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from ...log import Log
 from .commands import Answer, Commands
 
-WORDS = ["red", "blue", "green", "wool", "cotton", "lamp", "chair", "table", "mug", "cup", "shoe", "boot", "hat", "coat", "scarf"]
+WORDS = "red blue green wool cotton lamp chair table mug cup shoe boot hat coat scarf".split()  # noqa: SIM905
 HAS = ("text", "query", "price", "exposures", "clicks", "purchases", "users")
 META = {
     "name": "small",
@@ -38,25 +38,26 @@ EVERY = """
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD
 from karmafunnel.models.karma import KARMA, Qwen
 from karmafunnel.models.sasrec import SASRec
-from karmafunnel.stages.features import BM25, Context, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import BM25, Context, Own, Popularity, Similarity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import DINRank
 from karmafunnel.stages.recall import HNSW, BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 from karmafunnel.stages.rerank import MMR
 
-tiny = Qwen(dim=32, layers=1, heads=2, kv_heads=1, mlp=64, vocab=300, context=32, tokens=1000,
-batch=4) embedders = {
+shape = {"dim": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 64, "vocab": 300, "context": 32}
+tiny = Qwen(**shape, tokens=1000, batch=4)
+embedders = {
     "sasrec": SASRec(epochs=1), "tfidf": TfidfSVD(dim=16), "cooccurrence": Cooccurrence(),
     "karma": KARMA(backbone=tiny, dim=16, epochs=1, length=6, batch=32),
 }
 near = [Similarity("karma"), Similarity("cooccurrence")]
-channels = [VectorRecall("sasrec", k=20, index=HNSW(m=8)), VectorRecall("tfidf", k=20),
-VectorRecall("karma", k=20),
-            ItemKNN(k=20), BM25Recall(k=20), Repeat(k=10), Popular(k=10, days=3)]
+vectors = [VectorRecall(name, k=20) for name in ("tfidf", "karma")]
+channels = [VectorRecall("sasrec", k=20, index=HNSW(m=8)), *vectors, ItemKNN(k=20)]
+channels += [BM25Recall(k=20), Repeat(k=10), Popular(k=10, days=3)]
 funnel = (
     Join(channels, k=45)
-    >> LightGBMPreRank(k=30, trees=15, features=[Upstream(), BM25(), Popularity(), Own(), Price(),
-    *near]) >> DINRank(k=20, epochs=1, features=[Upstream(), Context()])
+    >> LightGBMPreRank(k=30, trees=15, features=[Upstream(), BM25(), Popularity(), Own(), *near])
+    >> DINRank(k=20, epochs=1, features=[Upstream(), Context()])
     >> MMR("tfidf", k=10)
 )
 """
@@ -65,8 +66,9 @@ from karmafunnel.stages.features import Popularity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular
 
-funnel = Join([Popular(k=20), BM25Recall(k=20)], k=30) >> LightGBMPreRank(k=15, trees=10,
-features=[Upstream(), Popularity()], name="rank") fallbacks = {"popular": Popular(k=30)}
+ranker = LightGBMPreRank(k=15, trees=10, features=[Upstream(), Popularity()], name="rank")
+funnel = Join([Popular(k=20), BM25Recall(k=20)], k=30) >> ranker
+fallbacks = {"popular": Popular(k=30)}
 """
 ROWS = """
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors
@@ -75,8 +77,8 @@ from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Popular
 
 funnel = Popular(k=30) >> LightGBMRank(k=15, trees=10, features=[Popularity(), Similarity("near")])
-rows, against, seeds = {"random": {"near": RandomVectors(dim=8)}, "together": {"near":
-Cooccurrence()}}, "random", (0,)
+rows = {"random": {"near": RandomVectors(dim=8)}, "together": {"near": Cooccurrence()}}
+against, seeds = "random", (0,)
 """
 SERVICES = """name = "small"
 deadline_ms = 60
@@ -187,8 +189,7 @@ def stacked(count: int) -> dict[str, Any]:
     return {"deep": value}
 
 
-# -- one place to work in
-# -----------------------------------------------------------------------------------------------
+# -- one place to work in ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -287,26 +288,11 @@ def make(shop: Shop) -> None:
     shop.must("table", "rows.py", "small", "--out", "table")
     shop.must("fit-embedder", "every.py", "log", "--name", "karma", "--out", "embedder")
     shop.must("queue", "services.toml", "--rate", 200, "--requests", 2000, "--out", "simulation")
-    shop.must(
-        "plan",
-        "services.toml",
-        "--rate",
-        200,
-        "--p99-ms",
-        60,
-        "--lost",
-        0.2,
-        "--requests",
-        2000,
-        "--out",
-        "plan",
-    )
-    shop.keep("run", "plain", "other", "table", "embedder", "simulation", "plan", "cache")
+    shop.keep("run", "plain", "other", "table", "embedder", "simulation", "cache")
     marker.touch()
 
 
-# -- what a result says
-# -------------------------------------------------------------------------------------------------
+# -- what a result says --------------------------------------------------------------------------
 
 VOLATILE = {
     "cost",
@@ -387,8 +373,7 @@ def said(place: Path) -> dict[str, str]:
     return {name: tell(path) for name, path in files(place).items()}
 
 
-# -- tries
-# --------------------------------------------------------------------------------------------------------------
+# -- tries ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

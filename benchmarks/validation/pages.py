@@ -51,12 +51,15 @@ PAYLOADS = (
     "<meta id=attacked http-equiv=refresh content='0;url=javascript:1'>",
     "%{customdata[0]} %{x}<extra></extra>", "$\\href{javascript:1}{x}$",
 )  # fmt: skip
-INJECTED = """({ marked: document.querySelectorAll("#attacked").length, policy:
-!!document.querySelector("meta[http-equiv=Content-Security-Policy]"),
-  links: [...document.querySelectorAll("[href], [src], [action]")].map((one) =>
-  one.getAttribute("href") || one.getAttribute("src")
-    || one.getAttribute("action")).filter((to) => /^\\s*(javascript|vbscript):/i.test(to)),
-  sum: document.body.innerText.includes("1337"), ran: "payloadRan" in window })"""
+INJECTED = """(() => {
+  const every = [...document.querySelectorAll("[href], [src], [action]")];
+  const goes = every.flatMap((one) => ["href", "src", "action"].map((name) => one.getAttribute(name) || ""));
+  return {
+    marked: document.querySelectorAll("#attacked").length, ran: "payloadRan" in window,
+    policy: !!document.querySelector("meta[http-equiv=Content-Security-Policy]"),
+    links: goes.filter((to) => /^\\s*(javascript|vbscript):/i.test(to)), sum: document.body.innerText.includes("1337"),
+  };
+})()"""
 
 
 @cache

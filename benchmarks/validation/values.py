@@ -38,8 +38,7 @@ OUTCOMES = (FINE, REFUSED, TRACEBACK, HANG, SILENT, DESTROYED)
 BAD = (TRACEBACK, HANG, SILENT, DESTROYED)
 SHARES = {"options": 0.4, "logs": 0.25, "services": 0.15, "json": 0.15, "recipes": 0.05}
 
-# -- command-line values
-# ------------------------------------------------------------------------------------------------
+# -- command-line values -------------------------------------------------------------------------
 
 COMMANDS: dict[str, str] = {
     "demo": "demo --out new",
@@ -174,8 +173,7 @@ def option(argv: list[str], result: str) -> Callable[[Shop], tuple[str, str]]:
     return do
 
 
-# -- services files
-# -----------------------------------------------------------------------------------------------------
+# -- services files ------------------------------------------------------------------------------
 
 TOML_VALUES: tuple[Any, ...] = (
     -1, 0, 0.0, 1, 0.5, 5_000_000, 2**32, 2**63 - 1, 10**20, 1e308, float("nan"), float("inf"),
@@ -260,8 +258,7 @@ def services(rng: np.random.Generator) -> tuple[str, Callable[[Shop], tuple[str,
     return f"{what}; {words.split()[0]}", do
 
 
-# -- logs
-# ---------------------------------------------------------------------------------------------------------------
+# -- logs ----------------------------------------------------------------------------------------
 
 HOSTILE = (
     "",
@@ -445,10 +442,11 @@ from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 
 embedders = {"tfidf": TfidfSVD(dim=8), "cooccurrence": Cooccurrence()}
-channels = [Repeat(k=10), ItemKNN(k=10), Popular(k=10, days=2), VectorRecall("tfidf", k=10),
-BM25Recall(k=10)] features = [Upstream(), Popularity(), Own(), Price(), Context(), BM25(),
-Similarity("tfidf"), Similarity("cooccurrence")] funnel = Join(channels, k=40) >>
-LightGBMRank(k=15, trees=10, features=features)
+channels = [Repeat(k=10), ItemKNN(k=10), Popular(k=10, days=2), BM25Recall(k=10)]
+channels += [VectorRecall("tfidf", k=10)]
+features = [Upstream(), Popularity(), Own(), Price(), Context(), BM25(), Similarity("tfidf")]
+features += [Similarity("cooccurrence")]
+funnel = Join(channels, k=40) >> LightGBMRank(k=15, trees=10, features=features)
 """
 
 
@@ -476,8 +474,7 @@ def sealed_again(folder: Path) -> None:
             seal(above)
 
 
-# -- JSON of what is finished
-# -------------------------------------------------------------------------------------------
+# -- JSON of what is finished --------------------------------------------------------------------
 
 JSON_VALUES: tuple[Any, ...] = (
     ..., None, True, False, 0, -1, 7, 2**63, 1e308, float("nan"), float("inf"), 0.5, "", "x",
@@ -536,8 +533,7 @@ def documents(rng: np.random.Generator) -> tuple[str, Callable[[Shop], tuple[str
     return f"{where}: {str(value)[:30]}; {words}", do
 
 
-# -- recipes
-# ------------------------------------------------------------------------------------------------------------
+# -- recipes -------------------------------------------------------------------------------------
 
 TAIL = "from karmafunnel.stages.recall import Popular\nfunnel = Popular(k=10)\n"
 STAGES = "".join(
