@@ -252,8 +252,8 @@ class Log:
         kept = self.requests["user_id"].is_in(drawn.implode()).fill_null(False).to_numpy()
         whole = self
         if without:
-            users = pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id"))
-            whole = Log.make(self.items, self.requests.with_columns(users.alias("user_id")), self.exposures, self.meta)
+            own = pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id")).alias("user_id")
+            whole = Log.make(self.items, self.requests.with_columns(own), self.exposures, self.meta)
         return Log.make(self.items.with_columns(whole._of_the_whole(self.t[kept])), requests, exposures, meta)
 
     def _of_the_whole(self, t: np.ndarray) -> list[pl.Series]:

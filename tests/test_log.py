@@ -1,5 +1,9 @@
 """The Log on a hand-made shop of four requests, every figure worked out by hand; and the scramble of METRICS.md."""
 
+import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -254,3 +258,36 @@ def test_a_write_that_fails_leaves_the_old_folder(tmp_path):
         (temporary / "new").touch()
         raise OSError("disk full")
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "old").exists()
+
+
+IN_ONE_PROCESS = """
+import sys
+from karmafunnel.cli import main
+assert sys.stdout.encoding.lower() in ("ascii", "ansi_x3.4-1968", "us-ascii"), sys.stdout.encoding
+for words in (
+    ["convert", "amazon_games", "raw", "converted"], ["validate", "converted"], ["validate", "log"],
+    ["sample", "log", "small", "--users", "0.7"], ["describe", "log", "--html", "page.html"], ["replay", "popular", "log", "--out", "run"],
+):
+    main(words, standalone_mode=False)
+"""
+
+
+def test_texts_are_utf_8_whatever_the_locale(tmp_path):
+    log = make_shop(n_items=60, n_users=12, n_requests=120)
+    texts = {"items": log.items.with_columns(title=pl.lit("Größe 帽子 Ж ") + pl.col("title")), "requests": log.requests}
+    Log.make(**texts, exposures=log.exposures, meta=log.meta | {"name": "Größe", "currency": "€"}).write(tmp_path / "log")
+    (tmp_path / "raw").mkdir()
+    rows = {
+        "item": ["item_id:token\ttitle:token_seq", *(f"{i}\tCafé 帽子 {i}" for i in range(6))],
+        "valid.inter": ["user_id:token\titem_id_list:token_seq\titem_id:token", *(f"{u}\t0 1\t2" for u in range(4))],
+        "test.inter": ["user_id:token\titem_id_list:token_seq\titem_id:token", *(f"{u}\t0 1 2\t3" for u in range(4))],
+    }
+    for part, lines in rows.items():
+        (tmp_path / "raw" / f"Games-6k.{part}").write_text("\n".join(lines), encoding="utf-8")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8", "PYTHONIOENCODING"))}
+    posix = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "KARMAFUNNEL_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", IN_ONE_PROCESS], cwd=tmp_path, env=inherited | posix, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Größe" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Café 帽子 3" in read(tmp_path / "converted").items["title"].to_list()
+    assert json.loads((tmp_path / "small" / "log.json").read_text(encoding="utf-8"))["name"] == "Größe-0.7"
