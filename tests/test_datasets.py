@@ -335,6 +335,12 @@ def test_latin_1_is_refused_with_the_place_and_what_to_do(tmp_path):
     assert "CAFÉ \ufffd LAMP" in load("online_retail", raw).items["title"].to_list()  # the sign itself is a sign
 
 
+def test_units_that_add_up_to_too_many_are_refused(tmp_path):
+    lines = [RETAIL[0], *["1,10001,LAMP,2147483647,2010-12-01 08:00:00,3.0,77,France"] * 2]
+    with pytest.raises(KarmafunnelError, match=r"row 1: column 'Quantity' needs at most 2,147,483,647 units in an invoice, found 4,294"):
+        made(tmp_path, "online_retail", **{"online_retail.csv": lines})
+
+
 TWICE = {
     "amazon_games": {"Games-6k.item": [*GAMES_ITEM, GAMES_ITEM[3]]},
     "amazon_office": {"Office_Products.item.json": [json.dumps(OFFICE_ITEMS)[:-1] + ', "3": {}}']},

@@ -49,6 +49,7 @@ SERVICES = (
     "23574",
     "23702",
 )  # a gift voucher, next day carriage, packing charge, high resolution image
+MOST = 2**31 - 1  # units
 REASONS = ("no customer", "no product", "no price or quantity")
 
 
@@ -65,6 +66,11 @@ def load(root: Path | str) -> Log:
         needed = f"one customer an invoice, such as {first!r} on {invoice!r}"
         raise KarmafunnelError(f"{path}: row {row + 1}: column 'CustomerID' needs {needed}, found {customer!r}")
     sales = add_up(lines.filter(pl.col("kind") == "sale"))
+    many = sales.filter(pl.col("bought") > MOST)
+    if many.height:
+        row, units, item = many.select("row", "bought", "code").row(0)
+        needed = f"at most {MOST:,} units in an invoice"
+        raise KarmafunnelError(f"{path}: row {row + 1}: column 'Quantity' needs {needed}, found {units:,} of {item!r}")
     returns = lines.filter(pl.col("kind") == "return").sort("ts", "row")
     returned, unmatched = net_out(sales, returns)
     sales = sales.with_columns(returned)
@@ -83,7 +89,7 @@ def load(root: Path | str) -> Log:
     )  # fmt: skip
     exposures = kept.sort("ts", "row").select(
         pl.col("invoice").alias("request_id"), pl.col("code").alias("item_id"), pl.lit(True).alias("purchased"),
-        pl.col("price").alias("price_paid"), "quantity", "returned",
+        pl.col("price").alias("price_paid"), pl.col("quantity", "returned").cast(pl.Int32),
     )  # fmt: skip
     set_aside, notes = counts(lines, sales, invoices, unmatched)
     meta = {
@@ -122,7 +128,7 @@ def read(path: Path) -> pl.DataFrame:
         "Country": pl.String,
     }
     raw = raw.with_columns(pl.col("Quantity", "UnitPrice").str.strip_chars())
-    raw = parse(raw, types, path, {"Quantity": (-(2**31) + 1, 2**31 - 1)})
+    raw = parse(raw, types, path, {"Quantity": (-MOST, MOST)})
     when = pl.coalesce(
         pl.col("InvoiceDate").str.to_datetime(form, strict=False, time_unit="ms")
         for form in ("%Y-%m-%d %H:%M:%S", "%m/%d/%Y %H:%M")

@@ -113,7 +113,7 @@ def read(path: Path) -> pl.DataFrame:
         frame = read_csv(path, COLUMNS)
     text = dict.fromkeys(["user_id", "session_id", "action_type", "platform", "city", "device"], pl.String)
     seconds = (YEAR, 230 * YEAR)  # 1971 to 2200; milliseconds lie beyond
-    frame = parse(frame, text | {"timestamp": pl.Int64, "step": pl.Int64}, path, {"timestamp": seconds})
+    frame = parse(frame, text | {"timestamp": pl.Int64, "step": pl.Int64}, path, {"timestamp": seconds, "step": (0, 2**31 - 1)})
     frame = frame.with_row_index("row", offset=1).with_columns(pl.col("reference", "current_filters", "impressions", "prices").cast(pl.String))
     nth = pl.int_range(pl.len()).over("session_id", "step")
     again = pl.when(nth > 0).then(pl.format("/{}", nth + 1)).otherwise(pl.lit(""))
@@ -176,7 +176,7 @@ def requests_of(events: pl.DataFrame) -> pl.DataFrame:
         pl.when("served").then(pl.concat_list(pl.format("city={}", "city"))).alias("filters"),
         about.list.concat(filters.list.eval(pl.format("filter={}", pl.element()))).alias("context"),
         pl.when("served").then(pl.lit("search")).otherwise(pl.col("action_type")).alias("source"),
-        "step",
+        pl.col("step").cast(pl.Int32),
     )  # fmt: skip
 
 
