@@ -167,13 +167,12 @@ def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
     false, NaN is a missing value, times without a zone are UTC and others are moved to it. Raises KarmafunnelError that
     names table, row (from 0), column, what it needs and what was found, for every other value and type.
     """
-    columns = []
-    for name, dtype in expected(table).items():
-        if name in frame.columns:
-            columns.append(taken(frame[name], dtype, f"{who}: {table}"))
-        elif name in TABLES[table]:
-            columns.append(pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name))
-    return pl.DataFrame(columns).with_columns(c for c in frame.get_columns() if c.name not in expected(table))
+    here = f"{who}: {table}"
+    absent = lambda name, dtype: pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name)
+    known = [taken(frame[n], t, here) if n in frame.columns else absent(n, t) for n, t in TABLES[table].items()]
+    typed = OPTIONAL.get(table, {})
+    more = [c for c in frame.get_columns() if c.name not in TABLES[table]]
+    return pl.DataFrame([*known, *(taken(c, typed[c.name], here) if c.name in typed else c for c in more)])
 
 
 def taken(values: pl.Series, dtype: Any, who: str) -> pl.Series:

@@ -396,7 +396,7 @@ class Log:
         return frame.sort("t", "request", maintain_order=True)
 
     def _check_rows(self) -> None:
-        """Raise KarmafunnelError for what would make wrong figures without a word; `validate` checks far more."""
+        """Raise KarmafunnelError where rows have no number of their own; all else that would change a figure: `checks.require`."""
         for name, key in (("items", "item_id"), ("requests", "request_id")):
             ids = getattr(self, name)[key]
             if ids.is_duplicated().any() or ids.null_count():
@@ -407,16 +407,6 @@ class Log:
         for column in ("user_id", "window"):
             if nulls := self.requests[column].null_count():
                 raise KarmafunnelError(f"{self.name}: requests.parquet: {column} needs a value, {nulls} rows have none")
-        for name, column in (("items", "price"), ("exposures", "price_shown"), ("exposures", "price_paid")):
-            if column not in getattr(self, name).columns:  # a log of fewer columns, such as the report reads
-                continue
-            price = getattr(self, name)[column]
-            wrong = (~price.is_finite() | (price < 0)).fill_null(False)
-            if wrong.any():
-                row = int(wrong.arg_max() or 0)
-                raise KarmafunnelError(
-                    f"{self.name}: {name}.parquet: {column} needs finite prices of 0 or more, found {price[row]} in row {row}"
-                )
 
     @cached_property
     def events(self) -> pl.DataFrame:

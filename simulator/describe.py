@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
+from ..checks import CHECKS, require
 from ..log import CAPABILITIES, WINDOWS, Catalogue, Log
 from ..terminal import Console
 
@@ -30,8 +31,10 @@ def describe(log: Log | Catalogue) -> Stats:
     """Figures of a log, or the part of them that a catalogue has. Only plain values: they can be written as JSON.
 
     Windows, list lengths, queries, histories, eligibility and the ceiling are those of the scenario's requests; truth is
-    that of the log's own label. Raises KarmafunnelError for a log that cannot be read.
+    that of the log's own label. Raises KarmafunnelError for a log that cannot be read, and for prices and times that cannot be
+    added up or printed; a log that fails other checks is looked at all the same.
     """
+    require(log, but=[question.name for question in CHECKS if question.name not in ("prices", "years")])
     meta = log.meta
     stats: Stats = {
         "kind": "catalogue",

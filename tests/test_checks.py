@@ -409,6 +409,18 @@ def test_a_log_in_memory_is_asked_like_a_folder(case, name, broken, example, tmp
             require(held)
 
 
+@pytest.mark.parametrize(("case", "name", "broken", "example"), BROKEN, ids=[case for case, *_ in BROKEN])
+def test_describe_looks_at_what_can_be_read_and_says_what_cannot(case, name, broken, example, tmp_path):
+    folder = write(good_log(), tmp_path / "log")
+    broken(folder)
+    done = CliRunner().invoke(main, ["describe", str(folder), "--html", str(tmp_path / "page.html")])
+    if done.exit_code:
+        assert isinstance(done.exception, SystemExit) and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert not (tmp_path / "page.html").exists()
+    elif {question.name: question.harmless for question in CHECKS}[name]:
+        assert (tmp_path / "page.html").exists()
+
+
 COMMANDS = {
     "replay": ["replay", "popular", "LOG", "--out", "OUT"],
     "table": ["table", "popular", "LOG", "--out", "OUT"],
