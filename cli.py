@@ -317,7 +317,6 @@ def world(
     given = None
     if catalogue is not None:
         found = read(catalogue)
-        require(found)
         given = Catalogue(found.items, found.meta)
     made = generate(
         items=items,

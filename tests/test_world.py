@@ -354,3 +354,9 @@ def test_pictures_are_written_where_the_items_say(tmp_path: Path) -> None:
     without = generate(items=60, users=5, requests=10)
     assert without.log.items["image"].null_count() == 60
     assert not without.log.has("images")
+
+
+def test_shoppers_live_on_no_catalogue_that_fails_a_check():
+    items = pl.DataFrame({"item_id": [f"i{i % 70}" for i in range(80)], "title": ["a lamp"] * 80})
+    with pytest.raises(KarmafunnelError, match=r"^log odd fails the check 'duplicate items': 10 keys"):
+        generate(items=60, users=10, requests=20, catalogue=Catalogue.make(items, {"name": "odd"}))

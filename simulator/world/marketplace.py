@@ -11,6 +11,7 @@ import polars as pl
 from PIL import Image
 
 from ...bounds import check_bound, check_fits, check_seed
+from ...checks import require
 from ...files import check as check_whole
 from ...files import read_table, seal
 from ...log import Catalogue, KarmafunnelError, Log, write_tables
@@ -113,9 +114,12 @@ def generate(
     crowds and habits, which only behaviour can tell. `catalogue`: shop among at most `items` of a real one, not an invented
     one. `images`: render a picture of every item. `exploration` in 0..1: probability that a slot shows a random item of the
     engine's pool. `users` may ask; the least active of them may not. Invented catalogue, shoppers and the times of their
-    requests depend on sizes and seed alone. Same arguments, same bytes. Raises KarmafunnelError on impossible arguments.
+    requests depend on sizes and seed alone. Same arguments, same bytes. Raises KarmafunnelError on impossible arguments,
+    and for a catalogue that fails a check whose failure would change a figure.
     """
     check_arguments(items, users, requests, seed, semantic, exploration)
+    if catalogue is not None:
+        require(catalogue)
     shelf_rng, people_rng, diary_rng, market_rng = (np.random.default_rng([seed, stream]) for stream in range(4))
     shelves = invent(items, shelf_rng) if catalogue is None else stock(catalogue, items, shelf_rng)
     shoppers = meet(users, shelves, DAYS * DAY, people_rng)
