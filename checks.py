@@ -310,7 +310,7 @@ def check_meta(log: Folder) -> Found:
     capability = LABELS.get(str(label))
     if not log.is_catalogue and label is None and "label" in log.meta:
         faults.append({"key": "label", "needed": "'click' or 'purchase' for a log with requests", "found": None})
-    if capability and "has" in log.meta and not has.get(capability, False):
+    if capability and not log.is_catalogue and "has" in log.meta and not has.get(capability, False):
         faults.append({"key": "label", "needed": f"has.{capability}", "found": label})
     if not log.is_catalogue and log.meta.get("scenario") == []:
         faults.append({"key": "scenario", "needed": "at least one source of requests", "found": []})
