@@ -567,7 +567,7 @@ def report(runs: tuple[Path, ...], html: Path) -> None:
 
     claimed(html, PAGE, *runs)
     write_report(list(runs), html)
-    out.print(str(html))
+    out.print(str(html), soft_wrap=True)
 
 
 ARRIVALS = ("poisson", "daily", "flash")

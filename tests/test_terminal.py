@@ -1,0 +1,225 @@
+"""What comes from a log, a recipe, a Run or a services file is printed as it stands: no markup, no commands to the terminal."""
+
+import ast
+import io
+import json
+from pathlib import Path
+
+import karmafunnel
+import polars as pl
+import pytest
+from click.testing import CliRunner, Result
+from karmafunnel.cli import main
+from karmafunnel.files import read_table
+from karmafunnel.log import Log
+from karmafunnel.terminal import Console, progress_bar, visible
+from rich.table import Table
+from rich.text import Text
+from shop import make_shop
+
+LITERAL = ["Lamp [/red]", "[bold]x[/bold]", "[link=http://x]y[/link]", ":smile:", "[blink", "a [on red"]
+OBEYED = ["\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "\rover", "\x08\x08", "\u202edesrever", "\x00"]
+HOSTILE = [*LITERAL, *OBEYED]
+
+
+def printed(draw, **options) -> str:
+    file = io.StringIO()
+    draw(Console(file=file, width=300, **options))
+    return file.getvalue()
+
+
+def in_a_table(console: Console, text: str) -> None:
+    table = Table(text, title=text, caption=text)
+    table.add_row(text)
+    table.add_row(text, style="bold")
+    console.print(table)
+
+
+DRAWN = {
+    "a line": lambda console, text: console.print(text), "a styled line": lambda console, text: console.print(text, style="bold red"),
+    "a Text": lambda console, text: console.print(Text(text)), "a table": in_a_table,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("how", DRAWN)
+def test_texts_are_printed_as_they_stand(how, text):
+    shown = printed(lambda console: DRAWN[how](console, text))
+    kept = text.translate(dict.fromkeys((7, 8, 11, 12, 13))) if how == "a Text" else text  # rich's own Text throws these out
+    assert visible(kept) in shown and not set(shown) & set("\x00\x07\x08\r\x1b\x9b\u202e")
+    assert how != "a table" or shown.count(visible(text)) >= 4
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_progress_and_status_are_printed_as_they_stand(text):
+    """On a terminal, where they are drawn at all; rich's own commands to it stay."""
+
+    def draw(console: Console) -> None:
+        with console.status(text) as status:
+            status.update(text + "2")
+        with progress_bar(console) as bar:
+            task = bar.add_task(text, total=3)
+            bar.update(task, description=text + "3")
+
+    shown = printed(draw, force_terminal=True, color_system=None)
+    assert visible(text) in shown and visible(text + "2") in shown
+    if text in OBEYED:
+        assert text not in shown
+
+
+def test_only_one_console_and_no_markup():
+    """Nobody but `terminal.py` takes rich's Console, or turns its reading of texts on."""
+    root = Path(karmafunnel.__file__).parent
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).parts
+        if parts[0] in ("tests", "build", "out") or parts[0].startswith(".") or path.name == "terminal.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
+                assert node.module in ("rich.table", "rich.text", "rich.box"), f"{path}: {node.module}"
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.split(".")[0] == "rich" for alias in node.names), path
+            if isinstance(node, ast.keyword):
+                assert node.arg not in ("markup", "highlight", "emoji"), f"{path}: {node.arg}"
+
+
+# -- every command ------------------------------------------------------------------------------------------------------
+
+RECIPE = """
+from karmafunnel.models.embedders import TfidfSVD
+from karmafunnel.stages.features import BM25, Own, Popularity, Upstream
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.recall import BM25Recall, Join, Popular
+
+label, embedders = None, {}
+funnel = Join([Popular(k=30), BM25Recall(k=30)], k=40) >> LightGBMPreRank(k=10, features=[Upstream(), Own(), BM25()], trees=5)
+rows, against, seeds, measures = {"[bold]x[/bold]": {}, "Lamp [/red]": {}}, "Lamp [/red]", (0,), ["HR@5"]
+"""
+SERVICES = """
+name = "Lamp [/red]"
+[[stage]]
+name = "recall"
+items = 10
+k = 40
+time = {base_ms = 2.0}
+[[stage]]
+name = "prerank"
+k = 10
+time = {base_ms = 1.0}
+"""
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def hostile_log(folder: Path) -> Path:
+    """The shop with markup and control characters in every text that a log has."""
+    shop = make_shop(n_items=60, n_users=12, n_requests=160)
+    def mixed(name: str, n: int) -> pl.Series:
+        return pl.Series(name, [f"{HOSTILE[i % len(HOSTILE)]} {i}" for i in range(n)])
+
+    n_items, n = shop.n_items, shop.requests.height
+    item_ids, request_ids = mixed("item_id", n_items), mixed("request_id", n)
+    items = dict(zip(shop.items["item_id"], item_ids, strict=True))
+    requests = dict(zip(shop.requests["request_id"], request_ids, strict=True))
+    category = pl.Series("category", [[HOSTILE[i % len(HOSTILE)]] for i in range(n_items)])
+    made = shop.items.with_columns(item_ids, mixed("title", n_items), mixed("brand", n_items), category)
+    asked = shop.requests.with_columns(request_ids, mixed("query", n), pl.format("{} [/red]\x1b[31m", "user_id").alias("user_id"))
+    shown = shop.exposures.with_columns(pl.col("item_id").replace_strict(items), pl.col("request_id").replace_strict(requests))
+    said = {"name": "[bold]x[/bold]", "currency": "[/red]", "licence": "[bold]", "source": "[/red]"}
+    aside = {"rows [/red]": 3, "[bold]y[/bold]": 4}
+    Log.make(made, asked, shown, shop.meta | said | {"lacks": ["a [/red]", "[bold]z[/bold]"], "set_aside": aside}).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory) -> Path:
+    """A folder whose name is markup, with a log, a recipe, a Run, services and a simulation."""
+    folder = tmp_path_factory.mktemp("terminal") / "[bold]x [red]"
+    folder.mkdir()
+    hostile_log(folder / "log")
+    (folder / "[red].py").write_text(RECIPE)
+    (folder / "services.toml").write_text(SERVICES)
+    for name in ("run", "again"):
+        done = run("replay", folder / "[red].py", folder / "log", "--out", folder / name, "--no-cache", "--seed", int(name == "again"))
+        assert done.exit_code == 0, done.output
+    done = run("queue", folder / "services.toml", "--rate", 50, "--requests", 300, "--out", folder / "load")
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def commands(there: Path, tmp: Path) -> dict[str, list[object]]:
+    log, recipe, services = there / "log", there / "[red].py", there / "services.toml"
+    request = read_table(there / "run" / "ledger.parquet")["request_id"][0]
+    return {
+        "validate": ["validate", log], "describe": ["describe", log], "sample": ["sample", log, tmp / "small", "--users", 0.5],
+        "explain": ["explain", recipe, log, "--request", request, "--no-cache"], "measure": ["measure", there / "run", "HR@5", "GMV-HR@5"],
+        "markdown": ["measure", there / "run", "HR@5", "--format", "markdown"], "csv": ["measure", there / "run", "HR@5", "--format", "csv"],
+        "latex": ["measure", there / "run", "HR@5", "--format", "latex"], "slice": ["measure", there / "run", "HR@5", "--slice", "target"],
+        "compare": ["compare", there / "run", there / "again", "HR@5"], "report": ["report", there / "run", "--out", tmp / "[bold].html"],
+        "replay": ["replay", recipe, log, "--out", tmp / "[red]run", "--no-cache", "--limit", 20],
+        "paths": ["replay", recipe, log, "--out", tmp / "paths", "--no-cache", "--limit", 20, "--path", "prerank=skip"],
+        "table": ["table", recipe, log, "--out", tmp / "[red]out", "--no-cache", "--limit", 20],
+        "queue": ["queue", services, "--rate", 50, "--requests", 200, "--out", tmp / "[red]load"],
+        "queue --run": ["queue", services, "--rate", 50, "--requests", 200, "--out", tmp / "worth", "--run", there / "run"],
+        "timeline": ["timeline", there / "load", 3], "plan": ["plan", services, "--rate", 20, "--p99-ms", 50, "--requests", 1000],
+        "profile": ["profile", recipe, log, "--out", tmp / "[red].toml", "--seconds", 1, "--batches", "1,2", "--no-cache"],
+        "doctor": ["doctor"],
+    }  # fmt: skip
+
+
+NAMES = [
+    "validate", "describe", "sample", "explain", "measure", "markdown", "csv", "latex", "slice", "compare", "report", "replay", "paths",
+    "table", "queue", "queue --run", "timeline", "plan", "profile", "doctor",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_prints_as_it_stands(name, there, tmp_path):
+    answer = run(*commands(there, tmp_path)[name])
+    said = answer.stdout + answer.stderr
+    assert answer.exit_code == 0, said
+    assert not set(said) & set("\x00\x07\x08\r\x1b\x9b\u202e"), ascii(said)
+    expected = {
+        "validate": "", "describe": "[bold]x[/bold]", "sample": "a [/red]", "explain": "Lamp [/red]", "report": "[bold].html",
+        "table": "[bold]x[/bold]", "queue": "Lamp [/red]", "plan": "Lamp [/red]", "profile": "[red]",
+    }  # fmt: skip
+    assert expected.get(name, "") in " ".join(said.split())
+
+
+REFUSALS = [
+    "validate LOG",
+    "describe LOG",
+    "replay TEXT LOG --out x",
+    "replay baseline LOG --out x",
+    "measure LOG TEXT",
+    "measure RUN TEXT",
+    "measure RUN HR@5 --slice TEXT",
+    "compare LOG LOG TEXT",
+    "report LOG",
+    "plan LOG --rate 5 --p99-ms 5",
+    "queue LOG --rate 5 --out x",
+    "timeline LOG 3",
+    "convert TEXT LOG x",
+    "explain baseline THERE --request TEXT --no-cache",
+    "sample LOG x",
+    "table TEXT LOG --out x",
+    "fit-embedder TEXT LOG --out x",
+    "profile TEXT LOG --out x",
+    "replay RECIPE THERE --out x --no-cache --path TEXT",
+    "replay RECIPE THERE --out x --device TEXT",
+]
+
+
+@pytest.mark.parametrize("words", REFUSALS)
+def test_refusals_quote_as_it_stands(words, there, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("Lamp [/red]", "[bold]x[/bold]", "\x1b[31m"):
+        known = {"LOG": f"no {text}", "TEXT": text, "THERE": there / "log", "RUN": there / "run", "RECIPE": there / "[red].py"}
+        answer = run(*(known.get(word, word) for word in words.split()))
+        said = answer.stdout + answer.stderr
+        assert answer.exit_code in (1, 2) and "\x1b" not in said and "Traceback" not in said
+        assert answer.exception is None or isinstance(answer.exception, SystemExit)
+        quoted = (visible(text), ascii(text)[1:-1], json.dumps(text)[1:-1])
+        assert any(q in said.replace("\n", "") or q in " ".join(said.split()) for q in quoted), said
