@@ -19,7 +19,7 @@ def fit_gbdt(
     x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, *,
     group: np.ndarray | None = None, group_val: np.ndarray | None = None, weight: np.ndarray | None = None,
     objective: str = "binary", trees: int = 300, leaves: int = 31, learning_rate: float = 0.05, min_rows: int = 20,
-    l2: float = 1.0, column_share: float = 0.8, row_share: float = 0.8, patience: int = 100, truncation: int = 30,
+    l2: float = 1.0, column_share: float = 0.8, row_share: float = 0.8, patience: int = 30, truncation: int = 30,
     seed: int = 0, num_threads: int = 1, feature_names: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> lgb.Booster:  # fmt: skip

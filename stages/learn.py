@@ -453,7 +453,10 @@ def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
 
 @dataclass(frozen=True, repr=False)
 class Boosted(Stage):
-    """LightGBM over features: `lambdarank` orders within a request, `binary` fits a probability of the label."""
+    """LightGBM over features: `lambdarank` orders within a request, `binary` fits a probability of the label.
+
+    At most `trees` trees; it stops after `patience` of them without a better nDCG@10 (log-loss) on W2b.
+    """
 
     k: int = 200
     objective: str = "lambdarank"
@@ -464,6 +467,7 @@ class Boosted(Stage):
     learning_rate: float = 0.05
     min_rows: int = 20
     l2: float = 1.0
+    patience: int = 30
     calibrated: Calibrated = ""
     teacher: Teacher | None = None
     name: str = "rank"
@@ -472,7 +476,7 @@ class Boosted(Stage):
         object.__setattr__(self, "features", tuple(self.features))
         if self.objective not in ("lambdarank", "binary"):
             raise KarmafunnelError(f"{self.name}: objective needs 'lambdarank' or 'binary', found {self.objective!r}")
-        needs(self, "trees", "leaves", "learning_rate", "min_rows", "l2")
+        needs(self, "trees", "leaves", "learning_rate", "min_rows", "l2", "patience")
         check_calibrated(self)
 
     def embedders(self) -> tuple[str, ...]:
@@ -494,7 +498,7 @@ class Boosted(Stage):
             train.x, y, valid.x, y_valid,
             group=train.group_sizes if ranks else None, group_val=valid.group_sizes if ranks else None,
             objective="cross_entropy" if teacher is not None and not ranks else self.objective,
-            trees=self.trees, leaves=self.leaves, learning_rate=self.learning_rate, min_rows=self.min_rows, l2=self.l2,
+            trees=self.trees, leaves=self.leaves, learning_rate=self.learning_rate, min_rows=self.min_rows, l2=self.l2, patience=self.patience,
             seed=scene.seed, num_threads=0, feature_names=self.feature_names, progress=scene.detail,
         )  # fmt: skip
         fitted = FittedBoosted(self, scene, booster)

@@ -34,12 +34,14 @@ from .learn import (
 class LightGBMRank(Boosted):
     """Boosted trees; LambdaMART by default; see `Boosted`.
 
-    Small, well regularised trees: a ranker has few requests to learn from, and larger ones lost what it gains (LOG.md, 2026-11-28).
+    Small, well regularised trees that are not stopped early on: a ranker has few requests to learn from and to stop by, and larger
+    trees lost what it gains (LOG.md, 2026-11-28).
     """
 
     k: int = 50
     leaves: int = 15
     l2: float = 20.0
+    patience: int = 100
     calibrated: Calibrated = "isotonic"
     name: str = "rank"
 
