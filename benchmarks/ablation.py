@@ -16,7 +16,7 @@ import platform
 import re
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,7 +48,8 @@ from .attention import attention_figure
 from .attribution import attribution_figure, attribution_table
 from .curves import write_curve
 from .examine import examine, subject
-from .page import Page, Points, Section, Table, Value, Words, render, rich
+from .page import Figure, Page, Points, Section, Table, Text, Value, Words, render, rich
+from .plots import forest
 from .table import booktabs, define, latex_escape, markdown_escape, number, piped, text_of, unchanged
 
 JS = "JS@50 (ours)"
@@ -220,6 +221,7 @@ def finish(cell: Cell, variant: Variant, own: Collection[str], log: Log, window:
         if maps is not None:
             save_file({"maps": maps}, temporary / "attention.safetensors")
     remove(cell.folder / "failed.json")
+    facts |= {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
     write_json(cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts})
 
 
@@ -256,6 +258,7 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
             row = recipe.row(name)
             line |= {"funnel": repr(row.funnel), "embedders": {k: repr(v) for k, v in row.read.items()}}
         line |= {"note": as_row(recipe.rows[name]).note, "seeds": [c.seed for c in done[name]]}
+        line |= {"date": max((str(c.read("facts.json").get("date", "")) for c in done[name]), default="")}
         line |= {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}, "paired": []}
         if errors := [c.failed for c in group if c.failed]:
             line["failed"] = errors[0]
@@ -452,12 +455,13 @@ def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: 
     """Where the table comes from."""
     n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
     seeds = sorted({seed for line in lines for seed in line["seeds"]})
+    made = max((line.get("date", "") for line in lines), default="")  # when the last cell was: no run of the same adds a day
     return [
         f"`{command}`" if command else f"recipe {recipe.name}",
         f"log {log.name} ({log.checksum}), window {window}, n up to {max(n, default=0):,}, seeds {seeds}"
         + (f", {limit} requests" if limit else ""),
         *filter(None, [shared]),
-        f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {os.cpu_count()} cores, commit {commit() or 'unknown'}",
+        ", ".join(filter(None, [made, processor(), f"{os.cpu_count()} cores", f"commit {commit() or 'unknown'}"])),
         *(f"{line['row']}: {line['note']}" for line in lines if line["note"]),
         *definitions(lines),
     ]
@@ -515,7 +519,8 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
     }  # fmt: skip
     texts = {
         "table.json": json.dumps(kept | {"lines": lines, "record": below}, indent=1, default=float),
-        "table.md": markdown(title, found, below), "table.csv": comma(lines), "table.html": render(page(title, found, below)),
+        "table.md": markdown(title, found, below), "table.csv": comma(lines),
+        "table.html": render(page(title, found, below, {line["row"]: line["differences"] for line in lines})),
         "table.tex": latex(title, found, below),
     }  # fmt: skip
     if parts:
@@ -584,9 +589,20 @@ def comma(lines: Sequence[Line]) -> str:
     return file.getvalue()
 
 
-def page(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> Page:
-    """The same as a page."""
+def page(
+    title: str,
+    found: Sequence[tuple[str, list[str], list[list[str]]]],
+    below: Sequence[str],
+    differences: Mapping[str, Mapping[str, Line]],
+) -> Page:
+    """The same as a page, with `differences` (row -> column -> difference) drawn."""
     sections = []
+    if any(d.get("difference") is not None for row in differences.values() for d in row.values()):
+        words = (
+            "Differences with their 95% intervals, a pane a column; the upright line is no difference. In colour: the interval leaves "
+            "out 0 with one sign in every seed. Diamond: it still does when the whole table is to hold at once."
+        )
+        sections.append(Section("drawn", "Drawn", "Differences drawn", [Text(words), Figure(forest(differences))]))
     for i, (name, heads, rows) in enumerate(found):
         title_of = name[:1].upper() + name[1:]
         short = title_of.split(",")[0].split(" to ")[0]

@@ -62,7 +62,7 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
     names, colours = [FIRST, *stages, LAST], plots.colour_of(stages)
     domains, height = plots.panes(len(measures), 2, 40 * len(names), gap=0.06, row_gap=70)
     data: list[Plot] = []
-    layout = plots.blank(height, left=90) | {"bargap": 0.35}
+    layout = plots.blank(height, left=20) | {"bargap": 0.35}
     for i, (measure, domain) in enumerate(zip(measures, domains, strict=True)):
         end = found[measure, END]
         at, reach = end["off"], [end["off"], end["on"]]
@@ -92,7 +92,7 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
         least, most = min(reach), max(reach)
         room = (most - least) or abs(most) or 1.0
         layout[plots.axis(i, "x")] = {"domain": domain[0], "anchor": plots.on(i)["yaxis"], "nticks": 6}
-        layout[plots.axis(i, "x")] |= {"range": [least - 0.08 * room, most + 0.25 * room]}
+        layout[plots.axis(i, "x")] |= {"range": [least - 0.08 * room, most + 0.32 * room]}
         layout[plots.axis(i, "y")] = {
             "domain": domain[1], "anchor": plots.on(i)["xaxis"], "type": "category", "categoryarray": names, "range": [len(names) - 0.4, -0.6],
             "showgrid": False, "showticklabels": i % 2 == 0, "automargin": True,

@@ -5,14 +5,14 @@ A stage has one colour everywhere; those of text and grid are set where a figure
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import KarmafunnelError
 from ..files import atomic_file
 from ..simulator.measures import Cascade
 from .page import Plot, Words, drawn, rich
-from .table import AFTER, BEFORE, Row, between, in_order, number
+from .table import AFTER, BEFORE, Row, between, in_order, number, text_of
 
 COLOURS = ("#4f83b5", "#dd9a3c", "#9d6bb5", "#3a9c9c", "#c75f5f", "#8f8a3c")
 KEPT, NOT_ELIGIBLE, INDEX, ALL, QUIET = "#4f9d78", "#a9adb3", "#c75f5f", "#7d8794", "#8b9199"
@@ -265,6 +265,49 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: 
             "showgrid": False, "ticktext": [line_name(line, [row for row in rows if row[lines_by] == line]) for line in lines],
         }  # fmt: skip
         layout["annotations"].append(heading(title, domains[i]))
+    return {"data": data, "layout": layout}
+
+
+def forest(differences: Mapping[str, Mapping[str, Row]], per_row: int = 3) -> Plot:
+    """Differences of rows (name -> column -> comparison row) with their intervals, a pane a column, no difference as an upright line.
+
+    In colour what counts as better, faint what cannot be told apart; where the whole table is to hold at once, a diamond.
+    """
+    found = {name: {c: d for c, d in row.items() if d.get("difference") is not None} for name, row in differences.items()}
+    names = [name for name, row in found.items() if row]
+    columns = list(dict.fromkeys(column for row in found.values() for column in row))
+    domains, height = panes(len(columns), per_row, 26 * len(names) + 12, gap=0.04, row_gap=70)
+    layout = blank(height, left=20) | {"shapes": []}
+    data: list[Plot] = []
+    short = [name if len(name) <= 30 else f"{name[:29]}…" for name in names]
+    for i, column in enumerate(columns):
+        at = [(j, found[name][column]) for j, name in enumerate(names) if column in found[name]]
+        sure = ["A" if row["difference"] < 0 else "B" if row["difference"] > 0 else "" for _, row in at]
+        told = [bool(row.get("better")) for _, row in at]
+        ends = [
+            [0.0 if row.get(end) is None else abs(row[end] - row["difference"]) for _, row in at] for end in ("high", "low")
+        ]
+        bar = {"type": "data", "symmetric": False, "array": ends[0], "arrayminus": ends[1], "thickness": 1.6, "width": 0}
+        colours = [{"A": COLOURS[4], "B": COLOURS[0], "": QUIET}[s] if t else faint(QUIET, 0.8) for s, t in zip(sure, told, strict=True)]
+        data.append(
+            {
+                "type": "scatter", "mode": "markers", "x": [row["difference"] for _, row in at], "y": [j for j, _ in at],
+                "marker": {"size": 9, "color": colours, "symbol": ["diamond" if row.get("holm") and t else "circle"
+                                                                   for (_, row), t in zip(at, told, strict=True)]},
+                "error_x": bar | {"color": faint(QUIET, 0.7)}, "text": [f"{names[j]}: {text_of(row, True)}" for j, row in at],
+                "hovertemplate": rich("%{text}<extra></extra>"), **on(i),
+            }
+        )  # fmt: skip
+        x, y = domains[i]
+        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "nticks": 5}
+        layout[axis(i, "y")] = {
+            "domain": y, "anchor": on(i)["xaxis"], "tickvals": list(range(len(names))), "ticktext": short, "automargin": True,
+            "range": [len(names) - 0.4, -0.6], "showgrid": False, "showticklabels": i % min(per_row, len(columns)) == 0,
+        }  # fmt: skip
+        none = {"color": QUIET, "width": 1.5, "dash": "dot"}
+        place = {"xref": on(i)["xaxis"], "yref": f"{on(i)['yaxis']} domain", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
+        layout["shapes"].append({"type": "line", "line": none} | place)
+        layout["annotations"].append(heading(column, domains[i]))
     return {"data": data, "layout": layout}
 
 

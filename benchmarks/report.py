@@ -208,8 +208,11 @@ def unlike(entries: Sequence[Entry]) -> list[Block]:
         elif [what.split()[0] for what in told] == ["limit"]:  # that cut nothing off
             continue
         if told:
-            text = "<b>{}</b> did not replay the same requests as <b>{}</b>: {}. Their figures cannot be held against each other."
-            found.append(Warned(rich(text, other.name, first.name, "; ".join(told))))
+            text = rich(
+                "<b>{}</b> did not replay the same requests as <b>{}</b>: {}. Their figures cannot be held against each other.",
+                other.name, first.name, "; ".join(told),
+            )  # fmt: skip
+            found.append(Warned(text))
     return found
 
 

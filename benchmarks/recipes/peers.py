@@ -499,9 +499,11 @@ def write(
     ]  # fmt: skip
     below = [line for line in below if line]
     title = f"Peers on {log.name}"
+    places = {"ranking": " (same candidates)", "own": ""}
+    drawn = {line["system"] + words: line["differences"] for table, words in places.items() for line in lines[table]}
     write_json(out / "peers.json", {"tables": lines, "failed": failed, "left": list(left), "facts": facts, "below": below})
     write_text(out / "peers.md", markdown(title, found, below))
-    write_page(out / "peers.html", page(title, found, below))
+    write_page(out / "peers.html", page(title, found, below, drawn))
     with (out / "peers.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(

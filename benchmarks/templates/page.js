@@ -53,12 +53,33 @@ function reflow(layout, width) {
   return out;
 }
 
+// Titles of panes in as many lines as they need.
+function wrapped(layout, width) {
+  const names = Object.keys(layout).filter((key) => /^xaxis\d*$/.test(key)).map((key) => key.slice(5));
+  const inner = width - layout.margin.l - layout.margin.r;
+  const annotations = (layout.annotations || []).map((a) => {
+    if (a.xref !== "paper" || a.yref !== "paper") return a;
+    const own = names.find((i) => layout["xaxis" + i].domain && layout["xaxis" + i].domain[0] === a.x && layout["yaxis" + i].domain[1] === a.y);
+    const share = own === undefined ? 1 : layout["xaxis" + own].domain[1] - a.x;
+    const most = Math.max(12, Math.floor((share * inner) / (0.56 * a.font.size)));
+    let line = 0;
+    const text = a.text.split(" ").reduce((all, word) => {
+      const size = word.replace(/<[^>]*>/g, "").replace(/&[^;]*;/g, "x").length;
+      const fits = !all || line + 1 + size <= most;
+      line = fits ? line + 1 + size : size;
+      return all + (all ? (fits ? " " : "<br>") : "") + word;
+    }, "");
+    return { ...a, text, align: "left" };
+  });
+  return { ...layout, annotations };
+}
+
 const CONFIG = { responsive: true, displayModeBar: false };
 const drawn = new Map();
 
 function draw(place, plot) {
   drawn.set(place, plot);
-  const layout = reflow(plot.layout, place.clientWidth);
+  const layout = wrapped(reflow(plot.layout, place.clientWidth), place.clientWidth);
   place.style.height = layout.height + "px";
   Plotly.react(place, plot.data, themed(layout), CONFIG);
 }
