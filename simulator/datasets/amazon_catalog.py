@@ -57,7 +57,7 @@ def load(root: Path | str) -> Catalogue:
     """The catalogue of the file in `root`; raises KarmafunnelError for a missing, truncated or wrong file."""
     path = find(root, NAMES, WHERE)
     rows, seen = [], set()
-    with reading(path), gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+    with reading(path), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 rows.append(product(json.loads(line.decode(), parse_constant=no_number)))
