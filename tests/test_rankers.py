@@ -359,7 +359,7 @@ def test_esmm_refuses() -> None:
 
 # -- teachers -----------------------------------------------------------------------------------------------------------
 
-TEACHER = LightGBMRank(features=FEATURES, sample=SAMPLE, objective="binary")
+TEACHER = LightGBMRank(leaves=31, l2=1.0, patience=30, features=FEATURES, sample=SAMPLE, objective="binary")
 
 
 def agreement(a: FittedFunnel, b: FittedFunnel) -> float:
