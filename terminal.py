@@ -5,6 +5,8 @@ Everything that the project prints with rich goes through `Console`; nothing els
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,6 +39,10 @@ class Console(rich.console.Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """Whoever read what was printed has enough: told to click, which ends without a word (rich would call sys.exit)."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def status(self, status: RenderableType, **options: Any) -> Status:
         return Status(status, console=self, **options)

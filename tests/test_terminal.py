@@ -3,6 +3,9 @@
 import ast
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import karmafunnel
@@ -223,3 +226,16 @@ def test_refusals_quote_as_it_stands(words, there, tmp_path, monkeypatch):
         assert answer.exception is None or isinstance(answer.exception, SystemExit)
         quoted = (visible(text), ascii(text)[1:-1], json.dumps(text)[1:-1])
         assert any(q in said.replace("\n", "") or q in " ".join(said.split()) for q in quoted), said
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):
+    """As in `karmafunnel validate LOG | head`."""
+    make_shop(n_requests=120).write(tmp_path / "log")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "from karmafunnel.cli import main; main()", "validate", str(tmp_path / "log")]
+    try:
+        answer = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    finally:
+        os.close(write)
+    assert answer.stderr == ""
