@@ -525,10 +525,18 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: 
 def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: str, as_json: bool) -> None:
     """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50, gAUC:request:exposures, ..."""
     from .benchmarks import table
-    from .simulator.measures import Run
+    from .simulator.figures import LISTS, parse_all
+    from .simulator.measures import Run, added
     from .simulator.measures import measure as run_measure
 
-    print_rows(run_measure(Run.open(run), list(measures), slice=slice_name), table, fmt, as_json)
+    opened = Run.open(run)
+    print_rows(run_measure(opened, list(measures), slice=slice_name), table, fmt, as_json)
+    if fmt == "table" and not as_json:
+        ranked = [m for m in parse_all(measures) if m.name in LISTS]
+        gains = [row for row in added(opened, ranked, slice=slice_name) if row["difference"] is not None]
+        if gains:
+            out.print("\nWhat each stage adds to the order of the stage before it, at one depth:")
+            table.print_comparison(gains, out)
 
 
 def print_rows(rows: list[dict[str, Any]], table: Any, fmt: str, as_json: bool) -> None:

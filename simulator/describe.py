@@ -345,6 +345,8 @@ def facts(stats: Stats) -> list[list[str]]:
             rows.append(["popularity", f"{words_of_it}, top 1% of items hold {top} of targets, never a target {never} of items"])
         if stats["query"]:
             rows.append(["query", f"{percent(stats['query']['share'])} of requests, {stats['query']['distinct']:,} different"])
+        if (hint := masks_seen(stats)) is not None:
+            rows.append(["hint", hint])
     without = ", ".join(f"{name} {percent(s)}" for name, s in items["without"].items() if s)
     rows += [
         ["items", f"{items['brands']:,} brands, {items['categories']:,} categories; without {without or 'nothing missing'}"],
@@ -360,6 +362,14 @@ def facts(stats: Stats) -> list[list[str]]:
         for what, n in stats["set_aside"].items()
     ]
     return rows
+
+
+def masks_seen(stats: Stats) -> str | None:
+    """What to say of a log in which nobody ever wanted what he had before, though there were histories to want it from."""
+    w = next(w for w in stats["windows"] if w["window"] == ALL)
+    if w["truth"] and w["history"] and w["repeat"] == 0:
+        return "no relevant item was had before by its user: consider Unseen() after recall"
+    return None
 
 
 def spreads(stats: Stats) -> Iterable[tuple[str, Stats | None, float | None]]:

@@ -159,6 +159,61 @@ class FittedRules(Fitted):
         return sentences
 
 
+@dataclass(frozen=True, repr=False)
+class Unseen(Stage):
+    """What its user clicked or bought before the request is thrown out, the rest moves up in the
+    upstream's order: masking of seen items, where a shop shows nobody the same thing twice.
+
+    `which`: "event" throws out what was clicked or bought, "purchase" only what was bought. It
+    stands best right after recall, whose k then has to be larger by what users have had, so that
+    `k` unseen items are left for the later stages. A relevant item that its user had before is lost
+    here, and the ledger says so.
+    """
+
+    k: int = 300
+    which: Literal["event", "purchase"] = "event"
+    name: str = "unseen"
+
+    learns: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.which not in ("event", "purchase"):
+            raise KarmafunnelError(f"{self!r}: which needs 'event' or 'purchase', found {self.which!r}")
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedUnseen:
+        """Raises KarmafunnelError where the log knows no users, or no purchases where these count."""
+        log = scene.log
+        for what in ("users", *(["purchases"] if self.which == "purchase" else [])):
+            if not log.has(what):
+                raise KarmafunnelError(f"{self!r}: needs {what}, log {log.name} has none")
+        return FittedUnseen(self, scene)
+
+
+class FittedUnseen(Fitted):
+    stage: Unseen
+
+    def __init__(self, stage: Unseen, scene: Scene):
+        self.stage, self.scene = stage, scene
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        """The upstream's."""
+        return frame[SCORE].to_numpy()
+
+    def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        """The upstream's score, and as what is kept all that the user had not before."""
+        return {SCORE: self.score(frame), "keep": self._times(frame) == 0}
+
+    def _times(self, frame: pl.DataFrame) -> np.ndarray:
+        """How often the user had each row's item before: int64 (n_rows,)."""
+        requests, items = frame[REQUEST].to_numpy(), frame[ITEM].to_numpy()
+        return self.scene.log.asof.own_count(requests, items, self.stage.which)
+
+    def why(self, frame: pl.DataFrame) -> list[str]:
+        """How often the user had it before."""
+        verb = "bought" if self.stage.which == "purchase" else "clicked or bought"
+        return [f"{verb} before {n} time{'s' * (n > 1)}" if n else "" for n in self._times(frame).tolist()]
+
+
 def needs_prices(stage: Stage, scene: Scene) -> None:
     """Raises KarmafunnelError where the log knows no price."""
     if not scene.log.has("price"):

@@ -283,3 +283,21 @@ def test_nothing_to_plot():
         histogram("t", "x", "y", pl.Series([3, 3])) is None
         and histogram("t", "x", "y", pl.Series([None], dtype=pl.Float64)) is None
     )
+
+
+def test_a_log_that_never_repeats_says_so():
+    """Two users, each clicks another item every day; then one of them clicks one again."""
+
+    def of(items: str) -> str:
+        ids = [f"r{i}" for i in range(len(items))]
+        requests = {"request_id": ids, "user_id": ["ann", "bob"] * (len(items) // 2), "source": ["search"] * len(items)}
+        days = [START + timedelta(days=i) for i in range(len(items))]
+        clicks = {"request_id": ids, "item_id": list(items), "clicked": [True] * len(items)}
+        meta = {"name": "new", "has": {"clicks": True, "users": True}}
+        log = Log.make(pl.DataFrame({"item_id": list("abcdefgh")}), pl.DataFrame(requests | {"ts": days}), pl.DataFrame(clicks), meta)
+        screen = Console(file=StringIO(), width=100)
+        print_description(describe(log), screen)
+        return " ".join(screen.file.getvalue().split())
+
+    assert "no relevant item was had before by its user: consider Unseen()" in of("abcdefgh")
+    assert "consider Unseen()" not in of("abcdefgb") and "consider Unseen()" not in of("ab")

@@ -25,6 +25,14 @@ def test_every_folder_with_code_ships():
     assert listed == found
 
 
+def test_every_file_that_code_reads_ships():
+    """Templates, styles and scripts of pages, pinned packages: what stands in a package and is neither code nor a record of results."""
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = {p for package, globs in said.items() for g in globs for p in (ROOT / Path(*package.split(".")[1:])).glob(g)}
+    read = {p for p in ROOT.glob("benchmarks/**/*") if p.suffix in (".j2", ".css", ".js", ".txt") and p.is_file()}
+    assert read <= found and {p.name for p in found} >= {"base.html.j2", "blocks.html.j2", "page.css", "page.js", "py.typed"}
+
+
 def imports(path: Path) -> set[str]:
     """Rooms that a file imports, absolute or relative."""
     package = ["karmafunnel", *path.parent.relative_to(ROOT).parts]

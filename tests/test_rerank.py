@@ -18,8 +18,8 @@ from karmafunnel.simulator.world import generate
 from karmafunnel.stages import rerank
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE, Scene, State, Step, advance
 from karmafunnel.stages.recall import Popular
-from karmafunnel.stages.rerank import MMR, GMVRank, Rules
-from shop import Chances
+from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
+from shop import Chances, make_shop
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 # Item i costs 10 i, but 8 costs 4 once it was shown at that price in request 1, and 9 has no price. 6 is gone from request 1 on.
@@ -192,6 +192,51 @@ def test_a_log_without_prices():
     for stage in (Rules(min_price=1), GMVRank()):
         with pytest.raises(KarmafunnelError, match="needs prices, log corner has none"):
             run(stage, state({2: [1]}), log=corner(price=False))
+
+
+# -- seen items ---------------------------------------------------------------------------------------------------------
+
+
+def test_seen_items_are_thrown_out_by_hand():
+    """The user clicked item 8 in request 1: it goes from request 2 on, and is in nobody's way."""
+    lists = {0: [8, 1], 1: [8, 1], 2: [1, 8, 2, 3], 5: [8]}
+    step = run(Unseen(k=2), state(lists, [(2, 8, 2), (2, 3, 4), (2, 2, 3)]))
+    assert lists_of(step.slate) == {0: [8, 1], 1: [8, 1], 2: [1, 2]}
+    assert step.rows_in.tolist() == [2, 2, 4, 1] and step.rows_out.tolist() == [2, 2, 2, 0]
+    forced = {item: (rank, kept) for item, rank, kept in step.forced.select(ITEM, RANK, "kept").rows()}
+    assert forced == {8: (3, False), 3: (3, False), 2: (2, True)}  # lost: seen; lost: third of the unseen; kept
+    assert lists_of(run(Unseen(k=4, which="purchase"), state(lists), log=corner(purchases=True)).slate) == lists
+    with pytest.raises(KarmafunnelError, match="needs purchases"):
+        run(Unseen(which="purchase"), state(lists))
+    with pytest.raises(KarmafunnelError, match="needs users"):
+        run(Unseen(), state(lists), log=corner(users=False))
+    with pytest.raises(KarmafunnelError, match="'event' or 'purchase', found 'click'"):
+        Unseen(which="click")
+
+
+@pytest.mark.parametrize("which", ["event", "purchase"])
+def test_the_rest_stands_as_without_the_seen_ones(which, tmp_path):
+    """No seen item is put out, the order of the others is that of recall; the ledger names the stage that lost a repeat."""
+    log = make_shop(n_items=60)
+    alone, masked = Popular(k=60) >> Rules(k=60), Popular(k=60) >> Unseen(k=20, which=which)
+    made = Scene(log, {}, "click")
+    requests = log.requests_in("W3")
+    whole, step = (funnel.fit(made, None).run(requests)[-1].slate for funnel in (alone, masked))
+    had = {}
+    for row in log.rows.filter(pl.col("purchased") if which == "purchase" else pl.col("clicked") | pl.col("purchased")).rows(named=True):
+        had.setdefault(log.user[row["request"]], []).append((log.t[row["request"]], row["item"]))
+    thrown = 0
+    for r in requests:
+        seen = {item for t, item in had.get(log.user[r], []) if t < log.t[r]}
+        order = whole.filter(pl.col(REQUEST) == r).sort(RANK)[ITEM].to_list()
+        thrown += len(seen & set(order))
+        assert step.filter(pl.col(REQUEST) == r).sort(RANK)[ITEM].to_list() == [item for item in order if item not in seen][:20]
+    assert thrown > 50
+    recipe = Recipe("masked", "", masked, {}, "click")
+    found = pl.read_parquet(replay(recipe, log, tmp_path / "run", seed=0) / "ledger.parquet")
+    if which == "event":
+        assert set(found.filter("repeat")["lost"].unique()) == {"unseen"} and found.filter("repeat").height > 5
+    assert measure(Run.open(tmp_path / "run"), ["HR@20"], slice="repeat")
 
 
 # -- diversity ----------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ from karmafunnel.stages.recall import (
     Uniform,
     VectorRecall,
 )
-from karmafunnel.stages.rerank import MMR, GMVRank, Rules
+from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
 from shop import Chances, make_shop, scramble
 
 EMBEDDERS = {"tfidf": TfidfSVD(dim=16), "cooccurrence": Cooccurrence(dim=16), "random": RandomVectors()}
@@ -137,6 +137,7 @@ STAGES += [
     for kind in (COLDPreRank, LightGBMPreRank)
 ]
 STAGES += [VectorRecall("random", k=20, index=index) for index in (IVF(4, 2), HNSW(16, 64))]
+STAGES += [Unseen(k=20, which="purchase")]
 STAGES += [Rules(k=20, min_price=9.0, unknown_price="drop", sold_out="colour=1"), MMR("random", k=9, trade=0.3, depth=30)]
 INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
 
