@@ -25,6 +25,7 @@ def is_text(value: Any) -> bool:
 
 TEXT = Kind("a text", is_text)
 NAME = Kind("a name of letters, digits, '_', '-' and '.'", lambda v: isinstance(v, str) and bool(LETTERS.fullmatch(v)) and ".." not in v)
+PATH = Kind("a path", lambda v: is_text(v) and "\0" not in v and len(v) <= 4096 and all(len(p.encode()) <= 255 for p in v.split("/")))
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 ANY = Kind("anything", lambda v: True)
 

@@ -20,9 +20,10 @@ import polars as pl
 import pyarrow.parquet as pq
 import simpy
 
-from ..bounds import check_bound, check_seed
-from ..errors import KarmafunnelError
+from ..bounds import SEED, Bound, check_bound, check_seed
+from ..errors import KarmafunnelError, quoted
 from ..files import SIMULATION, atomic_folder, check, claim, open_table, read_json, read_table, settle, write_json
+from ..shapes import ANY, FLAG, NAME, TEXT, by_name, check_keys, each, maybe, number
 from .arrivals import Arrivals
 from .services import NOTHING, Service, Services, path_of
 from .steady import batch_quantiles, warmup
@@ -40,6 +41,19 @@ EVENTS = {
     "t_ms": pl.Float64, "request": pl.Int64, "stage": pl.String, "event": pl.String, "server": pl.Int32, "waiting": pl.Int32,
 }  # fmt: skip
 OVER_TIME = {"t_ms": pl.Float64, "stage": pl.String, "waiting": pl.Int32, "busy": pl.Int32}
+
+
+def times_of(services: Services) -> list[str]:
+    """The columns of `requests` that tell the times at each online stage."""
+    return [f"{s.name}.{what}" for s in services.stages if s.online for what in ("wait_ms", "service_ms", "ms")]
+
+
+WHOLE, FIGURE = number(Bound(0, 2**62)), maybe(number(Bound(0.0, 1e300)))
+META = {"seed": number(SEED), "arrivals": TEXT, "stationary": FLAG, "counted": each(by_name(ANY))}  # of simulation.json
+LINE = {
+    "stage": NAME, "servers": WHOLE, "online": FLAG, "requests": WHOLE, "utilisation": FIGURE, "mean_waiting": FIGURE, "batches": WHOLE,
+    "mean_batch": FIGURE, **dict.fromkeys(COUNTED, WHOLE), "crashes": WHOLE,
+}  # fmt: skip
 
 
 # -- random numbers -----------------------------------------------------------------------------------------------------
@@ -316,9 +330,7 @@ class Simulator:
     ):  # fmt: skip
         self.env, self.services, self.times, self.progress = simpy.Environment(), services, times, progress
         self.inside = self.left = 0
-        online = [s for s in services.stages if s.online]
-        times_of = {f"{s.name}.{what}": pl.Float64 for s in online for what in ("wait_ms", "service_ms", "ms")}
-        self.requests = Sheet(REQUESTS | times_of, out and out / "requests.parquet")
+        self.requests = Sheet(REQUESTS | dict.fromkeys(times_of(services), pl.Float64), out and out / "requests.parquet")
         self.events = Sheet(EVENTS, out and out / "events.parquet") if events else None
         self.over_time = Sheet(OVER_TIME, out and out / "over_time.parquet")
         self.stations = {s.name: Station(self.env, s, i, seed, self.tell) for i, s in enumerate(services.stages)}
@@ -553,8 +565,18 @@ class Simulation:
         meta = read_json(folder / "simulation.json")
         frames = {name: read_table(folder / f"{name}.parquet") for name in ("requests", "over_time")}
         events = open_table(folder / "events.parquet") if (folder / "events.parquet").exists() else None
-        counted = pl.DataFrame(meta["counted"], infer_schema_length=None)
-        told, services = arrivals or Told(meta["arrivals"], meta["stationary"]), Services.read(folder / "services.toml")
+        services = Services.read(folder / "services.toml")
+        check_keys(who := f"{folder}/simulation.json", meta, META)
+        for i, line in enumerate(meta["counted"]):
+            check_keys(f"{who}: counted {i + 1}", line, LINE)
+        if (names := [line["stage"] for line in meta["counted"]]) != [stage.name for stage in services.stages]:
+            raise KarmafunnelError(f"{who}: counted needs the stages of services.toml, found {quoted(names)}")
+        counted = pl.DataFrame([{key: line[key] for key in LINE} for line in meta["counted"]], infer_schema_length=None)
+        for name, needed in (("requests", [*REQUESTS, *times_of(services)]), ("over_time", list(OVER_TIME))):
+            if frames[name].is_empty() or (missing := [column for column in needed if column not in frames[name].columns]):
+                found = "no row" if frames[name].is_empty() else f"none of {missing}"
+                raise KarmafunnelError(f"{folder}/{name}.parquet: needed {', '.join(needed)}, found {found}")
+        told = arrivals or Told(meta["arrivals"], meta["stationary"])
         return cls(services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events)
 
 

@@ -13,7 +13,7 @@ from ..bounds import BOUNDS, SEED, Bound
 from ..errors import KarmafunnelError, quoted
 from ..files import check, open_table, read_json, settle
 from ..log import CAPABILITIES, WINDOWS
-from ..shapes import ANY, FLAG, NAME, TEXT, by_name, check_keys, each, maybe, number, one_of
+from ..shapes import ANY, FLAG, NAME, PATH, TEXT, by_name, check_keys, each, maybe, number, one_of
 
 # Columns that every table has; those of the stages come on top.
 COLUMNS = {
@@ -36,7 +36,7 @@ MORE = {
 }  # fmt: skip
 OF_THE_LOG = {"name": TEXT, "has": by_name(FLAG)}
 MORE_OF_THE_LOG = {
-    **dict.fromkeys(("path", "checksum", "currency", "catalogue"), maybe(TEXT)), "items": maybe(number(Bound(0, 2**31 - 1))),
+    **dict.fromkeys(("checksum", "currency", "catalogue"), maybe(TEXT)), "path": maybe(PATH), "items": maybe(number(Bound(0, 2**31 - 1))),
     "world": maybe(by_name(ANY)),
 }  # fmt: skip
 STAGE, MORE_OF_A_STAGE = {"name": NAME, "k": number(BOUNDS["k"])}, {"kind": TEXT, "text": TEXT, "channels": each(TEXT)}

@@ -399,10 +399,12 @@ class Services:
     def of(cls, said: Mapping[str, Any], who: str = "services") -> Services:
         """From the tables of a TOML file; raises KarmafunnelError naming `who`, the stage and the key."""
         known = {"name", "deadline_ms", "late", "note", "stage"}
+        if not isinstance(said, Mapping):
+            raise KarmafunnelError(f"{who}: needs tables of TOML, found {quoted(said)}")
         if stray := [key for key in said if key not in known]:
             raise KarmafunnelError(f"{who}: needs keys among {', '.join(sorted(known))}, found {quoted(stray)}")
         tables = said.get("stage", [])
-        if not isinstance(tables, Sequence) or not tables or not all(isinstance(t, Mapping) for t in tables):
+        if not isinstance(tables, list) or not tables or not all(isinstance(t, Mapping) for t in tables):
             raise KarmafunnelError(f"{who}: needs one [[stage]] table a stage, found {quoted(tables or 'none')}")
         stages = []
         for i, table in enumerate(tables):

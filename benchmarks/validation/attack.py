@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from ...terminal import Console
 from ..ablation import processor
 from . import damage, disk, kills, pages, values
 from .commands import Commands
