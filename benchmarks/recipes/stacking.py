@@ -31,7 +31,7 @@ from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
-from rich.console import Console
+from karmafunnel.terminal import Console
 
 seeds, against, by_stage = (0,), "reads the pre-ranker", True
 measures = ("HR@1", "HR@10", "nDCG@10", "HR@50")
