@@ -13,11 +13,12 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from ..bounds import needs
+from ..bounds import Bound, needs
 from ..errors import quoted
 from ..files import read_json, write_json
 from ..log import KarmafunnelError, rows_of
 from ..models import ctr, gbdt
+from ..shapes import check_keys, each, number, one_of
 from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, check_windows, group_rows, order, with_forced
 from .features import Feature, check, compute
 
@@ -259,6 +260,7 @@ class Temperature:
 
 Calibration = Isotonic | Temperature
 CALIBRATIONS: dict[str, type[Isotonic] | type[Temperature]] = {"isotonic": Isotonic, "temperature": Temperature}
+NUMBER = number(Bound(-1e300, 1e300))
 Calibrated = Literal["isotonic", "temperature", ""]
 
 
@@ -280,12 +282,15 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def load_calibration(path: Path) -> Calibration:
-    """The inverse of `save_calibration`."""
-    try:
-        kept = read_json(path)
-        return CALIBRATIONS[kept.pop("kind")](**kept)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise KarmafunnelError(f"{path}: needed a saved calibration, found: {error!r}") from error
+    """The inverse of `save_calibration`; raises KarmafunnelError naming the file and the key that is of another kind."""
+    kept = check_keys(str(path), read_json(path), {"kind": one_of(*CALIBRATIONS)})
+    if kept.pop("kind") == "temperature":
+        check_keys(str(path), kept, dict.fromkeys(("temperature", "shift"), NUMBER))
+        return Temperature(kept["temperature"], kept["shift"])
+    check_keys(str(path), kept, dict.fromkeys(("x", "y"), each(NUMBER)))
+    if len(kept["x"]) != len(kept["y"]) or not kept["x"]:
+        raise KarmafunnelError(f"{path}: needed as many x as y, at least one, found {len(kept['x'])} and {len(kept['y'])}")
+    return Isotonic(kept["x"], kept["y"])
 
 
 def check_calibrated(stage: Boosted | Neural) -> None:

@@ -1,5 +1,6 @@
 """Rankers and pre-rankers: each formula against one written out, planted signals, teachers, calibration, refusals."""
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -267,7 +268,7 @@ def test_calibration_refuses(tmp_path: Path) -> None:
     with pytest.raises(KarmafunnelError, match="calibrated needs 'isotonic', 'temperature' or '', found True"):
         DINRank(calibrated=True)  # type: ignore[arg-type]
     (tmp_path / "c.json").write_text('{"kind": "magic"}')
-    with pytest.raises(KarmafunnelError, match="needed a saved calibration"):
+    with pytest.raises(KarmafunnelError, match=r"c\.json: .*kind"):
         load_calibration(tmp_path / "c.json")
 
 
@@ -415,6 +416,17 @@ def test_what_a_teacher_says_by_hand() -> None:
     assert Teacher(DINRank(), weight=1).grades(table).tolist() == [3, 5, 3, 5, 5]
     assert Teacher(DINRank(), weight=0).grades(table).tolist() == [5, 0, 0, 0, 5]
     assert Teacher(DINRank(), weight=0.5).grades(table).tolist() == [4, 2, 2, 2, 5]
+
+
+@pytest.mark.parametrize(
+    "kept", [[], {"kind": "other"}, {"kind": "isotonic", "x": [[0]], "y": [0.1]}, {"kind": "isotonic", "x": [], "y": []},
+             {"kind": "isotonic", "x": [0, 1], "y": [0.1]}, {"kind": "temperature", "temperature": "1", "shift": 0}],
+    ids=repr,
+)  # fmt: skip
+def test_a_calibration_of_another_kind_is_refused_by_name(kept, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(KarmafunnelError, match=r"calibration\.json"):
+        load_calibration(tmp_path / "calibration.json")
 
 
 def test_teachers_refuse() -> None:
