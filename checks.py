@@ -558,7 +558,7 @@ def check_window_order(log: Folder) -> Found:
     if log.said("time") == "clock":  # cut at whole timestamps
         bad |= (pl.col("ts") == pl.col("ts").shift(1)) & (pl.col("window") != pl.col("window").shift(1))
     count, examples = log.rows("requests", bad, "request_id", "ts", "window")
-    return Found(count, examples, f"{count:,} requests in an earlier window than one before them" if count else "")
+    return Found(count, examples, f"{count:,} requests whose window is before that of an earlier request" if count else "")
 
 
 def check_availability(log: Folder) -> Found:

@@ -124,7 +124,9 @@ seed_option = click.option("--seed", type=Number("seed"), default=0, show_defaul
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-force_flag = click.option("--force", is_flag=True, help="Replace what stands there, though it is another one or was changed.")
+force_flag = click.option(
+    "--force", is_flag=True, help="Replace an older result of something else, or an edited one; what karmafunnel did not write stays."
+)
 
 
 def claimed(place: Path, kind: Kind, *inputs: Path | str | None, force: bool = False) -> None:

@@ -607,7 +607,7 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
             raise KarmafunnelError(f"{needed}, found a folder; nothing was written")
         found = _beginning(at)
         if not stat.S_ISREG(at.stat().st_mode) or (found and kind.mark not in found):
-            raise KarmafunnelError(f"{needed}, found a file that karmafunnel did not write; nothing was written")
+            raise KarmafunnelError(f"{needed}, found another kind of file; nothing was written")
         if kind.mark == TEXT_MARK and not force and found and edited(at):
             raise KarmafunnelError(f"{who}: {place} was edited by hand since it was written; --force replaces it")
         return
@@ -652,7 +652,7 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
         for part in key.split("."):
             there = there.get(part, wanted) if isinstance(there, dict) else wanted
         if there != json.loads(json.dumps(wanted, default=str)):
-            told = _apart(str(there), str(wanted))
+            told = _apart(*("not set" if value is None else str(value) for value in (there, wanted)))
             raise KarmafunnelError(
                 f"{who}: {place} holds another {kind.name}: its {key.replace('.', ' ')} is {told[0]}, not {told[1]}; --force replaces it"
             )
