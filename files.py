@@ -30,6 +30,7 @@ from typing import Any
 import polars as pl
 
 from .errors import KarmafunnelError, line_of
+from .terminal import visible
 
 try:
     import fcntl
@@ -51,7 +52,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 def say(line: str) -> None:
     """Tell a person something on standard error, once a process."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(visible(line), file=sys.stderr, flush=True)
 
 
 # -- locks --------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..bounds import Bound
+from ..errors import line_of, quoted
 from ..files import atomic_folder, check, read_json, write_json
 from ..log import KarmafunnelError
+from ..shapes import ANY, TEXT, by_name, check_keys, maybe, number
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2  # rows of an id table before those of the items
 AGES, ACTIONS = 48, 3  # buckets of log2(1 + age); 0 pad, 1 click, 2 purchase
@@ -770,6 +773,9 @@ def save_ctr(model: ClickModel, folder: Path | str) -> None:
         )
 
 
+SIZE = number(Bound(0, 100_000_000))
+
+
 def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickModel:
     """The inverse of `save_ctr`; the fixed vectors that a DIN was fitted with are handed over again."""
     folder = Path(folder)
@@ -779,7 +785,11 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
         state = load_file(folder / "model.safetensors")
     except (OSError, KarmafunnelError, SafetensorError) as error:
         raise KarmafunnelError(f"{folder}: needed a saved click model, found: {error}") from error
-    shape = Shape(**kept["shape"])
+    check_keys(f"{folder}/model.json", kept, {"class": TEXT, "trunk": maybe(TEXT), "config": by_name(ANY), "shape": by_name(SIZE)})
+    try:
+        shape = Shape(**kept["shape"])
+    except TypeError as error:
+        raise KarmafunnelError(f"{folder}/model.json: needed the shape of a click model, found {quoted(kept['shape'])}") from error
     config: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in kept["config"].items()}
     builders: dict[str, Callable[[], ClickModel]] = {
         "DIN": lambda: DIN(shape, DINConfig(**config), vectors=vectors),
@@ -790,8 +800,11 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
     kind = kept["trunk"] or kept["class"]
     if kind not in builders:
         raise KarmafunnelError(f"{folder}: needed one of {sorted(builders)}, found {kind!r}")
-    model = builders[kind]()
-    if kept["class"] == "ESMM" and isinstance(model, Trunk):
-        model = ESMM(model)
-    model.load_state_dict(state)
+    try:
+        model = builders[kind]()
+        if kept["class"] == "ESMM" and isinstance(model, Trunk):
+            model = ESMM(model)
+        model.load_state_dict(state)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:  # torch's and Python's, of another config
+        raise KarmafunnelError(f"{folder}: needed a click model of its model.json, found: {line_of(error)}") from error
     return model.eval()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from sklearn.utils.extmath import randomized_svd
 from ..bounds import needs
 from ..files import EMBEDDING, atomic_folder, check, claim, read_json, settle, write_json
 from ..log import KarmafunnelError, Log
+from ..shapes import ANY, TEXT, by_name, check_keys, each
 
 Progress = Callable[[str], None]
 BLOCK = 4096  # requests at a time where vectors of histories are gathered
@@ -143,6 +144,18 @@ def items_checksum(log: Log) -> str:
     return hashlib.sha256("\x00".join(map(str, log.item_ids)).encode()).hexdigest()[:16]
 
 
+DESCRIPTION = dict.fromkeys(("class", "embedder", "items", "log"), TEXT) | dict.fromkeys(("fields", "facts", "extras"), by_name(ANY))
+
+
+def read_words(folder: Path | str, description: Mapping[str, Any], n: int) -> list[str]:
+    """The n terms of a saved TF-IDF, each once; raises KarmafunnelError naming the file for anything else."""
+    who = f"{folder}/embedding.json: extras"
+    found = check_keys(who, description["extras"], {"vocabulary": each(TEXT)})["vocabulary"]
+    if len(found) != n or len(set(found)) < n:
+        raise KarmafunnelError(f"{who}: vocabulary needs {n:,} different terms, found {len(found):,}")
+    return list(found)
+
+
 def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors, those `wanted` among them, and description of a saved embedding, checked against the value and the log's items."""
     folder, who = Path(folder), f"{value!r}: needed a saved embedding in {folder}, found"
@@ -153,9 +166,7 @@ def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> t
         tensors = load_file(folder / "tensors.safetensors")
     except (OSError, KarmafunnelError, SafetensorError) as error:
         raise KarmafunnelError(f"{who}: {error}") from error
-    told = ("class", "fields", "embedder", "items", "log", "facts", "extras")
-    if missing := [key for key in told if not isinstance(description, dict) or key not in description]:
-        raise KarmafunnelError(f"{who} an embedding.json without {', '.join(missing)}")
+    check_keys(f"{folder}/embedding.json", description, DESCRIPTION)
     own = json.loads(json.dumps(asdict(value)))  # type: ignore[call-overload]
     if (description["class"], description["fields"]) != (type(value).__name__, own):
         raise KarmafunnelError(f"{folder}: needed {value!r}, found {description['embedder']}")
@@ -285,9 +296,8 @@ class TfidfSVD(Embedder):
     def load(self, folder: Path | str, log: Log) -> TfidfSVDEmbedding:
         self._texts(log)
         tensors, description = read_saved(self, folder, log, "idf", "directions")
-        return TfidfSVDEmbedding(
-            self, log, description["extras"]["vocabulary"], tensors["idf"], tensors["directions"], description["facts"]
-        )
+        words = read_words(folder, description, len(tensors["idf"]))
+        return TfidfSVDEmbedding(self, log, words, tensors["idf"], tensors["directions"], description["facts"])
 
     def _texts(self, log: Log) -> list[str]:
         texts = log.item_text()

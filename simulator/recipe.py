@@ -16,8 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import polars as pl
-
 from ..bounds import SEED, check_name, check_title
 from ..errors import quoted
 from ..files import read_text
@@ -144,9 +142,11 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
                 values["funnel"] = getattr(values["rows"].get(values["against"]), "funnel", None)
     except KarmafunnelError as error:
         raise error if str(error).startswith("recipe ") else KarmafunnelError(f"recipe {path}: {error}") from error
+    except KeyboardInterrupt:
+        raise
     except SystemExit as error:
         raise KarmafunnelError(f"recipe {path}: exits with {error.code!r}; needs to define things and end") from error
-    except (Exception, pl.exceptions.PanicException) as error:
+    except BaseException as error:  # whatever it is, it is the recipe's
         raise KarmafunnelError(f"recipe {path}: fails with {line_of(error)}") from error
     if values["funnel"] is None:
         raise KarmafunnelError(f"recipe {path}: needs to export `funnel` (a table: or a row `against` with a funnel of its own), found none")
@@ -189,7 +189,9 @@ def _fault(who: str, check: Callable[[], None]) -> str:
     """What a check says is wrong, in one line; empty where nothing is. Whatever goes wrong in one row must not sink a table."""
     try:
         check()
-    except (Exception, SystemExit, pl.exceptions.PanicException) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return f"{who}: {line_of(error)}"
     return ""
 
@@ -207,7 +209,9 @@ def _row_of_log(row: Any, log: Log) -> Any:
         if isinstance(row, Row) and isinstance(row.embedders, Mapping):
             return replace(row, embedders={name: _of_log(value, log) for name, value in row.embedders.items()})
         return {name: _of_log(value, log) for name, value in row.items()} if isinstance(row, Mapping) else row
-    except (Exception, SystemExit, pl.exceptions.PanicException) as error:  # one row must not sink a table
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # one row must not sink a table
         return error
 
 
@@ -266,7 +270,9 @@ def _grid(path: Path, recipe: Recipe, rows: Mapping[str, Any], given: Any) -> di
         raise KarmafunnelError(f"{who}, found {given!r}")
     found: dict[frozenset[str], str] = {}
     for row, on in (given or {}).items():
-        if row not in rows or isinstance(on, str) or frozenset(on) in found:
+        if row not in rows or not isinstance(on, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in on):
+            raise KarmafunnelError(f"{who}, found {quoted(row)}: {quoted(on)}; the rows are {list(rows)}")
+        if frozenset(on) in found:
             raise KarmafunnelError(f"{who}, each subset once, found {row!r}: {on!r}; the rows are {list(rows)}")
         found[frozenset(on)] = row
     every, stages = frozenset().union(*found), [stage.name for stage in recipe.funnel.stages]

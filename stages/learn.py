@@ -286,11 +286,11 @@ def load_calibration(path: Path) -> Calibration:
     kept = check_keys(str(path), read_json(path), {"kind": one_of(*CALIBRATIONS)})
     if kept.pop("kind") == "temperature":
         check_keys(str(path), kept, dict.fromkeys(("temperature", "shift"), NUMBER))
-        return Temperature(kept["temperature"], kept["shift"])
+        return Temperature(float(kept["temperature"]), float(kept["shift"]))
     check_keys(str(path), kept, dict.fromkeys(("x", "y"), each(NUMBER)))
     if len(kept["x"]) != len(kept["y"]) or not kept["x"]:
         raise KarmafunnelError(f"{path}: needed as many x as y, at least one, found {len(kept['x'])} and {len(kept['y'])}")
-    return Isotonic(kept["x"], kept["y"])
+    return Isotonic(list(map(float, kept["x"])), list(map(float, kept["y"])))
 
 
 def check_calibrated(stage: Boosted | Neural) -> None:

@@ -314,6 +314,7 @@ BROKEN = {
     "raises something odd": "class E(Exception):\n  def __str__(self): return 5\nraise E",
     "five": "funnel = 5",
     "label of five": RECIPE + "label = 5", "text of five": RECIPE + "embedders = 'x'", "a huge number": RECIPE + "embedders = 10**5000",
+    "raises the base of all": "raise BaseException('x')", "a grid of numbers": RECIPE + "rows, against, grid = {'a': {}}, 'a', {'a': 3}",
     "panics": "import polars as pl\nraise pl.exceptions.PanicException('x')",
 }  # fmt: skip
 

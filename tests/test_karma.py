@@ -760,7 +760,7 @@ def test_serving_loads_no_head_of_its_own(shop: Log, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "damage", "says"),
     [
-        ("embedding.json", "{}", "embedding.json without class"), ("tensors.safetensors", "vectors", "tensors without vectors"),
+        ("embedding.json", "{}", "embedding.json: needed class"), ("tensors.safetensors", "vectors", "tensors without vectors"),
         ("tensors.safetensors", "rows", "5 rows of vectors for the"), ("decoders.safetensors", "torn", "needed a checkpoint"),
         ("decoders.safetensors", "prior", "needed the prior"), ("decoders.safetensors", "rec.map.weight", "needed all weights"),
     ],

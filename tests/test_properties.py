@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -17,12 +18,15 @@ from hypothesis import strategies as st
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
+from karmafunnel.models.ctr import Shape, TwoTower, TwoTowerConfig, load_ctr, save_ctr
+from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.simulator.arrivals import Poisson
 from karmafunnel.simulator.credit import quality_under_load
 from karmafunnel.simulator.figures import Measure
 from karmafunnel.simulator.measures import Run, compare, measure
 from karmafunnel.simulator.queueing import Simulation, simulate
 from karmafunnel.simulator.services import FULL, NOTHING, Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
+from karmafunnel.stages.learn import Isotonic, Temperature, load_calibration, save_calibration
 from test_measures import META, by_hand, write
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -328,6 +332,32 @@ def test_a_simulation_json_of_another_kind_is_refused_or_read(value, tmp_path):
             Simulation.open(tmp_path / "load").summary()
         except KarmafunnelError as error:
             assert str(tmp_path / "load") in str(error) and len(str(error)) < 1500
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda v: ascii(v)[:30])
+def test_json_of_what_was_fitted_of_another_kind_is_refused_or_read(value, tmp_path, shop):
+    """Word vectors, a click model and its calibration."""
+    words, net = TfidfSVD(dim=4), TwoTower(Shape(9, 2), TwoTowerConfig(dim=4, out=4))
+    words.fit(shop).save(tmp_path / "words")
+    save_ctr(net, tmp_path / "net")
+    save_calibration(Isotonic([0.0, 1.0], [0.1, 0.9]), tmp_path / "steps.json")
+    save_calibration(Temperature(1.0, 0.0), tmp_path / "slope.json")
+    kept = {
+        tmp_path / "words" / "embedding.json": lambda: words.load(tmp_path / "words", shop).interests(np.array([0])),
+        tmp_path / "net" / "model.json": lambda: load_ctr(tmp_path / "net"),
+        tmp_path / "steps.json": lambda: load_calibration(tmp_path / "steps.json")(np.array([0.5])),
+        tmp_path / "slope.json": lambda: load_calibration(tmp_path / "slope.json")(np.array([0.5])),
+    }
+    for path, read in kept.items():
+        (path.parent / "digests.json").unlink(missing_ok=True)
+        whole = json.loads(path.read_text())
+        if "extras" in whole:
+            whole["extras"] = {"vocabulary": whole["extras"]["vocabulary"]}
+        ways = [made for made in changed(whole, value)]
+        for made in [*ways[:60], *ways[-60:]]:
+            path.write_text(json.dumps(made))
+            with contextlib.suppress(KarmafunnelError):
+                read()
 
 
 # -- a Run and the deployment of another funnel ----------------------------------------------------------------------------

@@ -28,14 +28,19 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from ...bounds import needs
+from ...bounds import Bound, needs
+from ...errors import line_of
 from ...files import atomic_folder, intact, read_json, remove, write_json
 from ...log import KarmafunnelError, Log, read
+from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
 from ..embedders import Progress, Typed, known_in_w1
 from ..tensors import resumed, write_tensors
 
 VERSION = 1  # of the pre-training: a base is kept by it
 BOS = "<|text|>"
+DTYPES = ("float32", "bfloat16", "float16")
+TOKEN = number(Bound(0, 10_000_000))
+DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "bos": TOKEN, "pad": TOKEN}  # of a model, as JSON
 SAVE_EVERY = 100  # steps of pre-training between two checkpoints
 
 
@@ -165,13 +170,17 @@ class LM:
             raise KarmafunnelError(f"{who}: needed a model that reads {cells} tokens, found a context of {self.context}")
 
     @staticmethod
-    def rebuild(description: dict[str, Any]) -> LM:
-        """A model of that description, its weights still to be loaded."""
-        config = AutoConfig.for_model(**description["config"])
-        with torch.random.fork_rng():
-            dtype = getattr(torch, description.get("dtype", "float32"))  # not by a cast, which would take the rotary table, too
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
-        tokenizer = Tokenizer.from_str(description["tokenizer"])
+    def rebuild(description: Any, who: str) -> LM:
+        """A model of that description, its weights still to be loaded; raises KarmafunnelError for one that is none."""
+        check_keys(who, description, DESCRIPTION, {"dtype": one_of(*DTYPES)})
+        try:
+            config = AutoConfig.for_model(**description["config"])
+            with torch.random.fork_rng():
+                dtype = getattr(torch, description.get("dtype", "float32"))  # not by a cast, which would take the rotary table, too
+                model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+            tokenizer = Tokenizer.from_str(description["tokenizer"])
+        except Exception as error:  # of transformers and tokenizers, which raise what they like
+            raise KarmafunnelError(f"{who}: needed a causal LM and its tokenizer, found: {line_of(error)[:300]}") from error
         return LM(model, tokenizer, description["bos"], description["pad"], {})
 
 
@@ -379,8 +388,8 @@ def byte_pairs(texts: list[str], vocab: int) -> Tokenizer:
 
 def keep(file: Path, named: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
     tensors = {f"weight.{name}": p.detach() for name, p in named.items()}
-    for number, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{number}.{key}": x for key, x in state.items()}
+    for place, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{place}.{key}": x for key, x in state.items()}
     write_tensors(file, tensors, {"step": step, "seconds": seconds})
 
 
@@ -404,14 +413,14 @@ def open_base(folder: Path, device: str) -> LM:
     """A base that `Qwen` kept; raises KarmafunnelError naming the folder when it cannot be read."""
     try:
         description = read_json(folder / "base.json")
-        lm = LM.rebuild(description)
+        lm = LM.rebuild(description, f"{folder}/base.json")
         with safe_open(folder / "model.safetensors", framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KarmafunnelError, KeyError) as error:
         raise KarmafunnelError(f"{folder}: needed a pre-trained base, found: {error}; delete it to start again") from error
     put_weights(lm.model, weights, str(folder))
     lm.model.to(device)
-    lm.facts = description["facts"]
+    lm.facts = dict(description.get("facts") or {})
     return lm
 
 

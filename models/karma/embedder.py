@@ -28,6 +28,7 @@ from ..embedders import (
     decayed_mean,
     known_in_w1,
     read_saved,
+    read_words,
     silent,
     unit_rows,
     w1_sequences,
@@ -248,11 +249,11 @@ class KARMA(Embedder):
         words = ("lexical.idf", "lexical.directions") if self.lexical else ()
         tensors, description = read_saved(self, folder, log, "vectors", *words)
         vectors = tensors.pop("vectors")
-        lm = LM.rebuild(description["extras"]["lm"])
+        lm = LM.rebuild(description["extras"].get("lm"), f"{folder}/embedding.json: lm")
         lexical = None
         if self.lexical is not None:
             idf, directions = (tensors.pop(name) for name in words)
-            lexical = TfidfSVDEmbedding(self.lexical, log, description["extras"]["vocabulary"], idf, directions)
+            lexical = TfidfSVDEmbedding(self.lexical, log, read_words(folder, description, len(idf)), idf, directions)
         network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual, self.d_asked)
         weights = {k: torch.from_numpy(v) for k, v in tensors.items()}
         put_weights(network, weights, str(folder), not_served(network))
@@ -584,7 +585,7 @@ class FrozenLM(Embedder):
 
     def load(self, folder: Path | str, log: Log) -> FrozenLMEmbedding:
         tensors, description = read_saved(self, folder, log, "items", "shift", "turn")
-        lm = LM.rebuild(description["extras"]["lm"])
+        lm = LM.rebuild(description["extras"].get("lm"), f"{folder}/embedding.json: lm")
         weights = {k.removeprefix("model."): torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}
         put_weights(lm.model, weights, str(folder))
         return FrozenLMEmbedding(self, log, lm, tensors["items"], tensors["shift"], tensors["turn"], description["facts"])
