@@ -463,6 +463,12 @@ def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: 
         *filter(None, [shared]),
         ", ".join(filter(None, [made, processor(), f"{os.cpu_count()} cores", f"commit {commit() or 'unknown'}"])),
         *(f"{line['row']}: {line['note']}" for line in lines if line["note"]),
+        *(
+            f"{line['row']}, {name}: {d['note'].removeprefix('n/a: ')}"
+            for line in lines
+            for name, d in line["differences"].items()
+            if "not compared" in d.get("note", "")
+        ),
         *definitions(lines),
     ]
 

@@ -126,7 +126,7 @@ def busy_servers(simulation: Simulation) -> Plot:
     data: list[Plot] = [
         {
             "type": "bar", "orientation": "h", "y": labels, "x": used, "marker": {"color": [colours[name] for name in names]},
-            "text": [percent(x) for x in used], "textposition": "inside", "insidetextanchor": "start", "constraintext": "none",
+            "text": [percent(x) for x in used], "textposition": "inside", "insidetextanchor": "start", "constraintext": "none", "textangle": 0,
             "hovertemplate": rich("<b>%{y}</b><br>busy %{x:.1%} of the time<extra></extra>"),
         },
         {

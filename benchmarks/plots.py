@@ -116,6 +116,7 @@ def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str
     if rows["kept"]["money_share"] is not None:
         kinds.append(("money", "money_share", "their money"))
     domains, height = panes(len(kinds), 2, 34 * len(names), gap=0.04)
+    ticks = {"tickvals": [0, 0.25, 0.5, 0.75, 1]}
     data, layout = [], blank(height, left=20) | {"bargap": 0.28}
     for i, (kind, share, title) in enumerate(kinds):
         left, bases, widths, texts, hovers = 1.0, [0.0], [1.0], [], []
@@ -142,7 +143,7 @@ def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str
             }
         )  # fmt: skip
         x, y = domains[i]
-        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "range": [0, 1.26], "tickformat": ".0%", "dtick": 0.25}
+        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "range": [0, 1.26], "tickformat": ".0%"} | ticks
         layout[axis(i, "y")] = {"domain": y, "anchor": on(i)["xaxis"], "autorange": "reversed", "showgrid": False}
         layout[axis(i, "y")] |= {"showticklabels": i == 0, "automargin": True}
         layout["annotations"].append(heading(title, domains[i]))

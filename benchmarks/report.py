@@ -163,7 +163,9 @@ def summary(entries: Sequence[Entry]) -> Section:
     if len(entries) == 1:
         return Section("summary", "At a glance", "At a glance", [Text(said[0]), Cards(facts[0])])
     heads = ["", *(what.replace(f"after {entries[0].stages[-1]}", "after the last stage") for what, _, _ in facts[0])]
-    rows = [[e.name, *(Value(big, small) for _, big, small in told)] for e, told in zip(entries, facts, strict=True)]
+    rows: list[list[Words | Value | Bar]] = [
+        [e.name, *(Value(big, small) for _, big, small in told)] for e, told in zip(entries, facts, strict=True)
+    ]
     points = Points([rich("<b>{}</b>: {}", e.name, text) for e, text in zip(entries, said, strict=True)])
     return Section("summary", "At a glance", "At a glance", [points, Table(heads, rows, stacked=True)])
 

@@ -482,8 +482,9 @@ def booktabs(
 
 def measures(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> Measures:
     """The table as a block of a page: numbered notes below it, and the definitions, open unless `fold`."""
-    look = "measures" if across == "measure" and "difference" not in rows[0] else "measures by-line"
-    return Measures(sheet(rows, across), look, fold)
+    made = sheet(rows, across)
+    few = "difference" in rows[0] or (across == "label" and len(made.columns) <= 4)  # there is room for an interval beside its value
+    return Measures(made, "measures by-line" if few else "measures", fold)
 
 
 def to_html(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> str:

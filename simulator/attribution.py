@@ -98,8 +98,9 @@ def attribute(
                 row["note"] = row["note"] or why
         else:
             games.append((mine, [_paired(known[s::seeds]) for s in range(seeds)]))
-    asked = [e for _, by_seed in games for subset_values in by_seed for e in subset_values]
-    drawn = {id(e): s for e, s in zip(asked, resample(asked, users, resamples, seed) if users > 1 else [], strict=False)}
+    known_all = [e for _, by_seed in games for subset_values in by_seed for e in subset_values]
+    samples = resample(known_all, users, resamples, seed) if users > 1 else []
+    drawn = {id(e): s for e, s in zip(known_all, samples, strict=False)}
     for mine, by_seed in games:
         _play(mine, every, by_seed, drawn, seed)
     marks = holm([np.nan if row["p"] is None else row["p"] for row in rows])

@@ -62,13 +62,20 @@ function wrapped(layout, width) {
     const own = names.find((i) => layout["xaxis" + i].domain && layout["xaxis" + i].domain[0] === a.x && layout["yaxis" + i].domain[1] === a.y);
     const share = own === undefined ? 1 : layout["xaxis" + own].domain[1] - a.x;
     const most = Math.max(12, Math.floor((share * inner) / (0.56 * a.font.size)));
-    let line = 0;
-    const text = a.text.split(" ").reduce((all, word) => {
-      const size = word.replace(/<[^>]*>/g, "").replace(/&[^;]*;/g, "x").length;
-      const fits = !all || line + 1 + size <= most;
-      line = fits ? line + 1 + size : size;
-      return all + (all ? (fits ? " " : "<br>") : "") + word;
-    }, "");
+    const seen = (token) => (/^<[^>]*>$/.test(token) ? 0 : 1); // tags take no place, entities that of one letter
+    let line = 0, text = "";
+    for (const word of a.text.split(" ")) {
+      const tokens = word.match(/<[^>]*>|&[^;]*;|[^]/g) || [];
+      const size = tokens.reduce((sum, token) => sum + seen(token), 0);
+      const fits = line + size < most;
+      if (text) text += fits ? " " : "<br>";
+      line = text && fits ? line + 1 : 0;
+      for (const token of tokens) {
+        if (line >= most && seen(token)) { text += "<br>"; line = 0; } // a name without a blank
+        text += token;
+        line += seen(token);
+      }
+    }
     return { ...a, text, align: "left" };
   });
   return { ...layout, annotations };

@@ -32,6 +32,12 @@ LOOK = """(async () => {
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   document.querySelectorAll("details").forEach((one) => { one.open = true; });
   for (let y = 0; y < document.documentElement.scrollHeight; y += 700) { scrollTo({ top: y, behavior: "instant" }); await pause(60); }
+  for (const place of document.querySelectorAll(".plot")) {
+    for (let tries = 0; tries < 100 && !place.querySelector("svg"); tries++) { // a busy machine draws late
+      place.scrollIntoView({ behavior: "instant" });
+      await pause(50);
+    }
+  }
   scrollTo({ top: 0, behavior: "instant" });
   await pause(250);
   const cut = [...document.querySelectorAll(".wide")].filter((box) => box.scrollWidth > box.clientWidth + 1);
