@@ -653,7 +653,7 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
         for part in key.split("."):
             there = there.get(part, wanted) if isinstance(there, dict) else wanted
         if there != json.loads(json.dumps(wanted, default=str)):
-            told = _apart(*("not set" if value is None else str(value) for value in (there, wanted)))
+            told = _apart(str(there), str(wanted))
             raise KarmafunnelError(
                 f"{who}: {place} holds another {kind.name}: its {key.replace('.', ' ')} is {told[0]}, not {told[1]}; --force replaces it"
             )

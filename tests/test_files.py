@@ -358,7 +358,7 @@ def test_something_else_of_ours_needs_force(log, recipe, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     before = contents(tmp_path / "run")
     for change, says in (
-        ({"seed": 1}, "its seed is 0, not 1"), ({"limit": 10}, "its limit is not set, not 10"), ({"window": "W2b"}, "its window is W3, not W2b"),
+        ({"seed": 1}, "its seed is 0, not 1"), ({"limit": 10}, "its limit is None, not 10"), ({"window": "W2b"}, "its window is W3, not W2b"),
     ):  # fmt: skip
         with pytest.raises(KarmafunnelError, match=f"holds another Run: {says}; --force replaces it"):
             replay(recipe, log, tmp_path / "run", cache=cache, **change)  # type: ignore[arg-type]
