@@ -202,7 +202,7 @@ def members(session: int) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
-                stat = Path(entry.path, "stat").read_text()
+                stat = Path(entry.path, "stat").read_text(encoding="utf-8")
             except OSError:
                 continue
             state, _, _, of = stat.rpartition(")")[2].split()[:4]
@@ -223,7 +223,7 @@ def end_session(session: int) -> None:
 def memory(pid: int) -> int:
     """Bytes of memory that a process holds; 0 for one that is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
     except (OSError, IndexError):
         return 0
 

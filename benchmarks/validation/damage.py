@@ -102,7 +102,7 @@ def prepare(shop: Shop) -> None:
     embedding."""
     if (shop.made / "shards").exists():
         return
-    (shop.made / "load.py").write_text(LOAD)
+    (shop.made / "load.py").write_text(LOAD, encoding="utf-8")
     copy(shop.made / "run", shop.made / "run2")
     for _ in range(20):
         shop.fresh(("log", "every.py", "cache"))

@@ -264,11 +264,11 @@ def make(shop: Shop) -> None:
     for name, n in (("log", 2700), ("small", 300)):
         Log.make(**frames(n_requests=n, seed=3), meta=META | {"name": name}).write(shop.made / name)
     for name, text in (("every", EVERY), ("plain", PLAIN), ("rows", ROWS)):
-        (shop.made / f"{name}.py").write_text(text)
+        (shop.made / f"{name}.py").write_text(text, encoding="utf-8")
     for name, seed in (("raw", 0), ("raw2", 1)):
         (shop.made / name).mkdir()
-        (shop.made / name / "online_retail.csv").write_text(retail(seed))
-    (shop.made / "services.toml").write_text(SERVICES)
+        (shop.made / name / "online_retail.csv").write_text(retail(seed), encoding="utf-8")
+    (shop.made / "services.toml").write_text(SERVICES, encoding="utf-8")
     shop.fresh(INPUTS)
     shop.must("replay", "every.py", "log", "--out", "run")
     shop.must(

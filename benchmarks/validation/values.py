@@ -91,9 +91,9 @@ KEPT = ("small", "raw", "services.toml", "plain.py", "rows.py", "afile", "afolde
 
 def strangers(work: Path) -> None:
     """Things in the work folder that are nobody's results."""
-    (work / "afile").write_text("a person's file\n")
+    (work / "afile").write_text("a person's file\n", encoding="utf-8")
     (work / "afolder").mkdir()
-    (work / "afolder" / "thesis.txt").write_text("a person's work\n")
+    (work / "afolder" / "thesis.txt").write_text("a person's work\n", encoding="utf-8")
     (work / "dangling").symlink_to("nowhere")
     (work / "link").symlink_to("afolder")
 
@@ -428,7 +428,7 @@ def logs(rng: np.random.Generator) -> tuple[str, Callable[[Shop], tuple[str, str
             ("small2" if through else "small") if word == "small" else word
             for word in words.split()
         ]
-        (shop.work / "baseline.py").write_text(BASELINE)
+        (shop.work / "baseline.py").write_text(BASELINE, encoding="utf-8")
         outcome, told = judged(shop, argv, result, kept_now(shop))
         return outcome, f"{what}{' through Log.make' if through else ''}; {told}"
 
@@ -516,7 +516,7 @@ def documents(rng: np.random.Generator) -> tuple[str, Callable[[Shop], tuple[str
 
         shop.fresh((*INPUTS, "table", "every.py", *(["log"] if "cache" in where else [])))
         strangers(shop.work)
-        (shop.work / "load.py").write_text(LOAD)
+        (shop.work / "load.py").write_text(LOAD, encoding="utf-8")
         paths = sorted(path for path in shop.work.glob(where) if path.name != "digests.json")
         path = paths[int(draw[0] * len(paths))]
         document = json.loads(path.read_text(encoding="utf-8"))
