@@ -73,12 +73,12 @@ def rows(log: Log) -> dict[str, Row]:
 
 
 def gains(run: Run, k: int = K) -> pl.DataFrame:
-    """Requests with a relevant item: user_id, and what the ranker adds to having one in the first k (-1, 0, 1)."""
+    """Requests with a relevant item: user_id, whether the first k of `prerank` and of `rank` hold one, and the `gain` (-1, 0, 1)."""
     hit = [(pl.col(f"{stage}.rank") <= k).fill_null(False).any().alias(stage) for stage in ("prerank", "rank")]
     found = run.read("ledger").group_by("request_id", maintain_order=True).agg(hit)
     gain = (pl.col("rank").cast(pl.Int8) - pl.col("prerank").cast(pl.Int8)).alias("gain")
     users = run.read("requests", "request_id", "user_id")
-    return found.join(users, on="request_id", maintain_order="left").select("user_id", gain)
+    return found.join(users, on="request_id", maintain_order="left").select("user_id", "prerank", "rank", gain)
 
 
 def together(worlds: list[pl.DataFrame], draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
@@ -118,13 +118,9 @@ def main(worlds: str, row_name: str, window: str, out: Path) -> None:
         log = Log.open(place)
         if not (run / "run.json").exists():
             replay(load_recipe(__file__, log).row(row_name), log, run, window=window, cache=cache_root(), console=console, command=command)
-        opened = Run.open(run)
-        found.append(gains(opened))
-        at = [
-            opened.read("ledger").group_by("request_id").agg((pl.col(f"{s}.rank") <= K).fill_null(False).any().alias("hit"))["hit"].mean()
-            for s in ("prerank", "rank")
-        ]
-        lines.append(f"| {seed} | {found[-1].height:,} | {at[0]:.3f} | {at[1]:.3f} | {found[-1]['gain'].mean():+.3f} |")
+        found.append(gains(Run.open(run)))
+        before, after, gain = (float(found[-1][name].to_numpy().mean()) for name in ("prerank", "rank", "gain"))
+        lines.append(f"| {seed} | {found[-1].height:,} | {before:.3f} | {after:.3f} | {gain:+.3f} |")
     value, low, high = together(found)
     lines.append(f"| all | {sum(f.height for f in found):,} |  |  | **{value:+.3f} [{low:+.3f}, {high:+.3f}]** |")
     note = f"`{command}`, window {window}, row '{row_name}', {date.today()}, {processor()}, commit {commit()}"
