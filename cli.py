@@ -118,7 +118,16 @@ def main() -> None:
     """
 
 
-folder = click.Path(path_type=Path)
+class Place(click.Path):
+    """A path; an empty one, such as of a variable that is not set, is refused: it would be the folder where one stands."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("needs a path, found an empty text", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+folder = Place(path_type=Path)
 log_argument = click.argument("log", type=folder)
 seed_option = click.option("--seed", type=Number("seed"), default=0, show_default=True)
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -983,7 +992,7 @@ def profile(
     from .simulator.recipe import load_recipe
     from .simulator.services import with_policies
 
-    html = services.with_suffix(".html")
+    html = services.parent / f"{services.stem}.html"
     if html == services:
         raise KarmafunnelError(f"profile: --out {services} needs to be a TOML file; the page goes into an .html file beside it")
     claimed(services, SERVICES, log, recipe, force=force)

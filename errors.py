@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
 class KarmafunnelError(ValueError):
     """A clear refusal: who refuses, what was needed, what was found."""
+
+
+class NotWrittenError(KarmafunnelError):
+    """Nothing could be written there: the disk or its rights are at fault, whatever it was."""
 
 
 def line_of(error: BaseException) -> str:
@@ -16,6 +21,11 @@ def line_of(error: BaseException) -> str:
     except Exception:  # a class of a recipe's own
         text = "an error that cannot say what it is"
     return " ".join((text if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {text}").split())
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether memory of the machine or of a GPU was short, whichever library says so: with more to spare the same may go well."""
+    return re.search(r"MemoryError|an(no|')t allocate memory", line_of(error)) is not None
 
 
 def quoted(value: Any, most: int = 200) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from typing import Any
 
 import polars as pl
 
-from .errors import KarmafunnelError, line_of
+from .errors import KarmafunnelError, NotWrittenError, line_of
 from .terminal import visible
 
 try:
@@ -42,6 +43,7 @@ DAY = 86_400.0  # seconds after which what cannot be locked counts as left behin
 DIGESTS = "digests.json"
 PAGE_MARK = '<meta name="generator" content="karmafunnel">'
 TEXT_MARK = "# karmafunnel wrote this; digest of what follows: "
+NOTHING_LEFT = "; nothing of it was left"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -157,7 +159,8 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def _old(folder: Path) -> Path:
     """Where an older folder waits while it is replaced on a system that cannot swap two."""
-    return folder.with_name(f".karmafunnel-{hashlib.blake2b(os.fsencode(folder.name), digest_size=8).hexdigest()}.old")
+    folder = Path(os.path.realpath(folder))
+    return folder.parent / f".karmafunnel-{hashlib.blake2b(os.fsencode(folder.name), digest_size=8).hexdigest()}.old"
 
 
 def settle(folder: Path) -> None:
@@ -221,17 +224,27 @@ def _sync_one(path: Path | str) -> None:
 
 
 def why_not_written(error: BaseException) -> str | None:
-    """Why the disk took nothing more, whichever library says so; None for another error."""
-    text = str(error)
-    for code in DISK:
-        if getattr(error, "errno", None) == code or os.strerror(code) in text or f"os error {code})" in text:
-            return os.strerror(code)
+    """Why the disk took nothing more, whichever library says so, also beneath another error; None for other errors."""
+    beneath: BaseException | None = error
+    for _ in range(20):
+        if beneath is None:
+            break
+        text = str(beneath)
+        for code in DISK:
+            if getattr(beneath, "errno", None) == code or os.strerror(code) in text or f"os error {code})" in text:
+                return os.strerror(code)
+        beneath = beneath.__cause__ or (None if beneath.__suppress_context__ else beneath.__context__)
     return None
+
+
+def not_written(error: BaseException) -> bool:
+    """Whether the disk is at fault, whatever was to be written."""
+    return isinstance(error, NotWrittenError) or why_not_written(error) is not None
 
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Where writing fails inside: KarmafunnelError with one line that names the path. Other errors are left as they are."""
+    """Where writing fails inside: NotWrittenError with one line that names the path. Other errors are left as they are."""
     try:
         yield
     except KarmafunnelError:
@@ -242,7 +255,7 @@ def _told(path: Path) -> Iterator[None]:
             reason = error.strerror
         if reason is None:
             raise
-        raise KarmafunnelError(f"{path}: could not be written: {reason}; nothing of it was left") from error
+        raise NotWrittenError(f"{path}: could not be written: {reason}{NOTHING_LEFT}") from error
 
 
 def _in_temporary(path: Path) -> bool:
@@ -315,7 +328,7 @@ def _begun(path: Path, make: Callable[[Path], Any], durable: bool) -> tuple[Path
             settle(path)
         return _begin(path.parent, make)
     except OSError as error:
-        raise KarmafunnelError(f"{path}: needs a folder that can be written, found: {error.strerror or error}") from error
+        raise NotWrittenError(f"{path}: needs a folder that can be written, found: {error.strerror or error}") from error
 
 
 def write_bytes(path: Path | str, content: bytes, *, durable: bool = True) -> Path:
@@ -328,6 +341,16 @@ def write_bytes(path: Path | str, content: bytes, *, durable: bool = True) -> Pa
 def write_text(path: Path | str, text: str, *, durable: bool = True) -> Path:
     """Write a text as UTF-8 with the line ends that it has, whole or not at all; returns its path."""
     return write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
+
+
+def write_parquet(path: Path | str, frame: pl.DataFrame, **options: Any) -> Path:
+    """Write a Parquet file, whole or not at all; returns its path. `options`: those of `polars.DataFrame.write_parquet`.
+
+    It is made in memory: polars itself does not say that a disk is full ("transport error").
+    """
+    made = io.BytesIO()
+    frame.write_parquet(made, **options)
+    return write_bytes(path, made.getvalue())
 
 
 def write_json(path: Path | str, value: Any, *, durable: bool = True) -> Path:
@@ -587,7 +610,8 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
         if held is None:
             raise KarmafunnelError(f"{who}: {place} is being written by another process; wait for it, or name another place")
         if held >= 0:
-            path.write_text(f"{who} (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
+            with contextlib.suppress(OSError):  # a full disk is told by what is written
+                path.write_text(f"{who} (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
     except OSError as error:
         raise KarmafunnelError(f"{who}: {place} needs a folder that can be written, found: {error.strerror or error}") from error
     try:

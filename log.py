@@ -24,6 +24,7 @@ from .errors import line_of as line_of
 from .files import LOG, claim, open_table, read_json, say, settle
 from .files import atomic_folder as atomic_folder
 from .files import write_json as write_json
+from .files import write_parquet as write_parquet
 from .layout import CAPABILITIES as CAPABILITIES
 from .layout import TABLES as TABLES
 from .layout import TS as TS
@@ -95,7 +96,7 @@ def write_tables(
     wants = {key: meta.get(key) for key in ("name", "source", "sample")}
     with claim(folder, "write", LOG, wants=wants, force=force), atomic_folder(folder) as temporary:
         for name, frame in tables.items():
-            frame.write_parquet(temporary / f"{name}.parquet", compression="zstd", statistics=True)
+            write_parquet(temporary / f"{name}.parquet", frame, compression="zstd", statistics=True)
         write_json(temporary / "log.json", meta | contents(temporary, tables))
         if also is not None:
             also(temporary)

@@ -30,8 +30,21 @@ from safetensors.numpy import load_file, save_file
 
 from ..bounds import check_bound, check_seed
 from ..checks import require
-from ..errors import KarmafunnelError, line_of
-from ..files import TABLE, atomic_folder, claim, intact, read_json, read_table, read_text, remove, write_json, write_text
+from ..errors import KarmafunnelError, NotWrittenError, line_of, short_of_memory
+from ..files import (
+    TABLE,
+    atomic_folder,
+    claim,
+    intact,
+    not_written,
+    read_json,
+    read_table,
+    read_text,
+    remove,
+    write_json,
+    write_parquet,
+    write_text,
+)
 from ..log import Log
 from ..models.karma import diagnose
 from ..simulator.attribution import attribute
@@ -131,7 +144,8 @@ def ablate(
 ) -> list[Cell]:  # fmt: skip
     """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that are left for another time.
 
-    `minutes`: no new cell is begun after so long. A cell that failed is not tried again by the same code: remove its `failed.json`.
+    `minutes`: no new cell is begun after so long. A cell that failed is not tried again by the same code: remove its `failed.json`. One
+    that found no memory is left; a full disk ends the table, and the same command goes on.
     `workers`: other processes replay; fitting stays in this one. Raises KarmafunnelError, before anything is fitted, for a recipe
     without rows, an unknown row, measure or device, a limit below 1, a window without requests, an `out` that holds something else or
     (without `force`) the table of another recipe, log, window or limit, and workers that cannot read log and recipe.
@@ -167,18 +181,18 @@ def _ablate(
                 later = [recipe.row(other.row) for other in missing[i + 1 :] if other.row not in recipe.faults]
                 ready[cell] = Variant(row, prepare(row, log, seed, device, cache, console, beside, later), cell.folder / "run")
             except Exception as error:  # whatever it is: one row must not sink a night's work
-                failed(cell, error, say)
+                left += failed(cell, error, say)
         if fresh := [cell for cell in ready if not cell.replayed]:
             say(f"seed {seed}: replaying {len(fresh)} rows together")
             errors = replay_many(
                 [ready[cell] for cell in fresh], log, seed=seed, device=device, limit=limit, cache=cache, window=window, console=console,
                 command=command, workers=workers,
             )  # fmt: skip
-            for cell in fresh:
+            for cell in sorted(fresh, key=lambda cell: ready[cell].out in errors):  # a full disk ends it: first what is done
                 if (fault := errors.get(ready[cell].out)) is None:
                     write_json(cell.folder / "replayed.json", {"key": cell.key})
                 else:
-                    failed(cell, fault, say)
+                    left += failed(cell, fault, say)
         known: dict[Any, Any] = {}
         with console.status("examining vectors") if console else nullcontext():
             for cell, variant in ready.items():
@@ -186,7 +200,7 @@ def _ablate(
                     if cell.replayed:
                         finish(cell, variant, as_row(recipe.rows[cell.row]).embedders, log, window, known)
                 except Exception as error:
-                    failed(cell, error, say)
+                    left += failed(cell, error, say)
     if left:
         say(f"{len(left)} of {len(todo)} cells are left; the same command goes on")
     with console.status("comparing rows") if console else nullcontext():
@@ -194,9 +208,19 @@ def _ablate(
     return left
 
 
-def failed(cell: Cell, error: Exception, say: Progress) -> None:
+def failed(cell: Cell, error: Exception, say: Progress) -> list[Cell]:
+    """Write down that a row failed; returns it if it is left for another time instead: memory was short, which is no row's fault.
+
+    Raises NotWrittenError where the disk is at fault: the next row would fare no better.
+    """
+    if not_written(error):
+        raise NotWrittenError(f"table: {cell.row}, seed {cell.seed}: {line_of(error)}") from error
+    if short_of_memory(error):
+        say(f"{cell.row}, seed {cell.seed} is left for another time: {line_of(error)}")
+        return [cell]
     cell.fails(error)
     say(f"{cell.row}, seed {cell.seed} failed: {line_of(error)}\nto try it again, remove {cell.folder / 'failed.json'}")
+    return []
 
 
 def check(recipe: Recipe, log: Log, window: str, limit: int | None, device: str) -> None:
@@ -217,7 +241,7 @@ def finish(cell: Cell, variant: Variant, own: Collection[str], log: Log, window:
     about = subject(variant.fitted, own)
     facts, similarity, maps = examine(about, variant.fitted, log, Run.open(variant.out), window, known)
     with atomic_folder(cell.folder / "similarity", sealed=True) as temporary:
-        similarity.write_parquet(temporary / "similarity.parquet")
+        write_parquet(temporary / "similarity.parquet", similarity)
         if maps is not None:
             save_file({"maps": maps}, temporary / "attention.safetensors")
     remove(cell.folder / "failed.json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -256,7 +257,8 @@ def replay_paths(
         told = {path if set(modes) - set(order) else path_of(modes, order): modes for path, modes in asked.items()}
         falls_back = any(not modes.get(stages[0], "1").isdecimal() for modes in told.values())
         fallbacks = fit_fallbacks(recipe, fitted, cache) if falls_back else {}
-        waiting = out.with_name(f".{out.name}.paths")  # `out` itself is replaced as a whole
+        at = Path(os.path.realpath(out))
+        waiting = at.with_name(f".{at.name}.paths")  # `out` itself is replaced as a whole
         variants, folders = [Variant(recipe, fitted, out)], {FULL: out}
         for path in told:
             other = along(fitted, path, fallbacks, stale_minutes)

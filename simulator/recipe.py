@@ -140,6 +140,7 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
             values["rows"] = {name: _row_of_log(row, log) for name, row in values["rows"].items()}
             if values["funnel"] is None:
                 values["funnel"] = getattr(values["rows"].get(values["against"]), "funnel", None)
+        values["funnel"] = as_funnel(values["funnel"])
     except KarmafunnelError as error:
         raise error if str(error).startswith("recipe ") else KarmafunnelError(f"recipe {path}: {error}") from error
     except KeyboardInterrupt:
@@ -150,7 +151,7 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
         raise KarmafunnelError(f"recipe {path}: fails with {line_of(error)}") from error
     if values["funnel"] is None:
         raise KarmafunnelError(f"recipe {path}: needs to export `funnel` (a table: or a row `against` with a funnel of its own), found none")
-    funnel, label = as_funnel(values["funnel"]), values["label"] or log.meta["label"]
+    funnel, label = values["funnel"], values["label"] or log.meta["label"]
     embedders = {} if values["embedders"] is None else values["embedders"]
     if not isinstance(funnel, Funnel):
         raise KarmafunnelError(f"recipe {path}: funnel needs stages chained with >>, found {quoted(funnel)}")

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache as once_a_process
 from functools import lru_cache
@@ -35,8 +35,22 @@ import torch
 from .. import __version__
 from ..bounds import check_bound
 from ..checks import require
-from ..files import RUN, Kind, atomic_folder, claim, fault, remove, say, sweep, write_json
-from ..log import KarmafunnelError, Log, line_of, rows_of
+from ..errors import KarmafunnelError, NotWrittenError, line_of
+from ..files import (
+    NOTHING_LEFT,
+    RUN,
+    Kind,
+    atomic_folder,
+    claim,
+    fault,
+    not_written,
+    remove,
+    say,
+    sweep,
+    write_json,
+    write_parquet,
+)
+from ..log import Log, rows_of
 from ..stages.base import (
     ITEM,
     RANK,
@@ -184,12 +198,12 @@ def replay_many(
     with ExitStack() as stack:
         for variant in variants:
             stack.enter_context(claim(variant.out, "replay", RUN, force=True))
-        return _replay_many(variants, log, seed, device, limit, cache, window, chunk, console, command, workers)
+        return _replay_many(variants, log, seed, device, limit, cache, window, chunk, console, command, workers, stack)
 
 
 def _replay_many(
     variants: Sequence[Variant], log: Log, seed: int, device: str, limit: int | None, cache: Path | None, window: str, chunk: int,
-    console: Console | None, command: str | None, workers: Workers | None,
+    console: Console | None, command: str | None, workers: Workers | None, stack: ExitStack,
 ) -> dict[Path, Exception]:  # fmt: skip
     requests = requests_of(log, window, limit)
     numbers = range(-(-len(requests) // chunk))
@@ -197,6 +211,7 @@ def _replay_many(
     partials = {v.out: partial_folder(v.out, described[v.out], chunk).resolve() for v in variants}  # as workers name them
     names = [f"{i:06d}" for i in numbers]
     for folder in partials.values():
+        stack.callback(tidy, folder)
         drop_torn(folder)
     left = [i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())]
     failed: dict[Path, Exception] = {}
@@ -225,12 +240,15 @@ def _replay_many(
     for variant in variants:
         partial = partials[variant.out]
         if partial in failed:
-            sweep(partial)  # of workers that were killed while they wrote
+            failed[partial] = what_stays(failed[partial], partial, len(names))
             continue
-        with atomic_folder(variant.out, sealed=True) as temporary:
-            for name in TABLES:
-                merge([partial / number / f"{name}.parquet" for number in names], temporary / f"{name}.parquet")
-            write_json(temporary / "run.json", described[variant.out])
+        try:
+            with atomic_folder(variant.out, sealed=True) as temporary:
+                for name in TABLES:
+                    merge([partial / number / f"{name}.parquet" for number in names], temporary / f"{name}.parquet")
+                write_json(temporary / "run.json", described[variant.out])
+        except KarmafunnelError as error:
+            raise what_stays(error, partial, len(names)) from error.__cause__
         remove(partial)
     return {variant.out: failed[partials[variant.out]] for variant in variants if partials[variant.out] in failed}
 
@@ -245,6 +263,7 @@ def partial_folder(out: Path, description: Mapping[str, Any], chunk: int) -> Pat
     """Where the shards of a Run wait for each other; those of another Run that was begun in its place go."""
     what = {name: value for name, value in description.items() if name not in ("command", "commit")}
     key = hashlib.sha256(json.dumps([what, chunk, code_key(), replay_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    out = Path(os.path.realpath(out))
     partial = out.with_name(f".{out.name}.{key}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     waits = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.partial")
@@ -252,6 +271,22 @@ def partial_folder(out: Path, description: Mapping[str, Any], chunk: int) -> Pat
         if waits.fullmatch(name) and name != partial.name:
             remove(partial.parent / name)
     return partial
+
+
+def tidy(partial: Path) -> None:
+    """What is left of a replay at its end: whole shards or nothing."""
+    sweep(partial)  # of workers that were killed while they wrote
+    with suppress(OSError):  # shards are in it, or it is gone
+        partial.rmdir()
+
+
+def what_stays(error: Exception, partial: Path, shards: int) -> Exception:
+    """An error of a full disk with what stays of the replay; another one as it is."""
+    whole = sum(name.isdecimal() for name in os.listdir(partial)) if partial.is_dir() else 0
+    if not whole or not not_written(error):
+        return error
+    line = line_of(error).replace(NOTHING_LEFT, "")
+    return NotWrittenError(f"{line}; {whole} of {shards} pieces of the replay stay in {partial}, the same command goes on with them")
 
 
 def drop_torn(partial: Path) -> None:
@@ -283,7 +318,7 @@ def make_shard(
             tables = ledger.shard(requests[number * chunk : (number + 1) * chunk], number)
             with atomic_folder(shard, durable=False, sealed=True) as temporary:
                 for name, frame in tables.items():
-                    frame.write_parquet(temporary / f"{name}.parquet", compression="lz4", statistics=False)
+                    write_parquet(temporary / f"{name}.parquet", frame, compression="lz4", statistics=False)
         except Exception as error:  # one variant must not sink the others
             errors[folder] = error
         ledger.scene.memory.forget({key for key, n in begun.items() if n})  # what no other funnel begins with

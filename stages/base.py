@@ -24,8 +24,10 @@ import polars as pl
 
 from .. import models
 from ..bounds import check_fits, check_name, check_seed, needs
+from ..errors import KarmafunnelError as KarmafunnelError
+from ..errors import quoted
 from ..files import atomic_folder, intact, write_text
-from ..log import KarmafunnelError, Log, hash_ids
+from ..log import Log, hash_ids
 from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
@@ -436,10 +438,12 @@ class Funnel:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        names = [s.name for s in self.stages]
         for stage in (part for whole in self.stages for part in (whole, *getattr(whole, "channels", ()))):
+            if not isinstance(stage, Stage):
+                raise KarmafunnelError(f"funnel: needs stages such as Popular(k=800), found {quoted(stage)}")
             needs(stage, "k")
             check_name(type(stage).__name__, "name", stage.name)
+        names = [s.name for s in self.stages]
         if len(set(names)) < len(names):
             raise KarmafunnelError(f"funnel: needs stages of different names, found {names}; give one a name=")
 

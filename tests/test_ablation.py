@@ -1,11 +1,13 @@
 """Rows of a recipe as a table: resumed to the same bytes, failures that sink nobody, intervals that are compare's; curves."""
 
+import errno
 import io
 import json
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -15,6 +17,7 @@ from karmafunnel.benchmarks import ablation, examine
 from karmafunnel.benchmarks.curves import curve_figure, write_curve
 from karmafunnel.benchmarks.table import text_of
 from karmafunnel.cli import main
+from karmafunnel.errors import NotWrittenError
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import diagnose
@@ -436,6 +439,65 @@ def test_a_failing_row_is_a_line_and_sinks_nobody(log, whole, tmp_path):
     assert found["text"]["differences"]["HR@10"]["difference"] is not None
     for name in ("table.md", "table.html"):
         assert "a hole" in (tmp_path / name).read_text() and "broken" in (tmp_path / name).read_text()
+
+
+@dataclass(frozen=True, repr=False)
+class Breaks(RandomVectors):
+    """Fails as told while it is fitted."""
+
+    error: ClassVar[Exception | None] = None
+
+    def fit(self, *args, **more):
+        if self.error is not None:
+            raise self.error
+        return super().fit(*args, **more)
+
+
+def wrapped(error: Exception) -> Exception:
+    made = RuntimeError("could not be fitted")
+    made.__cause__ = error
+    return made
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("when", ["fit", "replay"])
+@pytest.mark.parametrize(
+    "error", [FULL, OSError(errno.EDQUOT, "Disk quota exceeded"), wrapped(FULL), NotWrittenError("x: Permission denied")], ids=str
+)
+def test_a_full_disk_is_no_rows_fault(error, when, log, whole, tmp_path, monkeypatch):
+    """It ends the table; nothing is written down, and the same call goes on."""
+    recipe, _ = whole
+    mine = with_rows(recipe, {"random": {}, "mine": {"interest": Breaks()}})
+    with monkeypatch.context() as patch:
+        if when == "fit":
+            patch.setattr(Breaks, "error", error)
+        else:
+            patch.setattr(replaying.Ledgers, "shard", raises(error))
+        with pytest.raises(NotWrittenError, match=r"table: (mine|random), seed 0: ") as raised:
+            ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache")
+    assert "\n" not in str(raised.value) and not list(tmp_path.rglob("failed.json"))
+    assert ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache") == []
+    assert all("failed" not in line and line["values"] for line in lines(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=str)
+def test_a_row_that_finds_no_memory_is_left_for_another_time(error, log, whole, tmp_path, monkeypatch):
+    recipe, _ = whole
+    mine = with_rows(recipe, {"mine": {"interest": Breaks()}, "random": {}})
+    monkeypatch.setattr(Breaks, "error", error)
+    (left,) = ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache")
+    assert left.row == "mine" and not list(tmp_path.rglob("failed.json")) and lines(tmp_path / "out")["random"]["values"]
+    monkeypatch.undo()
+    assert ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache") == []
+
+
+def raises(error: Exception) -> Any:
+    def stops(*_: Any) -> None:
+        raise error
+
+    return stops
 
 
 def test_without_the_row_that_all_are_held_against_the_table_says_so(log, whole, tmp_path):

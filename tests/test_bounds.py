@@ -307,14 +307,17 @@ def test_paths_that_are_none(path):
 
 # -- recipes ------------------------------------------------------------------------------------------------------------
 
+JOINS = RECIPE + "from karmafunnel.stages.recall import Join\n"
 BROKEN = {
     "exits": "import sys; sys.exit(0)", "exits with words": "raise SystemExit('so long')", "no Python": "def (", "endless": "def f(): f()\nf()",
     "nested": "x = " + "(" * 1000 + ")" * 1000, "a null byte": "x = '\x00'", "empty": "", "no memory": "x = [0] * 10**18",
-    "exits of the log": "import sys\nfunnel = lambda log: sys.exit(3)", 
+    "exits of the log": "import sys\nfunnel = lambda log: sys.exit(3)",
     "raises something odd": "class E(Exception):\n  def __str__(self): return 5\nraise E",
     "five": "funnel = 5",
     "label of five": RECIPE + "label = 5", "text of five": RECIPE + "embedders = 'x'", "a huge number": RECIPE + "embedders = 10**5000",
     "raises the base of all": "raise BaseException('x')", "a grid of numbers": RECIPE + "rows, against, grid = {'a': {}}, 'a', {'a': 3}",
+    "joins a number": JOINS + "funnel = Join([3], k=10)",
+    "joins a funnel": JOINS + "funnel = Join([funnel >> LightGBMRank(k=3)], k=10)", "goes on with a number": RECIPE + "funnel = funnel >> 3",
     "panics": "import polars as pl\nraise pl.exceptions.PanicException('x')",
 }  # fmt: skip
 
@@ -333,6 +336,12 @@ def test_recipes_that_are_no_text(shop, tmp_path):
     for name in ("latin.py", "binary.py", "folder.py", "none.py", "a\x00b"):
         said = refused(lambda: load_recipe(str(tmp_path / name), shop))  # noqa: B023
         assert "recipe" in said or "UTF-8" in said
+
+
+def test_a_recipe_can_be_interrupted(shop, tmp_path):
+    (tmp_path / "mine.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_recipe(str(tmp_path / "mine.py"), shop)
 
 
 def test_a_row_that_exits_is_a_failed_line(shop, tmp_path):

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import karmafunnel
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 from karmafunnel import files
 from karmafunnel.cli import main
-from karmafunnel.errors import KarmafunnelError
+from karmafunnel.errors import KarmafunnelError, NotWrittenError
 from karmafunnel.files import (
     DIGESTS,
     EMBEDDING,
@@ -38,11 +39,13 @@ from karmafunnel.files import (
     intact,
     marked,
     read_json,
+    read_table,
     read_text,
     seal,
     settle,
     sweep,
     write_json,
+    write_parquet,
     write_text,
 )  # fmt: skip
 from karmafunnel.log import Log, read
@@ -254,6 +257,69 @@ def test_a_full_disk_is_one_line_that_names_the_place(tmp_path, writer, error):
     assert "\n" not in str(raised.value) and os.listdir(tmp_path) == []
     with pytest.raises(ZeroDivisionError), writer(tmp_path / "place"):
         raise ZeroDivisionError
+
+
+def test_a_table_on_a_full_disk_says_so(tmp_path):
+    """Polars itself, writing to a file, would say no more than "transport error"."""
+    before, old = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
+    try:
+        with pytest.raises(NotWrittenError, match=r"place: could not be written: File too large"), atomic_folder(tmp_path / "place") as made:
+            write_parquet(made / "x.parquet", pl.DataFrame({"a": range(100_000)}).sample(fraction=1, shuffle=True, seed=0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, old)
+    assert os.listdir(tmp_path) == []
+    write_parquet(tmp_path / "x.parquet", pl.DataFrame({"a": [1]}), compression="lz4")
+    assert read_table(tmp_path / "x.parquet")["a"].to_list() == [1]
+
+
+def test_a_full_disk_is_found_beneath_other_errors():
+    full = OSError(errno.ENOSPC, "No space left on device")
+    try:
+        try:
+            raise full
+        except OSError as error:
+            raise RuntimeError("the row is broken") from error
+    except RuntimeError as error:
+        assert files.not_written(error)
+    assert not files.not_written(RuntimeError("the row is broken")) and files.not_written(NotWrittenError("Permission denied"))
+
+
+@pytest.mark.parametrize(("at", "stays"), [(0, 0), (2, 2), (None, 7)])
+def test_a_replay_on_a_full_disk_says_what_stays_of_it(at, stays, log, recipe, run, tmp_path, monkeypatch):
+    """The disk is full while a shard is written, or (None) while all are merged."""
+    real, disk = write_parquet, OSError(errno.ENOSPC, "No space left on device")
+
+    def full(path, *frame, **options):
+        if at is None or (path.parent.parent.name.endswith(".partial") and sum(s.is_dir() for s in path.parent.parent.glob("0*")) == at):
+            raise disk
+        return real(path, *frame, **options)
+
+    monkeypatch.setattr(replaying, "merge" if at is None else "write_parquet", full)
+    with pytest.raises(NotWrittenError, match="could not be written: No space left on device") as raised:
+        replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+    names = os.listdir(tmp_path)
+    if stays:
+        (partial,) = names
+        says = f"; {stays} of 7 pieces of the replay stay in {tmp_path / partial}, the same command goes on with them"
+        assert str(raised.value).endswith(says)
+        assert "nothing of it was left" not in str(raised.value) and sorted(os.listdir(tmp_path / partial)) == [f"{i:06d}" for i in range(stays)]
+    else:
+        assert names == [] and str(raised.value).endswith("nothing of it was left")
+    monkeypatch.undo()
+    replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+    assert contents(tmp_path / "run") == contents(run) and os.listdir(tmp_path) == ["run"]
+
+
+def test_a_replay_that_fails_at_once_leaves_no_empty_folder(log, recipe, run, tmp_path, monkeypatch):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replaying.Ledgers, "shard", stops)
+    with pytest.raises(KeyboardInterrupt):
+        replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+    assert os.listdir(tmp_path) == []
 
 
 def small_files() -> None:
@@ -654,6 +720,32 @@ def test_names_are_taken_as_they_stand(log, run, tmp_path):
         Log.open(tmp_path / "log[ab]")
 
 
+PLACES = [
+    (name, param.name) for name, one in main.commands.items() for param in one.params if isinstance(param.type, click.Path)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "place"), PLACES)
+def test_an_empty_path_is_refused(name, place):
+    words = [name]
+    for param in main.commands[name].params:
+        if isinstance(param, click.Argument) or param.name == place:
+            words += param.opts[:1] * isinstance(param, click.Option) + ["" if param.name == place else "1"]
+    answer = ran(*words)
+    assert answer.exit_code == 2 and "needs a path, found an empty text" in answer.stderr and "Traceback" not in answer.output
+
+
+def test_places_without_a_name_are_places(log, recipe, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("", ".", "/"):
+        for what in (Run, Simulation, Log):
+            with pytest.raises(KarmafunnelError, match="need"):
+                what.open(place)
+    assert len(PLACES) > 20
+    monkeypatch.chdir(run)
+    assert Run.open(".").read("requests").height == 100
+
+
 def test_texts_are_utf_8_whatever_the_locale(tmp_path):
     path = tmp_path / "t.json"
     code = (
@@ -691,7 +783,7 @@ def test_every_text_says_its_encoding_and_every_table_is_opened_in_one_place():
             modes = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode")]
             if name.endswith(".open") and name != "gzip.open":
                 modes = call.args[:1]
-            mode = next((str(given.value) for given in modes if isinstance(given, ast.Constant)), "r")
+            mode = next((str(given.value) for given in modes if isinstance(given, ast.Constant)), "rb" if name == "gzip.open" else "r")
             is_open = name in ("open", "gzip.open") or (last == "open" and name.split(".")[0].islower() and name.split(".")[0] != "os")
             text_io = (is_open and "b" not in mode) or (last in ("read_text", "write_text") and "." in name and "trainee" not in name)
             if text_io and "encoding" not in given and not name.startswith(("self.", "opened")):
@@ -701,6 +793,9 @@ def test_every_text_says_its_encoding_and_every_table_is_opened_in_one_place():
             if last in ("scan_parquet", "read_parquet") and here != "files.py" and not (apart and {"glob", "hive_partitioning"} <= given):
                 wrong.append(f"{at}: use open_table or read_table")
             attacks = here.startswith("benchmarks/validation/")  # it breaks files on purpose, which the writers would not do
+            measured = attacks or "/bench_" in here or "/peers" in here
+            if last == "write_parquet" and "." in name and here != "files.py" and not apart and not measured:
+                wrong.append(f"{at}: use write_parquet of files.py")
             if last in ("glob", "rglob") and not attacks and not all(isinstance(a, ast.Constant) for a in call.args):
                 wrong.append(f"{at}: a pattern made of a name")
             writes = name == "os.replace" or (last in ("write_text", "write_bytes", "rmtree", "unlink") and "." in name)

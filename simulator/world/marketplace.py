@@ -13,7 +13,7 @@ from PIL import Image
 from ...bounds import check_bound, check_fits, check_seed
 from ...checks import require
 from ...files import check as check_whole
-from ...files import read_table, seal
+from ...files import read_table, seal, write_parquet
 from ...log import Catalogue, KarmafunnelError, Log, write_tables
 from .catalogue import Shelves, invent, plain_words, stock
 from .frames import log_frames, truth_frames
@@ -81,7 +81,7 @@ class World:
     def _write_more(self, folder: Path) -> None:
         (folder / "truth").mkdir()
         for name, frame in self.truth.items():
-            frame.write_parquet(folder / "truth" / f"{name}.parquet", compression="zstd")
+            write_parquet(folder / "truth" / f"{name}.parquet", frame, compression="zstd")
         seal(folder / "truth")
         if self.images:
             (folder / "images").mkdir()
