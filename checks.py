@@ -175,7 +175,7 @@ class Folder:
         try:
             found = read_json(path)
         except KarmafunnelError as error:
-            told = str(error).removeprefix(f"{path}: needed JSON, ").removeprefix("found: ")
+            told = str(error).removeprefix(f"{path}: needed JSON, ").removeprefix("found: ") if path.exists() else f"no such file: {path}"
             self.meta_faults = [{"file": "log.json", "needed": "JSON", "found": told}]
             return
         self._take_meta(found, meta_faults(found))

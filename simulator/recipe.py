@@ -272,7 +272,7 @@ def _grid(path: Path, recipe: Recipe, rows: Mapping[str, Any], given: Any) -> di
     found: dict[frozenset[str], str] = {}
     for row, on in (given or {}).items():
         if row not in rows or not isinstance(on, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in on):
-            raise KarmafunnelError(f"{who}, found {quoted(row)}: {quoted(on)}; the rows are {list(rows)}")
+            raise KarmafunnelError(f"{who}, each subset once, found {quoted(row)}: {quoted(on)}; the rows are {list(rows)}")
         if frozenset(on) in found:
             raise KarmafunnelError(f"{who}, each subset once, found {row!r}: {on!r}; the rows are {list(rows)}")
         found[frozenset(on)] = row

@@ -5,8 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from karmafunnel.log import Log
 from shop import make_shop
+
+settings.register_profile("untimed", deadline=None)  # how long a busy machine takes is no property of the code
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ def test_every_number_of_the_command_line_is_bounded(name, option):
     assert isinstance(option.type, Number), "a number without a bound"
     for word in BAD_WORDS:
         given = f"a={word}" if isinstance(option.type, Cutoffs) else word
-        words = ["--", given] if isinstance(option, click.Argument) else [f"{option.opts[0]}={given}"]
+        words = ["--", "simulation", given] if isinstance(option, click.Argument) else [f"{option.opts[0]}={given}"]
         with pytest.raises(click.UsageError) as error, main.commands[name].make_context(name, words):
             pass
         if isinstance(error.value, click.BadParameter) and "Missing" not in error.value.format_message():

@@ -439,7 +439,7 @@ def test_every_command_that_computes_refuses_a_log_whose_windows_run_backwards(c
     (tmp_path / "services.toml").write_text('[[stage]]\nname = "recall"\ntime = {base_ms = 1.0}\n', encoding="utf-8")
     words = {"LOG": str(folder), "OUT": str(tmp_path / "out"), "SERVICES": str(tmp_path / "services.toml")}
     done = CliRunner().invoke(main, [words.get(word, word) for word in COMMANDS[command]])
-    assert done.exit_code == 1 and "'window order'" in done.stderr and "8 requests in an earlier window" in done.stderr
+    assert done.exit_code == 1 and "'window order'" in done.stderr and "8 requests whose window is before" in done.stderr
     assert not (tmp_path / "out").exists()
     assert CliRunner().invoke(main, ["describe", str(folder)]).exit_code == 0  # a look at it is no figure of a Run
 
