@@ -24,8 +24,7 @@ import polars as pl
 
 from .. import models
 from ..bounds import check_fits, check_name, check_seed, needs
-from ..errors import KarmafunnelError as KarmafunnelError
-from ..errors import quoted
+from ..errors import KarmafunnelError, quoted
 from ..files import atomic_folder, intact, write_text
 from ..log import Log, hash_ids
 from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
@@ -34,7 +33,7 @@ REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "chann
 PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
 FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
 Progress = Callable[[str], None]
-FOLDS = 2
+FOLDS = 2  # of users; five were no better and took 3.5 times as long (benchmarks/LOG.md, 2026-11-28)
 
 
 def silent(_: str) -> None:
@@ -499,7 +498,7 @@ class Fits:
         return any(stage.learns for stage in self.funnel.stages[1:n])
 
     def key(self, i: int, fold: int | None) -> str:
-        """The key of the funnel up to stage `i`, fitted without a fold; that of the whole where no stage so far learns."""
+        """The key of what the first stages up to `i` pass on, fitted without a fold: the whole's where none of them learns."""
         return self.keys[i] if fold is None or not self.learnt(i + 1) else without_fold(self.keys[i], fold)
 
     def upto(self, n: int, fold: int | None = None) -> FittedFunnel:
@@ -508,8 +507,13 @@ class Fits:
         return FittedFunnel(self.scene, stages, tuple(self.key(i, fold) for i in range(n)), self if fold is None else None)
 
     def stage(self, i: int, fold: int | None = None, upstream: FittedFunnel | None = None) -> Fitted:
-        """Stage `i`, fitted without a fold of users (None: on all), behind `upstream` where that is at hand."""
-        stage, key, scene = self.funnel.stages[i], self.key(i, fold), self.scene
+        """Stage `i`, fitted without a fold of users (None: on all), behind `upstream` where that is at hand.
+
+        One that does not learn is the same whichever fold is left out.
+        """
+        stage, scene = self.funnel.stages[i], self.scene
+        fold = fold if i and stage.learns else None
+        key = self.key(i, fold)
         if key not in self.ready:
             self.ready[key] = self._kept(stage, key) or self._fit(i, fold, upstream)
             if isinstance(self.ready[key], Retriever) != (i == 0):
@@ -534,15 +538,12 @@ class Fits:
         return stage.load(folder, self.scene)
 
     def _fit(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> Fitted:
-        """Fit a stage; the first time, the fits without a fold too that a later stage will need: they learn from the same rows."""
-        stage = self.funnel.stages[i]
+        """Fit a stage; with the fit on all users those without a fold that a later stage will need: they learn from the same rows."""
         upstream = upstream or (self.upto(i) if i else None)
-        made = self._fit_one(i, None if fold is None or not self.learnt(i + 1) else fold, upstream)
-        if fold is None and stage.learns and any(later.learns for later in self.funnel.stages[i + 1 :]) and i:
+        made = self._fit_one(i, fold, upstream)
+        if fold is None and i and self.funnel.stages[i].learns and any(later.learns for later in self.funnel.stages[i + 1 :]):
             for one in range(self.scene.folds):
-                key = self.key(i, one)
-                if key not in self.ready and not intact(self._folder(stage, key)):
-                    self.ready[key] = self._fit_one(i, one, upstream)
+                self.stage(i, one, upstream)
         return made
 
     def _fit_one(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> Fitted:

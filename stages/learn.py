@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -158,7 +158,7 @@ def training_table(
         raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): needs a stage before it to learn from, found none")
     check(features, scene, stage.name)
     check_windows((*upstream.funnel.stages, stage), scene, windows, "learn from")
-    what = (tuple(features), tuple(windows), sample, teacher and teacher.teacher, scene.label)
+    what = repr((features, windows, sample, teacher and teacher.teacher, scene.label))
     if what not in upstream.tables:
         upstream.tables[what] = every_row(features, scene, upstream.without(None), windows, sample, teacher)
     table: Table = upstream.tables[what]
@@ -410,8 +410,7 @@ class Teachers:
         if teacher is None or upstream is None:
             return None
         stage: Boosted | Neural = replace(teacher.stage, name="teacher")
-        made = [upstream.taught_by(stage, fold) for fold in range(scene.folds)]
-        return cls(teacher, scene, tuple(one for one in made if isinstance(one, Learned)))
+        return cls(teacher, scene, tuple(cast(Learned, upstream.taught_by(stage, fold)) for fold in range(scene.folds)))
 
     def by_fold(self, request: np.ndarray, ask: Callable[[Learned, np.ndarray], np.ndarray | None]) -> np.ndarray | None:
         """What the fit without the fold of each row says of it, (n_rows,); `ask` is given the fit and which rows are meant."""
