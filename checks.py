@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import KarmafunnelError
-from .files import open_table, read_json
+from .files import first_line, open_table, read_json
 from .layout import CAPABILITIES, FACTS, MISREAD, TABLES, WINDOWS, doubtful_at, expected, meta_faults, misread_at, same_type
 from .log import LABELS, Catalogue, Log, checksum_of, sha256
 from .terminal import Console, visible
@@ -111,10 +111,6 @@ def answer(name: str, question: Callable[[Folder], Found], log: Folder) -> Check
     failed = found.count > 0 and not found.warning
     examples = [{key: plain(value) for key, value in e.items()} for e in found.examples[:EXAMPLES]]
     return Check(name, FAIL if failed else PASS, found.count, examples, found.message)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def words(example: dict[str, Any]) -> str:

@@ -258,10 +258,6 @@ def _told(path: Path) -> Iterator[None]:
         raise NotWrittenError(f"{path}: could not be written: {reason}{NOTHING_LEFT}") from error
 
 
-def _in_temporary(path: Path) -> bool:
-    return any(TEMPORARY.fullmatch(part) for part in path.parts)
-
-
 @contextmanager
 def atomic_folder(folder: Path | str, *, durable: bool = True, sealed: bool = False, first: bool = False) -> Iterator[Path]:
     """A folder that appears whole or not at all: write into the yielded temporary one, it is put in its place at the end.
