@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -19,11 +20,12 @@ import numpy as np
 import polars as pl
 from karmafunnel.benchmarks.ablation import processor
 from karmafunnel.files import write_text
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
+from karmafunnel.simulator.intervals import Ratio, interval, over_seeds, resample
 from karmafunnel.simulator.measures import Run
 from karmafunnel.simulator.recipe import Row, load_recipe
-from karmafunnel.simulator.replay import cache_root, commit, replay
+from karmafunnel.simulator.replay import cache_root, replay
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.base import Funnel, Stage
 from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
@@ -81,20 +83,14 @@ def gains(run: Run, k: int = K) -> pl.DataFrame:
     return found.join(users, on="request_id", maintain_order="left").select("user_id", "prerank", "rank", gain)
 
 
-def together(worlds: list[pl.DataFrame], draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
+def together(worlds: Sequence[pl.DataFrame], draws: int = DRAWS, seed: int = 0) -> tuple[float, float | None, float | None]:
     """Mean over Worlds of the mean gain of a request, and its 95% interval: Worlds drawn anew, and users inside each."""
-    by_user = [w.group_by("user_id", maintain_order=True).agg(pl.col("gain").sum(), pl.len()) for w in worlds]
-    sums = [(b["gain"].to_numpy().astype(float), b["len"].to_numpy().astype(float)) for b in by_user]
-    rng, means = np.random.default_rng(seed), np.empty(draws)
-    for i in range(draws):
-        one = []
-        for w in rng.integers(0, len(sums), len(sums)):
-            gain, n = sums[w]
-            drawn = rng.integers(0, len(gain), len(gain))
-            one.append(gain[drawn].sum() / n[drawn].sum())
-        means[i] = np.mean(one)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(np.mean([w["gain"].mean() for w in worlds])), float(low), float(high)
+    samples = []
+    for i, world in enumerate(worlds):
+        user = world["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
+        gain = Ratio(world["gain"].to_numpy().astype(float), np.ones(world.height), user)
+        samples += resample([gain], int(user.max()) + 1, draws, seed + i)
+    return float(np.mean([world["gain"].to_numpy().mean() for world in worlds])), *interval(over_seeds(samples, seed))
 
 
 @click.command()
@@ -103,14 +99,18 @@ def together(worlds: list[pl.DataFrame], draws: int = DRAWS, seed: int = 0) -> t
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/stacking-worlds"), show_default=True)
 def main(worlds: str, row_name: str, window: str, out: Path) -> None:
-    """Replay the funnel on a World for each seed; print what the ranker adds. Worlds and Runs that are there are not made again."""
+    """Replay the funnel on a World for each seed; print what the ranker adds.
+
+    Worlds and Runs that are there are not made again, whatever code made them: the note names its commits.
+    """
     console = Console(stderr=True)
     try:
         first, last = (int(part) for part in worlds.split("-"))
     except ValueError:
-        raise KarmafunnelError(f"stacking: --worlds needs two seeds such as 100-109, found {worlds!r}") from None
+        raise click.BadParameter(f"--worlds needs two seeds such as 100-109, found {worlds!r}") from None
     command = shlex.join(["python", "-m", "karmafunnel.benchmarks.recipes.stacking", *sys.argv[1:]])
     lines, found = [f"| World | requests | HR@{K}, pre-ranker | HR@{K}, ranker | ranker adds |", "| --- | ---: | ---: | ---: | ---: |"], []
+    commits = set[str]()
     for seed in range(first, last + 1):
         place, run = out / f"world-{seed}", out / f"run-{seed}-{row_name.replace(' ', '-')}-{window}"
         if not (place / "log.json").exists():
@@ -118,12 +118,14 @@ def main(worlds: str, row_name: str, window: str, out: Path) -> None:
         log = Log.open(place)
         if not (run / "run.json").exists():
             replay(load_recipe(__file__, log).row(row_name), log, run, window=window, cache=cache_root(), console=console, command=command)
-        found.append(gains(Run.open(run)))
+        opened = Run.open(run)
+        commits.add(str(opened.meta["commit"]))
+        found.append(gains(opened))
         before, after, gain = (float(found[-1][name].to_numpy().mean()) for name in ("prerank", "rank", "gain"))
         lines.append(f"| {seed} | {found[-1].height:,} | {before:.3f} | {after:.3f} | {gain:+.3f} |")
     value, low, high = together(found)
     lines.append(f"| all | {sum(f.height for f in found):,} |  |  | **{value:+.3f} [{low:+.3f}, {high:+.3f}]** |")
-    note = f"`{command}`, window {window}, row '{row_name}', {date.today()}, {processor()}, commit {commit()}"
+    note = f"`{command}`, window {window}, row '{row_name}', {date.today()}, {processor()}, commit {', '.join(sorted(commits))}"
     text = "\n".join([*lines, "", f"{note}. Interval: 95%, {DRAWS:,} draws of Worlds and of users inside each.", ""])
     write_text(out / f"stacking-{row_name.replace(' ', '-')}-{window}.md", text)
     print(text)
