@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,13 @@ def prepare(shop: Shop) -> None:
 
 
 def shards(work: Path) -> list[Path]:
-    return [
-        p
-        for p in work.glob(".new*/**/timing.parquet")
-        if not any(part.endswith(".tmp") for part in p.parts)
-    ]
+    """The pieces of the replay into `new` that are whole; what goes away meanwhile is not there."""
+    found = []
+    for partial in (path for path in work.iterdir() if path.name.startswith(".new")):
+        with suppress(FileNotFoundError):
+            pieces = [partial / name for name in os.listdir(partial) if name.isdecimal()]
+            found += [path / "timing.parquet" for path in pieces if (path / "timing.parquet").exists()]
+    return found
 
 
 def place(shop: Shop, what: str) -> None:
