@@ -25,6 +25,7 @@ from ..errors import line_of, quoted
 from ..files import atomic_folder, check, read_json, write_json
 from ..log import KarmafunnelError
 from ..shapes import ANY, TEXT, by_name, check_keys, maybe, number
+from .training import seeded
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2  # rows of an id table before those of the items
 AGES, ACTIONS = 48, 3  # buckets of log2(1 + age); 0 pad, 1 click, 2 purchase
@@ -339,8 +340,7 @@ class DIN(Trunk):
                 f"DIN: similar={config.similar!r} needs vectors ({shape.n_items}, {shape.n_vector}), "
                 f"found {None if vectors is None else np.shape(vectors)}"
             )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
             raw = config.similar == "raw"
             d = self.inputs.width + config.raw * raw
@@ -440,8 +440,7 @@ class DCN(Trunk):
             raise KarmafunnelError(
                 f"DCN: needs at least 1 cross layer, a rank of 0 (full) or more and a deep part, found {config}"
             )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
             width = 2 * self.inputs.width + shape.n_dense + shape.n_request
             self.crosses = nn.ModuleList(Cross(width, config.low) for _ in range(config.crosses))
@@ -480,8 +479,7 @@ class ESMM(ClickModel):
     def __init__(self, trunk: Trunk, seed: int = 0):
         super().__init__()
         self.trunk, self.config, self.shape = trunk, trunk.config, trunk.shape
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + 1)
+        with seeded(seed + 1):
             self.buy = trunk.new_head()
 
     def forward(self, batch: Batch) -> Tensor:
@@ -534,8 +532,7 @@ class COLD(ClickModel):
         groups = config.groups or (shape.n_dense,)
         if sum(groups) != shape.n_dense or min(groups) < 0:
             raise KarmafunnelError(f"COLD: groups need to add up to {shape.n_dense} dense columns, found {config.groups}")
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
             self.sizes = [*[self.inputs.width] * 3, shape.n_request, *groups]
             width = sum(self.sizes)
@@ -597,8 +594,7 @@ class TwoTower(ClickModel):
         if wrong:
             raise KarmafunnelError(f"TwoTower: item_columns need to be among {shape.n_dense} dense columns, found {wrong}")
         self.cross_columns = [i for i in range(shape.n_dense) if i not in config.item_columns]
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
             d = self.inputs.width
             self.request_tower = Layers((d + shape.n_request, *config.hidden, config.out), config.dropout)
@@ -687,8 +683,7 @@ def fit_ctr(
     size = max(1, min(batch_size, sum(map(len, train)) // STEPS))
     history: list[dict[str, float]] = []
     best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), np.inf, 0
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         for epoch in range(1, epochs + 1):
             model.train()
             total = mass = 0.0

@@ -32,6 +32,7 @@ from .embedders import (
     unit_rows,
     w1_sequences,
 )
+from .training import seeded
 
 BLOCK = 128  # requests embedded at a time
 MEAN = 3.0  # weight of the mean of the history beside the last item, before anything is learnt
@@ -329,8 +330,7 @@ def train(
     # items that are no target among these pairs are no negatives either: they would only ever be pushed away
     targets = torch.from_numpy(np.flatnonzero(popularity)).to(device)
     column = torch.from_numpy(np.maximum(np.cumsum(popularity > 0) - 1, 0)).to(device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         network = Network(config, n)
         if config.warm:
             network.start_from(windows.vectors(config.dim - 1, use, seed))

@@ -1,10 +1,11 @@
 """What several tests share: where real data lies, and a small shop."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from karmafunnel.log import Log
 from shop import make_shop
@@ -29,3 +30,17 @@ def data_root() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def shop() -> Log:
     return make_shop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_training_step_repeats() -> Iterator[None]:
+    """Whatever trains with torch in any test does so inside `models.training.seeded`: outside, equal fits differ."""
+    step = torch.optim.AdamW.step
+
+    def checked(*args: object, **kwargs: object) -> object:
+        assert torch.are_deterministic_algorithms_enabled(), "a step of an optimiser outside models.training.seeded"
+        return step(*args, **kwargs)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", checked)
+        yield

@@ -51,7 +51,7 @@ from karmafunnel.files import (
 from karmafunnel.log import Log, read
 from karmafunnel.models import gbdt
 from karmafunnel.models.embedders import RandomVectors, TfidfSVD
-from karmafunnel.models.tensors import read_tensors, resumed, write_tensors
+from karmafunnel.models.training import read_tensors, resumed, write_tensors
 from karmafunnel.simulator import replay as replaying
 from karmafunnel.simulator.arrivals import Poisson
 from karmafunnel.simulator.measures import Run, measure

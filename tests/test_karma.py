@@ -23,7 +23,7 @@ from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
 from karmafunnel.models.karma.network import Network
 from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, training_trees
 from karmafunnel.models.karma.visual import visual_features
-from karmafunnel.models.tensors import read_tensors
+from karmafunnel.models.training import read_tensors
 from karmafunnel.simulator.recipe import load_recipe
 from karmafunnel.simulator.replay import replay
 from karmafunnel.simulator.run import Run

@@ -1,5 +1,6 @@
 """SASRec's parts, DIN, the two towers, boosted trees: arithmetic by hand or against a plain second version, and learning."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from karmafunnel.models.ctr import (
     save_ctr,
 )
 from karmafunnel.models.sasrec import FullSoftmax, Network, SASRec, Windows, sampled_softmax, train
+from karmafunnel.models.training import seeded
 from torch.nn import functional as F
 
 # -- SASRec: network and loss -------------------------------------------------------------------------------------------
@@ -516,3 +518,28 @@ def test_trees_refuse(tmp_path: Path) -> None:
     for path in (tmp_path / "trees.txt", tmp_path / "none.txt"):
         with pytest.raises(KarmafunnelError, match="needed a LightGBM text file"):
             gbdt.load_gbdt(path)
+
+
+LARGE = torch.arange(4096) % 7  # long enough for a gradient of `x[rows]` to be added by several threads
+
+
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("several_threads")
+def test_seeded_repeats_what_several_threads_add_up() -> None:
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = set()
+    for _ in range(8):
+        x.grad = None
+        with seeded(3):
+            (x[LARGE] * torch.randn(len(LARGE), 256)).sum().backward()
+        assert x.grad is not None
+        found.add(x.grad.numpy().tobytes())
+    assert len(found) == 1
+    assert not torch.are_deterministic_algorithms_enabled()

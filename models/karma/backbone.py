@@ -34,7 +34,7 @@ from ...files import atomic_folder, intact, read_json, remove, write_json
 from ...log import KarmafunnelError, Log, read
 from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
 from ..embedders import Progress, Typed, known_in_w1
-from ..tensors import resumed, write_tensors
+from ..training import resumed, seeded, write_tensors
 
 VERSION = 1  # of the pre-training: a base is kept by it
 BOS = "<|text|>"
@@ -303,12 +303,12 @@ class Qwen(Typed):
             num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, head_dim=self.dim // self.heads,
             max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=bos, eos_token_id=bos, pad_token_id=bos,
         )  # fmt: skip
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed, device):
             model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().to(device)
         lm = LM(model, tokenizer, bos, bos, {})
         before = perplexity(lm, held, self.context)
-        seconds = self.train(lm, stream, folder.with_name(folder.name + ".partial.safetensors") if folder else None, progress)
+        with seeded(self.seed, device):
+            seconds = self.train(lm, stream, folder.with_name(folder.name + ".partial.safetensors") if folder else None, progress)
         lm.facts = {
             "texts": len(texts), "held_out": len(held), "tokens": self.tokens, "distinct_tokens": len(stream),
             "parameters": sum(p.numel() for p in lm.model.parameters()), "seconds": round(seconds, 1),

@@ -33,7 +33,7 @@ from ..embedders import (
     unit_rows,
     w1_sequences,
 )
-from ..tensors import read_tensors, write_tensors
+from ..training import read_tensors, seeded, write_tensors
 from .backbone import LM, Checkpoint, Qwen, causal, pooled, put_weights
 from .diagnose import alignment, column_mass_entropy, sink_rate
 from .losses import Autoregressive, BagOfWords, Masked, each_text
@@ -172,8 +172,7 @@ class KARMA(Embedder):
         """What is trained, before its first step, and where its checkpoints lie."""
         lm = base.fresh()
         examples = Examples.of(log, lm, self.length, self.query_words, self.hard, seed, self.share, repr(self))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             n_ids = len(examples.candidates) if self.ids else 0
             d_visual = 0 if features.visual is None else features.visual.shape[1]
             network = Network(

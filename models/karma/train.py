@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...log import KarmafunnelError, Log
 from ..embedders import Progress, TfidfSVDEmbedding
-from ..tensors import resumed, write_tensors
+from ..training import resumed, seeded, write_tensors
 from .backbone import LM, pool
 from .losses import (
     Autoregressive,
@@ -424,7 +424,7 @@ class Trainer:
             self.put(kept[0])
             return kept[1]
         self.load()
-        with torch.random.fork_rng():
+        with seeded(self.seed, self.trainee.network.lm.device):
             while self.epoch < self.config.epochs:
                 self.one_epoch()
         self.put(self.average)

@@ -27,6 +27,7 @@ from ...bounds import needs
 from ...files import atomic_folder, intact, write_json
 from ...log import KarmafunnelError, Log
 from ..embedders import Progress, Typed, known_in_w1
+from ..training import seeded
 
 VERSION = 1  # of what is kept
 
@@ -219,27 +220,26 @@ def self_supervised(
     x = torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).contiguous().to(device)
     train = x[torch.from_numpy(known).to(device)] if known.any() else x
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         encoder = Encoder(how.dim).to(device)
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=how.rate, weight_decay=1e-4)
-    size = max(2, min(how.batch, len(train)))
-    steps = how.epochs * max(1, len(train) // size)
-    step = 0
-    for epoch in range(how.epochs):
-        order = torch.randperm(len(train), generator=generator)
-        for start in range(0, max(len(train) - size, 0) + 1, size):
-            batch = train[order[start : start + size].to(device)]
-            a, b = (encoder.head(encoder(views(batch, generator))) for _ in range(2))
-            loss = nt_xent(a, b, how.temperature)
-            if not math.isfinite(loss.item()):
-                raise KarmafunnelError(f"{how!r}: needed a finite loss, found {loss.item()} in epoch {epoch + 1}")
-            for group in optimiser.param_groups:
-                group["lr"] = how.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            step += 1
-        progress(f"visual encoder: epoch {epoch + 1} of {how.epochs}, loss {loss.item():.2f}")
+        optimiser = torch.optim.AdamW(encoder.parameters(), lr=how.rate, weight_decay=1e-4)
+        size = max(2, min(how.batch, len(train)))
+        steps = how.epochs * max(1, len(train) // size)
+        step = 0
+        for epoch in range(how.epochs):
+            order = torch.randperm(len(train), generator=generator)
+            for start in range(0, max(len(train) - size, 0) + 1, size):
+                batch = train[order[start : start + size].to(device)]
+                a, b = (encoder.head(encoder(views(batch, generator))) for _ in range(2))
+                loss = nt_xent(a, b, how.temperature)
+                if not math.isfinite(loss.item()):
+                    raise KarmafunnelError(f"{how!r}: needed a finite loss, found {loss.item()} in epoch {epoch + 1}")
+                for group in optimiser.param_groups:
+                    group["lr"] = how.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                step += 1
+            progress(f"visual encoder: epoch {epoch + 1} of {how.epochs}, loss {loss.item():.2f}")
     with torch.inference_mode():
         return np.concatenate([encoder(x[i : i + 256]).cpu().numpy() for i in range(0, len(x), 256)]).astype(np.float32)

@@ -1,10 +1,11 @@
-"""Tensors on disk with a digest of their own: checkpoints that are written again and again, one file each."""
+"""What every training loop here shares: draws and sums that repeat, and checkpoints, one file each with a digest of its own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,23 @@ from torch import Tensor
 
 from ..errors import KarmafunnelError
 from ..files import atomic_file, remove, say
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Torch draws from `seed` inside, and on a CPU adds up in one order: the same bytes each time on a machine with so many threads.
+
+    Without it the gradient of `x[rows]` is added by several threads at once, in whatever order they come, and the sums of two
+    equal fits differ in their last bits. What was drawn before goes on afterwards, and the setting is as it was.
+    """
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(before or torch.device(device).type == "cpu", warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
