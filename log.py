@@ -248,7 +248,7 @@ class Log:
         exposures = self.exposures.join(requests.select("request_id"), on="request_id", how="semi", maintain_order="left")
         without = self.requests["user_id"].null_count()
         aside = self.meta["set_aside"] | ({"requests without a user": without} if without else {})
-        drawn_from = {"log": self.name, "checksum": self.checksum, "share": share, "seed": seed}
+        drawn_from = {"log": self.name, "whole": self.whole, "checksum": self.checksum, "share": share, "seed": seed}
         meta = self.meta | {"name": f"{self.name}-{share:g}", "set_aside": aside, "sample": drawn_from}
         kept = self.requests["user_id"].is_in(drawn.implode()).fill_null(False).to_numpy()
         whole = self
@@ -310,6 +310,12 @@ class Log:
     @property
     def name(self) -> str:
         return str(self.meta["name"])
+
+    @property
+    def whole(self) -> str:
+        """The name of the log that this one was sampled from in the first place; its own, where it was not."""
+        sample = self.meta.get("sample") or {}
+        return str(sample.get("whole", sample.get("log", self.name)))
 
     def has(self, what: str) -> bool:
         """Whether the source holds this (`text`, `query`, `price`, `exposures`, ...), as `log.json` says."""

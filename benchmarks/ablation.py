@@ -8,7 +8,6 @@ alike, the beginning runs once.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -45,6 +44,7 @@ from ..files import (
     write_parquet,
     write_text,
 )
+from ..keys import code_of, content_key
 from ..log import Log
 from ..models.karma import diagnose
 from ..simulator.attribution import attribute
@@ -52,10 +52,10 @@ from ..simulator.figures import parse_all
 from ..simulator.intervals import Difference, Ratio, holm, interval, over_seeds, resample
 from ..simulator.measures import compare, measure
 from ..simulator.recipe import Recipe, as_row
-from ..simulator.replay import Variant, check_device, check_workers, commit, prepare, replay_key, replay_many
+from ..simulator.replay import Variant, check_device, check_workers, commit, prepare, replay_many
 from ..simulator.run import Run
 from ..simulator.workers import Workers
-from ..stages.base import Progress, content_key, silent
+from ..stages.base import Progress, silent
 from ..terminal import Console
 from .attention import attention_figure
 from .attribution import attribution_figure, attribution_table
@@ -66,9 +66,9 @@ from .plots import forest
 from .table import booktabs, define, latex_escape, markdown_escape, number, piped, text_of, unchanged
 
 JS = "JS@50 (ours)"
-EXAMINED_BY = hashlib.sha256(Path(__file__).with_name("examine.py").read_bytes()).hexdigest()[:16]  # its code is part of a cell's key
 MEASURES = ("HR@10", "HR@50", "HR@200", "nDCG@10", "HR@200 by target")
 Line = dict[str, Any]
+MADE_BY = (replay_many.__module__, examine.__module__)  # whose code makes what a cell holds
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,12 @@ def cells(
     for seed in dict.fromkeys(seeds or recipe.seeds):
         for name in wanted:
             if name in recipe.faults:
-                what: list[Any] = [recipe.faults[name]]
+                code, what = "", list[Any]([recipe.faults[name]])
             else:
                 row = recipe.row(name)
+                code = code_of(*row.funnel.stages, row.read, by=MADE_BY)
                 what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.read.items())}, row.label, row.outside]
-            key = content_key(*what, log.checksum, seed, window, limit, device, replay_key(), EXAMINED_BY)
+            key = content_key(code, *what, log.checksum, seed, window, limit, device)
             slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "plus ")).strip("-")
             found.append(Cell(name, seed, out / "cells" / f"{slug}-{seed}", key))
     if len({c.folder for c in found}) < len(found):

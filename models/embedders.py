@@ -68,11 +68,13 @@ class Embedding(ABC):
     """A fitted Embedder. `value` is what was fitted; `facts` what is worth knowing of the fit (goes into the JSON).
 
     `fitted_on`: windows whose answers it may know, so that nothing that reads it learns from their rows or scores them. `asks`: what
-    `queries` reads of a request, as `log.json` calls it.
+    `queries` reads of a request, as `log.json` calls it. `online`: whether `interests` runs a neural network, which a deployment
+    serves on machines of its own: such an embedder is timed as a stage (`simulator.profile`).
     """
 
     fitted_on: tuple[str, ...] = ("W1",)
     asks: ClassVar[tuple[str, ...]] = ()
+    online: ClassVar[bool] = False
 
     def __init__(self, value: Embedder, log: Log, facts: dict[str, Any] | None = None):
         self.value, self.log, self.facts = value, log, dict(facts or {})

@@ -439,6 +439,8 @@ class SASRecEmbedding(Embedding):
     interest is negative. In a history it stands for UNKNOWN.
     """
 
+    online = True
+
     def __init__(self, value: SASRec, log: Log, network: Network, catalogue: np.ndarray, facts: dict[str, Any] | None = None):
         super().__init__(value, log, facts)
         self.config, self.network, self.catalogue = value, network.eval(), catalogue

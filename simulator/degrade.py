@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from ..files import RUN_AND_PATHS, remove
+from ..keys import code_digest, content_key
 from ..log import KarmafunnelError, Log
 from ..models.embedders import Embedding
 from ..stages.base import (
@@ -30,7 +31,6 @@ from ..stages.base import (
     Retriever,
     Scene,
     Stage,
-    content_key,
 )
 from ..stages.recall import FittedJoin, Join, Popular
 from ..terminal import Console
@@ -173,7 +173,7 @@ def along(
             made = Fallback(in_scene(made.fitted, scene), ready)  # type: ignore[arg-type]
         stages.append(in_scene(made, scene) if swapped else made)
         if fitted.keys:
-            keys.append(content_key(fitted.keys[i], changes) if changes else fitted.keys[i])
+            keys.append(content_key(code_digest(__name__), fitted.keys[i], changes) if changes else fitted.keys[i])
     return FittedFunnel(scene, tuple(stages), tuple(keys))
 
 

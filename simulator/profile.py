@@ -28,7 +28,6 @@ from threadpoolctl import threadpool_limits
 from ..bounds import BOUNDS, check_bound, check_seed
 from ..errors import quoted
 from ..log import KarmafunnelError, Log
-from ..models import embedders
 from ..stages.base import FittedFunnel
 from ..terminal import Console, progress_bar
 from .degrade import along
@@ -170,11 +169,7 @@ def cutoffs_of(fitted: FittedFunnel, cutoffs: Mapping[str, Sequence[int]] | None
 def networks(fitted: FittedFunnel) -> list[str]:
     """Embedders that are stages of their own when they are asked online: all but those without a network."""
     stages = {ready.stage.name for ready in fitted.stages}
-    return [
-        name
-        for name, found in fitted.scene.embeddings.items()
-        if name not in stages and type(found.value).__module__ != embedders.__name__
-    ]
+    return [name for name, found in fitted.scene.embeddings.items() if name not in stages and found.online]
 
 
 def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -> list[tuple[str, int, float]]:

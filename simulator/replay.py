@@ -6,8 +6,6 @@ interrupted replay goes on where it was and ends in the same bytes (`timing.parq
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import re
@@ -50,6 +48,7 @@ from ..files import (
     write_json,
     write_parquet,
 )
+from ..keys import code_of, content_key, ours
 from ..log import Log, rows_of
 from ..stages.base import (
     ITEM,
@@ -61,7 +60,6 @@ from ..stages.base import (
     Scene,
     Step,
     check_windows,
-    code_key,
     embedder_folder,
     fit_embedders,
     silent,
@@ -208,7 +206,7 @@ def _replay_many(
     requests = requests_of(log, window, limit)
     numbers = range(-(-len(requests) // chunk))
     described = {v.out: describe_run(v.recipe, v.fitted, log, seed, device, limit, window, command) | dict(v.says) for v in variants}
-    partials = {v.out: partial_folder(v.out, described[v.out], chunk).resolve() for v in variants}  # as workers name them
+    partials = {v.out: partial_folder(v.out, described[v.out], code_of_run(v.fitted), chunk).resolve() for v in variants}  # as workers name them
     names = [f"{i:06d}" for i in numbers]
     for folder in partials.values():
         stack.callback(tidy, folder)
@@ -253,16 +251,18 @@ def _replay_many(
     return {variant.out: failed[partials[variant.out]] for variant in variants if partials[variant.out] in failed}
 
 
-@once_a_process
-def replay_key() -> str:
-    """Hash of the code that makes a Run of what was fitted."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+def code_of_run(fitted: FittedFunnel) -> str:
+    """Digest of the code that makes a Run of what was fitted: the replay's, and that of all that runs in it."""
+    embeddings = fitted.scene.embeddings
+    values = (getattr(embedding, "value", None) for embedding in embeddings.values())
+    running = {type(ready).__module__ for ready in (*fitted.stages, *embeddings.values())}
+    return code_of(*fitted.funnel.stages, *values, by=(__name__, *filter(ours, running)))
 
 
-def partial_folder(out: Path, description: Mapping[str, Any], chunk: int) -> Path:
+def partial_folder(out: Path, description: Mapping[str, Any], code: str, chunk: int) -> Path:
     """Where the shards of a Run wait for each other; those of another Run that was begun in its place go."""
     what = {name: value for name, value in description.items() if name not in ("command", "commit")}
-    key = hashlib.sha256(json.dumps([what, chunk, code_key(), replay_key()], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    key = content_key(code, sorted(what.items()), chunk)
     out = Path(os.path.realpath(out))
     partial = out.with_name(f".{out.name}.{key}.partial")
     partial.mkdir(parents=True, exist_ok=True)

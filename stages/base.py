@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
-import json
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 
-from .. import models
 from ..bounds import check_fits, check_name, check_seed, needs
 from ..errors import KarmafunnelError, quoted
 from ..files import atomic_folder, intact, write_text
+from ..keys import code_of, content_key
 from ..log import Log, hash_ids
 from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
 
@@ -216,6 +213,7 @@ class Scene:
         self._titles: dict[Any, Any] = {}
         self._units: dict[Embedding, tuple[np.ndarray, np.ndarray]] = {}
         self._ours: set[Embedding] = set()  # found to be of this log
+        self._reader: tuple[str, tuple[str, ...]] | None = None  # who looks, and the embedders that it says it reads
 
     def beside(self, embeddings: dict[str, Embedding]) -> Scene:
         """A scene of the same log, label and seed with other embeddings; what both need is worked out once."""
@@ -223,6 +221,18 @@ class Scene:
         other = copy.copy(self)
         other.embeddings = embeddings
         return other
+
+    def reading(self, who: str, names: Sequence[str]) -> Scene:
+        """The scene for somebody who says which embedders it reads; asking for another one raises KarmafunnelError."""
+        _ = self.truth, self._hashes
+        other = copy.copy(self)
+        other._reader = who, tuple(names)
+        return other
+
+    def _check_reader(self, name: str) -> None:
+        if self._reader is not None and name not in self._reader[1]:
+            who, names = self._reader
+            raise KarmafunnelError(f"{who}: reads embedder {name!r}: needs to name it in embedders(), found {list(names)}")
 
     @property
     def circumstances(self) -> tuple[Any, ...]:
@@ -233,6 +243,7 @@ class Scene:
         """A fitted embedding by name; raises KarmafunnelError naming the stage that asked for one that the recipe lacks, or for one
         whose rows are those of another catalogue or log.
         """
+        self._check_reader(name)
         if name not in self.embeddings:
             raise KarmafunnelError(f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}")
         found = self.embeddings[name]
@@ -275,6 +286,7 @@ class Scene:
 
         `key`: what they are, and last the name of the embedder that makes them.
         """
+        self._check_reader(key[-1])
         place, memory = (*key[:-1], self.embeddings.get(key[-1])), self.memory
         kept = self._chunk.get(place)
         if kept is not None and len(kept[0]):
@@ -575,20 +587,6 @@ def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str],
                 )
 
 
-@cache
-def code_key() -> str:
-    """Hash of the code that fits things: a fitted thing is only as good as the code that made it."""
-    root = Path(inspect.getfile(models)).parent.parent
-    files = sorted([root / "log.py", *root.glob("models/**/*.py"), *root.glob("stages/*.py")])
-    versions = ", ".join(version(p) for p in ("torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files) + versions.encode()).hexdigest()[:16]
-
-
-def content_key(*parts: Any) -> str:
-    """A short hash of what something was fitted from, the code included."""
-    return hashlib.sha256(json.dumps([code_key(), *parts], default=str).encode()).hexdigest()[:16]
-
-
 def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list[str]:
     """A key for every beginning of a funnel, by the content of its stages and of the embedders (by name) that they read."""
     keys = []
@@ -596,7 +594,8 @@ def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list
         prefix = Funnel(funnel.stages[: i + 1])
         names = sorted({name for stage in prefix.stages for name in stage.embedders()})
         read = [f"{name}={values.get(name)!r}" for name in names]
-        keys.append(content_key(repr(prefix), read, scene.log.checksum, scene.label, *scene.circumstances))
+        code = code_of(*prefix.stages, *(values.get(name) for name in names), by=(__name__,))
+        keys.append(content_key(code, repr(prefix), read, scene.log.checksum, scene.label, *scene.circumstances))
     return keys
 
 
@@ -613,7 +612,7 @@ def without_fold(key: str, fold: int) -> str:
 
 def embedder_folder(value: Embedder, scene: Scene) -> str:
     """The name of the cache folder of a fitted embedder."""
-    return f"embedder-{content_key(repr(value), scene.log.checksum, *scene.circumstances)}"
+    return f"embedder-{content_key(code_of(value), repr(value), scene.log.checksum, *scene.circumstances)}"
 
 
 def fit_embedders(embedders: Mapping[str, Embedder], scene: Scene, cache_folder: Path | None) -> dict[str, Embedding]:

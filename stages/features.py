@@ -5,6 +5,7 @@ Statistics within a request are taken over its candidates alone, never over rows
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,21 +47,28 @@ class Rows:
     def columns(self, feature: Feature) -> np.ndarray:
         """`feature.compute`, once for all funnels that begin alike: float32 (n_rows, n_columns)."""
         if self._scored is None or not self.scene.memory.begun_alike:
-            return feature.compute(self)
-        return self._scored.once(self.scene.memory, ("columns", *self._content(feature)), lambda: feature.compute(self))
+            return feature.compute(self._read_by(feature))
+        what = ("columns", *self._content(feature))
+        return self._scored.once(self.scene.memory, what, lambda: feature.compute(self._read_by(feature)))
 
     def pairs(self, feature: Feature) -> np.ndarray:
         """`feature.pairs`, from the stage before where that has asked for it: float32 (n_rows, n)."""
         if self._scored is None:
-            return feature.pairs(self)
+            return feature.pairs(self._read_by(feature))
         what, memory = ("pairs", *self._content(feature)), self.scene.memory
         found = self._scored.earlier(memory, what)
-        return self._scored.once(memory, what, lambda: feature.pairs(self)) if found is None else found
+        return self._scored.once(memory, what, lambda: feature.pairs(self._read_by(feature))) if found is None else found
+
+    def _read_by(self, feature: Feature) -> Rows:
+        """The same rows with the vectors that a feature says it reads, and no others."""
+        mine = copy.copy(self)
+        mine.scene = self.scene.reading(repr(feature), feature.embedders())
+        return mine
 
     def _content(self, feature: Feature) -> tuple[Any, ...]:
-        """What a feature's values depend on beside the rows. Of one defined elsewhere nobody knows which vectors it reads: on all."""
-        names = feature.embedders() if type(feature).__module__ == __name__ else sorted(self.scene.embeddings)
-        return tuple((name, self.scene.embeddings.get(name)) for name in names), type(feature), repr(feature)
+        """What a feature's values depend on beside the rows: the vectors that it says it reads, and its settings."""
+        read = tuple((name, self.scene.embeddings.get(name)) for name in feature.embedders())
+        return read, type(feature), repr(feature)
 
     def _known(self, value: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
         """The candidates whose value is a number, usually all of them, and how many each request has."""
@@ -114,6 +122,7 @@ class Feature(Typed):
     columns: ClassVar[tuple[str, ...]] = ()
 
     def embedders(self) -> tuple[str, ...]:
+        """Names of all embedders whose vectors it reads: its values are shared, and its fits kept, by them."""
         return ()
 
     def check(self, scene: Scene, who: str) -> None:

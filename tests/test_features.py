@@ -388,6 +388,12 @@ class Secret(Feature):
 
 
 @dataclass(frozen=True, repr=False)
+class Declared(Secret):
+    def embedders(self) -> tuple[str, ...]:
+        return ("e",)
+
+
+@dataclass(frozen=True, repr=False)
 class Filling(Feature):
     columns = ("filled",)
 
@@ -412,14 +418,21 @@ def two_rows(first: Feature, second: Feature) -> tuple[list[FittedFunnel], np.nd
 
 
 def test_a_feature_of_ones_own_is_not_taken_from_a_row_with_other_vectors() -> None:
-    rows, requests, scene = two_rows(Secret(), Secret())
+    rows, requests, scene = two_rows(Declared(), Declared())
     for ready in rows:
         ready.run(requests, logged(scene, requests))
     seen = [ready.stages[1].seen[0] for ready in rows]  # type: ignore[attr-defined]
     assert seen[0][0] is seen[1][0]
     for ready, (frame_, x) in zip(rows, seen, strict=True):
-        assert x.tobytes() == compute(ready.scene.beside(ready.scene.embeddings), (Secret(),), frame_.clone()).tobytes()
+        assert x.tobytes() == compute(ready.scene.beside(ready.scene.embeddings), (Declared(),), frame_.clone()).tobytes()
     assert not np.array_equal(seen[0][1], seen[1][1])
+
+
+def test_a_feature_reads_no_vectors_but_those_it_names() -> None:
+    rows, requests, scene = two_rows(Declared(), Secret())
+    rows[0].run(requests, logged(scene, requests))
+    with pytest.raises(KarmafunnelError, match=r"Secret\(\): reads embedder 'e': needs to name it in embedders\(\), found \[\]"):
+        rows[1].run(requests, logged(scene, requests))
 
 
 def test_what_is_shared_cannot_be_written_into() -> None:

@@ -169,7 +169,10 @@ def test_a_sample_keeps_all_of_the_users_it_draws_and_their_windows():
     ann = log.sample(0.5, seed)
     assert ann.requests["window"].to_list() == ["W1", "W2a", "W3"]  # as in the whole log, not cut again
     assert ann.exposures["request_id"].to_list() == ["a0", "a0", "a2", "a3"] and ann.items.height == 3
-    assert ann.name == "shop-0.5" and ann.meta["sample"] == {"log": "shop", "checksum": log.checksum, "share": 0.5, "seed": seed}
+    assert ann.name == "shop-0.5" and ann.meta["sample"] == {
+        "log": "shop", "whole": "shop", "checksum": log.checksum, "share": 0.5, "seed": seed,
+    }  # fmt: skip
+    assert log.whole == "shop" == ann.whole == ann.sample(1.0).whole
 
 
 def as_seen(log: Log) -> Log:

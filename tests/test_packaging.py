@@ -9,7 +9,7 @@ import pytest
 from karmafunnel.simulator.recipe import load_recipe
 
 ROOT = Path(karmafunnel.__file__).parent
-ORDER = ["errors", "bounds", "shapes", "terminal", "files", "layout", "log", "models", "stages", "simulator", "benchmarks", "cli"]
+ORDER = ["errors", "bounds", "shapes", "terminal", "files", "layout", "keys", "log", "models", "stages", "simulator", "benchmarks", "cli"]
 # a room may import itself and those before it
 CODE = [p for p in ROOT.rglob("*.py") if not {"tests", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)]
 

@@ -214,6 +214,8 @@ class Network(Cooccurrence):
 
 
 class SlowEmbedding(CooccurrenceEmbedding):
+    online = True
+
     def interests(self, requests):
         clock.sleep((4 + len(requests)) / 1000)
         return super().interests(requests)

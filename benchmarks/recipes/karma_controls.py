@@ -50,7 +50,7 @@ LENGTH = {"amazon_office": 10, "online_retail": 50}  # Office's histories end at
 
 
 def base(log: Log) -> KARMA:
-    return KARMA(length=LENGTH.get(log.name, KARMA.length))
+    return KARMA(length=LENGTH.get(log.whole, KARMA.length))
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
@@ -58,7 +58,7 @@ def embedders(log: Log) -> dict[str, Embedder]:
 
 
 def settings(log: Log) -> dict[str, dict[str, Any]]:
-    return CHOSEN.get(log.name, CHOSEN["default"])
+    return CHOSEN.get(log.whole, CHOSEN["default"])
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
@@ -73,7 +73,7 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "+rec, shuffled texts": replace(rec, shuffled=True),
         "+rec, masked decoder": replace(rec, decoder="masked"),
         "+rec, LM as decoder": replace(rec, decoder="lm"),
-        "action-only, equal compute": replace(action, epochs=math.ceil(SAME_COMPUTE.get(log.name, 3.0) * action.epochs)),
+        "action-only, equal compute": replace(action, epochs=math.ceil(SAME_COMPUTE.get(log.whole, 3.0) * action.epochs)),
         "action-only, words": replace(action, lexical=WORDS),
         "+gen+rec, words": replace(both, lexical=WORDS),
         "TF-IDF": WORDS,

@@ -39,7 +39,7 @@ def base(log: Log) -> KARMA:
 
 
 def settings(log: Log) -> dict[str, dict[str, Any]]:
-    return CHOSEN.get(log.name, CHOSEN["default"])
+    return CHOSEN.get(log.whole, CHOSEN["default"])
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:

@@ -33,12 +33,13 @@ from karmafunnel.benchmarks.curves import write_curve
 from karmafunnel.benchmarks.page import rich, write_page
 from karmafunnel.benchmarks.table import define, number, text_of
 from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
+from karmafunnel.keys import code_digest, content_key
 from karmafunnel.log import NEVER, KarmafunnelError, Log, sha256
 from karmafunnel.simulator.intervals import holm
 from karmafunnel.simulator.measures import Run, compare, measure
 from karmafunnel.simulator.recipe import Recipe, load_recipe
-from karmafunnel.simulator.replay import cache_root, commit, prepare, replay
-from karmafunnel.stages.base import ITEM, REQUEST, FittedFunnel, Funnel, content_key
+from karmafunnel.simulator.replay import cache_root, code_of_run, commit, prepare, replay
+from karmafunnel.stages.base import ITEM, REQUEST, FittedFunnel, Funnel
 from karmafunnel.stages.learn import spaced
 from karmafunnel.stages.recall import External
 from karmafunnel.terminal import Console
@@ -134,7 +135,7 @@ def candidates_of(fitted: FittedFunnel) -> pl.DataFrame:
 
 def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
     """Write the tables, whole or not at all, unless they are there; returns a hash of their bytes."""
-    key = content_key(fitted.keys[0], label, K, DEPTH, TAUGHT, sha256(Path(__file__)))
+    key = content_key(code_digest("karmafunnel.benchmarks.recipes.peers"), fitted.keys[0], label, K, DEPTH, TAUGHT)
     kept = said(folder / "export.json")
     if kept.get("key") != key:
         with atomic_folder(folder) as temporary:
@@ -244,7 +245,7 @@ def our_run(
     recipe: Recipe, log: Log, folder: Path, fitted: FittedFunnel, seed: int, console: Console | None
 ) -> tuple[Run, float]:
     """Our funnel's Run of W3, and its milliseconds a request; made unless they are there."""
-    key = content_key(fitted.keys[-1], seed)
+    key = content_key(code_of_run(fitted), fitted.keys[-1], seed)
     done = said(folder / "done.json")
     if done.get("key") != key:
         replay(recipe, log, folder / "run", seed=seed, fitted=fitted, console=console, force=True)

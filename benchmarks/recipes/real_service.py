@@ -37,6 +37,7 @@ from karmafunnel.benchmarks.ablation import processor
 from karmafunnel.benchmarks.curves import write_curve
 from karmafunnel.benchmarks.page import rich
 from karmafunnel.files import read_json, read_text, write_json, write_text
+from karmafunnel.keys import code_of, content_key
 from karmafunnel.log import KarmafunnelError, Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.simulator.arrivals import Trace
@@ -45,7 +46,7 @@ from karmafunnel.simulator.queueing import simulate
 from karmafunnel.simulator.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay import cache_root, commit, prepare
 from karmafunnel.simulator.services import Services
-from karmafunnel.stages.base import ITEM, RANK, REQUEST, Fitted, FittedFunnel, Scene, Stage, content_key
+from karmafunnel.stages.base import ITEM, RANK, REQUEST, Fitted, FittedFunnel, Scene, Stage
 from karmafunnel.stages.features import Context, Own, Popularity, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
@@ -528,7 +529,8 @@ def main(
         plain = next((cell for cell in cells if cell["load"] == load and not cell["pause_ms"]), None)
         rate = plain["rate"] if pause and plain else None
         told_funnel = repr(found.funnel), {name: repr(value) for name, value in found.read.items()}
-        key = content_key(told_funnel, opened.checksum, load, pause, rate, repetitions, seconds, batch, wait_ms, seed)
+        code = code_of(*found.funnel.stages, *found.read.values(), by=("karmafunnel.benchmarks.recipes.real_service",))
+        key = content_key(code, told_funnel, opened.checksum, load, pause, rate, repetitions, seconds, batch, wait_ms, seed)
         file = out / "cells" / f"{load:g}-{pause:g}-{key}.json"
         if not file.exists():
             if cells and time.perf_counter() - start > 60 * minutes:

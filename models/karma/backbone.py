@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import os
 import socket
@@ -31,12 +30,12 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from ...bounds import Bound, needs
 from ...errors import line_of
 from ...files import atomic_folder, intact, read_json, remove, write_json
+from ...keys import code_of, content_key
 from ...log import KarmafunnelError, Log, read
 from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
 from ..embedders import Progress, Typed, known_in_w1
 from ..training import resumed, seeded, write_tensors
 
-VERSION = 1  # of the pre-training: a base is kept by it
 BOS = "<|text|>"
 DTYPES = ("float32", "bfloat16", "float16")
 TOKEN = number(Bound(0, 10_000_000))
@@ -271,7 +270,7 @@ class Qwen(Typed):
                 f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}"
             )
         digest = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
-        key = hashlib.sha256(json.dumps([VERSION, asdict(self), digest, device]).encode()).hexdigest()[:16]
+        key = content_key(code_of(self), asdict(self), digest, device)
         folder = cache / f"base-{key}" if cache else None
         if folder is None or not intact(folder):
             lm = self.pretrain(texts, folder, progress, device)

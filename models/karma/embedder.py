@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import dataclass, fields, replace
-from functools import cache as once
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +13,7 @@ from torch import Tensor
 
 from ...bounds import needs
 from ...files import check, write_json
+from ...keys import code_of, content_key
 from ...log import KarmafunnelError, Log
 from ..embedders import (
     Cooccurrence,
@@ -54,14 +52,6 @@ from .visual import Column, Pretrained, SelfSupervised, visual_features
 
 ROWS = 128  # requests embedded at a time
 READ = 8  # words that a bag-of-words reading shows
-
-
-@once
-def code_key() -> str:
-    """Hash of the code that checkpoints were made by."""
-    here = Path(__file__).parent
-    files = sorted([*here.glob("*.py"), here.parent / "embedders.py", here.parent.parent / "log.py"])
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
 # -- KARMA --------------------------------------------------------------------------------------------------------------
@@ -193,16 +183,9 @@ class KARMA(Embedder):
             trainee = Trainee(self, network, examples, features, seed, asked)
         folder = None
         if cache is not None:
-            what = [
-                repr(replace(self, epochs=KARMA.epochs)),
-                base.describe(),
-                features.digest(),
-                log.checksum,
-                seed,
-                str(lm.device),
-            ]
-            what.append(code_key())
-            folder = cache / f"karma-{hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]}"
+            code, how = code_of(self, by=(__name__,)), repr(replace(self, epochs=KARMA.epochs))
+            key = content_key(code, how, base.describe(), features.digest(), log.checksum, seed, str(lm.device))
+            folder = cache / f"karma-{key}"
             folder.mkdir(parents=True, exist_ok=True)
             about = {
                 "embedder": repr(self),
@@ -211,7 +194,7 @@ class KARMA(Embedder):
                 "seed": seed,
                 "device": str(lm.device),
             }
-            write_json(folder / "config.json", about | {"features": features.digest(), "code": code_key(), "base": base.facts})
+            write_json(folder / "config.json", about | {"features": features.digest(), "code": code, "base": base.facts})
         return trainee, folder
 
     def features(self, log: Log, base: LM, cache: Path | None, seed: int, progress: Progress, device: str) -> Features:
@@ -330,6 +313,7 @@ class KarmaEmbedding(Embedding):
     """Item and interest vectors of length 1; the decoders stay on disk until an interest is to be read."""
 
     asks = ("query", "filters")
+    online = True
 
     def __init__(
         self, value: KARMA, log: Log, network: Network, vectors: np.ndarray, facts: dict[str, Any],
@@ -592,6 +576,7 @@ class FrozenLM(Embedder):
 
 class FrozenLMEmbedding(Embedding):
     asks = ("query", "filters")
+    online = True
 
     def __init__(
         self, value: FrozenLM, log: Log, lm: LM, items: np.ndarray, shift: np.ndarray, turn: np.ndarray, facts: dict[str, Any]

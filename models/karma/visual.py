@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -25,11 +24,10 @@ from torch.nn import functional as F
 
 from ...bounds import needs
 from ...files import atomic_folder, intact, write_json
+from ...keys import code_of, content_key
 from ...log import KarmafunnelError, Log
 from ..embedders import Progress, Typed, known_in_w1
 from ..training import seeded
-
-VERSION = 1  # of what is kept
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,8 +75,9 @@ def visual_features(
     digest = hashlib.sha256()
     for i in have:
         digest.update(f"{i} {pictures[i].size}".encode() + pictures[i].tobytes())  # type: ignore[union-attr]
-    what = [VERSION, repr(how), asdict(how), digest.hexdigest(), known_in_w1(log).tobytes().hex(), seed, device]
-    folder = cache / f"visual-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}" if cache else None
+    known = known_in_w1(log).tobytes().hex()
+    key = content_key(code_of(how), repr(how), asdict(how), digest.hexdigest(), known, seed, device)
+    folder = cache / f"visual-{key}" if cache else None
     there = np.zeros(log.n_items, dtype=bool)
     there[have] = True
     if folder is not None and intact(folder):

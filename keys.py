@@ -1,0 +1,147 @@
+"""Keys of what is kept: a fit, a checkpoint or a piece of a Run is only as good as the code that made it.
+
+A key covers the modules that a value really reaches: those that define its classes, and what they
+import, directly or not, wherever they lie. Comments, docstrings and line breaks do not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from dis import Bytecode, opmap
+from functools import cache
+from importlib.metadata import version
+from itertools import accumulate
+from modulefinder import ModuleFinder
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+PACKAGE = __name__.partition(".")[0]
+NOP = opmap["NOP"]
+LIBRARIES = ("torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
+
+
+def content_key(code: str, *parts: Any) -> str:
+    """A short hash of what something is made of: the digest of its code, then what JSON or `str` tells of the rest."""
+    return hashlib.sha256(json.dumps([code, *parts], default=str).encode()).hexdigest()[:16]
+
+
+def code_of(*values: Any, by: tuple[str, ...] = ()) -> str:
+    """Digest of the code that dataclass values reach, and of the modules `by` that work on them.
+
+    Classes from outside the package have no part in it: a recipe's own code is keyed by its text.
+    """
+    return code_digest(*sorted({*modules_of(values), *by}))
+
+
+def modules_of(value: Any) -> Iterator[str]:
+    """Modules of this package that define the classes of a value and of the values in its fields."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from modules_of(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from (kind.__module__ for kind in type(value).__mro__ if ours(kind.__module__))
+        for f in fields(value):
+            yield from modules_of(getattr(value, f.name))
+
+
+def ours(module: str) -> bool:
+    return module.partition(".")[0] == PACKAGE
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """Digest of modules of this package, by their full names, of all modules of it that they import, directly
+    or not, and of the versions of Python and of the libraries that fit things.
+    """
+    seen: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += [where for _, where in imports(module)]
+    told = [f"{module} {digest_of(module)}" for module in sorted(seen)]
+    told += [str(sys.version_info[:2]), *(version(library) for library in LIBRARIES)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
+@cache
+def digest_of(module: str) -> str:
+    """Digest of what a module does."""
+    return hashlib.sha256(repr(without_lines(compiled(module))).encode()).hexdigest()
+
+
+@cache
+def compiled(module: str) -> CodeType:
+    """A module of this package, compiled without its docstrings."""
+    return compile(file_of(module).read_bytes(), module, "exec", dont_inherit=True, optimize=2)
+
+
+def file_of(module: str) -> Path:
+    """The file of a module of this package; of a package its `__init__.py`."""
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_name(f"{path.name}.py")
+
+
+def without_lines(constant: Any) -> Any:
+    """A constant of compiled code; of a code object all that matters when it runs: neither lines nor file."""
+    if isinstance(constant, CodeType):
+        code = constant
+        names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+        counts = code.co_argcount, code.co_kwonlyargcount, code.co_posonlyargcount, code.co_flags
+        constants = tuple(without_lines(x) for x in code.co_consts)
+        return code.co_name, *instructions(code), constants, names, counts
+    if isinstance(constant, frozenset):  # in another order in every process
+        return "frozenset", sorted(map(repr, constant))
+    return type(constant).__name__, repr(constant)
+
+
+def instructions(code: CodeType) -> tuple[bytes, list[tuple[Any, ...]]]:
+    """Byte code and what it does on errors, both without the instructions that do nothing: a docstring leaves one."""
+    at = range(0, len(code.co_code), 2)
+    kept = [code.co_code[i] != NOP for i in at]
+    place = [0, *accumulate(kept)]  # where an instruction stands among those that are kept
+    entries = Bytecode(code).exception_entries if code.co_exceptiontable else ()  # type: ignore[attr-defined]
+    caught = [(*(place[x // 2] for x in (e.start, e.end, e.target)), e.depth, e.lasti) for e in entries]
+    return b"".join(code.co_code[i : i + 2] for i, keep in zip(at, kept, strict=True) if keep), caught
+
+
+@cache
+def imports(module: str) -> tuple[tuple[str, str], ...]:
+    """What a module imports from this package, anywhere in its code: names, each with the module that defines it."""
+    parts = module.split(".")
+    here = parts if file_of(module).name == "__init__.py" else parts[:-1]
+    found: list[tuple[str, str]] = []
+    for kind, what in operations(compiled(module)):
+        if kind == "absolute_import":
+            names, base = what
+        elif kind == "relative_import":
+            level, names, name = what
+            base = ".".join([*here[: len(here) - level + 1], *([name] if name else [])])
+        else:
+            continue
+        if ours(base):
+            found += [(name, defined_in(base, name)) for name in names] if names else [(base, base)]
+    return tuple(found)
+
+
+def defined_in(base: str, name: str) -> str:
+    """The module that `from base import name` leads to: past a package that only passes the name on."""
+    if file_of(f"{base}.{name}").exists():
+        return f"{base}.{name}"
+    return dict(imports(base)).get(name, base) if file_of(base).name == "__init__.py" else base
+
+
+def operations(code: CodeType) -> Iterator[tuple[str, Any]]:
+    """Imports (and names stored) of a code object and of those inside it."""
+    yield from ModuleFinder().scan_opcodes(code)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from operations(constant)
