@@ -1,7 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two threads are what the figures in benchmarks/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
+# Two threads are what the figures in benchmarks/findings/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
 export OMP_WAIT_POLICY := passive
 
 .PHONY: venv demo test test-ray lint clean

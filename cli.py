@@ -28,7 +28,7 @@ from rich.table import Table
 from . import __version__
 from .bounds import BOUNDS
 from .checks import require
-from .errors import line_of, quoted
+from .errors import KarmafunnelError, line_of, quoted
 from .files import (
     EMBEDDING,
     LOG,
@@ -45,7 +45,7 @@ from .files import (
     read_json,
     write_json,
 )
-from .log import Catalogue, KarmafunnelError, Log, read, seal_log
+from .log import Catalogue, Log, read, seal_log
 from .terminal import Console, progress_bar, visible
 
 err = Console(stderr=True)
@@ -156,7 +156,7 @@ def worker_flags(command: Any) -> Any:
 
 
 def workers_of(n: int | None, ray: str | None) -> Any:
-    from .simulator.workers import Workers
+    from .simulator.replay.workers import Workers
 
     return Workers(n, ray) if n is not None or ray is not None else None
 
@@ -178,16 +178,16 @@ def open_log(path: Path, but: Sequence[str] = ()) -> Log:
 @force_flag
 def demo(folder_out: Path, seed: int, force: bool) -> None:
     """Make a World, fit KARMA, replay a funnel that it drives, then put it under load. Tables and two HTML pages. No network."""
-    from .benchmarks.load import load_page
-    from .benchmarks.report import report as write_report
-    from .simulator.arrivals import Poisson
-    from .simulator.credit import quality_under_load
-    from .simulator.degrade import replay_paths
-    from .simulator.profile import profile as run_profile
-    from .simulator.queueing import simulate
-    from .simulator.recipe import load_recipe
-    from .simulator.replay import prepare
-    from .simulator.services import with_policies
+    from .simulator.load.arrivals import Poisson
+    from .simulator.load.credit import quality_under_load
+    from .simulator.load.profile import profile as run_profile
+    from .simulator.load.queueing import simulate
+    from .simulator.load.services import with_policies
+    from .simulator.replay.degrade import replay_paths
+    from .simulator.replay.recipe import load_recipe
+    from .simulator.replay.replay import prepare
+    from .simulator.report.load_page import load_page
+    from .simulator.report.run_page import report as write_report
     from .simulator.world import generate
 
     start = time.perf_counter()
@@ -239,8 +239,8 @@ def default_measures(run: Path) -> list[str]:
 
 
 def print_stage_table(run: Path, names: list[str] | None = None) -> None:
-    from .benchmarks.table import print_table
-    from .simulator.measures import Run, measure
+    from .simulator.measure.compare import Run, measure
+    from .simulator.report.table import print_table
 
     print_table(measure(Run.open(run), names or default_measures(run)), out)
 
@@ -373,7 +373,7 @@ def validate(log: Path, as_json: bool, seal: bool) -> None:
 @click.option("--html", type=folder, help="Also write plots into this file.")
 def describe(log: Path, as_json: bool, html: Path | None) -> None:
     """Sizes, ranges, CTR by position, prices, popularity, eligibility and the ceiling of a log."""
-    from .simulator import describe as describing
+    from .simulator.measure import describe as describing
 
     if html:
         claimed(html, PAGE, log)
@@ -384,7 +384,7 @@ def describe(log: Path, as_json: bool, html: Path | None) -> None:
     else:
         describing.print_description(stats, out)
     if html:
-        from .benchmarks.describe import write_html
+        from .simulator.report.log_page import write_html
 
         write_html(made, stats, html)
         err.print(f"plots: {html}")
@@ -392,7 +392,7 @@ def describe(log: Path, as_json: bool, html: Path | None) -> None:
 
 @contextmanager
 def cache_folder(no_cache: bool) -> Iterator[Path]:
-    from .simulator.replay import cache_root
+    from .simulator.replay.replay import cache_root
 
     if no_cache:
         with tempfile.TemporaryDirectory() as temporary:
@@ -435,9 +435,9 @@ def replay(
     RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started again, it goes on. Degradation
     paths (--path, --paths) become Runs in RUN/paths: stages skipped, cut or replaced by a fallback, interests that are stale.
     """
-    from .simulator.recipe import load_recipe
-    from .simulator.replay import replay as run_replay
-    from .simulator.services import Services
+    from .simulator.load.services import Services
+    from .simulator.replay.recipe import load_recipe
+    from .simulator.replay.replay import replay as run_replay
 
     paths = tuple(dict.fromkeys([*paths, *(Services.read(services).paths() if services else [])]))
     if stale_minutes is not None and not paths:
@@ -450,7 +450,7 @@ def replay(
         if not paths:
             run_replay(load_recipe(recipe, opened), opened, run, cache=cache, workers=workers_of(workers, ray), **common)
         else:
-            from .simulator.degrade import replay_paths
+            from .simulator.replay.degrade import replay_paths
 
             if workers is not None or ray is not None:
                 raise KarmafunnelError("replay: paths are replayed in this process; needs no --workers and no --ray, found one")
@@ -465,9 +465,9 @@ def replay(
 
 def print_paths(run: Path) -> None:
     """What the last stage of each path is worth."""
-    from .benchmarks.table import between, number
-    from .simulator.degrade import runs_of
-    from .simulator.measures import measure
+    from .simulator.measure.compare import measure
+    from .simulator.replay.degrade import runs_of
+    from .simulator.report.table import between, number
 
     runs = runs_of(run)
     k = min(r.k(r.stages[-1]) for r in runs.values())
@@ -492,8 +492,8 @@ def print_paths(run: Path) -> None:
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: int, no_cache: bool) -> None:
     """Stage by stage, why items are where they are in one request."""
-    from .simulator.recipe import load_recipe
-    from .simulator.replay import prepare
+    from .simulator.replay.recipe import load_recipe
+    from .simulator.replay.replay import prepare
 
     opened = open_log(log)
     with cache_folder(no_cache) as cache:
@@ -535,10 +535,10 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: 
 @json_flag
 def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: str, as_json: bool) -> None:
     """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50, gAUC:request:exposures, ..."""
-    from .benchmarks import table
-    from .simulator.figures import LISTS, parse_all
-    from .simulator.measures import Run, added
-    from .simulator.measures import measure as run_measure
+    from .simulator.measure.compare import Run, added
+    from .simulator.measure.compare import measure as run_measure
+    from .simulator.measure.evaluate import LISTS, parse_all
+    from .simulator.report import table
 
     opened = Run.open(run)
     print_rows(run_measure(opened, list(measures), slice=slice_name), table, fmt, as_json)
@@ -566,9 +566,9 @@ def print_rows(rows: list[dict[str, Any]], table: Any, fmt: str, as_json: bool) 
 @json_flag
 def compare(run_a: Path, run_b: Path, measures: tuple[str, ...], as_json: bool) -> None:
     """Compare two Runs of one log, paired on the same requests: B - A with its interval, Holm-corrected."""
-    from .benchmarks.table import print_comparison
-    from .simulator.measures import Run
-    from .simulator.measures import compare as run_compare
+    from .simulator.measure.compare import Run
+    from .simulator.measure.compare import compare as run_compare
+    from .simulator.report.table import print_comparison
 
     rows = run_compare(Run.open(run_a), Run.open(run_b), list(measures))
     if as_json:
@@ -582,7 +582,7 @@ def compare(run_a: Path, run_b: Path, measures: tuple[str, ...], as_json: bool) 
 @click.option("--out", "html", type=folder, default=Path("report.html"), show_default=True)
 def report(runs: tuple[Path, ...], html: Path) -> None:
     """Write one self-contained HTML file about one or more Runs."""
-    from .benchmarks.report import report as write_report
+    from .simulator.report.run_page import report as write_report
 
     claimed(html, PAGE, *runs)
     write_report(list(runs), html)
@@ -594,13 +594,13 @@ ARRIVALS = ("poisson", "daily", "flash")
 
 def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int | None) -> tuple[Any, int]:
     """Arrivals as the flags say, and how many."""
-    from .simulator.arrivals import Daily, Flash, Poisson, Trace
+    from .simulator.load.arrivals import Daily, Flash, Poisson, Trace
 
     if log is not None:
         if kind is not None:
             raise KarmafunnelError(f"queue: --log plays the log's own times; needs no --arrivals, found {kind}")
         opened = open_log(log)
-        from .simulator.replay import requests_of
+        from .simulator.replay.replay import requests_of
 
         trace = Trace.of(opened, requests_of(opened, "W3", None), rate)
         return trace, len(trace.ids) if n is None or n > len(trace.ids) else n
@@ -635,10 +635,10 @@ def queue(
     SERVICES is a TOML file: `karmafunnel profile` writes one, and a person can (README, "Under load"). With --run, quality and money
     over offered load and what an hour's outage of each stage costs. load.html has the plots, trace.json opens in Perfetto.
     """
-    from .benchmarks.load import load_page
-    from .simulator.queueing import Simulation, simulate
-    from .simulator.services import Services
-    from .simulator.timeline import chrome_trace
+    from .simulator.load.queueing import Simulation, simulate
+    from .simulator.load.services import Services
+    from .simulator.load.timeline import chrome_trace
+    from .simulator.report.load_page import load_page
 
     claimed(folder_out, SIMULATION, services, *beside, log, run, force=force)
     if measures and run is None:
@@ -655,7 +655,7 @@ def queue(
     with progress_bar(err) as bar:
         task = bar.add_task("simulating", total=count)
         if run is not None:  # before anything is written: a path may not have been replayed
-            from .simulator.credit import quality_under_load
+            from .simulator.load.credit import quality_under_load
 
             step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
             worth = quality_under_load(policies, run, coming, count, seed, measures=measures, progress=step)
@@ -718,7 +718,7 @@ def print_simulation(simulation: Any) -> None:
 
 def print_worth(worth: Any) -> None:
     """Quality of what was shown, over offered load, and the price of outages."""
-    from .benchmarks.table import number
+    from .simulator.report.table import number
 
     span = lambda row, name="": f"[{number(row[f'{name} low'.strip()])}, {number(row[f'{name} high'.strip()])}]"
     table = Table("policy", "measure", "value", "difference", title="what was shown is worth", title_justify="left")
@@ -760,8 +760,8 @@ def print_worth(worth: Any) -> None:
 @json_flag
 def timeline(simulation: Path, request: int, as_json: bool) -> None:
     """What happened to one REQUEST (its number, in order of arrival) of a SIMULATION that `queue` wrote."""
-    from .simulator.queueing import Simulation
-    from .simulator.timeline import timeline as events_of
+    from .simulator.load.queueing import Simulation
+    from .simulator.load.timeline import timeline as events_of
 
     opened = Simulation.open(simulation)
     rows = events_of(opened, request)
@@ -800,8 +800,8 @@ def plan_command(
     Everything but the servers is taken from SERVICES: batches, deadlines, fallbacks, what a server costs. Prints the servers, the cost of a
     million requests, what if (other rates, one server less or more), and the highest rate that still meets the target.
     """
-    from .simulator.capacity import plan as make_plan
-    from .simulator.services import Services
+    from .simulator.load.capacity import plan as make_plan
+    from .simulator.load.services import Services
 
     if folder_out is not None:
         claimed(folder_out, PLAN, services, force=force)
@@ -824,9 +824,9 @@ def plan_command(
 
 def write_plan(found: Any, folder_out: Path) -> None:
     """The plan, its deployment, and the page of one simulation of it: all of it or nothing."""
-    from .benchmarks.load import load_page
-    from .simulator.arrivals import Poisson
-    from .simulator.queueing import simulate
+    from .simulator.load.arrivals import Poisson
+    from .simulator.load.queueing import simulate
+    from .simulator.report.load_page import load_page
 
     simulation = simulate(found.services, Poisson(found.rate), found.n, found.seed, events=True)
     with atomic_folder(folder_out, sealed=True) as temporary:
@@ -838,8 +838,8 @@ def write_plan(found: Any, folder_out: Path) -> None:
 
 def print_plan(found: Any) -> None:
     """Servers, what they cost, what if, headroom."""
-    from .benchmarks.load import p99_of
-    from .benchmarks.table import number
+    from .simulator.report.load_page import p99_of
+    from .simulator.report.table import number
 
     title = f"{found.services.name}: p99 within {found.target_ms:g} ms at {found.rate:,.1f} a second"
     table = Table(title=title, title_justify="left")
@@ -887,8 +887,8 @@ def table_command(
     Resumable: what is done is not made again, nor is it to ask the same cells another question (--only, --against). A row that fails
     is a line of the table.
     """
-    from .benchmarks.ablation import ablate, print_tables
-    from .simulator.recipe import load_recipe
+    from .simulator.ablation.ablate import ablate, print_tables
+    from .simulator.replay.recipe import load_recipe
 
     claimed(folder_out, TABLE, log, recipe, force=force)
     opened = open_log(log)
@@ -920,8 +920,8 @@ def fit_embedder(
 
     Pre-training and fine-tuning go on where an interrupted one was.
     """
-    from .simulator.recipe import load_recipe
-    from .simulator.replay import check_device
+    from .simulator.replay.recipe import load_recipe
+    from .simulator.replay.replay import check_device
     from .stages.base import Scene, fit_embedders
 
     claimed(folder_out, EMBEDDING, log, recipe, force=force)
@@ -986,11 +986,11 @@ def profile(
 
     The services file has one server a stage and, without --policies, no policies; edit it by hand.
     """
-    from .benchmarks.ablation import processor
-    from .benchmarks.profile import print_fits, profile_page
-    from .simulator.profile import profile as run_profile
-    from .simulator.recipe import load_recipe
-    from .simulator.services import with_policies
+    from .simulator.ablation.ablate import processor
+    from .simulator.load.profile import profile as run_profile
+    from .simulator.load.services import with_policies
+    from .simulator.replay.recipe import load_recipe
+    from .simulator.report.profile_page import print_fits, profile_page
 
     html = services.parent / f"{services.stem}.html"
     if html == services:

@@ -19,17 +19,9 @@ import numpy as np
 import polars as pl
 
 from .bounds import Bound, check_bound, check_seed
-from .errors import KarmafunnelError as KarmafunnelError
-from .errors import line_of as line_of
-from .files import LOG, claim, open_table, read_json, say, settle
-from .files import atomic_folder as atomic_folder
-from .files import write_json as write_json
-from .files import write_parquet as write_parquet
-from .layout import CAPABILITIES as CAPABILITIES
-from .layout import TABLES as TABLES
-from .layout import TS as TS
-from .layout import WINDOWS as WINDOWS
-from .layout import complete_meta, conform, expected, same_type
+from .errors import KarmafunnelError
+from .files import LOG, atomic_folder, claim, open_table, read_json, say, settle, write_json, write_parquet
+from .layout import TABLES, WINDOWS, complete_meta, conform, expected, same_type
 
 CLICK, PURCHASE = 1, 2
 LABELS = {"click": "clicks", "purchase": "purchases"}  # what truth may be, and what a log needs to have for it

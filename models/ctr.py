@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..bounds import Bound
-from ..errors import line_of, quoted
+from ..errors import KarmafunnelError, line_of, quoted
 from ..files import atomic_folder, check, read_json, write_json
-from ..log import KarmafunnelError
 from ..shapes import ANY, TEXT, by_name, check_keys, maybe, number
 from .training import seeded
 

@@ -24,8 +24,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.utils.extmath import randomized_svd
 
 from ..bounds import needs
+from ..errors import KarmafunnelError
 from ..files import EMBEDDING, atomic_folder, check, claim, read_json, settle, write_json
-from ..log import KarmafunnelError, Log
+from ..log import Log
 from ..shapes import ANY, TEXT, by_name, check_keys, each
 
 Progress = Callable[[str], None]
@@ -69,7 +70,7 @@ class Embedding(ABC):
 
     `fitted_on`: windows whose answers it may know, so that nothing that reads it learns from their rows or scores them. `asks`: what
     `queries` reads of a request, as `log.json` calls it. `online`: whether `interests` runs a neural network, which a deployment
-    serves on machines of its own: such an embedder is timed as a stage (`simulator.profile`).
+    serves on machines of its own: such an embedder is timed as a stage (`simulator.load.profile`).
     """
 
     fitted_on: tuple[str, ...] = ("W1",)
@@ -110,8 +111,8 @@ class Embedding(ABC):
         return None
 
     def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
-        """Figures of the vectors themselves, by name (`karma/diagnose.py` defines them); more where there is a network."""
-        from .karma.diagnose import isotropy
+        """Figures of the vectors themselves, by name (`models/diagnostics.py` defines them); more where there is a network."""
+        from .diagnostics import isotropy
 
         return isotropy(self.items(), self.interests(requests))
 

@@ -9,8 +9,8 @@ from typing import Any
 import lightgbm as lgb
 import numpy as np
 
+from ..errors import KarmafunnelError
 from ..files import edited, marked, read_text, write_text
-from ..log import KarmafunnelError
 
 MOST_ROWS = 10_000  # LightGBM's limit of rows a group in lambdarank
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..bounds import needs
-from ..log import KarmafunnelError, Log
+from ..errors import KarmafunnelError
+from ..log import Log
 from .embedders import (
     Cooccurrence,
     Embedder,

@@ -30,7 +30,7 @@ REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "chann
 PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
 FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
 Progress = Callable[[str], None]
-FOLDS = 2  # of users; five were no better and took 3.5 times as long (benchmarks/LOG.md, 2026-11-28)
+FOLDS = 2  # of users; five were no better and took 3.5 times as long (benchmarks/findings/LOG.md, 2026-11-28)
 
 
 def silent(_: str) -> None:
@@ -383,9 +383,6 @@ class Stage(Typed):
     def __rshift__(self, other: Stage | Funnel) -> Funnel:
         return Funnel((self,)) >> other
 
-    def __rrshift__(self, channels: list[Stage]) -> Funnel:
-        return Funnel((join(channels),)) >> self
-
 
 class Fitted:
     """A stage that is ready to run."""
@@ -435,16 +432,9 @@ class Retriever(Fitted):
         return None
 
 
-def join(channels: Sequence[Stage]) -> Stage:
-    """Channels in brackets: one channel is itself."""
-    from .recall import Join  # recall.py builds on this file
-
-    return channels[0] if len(channels) == 1 else Join(tuple(channels))
-
-
 @dataclass(frozen=True)
 class Funnel:
-    """Stages chained with `>>`; channels of the first joined in brackets. Prints as you would type it."""
+    """Stages chained with `>>`; several channels of recall are one stage, `Join`. Prints as you would type it."""
 
     stages: tuple[Stage, ...]
 
@@ -530,7 +520,7 @@ class Fits:
             self.ready[key] = self._kept(stage, key) or self._fit(i, fold, upstream)
             if isinstance(self.ready[key], Retriever) != (i == 0):
                 raise KarmafunnelError(
-                    f"funnel: needs one recall stage, the first (join channels in brackets); found {stage!r} at place {i + 1}"
+                    f"funnel: needs one recall stage, the first (`Join` puts channels together); found {stage!r} at place {i + 1}"
                 )
             if scene.memory.on:
                 scene.memory.stages[key] = self.ready[key]

@@ -16,7 +16,7 @@ import polars as pl
 from scipy import sparse
 
 from ..bounds import needs
-from ..log import KarmafunnelError
+from ..errors import KarmafunnelError
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
 from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, ascending, group_rows

@@ -14,9 +14,9 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from ..bounds import Bound, needs
-from ..errors import quoted
+from ..errors import KarmafunnelError, quoted
 from ..files import read_json, write_json
-from ..log import KarmafunnelError, rows_of
+from ..log import rows_of
 from ..models import ctr, gbdt
 from ..shapes import check_keys, each, number, one_of
 from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, check_windows, group_rows, order, with_forced

@@ -11,7 +11,8 @@ import polars as pl
 from scipy.special import expit
 
 from ..bounds import needs
-from ..log import KarmafunnelError, rows_of
+from ..errors import KarmafunnelError
+from ..log import rows_of
 from ..models import ctr
 from .base import ITEM, REQUEST, SCORE, FittedFunnel, Scene, group_rows
 from .learn import (

@@ -15,8 +15,9 @@ import polars as pl
 from scipy import sparse
 
 from ..bounds import MANY, Bound, check_bound, needs
+from ..errors import KarmafunnelError
 from ..files import read_table
-from ..log import KarmafunnelError, Log, rows_of, sha256
+from ..log import Log, rows_of, sha256
 from .base import (
     ITEM,
     RANK,
@@ -686,7 +687,7 @@ class FittedExternal(Retriever):
 
 @dataclass(frozen=True, repr=False)
 class Join(Stage):
-    """Channels joined, each candidate remembering which found it; written as a list in brackets.
+    """Channels joined, each candidate remembering which found it.
 
     Reciprocal-rank fusion (Cormack et al. 2009): score = sum over the channels of 1 / (rrf + rank). With `quotas`, the first
     so many of each channel come before everything else, whatever their fused score. A row that no channel found scores 0.
@@ -715,7 +716,7 @@ class Join(Stage):
             for f, d in (("k", 1000), ("quotas", ()), ("rrf", 60.0), ("name", "recall"))
             if getattr(self, f) != d
         ]
-        return f"Join({', '.join([inside, *rest])})" if rest else inside
+        return f"Join({', '.join([inside, *rest])})"
 
     def embedders(self) -> tuple[str, ...]:
         return tuple(name for channel in self.channels for name in channel.embedders())

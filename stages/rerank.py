@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ..bounds import needs
-from ..log import KarmafunnelError
+from ..errors import KarmafunnelError
 from .base import CHANNEL, ITEM, RANK, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, positional
 from .features import Rows
 

@@ -11,24 +11,24 @@ from unittest.mock import patch
 
 import numpy as np
 import polars as pl
-from karmafunnel.benchmarks.ablation import page as table_page
-from karmafunnel.benchmarks.attention import attention_figure
-from karmafunnel.benchmarks.attribution import attribution_figure
-from karmafunnel.benchmarks.curves import curve_figure, write_curve
-from karmafunnel.benchmarks.describe import write_html
-from karmafunnel.benchmarks.load import load_page
-from karmafunnel.benchmarks.page import write_page
-from karmafunnel.benchmarks.pareto import pareto_figure
-from karmafunnel.benchmarks.profile import profile_page
-from karmafunnel.benchmarks.report import report
 from karmafunnel.log import Log
-from karmafunnel.simulator.arrivals import Trace
-from karmafunnel.simulator.capacity import Plan
-from karmafunnel.simulator.credit import Worth
-from karmafunnel.simulator.describe import describe
-from karmafunnel.simulator.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile
-from karmafunnel.simulator.queueing import simulate
-from karmafunnel.simulator.services import Service, Services, ServiceTime
+from karmafunnel.simulator.ablation.ablate import page as table_page
+from karmafunnel.simulator.load.arrivals import Trace
+from karmafunnel.simulator.load.capacity import Plan
+from karmafunnel.simulator.load.credit import Worth
+from karmafunnel.simulator.load.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile
+from karmafunnel.simulator.load.queueing import simulate
+from karmafunnel.simulator.load.services import Service, Services, ServiceTime
+from karmafunnel.simulator.measure.describe import describe
+from karmafunnel.simulator.report.attention_plot import attention_figure
+from karmafunnel.simulator.report.attribution_plot import attribution_figure
+from karmafunnel.simulator.report.curves import curve_figure, write_curve
+from karmafunnel.simulator.report.load_page import load_page
+from karmafunnel.simulator.report.log_page import write_html
+from karmafunnel.simulator.report.page import write_page
+from karmafunnel.simulator.report.pareto_plot import pareto_figure
+from karmafunnel.simulator.report.profile_page import profile_page
+from karmafunnel.simulator.report.run_page import report
 from shop import make_shop
 from small_run import make_log, make_run
 
@@ -120,7 +120,7 @@ def services(words: Words) -> Services:
 def write_all(folder: Path, words: Words, out: Path) -> dict[str, Path]:
     """Every page of a material, by what it is."""
     runs = sorted((folder / "runs").iterdir())
-    with patch("karmafunnel.simulator.run.described", lambda path, meta: meta):  # which refuses most of it: pages must not rely on that
+    with patch("karmafunnel.simulator.measure.run.described", lambda path, meta: meta):  # which refuses most of it: pages must not rely on that
         pages = {
             "report of one Run": report(runs[:1], out / "report.html"),
             "report of three Runs": report(runs, out / "reports.html"),

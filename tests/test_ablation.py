@@ -13,17 +13,18 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
-from karmafunnel.benchmarks import ablation, examine
-from karmafunnel.benchmarks.curves import curve_figure, write_curve
-from karmafunnel.benchmarks.table import text_of
 from karmafunnel.cli import main
-from karmafunnel.errors import NotWrittenError
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.errors import KarmafunnelError, NotWrittenError
+from karmafunnel.log import Log
+from karmafunnel.models import diagnostics as diagnose
 from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, TfidfSVD
-from karmafunnel.models.karma import diagnose
-from karmafunnel.simulator import replay as replaying
-from karmafunnel.simulator.measures import Run, compare
-from karmafunnel.simulator.recipe import Recipe, load_recipe
+from karmafunnel.simulator.ablation import ablate as ablation
+from karmafunnel.simulator.ablation import examine
+from karmafunnel.simulator.measure.compare import Run, compare
+from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
+from karmafunnel.simulator.report.curves import curve_figure, write_curve
+from karmafunnel.simulator.report.table import text_of
 from rich.console import Console
 from shop import make_shop
 
@@ -73,7 +74,7 @@ def lines(out: Path) -> dict[str, dict]:
 
 GRID = '''
 from karmafunnel.models.embedders import Cooccurrence
-from karmafunnel.simulator.recipe import Row
+from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.stages.features import Popularity, Similarity
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import Join, Popular, VectorRecall
@@ -130,7 +131,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from karmafunnel.models.embedders import Embedding, RandomVectors
-from karmafunnel.simulator.recipe import Row
+from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.stages.features import Popularity, Similarity
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
@@ -215,7 +216,7 @@ def test_a_table_without_a_funnel_has_that_of_the_row_against(log, tmp_path):
     with pytest.raises(KarmafunnelError, match="needs to export `funnel`"):
         made(log, tmp_path, text)
     given = 'Row(VectorRecall("interest", k=50), {"interest": RandomVectors()})'
-    recipe = made(log, tmp_path, "from karmafunnel.simulator.recipe import Row\n" + text.replace('"random": {}', f'"random": {given}'))
+    recipe = made(log, tmp_path, "from karmafunnel.simulator.replay.recipe import Row\n" + text.replace('"random": {}', f'"random": {given}'))
     for name in ("random", "text", "together"):
         assert repr(recipe.row(name).funnel) == repr(made(log, tmp_path).row(name).funnel)
     assert recipe.label == log.meta["label"] and set(recipe.row("text").read) == {"interest"}
@@ -272,7 +273,7 @@ against, measures""",
         "\nfunnel, embedders",
         """
 from dataclasses import dataclass
-from karmafunnel.simulator.recipe import Row
+from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import GMVRank
@@ -510,7 +511,7 @@ def test_without_the_row_that_all_are_held_against_the_table_says_so(log, whole,
 
 FAMILY = """
 from karmafunnel.models.embedders import Cooccurrence
-from karmafunnel.simulator.recipe import Row
+from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.stages.features import Popularity, Similarity
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import Popular

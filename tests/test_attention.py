@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from karmafunnel.benchmarks.attention import attention_figure, main
-from karmafunnel.log import KarmafunnelError
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.report.attention_plot import attention_figure, main
 from safetensors.numpy import save_file
 
 

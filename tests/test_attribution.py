@@ -12,12 +12,13 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from karmafunnel.benchmarks.attribution import attribution_figure, attribution_table
-from karmafunnel.log import KarmafunnelError, hash_ids
-from karmafunnel.simulator.attribution import attribute, grid, shapley, subsets
-from karmafunnel.simulator.measures import Run, compare, measure
-from karmafunnel.simulator.recipe import Recipe
-from karmafunnel.simulator.replay import replay
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import hash_ids
+from karmafunnel.simulator.measure.attribution import attribute, grid, shapley, subsets
+from karmafunnel.simulator.measure.compare import Run, compare, measure
+from karmafunnel.simulator.replay.recipe import Recipe
+from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.report.attribution_plot import attribution_figure, attribution_table
 from karmafunnel.stages.base import ITEM, REQUEST, Fitted, Funnel, Scene, Stage
 from karmafunnel.stages.recall import Popular
 

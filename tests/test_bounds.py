@@ -14,20 +14,21 @@ import karmafunnel.stages
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from karmafunnel.benchmarks.ablation import ablate
 from karmafunnel.bounds import BOUNDS, SEED, Bound, check_bound, check_fits, check_name, check_title, needs
 from karmafunnel.cli import Cutoffs, Number, Numbers, main
 from karmafunnel.errors import KarmafunnelError, line_of, quoted
 from karmafunnel.models.embedders import RandomVectors
-from karmafunnel.simulator.arrivals import Daily, Flash, Poisson, Trace
-from karmafunnel.simulator.capacity import plan
-from karmafunnel.simulator.figures import Measure
-from karmafunnel.simulator.profile import profile
-from karmafunnel.simulator.queueing import simulate
-from karmafunnel.simulator.recipe import load_recipe
-from karmafunnel.simulator.replay import prepare, replay, requests_of
-from karmafunnel.simulator.services import Service, Services, ServiceTime, modes_of
-from karmafunnel.simulator.workers import Workers
+from karmafunnel.simulator.ablation.ablate import ablate
+from karmafunnel.simulator.load.arrivals import Daily, Flash, Poisson, Trace
+from karmafunnel.simulator.load.capacity import plan
+from karmafunnel.simulator.load.profile import profile
+from karmafunnel.simulator.load.queueing import simulate
+from karmafunnel.simulator.load.services import Service, Services, ServiceTime
+from karmafunnel.simulator.measure.evaluate import Measure
+from karmafunnel.simulator.replay.paths import modes_of
+from karmafunnel.simulator.replay.recipe import load_recipe
+from karmafunnel.simulator.replay.replay import prepare, replay, requests_of
+from karmafunnel.simulator.replay.workers import Workers
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.base import Funnel, Scene, Stage
 from karmafunnel.stages.learn import Teacher

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from karmafunnel.cli import main
-from karmafunnel.log import KarmafunnelError
-from karmafunnel.simulator import capacity
-from karmafunnel.simulator.capacity import Search, plan
-from karmafunnel.simulator.services import Service, Services, ServiceTime
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.load import capacity
+from karmafunnel.simulator.load.capacity import Search, plan
+from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 
 EXPONENTIAL = ServiceTime("exponential", base_ms=10)
 N = 1000

@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner
 from karmafunnel.checks import CHECKS, Check, print_checks, require, validate
 from karmafunnel.cli import main
-from karmafunnel.layout import MAY_HAVE, META
-from karmafunnel.log import CAPABILITIES, Catalogue, KarmafunnelError, Log, read, sha256
-from karmafunnel.simulator.recipe import Recipe
-from karmafunnel.simulator.replay import replay
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.layout import CAPABILITIES, MAY_HAVE, META
+from karmafunnel.log import Catalogue, Log, read, sha256
+from karmafunnel.simulator.replay.recipe import Recipe
+from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.recall import Popular
 from rich.console import Console

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from karmafunnel.checks import require, validate
-from karmafunnel.log import Catalogue, KarmafunnelError, Log, read
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Catalogue, Log, read
 from karmafunnel.simulator.datasets import SOURCES, _raw, convert, load
 
 # -- hand-made files in the publishers' formats -------------------------------------------------------------------

@@ -9,18 +9,20 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from karmafunnel.cli import main
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD
-from karmafunnel.simulator import replay as replaying
-from karmafunnel.simulator.arrivals import Poisson, Trace
-from karmafunnel.simulator.credit import Quality, credit, load_curve, outages, quality_under_load
-from karmafunnel.simulator.degrade import along, fit_fallbacks, folder_name, replay_paths, runs_of
-from karmafunnel.simulator.measures import Run, measure
-from karmafunnel.simulator.nearline import MINUTE, NearLine, moved, refreshed
-from karmafunnel.simulator.queueing import simulate
-from karmafunnel.simulator.recipe import load_recipe
-from karmafunnel.simulator.replay import TABLES, prepare, replay
-from karmafunnel.simulator.services import Service, Services, ServiceTime, modes_of, path_of
+from karmafunnel.simulator.load.arrivals import Poisson, Trace
+from karmafunnel.simulator.load.credit import Quality, credit, load_curve, outages, quality_under_load
+from karmafunnel.simulator.load.queueing import simulate
+from karmafunnel.simulator.load.services import Service, Services, ServiceTime
+from karmafunnel.simulator.measure.compare import Run, measure
+from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay.degrade import along, fit_fallbacks, folder_name, replay_paths, runs_of
+from karmafunnel.simulator.replay.nearline import MINUTE, NearLine, moved, refreshed
+from karmafunnel.simulator.replay.paths import modes_of, path_of
+from karmafunnel.simulator.replay.recipe import load_recipe
+from karmafunnel.simulator.replay.replay import TABLES, prepare, replay
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.rerank import GMVRank
 from shop import Chances, scramble
@@ -36,7 +38,7 @@ from karmafunnel.stages.recall import *
 embedders = {"tfidf": TfidfSVD(dim=16)}
 label = "click"
 funnel = (
-    [VectorRecall("tfidf", k=60), Popular(k=40), BM25Recall(k=40)]
+    Join([VectorRecall("tfidf", k=60), Popular(k=40), BM25Recall(k=40)])
     >> LightGBMPreRank(k=40, features=[Upstream(), Popularity(), Similarity("tfidf")], trees=20)
     >> LightGBMRank(k=20, features=[Upstream(), Own(), Price(), Column("recall.score"), Column("prerank.rank")], trees=20)
 )

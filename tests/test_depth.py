@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.benchmarks.report import report
-from karmafunnel.benchmarks.table import define
-from karmafunnel.simulator.attribution import attribute
-from karmafunnel.simulator.figures import END, KNOWN, NEITHER_IS_BETTER, Measure
-from karmafunnel.simulator.measures import Run, added, compare, measure
+from karmafunnel.simulator.measure.attribution import attribute
+from karmafunnel.simulator.measure.compare import Run, added, compare, measure
+from karmafunnel.simulator.measure.evaluate import END, KNOWN, NEITHER_IS_BETTER, Measure
+from karmafunnel.simulator.report.run_page import report
+from karmafunnel.simulator.report.table import define
 from small_run import KEEPS, make_run
 
 MEASURES = [

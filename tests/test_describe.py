@@ -8,9 +8,9 @@ from io import StringIO
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.benchmarks.describe import histogram, write_html
 from karmafunnel.log import Catalogue, Log
-from karmafunnel.simulator.describe import describe, popularity, print_description, spread
+from karmafunnel.simulator.measure.describe import describe, popularity, print_description, spread
+from karmafunnel.simulator.report.log_page import histogram, write_html
 from rich.console import Console
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

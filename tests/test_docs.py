@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from karmafunnel.cli import main
 
 ROOT = Path(karmafunnel.__file__).parent
-PAGES = [p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "LOG.md") if p.exists()]
+PAGES = [p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "findings" / "LOG.md") if p.exists()]
 README = (ROOT / "README.md").read_text()
 
 

@@ -12,7 +12,8 @@ import karmafunnel.models.embedders
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, Embedding, RandomVectors, TfidfSVD, known_in_w1
 from karmafunnel.models.karma import Qwen
 from karmafunnel.models.sasrec import SASRec

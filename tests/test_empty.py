@@ -5,13 +5,14 @@ from functools import cache
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, TfidfSVD
 from karmafunnel.models.karma.backbone import Qwen
 from karmafunnel.models.karma.embedder import KARMA, FrozenLM
-from karmafunnel.simulator.measures import Run, measure
-from karmafunnel.simulator.recipe import load_recipe
-from karmafunnel.simulator.replay import replay
+from karmafunnel.simulator.measure.compare import Run, measure
+from karmafunnel.simulator.replay.recipe import load_recipe
+from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.stages.base import CHANNEL, ITEM, REQUEST, SCORE, Funnel, Scene, rows_frame
 from karmafunnel.stages.features import Rows, Similarity
 from karmafunnel.stages.learn import logged

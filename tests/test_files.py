@@ -52,13 +52,13 @@ from karmafunnel.log import Log, read
 from karmafunnel.models import gbdt
 from karmafunnel.models.embedders import RandomVectors, TfidfSVD
 from karmafunnel.models.training import read_tensors, resumed, write_tensors
-from karmafunnel.simulator import replay as replaying
-from karmafunnel.simulator.arrivals import Poisson
-from karmafunnel.simulator.measures import Run, measure
-from karmafunnel.simulator.queueing import Simulation, simulate
-from karmafunnel.simulator.recipe import Recipe, load_recipe
-from karmafunnel.simulator.replay import TABLES, replay
-from karmafunnel.simulator.services import Service, Services, ServiceTime
+from karmafunnel.simulator.load.arrivals import Poisson
+from karmafunnel.simulator.load.queueing import Simulation, simulate
+from karmafunnel.simulator.load.services import Service, Services, ServiceTime
+from karmafunnel.simulator.measure.compare import Run, measure
+from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
+from karmafunnel.simulator.replay.replay import TABLES, replay
 from safetensors import SafetensorError
 
 ROOT = Path(karmafunnel.__file__).parent
@@ -501,7 +501,7 @@ def test_two_replays_into_one_place_and_a_neighbour_of_almost_its_name(log, reci
     slow.write_text(RECIPE.replace("SECONDS", "0.3"))
     cache = run.parent / "cache"
     words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "x.y")]
-    code = "from karmafunnel.simulator import replay as r; from karmafunnel.cli import main; r.replay.__kwdefaults__['chunk'] = 16"
+    code = "from karmafunnel.simulator.replay import replay as r; from karmafunnel.cli import main; r.replay.__kwdefaults__['chunk'] = 16"
     code += f"; main({words!r})"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"KARMAFUNNEL_CACHE": str(cache)}, stderr=subprocess.PIPE)
     wait_for(lambda: list(tmp_path.glob(".x.y.*.partial/000000")))
@@ -667,7 +667,8 @@ def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, cap
 
 
 def test_workers_end_with_their_parent(tmp_path):
-    code = f"import pieces; from karmafunnel.simulator.workers import *; list(spread(pieces.sleeps, {str(tmp_path)!r}, range(2), Workers(2)))"
+    code = "import pieces; from karmafunnel.simulator.replay.workers import *; "
+    code += f"list(spread(pieces.sleeps, {str(tmp_path)!r}, range(2), Workers(2)))"
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths})
     wait_for(lambda: len(list(tmp_path.glob("*.began"))) == 2)
@@ -688,7 +689,7 @@ def test_interrupted_a_replay_by_workers_ends_in_one_line_and_goes_on(log, run, 
     slow = tmp_path / "slow.py"
     slow.write_text(RECIPE.replace("SECONDS", "0.5"))
     words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "run"), "--workers", "2"]
-    code = "from karmafunnel.simulator import replay as r; from karmafunnel.cli import main; r.replay.__kwdefaults__['chunk'] = 8"
+    code = "from karmafunnel.simulator.replay import replay as r; from karmafunnel.cli import main; r.replay.__kwdefaults__['chunk'] = 8"
     code += f"; main({words!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,

@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 from karmafunnel.log import Log
-from karmafunnel.simulator.recipe import load_recipe
-from karmafunnel.simulator.replay import replay
+from karmafunnel.simulator.replay.recipe import load_recipe
+from karmafunnel.simulator.replay.replay import replay
 
 # blake2b of each table as CSV, shop of the tests, seed 0
 GOLDEN = {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from karmafunnel.benchmarks.grid import grid, main
-from karmafunnel.log import KarmafunnelError
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.ablation.grid import grid, main
 
 HEAD = "row,seeds,column,value,low,high,difference,d_low,d_high,better,holm,detectable,n\n"
 TABLE = HEAD + (

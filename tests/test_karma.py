@@ -11,12 +11,13 @@ import polars as pl
 import pytest
 import torch
 from click.testing import CliRunner
-from karmafunnel.benchmarks.samples import look_up
 from karmafunnel.cli import main
+from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import seal
-from karmafunnel.log import Catalogue, KarmafunnelError, Log
+from karmafunnel.log import Catalogue, Log
+from karmafunnel.models import diagnostics as diagnose
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD, known_in_w1, unit_rows
-from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, diagnose, losses
+from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, losses
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
@@ -24,9 +25,10 @@ from karmafunnel.models.karma.network import Network
 from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, training_trees
 from karmafunnel.models.karma.visual import visual_features
 from karmafunnel.models.training import read_tensors
-from karmafunnel.simulator.recipe import load_recipe
-from karmafunnel.simulator.replay import replay
-from karmafunnel.simulator.run import Run
+from karmafunnel.simulator.measure.run import Run
+from karmafunnel.simulator.replay.recipe import load_recipe
+from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.report.request_page import look_up
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from shop import make_shop

@@ -6,12 +6,12 @@ import re
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.benchmarks import load
-from karmafunnel.log import KarmafunnelError
-from karmafunnel.simulator.arrivals import Trace
-from karmafunnel.simulator.credit import Worth
-from karmafunnel.simulator.queueing import simulate
-from karmafunnel.simulator.services import Service, Services, ServiceTime
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.load.arrivals import Trace
+from karmafunnel.simulator.load.credit import Worth
+from karmafunnel.simulator.load.queueing import simulate
+from karmafunnel.simulator.load.services import Service, Services, ServiceTime
+from karmafunnel.simulator.report import load_page as load
 
 FIRST, SECOND = Service("recall", ServiceTime(base_ms=10), servers=2), Service("rank", ServiceTime(base_ms=5))
 

@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 from karmafunnel.checks import require
-from karmafunnel.log import KarmafunnelError, Log, Timeline, assign_windows, atomic_folder, read
-from karmafunnel.simulator.describe import describe
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.files import atomic_folder
+from karmafunnel.log import Log, Timeline, assign_windows, read
+from karmafunnel.simulator.measure.describe import describe
 from shop import make_shop
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from karmafunnel.checks import require
+from karmafunnel.errors import KarmafunnelError
 from karmafunnel.layout import TABLES, expected, kind_of
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.log import Log
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 REFUSED = object()

@@ -13,14 +13,26 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from karmafunnel.benchmarks.table import to_markdown
-from karmafunnel.log import TS, KarmafunnelError, Log
-from karmafunnel.simulator import metrics
-from karmafunnel.simulator.intervals import Calibration, Difference, Median, PooledAUC, Ratio, draws, holm, interval, resample
-from karmafunnel.simulator.measures import Cascade, Measure, Run, compare, measure
-from karmafunnel.simulator.metrics import LOST
-from karmafunnel.simulator.recipe import Recipe
-from karmafunnel.simulator.replay import replay
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.layout import TS
+from karmafunnel.log import Log
+from karmafunnel.simulator.measure import metrics
+from karmafunnel.simulator.measure.compare import Cascade, Measure, Run, compare, measure
+from karmafunnel.simulator.measure.intervals import (
+    Calibration,
+    Difference,
+    Median,
+    PooledAUC,
+    Ratio,
+    draws,
+    holm,
+    interval,
+    resample,
+)
+from karmafunnel.simulator.measure.metrics import LOST
+from karmafunnel.simulator.replay.recipe import Recipe
+from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.report.table import to_markdown
 from karmafunnel.simulator.world import generate
 from karmafunnel.simulator.world.marketplace import read_truth
 from karmafunnel.stages.base import Funnel

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.models import gbdt
 from karmafunnel.models.ctr import (
     BINS,

@@ -6,7 +6,8 @@ from functools import cache
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, Fitted, FittedFunnel, Funnel, Scene, Stage, deal
 from karmafunnel.stages.features import ItemColumn, Own, Popularity, Price, Upstream
 from karmafunnel.stages.learn import Sample, Teacher, Teachers, sampled, training_table

@@ -11,17 +11,17 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import karmafunnel
 import numpy as np
 import pytest
-from karmafunnel import benchmarks
-from karmafunnel.benchmarks.page import Figure, Page, Section, as_json, drawn, embed, plain, policy, render, rich
 from karmafunnel.benchmarks.validation.browser import Browser, chromium
+from karmafunnel.simulator.report.page import Figure, Page, Section, as_json, drawn, embed, plain, policy, render, rich
 from pages import HOSTILE, benign, hostile, material, write_all
 
 NAMES = ("report of one Run", "report of three Runs", "describe", "describe a shop", "load", "profile", "table", "curve", "attention",
          "attribution", "pareto")  # fmt: skip
 OURS = {"<b>", "</b>", "<br>", "<extra>", "</extra>"}  # what `rich` may put into a figure
-ROOT = Path(benchmarks.__file__).parent
+ROOT = Path(karmafunnel.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,9 @@ def made(tmp_path_factory) -> dict[str, dict[str, Path]]:
 
 def test_every_page_is_walked(made):
     assert tuple(made["hostile"]) == NAMES
-    writers = {path.name for path in ROOT.glob("*.py") if re.search(r"\b(write_page|write_curve|render)\(", path.read_text())}
-    assert writers == {"ablation.py", "attention.py", "curves.py", "describe.py", "load.py", "page.py", "profile.py", "report.py"}
+    code = [*ROOT.glob("simulator/report/*.py"), *ROOT.glob("simulator/ablation/*.py")]
+    writers = {path.stem for path in code if re.search(r"\b(write_page|write_curve|render)\(", path.read_text())}
+    assert writers == {"run_page", "log_page", "load_page", "profile_page", "attention_plot", "curves", "page", "ablate"}
 
 
 class Structure(HTMLParser):
@@ -208,7 +209,7 @@ def test_templates_refuse_what_is_missing():
         render(page)
 
 
-SOURCES = [p for p in ROOT.rglob("*.py") if p.parent.name != "validation"]
+SOURCES = [p for room in ("simulator", "benchmarks") for p in (ROOT / room).rglob("*.py") if p.parent.name != "validation"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.benchmarks.recipes import peers
-from karmafunnel.benchmarks.recipes.peers import PEERS, Peer, pareto, side_by_side, tables
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.benchmarks.peers import peers
+from karmafunnel.benchmarks.peers.peers import PEERS, Peer, pareto, side_by_side, tables
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.stages.base import ITEM, REQUEST, Funnel, Scene
 from karmafunnel.stages.recall import NOT_FOUND, External
 from shop import scramble

@@ -8,12 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from karmafunnel.benchmarks.profile import fit_figure, fit_rows
 from karmafunnel.cli import main
-from karmafunnel.log import KarmafunnelError
+from karmafunnel.errors import KarmafunnelError
 from karmafunnel.models.embedders import Cooccurrence, CooccurrenceEmbedding
-from karmafunnel.simulator import profile as profiling
-from karmafunnel.simulator.profile import (
+from karmafunnel.simulator.load import profile as profiling
+from karmafunnel.simulator.load.profile import (
     ITEMS,
     MS,
     PASS,
@@ -29,9 +28,10 @@ from karmafunnel.simulator.profile import (
     one_pass,
     quantile,
 )
-from karmafunnel.simulator.recipe import Recipe, as_funnel
-from karmafunnel.simulator.replay import prepare
-from karmafunnel.simulator.services import Services
+from karmafunnel.simulator.load.services import Services
+from karmafunnel.simulator.replay.recipe import Recipe, as_funnel
+from karmafunnel.simulator.replay.replay import prepare
+from karmafunnel.simulator.report.profile_page import fit_figure, fit_rows
 from karmafunnel.stages import base
 from karmafunnel.stages.base import Fitted, Stage
 from karmafunnel.stages.features import Popularity, Similarity, Upstream
@@ -389,7 +389,7 @@ def test_a_profile_changes_nothing_else(shop):
     import gc
 
     import torch
-    from karmafunnel.simulator.profile import threads_of
+    from karmafunnel.simulator.load.profile import threads_of
 
     before = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError), threads_of(1):

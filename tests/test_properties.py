@@ -20,12 +20,13 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.ctr import Shape, TwoTower, TwoTowerConfig, load_ctr, save_ctr
 from karmafunnel.models.embedders import TfidfSVD
-from karmafunnel.simulator.arrivals import Poisson
-from karmafunnel.simulator.credit import quality_under_load
-from karmafunnel.simulator.figures import Measure
-from karmafunnel.simulator.measures import Run, compare, measure
-from karmafunnel.simulator.queueing import Simulation, simulate
-from karmafunnel.simulator.services import FULL, NOTHING, Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
+from karmafunnel.simulator.load.arrivals import Poisson
+from karmafunnel.simulator.load.credit import quality_under_load
+from karmafunnel.simulator.load.queueing import Simulation, simulate
+from karmafunnel.simulator.load.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
+from karmafunnel.simulator.measure.compare import Run, compare, measure
+from karmafunnel.simulator.measure.evaluate import Measure
+from karmafunnel.simulator.replay.paths import FULL, NOTHING
 from karmafunnel.stages.learn import Isotonic, Temperature, load_calibration, save_calibration
 from test_measures import META, by_hand, write
 

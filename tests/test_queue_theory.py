@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from karmafunnel.benchmarks.recipes import queue_theory
-from karmafunnel.benchmarks.recipes.queue_theory import batches_of, cases, chain_variance, compare, kept, measures_of
-from karmafunnel.simulator.arrivals import Poisson
-from karmafunnel.simulator.queueing import simulate
+from karmafunnel.benchmarks.validation import queue_theory
+from karmafunnel.benchmarks.validation.queue_theory import batches_of, cases, chain_variance, compare, kept, measures_of
+from karmafunnel.simulator.load.arrivals import Poisson
+from karmafunnel.simulator.load.queueing import simulate
 
 BY = {(case.model, case.said): case for case in cases()}
 BUSY = BY["M/M/1", "ρ = 0.7"]

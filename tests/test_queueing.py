@@ -10,13 +10,13 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from karmafunnel.cli import main
-from karmafunnel.log import KarmafunnelError
-from karmafunnel.simulator import queueing
-from karmafunnel.simulator.arrivals import Arrivals, Daily, Flash, Poisson, Trace
-from karmafunnel.simulator.queueing import Simulation, simulate
-from karmafunnel.simulator.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
-from karmafunnel.simulator.steady import batch_quantiles, warmup
-from karmafunnel.simulator.timeline import chrome_trace, timeline
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.load import queueing
+from karmafunnel.simulator.load.arrivals import Arrivals, Daily, Flash, Poisson, Trace
+from karmafunnel.simulator.load.queueing import Simulation, simulate
+from karmafunnel.simulator.load.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
+from karmafunnel.simulator.load.steady import batch_quantiles, warmup
+from karmafunnel.simulator.load.timeline import chrome_trace, timeline
 
 TEN = ServiceTime(base_ms=10)
 

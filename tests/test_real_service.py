@@ -9,8 +9,8 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from karmafunnel.benchmarks.recipes import real_service
-from karmafunnel.benchmarks.recipes.real_service import (
+from karmafunnel.benchmarks.validation import real_service
+from karmafunnel.benchmarks.validation.real_service import (
     EMPTY,
     Lines,
     Pause,
@@ -28,9 +28,10 @@ from karmafunnel.benchmarks.recipes.real_service import (
     server_of,
     service,
 )
-from karmafunnel.log import KarmafunnelError, Log
-from karmafunnel.simulator.recipe import load_recipe
-from karmafunnel.simulator.replay import prepare
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
+from karmafunnel.simulator.replay.recipe import load_recipe
+from karmafunnel.simulator.replay.replay import prepare
 
 RECIPE = """
 from karmafunnel.stages.features import Popularity, Upstream

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.models.embedders import RandomVectors, RandomVectorsEmbedding
-from karmafunnel.simulator import replay as replaying
-from karmafunnel.simulator.measures import Run, measure
-from karmafunnel.simulator.recipe import Recipe, load_recipe
-from karmafunnel.simulator.replay import TABLES, Ledgers, Variant, popularity_band, prepare, replay, replay_many
+from karmafunnel.simulator.measure.compare import Run, measure
+from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
+from karmafunnel.simulator.replay.replay import TABLES, Ledgers, Variant, popularity_band, prepare, replay, replay_many
 from karmafunnel.stages import base
 from karmafunnel.stages.features import Similarity, Upstream
 from karmafunnel.stages.rank import LightGBMRank
@@ -235,7 +236,7 @@ def test_swap_by_counting(run):
 ROWS = (
     RECIPE
     + """
-from karmafunnel.simulator.recipe import Row
+from karmafunnel.simulator.replay.recipe import Row
 
 rank = LightGBMRank(k=20, features=[Upstream(), Similarity("tfidf")], trees=10)
 rows = {

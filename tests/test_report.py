@@ -9,10 +9,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from karmafunnel.benchmarks import plots, samples, table
-from karmafunnel.benchmarks.report import open_entries, report, waterfall_png
-from karmafunnel.log import KarmafunnelError
-from karmafunnel.simulator.measures import Cascade, Run, compare, measure
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.measure.compare import Cascade, Run, compare, measure
+from karmafunnel.simulator.report import plots, table
+from karmafunnel.simulator.report import request_page as samples
+from karmafunnel.simulator.report.run_page import open_entries, report, waterfall_png
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 from small_run import make_log, make_run

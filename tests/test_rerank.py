@@ -6,14 +6,15 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.benchmarks.curves import write_curve
-from karmafunnel.benchmarks.pareto import non_dominated, pareto_figure
-from karmafunnel.benchmarks.table import define
-from karmafunnel.log import KarmafunnelError, Log
-from karmafunnel.simulator.measures import Measure, measure
-from karmafunnel.simulator.recipe import Recipe
-from karmafunnel.simulator.replay import replay
-from karmafunnel.simulator.run import Run
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
+from karmafunnel.simulator.measure.compare import Measure, measure
+from karmafunnel.simulator.measure.run import Run
+from karmafunnel.simulator.replay.recipe import Recipe
+from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.report.curves import write_curve
+from karmafunnel.simulator.report.pareto_plot import non_dominated, pareto_figure
+from karmafunnel.simulator.report.table import define
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages import rerank
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE, Scene, State, Step, advance

@@ -6,9 +6,9 @@ import tomllib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from karmafunnel.log import KarmafunnelError
-from karmafunnel.simulator import services as module
-from karmafunnel.simulator.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.load import services as module
+from karmafunnel.simulator.load.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
 
 TEXT = """
 name = "by hand"

@@ -11,7 +11,8 @@ import karmafunnel.stages
 import numpy as np
 import polars as pl
 import pytest
-from karmafunnel.log import KarmafunnelError, Log
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.stages.base import (
     ITEM,
@@ -26,7 +27,6 @@ from karmafunnel.stages.base import (
     Stage,
     descending,
     fit_embedders,
-    join,
     order,
     rank_rows,
     select_top,
@@ -315,7 +315,7 @@ def test_approximate_search_says_what_exact_search_finds():
 def test_join_is_reciprocal_rank_fusion_and_keeps_quotas():
     requests = scene().log.requests_in("W3")[:5]
     a, b = VectorRecall("tfidf", k=30), Popular(k=30)
-    fused = slate(fitted(join([a, b])), requests)
+    fused = slate(fitted(Join([a, b])), requests)
     expected: dict[tuple[int, int], float] = {}
     for channel in (a, b):
         for request, item, _, rank in slate(fitted(channel), requests).rows():

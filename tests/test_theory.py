@@ -5,9 +5,9 @@ from math import exp, factorial
 
 import numpy as np
 import pytest
-from karmafunnel.log import KarmafunnelError
-from karmafunnel.simulator import theory
-from karmafunnel.simulator.theory import Steady
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.simulator.load import theory
+from karmafunnel.simulator.load.theory import Steady
 from scipy import integrate
 
 near = lambda value: pytest.approx(value, rel=1e-9)

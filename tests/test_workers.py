@@ -9,13 +9,14 @@ from pathlib import Path
 import pieces
 import polars as pl
 import pytest
-from karmafunnel.benchmarks.ablation import ablate
-from karmafunnel.log import KarmafunnelError, Log
-from karmafunnel.simulator import replay as replaying
-from karmafunnel.simulator import workers as working
-from karmafunnel.simulator.recipe import load_recipe
-from karmafunnel.simulator.replay import TABLES, Variant, prepare, replay, replay_many
-from karmafunnel.simulator.workers import Workers, spread
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
+from karmafunnel.simulator.ablation.ablate import ablate
+from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay import workers as working
+from karmafunnel.simulator.replay.recipe import load_recipe
+from karmafunnel.simulator.replay.replay import TABLES, Variant, prepare, replay, replay_many
+from karmafunnel.simulator.replay.workers import Workers, spread
 
 RECIPE = """
 import os
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from karmafunnel.models.embedders import TfidfSVD
-from karmafunnel.simulator.recipe import Row
+from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.stages.base import *
 from karmafunnel.stages.features import *
 from karmafunnel.stages.prerank import LightGBMPreRank

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse as sp
+from karmafunnel.errors import KarmafunnelError
 from karmafunnel.layout import EXPOSURES, ITEMS, REQUESTS
-from karmafunnel.log import Catalogue, KarmafunnelError, Log
+from karmafunnel.log import Catalogue, Log
 from karmafunnel.simulator.world import World, generate, marketplace
 from karmafunnel.simulator.world.images import render
 

@@ -26,8 +26,8 @@ from typing import Any
 import click
 from rich.table import Table
 
+from ...simulator.ablation.ablate import processor
 from ...terminal import Console
-from ..ablation import processor
 from . import damage, disk, kills, pages, values
 from .commands import Commands
 from .material import Case, Shop, make

@@ -11,7 +11,6 @@ named, and are no failure. Takes about five minutes with all recipes.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 import click
 
 from ...errors import KarmafunnelError
+from ...files import read_json
 from ...terminal import Console
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def compare(recipe: str, logs: dict[str, Path], old: Code, new: Code, console: C
             shutil.rmtree(code.out / "cache", ignore_errors=True)
             code.command("replay", recipe, str(log), "--out", str(run), "--seed", "0")
         found = tables_that_differ(*runs) + vectors_that_differ(old, new)
-        told = entries_that_differ(*(json.loads((run / "run.json").read_text("utf-8")) for run in runs))
+        told = entries_that_differ(*(read_json(run / "run.json") for run in runs))
         failed += bool(found)
         verdict = f"other bytes in {', '.join(found)}" if found else "the same bytes"
         console.print(f"{recipe} on {name}: {verdict}" + (f"; run.json: {', '.join(told)}" if told else ""))

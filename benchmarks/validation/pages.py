@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ...log import KarmafunnelError, Log
+from ...errors import KarmafunnelError
+from ...log import Log
 from .browser import Browser, chromium
 from .material import META, PLAIN, SERVICES, Case, Shop, frames
 from .values import sealed_again
@@ -166,7 +167,7 @@ def of_table(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
         f'Row(embedders={{"near": Cooccurrence()}}, note={quoted(payload)})',
     )
     (shop.work / "rows.py").write_text(
-        "from karmafunnel.simulator.recipe import Row\n" + text, encoding="utf-8"
+        "from karmafunnel.simulator.replay.recipe import Row\n" + text, encoding="utf-8"
     )
     return [["table", "rows.py", "small", "--out", "new"]], "new/table.html"
 

@@ -21,8 +21,9 @@ import numpy as np
 import polars as pl
 import tomli_w
 
+from ...errors import KarmafunnelError
 from ...files import DIGESTS, seal
-from ...log import KarmafunnelError, Log, sha256
+from ...log import Log, sha256
 from .commands import options_of
 from .material import META, SERVICES, Case, Frames, Shop, frames, raw, stacked
 

@@ -28,10 +28,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ...bounds import Bound, needs
-from ...errors import line_of
+from ...errors import KarmafunnelError, line_of
 from ...files import atomic_folder, intact, read_json, remove, write_json
 from ...keys import code_of, content_key
-from ...log import KarmafunnelError, Log, read
+from ...log import Log, read
 from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
 from ..embedders import Progress, Typed, known_in_w1
 from ..training import resumed, seeded, write_tensors

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from ...bounds import needs
+from ...errors import KarmafunnelError
 from ...files import check, write_json
 from ...keys import code_of, content_key
-from ...log import KarmafunnelError, Log
+from ...log import Log
+from ..diagnostics import alignment, column_mass_entropy, sink_rate
 from ..embedders import (
     Cooccurrence,
     Embedder,
     Embedding,
     Progress,
     Sequences,
-    TfidfSVD,
     TfidfSVDEmbedding,
     decayed_mean,
     known_in_w1,
@@ -33,7 +34,7 @@ from ..embedders import (
 )
 from ..training import read_tensors, seeded, write_tensors
 from .backbone import LM, Checkpoint, Qwen, causal, pooled, put_weights
-from .diagnose import alignment, column_mass_entropy, sink_rate
+from .config import KarmaConfig
 from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
 from .sequences import Batch, lay_out, serving_trees
@@ -48,7 +49,7 @@ from .train import (
     whitening,
     word_ids,
 )
-from .visual import Column, Pretrained, SelfSupervised, visual_features
+from .visual import visual_features
 
 ROWS = 128  # requests embedded at a time
 READ = 8  # words that a bag-of-words reading shows
@@ -58,81 +59,8 @@ READ = 8  # words that a bag-of-words reading shows
 
 
 @dataclass(frozen=True, repr=False)
-class KARMA(Embedder):
-    """A language model fine-tuned to one next-interest embedding whose meaning stays readable (arXiv 2603.22779).
-
-    `L = action * L_act + gen * L_gen + rec * L_rec + see * L_see`; with gen = rec = see = 0 this is the action-only control.
-
-    backbone: `Qwen(...)`, pre-trained here, or `Checkpoint(...)`. dim: of item vectors and interests. items: "frozen" takes item
-    text vectors from the model before fine-tuning, "trained" from the model that is being trained (needs negatives="batch").
-    text_words, query_words: tokens read of an item and of a query. visual: where frozen visual features come from, or None.
-    ids: whether items have an id embedding of their own, left out with chance id_dropout. warm [O]: ids start at co-occurrence
-    vectors of the W1 that is trained on, as SASRec's do, not at zero. residual [O]: the decayed mean of the history's item vectors
-    is added to the interest, at a learnt weight and decay: what a table would start from. lexical [O]: an embedder of words, such as
-    `TfidfSVD(dim=128)`, whose vectors stand beside the LM's in an item's text, and whose vector of the query is added to the
-    interest through a learnt map: a mean of hidden states blurs single words. length: items of history.
-
-    act [K, details I]: softmax over cosine / temperature (learnt from there); negatives: the "catalogue" of items that are a
-    target in W1, or the "batch" with logQ correction; hard: so many items shown in vain a request, hard_weight times as heavy.
-    gen [K]: the LM head tells the target's text after the history. rec [K]: a decoder that sees the interest alone tells it:
-    "bow" (words through the LM head), "masked" (one layer, most words masked), "lm" (the model itself). see [K]: the target's
-    frozen visual features, by "mse", "cosine" or "diffusion" (the paper's negative result). shuffled [O]: `gen`, `rec` and `see`
-    tell another item's text and features, always the same one's: a second task without meaning.
-
-    Optimiser: AdamW at a constant rate, gradients at norm 1, an exponential moving average of the weights is kept. batch: pieces
-    of history a step. share: of W1's users that are trained on. Every field is part of the record.
-    """
-
-    backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009  (a frozen value)
-    dim: int = 128
-    items: Literal["frozen", "trained"] = "frozen"
-    text_words: int = 24
-    query_words: int = 16
-    visual: Column | Pretrained | SelfSupervised | None = None
-    ids: bool = True
-    id_dropout: float = 0.5
-    warm: bool = True
-    residual: bool = True
-    lexical: TfidfSVD | None = None
-    length: int = 20
-    action: float = 1.0
-    gen: float = 0.0
-    rec: float = 0.0
-    decoder: Literal["bow", "masked", "lm"] = "bow"
-    see: float = 0.0
-    vector: Literal["mse", "cosine", "diffusion"] = "mse"
-    shuffled: bool = False
-    negatives: Literal["catalogue", "batch"] = "catalogue"
-    hard: int = 8
-    hard_weight: float = 1.0
-    temperature: float = 0.07
-    dropout: float = 0.1
-    rate: float = 1e-3
-    weight_decay: float = 0.01
-    average: float = 0.99
-    batch: int = 32
-    epochs: int = 6
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        choices = {"items": ("frozen", "trained"), "decoder": ("bow", "masked", "lm"), "negatives": ("catalogue", "batch")}
-        choices["vector"] = ("mse", "cosine", "diffusion")
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise KarmafunnelError(f"KARMA: {name} needs one of {allowed}, found {getattr(self, name)!r}")
-        needs(self, "action", "gen", "rec", "see", "weight_decay", "dim", "text_words", "query_words", "length", "batch", "epochs", "hard")
-        needs(self, "rate", "dropout", temperature=(1e-3, 10.0), hard_weight=(1e-3, None), id_dropout=(0.0, 1.0), share=(1e-9, 1.0))
-        needs(self, average=(0.0, 0.999999))
-        if self.rec and self.decoder == "masked" and self.text_words > Masked.most:
-            raise KarmafunnelError(f"KARMA: decoder='masked' needs text_words of {Masked.most} or fewer, found {self.text_words}")
-        if self.items == "trained" and self.negatives != "batch":
-            raise KarmafunnelError(
-                "KARMA: items='trained' needs negatives='batch': the whole catalogue cannot be read at every step"
-            )
-        if self.lexical is not None and self.items != "frozen":
-            raise KarmafunnelError("KARMA: lexical needs items='frozen': its vectors are not trained")
-        if self.see and self.visual is None:
-            raise KarmafunnelError(f"KARMA: see={self.see} needs visual features, found visual=None")
+class KARMA(KarmaConfig, Embedder):
+    __doc__ = KarmaConfig.__doc__
 
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
@@ -222,10 +150,6 @@ class KARMA(Embedder):
         if not np.any(text) and visual is None and not (self.ids and self.warm):  # nothing to start from
             raise KarmafunnelError(f"{self!r}: needed item texts that differ, found the same in all of log {log.name}")
         return Features(text, visual, seen, words, n_words, (mean, turn), lexical)
-
-    @property
-    def d_asked(self) -> int:
-        return self.lexical.dim if self.lexical else 0
 
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
         words = ("lexical.idf", "lexical.directions") if self.lexical else ()

@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...log import KarmafunnelError, Log
+from ...errors import KarmafunnelError
+from ...log import Log
 from ..embedders import Progress, TfidfSVDEmbedding
 from ..training import resumed, seeded, write_tensors
 from .backbone import LM, pool
+from .config import KarmaConfig
 from .losses import (
     Autoregressive,
     BagOfWords,
@@ -34,9 +36,6 @@ from .losses import (
 )
 from .network import Network
 from .sequences import Trees, lay_out, training_trees
-
-if TYPE_CHECKING:
-    from .embedder import KARMA
 
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
 
@@ -181,7 +180,7 @@ class Trainee(nn.Module):
     """The network with its decoders: one step's losses by name."""
 
     def __init__(
-        self, config: KARMA, network: Network, examples: Examples, features: Features, seed: int, asked: np.ndarray | None = None
+        self, config: KarmaConfig, network: Network, examples: Examples, features: Features, seed: int, asked: np.ndarray | None = None
     ):
         super().__init__()
         self.asked = None if asked is None else torch.from_numpy(asked).to(network.lm.device)  # of every branch

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...bounds import needs
+from ...errors import KarmafunnelError
 from ...files import atomic_folder, intact, write_json
 from ...keys import code_of, content_key
-from ...log import KarmafunnelError, Log
+from ...log import Log
 from ..embedders import Progress, Typed, known_in_w1
 from ..training import seeded
 

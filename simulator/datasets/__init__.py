@@ -9,7 +9,8 @@ import pkgutil
 from pathlib import Path
 
 from ...checks import require
-from ...log import Catalogue, KarmafunnelError, Log
+from ...errors import KarmafunnelError
+from ...log import Catalogue, Log
 
 SOURCES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 

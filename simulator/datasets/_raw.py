@@ -13,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
+from ...errors import KarmafunnelError
 from ...files import first_line
-from ...log import KarmafunnelError
 
 MARKUP = re.compile(
     r"<!--.*?(?:-->|$)|<(style|script)\b.*?(?:</\1\s*>|$)|<[a-z/!][^<>]*>|<[a-z]{1,6}$",

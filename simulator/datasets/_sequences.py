@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ...log import KarmafunnelError
+from ...errors import KarmafunnelError
 
 SOURCE, EARLIER = "review", "earlier review"
 

@@ -27,8 +27,9 @@ from typing import Any
 
 import polars as pl
 
+from ...errors import KarmafunnelError
 from ...layout import shorten
-from ...log import Catalogue, KarmafunnelError
+from ...log import Catalogue
 from ._raw import find, plain, reading
 
 NAMES = ("catalog.jsonl.gz", "catalog.jsonl")

@@ -23,7 +23,8 @@ from typing import Any
 
 import polars as pl
 
-from ...log import KarmafunnelError, Log
+from ...errors import KarmafunnelError
+from ...log import Log
 from ._raw import each_once, find, parse, plain, read_csv, reading, refuse
 from ._sequences import SOURCE, check_items, rebuild
 

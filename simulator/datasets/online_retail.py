@@ -27,7 +27,8 @@ from pathlib import Path
 
 import polars as pl
 
-from ...log import KarmafunnelError, Log
+from ...errors import KarmafunnelError
+from ...log import Log
 from ._raw import find, parse, read_csv
 
 NAMES = ("online_retail.csv.gz", "online_retail.csv", "data.csv")

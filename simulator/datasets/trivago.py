@@ -22,8 +22,9 @@ from pathlib import Path
 
 import polars as pl
 
+from ...errors import KarmafunnelError
 from ...files import read_table
-from ...log import KarmafunnelError, Log
+from ...log import Log
 from ._raw import find, need, once, parse, read_csv, reading
 
 NAMES = ("trivago_val_100k.parquet", "train.csv", "train.csv.gz")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ...log import Catalogue, KarmafunnelError
+from ...errors import KarmafunnelError
+from ...log import Catalogue
 from .words import AXES, CODAS, DEPARTMENTS, ONSETS, PROMISES, TASTE, UNSAID
 
 LISTED = 0.88  # share of an item's attributes that its seller remembered to list

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ...log import TS
+from ...layout import TS
 from .catalogue import Shelves
 from .market import Market, Visit, examination
 from .shoppers import Diary, Shoppers

@@ -12,9 +12,10 @@ from PIL import Image
 
 from ...bounds import check_bound, check_fits, check_seed
 from ...checks import require
+from ...errors import KarmafunnelError
 from ...files import check as check_whole
 from ...files import read_table, seal, write_parquet
-from ...log import Catalogue, KarmafunnelError, Log, write_tables
+from ...log import Catalogue, Log, write_tables
 from .catalogue import Shelves, invent, plain_words, stock
 from .frames import log_frames, truth_frames
 from .images import render

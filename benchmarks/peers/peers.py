@@ -1,0 +1,562 @@
+"""Peers side by side: other people's recommenders on the same log, windows and eligible items, judged by our measures.
+
+    python -m karmafunnel.benchmarks.peers.peers LOG --out out/peers [--peer NAME ...] [--minutes 60] [--seed 0 ...]
+
+Each peer is a script of benchmarks/peers in a virtual environment of its own, made from a pinned list; it reads Parquet that holds nothing of
+a request's own time or later, and writes (request_id, item_id, score). What it says is replayed as the stage `External`, so that both tables are
+made by the code that makes every other: each peer's own lists, and the candidates of our recall in each peer's order (in a log with shown
+lists: those). Peers learn from W1 as our embedders do, second stages from W2a, and are tuned on W2b. What is done is not made again; a peer that
+fails is a line that says why.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import polars as pl
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
+from karmafunnel.keys import code_digest, content_key
+from karmafunnel.log import NEVER, Log, sha256
+from karmafunnel.simulator.ablation.ablate import markdown, page, processor
+from karmafunnel.simulator.measure.compare import Run, compare, measure
+from karmafunnel.simulator.measure.intervals import holm
+from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
+from karmafunnel.simulator.replay.replay import cache_root, code_of_run, commit, prepare, replay
+from karmafunnel.simulator.report import plots
+from karmafunnel.simulator.report.curves import write_curve
+from karmafunnel.simulator.report.page import rich, write_page
+from karmafunnel.simulator.report.table import define, number, text_of
+from karmafunnel.stages.base import ITEM, REQUEST, FittedFunnel, Funnel
+from karmafunnel.stages.learn import spaced
+from karmafunnel.stages.recall import External
+from karmafunnel.terminal import Console
+
+FOLDER = Path(__file__).parent
+HELPERS = ("exchange.py", "rectools_frames.py")  # what scripts import
+K, DEPTH, TAUGHT = (
+    50,
+    500,
+    3000,
+)  # length of a list, events of a history, requests of W2a whose candidates a second stage may learn from
+OURS = "ours"
+REFERENCES = ("logged order", "random", "ceiling")
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A script that ends in `exchange.main`, and its pinned packages (None: the interpreter that runs this); `refit` learns from W2 as well."""
+
+    script: Path
+    packages: Path | None
+    refit: bool = False
+
+
+PEERS = {
+    "BM25": Peer(FOLDER / "bm25.py", FOLDER / "bm25.txt"),
+    "implicit item-kNN": Peer(FOLDER / "implicit_knn.py", FOLDER / "implicit.txt"),
+    "implicit item-kNN, W2 too": Peer(FOLDER / "implicit_knn.py", FOLDER / "implicit.txt", refit=True),
+    "implicit ALS": Peer(FOLDER / "implicit_als.py", FOLDER / "implicit.txt"),
+    "implicit ALS, W2 too": Peer(FOLDER / "implicit_als.py", FOLDER / "implicit.txt", refit=True),
+    "RecTools two stages": Peer(FOLDER / "rectools_two_stage.py", FOLDER / "rectools.txt"),
+    "RecTools SASRec": Peer(FOLDER / "rectools_sasrec.py", FOLDER / "rectools.txt"),
+}
+
+
+# -- what a peer sees ---------------------------------------------------------------------------------------------------
+
+
+def tables(log: Log, label: str, candidates: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """The frames that a peer reads (columns: `exchange.Data`); `candidates` has `request` and `item` as row numbers.
+
+    Nothing that happened in W3 is among them but as the history before a request, and no request's own exposures at all.
+    """
+    asof, item_ids, request_ids = log.asof, log.items["item_id"], log.requests["request_id"]
+    known = np.where(asof.known_rank < 0, NEVER, asof.times[np.maximum(asof.known_rank, 0)])
+    items = pl.DataFrame({"item_id": item_ids, "title": log.items["title"], "text": log.item_text(), "known": known})
+    users = log.requests.select(pl.int_range(pl.len()).alias(REQUEST), "user_id")
+    happened = log.events.filter(pl.col("t") < log.end_of("W2b")).join(users, on=REQUEST, how="left", maintain_order="left")
+    bought = pl.col("purchased").fill_null(False)
+    in_w1, in_w2a = (pl.col("t") < log.end_of(window) for window in ("W1", "W2a"))
+    window = pl.when(in_w1).then(pl.lit("W1")).when(in_w2a).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
+    interactions = happened.select(
+        "user_id", item_ids.gather(happened[ITEM]), "t", pl.when(bought).then(2).otherwise(1).cast(pl.Int8).alias("action"),
+        window.alias("window"),
+    )  # fmt: skip
+    asked = log.requests_in("W2", "W3")
+    requests = log.requests[asked].select(
+        "request_id", "user_id", pl.Series("t", log.t[asked]), "window", "query", pl.Series("filter", asof.filter_key[asked])
+    )
+    past = asof.history(asked, DEPTH)
+    row, place = np.nonzero(past.items >= 0)
+    histories = pl.DataFrame(
+        {
+            "request_id": request_ids.gather(asked[row]), "item_id": item_ids.gather(past.items[row, place]),
+            "t": log.t[asked[row]] - past.ages[row, place], "action": past.actions[row, place],
+        }
+    )  # fmt: skip
+    truth = log.truth(label).filter(pl.col(REQUEST).is_in(log.requests_in("W2").tolist()))
+    keys = np.unique(asof.filter_key[asked])
+    pools = [(int(key), asof.pool(int(key))[0]) for key in keys if key]
+    passes = pl.DataFrame(
+        {
+            "filter": np.repeat([key for key, _ in pools], [len(pool) for _, pool in pools]).astype(np.int32),
+            "item_id": item_ids.gather(np.concatenate([np.empty(0, np.int64), *(pool for _, pool in pools)])),
+        }
+    )
+    ids = lambda frame: pl.DataFrame({"request_id": request_ids.gather(frame[REQUEST]), "item_id": item_ids.gather(frame[ITEM])})
+    return {
+        "items": items, "interactions": interactions, "requests": requests, "histories": histories, "truth": ids(truth),
+        "filters": passes, "candidates": ids(candidates),
+    }  # fmt: skip
+
+
+def candidates_of(fitted: FittedFunnel) -> pl.DataFrame:
+    """What the funnel's recall puts out in W3 and, to learn from, in W2a: request, item."""
+    log = fitted.scene.log
+    recall = FittedFunnel(fitted.scene, fitted.stages[:1])
+    requests = np.concatenate([spaced(log.requests_in("W2a"), TAUGHT), log.requests_in("W3")])
+    chunks = (requests[i : i + 256] for i in range(0, len(requests), 256))
+    return pl.concat([recall.run(chunk)[-1].slate.select(REQUEST, ITEM) for chunk in chunks])
+
+
+def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
+    """Write the tables, whole or not at all, unless they are there; returns a hash of their bytes."""
+    key = content_key(code_digest("karmafunnel.benchmarks.peers.peers"), fitted.keys[0], label, K, DEPTH, TAUGHT)
+    kept = said(folder / "export.json")
+    if kept.get("key") != key:
+        with atomic_folder(folder) as temporary:
+            sums = {}
+            for name, frame in tables(log, label, candidates_of(fitted)).items():
+                path = temporary / f"{name}.parquet"
+                frame.write_parquet(path)
+                sums[name] = sha256(path)
+            kept = {"key": key, "checksum": hashlib.sha256("".join(sums.values()).encode()).hexdigest()[:16]}
+            write_json(temporary / "export.json", kept)
+    return str(kept["checksum"])
+
+
+def said(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is missing or damaged."""
+    try:
+        return dict(read_json(path))
+    except (KarmafunnelError, TypeError, ValueError):
+        return {}
+
+
+# -- running a peer -----------------------------------------------------------------------------------------------------
+
+
+def stream(command: Sequence[str | Path], log: Path, say: Callable[[str], None], cwd: Path, minutes: float, who: str) -> None:
+    """Run a command with one thread, its lines told and kept; raises KarmafunnelError with its last words where it fails."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    env = {**os.environ, **threads, "PYTHONPATH": str(FOLDER), "PYTHONUNBUFFERED": "1"}
+    last = ""
+    with log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+            env=env, cwd=cwd,
+        )  # fmt: skip
+        timer = threading.Timer(60 * minutes, process.kill)
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                file.write(line)
+                last = line.strip() or last
+                say(line.strip())
+            code = process.wait()
+        finally:
+            in_time = timer.is_alive()
+            timer.cancel()
+            process.kill()
+    if code:
+        why = last if in_time else f"ended after {minutes:g} minutes; its last words: {last}"
+        raise KarmafunnelError(f"{who}: {why or f'ended with code {code}'} (all of it: {log})")
+
+
+def environment(packages: Path, cache: Path, say: Callable[[str], None], minutes: float) -> Path:
+    """The interpreter of a virtual environment that holds a pinned list of packages; made once, kept under the cache folder."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    key = hashlib.sha256(packages.read_bytes() + version.encode()).hexdigest()[:12]
+    folder = cache / "peers" / f"{packages.stem}-{key}"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        log, who = folder.with_suffix(".log"), f"environment {packages.name}"
+        stream([sys.executable, "-m", "venv", "--clear", folder], log, say, folder.parent, minutes, who)
+        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", packages]
+        stream(install, log, say, folder.parent, minutes, who)
+        (folder / "ready").touch()
+    return python
+
+
+def run_peer(
+    name: str,
+    peer: Peer,
+    data: Path,
+    checksum: str,
+    folder: Path,
+    seed: int,
+    cache: Path,
+    say: Callable[[str], None],
+    minutes: float,
+) -> str | None:
+    """Have a peer score the exported requests unless it did; returns why it failed, where it did."""
+    parts = [FOLDER / helper for helper in HELPERS] + [peer.script] + ([peer.packages] if peer.packages else [])
+    code = [read_text(path) if path.is_file() else None for path in parts]
+    key = hashlib.sha256(json.dumps([checksum, code, seed, peer.refit, K]).encode()).hexdigest()[:16]
+    if said(folder / "done.json").get("key") == key:
+        return None
+    if (failed := said(folder / "failed.json")).get("key") == key:
+        return str(failed["error"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ("done.json", "failed.json", "log.txt"):
+        remove(folder / old)
+    try:
+        python = environment(peer.packages, cache, say, minutes) if peer.packages else Path(sys.executable)
+        command: list[str | Path] = [python, peer.script, data.resolve(), folder.resolve(), "--seed", str(seed), "--k", str(K)]
+        stream([*command, *(["--refit"] if peer.refit else [])], folder / "log.txt", say, folder, minutes, name)
+        if missing := [f for f in ("own.parquet", "candidates.parquet", "facts.json") if not (folder / f).is_file()]:
+            raise KarmafunnelError(f"{name}: ended without writing {missing}")
+    except (KarmafunnelError, OSError) as error:
+        write_json(folder / "failed.json", {"key": key, "error": str(error)})
+        return str(error)
+    write_json(folder / "done.json", {"key": key})
+    return None
+
+
+# -- Runs ---------------------------------------------------------------------------------------------------------------
+
+
+def our_run(
+    recipe: Recipe, log: Log, folder: Path, fitted: FittedFunnel, seed: int, console: Console | None
+) -> tuple[Run, float]:
+    """Our funnel's Run of W3, and its milliseconds a request; made unless they are there."""
+    key = content_key(code_of_run(fitted), fitted.keys[-1], seed)
+    done = said(folder / "done.json")
+    if done.get("key") != key:
+        replay(recipe, log, folder / "run", seed=seed, fitted=fitted, console=console, force=True)
+        done = {"key": key, "ms a request": milliseconds(fitted)}
+        write_json(folder / "done.json", done)
+    return Run.open(folder / "run"), float(done["ms a request"])
+
+
+def peer_run(name: str, path: Path, log: Log, label: str, seed: int) -> Run:
+    """What a peer wrote, replayed as a recall stage: eligible items only, the best K; the Run lies beside the file."""
+    stage = External(str(path), k=K, checksum=sha256(path)[:16])
+    folder = path.with_suffix("")
+    try:
+        kept = Run.open(folder)
+        if kept.meta["funnel"] == repr(Funnel((stage,))) and kept.meta["log"]["checksum"] == log.checksum:
+            return kept
+    except KarmafunnelError:
+        pass
+    recipe = Recipe(name, f"funnel = {stage!r}\n", Funnel((stage,)), {}, label)
+    return Run.open(replay(recipe, log, folder, seed=seed, force=True))
+
+
+def milliseconds(fitted: FittedFunnel, chunks: int = 4) -> float:
+    """Processor time of a request in all stages, over some chunks of W3 in a row; nothing but the lists is made."""
+    requests = fitted.scene.log.requests_in("W3")[: 256 * (chunks + 1)]
+    first, rest = requests[:256], requests[256:]
+    fitted.run(first)  # timelines and thread pools are made here
+    if not len(rest):
+        rest = first
+    start = time.process_time()
+    for i in range(0, len(rest), 256):
+        fitted.run(rest[i : i + 256])
+    return 1000 * (time.process_time() - start) / len(rest)
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------
+
+
+def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[Line]:
+    """One line a system, ours first: `values`, and `differences` (ours less the peer's), Holm over all of them; then references."""
+    lines: list[Line] = []
+    ours = systems[OURS]
+    for name, runs in systems.items():
+        rows = measure(runs, measures, by_stage=False)
+        line: Line = {
+            "system": name,
+            "values": {r["measure"]: r for r in rows if r["stage"] == runs[0].stages[-1]},
+            "differences": {},
+        }
+        if name == OURS:
+            beside = {ref: {r["measure"]: r for r in rows if r["stage"] == ref} for ref in REFERENCES}
+        else:
+            mine = ours[: len(runs)]
+            rows = compare(runs, mine, measures, by_stage=False)
+            last = {mine[0].stages[-1], f"{runs[0].stages[-1]} | {mine[0].stages[-1]}"}
+            line["differences"] = {r["measure"]: r for r in rows if r["stage"] in last}
+        lines.append(line)
+    every = [row for line in lines for row in line["differences"].values()]
+    for row, mark in zip(every, holm([np.nan if r["p"] is None else r["p"] for r in every]), strict=True):
+        row["holm"] = mark
+    return lines + [{"system": ref, "values": values, "differences": {}} for ref, values in beside.items() if values]
+
+
+def sheets(title: str, lines: Sequence[Line], measures: Sequence[str]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, heads and lines of the values and of the differences."""
+    with_time = any("ms" in line for line in lines)
+    values = [
+        [line["system"], *([number(line["ms"], decimals=2) if "ms" in line else ""] if with_time else []),
+         *(text_of(line["values"].get(m)) for m in measures)]
+        for line in lines
+    ]  # fmt: skip
+    n = {m: sorted({line["values"][m]["n"] for line in lines if m in line["values"]}) for m in measures}
+    values.append(["n", *([""] if with_time else []), *("/".join(f"{x:,}" for x in n[m]) for m in measures)])
+    differences = [
+        [line["system"], *(text_of(line["differences"].get(m), True) for m in measures)] for line in lines if line["differences"]
+    ]
+    heads = ["system", *(["ms a request"] if with_time else []), *measures]
+    found = [(f"{title}: values, 95% intervals over users", heads, values)]
+    if differences:
+        note = "ours less the peer, paired; * leaves out 0, ** also after Holm"
+        found.append((f"{title}: {note}", ["against", *measures], differences))
+    return found
+
+
+def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
+    """Quality over time a request, a point a system with its interval; the line joins those that no other beats in both."""
+    points = sorted(
+        ((line["ms"], line["values"][name], line["system"]) for line in lines if "ms" in line and line["values"].get(name)),
+        key=lambda p: p[0],
+    )
+    front, best = [], -np.inf
+    for ms, row, _ in points:
+        if row["value"] > best:
+            front.append((ms, row["value"]))
+            best = row["value"]
+    colours = plots.colour_of([system for *_, system in points])
+    data: list[plots.Plot] = [
+        {"type": "scatter", "mode": "lines", "x": [x for x, _ in front], "y": [y for _, y in front], "showlegend": False,
+         "line": {"color": plots.QUIET, "width": 1, "dash": "dot"}, "hoverinfo": "skip"}
+    ]  # fmt: skip
+    middle = np.sqrt(points[0][0] * points[-1][0]) if points else 0.0
+    for ms, row, system in points:
+        known, inwards = row["low"] is not None, "right" if ms < middle else "left"  # a name stays inside, beside its error bar
+        bar = (
+            {"array": [row["high"] - row["value"]], "arrayminus": [row["value"] - row["low"]], "thickness": 1} if known else None
+        )
+        mark = {"size": 13 if system == OURS else 9, "color": colours[system], "symbol": "star" if system == OURS else "circle"}
+        data.append(
+            {"type": "scatter", "mode": "markers+text", "x": [ms], "y": [row["value"]], "name": system, "marker": mark, "showlegend": False,
+             "text": [f"  {system}  "], "textposition": f"middle {inwards}",
+             "hovertemplate": rich("%{x:.2f} ms, {}<extra>{}</extra>", text_of(row), system)}
+            | ({"error_y": bar} if bar else {})
+        )  # fmt: skip
+    layout = plots.blank(420, left=70, bottom=55)
+    layout["xaxis"] = {"title": {"text": "ms of processor a request, batches of 256"}, "type": "log"}
+    layout["yaxis"] = {"title": {"text": name}}
+    return {"data": data, "layout": layout}
+
+
+def notes(facts: Mapping[str, list[dict[str, Any]]], packages: Mapping[str, Peer]) -> list[str]:
+    """What each peer is, what it learnt from, its trials on W2b and what they chose."""
+    found = []
+    for name, by_seed in facts.items():
+        first, listed = by_seed[0], packages[name].packages
+        pinned = {line.split("==")[0].lower() for line in read_text(listed).split()} if listed else set()
+        shown = [f"{p} {v}" for p, v in sorted(first.get("packages", {}).items()) if p.lower() in pinned & MAIN]
+        rates: dict[str, list[str]] = {}
+        for trial in first.get("trials", []):
+            how = ", ".join(f"{k}={v}" for k, v in trial["settings"].items())
+            rates.setdefault(how, []).append(f"{trial['HR@10']:.4f} with seen items {trial['seen']}")
+        trials = "; ".join(f"{how}: {', '.join(both)}" for how, both in rates.items())
+        chosen = ", ".join(f"{k}={v}" for k, v in first.get("settings", {}).items())
+        learnt, seen = " + ".join(first.get("learnt from", [])), first.get("seen")
+        found.append(
+            f"{name} ({', '.join(shown)}): learnt from {learnt}; chosen {chosen}, seen items {seen}. HR@10 on W2b, {trials}."
+        )
+    return found
+
+
+MAIN = {"bm25s", "implicit", "pm-implicit", "rectools", "catboost", "torch", "numpy"}
+
+
+def side_by_side(
+    log: Log, out: Path, *, peers: Mapping[str, Peer] = PEERS, ours: str = "baseline", ranking: str | None = None,
+    seeds: Sequence[int] = (0,), minutes: float | None = None, each: float = 60.0, cache: Path | None = None, console: Console | None = None,
+    command: str = "",
+) -> list[str]:  # fmt: skip
+    """Make what is missing and write `peers.*` and `pareto.*` into `out`; returns the names of peers that are left for another time.
+
+    `ours` is the recipe whose lists are held against the peers' own, `ranking` the one whose recall's candidates everybody ranks
+    (default: `shown_lists` where the log has any, else `ours`). No peer is begun after `minutes`; one that takes longer than `each` is ended.
+    """
+    if out.exists() and not out.is_dir():
+        raise KarmafunnelError(f"peers: needs a folder to write into, found the file {out}")
+    shown = log.has("exposures")
+    say = (
+        (lambda text: console.print(f"  {text}", style="dim", soft_wrap=True))
+        if console
+        else lambda _: None
+    )
+    cache = cache or cache_root()
+    recipes = {"own": load_recipe(ours, log)}
+    recipes["ranking"] = load_recipe(ranking or ("shown_lists" if shown else ours), log)
+    same = (ranking or ours) == ours and not (shown and ranking is None)
+    label = recipes["own"].label
+    money = ["GMV-HR@10"] if log.truth(label)["money"].drop_nulls().len() else []
+    measures = {"own": ["HR@10", "HR@50", *money], "ranking": ["HR@10", "HR@50", *money]}
+    if shown:
+        measures["own"] += ["HR@1", "HR@5", "MRR"]
+        measures["ranking"] = ["HR@1:exposures", "HR@5:exposures", "MRR:exposures"]
+    runs: dict[str, dict[str, list[Run]]] = {"own": {OURS: []}, "ranking": {OURS: []}}
+    facts: dict[str, list[dict[str, Any]]] = {}
+    failed: dict[str, str] = {}
+    left: list[str] = []
+    costs: list[float] = []
+    began = time.perf_counter()
+    for seed in seeds:
+        fitted = prepare(recipes["ranking"], log, seed, cache=cache, console=console)
+        run, cost = our_run(recipes["ranking"], log, out / f"ranking-{seed}", fitted, seed, console)
+        runs["ranking"][OURS].append(run)
+        data = out / f"data-{seed}"
+        checksum = export(log, fitted, label, data)
+        if not same:
+            fitted = prepare(recipes["own"], log, seed, cache=cache, console=console)
+            run, cost = our_run(recipes["own"], log, out / f"own-{seed}", fitted, seed, console)
+        runs["own"][OURS].append(run)
+        costs.append(cost)
+        for i, (name, peer) in enumerate(peers.items()):
+            if name in failed or name in left:
+                continue
+            slug = "".join(c if c.isalnum() else "-" for c in name.lower())
+            folder = out / "peers" / f"{slug}-{seed}"
+            there = (folder / "done.json").exists() or (folder / "failed.json").exists()
+            if not there and minutes is not None and time.perf_counter() - began >= 60 * minutes:
+                left.append(name)
+                continue
+            if console:
+                console.print(f"[{i + 1}/{len(peers)}] {name}, seed {seed}")
+            why = run_peer(name, peer, data, checksum, folder, seed, cache, say, each)
+            try:
+                if why is None:
+                    found = {t: peer_run(name, folder / f"{f}.parquet", log, recipes[t].label, seed) for t, f in FILES.items()}
+            except KarmafunnelError as error:  # a file that is no answer to what was asked
+                why = str(error)
+            if why is not None:
+                failed[name] = why
+                if console:
+                    console.print(
+                        f"failed: {why}\nto try it again, remove {folder}", soft_wrap=True
+                    )
+                continue
+            for table, run in found.items():
+                runs[table].setdefault(name, []).append(run)
+            facts.setdefault(name, []).append(said(folder / "facts.json"))
+    whole = lambda by_name: {n: r for n, r in by_name.items() if n not in failed and n not in left}
+    lines = {table: lines_of(whole(by_name), measures[table]) for table, by_name in runs.items()}
+    for line in lines["own"]:
+        if line["system"] == OURS:
+            line["ms"] = float(np.mean(costs))
+        elif line["system"] in facts:
+            line["ms"] = float(np.mean([f["ms a request"] for f in facts[line["system"]]]))
+    write(log, out, lines, measures, failed, left, facts, peers, recipes, seeds, command)
+    return left
+
+
+FILES = {"own": "own", "ranking": "candidates"}
+
+
+def write(
+    log: Log, out: Path, lines: Mapping[str, list[Line]], measures: Mapping[str, list[str]], failed: Mapping[str, str], left: Sequence[str],
+    facts: Mapping[str, list[dict[str, Any]]], peers: Mapping[str, Peer], recipes: Mapping[str, Recipe], seeds: Sequence[int], command: str,
+) -> None:  # fmt: skip
+    """`peers.md`, `.html`, `.csv`, `.json` and `pareto.html` (and `.png`, where a picture can be made)."""
+    own, ranking = recipes["own"], recipes["ranking"]
+    titles = {
+        "own": "end to end, each its own lists",
+        "ranking": f"the same candidates ({ranking.funnel.stages[0].name} of {ranking.name}) ranked",
+    }
+    found = [s for table in ("ranking", "own") for s in sheets(titles[table], lines[table], measures[table])]
+    if failed:
+        found.append(("failed", ["peer", "why"], [[name, why] for name, why in failed.items()]))
+    below = [
+        f"`{command}`" if command else "",
+        f"log {log.name} ({log.checksum}), W3, seeds {list(seeds)}; ours: {own.funnel!r}",
+        f"candidates ranked by ours: {ranking.funnel!r}" if ranking.name != own.name else "",
+        f"{processor()}, one thread, commit {commit() or 'unknown'}; ms a request is processor time in batches of 256: ours of all stages, a "
+        "peer's of history, scores, eligibility and the best 50, by its own clock",
+        f"left for another time: {', '.join(left)}" if left else "",
+        "Every peer: requests without a history and the end of short lists are filled with what was most popular in what it learnt from.",
+        *notes(facts, peers),
+        *(f"{m}: {define(m)}." for m in dict.fromkeys([*measures["ranking"], *measures["own"]])),
+    ]  # fmt: skip
+    below = [line for line in below if line]
+    title = f"Peers on {log.name}"
+    places = {"ranking": " (same candidates)", "own": ""}
+    drawn = {line["system"] + words: line["differences"] for table, words in places.items() for line in lines[table]}
+    write_json(out / "peers.json", {"tables": lines, "failed": failed, "left": list(left), "facts": facts, "below": below})
+    write_text(out / "peers.md", markdown(title, found, below))
+    write_page(out / "peers.html", page(title, found, below, drawn))
+    with (out / "peers.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["table", "system", "ms", "measure", "value", "low", "high", "ours less it", "d_low", "d_high", "better", "holm", "n"]
+        )
+        for table, some in lines.items():
+            for line in some:
+                for m, row in line["values"].items():
+                    d = line["differences"].get(m, {})
+                    told = [d.get(x) for x in ("difference", "low", "high", "better", "holm")]
+                    writer.writerow(
+                        [table, line["system"], line.get("ms"), m, row["value"], row["low"], row["high"], *told, row["n"]]
+                    )
+    write_curve(pareto(lines["own"], measures["own"][0]), out / "pareto.html", f"{title}: quality and time")
+
+
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/peers"), show_default=True)
+@click.option("--peer", "names", multiple=True, type=click.Choice(list(PEERS)), help="Only these; ours is always there.")
+@click.option("--minutes", type=float, help="Begin no new peer after so long; the same command goes on.")
+@click.option("--each", type=float, default=60.0, show_default=True, help="Minutes after which a peer is ended.")
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), default=(0,), show_default=True)
+@click.option("--ours", default="baseline", show_default=True, help="The recipe that the peers are held against.")
+@click.option(
+    "--ranking", help="The recipe whose candidates everybody ranks; by default shown_lists where there are lists, else --ours."
+)
+def main(
+    log: Path,
+    out: Path,
+    names: tuple[str, ...],
+    minutes: float | None,
+    each: float,
+    seeds: tuple[int, ...],
+    ours: str,
+    ranking: str | None,
+) -> None:
+    """Fit ours and the peers, write the tables and the Pareto picture."""
+    console = Console(stderr=True)
+    command = shlex.join(["python", "-m", "karmafunnel.benchmarks.peers.peers", *sys.argv[1:]])
+    chosen = {name: peer for name, peer in PEERS.items() if not names or name in names}
+    try:
+        left = side_by_side(
+            Log.open(log), out, peers=chosen, ours=ours, ranking=ranking, seeds=seeds, minutes=minutes, each=each, console=console,
+            command=command,
+        )  # fmt: skip
+    except KarmafunnelError as error:
+        raise click.ClickException(str(error)) from error
+    print(read_text(out / "peers.md"))
+    if left:
+        console.print(f"left for another time: {', '.join(left)}; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Hits against money: one ranker of clicks and purchases, its list put in the order of p_click^a * p_buy^b * price^c.
+
+    python -m karmafunnel.benchmarks.studies.pareto LOG --out out/pareto
+
+LOG needs shown lists with clicks and purchases, and prices: a World. Makes the table of this recipe (as `karmafunnel table pareto LOG`
+does; everything up to the last stage is fitted and run once for all rows) and draws pareto_hits and, on a World, pareto_expected (.html,
+.png). Choose an exponent on W2b (`--window W2b`) and by GMV-HR, which counts what was bought: expected money is what the ranker
+believes, and an order that trusts its beliefs more exploits their errors more.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+from karmafunnel.log import Log
+from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
+from karmafunnel.simulator.ablation.ablate import ablate, cells, lines_of
+from karmafunnel.simulator.replay.recipe import Row, load_recipe
+from karmafunnel.simulator.replay.replay import cache_root
+from karmafunnel.simulator.report.curves import write_curve
+from karmafunnel.simulator.report.pareto_plot import pareto_figure
+from karmafunnel.stages.base import Funnel, Stage
+from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.learn import Sample
+from karmafunnel.stages.prerank import LightGBMPreRank
+from karmafunnel.stages.rank import ESMMRank
+from karmafunnel.stages.recall import BM25Recall, Join, Popular, Repeat, VectorRecall
+from karmafunnel.stages.rerank import GMVRank
+from karmafunnel.terminal import Console
+
+AT, DEPTH = 10, 50
+X, MONEY, EXPECTED = f"HR@{AT}", f"GMV-HR@{AT}", f"eGMV@{AT}"
+measures = (X, MONEY, f"{MONEY}:w99", EXPECTED)
+PRICE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # exponents, beside p_click * p_buy
+
+label = "purchase"
+against = "price^0"
+embedders: dict[str, Embedder] = {"tfidf": TfidfSVD(), "cooccurrence": Cooccurrence()}
+
+
+def before() -> Funnel:
+    """All but the last stage."""
+    cheap: list[Feature] = [Upstream(), Popularity(), Own(), BM25(), Price(), Similarity("tfidf"), Similarity("cooccurrence")]
+    channels: list[Stage] = [BM25Recall(k=200), VectorRecall("tfidf", k=200), VectorRecall("cooccurrence", k=100)]
+    channels += [Popular(k=100), Repeat(k=50)]
+    return (
+        Join(channels, k=400)
+        >> LightGBMPreRank(k=100, features=cheap, sample=Sample(passed=100))
+        >> ESMMRank(k=DEPTH, features=[*cheap, Context()])
+    )
+
+
+def rows(log: Log) -> dict[str, Row]:
+    last = {"click alone": GMVRank(buy=0.0, price=0.0, k=DEPTH)}
+    last |= {f"price^{c:g}": GMVRank(price=c, k=DEPTH) for c in PRICE}
+    last |= {"price alone": GMVRank(click=0.0, buy=0.0, k=DEPTH)}
+    return {name: Row(before() >> stage) for name, stage in last.items()}
+
+
+funnel = before() >> GMVRank(k=DEPTH)
+
+
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/pareto"), show_default=True)
+@click.option("--window", default="W3", show_default=True)
+@click.option("--limit", type=int, default=None, help="So many requests, evenly spaced in time.")
+@click.option("--seed", "chosen", type=int, multiple=True, help="Instead of the recipe's seeds; may be given several times.")
+@click.option("--minutes", type=float, default=600.0, help="Begin no new row after so long; the same command goes on.")
+def main(log: Path, out: Path, window: str, limit: int | None, chosen: tuple[int, ...], minutes: float) -> None:
+    """Make the table, then draw its figures."""
+    console, given = Console(stderr=True), Log.open(log)
+    recipe, command = load_recipe(__file__, given), shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.pareto", *sys.argv[1:]])
+    left = ablate(
+        recipe, given, out, seeds=chosen, window=window, limit=limit, cache=cache_root(), minutes=minutes, console=console, command=command
+    )  # fmt: skip
+    if left:
+        return
+    lines = lines_of(recipe, cells(recipe, given, out, (), chosen, window, limit, "cpu"))
+    points = [{"row": line["row"], **line["values"]} for line in lines if line["values"]]
+    for name, y, title in (
+        ("hits", MONEY, "share of the money bought"),
+        ("expected", EXPECTED, "what the ranker expects to earn"),
+    ):
+        if any(point[y]["value"] is not None for point in points):
+            figure = pareto_figure(points, X, y, x_title=f"{X}, purchases", y_title=f"{y}, {title}")
+            print(*write_curve(figure, out / f"pareto_{name}.html", f"Hits against money: {given.name}"))
+
+
+if __name__ == "__main__":
+    main()

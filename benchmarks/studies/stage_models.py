@@ -1,0 +1,73 @@
+"""Which model at which stage, one funnel around them:
+
+    karmafunnel table stage_models LOG --out out/stage_models
+
+The pre-ranker changes in the first rows, the ranker in the others; recall, features, and what each learns from stay the same. Rows of a
+ranker that needs shown lists with clicks and purchases (ESMM) are there where the log has them.
+"""
+
+from typing import Any
+
+from karmafunnel.log import Log
+from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
+from karmafunnel.simulator.replay.recipe import Row
+from karmafunnel.stages.base import Funnel, Stage
+from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.learn import Sample, Teacher
+from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
+from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
+from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
+
+against = "LightGBM (LambdaMART) >> LightGBM (LambdaMART)"
+by_stage = True
+measures = ("HR@10", "HR@50", "GMV-HR@10", "gAUC:request:exposures")
+Model = tuple[type[Stage], dict[str, Any]]
+
+
+def embedders(log: Log) -> dict[str, Embedder]:
+    found: dict[str, Embedder] = {"cooccurrence": Cooccurrence()}
+    return found | ({"tfidf": TfidfSVD()} if log.has("text") else {})
+
+
+def parts(log: Log) -> tuple[Stage, list[Feature]]:
+    """Recall, and the features of both rankers."""
+    channels: list[Stage] = [ItemKNN(k=200, depth=60), Repeat(k=200), Popular(k=100), Popular(k=100, days=14)]
+    features: list[Feature] = [Upstream(), Popularity(), Own(), Similarity("cooccurrence")]
+    if log.has("text"):
+        channels.append(VectorRecall("tfidf", k=200))
+        features.append(Similarity("tfidf"))
+    if log.has("text") and log.has("query"):
+        channels.append(BM25Recall(k=200))
+        features.append(BM25())
+    return Join(channels, k=500), [*features, *([Price()] if log.has("price") else [])]
+
+
+def with_models(log: Log, first: Model = (LightGBMPreRank, {}), last: Model = (LightGBMRank, {})) -> Funnel:
+    """The funnel around a pre-ranker and a ranker, each a class and the fields in which it differs."""
+    recall, features = parts(log)
+    cheap = {"k": 150, "features": features, "sample": Sample(passed=100)}
+    full = {"k": 50, "features": [*features, Context()], "sample": Sample(passed=100)}
+    return recall >> first[0](**cheap, **first[1]) >> last[0](**full, **last[1])
+
+
+def rows(log: Log) -> dict[str, Row]:
+    _, features = parts(log)
+    teacher = Teacher(LightGBMRank(features=[*features, Context()], sample=Sample(passed=100)))
+    lambdamart = "LightGBM (LambdaMART)"
+    first: dict[str, Model] = {
+        lambdamart: (LightGBMPreRank, {}),
+        "LightGBM (binary)": (LightGBMPreRank, {"objective": "binary"}),
+        "two towers": (TwoTowerPreRank, {}),
+        "two towers, taught by the ranker": (TwoTowerPreRank, {"teacher": teacher}),
+        "COLD": (COLDPreRank, {}),
+        "COLD, taught by the ranker": (COLDPreRank, {"teacher": teacher}),
+    }
+    last: dict[str, Model] = {
+        "LightGBM (binary)": (LightGBMRank, {"objective": "binary"}),
+        "DIN": (DINRank, {}),
+        "DCN-V2": (DCNRank, {}),
+    }
+    if all(log.has(what) for what in ("exposures", "clicks", "purchases")):
+        last["ESMM over DIN"] = (ESMMRank, {})
+    found = {f"{name} >> {lambdamart}": Row(with_models(log, model)) for name, model in first.items()}
+    return found | {f"{lambdamart} >> {name}": Row(with_models(log, last=model)) for name, model in last.items()}

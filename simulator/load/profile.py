@@ -1,0 +1,400 @@
+"""Profile: the fitted stages of a funnel timed over batch sizes and cutoffs, and the service times that a simulation of load needs.
+
+A pass takes a chunk of requests through the whole funnel, each slate cut to one of the cutoffs of its stage, and every stage is timed
+by the clock of the replay: an embedder with a network is a stage of its own before recall, other vectors are charged to the first
+stage that reads them, and nothing is counted twice. Requests differ from pass to pass, so what a stage's time owes to them is in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from scipy.optimize import nnls
+from scipy.special import ndtri
+from threadpoolctl import threadpool_limits
+
+from ...bounds import BOUNDS, check_bound, check_seed
+from ...errors import KarmafunnelError, quoted
+from ...log import Log
+from ...stages.base import FittedFunnel
+from ...terminal import Console, progress_bar
+from ..replay.degrade import along
+from ..replay.paths import path_of
+from ..replay.recipe import Recipe
+from ..replay.replay import prepare, requests_of
+from .services import Service, Services, ServiceTime
+
+BATCHES = (1, 2, 4, 8, 16)
+SHARES = (0.25, 0.5, 1.0)  # cutoffs of a stage where none are said, in shares of its k
+LEAST = 5  # passes of every batch size, below which there is no fit
+MOST = 20_000  # passes
+POINTS = 100  # of the quantiles of an empirical ratio
+BETTER = 0.01  # a more complicated kind has to fit so much better, in shares of the mean
+PASS, STAGE, REQUESTS, CUTOFF, ITEMS, MS = "pass", "stage", "requests", "cutoff", "items", "ms"
+SCHEMA = {PASS: pl.Int32, STAGE: pl.String, REQUESTS: pl.Int32, CUTOFF: pl.Int32, ITEMS: pl.Int64, MS: pl.Float64}
+
+
+# -- the fit ------------------------------------------------------------------------------------------------------------
+
+
+def fit_time(requests: np.ndarray, items: np.ndarray, ms: np.ndarray, seed: int = 0) -> ServiceTime:
+    """The service time behind measured passes: requests at once, items of all of them, and ms, each (n,).
+
+    The mean is fitted by non-negative least squares of the relative error (weights 1 / mean, found by three rounds), the kind of the
+    ratio time / mean by `fit_ratio`. Where all passes have one batch size, what a batch costs is charged to its requests; where all
+    requests bring as many items, what items cost is charged to requests: neither can then be told apart. Raises KarmafunnelError for
+    fewer than 2 passes and for times that are not above 0.
+    """
+    requests, items, ms = (np.asarray(x, dtype=np.float64) for x in (requests, items, ms))
+    if len(ms) < 2 or not (np.isfinite(ms).all() and (ms > 0).all()):
+        raise KarmafunnelError(
+            f"profile: needs 2 or more times above 0 ms, found {len(ms)}, the least {ms.min(initial=np.nan):g}"
+        )
+    x = np.stack([np.ones(len(ms)), requests, items / 1000], axis=1)
+    each = items / requests
+    told = np.array([np.ptp(requests) > 0, True, np.ptp(each) > 0.05 * each.max(initial=0)])
+    mean = ms
+    for _ in range(3):
+        found = np.zeros(3)
+        found[told] = nnls(x[:, told] / mean[:, None], ms / mean)[0]
+        mean = x @ found
+    base, request, item = map(float, found)
+    made = ServiceTime(base_ms=base, request_ms=request, item_us=item)
+    kind, cv, ratios = fit_ratio(ms / mean / _misfit(requests, each, ms, mean), seed)
+    return replace(made, kind=kind, cv=cv, ratios=ratios)
+
+
+def _misfit(requests: np.ndarray, each: np.ndarray, ms: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """How far off the mean is for passes alike: a stage that is not quite linear must not pass for one that varies."""
+    bands = np.searchsorted(np.quantile(each, [1 / 3, 2 / 3]), each)
+    _, group = np.unique(np.stack([requests, bands]), axis=1, return_inverse=True)
+    group = group.ravel()
+    return (np.bincount(group, ms) / np.bincount(group, mean))[group]
+
+
+def fit_ratio(ratios: np.ndarray, seed: int = 0) -> tuple[Any, float, tuple[float, ...]]:
+    """Kind, cv and quantiles of the ratio of times to their mean.
+
+    The kinds are fitted to one half of the passes, drawn by the seed, and held against the other by the mean distance of their quantiles
+    (Wasserstein's first, in shares of the mean). The simplest kind wins that is at most 0.01 worse than the best: constant, then
+    lognormal (by its first two moments), then empirical.
+    """
+    at = np.random.default_rng([seed, len(ratios)]).permutation(len(ratios))
+    train, held = ratios[at[::2]], np.sort(ratios[at[1::2]])
+    u = (np.arange(len(held)) + 0.5) / len(held)
+    kinds = ("constant", "lognormal", "empirical")
+    distance = {kind: float(np.abs(quantile(*_ratio(kind, train), u) - held).mean()) for kind in kinds}
+    kind = next(kind for kind in kinds if distance[kind] <= min(distance.values()) + BETTER)
+    return _ratio(kind, ratios)
+
+
+def _ratio(kind: str, ratios: np.ndarray) -> tuple[str, float, tuple[float, ...]]:
+    if kind == "constant":
+        return kind, 0.0, ()
+    if kind == "lognormal":
+        return kind, float(ratios.std() / ratios.mean()), ()
+    n = int(np.clip(len(ratios) // 5, 2, POINTS))
+    q = np.quantile(ratios, np.linspace(0, 1, n + 1))
+    # The last is not the largest seen but that which keeps the mean of the highest band: one pause of the machine is not a slope.
+    q[-1] = max(2 * ratios[ratios >= q[-2]].mean() - q[-2], q[-2])
+    q /= (q.sum() - (q[0] + q[-1]) / 2) / n
+    return kind, 0.0, tuple(float(x) for x in q)
+
+
+def quantile(kind: str, cv: float, ratios: Sequence[float], u: np.ndarray) -> np.ndarray:
+    """Quantiles of a ratio at shares `u`."""
+    if kind == "empirical":
+        return np.interp(u, np.linspace(0, 1, len(ratios)), ratios)
+    if kind == "lognormal":
+        sigma = math.sqrt(math.log1p(cv * cv))
+        return np.exp(sigma * ndtri(u) - sigma * sigma / 2)
+    return np.ones(len(u))
+
+
+def rounded(made: ServiceTime) -> ServiceTime:
+    """To the digits that a person reads."""
+    base, request, item = (float(f"{x:.6g}") for x in (made.base_ms, made.request_ms, made.item_us))
+    ratios = tuple(round(r, 4) for r in made.ratios)
+    return replace(made, base_ms=base, request_ms=request, item_us=item, cv=round(made.cv, 4), ratios=ratios)
+
+
+# -- the measurement ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def threads_of(n: int) -> Iterator[None]:
+    """OpenMP, BLAS and torch with so many threads, and no garbage collection in between."""
+    before, collects = torch.get_num_threads(), gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        with threadpool_limits(n):
+            torch.set_num_threads(n)
+            yield
+    finally:
+        torch.set_num_threads(before)
+        if collects:
+            gc.enable()
+
+
+def cutoffs_of(fitted: FittedFunnel, cutoffs: Mapping[str, Sequence[int]] | None = None) -> dict[str, list[int]]:
+    """Cutoffs by stage, ascending, the last stage left out; without `cutoffs` a quarter of k, half of it and k.
+
+    Raises KarmafunnelError for a stage that the funnel lacks, its last one, and cutoffs outside 1 .. k.
+    """
+    ks = {ready.stage.name: ready.stage.k for ready in fitted.stages[:-1]}
+    if cutoffs is None:
+        return {name: sorted({max(1, round(share * k)) for share in SHARES}) for name, k in ks.items()}
+    for name, given in cutoffs.items():
+        if name not in ks:
+            raise KarmafunnelError(f"profile: cutoffs are of the stages before the last, {list(ks)}, found {name!r}")
+        if not given or min(given) < 1 or max(given) > ks[name]:
+            raise KarmafunnelError(
+                f"profile: {name} puts out {ks[name]}; its cutoffs need to be from 1 to that, found {list(given)}"
+            )
+    return {name: sorted(set(cutoffs.get(name, [k]))) for name, k in ks.items()}
+
+
+def networks(fitted: FittedFunnel) -> list[str]:
+    """Embedders that are stages of their own when they are asked online: all but those without a network."""
+    stages = {ready.stage.name for ready in fitted.stages}
+    return [name for name, found in fitted.scene.embeddings.items() if name not in stages and found.online]
+
+
+def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -> list[tuple[str, int, float]]:
+    """Stage, items that came to it and ms, the embedders `apart` first; one that no stage asked is left out.
+
+    What the funnel does beside its stages is charged to them in equal parts. `requests` need to differ from those of the pass before:
+    vectors of a chunk are kept until the next.
+    """
+    names = {id(fitted.scene.embeddings[name]): name for name in apart}
+    start = time.perf_counter()
+    steps = fitted.run(requests)
+    beside = max(time.perf_counter() - start - sum(step.seconds for step in steps), 0.0) / len(steps)
+    own: dict[str, float] = {}
+    rows = []
+    read = set[tuple[Any, ...]]()
+    for i, step in enumerate(steps):
+        seconds = step.seconds + beside
+        for place, spent in step.vectors.items():
+            if place not in read and (name := names.get(id(place[-1]))):
+                own[name] = own.get(name, 0.0) + spent
+                seconds -= spent
+        read |= set(step.vectors)
+        rows.append((step.stage.name, int(step.rows_in.sum()) if i else 0, 1000 * seconds))
+    return [*((name, 0, 1000 * own[name]) for name in apart if name in own), *rows]
+
+
+def measure_passes(
+    fitted: FittedFunnel, requests: np.ndarray, *, batches: Sequence[int] = BATCHES, cutoffs: Mapping[str, Sequence[int]] | None = None,
+    seconds: float = 15.0, seed: int = 0, load: float = 1.0, apart: Sequence[str] | None = None, most: int = MOST,
+    console: Console | None = None,
+) -> pl.DataFrame:  # fmt: skip
+    """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before), items (of all requests), ms.
+
+    Every round takes each batch size once uncut and once for every other level of cutoffs, in an order drawn anew, so that a machine that
+    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `load`: passes follow each other as at this
+    utilisation, for a server that was idle finds its caches cold: a share 1 - load of them comes after an exponential idle time (M/G/1).
+    `apart`: embedders timed apart, without it all `networks`. Raises KarmafunnelError for batch sizes below 1, fewer requests than two of
+    the largest batch, a load outside (0, 1], and a time too short for 5 passes of each.
+    """
+    batches = sorted(set(batches))
+    if not batches or not all(BOUNDS["batch_size"].holds(batch) for batch in batches):
+        raise KarmafunnelError(f"profile: batches need to be {BOUNDS['batch_size']}, found {quoted(batches)}")
+    if len(requests) < 2 * batches[-1]:
+        raise KarmafunnelError(
+            f"profile: batches of {batches[-1]} need {2 * batches[-1]} requests in the window, found {len(requests)}"
+        )
+    check_bound("profile", "seconds", seconds=seconds)
+    check_bound("profile", "load", load=load)
+    levels = cutoffs_of(fitted, cutoffs)
+    apart = networks(fitted) if apart is None else apart
+    rng = np.random.default_rng([seed, len(requests)])
+    shuffled, at = rng.permutation(requests), 0
+    names = [ready.stage.name for ready in fitted.stages]
+    full = {name: ready.stage.k for name, ready in zip(names, fitted.stages, strict=True)}
+    cut: dict[str, FittedFunnel] = {}
+
+    def next_pass(batch: int, now: Mapping[str, int]) -> list[tuple[str, int, float]]:
+        nonlocal at
+        at = at if at + batch <= len(shuffled) else 0
+        chunk = np.sort(shuffled[at : at + batch])
+        at += batch
+        path = path_of({name: str(k) for name, k in now.items() if k < full[name]}, names)
+        if path not in cut:
+            cut[path] = along(fitted, path)
+        return one_pass(cut[path], chunk, apart)
+
+    for batch in reversed(batches):
+        next_pass(batch, {name: ks[-1] for name, ks in levels.items()})  # timelines and thread pools are made once, here
+    limit, n, rows = seconds * (len(names) + len(apart)), 0, []
+    order = [(batch, level) for batch in batches for level in range(max(map(len, levels.values()), default=1))]
+    count, took = dict.fromkeys(batches, 0), dict.fromkeys(batches, 0.0)
+    bar = progress_bar(console) if console else None
+    start = time.perf_counter()
+    with bar or nullcontext():
+        task = bar.add_task("profile", total=math.ceil(limit)) if bar else None
+        while n < most and time.perf_counter() - start < limit:
+            turn = {name: int(rng.integers(len(ks))) for name, ks in levels.items()}
+            for i in rng.permutation(len(order)):
+                batch, level = order[i]
+                now = {name: ks[(level + turn[name]) % len(ks)] if level else ks[-1] for name, ks in levels.items()}
+                gap = rng.exponential(took[batch] / max(count[batch], 1) / load)
+                if rng.uniform() > load:
+                    time.sleep(min(gap, max(start + limit - time.perf_counter(), 0.0)))
+                begun = time.perf_counter()
+                found = next_pass(batch, now)
+                took[batch] += time.perf_counter() - begun
+                for stage, items, ms in found:
+                    before = names[names.index(stage) - 1] if stage in names[1:] else None
+                    rows.append((n, stage, batch, now.get(before) if before else None, items, ms))
+                n, count[batch] = n + 1, count[batch] + 1
+                if bar and task is not None:
+                    bar.update(task, completed=min(time.perf_counter() - start, limit))
+                if time.perf_counter() - start >= limit or n >= most:
+                    break
+    if min(count.values()) < LEAST:
+        raise KarmafunnelError(
+            f"profile: needs {LEAST} passes of every batch size, found {count} after {limit:g} s: more seconds or fewer batch sizes"
+        )
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def uncut(passes: pl.DataFrame) -> pl.DataFrame:
+    """The passes in which no slate was cut further than in any other."""
+    full = pl.col(CUTOFF).is_null() | (pl.col(CUTOFF) == pl.col(CUTOFF).max().over(STAGE))
+    return passes.with_columns(full.alias("full")).filter(pl.col("full").all().over(PASS)).drop("full")
+
+
+# -- both ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measured passes and the services fitted to them: one server a stage, items and k of the full funnel, no policies."""
+
+    services: Services
+    passes: pl.DataFrame
+    seed: int = 0
+
+    @classmethod
+    def of(cls, passes: pl.DataFrame, ks: Mapping[str, int], name: str = "services", note: str = "", seed: int = 0) -> Profile:
+        """Fit every stage of the passes; `ks` by name, of the stages that have one."""
+        stages = []
+        for stage in passes[STAGE].unique(maintain_order=True):
+            mine = passes.filter(pl.col(STAGE) == stage)
+            made = rounded(fit_time(mine[REQUESTS].to_numpy(), mine[ITEMS].to_numpy(), mine[MS].to_numpy(), seed))
+            most = uncut(passes).filter(pl.col(STAGE) == stage)
+            stages.append(Service(stage, made, items=round(int(most[ITEMS].sum()) / int(most[REQUESTS].sum())), k=ks.get(stage)))
+        return cls(Services(tuple(stages), name=name, note=note), passes, seed)
+
+    @cached_property
+    def cells(self) -> pl.DataFrame:
+        """Measured against fitted: one row a (stage, requests, cutoff): items (mean), passes, mean and p95 of both, ms."""
+        rows = []
+        for (stage, requests, cutoff), cell in self.passes.group_by(STAGE, REQUESTS, CUTOFF, maintain_order=True):
+            made = self.services[str(stage)].time
+            mean = np.array([made.mean_ms(float(requests), float(items)) for items in cell[ITEMS]])
+            u = (np.arange(200) + 0.5) / 200
+            spread = np.outer(mean, quantile(made.kind, made.cv, made.ratios, u))
+            ms = cell[MS].to_numpy()
+            rows.append(
+                {
+                    STAGE: stage, REQUESTS: requests, CUTOFF: cutoff, ITEMS: float(cell[ITEMS].mean()), "passes": cell.height,  # type: ignore[arg-type]
+                    "mean_ms": float(ms.mean()), "fitted_ms": float(mean.mean()), "p95_ms": float(np.quantile(ms, 0.95)),
+                    "fitted_p95_ms": float(np.quantile(spread, 0.95)),
+                }
+            )  # fmt: skip
+        order = {stage.name: i for i, stage in enumerate(self.services.stages)}
+        frame = pl.DataFrame(rows, infer_schema_length=None)
+        return frame.sort(pl.col(STAGE).replace_strict(order), REQUESTS, CUTOFF)
+
+    @property
+    def fits(self) -> list[dict[str, Any]]:
+        """One row a stage: the fit, its relative error over cells (median and worst), and p95 where the smallest batch brings all items."""
+        rows = []
+        for stage in self.services.stages:
+            cells = self.cells.filter(pl.col(STAGE) == stage.name).with_columns(
+                (pl.col("fitted_ms") / pl.col("mean_ms") - 1).alias("error")
+            )
+            worst = cells.row(int(cells["error"].abs().arg_max() or 0), named=True)
+            plain = cells.filter(pl.col(REQUESTS) == pl.col(REQUESTS).min()).row(-1, named=True)
+            t = stage.time
+            rows.append(
+                {
+                    "stage": stage.name, "passes": int(cells["passes"].sum()),
+                    "base_ms": t.base_ms, "request_ms": t.request_ms, "item_us": t.item_us, "kind": t.kind,
+                    "cv": math.sqrt(max(t.squared_cv, 0.0)), "error": float(cells["error"].abs().median()),  # type: ignore[arg-type]
+                    "worst": worst["error"], "worst_requests": worst[REQUESTS], "worst_cutoff": worst[CUTOFF],
+                    "mean_ms": plain["mean_ms"], "fitted_ms": plain["fitted_ms"], "p95_ms": plain["p95_ms"],
+                    "fitted_p95_ms": plain["fitted_p95_ms"],
+                }
+            )  # fmt: skip
+        return rows
+
+    def folded(self, name: str = "funnel") -> Services:
+        """One server that runs the whole funnel: a stage whose time is that of whole passes, none of them cut.
+
+        Its spread is that of the sums, so what makes a request slow at every stage at once is kept. `k` is that of the last stage.
+        """
+        total = uncut(self.passes).group_by(PASS, maintain_order=True).agg(pl.col(REQUESTS).first(), pl.col(MS).sum())
+        made = rounded(fit_time(total[REQUESTS].to_numpy(), np.zeros(total.height), total[MS].to_numpy(), self.seed))
+        return Services((Service(name, made, k=self.services.stages[-1].k),), name=self.services.name, note=self.services.note)
+
+    def write(self, path: Path | str, force: bool = False) -> Path:
+        """The services as a TOML file that `Services.read` reads, with comments on how to go on."""
+        return self.services.write(path, GO_ON, force)
+
+
+GO_ON = """\
+# Service times of a funnel as measured by `karmafunnel profile`: a start, to be edited by hand.
+# To go on, give a stage `servers`, and `batch` with `wait_ms` where its time says that batches pay: a batch of n requests takes
+# base_ms + request_ms * n + item_us / 1000 * the items of all of them.
+# `--policies` writes some policies to start from. At the top of the file: deadline_ms = 100. In a stage: deadline_ms, queue, retries,
+# fail = "open" with fallback = "skip" (or "popular" at recall), adapt = {levels = [400, 200], waiting = [8]}.
+# Near-line embedder: online = false, stale_minutes = 60. All keys: karmafunnel/simulator/services.py.
+
+"""
+
+
+def profile(
+    recipe: Recipe, log: Log, *, seed: int = 0, cache: Path | None = None, batches: Sequence[int] = BATCHES,
+    cutoffs: Mapping[str, Sequence[int]] | None = None, seconds: float = 15.0, load: float = 1.0, threads: int = 1, window: str = "W3",
+    note: str = "", console: Console | None = None, fitted: FittedFunnel | None = None,
+) -> Profile:  # fmt: skip
+    """Fit the recipe's funnel (or take `fitted`), time its stages for `seconds` each with so many threads, and fit their services.
+
+    `note` goes into the services beside what the machine did meanwhile. Raises KarmafunnelError as `measure_passes` and `prepare` do.
+    """
+    requests = requests_of(log, window, None)
+    check_bound("profile", "threads", threads=threads)
+    check_seed("profile", seed)
+    fitted = fitted or prepare(recipe, log, seed, cache=cache, console=console)
+    if console and pl.thread_pool_size() > threads:
+        console.print(
+            f"polars keeps the {pl.thread_pool_size()} threads it was started with; put POLARS_MAX_THREADS={threads} before the command",
+            style="dim", soft_wrap=True,
+        )  # fmt: skip
+    loads = [os.getloadavg()[0]]
+    with threads_of(threads):
+        passes = measure_passes(
+            fitted, requests, batches=batches, cutoffs=cutoffs, seconds=seconds, seed=seed, load=load, console=console
+        )
+    loads.append(os.getloadavg()[0])
+    told = (
+        f"seed {seed}, {passes[PASS].n_unique()} passes, threads {threads}, load {loads[0]:.1f} before and {loads[1]:.1f} after"
+    )
+    ks = {ready.stage.name: ready.stage.k for ready in fitted.stages}
+    return Profile.of(passes, ks, recipe.name, f"{note}; {told}" if note else told, seed)

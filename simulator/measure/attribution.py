@@ -1,0 +1,203 @@
+"""Attribution: an end-to-end change split over the stages that made it, from Runs of the whole on/off grid.
+
+The value of a set of stages is the measure at the end of the funnel in which just these are switched on. A stage's part is its
+Shapley value, the mean over all orders of switching the stages on of what the measure gains at its turn: the parts of all stages
+sum to the whole change, whatever the stages do to each other (Shapley 1953).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import factorial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...errors import KarmafunnelError
+from ...stages.base import Funnel, Stage
+from .arrays import Reading
+from .compare import ask, at_one_depth, same_requests
+from .evaluate import END, LOWER_IS_BETTER, NEITHER_IS_BETTER, Figure, Measure, parse_all
+from .intervals import Difference, Estimate, Ratio, holm, interval, over_seeds, resample
+from .run import Run
+
+Subset = frozenset[str]
+Value = TypeVar("Value", float, np.ndarray)
+MOST = 4  # stages: the grid has 2^n funnels
+
+
+def grid(off: Funnel, on: Mapping[str, Stage | None]) -> dict[Subset, Funnel]:
+    """The funnels in which every subset of the stages named in `on` is switched on: its alternative in its place, all else as `off` has it.
+
+    None leaves a stage out. Subsets come small to large, in the order of the funnel. Raises KarmafunnelError for no stage, more
+    than 4, one that `off` does not have, and an alternative that changes nothing.
+    """
+    _check_number(on)
+    places = {stage.name: stage for stage in off.stages}
+    if same := [name for name, stage in on.items() if name in places and places[name] == stage]:
+        raise KarmafunnelError(f"grid: {same} needs to differ when switched on, found {on[same[0]]!r} both times")
+    return {subset: off.replace(**{name: on[name] for name in subset}) for subset in subsets(_in_order(on, list(places)))}
+
+
+def subsets(stages: Sequence[str]) -> list[Subset]:
+    """All subsets, small to large."""
+    return [frozenset(some) for size in range(len(stages) + 1) for some in combinations(stages, size)]
+
+
+def shapley(values: Mapping[Subset, Value]) -> dict[str, Value]:
+    """The Shapley value of every member, from the value (a number, or an array of resamples) of every subset.
+
+    Of n members, i gets the sum over the sets S without it of |S|! (n - |S| - 1)! / n! times v(S with i) - v(S).
+    """
+    everybody = max(values, key=len)
+    n = len(everybody)
+    weight = [factorial(size) * factorial(n - size - 1) / factorial(n) for size in range(n)]
+    parts: dict[str, Value] = {}
+    for one in sorted(everybody):
+        gains = [weight[len(some)] * (values[some | {one}] - values[some]) for some in values if one not in some]
+        parts[one] = sum(gains[1:], start=gains[0])
+    return parts
+
+
+def attribute(
+    runs: Mapping[Subset, Run | Sequence[Run]], measures: Sequence[Measure | str], slice: str | None = None, seed: int = 0,
+    resamples: int = 1000,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What each switched-on stage adds to a measure at the end of the funnel: a row a measure, part and stage, then one end to end.
+
+    `runs` holds, for every subset of the stages that may be on (the empty one, too), its Run or one Run a seed, seeds in one order
+    everywhere. `value` is the Shapley value, mean over seeds, with a 95% interval over users and seeds; end to end it is the sum of
+    the parts: `on`, all stages on, less `off`, none. `alone` is what the stage adds to none, `last` what it adds to all others.
+    `share` is of the whole change, where that leaves out 0. `better` is "on" or "off" where the interval leaves out 0 and the sign is
+    the same in every seed; `holm` says whether that stands after Holm's correction over all these rows. Raises KarmafunnelError for
+    a missing subset, unequal numbers of seeds, more than 4 stages, and Runs of different logs, labels, windows or requests.
+    """
+    wanted = parse_all(measures)
+    table = {frozenset(on): [found] if isinstance(found, Run) else list(found) for on, found in runs.items()}
+    stages = _stages_of(table)
+    every, seeds = subsets(stages), len(table[frozenset()])
+    flat = [run for subset in every for run in table[subset]]
+    readings = same_requests(flat, [run.path.as_posix() for run in flat])
+    users, parts = len(readings[0].users), [part.name for part in readings[0].parts(slice)]
+    asked = {m: at_one_depth(m, [(run, END if m.name == "survival" else run.stages[-1]) for run in flat]) for m in wanted}
+    # A Reading goes once its figures are there: the grid has many.
+    ends = [_ends(readings.pop(0), {m: one for m, (one, _) in asked.items() if one}, slice) for _ in flat]
+    rows: list[dict[str, Any]] = []
+    games: list[tuple[list[dict[str, Any]], list[list[Estimate]]]] = []
+    for measure, part in [(str(m), part) for m in wanted for part in parts]:
+        found = [end.get((measure, part)) for end in ends]
+        mine = [_blank(measure, part, stage, found[0], seeds) for stage in (*stages, END)]
+        rows += mine
+        for row in mine:
+            row["note"] = asked[Measure.parse(measure)][1]
+        known = [figure.estimate for figure in found if figure is not None and figure.estimate is not None]
+        if len(known) < len(found):
+            why = next((f.note for f in found if f is not None and f.estimate is None), "n/a: no value at the end of a funnel")
+            for row in mine:
+                row["note"] = row["note"] or why
+        else:
+            games.append((mine, [_paired(known[s::seeds]) for s in range(seeds)]))
+    known_all = [e for _, by_seed in games for subset_values in by_seed for e in subset_values]
+    samples = resample(known_all, users, resamples, seed) if users > 1 else []
+    drawn = {id(e): s for e, s in zip(known_all, samples, strict=False)}
+    for mine, by_seed in games:
+        _play(mine, every, by_seed, drawn, seed)
+    marks = holm([np.nan if row["p"] is None else row["p"] for row in rows])
+    return [row | {"holm": mark} for row, mark in zip(rows, marks, strict=True)]
+
+
+def _check_number(stages: Mapping[str, Any] | Sequence[str]) -> None:
+    if not 1 <= len(stages) <= MOST:
+        raise KarmafunnelError(f"attribution: needs 1 to {MOST} stages to switch on, found {len(stages)}: {sorted(stages)}")
+
+
+def _in_order(names: Mapping[str, Any] | Sequence[str], places: list[str]) -> list[str]:
+    """In the order of the funnel; what it does not have comes last."""
+    return sorted(names, key=lambda name: (places.index(name) if name in places else len(places), name))
+
+
+def _stages_of(table: Mapping[Subset, Sequence[Run]]) -> list[str]:
+    """The stages that are switched, in the order of the funnel; raises KarmafunnelError where the grid has a hole."""
+    named = sorted(frozenset().union(*table))
+    _check_number(named)
+    if missing := [subset for subset in subsets(named) if not table.get(subset)]:
+        holes = ", ".join(_words(subset) for subset in missing)
+        raise KarmafunnelError(f"attribute: needs Runs for every subset of {named}, missing {holes}")
+    counts = {subset: len(found) for subset, found in table.items()}
+    if other := next((s for s, n in counts.items() if n != counts[frozenset()]), None):
+        found = f"{counts[frozenset()]} for {_words(frozenset())} and {counts[other]} for {_words(other)}"
+        raise KarmafunnelError(f"attribute: needs as many seeds for every subset, found {found}")
+    return _in_order(named, table[frozenset(named)][0].stages)
+
+
+def _words(subset: Subset) -> str:
+    return " + ".join(sorted(subset)) if subset else "nothing on"
+
+
+def _ends(reading: Reading, asked: Mapping[Measure, Measure], slice_name: str | None) -> dict[tuple[str, str], Figure]:
+    """The figure at the end of a Run by measure and part, of what is asked in the measure's place: end to end where that has such a
+    row, else its last stage's.
+    """
+    last = reading.run.stages[-1]
+    ends: dict[tuple[str, str], Figure] = {}
+    for measure, one in asked.items():
+        found = {figure.key: figure for figure in ask(reading, [one], [last], slice_name)}
+        for end in (last, END):
+            ends |= {(str(measure), part): figure for (stage, _, part), figure in found.items() if stage == end}
+    return ends
+
+
+def _blank(measure: str, part: str, stage: str, figure: Figure | None, seeds: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"measure": measure, "slice": part, "stage": stage}
+    row |= dict.fromkeys(("value", "low", "high", "share", "alone", "last", "off", "on", "p", "smallest_effect"))
+    row |= {"better": "", "holm": False, "n": 0, "undefined": 0, "seeds": seeds}
+    return row | {"unit": figure.unit if figure else "", "denominator": figure.denominator if figure else "", "note": ""}
+
+
+def _paired(values: Sequence[Estimate]) -> list[Estimate]:
+    """Means over the units where every subset of one seed is defined; ratios of sums stay as they are."""
+    means = [e for e in values if isinstance(e, Ratio) and e.counts is None]
+    if len(means) < len(values):
+        return list(values)
+    known = np.logical_and.reduce([e.known for e in means])
+    return [e.where(known) for e in means]
+
+
+def _play(
+    rows: list[dict[str, Any]], every: Sequence[Subset], by_seed: Sequence[Sequence[Estimate]], drawn: dict[int, np.ndarray], seed: int
+) -> None:  # fmt: skip
+    """Fill the rows of one measure: its stages, then end to end."""
+    nobody, everybody = every[0], every[-1]
+    values = [{subset: e.value for subset, e in zip(every, estimates, strict=True)} for estimates in by_seed]
+    first = by_seed[0][-1]
+    for row in rows:
+        row |= {"n": first.n, "undefined": first.undefined}
+    if any(np.isnan(v) for game in values for v in game.values()):
+        for row in rows:
+            row["note"] = "n/a: nothing is defined in some subset"
+        return
+    mean = {subset: float(np.mean([game[subset] for game in values])) for subset in every}
+    split = [shapley(game) | {END: game[everybody] - game[nobody]} for game in values]
+    samples: list[dict[str, np.ndarray]] = []
+    if all(id(e) in drawn for estimates in by_seed for e in estimates):
+        games = [{subset: drawn[id(e)] for subset, e in zip(every, estimates, strict=True)} for estimates in by_seed]
+        samples = [shapley(game) | {END: game[everybody] - game[nobody]} for game in games]
+    change = mean[everybody] - mean[nobody]
+    told_apart = bool(samples) and Difference(change, over_seeds([s[END] for s in samples], seed)).excludes_zero()
+    for row in rows:
+        stage = row["stage"]
+        own = everybody if stage == END else frozenset({stage})
+        value = change if stage == END else float(np.mean([s[stage] for s in split]))
+        row |= {"value": value, "off": mean[nobody], "on": mean[everybody]}
+        row |= {"alone": mean[own] - mean[nobody], "last": mean[everybody] - mean[everybody - own]}
+        if not samples:
+            continue
+        difference = Difference(value, over_seeds([s[stage] for s in samples], seed))
+        row["low"], row["high"] = interval(difference.samples)
+        row["p"] = None if np.isnan(difference.p) else difference.p
+        row["smallest_effect"] = None if np.isnan(difference.error) else difference.smallest_effect
+        row["share"] = value / change if told_apart else None
+        name, signs = Measure.parse(row["measure"]).name, {np.sign(s[stage]) for s in split}
+        if difference.excludes_zero() and len(signs) == 1 and name not in NEITHER_IS_BETTER:
+            row["better"] = "on" if (value > 0) != (name in LOWER_IS_BETTER) else "off"

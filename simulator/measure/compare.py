@@ -1,0 +1,377 @@
+"""Asking a Run: measures stage by stage with intervals and slices, comparisons of two Runs, and the cascade of losses.
+
+Names are values parsed from text (`evaluate.py`), the arithmetic is in `metrics.py`, the intervals in `intervals.py`. Every
+row says its unit, how many units were scored, how many were undefined, and its denominator. Definitions: `docs/METRICS.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ...errors import KarmafunnelError
+from .arrays import Part, Reading
+from .evaluate import END, LOWER_IS_BETTER, NEITHER_IS_BETTER, Figure, Measure, figures, parse_all
+from .intervals import Difference, Estimate, Ratio, holm, interval, over_seeds, resample
+from .metrics import LOST
+from .run import Run
+
+__all__ = ["Cascade", "Measure", "Run", "added", "compare", "measure"]
+
+
+# -- asking a Run -------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    run: Run | Sequence[Run], measures: Sequence[Measure | str], by_stage: bool = True, slice: str | None = None, ci: bool = True,
+    seed: int = 0, resamples: int = 1000, label: str | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of the table: one a measure, part of the slice and stage, with a 95% interval clustered by user.
+
+    Several Runs are seeds of one recipe: values are means over seeds, intervals resample seeds and users. `label` names the
+    rows (default: the Run folder). A value that does not exist is None and its note says why. Raises KarmafunnelError for unknown
+    measures and slices, and for Runs of different logs, labels, windows or requests.
+    """
+    wanted = parse_all(measures)
+    runs = [run] if isinstance(run, Run) else list(run)
+    readings = same_requests(runs, [label or r.name for r in runs])
+    asked = [ask(r, wanted, r.run.stages if by_stage else r.run.stages[-1:], slice) for r in readings]
+    if any([f.key for f in a] != [f.key for f in asked[0]] for a in asked):
+        raise KarmafunnelError(f"measure: Runs of several seeds need the same stages, found {[r.stages for r in runs]}")
+    samples = _samples(asked, readings[0], resamples, seed) if ci else {}
+    rows = []
+    for same in zip(*asked, strict=True):
+        first = same[0]
+        row: dict[str, Any] = {"label": label or runs[0].name}
+        row |= {"stage": first.stage, "measure": str(first.measure), "slice": first.part}
+        row |= {"value": None, "low": None, "high": None, "n": 0, "undefined": 0, "undefined_share": 0.0}
+        row |= {"unit": first.unit, "denominator": first.denominator, "note": first.note}
+        row |= {"truth": runs[0].label, "seeds": len(runs)}
+        estimates = [f.estimate for f in same if f.estimate is not None]
+        if len(estimates) == len(same):
+            row |= _values(estimates, first, samples, seed, resamples)
+            if ci and len(readings[0].users) < 2 and not first.constant:
+                row["note"] = _joined(row["note"], "one user, no interval")
+        rows.append(row)
+    return rows
+
+
+def ask(reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None) -> list[Figure]:
+    """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an unknown slice."""
+    parts = reading.parts(slice_name)
+    return [f for m in wanted for part in parts for f in figures(reading, m, part, stages)]
+
+
+def _samples(asked: Sequence[Sequence[Figure]], reading: Reading, resamples: int, seed: int) -> dict[int, np.ndarray]:
+    estimates = [f.estimate for figs in asked for f in figs if f.estimate is not None and not f.constant]
+    found = resample(estimates, len(reading.users), resamples, seed) if len(reading.users) > 1 else []
+    return {id(e): s for e, s in zip(estimates, found, strict=False)}
+
+
+def _values(
+    estimates: Sequence[Estimate], figure: Figure, samples: dict[int, np.ndarray], seed: int, resamples: int
+) -> dict[str, Any]:
+    first = estimates[0]
+    value = float(np.mean([e.value for e in estimates]))
+    out: dict[str, Any] = {"n": first.n, "undefined": first.undefined, "undefined_share": first.undefined / max(first.units, 1)}
+    if np.isnan(value):
+        return out | {"note": _joined(figure.note, "n/a: nothing is defined")}
+    out["value"] = value
+    if all(id(e) in samples for e in estimates):
+        drawn = over_seeds([samples[id(e)] for e in estimates], seed)
+        out["low"], out["high"] = interval(drawn)
+        if len(drawn) < resamples:
+            out["note"] = _joined(figure.note, f"{len(drawn)} resamples")
+    return out
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(dict.fromkeys(note for note in notes if note))
+
+
+def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
+    """Readings that line up; raises KarmafunnelError naming the Runs that differ and in what."""
+    if not runs:
+        raise KarmafunnelError("needed at least one Run, found none")
+    first, name = runs[0], names[0]
+    checks: list[tuple[str, Callable[[Run], Any]]] = [
+        ("log", lambda r: f"{r.meta['log'].get('name')} ({r.meta['log'].get('checksum')})"),
+        ("label", lambda r: r.label),
+        ("window", lambda r: r.meta["window"]),
+    ]
+    for other, other_name in zip(runs[1:], names[1:], strict=True):
+        for what, of in checks:
+            if of(first) != of(other):
+                raise KarmafunnelError(f"needed Runs of one {what}, found {of(first)} in {name} and {of(other)} in {other_name}")
+    readings = [Reading(r) for r in runs]
+    ids = readings[0].requests["request_id"]
+    for other_reading, other_name in zip(readings[1:], names[1:], strict=True):
+        others = other_reading.requests["request_id"]
+        if not ids.equals(others):
+            both = ids.is_in(others.implode()).sum()
+            counts = f"{len(ids)} in {name} and {len(others)} in {other_name}, {both} of them in both"
+            raise KarmafunnelError(f"needed Runs of the same requests, found {counts}")
+    return readings
+
+
+def compare(
+    run_a: Run | Sequence[Run], run_b: Run | Sequence[Run], measures: Sequence[Measure | str], by_stage: bool = True,
+    slice: str | None = None, seed: int = 0, resamples: int = 1000, label_a: str | None = None, label_b: str | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """B against A, paired on the same requests: one row a measure, part and stage that both have (and last against last).
+
+    `difference` is B - A over the requests (users) where both are defined; `better` is "A" or "B" where its 95% interval leaves
+    out 0 and, with several seeds (sequences of Runs, paired in order), its sign is the same in every seed; `holm` says whether
+    the difference stands after Holm's correction inside this table; `smallest_effect` could have been detected with 80% power.
+    What a deeper list alone makes greater is compared at one depth, or not at all (`at_one_depth`); the note says so. Raises
+    KarmafunnelError for Runs of different logs, labels, windows or requests.
+    """
+    wanted = parse_all(measures)
+    a_runs, b_runs = ([r] if isinstance(r, Run) else list(r) for r in (run_a, run_b))
+    if len(a_runs) != len(b_runs) or not a_runs:
+        raise KarmafunnelError(f"compare: needs as many seeds of A as of B, found {len(a_runs)} and {len(b_runs)}")
+    runs = [*a_runs, *b_runs]
+    asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
+    a_last, b_last = a_runs[0].stages[-1], b_runs[0].stages[-1]
+    common = [s for s in a_runs[0].stages if s in b_runs[0].stages] if by_stage else []
+    pairs = [(s, s) for s in common] + ([(a_last, b_last)] if a_last != b_last or not by_stage else [])
+    table = []
+    for m in wanted:
+        for part in asked.parts:
+            for a_stage, b_stage in [*pairs, (END, END)]:
+                sides = [*((i, a_stage) for i in range(len(a_runs))), *((len(a_runs) + i, b_stage) for i in range(len(b_runs)))]
+                stage = a_stage if a_stage == b_stage else f"{a_stage} | {b_stage}"
+                table += asked.pair(m, part, sides, stage)
+    labels = {"label_a": label_a or a_runs[0].name, "label_b": label_b or b_runs[0].name}
+    return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
+
+
+def added(
+    run: Run | Sequence[Run], measures: Sequence[Measure | str], slice: str | None = None, seed: int = 0, resamples: int = 1000
+) -> list[dict[str, Any]]:
+    """What each stage after the first adds over the order of the stage before it: rows as `compare` gives them, A the stage before.
+
+    Both are asked at one depth: the measure's k, which both must put out. Measures of what goes in and comes out, of candidates and
+    of neither direction are left out: they say nothing of the kind. Several Runs are seeds of one recipe.
+    """
+    wanted = [m for m in parse_all(measures) if m.depth in ("", "output") and m.name not in NEITHER_IS_BETTER and m.m is None]
+    runs = [run] if isinstance(run, Run) else list(run)
+    asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
+    table, stages = [], runs[0].stages
+    for m in wanted:
+        for part in asked.parts:
+            for before, stage in pairwise(stages):
+                sides = [(i, name) for name in (before, stage) for i in range(len(runs))]
+                table += asked.pair(m, part, sides, stage)
+    labels = {"label_a": "the stage before", "label_b": "the stage"}
+    return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
+
+
+Compared = tuple[dict[str, Any], list[Estimate], list[Estimate]]  # a row, and its two sides, an estimate a seed
+
+
+class _Asked:
+    """Figures of readings that line up, each worked out once."""
+
+    def __init__(self, readings: Sequence[Reading], slice_name: str | None):
+        self.readings = readings
+        self._parts = [{part.name: part for part in r.parts(slice_name)} for r in readings]
+        self.parts = list(self._parts[0])
+        self._found: dict[tuple[int, str, str], dict[str, Figure]] = {}
+
+    def figure(self, i: int, m: Measure, part: str, stage: str) -> Figure | None:
+        place = i, str(m), part
+        if place not in self._found:
+            reading = self.readings[i]
+            self._found[place] = {f.stage: f for f in figures(reading, m, self._parts[i][part], reading.run.stages)}
+        return self._found[place].get(stage)
+
+    def pair(self, m: Measure, part: str, sides: Sequence[tuple[int, str]], stage: str) -> list[Compared]:
+        """A row of a comparison of (reading, stage), all of A then all of B, at one depth; none where a side has no such figure."""
+        present = [f for i, at in sides if (f := self.figure(i, m, part, at)) is not None]
+        if len(present) < len(sides):
+            return []
+        seeds = len(sides) // 2
+        row: dict[str, Any] = {"measure": str(m), "stage": stage, "slice": part, "label_a": "", "label_b": ""}
+        row |= dict.fromkeys(("value_a", "value_b", "difference", "low", "high"))
+        row |= {"better": "", "p": None, "holm": False, "smallest_effect": None, "n": 0, "undefined": 0}
+        row |= {"unit": present[0].unit, "denominator": present[0].denominator, "seeds": seeds}
+        asked, why = at_one_depth(m, [(self.readings[i].run, at) for i, at in sides])
+        if asked is not None and asked != m:  # another question at the same place; end to end is what the last stage puts out
+            last = [(i, self.readings[i].run.stages[-1] if at == END else at) for i, at in sides]
+            present = [f for i, at in last if (f := self.figure(i, asked, part, at)) is not None]
+        row["note"] = _joined(*(f.note for f in present), why)
+        estimates = [f.estimate for f in present if f.estimate is not None]
+        if len(estimates) < len(sides):
+            return [(row, [], [])]
+        if asked is None:
+            values = [float(np.mean([e.value for e in side])) for side in (estimates[:seeds], estimates[seeds:])]
+            row |= {name: None if np.isnan(v) else v for name, v in zip(("value_a", "value_b"), values, strict=True)}
+            return [(row, [], [])]
+        return [(row, *_paired(estimates[:seeds], estimates[seeds:]))]
+
+
+def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure | None, str]:
+    """The measure that can be compared between stages of Runs, and what there is to say; None where none can.
+
+    A deeper list finds more, whatever its order: what has no k of its own is cut where the shortest list ends. What depends on the
+    rows that go into a stage is compared only where these numbers are the same.
+    """
+    sizes = [_sizes(m, run, stage) for run, stage in ends]
+    if len(set(sizes)) <= 1:
+        return m, ""
+    shortest = min(size[-1] for size in sizes)
+    if m.depth == "output":
+        return replace(m, k=shortest), f"both cut at {shortest}, where the shorter list ends"
+    if all(stage == END for _, stage in ends):
+        return Measure("kept", k=shortest), f"both within the first {shortest}, where the shorter list ends (kept@{shortest})"
+    told = [", ".join(f"{size:,}" for size in one if size) for one in dict.fromkeys(sizes)]
+    return None, f"n/a: not compared, it depends on how many rows go in and come out, here {' against '.join(told)}"
+
+
+def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
+    """The numbers of rows that a figure depends on, the stage's own last; 0 stands for all that is eligible."""
+    if not m.depth:
+        return ()
+    if stage == END:
+        return (run.k(run.stages[-1]),)
+    place = run.stages.index(stage)
+    own, into = run.k(stage), run.k(run.stages[place - 1]) if place else 0
+    if m.depth == "output":
+        return (own,)
+    if m.depth == "input":
+        return (into or own,)
+    return (*(run.k(later) for later in run.stages[place + 1 :] if m.name == "swap"), into, own)
+
+
+def _tested(table: Sequence[Compared], labels: dict[str, str], users: int, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """The rows with differences, intervals and verdicts, all under the same draws, corrected together."""
+    flat = [e for _, a_side, b_side in table for e in (*a_side, *b_side)]
+    drawn = {id(e): s for e, s in zip(flat, resample(flat, users, resamples, seed) if users > 1 else [], strict=False)}
+    for row, a_side, b_side in table:
+        row |= labels
+        if a_side:
+            row |= _difference(row, a_side, b_side, drawn, seed)
+    kept = holm([np.nan if row["p"] is None else row["p"] for row, _, _ in table])
+    return [row | {"holm": mark} for (row, _, _), mark in zip(table, kept, strict=True)]
+
+
+def _paired(a: Sequence[Estimate], b: Sequence[Estimate]) -> tuple[list[Estimate], list[Estimate]]:
+    """The two sides, means over the units where both are defined; ratios of sums stay as they are."""
+    left: list[Estimate] = []
+    right: list[Estimate] = []
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, Ratio) and isinstance(y, Ratio) and x.counts is None:
+            both = x.known & y.known
+            left.append(x.where(both))
+            right.append(y.where(both))
+        else:
+            left.append(x)
+            right.append(y)
+    return left, right
+
+
+def _difference(
+    row: dict[str, Any], a: Sequence[Estimate], b: Sequence[Estimate], drawn: dict[int, np.ndarray], seed: int
+) -> dict[str, Any]:
+    values = [(x.value, y.value) for x, y in zip(a, b, strict=True)]
+    value_a, value_b = (float(np.mean(side)) for side in zip(*values, strict=True))
+    out: dict[str, Any] = {"n": b[0].n, "undefined": b[0].undefined}
+    if np.isnan(value_a) or np.isnan(value_b):
+        return out | {"note": _joined(row["note"], "n/a: nothing is defined in both")}
+    out |= {"value_a": value_a, "value_b": value_b, "difference": value_b - value_a}
+    if id(a[0]) not in drawn:
+        return out
+    samples = over_seeds([drawn[id(y)] - drawn[id(x)] for x, y in zip(a, b, strict=True)], seed)
+    difference = Difference(value_b - value_a, samples)
+    out["low"], out["high"] = interval(difference.samples)
+    out["p"] = None if np.isnan(difference.p) else difference.p
+    out["smallest_effect"] = None if np.isnan(difference.error) else difference.smallest_effect
+    signs = {np.sign(y - x) for x, y in values}
+    if difference.excludes_zero() and len(signs) == 1 and Measure.parse(row["measure"]).name not in NEITHER_IS_BETTER:
+        higher = "B" if difference.value > 0 else "A"
+        swap = row["measure"] in LOWER_IS_BETTER
+        out["better"] = ("A" if higher == "B" else "B") if swap else higher
+    return out
+
+
+# -- the cascade --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Where truth goes, in items and money: `steps` (in, out, survival; they multiply to the last row) and `losses` by reason."""
+
+    steps: list[dict[str, Any]]
+    losses: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, run: Run, slice: str | None = None) -> Cascade:
+        """Read it off the ledger. Raises KarmafunnelError when ranks and reasons do not add up."""
+        reading = Reading(run)
+        steps: list[dict[str, Any]] = []
+        losses: list[dict[str, Any]] = []
+        for part in reading.parts(slice):
+            steps += _steps(reading, part)
+            losses += _losses(reading, part)
+        return cls(steps, losses)
+
+
+def _ratio(out: float, into: float) -> float | None:
+    return out / into if into else None
+
+
+def _steps(reading: Reading, part: Part) -> list[dict[str, Any]]:
+    truths = reading.truths
+    money = np.nan_to_num(truths.money)
+    alive = [part.truth, part.truth & truths.eligible]
+    alive += [part.truth & (truths.rank[stage] < LOST) for stage in reading.run.stages]
+    names = ["eligible", *reading.run.stages]
+    pairs = [*zip(names, alive, alive[1:], strict=False), (END, alive[0], alive[-1])]
+    rows = []
+    for name, into, out in pairs:
+        if (out & ~into).any():
+            lost = truths.frame.row(int(np.flatnonzero(out & ~into)[0]), named=True)
+            what = f"item {lost['item_id']!r} of request {lost['request_id']!r}"
+            raise KarmafunnelError(f"{reading.run.path}/ledger.parquet: {name} keeps {what}, which did not reach it")
+        row: dict[str, Any] = {"slice": part.name, "stage": name}
+        for what, of in (("items", np.ones(len(money), dtype=np.int64)), ("money", money)):
+            row |= {f"{what}_in": of[into].sum().item(), f"{what}_out": of[out].sum().item()}
+        row["survival"] = _ratio(row["items_out"], row["items_in"])
+        row["money_survival"] = _ratio(row["money_out"], row["money_in"])
+        rows.append(row)
+    return rows
+
+
+def _losses(reading: Reading, part: Part) -> list[dict[str, Any]]:
+    """Truth items and money by the reason they were lost, in the funnel's order, what is kept last; shares are of all truth."""
+    truths = reading.truths
+    money = np.nan_to_num(truths.money)
+    reason = truths.frame["lost"].fill_null("kept").to_numpy().astype(str)
+    margin = truths.frame["margin"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    names = ["not eligible", "index", *reading.run.stages, "kept"]
+    if stray := sorted(set(reason) - set(names)):
+        raise KarmafunnelError(f"{reading.run.path}/ledger.parquet: `lost` must be null or of {names[:-1]}, found {stray}")
+    kept = truths.rank[reading.run.stages[-1]] < LOST
+    if (kept != (reason == "kept")).any():
+        row = truths.frame.row(int(np.flatnonzero(kept != (reason == "kept"))[0]), named=True)
+        what = f"request {row['request_id']!r}, item {row['item_id']!r}"
+        raise KarmafunnelError(f"{reading.run.path}/ledger.parquet: `lost` and the last rank disagree for {what}")
+    rows = []
+    for name in names:
+        mask = part.truth & (reason == name)
+        missed = margin[mask & ~np.isnan(margin)]
+        items, sum_of = int(mask.sum()), float(money[mask].sum())
+        rows.append(
+            {
+                "slice": part.name, "reason": name, "items": items, "share": _ratio(items, int(part.truth.sum())),
+                "money": sum_of, "money_share": _ratio(sum_of, float(money[part.truth].sum())),
+                "median_margin": float(np.median(missed)) if len(missed) else None,
+            }
+        )  # fmt: skip
+    return rows

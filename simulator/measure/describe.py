@@ -1,0 +1,395 @@
+"""What is in a log or a catalogue: figures as a dict, as tables on a terminal. The page of it: `simulator/report/log_page.py`.
+
+Shares are fractions of 1. What the log lacks is None. Definitions: `docs/METRICS.md`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.table import Table
+
+from ...checks import CHECKS, require
+from ...layout import CAPABILITIES, WINDOWS
+from ...log import Catalogue, Log
+from ...terminal import Console
+
+Stats = dict[str, Any]
+QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+PRINTED = ("p50", "p90", "p99")  # all of them are in the dict
+SHOWN_POSITIONS = 50  # of CTR by position
+ALL = "all"
+
+
+# -- figures ------------------------------------------------------------------------------------------------------------
+
+
+def describe(log: Log | Catalogue) -> Stats:
+    """Figures of a log, or the part of them that a catalogue has. Only plain values: they can be written as JSON.
+
+    Windows, list lengths, queries, histories, eligibility and the ceiling are those of the scenario's requests; truth is
+    that of the log's own label. Raises KarmafunnelError for a log that cannot be read, and for prices and times that cannot be
+    added up or printed; a log that fails other checks is looked at all the same.
+    """
+    require(log, but=[question.name for question in CHECKS if question.name not in ("prices", "years")])
+    meta = log.meta
+    stats: Stats = {
+        "kind": "catalogue",
+        **{key: meta.get(key) for key in ("name", "source", "licence", "currency")},
+        "has": [name for name in CAPABILITIES if meta["has"].get(name)],
+        "has_not": [name for name in CAPABILITIES if not meta["has"].get(name)],
+        "lacks": list(meta["lacks"]),
+        "set_aside": dict(meta["set_aside"]),
+        "sizes": {"items": log.items.height},
+        "items": describe_items(log.items),
+        "prices": {"list": prices(log.items["price"])},
+    }
+    return stats if isinstance(log, Catalogue) else stats | describe_log(log, stats)
+
+
+def describe_items(items: pl.DataFrame) -> Stats:
+    """Texts and categories of the items: words a title and a description, depth, how many there are."""
+    texts = [name for name in ("title", "description") if name in items.columns]
+    return {
+        "words": {name: spread(words(items[name].cast(pl.String))) for name in texts},
+        "without": {
+            name: share(items[name].is_null()) for name in ("title", "brand", "category", "attributes", "image", "visual")
+        },
+        "brands": items["brand"].n_unique() - int(items["brand"].has_nulls()),
+        "categories": items["category"].drop_nulls().list.join("\x00").n_unique(),
+        "category_depth": spread(items["category"].list.len().drop_nulls()),
+        "attributes": spread(items["attributes"].list.len().drop_nulls()),
+    }
+
+
+def describe_log(log: Log, stats: Stats) -> Stats:
+    served = np.flatnonzero(log.in_scenario)
+    rows, shown = log.rows, log.rows.filter(pl.col("position").is_not_null())
+    truth = log.truth(log.meta["label"])
+    of_requests = per_request(log, served, truth)
+    lists = shown.group_by("request").len().filter(pl.col("request").is_in(served))["len"]
+    asked = log.requests["query"].gather(served)
+    return {
+        "kind": "log",
+        **{key: log.meta.get(key) for key in ("time", "label", "catalogue", "scenario")},
+        "sizes": stats["sizes"]
+        | {
+            "requests": log.requests.height,
+            "scenario_requests": len(served),
+            "users": log.requests["user_id"].n_unique(),
+            "sessions": log.requests["session_id"].drop_nulls().n_unique(),
+            "rows": rows.height,
+            "shown": shown.height,
+            "clicks": int(rows["clicked"].sum() or 0),
+            "purchases": int(rows["purchased"].sum() or 0),
+            "truth": truth.height,
+        },
+        "time_range": time_range(log.requests["ts"]),
+        "sources": dict(log.requests.group_by("source").len().sort("len", "source", descending=[True, False]).iter_rows()),
+        "windows": describe_windows(log, of_requests, truth),
+        "requests_per_user": spread(log.requests["user_id"].value_counts()["count"]),
+        "list_length": spread(lists),
+        "ctr_by_position": ctr_by_position(log, shown),
+        "prices": stats["prices"]
+        | {
+            "shown": prices(shown["price_shown"]) if shown.height else None,
+            "paid": prices(rows.filter(pl.col("purchased"))["price_paid"]) if log.has("purchases") else None,
+        },
+        "popularity": popularity(np.bincount(truth["item"].to_numpy(), minlength=log.n_items)),
+        "history": spread(of_requests["history"]),
+        "eligible": spread(of_requests["eligible"]),
+        "query": None
+        if not log.has("query")
+        else {
+            "share": 1 - (share(asked.is_null()) or 0.0),
+            "distinct": asked.drop_nulls().n_unique(),
+            "words": spread(words(asked)),
+        },
+    }
+
+
+def per_request(log: Log, served: np.ndarray, truth: pl.DataFrame) -> pl.DataFrame:
+    """One row a request of the scenario: window, user, history (clicks and purchases before it), eligible items, and of its truth
+    how many items, how many of them eligible, had before by the user, never a target in W1; and the money.
+    """
+    window = log.requests["window"]
+    targets_of_w1 = pl.Series(np.flatnonzero(log.targets_of_w1(log.meta["label"])))
+    mine = truth.filter(pl.col("request").is_in(served)).sort("request")
+    request, item = mine["request"].to_numpy(), mine["item"].to_numpy()
+    mine = mine.with_columns(
+        truth=pl.lit(1),
+        truth_eligible=pl.Series(log.asof.is_eligible(request, item)),
+        repeat=pl.Series(log.asof.own_count(request, item) > 0),
+        cold=~pl.col("item").is_in(targets_of_w1.implode()),
+    )
+    sums = mine.group_by("request").agg(pl.col("truth", "truth_eligible", "repeat", "cold", "money").sum())
+    return (
+        pl.DataFrame(
+            {
+                "request": served,
+                "window": window.gather(served),
+                "user": log.user[served],
+                "history": log.asof.n_events(served),
+                "eligible": log.asof.known(served),
+            }
+        )
+        .join(sums, on="request", how="left", maintain_order="left")
+        .with_columns(pl.col("truth", "truth_eligible", "repeat", "cold", "money").fill_null(0))
+    )
+
+
+def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -> list[Stats]:
+    """One dict a window, and one for all of them: the scenario's requests, their truth, and what could be found of it."""
+    in_w1 = set(of_requests.filter(pl.col("window") == "W1")["user"])
+    known_money = log.has("price") and truth["money"].null_count() < truth.height
+    ts = log.requests["ts"]
+    found = []
+    for window in (*WINDOWS, ALL):
+        mine = of_requests if window == ALL else of_requests.filter(pl.col("window") == window)
+        users, targets = set(mine["user"]), int(mine["truth"].sum())
+        of_targets = {name: int(mine[name].sum()) / targets if targets else None for name in ("truth_eligible", "repeat", "cold")}
+        found.append(
+            {
+                "window": window,
+                "requests": mine.height,
+                "from": iso(ts.gather(mine["request"]).min()),
+                "to": iso(ts.gather(mine["request"]).max()),
+                "users": len(users),
+                "new_users": None if window in ("W1", ALL) or not users else len(users - in_w1) / len(users),
+                "with_truth": share(mine["truth"] > 0),
+                "truth": targets,
+                "money": float(mine["money"].sum()) if known_money else None,
+                "eligible": mean(mine["eligible"]),
+                "ceiling": of_targets["truth_eligible"],
+                "repeat": of_targets["repeat"],
+                "cold": None if window in ("W1", ALL) else of_targets["cold"],
+                "history": mean(mine["history"]),
+                "no_history": share(mine["history"] == 0),
+            }
+        )
+    return found
+
+
+def ctr_by_position(log: Log, shown: pl.DataFrame) -> list[Stats] | None:
+    """Shown, clicked and purchased rows of the first positions, and clicks a shown row."""
+    if not log.has("clicks") or shown.height == 0:
+        return None
+    rows = shown.group_by("position").agg(
+        pl.len().alias("shown"), pl.col("clicked").fill_null(False).sum(), pl.col("purchased").fill_null(False).sum()
+    )
+    rows = rows.with_columns((pl.col("clicked") / pl.col("shown")).alias("ctr")).sort("position")
+    return rows.head(SHOWN_POSITIONS).to_dicts()
+
+
+def popularity(counts: np.ndarray) -> Stats | None:
+    """How targets concentrate on items; counts (n_items,) int64 of targets an item.
+
+    Gini over all items, those that are never a target included; share of targets that the top 1% of all items hold (rounded
+    up to whole items); slope of log count on log rank by least squares over the items that are a target.
+    """
+    total, n = int(counts.sum()), len(counts)
+    if total == 0:
+        return None
+    rising = np.sort(counts)
+    falling = rising[::-1]
+    targets = falling[falling > 0]
+    slope = None
+    if len(targets) > 1:
+        slope = float(np.polyfit(np.log(np.arange(1, len(targets) + 1)), np.log(targets), 1)[0])
+    return {
+        "targets": total,
+        "items": len(targets),
+        "never": 1 - len(targets) / n,
+        "gini": float(2 * (np.arange(1, n + 1) * rising).sum() / (n * total) - (n + 1) / n),
+        "top_1_percent": int(falling[: math.ceil(n / 100)].sum()) / total,
+        "zipf_slope": slope,
+    }
+
+
+def prices(values: pl.Series) -> Stats | None:
+    """Spread of the prices that are known, and the share that is missing."""
+    if values.len() == 0:
+        return None
+    known = values.drop_nulls().drop_nans()
+    return {"missing": 1 - known.len() / values.len(), "spread": spread(known)}
+
+
+def time_range(ts: pl.Series) -> Stats | None:
+    first, last = ts.min(), ts.max()
+    if first is None or last is None:
+        return None
+    return {"from": iso(first), "to": iso(last), "days": (last - first).total_seconds() / 86_400}  # type: ignore[operator,union-attr]
+
+
+def words(texts: pl.Series) -> pl.Series:
+    """Words a text, of the texts that are there."""
+    return texts.drop_nulls().str.count_matches(r"\S+")
+
+
+def spread(values: pl.Series) -> Stats | None:
+    """n, mean, min, quantiles (linear between neighbours) and max; None of nothing."""
+    if values.len() == 0:
+        return None
+    array = values.to_numpy().astype(float)
+    found = {"n": len(array), "mean": float(array.mean()), "min": float(array.min())}
+    quantiles = dict(zip(QUANTILES, np.quantile(array, list(QUANTILES.values())).tolist(), strict=True))
+    return found | quantiles | {"max": float(array.max())}
+
+
+def share(flags: pl.Series) -> float | None:
+    return int(flags.sum()) / flags.len() if flags.len() else None
+
+
+def mean(values: pl.Series) -> float | None:
+    return float(np.mean(values.to_numpy())) if values.len() else None
+
+
+def iso(value: Any) -> str | None:
+    return None if value is None else value.isoformat()
+
+
+# -- on a terminal --------------------------------------------------------------------------------------------------------
+
+
+def print_description(stats: Stats, console: Console) -> None:
+    """Tables: facts, windows, spreads, click rates."""
+    for title, head, rows in tables(stats):
+        table = Table(*head, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+        for column in table.columns[1:]:
+            column.justify = "right" if len(head) > 2 else "left"
+        table.columns[0].no_wrap = True
+        for row in rows:
+            table.add_row(*row)
+        console.print(title, style="bold")
+        console.print(table)
+        console.print()
+
+
+Tables = list[tuple[str, list[str], list[list[str]]]]
+
+
+def tables(stats: Stats) -> Tables:
+    """Title, head and rows of what is printed on a terminal and in the HTML file, every figure as text."""
+    found: Tables = [(str(stats["name"]), ["what", "found"], facts(stats))]
+    if "windows" in stats:
+        head = ["requests of the scenario", *(w["window"] for w in stats["windows"])]
+        rows = [[name, *(show(w[key]) for w in stats["windows"])] for name, key, show in OF_WINDOWS]
+        found.append(("windows", head, rows))
+    head = ["spread of", "n", "mean", "min", *PRINTED, "max", "missing"]
+    found.append(("spreads", head, [spread_row(name, s, missing) for name, s, missing in spreads(stats) if s]))
+    if stats.get("ctr_by_position"):
+        rows = [
+            [count(p["position"]), count(p["shown"]), count(p["clicked"]), percent(p["ctr"])]
+            for p in stats["ctr_by_position"][:10]
+        ]
+        found.append(("clicks by position (the first 10)", ["position", "shown", "clicked", "CTR"], rows))
+    return found
+
+
+def count(value: int | None) -> str:
+    return "n/a" if value is None else f"{value:,}"
+
+
+def number(value: float | None) -> str:
+    """Three figures, or a whole number."""
+    if value is None:
+        return "n/a"
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:,.3g}M" if abs(value) < 1e9 else f"{value:.3g}"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:.1%}" if value == 0 or value >= 0.001 else "<0.1%"
+
+
+# Name, key and look of the rows of the table of windows.
+OF_WINDOWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("requests", "requests", count),
+    ("users", "users", count),
+    ("users not in W1", "new_users", percent),
+    ("requests with truth", "with_truth", percent),
+    ("truth items", "truth", count),
+    ("money of truth", "money", number),
+    ("eligible items, mean", "eligible", number),
+    ("ceiling", "ceiling", percent),
+    ("repeat", "repeat", percent),
+    ("cold", "cold", percent),
+    ("history, mean", "history", number),
+    ("without history", "no_history", percent),
+)
+
+
+def facts(stats: Stats) -> list[list[str]]:
+    """What is one line each."""
+    sizes, items = stats["sizes"], stats["items"]
+    rows = [["kind", stats["kind"]], ["sizes", ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in sizes.items())]]
+    if stats["kind"] == "log":
+        span, popular = stats["time_range"], stats["popularity"]
+        times = f"{span['from'][:16]} to {span['to'][:16]}, {span['days']:,.1f} days" if span else "an order, no clock"
+        sources = list(stats["sources"].items())
+        more = f", {len(sources) - 6} more" if len(sources) > 6 else ""
+        rows += [
+            ["time", times.replace("T", " ")],
+            ["sources", ", ".join(f"{name} {n:,}" for name, n in sources[:6]) + more],
+            ["scenario, truth", f"{', '.join(stats['scenario'])}; label {stats['label']}; catalogue {stats['catalogue']}"],
+        ]
+        if popular:
+            top, never = percent(popular["top_1_percent"]), percent(popular["never"])
+            words_of_it = f"Gini {number(popular['gini'])}, Zipf slope {number(popular['zipf_slope'])}"
+            rows.append(["popularity", f"{words_of_it}, top 1% of items hold {top} of targets, never a target {never} of items"])
+        if stats["query"]:
+            rows.append(["query", f"{percent(stats['query']['share'])} of requests, {stats['query']['distinct']:,} different"])
+        if (hint := masks_seen(stats)) is not None:
+            rows.append(["hint", hint])
+    without = ", ".join(f"{name} {percent(s)}" for name, s in items["without"].items() if s)
+    rows += [
+        ["items", f"{items['brands']:,} brands, {items['categories']:,} categories; without {without or 'nothing missing'}"],
+        ["currency", str(stats["currency"] or "n/a")],
+        ["licence", str(stats["licence"] or "n/a")],
+        ["source", str(stats["source"] or "n/a")],
+        ["has", ", ".join(stats["has"]) or "nothing"],
+        ["has not", ", ".join(stats["has_not"]) or "nothing"],
+    ]
+    rows += [["lacks", sentence] for sentence in stats["lacks"]]
+    rows += [
+        ["set aside", f"{what}: {n:,}" if isinstance(n, int | float) else f"{what}: {n}"]
+        for what, n in stats["set_aside"].items()
+    ]
+    return rows
+
+
+def masks_seen(stats: Stats) -> str | None:
+    """What to say of a log in which nobody ever wanted what he had before, though there were histories to want it from."""
+    w = next(w for w in stats["windows"] if w["window"] == ALL)
+    if w["truth"] and w["history"] and w["repeat"] == 0:
+        return "no relevant item was had before by its user: consider Unseen() after recall"
+    return None
+
+
+def spreads(stats: Stats) -> Iterable[tuple[str, Stats | None, float | None]]:
+    """Name, spread, and share missing where it has one."""
+    for name, key in (
+        ("requests a user", "requests_per_user"),
+        ("list length", "list_length"),
+        ("history", "history"),
+        ("eligible items", "eligible"),
+    ):
+        yield name, stats.get(key), None
+    yield "words a query", (stats.get("query") or {}).get("words"), None
+    for name, found in stats["prices"].items():
+        yield f"price, {name}", found and found["spread"], found and found["missing"]
+    for name, found in stats["items"]["words"].items():
+        yield f"words a {name}", found, None
+    yield "attributes an item", stats["items"]["attributes"], None
+
+
+def spread_row(name: str, s: Stats, missing: float | None) -> list[str]:
+    values = [number(s[key]) for key in ("n", "mean", "min", *PRINTED, "max")]
+    return [name, *values, "" if missing is None else percent(missing)]

@@ -1,0 +1,194 @@
+"""More than one process: the same function over numbered pieces of work, by local processes or on a Ray cluster.
+
+The function is pure and writes what it makes as whole folders, so that a piece whose worker was killed is simply run again and the
+number of workers changes no byte. Local processes are plain ones: Ray takes longer to start than many replays take.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from ...bounds import check_bound
+from ...errors import KarmafunnelError
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+Work = Callable[[Job, int], Answer]
+DEATHS = 3  # times that workers may die without a piece done in between
+WAIT = 10.0  # seconds for a Ray address to answer
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
+ONE_THREAD = dict.fromkeys(THREADS, "1") | {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Died(KarmafunnelError):
+    """A piece of work kills the processes that take it up."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """So many local processes; or, with `ray`, tasks on the cluster at that address ("local": one that is started for this)."""
+
+    n: int | None = None
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.n is not None:
+            check_bound("workers", "workers", n=self.n)
+
+    def check(self) -> None:
+        """Raises KarmafunnelError where Ray is not installed, or no cluster answers at the address within `WAIT` seconds."""
+        if self.ray is None:
+            return
+        if find_spec("ray") is None:
+            raise KarmafunnelError("ray: needs the package, found none here: pip install 'karmafunnel[ray]'")
+        if self.ray not in ("local", "auto"):
+            check_answers(self.ray)
+
+
+def spread(
+    work: Work[Job, Answer], job: Job, numbers: Sequence[int], workers: Workers, gpus: int = 0
+) -> Generator[tuple[int, Answer], None, None]:
+    """`work(job, number)` for every number, each as it is done; `work` is a function of a module, `job` small and picklable.
+
+    Closed, or interrupted, it ends its workers; they end with this process, too, however that ends.
+
+    Raises what `work` raises, Died where workers die again and again, and KarmafunnelError where no cluster answers within `WAIT` seconds.
+    """
+    if workers.ray is None:
+        return in_processes(work, job, numbers, workers.n or 1)
+    return on_ray(work, job, numbers, workers.ray, workers.n, gpus)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Variables for the processes that are started inside: libraries read them when they are imported."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Processes that are started inside never see Ctrl-C, which a terminal sends to all: it is their parent's to end them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def live_with_parent() -> None:
+    """In a worker: end at once when the parent is no more, however it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        watch = lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1))
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: int) -> Generator[tuple[int, Answer], None, None]:
+    left, deaths = list(numbers), 0
+    while left:
+        others = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(min(n, len(left)), multiprocessing.get_context("spawn"), live_with_parent)
+        try:
+            with environment(**ONE_THREAD), undisturbed():  # all processes start with the first piece
+                futures = {pool.submit(work, job, number): number for number in left}
+            for future in as_completed(futures):
+                answer = future.result()
+                left.remove(futures[future])
+                deaths = 0
+                yield futures[future], answer
+        except BrokenProcessPool as error:
+            deaths += 1
+            if deaths >= DEATHS:
+                raise Died(
+                    f"workers: needs processes that live, found {deaths} deaths without a piece done (out of memory?); left are {left[:10]}"
+                ) from error
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, or nobody wants the rest: what a worker has begun is not waited for
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def on_ray(
+    work: Work[Job, Answer], job: Job, numbers: Sequence[int], address: str, n: int | None, gpus: int
+) -> Generator[tuple[int, Answer], None, None]:
+    import ray
+
+    where: dict[str, Any] = {"num_cpus": n, "include_dashboard": False} if address == "local" else {"address": address}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(**where, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": ONE_THREAD})
+    except (Exception, SystemExit) as error:  # Ray leaves the process where a cluster does not answer
+        raise KarmafunnelError(f"ray: needs a cluster at {address!r}, found: {str(error).splitlines()[0]}") from error
+    try:
+        task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, max_retries=DEATHS)
+        here = ray.put(job)
+        cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        # the cluster itself runs no more than its processors hold: a second task at hand, and no worker waits for this process
+        most = 2 * cpus if n is None or n >= cpus else n
+        left, running = list(numbers)[::-1], dict[Any, int]()
+        while left or running:
+            while left and len(running) < most:
+                number = left.pop()
+                running[task.remote(here, number)] = number
+            for done in ray.wait(list(running))[0]:
+                try:
+                    answer = ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise getattr(error, "cause", error) from None
+                except ray.exceptions.RayError as error:
+                    raise Died(
+                        f"workers: needs processes that live, found after {DEATHS} retries: {str(error).splitlines()[0]}"
+                    ) from error
+                yield running.pop(done), answer
+    finally:
+        ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Raises KarmafunnelError unless a Ray cluster answers there within `WAIT` seconds; Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    complaint = f"ray: needs a cluster that answers at {address!r} within {WAIT:.0f} s, found"
+    try:
+        socket.create_connection((host, int(port)), WAIT).close()
+    except (ValueError, OverflowError) as error:
+        raise KarmafunnelError(f"ray: needs an address such as 'host:6379', 'auto' or 'local', found {address!r}") from error
+    except OSError as error:
+        raise KarmafunnelError(f"{complaint}: {error}") from error
+    if not address.startswith("ray://"):  # whatever listens there, is it Ray?
+        ask = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "health-check", "--address", address]
+        try:
+            answer = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=3 * WAIT)  # importing Ray takes its time, too
+        except subprocess.TimeoutExpired as error:
+            raise KarmafunnelError(f"{complaint} something that is no Ray") from error
+        if answer.returncode:
+            raise KarmafunnelError(f"{complaint} something that is no Ray: {answer.stderr.strip().splitlines()[-1:] or answer.returncode}")

@@ -1,0 +1,113 @@
+"""An end-to-end change from no stage on to all of them, a step a stage: as a waterfall and as a table (`simulator/measure/attribution.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...errors import KarmafunnelError
+from ..measure.evaluate import END
+from . import plots
+from .page import Plot, rich
+from .table import Row, between, define, markdown_escape, number, places
+
+FIRST, LAST = "none on", "all on"
+
+
+def of_one_slice(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[str], list[str]]:
+    """Rows that have a value by measure and stage, their measures and stages; KarmafunnelError for none, and for several slices."""
+    known = [row for row in rows if row["value"] is not None]
+    if not known:
+        raise KarmafunnelError(f"attribution: needed rows with a value, found none among {len(rows)}")
+    if len(slices := {row["slice"] for row in known}) > 1:
+        raise KarmafunnelError(f"attribution: needed rows of one slice, found {sorted(slices)}")
+    measures, stages = (list(dict.fromkeys(row[name] for row in known)) for name in ("measure", "stage"))
+    return {(row["measure"], row["stage"]): row for row in known}, measures, [stage for stage in stages if stage != END]
+
+
+def marks(row: Row) -> str:
+    return "" if not row["better"] else "**" if row["holm"] else "*"
+
+
+def attribution_table(rows: Sequence[Row]) -> str:
+    """Rows of `attribute` as a GitHub table: a line a stage between none on and all on, a column a measure, and what it all means.
+
+    Raises KarmafunnelError where no row has a value, and for rows of several slices.
+    """
+    found, measures, stages = of_one_slice(rows)
+    ends = [found[measure, END] for measure in measures]
+    lines = [["", *measures], ["---", *["---:"] * len(measures)], [FIRST, *(number(end["off"]) for end in ends)]]
+    for stage in (*stages, END):
+        cells = [said(found[measure, stage]) for measure in measures]
+        lines.append([stage if stage != END else "all of them", *map(markdown_escape, cells)])
+    lines.append([LAST, *(number(end["on"]) for end in ends)])
+    seeds = max(row["seeds"] for row in found.values())
+    below = [f"{measure}: {define(measure)}; n {found[measure, END]['n']:,}." for measure in measures]
+    below += [
+        "Each step is a Shapley value: its mean gain over all orders of switching the stages on "
+        f"({2 ** len(stages)} funnels, {seeds} "
+        "seeds); the steps sum to the whole change, of which the share stands in brackets. Intervals: 95%, over users and seeds. "
+        "* leaves out 0 with one sign in every seed, "
+        "** also after Holm's correction over all steps asked for."
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n" + "".join(f"- {markdown_escape(b)}\n" for b in below)
+
+
+def attribution_figure(rows: Sequence[Row]) -> Plot:
+    """Rows of `attribute` as one pane a measure: where the funnel starts, what each stage adds with its interval, where it ends.
+
+    Start and end are points, not bars: the scale need not hold 0, so that small steps can be seen. Raises KarmafunnelError where no
+    row has a value, and for rows of several slices.
+    """
+    found, measures, stages = of_one_slice(rows)
+    names, colours = [FIRST, *stages, LAST], plots.colour_of(stages)
+    domains, height = plots.panes(len(measures), 2, 40 * len(names), gap=0.06, row_gap=70)
+    data: list[Plot] = []
+    layout = plots.blank(height, left=20) | {"bargap": 0.35}
+    for i, (measure, domain) in enumerate(zip(measures, domains, strict=True)):
+        end = found[measure, END]
+        at, reach = end["off"], [end["off"], end["on"]]
+        for stage in stages:
+            row = found[measure, stage]
+            to = at + row["value"]
+            low, high = (at + (row["value"] if row[side] is None else row[side]) for side in ("low", "high"))
+            reach += [at, to, low, high]
+            error = {"type": "data", "symmetric": False, "array": [high - to], "arrayminus": [to - low], "thickness": 1.6}
+            data.append(
+                {
+                    "type": "bar", "orientation": "h", "y": [stage], "x": [row["value"]], "base": [at], "error_x": error,
+                    "marker": {"color": plots.faint(colours[stage], 0.85)},
+                    "hovertemplate": rich(
+                        "<b>%{y}</b><br>{}<br>alone {}, last {}<extra></extra>", said(row), number(row["alone"], True), number(row["last"], True)
+                    ),
+                    **plots.on(i),
+                }
+            )  # fmt: skip
+            layout["annotations"].append(text(f"{number(row['value'], True)}{marks(row)}", max(high, at), stage, i))
+            at = to
+        points = {"x": [end["off"], end["on"]], "y": [names[0], names[-1]], "marker": {"size": 11, "color": plots.ALL}}
+        data.append({"type": "scatter", "mode": "markers", "hovertemplate": rich("{}<extra></extra>", said(end))} | points | plots.on(i))
+        decimals = places(end["value"])
+        for name, value in zip((names[0], names[-1]), points["x"], strict=True):
+            layout["annotations"].append(text(number(value, decimals=decimals), value, name, i))
+        least, most = min(reach), max(reach)
+        room = (most - least) or abs(most) or 1.0
+        layout[plots.axis(i, "x")] = {"domain": domain[0], "anchor": plots.on(i)["yaxis"], "nticks": 6}
+        layout[plots.axis(i, "x")] |= {"range": [least - 0.08 * room, most + 0.32 * room]}
+        layout[plots.axis(i, "y")] = {
+            "domain": domain[1], "anchor": plots.on(i)["xaxis"], "type": "category", "categoryarray": names, "range": [len(names) - 0.4, -0.6],
+            "showgrid": False, "showticklabels": i % 2 == 0, "automargin": True,
+        }  # fmt: skip
+        layout["annotations"].append(plots.heading(measure, domain))
+    return {"data": data, "layout": layout}
+
+
+def text(words: str, x: float, y: str, pane: int) -> Plot:
+    """Words to the right of a place."""
+    where = {"x": x, "y": y, "xref": f"x{pane + 1 if pane else ''}", "yref": f"y{pane + 1 if pane else ''}"}
+    return where | {"text": words, "showarrow": False, "xanchor": "left", "xshift": 9, "font": {"size": 12}}
+
+
+def said(row: Row) -> str:
+    """A row's change with its interval and its share of the whole, where there is one."""
+    share = "" if row["share"] is None else f" ({row['share']:.0%})".replace("-", "−")
+    return f"{number(row['value'], True)} {between(row, True)}{marks(row)}{share}"

@@ -1,0 +1,92 @@
+"""Two measures of many variants against each other: a point each with its intervals, those that nothing beats in both joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...errors import KarmafunnelError
+from . import plots
+from .page import Plot, rich
+from .table import Row, between, number
+
+Point = Mapping[str, Any]  # `row`, the variant's name, and under each measure its row: value, and low and high where it has them
+
+
+def non_dominated(points: Sequence[Point], x: str, y: str, lower: Sequence[str] = ()) -> list[Point]:
+    """Points that no other is at least as good as in both and better in one, by x; more is better but for what `lower` names."""
+
+    def worth(point: Point) -> tuple[float, float]:
+        return tuple(-point[m]["value"] if m in lower else point[m]["value"] for m in (x, y))
+
+    def beaten(point: Point) -> bool:
+        mine = worth(point)
+        return any(o != mine and all(a >= b for a, b in zip(o, mine, strict=True)) for o in map(worth, points))
+
+    return sorted((p for p in points if not beaten(p)), key=lambda p: (p[x]["value"], p[y]["value"]))
+
+
+def pareto_figure(
+    points: Sequence[Point],
+    x: str,
+    y: str,
+    *,
+    x_title: str = "",
+    y_title: str = "",
+    lower: Sequence[str] = (),
+    log_x: bool = False,
+) -> Plot:
+    """A point a variant, its name beside it and its intervals as bars; the non-dominated ones in colour, joined.
+
+    `x` and `y` name measures of the points; a point that lacks a value in one is left out. `lower` names those of which less is
+    better, such as time. Raises KarmafunnelError for no point that has both values, and for two points of one name.
+    """
+    known = [p for p in points if all((p.get(m) or {}).get("value") is not None for m in (x, y))]
+    if not known:
+        raise KarmafunnelError(f"pareto_figure: needed points with {x} and {y}, found none among {len(points)}")
+    names = [str(p["row"]) for p in known]
+    if len(set(names)) < len(names):
+        raise KarmafunnelError(f"pareto_figure: needed points of different names, found {names}")
+    front = non_dominated(known, x, y, lower)
+    data: list[Plot] = [
+        {
+            "type": "scatter", "mode": "lines", "x": [p[x]["value"] for p in front], "y": [p[y]["value"] for p in front],
+            "line": {"color": plots.COLOURS[0], "width": 1.8}, "hoverinfo": "skip",
+        }
+    ]  # fmt: skip
+    beaten = [p for p in known if not any(p is f for f in front)]
+    beaten.sort(key=lambda p: (p[x]["value"], p[y]["value"]))
+    for mine, colour, side in ((beaten, plots.QUIET, "left"), (front, plots.COLOURS[0], "right")):
+        where = [f"{('top', 'bottom')[i % 2]} {side}" for i in range(len(mine))]  # neighbours' names on two sides
+        texts = [
+            rich("<b>{}</b><br>{}<br>{}", p["row"], *(f"{m} {number(p[m]['value'])} {between(of(p[m]))}" for m in (x, y)))
+            for p in mine
+        ]
+        data.append(
+            {
+                "type": "scatter", "mode": "markers+text", "x": [p[x]["value"] for p in mine], "y": [p[y]["value"] for p in mine],
+                "error_x": bars([p[x] for p in mine], colour), "error_y": bars([p[y] for p in mine], colour),
+                "marker": {"size": 9, "color": colour}, "text": [str(p["row"]) for p in mine], "textposition": where,
+                "hovertext": texts, "hovertemplate": rich("%{hovertext}<extra></extra>"),
+            }
+        )  # fmt: skip
+    layout = plots.blank(420, left=75, bottom=55)
+    for letter, title, m in (("x", x_title, x), ("y", y_title, y)):
+        layout[f"{letter}axis"] = {"title": {"text": (title or m) + (" (less is better)" if m in lower else "")}}
+    layout["xaxis"] |= {"type": "log"} if log_x else {}
+    return {"data": data, "layout": layout}
+
+
+def of(row: Point) -> Row:
+    """A row with its interval, or with none."""
+    return {"value": row["value"], "low": row.get("low"), "high": row.get("high")}
+
+
+def bars(rows: Sequence[Point], colour: str) -> Plot:
+    """Intervals as plotly's error bars, none where a row has none."""
+    low, high = (
+        [0.0 if row.get(end) is None else sign * (row[end] - row["value"]) for row in rows]
+        for end, sign in (("low", -1), ("high", 1))
+    )
+    look = {"color": plots.faint(colour, 0.55), "thickness": 1.4, "width": 0}
+    return {"type": "data", "symmetric": False, "array": high, "arrayminus": low} | look
