@@ -184,8 +184,8 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     from .simulator.load.queueing import simulate
     from .simulator.load.services import with_policies
     from .simulator.replay.degrade import replay_paths
+    from .simulator.replay.prepare import prepare
     from .simulator.replay.recipe import load_recipe
-    from .simulator.replay.replay import prepare
     from .simulator.report.load_page import load_page
     from .simulator.report.run_page import report as write_report
     from .simulator.world import generate
@@ -392,7 +392,7 @@ def describe(log: Path, as_json: bool, html: Path | None) -> None:
 
 @contextmanager
 def cache_folder(no_cache: bool) -> Iterator[Path]:
-    from .simulator.replay.replay import cache_root
+    from .simulator.replay.prepare import cache_root
 
     if no_cache:
         with tempfile.TemporaryDirectory() as temporary:
@@ -492,8 +492,8 @@ def print_paths(run: Path) -> None:
 @click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: int, no_cache: bool) -> None:
     """Stage by stage, why items are where they are in one request."""
+    from .simulator.replay.prepare import prepare
     from .simulator.replay.recipe import load_recipe
-    from .simulator.replay.replay import prepare
 
     opened = open_log(log)
     with cache_folder(no_cache) as cache:
@@ -600,7 +600,7 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
         if kind is not None:
             raise KarmafunnelError(f"queue: --log plays the log's own times; needs no --arrivals, found {kind}")
         opened = open_log(log)
-        from .simulator.replay.replay import requests_of
+        from .simulator.replay.prepare import requests_of
 
         trace = Trace.of(opened, requests_of(opened, "W3", None), rate)
         return trace, len(trace.ids) if n is None or n > len(trace.ids) else n
@@ -920,8 +920,8 @@ def fit_embedder(
 
     Pre-training and fine-tuning go on where an interrupted one was.
     """
+    from .simulator.replay.prepare import check_device
     from .simulator.replay.recipe import load_recipe
-    from .simulator.replay.replay import check_device
     from .stages.base import Scene, fit_embedders
 
     claimed(folder_out, EMBEDDING, log, recipe, force=force)

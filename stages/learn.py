@@ -557,7 +557,7 @@ class FittedBoosted(Learned):
 
 @dataclass(frozen=True, repr=False)
 class Neural(Stage):
-    """A network over groups (one request, its history, its candidates) on ids and features; see `models/ctr.py`.
+    """A network over groups (one request, its history, its candidates) on ids and features; see `models/ctr`.
 
     `loss`: "bce" fits a probability of the label, "listwise" is a softmax over the request's rows.
     """

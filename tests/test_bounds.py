@@ -26,8 +26,9 @@ from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.measure.evaluate import Measure
 from karmafunnel.simulator.replay.paths import modes_of
+from karmafunnel.simulator.replay.prepare import prepare, requests_of
 from karmafunnel.simulator.replay.recipe import load_recipe
-from karmafunnel.simulator.replay.replay import prepare, replay, requests_of
+from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.replay.workers import Workers
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.base import Funnel, Scene, Stage

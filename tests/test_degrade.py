@@ -21,8 +21,10 @@ from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay.degrade import along, fit_fallbacks, folder_name, replay_paths, runs_of
 from karmafunnel.simulator.replay.nearline import MINUTE, NearLine, moved, refreshed
 from karmafunnel.simulator.replay.paths import modes_of, path_of
+from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
-from karmafunnel.simulator.replay.replay import TABLES, prepare, replay
+from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.replay.tables import TABLES
 from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.rerank import GMVRank
 from shop import Chances, scramble

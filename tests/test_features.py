@@ -13,7 +13,7 @@ from karmafunnel.log import Log
 from karmafunnel.models.ctr import BINS
 from karmafunnel.models.embedders import Cooccurrence, Embedding, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM, Qwen
-from karmafunnel.simulator.replay.replay import Ledgers
+from karmafunnel.simulator.replay.tables import Ledgers
 from karmafunnel.stages.base import FORCED, ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Funnel, Scene, Stage, fit_embedders
 from karmafunnel.stages.features import (
     BM25,

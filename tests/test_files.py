@@ -58,7 +58,8 @@ from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
-from karmafunnel.simulator.replay.replay import TABLES, replay
+from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.replay.tables import TABLES
 from safetensors import SafetensorError
 
 ROOT = Path(karmafunnel.__file__).parent

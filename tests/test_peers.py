@@ -12,7 +12,8 @@ from karmafunnel.benchmarks.peers.peers import PEERS, Peer, pareto, side_by_side
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.stages.base import ITEM, REQUEST, Funnel, Scene
-from karmafunnel.stages.recall import NOT_FOUND, External
+from karmafunnel.stages.recall import External
+from karmafunnel.stages.recall.proposals import NOT_FOUND
 from shop import scramble
 
 sys.path.insert(0, str(Path(peers.FOLDER)))

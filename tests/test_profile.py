@@ -29,8 +29,8 @@ from karmafunnel.simulator.load.profile import (
     quantile,
 )
 from karmafunnel.simulator.load.services import Services
+from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import Recipe, as_funnel
-from karmafunnel.simulator.replay.replay import prepare
 from karmafunnel.simulator.report.profile_page import fit_figure, fit_rows
 from karmafunnel.stages import base
 from karmafunnel.stages.base import Fitted, Stage

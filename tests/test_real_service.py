@@ -30,8 +30,8 @@ from karmafunnel.benchmarks.validation.real_service import (
 )
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
+from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
-from karmafunnel.simulator.replay.replay import prepare
 
 RECIPE = """
 from karmafunnel.stages.features import Popularity, Upstream

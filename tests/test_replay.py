@@ -13,8 +13,10 @@ from karmafunnel.log import Log
 from karmafunnel.models.embedders import RandomVectors, RandomVectorsEmbedding
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay.prepare import Variant, prepare
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
-from karmafunnel.simulator.replay.replay import TABLES, Ledgers, Variant, popularity_band, prepare, replay, replay_many
+from karmafunnel.simulator.replay.replay import replay, replay_many
+from karmafunnel.simulator.replay.tables import TABLES, Ledgers, popularity_band
 from karmafunnel.stages import base
 from karmafunnel.stages.features import Similarity, Upstream
 from karmafunnel.stages.rank import LightGBMRank

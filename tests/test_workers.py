@@ -14,8 +14,10 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay import workers as working
+from karmafunnel.simulator.replay.prepare import Variant, prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
-from karmafunnel.simulator.replay.replay import TABLES, Variant, prepare, replay, replay_many
+from karmafunnel.simulator.replay.replay import replay, replay_many
+from karmafunnel.simulator.replay.tables import TABLES
 from karmafunnel.simulator.replay.workers import Workers, spread
 
 RECIPE = """

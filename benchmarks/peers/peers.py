@@ -33,8 +33,10 @@ from karmafunnel.log import NEVER, Log, sha256
 from karmafunnel.simulator.ablation.ablate import markdown, page, processor
 from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.measure.intervals import holm
+from karmafunnel.simulator.replay.prepare import cache_root, prepare
+from karmafunnel.simulator.replay.provenance import commit
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
-from karmafunnel.simulator.replay.replay import cache_root, code_of_run, commit, prepare, replay
+from karmafunnel.simulator.replay.replay import code_of_run, replay
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich, write_page

@@ -22,8 +22,10 @@ import click
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay.prepare import Variant, cache_root, prepare
 from karmafunnel.simulator.replay.recipe import Recipe, Row, load_recipe
-from karmafunnel.simulator.replay.replay import TABLES, Variant, cache_root, prepare, replay_many
+from karmafunnel.simulator.replay.replay import replay_many
+from karmafunnel.simulator.replay.tables import TABLES
 from karmafunnel.simulator.replay.workers import Workers, spread
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.base import Funnel

@@ -18,8 +18,10 @@ from typing import Any
 
 import click
 from karmafunnel.log import Log
+from karmafunnel.simulator.replay.prepare import cache_root, prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
-from karmafunnel.simulator.replay.replay import CHUNK, Ledgers, cache_root, prepare
+from karmafunnel.simulator.replay.replay import CHUNK
+from karmafunnel.simulator.replay.tables import Ledgers
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages import features
 from karmafunnel.stages.features import Feature

@@ -25,8 +25,10 @@ import polars as pl
 from karmafunnel.log import Log
 from karmafunnel.models import ctr, gbdt
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
+from karmafunnel.simulator.replay.prepare import cache_root, prepare
 from karmafunnel.simulator.replay.recipe import Recipe
-from karmafunnel.simulator.replay.replay import CHUNK, Ledgers, cache_root, prepare, replay
+from karmafunnel.simulator.replay.replay import CHUNK, replay
+from karmafunnel.simulator.replay.tables import Ledgers
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.features import Context, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.learn import Sample

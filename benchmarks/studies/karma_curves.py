@@ -22,8 +22,8 @@ from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
 from karmafunnel.simulator.ablation.ablate import ablate, lines_of
 from karmafunnel.simulator.ablation.ablate import cells as cells_of
+from karmafunnel.simulator.replay.prepare import cache_root
 from karmafunnel.simulator.replay.recipe import load_recipe
-from karmafunnel.simulator.replay.replay import cache_root
 from karmafunnel.simulator.report.curves import curve_figure, write_curve
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.recall import VectorRecall

@@ -16,8 +16,8 @@ import click
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.ablation.ablate import ablate, cells, lines_of
+from karmafunnel.simulator.replay.prepare import cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
-from karmafunnel.simulator.replay.replay import cache_root
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.pareto_plot import pareto_figure
 from karmafunnel.stages.base import Funnel, Stage

@@ -24,8 +24,9 @@ from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.ablation.ablate import processor
 from karmafunnel.simulator.measure.compare import Run
 from karmafunnel.simulator.measure.intervals import Ratio, interval, over_seeds, resample
+from karmafunnel.simulator.replay.prepare import cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
-from karmafunnel.simulator.replay.replay import cache_root, replay
+from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.base import Funnel, Stage
 from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream

@@ -46,7 +46,7 @@ from karmafunnel.simulator.load.arrivals import Poisson
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.load.theory import Steady
-from karmafunnel.simulator.replay.replay import commit
+from karmafunnel.simulator.replay.provenance import commit
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich

@@ -42,8 +42,9 @@ from karmafunnel.simulator.load.arrivals import Trace
 from karmafunnel.simulator.load.profile import PASS, SCHEMA, Profile, measure_passes, threads_of
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Services
+from karmafunnel.simulator.replay.prepare import cache_root, prepare
+from karmafunnel.simulator.replay.provenance import commit
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
-from karmafunnel.simulator.replay.replay import cache_root, commit, prepare
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich

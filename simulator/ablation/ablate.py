@@ -54,8 +54,11 @@ from ..measure.compare import compare, measure
 from ..measure.evaluate import parse_all
 from ..measure.intervals import Difference, Ratio, holm, interval, over_seeds, resample
 from ..measure.run import Run
+from ..replay.jobs import check_workers
+from ..replay.prepare import Variant, check_device, prepare
+from ..replay.provenance import commit
 from ..replay.recipe import Recipe, as_row
-from ..replay.replay import Variant, check_device, check_workers, commit, prepare, replay_many
+from ..replay.replay import replay_many
 from ..replay.workers import Workers
 from ..report.attention_plot import attention_figure
 from ..report.attribution_plot import attribution_figure, attribution_table

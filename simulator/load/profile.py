@@ -32,8 +32,8 @@ from ...stages.base import FittedFunnel
 from ...terminal import Console, progress_bar
 from ..replay.degrade import along
 from ..replay.paths import path_of
+from ..replay.prepare import prepare, requests_of
 from ..replay.recipe import Recipe
-from ..replay.replay import prepare, requests_of
 from .services import Service, Services, ServiceTime
 
 BATCHES = (1, 2, 4, 8, 16)

@@ -29,8 +29,9 @@ from ...terminal import Console
 from ..measure.run import Run
 from .nearline import Absent, NearLine
 from .paths import FULL, NOTHING, SKIP, STALE, modes_of, path_of
+from .prepare import Variant, prepare, requests_of
 from .recipe import Recipe
-from .replay import CHUNK, Variant, claim_run, prepare, replay_many, requests_of
+from .replay import CHUNK, claim_run, replay_many
 
 BITS = 8  # channels that the feature `Upstream` tells apart
 

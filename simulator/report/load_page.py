@@ -20,7 +20,7 @@ from ..load.credit import Worth
 from ..load.queueing import Simulation
 from ..load.timeline import events_of_request
 from ..replay.paths import FULL, NOTHING
-from ..replay.replay import commit
+from ..replay.provenance import commit
 from . import plots
 from .page import (
     Absent,

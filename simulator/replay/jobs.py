@@ -1,0 +1,149 @@
+"""Pieces of a Run, made in this process or in others."""
+
+from __future__ import annotations
+
+import platform
+import traceback
+from collections import Counter
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import KarmafunnelError, line_of
+from ...files import atomic_folder, write_parquet
+from ...log import Log
+from ...stages.base import FittedFunnel, embedder_folder
+from .prepare import Variant, prepare, requests_of
+from .recipe import Recipe, run_recipe
+from .tables import Ledgers
+from .workers import Died, Workers, spread
+
+
+def make_shard(
+    ledgers: Mapping[Path, Ledgers], requests: np.ndarray, chunk: int, number: int, failed: Collection[Path] = ()
+) -> dict[Path, Exception]:
+    """Write one shard of every Run that lacks it and has not `failed`; returns what went wrong, by folder."""
+    begun = Counter(key for ledger in ledgers.values() for key in ledger.fitted.keys)
+    place = {key: i for i, key in enumerate(begun)}
+    alike = sorted(ledgers.items(), key=lambda kept: [place[key] for key in kept[1].fitted.keys])  # after each other
+    errors: dict[Path, Exception] = {}
+    memories = {id(ledger.scene.memory): ledger.scene.memory for ledger in ledgers.values()}.values()
+    for memory in memories:
+        memory.on, memory.wanted = True, {key for key, n in begun.items() if n > 1}
+    for folder, ledger in alike:
+        shard = folder / f"{number:06d}"
+        begun.subtract(ledger.fitted.keys)
+        if folder in failed or shard.is_dir():
+            continue
+        try:
+            tables = ledger.shard(requests[number * chunk : (number + 1) * chunk], number)
+            with atomic_folder(shard, durable=False, sealed=True) as temporary:
+                for name, frame in tables.items():
+                    write_parquet(temporary / f"{name}.parquet", frame, compression="lz4", statistics=False)
+        except Exception as error:  # one variant must not sink the others
+            errors[folder] = error
+        ledger.scene.memory.forget({key for key, n in begun.items() if n})  # what no other funnel begins with
+    for memory in memories:
+        memory.forget()
+        memory.on = False
+    return errors
+
+
+def by_workers(job: Job, left: Sequence[int], workers: Workers, gpus: int) -> Generator[tuple[int, dict[Path, Exception]], None, None]:
+    """The shards of a job; where a variant kills its processes again and again, of each variant alone, to find out which."""
+    done = set[int]()
+    try:
+        with closing(spread(work, job, left, workers, gpus)) as pieces:
+            for number, errors in pieces:
+                done.add(number)
+                yield number, errors
+    except Died as error:
+        rest = [number for number in left if number not in done]
+        if len(job.rows) == 1:
+            yield rest[0], {Path(job.rows[0][2]): error}
+            return
+        lost: dict[Path, Exception] = {}
+        for row in job.rows:
+            for _, errors in by_workers(replace(job, rows=(row,)), rest, workers, gpus):
+                lost |= errors
+        yield from ((number, lost) for number in rest)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know: it opens the log, loads what was fitted from the cache, and writes shards beside its parent's."""
+
+    path: str
+    text: str
+    rows: tuple[tuple[str | None, tuple[str, ...], str], ...]  # row of the recipe, keys of its funnel, folder of its shards
+    log: str
+    checksum: str
+    cache: str
+    fitted: tuple[str, ...]  # folders that the parent fitted
+    seed: int
+    device: str
+    limit: int | None
+    window: str
+    chunk: int
+
+
+def check_workers(workers: Workers, recipe: Recipe, log: Log, cache: Path | None) -> None:
+    """Raises KarmafunnelError for what workers could not read (a log or a recipe in memory, no cache) and a cluster that is not there."""
+    for found, what in ((log.path, "a log on disk"), (cache, "a cache folder"), (recipe.path, "a recipe file")):
+        if found is None:
+            raise KarmafunnelError(f"replay: workers need {what}, found none")
+    workers.check()
+
+
+def job_of(
+    variants: Sequence[Variant], folders: Sequence[Path], log: Log, seed: int, device: str, limit: int | None, cache: Path | None,
+    window: str, chunk: int,
+) -> Job:  # fmt: skip
+    assert log.path and cache
+    rows, fitted = [], set()
+    for variant, folder in zip(variants, folders, strict=True):
+        recipe, scene = variant.recipe, variant.fitted.scene
+        rows.append((recipe.of, variant.fitted.keys, str(folder.resolve())))
+        fitted |= {f"{s.stage.name}-{key}" for s, key in zip(variant.fitted.stages, variant.fitted.keys, strict=True)}
+        fitted |= {embedder_folder(value, scene) for value in recipe.read.values()}
+    first = variants[0].recipe
+    return Job(
+        str(first.path), first.text, tuple(rows), str(log.path.resolve()), log.checksum, str(cache.resolve()), tuple(sorted(fitted)), seed,
+        device, limit, window, chunk,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def opened(job: Job) -> tuple[np.ndarray, dict[Path, Ledgers]]:
+    """What every shard of a job needs, loaded once a process; raises KarmafunnelError naming the path that a worker cannot see."""
+    here = f"worker on {platform.node()}: "
+    for path in (job.log, job.cache, *(folder for _, _, folder in job.rows), *(f"{job.cache}/{name}" for name in job.fitted)):
+        if not Path(path).is_dir():
+            raise KarmafunnelError(f"{here}needs the folder {path}, found none; all workers need to share the disk of their parent")
+    log = Log.open(job.log)
+    if log.checksum != job.checksum:
+        raise KarmafunnelError(f"{here}needs the log {job.checksum} in {job.log}, found {log.checksum}")
+    recipe = run_recipe(Path(job.path), job.text, log)
+    ledgers: dict[Path, Ledgers] = {}
+    beside: FittedFunnel | None = None
+    for name, keys, folder in job.rows:
+        row = recipe if name is None else recipe.row(name)
+        beside = prepare(row, log, job.seed, job.device, Path(job.cache), beside=beside)
+        if beside.keys != keys:
+            raise KarmafunnelError(f"{here}needs the code, libraries and recipe of its parent, found others: {row.funnel!r} has another key")
+        ledgers[Path(folder)] = Ledgers(beside, job.window)
+    return requests_of(log, job.window, job.limit), ledgers
+
+
+def work(job: Job, number: int) -> dict[Path, Exception]:
+    """One shard of every Run of a job. What goes wrong comes back as one line with its traceback as a note: it has to travel."""
+    requests, ledgers = opened(job)
+    told: dict[Path, Exception] = {}
+    for folder, error in make_shard(ledgers, requests, job.chunk, number).items():
+        told[folder] = KarmafunnelError(line_of(error))
+        told[folder].add_note("".join(traceback.format_exception(error)))
+    return told

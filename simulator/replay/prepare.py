@@ -1,0 +1,90 @@
+"""From a recipe and a log to a fitted funnel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...bounds import check_bound
+from ...checks import require
+from ...errors import KarmafunnelError
+from ...log import Log
+from ...stages.base import FittedFunnel, Scene, fit_embedders, silent, training_keys
+from ...stages.learn import spaced
+from ...terminal import Console
+from .recipe import Recipe
+
+
+def cache_root() -> Path:
+    """Where fitted things are kept: $KARMAFUNNEL_CACHE, else ~/.cache/karmafunnel."""
+    return Path(os.environ.get("KARMAFUNNEL_CACHE") or Path.home() / ".cache" / "karmafunnel")
+
+
+def prepare(
+    recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Path | None = None, console: Console | None = None,
+    beside: FittedFunnel | None = None, later: Sequence[Recipe] = (),
+) -> FittedFunnel:  # fmt: skip
+    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps are told to `console`.
+
+    `beside`: another funnel for the same log, label and seed; what both have in common is fitted once. What stages made of the
+    requests to learn from is kept for the recipes that come `later`, as far as those begin alike.
+    """
+    require(log)
+    scene = Scene(log, {}, recipe.label, seed, device) if beside is None else beside.scene.beside({})
+    if device != "cpu":
+        check_device(device)
+    scene.outside = recipe.outside
+    memory = scene.memory
+    memory.on, memory.wanted = True, None
+    with console.status("fitting") if console else nullcontext() as status:
+        if console and status:
+            scene.progress = lambda message: console.print(message, style="dim", soft_wrap=True)
+            scene.detail = status.update
+        try:
+            scene.embeddings = fit_embedders(recipe.read, scene, cache)
+            return recipe.funnel.fit(scene, cache)
+        finally:
+            scene.progress = scene.detail = silent
+            memory.forget({key for other in later for key in training_keys(other.funnel, other.embedders, scene)})
+            memory.on = False
+
+
+def check_device(device: str) -> None:
+    """Raises KarmafunnelError for a device that torch does not know or have."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise KarmafunnelError(
+            f"device: needs one that torch has here, found {device!r}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A recipe, its fitted funnel, the Run folder that it goes into, and what its run.json says beside."""
+
+    recipe: Recipe
+    fitted: FittedFunnel
+    out: Path
+    says: Mapping[str, Any] = field(default_factory=dict)
+
+
+def requests_of(log: Log, window: str, limit: int | None) -> np.ndarray:
+    """The requests to replay, `limit` of them evenly spaced in time.
+
+    Raises KarmafunnelError where there are none, and for a log that fails a check whose failure would change a figure.
+    """
+    require(log)
+    requests = log.requests_in(window)
+    if len(requests) == 0:
+        raise KarmafunnelError(f"replay: log {log.name} needs requests of {log.meta['scenario']} in {window}, found none")
+    if limit is not None:
+        check_bound("replay", "limit", limit=limit)
+    return spaced(requests, limit or len(requests))

@@ -1,0 +1,56 @@
+"""What made a Run, as its `run.json` tells it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from functools import cache as once_a_process
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...log import Log
+from ...stages.base import FittedFunnel, Retriever
+from .recipe import Recipe
+
+
+@once_a_process
+def commit() -> str | None:
+    """The commit of the code, where it is a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, encoding="utf-8")
+    return answer.stdout.strip() or None
+
+
+@once_a_process
+def versions() -> dict[str, str]:
+    packages = ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
+    return {"karmafunnel": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+
+
+def describe_run(
+    recipe: Recipe, fitted: FittedFunnel, log: Log, seed: int, device: str, limit: int | None, window: str, command: str | None
+) -> dict[str, Any]:
+    """`run.json`: everything needed to make the same Run again."""
+    stages = []
+    for ready in fitted.stages:
+        stages.append(
+            {"name": ready.stage.name, "kind": type(ready.stage).__name__, "k": ready.stage.k, "text": repr(ready.stage)}
+        )
+        if isinstance(ready, Retriever):
+            stages[-1]["channels"] = list(ready.channels)
+    return {
+        "recipe": recipe.text, "recipe_name": recipe.name, "row": recipe.of, "funnel": repr(recipe.funnel),
+        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "label": recipe.label, "seed": seed,
+        "commit": commit(), "versions": versions(),
+        "log": {
+            "name": log.name, "path": str(log.path.resolve()) if log.path else None, "checksum": log.checksum, "currency": log.meta["currency"],
+            "has": log.meta["has"], "catalogue": log.meta["catalogue"], "items": log.n_items, "world": log.meta.get("world"),
+        },
+        "window": window, "stages": stages, "device": device, "limit": limit, "command": command or shlex.join(sys.argv),
+    }  # fmt: skip

@@ -1,0 +1,77 @@
+"""Pieces of a Run on disk, until they are joined into its tables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...errors import KarmafunnelError, NotWrittenError, line_of
+from ...files import NOTHING_LEFT, fault, not_written, remove, say, sweep
+from ...keys import content_key
+
+
+def partial_folder(out: Path, description: Mapping[str, Any], code: str, chunk: int) -> Path:
+    """Where the shards of a Run wait for each other; those of another Run that was begun in its place go."""
+    what = {name: value for name, value in description.items() if name not in ("command", "commit")}
+    key = content_key(code, sorted(what.items()), chunk)
+    out = Path(os.path.realpath(out))
+    partial = out.with_name(f".{out.name}.{key}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    waits = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.partial")
+    for name in os.listdir(partial.parent):
+        if waits.fullmatch(name) and name != partial.name:
+            remove(partial.parent / name)
+    return partial
+
+
+def tidy(partial: Path) -> None:
+    """What is left of a replay at its end: whole shards or nothing."""
+    sweep(partial)  # of workers that were killed while they wrote
+    with suppress(OSError):  # shards are in it, or it is gone
+        partial.rmdir()
+
+
+def what_stays(error: Exception, partial: Path, shards: int) -> Exception:
+    """An error of a full disk with what stays of the replay; another one as it is."""
+    whole = sum(name.isdecimal() for name in os.listdir(partial)) if partial.is_dir() else 0
+    if not whole or not not_written(error):
+        return error
+    line = line_of(error).replace(NOTHING_LEFT, "")
+    return NotWrittenError(f"{line}; {whole} of {shards} pieces of the replay stay in {partial}, the same command goes on with them")
+
+
+def drop_torn(partial: Path) -> None:
+    """Remove the shards that are not as they were written, such as after a crash of the machine: they are made again."""
+    sweep(partial)
+    for name in sorted(os.listdir(partial)):
+        if (wrong := fault(partial / name)) is not None:
+            say(f"{wrong}; this piece of the replay is made again")
+            remove(partial / name)
+
+
+def merge(shards: list[Path], out: Path) -> None:
+    """Concatenate Parquet shards, one row group each: memory does not grow with their number."""
+    writer: pq.ParquetWriter | None = None
+    try:
+        for shard in shards:
+            try:
+                table = pq.ParquetFile(shard).read()  # without the datasets of read_table, which take longer than a shard
+            except (pa.ArrowException, OSError) as error:
+                raise KarmafunnelError(f"{shard}: needed a piece of the replay, found: {error}; the same command makes it again") from error
+            if writer is None:
+                # Dictionaries for what repeats, none for scores; no statistics, which nobody asks of ids and ranks that lie in no order.
+                words = [column.name for column in table.schema if not pa.types.is_primitive(column.type)]
+                writer = pq.ParquetWriter(
+                    out, table.schema, compression="zstd", compression_level=1, use_dictionary=words, write_statistics=False
+                )
+            writer.write_table(table.cast(writer.schema))
+    finally:
+        if writer:
+            writer.close()

@@ -1,0 +1,85 @@
+"""Candidates and scores that another program wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ...errors import KarmafunnelError
+from ...files import read_table
+from ...log import Log, rows_of, sha256
+from ..base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Stage, no_rows, positional, rank_rows
+from .proposals import NOT_FOUND
+
+
+@dataclass(frozen=True, repr=False)
+class External(Stage):
+    """What a system outside has scored: the k best eligible items of each request in a Parquet file of request_id, item_id, score.
+
+    Requests that the file lacks get nothing; an item that it does not score for a request is never proposed. `checksum` (of the file,
+    as `log.sha256` has it, or a beginning of it) makes the file's content a part of the value. Raises KarmafunnelError naming the file
+    for one that is missing or other than `checksum` says, for absent columns, unknown ids, scores that are not finite, an item twice.
+    """
+
+    path: str = positional()
+    k: int = 50
+    checksum: str = ""
+    name: str = "recall"
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedExternal:
+        return FittedExternal(self, scene, self._read(scene.log))
+
+    def _read(self, log: Log) -> pl.DataFrame:
+        """The file by row numbers: request, item, score; sorted by request."""
+        path, columns = Path(self.path), ["request_id", "item_id", SCORE]
+        if not path.is_file():
+            raise KarmafunnelError(f"{self!r}: needs a Parquet file of {columns}, found no such file")
+        if self.checksum and not sha256(path).startswith(self.checksum):
+            raise KarmafunnelError(f"{self!r}: needs the file of that checksum, found {sha256(path)[: len(self.checksum)]}")
+        try:
+            frame = read_table(path, *columns)
+        except KarmafunnelError as error:
+            raise KarmafunnelError(f"{self!r}: needs a Parquet file of {columns}, found: {error}") from error
+        for key, table, number in (("request_id", log.requests, REQUEST), ("item_id", log.items, ITEM)):
+            numbered = table.select(pl.col(key), pl.int_range(pl.len()).alias(number))
+            frame = frame.with_columns(pl.col(key).cast(pl.String)).join(numbered, on=key, how="left", maintain_order="left")
+            if missing := frame[number].null_count():
+                example = frame.filter(pl.col(number).is_null())[key][0]
+                raise KarmafunnelError(
+                    f"{self!r}: needs ids of log {log.name}, found {missing} rows of others, e.g. {key} {example!r}"
+                )
+        rows = frame.select(pl.col(REQUEST).cast(pl.Int64), pl.col(ITEM).cast(pl.Int32), pl.col(SCORE).cast(pl.Float32))
+        finite = rows[SCORE].is_finite().fill_null(False)
+        for what, bad in (
+            ("finite scores", ~finite),
+            ("an item at most once a request", rows.select(REQUEST, ITEM).is_duplicated()),
+        ):
+            if bad.any():
+                row = frame.row(int(bad.arg_max() or 0), named=True)
+                raise KarmafunnelError(
+                    f"{self!r}: needs {what}, found {bad.sum()} other rows, e.g. request {row['request_id']!r}, item {row['item_id']!r}, "
+                    f"score {row[SCORE]}"
+                )
+        return rows.sort(REQUEST, maintain_order=True)
+
+
+class FittedExternal(Retriever):
+    stage: External
+    channels = ("external",)
+
+    def __init__(self, stage: External, scene: Scene, rows: pl.DataFrame):
+        self.stage, self.scene, self.rows = stage, scene, rows
+
+    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+        rows = rows_of(self.rows, requests)
+        eligible = self.scene.log.asof.is_eligible(rows[REQUEST].to_numpy(), rows[ITEM].to_numpy())
+        ranked, _, _ = rank_rows(rows.filter(pl.Series(eligible, dtype=pl.Boolean)), no_rows(), requests, self.scene)
+        return ranked.filter(pl.col(RANK) <= self.stage.k).drop(RANK)
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        mine = rows_of(self.rows, np.unique(frame[REQUEST].to_numpy()))
+        found = frame.select(REQUEST, ITEM).join(mine, on=[REQUEST, ITEM], how="left", maintain_order="left")
+        return found[SCORE].fill_null(NOT_FOUND).to_numpy()

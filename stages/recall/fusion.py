@@ -1,0 +1,104 @@
+"""Several channels as one: reciprocal rank fusion, with quotas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ...bounds import MANY, Bound, check_bound, needs
+from ...errors import KarmafunnelError
+from ..base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Stage, no_rows, rank_rows, rows_frame
+
+
+@dataclass(frozen=True, repr=False)
+class Join(Stage):
+    """Channels joined, each candidate remembering which found it.
+
+    Reciprocal-rank fusion (Cormack et al. 2009): score = sum over the channels of 1 / (rrf + rank). With `quotas`, the first
+    so many of each channel come before everything else, whatever their fused score. A row that no channel found scores 0.
+    """
+
+    channels: Sequence[Stage] = field(default=(), metadata={"positional": True, "always": True})
+    k: int = 1000
+    quotas: Sequence[int] = ()
+    rrf: float = 60.0
+    name: str = "recall"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        needs(self, "rrf")
+        for quota in self.quotas:
+            check_bound("Join", Bound(0, MANY), quotas=quota)
+        if self.quotas and (len(self.quotas) != len(self.channels) or sum(self.quotas) > self.k):
+            raise KarmafunnelError(
+                f"Join: needs one quota a channel, at most k={self.k} in all; found {self.quotas} for {len(self.channels)} channels"
+            )
+
+    def __repr__(self) -> str:
+        inside = "[" + ", ".join(map(repr, self.channels)) + "]"
+        rest = [
+            f"{f}={getattr(self, f)!r}"
+            for f, d in (("k", 1000), ("quotas", ()), ("rrf", 60.0), ("name", "recall"))
+            if getattr(self, f) != d
+        ]
+        return f"Join({', '.join([inside, *rest])})"
+
+    def embedders(self) -> tuple[str, ...]:
+        return tuple(name for channel in self.channels for name in channel.embedders())
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedJoin:
+        return FittedJoin(self, scene, [self._retriever(c.fit(scene, None)) for c in self.channels])
+
+    def load(self, folder: Path, scene: Scene) -> FittedJoin:
+        return FittedJoin(self, scene, [self._retriever(c.load(folder / str(i), scene)) for i, c in enumerate(self.channels)])
+
+    def _retriever(self, fitted: Any) -> Retriever:
+        if not isinstance(fitted, Retriever):
+            raise KarmafunnelError(f"{self!r}: joins recall channels, found {fitted.stage!r}")
+        return fitted
+
+
+class FittedJoin(Retriever):
+    stage: Join
+
+    def __init__(self, stage: Join, scene: Scene, parts: list[Retriever]):
+        self.stage, self.scene, self.parts = stage, scene, parts
+        names = [name for part in parts for name in part.channels]
+        self.channels = tuple(n if names.count(n) == 1 else f"{n}{i}" for i, n in enumerate(names))
+
+    def save(self, folder: Path) -> None:
+        for i, part in enumerate(self.parts):
+            (folder / str(i)).mkdir()
+            part.save(folder / str(i))
+
+    def retrieve(self, requests: np.ndarray, forced: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        stage, n_items = self.stage, self.scene.log.n_items
+        pairs, gains, bits = [], [], []
+        for channel, part in enumerate(self.parts):
+            rows, _, _ = rank_rows(part.propose(requests), no_rows(), requests, self.scene)
+            rank = rows[RANK].to_numpy()
+            pairs.append(rows[REQUEST].to_numpy() * n_items + rows[ITEM].to_numpy())
+            gain = 1.0 / (stage.rrf + rank)
+            if stage.quotas:
+                gain = gain + (rank <= stage.quotas[channel])
+            gains.append(gain)
+            bits.append(np.full(len(rank), 1 << channel))
+        pair, inverse = np.unique(np.concatenate(pairs), return_inverse=True)
+        score = np.bincount(inverse, np.concatenate(gains), minlength=len(pair)).astype(np.float32)
+        channel_bits = np.bincount(inverse, np.concatenate(bits), minlength=len(pair)).astype(np.uint32)
+        item = (pair % n_items).astype(np.int32)
+        slate = rows_frame(request=pair // n_items, item=item, score=score, channel=channel_bits)
+        forced = forced.with_columns(pl.lit(0, pl.Float32).alias(SCORE))
+        return slate, forced
+
+    def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
+        exact = [frame for part in self.parts if (frame := part.exact(requests)) is not None]
+        return pl.concat(exact).unique(maintain_order=True) if exact else None
+
+    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+        return self.retrieve(requests, no_rows())[0]

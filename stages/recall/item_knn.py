@@ -1,0 +1,103 @@
+"""Recall by item-kNN: what others chose beside the user's last items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from ...bounds import needs
+from ..base import ITEM, REQUEST, FittedFunnel, Retriever, Scene, Stage, group_rows
+from .proposals import propose_each
+
+
+@dataclass(frozen=True, repr=False)
+class ItemKNN(Stage):
+    """Neighbours of what the user had before: cosine of co-occurrence within users (W1), newest history weighs most.
+
+    Sarwar et al. 2001, with `shrink` against chance pairs; `neighbours` kept an item.
+    """
+
+    k: int = 200
+    depth: int = 20
+    neighbours: int = 200
+    shrink: float = 10.0
+    decay: float = 0.9
+    name: str = "recall"
+    counts_in: ClassVar[tuple[str, ...]] = ("W1",)
+
+    def __post_init__(self) -> None:
+        needs(self, "depth", "neighbours", "shrink", "decay")
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedItemKNN:
+        log = scene.log
+        events = log.events.filter(pl.col("t") < log.end_of("W1"))
+        pairs = events.select("user", ITEM).unique(maintain_order=True)
+        ones = np.ones(pairs.height, dtype=np.float32)
+        shape = (int(log.user.max()) + 1, log.n_items)
+        matrix = sparse.csr_matrix((ones, (pairs["user"].to_numpy(), pairs[ITEM].to_numpy())), shape=shape)
+        return FittedItemKNN(self, scene, cosine_neighbours(matrix, self.neighbours, self.shrink))
+
+    def load(self, folder: Path, scene: Scene) -> FittedItemKNN:
+        return FittedItemKNN(self, scene, sparse.load_npz(folder / "neighbours.npz"))
+
+
+def cosine_neighbours(matrix: sparse.csr_matrix, neighbours: int, shrink: float) -> sparse.csr_matrix:
+    """Item-item cosine of a (users, items) matrix, the `neighbours` nearest kept a row, in blocks so that memory stays small."""
+    together = matrix.T.tocsr()
+    norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel())
+    blocks = []
+    for start in range(0, together.shape[0], 2000):
+        block = (together[start : start + 2000] @ matrix).tocoo()
+        row, column = block.row, block.col
+        value = block.data / (norm[row + start] * norm[column] + shrink)
+        keep = column != row + start
+        row, column, value = row[keep], column[keep], value[keep]
+        sequence = np.lexsort((-value, row))
+        row, column, value = row[sequence], column[sequence], value[sequence]
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        near = place < neighbours
+        shape = (block.shape[0], matrix.shape[1])
+        blocks.append(sparse.csr_matrix((value[near].astype(np.float32), (row[near], column[near])), shape=shape))
+    return sparse.vstack(blocks).tocsr()
+
+
+class FittedItemKNN(Retriever):
+    stage: ItemKNN
+    channels = ("itemknn",)
+
+    def __init__(self, stage: ItemKNN, scene: Scene, near: sparse.csr_matrix):
+        self.stage, self.scene, self.near = stage, scene, near
+
+    def save(self, folder: Path) -> None:
+        sparse.save_npz(folder / "neighbours.npz", self.near)
+
+    def _scores(self, requests: np.ndarray) -> sparse.csr_matrix:
+        """(n_requests, n_items): neighbours of the history, weighted by its age in steps."""
+        history = self.scene.log.asof.history(requests, self.stage.depth).items
+        row, column = np.nonzero(history >= 0)
+        weight = self.stage.decay ** (history.shape[1] - 1 - column)
+        shape = (len(requests), self.scene.log.n_items)
+        had = sparse.csr_matrix((weight.astype(np.float32), (row, history[row, column])), shape=shape)
+        return (had @ self.near).tocsr()
+
+    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+        scores = self._scores(requests)
+
+        def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            start, end = scores.indptr[i], scores.indptr[i + 1]
+            items, score = scores.indices[start:end], scores.data[start:end]
+            allowed = self.scene.log.asof.is_eligible(np.full(len(items), requests[i]), items)
+            return items[allowed], score[allowed]
+
+        return propose_each(self.scene, requests, self.stage.k, scored)
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        requests, inverse = group_rows(frame[REQUEST].to_numpy())
+        if len(requests) == 0:
+            return np.zeros(0, dtype=np.float32)
+        return np.asarray(self._scores(requests)[inverse, frame[ITEM].to_numpy()]).ravel().astype(np.float32)

@@ -1,0 +1,64 @@
+"""Recall by popularity: what was chosen most before the request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ...bounds import needs
+from ..base import ITEM, REQUEST, FittedFunnel, Retriever, Scene, Stage
+from .proposals import propose_each
+
+
+@dataclass(frozen=True, repr=False)
+class Popular(Stage):
+    """What was clicked or bought most before the request, at most `days` before where given."""
+
+    k: int = 100
+    days: float | None = None
+    name: str = "recall"
+
+    def __post_init__(self) -> None:
+        needs(self, "days")
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedPopular:
+        return FittedPopular(self, scene)
+
+
+class FittedPopular(Retriever):
+    stage: Popular
+    channels = ("popular",)
+
+    def __init__(self, stage: Popular, scene: Scene):
+        self.stage, self.scene = stage, scene
+        log = scene.log
+        self.within = None if stage.days is None else int(stage.days * 86_400_000)
+        self._ranks = log.asof.rank[log.events[REQUEST].to_numpy()]  # time rank of every event, ascending
+        self._items = log.events[ITEM].to_numpy()
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        return self.scene.log.asof.count(frame[REQUEST].to_numpy(), frame[ITEM].to_numpy(), "event", self.within).astype(
+            np.float32
+        )
+
+    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+        log = self.scene.log
+        end = np.searchsorted(self._ranks, log.asof.rank[requests])
+        first = np.zeros_like(end)
+        if self.within is not None:
+            first = np.searchsorted(self._ranks, log.asof.rank_before(self.within)[requests])
+        reached = [int(first[0]), int(end[0])] if len(requests) else [0, 0]
+        counts = np.bincount(self._items[slice(*reached)], minlength=log.n_items).astype(np.float32)
+
+        def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            # Requests come in time order: the counts move along with them.
+            np.add.at(counts, self._items[reached[1] : end[i]], 1)
+            np.subtract.at(counts, self._items[reached[0] : first[i]], 1)
+            reached[:] = first[i], end[i]
+            score = counts[eligible]
+            hit = np.flatnonzero(score > 0)
+            return (eligible[hit], score[hit]) if len(hit) >= self.stage.k else (eligible, score)
+
+        return propose_each(self.scene, requests, self.stage.k, scored)

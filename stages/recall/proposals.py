@@ -1,0 +1,41 @@
+"""What channels share: the best of each request's eligible items, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from ..base import Scene, rows_frame, select_top
+
+NOT_FOUND = np.float32(-1e9)  # the score of a row that a channel could never propose
+
+
+def candidates(requests: np.ndarray, counts: list[int], items: list[np.ndarray], scores: list[np.ndarray]) -> pl.DataFrame:
+    """Per-request arrays as one frame: request, item, score."""
+    return rows_frame(
+        request=np.repeat(requests, counts).astype(np.int64),
+        item=np.concatenate([*items, np.empty(0)]).astype(np.int32),
+        score=np.concatenate([*scores, np.empty(0)]).astype(np.float32),
+    )
+
+
+def tie_of(scene: Scene, request: int, items: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Tie hashes of some positions of a request's items."""
+    return scene.tie(np.full(len(at), request), items[at])
+
+
+def propose_each(
+    scene: Scene, requests: np.ndarray, k: int, scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> pl.DataFrame:
+    """The k best of what `scored(row in chunk, eligible items)` returns as (items, scores), request by request."""
+    items, scores, counts = [], [], []
+    for i, eligible in enumerate(scene.log.asof.eligible(requests)):
+        found, score = scored(i, eligible)
+        best = select_top(score, partial(tie_of, scene, int(requests[i]), found), k)
+        items.append(found[best])
+        scores.append(score[best])
+        counts.append(len(best))
+    return candidates(requests, counts, items, scores)

@@ -1,0 +1,43 @@
+"""Recall at random, the floor of every table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ...bounds import needs
+from ..base import FittedFunnel, Retriever, Scene, Stage
+from .proposals import propose_each
+
+
+@dataclass(frozen=True, repr=False)
+class Uniform(Stage):
+    """Eligible items at random: the floor of every table, and negatives nobody chose."""
+
+    k: int = 100
+    seed: int = 0
+    name: str = "recall"
+
+    def __post_init__(self) -> None:
+        needs(self, "seed")
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedUniform:
+        return FittedUniform(self, scene)
+
+
+class FittedUniform(Retriever):
+    stage: Uniform
+    channels = ("random",)
+
+    def __init__(self, stage: Uniform, scene: Scene):
+        self.stage, self.scene = stage, scene
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        return np.zeros(frame.height, dtype=np.float32)
+
+    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+        return propose_each(
+            self.scene, requests, self.stage.k, lambda i, eligible: (eligible, np.zeros(len(eligible), dtype=np.float32))
+        )

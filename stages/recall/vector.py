@@ -1,0 +1,209 @@
+"""Recall by vectors: the nearest items to a user embedding, by exact or approximate search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import polars as pl
+
+from ...bounds import needs
+from ...errors import KarmafunnelError
+from ..base import ITEM, REQUEST, FittedFunnel, Retriever, Scene, Stage, Typed, group_rows, rows_frame, select_top
+from .proposals import tie_of
+
+
+@dataclass(frozen=True, repr=False)
+class Flat(Typed):
+    """Exact search."""
+
+
+@dataclass(frozen=True, repr=False)
+class IVF(Typed):
+    """Inverted lists: `nlist` cells, `nprobe` of them visited."""
+
+    nlist: int = 256
+    nprobe: int = 16
+
+    def __post_init__(self) -> None:
+        needs(self, "nlist", "nprobe")
+
+    def description(self, d: int, n: int) -> str:
+        return f"IVF{min(self.nlist, max(1, n // 39))},Flat"
+
+
+@dataclass(frozen=True, repr=False)
+class IVFPQ(Typed):
+    """Inverted lists over product-quantised vectors of `m` bytes."""
+
+    nlist: int = 256
+    nprobe: int = 16
+    m: int = 16
+
+    def __post_init__(self) -> None:
+        needs(self, "nlist", "nprobe", m=(1, 8192))
+
+    def description(self, d: int, n: int) -> str:
+        if n < 256:
+            raise KarmafunnelError(f"IVFPQ: needs at least 256 items to train its codes, found {n}")
+        m = next(m for m in range(min(self.m, d), 0, -1) if d % m == 0)
+        return f"IVF{min(self.nlist, max(1, n // 39))},PQ{m}x8"
+
+
+@dataclass(frozen=True, repr=False)
+class HNSW(Typed):
+    """A navigable small-world graph: `m` links a node, `ef` nodes kept while searching (at least k)."""
+
+    m: int = 32
+    ef: int = 128
+
+    def __post_init__(self) -> None:
+        needs(self, "ef", m=(2, 512))
+
+    def description(self, d: int, n: int) -> str:
+        return f"HNSW{self.m},Flat"
+
+
+Index = Flat | IVF | IVFPQ | HNSW
+
+
+@dataclass(frozen=True, repr=False)
+class VectorRecall(Stage):
+    """Nearest items to the interest vector of an embedder, by inner product, over the eligible items."""
+
+    embedder: str = field(metadata={"positional": True, "always": True})
+    k: int = 300
+    index: Index = Flat()
+    name: str = "recall"
+
+    def embedders(self) -> tuple[str, ...]:
+        return (self.embedder,)
+
+    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedVectorRecall:
+        vectors = scene.items(self.embedder, repr(self))
+        pool, _ = scene.log.asof.pool(0)
+        index = None
+        if not isinstance(self.index, Flat):
+            # The cells and codes are learnt on what was known by the end of W1; later items are only added.
+            known = pool[scene.log.asof.known_rank[pool] < scene.log.asof.time_rank(np.array([scene.log.end_of("W1")]))[0]]
+            description = self.index.description(vectors.shape[1], len(known))
+            index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
+            index.train(np.ascontiguousarray(vectors[known]))
+            index.add(np.ascontiguousarray(vectors[pool]))
+        return FittedVectorRecall(self, scene, index)
+
+    def load(self, folder: Path, scene: Scene) -> FittedVectorRecall:
+        if isinstance(self.index, Flat):
+            return FittedVectorRecall(self, scene, None)
+        path = folder / "index.faiss"
+        try:
+            return FittedVectorRecall(self, scene, faiss.read_index(str(path)))
+        except RuntimeError as error:
+            raise KarmafunnelError(f"{path}: needed the index of {self!r}, found: {error}") from error
+
+
+class FittedVectorRecall(Retriever):
+    """Exact where the index is Flat or the filtered pool is small; an ANN index otherwise."""
+
+    stage: VectorRecall
+
+    def __init__(self, stage: VectorRecall, scene: Scene, index: Any):
+        self.stage, self.scene, self.index = stage, scene, index
+        self.embedder, self.channels = stage.embedder, (stage.embedder,)
+        self._ordered = np.ascontiguousarray(scene.items(self.embedder, repr(stage))[scene.log.asof.pool(0)[0]])
+
+    def save(self, folder: Path) -> None:
+        if self.index is not None:
+            faiss.write_index(self.index, str(folder / "index.faiss"))
+
+    def score(self, frame: pl.DataFrame) -> np.ndarray:
+        requests, inverse = group_rows(frame[REQUEST].to_numpy())
+        interests = self.scene.interests(self.embedder, requests, repr(self.stage))
+        items = self.scene.items(self.embedder, repr(self.stage))[frame[ITEM].to_numpy()]
+        return np.einsum("nd,nd->n", interests[inverse], items)
+
+    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+        return self._search(requests, self.index)
+
+    def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
+        return None if self.index is None else self._search(requests, None).select(REQUEST, ITEM)
+
+    def _search(self, requests: np.ndarray, index: Any) -> pl.DataFrame:
+        """Requests that share a set of filters are searched together; one without an interest vector gets nothing."""
+        asof = self.scene.log.asof
+        interests = self.scene.interests(self.embedder, requests, repr(self.stage))
+        keys = np.where(np.any(interests != 0, axis=1), asof.filter_key[requests], -1)
+        k = min(self.stage.k, self.scene.log.n_items)
+        found = np.full((len(requests), k), -1, dtype=np.int32)  # items, best first, in the first `sizes` places
+        scores = np.zeros((len(requests), k), dtype=np.float32)
+        sizes = np.zeros(len(requests), dtype=np.int64)
+        for key in np.unique(keys[keys >= 0]):
+            mine = np.flatnonzero(keys == key)
+            pool, ranks = asof.pool(int(key))
+            known = np.searchsorted(ranks, asof.rank[requests[mine]])
+            if key == 0:
+                score, at = self._search_all(interests[mine], known, requests[mine], index)
+            else:
+                vectors = self.scene.items(self.embedder, repr(self.stage))[pool[: known.max(initial=0)]]
+                score, at = self._exact(interests[mine], vectors, pool, known, requests[mine])
+            hit = (at >= 0) & (at < known[:, None])
+            place = np.cumsum(hit, axis=1) - 1
+            row, column = np.nonzero(hit & (place < k))
+            found[mine[row], place[row, column]] = pool[at[row, column]]
+            scores[mine[row], place[row, column]] = score[row, column]
+            sizes[mine] = np.minimum(hit.sum(axis=1), k)
+        there = np.arange(k) < sizes[:, None]
+        return rows_frame(request=np.repeat(requests, sizes), item=found[there], score=scores[there])
+
+    def _exact(
+        self, interests: np.ndarray, vectors: np.ndarray, pool: np.ndarray, known: np.ndarray, requests: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Exact search; where the cut falls among equal scores, the seeded hash chooses between them, as everywhere."""
+        k = self.stage.k
+        score, at = exact_search(interests, vectors, known, k)
+        if at.shape[1] == 0 or known.max(initial=0) <= k:
+            return score, at
+        rank = np.cumsum((at >= 0) & (at < known[:, None]), axis=1)  # of each column among the known ones
+        more = np.flatnonzero(rank[:, -1] > k)
+        cut, next_one = (score[more, np.argmax(rank[more] == nth, axis=1)] for nth in (k, k + 1))
+        for i in more[cut - next_one <= 1e-6 * np.abs(cut)]:
+            full = np.round(np.ascontiguousarray(vectors[: known[i]]) @ interests[i], 6)
+            best = select_top(full, partial(tie_of, self.scene, int(requests[i]), pool), k)
+            score[i], at[i] = 0, -1
+            score[i, : len(best)], at[i, : len(best)] = full[best], best
+        return score, at
+
+    def _search_all(
+        self, interests: np.ndarray, known: np.ndarray, requests: np.ndarray, index: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Search the whole catalogue: items stand in the order they became known, so eligibility is a prefix.
+
+        The prefix is that of the chunk's last request; earlier requests fetch as many more as became known meanwhile.
+        """
+        last = int(known.max(initial=0))
+        if index is None:
+            return self._exact(interests, self._ordered[:last], self.scene.log.asof.pool(0)[0], known, requests)
+        fetch = min(self.stage.k + last - int(known.min(initial=last)), last)
+        library: Any = faiss  # its type stubs lag behind its search parameters
+        selector = library.IDSelectorRange(0, last)
+        kind = self.stage.index
+        if isinstance(kind, HNSW):
+            parameters = library.SearchParametersHNSW(sel=selector, efSearch=max(kind.ef, fetch))
+        elif isinstance(kind, IVF | IVFPQ):
+            parameters = library.SearchParametersIVF(sel=selector, nprobe=kind.nprobe)
+        else:
+            raise KarmafunnelError(f"{self.stage!r}: Flat needs no index, found one")
+        return index.search(interests, max(fetch, 1), params=parameters)
+
+
+def exact_search(interests: np.ndarray, vectors: np.ndarray, known: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact inner-product search over a prefix: (scores, positions), enough rows that each request has k known ones and one more."""
+    n = len(vectors)
+    if n == 0:
+        return np.empty((len(interests), 0), np.float32), np.empty((len(interests), 0), np.int64)
+    fetch = min(k + 1 + n - int(known.min()), n)
+    return faiss.knn(np.ascontiguousarray(interests), np.ascontiguousarray(vectors), fetch, metric=faiss.METRIC_INNER_PRODUCT)
