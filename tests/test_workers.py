@@ -12,7 +12,7 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.simulator.ablation.ablate import ablate
-from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay import jobs
 from karmafunnel.simulator.replay import workers as working
 from karmafunnel.simulator.replay.prepare import Variant, prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
@@ -167,15 +167,15 @@ def test_paths_that_a_worker_cannot_see_are_named(there, tmp_path):
     folder, log = there
     some = variants(folder, log, tmp_path / "run", "plain")
     (tmp_path / "partial").mkdir()
-    job = replaying.job_of(some, [tmp_path / "partial"], log, 0, "cpu", None, folder / "cache", "W3", 16)
-    assert len(replaying.opened(job)[0]) == 100
+    job = jobs.job_of(some, [tmp_path / "partial"], log, 0, "cpu", None, folder / "cache", "W3", 16)
+    assert len(jobs.opened(job)[0]) == 100
     for change in ({"log": "/nowhere/log"}, {"cache": "/nowhere/cache"}, {"rows": (("plain", some[0].fitted.keys, "/nowhere/run"),)}):
         with pytest.raises(KarmafunnelError, match=r"worker on .*needs the folder /nowhere/"):
-            replaying.opened(replace(job, **change))
+            jobs.opened(replace(job, **change))
     with pytest.raises(KarmafunnelError, match="needs the code, libraries and recipe of its parent"):
-        replaying.opened(replace(job, text=job.text.replace("trees=10", "trees=11")))
+        jobs.opened(replace(job, text=job.text.replace("trees=10", "trees=11")))
     with pytest.raises(KarmafunnelError, match="needs the log other"):
-        replaying.opened(replace(job, checksum="other"))
+        jobs.opened(replace(job, checksum="other"))
 
 
 def test_workers_need_what_they_can_read(there, shop, tmp_path):
