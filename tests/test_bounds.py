@@ -14,11 +14,13 @@ import karmafunnel.stages
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from every_command import COMMANDS
 from karmafunnel.bounds import BOUNDS, SEED, Bound, check_bound, check_fits, check_name, check_title, needs
-from karmafunnel.cli import Cutoffs, Number, Numbers, main
+from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError, line_of, quoted
 from karmafunnel.models.embedders import RandomVectors
 from karmafunnel.simulator.ablation.ablate import ablate
+from karmafunnel.simulator.commands.options import Cutoffs, Number, Numbers
 from karmafunnel.simulator.load.arrivals import Daily, Flash, Poisson, Trace
 from karmafunnel.simulator.load.capacity import plan
 from karmafunnel.simulator.load.profile import profile
@@ -81,7 +83,7 @@ def test_what_does_not_fit_the_memory_is_refused_with_the_figure():
 
 OPTIONS = [
     (name, option)
-    for name, command in main.commands.items()
+    for name, command in COMMANDS.items()
     for option in command.params
     if isinstance(option.type, (Number, click.types.IntParamType, click.types.FloatParamType))
 ]
@@ -94,13 +96,13 @@ def test_every_number_of_the_command_line_is_bounded(name, option):
     for word in BAD_WORDS:
         given = f"a={word}" if isinstance(option.type, Cutoffs) else word
         words = ["--", "simulation", given] if isinstance(option, click.Argument) else [f"{option.opts[0]}={given}"]
-        with pytest.raises(click.UsageError) as error, main.commands[name].make_context(name, words):
+        with pytest.raises(click.UsageError) as error, COMMANDS[name].make_context(name, words):
             pass
         if isinstance(error.value, click.BadParameter) and "Missing" not in error.value.format_message():
             assert str(option.type.bound) in error.value.format_message() and len(error.value.format_message()) < 300
 
 
-SEEDED = [name for name, command in main.commands.items() if any("--seed" in option.opts for option in command.params)]
+SEEDED = [name for name, command in COMMANDS.items() if any("--seed" in option.opts for option in command.params)]
 
 
 @pytest.mark.parametrize("name", SEEDED)
@@ -110,7 +112,7 @@ def test_every_seed_of_the_command_line_has_one_range(name, seed):
     words = " ".join(answer.output.split())
     assert answer.exit_code == 2 and "Traceback" not in words
     with pytest.raises(click.BadParameter, match="0 to 2,147,483,647"):
-        next(o for o in main.commands[name].params if "--seed" in o.opts).type.convert(seed, None, None)
+        next(o for o in COMMANDS[name].params if "--seed" in o.opts).type.convert(seed, None, None)
 
 
 def test_seeded_commands_are_all_there():
@@ -368,13 +370,13 @@ def test_how_a_command_ends(error, code, said, monkeypatch):
     def fail(*words, **more):
         raise error
 
-    monkeypatch.setattr(main.commands["doctor"], "callback", fail)
+    monkeypatch.setattr(COMMANDS["doctor"], "callback", fail)
     answer = CliRunner().invoke(main, ["doctor"])
     assert answer.exit_code == code and said in answer.stderr and "Traceback" not in answer.output and len(answer.stderr.splitlines()) == 1
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(main.commands["doctor"], "callback", lambda **_: [][1])
+    monkeypatch.setattr(COMMANDS["doctor"], "callback", lambda **_: [][1])
     assert isinstance(CliRunner().invoke(main, ["doctor"]).exception, IndexError)
 
 

@@ -1,6 +1,8 @@
 """The command line end to end on a small World, and errors without a traceback."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -106,3 +108,20 @@ def test_errors_name_what_was_found(there, tmp_path):
     assert "Runs of one log" in refused("compare", there / "run20", tmp_path / "run", "HR@10")
     (tmp_path / "file").touch()
     assert refused("replay", there / "top20.py", there / "log", "--out", tmp_path / "file" / "run", "--no-cache")
+
+
+def modules_after(code: str) -> set[str]:
+    """Names of the modules that a new process has imported after some code."""
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, encoding="utf-8", check=True)
+    return set(done.stdout.split("\n")[-2].split())
+
+
+def test_help_imports_nothing_heavy():
+    code = "from click.testing import CliRunner\nfrom karmafunnel.cli import main\nassert CliRunner().invoke(main, ['--help']).exit_code == 0"
+    assert not {"torch", "polars", "numpy", "sklearn", "plotly"} & modules_after(code)
+
+
+def test_measuring_a_run_imports_no_torch(there):
+    words = ["measure", str(there / "run20"), "HR@10", "gAUC:request:exposures"]
+    code = f"from click.testing import CliRunner\nfrom karmafunnel.cli import main\nassert CliRunner().invoke(main, {words!r}).exit_code == 0"
+    assert not {"torch", "lightgbm", "faiss", "transformers"} & modules_after(code)

@@ -7,6 +7,7 @@ import click
 import karmafunnel
 import pytest
 from click.testing import CliRunner
+from every_command import COMMANDS
 from karmafunnel.cli import main
 
 ROOT = Path(karmafunnel.__file__).parent
@@ -29,18 +30,24 @@ def commands() -> list[str]:
     return sorted({line for page in PAGES for line in blocks(page.read_text()) if line.split()[0].endswith("karmafunnel")})
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_is_documented_and_helps(name):
     assert f"karmafunnel {name}" in README
     answer = CliRunner().invoke(main, [name, "--help"])
-    assert answer.exit_code == 0 and main.commands[name].help
+    assert answer.exit_code == 0
+    assert COMMANDS[name].help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is(name):
+    assert [o.opts for o in COMMANDS[name].params if isinstance(o, click.Option) and not o.help] == []
 
 
 @pytest.mark.parametrize("line", commands())
 def test_every_documented_command_parses(line):
     """Parsed, not run: unknown commands and options would fail here."""
     words = line.split("#")[0].split()[1:]
-    command = main.commands[words[0]]
+    command = COMMANDS[words[0]]
     parser = command.make_parser(click.Context(command))
     parser.parse_args([w.strip("'\"") for w in words[1:]])
 

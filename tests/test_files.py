@@ -20,6 +20,7 @@ import karmafunnel
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
+from every_command import COMMANDS
 from karmafunnel import files
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError, NotWrittenError
@@ -724,14 +725,14 @@ def test_names_are_taken_as_they_stand(log, run, tmp_path):
 
 
 PLACES = [
-    (name, param.name) for name, one in main.commands.items() for param in one.params if isinstance(param.type, click.Path)
+    (name, param.name) for name, one in COMMANDS.items() for param in one.params if isinstance(param.type, click.Path)
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES)
 def test_an_empty_path_is_refused(name, place):
     words = [name]
-    for param in main.commands[name].params:
+    for param in COMMANDS[name].params:
         if isinstance(param, click.Argument) or param.name == place:
             words += param.opts[:1] * isinstance(param, click.Option) + ["" if param.name == place else "1"]
     answer = ran(*words)

@@ -13,7 +13,7 @@ ROOT = Path(karmafunnel.__file__).parent
 ORDER = [
     "errors", "bounds", "shapes", "terminal", "files", "layout", "keys", "log", "models", "stages", "simulator.world",
     "simulator.datasets", "simulator.measure", "simulator.replay", "simulator.load", "simulator.report", "simulator.ablation",
-    "simulator.recipes", "cli", "benchmarks",
+    "simulator.recipes", "simulator.commands", "cli", "benchmarks",
 ]  # fmt: skip
 CODE = [p for p in ROOT.rglob("*.py") if not {"tests", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)]
 

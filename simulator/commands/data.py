@@ -1,0 +1,160 @@
+"""Commands that make, check and describe logs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from ...files import LOG, PAGE, read_json
+from ...log import Catalogue, read, seal_log
+from .options import Number, claimed, err, folder, force_flag, json_flag, log_argument, open_log, out, seed_option
+
+
+@click.command()
+@click.argument("source")
+@click.argument("raw", type=folder)
+@log_argument
+@force_flag
+def convert(source: str, raw: Path, log: Path, force: bool) -> None:
+    """Convert a public data set: SOURCE is its name, RAW its folder as published, LOG the folder to write.
+
+    Sources: trivago, online_retail, amazon_office, amazon_games, amazon_catalog, eshop_clothing.
+    """
+    from ..datasets import convert as run_convert
+
+    start = time.perf_counter()
+    claimed(log, LOG, raw, force=force)
+    print_counts(log, run_convert(source, raw, log).meta)
+    err.print(f"{time.perf_counter() - start:.1f} s")
+
+
+@click.command()
+@log_argument
+@click.argument("smaller", type=folder)
+@click.option(
+    "--users", type=Number("users_share"), default=0.1,
+    help="Share of the users, each kept with all of their requests.",
+)
+@click.option("--seed", type=Number("seed"), default=0, help="Draws the users; a smaller share lies inside a larger one.")
+@force_flag
+def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> None:
+    """Write the log of a share of LOG's users into the folder SMALLER: windows, catalogue, what is eligible and what is cold stay.
+
+    A World's truth stays with the whole log.
+    """
+    claimed(smaller, LOG, log, force=force)
+    made = open_log(log, but=["users"]).sample(users, seed)
+    made.write(smaller)
+    print_counts(smaller, made.meta)
+
+
+def print_counts(log: Path, meta: dict[str, Any]) -> None:
+    table = Table("what", "count", title=f"{meta['name']}: {log}")
+    for name, count in read_json(log / "log.json")["counts"].items():
+        table.add_row(name, f"{count:,}")
+    for name, count in meta["set_aside"].items():
+        table.add_row(f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count))
+    out.print(table)
+    for sentence in meta["lacks"]:
+        err.print(f"lacks: {sentence}")
+
+
+@click.command()
+@log_argument
+@click.option("--items", type=Number("world_items"), default=2000, help="How many items; on a --catalogue, at most so many of it.")
+@click.option("--users", type=Number("world_users"), default=600, help="How many shoppers.")
+@click.option("--requests", type=Number("world_requests"), default=4000, help="How many requests, over 30 days.")
+@seed_option
+@click.option("--catalogue", type=folder, help="Shoppers live on this catalogue (such as a converted amazon_catalog).")
+@click.option(
+    "--semantic", type=Number("semantic"), default=0.5,
+    help="How much of taste is semantic (0..1) rather than habit and item identity.",
+)
+@click.option("--exploration", type=Number("exploration"), default=0.1, help="Share of shown slots filled at random.")
+@click.option("--images", is_flag=True, help="Render product images as well.")
+@force_flag
+def world(
+    log: Path,
+    items: int,
+    users: int,
+    requests: int,
+    seed: int,
+    catalogue: Path | None,
+    semantic: float,
+    exploration: float,
+    images: bool,
+    force: bool,
+) -> None:
+    """Generate a marketplace with known truth and write its log, with the truth beside it."""
+    from ..world import generate
+
+    start = time.perf_counter()
+    claimed(log, LOG, catalogue, force=force)
+    given = None
+    if catalogue is not None:
+        found = read(catalogue)
+        given = Catalogue(found.items, found.meta)
+    made = generate(
+        items=items,
+        users=users,
+        requests=requests,
+        seed=seed,
+        semantic=semantic,
+        catalogue=given,
+        images=images,
+        exploration=exploration,
+    )
+    made.write(log)
+    counts = read_json(log / "log.json")["counts"]
+    out.print(f"{log}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))
+    err.print(f"{time.perf_counter() - start:.1f} s")
+
+
+@click.command()
+@log_argument
+@json_flag
+@click.option("--seal", is_flag=True, help="First take the tables as they are now, changed on purpose: counts and checksums are written anew.")
+def validate(log: Path, as_json: bool, seal: bool) -> None:
+    """Check a log folder: PASS, FAIL or N/A a check, with example ids. Exit code 1 on a failure."""
+    from ...checks import print_checks
+    from ...checks import validate as run_checks
+
+    if seal:
+        claimed(log, LOG, force=True)
+        for line in seal_log(log) or ["nothing has changed"]:
+            err.print(line, soft_wrap=True)
+    checks = run_checks(log)
+    if as_json:
+        print(json.dumps([vars(c) for c in checks], indent=1, default=str))
+    else:
+        print_checks(checks, out)
+    if any(c.status == "FAIL" for c in checks):
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@log_argument
+@json_flag
+@click.option("--html", type=folder, help="Also write plots into this file.")
+def describe(log: Path, as_json: bool, html: Path | None) -> None:
+    """Sizes, ranges, CTR by position, prices, popularity, eligibility and the ceiling of a log."""
+    from ..measure import describe as describing
+
+    if html:
+        claimed(html, PAGE, log)
+    made = read(log)
+    stats = describing.describe(made)
+    if as_json:
+        print(json.dumps(stats, indent=1, default=str))
+    else:
+        describing.print_description(stats, out)
+    if html:
+        from ..report.log_page import write_html
+
+        write_html(made, stats, html)
+        err.print(f"plots: {html}")

@@ -1,0 +1,94 @@
+"""Commands that read Runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...files import PAGE, read_json
+from ...terminal import visible
+from .options import claimed, folder, json_flag, out
+
+
+def default_measures(run: Path) -> list[str]:
+    """What a first look wants, as far as the Run can say it."""
+    meta = read_json(run / "run.json")
+    ks = sorted({10, 50, min(stage["k"] for stage in meta["stages"])})
+    names = ["survival", *[f"HR@{k}" for k in ks], "nDCG@10"]
+    if meta["log"]["has"]["price"]:
+        names.append("GMV-HR@50")
+    if meta["log"]["has"]["exposures"]:
+        names += ["gAUC:request:exposures", "AUC"]
+    return names
+
+
+def print_stage_table(run: Path, names: list[str] | None = None) -> None:
+    from ..measure.compare import Run, measure
+    from ..report.table import print_table
+
+    print_table(measure(Run.open(run), names or default_measures(run)), out)
+
+
+@click.command()
+@click.argument("run", type=folder)
+@click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
+@click.option("--slice", "slice_name", help="target, repeat, user, price or query.")
+@click.option("--format", "fmt", type=click.Choice(["table", "csv", "markdown", "latex"]), default="table", help="How the rows are printed.")
+@json_flag
+def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: str, as_json: bool) -> None:
+    """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50, gAUC:request:exposures, ..."""
+    from ..measure.compare import Run, added
+    from ..measure.compare import measure as run_measure
+    from ..measure.evaluate import LISTS, parse_all
+    from ..report import table
+
+    opened = Run.open(run)
+    print_rows(run_measure(opened, list(measures), slice=slice_name), table, fmt, as_json)
+    if fmt == "table" and not as_json:
+        ranked = [m for m in parse_all(measures) if m.name in LISTS]
+        gains = [row for row in added(opened, ranked, slice=slice_name) if row["difference"] is not None]
+        if gains:
+            out.print("\nWhat each stage adds to the order of the stage before it, at one depth:")
+            table.print_comparison(gains, out)
+
+
+def print_rows(rows: list[dict[str, Any]], table: Any, fmt: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif fmt == "table":
+        table.print_table(rows, out)
+    else:
+        print(visible({"csv": table.to_csv, "markdown": table.to_markdown, "latex": table.to_latex}[fmt](rows)), end="")
+
+
+@click.command()
+@click.argument("run_a", type=folder)
+@click.argument("run_b", type=folder)
+@click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
+@json_flag
+def compare(run_a: Path, run_b: Path, measures: tuple[str, ...], as_json: bool) -> None:
+    """Compare two Runs of one log, paired on the same requests: B - A with its interval, Holm-corrected."""
+    from ..measure.compare import Run
+    from ..measure.compare import compare as run_compare
+    from ..report.table import print_comparison
+
+    rows = run_compare(Run.open(run_a), Run.open(run_b), list(measures))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print_comparison(rows, out)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=folder, metavar="RUN...")
+@click.option("--out", "html", type=folder, default=Path("report.html"), help="The HTML file to write.")
+def report(runs: tuple[Path, ...], html: Path) -> None:
+    """Write one self-contained HTML file about one or more Runs."""
+    from ..report.run_page import report as write_report
+
+    claimed(html, PAGE, *runs)
+    write_report(list(runs), html)
+    out.print(str(html), soft_wrap=True)

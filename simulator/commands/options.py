@@ -1,0 +1,116 @@
+"""Options that several commands have, and what a command does before its work."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...bounds import BOUNDS
+from ...checks import require
+from ...errors import KarmafunnelError, quoted
+from ...files import Kind, claim
+from ...log import Catalogue, Log, read
+from ...terminal import Console
+
+err = Console(stderr=True)
+out = Console()
+
+
+class Number(click.ParamType):
+    """A number within the bound of that name; NaN, infinity and what lies outside are refused."""
+
+    def __init__(self, bound: str):
+        self.bound = BOUNDS[bound]
+        self.kind = int if isinstance(self.bound.low, int) else float
+        self.name = "integer" if self.kind is int else "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            found = self.kind(value)
+        except (ValueError, OverflowError):
+            found = None
+        if not self.bound.holds(found):
+            self.fail(f"needs {self.bound}, found {quoted(value, 40)}", param, ctx)
+        return found
+
+
+class Numbers(Number):
+    """Such numbers, with commas between."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return [super(Numbers, self).convert(word, param, ctx) for word in value.split(",")] if isinstance(value, str) else value
+
+
+class Cutoffs(Numbers):
+    """A stage and cutoffs of it: STAGE=K,K."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, _, ks = value.partition("=")
+        return name, super().convert(ks, param, ctx)
+
+
+class Place(click.Path):
+    """A path; an empty one, such as of a variable that is not set, is refused: it would be the folder where one stands."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("needs a path, found an empty text", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+folder = Place(path_type=Path)
+log_argument = click.argument("log", type=folder)
+seed_option = click.option("--seed", type=Number("seed"), default=0, help="Of every random draw; the same seed gives the same bytes.")
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+force_flag = click.option(
+    "--force", is_flag=True, help="Replace an older result of something else, or an edited one; what karmafunnel did not write stays."
+)
+
+
+def claimed(place: Path, kind: Kind, *inputs: Path | str | None, force: bool = False) -> None:
+    """Claim a place to write until the command ends; see `files.claim`."""
+    context = click.get_current_context()
+    context.with_resource(claim(place, str(context.info_name), kind, inputs=inputs, force=force))
+
+
+def worker_flags(command: Any) -> Any:
+    """--workers and --ray."""
+    n = click.option(
+        "--workers", type=Number("workers"), metavar="N", help="Replay by N processes of one thread each; with --ray, at most N at a time."
+    )
+    ray = click.option(
+        "--ray", metavar="ADDRESS", help="Replay on the Ray cluster at this address (host:6379, auto; local: start one here)."
+    )
+    return n(ray(command))
+
+
+def workers_of(n: int | None, ray: str | None) -> Any:
+    from ..replay.workers import Workers
+
+    return Workers(n, ray) if n is not None or ray is not None else None
+
+
+def open_log(path: Path, but: Sequence[str] = ()) -> Log:
+    """A log to compute with: one that fails no check (`but` for these) whose failure would change a figure."""
+    log = read(path)
+    if isinstance(log, Catalogue):
+        raise KarmafunnelError(f"{path}: needs a log with requests, found a catalogue of {log.items.height} items")
+    require(log, but)
+    return log
+
+
+@contextmanager
+def cache_folder(no_cache: bool) -> Iterator[Path]:
+    from ..replay.prepare import cache_root
+
+    if no_cache:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+    else:
+        yield cache_root()

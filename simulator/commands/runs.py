@@ -1,0 +1,245 @@
+"""Commands that fit and replay."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import polars as pl
+from rich.table import Table
+
+from ...errors import KarmafunnelError
+from ...files import EMBEDDING, RUN, RUN_AND_PATHS, TABLE
+from .figures import print_stage_table
+from .options import (
+    Number,
+    cache_folder,
+    claimed,
+    err,
+    folder,
+    force_flag,
+    log_argument,
+    open_log,
+    out,
+    seed_option,
+    worker_flags,
+    workers_of,
+)
+
+
+@click.command()
+@click.argument("recipe")
+@log_argument
+@click.option("--out", "run", type=folder, required=True, help="The Run folder to write.")
+@seed_option
+@click.option("--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda.")
+@click.option("--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time.")
+@click.option(
+    "--window",
+    type=click.Choice(["W3", "W2b"]),
+    default="W3",
+    help="W2b is for tuning; W3 is looked at once, at the end.",
+)
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@click.option("--path", "paths", multiple=True, help="Replay this degradation path as well, such as recall=popular,rank=skip.")
+@click.option(
+    "--paths", "services", type=folder, metavar="SERVICES", help="Replay every path that a request can take there as well."
+)
+@click.option(
+    "--stale-minutes", type=Number("stale_minutes"),
+    help="How often near-line interests are refreshed, for paths such as karma=stale.",
+)
+@force_flag
+@worker_flags
+def replay(
+    recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool, paths: tuple[str, ...],
+    services: Path | None, stale_minutes: float | None, force: bool, workers: int | None, ray: str | None,
+) -> None:  # fmt: skip
+    """Fit the funnel of RECIPE on LOG and replay the last window through it.
+
+    RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started again, it goes on. Degradation
+    paths (--path, --paths) become Runs in RUN/paths: stages skipped, cut or replaced by a fallback, interests that are stale.
+    """
+    from ..load.services import Services
+    from ..replay.recipe import load_recipe
+    from ..replay.replay import replay as run_replay
+
+    paths = tuple(dict.fromkeys([*paths, *(Services.read(services).paths() if services else [])]))
+    if stale_minutes is not None and not paths:
+        raise KarmafunnelError(f"replay: --stale-minutes {stale_minutes:g} needs a --path such as karma=stale, found none")
+    claimed(run, RUN_AND_PATHS if paths else RUN, log, recipe, services, force=force)
+    opened = open_log(log)
+    common: dict[str, Any] = {"seed": seed, "device": device, "limit": limit, "window": window, "console": err}
+    common["command"] = shlex.join(["karmafunnel", *sys.argv[1:]])
+    with cache_folder(no_cache) as cache:
+        if not paths:
+            run_replay(load_recipe(recipe, opened), opened, run, cache=cache, workers=workers_of(workers, ray), **common)
+        else:
+            from ..replay.degrade import replay_paths
+
+            if workers is not None or ray is not None:
+                raise KarmafunnelError("replay: paths are replayed in this process; needs no --workers and no --ray, found one")
+            replay_paths(
+                load_recipe(recipe, opened), opened, run, list(paths), stale_minutes=stale_minutes, cache=cache, **common
+            )
+    if paths:
+        print_paths(run)
+    else:
+        print_stage_table(run)
+
+
+def print_paths(run: Path) -> None:
+    """What the last stage of each path is worth."""
+    from ..measure.compare import measure
+    from ..replay.degrade import runs_of
+    from ..report.table import between, number
+
+    runs = runs_of(run)
+    k = min(r.k(r.stages[-1]) for r in runs.values())
+    names = list(dict.fromkeys([f"HR@{min(k, 10)}", f"HR@{k}"]))
+    if runs["full"].meta["log"]["has"]["price"]:
+        names.append(f"GMV-HR@{k}")
+    table = Table(title="what the last stage shows, by path", title_justify="left")
+    for head in ("path", *names):
+        table.add_column(head, justify="left" if head == "path" else "right", overflow="fold")
+    for path, one in runs.items():
+        rows = {r["measure"]: r for r in measure(one, names, by_stage=False) if r["stage"] == one.stages[-1]}
+        table.add_row(path, *(f"{number(rows[n]['value'])}\n{between(rows[n])}" for n in names))
+    out.print(table)
+
+
+@click.command()
+@click.argument("recipe")
+@log_argument
+@click.option("--request", "request_id", required=True, help="A request_id of the log.")
+@click.option("--item", "item_id", help="An item_id; without it, the truth and the best of the last stage.")
+@seed_option
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: int, no_cache: bool) -> None:
+    """Stage by stage, why items are where they are in one request."""
+    from ..replay.prepare import prepare
+    from ..replay.recipe import load_recipe
+
+    opened = open_log(log)
+    with cache_folder(no_cache) as cache:
+        fitted = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, console=err)
+        frame = fitted.explain(request_id, item_id)
+    row = opened.request_ids.tolist().index(request_id)
+    if query := opened.requests["query"][row]:
+        out.print(f"query: {query}")
+    past = opened.asof.history(np.array([row]), 8).items[0]
+    for what, items in (("history", past[past >= 0]), ("came next", fitted.scene.truth.filter(pl.col("request") == row)["item"])):
+        titles = "; ".join(str(opened.items["title"][int(i)] or opened.item_ids[int(i)])[:60] for i in items)
+        out.print(f"{what}: {titles or 'nothing'}")
+    for name, embedding in fitted.scene.embeddings.items():
+        if told := embedding.read(np.array([row])):
+            out.print(f"the interest of {name} reads: {told[0]}")
+    table = Table(*["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"], title=f"request {request_id}")
+    for row in frame.sort("item_id", maintain_order=True).iter_rows(named=True):
+        needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
+        item = f"{row['item_id']} {(row['title'] or '')[:40]}"
+        table.add_row(
+            item,
+            row["stage"],
+            str(row["rank"]),
+            str(row["of"]),
+            "yes" if row["kept"] else "no",
+            f"{row['score']:.4g}",
+            needed,
+            row["channel"],
+            row["why"],
+        )
+    out.print(table)
+
+
+@click.command(name="table")
+@click.argument("recipe")
+@log_argument
+@click.option("--only", multiple=True, metavar="ROW", help="Only these rows, beside the one that they are held against.")
+@click.option("--against", metavar="ROW", help="Hold the rows against this one; without it, against the recipe's own.")
+@click.option("--seed", "seeds", type=Number("seed"), multiple=True, help="Only these seeds; without it, those of the recipe.")
+@click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", help="W2b is for tuning.")
+@click.option("--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time.")
+@click.option("--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda.")
+@click.option("--minutes", type=Number("minutes"), help="Begin no new cell after so long; the same command goes on later.")
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .tex, .json go.")
+@force_flag
+@worker_flags
+def table_command(
+    recipe: str, log: Path, only: tuple[str, ...], against: str | None, seeds: tuple[int, ...], window: str, limit: int | None,
+    device: str, minutes: float | None, no_cache: bool, folder_out: Path, force: bool, workers: int | None, ray: str | None,
+) -> None:  # fmt: skip
+    """Fit and replay every row of RECIPE with several seeds and hold them against each other, with paired intervals.
+
+    Resumable: what is done is not made again, nor is it to ask the same cells another question (--only, --against). A row that fails
+    is a line of the table.
+    """
+    from ..ablation.ablate import ablate, print_tables
+    from ..replay.recipe import load_recipe
+
+    claimed(folder_out, TABLE, log, recipe, force=force)
+    opened = open_log(log)
+    loaded = load_recipe(recipe, opened)
+    if against is not None:
+        loaded = loaded.held_against(against)
+    with cache_folder(no_cache) as cache:
+        ablate(
+            loaded, opened, folder_out, only=only, seeds=seeds, window=window, limit=limit, device=device,
+            cache=cache, minutes=minutes, console=err, workers=workers_of(workers, ray), command=shlex.join(["karmafunnel", *sys.argv[1:]]),
+        )  # fmt: skip
+    print_tables(folder_out, out)
+
+
+@click.command(name="fit-embedder")
+@click.argument("recipe")
+@log_argument
+@click.option("--name", help="Which embedder of the recipe; without it, the only one.")
+@click.option("--row", help="Take the embedders of this row of the recipe.")
+@seed_option
+@click.option("--device", default="cpu", help="cpu, cuda.")
+@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@click.option("--out", "folder_out", type=folder, required=True, help="The folder to write.")
+@force_flag
+def fit_embedder(
+    recipe: str, log: Path, name: str | None, row: str | None, seed: int, device: str, no_cache: bool, folder_out: Path, force: bool
+) -> None:
+    """Fit one embedder of RECIPE on the first window of LOG and save it: weights, item vectors and facts of the fit.
+
+    Pre-training and fine-tuning go on where an interrupted one was.
+    """
+    from ...stages.base import Scene, fit_embedders
+    from ..replay.prepare import check_device
+    from ..replay.recipe import load_recipe
+
+    claimed(folder_out, EMBEDDING, log, recipe, force=force)
+    opened = open_log(log)
+    found = load_recipe(recipe, opened)
+    embedders = (found.row(row) if row else found).embedders
+    if name is None and len(embedders) != 1:
+        raise KarmafunnelError(
+            f"recipe {found.name}: needs --name, one of {sorted(embedders)}{', or a --row' if found.rows else ''}"
+        )
+    name = name or next(iter(embedders))
+    if name not in embedders:
+        raise KarmafunnelError(f"recipe {found.name}: needs an embedder among {sorted(embedders)}, found {name!r}")
+    check_device(device)
+    with cache_folder(no_cache) as cache, err.status("fitting") as status:
+        say = lambda message: err.print(message, style="dim", soft_wrap=True)
+        scene = Scene(opened, {}, found.label, seed, device, say, lambda message: status.update(message), found.outside)
+        embedding = fit_embedders({name: embedders[name]}, scene, cache)[name]
+        embedding.save(folder_out)
+    table = Table("what", "found", title=f"{embedders[name]!r}")
+    items = embedding.items()
+    table.add_row("item vectors", f"{items.shape[0]:,} x {items.shape[1]}, {int((items != 0).any(axis=1).sum()):,} not zero")
+    for key, value in embedding.facts.items():
+        table.add_row(key, json.dumps(value) if isinstance(value, (dict, list)) else str(value))
+    out.print(table)
+    out.print(
+        f"{folder_out}: open it with the same value: {type(embedders[name]).__name__}(...).load(folder, log)"
+    )

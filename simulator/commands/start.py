@@ -1,0 +1,115 @@
+"""The demo, and what is slow on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.table import Table
+
+from ... import __version__
+from ...files import LOG, PAGE, RUN_AND_PATHS, SERVICES, SIMULATION
+from ...log import Log
+from ...terminal import progress_bar
+from .deployment import print_simulation, print_worth
+from .figures import print_stage_table
+from .options import claimed, err, folder, force_flag, json_flag, out, seed_option
+
+
+@click.command()
+@click.option(
+    "--out", "folder_out", type=folder, default=Path("out/demo"), help="Where log, Run and report go."
+)
+@seed_option
+@force_flag
+def demo(folder_out: Path, seed: int, force: bool) -> None:
+    """Make a World, fit KARMA, replay a funnel that it drives, then put it under load. Tables and two HTML pages. No network."""
+    from ..load.arrivals import Poisson
+    from ..load.credit import quality_under_load
+    from ..load.profile import profile as run_profile
+    from ..load.queueing import simulate
+    from ..load.services import with_policies
+    from ..replay.degrade import replay_paths
+    from ..replay.prepare import prepare
+    from ..replay.recipe import load_recipe
+    from ..report.load_page import load_page
+    from ..report.run_page import report as write_report
+    from ..world import generate
+
+    start = time.perf_counter()
+    kinds = {"log": LOG, "run": RUN_AND_PATHS, "load": SIMULATION, "services.toml": SERVICES, "report.html": PAGE, "load.html": PAGE}
+    for name, kind in kinds.items():
+        claimed(folder_out / name, kind, force=force)
+    err.print("making a World: 2,000 items, 600 users, 4,000 requests")
+    generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(folder_out / "log")
+    log = Log.open(folder_out / "log")
+    recipe, cache = load_recipe("karma", log), folder_out / "cache"
+    fitted = prepare(recipe, log, seed, cache=cache, console=err)
+    err.print("timing its stages")
+    deployed = with_policies(run_profile(recipe, log, seed=seed, seconds=3.0, fitted=fitted, console=err).services)
+    deployed.write(folder_out / "services.toml")
+    run = folder_out / "run"
+    told: dict[str, Any] = {"seed": seed, "console": err, "cache": cache, "command": "karmafunnel demo"}
+    replay_paths(recipe, log, run, deployed.paths(), fitted=fitted, **told)
+    print_stage_table(run)
+    write_report([run], folder_out / "report.html")
+    rate = 0.75 / max(stage.utilisation(1.0) for stage in deployed.stages)
+    with progress_bar(err) as bar:
+        task = bar.add_task("simulating", total=None)
+        step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
+        worth = quality_under_load({"services": deployed}, run, Poisson(rate), 5000, seed, progress=step)
+    simulation = simulate(
+        deployed, Poisson(rate), 5000, seed, out=folder_out / "load", events=True, says={"command": "karmafunnel demo"},
+        also=lambda _, folder: worth.write(folder),
+    )  # fmt: skip
+    load_page(simulation, folder_out / "load.html", worth=worth, command="karmafunnel demo")
+    print_simulation(simulation)
+    print_worth(worth)
+    again = f"karmafunnel queue {folder_out / 'services.toml'} --rate {2 * rate:.0f} --run {run} --out {folder_out / 'double'}"
+    err.print(
+        f"{time.perf_counter() - start:.0f} s. Open {folder_out / 'report.html'} and {folder_out / 'load.html'} in a browser; go on with:\n"
+        f"  karmafunnel measure {run} HR@20 --slice target\n  {again}", soft_wrap=True,
+    )  # fmt: skip
+
+
+@click.command()
+@json_flag
+def doctor(as_json: bool) -> None:
+    """Versions, threads, and what is slow here."""
+    import torch
+
+    facts: dict[str, Any] = {"karmafunnel": __version__, "python": platform.python_version(), "machine": platform.platform()}
+    packages = ("numpy", "polars", "pyarrow", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s", "plotly")
+    facts |= {name: version(name) for name in packages}
+    facts |= {"cores": os.cpu_count(), "torch threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
+    facts |= {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KARMAFUNNEL_CACHE")}
+    a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
+    t = torch.from_numpy(a)
+    for name, product in (("numpy", lambda: a @ a), ("torch", lambda: t @ t)):
+        product()
+        start = time.perf_counter()
+        for _ in range(10):
+            product()
+        facts[f"{name} fp32 matmul, GFLOP/s"] = round(10 * 2 * 1024**3 / (time.perf_counter() - start) / 1e9)
+    slow = []
+    if facts["torch fp32 matmul, GFLOP/s"] < 20:
+        slow.append("matrix products are slow: SASRec and DIN will be, too")
+    if (os.cpu_count() or 1) > 1 and facts["OMP_WAIT_POLICY"].lower() != "passive":
+        slow.append(
+            "OMP_WAIT_POLICY is not 'passive': torch, faiss and LightGBM bring a thread pool each and spin against each other"
+        )
+    facts["slow here"] = slow or ["nothing found"]
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    table = Table("what", "found")
+    for key, value in facts.items():
+        table.add_row(key, "; ".join(value) if isinstance(value, list) else str(value))
+    out.print(table)
