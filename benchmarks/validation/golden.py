@@ -66,8 +66,13 @@ class Code:
 
 
 @contextmanager
-def both(commit: str, folder: Path) -> Iterator[tuple[Code, Code]]:
-    """The code of a commit, checked out for as long as this lasts, and the code of this checkout."""
+def both(commit: str) -> Iterator[tuple[Code, Code]]:
+    """The code of a commit and the code of this checkout, in a folder that is there as long as this lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _both(commit, Path(folder))
+
+
+def _both(commit: str, folder: Path) -> Iterator[tuple[Code, Code]]:
     old, new = folder / "old", folder / "new"
     for one in (old, new):
         (one / "out").mkdir(parents=True)
@@ -146,7 +151,7 @@ def compare(recipe: str, logs: dict[str, Path], old: Code, new: Code, console: C
 def main(commit: str, recipes: str) -> None:
     """Replay with both, compare; exit status 1 where bytes differ."""
     console, failed = Console(), 0
-    with tempfile.TemporaryDirectory() as folder, both(commit, Path(folder)) as (old, new):
+    with both(commit) as (old, new):
         logs = make_logs(old)
         for name, log in make_logs(new).items():
             if found := tables_that_differ(logs[name], log):
