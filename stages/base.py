@@ -1,8 +1,4 @@
-"""Stage, Funnel and the frame that flows between them. Column names, first rank and tie order are fixed here and nowhere else.
-
-A frame has one row a (request, item), both as row numbers of the log. Rank 1 is best. Order: score descending, then a seeded
-hash of (request_id, item_id), never row order: popular items have low ids in many logs and a constant scorer would look skilled.
-"""
+"""Stage, Funnel, and how a chunk of requests runs through them."""
 
 from __future__ import annotations
 
@@ -25,83 +21,28 @@ from ..files import atomic_folder, intact, write_text
 from ..keys import code_of, content_key
 from ..log import Log, hash_ids
 from ..models.embedders import Embedder, Embedding, items_checksum, unit_rows
+from .frame import (
+    CHANNEL,
+    ITEM,
+    PLACE,
+    RANK,
+    REQUEST,
+    SCORE,
+    descending,
+    group_rows,
+    mix,
+    no_rows,
+    order,
+    rows_frame,
+    with_forced,
+)
 
-REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
-PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
-FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
 Progress = Callable[[str], None]
 FOLDS = 2  # of users; five were no better and took 3.5 times as long (benchmarks/findings/LOG.md, 2026-11-28)
 
 
 def silent(_: str) -> None:
     """A progress callback that says nothing."""
-
-
-# -- ties and ranks -----------------------------------------------------------------------------------------------------
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser: uint64 -> uint64, every input bit moves every output bit (Steele et al. 2014)."""
-    x = x ^ (x >> np.uint64(30))
-    x = x * np.uint64(0xBF58476D1CE4E5B9)
-    x = x ^ (x >> np.uint64(27))
-    x = x * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def ascending(score: np.ndarray) -> np.ndarray:
-    """uint32 keys that sort as float32 scores do (-0.0 counts as 0.0)."""
-    bits = (score.astype(np.float32) + np.float32(0)).view(np.uint32)
-    sign = (bits.view(np.int32) >> 31).view(np.uint32)  # all ones below 0
-    return bits ^ (sign | np.uint32(1 << 31))
-
-
-def descending(score: np.ndarray) -> np.ndarray:
-    """uint32 keys that sort ascending as float32 scores sort descending."""
-    return ~ascending(score)
-
-
-def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
-    """Row order by group, then score descending, then tie ascending.
-
-    One sort of a 64-bit key; only rows that really tie are sorted again by their hash.
-    """
-    key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
-    rows = np.arange(len(key)) if (key[1:] >= key[:-1]).all() else np.argsort(key)
-    ordered = key[rows]
-    same = ordered[1:] == ordered[:-1]
-    if same.any():
-        tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
-        inside = rows[tied]
-        rows[tied] = inside[np.lexsort((tie[inside], key[inside]))]
-    return rows
-
-
-def group_rows(request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct requests of a frame, ascending, and each row's place among them: `np.unique` without a sort."""
-    if len(request) == 0:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    low, high = int(request.min()), int(request.max())
-    if high - low > 8 * len(request) + 100_000:
-        return np.unique(request, return_inverse=True)
-    there = np.zeros(high - low + 1, dtype=bool)
-    there[request - low] = True
-    return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[request - low]
-
-
-def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:
-    """Positions of the k best scores, best first; `tie(positions)` gives the hashes that order equal scores."""
-    if len(score) > k:
-        threshold = np.partition(score, len(score) - k)[len(score) - k]
-        above = np.flatnonzero(score > threshold)
-        level = np.flatnonzero(score == threshold)
-        need = k - len(above)
-        if len(level) > need:
-            level = level[np.argsort(tie(level), kind="stable")[:need]]
-        chosen = np.concatenate([above, level])
-    else:
-        chosen = np.arange(len(score))
-    return chosen[np.lexsort((tie(chosen), -score[chosen]))]
 
 
 def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -115,9 +56,6 @@ def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.nd
         fold_of[one] = held.index(min(held))
         held[fold_of[one]] += int(sizes[one])
     return fold_of[owner]
-
-
-# -- what stages may look at --------------------------------------------------------------------------------------------
 
 
 class Memory:
@@ -324,9 +262,6 @@ class Scene:
     def truth(self) -> pl.DataFrame:
         """Truth of every request of the log under the recipe's label: request, item, quantity, money."""
         return self.log.truth(self.label)
-
-
-# -- stages -------------------------------------------------------------------------------------------------------------
 
 
 def as_typed(value: Any) -> str:
@@ -630,9 +565,6 @@ def fit_embedders(embedders: Mapping[str, Embedder], scene: Scene, cache_folder:
     return fitted
 
 
-# -- running ------------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Step:
     """What one stage did to a chunk: its slate, the forced rows with score / rank / wins, sizes and seconds."""
@@ -712,22 +644,6 @@ class Scored:
         else:
             found = before.earlier(memory, what)
         return None if found is None else found.T.take(self.state.at, axis=-1).T  # features lie column by column
-
-
-TYPES = {
-    REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32, RANK: pl.Int32,
-    CHANNEL: pl.UInt32, "wins": pl.Float64,
-}  # fmt: skip
-
-
-def rows_frame(**columns: Any) -> pl.DataFrame:
-    """Columns as a frame, each of the one type that it has everywhere, also where there is no row."""
-    return pl.DataFrame({name: pl.Series(name, values, TYPES[name]) for name, values in columns.items()})
-
-
-def no_rows() -> pl.DataFrame:
-    """No forced rows: request, item, truth, score, channel."""
-    return rows_frame(**{name: [] for name in (REQUEST, ITEM, "truth", SCORE, CHANNEL)})
 
 
 def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, State]:
@@ -873,17 +789,6 @@ class FittedFunnel:
             keep = [pl.col(SCORE).alias(f"{step.stage.name}.score"), pl.col(RANK).alias(f"{step.stage.name}.rank")]
             previous = with_forced(step.slate.with_columns(keep), step.forced.with_columns(keep))
         return pl.DataFrame(table, infer_schema_length=None)
-
-
-def with_forced(slate: pl.DataFrame, forced: pl.DataFrame) -> pl.DataFrame:
-    """What a stage scores: the candidates, then the forced rows, told apart by the column `forced`."""
-    columns = [c for c in slate.columns if c in forced.columns]
-    return pl.concat(
-        [
-            part.select(columns).with_columns(pl.lit(is_forced).alias(FORCED))
-            for part, is_forced in ((slate, False), (forced, True))
-        ]
-    )
 
 
 def _row_of(ids: np.ndarray, wanted: str | None, what: str) -> int:

@@ -19,7 +19,8 @@ from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
-from .base import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, Scene, Typed, ascending, group_rows
+from .base import Scene, Typed
+from .frame import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, ascending, group_rows
 from .recall import Titles
 
 DAY = 86_400_000  # ms

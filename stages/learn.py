@@ -19,8 +19,9 @@ from ..files import read_json, write_json
 from ..log import rows_of
 from ..models import ctr, gbdt
 from ..shapes import check_keys, each, number, one_of
-from .base import ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, Typed, check_windows, group_rows, order, with_forced
+from .base import Fitted, FittedFunnel, Scene, Stage, Typed, check_windows
 from .features import Feature, check, compute
+from .frame import ITEM, REQUEST, SCORE, group_rows, order, with_forced
 
 CHUNK = 256  # requests at a time
 

@@ -14,7 +14,8 @@ from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..log import rows_of
 from ..models import ctr
-from .base import ITEM, REQUEST, SCORE, FittedFunnel, Scene, group_rows
+from .base import FittedFunnel, Scene
+from .frame import ITEM, REQUEST, SCORE, group_rows
 from .learn import (
     Boosted,
     Calibrated,

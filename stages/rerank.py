@@ -10,8 +10,9 @@ import polars as pl
 
 from ..bounds import needs
 from ..errors import KarmafunnelError
-from .base import CHANNEL, ITEM, RANK, REQUEST, SCORE, Fitted, FittedFunnel, Scene, Stage, positional
+from .base import Fitted, FittedFunnel, Scene, Stage, positional
 from .features import Rows
+from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE
 
 CLICKS, BUYS = "p_click", "p_buy"  # P(click | looked at) and P(purchase | click), as a multi-task ranker puts them out
 SMALLEST = 1e-30  # what 0 counts as inside a logarithm

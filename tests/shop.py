@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 from karmafunnel.log import Log
-from karmafunnel.stages.base import ITEM, SCORE, Fitted, Stage
+from karmafunnel.stages.base import Fitted, Stage
+from karmafunnel.stages.frame import ITEM, SCORE
 
 
 def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed: int = 0) -> Log:

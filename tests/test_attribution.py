@@ -19,7 +19,8 @@ from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.attribution_plot import attribution_figure, attribution_table
-from karmafunnel.stages.base import ITEM, REQUEST, Fitted, Funnel, Scene, Stage
+from karmafunnel.stages.base import Fitted, Funnel, Scene, Stage
+from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.recall import Popular
 
 END = "end to end"

@@ -25,7 +25,7 @@ from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.replay.tables import TABLES
-from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE
+from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.rerank import GMVRank
 from shop import Chances, scramble
 

@@ -13,8 +13,9 @@ from karmafunnel.models.karma.embedder import KARMA, FrozenLM
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
-from karmafunnel.stages.base import CHANNEL, ITEM, REQUEST, SCORE, Funnel, Scene, rows_frame
+from karmafunnel.stages.base import Funnel, Scene
 from karmafunnel.stages.features import Rows, Similarity
+from karmafunnel.stages.frame import CHANNEL, ITEM, REQUEST, SCORE, rows_frame
 from karmafunnel.stages.learn import logged
 from karmafunnel.stages.recall import BM25Recall, VectorRecall
 from shop import make_shop

@@ -14,7 +14,7 @@ from karmafunnel.models.ctr import BINS
 from karmafunnel.models.embedders import Cooccurrence, Embedding, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM, Qwen
 from karmafunnel.simulator.replay.tables import Ledgers
-from karmafunnel.stages.base import FORCED, ITEM, REQUEST, SCORE, Fitted, FittedFunnel, Funnel, Scene, Stage, fit_embedders
+from karmafunnel.stages.base import Fitted, FittedFunnel, Funnel, Scene, Stage, fit_embedders
 from karmafunnel.stages.features import (
     BM25,
     Context,
@@ -31,6 +31,7 @@ from karmafunnel.stages.features import (
     check,
     compute,
 )  # fmt: skip
+from karmafunnel.stages.frame import FORCED, ITEM, REQUEST, SCORE
 from karmafunnel.stages.learn import Sample, logged
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank

@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
-from karmafunnel.stages.base import ITEM, RANK, REQUEST, Fitted, FittedFunnel, Funnel, Scene, Stage, deal
+from karmafunnel.stages.base import Fitted, FittedFunnel, Funnel, Scene, Stage, deal
 from karmafunnel.stages.features import ItemColumn, Own, Popularity, Price, Upstream
+from karmafunnel.stages.frame import ITEM, RANK, REQUEST
 from karmafunnel.stages.learn import Sample, Teacher, Teachers, sampled, training_table
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import DINRank, LightGBMRank

@@ -30,8 +30,9 @@ from karmafunnel.models.ctr import (
 )
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.models.sasrec import SASRec
-from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Funnel, Scene, Stage, fit_embedders
+from karmafunnel.stages.base import FittedFunnel, Funnel, Scene, Stage, fit_embedders
 from karmafunnel.stages.features import BM25, Column, ItemColumn, Own, Popularity, Price, Similarity, SimTier, Upstream, Vectors
+from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.learn import (
     Isotonic,
     Sample,

@@ -17,7 +17,8 @@ from karmafunnel.simulator.report.pareto_plot import non_dominated, pareto_figur
 from karmafunnel.simulator.report.table import define
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages import rerank
-from karmafunnel.stages.base import ITEM, RANK, REQUEST, SCORE, Scene, State, Step, advance
+from karmafunnel.stages.base import Scene, State, Step, advance
+from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
 from shop import Chances, make_shop

@@ -15,21 +15,14 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.stages.base import (
-    ITEM,
-    RANK,
-    REQUEST,
-    SCORE,
     Fitted,
     FittedFunnel,
     Funnel,
     Retriever,
     Scene,
     Stage,
-    descending,
     fit_embedders,
-    order,
     rank_rows,
-    select_top,
 )
 from karmafunnel.stages.features import (
     BM25,
@@ -48,6 +41,7 @@ from karmafunnel.stages.features import (
     Upstream,
     Vectors,
 )
+from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE, descending, order, select_top
 from karmafunnel.stages.learn import Sample, Teacher, logged, sampled
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
 from karmafunnel.stages.rank import DINRank, ESMMRank

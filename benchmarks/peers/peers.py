@@ -41,7 +41,8 @@ from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich, write_page
 from karmafunnel.simulator.report.table import define, number, text_of
-from karmafunnel.stages.base import ITEM, REQUEST, FittedFunnel, Funnel
+from karmafunnel.stages.base import FittedFunnel, Funnel
+from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.learn import spaced
 from karmafunnel.stages.recall import External
 from karmafunnel.terminal import Console

@@ -48,8 +48,9 @@ from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich
-from karmafunnel.stages.base import ITEM, RANK, REQUEST, Fitted, FittedFunnel, Scene, Stage
+from karmafunnel.stages.base import Fitted, FittedFunnel, Scene, Stage
 from karmafunnel.stages.features import Context, Own, Popularity, Similarity, Upstream
+from karmafunnel.stages.frame import ITEM, RANK, REQUEST
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank

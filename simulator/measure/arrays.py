@@ -14,7 +14,7 @@ from ...errors import KarmafunnelError
 from ...files import check, read_table
 from ...layout import TS
 from ...log import Log, hash_ids
-from ...stages.base import mix, order
+from ...stages.frame import mix, order
 from . import metrics
 from .metrics import LOST
 from .run import Run

@@ -23,7 +23,8 @@ from ...files import RUN_AND_PATHS, remove
 from ...keys import code_digest, content_key
 from ...log import Log
 from ...models.embedders import Embedding
-from ...stages.base import CHANNEL, SCORE, Fitted, FittedFunnel, Funnel, Retriever, Scene, Stage
+from ...stages.base import Fitted, FittedFunnel, Funnel, Retriever, Scene, Stage
+from ...stages.frame import CHANNEL, SCORE
 from ...stages.recall import FittedJoin, Join, Popular
 from ...terminal import Console
 from ..measure.run import Run

@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 
 from ...log import rows_of
-from ...stages.base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Step, check_windows
+from ...stages.base import FittedFunnel, Step, check_windows
+from ...stages.frame import ITEM, RANK, REQUEST, SCORE
 from ...stages.learn import logged
 
 TABLES = ("slates", "requests", "ledger", "scored", "timing")

@@ -11,7 +11,8 @@ import polars as pl
 from ...errors import KarmafunnelError
 from ...files import read_table
 from ...log import Log, rows_of, sha256
-from ..base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Stage, no_rows, positional, rank_rows
+from ..base import FittedFunnel, Retriever, Scene, Stage, positional, rank_rows
+from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows
 from .proposals import NOT_FOUND
 
 

@@ -12,7 +12,8 @@ import polars as pl
 
 from ...bounds import MANY, Bound, check_bound, needs
 from ...errors import KarmafunnelError
-from ..base import ITEM, RANK, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Stage, no_rows, rank_rows, rows_frame
+from ..base import FittedFunnel, Retriever, Scene, Stage, rank_rows
+from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, rows_frame
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,8 @@ import polars as pl
 from scipy import sparse
 
 from ...bounds import needs
-from ..base import ITEM, REQUEST, FittedFunnel, Retriever, Scene, Stage, group_rows
+from ..base import FittedFunnel, Retriever, Scene, Stage
+from ..frame import ITEM, REQUEST, group_rows
 from .proposals import propose_each
 
 

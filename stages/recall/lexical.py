@@ -10,7 +10,8 @@ import polars as pl
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
-from ..base import ITEM, REQUEST, FittedFunnel, Retriever, Scene, Stage
+from ..base import FittedFunnel, Retriever, Scene, Stage
+from ..frame import ITEM, REQUEST
 from .proposals import propose_each
 
 

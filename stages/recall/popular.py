@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from ...bounds import needs
-from ..base import ITEM, REQUEST, FittedFunnel, Retriever, Scene, Stage
+from ..base import FittedFunnel, Retriever, Scene, Stage
+from ..frame import ITEM, REQUEST
 from .proposals import propose_each
 
 

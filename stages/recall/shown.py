@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from ...errors import KarmafunnelError
-from ..base import ITEM, REQUEST, SCORE, FittedFunnel, Retriever, Scene, Stage, rows_frame
+from ..base import FittedFunnel, Retriever, Scene, Stage
+from ..frame import ITEM, REQUEST, SCORE, rows_frame
 from .proposals import NOT_FOUND
 
 

@@ -13,7 +13,8 @@ import polars as pl
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
-from ..base import ITEM, REQUEST, FittedFunnel, Retriever, Scene, Stage, Typed, group_rows, rows_frame, select_top
+from ..base import FittedFunnel, Retriever, Scene, Stage, Typed
+from ..frame import ITEM, REQUEST, group_rows, rows_frame, select_top
 from .proposals import tie_of
 
 

@@ -1,0 +1,108 @@
+"""The frame that flows between stages. Column names, first rank and tie order are fixed here and nowhere else.
+
+A frame has one row a (request, item), both as row numbers of the log. Rank 1 is best. Order: score descending, then a seeded
+hash of (request_id, item_id), never row order: popular items have low ids in many logs and a constant scorer would look skilled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
+PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
+FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser: uint64 -> uint64, every input bit moves every output bit (Steele et al. 2014)."""
+    x = x ^ (x >> np.uint64(30))
+    x = x * np.uint64(0xBF58476D1CE4E5B9)
+    x = x ^ (x >> np.uint64(27))
+    x = x * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def ascending(score: np.ndarray) -> np.ndarray:
+    """uint32 keys that sort as float32 scores do (-0.0 counts as 0.0)."""
+    bits = (score.astype(np.float32) + np.float32(0)).view(np.uint32)
+    sign = (bits.view(np.int32) >> 31).view(np.uint32)  # all ones below 0
+    return bits ^ (sign | np.uint32(1 << 31))
+
+
+def descending(score: np.ndarray) -> np.ndarray:
+    """uint32 keys that sort ascending as float32 scores sort descending."""
+    return ~ascending(score)
+
+
+def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
+    """Row order by group, then score descending, then tie ascending.
+
+    One sort of a 64-bit key; only rows that really tie are sorted again by their hash.
+    """
+    key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
+    rows = np.arange(len(key)) if (key[1:] >= key[:-1]).all() else np.argsort(key)
+    ordered = key[rows]
+    same = ordered[1:] == ordered[:-1]
+    if same.any():
+        tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+        inside = rows[tied]
+        rows[tied] = inside[np.lexsort((tie[inside], key[inside]))]
+    return rows
+
+
+def group_rows(request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct requests of a frame, ascending, and each row's place among them: `np.unique` without a sort."""
+    if len(request) == 0:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    low, high = int(request.min()), int(request.max())
+    if high - low > 8 * len(request) + 100_000:
+        return np.unique(request, return_inverse=True)
+    there = np.zeros(high - low + 1, dtype=bool)
+    there[request - low] = True
+    return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[request - low]
+
+
+def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:
+    """Positions of the k best scores, best first; `tie(positions)` gives the hashes that order equal scores."""
+    if len(score) > k:
+        threshold = np.partition(score, len(score) - k)[len(score) - k]
+        above = np.flatnonzero(score > threshold)
+        level = np.flatnonzero(score == threshold)
+        need = k - len(above)
+        if len(level) > need:
+            level = level[np.argsort(tie(level), kind="stable")[:need]]
+        chosen = np.concatenate([above, level])
+    else:
+        chosen = np.arange(len(score))
+    return chosen[np.lexsort((tie(chosen), -score[chosen]))]
+
+
+TYPES = {
+    REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32, RANK: pl.Int32,
+    CHANNEL: pl.UInt32, "wins": pl.Float64,
+}  # fmt: skip
+
+
+def rows_frame(**columns: Any) -> pl.DataFrame:
+    """Columns as a frame, each of the one type that it has everywhere, also where there is no row."""
+    return pl.DataFrame({name: pl.Series(name, values, TYPES[name]) for name, values in columns.items()})
+
+
+def no_rows() -> pl.DataFrame:
+    """No forced rows: request, item, truth, score, channel."""
+    return rows_frame(**{name: [] for name in (REQUEST, ITEM, "truth", SCORE, CHANNEL)})
+
+
+def with_forced(slate: pl.DataFrame, forced: pl.DataFrame) -> pl.DataFrame:
+    """What a stage scores: the candidates, then the forced rows, told apart by the column `forced`."""
+    columns = [c for c in slate.columns if c in forced.columns]
+    return pl.concat(
+        [
+            part.select(columns).with_columns(pl.lit(is_forced).alias(FORCED))
+            for part, is_forced in ((slate, False), (forced, True))
+        ]
+    )
