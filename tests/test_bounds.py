@@ -26,7 +26,7 @@ from karmafunnel.simulator.load.capacity import plan
 from karmafunnel.simulator.load.profile import profile
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
-from karmafunnel.simulator.measure.evaluate import Measure
+from karmafunnel.simulator.measure.measures.measure import Measure
 from karmafunnel.simulator.replay.paths import modes_of
 from karmafunnel.simulator.replay.prepare import prepare, requests_of
 from karmafunnel.simulator.replay.recipe import load_recipe

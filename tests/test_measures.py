@@ -1,6 +1,7 @@
 """Measures: a Run small enough to work out by hand, other libraries, brute force, and properties that must hold."""
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from math import log2
@@ -29,10 +30,15 @@ from karmafunnel.simulator.measure.intervals import (
     interval,
     resample,
 )
+from karmafunnel.simulator.measure.measures.average_precision import MAP
+from karmafunnel.simulator.measure.measures.coverage import Coverage
+from karmafunnel.simulator.measure.measures.gini import Gini
+from karmafunnel.simulator.measure.measures.hits import Lists, RandomLists
+from karmafunnel.simulator.measure.measures.measure import AtK, kinds, mean
 from karmafunnel.simulator.measure.metrics import LOST
-from karmafunnel.simulator.replay.recipe import Recipe
+from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay
-from karmafunnel.simulator.report.table import to_markdown
+from karmafunnel.simulator.report.table import define, to_markdown
 from karmafunnel.simulator.world import generate
 from karmafunnel.simulator.world.marketplace import read_truth
 from karmafunnel.stages.base import Funnel
@@ -459,6 +465,65 @@ def test_truth_without_prices(tmp_path):
     assert values(by_hand(tmp_path / "hits", ledger={"money": [None] * 5}), "HR@2")["recall"] == 2 / 3
 
 
+# -- what is shown of the catalogue -------------------------------------------------------------------------------------
+
+
+def test_coverage_and_gini_by_hand():
+    assert Coverage(k=1).of_counts(np.array([3.0, 0.0, 1.0]), 8) == 2 / 8
+    assert np.isnan(Coverage(k=1).of_counts(np.zeros(0), 8))
+    gini = Gini(k=1)
+    assert gini.of_counts(np.full(4, 5.0), 4) == pytest.approx(0)
+    assert gini.of_counts(np.array([7.0]), 4) == pytest.approx(3 / 4)  # one of four takes all
+    counts = np.array([1.0, 4.0, 2.0, 0.0, 0.0])
+    pairs = np.abs(counts[:, None] - counts[None, :]).mean() / (2 * counts.mean())  # half the relative mean difference
+    assert gini.of_counts(counts[:3], 5) == pytest.approx(pairs)
+
+
+def test_coverage_of_a_run_counts_its_slates(run, shop, tmp_path):
+    assert "does not say how many items" in ask(run, "coverage@2")["rank"]["note"]
+    run = Run.open(replay(load_recipe("own_history", shop), shop, tmp_path / "run"))
+    k, items = 2, run.meta["log"]["items"]
+    top = run.read("slates").filter(pl.col("rank") <= k)
+    for stage, rows in top.group_by("stage"):
+        found = ask(run, f"coverage@{k}")[str(stage[0])]
+        assert (found["value"], found["n"]) == (pytest.approx(rows["item_id"].n_unique() / items), rows.height)
+        assert found["low"] <= found["high"] <= found["value"] + 1e-12  # a resample shows no item that the whole does not
+
+
+def test_novelty_is_the_surprise_of_what_is_shown(shop, tmp_path):
+    shop.write(tmp_path / "log")
+    log = Log.open(tmp_path / "log")
+    replay(load_recipe("popular", log), log, tmp_path / "run")
+    found = ask(Run.open(tmp_path / "run"), "novelty@3")["recall"]
+    counts = log.targets_of_w1("click") + 1
+    bits = dict(zip(log.items["item_id"], -np.log2(counts / counts.sum()), strict=True))
+    top = Run.open(tmp_path / "run").read("slates").filter(pl.col("rank") <= 3)
+    means = top.group_by("request_id").agg(pl.col("item_id").replace_strict(bits).mean())["item_id"]
+    assert found["value"] == pytest.approx(means.mean())
+    (tmp_path / "log").rename(tmp_path / "elsewhere")
+    assert ask(Run.open(tmp_path / "run"), "novelty@3")["recall"]["note"].startswith("n/a: the log that was replayed is not at")
+
+
+def test_a_new_measure_is_one_class(run):
+    @dataclass(frozen=True, repr=False)
+    class Nothing(AtK):
+        name = "nothing"
+        form = "nothing@k"
+        definition = "nothing at all"
+
+        def figures(self, reading, part, stages):
+            for stage in stages:
+                yield self.figure(stage, part, mean(reading, part, np.zeros(reading.n)), "request", "requests")
+
+    kinds.cache_clear()
+    try:
+        found = ask(run, "nothing@4")["rank"]
+        assert (found["measure"], found["value"], found["n"]) == ("nothing@4", 0.0, run.read("requests").height)
+        assert define("nothing@4") == "nothing at all"
+    finally:
+        kinds.cache_clear()
+
+
 # -- names --------------------------------------------------------------------------------------------------------------
 
 
@@ -497,7 +562,7 @@ def test_a_measure_prints_as_typed(text):
     ],
 )
 def test_an_unknown_measure_lists_what_exists(text):
-    with pytest.raises(KarmafunnelError, match=r"there are HR@k, Recall@k.*gAUC"):
+    with pytest.raises(KarmafunnelError, match=r"there are .*gAUC:.*HR@k.*, Recall@k"):
         Measure.parse(text)
 
 
@@ -705,6 +770,7 @@ def ours(lists, money, k: int) -> dict[str, np.ndarray]:
     return {
         "HR": metrics.hit_rate(*lists, k), "Recall": metrics.recall(*lists, k), "MRR": metrics.reciprocal_rank(*lists, k),
         "nDCG": metrics.ndcg(*lists, k), "GMV-nDCG": metrics.ndcg(*lists, k, money),
+        "MAP": MAP(k=k).values(Lists(*lists[:2], money), lists[2], k),
     }  # fmt: skip
 
 
@@ -734,7 +800,7 @@ def test_equal_to_ranx(k, monkeypatch):
 def test_equal_to_ir_measures(k):
     qrels, run, lists, money = random_lists(100 + k)
     found = ours(lists, money, k)
-    names = {"HR": f"Success@{k}", "Recall": f"R@{k}", "MRR": f"RR@{k}", "nDCG": f"nDCG@{k}"}
+    names = {"HR": f"Success@{k}", "Recall": f"R@{k}", "MRR": f"RR@{k}", "nDCG": f"nDCG@{k}", "MAP": f"AP@{k}"}
     for name, theirs in names.items():
         binary = {q: dict.fromkeys(d, 1) for q, d in qrels.items()}
         scores = {m.query_id: m.value for m in ir_measures.iter_calc([ir_measures.parse_measure(theirs)], binary, run)}
@@ -878,12 +944,13 @@ def test_the_random_row_is_the_mean_over_all_orders(eligible, reachable, missing
         return
     e, t, n = (np.array([x]) for x in (eligible, reachable, truth))
     group = np.zeros(truth, dtype=np.int64)
-    sums = {"HR": 0.0, "Recall": 0.0, "MRR": 0.0, "nDCG": 0.0}
+    sums = {"HR": 0.0, "Recall": 0.0, "MRR": 0.0, "nDCG": 0.0, "MAP": 0.0}
+    of_map = lambda group, rank, n, k: MAP(k=k).values(Lists(group, rank, np.ones(len(rank))), n, k)
     places = list(combinations(range(1, eligible + 1), reachable))
     for place in places:
         rank = np.array([*place, *[LOST] * missing], dtype=np.int64)
         for name in sums:
-            of = {"HR": metrics.hit_rate, "Recall": metrics.recall, "MRR": metrics.reciprocal_rank, "nDCG": metrics.ndcg}[name]
+            of = {"HR": metrics.hit_rate, "Recall": metrics.recall, "MRR": metrics.reciprocal_rank, "nDCG": metrics.ndcg, "MAP": of_map}[name]
             sums[name] += of(group, rank, 1, k)[0] / len(places)
     expected = {
         "HR": metrics.random_hit_rate,
@@ -893,6 +960,8 @@ def test_the_random_row_is_the_mean_over_all_orders(eligible, reachable, missing
     }
     for name, of in expected.items():
         assert of(e, t, n, k)[0] == pytest.approx(sums[name], abs=1e-12), name
+    lists = RandomLists(group, np.arange(truth) < reachable, np.ones(truth), e)
+    assert MAP(k=k).expected(lists, k)[0] == pytest.approx(sums["MAP"], abs=1e-12)
 
 
 def test_the_random_row_equals_a_monte_carlo_mean(run):

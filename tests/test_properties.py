@@ -25,7 +25,7 @@ from karmafunnel.simulator.load.credit import quality_under_load
 from karmafunnel.simulator.load.queueing import Simulation, simulate
 from karmafunnel.simulator.load.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
 from karmafunnel.simulator.measure.compare import Run, compare, measure
-from karmafunnel.simulator.measure.evaluate import Measure
+from karmafunnel.simulator.measure.measures.measure import Measure
 from karmafunnel.simulator.replay.paths import FULL, NOTHING
 from karmafunnel.stages.learn import Isotonic, Temperature, load_calibration, save_calibration
 from test_measures import META, by_hand, write

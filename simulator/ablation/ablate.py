@@ -51,8 +51,8 @@ from ...stages.base import Progress, silent
 from ...terminal import Console
 from ..measure.attribution import attribute
 from ..measure.compare import compare, measure
-from ..measure.evaluate import parse_all
 from ..measure.intervals import Difference, Ratio, holm, interval, over_seeds, resample
+from ..measure.measures.measure import parse_all
 from ..measure.run import Run
 from ..replay.jobs import check_workers
 from ..replay.prepare import Variant, check_device, prepare

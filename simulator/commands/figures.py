@@ -42,13 +42,13 @@ def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: s
     """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50, gAUC:request:exposures, ..."""
     from ..measure.compare import Run, added
     from ..measure.compare import measure as run_measure
-    from ..measure.evaluate import LISTS, parse_all
+    from ..measure.measures.measure import parse_all
     from ..report import table
 
     opened = Run.open(run)
     print_rows(run_measure(opened, list(measures), slice=slice_name), table, fmt, as_json)
     if fmt == "table" and not as_json:
-        ranked = [m for m in parse_all(measures) if m.name in LISTS]
+        ranked = [m for m in parse_all(measures) if m.ranks]
         gains = [row for row in added(opened, ranked, slice=slice_name) if row["difference"] is not None]
         if gains:
             out.print("\nWhat each stage adds to the order of the stage before it, at one depth:")

@@ -17,8 +17,8 @@ import polars as pl
 
 from ...errors import KarmafunnelError, quoted
 from ..measure.compare import same_requests
-from ..measure.evaluate import Measure, parse_all, per_request
 from ..measure.intervals import Ratio, interval, resample
+from ..measure.measures.measure import Measure, parse_all
 from ..measure.run import Run
 from ..replay.degrade import runs_of
 from ..replay.paths import FULL, NOTHING, modes_of, path_of
@@ -48,7 +48,7 @@ class Quality:
             )
         self.worth: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by measure: numerators and denominators (n_paths, n_requests)
         for measure in self.measures:
-            values = [per_request(reading, measure, last[path]) for path, reading in readings.items()]
+            values = [measure.per_request(reading, last[path]) for path, reading in readings.items()]
             num, den = values[list(runs).index(FULL)]
             nothing = np.where(np.isnan(num) | (measure.name == "gAUC"), np.nan, 0.0)  # what is not ranked has no AUC
             values += [(nothing, den)] if NOTHING not in runs else []

@@ -1,4 +1,4 @@
-"""The tables of a Run as arrays, for `evaluate.py`: truth items, shown rows, slices."""
+"""The tables of a Run as arrays, for the measures: truth items, shown rows, slices."""
 
 from __future__ import annotations
 
@@ -120,18 +120,27 @@ class Reading:
         return {s: found[f"{s}.rank"].cast(pl.Int64).fill_null(LOST).to_numpy() for s in self.run.stages}
 
     @cached_property
-    def elsewhere(self) -> tuple[pl.DataFrame | None, str]:
-        """What users bought out of the funnel (user_id, item_id, bought), where the log holds it, as a World does; else None and why."""
-        log = self.run.meta["log"]
-        path = Path(str(log.get("path"))) / "truth" / "elsewhere.parquet"
-        if not path.is_file():
-            return None, "n/a: the log holds no purchases made elsewhere"
+    def log(self) -> tuple[Log | None, str]:
+        """The log that was replayed, where it still lies at its place; else None and why."""
+        said = self.run.meta["log"]
+        path = Path(str(said.get("path")))
+        if not (path / "log.json").is_file():
+            return None, f"n/a: the log that was replayed is not at {path}"
         try:
-            same = Log.open(path.parent.parent).checksum == log["checksum"]
+            log = Log.open(path)
+            same = log.checksum == said["checksum"]
         except KarmafunnelError:  # damaged, or changed since
             same = False
-        if not same:
-            return None, f"n/a: {path.parent.parent} is no longer the log that was replayed"
+        return (log, "") if same else (None, f"n/a: {path} is no longer the log that was replayed")
+
+    @cached_property
+    def elsewhere(self) -> tuple[pl.DataFrame | None, str]:
+        """What users bought out of the funnel (user_id, item_id, bought), where the log holds it, as a World does; else None and why."""
+        path = Path(str(self.run.meta["log"].get("path"))) / "truth" / "elsewhere.parquet"
+        if not path.is_file():
+            return None, "n/a: the log holds no purchases made elsewhere"
+        if self.log[0] is None:
+            return None, self.log[1]
         try:
             check(path.parent, path.name)
             return read_table(path).select("user_id", "item_id", pl.col("ts").cast(TS).alias("bought")), ""

@@ -18,8 +18,8 @@ from ...errors import KarmafunnelError
 from ...stages.base import Funnel, Stage
 from .arrays import Reading
 from .compare import ask, at_one_depth, same_requests
-from .evaluate import END, LOWER_IS_BETTER, NEITHER_IS_BETTER, Figure, Measure, parse_all
 from .intervals import Difference, Estimate, Ratio, holm, interval, over_seeds, resample
+from .measures.measure import END, Figure, Measure, parse_all
 from .run import Run
 
 Subset = frozenset[str]
@@ -198,6 +198,6 @@ def _play(
         row["p"] = None if np.isnan(difference.p) else difference.p
         row["smallest_effect"] = None if np.isnan(difference.error) else difference.smallest_effect
         row["share"] = value / change if told_apart else None
-        name, signs = Measure.parse(row["measure"]).name, {np.sign(s[stage]) for s in split}
-        if difference.excludes_zero() and len(signs) == 1 and name not in NEITHER_IS_BETTER:
-            row["better"] = "on" if (value > 0) != (name in LOWER_IS_BETTER) else "off"
+        better, signs = Measure.parse(row["measure"]).better, {np.sign(s[stage]) for s in split}
+        if difference.excludes_zero() and len(signs) == 1 and better != "neither":
+            row["better"] = "on" if (value > 0) == (better == "higher") else "off"

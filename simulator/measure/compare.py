@@ -1,6 +1,6 @@
 """Asking a Run: measures stage by stage with intervals and slices, comparisons of two Runs, and the cascade of losses.
 
-Names are values parsed from text (`evaluate.py`), the arithmetic is in `metrics.py`, the intervals in `intervals.py`. Every
+Measures are values parsed from text (`measures/`), the arithmetic is in `metrics.py`, the intervals in `intervals.py`. Every
 row says its unit, how many units were scored, how many were undefined, and its denominator. Definitions: `docs/METRICS.md`.
 """
 
@@ -16,8 +16,9 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from .arrays import Part, Reading
-from .evaluate import END, LOWER_IS_BETTER, NEITHER_IS_BETTER, Figure, Measure, figures, parse_all
 from .intervals import Difference, Estimate, Ratio, holm, interval, over_seeds, resample
+from .measures.hits import Kept, RecallOfBest
+from .measures.measure import END, Figure, Measure, parse_all
 from .metrics import LOST
 from .run import Run
 
@@ -64,7 +65,7 @@ def measure(
 def ask(reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None) -> list[Figure]:
     """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an unknown slice."""
     parts = reading.parts(slice_name)
-    return [f for m in wanted for part in parts for f in figures(reading, m, part, stages)]
+    return [f for m in wanted for part in parts for f in m.figures(reading, part, stages)]
 
 
 def _samples(asked: Sequence[Sequence[Figure]], reading: Reading, resamples: int, seed: int) -> dict[int, np.ndarray]:
@@ -159,7 +160,7 @@ def added(
     Both are asked at one depth: the measure's k, which both must put out. Measures of what goes in and comes out, of candidates and
     of neither direction are left out: they say nothing of the kind. Several Runs are seeds of one recipe.
     """
-    wanted = [m for m in parse_all(measures) if m.depth in ("", "output") and m.name not in NEITHER_IS_BETTER and m.m is None]
+    wanted = [m for m in parse_all(measures) if m.depth in ("", "output") and m.better != "neither" and not isinstance(m, RecallOfBest)]
     runs = [run] if isinstance(run, Run) else list(run)
     asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
     table, stages = [], runs[0].stages
@@ -188,7 +189,7 @@ class _Asked:
         place = i, str(m), part
         if place not in self._found:
             reading = self.readings[i]
-            self._found[place] = {f.stage: f for f in figures(reading, m, self._parts[i][part], reading.run.stages)}
+            self._found[place] = {f.stage: f for f in m.figures(reading, self._parts[i][part], reading.run.stages)}
         return self._found[place].get(stage)
 
     def pair(self, m: Measure, part: str, sides: Sequence[tuple[int, str]], stage: str) -> list[Compared]:
@@ -229,7 +230,7 @@ def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure |
     if m.depth == "output":
         return replace(m, k=shortest), f"both cut at {shortest}, where the shorter list ends"
     if all(stage == END for _, stage in ends):
-        return Measure("kept", k=shortest), f"both within the first {shortest}, where the shorter list ends (kept@{shortest})"
+        return Kept(k=shortest), f"both within the first {shortest}, where the shorter list ends (kept@{shortest})"
     told = [", ".join(f"{size:,}" for size in one if size) for one in dict.fromkeys(sizes)]
     return None, f"n/a: not compared, it depends on how many rows go in and come out, here {' against '.join(told)}"
 
@@ -293,10 +294,9 @@ def _difference(
     out["p"] = None if np.isnan(difference.p) else difference.p
     out["smallest_effect"] = None if np.isnan(difference.error) else difference.smallest_effect
     signs = {np.sign(y - x) for x, y in values}
-    if difference.excludes_zero() and len(signs) == 1 and Measure.parse(row["measure"]).name not in NEITHER_IS_BETTER:
-        higher = "B" if difference.value > 0 else "A"
-        swap = row["measure"] in LOWER_IS_BETTER
-        out["better"] = ("A" if higher == "B" else "B") if swap else higher
+    better = Measure.parse(row["measure"]).better
+    if difference.excludes_zero() and len(signs) == 1 and better != "neither":
+        out["better"] = "B" if (difference.value > 0) == (better == "higher") else "A"
     return out
 
 

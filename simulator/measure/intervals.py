@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from scipy import special
@@ -33,6 +33,14 @@ class Estimate(Protocol):
     def undefined(self) -> int: ...
     @property
     def units(self) -> int: ...
+
+
+@runtime_checkable
+class Weighted(Estimate, Protocol):
+    """One that is computed anew from the rows in every resample."""
+
+    def weighted(self, weights: np.ndarray) -> float: ...
+    def resamples(self, wanted: int) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +212,7 @@ def resample(estimates: Sequence[Estimate], n_clusters: int, resamples: int = 10
     Pooled AUC of many rows gets fewer resamples (`PooledAUC.resamples`), the first ones.
     """
     linear = [e for e in estimates if isinstance(e, (Ratio, Calibration))]
-    pooled = [e for e in estimates if isinstance(e, (PooledAUC, Median))]
+    pooled = [e for e in estimates if isinstance(e, Weighted)]
     sums = [e.by_cluster(n_clusters) for e in linear]
     ends = np.cumsum([0, *(s.shape[1] for s in sums)])
     stacked = np.concatenate(sums, axis=1) if sums else np.zeros((n_clusters, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...errors import KarmafunnelError
-from ..measure.evaluate import END
+from ..measure.measures.measure import END
 from . import plots
 from .page import Plot, rich
 from .table import Row, between, define, markdown_escape, number, places

@@ -20,9 +20,7 @@ from rich.text import Text
 
 from ...errors import KarmafunnelError
 from ...terminal import Console
-from ..measure.compare import Measure
-from ..measure.evaluate import NEITHER_IS_BETTER
-from ..measure.metrics import PERSISTENCE
+from ..measure.measures.measure import Measure
 from .page import Measures, fragment
 
 Row = dict[str, Any]
@@ -75,35 +73,8 @@ def text_of(row: Row | None, signed: bool = False, decimals: int | None = None) 
 
 
 def define(measure: str) -> str:
-    """What a measure is, in one clause; raises KarmafunnelError for an unknown one. Source: `docs/METRICS.md`."""
-    m = Measure.parse(measure)
-    if m.m is not None:
-        return f"of the {m.k} best by the last stage, the share that a stage has among its {m.m} best"
-    weight = {"exposures": "its rows", "positives": "its positives", "none": "nothing"}[m.weight or "exposures"]
-    over = "shown items" if m.population == "exposures" else "all that the stage scored"
-    text = {
-        "HR": f"share of requests with any truth item in the top {m.k}",
-        "Recall": f"truth items in the top {m.k} / truth items, mean over requests",
-        "kept": f"truth items in the top {m.k} / truth items, over all requests together",
-        "nDCG": f"hits in the top {m.k} discounted by log2(1 + rank), over the same of the ideal order",
-        "overlap": f"share of a stage's {m.k} best that are among the next stage's {m.k} best, mean over requests",
-        "RBO": f"rank-biased overlap of a stage's {m.k} best and the next one's, persistence {PERSISTENCE}, extrapolated beyond {m.k}",
-        "margin": "ranks by which truth that a stage lost missed its cut, median",
-        "MRR": f"1 / rank of the first truth item{f', 0 beyond rank {m.k}' if m.k else ''}",
-        "GMV-HR": f"money of truth items in the top {m.k} / money of all of them",
-        "GMV-nDCG": f"nDCG@{m.k} with money as the gain",
-        "eGMV": f"examination x p_click x p_buy x price, summed over the top {m.k}, mean over requests",
-        "survival": "truth items in a stage's output / in its input; end to end over all truth items, exactly the product",
-        "swap": "end-to-end recall of truth items gained by an oracle in the stage's place, later stages as they are; an upper bound",
-        "ceiling": "share of truth items that are eligible at all",
-        "AUC": "chance that a positive row scores above a negative one, exact, ties one half, all rows pooled",
-        "gAUC": f"AUC within each {m.group} over {over}, weighted by {weight}; {m.group}s of one class left out",
-        "logloss": "mean natural-log loss of the calibrated probability (lower is better)",
-        "ECE": "mean gap between probability and frequency over 15 bins of equal mass (lower is better)",
-    }[m.name]
-    if m.days is not None:
-        text += f"; truth is also what the same user bought elsewhere within {m.days} days of the request (all-scenario)"
-    return text + (", money cut at its 99th percentile" if m.w99 else "") + (", over the shown list" if m.exposures else "")
+    """What a measure is, in one clause; raises KarmafunnelError for an unknown one."""
+    return Measure.parse(measure).definition
 
 
 def counted(rows: Iterable[Row]) -> str:
@@ -282,7 +253,7 @@ def _comparison(rows: Sequence[Row]) -> Sheet:
         marks = _marks(row["note"], notes) if row["difference"] is None or row["stage"] not in AFTER else ()
         better = {"A": a, "B": b}.get(row["better"], "")
         verdict = better + (" (Holm)" if better and row["holm"] else "") or (
-            "" if row["difference"] is None or Measure.parse(row["measure"]).name in NEITHER_IS_BETTER else "not told apart"
+            "" if row["difference"] is None or Measure.parse(row["measure"]).better == "neither" else "not told apart"
         )
         effect = "" if row["smallest_effect"] is None else number(row["smallest_effect"])
         change = Cell(

@@ -1,0 +1,73 @@
+"""What measures of the items that are shown share: whose slates hold which item."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from ..arrays import Part, Reading
+from .measure import BY_REQUEST, AtK, Figure, of_part, too_short, top
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """A figure of how often each item is shown: `of(counts)`, counts float64 (n_shown_items,), under user weights as well."""
+
+    measure: OfItems
+    item: np.ndarray  # (n_rows,), from 0
+    cluster: np.ndarray
+    n_items: int
+    undefined: int = 0
+
+    def weighted(self, weights: np.ndarray) -> float:
+        """The figure under user weights (n_clusters,)."""
+        return self.measure.of_counts(np.bincount(self.item, weights=weights[self.cluster]), self.n_items)
+
+    @cached_property
+    def value(self) -> float:
+        return self.weighted(np.ones(int(self.cluster.max(initial=-1)) + 1))
+
+    @property
+    def n(self) -> int:
+        return len(self.item)
+
+    @property
+    def units(self) -> int:
+        return self.n
+
+    def resamples(self, wanted: int) -> int:
+        return wanted
+
+
+@dataclass(frozen=True, repr=False)
+class OfItems(AtK):
+    """A figure of how the k best of a stage are spread over the catalogue."""
+
+    better: ClassVar = "neither"
+
+    @abstractmethod
+    def of_counts(self, counts: np.ndarray, n_items: int) -> float:
+        """The figure, from how often each shown item is shown and how many items there are; NaN where nothing is shown."""
+
+    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+        run, k = reading.run, self.k or 0
+        n_items = run.meta["log"].get("items")
+        denominator = f"rows shown to requests{of_part(part)}, over the {n_items or 0:,} items of the log"
+        for stage in stages:
+            why = BY_REQUEST if part.by_truth else too_short(run, stage, k)
+            why = why or ("" if n_items else "n/a: the Run does not say how many items the log has")
+            if why:
+                yield self.figure(stage, part, None, "row", denominator, why)
+                continue
+            best = top(run, stage, k).join(reading.index, on="request_id", how="left", maintain_order="left")
+            group = best["group"].to_numpy()
+            mine = part.requests[group]
+            item = np.unique(best["item_id"].to_numpy()[mine], return_inverse=True)[1]
+            estimate = Counted(self, item, reading.cluster[group[mine]], int(n_items))
+            note = "a resample holds fewer users: the interval leans to fewer items"
+            yield self.figure(stage, part, estimate, "row", denominator, note)

@@ -1,0 +1,82 @@
+"""Measures of a stage's slate and the next one's: they describe a cascade, they do not judge it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+
+from .. import metrics
+from ..arrays import Part, Reading
+from .measure import BY_REQUEST, Figure, Measure, mean, of_part, too_short, top
+
+
+@dataclass(frozen=True, repr=False)
+class Neighbours(Measure):
+    """Mean over the requests where both stages put out k."""
+
+    better: ClassVar = "neither"
+
+    @classmethod
+    def of(cls, ks: list[int], options: list[str]) -> Measure:
+        if len(ks) != 1:
+            raise ValueError(f"{cls.name} needs one k, as in {cls.name}@50")
+        if options:
+            raise ValueError(f"{cls.name} takes no option")
+        return cls(k=ks[0])
+
+    @abstractmethod
+    def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:
+        """The value of each request, float64 (n,): `depth` is the lower rank of an item that both slates hold."""
+
+    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+        run, k = reading.run, self.k or 0
+        pairs = [(a, b) for a, b in zip(run.stages, run.stages[1:], strict=False) if a in stages]
+        if not pairs:
+            yield self.figure(stages[-1], part, None, "request", "", "n/a: it is about a stage and the next one")
+        for stage, after in pairs:
+            denominator = f"requests where {stage} and {after} both put out {k}{of_part(part)}"
+            why = too_short(run, stage, k) or too_short(run, after, k)
+            if why or part.by_truth:
+                yield self.figure(stage, part, None, "request", denominator, BY_REQUEST if part.by_truth else why)
+                continue
+            mine, other = (top(run, s, k).join(reading.index, on="request_id") for s in (stage, after))
+            deeper = pl.max_horizontal("rank", "rank_right").alias("depth")
+            both = mine.join(other, on=["group", "item_id"]).select("group", deeper)
+            sizes = (np.bincount(slate["group"].to_numpy(), minlength=reading.n) for slate in (mine, other))
+            full = np.logical_and(*(size == k for size in sizes))
+            values = self.values(both["group"].to_numpy(), both["depth"].cast(pl.Int64).to_numpy(), reading.n, k)
+            yield self.figure(stage, part, mean(reading, part, np.where(full, values, np.nan)), "request", denominator)
+
+
+@dataclass(frozen=True, repr=False)
+class Overlap(Neighbours):
+    name = "overlap"
+    form = "overlap@k"
+
+    @property
+    def definition(self) -> str:
+        return f"share of a stage's {self.k} best that are among the next stage's {self.k} best, mean over requests"
+
+    def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:
+        return metrics.overlap(group, depth, n, k)
+
+
+@dataclass(frozen=True, repr=False)
+class RBO(Neighbours):
+    name = "RBO"
+    form = "RBO@k"
+
+    @property
+    def definition(self) -> str:
+        return (
+            f"rank-biased overlap of a stage's {self.k} best and the next one's, persistence {metrics.PERSISTENCE}, "
+            f"extrapolated beyond {self.k}"
+        )
+
+    def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:
+        return metrics.rank_biased_overlap(group, depth, n, k)

@@ -1,0 +1,45 @@
+"""novelty@k: how little known the items are that are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+
+from ..arrays import Part, Reading
+from .measure import BY_REQUEST, AtK, Figure, mean, of_part, too_short, top
+
+
+@dataclass(frozen=True, repr=False)
+class Novelty(AtK):
+    """Mean self-information, in bits, of the k best: -log2 of the item's share of W1's targets, one added to each.
+
+    Source: Vargas & Castells 2011, "Rank and relevance in novelty and diversity metrics", RecSys (popularity-based, by targets).
+    """
+
+    name = "novelty"
+    form = "novelty@k"
+    better: ClassVar = "neither"
+
+    @property
+    def definition(self) -> str:
+        return f"bits of surprise of the top {self.k}: mean of -log2 of each item's share of W1's truth, one added to each item"
+
+    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+        run, k = reading.run, self.k or 0
+        denominator = f"requests with a slate{of_part(part)}"
+        log, absent = reading.log
+        for stage in stages:
+            why = BY_REQUEST if part.by_truth else too_short(run, stage, k) or absent
+            if why or log is None:
+                yield self.figure(stage, part, None, "request", denominator, why)
+                continue
+            counts = log.targets_of_w1(run.label) + 1.0
+            bits = pl.DataFrame({"item_id": log.items["item_id"], "bits": -np.log2(counts / counts.sum())})
+            best = top(run, stage, k).join(bits, on="item_id", how="left", maintain_order="left")
+            means = best.group_by("request_id").agg(pl.col("bits").mean())
+            found = reading.index.join(means, on="request_id", how="left", maintain_order="left")["bits"]
+            yield self.figure(stage, part, mean(reading, part, found.fill_null(np.nan).to_numpy()), "request", denominator)
