@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import KarmafunnelError
-from .files import first_line, open_table, read_json
+from .files import DIGESTS, fault, first_line, open_table, read_json
 from .layout import CAPABILITIES, FACTS, MISREAD, TABLES, WINDOWS, doubtful_at, expected, meta_faults, misread_at, same_type
 from .log import LABELS, Catalogue, Log, checksum_of, sha256
 from .terminal import Console, visible
@@ -377,7 +377,9 @@ def check_checksums(log: Folder) -> Found:
         for name, path in paths.items()
         if (found := sha256(path)) != said.get(name)
     ]
-    words = "a table is not the one that log.json was written with (where that was meant: validate --seal)"
+    if (log.on_disk() / DIGESTS).exists() and (other := fault(log.on_disk(), "log.json")) is not None:
+        wrong.append({"file": "log.json", "found": other})
+    words = "a table is not the one that log.json was written with, or log.json another (where that was meant: validate --seal)"
     return Found(len(wrong), wrong, words if wrong else "")
 
 

@@ -431,9 +431,9 @@ def _inside(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
-def seal(folder: Path) -> None:
-    """Write the digests of all files in a folder into it."""
-    write_json(folder / DIGESTS, {name: digest(path) for name, path in _inside(folder).items() if name != DIGESTS})
+def seal(folder: Path, *names: str) -> None:
+    """Write the digests of all files in a folder (or of some) into it."""
+    write_json(folder / DIGESTS, {name: digest(folder / name) for name in names or _inside(folder) if name != DIGESTS})
 
 
 def sealed(folder: Path) -> dict[str, str] | None:
@@ -463,17 +463,17 @@ def fault(folder: Path, *names: str) -> str | None:
     return None
 
 
-def check(folder: Path, *names: str) -> None:
+def check(folder: Path, *names: str, help: str = "needs the file as it was written: make it again, or take it from a copy") -> None:
     """Raises KarmafunnelError naming the file of a sealed folder that is missing or not as it was written (of all, or of some).
 
-    A folder of before there were digests is let through, and said to be one.
+    A folder of before there were digests is let through, and said to be one. `help`: what can be done about it.
     """
     if in_temporary(folder):
         return
     if not (folder / DIGESTS).is_file():
         say(f"{folder}: made before files had digests, so damage to it would not be noticed")
     elif (wrong := fault(folder, *names)) is not None:
-        raise KarmafunnelError(f"{wrong}; needs the file as it was written: make it again, or take it from a copy")
+        raise KarmafunnelError(f"{wrong}; {help}")
 
 
 def intact(folder: Path | None) -> bool:
@@ -502,6 +502,9 @@ class Kind:
     mark: str = ""
     shared: bool = False
 
+    def __str__(self) -> str:
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
 
 RUN = Kind("Run", "run.json")
 RUN_AND_PATHS = Kind("Run", "run.json", ("paths",))
@@ -513,7 +516,7 @@ TABLE = Kind("table", "table.json", ("cells", "attribution.md", "attribution.htm
     *(f"table.{kind}" for kind in ("json", "md", "csv", "html", "tex"))), shared=True)  # fmt: skip
 PAGE = Kind("page", mark=PAGE_MARK)
 SERVICES = Kind("services file", mark=TEXT_MARK)
-FOLDERS = (RUN, LOG, SIMULATION, EMBEDDING, PLAN)
+FOLDERS = (RUN_AND_PATHS, LOG, SIMULATION, EMBEDDING, PLAN)
 
 
 @dataclass(frozen=True)
@@ -535,7 +538,7 @@ def claim(
 
     Raises KarmafunnelError where the place cannot be written, holds what is not ours (a person's files, whatever `force` says), is one of
     the command's own `inputs`, or is being written by another process; and, without `force`, where it holds a thing of ours of another
-    kind, one whose marker says other than `wants`, or one with more in it than was written. Inside, claims of the same place ask no more
+    kind, one whose marker says other than `wants`, or one with the paths of a Run in it. Inside, claims of the same place ask no more
     than `wants`.
     """
     place = Path(place)
@@ -640,21 +643,27 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
     if not names:
         return
     ours = kind.marker in names or (kind.shared and set(names) <= set(kind.parts))
-    other = next((one.name for one in FOLDERS if one.marker in names), None)
-    if not ours and (other is None or kind.shared):
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise KarmafunnelError(f"{needed}, found something else ({shown}); nothing was written")
-    if force or kind.shared:
+    there = kind if ours else next((one for one in FOLDERS if one.marker in names), None)
+    shown = lambda some: ", ".join(some[:3]) + (", ..." if len(some) > 3 else "")
+    if there is None or (kind.shared and not ours):
+        raise KarmafunnelError(f"{needed}, found something else ({shown(names)}); nothing was written")
+    if kind.shared:
         return
-    if not ours:
-        raise KarmafunnelError(f"{needed}, found a {other}; --force replaces it")
     try:
-        written = set(sealed(at) or ())
+        written = {name.split("/")[0] for name in sealed(at) or ()}
     except KarmafunnelError:
         written = set()
-    tops = {name.split("/")[0] for name in written} | {kind.marker, *kind.parts}
-    if (written or kind.parts) and (more := [name for name in names if name not in tops]):
-        raise KarmafunnelError(f"{needed} alone, found {', '.join(more[:3])} in it as well; --force replaces all of it")
+    parts = {part for one in FOLDERS if one.marker == there.marker for part in one.parts}
+    if (written or parts - {"paths"}) and (more := [name for name in names if name not in written | parts | {there.marker}]):
+        raise KarmafunnelError(
+            f"{needed} alone, found {shown(more)} in it as well, which karmafunnel did not write; move that away, nothing was written"
+        )
+    if force:
+        return
+    if not ours:
+        raise KarmafunnelError(f"{needed}, found {there}; --force replaces it")
+    if "paths" in names and "paths" not in kind.parts:
+        raise KarmafunnelError(f"{needed} alone, found paths in it as well; --force replaces all of it")
     for name in names:
         if name.endswith(".toml") and edited(at / name):
             raise KarmafunnelError(f"{who}: {place / name} was edited by hand since it was written; --force replaces it")
@@ -673,18 +682,25 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
         for part in key.split("."):
             there = there.get(part, wanted) if isinstance(there, dict) else wanted
         if there != json.loads(json.dumps(wanted, default=str)):
-            told = _apart(str(there), str(wanted))
+            what, (old, new) = key.replace(".", " "), _apart(str(there), str(wanted))
             raise KarmafunnelError(
-                f"{who}: {place} holds another {kind.name}: its {key.replace('.', ' ')} is {told[0]}, not {told[1]}; --force replaces it"
+                f"{who}: {place} holds {kind} with {what} {old}; to replace it by one with {what} {new}, use --force"
             )
 
 
 def _apart(a: str, b: str) -> list[str]:
-    """Two texts as far as a line holds them, from where they differ."""
-    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    start = start - 20 if max(len(a), len(b)) > 80 and start > 40 else 0
-    cut = [f"{'...' * bool(start)}{text[start:]}" for text in (a, b)]
-    return [text if len(text) <= 80 else f"{text[:77]}..." for text in cut]
+    """Two texts as far as a line holds them: of long ones, the words in which they differ and two before."""
+    a, b = (" ".join(text.split()) for text in (a, b))
+    if max(len(a), len(b)) <= 80:
+        return [a, b]
+    words = [re.findall(r"[^\s,(\[]*[\s,(\[]*", text) for text in (a, b)]
+    start = next((i for i, (x, y) in enumerate(zip(*words, strict=False)) if x != y), min(map(len, words)))
+    ends = [list(reversed(text[start:])) for text in words]
+    end = next((i for i, (x, y) in enumerate(zip(*ends, strict=False)) if x != y), min(map(len, ends)))
+    start = max(start - 2, 0)
+    cut = ["".join(text[start : len(text) - end]).strip(" ,") for text in words]
+    cut = [f"{text[:77]}..." if len(text) > 80 else text + "..." * bool(end) for text in cut]
+    return [f"{'...' * bool(start)}{text}" for text in cut]
 
 
 def _beginning(path: Path) -> str:

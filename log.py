@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ import polars as pl
 
 from .bounds import Bound, check_bound, check_seed
 from .errors import KarmafunnelError
-from .files import LOG, atomic_folder, claim, open_table, read_json, say, settle, write_json, write_parquet
+from .files import LOG, atomic_folder, check, claim, fault, open_table, read_json, say, seal, settle, write_json, write_parquet
 from .layout import TABLES, WINDOWS, complete_meta, conform, expected, same_type
 
 CLICK, PURCHASE = 1, 2
@@ -90,6 +91,7 @@ def write_tables(
         for name, frame in tables.items():
             write_parquet(temporary / f"{name}.parquet", frame, compression="zstd", statistics=True)
         write_json(temporary / "log.json", meta | contents(temporary, tables))
+        seal(temporary, "log.json")
         if also is not None:
             also(temporary)
 
@@ -102,7 +104,8 @@ def contents(folder: Path, tables: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def seal_log(folder: Path | str) -> list[str]:
-    """Write counts and checksums into the `log.json` of a log that was changed on purpose; returns what was not as it said, in lines.
+    """Write counts and checksums into the `log.json` of a log that was changed on purpose, and its digest; returns what was not as it
+    said, in lines.
 
     Raises KarmafunnelError naming the file that is missing or cannot be read.
     """
@@ -117,6 +120,10 @@ def seal_log(folder: Path | str) -> list[str]:
         changed += [f"{key}: {n}: {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
     if changed:
         write_json(folder / "log.json", meta | found)
+    elif (wrong := fault(folder, "log.json")) is not None:
+        changed = [wrong]
+    if changed:
+        seal(folder, "log.json")
     return changed
 
 
@@ -134,39 +141,59 @@ def scan(path: Path, table: str) -> pl.LazyFrame:
     return frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items() if found[name] != dtype)  # all null
 
 
-def checksum_of(path: Path, meta: dict[str, Any]) -> str:
-    """SHA-256 of a table of a log; raises KarmafunnelError naming the file where `log.json` says another."""
+def checksum_of(path: Path, meta: dict[str, Any], anyway: bool = False) -> str:
+    """SHA-256 of a table of a log; raises KarmafunnelError naming the file where `log.json` says another (or, with `anyway`, says so)."""
     found, told = sha256(path), meta.get("checksums")
     told = told.get(path.name) if isinstance(told, dict) else None
     if told is None:
         say(f"{path.parent / 'log.json'}: has no checksum of {path.name}, so damage to it would not be noticed")
     elif told != found:
-        raise KarmafunnelError(
-            f"{path}: needs the bytes whose checksum stands in log.json, found others: it is damaged, or was changed since; "
-            f"where that was meant, run karmafunnel validate --seal {path.parent}"
-        )
+        with _told(anyway):
+            raise KarmafunnelError(
+                f"{path}: needs the bytes whose checksum stands in log.json, found others: it is damaged, or was changed since; "
+                f"{meant(path.parent)}"
+            )
     return found
 
 
-def read(folder: Path | str) -> Log | Catalogue:
-    """A Log, or a Catalogue where the folder holds `items.parquet` alone."""
+def meant(folder: Path) -> str:
+    return f"where that was meant, run karmafunnel validate --seal {folder}"
+
+
+@contextmanager
+def _told(anyway: bool) -> Iterator[None]:
+    """With `anyway`, what is refused inside is only told."""
+    try:
+        yield
+    except KarmafunnelError as error:
+        if not anyway:
+            raise
+        say(f"{error}; read all the same")
+
+
+def read(folder: Path | str, *, anyway: bool = False) -> Log | Catalogue:
+    """A Log, or a Catalogue where the folder holds `items.parquet` alone. Raises KarmafunnelError as `Log.open` does."""
     folder = Path(folder)
     if (folder / "requests.parquet").exists() or (folder / "exposures.parquet").exists():
-        return Log.open(folder)
-    items, meta = scan(folder / "items.parquet", "items"), read_meta(folder)
-    checksum_of(folder / "items.parquet", meta)
+        return Log.open(folder, anyway=anyway)
+    meta = read_meta(folder, anyway)
+    items = scan(folder / "items.parquet", "items")
+    checksum_of(folder / "items.parquet", meta, anyway)
     return Catalogue(items.collect(), meta)
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """`log.json`, with defaults for what it does not say; raises KarmafunnelError naming the key at fault."""
+def read_meta(folder: Path, anyway: bool = False) -> dict[str, Any]:
+    """`log.json`, with defaults for what it does not say; raises KarmafunnelError naming the key at fault, or a file of other bytes."""
     settle(folder)
     path = folder / "log.json"
     if not path.is_file():
         raise KarmafunnelError(
             f"{folder}: needed a log folder with log.json, found {sorted(os.listdir(folder)) if folder.is_dir() else 'no folder'}"
         )
-    return complete_meta(read_json(path), str(path))
+    meta = complete_meta(read_json(path), str(path))
+    with _told(anyway):
+        check(folder, "log.json", help=meant(folder))
+    return meta
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +206,17 @@ class Log:
     lazy: dict[str, pl.LazyFrame]
     meta: dict[str, Any]
     path: Path | None = None
+    anyway: bool = False
 
     @classmethod
-    def open(cls, folder: Path | str) -> Log:
-        """Open a log folder without reading its rows; raises KarmafunnelError naming the file at fault."""
+    def open(cls, folder: Path | str, *, anyway: bool = False) -> Log:
+        """Open a log folder without reading its rows; raises KarmafunnelError naming the file at fault.
+
+        `anyway`: to look at it, files whose checksum is another are read all the same, and a line says so.
+        """
         folder = Path(folder)
-        meta = read_meta(folder)
-        return cls({name: scan(folder / f"{name}.parquet", name) for name in TABLES}, meta, folder)
+        meta = read_meta(folder, anyway)
+        return cls({name: scan(folder / f"{name}.parquet", name) for name in TABLES}, meta, folder, anyway)
 
     @classmethod
     def make(cls, items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame, meta: dict[str, Any]) -> Log:
@@ -272,7 +303,7 @@ class Log:
         """SHA-256 of a table's file; raises KarmafunnelError naming the one that is not as `log.json` says."""
         assert self.path is not None
         if name not in self._checksums:
-            self._checksums[name] = checksum_of(self.path / f"{name}.parquet", self.meta)
+            self._checksums[name] = checksum_of(self.path / f"{name}.parquet", self.meta, self.anyway)
         return self._checksums[name]
 
     def _collect(self, name: str) -> pl.DataFrame:

@@ -715,7 +715,7 @@ def test_table_command_in_units(there, tmp_path):
     answer = run(*words, "--minutes", 0)
     assert answer.exit_code == 0 and "4 of 6 cells are left" in answer.stderr
     refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "out")
-    assert refused.exit_code == 1 and "holds another table: its limit is 60, not None; --force" in refused.stderr
+    assert refused.exit_code == 1 and "holds a table with limit 60; to replace it by one with limit None, use --force" in refused.stderr
     refused = run(*words, "--only", "nobody")
     assert refused.exit_code == 1 and "nobody" in refused.stderr and "Traceback" not in refused.output
     refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "other", "--device", "cuda:99", "--no-cache")
@@ -747,7 +747,9 @@ def test_fit_embedder_saves_what_can_be_opened(there, log, tmp_path):
     assert "load" in answer.stdout
     words = ("fit-embedder", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "saved")
     refused = run(*words)
-    assert refused.exit_code == 1 and "holds another embedding: its embedder is TfidfSVD(dim=16), not RandomVectors()" in refused.stderr
+    assert refused.exit_code == 1 and refused.stderr.endswith(
+        "holds an embedding with embedder TfidfSVD(dim=16); to replace it by one with embedder RandomVectors(), use --force\n"
+    )
     again = run(*words, "--force")
     assert again.exit_code == 0 and RandomVectors().load(tmp_path / "saved", log)
     for words, says in ((("--row", "nobody"), "nobody"), (("--name", "nobody"), "nobody")):

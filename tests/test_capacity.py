@@ -122,7 +122,7 @@ def test_the_command(tmp_path):
     asked = ["plan", str(path), "--rate", "150", "--p99-ms", "95", "--requests", str(N), "--json", "--out", str(tmp_path / "out")]
     said = json.loads(CliRunner().invoke(main, asked).stdout)
     kept = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert kept == said and kept["proven"]
+    assert kept == said | {"deployment": pair(name="pair").toml()} and kept["proven"]
     assert Services.read(tmp_path / "out" / "services.toml").cost_per_hour == said["cost_per_hour"]
     assert pl.read_csv(tmp_path / "out" / "what_if.csv").height == len(said["what_if"])
     page = (tmp_path / "out" / "load.html").read_text()

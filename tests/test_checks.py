@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from karmafunnel import files
 from karmafunnel.checks import CHECKS, Check, print_checks, require, validate
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
@@ -95,6 +96,7 @@ def edit(folder: Path, **changes: Any) -> None:
     path = folder / "log.json"
     meta = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in meta.items() if k not in changes or v is not None}))
+    files.seal(folder, "log.json")
 
 
 def seal(folder: Path, table: str, height: int) -> None:
@@ -193,8 +195,14 @@ def text_instead(name: str, text: str) -> Breaker:
         (folder / name).write_text(text)
         if name != "log.json":
             seal(folder, name.removesuffix(".parquet"), 0)
+        files.seal(folder, "log.json")
 
     return broken
+
+
+def respaced(folder: Path) -> None:
+    """The same values in other bytes."""
+    (folder / "log.json").write_text((folder / "log.json").read_text() + " ")
 
 
 def keys(**changes: Any) -> Breaker:
@@ -275,6 +283,7 @@ BROKEN: list[tuple[str, str, Breaker, dict[str, Any]]] = [
     ("miscounted", "counts", keys(counts={"items": 4, "requests": 11, "exposures": 28}),
      {"file": "requests.parquet", "needed": 11, "found": 10}),
     ("another file", "checksums", written_anew("items"), {"file": "items.parquet"}),
+    ("another log.json", "checksums", respaced, {"file": "log.json"}),
     ("no rows", "rows", rewrite("items", lambda x: x.clear()), {"file": "items.parquet"}),
     ("item without id", "ids", another_row("items", 3, item_id=None), {"file": "items.parquet", "row": 4}),
     ("blank id", "ids", another_row("requests", 9, request_id=" "), {"file": "requests.parquet", "row": 10}),
@@ -418,8 +427,10 @@ def test_describe_looks_at_what_can_be_read_and_says_what_cannot(case, name, bro
     if done.exit_code:
         assert isinstance(done.exception, SystemExit) and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
         assert not (tmp_path / "page.html").exists()
-    elif {question.name: question.harmless for question in CHECKS}[name]:
+    elif {question.name: question.harmless for question in CHECKS}[name] or name == "checksums":
         assert (tmp_path / "page.html").exists()
+    if case in ("another file", "another log.json"):
+        assert done.exit_code == 0 and "; read all the same" in done.stderr
 
 
 COMMANDS = {
@@ -457,6 +468,7 @@ def test_log_json_is_held_against_one_table_by_validate_and_by_opening(key, valu
         with pytest.raises(KarmafunnelError, match=rf"log\.json: {key}[ .].*must be"):
             Log.open(folder)
     elif key not in ("counts", "checksums"):
+        files.seal(folder, "log.json")
         Log.open(folder)
 
 

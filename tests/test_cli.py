@@ -96,7 +96,7 @@ def test_a_sample_of_users_is_a_log_like_any_other(there, tmp_path):
 
 
 def test_errors_name_what_was_found(there, tmp_path):
-    assert "found no such file" in refused("replay", there / "top20.py", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert "found no folder" in refused("replay", there / "top20.py", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert "shipped are" in refused("replay", "nowhere", there / "log", "--out", tmp_path / "run")
     assert "found 'nope'" in refused("convert", "nope", tmp_path, tmp_path / "log")
     assert "another place than its own input" in refused("sample", there / "log", there / "log")

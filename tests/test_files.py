@@ -5,6 +5,7 @@ import contextvars
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,6 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 from every_command import COMMANDS
 from karmafunnel import files
+from karmafunnel.checks import validate
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError, NotWrittenError
 from karmafunnel.files import (
@@ -29,6 +31,7 @@ from karmafunnel.files import (
     EMBEDDING,
     LOG,
     PAGE,
+    PLAN,
     RUN,
     SERVICES,
     atomic_file,
@@ -427,18 +430,19 @@ def test_something_else_of_ours_needs_force(log, recipe, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     before = contents(tmp_path / "run")
     for change, says in (
-        ({"seed": 1}, "its seed is 0, not 1"), ({"limit": 10}, "its limit is None, not 10"), ({"window": "W2b"}, "its window is W3, not W2b"),
+        ({"seed": 1}, ("seed 0", "seed 1")), ({"limit": 10}, ("limit None", "limit 10")), ({"window": "W2b"}, ("window W3", "window W2b")),
     ):  # fmt: skip
-        with pytest.raises(KarmafunnelError, match=f"holds another Run: {says}; --force replaces it"):
+        with pytest.raises(KarmafunnelError, match=f"holds a Run with {says[0]}; to replace it by one with {says[1]}, use --force"):
             replay(recipe, log, tmp_path / "run", cache=cache, **change)  # type: ignore[arg-type]
     other = replace(recipe, funnel=recipe.funnel.without("slow"))
-    with pytest.raises(KarmafunnelError, match=r"holds another Run: its funnel is \.\.\..* >> Slow\(\), not \.\.\."):
+    with pytest.raises(KarmafunnelError, match=r"holds a Run with funnel \.\.\..* >> Slow\(\)\.\.\.; to replace it by one with funnel \.\.\."):
         replay(other, log, tmp_path / "run", cache=cache)
     replay(recipe, log, tmp_path / "run", cache=cache, chunk=16)  # the same: no more is asked
     assert contents(tmp_path / "run") == before
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(KarmafunnelError, match=r"found notes\.txt in it as well; --force"):
-        replay(recipe, log, tmp_path / "run", cache=cache, chunk=16)
+    with pytest.raises(KarmafunnelError, match=r"found notes\.txt in it as well, which karmafunnel did not write"):
+        replay(recipe, log, tmp_path / "run", cache=cache, chunk=16, force=True)
+    (tmp_path / "run" / "notes.txt").unlink()
     replay(other, log, tmp_path / "run", cache=cache, force=True)
     assert Run.open(tmp_path / "run").meta["funnel"] == repr(other.funnel)
     for place, kind in ((run, LOG), (run, EMBEDDING), (log.path, RUN)):
@@ -449,12 +453,55 @@ def test_something_else_of_ours_needs_force(log, recipe, run, tmp_path):
             pass
     changed = Log.make(log.items, log.requests, log.exposures, log.meta | {"name": "other"})
     shutil.copytree(log.path, tmp_path / "log")  # type: ignore[arg-type]
-    with pytest.raises(KarmafunnelError, match="holds another log: its name is shop, not other"):
+    with pytest.raises(KarmafunnelError, match="holds a log with name shop; to replace it by one with name other, use --force"):
         changed.write(tmp_path / "log")
     changed.write(tmp_path / "log", force=True)
     RandomVectors().fit(log).save(tmp_path / "saved")
-    with pytest.raises(KarmafunnelError, match="holds another embedding"):
+    with pytest.raises(KarmafunnelError, match="holds an embedding with embedder "):
         TfidfSVD(dim=8).fit(log).save(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("kind", ["run", "log", "catalogue", "embedding", "simulation", "plan"])
+@pytest.mark.parametrize("by", [RUN, LOG, PLAN])
+def test_what_a_person_put_into_a_folder_of_ours_stays_and_is_named(kind, by, log, run, tmp_path):
+    place, _ = finished(kind, log, run, tmp_path)
+    (place / "notes.txt").write_text("mine")
+    said = r"found notes\.txt in it as well, which karmafunnel did not write"
+    for force in (False, True):
+        with pytest.raises(KarmafunnelError, match=said), claim(place, "test", by, force=force):
+            pass
+    (place / "notes.txt").unlink()
+    with claim(place, "test", by, force=True):
+        pass
+
+
+RATE_5 = ["one.toml", "--out", "out", "--rate", "5", "--requests", "2000"]
+WORLD = ["world", "out", "--users", "20", "--requests", "60", "--items"]
+AGAIN = {  # what is asked, what is asked next, and the two as a person is told
+    "rate": (["plan", *RATE_5, "--p99-ms", "99"], {"5": "6"}, "rate 5.0", "rate 6.0"),
+    "target": (["plan", *RATE_5, "--p99-ms", "99"], {"99": "98"}, "target_ms 99.0", "target_ms 98.0"),
+    "planned": (["plan", *RATE_5, "--p99-ms", "99"], {"one.toml": "two.toml"}, "base_ms = 8", "base_ms = 9"),
+    "arrivals": (["queue", *RATE_5], {"5": "6"}, "Poisson(rate=5.0)", "Poisson(rate=6.0)"),
+    "requests": (["queue", *RATE_5], {"2000": "200"}, "requests 2000", "requests 200"),
+    "services": (["queue", *RATE_5], {"one.toml": "two.toml"}, "base_ms = 8", "base_ms = 9"),
+    "items": ([*WORLD, "100"], {"100": "110"}, "generate(items=100", "generate(items=110"),
+}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_asked_something_else_a_command_does_not_replace_what_it_wrote(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for ms, file in ((8, "one.toml"), (9, "two.toml")):
+        services = Services((Service("s", ServiceTime(base_ms=ms)),), note="a long one " * 9)
+        services.write(file)
+    words, change, old, new = AGAIN[name]
+    other = [change.get(word, word) for word in words]
+    written = lambda: {part: (tmp_path / "out" / part).read_bytes() for part in parts_of(tmp_path / "out")}
+    assert ran(*words).exit_code == 0 and ran(*words).exit_code == 0
+    before, said = written(), refusal(other)
+    assert re.search(rf"{re.escape(old)}.*; to replace it by one with .*{re.escape(new)}.*, use --force", said)
+    assert written() == before
+    assert ran(*other, "--force").exit_code == 0 and written() != before
 
 
 def test_what_a_command_reads_is_not_overwritten(log, tmp_path, monkeypatch):
@@ -569,12 +616,18 @@ def finished(kind: str, log: Log, run: Path, folder: Path) -> tuple[Path, Callab
     if kind == "catalogue":
         place.mkdir()
         shutil.copy(log.path / "items.parquet", place)  # type: ignore[operator]
-        shutil.copy(log.path / "log.json", place)  # type: ignore[operator]
+        for name in ("log.json", DIGESTS):
+            shutil.copy(log.path / name, place)  # type: ignore[operator]
         return place, lambda: read(place)
     if kind == "embedding":
         TfidfSVD(dim=8).fit(log).save(place)
         return place, lambda: TfidfSVD(dim=8).load(place, log)
-    simulate(Services((Service("s", ServiceTime(base_ms=1)),)), Poisson(10), 50, 0, out=place, events=True)
+    services = Services((Service("s", ServiceTime(base_ms=1)),))
+    if kind == "plan":
+        services.write(folder / "services.toml")
+        assert ran("plan", folder / "services.toml", "--rate", 5, "--p99-ms", 50, "--requests", 2000, "--out", place).exit_code == 0
+        return place, lambda: None
+    simulate(services, Poisson(10), 50, 0, out=place, events=True)
     return place, lambda: Simulation.open(place)
 
 
@@ -583,8 +636,6 @@ def test_what_cannot_be_made_again_is_refused_by_name_where_it_is_damaged(kind, 
     place, opens = finished(kind, log, run, tmp_path)
     opens()
     for name in parts_of(place):
-        if name == "log.json":  # its tables are held to it
-            continue
         kept = (place / name).read_bytes()
         for how in ("zero", "cut", "gone"):
             damage(place / name, how)
@@ -616,6 +667,18 @@ def test_a_log_changed_on_purpose_is_sealed_anew(log, recipe, tmp_path):
     assert "checksums: items.parquet: " in answer.stderr and "checksums           PASS" in answer.stdout
     assert Log.open(tmp_path / "log").checksum != log.checksum
     assert "nothing has changed" in ran("validate", "--seal", tmp_path / "log").stderr
+    path = tmp_path / "log" / "log.json"
+    path.write_text(path.read_text() + " ")  # nothing that another check asks about
+    assert f"{path}: other bytes than were written; where that was meant, run karmafunnel validate --seal" in refusal(words)
+    (asked,) = [check for check in validate(tmp_path / "log") if check.name == "checksums"]
+    assert asked.status == "FAIL" and asked.examples[0]["file"] == "log.json"
+    (tmp_path / "log" / "notes.txt").write_text("mine")  # it replaces nothing, so what else lies there is no matter
+    assert f"{path}: other bytes than were written" in ran("validate", "--seal", tmp_path / "log").stderr
+    assert ran(*words).exit_code == 0
+    (tmp_path / "log" / DIGESTS).unlink()
+    files.say.cache_clear()
+    assert "made before files had digests" in ran("describe", tmp_path / "log").stderr
+    assert f"{tmp_path / 'log' / DIGESTS}: missing" in ran("validate", "--seal", tmp_path / "log").stderr
 
 
 def test_trees_that_are_damaged_never_reach_the_library(log, recipe, run, tmp_path, monkeypatch):

@@ -557,13 +557,15 @@ def test_a_measure_prints_as_typed(text):
         "HR@5:all:exposures",
         "HR@5:14d",
         "HR@5:all:0d",
+        "HR@5:all:-1d",
         "nDCG@5:all",
         "",
     ],
 )
 def test_an_unknown_measure_lists_what_exists(text):
-    with pytest.raises(KarmafunnelError, match=r"there are .*gAUC:.*HR@k.*, Recall@k"):
+    with pytest.raises(KarmafunnelError, match=r"there are .*gAUC:.*HR@k.*, Recall@k") as error:
         Measure.parse(text)
+    assert ("with 1 to 9,999 whole days" in str(error.value)) == text.startswith("HR@5:all:")
 
 
 # -- folders that are no Runs -------------------------------------------------------------------------------------------

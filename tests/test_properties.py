@@ -378,4 +378,4 @@ def test_queue_needs_the_stages_of_the_run(tmp_path):
     by_hand(tmp_path / "with", {"embedders": {"e": "E()"}})  # an embedder is a stage of its own where it is asked online
     Services(tuple(map(stage, ["e", "recall", "rank"]))).write(tmp_path / "s.toml")
     words[words.index(str(run))] = str(tmp_path / "with")
-    assert CliRunner().invoke(main, words).exit_code == 0
+    assert CliRunner().invoke(main, [*words, "--force"]).exit_code == 0

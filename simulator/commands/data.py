@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def validate(log: Path, as_json: bool, seal: bool) -> None:
     from ...checks import validate as run_checks
 
     if seal:
-        claimed(log, LOG, force=True)
+        claimed(log, replace(LOG, shared=True))
         for line in seal_log(log) or ["nothing has changed"]:
             err.print(line, soft_wrap=True)
     checks = run_checks(log)
@@ -147,7 +148,7 @@ def describe(log: Path, as_json: bool, html: Path | None) -> None:
 
     if html:
         claimed(html, PAGE, log)
-    made = read(log)
+    made = read(log, anyway=True)
     stats = describing.describe(made)
     if as_json:
         print(json.dumps(stats, indent=1, default=str))

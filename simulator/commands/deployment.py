@@ -80,7 +80,7 @@ def queue(
     SERVICES is a TOML file: `karmafunnel profile` writes one, and a person can (README, "Under load"). With --run, quality and money
     over offered load and what an hour's outage of each stage costs. load.html has the plots, trace.json opens in Perfetto.
     """
-    from ..load.queueing import Simulation, simulate
+    from ..load.queueing import Simulation, asked_of, simulate
     from ..load.services import Services
     from ..load.timeline import chrome_trace
     from ..report.load_page import load_page
@@ -95,6 +95,7 @@ def queue(
     policies = {name(path): Services.read(path) for path in (services, *beside)}
     deployed = policies[name(services)]
     coming, count = arrivals_of(arrivals, rate, log, n)
+    claimed(folder_out, SIMULATION, wants=asked_of(deployed, coming, count, seed), force=force)
     command = shlex.join(["karmafunnel", *sys.argv[1:]])
     worth = None
     with progress_bar(err) as bar:
@@ -250,15 +251,19 @@ def plan_command(
 
     if folder_out is not None:
         claimed(folder_out, PLAN, services, force=force)
+    given = Services.read(services)
+    asked = {"deployment": given.toml(), "rate": rate, "target_ms": p99_ms, "lost": lost, "n": n, "seed": seed}
+    if folder_out is not None:
+        claimed(folder_out, PLAN, wants=asked, force=force)
     with progress_bar(err) as bar:
         task = bar.add_task("simulating", total=None)
         found = make_plan(
-            Services.read(services), rate, p99_ms, lost=lost, n=n, seed=seed,
+            given, rate, p99_ms, lost=lost, n=n, seed=seed,
             progress=lambda what, i: bar.update(task, description=what, completed=i),
         )  # fmt: skip
         if folder_out is not None:
             bar.update(task, description="the page of the plan")
-            write_plan(found, folder_out)
+            write_plan(found, folder_out, asked)
     if as_json:
         print(json.dumps(found.summary(), indent=1))
         return
@@ -267,8 +272,8 @@ def plan_command(
         err.print(f"open {folder_out / 'load.html'} in a browser; deploy {folder_out / 'services.toml'}")
 
 
-def write_plan(found: Any, folder_out: Path) -> None:
-    """The plan, its deployment, and the page of one simulation of it: all of it or nothing."""
+def write_plan(found: Any, folder_out: Path, asked: dict[str, Any]) -> None:
+    """The plan with what was `asked`, its deployment, and the page of one simulation of it: all of it or nothing."""
     from ..load.arrivals import Poisson
     from ..load.queueing import simulate
     from ..report.load_page import load_page
@@ -277,7 +282,7 @@ def write_plan(found: Any, folder_out: Path) -> None:
     with atomic_folder(folder_out, sealed=True) as temporary:
         found.services.write(temporary / "services.toml")
         found.what_if.write_csv(temporary / "what_if.csv")
-        write_json(temporary / "plan.json", found.summary())
+        write_json(temporary / "plan.json", found.summary() | asked)
         load_page(simulation, temporary / "load.html", plan=found, command=shlex.join(["karmafunnel", *sys.argv[1:]]))
 
 

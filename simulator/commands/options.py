@@ -73,10 +73,12 @@ force_flag = click.option(
 )
 
 
-def claimed(place: Path, kind: Kind, *inputs: Path | str | None, force: bool = False) -> None:
+def claimed(
+    place: Path, kind: Kind, *inputs: Path | str | None, wants: dict[str, Any] | None = None, force: bool = False
+) -> None:
     """Claim a place to write until the command ends; see `files.claim`."""
     context = click.get_current_context()
-    context.with_resource(claim(place, str(context.info_name), kind, inputs=inputs, force=force))
+    context.with_resource(claim(place, str(context.info_name), kind, wants=wants, inputs=inputs, force=force))
 
 
 def worker_flags(command: Any) -> Any:

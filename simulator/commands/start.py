@@ -67,7 +67,7 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
         worth = quality_under_load({"services": deployed}, run, Poisson(rate), 5000, seed, progress=step)
     simulation = simulate(
         deployed, Poisson(rate), 5000, seed, out=folder_out / "load", events=True, says={"command": "karmafunnel demo"},
-        also=lambda _, folder: worth.write(folder),
+        also=lambda _, folder: worth.write(folder), force=True,  # stages are timed anew each time
     )  # fmt: skip
     load_page(simulation, folder_out / "load.html", worth=worth, command="karmafunnel demo")
     print_simulation(simulation)

@@ -592,6 +592,11 @@ class Told(Arrivals):
         return self.text
 
 
+def asked_of(services: Services, arrivals: Arrivals, n: int, seed: int) -> dict[str, Any]:
+    """What a simulation is told by, as JSON can hold it."""
+    return {"services": services.toml(), "arrivals": repr(arrivals), "requests": n, "seed": seed}
+
+
 def simulate(
     services: Services, arrivals: Arrivals, n: int, seed: int = 0, *, out: Path | str | None = None, events: bool = False,
     progress: Callable[[int], None] | None = None, says: dict[str, Any] | None = None,
@@ -601,17 +606,18 @@ def simulate(
 
     With `out` tables are written there as they come (requests, over_time, events where asked for; services.toml; simulation.json with
     `says`; what `also` adds to the folder), so that memory does not grow with events; the folder appears whole or not at all, in the
-    place of an older simulation (with `force`, of something else of ours). `progress` is told how many have arrived. Raises
+    place of an older simulation of the same (with `force`, of something else of ours). `progress` is told how many have arrived. Raises
     KarmafunnelError for an `out` that holds something else, for more than 20,000,000 requests, and where more than 500,000 are in the
     system at once, naming the stage that cannot keep up.
     """
     check_bound("queue", "requests", requests=n)
     check_seed("queue", seed)
+    asked = asked_of(services, arrivals, n, seed)
     times = arrivals.times(n, np.random.default_rng([seed, 2**40]))
     with ExitStack() as stack:
         folder = None
         if out is not None:
-            stack.enter_context(claim(out, "queue", SIMULATION, force=force))
+            stack.enter_context(claim(out, "queue", SIMULATION, wants=asked, force=force))
             folder = stack.enter_context(atomic_folder(out, sealed=True))
         run = Simulator(services, times, seed, folder, events, progress)
         run.go()
@@ -624,7 +630,7 @@ def simulate(
             kept = frames["events"].lazy() if "events" in frames else None
             return Simulation(services, arrivals, seed, frames["requests"], counted, frames["over_time"], kept)
         services.write(folder / "services.toml")
-        meta = {"seed": seed, "arrivals": repr(arrivals), "stationary": arrivals.stationary, "counted": counted.to_dicts()}
+        meta = asked | {"stationary": arrivals.stationary, "counted": counted.to_dicts()}
         write_json(folder / "simulation.json", meta | (says or {}))
         if also:
             also(Simulation.open(folder, arrivals), folder)
