@@ -373,7 +373,10 @@ class Log:
         """Time of every request, int64: ms since 1970 (UTC), or the row number in a log that knows only an order."""
         if self.meta["time"] == "order":
             return np.arange(self.requests.height, dtype=np.int64)
-        t = self.requests["ts"].dt.epoch("ms").to_numpy().astype(np.int64)
+        ts = self.requests["ts"]
+        if nulls := ts.null_count():
+            raise KarmafunnelError(f"{self.name}: requests.parquet: ts needs a time, {nulls} rows have none")
+        t = ts.dt.epoch("ms").to_numpy().astype(np.int64)
         if (np.diff(t) < 0).any():
             row = int(np.flatnonzero(np.diff(t) < 0)[0]) + 1
             raise KarmafunnelError(f"{self.name}: requests must stand in time order; row {row} runs backwards")

@@ -254,6 +254,9 @@ def test_unknown_ids_and_backward_time_are_refused():
     )
     with pytest.raises(KarmafunnelError, match="row 1 runs backwards"):
         _ = backwards.t
+    timeless = log.requests.with_columns(ts=pl.lit(None, pl.Datetime("ms", "UTC")))
+    with pytest.raises(KarmafunnelError, match=r"requests\.parquet: ts needs a time, \d+ rows have none"):
+        _ = Log({**log.lazy, "requests": timeless.lazy()}, log.meta).t
 
 
 def test_a_write_that_fails_leaves_the_old_folder(tmp_path):

@@ -287,6 +287,18 @@ def test_two_runs_and_seeds(run, other, tmp_path):
     assert "base (2 seeds)" in page and "means over 2 seeds" in page and "not compared" in page
 
 
+def test_a_run_over_other_requests_stands_beside_with_a_warning(run, other, tmp_path):
+    said = "</b> did not replay the same requests as <b>"
+    assert said not in report([run, other], tmp_path / "same.html").read_text()
+    few = make_run(tmp_path / "few", seed=1)
+    for path in few.glob("*.parquet"):
+        frame = pl.read_parquet(path)
+        if "request_id" in frame.columns:
+            frame.filter(pl.col("request_id") < "r30").write_parquet(path)
+    page = report([run, few], tmp_path / "few.html").read_text()
+    assert page.count(said) == 1 and "30 requests instead of" in page and "30 of them in both" in page
+
+
 def test_same_names_are_told_apart(tmp_path):
     a, b = make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run", seed=2)
     assert [e.name for e in open_entries([a, b])] == ["x/run", "y/run"]
