@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads are what the figures in benchmarks/findings/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: venv demo test test-ray lint clean
+.PHONY: quick venv demo test test-ray lint clean
 
 venv: .venv/.installed
 
@@ -18,6 +18,9 @@ demo: venv
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+quick: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(shell grep -L "pytest.mark.slow" tests/test_*.py)
 
 test-ray: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"

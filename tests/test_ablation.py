@@ -28,6 +28,8 @@ from karmafunnel.simulator.report.table import text_of
 from rich.console import Console
 from shop import make_shop
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.stages.recall import VectorRecall

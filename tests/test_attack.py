@@ -13,7 +13,7 @@ from karmafunnel.benchmarks.validation.commands import Answer, Commands
 from karmafunnel.benchmarks.validation.material import Shop, files, make, said
 from karmafunnel.checks import validate
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and fork")]
 
 # Tries of each family, by group; the first so many of seed 0.
 SMALL = {

@@ -13,6 +13,8 @@ from karmafunnel.simulator.load import capacity
 from karmafunnel.simulator.load.capacity import Search, plan
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 
+pytestmark = pytest.mark.slow
+
 EXPONENTIAL = ServiceTime("exponential", base_ms=10)
 N = 1000
 

@@ -21,6 +21,8 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Catalogue, Log, read
 from karmafunnel.simulator.datasets import SOURCES, _raw, convert, load
 
+pytestmark = pytest.mark.slow
+
 # -- hand-made files in the publishers' formats -------------------------------------------------------------------
 
 TRIVAGO = [

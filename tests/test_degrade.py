@@ -29,6 +29,8 @@ from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.rerank import GMVRank
 from shop import Chances, scramble
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.stages.base import *

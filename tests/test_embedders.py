@@ -19,6 +19,8 @@ from karmafunnel.models.karma import Qwen
 from karmafunnel.models.sasrec import SASRec
 from shop import make_shop, scramble
 
+pytestmark = pytest.mark.slow
+
 TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4)
 QUICK: dict[str, dict[str, Any]] = {
     "SASRec": {"dim": 16, "length": 8, "epochs": 2}, "TfidfSVD": {"dim": 12}, "Cooccurrence": {"dim": 12},

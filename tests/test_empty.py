@@ -21,6 +21,8 @@ from karmafunnel.stages.recall import BM25Recall, VectorRecall
 from shop import make_shop
 from test_stages import FEATURES, STAGES, fitted, scene
 
+pytestmark = pytest.mark.slow
+
 # -- no rows ------------------------------------------------------------------------------------------------------------
 
 

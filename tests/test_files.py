@@ -67,6 +67,8 @@ from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.replay.tables import TABLES
 from safetensors import SafetensorError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(karmafunnel.__file__).parent
 CODE = [p for p in ROOT.rglob("*.py") if not {"tests", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)]
 RECIPE = """

@@ -34,6 +34,8 @@ from safetensors.torch import load_file, save_file
 from shop import make_shop
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.slow
+
 TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4)
 SMALL = KARMA(backbone=TINY, dim=32, epochs=2, length=8, batch=8)
 

@@ -14,6 +14,8 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.layout import TABLES, expected, kind_of
 from karmafunnel.log import Log
 
+pytestmark = pytest.mark.slow
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 REFUSED = object()
 COLUMNS = [(table, name, dtype) for table in TABLES for name, dtype in expected(table).items()]

@@ -18,6 +18,8 @@ from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import Rules
 from shop import make_shop
 
+pytestmark = pytest.mark.slow
+
 FEATURES = [Popularity(), Price(), Own(), ItemColumn("rating")]
 EVERY = Sample(passed=60)
 

@@ -18,6 +18,8 @@ from karmafunnel.benchmarks.validation.browser import Browser, chromium
 from karmafunnel.simulator.report.page import Figure, Page, Section, as_json, drawn, embed, plain, policy, render, rich
 from pages import HOSTILE, benign, hostile, material, write_all
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("report of one Run", "report of three Runs", "describe", "describe a shop", "load", "profile", "table", "curve", "attention",
          "attribution", "pareto")  # fmt: skip
 OURS = {"<b>", "</b>", "<br>", "<extra>", "</extra>"}  # what `rich` may put into a figure

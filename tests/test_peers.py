@@ -20,6 +20,8 @@ from shop import scramble
 sys.path.insert(0, str(Path(peers.FOLDER)))
 import exchange
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 from karmafunnel.stages.features import *
 from karmafunnel.stages.learn import Sample

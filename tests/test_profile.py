@@ -39,6 +39,8 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import Join, Popular, VectorRecall
 from scipy.stats import norm
 
+pytestmark = pytest.mark.slow
+
 # -- the fit ------------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ from karmafunnel.simulator.replay.paths import FULL, NOTHING
 from karmafunnel.stages.learn import Isotonic, Temperature, load_calibration, save_calibration
 from test_measures import META, by_hand, write
 
+pytestmark = pytest.mark.slow
+
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 

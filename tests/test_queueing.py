@@ -18,6 +18,8 @@ from karmafunnel.simulator.load.services import Adapt, Cache, Cold, Crash, Servi
 from karmafunnel.simulator.load.steady import batch_quantiles, warmup
 from karmafunnel.simulator.load.timeline import chrome_trace, timeline
 
+pytestmark = pytest.mark.slow
+
 TEN = ServiceTime(base_ms=10)
 
 

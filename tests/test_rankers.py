@@ -51,6 +51,8 @@ from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank, ha
 from karmafunnel.stages.recall import HNSW, IVF, BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 from shop import make_shop
 
+pytestmark = pytest.mark.slow
+
 N_ITEMS = 40
 FEATURES = (Upstream(), Popularity(), Own(), Similarity("tfidf"), BM25())
 SAMPLE = Sample(passed=20)

@@ -33,6 +33,8 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 from karmafunnel.stages.features import Popularity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank

@@ -20,6 +20,8 @@ from rich.table import Table
 from rich.text import Text
 from shop import make_shop
 
+pytestmark = pytest.mark.slow
+
 LITERAL = ["Lamp [/red]", "[bold]x[/bold]", "[link=http://x]y[/link]", ":smile:", "[blink", "a [on red"]
 OBEYED = ["\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "\rover", "\x08\x08", "\u202edesrever", "\x00"]
 HOSTILE = [*LITERAL, *OBEYED]

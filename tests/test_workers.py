@@ -20,6 +20,8 @@ from karmafunnel.simulator.replay.replay import replay, replay_many
 from karmafunnel.simulator.replay.tables import TABLES
 from karmafunnel.simulator.replay.workers import Workers, spread
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 import os
 import signal
