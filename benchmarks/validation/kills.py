@@ -163,7 +163,10 @@ def attempt(
     pid = shop.commands.start(argv, shop.work, shop.told, shop.env())
     done = shop.commands.wait(moment * made.seconds * (3 if cold else 1))
     if done is None:
-        (os.killpg if end == "group" else os.kill)(pid, signal.SIGKILL)
+        try:
+            (os.killpg if end == "group" else os.kill)(pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own yet
+            os.kill(pid, signal.SIGKILL)
         shop.commands.wait(10)
     waited = time.monotonic()
     while (left := members(pid)) and time.monotonic() - waited < PATIENCE:
