@@ -1,7 +1,8 @@
 """What may come from outside: bounds of numbers, and the letters of names.
 
-The command line, services files, recipes and the API take a number only within its bounds: wide enough for any real use, narrow enough
-that nothing overflows, fills the memory or runs for ever. Names of stages, embedders and fallbacks become columns and folders.
+The command line, services files, recipes and the API take a number only within its bounds: wide
+enough for any real use, narrow enough that nothing overflows, fills the memory or runs for ever.
+Names of stages, embedders and fallbacks become columns and folders.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ LARGE = 1e9
 
 @dataclass(frozen=True)
 class Bound:
-    """Numbers from `low` to `high`, both included (`low` is not where `above` says so); whole ones where `low` is an int."""
+    """Numbers from `low` to `high`, both included (`low` is not where `above` says so); whole ones
+    where `low` is an int.
+    """
 
     low: float
     high: float
@@ -98,7 +101,9 @@ FIELDS = {
 
 
 def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
-    """Raises KarmafunnelError naming the value that is not within a bound, or the bound of that name."""
+    """Raises KarmafunnelError naming the value that is not within a bound, or the bound of that
+    name.
+    """
     allowed = BOUNDS[bound] if isinstance(bound, str) else bound
     for name, value in values.items():
         if not allowed.holds(value):
@@ -112,10 +117,11 @@ def check_seed(who: str, seed: Any) -> int:
 
 
 def needs(value: Any, *names: str, **others: Bound | tuple[float, float | None]) -> None:
-    """Raises KarmafunnelError where a field of a dataclass is not within the bound of its name, or within another one that is said.
+    """Raises KarmafunnelError where a field of a dataclass is not within the bound of its name, or
+    within another one that is said.
 
-    (low, high) are both included, whole numbers where low is an int; without a high it is a billion. A field that is None by default may
-    be None.
+    (low, high) are both included, whole numbers where low is an int; without a high it is a
+    billion. A field that is None by default may be None.
     """
     optional = {field.name for field in fields(value) if field.default is None}
     for name, found in {**{name: FIELDS[name] for name in names}, **others}.items():
@@ -124,26 +130,30 @@ def needs(value: Any, *names: str, **others: Bound | tuple[float, float | None])
             check_bound(type(value).__name__, bound, **{name: getattr(value, name)})
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 LETTERS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 LONGEST_TITLE = 255
 
 
 def check_name(who: str, what: str, value: Any, taken: Sequence[str] = ()) -> None:
-    """Raises KarmafunnelError for what cannot be the name of a stage, an embedder or a fallback: a part of columns, paths and folders."""
+    """Raises KarmafunnelError for what cannot be the name of a stage, an embedder or a fallback: a
+    part of columns, paths and folders.
+    """
     if not isinstance(value, str) or not LETTERS.fullmatch(value) or ".." in value or value in taken:
         but = f", and not {', '.join(map(repr, taken))}" if taken else ""
         raise KarmafunnelError(f"{who}: {what} needs 1 to 64 letters (a to z), digits, '_', '-' and '.', not '..'{but}, found {quoted(value)}")
 
 
 def check_title(who: str, what: str, value: Any) -> None:
-    """Raises KarmafunnelError for what cannot stand in a line of a table: a text of at most 255 characters that can all be printed."""
+    """Raises KarmafunnelError for what cannot stand in a line of a table: a text of at most 255
+    characters that can all be printed.
+    """
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > LONGEST_TITLE:
         raise KarmafunnelError(f"{who}: {what} needs a text of 1 to {LONGEST_TITLE} characters without line breaks, found {quoted(value)}")
 
 
-# -- sizes --------------------------------------------------------------------------------------------------------------
+# -- sizes -----------------------------------------------------------------------------------------
 
 
 def memory() -> int:
@@ -152,7 +162,9 @@ def memory() -> int:
 
 
 def check_fits(who: str, parts: Mapping[str, float]) -> None:
-    """Raises KarmafunnelError where bytes, told by what they are for, are more than this machine has in all."""
+    """Raises KarmafunnelError where bytes, told by what they are for, are more than this machine
+    has in all.
+    """
     size, there = sum(parts.values()), memory()
     if size > there:
         told = ", ".join(f"{what} {n / 1e9:,.1f} GB" for what, n in parts.items())

@@ -1,8 +1,9 @@
 """Checks of a log, however broken: PASS, FAIL, or N/A where the log lacks what they are about.
 
-`validate` answers all of them about a folder as it lies on disk and raises nothing. `require` refuses a log, in a folder or in
-memory, that fails one whose failure would change a figure: whatever computes figures of a log asks it first. Tables are read
-lazily and streamed, so that a log may be larger than memory. Layout and capabilities: `docs/METRICS.md`.
+`validate` answers all of them about a folder as it lies on disk and raises nothing. `require`
+refuses a log, in a folder or in memory, that fails one whose failure would change a figure:
+whatever computes figures of a log asks it first. Tables are read lazily and streamed, so that a log
+may be larger than memory. Layout and capabilities: `docs/METRICS.md`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ COLOURS = {PASS: "green", FAIL: "bold red", NA: "dim"}
 
 @dataclass(frozen=True)
 class Check:
-    """One answer: `count` rows (or items, files, keys) at fault, some of them as examples (file, row from 0, ids, values).
+    """One answer: `count` rows (or items, files, keys) at fault, some of them as examples (file,
+    row from 0, ids, values).
 
     A PASS with a count is a warning.
     """
@@ -63,7 +65,9 @@ class NotApplicableError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """A check: its name, how it is answered, and why a log that fails it may be replayed all the same (empty: it may not)."""
+    """A check: its name, how it is answered, and why a log that fails it may be replayed all the
+    same (empty: it may not).
+    """
 
     name: str
     ask: Callable[[Folder], Found]
@@ -71,15 +75,19 @@ class Question:
 
 
 def validate(folder: Path | str) -> list[Check]:
-    """Every check of a log or catalogue folder, in a fixed order. Raises nothing: what cannot be read is a FAIL."""
+    """Every check of a log or catalogue folder, in a fixed order. Raises nothing: what cannot be
+    read is a FAIL.
+    """
     log = Folder(Path(folder))
     return [answer(question.name, question.ask, log) for question in CHECKS]
 
 
 def require(log: Log | Catalogue, but: Collection[str] = ()) -> None:
-    """Raises KarmafunnelError, with the words of `validate`, for a log that fails a check whose failure would change a figure.
+    """Raises KarmafunnelError, with the words of `validate`, for a log that fails a check whose
+    failure would change a figure.
 
-    `but`: checks not to ask. A log on disk is read as it lies there. What has passed once is not asked again.
+    `but`: checks not to ask. A log on disk is read as it lies there. What has passed once is not
+    asked again.
     """
     if vars(log).get("passed"):
         return
@@ -88,7 +96,8 @@ def require(log: Log | Catalogue, but: Collection[str] = ()) -> None:
     asked = [question for question in CHECKS if not question.harmless and question.name not in but]
     failed = [check for q in asked if (check := answer(q.name, q.ask, folder)).status == FAIL]
     if failed:
-        first = min(failed, key=lambda check: check.name in ("counts", "checksums"))  # they say less than what they come with
+        # they say less than what they come with
+        first = min(failed, key=lambda check: check.name in ("counts", "checksums"))
         if first.name == "checksums" and path is not None:
             for table in folder.tables:
                 checksum_of(path / f"{table}.parquet", log.meta)
@@ -124,14 +133,15 @@ def plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-# -- what can be read ---------------------------------------------------------------------------------------------------
+# -- what can be read ------------------------------------------------------------------------------
 
 
 class Folder:
-    """What of a log folder can be read; asking for what cannot raises NotApplicableError that says why.
+    """What of a log folder can be read; asking for what cannot raises NotApplicableError that says
+    why.
 
-    `trouble` holds why a table (table, None) or one of its columns (table, column) cannot be used; `unreadable` and `invalid`
-    are the examples of what is damaged and of text that is not UTF-8.
+    `trouble` holds why a table (table, None) or one of its columns (table, column) cannot be used;
+    `unreadable` and `invalid` are the examples of what is damaged and of text that is not UTF-8.
     """
 
     def __init__(self, path: Path | None):
@@ -207,7 +217,9 @@ class Folder:
                 self.trouble.setdefault((table, column), f"{self.called(table)}: {column} is {schema[column]}, not {dtype}")
 
     def _read_column(self, table: str, file: pq.ParquetFile, column: str) -> None:
-        """Decode a whole column once, a batch at a time, so that broken pages and bad text are found whatever is asked later."""
+        """Decode a whole column once, a batch at a time, so that broken pages and bad text are
+        found whatever is asked later.
+        """
         name = self.file(table).name
         start = 0
         try:
@@ -229,7 +241,7 @@ class Folder:
         self.unreadable.append(what | {"found": first_line(error)})
         self.trouble[table, column] = f"{' '.join(what.values())} cannot be read"
 
-    # -- asking -----------------------------------------------------------------------------------------------------
+    # -- asking ------------------------------------------------------------------------------------
 
     def said(self, key: str) -> Any:
         """A key of log.json."""
@@ -293,7 +305,7 @@ def not_utf8(file: str, column: str, values: pa.Array, start: int) -> Iterator[d
                 break
 
 
-# -- files --------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def is_fact(fault: dict[str, Any]) -> bool:
@@ -388,7 +400,7 @@ def check_empty(log: Folder) -> Found:
     return Found(len(empty), empty, "a table without rows" if empty else "")
 
 
-# -- keys ---------------------------------------------------------------------------------------------------------------
+# -- keys ------------------------------------------------------------------------------------------
 
 
 def blank(text: str | pl.Expr) -> pl.Expr:
@@ -407,7 +419,9 @@ def check_ids(log: Folder) -> Found:
 
 
 def duplicates(log: Folder, table: str, *keys: str) -> Found:
-    """Keys that several rows have; each is reported once, at its last row. Hashes are counted first: they need less memory."""
+    """Keys that several rows have; each is reported once, at its last row. Hashes are counted
+    first: they need less memory.
+    """
     rows = log.table(table, *keys).filter(pl.all_horizontal(pl.col(key).is_not_null() for key in keys))
     rows = rows.with_columns(pl.struct(keys).hash().alias("hash"))
     suspect = rows.group_by("hash").agg(pl.len().alias("n")).filter(pl.col("n") > 1).select("hash")
@@ -444,7 +458,7 @@ def check_unknown_requests(log: Folder) -> Found:
     return unknown(log, "requests", "request_id")
 
 
-# -- lists shown --------------------------------------------------------------------------------------------------------
+# -- lists shown -----------------------------------------------------------------------------------
 
 
 def check_positions(log: Folder) -> Found:
@@ -486,7 +500,7 @@ def check_propensity(log: Folder) -> Found:
     return Found(count, examples, f"{count:,} shown rows whose propensity is missing or outside (0, 1]" if count else "")
 
 
-# -- money --------------------------------------------------------------------------------------------------------------
+# -- money -----------------------------------------------------------------------------------------
 
 
 def check_prices(log: Folder) -> Found:
@@ -508,7 +522,7 @@ def check_quantities(log: Folder) -> Found:
     return Found(count, examples, f"{count:,} negative quantities, or purchases of none" if count else "")
 
 
-# -- time ---------------------------------------------------------------------------------------------------------------
+# -- time ------------------------------------------------------------------------------------------
 
 
 def clock(log: Folder) -> None:
@@ -531,10 +545,13 @@ def check_time_order(log: Folder) -> Found:
 
 
 def check_years(log: Folder) -> Found:
-    """Numbers read in the wrong unit, and zeros for missing times, are no times; what is only unlikely is a warning."""
+    """Numbers read in the wrong unit, and zeros for missing times, are no times; what is only
+    unlikely is a warning.
+    """
     clock(log)
     ts = pl.col("ts")
-    number = ts.dt.epoch("ms").alias("ms since 1970")  # a time beyond the calendar has no other name
+    # a time beyond the calendar has no other name
+    number = ts.dt.epoch("ms").alias("ms since 1970")
     rows = log.table("requests", "request_id", "ts")
     count, examples = log.examples("requests", rows.filter(misread_at(ts)).select(ROW, "request_id", number))
     if count:
@@ -571,7 +588,7 @@ def check_availability(log: Folder) -> Found:
     return Found(count, examples, f"{count:,} rows of items that were not available yet" if count else "")
 
 
-# -- what log.json says the log has --------------------------------------------------------------------------------------
+# -- what log.json says the log has ----------------------------------------------------------------
 
 
 def present(column: str) -> pl.Expr:
@@ -599,7 +616,9 @@ HOLDS: dict[str, tuple[tuple[str, pl.Expr], ...]] = {
 
 
 def check_claims(log: Folder) -> Found:
-    """What log.json claims is somewhere in the tables; what they hold though it is denied is a warning."""
+    """What log.json claims is somewhere in the tables; what they hold though it is denied is a
+    warning.
+    """
     has = log.said("has")
     absent, denied = [], []
     for name in CAPABILITIES:

@@ -13,7 +13,8 @@ from . import __version__
 from .errors import KarmafunnelError, line_of
 from .terminal import Console
 
-# In the order in which one works; a command's module in `simulator/commands` is imported when it is asked for.
+# In the order in which one works; a command's module in `simulator/commands` is imported when it is
+# asked for.
 SECTIONS = {
     "Start": {
         "demo": ("start", "The whole way on generated data: a World, KARMA, a funnel, a report, a load test."),
@@ -49,7 +50,9 @@ err = Console(stderr=True)
 
 
 class Main(click.Group):
-    """Imports a command when it is asked for, and turns what users can cause into one clear line, exit code 1 (130: interrupted)."""
+    """Imports a command when it is asked for, and turns what users can cause into one clear line,
+    exit code 1 (130: interrupted).
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(PLACES)
@@ -72,7 +75,9 @@ class Main(click.Group):
         try:
             return super().invoke(ctx)
         except (BrokenPipeError, click.exceptions.Exit, click.ClickException, click.Abort):
-            raise  # click's own; of a broken pipe it says nothing: whoever read what was printed has enough
+            # click's own; of a broken pipe it says nothing: whoever read what was printed has
+            # enough
+            raise
         except BaseException as error:
             if (told := line_for(error)) is None:
                 raise
@@ -84,9 +89,11 @@ def line_for(error: BaseException) -> str | None:
     """What is said of an error that a user can cause; None for a fault of the program's own."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, SystemExit):  # commands end by themselves: this is code that a recipe brought along
+    # commands end by themselves: this is code that a recipe brought along
+    if isinstance(error, SystemExit):
         return f"error: code of the recipe ends the program with sys.exit({error.code!r})"
-    if isinstance(error, (MemoryError, RecursionError, UnicodeError)) or type(error).__name__ == "PanicException":  # Polars panics
+    # Polars panics
+    if isinstance(error, (MemoryError, RecursionError, UnicodeError)) or type(error).__name__ == "PanicException":
         return f"error: {line_of(error)}"
     if isinstance(error, (KarmafunnelError, OSError)) or type(error).__module__.startswith("polars."):
         return f"error: {error}"
@@ -96,10 +103,11 @@ def line_for(error: BaseException) -> str | None:
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True})
 @click.version_option(__version__, package_name="karmafunnel")
 def main() -> None:
-    """Replay a personalized-search funnel offline and see, stage by stage, what it keeps and what it loses.
+    """Replay a personalized-search funnel offline and see, stage by stage, what it keeps and what
+    it loses.
 
-    The way through: `convert` a data set (or make a `world`), `validate` and `describe` it, `replay` a recipe on it, then
-    `measure`, `compare` and `report` the Run.
+    The way through: `convert` a data set (or make a `world`), `validate` and `describe` it,
+    `replay` a recipe on it, then `measure`, `compare` and `report` the Run.
     """
 
 

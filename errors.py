@@ -24,12 +24,16 @@ def line_of(error: BaseException) -> str:
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """Whether memory of the machine or of a GPU was short, whichever library says so: with more to spare the same may go well."""
+    """Whether memory of the machine or of a GPU was short, whichever library says so: with more to
+    spare the same may go well.
+    """
     return re.search(r"MemoryError|an(no|')t allocate memory", line_of(error)) is not None
 
 
 def quoted(value: Any, most: int = 200) -> str:
-    """What was found, as typed and cut where it is long; also where it cannot be typed, such as a number of 5,000 digits."""
+    """What was found, as typed and cut where it is long; also where it cannot be typed, such as a
+    number of 5,000 digits.
+    """
     try:
         text = repr(value)
     except (ValueError, RecursionError):

@@ -1,7 +1,9 @@
-"""Files: written whole or not at all, in a place that was claimed; read as UTF-8; sealed by digests that are checked when opened.
+"""Files: written whole or not at all, in a place that was claimed; read as UTF-8; sealed by digests
+that are checked when opened.
 
-A writer makes a temporary sibling and puts it in its place by one rename, so that at every moment, and after a crash, either the old
-or the new is there. It holds a lock (flock) on what it has not finished: whoever writes there next removes what nobody holds.
+A writer makes a temporary sibling and puts it in its place by one rename, so that at every moment,
+and after a crash, either the old or the new is there. It holds a lock (flock) on what it has not
+finished: whoever writes there next removes what nobody holds.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ NOTHING_LEFT = "; nothing of it was left"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-# -- saying -------------------------------------------------------------------------------------------------------------
+# -- saying ----------------------------------------------------------------------------------------
 
 
 @cache
@@ -57,7 +59,7 @@ def say(line: str) -> None:
         print(visible(line), file=sys.stderr, flush=True)
 
 
-# -- locks --------------------------------------------------------------------------------------------------------------
+# -- locks -----------------------------------------------------------------------------------------
 
 
 def hold(path: Path) -> int | None:
@@ -67,7 +69,8 @@ def hold(path: Path) -> int | None:
     """
     if fcntl is None:
         return -1
-    here = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # network disks lock what is open for writing
+    # network disks lock what is open for writing
+    here = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     try:
         fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -96,7 +99,9 @@ _swept: set[tuple[int, Path]] = set()
 
 
 def sweep(folder: Path, again: bool = True) -> None:
-    """Remove from a folder what writers left that are no more. With `again` False at most once a process."""
+    """Remove from a folder what writers left that are no more. With `again` False at most once a
+    process.
+    """
     if (os.getpid(), folder) in _swept and not again:
         return
     _swept.add((os.getpid(), folder))
@@ -137,7 +142,7 @@ def _begin(parent: Path, make: Callable[[Path], Any]) -> tuple[Path, int]:
                 return temporary, held
 
 
-# -- whole or not at all ------------------------------------------------------------------------------------------------
+# -- whole or not at all ---------------------------------------------------------------------------
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -145,10 +150,12 @@ def _exchange(a: Path, b: Path) -> bool:
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":
-            answer = libc.renamex_np(os.fsencode(a), os.fsencode(b), ctypes.c_uint(2))  # RENAME_SWAP
+            # RENAME_SWAP
+            answer = libc.renamex_np(os.fsencode(a), os.fsencode(b), ctypes.c_uint(2))
         else:
             here = ctypes.c_int(-100)  # AT_FDCWD
-            answer = libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(2))  # RENAME_EXCHANGE
+            # RENAME_EXCHANGE
+            answer = libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(2))
     except (AttributeError, OSError, TypeError):
         return False
     if answer and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
@@ -164,7 +171,9 @@ def _old(folder: Path) -> Path:
 
 
 def settle(folder: Path) -> None:
-    """Finish or undo a replacement that a crash cut short, where folders cannot be swapped in one step."""
+    """Finish or undo a replacement that a crash cut short, where folders cannot be swapped in one
+    step.
+    """
     old = _old(folder)
     if not old.is_dir():
         return
@@ -224,7 +233,9 @@ def _sync_one(path: Path | str) -> None:
 
 
 def why_not_written(error: BaseException) -> str | None:
-    """Why the disk took nothing more, whichever library says so, also beneath another error; None for other errors."""
+    """Why the disk took nothing more, whichever library says so, also beneath another error; None
+    for other errors.
+    """
     beneath: BaseException | None = error
     for _ in range(20):
         if beneath is None:
@@ -244,7 +255,9 @@ def not_written(error: BaseException) -> bool:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Where writing fails inside: NotWrittenError with one line that names the path. Other errors are left as they are."""
+    """Where writing fails inside: NotWrittenError with one line that names the path. Other errors
+    are left as they are.
+    """
     try:
         yield
     except KarmafunnelError:
@@ -260,11 +273,13 @@ def _told(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(folder: Path | str, *, durable: bool = True, sealed: bool = False, first: bool = False) -> Iterator[Path]:
-    """A folder that appears whole or not at all: write into the yielded temporary one, it is put in its place at the end.
+    """A folder that appears whole or not at all: write into the yielded temporary one, it is put in
+    its place at the end.
 
-    An older folder of that name is replaced in one step once the new one is complete and (with `durable`) on the disk; with `first` one
-    that is whole stays, as where others make the same. `sealed`: with digests of all that is in it. Raises KarmafunnelError naming the
-    folder where the disk is full.
+    An older folder of that name is replaced in one step once the new one is complete and (with
+    `durable`) on the disk; with `first` one that is whole stays, as where others make the same.
+    `sealed`: with digests of all that is in it. Raises KarmafunnelError naming the folder where the
+    disk is full.
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
@@ -289,7 +304,8 @@ def atomic_folder(folder: Path | str, *, durable: bool = True, sealed: bool = Fa
 
 @contextmanager
 def atomic_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
-    """A file that appears whole or not at all: write the yielded temporary one, it is put in its place at the end.
+    """A file that appears whole or not at all: write the yielded temporary one, it is put in its
+    place at the end.
 
     Raises KarmafunnelError naming the file where the disk is full.
     """
@@ -312,7 +328,9 @@ def atomic_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
 
 
 def in_temporary(path: Path) -> bool:
-    """Whether a path lies in a folder that is not finished: what is written there need not be whole by itself."""
+    """Whether a path lies in a folder that is not finished: what is written there need not be whole
+    by itself.
+    """
     return any(TEMPORARY.fullmatch(part) for part in path.parts)
 
 
@@ -335,12 +353,14 @@ def write_bytes(path: Path | str, content: bytes, *, durable: bool = True) -> Pa
 
 
 def write_text(path: Path | str, text: str, *, durable: bool = True) -> Path:
-    """Write a text as UTF-8 with the line ends that it has, whole or not at all; returns its path."""
+    """Write a text as UTF-8 with the line ends that it has, whole or not at all; returns its path.
+    """
     return write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
 
 
 def write_parquet(path: Path | str, frame: pl.DataFrame, **options: Any) -> Path:
-    """Write a Parquet file, whole or not at all; returns its path. `options`: those of `polars.DataFrame.write_parquet`.
+    """Write a Parquet file, whole or not at all; returns its path. `options`: those of
+    `polars.DataFrame.write_parquet`.
 
     It is made in memory: polars itself does not say that a disk is full ("transport error").
     """
@@ -350,16 +370,20 @@ def write_parquet(path: Path | str, frame: pl.DataFrame, **options: Any) -> Path
 
 
 def write_json(path: Path | str, value: Any, *, durable: bool = True) -> Path:
-    """Write JSON with sorted keys, so that equal content is equal bytes; the file appears whole or not at all."""
+    """Write JSON with sorted keys, so that equal content is equal bytes; the file appears whole or
+    not at all.
+    """
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str)
     return write_text(path, text + "\n", durable=durable)
 
 
-# -- reading ------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def read_text(path: Path | str, needed: str = "a text file") -> str:
-    """A UTF-8 text, with or without a byte order mark; raises KarmafunnelError naming the file that is missing or something else."""
+    """A UTF-8 text, with or without a byte order mark; raises KarmafunnelError naming the file that
+    is missing or something else.
+    """
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -380,10 +404,11 @@ def read_json(path: Path | str) -> Any:
 
 
 def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
-    """One Parquet file, unread; its name is taken as it stands. Raises KarmafunnelError naming the file that cannot be read.
+    """One Parquet file, unread; its name is taken as it stands. Raises KarmafunnelError naming the
+    file that cannot be read.
 
-    `options`: those of `polars.scan_parquet`. Nobody else opens Parquet with polars, which would take "run[12]" for two files and
-    "a=b" for a column.
+    `options`: those of `polars.scan_parquet`. Nobody else opens Parquet with polars, which would
+    take "run[12]" for two files and "a=b" for a column.
     """
     try:
         if not Path(path).is_file():
@@ -398,7 +423,9 @@ def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
 
 
 def read_table(path: Path | str, *columns: str | pl.Expr) -> pl.DataFrame:
-    """One Parquet file, or some columns of it, read now; raises KarmafunnelError naming the file that cannot be read."""
+    """One Parquet file, or some columns of it, read now; raises KarmafunnelError naming the file
+    that cannot be read.
+    """
     frame = open_table(path)
     try:
         return (frame.select(*columns) if columns else frame).collect()
@@ -410,11 +437,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-# -- digests ------------------------------------------------------------------------------------------------------------
+# -- digests ---------------------------------------------------------------------------------------
 
 
 def digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes, 128 bits, hex; worked out once a process, unless the file changes."""
+    """BLAKE2b of a file's bytes, 128 bits, hex; worked out once a process, unless the file changes.
+    """
     found = os.stat(path)
     return _digest(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
@@ -437,7 +465,9 @@ def seal(folder: Path, *names: str) -> None:
 
 
 def sealed(folder: Path) -> dict[str, str] | None:
-    """Digests by file; None where a folder has none. Raises KarmafunnelError where they cannot be read."""
+    """Digests by file; None where a folder has none. Raises KarmafunnelError where they cannot be
+    read.
+    """
     if not (folder / DIGESTS).is_file():
         return None
     found = read_json(folder / DIGESTS)
@@ -447,7 +477,9 @@ def sealed(folder: Path) -> dict[str, str] | None:
 
 
 def fault(folder: Path, *names: str) -> str | None:
-    """What is wrong with a sealed folder (or with some of its files), in a line that names the file; None where nothing is."""
+    """What is wrong with a sealed folder (or with some of its files), in a line that names the
+    file; None where nothing is.
+    """
     try:
         told = sealed(folder)
         if told is None:
@@ -464,9 +496,11 @@ def fault(folder: Path, *names: str) -> str | None:
 
 
 def check(folder: Path, *names: str, help: str = "needs the file as it was written: make it again, or take it from a copy") -> None:
-    """Raises KarmafunnelError naming the file of a sealed folder that is missing or not as it was written (of all, or of some).
+    """Raises KarmafunnelError naming the file of a sealed folder that is missing or not as it was
+    written (of all, or of some).
 
-    A folder of before there were digests is let through, and said to be one. `help`: what can be done about it.
+    A folder of before there were digests is let through, and said to be one. `help`: what can be
+    done about it.
     """
     if in_temporary(folder):
         return
@@ -477,7 +511,9 @@ def check(folder: Path, *names: str, help: str = "needs the file as it was writt
 
 
 def intact(folder: Path | None) -> bool:
-    """Whether something that can be made again is there and as it was written; where it is damaged, a line says so."""
+    """Whether something that can be made again is there and as it was written; where it is damaged,
+    a line says so.
+    """
     if folder is None or not folder.is_dir():
         return False
     if (wrong := fault(folder)) is not None:
@@ -485,15 +521,17 @@ def intact(folder: Path | None) -> bool:
     return wrong is None
 
 
-# -- claims -------------------------------------------------------------------------------------------------------------
+# -- claims ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a command writes. A folder is one of ours by the file `marker`; a file by the `mark` near its beginning.
+    """What a command writes. A folder is one of ours by the file `marker`; a file by the `mark`
+    near its beginning.
 
-    `parts`: names that such a folder may hold beside what is sealed. `shared`: files go into the folder one by one, and what else lies
-    in it stays; it is one of ours, too, if it holds nothing but parts.
+    `parts`: names that such a folder may hold beside what is sealed. `shared`: files go into the
+    folder one by one, and what else lies in it stays; it is one of ours, too, if it holds nothing
+    but parts.
     """
 
     name: str
@@ -534,12 +572,14 @@ def claim(
     place: Path | str, who: str, kind: Kind, *, wants: Mapping[str, Any] | None = None, inputs: Iterable[Path | str | None] = (),
     force: bool = False,
 ) -> Iterator[Path]:  # fmt: skip
-    """Make sure, before any work, that `who` may write a thing of this kind to `place`, and keep others from it meanwhile.
+    """Make sure, before any work, that `who` may write a thing of this kind to `place`, and keep
+    others from it meanwhile.
 
-    Raises KarmafunnelError where the place cannot be written, holds what is not ours (a person's files, whatever `force` says), is one of
-    the command's own `inputs`, or is being written by another process; and, without `force`, where it holds a thing of ours of another
-    kind, one whose marker says other than `wants`, or one with the paths of a Run in it. Inside, claims of the same place ask no more
-    than `wants`.
+    Raises KarmafunnelError where the place cannot be written, holds what is not ours (a person's
+    files, whatever `force` says), is one of the command's own `inputs`, or is being written by
+    another process; and, without `force`, where it holds a thing of ours of another kind, one whose
+    marker says other than `wants`, or one with the paths of a Run in it. Inside, claims of the same
+    place ask no more than `wants`.
     """
     place = Path(place)
     at = Path(os.path.realpath(place))
@@ -580,7 +620,9 @@ def claim(
 
 
 def _make(home: Path, place: Path, who: str) -> list[Path]:
-    """A folder and those above it, made where they are missing; returns those that were made, the innermost first."""
+    """A folder and those above it, made where they are missing; returns those that were made, the
+    innermost first.
+    """
     try:
         missing = [folder for folder in (home, *home.parents) if not os.path.lexists(folder)]
         home.mkdir(parents=True, exist_ok=True)
@@ -591,7 +633,8 @@ def _make(home: Path, place: Path, who: str) -> list[Path]:
 
 @contextmanager
 def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
-    """Alone at a place among all processes that share its disk; the lock lies in the folder `home`."""
+    """Alone at a place among all processes that share its disk; the lock lies in the folder `home`.
+    """
     sweep(home)
     name = hashlib.blake2b(os.fsencode(at.name), digest_size=8).hexdigest()
     path, held = home / f".karmafunnel-{name}.lock", None
@@ -689,7 +732,9 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
 
 
 def _apart(a: str, b: str) -> list[str]:
-    """Two texts as far as a line holds them: of long ones, the words in which they differ and two before."""
+    """Two texts as far as a line holds them: of long ones, the words in which they differ and two
+    before.
+    """
     a, b = (" ".join(text.split()) for text in (a, b))
     if max(len(a), len(b)) <= 80:
         return [a, b]
@@ -709,7 +754,7 @@ def _beginning(path: Path) -> str:
     return ""
 
 
-# -- texts that people edit ---------------------------------------------------------------------------------------------
+# -- texts that people edit ------------------------------------------------------------------------
 
 
 def marked(text: str) -> str:
@@ -718,7 +763,9 @@ def marked(text: str) -> str:
 
 
 def edited(path: Path) -> bool:
-    """Whether a file that `marked` made says something else by now; True for one that it did not make."""
+    """Whether a file that `marked` made says something else by now; True for one that it did not
+    make.
+    """
     try:
         first, _, rest = read_text(path).partition("\n")
     except KarmafunnelError:

@@ -1,4 +1,5 @@
-"""Keys of what is kept: a fit, a checkpoint or a piece of a Run is only as good as the code that made it.
+"""Keys of what is kept: a fit, a checkpoint or a piece of a Run is only as good as the code that
+made it.
 
 A key covers the modules that a value really reaches: those that define its classes, and what they
 import, directly or not, wherever they lie. Comments, docstrings and line breaks do not count.
@@ -26,7 +27,9 @@ LIBRARIES = ("torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
 
 
 def content_key(code: str, *parts: Any) -> str:
-    """A short hash of what something is made of: the digest of its code, then what JSON or `str` tells of the rest."""
+    """A short hash of what something is made of: the digest of its code, then what JSON or `str`
+    tells of the rest.
+    """
     return hashlib.sha256(json.dumps([code, *parts], default=str).encode()).hexdigest()[:16]
 
 
@@ -39,7 +42,8 @@ def code_of(*values: Any, by: tuple[str, ...] = ()) -> str:
 
 
 def modules_of(value: Any) -> Iterator[str]:
-    """Modules of this package that define the classes of a value and of the values in its fields."""
+    """Modules of this package that define the classes of a value and of the values in its fields.
+    """
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
@@ -57,8 +61,8 @@ def ours(module: str) -> bool:
 
 @cache
 def code_digest(*modules: str) -> str:
-    """Digest of modules of this package, by their full names, of all modules of it that they import, directly
-    or not, and of the versions of Python and of the libraries that fit things.
+    """Digest of modules of this package, by their full names, of all modules of it that they
+    import, directly or not, and of the versions of Python and of the libraries that fit things.
     """
     seen: set[str] = set()
     waiting = list(modules)
@@ -91,7 +95,9 @@ def file_of(module: str) -> Path:
 
 
 def without_lines(constant: Any) -> Any:
-    """A constant of compiled code; of a code object all that matters when it runs: neither lines nor file."""
+    """A constant of compiled code; of a code object all that matters when it runs: neither lines
+    nor file.
+    """
     if isinstance(constant, CodeType):
         code = constant
         names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
@@ -104,7 +110,9 @@ def without_lines(constant: Any) -> Any:
 
 
 def instructions(code: CodeType) -> tuple[bytes, list[tuple[Any, ...]]]:
-    """Byte code and what it does on errors, both without the instructions that do nothing: a docstring leaves one."""
+    """Byte code and what it does on errors, both without the instructions that do nothing: a
+    docstring leaves one.
+    """
     at = range(0, len(code.co_code), 2)
     kept = [code.co_code[i] != NOP for i in at]
     place = [0, *accumulate(kept)]  # where an instruction stands among those that are kept
@@ -115,7 +123,9 @@ def instructions(code: CodeType) -> tuple[bytes, list[tuple[Any, ...]]]:
 
 @cache
 def imports(module: str) -> tuple[tuple[str, str], ...]:
-    """What a module imports from this package, anywhere in its code: names, each with the module that defines it."""
+    """What a module imports from this package, anywhere in its code: names, each with the module
+    that defines it.
+    """
     parts = module.split(".")
     here = parts if file_of(module).name == "__init__.py" else parts[:-1]
     found: list[tuple[str, str]] = []
@@ -133,7 +143,9 @@ def imports(module: str) -> tuple[tuple[str, str], ...]:
 
 
 def defined_in(base: str, name: str) -> str:
-    """The module that `from base import name` leads to: past a package that only passes the name on."""
+    """The module that `from base import name` leads to: past a package that only passes the name
+    on.
+    """
     if file_of(f"{base}.{name}").exists():
         return f"{base}.{name}"
     return dict(imports(base)).get(name, base) if file_of(base).name == "__init__.py" else base

@@ -1,7 +1,8 @@
-"""What a log holds on disk: the columns of its three tables, the keys of log.json, and what may be made into them.
+"""What a log holds on disk: the columns of its three tables, the keys of log.json, and what may be
+made into them.
 
-One rule for every column: what is given is cast to the column's type and back again, and a value that does not come back
-the same is refused. Definitions: `docs/METRICS.md`.
+One rule for every column: what is given is cast to the column's type and back again, and a value
+that does not come back the same is refused. Definitions: `docs/METRICS.md`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ EXPOSURES = {
     "price_shown": pl.Float64, "price_paid": pl.Float64, "quantity": pl.Int32, "propensity": pl.Float64, "stage": pl.String,
 }  # fmt: skip
 TABLES: dict[str, dict[str, Any]] = {"items": ITEMS, "requests": REQUESTS, "exposures": EXPOSURES}
-# Typed where they are there: when an item became known (`available_after`: after so many requests, where time is an order), and, in
-# a sample, how often it was a target in W1 of the whole log, by label.
+# Typed where they are there: when an item became known (`available_after`: after so many requests,
+# where time is an order), and, in a sample, how often it was a target in W1 of the whole log, by
+# label.
 OPTIONAL: dict[str, dict[str, Any]] = {
     "items": {
         "available_from": TS, "available_after": pl.Int64, "w1_click": pl.Int64, "w1_purchase": pl.Int64, "description": pl.String,
@@ -56,7 +58,7 @@ def same_type(found: Any, needed: Any) -> bool:
     return found == needed or found == pl.Null or (isinstance(found, pl.List) and found.inner == pl.Null)
 
 
-# -- log.json -----------------------------------------------------------------------------------------------------------
+# -- log.json --------------------------------------------------------------------------------------
 
 
 NAMED = Kind("a text", lambda v: TEXT_KIND.holds(v) and v != "")
@@ -82,7 +84,8 @@ MAY_HAVE: dict[str, Kind] = dict.fromkeys(("set_aside", "notes", "sample", "worl
 
 
 def meta_faults(found: Any, partial: bool = False) -> list[dict[str, Any]]:
-    """What of a log.json is not as it needs to be: `key` (none for the whole), what it needs, what was found.
+    """What of a log.json is not as it needs to be: `key` (none for the whole), what it needs, what
+    was found.
 
     `partial`: keys may be missing.
     """
@@ -103,7 +106,9 @@ def meta_faults(found: Any, partial: bool = False) -> list[dict[str, Any]]:
 
 
 def complete_meta(meta: Any, who: str = "log.json") -> dict[str, Any]:
-    """`log.json` with its defaults: what is not claimed is not there; raises KarmafunnelError for what cannot be."""
+    """`log.json` with its defaults: what is not claimed is not there; raises KarmafunnelError for
+    what cannot be.
+    """
     for fault in meta_faults(meta, partial=True):
         where = f"{fault['key']} must be" if "key" in fault else "needs"
         raise KarmafunnelError(f"{who}: {where} {fault['needed']}, found {fault['found']!r}")
@@ -121,7 +126,7 @@ def shorten(value: Any) -> Any:
     return value if len(text) <= 80 else text[:79] + "…"
 
 
-# -- columns ------------------------------------------------------------------------------------------------------------
+# -- columns ---------------------------------------------------------------------------------------
 
 TEXT, FLAG, WHOLE, REAL, DECIMAL, TIME = "text", "true or false", "whole numbers", "numbers", "decimals", "times"
 LIST = "lists of "
@@ -161,11 +166,13 @@ def kind_of(dtype: Any) -> str:
 
 
 def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
-    """The frame with every column of the table (absent ones null), each in its type, known columns first.
+    """The frame with every column of the table (absent ones null), each in its type, known columns
+    first.
 
-    Nothing is lost on the way: whole floats (a pandas column of ids with missing ones) become "19", 1.0 and 0.0 true and
-    false, NaN is a missing value, times without a zone are UTC and others are moved to it. Raises KarmafunnelError that
-    names table, row (from 0), column, what it needs and what was found, for every other value and type.
+    Nothing is lost on the way: whole floats (a pandas column of ids with missing ones) become "19",
+    1.0 and 0.0 true and false, NaN is a missing value, times without a zone are UTC and others are
+    moved to it. Raises KarmafunnelError that names table, row (from 0), column, what it needs and
+    what was found, for every other value and type.
     """
     here = f"{who}: {table}"
     absent = lambda name, dtype: pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name)
@@ -176,7 +183,9 @@ def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
 
 
 def taken(values: pl.Series, dtype: Any, who: str) -> pl.Series:
-    """The values in a column's type, each the same as before; raises KarmafunnelError for one that cannot be."""
+    """The values in a column's type, each the same as before; raises KarmafunnelError for one that
+    cannot be.
+    """
     kind, given = kind_of(dtype), kind_of(values.dtype)
     if same_type(values.dtype, dtype) and given != REAL:
         made = values.cast(dtype)
@@ -230,7 +239,9 @@ CAST: dict[str, Callable[[pl.Series, Any], tuple[pl.Series, pl.Series]]] = {
 
 
 def taken_lists(values: pl.Series, dtype: Any) -> tuple[pl.Series, pl.Series]:
-    """Numbers of a vector are rounded to the nearest 32-bit float: only one that is too large for it is lost."""
+    """Numbers of a vector are rounded to the nearest 32-bit float: only one that is too large for
+    it is lost.
+    """
     values = values.arr.to_list() if isinstance(values.dtype, pl.Array) else values
     made = values.cast(dtype, strict=False)
     if kind_of(dtype) == LIST + TEXT:
@@ -265,14 +276,16 @@ def first_of(values: pl.Series, kind: str) -> str:
     return text
 
 
-# -- times that cannot be -----------------------------------------------------------------------------------------------
+# -- times that cannot be --------------------------------------------------------------------------
 
 YEAR = 365 * 86_400_000  # ms
 MISREAD = ": epoch seconds read as milliseconds end up in 1970, and microseconds beyond 2200"
 
 
 def misread(ts: pl.Series) -> pl.Series:
-    """Whether each time lies in 1970 or beyond 2200, where numbers read in the wrong unit (and zeros) end up."""
+    """Whether each time lies in 1970 or beyond 2200, where numbers read in the wrong unit (and
+    zeros) end up.
+    """
     return pl.DataFrame({"ts": ts}).select(misread_at(pl.col("ts"))).to_series()
 
 

@@ -1,7 +1,7 @@
 """The Log: items, requests and exposures, cut into windows, and what was known as of each request.
 
-Layout on disk and definitions: see `docs/METRICS.md`. Ids are strings on disk; inside, everything is a row number: item 7 is
-row 7 of `items`, request 3 is row 3 of `requests`.
+Layout on disk and definitions: see `docs/METRICS.md`. Ids are strings on disk; inside, everything
+is a row number: item 7 is row 7 of `items`, request 3 is row 3 of `requests`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from .files import LOG, atomic_folder, check, claim, fault, open_table, read_jso
 from .layout import TABLES, WINDOWS, complete_meta, conform, expected, same_type
 
 CLICK, PURCHASE = 1, 2
-LABELS = {"click": "clicks", "purchase": "purchases"}  # what truth may be, and what a log needs to have for it
+# what truth may be, and what a log needs to have for it
+LABELS = {"click": "clicks", "purchase": "purchases"}
 NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below every timestamp
 
 
@@ -43,9 +44,11 @@ def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 def assign_windows(ts: pl.Series, scenario: pl.Series) -> pl.Series:
-    """Window of every request by global time: 60 / 20 / 20 of the scenario's requests, cut at whole timestamps.
+    """Window of every request by global time: 60 / 20 / 20 of the scenario's requests, cut at whole
+    timestamps.
 
-    W2 is cut again: W2b is its last quarter (tuning, stopping, calibration). All requests of one timestamp share a window.
+    W2 is cut again: W2b is its last quarter (tuning, stopping, calibration). All requests of one
+    timestamp share a window.
     """
     served = ts.filter(scenario).sort()
     if served.len() == 0:
@@ -74,7 +77,9 @@ class Catalogue:
         return cls(conform(items, "items", f"catalogue {meta['name']}"), meta)
 
     def write(self, folder: Path | str, force: bool = False) -> None:
-        """Write `items.parquet` and `log.json`, whole or not at all. Raises KarmafunnelError as `write_tables` does."""
+        """Write `items.parquet` and `log.json`, whole or not at all. Raises KarmafunnelError as
+        `write_tables` does.
+        """
         write_tables(folder, {"items": self.items}, self.meta, force=force)
 
 
@@ -84,7 +89,8 @@ def write_tables(
 ) -> None:  # fmt: skip
     """Write tables, `log.json` and what `also` adds to the folder: all of it or nothing.
 
-    Raises KarmafunnelError where the folder is something else than a log, or (without `force`) a log of another name or source.
+    Raises KarmafunnelError where the folder is something else than a log, or (without `force`) a
+    log of another name or source.
     """
     wants = {key: meta.get(key) for key in ("name", "source", "sample")}
     with claim(folder, "write", LOG, wants=wants, force=force), atomic_folder(folder) as temporary:
@@ -104,8 +110,8 @@ def contents(folder: Path, tables: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def seal_log(folder: Path | str) -> list[str]:
-    """Write counts and checksums into the `log.json` of a log that was changed on purpose, and its digest; returns what was not as it
-    said, in lines.
+    """Write counts and checksums into the `log.json` of a log that was changed on purpose, and its
+    digest; returns what was not as it said, in lines.
 
     Raises KarmafunnelError naming the file that is missing or cannot be read.
     """
@@ -128,7 +134,9 @@ def seal_log(folder: Path | str) -> list[str]:
 
 
 def scan(path: Path, table: str) -> pl.LazyFrame:
-    """Lazy reading of one table; raises KarmafunnelError naming the file for what is missing, truncated or mistyped."""
+    """Lazy reading of one table; raises KarmafunnelError naming the file for what is missing,
+    truncated or mistyped.
+    """
     frame = open_table(path)
     found = frame.collect_schema()
     missing = [name for name in TABLES[table] if name not in found]
@@ -138,11 +146,14 @@ def scan(path: Path, table: str) -> pl.LazyFrame:
     wrong = [f"{name} {found[name]} (needs {dtype})" for name, dtype in types.items() if not same_type(found[name], dtype)]
     if wrong:
         raise KarmafunnelError(f"{path}: wrong column types: {', '.join(wrong)}")
-    return frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items() if found[name] != dtype)  # all null
+    # all null
+    return frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items() if found[name] != dtype)
 
 
 def checksum_of(path: Path, meta: dict[str, Any], anyway: bool = False) -> str:
-    """SHA-256 of a table of a log; raises KarmafunnelError naming the file where `log.json` says another (or, with `anyway`, says so)."""
+    """SHA-256 of a table of a log; raises KarmafunnelError naming the file where `log.json` says
+    another (or, with `anyway`, says so).
+    """
     found, told = sha256(path), meta.get("checksums")
     told = told.get(path.name) if isinstance(told, dict) else None
     if told is None:
@@ -172,7 +183,9 @@ def _told(anyway: bool) -> Iterator[None]:
 
 
 def read(folder: Path | str, *, anyway: bool = False) -> Log | Catalogue:
-    """A Log, or a Catalogue where the folder holds `items.parquet` alone. Raises KarmafunnelError as `Log.open` does."""
+    """A Log, or a Catalogue where the folder holds `items.parquet` alone. Raises KarmafunnelError
+    as `Log.open` does.
+    """
     folder = Path(folder)
     if (folder / "requests.parquet").exists() or (folder / "exposures.parquet").exists():
         return Log.open(folder, anyway=anyway)
@@ -183,7 +196,9 @@ def read(folder: Path | str, *, anyway: bool = False) -> Log | Catalogue:
 
 
 def read_meta(folder: Path, anyway: bool = False) -> dict[str, Any]:
-    """`log.json`, with defaults for what it does not say; raises KarmafunnelError naming the key at fault, or a file of other bytes."""
+    """`log.json`, with defaults for what it does not say; raises KarmafunnelError naming the key at
+    fault, or a file of other bytes.
+    """
     settle(folder)
     path = folder / "log.json"
     if not path.is_file():
@@ -200,7 +215,8 @@ def read_meta(folder: Path, anyway: bool = False) -> dict[str, Any]:
 class Log:
     """Three immutable tables and `log.json`; read lazily, collected on first use.
 
-    Everything derived is a NumPy array of row numbers: `t` (n_requests,) int64, ms since 1970 or the order itself.
+    Everything derived is a NumPy array of row numbers: `t` (n_requests,) int64, ms since 1970 or
+    the order itself.
     """
 
     lazy: dict[str, pl.LazyFrame]
@@ -210,9 +226,11 @@ class Log:
 
     @classmethod
     def open(cls, folder: Path | str, *, anyway: bool = False) -> Log:
-        """Open a log folder without reading its rows; raises KarmafunnelError naming the file at fault.
+        """Open a log folder without reading its rows; raises KarmafunnelError naming the file at
+        fault.
 
-        `anyway`: to look at it, files whose checksum is another are read all the same, and a line says so.
+        `anyway`: to look at it, files whose checksum is another are read all the same, and a line
+        says so.
         """
         folder = Path(folder)
         meta = read_meta(folder, anyway)
@@ -220,7 +238,9 @@ class Log:
 
     @classmethod
     def make(cls, items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame, meta: dict[str, Any]) -> Log:
-        """From frames with some of the layout's columns: absent ones become null, requests are put in time order, windows cut."""
+        """From frames with some of the layout's columns: absent ones become null, requests are put
+        in time order, windows cut.
+        """
         meta = complete_meta(meta)
         who = f"log {meta['name']}"
         items, requests = conform(items, "items", who), conform(requests, "requests", who)
@@ -243,17 +263,22 @@ class Log:
         return {"items": self.items, "requests": self.requests, "exposures": self.exposures}
 
     def write(self, folder: Path | str, force: bool = False) -> None:
-        """Write the four files, whole or not at all. Raises KarmafunnelError as `write_tables` does."""
+        """Write the four files, whole or not at all. Raises KarmafunnelError as `write_tables`
+        does.
+        """
         write_tables(folder, self.tables, self.meta, force=force)
 
     def sample(self, share: float, seed: int = 0) -> Log:
-        """The log of a share of its users, each with all of their requests, in the windows they have; every item stays.
+        """The log of a share of its users, each with all of their requests, in the windows they
+        have; every item stays.
 
-        What is eligible for a request, and which items are cold, stays, too: each item carries when the whole log knew it
-        (`available_from`; where time is an order, `available_after`: after how many of the sampled requests) and how often it was a
-        target in W1 (`w1_click`, `w1_purchase`). A user is drawn by a seeded hash of the id alone, so
-        a smaller share of one seed lies inside a larger one. Requests without a user are left out and counted in `set_aside`. Raises
-        KarmafunnelError for a log without users, a share outside (0, 1], or a share that draws nobody.
+        What is eligible for a request, and which items are cold, stays, too: each item carries when
+        the whole log knew it (`available_from`; where time is an order, `available_after`: after
+        how many of the sampled requests) and how often it was a target in W1 (`w1_click`,
+        `w1_purchase`). A user is drawn by a seeded hash of the id alone, so a smaller share of one
+        seed lies inside a larger one. Requests without a user are left out and counted in
+        `set_aside`. Raises KarmafunnelError for a log without users, a share outside (0, 1], or a
+        share that draws nobody.
         """
         if not self.has("users"):
             raise KarmafunnelError(
@@ -281,7 +306,9 @@ class Log:
         return Log.make(self.items.with_columns(whole._of_the_whole(self.t[kept])), requests, exposures, meta)
 
     def _of_the_whole(self, t: np.ndarray) -> list[pl.Series]:
-        """What the items keep of the whole log in the log of the requests of these times; null where it says nothing of an item."""
+        """What the items keep of the whole log in the log of the requests of these times; null
+        where it says nothing of an item.
+        """
         known = self.asof.known_t
         sure = pl.Series((known > NEVER) & (known < np.iinfo(np.int64).max))
         if self.meta["time"] == "order":
@@ -292,7 +319,7 @@ class Log:
         labels = [label for label, what in LABELS.items() if self.has(what)]
         return columns + [pl.Series(f"w1_{label}", self.targets_of_w1(label)) for label in labels]
 
-    # -- the tables -------------------------------------------------------------------------------------------------
+    # -- the tables --------------------------------------------------------------------------------
 
     @cached_property
     def _checksums(self) -> dict[str, str]:
@@ -300,7 +327,9 @@ class Log:
         return {}
 
     def _checksum(self, name: str) -> str:
-        """SHA-256 of a table's file; raises KarmafunnelError naming the one that is not as `log.json` says."""
+        """SHA-256 of a table's file; raises KarmafunnelError naming the one that is not as
+        `log.json` says.
+        """
         assert self.path is not None
         if name not in self._checksums:
             self._checksums[name] = checksum_of(self.path / f"{name}.parquet", self.meta, self.anyway)
@@ -336,17 +365,23 @@ class Log:
 
     @property
     def whole(self) -> str:
-        """The name of the log that this one was sampled from in the first place; its own, where it was not."""
+        """The name of the log that this one was sampled from in the first place; its own, where it
+        was not.
+        """
         sample = self.meta.get("sample") or {}
         return str(sample.get("whole", sample.get("log", self.name)))
 
     def has(self, what: str) -> bool:
-        """Whether the source holds this (`text`, `query`, `price`, `exposures`, ...), as `log.json` says."""
+        """Whether the source holds this (`text`, `query`, `price`, `exposures`, ...), as `log.json`
+        says.
+        """
         return bool(self.meta["has"][what])
 
     @cached_property
     def checksum(self) -> str:
-        """One hash of the three tables (of the files where the log lies on disk, else of the rows) and of how they are read."""
+        """One hash of the three tables (of the files where the log lies on disk, else of the rows)
+        and of how they are read.
+        """
         if self.path is not None:
             parts = [self._checksum(name) for name in TABLES]
         else:
@@ -354,7 +389,7 @@ class Log:
         parts.append(json.dumps({key: self.meta[key] for key in ("time", "scenario", "catalogue", "has")}, sort_keys=True))
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
-    # -- row numbers ------------------------------------------------------------------------------------------------
+    # -- row numbers -------------------------------------------------------------------------------
 
     @cached_property
     def n_items(self) -> int:
@@ -370,7 +405,9 @@ class Log:
 
     @cached_property
     def t(self) -> np.ndarray:
-        """Time of every request, int64: ms since 1970 (UTC), or the row number in a log that knows only an order."""
+        """Time of every request, int64: ms since 1970 (UTC), or the row number in a log that knows
+        only an order.
+        """
         if self.meta["time"] == "order":
             return np.arange(self.requests.height, dtype=np.int64)
         ts = self.requests["ts"]
@@ -398,7 +435,9 @@ class Log:
         return self.requests["source"].is_in(self.meta["scenario"]).to_numpy()
 
     def requests_in(self, *windows: str) -> np.ndarray:
-        """Row numbers of the scenario's requests in these windows, in time order; "W2" stands for W2a and W2b."""
+        """Row numbers of the scenario's requests in these windows, in time order; "W2" stands for
+        W2a and W2b.
+        """
         wanted = [w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))]
         return np.flatnonzero(self.requests["window"].is_in(wanted).fill_null(False).to_numpy() & self.in_scenario)
 
@@ -410,7 +449,9 @@ class Log:
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """Every row of exposures by row numbers: request, item, user, t, position, clicked, purchased, prices, quantity; in time order."""
+        """Every row of exposures by row numbers: request, item, user, t, position, clicked,
+        purchased, prices, quantity; in time order.
+        """
         self._check_rows()
         items = self.items.select("item_id").with_row_index("item")
         requests = self.requests.select("request_id").with_row_index("request")
@@ -429,7 +470,9 @@ class Log:
         return frame.sort("t", "request", maintain_order=True)
 
     def _check_rows(self) -> None:
-        """Raise KarmafunnelError where rows have no number of their own; all else that would change a figure: `checks.require`."""
+        """Raise KarmafunnelError where rows have no number of their own; all else that would change
+        a figure: `checks.require`.
+        """
         for name, key in (("items", "item_id"), ("requests", "request_id")):
             ids = getattr(self, name)[key]
             if ids.is_duplicated().any() or ids.null_count():
@@ -447,7 +490,8 @@ class Log:
         return self.rows.filter(pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False))
 
     def truth(self, label: str) -> pl.DataFrame:
-        """Truth of every request: request, item, quantity, money (price x quantity; the shown price for a click); one row an item.
+        """Truth of every request: request, item, quantity, money (price x quantity; the shown price
+        for a click); one row an item.
 
         Raises KarmafunnelError for a label that the log does not hold.
         """
@@ -468,7 +512,8 @@ class Log:
         )
 
     def targets_of_w1(self, label: str) -> np.ndarray:
-        """How often each item was a target in W1, by which it is cold, tail or head: (n_items,) int64; in a sample, of the whole log.
+        """How often each item was a target in W1, by which it is cold, tail or head: (n_items,)
+        int64; in a sample, of the whole log.
 
         Raises KarmafunnelError as `truth` does.
         """
@@ -479,7 +524,9 @@ class Log:
         return np.bincount(mine["item"].to_numpy(), minlength=self.n_items)
 
     def item_text(self) -> list[str]:
-        """One text an item: title, brand, category, attributes, description; empty where there is none."""
+        """One text an item: title, brand, category, attributes, description; empty where there is
+        none.
+        """
         parts = [pl.col("title"), pl.col("brand"), pl.col("category").list.join(" "), pl.col("attributes").list.join(" ")]
         if "description" in self.items.columns:
             parts.append(pl.col("description").cast(pl.String))
@@ -491,7 +538,9 @@ class Log:
 
 
 def rows_of(frame: pl.DataFrame, requests: np.ndarray) -> pl.DataFrame:
-    """The rows of some requests out of a frame that is sorted by `request`: without a look at the others."""
+    """The rows of some requests out of a frame that is sorted by `request`: without a look at the
+    others.
+    """
     column = frame["request"].to_numpy()
     start = np.searchsorted(column, requests)
     sizes = np.searchsorted(column, requests, side="right") - start
@@ -500,9 +549,11 @@ def rows_of(frame: pl.DataFrame, requests: np.ndarray) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class History:
-    """What users did before their requests: arrays (B, n), the most recent last, padded on the left.
+    """What users did before their requests: arrays (B, n), the most recent last, padded on the
+    left.
 
-    items int32 (-1 pad), ages int64 (ms or steps before the request), actions int8 (0 pad, 1 click, 2 purchase).
+    items int32 (-1 pad), ages int64 (ms or steps before the request), actions int8 (0 pad, 1 click,
+    2 purchase).
     """
 
     items: np.ndarray
@@ -511,11 +562,13 @@ class History:
 
 
 class Timeline:
-    """Things that happened to keys (items, say), in order of time: how many before a time, the last value, the mean value.
+    """Things that happened to keys (items, say), in order of time: how many before a time, the last
+    value, the mean value.
 
-    Made for questions that come a chunk of neighbouring times at a time: counts at the chunk's beginning are kept and moved
-    along, and only keys to which something happened inside the chunk are searched. of int64 (n,), rank int64 (n,), values
-    float64 (n,); keys are 0..n_keys-1, or any int64 where `n_keys` is None.
+    Made for questions that come a chunk of neighbouring times at a time: counts at the chunk's
+    beginning are kept and moved along, and only keys to which something happened inside the chunk
+    are searched. of int64 (n,), rank int64 (n,), values float64 (n,); keys are 0..n_keys-1, or any
+    int64 where `n_keys` is None.
     """
 
     def __init__(self, of: np.ndarray, rank: np.ndarray, n_keys: int | None, values: np.ndarray | None = None):
@@ -527,10 +580,12 @@ class Timeline:
         self.n_keys = len(self.keys) if self.keys is not None else int(n_keys or 0)
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.of, minlength=self.n_keys))])
         if values is not None:
-            self.values = values[by_time][np.argsort(self.of, kind="stable")]  # of a key together, in order of time
+            # of a key together, in order of time
+            self.values = values[by_time][np.argsort(self.of, kind="stable")]
             self.totals = np.concatenate([[0.0], np.cumsum(self.values)])
         self._reached, self._counts = 0, np.zeros(self.n_keys, dtype=np.int64)
-        if self.keys is not None:  # a sieve: most keys that are asked for are none, and need no search
+        # a sieve: most keys that are asked for are none, and need no search
+        if self.keys is not None:
             self._shift = np.uint64(64 - max(16 * self.n_keys, 2).bit_length())
             self._sieve = np.zeros(1 << int(64 - self._shift), dtype=bool)
             self._sieve[self._slot(self.keys)] = True
@@ -552,7 +607,8 @@ class Timeline:
 
     def before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
         """How many things happened to each key before each time rank; aligned whole arrays."""
-        dense, there = self._dense(of.astype(np.int64, copy=False))  # key times time rank outgrows an int32
+        # key times time rank outgrows an int32
+        dense, there = self._dense(of.astype(np.int64, copy=False))
         if there is None:
             return self._before(dense, rank)
         counts = np.zeros(len(of), dtype=np.int64)
@@ -576,7 +632,8 @@ class Timeline:
             rows = np.flatnonzero((happened > 0)[of])
             low, times = int(rank.min()), int(rank.max() - rank.min()) + 1
             touched = np.flatnonzero(happened)
-            if times * len(touched) <= 16 * len(rows):  # many rows: count for every time and key at once
+            # many rows: count for every time and key at once
+            if times * len(touched) <= 16 * len(rows):
                 column = np.zeros(self.n_keys, dtype=np.int64)
                 column[touched] = np.arange(len(touched))
                 cell = (self.rank[first:last] - low + 1) * len(touched) + column[inside]
@@ -590,11 +647,15 @@ class Timeline:
         return counts
 
     def last(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        """The last value of each key before each time rank, NaN where there is none; aligned float64 arrays."""
+        """The last value of each key before each time rank, NaN where there is none; aligned
+        float64 arrays.
+        """
         return self._valued(of, rank, lambda start, end: self.values[end - 1])
 
     def mean(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        """The mean value of each key before each time rank, NaN where there is none; aligned float64 arrays."""
+        """The mean value of each key before each time rank, NaN where there is none; aligned
+        float64 arrays.
+        """
         return self._valued(of, rank, lambda start, end: (self.totals[end] - self.totals[start]) / (end - start))
 
     def _valued(self, of: np.ndarray, rank: np.ndarray, value: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
@@ -608,7 +669,9 @@ class Timeline:
 
 
 class AsOf:
-    """What was known strictly before a time. The only door through which a stage sees the past, so that no future leaks."""
+    """What was known strictly before a time. The only door through which a stage sees the past, so
+    that no future leaks.
+    """
 
     def __init__(self, log: Log):
         self.log = log
@@ -625,7 +688,7 @@ class AsOf:
         """Rank of times among the log's times: everything of a smaller rank is strictly earlier."""
         return np.searchsorted(self.times, t)
 
-    # -- histories --------------------------------------------------------------------------------------------------
+    # -- histories ---------------------------------------------------------------------------------
 
     @cached_property
     def _by_user(self) -> tuple[np.ndarray, ...]:
@@ -645,7 +708,9 @@ class AsOf:
         return key[order], events["item"].to_numpy()[order], events["t"].to_numpy()[order], action[order]
 
     def history(self, requests: np.ndarray, n: int, own_session: bool = False) -> History:
-        """The last `n` clicks and purchases before each request, by its user (or within its session)."""
+        """The last `n` clicks and purchases before each request, by its user (or within its
+        session).
+        """
         keys, items, times, actions = self._by_session if own_session else self._by_user
         owner = (self.log.session if own_session else self.log.user)[requests]
         end = np.searchsorted(keys, self._key(owner, self.rank[requests]))
@@ -671,10 +736,12 @@ class AsOf:
             keys, self._key(owner, np.zeros(len(requests), dtype=np.int64))
         )
 
-    # -- items, and what one user did with one item ------------------------------------------------------------------
+    # -- items, and what one user did with one item ------------------------------------------------
 
     def _timeline(self, what: str) -> Timeline:
-        """Rows of one kind along time, an item or ("own ...") a user and item: shown, click, purchase, event, price."""
+        """Rows of one kind along time, an item or ("own ...") a user and item: shown, click,
+        purchase, event, price.
+        """
         if what not in self._timelines:
             clicked, purchased = pl.col("clicked").fill_null(False), pl.col("purchased").fill_null(False)
             price = pl.coalesce("price_shown", "price_paid")
@@ -696,9 +763,11 @@ class AsOf:
         return self.log.user[requests].astype(np.int64) * self.log.n_items + items
 
     def count(self, requests: np.ndarray, items: np.ndarray, action: str = "event", within: int | None = None) -> np.ndarray:
-        """How often each item was clicked / purchased / shown (or "event": clicked or purchased) before the request.
+        """How often each item was clicked / purchased / shown (or "event": clicked or purchased)
+        before the request.
 
-        At most `within` before it (ms, or steps where time is an order), where given. Aligned arrays.
+        At most `within` before it (ms, or steps where time is an order), where given. Aligned
+        arrays.
         """
         timeline = self._timeline(action)
         before = timeline.before(items, self.rank[requests])
@@ -715,11 +784,15 @@ class AsOf:
         return self._ranks_before[within]
 
     def own_count(self, requests: np.ndarray, items: np.ndarray, action: str = "event") -> np.ndarray:
-        """How often the request's user clicked or bought the item (or was "shown" it) before the request; aligned arrays."""
+        """How often the request's user clicked or bought the item (or was "shown" it) before the
+        request; aligned arrays.
+        """
         return self._timeline(f"own {action}").before(self._pair(requests, items), self.rank[requests])
 
     def price(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The last price seen before the request (shown or paid), else the list price, else NaN; aligned float64 arrays."""
+        """The last price seen before the request (shown or paid), else the list price, else NaN;
+        aligned float64 arrays.
+        """
         seen = self._timeline("price").last(items, self.rank[requests])
         return np.where(np.isnan(seen), self._list_price[items], seen)
 
@@ -728,18 +801,24 @@ class AsOf:
         return self.log.items["price"].fill_null(np.nan).to_numpy()
 
     def mean_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The mean position at which each item was shown before the request, NaN where it never was; aligned arrays."""
+        """The mean position at which each item was shown before the request, NaN where it never
+        was; aligned arrays.
+        """
         return self._timeline("shown").mean(items, self.rank[requests])
 
     def own_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The position at which the request's user was last shown each item before it, NaN where never; aligned arrays."""
+        """The position at which the request's user was last shown each item before it, NaN where
+        never; aligned arrays.
+        """
         return self._timeline("own shown").last(self._pair(requests, items), self.rank[requests])
 
-    # -- eligibility ------------------------------------------------------------------------------------------------
+    # -- eligibility -------------------------------------------------------------------------------
 
     @cached_property
     def known_t(self) -> np.ndarray:
-        """An item is known to requests later than this: (n_items,) int64 as `log.t`; NEVER: from the start; the largest: to none."""
+        """An item is known to requests later than this: (n_items,) int64 as `log.t`; NEVER: from
+        the start; the largest: to none.
+        """
         log = self.log
         known = np.full(log.n_items, NEVER, dtype=np.int64)
         if log.meta["catalogue"] == "seen":
@@ -754,7 +833,9 @@ class AsOf:
 
     @cached_property
     def known_rank(self) -> np.ndarray:
-        """An item is known to requests whose time rank is greater than this: (n_items,) int64, -1 for "from the start"."""
+        """An item is known to requests whose time rank is greater than this: (n_items,) int64, -1
+        for "from the start".
+        """
         return np.searchsorted(self.times, self.known_t, side="right") - 1
 
     @cached_property
@@ -780,9 +861,11 @@ class AsOf:
         return {a: np.unique(np.array(items, dtype=np.int64)) for a, items in zip(held["attribute"], held["item"], strict=True)}
 
     def pool(self, key: int) -> tuple[np.ndarray, np.ndarray]:
-        """Items that pass a set of filters, in the order they became known, and their known ranks."""
+        """Items that pass a set of filters, in the order they became known, and their known ranks.
+        """
         if key not in self._filtered:
-            # Items known at the same time stand in a scrambled order: a search that stops at the first of many equals is then fair.
+            # Items known at the same time stand in a scrambled order: a search that stops at the
+            # first of many equals is then fair.
             items = np.random.default_rng(0).permutation(self.log.n_items)
             for wanted in self._filters[1][key]:
                 items = items[np.isin(items, self._holders.get(wanted, np.empty(0, dtype=np.int64)))]

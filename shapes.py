@@ -1,4 +1,6 @@
-"""What JSON that the project reads back needs to hold, key by key: what each is in words, and the test of it."""
+"""What JSON that the project reads back needs to hold, key by key: what each is in words, and the
+test of it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Kind:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be written as UTF-8: JSON may hold halves of a character."""
+    """Whether a value is a text that can be written as UTF-8: JSON may hold halves of a character.
+    """
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
 
 
@@ -52,7 +55,9 @@ def by_name(kind: Kind) -> Kind:
 
 
 def check_keys(who: str, found: Any, needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None) -> dict[str, Any]:
-    """The object as it is; raises KarmafunnelError naming a key that it lacks, or whose value is of another kind. Others may be there."""
+    """The object as it is; raises KarmafunnelError naming a key that it lacks, or whose value is of
+    another kind. Others may be there.
+    """
     if not isinstance(found, dict):
         raise KarmafunnelError(f"{who}: needed an object with {', '.join(needed)}, found {quoted(found)}")
     for key, kind in {**needed, **(optional or {})}.items():

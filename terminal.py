@@ -1,4 +1,5 @@
-"""The terminal: what comes from a log, a recipe, a Run or a services file is shown as it stands, never read as markup or as commands.
+"""The terminal: what comes from a log, a recipe, a Run or a services file is shown as it stands,
+never read as markup or as commands.
 
 Everything that the project prints with rich goes through `Console`; nothing else imports rich's.
 """
@@ -17,18 +18,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.text import Text
 
-# Control characters (C0, DEL and C1, which a terminal obeys) and those that turn the direction of writing; not tab and line feed.
+# Control characters (C0, DEL and C1, which a terminal obeys) and those that turn the direction of
+# writing; not tab and line feed.
 OBEYED = [*range(9), *range(11, 32), *range(127, 160), 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 SPELT = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in OBEYED}
 
 
 def visible(text: str) -> str:
-    """A text with its control characters spelt out, as `\\x1b`; lone surrogates, too, which no terminal can be sent."""
+    """A text with its control characters spelt out, as `\\x1b`; lone surrogates, too, which no
+    terminal can be sent.
+    """
     return text.translate(SPELT).encode("utf-8", "backslashreplace").decode()
 
 
 class Console(rich.console.Console):
-    """A console that takes every text literally: no markup, no emoji codes, no highlighting, control characters spelt out."""
+    """A console that takes every text literally: no markup, no emoji codes, no highlighting,
+    control characters spelt out.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
@@ -41,7 +47,9 @@ class Console(rich.console.Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Whoever read what was printed has enough: told to click, which ends without a word (rich would call sys.exit)."""
+        """Whoever read what was printed has enough: told to click, which ends without a word (rich
+        would call sys.exit).
+        """
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def status(self, status: RenderableType, **options: Any) -> Status:

@@ -1,5 +1,5 @@
-"""What went wrong, if it did: attention sinks, the shape of the vectors, what can be read back, what is retrieved [O; formulas from
-their sources]. Arrays in, numbers out; no model is loaded here.
+"""What went wrong, if it did: attention sinks, the shape of the vectors, what can be read back,
+what is retrieved [O; formulas from their sources]. Arrays in, numbers out; no model is loaded here.
 """
 
 from __future__ import annotations
@@ -19,26 +19,30 @@ PAIRS = 20_000  # pairs of rows that uniformity looks at
 QUERIES = 4  # a key must be seen by so many queries before a mean over them says anything
 
 
-# -- attention ----------------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 def received(attention: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha_k = mean over queries i >= k of A[i, k] (Gu et al. 2025): (layers, B, heads, L), and which keys count, (B, L).
+    """alpha_k = mean over queries i >= k of A[i, k] (Gu et al. 2025): (layers, B, heads, L), and
+    which keys count, (B, L).
 
-    attention (layers, B, heads, L, L), rows queries; there (B, L). A key counts where at least QUERIES queries see it; for the
-    last keys of a sequence the mean is over too few.
+    attention (layers, B, heads, L, L), rows queries; there (B, L). A key counts where at least
+    QUERIES queries see it; for the last keys of a sequence the mean is over too few.
     """
     after = torch.tril(torch.ones(attention.shape[-2:], dtype=torch.bool, device=attention.device))
-    pair = (there[:, :, None] & there[:, None, :] & after).to(attention.dtype)  # (B, L, L): query i, key k
+    # (B, L, L): query i, key k
+    pair = (there[:, :, None] & there[:, None, :] & after).to(attention.dtype)
     queries = pair.sum(dim=1)  # (B, L)
     alpha = (attention * pair[None, :, None]).sum(dim=3) / queries.clamp(min=1)[None, :, None]
     return alpha, queries >= QUERIES
 
 
 def sink_rate(attention: Tensor, there: Tensor, threshold: float = 0.3) -> dict[str, float]:
-    """Share of (sample, layer, head) with alpha_k > threshold at the first position, and at any other (Gu et al. 2025).
+    """Share of (sample, layer, head) with alpha_k > threshold at the first position, and at any
+    other (Gu et al. 2025).
 
-    A sink on the first position is normal in any trained language model and is no collapse. NaN where no key counts.
+    A sink on the first position is normal in any trained language model and is no collapse. NaN
+    where no key counts.
     """
     alpha, counts = received(attention, there)
     over = (alpha > threshold) & counts[None, :, None]
@@ -51,9 +55,11 @@ def sink_rate(attention: Tensor, there: Tensor, threshold: float = 0.3) -> dict[
 
 
 def column_mass_entropy(attention: Tensor, there: Tensor) -> float:
-    """Entropy of where attention falls, 0 (all on one key: a "barcode" of one column) to 1 (evenly), mean over sample, layer, head.
+    """Entropy of where attention falls, 0 (all on one key: a "barcode" of one column) to 1
+    (evenly), mean over sample, layer, head.
 
-    The mass of a key is alpha_k, so that early keys, which more queries see, do not weigh more for it.
+    The mass of a key is alpha_k, so that early keys, which more queries see, do not weigh more for
+    it.
     """
     alpha, counts = received(attention, there)
     mass = alpha * counts[None, :, None]
@@ -66,11 +72,13 @@ def column_mass_entropy(attention: Tensor, there: Tensor) -> float:
     return float((entropy[:, use] / most[use].log()[None, :, None]).mean())
 
 
-# -- the shape of vectors -----------------------------------------------------------------------------------------------
+# -- the shape of vectors --------------------------------------------------------------------------
 
 
 def effective_rank(x: np.ndarray) -> float:
-    """exp of the entropy of the singular values at sum 1 (Roy & Vetterli 2007), of centred rows (n, d): 1 to min(n, d)."""
+    """exp of the entropy of the singular values at sum 1 (Roy & Vetterli 2007), of centred rows (n,
+    d): 1 to min(n, d).
+    """
     s = np.linalg.svd(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64), compute_uv=False)
     p = s / max(s.sum(), 1e-30)
     p = p[p > 1e-12]
@@ -78,7 +86,8 @@ def effective_rank(x: np.ndarray) -> float:
 
 
 def uniformity(x: np.ndarray, seed: int = 0) -> float:
-    """log of the mean of exp(-2 |x - y|^2) over pairs of unit rows (Wang & Isola 2020): 0 all alike, near -4 spread out.
+    """log of the mean of exp(-2 |x - y|^2) over pairs of unit rows (Wang & Isola 2020): 0 all
+    alike, near -4 spread out.
 
     All pairs up to PAIRS of them, else so many drawn by the seed.
     """
@@ -96,7 +105,9 @@ def uniformity(x: np.ndarray, seed: int = 0) -> float:
 
 
 def alignment(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean of |x - y|^2 over aligned unit rows, an interest and its target (Wang & Isola 2020): 0 to 4, lower is closer."""
+    """Mean of |x - y|^2 over aligned unit rows, an interest and its target (Wang & Isola 2020): 0
+    to 4, lower is closer.
+    """
     return float(((x.astype(np.float64) - y) ** 2).sum(axis=1).mean()) if len(x) else float("nan")
 
 
@@ -117,11 +128,13 @@ def isotropy(items: np.ndarray, interests: np.ndarray) -> dict[str, float]:
     return out
 
 
-# -- semantics ----------------------------------------------------------------------------------------------------------
+# -- semantics -------------------------------------------------------------------------------------
 
 
 def word_sets(log: Log) -> sparse.csr_matrix:
-    """Which words each item's title, brand, category and attributes hold: (n_items, n_words) of 0 and 1."""
+    """Which words each item's title, brand, category and attributes hold: (n_items, n_words) of 0
+    and 1.
+    """
     frame = log.items.select("title", "brand", "category", "attributes")
     vocabulary: dict[str, int] = {}
     columns, starts = [], [0]
@@ -145,9 +158,11 @@ def jaccard(words: sparse.csr_matrix, a: np.ndarray, b: np.ndarray) -> np.ndarra
 def js_at_k(
     words: sparse.csr_matrix, target: np.ndarray, slate: np.ndarray, pools: list[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
-    """JS@k (ours): mean Jaccard similarity of the target with the slate's items, less the same for as many random eligible ones.
+    """JS@k (ours): mean Jaccard similarity of the target with the slate's items, less the same for
+    as many random eligible ones.
 
-    target (n,), slate (n, k) with -1 for no item, pools: eligible items of each row -> (n,). The paper's JS@50 is not defined in public.
+    target (n,), slate (n, k) with -1 for no item, pools: eligible items of each row -> (n,). The
+    paper's JS@50 is not defined in public.
     """
     there = slate >= 0
     row, place = np.nonzero(there)
@@ -161,11 +176,13 @@ def readable(
     words: sparse.csr_matrix, z: np.ndarray, target: np.ndarray, z_test: np.ndarray, target_test: np.ndarray,
     most: int = 2000, epochs: int = 20, seed: int = 0,
 ) -> float:  # fmt: skip
-    """Semantic decodability by a probe (ours): nats a word that interests save over the words' mean frequencies.
+    """Semantic decodability by a probe (ours): nats a word that interests save over the words' mean
+    frequencies.
 
-    A linear softmax from z (n, d) to the words of the target's title, brand, category and attributes (the `most` frequent ones) is
-    fitted on requests that the embedder was not fitted on, and asked about later ones. The same probe for every embedder: it needs no
-    decoder of its own. Higher is more readable.
+    A linear softmax from z (n, d) to the words of the target's title, brand, category and
+    attributes (the `most` frequent ones) is fitted on requests that the embedder was not fitted on,
+    and asked about later ones. The same probe for every embedder: it needs no decoder of its own.
+    Higher is more readable.
     """
     frequent = np.argsort(-np.asarray(words[target].sum(axis=0)).ravel(), kind="stable")[:most]
     bags = words[:, frequent]
@@ -203,11 +220,13 @@ def readable(
     return saved / len(rows)
 
 
-# -- what is retrieved --------------------------------------------------------------------------------------------------
+# -- what is retrieved -----------------------------------------------------------------------------
 
 
 def popularity_rank(counts: np.ndarray) -> np.ndarray:
-    """Share of the items that are chosen less often, ties one half: 0 (unknown) to 1 (the best known), of counts (n_items,)."""
+    """Share of the items that are chosen less often, ties one half: 0 (unknown) to 1 (the best
+    known), of counts (n_items,).
+    """
     ordered = np.sort(counts)
     below, upto = np.searchsorted(ordered, counts), np.searchsorted(ordered, counts, side="right")
     return (below + upto) / (2 * len(counts))

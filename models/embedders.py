@@ -1,8 +1,8 @@
 """Embedder: turns a log into item vectors and interest vectors whose inner product is the score.
 
-An Embedder is a frozen value, `fit(log)` looks at W1 alone and gives an Embedding; an interest uses only what was known
-strictly before its request (`log.asof`) and the request's own query and user. This file holds the protocol and the
-embedders without a network.
+An Embedder is a frozen value, `fit(log)` looks at W1 alone and gives an Embedding; an interest uses
+only what was known strictly before its request (`log.asof`) and the request's own query and user.
+This file holds the protocol and the embedders without a network.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def silent(_: str) -> None:
     """A progress callback that says nothing."""
 
 
-# -- the protocol -------------------------------------------------------------------------------------------------------
+# -- the protocol ----------------------------------------------------------------------------------
 
 
 class Typed:
@@ -55,22 +55,28 @@ class Embedder(Typed, ABC):
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
     ) -> Embedding:
-        """Learn from W1 of the log; raises KarmafunnelError when the log lacks what this embedder needs.
+        """Learn from W1 of the log; raises KarmafunnelError when the log lacks what this embedder
+        needs.
 
-        `cache`: a folder where long fits keep their steps by content, so that a killed one goes on and others share them.
+        `cache`: a folder where long fits keep their steps by content, so that a killed one goes on
+        and others share them.
         """
 
     @abstractmethod
     def load(self, folder: Path | str, log: Log) -> Embedding:
-        """The inverse of `Embedding.save`; raises KarmafunnelError when the folder holds something else."""
+        """The inverse of `Embedding.save`; raises KarmafunnelError when the folder holds something
+        else.
+        """
 
 
 class Embedding(ABC):
-    """A fitted Embedder. `value` is what was fitted; `facts` what is worth knowing of the fit (goes into the JSON).
+    """A fitted Embedder. `value` is what was fitted; `facts` what is worth knowing of the fit (goes
+    into the JSON).
 
-    `fitted_on`: windows whose answers it may know, so that nothing that reads it learns from their rows or scores them. `asks`: what
-    `queries` reads of a request, as `log.json` calls it. `online`: whether `interests` runs a neural network, which a deployment
-    serves on machines of its own: such an embedder is timed as a stage (`simulator.load.profile`).
+    `fitted_on`: windows whose answers it may know, so that nothing that reads it learns from their
+    rows or scores them. `asks`: what `queries` reads of a request, as `log.json` calls it.
+    `online`: whether `interests` runs a neural network, which a deployment serves on machines of
+    its own: such an embedder is timed as a stage (`simulator.load.profile`).
     """
 
     fitted_on: tuple[str, ...] = ("W1",)
@@ -82,15 +88,20 @@ class Embedding(ABC):
 
     @abstractmethod
     def items(self) -> np.ndarray:
-        """Item vectors, float32 (n_items, d), row by row of `log.items`; zeros where nothing is known of an item."""
+        """Item vectors, float32 (n_items, d), row by row of `log.items`; zeros where nothing is
+        known of an item.
+        """
 
     @abstractmethod
     def interests(self, requests: np.ndarray) -> np.ndarray:
-        """Interest vectors of requests given as row numbers, float32 (len(requests), d); zeros where nothing is known."""
+        """Interest vectors of requests given as row numbers, float32 (len(requests), d); zeros
+        where nothing is known.
+        """
 
     def queries(self, requests: np.ndarray) -> np.ndarray | None:
-        """Vectors of what the requests ask for alone, without history or user, in the space of `items`: float32 (len(requests), d),
-        zeros where nothing is asked; None for an embedder that reads no query.
+        """Vectors of what the requests ask for alone, without history or user, in the space of
+        `items`: float32 (len(requests), d), zeros where nothing is asked; None for an embedder that
+        reads no query.
         """
         return None
 
@@ -103,23 +114,31 @@ class Embedding(ABC):
         return {}
 
     def read(self, requests: np.ndarray, quick: bool = False) -> list[str] | None:
-        """What each interest vector says in words; None for an embedder that cannot be read, or not `quick`-ly."""
+        """What each interest vector says in words; None for an embedder that cannot be read, or not
+        `quick`-ly.
+        """
         return None
 
     def attention_map(self, requests: np.ndarray) -> np.ndarray | None:
-        """Where the network looks, (layers, L, L) with queries as rows; None for an embedder without attention."""
+        """Where the network looks, (layers, L, L) with queries as rows; None for an embedder
+        without attention.
+        """
         return None
 
     def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
-        """Figures of the vectors themselves, by name (`models/diagnostics.py` defines them); more where there is a network."""
+        """Figures of the vectors themselves, by name (`models/diagnostics.py` defines them); more
+        where there is a network.
+        """
         from .diagnostics import isotropy
 
         return isotropy(self.items(), self.interests(requests))
 
     def save(self, folder: Path | str, force: bool = False) -> None:
-        """Write `tensors.safetensors` and `embedding.json`, with digests; the folder appears whole or not at all.
+        """Write `tensors.safetensors` and `embedding.json`, with digests; the folder appears whole
+        or not at all.
 
-        Raises KarmafunnelError where the folder is something else than an embedding or (without `force`) another one.
+        Raises KarmafunnelError where the folder is something else than an embedding or (without
+        `force`) another one.
         """
         wants = {"embedder": repr(self.value), "items": items_checksum(self.log)}
         with claim(folder, "save", EMBEDDING, wants=wants, force=force), atomic_folder(folder, sealed=True) as temporary:
@@ -151,7 +170,9 @@ DESCRIPTION = dict.fromkeys(("class", "embedder", "items", "log"), TEXT) | dict.
 
 
 def read_words(folder: Path | str, description: Mapping[str, Any], n: int) -> list[str]:
-    """The n terms of a saved TF-IDF, each once; raises KarmafunnelError naming the file for anything else."""
+    """The n terms of a saved TF-IDF, each once; raises KarmafunnelError naming the file for
+    anything else.
+    """
     who = f"{folder}/embedding.json: extras"
     found = check_keys(who, description["extras"], {"vocabulary": each(TEXT)})["vocabulary"]
     if len(found) != n or len(set(found)) < n:
@@ -160,12 +181,15 @@ def read_words(folder: Path | str, description: Mapping[str, Any], n: int) -> li
 
 
 def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors, those `wanted` among them, and description of a saved embedding, checked against the value and the log's items."""
+    """Tensors, those `wanted` among them, and description of a saved embedding, checked against the
+    value and the log's items.
+    """
     folder, who = Path(folder), f"{value!r}: needed a saved embedding in {folder}, found"
     settle(folder)
     try:
         description = read_json(folder / "embedding.json")
-        check(folder, "embedding.json", "tensors.safetensors")  # what lies beside is checked when it is read
+        # what lies beside is checked when it is read
+        check(folder, "embedding.json", "tensors.safetensors")
         tensors = load_file(folder / "tensors.safetensors")
     except (OSError, KarmafunnelError, SafetensorError) as error:
         raise KarmafunnelError(f"{who}: {error}") from error
@@ -183,7 +207,7 @@ def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> t
     return tensors, description
 
 
-# -- what W1 holds ------------------------------------------------------------------------------------------------------
+# -- what W1 holds ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -214,11 +238,13 @@ def w1_sequences(log: Log, who: str) -> Sequences:
 
 
 def known_in_w1(log: Log) -> np.ndarray:
-    """Whether each item was known by the end of W1, (n_items,) bool: the catalogue that may be trained against."""
+    """Whether each item was known by the end of W1, (n_items,) bool: the catalogue that may be
+    trained against.
+    """
     return log.asof.known_rank < log.asof.time_rank(np.array([log.end_of("W1")]))[0]
 
 
-# -- shared arithmetic --------------------------------------------------------------------------------------------------
+# -- shared arithmetic -----------------------------------------------------------------------------
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
@@ -228,7 +254,9 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 
 def decayed_mean(log: Log, requests: np.ndarray, vectors: np.ndarray, length: int, decay: float) -> np.ndarray:
-    """Mean vector of the last `length` history items, the k-th last weighing decay**(k-1): float32 (n, d), zeros without any."""
+    """Mean vector of the last `length` history items, the k-th last weighing decay**(k-1): float32
+    (n, d), zeros without any.
+    """
     out = np.zeros((len(requests), vectors.shape[1]), dtype=np.float32)
     by_age = (decay ** np.arange(length - 1, -1, -1)).astype(np.float32)
     for start in range(0, len(requests), BLOCK):
@@ -251,19 +279,22 @@ def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int) -> tuple[np.nd
 
 
 def widen(x: np.ndarray, dim: int) -> np.ndarray:
-    """Columns of zeros up to `dim` (a catalogue smaller than dim has fewer directions): float32 (n, dim)."""
+    """Columns of zeros up to `dim` (a catalogue smaller than dim has fewer directions): float32 (n,
+    dim).
+    """
     return np.pad(x, ((0, 0), (0, dim - x.shape[1]))).astype(np.float32)
 
 
-# -- text ---------------------------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class TfidfSVD(Embedder):
     """Latent semantic analysis: TF-IDF of the item text, truncated SVD (Deerwester et al. 1990).
 
-    Interest = query_weight * (unit vector of the query) + history_weight * (unit decayed mean of the history's items), at
-    length 1; zeros where there is neither. `chars` adds character n-grams of that length within words (0: words alone).
+    Interest = query_weight * (unit vector of the query) + history_weight * (unit decayed mean of
+    the history's items), at length 1; zeros where there is neither. `chars` adds character n-grams
+    of that length within words (0: words alone).
     """
 
     dim: int = 64
@@ -280,7 +311,9 @@ class TfidfSVD(Embedder):
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
     ) -> TfidfSVDEmbedding:
-        """Words, weights and directions come from the items known by the end of W1; needs item text."""
+        """Words, weights and directions come from the items known by the end of W1; needs item
+        text.
+        """
         texts = self._texts(log)
         known = np.flatnonzero(known_in_w1(log))
         corpus = [texts[i] for i in known] or texts
@@ -374,17 +407,19 @@ class TfidfSVDEmbedding(Embedding):
         return {"vocabulary": self.vocabulary}
 
 
-# -- co-occurrence ------------------------------------------------------------------------------------------------------
+# -- co-occurrence ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Cooccurrence(Embedder):
-    """Items that the same users chose near each other in W1: cosine (or positive PMI) of their counts, truncated SVD.
+    """Items that the same users chose near each other in W1: cosine (or positive PMI) of their
+    counts, truncated SVD.
 
-    A step is what a user chose at one time; pairs within a step count 1, pairs k steps apart falloff**k up to `window` steps;
-    each item of a step of n weighs 1/sqrt(n), so that a wholesale order does not decide. Counts are damped by `shrink`.
-    Interest = decayed mean of the history's vectors, zeros without one. An item that W1 does not hold is at zeros, which is
-    also the affinity of items that never met: no evidence for, none against.
+    A step is what a user chose at one time; pairs within a step count 1, pairs k steps apart
+    falloff**k up to `window` steps; each item of a step of n weighs 1/sqrt(n), so that a wholesale
+    order does not decide. Counts are damped by `shrink`. Interest = decayed mean of the history's
+    vectors, zeros without one. An item that W1 does not hold is at zeros, which is also the
+    affinity of items that never met: no evidence for, none against.
     """
 
     dim: int = 64
@@ -414,7 +449,9 @@ class Cooccurrence(Embedder):
         return CooccurrenceEmbedding(self, log, tensors["target"], tensors["source"], description["facts"])
 
     def vectors(self, matrix: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Target and source vectors with source target^T close to the matrix: float32 (n, dim) each; zeros for an empty row."""
+        """Target and source vectors with source target^T close to the matrix: float32 (n, dim)
+        each; zeros for an empty row.
+        """
         u, s, vt = truncated_svd(matrix, self.dim, seed)
         there = (np.asarray(matrix.sum(axis=0)).ravel() > 0)[:, None]
         return widen(vt.T * np.sqrt(s), self.dim) * there, widen(u * np.sqrt(s), self.dim) * there
@@ -437,7 +474,9 @@ class Cooccurrence(Embedder):
         return self.scale(counts.tocoo(), np.bincount(events.item, minlength=n_items).astype(np.float64))
 
     def scale(self, counts: sparse.coo_matrix, chosen: np.ndarray) -> sparse.csr_matrix:
-        """Cosine count / sqrt(n_i n_j), or positive pointwise mutual information of the pair counts."""
+        """Cosine count / sqrt(n_i n_j), or positive pointwise mutual information of the pair
+        counts.
+        """
         row, column = counts.row, counts.col
         if self.weighting == "cosine":
             value = counts.data / np.sqrt((chosen[row] + self.shrink) * (chosen[column] + self.shrink))
@@ -465,12 +504,14 @@ class CooccurrenceEmbedding(Embedding):
         return {"target": self.target, "source": self.source}
 
 
-# -- the floor ----------------------------------------------------------------------------------------------------------
+# -- the floor -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class RandomVectors(Embedder):
-    """Unit vectors drawn from a seeded hash of the item's and the user's id: they know nothing and do not depend on row order."""
+    """Unit vectors drawn from a seeded hash of the item's and the user's id: they know nothing and
+    do not depend on row order.
+    """
 
     dim: int = 16
 
@@ -508,7 +549,9 @@ class RandomVectorsEmbedding(Embedding):
 
 
 def hashed_vectors(ids: np.ndarray, salt: str, dim: int) -> np.ndarray:
-    """One unit vector an id, float32 (n, dim): BLAKE2b of salt and id seeds a splitmix64 stream, mapped to normal numbers."""
+    """One unit vector an id, float32 (n, dim): BLAKE2b of salt and id seeds a splitmix64 stream,
+    mapped to normal numbers.
+    """
     digests = b"".join(hashlib.blake2b(f"{salt}\x00{i}".encode(), digest_size=8).digest() for i in ids)
     x = np.frombuffer(digests, dtype="<u8")[:, None] + np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,6 @@
-"""Boosted trees: a thin layer over LightGBM with early stopping, fixed draws and errors that say what was found."""
+"""Boosted trees: a thin layer over LightGBM with early stopping, fixed draws and errors that say
+what was found.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,13 @@ def fit_gbdt(
     seed: int = 0, num_threads: int = 1, feature_names: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> lgb.Booster:  # fmt: skip
-    """Fit at most `trees` trees, keeping as many as were best on the validation rows (logloss, or nDCG@10).
+    """Fit at most `trees` trees, keeping as many as were best on the validation rows (logloss, or
+    nDCG@10).
 
-    x (n, f) float, NaN = missing; y (n,) bool, numbers in 0..1 for cross_entropy, integer grades 0..30 for lambdarank; group (g,)
-    sizes of the runs of rows that belong together, needed by lambdarank; weight (n,). The same inputs and seed give the same
-    trees. Raises KarmafunnelError for labels of one class, labels that are not finite, sizes that do not add up, an unknown
+    x (n, f) float, NaN = missing; y (n,) bool, numbers in 0..1 for cross_entropy, integer grades
+    0..30 for lambdarank; group (g,) sizes of the runs of rows that belong together, needed by
+    lambdarank; weight (n,). The same inputs and seed give the same trees. Raises KarmafunnelError
+    for labels of one class, labels that are not finite, sizes that do not add up, an unknown
     objective.
     """
     metrics = {"binary": "binary_logloss", "cross_entropy": "cross_entropy", "lambdarank": "ndcg"}
@@ -57,7 +61,9 @@ def fit_gbdt(
 
 
 def checked(x: np.ndarray, y: np.ndarray, group: np.ndarray | None, objective: str, names: list[str], what: str) -> np.ndarray:
-    """Labels as float32; raises KarmafunnelError where rows, labels, names and groups do not fit together."""
+    """Labels as float32; raises KarmafunnelError where rows, labels, names and groups do not fit
+    together.
+    """
     rows, columns = np.shape(x)
     if rows == 0 or len(y) != rows or columns != len(names):
         raise KarmafunnelError(
@@ -97,7 +103,9 @@ def reporter(progress: Callable[[str], None], trees: int) -> Callable[[lgb.callb
 
 
 def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> np.ndarray:
-    """Score of every row, float32 (n,): a probability for `binary` and `cross_entropy`, an unbounded score for `lambdarank`."""
+    """Score of every row, float32 (n,): a probability for `binary` and `cross_entropy`, an
+    unbounded score for `lambdarank`.
+    """
     if np.shape(x)[1] != booster.num_feature():
         raise KarmafunnelError(f"gbdt: needed {booster.num_feature()} features {booster.feature_name()}, found {np.shape(x)[1]}")
     if len(x) == 0:
@@ -106,14 +114,16 @@ def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> n
 
 
 def save_gbdt(booster: lgb.Booster, path: Path | str) -> None:
-    """Write LightGBM's text format after a line with its digest, whole or not at all; only the trees that were best on the
-    validation rows.
+    """Write LightGBM's text format after a line with its digest, whole or not at all; only the
+    trees that were best on the validation rows.
     """
     write_text(path, marked(booster.model_to_string(num_iteration=booster.best_iteration or None)))
 
 
 def load_gbdt(path: Path | str) -> lgb.Booster:
-    """The inverse of `save_gbdt`. Raises KarmafunnelError for a file that is not as it was written: LightGBM would end the process."""
+    """The inverse of `save_gbdt`. Raises KarmafunnelError for a file that is not as it was written:
+    LightGBM would end the process.
+    """
     if edited(Path(path)):
         raise KarmafunnelError(f"{path}: needed a LightGBM text file as it was written, found: other bytes, or none")
     try:

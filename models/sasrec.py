@@ -1,8 +1,10 @@
-"""SASRec (Kang & McAuley 2018): a causal transformer over a user's items, trained on every position by a softmax over items.
+"""SASRec (Kang & McAuley 2018): a causal transformer over a user's items, trained on every position
+by a softmax over items.
 
-It knows ids alone: no text, no query, no price. One file, top to bottom: network, loss, training windows, fit, Embedding.
-A sequence reads [START, item, item, ...], aligned left, so that nothing real ever stands after padding: the causal mask
-alone keeps padding out. The output at START answers a request without a history, the output at the last item any other.
+It knows ids alone: no text, no query, no price. One file, top to bottom: network, loss, training
+windows, fit, Embedding. A sequence reads [START, item, item, ...], aligned left, so that nothing
+real ever stands after padding: the causal mask alone keeps padding out. The output at START answers
+a request without a history, the output at the last item any other.
 """
 
 from __future__ import annotations
@@ -43,15 +45,18 @@ CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 
 @dataclass(frozen=True, repr=False)
 class SASRec(Embedder):
-    """Fields: width, depth and regularisation of the network, then the objective, then the optimiser.
+    """Fields: width, depth and regularisation of the network, then the objective, then the
+    optimiser.
 
-    loss: "full" softmax over all items of W1; "sampled": the target against `negatives` items a step, drawn by popularity
-    and logQ corrected (Bengio & Senecal 2008), for catalogues beyond some 20 000 items. Both are over cosine / temperature,
-    and over items that are a target in W1. unknown: share of inputs that training replaces by the UNKNOWN item, so that
-    items first seen after W1 stand for something in a history. warm: start from co-occurrence vectors of W1 (ours, not the
-    paper's). batch: pieces of history a step, fewer where W1 is so small that an epoch would have less than 16 steps.
-    epochs: the most that are tried. Their number is chosen on the last W1 requests of `tail` users, until `patience` epochs
-    bring nothing better; patience 0 does `epochs` without looking.
+    loss: "full" softmax over all items of W1; "sampled": the target against `negatives` items a
+    step, drawn by popularity and logQ corrected (Bengio & Senecal 2008), for catalogues beyond some
+    20 000 items. Both are over cosine / temperature, and over items that are a target in W1.
+    unknown: share of inputs that training replaces by the UNKNOWN item, so that items first seen
+    after W1 stand for something in a history. warm: start from co-occurrence vectors of W1 (ours,
+    not the paper's). batch: pieces of history a step, fewer where W1 is so small that an epoch
+    would have less than 16 steps. epochs: the most that are tried. Their number is chosen on the
+    last W1 requests of `tail` users, until `patience` epochs bring nothing better; patience 0 does
+    `epochs` without looking.
     """
 
     dim: int = 64
@@ -82,7 +87,9 @@ class SASRec(Embedder):
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
     ) -> SASRecEmbedding:
-        """Needs clicks or purchases in W1; raises KarmafunnelError naming the step when the loss is no longer a number."""
+        """Needs clicks or purchases in W1; raises KarmafunnelError naming the step when the loss is
+        no longer a number.
+        """
         windows = Windows.of(log, self.length, self.tail, seed, repr(self))
         network, facts = fit_network(self, windows, seed, progress, device)
         return SASRecEmbedding(self, log, network, windows.catalogue, facts)
@@ -98,7 +105,7 @@ class SASRec(Embedder):
         return SASRecEmbedding(self, log, network, catalogue, description["facts"])
 
 
-# -- network ------------------------------------------------------------------------------------------------------------
+# -- network ---------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -115,13 +122,16 @@ class Block(nn.Module):
         b, t, d = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)  # (B, heads, T, d / heads)
+        # (B, heads, T, d / heads)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         x = x + F.dropout(self.out(a.transpose(1, 2).reshape(b, t, d)), self.dropout, self.training)
         return x + F.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))), self.dropout, self.training)
 
 
 class Network(nn.Module):
-    """Item numbers to interest vectors. Numbers: 0..n-1 the items of W1, n UNKNOWN, n+1 START (also the padding)."""
+    """Item numbers to interest vectors. Numbers: 0..n-1 the items of W1, n UNKNOWN, n+1 START (also
+    the padding).
+    """
 
     def __init__(self, config: SASRec, n: int):
         super().__init__()
@@ -137,7 +147,8 @@ class Network(nn.Module):
                 nn.init.normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, items: Tensor) -> Tensor:  # (B, T) int64 -> (B, T, d - 1), each output seeing the items up to its own
+    # (B, T) int64 -> (B, T, d - 1), each output seeing the items up to its own
+    def forward(self, items: Tensor) -> Tensor:
         x = self.item(items) * math.sqrt(self.config.dim) + self.position.weight[: items.shape[1]] * math.sqrt(self.config.dim)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
@@ -145,8 +156,9 @@ class Network(nn.Module):
         return F.normalize(self.norm(x)[..., :-1], dim=-1)
 
     def start_from(self, vectors: np.ndarray) -> None:
-        """Start as a sensible recommender: item vectors at (n, d - 1), rows of zeros left as drawn, and a first block whose
-        attention, even at the start, hands on MEAN times the mean of what came so far beside the last item.
+        """Start as a sensible recommender: item vectors at (n, d - 1), rows of zeros left as drawn,
+        and a first block whose attention, even at the start, hands on MEAN times the mean of what
+        came so far beside the last item.
         """
         there = torch.from_numpy(np.any(vectors != 0, axis=1))
         first, d = self.blocks[0], self.config.dim
@@ -162,13 +174,15 @@ class Network(nn.Module):
         return F.normalize(self.item.weight[: self.n, :-1], dim=-1)
 
 
-# -- loss ---------------------------------------------------------------------------------------------------------------
+# -- loss ------------------------------------------------------------------------------------------
 
 
 class FullSoftmax(torch.autograd.Function):
-    """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the same pass.
+    """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the
+    same pass.
 
-    z (R, d), e (m, d); pairs: row (P,) ascending, target (P,), weight (P,). A chunk of rows at a time: memory is CHUNK * m.
+    z (R, d), e (m, d); pairs: row (P,) ascending, target (P,), weight (P,). A chunk of rows at a
+    time: memory is CHUNK * m.
     """
 
     @staticmethod
@@ -179,7 +193,8 @@ class FullSoftmax(torch.autograd.Function):
         bounds = torch.searchsorted(row, torch.arange(0, len(z) + CHUNK, CHUNK, device=row.device)).tolist()
         for i, start in enumerate(range(0, len(z), CHUNK)):
             part, pairs = slice(start, start + CHUNK), slice(bounds[i], bounds[i + 1])
-            p = torch.mm(z[part] * scale, e.T)  # (chunk, m) logits, turned into probabilities, then into the gradient, in place
+            # (chunk, m) logits, turned into probabilities, then into the gradient, in place
+            p = torch.mm(z[part] * scale, e.T)
             top = p.amax(dim=1, keepdim=True)
             here = row[pairs] - start
             total -= (weight[pairs] * (p[here, target[pairs]] - top[here, 0])).sum()
@@ -202,9 +217,11 @@ class FullSoftmax(torch.autograd.Function):
 def sampled_softmax(
     z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: float, drawn: Tensor, log_q: Tensor
 ) -> Tensor:
-    """The same sum, the other items estimated from `drawn` (K,), item i drawn with probability exp(log_q[i]).
+    """The same sum, the other items estimated from `drawn` (K,), item i drawn with probability
+    exp(log_q[i]).
 
-    The target enters once and uncorrected; a drawn item enters with logit - log(K q), and not at all where it is the target.
+    The target enters once and uncorrected; a drawn item enters with logit - log(K q), and not at
+    all where it is the target.
     """
     positive = scale * (z[row] * e[target]).sum(dim=1)  # (P,)
     negative = scale * z @ e[drawn].T - (log_q[drawn] + math.log(len(drawn)))  # (R, K)
@@ -212,19 +229,21 @@ def sampled_softmax(
     return (weight * (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive)).sum()
 
 
-# -- training windows ---------------------------------------------------------------------------------------------------
+# -- training windows ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Windows:
     """W1 cut into pieces of at most `length` inputs, and what each output must predict.
 
-    Output j of a piece has seen START and its first j items. It is paired with every item of the next *later*
-    time: what else was chosen at the same time is not in the past of a request, so it is no input here. Long
-    sequences overlap by half; an output is paired in one piece only. A request of several items weighs 1 in all.
+    Output j of a piece has seen START and its first j items. It is paired with every item of the
+    next *later* time: what else was chosen at the same time is not in the past of a request, so it
+    is no input here. Long sequences overlap by half; an output is paired in one piece only. A
+    request of several items weighs 1 in all.
     """
 
-    catalogue: np.ndarray  # (n,) rows of the log's items that W1 holds, ascending; all below is numbered within it
+    # (n,) rows of the log's items that W1 holds, ascending; all below is numbered within it
+    catalogue: np.ndarray
     events: Sequences  # (N,) all sequences, one after the other
     held: np.ndarray  # (N,) bool: the tail of W1, held out while the number of epochs is chosen
     start: np.ndarray  # (W,) first input of each piece
@@ -248,9 +267,11 @@ class Windows:
         new_user = np.r_[True, np.diff(events.user) != 0]
         new_time = new_user | np.r_[True, np.diff(events.t) != 0]
         user_start = np.maximum.accumulate(np.where(new_user, at, 0))
-        seen = np.maximum.accumulate(np.where(new_time, at, 0)) - user_start  # inputs strictly before each target
+        # inputs strictly before each target
+        seen = np.maximum.accumulate(np.where(new_time, at, 0)) - user_start
         half = max(length // 2, 1)
-        piece = np.maximum(0, -(-(seen - length) // half))  # piece 0 pairs outputs 0..length, each later one `half` more
+        # piece 0 pairs outputs 0..length, each later one `half` more
+        piece = np.maximum(0, -(-(seen - length) // half))
         user, group = np.cumsum(new_user) - 1, np.cumsum(new_time) - 1
         keys, of = np.unique(user * (len(at) + 1) + piece, return_inverse=True)
         position = seen - piece * half
@@ -266,7 +287,9 @@ class Windows:
         )  # fmt: skip
 
     def vectors(self, dim: int, use: np.ndarray, seed: int) -> np.ndarray:
-        """Unit co-occurrence vectors of the items (n, dim), without the tail where `use` leaves it out."""
+        """Unit co-occurrence vectors of the items (n, dim), without the tail where `use` leaves it
+        out.
+        """
         events = self.events
         if not use.all():
             events = Sequences(*(getattr(events, f.name)[~self.held] for f in fields(Sequences)))
@@ -274,12 +297,15 @@ class Windows:
         return unit_rows(counts.vectors(counts.affinity(events, len(self.catalogue)), seed)[0])
 
     def batches(self, size: int, rng: np.random.Generator, use: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
-        """Shuffled batches, see `batch`; the pieces of one are of similar length. `use` (P,): which pairs count."""
+        """Shuffled batches, see `batch`; the pieces of one are of similar length. `use` (P,): which
+        pairs count.
+        """
         counts = np.add.reduceat(np.r_[use, False].astype(np.int64), self.first_pair[:-1])
         pieces = rng.permutation(np.flatnonzero(counts > 0))
         size = max(1, min(size, len(pieces) // 16))
         parts = []
-        for start in range(0, len(pieces), 32 * size):  # sorted within stretches of 32 batches: little padding, still random
+        # sorted within stretches of 32 batches: little padding, still random
+        for start in range(0, len(pieces), 32 * size):
             stretch = pieces[start : start + 32 * size]
             stretch = stretch[np.argsort(self.size[stretch], kind="stable")]
             parts += [stretch[i : i + size] for i in range(0, len(stretch), size)]
@@ -287,9 +313,12 @@ class Windows:
             yield self.batch(parts[i], use)
 
     def batch(self, pieces: np.ndarray, use: np.ndarray) -> tuple[Tensor, ...]:
-        """Items (B, T) as the network reads them; of every pair in use: cell of (B, T), target, weight."""
+        """Items (B, T) as the network reads them; of every pair in use: cell of (B, T), target,
+        weight.
+        """
         width = int(self.size[pieces].max()) + 1
-        items = np.full((len(pieces), width), len(self.catalogue) + 1, dtype=np.int64)  # START, also the padding
+        # START, also the padding
+        items = np.full((len(pieces), width), len(self.catalogue) + 1, dtype=np.int64)
         column = np.arange(width - 1)
         inside = column[None, :] < self.size[pieces, None]
         items[:, 1:][inside] = self.events.item[(self.start[pieces, None] + column)[inside]]
@@ -301,7 +330,9 @@ class Windows:
 
 
 def last_requests(user: np.ndarray, group: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Which events are the last request of a drawn user, at most so many users, who made more than one: (N,) bool."""
+    """Which events are the last request of a drawn user, at most so many users, who made more than
+    one: (N,) bool.
+    """
     last = np.zeros(user[-1] + 1, dtype=np.int64)
     first = np.full(user[-1] + 1, group[-1])
     np.maximum.at(last, user, group)
@@ -311,7 +342,7 @@ def last_requests(user: np.ndarray, group: np.ndarray, most: int, seed: int) -> 
     return np.isin(user, drawn) & (group == last[user])
 
 
-# -- fit ----------------------------------------------------------------------------------------------------------------
+# -- fit -------------------------------------------------------------------------------------------
 
 
 def train(
@@ -323,12 +354,15 @@ def train(
     device: str,
     after_epoch: Callable[[Network, float], bool],
 ) -> Network:
-    """Fit a fresh network on the pairs in `use`, for so many epochs or until `after_epoch(network, loss)` says stop."""
+    """Fit a fresh network on the pairs in `use`, for so many epochs or until `after_epoch(network,
+    loss)` says stop.
+    """
     n = len(windows.catalogue)
     rng = np.random.default_rng([seed, 1])
     popularity = np.bincount(windows.target[use], minlength=n) / max(use.sum(), 1)
     log_q = torch.from_numpy(np.log(np.maximum(popularity, 1e-12)).astype(np.float32)).to(device)
-    # items that are no target among these pairs are no negatives either: they would only ever be pushed away
+    # items that are no target among these pairs are no negatives either: they would only ever be
+    # pushed away
     targets = torch.from_numpy(np.flatnonzero(popularity)).to(device)
     column = torch.from_numpy(np.maximum(np.cumsum(popularity > 0) - 1, 0)).to(device)
     with seeded(seed, device):
@@ -366,7 +400,8 @@ def train(
 
 
 def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress, device: str) -> tuple[Network, dict[str, Any]]:
-    """Choose the number of epochs on the tail of W1, then fit all of W1 for that long; facts of the fit beside the network.
+    """Choose the number of epochs on the tail of W1, then fit all of W1 for that long; facts of the
+    fit beside the network.
 
     Where the tail is less than a twentieth of the pairs, the best network is kept as it is.
     """
@@ -409,7 +444,9 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
 
 @torch.inference_mode()
 def tail_rank(network: Network, windows: Windows, device: str) -> float:
-    """Geometric mean rank of held-out targets among all items of W1, ties one half, ranks beyond DEEP counting as DEEP."""
+    """Geometric mean rank of held-out targets among all items of W1, ties one half, ranks beyond
+    DEEP counting as DEEP.
+    """
     e = network.targets()
     pairs = np.flatnonzero(windows.tail)
     piece = np.searchsorted(windows.first_pair, pairs, side="right") - 1
@@ -424,20 +461,23 @@ def tail_rank(network: Network, windows: Windows, device: str) -> float:
     return torch.cat(ranks).clamp(max=DEEP).log().mean().exp().item()
 
 
-# -- embedding ----------------------------------------------------------------------------------------------------------
+# -- embedding -------------------------------------------------------------------------------------
 
 
 def with_constant(x: np.ndarray) -> np.ndarray:
-    """Unit vectors (n, d - 1) with one more equal coordinate, at length 1 again: inner products become (1 + cosine) / 2."""
+    """Unit vectors (n, d - 1) with one more equal coordinate, at length 1 again: inner products
+    become (1 + cosine) / 2.
+    """
     return np.concatenate([x, np.ones((len(x), 1), dtype=np.float32)], axis=1) * np.float32(0.5**0.5)
 
 
 class SASRecEmbedding(Embedding):
     """Item and interest vectors of length 1 whose product is (1 + cosine) / 2, between 0 and 1.
 
-    An item that W1 does not hold is at zeros and so scores 0, below all that W1 holds: nothing is known of it but that nobody
-    chose it so far. With bare cosines it would stand above the many items (three quarters of Amazon Office) whose cosine with an
-    interest is negative. In a history it stands for UNKNOWN.
+    An item that W1 does not hold is at zeros and so scores 0, below all that W1 holds: nothing is
+    known of it but that nobody chose it so far. With bare cosines it would stand above the many
+    items (three quarters of Amazon Office) whose cosine with an interest is negative. In a history
+    it stands for UNKNOWN.
     """
 
     online = True
@@ -447,7 +487,8 @@ class SASRecEmbedding(Embedding):
         self.config, self.network, self.catalogue = value, network.eval(), catalogue
         self.device = network.item.weight.device
         n = len(catalogue)
-        self.number = np.full(log.n_items + 1, n, dtype=np.int64)  # of every item in the network; the last entry: padding
+        # of every item in the network; the last entry: padding
+        self.number = np.full(log.n_items + 1, n, dtype=np.int64)
         self.number[catalogue], self.number[-1] = np.arange(n), n + 1
 
     @torch.inference_mode()
@@ -464,8 +505,10 @@ class SASRecEmbedding(Embedding):
             past = self.log.asof.history(requests[start : start + BLOCK], length).items
             count = (past >= 0).sum(axis=1)
             row, column = np.nonzero(past >= 0)
-            items = np.full((len(past), length + 1), self.number[-1])  # always as wide: a vector does not hang on its batch
-            items[row, column + 1 - (length - count)[row]] = self.number[past[row, column]]  # flush left, after START
+            # always as wide: a vector does not hang on its batch
+            items = np.full((len(past), length + 1), self.number[-1])
+            # flush left, after START
+            items[row, column + 1 - (length - count)[row]] = self.number[past[row, column]]
             z = self.network(torch.from_numpy(items).to(self.device))[torch.arange(len(past)), torch.from_numpy(count)]
             out[start : start + BLOCK] = with_constant(z.cpu().numpy())
         return out

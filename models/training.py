@@ -1,4 +1,6 @@
-"""What every training loop here shares: draws and sums that repeat, and checkpoints, one file each with a digest of its own."""
+"""What every training loop here shares: draws and sums that repeat, and checkpoints, one file each
+with a digest of its own.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ from ..files import atomic_file, remove, say
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch draws from `seed` inside, and on a CPU adds up in one order: the same bytes each time on a machine with so many threads.
+    """Torch draws from `seed` inside, and on a CPU adds up in one order: the same bytes each time
+    on a machine with so many threads.
 
-    Without it the gradient of `x[rows]` is added by several threads at once, in whatever order they come, and the sums of two
-    equal fits differ in their last bits. What was drawn before goes on afterwards, and the setting is as it was.
+    Without it the gradient of `x[rows]` is added by several threads at once, in whatever order they
+    come, and the sums of two equal fits differ in their last bits. What was drawn before goes on
+    afterwards, and the setting is as it was.
     """
     before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng():
@@ -45,7 +49,8 @@ def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """A safetensors file with facts (JSON) and a digest of both; it is there whole or not at all."""
+    """A safetensors file with facts (JSON) and a digest of both; it is there whole or not at all.
+    """
     kept = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
     told = json.dumps(facts)
     with atomic_file(file) as temporary:
@@ -53,7 +58,9 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of such a file; raises KarmafunnelError naming it when it cannot be read, or is not as it was written."""
+    """Tensors and facts of such a file; raises KarmafunnelError naming it when it cannot be read,
+    or is not as it was written.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             told = opened.metadata()
@@ -66,7 +73,9 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def resumed(file: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What an interrupted fit left in a file; None where there is nothing. What is damaged goes, and a line says so."""
+    """What an interrupted fit left in a file; None where there is nothing. What is damaged goes,
+    and a line says so.
+    """
     if file is None or not file.exists():
         return None
     try:

@@ -38,7 +38,8 @@ from .frame import (
 )
 
 Progress = Callable[[str], None]
-FOLDS = 2  # of users; five were no better and took 3.5 times as long (benchmarks/findings/LOG.md, 2026-11-28)
+# of users; five were no better and took 3.5 times as long (benchmarks/findings/LOG.md, 2026-11-28)
+FOLDS = 2
 
 
 def silent(_: str) -> None:
@@ -46,7 +47,8 @@ def silent(_: str) -> None:
 
 
 def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A fold for every row, int64 (n_rows,): all rows of an owner in one, each fold with about as many of the `counted` rows.
+    """A fold for every row, int64 (n_rows,): all rows of an owner in one, each fold with about as
+    many of the `counted` rows.
 
     owner (n_rows,) holds numbers from 0, counted the row numbers that should be shared out evenly.
     """
@@ -59,10 +61,11 @@ def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.nd
 
 
 class Memory:
-    """What the scenes of one log and seed have in common: fitted things by content, and what stages made of a chunk of requests.
+    """What the scenes of one log and seed have in common: fitted things by content, and what stages
+    made of a chunk of requests.
 
-    So funnels that begin alike run their beginning once. It keeps nothing unless `on`; then steps of the beginnings in `wanted` (None:
-    of all) until `forget`, as long as `most` bytes hold them.
+    So funnels that begin alike run their beginning once. It keeps nothing unless `on`; then steps
+    of the beginnings in `wanted` (None: of all) until `forget`, as long as `most` bytes hold them.
     """
 
     def __init__(self, most: int = 256 << 20):
@@ -73,10 +76,12 @@ class Memory:
         self._path: dict[int, Scored] = {}
         self.at_work: Scored | None = None  # what the stage that is running scores
         self.begun_alike = False  # whether other funnels come to these very rows
-        self.views: dict[tuple[Embedding, str], Embedding] = {}  # embeddings in another mode: stale, absent
+        # embeddings in another mode: stale, absent
+        self.views: dict[tuple[Embedding, str], Embedding] = {}
         self.forget()
-        # The clock of what stages share, vectors and features: each is made once, whoever asks first, and charged to every funnel that
-        # reads it. Seconds by place: `used` by the stage that is running, `read` by the stages of its funnel before it.
+        # The clock of what stages share, vectors and features: each is made once, whoever asks
+        # first, and charged to every funnel that reads it. Seconds by place: `used` by the stage
+        # that is running, `read` by the stages of its funnel before it.
         self.spent = 0.0
         self.used: dict[tuple[Any, ...], float] = {}
         self.read: dict[tuple[Any, ...], float] = {}
@@ -104,7 +109,9 @@ class Memory:
         return fits
 
     def scored(self, state: State) -> Scored:
-        """What the stage after a state scores. Kept until the next state at its depth: of one chunk, of the funnel that is running."""
+        """What the stage after a state scores. Kept until the next state at its depth: of one
+        chunk, of the funnel that is running.
+        """
         found = self._path.get(state.depth)
         if found is None or found.state is not state:
             self._bytes -= found.bytes if found else 0
@@ -112,7 +119,9 @@ class Memory:
         return found
 
     def clocked(self, place: tuple[Any, ...], make: Callable[[], np.ndarray]) -> tuple[np.ndarray, dict[tuple[Any, ...], float]]:
-        """What `make` gives, and the seconds by place that a stage reading it is charged with (its own, and of what it read in turn)."""
+        """What `make` gives, and the seconds by place that a stage reading it is charged with (its
+        own, and of what it read in turn).
+        """
         outer, self.used = self.used, {}
         before, start = self.spent, time.perf_counter()
         made = np.asarray(make()).view()
@@ -130,7 +139,9 @@ def size_of(state: State) -> int:
 
 @dataclass(eq=False)
 class Scene:
-    """What a stage may look at while fitting and running: the log as of each request, fitted embeddings, one seed."""
+    """What a stage may look at while fitting and running: the log as of each request, fitted
+    embeddings, one seed.
+    """
 
     log: Log
     embeddings: dict[str, Embedding] = field(default_factory=dict)
@@ -139,29 +150,38 @@ class Scene:
     device: str = "cpu"
     progress: Progress = silent  # one message a step
     detail: Progress = silent  # epochs, trees: what is overwritten on a terminal
-    outside: str = ""  # code that stages were defined with outside the package: a recipe's own classes
-    folds: int = FOLDS  # into which users are dealt, so that a stage learns from what models say of users they did not see
+    # code that stages were defined with outside the package: a recipe's own classes
+    outside: str = ""
+    # into which users are dealt, so that a stage learns from what models say of users they did not
+    # see
+    folds: int = FOLDS
 
     def __post_init__(self) -> None:
         check_seed(f"log {self.log.name}", self.seed)
         self.memory = Memory()
-        # Kept by embedding, not by name: scenes beside each other share them, and mean different things by a name.
+        # Kept by embedding, not by name: scenes beside each other share them, and mean different
+        # things by a name.
         self._chunk: dict[tuple[Any, ...], tuple[np.ndarray, np.ndarray, dict[tuple[Any, ...], float]]] = {}
         self._items: dict[Embedding, np.ndarray] = {}
         self._titles: dict[Any, Any] = {}
         self._units: dict[Embedding, tuple[np.ndarray, np.ndarray]] = {}
         self._ours: set[Embedding] = set()  # found to be of this log
-        self._reader: tuple[str, tuple[str, ...]] | None = None  # who looks, and the embedders that it says it reads
+        # who looks, and the embedders that it says it reads
+        self._reader: tuple[str, tuple[str, ...]] | None = None
 
     def beside(self, embeddings: dict[str, Embedding]) -> Scene:
-        """A scene of the same log, label and seed with other embeddings; what both need is worked out once."""
+        """A scene of the same log, label and seed with other embeddings; what both need is worked
+        out once.
+        """
         _ = self.truth, self._hashes
         other = copy.copy(self)
         other.embeddings = embeddings
         return other
 
     def reading(self, who: str, names: Sequence[str]) -> Scene:
-        """The scene for somebody who says which embedders it reads; asking for another one raises KarmafunnelError."""
+        """The scene for somebody who says which embedders it reads; asking for another one raises
+        KarmafunnelError.
+        """
         _ = self.truth, self._hashes
         other = copy.copy(self)
         other._reader = who, tuple(names)
@@ -178,8 +198,8 @@ class Scene:
         return self.seed, self.device, self.outside, self.folds
 
     def embedding(self, name: str, who: str) -> Embedding:
-        """A fitted embedding by name; raises KarmafunnelError naming the stage that asked for one that the recipe lacks, or for one
-        whose rows are those of another catalogue or log.
+        """A fitted embedding by name; raises KarmafunnelError naming the stage that asked for one
+        that the recipe lacks, or for one whose rows are those of another catalogue or log.
         """
         self._check_reader(name)
         if name not in self.embeddings:
@@ -208,7 +228,9 @@ class Scene:
         return self._items[found]
 
     def units(self, name: str, who: str) -> tuple[np.ndarray, np.ndarray]:
-        """Item vectors at length 1, float32 (n_items, d), and whether an item has one at all, (n_items,) bool."""
+        """Item vectors at length 1, float32 (n_items, d), and whether an item has one at all,
+        (n_items,) bool.
+        """
         found = self.embedding(name, who)
         if found not in self._units:
             vectors = unit_rows(self.items(name, who))
@@ -220,7 +242,8 @@ class Scene:
         return self.once(("interest", name), requests, lambda chunk: self.embedding(name, who).interests(chunk))
 
     def once(self, key: tuple[str, ...], requests: np.ndarray, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Vectors of requests, float32 (n_requests, d), made once for a chunk of them however many stages ask for all or some.
+        """Vectors of requests, float32 (n_requests, d), made once for a chunk of them however many
+        stages ask for all or some.
 
         `key`: what they are, and last the name of the embedder that makes them.
         """
@@ -249,8 +272,9 @@ class Scene:
     def fold(self) -> np.ndarray:
         """The fold of every request, the same for every stage: int64 (n_requests,), 0 to folds - 1.
 
-        A user's requests are in one fold (a session's, where the log does not know its users or has fewer users than folds).
-        Users are dealt in a seeded order, each to the fold with the fewest requests of W2.
+        A user's requests are in one fold (a session's, where the log does not know its users or has
+        fewer users than folds). Users are dealt in a seeded order, each to the fold with the fewest
+        requests of W2.
         """
         log = self.log
         learnt = log.requests_in("W2")
@@ -260,7 +284,9 @@ class Scene:
 
     @cached_property
     def truth(self) -> pl.DataFrame:
-        """Truth of every request of the log under the recipe's label: request, item, quantity, money."""
+        """Truth of every request of the log under the recipe's label: request, item, quantity,
+        money.
+        """
         return self.log.truth(self.label)
 
 
@@ -292,19 +318,25 @@ def positional(default: Any = None) -> Any:
 
 
 class Stage(Typed):
-    """An immutable value: its fields are its config. Frame in, frame out, at most `k` rows a request.
+    """An immutable value: its fields are its config. Frame in, frame out, at most `k` rows a
+    request.
 
-    A subclass is a frozen dataclass with fields `k` and `name`, and `fit(scene, upstream)` that returns a `Fitted`.
+    A subclass is a frozen dataclass with fields `k` and `name`, and `fit(scene, upstream)` that
+    returns a `Fitted`.
     """
 
     k: int
     name: str
     needs: ClassVar[tuple[str, ...]] = (REQUEST, ITEM, SCORE, RANK, CHANNEL)
-    counts_in: ClassVar[tuple[str, ...]] = ()  # windows whose outcomes the stage itself holds counts of
-    learns: ClassVar[bool] = True  # from the requests of W2, behind its upstream; False where a fit looks at none of them
+    # windows whose outcomes the stage itself holds counts of
+    counts_in: ClassVar[tuple[str, ...]] = ()
+    # from the requests of W2, behind its upstream; False where a fit looks at none of them
+    learns: ClassVar[bool] = True
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> Fitted:
-        """Learn what there is to learn; `upstream` is the fitted funnel before this stage (None for recall)."""
+        """Learn what there is to learn; `upstream` is the fitted funnel before this stage (None for
+        recall).
+        """
         raise NotImplementedError
 
     def load(self, folder: Path, scene: Scene) -> Fitted:
@@ -330,7 +362,8 @@ class Fitted:
         raise NotImplementedError
 
     def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
-        """`score` of every row, and what else a later stage may read as a column `<stage>.<name>`, each (n_rows,).
+        """`score` of every row, and what else a later stage may read as a column `<stage>.<name>`,
+        each (n_rows,).
 
         `keep` (bool) is no column: rows without it are thrown out before ranks are given.
         """
@@ -345,7 +378,9 @@ class Fitted:
         return [""] * frame.height
 
     def save(self, folder: Path) -> None:
-        """Write what was learnt into an existing folder; a stage that learnt nothing writes nothing."""
+        """Write what was learnt into an existing folder; a stage that learnt nothing writes
+        nothing.
+        """
 
 
 class Retriever(Fitted):
@@ -358,18 +393,23 @@ class Retriever(Fitted):
         raise NotImplementedError
 
     def retrieve(self, requests: np.ndarray, forced: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Candidates with their `channel` bits, and the forced rows with `score`; what both hold is aligned by `rank_rows`."""
+        """Candidates with their `channel` bits, and the forced rows with `score`; what both hold is
+        aligned by `rank_rows`.
+        """
         slate = self.propose(requests).with_columns(pl.lit(1, dtype=pl.UInt32).alias(CHANNEL))
         return slate, forced.with_columns(pl.Series(SCORE, self.score(forced), dtype=pl.Float32))
 
     def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
-        """What an exact search would have proposed, where the index is approximate: request, item."""
+        """What an exact search would have proposed, where the index is approximate: request, item.
+        """
         return None
 
 
 @dataclass(frozen=True)
 class Funnel:
-    """Stages chained with `>>`; several channels of recall are one stage, `Join`. Prints as you would type it."""
+    """Stages chained with `>>`; several channels of recall are one stage, `Join`. Prints as you
+    would type it.
+    """
 
     stages: tuple[Stage, ...]
 
@@ -394,14 +434,18 @@ class Funnel:
         return self.replace(**{name: None for name in names})
 
     def replace(self, **stages: Stage | None) -> Funnel:
-        """The funnel with stages replaced (or, by None, left out) by name; raises KarmafunnelError for an unknown one."""
+        """The funnel with stages replaced (or, by None, left out) by name; raises KarmafunnelError
+        for an unknown one.
+        """
         if unknown := set(stages) - {s.name for s in self.stages}:
             raise KarmafunnelError(f"funnel: no stage {sorted(unknown)}; it has {[s.name for s in self.stages]}")
         kept = [stages.get(s.name, s) if s.name in stages else s for s in self.stages]
         return Funnel(tuple(s for s in kept if s is not None))
 
     def fit(self, scene: Scene, cache_folder: Path | None = None) -> FittedFunnel:
-        """Fit every stage on what its upstream really passes to it; fitted stages are kept in `cache_folder` by content."""
+        """Fit every stage on what its upstream really passes to it; fitted stages are kept in
+        `cache_folder` by content.
+        """
         if not self.stages:
             raise KarmafunnelError("funnel: needs a recall stage, found no stage")
         fits = Fits(self, scene, cache_folder)
@@ -416,11 +460,14 @@ class Funnel:
 
 
 class Fits:
-    """The fits of one funnel: every stage on all users and, where a later stage learns from what it says, without each fold of users.
+    """The fits of one funnel: every stage on all users and, where a later stage learns from what it
+    says, without each fold of users.
 
-    What a model says of rows that it was fitted on is better than what it says of others. A stage that learned from it would trust
-    it too much (Wolpert 1992, "Stacked generalization", Neural Networks 5). So the rows of a fold pass through models that were
-    fitted, and stopped, without that fold. The folds are the same for all stages: folds + 1 fits a stage. Fits are kept by content.
+    What a model says of rows that it was fitted on is better than what it says of others. A stage
+    that learned from it would trust it too much (Wolpert 1992, "Stacked generalization", Neural
+    Networks 5). So the rows of a fold pass through models that were fitted, and stopped, without
+    that fold. The folds are the same for all stages: folds + 1 fits a stage. Fits are kept by
+    content.
     """
 
     def __init__(self, funnel: Funnel, scene: Scene, cache_folder: Path | None):
@@ -431,11 +478,15 @@ class Fits:
         self.out_of_fold: list[float] = []  # seconds of the fits without a fold
 
     def learnt(self, n: int) -> bool:
-        """Whether one of the first `n` stages learns from requests that a later stage learns from; recall never does."""
+        """Whether one of the first `n` stages learns from requests that a later stage learns from;
+        recall never does.
+        """
         return any(stage.learns for stage in self.funnel.stages[1:n])
 
     def key(self, i: int, fold: int | None) -> str:
-        """The key of what the first stages up to `i` pass on, fitted without a fold: the whole's where none of them learns."""
+        """The key of what the first stages up to `i` pass on, fitted without a fold: the whole's
+        where none of them learns.
+        """
         return self.keys[i] if fold is None or not self.learnt(i + 1) else without_fold(self.keys[i], fold)
 
     def upto(self, n: int, fold: int | None = None) -> FittedFunnel:
@@ -444,7 +495,8 @@ class Fits:
         return FittedFunnel(self.scene, stages, tuple(self.key(i, fold) for i in range(n)), self if fold is None else None)
 
     def stage(self, i: int, fold: int | None = None, upstream: FittedFunnel | None = None) -> Fitted:
-        """Stage `i`, fitted without a fold of users (None: on all), behind `upstream` where that is at hand.
+        """Stage `i`, fitted without a fold of users (None: on all), behind `upstream` where that is
+        at hand.
 
         One that does not learn is the same whichever fold is left out.
         """
@@ -475,7 +527,9 @@ class Fits:
         return stage.load(folder, self.scene)
 
     def _fit(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> Fitted:
-        """Fit a stage; with the fit on all users those without a fold that a later stage will need: they learn from the same rows."""
+        """Fit a stage; with the fit on all users those without a fold that a later stage will need:
+        they learn from the same rows.
+        """
         upstream = upstream or (self.upto(i) if i else None)
         made = self._fit_one(i, fold, upstream)
         if fold is None and i and self.funnel.stages[i].learns and any(later.learns for later in self.funnel.stages[i + 1 :]):
@@ -499,7 +553,9 @@ class Fits:
 
 
 def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str], doing: str) -> None:
-    """Raises KarmafunnelError where a stage would learn from rows (or score rows) of a window that what it reads was fitted on."""
+    """Raises KarmafunnelError where a stage would learn from rows (or score rows) of a window that
+    what it reads was fitted on.
+    """
     wanted = {w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))}
     for stage in stages:
         read = {f"embedder {n!r}": getattr(scene.embeddings.get(n), "fitted_on", ()) for n in stage.embedders()}
@@ -513,7 +569,9 @@ def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str],
 
 
 def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list[str]:
-    """A key for every beginning of a funnel, by the content of its stages and of the embedders (by name) that they read."""
+    """A key for every beginning of a funnel, by the content of its stages and of the embedders (by
+    name) that they read.
+    """
     keys = []
     for i in range(len(funnel.stages)):
         prefix = Funnel(funnel.stages[: i + 1])
@@ -525,7 +583,9 @@ def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list
 
 
 def training_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> set[str]:
-    """The keys of a funnel's beginnings that requests to learn from pass through: those on all users and those without a fold."""
+    """The keys of a funnel's beginnings that requests to learn from pass through: those on all
+    users and those without a fold.
+    """
     keys = prefix_keys(funnel, values, scene)
     return {*keys, *(without_fold(key, fold) for key in keys for fold in range(scene.folds))}
 
@@ -567,7 +627,9 @@ def fit_embedders(embedders: Mapping[str, Embedder], scene: Scene, cache_folder:
 
 @dataclass
 class Step:
-    """What one stage did to a chunk: its slate, the forced rows with score / rank / wins, sizes and seconds."""
+    """What one stage did to a chunk: its slate, the forced rows with score / rank / wins, sizes and
+    seconds.
+    """
 
     stage: Stage
     slate: pl.DataFrame  # request item score rank channel, rank <= k
@@ -576,20 +638,25 @@ class Step:
     rows_out: np.ndarray  # (n_requests,)
     seconds: float
     exact: pl.DataFrame | None = None
-    vectors: dict[tuple[Any, ...], float] = field(default_factory=dict)  # seconds of the vectors and features it read, not in `seconds`
+    # seconds of the vectors and features it read, not in `seconds`
+    vectors: dict[tuple[Any, ...], float] = field(default_factory=dict)
     shared: bool = False  # another funnel that begins alike had run it
-    spent: float = 0.0  # seconds that passed here: less than `seconds` where others had made what it read
+    # seconds that passed here: less than `seconds` where others had made what it read
+    spent: float = 0.0
 
 
 @dataclass(frozen=True)
 class State:
-    """What a stage hands to the next: a chunk's requests (ascending), their candidates, and the forced rows beside them."""
+    """What a stage hands to the next: a chunk's requests (ascending), their candidates, and the
+    forced rows beside them.
+    """
 
     requests: np.ndarray
     slate: pl.DataFrame
     forced: pl.DataFrame
     depth: int = 0  # stages that made it
-    before: weakref.ref[Scored] | None = None  # what the last of them scored, as long as that is kept
+    # what the last of them scored, as long as that is kept
+    before: weakref.ref[Scored] | None = None
     at: np.ndarray | None = None  # where the rows of slate and forced stood there
 
     @classmethod
@@ -609,7 +676,9 @@ class State:
 
 
 class Scored:
-    """The rows that a stage scores, and what was worked out about them: for the stages after it, and for funnels that begin alike."""
+    """The rows that a stage scores, and what was worked out about them: for the stages after it,
+    and for funnels that begin alike.
+    """
 
     def __init__(self, state: State):
         self.state, self.frame = state, with_forced(state.slate, state.forced)
@@ -617,7 +686,9 @@ class Scored:
         self.bytes = 0
 
     def once(self, memory: Memory, what: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """What `make` gives of these rows, made once for all funnels as long as there is room for it."""
+        """What `make` gives of these rows, made once for all funnels as long as there is room for
+        it.
+        """
         place = (self.state.depth, *what)
         if place in self.kept:
             made, used = self.kept[place]
@@ -630,9 +701,11 @@ class Scored:
         return made
 
     def earlier(self, memory: Memory, what: tuple[Any, ...]) -> np.ndarray | None:
-        """The same of these rows from an earlier stage of this funnel, (n_rows, ...), where one has worked it out.
+        """The same of these rows from an earlier stage of this funnel, (n_rows, ...), where one has
+        worked it out.
 
-        Not from what another funnel asked for: each is charged, and gives the same bytes, as if it ran alone.
+        Not from what another funnel asked for: each is charged, and gives the same bytes, as if it
+        ran alone.
         """
         before = self.state.before() if self.state.before else None
         if before is None or self.state.at is None:
@@ -643,11 +716,14 @@ class Scored:
             memory.used |= used
         else:
             found = before.earlier(memory, what)
-        return None if found is None else found.T.take(self.state.at, axis=-1).T  # features lie column by column
+        # features lie column by column
+        return None if found is None else found.T.take(self.state.at, axis=-1).T
 
 
 def advance(fitted: Fitted, state: State, exact: bool = False) -> tuple[Step, State]:
-    """One stage: a pure function of what it is handed. With `exact`, an approximate recall also says what an exact search finds."""
+    """One stage: a pure function of what it is handed. With `exact`, an approximate recall also
+    says what an exact search finds.
+    """
     stage, start, scene, requests = fitted.stage, time.perf_counter(), fitted.scene, state.requests
     memory = scene.memory
     memory.used, memory.at_work, before = {}, None, memory.spent
@@ -698,9 +774,11 @@ class FittedFunnel:
     scene: Scene
     stages: tuple[Fitted, ...]
     keys: tuple[str, ...] = ()  # of its beginnings, by content; without them nothing is shared
-    fits: Fits | None = field(default=None, repr=False, compare=False)  # those that it is of; without them nothing can learn from it
+    # those that it is of; without them nothing can learn from it
+    fits: Fits | None = field(default=None, repr=False, compare=False)
     left_out: int | None = None  # fold of users from which nothing is to be learnt
-    tables: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # rows to learn from, for all fits of a stage
+    # rows to learn from, for all fits of a stage
+    tables: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def funnel(self) -> Funnel:
@@ -711,7 +789,8 @@ class FittedFunnel:
         return replace(self, left_out=fold)
 
     def out_of_fold(self, requests: np.ndarray) -> list[tuple[FittedFunnel, np.ndarray]]:
-        """Requests to learn from, fold by fold, each fold with a funnel whose models did not see its users.
+        """Requests to learn from, fold by fold, each fold with a funnel whose models did not see
+        its users.
 
         Raises KarmafunnelError where a stage learned and its fits without a fold are not known.
         """
@@ -725,7 +804,9 @@ class FittedFunnel:
         return [(self.fits.upto(n, k) if learnt and self.fits else self, part) for k, part in parts if len(part)]
 
     def taught_by(self, stage: Stage, fold: int) -> Fitted:
-        """A teacher of the stage that learns behind this funnel: fitted behind it, too, without a fold of users."""
+        """A teacher of the stage that learns behind this funnel: fitted behind it, too, without a
+        fold of users.
+        """
         if self.fits is None:
             return stage.fit(self.scene, self.without(fold))
         fits = Fits(self.funnel >> stage, self.scene, self.fits.cache_folder)
@@ -735,8 +816,9 @@ class FittedFunnel:
     def run(self, requests: np.ndarray, forced: pl.DataFrame | None = None, exact: bool = False) -> list[Step]:
         """Pass a chunk of requests (row numbers, ascending) through every stage.
 
-        `forced` rows (request, item, truth) are scored by every stage and given the rank they have or would have, but are
-        never passed on. With `exact`, an approximate recall also says what an exact search would have found.
+        `forced` rows (request, item, truth) are scored by every stage and given the rank they have
+        or would have, but are never passed on. With `exact`, an approximate recall also says what
+        an exact search would have found.
         """
         steps: list[Step] = []
         state, memory = State.start(requests, forced), self.scene.memory
@@ -750,7 +832,8 @@ class FittedFunnel:
             if key and kept is None:
                 memory.put(key, start, made)
             step, state = made
-            # Vectors and features are charged to the first stage of this funnel that reads them, as if it ran alone.
+            # Vectors and features are charged to the first stage of this funnel that reads them, as
+            # if it ran alone.
             seconds = step.seconds + sum(s for place, s in step.vectors.items() if place not in read)
             read |= step.vectors
             steps.append(replace(step, seconds=seconds, shared=kept is not None, spent=0.0 if kept else step.spent))
@@ -759,8 +842,9 @@ class FittedFunnel:
     def explain(self, request_id: str, item_id: str | None = None, top: int = 10) -> pl.DataFrame:
         """Stage by stage, why items are where they are: one row a (stage, item).
 
-        Columns: stage, item_id, title, rank, of (rows scored), kept, score, needed (the score of the last kept), channel,
-        why. Items: `item_id`, else the truth and the `top` of the last stage. Raises KarmafunnelError on unknown ids.
+        Columns: stage, item_id, title, rank, of (rows scored), kept, score, needed (the score of
+        the last kept), channel, why. Items: `item_id`, else the truth and the `top` of the last
+        stage. Raises KarmafunnelError on unknown ids.
         """
         log = self.scene.log
         request = _row_of(log.request_ids, request_id, "request")
@@ -774,7 +858,8 @@ class FittedFunnel:
         table = []
         previous: pl.DataFrame | None = None
         for fitted, step in zip(self.stages, self.run(requests, forced), strict=True):
-            before = step.forced if previous is None else previous  # with the candidates, which ranks and z-scores are of
+            # with the candidates, which ranks and z-scores are of
+            before = step.forced if previous is None else previous
             needed = step.slate[SCORE].min() if step.slate.height >= step.stage.k else None
             names = self.stages[0].channels  # type: ignore[attr-defined]
             for row, why in zip(step.forced.iter_rows(named=True), fitted.why(before)[before.height - step.forced.height :], strict=True):
@@ -820,8 +905,9 @@ def rank_rows(
 ) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray]:
     """Rank scored rows within each request, and place the forced rows among them.
 
-    Returns the rows in rank order, the forced rows (in the order given) with `rank` and `wins` (non-truth rows below, ties one
-    half; null where the item was not among the rows), and how many rows each request has.
+    Returns the rows in rank order, the forced rows (in the order given) with `rank` and `wins`
+    (non-truth rows below, ties one half; null where the item was not among the rows), and how many
+    rows each request has.
     """
     request = np.concatenate([rows[REQUEST].to_numpy(), forced[REQUEST].to_numpy()])
     item = np.concatenate([rows[ITEM].to_numpy(), forced[ITEM].to_numpy()])
@@ -829,7 +915,8 @@ def rank_rows(
     there, group = group_rows(request)
     group = np.searchsorted(requests, there)[group]
     n = rows.height
-    # A forced row that is a candidate, too, has the candidate's very score: kernels round differently in other batches.
+    # A forced row that is a candidate, too, has the candidate's very score: kernels round
+    # differently in other batches.
     pair = request.astype(np.int64) * scene.log.n_items + item
     by_pair = np.argsort(pair[:n]) if forced.height else np.empty(0, np.int64)
     twin = (
@@ -843,7 +930,8 @@ def rank_rows(
     if CHANNEL in rows.columns:  # what found it; nothing, where nothing did
         found = rows[CHANNEL].to_numpy()[twin] if n else np.zeros(forced.height, np.uint32)
         forced = forced.with_columns(pl.Series(CHANNEL, np.where(present, found, 0).astype(np.uint32)))
-    # A forced row goes just before its twin among the rows: "how many rows stand before me" is then its rank less one.
+    # A forced row goes just before its twin among the rows: "how many rows stand before me" is then
+    # its rank less one.
     tie = scene.tie(request, item) & ~np.uint64(1)
     tie[:n] |= np.uint64(1)
     sequence = order(group, score, tie)
@@ -865,7 +953,8 @@ def rank_rows(
         end = np.searchsorted(among, (group[n:].astype(np.uint64) + np.uint64(1)) << np.uint64(32))
         left, right = np.searchsorted(among, mine), np.searchsorted(among, mine, side="right")
         wins += sign * ((end - right) + 0.5 * (right - left))
-    # A truth item ties with itself in both counts, and is gone; a non-truth row that is present ties with itself in the first.
+    # A truth item ties with itself in both counts, and is gone; a non-truth row that is present
+    # ties with itself in the first.
     wins -= np.where(present & ~truth, 0.5, 0.0)
     forced = forced.with_columns(
         pl.Series(RANK, rank[n:]), pl.when(pl.Series(present)).then(pl.Series(wins)).otherwise(None).alias("wins")

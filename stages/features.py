@@ -1,6 +1,8 @@
-"""Features of (request, item) rows, each a value that a learned stage lists. All are as of the request's time.
+"""Features of (request, item) rows, each a value that a learned stage lists. All are as of the
+request's time.
 
-Statistics within a request are taken over its candidates alone, never over rows that are only being force-scored.
+Statistics within a request are taken over its candidates alone, never over rows that are only being
+force-scored.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ SESSION = 50  # events of a session that its centroid is made of
 
 
 class Rows:
-    """A frame as arrays, with what its features share: the chunk's requests and each row's place among them."""
+    """A frame as arrays, with what its features share: the chunk's requests and each row's place
+    among them.
+    """
 
     def __init__(self, scene: Scene, frame: pl.DataFrame):
         self.scene, self.frame = scene, frame
@@ -40,9 +44,11 @@ class Rows:
         forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
         self.candidate = ~forced
         n = int(self.candidate.sum())
-        # Candidates stand before forced rows as a rule: then a slice tells them, which copies nothing.
+        # Candidates stand before forced rows as a rule: then a slice tells them, which copies
+        # nothing.
         self._candidates = slice(0, n) if self.candidate[:n].all() else self.candidate
-        self.sizes = np.bincount(self.group[self._candidates], minlength=len(self.requests))  # candidates of each request
+        # candidates of each request
+        self.sizes = np.bincount(self.group[self._candidates], minlength=len(self.requests))
         self._shifted = self.group.astype(np.uint64) << np.uint64(32)
 
     def columns(self, feature: Feature) -> np.ndarray:
@@ -53,7 +59,8 @@ class Rows:
         return self._scored.once(self.scene.memory, what, lambda: feature.compute(self._read_by(feature)))
 
     def pairs(self, feature: Feature) -> np.ndarray:
-        """`feature.pairs`, from the stage before where that has asked for it: float32 (n_rows, n)."""
+        """`feature.pairs`, from the stage before where that has asked for it: float32 (n_rows, n).
+        """
         if self._scored is None:
             return feature.pairs(self._read_by(feature))
         what, memory = ("pairs", *self._content(feature)), self.scene.memory
@@ -67,12 +74,16 @@ class Rows:
         return mine
 
     def _content(self, feature: Feature) -> tuple[Any, ...]:
-        """What a feature's values depend on beside the rows: the vectors that it says it reads, and its settings."""
+        """What a feature's values depend on beside the rows: the vectors that it says it reads, and
+        its settings.
+        """
         read = tuple((name, self.scene.embeddings.get(name)) for name in feature.embedders())
         return read, type(feature), repr(feature)
 
     def _known(self, value: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
-        """The candidates whose value is a number, usually all of them, and how many each request has."""
+        """The candidates whose value is a number, usually all of them, and how many each request
+        has.
+        """
         known = np.isfinite(value)
         if known.all():
             return self._candidates, self.sizes
@@ -80,7 +91,8 @@ class Rows:
         return known, np.bincount(self.group[known], minlength=len(self.requests))
 
     def z_score(self, value: np.ndarray) -> np.ndarray:
-        """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN."""
+        """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN.
+        """
         known, n = self._known(value)
         group, n = self.group[known], np.maximum(n, 1)
         mean = np.bincount(group, value[known], minlength=len(self.requests)) / n
@@ -90,11 +102,13 @@ class Rows:
 
     def share_below(self, value: np.ndarray) -> np.ndarray:
         """Share of the request's candidates with a smaller value; NaN stays NaN."""
-        # One sort of (request, value) keys; in it, count the candidates before each run of equal keys.
+        # One sort of (request, value) keys; in it, count the candidates before each run of equal
+        # keys.
         known, n = self._known(value)
         key = self._shifted | ascending(value)
         place = len(key).bit_length()
-        if len(self.requests).bit_length() + place <= 32:  # with the row's number in its last bits, a plain sort does: far faster
+        # with the row's number in its last bits, a plain sort does: far faster
+        if len(self.requests).bit_length() + place <= 32:
             key = np.sort((key << np.uint64(place)) | np.arange(len(key), dtype=np.uint64))
             sequence, ordered = (key & np.uint64((1 << place) - 1)).astype(np.int64), key >> np.uint64(place)
         else:
@@ -116,21 +130,25 @@ class Rows:
 class Feature(Typed):
     """A value with named `columns`; `compute` gives float32 (n_rows, n_columns), NaN where unknown.
 
-    What it says of a (request, item) pair whatever stands beside it is in `pairs`: worked out at the first stage that asks, and taken
-    along by the stages after it, which have fewer of the same pairs. What depends on the other candidates is in `compute`.
+    What it says of a (request, item) pair whatever stands beside it is in `pairs`: worked out at
+    the first stage that asks, and taken along by the stages after it, which have fewer of the same
+    pairs. What depends on the other candidates is in `compute`.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
 
     def embedders(self) -> tuple[str, ...]:
-        """Names of all embedders whose vectors it reads: its values are shared, and its fits kept, by them."""
+        """Names of all embedders whose vectors it reads: its values are shared, and its fits kept,
+        by them.
+        """
         return ()
 
     def check(self, scene: Scene, who: str) -> None:
         """Raise KarmafunnelError where the log lacks what the feature needs."""
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        """float32 (n_rows, n): of each pair alone, such that other rows would not change its bits."""
+        """float32 (n_rows, n): of each pair alone, such that other rows would not change its bits.
+        """
         raise NotImplementedError
 
     def compute(self, rows: Rows) -> np.ndarray:
@@ -144,7 +162,9 @@ def stack(*columns: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, repr=False)
 class Upstream(Feature):
-    """Score and rank that the stage before gave, and which of the first eight channels found the item."""
+    """Score and rank that the stage before gave, and which of the first eight channels found the
+    item.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("upstream_score", "upstream_rank", "n_channels", *(f"channel{i}" for i in range(8)))
 
@@ -174,7 +194,9 @@ class Column(Feature):
 
 @dataclass(frozen=True, repr=False)
 class ItemColumn(Feature):
-    """A numeric column of the items table that the source knew from the start, such as a star rating."""
+    """A numeric column of the items table that the source knew from the start, such as a star
+    rating.
+    """
 
     column: str = field(metadata={"positional": True, "always": True})
 
@@ -196,11 +218,13 @@ class ItemColumn(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Similarity(Feature):
-    """How near the item is to what the request's user wants: the value, its rank and its z-score among the candidates.
+    """How near the item is to what the request's user wants: the value, its rank and its z-score
+    among the candidates.
 
-    to: "interest", whose value is the inner product, the embedder's own score; or, each as a cosine, "query" (what the request asks
-    for alone), "last" (the last item that the user clicked or bought) or "session" (the centroid of the unit vectors of the last
-    `SESSION` items of the session so far). NaN where either side has no vector. (MUSE, arXiv 2512.07216)
+    to: "interest", whose value is the inner product, the embedder's own score; or, each as a
+    cosine, "query" (what the request asks for alone), "last" (the last item that the user clicked
+    or bought) or "session" (the centroid of the unit vectors of the last `SESSION` items of the
+    session so far). NaN where either side has no vector. (MUSE, arXiv 2512.07216)
     """
 
     embedder: str = field(metadata={"positional": True, "always": True})
@@ -246,7 +270,8 @@ class Similarity(Feature):
         return stack(value, rows.share_below(value), rows.z_score(value))
 
     def _goals(self, scene: Scene, requests: np.ndarray) -> np.ndarray:
-        """What items are compared with, at length 1, zeros where there is nothing: (n_requests, d)."""
+        """What items are compared with, at length 1, zeros where there is nothing: (n_requests, d).
+        """
         if self.to == "query":
             asked = scene.embedding(self.embedder, repr(self)).queries(requests)
             if asked is None:
@@ -261,7 +286,9 @@ class Similarity(Feature):
 
 
 def products(goals: np.ndarray, items: np.ndarray, rows: Rows) -> np.ndarray:
-    """Inner product of each row's goal and item, goals (n_requests, d), items (n_items, d): float32 (n_rows,)."""
+    """Inner product of each row's goal and item, goals (n_requests, d), items (n_items, d): float32
+    (n_rows,).
+    """
     out = np.empty(len(rows.item), dtype=np.float32)
     for start in range(0, len(out), BLOCK):
         part = slice(start, start + BLOCK)
@@ -271,10 +298,11 @@ def products(goals: np.ndarray, items: np.ndarray, rows: Rows) -> np.ndarray:
 
 @dataclass(frozen=True, repr=False)
 class SimTier(Feature):
-    """Histogram of the cosines of the item with the user's last `depth` items, log(1 + count) in bins of 0.1 from -1.1 to 1.1.
+    """Histogram of the cosines of the item with the user's last `depth` items, log(1 + count) in
+    bins of 0.1 from -1.1 to 1.1.
 
-    SimTier (Sheng et al. 2024; MUSE, arXiv 2512.07216), here for any model; DIN has its own with learnt vectors of the bins. Items
-    without a vector are counted in no bin.
+    SimTier (Sheng et al. 2024; MUSE, arXiv 2512.07216), here for any model; DIN has its own with
+    learnt vectors of the bins. Items without a vector are counted in no bin.
     """
 
     embedder: str = field(metadata={"positional": True, "always": True})
@@ -308,15 +336,19 @@ class SimTier(Feature):
 
 
 def tier(cosine: np.ndarray) -> np.ndarray:
-    """Bin of each cosine, int64. What rounding leaves a little below a border counts as on it: an item's cosine with itself is 1."""
+    """Bin of each cosine, int64. What rounding leaves a little below a border counts as on it: an
+    item's cosine with itself is 1.
+    """
     return (cosine * np.float32(10) + np.float32(BINS / 2 + 1e-3)).astype(np.int64)
 
 
 @dataclass(frozen=True, repr=False)
 class Vectors(Feature):
-    """The interest vector and the item vector as they are, 2 * `dim` columns: the raw arm, for a model that sees both together.
+    """The interest vector and the item vector as they are, 2 * `dim` columns: the raw arm, for a
+    model that sees both together.
 
-    `dim` is that of the embedder's vectors, which only a fit knows for sure; another one is refused.
+    `dim` is that of the embedder's vectors, which only a fit knows for sure; another one is
+    refused.
     """
 
     embedder: str = field(metadata={"positional": True, "always": True})
@@ -360,7 +392,9 @@ class BM25(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Popularity(Feature):
-    """Clicks and purchases before the request, in all and of late, and how often a showing led to one."""
+    """Clicks and purchases before the request, in all and of late, and how often a showing led to
+    one.
+    """
 
     days: float = 7
     prior: float = 20  # showings' worth of doubt
@@ -388,7 +422,9 @@ class Popularity(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Price(Feature):
-    """Last price seen before the request: itself, against the candidates, against what the user looked at before."""
+    """Last price seen before the request: itself, against the candidates, against what the user
+    looked at before.
+    """
 
     depth: int = 10
     columns: ClassVar[tuple[str, ...]] = ("price", "price_z", "price_rank", "price_to_history")
@@ -420,7 +456,9 @@ class Price(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Own(Feature):
-    """What the user did with this very item before: how often, how lately, in this session, shown in vain."""
+    """What the user did with this very item before: how often, how lately, in this session, shown
+    in vain.
+    """
 
     depth: int = 50
     columns: ClassVar[tuple[str, ...]] = (
@@ -444,7 +482,8 @@ class Own(Feature):
         return stack(np.log1p(count), lastness, np.log1p(age / 3_600_000), session, session_lastness, shown - count)
 
     def _place(self, rows: Rows, among: np.ndarray, own_session: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """1 / (events since the last time), the age of that time, and the number of times, within the last `depth`.
+        """1 / (events since the last time), the age of that time, and the number of times, within
+        the last `depth`.
 
         `among` (n_rows,) bool: rows outside it are known to have none.
         """
@@ -470,8 +509,9 @@ class Own(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Placement(Feature):
-    """Where earlier lists showed the item: its mean position, its position in this user's last list, and how far below the
-    last click of the user that was. Earlier lists only: the request's own list is never read.
+    """Where earlier lists showed the item: its mean position, its position in this user's last
+    list, and how far below the last click of the user that was. Earlier lists only: the request's
+    own list is never read.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("mean_position", "own_position", "own_position_below_click")
@@ -490,7 +530,9 @@ class Placement(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Context(Feature):
-    """The request itself: how much the user did before and how long ago, the query's words, the hour, how many items are eligible."""
+    """The request itself: how much the user did before and how long ago, the query's words, the
+    hour, how many items are eligible.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("n_events", "last_age", "query_words", "hour", "n_eligible")
 
@@ -506,7 +548,9 @@ class Context(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Neighbourhood(Feature):
-    """Where the upstream order puts the item beside the last thing the user clicked: ranks below it, if it is a candidate."""
+    """Where the upstream order puts the item beside the last thing the user clicked: ranks below
+    it, if it is a candidate.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("rank_of_last", "ranks_below_last")
 
@@ -520,7 +564,9 @@ class Neighbourhood(Feature):
 
 
 def check(features: Sequence[Feature], scene: Scene, who: str) -> None:
-    """Raise KarmafunnelError where the log or an embedder lacks what a feature needs, or where two columns share a name."""
+    """Raise KarmafunnelError where the log or an embedder lacks what a feature needs, or where two
+    columns share a name.
+    """
     for feature in features:
         feature.check(scene, who)
     named = Counter(column for feature in features for column in feature.columns)
@@ -534,7 +580,8 @@ def compute(scene: Scene, features: Sequence[Feature], frame: pl.DataFrame) -> n
     parts = [rows.columns(f) for f in features]
     ends = np.cumsum([0, *(p.shape[1] for p in parts)])
     out = np.empty((frame.height, ends[-1]), dtype=np.float32)
-    for start in range(0, frame.height, BLOCK):  # columns become rows, a piece at a time that stays in the cache
+    # columns become rows, a piece at a time that stays in the cache
+    for start in range(0, frame.height, BLOCK):
         for part, end in zip(parts, ends[1:], strict=True):
             out[start : start + BLOCK, end - part.shape[1] : end] = part[start : start + BLOCK]
     return out

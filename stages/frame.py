@@ -1,7 +1,9 @@
-"""The frame that flows between stages. Column names, first rank and tie order are fixed here and nowhere else.
+"""The frame that flows between stages. Column names, first rank and tie order are fixed here and
+nowhere else.
 
-A frame has one row a (request, item), both as row numbers of the log. Rank 1 is best. Order: score descending, then a seeded
-hash of (request_id, item_id), never row order: popular items have low ids in many logs and a constant scorer would look skilled.
+A frame has one row a (request, item), both as row numbers of the log. Rank 1 is best. Order: score
+descending, then a seeded hash of (request_id, item_id), never row order: popular items have low ids
+in many logs and a constant scorer would look skilled.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import polars as pl
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
 PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
-FORCED = "forced"  # rows that are scored but never passed on: statistics of "the candidates" must not count them
+# rows that are scored but never passed on: statistics of "the candidates" must not count them
+FORCED = "forced"
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser: uint64 -> uint64, every input bit moves every output bit (Steele et al. 2014)."""
+    """The splitmix64 finaliser: uint64 -> uint64, every input bit moves every output bit (Steele et
+    al. 2014).
+    """
     x = x ^ (x >> np.uint64(30))
     x = x * np.uint64(0xBF58476D1CE4E5B9)
     x = x ^ (x >> np.uint64(27))
@@ -55,7 +60,9 @@ def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
 
 
 def group_rows(request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct requests of a frame, ascending, and each row's place among them: `np.unique` without a sort."""
+    """The distinct requests of a frame, ascending, and each row's place among them: `np.unique`
+    without a sort.
+    """
     if len(request) == 0:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     low, high = int(request.min()), int(request.max())
@@ -67,7 +74,9 @@ def group_rows(request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:
-    """Positions of the k best scores, best first; `tie(positions)` gives the hashes that order equal scores."""
+    """Positions of the k best scores, best first; `tie(positions)` gives the hashes that order
+    equal scores.
+    """
     if len(score) > k:
         threshold = np.partition(score, len(score) - k)[len(score) - k]
         above = np.flatnonzero(score > threshold)
@@ -88,7 +97,8 @@ TYPES = {
 
 
 def rows_frame(**columns: Any) -> pl.DataFrame:
-    """Columns as a frame, each of the one type that it has everywhere, also where there is no row."""
+    """Columns as a frame, each of the one type that it has everywhere, also where there is no row.
+    """
     return pl.DataFrame({name: pl.Series(name, values, TYPES[name]) for name, values in columns.items()})
 
 
@@ -98,7 +108,8 @@ def no_rows() -> pl.DataFrame:
 
 
 def with_forced(slate: pl.DataFrame, forced: pl.DataFrame) -> pl.DataFrame:
-    """What a stage scores: the candidates, then the forced rows, told apart by the column `forced`."""
+    """What a stage scores: the candidates, then the forced rows, told apart by the column `forced`.
+    """
     columns = [c for c in slate.columns if c in forced.columns]
     return pl.concat(
         [

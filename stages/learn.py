@@ -1,4 +1,6 @@
-"""How stage models are trained: on what their upstream really passes to them, exposed and unexposed, never on exposures alone."""
+"""How stage models are trained: on what their upstream really passes to them, exposed and
+unexposed, never on exposures alone.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,17 @@ CHUNK = 256  # requests at a time
 
 @dataclass(frozen=True, repr=False)
 class Sample(Typed):
-    """Which rows a stage model learns from: the truth that its upstream passes, and three kinds of negatives a request.
+    """Which rows a stage model learns from: the truth that its upstream passes, and three kinds of
+    negatives a request.
 
-    exposed: what was shown, passed and not chosen; hard, and all that a model of the list itself needs. passed: so many of the
-    others that its upstream passes, drawn at random; what the stage will mostly have to throw out. random: so many eligible
-    items, passed or not; easy, they tell a pre-ranker what recall knows already. Each row counts alike, so the counts are the
-    weights; each may be 0, not all three. Truth that its upstream missed is left out: "not recalled" would then mean "bought".
-    At most `requests` requests of a window, evenly spaced in time. `windows` to learn from: W2a, or W1 as well where no feature reads
-    a vector that was fitted on W1. W2b decides when to stop and calibrates, W3 is what is asked: nothing is learnt from either.
+    exposed: what was shown, passed and not chosen; hard, and all that a model of the list itself
+    needs. passed: so many of the others that its upstream passes, drawn at random; what the stage
+    will mostly have to throw out. random: so many eligible items, passed or not; easy, they tell a
+    pre-ranker what recall knows already. Each row counts alike, so the counts are the weights; each
+    may be 0, not all three. Truth that its upstream missed is left out: "not recalled" would then
+    mean "bought". At most `requests` requests of a window, evenly spaced in time. `windows` to
+    learn from: W2a, or W1 as well where no feature reads a vector that was fitted on W1. W2b
+    decides when to stop and calibrates, W3 is what is asked: nothing is learnt from either.
     """
 
     exposed: bool = True
@@ -63,7 +68,9 @@ def spaced(requests: np.ndarray, most: int) -> np.ndarray:
 
 
 def logged(scene: Scene, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
-    """The logged rows of requests as forced rows: request, item, truth. Truth comes along whether or not it was shown."""
+    """The logged rows of requests as forced rows: request, item, truth. Truth comes along whether
+    or not it was shown.
+    """
     truth = rows_of(scene.truth, requests).select(REQUEST, ITEM, pl.lit(True).alias("truth"))
     if not exposed:
         return truth
@@ -75,10 +82,11 @@ def logged(scene: Scene, requests: np.ndarray, exposed: bool = True) -> pl.DataF
 def sampled(
     scene: Scene, upstream: FittedFunnel, requests: np.ndarray, sample: Sample, seed: int, missed: bool = False
 ) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
-    """Chunks of (frame that the stage would score, rows of it to learn from); the frame has a `truth` column.
+    """Chunks of (frame that the stage would score, rows of it to learn from); the frame has a
+    `truth` column.
 
-    Logged rows count where upstream passes them; with `missed`, where they are eligible at all. Chunks come fold by fold, each
-    through an upstream that did not learn from its users.
+    Logged rows count where upstream passes them; with `missed`, where they are eligible at all.
+    Chunks come fold by fold, each through an upstream that did not learn from its users.
     """
     rng = np.random.default_rng([scene.seed, seed])
     for funnel, part in upstream.out_of_fold(requests):
@@ -118,15 +126,16 @@ def rows_to_learn(
     chosen = place[(nth < sample.passed) & (draw[place] < 2.0)]
     rows = np.concatenate([chosen, np.arange(n, frame.height)])
     truth = np.concatenate([np.zeros(n, dtype=bool), forced["truth"].to_numpy()])
-    # Within a request rows stand in the order of their hash: logged lists come best first, and a learner that breaks ties by
-    # row order would read it.
+    # Within a request rows stand in the order of their hash: logged lists come best first, and a
+    # learner that breaks ties by row order would read it.
     request, item = frame[REQUEST].to_numpy()[rows], frame[ITEM].to_numpy()[rows]
     return frame.with_columns(pl.Series("truth", truth)), rows[np.lexsort((scene.tie(request, item), request))]
 
 
 @dataclass
 class Table:
-    """Rows to learn from: x float32 (n, f), y bool (n,), request int64 (n,) ascending, item int32 (n,).
+    """Rows to learn from: x float32 (n, f), y bool (n,), request int64 (n,) ascending, item int32
+    (n,).
 
     taught (n,): what a teacher says of the rows, on its own scale of scores, where there is one.
     """
@@ -150,10 +159,12 @@ def training_table(
     stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample,
     teacher: Teachers | None = None,
 ) -> Table:  # fmt: skip
-    """The rows of some windows that a stage learns from, requests without truth or without a negative left out.
+    """The rows of some windows that a stage learns from, requests without truth or without a
+    negative left out.
 
-    They are worked out once for all fits of the stage; a fit without a fold of users takes the rows of the other folds. Raises
-    KarmafunnelError where a vector that the stage or its upstream reads was fitted on a window to learn from.
+    They are worked out once for all fits of the stage; a fit without a fold of users takes the rows
+    of the other folds. Raises KarmafunnelError where a vector that the stage or its upstream reads
+    was fitted on a window to learn from.
     """
     if upstream is None:
         raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): needs a stage before it to learn from, found none")
@@ -202,7 +213,7 @@ def every_row(
     return table[np.argsort(table.request, kind="stable")]
 
 
-# -- calibration --------------------------------------------------------------------------------------------------------
+# -- calibration -----------------------------------------------------------------------------------
 
 
 def probabilities(p: np.ndarray, who: str) -> np.ndarray:
@@ -215,7 +226,9 @@ def probabilities(p: np.ndarray, who: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """Score -> probability by steps that never go down: no form assumed, many rows needed, equal probabilities in plenty."""
+    """Score -> probability by steps that never go down: no form assumed, many rows needed, equal
+    probabilities in plenty.
+    """
 
     x: list[float]
     y: list[float]
@@ -231,9 +244,11 @@ class Isotonic:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Score -> probability as sigmoid(score / temperature + shift): two numbers, few rows needed, the order is kept.
+    """Score -> probability as sigmoid(score / temperature + shift): two numbers, few rows needed,
+    the order is kept.
 
-    Source: Platt 1999, with his smoothed labels; Guo et al. 2017 (arXiv 1706.04599) for the name. Equal scores become their rate.
+    Source: Platt 1999, with his smoothed labels; Guo et al. 2017 (arXiv 1706.04599) for the name.
+    Equal scores become their rate.
     """
 
     temperature: float
@@ -266,7 +281,9 @@ Calibrated = Literal["isotonic", "temperature", ""]
 
 
 def fit_calibration(kind: Calibrated, score: np.ndarray, label: np.ndarray, who: str) -> Calibration:
-    """Score -> probability of the label; raises KarmafunnelError for scores that are not finite and for labels of one class."""
+    """Score -> probability of the label; raises KarmafunnelError for scores that are not finite and
+    for labels of one class.
+    """
     if not np.isfinite(score).all():
         raise KarmafunnelError(f"{who}: needs finite scores to calibrate, found {score[~np.isfinite(score)][0]}")
     n, positives = len(label), int(np.sum(label))
@@ -283,7 +300,9 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def load_calibration(path: Path) -> Calibration:
-    """The inverse of `save_calibration`; raises KarmafunnelError naming the file and the key that is of another kind."""
+    """The inverse of `save_calibration`; raises KarmafunnelError naming the file and the key that
+    is of another kind.
+    """
     kept = check_keys(str(path), read_json(path), {"kind": one_of(*CALIBRATIONS)})
     if kept.pop("kind") == "temperature":
         check_keys(str(path), kept, dict.fromkeys(("temperature", "shift"), NUMBER))
@@ -300,7 +319,9 @@ def check_calibrated(stage: Boosted | Neural) -> None:
 
 
 def shown_in_w2b(scene: Scene, upstream: FittedFunnel, most: int) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
-    """What was shown in W2b (what upstream passes, where nothing is known of lists), as `sampled` gives it."""
+    """What was shown in W2b (what upstream passes, where nothing is known of lists), as `sampled`
+    gives it.
+    """
     requests = spaced(scene.log.requests_in("W2b"), most)
     yield from sampled(scene, upstream, requests, Sample(passed=0 if scene.log.has("exposures") else 10**6), seed=2, missed=True)
 
@@ -311,7 +332,9 @@ class Learned(Fitted):
     calibration: Calibration | None = None
 
     def log_odds(self, score: np.ndarray) -> np.ndarray:
-        """Scores on a scale without bounds, where differences mean something: what calibration and students read."""
+        """Scores on a scale without bounds, where differences mean something: what calibration and
+        students read.
+        """
         return score
 
     def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
@@ -334,19 +357,22 @@ class Learned(Fitted):
         self.calibration = load_calibration(folder / "calibration.json")
 
 
-# -- distillation -------------------------------------------------------------------------------------------------------
+# -- distillation ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Teacher(Typed):
-    """A stage whose scores another one learns beside the log's labels (Hinton et al. 2015, arXiv 1503.02531).
+    """A stage whose scores another one learns beside the log's labels (Hinton et al. 2015, arXiv
+    1503.02531).
 
-    The teacher is fitted on the student's own upstream and scores every row that the student learns from, shown or not. It has one
-    fit for each fold of users, without that fold, and scores the rows of that fold: of rows that it was fitted on it would be too
-    sure. It is not needed for serving. `weight`: the teacher's share of the target, 1 for no labels at all. The target of
-    a student with the loss "listwise" is a distribution over the request's rows, the teacher's part softmax(score / temperature);
-    with "bce" or "binary" the teacher's probability (trees then learn by cross entropy); with "lambdarank" grades 0..GRADES of
-    the teacher's rank, as 1 / log2(1 + rank).
+    The teacher is fitted on the student's own upstream and scores every row that the student learns
+    from, shown or not. It has one fit for each fold of users, without that fold, and scores the
+    rows of that fold: of rows that it was fitted on it would be too sure. It is not needed for
+    serving. `weight`: the teacher's share of the target, 1 for no labels at all. The target of a
+    student with the loss "listwise" is a distribution over the request's rows, the teacher's part
+    softmax(score / temperature); with "bce" or "binary" the teacher's probability (trees then learn
+    by cross entropy); with "lambdarank" grades 0..GRADES of the teacher's rank, as 1 / log2(1 +
+    rank).
     """
 
     stage: Boosted | Neural = field(metadata={"positional": True, "always": True})
@@ -364,7 +390,9 @@ class Teacher(Typed):
         return ((1 - self.weight) * label + self.weight * taught).astype(np.float32)
 
     def shares(self, table: Table, fitted: Teachers) -> np.ndarray:
-        """A distribution over the rows of each request: its positives' equal shares, and the teacher's softmax."""
+        """A distribution over the rows of each request: its positives' equal shares, and the
+        teacher's softmax.
+        """
         assert table.taught is not None
         starts = np.cumsum(table.group_sizes) - table.group_sizes
         z = fitted.log_odds(table) / self.temperature
@@ -399,7 +427,9 @@ class Teacher(Typed):
 
 @dataclass(frozen=True, eq=False)
 class Teachers:
-    """The fits of one teacher, a fold of users each: the one without the fold scores the fold's rows."""
+    """The fits of one teacher, a fold of users each: the one without the fold scores the fold's
+    rows.
+    """
 
     teacher: Teacher
     scene: Scene
@@ -414,7 +444,9 @@ class Teachers:
         return cls(teacher, scene, tuple(cast(Learned, upstream.taught_by(stage, fold)) for fold in range(scene.folds)))
 
     def by_fold(self, request: np.ndarray, ask: Callable[[Learned, np.ndarray], np.ndarray | None]) -> np.ndarray | None:
-        """What the fit without the fold of each row says of it, (n_rows,); `ask` is given the fit and which rows are meant."""
+        """What the fit without the fold of each row says of it, (n_rows,); `ask` is given the fit
+        and which rows are meant.
+        """
         fold, said = self.scene.fold[request], np.zeros(len(request))
         for k, teacher in enumerate(self.without):
             mine = fold == k
@@ -446,21 +478,25 @@ class Teachers:
 
 
 def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
-    """Of its features, and of its teacher's, which is fitted along with it; raises KarmafunnelError for what is no feature."""
+    """Of its features, and of its teacher's, which is fitted along with it; raises KarmafunnelError
+    for what is no feature.
+    """
     if wrong := [f for f in stage.features if not isinstance(f, Feature)]:
         raise KarmafunnelError(f"{stage.name}: features needs values such as Popularity(), found {wrong[0]!r}")
     own = tuple(name for f in stage.features for name in f.embedders())
     return own + (stage.teacher.stage.embedders() if stage.teacher is not None else ())
 
 
-# -- stages that learn --------------------------------------------------------------------------------------------------
+# -- stages that learn -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Boosted(Stage):
-    """LightGBM over features: `lambdarank` orders within a request, `binary` fits a probability of the label.
+    """LightGBM over features: `lambdarank` orders within a request, `binary` fits a probability of
+    the label.
 
-    At most `trees` trees; it stops after `patience` of them without a better nDCG@10 (log-loss) on W2b.
+    At most `trees` trees; it stops after `patience` of them without a better nDCG@10 (log-loss) on
+    W2b.
     """
 
     k: int = 200
@@ -541,7 +577,9 @@ class FittedBoosted(Learned):
         return gbdt.predict_gbdt(self.booster, compute(self.scene, self.features, frame), num_threads=0)
 
     def why(self, frame: pl.DataFrame) -> list[str]:
-        """The features that moved the score most, with their value and SHAP contribution (Lundberg & Lee 2017)."""
+        """The features that moved the score most, with their value and SHAP contribution (Lundberg
+        & Lee 2017).
+        """
         x = compute(self.scene, self.features, frame)
         names = [c for f in self.features for c in f.columns]
         parts = self.booster.predict(x, pred_contrib=True)[:, :-1]
@@ -558,7 +596,8 @@ class FittedBoosted(Learned):
 
 @dataclass(frozen=True, repr=False)
 class Neural(Stage):
-    """A network over groups (one request, its history, its candidates) on ids and features; see `models/ctr`.
+    """A network over groups (one request, its history, its candidates) on ids and features; see
+    `models/ctr`.
 
     `loss`: "bce" fits a probability of the label, "listwise" is a softmax over the request's rows.
     """
@@ -654,7 +693,8 @@ class FittedNeural(Learned):
         self.stage, self.scene, self.model = stage, scene, model
 
     def logits(self, frame: pl.DataFrame) -> np.ndarray:
-        """What the model says of every row: (n_rows,), or (n_rows, 2) of a model with two labels."""
+        """What the model says of every row: (n_rows,), or (n_rows, 2) of a model with two labels.
+        """
         x = compute(self.scene, self.stage.features, frame)
         requests, group = group_rows(frame[REQUEST].to_numpy())
         batch, where = self.stage.batch(self.scene, requests, group, frame[ITEM].to_numpy(), x)

@@ -1,6 +1,7 @@
 """Pre-ranking: cheap models that cut what recall brought to what the ranker can afford.
 
-Any of them may learn from a ranker beside the log: `teacher=Teacher(DINRank(...))`, see `stages/learn.py`.
+Any of them may learn from a ranker beside the log: `teacher=Teacher(DINRank(...))`, see
+`stages/learn.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class LightGBMPreRank(Boosted):
 
 @dataclass(frozen=True, repr=False)
 class TwoTowerPreRank(Neural):
-    """A tower for the history, a tower for the item, their inner product and a linear term of cheap features; see `Neural`."""
+    """A tower for the history, a tower for the item, their inner product and a linear term of cheap
+    features; see `Neural`.
+    """
 
     k: int = 200
     loss: Literal["bce", "listwise"] = "listwise"
@@ -37,7 +40,9 @@ class TwoTowerPreRank(Neural):
 
 @dataclass(frozen=True, repr=False)
 class COLDPreRank(Neural):
-    """A small dense net over id vectors, their product and features, each feature weighed as a group; see `models.ctr.COLD`."""
+    """A small dense net over id vectors, their product and features, each feature weighed as a
+    group; see `models.ctr.COLD`.
+    """
 
     k: int = 200
     loss: Literal["bce", "listwise"] = "listwise"

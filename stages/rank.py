@@ -36,8 +36,8 @@ from .learn import (
 class LightGBMRank(Boosted):
     """Boosted trees; LambdaMART by default; see `Boosted`.
 
-    Small, well regularised trees that are not stopped early on: a ranker has few requests to learn from and to stop by, and larger
-    trees lost what it gains (LOG.md, 2026-11-28).
+    Small, well regularised trees that are not stopped early on: a ranker has few requests to learn
+    from and to stop by, and larger trees lost what it gains (LOG.md, 2026-11-28).
     """
 
     k: int = 50
@@ -52,8 +52,8 @@ class LightGBMRank(Boosted):
 class DINRank(Neural):
     """Deep Interest Network: each candidate attends to the history; see `Neural`.
 
-    `similar` names an embedder whose item vectors enter as `use` says: as SimTier, as SA-TA, as both (MUSE, arXiv 2512.07216), or
-    raw, projected beside the id vectors.
+    `similar` names an embedder whose item vectors enter as `use` says: as SimTier, as SA-TA, as
+    both (MUSE, arXiv 2512.07216), or raw, projected beside the id vectors.
     """
 
     attention: int = 32
@@ -85,7 +85,8 @@ class DINRank(Neural):
 
 @dataclass(frozen=True, repr=False)
 class DCNRank(Neural):
-    """Deep & Cross Network V2 over id vectors, the history's mean and features; see `Neural` and `models.ctr.DCN`.
+    """Deep & Cross Network V2 over id vectors, the history's mean and features; see `Neural` and
+    `models.ctr.DCN`.
 
     `crosses` layers of rank `low`; 0 for full matrices.
     """
@@ -107,11 +108,12 @@ class DCNRank(Neural):
 class ESMMRank(DINRank):
     """Click and purchase at once, over the trunk of DIN or of DCN; see `models.ctr.ESMM`.
 
-    Leaves columns `p_click` and `p_buy` = P(purchase | click). Its score is p_click where the label is a click, p_click * p_buy
-    where it is a purchase. It learns from the clicks of both labels' requests; rows that upstream passes and nobody saw count as
-    not clicked, `Sample(passed=0)` leaves the paper's space of impressions. p_click is calibrated on what was shown in W2b, p_buy
-    on what was clicked of it; isotonic makes ties, so a temperature is the default. Raises KarmafunnelError for a log
-    without shown lists, clicks or purchases.
+    Leaves columns `p_click` and `p_buy` = P(purchase | click). Its score is p_click where the label
+    is a click, p_click * p_buy where it is a purchase. It learns from the clicks of both labels'
+    requests; rows that upstream passes and nobody saw count as not clicked, `Sample(passed=0)`
+    leaves the paper's space of impressions. p_click is calibrated on what was shown in W2b, p_buy
+    on what was clicked of it; isotonic makes ties, so a temperature is the default. Raises
+    KarmafunnelError for a log without shown lists, clicks or purchases.
     """
 
     trunk: Literal["DIN", "DCN"] = "DIN"
@@ -159,7 +161,9 @@ class ESMMRank(DINRank):
 
 
 def happened(scene: Scene, request: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether rows were clicked, and whether bought: bool (n,) each. A purchase is a click, too, whatever the log says."""
+    """Whether rows were clicked, and whether bought: bool (n,) each. A purchase is a click, too,
+    whatever the log says.
+    """
     rows = rows_of(scene.log.rows, np.unique(request))
     pair = rows[REQUEST].to_numpy() * scene.log.n_items + rows[ITEM].to_numpy()
     bought = rows["purchased"].fill_null(False).to_numpy()

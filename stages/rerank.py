@@ -1,4 +1,6 @@
-"""Re-ranking: what is done to a ranked list before it is shown. Business rules, diversity, and what a shop earns."""
+"""Re-ranking: what is done to a ranked list before it is shown. Business rules, diversity, and what
+a shop earns.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,26 @@ from .base import Fitted, FittedFunnel, Scene, Stage, positional
 from .features import Rows
 from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE
 
-CLICKS, BUYS = "p_click", "p_buy"  # P(click | looked at) and P(purchase | click), as a multi-task ranker puts them out
+# P(click | looked at) and P(purchase | click), as a multi-task ranker puts them out
+CLICKS, BUYS = "p_click", "p_buy"
 SMALLEST = 1e-30  # what 0 counts as inside a logarithm
 BLOCK = 1 << 20  # floats of gathered item vectors at a time
 
 
-# -- business rules -----------------------------------------------------------------------------------------------------
+# -- business rules --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Rules(Stage):
     """Business rules over the upstream's order: what breaks one is thrown out, the rest moves up.
 
-    `max_per_category`: at most so many items of one category, best first, a category being the path down to `level` (0 is the
-    coarsest name, -1 the whole path); an item without a name at that level counts against no cap. `min_price`, `max_price`: both
-    ends stay in; the price is that of the request's time, and an item whose price is unknown then is kept, or dropped by
-    `unknown_price="drop"`. `sold_out`: a column of items, true for what is sold out or the time since when it is, or else an
-    attribute that marks it, such as "stock=none". Flags and attributes know no time: they are taken to have held all along.
+    `max_per_category`: at most so many items of one category, best first, a category being the path
+    down to `level` (0 is the coarsest name, -1 the whole path); an item without a name at that
+    level counts against no cap. `min_price`, `max_price`: both ends stay in; the price is that of
+    the request's time, and an item whose price is unknown then is kept, or dropped by
+    `unknown_price="drop"`. `sold_out`: a column of items, true for what is sold out or the time
+    since when it is, or else an attribute that marks it, such as "stock=none". Flags and attributes
+    know no time: they are taken to have held all along.
     """
 
     k: int = 50
@@ -62,7 +67,9 @@ class Rules(Stage):
         return self.min_price is not None or self.max_price is not None
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedRules:
-        """Raises KarmafunnelError where the log lacks the categories, the prices or the stock that a rule needs."""
+        """Raises KarmafunnelError where the log lacks the categories, the prices or the stock that
+        a rule needs.
+        """
         if self.priced:
             needs_prices(self, scene)
         category = None if self.max_per_category is None else self._categories(scene)
@@ -85,7 +92,9 @@ class Rules(Stage):
         return names.to_series().rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1
 
     def _sold_out(self, scene: Scene) -> np.ndarray | None:
-        """Of each item: sold out to requests whose time rank is greater than this, the log's largest for never; int64 (n_items,)."""
+        """Of each item: sold out to requests whose time rank is greater than this, the log's
+        largest for never; int64 (n_items,).
+        """
         if self.sold_out is None:
             return None
         log, asof = scene.log, scene.log.asof
@@ -118,7 +127,9 @@ class FittedRules(Fitted):
         return frame[SCORE].to_numpy()
 
     def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
-        """The upstream's score, and what is kept. A forced row is kept where it would be in its place, and takes up none."""
+        """The upstream's score, and what is kept. A forced row is kept where it would be in its
+        place, and takes up none.
+        """
         rows = Rows(self.scene, frame)
         keep = self._allowed(rows)
         if self.category is not None:
@@ -138,7 +149,9 @@ class FittedRules(Fitted):
         return keep
 
     def _under_the_cap(self, rows: Rows, category: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        """Rows with fewer than `max_per_category` counted rows of their category before them: bool (n_rows,)."""
+        """Rows with fewer than `max_per_category` counted rows of their category before them: bool
+        (n_rows,).
+        """
         rank = rows.frame[RANK].to_numpy().astype(np.int64)
         places = int(rank.max(initial=0)) + 1
         block = (rows.group * (int(category.max(initial=0)) + 1) + category) * places
@@ -182,7 +195,8 @@ class Unseen(Stage):
             raise KarmafunnelError(f"{self!r}: which needs 'event' or 'purchase', found {self.which!r}")
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedUnseen:
-        """Raises KarmafunnelError where the log knows no users, or no purchases where these count."""
+        """Raises KarmafunnelError where the log knows no users, or no purchases where these count.
+        """
         log = scene.log
         for what in ("users", *(["purchases"] if self.which == "purchase" else [])):
             if not log.has(what):
@@ -221,18 +235,20 @@ def needs_prices(stage: Stage, scene: Scene) -> None:
         raise KarmafunnelError(f"{stage!r}: needs prices, log {scene.log.name} has none")
 
 
-# -- diversity ----------------------------------------------------------------------------------------------------------
+# -- diversity -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class MMR(Stage):
-    """Maximal marginal relevance (Carbonell & Goldstein 1998): the list is built from the top, each place going to the item with
+    """Maximal marginal relevance (Carbonell & Goldstein 1998): the list is built from the top, each
+    place going to the item with
 
         trade * relevance - (1 - trade) * (largest cosine to an item chosen before)
 
-    Relevance is the upstream's score put between 0 and 1 by the smallest and largest of the request's candidates; cosines are of
-    an embedder's item vectors (0 to an item without one). Equal values go by the upstream's rank. Only the upstream's first
-    `depth` take part (None: all); they and what is not chosen within `k` places follow in the upstream's order. A forced row has
+    Relevance is the upstream's score put between 0 and 1 by the smallest and largest of the
+    request's candidates; cosines are of an embedder's item vectors (0 to an item without one).
+    Equal values go by the upstream's rank. Only the upstream's first `depth` take part (None: all);
+    they and what is not chosen within `k` places follow in the upstream's order. A forced row has
     the rank of the first place that it would have taken. The score is minus the place.
     """
 
@@ -263,7 +279,8 @@ class FittedMMR(Fitted):
     def score(self, frame: pl.DataFrame) -> np.ndarray:
         rows = Rows(self.scene, frame)
         rank = frame[RANK].to_numpy().astype(np.int64)
-        # What takes no part, or is not chosen, stands below; a forced row goes just before what it would have pushed down.
+        # What takes no part, or is not chosen, stands below; a forced row goes just before what it
+        # would have pushed down.
         score = np.where(rows.candidate, 0.0, 0.5) - (self.stage.k + rank)
         part = np.ones(len(rank), dtype=bool) if self.stage.depth is None else rank <= self.stage.depth
         relevance = self._relevance(rows, frame[SCORE].to_numpy().astype(np.float64), part)
@@ -272,20 +289,24 @@ class FittedMMR(Fitted):
         forced = np.flatnonzero(part & ~rows.candidate)
         forced = forced[np.argsort(rows.group[forced], kind="stable")]
         sizes = np.bincount(rows.group[inside], minlength=len(rows.requests))
-        many = max(BLOCK // max(int(sizes.max(initial=0)) * self.vectors.shape[1], 1), 1)  # requests at a time
+        # requests at a time
+        many = max(BLOCK // max(int(sizes.max(initial=0)) * self.vectors.shape[1], 1), 1)
         for first in range(0, len(rows.requests), many):
             mine, beside = (some[slice(*np.searchsorted(rows.group[some], (first, first + many)))] for some in (inside, forced))
             group = rows.group[mine] - first
             place = np.arange(len(mine)) - np.searchsorted(group, group)
             shape = (len(sizes[first : first + many]), int(sizes[first : first + many].max(initial=0)))
-            at = np.full(shape, -1, dtype=np.int64)  # candidates in the upstream's order, -1 beyond the last
+            # candidates in the upstream's order, -1 beyond the last
+            at = np.full(shape, -1, dtype=np.int64)
             at[group, place] = mine
             chosen, place_of = self._choose(rows, rank, relevance, at, beside, rows.group[beside] - first)
             score[chosen] = -place_of
         return score.astype(np.float32)
 
     def _relevance(self, rows: Rows, score: np.ndarray, part: np.ndarray) -> np.ndarray:
-        """The score between 0 and 1 within the request's candidates that take part: float64 (n_rows,)."""
+        """The score between 0 and 1 within the request's candidates that take part: float64
+        (n_rows,).
+        """
         counted = part & rows.candidate
         low, high = np.full(len(rows.requests), np.inf), np.full(len(rows.requests), -np.inf)
         np.minimum.at(low, rows.group[counted], score[counted])
@@ -299,15 +320,17 @@ class FittedMMR(Fitted):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fill the places of a block of requests, one place of all of them at a time.
 
-        `at` (g, n) holds each request's candidates as rows, -1 for none; `beside` (f,) the forced rows of the requests `owner`.
-        Returns the rows that are chosen, or would have been, and their places: 1, 2, ..., a forced row's half a place before.
+        `at` (g, n) holds each request's candidates as rows, -1 for none; `beside` (f,) the forced
+        rows of the requests `owner`. Returns the rows that are chosen, or would have been, and
+        their places: 1, 2, ..., a forced row's half a place before.
         """
         trade, vectors = self.stage.trade, self.vectors[rows.item[np.maximum(at, 0)]]
         ours = self.vectors[rows.item[beside]]
         left, every = at >= 0, np.arange(len(at))
         worth, their_worth = trade * relevance[np.maximum(at, 0)], trade * relevance[beside]
         near, their_near = np.zeros(at.shape), np.zeros(len(beside))
-        place = np.zeros(len(beside), dtype=np.int64)  # that a forced row would have taken, 0 for none
+        # that a forced row would have taken, 0 for none
+        place = np.zeros(len(beside), dtype=np.int64)
         chosen, places = [], []
         for step in range(1, min(self.stage.k, at.shape[1]) + 1):
             value = np.where(left, worth - (1 - trade) * near, -np.inf)
@@ -329,16 +352,18 @@ class FittedMMR(Fitted):
         return np.concatenate([*chosen, beside[would]]), np.concatenate([*places, place[would] - 0.5])
 
 
-# -- money --------------------------------------------------------------------------------------------------------------
+# -- money -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class GMVRank(Stage):
-    """Order by p_click^click * p_buy^buy * price^price, the factors that `source` left as columns and the price of the request's time.
+    """Order by p_click^click * p_buy^buy * price^price, the factors that `source` left as columns
+    and the price of the request's time.
 
-    The score is the product's logarithm, so that nothing under- or overflows. An unknown price counts as the median price of the
-    request's candidates. A factor whose exponent is 0 is not looked at. 1, 1, 1 is the expected money of an item that is
-    looked at; 1, 0, 0 is the click alone.
+    The score is the product's logarithm, so that nothing under- or overflows. An unknown price
+    counts as the median price of the request's candidates. A factor whose exponent is 0 is not
+    looked at. 1, 1, 1 is the expected money of an item that is looked at; 1, 0, 0 is the click
+    alone.
     """
 
     click: float = 1.0
@@ -366,7 +391,9 @@ class GMVRank(Stage):
         return (REQUEST, ITEM, SCORE, RANK, CHANNEL, *self.factors)
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedGMVRank:
-        """Raises KarmafunnelError where no stage before it is named `source`, or where the log knows no price."""
+        """Raises KarmafunnelError where no stage before it is named `source`, or where the log
+        knows no price.
+        """
         names = [s.name for s in upstream.funnel.stages] if upstream else [self.source]
         if self.factors and self.source not in names:
             raise KarmafunnelError(f"{self!r}: needs a stage {self.source!r} before it, found {names}")
@@ -400,7 +427,9 @@ class FittedGMVRank(Fitted):
         return score.astype(np.float32)
 
     def _price(self, rows: Rows) -> np.ndarray:
-        """Price as of the request; unknown: the median of the request's candidates, 1 where none of them has a price."""
+        """Price as of the request; unknown: the median of the request's candidates, 1 where none of
+        them has a price.
+        """
         price = self.scene.log.asof.price(rows.request, rows.item)
         known = pl.DataFrame({"group": rows.group, "price": price}).filter(pl.Series(rows.candidate & ~np.isnan(price)))
         middle = np.ones(len(rows.requests))

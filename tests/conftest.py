@@ -10,7 +10,8 @@ from hypothesis import settings
 from karmafunnel.log import Log
 from shop import make_shop
 
-settings.register_profile("untimed", deadline=None)  # how long a busy machine takes is no property of the code
+# how long a busy machine takes is no property of the code
+settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
@@ -34,7 +35,9 @@ def shop() -> Log:
 
 @pytest.fixture(scope="session", autouse=True)
 def every_training_step_repeats() -> Iterator[None]:
-    """Whatever trains with torch in any test does so inside `models.training.seeded`: outside, equal fits differ."""
+    """Whatever trains with torch in any test does so inside `models.training.seeded`: outside,
+    equal fits differ.
+    """
     step = torch.optim.AdamW.step
 
     def checked(*args: object, **kwargs: object) -> object:

@@ -1,6 +1,7 @@
-"""Every HTML page of the project from one material, in which every free text is what a function makes of a word.
+"""Every HTML page of the project from one material, in which every free text is what a function
+makes of a word.
 
-    python pages.py MATERIAL OUT     writes the pages of a material once more, in a process of its own
+    python pages.py MATERIAL OUT    # writes the pages of a material again, in another process
 """
 
 import json
@@ -53,11 +54,13 @@ def in_a_path(word: str) -> str:
     return word + "<img src=x onerror=" + PAYLOAD + ">%{x}&lt;" if word else word
 
 
-# -- the material -------------------------------------------------------------------------------------------------------
+# -- the material ----------------------------------------------------------------------------------
 
 
 def material(folder: Path, words: Words) -> Path:
-    """A log and Runs in a folder; the second Run is deeper, replayed other requests and names another log."""
+    """A log and Runs in a folder; the second Run is deeper, replayed other requests and names
+    another log.
+    """
     log = rename_log(Log.open(make_log(folder / "plain")), words)
     log.write(folder / "log")
     name = in_a_path if words is hostile else benign
@@ -114,13 +117,14 @@ def services(words: Words) -> Services:
     return made
 
 
-# -- the pages ----------------------------------------------------------------------------------------------------------
+# -- the pages -------------------------------------------------------------------------------------
 
 
 def write_all(folder: Path, words: Words, out: Path) -> dict[str, Path]:
     """Every page of a material, by what it is."""
     runs = sorted((folder / "runs").iterdir())
-    with patch("karmafunnel.simulator.measure.run.described", lambda path, meta: meta):  # which refuses most of it: pages must not rely on that
+    # which refuses most of it: pages must not rely on that
+    with patch("karmafunnel.simulator.measure.run.described", lambda path, meta: meta):
         pages = {
             "report of one Run": report(runs[:1], out / "report.html"),
             "report of three Runs": report(runs, out / "reports.html"),

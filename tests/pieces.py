@@ -1,4 +1,6 @@
-"""Pieces of work for tests of worker processes: a worker imports them by name, so they stand in a module of their own."""
+"""Pieces of work for tests of worker processes: a worker imports them by name, so they stand in a
+module of their own.
+"""
 
 import os
 import signal

@@ -1,4 +1,6 @@
-"""A small shop whose shoppers like what they like, and a scramble of everything that happens from some time on."""
+"""A small shop whose shoppers like what they like, and a scramble of everything that happens from
+some time on.
+"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,7 +13,9 @@ from karmafunnel.stages.frame import ITEM, SCORE
 
 
 def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed: int = 0) -> Log:
-    """Users like items whose number agrees with theirs modulo 7, the query says so two times in three, a quarter filters by colour."""
+    """Users like items whose number agrees with theirs modulo 7, the query says so two times in
+    three, a quarter filters by colour.
+    """
     rng = np.random.default_rng(seed)
     names = ["amber", "birch", "coral", "denim", "ebony", "flint", "grape"]
     users = rng.integers(0, n_users, n_requests)
@@ -73,7 +77,9 @@ def scramble(log: Log, t: int, seed: int = 1) -> Log:
 
 @dataclass(frozen=True, repr=False)
 class Chances(Stage):
-    """The upstream's order, and chances that anybody can work out: p_click is (1 + item % 5) / 10, p_buy (1 + item % 3) / 10."""
+    """The upstream's order, and chances that anybody can work out: p_click is (1 + item % 5) / 10,
+    p_buy (1 + item % 3) / 10.
+    """
 
     k: int = 50
     name: str = "rank"

@@ -14,7 +14,9 @@ ITEMS, REQUESTS, USERS = 60, 48, 12
 def make_run(
     folder: Path, seed: int = 0, priced: bool = True, shown: bool = True, skill: float = 1.5, log: Path | None = None
 ) -> Path:
-    """Two stages over 60 items; one or two truth items a request, scored higher by `skill`; item i0 is never eligible."""
+    """Two stages over 60 items; one or two truth items a request, scored higher by `skill`; item i0
+    is never eligible.
+    """
     rng, by_skill = np.random.default_rng(7), np.random.default_rng(seed)
     slates, requests, ledger, scored = [], [], [], []
     for r in range(REQUESTS):
@@ -90,7 +92,9 @@ def make_run(
 
 
 def make_log(folder: Path) -> Path:
-    """A log whose last requests are those of the Run; every user clicked i7 long before and i9 after."""
+    """A log whose last requests are those of the Run; every user clicked i7 long before and i9
+    after.
+    """
     earlier, later = [f"a{u:02d}" for u in range(USERS)], [f"z{u:02d}" for u in range(USERS)]
     ids = [*earlier, *(f"r{r:02d}" for r in range(REQUESTS)), *later]
     users = [*(f"u{u}" for u in range(USERS)), *(f"u{r % USERS}" for r in range(REQUESTS)), *(f"u{u}" for u in range(USERS))]

@@ -1,4 +1,6 @@
-"""Rows of a recipe as a table: resumed to the same bytes, failures that sink nobody, intervals that are compare's; curves."""
+"""Rows of a recipe as a table: resumed to the same bytes, failures that sink nobody, intervals that
+are compare's; curves.
+"""
 
 import errno
 import io
@@ -108,7 +110,8 @@ def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
     holed = made(log, tmp_path, GRID.replace('against, measures', 'rows["01"] = {"nobody": Cooccurrence()}\nagainst, measures'))
     ablation.ablate(holed, log, tmp_path / "holed", cache=tmp_path / "cache")
     assert "no attribution: it needs every row of the grid, and 01 failed" in (tmp_path / "holed" / "table.md").read_text()
-    ablation.ablate(recipe, log, tmp_path / "out", only=["10"], cache=tmp_path / "cache")  # half a grid is no game
+    # half a grid is no game
+    ablation.ablate(recipe, log, tmp_path / "out", only=["10"], cache=tmp_path / "cache")
     assert not (tmp_path / "out" / "attribution.md").exists()
 
 
@@ -177,7 +180,9 @@ against, measures, seeds = "nothing", ["HR@5", "HR@15", "HR@30"], (0,)
 
 
 def test_a_planted_embedding_is_found_at_its_stage_and_a_useless_one_is_not(tmp_path):
-    """At its stage the useful one is better for sure; before it nothing changes at all; noise is better nowhere."""
+    """At its stage the useful one is better for sure; before it nothing changes at all; noise is
+    better nowhere.
+    """
     log = make_shop(n_users=120, n_requests=2400)
     ablation.ablate(made(log, tmp_path, PLANTED), log, tmp_path / "out", cache=tmp_path / "cache")
     found = {name: line["differences"] for name, line in lines(tmp_path / "out").items()}
@@ -191,7 +196,7 @@ def test_a_planted_embedding_is_found_at_its_stage_and_a_useless_one_is_not(tmp_
         assert all(found[f"taste at {stage}"][column]["difference"] == 0 for column in before)
 
 
-# -- recipes ------------------------------------------------------------------------------------------------------------
+# -- recipes ---------------------------------------------------------------------------------------
 
 
 def test_rows_are_the_recipe_with_other_embedders(log, tmp_path):
@@ -307,7 +312,9 @@ WHY = {
 
 
 def test_rows_that_cannot_be_are_failed_lines_of_the_table(log, tmp_path):
-    """Whatever is wrong with a row, found when the recipe is read, when it is fitted or when it is replayed."""
+    """Whatever is wrong with a row, found when the recipe is read, when it is fitted or when it is
+    replayed.
+    """
     recipe = made(log, tmp_path, WRONG)
     assert ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache") == []
     found = lines(tmp_path / "out")
@@ -326,7 +333,9 @@ def test_rows_that_cannot_be_are_failed_lines_of_the_table(log, tmp_path):
 
 
 def test_a_table_is_about_what_its_rows_lay_over(log, tmp_path):
-    """A funnel that reads co-occurrence, too: figures are those of the row's own embedder, and none where it has no own one."""
+    """A funnel that reads co-occurrence, too: figures are those of the row's own embedder, and none
+    where it has no own one.
+    """
     text = GRID.replace('Similarity("near")]', 'Similarity("near"), Similarity("mine")]')
     text = text.replace("import Cooccurrence", "import Cooccurrence, RandomVectors")
     text = text.replace("Row(made(r, p))", 'Row(made(r, p), {"mine": RandomVectors(dim=16)} if p else {})')
@@ -350,7 +359,7 @@ def test_the_command_beneath_can_be_typed_again(log, tmp_path, monkeypatch):
     assert shlex.split(command) == ["karmafunnel", *words]
 
 
-# -- cells --------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, monkeypatch):
@@ -369,7 +378,8 @@ def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, 
         assert not list((tmp_path / "out").rglob("facts.json"))
     run(only=["text"], seeds=[1])
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("run.json")}
-    assert len(stamps) == 5  # text and random of seed 1; all of seed 0 have their Run, not their facts
+    # text and random of seed 1; all of seed 0 have their Run, not their facts
+    assert len(stamps) == 5
     assert run() == []
     kept = {p for p, stamp in stamps.items() if p.stat().st_mtime_ns == stamp}
     assert len(kept) == 5  # what was done is not done again
@@ -382,7 +392,8 @@ def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, 
 def test_a_finished_cell_is_taken_only_while_its_content_is_the_same(log, whole, tmp_path):
     recipe, out = whole
     before = {p: p.stat().st_mtime_ns for p in out.rglob("facts.json")}
-    assert ablation.ablate(recipe, log, out, minutes=0, command="karmafunnel table x") == []  # nothing is left to begin
+    # nothing is left to begin
+    assert ablation.ablate(recipe, log, out, minutes=0, command="karmafunnel table x") == []
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("facts.json")}
     left = {(c.row, c.seed) for c in ablation.ablate(recipe, log, tmp_path / "none", minutes=0)}
     assert left == {(row, seed) for row in recipe.rows for seed in (0, 1)}
@@ -531,7 +542,9 @@ against, measures, seeds, by_stage = "plain", ["HR@5", "HR@10"], (0,), True
 
 
 def test_holm_asks_each_question_once_and_none_that_has_no_answer(log, tmp_path, monkeypatch):
-    """A row that fails does not give the others a second column of their last stage; recall is the same in both, which is no question."""
+    """A row that fails does not give the others a second column of their last stage; recall is the
+    same in both, which is no question.
+    """
     families: list[list[float]] = []
     real = ablation.holm
     monkeypatch.setattr(ablation, "holm", lambda p: families.append([x for x in p if not np.isnan(x)]) or real(p))
@@ -541,7 +554,8 @@ def test_holm_asks_each_question_once_and_none_that_has_no_answer(log, tmp_path,
     assert list(found["near"]["values"]) == ["HR@5 at recall", "HR@5", "HR@10 at recall", "HR@10", ablation.JS]
     same = found["near"]["differences"]["HR@5 at recall"]
     assert same["difference"] == same["low"] == same["high"] == 0 and not same["holm"]
-    assert len(families[-1]) == 2  # HR@5 and HR@10 of the last stage; JS of one recall is the same, too
+    # HR@5 and HR@10 of the last stage; JS of one recall is the same, too
+    assert len(families[-1]) == 2
     text = (tmp_path / "out" / "table.md").read_text().split("**differences")[1]
     row = next(line for line in text.splitlines() if line.startswith("| near |"))
     assert [cell.strip() for cell in row.split("|")][3] == "=" and "±0.000" not in text
@@ -584,7 +598,9 @@ def test_a_seed_given_twice_is_one_cell(log, tmp_path):
 
 
 def test_a_target_ties_with_itself_alone_in_its_rank(log):
-    """Against sums in float64: the target's own score must come from the same product as the others'."""
+    """Against sums in float64: the target's own score must come from the same product as the
+    others'.
+    """
     rng = np.random.default_rng(0)
     truth = log.truth(log.meta["label"]).filter(pl.col("request").is_in(log.requests_in("W3").tolist()))
     e = rng.standard_normal((log.n_items, 129)).astype(np.float32)
@@ -595,7 +611,8 @@ def test_a_target_ties_with_itself_alone_in_its_rank(log):
         exact = e.astype(np.float64) @ z[0].astype(np.float64)
         assert found == (1 + int((exact[pool] > exact[item]).sum()) if item in pool else None)
         same = examine.median_rank(z, np.ones_like(e), log, np.array([request]), np.array([item]))
-        assert same == ((len(pool) + 1) / 2 if item in pool else None)  # nothing told apart: the middle
+        # nothing told apart: the middle
+        assert same == ((len(pool) + 1) / 2 if item in pool else None)
         seen += item in pool
     assert seen > 20
 
@@ -607,7 +624,7 @@ def test_diagnostics_are_finite_figures_alone(whole, tmp_path):
     assert ablation.figures_of(ablation.Cell("a", 3, tmp_path, "k")) == {"alignment": 0.5}
 
 
-# -- what the table says ------------------------------------------------------------------------------------------------
+# -- what the table says ---------------------------------------------------------------------------
 
 
 def test_values_and_paired_intervals_are_those_of_compare(whole):
@@ -617,13 +634,16 @@ def test_values_and_paired_intervals_are_those_of_compare(whole):
     ours = lines(out)["text"]["differences"]["HR@10"]
     for name in ("difference", "low", "high", "better", "n", "p", "value_a", "value_b", "seeds"):
         assert ours[name] == theirs[name], name
-    assert ours["better"] == "B" and ours["seeds"] == 2  # text knows the shop's queries, random vectors know nothing
+    # text knows the shop's queries, random vectors know nothing
+    assert ours["better"] == "B" and ours["seeds"] == 2
     sliced = {k for k in lines(out)["text"]["values"] if k.startswith("HR@50")}
     assert sliced == {"HR@50, head", "HR@50, tail", "HR@50, cold"}
 
 
 def test_js_is_paired_over_users_and_seeds(log, whole):
-    """JS@50 of one row from the slates by hand, and the difference of two rows as the mean of the requests' differences."""
+    """JS@50 of one row from the slates by hand, and the difference of two rows as the mean of the
+    requests' differences.
+    """
     _, out = whole
     js = lambda row, seed: pl.read_parquet(out / "cells" / f"{row}-{seed}" / "similarity" / "similarity.parquet")["js"]
     by_hand = np.mean([(js("text", seed) - js("random", seed)).mean() for seed in (0, 1)])
@@ -642,7 +662,8 @@ def test_js_is_paired_over_users_and_seeds(log, whole):
         target, pool = words[at[item]], log.asof.eligible(np.flatnonzero(log.request_ids == request))[0]
         near = np.mean([len(target & words[at[i]]) / len(target | words[at[i]]) for i in listed[request]])
         found.append(near - np.mean([len(target & words[i]) / len(target | words[i]) for i in pool]))
-    assert np.mean(found) > 0.05 and js("text", 0).mean() == pytest.approx(np.mean(found), abs=0.01)  # 50 random items against all of them
+    # 50 random items against all of them
+    assert np.mean(found) > 0.05 and js("text", 0).mean() == pytest.approx(np.mean(found), abs=0.01)
 
 
 def test_the_table_says_where_it_comes_from_in_every_format(log, whole):
@@ -691,7 +712,7 @@ def test_the_terminal_cuts_no_figure_short(whole):
                 assert value in text and interval in text
 
 
-# -- commands -----------------------------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------
 
 
 def run(*words: object) -> Result:
@@ -766,7 +787,7 @@ def test_fit_embedder_never_replaces_another_folder(there, tmp_path):
     assert refused.exit_code == 1 and (tmp_path / "precious" / "thesis.txt").exists()
 
 
-# -- curves -------------------------------------------------------------------------------------------------------------
+# -- curves ----------------------------------------------------------------------------------------
 
 
 def test_curves_are_lines_with_bands(tmp_path):

@@ -1,4 +1,6 @@
-"""A small part of every attack on each run of the tests, and proof that the attacks can see what they look for."""
+"""A small part of every attack on each run of the tests, and proof that the attacks can see what
+they look for.
+"""
 
 import json
 import signal

@@ -1,4 +1,6 @@
-"""Attribution: games worked out by hand, slow references, planted stages, a real grid of funnels, the waterfall."""
+"""Attribution: games worked out by hand, slow references, planted stages, a real grid of funnels,
+the waterfall.
+"""
 
 import json
 from dataclasses import dataclass
@@ -46,20 +48,25 @@ def test_parts_are_means_over_all_orders_and_sum_to_the_change(n, worth):
 
 
 def test_gloves_by_hand():
-    """One left glove and two right ones, a pair is worth 1: the left one gets 2/3, each right one 1/6."""
+    """One left glove and two right ones, a pair is worth 1: the left one gets 2/3, each right one
+    1/6.
+    """
     parts = shapley({some: float("l" in some and len(some) > 1) for some in subsets(["l", "r", "s"])})
     assert parts == pytest.approx({"l": 2 / 3, "r": 1 / 6, "s": 1 / 6})
 
 
-# -- Runs that are made -------------------------------------------------------------------------------------------------
-# One truth item a request, shown beside another. Ranked first, second (where `second`) or lost, as a draw falls below a chance.
+# -- Runs that are made ----------------------------------------------------------------------------
+# One truth item a request, shown beside another. Ranked first, second (where `second`) or lost, as
+# a draw falls below a chance.
 
 USERS, EACH = 60, 4
 N = USERS * EACH
 
 
 def made(folder: Path, chance: np.ndarray, seed: int = 0, checksum: str = "c0ffee", n: int = N, name: str = "rank") -> Run:
-    """A Run in which a request's truth is found with its `chance` (N,); luck is the log's own, and a bit of it the seed's."""
+    """A Run in which a request's truth is found with its `chance` (N,); luck is the log's own, and
+    a bit of it the seed's.
+    """
     luck = np.random.default_rng(7).random(N) + 0.01 * np.random.default_rng([seed, int(chance.sum() * 1e6)]).standard_normal(N)
     place = [1 if x < c / 2 else 2 if x < c else None for x, c in zip(luck, chance, strict=True)]
     ids = [f"r{i:03d}" for i in range(N)]
@@ -98,7 +105,9 @@ def made(folder: Path, chance: np.ndarray, seed: int = 0, checksum: str = "c0ffe
 
 
 def runs_of(folder: Path, adds: dict[str, float], seeds: int = 3, together: float = 0.0) -> dict:
-    """Runs of every subset: each stage that is on adds to the chance of all requests; all of them together add more."""
+    """Runs of every subset: each stage that is on adds to the chance of all requests; all of them
+    together add more.
+    """
     base = np.repeat(np.random.default_rng(3).uniform(0.1, 0.5, USERS), EACH)
     found = {}
     for some in subsets(list(adds)):
@@ -151,7 +160,8 @@ def test_a_useful_stage_is_found_and_a_useless_one_is_not(rows):
         assert (rows[name, "recall"]["better"], rows[name, "recall"]["holm"]) == ("on", True), name
         assert rows[name, "recall"]["value"] > rows[name, "rank"]["value"] > 0
     for name in ("HR@5", "survival"):
-        # What all three do together is a third each: the useless stage, too, is needed for it, and alone adds nothing.
+        # What all three do together is a third each: the useless stage, too, is needed for it, and
+        # alone adds nothing.
         assert rows[name, "prerank"]["value"] == pytest.approx(0.1 / 3, abs=0.02)
         assert abs(rows[name, "prerank"]["alone"]) < 0.02 and rows[name, "prerank"]["last"] == pytest.approx(0.1, abs=0.03)
 
@@ -230,12 +240,13 @@ def test_holes_and_strangers_are_refused(tmp_path, runs):
         attribute(some, ["hits"])
 
 
-# -- the grid -----------------------------------------------------------------------------------------------------------
+# -- the grid --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Fan(Stage):
-    """Knows what the shop's users like, as much as `skill` says; the rest is a throw of the dice."""
+    """Knows what the shop's users like, as much as `skill` says; the rest is a throw of the dice.
+    """
 
     skill: float = 0.0
     k: int = 10
@@ -294,7 +305,7 @@ def test_a_stage_that_knows_and_one_that_does_not_in_a_real_funnel(shop, tmp_pat
         assert parts == pytest.approx(found[name, END]["on"] - found[name, END]["off"], abs=1e-12)
 
 
-# -- the waterfall ------------------------------------------------------------------------------------------------------
+# -- the waterfall ---------------------------------------------------------------------------------
 
 
 def test_the_waterfall_goes_from_off_to_on(rows):

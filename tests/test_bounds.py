@@ -1,4 +1,6 @@
-"""Bounds of what comes from outside: every number of the command line, the API, stages, features and embedders; every name."""
+"""Bounds of what comes from outside: every number of the command line, the API, stages, features
+and embedders; every name.
+"""
 
 import dataclasses
 import importlib
@@ -51,7 +53,7 @@ def refused(make) -> str:
     return text
 
 
-# -- the bound itself ---------------------------------------------------------------------------------------------------
+# -- the bound itself ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bound", BOUNDS.values(), ids=list(BOUNDS))
@@ -79,7 +81,7 @@ def test_what_does_not_fit_the_memory_is_refused_with_the_figure():
     assert "vectors 8,000,000.0 GB" in refused(lambda: check_fits("it", {"vectors": 8e15, "more": 1e15}))
 
 
-# -- the command line ---------------------------------------------------------------------------------------------------
+# -- the command line ------------------------------------------------------------------------------
 
 OPTIONS = [
     (name, option)
@@ -129,7 +131,7 @@ def test_lists_of_numbers():
         Cutoffs("k").convert("recall", None, None)
 
 
-# -- the API ------------------------------------------------------------------------------------------------------------
+# -- the API ---------------------------------------------------------------------------------------
 
 RECIPE = """
 from karmafunnel.stages.learn import Teacher
@@ -202,7 +204,7 @@ def test_measures_that_cannot_be(text):
     assert refused(lambda: Measure.parse(text)).startswith("measure ")
 
 
-# -- fields of stages, features, embedders ------------------------------------------------------------------------------
+# -- fields of stages, features, embedders ---------------------------------------------------------
 
 
 def values() -> list[type]:
@@ -261,7 +263,7 @@ def test_vectors_that_would_not_fit_the_memory(shop, monkeypatch):
     assert "2,000 items" in refused(lambda: generate())
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 NO_NAMES = ["", " ", ".", "..", "a..b", "../../x", "a/b", "a\\b", "a\x00b", "a b", "a=b", "a,b", "-a", ".a", "x" * 65, "é"]
 NO_NAMES += ["a\n", "\x1b[31m", "[/red]", None, 5, b"a", ["a"], "\ud800"]
@@ -309,7 +311,7 @@ def test_paths_that_are_none(path):
         refused(lambda: modes_of(path))
 
 
-# -- recipes ------------------------------------------------------------------------------------------------------------
+# -- recipes ---------------------------------------------------------------------------------------
 
 JOINS = RECIPE + "from karmafunnel.stages.recall import Join\n"
 BROKEN = {
@@ -354,7 +356,7 @@ def test_a_row_that_exits_is_a_failed_line(shop, tmp_path):
     assert "SystemExit" in load_recipe(str(path), shop).faults["b"]
 
 
-# -- how a command ends -------------------------------------------------------------------------------------------------
+# -- how a command ends ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ def pair(dear=3.0, **changes):
 
 
 def brute(services, rate, target, most=4):
-    """The least cost of 1 .. `most` servers of each stage at which every seed meets the target, and who reach it."""
+    """The least cost of 1 .. `most` servers of each stage at which every seed meets the target, and
+    who reach it.
+    """
     search = Search(services, rate, target, 0.001, N, 0, None)
     good = [servers for servers in product(range(1, most + 1), repeat=len(services.stages)) if search.sure(servers)]
     least = min(search.cost(servers) for servers in good)
@@ -43,7 +45,8 @@ def test_the_plan_is_what_brute_force_finds(dear, target):
 
 
 def test_two_servers_are_enough_by_hand():
-    # constant 10 ms and 100 a second: one server is offered all that it can do, two leave few waiting for more than one service
+    # constant 10 ms and 100 a second: one server is offered all that it can do, two leave few
+    # waiting for more than one service
     found = plan(Services((Service("s", ServiceTime(base_ms=10), cost_per_hour=0.9),)), 100.0, 35.0, n=N)
     line = found.stages.row(0, named=True)
     assert (line["servers"], line["fewest"], line["cost_per_hour"]) == (2, 2, 1.8)
@@ -66,7 +69,8 @@ def test_a_target_that_nothing_reaches():
 
 
 def test_deadlines_that_degrade_whatever_the_servers():
-    hasty = Service("hasty", replace(EXPONENTIAL), deadline_ms=20)  # a seventh of services takes longer
+    # a seventh of services takes longer
+    hasty = Service("hasty", replace(EXPONENTIAL), deadline_ms=20)
     with pytest.raises(KarmafunnelError, match=r"found 1\d\.\d\d% with servers to spare, most at hasty"):
         plan(Services((hasty,)), 100.0, 50.0, n=N)
     assert plan(Services((hasty,)), 100.0, 50.0, lost=0.5, n=N).degraded > 0.1

@@ -1,4 +1,6 @@
-"""Checks on a hand-made log: the good one passes; then it is broken in one way at a time, and exactly that check says so."""
+"""Checks on a hand-made log: the good one passes; then it is broken in one way at a time, and
+exactly that check says so.
+"""
 
 import json
 from collections.abc import Callable
@@ -31,7 +33,9 @@ OF_THE_LOG = 36  # how many checks there are
 
 
 def good_log(**meta: Any) -> Log:
-    """Ten requests, a day apart, each showing i0, i1, i2 of which i0 is clicked and bought; r9 is an invoice without a list."""
+    """Ten requests, a day apart, each showing i0, i1, i2 of which i0 is clicked and bought; r9 is
+    an invoice without a list.
+    """
     items = pl.DataFrame(
         {
             "item_id": ["i0", "i1", "i2", "i3"],
@@ -85,7 +89,7 @@ def answers(checks: list[Check], status: str) -> list[str]:
     return [check.name for check in checks if check.status == status]
 
 
-# -- ways to break a log -------------------------------------------------------------------------------------------------
+# -- ways to break a log ---------------------------------------------------------------------------
 
 
 Breaker = Callable[[Path], None]
@@ -179,7 +183,8 @@ def bad_bytes(table: str, column: str, row: int, nested: bool = False) -> Breake
         values = found[column].to_pylist()
         raw = [[b"caf\xe9"] if nested and i == row else b"caf\xe9" if i == row else None for i in range(len(values))]
         flat = pa.array([v[0] if isinstance(v, list) else v for v in raw], pa.binary()).cast(pa.large_binary())
-        text = pa.Array.from_buffers(pa.large_string(), len(flat), flat.buffers())  # no cast: it would look at the bytes
+        # no cast: it would look at the bytes
+        text = pa.Array.from_buffers(pa.large_string(), len(flat), flat.buffers())
         if nested:
             offsets = pa.array(range(len(flat) + 1), pa.int64())
             text = pa.LargeListArray.from_arrays(offsets, text)
@@ -254,7 +259,8 @@ def swap_times(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 BROKEN: list[tuple[str, str, Breaker, dict[str, Any]]] = [
-    # name of the case, the check that must fail, how the log is broken, what the first example must say
+    # name of the case, the check that must fail, how the log is broken, what the first example must
+    # say
     ("no log.json", "log.json", drop("log.json"), {"file": "log.json"}),
     ("log.json is no JSON", "log.json", text_instead("log.json", "{'name': 1"), {"needed": "JSON"}),
     ("log.json is a list", "log.json", text_instead("log.json", "[]"), {"found": "list"}),
@@ -453,7 +459,8 @@ def test_every_command_that_computes_refuses_a_log_whose_windows_run_backwards(c
     done = CliRunner().invoke(main, [words.get(word, word) for word in COMMANDS[command]])
     assert done.exit_code == 1 and "'window order'" in done.stderr and "8 requests whose window is before" in done.stderr
     assert not (tmp_path / "out").exists()
-    assert CliRunner().invoke(main, ["describe", str(folder)]).exit_code == 0  # a look at it is no figure of a Run
+    # a look at it is no figure of a Run
+    assert CliRunner().invoke(main, ["describe", str(folder)]).exit_code == 0
 
 
 @pytest.mark.parametrize("key", [*META, *MAY_HAVE])
@@ -546,7 +553,8 @@ def test_no_folder_is_answered_too(where, tmp_path):
 def test_what_passes_can_be_read(good):
     log = read(good)
     assert isinstance(log, Log) and log.rows.height == 28
-    assert log.asof.known(log.requests_in("W3")).tolist() == [3]  # i3 is first seen on the invoice, a day later
+    # i3 is first seen on the invoice, a day later
+    assert log.asof.known(log.requests_in("W3")).tolist() == [3]
 
 
 def test_printed_ids_are_no_markup(tmp_path):

@@ -27,7 +27,9 @@ def run(*words: object) -> Result:
 
 
 def refused(*words: object) -> str:
-    """What standard error says of a command that must fail with exit code 1 (2: an option cannot be) and no traceback."""
+    """What standard error says of a command that must fail with exit code 1 (2: an option cannot
+    be) and no traceback.
+    """
     answer = run(*words)
     assert answer.exit_code in (1, 2) and "Traceback" not in answer.output
     assert answer.exception is None or isinstance(answer.exception, SystemExit)

@@ -1,4 +1,6 @@
-"""Real-data sources: on hand-made files in the publishers' formats, on generated ones, and on the raw data where it lies."""
+"""Real-data sources: on hand-made files in the publishers' formats, on generated ones, and on the
+raw data where it lies.
+"""
 
 import csv
 import gzip
@@ -23,7 +25,7 @@ from karmafunnel.simulator.datasets import SOURCES, _raw, convert, load
 
 pytestmark = pytest.mark.slow
 
-# -- hand-made files in the publishers' formats -------------------------------------------------------------------
+# -- hand-made files in the publishers' formats ----------------------------------------------------
 
 TRIVAGO = [
     "user_id,session_id,timestamp,step,action_type,reference,platform,city,device,current_filters,impressions,prices",
@@ -43,16 +45,19 @@ RETAIL = [
     "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country",
     "1,10001,?,10,2010-12-01 08:00:00,0.0,,United Kingdom",  # a note: no title
     "1,10001,RED  LAMP ,2,2010-12-01 08:00:00,3.0,77.0,France",
-    "1,10001,RED LAMP,2,2010-12-01 08:01:00,2.0,77.0,France",  # added up: 4 units, money 10, unit price 2.5
+    # added up: 4 units, money 10, unit price 2.5
+    "1,10001,RED LAMP,2,2010-12-01 08:01:00,2.0,77.0,France",
     "1,POST,POSTAGE,1,2010-12-01 08:00:00,18.0,77.0,France",
     "2,10001,LAMP NEW NAME,5,2010-12-02 09:00:00,4.0,77.0,France",
     "2,10002a,MUG,1,2010-12-02 09:00:00,1.5,77.0,France",
     "2,10003,FREE SPOON,9,2010-12-02 09:00:00,0.0,77.0,France",
-    "C3,10001,RED LAMP,-6,2010-12-03 10:00:00,4.0,77.0,France",  # 5 from invoice 2, 1 from invoice 1
+    # 5 from invoice 2, 1 from invoice 1
+    "C3,10001,RED LAMP,-6,2010-12-03 10:00:00,4.0,77.0,France",
     "C3,10002A,MUG,-1,2010-12-03 10:00:00,1.5,77.0,France",  # invoice 2 is left empty
     "C3,10004,OLD VASE,-3,2010-12-03 10:00:00,9.0,77.0,France",  # bought before the log begins
     "4,10002A,MUG,7,2010-12-04 11:00:00,1.5,88,Spain",
-    "C5,10002A,MUG,-7,2010-12-04 10:59:00,1.5,88,Spain",  # earlier than the purchase: does not touch it
+    # earlier than the purchase: does not touch it
+    "C5,10002A,MUG,-7,2010-12-04 10:59:00,1.5,88,Spain",
     "6,10002A,MUG,2,2010-12-05 11:00:00,1.5,,Spain",
     "7,22016,Gift Voucher,1,2010-12-06 11:00:00,10,88,Spain",
 ]
@@ -149,7 +154,7 @@ def rows(log: Log) -> pl.DataFrame:
     return log.exposures.join(order, on="request_id", maintain_order="left").sort("row", maintain_order=True)
 
 
-# -- every source -------------------------------------------------------------------------------------------------
+# -- every source ----------------------------------------------------------------------------------
 
 
 def test_sources_are_found_by_walking():
@@ -250,7 +255,7 @@ def test_plain_text(text, clean):
     assert _raw.plain(text) == clean
 
 
-# -- values that no later command would take ------------------------------------------------------------------------
+# -- values that no later command would take -------------------------------------------------------
 
 ODD = (
     "nan", "inf", "-inf", "-1", "1e400", "3000000000", "1541600000000", "1541600000000000", "", "\x00", "0", "9" * 30, "0.6", "null",
@@ -335,7 +340,8 @@ def test_latin_1_is_refused_with_the_place_and_what_to_do(tmp_path):
     with pytest.raises(KarmafunnelError, match=rf"online_retail\.csv: row {row}: column 'Description' needs text in UTF-8 \(iconv "):
         convert("online_retail", raw, tmp_path / "log")
     (raw / "online_retail.csv").write_bytes("\n".join(RETAIL).replace("RED  LAMP", "CAFÉ \ufffd LAMP").encode())
-    assert "CAFÉ \ufffd LAMP" in load("online_retail", raw).items["title"].to_list()  # the sign itself is a sign
+    # the sign itself is a sign
+    assert "CAFÉ \ufffd LAMP" in load("online_retail", raw).items["title"].to_list()
 
 
 def test_units_that_add_up_to_too_many_are_refused(tmp_path):
@@ -360,7 +366,8 @@ def test_an_item_twice_is_refused(source, tmp_path):
     with pytest.raises(KarmafunnelError, match=rf"{name}: .*(once|one click|twice)"):
         convert(source, raw, tmp_path / "log")
     assert not (tmp_path / "log").exists()
-    assert set(FILES) - set(TWICE) == {"online_retail"}  # lines of one item in one invoice are added up
+    # lines of one item in one invoice are added up
+    assert set(FILES) - set(TWICE) == {"online_retail"}
 
 
 ODD_JSON = ("NaN", "Infinity", "1e400", '"' + "9" * 400 + '"', "[[1]]", "true", "-5", '{"a": 1}', '"caf\xe9"', "[" * 5000, str(10**30))
@@ -400,7 +407,7 @@ def test_a_log_that_would_be_refused_is_not_written(tmp_path, monkeypatch):
     assert not (tmp_path / "log").exists()
 
 
-# -- trivago ------------------------------------------------------------------------------------------------------
+# -- trivago ---------------------------------------------------------------------------------------
 
 
 def test_trivago_by_hand(tmp_path):
@@ -507,7 +514,7 @@ def test_trivago_keeps_every_event_list_and_price(events):
     assert wanted.join(held, on=["item_id", "attributes"], how="anti").height == 0
 
 
-# -- online retail ------------------------------------------------------------------------------------------------
+# -- online retail ---------------------------------------------------------------------------------
 
 
 def test_online_retail_by_hand(tmp_path):
@@ -557,7 +564,8 @@ LINE = st.fixed_dictionaries(
 def test_online_retail_conserves_money_and_units(lines):
     sure = {"customer": "9", "code": "10001", "quantity": 1, "pence": 100, "minute": 0}
     text = [RETAIL[0]]
-    units = defaultdict(list)  # (customer, code) -> one entry a unit still owned: (minute, invoice, pence)
+    # (customer, code) -> one entry a unit still owned: (minute, invoice, pence)
+    units = defaultdict(list)
     sold = returned = unmatched = 0
     for line in sorted([sure, *lines], key=lambda line: (line["minute"], line["quantity"] < 0)):
         back = line["quantity"] < 0
@@ -599,14 +607,15 @@ def test_online_retail_conserves_money_and_units(lines):
     assert (log.exposures["quantity"] >= 1).all() and (log.exposures["price_paid"] > 0).all()
 
 
-# -- sequences ----------------------------------------------------------------------------------------------------
+# -- sequences -------------------------------------------------------------------------------------
 
 
 def test_amazon_office_by_hand(tmp_path):
     log = made(tmp_path, "amazon_office")
     story = rows(log).select("user_id", "item_id", "window", "source").rows()
     assert story == [
-        # first events of A, D, B (the order of their hashes), C, then second ones; B buys 4 again as a test target: 4 and what follows leave W1
+        # first events of A, D, B (the order of their hashes), C, then second ones; B buys 4 again
+        # as a test target: 4 and what follows leave W1
         ("A", "0", "W1", "review"), ("D", "1", "W1", "review"), ("B", "3", "W1", "review"), ("C", "7", "W1", "review"),
         ("A", "1", "W1", "review"), ("C", "8", "W1", "review"),
         ("B", "4", "W2a", "earlier review"), ("B", "5", "W2a", "earlier review"),
@@ -640,7 +649,7 @@ def test_amazon_games_by_hand(tmp_path):
     assert rows(log)["item_id"].to_list() == list("1004") + list("15") + ["2"] + list("2346") + list("7805")
 
 
-# -- catalogue and clicks -----------------------------------------------------------------------------------------
+# -- catalogue and clicks --------------------------------------------------------------------------
 
 
 def test_amazon_catalog_by_hand(tmp_path):
@@ -686,7 +695,8 @@ def test_eshop_clothing_by_hand(semicolons, tmp_path):
     assert log.exposures["clicked"].all() and log.exposures["position"].null_count() == 5
     assert log.requests["context"].to_list()[:2] == [["country=Poland"], ["country=Czech Republic"]]
     blouse = log.items.filter(pl.col("item_id") == "B7").row(0, named=True)
-    assert blouse["category"] == ["skirts"] and blouse["price"] == 52.0  # the category of its first click
+    # the category of its first click
+    assert blouse["category"] == ["skirts"] and blouse["price"] == 52.0
     assert blouse["attributes"] == [
         "colour=olive", "location=top in the middle", "photography=profile", "page=3", "above the category's mean price=yes"
     ]  # fmt: skip
@@ -698,7 +708,7 @@ def test_eshop_clothing_by_hand(semicolons, tmp_path):
         )
 
 
-# -- the real files -----------------------------------------------------------------------------------------------
+# -- the real files --------------------------------------------------------------------------------
 
 
 @cache
@@ -733,7 +743,8 @@ def test_real_trivago(data_root):
     truth = log.truth("click").filter(pl.col("request").is_in(served))
     holders = log.asof.is_eligible(truth["request"].to_numpy(), truth["item"].to_numpy())
     known = log.asof.known_rank[truth["item"].to_numpy()] < log.asof.rank[truth["request"].to_numpy()]
-    assert (holders == known).all() and holders.mean() > 0.8  # the city never shuts out what was clicked
+    # the city never shuts out what was clicked
+    assert (holders == known).all() and holders.mean() > 0.8
 
 
 def test_real_online_retail(data_root):
@@ -808,7 +819,8 @@ def test_real_sequences_give_the_publishers_histories_and_leak_no_target(source,
         published[part] = found
     for part, windows in (("valid", ("W2",)), ("test", ("W3",))):
         served = log.requests_in(*windows)
-        served = served[np.argsort([int(i.split("-")[1]) for i in log.request_ids[served]])]  # the publisher's order
+        # the publisher's order
+        served = served[np.argsort([int(i.split("-")[1]) for i in log.request_ids[served]])]
         given_rows = published[part]
         assert log.requests["user_id"][served].to_list() == [user for user, _, _ in given_rows]
         truth = log.truth("purchase").join(pl.DataFrame({"request": served}), on="request", how="right", maintain_order="right")

@@ -1,4 +1,6 @@
-"""Paths of a degraded funnel, near-line interests, and what simulated requests earn: against hand-worked answers and plain replays."""
+"""Paths of a degraded funnel, near-line interests, and what simulated requests earn: against
+hand-worked answers and plain replays.
+"""
 
 import json
 from dataclasses import replace
@@ -91,7 +93,7 @@ def same_tables(a, b) -> bool:
     )
 
 
-# -- paths --------------------------------------------------------------------------------------------------------------
+# -- paths -----------------------------------------------------------------------------------------
 
 
 def test_a_path_is_a_text_and_back():
@@ -136,7 +138,8 @@ def test_fallback_stands_in_recalls_place_and_shares_no_channel(fitted, fallback
     alone = fallbacks["popular"]
     best = {r: set(rows) for r, rows in alone.propose(requests).group_by(REQUEST).agg(ITEM).iter_rows()}
     assert {r: set(rows) for r, rows in slate.group_by(REQUEST).agg(ITEM).iter_rows()} == best
-    assert np.allclose(slate[SCORE], 1 / (60 + slate[RANK]))  # on the scale of the Join that it stands for
+    # on the scale of the Join that it stands for
+    assert np.allclose(slate[SCORE], 1 / (60 + slate[RANK]))
     assert slate["channel"].unique().to_list() == [1 << 8] and other.stages[0].channels[8] == "popular"
     assert set(fallbacks) == {"popular", "fresh", "words"} and fallbacks["popular"].stage.k == 1000
 
@@ -155,7 +158,8 @@ def test_paths_share_their_beginnings_and_nothing_else(fitted, fallbacks):
 
 
 def test_paths_with_an_embedder_in_the_same_mode_have_one_of_it(fitted):
-    """What they share was made with the very vectors that the others read: made and charged once."""
+    """What they share was made with the very vectors that the others read: made and charged once.
+    """
     for mode in ("stale@60", "skip"):
         one, other = (along(fitted, f"tfidf={mode}{more}").scene.embeddings["tfidf"] for more in ("", ",rank=10"))
         assert one is other is not fitted.scene.embeddings["tfidf"]
@@ -206,7 +210,7 @@ def test_skipped_embedder_leaves_its_channel_empty(fitted, shop):
     assert (fitted.run(requests)[0].slate["channel"] & 1 == 1).any()
 
 
-# -- their replay -------------------------------------------------------------------------------------------------------
+# -- their replay ----------------------------------------------------------------------------------
 
 
 def test_replayed_paths_are_runs_of_their_own(run, recipe, shop, fitted, tmp_path):
@@ -260,7 +264,7 @@ def test_stages_stand_in_their_order_whatever_was_typed(recipe, shop, fitted, tm
     assert not (tmp_path / "other").exists()
 
 
-# -- near-line ----------------------------------------------------------------------------------------------------------
+# -- near-line -------------------------------------------------------------------------------------
 
 
 def test_refreshes_lie_on_a_grid_at_or_before_the_request(shop):
@@ -282,7 +286,8 @@ def test_interests_are_those_of_the_last_refresh_without_the_query(shop, embedde
     quiet = embedder.fit(shop)
     quiet.log = silent
     assert np.array_equal(NearLine(fitted, 0).interests(requests), quiet.interests(requests))
-    # with refreshes: what the first request of the user at or after each would have found, had it asked for nothing
+    # with refreshes: what the first request of the user at or after each would have found, had it
+    # asked for nothing
     stale, t = NearLine(fitted, 3000), refreshed(shop, 3000, "x")
     then = [np.flatnonzero((shop.user == shop.user[r]) & (shop.t >= t[r]))[0] for r in requests]
     assert np.array_equal(stale.interests(requests), quiet.interests(np.array(then)))
@@ -313,7 +318,7 @@ def test_nothing_after_the_refresh_is_read(shop):
     assert not np.array_equal(fitted.interests(requests), other.interests(requests))
 
 
-# -- credit -------------------------------------------------------------------------------------------------------------
+# -- credit ----------------------------------------------------------------------------------------
 
 
 def simulated(paths: list[str], rate: float = 1.0) -> pl.DataFrame:
@@ -347,7 +352,8 @@ def test_nothing_is_counted_twice(run):
         assert mine["requests"].sum() == 700 and set(mine["path"]) == set(paths)
         assert mine["defined"].sum() == row["n"] == 700 - row["undefined"]
         assert mine["numerator"].sum() / mine["denominator"].sum() == pytest.approx(row["value"], rel=1e-12)
-    # by hand, from the ledgers: one hit a request with a click in the top 10 of the path that it took
+    # by hand, from the ledgers: one hit a request with a click in the top 10 of the path that it
+    # took
     at = quality.logged(np.arange(700), 5)
     hits, clicked = 0, 0
     ledger = {path: one.read("ledger", "request_id", "rank.rank") for path, one in runs_of(run).items()}
@@ -363,7 +369,8 @@ def test_nothing_is_counted_twice(run):
 def test_nothing_earns_nothing_and_a_short_slate_what_it_holds(run):
     quality = Quality(runs_of(run), MEASURES)
     none = credit(simulated(["nothing"] * 50), quality, resamples=50)
-    assert [r["value"] for r in none.rows] == [0, 0, 0, 0, None]  # an order that was never made has no AUC
+    # an order that was never made has no AUC
+    assert [r["value"] for r in none.rows] == [0, 0, 0, 0, None]
     ids = Run.open(run).read("requests", "request_id")["request_id"].to_list()
     short = credit(simulated(["rank=5"] * len(ids)), quality, ids=ids, resamples=50).rows[0]["value"]
     assert short == measure(runs_of(run)["rank=5"], ["HR@5"], by_stage=False, ci=False)[0]["value"]
@@ -417,7 +424,8 @@ def test_load_curve_pairs_rates_and_policies(run):
     quality = Quality(runs_of(run), ["HR@10", "GMV-HR@10"])
 
     def simulation(fallen, rate):
-        taken = ["full" if i % 10 < 20 / rate else fallen for i in range(400)]  # from 2 a second on, ever fewer are full
+        # from 2 a second on, ever fewer are full
+        taken = ["full" if i % 10 < 20 / rate else fallen for i in range(400)]
         told = {"services": SimpleNamespace(normal="full"), "rate": rate, "summary": lambda: {"goodput": rate, "latency": {}}}
         return SimpleNamespace(requests=simulated(taken, rate), **told)
 
@@ -496,7 +504,8 @@ def test_an_outage_beside_near_line_interests_is_held_against_them(run):
     near = Service("tfidf", ServiceTime(base_ms=1), online=False, stale_minutes=60)
     services = Services((near, stage("recall", "closed", "popular"), stage("rank", "open", "skip")))
     runs = runs_of(run)
-    paths = {"full": runs["full"], "tfidf=stale@60": runs["rank=skip"], "tfidf=stale@60,rank=skip": runs["prerank=skip"]}  # stand-ins
+    # stand-ins
+    paths = {"full": runs["full"], "tfidf=stale@60": runs["rank=skip"], "tfidf=stale@60,rank=skip": runs["prerank=skip"]}
     table = outages(services, Quality(paths, ["HR@10", "GMV-HR@10"]), rate=2.0, resamples=50)
     assert table["path"].to_list() == ["nothing", "tfidf=stale@60,rank=skip"] and (table["note"] == "").all()
     same = Quality({"full": runs["rank=skip"], "rank=skip": runs["prerank=skip"]}, ["HR@10", "GMV-HR@10"])
@@ -516,7 +525,8 @@ def test_queue_tells_what_two_deployments_show(pressed_run, tmp_path):
     assert quality["policy"].to_list() == [files[0], files[0], files[1], files[1]]
     curve = pl.read_csv(tmp_path / "out" / "load_curve.csv")
     one, three = (curve.filter(pl.col("policy") == file) for file in files)
-    assert one["rate"].to_list() == three["rate"].to_list() and (three["full"] > one["full"])[2:].all()  # three rankers shed less than one
+    # three rankers shed less than one
+    assert one["rate"].to_list() == three["rate"].to_list() and (three["full"] > one["full"])[2:].all()
     assert "What it is worth" in (tmp_path / "out" / "load.html").read_text()
     alone = CliRunner().invoke(main, asked)
     assert alone.exit_code == 1 and "needs --run" in alone.output

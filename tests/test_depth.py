@@ -59,7 +59,9 @@ def test_every_measure_is_walked():
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("other", ["short", "narrow"])
 def test_a_run_cut_shorter_is_no_better_and_no_worse_than_itself(runs, name, other):
-    """The same orders, one of them longer: no difference where there is one, or a note that says why none is taken."""
+    """The same orders, one of them longer: no difference where there is one, or a note that says
+    why none is taken.
+    """
     if other == "narrow" and name not in ("survival", "swap", "margin", "MRR", "gAUC:request:candidates"):
         pytest.skip("a recall cut shorter hands the ranker other candidates: a difference is one")
     for a, b in ((runs["deep"], runs[other]), (runs[other], runs["deep"])):
@@ -92,7 +94,9 @@ def test_equal_depths_are_compared_as_before(runs):
 
 
 def test_a_popular_of_many_no_longer_beats_a_funnel_of_few(tmp_path):
-    """A weak order of all that recall brings up against a good order of 5: by survival alone it would win."""
+    """A weak order of all that recall brings up against a good order of 5: by survival alone it
+    would win.
+    """
     good = Run.open(make_run(tmp_path / "good", skill=3.0))
     weak = make_run(tmp_path / "weak", skill=0.0)
     meta = json.loads((weak / "run.json").read_text())
@@ -122,7 +126,9 @@ def test_attribution_takes_survival_at_one_depth(runs):
 
 
 def test_kept_is_survival_at_the_full_depth(runs):
-    """kept@k of the last stage, k being what it puts out, is survival from end to end; by hand: truth in the first k / truth."""
+    """kept@k of the last stage, k being what it puts out, is survival from end to end; by hand:
+    truth in the first k / truth.
+    """
     rows = {(r["measure"], r["stage"]): r for r in measure(runs["deep"], ["kept@5", "kept@3", "survival"])}
     assert rows["kept@5", "rank"]["value"] == rows["survival", END]["value"]
     assert (rows["kept@5", "rank"]["low"], rows["kept@5", "rank"]["n"]) == (rows["survival", END]["low"], rows["survival", END]["n"])
@@ -135,7 +141,9 @@ def test_kept_is_survival_at_the_full_depth(runs):
 
 
 def test_what_each_stage_adds(tmp_path):
-    """A difference at one depth, on the same requests, equal to the difference of the two values; none for what has no depth."""
+    """A difference at one depth, on the same requests, equal to the difference of the two values;
+    none for what has no depth.
+    """
     run = Run.open(make_run(tmp_path / "run", skill=2.0))
     told = {(r["measure"], r["stage"]): r["value"] for r in measure(run, ["HR@3", "MRR@5", "AUC"])}
     rows = added(run, ["HR@3", "MRR", "HR@10", "survival", "margin", "overlap@3", "gAUC:request:candidates", "AUC", "Recall@3@2"])

@@ -1,4 +1,6 @@
-"""Figures of a shop of five requests and of a catalogue, worked out by hand; and an HTML file that fetches nothing."""
+"""Figures of a shop of five requests and of a catalogue, worked out by hand; and an HTML file that
+fetches nothing.
+"""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -18,9 +20,11 @@ HAS = dict.fromkeys(["text", "query", "price", "exposures", "clicks", "purchases
 
 
 def shop(**meta) -> Log:
-    """A day apart, ann, bob, ann and bob see two items and click one, then cat sees three and clicks two. ann0 is history only.
+    """A day apart, ann, bob, ann and bob see two items and click one, then cat sees three and
+    clicks two. ann0 is history only.
 
-    a is clicked by ann0 and ann2, b by bob1 and cat4, c by bob3 and cat4; d never. Only c and d are green; bob3 wants green.
+    a is clicked by ann0 and ann2, b by bob1 and cat4, c by bob3 and cat4; d never. Only c and d are
+    green; bob3 wants green.
     """
     items = pl.DataFrame(
         {
@@ -80,13 +84,15 @@ def test_windows_are_of_the_scenario(stats):
     assert [w["requests"] for w in stats["windows"]] == [1, 1, 1, 1, 4]
     assert [w["truth"] for w in stats["windows"]] == [1, 1, 1, 2, 5]
     assert [w["users"] for w in stats["windows"]] == [1, 1, 1, 1, 3]
-    assert [w["new_users"] for w in stats["windows"]] == [None, 1, 0, 1, None]  # ann's only request in W1 is none of the scenario
+    # ann's only request in W1 is none of the scenario
+    assert [w["new_users"] for w in stats["windows"]] == [None, 1, 0, 1, None]
     assert w1["from"] == w1["to"] == "2026-01-02T00:00:00+00:00"
     assert [w["money"] for w in stats["windows"]] == [5, 5, 5, 10, 25] and every["with_truth"] == 1
 
 
 def test_eligible_and_ceiling_are_as_of_the_request(stats):
-    # Seen before: {a, b} for bob1 and ann2; for bob3 the green ones of them, none; {a, b, c, d} for cat4.
+    # Seen before: {a, b} for bob1 and ann2; for bob3 the green ones of them, none; {a, b, c, d} for
+    # cat4.
     assert [w["eligible"] for w in stats["windows"]] == [2, 2, 0, 4, 2]
     assert [w["ceiling"] for w in stats["windows"]] == [1, 1, 0, 1, 4 / 5]
     assert stats["eligible"] == {
@@ -124,7 +130,8 @@ def test_clicks_by_position(stats):
 
 
 def test_spreads(stats):
-    assert stats["list_length"]["mean"] == 9 / 4 and stats["list_length"]["max"] == 3  # of the scenario: 2, 2, 2, 3
+    # of the scenario: 2, 2, 2, 3
+    assert stats["list_length"]["mean"] == 9 / 4 and stats["list_length"]["max"] == 3
     assert stats["requests_per_user"] | {"p10": 0, "p90": 0, "p99": 0} == {
         "n": 3, "mean": pytest.approx(5 / 3), "min": 1, "p10": 0, "p50": 2, "p90": 0, "p99": 0, "max": 2,
     }  # fmt: skip
@@ -173,7 +180,8 @@ def test_popularity():
     assert alone["gini"] == pytest.approx(3 / 4) and alone["zipf_slope"] is None and alone["never"] == 3 / 4
     zipf = popularity(np.array([3600 // r for r in (1, 2, 3, 4, 5, 6, 8, 9, 10)][:6]))
     assert zipf["zipf_slope"] == pytest.approx(-1)
-    top = popularity(np.concatenate([np.full(2, 50), np.ones(148, dtype=int)]))  # 1% of 150 items, rounded up, is 2
+    # 1% of 150 items, rounded up, is 2
+    top = popularity(np.concatenate([np.full(2, 50), np.ones(148, dtype=int)]))
     assert top["top_1_percent"] == pytest.approx(100 / 248)
     assert popularity(np.zeros(3, dtype=int)) is None
 
@@ -256,7 +264,8 @@ def test_html_is_one_file_that_fetches_nothing(made, tmp_path):
     page.feed(text)
     assert page.loaded == ["data:,"]  # the empty icon
     assert "@import" not in text.split("</style>")[0] and "url(" not in text.split("</style>")[0]
-    assert text.count('<div class="plot"') == page.scripts - 2 and text.count("plotly.js v") == 1  # plotly, and the page's own
+    # plotly, and the page's own
+    assert text.count('<div class="plot"') == page.scripts - 2 and text.count("plotly.js v") == 1
     assert len(page.ids) == len(set(page.ids))
     assert text == write_html(log, describe(log), tmp_path / "again.html").read_text()
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["log.html"]

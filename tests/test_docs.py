@@ -1,4 +1,6 @@
-"""The documentation says what is true: every command exists, every command is documented, every path and recipe named is there."""
+"""The documentation says what is true: every command exists, every command is documented, every
+path and recipe named is there.
+"""
 
 import re
 from pathlib import Path

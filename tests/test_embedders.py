@@ -1,4 +1,6 @@
-"""The contract that every Embedder keeps, found by walking `karmafunnel.models`, and what each of them is for."""
+"""The contract that every Embedder keeps, found by walking `karmafunnel.models`, and what each of
+them is for.
+"""
 
 import importlib
 import inspect
@@ -46,7 +48,9 @@ def fitted(shop: Log) -> dict[str, Embedding]:
 def tiny(
     baskets: list[tuple[str, list[str]]], titles: dict[str, str] | None = None, query: str | None = None, w1: int | None = None
 ) -> Log:
-    """A log of purchases without lists shown: (user, items) of each request in turn, the first `w1` of them in W1."""
+    """A log of purchases without lists shown: (user, items) of each request in turn, the first `w1`
+    of them in W1.
+    """
     ids = sorted({i for _, items in baskets for i in items} | set(titles or {}))
     w1 = len(baskets) if w1 is None else w1
     start = datetime(2026, 1, 1, tzinfo=UTC)
@@ -74,7 +78,7 @@ def ranked(embedding: Embedding, request: int) -> list[str]:
     return list(embedding.log.item_ids[np.argsort(-score, kind="stable")])
 
 
-# -- the contract -------------------------------------------------------------------------------------------------------
+# -- the contract ----------------------------------------------------------------------------------
 
 
 def test_the_walk_finds_them() -> None:
@@ -149,7 +153,9 @@ class TestContract:
     def test_no_future_in_interests(
         self, value: Embedder, window: str, fitted: dict[str, Embedding], shop: Log, tmp_path: Path
     ) -> None:
-        """Scramble from T on: interests of all requests up to T, that at T included, are the same bytes."""
+        """Scramble from T on: interests of all requests up to T, that at T included, are the same
+        bytes.
+        """
         t = shop.end_of(window)
         upto = np.flatnonzero(shop.t <= t)
         assert shop.t[upto[-1]] == t
@@ -166,7 +172,9 @@ class TestContract:
         assert embedding.interests(requests[::-1]).tobytes() == whole[::-1].tobytes()
 
     def test_queries_alone(self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path) -> None:
-        """None, or a vector that hangs on what is asked alone: zeros where nothing is, whatever the batch, saved or not."""
+        """None, or a vector that hangs on what is asked alone: zeros where nothing is, whatever the
+        batch, saved or not.
+        """
         embedding, requests = fitted[repr(value)], shop.requests_in("W2", "W3")
         found = embedding.queries(requests)
         assert (found is None) == (not embedding.asks)
@@ -200,7 +208,7 @@ class TestContract:
         assert all(isinstance(line, str) and line for line in said)
 
 
-# -- text ---------------------------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 TITLES = {"a": "red wool scarf", "b": "green wool scarf", "c": "steel kettle", "d": "steel kettle filter", "e": "paper lamp"}
 
@@ -238,7 +246,9 @@ def test_tfidf_needs_text() -> None:
 
 
 def test_tfidf_learns_from_items_known_in_w1() -> None:
-    """In a catalogue that is known as it is seen, a later item's words are none, and the item has a vector all the same."""
+    """In a catalogue that is known as it is seen, a later item's words are none, and the item has a
+    vector all the same.
+    """
     log = tiny([("u", ["a", "c"]), ("u", ["d"])], {k: TITLES[k] for k in "acd"}, w1=1)
     log = Log.make(log.items, log.requests, log.exposures, log.meta | {"catalogue": "seen"})
     assert known_in_w1(log).tolist() == [True, True, False]
@@ -247,7 +257,7 @@ def test_tfidf_learns_from_items_known_in_w1() -> None:
     assert np.allclose(embedding.items()[2], embedding.items()[1], atol=1e-6)
 
 
-# -- co-occurrence ------------------------------------------------------------------------------------------------------
+# -- co-occurrence ---------------------------------------------------------------------------------
 
 
 def two_crowds(n: int = 40, seed: int = 0) -> list[tuple[str, list[str]]]:
@@ -266,7 +276,9 @@ def test_cooccurrence_keeps_the_crowds_apart(weighting: str) -> None:
 
 
 def test_cooccurrence_by_hand() -> None:
-    """u: {a, b} then {c}. Each of the pair weighs 1/sqrt(2); a step apart counts half. Chosen once each, no shrinking."""
+    """u: {a, b} then {c}. Each of the pair weighs 1/sqrt(2); a step apart counts half. Chosen once
+    each, no shrinking.
+    """
     value = Cooccurrence(falloff=0.5, shrink=0.0)
     embedding = value.fit(tiny([("u", ["a", "b"]), ("u", ["c"])]))
     half_root = 0.5 / np.sqrt(2)
@@ -289,7 +301,7 @@ def test_cooccurrence_refusals() -> None:
             value.fit(tiny([("u", ["a"])], w1=0))
 
 
-# -- the floor ----------------------------------------------------------------------------------------------------------
+# -- the floor -------------------------------------------------------------------------------------
 
 
 def test_random_does_not_depend_on_row_order(shop: Log) -> None:
@@ -311,11 +323,13 @@ def test_random_knows_nothing(shop: Log) -> None:
     assert len(np.unique(embedding.interests(mine), axis=0)) == 1
 
 
-# -- SASRec -------------------------------------------------------------------------------------------------------------
+# -- SASRec ----------------------------------------------------------------------------------------
 
 
 def circle(n_users: int = 30, steps: int = 12, n: int = 15) -> Log:
-    """Every user walks 0, 1, 2, ... round a circle of n items from a place of his own; his last step is in W3."""
+    """Every user walks 0, 1, 2, ... round a circle of n items from a place of his own; his last
+    step is in W3.
+    """
     place = np.random.default_rng(5).integers(0, n, n_users)
     baskets = [(f"u{u}", [f"i{(place[u] + s) % n:02d}"]) for s in range(steps) for u in range(n_users)]
     return tiny(baskets, w1=(steps - 1) * n_users)
@@ -340,7 +354,9 @@ def test_sasrec_answers_newcomers_with_what_is_popular() -> None:
 
 
 def test_sasrec_puts_unknown_items_last() -> None:
-    """Items that W1 does not hold are at zeros, score 0, and nothing that W1 holds scores as little; histories may hold them."""
+    """Items that W1 does not hold are at zeros, score 0, and nothing that W1 holds scores as
+    little; histories may hold them.
+    """
     baskets = [*two_crowds(60), ("u0", ["cold1"]), ("u0", ["cold2"]), ("u1", ["b0"])]
     log = tiny(baskets, w1=60)
     embedding = SASRec(dim=16, epochs=5).fit(log)

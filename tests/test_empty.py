@@ -1,4 +1,6 @@
-"""What has nothing in it: chunks of requests without candidates or exposures, and catalogues without a word."""
+"""What has nothing in it: chunks of requests without candidates or exposures, and catalogues
+without a word.
+"""
 
 from functools import cache
 
@@ -23,7 +25,7 @@ from test_stages import FEATURES, STAGES, fitted, scene
 
 pytestmark = pytest.mark.slow
 
-# -- no rows ------------------------------------------------------------------------------------------------------------
+# -- no rows ---------------------------------------------------------------------------------------
 
 
 def chunks() -> dict[str, np.ndarray]:
@@ -81,7 +83,9 @@ funnel = Join([Repeat(k=30), Popular(k=30), BM25Recall(k=30)], k=60) >> LightGBM
 
 @pytest.mark.parametrize("emptied", ["the last chunk", "all of W3"])
 def test_a_run_in_which_nothing_was_shown(emptied, shop, tmp_path):
-    """Seven requests a shard and one in the last, in which nothing was shown; or nothing shown at all: every measure answers."""
+    """Seven requests a shard and one in the last, in which nothing was shown; or nothing shown at
+    all: every measure answers.
+    """
     (tmp_path / "small.py").write_text(RECIPE)
     ids = shop.request_ids[shop.requests_in("W3")].tolist()
     log = without_exposures(shop, ids[-2:] if emptied == "the last chunk" else ids)
@@ -93,7 +97,7 @@ def test_a_run_in_which_nothing_was_shown(emptied, shop, tmp_path):
     assert (hit["value"] is None) == (emptied == "all of W3")
 
 
-# -- no words -----------------------------------------------------------------------------------------------------------
+# -- no words --------------------------------------------------------------------------------------
 
 TEXTS = {
     "null": [None], "empty": [""], "blanks": ["  \t "], "no word": ["!!! ---"], "one word, all": ["lamp"],

@@ -98,7 +98,9 @@ def crowd(requests: np.ndarray, n_items: int, each: int, seed: int = 0) -> pl.Da
 
 
 def chosen_before(log: Log, request: int, session: bool = False) -> list[int]:
-    """Items that the request's user (or session) clicked or bought strictly before it, oldest first: one row at a time."""
+    """Items that the request's user (or session) clicked or bought strictly before it, oldest
+    first: one row at a time.
+    """
     owner = log.session if session else log.user
     rows = log.events.select("request", "item", "t").rows()
     return [item for r, item, t in rows if owner[r] == owner[request] and t < log.t[request]]
@@ -110,11 +112,13 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b) / length if length else math.nan
 
 
-# -- similarity ---------------------------------------------------------------------------------------------------------
+# -- similarity ------------------------------------------------------------------------------------
 
 
 def test_value_rank_and_z_score_by_hand() -> None:
-    """Interest (1, 0); candidates of values 1 2 2 5, mean 2.5, deviation 1.5. Forced rows are told their place and count nowhere."""
+    """Interest (1, 0); candidates of values 1 2 2 5, mean 2.5, deviation 1.5. Forced rows are told
+    their place and count nowhere.
+    """
     log = make_shop()
     items = np.zeros((log.n_items, 2))
     items[:6, 0] = 1, 2, 2, 5, 3, 9
@@ -166,11 +170,13 @@ def test_a_session_is_not_the_history() -> None:
     assert sum(bool(s) and len(s) < len(h) for h, s in past.values()) > 10 and any(h and not s for h, s in past.values())
 
 
-# -- SimTier and raw vectors --------------------------------------------------------------------------------------------
+# -- SimTier and raw vectors -----------------------------------------------------------------------
 
 
 def test_sim_tier_by_hand() -> None:
-    """One item chosen twice, its opposite once: the item itself stands in the last bin, whatever rounding says of 1."""
+    """One item chosen twice, its opposite once: the item itself stands in the last bin, whatever
+    rounding says of 1.
+    """
     log = visits()
     request = next(r for r in range(400, 500) if len(set(chosen_before(log, r))) >= 2)
     past = chosen_before(log, request)
@@ -222,7 +228,7 @@ def test_raw_vectors_stand_side_by_side() -> None:
     )
 
 
-# -- as of the request --------------------------------------------------------------------------------------------------
+# -- as of the request -----------------------------------------------------------------------------
 
 
 ALL: tuple[Feature, ...] = (
@@ -278,18 +284,21 @@ def test_vectors_are_made_once_a_chunk_however_many_stages_ask() -> None:
     for chunk in (requests[:40], requests[40:80]):
         ready.run(chunk, logged(scene, chunk))
     assert sorted(embedding.asked) == ["interests", "interests", "queries", "queries"]
-    some = scene.interests("e", requests[45:70:3], "test")  # a part of the chunk is part of what was made
+    # a part of the chunk is part of what was made
+    some = scene.interests("e", requests[45:70:3], "test")
     assert np.array_equal(some, embedding._interests[requests[45:70:3]]) and len(embedding.asked) == 4
 
 
-# -- once for all stages and funnels ------------------------------------------------------------------------------------
+# -- once for all stages and funnels ---------------------------------------------------------------
 
 PAIRED = (Popularity(), Own(depth=20), BM25(), Price(), Similarity("tfidf"), Similarity("tfidf", to="last"), Placement())
 
 
 @dataclass(frozen=True, repr=False)
 class Through(Stage):
-    """A stage that orders by the first feature, lets every other row through where it `thins`, and remembers what it computed."""
+    """A stage that orders by the first feature, lets every other row through where it `thins`, and
+    remembers what it computed.
+    """
 
     k: int = 20
     features: tuple[Feature, ...] = ()
@@ -344,7 +353,8 @@ def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[st
     ready = through(scene, first, between, last)
     asked.clear()
     ready.run(requests, logged(scene, requests))
-    assert sorted(name for name, _ in asked) == sorted(map(repr, PAIRED))  # once each, two stages on
+    # once each, two stages on
+    assert sorted(name for name, _ in asked) == sorted(map(repr, PAIRED))
     ((rows, _),), ((few, x),) = ready.stages[1].seen, ready.stages[3].seen
     assert {n for _, n in asked} == {rows.height} and few.height < rows.height and 0 < few[FORCED].sum() < few.height
     fresh = compute(scene_of(log), last.features, few)
@@ -367,7 +377,8 @@ def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(ask
     runs = [ready.run(requests, forced) for ready in (whole, other)]
     memory.on = False
     at_recall, at_rank = (ready.stages[i].seen[0][0].height for ready, i in ((other, 1), (other, 2)))
-    # Once for both pre-rankers; the other's ranker does not live on the price that only its neighbour's pre-ranker asked for.
+    # Once for both pre-rankers; the other's ranker does not live on the price that only its
+    # neighbour's pre-ranker asked for.
     assert asked == [(repr(own), at_recall), (repr(price), at_recall), (repr(price), at_rank)]
     places = [{place[:2] + place[4:]: seconds for place, seconds in step.vectors.items() if place[1] == "pairs"} for step in runs[1]]
     assert [set(found) for found in places] == [set(), {(1, "pairs", repr(own))}, {(1, "pairs", repr(own)), (2, "pairs", repr(price))}]
@@ -381,7 +392,8 @@ def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(ask
 
 @dataclass(frozen=True, repr=False)
 class Secret(Feature):
-    """What a recipe may define: it reads vectors without saying so, and fills what it was handed."""
+    """What a recipe may define: it reads vectors without saying so, and fills what it was handed.
+    """
 
     columns = ("secret",)
 
@@ -406,7 +418,9 @@ class Filling(Feature):
 
 
 def two_rows(first: Feature, second: Feature) -> tuple[list[FittedFunnel], np.ndarray, Scene]:
-    """Two funnels that begin alike and mean different vectors by "e", ready to run beside each other."""
+    """Two funnels that begin alike and mean different vectors by "e", ready to run beside each
+    other.
+    """
     log = visits()
     scene = scene_of(log)
     begin = through(scene)
@@ -467,7 +481,9 @@ def test_features_are_kept_where_another_funnel_comes_to_them_and_while_there_is
 
 
 def test_an_explanation_is_of_what_the_stage_saw() -> None:
-    """Ranks and z-scores are those among the candidates, not among the few items that are explained."""
+    """Ranks and z-scores are those among the candidates, not among the few items that are
+    explained.
+    """
     log = visits()
     scene = scene_of(log)
     told: list[np.ndarray] = []
@@ -486,7 +502,7 @@ def test_an_explanation_is_of_what_the_stage_saw() -> None:
     assert mine == [str(i) for i in range(len(seen) - len(mine), len(seen))] and 0 < len(mine) < len(seen)
 
 
-# -- queries ------------------------------------------------------------------------------------------------------------
+# -- queries ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [KARMA(backbone=TINY, dim=32, epochs=1, length=8), FrozenLM(backbone=TINY)], ids=repr)
@@ -504,7 +520,7 @@ def test_a_query_alone_is_the_interest_of_who_did_nothing_before(value: KARMA | 
     assert len(np.unique(found[same], axis=0)) == 1 and len(np.unique(embedding.interests(requests[same]), axis=0)) > 1
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 class TestRefusals:
@@ -541,7 +557,8 @@ class TestRefusals:
             scene = Scene(log, {"e": RandomVectors().fit(other)})
             with pytest.raises(KarmafunnelError, match=rf"rank: Similarity\('e'\): needs embedder 'e'.*{needed}"):
                 check([Similarity("e")], scene, "rank")
-        check([Similarity("e")], Scene(log, {"e": RandomVectors().fit(make_shop())}), "rank")  # the same, read twice
+        # the same, read twice
+        check([Similarity("e")], Scene(log, {"e": RandomVectors().fit(make_shop())}), "rank")
 
     def test_the_window_that_a_vector_was_fitted_on(self) -> None:
         scene = Scene(make_shop(), {}, "click")

@@ -1,4 +1,6 @@
-"""Files: whole after a kill and on a full disk, places that are claimed, digests that are checked, names taken as they stand, UTF-8."""
+"""Files: whole after a kill and on a full disk, places that are claimed, digests that are checked,
+names taken as they stand, UTF-8.
+"""
 
 import ast
 import contextvars
@@ -156,7 +158,7 @@ def left(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob(".*") if files.TEMPORARY.fullmatch(p.name))
 
 
-# -- whole or not at all ------------------------------------------------------------------------------------------------
+# -- whole or not at all ---------------------------------------------------------------------------
 
 WRITER = """
 import sys
@@ -245,7 +247,7 @@ def test_the_first_of_two_who_make_the_same_stays(tmp_path):
     assert (tmp_path / "a" / "x").read_text() == "third" and os.listdir(tmp_path) == ["a"]
 
 
-# -- a full disk --------------------------------------------------------------------------------------------------------
+# -- a full disk -----------------------------------------------------------------------------------
 
 
 FULL = [
@@ -357,9 +359,10 @@ def test_commands_that_find_the_disk_full_end_in_one_line_and_leave_nothing(comm
     assert all(intact(folder) for folder in cache.iterdir()) if cache.exists() else True
 
 
-# -- claims -------------------------------------------------------------------------------------------------------------
+# -- claims ----------------------------------------------------------------------------------------
 
-# Every command that writes, its other arguments nowhere to be found: the place is looked at first. And its place among the words.
+# Every command that writes, its other arguments nowhere to be found: the place is looked at first.
+# And its place among the words.
 WRITES: dict[str, tuple[str, list[str]]] = {
     "world": ("", ["world", "PLACE"]), "convert": ("", ["convert", "trivago", "nowhere", "PLACE"]),
     "sample": ("", ["sample", "nowhere", "PLACE"]),
@@ -548,7 +551,9 @@ def test_a_claim_leaves_no_folder_behind(tmp_path):
 
 
 def test_two_replays_into_one_place_and_a_neighbour_of_almost_its_name(log, recipe, run, tmp_path):
-    """The second is refused and the first goes on; a live replay into x.y keeps its shards while one into x begins and ends."""
+    """The second is refused and the first goes on; a live replay into x.y keeps its shards while
+    one into x begins and ends.
+    """
     slow = tmp_path / "slow.py"
     slow.write_text(RECIPE.replace("SECONDS", "0.3"))
     cache = run.parent / "cache"
@@ -573,7 +578,7 @@ def wait_for(happens: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-# -- digests ------------------------------------------------------------------------------------------------------------
+# -- digests ---------------------------------------------------------------------------------------
 
 
 def parts_of(folder: Path) -> list[str]:
@@ -581,9 +586,12 @@ def parts_of(folder: Path) -> list[str]:
 
 
 def test_everything_that_was_fitted_is_made_again_where_it_is_damaged(log, recipe, run, tmp_path, capsys):
-    """Every file in the cache, one after the other, flipped, cut or gone: it is made again and a line names it; the same Run comes out."""
+    """Every file in the cache, one after the other, flipped, cut or gone: it is made again and a
+    line names it; the same Run comes out.
+    """
     replaying.prepare(recipe, log, cache=tmp_path / "cache")
-    names = [name for name in parts_of(tmp_path / "cache") if "." not in name.split("/")[0]]  # those of folds are read to fit later stages
+    # those of folds are read to fit later stages
+    names = [name for name in parts_of(tmp_path / "cache") if "." not in name.split("/")[0]]
     kinds = {Path(name).name for name in names}
     assert {"trees.txt", "index.faiss", "neighbours.npz", "model.safetensors", "tensors.safetensors", "embedding.json"} <= kinds
     for i, name in enumerate(names):
@@ -674,7 +682,8 @@ def test_a_log_changed_on_purpose_is_sealed_anew(log, recipe, tmp_path):
     assert f"{path}: other bytes than were written; where that was meant, run karmafunnel validate --seal" in refusal(words)
     (asked,) = [check for check in validate(tmp_path / "log") if check.name == "checksums"]
     assert asked.status == "FAIL" and asked.examples[0]["file"] == "log.json"
-    (tmp_path / "log" / "notes.txt").write_text("mine")  # it replaces nothing, so what else lies there is no matter
+    # it replaces nothing, so what else lies there is no matter
+    (tmp_path / "log" / "notes.txt").write_text("mine")
     assert f"{path}: other bytes than were written" in ran("validate", "--seal", tmp_path / "log").stderr
     assert ran(*words).exit_code == 0
     (tmp_path / "log" / DIGESTS).unlink()
@@ -731,7 +740,7 @@ def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, cap
     assert f"{partial / '000001' / 'slates.parquet'}: other bytes" in capsys.readouterr().err
 
 
-# -- workers ------------------------------------------------------------------------------------------------------------
+# -- workers ---------------------------------------------------------------------------------------
 
 
 def test_workers_end_with_their_parent(tmp_path):
@@ -772,7 +781,7 @@ def test_interrupted_a_replay_by_workers_ends_in_one_line_and_goes_on(log, run, 
     assert not (tmp_path / "run").exists() and [name for name in os.listdir(tmp_path) if name.endswith(".lock")] == []
 
 
-# -- names and texts ----------------------------------------------------------------------------------------------------
+# -- names and texts -------------------------------------------------------------------------------
 
 
 def test_names_are_taken_as_they_stand(log, run, tmp_path):
@@ -841,7 +850,9 @@ def calls(path: Path) -> list[tuple[int, str, ast.Call]]:
 
 
 def test_every_text_says_its_encoding_and_every_table_is_opened_in_one_place():
-    """Walks the package: text in the locale's encoding, Parquet by polars, patterns made of names, writing around the writers."""
+    """Walks the package: text in the locale's encoding, Parquet by polars, patterns made of names,
+    writing around the writers.
+    """
     wrong = []
     for path in CODE:
         here = str(path.relative_to(ROOT))
@@ -861,7 +872,8 @@ def test_every_text_says_its_encoding_and_every_table_is_opened_in_one_place():
                 wrong.append(f"{at}: text=True is the locale's encoding")
             if last in ("scan_parquet", "read_parquet") and here != "files.py" and not (apart and {"glob", "hive_partitioning"} <= given):
                 wrong.append(f"{at}: use open_table or read_table")
-            attacks = here.startswith("benchmarks/validation/")  # it breaks files on purpose, which the writers would not do
+            # it breaks files on purpose, which the writers would not do
+            attacks = here.startswith("benchmarks/validation/")
             measured = attacks or "/bench_" in here or "/peers" in here
             if last == "write_parquet" and "." in name and here != "files.py" and not apart and not measured:
                 wrong.append(f"{at}: use write_parquet of files.py")

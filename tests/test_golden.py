@@ -1,6 +1,8 @@
-"""What a replay writes, frozen: recipes that add up nothing but whole numbers and single floats give these very tables.
+"""What a replay writes, frozen: recipes that add up nothing but whole numbers and single floats
+give these very tables.
 
-Other recipes are compared with the code of another commit on one machine: `benchmarks/validation/golden.py`.
+Other recipes are compared with the code of another commit on one machine:
+`benchmarks/validation/golden.py`.
 """
 
 import hashlib

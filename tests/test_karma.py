@@ -1,4 +1,6 @@
-"""KARMA: what may see what, losses against slow references, resuming to the same bytes, readings, diagnostics."""
+"""KARMA: what may see what, losses against slow references, resuming to the same bytes, readings,
+diagnostics.
+"""
 
 import json
 import math
@@ -54,7 +56,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
 
 
-# -- the backbone -------------------------------------------------------------------------------------------------------
+# -- the backbone ----------------------------------------------------------------------------------
 
 
 def test_pretraining_lowers_the_perplexity_of_unseen_texts(shop: Log, cache: Path) -> None:
@@ -191,7 +193,8 @@ def test_histories_longer_than_the_context_are_refused(shop: Log, tmp_path: Path
         replace(fits, length=86).fit(shop)
     with pytest.raises(KarmafunnelError, match="needed a model that reads 201 tokens"):
         FrozenLM(backbone=backbone, text_words=200).fit(shop)
-    save_checkpoint(tmp_path / "short", "gpt2", context=32)  # the base's attention, too, is read within it
+    # the base's attention, too, is read within it
+    save_checkpoint(tmp_path / "short", "gpt2", context=32)
     short = replace(SMALL, backbone=Checkpoint(str(tmp_path / "short")), dim=16, epochs=1, length=4, query_words=2, text_words=6)
     assert 0 <= short.fit(shop).facts["base"]["column entropy"] <= 1
 
@@ -241,7 +244,8 @@ def test_some_items_without_text(shop: Log, cache: Path) -> None:
     fitted = replace(SMALL, rec=0.3, epochs=1).fit(log, cache=cache)
     there = np.linalg.norm(fitted.items(), axis=1)
     assert there[met[0]] == pytest.approx(1) and there[never[0]] == 0
-    assert there[never[1:]] == pytest.approx(np.ones(len(never) - 1))  # never a target: told by its text
+    # never a target: told by its text
+    assert there[never[1:]] == pytest.approx(np.ones(len(never) - 1))
     assert np.isfinite(fitted.interests(log.requests_in("W3"))).all()
     assert not replace(SMALL, ids=False, epochs=1).fit(log, cache=cache).items()[met[0]].any()
 
@@ -254,7 +258,7 @@ def test_items_without_text(shop: Log) -> None:
             value.fit(bare)
 
 
-# -- what sees what -----------------------------------------------------------------------------------------------------
+# -- what sees what --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,8 @@ def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path, re
             words = torch.from_numpy(training.asked_words(fitted.lexical, shop, trees.request[branches]))
         together = fitted.network.z(fitted.network(batch, fitted._x), batch, fitted._x, words).numpy()
     alone = fitted.interests(trees.request[branches])
-    # a piece starts at its user's first event unless the history is longer than a piece; there the two windows differ
+    # a piece starts at its user's first event unless the history is longer than a piece; there the
+    # two windows differ
     first = {}
     for piece, start in zip(row, trees.start[pieces][row], strict=True):
         owner = shop.user[trees.request[branches[np.flatnonzero(row == piece)[0]]]]
@@ -342,7 +347,8 @@ def test_words_of_a_query_move_its_interest_to_items_that_have_them(shop: Log, t
     near = [np.corrcoef(same_words[r], moved[r])[0, 1] for moved in (without, within) for r in np.flatnonzero(with_words)]
     before, after = np.array(near).reshape(2, -1).mean(axis=1)
     assert after > before + 0.1
-    np.testing.assert_array_equal(without[~with_words], within[~with_words])  # without a query: as if there were no words
+    # without a query: as if there were no words
+    np.testing.assert_array_equal(without[~with_words], within[~with_words])
 
     fitted.save(tmp_path / "kept")
     assert value.load(tmp_path / "kept", shop).interests(requests).tobytes() == fitted.interests(requests).tobytes()
@@ -373,7 +379,9 @@ def test_serving_trees_are_the_history(shop: Log) -> None:
 
 @pytest.mark.parametrize("decoder", ["bow", "masked", "lm"])
 def test_rec_cannot_see_the_history(decoder: str, shop: Log, lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a step of training: `rec` moves what makes history tokens through z, and with z held still not at all; `gen` does."""
+    """In a step of training: `rec` moves what makes history tokens through z, and with z held still
+    not at all; `gen` does.
+    """
     value = replace(SMALL, rec=1.0, gen=1.0, decoder=decoder, ids=False)  # type: ignore[arg-type]
     features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
     trainee, _ = value.trainee(shop, lm, features, 0, None)
@@ -390,7 +398,7 @@ def test_rec_cannot_see_the_history(decoder: str, shop: Log, lm: LM, cache: Path
     assert all(slope is not None and slope.abs().sum() > 0 for slope in slopes("gen")[:3])
 
 
-# -- losses -------------------------------------------------------------------------------------------------------------
+# -- losses ----------------------------------------------------------------------------------------
 
 
 def slow_catalogue(z, e, row, target, weight, scale, hard, hard_weight):
@@ -438,7 +446,8 @@ def test_in_batch_loss_by_hand() -> None:
     found = losses.action_in_batch(z, e, row, target, weight, torch.tensor(3.0), log_p, known, hard, there, hard_known)
     s = lambda r, x: 3 * float(z[r] @ x)
     terms = {
-        0: [s(0, e[0]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],  # not pair 1's item: a truth of the same row
+        # not pair 1's item: a truth of the same row
+        0: [s(0, e[0]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],
         1: [s(0, e[1]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],
         2: [s(1, e[2]), s(1, e[0]) - math.log(0.1), s(1, e[1]) - math.log(0.3), s(1, hard[1, 0])],
         3: [s(2, e[3]), s(2, e[0]) - math.log(0.1), s(2, e[2]) - math.log(0.2)],
@@ -452,7 +461,9 @@ def test_in_batch_loss_by_hand() -> None:
 
 
 def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
-    """exp of a pair's loss is its denominator over exp of its own logit: its mean over batches is that of the full softmax."""
+    """exp of a pair's loss is its denominator over exp of its own logit: its mean over batches is
+    that of the full softmax.
+    """
     rng = np.random.default_rng(0)
     share = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03], dtype=torch.float64)
     z, e = unit(1, 4), unit(5, 4, seed=1)
@@ -460,7 +471,8 @@ def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
     exact = losses.action_catalogue(z, e, torch.tensor([0]), torch.tensor([own]), one, torch.tensor(2.0)).exp().item()
     found = []
     for _ in range(4000):
-        items = torch.from_numpy(np.r_[own, rng.choice(5, 6, p=share.numpy())])  # other rows' targets: six independent draws
+        # other rows' targets: six independent draws
+        items = torch.from_numpy(np.r_[own, rng.choice(5, 6, p=share.numpy())])
         log_p = losses.log_chance(share, 6)[items]
         # the others' rows are another's, so that no target of theirs is a truth of the first
         row, weight = torch.arange(7), torch.tensor([1.0] + [0.0] * 6, dtype=torch.float64)
@@ -473,7 +485,9 @@ def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
 
 
 def test_items_that_have_drawn_together_are_still_parted() -> None:
-    """In a space that fell into one direction, negatives must not be masked as being the same item: their gradient is the way out."""
+    """In a space that fell into one direction, negatives must not be masked as being the same item:
+    their gradient is the way out.
+    """
     e = (unit(1, 4).expand(6, -1) + 1e-3 * unit(6, 4, seed=1)).requires_grad_()
     z = unit(6, 4, seed=2)
     row = torch.arange(6)
@@ -520,7 +534,9 @@ def test_masked_decoder_is_asked_about_masked_words_alone(lm: LM) -> None:
 
 
 def test_true_texts_can_be_learnt_and_shuffled_ones_only_by_heart(lm: LM) -> None:
-    """Held-out items: a decoder that learnt what z means tells their words; one that learnt shuffled texts does not."""
+    """Held-out items: a decoder that learnt what z means tells their words; one that learnt
+    shuffled texts does not.
+    """
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 6, 240)
     z = F.normalize(torch.from_numpy(np.eye(32)[kinds] + 0.1 * rng.standard_normal((240, 32))).float(), dim=1)
@@ -567,7 +583,7 @@ def test_lm_loss_is_the_mean_over_texts() -> None:
     torch.testing.assert_close(losses.lm_loss(logits, ids, there), expected)
 
 
-# -- training -----------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -609,7 +625,8 @@ def test_ids_start_where_items_met_among_the_users_trained_on(shop: Log, lm: LM,
     half = Log.make(shop.items, mine, shop.exposures.join(mine.select("request_id"), on="request_id", how="semi"), shop.meta)
     wanted = unit_rows(Cooccurrence(dim=32, weighting="ppmi").fit(half).items())[trainee.examples.candidates]
     started = trainee.network.ids.detach().numpy()
-    assert np.allclose(started @ started.T, wanted @ wanted.T, atol=1e-4)  # the axes of an SVD may be turned about
+    # the axes of an SVD may be turned about
+    assert np.allclose(started @ started.T, wanted @ wanted.T, atol=1e-4)
     assert 0.9 < np.linalg.norm(started, axis=1).mean() <= 1.001
     cold, _ = replace(warm, warm=False).trainee(shop, lm, features, 0, None)
     assert not cold.network.ids.any()
@@ -661,7 +678,8 @@ def test_shuffled_texts_are_another_items_always_the_same_ones(shop: Log, lm: LM
 def test_shuffled_gen_tells_another_items_text(shop: Log, lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = replace(SMALL, gen=1.0)
     features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
-    told: list[list[int]] = []  # first words of the texts that a step tells, without and with shuffling
+    # first words of the texts that a step tells, without and with shuffling
+    told: list[list[int]] = []
 
     def watched(*args: object) -> object:
         told.append([int(text[0]) for text in args[4] if text is not None])  # type: ignore[attr-defined]
@@ -671,11 +689,13 @@ def test_shuffled_gen_tells_another_items_text(shop: Log, lm: LM, cache: Path, m
     for shuffled in (False, True):
         trainee, _ = replace(value, shuffled=shuffled).trainee(shop, lm, features, 0, None)
         assert len(trainee.words) < lm.vocab
-        trainee.words[:, 0] = np.arange(len(trainee.words))  # each item's text begins with its number
+        # each item's text begins with its number
+        trainee.words[:, 0] = np.arange(len(trainee.words))
         trainee.n_words = np.maximum(trainee.n_words, 1)
         trainee.losses(np.arange(4), np.random.default_rng(0))
     own, other = told
-    assert len(own) == 4 and trainee.tells[own].tolist() == other != own  # the same draws, so the same targets
+    # the same draws, so the same targets
+    assert len(own) == 4 and trainee.tells[own].tolist() == other != own
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
@@ -740,7 +760,9 @@ def test_serving_loads_no_decoder(shop: Log, tmp_path: Path, cache: Path) -> Non
 
 
 def test_serving_loads_no_head_of_its_own(shop: Log, tmp_path: Path) -> None:
-    """A checkpoint whose LM head is not its embedding table: what tells words lies beside the decoders."""
+    """A checkpoint whose LM head is not its embedding table: what tells words lies beside the
+    decoders.
+    """
     save_checkpoint(tmp_path / "lm", "qwen3")
     value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm")), dim=16, epochs=1, gen=0.1, rec=0.3)
     fitted, requests = value.fit(shop, seed=1), shop.requests_in("W3")
@@ -754,7 +776,8 @@ def test_serving_loads_no_head_of_its_own(shop: Log, tmp_path: Path) -> None:
     for folder in ("kept", "again"):
         again = value.load(tmp_path / folder, shop)
         assert again.read(requests) == fitted.read(requests) and again.diagnose(requests) == fitted.diagnose(requests)
-    (tmp_path / "kept" / "decoders.safetensors").unlink()  # serving does without, telling words does not
+    # serving does without, telling words does not
+    (tmp_path / "kept" / "decoders.safetensors").unlink()
     alone = value.load(tmp_path / "kept", shop)
     assert alone.interests(requests).tobytes() == fitted.interests(requests).tobytes()
     with pytest.raises(KarmafunnelError, match=r"decoders\.safetensors: needed all weights, found none of weight"):
@@ -843,11 +866,13 @@ def test_diagnosis_names_its_figures(shop: Log, cache: Path) -> None:
     assert 0 <= found["alignment"] <= 4 and 1 <= found["effective rank, items"] <= 32
 
 
-# -- diagnostics by hand ------------------------------------------------------------------------------------------------
+# -- diagnostics by hand ---------------------------------------------------------------------------
 
 
 def test_sink_rate_on_a_map_made_by_hand() -> None:
-    """One sample, one layer, two heads, five places: head 0 all on place 0, head 1 all on the place before (on itself at first)."""
+    """One sample, one layer, two heads, five places: head 0 all on place 0, head 1 all on the place
+    before (on itself at first).
+    """
     first = torch.zeros(5, 5)
     first[:, 0] = 1
     before = torch.zeros(5, 5)
@@ -913,7 +938,7 @@ def test_popularity_rank() -> None:
     assert diagnose.popularity_rank(np.array([0, 0, 3, 9])).tolist() == [0.25, 0.25, 0.625, 0.875]
 
 
-# -- pictures -----------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def pictured(folder: Path, n: int = 64) -> Log:
@@ -962,7 +987,8 @@ def test_pretrained_vision_model_from_a_folder(tmp_path: Path) -> None:
         visual_features(log, Pretrained(str(tmp_path / "log")), None, 0, lambda _: None, "cpu")
     file = tmp_path / "vit" / "model.safetensors"
     weights = load_file(file)
-    save_file({k: w for k, w in weights.items() if "pooler" not in k}, file, {"format": "pt"})  # as a classifier has none
+    # as a classifier has none
+    save_file({k: w for k, w in weights.items() if "pooler" not in k}, file, {"format": "pt"})
     first, again = (visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")[0] for _ in range(2))
     assert first.tobytes() == again.tobytes() != x.tobytes()
     save_file({k: w for k, w in weights.items() if "attention" not in k}, file, {"format": "pt"})
@@ -1003,7 +1029,8 @@ def test_karma_with_pictures(vector: str, tmp_path: Path) -> None:
     log = Log.make(log.items.with_columns(column), log.requests, log.exposures, log.meta)
     fitted = replace(SMALL, visual=Column(), see=1.0, rate=3e-3, epochs=5, vector=vector).fit(log, seed=0)  # type: ignore[arg-type]
     first, last = (fitted.facts["curve"][at]["see"] for at in (0, -1))
-    assert last < first if vector != "diffusion" else last < 1.5  # noise is drawn anew: too short a fit to see it fall
+    # noise is drawn anew: too short a fit to see it fall
+    assert last < first if vector != "diffusion" else last < 1.5
     fitted.save(tmp_path / "kept")
     loaded = replace(SMALL, visual=Column(), see=1.0, rate=3e-3, epochs=5, vector=vector).load(tmp_path / "kept", log)  # type: ignore[arg-type]
     requests = log.requests_in("W3")
@@ -1017,7 +1044,7 @@ def test_causal_masks() -> None:
     ]
 
 
-# -- people -------------------------------------------------------------------------------------------------------------
+# -- people ----------------------------------------------------------------------------------------
 
 
 def test_readings_reach_the_run_the_report_and_explain(shop: Log, cache: Path, tmp_path: Path) -> None:
@@ -1078,7 +1105,8 @@ def test_a_hub_that_does_not_answer_is_said_at_once(shop: Log, monkeypatch: pyte
         asked.append(local_files_only)
         raise OSError("not here")
 
-    monkeypatch.setattr(backbones.AutoTokenizer, "from_pretrained", local)  # the client is told not to try for a minute
+    # the client is told not to try for a minute
+    monkeypatch.setattr(backbones.AutoTokenizer, "from_pretrained", local)
     with pytest.raises(KarmafunnelError, match="not here"):
         Checkpoint("nobody/no-such-model").ready(shop, None, lambda _: None, "cpu")
     assert asked == [True]

@@ -25,7 +25,8 @@ def traces(plot, kind):
 
 
 def test_latencies_of_stages_and_of_the_whole():
-    # three come at once: two are served 0-10, one 10-20; ranking at 10-15, 15-20 and 20-25. The fourth finds all free
+    # three come at once: two are served 0-10, one 10-20; ranking at 10-15, 15-20 and 20-25. The
+    # fourth finds all free
     recall, rank, whole = load.latency_cdf(run())["data"]
     share = lambda line, ms: max(y for x, y in zip(line["x"], line["y"], strict=True) if x <= ms + 1e-9)
     assert recall["x"][0] == 10 and recall["x"][-1] == 20 and share(recall, 10) == pytest.approx(2 / 3, abs=0.01)
@@ -41,7 +42,8 @@ def test_queues_and_servers():
     assert max(recall["y"]) == 1 and recall["y"][-1] == 0
     plot = load.busy_servers(simulation)
     (bars,), (ticks,) = traces(plot, "bar"), traces(plot, "scatter")
-    # 40 ms of work by two servers and 20 ms by one, in 115 ms; four requests in 100 ms are 40 a second
+    # 40 ms of work by two servers and 20 ms by one, in 115 ms; four requests in 100 ms are 40 a
+    # second
     assert bars["y"] == ["recall (2)", "rank (1)"] and bars["x"] == [pytest.approx(20 / 115), pytest.approx(20 / 115)]
     assert ticks["x"] == [pytest.approx(0.2), pytest.approx(0.2)]
 

@@ -1,4 +1,6 @@
-"""The Log on a hand-made shop of four requests, every figure worked out by hand; and the scramble of METRICS.md."""
+"""The Log on a hand-made shop of four requests, every figure worked out by hand; and the scramble
+of METRICS.md.
+"""
 
 import json
 import os
@@ -25,7 +27,9 @@ META = {
 
 
 def shop() -> Log:
-    """Day 0: ann is shown apple, pear; buys pear twice. Day 1: bob is shown pear, fig; clicks fig. Day 2: ann, only red. Day 3: ann."""
+    """Day 0: ann is shown apple, pear; buys pear twice. Day 1: bob is shown pear, fig; clicks fig.
+    Day 2: ann, only red. Day 3: ann.
+    """
     items = pl.DataFrame(
         {"item_id": ["apple", "pear", "fig"], "attributes": [["red"], ["green"], ["green", "red"]], "price": [1.0, None, 9.0]}
     )
@@ -65,8 +69,10 @@ def test_counts_and_prices_as_of():
     pear, at = np.full(4, 1), np.arange(4)
     assert log.asof.count(at, pear, "purchase").tolist() == [0, 1, 1, 1]
     assert log.asof.count(at, pear, "shown").tolist() == [0, 1, 2, 2]
-    assert log.asof.count(at, pear, "event", within=86_400_000).tolist() == [0, 1, 0, 0]  # one day back, the day itself out
-    assert np.array_equal(log.asof.price(at, pear), [np.nan, 3.0, 4.0, 4.0], equal_nan=True)  # the request's own price is unseen
+    # one day back, the day itself out
+    assert log.asof.count(at, pear, "event", within=86_400_000).tolist() == [0, 1, 0, 0]
+    # the request's own price is unseen
+    assert np.array_equal(log.asof.price(at, pear), [np.nan, 3.0, 4.0, 4.0], equal_nan=True)
     assert log.asof.price(np.array([0, 1, 1]), np.array([0, 0, 2])).tolist() == [
         1.0,
         2.0,
@@ -75,14 +81,16 @@ def test_counts_and_prices_as_of():
     assert log.asof.own_count(np.array([3, 3, 1]), np.array([1, 2, 1])).tolist() == [1, 1, 0]
 
 
-@pytest.mark.parametrize("asked", [4, 3000])  # few rows are searched for, many are counted in a table
+# few rows are searched for, many are counted in a table
+@pytest.mark.parametrize("asked", [4, 3000])
 @pytest.mark.parametrize("n_keys", [12, None])
 def test_counting_before_a_time_against_a_slow_loop(asked, n_keys):
     rng = np.random.default_rng(asked)
     of, rank = rng.integers(0, 12, 500), rng.integers(0, 60, 500)
     scale = 1 if n_keys else -(10**15)  # any int64 may be a key
     timeline = Timeline(of * scale, rank, n_keys)
-    for low, high in ((0, 1), (10, 30), (25, 70), (5, 8)):  # also backwards, and beyond the last time
+    # also backwards, and beyond the last time
+    for low, high in ((0, 1), (10, 30), (25, 70), (5, 8)):
         key, at = rng.integers(0, 12 if n_keys else 20, asked), rng.integers(low, high, asked)
         expected = [int(((of == k) & (rank < t)).sum()) for k, t in zip(key, at, strict=True)]
         assert timeline.before(key * scale, at).tolist() == expected
@@ -136,7 +144,8 @@ def test_truth_is_quantity_and_money():
 def test_windows_are_cut_at_whole_timestamps():
     ts = pl.Series([START + timedelta(minutes=m) for m in [0, 1, 2, 3, 4, 5, 6, 6, 7, 8]])
     window = assign_windows(ts, pl.Series([True] * 10)).to_list()
-    assert window == ["W1"] * 6 + ["W2b", "W2b", "W3", "W3"]  # W2a would start and end inside minute 6
+    # W2a would start and end inside minute 6
+    assert window == ["W1"] * 6 + ["W2b", "W2b", "W3", "W3"]
     half = assign_windows(ts, pl.Series([False] * 5 + [True] * 5)).to_list()
     assert half[:8] == ["W1"] * 8  # only the scenario's requests are counted: 5, 6, 6 | 7 | 8
 
@@ -169,7 +178,8 @@ def test_a_sample_keeps_all_of_the_users_it_draws_and_their_windows():
         seed for seed in range(20) if draws_somebody(log, seed) and "bob" not in log.sample(0.5, seed).requests["user_id"]
     )
     ann = log.sample(0.5, seed)
-    assert ann.requests["window"].to_list() == ["W1", "W2a", "W3"]  # as in the whole log, not cut again
+    # as in the whole log, not cut again
+    assert ann.requests["window"].to_list() == ["W1", "W2a", "W3"]
     assert ann.exposures["request_id"].to_list() == ["a0", "a0", "a2", "a3"] and ann.items.height == 3
     assert ann.name == "shop-0.5" and ann.meta["sample"] == {
         "log": "shop", "whole": "shop", "checksum": log.checksum, "share": 0.5, "seed": seed,
@@ -204,7 +214,8 @@ def test_a_sample_asks_the_same_task_of_the_requests_it_keeps(kind, again):
     for sampled, whole in zip(part.asof.eligible(here), log.asof.eligible(mine), strict=True):
         assert set(part.item_ids[sampled]) == set(log.item_ids[whole])
     assert np.array_equal(part.asof.known(here), log.asof.known(mine))
-    assert np.array_equal(part.asof.n_events(here), log.asof.n_events(mine))  # a user is there with a whole history
+    # a user is there with a whole history
+    assert np.array_equal(part.asof.n_events(here), log.asof.n_events(mine))
     for label in ("click", "purchase"):
         assert np.array_equal(part.targets_of_w1(label), log.targets_of_w1(label)) and log.targets_of_w1(label).sum() > 0
     require(part)

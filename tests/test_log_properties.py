@@ -1,4 +1,6 @@
-"""Whatever `Log.make` takes it holds as it was given; the rest is refused by table, row and column: every type into every column."""
+"""Whatever `Log.make` takes it holds as it was given; the rest is refused by table, row and column:
+every type into every column.
+"""
 
 import math
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -41,7 +43,7 @@ def made_with(table: str, values: pl.Series) -> pl.Series:
     return getattr(log, table)[values.name]
 
 
-# -- what is right, told without polars -----------------------------------------------------------------------------------
+# -- what is right, told without polars ------------------------------------------------------------
 
 
 def right(kind: str, value: Any) -> Any:
@@ -95,7 +97,8 @@ def zoned(strategy: st.SearchStrategy[datetime], zone: Any) -> st.SearchStrategy
     return strategy.map(lambda t: t.replace(tzinfo=zone))
 
 
-# Every type that may be given, and its values. The kind of column that takes it: those that say so in `layout`, and no other.
+# Every type that may be given, and its values. The kind of column that takes it: those that say so
+# in `layout`, and no other.
 GIVEN: list[tuple[Any, st.SearchStrategy[Any], tuple[str, ...]]] = [
     (pl.String, TEXTS, ("text",)),
     (pl.Categorical, TEXTS, ("text",)),
@@ -186,7 +189,7 @@ def test_vectors_are_rounded_to_the_nearest_and_refused_beyond():
         made_with("items", pl.Series("visual", [[0.1, 2.0], [1.0, 1e300], None]))
 
 
-# -- as people bring it ---------------------------------------------------------------------------------------------------
+# -- as people bring it ----------------------------------------------------------------------------
 
 
 def test_clicks_of_pandas_are_not_all_clicks():

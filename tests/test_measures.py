@@ -1,4 +1,6 @@
-"""Measures: a Run small enough to work out by hand, other libraries, brute force, and properties that must hold."""
+"""Measures: a Run small enough to work out by hand, other libraries, brute force, and properties
+that must hold.
+"""
 
 import json
 from dataclasses import dataclass
@@ -48,10 +50,11 @@ from sklearn.metrics import log_loss, roc_auc_score
 SECOND = 1 / log2(3)  # the discount of rank 2
 
 
-# -- a Run by hand ------------------------------------------------------------------------------------------------------
-# Four requests of two users; recall keeps 4, rank keeps 2. r4 has no truth. Truth:
-#   r1 ann: a 10 EUR (head), recall 1, rank 2; b 30 EUR (tail, repeat), recall 3, lost at rank; c 60 EUR (cold), not eligible
-#   r2 ann: a 20 EUR (head), lost by the index            r3 bob: d without a price (tail), recall 2, rank 1
+# -- a Run by hand ---------------------------------------------------------------------------------
+# Four requests of two users; recall keeps 4, rank keeps 2. r4 has no truth. Truth: r1 ann: a 10 EUR
+# (head), recall 1, rank 2; b 30 EUR (tail, repeat), recall 3, lost at rank; c 60 EUR (cold), not
+# eligible r2 ann: a 20 EUR (head), lost by the index            r3 bob: d without a price (tail),
+# recall 2, rank 1
 
 REQUESTS = {
     "request_id": ["r3", "r1", "r4", "r2"], "user_id": ["bob", "ann", "bob", "ann"], "ts": [None] * 4, "window": ["W3"] * 4,
@@ -147,7 +150,8 @@ def values(run: Run, name: str, **options) -> dict:
 
 BY_HAND = {
     "HR@1": {"recall": 1 / 3, "rank": 1 / 3, "random": (2 / 10 + 1 / 10 + 1 / 8) / 3, "ceiling": 1},
-    "HR@2": {"recall": 2 / 3, "rank": 2 / 3, "random": (17 / 45 + 1 / 5 + 1 / 4) / 3},  # 1 - C(8,2)/C(10,2) = 17/45
+    # 1 - C(8,2)/C(10,2) = 17/45
+    "HR@2": {"recall": 2 / 3, "rank": 2 / 3, "random": (17 / 45 + 1 / 5 + 1 / 4) / 3},
     "HR@3": {"recall": 2 / 3, "rank": None},
     "Recall@2": {"recall": (1 / 3 + 0 + 1) / 3, "random": (2 / 15 + 1 / 5 + 1 / 4) / 3},
     "Recall@4": {"recall": (2 / 3 + 0 + 1) / 3, "ceiling": (2 / 3 + 1 + 1) / 3},
@@ -175,8 +179,9 @@ BY_HAND = {
     "gAUC:request:candidates:positives": {"recall": (2 * 6.5 / 8 + 1 * 2 / 3) / 3},
     "gAUC:request:candidates:none": {"recall": (6.5 / 8 + 2 / 3) / 2},
     "gAUC:user:candidates": {"recall": None, "rank": None},
-    # Rows with a position, 3 of truth and 6 others. By score a wins 6, b one half (a tie with y), d one (y); by position a wins
-    # 3 and ties with 3 other firsts, b wins one, d wins one and ties with 2.
+    # Rows with a position, 3 of truth and 6 others. By score a wins 6, b one half (a tie with y), d
+    # one (y); by position a wins 3 and ties with 3 other firsts, b wins one, d wins one and ties
+    # with 2.
     "AUC": {"recall": (6 + 0.5 + 1) / 18, "random": 0.5, "logged order": (4.5 + 1 + 2) / 18},
     "gAUC:request:exposures": {
         "recall": (4 * 2.5 / 4 + 2 * 0) / 6,
@@ -195,7 +200,8 @@ BY_HAND = {
     "overlap@1": {"recall": 0},
     "overlap@2": {"recall": (1 + 1 / 2 + 1 + 0) / 4},
     "overlap@3": {"recall": None},
-    # An item that both hold from depth 2 on adds .1 x .9 / 2 + .9 ^ 2 / 2 = .45: two in r1, one in r2, two in r3.
+    # An item that both hold from depth 2 on adds .1 x .9 / 2 + .9 ^ 2 / 2 = .45: two in r1, one in
+    # r2, two in r3.
     "RBO@2": {"recall": (0.9 + 0.45 + 0.9 + 0) / 4},
     "RBO@3": {"recall": None},
     "margin": {"recall": None, "rank": 1},
@@ -255,7 +261,8 @@ def test_slices_restrict_truth_or_requests(run):
     assert found["random", "target=head"]["value"] == pytest.approx(1 / 10)
     by_user = values(run, "HR@1", slice="user")
     assert by_user["recall", "user=new"] == 1 and by_user["recall", "user=returning"] == 0
-    assert ask(run, "HR@1", slice="user")["recall", "user=returning"]["undefined"] == 1  # r4; r1 is not of this part at all
+    # r4; r1 is not of this part at all
+    assert ask(run, "HR@1", slice="user")["recall", "user=returning"]["undefined"] == 1
     assert values(run, "survival", slice="repeat")["end to end", "repeat=new"] == 2 / 3
     assert values(run, "HR@2", slice="price")["recall", "price=unknown"] == 1
     assert values(run, "gAUC:request:exposures", slice="query")["recall", "query=with"] == 2.5 / 4
@@ -290,7 +297,9 @@ def replaced(run: Run, name: str, frame: pl.DataFrame) -> Run:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_neighbours_equal_brute_force(tmp_path, seed):
-    """Overlap by sets, RBO by its infinite sum with the agreement of depth k ever after; a short slate is undefined."""
+    """Overlap by sets, RBO by its infinite sum with the agreement of depth k ever after; a short
+    slate is undefined.
+    """
     rng, k, p = np.random.default_rng(seed), 6, 0.9
     slates = {r: [rng.permutation(12)[:8], rng.permutation(12)[:6]] for r in REQUESTS["request_id"]}
     slates["r2"] = [rng.permutation(12)[:8], rng.permutation(12)[:5]]
@@ -315,7 +324,8 @@ def test_neighbours_equal_brute_force(tmp_path, seed):
         assert row["value"] == pytest.approx(np.mean(expected)) and (row["n"], row["undefined"]) == (3, 1)
         assert row["denominator"] == "requests where recall and rank both put out 6"
         by_query = ask(run, name, slice="query")
-        assert by_query["recall", "query=with"]["value"] == pytest.approx(expected[0])  # r1; r2 is undefined
+        # r1; r2 is undefined
+        assert by_query["recall", "query=with"]["value"] == pytest.approx(expected[0])
         assert "by truth item" in ask(run, name, slice="target")["recall", "target=head"]["note"]
     same = pl.DataFrame([(r, s, i, n, 0.0, "") for r in ("r1", "r3") for s in ("recall", "rank") for n, i in enumerate("abcdef", 1)],
                         schema=columns, orient="row")  # fmt: skip
@@ -339,7 +349,7 @@ def test_margins_are_those_of_the_cascade(tmp_path):
     assert ask(unknown, "margin")["rank"]["note"] == "n/a: no margin is known"
 
 
-# -- all-scenario truth -------------------------------------------------------------------------------------------------
+# -- all-scenario truth ----------------------------------------------------------------------------
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -349,7 +359,8 @@ def days(*many: float) -> pl.Series:
 
 
 def with_elsewhere(folder: Path) -> Run:
-    """The Run by hand on a log that holds purchases elsewhere: asked at r1 day 0, r3 1, r4 2, r2 3."""
+    """The Run by hand on a log that holds purchases elsewhere: asked at r1 day 0, r3 1, r4 2, r2 3.
+    """
     asked = pl.DataFrame(
         {"request_id": ["r1", "r3", "r4", "r2"], "user_id": ["ann", "bob", "bob", "ann"], "ts": days(0, 1, 2, 3)}
     )
@@ -377,7 +388,9 @@ def with_elsewhere(folder: Path) -> Run:
 
 
 def test_all_scenario_truth_by_hand(tmp_path):
-    """In 7 days ann's p counts for r1 and r2, once, s for r1, as it is of the moment of r2, bob's v for r4 alone; a and d are truth."""
+    """In 7 days ann's p counts for r1 and r2, once, s for r1, as it is of the moment of r2, bob's v
+    for r4 alone; a and d are truth.
+    """
     run = with_elsewhere(tmp_path)
     found = ask(run, "HR@1:all")
     assert set(found) == {"recall", "rank"}
@@ -385,14 +398,17 @@ def test_all_scenario_truth_by_hand(tmp_path):
     assert found["rank"]["value"] == (0 + 0 + 1 + 0) / 4
     assert (found["recall"]["n"], found["recall"]["undefined"]) == (4, 0)
     assert found["recall"]["denominator"] == "requests with a purchase or a purchase elsewhere within 7 days (all-scenario)"
-    assert found["recall"]["note"] == "the window of 2 requests runs past the last purchase known elsewhere"  # r4, r2
+    # r4, r2
+    assert found["recall"]["note"] == "the window of 2 requests runs past the last purchase known elsewhere"
     assert values(run, "Recall@2:all")["recall"] == (1 / 5 + 1 / 2 + 1 + 1) / 4
     one_day = ask(run, "HR@1:all:1d")["recall"]
-    assert (one_day["value"], one_day["n"]) == (pytest.approx((1 + 1 + 0) / 3), 3)  # v is too late: nothing was bought after r4
+    # v is too late: nothing was bought after r4
+    assert (one_day["value"], one_day["n"]) == (pytest.approx((1 + 1 + 0) / 3), 3)
     assert values(run, "HR@1:all", slice="user")["recall", "user=returning"] == pytest.approx(2 / 3)
     assert ask(run, "HR@3:all")["rank"]["note"] == "n/a: rank puts out 2"
     assert "by truth item" in ask(run, "HR@1:all", slice="target")["recall", "target=head"]["note"]
-    assert values(run, "HR@1") == values(by_hand(tmp_path / "plain"), "HR@1")  # in-scenario truth is as before
+    # in-scenario truth is as before
+    assert values(run, "HR@1") == values(by_hand(tmp_path / "plain"), "HR@1")
 
 
 def test_all_scenario_truth_that_is_not_there(tmp_path, run):
@@ -432,7 +448,7 @@ def test_all_scenario_truth_of_a_world(tmp_path):
     assert added > 10 and (row["value"], row["n"]) == (pytest.approx(np.mean(hits)), len(hits))
 
 
-# -- data that does not say much ----------------------------------------------------------------------------------------
+# -- data that does not say much -------------------------------------------------------------------
 
 
 def test_lists_of_one_class_are_dropped_and_said_to_be(tmp_path, run):
@@ -465,7 +481,7 @@ def test_truth_without_prices(tmp_path):
     assert values(by_hand(tmp_path / "hits", ledger={"money": [None] * 5}), "HR@2")["recall"] == 2 / 3
 
 
-# -- what is shown of the catalogue -------------------------------------------------------------------------------------
+# -- what is shown of the catalogue ----------------------------------------------------------------
 
 
 def test_coverage_and_gini_by_hand():
@@ -475,7 +491,8 @@ def test_coverage_and_gini_by_hand():
     assert gini.of_counts(np.full(4, 5.0), 4) == pytest.approx(0)
     assert gini.of_counts(np.array([7.0]), 4) == pytest.approx(3 / 4)  # one of four takes all
     counts = np.array([1.0, 4.0, 2.0, 0.0, 0.0])
-    pairs = np.abs(counts[:, None] - counts[None, :]).mean() / (2 * counts.mean())  # half the relative mean difference
+    # half the relative mean difference
+    pairs = np.abs(counts[:, None] - counts[None, :]).mean() / (2 * counts.mean())
     assert gini.of_counts(counts[:3], 5) == pytest.approx(pairs)
 
 
@@ -487,7 +504,8 @@ def test_coverage_of_a_run_counts_its_slates(run, shop, tmp_path):
     for stage, rows in top.group_by("stage"):
         found = ask(run, f"coverage@{k}")[str(stage[0])]
         assert (found["value"], found["n"]) == (pytest.approx(rows["item_id"].n_unique() / items), rows.height)
-        assert found["low"] <= found["high"] <= found["value"] + 1e-12  # a resample shows no item that the whole does not
+        # a resample shows no item that the whole does not
+        assert found["low"] <= found["high"] <= found["value"] + 1e-12
 
 
 def test_novelty_is_the_surprise_of_what_is_shown(shop, tmp_path):
@@ -524,7 +542,7 @@ def test_a_new_measure_is_one_class(run):
         kinds.cache_clear()
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -568,7 +586,7 @@ def test_an_unknown_measure_lists_what_exists(text):
     assert ("with 1 to 9,999 whole days" in str(error.value)) == text.startswith("HR@5:all:")
 
 
-# -- folders that are no Runs -------------------------------------------------------------------------------------------
+# -- folders that are no Runs ----------------------------------------------------------------------
 
 
 def test_what_is_no_run_is_refused_by_name(tmp_path):
@@ -605,7 +623,7 @@ def test_tables_that_contradict_each_other_are_refused(tmp_path):
         Cascade.of(by_hand(tmp_path / "reason", ledger={"lost": [None, None, None, "not eligible", "index"]}))
 
 
-# -- comparisons --------------------------------------------------------------------------------------------------------
+# -- comparisons -----------------------------------------------------------------------------------
 
 
 def grown(
@@ -618,7 +636,9 @@ def grown(
     stage: str = "rank",
     limit: int = 0,
 ) -> Run:
-    """One stage, one truth item a request, found at rank 1 with a chance that depends on the user and on `better`."""
+    """One stage, one truth item a request, found at rank 1 with a chance that depends on the user
+    and on `better`.
+    """
     rng = np.random.default_rng(7)  # the log is the same for every seed
     n = users * each
     chance = np.repeat(rng.beta(1, 1, users) * 0.6, each)
@@ -692,7 +712,8 @@ def test_compare_says_which_side_is_better(tmp_path):
 
 
 def test_compare_pairs(tmp_path):
-    """Two seeds that differ in little: the paired interval is far narrower than either value's own."""
+    """Two seeds that differ in little: the paired interval is far narrower than either value's own.
+    """
     a, b = grown(tmp_path / "a", 0), grown(tmp_path / "b", 1)
     row, own = compare(a, b, ["HR@1"])[0], ask(a, "HR@1")["rank"]
     assert row["high"] - row["low"] < (own["high"] - own["low"]) / 2
@@ -748,11 +769,13 @@ def test_a_measure_that_one_side_lacks_is_not_compared(tmp_path):
     assert row["value_a"] is None and row["better"] == "" and row["note"] == "n/a: rank puts out 5"
 
 
-# -- other libraries ----------------------------------------------------------------------------------------------------
+# -- other libraries -------------------------------------------------------------------------------
 
 
 def random_lists(seed: int, n: int = 60, depth: int = 30, pool: int = 50):
-    """Random qrels and a run without ties; some truth is never retrieved, some requests have more truth than k."""
+    """Random qrels and a run without ties; some truth is never retrieved, some requests have more
+    truth than k.
+    """
     rng = np.random.default_rng(seed)
     qrels, run, group, rank, money = {}, {}, [], [], []
     for q in range(n):
@@ -778,7 +801,8 @@ def ours(lists, money, k: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("k", [1, 5, 10, 30])
 def test_equal_to_ranx(k, monkeypatch):
-    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)  # the same code, without a minute of compiling
+    # the same code, without a minute of compiling
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
     import ranx
 
     qrels, run, lists, money = random_lists(k)
@@ -845,7 +869,7 @@ def test_arithmetic_refuses_what_it_cannot_rank():
     assert np.isnan(metrics.auc(np.zeros(2), np.ones(2)))
 
 
-# -- brute force and properties -----------------------------------------------------------------------------------------
+# -- brute force and properties --------------------------------------------------------------------
 
 rows = st.integers(1, 25).flatmap(
     lambda n: st.tuples(
@@ -870,7 +894,8 @@ def test_auc_counts_pairs_ties_one_half(data):
         assert 0 <= everything <= 1
         assert everything + metrics.auc(-scores, labels) == pytest.approx(1)
         assert metrics.auc(scores, ~labels) == pytest.approx(1 - everything)
-        assert metrics.auc(np.exp(scores), labels) == pytest.approx(everything)  # the order alone counts
+        # the order alone counts
+        assert metrics.auc(np.exp(scores), labels) == pytest.approx(everything)
         assert metrics.auc(np.zeros(len(scores)), labels) == 0.5
 
 
@@ -906,7 +931,9 @@ def test_hits_are_bounded_grow_with_k_and_agree_with_a_loop(data, k):
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
 @settings(max_examples=15, deadline=None)
 def test_survivals_multiply_to_the_end(tmp_path_factory, depths):
-    """Each truth item gets this far: 0 not eligible, 1 index, 2 lost at recall, 3 lost at rank, 4 kept."""
+    """Each truth item gets this far: 0 not eligible, 1 index, 2 lost at recall, 3 lost at rank, 4
+    kept.
+    """
     n = len(depths)
     depth = np.array(depths)
     reasons = np.array(["not eligible", "index", "recall", "rank", None], dtype=object)
@@ -988,7 +1015,9 @@ def test_the_random_row_equals_a_monte_carlo_mean(run):
 
 
 def test_a_constant_scorer_gets_what_random_gets(tmp_path):
-    """Lists of 10 with the truth always shown first: a constant score must not profit from row order or from ids."""
+    """Lists of 10 with the truth always shown first: a constant score must not profit from row
+    order or from ids.
+    """
     n = 1500
     ids = np.repeat([f"r{i:05d}" for i in range(n)], 10)
     run = by_hand(tmp_path / "constant")
@@ -1021,13 +1050,14 @@ def test_a_constant_scorer_gets_what_random_gets(tmp_path):
     assert ask(run, "HR@1:exposures")["rank"]["note"] == "one user, no interval"
 
 
-# -- intervals ----------------------------------------------------------------------------------------------------------
+# -- intervals -------------------------------------------------------------------------------------
 
 
 def test_a_user_who_repeats_himself_widens_the_interval():
     rng = np.random.default_rng(0)
     user = np.repeat(np.arange(50), 20)
-    outcome = np.repeat((rng.random(50) < 0.4).astype(float), 20)  # every request of a user ends the same way
+    # every request of a user ends the same way
+    outcome = np.repeat((rng.random(50) < 0.4).astype(float), 20)
     clustered = resample([Ratio(outcome, np.ones(1000), user)], 50)[0]
     naive = resample([Ratio(outcome, np.ones(1000), np.arange(1000))], 1000)[0]
     assert clustered.std() == pytest.approx(naive.std() * np.sqrt(20), rel=0.2)
@@ -1045,7 +1075,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_resamples_are_what_they_should_be():
-    """Every estimate under the same draws equals the figure of a data set in which users stand as often as they were drawn."""
+    """Every estimate under the same draws equals the figure of a data set in which users stand as
+    often as they were drawn.
+    """
 
     rng = np.random.default_rng(2)
     user, score, label = rng.integers(0, 9, 120), rng.integers(0, 8, 120) / 8, rng.random(120) < 0.4
@@ -1066,11 +1098,13 @@ def test_resamples_are_what_they_should_be():
             gaps = [(score[rows] - label[rows])[bins[rows] == b].sum() for b in range(15)]
             assert found[2][first + i] == pytest.approx(np.abs(gaps).sum() / len(rows))
             assert found[3][first + i] == np.median(score[rows])
-    assert np.array_equal(resample(estimates[:1], 9, resamples=5, seed=4)[0], found[0])  # whatever else is asked
+    # whatever else is asked
+    assert np.array_equal(resample(estimates[:1], 9, resamples=5, seed=4)[0], found[0])
 
 
 def test_holm_steps_down():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]  # 0.005 <= .05/4, 0.01 <= .05/3, 0.03 > .05/2
+    # 0.005 <= .05/4, 0.01 <= .05/3, 0.03 > .05/2
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
     assert holm([0.04, np.nan]) == [True, False]
     assert holm([]) == []
 

@@ -1,4 +1,6 @@
-"""SASRec's parts, DIN, the two towers, boosted trees: arithmetic by hand or against a plain second version, and learning."""
+"""SASRec's parts, DIN, the two towers, boosted trees: arithmetic by hand or against a plain second
+version, and learning.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +34,7 @@ from karmafunnel.models.sasrec import FullSoftmax, Network, SASRec, Windows, sam
 from karmafunnel.models.training import seeded
 from torch.nn import functional as F
 
-# -- SASRec: network and loss -------------------------------------------------------------------------------------------
+# -- SASRec: network and loss ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -90,7 +92,9 @@ def test_full_softmax_is_cross_entropy() -> None:
 
 
 def test_sampled_softmax_tends_to_the_full_one() -> None:
-    """Many draws: the estimate of the normaliser, and so the loss, comes close; a drawn target counts once."""
+    """Many draws: the estimate of the normaliser, and so the loss, comes close; a drawn target
+    counts once.
+    """
     z, e, row, _, weight = some_pairs()
     target = (z[row] @ e.T).argmax(dim=1)  # likely targets, so that one counted twice would show
     q = torch.softmax(torch.linspace(0, 2, 30, dtype=torch.float64), 0)
@@ -100,7 +104,7 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
     assert torch.allclose(full, sampled, rtol=5e-3)
 
 
-# -- SASRec: training windows -------------------------------------------------------------------------------------------
+# -- SASRec: training windows ----------------------------------------------------------------------
 
 
 def purchases(baskets: list[tuple[str, list[int]]]) -> Log:
@@ -146,7 +150,9 @@ def test_windows_by_hand() -> None:
 
 
 def test_long_sequences_are_cut_with_context() -> None:
-    """Every event is a target once; beyond the first piece it is predicted from at least half a piece."""
+    """Every event is a target once; beyond the first piece it is predicted from at least half a
+    piece.
+    """
     log = purchases([("u", [i]) for i in range(23)])
     windows = Windows.of(log, 6, 0, 0, "test")
     pairs = {target: seen for seen, target, _ in pairs_of(windows)}
@@ -196,7 +202,9 @@ def test_the_tail_is_last_requests_of_users_with_several() -> None:
 
 
 def test_what_is_held_out_is_neither_target_nor_negative() -> None:
-    """An item that stands only in the tail keeps the vector it was drawn with; every other one moves."""
+    """An item that stands only in the tail keeps the vector it was drawn with; every other one
+    moves.
+    """
     rng = np.random.default_rng(0)
     log = purchases([(f"u{k % 8}", [int(rng.integers(12))]) for k in range(80)] + [("u0", [20])])
     windows = Windows.of(log, 10, 99, 0, "test")
@@ -211,7 +219,7 @@ def test_what_is_held_out_is_neither_target_nor_negative() -> None:
         assert (moved == ~only_held).all()
 
 
-# -- DIN and the two towers ---------------------------------------------------------------------------------------------
+# -- DIN and the two towers ------------------------------------------------------------------------
 
 
 def test_factored_attention_is_the_naive_one() -> None:
@@ -234,7 +242,9 @@ N_ITEMS, N_GROUPS = 40, 5
 
 
 def clicks(n: int, seed: int, interest: float = 4.0, length: int = 6) -> Batch:
-    """Items belong to item % 5; users click what belongs to the group that fills most of their history. Numbers say nothing."""
+    """Items belong to item % 5; users click what belongs to the group that fills most of their
+    history. Numbers say nothing.
+    """
     rng = np.random.default_rng(seed)
     liked = rng.integers(0, N_GROUPS, n)
     items = np.stack([rng.choice(N_ITEMS, 10, replace=False) for _ in range(n)])
@@ -296,7 +306,8 @@ class TestClickModels:
         assert [p.name for p in tmp_path.iterdir()] == ["kept"]
 
     def test_padding_changes_nothing(self, name: str, trained: dict[str, ClickModel]) -> None:
-        """More padded candidates, more padded history, other requests beside it: the same logits."""
+        """More padded candidates, more padded history, other requests beside it: the same logits.
+        """
         test = clicks(40, 4)
         wider = replace(
             test,
@@ -386,7 +397,9 @@ def test_losses_by_hand() -> None:
 
 
 def test_sim_tier_by_hand() -> None:
-    """Cosines 1, 0 and -1 with a candidate fall into bins 21, 11 and 1; padding and an item without a vector into none."""
+    """Cosines 1, 0 and -1 with a candidate fall into bins 21, 11 and 1; padding and an item without
+    a vector into none.
+    """
     vectors = np.array([[1, 0], [2, 0], [0, 3], [-1, 0], [0, 0]], dtype=np.float32)
     model = DIN(Shape(5, 0, n_vector=2), DINConfig(dim=4, similar="both"), vectors=vectors)
     batch = Batch(
@@ -401,7 +414,9 @@ def test_sim_tier_by_hand() -> None:
 
 
 def test_cold_items_stand_for_unknown() -> None:
-    """Items that training never saw, or only as negatives, share one vector: ids that say nothing are not told apart."""
+    """Items that training never saw, or only as negatives, share one vector: ids that say nothing
+    are not told apart.
+    """
     train = clicks(300, 0)
     train.items[np.isin(train.items, (38, 39))] = 0
     train.history[np.isin(train.history, (38, 39))] = 0
@@ -446,7 +461,7 @@ def test_refusals(tmp_path: Path) -> None:
         load_ctr(tmp_path)
 
 
-# -- boosted trees ------------------------------------------------------------------------------------------------------
+# -- boosted trees ---------------------------------------------------------------------------------
 
 
 def table(groups: int, seed: int, grades: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -521,7 +536,8 @@ def test_trees_refuse(tmp_path: Path) -> None:
             gbdt.load_gbdt(path)
 
 
-LARGE = torch.arange(4096) % 7  # long enough for a gradient of `x[rows]` to be added by several threads
+# long enough for a gradient of `x[rows]` to be added by several threads
+LARGE = torch.arange(4096) % 7
 
 
 @pytest.fixture

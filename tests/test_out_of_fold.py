@@ -1,4 +1,6 @@
-"""A stage that learns behind others that learned: never from what a model says of users that it was fitted on."""
+"""A stage that learns behind others that learned: never from what a model says of users that it was
+fitted on.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -24,12 +26,14 @@ FEATURES = [Popularity(), Price(), Own(), ItemColumn("rating")]
 EVERY = Sample(passed=60)
 
 
-# -- who was seen by whom, by stages that only remember ------------------------------------------------------------------
+# -- who was seen by whom, by stages that only remember --------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Remember(Stage):
-    """Learns which requests it was fitted on, to stop by as well, and says so of a row: 1 for seen, else 0."""
+    """Learns which requests it was fitted on, to stop by as well, and says so of a row: 1 for seen,
+    else 0.
+    """
 
     k: int = 60
     name: str = "first"
@@ -61,7 +65,8 @@ def test_what_a_stage_learns_from_was_not_seen_by_any_stage_before(folds, betwee
     funnel = Funnel((Popular(k=60), Remember(), *between, Remember(name="second"), Remember(name="third")))
     fitted = funnel.fit(Scene(shop(), folds=folds))
     learnt = [ready for ready in fitted.stages if isinstance(ready, Remembers)]
-    assert [len(ready.seen) for ready in learnt] == [len(learnt[0].seen)] * 3  # the kept models are fitted on everybody
+    # the kept models are fitted on everybody
+    assert [len(ready.seen) for ready in learnt] == [len(learnt[0].seen)] * 3
     assert not learnt[1].saw.any() and not learnt[2].saw.any()
     requests = shop().requests_in("W3")
     assert [step.slate["score"].max() for step in fitted.run(requests)[1:]] == [0.0] * (len(fitted.stages) - 1)
@@ -97,7 +102,9 @@ def test_dealing_by_hand():
 
 @pytest.mark.parametrize("kind", [LightGBMPreRank, DINRank])
 def test_a_teacher_scores_only_users_that_it_did_not_see(kind, monkeypatch):
-    """Each row's word is that of the teacher's fit without the row's fold, whatever kind of model it is."""
+    """Each row's word is that of the teacher's fit without the row's fold, whatever kind of model
+    it is.
+    """
     scene = Scene(shop())
     upstream = (Popular(k=60)).fit(scene, None)
     before = FittedFunnel(scene, (upstream,))
@@ -134,7 +141,7 @@ def test_one_put_together_by_hand_cannot_be_learnt_from():
         LightGBMRank(features=FEATURES, sample=EVERY).fit(scene, FittedFunnel(scene, fitted.stages))
 
 
-# -- fits are kept, and made only where somebody learns from them --------------------------------------------------------
+# -- fits are kept, and made only where somebody learns from them ----------------------------------
 
 
 def test_fits_without_a_fold_are_made_where_a_later_stage_learns_and_kept(tmp_path):
@@ -157,7 +164,7 @@ def test_fits_without_a_fold_are_made_where_a_later_stage_learns_and_kept(tmp_pa
         assert file.read_bytes() == (tmp_path / file.relative_to(tmp_path / "again")).read_bytes()
 
 
-# -- a pre-ranker that memorises -----------------------------------------------------------------------------------------
+# -- a pre-ranker that memorises -------------------------------------------------------------------
 
 
 def hits_at_10(funnel: Funnel, log: Log) -> dict[str, float]:
@@ -173,7 +180,9 @@ def hits_at_10(funnel: Funnel, log: Log) -> dict[str, float]:
 
 
 def test_a_ranker_behind_a_pre_ranker_that_memorises_is_better_than_it_two_and_three_stages_deep():
-    """Over three shops; where the ranker learns from the pre-ranker's scores of its own rows: -.010 two deep, -.068 three deep."""
+    """Over three shops; where the ranker learns from the pre-ranker's scores of its own rows: -.010
+    two deep, -.068 three deep.
+    """
     deep = {"trees": 200, "leaves": 63, "min_rows": 0, "l2": 0.0, "learning_rate": 0.3, "sample": EVERY}
     first = LightGBMPreRank(k=60, features=FEATURES, **deep)
     middle = LightGBMRank(k=40, features=[Upstream(), *FEATURES], calibrated="", name="middle", **deep)

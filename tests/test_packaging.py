@@ -35,7 +35,9 @@ def test_every_folder_with_code_ships():
 
 
 def test_every_file_that_code_reads_ships():
-    """Templates, styles and scripts of pages, pinned packages: what stands in a package and is neither code nor a record of results."""
+    """Templates, styles and scripts of pages, pinned packages: what stands in a package and is
+    neither code nor a record of results.
+    """
     said = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     found = {p for package, globs in said.items() for g in globs for p in (ROOT / Path(*package.split(".")[1:])).glob(g)}
     files = [*ROOT.glob("benchmarks/**/*"), *ROOT.glob("simulator/**/*")]
@@ -65,7 +67,9 @@ def test_imports_point_one_way(module):
 
 
 def test_no_modules_import_each_other():
-    """Neither two nor a longer circle, inside a room either. A package's `__init__` runs whenever a module of it is imported."""
+    """Neither two nor a longer circle, inside a room either. A package's `__init__` runs whenever a
+    module of it is imported.
+    """
     left = {module: imports(module) for module in MODULES}
     while free := {module for module, needs in left.items() if not needs & left.keys()}:
         left = {module: needs for module, needs in left.items() if module not in free}

@@ -1,4 +1,6 @@
-"""One contract for every HTML page: no text becomes markup or runs, nothing is fetched, the same material gives the same bytes."""
+"""One contract for every HTML page: no text becomes markup or runs, nothing is fetched, the same
+material gives the same bytes.
+"""
 
 import ast
 import base64
@@ -76,10 +78,13 @@ class Structure(HTMLParser):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_becomes_an_element_or_an_attribute(made, name):
-    """A page of hostile texts has the elements and attributes of one of plain words, in the same order."""
+    """A page of hostile texts has the elements and attributes of one of plain words, in the same
+    order.
+    """
     plain_words, found = (Structure(made[kind][name].read_text()) for kind in ("benign", "hostile"))
     assert found.elements == plain_words.elements
-    assert "onerror" in made["hostile"][name].read_text().split("<script>")[0]  # the texts are there
+    # the texts are there
+    assert "onerror" in made["hostile"][name].read_text().split("<script>")[0]
     allowed = {"src", "onerror", "onclick", "onload"}
     assert not any(allowed & set(names) for _, names in found.elements)
 
@@ -180,7 +185,7 @@ def test_every_page_is_whole_at_every_width(made, width):
             assert width < 1000 or not seen.facts["cut"], (name, seen.facts)
 
 
-# -- the pieces ---------------------------------------------------------------------------------------------------------
+# -- the pieces ------------------------------------------------------------------------------------
 
 
 def test_rich_escapes_what_it_is_given():

@@ -1,4 +1,6 @@
-"""Peers: what they see is of the past alone, what they say is a stage like any other, one that fails is a line of the table."""
+"""Peers: what they see is of the past alone, what they say is a stage like any other, one that
+fails is a line of the table.
+"""
 
 import json
 import sys
@@ -87,11 +89,13 @@ def known_by(frames: dict[str, pl.DataFrame], requests: list[str]) -> dict[str, 
     }
 
 
-# -- what a peer sees ---------------------------------------------------------------------------------------------------
+# -- what a peer sees ------------------------------------------------------------------------------
 
 
 def test_the_export_sees_nothing_at_or_after_a_request(log):
-    """Everything from the 40th request of W3 on is drawn anew: what is exported for the requests up to it is the same, byte for byte."""
+    """Everything from the 40th request of W3 on is drawn anew: what is exported for the requests up
+    to it is the same, byte for byte.
+    """
     asked = log.requests_in("W3")[:41]
     later = scramble(log, int(log.t[asked[-1]]))
     early = [*log.request_ids[log.requests_in("W2")], *log.request_ids[asked]]
@@ -99,7 +103,8 @@ def test_the_export_sees_nothing_at_or_after_a_request(log):
     assert here.keys() == there.keys() and here["histories"].height > 0
     assert all(here[name].equals(there[name]) for name in here)
     whole = tables(later, "click", some(later))["histories"]
-    assert not whole.equals(tables(log, "click", some(log))["histories"])  # the scramble is felt by those that come later
+    # the scramble is felt by those that come later
+    assert not whole.equals(tables(log, "click", some(log))["histories"])
 
 
 def test_histories_are_strictly_earlier_and_grow_within_the_window(log):
@@ -145,7 +150,7 @@ def test_best_and_filled_by_hand():
     assert rows.tolist() == [0, 0, 1] and items.tolist() == [1, 3, 3]
 
 
-# -- what it says, as a stage -------------------------------------------------------------------------------------------
+# -- what it says, as a stage ----------------------------------------------------------------------
 
 
 def written(path: Path, rows: list[tuple]) -> str:
@@ -196,7 +201,7 @@ def test_external_wants_its_own_file(log, tmp_path):
         External(path).fit(Scene(log), None)
 
 
-# -- the whole recipe ---------------------------------------------------------------------------------------------------
+# -- the whole recipe ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +231,8 @@ def test_a_fake_peer_goes_through_and_a_failing_one_is_a_line(finished):
             assert fake["differences"][measure]["low"] <= fake["differences"][measure]["high"]
     assert "no such luck" in table["failed"]["broken"] and "without writing" in table["failed"]["silent"]
     assert "r999999" in table["failed"]["liar"] and "missing.py" in table["failed"]["missing"]
-    assert table["facts"]["fake"][0]["settings"] == {"sign": 1.0}  # W2b prefers what is popular to what is not
+    # W2b prefers what is popular to what is not
+    assert table["facts"]["fake"][0]["settings"] == {"sign": 1.0}
     text = (finished / "peers.md").read_text()
     assert "no such luck" in text and "HR@10" in text and "HR@10 on W2b, sign" in text
     assert (finished / "pareto.html").exists() and (finished / "peers.csv").exists()

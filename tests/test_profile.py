@@ -1,4 +1,6 @@
-"""Profiles: planted coefficients come back, a planted sleep is seen where it was planted, an embedder with a network stands apart."""
+"""Profiles: planted coefficients come back, a planted sleep is seen where it was planted, an
+embedder with a network stands apart.
+"""
 
 import json
 import time
@@ -41,11 +43,13 @@ from scipy.stats import norm
 
 pytestmark = pytest.mark.slow
 
-# -- the fit ------------------------------------------------------------------------------------------------------------
+# -- the fit ---------------------------------------------------------------------------------------
 
 
 def cells(n: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Requests at once and items of all of them: 5 batch sizes with 3 numbers of items a request, n times."""
+    """Requests at once and items of all of them: 5 batch sizes with 3 numbers of items a request, n
+    times.
+    """
     requests, each = (x.ravel() for x in np.meshgrid([1, 2, 4, 8, 16], [100, 200, 400]))
     return np.tile(requests, n), np.tile(requests * each, n)
 
@@ -59,7 +63,9 @@ def test_planted_coefficients_come_back_exactly():
 
 @pytest.mark.parametrize("planted", [(3.0, 0.5, 2.0), (0.0, 1.0, 3.0), (4.0, 0.0, 0.0)])
 def test_noisy_coefficients_come_back_within_bounds(planted):
-    """Lognormal with cv 0.3, 600 passes: the standard error of a cell's mean is 0.3 / sqrt(40), 5% of it."""
+    """Lognormal with cv 0.3, 600 passes: the standard error of a cell's mean is 0.3 / sqrt(40), 5%
+    of it.
+    """
     requests, items = cells()
     fixed, request, item = planted
     sigma = np.sqrt(np.log(1.09))
@@ -73,7 +79,9 @@ def test_noisy_coefficients_come_back_within_bounds(planted):
 
 
 def test_what_cannot_be_told_apart_is_charged_to_requests():
-    """One batch size says nothing of how a batch's cost is shared; as many items with every request nothing of what an item costs."""
+    """One batch size says nothing of how a batch's cost is shared; as many items with every request
+    nothing of what an item costs.
+    """
     one = fit_time(np.full(9, 4), np.full(9, 400), np.full(9, 10.0))
     assert (one.base_ms, one.request_ms, one.item_us) == pytest.approx((0.0, 2.5, 0.0))
     requests = np.tile([1, 2, 4], 5)
@@ -82,7 +90,9 @@ def test_what_cannot_be_told_apart_is_charged_to_requests():
 
 
 def test_the_mean_is_the_mean_and_not_a_middle():
-    """9 passes of 1 ms and one of 11: a server is busy for 2 ms on average, whatever the median says."""
+    """9 passes of 1 ms and one of 11: a server is busy for 2 ms on average, whatever the median
+    says.
+    """
     made = fit_time(np.ones(200), np.zeros(200), np.tile([1.0] * 9 + [11.0], 20))
     assert made.mean_ms() == pytest.approx(2.0, rel=1e-6)
 
@@ -93,14 +103,17 @@ def test_the_kind_is_the_simplest_that_fits():
     sigma = np.sqrt(np.log(1 + 0.4**2))
     kind, cv, _ = fit_ratio(rng.lognormal(-(sigma**2) / 2, sigma, 4000))
     assert kind == "lognormal" and cv == pytest.approx(0.4, abs=0.03)
-    two = np.where(rng.random(4000) < 0.5, 0.5, 1.5) + rng.normal(0, 0.01, 4000)  # two humps, no lognormal
+    # two humps, no lognormal
+    two = np.where(rng.random(4000) < 0.5, 0.5, 1.5) + rng.normal(0, 0.01, 4000)
     kind, _, ratios = fit_ratio(two / two.mean())
     assert kind == "empirical" and len(ratios) == 101
     assert quantile(kind, 0.0, ratios, np.array([0.2, 0.8])) == pytest.approx([0.5, 1.5], abs=0.05)
 
 
 def test_an_empirical_ratio_keeps_its_mean_and_its_spread():
-    """One pass in 200 takes 50 times as long: straight lines between quantiles would spread it over the highest hundredth."""
+    """One pass in 200 takes 50 times as long: straight lines between quantiles would spread it over
+    the highest hundredth.
+    """
     x = np.concatenate([np.linspace(0.5, 1.0, 3980), np.full(20, 50.0)])
     made = fit_time(np.ones(len(x)), np.zeros(len(x)), x)
     assert made.kind == "empirical" and made.mean_ratio == pytest.approx(1.0)
@@ -160,7 +173,7 @@ def test_one_server_for_the_whole_funnel_takes_the_sum_of_uncut_passes():
     assert (one.time.base_ms, one.time.request_ms) == pytest.approx((3.0, 2.0))
 
 
-# -- the measurement ----------------------------------------------------------------------------------------------------
+# -- the measurement -------------------------------------------------------------------------------
 
 
 class Clock:
@@ -231,7 +244,8 @@ def test_a_planted_sleep_shows_where_it_was_planted(shop, by_clock):
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20, batch_ms=5.0) >> Sleepy(k=10, request_ms=2.0, name="slower"))
     found = measure_passes(fitted, shop.requests_in("W3"), batches=(1, 2, 8), most=60)
     made = Profile.of(found, {"recall": 40, "sleepy": 20, "slower": 10}).services
-    # a stage looks at the clock twice, which is 0.1 ms, and has a third of what passes between stages, before and after: 4 times 0.1 ms
+    # a stage looks at the clock twice, which is 0.1 ms, and has a third of what passes between
+    # stages, before and after: 4 times 0.1 ms
     told = [
         x - 0.7 / 3 * (i % 3 == 0)
         for i, x in enumerate(x for s in made.stages for x in (s.time.base_ms, s.time.request_ms, s.time.item_us))
@@ -241,7 +255,8 @@ def test_a_planted_sleep_shows_where_it_was_planted(shop, by_clock):
 
 
 def test_a_real_sleep_takes_its_time(shop):
-    """By the real clock, on whatever machine: no pass through the stage is shorter than the sleep."""
+    """By the real clock, on whatever machine: no pass through the stage is shorter than the sleep.
+    """
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20, batch_ms=0.0))
     fitted.stages[1].score = lambda frame: (time.sleep(0.005), frame["score"].to_numpy())[1]
     found = measure_passes(fitted, shop.requests_in("W3"), batches=(1, 2), most=20)
@@ -268,16 +283,19 @@ def test_passes_cut_every_slate_and_take_every_batch_size_as_often(shop):
 
 
 def test_an_embedder_with_a_network_stands_apart_and_is_not_counted_twice(shop, by_clock):
-    features = [Upstream(), Popularity(), Similarity("net")]  # prerank reads the vectors, too: they are there by then
+    # prerank reads the vectors, too: they are there by then
+    features = [Upstream(), Popularity(), Similarity("net")]
     funnel = Join((VectorRecall("net", k=40), Popular(k=40)), k=60) >> LightGBMPreRank(k=20, features=features, trees=5)
     fitted = fitted_of(shop, funnel, {"net": Network()})
     assert networks(fitted) == ["net"]
     found = measure_passes(fitted, shop.requests_in("W3"), batches=(1, 2, 8), most=60)
     made = Profile.of(found, {"recall": 60, "prerank": 20}).services
     assert [(s.name, s.k) for s in made.stages] == [("net", None), ("recall", 60), ("prerank", 20)]
-    assert [s.items for s in made.stages[:2]] == [0, 0] and 50 < made["prerank"].items <= 60  # some requests filter
+    # some requests filter
+    assert [s.items for s in made.stages[:2]] == [0, 0] and 50 < made["prerank"].items <= 60
     assert (made["net"].time.base_ms, made["net"].time.request_ms) == pytest.approx((4.1, 1.0), abs=1e-5)
-    # looks at the clock, 0.1 ms each: a stage's, and two for every feature and what it says of pairs
+    # looks at the clock, 0.1 ms each: a stage's, and two for every feature and what it says of
+    # pairs
     assert all(s.time.base_ms < 1.5 and s.time.request_ms < 1e-5 for s in made.stages[1:])
     requests = shop.requests_in("W3")
     together = one_pass(fitted, requests[:1], [])  # without a stage of its own it is recall's
@@ -285,7 +303,9 @@ def test_an_embedder_with_a_network_stands_apart_and_is_not_counted_twice(shop, 
 
 
 def test_a_server_that_is_not_busy_idles_between_passes(shop, monkeypatch):
-    """A third of the passes come at once; the idle times of the others are three passes long on average."""
+    """A third of the passes come at once; the idle times of the others are three passes long on
+    average.
+    """
     slept = []
     monkeypatch.setattr(profiling, "time", clock)
     monkeypatch.setattr(base, "time", clock)
@@ -308,7 +328,7 @@ def test_an_embedder_without_a_network_is_no_stage(shop):
     assert [row[0] for row in one_pass(fitted, shop.requests_in("W3")[:2], [])] == ["recall"]
 
 
-# -- errors and the command ---------------------------------------------------------------------------------------------
+# -- errors and the command ------------------------------------------------------------------------
 
 
 def test_refusals_say_what_is_needed(shop):

@@ -1,4 +1,6 @@
-"""Properties that hold whatever comes: measures against an oracle on random Runs, services there and back, JSON of another kind."""
+"""Properties that hold whatever comes: measures against an oracle on random Runs, services there
+and back, JSON of another kind.
+"""
 
 import contextlib
 import copy
@@ -35,7 +37,7 @@ pytestmark = pytest.mark.slow
 QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-# -- names of measures --------------------------------------------------------------------------------------------------
+# -- names of measures -----------------------------------------------------------------------------
 
 KS = st.integers(1, 10_000_000)
 MEASURES = st.one_of(
@@ -69,12 +71,14 @@ def test_any_text_is_a_measure_or_refused(text):
         assert Measure.parse(str(found)) == found
 
 
-# -- measures against an oracle -----------------------------------------------------------------------------------------
+# -- measures against an oracle --------------------------------------------------------------------
 
 
 @st.composite
 def runs(draw) -> dict[str, list[dict[str, Any]]]:
-    """Requests with their truth: of each item its rank in two stages (None once lost), whether it is eligible, and its price."""
+    """Requests with their truth: of each item its rank in two stages (None once lost), whether it
+    is eligible, and its price.
+    """
     requests = []
     for _ in range(draw(st.integers(1, 6))):
         places = draw(st.permutations(range(1, 5)))[: draw(st.integers(0, 3))]
@@ -166,7 +170,7 @@ def test_survival_multiplies_to_the_end(tmp_path_factory, requests):
         assert math.prod(shares) == pytest.approx(rows["end to end"])
 
 
-# -- services -----------------------------------------------------------------------------------------------------------
+# -- services --------------------------------------------------------------------------------------
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,8}", fullmatch=True).filter(lambda name: name not in (FULL, NOTHING))
 MS = st.floats(0.1, 50.0)
@@ -210,7 +214,9 @@ def test_services_there_and_back(services):
 @settings(QUICK, max_examples=25)
 @given(deployments(), st.floats(0.5, 200.0), st.integers(1, 60), st.integers(0, 2**31 - 1))
 def test_every_request_leaves_once(services, rate, n, seed):
-    """Whatever the policies: each request is shown something on a path, or nothing; latency is no less than 0; seeds repeat."""
+    """Whatever the policies: each request is shown something on a path, or nothing; latency is no
+    less than 0; seeds repeat.
+    """
     first, again = (simulate(services, Poisson(rate), n, seed) for _ in range(2))
     assert first.requests.height == n and first.requests["request"].to_list() == list(range(n))
     assert (first.requests["latency_ms"] >= 0).all() and first.requests.equals(again.requests)
@@ -240,7 +246,7 @@ def test_services_of_odd_values(value):
             assert len(str(error)) < 1500
 
 
-# -- JSON that is read back ---------------------------------------------------------------------------------------------
+# -- JSON that is read back ------------------------------------------------------------------------
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -363,7 +369,7 @@ def test_json_of_what_was_fitted_of_another_kind_is_refused_or_read(value, tmp_p
                 read()
 
 
-# -- a Run and the deployment of another funnel ----------------------------------------------------------------------------
+# -- a Run and the deployment of another funnel ----------------------------------------------------
 
 
 def test_queue_needs_the_stages_of_the_run(tmp_path):
@@ -377,7 +383,8 @@ def test_queue_needs_the_stages_of_the_run(tmp_path):
         assert answer.exit_code == 1 and "need the stages of" in " ".join(answer.stderr.split()) and not (tmp_path / "out").exists()
     SERVED.write(tmp_path / "s.toml")
     assert CliRunner().invoke(main, words).exit_code == 0
-    by_hand(tmp_path / "with", {"embedders": {"e": "E()"}})  # an embedder is a stage of its own where it is asked online
+    # an embedder is a stage of its own where it is asked online
+    by_hand(tmp_path / "with", {"embedders": {"e": "E()"}})
     Services(tuple(map(stage, ["e", "recall", "rank"]))).write(tmp_path / "s.toml")
     words[words.index(str(run))] = str(tmp_path / "with")
     assert CliRunner().invoke(main, [*words, "--force"]).exit_code == 0

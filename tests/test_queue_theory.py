@@ -1,4 +1,6 @@
-"""The comparison with theory: its sets, its lengths, its intervals; that it would notice a wrong simulation, and that it goes on."""
+"""The comparison with theory: its sets, its lengths, its intervals; that it would notice a wrong
+simulation, and that it goes on.
+"""
 
 import numpy as np
 import pytest
@@ -29,7 +31,8 @@ def test_the_sets():
 
 @pytest.mark.parametrize("rho", [0.3, 0.8])
 def test_the_asymptotic_variance_of_a_queue(rho):
-    # M/M/1, number in the system: 2 rho (1 + rho) / (1 - rho)^4 in service times (Whitt 1989, eq. 20), mean rho / (1 - rho)
+    # M/M/1, number in the system: 2 rho (1 + rho) / (1 - rho)^4 in service times (Whitt 1989, eq.
+    # 20), mean rho / (1 - rho)
     n = np.arange(round(-27 / np.log(rho)))  # until nothing is left but rounding
     assert chain_variance((1 - rho) * rho**n, n, rho) == pytest.approx(2 * (1 + rho) / (1 - rho) ** 2)
 
@@ -59,7 +62,8 @@ def test_a_wrong_wait_is_noticed(sums):
     assert (wait["measure"], wait["theory"]) == ("wait_ms", pytest.approx(70 / 3)) and busy["theory"] == pytest.approx(0.7)
     assert wait["inside"] and busy["inside"]
     assert not wait["narrow"]  # 20,000 requests do not do
-    assert wait["left"] < 0.8 and busy["left"] == pytest.approx(1, abs=0.05)  # the controls explain a part of the wait
+    # the controls explain a part of the wait
+    assert wait["left"] < 0.8 and busy["left"] == pytest.approx(1, abs=0.05)
     assert not compare(BUSY, found | {"s.wait": 1.5 * found["s.wait"]}, 60)[0]["inside"]
     assert not compare(BUSY, found | {"s.service": 1.1 * found["s.service"]}, 60)[1]["inside"]
     tighter = compare(BUSY, found, 1)[0]
@@ -67,7 +71,9 @@ def test_a_wrong_wait_is_noticed(sums):
 
 
 def test_control_variates_do_not_move_the_mean():
-    """Over many small samples the estimate is that of theory, and its interval holds about as often as it says."""
+    """Over many small samples the estimate is that of theory, and its interval holds about as often
+    as it says.
+    """
     rng, inside, values = np.random.default_rng(0), 0, []
     for _ in range(300):
         gaps, service, noise = rng.exponential(14.2857, (3, 60, 50))

@@ -1,4 +1,6 @@
-"""The simulation on cases whose whole history is worked out by hand, and what must hold in every one."""
+"""The simulation on cases whose whole history is worked out by hand, and what must hold in every
+one.
+"""
 
 import hashlib
 import json
@@ -42,7 +44,7 @@ def ends(simulation):
     return simulation.requests.select("latency_ms", "outcome", "path").rows()
 
 
-# -- whole histories ----------------------------------------------------------------------------------------------------
+# -- whole histories -------------------------------------------------------------------------------
 
 
 def test_two_servers_three_requests():
@@ -64,7 +66,8 @@ def test_two_servers_three_requests():
 def test_a_batch_waits_for_others_but_no_longer_than_said():
     stage = service(time=ServiceTime(base_ms=4, request_ms=3), batch=3, wait_ms=5)
     found = run(stage, [0, 1, 2, 3, 4])
-    # three make a batch at 2 and take 4 + 9; the other two have waited long enough when the server is free, and take 4 + 6
+    # three make a batch at 2 and take 4 + 9; the other two have waited long enough when the server
+    # is free, and take 4 + 6
     assert history(found) == [
         (0, 0, "come", -1, 0), (1, 1, "come", -1, 1), (2, 2, "come", -1, 2),
         (2, 0, "start", 0, 0), (2, 1, "start", 0, 0), (2, 2, "start", 0, 0),
@@ -103,7 +106,8 @@ def test_patience_ends_while_waiting_and_not_in_service():
 
 def test_a_stage_deadline_leaves_the_server_working_in_vain():
     found = run(service(deadline_ms=15, retries=0, fail="closed"), [0, 1, 2])
-    # the second comes at 1, starts at 10, is late at 16; its server goes on until 20; the third waits until 17 and is dropped
+    # the second comes at 1, starts at 10, is late at 16; its server goes on until 20; the third
+    # waits until 17 and is dropped
     assert history(found) == [
         (0, 0, "come", -1, 0), (0, 0, "start", 0, 0), (1, 1, "come", -1, 0), (2, 2, "come", -1, 1),
         (10, 0, "end", 0, 2), (10, 1, "start", 0, 1), (16, 1, "late", -1, 1), (17, 2, "late", -1, 0),
@@ -126,7 +130,8 @@ def test_past_the_end_to_end_deadline_what_stands_is_shown():
 
 def test_a_retry_comes_to_the_end_of_the_queue():
     found = run(service(deadline_ms=12, retries=1), [0, 1, 2])
-    # both are late once, at 13 and 14, and come again; the server works on the second in vain, at 10 and at 20
+    # both are late once, at 13 and 14, and come again; the server works on the second in vain, at
+    # 10 and at 20
     rows = history(found)
     assert [row[:2] for row in rows if row[2] == "late"] == [(13, 1), (14, 2), (25, 1), (26, 2)]
     assert [row[:2] for row in rows if row[2] == "start"] == [(0, 0), (10, 1), (20, 1)]
@@ -137,7 +142,8 @@ def test_waits_of_all_tries_count():
     found = run(service(deadline_ms=12, retries=1), [0, 1, 2])
     # the second waits from 1 to 10 and from 13 to 20, the third from 2 to 14 and from 14 to 26
     assert found.requests["s.wait_ms"].to_list() == [0, 16, 24]
-    assert found.stages["mean_waiting"][0] == pytest.approx((16 + 24) / 26)  # until the last one leaves
+    # until the last one leaves
+    assert found.stages["mean_waiting"][0] == pytest.approx((16 + 24) / 26)
 
 
 @pytest.mark.parametrize("start", [0.0, 1e8, 1e9, 1e10])
@@ -188,7 +194,7 @@ def test_a_crash_fails_what_is_in_service_and_a_repair_makes_it_cold():
     assert found.events.filter(pl.col("event") == "broken").height == found.events.filter(pl.col("event") == "failed").height > 0
 
 
-# -- what must always hold ----------------------------------------------------------------------------------------------
+# -- what must always hold -------------------------------------------------------------------------
 
 
 def busy(**changes) -> Services:
@@ -249,7 +255,7 @@ def test_a_waiting_request_is_where_the_events_say():
     assert not waiting
 
 
-# -- the same draws -----------------------------------------------------------------------------------------------------
+# -- the same draws --------------------------------------------------------------------------------
 
 
 def test_same_seed_same_bytes_and_files_are_what_stays_in_memory(tmp_path, monkeypatch):
@@ -305,7 +311,7 @@ def test_draws_have_the_mean_and_spread_that_is_said():
         assert abs(got.std() / mean - cv) <= 0.03 * cv + 1e-6
 
 
-# -- arrivals -----------------------------------------------------------------------------------------------------------
+# -- arrivals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arrivals", [Poisson(200), Daily(200, peak=2.0, bursts=0), Daily(200, peak=1.5, bursts=3), Flash(200)])
@@ -316,7 +322,8 @@ def test_arrivals_ascend_at_about_their_rate(arrivals: Arrivals):
     if isinstance(arrivals, Flash):
         assert mean > 200
         count = np.histogram(times / 1000, bins=np.arange(0, times[-1] / 1000, 2))[0] / 2
-        assert count.argmax() == int(0.4 * 100 / 2) and 600 < count.max() < 1000  # five times as many, fading
+        # five times as many, fading
+        assert count.argmax() == int(0.4 * 100 / 2) and 600 < count.max() < 1000
         assert abs(np.median(count[:19]) - 200) < 25
     else:
         assert abs(mean / 200 - 1) < 0.15  # the last of a day come in the night, when they are rare
@@ -357,7 +364,7 @@ def test_bad_arrivals(make, said):
         make()
 
 
-# -- more than it can serve ---------------------------------------------------------------------------------------------
+# -- more than it can serve ------------------------------------------------------------------------
 
 
 def test_above_one_the_growth_is_told():
@@ -419,7 +426,7 @@ def test_no_simulation_to_open(tmp_path):
         Simulation.open(tmp_path)
 
 
-# -- the long run -------------------------------------------------------------------------------------------------------
+# -- the long run ----------------------------------------------------------------------------------
 
 
 def test_warm_up_is_cut_where_it_ends():
@@ -443,7 +450,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     assert batch_quantiles(np.arange(50.0), 0.99)[1] is None
 
 
-# -- single requests ----------------------------------------------------------------------------------------------------
+# -- single requests -------------------------------------------------------------------------------
 
 
 def test_a_timeline_and_a_trace_of_requests(tmp_path):
@@ -469,7 +476,8 @@ def test_a_timeline_and_a_trace_of_requests(tmp_path):
 
 def test_a_trace_has_what_was_worked_on_in_vain_beside_the_second_try(tmp_path):
     found = run(service(servers=2, deadline_ms=12, retries=1), [0, 0, 3, 30])
-    # the third is taken at 10, late at 15, and taken by the other server, while the first goes on until 20
+    # the third is taken at 10, late at 15, and taken by the other server, while the first goes on
+    # until 20
     assert [row[:3] for row in history(found) if row[1] == 2 and row[2] != "come"] == [
         (10, 2, "start"), (15, 2, "late"), (15, 2, "again"), (15, 2, "start"), (20, 2, "vain"), (25, 2, "end"),
     ]  # fmt: skip
@@ -478,7 +486,7 @@ def test_a_trace_has_what_was_worked_on_in_vain_beside_the_second_try(tmp_path):
     assert work == [(0, 10_000, 10_000, "vain"), (1, 15_000, 10_000, "end")]
 
 
-# -- the commands -------------------------------------------------------------------------------------------------------
+# -- the commands ----------------------------------------------------------------------------------
 
 
 def command(*words):

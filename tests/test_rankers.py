@@ -1,4 +1,6 @@
-"""Rankers and pre-rankers: each formula against one written out, planted signals, teachers, calibration, refusals."""
+"""Rankers and pre-rankers: each formula against one written out, planted signals, teachers,
+calibration, refusals.
+"""
 
 import json
 from dataclasses import replace
@@ -59,7 +61,9 @@ SAMPLE = Sample(passed=20)
 
 
 def shopping(n: int, seed: int) -> Batch:
-    """Users click what is of their history's kind (item % 5), and buy of that what is of kind item % 2 = 1."""
+    """Users click what is of their history's kind (item % 5), and buy of that what is of kind item
+    % 2 = 1.
+    """
     rng = np.random.default_rng(seed)
     liked = rng.integers(0, 5, n)
     items = np.stack([rng.choice(N_ITEMS, 10, replace=False) for _ in range(n)])
@@ -78,7 +82,7 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
     return float((np.sign(positive[:, None] - negative[None]) / 2 + 0.5).mean())
 
 
-# -- formulas -----------------------------------------------------------------------------------------------------------
+# -- formulas --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("low", [0, 2])
@@ -121,7 +125,8 @@ def test_dcn_is_cross_and_deep_side_by_side() -> None:
 
 def test_cold_weighs_groups() -> None:
     """Every group times its own sigmoid, then the net; a group with weight 0 is not read."""
-    model = COLD(Shape(N_ITEMS, 3, 2), COLDConfig(dim=4, hidden=(6,), groups=(1, 2)), seed=1).eval()  # no id is dropped
+    # no id is dropped
+    model = COLD(Shape(N_ITEMS, 3, 2), COLDConfig(dim=4, hidden=(6,), groups=(1, 2)), seed=1).eval()
     batch = shopping(4, 0)
     model.observe([batch])
     tensors = batch.to_torch()
@@ -135,13 +140,16 @@ def test_cold_weighs_groups() -> None:
         first, _, _, second = model.mlp
         expected = torch.relu(weighed @ first.weight.T + first.bias) @ second.weight[0] + second.bias
         assert np.allclose(predict_ctr(model, batch), expected.numpy(), atol=1e-5)
-        model.squeeze.bias[5], model.squeeze.weight[:, 15:] = -1e4, 0  # nor do the other groups' weights read it
+        # nor do the other groups' weights read it
+        model.squeeze.bias[5], model.squeeze.weight[:, 15:] = -1e4, 0
         numbers = replace(batch, dense=batch.dense * [1, 50, 50])
         assert np.allclose(predict_ctr(model, numbers), predict_ctr(model, batch), atol=1e-5)
 
 
 def test_esmm_loss_is_its_formula() -> None:
-    """BCE(p, click) + BCE(p q, purchase) over all labelled cells; far out it stays a number, and so does its gradient."""
+    """BCE(p, click) + BCE(p q, purchase) over all labelled cells; far out it stays a number, and so
+    does its gradient.
+    """
     rng = np.random.default_rng(0)
     logits = torch.tensor(rng.normal(size=(2, 3, 2)) * 2, dtype=torch.float64)
     click, weight = torch.tensor([[1.0, 1, 0], [0, 1, 0]]), torch.tensor([[1.0, 2, 1], [1, 1, 0]])
@@ -160,7 +168,9 @@ def test_esmm_loss_is_its_formula() -> None:
 
 
 def test_how_fixed_vectors_enter_is_decided_once() -> None:
-    """SimTier alone leaves the attention as it is, SA-TA alone adds no input; raw vectors stand beside the ids."""
+    """SimTier alone leaves the attention as it is, SA-TA alone adds no input; raw vectors stand
+    beside the ids.
+    """
     vectors = np.random.default_rng(0).normal(size=(N_ITEMS, 7)).astype(np.float32)
     shape, batch = Shape(N_ITEMS, 3, 2, n_vector=7), shopping(4, 0)
     made = {
@@ -176,14 +186,16 @@ def test_how_fixed_vectors_enter_is_decided_once() -> None:
         "simtier": (True, False, False), "sata": (False, True, False), "both": (True, True, False), "raw": (False, False, True)
     }  # fmt: skip
     with torch.no_grad():
-        for use in ("simtier", "both"):  # the same attention, gates at 1 0 0: only the histogram stands before the rest
+        # the same attention, gates at 1 0 0: only the histogram stands before the rest
+        for use in ("simtier", "both"):
             made[use].load_state_dict({k: v for k, v in plain.state_dict().items() if "head" not in k}, strict=False)
             assert torch.allclose(made[use].represent(batch.to_torch())[..., 88:], plain.represent(batch.to_torch()), atol=1e-5)
         gated, gate = made["sata"], torch.tensor([0.0, 1.0, 0.0])
         assert gated.gate is not None
         gated.gate.copy_(gate)
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        ids = gated.inputs.id.weight[torch.tensor(batch.history[0]) * 0 + 1].numpy()  # nothing observed: all unknown
+        # nothing observed: all unknown
+        ids = gated.inputs.id.weight[torch.tensor(batch.history[0]) * 0 + 1].numpy()
         pooled = (unit[batch.items[0]] @ unit[batch.history[0]].T) @ ids
         assert np.allclose(gated.represent(batch.to_torch())[0, :, 4:8].numpy(), pooled, atol=1e-5)
     with pytest.raises(KarmafunnelError, match="similar needs '', 'simtier', 'sata', 'both' or 'raw', found 'cooked'"):
@@ -199,7 +211,7 @@ def test_they_start_at_the_rate_of_positives() -> None:
     assert np.isclose(p, clicks / batch.weight.sum(), atol=0.01) and np.isclose(q, buys / clicks, atol=0.01)
 
 
-# -- ESMM learns --------------------------------------------------------------------------------------------------------
+# -- ESMM learns -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,7 +228,8 @@ def test_esmm_learns_both_and_is_saved(trunk: DIN | DCN, tmp_path: Path) -> None
     clicked, bought = test.label > 0, test.bought > 0
     assert auc(logits[..., 0].ravel(), clicked.ravel()) > 0.75
     assert auc(logits[..., 1][clicked], bought[clicked]) > 0.75
-    assert auc(logits[..., 0][clicked], bought[clicked]) < 0.6  # what makes a click does not make a purchase here
+    # what makes a click does not make a purchase here
+    assert auc(logits[..., 0][clicked], bought[clicked]) < 0.6
     save_ctr(model, tmp_path / "kept")
     assert predict_ctr(load_ctr(tmp_path / "kept"), test).tobytes() == logits.tobytes()
     with pytest.raises(KarmafunnelError, match="ESMM: needs both labels"):
@@ -225,7 +238,7 @@ def test_esmm_learns_both_and_is_saved(trunk: DIN | DCN, tmp_path: Path) -> None
         fit_ctr(model, test, test, loss="listwise")
 
 
-# -- calibration --------------------------------------------------------------------------------------------------------
+# -- calibration -----------------------------------------------------------------------------------
 
 
 def logloss(p: np.ndarray, y: np.ndarray) -> float:
@@ -258,7 +271,8 @@ def test_calibrations_by_hand() -> None:
     )
     for fitted in (Isotonic.fit(np.full(4, 7.0), label), Temperature.fit(np.full(4, 7.0), label)):
         assert np.allclose(fitted(np.full(2, 7.0)), 0.5, atol=1e-3)  # all-equal scores: their rate
-    assert Temperature.fit(-np.arange(100.0), np.arange(100) > 50).temperature > 0  # never turns an order round
+    # never turns an order round
+    assert Temperature.fit(-np.arange(100.0), np.arange(100) > 50).temperature > 0
 
 
 def test_calibration_refuses(tmp_path: Path) -> None:
@@ -276,7 +290,7 @@ def test_calibration_refuses(tmp_path: Path) -> None:
         load_calibration(tmp_path / "c.json")
 
 
-# -- stages on a small shop ---------------------------------------------------------------------------------------------
+# -- stages on a small shop ------------------------------------------------------------------------
 
 
 @cache
@@ -307,7 +321,9 @@ def shown_auc(funnel: FittedFunnel) -> float:
 
 @pytest.mark.parametrize("kind", [LightGBMRank, DINRank, DCNRank, ESMMRank, LightGBMPreRank, TwoTowerPreRank, COLDPreRank])
 def test_each_learns_what_shoppers_like(kind) -> None:
-    """Two requests in three name what the shopper likes, and history does always: .5 is chance, popularity is no help."""
+    """Two requests in three name what the shopper likes, and history does always: .5 is chance,
+    popularity is no help.
+    """
     by_recall = shown_auc(upstream())
     assert shown_auc(fitted(kind(k=20, features=FEATURES, sample=SAMPLE))) > max(0.75, by_recall)
 
@@ -362,7 +378,7 @@ def test_esmm_refuses() -> None:
         DINRank(similar="tfidf", use="cooked")  # type: ignore[arg-type]
 
 
-# -- teachers -----------------------------------------------------------------------------------------------------------
+# -- teachers --------------------------------------------------------------------------------------
 
 TEACHER = LightGBMRank(leaves=31, l2=1.0, patience=30, features=FEATURES, sample=SAMPLE, objective="binary")
 
@@ -382,8 +398,8 @@ def agreement(a: FittedFunnel, b: FittedFunnel) -> float:
         LightGBMPreRank(k=50, features=FEATURES, sample=SAMPLE),
         pytest.param(
             LightGBMPreRank(k=50, features=FEATURES, sample=SAMPLE, objective="binary"),
-            # .887 taught, .893 untaught: it is its teacher's twin already, and a teacher's chances of the rows it was fitted on are little
-            # more than their labels
+            # .887 taught, .893 untaught: it is its teacher's twin already, and a teacher's chances
+            # of the rows it was fitted on are little more than their labels
             marks=pytest.mark.xfail(reason="a student of the teacher's own kind gains nothing", strict=True),
         ),
         COLDPreRank(k=50, features=FEATURES, sample=SAMPLE),
@@ -403,7 +419,8 @@ def test_a_student_is_nearer_its_teacher(student, tmp_path: Path) -> None:
 
 
 def test_what_a_teacher_says_by_hand() -> None:
-    """Two requests: a positive among three rows, taught 0 ln 2 0; a positive of two, taught alike."""
+    """Two requests: a positive among three rows, taught 0 ln 2 0; a positive of two, taught alike.
+    """
     table = Table(
         np.zeros((5, 0)), np.array([True, False, False, False, True]), np.array([3, 3, 3, 8, 8]), np.arange(5, dtype=np.int32),
         np.array([0, np.log(2), 0, 1, 1], dtype=np.float32),
@@ -416,7 +433,8 @@ def test_what_a_teacher_says_by_hand() -> None:
     assert np.allclose(sharper, [1 / 6, 4 / 6, 1 / 6, 1 / 2, 1 / 2])
     chances = Teacher(DINRank(), weight=0.5).chances(table, ready)
     assert np.allclose(chances, [0.75, 1 / 3, 0.25, 0.5 / (1 + np.exp(-1)), 0.5 + 0.5 / (1 + np.exp(-1))])
-    # ranks 2 1 2 of the first, ties at the better one; 1 1 of the second: 1 / log2(1 + rank) = .63 1 .63 1 1
+    # ranks 2 1 2 of the first, ties at the better one; 1 1 of the second: 1 / log2(1 + rank) = .63
+    # 1 .63 1 1
     assert Teacher(DINRank(), weight=1).grades(table).tolist() == [3, 5, 3, 5, 5]
     assert Teacher(DINRank(), weight=0).grades(table).tolist() == [5, 0, 0, 0, 5]
     assert Teacher(DINRank(), weight=0.5).grades(table).tolist() == [4, 2, 2, 2, 5]
@@ -469,7 +487,7 @@ def test_prices_are_needed_where_they_are_read() -> None:
         (Popular(k=30) >> LightGBMRank(features=[Price()])).fit(replace(scene(), log=bare))
 
 
-# -- what there is to learn from ----------------------------------------------------------------------------------------
+# -- what there is to learn from -------------------------------------------------------------------
 
 
 def test_a_sample_needs_negatives() -> None:
@@ -487,7 +505,9 @@ def test_a_sample_needs_negatives() -> None:
 
 @pytest.mark.parametrize("objective", ["lambdarank", "binary"])
 def test_nothing_to_tell_rows_apart(objective: str) -> None:
-    """A column that is the same everywhere: equal scores, and the seeded hash decides; lists all clicked: an error that says so."""
+    """A column that is the same everywhere: equal scores, and the seeded hash decides; lists all
+    clicked: an error that says so.
+    """
     log = scene().log
     flat = replace(scene(), log=Log.make(log.items.with_columns(rating=pl.lit(3.0)), log.requests, log.exposures, log.meta))
     before = Funnel((Popular(k=30),)).fit(flat)

@@ -1,4 +1,6 @@
-"""A funnel served over a loopback socket: the slates of the replay, planned times kept, batches as a Service takes them, an end always."""
+"""A funnel served over a loopback socket: the slates of the replay, planned times kept, batches as
+a Service takes them, an end always.
+"""
 
 import os
 import socket
@@ -64,7 +66,9 @@ def fitted_of(told: Worker):
 
 
 def test_a_service_serves(told):
-    """Eight requests 10 ms apart, each of which takes 30 ms and more: sent at their times, served one by one, none forgotten."""
+    """Eight requests 10 ms apart, each of which takes 30 ms and more: sent at their times, served
+    one by one, none forgotten.
+    """
     cores = os.sched_getaffinity(0)
     with service(told) as (lines, ks):
         port = lines.connection.getpeername()
@@ -112,7 +116,9 @@ def here(told: Worker):
 
 
 def test_a_batch_is_full_or_has_waited(told):
-    """The first of a batch waits 200 ms for others: five at once are a full batch and one left over."""
+    """The first of a batch waits 200 ms for others: five at once are a full batch and one left
+    over.
+    """
     requests = Log.open(told.log).requests_in("W3")
     with here(replace(told, batch=4, wait_ms=200.0)) as (lines, _, _):
         found = open_loop(lines, np.zeros(5), requests[:5][::-1])

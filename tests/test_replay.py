@@ -1,4 +1,6 @@
-"""Replay: hand-worked ledgers, interruption and resumption to the same bytes, recipes that are wrong."""
+"""Replay: hand-worked ledgers, interruption and resumption to the same bytes, recipes that are
+wrong.
+"""
 
 import io
 import json
@@ -219,7 +221,8 @@ def test_out_must_not_be_something_else(log, recipe_file, cache, tmp_path):
 
 
 def test_swap_by_counting(run):
-    """An oracle in a stage's place passes on all truth of its input; the rest of the funnel stays."""
+    """An oracle in a stage's place passes on all truth of its input; the rest of the funnel stays.
+    """
     ledger = table(run, "ledger").join(table(run, "scored"), on=["request_id", "item_id"], suffix="_would").rows(named=True)
     k = {"recall": 80, "prerank": 40, "rank": 20}
     expected = dict.fromkeys(k, 0)
@@ -233,7 +236,7 @@ def test_swap_by_counting(run):
     assert rows == {s: pytest.approx(n / len(ledger)) for s, n in expected.items()} and max(expected.values()) > 0
 
 
-# -- several funnels together -------------------------------------------------------------------------------------------
+# -- several funnels together ----------------------------------------------------------------------
 
 ROWS = (
     RECIPE
@@ -289,7 +292,8 @@ def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log
     ran.clear()
     assert replay_many(together, log, chunk=16) == {}
     chunks = -(-len(log.requests_in("W3")) // 16)
-    # recall and pre-ranker of the first three rows run once; nothing of the last row, which means something else by the name
+    # recall and pre-ranker of the first three rows run once; nothing of the last row, which means
+    # something else by the name
     assert {name: ran.count(name) for name in set(ran)} == {"recall": 2 * chunks, "prerank": 2 * chunks, "rank": 3 * chunks}
     timing = pl.concat([table(v.out, "timing") for v in together])
     assert timing.height == 11 * chunks and timing.filter("shared").height == 4 * chunks

@@ -1,4 +1,6 @@
-"""The report and its tables: everything is there, nothing is fetched, every printed figure is a measure row's."""
+"""The report and its tables: everything is there, nothing is fetched, every printed figure is a
+measure row's.
+"""
 
 import csv
 import io
@@ -37,7 +39,9 @@ def rows(run) -> list[dict]:
 
 
 class Tables(HTMLParser):
-    """Every table of a page as lists of lines of cells (their first text: the value, without interval and marks)."""
+    """Every table of a page as lists of lines of cells (their first text: the value, without
+    interval and marks).
+    """
 
     def __init__(self, text: str):
         super().__init__()
@@ -73,7 +77,7 @@ def own(page: str) -> str:
     return page.replace(get_plotlyjs(), "")
 
 
-# -- tables -------------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
 def test_csv_holds_the_rows_unrounded(rows):
@@ -195,7 +199,7 @@ def test_comparison_in_every_format(run, other):
     assert [line["difference"] for line in lines] == ["" if row["difference"] is None else str(row["difference"]) for row in told]
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

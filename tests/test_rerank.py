@@ -1,4 +1,6 @@
-"""Re-ranking: rules, diversity and money on lists that one can work out, and against slow references."""
+"""Re-ranking: rules, diversity and money on lists that one can work out, and against slow
+references.
+"""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -24,7 +26,8 @@ from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
 from shop import Chances, make_shop
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-# Item i costs 10 i, but 8 costs 4 once it was shown at that price in request 1, and 9 has no price. 6 is gone from request 1 on.
+# Item i costs 10 i, but 8 costs 4 once it was shown at that price in request 1, and 9 has no price.
+# 6 is gone from request 1 on.
 PATHS = [["a", "x"], ["a", "y"], ["b", "x"], ["a", "x"], ["b", "x"], ["a"], [], None, ["a", "x"], ["b", "x", "deep"]]
 
 
@@ -59,7 +62,9 @@ class Given:
 
 
 def state(lists: dict[int, list[int]], forced: list[tuple[int, int, int]] = (), **columns) -> State:
-    """Lists of items, best first, scored 0, -2, -4, ..; forced rows (request, item, rank), just before the candidate of that rank."""
+    """Lists of items, best first, scored 0, -2, -4, ..; forced rows (request, item, rank), just
+    before the candidate of that rank.
+    """
     schema = {REQUEST: pl.Int64, ITEM: pl.Int32, SCORE: pl.Float32, "channel": pl.UInt32, RANK: pl.Int32}
     rows = [(r, item, -2.0 * place, 1, place + 1) for r in sorted(lists) for place, item in enumerate(lists[r])]
     beside = [(r, i, 2.0 - 2.0 * rank + (i not in lists[r]), 0, rank) for r, i, rank in sorted(forced)]
@@ -86,15 +91,18 @@ def random_state(rng, n_items: int, requests=range(6), longest: int = 9, forced:
     return state(lists, list(dict.fromkeys(beside)))
 
 
-# -- rules --------------------------------------------------------------------------------------------------------------
+# -- rules -----------------------------------------------------------------------------------------
 
 
 def test_cap_by_hand():
-    """Two of "a" at the coarsest level: 0 and 5 stay, 3 and 8 go; 6 and 7 have no category and are in nobody's way."""
+    """Two of "a" at the coarsest level: 0 and 5 stay, 3 and 8 go; 6 and 7 have no category and are
+    in nobody's way.
+    """
     step = run(Rules(max_per_category=2, k=6), state({2: [0, 5, 2, 3, 6, 7, 8]}, [(2, 1, 2), (2, 1, 4), (2, 2, 3), (2, 3, 4)]))
     assert lists_of(step.slate) == {2: [0, 5, 2, 6, 7]} and step.slate[SCORE].to_list() == [0, -2, -4, -8, -10]
     assert step.rows_in.tolist() == [7] and step.rows_out.tolist() == [5]
-    # Before 5, item 1 would be the second "a"; after it the third, as 3 is: beyond what is put out. Only 2 was passed on.
+    # Before 5, item 1 would be the second "a"; after it the third, as 3 is: beyond what is put out.
+    # Only 2 was passed on.
     assert step.forced[RANK].to_list() == [2, 7, 3, 7]
     assert step.forced["kept"].to_list() == [False, False, True, False]
 
@@ -123,7 +131,9 @@ def test_price_is_that_of_the_requests_time():
 
 @pytest.mark.parametrize(("sold_out", "gone"), [("recalled", [4, 4]), ("gone", [None, 6]), ("stock=none", [3, 3])])
 def test_sold_out(sold_out, gone):
-    """A flag and an attribute hold all along, a time from then on: not yet at that very time, as nothing of a request's time is."""
+    """A flag and an attribute hold all along, a time from then on: not yet at that very time, as
+    nothing of a request's time is.
+    """
     at = state({1: [6, 4, 3, 2], 2: [6, 4, 3, 2]})
     expected = {r: [i for i in (6, 4, 3, 2) if i != g] for r, g in zip((1, 2), gone, strict=True)}
     assert lists_of(run(Rules(sold_out=sold_out), at).slate) == expected
@@ -146,7 +156,8 @@ def places_kept(log: Log, stage: Rules, request: int, items: list[int]) -> list[
 
 
 def test_rules_against_one_at_a_time():
-    """Forced rows get what they would get if they stood in the list; candidates never notice them."""
+    """Forced rows get what they would get if they stood in the list; candidates never notice them.
+    """
     log, rng = corner(), np.random.default_rng(0)
     stage = Rules(max_per_category=1, level=1, min_price=5, max_price=75, sold_out="stock=none", k=3)
     out = 0
@@ -196,7 +207,7 @@ def test_a_log_without_prices():
             run(stage, state({2: [1]}), log=corner(price=False))
 
 
-# -- seen items ---------------------------------------------------------------------------------------------------------
+# -- seen items ------------------------------------------------------------------------------------
 
 
 def test_seen_items_are_thrown_out_by_hand():
@@ -206,7 +217,8 @@ def test_seen_items_are_thrown_out_by_hand():
     assert lists_of(step.slate) == {0: [8, 1], 1: [8, 1], 2: [1, 2]}
     assert step.rows_in.tolist() == [2, 2, 4, 1] and step.rows_out.tolist() == [2, 2, 2, 0]
     forced = {item: (rank, kept) for item, rank, kept in step.forced.select(ITEM, RANK, "kept").rows()}
-    assert forced == {8: (3, False), 3: (3, False), 2: (2, True)}  # lost: seen; lost: third of the unseen; kept
+    # lost: seen; lost: third of the unseen; kept
+    assert forced == {8: (3, False), 3: (3, False), 2: (2, True)}
     assert lists_of(run(Unseen(k=4, which="purchase"), state(lists), log=corner(purchases=True)).slate) == lists
     with pytest.raises(KarmafunnelError, match="needs purchases"):
         run(Unseen(which="purchase"), state(lists))
@@ -218,7 +230,9 @@ def test_seen_items_are_thrown_out_by_hand():
 
 @pytest.mark.parametrize("which", ["event", "purchase"])
 def test_the_rest_stands_as_without_the_seen_ones(which, tmp_path):
-    """No seen item is put out, the order of the others is that of recall; the ledger names the stage that lost a repeat."""
+    """No seen item is put out, the order of the others is that of recall; the ledger names the
+    stage that lost a repeat.
+    """
     log = make_shop(n_items=60)
     alone, masked = Popular(k=60) >> Rules(k=60), Popular(k=60) >> Unseen(k=20, which=which)
     made = Scene(log, {}, "click")
@@ -241,17 +255,20 @@ def test_the_rest_stands_as_without_the_seen_ones(which, tmp_path):
     assert measure(Run.open(tmp_path / "run"), ["HR@20"], slice="repeat")
 
 
-# -- diversity ----------------------------------------------------------------------------------------------------------
+# -- diversity -------------------------------------------------------------------------------------
 
 
 def test_mmr_by_hand():
-    """1 is like 0, 2 is like nothing: relevance 1, 1/2, 0; at one half each, 1 is then worth 1/4 - 1/2, and 2 is worth 0."""
+    """1 is like 0, 2 is like nothing: relevance 1, 1/2, 0; at one half each, 1 is then worth 1/4 -
+    1/2, and 2 is worth 0.
+    """
     vectors = np.zeros((10, 2))
     vectors[[0, 1, 4]], vectors[[2, 5]] = [3, 0], [0, 5]
     step = run(MMR("given", k=3, trade=0.5), state({2: [0, 1, 2]}, [(2, 1, 2), (2, 4, 2), (2, 5, 2), (2, 5, 4)]), vectors)
     assert lists_of(step.slate) == {2: [0, 2, 1]} and step.slate[SCORE].to_list() == [-1, -2, -3]
-    # 4, of relevance 3/4, is held back by its likeness to 0; 5 is as unlike 0 as 2 is, and more relevant: it would be second. Less
-    # relevant than all, it ties with 2 and stands behind it upstream; then it is like 2, and worth less than 1.
+    # 4, of relevance 3/4, is held back by its likeness to 0; 5 is as unlike 0 as 2 is, and more
+    # relevant: it would be second. Less relevant than all, it ties with 2 and stands behind it
+    # upstream; then it is like 2, and worth less than 1.
     assert step.forced[RANK].to_list() == [3, 3, 2, 4]
     assert step.forced["kept"].to_list() == [True, False, False, False]
 
@@ -264,7 +281,8 @@ def test_mmr_at_its_ends():
         assert lists_of(step.slate) == {1: [3], 2: [9, 2, 4, 7, 1, 0]} and step.forced[RANK].to_list() == [1, 4]
     assert lists_of(run(MMR("given", trade=0.0, depth=3), at, vectors).slate)[2][3:] == [7, 1, 0]
     flat = State(at.requests, at.slate.with_columns(pl.lit(1.0, pl.Float32).alias(SCORE)), at.forced)
-    assert lists_of(run(MMR("given"), flat, np.ones((10, 2))).slate)[2] == [9, 2, 4, 7, 1, 0]  # nothing to tell apart: upstream's
+    # nothing to tell apart: upstream's
+    assert lists_of(run(MMR("given"), flat, np.ones((10, 2))).slate)[2] == [9, 2, 4, 7, 1, 0]
     empty = vectors.copy()
     empty[2] = 0  # no vector: like nothing, so it comes first after the best
     assert lists_of(run(MMR("given", trade=0.0), at, np.abs(empty)).slate)[2][1] == 2
@@ -324,7 +342,7 @@ def test_mmr_against_one_at_a_time(stage, block, monkeypatch):
     assert moved > 20
 
 
-# -- money --------------------------------------------------------------------------------------------------------------
+# -- money -----------------------------------------------------------------------------------------
 
 
 def with_chances(at: State, source: str = "rank") -> State:
@@ -335,7 +353,8 @@ def with_chances(at: State, source: str = "rank") -> State:
 def test_money_by_hand():
     at = with_chances(state({2: [9, 8, 7, 5]}, [(2, 6, 1), (2, 9, 1)]))
     step = run(GMVRank(), at)
-    # An unknown price is the median of the candidates' 4, 70 and 50; what is only scored does not count: 6 is worth .2 * .1 * 60.
+    # An unknown price is the median of the candidates' 4, 70 and 50; what is only scored does not
+    # count: 6 is worth .2 * .1 * 60.
     worth = {7: 0.3 * 0.2 * 70, 9: 0.5 * 0.1 * 50, 5: 0.1 * 0.3 * 50, 8: 0.4 * 0.3 * 4}
     assert lists_of(step.slate) == {2: [7, 9, 5, 8]}
     assert np.exp(step.slate[SCORE].to_list()) == pytest.approx(list(worth.values()), rel=1e-5)
@@ -344,7 +363,8 @@ def test_money_by_hand():
     assert lists_of(run(GMVRank(2, 1, 0), at).slate) == {2: [8, 9, 7, 5]}  # .048 .025 .018 .003
     assert lists_of(run(GMVRank(0, 0, 1), at).slate)[2][0] == 7
     alone = run(GMVRank(), with_chances(state({2: [9]})))
-    assert alone.slate[SCORE][0] == pytest.approx(np.log(0.5 * 0.1))  # no price in the whole request: 1
+    # no price in the whole request: 1
+    assert alone.slate[SCORE][0] == pytest.approx(np.log(0.5 * 0.1))
     free = run(GMVRank(), with_chances(state({2: [0, 1]})))
     assert lists_of(free.slate) == {2: [1, 0]}  # a price of 0 is known, and worth nothing
 
@@ -378,7 +398,7 @@ def test_why_says_what_was_looked_at():
     assert told["rules"] == "price 60.00, sold out" and told["rerank"] == "p_click 0.2, p_buy 0.1, price 60"
 
 
-# -- expected money -----------------------------------------------------------------------------------------------------
+# -- expected money --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -414,7 +434,9 @@ def test_egmv_against_brute_force(world_run):
 
 
 def test_egmv_by_hand_where_a_price_is_unknown(tmp_path, world_run):
-    """Two requests, values 6 (first) and 3 and an unknown one (third); the other request put out nothing: (6 + 3 / log2(3)) / 2."""
+    """Two requests, values 6 (first) and 3 and an unknown one (third); the other request put out
+    nothing: (6 + 3 / log2(3)) / 2.
+    """
     run, _ = world_run
     ids = run.read("requests")["request_id"].sort()[:2]
     tables = {name: run.read(name) for name in run.lazy}
@@ -442,7 +464,7 @@ def test_egmv_as_a_name():
             Measure.parse(wrong)
 
 
-# -- hits against money -------------------------------------------------------------------------------------------------
+# -- hits against money ----------------------------------------------------------------------------
 
 
 def points(values: dict[str, tuple]) -> list[dict]:
@@ -452,7 +474,9 @@ def points(values: dict[str, tuple]) -> list[dict]:
 
 
 def test_non_dominated_by_hand():
-    """b beats c; a and d are best in one; e equals d in hits and has less; f is d again. With money as a cost: a, and the cheap c."""
+    """b beats c; a and d are best in one; e equals d in hits and has less; f is d again. With money
+    as a cost: a, and the cheap c.
+    """
     given = points({"a": (3, 1), "b": (2, 3), "c": (1, 0), "d": (1, 9), "e": (1, 8), "f": (1, 9)})
     assert [p["row"] for p in non_dominated(given, "hits", "money")] == ["d", "f", "b", "a"]
     assert [p["row"] for p in non_dominated(given, "hits", "money", lower=["money"])] == ["c", "a"]

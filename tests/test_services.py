@@ -59,7 +59,8 @@ def test_any_service_is_written_and_read(service):
 def test_times_by_hand():
     time = ServiceTime("empirical", base_ms=4, request_ms=2, item_us=500, ratios=(0.5, 1, 3))
     assert time.mean_ratio == (0.75 + 2) / 2
-    second = ((0.25 + 0.5 + 1) / 3 + (1 + 3 + 9) / 3) / 2  # of straight lines from .5 to 1 and from 1 to 3
+    # of straight lines from .5 to 1 and from 1 to 3
+    second = ((0.25 + 0.5 + 1) / 3 + (1 + 3 + 9) / 3) / 2
     assert time.squared_cv == pytest.approx(second / 1.375**2 - 1)
     assert time.mean_ms(3, 20) == (4 + 6 + 10) * 1.375
     service = Service("s", ServiceTime(base_ms=8, request_ms=1), batch=4, servers=2, cache=Cache(0.5), slow=Slow(0.1, 11))

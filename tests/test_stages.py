@@ -93,12 +93,15 @@ def walk(kind: type) -> list[type]:
 
 @cache
 def outside_scores() -> str:
-    """A Parquet file in which something outside scored 25 items a request, eligible or not, ties among them."""
+    """A Parquet file in which something outside scored 25 items a request, eligible or not, ties
+    among them.
+    """
     log, rng = make_shop(), np.random.default_rng(7)
     items = np.concatenate([rng.choice(log.n_items, 25, replace=False) for _ in log.request_ids])
     score = rng.integers(0, 9, len(items))
     frame = pl.DataFrame({"request_id": np.repeat(log.request_ids, 25), "item_id": log.item_ids[items], "score": score})
-    path = Path(tempfile.gettempdir()) / "karmafunnel-outside-scores.parquet"  # one name: it stands in the names of tests
+    # one name: it stands in the names of tests
+    path = Path(tempfile.gettempdir()) / "karmafunnel-outside-scores.parquet"
     written = path.with_name(f".{path.name}.{os.getpid()}")
     frame.write_parquet(written)
     written.replace(path)
@@ -234,7 +237,8 @@ def test_every_stage_scores_every_feature_the_same_whatever_comes():
 
 
 def test_constant_scores_are_ordered_by_chance():
-    """A stage that cannot tell gets random's hit rate, whichever rows the popular items stand in."""
+    """A stage that cannot tell gets random's hit rate, whichever rows the popular items stand in.
+    """
     big = scene_of(make_shop(n_requests=2000, seed=3))
     requests = np.arange(1200, 2000)
     step = as_funnel(Uniform(k=24)).fit(big).run(requests, logged(big, requests))[0]
@@ -282,7 +286,9 @@ def test_order_and_top_agree_with_a_full_sort():
 
 
 def test_wins_against_counting():
-    """wins = non-truth candidates below, ties one half; on scores 3 2 2 1 with truth at a 2 and at the 1."""
+    """wins = non-truth candidates below, ties one half; on scores 3 2 2 1 with truth at a 2 and at
+    the 1.
+    """
     log = scene().log
     requests = np.array([400])
     rows = pl.DataFrame(
@@ -338,7 +344,8 @@ def test_rows_to_learn_from_are_what_the_sample_says():
     }
     for sample, negatives in expected.items():
         chosen = pl.concat(frame[rows] for frame, rows in sampled(scene(), upstream, requests, sample, seed=0))
-        assert chosen["truth"].sum() == n_truth  # truth that recall missed would say "not recalled means bought"
+        # truth that recall missed would say "not recalled means bought"
+        assert chosen["truth"].sum() == n_truth
         assert chosen.filter(~pl.col("truth")).height == negatives
         assert chosen.select(REQUEST, ITEM).is_duplicated().sum() == 0
     every = [len(rows) for _, rows in sampled(scene(), upstream, requests, Sample(passed=0), seed=0, missed=True)]

@@ -1,4 +1,6 @@
-"""What comes from a log, a recipe, a Run or a services file is printed as it stands: no markup, no commands to the terminal."""
+"""What comes from a log, a recipe, a Run or a services file is printed as it stands: no markup, no
+commands to the terminal.
+"""
 
 import ast
 import io
@@ -50,7 +52,8 @@ DRAWN = {
 @pytest.mark.parametrize("how", DRAWN)
 def test_texts_are_printed_as_they_stand(how, text):
     shown = printed(lambda console: DRAWN[how](console, text))
-    kept = text.translate(dict.fromkeys((7, 8, 11, 12, 13))) if how == "a Text" else text  # rich's own Text throws these out
+    # rich's own Text throws these out
+    kept = text.translate(dict.fromkeys((7, 8, 11, 12, 13))) if how == "a Text" else text
     assert visible(kept) in shown and not set(shown) & set("\x00\x07\x08\r\x1b\x9b\u202e")
     assert how != "a table" or shown.count(visible(text)) >= 4
 
@@ -88,7 +91,7 @@ def test_only_one_console_and_no_markup():
                 assert node.arg not in ("markup", "highlight", "emoji"), f"{path}: {node.arg}"
 
 
-# -- every command ------------------------------------------------------------------------------------------------------
+# -- every command ---------------------------------------------------------------------------------
 
 RECIPE = """
 from karmafunnel.models.embedders import TfidfSVD

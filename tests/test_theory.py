@@ -1,4 +1,6 @@
-"""Closed forms against values worked by hand, textbook examples, and numeric integration of what they integrate."""
+"""Closed forms against values worked by hand, textbook examples, and numeric integration of what
+they integrate.
+"""
 
 import math
 from math import exp, factorial
@@ -20,7 +22,8 @@ def test_one_exponential_server():
 
 
 def test_erlang_by_hand():
-    # two servers, one Erlang: B = (1/2) / (1 + 1 + 1/2) = 1/5; C = 2 B / (2 - 1 (1 - B)) = (2/5) / (6/5) = 1/3
+    # two servers, one Erlang: B = (1/2) / (1 + 1 + 1/2) = 1/5; C = 2 B / (2 - 1 (1 - B)) = (2/5) /
+    # (6/5) = 1/3
     assert theory.erlang_b(1, 2) == near(1 / 5)
     assert theory.erlang_c(1, 2) == near(1 / 3)
     # a telephone exchange's table: 10 trunks block 1% at 4.4612 Erlang
@@ -64,7 +67,8 @@ def chain(load, servers, queue):
 
 
 def test_a_full_room_by_hand():
-    # one server, one waiting place, rho = 1: a third of the time in each state; lost 1/3, one waits a third of the time, 2/3 get in
+    # one server, one waiting place, rho = 1: a third of the time in each state; lost 1/3, one waits
+    # a third of the time, 2/3 get in
     found = theory.mmck(100, 10, 1, 1)
     assert (found.utilisation, found.lost) == (near(2 / 3), near(1 / 3))
     assert found.wait_ms == near(5)  # Lq / accepted = (1/3) / (100 * 2/3 a second)
@@ -82,8 +86,9 @@ def test_a_full_room_is_its_chain(rate, servers, queue):
 
 
 def test_impatience_by_hand():
-    # one server, rho = 1, patience of one service: density of V is constant up to D = 10 and falls as e^(-x/10) beyond it.
-    # In units of P0: 1 + 1 + 1; lost 1/3, all served keep the server 2/3 busy; E min(V, D) = (1/3) 5 + (1/3) 10
+    # one server, rho = 1, patience of one service: density of V is constant up to D = 10 and falls
+    # as e^(-x/10) beyond it. In units of P0: 1 + 1 + 1; lost 1/3, all served keep the server 2/3
+    # busy; E min(V, D) = (1/3) 5 + (1/3) 10
     found = theory.mmc_patience(100, 10, 1, 10)
     assert (found.lost, found.utilisation, found.wait_ms) == (near(1 / 3), near(2 / 3), near(5))
     # rho = 1/2: (1, then (1 - e^-1/2), then e^-1/2 / 2) over 1 + 1 - e^-1/2 / 2
@@ -93,7 +98,9 @@ def test_impatience_by_hand():
 
 @pytest.mark.parametrize("rate, servers, patience", [(50, 1, 8), (99.999999, 1, 8), (270, 3, 20), (300, 3, 5), (450, 3, 12)])
 def test_impatience_against_numeric_integration(rate, servers, patience):
-    """Balance of the virtual wait, integrated numerically: states below c from factorials, density of waiting above."""
+    """Balance of the virtual wait, integrated numerically: states below c from factorials, density
+    of waiting above.
+    """
     a, arrive, leave = rate / 100, rate / 1000, servers / 10
     below = [a**n / factorial(n) for n in range(servers)]
     density = lambda x: arrive * below[-1] * exp(arrive * min(x, patience) - leave * x)

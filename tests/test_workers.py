@@ -1,4 +1,6 @@
-"""More than one process: the same bytes whatever their number, killed workers, paths that a worker cannot see, a cluster of two nodes."""
+"""More than one process: the same bytes whatever their number, killed workers, paths that a worker
+cannot see, a cluster of two nodes.
+"""
 
 import json
 import os
@@ -79,7 +81,9 @@ rows = {
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory, shop) -> tuple[Path, Log]:
-    """A folder with a recipe, a log and a cache of everything fitted; some request in the middle is deadly."""
+    """A folder with a recipe, a log and a cache of everything fitted; some request in the middle is
+    deadly.
+    """
     folder = tmp_path_factory.mktemp("workers")
     shop.write(folder / "log")
     log = Log.open(folder / "log")
@@ -100,7 +104,7 @@ def contents(run: Path) -> list[bytes]:
     return [(run / f"{name}.parquet").read_bytes() for name in TABLES if name != "timing"]
 
 
-# -- pieces of work -----------------------------------------------------------------------------------------------------
+# -- pieces of work --------------------------------------------------------------------------------
 
 
 def test_pieces_are_spread_over_processes_of_one_thread():
@@ -126,7 +130,7 @@ def test_what_a_piece_raises_comes_through():
         Workers(0)
 
 
-# -- replays ------------------------------------------------------------------------------------------------------------
+# -- replays ---------------------------------------------------------------------------------------
 
 
 def test_same_bytes_whatever_the_number_of_workers_though_one_is_killed_and_a_variant_fails(there, tmp_path):
@@ -193,7 +197,7 @@ def test_workers_need_what_they_can_read(there, shop, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# -- Ray ----------------------------------------------------------------------------------------------------------------
+# -- Ray -------------------------------------------------------------------------------------------
 
 
 def test_an_address_that_does_not_answer_is_a_clear_error(monkeypatch):
@@ -228,7 +232,8 @@ def test_two_nodes_give_the_same_bytes_though_a_worker_is_killed(there, tmp_path
     pytest.importorskip("ray", reason="needs the extra ray")
     from ray.cluster_utils import Cluster
 
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]  # where workers find `pieces`
+    # where workers find `pieces`
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     folder, log = there
     alone = variants(folder, log, tmp_path / "alone", "plain", "killed")

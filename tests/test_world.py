@@ -1,4 +1,6 @@
-"""The simulated marketplace: same seed same bytes, a log that keeps its promises, and a truth that explains it."""
+"""The simulated marketplace: same seed same bytes, a log that keeps its promises, and a truth that
+explains it.
+"""
 
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def small_catalogue(n: int = 120) -> Catalogue:
     return Catalogue.make(pl.DataFrame(rows, infer_schema_length=None), {"name": "tiny", "currency": "USD", "licence": "mine"})
 
 
-# -- the same bytes, or nothing -------------------------------------------------------------------------------------------
+# -- the same bytes, or nothing --------------------------------------------------------------------
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_the_smallest_world() -> None:
     assert world.log.exposures.height > 0
 
 
-# -- a log that keeps its promises ----------------------------------------------------------------------------------------
+# -- a log that keeps its promises -----------------------------------------------------------------
 
 
 def test_schema_and_ids(world: World) -> None:
@@ -123,7 +125,8 @@ def test_schema_and_ids(world: World) -> None:
     assert log.items.height == 800
     assert log.exposures["item_id"].is_in(log.items["item_id"].implode()).all()
     assert set(log.requests["window"]) == {"W1", "W2a", "W2b", "W3"}
-    assert (np.diff(log.t) > 0).all()  # no two requests share a time, so "strictly before" is all before
+    # no two requests share a time, so "strictly before" is all before
+    assert (np.diff(log.t) > 0).all()
 
 
 def test_queries_are_written_for_searches_only(world: World) -> None:
@@ -187,7 +190,7 @@ def test_filters_are_respected_and_the_log_agrees(shown: pl.DataFrame, world: Wo
     assert world.log.asof.is_eligible(rows["request"].to_numpy(), rows["item"].to_numpy()).all()
 
 
-# -- the truth explains the log -------------------------------------------------------------------------------------------
+# -- the truth explains the log --------------------------------------------------------------------
 
 
 def test_clicks_and_purchases_follow_their_probabilities(shown: pl.DataFrame) -> None:
@@ -200,7 +203,9 @@ def test_clicks_and_purchases_follow_their_probabilities(shown: pl.DataFrame) ->
 
 
 def test_utility_can_be_asked_again(world: World) -> None:
-    """The marketplace tells, after the run, the truth it used in the run; habits bought later play no part."""
+    """The marketplace tells, after the run, the truth it used in the run; habits bought later play
+    no part.
+    """
     for request in range(0, 1200, 97):
         visit = world.visits[request]
         assert world.utility(request)[visit.slate].tolist() == visit.utility.tolist()
@@ -259,7 +264,9 @@ def grouped_auc(group: pl.Series, clicked: pl.Series, score: pl.Series) -> float
 
 
 def text_and_behaviour(world: World) -> tuple[float, float]:
-    """gAUC in W3, over items new to the user, of likeness to the user's history by listed attributes and by co-clicks."""
+    """gAUC in W3, over items new to the user, of likeness to the user's history by listed
+    attributes and by co-clicks.
+    """
     log = world.log
     rows = log.rows.filter(pl.col("request") >= log.requests_in("W3")[0])
     request, item = rows["request"].to_numpy(), rows["item"].to_numpy()
@@ -291,7 +298,9 @@ def text_and_behaviour(world: World) -> tuple[float, float]:
 
 
 def test_the_knob_decides_whether_text_or_behaviour_tells_taste() -> None:
-    """With semantic = 1 likeness of attributes predicts clicks and co-clicks do not; with semantic = 0 the reverse."""
+    """With semantic = 1 likeness of attributes predicts clicks and co-clicks do not; with semantic
+    = 0 the reverse.
+    """
     found = {s: text_and_behaviour(generate(items=800, users=200, requests=4000, seed=2, semantic=s)) for s in (0.0, 1.0)}
     assert found[1.0][0] > found[0.0][0] + 0.04, found
     assert found[0.0][1] > found[1.0][1] + 0.04, found
@@ -299,7 +308,7 @@ def test_the_knob_decides_whether_text_or_behaviour_tells_taste() -> None:
     assert found[0.0][1] > found[0.0][0] + 0.04, found
 
 
-# -- a real catalogue, pictures -------------------------------------------------------------------------------------------
+# -- a real catalogue, pictures --------------------------------------------------------------------
 
 
 def test_shoppers_live_on_a_real_catalogue() -> None:
@@ -309,7 +318,8 @@ def test_shoppers_live_on_a_real_catalogue() -> None:
     assert log.items.height == 100
     assert set(log.items["item_id"]) <= set(catalogue.items["item_id"])
     assert log.items["price"].null_count() == 0
-    assert set(log.items["price"].unique()) <= {10.0, 10.5, 11.0}  # the medians are among the prices
+    # the medians are among the prices
+    assert set(log.items["price"].unique()) <= {10.0, 10.5, 11.0}
     missing = log.items.join(catalogue.items.filter(pl.col("price").is_null()), on="item_id", how="semi").height
     assert log.meta["notes"]["prices"] == f"{missing} unknown prices were imputed by the median of the category"
     assert log.meta["currency"] == "USD"

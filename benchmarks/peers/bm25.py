@@ -1,4 +1,5 @@
-"""BM25 alone (bm25s): the request's query against item texts; in a log without queries, the titles of what the user had last.
+"""BM25 alone (bm25s): the request's query against item texts; in a log without queries, the titles
+of what the user had last.
 
 W2b chooses among k1, b and, without queries, how many titles of the history make the query.
 """

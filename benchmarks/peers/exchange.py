@@ -1,11 +1,14 @@
-"""What a peer reads and writes. It runs inside the peer's own environment, so it needs NumPy, SciPy and Polars and nothing of the product.
+"""What a peer reads and writes. It runs inside the peer's own environment, so it needs NumPy, SciPy
+and Polars and nothing of the product.
 
-A peer is a script that ends in `main(fit, TRIALS)`: `fit(data, seed, windows, **settings)` learns from what happened in `windows` and
-returns a scorer, `scorer(rows) -> (len(rows), n_items)` scores of some requests as of their time, -inf where it has nothing to say.
-A scorer that ranks given candidates in another way has `candidates(rows, at, items) -> (len(at),)`, too.
+A peer is a script that ends in `main(fit, TRIALS)`: `fit(data, seed, windows, **settings)` learns
+from what happened in `windows` and returns a scorer, `scorer(rows) -> (len(rows), n_items)` scores
+of some requests as of their time, -inf where it has nothing to say. A scorer that ranks given
+candidates in another way has `candidates(rows, at, items) -> (len(at),)`, too.
 
-Every trial is judged by HR@10 on W2b, with the user's own earlier items kept and left out; the best one scores W3. Requests of users
-without a history, and the end of lists that are too short, are filled with what was most popular in the windows learnt from.
+Every trial is judged by HR@10 on W2b, with the user's own earlier items kept and left out; the best
+one scores W3. Requests of users without a history, and the end of lists that are too short, are
+filled with what was most popular in the windows learnt from.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ Fit = Callable[..., Scorer]
 
 
 class Data:
-    """The exported Parquet files by row numbers: item 7 is row 7 of `items`, request 3 is row 3 of `requests`.
+    """The exported Parquet files by row numbers: item 7 is row 7 of `items`, request 3 is row 3 of
+    `requests`.
 
-    items: item_id, title, text, known (time from which an item is eligible: strictly later requests); filters: filter, item_id.
-    interactions: user_id, item_id, t, action (1 click, 2 purchase), window; nothing of W3.
-    requests: request_id, user_id, t, window, query, filter (0: none). histories: request_id, item_id, t, action, oldest first.
-    truth: request_id, item_id of W2a and W2b. candidates: request_id, item_id of W2a and W3.
+    items: item_id, title, text, known (time from which an item is eligible: strictly later
+    requests); filters: filter, item_id. interactions: user_id, item_id, t, action (1 click, 2
+    purchase), window; nothing of W3. requests: request_id, user_id, t, window, query, filter (0:
+    none). histories: request_id, item_id, t, action, oldest first. truth: request_id, item_id of
+    W2a and W2b. candidates: request_id, item_id of W2a and W3.
     """
 
     def __init__(self, folder: Path):
@@ -80,7 +85,9 @@ class Data:
         return at, frame[np.repeat(start[rows] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())]
 
     def history(self, rows: np.ndarray) -> tuple[np.ndarray, pl.DataFrame]:
-        """(place in `rows`, item, t, action) of everything before each request that was exported, oldest first."""
+        """(place in `rows`, item, t, action) of everything before each request that was exported,
+        oldest first.
+        """
         return self._of(rows, self._histories)
 
     def truth(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +162,9 @@ class Asked:
         return at, items, scores[at, items]
 
     def of_candidates(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(place in `rows`, item, score) of the candidates; what was seen stays where it is, as for everybody."""
+        """(place in `rows`, item, score) of the candidates; what was seen stays where it is, as for
+        everybody.
+        """
         at, items = self.data.candidates(rows)
         own = getattr(self.scorer, "candidates", None)
         return at, items, own(rows, at, items) if own else self.scores(rows)[at, items]
@@ -222,7 +231,8 @@ def main(fit: Fit, trials: Sequence[dict[str, Any]]) -> None:
     own, ranked, seconds, chunks = [], [], 0.0, range(0, len(rows), CHUNK)
     for number, start in enumerate(chunks):
         chunk = rows[start : start + CHUNK]
-        begun = time.process_time()  # of the processor: what else runs on the machine does not count
+        # of the processor: what else runs on the machine does not count
+        begun = time.process_time()
         at, items, score = asked.top(chunk, given.k)
         seconds += time.process_time() - begun
         own.append((chunk[at], items, score))

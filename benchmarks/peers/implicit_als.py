@@ -1,7 +1,8 @@
-"""implicit's AlternatingLeastSquares (Hu et al. 2008); a request's user is folded in from the history before it (`recalculate_user`).
+"""implicit's AlternatingLeastSquares (Hu et al. 2008); a request's user is folded in from the
+history before it (`recalculate_user`).
 
-The first trial is what implicit's own tutorial does (lastfm: bm25_weight with K1=100, B=0.8; 64 factors, regularization 0.05, alpha 2);
-W2b chooses among six.
+The first trial is what implicit's own tutorial does (lastfm: bm25_weight with K1=100, B=0.8; 64
+factors, regularization 0.05, alpha 2); W2b chooses among six.
 """
 
 import numpy as np
@@ -12,7 +13,8 @@ from scipy import sparse
 
 TRIALS = [
     {"factors": 64, "regularization": 0.05, "alpha": 2.0, "weight": "bm25"},
-    {"factors": 100, "regularization": 0.01, "alpha": 1.0, "weight": "count"},  # the class's defaults
+    # the class's defaults
+    {"factors": 100, "regularization": 0.01, "alpha": 1.0, "weight": "count"},
     {"factors": 256, "regularization": 5.0, "alpha": 2.0, "weight": "count"},
     {"factors": 64, "regularization": 1.0, "alpha": 5.0, "weight": "count"},
     {"factors": 128, "regularization": 0.05, "alpha": 2.0, "weight": "bm25"},
@@ -21,7 +23,9 @@ TRIALS = [
 
 
 def bm25_of_history(history: sparse.csr_matrix, item_sums: np.ndarray, k1: float = 100, b: float = 0.8) -> sparse.csr_matrix:
-    """What `bm25_weight` makes of (items, users), for users it has not seen: item lengths are those of the training matrix."""
+    """What `bm25_weight` makes of (items, users), for users it has not seen: item lengths are those
+    of the training matrix.
+    """
     found = history.tocoo()
     idf = np.log(len(item_sums)) - np.log1p(np.bincount(found.row, minlength=history.shape[0]))
     length = (1.0 - b) + b * item_sums / item_sums.mean()

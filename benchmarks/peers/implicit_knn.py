@@ -1,4 +1,6 @@
-"""implicit's item-item nearest neighbours (cosine, TF-IDF, BM25); the first trial is the default of each kind, W2b chooses among eight."""
+"""implicit's item-item nearest neighbours (cosine, TF-IDF, BM25); the first trial is the default of
+each kind, W2b chooses among eight.
+"""
 
 import numpy as np
 from exchange import Data, Scorer, main
@@ -13,7 +15,8 @@ def fit(data: Data, seed: int, windows: list, kind: str, K: int) -> Scorer:
     model.fit(data.matrix(windows), show_progress=False)
 
     def scorer(rows: np.ndarray) -> np.ndarray:
-        scores = (data.history_matrix(rows) @ model.similarity).toarray().astype(np.float32)  # as its own `recommend` does
+        # as its own `recommend` does
+        scores = (data.history_matrix(rows) @ model.similarity).toarray().astype(np.float32)
         return np.where(scores > 0, scores, -np.inf)
 
     return scorer

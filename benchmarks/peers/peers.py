@@ -1,12 +1,16 @@
-"""Peers side by side: other people's recommenders on the same log, windows and eligible items, judged by our measures.
+"""Peers side by side: other people's recommenders on the same log, windows and eligible items,
+judged by our measures.
 
-    python -m karmafunnel.benchmarks.peers.peers LOG --out out/peers [--peer NAME ...] [--minutes 60] [--seed 0 ...]
+    python -m karmafunnel.benchmarks.peers.peers LOG --out out/peers
+        [--peer NAME ...] [--minutes 60] [--seed 0 ...]
 
-Each peer is a script of benchmarks/peers in a virtual environment of its own, made from a pinned list; it reads Parquet that holds nothing of
-a request's own time or later, and writes (request_id, item_id, score). What it says is replayed as the stage `External`, so that both tables are
-made by the code that makes every other: each peer's own lists, and the candidates of our recall in each peer's order (in a log with shown
-lists: those). Peers learn from W1 as our embedders do, second stages from W2a, and are tuned on W2b. What is done is not made again; a peer that
-fails is a line that says why.
+Each peer is a script of benchmarks/peers in a virtual environment of its own, made from a pinned
+list; it reads Parquet that holds nothing of a request's own time or later, and writes (request_id,
+item_id, score). What it says is replayed as the stage `External`, so that both tables are made by
+the code that makes every other: each peer's own lists, and the candidates of our recall in each
+peer's order (in a log with shown lists: those). Peers learn from W1 as our embedders do, second
+stages from W2a, and are tuned on W2b. What is done is not made again; a peer that fails is a line
+that says why.
 """
 
 import csv
@@ -53,7 +57,9 @@ K, DEPTH, TAUGHT = (
     50,
     500,
     3000,
-)  # length of a list, events of a history, requests of W2a whose candidates a second stage may learn from
+# length of a list, events of a history, requests of W2a whose candidates a second stage may learn
+# from
+)
 OURS = "ours"
 REFERENCES = ("logged order", "random", "ceiling")
 Line = dict[str, Any]
@@ -61,7 +67,9 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """A script that ends in `exchange.main`, and its pinned packages (None: the interpreter that runs this); `refit` learns from W2 as well."""
+    """A script that ends in `exchange.main`, and its pinned packages (None: the interpreter that
+    runs this); `refit` learns from W2 as well.
+    """
 
     script: Path
     packages: Path | None
@@ -79,13 +87,15 @@ PEERS = {
 }
 
 
-# -- what a peer sees ---------------------------------------------------------------------------------------------------
+# -- what a peer sees ------------------------------------------------------------------------------
 
 
 def tables(log: Log, label: str, candidates: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """The frames that a peer reads (columns: `exchange.Data`); `candidates` has `request` and `item` as row numbers.
+    """The frames that a peer reads (columns: `exchange.Data`); `candidates` has `request` and
+    `item` as row numbers.
 
-    Nothing that happened in W3 is among them but as the history before a request, and no request's own exposures at all.
+    Nothing that happened in W3 is among them but as the history before a request, and no request's
+    own exposures at all.
     """
     asof, item_ids, request_ids = log.asof, log.items["item_id"], log.requests["request_id"]
     known = np.where(asof.known_rank < 0, NEVER, asof.times[np.maximum(asof.known_rank, 0)])
@@ -137,7 +147,8 @@ def candidates_of(fitted: FittedFunnel) -> pl.DataFrame:
 
 
 def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
-    """Write the tables, whole or not at all, unless they are there; returns a hash of their bytes."""
+    """Write the tables, whole or not at all, unless they are there; returns a hash of their bytes.
+    """
     key = content_key(code_digest("karmafunnel.benchmarks.peers.peers"), fitted.keys[0], label, K, DEPTH, TAUGHT)
     kept = said(folder / "export.json")
     if kept.get("key") != key:
@@ -160,11 +171,13 @@ def said(path: Path) -> dict[str, Any]:
         return {}
 
 
-# -- running a peer -----------------------------------------------------------------------------------------------------
+# -- running a peer --------------------------------------------------------------------------------
 
 
 def stream(command: Sequence[str | Path], log: Path, say: Callable[[str], None], cwd: Path, minutes: float, who: str) -> None:
-    """Run a command with one thread, its lines told and kept; raises KarmafunnelError with its last words where it fails."""
+    """Run a command with one thread, its lines told and kept; raises KarmafunnelError with its last
+    words where it fails.
+    """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     env = {**os.environ, **threads, "PYTHONPATH": str(FOLDER), "PYTHONUNBUFFERED": "1"}
     last = ""
@@ -191,7 +204,9 @@ def stream(command: Sequence[str | Path], log: Path, say: Callable[[str], None],
 
 
 def environment(packages: Path, cache: Path, say: Callable[[str], None], minutes: float) -> Path:
-    """The interpreter of a virtual environment that holds a pinned list of packages; made once, kept under the cache folder."""
+    """The interpreter of a virtual environment that holds a pinned list of packages; made once,
+    kept under the cache folder.
+    """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     key = hashlib.sha256(packages.read_bytes() + version.encode()).hexdigest()[:12]
     folder = cache / "peers" / f"{packages.stem}-{key}"
@@ -217,7 +232,8 @@ def run_peer(
     say: Callable[[str], None],
     minutes: float,
 ) -> str | None:
-    """Have a peer score the exported requests unless it did; returns why it failed, where it did."""
+    """Have a peer score the exported requests unless it did; returns why it failed, where it did.
+    """
     parts = [FOLDER / helper for helper in HELPERS] + [peer.script] + ([peer.packages] if peer.packages else [])
     code = [read_text(path) if path.is_file() else None for path in parts]
     key = hashlib.sha256(json.dumps([checksum, code, seed, peer.refit, K]).encode()).hexdigest()[:16]
@@ -241,7 +257,7 @@ def run_peer(
     return None
 
 
-# -- Runs ---------------------------------------------------------------------------------------------------------------
+# -- Runs ------------------------------------------------------------------------------------------
 
 
 def our_run(
@@ -258,7 +274,9 @@ def our_run(
 
 
 def peer_run(name: str, path: Path, log: Log, label: str, seed: int) -> Run:
-    """What a peer wrote, replayed as a recall stage: eligible items only, the best K; the Run lies beside the file."""
+    """What a peer wrote, replayed as a recall stage: eligible items only, the best K; the Run lies
+    beside the file.
+    """
     stage = External(str(path), k=K, checksum=sha256(path)[:16])
     folder = path.with_suffix("")
     try:
@@ -272,7 +290,9 @@ def peer_run(name: str, path: Path, log: Log, label: str, seed: int) -> Run:
 
 
 def milliseconds(fitted: FittedFunnel, chunks: int = 4) -> float:
-    """Processor time of a request in all stages, over some chunks of W3 in a row; nothing but the lists is made."""
+    """Processor time of a request in all stages, over some chunks of W3 in a row; nothing but the
+    lists is made.
+    """
     requests = fitted.scene.log.requests_in("W3")[: 256 * (chunks + 1)]
     first, rest = requests[:256], requests[256:]
     fitted.run(first)  # timelines and thread pools are made here
@@ -284,11 +304,13 @@ def milliseconds(fitted: FittedFunnel, chunks: int = 4) -> float:
     return 1000 * (time.process_time() - start) / len(rest)
 
 
-# -- tables -------------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
 def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[Line]:
-    """One line a system, ours first: `values`, and `differences` (ours less the peer's), Holm over all of them; then references."""
+    """One line a system, ours first: `values`, and `differences` (ours less the peer's), Holm over
+    all of them; then references.
+    """
     lines: list[Line] = []
     ours = systems[OURS]
     for name, runs in systems.items():
@@ -334,7 +356,9 @@ def sheets(title: str, lines: Sequence[Line], measures: Sequence[str]) -> list[t
 
 
 def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
-    """Quality over time a request, a point a system with its interval; the line joins those that no other beats in both."""
+    """Quality over time a request, a point a system with its interval; the line joins those that no
+    other beats in both.
+    """
     points = sorted(
         ((line["ms"], line["values"][name], line["system"]) for line in lines if "ms" in line and line["values"].get(name)),
         key=lambda p: p[0],
@@ -351,7 +375,8 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
     ]  # fmt: skip
     middle = np.sqrt(points[0][0] * points[-1][0]) if points else 0.0
     for ms, row, system in points:
-        known, inwards = row["low"] is not None, "right" if ms < middle else "left"  # a name stays inside, beside its error bar
+        # a name stays inside, beside its error bar
+        known, inwards = row["low"] is not None, "right" if ms < middle else "left"
         bar = (
             {"array": [row["high"] - row["value"]], "arrayminus": [row["value"] - row["low"]], "thickness": 1} if known else None
         )
@@ -396,10 +421,12 @@ def side_by_side(
     seeds: Sequence[int] = (0,), minutes: float | None = None, each: float = 60.0, cache: Path | None = None, console: Console | None = None,
     command: str = "",
 ) -> list[str]:  # fmt: skip
-    """Make what is missing and write `peers.*` and `pareto.*` into `out`; returns the names of peers that are left for another time.
+    """Make what is missing and write `peers.*` and `pareto.*` into `out`; returns the names of
+    peers that are left for another time.
 
-    `ours` is the recipe whose lists are held against the peers' own, `ranking` the one whose recall's candidates everybody ranks
-    (default: `shown_lists` where the log has any, else `ours`). No peer is begun after `minutes`; one that takes longer than `each` is ended.
+    `ours` is the recipe whose lists are held against the peers' own, `ranking` the one whose
+    recall's candidates everybody ranks (default: `shown_lists` where the log has any, else `ours`).
+    No peer is begun after `minutes`; one that takes longer than `each` is ended.
     """
     if out.exists() and not out.is_dir():
         raise KarmafunnelError(f"peers: needs a folder to write into, found the file {out}")
@@ -481,7 +508,9 @@ def write(
     log: Log, out: Path, lines: Mapping[str, list[Line]], measures: Mapping[str, list[str]], failed: Mapping[str, str], left: Sequence[str],
     facts: Mapping[str, list[dict[str, Any]]], peers: Mapping[str, Peer], recipes: Mapping[str, Recipe], seeds: Sequence[int], command: str,
 ) -> None:  # fmt: skip
-    """`peers.md`, `.html`, `.csv`, `.json` and `pareto.html` (and `.png`, where a picture can be made)."""
+    """`peers.md`, `.html`, `.csv`, `.json` and `pareto.html` (and `.png`, where a picture can be
+    made).
+    """
     own, ranking = recipes["own"], recipes["ranking"]
     titles = {
         "own": "end to end, each its own lists",

@@ -1,7 +1,8 @@
-"""RecTools datasets of the exported log: users for what is learnt, one pseudo-user a request for what is asked.
+"""RecTools datasets of the exported log: users for what is learnt, one pseudo-user a request for
+what is asked.
 
-RecTools knows users, not requests. A request becomes a user whose interactions are the history before it, so that a list is as of its
-request even where a user asks several times in W3.
+RecTools knows users, not requests. A request becomes a user whose interactions are the history
+before it, so that a list is as of its request even where a user asks several times in W3.
 """
 
 import numpy as np

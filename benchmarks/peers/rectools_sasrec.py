@@ -1,7 +1,7 @@
 """RecTools' SASRec (full softmax).
 
-The first trial is the class's defaults. The others are one smaller model with smaller batches (more steps an epoch), checked on W2b as it is
-trained on.
+The first trial is the class's defaults. The others are one smaller model with smaller batches (more
+steps an epoch), checked on W2b as it is trained on.
 """
 
 import copy

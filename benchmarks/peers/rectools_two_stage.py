@@ -1,9 +1,12 @@
-"""RecTools' two-stage CandidateRankingModel: candidate generators learnt from W1, a CatBoost reranker from W2a.
+"""RecTools' two-stage CandidateRankingModel: candidate generators learnt from W1, a CatBoost
+reranker from W2a.
 
-The first trial is RecTools' own tutorial: popular and cosine item-kNN, 30 candidates each, ranks and scores as features, three negatives a
-user, a CatBoost classifier. The others have more candidates, EASE and a listwise ranker. Its `fit` cuts one time range and learns of users; here
-the same steps are taken one by one, so that every list is as of its request. Features beside those of the generators: how often an item was had
-in W1, how much the user had, how often and how lately the user had the item.
+The first trial is RecTools' own tutorial: popular and cosine item-kNN, 30 candidates each, ranks
+and scores as features, three negatives a user, a CatBoost classifier. The others have more
+candidates, EASE and a listwise ranker. Its `fit` cuts one time range and learns of users; here the
+same steps are taken one by one, so that every list is as of its request. Features beside those of
+the generators: how often an item was had in W1, how much the user had, how often and how lately the
+user had the item.
 """
 
 import warnings
@@ -69,7 +72,9 @@ def history_of(dataset: Dataset) -> pd.DataFrame:
 
 
 class TwoStage:
-    """A CandidateRankingModel asked request by request; also ranks candidates that others found, once taught on such."""
+    """A CandidateRankingModel asked request by request; also ranks candidates that others found,
+    once taught on such.
+    """
 
     def __init__(self, data: Data, seed: int, windows: list, candidates: int, K: int, ease: bool, negatives: int, loss: str):
         self.data, self.seed, self.negatives, self.loss = data, seed, negatives, loss
@@ -94,7 +99,8 @@ class TwoStage:
         self.generators = self.model.cand_gen_dict
         for generator in self.generators.values():
             generator.fit(dataset, for_train=True)
-            generator.is_fitted_for_recommend = True  # W1 is what there is to learn from, in training and when asked
+            # W1 is what there is to learn from, in training and when asked
+            generator.is_fitted_for_recommend = True
         self.learn(self.model.reranker, lambda rows, history, allowed: self.found(rows, history, allowed, True))
         self.model.is_fitted = True
         self.of_others: CatBoostReranker | None = None
@@ -106,7 +112,9 @@ class TwoStage:
         return CatBoostReranker(CatBoostRanker(loss_function=self.loss, iterations=500, **common))
 
     def chunks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Dataset, np.ndarray | None]]:
-        """Requests in parts that share a filter: (rows, their histories, the items that they may be shown, or None)."""
+        """Requests in parts that share a filter: (rows, their histories, the items that they may be
+        shown, or None).
+        """
         keys = self.data.requests["filter"].to_numpy()[rows]
         for key in np.unique(keys):
             mine = rows[keys == key]
@@ -128,7 +136,9 @@ class TwoStage:
         return self.model._process_ranks_and_scores(frame)
 
     def learn(self, reranker: CatBoostReranker, candidates_of: Callable[..., pd.DataFrame]) -> None:
-        """Teach a reranker on W2a: candidates, targets, negatives, features, as the model's own `fit` does."""
+        """Teach a reranker on W2a: candidates, targets, negatives, features, as the model's own
+        `fit` does.
+        """
         tables = []
         for rows, history, allowed in self.chunks(self.data.rows_in("W2a")):
             at, truth = self.data.truth(rows)

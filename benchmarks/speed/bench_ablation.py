@@ -2,10 +2,11 @@
 
     python -m karmafunnel.benchmarks.speed.bench_ablation
 
-One run prints (1) the time of 12 variants of a three-stage funnel (embedders of the pre-ranker x features of the ranker), fitted and
-replayed together, over that of each on its own; (2) one funnel replayed by one and by two local processes, and by two on a Ray
-cluster that is started for it: in all, and a request in the second half, when all of them are at work and starting stands apart.
-The World is made once and kept under the cache folder; fits go to a temporary one.
+One run prints (1) the time of 12 variants of a three-stage funnel (embedders of the pre-ranker x
+features of the ranker), fitted and replayed together, over that of each on its own; (2) one funnel
+replayed by one and by two local processes, and by two on a Ray cluster that is started for it: in
+all, and a request in the second half, when all of them are at work and starting stands apart. The
+World is made once and kept under the cache folder; fits go to a temporary one.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m karmafunnel.benchmarks.speed.bench_features --recipe baseline logs/world
 
-Without a log it makes a World of 5,000 items and keeps it under the cache folder. Replay is what a Run costs: recall, features,
-models, ranks, ledgers and Parquet, chunk by chunk; the first chunk is not counted (timelines and thread pools are made there).
-A vector that several features and stages read is counted where it is first asked for: an interest that recall searched with is none.
+Without a log it makes a World of 5,000 items and keeps it under the cache folder. Replay is what a
+Run costs: recall, features, models, ranks, ledgers and Parquet, chunk by chunk; the first chunk is
+not counted (timelines and thread pools are made there). A vector that several features and stages
+read is counted where it is first asked for: an interest that recall searched with is none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from karmafunnel.stages.features import Feature
 
 
 class Clock:
-    """Times every feature wherever a stage computes it, and all of them together: seconds by name."""
+    """Times every feature wherever a stage computes it, and all of them together: seconds by name.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now

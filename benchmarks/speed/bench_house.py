@@ -1,9 +1,10 @@
-"""Figures of the code itself, before and after: width, density, parameters, statements, circles, time of `--help`.
+"""Figures of the code itself, before and after: width, density, parameters, statements, circles,
+time of `--help`.
 
     python -m karmafunnel.benchmarks.speed.bench_house COMMIT
 
-Counts the product's code (not tests, not `benchmarks/`, whose pages and tables were product code at older commits and are
-counted there by name) at COMMIT and in this checkout.
+Counts the product's code (not tests, not `benchmarks/`, whose pages and tables were product code at
+older commits and are counted there by name) at COMMIT and in this checkout.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from ..validation.golden import both
 OTHERS = {"tests", ".venv", "build", ".mypy_root", "out", "docs"}
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 PAGES = {"ablation", "attention", "attribution", "curves", "describe", "examine", "grid", "load", "page", "pareto", "plots", "profile"}
-PAGES |= {"report", "samples", "table"}  # product code that lay in benchmarks/, as these recipes did
+# product code that lay in benchmarks/, as these recipes did
+PAGES |= {"report", "samples", "table"}
 RECIPES = {"baseline", "karma", "neural", "popular", "own_history", "next_item_knn", "next_item_sasrec", "shown_lists"}
 
 

@@ -2,8 +2,9 @@
 
     python -m karmafunnel.benchmarks.speed.bench_karma [--threads 2]
 
-Prints the GEMM rate of the machine, a training step as a share of it (FLOPs of the products as torch's FlopCounterMode counts them),
-each objective's cost beside its share of FLOPs, and what an interest costs with and without decoders.
+Prints the GEMM rate of the machine, a training step as a share of it (FLOPs of the products as
+torch's FlopCounterMode counts them), each objective's cost beside its share of FLOPs, and what an
+interest costs with and without decoders.
 """
 
 import time
@@ -41,7 +42,9 @@ def gemm() -> float:
 
 
 class Counter:
-    """FLOPs of one training step: forward and backward of every product in the stack, of the logits over items and of those over words."""
+    """FLOPs of one training step: forward and backward of every product in the stack, of the logits
+    over items and of those over words.
+    """
 
     def __init__(self, trainee: Trainee, pieces: np.ndarray):
         with FlopCounterMode(display=False) as mode:
@@ -50,7 +53,8 @@ class Counter:
         self.counted = mode.get_total_flops()
         examples = trainee.examples
         branches, _ = examples.trees.branches(pieces)
-        # the catalogue softmax is one function of ours with three products inside, which the counter does not see
+        # the catalogue softmax is one function of ours with three products inside, which the
+        # counter does not see
         self.total = self.counted + 6 * len(branches) * len(examples.candidates) * trainee.network.dim
 
 

@@ -1,8 +1,10 @@
-"""How fast the measures are, beside scikit-learn's AUC group by group and beside ranx; every ratio from one run of this file.
+"""How fast the measures are, beside scikit-learn's AUC group by group and beside ranx; every ratio
+from one run of this file.
 
     python -m karmafunnel.benchmarks.speed.bench_measures
 
-Both sides get the same data and must agree within 1e-9, or nothing is printed. ranx compiles in a warm-up that is not timed.
+Both sides get the same data and must agree within 1e-9, or nothing is printed. ranx compiles in a
+warm-up that is not timed.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def agree(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
 
 
 def grouped_auc(exposures: int, sample: int, seed: int = 0) -> None:
-    """gAUC of 5M exposures in lists of about 10, one click in ten, against a loop of roc_auc_score."""
+    """gAUC of 5M exposures in lists of about 10, one click in ten, against a loop of roc_auc_score.
+    """
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(seed)
@@ -66,7 +69,9 @@ def grouped_auc(exposures: int, sample: int, seed: int = 0) -> None:
 
 
 def ranked_lists(requests: int, depth: int, seed: int = 0) -> None:
-    """HR, Recall, nDCG and MRR at 50 of random lists, one to five truth items a request, against ranx."""
+    """HR, Recall, nDCG and MRR at 50 of random lists, one to five truth items a request, against
+    ranx.
+    """
     import ranx
     from ranx.metrics import hit_rate, ndcg, recall, reciprocal_rank
 
@@ -100,7 +105,9 @@ def ranked_lists(requests: int, depth: int, seed: int = 0) -> None:
     group, grid = np.repeat(np.arange(requests), many), items.reshape(requests, depth)
 
     def find() -> tuple[np.ndarray, np.ndarray, int]:
-        """From lists of item numbers in rank order to the ranks of the truth: what ranx does inside each of its four measures."""
+        """From lists of item numbers in rank order to the ranks of the truth: what ranx does inside
+        each of its four measures.
+        """
         same = grid[group] == truth[:, None]
         return group, np.where(same.any(axis=1), same.argmax(axis=1) + 1, LOST), requests
 

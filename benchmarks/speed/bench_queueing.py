@@ -2,8 +2,9 @@
 
     python -m karmafunnel.benchmarks.speed.bench_queueing [--requests 100000]
 
-Four stages with batches and deadlines at 1,000 requests a second, on one core, written to disk with all events; each run is a process
-of its own, so that its peak memory is its own. Beside it the floor: SimPy alone, one server a stage, no batches, nothing kept.
+Four stages with batches and deadlines at 1,000 requests a second, on one core, written to disk with
+all events; each run is a process of its own, so that its peak memory is its own. Beside it the
+floor: SimPy alone, one server a stage, no batches, nothing kept.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def floor(n: int) -> float:
 
 
 def one(n: int, folder: Path) -> dict[str, float | str]:
-    """One simulation in this process: seconds of the processor, peak MB, digest of what was written."""
+    """One simulation in this process: seconds of the processor, peak MB, digest of what was
+    written.
+    """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     found = simulate(four_stages(), Poisson(1000.0), n, 0, out=folder / "queue", events=True)
@@ -78,7 +81,9 @@ def one(n: int, folder: Path) -> dict[str, float | str]:
 @click.option("--requests", "n", default=100_000, show_default=True)
 @click.option("--child", type=int, hidden=True)
 def main(n: int, child: int | None) -> None:
-    """Print requests a minute, memory by length of the run, and whether two runs are the same bytes."""
+    """Print requests a minute, memory by length of the run, and whether two runs are the same
+    bytes.
+    """
     if child:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(one(child, Path(folder))))

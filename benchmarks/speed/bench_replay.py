@@ -1,10 +1,12 @@
-"""What replay costs beside its kernels, and how it grows: 50,000 items, recall 1,000 -> pre-rank 200 -> DIN 50.
+"""What replay costs beside its kernels, and how it grows: 50,000 items, recall 1,000 -> pre-rank
+200 -> DIN 50.
 
     python -m karmafunnel.benchmarks.speed.bench_replay
 
-Prints (1) wall time of replay over the time of the very same kernel calls (FAISS search, LightGBM predict, DIN forward) made
-alone on the same inputs, chunk by chunk in one run; (2) time and peak memory of 20,000 requests over 2,000, each in a process
-of its own. The World is made once and kept under the cache folder.
+Prints (1) wall time of replay over the time of the very same kernel calls (FAISS search, LightGBM
+predict, DIN forward) made alone on the same inputs, chunk by chunk in one run; (2) time and peak
+memory of 20,000 requests over 2,000, each in a process of its own. The World is made once and kept
+under the cache folder.
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ class Kernels:
 
 
 def overhead(log: Log, chunks: int) -> None:
-    """Wall time of replay (scoring, ranking, ledgers, Parquet) over that of its kernels, side by side."""
+    """Wall time of replay (scoring, ranking, ledgers, Parquet) over that of its kernels, side by
+    side.
+    """
     fitted = prepare(Recipe("bench", "", FUNNEL, EMBEDDERS, "click"), log, cache=cache_root())
     ledgers = Ledgers(fitted, "W3")
     requests = log.requests_in("W3")

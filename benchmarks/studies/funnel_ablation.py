@@ -2,11 +2,12 @@
 
     karmafunnel table funnel_ablation LOG --out out/funnel
 
-One funnel without any embedding, then the same with an embedding at recall, at pre-ranking, at ranking, or everywhere: KARMA and every
-control that a gain could be owed to instead. The last rows ask the same without what is learnt about item ids: no co-occurrence, no
-repeats, no counts of one's own, and embeddings without ids. A log without item texts (trivago) has no such rows, and co-occurrence
-instead of the embeddings of text; of a hotel KARMA reads the city, which is all there is.
-`grid` splits KARMA's whole gain over the three stages (attribution.md, attribution.html).
+One funnel without any embedding, then the same with an embedding at recall, at pre-ranking, at
+ranking, or everywhere: KARMA and every control that a gain could be owed to instead. The last rows
+ask the same without what is learnt about item ids: no co-occurrence, no repeats, no counts of one's
+own, and embeddings without ids. A log without item texts (trivago) has no such rows, and
+co-occurrence instead of the embeddings of text; of a hotel KARMA reads the city, which is all there
+is. `grid` splits KARMA's whole gain over the three stages (attribution.md, attribution.html).
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,9 @@ grid |= {f"KARMA at {' and '.join(at)}": at for at in combinations(STAGES, 2)}
 
 
 def stages(log: Log, at: tuple[str, ...], ids: bool = True) -> Funnel:
-    """The funnel with the embedding `interest` at some of its stages; without `ids`, nothing is learnt about single items."""
+    """The funnel with the embedding `interest` at some of its stages; without `ids`, nothing is
+    learnt about single items.
+    """
     channels: list[Stage] = [Popular(k=100), Popular(k=100, days=14)]
     features: list[Feature] = [Upstream(), Popularity()]
     if ids:

@@ -2,8 +2,9 @@
 
     karmafunnel table funnel_no_ids LOG --out out/funnel-no-ids
 
-The funnel of funnel_ablation.py without co-occurrence, repeats and counts of one's own, and embeddings without ids: a catalogue that turns over
-faster than anybody clicks. Everything is held against that funnel without an embedding. Needs item texts.
+The funnel of funnel_ablation.py without co-occurrence, repeats and counts of one's own, and
+embeddings without ids: a catalogue that turns over faster than anybody clicks. Everything is held
+against that funnel without an embedding. Needs item texts.
 """
 
 from dataclasses import replace
@@ -18,7 +19,8 @@ from karmafunnel.simulator.replay.recipe import Row
 against = "no embedding"
 by_stage = True
 measures = ("HR@10", "HR@50", "HR@200", "GMV-HR@10", "GMV-HR@50", "gAUC:request:exposures")
-EVERYWHERE = ("KARMA, words", "action-only, words", "frozen LM", "TF-IDF")  # asked at every stage alone
+# asked at every stage alone
+EVERYWHERE = ("KARMA, words", "action-only, words", "frozen LM", "TF-IDF")
 
 grid = {against: ()} | {f"KARMA at {place}": at for place, at in PLACES.items()}
 grid |= {f"KARMA at {' and '.join(at)}": at for at in combinations(STAGES, 2)}

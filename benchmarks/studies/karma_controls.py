@@ -2,10 +2,11 @@
 
     karmafunnel table karma_controls LOG --out out/controls
 
-The strong regime: softmax over the whole catalogue, where what was shown in vain is a negative like any other, and frozen text vectors. On
-Amazon Office and the World on its catalogue the objectives, SASRec, the frozen LM and TF-IDF were each tried on W2b (karma_trials.py);
-Online Retail's were tried before interests started from the history, other logs take the default untried. The industrial regime is in
-karma_industrial.py.
+The strong regime: softmax over the whole catalogue, where what was shown in vain is a negative like
+any other, and frozen text vectors. On Amazon Office and the World on its catalogue the objectives,
+SASRec, the frozen LM and TF-IDF were each tried on W2b (karma_trials.py); Online Retail's were
+tried before interests started from the history, other logs take the default untried. The industrial
+regime is in karma_industrial.py.
 """
 
 import math
@@ -42,11 +43,13 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     },
 }  # fmt: skip
 WORDS = TfidfSVD(dim=128)  # what `lexical` reads
-# how long gen and rec together take beside action-only, as measured: the shorter histories and queries are, the more the told texts weigh
+# how long gen and rec together take beside action-only, as measured: the shorter histories and
+# queries are, the more the told texts weigh
 SAME_COMPUTE = {"world-amazon_catalog": 1.6, "online_retail": 1.3}
 
 
-LENGTH = {"amazon_office": 10, "online_retail": 50}  # Office's histories end at ten; a basket of Online Retail holds 23 items
+# Office's histories end at ten; a basket of Online Retail holds 23 items
+LENGTH = {"amazon_office": 10, "online_retail": 50}
 
 
 def base(log: Log) -> KARMA:

@@ -1,10 +1,12 @@
-"""When KARMA pays: its gain over the action-only control, over how semantic taste is and over how much was logged.
+"""When KARMA pays: its gain over the action-only control, over how semantic taste is and over how
+much was logged.
 
     python -m karmafunnel.benchmarks.studies.karma_curves CATALOGUE --out out/curves [--minutes 10]
 
-CATALOGUE is a converted amazon_catalog. All rows read words as well (`lexical`), which is the strongest control. Worlds differ in
-`semantic` alone; training sets are shares of one World's users, passed over more often the smaller they are, so that every model takes
-as many steps and the control is not merely undertrained. Each cell is kept, so the same command goes on. Writes gain_semantic and
+CATALOGUE is a converted amazon_catalog. All rows read words as well (`lexical`), which is the
+strongest control. Worlds differ in `semantic` alone; training sets are shares of one World's users,
+passed over more often the smaller they are, so that every model takes as many steps and the control
+is not merely undertrained. Each cell is kept, so the same command goes on. Writes gain_semantic and
 gain_size (.html, .png, .csv). Also a recipe for `karmafunnel table`.
 """
 
@@ -46,12 +48,15 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         plain = KARMA(rate=2e-3, lexical=WORDS, share=share, epochs=round(6 / share))
         found[f"action-only, {name[share]}"] = plain
         found[f"KARMA, {name[share]}"] = replace(plain, rec=1.0)
-        found[f"shuffled texts, {name[share]}"] = replace(plain, rec=1.0, shuffled=True)  # any second task
+        # any second task
+        found[f"shuffled texts, {name[share]}"] = replace(plain, rec=1.0, shuffled=True)
     return {row: {"interest": value} for row, value in found.items()}
 
 
 def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -> list[dict[str, Any]]:
-    """KARMA and its shuffled control, less action-only, at one share of the users; empty while its cells are not all there."""
+    """KARMA and its shuffled control, less action-only, at one share of the users; empty while its
+    cells are not all there.
+    """
     recipe = load_recipe(__file__, log)
     tail = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}[share]
     recipe = replace(recipe, rows={k: v for k, v in recipe.rows.items() if k.endswith(tail)}, against=f"action-only, {tail}")

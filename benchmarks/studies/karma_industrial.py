@@ -2,10 +2,11 @@
 
     karmafunnel table karma_industrial LOG --out out/industrial
 
-Item vectors are made by the model that is being trained, negatives are what was shown in vain and a few targets of the batch, there are
-no ids, nothing is added to the interest, and the data is passed over once or twice.
-Rates and weights are the best of ten trials an objective on W2b (karma_industrial_trials.py), of Amazon Office where a log has no trials of
-its own; the rows at rate 1e-3 show what one rate does to each.
+Item vectors are made by the model that is being trained, negatives are what was shown in vain and a
+few targets of the batch, there are no ids, nothing is added to the interest, and the data is passed
+over once or twice. Rates and weights are the best of ten trials an objective on W2b
+(karma_industrial_trials.py), of Amazon Office where a log has no trials of its own; the rows at
+rate 1e-3 show what one rate does to each.
 """
 
 from dataclasses import replace

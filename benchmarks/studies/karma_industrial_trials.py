@@ -2,8 +2,9 @@
 
     karmafunnel table karma_industrial_trials LOG --window W2b --seed 0 --out out/industrial-trials
 
-Four rates and three weights for each objective of KARMA, seven rates and a sharper temperature for the control; then, around what is chosen,
-two weights of what was shown in vain (where the log shows). The best mean of HR@10, HR@50 and HR@200 is to be written into karma_industrial.py.
+Four rates and three weights for each objective of KARMA, seven rates and a sharper temperature for
+the control; then, around what is chosen, two weights of what was shown in vain (where the log
+shows). The best mean of HR@10, HR@50 and HR@200 is to be written into karma_industrial.py.
 """
 
 from dataclasses import replace

@@ -3,8 +3,9 @@
     karmafunnel world logs/pictures --items 4000 --users 1500 --requests 10000 --images
     karmafunnel table karma_pictures logs/pictures --out out/pictures
 
-The features are those of a small encoder that learns on the log's own pictures, frozen. On a World a picture shows the true colour and
-pattern, of which the text may be silent or wrong. Three weights of `see` stand side by side; its other forms have the middle one.
+The features are those of a small encoder that learns on the log's own pictures, frozen. On a World
+a picture shows the true colour and pattern, of which the text may be silent or wrong. Three weights
+of `see` stand side by side; its other forms have the middle one.
 """
 
 from dataclasses import replace

@@ -1,9 +1,11 @@
-"""Tuning of KARMA and of every control that has settings, as many trials for each, to be asked on W2b:
+"""Tuning of KARMA and of every control that has settings, as many trials for each, to be asked on
+W2b:
 
     karmafunnel table karma_trials LOG --window W2b --seed 0 --out out/trials
 
-The best mean of HR@10, HR@50 and HR@200 is written into karma_controls.py. Eight trials a row: rates and weights; then, around what is chosen, a
-small weight (a high rate for action-only), the same without what a fit starts from (ids from co-occurrence, interests from the mean of the
+The best mean of HR@10, HR@50 and HR@200 is written into karma_controls.py. Eight trials a row:
+rates and weights; then, around what is chosen, a small weight (a high rate for action-only), the
+same without what a fit starts from (ids from co-occurrence, interests from the mean of the
 history), and two weights of what was shown in vain (where the log shows; elsewhere there are six).
 """
 
@@ -60,7 +62,8 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
             dropout=dropout, temperature=temperature, rate=rate
         )
     found["SASRec, dim 128"] = SASRec(dim=128)
-    # how far an interest by rule looks back; without queries the history is all of it, at any weight
+    # how far an interest by rule looks back; without queries the history is all of it, at any
+    # weight
     looks: dict[str, list[float]] = {"history_weight": [0.25, 0.5, 1.0, 2.0]} if log.has("query") else {"decay": [0.5, 0.8, 0.95, 1.0]}
     for knob, values in looks.items():
         for x in values:

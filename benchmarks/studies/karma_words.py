@@ -1,8 +1,10 @@
-"""KARMA's objectives where the model keeps words (`lexical`), against the action-only control that keeps them too:
+"""KARMA's objectives where the model keeps words (`lexical`), against the action-only control that
+keeps them too:
 
     karmafunnel table karma_words LOG --out out/words
 
-Settings are those of karma_controls.py, chosen without words and not tuned again; what words themselves are worth is in its table.
+Settings are those of karma_controls.py, chosen without words and not tuned again; what words
+themselves are worth is in its table.
 """
 
 from dataclasses import replace

@@ -1,11 +1,13 @@
-"""Hits against money: one ranker of clicks and purchases, its list put in the order of p_click^a * p_buy^b * price^c.
+"""Hits against money: one ranker of clicks and purchases, its list put in the order of p_click^a *
+p_buy^b * price^c.
 
     python -m karmafunnel.benchmarks.studies.pareto LOG --out out/pareto
 
-LOG needs shown lists with clicks and purchases, and prices: a World. Makes the table of this recipe (as `karmafunnel table pareto LOG`
-does; everything up to the last stage is fitted and run once for all rows) and draws pareto_hits and, on a World, pareto_expected (.html,
-.png). Choose an exponent on W2b (`--window W2b`) and by GMV-HR, which counts what was bought: expected money is what the ranker
-believes, and an order that trusts its beliefs more exploits their errors more.
+LOG needs shown lists with clicks and purchases, and prices: a World. Makes the table of this recipe
+(as `karmafunnel table pareto LOG` does; everything up to the last stage is fitted and run once for
+all rows) and draws pareto_hits and, on a World, pareto_expected (.html, .png). Choose an exponent
+on W2b (`--window W2b`) and by GMV-HR, which counts what was bought: expected money is what the
+ranker believes, and an order that trusts its beliefs more exploits their errors more.
 """
 
 import shlex

@@ -1,9 +1,11 @@
-"""How item vectors enter DIN (MUSE, arXiv 2512.07216): as nothing, raw, as SimTier, as SA-TA, as both:
+"""How item vectors enter DIN (MUSE, arXiv 2512.07216): as nothing, raw, as SimTier, as SA-TA, as
+both:
 
     karmafunnel table similarity_use LOG --out out/similarity_use
 
-The vectors are KARMA's, and those of its action-only control for the two forms that read them best in the paper. Recall, pre-ranking and all
-other features are the same in every row, and read neither.
+The vectors are KARMA's, and those of its action-only control for the two forms that read them best
+in the paper. Recall, pre-ranking and all other features are the same in every row, and read
+neither.
 """
 
 from dataclasses import replace

@@ -1,10 +1,12 @@
-"""What a ranker adds to its pre-ranker, where it reads the pre-ranker's score and where it does not.
+"""What a ranker adds to its pre-ranker, where it reads the pre-ranker's score and where it does
+not.
 
     karmafunnel table stacking LOG --out out/stacking
     python -m karmafunnel.benchmarks.studies.stacking --worlds 100-109 --out out/stacking-worlds
 
-The first is a table of one log. The second replays the funnel on a fresh World for every seed and puts the Worlds together: what
-the ranker adds in HR@10, its interval over Worlds and users. The ranker has the pre-ranker's features and the request's context.
+The first is a table of one log. The second replays the funnel on a fresh World for every seed and
+puts the Worlds together: what the ranker adds in HR@10, its interval over Worlds and users. The
+ranker has the pre-ranker's features and the request's context.
 """
 
 from __future__ import annotations
@@ -72,11 +74,13 @@ def rows(log: Log) -> dict[str, Row]:
     return {against: Row(funnel_of(log, True)), "does not": Row(funnel_of(log, False))}
 
 
-# -- several Worlds together ---------------------------------------------------------------------------------------------
+# -- several Worlds together -----------------------------------------------------------------------
 
 
 def gains(run: Run, k: int = K) -> pl.DataFrame:
-    """Requests with a relevant item: user_id, whether the first k of `prerank` and of `rank` hold one, and the `gain` (-1, 0, 1)."""
+    """Requests with a relevant item: user_id, whether the first k of `prerank` and of `rank` hold
+    one, and the `gain` (-1, 0, 1).
+    """
     hit = [(pl.col(f"{stage}.rank") <= k).fill_null(False).any().alias(stage) for stage in ("prerank", "rank")]
     found = run.read("ledger").group_by("request_id", maintain_order=True).agg(hit)
     gain = (pl.col("rank").cast(pl.Int8) - pl.col("prerank").cast(pl.Int8)).alias("gain")
@@ -85,7 +89,9 @@ def gains(run: Run, k: int = K) -> pl.DataFrame:
 
 
 def together(worlds: Sequence[pl.DataFrame], draws: int = DRAWS, seed: int = 0) -> tuple[float, float | None, float | None]:
-    """Mean over Worlds of the mean gain of a request, and its 95% interval: Worlds drawn anew, and users inside each."""
+    """Mean over Worlds of the mean gain of a request, and its 95% interval: Worlds drawn anew, and
+    users inside each.
+    """
     samples = []
     for i, world in enumerate(worlds):
         user = world["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
@@ -102,7 +108,8 @@ def together(worlds: Sequence[pl.DataFrame], draws: int = DRAWS, seed: int = 0) 
 def main(worlds: str, row_name: str, window: str, out: Path) -> None:
     """Replay the funnel on a World for each seed; print what the ranker adds.
 
-    Worlds and Runs that are there are not made again, whatever code made them: the note names its commits.
+    Worlds and Runs that are there are not made again, whatever code made them: the note names its
+    commits.
     """
     console = Console(stderr=True)
     try:

@@ -2,8 +2,9 @@
 
     karmafunnel table stage_models LOG --out out/stage_models
 
-The pre-ranker changes in the first rows, the ranker in the others; recall, features, and what each learns from stay the same. Rows of a
-ranker that needs shown lists with clicks and purchases (ESMM) are there where the log has them.
+The pre-ranker changes in the first rows, the ranker in the others; recall, features, and what each
+learns from stay the same. Rows of a ranker that needs shown lists with clicks and purchases (ESMM)
+are there where the log has them.
 """
 
 from typing import Any
@@ -43,7 +44,8 @@ def parts(log: Log) -> tuple[Stage, list[Feature]]:
 
 
 def with_models(log: Log, first: Model = (LightGBMPreRank, {}), last: Model = (LightGBMRank, {})) -> Funnel:
-    """The funnel around a pre-ranker and a ranker, each a class and the fields in which it differs."""
+    """The funnel around a pre-ranker and a ranker, each a class and the fields in which it differs.
+    """
     recall, features = parts(log)
     cheap = {"k": 150, "features": features, "sample": Sample(passed=100)}
     full = {"k": 50, "features": [*features, Context()], "sample": Sample(passed=100)}

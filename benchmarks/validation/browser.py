@@ -1,4 +1,5 @@
-"""What a page does in a real browser: a headless Chromium over the DevTools protocol, nothing but the standard library.
+"""What a page does in a real browser: a headless Chromium over the DevTools protocol, nothing but
+the standard library.
 
     with Browser() as browser:
         seen = browser.visit("report.html", width=390)
@@ -61,7 +62,8 @@ LOOK = """(async () => {
 class Seen:
     """What one visit showed."""
 
-    errors: list[str] = field(default_factory=list)  # of the console, exceptions and violations of the policy among them
+    # of the console, exceptions and violations of the policy among them
+    errors: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)  # addresses other than the page itself
     dialogs: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +75,9 @@ class Seen:
 
     @property
     def inside(self) -> bool:
-        """Whether nothing stands outside the width of the window, and every table that scrolls says so."""
+        """Whether nothing stands outside the width of the window, and every table that scrolls says
+        so.
+        """
         return self.facts["scroll"] <= self.facts["width"] and not self.facts["silent"]
 
     @property
@@ -93,7 +97,9 @@ def chromium() -> str | None:
 
 
 class Browser:
-    """A Chromium of our own, with a fresh profile, as long as the `with` lasts. Raises RuntimeError where there is none."""
+    """A Chromium of our own, with a fresh profile, as long as the `with` lasts. Raises RuntimeError
+    where there is none.
+    """
 
     def __init__(self, program: str | None = None, flags: Sequence[str] = FLAGS):
         found = program or chromium()
@@ -128,7 +134,7 @@ class Browser:
         os.close(self._in)
         self.profile.cleanup()
 
-    # -- the protocol ---------------------------------------------------------------------------------------------------
+    # -- the protocol ------------------------------------------------------------------------------
 
     def _read(self, until: float) -> dict[str, Any]:
         while b"\0" not in self._rest:
@@ -156,7 +162,8 @@ class Browser:
 
     def _note(self, event: dict[str, Any]) -> None:
         self._events.append(event)
-        if event.get("method") == "Page.javascriptDialogOpening":  # nothing goes on before it is closed
+        # nothing goes on before it is closed
+        if event.get("method") == "Page.javascriptDialogOpening":
             self._number += 1
             close = {"id": self._number, "method": "Page.handleJavaScriptDialog", "params": {"accept": False}}
             os.write(self._out, json.dumps(close | {"sessionId": event["sessionId"]}).encode() + b"\0")
@@ -166,12 +173,14 @@ class Browser:
         while not any(event.get("method") == method for event in self._events):
             self._note(self._read(until))
 
-    # -- pages ----------------------------------------------------------------------------------------------------------
+    # -- pages -------------------------------------------------------------------------------------
 
     def visit(
         self, page: Path | str, width: int = 1280, height: int = 900, picture: Path | str | None = None, dark: bool = False, script: str = ""
     ) -> Seen:
-        """Open a file, scroll through it, run `script` (an expression) in it; `picture`: a PNG of the whole page."""
+        """Open a file, scroll through it, run `script` (an expression) in it; `picture`: a PNG of
+        the whole page.
+        """
         self._events.clear()
         target = self.tell("Target.createTarget", url="about:blank")["targetId"]
         session = self.tell("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

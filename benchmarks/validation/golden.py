@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ("popular", "baseline", "neural", "karma")
 WORLD = ("--items", "1000", "--users", "400", "--requests", "1500", "--semantic", "0.5")
 SHOP = "import sys; sys.path.insert(0, sys.argv[1]); from shop import make_shop; make_shop().write(sys.argv[2])"
-CLOCKS = {"timing", "seconds", "created", "command", "versions", "commit"}  # entries of run.json that may differ
+# entries of run.json that may differ
+CLOCKS = {"timing", "seconds", "created", "command", "versions", "commit"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Code:
     out: Path
 
     def python(self, *arguments: str) -> None:
-        """Run Python with this code; raises KarmafunnelError with the last lines that it printed."""
+        """Run Python with this code; raises KarmafunnelError with the last lines that it printed.
+        """
         environment = os.environ | {
             "PYTHONPATH": str(self.home),
             "PYTHONHASHSEED": "0",
@@ -67,7 +69,9 @@ class Code:
 
 @contextmanager
 def both(commit: str) -> Iterator[tuple[Code, Code]]:
-    """The code of a commit and the code of this checkout, in a folder that is there as long as this lasts."""
+    """The code of a commit and the code of this checkout, in a folder that is there as long as this
+    lasts.
+    """
     with tempfile.TemporaryDirectory() as folder:
         yield from _both(commit, Path(folder))
 
@@ -97,7 +101,8 @@ def make_logs(code: Code) -> dict[str, Path]:
 
 
 def tables_that_differ(old: Path, new: Path) -> list[str]:
-    """Names of the tables (Parquet files) below two folders whose bytes differ, or that one lacks."""
+    """Names of the tables (Parquet files) below two folders whose bytes differ, or that one lacks.
+    """
 
     def tables(folder: Path) -> dict[str, bytes]:
         found = (p for p in folder.rglob("*.parquet") if p.stem != "timing")
@@ -110,7 +115,9 @@ def tables_that_differ(old: Path, new: Path) -> list[str]:
 
 
 def vectors_that_differ(old: Code, new: Code) -> list[str]:
-    """Whether the same embeddings were fitted: their tensors, in whatever order their folders are named."""
+    """Whether the same embeddings were fitted: their tensors, in whatever order their folders are
+    named.
+    """
 
     def vectors(code: Code) -> list[bytes]:
         return sorted(p.read_bytes() for p in (code.out / "cache").glob("embedder-*/tensors.safetensors"))

@@ -1,22 +1,26 @@
-"""The simulation against queueing theory, over sets of parameters whose long run has a closed form (simulator/load/theory.py):
+"""The simulation against queueing theory, over sets of parameters whose long run has a closed form
+(simulator/load/theory.py):
 
     python -m karmafunnel.benchmarks.validation.queue_theory --out out/theory
 
-Each set is a deployment that runs through `simulate`; mean wait, utilisation and share lost are held against theory. Rules, all settled
-before anything runs:
+Each set is a deployment that runs through `simulate`; mean wait, utilisation and share lost are
+held against theory. Rules, all settled before anything runs:
 
-length      so many requests that half the interval is at most 3% of the value (5% at a utilisation of 0.95), from the asymptotic variance of
-            the queue: exact for birth-death chains (Whitt 1992), by heavy traffic otherwise (Whitt 1989); what the control variates save was
-            seen in a pilot with another seed. Nothing is stopped by its result.
-warm-up     each run leaves out its first ten relaxation times, (1 + cv²) / 2 rho / (1 - sqrt(rho))² requests each (in a bounded queue at
-            most the square of its places), and at least a thousand.
-interval    batch means, 100 batches or more over all runs of a set; the mean wait and the share lost with the inputs (gaps between
-            arrivals, service times) as control variates, whose means are known whatever the simulation does with them (Law 11.4). All
-            intervals together hold with 99% (Bonferroni).
+length      so many requests that half the interval is at most 3% of the value (5% at a utilisation
+            of 0.95), from the asymptotic variance of the queue: exact for birth-death chains (Whitt
+            1992), by heavy traffic otherwise (Whitt 1989); what the control variates save was seen
+            in a pilot with another seed. Nothing is stopped by its result.
+warm-up     each run leaves out its first ten relaxation times, (1 + cv²) / 2 rho / (1 - sqrt(rho))²
+            requests each (in a bounded queue at most the square of its places), and at least a
+            thousand.
+interval    batch means, 100 batches or more over all runs of a set; the mean wait and the share
+            lost with the inputs (gaps between arrivals, service times) as control variates, whose
+            means are known whatever the simulation does with them (Law 11.4). All intervals
+            together hold with 99% (Bonferroni).
 
-Each run of a set is kept in OUT/runs under a hash of what it simulates and of what the code makes of its first requests, so that the same
-command goes on, and a simulation that does something else is run anew.
-Writes queue_theory.md, .csv and .html and, with kaleido, .png.
+Each run of a set is kept in OUT/runs under a hash of what it simulates and of what the code makes
+of its first requests, so that the same command goes on, and a simulation that does something else
+is run anew. Writes queue_theory.md, .csv and .html and, with kaleido, .png.
 """
 
 from __future__ import annotations
@@ -55,18 +59,22 @@ from karmafunnel.terminal import Console, progress_bar
 from rich.table import Table
 from scipy import stats
 
-LEVEL, BATCHES, RUN = 0.99, 100, 400_000  # of all intervals together; batches of a set; most requests of one run
+# of all intervals together; batches of a set; most requests of one run
+LEVEL, BATCHES, RUN = 0.99, 100, 400_000
 CONTROLLED, BOUNDED = (
     0.5,
     0.35,
-)  # share of the variance that the control variates leave, at least: in heavy traffic, and of bounded queues
+# share of the variance that the control variates leave, at least: in heavy traffic, and of bounded
+# queues
+)
 MARGIN = 0.82  # of the half-width allowed, so that the variance's own error has room
 S = 10.0  # ms, mean service
 
 
 @dataclass(frozen=True)
 class Case:
-    """One set of parameters: a deployment, requests a second, and what theory says of each stage."""
+    """One set of parameters: a deployment, requests a second, and what theory says of each stage.
+    """
 
     model: str
     said: str
@@ -93,7 +101,9 @@ class Case:
         return math.ceil(max(longest))
 
     def spread(self) -> float:
-        """Asymptotic variance of the mean wait or of the share lost, whichever is more, as a share of their squares, for one request."""
+        """Asymptotic variance of the mean wait or of the share lost, whichever is more, as a share
+        of their squares, for one request.
+        """
         found = []
         for stage, steady in zip(self.services.stages, self.theory, strict=True):
             c, load = stage.servers, self.rate / 1000 * stage.time.mean_ms()
@@ -120,15 +130,19 @@ class Case:
 
 
 def rooms(stage: Service) -> int | None:
-    """How many can wait; about as many as are served in the time that one is willing to; None for no bound."""
+    """How many can wait; about as many as are served in the time that one is willing to; None for
+    no bound.
+    """
     if stage.patience_ms is not None:
         return math.ceil(stage.servers * stage.patience_ms / stage.time.mean_ms())
     return stage.queue
 
 
 def chain_variance(p: np.ndarray, f: np.ndarray, load: float) -> float:
-    """Asymptotic variance of the time average of f over a birth-death chain with arrivals at the rate `load` (in service times) and the
-    distribution p, as a share of the mean's square, for one arrival (Whitt 1992, Asymptotic formulas for Markov processes, eq. 6)."""
+    """Asymptotic variance of the time average of f over a birth-death chain with arrivals at the
+    rate `load` (in service times) and the distribution p, as a share of the mean's square, for one
+    arrival (Whitt 1992, Asymptotic formulas for Markov processes, eq. 6).
+    """
     mean = float((f * p).sum())
     below = np.cumsum((f - mean) * p)[:-1]
     return float(2 * (below**2 / (load * p[:-1])).sum() / mean**2 * load)
@@ -182,7 +196,7 @@ def cases() -> list[Case]:
     return made
 
 
-# -- running ------------------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 def measures_of(case: Case) -> list[tuple[str, str, float]]:
@@ -195,8 +209,10 @@ def measures_of(case: Case) -> list[tuple[str, str, float]]:
 
 
 def batches_of(case: Case, requests: pl.DataFrame, batches: int) -> dict[str, list[float]]:
-    """Sums over each batch of neighbouring requests after the warm-up: "requests", "ms" (of arrivals) and, for each stage, waits, how
-    many of them, service, how many were served, and how many were lost."""
+    """Sums over each batch of neighbouring requests after the warm-up: "requests", "ms" (of
+    arrivals) and, for each stage, waits, how many of them, service, how many were served, and how
+    many were lost.
+    """
     part = np.arange(requests.height - case.warmup) // ((requests.height - case.warmup) // batches)
     gaps = np.diff(requests["t_ms"].to_numpy(), prepend=0.0)[case.warmup :]
     steady = requests[case.warmup :]
@@ -238,7 +254,8 @@ def compare(case: Case, sums: dict[str, np.ndarray], comparisons: int) -> list[d
     """Each measure of a set beside theory, with its interval of level 1 - 0.01 / `comparisons`."""
     lines, n = [], sums["requests"]
     controls = [sums["ms"] / n - 1000 / case.rate]
-    for stage in case.services.stages:  # a service is drawn apart from whether its request is served: the sum's mean is 0
+    # a service is drawn apart from whether its request is served: the sum's mean is 0
+    for stage in case.services.stages:
         controls.append((sums[f"{stage.name}.service"] - S * sums[f"{stage.name}.services"]) / n)
     for name, measure, exact in measures_of(case):
         over, under = {
@@ -266,7 +283,7 @@ def compare(case: Case, sums: dict[str, np.ndarray], comparisons: int) -> list[d
     return lines
 
 
-# -- what is written ----------------------------------------------------------------------------------------------------
+# -- what is written -------------------------------------------------------------------------------
 
 
 def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:

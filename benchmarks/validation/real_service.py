@@ -1,12 +1,15 @@
-"""True to life: a funnel served for real, one worker on one core, against what the simulation says of it.
+"""True to life: a funnel served for real, one worker on one core, against what the simulation says
+of it.
 
     python -m karmafunnel.benchmarks.validation.real_service LOG --out out/real-service
 
-The worker fits the funnel and answers over a loopback socket, in batches as a Service does; the open-loop generator on another core sends
-at planned (Poisson) times whatever the answers do, and latency is counted from the planned time. Just before each load, and again after
-each repetition, the worker profiles itself on its core; socket and serialisation are measured with an empty funnel. `simulate` gets that
-profile, folded into one server, and the very times of the measurement. The last cell adds a stage that sleeps 5 ms, at the rate of the
-least load. Each load is kept, so the same command goes on; writes real_service (.md, .csv, .html, .png). Linux only (affinity).
+The worker fits the funnel and answers over a loopback socket, in batches as a Service does; the
+open-loop generator on another core sends at planned (Poisson) times whatever the answers do, and
+latency is counted from the planned time. Just before each load, and again after each repetition,
+the worker profiles itself on its core; socket and serialisation are measured with an empty funnel.
+`simulate` gets that profile, folded into one server, and the very times of the measurement. The
+last cell adds a stage that sleeps 5 ms, at the rate of the least load. Each load is kept, so the
+same command goes on; writes real_service (.md, .csv, .html, .png). Linux only (affinity).
 """
 
 from __future__ import annotations
@@ -95,12 +98,14 @@ class FittedPause(Fitted):
         return frame["score"].to_numpy()
 
 
-# -- the worker ---------------------------------------------------------------------------------------------------------
+# -- the worker ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker process is told: where it reads, how it serves, and when it ends whatever happens."""
+    """What a worker process is told: where it reads, how it serves, and when it ends whatever
+    happens.
+    """
 
     recipe: str
     log: str
@@ -126,7 +131,9 @@ def last_slate(fitted: FittedFunnel, requests: Sequence[int]) -> pl.DataFrame:
 
 
 def work(told: Worker, console: Console) -> None:
-    """A worker's life: pinned to its core it loads the funnel, says its port and stages on standard output, serves one connection, ends."""
+    """A worker's life: pinned to its core it loads the funnel, says its port and stages on standard
+    output, serves one connection, ends.
+    """
     os.sched_setaffinity(0, {told.core})
     log = Log.open(told.log)
     recipe = load_recipe(told.recipe, log)
@@ -144,10 +151,12 @@ def work(told: Worker, console: Console) -> None:
 
 
 def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None:
-    """Answers requests, first come first served, in batches that are full or whose first has waited `wait_ms`, as a Service does.
+    """Answers requests, first come first served, in batches that are full or whose first has waited
+    `wait_ms`, as a Service does.
 
-    A line is {"id", "t" (planned, s), "request" (row of the log, or EMPTY)}; the answer {"id", "items", "ms" (the batch's), "n" (its size)}.
-    {"profile": keywords of `measure_passes`} is answered with the rows of its passes, once all before it are served.
+    A line is {"id", "t" (planned, s), "request" (row of the log, or EMPTY)}; the answer {"id",
+    "items", "ms" (the batch's), "n" (its size)}. {"profile": keywords of `measure_passes`} is
+    answered with the rows of its passes, once all before it are served.
     """
     window = fitted.scene.log.requests_in("W3")
     first, canned = int(window[0]), last_slate(fitted, window[:1].tolist())
@@ -187,7 +196,9 @@ class Lines:
         self.connection.sendall(json.dumps(value).encode() + b"\n")
 
     def within(self, seconds: float) -> list[Any] | None:
-        """What has come, waiting at most so long for something; None where the other side has closed."""
+        """What has come, waiting at most so long for something; None where the other side has
+        closed.
+        """
         ready, _, _ = select.select([self.connection], [], [], max(seconds, 0.0))
         if not ready:
             return []
@@ -198,7 +209,9 @@ class Lines:
         return [json.loads(line) for line in whole]
 
     def ask(self, value: Any, seconds: float = 120.0) -> Any:
-        """Send, and wait for one line; raises KarmafunnelError after so many seconds, or where the other side has closed."""
+        """Send, and wait for one line; raises KarmafunnelError after so many seconds, or where the
+        other side has closed.
+        """
         self.send(value)
         end = time.perf_counter() + seconds
         while (left := end - time.perf_counter()) > 0:
@@ -210,12 +223,14 @@ class Lines:
         raise KarmafunnelError(f"real service: needs an answer of the worker within {seconds:g} s, found none")
 
 
-# -- the generator ------------------------------------------------------------------------------------------------------
+# -- the generator ---------------------------------------------------------------------------------
 
 
 @contextmanager
 def service(told: Worker, console: Console | None = None) -> Iterator[tuple[Lines, dict[str, int]]]:
-    """A worker process and a connection to it, with k by stage; this process keeps off its core. Both end with the block."""
+    """A worker process and a connection to it, with k by stage; this process keeps off its core.
+    Both end with the block.
+    """
     cores = os.sched_getaffinity(0)
     if not cores - {told.core}:
         raise KarmafunnelError(f"real service: needs a core beside the worker's ({told.core}), found {sorted(cores)}")
@@ -248,8 +263,9 @@ def service(told: Worker, console: Console | None = None) -> Iterator[tuple[Line
 def open_loop(lines: Lines, times_ms: np.ndarray, requests: np.ndarray, seconds: float = 120.0) -> pl.DataFrame:
     """Sends each request at its planned time, whatever the answers do: no coordinated omission.
 
-    One row a request: planned_ms, sent_ms, done_ms (from the start), latency_ms (done - planned), service_ms and n (of its batch), items.
-    Raises KarmafunnelError where answers are missing after so many seconds.
+    One row a request: planned_ms, sent_ms, done_ms (from the start), latency_ms (done - planned),
+    service_ms and n (of its batch), items. Raises KarmafunnelError where answers are missing after
+    so many seconds.
     """
     n = len(times_ms)
     sent, done, ms, size = (np.full(n, np.nan) for _ in range(4))
@@ -284,14 +300,18 @@ def open_loop(lines: Lines, times_ms: np.ndarray, requests: np.ndarray, seconds:
 
 
 def passes_of(lines: Lines, stages: int, batch: int, load: float, seconds: float, seed: int) -> pl.DataFrame:
-    """The worker's own passes, as at this load: of one batch size where it serves one at a time, else swept up to its own."""
+    """The worker's own passes, as at this load: of one batch size where it serves one at a time,
+    else swept up to its own.
+    """
     sizes = [b for b in (1, 2, 4, 8, 16, 32) if b < batch] + [batch]
     say = {"batches": sizes, "seconds": seconds / stages, "seed": seed, "load": load}
     return pl.DataFrame(lines.ask({"profile": say}), schema=SCHEMA, orient="row")
 
 
 def overhead_of(lines: Lines, n: int = 200) -> float:
-    """What socket and serialisation add to a request, ms: the mean round trip of an empty funnel that answers a slate of the usual size."""
+    """What socket and serialisation add to a request, ms: the mean round trip of an empty funnel
+    that answers a slate of the usual size.
+    """
     trips = []
     for i in range(n + 20):
         begin = time.perf_counter()
@@ -301,7 +321,8 @@ def overhead_of(lines: Lines, n: int = 200) -> float:
 
 
 def server_of(told: Worker, passes: Sequence[pl.DataFrame], overheads: Sequence[float], ks: dict[str, int]) -> Services:
-    """One server that runs the whole funnel as the passes say, with the overhead of every request."""
+    """One server that runs the whole funnel as the passes say, with the overhead of every request.
+    """
     pooled = pl.concat([frame.with_columns(pl.col(PASS) + i * 1_000_000) for i, frame in enumerate(passes)])
     one = Profile.of(pooled, ks, "real service", seed=told.seed).folded()
     t = one["funnel"].time
@@ -309,15 +330,15 @@ def server_of(told: Worker, passes: Sequence[pl.DataFrame], overheads: Sequence[
     return one.change("funnel", time=t, batch=told.batch, wait_ms=told.wait_ms)
 
 
-# -- cells --------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def measured(
     told: Worker, log: Log, load: float, rate: float | None, repetitions: int, seconds: float, console: Console
 ) -> dict[str, Any]:
-    """One cell: the worker profiles itself, as at this load, before and after every repetition, and these two profiles are its prediction's:
-    a machine that drifts does so in both. The rate is that of a utilisation of `load` by the profile before, unless it is given
-    (requests a second).
+    """One cell: the worker profiles itself, as at this load, before and after every repetition, and
+    these two profiles are its prediction's: a machine that drifts does so in both. The rate is that
+    of a utilisation of `load` by the profile before, unless it is given (requests a second).
     """
     with service(told, console) as (lines, ks):
         passes, overheads, found = list[pl.DataFrame](), list[float](), list[dict[str, Any]]()
@@ -449,7 +470,9 @@ def footnotes(cells: Sequence[dict[str, Any]], log: Log, recipe: Recipe, command
 
 
 def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
-    """Latency's distribution, one pane a cell: each repetition measured (grey), all of them predicted (red)."""
+    """Latency's distribution, one pane a cell: each repetition measured (grey), all of them
+    predicted (red).
+    """
     domains, height = plots.panes(len(cells), 2, 260, gap=0.09, row_gap=84)
     layout = plots.blank(height, left=60, bottom=55) | {
         "showlegend": True,
@@ -514,7 +537,9 @@ def main(
     log: Path, out: Path | None, recipe: str, loads: tuple[float, ...], repetitions: int, seconds: float, batch: int, wait_ms: float,
     core: int | None, seed: int, minutes: float, note: str, worker: str | None,
 ) -> None:  # fmt: skip
-    """Serve a funnel on one core, load it from another, and hold latencies against the simulation's."""
+    """Serve a funnel on one core, load it from another, and hold latencies against the
+    simulation's.
+    """
     console = Console(stderr=True)
     if worker is not None:
         work(Worker(**json.loads(worker)), console)

@@ -18,10 +18,11 @@ AGES, ACTIONS = 48, 3  # buckets of log2(1 + age); 0 pad, 1 click, 2 purchase
 class Batch:
     """N requests of up to C candidates: arrays (NumPy outside, torch inside a model).
 
-    items (N, C) int64, -1 padding; dense (N, C, F) float32, NaN = missing; history (N, L) int64, -1 padding;
-    label (N, C) float32 in 0..1; weight (N, C) float32, 0 where a cell has no label or is padding; request (N, R) float32, R may
-    be 0; age (N, L) int64 and action (N, L) int8 of the history, both optional (all models then know the items alone); bought
-    (N, C) float32, the second label of ESMM.
+    items (N, C) int64, -1 padding; dense (N, C, F) float32, NaN = missing; history (N, L) int64, -1
+    padding; label (N, C) float32 in 0..1; weight (N, C) float32, 0 where a cell has no label or is
+    padding; request (N, R) float32, R may be 0; age (N, L) int64 and action (N, L) int8 of the
+    history, both optional (all models then know the items alone); bought (N, C) float32, the second
+    label of ESMM.
     """
 
     items: Any

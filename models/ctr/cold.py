@@ -16,7 +16,8 @@ from .inputs import ClickModel, Inputs, Layers, Shape, final, mean_of
 
 @dataclass(frozen=True)
 class COLDConfig:
-    """dim of an id vector; MLP widths; share of ids dropped in training; how many dense columns each group of them has.
+    """dim of an id vector; MLP widths; share of ids dropped in training; how many dense columns
+    each group of them has.
 
     Groups cover the dense columns from left to right; () makes all of them one group.
     """
@@ -31,9 +32,10 @@ class COLDConfig:
 class COLD(ClickModel):
     """A small dense net over crossed features whose groups are weighed by squeeze and excitation.
 
-    Groups e_1..e_M: the candidate's id vector, the history's mean, their product, the request's numbers, groups of dense columns.
-    s = sigmoid(W [e_1..e_M] + b), one weight a group, and the net reads [s_1 e_1 .. s_M e_M]. Source: COLD, Wang et al. 2020,
-    arXiv 2007.16122, section 3.2; the paper picks groups by the mean of s, see `weights`.
+    Groups e_1..e_M: the candidate's id vector, the history's mean, their product, the request's
+    numbers, groups of dense columns. s = sigmoid(W [e_1..e_M] + b), one weight a group, and the net
+    reads [s_1 e_1 .. s_M e_M]. Source: COLD, Wang et al. 2020, arXiv 2007.16122, section 3.2; the
+    paper picks groups by the mean of s, see `weights`.
     """
 
     def __init__(self, shape: Shape, config: COLDConfig = COLDConfig(), category: np.ndarray | None = None, seed: int = 0):
@@ -62,7 +64,9 @@ class COLD(ClickModel):
         return torch.cat([c, h, c * h, request, self.inputs.numbers(batch.dense, "dense")], dim=-1)
 
     def weights(self, batch: Batch) -> Tensor:
-        """(B, C, M): the weight of each group: id, history, their product, request, the groups of dense columns."""
+        """(B, C, M): the weight of each group: id, history, their product, request, the groups of
+        dense columns.
+        """
         return torch.sigmoid(self.squeeze(self.crossed(batch)))
 
     def forward(self, batch: Batch) -> Tensor:

@@ -16,7 +16,8 @@ from .inputs import Inputs, Layers, Shape, Trunk, mean_of
 
 
 class Cross(nn.Module):
-    """x' = x0 * (U V x + b) + x: one cross layer (DCN-V2, Wang et al. 2021, arXiv 2008.13535, eq. 1 and 2).
+    """x' = x0 * (U V x + b) + x: one cross layer (DCN-V2, Wang et al. 2021, arXiv 2008.13535, eq. 1
+    and 2).
 
     (..., d), (..., d) -> (..., d). `low` is the rank of U V; 0 for one full (d, d) matrix.
     """
@@ -32,7 +33,9 @@ class Cross(nn.Module):
 
 @dataclass(frozen=True)
 class DCNConfig:
-    """dim of an id vector; how many cross layers, of what rank (0: full); widths of the deep part; share of ids dropped in training."""
+    """dim of an id vector; how many cross layers, of what rank (0: full); widths of the deep part;
+    share of ids dropped in training.
+    """
 
     dim: int = 16
     crosses: int = 2
@@ -43,7 +46,8 @@ class DCNConfig:
 
 
 class DCN(Trunk):
-    """Deep & Cross Network V2, cross and deep part in parallel: over the candidate's id vector, the history's mean and numbers.
+    """Deep & Cross Network V2, cross and deep part in parallel: over the candidate's id vector, the
+    history's mean and numbers.
 
     category (n_items,) one number an item. Source: arXiv 2008.13535, figure 1b.
     """
@@ -68,7 +72,8 @@ class DCN(Trunk):
 
     def represent(self, batch: Batch) -> Tensor:
         c = self.inputs.items(batch.items, self.inputs.is_candidate)  # (B, C, d)
-        h = mean_of(self.inputs.items(batch.history, self.inputs.is_history), batch.history)  # (B, d)
+        # (B, d)
+        h = mean_of(self.inputs.items(batch.history, self.inputs.is_history), batch.history)
         request = self.inputs.numbers(batch.request, "request")
         shared = torch.cat([h, request], dim=1)[:, None].expand(-1, c.shape[1], -1)
         x = x0 = torch.cat([c, shared, self.inputs.numbers(batch.dense, "dense")], dim=-1)

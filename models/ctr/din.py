@@ -17,10 +17,12 @@ from .inputs import BINS, Inputs, Layers, Shape, Trunk
 
 
 class TargetAttention(nn.Module):
-    """Score of every (candidate, history item) by an MLP over [c, h, c - h, c * h]: (B, C, d), (B, L, d) -> (B, C, L).
+    """Score of every (candidate, history item) by an MLP over [c, h, c - h, c * h]: (B, C, d), (B,
+    L, d) -> (B, C, L).
 
-    Its first layer is factored: [c, h, c - h, c * h] W = c (Wc + Wd + h Wp) + h (Wh - Wd), one batched product of c with a
-    (d, L x hidden) matrix a request. The (B, C, L, 4 d) tensor is never there. `naive` is the same, written out.
+    Its first layer is factored: [c, h, c - h, c * h] W = c (Wc + Wd + h Wp) + h (Wh - Wd), one
+    batched product of c with a (d, L x hidden) matrix a request. The (B, C, L, 4 d) tensor is never
+    there. `naive` is the same, written out.
     """
 
     def __init__(self, dim: int, hidden: int):
@@ -30,7 +32,8 @@ class TargetAttention(nn.Module):
     def forward(self, c: Tensor, h: Tensor) -> Tensor:
         (b, n, d), length = c.shape, h.shape[1]
         wc, wh, wd, wp = self.first.weight.split(d, dim=1)  # each (hidden, d)
-        by_history = (h[..., None] * wp.T).transpose(1, 2) + (wc + wd).T[:, None]  # (B, d, L, hidden)
+        # (B, d, L, hidden)
+        by_history = (h[..., None] * wp.T).transpose(1, 2) + (wc + wd).T[:, None]
         start = F.linear(h, wh - wd, self.first.bias).reshape(b, 1, -1)  # (B, 1, L x hidden)
         x = torch.baddbmm(start, c, by_history.reshape(b, d, -1))  # (B, C, L x hidden)
         x = F.relu(x, inplace=True).view(b, n, length, -1)
@@ -44,10 +47,11 @@ class TargetAttention(nn.Module):
 
 @dataclass(frozen=True)
 class DINConfig:
-    """dim of an id vector; hidden width of the attention; MLP widths; share of ids dropped in training.
+    """dim of an id vector; hidden width of the attention; MLP widths; share of ids dropped in
+    training.
 
-    similar: how fixed vectors enter, if at all: as SimTier, as SA-TA (Sheng et al. 2024; MUSE, arXiv 2512.07216), as both, or
-    "raw", `raw` numbers beside each id vector.
+    similar: how fixed vectors enter, if at all: as SimTier, as SA-TA (Sheng et al. 2024; MUSE,
+    arXiv 2512.07216), as both, or "raw", `raw` numbers beside each id vector.
     """
 
     dim: int = 16
@@ -60,12 +64,14 @@ class DINConfig:
 
 
 class DIN(Trunk):
-    """Deep Interest Network: history items weighed by their fit to the candidate, weights not normalised (as in the paper).
+    """Deep Interest Network: history items weighed by their fit to the candidate, weights not
+    normalised (as in the paper).
 
-    category (n_items,) one number an item. vectors (n_items, d) fixed, needed by `similar`: the cosine r of candidate and
-    history item enters as SimTier (its histogram, 22 bins, log(1 + count) times a learnt 4-d vector) and as SA-TA (weight =
-    g1 a + g2 r + g3 a r); an item whose vector is zeros is counted in no bin. Raw: candidate and history items stand for their
-    id vector and, beside it, their fixed vector through one projection and LayerNorm.
+    category (n_items,) one number an item. vectors (n_items, d) fixed, needed by `similar`: the
+    cosine r of candidate and history item enters as SimTier (its histogram, 22 bins, log(1 + count)
+    times a learnt 4-d vector) and as SA-TA (weight = g1 a + g2 r + g3 a r); an item whose vector is
+    zeros is counted in no bin. Raw: candidate and history items stand for their id vector and,
+    beside it, their fixed vector through one projection and LayerNorm.
     """
 
     vectors: Tensor
@@ -107,7 +113,8 @@ class DIN(Trunk):
             self.head = self.new_head()
         if config.similar:
             fixed = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
-            self.register_buffer("vectors", F.pad(F.normalize(fixed, dim=1), (0, 0, 0, 1)), persistent=False)  # last row: padding
+            # last row: padding
+            self.register_buffer("vectors", F.pad(F.normalize(fixed, dim=1), (0, 0, 0, 1)), persistent=False)
 
     def new_head(self) -> nn.Module:
         return Layers((self.width, *self.config.hidden, 1), self.config.dropout)
@@ -136,10 +143,12 @@ class DIN(Trunk):
         parts.append(request[:, None].expand(-1, c.shape[1], -1))
         return torch.cat(parts, dim=-1)
 
-    def sim_tier(self, r: Tensor, batch: Batch, tier: Tensor) -> Tensor:  # (B, C, L) cosines -> (B, C, 4 * BINS)
+    # (B, C, L) cosines -> (B, C, 4 * BINS)
+    def sim_tier(self, r: Tensor, batch: Batch, tier: Tensor) -> Tensor:
         has = self.vectors.abs().sum(dim=1) > 0
         counted = (has[batch.items][:, :, None] & has[batch.history][:, None]).float()
-        which = ((r + 1.1) * 10 + 1e-3).long().clamp(0, BINS - 1)  # rounding must not part an item from itself
+        # rounding must not part an item from itself
+        which = ((r + 1.1) * 10 + 1e-3).long().clamp(0, BINS - 1)
         histogram = torch.zeros(*r.shape[:2], BINS, device=r.device).scatter_add_(2, which, counted)
         return (torch.log1p(histogram)[..., None] * tier).flatten(2)
 

@@ -17,9 +17,10 @@ from .losses import entire_space_loss
 class ESMM(ClickModel):
     """Entire Space Multi-task Model: P(click) and P(purchase | click) over one trunk, a head each.
 
-    Logits (B, C, 2): of a click, and of a purchase if clicked. Loss: cross entropy of P(click) with the clicks + of P(click) *
-    P(purchase | click) with the purchases, over every labelled cell; P(purchase | click) is never fitted on clicked cells alone,
-    which are no sample of what it is asked about. Source: Ma et al. 2018, arXiv 1804.07931, eq. 1 and 3.
+    Logits (B, C, 2): of a click, and of a purchase if clicked. Loss: cross entropy of P(click) with
+    the clicks + of P(click) * P(purchase | click) with the purchases, over every labelled cell;
+    P(purchase | click) is never fitted on clicked cells alone, which are no sample of what it is
+    asked about. Source: Ma et al. 2018, arXiv 1804.07931, eq. 1 and 3.
     """
 
     def __init__(self, trunk: Trunk, seed: int = 0):

@@ -14,7 +14,9 @@ from ..training import seeded
 from .batch import Batch
 from .inputs import ClickModel
 
-STEPS = 16  # steps that an epoch has at least: a small log would end before its numbers have outgrown the draw they start from
+# steps that an epoch has at least: a small log would end before its numbers have outgrown the draw
+# they start from
+STEPS = 16
 CELLS = 1 << 21  # floats that a chunk may take while predicting: 8 MiB, about what the caches hold
 
 
@@ -23,11 +25,13 @@ def fit_ctr(
     rate: float = 1e-3, weight_decay: float = 1e-4, patience: int = 2, loss: Literal["bce", "listwise"] = "bce", seed: int = 0,
     progress: Callable[[str], None] | None = None, device: str = "cpu",
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Fit in place with Adam, stop on the validation loss, keep the best epoch; returns the losses after each epoch.
+    """Fit in place with Adam, stop on the validation loss, keep the best epoch; returns the losses
+    after each epoch.
 
-    Requests are shuffled by `seed` every epoch, in batches of `batch_size` or, of few requests, so many that an epoch has STEPS
-    steps. Raises KarmafunnelError for shapes that disagree, for labels without a
-    positive or without a negative, and, naming epoch and step, for a loss that is no longer a number.
+    Requests are shuffled by `seed` every epoch, in batches of `batch_size` or, of few requests, so
+    many that an epoch has STEPS steps. Raises KarmafunnelError for shapes that disagree, for labels
+    without a positive or without a negative, and, naming epoch and step, for a loss that is no
+    longer a number.
     """
     who = type(model).__name__
     train, val = [train] if isinstance(train, Batch) else list(train), [val] if isinstance(val, Batch) else list(val)

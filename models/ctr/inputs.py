@@ -31,9 +31,9 @@ class Shape:
 class Inputs(nn.Module):
     """Ids and numbers to vectors.
 
-    An item that was never a positive in training stands for UNKNOWN as a candidate (its id would be a negative by
-    construction), one never in a history for UNKNOWN there; UNKNOWN is learnt by dropping a share of ids at random.
-    Numbers are standardised, NaN becomes the mean.
+    An item that was never a positive in training stands for UNKNOWN as a candidate (its id would be
+    a negative by construction), one never in a history for UNKNOWN there; UNKNOWN is learnt by
+    dropping a share of ids at random. Numbers are standardised, NaN becomes the mean.
     """
 
     is_candidate: Tensor
@@ -45,14 +45,16 @@ class Inputs(nn.Module):
         self.unknown = unknown
         self.id = nn.Embedding(shape.n_items + FIRST, dim, padding_idx=PADDING)
         self.category = nn.Embedding(shape.n_categories + 1, dim, padding_idx=0) if shape.n_categories else None
-        nn.init.normal_(self.id.weight, std=0.2)  # with less, few clicks do not get the product of two ids off the ground
+        # with less, few clicks do not get the product of two ids off the ground
+        nn.init.normal_(self.id.weight, std=0.2)
         if self.category is not None:
             nn.init.normal_(self.category.weight, std=0.2)
         with torch.no_grad():
             for table in (self.id, self.category):
                 if table is not None:
                     table.weight[0] = 0
-        of_item = np.zeros(shape.n_items + 1, dtype=np.int64)  # 0: none; the last entry answers for padding
+        # 0: none; the last entry answers for padding
+        of_item = np.zeros(shape.n_items + 1, dtype=np.int64)
         if category is not None:
             of_item[:-1] = np.asarray(category) + 1
         self.register_buffer("category_of", torch.from_numpy(of_item))
@@ -107,7 +109,9 @@ class Inputs(nn.Module):
 
 
 def mean_of(h: Tensor, history: Tensor) -> Tensor:
-    """Mean over the history that is there: (B, L, d), (B, L) numbers -> (B, d), zeros where there is none (padding is zeros)."""
+    """Mean over the history that is there: (B, L, d), (B, L) numbers -> (B, d), zeros where there
+    is none (padding is zeros).
+    """
     return h.sum(dim=1) / (history >= 0).sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -140,7 +144,9 @@ def start_at(layer: nn.Linear, positives: float, n: float) -> None:
 
 
 class ClickModel(nn.Module):
-    """Base of all: `config` and `shape` rebuild it, `inputs` holds what was observed of the training data."""
+    """Base of all: `config` and `shape` rebuild it, `inputs` holds what was observed of the
+    training data.
+    """
 
     config: Any
     shape: Shape
@@ -156,7 +162,8 @@ class ClickModel(nn.Module):
     def observe(self, batches: Sequence[Batch]) -> None:
         """Take from the training data what the inputs need, and start at its rate of positives.
 
-        Else the first epochs of cross entropy go into learning that positives are rare, and few requests leave few epochs.
+        Else the first epochs of cross entropy go into learning that positives are rare, and few
+        requests leave few epochs.
         """
         self.inputs.observe(batches)
         start_at(self.last(), sum(mass(b, b.label) for b in batches), sum(mass(b, 1.0) for b in batches))
@@ -171,7 +178,9 @@ class ClickModel(nn.Module):
 
 
 class Trunk(ClickModel):
-    """A model that is a representation (B, C, d) and a head over it, so that ESMM can put two heads on it."""
+    """A model that is a representation (B, C, d) and a head over it, so that ESMM can put two heads
+    on it.
+    """
 
     head: nn.Module
 

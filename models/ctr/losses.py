@@ -12,8 +12,9 @@ from .batch import Batch
 def click_loss(logits: Tensor, batch: Batch, loss: str) -> tuple[Tensor, Tensor]:
     """Sum of the losses and of the weights they count with.
 
-    bce: every labelled cell by its weight. listwise: softmax over the labelled cells of a request, its positives sharing
-    weight 1; a request without a positive counts nothing. Labels between 0 and 1, as a teacher gives them, are no other case.
+    bce: every labelled cell by its weight. listwise: softmax over the labelled cells of a request,
+    its positives sharing weight 1; a request without a positive counts nothing. Labels between 0
+    and 1, as a teacher gives them, are no other case.
     """
     if loss == "bce":
         return (
@@ -27,7 +28,9 @@ def click_loss(logits: Tensor, batch: Batch, loss: str) -> tuple[Tensor, Tensor]
 
 
 def entire_space_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """ESMM's loss of logits (B, C, 2), in logarithms throughout: sum over the labelled cells and of their weights."""
+    """ESMM's loss of logits (B, C, 2), in logarithms throughout: sum over the labelled cells and of
+    their weights.
+    """
     click, buy = logits.unbind(dim=-1)
     both = F.logsigmoid(click) + F.logsigmoid(buy)
     # 1 - 1 / ((1 + x)(1 + y)) = (x + y + xy) / ((1 + x)(1 + y)) with x = exp(-click), y = exp(-buy)

@@ -24,7 +24,9 @@ from .two_tower import TwoTower, TwoTowerConfig
 
 
 def save_ctr(model: ClickModel, folder: Path | str) -> None:
-    """Write `model.safetensors` and `model.json`; the folder appears whole or not at all. Fixed vectors are not stored."""
+    """Write `model.safetensors` and `model.json`; the folder appears whole or not at all. Fixed
+    vectors are not stored.
+    """
     with atomic_folder(folder, sealed=True) as temporary:
         save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
         write_json(
@@ -42,7 +44,9 @@ SIZE = number(Bound(0, 100_000_000))
 
 
 def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickModel:
-    """The inverse of `save_ctr`; the fixed vectors that a DIN was fitted with are handed over again."""
+    """The inverse of `save_ctr`; the fixed vectors that a DIN was fitted with are handed over
+    again.
+    """
     folder = Path(folder)
     try:
         kept = read_json(folder / "model.json")
@@ -70,6 +74,7 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
         if kept["class"] == "ESMM" and isinstance(model, Trunk):
             model = ESMM(model)
         model.load_state_dict(state)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:  # torch's and Python's, of another config
+    # torch's and Python's, of another config
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise KarmafunnelError(f"{folder}: needed a click model of its model.json, found: {line_of(error)}") from error
     return model.eval()

@@ -16,7 +16,8 @@ from .inputs import ClickModel, Inputs, Layers, Shape, mean_of
 
 @dataclass(frozen=True)
 class TwoTowerConfig:
-    """dim of an id vector; width of the towers' outputs; hidden widths; which dense columns describe the item alone.
+    """dim of an id vector; width of the towers' outputs; hidden widths; which dense columns
+    describe the item alone.
 
     The other dense columns enter as a linear term beside the inner product, never a tower.
     """
@@ -30,7 +31,9 @@ class TwoTowerConfig:
 
 
 class TwoTower(ClickModel):
-    """Request tower: mean of the history and the request's numbers. Item tower: id and the item's numbers. Logit: their product + linear."""
+    """Request tower: mean of the history and the request's numbers. Item tower: id and the item's
+    numbers. Logit: their product + linear.
+    """
 
     def __init__(
         self, shape: Shape, config: TwoTowerConfig = TwoTowerConfig(), category: np.ndarray | None = None, seed: int = 0
@@ -65,5 +68,7 @@ class TwoTower(ClickModel):
         return self.request_tower(torch.cat([mean, self.inputs.numbers(request, "request")], dim=1))
 
     def items(self, items: Tensor, dense: Tensor) -> Tensor:
-        """(B, C), standardised (B, C, n) -> (B, C, out): precomputable where the numbers do not change."""
+        """(B, C), standardised (B, C, n) -> (B, C, out): precomputable where the numbers do not
+        change.
+        """
         return self.item_tower(torch.cat([self.inputs.items(items, self.inputs.is_candidate), dense], dim=-1))

@@ -1,4 +1,6 @@
-"""KARMA: an LLM's next-interest embedding with semantic decodability, and its frozen control (arXiv 2603.22779)."""
+"""KARMA: an LLM's next-interest embedding with semantic decodability, and its frozen control (arXiv
+2603.22779).
+"""
 
 from .backbone import Checkpoint as Checkpoint
 from .backbone import Qwen as Qwen

@@ -1,7 +1,8 @@
-"""The language model behind KARMA: one that we pre-train on product text, or any `transformers` causal LM.
+"""The language model behind KARMA: one that we pre-train on product text, or any `transformers`
+causal LM.
 
-[I: any causal LM read through `inputs_embeds`; O: the small Qwen3-architecture model that a project without a GPU can pre-train
-on its catalogue, whose text is then its knowledge.]
+[I: any causal LM read through `inputs_embeds`; O: the small Qwen3-architecture model that a project
+without a GPU can pre-train on its catalogue, whose text is then its knowledge.]
 """
 
 from __future__ import annotations
@@ -39,19 +40,24 @@ from ..training import resumed, seeded, write_tensors
 BOS = "<|text|>"
 DTYPES = ("float32", "bfloat16", "float16")
 TOKEN = number(Bound(0, 10_000_000))
-DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "bos": TOKEN, "pad": TOKEN}  # of a model, as JSON
+# of a model, as JSON
+DESCRIPTION = {"config": by_name(ANY), "tokenizer": TEXT, "bos": TOKEN, "pad": TOKEN}
 SAVE_EVERY = 100  # steps of pre-training between two checkpoints
 
 
 class FusedNorm(Qwen3RMSNorm):
-    """The same RMSNorm in one kernel: on a CPU a small model spends more time in element-wise passes than in products."""
+    """The same RMSNorm in one kernel: on a CPU a small model spends more time in element-wise
+    passes than in products.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
 class LM:
-    """A causal language model with its tokenizer, read through continuous inputs. `facts`: what is known of its making."""
+    """A causal language model with its tokenizer, read through continuous inputs. `facts`: what is
+    known of its making.
+    """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, bos: int, pad: int, facts: dict[str, Any], lora: int = 0):
         self.model, self.tokenizer, self.bos, self.pad, self.facts, self.lora = model.eval(), tokenizer, bos, pad, facts, lora
@@ -62,7 +68,9 @@ class LM:
     # -- text --
 
     def encode(self, texts: list[str], most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (n, most) int64, padded on the right, and how many each text has (n,); what is longer is cut."""
+        """Token ids (n, most) int64, padded on the right, and how many each text has (n,); what is
+        longer is cut.
+        """
         ids = np.full((len(texts), most), self.pad, dtype=np.int64)
         lengths = np.zeros(len(texts), dtype=np.int64)
         for i, encoded in enumerate(self.tokenizer.encode_batch([t or "" for t in texts], add_special_tokens=False)):
@@ -105,7 +113,9 @@ class LM:
         return self.model.get_input_embeddings()(ids)
 
     def hidden(self, inputs: Tensor, mask: Tensor, position: Tensor) -> Tensor:
-        """Last hidden states (B, L, d) of continuous inputs (B, L, d); mask (B, 1, L, L) bool: may attend; position (B, L)."""
+        """Last hidden states (B, L, d) of continuous inputs (B, L, d); mask (B, 1, L, L) bool: may
+        attend; position (B, L).
+        """
         return self._stack(inputs, mask, position).last_hidden_state
 
     def _stack(self, inputs: Tensor, mask: Tensor, position: Tensor, **more: Any) -> Any:
@@ -119,7 +129,9 @@ class LM:
 
     @property
     def own_head(self) -> nn.Module | None:
-        """The layer that tells words, where it is another than the embedding table; None where they are tied."""
+        """The layer that tells words, where it is another than the embedding table; None where they
+        are tied.
+        """
         head: nn.Module = self.model.get_output_embeddings()
         return None if head.weight is self.model.get_input_embeddings().weight else head
 
@@ -140,7 +152,9 @@ class LM:
     # -- copies --
 
     def fresh(self) -> LM:
-        """A copy to fine-tune; with `lora` the weights stay and low-rank updates are learnt (Hu et al. 2021)."""
+        """A copy to fine-tune; with `lora` the weights stay and low-rank updates are learnt (Hu et
+        al. 2021).
+        """
         model = copy.deepcopy(self.model)
         if self.lora:
             try:
@@ -170,12 +184,15 @@ class LM:
 
     @staticmethod
     def rebuild(description: Any, who: str) -> LM:
-        """A model of that description, its weights still to be loaded; raises KarmafunnelError for one that is none."""
+        """A model of that description, its weights still to be loaded; raises KarmafunnelError for
+        one that is none.
+        """
         check_keys(who, description, DESCRIPTION, {"dtype": one_of(*DTYPES)})
         try:
             config = AutoConfig.for_model(**description["config"])
             with torch.random.fork_rng():
-                dtype = getattr(torch, description.get("dtype", "float32"))  # not by a cast, which would take the rotary table, too
+                # not by a cast, which would take the rotary table, too
+                dtype = getattr(torch, description.get("dtype", "float32"))
                 model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
             tokenizer = Tokenizer.from_str(description["tokenizer"])
         except Exception as error:  # of transformers and tokenizers, which raise what they like
@@ -184,7 +201,9 @@ class LM:
 
 
 def causal(there: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask (B, 1, L, L) and positions (B, L) of texts padded on the right: a place sees what is there up to itself."""
+    """Mask (B, 1, L, L) and positions (B, L) of texts padded on the right: a place sees what is
+    there up to itself.
+    """
     length = there.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool, device=there.device).tril() & there[:, None, :]
     mask |= torch.eye(length, dtype=torch.bool, device=there.device)
@@ -192,7 +211,9 @@ def causal(there: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pool(lm: LM, ids: Tensor, there: Tensor) -> Tensor:
-    """Mean of the last hidden states over each text's tokens, BOS before them: ids, there (B, T) -> (B, d), zeros for no token."""
+    """Mean of the last hidden states over each text's tokens, BOS before them: ids, there (B, T) ->
+    (B, d), zeros for no token.
+    """
     first = torch.full((len(ids), 1), lm.bos, dtype=ids.dtype, device=ids.device)
     there_too = torch.cat([torch.ones_like(first, dtype=torch.bool), there], dim=1)
     mask, position = causal(there_too)
@@ -203,7 +224,9 @@ def pool(lm: LM, ids: Tensor, there: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def pooled(lm: LM, texts: list[str], most: int, batch: int = 256) -> np.ndarray:
-    """`pool` of texts: float32 (n, d), zeros for an empty text; a vector does not hang on the texts beside it."""
+    """`pool` of texts: float32 (n, d), zeros for an empty text; a vector does not hang on the texts
+    beside it.
+    """
     ids, lengths = lm.encode(texts, most)
     out = np.zeros((len(texts), lm.dim), dtype=np.float32)
     for start in range(0, len(texts), batch):
@@ -231,16 +254,18 @@ def perplexity(lm: LM, texts: list[str], most: int) -> float:
     return math.exp(total / count) if count else math.nan
 
 
-# -- the embedded default -----------------------------------------------------------------------------------------------
+# -- the embedded default --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Qwen(Typed):
-    """A small model of the Qwen3 architecture with a byte-pair tokenizer, pre-trained here on product text [O].
+    """A small model of the Qwen3 architecture with a byte-pair tokenizer, pre-trained here on
+    product text [O].
 
-    Fields: the network; vocab and context in tokens; catalogues: folders (logs or catalogues) whose item text is read beside
-    the log's own; tokens: how many are trained on, with repetition; rate; batch: blocks of `context` tokens a step; seed: its own,
-    so that all rows and seeds of a table share one base.
+    Fields: the network; vocab and context in tokens; catalogues: folders (logs or catalogues) whose
+    item text is read beside the log's own; tokens: how many are trained on, with repetition; rate;
+    batch: blocks of `context` tokens a step; seed: its own, so that all rows and seeds of a table
+    share one base.
     """
 
     dim: int = 128
@@ -258,12 +283,15 @@ class Qwen(Typed):
 
     def __post_init__(self) -> None:
         needs(self, "dim", "layers", "heads", "kv_heads", "mlp", "context", "batch", "vocab", "tokens", "rate", "seed")
-        if self.dim % (2 * self.heads) or self.heads % self.kv_heads:  # rotary positions turn pairs of dimensions
+        # rotary positions turn pairs of dimensions
+        if self.dim % (2 * self.heads) or self.heads % self.kv_heads:
             shape = f"dim={self.dim}, heads={self.heads}, kv_heads={self.kv_heads}"
             raise KarmafunnelError(f"Qwen: needs a dim of an even number a head and heads a multiple of kv_heads, found {shape}")
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
-        """Pre-trained on the texts of the items that W1 knows; resumed, or taken as it is, from `cache`."""
+        """Pre-trained on the texts of the items that W1 knows; resumed, or taken as it is, from
+        `cache`.
+        """
         texts = self.texts(log)
         if not texts:
             raise KarmafunnelError(
@@ -325,7 +353,9 @@ class Qwen(Typed):
         return lm
 
     def train(self, lm: LM, stream: np.ndarray, partial: Path | None, progress: Progress) -> float:
-        """Next-token prediction on blocks of one long stream; goes on from `partial`, bit for bit on a CPU. Returns seconds."""
+        """Next-token prediction on blocks of one long stream; goes on from `partial`, bit for bit
+        on a CPU. Returns seconds.
+        """
         per_step = self.batch * self.context
         steps = self.tokens // per_step
         if len(stream) < self.context + 1:
@@ -424,8 +454,11 @@ def open_base(folder: Path, device: str) -> LM:
 
 
 def put_weights(module: nn.Module, weights: dict[str, Tensor], who: str, apart: tuple[str, ...] = ()) -> None:
-    """Load weights; raises KarmafunnelError naming a parameter that is not among them. What begins as one of `apart` may be missing."""
-    wanted = [name for name, _ in module.named_parameters() if not name.startswith(apart)]  # what is tied has one name
+    """Load weights; raises KarmafunnelError naming a parameter that is not among them. What begins
+    as one of `apart` may be missing.
+    """
+    # what is tied has one name
+    wanted = [name for name, _ in module.named_parameters() if not name.startswith(apart)]
     missing = [name for name in wanted if name not in weights]
     if missing:
         raise KarmafunnelError(f"{who}: needed all weights, found none of {', '.join(missing[:3])} ({len(missing)} missing)")
@@ -436,7 +469,9 @@ def put_weights(module: nn.Module, weights: dict[str, Tensor], who: str, apart: 
 
 
 def must_be_here(source: str) -> bool:
-    """Whether a source can only be a folder or a kept download: the hub does not answer, and its client would try for a minute."""
+    """Whether a source can only be a folder or a kept download: the hub does not answer, and its
+    client would try for a minute.
+    """
     if Path(source).exists() or any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return Path(source).exists()
     hub = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
@@ -449,7 +484,9 @@ def must_be_here(source: str) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class Checkpoint(Typed):
-    """Any `transformers` causal LM from a local folder or a hub id. lora: rank of low-rank updates, 0 fine-tunes every weight."""
+    """Any `transformers` causal LM from a local folder or a hub id. lora: rank of low-rank updates,
+    0 fine-tunes every weight.
+    """
 
     source: str
     lora: int = 0
@@ -461,7 +498,9 @@ class Checkpoint(Typed):
             raise KarmafunnelError(f"{self!r}: dtype needs 'float32', 'bfloat16' or 'float16', found {self.dtype!r}")
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
-        """Raises KarmafunnelError for a source that is no causal LM, has no fast tokenizer, or cannot be had."""
+        """Raises KarmafunnelError for a source that is no causal LM, has no fast tokenizer, or
+        cannot be had.
+        """
         progress(f"opening {self.source}")
         here = must_be_here(self.source)
         try:
@@ -476,7 +515,8 @@ class Checkpoint(Typed):
             ) from error
         model, report = opened
         made_for = (model.config.architectures or [type(model).__name__])[0]
-        if missing := sorted(report["missing_keys"]):  # which transformers would have drawn at random
+        # which transformers would have drawn at random
+        if missing := sorted(report["missing_keys"]):
             found = f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
             raise KarmafunnelError(f"{self!r}: needed a causal LM, found {found}")
         if made_for != type(model).__name__:

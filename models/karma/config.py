@@ -15,28 +15,36 @@ from .visual import Column, Pretrained, SelfSupervised
 
 @dataclass(frozen=True, repr=False)
 class KarmaConfig:
-    """A language model fine-tuned to one next-interest embedding whose meaning stays readable (arXiv 2603.22779).
+    """A language model fine-tuned to one next-interest embedding whose meaning stays readable
+    (arXiv 2603.22779).
 
-    `L = action * L_act + gen * L_gen + rec * L_rec + see * L_see`; with gen = rec = see = 0 this is the action-only control.
+    `L = action * L_act + gen * L_gen + rec * L_rec + see * L_see`; with gen = rec = see = 0 this is
+    the action-only control.
 
-    backbone: `Qwen(...)`, pre-trained here, or `Checkpoint(...)`. dim: of item vectors and interests. items: "frozen" takes item
-    text vectors from the model before fine-tuning, "trained" from the model that is being trained (needs negatives="batch").
-    text_words, query_words: tokens read of an item and of a query. visual: where frozen visual features come from, or None.
-    ids: whether items have an id embedding of their own, left out with chance id_dropout. warm [O]: ids start at co-occurrence
-    vectors of the W1 that is trained on, as SASRec's do, not at zero. residual [O]: the decayed mean of the history's item vectors
-    is added to the interest, at a learnt weight and decay: what a table would start from. lexical [O]: an embedder of words, such as
-    `TfidfSVD(dim=128)`, whose vectors stand beside the LM's in an item's text, and whose vector of the query is added to the
-    interest through a learnt map: a mean of hidden states blurs single words. length: items of history.
+    backbone: `Qwen(...)`, pre-trained here, or `Checkpoint(...)`. dim: of item vectors and
+    interests. items: "frozen" takes item text vectors from the model before fine-tuning, "trained"
+    from the model that is being trained (needs negatives="batch"). text_words, query_words: tokens
+    read of an item and of a query. visual: where frozen visual features come from, or None. ids:
+    whether items have an id embedding of their own, left out with chance id_dropout. warm [O]: ids
+    start at co-occurrence vectors of the W1 that is trained on, as SASRec's do, not at zero.
+    residual [O]: the decayed mean of the history's item vectors is added to the interest, at a
+    learnt weight and decay: what a table would start from. lexical [O]: an embedder of words, such
+    as `TfidfSVD(dim=128)`, whose vectors stand beside the LM's in an item's text, and whose vector
+    of the query is added to the interest through a learnt map: a mean of hidden states blurs single
+    words. length: items of history.
 
-    act [K, details I]: softmax over cosine / temperature (learnt from there); negatives: the "catalogue" of items that are a
-    target in W1, or the "batch" with logQ correction; hard: so many items shown in vain a request, hard_weight times as heavy.
-    gen [K]: the LM head tells the target's text after the history. rec [K]: a decoder that sees the interest alone tells it:
-    "bow" (words through the LM head), "masked" (one layer, most words masked), "lm" (the model itself). see [K]: the target's
-    frozen visual features, by "mse", "cosine" or "diffusion" (the paper's negative result). shuffled [O]: `gen`, `rec` and `see`
-    tell another item's text and features, always the same one's: a second task without meaning.
+    act [K, details I]: softmax over cosine / temperature (learnt from there); negatives: the
+    "catalogue" of items that are a target in W1, or the "batch" with logQ correction; hard: so many
+    items shown in vain a request, hard_weight times as heavy. gen [K]: the LM head tells the
+    target's text after the history. rec [K]: a decoder that sees the interest alone tells it: "bow"
+    (words through the LM head), "masked" (one layer, most words masked), "lm" (the model itself).
+    see [K]: the target's frozen visual features, by "mse", "cosine" or "diffusion" (the paper's
+    negative result). shuffled [O]: `gen`, `rec` and `see` tell another item's text and features,
+    always the same one's: a second task without meaning.
 
-    Optimiser: AdamW at a constant rate, gradients at norm 1, an exponential moving average of the weights is kept. batch: pieces
-    of history a step. share: of W1's users that are trained on. Every field is part of the record.
+    Optimiser: AdamW at a constant rate, gradients at norm 1, an exponential moving average of the
+    weights is kept. batch: pieces of history a step. share: of W1's users that are trained on.
+    Every field is part of the record.
     """
 
     backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009  (a frozen value)

@@ -1,4 +1,6 @@
-"""KARMA and its frozen control as Embedders: pre-train (or open) a language model, fine-tune it, embed."""
+"""KARMA and its frozen control as Embedders: pre-train (or open) a language model, fine-tune it,
+embed.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ ROWS = 128  # requests embedded at a time
 READ = 8  # words that a bag-of-words reading shows
 
 
-# -- KARMA --------------------------------------------------------------------------------------------------------------
+# -- KARMA -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,12 +67,15 @@ class KARMA(KarmaConfig, Embedder):
     def fit(
         self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
     ) -> KarmaEmbedding:
-        """Pre-train or open the backbone, fine-tune it on W1, embed every item; each step is kept in `cache` and goes on there.
+        """Pre-train or open the backbone, fine-tune it on W1, embed every item; each step is kept
+        in `cache` and goes on there.
 
-        Raises KarmafunnelError where W1 has no event, no item has text, or a loss is no number (naming the step).
+        Raises KarmafunnelError where W1 has no event, no item has text, or a loss is no number
+        (naming the step).
         """
         base = self.backbone.ready(log, cache, progress, device)
-        base.must_hold(self.length + self.query_words + self.text_words + 3, repr(self))  # BOS, [INT], BOS
+        # BOS, [INT], BOS
+        base.must_hold(self.length + self.query_words + self.text_words + 3, repr(self))
         features = self.features(log, base, cache, seed, progress, device)
         trainee, folder = self.trainee(log, base, features, seed, cache)
         if len(trainee.examples.candidates) > 100_000 and self.negatives == "catalogue":
@@ -147,7 +152,8 @@ class KARMA(KarmaConfig, Embedder):
             raw, seen = visual_features(log, self.visual, cache, seed, progress, device)
             shift, scale = whitening(raw[known & seen])
             visual = (raw - shift) @ scale * seen[:, None]
-        if not np.any(text) and visual is None and not (self.ids and self.warm):  # nothing to start from
+        # nothing to start from
+        if not np.any(text) and visual is None and not (self.ids and self.warm):
             raise KarmafunnelError(f"{self!r}: needed item texts that differ, found the same in all of log {log.name}")
         return Features(text, visual, seen, words, n_words, (mean, turn), lexical)
 
@@ -173,7 +179,9 @@ def not_served(network: Network) -> tuple[str, ...]:
 
 
 def base_attention(lm: LM, features: Features) -> dict[str, float]:
-    """Sinks and column entropy of the model before fine-tuning, reading item texts one after the other as it was taught to."""
+    """Sinks and column entropy of the model before fine-tuning, reading item texts one after the
+    other as it was taught to.
+    """
     rows = np.flatnonzero(features.n_words > 0)[:512]
     stream = np.concatenate([np.r_[lm.bos, features.words[i, : features.n_words[i]]] for i in rows])
     length = min(48, len(stream), lm.context or 48)
@@ -191,7 +199,9 @@ def attention_figures(attention: Tensor, there: Tensor) -> dict[str, float]:
 
 
 def meeting_vectors(log: Log, examples: Examples, dim: int, seed: int) -> np.ndarray:
-    """Unit co-occurrence vectors of the candidates among the users that are trained on: float32 (m, dim), zeros for one that met none."""
+    """Unit co-occurrence vectors of the candidates among the users that are trained on: float32 (m,
+    dim), zeros for one that met none.
+    """
     events = w1_sequences(log, "KARMA(warm=True)")
     mine = np.isin(events.user, log.user[examples.trees.request])
     events = Sequences(*(getattr(events, f.name)[mine] for f in fields(Sequences)))
@@ -208,7 +218,9 @@ def known_ids(log: Log, examples: Examples) -> np.ndarray:
 
 @torch.inference_mode()
 def item_vectors(config: KARMA, trainee: Trainee, features: Features, number: np.ndarray) -> np.ndarray:
-    """Unit vectors of all items of the log, (n_items, dim); zeros where an item has neither text, image nor id."""
+    """Unit vectors of all items of the log, (n_items, dim); zeros where an item has neither text,
+    image nor id.
+    """
     network = trainee.network
     device = network.lm.device
     out = np.zeros((len(number), network.dim), dtype=np.float32)
@@ -227,14 +239,18 @@ def item_vectors(config: KARMA, trainee: Trainee, features: Features, number: np
 
 
 def tells(lm: LM) -> Tensor:
-    """Tokens that a person can read alone, (vocab,) bool: the beginning of a word, three letters or more; all where there is none."""
+    """Tokens that a person can read alone, (vocab,) bool: the beginning of a word, three letters or
+    more; all where there is none.
+    """
     names = [lm.tokenizer.id_to_token(i) or "" for i in range(lm.vocab)]
     found = torch.tensor([name[:1] in ("Ġ", "▁") and len(name) > 3 and name[1:].isalpha() for name in names])
     return found if found.any() else torch.ones(lm.vocab, dtype=torch.bool)
 
 
 class KarmaEmbedding(Embedding):
-    """Item and interest vectors of length 1; the decoders stay on disk until an interest is to be read."""
+    """Item and interest vectors of length 1; the decoders stay on disk until an interest is to be
+    read.
+    """
 
     asks = ("query", "filters")
     online = True
@@ -252,8 +268,8 @@ class KarmaEmbedding(Embedding):
         return self.vectors
 
     def batch(self, requests: np.ndarray, texts: list[np.ndarray | None] | None = None, past: bool = True) -> Batch:
-        """Cells of requests, one tree each, without their history where `past` is False; always as wide: a vector does not hang on
-        its batch.
+        """Cells of requests, one tree each, without their history where `past` is False; always as
+        wide: a vector does not hang on its batch.
         """
         config, lm = self.config, self.network.lm
         queries = word_ids(lm, request_texts(self.log, requests), config.query_words)
@@ -266,7 +282,8 @@ class KarmaEmbedding(Embedding):
         out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
         for start in range(0, len(requests), ROWS):
             part = requests[start : start + ROWS]
-            filled = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])  # nor on the number beside it
+            # nor on the number beside it
+            filled = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])
             batch, asked = self.batch(filled, past=past), None
             if self.lexical is not None:
                 asked = torch.from_numpy(asked_words(self.lexical, self.log, filled)).to(self._x.device)
@@ -289,7 +306,7 @@ class KarmaEmbedding(Embedding):
     def extras(self) -> dict[str, Any]:
         return {"lm": self.network.lm.describe()} | (self.lexical.extras() if self.lexical else {})
 
-    # -- reading and diagnosing, with what serving does without ---------------------------------------------------------
+    # -- reading and diagnosing, with what serving does without ------------------------------------
 
     def save_more(self, folder: Path) -> None:
         head = self.network.lm.own_head
@@ -297,10 +314,12 @@ class KarmaEmbedding(Embedding):
             write_tensors(folder / "decoders.safetensors", kept, {})
 
     def decoders(self) -> dict[str, Tensor]:
-        """Weights of the decoders by name, read from disk on the first call; empty where the fit had none.
+        """Weights of the decoders by name, read from disk on the first call; empty where the fit
+        had none.
 
-        An LM head of its own, which tells words as they do, is put in its place. Raises KarmafunnelError for a file that is torn, and
-        where such a head is not in it: it would tell at random.
+        An LM head of its own, which tells words as they do, is put in its place. Raises
+        KarmafunnelError for a file that is torn, and where such a head is not in it: it would tell
+        at random.
         """
         if self._decoders is None:
             file = self._folder / "decoders.safetensors" if self._folder else None
@@ -325,10 +344,11 @@ class KarmaEmbedding(Embedding):
 
     @torch.inference_mode()
     def read(self, requests: np.ndarray, quick: bool = False) -> list[str] | None:
-        """The target's text as `rec` reconstructs it from the interest alone; None where the fit had no decoder that tells.
+        """The target's text as `rec` reconstructs it from the interest alone; None where the fit
+        had no decoder that tells.
 
-        From a bag of words: the words that gain most over what requests of W1 say on average. The LM as a decoder tells whole
-        texts, token by token, which is not quick.
+        From a bag of words: the words that gain most over what requests of W1 say on average. The
+        LM as a decoder tells whole texts, token by token, which is not quick.
         """
         decoder = self.reader()
         if decoder is None or (quick and isinstance(decoder, Autoregressive)):
@@ -340,7 +360,8 @@ class KarmaEmbedding(Embedding):
         if "prior" not in self.decoders():
             raise KarmafunnelError(f"{self.value!r}: needed the prior of words beside the decoder, found {sorted(self.decoders())[:5]}")
         gain = log_p - self.decoders()["prior"].to(z.device)
-        likely = (log_p > math.log(2 / lm.vocab)) & tells(lm).to(z.device)  # a rare word gains on noise alone
+        # a rare word gains on noise alone
+        likely = (log_p > math.log(2 / lm.vocab)) & tells(lm).to(z.device)
         best = gain.masked_fill(~likely, -torch.inf).topk(READ, dim=1)
         return [
             ", ".join(lm.decode([word]).strip() for word, value in zip(words, values, strict=True) if value > 0)
@@ -349,7 +370,9 @@ class KarmaEmbedding(Embedding):
 
     @torch.inference_mode()
     def learn_prior(self, requests: np.ndarray) -> None:
-        """What a bag of words says on average of some requests of W1: a reading is what an interest says beyond that."""
+        """What a bag of words says on average of some requests of W1: a reading is what an interest
+        says beyond that.
+        """
         decoder = self.reader()
         if isinstance(decoder, BagOfWords):
             some = np.sort(requests)[np.linspace(0, len(requests) - 1, min(len(requests), 1024)).astype(np.int64)]
@@ -357,7 +380,9 @@ class KarmaEmbedding(Embedding):
             self.decoders()["prior"] = torch.log_softmax(decoder.logits(self.network.lm, z), dim=-1).mean(dim=0)
 
     def attention(self, requests: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Attention weights (layers, B, heads, L, L) over the cells of requests, and which cells there are (B, L)."""
+        """Attention weights (layers, B, heads, L, L) over the cells of requests, and which cells
+        there are (B, L).
+        """
         if not len(requests):
             raise KarmafunnelError(f"{self.value!r}: attention is a matter of requests, found none")
         batch = self.batch(requests)
@@ -369,15 +394,18 @@ class KarmaEmbedding(Embedding):
         return maps, (batch.kind > 0)[:, :width]
 
     def attention_map(self, requests: np.ndarray) -> np.ndarray | None:
-        """Mean over heads and over the requests with the longest histories, all of one length: (layers, L, L)."""
+        """Mean over heads and over the requests with the longest histories, all of one length:
+        (layers, L, L).
+        """
         size = serving_trees(self.log, requests, self.config.length).size
         maps, there = self.attention(requests[size == size.max(initial=0)][:64])
         width = int(there.sum(dim=1).min())
         return maps.mean(dim=(1, 2))[:, :width, :width].float().cpu().numpy()
 
     def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
-        """Beside the vectors' shape: alignment with targets, sinks (the base's beside them), perplexity of targets' texts given the
-        history and, where the fit has a decoder, given the interest alone, that of targets which W1 never had apart from all.
+        """Beside the vectors' shape: alignment with targets, sinks (the base's beside them),
+        perplexity of targets' texts given the history and, where the fit has a decoder, given the
+        interest alone, that of targets which W1 never had apart from all.
         """
         if not len(requests):
             raise KarmafunnelError(f"{self.value!r}: a diagnosis is one of requests, found none")
@@ -394,9 +422,11 @@ class KarmaEmbedding(Embedding):
 
     @torch.inference_mode()
     def perplexities(self, requests: np.ndarray, goal: np.ndarray, z: np.ndarray) -> dict[str, float]:
-        """exp of nats a token of the targets' texts, given the history (LM head) and given the interest (own decoder).
+        """exp of nats a token of the targets' texts, given the history (LM head) and given the
+        interest (own decoder).
 
-        The decoder read the texts of W1's targets as it was trained; "unseen" are the others, which it cannot know by heart.
+        The decoder read the texts of W1's targets as it was trained; "unseen" are the others, which
+        it cannot know by heart.
         """
         lm, config = self.network.lm, self.config
         texts = self.log.item_text()
@@ -433,17 +463,19 @@ class KarmaEmbedding(Embedding):
         return out
 
 
-# -- the frozen control -------------------------------------------------------------------------------------------------
+# -- the frozen control ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class FrozenLM(Embedder):
-    """The backbone as it was pre-trained: mean hidden states of texts, interests by rule [O: control].
+    """The backbone as it was pre-trained: mean hidden states of texts, interests by rule [O:
+    control].
 
-    Interest = query_weight * (unit vector of query and filters) + history_weight * (unit decayed mean of the history's items).
-    after: "standardise" (mean 0, deviation 1 a dimension), "whitening" (PCA whitening) or "autoencoder" (the linear
-    autoencoder with `dim` hidden units, whose optimum is PCA: Baldi & Hornik 1989), fitted on the items known in W1: is it
-    only isotropy? dim: directions kept by the last two, at most the model's width.
+    Interest = query_weight * (unit vector of query and filters) + history_weight * (unit decayed
+    mean of the history's items). after: "standardise" (mean 0, deviation 1 a dimension),
+    "whitening" (PCA whitening) or "autoencoder" (the linear autoencoder with `dim` hidden units,
+    whose optimum is PCA: Baldi & Hornik 1989), fitted on the items known in W1: is it only
+    isotropy? dim: directions kept by the last two, at most the model's width.
     """
 
     backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009
@@ -479,7 +511,9 @@ class FrozenLM(Embedder):
         return FrozenLMEmbedding(self, log, lm, items.astype(np.float32), shift, turn, {"backbone": lm.facts})
 
     def directions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is taken from a vector (d,) and the map that is then applied (d, dim), learnt from the rows of x."""
+        """What is taken from a vector (d,) and the map that is then applied (d, dim), learnt from
+        the rows of x.
+        """
         if self.after == "nothing" or len(x) < 2:
             return np.zeros(x.shape[1]), np.eye(x.shape[1])
         mean = x.mean(axis=0)

@@ -1,7 +1,9 @@
-"""What KARMA is trained by: the action loss, and the decoders that an interest (or a history) must be readable by.
+"""What KARMA is trained by: the action loss, and the decoders that an interest (or a history) must
+be readable by.
 
-Tensors in, tensors out. [K]: an action loss with exposed-not-clicked negatives; `gen`, the target's text from the history; `rec`, the
-target's text or frozen visual features from the interest alone; diffusion as the worse generator. [I]: everything else here.
+Tensors in, tensors out. [K]: an action loss with exposed-not-clicked negatives; `gen`, the target's
+text from the history; `rec`, the target's text or frozen visual features from the interest alone;
+diffusion as the worse generator. [I]: everything else here.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from .network import word_size
 CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 
 
-# -- action -------------------------------------------------------------------------------------------------------------
+# -- action ----------------------------------------------------------------------------------------
 
 
 class CatalogueSoftmax(torch.autograd.Function):
-    """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the same pass.
+    """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the
+    same pass.
 
-    The other targets of a row are no negatives of this one, so a pair's denominator is the row's sum less its other targets.
+    The other targets of a row are no negatives of this one, so a pair's denominator is the row's
+    sum less its other targets.
     """
 
     @staticmethod
@@ -47,17 +51,20 @@ class CatalogueSoftmax(torch.autograd.Function):
             cosine = torch.mm(z[part], e.T)
             here, goal, w = row[pairs] - start, target[pairs], weight[pairs]
             p = cosine * s
-            if hard_weight != 1.0:  # so many times as heavy: a weight on exp is a constant on the logit
+            # so many times as heavy: a weight on exp is a constant on the logit
+            if hard_weight != 1.0:
                 p.index_put_((hard_row[hards] - start, hard_item[hards]), p.new_tensor(math.log(hard_weight)), accumulate=True)
             logit = p[here, goal]
             top = p.amax(dim=1, keepdim=True)
             p.sub_(top).exp_()
             own = p[here, goal]  # (P',)
             truths = torch.zeros(len(p), dtype=p.dtype, device=p.device).index_add_(0, here, own)
-            others = (p.sum(dim=1) - truths).clamp_min_(0)[here]  # the row's sum over all that is no truth of it
+            # the row's sum over all that is no truth of it
+            others = (p.sum(dim=1) - truths).clamp_min_(0)[here]
             mine = others + own
             total += (w * (top[here, 0] + mine.clamp_min(1e-30).log() - logit)).sum()
-            # d loss / d logit: non-truths share sum over pairs of w * p / mine; a truth has w * (own / mine - 1) of its own pair
+            # d loss / d logit: non-truths share sum over pairs of w * p / mine; a truth has w *
+            # (own / mine - 1) of its own pair
             share = torch.zeros(len(p), dtype=p.dtype, device=p.device).index_add_(0, here, w / mine.clamp_min(1e-30))
             p.mul_(share[:, None])
             p[here, goal] = 0
@@ -80,8 +87,9 @@ def action_catalogue(
 ) -> Tensor:  # fmt: skip
     """Sum over pairs of weight * -log softmax over the whole catalogue [I].
 
-    z (R, d), e (m, d) unit rows; pairs: row (P,) ascending, target (P,) distinct within a row, weight (P,); scale (): 1 / temperature.
-    hard (R, h): items shown to the row in vain, -1 for none; they weigh `hard_weight` times as much as another negative.
+    z (R, d), e (m, d) unit rows; pairs: row (P,) ascending, target (P,) distinct within a row,
+    weight (P,); scale (): 1 / temperature. hard (R, h): items shown to the row in vain, -1 for
+    none; they weigh `hard_weight` times as much as another negative.
     """
     hard_row = hard_item = torch.zeros(0, dtype=torch.int64, device=z.device)
     if hard is not None and hard_weight != 1.0:
@@ -98,17 +106,21 @@ def action_in_batch(
     hard: Tensor | None = None, there: Tensor | None = None, hard_known: Tensor | None = None, hard_weight: float = 1.0,
     threshold: float = 0.99,
 ) -> Tensor:  # fmt: skip
-    """The same sum, its negatives the other pairs' targets in the batch and what the row was shown in vain [K: hard ones; I].
+    """The same sum, its negatives the other pairs' targets in the batch and what the row was shown
+    in vain [K: hard ones; I].
 
-    z (R, d); e (P, d): vector of each pair's target; row, target, weight (P,); log_p (P,): log chance that the batch holds this
-    target at all (`log_chance`). A target of the batch enters once, as a negative with logit - log_p (after Yi et al. 2019): the sum
-    over the batch is then on average the sum over the catalogue, and the pair's own target needs no correction.
-    False negatives are masked: truths of the same row, and what has a cosine over `threshold` with the target in `known` (P, f),
-    frozen unit features: by the vectors that are being trained, a space that draws together would mask all that could part it.
-    hard (R, h, d) uncorrected, `hard_weight` times as heavy, there (R, h), hard_known (R, h, f).
+    z (R, d); e (P, d): vector of each pair's target; row, target, weight (P,); log_p (P,): log
+    chance that the batch holds this target at all (`log_chance`). A target of the batch enters
+    once, as a negative with logit - log_p (after Yi et al. 2019): the sum over the batch is then on
+    average the sum over the catalogue, and the pair's own target needs no correction. False
+    negatives are masked: truths of the same row, and what has a cosine over `threshold` with the
+    target in `known` (P, f), frozen unit features: by the vectors that are being trained, a space
+    that draws together would mask all that could part it. hard (R, h, d) uncorrected, `hard_weight`
+    times as heavy, there (R, h), hard_known (R, h, f).
     """
     positive = scale * (z[row] * e).sum(dim=1)
-    first = torch.ones(len(target), dtype=torch.bool, device=z.device)  # an item stands in the denominator once
+    # an item stands in the denominator once
+    first = torch.ones(len(target), dtype=torch.bool, device=z.device)
     order = torch.argsort(target, stable=True)
     first[order[1:]] = target[order[1:]] != target[order[:-1]]
     columns = torch.nonzero(first)[:, 0]
@@ -127,15 +139,19 @@ def action_in_batch(
 
 
 def log_chance(share: Tensor, draws: int) -> Tensor:
-    """Log chance that so many draws hold an item at least once, from its share of one draw (0, 1]: (n,) -> (n,)."""
+    """Log chance that so many draws hold an item at least once, from its share of one draw (0, 1]:
+    (n,) -> (n,).
+    """
     return torch.log(-torch.expm1(draws * torch.log1p(-share)))
 
 
-# -- words --------------------------------------------------------------------------------------------------------------
+# -- words -----------------------------------------------------------------------------------------
 
 
 def each_text(logits: Tensor, ids: Tensor, there: Tensor) -> Tensor:
-    """Nats a token of each text: logits (B, T, V), ids and there (B, T) -> (B,), 0 for a text without a token."""
+    """Nats a token of each text: logits (B, T, V), ids and there (B, T) -> (B,), 0 for a text
+    without a token.
+    """
     nats = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape) * there
     return nats.sum(dim=1) / there.sum(dim=1).clamp(min=1)
 
@@ -146,7 +162,8 @@ def lm_loss(logits: Tensor, ids: Tensor, there: Tensor) -> Tensor:
 
 
 class BagOfWords(nn.Module):
-    """`rec` through the LM head: -log softmax of the text's distinct tokens, mean (Llama2Vec, Li et al. 2023) [I].
+    """`rec` through the LM head: -log softmax of the text's distinct tokens, mean (Llama2Vec, Li et
+    al. 2023) [I].
 
     It is given the interest alone, so nothing of the history can reach it another way.
     """
@@ -171,7 +188,8 @@ class BagOfWords(nn.Module):
 
 
 class Masked(nn.Module):
-    """`rec` by one bidirectional layer over [z, text with `share` of its tokens masked] (RetroMAE, Xiao et al. 2022) [I].
+    """`rec` by one bidirectional layer over [z, text with `share` of its tokens masked] (RetroMAE,
+    Xiao et al. 2022) [I].
 
     So weak a decoder, with so little of the text, has to ask the interest.
     """
@@ -209,7 +227,9 @@ class Masked(nn.Module):
 
 
 class Autoregressive(nn.Module):
-    """`rec` by the LM itself: [soft tokens of z, BOS, text], causal, the history nowhere [I]. Strong, so it may ignore z."""
+    """`rec` by the LM itself: [soft tokens of z, BOS, text], causal, the history nowhere [I].
+    Strong, so it may ignore z.
+    """
 
     size: Tensor
 
@@ -253,12 +273,13 @@ class Autoregressive(nn.Module):
         return [lm.decode(words).strip() for words in told]
 
 
-# -- frozen features ----------------------------------------------------------------------------------------------------
+# -- frozen features -------------------------------------------------------------------------------
 
 
 class VectorDecoder(nn.Module):
-    """`see`: the target's frozen features from the interest alone [K]; "mse" or "cosine" by a linear map [I], or "diffusion":
-    a small denoiser conditioned on z that predicts the noise (Ho et al. 2020, cosine schedule), the paper's negative result [K].
+    """`see`: the target's frozen features from the interest alone [K]; "mse" or "cosine" by a
+    linear map [I], or "diffusion": a small denoiser conditioned on z that predicts the noise (Ho et
+    al. 2020, cosine schedule), the paper's negative result [K].
     """
 
     steps = 50
@@ -272,18 +293,24 @@ class VectorDecoder(nn.Module):
             self.net = nn.Sequential(nn.Linear(d_z, d_v))
 
     def kept(self, t: Tensor) -> Tensor:
-        """Share of the signal's variance left after a fraction t of the steps (Nichol & Dhariwal 2021)."""
+        """Share of the signal's variance left after a fraction t of the steps (Nichol & Dhariwal
+        2021).
+        """
         return torch.cos(t.clamp(0, 0.999) * math.pi / 2) ** 2
 
     def told(self, z: Tensor) -> Tensor:
-        """The network's view of interests: deviation 1 a dimension, as its targets have; at length 1 it would learn too slowly."""
+        """The network's view of interests: deviation 1 a dimension, as its targets have; at length
+        1 it would learn too slowly.
+        """
         return z * math.sqrt(z.shape[1])
 
     def noise(self, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
         return self.net(torch.cat([self.told(z), x, torch.sin(math.pi * t)[:, None], torch.cos(math.pi * t)[:, None]], dim=1))
 
     def forward(self, z: Tensor, features: Tensor, there: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Loss of each row, (B,), 0 where it has no features; features (B, d_v) of about unit length, there (B,)."""
+        """Loss of each row, (B,), 0 where it has no features; features (B, d_v) of about unit
+        length, there (B,).
+        """
         x = features * math.sqrt(self.d_v)  # about deviation 1 a dimension
         if self.kind == "cosine":
             each = 1 - F.cosine_similarity(self.net(self.told(z)), x, dim=1)
@@ -298,7 +325,9 @@ class VectorDecoder(nn.Module):
 
     @torch.inference_mode()
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Features (B, d_v) that an interest stands for, to the scale of `features`; by DDIM (Song et al. 2021) for diffusion."""
+        """Features (B, d_v) that an interest stands for, to the scale of `features`; by DDIM (Song
+        et al. 2021) for diffusion.
+        """
         if self.kind != "diffusion":
             return self.net(self.told(z)) / math.sqrt(self.d_v)
         x = torch.randn(len(z), self.d_v, generator=generator).to(z.device)

@@ -1,9 +1,10 @@
 """The serving half of KARMA: items and histories in, unit vectors out. It holds no decoder.
 
-An item is x = text(frozen or trained LM vector) + visual(frozen features) + id; its vector is x at length 1, its history token
-the same x, scaled to the size of a word embedding, with action type and time gap added [I; one tied x for both sides: O]. The
-interest z is a linear map of the last hidden state at [INT], at length 1 [I], with the decayed mean of the history's item vectors
-added to it where `residual` says so, and a map of the query's own words where it is given them [O].
+An item is x = text(frozen or trained LM vector) + visual(frozen features) + id; its vector is x at
+length 1, its history token the same x, scaled to the size of a word embedding, with action type and
+time gap added [I; one tied x for both sides: O]. The interest z is a linear map of the last hidden
+state at [INT], at length 1 [I], with the decayed mean of the history's item vectors added to it
+where `residual` says so, and a map of the query's own words where it is given them [O].
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from .sequences import ACTIONS, GAPS, INT, TRUNK, Batch
 
 
 def word_size(lm: LM) -> Tensor:
-    """Standard deviation of the word embeddings: what stands between words should be as large. ()."""
+    """Standard deviation of the word embeddings: what stands between words should be as large. ().
+    """
     return lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).detach().float().std()
 
 
 class Network(nn.Module):
     """Frozen features of items -> item vectors (m, dim); trees of histories -> interests (R, dim).
 
-    text (n, d_t), visual (n, d_v) or None: frozen features, zeros where an item has none. ids: number of items with an id of
-    their own, 0 for none; id row of each item in `number`, -1 where it has none.
+    text (n, d_t), visual (n, d_v) or None: frozen features, zeros where an item has none. ids:
+    number of items with an id of their own, 0 for none; id row of each item in `number`, -1 where
+    it has none.
     """
 
     size: Tensor
@@ -41,14 +44,16 @@ class Network(nn.Module):
         self.use(lm)
         self.text = nn.Linear(d_text, dim, bias=False)
         self.visual = nn.Linear(d_visual, dim, bias=False) if d_visual else None
-        self.ids = nn.Parameter(torch.zeros(n_ids, dim))  # at zero an id says nothing: an unseen item is its text
+        # at zero an id says nothing: an unseen item is its text
+        self.ids = nn.Parameter(torch.zeros(n_ids, dim))
         self.token = nn.Linear(dim, lm.dim, bias=False)
         self.action = nn.Embedding(ACTIONS, lm.dim)
         self.gap = nn.Embedding(GAPS, lm.dim)
         self.ask = nn.Parameter(torch.zeros(lm.dim))  # the [INT] token
         self.interest = nn.Linear(lm.dim, dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        # weight and decay (after softplus) of what was last looked at; a step back in the history counts .8 times as much at first
+        # weight and decay (after softplus) of what was last looked at; a step back in the history
+        # counts .8 times as much at first
         self.residual = nn.Parameter(torch.tensor([0.5, -1.39])) if residual else None
         self.asked = nn.Linear(d_asked, dim, bias=False) if d_asked else None
         self.asked_weight = nn.Parameter(torch.tensor(0.5)) if d_asked else None
@@ -59,7 +64,8 @@ class Network(nn.Module):
             nn.init.normal_(self.ask, std=self.size.item())
             for table in (self.action, self.gap):
                 nn.init.normal_(table.weight, std=0.1 * self.size.item())
-            if self.asked is not None:  # a query starts where an item of the same words would: the last columns of text
+            # a query starts where an item of the same words would: the last columns of text
+            if self.asked is not None:
                 self.asked.weight.copy_(self.text.weight[:, -d_asked:] if d_text >= d_asked else self.asked.weight)
         self.to(lm.device)
 
@@ -88,7 +94,9 @@ class Network(nn.Module):
         return self.lm.hidden(self.cells(batch, x), batch.mask, batch.position)
 
     def z(self, hidden: Tensor, batch: Batch, x: Tensor, asked: Tensor | None = None) -> Tensor:
-        """Interests at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x. asked (R, d_asked): words of the queries."""
+        """Interests at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x. asked (R,
+        d_asked): words of the queries.
+        """
         z = F.normalize(self.interest(hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)), dim=-1)
         if self.residual is not None:
             weight, decay = F.softplus(self.residual)
@@ -98,13 +106,15 @@ class Network(nn.Module):
         return z if self.residual is None and self.asked is None else F.normalize(z, dim=-1)
 
     def recent(self, batch: Batch, x: Tensor, decay: Tensor) -> Tensor:
-        """Mean vector of the items that each [INT] cell sees, one further back weighing exp(-decay) times as much: (R, dim), length 1.
+        """Mean vector of the items that each [INT] cell sees, one further back weighing exp(-decay)
+        times as much: (R, dim), length 1.
 
         Zeros where it sees none.
         """
         row, column = batch.interest // batch.kind.shape[1], batch.interest % batch.kind.shape[1]
         item = (batch.kind == TRUNK) & (batch.item >= 0)
-        trunk = int(item.any(dim=0).nonzero().max()) + 1 if item.any() else 1  # items stand before all branches
+        # items stand before all branches
+        trunk = int(item.any(dim=0).nonzero().max()) + 1 if item.any() else 1
         seen = batch.mask[row, 0, column, :trunk] & item[row, :trunk]  # (R, trunk)
         place = batch.position[row, :trunk] * seen
         weight = (-decay * (place.amax(dim=1, keepdim=True) - place)).exp() * seen

@@ -1,9 +1,12 @@
-"""What the network reads: one tree a piece of a user's history, a branch for each request that left from it.
+"""What the network reads: one tree a piece of a user's history, a branch for each request that left
+from it.
 
-A request is read as `[BOS] [item, item, ...] [query and filters] [INT]`, at the same positions whether it stands alone (serving)
-or shares its trunk of items with the user's other requests (training). In a tree, a trunk cell sees the trunk up to
-itself; a branch cell sees the trunk strictly before its request and its own branch up to itself. So every request of a
-history is a training target at the price of one, and none sees anything later. [I: continuous item tokens and `[INT]`; O: trees]
+A request is read as `[BOS] [item, item, ...] [query and filters] [INT]`, at the same positions
+whether it stands alone (serving) or shares its trunk of items with the user's other requests
+(training). In a tree, a trunk cell sees the trunk up to itself; a branch cell sees the trunk
+strictly before its request and its own branch up to itself. So every request of a history is a
+training target at the price of one, and none sees anything later. [I: continuous item tokens and
+`[INT]`; O: trees]
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ INT, TRUNK, WORD = 1, 2, 3  # kinds of cell that are no padding; WORD: a token o
 class Trees:
     """Pieces of histories and the requests that leave from them; all arrays NumPy.
 
-    Trunk cells of piece p are `item[start[p] : start[p] + size[p]]` after BOS. Branch b leaves piece `piece[b]` (ascending)
-    after `seen[b]` items; its gap is the time since the last of them.
+    Trunk cells of piece p are `item[start[p] : start[p] + size[p]]` after BOS. Branch b leaves
+    piece `piece[b]` (ascending) after `seen[b]` items; its gap is the time since the last of them.
     """
 
     item: np.ndarray  # (N,) int64 row of the log's items
@@ -59,10 +62,11 @@ def bucket(milliseconds: np.ndarray) -> np.ndarray:
 
 
 def training_trees(log: Log, length: int) -> Trees:
-    """The requests of W1 that led to a click or a purchase, over pieces of at most `length` items that overlap by half.
+    """The requests of W1 that led to a click or a purchase, over pieces of at most `length` items
+    that overlap by half.
 
-    Every click and purchase of W1 stands once in its user's sequence, in order of time; what was chosen at the same time as a
-    request is not in its past. Empty where W1 has no event.
+    Every click and purchase of W1 stands once in its user's sequence, in order of time; what was
+    chosen at the same time as a request is not in its past. Empty where W1 has no event.
     """
     position = log.requests["window"].to_numpy() == "W1"
     events = log.events
@@ -113,7 +117,9 @@ def serving_trees(log: Log, requests: np.ndarray, length: int) -> Trees:
 
 @dataclass(frozen=True)
 class Batch:
-    """Cells of some trees, (B, L) each, and the [INT] cell of every branch, (R,) into the flattened cells."""
+    """Cells of some trees, (B, L) each, and the [INT] cell of every branch, (R,) into the flattened
+    cells.
+    """
 
     kind: Tensor  # int64, 0 padding
     item: Tensor  # int64, -1 where there is none
@@ -123,7 +129,8 @@ class Batch:
     position: Tensor  # int64
     mask: Tensor  # bool (B, 1, L, L): may attend
     interest: Tensor  # int64 (R,)
-    text: Tensor | None  # int64 (R, T): cells of each branch's text, BOS first; -1 where there is none
+    # int64 (R, T): cells of each branch's text, BOS first; -1 where there is none
+    text: Tensor | None
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}
@@ -134,8 +141,9 @@ def lay_out(
     trees: Trees, pieces: np.ndarray, queries: list[np.ndarray], bos: int, texts: list[np.ndarray | None] | None = None,
     width: int = 0,
 ) -> Batch:  # fmt: skip
-    """Cells of some pieces. `queries`: word ids before [INT], one array a branch of the pieces in order; `texts`: word ids after
-    [INT] and BOS (None: none), for generation. `width`: the least number of cells a row.
+    """Cells of some pieces. `queries`: word ids before [INT], one array a branch of the pieces in
+    order; `texts`: word ids after [INT] and BOS (None: none), for generation. `width`: the least
+    number of cells a row.
     """
     branches, row = trees.branches(pieces)
     trunk = trees.size[pieces] + 1
@@ -146,7 +154,8 @@ def lay_out(
     length = asked + 1 + told
     before = np.cumsum(length) - length  # of all branches, rows one after the other
     per_row = np.bincount(row, weights=length, minlength=len(pieces)).astype(np.int64)
-    offset = trunk[row] + before - (np.cumsum(per_row) - per_row)[row]  # first cell of each branch in its row
+    # first cell of each branch in its row
+    offset = trunk[row] + before - (np.cumsum(per_row) - per_row)[row]
     shape = (len(pieces), max(int((trunk + per_row).max(initial=1)), width))
     kind, item, action, gap, word = (np.zeros(shape, dtype=np.int64) for _ in range(5))
     position, of, visible = (np.zeros(shape, dtype=np.int64) for _ in range(3))

@@ -1,7 +1,9 @@
-"""Fine-tuning: what one step reads, what it is told it got wrong, and a loop that can be killed anywhere.
+"""Fine-tuning: what one step reads, what it is told it got wrong, and a loop that can be killed
+anywhere.
 
-`L = L_act + gen * L_gen + rec * L_rec + see * L_see` [K: action loss plus weighted decoding losses]. The decoders live here
-and are dropped when training ends, apart from what is kept to read interests in words.
+`L = L_act + gen * L_gen + rec * L_rec + see * L_see` [K: action loss plus weighted decoding
+losses]. The decoders live here and are dropped when training ends, apart from what is kept to read
+interests in words.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from .sequences import Trees, lay_out, training_trees
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
 
 
-# -- what is read -------------------------------------------------------------------------------------------------------
+# -- what is read ----------------------------------------------------------------------------------
 
 
 def request_texts(log: Log, requests: np.ndarray) -> list[str]:
@@ -72,29 +74,37 @@ def word_ids(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Features:
-    """What is frozen about the items of a log: text (n, d_t) of about length 1, visual (n, d_v) or None; zeros where there is none."""
+    """What is frozen about the items of a log: text (n, d_t) of about length 1, visual (n, d_v) or
+    None; zeros where there is none.
+    """
 
     text: np.ndarray
     visual: np.ndarray | None
     seen: np.ndarray | None  # (n,) bool: has an image
     words: np.ndarray  # (n, T) int64 token ids of the items' texts
     n_words: np.ndarray  # (n,)
-    norm: tuple[np.ndarray, np.ndarray]  # mean (d_t,) and map (d_t, d_t) that put the LM's text vectors to scale
+    # mean (d_t,) and map (d_t, d_t) that put the LM's text vectors to scale
+    norm: tuple[np.ndarray, np.ndarray]
     lexical: TfidfSVDEmbedding | None = None  # whose vectors are the last columns of text
 
     def digest(self) -> str:
-        """Hash of the features: other weights of a checkpoint, or other pictures, make another fit."""
+        """Hash of the features: other weights of a checkpoint, or other pictures, make another fit.
+        """
         parts = [self.text.tobytes(), b"" if self.visual is None else self.visual.tobytes()]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def whitening(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (d,) and map (d, d) that give the rows of x no mean, no correlation and length 1 on average (PCA whitening)."""
+    """Mean (d,) and map (d, d) that give the rows of x no mean, no correlation and length 1 on
+    average (PCA whitening).
+    """
     mean = x.mean(axis=0, dtype=np.float64) if len(x) else np.zeros(x.shape[1])
     _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
-    if len(x) < 2 or s[0] <= 1e-6 * np.linalg.norm(x):  # rows that are all the same have no directions
+    # rows that are all the same have no directions
+    if len(x) < 2 or s[0] <= 1e-6 * np.linalg.norm(x):
         return mean.astype(np.float32), (np.eye(x.shape[1]) / math.sqrt(x.shape[1])).astype(np.float32)
-    deviation = np.maximum(s / math.sqrt(len(x)), 1e-2 * s[0] / math.sqrt(len(x)))  # what is next to nothing is not blown up
+    # what is next to nothing is not blown up
+    deviation = np.maximum(s / math.sqrt(len(x)), 1e-2 * s[0] / math.sqrt(len(x)))
     turn = (vt.T / deviation) @ vt / math.sqrt(len(s))  # turned back (ZCA): the same axes as before
     return mean.astype(np.float32), turn.astype(np.float32)
 
@@ -104,7 +114,9 @@ class Examples:
     """The requests of W1 as branches of trees, what each led to, and what it was shown in vain."""
 
     trees: Trees  # its items are numbers among the candidates
-    candidates: np.ndarray  # (m,) items that are a target in W1, ascending: all that is trained against [METRICS.md, Splits]
+    # (m,) items that are a target in W1, ascending: all that is trained against [METRICS.md,
+    # Splits]
+    candidates: np.ndarray
     first_pair: np.ndarray  # (B + 1,)
     target: np.ndarray  # (P,) numbers among the candidates
     weight: np.ndarray  # (P,) float32, 1 a branch in all
@@ -113,7 +125,9 @@ class Examples:
 
     @classmethod
     def of(cls, log: Log, lm: LM, length: int, query_words: int, hard: int, seed: int, share: float, who: str) -> Examples:
-        """Raises KarmafunnelError where W1 holds neither a click nor a purchase. `share` of the users is kept."""
+        """Raises KarmafunnelError where W1 holds neither a click nor a purchase. `share` of the
+        users is kept.
+        """
         trees = training_trees(log, length)
         if len(trees.request) == 0:
             raise KarmafunnelError(f"{who}: needed clicks or purchases in W1 of log {log.name}, found none")
@@ -142,7 +156,9 @@ class Examples:
 
 
 def some_users(trees: Trees, log: Log, share: float, seed: int) -> Trees:
-    """The trees of a share of the users, drawn by the seed: a smaller training set of the same kind."""
+    """The trees of a share of the users, drawn by the seed: a smaller training set of the same
+    kind.
+    """
     owner = log.user[trees.request]
     users = np.random.default_rng([seed, 3]).permutation(np.unique(owner))
     keep = np.isin(owner, users[: max(1, round(share * len(users)))])
@@ -154,7 +170,9 @@ def some_users(trees: Trees, log: Log, share: float, seed: int) -> Trees:
 
 
 def in_vain(log: Log, number: np.ndarray, column: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Of each branch, at most so many items that were shown and not chosen [K], drawn by the seed: (B, most), -1 for none."""
+    """Of each branch, at most so many items that were shown and not chosen [K], drawn by the seed:
+    (B, most), -1 for none.
+    """
     out = np.full((int(number.max()) + 1, most), -1, dtype=np.int64)
     if most == 0 or not log.has("exposures"):
         return out
@@ -173,7 +191,7 @@ def in_vain(log: Log, number: np.ndarray, column: np.ndarray, most: int, seed: i
     return out
 
 
-# -- one step -----------------------------------------------------------------------------------------------------------
+# -- one step --------------------------------------------------------------------------------------
 
 
 class Trainee(nn.Module):
@@ -183,7 +201,8 @@ class Trainee(nn.Module):
         self, config: KarmaConfig, network: Network, examples: Examples, features: Features, seed: int, asked: np.ndarray | None = None
     ):
         super().__init__()
-        self.asked = None if asked is None else torch.from_numpy(asked).to(network.lm.device)  # of every branch
+        # of every branch
+        self.asked = None if asked is None else torch.from_numpy(asked).to(network.lm.device)
         self.config, self.network, self.examples = config, network, examples
         lm, device = network.lm, network.lm.device
         self.reconstruct: nn.Module | None = None
@@ -200,7 +219,8 @@ class Trainee(nn.Module):
             self.see = VectorDecoder(network.dim, features.visual.shape[1], config.vector).to(device)
         items = examples.candidates
         self.words, self.n_words = features.words[items], features.n_words[items]
-        # the control "shuffled": every item is told by another item's text, always the same one, so that it is a second task without meaning
+        # the control "shuffled": every item is told by another item's text, always the same one, so
+        # that it is a second task without meaning
         self.tells = np.random.default_rng([seed, 5]).permutation(len(items)) if config.shuffled else np.arange(len(items))
         self.text = torch.from_numpy(features.text[items]).to(device)
         self.mean, self.turn = (torch.from_numpy(x).to(device) for x in features.norm)
@@ -208,11 +228,14 @@ class Trainee(nn.Module):
         self.seen = None if features.seen is None else torch.from_numpy(features.seen[items]).to(device)
         if config.negatives == "batch":
             parts = [self.text] if self.visual is None else [self.text, self.visual]
-            self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)  # what makes two items the same one
+            # what makes two items the same one
+            self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
             self.share = torch.from_numpy(np.bincount(examples.target, minlength=len(items)) / len(examples.target)).to(device)
 
     def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Mean losses over the branches of some pieces: `act`, and `gen`, `rec`, `see` where their weight is not 0."""
+        """Mean losses over the branches of some pieces: `act`, and `gen`, `rec`, `see` where their
+        weight is not 0.
+        """
         config, network, examples = self.config, self.network, self.examples
         device = network.lm.device
         branches, row = examples.trees.branches(pieces)
@@ -237,7 +260,8 @@ class Trainee(nn.Module):
         used = np.arange(len(examples.candidates))
         if config.negatives == "batch":
             used = np.unique(np.concatenate([item[item >= 0], target, hard[hard >= 0]]))
-        number = np.full(len(examples.candidates) + 1, -1, dtype=np.int64)  # the last entry answers -1
+        # the last entry answers -1
+        number = np.full(len(examples.candidates) + 1, -1, dtype=np.int64)
         number[used] = np.arange(len(used))
         batch = replace(batch, item=torch.from_numpy(number[item])).to(device)
         at = torch.from_numpy(used).to(device)
@@ -282,7 +306,8 @@ class Trainee(nn.Module):
             words = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
             out["gen"] = lm_loss(logits, words, there_text[:, 1:])
         if self.reconstruct is not None:
-            # a bag of words is one product and takes every branch; the other decoders read a text, one a piece
+            # a bag of words is one product and takes every branch; the other decoders read a text,
+            # one a piece
             rows = np.arange(len(branches)) if config.decoder == "bow" else drawn
             rows = rows[self.n_words[told_text[rows]] > 0]
             if len(rows):
@@ -322,7 +347,9 @@ class Trainee(nn.Module):
         return self.read_text(self.words[used], self.n_words[used])
 
     def read_text(self, words: np.ndarray, n_words: np.ndarray) -> Tensor:
-        """Text vectors from the LM as it now is, put to scale as the frozen ones are: words (m, T) -> (m, d_t)."""
+        """Text vectors from the LM as it now is, put to scale as the frozen ones are: words (m, T)
+        -> (m, d_t).
+        """
         lm = self.network.lm
         most = max(int(n_words.max(initial=0)), 1)
         ids = torch.from_numpy(words[:, :most]).to(lm.device)
@@ -337,7 +364,9 @@ def row_sample(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def pieces_of_epoch(trees: Trees, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The pieces in batches of `size`, those of one of similar length: little padding, still in random order."""
+    """The pieces in batches of `size`, those of one of similar length: little padding, still in
+    random order.
+    """
     pieces = rng.permutation(len(trees.start))
     size = max(1, min(size, len(pieces) // 8))
     cells = trees.size + np.bincount(trees.piece, minlength=len(trees.start))
@@ -349,15 +378,17 @@ def pieces_of_epoch(trees: Trees, size: int, rng: np.random.Generator) -> list[n
     return [parts[i] for i in rng.permutation(len(parts))]
 
 
-# -- the loop -----------------------------------------------------------------------------------------------------------
+# -- the loop --------------------------------------------------------------------------------------
 
 
 class Trainer:
-    """Everything that changes while training, in one file: weights, their moving average, the optimiser, the loss curve.
+    """Everything that changes while training, in one file: weights, their moving average, the
+    optimiser, the loss curve.
 
-    Randomness of a step is a function of (seed, epoch, step), so going on from a checkpoint repeats what an uninterrupted run
-    does, bit for bit on a CPU. The learning rate is constant after a warm-up and what is kept is an exponential moving
-    average: so every epoch's average is a stopping point of its own, and a fit of more epochs goes on from one of fewer.
+    Randomness of a step is a function of (seed, epoch, step), so going on from a checkpoint repeats
+    what an uninterrupted run does, bit for bit on a CPU. The learning rate is constant after a
+    warm-up and what is kept is an exponential moving average: so every epoch's average is a
+    stopping point of its own, and a fit of more epochs goes on from one of fewer.
     """
 
     def __init__(self, trainee: Trainee, seed: int, folder: Path | None, progress: Progress):
@@ -370,7 +401,8 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(groups, lr=self.config.rate, betas=(0.9, 0.98), fused=True)
         # float32: what bfloat16 can hold of a hundredth of a step is nothing
         self.average = {name: p.detach().float().clone() for name, p in self.named}
-        self.step = self.epoch = self.place = 0  # steps in all, finished epochs, finished steps of this epoch
+        # steps in all, finished epochs, finished steps of this epoch
+        self.step = self.epoch = self.place = 0
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []  # mean losses of each finished epoch
         self.running: dict[str, float] = {}  # their sums in this one
@@ -418,7 +450,9 @@ class Trainer:
     # -- training --
 
     def run(self) -> dict[str, Any]:
-        """Train to `config.epochs` and leave the averaged weights in the trainee; returns facts of the fit."""
+        """Train to `config.epochs` and leave the averaged weights in the trainee; returns facts of
+        the fit.
+        """
         if (kept := resumed(self.epoch_file(self.config.epochs))) is not None:
             self.put(kept[0])
             return kept[1]
@@ -470,7 +504,9 @@ class Trainer:
         self.save()
 
     def one_step(self, pieces: np.ndarray) -> dict[str, float]:
-        """One batch; raises KarmafunnelError naming the step when a loss or a gradient is no number, the weights left as they were."""
+        """One batch; raises KarmafunnelError naming the step when a loss or a gradient is no
+        number, the weights left as they were.
+        """
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
         losses = self.trainee.losses(pieces, np.random.default_rng([self.seed, 8, self.epoch, self.place]))
         total = self.trainee.total(losses)

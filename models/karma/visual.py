@@ -1,7 +1,8 @@
-"""Frozen visual features of a log's items [K: multimodal KARMA reads and reconstructs frozen visual features; I: from where].
+"""Frozen visual features of a log's items [K: multimodal KARMA reads and reconstructs frozen visual
+features; I: from where].
 
-Three sources: the log's own `visual` column, a `transformers` vision model from a local folder, or a small encoder that learns from
-the log's images alone, without a label.
+Three sources: the log's own `visual` column, a `transformers` vision model from a local folder, or
+a small encoder that learns from the log's images alone, without a label.
 """
 
 from __future__ import annotations
@@ -33,22 +34,27 @@ from ..training import seeded
 
 @dataclass(frozen=True, repr=False)
 class Column(Typed):
-    """The `visual` column of the log's items: lists of numbers, all as long, null where an item has none."""
+    """The `visual` column of the log's items: lists of numbers, all as long, null where an item has
+    none.
+    """
 
 
 @dataclass(frozen=True, repr=False)
 class Pretrained(Typed):
-    """Pooled output (or mean patch) of a `transformers` vision model from a local folder or a hub id, with its own image processor."""
+    """Pooled output (or mean patch) of a `transformers` vision model from a local folder or a hub
+    id, with its own image processor.
+    """
 
     source: str
 
 
 @dataclass(frozen=True, repr=False)
 class SelfSupervised(Typed):
-    """A convolutional encoder trained by SimCLR (Chen et al. 2020) on the images of the items that W1 knows [O].
+    """A convolutional encoder trained by SimCLR (Chen et al. 2020) on the images of the items that
+    W1 knows [O].
 
-    Two crops of a picture, mirrored and lit differently, must find each other among those of the other pictures of a batch.
-    side: pixels that pictures are scaled to.
+    Two crops of a picture, mirrored and lit differently, must find each other among those of the
+    other pictures of a batch. side: pixels that pictures are scaled to.
     """
 
     dim: int = 64
@@ -65,9 +71,11 @@ class SelfSupervised(Typed):
 def visual_features(
     log: Log, how: Column | Pretrained | SelfSupervised, cache: Path | None, seed: int, progress: Progress, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of all items, float32 (n_items, d_v), zeros where there is no image, and which have one, (n_items,) bool.
+    """Features of all items, float32 (n_items, d_v), zeros where there is no image, and which have
+    one, (n_items,) bool.
 
-    Kept in `cache` by content. Raises KarmafunnelError where no item has an image, or naming the item whose image is broken.
+    Kept in `cache` by content. Raises KarmafunnelError where no item has an image, or naming the
+    item whose image is broken.
     """
     if isinstance(how, Column):
         return from_column(log)
@@ -101,7 +109,9 @@ def visual_features(
 
 
 def from_column(log: Log) -> tuple[np.ndarray, np.ndarray]:
-    """Raises KarmafunnelError where the column is absent or empty, or its lists differ in length or hold no numbers."""
+    """Raises KarmafunnelError where the column is absent or empty, or its lists differ in length or
+    hold no numbers.
+    """
     column = log.items["visual"] if "visual" in log.items.columns else None
     if column is None or column.null_count() == len(column):
         raise KarmafunnelError(f"Column(): needed visual features in the items of log {log.name}, found none")
@@ -118,7 +128,8 @@ def from_column(log: Log) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_images(log: Log) -> list[Image.Image | None]:
-    """The picture of each item, None where there is none; paths are relative to the log's folder."""
+    """The picture of each item, None where there is none; paths are relative to the log's folder.
+    """
     column = log.items["image"] if "image" in log.items.columns else None
     if column is None or column.null_count() == len(column):
         raise KarmafunnelError(f"visual features: needed images in the items of log {log.name}, found none")
@@ -155,7 +166,8 @@ def from_model(how: Pretrained, pictures: list[Image.Image], progress: Progress,
             f"{how!r}: needed a vision model with its image processor, found: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
     model, report = opened[0].eval().to(device), opened[1]
-    # what is missing transformers draws at random; a classifier has no pooler, whose place the mean over patches takes
+    # what is missing transformers draws at random; a classifier has no pooler, whose place the mean
+    # over patches takes
     unpooled = [name for name in report["missing_keys"] if "pooler" in name]
     if missing := sorted(set(report["missing_keys"]) - set(unpooled)):
         raise KarmafunnelError(f"{how!r}: needed all weights of a vision model, found none of {', '.join(missing[:3])} ({len(missing)} missing)")
@@ -171,7 +183,9 @@ def from_model(how: Pretrained, pictures: list[Image.Image], progress: Progress,
 
 
 class Encoder(nn.Module):
-    """Pixels (B, 3, s, s) in -1..1 -> features (B, dim); the projection head is used in training alone."""
+    """Pixels (B, 3, s, s) in -1..1 -> features (B, dim); the projection head is used in training
+    alone.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -191,7 +205,9 @@ class Encoder(nn.Module):
 
 
 def views(x: Tensor, generator: torch.Generator) -> Tensor:
-    """One random crop (60 to 100% of the side), mirrored one time in two, lit a little differently, of each picture."""
+    """One random crop (60 to 100% of the side), mirrored one time in two, lit a little differently,
+    of each picture.
+    """
     n = len(x)
     scale = 0.6 + 0.4 * torch.rand(n, generator=generator)
     flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
@@ -205,7 +221,9 @@ def views(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Normalised cross entropy of pairs among all views of a batch (Chen et al. 2020, equation 1): a, b (B, d)."""
+    """Normalised cross entropy of pairs among all views of a batch (Chen et al. 2020, equation 1):
+    a, b (B, d).
+    """
     both = F.normalize(torch.cat([a, b]), dim=1)
     logits = both @ both.T / temperature
     logits = logits.masked_fill(torch.eye(len(both), dtype=torch.bool, device=both.device), -torch.inf)

@@ -1,8 +1,10 @@
-"""Ablation: the rows of a recipe, each fitted with several seeds, replayed, and held against one of them.
+"""Ablation: the rows of a recipe, each fitted with several seeds, replayed, and held against one of
+them.
 
-A cell is one row with one seed. It is a Run with `facts.json` beside it, kept by content: what is there is not made again, a killed one
-goes on, a row that fails is a line of the table and sinks no other. The cells of a seed are replayed together: where their funnels begin
-alike, the beginning runs once.
+A cell is one row with one seed. It is a Run with `facts.json` beside it, kept by content: what is
+there is not made again, a killed one goes on, a row that fails is a line of the table and sinks no
+other. The cells of a seed are replayed together: where their funnels begin alike, the beginning
+runs once.
 """
 
 from __future__ import annotations
@@ -146,13 +148,16 @@ def ablate(
     limit: int | None = None, device: str = "cpu", cache: Path | None = None, minutes: float | None = None, console: Console | None = None,
     command: str = "", workers: Workers | None = None, force: bool = False,
 ) -> list[Cell]:  # fmt: skip
-    """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that are left for another time.
+    """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that
+    are left for another time.
 
-    `minutes`: no new cell is begun after so long. A cell that failed is not tried again by the same code: remove its `failed.json`. One
-    that found no memory is left; a full disk ends the table, and the same command goes on.
-    `workers`: other processes replay; fitting stays in this one. Raises KarmafunnelError, before anything is fitted, for a recipe
-    without rows, an unknown row, measure or device, a limit below 1, a window without requests, an `out` that holds something else or
-    (without `force`) the table of another recipe, log, window or limit, and workers that cannot read log and recipe.
+    `minutes`: no new cell is begun after so long. A cell that failed is not tried again by the same
+    code: remove its `failed.json`. One that found no memory is left; a full disk ends the table,
+    and the same command goes on. `workers`: other processes replay; fitting stays in this one.
+    Raises KarmafunnelError, before anything is fitted, for a recipe without rows, an unknown row,
+    measure or device, a limit below 1, a window without requests, an `out` that holds something
+    else or (without `force`) the table of another recipe, log, window or limit, and workers that
+    cannot read log and recipe.
     """
     wants = {"recipe": recipe.name, "log.name": log.name, "log.checksum": log.checksum, "window": window, "limit": limit}
     with claim(out, "table", TABLE, wants=wants, inputs=[log.path, recipe.path], force=force):
@@ -192,7 +197,8 @@ def _ablate(
                 [ready[cell] for cell in fresh], log, seed=seed, device=device, limit=limit, cache=cache, window=window, console=console,
                 command=command, workers=workers,
             )  # fmt: skip
-            for cell in sorted(fresh, key=lambda cell: ready[cell].out in errors):  # a full disk ends it: first what is done
+            # a full disk ends it: first what is done
+            for cell in sorted(fresh, key=lambda cell: ready[cell].out in errors):
                 if (fault := errors.get(ready[cell].out)) is None:
                     write_json(cell.folder / "replayed.json", {"key": cell.key})
                 else:
@@ -213,7 +219,8 @@ def _ablate(
 
 
 def failed(cell: Cell, error: Exception, say: Progress) -> list[Cell]:
-    """Write down that a row failed; returns it if it is left for another time instead: memory was short, which is no row's fault.
+    """Write down that a row failed; returns it if it is left for another time instead: memory was
+    short, which is no row's fault.
 
     Raises NotWrittenError where the disk is at fault: the next row would fare no better.
     """
@@ -228,7 +235,9 @@ def failed(cell: Cell, error: Exception, say: Progress) -> list[Cell]:
 
 
 def check(recipe: Recipe, log: Log, window: str, limit: int | None, device: str) -> None:
-    """Refuse what would fail in every cell, or only after the last: it is no row's fault, and fitting takes hours."""
+    """Refuse what would fail in every cell, or only after the last: it is no row's fault, and
+    fitting takes hours.
+    """
     require(log)
     if limit is not None and limit < 1:
         raise KarmafunnelError(f"table: limit needs at least 1 request, found {limit}")
@@ -241,7 +250,9 @@ def check(recipe: Recipe, log: Log, window: str, limit: int | None, device: str)
 
 
 def finish(cell: Cell, variant: Variant, own: Collection[str], log: Log, window: str, known: dict[Any, Any]) -> None:
-    """Diagnose a replayed cell by the embedders that are its `own`; what rows of one seed have in common is worked out once and `known`."""
+    """Diagnose a replayed cell by the embedders that are its `own`; what rows of one seed have in
+    common is worked out once and `known`.
+    """
     about = subject(variant.fitted, own)
     facts, similarity, maps = examine(about, variant.fitted, log, Run.open(variant.out), window, known)
     with atomic_folder(cell.folder / "similarity", sealed=True) as temporary:
@@ -253,7 +264,7 @@ def finish(cell: Cell, variant: Variant, own: Collection[str], log: Log, window:
     write_json(cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts})
 
 
-# -- the table ----------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
 DIAGNOSTICS = (
@@ -272,7 +283,9 @@ def measures_of(recipe: Recipe, run: Run) -> tuple[str, ...]:
 
 
 def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
-    """One line a row: `values` and `differences` (against `recipe.against`) by column, and mean diagnostics over seeds."""
+    """One line a row: `values` and `differences` (against `recipe.against`) by column, and mean
+    diagnostics over seeds.
+    """
     by_row: dict[str, list[Cell]] = {}
     for cell in todo:
         by_row.setdefault(cell.row, []).append(cell)
@@ -304,8 +317,8 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
                 line["differences"] = {column(row): row for row in against(a, b, measures_of(recipe, a[0]), stages)}
                 line["differences"][JS] = of_requests([similarity(c) for c in both], [similarity(c) for c in other], b)
         lines.append(line)
-    # One family of questions, one correction: every difference that the table prints, once. A last stage may stand in two columns;
-    # what is before the first change is no question.
+    # One family of questions, one correction: every difference that the table prints, once. A last
+    # stage may stand in two columns; what is before the first change is no question.
     family: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
         for d in line["differences"].values():
@@ -318,7 +331,9 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
 
 
 def figures_of(cell: Cell) -> dict[str, Any]:
-    """What a cell's facts say in numbers; the seed is no figure, and what is not finite (nothing to measure) is none."""
+    """What a cell's facts say in numbers; the seed is no figure, and what is not finite (nothing to
+    measure) is none.
+    """
     facts = cell.read("facts.json")
     return {name: v for name, v in facts.items() if name != "seed" and isinstance(v, (int, float)) and np.isfinite(v)}
 
@@ -331,7 +346,9 @@ def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def stages_of(recipe: Recipe, rows: Sequence[str]) -> list[str]:
-    """The stages that have columns of their own: all of all rows, but a last one that is the last of every row."""
+    """The stages that have columns of their own: all of all rows, but a last one that is the last
+    of every row.
+    """
     funnels = [[stage.name for stage in recipe.row(name).funnel.stages] for name in rows if name not in recipe.faults]
     last = {stages[-1] for stages in funnels}
     return [name for name in dict.fromkeys(n for stages in funnels for n in stages) if {name} != last]
@@ -367,9 +384,11 @@ def column(row: Line) -> str:
 
 
 def cost(runs: Sequence[Run]) -> dict[str, float]:
-    """Milliseconds a request of each stage as if the funnel ran alone: median over chunks, then mean over seeds; and `total`.
+    """Milliseconds a request of each stage as if the funnel ran alone: median over chunks, then
+    mean over seeds; and `total`.
 
-    The first chunk warms up, and a machine at work stalls now and then: a mean over chunks would tell of that.
+    The first chunk warms up, and a machine at work stalls now and then: a mean over chunks would
+    tell of that.
     """
     each = (1000 * pl.col("seconds") / pl.col("requests")).alias("ms")
     by_seed = [run.read("timing", "stage", each).group_by("stage", maintain_order=True).agg(pl.col("ms").median()) for run in runs]
@@ -378,7 +397,9 @@ def cost(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def saved(runs: Sequence[Run]) -> str:
-    """How often a stage ran on a chunk, of how often it was asked to; nothing, where no Run shares a stage."""
+    """How often a stage ran on a chunk, of how often it was asked to; nothing, where no Run shares
+    a stage.
+    """
     has = [run.read("timing") for run in runs if {"shared", "spent"} <= set(run.columns("timing"))]
     timing = pl.concat(has) if has else pl.DataFrame(schema={"shared": pl.Boolean})
     ran = timing.filter(~pl.col("shared"))
@@ -483,7 +504,8 @@ def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: 
     """Where the table comes from."""
     n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
     seeds = sorted({seed for line in lines for seed in line["seeds"]})
-    made = max((line.get("date", "") for line in lines), default="")  # when the last cell was: no run of the same adds a day
+    # when the last cell was: no run of the same adds a day
+    made = max((line.get("date", "") for line in lines), default="")
     return [
         f"`{command}`" if command else f"recipe {recipe.name}",
         f"log {log.name} ({log.checksum}), window {window}, n up to {max(n, default=0):,}, seeds {seeds}"
@@ -566,14 +588,17 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
     found_maps = {row: load_file(path)["maps"] for row, path in maps.items() if path.exists()}
     if found_maps:
         write_curve(attention_figure(found_maps), out / "attention.html", f"Attention, {title}")
-    for name in () if parts else ("attribution.md", "attribution.html", "attribution.png"):  # of a table that had more rows
+    # of a table that had more rows
+    for name in () if parts else ("attribution.md", "attribution.html", "attribution.png"):
         remove(out / name)
     if parts:
         write_curve(attribution_figure(parts), out / "attribution.html", f"What each stage adds, {title}")
 
 
 def parts_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
-    """The whole change over the recipe's grid, split over its stages; empty where it has none, or a subset of the grid is not there."""
+    """The whole change over the recipe's grid, split over its stages; empty where it has none, or a
+    subset of the grid is not there.
+    """
     done = {(cell.row, cell.seed): cell.folder / "run" for cell in todo if cell.done}
     seeds = [s for s in dict.fromkeys(c.seed for c in todo) if all((row, s) in done for row in recipe.grid.values())]
     if not recipe.grid or not seeds:
@@ -684,7 +709,9 @@ def stacked(cell: str) -> str:
 
 
 def widths(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    """Characters that each column needs so that no figure is broken; heads break at blanks, long names of rows anywhere."""
+    """Characters that each column needs so that no figure is broken; heads break at blanks, long
+    names of rows anywhere.
+    """
     cells = lambda i: [text for row in rows for text in stacked(row[i]).split("\n")]
     sizes = [max(map(len, [*head.split(), *cells(i)]), default=0) for i, head in enumerate(heads)]
     return [min(sizes[0], WIDEST), *sizes[1:]]

@@ -1,4 +1,6 @@
-"""What a cell says beside its Run: cost, shape and meaning of the embedding that is its subject, and JS@50 of every request with a truth."""
+"""What a cell says beside its Run: cost, shape and meaning of the embedding that is its subject,
+and JS@50 of every request with a truth.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ TIMED = 512  # requests whose embedding is timed
 
 
 def subject(fitted: FittedFunnel, own: Collection[str]) -> Embedding | None:
-    """The embedding that a row is about: of its `own` embedders the first that the funnel reads; without own ones the only one read.
+    """The embedding that a row is about: of its `own` embedders the first that the funnel reads;
+    without own ones the only one read.
 
-    None where that is a matter of opinion: of several that all rows share, none is what a row differs by.
+    None where that is a matter of opinion: of several that all rows share, none is what a row
+    differs by.
     """
     read = dict.fromkeys(name for stage in fitted.stages for name in stage.stage.embedders())
     named = [name for name in read if name in own] or (list(read) if len(read) == 1 and not own else [])
@@ -33,7 +37,9 @@ def subject(fitted: FittedFunnel, own: Collection[str]) -> Embedding | None:
 def examine(
     embedding: Embedding | None, fitted: FittedFunnel, log: Log, run: Run, window: str, known: dict[Any, Any]
 ) -> tuple[dict[str, Any], pl.DataFrame, np.ndarray | None]:
-    """Figures, JS@50 of each request, and the attention map where there is one; what rows of one seed share is worked out once (`known`)."""
+    """Figures, JS@50 of each request, and the attention map where there is one; what rows of one
+    seed share is worked out once (`known`).
+    """
     if (fitted.keys[0], embedding) not in known:
         known[fitted.keys[0], embedding] = figures(embedding, log, run)
     if embedding is not None and ("attention", embedding) not in known:
@@ -57,7 +63,8 @@ def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, 
     words = diagnose.word_sets(log)
     rng = np.random.default_rng(0)  # the same random items for every row: differences are paired
     pools = log.asof.eligible(requests)
-    some = np.flatnonzero([len(pool) > 0 for pool in pools])  # nothing eligible: nothing to compare with
+    # nothing eligible: nothing to compare with
+    some = np.flatnonzero([len(pool) > 0 for pool in pools])
     js = np.full(len(target), np.nan)
     if len(some):
         js[some] = diagnose.js_at_k(words, target[some], slate[some], [pools[i] for i in some], rng)
@@ -76,7 +83,9 @@ def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, 
 def vectors(
     embedding: Embedding, log: Log, label: str, requests: np.ndarray, target: np.ndarray, is_cold: np.ndarray, words: Any
 ) -> dict[str, Any]:
-    """Cost and diagnostics of one embedder over requests with their first truth item; `is_cold` (n,) as the ledger has it."""
+    """Cost and diagnostics of one embedder over requests with their first truth item; `is_cold`
+    (n,) as the ledger has it.
+    """
     facts: dict[str, Any] = {"training seconds": embedding.facts.get("seconds"), "fit": embedding.facts}
     timed = requests[:TIMED]
     seconds = []
@@ -88,7 +97,8 @@ def vectors(
     z, e = embedding.interests(requests), embedding.items()
     cold = np.flatnonzero(is_cold)
     facts["median rank of cold targets"] = median_rank(z[cold], e, log, requests[cold], target[cold])
-    truth = log.truth(label)  # of W2a: what the embedder was fitted on would flatter one that learnt it by heart
+    # of W2a: what the embedder was fitted on would flatter one that learnt it by heart
+    truth = log.truth(label)
     of_w2a = (log.requests["window"] == "W2a").to_numpy()[truth["request"].to_numpy()]
     pairs = truth.filter(pl.Series(of_w2a, dtype=pl.Boolean)).unique("request", keep="first", maintain_order=True)
     pairs = pairs.gather(np.linspace(0, pairs.height - 1, min(PROBE, pairs.height)).astype(np.int64)) if pairs.height else pairs
@@ -103,6 +113,7 @@ def median_rank(z: np.ndarray, e: np.ndarray, log: Log, requests: np.ndarray, ta
     ranks = []
     for vector, item, pool in zip(z, target, log.asof.eligible(requests), strict=True):
         scores = e[pool] @ vector
-        for own in scores[pool == item]:  # none where it is not eligible; of the same product, which rounds as the others do
+        # none where it is not eligible; of the same product, which rounds as the others do
+        for own in scores[pool == item]:
             ranks.append(1 + float((scores > own).sum()) + 0.5 * float((scores == own).sum() - 1))
     return float(np.median(ranks)) if ranks else None

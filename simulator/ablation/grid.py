@@ -1,8 +1,11 @@
-"""The paper's grid from tables that are there: what an embedding gains at each stage, a line a place, and what it costs.
+"""The paper's grid from tables that are there: what an embedding gains at each stage, a line a
+place, and what it costs.
 
-    python -m karmafunnel.simulator.ablation.grid "with ids=out/funnel/table.csv" "without=out/no-ids/table.csv" --name KARMA --name SASRec
+    python -m karmafunnel.simulator.ablation.grid "with ids=out/funnel/table.csv" \\
+        "without=out/no-ids/table.csv" --name KARMA --name SASRec
 
-Reads the `table.csv` of `funnel_ablation`, `funnel_no_ids` or any recipe whose rows are called "NAME at PLACE", and prints Markdown.
+Reads the `table.csv` of `funnel_ablation`, `funnel_no_ids` or any recipe whose rows are called
+"NAME at PLACE", and prints Markdown.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ FIGURES = ("value", "low", "high", "difference", "d_low", "d_high")
 
 
 def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
-    """The row that others are held against (the first), and every (row, column) of a table.csv; raises KarmafunnelError for another file."""
+    """The row that others are held against (the first), and every (row, column) of a table.csv;
+    raises KarmafunnelError for another file.
+    """
     try:
         table = pl.read_csv(path, schema_overrides=dict.fromkeys(FIGURES, pl.Float64) | {"better": pl.String, "holm": pl.String})
         found = {
@@ -38,7 +43,9 @@ def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
 
 
 def points(line: Row | None, signed: bool) -> str:
-    """A share in points: the value, or the difference with its interval and mark; = at a stage before the embedding."""
+    """A share in points: the value, or the difference with its interval and mark; = at a stage
+    before the embedding.
+    """
     if line is None:
         return "n/a"
     value, _, _, difference, low, high = (None if line[x] is None else 100 * line[x] for x in FIGURES)
@@ -47,7 +54,8 @@ def points(line: Row | None, signed: bool) -> str:
 
 
 def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequence[str] = COLUMNS) -> str:
-    """Markdown: of each table the line that others are held against, then a line a name and place; points, and ms a request.
+    """Markdown: of each table the line that others are held against, then a line a name and place;
+    points, and ms a request.
 
     Raises KarmafunnelError where no table has a row of a name.
     """
@@ -78,7 +86,9 @@ def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequ
 @click.option("--name", "names", multiple=True, default=("KARMA",), show_default=True, help="Embeddings, as rows call them.")
 @click.option("--column", "columns", multiple=True, default=COLUMNS, show_default=True, help="Columns of the tables, shares all.")
 def main(tables: tuple[str, ...], names: tuple[str, ...], columns: tuple[str, ...]) -> None:
-    """Print what embeddings gain at each stage, from finished tables: points over the row that each table is held against."""
+    """Print what embeddings gain at each stage, from finished tables: points over the row that each
+    table is held against.
+    """
     given = [(title, Path(path)) for title, _, path in (text.rpartition("=") for text in tables)]
     try:
         print(grid(given, names, columns))

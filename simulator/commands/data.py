@@ -22,7 +22,8 @@ from .options import Number, claimed, err, folder, force_flag, json_flag, log_ar
 @log_argument
 @force_flag
 def convert(source: str, raw: Path, log: Path, force: bool) -> None:
-    """Convert a public data set: SOURCE is its name, RAW its folder as published, LOG the folder to write.
+    """Convert a public data set: SOURCE is its name, RAW its folder as published, LOG the folder to
+    write.
 
     Sources: trivago, online_retail, amazon_office, amazon_games, amazon_catalog, eshop_clothing.
     """
@@ -44,7 +45,8 @@ def convert(source: str, raw: Path, log: Path, force: bool) -> None:
 @click.option("--seed", type=Number("seed"), default=0, help="Draws the users; a smaller share lies inside a larger one.")
 @force_flag
 def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> None:
-    """Write the log of a share of LOG's users into the folder SMALLER: windows, catalogue, what is eligible and what is cold stay.
+    """Write the log of a share of LOG's users into the folder SMALLER: windows, catalogue, what is
+    eligible and what is cold stay.
 
     A World's truth stays with the whole log.
     """

@@ -75,10 +75,12 @@ def queue(
     services: Path, rate: float | None, log: Path | None, arrivals: str | None, run: Path | None, measures: tuple[str, ...],
     beside: tuple[Path, ...], n: int | None, seed: int, events: bool, folder_out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Send requests through a deployment: latency, utilisation, who was shown what, and (with --run) what that is worth.
+    """Send requests through a deployment: latency, utilisation, who was shown what, and (with
+    --run) what that is worth.
 
-    SERVICES is a TOML file: `karmafunnel profile` writes one, and a person can (README, "Under load"). With --run, quality and money
-    over offered load and what an hour's outage of each stage costs. load.html has the plots, trace.json opens in Perfetto.
+    SERVICES is a TOML file: `karmafunnel profile` writes one, and a person can (README, "Under
+    load"). With --run, quality and money over offered load and what an hour's outage of each stage
+    costs. load.html has the plots, trace.json opens in Perfetto.
     """
     from ..load.queueing import Simulation, asked_of, simulate
     from ..load.services import Services
@@ -205,7 +207,9 @@ def print_worth(worth: Any) -> None:
 @click.argument("request", type=Number("request"))
 @json_flag
 def timeline(simulation: Path, request: int, as_json: bool) -> None:
-    """What happened to one REQUEST (its number, in order of arrival) of a SIMULATION that `queue` wrote."""
+    """What happened to one REQUEST (its number, in order of arrival) of a SIMULATION that `queue`
+    wrote.
+    """
     from ..load.queueing import Simulation
     from ..load.timeline import timeline as events_of
 
@@ -243,8 +247,9 @@ def plan_command(
 ) -> None:
     """Find the cheapest servers of each stage that meet a target of p99 latency.
 
-    Everything but the servers is taken from SERVICES: batches, deadlines, fallbacks, what a server costs. Prints the servers, the cost of a
-    million requests, what if (other rates, one server less or more), and the highest rate that still meets the target.
+    Everything but the servers is taken from SERVICES: batches, deadlines, fallbacks, what a server
+    costs. Prints the servers, the cost of a million requests, what if (other rates, one server less
+    or more), and the highest rate that still meets the target.
     """
     from ..load.capacity import plan as make_plan
     from ..load.services import Services
@@ -273,7 +278,9 @@ def plan_command(
 
 
 def write_plan(found: Any, folder_out: Path, asked: dict[str, Any]) -> None:
-    """The plan with what was `asked`, its deployment, and the page of one simulation of it: all of it or nothing."""
+    """The plan with what was `asked`, its deployment, and the page of one simulation of it: all of
+    it or nothing.
+    """
     from ..load.arrivals import Poisson
     from ..load.queueing import simulate
     from ..report.load_page import load_page
@@ -344,7 +351,8 @@ def profile(
     recipe: str, log: Path, services: Path, seed: int, batches: list[int], cutoffs: tuple[tuple[str, list[int]], ...], seconds: float,
     load: float, threads: int, window: str, policies: bool, no_cache: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service time for `queue` and `plan`.
+    """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service
+    time for `queue` and `plan`.
 
     The services file has one server a stage and, without --policies, no policies; edit it by hand.
     """

@@ -39,7 +39,9 @@ def print_stage_table(run: Path, names: list[str] | None = None) -> None:
 @click.option("--format", "fmt", type=click.Choice(["table", "csv", "markdown", "latex"]), default="table", help="How the rows are printed.")
 @json_flag
 def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: str, as_json: bool) -> None:
-    """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50, gAUC:request:exposures, ..."""
+    """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50,
+    gAUC:request:exposures, ...
+    """
     from ..measure.compare import Run, added
     from ..measure.compare import measure as run_measure
     from ..measure.measures.measure import parse_all
@@ -70,7 +72,9 @@ def print_rows(rows: list[dict[str, Any]], table: Any, fmt: str, as_json: bool) 
 @click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
 @json_flag
 def compare(run_a: Path, run_b: Path, measures: tuple[str, ...], as_json: bool) -> None:
-    """Compare two Runs of one log, paired on the same requests: B - A with its interval, Holm-corrected."""
+    """Compare two Runs of one log, paired on the same requests: B - A with its interval,
+    Holm-corrected.
+    """
     from ..measure.compare import Run
     from ..measure.compare import compare as run_compare
     from ..report.table import print_comparison

@@ -56,7 +56,9 @@ class Cutoffs(Numbers):
 
 
 class Place(click.Path):
-    """A path; an empty one, such as of a variable that is not set, is refused: it would be the folder where one stands."""
+    """A path; an empty one, such as of a variable that is not set, is refused: it would be the
+    folder where one stands.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not os.fspath(value):
@@ -99,7 +101,9 @@ def workers_of(n: int | None, ray: str | None) -> Any:
 
 
 def open_log(path: Path, but: Sequence[str] = ()) -> Log:
-    """A log to compute with: one that fails no check (`but` for these) whose failure would change a figure."""
+    """A log to compute with: one that fails no check (`but` for these) whose failure would change a
+    figure.
+    """
     log = read(path)
     if isinstance(log, Catalogue):
         raise KarmafunnelError(f"{path}: needs a log with requests, found a catalogue of {log.items.height} items")

@@ -62,8 +62,9 @@ def replay(
 ) -> None:  # fmt: skip
     """Fit the funnel of RECIPE on LOG and replay the last window through it.
 
-    RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started again, it goes on. Degradation
-    paths (--path, --paths) become Runs in RUN/paths: stages skipped, cut or replaced by a fallback, interests that are stale.
+    RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started
+    again, it goes on. Degradation paths (--path, --paths) become Runs in RUN/paths: stages skipped,
+    cut or replaced by a fallback, interests that are stale.
     """
     from ..load.services import Services
     from ..replay.recipe import load_recipe
@@ -175,10 +176,11 @@ def table_command(
     recipe: str, log: Path, only: tuple[str, ...], against: str | None, seeds: tuple[int, ...], window: str, limit: int | None,
     device: str, minutes: float | None, no_cache: bool, folder_out: Path, force: bool, workers: int | None, ray: str | None,
 ) -> None:  # fmt: skip
-    """Fit and replay every row of RECIPE with several seeds and hold them against each other, with paired intervals.
+    """Fit and replay every row of RECIPE with several seeds and hold them against each other, with
+    paired intervals.
 
-    Resumable: what is done is not made again, nor is it to ask the same cells another question (--only, --against). A row that fails
-    is a line of the table.
+    Resumable: what is done is not made again, nor is it to ask the same cells another question
+    (--only, --against). A row that fails is a line of the table.
     """
     from ..ablation.ablate import ablate, print_tables
     from ..replay.recipe import load_recipe
@@ -209,7 +211,8 @@ def table_command(
 def fit_embedder(
     recipe: str, log: Path, name: str | None, row: str | None, seed: int, device: str, no_cache: bool, folder_out: Path, force: bool
 ) -> None:
-    """Fit one embedder of RECIPE on the first window of LOG and save it: weights, item vectors and facts of the fit.
+    """Fit one embedder of RECIPE on the first window of LOG and save it: weights, item vectors and
+    facts of the fit.
 
     Pre-training and fine-tuning go on where an interrupted one was.
     """

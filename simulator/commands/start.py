@@ -30,7 +30,9 @@ from .options import claimed, err, folder, force_flag, json_flag, out, seed_opti
 @seed_option
 @force_flag
 def demo(folder_out: Path, seed: int, force: bool) -> None:
-    """Make a World, fit KARMA, replay a funnel that it drives, then put it under load. Tables and two HTML pages. No network."""
+    """Make a World, fit KARMA, replay a funnel that it drives, then put it under load. Tables and
+    two HTML pages. No network.
+    """
     from ..load.arrivals import Poisson
     from ..load.credit import quality_under_load
     from ..load.profile import profile as run_profile

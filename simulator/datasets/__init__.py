@@ -1,5 +1,5 @@
-"""Real data: one module a source, each with `load(raw folder) -> Log | Catalogue`. A new file in this folder
-is a new source.
+"""Real data: one module a source, each with `load(raw folder) -> Log | Catalogue`. A new file in
+this folder is a new source.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ SOURCES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) 
 
 
 def load(source: str, raw: Path | str) -> Log | Catalogue:
-    """Read a source from its publisher's files in the folder `raw`; raises KarmafunnelError for an unknown
-    source, wrong files, and a log that the commands after this one would refuse.
+    """Read a source from its publisher's files in the folder `raw`; raises KarmafunnelError for an
+    unknown source, wrong files, and a log that the commands after this one would refuse.
     """
     if source not in SOURCES:
         raise KarmafunnelError(f"source: needed one of {', '.join(SOURCES)}; found {source!r}")
@@ -32,7 +32,8 @@ def load(source: str, raw: Path | str) -> Log | Catalogue:
 def convert(source: str, raw: Path | str, log_folder: Path | str) -> Log | Catalogue:
     """Read a source and write it as a log folder, whole or not at all.
 
-    Raises KarmafunnelError as `load` does, and for a log that the commands after this one would refuse.
+    Raises KarmafunnelError as `load` does, and for a log that the commands after this one would
+    refuse.
     """
     loaded = load(source, raw)
     loaded.write(log_folder)

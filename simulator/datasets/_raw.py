@@ -1,4 +1,6 @@
-"""Reading publishers' files: find them, check them, and refuse by name what is not as the publisher ships it."""
+"""Reading publishers' files: find them, check them, and refuse by name what is not as the publisher
+ships it.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ MARKUP = re.compile(
 
 
 def find(root: Path | str, names: Sequence[str], where: str) -> Path:
-    """The first of `names` that lies in the folder `root`; raises KarmafunnelError that says where to
-    download it.
+    """The first of `names` that lies in the folder `root`; raises KarmafunnelError that says where
+    to download it.
     """
     root = Path(root)
     for name in names:
@@ -36,7 +38,9 @@ def find(root: Path | str, names: Sequence[str], where: str) -> Path:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns whatever a truncated or foreign file raises into a KarmafunnelError that names the file."""
+    """Turns whatever a truncated or foreign file raises into a KarmafunnelError that names the
+    file.
+    """
     try:
         yield
     except KarmafunnelError as error:
@@ -56,8 +60,8 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
-    """Raises KarmafunnelError naming the file, the missing columns and what was found; an empty table is
-    refused too.
+    """Raises KarmafunnelError naming the file, the missing columns and what was found; an empty
+    table is refused too.
     """
     missing = [name for name in columns if name not in frame.columns]
     if missing:
@@ -69,11 +73,11 @@ def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
 def parse(
     frame: pl.DataFrame, types: Mapping[str, Any], path: Path, limits: Mapping[str, tuple[float, float]] | None = None
 ) -> pl.DataFrame:
-    """The frame with these columns cast; raises KarmafunnelError naming file, row (1 = first after the
-    header), column and value.
+    """The frame with these columns cast; raises KarmafunnelError naming file, row (1 = first after
+    the header), column and value.
 
-    The columns must hold a value in every row: a null is what a truncated line leaves. Numbers must be finite,
-    and lie within `limits`, both ends included.
+    The columns must hold a value in every row: a null is what a truncated line leaves. Numbers must
+    be finite, and lie within `limits`, both ends included.
     """
     cast = frame.with_columns(pl.col(name).cast(dtype, strict=False) for name, dtype in types.items())
     for name, dtype in types.items():
@@ -90,8 +94,8 @@ def parse(
 
 
 def refuse(bad: pl.Series, frame: pl.DataFrame, name: str, needed: str, path: Path) -> None:
-    """Raises KarmafunnelError naming file, row (1 = first after the header), column and value of the first row
-    that is bad.
+    """Raises KarmafunnelError naming file, row (1 = first after the header), column and value of
+    the first row that is bad.
     """
     if bad.any():
         row = int(bad.arg_true()[0])
@@ -104,8 +108,8 @@ def once(frame: pl.DataFrame, name: str, path: Path) -> None:
 
 
 def read_csv(path: Path, columns: Sequence[str], separator: str = ",", quote: str | None = '"') -> pl.DataFrame:
-    """A delimited file in UTF-8, plain or gzipped, every column as text; raises KarmafunnelError for a broken
-    file, other bytes or missing columns.
+    """A delimited file in UTF-8, plain or gzipped, every column as text; raises KarmafunnelError
+    for a broken file, other bytes or missing columns.
     """
     with reading(path):
         try:
@@ -118,7 +122,9 @@ def read_csv(path: Path, columns: Sequence[str], separator: str = ",", quote: st
 
 
 def check_utf8(path: Path, separator: str, quote: str | None) -> None:
-    """Raises KarmafunnelError naming file, row, column and value of the first cell that is not UTF-8."""
+    """Raises KarmafunnelError naming file, row, column and value of the first cell that is not
+    UTF-8.
+    """
     frame = pl.read_csv(path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy")
     needed = "text in UTF-8 (iconv -f latin1 -t utf-8 makes it of Latin-1)"
     rows = {name: frame[name].str.contains("\ufffd", literal=True).fill_null(False).arg_max() for name in frame.columns}
@@ -131,7 +137,8 @@ def check_utf8(path: Path, separator: str, quote: str | None) -> None:
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object (`object_pairs_hook`); raises KarmafunnelError for a key that it holds twice."""
+    """A JSON object (`object_pairs_hook`); raises KarmafunnelError for a key that it holds twice.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
@@ -140,7 +147,9 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def plain(text: str | None) -> str | None:
-    """Text without HTML entities, tags, comments, style sheets, repeated blanks; null if nothing is left."""
+    """Text without HTML entities, tags, comments, style sheets, repeated blanks; null if nothing is
+    left.
+    """
     if not text:
         return None
     text = html.unescape(text)

@@ -1,5 +1,5 @@
-"""Order-only logs from a publisher's (history, next item) rows: the training events are rebuilt from the
-histories.
+"""Order-only logs from a publisher's (history, next item) rows: the training events are rebuilt
+from the histories.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ SOURCE, EARLIER = "review", "earlier review"
 def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
     """Requests, exposures and notes of a log that knows only an order.
 
-    `valid` and `test`: user_id String, history List[String] (oldest first), item_id String; a user's rows in
-    order. The history of a user's first row becomes training events (W1); every validation row is a request
-    of W2 (users in the order of a hash, the last quarter W2b), every test row one of W3. An item that is also a later target of the user (a
-    repeat purchase) may not stand in W1: from the first such event on, the user's events become "earlier
-    review" requests at the start of W2, outside the scenario, so that no fit on W1 sees them and every
-    history stays whole and in order.
+    `valid` and `test`: user_id String, history List[String] (oldest first), item_id String; a
+    user's rows in order. The history of a user's first row becomes training events (W1); every
+    validation row is a request of W2 (users in the order of a hash, the last quarter W2b), every
+    test row one of W3. An item that is also a later target of the user (a repeat purchase) may not
+    stand in W1: from the first such event on, the user's events become "earlier review" requests at
+    the start of W2, outside the scenario, so that no fit on W1 sees them and every history stays
+    whole and in order.
     """
     quarter = valid.height // 4
     targets = pl.concat([
@@ -55,7 +56,8 @@ def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
         .with_columns(pl.col("target").fill_null(False))
         .with_columns(pl.col("target").cum_max().over("user_id").alias("late"))
         .with_columns(pl.format("train-{}-{}", "user_id", "k").alias("request_id"))
-        .sort("late", "k", "user")  # round by round: every user's first event, then every user's second, ...
+        # round by round: every user's first event, then every user's second, ...
+        .sort("late", "k", "user")
     )
     history = events.select(
         "request_id", "user_id", "item_id",
@@ -76,8 +78,8 @@ def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
 
 
 def differing(first: pl.DataFrame, targets: pl.DataFrame) -> int:
-    """How many rows' histories are not the end of the user's first history followed by the targets of the
-    rows before.
+    """How many rows' histories are not the end of the user's first history followed by the targets
+    of the rows before.
     """
     rows = targets.with_columns(pl.int_range(pl.len()).over("user_id").alias("nth"))
     all_targets = targets.group_by("user_id").agg(pl.col("item_id").alias("targets"))
@@ -88,8 +90,8 @@ def differing(first: pl.DataFrame, targets: pl.DataFrame) -> int:
 
 
 def check_items(rows: pl.DataFrame, path: Path, items: pl.DataFrame, items_path: Path) -> None:
-    """Raises KarmafunnelError naming file and row where one of the publisher's rows names an item that the file
-    of items does not hold.
+    """Raises KarmafunnelError naming file and row where one of the publisher's rows names an item
+    that the file of items does not hold.
     """
     named = rows.select(pl.int_range(pl.len()).alias("row"), pl.col("history").list.concat(pl.col("item_id")).alias("item_id"))
     unknown = named.explode("item_id").join(items, on="item_id", how="anti", maintain_order="left")

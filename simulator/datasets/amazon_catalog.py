@@ -9,11 +9,11 @@ Download: https://github.com/namkoong-lab/interactive-benchmark (catalogue), the
 https://amazon-reviews-2023.github.io.
 Files expected: `catalog.jsonl.gz` or `catalog.jsonl`.
 
-`price` is a number where the text is one, or starts with "from"; null for a dash; the text itself is kept as
-`price_text`. Categories run from coarse to fine; a product without any gets its main category. Details become
-attributes "key=value", one for each value of a list and "key/part=value" for the parts of an object (sales
-ranks). Ratings and ranks are of the crawl, later than any purchase: columns and attributes to look at, no
-features for a replay.
+`price` is a number where the text is one, or starts with "from"; null for a dash; the text itself
+is kept as `price_text`. Categories run from coarse to fine; a product without any gets its main
+category. Details become attributes "key=value", one for each value of a list and "key/part=value"
+for the parts of an object (sales ranks). Ratings and ranks are of the crawl, later than any
+purchase: columns and attributes to look at, no features for a replay.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ SCHEMA: dict[str, Any] = {
 
 
 def load(root: Path | str) -> Catalogue:
-    """The catalogue of the file in `root`; raises KarmafunnelError for a missing, truncated or wrong file."""
+    """The catalogue of the file in `root`; raises KarmafunnelError for a missing, truncated or
+    wrong file.
+    """
     path = find(root, NAMES, WHERE)
     rows, seen = [], set()
     with reading(path), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
@@ -96,7 +98,8 @@ def load(root: Path | str) -> Catalogue:
 
 
 def product(raw: dict[str, Any]) -> tuple[Any, ...]:
-    """One row of SCHEMA; raises KeyError, TypeError or ValueError for an object that is no product."""
+    """One row of SCHEMA; raises KeyError, TypeError or ValueError for an object that is no product.
+    """
     missing = [name for name in FIELDS if name not in raw]
     if missing:
         raise KeyError(f"missing {missing}")
@@ -142,8 +145,8 @@ def whole(name: str, value: Any) -> int | None:
 
 
 def price(text: str | float | None) -> float | None:
-    """A price in USD: the number, or the number after "from"; null where there is none. Raises ValueError
-    below zero.
+    """A price in USD: the number, or the number after "from"; null where there is none. Raises
+    ValueError below zero.
     """
     found = re.fullmatch(r"\s*(?:from\s+)?\$?(-?[\d,]*\.?\d+)\s*", str(text))
     if not found:

@@ -1,12 +1,10 @@
 """Amazon reviews, Video Games, in LLMRank's (RecBole) layout.
 
-What it is: for each user a validation and a test row: the reviewed items before (at most 50) and the next
-one.
-Holds: titles, long sequences, scale.
-Lacks: price, brand, description, exposures, timestamps (only the order is known), queries.
-Licence: Amazon review data, research use.
-Download: https://github.com/RUCAIBox/LLMRank (llmrank/dataset/Games-6k).
-Files expected, plain or `.gz`: `Games-6k.item`, `Games-6k.valid.inter`, `Games-6k.test.inter`.
+What it is: for each user a validation and a test row: the reviewed items before (at most 50) and
+the next one. Holds: titles, long sequences, scale. Lacks: price, brand, description, exposures,
+timestamps (only the order is known), queries. Licence: Amazon review data, research use. Download:
+https://github.com/RUCAIBox/LLMRank (llmrank/dataset/Games-6k). Files expected, plain or `.gz`:
+`Games-6k.item`, `Games-6k.valid.inter`, `Games-6k.test.inter`.
 
 W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt: `_sequences.py`.
 """
@@ -26,8 +24,8 @@ STEM = "Games-6k"
 
 
 def load(root: Path | str) -> Log:
-    """The log of LLMRank's Games-6k in `root`; raises KarmafunnelError for a missing, truncated or wrong
-    file.
+    """The log of LLMRank's Games-6k in `root`; raises KarmafunnelError for a missing, truncated or
+    wrong file.
     """
     paths = {part: find(root, [f"{STEM}.{part}.gz", f"{STEM}.{part}"], WHERE) for part in ("item", "valid.inter", "test.inter")}
     frames = {part: read(paths[part]) for part in ("valid.inter", "test.inter")}

@@ -1,17 +1,15 @@
 """Amazon reviews 2018, Office Products 5-core, in MiniOneRec's layout.
 
-What it is: validation and test rows, each a user's last (at most 10) reviewed items and the next one; item
-texts.
-Holds: title, description, brand, semantic ids, sequences.
-Lacks: price, exposures, timestamps (only the order is known), categories (empty in the files), queries; the
-training file: training events are rebuilt from the histories, so users without a validation or test row are
-missing.
-Licence: Amazon review data, research use.
-Download: https://github.com/AkaliKong/MiniOneRec (data/Amazon).
-Files expected: `Office_Products.item.json`, `Office_Products.valid.csv`, `Office_Products.test.csv`.
+What it is: validation and test rows, each a user's last (at most 10) reviewed items and the next
+one; item texts. Holds: title, description, brand, semantic ids, sequences. Lacks: price, exposures,
+timestamps (only the order is known), categories (empty in the files), queries; the training file:
+training events are rebuilt from the histories, so users without a validation or test row are
+missing. Licence: Amazon review data, research use. Download:
+https://github.com/AkaliKong/MiniOneRec (data/Amazon). Files expected: `Office_Products.item.json`,
+`Office_Products.valid.csv`, `Office_Products.test.csv`.
 
-W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt, and what happens to repeat
-purchases: `_sequences.py`.
+W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt, and what happens
+to repeat purchases: `_sequences.py`.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ COLUMNS = ("user_id", "history_item_id", "item_id")
 
 
 def load(root: Path | str) -> Log:
-    """The log of MiniOneRec's Office Products in `root`; raises KarmafunnelError for a missing, truncated or
-    wrong file.
+    """The log of MiniOneRec's Office Products in `root`; raises KarmafunnelError for a missing,
+    truncated or wrong file.
     """
     paths = {part: find(root, [f"{STEM}.{part}"], WHERE) for part in ("item.json", "valid.csv", "test.csv")}
     frames = {part: read(paths[part]) for part in ("valid.csv", "test.csv")}
@@ -68,8 +66,8 @@ def load(root: Path | str) -> Log:
 
 
 def read(path: Path) -> pl.DataFrame:
-    """Rows of a validation or test file: user_id, history List[String], item_id, and semantic ids where the
-    file has them.
+    """Rows of a validation or test file: user_id, history List[String], item_id, and semantic ids
+    where the file has them.
     """
     frame = parse(
         read_csv(path, COLUMNS),
@@ -99,8 +97,8 @@ def numbers(text: str) -> list[str] | None:
 
 
 def semantic_ids(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """item_id and semantic_id (the publisher's token string, e.g. "<a_55><b_205><c_143>") of every item that
-    stands in a row.
+    """item_id and semantic_id (the publisher's token string, e.g. "<a_55><b_205><c_143>") of every
+    item that stands in a row.
     """
     parts = [pl.DataFrame(schema={"item_id": pl.String, "semantic_id": pl.String})]
     for frame in frames:
@@ -160,8 +158,8 @@ def brand(text: str) -> str | None:
 
 
 def description(text: str) -> str | None:
-    """The paragraphs of a description that is published as the text of a Python list, some of them badly
-    quoted.
+    """The paragraphs of a description that is published as the text of a Python list, some of them
+    badly quoted.
     """
     try:
         parts = ast.literal_eval(text) if text else []

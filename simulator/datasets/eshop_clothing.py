@@ -1,19 +1,18 @@
-"""E-shop clothing 2008: clicks in a Polish shop for maternity clothes, April - August 2008 (UCI Machine
-Learning Repository).
+"""E-shop clothing 2008: clicks in a Polish shop for maternity clothes, April - August 2008 (UCI
+Machine Learning Repository).
 
-What it is: every product click of 24,026 sessions on 217 products.
-Holds: price, category, colour, place and page of the product's photograph, country, the order of clicks.
-Lacks: lists shown, purchases, product text, users (a session stands for a user), the time of day.
-Licence: CC BY 4.0.
-Download: https://archive.ics.uci.edu/dataset/553/clickstream+data+for+online+shopping Files expected:
-`e-shop_clothing_2008.csv.gz`, `e-shop_clothing_2008.csv` or `e-shop clothing 2008.csv` (separated by commas
-or semicolons).
+What it is: every product click of 24,026 sessions on 217 products. Holds: price, category, colour,
+place and page of the product's photograph, country, the order of clicks. Lacks: lists shown,
+purchases, product text, users (a session stands for a user), the time of day. Licence: CC BY 4.0.
+Download: https://archive.ics.uci.edu/dataset/553/clickstream+data+for+online+shopping Files
+expected: `e-shop_clothing_2008.csv.gz`, `e-shop_clothing_2008.csv` or `e-shop clothing 2008.csv`
+(separated by commas or semicolons).
 
-Each click is a request (source "browse") whose truth is the product clicked, given the session so far. Only
-dates are published: `ts` is the date plus one second for each click of the session, so that time strictly
-increases inside a session; windows are cut at whole days. Category, colour, photograph, page and place belong
-to the product clicked; they are its attributes and never the request's context, where they would give the
-answer away.
+Each click is a request (source "browse") whose truth is the product clicked, given the session so
+far. Only dates are published: `ts` is the date plus one second for each click of the session, so
+that time strictly increases inside a session; windows are cut at whole days. Category, colour,
+photograph, page and place belong to the product clicked; they are its attributes and never the
+request's context, where they would give the answer away.
 """
 
 from __future__ import annotations
@@ -64,7 +63,9 @@ CODES = {
 
 
 def load(root: Path | str) -> Log:
-    """The log of the shop's file in `root`; raises KarmafunnelError for a missing, truncated or wrong file."""
+    """The log of the shop's file in `root`; raises KarmafunnelError for a missing, truncated or
+    wrong file.
+    """
     path = find(root, NAMES, WHERE)
     clicks = read(path)
     first = clicks.group_by(pl.col("page_2_clothing_model").alias("item_id"), maintain_order=True).first()
@@ -112,8 +113,8 @@ def load(root: Path | str) -> Log:
 
 
 def read(path: Path) -> pl.DataFrame:
-    """Clicks in the file's order, codes replaced by their names (data_description.txt), with `row`, `ts` and
-    `request_id`.
+    """Clicks in the file's order, codes replaced by their names (data_description.txt), with `row`,
+    `ts` and `request_id`.
     """
     frame = read_csv(path, ())
     if frame.width == 1:

@@ -1,24 +1,23 @@
-"""Online Retail: invoices of a British gift shop, 1 Dec 2010 - 9 Dec 2011 (UCI Machine Learning Repository).
+"""Online Retail: invoices of a British gift shop, 1 Dec 2010 - 9 Dec 2011 (UCI Machine Learning
+Repository).
 
-What it is: every line of every invoice and cancellation.
-Holds: text, unit price paid, quantity, real purchases and returns, minute of the invoice, country.
-Lacks: lists shown, queries, categories, list prices, images; a quarter of the lines has no customer; the time
-zone is not given and taken as UTC.
-Licence: CC BY 4.0.
-Download: https://archive.ics.uci.edu/dataset/352/online+retail (`Online Retail.xlsx`: save it as
-`online_retail.csv` with the published column names), as CSV:
-https://github.com/databricks/Spark-The-Definitive-Guide (data/retail-data).
-Files expected: `online_retail.csv.gz`, `online_retail.csv` or `data.csv`.
+What it is: every line of every invoice and cancellation. Holds: text, unit price paid, quantity,
+real purchases and returns, minute of the invoice, country. Lacks: lists shown, queries, categories,
+list prices, images; a quarter of the lines has no customer; the time zone is not given and taken as
+UTC. Licence: CC BY 4.0. Download: https://archive.ics.uci.edu/dataset/352/online+retail (`Online
+Retail.xlsx`: save it as `online_retail.csv` with the published column names), as CSV:
+https://github.com/databricks/Spark-The-Definitive-Guide (data/retail-data). Files expected:
+`online_retail.csv.gz`, `online_retail.csv` or `data.csv`.
 
-A request is an invoice, its truth what the customer bought and kept: lines of one item in one invoice are
-added up (unit price = money / quantity); a return is netted out against the same customer's purchases of the
-same item at or before its minute, latest first, at the price that was paid; what no such purchase covers
-(bought before the log begins) is set aside. Lines netted out to zero and invoices left empty are dropped. So
-kept money = money of sale lines - money returned, exactly.
-Set aside, each line for the first reason that holds: no customer; no product (postage, charges, samples,
-vouchers, fees, bad debt: `PRODUCT`, `SERVICES`); no price or no quantity (gifts). An item's title is its
-description on its first sale line: never a later one, never a stock-keeper's note ("damaged", "?": these have
-no price).
+A request is an invoice, its truth what the customer bought and kept: lines of one item in one
+invoice are added up (unit price = money / quantity); a return is netted out against the same
+customer's purchases of the same item at or before its minute, latest first, at the price that was
+paid; what no such purchase covers (bought before the log begins) is set aside. Lines netted out to
+zero and invoices left empty are dropped. So kept money = money of sale lines - money returned,
+exactly. Set aside, each line for the first reason that holds: no customer; no product (postage,
+charges, samples, vouchers, fees, bad debt: `PRODUCT`, `SERVICES`); no price or no quantity (gifts).
+An item's title is its description on its first sale line: never a later one, never a stock-keeper's
+note ("damaged", "?": these have no price).
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ REASONS = ("no customer", "no product", "no price or quantity")
 
 
 def load(root: Path | str) -> Log:
-    """The log of Online Retail's file in `root`; raises KarmafunnelError for a missing, truncated or wrong
-    file.
+    """The log of Online Retail's file in `root`; raises KarmafunnelError for a missing, truncated
+    or wrong file.
     """
     path = find(root, NAMES, WHERE)
     lines = read(path)
@@ -117,8 +116,8 @@ def load(root: Path | str) -> Log:
 
 
 def read(path: Path) -> pl.DataFrame:
-    """Typed lines in the file's order, each with its `kind`: "sale", "return" or the reason why it is set
-    aside; quantities positive.
+    """Typed lines in the file's order, each with its `kind`: "sale", "return" or the reason why it
+    is set aside; quantities positive.
     """
     raw = read_csv(path, COLUMNS)
     types = {
@@ -168,8 +167,8 @@ def is_product() -> pl.Expr:
 
 
 def add_up(sales: pl.DataFrame) -> pl.DataFrame:
-    """One row an (invoice, item): units bought, money, unit price (the money over the units where the lines
-    differ in price).
+    """One row an (invoice, item): units bought, money, unit price (the money over the units where
+    the lines differ in price).
     """
     money = (pl.col("price") * pl.col("quantity")).sum()
     same = pl.col("price").min() == pl.col("price").max()
@@ -181,8 +180,8 @@ def add_up(sales: pl.DataFrame) -> pl.DataFrame:
 
 
 def net_out(sales: pl.DataFrame, returns: pl.DataFrame) -> tuple[pl.Series, int]:
-    """Units returned of every sale row (Int64, aligned), and the units returned that no earlier purchase
-    covers.
+    """Units returned of every sale row (Int64, aligned), and the units returned that no earlier
+    purchase covers.
 
     A return takes from the customer's purchases of the item at or before its ts, latest first.
     """
@@ -221,8 +220,8 @@ def net_out(sales: pl.DataFrame, returns: pl.DataFrame) -> tuple[pl.Series, int]
 
 
 def titles(lines: pl.DataFrame) -> pl.DataFrame:
-    """item_id and title of every product: the first description on a line that was sold for money, to
-    anybody.
+    """item_id and title of every product: the first description on a line that was sold for money,
+    to anybody.
     """
     title = pl.col("description").str.replace_all(r"\s+", " ").str.strip_chars()
     sold = lines.filter(is_product() & (pl.col("price") > 0) & ~pl.col("back")).with_columns(title.alias("title"))
@@ -233,7 +232,8 @@ def titles(lines: pl.DataFrame) -> pl.DataFrame:
 def counts(
     lines: pl.DataFrame, sales: pl.DataFrame, invoices: pl.DataFrame, unmatched: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What was set aside, and notes on what was kept and netted out: lines, units and money (GBP)."""
+    """What was set aside, and notes on what was kept and netted out: lines, units and money (GBP).
+    """
     number = dict(lines.group_by("kind").len().iter_rows())
     sold = lines.filter(pl.col("kind") == "sale").select(pl.col("price") * pl.col("quantity")).to_series().sum()
     set_aside = {f"lines, {kind}": number.get(kind, 0) for kind in REASONS} | {

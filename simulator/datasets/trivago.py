@@ -1,19 +1,18 @@
 """trivago: hotel meta-search, RecSys Challenge 2019.
 
-What it is: sessions of a hotel search site. Every click-out comes with the list shown, in order, with prices
-per night.
-Holds: exposures in order, position, shown price, click, the rest of the session (image, info, deals and
-rating views, searches, filters, sort orders), city, filters, platform, device.
-Lacks: purchases (a click-out stands in, its shown price is the money), typed query text (city and filters are
-the query), hotel names; properties of hotels unless the challenge's `item_metadata.csv` lies beside.
-Licence: terms of the challenge, research use.
-Download: https://recsys.trivago.cloud/challenge/dataset/ (`train.csv`, `item_metadata.csv`), a sample:
-https://github.com/RecoHut-Datasets/trivago (`trivago_val_100k.parquet`).
-Files expected: `trivago_val_100k.parquet`, `train.csv` or `train.csv.gz`; optional `item_metadata.csv`.
+What it is: sessions of a hotel search site. Every click-out comes with the list shown, in order,
+with prices per night. Holds: exposures in order, position, shown price, click, the rest of the
+session (image, info, deals and rating views, searches, filters, sort orders), city, filters,
+platform, device. Lacks: purchases (a click-out stands in, its shown price is the money), typed
+query text (city and filters are the query), hotel names; properties of hotels unless the
+challenge's `item_metadata.csv` lies beside. Licence: terms of the challenge, research use.
+Download: https://recsys.trivago.cloud/challenge/dataset/ (`train.csv`, `item_metadata.csv`), a
+sample: https://github.com/RecoHut-Datasets/trivago (`trivago_val_100k.parquet`). Files expected:
+`trivago_val_100k.parquet`, `train.csv` or `train.csv.gz`; optional `item_metadata.csv`.
 
-A hotel's city is any in which it was shown or interacted with. A click-out without a list, or whose hotel is
-not in its list, is kept as history of its user (source "clickout item", no list), never as a request of the
-scenario; one whose hotel is withheld is set aside.
+A hotel's city is any in which it was shown or interacted with. A click-out without a list, or whose
+hotel is not in its list, is kept as history of its user (source "clickout item", no list), never as
+a request of the scenario; one whose hotel is withheld is set aside.
 """
 
 from __future__ import annotations
@@ -42,7 +41,9 @@ ITEM_EVENTS = (
 
 
 def load(root: Path | str) -> Log:
-    """The log of trivago's files in `root`; raises KarmafunnelError for a missing, truncated or wrong file."""
+    """The log of trivago's files in `root`; raises KarmafunnelError for a missing, truncated or
+    wrong file.
+    """
     path = find(root, NAMES, WHERE)
     events = read(path)
     click_out = pl.col("action_type") == CLICK_OUT
@@ -125,8 +126,8 @@ def read(path: Path) -> pl.DataFrame:
 
 
 def lists(events: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """One row a hotel shown: request_id, item_id, position, price_shown, clicked; raises KarmafunnelError
-    where prices do not fit the list.
+    """One row a hotel shown: request_id, item_id, position, price_shown, clicked; raises
+    KarmafunnelError where prices do not fit the list.
     """
     outs = events.filter((pl.col("action_type") == CLICK_OUT) & pl.col("impressions").is_not_null())
     outs = outs.select("row", "request_id", "reference", pl.col("impressions").str.split("|"), pl.col("prices").str.split("|"))
@@ -156,7 +157,8 @@ def lists(events: pl.DataFrame, path: Path) -> pl.DataFrame:
 def newly_placed(places: pl.DataFrame) -> int:
     """How many clicked places of lists show a hotel seen earlier, but never earlier in this city.
 
-    These are eligible only because a hotel has its cities from the start; `places`: item_id, city, ts, position, clicked.
+    These are eligible only because a hotel has its cities from the start; `places`: item_id, city,
+    ts, position, clicked.
     """
     first = places.with_columns(
         pl.col("ts").min().over("item_id").alias("first"),
@@ -167,7 +169,9 @@ def newly_placed(places: pl.DataFrame) -> int:
 
 
 def requests_of(events: pl.DataFrame) -> pl.DataFrame:
-    """One request an event; a click-out with its list has source "search" and its city as a hard filter."""
+    """One request an event; a click-out with its list has source "search" and its city as a hard
+    filter.
+    """
     filters = pl.col("current_filters").str.split("|").fill_null([])
     about = pl.concat_list(*[pl.format(name + "={}", pl.col(name)) for name in ("city", "platform", "device")])
     reference = pl.when(~pl.col("action_type").is_in(ITEM_EVENTS)).then(pl.col("reference"))
@@ -182,8 +186,8 @@ def requests_of(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def with_properties(items: pl.DataFrame, root: Path) -> tuple[pl.DataFrame, bool]:
-    """The items with the properties of the challenge's `item_metadata.csv` among their attributes, where that
-    file lies in `root`.
+    """The items with the properties of the challenge's `item_metadata.csv` among their attributes,
+    where that file lies in `root`.
     """
     path = root / "item_metadata.csv"
     if not path.is_file():

@@ -1,7 +1,8 @@
-"""When requests arrive: at random, over a day with bursts, in a flash crowd, or as they were logged.
+"""When requests arrive: at random, over a day with bursts, in a flash crowd, or as they were
+logged.
 
-All but a trace take n unit-rate exponential gaps and stretch them, so that request i is the same draw at every rate: differences between
-rates and policies are paired.
+All but a trace take n unit-rate exponential gaps and stretch them, so that request i is the same
+draw at every rate: differences between rates and policies are paired.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ GRID = 20_001  # points on which a changing rate is integrated
 
 
 class Arrivals:
-    """How requests arrive: `times(n, rng)` in ms. `rate`: a second, as asked for. `stationary`: whether it is the same all along."""
+    """How requests arrive: `times(n, rng)` in ms. `rate`: a second, as asked for. `stationary`:
+    whether it is the same all along.
+    """
 
     rate: float
     stationary = False
@@ -54,7 +57,9 @@ class Poisson(Arrivals):
 
 
 def _stretched(gaps: np.ndarray, seconds: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """Times (ms) of a Poisson process whose rate changes, by the inverse of its integral (Cinlar 1975); after the grid the last rate holds."""
+    """Times (ms) of a Poisson process whose rate changes, by the inverse of its integral (Cinlar
+    1975); after the grid the last rate holds.
+    """
     step = (rate[1:] + rate[:-1]) / 2 * np.diff(seconds)
     integral = np.concatenate([[0.0], np.cumsum(step)])
     total = np.cumsum(gaps)
@@ -64,10 +69,12 @@ def _stretched(gaps: np.ndarray, seconds: np.ndarray, rate: np.ndarray) -> np.nd
 
 @dataclass(frozen=True)
 class Daily(Arrivals):
-    """A day's curve: `rate` requests a second over a day without its bursts, from night to a `peak` times as many at half time.
+    """A day's curve: `rate` requests a second over a day without its bursts, from night to a `peak`
+    times as many at half time.
 
-    `peak` is at most 2 (the night is then empty). A day lasts `day_s` seconds; without it, it is squeezed into the n requests. Each
-    burst begins at a random time, multiplies the rate by `burst` and lasts a hundredth of the day.
+    `peak` is at most 2 (the night is then empty). A day lasts `day_s` seconds; without it, it is
+    squeezed into the n requests. Each burst begins at a random time, multiplies the rate by `burst`
+    and lasts a hundredth of the day.
     """
 
     rate: float
@@ -94,7 +101,9 @@ class Daily(Arrivals):
 
 @dataclass(frozen=True)
 class Flash(Arrivals):
-    """A flash crowd: `rate` requests a second, and from the share `at` of the run on `factor` times as many, fading with `fade_s` seconds."""
+    """A flash crowd: `rate` requests a second, and from the share `at` of the run on `factor` times
+    as many, fading with `fade_s` seconds.
+    """
 
     rate: float
     factor: float = 5.0
@@ -114,7 +123,8 @@ class Flash(Arrivals):
 
 @dataclass(frozen=True, eq=False)
 class Trace(Arrivals):
-    """Arrivals as they were logged: `times_ms` (n,), ascending; played `speed` times as fast. `ids`: the logged requests, where known.
+    """Arrivals as they were logged: `times_ms` (n,), ascending; played `speed` times as fast.
+    `ids`: the logged requests, where known.
 
     Raises KarmafunnelError for an empty trace, times that go backwards or are not finite.
     """
@@ -141,9 +151,11 @@ class Trace(Arrivals):
 
     @classmethod
     def of(cls, log: Log, rows: np.ndarray, rate: float | None = None) -> Trace:
-        """Requests of a log (`rows`, ascending) at their own times; with `rate` time is scaled so that so many come a second on average.
+        """Requests of a log (`rows`, ascending) at their own times; with `rate` time is scaled so
+        that so many come a second on average.
 
-        Requests of the same timestamp (a log in minutes) arrive together. Raises KarmafunnelError for a log that knows an order alone.
+        Requests of the same timestamp (a log in minutes) arrive together. Raises KarmafunnelError
+        for a log that knows an order alone.
         """
         if log.meta["time"] != "clock":
             raise KarmafunnelError(

@@ -1,9 +1,11 @@
-"""How many servers each stage needs: the cheapest deployment that meets a target of p99 latency, found by simulating.
+"""How many servers each stage needs: the cheapest deployment that meets a target of p99 latency,
+found by simulating.
 
-Closed forms (Erlang C, Allen and Cunneen) say where to start. Then servers are added to the worst stage until the target is met, and
-the most expensive one that can go is taken away, until none can. At last everything cheaper that could still do is tried, cheapest first,
-so that the plan is the cheapest there is, as far as more servers never hurt and the tries suffice. All with common random numbers:
-two deployments differ by their servers alone.
+Closed forms (Erlang C, Allen and Cunneen) say where to start. Then servers are added to the worst
+stage until the target is met, and the most expensive one that can go is taken away, until none can.
+At last everything cheaper that could still do is tried, cheapest first, so that the plan is the
+cheapest there is, as far as more servers never hurt and the tries suffice. All with common random
+numbers: two deployments differ by their servers alone.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ Servers = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a deployment does with the requests of one seed: p99 (ms) of those that were shown something, its 95% interval, the share that
-    was degraded or shown nothing, and the stage that is to blame for most of the waiting, or of the degrading."""
+    """What a deployment does with the requests of one seed: p99 (ms) of those that were shown
+    something, its 95% interval, the share that was degraded or shown nothing, and the stage that is
+    to blame for most of the waiting, or of the degrading.
+    """
 
     p99_ms: float
     low: float | None
@@ -45,10 +49,12 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The cheapest servers for a target. `services` has them; `proven`: whether everything cheaper was tried or ruled out.
+    """The cheapest servers for a target. `services` has them; `proven`: whether everything cheaper
+    was tried or ruled out.
 
-    stages   one row each: stage, servers, fewest (that could do were all other stages idle), utilisation, p99_ms, cost_per_hour
-    what_if  one row a change: change, rate, p99_ms, low, high, degraded, cost_per_million, meets
+    stages   one row each: stage, servers, fewest (that could do were all other stages idle),
+    utilisation, p99_ms, cost_per_hour what_if  one row a change: change, rate, p99_ms, low, high,
+    degraded, cost_per_million, meets
     """
 
     services: Services
@@ -120,7 +126,9 @@ class Search:
         return simulate(self.deployed(servers), Poisson(rate), self.n, seed)
 
     def ask(self, servers: Servers, rate: float | None = None, seed: int | None = None) -> Outcome:
-        """What comes of a deployment, at the planned rate and with the first seed without others said."""
+        """What comes of a deployment, at the planned rate and with the first seed without others
+        said.
+        """
         key = (servers, self.rate if rate is None else rate, self.seed if seed is None else seed)
         if key not in self.known:
             self.known[key] = self.outcome(self.simulated(*key))
@@ -144,7 +152,8 @@ class Search:
         return self.stable(servers, self.rate) and self.good(self.ask(servers))
 
     def refused(self, servers: Servers, rate: float | None = None) -> Outcome | None:
-        """What came of the first seed found that misses the target; None where every seed meets it."""
+        """What came of the first seed found that misses the target; None where every seed meets it.
+        """
         for seed in list(self.seeds):
             if not self.good(found := self.ask(servers, rate, seed)):
                 self.seeds.remove(seed)
@@ -163,7 +172,9 @@ class Search:
         return math.floor(replace(stage, servers=1).utilisation(self.rate)) + 1
 
     def plenty(self) -> Servers:
-        """More servers than requests ever wait for: as many are busy as in an infinite-server queue, six deviations above, none batched."""
+        """More servers than requests ever wait for: as many are busy as in an infinite-server
+        queue, six deviations above, none batched.
+        """
         found = []
         for stage in self.stages:
             load = replace(stage, servers=1, batch=1).utilisation(self.rate)
@@ -173,7 +184,8 @@ class Search:
     # -- steps of the search
 
     def start(self, spare_ms: float, most: Servers) -> Servers:
-        """By closed form: the cheapest next server until the p99 waits, as independent ones add up, leave no more than `spare_ms`.
+        """By closed form: the cheapest next server until the p99 waits, as independent ones add up,
+        leave no more than `spare_ms`.
 
         At most `most` of each stage.
         """
@@ -191,7 +203,8 @@ class Search:
         return tuple(count)
 
     def predicted_wait(self, stage: Service, servers: int) -> float:
-        """p99 of the wait, batches full: a batch is one customer, and comes after as many arrivals."""
+        """p99 of the wait, batches full: a batch is one customer, and comes after as many arrivals.
+        """
         deployed = replace(stage, servers=servers)
         busy = deployed.utilisation(self.rate)
         if busy == 0:
@@ -200,7 +213,9 @@ class Search:
         return wait_quantile_ms(rate, service_ms, servers, stage.time.squared_cv, 0.99, arrivals_squared_cv=1 / stage.batch)
 
     def grown(self, servers: Servers, most: Servers) -> Servers:
-        """Servers added to the worst stage until every seed meets the target; at most `most` each, which do."""
+        """Servers added to the worst stage until every seed meets the target; at most `most` each,
+        which do.
+        """
         names = [stage.name for stage in self.stages]
         while (bad := self.refused(servers)) is not None:
             places = [i for i in range(len(names)) if servers[i] < most[i]]
@@ -237,7 +252,9 @@ class Search:
         return tuple(found)
 
     def cheapest(self, servers: Servers, fewest: Servers) -> tuple[Servers, bool]:
-        """The first that is sure among everything cheaper, cheapest first, and whether nothing was left untried."""
+        """The first that is sure among everything cheaper, cheapest first, and whether nothing was
+        left untried.
+        """
         heap, seen, tried = [(self.cost(fewest), fewest)], {fewest}, 0
         failed: list[Servers] = []
         while heap:
@@ -261,7 +278,9 @@ class Search:
     # -- around the plan
 
     def changes(self, servers: Servers) -> list[dict[str, Any]]:
-        """Other rates, and one server less or more at each stage: the figures of a seed that misses the target, else of the worst seed."""
+        """Other rates, and one server less or more at each stage: the figures of a seed that misses
+        the target, else of the worst seed.
+        """
         asked = [("as planned", servers, self.rate)]
         asked += [(f"rate {share - 1:+.0%}", servers, share * self.rate) for share in (0.8, 1.2, 1.5)]
         for sign, word in ((-1, "less"), (1, "more")):
@@ -301,12 +320,14 @@ def plan(
     services: Services, rate: float, p99_ms: float, *, lost: float = 0.001, n: int = 20_000, seed: int = 0,
     progress: Callable[[str, int], None] | None = None,
 ) -> Plan:  # fmt: skip
-    """The cheapest servers for each stage so that p99 of the latency end to end is at most `p99_ms` at `rate` requests a second (Poisson).
+    """The cheapest servers for each stage so that p99 of the latency end to end is at most `p99_ms`
+    at `rate` requests a second (Poisson).
 
-    At most the share `lost` of requests may be degraded or shown nothing. `n`: requests of each simulation; the plan meets the target
-    with `seed` and the three after it. All but the servers is as in `services`: batches, deadlines, fallbacks, costs. Stages that are not
-    online keep their servers. Raises KarmafunnelError for a rate that is none and for a target that no number of servers reaches, with the
-    least that can be reached.
+    At most the share `lost` of requests may be degraded or shown nothing. `n`: requests of each
+    simulation; the plan meets the target with `seed` and the three after it. All but the servers is
+    as in `services`: batches, deadlines, fallbacks, costs. Stages that are not online keep their
+    servers. Raises KarmafunnelError for a rate that is none and for a target that no number of
+    servers reaches, with the least that can be reached.
     """
     for name, value in {"rate": rate, "p99_ms": p99_ms, "lost": lost}.items():
         check_bound("plan", name, **{name: value})

@@ -1,7 +1,9 @@
-"""Quality under load: each simulated request earns what the Run of the path that it really took is worth on one logged request.
+"""Quality under load: each simulated request earns what the Run of the path that it really took is
+worth on one logged request.
 
-Measures are those of `simulator/measure`, request by request; a request that was shown nothing earns 0, one where a measure is undefined
-stays undefined. Intervals are clustered by the logged requests' users, with the same draws for all policies.
+Measures are those of `simulator/measure`, request by request; a request that was shown nothing
+earns 0, one where a measure is undefined stays undefined. Intervals are clustered by the logged
+requests' users, with the same draws for all policies.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ from .services import Services
 
 
 class Quality:
-    """What each logged request is worth along each path: the Runs' last stages, read once. `ids`: the logged requests, sorted."""
+    """What each logged request is worth along each path: the Runs' last stages, read once. `ids`:
+    the logged requests, sorted.
+    """
 
     def __init__(self, runs: Mapping[str, Run], measures: Sequence[Measure | str]):
-        """`runs`: by path, as `runs_of` gives them. Raises KarmafunnelError without "full", for Runs of different requests, and for a
-        measure without a value a request."""
+        """`runs`: by path, as `runs_of` gives them. Raises KarmafunnelError without "full", for
+        Runs of different requests, and for a measure without a value a request.
+        """
         if FULL not in runs:
             raise KarmafunnelError(f"credit: needs the Run of the path {FULL!r}, found those of {sorted(runs)}")
         self.measures = parse_all(measures)
@@ -46,18 +51,22 @@ class Quality:
             raise KarmafunnelError(
                 f"credit: {last[FULL]} puts out {runs[FULL].k(last[FULL])}, which is too few for {', '.join(short)}"
             )
-        self.worth: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by measure: numerators and denominators (n_paths, n_requests)
+        # by measure: numerators and denominators (n_paths, n_requests)
+        self.worth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for measure in self.measures:
             values = [measure.per_request(reading, last[path]) for path, reading in readings.items()]
             num, den = values[list(runs).index(FULL)]
-            nothing = np.where(np.isnan(num) | (measure.name == "gAUC"), np.nan, 0.0)  # what is not ranked has no AUC
+            # what is not ranked has no AUC
+            nothing = np.where(np.isnan(num) | (measure.name == "gAUC"), np.nan, 0.0)
             values += [(nothing, den)] if NOTHING not in runs else []
             self.worth[str(measure)] = np.stack([v[0] for v in values]), np.stack([v[1] for v in values])
 
     def logged(self, request: np.ndarray, seed: int = 0, ids: Sequence[str] | None = None) -> np.ndarray:
-        """The logged request of each simulated one, as a place in `ids`: int64. `request`: their numbers in order of arrival.
+        """The logged request of each simulated one, as a place in `ids`: int64. `request`: their
+        numbers in order of arrival.
 
-        With `ids` number i is the logged request ids[i] (a trace); else it is drawn, and depends on `seed` and i alone.
+        With `ids` number i is the logged request ids[i] (a trace); else it is drawn, and depends on
+        `seed` and i alone.
         """
         most = int(request.max(initial=-1)) + 1
         if ids is None:
@@ -81,7 +90,9 @@ class Quality:
         return np.array([number[name] for name in taken], dtype=np.int64)
 
     def ratio(self, measure: Measure | str, code: np.ndarray, at: np.ndarray) -> Ratio:
-        """A measure over requests that took the paths `code` and are the logged requests `at`, (n,) each."""
+        """A measure over requests that took the paths `code` and are the logged requests `at`, (n,)
+        each.
+        """
         num, den = (table[code, at] for table in self.worth[str(measure)])
         return Ratio(num, den, self.cluster[at])
 
@@ -94,9 +105,10 @@ class Quality:
 
 @dataclass(frozen=True, eq=False)
 class Credit:
-    """`ratios`: each measure over the requests, in the order of the log. `rows`: one a measure, as `measure` has them: value, low, high,
-    n, undefined. `by_path`: one a measure and path: how many requests took it, how many are defined, numerator and denominator; they
-    add up to the whole."""
+    """`ratios`: each measure over the requests, in the order of the log. `rows`: one a measure, as
+    `measure` has them: value, low, high, n, undefined. `by_path`: one a measure and path: how many
+    requests took it, how many are defined, numerator and denominator; they add up to the whole.
+    """
 
     ratios: list[Ratio]
     rows: list[dict[str, Any]]
@@ -107,11 +119,13 @@ def credit(
     requests: pl.DataFrame, runs: Mapping[str, Run] | Quality, measures: Sequence[Measure | str] = (), seed: int = 0, *,
     ids: Sequence[str] | None = None, resamples: int = 1000,
 ) -> Credit:  # fmt: skip
-    """What simulated requests (`request` and `path` of `Simulation.requests`) earn, each from one logged request.
+    """What simulated requests (`request` and `path` of `Simulation.requests`) earn, each from one
+    logged request.
 
-    `ids`: the request_ids of the log that the arrivals are, in order (a trace); else logged requests are drawn by `seed` and the
-    number of the request alone, the same for all policies. The draws of users are those of `measure`, so that with every logged
-    request once on "full" the figures are its figures. Raises KarmafunnelError for a path without a Run.
+    `ids`: the request_ids of the log that the arrivals are, in order (a trace); else logged
+    requests are drawn by `seed` and the number of the request alone, the same for all policies. The
+    draws of users are those of `measure`, so that with every logged request once on "full" the
+    figures are its figures. Raises KarmafunnelError for a path without a Run.
     """
     quality = runs if isinstance(runs, Quality) else Quality(runs, measures)
     if requests.height == 0:
@@ -150,7 +164,9 @@ def money_of(quality: Quality) -> str:
 
 
 def money(quality: Quality, code: np.ndarray, at: np.ndarray) -> Ratio:
-    """Money a request: that of its truth items inside the top k, 0 where there is none with a price."""
+    """Money a request: that of its truth items inside the top k, 0 where there is none with a
+    price.
+    """
     num = np.nan_to_num(quality.ratio(money_of(quality), code, at).num)
     return Ratio(num, np.ones(len(num)), quality.cluster[at])
 
@@ -161,11 +177,12 @@ def load_curve(
 ) -> pl.DataFrame:  # fmt: skip
     """Quality and money against offered load: one row a policy and load.
 
-    `simulated`: by policy its Simulations at several loads, with the same seed and number of requests everywhere; so request i is the
-    same logged request at every load and under every policy. Columns: policy, rate (that came, a
-    second), goodput (served, a second until the last one left), p99_ms (of those that were shown something), full and nothing (shares
-    of requests), then of each measure its value, low and high, and of money an hour (where GMV-HR is asked for) the same. `warmup`:
-    how many of the first requests shares, measures and money leave out.
+    `simulated`: by policy its Simulations at several loads, with the same seed and number of
+    requests everywhere; so request i is the same logged request at every load and under every
+    policy. Columns: policy, rate (that came, a second), goodput (served, a second until the last
+    one left), p99_ms (of those that were shown something), full and nothing (shares of requests),
+    then of each measure its value, low and high, and of money an hour (where GMV-HR is asked for)
+    the same. `warmup`: how many of the first requests shares, measures and money leave out.
     """
     lines = []
     priced = any(m.name == "GMV-HR" for m in quality.measures)
@@ -174,7 +191,8 @@ def load_curve(
             requests, summary = simulation.requests[warmup:], simulation.summary()
             line: dict[str, Any] = {"policy": policy, "rate": simulation.rate, "goodput": summary["goodput"]}
             line["p99_ms"] = summary["latency"]["p99_ms"]["value"] if summary["latency"] else None
-            shares = {FULL: simulation.services.normal, NOTHING: NOTHING}  # near-line interests are no degradation
+            # near-line interests are no degradation
+            shares = {FULL: simulation.services.normal, NOTHING: NOTHING}
             line |= {name: int((requests["path"] == path).sum()) / requests.height for name, path in shares.items()}
             for row in credit(requests, quality, seed=seed, resamples=resamples, ids=ids).rows:
                 line |= {f"{row['measure']}{end}": row[key] for end, key in (("", "value"), (" low", "low"), (" high", "high"))}
@@ -193,12 +211,14 @@ def load_curve(
 def outages(
     services: Services, quality: Quality, rate: float, hours: float = 1.0, seed: int = 0, resamples: int = 1000
 ) -> pl.DataFrame:
-    """What an outage of each stage costs: all of its requests take the stage's fallback, or are shown nothing where it fails closed.
+    """What an outage of each stage costs: all of its requests take the stage's fallback, or are
+    shown nothing where it fails closed.
 
-    Over the logged requests, `rate` a second for so many hours; everything else is up and keeps up, and the outage is known at once.
-    One row a stage: path, money (with everything up), lost, low and high (money that the outage loses, paired by request), and of
-    each measure the full value, the value in the outage, and the interval of their difference. Null, with a note, where the path has
-    no Run.
+    Over the logged requests, `rate` a second for so many hours; everything else is up and keeps up,
+    and the outage is known at once. One row a stage: path, money (with everything up), lost, low
+    and high (money that the outage loses, paired by request), and of each measure the full value,
+    the value in the outage, and the interval of their difference. Null, with a note, where the path
+    has no Run.
     """
     lines, at = [], np.arange(quality.n)
     names = [stage.name for stage in services.stages]
@@ -237,9 +257,11 @@ def outages(
 
 @dataclass(frozen=True, eq=False)
 class Worth:
-    """What a simulation showed is worth. `rows`: one a policy and measure at the load asked for: value, low, high, and against the first
-    policy difference, difference low and high; `by_path`, `curve` and `outages` as `credit`, `load_curve` and `outages` make them
-    (`outages` is None where the log has no prices)."""
+    """What a simulation showed is worth. `rows`: one a policy and measure at the load asked for:
+    value, low, high, and against the first policy difference, difference low and high; `by_path`,
+    `curve` and `outages` as `credit`, `load_curve` and `outages` make them (`outages` is None where
+    the log has no prices).
+    """
 
     rows: list[dict[str, Any]]
     by_path: pl.DataFrame
@@ -272,10 +294,12 @@ def quality_under_load(
     policies: Mapping[str, Services], run: Path | str, arrivals: Arrivals, n: int, seed: int = 0, *, measures: Sequence[str] = (),
     loads: Sequence[float] = LOADS, resamples: int = 1000, progress: Callable[[str, int, int], None] | None = None,
 ) -> Worth:  # fmt: skip
-    """The same n requests through each policy, at the load of `arrivals` and at multiples of it, each credited with what it was shown.
+    """The same n requests through each policy, at the load of `arrivals` and at multiples of it,
+    each credited with what it was shown.
 
-    `run`: a Run with its paths (`replay --paths`). Requests of a trace are the logged ones that they were; others are drawn. Raises
-    KarmafunnelError naming paths that were taken and not replayed.
+    `run`: a Run with its paths (`replay --paths`). Requests of a trace are the logged ones that
+    they were; others are drawn. Raises KarmafunnelError naming paths that were taken and not
+    replayed.
     """
     runs = runs_of(run)
     full = runs[FULL]
@@ -291,7 +315,8 @@ def quality_under_load(
             progress(f"{name} at {load * arrivals.rate:,.0f} a second", i, len(policies) * len(asked))
         simulated[name].append(simulate(policies[name], arrivals.faster(load), n, seed))
     every = [simulation for simulations in simulated.values() for simulation in simulations]
-    warmup = max(simulation.requests.height - simulation.steady.height for simulation in every)  # the same requests everywhere
+    # the same requests everywhere
+    warmup = max(simulation.requests.height - simulation.steady.height for simulation in every)
     rows: list[dict[str, Any]] = []
     by_path, base = [], list[Ratio]()
     for name, simulations in simulated.items():

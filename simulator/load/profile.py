@@ -1,8 +1,11 @@
-"""Profile: the fitted stages of a funnel timed over batch sizes and cutoffs, and the service times that a simulation of load needs.
+"""Profile: the fitted stages of a funnel timed over batch sizes and cutoffs, and the service times
+that a simulation of load needs.
 
-A pass takes a chunk of requests through the whole funnel, each slate cut to one of the cutoffs of its stage, and every stage is timed
-by the clock of the replay: an embedder with a network is a stage of its own before recall, other vectors are charged to the first
-stage that reads them, and nothing is counted twice. Requests differ from pass to pass, so what a stage's time owes to them is in it.
+A pass takes a chunk of requests through the whole funnel, each slate cut to one of the cutoffs of
+its stage, and every stage is timed by the clock of the replay: an embedder with a network is a
+stage of its own before recall, other vectors are charged to the first stage that reads them, and
+nothing is counted twice. Requests differ from pass to pass, so what a stage's time owes to them is
+in it.
 """
 
 from __future__ import annotations
@@ -46,16 +49,18 @@ PASS, STAGE, REQUESTS, CUTOFF, ITEMS, MS = "pass", "stage", "requests", "cutoff"
 SCHEMA = {PASS: pl.Int32, STAGE: pl.String, REQUESTS: pl.Int32, CUTOFF: pl.Int32, ITEMS: pl.Int64, MS: pl.Float64}
 
 
-# -- the fit ------------------------------------------------------------------------------------------------------------
+# -- the fit ---------------------------------------------------------------------------------------
 
 
 def fit_time(requests: np.ndarray, items: np.ndarray, ms: np.ndarray, seed: int = 0) -> ServiceTime:
-    """The service time behind measured passes: requests at once, items of all of them, and ms, each (n,).
+    """The service time behind measured passes: requests at once, items of all of them, and ms, each
+    (n,).
 
-    The mean is fitted by non-negative least squares of the relative error (weights 1 / mean, found by three rounds), the kind of the
-    ratio time / mean by `fit_ratio`. Where all passes have one batch size, what a batch costs is charged to its requests; where all
-    requests bring as many items, what items cost is charged to requests: neither can then be told apart. Raises KarmafunnelError for
-    fewer than 2 passes and for times that are not above 0.
+    The mean is fitted by non-negative least squares of the relative error (weights 1 / mean, found
+    by three rounds), the kind of the ratio time / mean by `fit_ratio`. Where all passes have one
+    batch size, what a batch costs is charged to its requests; where all requests bring as many
+    items, what items cost is charged to requests: neither can then be told apart. Raises
+    KarmafunnelError for fewer than 2 passes and for times that are not above 0.
     """
     requests, items, ms = (np.asarray(x, dtype=np.float64) for x in (requests, items, ms))
     if len(ms) < 2 or not (np.isfinite(ms).all() and (ms > 0).all()):
@@ -77,7 +82,9 @@ def fit_time(requests: np.ndarray, items: np.ndarray, ms: np.ndarray, seed: int 
 
 
 def _misfit(requests: np.ndarray, each: np.ndarray, ms: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """How far off the mean is for passes alike: a stage that is not quite linear must not pass for one that varies."""
+    """How far off the mean is for passes alike: a stage that is not quite linear must not pass for
+    one that varies.
+    """
     bands = np.searchsorted(np.quantile(each, [1 / 3, 2 / 3]), each)
     _, group = np.unique(np.stack([requests, bands]), axis=1, return_inverse=True)
     group = group.ravel()
@@ -87,9 +94,10 @@ def _misfit(requests: np.ndarray, each: np.ndarray, ms: np.ndarray, mean: np.nda
 def fit_ratio(ratios: np.ndarray, seed: int = 0) -> tuple[Any, float, tuple[float, ...]]:
     """Kind, cv and quantiles of the ratio of times to their mean.
 
-    The kinds are fitted to one half of the passes, drawn by the seed, and held against the other by the mean distance of their quantiles
-    (Wasserstein's first, in shares of the mean). The simplest kind wins that is at most 0.01 worse than the best: constant, then
-    lognormal (by its first two moments), then empirical.
+    The kinds are fitted to one half of the passes, drawn by the seed, and held against the other by
+    the mean distance of their quantiles (Wasserstein's first, in shares of the mean). The simplest
+    kind wins that is at most 0.01 worse than the best: constant, then lognormal (by its first two
+    moments), then empirical.
     """
     at = np.random.default_rng([seed, len(ratios)]).permutation(len(ratios))
     train, held = ratios[at[::2]], np.sort(ratios[at[1::2]])
@@ -107,7 +115,8 @@ def _ratio(kind: str, ratios: np.ndarray) -> tuple[str, float, tuple[float, ...]
         return kind, float(ratios.std() / ratios.mean()), ()
     n = int(np.clip(len(ratios) // 5, 2, POINTS))
     q = np.quantile(ratios, np.linspace(0, 1, n + 1))
-    # The last is not the largest seen but that which keeps the mean of the highest band: one pause of the machine is not a slope.
+    # The last is not the largest seen but that which keeps the mean of the highest band: one pause
+    # of the machine is not a slope.
     q[-1] = max(2 * ratios[ratios >= q[-2]].mean() - q[-2], q[-2])
     q /= (q.sum() - (q[0] + q[-1]) / 2) / n
     return kind, 0.0, tuple(float(x) for x in q)
@@ -130,7 +139,7 @@ def rounded(made: ServiceTime) -> ServiceTime:
     return replace(made, base_ms=base, request_ms=request, item_us=item, cv=round(made.cv, 4), ratios=ratios)
 
 
-# -- the measurement ----------------------------------------------------------------------------------------------------
+# -- the measurement -------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -150,9 +159,11 @@ def threads_of(n: int) -> Iterator[None]:
 
 
 def cutoffs_of(fitted: FittedFunnel, cutoffs: Mapping[str, Sequence[int]] | None = None) -> dict[str, list[int]]:
-    """Cutoffs by stage, ascending, the last stage left out; without `cutoffs` a quarter of k, half of it and k.
+    """Cutoffs by stage, ascending, the last stage left out; without `cutoffs` a quarter of k, half
+    of it and k.
 
-    Raises KarmafunnelError for a stage that the funnel lacks, its last one, and cutoffs outside 1 .. k.
+    Raises KarmafunnelError for a stage that the funnel lacks, its last one, and cutoffs outside 1
+    .. k.
     """
     ks = {ready.stage.name: ready.stage.k for ready in fitted.stages[:-1]}
     if cutoffs is None:
@@ -168,16 +179,19 @@ def cutoffs_of(fitted: FittedFunnel, cutoffs: Mapping[str, Sequence[int]] | None
 
 
 def networks(fitted: FittedFunnel) -> list[str]:
-    """Embedders that are stages of their own when they are asked online: all but those without a network."""
+    """Embedders that are stages of their own when they are asked online: all but those without a
+    network.
+    """
     stages = {ready.stage.name for ready in fitted.stages}
     return [name for name, found in fitted.scene.embeddings.items() if name not in stages and found.online]
 
 
 def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -> list[tuple[str, int, float]]:
-    """Stage, items that came to it and ms, the embedders `apart` first; one that no stage asked is left out.
+    """Stage, items that came to it and ms, the embedders `apart` first; one that no stage asked is
+    left out.
 
-    What the funnel does beside its stages is charged to them in equal parts. `requests` need to differ from those of the pass before:
-    vectors of a chunk are kept until the next.
+    What the funnel does beside its stages is charged to them in equal parts. `requests` need to
+    differ from those of the pass before: vectors of a chunk are kept until the next.
     """
     names = {id(fitted.scene.embeddings[name]): name for name in apart}
     start = time.perf_counter()
@@ -202,13 +216,16 @@ def measure_passes(
     seconds: float = 15.0, seed: int = 0, load: float = 1.0, apart: Sequence[str] | None = None, most: int = MOST,
     console: Console | None = None,
 ) -> pl.DataFrame:  # fmt: skip
-    """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before), items (of all requests), ms.
+    """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before),
+    items (of all requests), ms.
 
-    Every round takes each batch size once uncut and once for every other level of cutoffs, in an order drawn anew, so that a machine that
-    slows down does so for all of them; it ends after `seconds` a stage or `most` passes. `load`: passes follow each other as at this
-    utilisation, for a server that was idle finds its caches cold: a share 1 - load of them comes after an exponential idle time (M/G/1).
-    `apart`: embedders timed apart, without it all `networks`. Raises KarmafunnelError for batch sizes below 1, fewer requests than two of
-    the largest batch, a load outside (0, 1], and a time too short for 5 passes of each.
+    Every round takes each batch size once uncut and once for every other level of cutoffs, in an
+    order drawn anew, so that a machine that slows down does so for all of them; it ends after
+    `seconds` a stage or `most` passes. `load`: passes follow each other as at this utilisation, for
+    a server that was idle finds its caches cold: a share 1 - load of them comes after an
+    exponential idle time (M/G/1). `apart`: embedders timed apart, without it all `networks`. Raises
+    KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, a load
+    outside (0, 1], and a time too short for 5 passes of each.
     """
     batches = sorted(set(batches))
     if not batches or not all(BOUNDS["batch_size"].holds(batch) for batch in batches):
@@ -238,7 +255,8 @@ def measure_passes(
         return one_pass(cut[path], chunk, apart)
 
     for batch in reversed(batches):
-        next_pass(batch, {name: ks[-1] for name, ks in levels.items()})  # timelines and thread pools are made once, here
+        # timelines and thread pools are made once, here
+        next_pass(batch, {name: ks[-1] for name, ks in levels.items()})
     limit, n, rows = seconds * (len(names) + len(apart)), 0, []
     order = [(batch, level) for batch in batches for level in range(max(map(len, levels.values()), default=1))]
     count, took = dict.fromkeys(batches, 0), dict.fromkeys(batches, 0.0)
@@ -278,12 +296,14 @@ def uncut(passes: pl.DataFrame) -> pl.DataFrame:
     return passes.with_columns(full.alias("full")).filter(pl.col("full").all().over(PASS)).drop("full")
 
 
-# -- both ---------------------------------------------------------------------------------------------------------------
+# -- both ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured passes and the services fitted to them: one server a stage, items and k of the full funnel, no policies."""
+    """Measured passes and the services fitted to them: one server a stage, items and k of the full
+    funnel, no policies.
+    """
 
     services: Services
     passes: pl.DataFrame
@@ -302,7 +322,9 @@ class Profile:
 
     @cached_property
     def cells(self) -> pl.DataFrame:
-        """Measured against fitted: one row a (stage, requests, cutoff): items (mean), passes, mean and p95 of both, ms."""
+        """Measured against fitted: one row a (stage, requests, cutoff): items (mean), passes, mean
+        and p95 of both, ms.
+        """
         rows = []
         for (stage, requests, cutoff), cell in self.passes.group_by(STAGE, REQUESTS, CUTOFF, maintain_order=True):
             made = self.services[str(stage)].time
@@ -323,7 +345,9 @@ class Profile:
 
     @property
     def fits(self) -> list[dict[str, Any]]:
-        """One row a stage: the fit, its relative error over cells (median and worst), and p95 where the smallest batch brings all items."""
+        """One row a stage: the fit, its relative error over cells (median and worst), and p95 where
+        the smallest batch brings all items.
+        """
         rows = []
         for stage in self.services.stages:
             cells = self.cells.filter(pl.col(STAGE) == stage.name).with_columns(
@@ -345,9 +369,11 @@ class Profile:
         return rows
 
     def folded(self, name: str = "funnel") -> Services:
-        """One server that runs the whole funnel: a stage whose time is that of whole passes, none of them cut.
+        """One server that runs the whole funnel: a stage whose time is that of whole passes, none
+        of them cut.
 
-        Its spread is that of the sums, so what makes a request slow at every stage at once is kept. `k` is that of the last stage.
+        Its spread is that of the sums, so what makes a request slow at every stage at once is kept.
+        `k` is that of the last stage.
         """
         total = uncut(self.passes).group_by(PASS, maintain_order=True).agg(pl.col(REQUESTS).first(), pl.col(MS).sum())
         made = rounded(fit_time(total[REQUESTS].to_numpy(), np.zeros(total.height), total[MS].to_numpy(), self.seed))
@@ -374,9 +400,11 @@ def profile(
     cutoffs: Mapping[str, Sequence[int]] | None = None, seconds: float = 15.0, load: float = 1.0, threads: int = 1, window: str = "W3",
     note: str = "", console: Console | None = None, fitted: FittedFunnel | None = None,
 ) -> Profile:  # fmt: skip
-    """Fit the recipe's funnel (or take `fitted`), time its stages for `seconds` each with so many threads, and fit their services.
+    """Fit the recipe's funnel (or take `fitted`), time its stages for `seconds` each with so many
+    threads, and fit their services.
 
-    `note` goes into the services beside what the machine did meanwhile. Raises KarmafunnelError as `measure_passes` and `prepare` do.
+    `note` goes into the services beside what the machine did meanwhile. Raises KarmafunnelError as
+    `measure_passes` and `prepare` do.
     """
     requests = requests_of(log, window, None)
     check_bound("profile", "threads", threads=threads)

@@ -1,7 +1,9 @@
-"""The funnel under load: requests arrive, wait, are served in batches or give up, stage by stage. SimPy is the engine; no model is loaded.
+"""The funnel under load: requests arrive, wait, are served in batches or give up, stage by stage.
+SimPy is the engine; no model is loaded.
 
-A request's life is the generator `life`, read from top to bottom; a server's is `serve`. Arrival i and the draws of request i at
-stage s depend on (seed, i, s) alone, never on the order of events, so that two deployments with one seed differ by what they do.
+A request's life is the generator `life`, read from top to bottom; a server's is `serve`. Arrival i
+and the draws of request i at stage s depend on (seed, i, s) alone, never on the order of events, so
+that two deployments with one seed differ by what they do.
 """
 
 from __future__ import annotations
@@ -50,18 +52,21 @@ def times_of(services: Services) -> list[str]:
 
 
 WHOLE, FIGURE = number(Bound(0, 2**62)), maybe(number(Bound(0.0, 1e300)))
-META = {"seed": number(SEED), "arrivals": TEXT, "stationary": FLAG, "counted": each(by_name(ANY))}  # of simulation.json
+# of simulation.json
+META = {"seed": number(SEED), "arrivals": TEXT, "stationary": FLAG, "counted": each(by_name(ANY))}
 LINE = {
     "stage": NAME, "servers": WHOLE, "online": FLAG, "requests": WHOLE, "utilisation": FIGURE, "mean_waiting": FIGURE, "batches": WHOLE,
     "mean_batch": FIGURE, **dict.fromkeys(COUNTED, WHOLE), "crashes": WHOLE,
 }  # fmt: skip
 
 
-# -- random numbers -----------------------------------------------------------------------------------------------------
+# -- random numbers --------------------------------------------------------------------------------
 
 
 class Draws:
-    """The random numbers of one stage: for each request and attempt the ratio of service time to its mean, and two uniform numbers."""
+    """The random numbers of one stage: for each request and attempt the ratio of service time to
+    its mean, and two uniform numbers.
+    """
 
     def __init__(self, service: Service, seed: int, place: int):
         self.time, self.seed, self.place = service.time, seed, place
@@ -73,7 +78,8 @@ class Draws:
         block = self.blocks.get(key)
         if block is None:
             block = self.blocks[key] = self._draw(*key)
-            if len(self.blocks) > 16:  # memory stays flat; a block that is asked for again is drawn again
+            # memory stays flat; a block that is asked for again is drawn again
+            if len(self.blocks) > 16:
                 self.blocks.popitem(last=False)
         return block[request % BLOCK]
 
@@ -91,7 +97,7 @@ class Draws:
         return list(zip(ratio.tolist(), rng.uniform(size=BLOCK).tolist(), rng.uniform(size=BLOCK).tolist(), strict=True))
 
 
-# -- one stage ----------------------------------------------------------------------------------------------------------
+# -- one stage -------------------------------------------------------------------------------------
 
 
 class Ticket:
@@ -134,7 +140,8 @@ class Station:
     def visit(
         self, request: int, items: int, until: float
     ) -> Generator[simpy.Event, str, tuple[str, float | None, float | None]]:
-        """A request at this stage, with as many tries as it has; returns the verdict, its waits and its last service (ms; None without).
+        """A request at this stage, with as many tries as it has; returns the verdict, its waits and
+        its last service (ms; None without).
 
         `until`: when the request's time is over, wherever it is.
         """
@@ -206,13 +213,16 @@ class Station:
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Gives batches to free servers, first come first served, once they are full or their first has waited long enough."""
+        """Gives batches to free servers, first come first served, once they are full or their first
+        has waited long enough.
+        """
         env, service, queue = self.env, self.service, self.queue
         while self.free and self.waiting:
             while not queue[0].waits:
                 queue.popleft()
             left = queue[0].came + service.wait_ms - env.now
-            if self.waiting < service.batch and env.now + left > env.now:  # late in a run a short wait may be no time at all
+            # late in a run a short wait may be no time at all
+            if self.waiting < service.batch and env.now + left > env.now:
                 if self.alarm <= env.now:
                     self.alarm = env.now + left
                     self.later(left, self.dispatch)
@@ -228,7 +238,9 @@ class Station:
             server.work = env.process(self.serve(server, batch))
 
     def serve(self, server: Server, batch: list[Ticket]) -> Generator[simpy.Event, None, None]:
-        """A server's work on one batch. Requests whose time is over meanwhile are worked on in vain."""
+        """A server's work on one batch. Requests whose time is over meanwhile are worked on in
+        vain.
+        """
         env, service = self.env, self.service
         first = batch[0]
         ratio, slow, _ = self.draws(first.request, first.attempt)
@@ -288,11 +300,13 @@ class Station:
                 self.dispatch()
 
 
-# -- the run ------------------------------------------------------------------------------------------------------------
+# -- the run ---------------------------------------------------------------------------------------
 
 
 class Sheet:
-    """Rows of one table: kept, or written to a Parquet file as they come, so that memory stays flat."""
+    """Rows of one table: kept, or written to a Parquet file as they come, so that memory stays
+    flat.
+    """
 
     def __init__(self, schema: dict[str, Any], file: Path | None):
         self.schema, self.file = schema, file
@@ -379,7 +393,8 @@ class Simulator:
             if not stage.online:
                 modes[stage.name] = stage.stale
                 continue
-            verdict = OVERDUE  # once its time is over, all stages that are left take their fallbacks at once
+            # once its time is over, all stages that are left take their fallbacks at once
+            verdict = OVERDUE
             entered = env.now
             if not overdue:
                 station = self.stations[stage.name]
@@ -423,7 +438,8 @@ class Simulator:
             for name, station in self.stations.items():
                 self.over_time.add((self.env.now, name, station.waiting, station.busy))
             yield self.env.timeout(step)
-            if self.env.now > 20 * float(self.times[-1]):  # a long drain is told in ever wider steps
+            # a long drain is told in ever wider steps
+            if self.env.now > 20 * float(self.times[-1]):
                 step *= 1.1
 
     def go(self) -> None:
@@ -450,13 +466,16 @@ class Simulator:
 
 @dataclass(frozen=True, eq=False)
 class Simulation:
-    """What was simulated. Times are ms; a request that was shown nothing has the time at which that was clear.
+    """What was simulated. Times are ms; a request that was shown nothing has the time at which that
+    was clear.
 
-    requests    one row each, in order of arrival: request, t_ms, latency_ms, outcome, path, and for each online stage S.wait_ms,
-                S.service_ms, S.ms (waits of all tries, service of the last, and all the time there; null where it was not
-                reached, service also where no server took it). Outcomes: "served" (shown something), or what left it with
-                nothing: "shed", "abandoned" (out of patience), "late", "failed" (a crash).
-    stages      one row each: servers, requests, utilisation, mean_waiting, mean_wait_ms, p50_ms, p95_ms, p99_ms, counts
+    requests    one row each, in order of arrival: request, t_ms, latency_ms, outcome, path, and for
+                each online stage S.wait_ms, S.service_ms, S.ms (waits of all tries, service of the
+                last, and all the time there; null where it was not reached, service also where no
+                server took it). Outcomes: "served" (shown something), or what left it with nothing:
+                "shed", "abandoned" (out of patience), "late", "failed" (a crash).
+    stages      one row each: servers, requests, utilisation, mean_waiting, mean_wait_ms, p50_ms,
+                p95_ms, p99_ms, counts
     over_time   t_ms, stage, waiting, busy, on about 500 points
     events      t_ms, request, stage, event, server, waiting; None where they were not kept
     """
@@ -508,7 +527,9 @@ class Simulation:
         return float((self.requests["t_ms"] + self.requests["latency_ms"]).max())  # type: ignore[arg-type]
 
     def growing(self) -> dict[str, float]:
-        """Stages that nothing bounds and that are offered more than they can serve: their queue's growth in requests a second."""
+        """Stages that nothing bounds and that are offered more than they can serve: their queue's
+        growth in requests a second.
+        """
         found = {}
         for service, came in zip(self.services.stages, self.counted["requests"], strict=True):
             reached = self.rate * came / self.requests.height
@@ -520,21 +541,26 @@ class Simulation:
         return found
 
     def rarely_crashing(self) -> list[str]:
-        """Stages whose crashes are too rare for this run: fewer than ten are to be expected in its time."""
+        """Stages whose crashes are too rare for this run: fewer than ten are to be expected in its
+        time.
+        """
         seconds = float(self.requests["t_ms"][-1]) / 1000
         return [s.name for s in self.services.stages if s.online and s.crash and seconds * s.servers < 10 * s.crash.every_s]
 
     @cached_property
     def steady(self) -> pl.DataFrame:
-        """Requests after the warm-up (MSER-5 on their latency), where arrivals are stationary and no queue grows; else all."""
+        """Requests after the warm-up (MSER-5 on their latency), where arrivals are stationary and
+        no queue grows; else all.
+        """
         stationary = self.arrivals.stationary and not self.growing()
         return self.requests[warmup(self.requests["latency_ms"].to_numpy()) if stationary else 0 :]
 
     def summary(self) -> dict[str, Any]:
         """Figures of the whole, as JSON can hold them.
 
-        Percentiles of latency are those of requests that were shown something, with 95% intervals by batch means; where arrivals are
-        stationary, requests of the warm-up are left out of them (MSER-5). Goodput: requests served a second, until the last one left.
+        Percentiles of latency are those of requests that were shown something, with 95% intervals
+        by batch means; where arrivals are stationary, requests of the warm-up are left out of them
+        (MSER-5). Goodput: requests served a second, until the last one left.
         """
         requests, steady, growing = self.requests, self.steady, self.growing()
         shown = steady.filter(pl.col("outcome") == "served")["latency_ms"].to_numpy()
@@ -555,7 +581,9 @@ class Simulation:
 
     @classmethod
     def open(cls, folder: Path | str, arrivals: Arrivals | None = None) -> Simulation:
-        """Read what `simulate` wrote; raises KarmafunnelError where there is none, and naming a file that is not as it was written."""
+        """Read what `simulate` wrote; raises KarmafunnelError where there is none, and naming a
+        file that is not as it was written.
+        """
         folder = Path(folder)
         settle(folder)
         if not (folder / "simulation.json").exists():
@@ -602,13 +630,16 @@ def simulate(
     progress: Callable[[int], None] | None = None, says: dict[str, Any] | None = None,
     also: Callable[[Simulation, Path], Any] | None = None, force: bool = False,
 ) -> Simulation:  # fmt: skip
-    """n requests through a deployment. Same services, arrivals, n and seed: the same events, and the same bytes in `out`.
+    """n requests through a deployment. Same services, arrivals, n and seed: the same events, and
+    the same bytes in `out`.
 
-    With `out` tables are written there as they come (requests, over_time, events where asked for; services.toml; simulation.json with
-    `says`; what `also` adds to the folder), so that memory does not grow with events; the folder appears whole or not at all, in the
-    place of an older simulation of the same (with `force`, of something else of ours). `progress` is told how many have arrived. Raises
-    KarmafunnelError for an `out` that holds something else, for more than 20,000,000 requests, and where more than 500,000 are in the
-    system at once, naming the stage that cannot keep up.
+    With `out` tables are written there as they come (requests, over_time, events where asked for;
+    services.toml; simulation.json with `says`; what `also` adds to the folder), so that memory does
+    not grow with events; the folder appears whole or not at all, in the place of an older
+    simulation of the same (with `force`, of something else of ours). `progress` is told how many
+    have arrived. Raises KarmafunnelError for an `out` that holds something else, for more than
+    20,000,000 requests, and where more than 500,000 are in the system at once, naming the stage
+    that cannot keep up.
     """
     check_bound("queue", "requests", requests=n)
     check_seed("queue", seed)

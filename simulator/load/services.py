@@ -1,32 +1,45 @@
-"""A deployment under load: one Service a stage, read from and written to a TOML file that a person can write by hand.
+"""A deployment under load: one Service a stage, read from and written to a TOML file that a person
+can write by hand.
 
     name = "baseline"
     deadline_ms = 100            # end to end; without it a request waits for ever
-    late = "open"                # past it: "open": the stages left take their fallbacks at once; "closed": nothing is shown
+    late = "open"                # past it: "open": the stages left take their fallbacks at once;
+                                 # "closed": nothing is shown
 
     [[stage]]
-    name = "recall"              # in funnel order; an embedder that is asked online is a stage before recall, under its own name
+    name = "recall"              # in funnel order; an embedder that is asked online is a stage
+                                 # before recall, under its own name
     servers = 4
     items = 5000                 # rows that a request brings to this stage
     k = 500                      # rows that it puts out (without it: as many as came)
     batch = 8                    # most requests that a server takes at once
-    wait_ms = 1.0                # how long the first of a batch may wait for others while a server is free
-    queue = 200                  # waiting room: a request that comes to a full one is shed. Without it: endless
+    wait_ms = 1.0                # how long the first of a batch may wait for others while a server
+                                 # is free
+    queue = 200                  # waiting room: a request that comes to a full one is shed. Without
+                                 # it: endless
     patience_ms = 20             # a request that has waited so long for a server leaves the queue
-    deadline_ms = 30             # from coming to the stage to the end of service there; the server works on in vain
-    retries = 1                  # after a crash or a stage's deadline it is tried here again, so often
-    fail = "open"                # shed, impatient, late or broken here: "open" goes on with `fallback`, "closed" shows nothing
-    fallback = "popular"         # the mode then taken: "skip" (the order of the stage before, cut to k; not of recall), "stale" (of an
-                                 # embedder), or a named fallback of recall. Without it: "skip"
+    deadline_ms = 30             # from coming to the stage to the end of service there; the server
+                                 # works on in vain
+    retries = 1                  # after a crash or a stage's deadline it is tried here again, so
+                                 # often
+    fail = "open"                # shed, impatient, late or broken here: "open" goes on with
+                                 # `fallback`, "closed" shows nothing
+    fallback = "popular"         # the mode then taken: "skip" (the order of the stage before, cut
+                                 # to k; not of recall), "stale" (of an embedder), or a named
+                                 # fallback of recall. Without it: "skip"
     cost_per_hour = 0.4          # of one server
     time = {kind = "lognormal", base_ms = 1.2, request_ms = 0.3, item_us = 0.5, cv = 0.2}
-    cold = {requests = 100, factor = 3.0}           # the first so many requests of a server are slower; also after a repair
+    cold = {requests = 100, factor = 3.0}           # the first so many requests of a server are
+                                                    # slower; also after a repair
     slow = {probability = 0.01, factor = 10.0}      # now and then a server is slow
     crash = {every_s = 3600.0, repair_s = 60.0}     # exponential both; what is in service fails
-    cache = {hit = 0.8}                             # this share of requests, drawn, is answered at once, by no server, as if anew
-    adapt = {levels = [500, 250], waiting = [10]}   # puts out levels[i + 1] once waiting[i] requests wait at the next stage
+    cache = {hit = 0.8}                             # this share of requests, drawn, is answered at
+                                                    # once, by no server, as if anew
+    adapt = {levels = [500, 250], waiting = [10]}   # puts out levels[i + 1] once waiting[i]
+                                                    # requests wait at the next stage
 
-An embedder has `online = false` where its vectors are near-line (no request waits for it, all take "stale@<stale_minutes>").
+An embedder has `online = false` where its vectors are near-line (no request waits for it, all take
+"stale@<stale_minutes>").
 """
 
 from __future__ import annotations
@@ -87,10 +100,12 @@ def _rows(values: list[str]) -> str:
 
 @dataclass(frozen=True)
 class ServiceTime:
-    """Time that a server needs for a batch, ms: `base_ms` + `request_ms` * requests + `item_us` / 1000 * items of all of them, times a ratio.
+    """Time that a server needs for a batch, ms: `base_ms` + `request_ms` * requests + `item_us` /
+    1000 * items of all of them, times a ratio.
 
-    The ratio is of mean 1 but where `ratios` say otherwise: 1 (constant), exponential, lognormal with the coefficient of variation
-    `cv`, or drawn from `ratios`, the quantiles of time / mean from lowest to highest, evenly spaced, with straight lines between (empirical).
+    The ratio is of mean 1 but where `ratios` say otherwise: 1 (constant), exponential, lognormal
+    with the coefficient of variation `cv`, or drawn from `ratios`, the quantiles of time / mean
+    from lowest to highest, evenly spaced, with straight lines between (empirical).
     """
 
     kind: Literal["constant", "exponential", "lognormal", "empirical"] = "constant"
@@ -192,7 +207,9 @@ PARTS = {"time": ServiceTime, "cold": Cold, "slow": Slow, "crash": Crash, "cache
 
 @dataclass(frozen=True)
 class Service:
-    """One stage under load; times in ms. The fields are those of the TOML file, told at the top of this module."""
+    """One stage under load; times in ms. The fields are those of the TOML file, told at the top of
+    this module.
+    """
 
     name: str
     time: ServiceTime
@@ -270,12 +287,16 @@ class Service:
         return self.stale if self.fallback == STALE else self.fallback
 
     def mean_ms(self, requests: int | None = None) -> float:
-        """Mean time of a server for a request of a batch of so many (a full one without it), what cold, slow and cached ones cost aside."""
+        """Mean time of a server for a request of a batch of so many (a full one without it), what
+        cold, slow and cached ones cost aside.
+        """
         batch = requests or self.batch
         return self.time.mean_ms(batch, batch * self.items) / batch
 
     def utilisation(self, rate: float) -> float:
-        """Offered load of each server at `rate` requests a second, batches full: above 1 the queue grows without end."""
+        """Offered load of each server at `rate` requests a second, batches full: above 1 the queue
+        grows without end.
+        """
         if not self.online:
             return 0.0
         busy = rate / 1000 * self.mean_ms() * (1 - (self.cache.hit if self.cache else 0))
@@ -295,7 +316,9 @@ class Service:
 
 @dataclass(frozen=True)
 class Services:
-    """A whole deployment: the stages in funnel order, the deadline end to end (ms) and what happens past it."""
+    """A whole deployment: the stages in funnel order, the deadline end to end (ms) and what happens
+    past it.
+    """
 
     stages: tuple[Service, ...]
     name: str = "services"
@@ -342,7 +365,9 @@ class Services:
 
     @property
     def normal(self) -> str:
-        """The path of a request to which nothing happens: "full", but for stages that are near-line."""
+        """The path of a request to which nothing happens: "full", but for stages that are
+        near-line.
+        """
         return path_of({s.name: s.stale for s in self.stages if not s.online}, [s.name for s in self.stages])
 
     def paths(self) -> list[str]:
@@ -379,7 +404,9 @@ class Services:
 
     @classmethod
     def of(cls, said: Mapping[str, Any], who: str = "services") -> Services:
-        """From the tables of a TOML file; raises KarmafunnelError naming `who`, the stage and the key."""
+        """From the tables of a TOML file; raises KarmafunnelError naming `who`, the stage and the
+        key.
+        """
         known = {"name", "deadline_ms", "late", "note", "stage"}
         if not isinstance(said, Mapping):
             raise KarmafunnelError(f"{who}: needs tables of TOML, found {quoted(said)}")
@@ -407,7 +434,8 @@ class Services:
         text = read_text(path, "TOML")
         try:
             said = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of more digits than Python reads
+        # TOMLDecodeError, or a number of more digits than Python reads
+        except (ValueError, RecursionError) as error:
             raise KarmafunnelError(f"{path}: needs TOML, found {error}") from error
         return cls.of(said, str(path))
 
@@ -429,10 +457,12 @@ class Services:
 
 
 def with_policies(services: Services, slack: float = 4.0) -> Services:
-    """The same with policies to start from: batches of up to 8, waiting rooms of 50, everything fails open, a deadline end to end.
+    """The same with policies to start from: batches of up to 8, waiting rooms of 50, everything
+    fails open, a deadline end to end.
 
-    The deadline is `slack` times the mean time of all stages for full batches. An embedder (it puts out no rows) falls back to
-    interests of the last hour, recall to popular items, later stages to the order of the stage before.
+    The deadline is `slack` times the mean time of all stages for full batches. An embedder (it puts
+    out no rows) falls back to interests of the last hour, recall to popular items, later stages to
+    the order of the stage before.
     """
     stages, recalled = [], False
     for stage in services.stages:

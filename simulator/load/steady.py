@@ -1,4 +1,6 @@
-"""What a simulation says of the long run: where the warm-up ends, and how sure a quantile of one long run is."""
+"""What a simulation says of the long run: where the warm-up ends, and how sure a quantile of one
+long run is.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from scipy import stats
 def warmup(values: np.ndarray, batch: int = 5) -> int:
     """How many of the first values to leave out: MSER-5 (White, Cobb and Spratt 2000).
 
-    Means of `batch` neighbours; the cut, in the first half, after which the standard error of the mean of what is left is least.
+    Means of `batch` neighbours; the cut, in the first half, after which the standard error of the
+    mean of what is left is least.
     """
     means = values[: len(values) // batch * batch].reshape(-1, batch).mean(axis=1)
     n = len(means)
@@ -30,7 +33,9 @@ def warmup(values: np.ndarray, batch: int = 5) -> int:
 def batch_quantiles(
     values: np.ndarray, q: float, level: float = 0.95, batches: int = 10
 ) -> tuple[float, float | None, float | None]:
-    """The quantile of all values, and its interval from the quantiles of `batches` batches of neighbours; None for too few values."""
+    """The quantile of all values, and its interval from the quantiles of `batches` batches of
+    neighbours; None for too few values.
+    """
     value, usable = float(np.quantile(values, q)), len(values) // batches * batches
     if usable < batches * max(2 / (1 - q), 10):
         return value, None, None

@@ -1,8 +1,9 @@
 """What theory says of one stage under load, in closed form: utilisation, mean wait, share lost.
 
-Rates are requests a second, times ms. Arrivals are Poisson unless said otherwise; first come, first served. Sources: Kleinrock,
-Queueing Systems I (1975); Allen, Probability, Statistics and Queueing Theory (1990); Baccelli and Hebuterne, On queues with impatient
-customers (1981); Whitt, Approximations for the GI/G/m queue (1993).
+Rates are requests a second, times ms. Arrivals are Poisson unless said otherwise; first come, first
+served. Sources: Kleinrock, Queueing Systems I (1975); Allen, Probability, Statistics and Queueing
+Theory (1990); Baccelli and Hebuterne, On queues with impatient customers (1981); Whitt,
+Approximations for the GI/G/m queue (1993).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from ...errors import KarmafunnelError
 
 @dataclass(frozen=True)
 class Steady:
-    """The long run of a stage: how busy each server is, the mean wait (ms) of those that were not turned away at the door (until
-    service, or until they left the queue), and the share that is never served."""
+    """The long run of a stage: how busy each server is, the mean wait (ms) of those that were not
+    turned away at the door (until service, or until they left the queue), and the share that is
+    never served.
+    """
 
     utilisation: float
     wait_ms: float
@@ -28,7 +31,9 @@ class Steady:
 
 
 def _asked(who: str, servers: int = 1, **numbers: float) -> None:
-    """Raises KarmafunnelError unless `servers` is a whole number above 0 and the numbers are finite and above 0 (a squared cv: or 0)."""
+    """Raises KarmafunnelError unless `servers` is a whole number above 0 and the numbers are finite
+    and above 0 (a squared cv: or 0).
+    """
     if not isinstance(servers, int) or isinstance(servers, bool) or servers < 1:
         raise KarmafunnelError(f"{who}: servers needs a whole number of at least 1, found {servers!r}")
     for name, value in numbers.items():
@@ -50,7 +55,9 @@ def _stable(who: str, rate: float, service_ms: float, servers: int) -> float:
 
 
 def erlang_b(load: float, servers: int) -> float:
-    """Share blocked in M/G/c/c at an offered load of so many Erlang (Kleinrock 3.48), by its recursion, which does not overflow."""
+    """Share blocked in M/G/c/c at an offered load of so many Erlang (Kleinrock 3.48), by its
+    recursion, which does not overflow.
+    """
     blocked = 1.0
     for n in range(1, servers + 1):
         blocked = load * blocked / (n + load * blocked)
@@ -78,7 +85,9 @@ def mmc(rate: float, service_ms: float, servers: int) -> Steady:
 
 
 def mg1(rate: float, service_ms: float, squared_cv: float) -> Steady:
-    """M/G/1: W = rho / (1 - rho) * S * (1 + cv²) / 2 (Pollaczek and Khinchine; Kleinrock 5.71). `squared_cv`: that of service time."""
+    """M/G/1: W = rho / (1 - rho) * S * (1 + cv²) / 2 (Pollaczek and Khinchine; Kleinrock 5.71).
+    `squared_cv`: that of service time.
+    """
     _asked("M/G/1", rate=rate, service_ms=service_ms, squared_cv=squared_cv)
     busy = _stable("M/G/1", rate, service_ms, 1)
     return Steady(busy, busy / (1 - busy) * service_ms * (1 + squared_cv) / 2)
@@ -90,16 +99,20 @@ def md1(rate: float, service_ms: float) -> Steady:
 
 
 def tandem(rate: float, stages: Sequence[tuple[float, int]]) -> list[Steady]:
-    """A line of M/M/c stages, (service_ms, servers) each: every one is an M/M/c of the same rate (Burke 1956, Jackson 1957)."""
+    """A line of M/M/c stages, (service_ms, servers) each: every one is an M/M/c of the same rate
+    (Burke 1956, Jackson 1957).
+    """
     if not stages:
         raise KarmafunnelError("tandem: needs one or more stages, found none")
     return [mmc(rate, service_ms, servers) for service_ms, servers in stages]
 
 
 def mmck(rate: float, service_ms: float, servers: int, queue: int) -> Steady:
-    """M/M/c with room for `queue` waiting requests, others are lost: the birth-death chain of K = c + queue states (Kleinrock 3.6).
+    """M/M/c with room for `queue` waiting requests, others are lost: the birth-death chain of K = c
+    + queue states (Kleinrock 3.6).
 
-    Any utilisation will do. Blocking by the recursion of Erlang B, in which at most c serve; then no power overflows.
+    Any utilisation will do. Blocking by the recursion of Erlang B, in which at most c serve; then
+    no power overflows.
     """
     _asked("M/M/c/K", servers, rate=rate, service_ms=service_ms)
     if not isinstance(queue, int) or isinstance(queue, bool) or queue < 0:
@@ -109,7 +122,8 @@ def mmck(rate: float, service_ms: float, servers: int, queue: int) -> Steady:
     lost = full
     for _ in range(queue):
         lost = ratio * lost / (1 + ratio * lost)
-    # P(c + j) for j = 0 .. queue, as powers of what is at most 1, in units of the first or of the last of them
+    # P(c + j) for j = 0 .. queue, as powers of what is at most 1, in units of the first or of the
+    # last of them
     j = np.arange(queue + 1)
     weight = ratio ** (j if ratio <= 1 else j - queue)
     unit = lost if ratio > 1 else full / (1 + full * (weight.sum() - 1))
@@ -118,10 +132,11 @@ def mmck(rate: float, service_ms: float, servers: int, queue: int) -> Steady:
 
 
 def mmc_patience(rate: float, service_ms: float, servers: int, patience_ms: float) -> Steady:
-    """M/M/c whose requests leave the queue after waiting `patience_ms`: M/M/c+D (Baccelli and Hebuterne 1981, section 5).
+    """M/M/c whose requests leave the queue after waiting `patience_ms`: M/M/c+D (Baccelli and
+    Hebuterne 1981, section 5).
 
-    The wait V that a request is offered has, above 0, the density rate P(c-1) exp(rate min(x, D) - c mu x); those with V > D are lost,
-    and wait D. Any utilisation will do.
+    The wait V that a request is offered has, above 0, the density rate P(c-1) exp(rate min(x, D) -
+    c mu x); those with V > D are lost, and wait D. Any utilisation will do.
     """
     _asked("M/M/c+D", servers, rate=rate, service_ms=service_ms, patience_ms=patience_ms)
     arrive, leave, d = rate / 1000, servers / service_ms, patience_ms
@@ -136,7 +151,8 @@ def mmc_patience(rate: float, service_ms: float, servers: int, patience_ms: floa
         first = d * inside - first  # seen from D backwards
     at_zero, at_d = (1.0, math.exp(-z)) if slope >= 0 else (math.exp(-z), 1.0)
     last = erlang_b(arrive * service_ms, servers - 1)
-    idle = at_zero / last if last > 0 else math.inf  # fewer than c in the system, in units of P(c-1)
+    # fewer than c in the system, in units of P(c-1)
+    idle = at_zero / last if last > 0 else math.inf
     beyond = at_d / leave
     total = idle + arrive * (inside + beyond)
     lost = arrive * beyond / total
@@ -144,7 +160,9 @@ def mmc_patience(rate: float, service_ms: float, servers: int, patience_ms: floa
 
 
 def allen_cunneen(rate: float, service_ms: float, servers: int, squared_cv: float, arrivals_squared_cv: float = 1.0) -> Steady:
-    """G/G/c, approximately: the wait of M/M/c times (ca² + cs²) / 2 (Allen 1990, 5.4). Exact for M/M/c and M/G/1."""
+    """G/G/c, approximately: the wait of M/M/c times (ca² + cs²) / 2 (Allen 1990, 5.4). Exact for
+    M/M/c and M/G/1.
+    """
     _asked("G/G/c", servers, rate=rate, service_ms=service_ms, squared_cv=squared_cv)
     _asked("G/G/c arrivals", squared_cv=arrivals_squared_cv)
     exact = mmc(rate, service_ms, servers)
@@ -154,8 +172,10 @@ def allen_cunneen(rate: float, service_ms: float, servers: int, squared_cv: floa
 def wait_quantile_ms(
     rate: float, service_ms: float, servers: int, squared_cv: float, q: float, arrivals_squared_cv: float = 1.0
 ) -> float:
-    """The wait that a share q of requests stays below in G/G/c, approximately: exponential above 0, with the mean of Allen and Cunneen and
-    the share of Erlang C that waits (Whitt 1993). Exact for M/M/c."""
+    """The wait that a share q of requests stays below in G/G/c, approximately: exponential above 0,
+    with the mean of Allen and Cunneen and the share of Erlang C that waits (Whitt 1993). Exact for
+    M/M/c.
+    """
     if not 0 < q < 1:
         raise KarmafunnelError(f"G/G/c: q needs a share between 0 and 1, found {q!r}")
     mean = allen_cunneen(rate, service_ms, servers, squared_cv, arrivals_squared_cv).wait_ms

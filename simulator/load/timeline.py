@@ -1,4 +1,6 @@
-"""What became of single simulated requests: one as a list of what happened to it, many as a trace that chrome://tracing and Perfetto show."""
+"""What became of single simulated requests: one as a list of what happened to it, many as a trace
+that chrome://tracing and Perfetto show.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,17 @@ def events_of(simulation: Simulation, which: pl.Expr) -> pl.DataFrame:
 
 
 def events_of_request(simulation: Simulation, request: int) -> pl.DataFrame:
-    """Events of one request in order; raises KarmafunnelError where events were not kept, or the request is not among them."""
+    """Events of one request in order; raises KarmafunnelError where events were not kept, or the
+    request is not among them.
+    """
     if simulation.kept is not None and not 0 <= request < simulation.requests.height:
         raise KarmafunnelError(f"timeline: needs a request from 0 to {simulation.requests.height - 1}, found {request}")
     return events_of(simulation, pl.col("request") == request)
 
 
 def timeline(simulation: Simulation, request: int) -> pl.DataFrame:
-    """Events of one request in order: since_ms (its arrival), stage ("" for the whole), event, server (null where none has part), waiting.
+    """Events of one request in order: since_ms (its arrival), stage ("" for the whole), event,
+    server (null where none has part), waiting.
 
     Raises KarmafunnelError where events were not kept, or the request is not among them.
     """
@@ -40,9 +45,11 @@ def timeline(simulation: Simulation, request: int) -> pl.DataFrame:
 
 
 def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
-    """Write the first `most` requests as Trace Event JSON: a process a stage, a thread a server, waiting as asynchronous slices.
+    """Write the first `most` requests as Trace Event JSON: a process a stage, a thread a server,
+    waiting as asynchronous slices.
 
-    Format: "Trace Event Format" of Chromium, read by Perfetto and chrome://tracing; times in microseconds.
+    Format: "Trace Event Format" of Chromium, read by Perfetto and chrome://tracing; times in
+    microseconds.
     """
     number = {service.name: i + 1 for i, service in enumerate(simulation.services.stages)}
     made: list[dict[str, Any]] = [
@@ -53,7 +60,8 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
         for s in simulation.services.stages
         for i in range(s.servers if s.online else 0)
     ]
-    began: dict[tuple[int, str, int], float] = {}  # by server too: a second try may begin while the first is worked on in vain
+    # by server too: a second try may begin while the first is worked on in vain
+    began: dict[tuple[int, str, int], float] = {}
     working: set[tuple[str, int, float]] = set()
     waits: set[tuple[int, str]] = set()
     for t, request, stage, event, server, _ in events_of(simulation, pl.col("request").is_between(0, most - 1)).iter_rows():

@@ -19,7 +19,8 @@ from . import metrics
 from .metrics import LOST
 from .run import Run
 
-# Slices by truth item restrict a request's truth; slices by request keep or leave out whole requests.
+# Slices by truth item restrict a request's truth; slices by request keep or leave out whole
+# requests.
 SLICES: dict[str, tuple[str, ...]] = {
     "target": ("head", "tail", "cold"),
     "repeat": ("new", "repeat"),
@@ -33,7 +34,9 @@ ALL, LOGGED = "all", "logged order"
 
 @dataclass(frozen=True, eq=False)
 class Truths:
-    """One row a truth item, by request. `group` is the request's row; ranks are int64, LOST once lost."""
+    """One row a truth item, by request. `group` is the request's row; ranks are int64, LOST once
+    lost.
+    """
 
     frame: pl.DataFrame
     group: np.ndarray
@@ -45,7 +48,9 @@ class Truths:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One row a logged exposure with a position, by request; `truth` is the row of the ledger, -1 for an item that is none."""
+    """One row a logged exposure with a position, by request; `truth` is the row of the ledger, -1
+    for an item that is none.
+    """
 
     group: np.ndarray
     label: np.ndarray
@@ -58,7 +63,9 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A slice's value: the requests that belong to it, and of their truth the items that do (all, for slices by request)."""
+    """A slice's value: the requests that belong to it, and of their truth the items that do (all,
+    for slices by request).
+    """
 
     name: str
     requests: np.ndarray
@@ -67,7 +74,9 @@ class Part:
 
 
 class Reading:
-    """The tables of a Run as arrays, requests in the order of their ids, so that two Runs of the same requests line up."""
+    """The tables of a Run as arrays, requests in the order of their ids, so that two Runs of the
+    same requests line up.
+    """
 
     def __init__(self, run: Run):
         self.run = run
@@ -112,7 +121,9 @@ class Reading:
 
     @cached_property
     def would_rank(self) -> dict[str, np.ndarray]:
-        """The rank that every truth item has, or would have, in each stage's output, lost before or not; LOST where unknown."""
+        """The rank that every truth item has, or would have, in each stage's output, lost before or
+        not; LOST where unknown.
+        """
         columns = [f"{s}.rank" for s in self.run.stages]
         forced = self.run.read("scored", "request_id", "item_id", *columns).unique(["request_id", "item_id"], keep="first")
         keys = self.truths.frame.select("request_id", "item_id")
@@ -135,7 +146,9 @@ class Reading:
 
     @cached_property
     def elsewhere(self) -> tuple[pl.DataFrame | None, str]:
-        """What users bought out of the funnel (user_id, item_id, bought), where the log holds it, as a World does; else None and why."""
+        """What users bought out of the funnel (user_id, item_id, bought), where the log holds it,
+        as a World does; else None and why.
+        """
         path = Path(str(self.run.meta["log"].get("path"))) / "truth" / "elsewhere.parquet"
         if not path.is_file():
             return None, "n/a: the log holds no purchases made elsewhere"
@@ -148,8 +161,10 @@ class Reading:
             raise KarmafunnelError(f"{path}: needed user_id, item_id and ts of purchases, found: {error}") from error
 
     def soon_elsewhere(self, days: int) -> tuple[pl.DataFrame | None, str]:
-        """Items that a request's user bought elsewhere in the `days` after it and that are not its truth already: group, request_id,
-        item_id. The note says how many requests have a window that runs past the last such purchase."""
+        """Items that a request's user bought elsewhere in the `days` after it and that are not its
+        truth already: group, request_id, item_id. The note says how many requests have a window
+        that runs past the last such purchase.
+        """
         bought, note = self.elsewhere
         if bought is None:
             return None, note
@@ -196,7 +211,9 @@ class Reading:
         )  # fmt: skip
 
     def shown_ranks(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rank of every row in its shown list under a stage's score (0 for rows in no list), and each request's list length."""
+        """Rank of every row in its shown list under a stage's score (0 for rows in no list), and
+        each request's list length.
+        """
         if stage in self._shown_ranks:
             return self._shown_ranks[stage]
         shown = self.shown

@@ -1,8 +1,10 @@
-"""Attribution: an end-to-end change split over the stages that made it, from Runs of the whole on/off grid.
+"""Attribution: an end-to-end change split over the stages that made it, from Runs of the whole
+on/off grid.
 
-The value of a set of stages is the measure at the end of the funnel in which just these are switched on. A stage's part is its
-Shapley value, the mean over all orders of switching the stages on of what the measure gains at its turn: the parts of all stages
-sum to the whole change, whatever the stages do to each other (Shapley 1953).
+The value of a set of stages is the measure at the end of the funnel in which just these are
+switched on. A stage's part is its Shapley value, the mean over all orders of switching the stages
+on of what the measure gains at its turn: the parts of all stages sum to the whole change, whatever
+the stages do to each other (Shapley 1953).
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ MOST = 4  # stages: the grid has 2^n funnels
 
 
 def grid(off: Funnel, on: Mapping[str, Stage | None]) -> dict[Subset, Funnel]:
-    """The funnels in which every subset of the stages named in `on` is switched on: its alternative in its place, all else as `off` has it.
+    """The funnels in which every subset of the stages named in `on` is switched on: its alternative
+    in its place, all else as `off` has it.
 
-    None leaves a stage out. Subsets come small to large, in the order of the funnel. Raises KarmafunnelError for no stage, more
-    than 4, one that `off` does not have, and an alternative that changes nothing.
+    None leaves a stage out. Subsets come small to large, in the order of the funnel. Raises
+    KarmafunnelError for no stage, more than 4, one that `off` does not have, and an alternative
+    that changes nothing.
     """
     _check_number(on)
     places = {stage.name: stage for stage in off.stages}
@@ -46,9 +50,11 @@ def subsets(stages: Sequence[str]) -> list[Subset]:
 
 
 def shapley(values: Mapping[Subset, Value]) -> dict[str, Value]:
-    """The Shapley value of every member, from the value (a number, or an array of resamples) of every subset.
+    """The Shapley value of every member, from the value (a number, or an array of resamples) of
+    every subset.
 
-    Of n members, i gets the sum over the sets S without it of |S|! (n - |S| - 1)! / n! times v(S with i) - v(S).
+    Of n members, i gets the sum over the sets S without it of |S|! (n - |S| - 1)! / n! times v(S
+    with i) - v(S).
     """
     everybody = max(values, key=len)
     n = len(everybody)
@@ -64,14 +70,18 @@ def attribute(
     runs: Mapping[Subset, Run | Sequence[Run]], measures: Sequence[Measure | str], slice: str | None = None, seed: int = 0,
     resamples: int = 1000,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What each switched-on stage adds to a measure at the end of the funnel: a row a measure, part and stage, then one end to end.
+    """What each switched-on stage adds to a measure at the end of the funnel: a row a measure, part
+    and stage, then one end to end.
 
-    `runs` holds, for every subset of the stages that may be on (the empty one, too), its Run or one Run a seed, seeds in one order
-    everywhere. `value` is the Shapley value, mean over seeds, with a 95% interval over users and seeds; end to end it is the sum of
-    the parts: `on`, all stages on, less `off`, none. `alone` is what the stage adds to none, `last` what it adds to all others.
-    `share` is of the whole change, where that leaves out 0. `better` is "on" or "off" where the interval leaves out 0 and the sign is
-    the same in every seed; `holm` says whether that stands after Holm's correction over all these rows. Raises KarmafunnelError for
-    a missing subset, unequal numbers of seeds, more than 4 stages, and Runs of different logs, labels, windows or requests.
+    `runs` holds, for every subset of the stages that may be on (the empty one, too), its Run or one
+    Run a seed, seeds in one order everywhere. `value` is the Shapley value, mean over seeds, with a
+    95% interval over users and seeds; end to end it is the sum of the parts: `on`, all stages on,
+    less `off`, none. `alone` is what the stage adds to none, `last` what it adds to all others.
+    `share` is of the whole change, where that leaves out 0. `better` is "on" or "off" where the
+    interval leaves out 0 and the sign is the same in every seed; `holm` says whether that stands
+    after Holm's correction over all these rows. Raises KarmafunnelError for a missing subset,
+    unequal numbers of seeds, more than 4 stages, and Runs of different logs, labels, windows or
+    requests.
     """
     wanted = parse_all(measures)
     table = {frozenset(on): [found] if isinstance(found, Run) else list(found) for on, found in runs.items()}
@@ -118,7 +128,9 @@ def _in_order(names: Mapping[str, Any] | Sequence[str], places: list[str]) -> li
 
 
 def _stages_of(table: Mapping[Subset, Sequence[Run]]) -> list[str]:
-    """The stages that are switched, in the order of the funnel; raises KarmafunnelError where the grid has a hole."""
+    """The stages that are switched, in the order of the funnel; raises KarmafunnelError where the
+    grid has a hole.
+    """
     named = sorted(frozenset().union(*table))
     _check_number(named)
     if missing := [subset for subset in subsets(named) if not table.get(subset)]:
@@ -136,8 +148,8 @@ def _words(subset: Subset) -> str:
 
 
 def _ends(reading: Reading, asked: Mapping[Measure, Measure], slice_name: str | None) -> dict[tuple[str, str], Figure]:
-    """The figure at the end of a Run by measure and part, of what is asked in the measure's place: end to end where that has such a
-    row, else its last stage's.
+    """The figure at the end of a Run by measure and part, of what is asked in the measure's place:
+    end to end where that has such a row, else its last stage's.
     """
     last = reading.run.stages[-1]
     ends: dict[tuple[str, str], Figure] = {}
@@ -156,7 +168,9 @@ def _blank(measure: str, part: str, stage: str, figure: Figure | None, seeds: in
 
 
 def _paired(values: Sequence[Estimate]) -> list[Estimate]:
-    """Means over the units where every subset of one seed is defined; ratios of sums stay as they are."""
+    """Means over the units where every subset of one seed is defined; ratios of sums stay as they
+    are.
+    """
     means = [e for e in values if isinstance(e, Ratio) and e.counts is None]
     if len(means) < len(values):
         return list(values)

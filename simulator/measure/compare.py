@@ -1,7 +1,9 @@
-"""Asking a Run: measures stage by stage with intervals and slices, comparisons of two Runs, and the cascade of losses.
+"""Asking a Run: measures stage by stage with intervals and slices, comparisons of two Runs, and the
+cascade of losses.
 
-Measures are values parsed from text (`measures/`), the arithmetic is in `metrics.py`, the intervals in `intervals.py`. Every
-row says its unit, how many units were scored, how many were undefined, and its denominator. Definitions: `docs/METRICS.md`.
+Measures are values parsed from text (`measures/`), the arithmetic is in `metrics.py`, the intervals
+in `intervals.py`. Every row says its unit, how many units were scored, how many were undefined, and
+its denominator. Definitions: `docs/METRICS.md`.
 """
 
 from __future__ import annotations
@@ -25,18 +27,20 @@ from .run import Run
 __all__ = ["Cascade", "Measure", "Run", "added", "compare", "measure"]
 
 
-# -- asking a Run -------------------------------------------------------------------------------------------------------
+# -- asking a Run ----------------------------------------------------------------------------------
 
 
 def measure(
     run: Run | Sequence[Run], measures: Sequence[Measure | str], by_stage: bool = True, slice: str | None = None, ci: bool = True,
     seed: int = 0, resamples: int = 1000, label: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of the table: one a measure, part of the slice and stage, with a 95% interval clustered by user.
+    """Rows of the table: one a measure, part of the slice and stage, with a 95% interval clustered
+    by user.
 
-    Several Runs are seeds of one recipe: values are means over seeds, intervals resample seeds and users. `label` names the
-    rows (default: the Run folder). A value that does not exist is None and its note says why. Raises KarmafunnelError for unknown
-    measures and slices, and for Runs of different logs, labels, windows or requests.
+    Several Runs are seeds of one recipe: values are means over seeds, intervals resample seeds and
+    users. `label` names the rows (default: the Run folder). A value that does not exist is None and
+    its note says why. Raises KarmafunnelError for unknown measures and slices, and for Runs of
+    different logs, labels, windows or requests.
     """
     wanted = parse_all(measures)
     runs = [run] if isinstance(run, Run) else list(run)
@@ -63,7 +67,9 @@ def measure(
 
 
 def ask(reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None) -> list[Figure]:
-    """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an unknown slice."""
+    """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an
+    unknown slice.
+    """
     parts = reading.parts(slice_name)
     return [f for m in wanted for part in parts for f in m.figures(reading, part, stages)]
 
@@ -124,13 +130,16 @@ def compare(
     run_a: Run | Sequence[Run], run_b: Run | Sequence[Run], measures: Sequence[Measure | str], by_stage: bool = True,
     slice: str | None = None, seed: int = 0, resamples: int = 1000, label_a: str | None = None, label_b: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """B against A, paired on the same requests: one row a measure, part and stage that both have (and last against last).
+    """B against A, paired on the same requests: one row a measure, part and stage that both have
+    (and last against last).
 
-    `difference` is B - A over the requests (users) where both are defined; `better` is "A" or "B" where its 95% interval leaves
-    out 0 and, with several seeds (sequences of Runs, paired in order), its sign is the same in every seed; `holm` says whether
-    the difference stands after Holm's correction inside this table; `smallest_effect` could have been detected with 80% power.
-    What a deeper list alone makes greater is compared at one depth, or not at all (`at_one_depth`); the note says so. Raises
-    KarmafunnelError for Runs of different logs, labels, windows or requests.
+    `difference` is B - A over the requests (users) where both are defined; `better` is "A" or "B"
+    where its 95% interval leaves out 0 and, with several seeds (sequences of Runs, paired in
+    order), its sign is the same in every seed; `holm` says whether the difference stands after
+    Holm's correction inside this table; `smallest_effect` could have been detected with 80% power.
+    What a deeper list alone makes greater is compared at one depth, or not at all (`at_one_depth`);
+    the note says so. Raises KarmafunnelError for Runs of different logs, labels, windows or
+    requests.
     """
     wanted = parse_all(measures)
     a_runs, b_runs = ([r] if isinstance(r, Run) else list(r) for r in (run_a, run_b))
@@ -155,10 +164,12 @@ def compare(
 def added(
     run: Run | Sequence[Run], measures: Sequence[Measure | str], slice: str | None = None, seed: int = 0, resamples: int = 1000
 ) -> list[dict[str, Any]]:
-    """What each stage after the first adds over the order of the stage before it: rows as `compare` gives them, A the stage before.
+    """What each stage after the first adds over the order of the stage before it: rows as `compare`
+    gives them, A the stage before.
 
-    Both are asked at one depth: the measure's k, which both must put out. Measures of what goes in and comes out, of candidates and
-    of neither direction are left out: they say nothing of the kind. Several Runs are seeds of one recipe.
+    Both are asked at one depth: the measure's k, which both must put out. Measures of what goes in
+    and comes out, of candidates and of neither direction are left out: they say nothing of the
+    kind. Several Runs are seeds of one recipe.
     """
     wanted = [m for m in parse_all(measures) if m.depth in ("", "output") and m.better != "neither" and not isinstance(m, RecallOfBest)]
     runs = [run] if isinstance(run, Run) else list(run)
@@ -173,7 +184,8 @@ def added(
     return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
 
 
-Compared = tuple[dict[str, Any], list[Estimate], list[Estimate]]  # a row, and its two sides, an estimate a seed
+# a row, and its two sides, an estimate a seed
+Compared = tuple[dict[str, Any], list[Estimate], list[Estimate]]
 
 
 class _Asked:
@@ -193,7 +205,9 @@ class _Asked:
         return self._found[place].get(stage)
 
     def pair(self, m: Measure, part: str, sides: Sequence[tuple[int, str]], stage: str) -> list[Compared]:
-        """A row of a comparison of (reading, stage), all of A then all of B, at one depth; none where a side has no such figure."""
+        """A row of a comparison of (reading, stage), all of A then all of B, at one depth; none
+        where a side has no such figure.
+        """
         present = [f for i, at in sides if (f := self.figure(i, m, part, at)) is not None]
         if len(present) < len(sides):
             return []
@@ -203,7 +217,8 @@ class _Asked:
         row |= {"better": "", "p": None, "holm": False, "smallest_effect": None, "n": 0, "undefined": 0}
         row |= {"unit": present[0].unit, "denominator": present[0].denominator, "seeds": seeds}
         asked, why = at_one_depth(m, [(self.readings[i].run, at) for i, at in sides])
-        if asked is not None and asked != m:  # another question at the same place; end to end is what the last stage puts out
+        # another question at the same place; end to end is what the last stage puts out
+        if asked is not None and asked != m:
             last = [(i, self.readings[i].run.stages[-1] if at == END else at) for i, at in sides]
             present = [f for i, at in last if (f := self.figure(i, asked, part, at)) is not None]
         row["note"] = _joined(*(f.note for f in present), why)
@@ -218,10 +233,12 @@ class _Asked:
 
 
 def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure | None, str]:
-    """The measure that can be compared between stages of Runs, and what there is to say; None where none can.
+    """The measure that can be compared between stages of Runs, and what there is to say; None where
+    none can.
 
-    A deeper list finds more, whatever its order: what has no k of its own is cut where the shortest list ends. What depends on the
-    rows that go into a stage is compared only where these numbers are the same.
+    A deeper list finds more, whatever its order: what has no k of its own is cut where the shortest
+    list ends. What depends on the rows that go into a stage is compared only where these numbers
+    are the same.
     """
     sizes = [_sizes(m, run, stage) for run, stage in ends]
     if len(set(sizes)) <= 1:
@@ -236,7 +253,9 @@ def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure |
 
 
 def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
-    """The numbers of rows that a figure depends on, the stage's own last; 0 stands for all that is eligible."""
+    """The numbers of rows that a figure depends on, the stage's own last; 0 stands for all that is
+    eligible.
+    """
     if not m.depth:
         return ()
     if stage == END:
@@ -251,7 +270,9 @@ def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
 
 
 def _tested(table: Sequence[Compared], labels: dict[str, str], users: int, resamples: int, seed: int) -> list[dict[str, Any]]:
-    """The rows with differences, intervals and verdicts, all under the same draws, corrected together."""
+    """The rows with differences, intervals and verdicts, all under the same draws, corrected
+    together.
+    """
     flat = [e for _, a_side, b_side in table for e in (*a_side, *b_side)]
     drawn = {id(e): s for e, s in zip(flat, resample(flat, users, resamples, seed) if users > 1 else [], strict=False)}
     for row, a_side, b_side in table:
@@ -263,7 +284,8 @@ def _tested(table: Sequence[Compared], labels: dict[str, str], users: int, resam
 
 
 def _paired(a: Sequence[Estimate], b: Sequence[Estimate]) -> tuple[list[Estimate], list[Estimate]]:
-    """The two sides, means over the units where both are defined; ratios of sums stay as they are."""
+    """The two sides, means over the units where both are defined; ratios of sums stay as they are.
+    """
     left: list[Estimate] = []
     right: list[Estimate] = []
     for x, y in zip(a, b, strict=True):
@@ -300,12 +322,14 @@ def _difference(
     return out
 
 
-# -- the cascade --------------------------------------------------------------------------------------------------------
+# -- the cascade -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """Where truth goes, in items and money: `steps` (in, out, survival; they multiply to the last row) and `losses` by reason."""
+    """Where truth goes, in items and money: `steps` (in, out, survival; they multiply to the last
+    row) and `losses` by reason.
+    """
 
     steps: list[dict[str, Any]]
     losses: list[dict[str, Any]]
@@ -349,7 +373,9 @@ def _steps(reading: Reading, part: Part) -> list[dict[str, Any]]:
 
 
 def _losses(reading: Reading, part: Part) -> list[dict[str, Any]]:
-    """Truth items and money by the reason they were lost, in the funnel's order, what is kept last; shares are of all truth."""
+    """Truth items and money by the reason they were lost, in the funnel's order, what is kept last;
+    shares are of all truth.
+    """
     truths = reading.truths
     money = np.nan_to_num(truths.money)
     reason = truths.frame["lost"].fill_null("kept").to_numpy().astype(str)

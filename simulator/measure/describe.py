@@ -1,4 +1,5 @@
-"""What is in a log or a catalogue: figures as a dict, as tables on a terminal. The page of it: `simulator/report/log_page.py`.
+"""What is in a log or a catalogue: figures as a dict, as tables on a terminal. The page of it:
+`simulator/report/log_page.py`.
 
 Shares are fractions of 1. What the log lacks is None. Definitions: `docs/METRICS.md`.
 """
@@ -25,15 +26,17 @@ SHOWN_POSITIONS = 50  # of CTR by position
 ALL = "all"
 
 
-# -- figures ------------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 def describe(log: Log | Catalogue) -> Stats:
-    """Figures of a log, or the part of them that a catalogue has. Only plain values: they can be written as JSON.
+    """Figures of a log, or the part of them that a catalogue has. Only plain values: they can be
+    written as JSON.
 
-    Windows, list lengths, queries, histories, eligibility and the ceiling are those of the scenario's requests; truth is
-    that of the log's own label. Raises KarmafunnelError for a log that cannot be read, and for prices and times that cannot be
-    added up or printed; a log that fails other checks is looked at all the same.
+    Windows, list lengths, queries, histories, eligibility and the ceiling are those of the
+    scenario's requests; truth is that of the log's own label. Raises KarmafunnelError for a log
+    that cannot be read, and for prices and times that cannot be added up or printed; a log that
+    fails other checks is looked at all the same.
     """
     require(log, but=[question.name for question in CHECKS if question.name not in ("prices", "years")])
     meta = log.meta
@@ -52,7 +55,9 @@ def describe(log: Log | Catalogue) -> Stats:
 
 
 def describe_items(items: pl.DataFrame) -> Stats:
-    """Texts and categories of the items: words a title and a description, depth, how many there are."""
+    """Texts and categories of the items: words a title and a description, depth, how many there
+    are.
+    """
     texts = [name for name in ("title", "description") if name in items.columns]
     return {
         "words": {name: spread(words(items[name].cast(pl.String))) for name in texts},
@@ -113,8 +118,9 @@ def describe_log(log: Log, stats: Stats) -> Stats:
 
 
 def per_request(log: Log, served: np.ndarray, truth: pl.DataFrame) -> pl.DataFrame:
-    """One row a request of the scenario: window, user, history (clicks and purchases before it), eligible items, and of its truth
-    how many items, how many of them eligible, had before by the user, never a target in W1; and the money.
+    """One row a request of the scenario: window, user, history (clicks and purchases before it),
+    eligible items, and of its truth how many items, how many of them eligible, had before by the
+    user, never a target in W1; and the money.
     """
     window = log.requests["window"]
     targets_of_w1 = pl.Series(np.flatnonzero(log.targets_of_w1(log.meta["label"])))
@@ -143,7 +149,9 @@ def per_request(log: Log, served: np.ndarray, truth: pl.DataFrame) -> pl.DataFra
 
 
 def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -> list[Stats]:
-    """One dict a window, and one for all of them: the scenario's requests, their truth, and what could be found of it."""
+    """One dict a window, and one for all of them: the scenario's requests, their truth, and what
+    could be found of it.
+    """
     in_w1 = set(of_requests.filter(pl.col("window") == "W1")["user"])
     known_money = log.has("price") and truth["money"].null_count() < truth.height
     ts = log.requests["ts"]
@@ -188,8 +196,9 @@ def ctr_by_position(log: Log, shown: pl.DataFrame) -> list[Stats] | None:
 def popularity(counts: np.ndarray) -> Stats | None:
     """How targets concentrate on items; counts (n_items,) int64 of targets an item.
 
-    Gini over all items, those that are never a target included; share of targets that the top 1% of all items hold (rounded
-    up to whole items); slope of log count on log rank by least squares over the items that are a target.
+    Gini over all items, those that are never a target included; share of targets that the top 1% of
+    all items hold (rounded up to whole items); slope of log count on log rank by least squares over
+    the items that are a target.
     """
     total, n = int(counts.sum()), len(counts)
     if total == 0:
@@ -252,7 +261,7 @@ def iso(value: Any) -> str | None:
     return None if value is None else value.isoformat()
 
 
-# -- on a terminal --------------------------------------------------------------------------------------------------------
+# -- on a terminal ---------------------------------------------------------------------------------
 
 
 def print_description(stats: Stats, console: Console) -> None:
@@ -273,7 +282,9 @@ Tables = list[tuple[str, list[str], list[list[str]]]]
 
 
 def tables(stats: Stats) -> Tables:
-    """Title, head and rows of what is printed on a terminal and in the HTML file, every figure as text."""
+    """Title, head and rows of what is printed on a terminal and in the HTML file, every figure as
+    text.
+    """
     found: Tables = [(str(stats["name"]), ["what", "found"], facts(stats))]
     if "windows" in stats:
         head = ["requests of the scenario", *(w["window"] for w in stats["windows"])]
@@ -366,7 +377,9 @@ def facts(stats: Stats) -> list[list[str]]:
 
 
 def masks_seen(stats: Stats) -> str | None:
-    """What to say of a log in which nobody ever wanted what he had before, though there were histories to want it from."""
+    """What to say of a log in which nobody ever wanted what he had before, though there were
+    histories to want it from.
+    """
     w = next(w for w in stats["windows"] if w["window"] == ALL)
     if w["truth"] and w["history"] and w["repeat"] == 0:
         return "no relevant item was had before by its user: consider Unseen() after recall"

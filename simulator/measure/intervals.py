@@ -1,8 +1,9 @@
-"""Intervals and tests: a bootstrap clustered by user, one set of draws for everything that is asked at once.
+"""Intervals and tests: a bootstrap clustered by user, one set of draws for everything that is asked
+at once.
 
-A resample draws as many users as there are, with replacement, and every figure is computed again from the users' weights. The
-draws depend on the seed and the number of users alone, so that figures of the same requests are paired. Source: Davison &
-Hinkley 1997, ch. 2.4.
+A resample draws as many users as there are, with replacement, and every figure is computed again
+from the users' weights. The draws depend on the seed and the number of users alone, so that figures
+of the same requests are paired. Source: Davison & Hinkley 1997, ch. 2.4.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ class Weighted(Estimate, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Ratio:
-    """Sum of `num` / sum of `den` over units (requests, users); a unit whose num is NaN is undefined and left out.
+    """Sum of `num` / sum of `den` over units (requests, users); a unit whose num is NaN is
+    undefined and left out.
 
-    A mean has den 1. Arrays are (n_units,); `cluster` is the user number. A ratio of sums (as survival is) has `counts`: what a
-    unit adds to n; an undefined unit then adds nothing to either sum.
+    A mean has den 1. Arrays are (n_units,); `cluster` is the user number. A ratio of sums (as
+    survival is) has `counts`: what a unit adds to n; an undefined unit then adds nothing to either
+    sum.
     """
 
     num: np.ndarray
@@ -90,7 +93,8 @@ class Ratio:
 
 @dataclass(frozen=True, eq=False)
 class PooledAUC:
-    """AUC of all rows pooled; under user weights a pair counts by the product of its two weights."""
+    """AUC of all rows pooled; under user weights a pair counts by the product of its two weights.
+    """
 
     scores: np.ndarray
     labels: np.ndarray
@@ -137,7 +141,9 @@ class Median:
         return self.values[by_value], self.cluster[by_value]
 
     def weighted(self, weights: np.ndarray) -> float:
-        """Median under whole user weights (n_clusters,): NumPy's, the mean of the middle two; NaN where no row is left."""
+        """Median under whole user weights (n_clusters,): NumPy's, the mean of the middle two; NaN
+        where no row is left.
+        """
         values, cluster = self._placed
         through = np.cumsum(weights[cluster])
         if len(through) == 0 or through[-1] == 0:
@@ -197,7 +203,9 @@ class Calibration:
 
 
 def draws(n_clusters: int, resamples: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    """User weights in blocks: (number of the first resample, float64 (block, n_clusters)); each row is multinomial."""
+    """User weights in blocks: (number of the first resample, float64 (block, n_clusters)); each row
+    is multinomial.
+    """
     rng = np.random.default_rng([seed, n_clusters])
     block = max(1, min(resamples, 8_000_000 // max(n_clusters, 1)))
     for first in range(0, resamples, block):
@@ -207,7 +215,8 @@ def draws(n_clusters: int, resamples: int, seed: int) -> Iterator[tuple[int, np.
 
 
 def resample(estimates: Sequence[Estimate], n_clusters: int, resamples: int = 1000, seed: int = 0) -> list[np.ndarray]:
-    """Every estimate under the same draws of users: one float64 array each, NaN where a resample leaves nothing to divide by.
+    """Every estimate under the same draws of users: one float64 array each, NaN where a resample
+    leaves nothing to divide by.
 
     Pooled AUC of many rows gets fewer resamples (`PooledAUC.resamples`), the first ones.
     """
@@ -236,7 +245,9 @@ def resample(estimates: Sequence[Estimate], n_clusters: int, resamples: int = 10
 
 
 def over_seeds(samples: Sequence[np.ndarray], seed: int) -> np.ndarray:
-    """Mean over seeds, the seeds themselves drawn anew in every resample: arrays (resamples,), one a seed -> (resamples,)."""
+    """Mean over seeds, the seeds themselves drawn anew in every resample: arrays (resamples,), one
+    a seed -> (resamples,).
+    """
     stacked = np.stack(samples)  # (seeds, resamples)
     if len(stacked) == 1:
         return stacked[0]
@@ -255,7 +266,9 @@ def interval(samples: np.ndarray) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True)
 class Difference:
-    """What the resamples of a paired difference say; normal approximation for p and power, percentiles for the interval."""
+    """What the resamples of a paired difference say; normal approximation for p and power,
+    percentiles for the interval.
+    """
 
     value: float
     samples: np.ndarray = field(repr=False)
@@ -283,7 +296,9 @@ class Difference:
 
 
 def holm(p: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Holm's step-down: which hypotheses are rejected when all are to hold together at `level`; NaN never is (Holm 1979)."""
+    """Holm's step-down: which hypotheses are rejected when all are to hold together at `level`; NaN
+    never is (Holm 1979).
+    """
     known = [i for i in range(len(p)) if not np.isnan(p[i])]
     rejected = [False] * len(p)
     for passed, i in enumerate(sorted(known, key=lambda i: p[i])):

@@ -1,10 +1,12 @@
-"""Arithmetic of the measures on NumPy arrays. Nothing here knows a Run, a stage or a name; `compare.py` does.
+"""Arithmetic of the measures on NumPy arrays. Nothing here knows a Run, a stage or a name;
+`compare.py` does.
 
-Ranked lists are given as the ranks of their truth items: `group` (n,) the list that each truth item belongs to (0 .. n_groups-1,
-in any order), `rank` (n,) its rank in that list, 1 is best and `LOST` is "not in it". One value a list comes back: float64
-(n_groups,), NaN where a list has no truth. Definitions: `docs/METRICS.md`; they equal trec_eval's `success`, `recall`, `ndcg_cut`
-and a cut `recip_rank`, also where there are more truth items than k: recall divides by all of them, nDCG's ideal list holds
-the best min(|truth|, k).
+Ranked lists are given as the ranks of their truth items: `group` (n,) the list that each truth item
+belongs to (0 .. n_groups-1, in any order), `rank` (n,) its rank in that list, 1 is best and `LOST`
+is "not in it". One value a list comes back: float64 (n_groups,), NaN where a list has no truth.
+Definitions: `docs/METRICS.md`; they equal trec_eval's `success`, `recall`, `ndcg_cut` and a cut
+`recip_rank`, also where there are more truth items than k: recall divides by all of them, nDCG's
+ideal list holds the best min(|truth|, k).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ LOST = np.iinfo(np.int64).max  # the rank of a truth item that is not in the lis
 PERSISTENCE = 0.9  # of rank-biased overlap: the chance to look one place deeper
 
 
-# -- ranked lists -------------------------------------------------------------------------------------------------------
+# -- ranked lists ----------------------------------------------------------------------------------
 
 
 def _defined(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -55,7 +57,8 @@ def reciprocal_rank(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int =
 
 
 def ndcg(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int, gain: np.ndarray | None = None) -> np.ndarray:
-    """nDCG@k: gains (1, or `gain` (n,) >= 0) discounted by log2(1 + rank), over the same sum of the ideal order.
+    """nDCG@k: gains (1, or `gain` (n,) >= 0) discounted by log2(1 + rank), over the same sum of the
+    ideal order.
 
     The ideal order is by gain, descending. A list whose gains sum to 0 is undefined.
     """
@@ -72,7 +75,9 @@ def ndcg(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int, gain: np.nd
 
 
 def ideal_ranks(group: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Rank of every item in its list's order by gain, descending: int64 (n,), the row order breaking ties."""
+    """Rank of every item in its list's order by gain, descending: int64 (n,), the row order
+    breaking ties.
+    """
     order = np.lexsort((-gain, group))
     sizes = np.bincount(group) if len(group) else np.zeros(0, dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -101,8 +106,9 @@ def winsorised(money: np.ndarray, cap: float | None = None) -> np.ndarray:
     return np.minimum(money, np.percentile(known, 99) if cap is None else cap)
 
 
-# -- two lists of the same request --------------------------------------------------------------------------------------
-# Of two lists of k items each: `group` (n,) the request of every item that both hold, `depth` (n,) the deeper of its two ranks.
+# -- two lists of the same request -----------------------------------------------------------------
+# Of two lists of k items each: `group` (n,) the request of every item that both hold, `depth` (n,)
+# the deeper of its two ranks.
 
 
 def overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: int) -> np.ndarray:
@@ -111,7 +117,8 @@ def overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: int) -> np.n
 
 
 def rank_biased_overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: int, p: float = PERSISTENCE) -> np.ndarray:
-    """RBO@k, extrapolated: beyond k the lists go on to agree as they do at k, so that equal lists get 1 (Webber et al. 2010, eq. 32).
+    """RBO@k, extrapolated: beyond k the lists go on to agree as they do at k, so that equal lists
+    get 1 (Webber et al. 2010, eq. 32).
 
     X_d items are common to both at depth d: (1 - p) sum_{d <= k} p^(d-1) X_d / d + p^k X_k / k.
     """
@@ -122,8 +129,9 @@ def rank_biased_overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: 
     return np.bincount(group[inside], weights=adds[depth[inside] - 1], minlength=n_groups)
 
 
-# -- what a random order would get --------------------------------------------------------------------------------------
-# `eligible` (n_groups,): items the random order ranks; `reachable`: truth items among them; `truth`: truth items in all.
+# -- what a random order would get -----------------------------------------------------------------
+# `eligible` (n_groups,): items the random order ranks; `reachable`: truth items among them;
+# `truth`: truth items in all.
 
 
 def random_hit_rate(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
@@ -142,12 +150,15 @@ def random_recall(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray
 
 
 def random_share(eligible: np.ndarray, k: int) -> np.ndarray:
-    """Chance of an eligible item to stand in the top k: min(k, E) / E, 0 where nothing is eligible."""
+    """Chance of an eligible item to stand in the top k: min(k, E) / E, 0 where nothing is eligible.
+    """
     return np.minimum(k, eligible) / np.maximum(eligible, 1)
 
 
 def random_discount(eligible: np.ndarray, k: int) -> np.ndarray:
-    """Expected discount of an eligible item, 0 beyond k: mean of 1 / log2(1 + rank) over the E ranks."""
+    """Expected discount of an eligible item, 0 beyond k: mean of 1 / log2(1 + rank) over the E
+    ranks.
+    """
     longest = int(min(k, eligible.max(initial=0)))
     return _discounts(longest)[np.minimum(k, eligible)] / np.maximum(eligible, 1)
 
@@ -159,7 +170,9 @@ def random_ndcg(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, 
 
 
 def random_reciprocal_rank(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
-    """Expected MRR@k: sum over r of P(the first truth item has rank r) / r; P(first > r) = C(E - T, r) / C(E, r)."""
+    """Expected MRR@k: sum over r of P(the first truth item has rank r) / r; P(first > r) = C(E - T,
+    r) / C(E, r).
+    """
     width = int(reachable.max(initial=0)) + 1
     pairs, back = np.unique(eligible.astype(np.int64) * width + reachable, return_inverse=True)
     many, few = np.divmod(pairs, width)
@@ -172,7 +185,7 @@ def random_reciprocal_rank(eligible: np.ndarray, reachable: np.ndarray, truth: n
     return _defined(expected[back], truth)
 
 
-# -- scores and labels --------------------------------------------------------------------------------------------------
+# -- scores and labels -----------------------------------------------------------------------------
 
 
 def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +198,9 @@ def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def placements(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where positives stand among negatives: (positive rows, negative rows by score, how many are below, below or tied)."""
+    """Where positives stand among negatives: (positive rows, negative rows by score, how many are
+    below, below or tied).
+    """
     scores, labels = _checked(scores, labels)
     positive, negative = np.flatnonzero(labels), np.flatnonzero(~labels)
     negative = negative[np.argsort(scores[negative], kind="stable")]
@@ -195,7 +210,8 @@ def placements(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Chance that a positive row scores above a negative one, ties one half; exact. NaN where one class is missing.
+    """Chance that a positive row scores above a negative one, ties one half; exact. NaN where one
+    class is missing.
 
     `weights` (n,) >= 0 count rows; a pair counts by the product of its weights.
     """
@@ -216,7 +232,9 @@ def weighted_auc(positive: np.ndarray, negative: np.ndarray, below: np.ndarray, 
 
 
 def _dense(values: np.ndarray) -> np.ndarray:
-    """Order-preserving uint32 keys: float32 by its bits (-0.0 as 0.0), anything else by its rank among distinct values."""
+    """Order-preserving uint32 keys: float32 by its bits (-0.0 as 0.0), anything else by its rank
+    among distinct values.
+    """
     if values.dtype in (np.float16, np.float32):
         bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)
         return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
@@ -226,10 +244,12 @@ def _dense(values: np.ndarray) -> np.ndarray:
 def auc_by_group(
     groups: np.ndarray, scores: np.ndarray, labels: np.ndarray, n_groups: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact AUC of every group: (auc float64, NaN where one class is missing; rows int64; positives int64), each (n_groups,).
+    """Exact AUC of every group: (auc float64, NaN where one class is missing; rows int64; positives
+    int64), each (n_groups,).
 
-    `groups` (n,) are numbers from 0, in any order. Group, score and label are packed into one 64-bit key and sorted once; counts
-    are integers until the last division. Raises KarmafunnelError for NaN scores or more than 2^31 groups.
+    `groups` (n,) are numbers from 0, in any order. Group, score and label are packed into one
+    64-bit key and sorted once; counts are integers until the last division. Raises KarmafunnelError
+    for NaN scores or more than 2^31 groups.
     """
     scores, labels = _checked(scores, labels)
     groups = np.asarray(groups)
@@ -249,7 +269,8 @@ def auc_by_group(
     positive = np.flatnonzero(key & np.uint64(1))
     starts = np.concatenate([[0], np.cumsum(rows - positives)])  # negatives before each group
     owner = (key[positive] >> np.uint64(33)).astype(np.int64)
-    # Negatives sort before positives of the same score: those before a positive row are below it or tied with it.
+    # Negatives sort before positives of the same score: those before a positive row are below it or
+    # tied with it.
     through = positive - np.arange(len(positive)) - starts[owner]
     # Of a tied block [first, last], the negatives strictly below are those before its first row.
     first = np.concatenate([[True], key[1:] >> np.uint64(1) != key[:-1] >> np.uint64(1)])[: len(key)]
@@ -269,7 +290,9 @@ def group_weights(rows: np.ndarray, positives: np.ndarray, weight: str) -> np.nd
 
 
 def grouped_auc(groups: np.ndarray, scores: np.ndarray, labels: np.ndarray, weight: str = "exposures") -> float:
-    """gAUC: weighted mean of the groups' exact AUC; single-class groups are left out. NaN where none is left."""
+    """gAUC: weighted mean of the groups' exact AUC; single-class groups are left out. NaN where
+    none is left.
+    """
     values, rows, positives = auc_by_group(groups, scores, labels)
     weights = group_weights(rows, positives, weight)
     known = ~np.isnan(values)
@@ -288,7 +311,9 @@ def logloss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mass_bins(probabilities: np.ndarray, bins: int = 15) -> np.ndarray:
-    """Bins of equal mass: int64 (n,) in 0 .. bins-1; edges are quantiles, equal probabilities share a bin."""
+    """Bins of equal mass: int64 (n,) in 0 .. bins-1; edges are quantiles, equal probabilities share
+    a bin.
+    """
     p = np.asarray(probabilities, dtype=np.float64)
     if len(p) == 0:
         return np.zeros(0, dtype=np.int64)
@@ -297,7 +322,9 @@ def mass_bins(probabilities: np.ndarray, bins: int = 15) -> np.ndarray:
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error: mean over rows of |mean label - mean probability| of the row's bin; 15 bins of equal mass."""
+    """Expected calibration error: mean over rows of |mean label - mean probability| of the row's
+    bin; 15 bins of equal mass.
+    """
     p = np.asarray(probabilities, dtype=np.float64)
     if len(p) == 0:
         return np.nan

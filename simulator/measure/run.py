@@ -1,4 +1,6 @@
-"""A Run on disk, read lazily: slates, requests, ledger, scored, timing and `run.json` (layout: `docs/METRICS.md`)."""
+"""A Run on disk, read lazily: slates, requests, ledger, scored, timing and `run.json` (layout:
+`docs/METRICS.md`).
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ STAGE, MORE_OF_A_STAGE = {"name": NAME, "k": number(BOUNDS["k"])}, {"kind": TEXT
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One replay of one funnel on one log. `lazy` holds the five tables unread, `meta` is `run.json`."""
+    """One replay of one funnel on one log. `lazy` holds the five tables unread, `meta` is
+    `run.json`.
+    """
 
     path: Path
     meta: dict[str, Any]
@@ -54,8 +58,8 @@ class Run:
     def open(cls, folder: Path | str) -> Run:
         """Open a Run folder without reading its rows.
 
-        Raises KarmafunnelError naming the file: for a folder that is no Run, a file that is not as it was written, a table that is
-        missing, cut short or lacks columns.
+        Raises KarmafunnelError naming the file: for a folder that is no Run, a file that is not as
+        it was written, a table that is missing, cut short or lacks columns.
         """
         folder = Path(folder)
         settle(folder)
@@ -69,7 +73,9 @@ class Run:
         return cls(folder, meta, {name: _scan(folder / f"{name}.parquet", name, stages) for name in COLUMNS})
 
     def read(self, table: str, *columns: str | pl.Expr) -> pl.DataFrame:
-        """Some columns (or expressions) of a table, read now; raises KarmafunnelError naming the file that cannot be read."""
+        """Some columns (or expressions) of a table, read now; raises KarmafunnelError naming the
+        file that cannot be read.
+        """
         try:
             return (self.lazy[table].select(*columns) if columns else self.lazy[table]).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -97,7 +103,9 @@ class Run:
 
 
 def described(path: Path, meta: Any) -> dict[str, Any]:
-    """`run.json` as it is, with what the log has not said to be absent; raises KarmafunnelError naming file and key."""
+    """`run.json` as it is, with what the log has not said to be absent; raises KarmafunnelError
+    naming file and key.
+    """
     check_keys(str(path), meta, META, MORE)
     log = check_keys(f"{path}: log", meta["log"], OF_THE_LOG, MORE_OF_THE_LOG)
     names = [check_keys(f"{path}: stage {i + 1}", stage, STAGE, MORE_OF_A_STAGE)["name"] for i, stage in enumerate(meta["stages"])]

@@ -1,4 +1,6 @@
-"""A full three-stage funnel without KARMA that fits and replays any log: what the log lacks, it leaves out."""
+"""A full three-stage funnel without KARMA that fits and replays any log: what the log lacks, it
+leaves out.
+"""
 
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD

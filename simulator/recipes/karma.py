@@ -1,6 +1,8 @@
-"""A three-stage funnel driven by KARMA: its interest embedding retrieves, and its similarity is a feature of both rankers.
+"""A three-stage funnel driven by KARMA: its interest embedding retrieves, and its similarity is a
+feature of both rankers.
 
-The model is small enough for the demo; `benchmarks/studies/karma_controls.py` has the settings that the tables were made with.
+The model is small enough for the demo; `benchmarks/studies/karma_controls.py` has the settings that
+the tables were made with.
 """
 
 from karmafunnel.log import Log

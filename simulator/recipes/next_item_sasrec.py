@@ -1,4 +1,6 @@
-"""Next item by SASRec alone, over the whole catalogue, items of the history kept. Settings chosen on W2."""
+"""Next item by SASRec alone, over the whole catalogue, items of the history kept. Settings chosen
+on W2.
+"""
 
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder

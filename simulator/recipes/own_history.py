@@ -1,4 +1,6 @@
-"""A floor that is hard to beat where people buy again: the user's own most frequent items, then what is popular."""
+"""A floor that is hard to beat where people buy again: the user's own most frequent items, then
+what is popular.
+"""
 
 from karmafunnel.stages.recall import Join, Popular, Repeat
 

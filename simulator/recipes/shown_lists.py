@@ -1,4 +1,6 @@
-"""Rank the list that was really shown, as of its time: nothing of the list itself but which items it held."""
+"""Rank the list that was really shown, as of its time: nothing of the list itself but which items
+it held.
+"""
 
 from karmafunnel.log import Log
 from karmafunnel.stages.base import Funnel
@@ -8,11 +10,14 @@ from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Shown
 
 label = "click"
-SAMPLE = Sample(passed=0, requests=20_000, windows=("W1", "W2a"))  # no vector is read, so W1 may be learnt from as well
+# no vector is read, so W1 may be learnt from as well
+SAMPLE = Sample(passed=0, requests=20_000, windows=("W1", "W2a"))
 
 
 def lists(log: Log, logged_order: bool) -> Funnel:
-    """Shown lists through LightGBM, set up on W2b; with `logged_order` the logged rank comes in as well, an arm of its own."""
+    """Shown lists through LightGBM, set up on W2b; with `logged_order` the logged rank comes in as
+    well, an arm of its own.
+    """
     features: list[Feature] = [Popularity(days=0.25), Own(), Placement(), Context()]
     if log.has("price"):
         features.append(Price())

@@ -1,4 +1,6 @@
-"""Rank the list that was really shown, the logged rank coming in as "the rank of the production stage before"."""
+"""Rank the list that was really shown, the logged rank coming in as "the rank of the production
+stage before".
+"""
 
 from karmafunnel.log import Log
 from karmafunnel.simulator.recipes.shown_lists import lists

@@ -1,7 +1,9 @@
-"""Degradation paths: a fitted funnel with some stages skipped, cut, replaced by a fallback or fed with stale vectors, and their replay.
+"""Degradation paths: a fitted funnel with some stages skipped, cut, replaced by a fallback or fed
+with stale vectors, and their replay.
 
-A path is a text such as "recall=popular,rank=skip" or "prerank=100": the modes that are not full, in stage order; "full" where all
-are. Nothing is fitted anew but a fallback of recall: a path runs the stages that were fitted for the full funnel.
+A path is a text such as "recall=popular,rank=skip" or "prerank=100": the modes that are not full,
+in stage order; "full" where all are. Nothing is fitted anew but a fallback of recall: a path runs
+the stages that were fitted for the full funnel.
 """
 
 from __future__ import annotations
@@ -37,25 +39,29 @@ from .replay import CHUNK, claim_run, replay_many
 BITS = 8  # channels that the feature `Upstream` tells apart
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def folder_name(path: str) -> str:
-    """A path as a folder name that no reader takes for a Hive partition: "recall-popular+rank-skip"."""
+    """A path as a folder name that no reader takes for a Hive partition:
+    "recall-popular+rank-skip".
+    """
     name = path.replace("=", "-").replace(",", "+")
     if re.fullmatch(r"[A-Za-z0-9_.@]+=[A-Za-z0-9_.@]+(,[A-Za-z0-9_.@]+=[A-Za-z0-9_.@]+)*", path):
         return name
     return f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', name)}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
-# -- what stands in a stage's place -------------------------------------------------------------------------------------
+# -- what stands in a stage's place ----------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Skipped(Stage):
-    """Stands where a stage is left out: the upstream's order and score, cut to the `k` of the stage, under its name.
+    """Stands where a stage is left out: the upstream's order and score, cut to the `k` of the
+    stage, under its name.
 
-    What the stage would put out beside (`<stage>.p_click`) is missing, so a later one that needs it refuses.
+    What the stage would put out beside (`<stage>.p_click`) is missing, so a later one that needs it
+    refuses.
     """
 
     k: int
@@ -79,8 +85,9 @@ class FittedSkipped(Fitted):
 class Fallback(Retriever):
     """Another retriever in recall's place.
 
-    Its channels get bits beyond those that later stages know (unless there is one on either side), so that none is taken for another;
-    in the place of a Join it is a Join of one, so that its scores are on the scale that later stages learnt.
+    Its channels get bits beyond those that later stages know (unless there is one on either side),
+    so that none is taken for another; in the place of a Join it is a Join of one, so that its
+    scores are on the scale that later stages learnt.
     """
 
     def __init__(self, fitted: Retriever, full: Retriever):
@@ -114,13 +121,14 @@ def in_scene(ready: Fitted, scene: Scene) -> Fitted:
     return other
 
 
-# -- a funnel along a path ----------------------------------------------------------------------------------------------
+# -- a funnel along a path -------------------------------------------------------------------------
 
 
 def fit_fallbacks(recipe: Recipe, fitted: FittedFunnel, cache: Path | None = None) -> dict[str, Retriever]:
     """The recipe's fallbacks of recall by name, fitted beside the funnel.
 
-    A recipe that has no "popular" gets `Popular` with the k of its recall. Raises KarmafunnelError for one that is no recall stage.
+    A recipe that has no "popular" gets `Popular` with the k of its recall. Raises KarmafunnelError
+    for one that is no recall stage.
     """
     recall = fitted.stages[0].stage
     stages = {"popular": Popular(k=recall.k)} | dict(recipe.fallbacks)
@@ -138,11 +146,13 @@ def fit_fallbacks(recipe: Recipe, fitted: FittedFunnel, cache: Path | None = Non
 def along(
     fitted: FittedFunnel, path: str, fallbacks: Mapping[str, Retriever] | None = None, stale_minutes: float | Mapping[str, float] | None = None
 ) -> FittedFunnel:
-    """A fitted funnel along a path; what the path leaves as it is has the keys of the full funnel, so that it is run once for both.
+    """A fitted funnel along a path; what the path leaves as it is has the keys of the full funnel,
+    so that it is run once for both.
 
-    Modes of a stage: "skip" (not of recall), a smaller cutoff as a number, a name of `fallbacks` (of recall). Modes of an embedder
-    that the funnel reads: "stale" (near-line, `stale_minutes` apart, of all or by name; or "stale@60") and "skip" (no request has a
-    vector: its recall channel finds nothing, its features are missing). Raises KarmafunnelError naming the path.
+    Modes of a stage: "skip" (not of recall), a smaller cutoff as a number, a name of `fallbacks`
+    (of recall). Modes of an embedder that the funnel reads: "stale" (near-line, `stale_minutes`
+    apart, of all or by name; or "stale@60") and "skip" (no request has a vector: its recall channel
+    finds nothing, its features are missing). Raises KarmafunnelError naming the path.
     """
     who, modes, scene = f"path {path!r}", modes_of(path), fitted.scene
     names = [ready.stage.name for ready in fitted.stages]
@@ -224,7 +234,7 @@ def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriev
     return FittedSkipped(Skipped(stage.k, stage.name), ready.scene)
 
 
-# -- replay -------------------------------------------------------------------------------------------------------------
+# -- replay ----------------------------------------------------------------------------------------
 
 
 def replay_paths(
@@ -233,11 +243,12 @@ def replay_paths(
     console: Console | None = None, command: str | None = None, fitted: FittedFunnel | None = None,
     force: bool = False,
 ) -> dict[str, Path]:  # fmt: skip
-    """Replay the full funnel into `out` and every path into `out`/paths over the same requests; returns the Run folders by path.
+    """Replay the full funnel into `out` and every path into `out`/paths over the same requests;
+    returns the Run folders by path.
 
-    Each path is a Run of its own whose run.json says `path` (and `stale_minutes`). Interrupted and started again it goes on, as
-    `replay` does. Raises KarmafunnelError naming a path that the funnel cannot take, before anything is replayed, and as `replay` does
-    for what stands in `out`.
+    Each path is a Run of its own whose run.json says `path` (and `stale_minutes`). Interrupted and
+    started again it goes on, as `replay` does. Raises KarmafunnelError naming a path that the
+    funnel cannot take, before anything is replayed, and as `replay` does for what stands in `out`.
     """
     out = Path(out)
     with claim_run(out, recipe, log, seed, limit, window, RUN_AND_PATHS, force):

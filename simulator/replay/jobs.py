@@ -26,10 +26,13 @@ from .workers import Died, Workers, spread
 def make_shard(
     ledgers: Mapping[Path, Ledgers], requests: np.ndarray, chunk: int, number: int, failed: Collection[Path] = ()
 ) -> dict[Path, Exception]:
-    """Write one shard of every Run that lacks it and has not `failed`; returns what went wrong, by folder."""
+    """Write one shard of every Run that lacks it and has not `failed`; returns what went wrong, by
+    folder.
+    """
     begun = Counter(key for ledger in ledgers.values() for key in ledger.fitted.keys)
     place = {key: i for i, key in enumerate(begun)}
-    alike = sorted(ledgers.items(), key=lambda kept: [place[key] for key in kept[1].fitted.keys])  # after each other
+    # after each other
+    alike = sorted(ledgers.items(), key=lambda kept: [place[key] for key in kept[1].fitted.keys])
     errors: dict[Path, Exception] = {}
     memories = {id(ledger.scene.memory): ledger.scene.memory for ledger in ledgers.values()}.values()
     for memory in memories:
@@ -46,7 +49,8 @@ def make_shard(
                     write_parquet(temporary / f"{name}.parquet", frame, compression="lz4", statistics=False)
         except Exception as error:  # one variant must not sink the others
             errors[folder] = error
-        ledger.scene.memory.forget({key for key, n in begun.items() if n})  # what no other funnel begins with
+        # what no other funnel begins with
+        ledger.scene.memory.forget({key for key, n in begun.items() if n})
     for memory in memories:
         memory.forget()
         memory.on = False
@@ -54,7 +58,9 @@ def make_shard(
 
 
 def by_workers(job: Job, left: Sequence[int], workers: Workers, gpus: int) -> Generator[tuple[int, dict[Path, Exception]], None, None]:
-    """The shards of a job; where a variant kills its processes again and again, of each variant alone, to find out which."""
+    """The shards of a job; where a variant kills its processes again and again, of each variant
+    alone, to find out which.
+    """
     done = set[int]()
     try:
         with closing(spread(work, job, left, workers, gpus)) as pieces:
@@ -75,11 +81,14 @@ def by_workers(job: Job, left: Sequence[int], workers: Workers, gpus: int) -> Ge
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker has to know: it opens the log, loads what was fitted from the cache, and writes shards beside its parent's."""
+    """What a worker has to know: it opens the log, loads what was fitted from the cache, and writes
+    shards beside its parent's.
+    """
 
     path: str
     text: str
-    rows: tuple[tuple[str | None, tuple[str, ...], str], ...]  # row of the recipe, keys of its funnel, folder of its shards
+    # row of the recipe, keys of its funnel, folder of its shards
+    rows: tuple[tuple[str | None, tuple[str, ...], str], ...]
     log: str
     checksum: str
     cache: str
@@ -92,7 +101,9 @@ class Job:
 
 
 def check_workers(workers: Workers, recipe: Recipe, log: Log, cache: Path | None) -> None:
-    """Raises KarmafunnelError for what workers could not read (a log or a recipe in memory, no cache) and a cluster that is not there."""
+    """Raises KarmafunnelError for what workers could not read (a log or a recipe in memory, no
+    cache) and a cluster that is not there.
+    """
     for found, what in ((log.path, "a log on disk"), (cache, "a cache folder"), (recipe.path, "a recipe file")):
         if found is None:
             raise KarmafunnelError(f"replay: workers need {what}, found none")
@@ -119,7 +130,9 @@ def job_of(
 
 @lru_cache(maxsize=1)
 def opened(job: Job) -> tuple[np.ndarray, dict[Path, Ledgers]]:
-    """What every shard of a job needs, loaded once a process; raises KarmafunnelError naming the path that a worker cannot see."""
+    """What every shard of a job needs, loaded once a process; raises KarmafunnelError naming the
+    path that a worker cannot see.
+    """
     here = f"worker on {platform.node()}: "
     for path in (job.log, job.cache, *(folder for _, _, folder in job.rows), *(f"{job.cache}/{name}" for name in job.fitted)):
         if not Path(path).is_dir():
@@ -140,7 +153,9 @@ def opened(job: Job) -> tuple[np.ndarray, dict[Path, Ledgers]]:
 
 
 def work(job: Job, number: int) -> dict[Path, Exception]:
-    """One shard of every Run of a job. What goes wrong comes back as one line with its traceback as a note: it has to travel."""
+    """One shard of every Run of a job. What goes wrong comes back as one line with its traceback as
+    a note: it has to travel.
+    """
     requests, ledgers = opened(job)
     told: dict[Path, Exception] = {}
     for folder, error in make_shard(ledgers, requests, job.chunk, number).items():

@@ -1,7 +1,9 @@
-"""Near-line interests: a fitted embedding whose interest vectors are refreshed every so many minutes, and stale in between.
+"""Near-line interests: a fitted embedding whose interest vectors are refreshed every so many
+minutes, and stale in between.
 
-Nothing is fitted anew: the embedding is asked what it would have said at the last refresh before each request, of the history as of
-then and of no query. KARMA served so costs nothing at request time.
+Nothing is fitted anew: the embedding is asked what it would have said at the last refresh before
+each request, of the history as of then and of no query. KARMA served so costs nothing at request
+time.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ MINUTE = 60_000  # ms
 
 
 class Then(AsOf):
-    """The past of a log as requests that came at other times would find it; what happened is what it was."""
+    """The past of a log as requests that came at other times would find it; what happened is what
+    it was.
+    """
 
     def __init__(self, now: AsOf, log: Log):
         self.now, self.log, self.times = now, log, now.times
@@ -33,7 +37,9 @@ class Then(AsOf):
 
 
 def moved(log: Log, t: np.ndarray) -> Log:
-    """The log as its requests would find it at other times, `t` (n_requests,) ascending, asking for nothing: no query, filters or context."""
+    """The log as its requests would find it at other times, `t` (n_requests,) ascending, asking for
+    nothing: no query, filters or context.
+    """
     _ = log.user, log.session, log.rows, log.events, log.checksum  # those of the log itself
     view = copy.copy(log)
     asks = [pl.lit(None, dtype=log.requests.schema[c]).alias(c) for c in ("query", "filters", "context") if c in log.requests.columns]
@@ -43,9 +49,11 @@ def moved(log: Log, t: np.ndarray) -> Log:
 
 
 def refreshed(log: Log, minutes: float, who: str) -> np.ndarray:
-    """The last refresh at or before each request: int64 (n_requests,), ms; refreshes lie `minutes` apart, counted from 1970 (UTC).
+    """The last refresh at or before each request: int64 (n_requests,), ms; refreshes lie `minutes`
+    apart, counted from 1970 (UTC).
 
-    Raises KarmafunnelError for minutes that are negative or not finite, and for a log whose time is an order.
+    Raises KarmafunnelError for minutes that are negative or not finite, and for a log whose time is
+    an order.
     """
     check_bound(who, "stale_minutes", stale_minutes=minutes)
     if log.meta["time"] != "clock":
@@ -54,9 +62,11 @@ def refreshed(log: Log, minutes: float, who: str) -> np.ndarray:
 
 
 class NearLine(Embedding):
-    """A view of a fitted embedding: the interest of a request is that of its user at the last refresh, `minutes` apart; items stay.
+    """A view of a fitted embedding: the interest of a request is that of its user at the last
+    refresh, `minutes` apart; items stay.
 
-    Queries are not read, so they have no vectors either. With minutes=0 the history is fresh and only the query is missing.
+    Queries are not read, so they have no vectors either. With minutes=0 the history is fresh and
+    only the query is missing.
     """
 
     def __init__(self, fitted: Embedding, minutes: float, who: str = "near-line"):
@@ -79,7 +89,9 @@ class NearLine(Embedding):
 
 
 class Absent(Embedding):
-    """A view of a fitted embedding whose server is down: no request has a vector, items keep theirs."""
+    """A view of a fitted embedding whose server is down: no request has a vector, items keep
+    theirs.
+    """
 
     def __init__(self, fitted: Embedding):
         super().__init__(fitted.value, fitted.log, fitted.facts)

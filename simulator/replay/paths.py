@@ -1,4 +1,6 @@
-"""Paths of a funnel that degrades: what each stage does instead of its work, as one text, "rank=skip,recall=popular"."""
+"""Paths of a funnel that degrades: what each stage does instead of its work, as one text,
+"rank=skip,recall=popular".
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ FULL, NOTHING, SKIP, STALE = "full", "nothing", "skip", "stale"
 
 
 def modes_of(path: str) -> dict[str, str]:
-    """The modes of a path by stage, none for "full"; raises KarmafunnelError for a text that is no path."""
+    """The modes of a path by stage, none for "full"; raises KarmafunnelError for a text that is no
+    path.
+    """
     modes: dict[str, str] = {}
     for part in [] if path == FULL else path.split(","):
         name, _, mode = (text.strip() for text in part.partition("="))

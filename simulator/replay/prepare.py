@@ -31,10 +31,12 @@ def prepare(
     recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Path | None = None, console: Console | None = None,
     beside: FittedFunnel | None = None, later: Sequence[Recipe] = (),
 ) -> FittedFunnel:  # fmt: skip
-    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps are told to `console`.
+    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps
+    are told to `console`.
 
-    `beside`: another funnel for the same log, label and seed; what both have in common is fitted once. What stages made of the
-    requests to learn from is kept for the recipes that come `later`, as far as those begin alike.
+    `beside`: another funnel for the same log, label and seed; what both have in common is fitted
+    once. What stages made of the requests to learn from is kept for the recipes that come `later`,
+    as far as those begin alike.
     """
     require(log)
     scene = Scene(log, {}, recipe.label, seed, device) if beside is None else beside.scene.beside({})
@@ -68,7 +70,9 @@ def check_device(device: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A recipe, its fitted funnel, the Run folder that it goes into, and what its run.json says beside."""
+    """A recipe, its fitted funnel, the Run folder that it goes into, and what its run.json says
+    beside.
+    """
 
     recipe: Recipe
     fitted: FittedFunnel
@@ -79,7 +83,8 @@ class Variant:
 def requests_of(log: Log, window: str, limit: int | None) -> np.ndarray:
     """The requests to replay, `limit` of them evenly spaced in time.
 
-    Raises KarmafunnelError where there are none, and for a log that fails a check whose failure would change a figure.
+    Raises KarmafunnelError where there are none, and for a log that fails a check whose failure
+    would change a figure.
     """
     require(log)
     requests = log.requests_in(window)

@@ -1,8 +1,10 @@
-"""A recipe: a Python file that exports `funnel` and, where needed, `embedders` and `label`, each a value or a function of the log.
+"""A recipe: a Python file that exports `funnel` and, where needed, `embedders` and `label`, each a
+value or a function of the log.
 
-Without a `label` it is the log's own: its purchases where it has them, else its clicks. A recipe may export `fallbacks`, recall stages by
-name that stand in for recall when it is down. One for a table of rows (`karmafunnel table`) also exports `rows` and `against`, and may
-export `measures`, `seeds`, `by_stage` and `grid`; where it exports no `funnel`, it is that of the row `against`.
+Without a `label` it is the log's own: its purchases where it has them, else its clicks. A recipe
+may export `fallbacks`, recall stages by name that stand in for recall when it is down. One for a
+table of rows (`karmafunnel table`) also exports `rows` and `against`, and may export `measures`,
+`seeds`, `by_stage` and `grid`; where it exports no `funnel`, it is that of the row `against`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ LABELS = ("click", "purchase")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: a funnel in the place of the recipe's (None: the recipe's own), and embedders laid over the recipe's."""
+    """A row of a table: a funnel in the place of the recipe's (None: the recipe's own), and
+    embedders laid over the recipe's.
+    """
 
     funnel: Funnel | Stage | None = None
     embedders: Mapping[str, Embedder] = field(default_factory=dict)
@@ -42,11 +46,12 @@ class Row:
 class Recipe:
     """What a recipe file says, for one log.
 
-    `rows` holds what each row of a table puts in the place of the recipe's own (a dict is a Row of embedders alone); all rows are
-    paired with the row `against`, whose embedders also lend what the recipe's own `embedders` lack. `measures` is empty where the
-    file says nothing; `by_stage` asks for them at every stage. `grid` names the row in which every subset of some stages is switched on,
-    for an attribution of the whole change to these stages. `faults` says why a row cannot be: it is a failed line of the table. `path` is the
-    file, `of` the row that this is (`Recipe.row`).
+    `rows` holds what each row of a table puts in the place of the recipe's own (a dict is a Row of
+    embedders alone); all rows are paired with the row `against`, whose embedders also lend what the
+    recipe's own `embedders` lack. `measures` is empty where the file says nothing; `by_stage` asks
+    for them at every stage. `grid` names the row in which every subset of some stages is switched
+    on, for an attribution of the whole change to these stages. `faults` says why a row cannot be:
+    it is a failed line of the table. `path` is the file, `of` the row that this is (`Recipe.row`).
     """
 
     name: str
@@ -67,7 +72,9 @@ class Recipe:
 
     @property
     def outside(self) -> str:
-        """The file's text where it defines classes of its own, which the code of the package does not stand for."""
+        """The file's text where it defines classes of its own, which the code of the package does
+        not stand for.
+        """
         try:
             return self.text if any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(self.text))) else ""
         except SyntaxError:
@@ -80,7 +87,9 @@ class Recipe:
         return {name: value for name, value in self.embedders.items() if name in names}
 
     def row(self, name: str) -> Recipe:
-        """This recipe with what one row changes, and no rows; raises KarmafunnelError for a row that it lacks or that cannot be."""
+        """This recipe with what one row changes, and no rows; raises KarmafunnelError for a row
+        that it lacks or that cannot be.
+        """
         if name not in self.rows:
             raise KarmafunnelError(f"recipe {self.name}: no row {name!r}; there are {list(self.rows)}")
         if name in self.faults:
@@ -120,9 +129,10 @@ def find(recipe: str) -> Path:
 def load_recipe(recipe: str, log: Log) -> Recipe:
     """Run a recipe file and ask it for this log's funnel, embedders, label and rows.
 
-    Raises KarmafunnelError naming the file for code that fails, an export that is missing or of the wrong type, an embedder
-    that the funnel names and the recipe lacks, and an `against` that is unknown or cannot be. What is wrong with another row, such as
-    an embedder that the recipe lacks or its funnel does not name, is no fault of the table's: it stands in `faults`.
+    Raises KarmafunnelError naming the file for code that fails, an export that is missing or of the
+    wrong type, an embedder that the funnel names and the recipe lacks, and an `against` that is
+    unknown or cannot be. What is wrong with another row, such as an embedder that the recipe lacks
+    or its funnel does not name, is no fault of the table's: it stands in `faults`.
     """
     path = find(recipe)
     return run_recipe(path, read_text(path, "a Python file"), log)
@@ -189,7 +199,9 @@ def _lacking(recipe: Recipe, row: str | None = None) -> None:
 
 
 def _fault(who: str, check: Callable[[], None]) -> str:
-    """What a check says is wrong, in one line; empty where nothing is. Whatever goes wrong in one row must not sink a table."""
+    """What a check says is wrong, in one line; empty where nothing is. Whatever goes wrong in one
+    row must not sink a table.
+    """
     try:
         check()
     except KeyboardInterrupt:

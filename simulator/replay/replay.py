@@ -30,10 +30,12 @@ def replay(
     cache: Path | None = None, window: str = "W3", chunk: int = CHUNK, console: Console | None = None, command: str | None = None,
     fitted: FittedFunnel | None = None, workers: Workers | None = None, force: bool = False,
 ) -> Path:  # fmt: skip
-    """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay one window of the log; returns the Run folder.
+    """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay one window of the
+    log; returns the Run folder.
 
-    `limit` takes so many requests, evenly spaced in time. Progress goes to `console`. Raises KarmafunnelError when `out` is
-    something else than a Run or (without `force`) another Run, or when the window holds no request; see `replay_many` for `workers`.
+    `limit` takes so many requests, evenly spaced in time. Progress goes to `console`. Raises
+    KarmafunnelError when `out` is something else than a Run or (without `force`) another Run, or
+    when the window holds no request; see `replay_many` for `workers`.
     """
     out = Path(out)
     with claim_run(out, recipe, log, seed, limit, window, force=force):
@@ -54,7 +56,9 @@ def replay(
 
 
 def code_of_run(fitted: FittedFunnel) -> str:
-    """Digest of the code that makes a Run of what was fitted: the replay's, and that of all that runs in it."""
+    """Digest of the code that makes a Run of what was fitted: the replay's, and that of all that
+    runs in it.
+    """
     embeddings = fitted.scene.embeddings
     values = (getattr(embedding, "value", None) for embedding in embeddings.values())
     running = {type(ready).__module__ for ready in (*fitted.stages, *embeddings.values())}
@@ -64,7 +68,9 @@ def code_of_run(fitted: FittedFunnel) -> str:
 def claim_run(
     out: Path, recipe: Recipe, log: Log, seed: int, limit: int | None, window: str, kind: Kind = RUN, force: bool = False
 ) -> AbstractContextManager[Path]:
-    """Claim the folder of a Run; raises KarmafunnelError where (without `force`) another Run stands there, telling what differs."""
+    """Claim the folder of a Run; raises KarmafunnelError where (without `force`) another Run stands
+    there, telling what differs.
+    """
     wants = {
         "log.name": log.name, "log.checksum": log.checksum, "funnel": repr(recipe.funnel), "label": recipe.label, "seed": seed,
         "embedders": {name: repr(value) for name, value in recipe.read.items()}, "window": window, "limit": limit,
@@ -76,13 +82,16 @@ def replay_many(
     variants: Sequence[Variant], log: Log, *, seed: int = 0, device: str = "cpu", limit: int | None = None, cache: Path | None = None,
     window: str = "W3", chunk: int = CHUNK, console: Console | None = None, command: str | None = None, workers: Workers | None = None,
 ) -> dict[Path, Exception]:  # fmt: skip
-    """Replay several fitted funnels over the same requests, chunk by chunk; returns what went wrong, by `out`.
+    """Replay several fitted funnels over the same requests, chunk by chunk; returns what went
+    wrong, by `out`.
 
-    A stage runs once for all variants that begin alike up to it (`prepare` them `beside` each other), and the Runs are the same
-    bytes as those of separate replays. A variant that fails stops there and leaves its finished shards; the others go on.
+    A stage runs once for all variants that begin alike up to it (`prepare` them `beside` each
+    other), and the Runs are the same bytes as those of separate replays. A variant that fails stops
+    there and leaves its finished shards; the others go on.
 
-    `workers`: shards are made by other processes, which load what was fitted from `cache`; again the same bytes. Raises
-    KarmafunnelError where the log, the recipe or the cache is not on a disk that they can read.
+    `workers`: shards are made by other processes, which load what was fitted from `cache`; again
+    the same bytes. Raises KarmafunnelError where the log, the recipe or the cache is not on a disk
+    that they can read.
     """
     with ExitStack() as stack:
         for variant in variants:
@@ -97,7 +106,8 @@ def _replay_many(
     requests = requests_of(log, window, limit)
     numbers = range(-(-len(requests) // chunk))
     described = {v.out: describe_run(v.recipe, v.fitted, log, seed, device, limit, window, command) | dict(v.says) for v in variants}
-    partials = {v.out: partial_folder(v.out, described[v.out], code_of_run(v.fitted), chunk).resolve() for v in variants}  # as workers name them
+    # as workers name them
+    partials = {v.out: partial_folder(v.out, described[v.out], code_of_run(v.fitted), chunk).resolve() for v in variants}
     names = [f"{i:06d}" for i in numbers]
     for folder in partials.values():
         stack.callback(tidy, folder)
@@ -110,7 +120,8 @@ def _replay_many(
             check_workers(workers, variant.recipe, log, cache)
         try:
             ledgers[partials[variant.out]] = Ledgers(variant.fitted, window)
-        except Exception as error:  # such as an embedder that knows the window: no fault of the others
+        # such as an embedder that knows the window: no fault of the others
+        except Exception as error:
             failed[partials[variant.out]] = error
             remove(partials[variant.out])
     able = [v for v in variants if partials[v.out] in ledgers]

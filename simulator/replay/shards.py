@@ -18,7 +18,9 @@ from ...keys import content_key
 
 
 def partial_folder(out: Path, description: Mapping[str, Any], code: str, chunk: int) -> Path:
-    """Where the shards of a Run wait for each other; those of another Run that was begun in its place go."""
+    """Where the shards of a Run wait for each other; those of another Run that was begun in its
+    place go.
+    """
     what = {name: value for name, value in description.items() if name not in ("command", "commit")}
     key = content_key(code, sorted(what.items()), chunk)
     out = Path(os.path.realpath(out))
@@ -48,7 +50,9 @@ def what_stays(error: Exception, partial: Path, shards: int) -> Exception:
 
 
 def drop_torn(partial: Path) -> None:
-    """Remove the shards that are not as they were written, such as after a crash of the machine: they are made again."""
+    """Remove the shards that are not as they were written, such as after a crash of the machine:
+    they are made again.
+    """
     sweep(partial)
     for name in sorted(os.listdir(partial)):
         if (wrong := fault(partial / name)) is not None:
@@ -62,11 +66,13 @@ def merge(shards: list[Path], out: Path) -> None:
     try:
         for shard in shards:
             try:
-                table = pq.ParquetFile(shard).read()  # without the datasets of read_table, which take longer than a shard
+                # without the datasets of read_table, which take longer than a shard
+                table = pq.ParquetFile(shard).read()
             except (pa.ArrowException, OSError) as error:
                 raise KarmafunnelError(f"{shard}: needed a piece of the replay, found: {error}; the same command makes it again") from error
             if writer is None:
-                # Dictionaries for what repeats, none for scores; no statistics, which nobody asks of ids and ranks that lie in no order.
+                # Dictionaries for what repeats, none for scores; no statistics, which nobody asks
+                # of ids and ranks that lie in no order.
                 words = [column.name for column in table.schema if not pa.types.is_primitive(column.type)]
                 writer = pq.ParquetWriter(
                     out, table.schema, compression="zstd", compression_level=1, use_dictionary=words, write_statistics=False

@@ -39,7 +39,8 @@ class Ledgers:
         forced = logged(self.scene, requests)
         steps = self.fitted.run(requests, forced, exact=True)
         first = steps[0].forced
-        # What recall was handed is eligible in fact, such as an item of a list that was shown for the first time.
+        # What recall was handed is eligible in fact, such as an item of a list that was shown for
+        # the first time.
         eligible = (
             self.log.asof.is_eligible(first[REQUEST].to_numpy(), first[ITEM].to_numpy()) | first["wins"].is_not_null().to_numpy()
         )
@@ -60,8 +61,11 @@ class Ledgers:
                     "rows_in": pl.Int64,
                     "rows_out": pl.Int64,
                     "seconds": pl.Float64,
-                    "shared": pl.Boolean,  # run for another funnel that begins alike; the seconds are those of that one run
-                    "spent": pl.Float64,  # seconds that really passed here; `seconds`: as if the funnel ran alone
+                    # run for another funnel that begins alike; the seconds are those of that one
+                    # run
+                    "shared": pl.Boolean,
+                    # seconds that really passed here; `seconds`: as if the funnel ran alone
+                    "spent": pl.Float64,
                 },
                 orient="row",
             ),
@@ -89,7 +93,9 @@ class Ledgers:
         return pl.concat(parts)
 
     def _value(self, slate: pl.DataFrame) -> pl.Series:
-        """p_click * p_buy * price as of the request, by the last stage so far that tells both; null without one, or without a price."""
+        """p_click * p_buy * price as of the request, by the last stage so far that tells both; null
+        without one, or without a price.
+        """
         told = [c.removesuffix(".p_click") for c in slate.columns if c.endswith(".p_click")]
         told = [name for name in told if f"{name}.p_buy" in slate.columns]
         if not told:
@@ -191,7 +197,9 @@ class Ledgers:
 
 
 def popularity_band(counts: np.ndarray) -> np.ndarray:
-    """ "cold" (never a target), "head" (the most popular that hold half of all targets) or "tail", an item."""
+    """ "cold" (never a target), "head" (the most popular that hold half of all targets) or "tail",
+    an item.
+    """
     band = np.full(len(counts), "tail", dtype=object)
     order = np.argsort(-counts, kind="stable")
     running = np.cumsum(counts[order])

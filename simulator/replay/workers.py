@@ -1,7 +1,9 @@
-"""More than one process: the same function over numbered pieces of work, by local processes or on a Ray cluster.
+"""More than one process: the same function over numbered pieces of work, by local processes or on a
+Ray cluster.
 
-The function is pure and writes what it makes as whole folders, so that a piece whose worker was killed is simply run again and the
-number of workers changes no byte. Local processes are plain ones: Ray takes longer to start than many replays take.
+The function is pure and writes what it makes as whole folders, so that a piece whose worker was
+killed is simply run again and the number of workers changes no byte. Local processes are plain
+ones: Ray takes longer to start than many replays take.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Died(KarmafunnelError):
 
 @dataclass(frozen=True)
 class Workers:
-    """So many local processes; or, with `ray`, tasks on the cluster at that address ("local": one that is started for this)."""
+    """So many local processes; or, with `ray`, tasks on the cluster at that address ("local": one
+    that is started for this).
+    """
 
     n: int | None = None
     ray: str | None = None
@@ -50,7 +54,9 @@ class Workers:
             check_bound("workers", "workers", n=self.n)
 
     def check(self) -> None:
-        """Raises KarmafunnelError where Ray is not installed, or no cluster answers at the address within `WAIT` seconds."""
+        """Raises KarmafunnelError where Ray is not installed, or no cluster answers at the address
+        within `WAIT` seconds.
+        """
         if self.ray is None:
             return
         if find_spec("ray") is None:
@@ -62,11 +68,13 @@ class Workers:
 def spread(
     work: Work[Job, Answer], job: Job, numbers: Sequence[int], workers: Workers, gpus: int = 0
 ) -> Generator[tuple[int, Answer], None, None]:
-    """`work(job, number)` for every number, each as it is done; `work` is a function of a module, `job` small and picklable.
+    """`work(job, number)` for every number, each as it is done; `work` is a function of a module,
+    `job` small and picklable.
 
     Closed, or interrupted, it ends its workers; they end with this process, too, however that ends.
 
-    Raises what `work` raises, Died where workers die again and again, and KarmafunnelError where no cluster answers within `WAIT` seconds.
+    Raises what `work` raises, Died where workers die again and again, and KarmafunnelError where no
+    cluster answers within `WAIT` seconds.
     """
     if workers.ray is None:
         return in_processes(work, job, numbers, workers.n or 1)
@@ -75,7 +83,9 @@ def spread(
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Variables for the processes that are started inside: libraries read them when they are imported."""
+    """Variables for the processes that are started inside: libraries read them when they are
+    imported.
+    """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -90,7 +100,9 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Processes that are started inside never see Ctrl-C, which a terminal sends to all: it is their parent's to end them."""
+    """Processes that are started inside never see Ctrl-C, which a terminal sends to all: it is
+    their parent's to end them.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -116,7 +128,8 @@ def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: i
         others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(min(n, len(left)), multiprocessing.get_context("spawn"), live_with_parent)
         try:
-            with environment(**ONE_THREAD), undisturbed():  # all processes start with the first piece
+            # all processes start with the first piece
+            with environment(**ONE_THREAD), undisturbed():
                 futures = {pool.submit(work, job, number): number for number in left}
             for future in as_completed(futures):
                 answer = future.result()
@@ -130,7 +143,8 @@ def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: i
                     f"workers: needs processes that live, found {deaths} deaths without a piece done (out of memory?); left are {left[:10]}"
                 ) from error
         except BaseException as error:
-            if not isinstance(error, Exception):  # Ctrl-C, or nobody wants the rest: what a worker has begun is not waited for
+            # Ctrl-C, or nobody wants the rest: what a worker has begun is not waited for
+            if not isinstance(error, Exception):
                 for worker in set(multiprocessing.active_children()) - others:
                     worker.terminate()
             raise
@@ -147,13 +161,15 @@ def on_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(**where, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": ONE_THREAD})
-    except (Exception, SystemExit) as error:  # Ray leaves the process where a cluster does not answer
+    # Ray leaves the process where a cluster does not answer
+    except (Exception, SystemExit) as error:
         raise KarmafunnelError(f"ray: needs a cluster at {address!r}, found: {str(error).splitlines()[0]}") from error
     try:
         task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, max_retries=DEATHS)
         here = ray.put(job)
         cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        # the cluster itself runs no more than its processors hold: a second task at hand, and no worker waits for this process
+        # the cluster itself runs no more than its processors hold: a second task at hand, and no
+        # worker waits for this process
         most = 2 * cpus if n is None or n >= cpus else n
         left, running = list(numbers)[::-1], dict[Any, int]()
         while left or running:
@@ -175,7 +191,9 @@ def on_ray(
 
 
 def check_answers(address: str) -> None:
-    """Raises KarmafunnelError unless a Ray cluster answers there within `WAIT` seconds; Ray itself would wait for minutes."""
+    """Raises KarmafunnelError unless a Ray cluster answers there within `WAIT` seconds; Ray itself
+    would wait for minutes.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     complaint = f"ray: needs a cluster that answers at {address!r} within {WAIT:.0f} s, found"
     try:
@@ -187,7 +205,8 @@ def check_answers(address: str) -> None:
     if not address.startswith("ray://"):  # whatever listens there, is it Ray?
         ask = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "health-check", "--address", address]
         try:
-            answer = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=3 * WAIT)  # importing Ray takes its time, too
+            # importing Ray takes its time, too
+            answer = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=3 * WAIT)
         except subprocess.TimeoutExpired as error:
             raise KarmafunnelError(f"{complaint} something that is no Ray") from error
         if answer.returncode:

@@ -1,4 +1,5 @@
-"""Attention pictures: where each variant looks, first and last layer, all on one scale. Columns that glow are a "barcode".
+"""Attention pictures: where each variant looks, first and last layer, all on one scale. Columns
+that glow are a "barcode".
 
 Every table draws its own rows; cells of several tables side by side:
 
@@ -22,10 +23,12 @@ from .page import Plot, rich
 
 
 def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
-    """Heat maps (layers, L, L) by name of variant, queries downwards, keys to the right: of each the first and the last layer.
+    """Heat maps (layers, L, L) by name of variant, queries downwards, keys to the right: of each
+    the first and the last layer.
 
-    A cell is the share of its query's attention, on one colour scale for all (its square root, so that small shares show). Raises
-    KarmafunnelError for no map, and for one that is no stack of squares.
+    A cell is the share of its query's attention, on one colour scale for all (its square root, so
+    that small shares show). Raises KarmafunnelError for no map, and for one that is no stack of
+    squares.
     """
     if not maps:
         raise KarmafunnelError("attention_figure: needed at least one map, found none")
@@ -66,7 +69,9 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The page to write.")
 @click.option("--title", default="Attention", show_default=True)
 def main(cells: tuple[str, ...], out: Path, title: str) -> None:
-    """Draw the attention of finished cells of any tables; a CELL is a folder `cells/ROW-SEED` of a table's --out."""
+    """Draw the attention of finished cells of any tables; a CELL is a folder `cells/ROW-SEED` of a
+    table's --out.
+    """
     maps = {}
     for given in cells:
         label, _, folder = given.partition("=")

@@ -1,4 +1,6 @@
-"""An end-to-end change from no stage on to all of them, a step a stage: as a waterfall and as a table (`simulator/measure/attribution.py`)."""
+"""An end-to-end change from no stage on to all of them, a step a stage: as a waterfall and as a
+table (`simulator/measure/attribution.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ FIRST, LAST = "none on", "all on"
 
 
 def of_one_slice(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[str], list[str]]:
-    """Rows that have a value by measure and stage, their measures and stages; KarmafunnelError for none, and for several slices."""
+    """Rows that have a value by measure and stage, their measures and stages; KarmafunnelError for
+    none, and for several slices.
+    """
     known = [row for row in rows if row["value"] is not None]
     if not known:
         raise KarmafunnelError(f"attribution: needed rows with a value, found none among {len(rows)}")
@@ -29,7 +33,8 @@ def marks(row: Row) -> str:
 
 
 def attribution_table(rows: Sequence[Row]) -> str:
-    """Rows of `attribute` as a GitHub table: a line a stage between none on and all on, a column a measure, and what it all means.
+    """Rows of `attribute` as a GitHub table: a line a stage between none on and all on, a column a
+    measure, and what it all means.
 
     Raises KarmafunnelError where no row has a value, and for rows of several slices.
     """
@@ -53,10 +58,11 @@ def attribution_table(rows: Sequence[Row]) -> str:
 
 
 def attribution_figure(rows: Sequence[Row]) -> Plot:
-    """Rows of `attribute` as one pane a measure: where the funnel starts, what each stage adds with its interval, where it ends.
+    """Rows of `attribute` as one pane a measure: where the funnel starts, what each stage adds with
+    its interval, where it ends.
 
-    Start and end are points, not bars: the scale need not hold 0, so that small steps can be seen. Raises KarmafunnelError where no
-    row has a value, and for rows of several slices.
+    Start and end are points, not bars: the scale need not hold 0, so that small steps can be seen.
+    Raises KarmafunnelError where no row has a value, and for rows of several slices.
     """
     found, measures, stages = of_one_slice(rows)
     names, colours = [FIRST, *stages, LAST], plots.colour_of(stages)

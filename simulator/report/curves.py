@@ -1,4 +1,6 @@
-"""Curves: a figure of every row over something that was turned, such as the World's `--semantic` or the size of the training set."""
+"""Curves: a figure of every row over something that was turned, such as the World's `--semantic` or
+the size of the training set.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,13 @@ def curve_figure(
     points: Sequence[Point], x: str, y: str = "value", by: str = "row", *, x_title: str = "", y_title: str = "",
     log_x: bool = False, reference: float | None = None,
 ) -> Plot:  # fmt: skip
-    """One line a value of `by`, with the points' `low` and `high` as a band where all of a line's points have them.
+    """One line a value of `by`, with the points' `low` and `high` as a band where all of a line's
+    points have them.
 
-    A point is a mapping with `x`, `y` and `by`, as rows of `table.json` are once the knob is added; a point whose y is None is
-    left out. `reference` draws a level line, as 0 for a gain. Raises KarmafunnelError for no point, a point that lacks a field,
-    and two points of one line at one place.
+    A point is a mapping with `x`, `y` and `by`, as rows of `table.json` are once the knob is added;
+    a point whose y is None is left out. `reference` draws a level line, as 0 for a gain. Raises
+    KarmafunnelError for no point, a point that lacks a field, and two points of one line at one
+    place.
     """
     known = [p for p in points if p.get(y) is not None]
     if not known:
@@ -66,7 +70,8 @@ def curve_figure(
 
 
 def write_curve(plot: Plot, path: Path | str, title: str = "") -> list[Path]:
-    """Write a figure as one HTML file that needs no network and, where kaleido and a Chromium are there, as PNG beside it.
+    """Write a figure as one HTML file that needs no network and, where kaleido and a Chromium are
+    there, as PNG beside it.
 
     Returns what was written; `path` is that of the HTML file.
     """

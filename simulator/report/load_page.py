@@ -1,6 +1,8 @@
-"""The page of a simulation: how long, how full, what was shown and what that is worth, as plotly figures in one HTML file.
+"""The page of a simulation: how long, how full, what was shown and what that is worth, as plotly
+figures in one HTML file.
 
-Figures are plain dicts made from the frames of `Simulation` and `Worth`; quantiles of latencies are read off, nothing else is computed.
+Figures are plain dicts made from the frames of `Simulation` and `Worth`; quantiles of latencies are
+read off, nothing else is computed.
 """
 
 from __future__ import annotations
@@ -60,13 +62,15 @@ def keys(simulation: Simulation) -> dict[str, str]:
     return colour_of(online(simulation)) | {WHOLE: plots.ALL}
 
 
-# -- latency, queues, servers -------------------------------------------------------------------------------------------
+# -- latency, queues, servers ----------------------------------------------------------------------
 
 
 def latency_cdf(simulation: Simulation) -> Plot:
-    """Share of requests that were through within so many ms (log), for each stage and end to end; the deadline as a dotted line.
+    """Share of requests that were through within so many ms (log), for each stage and end to end;
+    the deadline as a dotted line.
 
-    A stage's time is from coming to it to leaving it; end to end is told of requests that were shown something. Without the warm-up.
+    A stage's time is from coming to it to leaving it; end to end is told of requests that were
+    shown something. Without the warm-up.
     """
     steady, data, ends = simulation.steady, [], []
     shown = steady.filter(pl.col("outcome") == "served")["latency_ms"]
@@ -117,7 +121,9 @@ def waiting_over_time(simulation: Simulation) -> Plot:
 
 
 def busy_servers(simulation: Simulation) -> Plot:
-    """How busy the servers of each stage were; a tick where full batches alone would have kept them."""
+    """How busy the servers of each stage were; a tick where full batches alone would have kept
+    them.
+    """
     lines = simulation.stages.filter(pl.col("utilisation").is_not_null())
     names, used = lines["stage"].to_list(), lines["utilisation"].to_list()
     offered = [simulation.services[name].utilisation(simulation.rate) for name in names]
@@ -141,13 +147,15 @@ def busy_servers(simulation: Simulation) -> Plot:
     return {"data": data, "layout": layout}
 
 
-# -- quality and money --------------------------------------------------------------------------------------------------
+# -- quality and money -----------------------------------------------------------------------------
 
 
 def load_curves(curve: pl.DataFrame, measures: Sequence[str], currency: str, load: float | None = None) -> Plot:
-    """Over offered load, one line a policy: each measure with its interval, money, goodput, p99 and the share shown nothing.
+    """Over offered load, one line a policy: each measure with its interval, money, goodput, p99 and
+    the share shown nothing.
 
-    `curve`: as `credit.load_curve` makes it; `load`: the rate asked for, as a dotted line. Raises KarmafunnelError for missing columns.
+    `curve`: as `credit.load_curve` makes it; `load`: the rate asked for, as a dotted line. Raises
+    KarmafunnelError for missing columns.
     """
     titles = {name: name for name in measures}
     if "money an hour" in curve.columns:
@@ -195,8 +203,9 @@ def load_curves(curve: pl.DataFrame, measures: Sequence[str], currency: str, loa
 
 
 def money_lost(outages: pl.DataFrame, currency: str) -> Plot:
-    """Money that an outage of each stage loses, with its interval. `outages`: as `credit.outages` makes them; stages without a Run of
-    their path are left out."""
+    """Money that an outage of each stage loses, with its interval. `outages`: as `credit.outages`
+    makes them; stages without a Run of their path are left out.
+    """
     known = outages.filter(pl.col("lost").is_not_null())
     colours = colour_of(outages["stage"].to_list())
     # a stage's path says what is shown instead
@@ -223,11 +232,13 @@ def money_lost(outages: pl.DataFrame, currency: str) -> Plot:
     return {"data": data, "layout": layout}
 
 
-# -- single requests ----------------------------------------------------------------------------------------------------
+# -- single requests -------------------------------------------------------------------------------
 
 
 def segments(events: pl.DataFrame) -> list[tuple[str, str, float, float, str]]:
-    """What one request did, from its events in order: (stage, "waits" or "service", from ms, to ms, what ended it)."""
+    """What one request did, from its events in order: (stage, "waits" or "service", from ms, to ms,
+    what ended it).
+    """
     found: list[tuple[str, str, float, float, str]] = []
     doing: dict[str, str] = {}
     since: dict[str, float] = {}
@@ -242,7 +253,9 @@ def segments(events: pl.DataFrame) -> list[tuple[str, str, float, float, str]]:
 
 
 def typical(simulation: Simulation) -> dict[str, int]:
-    """Requests to look at: that of the median latency, of p99, and the slowest; of those that were shown something, where any were."""
+    """Requests to look at: that of the median latency, of p99, and the slowest; of those that were
+    shown something, where any were.
+    """
     steady = simulation.steady
     shown = steady.filter(pl.col("outcome") == "served")
     order = (shown if shown.height else steady).sort("latency_ms", "request")["request"].to_list()
@@ -251,7 +264,8 @@ def typical(simulation: Simulation) -> dict[str, int]:
 
 
 def timelines(simulation: Simulation, requests: Sequence[tuple[str, int]]) -> Plot:
-    """Each named request as a Gantt chart: for each stage the time in its queue (faint) and in service, ms since the request came.
+    """Each named request as a Gantt chart: for each stage the time in its queue (faint) and in
+    service, ms since the request came.
 
     Raises KarmafunnelError where events were not kept, and for a request that is not there.
     """
@@ -287,13 +301,14 @@ def timelines(simulation: Simulation, requests: Sequence[tuple[str, int]]) -> Pl
     return {"data": data, "layout": layout}
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def load_page(
     simulation: Simulation, path: Path | str, *, worth: Worth | None = None, plan: Plan | None = None, command: str = ""
 ) -> Path:
-    """Write one self-contained HTML file about a simulation and, with `worth`, about what it showed; returns its path.
+    """Write one self-contained HTML file about a simulation and, with `worth`, about what it
+    showed; returns its path.
 
     `plan`: the plan whose deployment this is; `command`: the exact command, for the record.
     """

@@ -1,4 +1,6 @@
-"""The page of a log or a catalogue: what `simulator/measure/describe.py` counts, as cards, figures and tables in one HTML file."""
+"""The page of a log or a catalogue: what `simulator/measure/describe.py` counts, as cards, figures
+and tables in one HTML file.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ def cards(stats: Stats) -> Cards:
     return Cards(shown)
 
 
-# -- figures ------------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
     """Figures of what the log has; what it lacks has none."""
@@ -83,7 +85,9 @@ def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
 
 
 def figure(title: str, x: str, y: str, *traces: Plot, **more: Any) -> Plot:
-    """A figure in the one look of this page; `more` of its layout, such as `xaxis={"type": "log"}`, comes on top."""
+    """A figure in the one look of this page; `more` of its layout, such as `xaxis={"type": "log"}`,
+    comes on top.
+    """
     layout: Plot = {
         "title": {"text": rich("<b>{}</b>", title), "x": 0, "xref": "paper", "font": {"size": 15}},
         "height": 300, "bargap": 0.04, "margin": {"l": 60, "r": 16, "t": 46, "b": 48}, "hovermode": "closest",
@@ -105,7 +109,9 @@ def scatter(**what: Any) -> Plot:
 
 
 def histogram(title: str, x: str, y: str, values: pl.Series) -> Plot | None:
-    """One bar a value where there are few whole ones, else bins of equal width, on a log axis where the values spread widely."""
+    """One bar a value where there are few whole ones, else bins of equal width, on a log axis where
+    the values spread widely.
+    """
     array = values.drop_nulls().to_numpy().astype(float)
     if len(array) == 0 or (low := array.min()) == array.max():
         return None
@@ -142,7 +148,9 @@ def bars(n: np.ndarray, edges: np.ndarray, whole: bool, middles: np.ndarray, wid
 
 
 def over_time(log: Log, served: np.ndarray) -> Plot:
-    """Requests along time, a colour a window; a log that knows only an order shows their number a window."""
+    """Requests along time, a colour a window; a log that knows only an order shows their number a
+    window.
+    """
     window = log.requests["window"].gather(served)
     ts = log.requests["ts"].gather(served)
     if log.meta["time"] == "order":
@@ -198,7 +206,8 @@ def position_plot(rows: list[Stats] | None) -> Plot | None:
 
 
 def popularity_plot(counts: np.ndarray, found: Stats | None) -> Plot | None:
-    """Targets an item by rank, both on a log scale, at most 200 points; the fitted slope beside it."""
+    """Targets an item by rank, both on a log scale, at most 200 points; the fitted slope beside it.
+    """
     if found is None:
         return None
     falling = np.sort(counts[counts > 0])[::-1]

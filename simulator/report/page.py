@@ -1,7 +1,9 @@
-"""The one builder of HTML pages: blocks of plain values go in, one file that fetches nothing and runs no text comes out.
+"""The one builder of HTML pages: blocks of plain values go in, one file that fetches nothing and
+runs no text comes out.
 
-Every text is escaped where it is put: by the templates in HTML, by `drawn` in figures, whose texts plotly reads as an HTML of its
-own. Markup around a text is made by `rich` alone. A Content-Security-Policy in every page lets only its own scripts run.
+Every text is escaped where it is put: by the templates in HTML, by `drawn` in figures, whose texts
+plotly reads as an HTML of its own. Markup around a text is made by `rich` alone. A
+Content-Security-Policy in every page lets only its own scripts run.
 """
 
 from __future__ import annotations
@@ -28,21 +30,26 @@ from ...files import PAGE, claim, write_text
 Plot = dict[str, Any]
 Words = str | Markup  # text, which is escaped, or what `rich` made of it
 TEMPLATES = Path(__file__).with_name("templates")
-DIGITS = 10  # significant ones of a number in a figure: the last bits of a sum depend on the order in which threads added
+# significant ones of a number in a figure: the last bits of a sum depend on the order in which
+# threads added
+DIGITS = 10
 
 
-# -- text and data ------------------------------------------------------------------------------------------------------
+# -- text and data ---------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Markup:
-    """A text as HTML and plotly both print it: no tag, no entity, no `%{...}` of a hover template. What `rich` made stays."""
+    """A text as HTML and plotly both print it: no tag, no entity, no `%{...}` of a hover template.
+    What `rich` made stays.
+    """
     if isinstance(value, Markup):
         return value
     return Markup(escape(str(value)).replace("%{", "%&#123;"))
 
 
 def rich(template: LiteralString, *values: Any) -> Markup:
-    """Markup of our own around values: each `{}` of the template is the next value, escaped. For HTML and for figures.
+    """Markup of our own around values: each `{}` of the template is the next value, escaped. For
+    HTML and for figures.
 
     Raises ValueError where the template has more or fewer places than there are values.
     """
@@ -54,7 +61,9 @@ def rich(template: LiteralString, *values: Any) -> Markup:
 
 
 def as_json(value: Any, text: Callable[[str], str] = str) -> Any:
-    """A value of lists, mappings, arrays, dates and numbers as JSON can say it: `text` of every string, what is not finite is None."""
+    """A value of lists, mappings, arrays, dates and numbers as JSON can say it: `text` of every
+    string, what is not finite is None.
+    """
     if isinstance(value, str):
         return text(value)
     if isinstance(value, Mapping):
@@ -69,7 +78,8 @@ def as_json(value: Any, text: Callable[[str], str] = str) -> Any:
 
 
 def embed(value: Any) -> Markup:
-    """JSON that can stand inside a <script>: no character of it can end the element or the string."""
+    """JSON that can stand inside a <script>: no character of it can end the element or the string.
+    """
     text = json.dumps(as_json(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -77,8 +87,8 @@ def embed(value: Any) -> Markup:
 
 
 def drawn(plot: Plot) -> Plot:
-    """A figure whose texts plotly prints as they stand; what `rich` made stays markup. Raises TypeError for a template that it did not
-    make: `%{...}` would be printed.
+    """A figure whose texts plotly prints as they stand; what `rich` made stays markup. Raises
+    TypeError for a template that it did not make: `%{...}` would be printed.
     """
     for trace in plot["data"]:
         if not isinstance(template := trace.get("hovertemplate", Markup()), Markup):
@@ -86,11 +96,13 @@ def drawn(plot: Plot) -> Plot:
     return dict(as_json(plot, plain))
 
 
-# -- blocks -------------------------------------------------------------------------------------------------------------
+# -- blocks ----------------------------------------------------------------------------------------
 
 
 class Block:
-    """A piece of a page: plain values that one macro of `blocks.html.j2`, of the same name, turns into HTML."""
+    """A piece of a page: plain values that one macro of `blocks.html.j2`, of the same name, turns
+    into HTML.
+    """
 
     @property
     def kind(self) -> str:
@@ -158,7 +170,8 @@ class Bar(Block):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """A table of cells (texts, `Value` or `Bar`); the first `text_columns` are text, the rest numbers.
+    """A table of cells (texts, `Value` or `Bar`); the first `text_columns` are text, the rest
+    numbers.
 
     `stacked`: on a narrow screen each line is a card. `prose`: cells are sentences.
     """
@@ -247,7 +260,9 @@ class Requests(Block):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; `name` is its anchor, `title` its heading, `short` its word in the navigation."""
+    """A part of the page; `name` is its anchor, `title` its heading, `short` its word in the
+    navigation.
+    """
 
     name: str
     short: str
@@ -266,7 +281,7 @@ class Page:
     heading: str = ""  # where it is not the title
 
 
-# -- the file -----------------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
 @cache
@@ -290,7 +305,9 @@ def scripts() -> tuple[Markup, ...]:
 
 @cache
 def policy() -> str:
-    """The Content-Security-Policy of every page: its scripts by their hashes, its own style, nothing from anywhere."""
+    """The Content-Security-Policy of every page: its scripts by their hashes, its own style,
+    nothing from anywhere.
+    """
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts()]
     rules = {
         "default-src": "'none'",

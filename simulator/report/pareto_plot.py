@@ -1,4 +1,6 @@
-"""Two measures of many variants against each other: a point each with its intervals, those that nothing beats in both joined."""
+"""Two measures of many variants against each other: a point each with its intervals, those that
+nothing beats in both joined.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,15 @@ from . import plots
 from .page import Plot, rich
 from .table import Row, between, number
 
-Point = Mapping[str, Any]  # `row`, the variant's name, and under each measure its row: value, and low and high where it has them
+# `row`, the variant's name, and under each measure its row: value, and low and high where it has
+# them
+Point = Mapping[str, Any]
 
 
 def non_dominated(points: Sequence[Point], x: str, y: str, lower: Sequence[str] = ()) -> list[Point]:
-    """Points that no other is at least as good as in both and better in one, by x; more is better but for what `lower` names."""
+    """Points that no other is at least as good as in both and better in one, by x; more is better
+    but for what `lower` names.
+    """
 
     def worth(point: Point) -> tuple[float, float]:
         return tuple(-point[m]["value"] if m in lower else point[m]["value"] for m in (x, y))
@@ -36,10 +42,12 @@ def pareto_figure(
     lower: Sequence[str] = (),
     log_x: bool = False,
 ) -> Plot:
-    """A point a variant, its name beside it and its intervals as bars; the non-dominated ones in colour, joined.
+    """A point a variant, its name beside it and its intervals as bars; the non-dominated ones in
+    colour, joined.
 
-    `x` and `y` name measures of the points; a point that lacks a value in one is left out. `lower` names those of which less is
-    better, such as time. Raises KarmafunnelError for no point that has both values, and for two points of one name.
+    `x` and `y` name measures of the points; a point that lacks a value in one is left out. `lower`
+    names those of which less is better, such as time. Raises KarmafunnelError for no point that has
+    both values, and for two points of one name.
     """
     known = [p for p in points if all((p.get(m) or {}).get("value") is not None for m in (x, y))]
     if not known:
@@ -57,7 +65,8 @@ def pareto_figure(
     beaten = [p for p in known if not any(p is f for f in front)]
     beaten.sort(key=lambda p: (p[x]["value"], p[y]["value"]))
     for mine, colour, side in ((beaten, plots.QUIET, "left"), (front, plots.COLOURS[0], "right")):
-        where = [f"{('top', 'bottom')[i % 2]} {side}" for i in range(len(mine))]  # neighbours' names on two sides
+        # neighbours' names on two sides
+        where = [f"{('top', 'bottom')[i % 2]} {side}" for i in range(len(mine))]
         texts = [
             rich("<b>{}</b><br>{}<br>{}", p["row"], *(f"{m} {number(p[m]['value'])} {between(of(p[m]))}" for m in (x, y)))
             for p in mine

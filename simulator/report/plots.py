@@ -1,6 +1,7 @@
 """Figures of the report, as plain plotly dicts (data, layout) made from measure rows.
 
-A stage has one colour everywhere; those of text and grid are set where a figure is drawn. Nothing is computed here but positions.
+A stage has one colour everywhere; those of text and grid are set where a figure is drawn. Nothing
+is computed here but positions.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def on(i: int) -> Plot:
 
 
 def panes(n: int, per_row: int, height: int, gap: float, row_gap: int = 0) -> tuple[list[tuple[list[float], list[float]]], int]:
-    """Domains (x, y) of n panes of `height` pixels, row by row from the top, and the height of all of them; `gap` is a share."""
+    """Domains (x, y) of n panes of `height` pixels, row by row from the top, and the height of all
+    of them; `gap` is a share.
+    """
     per_row = min(per_row, n)
     rows = -(-n // per_row)
     total = rows * height + (rows - 1) * row_gap
@@ -82,7 +85,7 @@ def amount(money: float, currency: str | None) -> str:
     return f"{money:,.0f} {currency or ''}".strip()
 
 
-# -- where truth goes ---------------------------------------------------------------------------------------------------
+# -- where truth goes ------------------------------------------------------------------------------
 
 
 def reason_name(reason: str, stages: Sequence[str]) -> str:
@@ -107,7 +110,9 @@ def reasons(losses: Sequence[Row], stages: Sequence[str]) -> list[str]:
 
 
 def waterfall(cascade: Cascade, stages: Sequence[str], label: str, currency: str | None) -> Plot:
-    """Truth items, and their money where it is known, falling stage by stage from all of them to what is kept."""
+    """Truth items, and their money where it is known, falling stage by stage from all of them to
+    what is kept.
+    """
     rows = {row["reason"]: row for row in cascade.losses if row["slice"] == "all"}
     order = reasons(cascade.losses, stages)
     colours = reason_colours(stages)
@@ -183,11 +188,13 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
     return {"data": data, "layout": layout}
 
 
-# -- measures -----------------------------------------------------------------------------------------------------------
+# -- measures --------------------------------------------------------------------------------------
 
 
 def curves(panels: Sequence[tuple[str, Sequence[Row]]], stages: Sequence[str], per_row: int = 2) -> Plot:
-    """A measure over k (log scale), one line a stage with its interval as a band, ceiling and random beside; one pane a panel."""
+    """A measure over k (log scale), one line a stage with its interval as a band, ceiling and
+    random beside; one pane a panel.
+    """
     domains, height = panes(len(panels), per_row, 250, gap=0.08, row_gap=80)
     colours = colour_of(stages)
     data: list[Plot] = []
@@ -229,7 +236,9 @@ def cut(row: Row) -> int:
 
 
 def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: str, lines_by: str, zero: bool = False) -> Plot:
-    """Values with intervals: one line a value of `lines_by`, one colour a value of `by`; `zero`: one scale from 0."""
+    """Values with intervals: one line a value of `lines_by`, one colour a value of `by`; `zero`:
+    one scale from 0.
+    """
     colours, one = colour_of(names), len(names) == 1
     lines_of = [
         [v for v in in_order(rows, lines_by) if any(r["value"] is not None for r in rows if r[lines_by] == v)]
@@ -270,9 +279,11 @@ def dots(panels: Sequence[tuple[str, Sequence[Row]]], names: Sequence[str], by: 
 
 
 def forest(differences: Mapping[str, Mapping[str, Row]], per_row: int = 3) -> Plot:
-    """Differences of rows (name -> column -> comparison row) with their intervals, a pane a column, no difference as an upright line.
+    """Differences of rows (name -> column -> comparison row) with their intervals, a pane a column,
+    no difference as an upright line.
 
-    In colour what counts as better, faint what cannot be told apart; where the whole table is to hold at once, a diamond.
+    In colour what counts as better, faint what cannot be told apart; where the whole table is to
+    hold at once, a diamond.
     """
     found = {name: {c: d for c, d in row.items() if d.get("difference") is not None} for name, row in differences.items()}
     names = [name for name, row in found.items() if row]
@@ -322,7 +333,9 @@ def line_name(line: str, rows: Sequence[Row]) -> Words:
 
 
 def calibration(panels: Sequence[tuple[str, Sequence[Row]]], per_row: int = 3) -> Plot:
-    """Frequency against mean probability, one point a bin (`probability`, `frequency`, `rows`); one pane a panel."""
+    """Frequency against mean probability, one point a bin (`probability`, `frequency`, `rows`); one
+    pane a panel.
+    """
     domains, height = panes(len(panels), per_row, 250, gap=0.1, row_gap=90)
     data: list[Plot] = []
     layout = blank(height, left=60, bottom=50)
@@ -350,13 +363,14 @@ def calibration(panels: Sequence[tuple[str, Sequence[Row]]], per_row: int = 3) -
     return {"data": data, "layout": layout}
 
 
-# -- pictures -----------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------
 
 
 def write_picture(plot: Plot, path: Path, width: int = 1000) -> Path:
     """Write a figure as PNG, SVG or PDF (by the suffix), on white.
 
-    Raises KarmafunnelError where kaleido (`pip install karmafunnel[images]`) or the Chromium it drives is missing.
+    Raises KarmafunnelError where kaleido (`pip install karmafunnel[images]`) or the Chromium it
+    drives is missing.
     """
     import plotly.graph_objects as go
 

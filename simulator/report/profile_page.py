@@ -1,4 +1,6 @@
-"""The fit of a profile as a table and as a page: what was measured against the service times that a simulation will draw."""
+"""The fit of a profile as a table and as a page: what was measured against the service times that a
+simulation will draw.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,9 @@ def print_fits(profile: Profile, console: Console) -> None:
 
 
 def fit_figure(profile: Profile) -> Plot:
-    """Two panes a stage: ms over requests at once, points measured (bars to p5 and p95) and lines fitted, one colour a cutoff of the
-    stage before; and the ratio of time to mean, measured (steps) and fitted.
+    """Two panes a stage: ms over requests at once, points measured (bars to p5 and p95) and lines
+    fitted, one colour a cutoff of the stage before; and the ratio of time to mean, measured (steps)
+    and fitted.
     """
     stages = [stage.name for stage in profile.services.stages]
     domains, height = plots.panes(2 * len(stages), 2, 230, gap=0.09, row_gap=84)

@@ -1,6 +1,8 @@
-"""A few requests of a Run to look at one by one: the query, the history, where truth was lost and what came through instead.
+"""A few requests of a Run to look at one by one: the query, the history, where truth was lost and
+what came through instead.
 
-Requests are drawn by a seeded generator within each outcome (kept, lost at recall, ...), never picked for how they look.
+Requests are drawn by a seeded generator within each outcome (kept, lost at recall, ...), never
+picked for how they look.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ HISTORY = 12  # events of the user that are shown
 
 
 def open_log(run: Run) -> tuple[Log | None, str]:
-    """The log that the Run was made from, or None and the reason: not there, not readable, or changed since."""
+    """The log that the Run was made from, or None and the reason: not there, not readable, or
+    changed since.
+    """
     path = run.meta["log"].get("path")
     if not path:
         return None, "the Run names no log folder"
@@ -34,7 +38,9 @@ def open_log(run: Run) -> tuple[Log | None, str]:
 
 
 def draw(run: Run, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """(request_id, outcome) of about n requests, as many of each outcome as there are: how far the request's truth came."""
+    """(request_id, outcome) of about n requests, as many of each outcome as there are: how far the
+    request's truth came.
+    """
     order = ["not eligible", "index", *run.stages, "kept"]
     far = pl.col("lost").fill_null("kept").replace_strict(order, list(range(len(order))), return_dtype=pl.Int32)
     frame = run.read("ledger", "request_id", far.alias("far")).group_by("request_id").agg(pl.col("far").max()).sort("request_id")
@@ -50,7 +56,9 @@ def draw(run: Run, n: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str, Any]:
-    """Everything that the page for one request shows, as JSON-ready values; requests are drawn from the first Run."""
+    """Everything that the page for one request shows, as JSON-ready values; requests are drawn from
+    the first Run.
+    """
     drawn = draw(runs[0], n)
     ids = [request for request, _ in drawn]
     log, missing = open_log(runs[0])
@@ -87,7 +95,9 @@ def _number(value: float | None) -> float | None:
 
 
 def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Of each request: its truth items' fate, and the best candidates of every stage with their rank in all of them."""
+    """Of each request: its truth items' fate, and the best candidates of every stage with their
+    rank in all of them.
+    """
     mine = pl.col("request_id").is_in(list(ids))
     found: dict[str, dict[str, Any]] = {}
     for row in run.lazy["requests"].filter(mine).collect().iter_rows(named=True):
@@ -137,7 +147,9 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _of_log(log: Log, ids: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """What the log says of the requests, and what their users did before them; read from these users' part of the log."""
+    """What the log says of the requests, and what their users did before them; read from these
+    users' part of the log.
+    """
     users = log.lazy["requests"].filter(pl.col("request_id").is_in(list(ids))).select("user_id").collect()["user_id"]
     requests = log.lazy["requests"].filter(pl.col("user_id").is_in(users.unique().to_list())).collect()
     events = pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False)

@@ -1,4 +1,5 @@
-"""One self-contained HTML file about one or more Runs: where truth is lost, how well each stage ranks, one request at a time.
+"""One self-contained HTML file about one or more Runs: where truth is lost, how well each stage
+ranks, one request at a time.
 
 Every figure comes from `measures`; nothing is fetched from anywhere when the file is opened.
 """
@@ -51,7 +52,9 @@ KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One column of the report: the Runs of one recipe, one a seed. What is read off a single replay is read off the first."""
+    """One column of the report: the Runs of one recipe, one a seed. What is read off a single
+    replay is read off the first.
+    """
 
     name: str
     runs: list[Run]
@@ -83,8 +86,9 @@ class Entry:
 def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int = 24) -> Path:
     """Write the report of one or more Run folders to `out`; returns its path.
 
-    A sequence of folders inside `runs` is one column: the seeds of one recipe. `requests` is how many single requests can be
-    looked at. Raises KarmafunnelError for a folder that is no Run, and for no folder at all; nothing is written then.
+    A sequence of folders inside `runs` is one column: the seeds of one recipe. `requests` is how
+    many single requests can be looked at. Raises KarmafunnelError for a folder that is no Run, and
+    for no folder at all; nothing is written then.
     """
     entries = open_entries(runs)
     sections = [
@@ -107,7 +111,9 @@ def waterfall_png(run: Folder, path: Folder) -> Path:
 
 
 def open_entries(runs: Sequence[Folder | Sequence[Folder]]) -> list[Entry]:
-    """Open all folders and name each column: the folder's name, with as many parents as it takes to tell them apart."""
+    """Open all folders and name each column: the folder's name, with as many parents as it takes to
+    tell them apart.
+    """
     if not runs:
         raise KarmafunnelError("report: needs at least one Run folder, found none")
     groups = [[run] if isinstance(run, (str, Path)) else list(run) for run in runs]
@@ -122,7 +128,7 @@ def open_entries(runs: Sequence[Folder | Sequence[Folder]]) -> list[Entry]:
     return [Entry(name, group) for name, group in zip(names, opened, strict=True)]
 
 
-# -- words and rows ------------------------------------------------------------------------------------------------------
+# -- words and rows --------------------------------------------------------------------------------
 
 
 def past(label: str) -> str:
@@ -152,7 +158,7 @@ def titled(entries: Sequence[Entry], entry: Entry, title: str) -> str:
     return f"{title}, {entry.name}" if len(entries) > 1 else title
 
 
-# -- sections -----------------------------------------------------------------------------------------------------------
+# -- sections --------------------------------------------------------------------------------------
 
 
 def summary(entries: Sequence[Entry]) -> Section:
@@ -171,7 +177,9 @@ def summary(entries: Sequence[Entry]) -> Section:
 
 
 def common(entries: Sequence[Entry]) -> tuple[int, int]:
-    """A small and a large cut that the last stage of every Run can answer: 10 or less, and what the shortest puts out."""
+    """A small and a large cut that the last stage of every Run can answer: 10 or less, and what the
+    shortest puts out.
+    """
     return min(e.k(10) for e in entries), min(e.k(10**9) for e in entries)
 
 
@@ -254,7 +262,8 @@ def missed_by(entry: Entry, loss: Row) -> str:
 
 
 def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Words]]:
-    """(what, figure, what it says); truth and money that the Run keeps are counted down to `most`."""
+    """(what, figure, what it says); truth and money that the Run keeps are counted down to `most`.
+    """
     last = entry.stages[-1]
     rows = entry.ask([f"HR@{k}", f"kept@{most}", f"GMV-HR@{most}"])
     kept = find(rows, measure=f"kept@{most}", stage=last)
@@ -368,7 +377,9 @@ def stage_table(entries: Sequence[Entry]) -> Section:
 
 
 def cuts(entry: Entry) -> list[int]:
-    """The ks of the curves: round numbers up to the widest stage, and every stage's own output size."""
+    """The ks of the curves: round numbers up to the widest stage, and every stage's own output
+    size.
+    """
     sizes = {entry.run.k(stage) for stage in entry.stages}
     return sorted({k for k in KS if k <= max(sizes)} | sizes)
 
@@ -604,7 +615,7 @@ def record(entries: Sequence[Entry]) -> Section:
     return Section("record", "Record", "The record", blocks)
 
 
-# -- what stands above them ---------------------------------------------------------------------------------------------
+# -- what stands above them ------------------------------------------------------------------------
 
 
 def header(entries: Sequence[Entry]) -> list[Block]:

@@ -1,7 +1,9 @@
-"""Tables of measure rows and of comparison rows (`simulator/measure/compare.py`): terminal, CSV, Markdown, LaTeX, HTML, JSON.
+"""Tables of measure rows and of comparison rows (`simulator/measure/compare.py`): terminal, CSV,
+Markdown, LaTeX, HTML, JSON.
 
-One pivot serves all formats: stages as lines and measures as columns (or, `across="label"`, Runs as columns). A cell is value and
-95% interval; n, undefined units, denominators, definitions and the reasons of every n/a stand below the table.
+One pivot serves all formats: stages as lines and measures as columns (or, `across="label"`, Runs as
+columns). A cell is value and 95% interval; n, undefined units, denominators, definitions and the
+reasons of every n/a stand below the table.
 """
 
 from __future__ import annotations
@@ -24,16 +26,19 @@ from ..measure.measures.measure import Measure
 from .page import Measures, fragment
 
 Row = dict[str, Any]
-# Lines of measure rows that are no stage: what comes before the stages, and what they are to be held against.
+# Lines of measure rows that are no stage: what comes before the stages, and what they are to be
+# held against.
 BEFORE, AFTER = ("eligible",), ("end to end", "ceiling", "logged order", "random", "base rate")
 INTERVALS = "Intervals: 95%, bootstrap over users."
 
 
-# -- words and numbers --------------------------------------------------------------------------------------------------
+# -- words and numbers -----------------------------------------------------------------------------
 
 
 def places(value: float | None) -> int:
-    """Decimals of a value and its interval: three, but two significant digits at least, so that 0.0004 is not 0.000."""
+    """Decimals of a value and its interval: three, but two significant digits at least, so that
+    0.0004 is not 0.000.
+    """
     size = abs(value or 0.0)
     return 3 if size >= 0.01 or size < 1e-9 else min(-math.floor(math.log10(size)) + 1, 9)
 
@@ -60,7 +65,8 @@ def unchanged(row: Row) -> bool:
 
 
 def text_of(row: Row | None, signed: bool = False, decimals: int | None = None) -> str:
-    """A value (or a difference) with its interval; ** stands after Holm's correction, * before it."""
+    """A value (or a difference) with its interval; ** stands after Holm's correction, * before it.
+    """
     if not row or row.get("difference" if signed else "value") is None:
         return "n/a"
     if signed and unchanged(row):
@@ -78,7 +84,9 @@ def define(measure: str) -> str:
 
 
 def counted(rows: Iterable[Row]) -> str:
-    """n and undefined of rows that were counted: "n 677 (123 undefined, 15.4%)", or the range of n where it differs."""
+    """n and undefined of rows that were counted: "n 677 (123 undefined, 15.4%)", or the range of n
+    where it differs.
+    """
     found = [row for row in rows if row["n"]]
     ns = sorted({row["n"] for row in found})
     if not ns:
@@ -92,12 +100,14 @@ def counted(rows: Iterable[Row]) -> str:
     return f"{text} ({many} undefined, {share})"
 
 
-# -- the pivot ----------------------------------------------------------------------------------------------------------
+# -- the pivot -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell says. `marks` number its footnotes; `n` is set where it stands nowhere else; `strong` is a figure itself."""
+    """What one cell says. `marks` number its footnotes; `n` is set where it stands nowhere else;
+    `strong` is a figure itself.
+    """
 
     text: str = ""
     interval: str = ""
@@ -109,12 +119,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table ready to be rendered: leading columns `heads`, then `columns`; lines are (head texts, cells)."""
+    """A table ready to be rendered: leading columns `heads`, then `columns`; lines are (head texts,
+    cells).
+    """
 
     heads: list[str]
     columns: list[str]
     lines: list[tuple[tuple[str, ...], list[Cell]]]
-    counts: list[str]  # what stands below each column: "n 677 (123 undefined, 15.4%)"; empty where it differs by cell
+    # what stands below each column: "n 677 (123 undefined, 15.4%)"; empty where it differs by cell
+    counts: list[str]
     notes: list[str] = field(default_factory=list)  # numbered from 1
     below: list[str] = field(default_factory=list)  # definitions and references
 
@@ -144,7 +157,8 @@ class Sheet:
 
 
 def sheet(rows: Sequence[Row], across: str = "measure") -> Sheet:
-    """The table of measure or comparison rows; `across` ("measure" or "label") is the field whose values are columns.
+    """The table of measure or comparison rows; `across` ("measure" or "label") is the field whose
+    values are columns.
 
     Raises KarmafunnelError for no rows, and for two rows that fall into one cell.
     """
@@ -154,7 +168,9 @@ def sheet(rows: Sequence[Row], across: str = "measure") -> Sheet:
 
 
 def in_order(rows: Sequence[Row], name: str) -> list[Any]:
-    """The distinct values of a field: stages as the funnel has them with references after, anything else as it comes."""
+    """The distinct values of a field: stages as the funnel has them with references after, anything
+    else as it comes.
+    """
     found = list(dict.fromkeys(row[name] for row in rows))
     if name != "stage":
         return found
@@ -176,7 +192,8 @@ def _pivot(rows: Sequence[Row], across: str) -> Sheet:
         line[row[across]] = row
     keys = sorted(found, key=lambda key: [orders[f][v] for f, v in zip(fields, key, strict=True)])
     columns = list(orders[across])
-    # n stands once where it is one: below a column of a measure, at the end of a line that several Runs share; else in the cells.
+    # n stands once where it is one: below a column of a measure, at the end of a line that several
+    # Runs share; else in the cells.
     by_line = across == "label"
     counts = ["" if by_line else _one_count([row for row in rows if row[across] == column]) for column in columns]
     notes: dict[str, int] = {}
@@ -200,7 +217,8 @@ def _one_count(rows: Sequence[Row]) -> str:
 def _cell(row: Row | None, with_n: bool, notes: dict[str, int]) -> Cell:
     if row is None:
         return Cell()
-    # What is said of a reference line (random: expected value) stands below once, not at every cell.
+    # What is said of a reference line (random: expected value) stands below once, not at every
+    # cell.
     marks = () if row["value"] is not None and row["stage"] in (*BEFORE, *AFTER) else _marks(row["note"], notes)
     if row["value"] is None:
         return Cell("n/a", marks=marks, row=row)
@@ -213,7 +231,9 @@ def _marks(note: str, notes: dict[str, int]) -> tuple[int, ...]:
 
 
 def _below(rows: Sequence[Row]) -> list[str]:
-    """Definition, unit, n, denominator of every measure; then what reference lines are, and what counts as truth."""
+    """Definition, unit, n, denominator of every measure; then what reference lines are, and what
+    counts as truth.
+    """
     lines = []
     for measure in in_order(rows, "measure"):
         mine = [row for row in rows if row["measure"] == measure]
@@ -238,13 +258,16 @@ def _below(rows: Sequence[Row]) -> list[str]:
 
 
 def _of_the_stage(row: Row) -> str:
-    """A denominator that names its stage or slice, so that it reads the same for every one of them."""
+    """A denominator that names its stage or slice, so that it reads the same for every one of them.
+    """
     text = re.sub(rf"\b{re.escape(row['stage'])} scored", "the stage scored", row["denominator"])
     return text.replace(f" [{row['slice']}]", " in the slice")
 
 
 def _comparison(rows: Sequence[Row]) -> Sheet:
-    """Lines are (measure, slice, stage); columns A, B, B - A, which is better, the smallest detectable effect, n."""
+    """Lines are (measure, slice, stage); columns A, B, B - A, which is better, the smallest
+    detectable effect, n.
+    """
     a, b = rows[0]["label_a"], rows[0]["label_b"]
     heads = ["measure", *(["slice"] if len({row["slice"] for row in rows}) > 1 else []), "stage"]
     notes: dict[str, int] = {}
@@ -273,7 +296,7 @@ def _comparison(rows: Sequence[Row]) -> Sheet:
     return Sheet(heads, [f"A: {a}", f"B: {b}", "B − A", "better", "detectable", "n"], lines, [""] * 6, list(notes), below)
 
 
-# -- formats ------------------------------------------------------------------------------------------------------------
+# -- formats ---------------------------------------------------------------------------------------
 
 
 def footnotes(table: Sheet) -> list[str]:
@@ -361,7 +384,8 @@ FIELDS = ("", " low", " high", " n", " undefined", " note")
 
 
 def to_csv(rows: Sequence[Row], across: str = "measure") -> str:
-    """The table with unrounded numbers: value, low, high, n, undefined and note of every cell in columns of their own.
+    """The table with unrounded numbers: value, low, high, n, undefined and note of every cell in
+    columns of their own.
 
     Comparison rows come as they are, one a line.
     """
@@ -452,9 +476,12 @@ def booktabs(
 
 
 def measures(rows: Sequence[Row], across: str = "measure", fold: bool = True) -> Measures:
-    """The table as a block of a page: numbered notes below it, and the definitions, open unless `fold`."""
+    """The table as a block of a page: numbered notes below it, and the definitions, open unless
+    `fold`.
+    """
     made = sheet(rows, across)
-    few = "difference" in rows[0] or (across == "label" and len(made.columns) <= 4)  # there is room for an interval beside its value
+    # there is room for an interval beside its value
+    few = "difference" in rows[0] or (across == "label" and len(made.columns) <= 4)
     return Measures(made, "measures by-line" if few else "measures", fold)
 
 

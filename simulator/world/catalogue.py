@@ -21,8 +21,9 @@ EXPRESS = 0.6  # share of items with the attribute that shoppers may filter by
 class Shelves:
     """A catalogue as the World sees it: everything by row number.
 
-    `values` are all "key=value" an item can be liked for, brands among them; `codes` (n_items, A) int32 are rows of
-    `values`, padded with len(values). A leaf is a kind of product; leaves belong to sections, sections to departments.
+    `values` are all "key=value" an item can be liked for, brands among them; `codes` (n_items, A)
+    int32 are rows of `values`, padded with len(values). A leaf is a kind of product; leaves belong
+    to sections, sections to departments.
     """
 
     items: pl.DataFrame  # columns of a Log's items
@@ -58,11 +59,13 @@ def pick(rng: np.random.Generator, logits: np.ndarray) -> np.ndarray:
     return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
 
 
-# -- an invented catalogue ------------------------------------------------------------------------------------------------
+# -- an invented catalogue -------------------------------------------------------------------------
 
 
 def invent(n_items: int, rng: np.random.Generator) -> Shelves:
-    """An invented catalogue: category tree, brands, attributes, titles, prices. Small shops have fewer departments."""
+    """An invented catalogue: category tree, brands, attributes, titles, prices. Small shops have
+    fewer departments.
+    """
     names = list(DEPARTMENTS)[: int(np.clip(1 + n_items // 400, 2, len(DEPARTMENTS)))]
     tree = [(d, s, leaf) for d in names for s in DEPARTMENTS[d].sections for leaf in DEPARTMENTS[d].sections[s].leaves]
     sections = list(dict.fromkeys((d, s) for d, s, _ in tree))
@@ -74,11 +77,13 @@ def invent(n_items: int, rng: np.random.Generator) -> Shelves:
     brand_level = rng.normal(0.0, 0.35, len(brands))  # log price level
     brand_style = rng.integers(len(AXES["style"]), size=len(brands))
     reach = -1.2 * np.log(1.0 + rng.permuted(np.tile(np.arange(len(brands)), (len(names), 1)), axis=1))
-    at_home = rng.random((len(names), len(brands))) < max(0.3, 12 / len(brands))  # a brand sells in some departments only
+    # a brand sells in some departments only
+    at_home = rng.random((len(names), len(brands))) < max(0.3, 12 / len(brands))
     at_home[:, 0] |= ~at_home.any(axis=1)
     brand = pick(rng, np.where(at_home, reach, -np.inf)[department[leaf]])
 
-    drawn = draw_axes(tree, leaf, brand_style[brand], rng)  # axis -> (n_items,) row in its words, -1 where it has none
+    # axis -> (n_items,) row in its words, -1 where it has none
+    drawn = draw_axes(tree, leaf, brand_style[brand], rng)
     values = [f"brand={b}" for b in brands] + [f"{axis}={v}" for axis, words in AXES.items() for v in words]
     value_words = [(b.lower(),) for b in brands] + [w for words in AXES.values() for w in words.values()]
     first = {axis: values.index(f"{axis}={next(iter(words))}") for axis, words in AXES.items()}
@@ -127,9 +132,11 @@ def invent_brands(n: int, rng: np.random.Generator) -> list[str]:
 def draw_axes(
     tree: list[tuple[str, str, str]], leaf: np.ndarray, style: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Attributes of every item: mostly its brand's style, colours that go with it, what makes sense in its section.
+    """Attributes of every item: mostly its brand's style, colours that go with it, what makes sense
+    in its section.
 
-    `style` (n_items,) is the brand's. Returns axis -> (n_items,) row in that axis' words, -1 where the item has none.
+    `style` (n_items,) is the brand's. Returns axis -> (n_items,) row in that axis' words, -1 where
+    the item has none.
     """
     n = len(leaf)
     drawn: dict[str, np.ndarray] = {}
@@ -156,13 +163,16 @@ def draw_axes(
     return drawn
 
 
-SILENT = {"colour": 0.35, "style": 0.5, "pattern": 0.4, "size": 0.6}  # share of titles that leave it out
+# share of titles that leave it out
+SILENT = {"colour": 0.35, "style": 0.5, "pattern": 0.4, "size": 0.6}
 
 
 def write_item(
     item: int, path: tuple[str, str, str], brand: str, drawn: dict[str, np.ndarray], rng: np.random.Generator
 ) -> tuple[str, str | None, list[str]]:
-    """Title, description (or None) and listed attributes of one item, as a seller in a hurry writes them."""
+    """Title, description (or None) and listed attributes of one item, as a seller in a hurry writes
+    them.
+    """
     value = {axis: list(words)[drawn[axis][item]] for axis, words in AXES.items() if drawn[axis][item] >= 0}
     dice = iter(rng.random(4 * len(AXES) + 6).tolist())
 
@@ -196,15 +206,16 @@ def write_item(
     return title[0].upper() + title[1:], description, listed
 
 
-# -- a real catalogue -----------------------------------------------------------------------------------------------------
+# -- a real catalogue ------------------------------------------------------------------------------
 
 
 def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelves:
-    """Shelves filled from a real catalogue: `n_items` of it at random, missing prices imputed (and said so in `notes`).
+    """Shelves filled from a real catalogue: `n_items` of it at random, missing prices imputed (and
+    said so in `notes`).
 
-    A leaf is the longest prefix of the category path that at least 8 of the items share; what a shopper can like are the
-    brands and attributes that at least 3 items, and at most a third of them, have. Raises KarmafunnelError when fewer
-    than 50 items have a title.
+    A leaf is the longest prefix of the category path that at least 8 of the items share; what a
+    shopper can like are the brands and attributes that at least 3 items, and at most a third of
+    them, have. Raises KarmafunnelError when fewer than 50 items have a title.
     """
     name = catalogue.meta.get("name")
     frame = catalogue.items.filter(pl.col("title").is_not_null())
@@ -247,12 +258,16 @@ def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelv
 
 
 def plain_words(text: str, most: int = 4) -> list[str]:
-    """The first words of a label or title as one would type them: "Cups, Mugs, & Saucers" -> ["cups", "mugs", "saucers"]."""
+    """The first words of a label or title as one would type them: "Cups, Mugs, & Saucers" ->
+    ["cups", "mugs", "saucers"].
+    """
     return [w for w in re.findall(r"[^\W_]+", text.lower()) if len(w) > 1 and w not in SMALL][:most]
 
 
 def impute_prices(price: np.ndarray, leaf: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, str]]:
-    """Prices with the unknown ones filled by the median of the item's category, else of the catalogue, else drawn."""
+    """Prices with the unknown ones filled by the median of the item's category, else of the
+    catalogue, else drawn.
+    """
     unknown = ~np.isfinite(price) | (price <= 0)
     if not unknown.any():
         return price, {}
@@ -268,7 +283,8 @@ def impute_prices(price: np.ndarray, leaf: np.ndarray, rng: np.random.Generator)
 
 
 def liked_values(frame: pl.DataFrame, most: int = 8) -> tuple[list[str], np.ndarray]:
-    """Values that some but not most items share: names, and those of each item, at most `most`, (n_items, most) int32.
+    """Values that some but not most items share: names, and those of each item, at most `most`,
+    (n_items, most) int32.
 
     Of too many, an item keeps its brand and its commonest ones.
     """

@@ -141,7 +141,9 @@ def truth_frames(
 
 
 def elsewhere(visits: list[Visit], diary: Diary, shoppers: Shoppers, shelves: Shelves) -> pl.DataFrame:
-    """Purchases out of the funnel, in time order, with the request whose intent they served: what all-scenario truth adds."""
+    """Purchases out of the funnel, in time order, with the request whose intent they served: what
+    all-scenario truth adds.
+    """
     rows = [(row, v.elsewhere) for row, v in enumerate(visits) if v.elsewhere is not None]
     request = np.array([row for row, _ in rows], dtype=np.int64)
     return pl.DataFrame({

@@ -1,4 +1,6 @@
-"""Small product pictures: shape by kind of product, fill by colour, overlay by pattern, backdrop by department."""
+"""Small product pictures: shape by kind of product, fill by colour, overlay by pattern, backdrop by
+department.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def colour_of(text: str) -> tuple[int, int, int]:
 
 
 def outline(kind: int) -> list[tuple[float, float]]:
-    """Corners, in pixels, of the shape of a kind of product: twelve shapes, squeezed in four ways."""
+    """Corners, in pixels, of the shape of a kind of product: twelve shapes, squeezed in four ways.
+    """
     percent = SHAPES[kind % len(SHAPES)]
     narrow, flat = [(1.0, 1.0), (0.75, 1.0), (1.0, 0.75), (0.6, 0.85)][kind // len(SHAPES) % 4]
     side = SIDE - 1
@@ -57,7 +60,8 @@ def outline(kind: int) -> list[tuple[float, float]]:
 def render(kind: int, department: int, colour: str, pattern: str) -> Image.Image:
     """A 32 x 32 RGB picture; the same arguments give the same pixels.
 
-    `kind` and `department` are row numbers, `colour` and `pattern` names of attribute values ("" where unknown).
+    `kind` and `department` are row numbers, `colour` and `pattern` names of attribute values (""
+    where unknown).
     """
     fill = colour_of(colour) if colour else (170, 170, 170)
     ink = tuple(int(0.45 * c) if sum(fill) > 330 else int(0.4 * c + 150) for c in fill)

@@ -1,11 +1,14 @@
-"""The logging run: shoppers come by, a search engine of its own quality serves them, and everything is written down.
+"""The logging run: shoppers come by, a search engine of its own quality serves them, and everything
+is written down.
 
 A shopper's utility of an item for an intent is
 
-    relevance to the intent + TASTE * (sqrt(semantic) * S + sqrt(1 - semantic) * I) - price sensitivity * dearness
+    relevance to the intent + TASTE * (sqrt(semantic) * S + sqrt(1 - semantic) * I)
+    - price sensitivity * dearness
 
-S, liking of the item's attributes, can be read from its text. I, the item's own appeal, the shopper's liking of the latent
-crowd it belongs to and the habit of buying it again, can not. No vector that any stage uses enters here.
+S, liking of the item's attributes, can be read from its text. I, the item's own appeal, the
+shopper's liking of the latent crowd it belongs to and the habit of buying it again, can not. No
+vector that any stage uses enters here.
 """
 
 from __future__ import annotations
@@ -25,13 +28,16 @@ POOL = 72  # items the engine would consider showing: its best, explored at rand
 IDEAL = 50
 CLICKS, PURCHASES = 1.8, 0.28  # aimed at, a request
 TASTE = 1.4
-SAME, SECTION, DEPARTMENT, ELSEWHERE = 0.0, -1.3, -2.6, -8.0  # nearness of an item's leaf to the intent's
+# nearness of an item's leaf to the intent's
+SAME, SECTION, DEPARTMENT, ELSEWHERE = 0.0, -1.3, -2.6, -8.0
 PROMOTION_DAYS = 3
 COLD = 0.12  # share of items that arrive late
 
 
 class Appeal(NamedTuple):
-    """Of each candidate: utility, the part of it that is taste, and price sensitivity * (log price above the leaf's median)."""
+    """Of each candidate: utility, the part of it that is taste, and price sensitivity * (log price
+    above the leaf's median).
+    """
 
     utility: np.ndarray
     taste: np.ndarray
@@ -40,7 +46,9 @@ class Appeal(NamedTuple):
 
 @dataclass
 class Visit:
-    """What happened in one request; arrays over the slate, the pool or the ideal slate, items by row number."""
+    """What happened in one request; arrays over the slate, the pool or the ideal slate, items by
+    row number.
+    """
 
     intent: Intent
     source: str
@@ -81,7 +89,8 @@ def standard(x: np.ndarray) -> np.ndarray:
 
 @dataclass(eq=False)
 class Market:
-    """Shelves, shoppers and what has happened so far. `run` is the story; the rest are its steps."""
+    """Shelves, shoppers and what has happened so far. `run` is the story; the rest are its steps.
+    """
 
     shelves: Shelves
     shoppers: Shoppers
@@ -94,7 +103,8 @@ class Market:
     click_bias: float = 0.0
     buy_bias: float = 0.0
     clicks: np.ndarray = field(init=False)
-    owned: dict[int, dict[int, int]] = field(init=False, default_factory=dict)  # user -> item -> ts of the first purchase
+    # user -> item -> ts of the first purchase
+    owned: dict[int, dict[int, int]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         shelves, rng, n = self.shelves, self.rng, self.shelves.n_items
@@ -121,9 +131,10 @@ class Market:
         goes_with = [np.flatnonzero(row) for row in same_department & ~same_section]
         self.complement = np.array([rng.choice(leaves) if len(leaves) else row for row, leaves in enumerate(goes_with)])
         weight = np.append(taste_weights(shelves.values), 0.0)
-        self.spread = np.sqrt(np.maximum((weight[shelves.codes] ** 2).sum(axis=1), 1.0))  # makes S of unit variance
+        # makes S of unit variance
+        self.spread = np.sqrt(np.maximum((weight[shelves.codes] ** 2).sum(axis=1), 1.0))
 
-    # -- the story --------------------------------------------------------------------------------------------------
+    # -- the story ---------------------------------------------------------------------------------
 
     def run(self, diary: Diary, titles: list[list[str]] | None) -> Iterator[Visit]:
         """Serve every request of the diary in time order, yielding what happened."""
@@ -158,7 +169,9 @@ class Market:
             )  # fmt: skip
 
     def calibrate(self, diary: Diary, n: int = 150) -> None:
-        """Set the two biases so that CLICKS and PURCHASES a request are expected on a pilot of `n` requests of the diary."""
+        """Set the two biases so that CLICKS and PURCHASES a request are expected on a pilot of `n`
+        requests of the diary.
+        """
         seen, utility, drive = [], [], []
         rows = np.unique(np.linspace(0, len(diary.user) - 1, n).astype(np.int64))
         for row in rows:
@@ -175,10 +188,12 @@ class Market:
         self.click_bias = solve(e / len(rows), u, CLICKS)
         self.buy_bias = solve(e * sigmoid(u + self.click_bias) / len(rows), d, PURCHASES)
 
-    # -- the shopper ------------------------------------------------------------------------------------------------
+    # -- the shopper -------------------------------------------------------------------------------
 
     def think(self, user: int, before: tuple[Intent, bool] | None, now: int) -> tuple[Intent, str]:
-        """The next intent: go on with the last one, look for what goes with it, restock, or something new; or just browse."""
+        """The next intent: go on with the last one, look for what goes with it, restock, or
+        something new; or just browse.
+        """
         rng, leaf_of = self.rng, self.shelves.leaf
         die, other = rng.random(2)
         interests = self.shoppers.interests[user]
@@ -200,7 +215,9 @@ class Market:
         return self.wish(user, leaf, now), "search"
 
     def wish(self, user: int, leaf: int, now: int, dream: int = -1, restock: bool = False) -> Intent:
-        """An intent for one kind of product; wishes are attributes of a dreamt item, best liked of some or the one before."""
+        """An intent for one kind of product; wishes are attributes of a dreamt item, best liked of
+        some or the one before.
+        """
         rng = self.rng
         items = self.by_leaf[leaf]
         if len(items) == 0:
@@ -247,27 +264,33 @@ class Market:
         return sigmoid(appeal.utility + self.click_bias), sigmoid(buy_drive(appeal) + self.buy_bias)
 
     def pay(self, items: np.ndarray, price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What would be paid a unit (one in ten has a coupon) and how many are taken (mostly one)."""
+        """What would be paid a unit (one in ten has a coupon) and how many are taken (mostly one).
+        """
         coupon = np.where(self.rng.random(len(items)) < 0.1, 0.95, 1.0)
         several = self.rng.random(len(items)) < np.where(self.shelves.used_up[self.shelves.leaf[items]], 0.2, 0.04)
         return np.round(price * coupon, 2), np.where(several, self.rng.integers(2, 5, len(items)), 1)
 
     def shop_elsewhere(self, items: np.ndarray, appeal: Appeal, now: int) -> tuple[int, int, float] | None:
-        """One in seven unserved intents ends in another shop within a day or so, among everything eligible."""
+        """One in seven unserved intents ends in another shop within a day or so, among everything
+        eligible.
+        """
         if self.rng.random() > 0.15:
             return None
         at = int(np.argmax(1.5 * appeal.utility + self.rng.gumbel(size=len(items))))
         return int(items[at]), now + 60_000 + int(self.rng.exponential(0.25 * DAY)), float(self.shelves.price[items[at]])
 
-    # -- the shop ---------------------------------------------------------------------------------------------------
+    # -- the shop ----------------------------------------------------------------------------------
 
     def ask(self, intent: Intent, source: str, now: int) -> tuple[list[str], np.ndarray]:
-        """The request's hard filters, and the items it can be served with: of the intent's departments, eligible at `now`."""
+        """The request's hard filters, and the items it can be served with: of the intent's
+        departments, eligible at `now`.
+        """
         shelves = self.shelves
         departments = sorted({int(shelves.department[leaf]) for leaf in intent.leaves})
         items = np.concatenate([self.by_department[d] for d in departments])
         if len(items) < 2 * POOL:
-            items = np.arange(shelves.n_items)  # a department too small to fill a page is searched with the whole shop
+            # a department too small to fill a page is searched with the whole shop
+            items = np.arange(shelves.n_items)
         items = items[self.available[items] < now]
         die = self.rng.random(2)
         filters = []
@@ -300,9 +323,11 @@ class Market:
         return pool, estimate[pool]
 
     def show(self, n_pool: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slate as rows of the pool, and propensities: P(this item here | the items above it, the engine's ranking).
+        """Slate as rows of the pool, and propensities: P(this item here | the items above it, the
+        engine's ranking).
 
-        Each slot shows, with probability `exploration`, a random one of the pool's items not shown yet, else the best of them.
+        Each slot shows, with probability `exploration`, a random one of the pool's items not shown
+        yet, else the best of them.
         """
         size = min(SLATE, n_pool)
         explore = self.rng.random(size) < self.exploration
@@ -337,7 +362,9 @@ def buy_drive(appeal: Appeal) -> np.ndarray:
 
 
 def solve(weight: np.ndarray, x: np.ndarray, aim: float) -> float:
-    """The bias b with sum(weight * sigmoid(x + b)) = aim (or as near as [-30, 30] allows), by bisection."""
+    """The bias b with sum(weight * sigmoid(x + b)) = aim (or as near as [-30, 30] allows), by
+    bisection.
+    """
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = 0.5 * (low + high)

@@ -1,4 +1,6 @@
-"""`generate` a World: a log like a shop would have kept, and beside it the truth that no shop ever knows."""
+"""`generate` a World: a log like a shop would have kept, and beside it the truth that no shop ever
+knows.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,15 @@ START = 1_704_067_200_000  # Monday 2024-01-01 00:00 UTC
 
 @dataclass(eq=False)
 class World:
-    """A log, its truth, and the marketplace itself, which can still be asked for the truth about any item.
+    """A log, its truth, and the marketplace itself, which can still be asked for the truth about
+    any item.
 
-    `truth` is a dict of frames, written beside the log and read by no stage:
-    "exposures": a row each of the log's, in the same order: utility, examination = P(looked at), p_click = P(click | looked
-    at), p_buy = P(purchase | click); "pool": what the logging policy could have shown, in its order, with the same truth;
-    "ideal": the eligible items of highest utility, at most 50 a request; "requests": intents; "elsewhere": purchases out of
-    the funnel; "shoppers"; "items"; "values": what the columns of the shoppers' tastes mean.
+    `truth` is a dict of frames, written beside the log and read by no stage: "exposures": a row
+    each of the log's, in the same order: utility, examination = P(looked at), p_click = P(click |
+    looked at), p_buy = P(purchase | click); "pool": what the logging policy could have shown, in
+    its order, with the same truth; "ideal": the eligible items of highest utility, at most 50 a
+    request; "requests": intents; "elsewhere": purchases out of the funnel; "shoppers"; "items";
+    "values": what the columns of the shoppers' tastes mean.
     """
 
     log: Log
@@ -47,14 +51,17 @@ class World:
     images: bool
 
     def utility(self, request: int) -> np.ndarray:
-        """True utility of every item for a request (a row number), at the prices of its time: (n_items,) float64.
+        """True utility of every item for a request (a row number), at the prices of its time:
+        (n_items,) float64.
 
         Eligibility is not applied (see `log.asof.eligible`); what was bought later plays no part.
         """
         return self._appeal(request).utility
 
     def chances(self, request: int) -> tuple[np.ndarray, np.ndarray]:
-        """P(click | looked at) and P(purchase | click) of every item for a request: two (n_items,) float64."""
+        """P(click | looked at) and P(purchase | click) of every item for a request: two (n_items,)
+        float64.
+        """
         return self.market.chances(self._appeal(request))
 
     def price(self, request: int) -> np.ndarray:
@@ -73,9 +80,11 @@ class World:
         return render(leaf, int(self.shelves.department[leaf]), colour, names.get("pattern", "plain").lower())
 
     def write(self, folder: Path | str, force: bool = False) -> None:
-        """Write the log, `truth/*.parquet` and, where the World has them, `images/*.png`: all of it or nothing.
+        """Write the log, `truth/*.parquet` and, where the World has them, `images/*.png`: all of it
+        or nothing.
 
-        Raises KarmafunnelError where the folder is something else than a log, or (without `force`) another World or log.
+        Raises KarmafunnelError where the folder is something else than a log, or (without `force`)
+        another World or log.
         """
         write_tables(folder, self.log.tables, self.log.meta, force=force, also=self._write_more)
 
@@ -91,7 +100,9 @@ class World:
 
 
 def read_truth(folder: Path | str) -> dict[str, pl.DataFrame]:
-    """The truth kept beside a written World; raises KarmafunnelError where there is none, or where a file is not as it was written."""
+    """The truth kept beside a written World; raises KarmafunnelError where there is none, or where
+    a file is not as it was written.
+    """
     paths = sorted((Path(folder) / "truth").glob("*.parquet"))
     if not paths:
         raise KarmafunnelError(f"{folder}: needed truth/*.parquet of a simulated marketplace, found none")
@@ -109,14 +120,17 @@ def generate(
     images: bool = False,
     exploration: float = 0.1,
 ) -> World:
-    """A simulated marketplace: 30 days of searching, browsing, clicking and buying, with the truth beside the log.
+    """A simulated marketplace: 30 days of searching, browsing, clicking and buying, with the truth
+    beside the log.
 
-    `semantic` in 0..1: how much of taste is liking of attributes, which text can tell, rather than of single items, latent
-    crowds and habits, which only behaviour can tell. `catalogue`: shop among at most `items` of a real one, not an invented
-    one. `images`: render a picture of every item. `exploration` in 0..1: probability that a slot shows a random item of the
-    engine's pool. `users` may ask; the least active of them may not. Invented catalogue, shoppers and the times of their
-    requests depend on sizes and seed alone. Same arguments, same bytes. Raises KarmafunnelError on impossible arguments,
-    and for a catalogue that fails a check whose failure would change a figure.
+    `semantic` in 0..1: how much of taste is liking of attributes, which text can tell, rather than
+    of single items, latent crowds and habits, which only behaviour can tell. `catalogue`: shop
+    among at most `items` of a real one, not an invented one. `images`: render a picture of every
+    item. `exploration` in 0..1: probability that a slot shows a random item of the engine's pool.
+    `users` may ask; the least active of them may not. Invented catalogue, shoppers and the times of
+    their requests depend on sizes and seed alone. Same arguments, same bytes. Raises
+    KarmafunnelError on impossible arguments, and for a catalogue that fails a check whose failure
+    would change a figure.
     """
     check_arguments(items, users, requests, seed, semantic, exploration)
     if catalogue is not None:
@@ -127,7 +141,8 @@ def generate(
     diary = keep_diary(requests, shoppers, START, DAYS, diary_rng)
     market = Market(shelves, shoppers, float(semantic), float(exploration), START, DAYS * DAY, market_rng)
     titles = None
-    if catalogue is not None:  # the nouns of a real catalogue are few: half of the searches say words of a title
+    # the nouns of a real catalogue are few: half of the searches say words of a title
+    if catalogue is not None:
         market.named, titles = 0.5, [plain_words(title) for title in shelves.items["title"]]
     visits = list(market.run(diary, titles))
 

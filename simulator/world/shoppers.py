@@ -1,4 +1,6 @@
-"""Who shops: tastes, habits and interests that do not change, and the intents and queries that come from them."""
+"""Who shops: tastes, habits and interests that do not change, and the intents and queries that come
+from them.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ DAY = 86_400_000
 class Shoppers:
     """Everything about the shoppers that stays, by row number.
 
-    taste (n_users, n_values + 1) float32: liking of each attribute value, last column 0 for padding; crowd_love
-    (n_users, CROWDS) float32; price_sensitivity, habit (n_users,); interests (n_users, INTERESTS) leaves, the dearest first;
-    arrival (n_users,) ms after the start; activity (n_users,) sums to 1.
+    taste (n_users, n_values + 1) float32: liking of each attribute value, last column 0 for
+    padding; crowd_love (n_users, CROWDS) float32; price_sensitivity, habit (n_users,); interests
+    (n_users, INTERESTS) leaves, the dearest first; arrival (n_users,) ms after the start; activity
+    (n_users,) sums to 1.
     """
 
     taste: np.ndarray
@@ -39,13 +42,16 @@ class Shoppers:
 
 @dataclass(frozen=True)
 class Intent:
-    """What a shopper is after in one request: kinds of product (one when searching, several when browsing), wished values."""
+    """What a shopper is after in one request: kinds of product (one when searching, several when
+    browsing), wished values.
+    """
 
     leaves: tuple[int, ...]
     wishes: tuple[int, ...]  # rows of Shelves.values
     dream: int  # the item the shopper has in mind
     restock: bool = False
-    named: bool = False  # the query will say words of the dreamt item's title, and that item is what it asks for
+    # the query will say words of the dreamt item's title, and that item is what it asks for
+    named: bool = False
 
 
 def likings(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
@@ -56,7 +62,8 @@ def likings(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
 def meet(n: int, shelves: Shelves, length: int, rng: np.random.Generator) -> Shoppers:
     """`n` shoppers; some are there from the start, 30% arrive within the `length` ms of the log."""
     n_values = len(shelves.values)
-    types = likings(rng, PERSONAS, n_values)[rng.integers(PERSONAS, size=n)]  # people come in types, up to a point
+    # people come in types, up to a point
+    types = likings(rng, PERSONAS, n_values)[rng.integers(PERSONAS, size=n)]
     mixed = np.where(rng.random((n, n_values)) < 0.35, types, likings(rng, n, n_values))
     taste = np.zeros((n, n_values + 1), dtype=np.float32)
     taste[:, :-1] = mixed * taste_weights(shelves.values)
@@ -65,8 +72,10 @@ def meet(n: int, shelves: Shelves, length: int, rng: np.random.Generator) -> Sho
     department = shelves.department
     n_departments = int(department.max()) + 1
     size = np.bincount(shelves.leaf, minlength=len(department)).astype(float)
-    fame = size * rng.lognormal(0.0, 1.2, len(size))  # some kinds of product are in demand, whatever their number of items
-    dear = rng.gumbel(size=(n, n_departments))[:, department] * 1.5  # a shopper lives in a few departments
+    # some kinds of product are in demand, whatever their number of items
+    fame = size * rng.lognormal(0.0, 1.2, len(size))
+    # a shopper lives in a few departments
+    dear = rng.gumbel(size=(n, n_departments))[:, department] * 1.5
     wanted = np.log(fame + 1e-9) + dear + rng.gumbel(size=(n, len(department)))
     interests = np.argsort(-wanted, axis=1, kind="stable")[:, : min(INTERESTS, len(department))]
 
@@ -82,7 +91,9 @@ def meet(n: int, shelves: Shelves, length: int, rng: np.random.Generator) -> Sho
 
 @dataclass(frozen=True, eq=False)
 class Diary:
-    """When everybody asks: user, session (n_requests,) int64, and strictly increasing ts int64 (ms since 1970)."""
+    """When everybody asks: user, session (n_requests,) int64, and strictly increasing ts int64 (ms
+    since 1970).
+    """
 
     user: np.ndarray
     session: np.ndarray
@@ -90,7 +101,9 @@ class Diary:
 
 
 def keep_diary(n_requests: int, shoppers: Shoppers, start: int, days: int, rng: np.random.Generator) -> Diary:
-    """Sessions of one to several requests, by the hour of the day and the day of the week, for exactly `n_requests`."""
+    """Sessions of one to several requests, by the hour of the day and the day of the week, for
+    exactly `n_requests`.
+    """
     hours = np.array([2, 1, 1, 1, 1, 2, 4, 6, 7, 7, 7, 8, 9, 8, 7, 7, 8, 9, 11, 13, 14, 12, 8, 4], dtype=float)
     week = np.array([1.0, 0.95, 0.95, 1.0, 1.05, 1.25, 1.3])  # the log starts on a Monday
     rhythm = np.outer(np.resize(week, days), hours).ravel()
@@ -101,7 +114,8 @@ def keep_diary(n_requests: int, shoppers: Shoppers, start: int, days: int, rng: 
     user = np.minimum(user, shoppers.n - 1)
     mass = np.concatenate([[0.0], np.cumsum(rhythm)])
     edges = np.arange(len(mass)) * 3_600_000.0
-    earliest = np.interp(shoppers.arrival[user], edges, mass)  # in units of traffic, so that the rhythm stays
+    # in units of traffic, so that the rhythm stays
+    earliest = np.interp(shoppers.arrival[user], edges, mass)
     opened = np.interp(earliest + rng.random(len(length)) * (mass[-1] - earliest), mass, edges)
     session = np.repeat(np.arange(len(length)), length)
     gap = rng.exponential(75_000.0, n_requests) + 8_000.0
@@ -110,12 +124,15 @@ def keep_diary(n_requests: int, shoppers: Shoppers, start: int, days: int, rng: 
     ts = start + (opened[session] + waited).astype(np.int64)
     order = np.argsort(ts, kind="stable")
     ts = ts[order]
-    ts = np.maximum.accumulate(ts - np.arange(n_requests)) + np.arange(n_requests)  # no two requests share a millisecond
+    # no two requests share a millisecond
+    ts = np.maximum.accumulate(ts - np.arange(n_requests)) + np.arange(n_requests)
     return Diary(user=user[session][order], session=session[order], ts=ts)
 
 
 def write_query(intent: Intent, shelves: Shelves, titles: list[list[str]] | None, rng: np.random.Generator) -> str:
-    """The words for an intent: a noun, or words of the dreamt item's title if it is named; wishes; in any order."""
+    """The words for an intent: a noun, or words of the dreamt item's title if it is named; wishes;
+    in any order.
+    """
     leaf = intent.leaves[0]
     nouns = shelves.leaf_words[leaf]
     section = shelves.section_names[shelves.section[leaf]].split(" / ")[-1]

@@ -1,7 +1,9 @@
-"""The vocabulary of the invented marketplace: what is sold, how it looks, and the several words people have for each.
+"""The vocabulary of the invented marketplace: what is sold, how it looks, and the several words
+people have for each.
 
-Every value is followed by its synonyms; sellers and shoppers pick among them independently, so titles and queries often
-disagree in words while they agree in meaning. Written as text, `name = synonym, synonym; ...`, and read once at import.
+Every value is followed by its synonyms; sellers and shoppers pick among them independently, so
+titles and queries often disagree in words while they agree in meaning. Written as text, `name =
+synonym, synonym; ...`, and read once at import.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ def read_words(text: str) -> Words:
 
 
 class Section(NamedTuple):
-    """A shelf of the shop: its typical price, its main axis and the values that make sense there, its kinds of product."""
+    """A shelf of the shop: its typical price, its main axis and the values that make sense there,
+    its kinds of product.
+    """
 
     price: float
     axis: str
@@ -35,7 +39,9 @@ class Department(NamedTuple):
 
 
 def read_departments(text: str) -> dict[str, Department]:
-    """Departments stand at the left margin, their sections are indented by 2, the leaves of a section by 4."""
+    """Departments stand at the left margin, their sections are indented by 2, the leaves of a
+    section by 4.
+    """
     departments: dict[str, Department] = {}
     sections: dict[str, Section] = {}
     leaves: Words = {}

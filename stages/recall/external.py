@@ -18,11 +18,14 @@ from .proposals import NOT_FOUND
 
 @dataclass(frozen=True, repr=False)
 class External(Stage):
-    """What a system outside has scored: the k best eligible items of each request in a Parquet file of request_id, item_id, score.
+    """What a system outside has scored: the k best eligible items of each request in a Parquet file
+    of request_id, item_id, score.
 
-    Requests that the file lacks get nothing; an item that it does not score for a request is never proposed. `checksum` (of the file,
-    as `log.sha256` has it, or a beginning of it) makes the file's content a part of the value. Raises KarmafunnelError naming the file
-    for one that is missing or other than `checksum` says, for absent columns, unknown ids, scores that are not finite, an item twice.
+    Requests that the file lacks get nothing; an item that it does not score for a request is never
+    proposed. `checksum` (of the file, as `log.sha256` has it, or a beginning of it) makes the
+    file's content a part of the value. Raises KarmafunnelError naming the file for one that is
+    missing or other than `checksum` says, for absent columns, unknown ids, scores that are not
+    finite, an item twice.
     """
 
     path: str = positional()

@@ -20,8 +20,9 @@ from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, rows_frame
 class Join(Stage):
     """Channels joined, each candidate remembering which found it.
 
-    Reciprocal-rank fusion (Cormack et al. 2009): score = sum over the channels of 1 / (rrf + rank). With `quotas`, the first
-    so many of each channel come before everything else, whatever their fused score. A row that no channel found scores 0.
+    Reciprocal-rank fusion (Cormack et al. 2009): score = sum over the channels of 1 / (rrf + rank).
+    With `quotas`, the first so many of each channel come before everything else, whatever their
+    fused score. A row that no channel found scores 0.
     """
 
     channels: Sequence[Stage] = field(default=(), metadata={"positional": True, "always": True})

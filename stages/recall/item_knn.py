@@ -18,7 +18,8 @@ from .proposals import propose_each
 
 @dataclass(frozen=True, repr=False)
 class ItemKNN(Stage):
-    """Neighbours of what the user had before: cosine of co-occurrence within users (W1), newest history weighs most.
+    """Neighbours of what the user had before: cosine of co-occurrence within users (W1), newest
+    history weighs most.
 
     Sarwar et al. 2001, with `shrink` against chance pairs; `neighbours` kept an item.
     """
@@ -48,7 +49,9 @@ class ItemKNN(Stage):
 
 
 def cosine_neighbours(matrix: sparse.csr_matrix, neighbours: int, shrink: float) -> sparse.csr_matrix:
-    """Item-item cosine of a (users, items) matrix, the `neighbours` nearest kept a row, in blocks so that memory stays small."""
+    """Item-item cosine of a (users, items) matrix, the `neighbours` nearest kept a row, in blocks
+    so that memory stays small.
+    """
     together = matrix.T.tocsr()
     norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel())
     blocks = []

@@ -17,7 +17,9 @@ from .proposals import propose_each
 
 @dataclass(frozen=True, repr=False)
 class BM25Recall(Stage):
-    """BM25 of the query against item titles (bm25s, Lucene's variant). Without a query, or a title with a word, it proposes nothing."""
+    """BM25 of the query against item titles (bm25s, Lucene's variant). Without a query, or a title
+    with a word, it proposes nothing.
+    """
 
     k: int = 300
     k1: float = 1.2
@@ -32,10 +34,11 @@ class BM25Recall(Stage):
 
 
 class Titles:
-    """BM25 over the titles of the catalogue; one index a log and setting, shared by recall and features.
+    """BM25 over the titles of the catalogue; one index a log and setting, shared by recall and
+    features.
 
-    Word statistics are those of the whole catalogue, items that become known later included: titles are no outcome, but a shop that
-    replays its own past exactly would have slightly other weights.
+    Word statistics are those of the whole catalogue, items that become known later included: titles
+    are no outcome, but a shop that replays its own past exactly would have slightly other weights.
     """
 
     def __init__(self, scene: Scene, who: str, k1: float, b: float):
@@ -53,7 +56,8 @@ class Titles:
             self.index = bm25s.BM25(k1=k1, b=b, method="lucene")
             self.index.index(words, show_progress=False)
         self.queries = log.requests["query"]
-        self._words: dict[str, list[str]] = {}  # of the queries that were asked so far: bm25s is slow with few words at a time
+        # of the queries that were asked so far: bm25s is slow with few words at a time
+        self._words: dict[str, list[str]] = {}
         self._last: tuple[int, np.ndarray] | None = None
 
     @classmethod
@@ -64,7 +68,9 @@ class Titles:
         return shared[k1, b]
 
     def scores(self, request: int) -> np.ndarray:
-        """BM25 of every item for a request's query: float32 (n_items,), 0 without a query or a shared word."""
+        """BM25 of every item for a request's query: float32 (n_items,), 0 without a query or a
+        shared word.
+        """
         if self._last is None or self._last[0] != request:
             query = self.queries[int(request)] or ""
             if query not in self._words:

@@ -36,7 +36,8 @@ class FittedPopular(Retriever):
         self.stage, self.scene = stage, scene
         log = scene.log
         self.within = None if stage.days is None else int(stage.days * 86_400_000)
-        self._ranks = log.asof.rank[log.events[REQUEST].to_numpy()]  # time rank of every event, ascending
+        # time rank of every event, ascending
+        self._ranks = log.asof.rank[log.events[REQUEST].to_numpy()]
         self._items = log.events[ITEM].to_numpy()
 
     def score(self, frame: pl.DataFrame) -> np.ndarray:

@@ -31,7 +31,9 @@ def tie_of(scene: Scene, request: int, items: np.ndarray, at: np.ndarray) -> np.
 def propose_each(
     scene: Scene, requests: np.ndarray, k: int, scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> pl.DataFrame:
-    """The k best of what `scored(row in chunk, eligible items)` returns as (items, scores), request by request."""
+    """The k best of what `scored(row in chunk, eligible items)` returns as (items, scores), request
+    by request.
+    """
     items, scores, counts = [], [], []
     for i, eligible in enumerate(scene.log.asof.eligible(requests)):
         found, score = scored(i, eligible)

@@ -36,7 +36,9 @@ class FittedRepeat(Retriever):
         self.stage, self.scene = stage, scene
 
     def _own(self, request: int, newest_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Items and scores: the count, plus a fraction that falls with the place of the last time in the history."""
+        """Items and scores: the count, plus a fraction that falls with the place of the last time
+        in the history.
+        """
         items, first, count = np.unique(newest_first, return_index=True, return_counts=True)
         return items, (count + 1.0 / (2.0 + first)).astype(np.float32)
 

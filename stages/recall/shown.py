@@ -15,10 +15,11 @@ from .proposals import NOT_FOUND
 
 @dataclass(frozen=True, repr=False)
 class Shown(Stage):
-    """The list that was really shown, as candidates: to re-rank what production's own recall brought.
+    """The list that was really shown, as candidates: to re-rank what production's own recall
+    brought.
 
-    With `logged_order` its score is the logged position ("the rank of the production stage before"), an arm of its own;
-    without it every score is equal.
+    With `logged_order` its score is the logged position ("the rank of the production stage
+    before"), an arm of its own; without it every score is equal.
     """
 
     k: int = 100

@@ -57,7 +57,9 @@ class IVFPQ(Typed):
 
 @dataclass(frozen=True, repr=False)
 class HNSW(Typed):
-    """A navigable small-world graph: `m` links a node, `ef` nodes kept while searching (at least k)."""
+    """A navigable small-world graph: `m` links a node, `ef` nodes kept while searching (at least
+    k).
+    """
 
     m: int = 32
     ef: int = 128
@@ -74,7 +76,9 @@ Index = Flat | IVF | IVFPQ | HNSW
 
 @dataclass(frozen=True, repr=False)
 class VectorRecall(Stage):
-    """Nearest items to the interest vector of an embedder, by inner product, over the eligible items."""
+    """Nearest items to the interest vector of an embedder, by inner product, over the eligible
+    items.
+    """
 
     embedder: str = field(metadata={"positional": True, "always": True})
     k: int = 300
@@ -89,7 +93,8 @@ class VectorRecall(Stage):
         pool, _ = scene.log.asof.pool(0)
         index = None
         if not isinstance(self.index, Flat):
-            # The cells and codes are learnt on what was known by the end of W1; later items are only added.
+            # The cells and codes are learnt on what was known by the end of W1; later items are
+            # only added.
             known = pool[scene.log.asof.known_rank[pool] < scene.log.asof.time_rank(np.array([scene.log.end_of("W1")]))[0]]
             description = self.index.description(vectors.shape[1], len(known))
             index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
@@ -134,12 +139,15 @@ class FittedVectorRecall(Retriever):
         return None if self.index is None else self._search(requests, None).select(REQUEST, ITEM)
 
     def _search(self, requests: np.ndarray, index: Any) -> pl.DataFrame:
-        """Requests that share a set of filters are searched together; one without an interest vector gets nothing."""
+        """Requests that share a set of filters are searched together; one without an interest
+        vector gets nothing.
+        """
         asof = self.scene.log.asof
         interests = self.scene.interests(self.embedder, requests, repr(self.stage))
         keys = np.where(np.any(interests != 0, axis=1), asof.filter_key[requests], -1)
         k = min(self.stage.k, self.scene.log.n_items)
-        found = np.full((len(requests), k), -1, dtype=np.int32)  # items, best first, in the first `sizes` places
+        # items, best first, in the first `sizes` places
+        found = np.full((len(requests), k), -1, dtype=np.int32)
         scores = np.zeros((len(requests), k), dtype=np.float32)
         sizes = np.zeros(len(requests), dtype=np.int64)
         for key in np.unique(keys[keys >= 0]):
@@ -163,12 +171,15 @@ class FittedVectorRecall(Retriever):
     def _exact(
         self, interests: np.ndarray, vectors: np.ndarray, pool: np.ndarray, known: np.ndarray, requests: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact search; where the cut falls among equal scores, the seeded hash chooses between them, as everywhere."""
+        """Exact search; where the cut falls among equal scores, the seeded hash chooses between
+        them, as everywhere.
+        """
         k = self.stage.k
         score, at = exact_search(interests, vectors, known, k)
         if at.shape[1] == 0 or known.max(initial=0) <= k:
             return score, at
-        rank = np.cumsum((at >= 0) & (at < known[:, None]), axis=1)  # of each column among the known ones
+        # of each column among the known ones
+        rank = np.cumsum((at >= 0) & (at < known[:, None]), axis=1)
         more = np.flatnonzero(rank[:, -1] > k)
         cut, next_one = (score[more, np.argmax(rank[more] == nth, axis=1)] for nth in (k, k + 1))
         for i in more[cut - next_one <= 1e-6 * np.abs(cut)]:
@@ -181,9 +192,11 @@ class FittedVectorRecall(Retriever):
     def _search_all(
         self, interests: np.ndarray, known: np.ndarray, requests: np.ndarray, index: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search the whole catalogue: items stand in the order they became known, so eligibility is a prefix.
+        """Search the whole catalogue: items stand in the order they became known, so eligibility is
+        a prefix.
 
-        The prefix is that of the chunk's last request; earlier requests fetch as many more as became known meanwhile.
+        The prefix is that of the chunk's last request; earlier requests fetch as many more as
+        became known meanwhile.
         """
         last = int(known.max(initial=0))
         if index is None:
@@ -202,7 +215,9 @@ class FittedVectorRecall(Retriever):
 
 
 def exact_search(interests: np.ndarray, vectors: np.ndarray, known: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact inner-product search over a prefix: (scores, positions), enough rows that each request has k known ones and one more."""
+    """Exact inner-product search over a prefix: (scores, positions), enough rows that each request
+    has k known ones and one more.
+    """
     n = len(vectors)
     if n == 0:
         return np.empty((len(interests), 0), np.float32), np.empty((len(interests), 0), np.int64)

@@ -11,7 +11,9 @@ from .hits import HitMeasure, Lists, RandomLists
 
 @dataclass(frozen=True, repr=False)
 class MAP(HitMeasure):
-    """Precision at the rank of every truth item in the top k, summed, over all truth items: trec_eval's `map_cut`."""
+    """Precision at the rank of every truth item in the top k, summed, over all truth items:
+    trec_eval's `map_cut`.
+    """
 
     name = "MAP"
     form = "MAP@k[:exposures]"
@@ -32,7 +34,9 @@ class MAP(HitMeasure):
         return np.where(truth > 0, total / np.maximum(truth, 1), np.nan)
 
     def expected(self, lists: RandomLists, k: int) -> np.ndarray:
-        """A truth item has rank i with chance 1 / N; of the i - 1 before it (M - 1) / (N - 1) are truth, too."""
+        """A truth item has rank i with chance 1 / N; of the i - 1 before it (M - 1) / (N - 1) are
+        truth, too.
+        """
         many, found, truth = lists.many.astype(np.float64), lists.found.astype(np.float64), lists.truth
         depth = np.minimum(k, lists.many)
         harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int(depth.max(initial=0)) + 1))])[depth]

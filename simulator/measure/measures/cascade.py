@@ -16,7 +16,9 @@ from .measure import CEILING, END, Figure, Measure, of_part, of_requests
 
 @dataclass(frozen=True, repr=False)
 class Survival(Measure):
-    """Truth items out / truth items in, as ratios of sums: eligible, stage by stage, end to end; they multiply exactly."""
+    """Truth items out / truth items in, as ratios of sums: eligible, stage by stage, end to end;
+    they multiply exactly.
+    """
 
     name = "survival"
     form = "survival"
@@ -73,10 +75,11 @@ class Ceiling(Measure):
 
 @dataclass(frozen=True, repr=False)
 class Swap(Measure):
-    """End-to-end change with an oracle in a stage's place: it passes all truth of its input on, later stages stay as they are.
+    """End-to-end change with an oracle in a stage's place: it passes all truth of its input on,
+    later stages stay as they are.
 
-    What it rescues is kept where its forced rank in every later stage is inside the cut; that rescued items may crowd each
-    other out of a slate is left aside, so this is an upper bound.
+    What it rescues is kept where its forced rank in every later stage is inside the cut; that
+    rescued items may crowd each other out of a slate is left aside, so this is an upper bound.
     """
 
     name = "swap"

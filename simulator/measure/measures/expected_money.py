@@ -15,10 +15,11 @@ from .measure import BY_REQUEST, AtK, Figure, mean, of_part, too_short, top
 
 @dataclass(frozen=True, repr=False)
 class ExpectedMoney(AtK):
-    """Examination * p_click * p_buy * price, summed over the k best of a slate; mean over requests, an empty slate earns 0.
+    """Examination * p_click * p_buy * price, summed over the k best of a slate; mean over requests,
+    an empty slate earns 0.
 
-    Examination is the World's law; the chances are those of the last stage so far that tells both, so it is what the funnel
-    believes it earns.
+    Examination is the World's law; the chances are those of the last stage so far that tells both,
+    so it is what the funnel believes it earns.
     """
 
     name = "eGMV"

@@ -16,7 +16,9 @@ from .measure import BY_REQUEST, AtK, Figure, of_part, too_short, top
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """A figure of how often each item is shown: `of(counts)`, counts float64 (n_shown_items,), under user weights as well."""
+    """A figure of how often each item is shown: `of(counts)`, counts float64 (n_shown_items,),
+    under user weights as well.
+    """
 
     measure: OfItems
     item: np.ndarray  # (n_rows,), from 0
@@ -52,7 +54,9 @@ class OfItems(AtK):
 
     @abstractmethod
     def of_counts(self, counts: np.ndarray, n_items: int) -> float:
-        """The figure, from how often each shown item is shown and how many items there are; NaN where nothing is shown."""
+        """The figure, from how often each shown item is shown and how many items there are; NaN
+        where nothing is shown.
+        """
 
     def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
         run, k = reading.run, self.k or 0

@@ -11,7 +11,9 @@ from .exposure import OfItems
 
 @dataclass(frozen=True, repr=False)
 class Gini(OfItems):
-    """The Gini index of how often each item of the log is shown, items never shown included (Gini 1912)."""
+    """The Gini index of how often each item of the log is shown, items never shown included (Gini
+    1912).
+    """
 
     name = "Gini"
     form = "Gini@k"
@@ -25,5 +27,6 @@ class Gini(OfItems):
         if total == 0:
             return np.nan
         shown = np.sort(counts)
-        place = n_items - len(shown) + np.arange(1, len(shown) + 1)  # of each item by its count, those never shown before
+        # of each item by its count, those never shown before
+        place = n_items - len(shown) + np.arange(1, len(shown) + 1)
         return float(((2 * place - n_items - 1) * shown).sum() / (n_items * total))

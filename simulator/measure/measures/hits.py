@@ -25,7 +25,9 @@ ALL_TAKES = (
 
 @dataclass(frozen=True)
 class Lists:
-    """Truth items and the lists that they are in: the list's number, the item's rank in it and its money, (n_items,) each."""
+    """Truth items and the lists that they are in: the list's number, the item's rank in it and its
+    money, (n_items,) each.
+    """
 
     group: np.ndarray
     rank: np.ndarray
@@ -34,7 +36,9 @@ class Lists:
 
 @dataclass(frozen=True)
 class RandomLists:
-    """Truth items of lists in a random order: of `many` (n_lists,) items each, of which the `reachable` truth items are some."""
+    """Truth items of lists in a random order: of `many` (n_lists,) items each, of which the
+    `reachable` truth items are some.
+    """
 
     group: np.ndarray
     reachable: np.ndarray
@@ -54,7 +58,9 @@ class RandomLists:
 
 @dataclass(frozen=True, repr=False)
 class HitMeasure(Measure):
-    """A value of every ranked list of a stage; with `exposures`, of the list that was shown, ordered by the stage's score."""
+    """A value of every ranked list of a stage; with `exposures`, of the list that was shown,
+    ordered by the stage's score.
+    """
 
     ranks: ClassVar[bool] = True
     needs_k: ClassVar[bool] = True
@@ -83,7 +89,9 @@ class HitMeasure(Measure):
 
     @abstractmethod
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray | Values:
-        """The value of each of `n` lists, float64 (n,), NaN where undefined; or numerators and denominators of a ratio of sums."""
+        """The value of each of `n` lists, float64 (n,), NaN where undefined; or numerators and
+        denominators of a ratio of sums.
+        """
 
     @abstractmethod
     def expected(self, lists: RandomLists, k: int) -> np.ndarray | Values:
@@ -259,7 +267,9 @@ class Recall(_AllScenario):
 
 @dataclass(frozen=True, repr=False)
 class RecallOfBest(Measure):
-    """Recall@m@k: of the k best by the last stage, the share that a cheaper stage has in its m best; mean over requests."""
+    """Recall@m@k: of the k best by the last stage, the share that a cheaper stage has in its m
+    best; mean over requests.
+    """
 
     name = "Recall@m@k"
     form = "Recall@m@k"
@@ -361,7 +371,9 @@ class MRR(HitMeasure):
 
 @dataclass(frozen=True, repr=False)
 class _Money(HitMeasure):
-    """In money, over the truth items whose price is known; with `w99`, money is cut at its 99th percentile."""
+    """In money, over the truth items whose price is known; with `w99`, money is cut at its 99th
+    percentile.
+    """
 
     takes = ("exposures", "w99")
     w99: bool = False

@@ -1,8 +1,10 @@
-"""A measure: one question to a Run, typed as text. One class a measure; a new one is one class in one file of this folder.
+"""A measure: one question to a Run, typed as text. One class a measure; a new one is one class in
+one file of this folder.
 
-To add one, subclass `Measure` (or `HitMeasure`, for a figure of ranked lists that is a mean over requests), say its `name`,
-`form` and `definition`, and what it is for the stages of a Run in `figures`. It is found by its name. Definitions:
-`docs/METRICS.md`; the arithmetic is in `metrics.py`.
+To add one, subclass `Measure` (or `HitMeasure`, for a figure of ranked lists that is a mean over
+requests), say its `name`, `form` and `definition`, and what it is for the stages of a Run in
+`figures`. It is found by its name. Definitions: `docs/METRICS.md`; the arithmetic is in
+`metrics.py`.
 """
 
 from __future__ import annotations
@@ -25,24 +27,28 @@ from ..arrays import ALL, Part, Reading
 from ..intervals import Estimate, Ratio
 from ..run import Run
 
-RANDOM, CEILING, BASE, END = "random", "ceiling", "base rate", "end to end"  # rows that are no stage; LOGGED is another
+# rows that are no stage; LOGGED is another
+RANDOM, CEILING, BASE, END = "random", "ceiling", "base rate", "end to end"
 BY_REQUEST = "n/a: slices by truth item do not apply to it; slice by user or query"
-Values = tuple[np.ndarray, np.ndarray]  # of every request: its numerator (NaN: undefined) and its denominator
+# of every request: its numerator (NaN: undefined) and its denominator
+Values = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, repr=False)
 class Measure(ABC):
     """One question to a Run, such as `HR@50`. Equal by content; prints as typed.
 
-    `better`: which direction is; "neither" of what describes a Run and does not judge it. `depth`: what numbers of rows the figure
-    depends on: "" (it names its k, or asks of lists that no stage cuts), "output" (how many a stage puts out), "input" (how many
-    it scores) or "cascade" (both, and what later stages keep).
+    `better`: which direction is; "neither" of what describes a Run and does not judge it. `depth`:
+    what numbers of rows the figure depends on: "" (it names its k, or asks of lists that no stage
+    cuts), "output" (how many a stage puts out), "input" (how many it scores) or "cascade" (both,
+    and what later stages keep).
     """
 
     name: ClassVar[str]
     form: ClassVar[str]  # how it is typed, options included
     better: ClassVar[Literal["higher", "lower", "neither"]] = "higher"
-    ranks: ClassVar[bool] = False  # a figure of the order of a list: what a stage adds to the one before can be told
+    # a figure of the order of a list: what a stage adds to the one before can be told
+    ranks: ClassVar[bool] = False
     k: int | None = None
 
     @classmethod
@@ -63,7 +69,9 @@ class Measure(ABC):
 
     @classmethod
     def of(cls, ks: list[int], options: list[str]) -> Measure:
-        """The measure with these numbers and options; raises ValueError that says what it takes. Without more: no k, no option."""
+        """The measure with these numbers and options; raises ValueError that says what it takes.
+        Without more: no k, no option.
+        """
         if ks or options:
             raise ValueError(f"{cls.name} takes no k and no option")
         return cls()
@@ -83,7 +91,9 @@ class Measure(ABC):
 
     @abstractmethod
     def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
-        """One figure a stage, then those that they are to be compared with: random, ceiling, logged order."""
+        """One figure a stage, then those that they are to be compared with: random, ceiling, logged
+        order.
+        """
 
     @property
     def by_request(self) -> bool:
@@ -91,10 +101,11 @@ class Measure(ABC):
         return False
 
     def per_request(self, reading: Reading, stage: str) -> Values:
-        """What every request adds to the numerator (NaN: undefined) and denominator of a stage's figure: float64 (n_requests,) each.
+        """What every request adds to the numerator (NaN: undefined) and denominator of a stage's
+        figure: float64 (n_requests,) each.
 
-        A slate shorter than k counts as it is. Raises KarmafunnelError for measures without a value a request, and where the Run
-        cannot tell.
+        A slate shorter than k counts as it is. Raises KarmafunnelError for measures without a value
+        a request, and where the Run cannot tell.
         """
         who = f"{reading.run.path}: {self} of {stage}"
         if not self.by_request:
@@ -105,7 +116,8 @@ class Measure(ABC):
             raise KarmafunnelError(f"{who}: needs values of requests, found {found.note or 'none'}")
         if found.estimate.units == reading.n:
             return found.estimate.num, found.estimate.den
-        some = np.bincount(reading.shown.group, minlength=reading.n) > 0  # of shown rows: a request without one is no unit
+        # of shown rows: a request without one is no unit
+        some = np.bincount(reading.shown.group, minlength=reading.n) > 0
         num, den = np.full(reading.n, np.nan), np.zeros(reading.n)
         num[some], den[some] = found.estimate.num, found.estimate.den
         return num, den
@@ -134,7 +146,9 @@ class AtK(Measure):
 
 @cache
 def kinds() -> dict[str, type[Measure]]:
-    """Every measure by its name: the classes of this folder, and those that were defined elsewhere before the first question."""
+    """Every measure by its name: the classes of this folder, and those that were defined elsewhere
+    before the first question.
+    """
     for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         importlib.import_module(f"{__package__}.{module.name}")
     found: dict[str, type[Measure]] = {}
@@ -178,7 +192,7 @@ class Figure:
         return self.stage, str(self.measure), self.part
 
 
-# -- what several measures need -----------------------------------------------------------------------------------------
+# -- what several measures need --------------------------------------------------------------------
 
 
 def of_requests(reading: Reading, part: Part, num: np.ndarray, den: np.ndarray, counts: np.ndarray | None = None) -> Ratio:

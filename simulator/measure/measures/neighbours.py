@@ -31,7 +31,9 @@ class Neighbours(Measure):
 
     @abstractmethod
     def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:
-        """The value of each request, float64 (n,): `depth` is the lower rank of an item that both slates hold."""
+        """The value of each request, float64 (n,): `depth` is the lower rank of an item that both
+        slates hold.
+        """
 
     def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
         run, k = reading.run, self.k or 0

@@ -15,9 +15,11 @@ from .measure import BY_REQUEST, AtK, Figure, mean, of_part, too_short, top
 
 @dataclass(frozen=True, repr=False)
 class Novelty(AtK):
-    """Mean self-information, in bits, of the k best: -log2 of the item's share of W1's targets, one added to each.
+    """Mean self-information, in bits, of the k best: -log2 of the item's share of W1's targets, one
+    added to each.
 
-    Source: Vargas & Castells 2011, "Rank and relevance in novelty and diversity metrics", RecSys (popularity-based, by targets).
+    Source: Vargas & Castells 2011, "Rank and relevance in novelty and diversity metrics", RecSys
+    (popularity-based, by targets).
     """
 
     name = "novelty"

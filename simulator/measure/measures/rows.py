@@ -17,7 +17,9 @@ from .measure import BASE, BY_REQUEST, RANDOM, Figure, Measure, of_requests
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Shown rows with a stage's scores (or probabilities): the request, user, value and label of each, (n_rows,)."""
+    """Shown rows with a stage's scores (or probabilities): the request, user, value and label of
+    each, (n_rows,).
+    """
 
     group: np.ndarray
     cluster: np.ndarray
@@ -27,7 +29,8 @@ class ScoredRows:
 
 @dataclass(frozen=True, repr=False)
 class RowMeasure(Measure):
-    """A figure of the shown rows of a Run, one a stage; by scores, or by calibrated probabilities."""
+    """A figure of the shown rows of a Run, one a stage; by scores, or by calibrated probabilities.
+    """
 
     probabilities = False
 
@@ -152,7 +155,9 @@ class GroupedAUC(RowMeasure):
         return Ratio((auc * weights)[some], weights[some], owner[some])
 
     def _of_candidates(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
-        """Over what a stage scored: of P truth items and N = n - P others, AUC = sum of wins / (P N), one a request."""
+        """Over what a stage scored: of P truth items and N = n - P others, AUC = sum of wins / (P
+        N), one a request.
+        """
         for stage in stages:
             denominator = f"requests with truth and other items among what {stage} scored, weighted by {self._weighted_by}"
             if self.group == "user":
