@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -163,9 +164,9 @@ def attempt(
     pid = shop.commands.start(argv, shop.work, shop.told, shop.env())
     done = shop.commands.wait(moment * made.seconds * (3 if cold else 1))
     if done is None:
-        try:
+        with suppress(ProcessLookupError):  # it ended meanwhile, or has no group of its own yet
             (os.killpg if end == "group" else os.kill)(pid, signal.SIGKILL)
-        except ProcessLookupError:  # it has no group of its own yet
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         shop.commands.wait(10)
     waited = time.monotonic()
