@@ -22,7 +22,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -687,7 +687,10 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
         return
     ours = kind.marker in names or (kind.shared and set(names) <= set(kind.parts))
     there = kind if ours else next((one for one in FOLDERS if one.marker in names), None)
-    shown = lambda some: ", ".join(some[:3]) + (", ..." if len(some) > 3 else "")
+
+    def shown(some: Sequence[str]) -> str:
+        return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "")
+
     if there is None or (kind.shared and not ours):
         raise KarmafunnelError(f"{needed}, found something else ({shown(names)}); nothing was written")
     if kind.shared:

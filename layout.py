@@ -175,7 +175,10 @@ def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
     what was found, for every other value and type.
     """
     here = f"{who}: {table}"
-    absent = lambda name, dtype: pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name)
+
+    def absent(name: str, dtype: Any) -> pl.Series:
+        return pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name)
+
     known = [taken(frame[n], t, here) if n in frame.columns else absent(n, t) for n, t in TABLES[table].items()]
     typed = OPTIONAL.get(table, {})
     more = [c for c in frame.get_columns() if c.name not in TABLES[table]]

@@ -50,7 +50,9 @@ def each(kind: Kind) -> Kind:
 
 
 def by_name(kind: Kind) -> Kind:
-    holds = lambda v: isinstance(v, dict) and all(map(is_text, v)) and all(map(kind.holds, v.values()))
+    def holds(v: Any) -> bool:
+        return isinstance(v, dict) and all(map(is_text, v)) and all(map(kind.holds, v.values()))
+
     return Kind(f"an object, each value {kind.words}", holds)
 
 

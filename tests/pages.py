@@ -77,8 +77,12 @@ def material(folder: Path, words: Words) -> Path:
 
 
 def rename_log(log: Log, words: Words) -> Log:
-    said = lambda *names: [pl.col(name) + words("") for name in names]
-    lists = lambda *names: [pl.lit([words(name)]).alias(name) for name in names]
+    def said(*names):
+        return [pl.col(name) + words("") for name in names]
+
+    def lists(*names):
+        return [pl.lit([words(name)]).alias(name) for name in names]
+
     items = log.items.with_columns(*said("item_id", "title"), pl.lit(words("brand")).alias("brand"), *lists("category"))
     requests = log.requests.with_columns(*said("request_id", "user_id", "query", "source"), *lists("context"))
     texts = {key: words(key) for key in ("name", "licence", "currency", "source")}

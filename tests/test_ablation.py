@@ -365,7 +365,9 @@ def test_the_command_beneath_can_be_typed_again(log, tmp_path, monkeypatch):
 def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, monkeypatch):
     """Killed in a replay, then after a replay before its facts, then in the middle of the table."""
     recipe, reference = whole
-    run = lambda **more: ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache", **more)
+
+    def run(**more):
+        return ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache", **more)
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -645,7 +647,10 @@ def test_js_is_paired_over_users_and_seeds(log, whole):
     requests' differences.
     """
     _, out = whole
-    js = lambda row, seed: pl.read_parquet(out / "cells" / f"{row}-{seed}" / "similarity" / "similarity.parquet")["js"]
+
+    def js(row, seed):
+        return pl.read_parquet(out / "cells" / f"{row}-{seed}" / "similarity" / "similarity.parquet")["js"]
+
     by_hand = np.mean([(js("text", seed) - js("random", seed)).mean() for seed in (0, 1)])
     ours = lines(out)["text"]["differences"][ablation.JS]
     assert ours["difference"] == pytest.approx(by_hand) and ours["low"] < by_hand < ours["high"]

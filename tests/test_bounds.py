@@ -271,7 +271,9 @@ NO_NAMES += ["a\n", "\x1b[31m", "[/red]", None, 5, b"a", ["a"], "\ud800"]
 
 @pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
 def test_names_that_become_folders_and_columns(name, shop, tmp_path):
-    service = lambda **changes: Service(**({"name": "s", "time": ServiceTime(base_ms=1.0)} | changes))
+    def service(**changes):
+        return Service(**({"name": "s", "time": ServiceTime(base_ms=1.0)} | changes))
+
     made = [lambda: check_name("it", "name", name), lambda: Funnel((Popular(name=name),)), lambda: service(name=name)]
     made += [lambda: service(fallback=name)]
 

@@ -501,7 +501,10 @@ def test_asked_something_else_a_command_does_not_replace_what_it_wrote(name, tmp
         services.write(file)
     words, change, old, new = AGAIN[name]
     other = [change.get(word, word) for word in words]
-    written = lambda: {part: (tmp_path / "out" / part).read_bytes() for part in parts_of(tmp_path / "out")}
+
+    def written():
+        return {part: (tmp_path / "out" / part).read_bytes() for part in parts_of(tmp_path / "out")}
+
     assert ran(*words).exit_code == 0 and ran(*words).exit_code == 0
     before, said = written(), refusal(other)
     assert re.search(rf"{re.escape(old)}.*; to replace it by one with .*{re.escape(new)}.*, use --force", said)

@@ -444,7 +444,10 @@ def test_in_batch_loss_by_hand() -> None:
     known, hard_known = apart[torch.tensor([0, 1, 2, 1])], apart[torch.tensor([[3, 4], [5, 2], [3, 3]])]
     # what row 1 was shown second is told from its target by nothing, so it is taken for it
     found = losses.action_in_batch(z, e, row, target, weight, torch.tensor(3.0), log_p, known, hard, there, hard_known)
-    s = lambda r, x: 3 * float(z[r] @ x)
+
+    def s(r, x):
+        return 3 * float(z[r] @ x)
+
     terms = {
         # not pair 1's item: a truth of the same row
         0: [s(0, e[0]), s(0, e[2]) - math.log(0.2), s(0, hard[0, 0])],
@@ -928,7 +931,10 @@ def test_the_probe_finds_meaning_where_there_is_some(shop: Log) -> None:
     rng = np.random.default_rng(0)
     words = diagnose.word_sets(shop)
     target, later = rng.integers(0, shop.n_items, 400), rng.integers(0, shop.n_items, 100)
-    meaning = lambda items: np.eye(7)[items % 7] + 0.05 * rng.standard_normal((len(items), 7))
+
+    def meaning(items):
+        return np.eye(7)[items % 7] + 0.05 * rng.standard_normal((len(items), 7))
+
     told = diagnose.readable(words, meaning(target), target, meaning(later), later)
     noise = diagnose.readable(words, rng.standard_normal((400, 7)), target, rng.standard_normal((100, 7)), later)
     assert told > 0.2 and noise < 0.05

@@ -28,7 +28,10 @@ def test_latencies_of_stages_and_of_the_whole():
     # three come at once: two are served 0-10, one 10-20; ranking at 10-15, 15-20 and 20-25. The
     # fourth finds all free
     recall, rank, whole = load.latency_cdf(run())["data"]
-    share = lambda line, ms: max(y for x, y in zip(line["x"], line["y"], strict=True) if x <= ms + 1e-9)
+
+    def share(line, ms):
+        return max(y for x, y in zip(line["x"], line["y"], strict=True) if x <= ms + 1e-9)
+
     assert recall["x"][0] == 10 and recall["x"][-1] == 20 and share(recall, 10) == pytest.approx(2 / 3, abs=0.01)
     assert (rank["x"][0], rank["x"][-1]) == (5, 10)
     assert (whole["x"][0], whole["x"][-1]) == (15, 25)

@@ -974,7 +974,10 @@ def test_the_random_row_is_the_mean_over_all_orders(eligible, reachable, missing
     e, t, n = (np.array([x]) for x in (eligible, reachable, truth))
     group = np.zeros(truth, dtype=np.int64)
     sums = {"HR": 0.0, "Recall": 0.0, "MRR": 0.0, "nDCG": 0.0, "MAP": 0.0}
-    of_map = lambda group, rank, n, k: MAP(k=k).values(Lists(group, rank, np.ones(len(rank))), n, k)
+
+    def of_map(group, rank, n, k):
+        return MAP(k=k).values(Lists(group, rank, np.ones(len(rank))), n, k)
+
     places = list(combinations(range(1, eligible + 1), reachable))
     for place in places:
         rank = np.array([*place, *[LOST] * missing], dtype=np.int64)

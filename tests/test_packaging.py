@@ -76,6 +76,13 @@ def test_no_modules_import_each_other():
     assert not left, f"a circle among {sorted(left)}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_no_comprehension_has_more_than_two_fors(module):
+    kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    nodes = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, kinds)]
+    assert [node.lineno for node in nodes if len(node.generators) > 2] == []
+
+
 def test_nothing_of_the_product_imports_benchmarks():
     assert not [m for m in MODULES if not m.startswith("benchmarks") and any(name.startswith("benchmarks") for name in imports(m))]
 

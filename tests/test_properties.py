@@ -180,7 +180,8 @@ TIMES = st.one_of(
     st.builds(ServiceTime, kind=st.just("lognormal"), request_ms=MS, cv=st.floats(0, 2)),
     st.builds(ServiceTime, kind=st.just("empirical"), base_ms=MS, ratios=RATIOS),
 )  # fmt: skip
-maybe = lambda strategy: st.one_of(st.none(), strategy)
+def maybe(strategy):
+    return st.one_of(st.none(), strategy)
 PARTS = {
     "servers": st.integers(1, 5), "items": st.integers(0, 1000), "batch": st.integers(1, 8), "wait_ms": st.floats(0, 5),
     "queue": maybe(st.integers(0, 20)), "patience_ms": maybe(MS), "retries": st.integers(0, 3), "fail": st.sampled_from(["open", "closed"]),
@@ -374,7 +375,10 @@ def test_json_of_what_was_fitted_of_another_kind_is_refused_or_read(value, tmp_p
 
 def test_queue_needs_the_stages_of_the_run(tmp_path):
     run = by_hand(tmp_path / "run").path
-    stage = lambda name: Service(name, ServiceTime(base_ms=1.0))
+
+    def stage(name):
+        return Service(name, ServiceTime(base_ms=1.0))
+
     for names in (["recall"], ["rank", "recall"], ["recall", "rank", "rerank"], ["recall", "prerank"], ["e", "recall", "rank"]):
         Services(tuple(map(stage, names))).write(tmp_path / "s.toml")
         words = ["queue", "s.toml", "--rate", "50", "--requests", "20", "--run", "run", "--out", "out", "--measure", "HR@1"]

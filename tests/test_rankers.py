@@ -68,7 +68,10 @@ def shopping(n: int, seed: int) -> Batch:
     liked = rng.integers(0, 5, n)
     items = np.stack([rng.choice(N_ITEMS, 10, replace=False) for _ in range(n)])
     history = liked[:, None] + 5 * rng.integers(0, N_ITEMS // 5, (n, 6))
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
     clicked = rng.random(items.shape) < sigmoid(4.0 * (items % 5 == liked[:, None]) - 2)
     bought = clicked & (rng.random(items.shape) < sigmoid(4.0 * (items % 2) - 2))
     dense = rng.normal(size=(*items.shape, 3))

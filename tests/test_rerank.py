@@ -469,7 +469,10 @@ def test_egmv_as_a_name():
 
 def points(values: dict[str, tuple]) -> list[dict]:
     """x and y, each (value, low, high) or a value alone."""
-    ends = lambda v: dict(zip(("value", "low", "high"), v if isinstance(v, tuple) else (v, None, None), strict=True))
+
+    def ends(v):
+        return dict(zip(("value", "low", "high"), v if isinstance(v, tuple) else (v, None, None), strict=True))
+
     return [{"row": row, "hits": ends(x), "money": ends(y)} for row, (x, y) in values.items()]
 
 

@@ -12,7 +12,9 @@ from karmafunnel.simulator.load import theory
 from karmafunnel.simulator.load.theory import Steady
 from scipy import integrate
 
-near = lambda value: pytest.approx(value, rel=1e-9)
+
+def near(value):
+    return pytest.approx(value, rel=1e-9)
 
 
 def test_one_exponential_server():
@@ -103,7 +105,10 @@ def test_impatience_against_numeric_integration(rate, servers, patience):
     """
     a, arrive, leave = rate / 100, rate / 1000, servers / 10
     below = [a**n / factorial(n) for n in range(servers)]
-    density = lambda x: arrive * below[-1] * exp(arrive * min(x, patience) - leave * x)
+
+    def density(x):
+        return arrive * below[-1] * exp(arrive * min(x, patience) - leave * x)
+
     mass, _ = integrate.quad(density, 0, patience)
     beyond, _ = integrate.quad(density, patience, math.inf)
     first, _ = integrate.quad(lambda x: x * density(x), 0, patience)

@@ -42,7 +42,9 @@ class Data:
     """
 
     def __init__(self, folder: Path):
-        read = lambda name: pl.read_parquet(folder / f"{name}.parquet", glob=False, hive_partitioning=False)
+        def read(name: str) -> pl.DataFrame:
+            return pl.read_parquet(folder / f"{name}.parquet", glob=False, hive_partitioning=False)
+
         self.items, self.requests = read("items"), read("requests")
         self.n_items = self.items.height
         self.t, self.window = self.requests["t"].to_numpy(), self.requests["window"].to_numpy()

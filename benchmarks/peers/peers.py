@@ -130,7 +130,10 @@ def tables(log: Log, label: str, candidates: pl.DataFrame) -> dict[str, pl.DataF
             "item_id": item_ids.gather(np.concatenate([np.empty(0, np.int64), *(pool for _, pool in pools)])),
         }
     )
-    ids = lambda frame: pl.DataFrame({"request_id": request_ids.gather(frame[REQUEST]), "item_id": item_ids.gather(frame[ITEM])})
+
+    def ids(frame: pl.DataFrame) -> pl.DataFrame:
+        return pl.DataFrame({"request_id": request_ids.gather(frame[REQUEST]), "item_id": item_ids.gather(frame[ITEM])})
+
     return {
         "items": items, "interactions": interactions, "requests": requests, "histories": histories, "truth": ids(truth),
         "filters": passes, "candidates": ids(candidates),
@@ -490,7 +493,10 @@ def side_by_side(
             for table, run in found.items():
                 runs[table].setdefault(name, []).append(run)
             facts.setdefault(name, []).append(said(folder / "facts.json"))
-    whole = lambda by_name: {n: r for n, r in by_name.items() if n not in failed and n not in left}
+
+    def whole(by_name: Mapping[str, Any]) -> dict[str, Any]:
+        return {n: r for n, r in by_name.items() if n not in failed and n not in left}
+
     lines = {table: lines_of(whole(by_name), measures[table]) for table, by_name in runs.items()}
     for line in lines["own"]:
         if line["system"] == OURS:

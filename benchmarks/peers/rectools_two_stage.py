@@ -161,7 +161,10 @@ class TwoStage:
     def candidates(self, rows: np.ndarray, at: np.ndarray, items: np.ndarray) -> np.ndarray:
         if self.of_others is None:
             self.of_others = self.reranker()
-            given = lambda rows, history, allowed: self.others(rows, history, allowed, *self.data.candidates(rows))
+
+            def given(rows: Any, history: Any, allowed: Any) -> Any:
+                return self.others(rows, history, allowed, *self.data.candidates(rows))
+
             self.learn(self.of_others, given)
         scores = np.zeros(len(at), dtype=np.float32)
         for part, history, allowed in self.chunks(rows):

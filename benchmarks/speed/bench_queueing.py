@@ -29,7 +29,10 @@ from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 
 def four_stages() -> Services:
     """A funnel that is busy to about 70% at 1,000 requests a second."""
-    time_ = lambda base, item: ServiceTime("lognormal", base_ms=base, request_ms=0.3, item_us=item, cv=0.4)
+
+    def time_(base: float, item: float) -> ServiceTime:
+        return ServiceTime("lognormal", base_ms=base, request_ms=0.3, item_us=item, cv=0.4)
+
     return Services(
         (
             Service("karma", time_(2.0, 0.0), servers=2, batch=8, wait_ms=1, deadline_ms=30, fallback="stale", stale_minutes=60),

@@ -272,7 +272,10 @@ def serve() -> dict[str, Any] | None:
     for name in (*MORE, *modules()):
         importlib.import_module(name)
     gc.freeze()
-    tell = lambda **said: print(json.dumps(said), flush=True)
+
+    def tell(**said: Any) -> None:
+        print(json.dumps(said), flush=True)
+
     tell(ready=True)
     while line := sys.stdin.readline():
         said = dict(json.loads(line))

@@ -159,7 +159,9 @@ def cases() -> list[Case]:
     def case(model: str, said: str, rate: float, stages: Sequence[Service], found: Sequence[Steady]) -> Case:
         return Case(model, said, Services(tuple(stages), name=model), rate, tuple(found))
 
-    rate_of = lambda rho, servers=1: rho * servers * 1000 / S
+    def rate_of(rho: float, servers: int = 1) -> float:
+        return rho * servers * 1000 / S
+
     made = []
     for rho in (0.3, 0.5, 0.7, 0.8, 0.95):
         rate = rate_of(rho)
@@ -216,7 +218,10 @@ def batches_of(case: Case, requests: pl.DataFrame, batches: int) -> dict[str, li
     part = np.arange(requests.height - case.warmup) // ((requests.height - case.warmup) // batches)
     gaps = np.diff(requests["t_ms"].to_numpy(), prepend=0.0)[case.warmup :]
     steady = requests[case.warmup :]
-    summed = lambda x: np.bincount(part, x, batches).tolist()
+
+    def summed(x: np.ndarray) -> list[float]:
+        return np.bincount(part, x, batches).tolist()
+
     sums = {"requests": summed(np.ones(len(part))), "ms": summed(gaps)}
     for stage in case.services.stages:
         for what in ("wait", "service"):
@@ -293,7 +298,10 @@ def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
     domains, height = plots.panes(3, 3, 250, gap=0.08)
     layout = plots.blank(height + 420, left=70, bottom=60) | {"showlegend": True, "legend": {"orientation": "h", "y": 1.08}}
     data: list[plots.Plot] = []
-    upper = lambda y: [0.62 + 0.38 * v for v in y]
+
+    def upper(y: Sequence[float]) -> list[float]:
+        return [0.62 + 0.38 * v for v in y]
+
     for i, (kind, title) in enumerate(kinds.items()):
         mine = [line for line in lines if line["measure"] == kind]
         exact = [line["theory"] for line in mine] or [1.0]

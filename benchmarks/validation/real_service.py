@@ -482,7 +482,8 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
     u = np.linspace(0.002, 0.998, 250)
     for i, cell in enumerate(cells):
         lines = [("measured", r["measured"], {"color": plots.faint(plots.ALL, 0.75), "width": 1.3}) for r in cell["repetitions"]]
-        every = [x for r in cell["repetitions"] for p in r["predicted"] for x in p]
+        predicted = [p for r in cell["repetitions"] for p in r["predicted"]]
+        every = [x for p in predicted for x in p]
         lines.append(("predicted", every, {"color": plots.COLOURS[4], "width": 2.4, "dash": "dot"}))
         for j, (name, values, look) in enumerate(lines):
             first = i == 0 and j in (0, len(lines) - 1)

@@ -490,7 +490,10 @@ def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], 
         title = f"differences to {recipe.against}, paired; * leaves out 0 with one sign in every seed, ** also after Holm"
         out.append((title, ["row", "seeds", *columns], rows))
     names = [d for d in DIAGNOSTICS if any(d in line["diagnostics"] for line in lines)]
-    short = lambda v: "" if v is None else (f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}").replace("-", "−")
+
+    def short(v: float | None) -> str:
+        return "" if v is None else (f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}").replace("-", "−")
+
     rows = [[line["row"], *(short(line["diagnostics"].get(d)) for d in names)] for line in lines if line["seeds"]]
     if names:
         out.append(("diagnostics, means over seeds", ["row", *names], rows))
@@ -712,7 +715,10 @@ def widths(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
     """Characters that each column needs so that no figure is broken; heads break at blanks, long
     names of rows anywhere.
     """
-    cells = lambda i: [text for row in rows for text in stacked(row[i]).split("\n")]
+
+    def cells(i: int) -> list[str]:
+        return [text for row in rows for text in stacked(row[i]).split("\n")]
+
     sizes = [max(map(len, [*head.split(), *cells(i)]), default=0) for i, head in enumerate(heads)]
     return [min(sizes[0], WIDEST), *sizes[1:]]
 

@@ -93,7 +93,10 @@ def queue(
     if beside and run is None:
         raise KarmafunnelError(f"queue: --beside {beside[0]} compares what was shown, and needs --run, found none")
     stems = [path.stem for path in (services, *beside)]
-    name = lambda path: path.stem if stems.count(path.stem) == 1 else str(path)
+
+    def name(path: Path) -> str:
+        return path.stem if stems.count(path.stem) == 1 else str(path)
+
     policies = {name(path): Services.read(path) for path in (services, *beside)}
     deployed = policies[name(services)]
     coming, count = arrivals_of(arrivals, rate, log, n)
@@ -105,7 +108,9 @@ def queue(
         if run is not None:  # before anything is written: a path may not have been replayed
             from ..load.credit import quality_under_load
 
-            step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
+            def step(what: str, i: int, total: int | None) -> None:
+                bar.update(task, description=what, completed=i, total=total)
+
             worth = quality_under_load(policies, run, coming, count, seed, measures=measures, progress=step)
             bar.update(task, description="simulating", completed=0, total=count)
 
@@ -141,7 +146,10 @@ def print_simulation(simulation: Any) -> None:
     }  # fmt: skip
     for head in ("stage", *heads.values(), "lost"):
         table.add_column(head, justify="left" if head in ("stage", "lost") else "right", overflow="fold")
-    told = lambda x: "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" if x < 10 else f"{x:,.1f}"
+
+    def told(x: float | None) -> str:
+        return "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" if x < 10 else f"{x:,.1f}"
+
     for line in simulation.stages.iter_rows(named=True):
         causes = {"shed": "shed", "abandoned": "out of patience", "late": "late", "overdue": "overdue", "failed": "crashed"}
         lost = ", ".join(f"{line[key]:,} {word}" for key, word in causes.items() if line[key])
@@ -150,7 +158,10 @@ def print_simulation(simulation: Any) -> None:
     for name, one in found["latency"].items():
         sure = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
         out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{sure} ms")
-    shares = lambda said: ", ".join(f"{name} {share:.2%}" for name, share in said.items())
+
+    def shares(said: dict[str, float]) -> str:
+        return ", ".join(f"{name} {share:.2%}" for name, share in said.items())
+
     out.print(f"goodput {found['goodput']:,.1f} a second; outcomes: {shares(found['outcomes'])}", soft_wrap=True)
     out.print(f"paths: {shares(found['paths'])}", soft_wrap=True)
     for name in found["rarely_crashing"]:
@@ -168,7 +179,9 @@ def print_worth(worth: Any) -> None:
     """Quality of what was shown, over offered load, and the price of outages."""
     from ..report.table import number
 
-    span = lambda row, name="": f"[{number(row[f'{name} low'.strip()])}, {number(row[f'{name} high'.strip()])}]"
+    def span(row: dict[str, Any], name: str = "") -> str:
+        return f"[{number(row[f'{name} low'.strip()])}, {number(row[f'{name} high'.strip()])}]"
+
     table = Table("policy", "measure", "value", "difference", title="what was shown is worth", title_justify="left")
     for row in worth.rows:
         beside = "" if row["difference"] is None else f"{number(row['difference'], signed=True)} {span(row, 'difference')}"
@@ -315,7 +328,10 @@ def print_plan(found: Any) -> None:
         table.add_row(line["change"], *figures, "yes" if line["meets"] else "no", style=None if line["meets"] else "dim")
     out.print(table)
     sure = "nothing cheaper does, as far as more servers never hurt" if found.proven else "not everything cheaper was tried"
-    tell = lambda text: out.print(text, soft_wrap=True)
+
+    def tell(text: str) -> None:
+        out.print(text, soft_wrap=True)
+
     tell(f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing {found.degraded:.2%}; {sure}")
     tell(f"cost of a million requests {number(found.cost_per_million)}, an hour {number(found.services.cost_per_hour)}")
     tell(f"headroom: meets the target up to {found.headroom:,.1f} a second ({found.headroom / found.rate - 1:+.0%})")

@@ -233,7 +233,9 @@ def fit_embedder(
         raise KarmafunnelError(f"recipe {found.name}: needs an embedder among {sorted(embedders)}, found {name!r}")
     check_device(device)
     with cache_folder(no_cache) as cache, err.status("fitting") as status:
-        say = lambda message: err.print(message, style="dim", soft_wrap=True)
+        def say(message: str) -> None:
+            err.print(message, style="dim", soft_wrap=True)
+
         scene = Scene(opened, {}, found.label, seed, device, say, lambda message: status.update(message), found.outside)
         embedding = fit_embedders({name: embedders[name]}, scene, cache)[name]
         embedding.save(folder_out)

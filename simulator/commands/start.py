@@ -65,7 +65,10 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     rate = 0.75 / max(stage.utilisation(1.0) for stage in deployed.stages)
     with progress_bar(err) as bar:
         task = bar.add_task("simulating", total=None)
-        step = lambda what, i, total: bar.update(task, description=what, completed=i, total=total)
+
+        def step(what: str, i: int, total: int | None) -> None:
+            bar.update(task, description=what, completed=i, total=total)
+
         worth = quality_under_load({"services": deployed}, run, Poisson(rate), 5000, seed, progress=step)
     simulation = simulate(
         deployed, Poisson(rate), 5000, seed, out=folder_out / "load", events=True, says={"command": "karmafunnel demo"},

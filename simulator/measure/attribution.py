@@ -108,7 +108,8 @@ def attribute(
                 row["note"] = row["note"] or why
         else:
             games.append((mine, [_paired(known[s::seeds]) for s in range(seeds)]))
-    known_all = [e for _, by_seed in games for subset_values in by_seed for e in subset_values]
+    subset_values = [values for _, by_seed in games for values in by_seed]
+    known_all = [estimate for values in subset_values for estimate in values]
     samples = resample(known_all, users, resamples, seed) if users > 1 else []
     drawn = {id(e): s for e, s in zip(known_all, samples, strict=False)}
     for mine, by_seed in games:

@@ -70,8 +70,11 @@ def ask(reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slic
     """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an
     unknown slice.
     """
-    parts = reading.parts(slice_name)
-    return [f for m in wanted for part in parts for f in m.figures(reading, part, stages)]
+    parts, found = reading.parts(slice_name), list[Figure]()
+    for m in wanted:
+        for part in parts:
+            found += m.figures(reading, part, stages)
+    return found
 
 
 def _samples(asked: Sequence[Sequence[Figure]], reading: Reading, resamples: int, seed: int) -> dict[int, np.ndarray]:

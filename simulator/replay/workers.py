@@ -118,7 +118,10 @@ def live_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        watch = lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1))
+        def watch() -> None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
         threading.Thread(target=watch, daemon=True).start()
 
 

@@ -460,7 +460,10 @@ def stage_figures(simulation: Simulation) -> Section:
         "mean_wait_ms": "wait, ms", "p50_ms": "p50", "p95_ms": "p95", "p99_ms": "p99", "shed": "shed", "abandoned": "left", "late": "late",
         "overdue": "overdue", "failed": "crashed",
     }  # fmt: skip
-    tell = lambda x: "" if x is None else f"{x:,}" if isinstance(x, int) else number(x)
+
+    def tell(x: float | None) -> str:
+        return "" if x is None else f"{x:,}" if isinstance(x, int) else number(x)
+
     rows = [[line["stage"], *(tell(line[key]) for key in heads)] for line in simulation.stages.iter_rows(named=True)]
     read = (
         "Batch: its mean size. Waiting: how many, on average. Percentiles: ms from coming to a stage to leaving it, over the whole run. Shed: "

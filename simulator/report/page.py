@@ -210,7 +210,10 @@ class Figure(Block):
     @property
     def keys(self) -> list[tuple[str, str]]:
         """Name and CSS of each key: a filled square for a colour, a line for a dash."""
-        dash = lambda look: f"height:0;border-top:2px {'dotted' if look == 'dot' else 'dashed'} #8b9199"
+
+        def dash(look: str) -> str:
+            return f"height:0;border-top:2px {'dotted' if look == 'dot' else 'dashed'} #8b9199"
+
         return [(name, f"background:{look}" if look.startswith("#") else dash(look)) for name, look in self.legend.items()]
 
 

@@ -82,7 +82,8 @@ def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str,
             }
         )  # fmt: skip
     items = {event["item"] for r in requests for event in r["history"] or []}
-    items |= {entry["item"] for r in requests for one in r["runs"] if one for part in ("truth", "rows") for entry in one[part]}
+    for one in (one for r in requests for one in r["runs"] if one):
+        items |= {entry["item"] for entry in (*one["truth"], *one["rows"])}
     return {
         "names": list(names), "stages": [[{"name": s["name"], "k": s["k"]} for s in run.meta["stages"]] for run in runs],
         "label": runs[0].label, "currency": runs[0].meta["log"].get("currency"), "missing": missing,

@@ -467,7 +467,10 @@ def booktabs(
     align: str, heads: Sequence[str], lines: Iterable[Sequence[str]], notes: Iterable[str], caption: str = "", foot: Sequence[str] | None = None
 ) -> str:
     """A `table` environment of cells that are LaTeX already, with notes below it."""
-    row = lambda cells: " & ".join(cells) + r" \\"
+
+    def row(cells: Iterable[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
     out = ["% needs \\usepackage{booktabs}", r"\begin{table}", *([rf"\caption{{{caption}}}"] if caption else []), r"\centering\small"]
     out += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", row(heads), r"\midrule", *map(row, lines)]
     out += [r"\midrule", row(foot)] if foot else []

@@ -67,7 +67,8 @@ def invent(n_items: int, rng: np.random.Generator) -> Shelves:
     fewer departments.
     """
     names = list(DEPARTMENTS)[: int(np.clip(1 + n_items // 400, 2, len(DEPARTMENTS)))]
-    tree = [(d, s, leaf) for d in names for s in DEPARTMENTS[d].sections for leaf in DEPARTMENTS[d].sections[s].leaves]
+    aisles = [(d, s, section) for d in names for s, section in DEPARTMENTS[d].sections.items()]
+    tree = [(d, s, leaf) for d, s, section in aisles for leaf in section.leaves]
     sections = list(dict.fromkeys((d, s) for d, s, _ in tree))
     section = np.array([sections.index((d, s)) for d, s, _ in tree])
     department = np.array([names.index(d) for d, _, _ in tree])
