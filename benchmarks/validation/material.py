@@ -347,9 +347,9 @@ def steady(value: Any) -> Any:
     if isinstance(value, str):
         return re.sub(r"\d+\.\d+ s\b", "", value)
     if isinstance(value, list):
-        # how much rows shared depends on what an earlier start of the table had done
-        sharing = "rows whose funnels begin alike share stages"
-        return [steady(x) for x in value if not str(x).startswith(sharing)]
+        # the command of a table, and how much its rows shared: an earlier start had done some
+        apart = ("`karmafunnel ", "rows whose funnels begin alike share stages")
+        return [steady(x) for x in value if not str(x).startswith(apart)]
     return value
 
 
