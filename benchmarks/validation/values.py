@@ -146,7 +146,9 @@ def judged(
     )
     told = f"{shown}: {answer.code}: {answer.line}"
     for name, before in kept.items():
-        if raw(shop.work / name) != before:
+        now = raw(shop.work / name)
+        # a new folder inside somebody's folder is nothing lost
+        if any(now.get(file) != digest for file, digest in before.items()):
             return DESTROYED, f"{told} [{name} is not what it was]"
     if answer.stopped:
         return HANG, f"{told} [{answer.stopped}]"
