@@ -22,7 +22,7 @@ from types import CodeType
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
-NOP = opmap["NOP"]
+NOP, IMPORT = opmap["NOP"], opmap["IMPORT_NAME"]
 LIBRARIES = ("torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
 
 
@@ -152,8 +152,9 @@ def defined_in(base: str, name: str) -> str:
 
 
 def operations(code: CodeType) -> Iterator[tuple[str, Any]]:
-    """Imports (and names stored) of a code object and of those inside it."""
-    yield from ModuleFinder().scan_opcodes(code)
+    """Imports (and names stored) of a code object and of those inside it that import something."""
+    if IMPORT in code.co_code[::2]:  # few have one, and reading them all takes longer than compiling
+        yield from ModuleFinder().scan_opcodes(code)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from operations(constant)

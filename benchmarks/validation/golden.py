@@ -73,23 +73,22 @@ def both(commit: str) -> Iterator[tuple[Code, Code]]:
     lasts.
     """
     with tempfile.TemporaryDirectory() as folder:
-        yield from _both(commit, Path(folder))
+        old, new = (Code(Path(folder) / name, Path(folder) / name / "out") for name in ("old", "new"))
+        for code in (old, new):
+            code.out.mkdir(parents=True)
+        checkout = str(old.home / "karmafunnel")
+        made = git("worktree", "add", "--detach", "--quiet", checkout, commit)
+        if made.returncode:
+            raise KarmafunnelError(f"golden: needs a commit of this repository, found {commit!r}: {made.stderr.strip()}")
+        (new.home / "karmafunnel").symlink_to(ROOT, target_is_directory=True)
+        try:
+            yield old, new
+        finally:
+            git("worktree", "remove", "--force", checkout).check_returncode()
 
 
-def _both(commit: str, folder: Path) -> Iterator[tuple[Code, Code]]:
-    old, new = folder / "old", folder / "new"
-    for one in (old, new):
-        (one / "out").mkdir(parents=True)
-    checkout = ["git", "-C", str(ROOT), "worktree", "add", "--detach", "--quiet"]
-    done = subprocess.run([*checkout, str(old / "karmafunnel"), commit], capture_output=True, encoding="utf-8")
-    if done.returncode:
-        raise KarmafunnelError(f"golden: needs a commit of this repository, found {commit!r}: {done.stderr.strip()}")
-    (new / "karmafunnel").symlink_to(ROOT, target_is_directory=True)
-    try:
-        yield Code(old, old / "out"), Code(new, new / "out")
-    finally:
-        remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(old / "karmafunnel")]
-        subprocess.run(remove, check=True)
+def git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8")
 
 
 def make_logs(code: Code) -> dict[str, Path]:

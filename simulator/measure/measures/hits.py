@@ -15,7 +15,19 @@ from .. import metrics
 from ..arrays import LOGGED, Part, Reading, Shown
 from ..intervals import Ratio
 from ..metrics import LOST
-from .measure import BY_REQUEST, CEILING, RANDOM, Figure, Measure, Values, of_part, of_requests, too_short, top
+from .measure import (
+    BY_REQUEST,
+    CEILING,
+    RANDOM,
+    Figure,
+    Measure,
+    Values,
+    mean,
+    of_part,
+    of_requests,
+    too_short,
+    top,
+)
 
 WEEK = 7  # days of all-scenario truth
 ALL_TAKES = (
@@ -282,9 +294,6 @@ class RecallOfBest(Measure):
     def __str__(self) -> str:
         return f"Recall@{self.m}@{self.k}"
 
-    def __repr__(self) -> str:
-        return str(self)
-
     def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
         run, last = reading.run, reading.run.stages[-1]
         unit, denominator = "request", f"requests with an output of {last}"
@@ -306,8 +315,7 @@ class RecallOfBest(Measure):
             found = best.join(kept, on=["request_id", "item_id"], how="left")
             share = found.group_by("request_id").agg(pl.col("kept").sum() / pl.len())
             values = reading.index.join(share, on="request_id", how="left", maintain_order="left")["kept"]
-            num = values.fill_null(np.nan).to_numpy()
-            yield self.figure(stage, part, of_requests(reading, part, num, np.ones(reading.n)), unit, denominator)
+            yield self.figure(stage, part, mean(reading, part, values.fill_null(np.nan).to_numpy()), unit, denominator)
 
 
 @dataclass(frozen=True, repr=False)
@@ -426,7 +434,7 @@ class GMVHR(_Money):
 
     def expected(self, lists: RandomLists, k: int) -> Values:
         some, n = _priced(lists), len(lists.many)
-        total = np.bincount(some.group, weights=some.money * np.ones(len(some.group)), minlength=n)
+        total = np.bincount(some.group, weights=some.money, minlength=n)
         inside = np.bincount(some.group, weights=some.money * some.reachable, minlength=n)
         return np.where(total > 0, inside * metrics.random_share(lists.many, k), np.nan), total
 
