@@ -1,4 +1,4 @@
-"""The Log: items, requests and exposures, cut into windows, and what was known as of each request.
+"""The Log: items, requests and exposures, cut into windows.
 
 Layout on disk and definitions: see `docs/METRICS.md`. Ids are strings on disk; inside, everything
 is a row number: item 7 is row 7 of `items`, request 3 is row 3 of `requests`.
@@ -19,15 +19,27 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .bounds import Bound, check_bound, check_seed
+from .asof import NEVER, AsOf
+from .bounds import check_bound, check_seed
 from .errors import KarmafunnelError
-from .files import LOG, atomic_folder, check, claim, fault, open_table, read_json, say, seal, settle, write_json, write_parquet
+from .files import (
+    LOG,
+    atomic_folder,
+    check,
+    claim,
+    fault,
+    open_table,
+    read_json,
+    say,
+    seal,
+    settle,
+    write_json,
+    write_parquet,
+)
 from .layout import TABLES, WINDOWS, complete_meta, conform, expected, same_type
 
-CLICK, PURCHASE = 1, 2
 # what truth may be, and what a log needs to have for it
 LABELS = {"click": "clicks", "purchase": "purchases"}
-NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below every timestamp
 
 
 def sha256(path: Path) -> str:
@@ -84,9 +96,13 @@ class Catalogue:
 
 
 def write_tables(
-    folder: Path | str, tables: dict[str, pl.DataFrame], meta: dict[str, Any], *, force: bool = False,
+    folder: Path | str,
+    tables: dict[str, pl.DataFrame],
+    meta: dict[str, Any],
+    *,
+    force: bool = False,
     also: Callable[[Path], None] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write tables, `log.json` and what `also` adds to the folder: all of it or nothing.
 
     Raises KarmafunnelError where the folder is something else than a log, or (without `force`) a
@@ -105,7 +121,10 @@ def write_tables(
 def contents(folder: Path, tables: Iterable[str]) -> dict[str, dict[str, Any]]:
     """`counts` and `checksums` of the tables of a log folder, as its `log.json` has them."""
     paths = {name: folder / f"{name}.parquet" for name in tables}
-    counts = {name: int(open_table(path).select(pl.len()).collect().item()) for name, path in paths.items()}
+    counts = {
+        name: int(open_table(path).select(pl.len()).collect().item())
+        for name, path in paths.items()
+    }
     return {"counts": counts, "checksums": {path.name: sha256(path) for path in paths.values()}}
 
 
@@ -117,13 +136,17 @@ def seal_log(folder: Path | str) -> list[str]:
     """
     folder = Path(folder)
     meta = read_json(folder / "log.json") if (folder / "log.json").is_file() else read_meta(folder)
-    complete_meta({k: v for k, v in meta.items() if k not in ("counts", "checksums")} if isinstance(meta, dict) else meta)
+    if isinstance(meta, dict):
+        complete_meta({k: v for k, v in meta.items() if k not in ("counts", "checksums")})
+    else:
+        complete_meta(meta)
     found = contents(folder, TABLES if (folder / "requests.parquet").exists() else ("items",))
     changed = []
     for key, now in found.items():
         before: dict[str, Any] = told if isinstance(told := meta.get(key), dict) else {}
-        names = dict.fromkeys([*before, *now])
-        changed += [f"{key}: {n}: {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                changed.append(f"{key}: {name}: {before.get(name)} -> {now.get(name)}")
     if changed:
         write_json(folder / "log.json", meta | found)
     elif (wrong := fault(folder, "log.json")) is not None:
@@ -142,12 +165,15 @@ def scan(path: Path, table: str) -> pl.LazyFrame:
     missing = [name for name in TABLES[table] if name not in found]
     if missing:
         raise KarmafunnelError(f"{path}: needed columns {list(TABLES[table])}, missing {missing}")
-    types = {name: dtype for name, dtype in expected(table).items() if name in found}
-    wrong = [f"{name} {found[name]} (needs {dtype})" for name, dtype in types.items() if not same_type(found[name], dtype)]
+    wrong, casts = [], []
+    for name, dtype in expected(table).items():
+        if name in found and not same_type(found[name], dtype):
+            wrong.append(f"{name} {found[name]} (needs {dtype})")
+        elif name in found and found[name] != dtype:  # all null
+            casts.append(pl.col(name).cast(dtype))
     if wrong:
         raise KarmafunnelError(f"{path}: wrong column types: {', '.join(wrong)}")
-    # all null
-    return frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items() if found[name] != dtype)
+    return frame.with_columns(casts)
 
 
 def checksum_of(path: Path, meta: dict[str, Any], anyway: bool = False) -> str:
@@ -157,12 +183,15 @@ def checksum_of(path: Path, meta: dict[str, Any], anyway: bool = False) -> str:
     found, told = sha256(path), meta.get("checksums")
     told = told.get(path.name) if isinstance(told, dict) else None
     if told is None:
-        say(f"{path.parent / 'log.json'}: has no checksum of {path.name}, so damage to it would not be noticed")
+        say(
+            f"{path.parent / 'log.json'}: has no checksum of {path.name}, "
+            "so damage to it would not be noticed"
+        )
     elif told != found:
         with _told(anyway):
             raise KarmafunnelError(
-                f"{path}: needs the bytes whose checksum stands in log.json, found others: it is damaged, or was changed since; "
-                f"{meant(path.parent)}"
+                f"{path}: needs the bytes whose checksum stands in log.json, found others: "
+                f"it is damaged, or was changed since; {meant(path.parent)}"
             )
     return found
 
@@ -202,9 +231,8 @@ def read_meta(folder: Path, anyway: bool = False) -> dict[str, Any]:
     settle(folder)
     path = folder / "log.json"
     if not path.is_file():
-        raise KarmafunnelError(
-            f"{folder}: needed a log folder with log.json, found {sorted(os.listdir(folder)) if folder.is_dir() else 'no folder'}"
-        )
+        found = sorted(os.listdir(folder)) if folder.is_dir() else "no folder"
+        raise KarmafunnelError(f"{folder}: needed a log folder with log.json, found {found}")
     meta = complete_meta(read_json(path), str(path))
     with _told(anyway):
         check(folder, "log.json", help=meant(folder))
@@ -234,10 +262,17 @@ class Log:
         """
         folder = Path(folder)
         meta = read_meta(folder, anyway)
-        return cls({name: scan(folder / f"{name}.parquet", name) for name in TABLES}, meta, folder, anyway)
+        lazy = {name: scan(folder / f"{name}.parquet", name) for name in TABLES}
+        return cls(lazy, meta, folder, anyway)
 
     @classmethod
-    def make(cls, items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame, meta: dict[str, Any]) -> Log:
+    def make(
+        cls,
+        items: pl.DataFrame,
+        requests: pl.DataFrame,
+        exposures: pl.DataFrame,
+        meta: dict[str, Any],
+    ) -> Log:
         """From frames with some of the layout's columns: absent ones become null, requests are put
         in time order, windows cut.
         """
@@ -249,14 +284,20 @@ class Log:
             raise KarmafunnelError(f"{who}: needed at least one request, found none")
         if meta["time"] == "clock":
             if requests["ts"].null_count():
-                raise KarmafunnelError(f"{who}: time is 'clock' but {requests['ts'].null_count()} requests have no ts")
+                raise KarmafunnelError(
+                    f"{who}: time is 'clock' but {requests['ts'].null_count()} requests have no ts"
+                )
             requests = requests.sort("ts", maintain_order=True)
         if requests["window"].null_count() == requests.height:
             if meta["time"] == "order":
-                raise KarmafunnelError(f"{who}: a log that knows only an order needs the publisher's windows, found none")
+                raise KarmafunnelError(
+                    f"{who}: a log that knows only an order needs the publisher's windows, "
+                    "found none"
+                )
             window = assign_windows(requests["ts"], requests["source"].is_in(meta["scenario"]))
             requests = requests.with_columns(window.alias("window"))
-        return cls({"items": items.lazy(), "requests": requests.lazy(), "exposures": exposures.lazy()}, meta)
+        tables = {"items": items, "requests": requests, "exposures": exposures}
+        return cls({name: frame.lazy() for name, frame in tables.items()}, meta)
 
     @property
     def tables(self) -> dict[str, pl.DataFrame]:
@@ -282,7 +323,8 @@ class Log:
         """
         if not self.has("users"):
             raise KarmafunnelError(
-                f"sample: needs a log that knows its users, found {self.name}, whose log.json says it does not"
+                f"sample: needs a log that knows its users, found {self.name}, "
+                "whose log.json says it does not"
             )
         check_bound("sample", "users_share", users=share)
         check_seed("sample", seed)
@@ -290,20 +332,34 @@ class Log:
         drawn = users.filter((hash_ids(users.to_numpy(), seed) >> np.uint64(11)) * 2.0**-53 < share)
         if drawn.len() == 0:
             raise KarmafunnelError(
-                f"sample: needs a share that draws a user, found {share:g} of the {users.len()} of {self.name}"
+                f"sample: needs a share that draws a user, "
+                f"found {share:g} of the {users.len()} of {self.name}"
             )
         requests = self.requests.filter(pl.col("user_id").is_in(drawn.implode()))
-        exposures = self.exposures.join(requests.select("request_id"), on="request_id", how="semi", maintain_order="left")
+        exposures = self.exposures.join(
+            requests.select("request_id"), on="request_id", how="semi", maintain_order="left"
+        )
         without = self.requests["user_id"].null_count()
         aside = self.meta["set_aside"] | ({"requests without a user": without} if without else {})
-        drawn_from = {"log": self.name, "whole": self.whole, "checksum": self.checksum, "share": share, "seed": seed}
-        meta = self.meta | {"name": f"{self.name}-{share:g}", "set_aside": aside, "sample": drawn_from}
+        drawn_from = {
+            "log": self.name,
+            "whole": self.whole,
+            "checksum": self.checksum,
+            "share": share,
+            "seed": seed,
+        }
+        meta = self.meta | {
+            "name": f"{self.name}-{share:g}",
+            "set_aside": aside,
+            "sample": drawn_from,
+        }
         kept = self.requests["user_id"].is_in(drawn.implode()).fill_null(False).to_numpy()
         whole = self
         if without:
             own = pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id")).alias("user_id")
             whole = Log.make(self.items, self.requests.with_columns(own), self.exposures, self.meta)
-        return Log.make(self.items.with_columns(whole._of_the_whole(self.t[kept])), requests, exposures, meta)
+        items = self.items.with_columns(whole._of_the_whole(self.t[kept]))
+        return Log.make(items, requests, exposures, meta)
 
     def _of_the_whole(self, t: np.ndarray) -> list[pl.Series]:
         """What the items keep of the whole log in the log of the requests of these times; null
@@ -314,8 +370,11 @@ class Log:
         if self.meta["time"] == "order":
             when, name = pl.Series(np.searchsorted(t, known, side="right")), "available_after"
         else:
-            when, name = pl.Series(np.where(sure, known, 0)).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC"), "available_from"
-        columns = [pl.select(pl.when(sure).then(when)).to_series().alias(name)] if sure.any() else []
+            clock = pl.Series(np.where(sure, known, 0)).cast(pl.Datetime("ms"))
+            when, name = clock.dt.replace_time_zone("UTC"), "available_from"
+        columns = []
+        if sure.any():
+            columns.append(pl.select(pl.when(sure).then(when)).to_series().alias(name))
         labels = [label for label, what in LABELS.items() if self.has(what)]
         return columns + [pl.Series(f"w1_{label}", self.targets_of_w1(label)) for label in labels]
 
@@ -332,7 +391,9 @@ class Log:
         """
         assert self.path is not None
         if name not in self._checksums:
-            self._checksums[name] = checksum_of(self.path / f"{name}.parquet", self.meta, self.anyway)
+            self._checksums[name] = checksum_of(
+                self.path / f"{name}.parquet", self.meta, self.anyway
+            )
         return self._checksums[name]
 
     def _collect(self, name: str) -> pl.DataFrame:
@@ -342,7 +403,9 @@ class Log:
             return self.lazy[name].collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             where = self.path / f"{name}.parquet" if self.path else name
-            raise KarmafunnelError(f"{where}: needed a readable Parquet table, found: {error}") from error
+            raise KarmafunnelError(
+                f"{where}: needed a readable Parquet table, found: {error}"
+            ) from error
 
     @cached_property
     def items(self) -> pl.DataFrame:
@@ -352,7 +415,9 @@ class Log:
     def requests(self) -> pl.DataFrame:
         frame = self._collect("requests")
         if frame.height == 0:
-            raise KarmafunnelError(f"{self.name}: needed at least one request, found an empty table")
+            raise KarmafunnelError(
+                f"{self.name}: needed at least one request, found an empty table"
+            )
         return frame
 
     @cached_property
@@ -386,7 +451,8 @@ class Log:
             parts = [self._checksum(name) for name in TABLES]
         else:
             parts = [str(getattr(self, name).hash_rows(seed=0).sum()) for name in TABLES]
-        parts.append(json.dumps({key: self.meta[key] for key in ("time", "scenario", "catalogue", "has")}, sort_keys=True))
+        how = {key: self.meta[key] for key in ("time", "scenario", "catalogue", "has")}
+        parts.append(json.dumps(how, sort_keys=True))
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     # -- row numbers -------------------------------------------------------------------------------
@@ -412,11 +478,15 @@ class Log:
             return np.arange(self.requests.height, dtype=np.int64)
         ts = self.requests["ts"]
         if nulls := ts.null_count():
-            raise KarmafunnelError(f"{self.name}: requests.parquet: ts needs a time, {nulls} rows have none")
+            raise KarmafunnelError(
+                f"{self.name}: requests.parquet: ts needs a time, {nulls} rows have none"
+            )
         t = ts.dt.epoch("ms").to_numpy().astype(np.int64)
         if (np.diff(t) < 0).any():
             row = int(np.flatnonzero(np.diff(t) < 0)[0]) + 1
-            raise KarmafunnelError(f"{self.name}: requests must stand in time order; row {row} runs backwards")
+            raise KarmafunnelError(
+                f"{self.name}: requests must stand in time order; row {row} runs backwards"
+            )
         return t
 
     @cached_property
@@ -427,7 +497,8 @@ class Log:
     @cached_property
     def session(self) -> np.ndarray:
         """Session number of every request, int32; a request without a session is one of its own."""
-        sessions = self.requests.select(pl.coalesce("session_id", pl.lit("\x00") + pl.col("request_id")))
+        own = pl.lit("\x00") + pl.col("request_id")
+        sessions = self.requests.select(pl.coalesce("session_id", own))
         return sessions.to_series().rank("dense").to_numpy().astype(np.int32) - 1
 
     @cached_property
@@ -438,8 +509,11 @@ class Log:
         """Row numbers of the scenario's requests in these windows, in time order; "W2" stands for
         W2a and W2b.
         """
-        wanted = [w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))]
-        return np.flatnonzero(self.requests["window"].is_in(wanted).fill_null(False).to_numpy() & self.in_scenario)
+        wanted = set(windows)
+        if "W2" in wanted:
+            wanted = wanted - {"W2"} | {"W2a", "W2b"}
+        inside = self.requests["window"].is_in(sorted(wanted)).fill_null(False).to_numpy()
+        return np.flatnonzero(inside & self.in_scenario)
 
     def end_of(self, window: str) -> int:
         """The first time that no longer belongs to the window or any before it."""
@@ -465,8 +539,11 @@ class Log:
         for key in ("request", "item"):
             if bad := frame[key].null_count():
                 example = frame.filter(pl.col(key).is_null())[f"{key}_id"][0]
-                raise KarmafunnelError(f"{self.name}: exposures: {bad} rows name an unknown {key}_id, e.g. {example!r}")
-        frame = frame.select(pl.col("request").cast(pl.Int64), pl.col("item").cast(pl.Int32), "user", "t", *columns)
+                raise KarmafunnelError(
+                    f"{self.name}: exposures: {bad} rows name an unknown {key}_id, e.g. {example!r}"
+                )
+        request, item = pl.col("request").cast(pl.Int64), pl.col("item").cast(pl.Int32)
+        frame = frame.select(request, item, "user", "t", *columns)
         return frame.sort("t", "request", maintain_order=True)
 
     def _check_rows(self) -> None:
@@ -478,16 +555,20 @@ class Log:
             if ids.is_duplicated().any() or ids.null_count():
                 bad = ids.filter(ids.is_duplicated() | ids.is_null())[0]
                 raise KarmafunnelError(
-                    f"{self.name}: {name}.parquet: {key} needs to be unique, found {bad!r} more than once or null"
+                    f"{self.name}: {name}.parquet: {key} needs to be unique, "
+                    f"found {bad!r} more than once or null"
                 )
         for column in ("user_id", "window"):
             if nulls := self.requests[column].null_count():
-                raise KarmafunnelError(f"{self.name}: requests.parquet: {column} needs a value, {nulls} rows have none")
+                raise KarmafunnelError(
+                    f"{self.name}: requests.parquet: {column} needs a value, {nulls} rows have none"
+                )
 
     @cached_property
     def events(self) -> pl.DataFrame:
         """The rows that were clicked or purchased, in time order."""
-        return self.rows.filter(pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False))
+        clicked, purchased = pl.col("clicked"), pl.col("purchased")
+        return self.rows.filter(clicked.fill_null(False) | purchased.fill_null(False))
 
     def truth(self, label: str) -> pl.DataFrame:
         """Truth of every request: request, item, quantity, money (price x quantity; the shown price
@@ -501,14 +582,16 @@ class Log:
             raise KarmafunnelError(f"label {label!r}: log {self.name} has no {LABELS[label]}")
         if label == "purchase":
             rows = self.events.filter(pl.col("purchased").fill_null(False))
-            quantity, price = pl.col("quantity").fill_null(1), pl.coalesce("price_paid", "price_shown")
+            quantity = pl.col("quantity").fill_null(1)
+            price = pl.coalesce("price_paid", "price_shown")
         else:
             rows = self.events.filter(pl.col("clicked").fill_null(False))
             quantity, price = pl.lit(1), pl.coalesce("price_shown", "price_paid")
-        return (
-            rows.select("request", "item", quantity.alias("quantity"), (price * quantity).alias("money"))
-            .group_by("request", "item", maintain_order=True)
-            .agg(pl.col("quantity").sum(), pl.when(pl.col("money").null_count() == 0).then(pl.col("money").sum()).alias("money"))
+        money = (price * quantity).alias("money")
+        rows = rows.select("request", "item", quantity.alias("quantity"), money)
+        whole = pl.when(pl.col("money").null_count() == 0).then(pl.col("money").sum())
+        return rows.group_by("request", "item", maintain_order=True).agg(
+            pl.col("quantity").sum(), whole.alias("money")
         )
 
     def targets_of_w1(self, label: str) -> np.ndarray:
@@ -527,13 +610,16 @@ class Log:
         """One text an item: title, brand, category, attributes, description; empty where there is
         none.
         """
-        parts = [pl.col("title"), pl.col("brand"), pl.col("category").list.join(" "), pl.col("attributes").list.join(" ")]
+        parts = [pl.col("title"), pl.col("brand")]
+        parts += [pl.col(name).list.join(" ") for name in ("category", "attributes")]
         if "description" in self.items.columns:
             parts.append(pl.col("description").cast(pl.String))
-        return self.items.select(pl.concat_str(parts, separator=" ", ignore_nulls=True)).to_series().to_list()
+        text = pl.concat_str(parts, separator=" ", ignore_nulls=True)
+        return self.items.select(text).to_series().to_list()
 
     @cached_property
     def asof(self) -> AsOf:
+        """What was known before each request."""
         return AsOf(self)
 
 
@@ -545,353 +631,3 @@ def rows_of(frame: pl.DataFrame, requests: np.ndarray) -> pl.DataFrame:
     start = np.searchsorted(column, requests)
     sizes = np.searchsorted(column, requests, side="right") - start
     return frame[np.repeat(start - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())]
-
-
-@dataclass(frozen=True)
-class History:
-    """What users did before their requests: arrays (B, n), the most recent last, padded on the
-    left.
-
-    items int32 (-1 pad), ages int64 (ms or steps before the request), actions int8 (0 pad, 1 click,
-    2 purchase).
-    """
-
-    items: np.ndarray
-    ages: np.ndarray
-    actions: np.ndarray
-
-
-class Timeline:
-    """Things that happened to keys (items, say), in order of time: how many before a time, the last
-    value, the mean value.
-
-    Made for questions that come a chunk of neighbouring times at a time: counts at the chunk's
-    beginning are kept and moved along, and only keys to which something happened inside the chunk
-    are searched. of int64 (n,), rank int64 (n,), values float64 (n,); keys are 0..n_keys-1, or any
-    int64 where `n_keys` is None.
-    """
-
-    def __init__(self, of: np.ndarray, rank: np.ndarray, n_keys: int | None, values: np.ndarray | None = None):
-        self.keys = None if n_keys is not None else np.unique(of)
-        if self.keys is not None:
-            of = np.searchsorted(self.keys, of)
-        by_time = np.argsort(rank, kind="stable")
-        self.of, self.rank = of[by_time].astype(np.int64), rank[by_time]
-        self.n_keys = len(self.keys) if self.keys is not None else int(n_keys or 0)
-        self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.of, minlength=self.n_keys))])
-        if values is not None:
-            # of a key together, in order of time
-            self.values = values[by_time][np.argsort(self.of, kind="stable")]
-            self.totals = np.concatenate([[0.0], np.cumsum(self.values)])
-        self._reached, self._counts = 0, np.zeros(self.n_keys, dtype=np.int64)
-        # a sieve: most keys that are asked for are none, and need no search
-        if self.keys is not None:
-            self._shift = np.uint64(64 - max(16 * self.n_keys, 2).bit_length())
-            self._sieve = np.zeros(1 << int(64 - self._shift), dtype=bool)
-            self._sieve[self._slot(self.keys)] = True
-
-    def _slot(self, key: np.ndarray) -> np.ndarray:
-        """Where the sieve keeps a key (Fibonacci hashing)."""
-        return (key.astype(np.int64).view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> self._shift
-
-    def _dense(self, of: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Keys as 0..n_keys-1, and which of them are keys at all (None: all)."""
-        if self.keys is None:
-            return of, None
-        at, there = np.zeros(len(of), dtype=np.int64), np.zeros(len(of), dtype=bool)
-        maybe = np.flatnonzero(self._sieve[self._slot(of)])
-        if self.n_keys:
-            at[maybe] = np.minimum(np.searchsorted(self.keys, of[maybe]), self.n_keys - 1)
-            there[maybe] = self.keys[at[maybe]] == of[maybe]
-        return at, there
-
-    def before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        """How many things happened to each key before each time rank; aligned whole arrays."""
-        # key times time rank outgrows an int32
-        dense, there = self._dense(of.astype(np.int64, copy=False))
-        if there is None:
-            return self._before(dense, rank)
-        counts = np.zeros(len(of), dtype=np.int64)
-        counts[there] = self._before(dense[there], rank[there])
-        return counts
-
-    def _before(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        if len(of) == 0:
-            return np.zeros(0, dtype=np.int64)
-        first, last = np.searchsorted(self.rank, (rank.min(), rank.max()))
-        if first < self._reached:
-            self._reached, self._counts = 0, np.zeros(self.n_keys, dtype=np.int64)
-        if first > self._reached:
-            self._counts += np.bincount(self.of[self._reached : first], minlength=self.n_keys)
-            self._reached = int(first)
-        counts = self._counts[of]
-        if last > first:
-            inside = self.of[first:last]
-            happened = np.bincount(inside, minlength=self.n_keys)
-            starts = np.cumsum(happened) - happened
-            rows = np.flatnonzero((happened > 0)[of])
-            low, times = int(rank.min()), int(rank.max() - rank.min()) + 1
-            touched = np.flatnonzero(happened)
-            # many rows: count for every time and key at once
-            if times * len(touched) <= 16 * len(rows):
-                column = np.zeros(self.n_keys, dtype=np.int64)
-                column[touched] = np.arange(len(touched))
-                cell = (self.rank[first:last] - low + 1) * len(touched) + column[inside]
-                table = np.bincount(cell, minlength=times * len(touched)).reshape(times, len(touched))
-                counts[rows] += np.cumsum(table, axis=0, out=table)[rank[rows] - low, column[of[rows]]]
-                return counts
-            span = int(self.rank[last - 1]) + 2
-            keys = np.sort(inside * span + self.rank[first:last])
-            of, rank = of[rows], np.minimum(rank[rows], span - 1)
-            counts[rows] += np.searchsorted(keys, of * span + rank) - starts[of]
-        return counts
-
-    def last(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        """The last value of each key before each time rank, NaN where there is none; aligned
-        float64 arrays.
-        """
-        return self._valued(of, rank, lambda start, end: self.values[end - 1])
-
-    def mean(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        """The mean value of each key before each time rank, NaN where there is none; aligned
-        float64 arrays.
-        """
-        return self._valued(of, rank, lambda start, end: (self.totals[end] - self.totals[start]) / (end - start))
-
-    def _valued(self, of: np.ndarray, rank: np.ndarray, value: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        dense, there = self._dense(of)
-        counts = self.before(of, rank)
-        some = counts > 0 if there is None else there & (counts > 0)
-        out = np.full(len(of), np.nan)
-        start = self.starts[dense[some]]
-        out[some] = value(start, start + counts[some])
-        return out
-
-
-class AsOf:
-    """What was known strictly before a time. The only door through which a stage sees the past, so
-    that no future leaks.
-    """
-
-    def __init__(self, log: Log):
-        self.log = log
-        self.times = np.unique(log.t)
-        self.rank = np.searchsorted(self.times, log.t)  # (n_requests,)
-        self._timelines: dict[str, Timeline] = {}
-        self._ranks_before: dict[int, np.ndarray] = {}
-        self._filtered: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def _key(self, key: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        return key.astype(np.int64) * (len(self.times) + 1) + rank
-
-    def time_rank(self, t: np.ndarray) -> np.ndarray:
-        """Rank of times among the log's times: everything of a smaller rank is strictly earlier."""
-        return np.searchsorted(self.times, t)
-
-    # -- histories ---------------------------------------------------------------------------------
-
-    @cached_property
-    def _by_user(self) -> tuple[np.ndarray, ...]:
-        return self._histories("user")
-
-    @cached_property
-    def _by_session(self) -> tuple[np.ndarray, ...]:
-        return self._histories("session")
-
-    def _histories(self, by: str) -> tuple[np.ndarray, ...]:
-        events = self.log.events
-        request = events["request"].to_numpy()
-        owner = getattr(self.log, by)[request]
-        key = self._key(owner, self.rank[request])
-        order = np.argsort(key, kind="stable")
-        action = np.where(events["purchased"].fill_null(False).to_numpy(), PURCHASE, CLICK).astype(np.int8)
-        return key[order], events["item"].to_numpy()[order], events["t"].to_numpy()[order], action[order]
-
-    def history(self, requests: np.ndarray, n: int, own_session: bool = False) -> History:
-        """The last `n` clicks and purchases before each request, by its user (or within its
-        session).
-        """
-        keys, items, times, actions = self._by_session if own_session else self._by_user
-        owner = (self.log.session if own_session else self.log.user)[requests]
-        end = np.searchsorted(keys, self._key(owner, self.rank[requests]))
-        start = np.searchsorted(keys, self._key(owner, np.zeros(len(requests), dtype=np.int64)))
-        at = end[:, None] + np.arange(-n, 0)[None, :]
-        valid = at >= start[:, None]
-        at = np.where(valid, at, 0)
-        if len(items) == 0:
-            empty = np.zeros((len(requests), n))
-            return History(empty.astype(np.int32) - 1, empty.astype(np.int64), empty.astype(np.int8))
-        ages = self.log.t[requests][:, None] - times[at]
-        return History(
-            np.where(valid, items[at], -1).astype(np.int32),
-            np.where(valid, ages, 0),
-            np.where(valid, actions[at], 0).astype(np.int8),
-        )
-
-    def n_events(self, requests: np.ndarray) -> np.ndarray:
-        """How many clicks and purchases each request's user made before it."""
-        keys = self._by_user[0]
-        owner = self.log.user[requests]
-        return np.searchsorted(keys, self._key(owner, self.rank[requests])) - np.searchsorted(
-            keys, self._key(owner, np.zeros(len(requests), dtype=np.int64))
-        )
-
-    # -- items, and what one user did with one item ------------------------------------------------
-
-    def _timeline(self, what: str) -> Timeline:
-        """Rows of one kind along time, an item or ("own ...") a user and item: shown, click,
-        purchase, event, price.
-        """
-        if what not in self._timelines:
-            clicked, purchased = pl.col("clicked").fill_null(False), pl.col("purchased").fill_null(False)
-            price = pl.coalesce("price_shown", "price_paid")
-            kinds = {
-                "shown": (pl.col("position").is_not_null(), pl.col("position")), "click": (clicked, None), "purchase": (purchased, None),
-                "event": (clicked | purchased, None), "price": (price.is_not_null(), price),
-            }  # fmt: skip
-            condition, value = kinds[what.removeprefix("own ")]
-            rows = self.log.rows.filter(condition)
-            values = None if value is None else rows.select(value.cast(pl.Float64)).to_series().to_numpy()
-            of, n = rows["item"].to_numpy().astype(np.int64), self.log.n_items
-            own = what.startswith("own ")
-            if own:
-                of = rows["user"].to_numpy() * np.int64(n) + of
-            self._timelines[what] = Timeline(of, self.rank[rows["request"].to_numpy()], None if own else n, values)
-        return self._timelines[what]
-
-    def _pair(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        return self.log.user[requests].astype(np.int64) * self.log.n_items + items
-
-    def count(self, requests: np.ndarray, items: np.ndarray, action: str = "event", within: int | None = None) -> np.ndarray:
-        """How often each item was clicked / purchased / shown (or "event": clicked or purchased)
-        before the request.
-
-        At most `within` before it (ms, or steps where time is an order), where given. Aligned
-        arrays.
-        """
-        timeline = self._timeline(action)
-        before = timeline.before(items, self.rank[requests])
-        return before if within is None else before - timeline.before(items, self.rank_before(within)[requests])
-
-    def rank_before(self, within: int) -> np.ndarray:
-        """The time rank that lies `within` before each request of the log: int64 (n_requests,).
-
-        Raises KarmafunnelError for a `within` that reaches into the future, or nowhere.
-        """
-        check_bound("a window of time", Bound(1, 2**53), within=within)
-        if within not in self._ranks_before:
-            self._ranks_before[within] = self.time_rank(self.log.t - within)
-        return self._ranks_before[within]
-
-    def own_count(self, requests: np.ndarray, items: np.ndarray, action: str = "event") -> np.ndarray:
-        """How often the request's user clicked or bought the item (or was "shown" it) before the
-        request; aligned arrays.
-        """
-        return self._timeline(f"own {action}").before(self._pair(requests, items), self.rank[requests])
-
-    def price(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The last price seen before the request (shown or paid), else the list price, else NaN;
-        aligned float64 arrays.
-        """
-        seen = self._timeline("price").last(items, self.rank[requests])
-        return np.where(np.isnan(seen), self._list_price[items], seen)
-
-    @cached_property
-    def _list_price(self) -> np.ndarray:
-        return self.log.items["price"].fill_null(np.nan).to_numpy()
-
-    def mean_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The mean position at which each item was shown before the request, NaN where it never
-        was; aligned arrays.
-        """
-        return self._timeline("shown").mean(items, self.rank[requests])
-
-    def own_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The position at which the request's user was last shown each item before it, NaN where
-        never; aligned arrays.
-        """
-        return self._timeline("own shown").last(self._pair(requests, items), self.rank[requests])
-
-    # -- eligibility -------------------------------------------------------------------------------
-
-    @cached_property
-    def known_t(self) -> np.ndarray:
-        """An item is known to requests later than this: (n_items,) int64 as `log.t`; NEVER: from
-        the start; the largest: to none.
-        """
-        log = self.log
-        known = np.full(log.n_items, NEVER, dtype=np.int64)
-        if log.meta["catalogue"] == "seen":
-            first = log.rows.group_by("item").agg(pl.col("t").min())
-            known[:] = np.iinfo(np.int64).max  # never appears: never known
-            known[first["item"].to_numpy()] = first["t"].to_numpy()
-        told = "available_after" if log.meta["time"] == "order" else "available_from"
-        if told in log.items.columns:
-            when = log.items[told] - 1 if told == "available_after" else log.items[told].dt.epoch("ms")
-            known = np.where(when.is_null().to_numpy(), known, when.fill_null(0).to_numpy())
-        return known
-
-    @cached_property
-    def known_rank(self) -> np.ndarray:
-        """An item is known to requests whose time rank is greater than this: (n_items,) int64, -1
-        for "from the start".
-        """
-        return np.searchsorted(self.times, self.known_t, side="right") - 1
-
-    @cached_property
-    def filter_key(self) -> np.ndarray:
-        """Number of each request's set of filters, int32; 0 means no filter."""
-        return self._filters[0]
-
-    @cached_property
-    def _filters(self) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        lists = self.log.requests["filters"].fill_null([]).list.sort().list.join("\x00")
-        sets: dict[str, int] = {"": 0}
-        keys = np.array([sets.setdefault(text, len(sets)) for text in lists.to_list()], dtype=np.int32)
-        return keys, [tuple(text.split("\x00")) if text else () for text in sets]
-
-    @cached_property
-    def _holders(self) -> dict[str, np.ndarray]:
-        """Items that hold each attribute some request filters by."""
-        wanted = sorted({f for filters in self._filters[1] for f in filters})
-        held = (
-            self.log.items.select(pl.col("attributes").alias("attribute")).with_row_index("item").explode("attribute")
-            .filter(pl.col("attribute").is_in(wanted)).group_by("attribute").agg("item")
-        )  # fmt: skip
-        return {a: np.unique(np.array(items, dtype=np.int64)) for a, items in zip(held["attribute"], held["item"], strict=True)}
-
-    def pool(self, key: int) -> tuple[np.ndarray, np.ndarray]:
-        """Items that pass a set of filters, in the order they became known, and their known ranks.
-        """
-        if key not in self._filtered:
-            # Items known at the same time stand in a scrambled order: a search that stops at the
-            # first of many equals is then fair.
-            items = np.random.default_rng(0).permutation(self.log.n_items)
-            for wanted in self._filters[1][key]:
-                items = items[np.isin(items, self._holders.get(wanted, np.empty(0, dtype=np.int64)))]
-            items = items[np.argsort(self.known_rank[items], kind="stable")]
-            self._filtered[key] = items, self.known_rank[items]
-        return self._filtered[key]
-
-    def known(self, requests: np.ndarray) -> np.ndarray:
-        """How many items are eligible for each request: known before it and passing its filters."""
-        counts = np.empty(len(requests), dtype=np.int64)
-        keys = self.filter_key[requests]
-        for key in np.unique(keys):
-            mine = keys == key
-            counts[mine] = np.searchsorted(self.pool(int(key))[1], self.rank[requests[mine]])
-        return counts
-
-    def eligible(self, requests: np.ndarray) -> list[np.ndarray]:
-        """Row numbers of the eligible items of each request."""
-        counts = self.known(requests)
-        return [self.pool(int(key))[0][:n] for key, n in zip(self.filter_key[requests], counts, strict=True)]
-
-    def is_eligible(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Whether the item is eligible for the request; aligned arrays."""
-        answer = self.known_rank[items] < self.rank[requests]
-        keys = self.filter_key[requests]
-        for key in np.unique(keys[keys > 0]):
-            mine = np.flatnonzero(keys == key)
-            answer[mine] &= np.isin(items[mine], self.pool(int(key))[0])
-        return answer

@@ -11,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from karmafunnel.asof import Timeline
 from karmafunnel.checks import require
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import atomic_folder
-from karmafunnel.log import Log, Timeline, assign_windows, read
+from karmafunnel.log import Log, assign_windows, read
 from karmafunnel.simulator.measure.describe import describe
 from shop import make_shop
 

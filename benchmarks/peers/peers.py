@@ -30,10 +30,11 @@ from typing import Any
 import click
 import numpy as np
 import polars as pl
+from karmafunnel.asof import NEVER
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
 from karmafunnel.keys import code_digest, content_key
-from karmafunnel.log import NEVER, Log, sha256
+from karmafunnel.log import Log, sha256
 from karmafunnel.simulator.ablation.ablate import markdown, page, processor
 from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.measure.intervals import holm

@@ -13,27 +13,13 @@ import copy
 import numpy as np
 import polars as pl
 
+from ...asof import AsOf
 from ...bounds import check_bound
 from ...errors import KarmafunnelError
-from ...log import AsOf, Log
+from ...log import Log
 from ...models.embedders import Embedding
 
 MINUTE = 60_000  # ms
-
-
-class Then(AsOf):
-    """The past of a log as requests that came at other times would find it; what happened is what
-    it was.
-    """
-
-    def __init__(self, now: AsOf, log: Log):
-        self.now, self.log, self.times = now, log, now.times
-        self.rank = now.time_rank(log.t)
-        self._ranks_before, self._filtered = {}, {}
-        vars(self).update(_by_user=now._by_user, _by_session=now._by_session)
-
-    def _timeline(self, what: str):  # type: ignore[no-untyped-def]
-        return self.now._timeline(what)
 
 
 def moved(log: Log, t: np.ndarray) -> Log:
@@ -44,7 +30,7 @@ def moved(log: Log, t: np.ndarray) -> Log:
     view = copy.copy(log)
     asks = [pl.lit(None, dtype=log.requests.schema[c]).alias(c) for c in ("query", "filters", "context") if c in log.requests.columns]
     vars(view).update(requests=log.requests.with_columns(asks), t=t)
-    vars(view)["asof"] = Then(log.asof, view)
+    vars(view)["asof"] = AsOf(view, log.asof.past)
     return view
 
 
