@@ -21,17 +21,8 @@ from karmafunnel.layout import TS
 from karmafunnel.log import Log
 from karmafunnel.simulator.measure import metrics
 from karmafunnel.simulator.measure.compare import Cascade, Measure, Run, compare, measure
-from karmafunnel.simulator.measure.intervals import (
-    Calibration,
-    Difference,
-    Median,
-    PooledAUC,
-    Ratio,
-    draws,
-    holm,
-    interval,
-    resample,
-)
+from karmafunnel.simulator.measure.differences import Difference, holm
+from karmafunnel.simulator.measure.intervals import Calibration, Median, PooledAUC, Ratio, draws, interval, resample
 from karmafunnel.simulator.measure.measures.average_precision import MAP
 from karmafunnel.simulator.measure.measures.coverage import Coverage
 from karmafunnel.simulator.measure.measures.gini import Gini
@@ -1108,7 +1099,7 @@ def test_resamples_are_what_they_should_be():
 def test_holm_steps_down():
     # 0.005 <= .05/4, 0.01 <= .05/3, 0.03 > .05/2
     assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
-    assert holm([0.04, np.nan]) == [True, False]
+    assert holm([0.04, np.nan, None]) == [True, False, False]
     assert holm([]) == []
 
 

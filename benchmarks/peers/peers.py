@@ -37,7 +37,7 @@ from karmafunnel.keys import code_digest, content_key
 from karmafunnel.log import Log, sha256
 from karmafunnel.simulator.ablation.ablate import markdown, page, processor
 from karmafunnel.simulator.measure.compare import Run, compare, measure
-from karmafunnel.simulator.measure.intervals import holm
+from karmafunnel.simulator.measure.differences import holm
 from karmafunnel.simulator.replay.prepare import cache_root, prepare
 from karmafunnel.simulator.replay.provenance import commit
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
@@ -333,7 +333,7 @@ def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[
             line["differences"] = {r["measure"]: r for r in rows if r["stage"] in last}
         lines.append(line)
     every = [row for line in lines for row in line["differences"].values()]
-    for row, mark in zip(every, holm([np.nan if r["p"] is None else r["p"] for r in every]), strict=True):
+    for row, mark in zip(every, holm([r["p"] for r in every]), strict=True):
         row["holm"] = mark
     return lines + [{"system": ref, "values": values, "differences": {}} for ref, values in beside.items() if values]
 

@@ -53,7 +53,8 @@ from ...stages.base import Progress, silent
 from ...terminal import Console
 from ..measure.attribution import attribute
 from ..measure.compare import compare, measure
-from ..measure.intervals import Difference, Ratio, holm, interval, over_seeds, resample
+from ..measure.differences import Difference, holm, sampled
+from ..measure.intervals import Estimate, Ratio
 from ..measure.measures.measure import parse_all
 from ..measure.run import Run
 from ..replay.jobs import check_workers
@@ -323,7 +324,7 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
     for line in lines:
         for d in line["differences"].values():
             family.setdefault((line["row"], d["measure"], d.get("slice"), d.get("stage")), []).append(d)
-    asked_once = [np.nan if same[0]["p"] is None or unchanged(same[0]) else same[0]["p"] for same in family.values()]
+    asked_once = [None if unchanged(same[0]) else same[0]["p"] for same in family.values()]
     for alike, mark in zip(family.values(), holm(asked_once), strict=True):
         for d in alike:
             d["holm"] = mark
@@ -423,31 +424,15 @@ def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: li
     a = [frame["js"].to_numpy() for frame in values]
     if others:
         a = [x - frame["js"].to_numpy() for x, frame in zip(a, others, strict=True)]
-    estimates = [Ratio(x, np.ones(len(x)), place) for x in a]
-    value = float(np.mean([e.value for e in estimates])) if len(place) else float("nan")
-    row: Line = {
-        "measure": JS,
-        "value": None if np.isnan(value) else value,
-        "low": None,
-        "high": None,
-        "n": estimates[0].n,
-        "p": None,
-    }
-    n_users = len(set(cluster.values()))
-    if n_users > 1 and not np.isnan(value):
-        drawn = over_seeds(resample(estimates, n_users), 0)
-        row["low"], row["high"] = interval(drawn)
-        if others:
-            difference = Difference(value, drawn)
-            same = len({np.sign(e.value) for e in estimates}) == 1
-            row |= {
-                "p": None if np.isnan(difference.p) else difference.p,
-                "better": "",
-                "smallest_effect": difference.smallest_effect,
-            }
-            if difference.excludes_zero() and same:
-                row["better"] = "B" if value > 0 else "A"
-    return row | ({"difference": row["value"]} if others else {})
+    estimates: list[Estimate] = [Ratio(x, np.ones(len(x)), place) for x in a]
+    by_seed = [e.value for e in estimates]
+    value = float(np.mean(by_seed)) if len(place) else float("nan")
+    known = not np.isnan(value)
+    samples = sampled(estimates, len(set(cluster.values())) if known else 0, 1000, 0)
+    found = Difference.over_seeds(value, by_seed, [samples[e] for e in estimates if samples], 0)
+    low, high = found.interval
+    row: Line = {"measure": JS, "value": value if known else None, "low": low, "high": high, "n": estimates[0].n, "p": None}
+    return row | found.row("higher") | {"difference": row["value"]} if others else row
 
 
 MS, DETECTABLE = "ms a request", "detectable"

@@ -19,7 +19,8 @@ import polars as pl
 
 from ...errors import KarmafunnelError, quoted
 from ..measure.compare import same_requests
-from ..measure.intervals import Ratio, interval, resample
+from ..measure.differences import Difference, sampled
+from ..measure.intervals import Ratio, interval
 from ..measure.measures.measure import Measure, parse_all
 from ..measure.run import Run
 from ..replay.degrade import runs_of
@@ -98,9 +99,8 @@ class Quality:
 
     def intervals(self, estimates: Sequence[Ratio], resamples: int, seed: int) -> list[tuple[float | None, float | None]]:
         """95% intervals, users resampled; none with a single user."""
-        if self.n_users < 2:
-            return [(None, None)] * len(estimates)
-        return [interval(drawn) for drawn in resample(estimates, self.n_users, resamples, seed)]
+        samples = sampled(estimates, self.n_users, resamples, seed)
+        return [interval(samples[e]) if samples else (None, None) for e in estimates]
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,20 +237,20 @@ def outages(
         code = np.full(quality.n, quality.paths.index(path)) if known else full
         lost = Ratio(before.num - money(quality, code, at).num, before.den, before.cluster)
         down = [quality.ratio(m, code, at) for m in quality.measures]
-        drawn = resample([lost, *plain, *down], quality.n_users, resamples, seed) if quality.n_users > 1 else []
+        samples = sampled([lost, *plain, *down], quality.n_users, resamples, seed)
         line["money"] = before.value * requests
         line |= dict.fromkeys(("lost", "low", "high"))
         if not known:
             line["note"] = f"no Run of {path}: replay it with --path {path}"
         else:
             line["lost"] = lost.value * requests
-            if drawn:
-                line["low"], line["high"] = (None if x is None else x * requests for x in interval(drawn[0]))
-        for i, measure in enumerate(quality.measures):
+            if samples:
+                line["low"], line["high"] = (None if x is None else x * requests for x in interval(samples[lost]))
+        for measure, up, out in zip(quality.measures, plain, down, strict=True):
             name = str(measure)
-            line |= {name: plain[i].value, f"{name} in the outage": down[i].value if known else None}
-            ends = interval(drawn[1 + i] - drawn[1 + i + len(quality.measures)]) if drawn and known else (None, None)
-            line |= {f"{name} lost low": ends[0], f"{name} lost high": ends[1]}
+            line |= {name: up.value, f"{name} in the outage": out.value if known else None}
+            low, high = Difference.between([out], [up], samples, seed).interval if known else (None, None)
+            line |= {f"{name} lost low": low, f"{name} lost high": high}
         lines.append(line)
     return pl.DataFrame(lines, infer_schema_length=None)
 
@@ -327,9 +327,10 @@ def quality_under_load(
         for i, row in enumerate(earned.rows):
             line = {"policy": name, **row} | dict.fromkeys(("difference", "difference low", "difference high"))
             if base and quality.n_users > 1 and row["value"] is not None:
-                drawn = resample([base[i], ratios[i]], quality.n_users, resamples, seed)
-                low, high = interval(drawn[1] - drawn[0])
-                line |= {"difference": ratios[i].value - base[i].value, "difference low": low, "difference high": high}
+                samples = sampled([base[i], ratios[i]], quality.n_users, resamples, seed)
+                gain = Difference.between([base[i]], [ratios[i]], samples, seed)
+                low, high = gain.interval
+                line |= {"difference": gain.value, "difference low": low, "difference high": high}
             rows.append(line)
         base = base or ratios
     curve = load_curve(simulated, quality, seed, resamples, ids, warmup)

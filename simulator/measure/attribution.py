@@ -20,7 +20,8 @@ from ...errors import KarmafunnelError
 from ...stages.base import Funnel, Stage
 from .arrays import Reading
 from .compare import ask, at_one_depth, same_requests
-from .intervals import Difference, Estimate, Ratio, holm, interval, over_seeds, resample
+from .differences import Difference, Samples, holm, paired, sampled
+from .intervals import Estimate
 from .measures.measure import END, Figure, Measure, parse_all
 from .run import Run
 
@@ -107,14 +108,12 @@ def attribute(
             for row in mine:
                 row["note"] = row["note"] or why
         else:
-            games.append((mine, [_paired(known[s::seeds]) for s in range(seeds)]))
-    subset_values = [values for _, by_seed in games for values in by_seed]
-    known_all = [estimate for values in subset_values for estimate in values]
-    samples = resample(known_all, users, resamples, seed) if users > 1 else []
-    drawn = {id(e): s for e, s in zip(known_all, samples, strict=False)}
+            games.append((mine, [paired(known[s::seeds]) for s in range(seeds)]))
+    of_seeds = [values for _, by_seed in games for values in by_seed]
+    samples = sampled([estimate for values in of_seeds for estimate in values], users, resamples, seed)
     for mine, by_seed in games:
-        _play(mine, every, by_seed, drawn, seed)
-    marks = holm([np.nan if row["p"] is None else row["p"] for row in rows])
+        _play(mine, every, by_seed, samples, seed)
+    marks = holm([row["p"] for row in rows])
     return [row | {"holm": mark} for row, mark in zip(rows, marks, strict=True)]
 
 
@@ -168,19 +167,8 @@ def _blank(measure: str, part: str, stage: str, figure: Figure | None, seeds: in
     return row | {"unit": figure.unit if figure else "", "denominator": figure.denominator if figure else "", "note": ""}
 
 
-def _paired(values: Sequence[Estimate]) -> list[Estimate]:
-    """Means over the units where every subset of one seed is defined; ratios of sums stay as they
-    are.
-    """
-    means = [e for e in values if isinstance(e, Ratio) and e.counts is None]
-    if len(means) < len(values):
-        return list(values)
-    known = np.logical_and.reduce([e.known for e in means])
-    return [e.where(known) for e in means]
-
-
 def _play(
-    rows: list[dict[str, Any]], every: Sequence[Subset], by_seed: Sequence[Sequence[Estimate]], drawn: dict[int, np.ndarray], seed: int
+    rows: list[dict[str, Any]], every: Sequence[Subset], by_seed: Sequence[Sequence[Estimate]], samples: Samples, seed: int
 ) -> None:  # fmt: skip
     """Fill the rows of one measure: its stages, then end to end."""
     nobody, everybody = every[0], every[-1]
@@ -193,26 +181,28 @@ def _play(
             row["note"] = "n/a: nothing is defined in some subset"
         return
     mean = {subset: float(np.mean([game[subset] for game in values])) for subset in every}
-    split = [shapley(game) | {END: game[everybody] - game[nobody]} for game in values]
-    samples: list[dict[str, np.ndarray]] = []
-    if all(id(e) in drawn for estimates in by_seed for e in estimates):
-        games = [{subset: drawn[id(e)] for subset, e in zip(every, estimates, strict=True)} for estimates in by_seed]
-        samples = [shapley(game) | {END: game[everybody] - game[nobody]} for game in games]
+    split = [_split(game) for game in values]
+    drawn: list[dict[str, np.ndarray]] = []
+    if samples:
+        games = [{s: samples[e] for s, e in zip(every, estimates, strict=True)} for estimates in by_seed]
+        drawn = [_split(game) for game in games]
     change = mean[everybody] - mean[nobody]
-    told_apart = bool(samples) and Difference(change, over_seeds([s[END] for s in samples], seed)).excludes_zero()
+    parts = {row["stage"]: float(np.mean([s[row["stage"]] for s in split])) for row in rows} | {END: change}
+    found = {
+        stage: Difference.over_seeds(value, [s[stage] for s in split], [s[stage] for s in drawn], seed)
+        for stage, value in parts.items()
+    }
+    told_apart = found[END].excludes_zero()
     for row in rows:
-        stage = row["stage"]
+        stage, difference = row["stage"], found[row["stage"]]
         own = everybody if stage == END else frozenset({stage})
-        value = change if stage == END else float(np.mean([s[stage] for s in split]))
-        row |= {"value": value, "off": mean[nobody], "on": mean[everybody]}
+        row |= {"value": difference.value, "off": mean[nobody], "on": mean[everybody]}
         row |= {"alone": mean[own] - mean[nobody], "last": mean[everybody] - mean[everybody - own]}
-        if not samples:
-            continue
-        difference = Difference(value, over_seeds([s[stage] for s in samples], seed))
-        row["low"], row["high"] = interval(difference.samples)
-        row["p"] = None if np.isnan(difference.p) else difference.p
-        row["smallest_effect"] = None if np.isnan(difference.error) else difference.smallest_effect
-        row["share"] = value / change if told_apart else None
-        better, signs = Measure.parse(row["measure"]).better, {np.sign(s[stage]) for s in split}
-        if difference.excludes_zero() and len(signs) == 1 and better != "neither":
-            row["better"] = "on" if (value > 0) == (better == "higher") else "off"
+        row |= difference.row(Measure.parse(row["measure"]).better, ("off", "on"))
+        row["share"] = difference.value / change if told_apart else None
+
+
+def _split(game: Mapping[Subset, Value]) -> dict[str, Value]:
+    """Each stage's part of the whole change, and the change itself."""
+    every = sorted(game, key=len)
+    return shapley(game) | {END: game[every[-1]] - game[every[0]]}

@@ -18,7 +18,8 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from .arrays import Part, Reading
-from .intervals import Difference, Estimate, Ratio, holm, interval, over_seeds, resample
+from .differences import Difference, Samples, holm, paired, sampled
+from .intervals import Estimate, interval, over_seeds
 from .measures.hits import Kept, RecallOfBest
 from .measures.measure import END, Figure, Measure, parse_all
 from .metrics import LOST
@@ -48,7 +49,8 @@ def measure(
     asked = [ask(r, wanted, r.run.stages if by_stage else r.run.stages[-1:], slice) for r in readings]
     if any([f.key for f in a] != [f.key for f in asked[0]] for a in asked):
         raise KarmafunnelError(f"measure: Runs of several seeds need the same stages, found {[r.stages for r in runs]}")
-    samples = _samples(asked, readings[0], resamples, seed) if ci else {}
+    known = [f.estimate for figs in asked for f in figs if f.estimate is not None and not f.constant]
+    samples = sampled(known, len(readings[0].users), resamples, seed) if ci else {}
     rows = []
     for same in zip(*asked, strict=True):
         first = same[0]
@@ -77,14 +79,8 @@ def ask(reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slic
     return found
 
 
-def _samples(asked: Sequence[Sequence[Figure]], reading: Reading, resamples: int, seed: int) -> dict[int, np.ndarray]:
-    estimates = [f.estimate for figs in asked for f in figs if f.estimate is not None and not f.constant]
-    found = resample(estimates, len(reading.users), resamples, seed) if len(reading.users) > 1 else []
-    return {id(e): s for e, s in zip(estimates, found, strict=False)}
-
-
 def _values(
-    estimates: Sequence[Estimate], figure: Figure, samples: dict[int, np.ndarray], seed: int, resamples: int
+    estimates: Sequence[Estimate], figure: Figure, samples: Samples, seed: int, resamples: int
 ) -> dict[str, Any]:
     first = estimates[0]
     value = float(np.mean([e.value for e in estimates]))
@@ -92,8 +88,8 @@ def _values(
     if np.isnan(value):
         return out | {"note": _joined(figure.note, "n/a: nothing is defined")}
     out["value"] = value
-    if all(id(e) in samples for e in estimates):
-        drawn = over_seeds([samples[id(e)] for e in estimates], seed)
+    if all(e in samples for e in estimates):
+        drawn = over_seeds([samples[e] for e in estimates], seed)
         out["low"], out["high"] = interval(drawn)
         if len(drawn) < resamples:
             out["note"] = _joined(figure.note, f"{len(drawn)} resamples")
@@ -232,7 +228,8 @@ class _Asked:
             values = [float(np.mean([e.value for e in side])) for side in (estimates[:seeds], estimates[seeds:])]
             row |= {name: None if np.isnan(v) else v for name, v in zip(("value_a", "value_b"), values, strict=True)}
             return [(row, [], [])]
-        return [(row, *_paired(estimates[:seeds], estimates[seeds:]))]
+        sides_by_seed = [paired(both) for both in zip(estimates[:seeds], estimates[seeds:], strict=True)]
+        return [(row, [a for a, _ in sides_by_seed], [b for _, b in sides_by_seed])]
 
 
 def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure | None, str]:
@@ -276,53 +273,25 @@ def _tested(table: Sequence[Compared], labels: dict[str, str], users: int, resam
     """The rows with differences, intervals and verdicts, all under the same draws, corrected
     together.
     """
-    flat = [e for _, a_side, b_side in table for e in (*a_side, *b_side)]
-    drawn = {id(e): s for e, s in zip(flat, resample(flat, users, resamples, seed) if users > 1 else [], strict=False)}
-    for row, a_side, b_side in table:
+    samples = sampled([e for _, a, b in table for e in (*a, *b)], users, resamples, seed)
+    for row, a, b in table:
         row |= labels
-        if a_side:
-            row |= _difference(row, a_side, b_side, drawn, seed)
-    kept = holm([np.nan if row["p"] is None else row["p"] for row, _, _ in table])
+        if a:
+            row |= _difference(row, a, b, samples, seed)
+    kept = holm([row["p"] for row, _, _ in table])
     return [row | {"holm": mark} for (row, _, _), mark in zip(table, kept, strict=True)]
 
 
-def _paired(a: Sequence[Estimate], b: Sequence[Estimate]) -> tuple[list[Estimate], list[Estimate]]:
-    """The two sides, means over the units where both are defined; ratios of sums stay as they are.
-    """
-    left: list[Estimate] = []
-    right: list[Estimate] = []
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, Ratio) and isinstance(y, Ratio) and x.counts is None:
-            both = x.known & y.known
-            left.append(x.where(both))
-            right.append(y.where(both))
-        else:
-            left.append(x)
-            right.append(y)
-    return left, right
-
-
 def _difference(
-    row: dict[str, Any], a: Sequence[Estimate], b: Sequence[Estimate], drawn: dict[int, np.ndarray], seed: int
+    row: dict[str, Any], a: Sequence[Estimate], b: Sequence[Estimate], samples: Samples, seed: int
 ) -> dict[str, Any]:
-    values = [(x.value, y.value) for x, y in zip(a, b, strict=True)]
-    value_a, value_b = (float(np.mean(side)) for side in zip(*values, strict=True))
+    value_a, value_b = (float(np.mean([e.value for e in side])) for side in (a, b))
     out: dict[str, Any] = {"n": b[0].n, "undefined": b[0].undefined}
     if np.isnan(value_a) or np.isnan(value_b):
         return out | {"note": _joined(row["note"], "n/a: nothing is defined in both")}
-    out |= {"value_a": value_a, "value_b": value_b, "difference": value_b - value_a}
-    if id(a[0]) not in drawn:
-        return out
-    samples = over_seeds([drawn[id(y)] - drawn[id(x)] for x, y in zip(a, b, strict=True)], seed)
-    difference = Difference(value_b - value_a, samples)
-    out["low"], out["high"] = interval(difference.samples)
-    out["p"] = None if np.isnan(difference.p) else difference.p
-    out["smallest_effect"] = None if np.isnan(difference.error) else difference.smallest_effect
-    signs = {np.sign(y - x) for x, y in values}
-    better = Measure.parse(row["measure"]).better
-    if difference.excludes_zero() and len(signs) == 1 and better != "neither":
-        out["better"] = "B" if (difference.value > 0) == (better == "higher") else "A"
-    return out
+    found = Difference.between(a, b, samples, seed)
+    out |= {"value_a": value_a, "value_b": value_b, "difference": found.value}
+    return out | found.row(Measure.parse(row["measure"]).better)
 
 
 # -- the cascade -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Intervals and tests: a bootstrap clustered by user, one set of draws for everything that is asked
+"""Intervals: a bootstrap clustered by user, one set of draws for everything that is asked
 at once.
 
 A resample draws as many users as there are, with replacement, and every figure is computed again
@@ -9,18 +9,16 @@ of the same requests are paired. Source: Davison & Hinkley 1997, ch. 2.4.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from scipy import special
 
 from .metrics import mass_bins, placements, weighted_auc
 
 VISITS = 500_000_000  # rows that pooled AUC may pass over in all its resamples
 FEWEST = 100
-POWER_80 = float(special.ndtri(0.975) + special.ndtri(0.8))  # 2.80 standard errors
 
 
 class Estimate(Protocol):
@@ -262,47 +260,3 @@ def interval(samples: np.ndarray) -> tuple[float | None, float | None]:
         return None, None
     low, high = np.percentile(samples, [2.5, 97.5])
     return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What the resamples of a paired difference say; normal approximation for p and power,
-    percentiles for the interval.
-    """
-
-    value: float
-    samples: np.ndarray = field(repr=False)
-
-    @property
-    def error(self) -> float:
-        known = self.samples[~np.isnan(self.samples)]
-        return float(known.std(ddof=1)) if len(known) > 1 else np.nan
-
-    @property
-    def p(self) -> float:
-        """Two-sided p of "no difference"; 1 where nothing differs in any resample."""
-        if self.error > 0:
-            return float(2 * special.ndtr(-abs(self.value) / self.error))
-        return float(self.value == 0) if self.error == 0 else np.nan
-
-    @property
-    def smallest_effect(self) -> float:
-        """The true difference that a two-sided 5% test would have found with 80% power."""
-        return POWER_80 * self.error
-
-    def excludes_zero(self) -> bool:
-        low, high = interval(self.samples)
-        return low is not None and high is not None and (low > 0 or high < 0)
-
-
-def holm(p: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Holm's step-down: which hypotheses are rejected when all are to hold together at `level`; NaN
-    never is (Holm 1979).
-    """
-    known = [i for i in range(len(p)) if not np.isnan(p[i])]
-    rejected = [False] * len(p)
-    for passed, i in enumerate(sorted(known, key=lambda i: p[i])):
-        if p[i] > level / (len(known) - passed):
-            break
-        rejected[i] = True
-    return rejected

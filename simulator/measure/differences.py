@@ -1,0 +1,120 @@
+"""The one rule for paired differences: how estimates are paired, which interval and p a difference
+has, when one side is better, and Holm's correction.
+
+A difference is better for one side where its 95% interval over users and seeds leaves out 0 and its
+sign is the same in every seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from .intervals import Estimate, Ratio, interval, over_seeds, resample
+
+POWER_80 = float(special.ndtri(0.975) + special.ndtri(0.8))  # 2.80 standard errors
+Samples = dict[Estimate, np.ndarray]
+
+
+def paired(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """Estimates of one seed, means over the units where every one of them is defined; ratios of
+    sums and pooled figures stay as they are.
+    """
+    means = [e for e in estimates if isinstance(e, Ratio) and e.counts is None]
+    if len(means) < len(estimates):
+        return list(estimates)
+    known = np.logical_and.reduce([e.known for e in means])
+    return [e.where(known) for e in means]
+
+
+def sampled(estimates: Sequence[Estimate], users: int, resamples: int, seed: int) -> Samples:
+    """Each estimate's resamples, all under the same draws of users; empty with a single user."""
+    if users < 2:
+        return {}
+    return dict(zip(estimates, resample(estimates, users, resamples, seed), strict=True))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference: `by_seed` its value in each seed, `samples` (resamples,) over users and
+    seeds, empty where there are none. p and power by normal approximation, the interval by
+    percentiles.
+    """
+
+    value: float
+    samples: np.ndarray = field(repr=False)
+    by_seed: Sequence[float] = ()
+
+    @classmethod
+    def over_seeds(cls, value: float, by_seed: Sequence[float], samples: Sequence[np.ndarray], seed: int) -> Difference:
+        """From the values and the resamples of each seed."""
+        return cls(value, over_seeds(samples, seed) if samples else np.empty(0), by_seed)
+
+    @classmethod
+    def between(cls, a: Sequence[Estimate], b: Sequence[Estimate], samples: Samples, seed: int) -> Difference:
+        """B less A, an estimate a seed on each side; `samples` holds both sides', or nothing."""
+        value = float(np.mean([y.value for y in b])) - float(np.mean([x.value for x in a]))
+        by_seed, drawn = [], []
+        for x, y in zip(a, b, strict=True):
+            by_seed.append(y.value - x.value)
+            if samples:
+                drawn.append(samples[y] - samples[x])
+        return cls.over_seeds(value, by_seed, drawn, seed)
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        return interval(self.samples)
+
+    @property
+    def error(self) -> float:
+        known = self.samples[~np.isnan(self.samples)]
+        return float(known.std(ddof=1)) if len(known) > 1 else np.nan
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of "no difference"; 1 where nothing differs in any resample."""
+        if self.error > 0:
+            return float(2 * special.ndtr(-abs(self.value) / self.error))
+        return float(self.value == 0) if self.error == 0 else np.nan
+
+    @property
+    def smallest_effect(self) -> float:
+        """The true difference that a two-sided 5% test would have found with 80% power."""
+        return POWER_80 * self.error
+
+    def excludes_zero(self) -> bool:
+        low, high = self.interval
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+    def better(self, direction: str, sides: tuple[str, str] = ("A", "B")) -> str:
+        """The side that is better, of a measure whose better values are "higher" or "lower"; ""
+        where the two are not told apart, or the direction is "neither".
+        """
+        one_sign = len({np.sign(value) for value in self.by_seed}) == 1
+        if direction == "neither" or not one_sign or not self.excludes_zero():
+            return ""
+        return sides[(self.value > 0) == (direction == "higher")]
+
+    def row(self, direction: str, sides: tuple[str, str] = ("A", "B")) -> dict[str, Any]:
+        """low, high, p, better and smallest_effect; None where there is no such number."""
+        low, high = self.interval
+        p, effect = (None if np.isnan(x) else x for x in (self.p, self.smallest_effect))
+        better = self.better(direction, sides)
+        return {"low": low, "high": high, "p": p, "better": better, "smallest_effect": effect}
+
+
+def holm(p: Sequence[float | None], level: float = 0.05) -> list[bool]:
+    """Holm's step-down: which hypotheses are rejected when all are to hold together at `level`;
+    None and NaN never are (Holm 1979).
+    """
+    known = {i: one for i, one in enumerate(p) if one is not None and not np.isnan(one)}
+    rejected = [False] * len(p)
+    for passed, i in enumerate(sorted(known, key=known.__getitem__)):
+        if known[i] > level / (len(known) - passed):
+            break
+        rejected[i] = True
+    return rejected
