@@ -57,7 +57,7 @@ from karmafunnel.files import (
 from karmafunnel.log import Log, read
 from karmafunnel.models import gbdt
 from karmafunnel.models.embedders import RandomVectors, TfidfSVD
-from karmafunnel.models.training import read_tensors, resumed, write_tensors
+from karmafunnel.models.training import Snapshot
 from karmafunnel.simulator.load.arrivals import Poisson
 from karmafunnel.simulator.load.queueing import Simulation, simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
@@ -710,14 +710,41 @@ def test_checkpoints_carry_a_digest(tmp_path, capsys):
     import torch
 
     file = tmp_path / "state.safetensors"
-    write_tensors(file, {"x": torch.arange(1000, dtype=torch.float32), "half": torch.ones(3, dtype=torch.bfloat16)}, {"step": 3})
-    tensors, facts = read_tensors(file)
-    assert facts == {"step": 3} and tensors["x"][7] == 7 and resumed(file) is not None
+    tensors = {"x": torch.arange(1000, dtype=torch.float32), "half": torch.ones(3, dtype=torch.bfloat16)}
+    Snapshot(tensors, {"step": 3}).write(file)
+    found = Snapshot.read(file)
+    assert found.facts == {"step": 3} and found.tensors["x"][7] == 7
+    assert Snapshot.resume(file) is not None
     damage(file)
     with pytest.raises(KarmafunnelError, match=r"state\.safetensors: needed a checkpoint"):
-        read_tensors(file)
-    assert resumed(file) is None and not file.exists() and "it is made again" in capsys.readouterr().err
-    assert resumed(file) is None and resumed(None) is None
+        Snapshot.read(file)
+    assert Snapshot.resume(file) is None and not file.exists()
+    assert "it is made again" in capsys.readouterr().err
+    assert Snapshot.resume(file) is None and Snapshot.resume(None) is None
+
+
+def test_a_fit_goes_on_from_a_checkpoint_of_all_its_weights(tmp_path):
+    import torch
+
+    def fit():
+        net = torch.nn.Linear(3, 2)
+        return net, dict(net.named_parameters()), torch.optim.Adam(net.parameters())
+
+    torch.manual_seed(0)
+    net, named, optimiser = fit()
+    net(torch.ones(3)).sum().backward()
+    optimiser.step()
+    file = tmp_path / "state.safetensors"
+    Snapshot.of(named, optimiser, {"step": 1}).write(file)
+    again, others, another = fit()
+    Snapshot.read(file).restore(others, another)
+    for one in (optimiser, another):
+        one.zero_grad()
+        (net if one is optimiser else again)(torch.ones(3)).sum().backward()
+        one.step()
+    assert torch.equal(net.weight, again.weight) and torch.equal(net.bias, again.bias)
+    with pytest.raises(KarmafunnelError, match=r"state\.safetensors: needed all weights, found none of scale \(1 missing\)"):
+        Snapshot.read(file).restore({"scale": torch.nn.Parameter(torch.ones(1)), **others}, another)
 
 
 def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
 from karmafunnel.models.karma.network import Network
 from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, training_trees
 from karmafunnel.models.karma.visual import visual_features
-from karmafunnel.models.training import read_tensors
+from karmafunnel.models.training import Snapshot
 from karmafunnel.simulator.measure.run import Run
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
@@ -217,13 +217,16 @@ def test_weights_that_are_not_all_there(which: str, shop: Log, cache: Path, tmp_
     file = tmp_path / "kept" / "tensors.safetensors"
     if which == "base":
         TINY.ready(shop, tmp_path, lambda _: None, "cpu")
-        (file,) = tmp_path.glob("base-*/model.safetensors")
+        (file,) = tmp_path.glob("base-*.safetensors")
     else:
         value.fit(shop, cache=cache).save(tmp_path / "kept")
     tensors = load_file(file)
-    torn = next(name for name in sorted(tensors) if name.endswith("q_proj.weight"))
-    save_file({name: x for name, x in tensors.items() if name != torn}, file)
-    seal(file.parent)
+    tensors.pop(next(name for name in sorted(tensors) if name.endswith("q_proj.weight")))
+    if which == "base":
+        replace(Snapshot.read(file), tensors=tensors).write(file)
+    else:
+        save_file(tensors, file)
+        seal(file.parent)
     with pytest.raises(KarmafunnelError, match=r"needed all weights, found none of .*q_proj\.weight \(1 missing\)"):
         value.fit(shop, cache=tmp_path) if which == "base" else value.load(tmp_path / "kept", shop)
 
@@ -716,7 +719,7 @@ def test_pretraining_stops_at_its_step(broken: str, shop: Log, tmp_path: Path, m
     monkeypatch.setattr(backbones.F, "cross_entropy", breaks)
     with pytest.raises(KarmafunnelError, match=r"needed a finite loss, found .* in step \d+ of pre-training"):
         TINY.ready(shop, tmp_path, lambda _: None, "cpu")
-    assert not list(tmp_path.glob("base-*/"))
+    assert not list(tmp_path.glob("base-*"))
 
 
 def test_more_epochs_go_on_from_fewer(shop: Log, tmp_path: Path) -> None:
@@ -818,10 +821,10 @@ def test_an_epoch_that_lacks_a_weight(shop: Log, tmp_path: Path) -> None:
     value = replace(SMALL, epochs=1)
     value.fit(shop, seed=0, cache=tmp_path)
     (path,) = tmp_path.glob("karma-*/epoch-001.safetensors")
-    facts, tensors = read_tensors(path)[1], load_file(path)
-    tensors.pop(next(name for name in tensors if "q_proj" in name))
-    save_file(tensors, path, {"facts": json.dumps(facts)})
-    with pytest.raises(KarmafunnelError, match=r"needed a checkpoint with all weights, found none of .*q_proj"):
+    kept = Snapshot.read(path)
+    tensors = {name: x for name, x in kept.tensors.items() if "q_proj" not in name}
+    replace(kept, tensors=tensors).write(path)
+    with pytest.raises(KarmafunnelError, match=r"needed all weights, found none of .*q_proj"):
         value.fit(shop, seed=0, cache=tmp_path)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.ctr import Shape, TwoTower, TwoTowerConfig, load_ctr, save_ctr
 from karmafunnel.models.embedders import TfidfSVD
+from karmafunnel.models.training import Snapshot
 from karmafunnel.simulator.load.arrivals import Poisson
 from karmafunnel.simulator.load.credit import quality_under_load
 from karmafunnel.simulator.load.queueing import Simulation, simulate
@@ -346,15 +348,13 @@ def test_a_simulation_json_of_another_kind_is_refused_or_read(value, tmp_path):
 
 @pytest.mark.parametrize("value", ODD, ids=lambda v: ascii(v)[:30])
 def test_json_of_what_was_fitted_of_another_kind_is_refused_or_read(value, tmp_path, shop):
-    """Word vectors, a click model and its calibration."""
-    words, net = TfidfSVD(dim=4), TwoTower(Shape(9, 2), TwoTowerConfig(dim=4, out=4))
+    """Word vectors and a calibration."""
+    words = TfidfSVD(dim=4)
     words.fit(shop).save(tmp_path / "words")
-    save_ctr(net, tmp_path / "net")
     save_calibration(Isotonic([0.0, 1.0], [0.1, 0.9]), tmp_path / "steps.json")
     save_calibration(Temperature(1.0, 0.0), tmp_path / "slope.json")
     kept = {
         tmp_path / "words" / "embedding.json": lambda: words.load(tmp_path / "words", shop).interests(np.array([0])),
-        tmp_path / "net" / "model.json": lambda: load_ctr(tmp_path / "net"),
         tmp_path / "steps.json": lambda: load_calibration(tmp_path / "steps.json")(np.array([0.5])),
         tmp_path / "slope.json": lambda: load_calibration(tmp_path / "slope.json")(np.array([0.5])),
     }
@@ -368,6 +368,17 @@ def test_json_of_what_was_fitted_of_another_kind_is_refused_or_read(value, tmp_p
             path.write_text(json.dumps(made))
             with contextlib.suppress(KarmafunnelError):
                 read()
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda v: ascii(v)[:30])
+def test_facts_of_a_click_model_of_another_kind_are_refused_or_read(value, tmp_path):
+    save_ctr(TwoTower(Shape(9, 2), TwoTowerConfig(dim=4, out=4)), tmp_path)
+    file = tmp_path / "model.safetensors"
+    kept = Snapshot.read(file)
+    for made in changed(dict(kept.facts), value):
+        replace(kept, facts=made).write(file)
+        with contextlib.suppress(KarmafunnelError):
+            load_ctr(tmp_path)
 
 
 # -- a Run and the deployment of another funnel ----------------------------------------------------

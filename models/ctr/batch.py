@@ -50,16 +50,23 @@ class Batch:
             if x is None:
                 x = np.zeros((len(self), 0), np.float32) if name == "request" else None
             if x is not None:
-                out[name] = torch.from_numpy(np.ascontiguousarray(x, dtype=np.int64 if whole else np.float32)).to(device)
+                out[name] = torch.from_numpy(
+                    np.ascontiguousarray(x, dtype=np.int64 if whole else np.float32)
+                ).to(device)
         return Batch(**out)
 
     def check(self, who: str) -> None:
         """Raises KarmafunnelError where shapes disagree or a label is not finite."""
         n, c = np.shape(self.items)
         shapes = {name: np.shape(x) for name, x in vars(self).items() if x is not None}
-        cells = [shapes["dense"][:2], *(shapes[name] for name in ("label", "weight", "bought") if name in shapes)]
+        cells = [
+            shapes["dense"][:2],
+            *(shapes[name] for name in ("label", "weight", "bought") if name in shapes),
+        ]
         if any(shape != (n, c) for shape in cells) or shapes["history"][0] != n:
-            raise KarmafunnelError(f"{who}: needed items, dense, label, weight (N, C, ...) and history (N, L), found {shapes}")
+            raise KarmafunnelError(
+                f"{who}: needed items, dense, label, weight (N, C, ...) and history (N, L), found {shapes}"
+            )
         bad = ~np.isfinite(self.label) & (np.asarray(self.weight) > 0)
         if self.bought is not None:
             bad |= ~np.isfinite(self.bought) & (np.asarray(self.weight) > 0)

@@ -38,19 +38,29 @@ class COLD(ClickModel):
     paper picks groups by the mean of s, see `weights`.
     """
 
-    def __init__(self, shape: Shape, config: COLDConfig = COLDConfig(), category: np.ndarray | None = None, seed: int = 0):
+    def __init__(
+        self,
+        shape: Shape,
+        config: COLDConfig = COLDConfig(),
+        category: np.ndarray | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
         self.config, self.shape = config, shape
         groups = config.groups or (shape.n_dense,)
         if sum(groups) != shape.n_dense or min(groups) < 0:
-            raise KarmafunnelError(f"COLD: groups need to add up to {shape.n_dense} dense columns, found {config.groups}")
+            raise KarmafunnelError(
+                f"COLD: groups need to add up to {shape.n_dense} dense columns, found {config.groups}"
+            )
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
             self.sizes = [*[self.inputs.width] * 3, shape.n_request, *groups]
             width = sum(self.sizes)
             self.squeeze = nn.Linear(width, len(self.sizes))
             self.mlp = Layers((width, *config.hidden, 1), config.dropout)
-        self.register_buffer("group_of", torch.repeat_interleave(torch.tensor(self.sizes)), persistent=False)
+        self.register_buffer(
+            "group_of", torch.repeat_interleave(torch.tensor(self.sizes)), persistent=False
+        )
 
     group_of: Tensor
 
@@ -59,7 +69,9 @@ class COLD(ClickModel):
 
     def crossed(self, batch: Batch) -> Tensor:  # (B, C, width): the groups side by side
         c = self.inputs.items(batch.items, self.inputs.is_candidate)
-        h = mean_of(self.inputs.items(batch.history, self.inputs.is_history), batch.history)[:, None].expand_as(c)
+        h = mean_of(self.inputs.items(batch.history, self.inputs.is_history), batch.history)[
+            :, None
+        ].expand_as(c)
         request = self.inputs.numbers(batch.request, "request")[:, None].expand(-1, c.shape[1], -1)
         return torch.cat([c, h, c * h, request, self.inputs.numbers(batch.dense, "dense")], dim=-1)
 

@@ -52,7 +52,13 @@ class DCN(Trunk):
     category (n_items,) one number an item. Source: arXiv 2008.13535, figure 1b.
     """
 
-    def __init__(self, shape: Shape, config: DCNConfig = DCNConfig(), category: np.ndarray | None = None, seed: int = 0):
+    def __init__(
+        self,
+        shape: Shape,
+        config: DCNConfig = DCNConfig(),
+        category: np.ndarray | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
         self.config, self.shape = config, shape
         if config.crosses < 1 or config.low < 0 or not config.hidden:

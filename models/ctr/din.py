@@ -90,8 +90,12 @@ class DIN(Trunk):
         super().__init__()
         self.config, self.shape = config, shape
         if config.similar not in ("", "simtier", "sata", "both", "raw"):
-            raise KarmafunnelError(f"DIN: similar needs '', 'simtier', 'sata', 'both' or 'raw', found {config.similar!r}")
-        if config.similar and (vectors is None or np.shape(vectors) != (shape.n_items, shape.n_vector)):
+            raise KarmafunnelError(
+                f"DIN: similar needs '', 'simtier', 'sata', 'both' or 'raw', found {config.similar!r}"
+            )
+        if config.similar and (
+            vectors is None or np.shape(vectors) != (shape.n_items, shape.n_vector)
+        ):
             raise KarmafunnelError(
                 f"DIN: similar={config.similar!r} needs vectors ({shape.n_items}, {shape.n_vector}), "
                 f"found {None if vectors is None else np.shape(vectors)}"
@@ -108,13 +112,17 @@ class DIN(Trunk):
             self.tier = nn.Parameter(0.1 * torch.randn(BINS, 4)) if tier else None
             self.gate = nn.Parameter(torch.tensor([1.0, 0.0, 0.0])) if gate else None
             size = shape.n_vector, config.raw
-            self.project = nn.Sequential(nn.Linear(*size, bias=False), nn.LayerNorm(size[1])) if raw else None
+            self.project = (
+                nn.Sequential(nn.Linear(*size, bias=False), nn.LayerNorm(size[1])) if raw else None
+            )
             self.width = 3 * d + shape.n_dense + shape.n_request + 4 * BINS * tier
             self.head = self.new_head()
         if config.similar:
             fixed = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
             # last row: padding
-            self.register_buffer("vectors", F.pad(F.normalize(fixed, dim=1), (0, 0, 0, 1)), persistent=False)
+            self.register_buffer(
+                "vectors", F.pad(F.normalize(fixed, dim=1), (0, 0, 0, 1)), persistent=False
+            )
 
     def new_head(self) -> nn.Module:
         return Layers((self.width, *self.config.hidden, 1), self.config.dropout)
@@ -124,7 +132,10 @@ class DIN(Trunk):
         c = self.inputs.items(batch.items, self.inputs.is_candidate)  # (B, C, d)
         h = self.inputs.items(batch.history, self.inputs.is_history)  # (B, L, d)
         if self.project is not None:
-            c, h = (torch.cat([x, self.project(self.vectors[of])], -1) for x, of in ((c, batch.items), (h, batch.history)))
+            c, h = (
+                torch.cat([x, self.project(self.vectors[of])], -1)
+                for x, of in ((c, batch.items), (h, batch.history))
+            )
         if batch.age is not None:
             h = h + self.age(torch.log2(1.0 + batch.age.clamp(min=0)).long().clamp(max=AGES - 1))
         if batch.action is not None:

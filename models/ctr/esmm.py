@@ -37,7 +37,11 @@ class ESMM(ClickModel):
         self.trunk.observe(batches)
         if any(b.bought is None for b in batches):
             raise KarmafunnelError("ESMM: needs both labels, found clicks alone")
-        start_at(final(self.buy), sum(mass(b, b.bought) for b in batches), sum(mass(b, b.label) for b in batches))
+        start_at(
+            final(self.buy),
+            sum(mass(b, b.bought) for b in batches),
+            sum(mass(b, b.label) for b in batches),
+        )
 
     def loss(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
         if kind != "bce":

@@ -34,13 +34,20 @@ def fit_ctr(
     longer a number.
     """
     who = type(model).__name__
-    train, val = [train] if isinstance(train, Batch) else list(train), [val] if isinstance(val, Batch) else list(val)
+    train, val = (
+        [train] if isinstance(train, Batch) else list(train),
+        [val] if isinstance(val, Batch) else list(val),
+    )
     if loss not in ("bce", "listwise"):
         raise KarmafunnelError(f"{who}: loss needs 'bce' or 'listwise', found {loss!r}")
     for part in (*train, *val):
         part.check(who)
     for name, parts in (("training", train), ("validation", val)):
-        labels = np.concatenate([np.asarray(p.label)[np.asarray(p.weight) > 0] for p in parts]) if parts else np.zeros(0)
+        labels = (
+            np.concatenate([np.asarray(p.label)[np.asarray(p.weight) > 0] for p in parts])
+            if parts
+            else np.zeros(0)
+        )
         if len(labels) == 0 or labels.max() <= 0 or labels.min() >= 1:
             raise KarmafunnelError(
                 f"{who}: needed positives and negatives among the {name} labels, found {len(labels)} labels of sum {labels.sum():g}"
@@ -60,23 +67,36 @@ def fit_ctr(
                 batch = part.to_torch(device)
                 value, n = model.loss(batch, loss)
                 if not torch.isfinite(value):
-                    raise KarmafunnelError(f"{who}: needed a finite loss, found {value.item()} in epoch {epoch}, step {step}")
+                    raise KarmafunnelError(
+                        f"{who}: needed a finite loss, found {value.item()} in epoch {epoch}, step {step}"
+                    )
                 if n.item() == 0:
                     continue
                 optimiser.zero_grad(set_to_none=True)
                 (value / n).backward()
                 optimiser.step()
                 total, mass = total + value.item(), mass + n.item()
-            history.append({"train": total / max(mass, 1e-9), "validation": mean_loss(model, val, loss, device)})
+            history.append(
+                {
+                    "train": total / max(mass, 1e-9),
+                    "validation": mean_loss(model, val, loss, device),
+                }
+            )
             if progress is not None:
-                losses = f"loss {history[-1]['train']:.4f}, validation {history[-1]['validation']:.4f}"
+                losses = (
+                    f"loss {history[-1]['train']:.4f}, validation {history[-1]['validation']:.4f}"
+                )
                 progress(f"{who}: epoch {epoch} of at most {epochs}, {losses}")
             if not np.isfinite(history[-1]["validation"]):
                 raise KarmafunnelError(
                     f"{who}: needed a finite validation loss, found {history[-1]['validation']} after epoch {epoch}"
                 )
             if history[-1]["validation"] < best_loss:
-                best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), history[-1]["validation"], epoch
+                best, best_loss, best_epoch = (
+                    copy.deepcopy(model.state_dict()),
+                    history[-1]["validation"],
+                    epoch,
+                )
             elif epoch - best_epoch >= patience:
                 break
     model.load_state_dict(best)

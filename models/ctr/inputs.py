@@ -44,7 +44,9 @@ class Inputs(nn.Module):
         super().__init__()
         self.unknown = unknown
         self.id = nn.Embedding(shape.n_items + FIRST, dim, padding_idx=PADDING)
-        self.category = nn.Embedding(shape.n_categories + 1, dim, padding_idx=0) if shape.n_categories else None
+        self.category = (
+            nn.Embedding(shape.n_categories + 1, dim, padding_idx=0) if shape.n_categories else None
+        )
         # with less, few clicks do not get the product of two ids off the ground
         nn.init.normal_(self.id.weight, std=0.2)
         if self.category is not None:
@@ -74,7 +76,11 @@ class Inputs(nn.Module):
         sums: dict[str, Any] = {"dense": 0.0, "request": 0.0}
         for batch in batches:
             used = np.asarray(batch.weight) > 0
-            candidate[torch.from_numpy(np.asarray(batch.items)[used & (np.asarray(batch.label) > 0)]).long()] = True
+            candidate[
+                torch.from_numpy(
+                    np.asarray(batch.items)[used & (np.asarray(batch.label) > 0)]
+                ).long()
+            ] = True
             seen = np.asarray(batch.history)
             history[torch.from_numpy(seen[seen >= 0]).long()] = True
             for name, x in (("dense", np.asarray(batch.dense)[used]), ("request", batch.request)):
@@ -82,7 +88,9 @@ class Inputs(nn.Module):
                     x = np.asarray(x, dtype=np.float64)
                     there = np.isfinite(x)
                     x = np.where(there, x, 0)
-                    sums[name] = sums[name] + np.stack([there.sum(axis=0), x.sum(axis=0), (x**2).sum(axis=0)])
+                    sums[name] = sums[name] + np.stack(
+                        [there.sum(axis=0), x.sum(axis=0), (x**2).sum(axis=0)]
+                    )
         for name, total in sums.items():
             if isinstance(total, np.ndarray):
                 n = np.maximum(total[0], 1)
@@ -166,7 +174,9 @@ class ClickModel(nn.Module):
         requests leave few epochs.
         """
         self.inputs.observe(batches)
-        start_at(self.last(), sum(mass(b, b.label) for b in batches), sum(mass(b, 1.0) for b in batches))
+        start_at(
+            self.last(), sum(mass(b, b.label) for b in batches), sum(mass(b, 1.0) for b in batches)
+        )
 
     def loss(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
         """Sum of the losses of a batch and of the weights they count with; see `click_loss`."""

@@ -36,21 +36,33 @@ class TwoTower(ClickModel):
     """
 
     def __init__(
-        self, shape: Shape, config: TwoTowerConfig = TwoTowerConfig(), category: np.ndarray | None = None, seed: int = 0
+        self,
+        shape: Shape,
+        config: TwoTowerConfig = TwoTowerConfig(),
+        category: np.ndarray | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         self.config, self.shape = config, shape
         wrong = [i for i in config.item_columns if not 0 <= i < shape.n_dense]
         if wrong:
-            raise KarmafunnelError(f"TwoTower: item_columns need to be among {shape.n_dense} dense columns, found {wrong}")
+            raise KarmafunnelError(
+                f"TwoTower: item_columns need to be among {shape.n_dense} dense columns, found {wrong}"
+            )
         self.cross_columns = [i for i in range(shape.n_dense) if i not in config.item_columns]
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
             d = self.inputs.width
-            self.request_tower = Layers((d + shape.n_request, *config.hidden, config.out), config.dropout)
-            self.item_tower = Layers((d + len(config.item_columns), *config.hidden, config.out), config.dropout)
+            self.request_tower = Layers(
+                (d + shape.n_request, *config.hidden, config.out), config.dropout
+            )
+            self.item_tower = Layers(
+                (d + len(config.item_columns), *config.hidden, config.out), config.dropout
+            )
             self.item_bias = nn.Linear(config.out, 1)
-            self.cross = nn.Linear(len(self.cross_columns), 1, bias=False) if self.cross_columns else None
+            self.cross = (
+                nn.Linear(len(self.cross_columns), 1, bias=False) if self.cross_columns else None
+            )
 
     def last(self) -> nn.Linear:
         return self.item_bias
@@ -60,7 +72,11 @@ class TwoTower(ClickModel):
         request = self.requests(batch.history, batch.request)  # (B, o)
         items = self.items(batch.items, dense[..., list(self.config.item_columns)])  # (B, C, o)
         logit = torch.einsum("bo,bco->bc", request, items) + self.item_bias(items).squeeze(-1)
-        return logit if self.cross is None else logit + self.cross(dense[..., self.cross_columns]).squeeze(-1)
+        return (
+            logit
+            if self.cross is None
+            else logit + self.cross(dense[..., self.cross_columns]).squeeze(-1)
+        )
 
     def requests(self, history: Tensor, request: Tensor) -> Tensor:
         """(B, L), (B, R) -> (B, out): near-line, once a request."""
@@ -71,4 +87,6 @@ class TwoTower(ClickModel):
         """(B, C), standardised (B, C, n) -> (B, C, out): precomputable where the numbers do not
         change.
         """
-        return self.item_tower(torch.cat([self.inputs.items(items, self.inputs.is_candidate), dense], dim=-1))
+        return self.item_tower(
+            torch.cat([self.inputs.items(items, self.inputs.is_candidate), dense], dim=-1)
+        )

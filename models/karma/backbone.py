@@ -20,22 +20,27 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, Qwen3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    Qwen3Config,
+)
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ...bounds import Bound, needs
 from ...errors import KarmafunnelError, line_of
-from ...files import atomic_folder, intact, read_json, remove, write_json
+from ...files import remove
 from ...keys import code_of, content_key
 from ...log import Log, read
 from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
 from ..embedders import Progress, Typed, known_in_w1
-from ..training import resumed, seeded, write_tensors
+from ..training import Snapshot, put_weights, seeded
 
 BOS = "<|text|>"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -59,8 +64,23 @@ class LM:
     known of its making.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, bos: int, pad: int, facts: dict[str, Any], lora: int = 0):
-        self.model, self.tokenizer, self.bos, self.pad, self.facts, self.lora = model.eval(), tokenizer, bos, pad, facts, lora
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        bos: int,
+        pad: int,
+        facts: dict[str, Any],
+        lora: int = 0,
+    ):
+        self.model, self.tokenizer, self.bos, self.pad, self.facts, self.lora = (
+            model.eval(),
+            tokenizer,
+            bos,
+            pad,
+            facts,
+            lora,
+        )
         for module in model.modules():
             if type(module) is Qwen3RMSNorm:
                 module.__class__ = FusedNorm
@@ -73,7 +93,9 @@ class LM:
         """
         ids = np.full((len(texts), most), self.pad, dtype=np.int64)
         lengths = np.zeros(len(texts), dtype=np.int64)
-        for i, encoded in enumerate(self.tokenizer.encode_batch([t or "" for t in texts], add_special_tokens=False)):
+        for i, encoded in enumerate(
+            self.tokenizer.encode_batch([t or "" for t in texts], add_special_tokens=False)
+        ):
             found = encoded.ids[:most]
             ids[i, : len(found)], lengths[i] = found, len(found)
         return ids, lengths
@@ -98,7 +120,10 @@ class LM:
     @property
     def context(self) -> int | None:
         """Tokens that it was made to read at most, None where its config does not say."""
-        found = (getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+        found = (
+            getattr(self.config, name, None)
+            for name in ("max_position_embeddings", "n_positions", "max_seq_len")
+        )
         return next((int(n) for n in found if n), None)
 
     @property
@@ -125,7 +150,13 @@ class LM:
         )
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         stack = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-        return stack(inputs_embeds=inputs, attention_mask=additive, position_ids=position, use_cache=False, **more)
+        return stack(
+            inputs_embeds=inputs,
+            attention_mask=additive,
+            position_ids=position,
+            use_cache=False,
+            **more,
+        )
 
     @property
     def own_head(self) -> nn.Module | None:
@@ -145,7 +176,9 @@ class LM:
         self.model.set_attn_implementation("eager")
         try:
             with torch.inference_mode():
-                return torch.stack(self._stack(inputs, mask, position, output_attentions=True).attentions)
+                return torch.stack(
+                    self._stack(inputs, mask, position, output_attentions=True).attentions
+                )
         finally:
             self.model.set_attn_implementation(before)
 
@@ -160,7 +193,9 @@ class LM:
             try:
                 from peft import LoraConfig, get_peft_model
             except ImportError as error:
-                raise KarmafunnelError("Checkpoint: lora needs the extra: pip install 'karmafunnel[lora]'") from error
+                raise KarmafunnelError(
+                    "Checkpoint: lora needs the extra: pip install 'karmafunnel[lora]'"
+                ) from error
             wanted = LoraConfig(r=self.lora, lora_alpha=2 * self.lora, target_modules="all-linear")
             model = get_peft_model(model, wanted)
         return LM(model, self.tokenizer, self.bos, self.pad, self.facts, self.lora)
@@ -173,14 +208,26 @@ class LM:
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON."""
-        config = {k: v for k, v in self.config.to_dict().items() if k not in ("transformers_version", "_name_or_path", "dtype")}
+        config = {
+            k: v
+            for k, v in self.config.to_dict().items()
+            if k not in ("transformers_version", "_name_or_path", "dtype")
+        }
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"config": config, "dtype": dtype, "tokenizer": self.tokenizer.to_str(), "bos": self.bos, "pad": self.pad}
+        return {
+            "config": config,
+            "dtype": dtype,
+            "tokenizer": self.tokenizer.to_str(),
+            "bos": self.bos,
+            "pad": self.pad,
+        }
 
     def must_hold(self, cells: int, who: str) -> None:
         """Raises KarmafunnelError where so many cells are more than the model was made to read."""
         if self.context is not None and cells > self.context:
-            raise KarmafunnelError(f"{who}: needed a model that reads {cells} tokens, found a context of {self.context}")
+            raise KarmafunnelError(
+                f"{who}: needed a model that reads {cells} tokens, found a context of {self.context}"
+            )
 
     @staticmethod
     def rebuild(description: Any, who: str) -> LM:
@@ -193,10 +240,14 @@ class LM:
             with torch.random.fork_rng():
                 # not by a cast, which would take the rotary table, too
                 dtype = getattr(torch, description.get("dtype", "float32"))
-                model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+                model = AutoModelForCausalLM.from_config(
+                    config, attn_implementation="sdpa", dtype=dtype
+                )
             tokenizer = Tokenizer.from_str(description["tokenizer"])
         except Exception as error:  # of transformers and tokenizers, which raise what they like
-            raise KarmafunnelError(f"{who}: needed a causal LM and its tokenizer, found: {line_of(error)[:300]}") from error
+            raise KarmafunnelError(
+                f"{who}: needed a causal LM and its tokenizer, found: {line_of(error)[:300]}"
+            ) from error
         return LM(model, tokenizer, description["bos"], description["pad"], {})
 
 
@@ -205,7 +256,9 @@ def causal(there: Tensor) -> tuple[Tensor, Tensor]:
     there up to itself.
     """
     length = there.shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool, device=there.device).tril() & there[:, None, :]
+    mask = (
+        torch.ones(length, length, dtype=torch.bool, device=there.device).tril() & there[:, None, :]
+    )
     mask |= torch.eye(length, dtype=torch.bool, device=there.device)
     return mask[:, None], torch.arange(length, device=there.device).expand(len(there), -1)
 
@@ -217,7 +270,9 @@ def pool(lm: LM, ids: Tensor, there: Tensor) -> Tensor:
     first = torch.full((len(ids), 1), lm.bos, dtype=ids.dtype, device=ids.device)
     there_too = torch.cat([torch.ones_like(first, dtype=torch.bool), there], dim=1)
     mask, position = causal(there_too)
-    hidden = lm.hidden(lm.embed_tokens(torch.cat([first, ids], dim=1)), mask, position)[:, 1:].float()
+    hidden = lm.hidden(lm.embed_tokens(torch.cat([first, ids], dim=1)), mask, position)[
+        :, 1:
+    ].float()
     weight = there[..., None].float()
     return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
@@ -232,7 +287,9 @@ def pooled(lm: LM, texts: list[str], most: int, batch: int = 256) -> np.ndarray:
     for start in range(0, len(texts), batch):
         rows = slice(start, start + batch)
         there = np.arange(most) < lengths[rows, None]
-        x = pool(lm, torch.from_numpy(ids[rows]).to(lm.device), torch.from_numpy(there).to(lm.device))
+        x = pool(
+            lm, torch.from_numpy(ids[rows]).to(lm.device), torch.from_numpy(there).to(lm.device)
+        )
         out[rows] = x.float().cpu().numpy()
     return out
 
@@ -282,11 +339,26 @@ class Qwen(Typed):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        needs(self, "dim", "layers", "heads", "kv_heads", "mlp", "context", "batch", "vocab", "tokens", "rate", "seed")
+        needs(
+            self,
+            "dim",
+            "layers",
+            "heads",
+            "kv_heads",
+            "mlp",
+            "context",
+            "batch",
+            "vocab",
+            "tokens",
+            "rate",
+            "seed",
+        )
         # rotary positions turn pairs of dimensions
         if self.dim % (2 * self.heads) or self.heads % self.kv_heads:
             shape = f"dim={self.dim}, heads={self.heads}, kv_heads={self.kv_heads}"
-            raise KarmafunnelError(f"Qwen: needs a dim of an even number a head and heads a multiple of kv_heads, found {shape}")
+            raise KarmafunnelError(
+                f"Qwen: needs a dim of an even number a head and heads a multiple of kv_heads, found {shape}"
+            )
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
         """Pre-trained on the texts of the items that W1 knows; resumed, or taken as it is, from
@@ -299,12 +371,14 @@ class Qwen(Typed):
             )
         digest = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
         key = content_key(code_of(self), asdict(self), digest, device)
-        folder = cache / f"base-{key}" if cache else None
-        if folder is None or not intact(folder):
-            lm = self.pretrain(texts, folder, progress, device)
-            if folder is None:
+        file = cache / f"base-{key}.safetensors" if cache else None
+        what = "a pre-trained base"
+        if (kept := Snapshot.resume(file, what)) is None:
+            lm = self.pretrain(texts, file, progress, device)
+            if file is None:
                 return lm
-        return open_base(folder, device)
+            kept = Snapshot.read(file, what)
+        return open_base(kept, device)
 
     def texts(self, log: Log) -> list[str]:
         """Distinct texts, in an order that does not hang on rows."""
@@ -315,7 +389,8 @@ class Qwen(Typed):
             found |= set(Log(other_lazy(other.items), {}, None).item_text())
         return sorted(text.strip() for text in found if text and text.strip())
 
-    def pretrain(self, texts: list[str], folder: Path | None, progress: Progress, device: str) -> LM:
+    def pretrain(self, texts: list[str], file: Path | None, progress: Progress, device: str) -> LM:
+        """Train (or go on where an earlier process was) and write the base to `file`."""
         held = [t for t in texts if int(hashlib.sha256(t.encode()).hexdigest()[:8], 16) % 100 < 3]
         if not held or len(texts) < 20:
             held = texts[:: max(1, len(texts) // 20)] if len(texts) >= 20 else []
@@ -324,32 +399,37 @@ class Qwen(Typed):
         progress(f"tokenizer: {self.vocab} byte pairs from {len(read_from)} texts")
         tokenizer = byte_pairs(read_from, self.vocab)
         bos = int(tokenizer.token_to_id(BOS) or 0)
-        stream = np.concatenate([np.r_[bos, e.ids] for e in tokenizer.encode_batch(read_from)]).astype(np.int64)
+        stream = np.concatenate(
+            [np.r_[bos, e.ids] for e in tokenizer.encode_batch(read_from)]
+        ).astype(np.int64)
         config = Qwen3Config(
             vocab_size=tokenizer.get_vocab_size(), hidden_size=self.dim, intermediate_size=self.mlp, num_hidden_layers=self.layers,
             num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, head_dim=self.dim // self.heads,
             max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=bos, eos_token_id=bos, pad_token_id=bos,
         )  # fmt: skip
         with seeded(self.seed, device):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().to(device)
+            model = (
+                AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+                .float()
+                .to(device)
+            )
         lm = LM(model, tokenizer, bos, bos, {})
         before = perplexity(lm, held, self.context)
         with seeded(self.seed, device):
-            seconds = self.train(lm, stream, folder.with_name(folder.name + ".partial.safetensors") if folder else None, progress)
+            partial = file.with_name(f"{file.stem}.partial.safetensors") if file else None
+            seconds = self.train(lm, stream, partial, progress)
         lm.facts = {
             "texts": len(texts), "held_out": len(held), "tokens": self.tokens, "distinct_tokens": len(stream),
             "parameters": sum(p.numel() for p in lm.model.parameters()), "seconds": round(seconds, 1),
             "perplexity_before": round(before, 2), "perplexity_after": round(perplexity(lm, held, self.context), 2),
         }  # fmt: skip
-        progress(f"pre-trained: perplexity on {len(held)} unseen texts {before:.0f} -> {lm.facts['perplexity_after']:.1f}")
-        if folder is not None:
-            with atomic_folder(folder, sealed=True, first=True) as temporary:
-                write_json(temporary / "base.json", lm.describe() | {"facts": lm.facts, "value": repr(self)})
-                save_file(
-                    {k: v.cpu().contiguous() for k, v in dict(lm.model.named_parameters()).items()},
-                    temporary / "model.safetensors",
-                )
-            remove(folder.with_name(folder.name + ".partial.safetensors"))
+        progress(
+            f"pre-trained: perplexity on {len(held)} unseen texts {before:.0f} -> {lm.facts['perplexity_after']:.1f}"
+        )
+        if file is not None and partial is not None:
+            about = lm.describe() | {"facts": lm.facts, "value": repr(self)}
+            Snapshot(dict(lm.model.named_parameters()), about).write(file)
+            remove(partial)
         return lm
 
     def train(self, lm: LM, stream: np.ndarray, partial: Path | None, progress: Progress) -> float:
@@ -361,10 +441,13 @@ class Qwen(Typed):
         if len(stream) < self.context + 1:
             stream = np.tile(stream, -(-(self.context + 1) // len(stream)))
         named = dict(lm.model.named_parameters())
-        optimiser = torch.optim.AdamW(named.values(), lr=self.rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+        optimiser = torch.optim.AdamW(
+            named.values(), lr=self.rate, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+        )
         step, seconds = 0, 0.0
-        if (kept := resumed(partial)) is not None:
-            step, seconds = resume(*kept, named, optimiser)
+        if (kept := Snapshot.resume(partial)) is not None:
+            kept.restore(named, optimiser)
+            step, seconds = kept.facts["step"], kept.facts["seconds"]
             progress(f"pre-training goes on after step {step} of {steps}")
         there = torch.ones(self.batch, self.context, dtype=torch.bool, device=lm.device)
         mask, position = causal(there)
@@ -373,17 +456,23 @@ class Qwen(Typed):
         while step < steps:
             rng = np.random.default_rng([self.seed, 11, step])
             starts = rng.integers(0, len(stream) - self.context, self.batch)
-            block = torch.from_numpy(stream[starts[:, None] + np.arange(self.context + 1)]).to(lm.device)
+            block = torch.from_numpy(stream[starts[:, None] + np.arange(self.context + 1)]).to(
+                lm.device
+            )
             hidden = lm.hidden(lm.embed_tokens(block[:, :-1]), mask, position)
             loss = F.cross_entropy(lm.head(hidden).flatten(0, 1).float(), block[:, 1:].flatten())
             for group in optimiser.param_groups:
-                group["lr"] = self.rate * min(1.0, (step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+                group["lr"] = self.rate * min(
+                    1.0, (step + 1) / 50, 0.05 + 0.475 * (1 + math.cos(math.pi * step / steps))
+                )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                 found = f"{loss.item()}, a gradient of length {norm.item()}"
-                raise KarmafunnelError(f"{self!r}: needed a finite loss, found {found} in step {step + 1} of pre-training")
+                raise KarmafunnelError(
+                    f"{self!r}: needed a finite loss, found {found} in step {step + 1} of pre-training"
+                )
             optimiser.step()
             step += 1
             now = time.perf_counter()
@@ -391,7 +480,8 @@ class Qwen(Typed):
                 said = now
                 progress(f"pre-training: step {step} of {steps}, loss {loss.item():.2f}")
             if partial is not None and step % SAVE_EVERY == 0 and step < steps:
-                keep(partial, named, optimiser, step, seconds + now - began)
+                facts = {"step": step, "seconds": seconds + now - began}
+                Snapshot.of(named, optimiser, facts).write(partial)
         lm.model.eval()
         return seconds + time.perf_counter() - began
 
@@ -409,70 +499,31 @@ def byte_pairs(texts: list[str], vocab: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=max(vocab, 300), special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False
+        vocab_size=max(vocab, 300),
+        special_tokens=[BOS],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
-def keep(file: Path, named: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    tensors = {f"weight.{name}": p.detach() for name, p in named.items()}
-    for place, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{place}.{key}": x for key, x in state.items()}
-    write_tensors(file, tensors, {"step": step, "seconds": seconds})
-
-
-def resume(
-    tensors: dict[str, Tensor], facts: dict[str, Any], named: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
-) -> tuple[int, float]:
-    """Put what `keep` kept back; returns the step and the seconds so far."""
-    with torch.no_grad():
-        for name, p in named.items():
-            p.copy_(tensors[f"weight.{name}"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, x in tensors.items():
-        if name.startswith("optimiser."):
-            _, number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = x
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return int(facts["step"]), float(facts["seconds"])
-
-
-def open_base(folder: Path, device: str) -> LM:
-    """A base that `Qwen` kept; raises KarmafunnelError naming the folder when it cannot be read."""
-    try:
-        description = read_json(folder / "base.json")
-        lm = LM.rebuild(description, f"{folder}/base.json")
-        with safe_open(folder / "model.safetensors", framework="pt") as opened:
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KarmafunnelError, KeyError) as error:
-        raise KarmafunnelError(f"{folder}: needed a pre-trained base, found: {error}; delete it to start again") from error
-    put_weights(lm.model, weights, str(folder))
+def open_base(kept: Snapshot, device: str) -> LM:
+    """A base that `Qwen` kept; raises KarmafunnelError naming the file where it is none."""
+    lm = LM.rebuild(kept.facts, str(kept.file))
+    put_weights(lm.model, kept.tensors, str(kept.file))
     lm.model.to(device)
-    lm.facts = dict(description.get("facts") or {})
+    lm.facts = dict(kept.facts.get("facts") or {})
     return lm
-
-
-def put_weights(module: nn.Module, weights: dict[str, Tensor], who: str, apart: tuple[str, ...] = ()) -> None:
-    """Load weights; raises KarmafunnelError naming a parameter that is not among them. What begins
-    as one of `apart` may be missing.
-    """
-    # what is tied has one name
-    wanted = [name for name, _ in module.named_parameters() if not name.startswith(apart)]
-    missing = [name for name in wanted if name not in weights]
-    if missing:
-        raise KarmafunnelError(f"{who}: needed all weights, found none of {', '.join(missing[:3])} ({len(missing)} missing)")
-    try:
-        module.load_state_dict({k: v for k, v in weights.items() if not k.startswith(apart)}, strict=False)
-    except RuntimeError as error:
-        raise KarmafunnelError(f"{who}: needed weights of its shapes, found: {str(error).splitlines()[-1].strip()}") from error
 
 
 def must_be_here(source: str) -> bool:
     """Whether a source can only be a folder or a kept download: the hub does not answer, and its
     client would try for a minute.
     """
-    if Path(source).exists() or any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+    if Path(source).exists() or any(
+        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")
+    ):
         return Path(source).exists()
     hub = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
@@ -495,7 +546,9 @@ class Checkpoint(Typed):
     def __post_init__(self) -> None:
         needs(self, "lora")
         if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise KarmafunnelError(f"{self!r}: dtype needs 'float32', 'bfloat16' or 'float16', found {self.dtype!r}")
+            raise KarmafunnelError(
+                f"{self!r}: dtype needs 'float32', 'bfloat16' or 'float16', found {self.dtype!r}"
+            )
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
         """Raises KarmafunnelError for a source that is no causal LM, has no fast tokenizer, or
@@ -507,9 +560,21 @@ class Checkpoint(Typed):
             tokenizer = AutoTokenizer.from_pretrained(self.source, local_files_only=here)
             dtype = getattr(torch, self.dtype)
             opened: Any = AutoModelForCausalLM.from_pretrained(
-                self.source, dtype=dtype, attn_implementation="sdpa", local_files_only=here, output_loading_info=True
+                self.source,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                local_files_only=here,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            ImportError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             raise KarmafunnelError(
                 f"{self!r}: needed a causal LM with its tokenizer, found: {(str(error) or type(error).__name__).splitlines()[0]}"
             ) from error
@@ -517,17 +582,32 @@ class Checkpoint(Typed):
         made_for = (model.config.architectures or [type(model).__name__])[0]
         # which transformers would have drawn at random
         if missing := sorted(report["missing_keys"]):
-            found = f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
+            found = (
+                f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
+            )
             raise KarmafunnelError(f"{self!r}: needed a causal LM, found {found}")
         if made_for != type(model).__name__:
-            raise KarmafunnelError(f"{self!r}: needed a causal LM ({type(model).__name__}), found weights of {made_for}")
+            raise KarmafunnelError(
+                f"{self!r}: needed a causal LM ({type(model).__name__}), found weights of {made_for}"
+            )
         if not getattr(tokenizer, "is_fast", False):
-            raise KarmafunnelError(f"{self!r}: needed a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}")
-        words, rows = tokenizer.backend_tokenizer.get_vocab_size(), model.get_input_embeddings().weight.size(0)
+            raise KarmafunnelError(
+                f"{self!r}: needed a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}"
+            )
+        words, rows = (
+            tokenizer.backend_tokenizer.get_vocab_size(),
+            model.get_input_embeddings().weight.size(0),
+        )
         if not 16 <= words <= rows:  # without its file, an empty one is made
             found = f"a tokenizer of {words} tokens beside {rows} embeddings"
-            raise KarmafunnelError(f"{self!r}: needed a causal LM with its tokenizer, found {found}")
-        first = [x for x in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if x is not None]
+            raise KarmafunnelError(
+                f"{self!r}: needed a causal LM with its tokenizer, found {found}"
+            )
+        first = [
+            x
+            for x in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+            if x is not None
+        ]
         if not first:
             raise KarmafunnelError(f"{self!r}: needed a bos, eos or pad token, found none")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first[0]

@@ -34,8 +34,8 @@ from ..embedders import (
     unit_rows,
     w1_sequences,
 )
-from ..training import read_tensors, seeded, write_tensors
-from .backbone import LM, Checkpoint, Qwen, causal, pooled, put_weights
+from ..training import Snapshot, put_weights, seeded
+from .backbone import LM, Checkpoint, Qwen, causal, pooled
 from .config import KarmaConfig
 from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
@@ -65,7 +65,12 @@ class KARMA(KarmaConfig, Embedder):
     __doc__ = KarmaConfig.__doc__
 
     def fit(
-        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+        self,
+        log: Log,
+        seed: int = 0,
+        progress: Progress = silent,
+        device: str = "cpu",
+        cache: Path | None = None,
     ) -> KarmaEmbedding:
         """Pre-train or open the backbone, fine-tune it on W1, embed every item; each step is kept
         in `cache` and goes on there.
@@ -79,22 +84,35 @@ class KARMA(KarmaConfig, Embedder):
         features = self.features(log, base, cache, seed, progress, device)
         trainee, folder = self.trainee(log, base, features, seed, cache)
         if len(trainee.examples.candidates) > 100_000 and self.negatives == "catalogue":
-            raise KarmafunnelError(f"{self!r}: {len(trainee.examples.candidates)} items need negatives='batch'")
+            raise KarmafunnelError(
+                f"{self!r}: {len(trainee.examples.candidates)} items need negatives='batch'"
+            )
         trainer = Trainer(trainee, seed, folder, progress)
-        facts = {"backbone": base.facts, "base": base_attention(base, features), **trainer.run(), "seed": seed}
+        facts = {
+            "backbone": base.facts,
+            "base": base_attention(base, features),
+            **trainer.run(),
+            "seed": seed,
+        }
         progress("KARMA: embedding the items")
         network = trainee.network
         vectors = item_vectors(self, trainee, features, known_ids(log, trainee.examples))
         if isinstance(self.backbone, Checkpoint) and self.backbone.lora:
             network.use(network.lm.merged())
-        embedding = KarmaEmbedding(self, log, network.eval(), vectors, facts, trainee.decoders(), features.lexical)
+        embedding = KarmaEmbedding(
+            self, log, network.eval(), vectors, facts, trainee.decoders(), features.lexical
+        )
         embedding.learn_prior(trainee.examples.trees.request)
         return embedding
 
-    def trainee(self, log: Log, base: LM, features: Features, seed: int, cache: Path | None) -> tuple[Trainee, Path | None]:
+    def trainee(
+        self, log: Log, base: LM, features: Features, seed: int, cache: Path | None
+    ) -> tuple[Trainee, Path | None]:
         """What is trained, before its first step, and where its checkpoints lie."""
         lm = base.fresh()
-        examples = Examples.of(log, lm, self.length, self.query_words, self.hard, seed, self.share, repr(self))
+        examples = Examples.of(
+            log, lm, self.length, self.query_words, self.hard, seed, self.share, repr(self)
+        )
         with seeded(seed):
             n_ids = len(examples.candidates) if self.ids else 0
             d_visual = 0 if features.visual is None else features.visual.shape[1]
@@ -110,14 +128,18 @@ class KARMA(KarmaConfig, Embedder):
                 self.d_asked,
             )
             if self.warm and self.ids:
-                network.ids.data.copy_(torch.from_numpy(meeting_vectors(log, examples, self.dim, seed)))
+                network.ids.data.copy_(
+                    torch.from_numpy(meeting_vectors(log, examples, self.dim, seed))
+                )
             lexical = features.lexical
             asked = None if lexical is None else asked_words(lexical, log, examples.trees.request)
             trainee = Trainee(self, network, examples, features, seed, asked)
         folder = None
         if cache is not None:
             code, how = code_of(self, by=(__name__,)), repr(replace(self, epochs=KARMA.epochs))
-            key = content_key(code, how, base.describe(), features.digest(), log.checksum, seed, str(lm.device))
+            key = content_key(
+                code, how, base.describe(), features.digest(), log.checksum, seed, str(lm.device)
+            )
             folder = cache / f"karma-{key}"
             folder.mkdir(parents=True, exist_ok=True)
             about = {
@@ -127,10 +149,15 @@ class KARMA(KarmaConfig, Embedder):
                 "seed": seed,
                 "device": str(lm.device),
             }
-            write_json(folder / "config.json", about | {"features": features.digest(), "code": code, "base": base.facts})
+            write_json(
+                folder / "config.json",
+                about | {"features": features.digest(), "code": code, "base": base.facts},
+            )
         return trainee, folder
 
-    def features(self, log: Log, base: LM, cache: Path | None, seed: int, progress: Progress, device: str) -> Features:
+    def features(
+        self, log: Log, base: LM, cache: Path | None, seed: int, progress: Progress, device: str
+    ) -> Features:
         """Frozen features of the log's items, put to scale over those known in W1."""
         texts = log.item_text()
         if not any(text.strip() for text in texts):
@@ -154,7 +181,9 @@ class KARMA(KarmaConfig, Embedder):
             visual = (raw - shift) @ scale * seen[:, None]
         # nothing to start from
         if not np.any(text) and visual is None and not (self.ids and self.warm):
-            raise KarmafunnelError(f"{self!r}: needed item texts that differ, found the same in all of log {log.name}")
+            raise KarmafunnelError(
+                f"{self!r}: needed item texts that differ, found the same in all of log {log.name}"
+            )
         return Features(text, visual, seen, words, n_words, (mean, turn), lexical)
 
     def load(self, folder: Path | str, log: Log) -> KarmaEmbedding:
@@ -165,17 +194,28 @@ class KARMA(KarmaConfig, Embedder):
         lexical = None
         if self.lexical is not None:
             idf, directions = (tensors.pop(name) for name in words)
-            lexical = TfidfSVDEmbedding(self.lexical, log, read_words(folder, description, len(idf)), idf, directions)
-        network = Network(lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual, self.d_asked)
+            lexical = TfidfSVDEmbedding(
+                self.lexical, log, read_words(folder, description, len(idf)), idf, directions
+            )
+        network = Network(
+            lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual, self.d_asked
+        )
         weights = {k: torch.from_numpy(v) for k, v in tensors.items()}
         put_weights(network, weights, str(folder), not_served(network))
-        return KarmaEmbedding(self, log, network.eval(), vectors, description["facts"], None, lexical, Path(folder))
+        return KarmaEmbedding(
+            self, log, network.eval(), vectors, description["facts"], None, lexical, Path(folder)
+        )
 
 
 def not_served(network: Network) -> tuple[str, ...]:
     """How the names of weights begin that make item vectors, or words: serving needs neither."""
     head = network.lm.model.get_output_embeddings()
-    return ("ids", "text.", "visual.", *(f"{name}." for name, module in network.named_modules() if module is head))
+    return (
+        "ids",
+        "text.",
+        "visual.",
+        *(f"{name}." for name, module in network.named_modules() if module is head),
+    )
 
 
 def base_attention(lm: LM, features: Features) -> dict[str, float]:
@@ -185,7 +225,9 @@ def base_attention(lm: LM, features: Features) -> dict[str, float]:
     rows = np.flatnonzero(features.n_words > 0)[:512]
     stream = np.concatenate([np.r_[lm.bos, features.words[i, : features.n_words[i]]] for i in rows])
     length = min(48, len(stream), lm.context or 48)
-    ids = torch.from_numpy(stream[: len(stream) // length * length].reshape(-1, length)[:64]).to(lm.device)
+    ids = torch.from_numpy(stream[: len(stream) // length * length].reshape(-1, length)[:64]).to(
+        lm.device
+    )
     there = torch.ones_like(ids, dtype=torch.bool)
     return attention_figures(lm.attentions(lm.embed_tokens(ids), *causal(there)), there)
 
@@ -206,7 +248,9 @@ def meeting_vectors(log: Log, examples: Examples, dim: int, seed: int) -> np.nda
     mine = np.isin(events.user, log.user[examples.trees.request])
     events = Sequences(*(getattr(events, f.name)[mine] for f in fields(Sequences)))
     counts = Cooccurrence(dim=dim, weighting="ppmi")
-    return unit_rows(counts.vectors(counts.affinity(events, log.n_items), seed)[0])[examples.candidates]
+    return unit_rows(counts.vectors(counts.affinity(events, log.n_items), seed)[0])[
+        examples.candidates
+    ]
 
 
 def known_ids(log: Log, examples: Examples) -> np.ndarray:
@@ -217,7 +261,9 @@ def known_ids(log: Log, examples: Examples) -> np.ndarray:
 
 
 @torch.inference_mode()
-def item_vectors(config: KARMA, trainee: Trainee, features: Features, number: np.ndarray) -> np.ndarray:
+def item_vectors(
+    config: KARMA, trainee: Trainee, features: Features, number: np.ndarray
+) -> np.ndarray:
     """Unit vectors of all items of the log, (n_items, dim); zeros where an item has neither text,
     image nor id.
     """
@@ -229,7 +275,9 @@ def item_vectors(config: KARMA, trainee: Trainee, features: Features, number: np
         text = torch.from_numpy(features.text[rows]).to(device)
         if config.items == "trained":
             text = trainee.read_text(features.words[rows], features.n_words[rows])
-        visual = None if features.visual is None else torch.from_numpy(features.visual[rows]).to(device)
+        visual = (
+            None if features.visual is None else torch.from_numpy(features.visual[rows]).to(device)
+        )
         ids = None
         if len(network.ids):
             mine = torch.from_numpy(number[rows]).to(device)
@@ -243,7 +291,9 @@ def tells(lm: LM) -> Tensor:
     more; all where there is none.
     """
     names = [lm.tokenizer.id_to_token(i) or "" for i in range(lm.vocab)]
-    found = torch.tensor([name[:1] in ("Ġ", "▁") and len(name) > 3 and name[1:].isalpha() for name in names])
+    found = torch.tensor(
+        [name[:1] in ("Ġ", "▁") and len(name) > 3 and name[1:].isalpha() for name in names]
+    )
     return found if found.any() else torch.ones(lm.vocab, dtype=torch.bool)
 
 
@@ -267,7 +317,9 @@ class KarmaEmbedding(Embedding):
     def items(self) -> np.ndarray:
         return self.vectors
 
-    def batch(self, requests: np.ndarray, texts: list[np.ndarray | None] | None = None, past: bool = True) -> Batch:
+    def batch(
+        self, requests: np.ndarray, texts: list[np.ndarray | None] | None = None, past: bool = True
+    ) -> Batch:
         """Cells of requests, one tree each, without their history where `past` is False; always as
         wide: a vector does not hang on its batch.
         """
@@ -275,7 +327,9 @@ class KarmaEmbedding(Embedding):
         queries = word_ids(lm, request_texts(self.log, requests), config.query_words)
         trees = serving_trees(self.log, requests, config.length if past else 0)
         width = config.length + config.query_words + 2
-        return lay_out(trees, np.arange(len(requests)), queries, lm.bos, texts, width).to(str(lm.device))
+        return lay_out(trees, np.arange(len(requests)), queries, lm.bos, texts, width).to(
+            str(lm.device)
+        )
 
     @torch.inference_mode()
     def interests(self, requests: np.ndarray, past: bool = True) -> np.ndarray:
@@ -286,7 +340,9 @@ class KarmaEmbedding(Embedding):
             filled = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])
             batch, asked = self.batch(filled, past=past), None
             if self.lexical is not None:
-                asked = torch.from_numpy(asked_words(self.lexical, self.log, filled)).to(self._x.device)
+                asked = torch.from_numpy(asked_words(self.lexical, self.log, filled)).to(
+                    self._x.device
+                )
             z = self.network.z(self.network(batch, self._x), batch, self._x, asked)
             out[start : start + ROWS] = z.float().cpu().numpy()[: len(part)]
         return out
@@ -300,8 +356,13 @@ class KarmaEmbedding(Embedding):
     def tensors(self) -> dict[str, np.ndarray]:
         apart = not_served(self.network)
         serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(apart)}
-        found = {"vectors": self.vectors} | {name: x.float().cpu().numpy() for name, x in serving.items()}
-        return found | {f"lexical.{name}": x for name, x in (self.lexical.tensors() if self.lexical else {}).items()}
+        found = {"vectors": self.vectors} | {
+            name: x.float().cpu().numpy() for name, x in serving.items()
+        }
+        return found | {
+            f"lexical.{name}": x
+            for name, x in (self.lexical.tensors() if self.lexical else {}).items()
+        }
 
     def extras(self) -> dict[str, Any]:
         return {"lm": self.network.lm.describe()} | (self.lexical.extras() if self.lexical else {})
@@ -310,8 +371,11 @@ class KarmaEmbedding(Embedding):
 
     def save_more(self, folder: Path) -> None:
         head = self.network.lm.own_head
-        if kept := self.decoders() | {f"head.{k}": v for k, v in (head.state_dict() if head else {}).items()}:
-            write_tensors(folder / "decoders.safetensors", kept, {})
+        kept = dict(self.decoders())
+        if head is not None:
+            kept |= {f"head.{name}": x for name, x in head.state_dict().items()}
+        if kept:
+            Snapshot(kept, {}).write(folder / "decoders.safetensors")
 
     def decoders(self) -> dict[str, Tensor]:
         """Weights of the decoders by name, read from disk on the first call; empty where the fit
@@ -323,18 +387,20 @@ class KarmaEmbedding(Embedding):
         """
         if self._decoders is None:
             file = self._folder / "decoders.safetensors" if self._folder else None
-            found: dict[str, Tensor] = {}
+            found = Snapshot({}, {}, file)
             if file and file.exists():
                 check(file.parent, file.name)
-                found = read_tensors(file)[0]
+                found = Snapshot.read(file)
             if (head := self.network.lm.own_head) is not None:
-                put_weights(head, {k.removeprefix("head."): v for k, v in found.items() if k.startswith("head.")}, str(file))
-            self._decoders = {k: v for k, v in found.items() if not k.startswith("head.")}
+                put_weights(head, found.part("head"), str(file))
+            self._decoders = {k: x for k, x in found.tensors.items() if not k.startswith("head.")}
         return self._decoders
 
     def reader(self) -> BagOfWords | Autoregressive | None:
         """The decoder that tells an interest in words, None where none was trained."""
-        weights = {k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")}
+        weights = {
+            k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")
+        }
         if not weights or self.config.decoder == "masked":
             return None
         kind = BagOfWords if self.config.decoder == "bow" else Autoregressive
@@ -353,18 +419,27 @@ class KarmaEmbedding(Embedding):
         decoder = self.reader()
         if decoder is None or (quick and isinstance(decoder, Autoregressive)):
             return None
-        z, lm = torch.from_numpy(self.interests(requests)).to(self.network.lm.device), self.network.lm
+        z, lm = (
+            torch.from_numpy(self.interests(requests)).to(self.network.lm.device),
+            self.network.lm,
+        )
         if isinstance(decoder, Autoregressive):
             return decoder.read(lm, z, self.config.text_words)
         log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
         if "prior" not in self.decoders():
-            raise KarmafunnelError(f"{self.value!r}: needed the prior of words beside the decoder, found {sorted(self.decoders())[:5]}")
+            raise KarmafunnelError(
+                f"{self.value!r}: needed the prior of words beside the decoder, found {sorted(self.decoders())[:5]}"
+            )
         gain = log_p - self.decoders()["prior"].to(z.device)
         # a rare word gains on noise alone
         likely = (log_p > math.log(2 / lm.vocab)) & tells(lm).to(z.device)
         best = gain.masked_fill(~likely, -torch.inf).topk(READ, dim=1)
         return [
-            ", ".join(lm.decode([word]).strip() for word, value in zip(words, values, strict=True) if value > 0)
+            ", ".join(
+                lm.decode([word]).strip()
+                for word, value in zip(words, values, strict=True)
+                if value > 0
+            )
             for words, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
@@ -375,9 +450,13 @@ class KarmaEmbedding(Embedding):
         """
         decoder = self.reader()
         if isinstance(decoder, BagOfWords):
-            some = np.sort(requests)[np.linspace(0, len(requests) - 1, min(len(requests), 1024)).astype(np.int64)]
+            some = np.sort(requests)[
+                np.linspace(0, len(requests) - 1, min(len(requests), 1024)).astype(np.int64)
+            ]
             z = torch.from_numpy(self.interests(some)).to(self.network.lm.device)
-            self.decoders()["prior"] = torch.log_softmax(decoder.logits(self.network.lm, z), dim=-1).mean(dim=0)
+            self.decoders()["prior"] = torch.log_softmax(
+                decoder.logits(self.network.lm, z), dim=-1
+            ).mean(dim=0)
 
     def attention(self, requests: np.ndarray) -> tuple[Tensor, Tensor]:
         """Attention weights (layers, B, heads, L, L) over the cells of requests, and which cells
@@ -410,7 +489,9 @@ class KarmaEmbedding(Embedding):
         if not len(requests):
             raise KarmafunnelError(f"{self.value!r}: a diagnosis is one of requests, found none")
         out = super().diagnose(requests)
-        chosen = dict(zip(*(self.log.events[c].to_list() for c in ("request", "item")), strict=True))
+        chosen = dict(
+            zip(*(self.log.events[c].to_list() for c in ("request", "item")), strict=True)
+        )
         told = np.array([r for r in requests if int(r) in chosen], dtype=np.int64)
         goal = np.array([chosen[int(r)] for r in told], dtype=np.int64)
         z = self.interests(told)
@@ -421,7 +502,9 @@ class KarmaEmbedding(Embedding):
         return out | self.perplexities(told[:1024], goal[:1024], z[:1024])
 
     @torch.inference_mode()
-    def perplexities(self, requests: np.ndarray, goal: np.ndarray, z: np.ndarray) -> dict[str, float]:
+    def perplexities(
+        self, requests: np.ndarray, goal: np.ndarray, z: np.ndarray
+    ) -> dict[str, float]:
         """exp of nats a token of the targets' texts, given the history (LM head) and given the
         interest (own decoder).
 
@@ -432,26 +515,39 @@ class KarmaEmbedding(Embedding):
         texts = self.log.item_text()
         ids, lengths = lm.encode([texts[i] for i in goal], config.text_words)
         total = count = 0.0
-        decoder = {"bow": BagOfWords, "masked": Masked, "lm": Autoregressive}[config.decoder](lm, config.dim)
-        weights = {k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")}
+        decoder = {"bow": BagOfWords, "masked": Masked, "lm": Autoregressive}[config.decoder](
+            lm, config.dim
+        )
+        weights = {
+            k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")
+        }
         if weights:
             put_weights(decoder, weights, f"{self.value!r}: decoders")
         generator, alone, unseen = torch.Generator().manual_seed(0), [], []
         new = ~np.isin(goal, w1_sequences(self.log, repr(self.value)).item)
         for start in range(0, len(goal), ROWS):
             rows = slice(start, start + ROWS)
-            words: list[np.ndarray | None] = [x[:n] for x, n in zip(ids[rows], lengths[rows], strict=True)]
+            words: list[np.ndarray | None] = [
+                x[:n] for x, n in zip(ids[rows], lengths[rows], strict=True)
+            ]
             batch = self.batch(requests[rows], words)
             assert batch.text is not None
             hidden = self.network(batch, self._x).flatten(0, 1)
             cells, there = batch.text, batch.text >= 0
             logits = lm.head(hidden[cells.clamp(min=0)][:, :-1])
             tokens = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
-            total += float((each_text(logits, tokens, there[:, 1:]) * there[:, 1:].sum(dim=1)).sum())
+            total += float(
+                (each_text(logits, tokens, there[:, 1:]) * there[:, 1:].sum(dim=1)).sum()
+            )
             count += int(there[:, 1:].sum())
             if weights:
-                present = torch.from_numpy(np.arange(ids.shape[1]) < lengths[rows, None]).to(lm.device)
-                x = torch.from_numpy(z[rows]).to(lm.device), torch.from_numpy(ids[rows]).to(lm.device)
+                present = torch.from_numpy(np.arange(ids.shape[1]) < lengths[rows, None]).to(
+                    lm.device
+                )
+                x = (
+                    torch.from_numpy(z[rows]).to(lm.device),
+                    torch.from_numpy(ids[rows]).to(lm.device),
+                )
                 told = present.any(dim=1)
                 alone += decoder.to(lm.device)(lm, *x, present, generator)[told].tolist()
                 unseen += new[rows][told.cpu().numpy()].tolist()
@@ -492,10 +588,24 @@ class FrozenLM(Embedder):
         allowed = ("nothing", "standardise", "whitening", "autoencoder")
         if self.after not in allowed:
             raise KarmafunnelError(f"FrozenLM: after needs one of {allowed}, found {self.after!r}")
-        needs(self, "dim", "text_words", "query_words", "length", "decay", "query_weight", "history_weight")
+        needs(
+            self,
+            "dim",
+            "text_words",
+            "query_words",
+            "length",
+            "decay",
+            "query_weight",
+            "history_weight",
+        )
 
     def fit(
-        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+        self,
+        log: Log,
+        seed: int = 0,
+        progress: Progress = silent,
+        device: str = "cpu",
+        cache: Path | None = None,
     ) -> FrozenLMEmbedding:
         """Raises KarmafunnelError where no item has text."""
         lm = self.backbone.ready(log, cache, progress, device)
@@ -508,7 +618,9 @@ class FrozenLM(Embedder):
         there = np.any(raw != 0, axis=1)
         shift, turn = self.directions(raw[there & known_in_w1(log)].astype(np.float64))
         items = unit_rows((raw - shift) @ turn) * there[:, None]
-        return FrozenLMEmbedding(self, log, lm, items.astype(np.float32), shift, turn, {"backbone": lm.facts})
+        return FrozenLMEmbedding(
+            self, log, lm, items.astype(np.float32), shift, turn, {"backbone": lm.facts}
+        )
 
     def directions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is taken from a vector (d,) and the map that is then applied (d, dim), learnt from
@@ -527,9 +639,15 @@ class FrozenLM(Embedder):
     def load(self, folder: Path | str, log: Log) -> FrozenLMEmbedding:
         tensors, description = read_saved(self, folder, log, "items", "shift", "turn")
         lm = LM.rebuild(description["extras"].get("lm"), f"{folder}/embedding.json: lm")
-        weights = {k.removeprefix("model."): torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}
+        weights = {
+            k.removeprefix("model."): torch.from_numpy(v)
+            for k, v in tensors.items()
+            if k.startswith("model.")
+        }
         put_weights(lm.model, weights, str(folder))
-        return FrozenLMEmbedding(self, log, lm, tensors["items"], tensors["shift"], tensors["turn"], description["facts"])
+        return FrozenLMEmbedding(
+            self, log, lm, tensors["items"], tensors["shift"], tensors["turn"], description["facts"]
+        )
 
 
 class FrozenLMEmbedding(Embedding):
@@ -537,7 +655,14 @@ class FrozenLMEmbedding(Embedding):
     online = True
 
     def __init__(
-        self, value: FrozenLM, log: Log, lm: LM, items: np.ndarray, shift: np.ndarray, turn: np.ndarray, facts: dict[str, Any]
+        self,
+        value: FrozenLM,
+        log: Log,
+        lm: LM,
+        items: np.ndarray,
+        shift: np.ndarray,
+        turn: np.ndarray,
+        facts: dict[str, Any],
     ):
         super().__init__(value, log, facts)
         self.config, self.lm, self._items, self.shift, self.turn = value, lm, items, shift, turn
@@ -548,7 +673,9 @@ class FrozenLMEmbedding(Embedding):
     def interests(self, requests: np.ndarray) -> np.ndarray:
         config = self.config
         past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
-        return unit_rows(config.query_weight * self.queries(requests) + config.history_weight * past)
+        return unit_rows(
+            config.query_weight * self.queries(requests) + config.history_weight * past
+        )
 
     def queries(self, requests: np.ndarray) -> np.ndarray:
         asked, inverse = distinct(request_texts(self.log, requests))
@@ -558,7 +685,9 @@ class FrozenLMEmbedding(Embedding):
         return text[inverse].reshape(len(requests), self._items.shape[1])
 
     def tensors(self) -> dict[str, np.ndarray]:
-        state = {f"model.{k}": v.float().cpu().numpy() for k, v in self.lm.model.state_dict().items()}
+        state = {
+            f"model.{k}": v.float().cpu().numpy() for k, v in self.lm.model.state_dict().items()
+        }
         return {"items": self._items, "shift": self.shift, "turn": self.turn} | state
 
     def extras(self) -> dict[str, Any]:

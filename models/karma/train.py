@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...errors import KarmafunnelError
 from ...log import Log
 from ..embedders import Progress, TfidfSVDEmbedding
-from ..training import resumed, seeded, write_tensors
+from ..training import Snapshot, copy_weights, seeded
 from .backbone import LM, pool
 from .config import KarmaConfig
 from .losses import (
@@ -40,6 +40,7 @@ from .network import Network
 from .sequences import Trees, lay_out, training_trees
 
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
+COUNTERS = ("step", "epoch", "place", "seconds", "curve", "running")  # of a `Trainer`
 
 
 # -- what is read ----------------------------------------------------------------------------------
@@ -50,7 +51,10 @@ def request_texts(log: Log, requests: np.ndarray) -> list[str]:
     rows = log.requests[requests]
     queries = rows["query"].fill_null("").to_list()
     filters = rows["filters"].fill_null([]).list.join(" ").fill_null("").to_list()
-    return [" ; ".join(part for part in (q.strip(), f.strip()) if part) for q, f in zip(queries, filters, strict=True)]
+    return [
+        " ; ".join(part for part in (q.strip(), f.strip()) if part)
+        for q, f in zip(queries, filters, strict=True)
+    ]
 
 
 def distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
@@ -88,8 +92,7 @@ class Features:
     lexical: TfidfSVDEmbedding | None = None  # whose vectors are the last columns of text
 
     def digest(self) -> str:
-        """Hash of the features: other weights of a checkpoint, or other pictures, make another fit.
-        """
+        """Hash of the features: other weights of the LM, or other pictures, make another fit."""
         parts = [self.text.tobytes(), b"" if self.visual is None else self.visual.tobytes()]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -102,7 +105,9 @@ def whitening(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
     # rows that are all the same have no directions
     if len(x) < 2 or s[0] <= 1e-6 * np.linalg.norm(x):
-        return mean.astype(np.float32), (np.eye(x.shape[1]) / math.sqrt(x.shape[1])).astype(np.float32)
+        return mean.astype(np.float32), (np.eye(x.shape[1]) / math.sqrt(x.shape[1])).astype(
+            np.float32
+        )
     # what is next to nothing is not blown up
     deviation = np.maximum(s / math.sqrt(len(x)), 1e-2 * s[0] / math.sqrt(len(x)))
     turn = (vt.T / deviation) @ vt / math.sqrt(len(s))  # turned back (ZCA): the same axes as before
@@ -124,13 +129,25 @@ class Examples:
     queries: list[np.ndarray]  # (B,) word ids
 
     @classmethod
-    def of(cls, log: Log, lm: LM, length: int, query_words: int, hard: int, seed: int, share: float, who: str) -> Examples:
+    def of(
+        cls,
+        log: Log,
+        lm: LM,
+        length: int,
+        query_words: int,
+        hard: int,
+        seed: int,
+        share: float,
+        who: str,
+    ) -> Examples:
         """Raises KarmafunnelError where W1 holds neither a click nor a purchase. `share` of the
         users is kept.
         """
         trees = training_trees(log, length)
         if len(trees.request) == 0:
-            raise KarmafunnelError(f"{who}: needed clicks or purchases in W1 of log {log.name}, found none")
+            raise KarmafunnelError(
+                f"{who}: needed clicks or purchases in W1 of log {log.name}, found none"
+            )
         if share < 1:
             trees = some_users(trees, log, share, seed)
         number = np.full(log.requests.height, -1, dtype=np.int64)
@@ -152,7 +169,9 @@ class Examples:
         """Pairs of some branches, and the place of each pair's branch among them: (P,), (P,)."""
         count = self.first_pair[branches + 1] - self.first_pair[branches]
         row = np.repeat(np.arange(len(branches)), count)
-        return np.repeat(self.first_pair[branches] - (np.cumsum(count) - count), count) + np.arange(count.sum()), row
+        return np.repeat(self.first_pair[branches] - (np.cumsum(count) - count), count) + np.arange(
+            count.sum()
+        ), row
 
 
 def some_users(trees: Trees, log: Log, share: float, seed: int) -> Trees:
@@ -179,7 +198,12 @@ def in_vain(log: Log, number: np.ndarray, column: np.ndarray, most: int, seed: i
     rows = log.rows
     chosen = (rows["clicked"].fill_null(False) | rows["purchased"].fill_null(False)).to_numpy()
     request, item = rows["request"].to_numpy(), rows["item"].to_numpy()
-    shown = rows["position"].is_not_null().to_numpy() & ~chosen & (number[request] >= 0) & (column[item] >= 0)
+    shown = (
+        rows["position"].is_not_null().to_numpy()
+        & ~chosen
+        & (number[request] >= 0)
+        & (column[item] >= 0)
+    )
     taken = np.unique(request[chosen] * np.int64(log.n_items) + item[chosen])
     shown &= ~np.isin(request * np.int64(log.n_items) + item, taken)
     at = np.random.default_rng([seed, 4]).permutation(np.flatnonzero(shown))
@@ -198,7 +222,13 @@ class Trainee(nn.Module):
     """The network with its decoders: one step's losses by name."""
 
     def __init__(
-        self, config: KarmaConfig, network: Network, examples: Examples, features: Features, seed: int, asked: np.ndarray | None = None
+        self,
+        config: KarmaConfig,
+        network: Network,
+        examples: Examples,
+        features: Features,
+        seed: int,
+        asked: np.ndarray | None = None,
     ):
         super().__init__()
         # of every branch
@@ -216,21 +246,33 @@ class Trainee(nn.Module):
         self.see: VectorDecoder | None = None
         if config.see:
             assert features.visual is not None
-            self.see = VectorDecoder(network.dim, features.visual.shape[1], config.vector).to(device)
+            self.see = VectorDecoder(network.dim, features.visual.shape[1], config.vector).to(
+                device
+            )
         items = examples.candidates
         self.words, self.n_words = features.words[items], features.n_words[items]
         # the control "shuffled": every item is told by another item's text, always the same one, so
         # that it is a second task without meaning
-        self.tells = np.random.default_rng([seed, 5]).permutation(len(items)) if config.shuffled else np.arange(len(items))
+        self.tells = (
+            np.random.default_rng([seed, 5]).permutation(len(items))
+            if config.shuffled
+            else np.arange(len(items))
+        )
         self.text = torch.from_numpy(features.text[items]).to(device)
         self.mean, self.turn = (torch.from_numpy(x).to(device) for x in features.norm)
-        self.visual = None if features.visual is None else torch.from_numpy(features.visual[items]).to(device)
-        self.seen = None if features.seen is None else torch.from_numpy(features.seen[items]).to(device)
+        self.visual = (
+            None if features.visual is None else torch.from_numpy(features.visual[items]).to(device)
+        )
+        self.seen = (
+            None if features.seen is None else torch.from_numpy(features.seen[items]).to(device)
+        )
         if config.negatives == "batch":
             parts = [self.text] if self.visual is None else [self.text, self.visual]
             # what makes two items the same one
             self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
-            self.share = torch.from_numpy(np.bincount(examples.target, minlength=len(items)) / len(examples.target)).to(device)
+            self.share = torch.from_numpy(
+                np.bincount(examples.target, minlength=len(items)) / len(examples.target)
+            ).to(device)
 
     def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Mean losses over the branches of some pieces: `act`, and `gen`, `rec`, `see` where their
@@ -274,11 +316,27 @@ class Trainee(nn.Module):
         text = self.text[at] if config.items == "frozen" else self.own_text(used)
         x = network.mix(text, None if self.visual is None else self.visual[at], ids)
         hidden = network(batch, x)
-        z = network.z(hidden, batch, x, None if self.asked is None else self.asked[torch.from_numpy(branches).to(device)])
+        z = network.z(
+            hidden,
+            batch,
+            x,
+            None if self.asked is None else self.asked[torch.from_numpy(branches).to(device)],
+        )
         e = nn.functional.normalize(x, dim=-1)
-        goal, line, shown = (torch.from_numpy(x).to(device) for x in (number[target], of, number[hard]))
+        goal, line, shown = (
+            torch.from_numpy(x).to(device) for x in (number[target], of, number[hard])
+        )
         if config.negatives == "catalogue":
-            loss = action_catalogue(z, e, line, goal, weight, network.scale(), shown if config.hard else None, config.hard_weight)
+            loss = action_catalogue(
+                z,
+                e,
+                line,
+                goal,
+                weight,
+                network.scale(),
+                shown if config.hard else None,
+                config.hard_weight,
+            )
         else:
             known = self.known[at]
             vain, vain_known = (x[shown.clamp(min=0)] if config.hard else None for x in (e, known))
@@ -353,7 +411,9 @@ class Trainee(nn.Module):
         lm = self.network.lm
         most = max(int(n_words.max(initial=0)), 1)
         ids = torch.from_numpy(words[:, :most]).to(lm.device)
-        there = torch.arange(most, device=lm.device) < torch.from_numpy(n_words).to(lm.device)[:, None]
+        there = (
+            torch.arange(most, device=lm.device) < torch.from_numpy(n_words).to(lm.device)[:, None]
+        )
         return (pool(lm, ids, there) - self.mean) @ self.turn * there[:, :1]
 
 
@@ -394,13 +454,18 @@ class Trainer:
     def __init__(self, trainee: Trainee, seed: int, folder: Path | None, progress: Progress):
         self.trainee, self.seed, self.folder, self.progress = trainee, seed, folder, progress
         self.config = trainee.config
-        self.named = [(name, p) for name, p in trainee.named_parameters() if p.requires_grad]
-        decay = [p for _, p in self.named if p.ndim > 1]
-        rest = [p for _, p in self.named if p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=self.config.rate, betas=(0.9, 0.98), fused=True)
+        self.named = {name: p for name, p in trainee.named_parameters() if p.requires_grad}
+        decay = [p for p in self.named.values() if p.ndim > 1]
+        rest = [p for p in self.named.values() if p.ndim <= 1]
+        groups = [
+            {"params": decay, "weight_decay": self.config.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(
+            groups, lr=self.config.rate, betas=(0.9, 0.98), fused=True
+        )
         # float32: what bfloat16 can hold of a hundredth of a step is nothing
-        self.average = {name: p.detach().float().clone() for name, p in self.named}
+        self.average = {name: p.detach().float().clone() for name, p in self.named.items()}
         # steps in all, finished epochs, finished steps of this epoch
         self.step = self.epoch = self.place = 0
         self.seconds = 0.0
@@ -409,39 +474,25 @@ class Trainer:
 
     # -- checkpoints --
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {f"weight.{name}": p.detach() for name, p in self.named}
-        tensors |= {f"average.{name}": x for name, x in self.average.items()}
-        for number, kept in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{key}": x for key, x in kept.items()}
-        facts: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "place": self.place, "seconds": self.seconds}
-        facts |= {"curve": self.curve, "running": self.running}
-        return tensors, facts
-
     def save(self) -> None:
-        """One file, whole or not at all."""
+        """Write weights, averages, optimiser and counters, so that another process can go on."""
         if self.folder is not None:
-            write_tensors(self.folder / "state.safetensors", *self.state())
+            facts = {name: getattr(self, name) for name in COUNTERS}
+            state = Snapshot.of(self.named, self.optimiser, facts)
+            average = {f"average.{name}": x for name, x in self.average.items()}
+            state = replace(state, tensors={**state.tensors, **average})
+            state.write(self.folder / "state.safetensors")
 
     def load(self) -> None:
         """Go on where an earlier process was; a state that cannot be read is no state."""
-        if (found := resumed(self.folder and self.folder / "state.safetensors")) is None:
+        found = Snapshot.resume(self.folder and self.folder / "state.safetensors")
+        # further than we want to go
+        if found is None or (found.facts["epoch"], found.facts["place"]) > (self.config.epochs, 0):
             return
-        tensors, facts = found
-        if facts["epoch"] > self.config.epochs or (facts["epoch"] == self.config.epochs and facts["place"] > 0):
-            return  # it is further than we want to go
-        with torch.no_grad():
-            for name, p in self.named:
-                p.copy_(tensors[f"weight.{name}"])
-                self.average[name].copy_(tensors[f"average.{name}"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, x in tensors.items():
-            if name.startswith("optimiser."):
-                _, number, key = name.split(".")
-                state.setdefault(int(number), {})[key] = x
-        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        for name in ("step", "epoch", "place", "seconds", "curve", "running"):
-            setattr(self, name, facts[name])
+        found.restore(self.named, self.optimiser)
+        copy_weights(self.average, found.part("average"), str(found.file))
+        for name in COUNTERS:
+            setattr(self, name, found.facts[name])
         self.progress(f"KARMA: goes on after epoch {self.epoch}, step {self.step}")
 
     def epoch_file(self, epoch: int) -> Path | None:
@@ -453,9 +504,9 @@ class Trainer:
         """Train to `config.epochs` and leave the averaged weights in the trainee; returns facts of
         the fit.
         """
-        if (kept := resumed(self.epoch_file(self.config.epochs))) is not None:
-            self.put(kept[0])
-            return kept[1]
+        if (kept := Snapshot.resume(self.epoch_file(self.config.epochs))) is not None:
+            self.put(kept.tensors)
+            return dict(kept.facts)
         self.load()
         with seeded(self.seed, self.trainee.network.lm.device):
             while self.epoch < self.config.epochs:
@@ -464,19 +515,27 @@ class Trainer:
         return self.facts()
 
     def facts(self) -> dict[str, Any]:
-        rounded = [{name: round(value, 4) for name, value in losses.items()} for losses in self.curve]
-        return {"epochs": self.epoch, "steps": self.step, "seconds": round(self.seconds, 1), "curve": rounded}
+        rounded = [
+            {name: round(value, 4) for name, value in losses.items()} for losses in self.curve
+        ]
+        return {
+            "epochs": self.epoch,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "curve": rounded,
+        }
 
-    def put(self, average: dict[str, Tensor]) -> None:
-        if missing := [name for name, _ in self.named if name not in average]:
-            raise KarmafunnelError(f"{self.folder}: needed a checkpoint with all weights, found none of {', '.join(missing[:3])}; delete it")
-        with torch.no_grad():
-            for name, p in self.named:
-                p.copy_(average[name])
+    def put(self, average: Mapping[str, Tensor]) -> None:
+        """Leave these weights in the trainee."""
+        copy_weights(self.named, average, str(self.folder))
         self.trainee.eval()
 
     def one_epoch(self) -> None:
-        parts = pieces_of_epoch(self.trainee.examples.trees, self.config.batch, np.random.default_rng([self.seed, 7, self.epoch]))
+        parts = pieces_of_epoch(
+            self.trainee.examples.trees,
+            self.config.batch,
+            np.random.default_rng([self.seed, 7, self.epoch]),
+        )
         self.trainee.train()
         began = saved = said = time.perf_counter()
         while self.place < len(parts):
@@ -487,7 +546,9 @@ class Trainer:
             now = time.perf_counter()
             if now - said > 2:
                 said = now
-                means = ", ".join(f"{name} {value / self.place:.3f}" for name, value in self.running.items())
+                means = ", ".join(
+                    f"{name} {value / self.place:.3f}" for name, value in self.running.items()
+                )
                 self.progress(
                     f"KARMA: epoch {self.epoch + 1} of {self.config.epochs}, step {self.place} of {len(parts)}, {means}"
                 )
@@ -500,7 +561,7 @@ class Trainer:
         means = ", ".join(f"{name} {value:.3f}" for name, value in self.curve[-1].items())
         self.progress(f"KARMA: epoch {self.epoch} of {self.config.epochs}, {means}")
         if (file := self.epoch_file(self.epoch)) is not None:
-            write_tensors(file, self.average, self.facts())
+            Snapshot(self.average, self.facts()).write(file)
         self.save()
 
     def one_step(self, pieces: np.ndarray) -> dict[str, float]:
@@ -508,15 +569,20 @@ class Trainer:
         number, the weights left as they were.
         """
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
-        losses = self.trainee.losses(pieces, np.random.default_rng([self.seed, 8, self.epoch, self.place]))
+        losses = self.trainee.losses(
+            pieces, np.random.default_rng([self.seed, 8, self.epoch, self.place])
+        )
         total = self.trainee.total(losses)
         values = {name: loss.item() for name, loss in losses.items()}
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
-        norm = nn.utils.clip_grad_norm_([p for _, p in self.named], 1.0)
+        norm = nn.utils.clip_grad_norm_(self.named.values(), 1.0)
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             where = f"; the last good checkpoint is in {self.folder}" if self.folder else ""
-            found = ", ".join(f"{name} {value}" for name, value in values.items()) + f", a gradient of length {norm.item()}"
+            found = (
+                ", ".join(f"{name} {value}" for name, value in values.items())
+                + f", a gradient of length {norm.item()}"
+            )
             raise KarmafunnelError(
                 f"{self.config!r}: needed finite losses, found {found} in epoch {self.epoch + 1}, step {self.step + 1}{where}"
             )
@@ -526,7 +592,8 @@ class Trainer:
         self.optimiser.step()
         keep = min(self.config.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), [p.detach().float() for _, p in self.named], 1 - keep)
+            now = [p.detach().float() for p in self.named.values()]
+            torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
         return values
 
 

@@ -19,17 +19,15 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
-from ...files import atomic_folder, intact, write_json
 from ...keys import code_of, content_key
 from ...log import Log
 from ..embedders import Progress, Typed, known_in_w1
-from ..training import seeded
+from ..training import Snapshot, seeded
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,7 +67,12 @@ class SelfSupervised(Typed):
 
 
 def visual_features(
-    log: Log, how: Column | Pretrained | SelfSupervised, cache: Path | None, seed: int, progress: Progress, device: str
+    log: Log,
+    how: Column | Pretrained | SelfSupervised,
+    cache: Path | None,
+    seed: int,
+    progress: Progress,
+    device: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of all items, float32 (n_items, d_v), zeros where there is no image, and which have
     one, (n_items,) bool.
@@ -86,14 +89,11 @@ def visual_features(
         digest.update(f"{i} {pictures[i].size}".encode() + pictures[i].tobytes())  # type: ignore[union-attr]
     known = known_in_w1(log).tobytes().hex()
     key = content_key(code_of(how), repr(how), asdict(how), digest.hexdigest(), known, seed, device)
-    folder = cache / f"visual-{key}" if cache else None
+    file = cache / f"visual-{key}.safetensors" if cache else None
     there = np.zeros(log.n_items, dtype=bool)
     there[have] = True
-    if folder is not None and intact(folder):
-        try:
-            return load_file(folder / "features.safetensors")["features"], there
-        except (OSError, SafetensorError, KeyError) as error:
-            raise KarmafunnelError(f"{folder}: needed kept visual features, found: {error}; delete it to start again") from error
+    if (kept := Snapshot.resume(file, "kept visual features")) is not None:
+        return kept.tensors["features"].numpy(), there
     found = [pictures[i].convert("RGB") for i in have]  # type: ignore[union-attr]
     if isinstance(how, Pretrained):
         vectors = from_model(how, found, progress, device)
@@ -101,10 +101,9 @@ def visual_features(
         vectors = self_supervised(how, found, known_in_w1(log)[have], seed, progress, device)
     features = np.zeros((log.n_items, vectors.shape[1]), dtype=np.float32)
     features[have] = vectors
-    if folder is not None:
-        with atomic_folder(folder, sealed=True, first=True) as temporary:
-            save_file({"features": features}, temporary / "features.safetensors")
-            write_json(temporary / "how.json", {"how": repr(how), "log": log.name, "images": len(have), "seed": seed})
+    if file is not None:
+        about = {"how": repr(how), "log": log.name, "images": len(have), "seed": seed}
+        Snapshot({"features": torch.from_numpy(features)}, about).write(file)
     return features, there
 
 
@@ -114,25 +113,32 @@ def from_column(log: Log) -> tuple[np.ndarray, np.ndarray]:
     """
     column = log.items["visual"] if "visual" in log.items.columns else None
     if column is None or column.null_count() == len(column):
-        raise KarmafunnelError(f"Column(): needed visual features in the items of log {log.name}, found none")
+        raise KarmafunnelError(
+            f"Column(): needed visual features in the items of log {log.name}, found none"
+        )
     there = (column.list.len().fill_null(0) > 0).to_numpy()
     lengths = np.unique(column.list.len().to_numpy()[there])
     if len(lengths) != 1:
-        raise KarmafunnelError(f"Column(): needed visual features of one length in log {log.name}, found {lengths.tolist()}")
+        raise KarmafunnelError(
+            f"Column(): needed visual features of one length in log {log.name}, found {lengths.tolist()}"
+        )
     out = np.zeros((log.n_items, int(lengths[0])), dtype=np.float32)
     out[there] = np.array(column.filter(there).to_list(), dtype=np.float32)
     if not np.isfinite(out).all():
         item = log.item_ids[np.flatnonzero(~np.isfinite(out).all(axis=1))[0]]
-        raise KarmafunnelError(f"Column(): needed finite visual features in log {log.name}, found others for item {item!r}")
+        raise KarmafunnelError(
+            f"Column(): needed finite visual features in log {log.name}, found others for item {item!r}"
+        )
     return out, there
 
 
 def open_images(log: Log) -> list[Image.Image | None]:
-    """The picture of each item, None where there is none; paths are relative to the log's folder.
-    """
+    """The picture of each item or None; paths are relative to the log's folder."""
     column = log.items["image"] if "image" in log.items.columns else None
     if column is None or column.null_count() == len(column):
-        raise KarmafunnelError(f"visual features: needed images in the items of log {log.name}, found none")
+        raise KarmafunnelError(
+            f"visual features: needed images in the items of log {log.name}, found none"
+        )
     out: list[Image.Image | None] = []
     for item, value in zip(log.item_ids, column.to_list(), strict=True):
         if value is None:
@@ -142,7 +148,13 @@ def open_images(log: Log) -> list[Image.Image | None]:
         try:
             picture = Image.open(source)
             picture.load()
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        except (
+            OSError,
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+            SyntaxError,
+            ValueError,
+        ) as error:
             raise KarmafunnelError(
                 f"visual features: needed a readable image of item {item!r} of log {log.name}: {error}"
             ) from error
@@ -151,7 +163,9 @@ def open_images(log: Log) -> list[Image.Image | None]:
 
 
 @torch.inference_mode()
-def from_model(how: Pretrained, pictures: list[Image.Image], progress: Progress, device: str) -> np.ndarray:
+def from_model(
+    how: Pretrained, pictures: list[Image.Image], progress: Progress, device: str
+) -> np.ndarray:
     """Raises KarmafunnelError for a source that is no vision model or lacks its image processor."""
     from transformers import AutoImageProcessor, AutoModel
 
@@ -160,7 +174,9 @@ def from_model(how: Pretrained, pictures: list[Image.Image], progress: Progress,
     alone = must_be_here(how.source)
     try:
         processor = AutoImageProcessor.from_pretrained(how.source, local_files_only=alone)
-        opened: Any = AutoModel.from_pretrained(how.source, local_files_only=alone, output_loading_info=True)
+        opened: Any = AutoModel.from_pretrained(
+            how.source, local_files_only=alone, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise KarmafunnelError(
             f"{how!r}: needed a vision model with its image processor, found: {(str(error) or type(error).__name__).splitlines()[0]}"
@@ -170,15 +186,25 @@ def from_model(how: Pretrained, pictures: list[Image.Image], progress: Progress,
     # over patches takes
     unpooled = [name for name in report["missing_keys"] if "pooler" in name]
     if missing := sorted(set(report["missing_keys"]) - set(unpooled)):
-        raise KarmafunnelError(f"{how!r}: needed all weights of a vision model, found none of {', '.join(missing[:3])} ({len(missing)} missing)")
+        raise KarmafunnelError(
+            f"{how!r}: needed all weights of a vision model, found none of {', '.join(missing[:3])} ({len(missing)} missing)"
+        )
     model = getattr(model, "vision_model", model)
     parts = []
     for start in range(0, len(pictures), 32):
         progress(f"visual features: image {start + 1} of {len(pictures)}")
-        pixels = processor(images=pictures[start : start + 32], return_tensors="pt")["pixel_values"].to(device)
+        pixels = processor(images=pictures[start : start + 32], return_tensors="pt")[
+            "pixel_values"
+        ].to(device)
         out = model(pixel_values=pixels)
         pooled = None if unpooled else getattr(out, "pooler_output", None)
-        parts.append((pooled if pooled is not None else out.last_hidden_state.mean(dim=1)).flatten(1).float().cpu().numpy())
+        parts.append(
+            (pooled if pooled is not None else out.last_hidden_state.mean(dim=1))
+            .flatten(1)
+            .float()
+            .cpu()
+            .numpy()
+        )
     return np.concatenate(parts)
 
 
@@ -217,7 +243,9 @@ def views(x: Tensor, generator: torch.Generator) -> Tensor:
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * flip, scale, shift
     grid = F.affine_grid(theta, list(x.shape), align_corners=False).to(x.device)
-    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False) * light.to(x.device) + tint.to(x.device)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False) * light.to(
+        x.device
+    ) + tint.to(x.device)
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -226,15 +254,24 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """
     both = F.normalize(torch.cat([a, b]), dim=1)
     logits = both @ both.T / temperature
-    logits = logits.masked_fill(torch.eye(len(both), dtype=torch.bool, device=both.device), -torch.inf)
+    logits = logits.masked_fill(
+        torch.eye(len(both), dtype=torch.bool, device=both.device), -torch.inf
+    )
     return F.cross_entropy(logits, torch.arange(len(both), device=both.device).roll(len(a)))
 
 
 def self_supervised(
-    how: SelfSupervised, pictures: list[Image.Image], known: np.ndarray, seed: int, progress: Progress, device: str
+    how: SelfSupervised,
+    pictures: list[Image.Image],
+    known: np.ndarray,
+    seed: int,
+    progress: Progress,
+    device: str,
 ) -> np.ndarray:
     """Features of the pictures by an encoder that learnt from those `known`: float32 (n, dim)."""
-    pixels = np.stack([np.asarray(p.resize((how.side, how.side)), dtype=np.float32) for p in pictures])
+    pixels = np.stack(
+        [np.asarray(p.resize((how.side, how.side)), dtype=np.float32) for p in pictures]
+    )
     x = torch.from_numpy(pixels / 127.5 - 1).permute(0, 3, 1, 2).contiguous().to(device)
     train = x[torch.from_numpy(known).to(device)] if known.any() else x
     generator = torch.Generator().manual_seed(seed)
@@ -251,7 +288,9 @@ def self_supervised(
                 a, b = (encoder.head(encoder(views(batch, generator))) for _ in range(2))
                 loss = nt_xent(a, b, how.temperature)
                 if not math.isfinite(loss.item()):
-                    raise KarmafunnelError(f"{how!r}: needed a finite loss, found {loss.item()} in epoch {epoch + 1}")
+                    raise KarmafunnelError(
+                        f"{how!r}: needed a finite loss, found {loss.item()} in epoch {epoch + 1}"
+                    )
                 for group in optimiser.param_groups:
                     group["lr"] = how.rate * 0.5 * (1 + math.cos(math.pi * step / steps))
                 optimiser.zero_grad(set_to_none=True)
@@ -260,4 +299,6 @@ def self_supervised(
                 step += 1
             progress(f"visual encoder: epoch {epoch + 1} of {how.epochs}, loss {loss.item():.2f}")
     with torch.inference_mode():
-        return np.concatenate([encoder(x[i : i + 256]).cpu().numpy() for i in range(0, len(x), 256)]).astype(np.float32)
+        return np.concatenate(
+            [encoder(x[i : i + 256]).cpu().numpy() for i in range(0, len(x), 256)]
+        ).astype(np.float32)
