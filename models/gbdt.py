@@ -5,6 +5,7 @@ what was found.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,89 +16,165 @@ from ..errors import KarmafunnelError
 from ..files import edited, marked, read_text, write_text
 
 MOST_ROWS = 10_000  # LightGBM's limit of rows a group in lambdarank
+# what is watched on the validation rows
+METRICS = {"binary": "binary_logloss", "cross_entropy": "cross_entropy", "lambdarank": "ndcg"}
+
+
+@dataclass(frozen=True)
+class TreeOptions:
+    """How trees are fitted: at most `trees` of `leaves` leaves, as many as were best on the
+    validation rows; `patience` rounds without a better one end it, 0 never does.
+
+    min_rows of a leaf; l2 on its value; shares of columns and rows drawn for each tree; truncation:
+    ranks that lambdarank looks at.
+    """
+
+    objective: str = "binary"
+    trees: int = 300
+    leaves: int = 31
+    learning_rate: float = 0.05
+    min_rows: int = 20
+    l2: float = 1.0
+    column_share: float = 0.8
+    row_share: float = 0.8
+    patience: int = 30
+    truncation: int = 30
+
+    def parameters(self) -> dict[str, Any]:
+        """As LightGBM calls them."""
+        return {
+            "objective": self.objective,
+            "num_leaves": self.leaves,
+            "learning_rate": self.learning_rate,
+            "min_data_in_leaf": self.min_rows,
+            "lambda_l2": self.l2,
+            "feature_fraction": self.column_share,
+            "bagging_fraction": self.row_share,
+            "bagging_freq": int(self.row_share < 1),
+            "metric": METRICS[self.objective],
+            "eval_at": [10],
+            "lambdarank_truncation_level": self.truncation,
+            "label_gain": [2**i - 1 for i in range(31)],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledRows:
+    """x (n, f) float, NaN = missing; y (n,) bool, numbers in 0..1 for cross_entropy, integer grades
+    0..30 for lambdarank; group (g,) sizes of the runs of rows that belong together, needed by
+    lambdarank.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    group: np.ndarray | None = None
+
+    def labels(self, objective: str, names: list[str], what: str) -> np.ndarray:
+        """Labels as float32; raises KarmafunnelError where rows, labels, names and groups do not
+        fit together.
+        """
+        rows, columns = np.shape(self.x)
+        if rows == 0 or len(self.y) != rows or columns != len(names):
+            raise KarmafunnelError(
+                f"gbdt: needed {what} rows with a label and a name each, "
+                f"found x {np.shape(self.x)}, {len(self.y)} labels, {len(names)} names"
+            )
+        labels = np.asarray(self.y, dtype=np.float32)
+        if not np.isfinite(labels).all():
+            row = int(np.argmin(np.isfinite(labels)))
+            raise KarmafunnelError(
+                f"gbdt: needed finite {what} labels, found {labels[row]} in row {row}"
+            )
+        if objective == "binary" and not np.isin(labels, (0, 1)).all():
+            other = labels[~np.isin(labels, (0, 1))][0]
+            raise KarmafunnelError(f"gbdt: needed {what} labels 0 or 1, found {other:g}")
+        found = f"{labels.min():g} to {labels.max():g}"
+        if objective == "cross_entropy" and (labels.min() < 0 or labels.max() > 1):
+            raise KarmafunnelError(f"gbdt: needed {what} labels in 0..1, found {found}")
+        if objective == "lambdarank":
+            self.check_groups(what)
+            if labels.min() < 0 or labels.max() > 30 or (labels != np.round(labels)).any():
+                raise KarmafunnelError(
+                    f"gbdt: lambdarank needs {what} grades among 0, 1, ... 30, found {found}"
+                )
+        return labels
+
+    def check_groups(self, what: str) -> None:
+        """Raises KarmafunnelError for groups that lambdarank cannot learn from."""
+        if self.group is None or np.sum(self.group) != len(self.x):
+            found = "none" if self.group is None else f"a sum of {int(np.sum(self.group))}"
+            raise KarmafunnelError(
+                f"gbdt: lambdarank needs {what} group sizes that add up to {len(self.x)} rows, "
+                f"found {found}"
+            )
+        if np.max(self.group) > MOST_ROWS:
+            raise KarmafunnelError(
+                f"gbdt: lambdarank takes at most {MOST_ROWS} rows a group, "
+                f"found one of {int(np.max(self.group))} in {what}"
+            )
 
 
 def fit_gbdt(
-    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, *,
-    group: np.ndarray | None = None, group_val: np.ndarray | None = None, weight: np.ndarray | None = None,
-    objective: str = "binary", trees: int = 300, leaves: int = 31, learning_rate: float = 0.05, min_rows: int = 20,
-    l2: float = 1.0, column_share: float = 0.8, row_share: float = 0.8, patience: int = 30, truncation: int = 30,
-    seed: int = 0, num_threads: int = 1, feature_names: Sequence[str] | None = None,
+    train: LabelledRows,
+    validation: LabelledRows,
+    options: TreeOptions = TreeOptions(),
+    *,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    num_threads: int = 1,
     progress: Callable[[str], None] | None = None,
-) -> lgb.Booster:  # fmt: skip
-    """Fit at most `trees` trees, keeping as many as were best on the validation rows (logloss, or
-    nDCG@10).
+) -> lgb.Booster:
+    """Fit trees, keeping as many as were best on the validation rows (logloss, or nDCG@10).
 
-    x (n, f) float, NaN = missing; y (n,) bool, numbers in 0..1 for cross_entropy, integer grades
-    0..30 for lambdarank; group (g,) sizes of the runs of rows that belong together, needed by
-    lambdarank; weight (n,). The same inputs and seed give the same trees. Raises KarmafunnelError
-    for labels of one class, labels that are not finite, sizes that do not add up, an unknown
-    objective.
+    names: of the columns. The same inputs and seed give the same trees. Raises KarmafunnelError for
+    labels of one class, labels that are not finite, sizes that do not add up, an unknown objective.
     """
-    metrics = {"binary": "binary_logloss", "cross_entropy": "cross_entropy", "lambdarank": "ndcg"}
-    if objective not in metrics:
-        raise KarmafunnelError(f"gbdt: objective needs one of {list(metrics)}, found {objective!r}")
-    names = list(feature_names) if feature_names is not None else [f"f{i}" for i in range(np.shape(x)[1])]
-    y = checked(x, y, group, objective, names, "training")
-    y_val = checked(x_val, y_val, group_val, objective, names, "validation")
-    if np.ptp(y) == 0:
-        raise KarmafunnelError(f"gbdt: needed training labels of more than one class, found {len(y)} rows all labelled {y[0]:g}")
-    params = {
-        "objective": objective, "num_leaves": leaves, "learning_rate": learning_rate, "min_data_in_leaf": min_rows,
-        "lambda_l2": l2, "feature_fraction": column_share, "bagging_fraction": row_share, "bagging_freq": int(row_share < 1),
-        "metric": metrics[objective], "eval_at": [10],
-        "lambdarank_truncation_level": truncation, "label_gain": [2**i - 1 for i in range(31)],
-        "seed": seed, "deterministic": True, "force_row_wise": True, "num_threads": num_threads, "verbosity": -1,
-    }  # fmt: skip
-    data = lgb.Dataset(x, y, group=group, weight=weight, feature_name=names, params=params)
-    held = data.create_valid(x_val, y_val, group=group_val)
-    callbacks: list[Callable[..., Any]] = [lgb.early_stopping(patience, verbose=False)] if patience else []
-    if progress is not None:
-        callbacks.append(reporter(progress, trees))
-    try:
-        return lgb.train(params, data, num_boost_round=trees, valid_sets=[held], callbacks=callbacks)
-    except lgb.basic.LightGBMError as error:
-        raise KarmafunnelError(f"gbdt: LightGBM refused {len(y)} rows of {len(names)} features: {error}") from error
-
-
-def checked(x: np.ndarray, y: np.ndarray, group: np.ndarray | None, objective: str, names: list[str], what: str) -> np.ndarray:
-    """Labels as float32; raises KarmafunnelError where rows, labels, names and groups do not fit
-    together.
-    """
-    rows, columns = np.shape(x)
-    if rows == 0 or len(y) != rows or columns != len(names):
+    if options.objective not in METRICS:
         raise KarmafunnelError(
-            f"gbdt: needed {what} rows with a label and a name each, found x {np.shape(x)}, {len(y)} labels, {len(names)} names"
+            f"gbdt: objective needs one of {list(METRICS)}, found {options.objective!r}"
         )
-    labels = np.asarray(y, dtype=np.float32)
-    if not np.isfinite(labels).all():
-        row = int(np.argmin(np.isfinite(labels)))
-        raise KarmafunnelError(f"gbdt: needed finite {what} labels, found {labels[row]} in row {row}")
-    if objective == "binary" and not np.isin(labels, (0, 1)).all():
-        raise KarmafunnelError(f"gbdt: needed {what} labels 0 or 1, found {labels[~np.isin(labels, (0, 1))][0]:g}")
-    if objective == "cross_entropy" and (labels.min() < 0 or labels.max() > 1):
-        raise KarmafunnelError(f"gbdt: needed {what} labels in 0..1, found {labels.min():g} to {labels.max():g}")
-    if objective == "lambdarank":
-        if group is None or np.sum(group) != rows:
-            found = "none" if group is None else f"a sum of {int(np.sum(group))}"
-            raise KarmafunnelError(f"gbdt: lambdarank needs {what} group sizes that add up to {rows} rows, found {found}")
-        if np.max(group) > MOST_ROWS:
-            raise KarmafunnelError(
-                f"gbdt: lambdarank takes at most {MOST_ROWS} rows a group, found one of {int(np.max(group))} in {what}"
-            )
-        if labels.min() < 0 or labels.max() > 30 or (labels != np.round(labels)).any():
-            raise KarmafunnelError(
-                f"gbdt: lambdarank needs {what} grades among 0, 1, ... 30, found {labels.min():g} to {labels.max():g}"
-            )
-    return labels
+    names = list(names) if names is not None else [f"f{i}" for i in range(np.shape(train.x)[1])]
+    y = train.labels(options.objective, names, "training")
+    y_val = validation.labels(options.objective, names, "validation")
+    if np.ptp(y) == 0:
+        raise KarmafunnelError(
+            "gbdt: needed training labels of more than one class, "
+            f"found {len(y)} rows all labelled {y[0]:g}"
+        )
+    params = options.parameters() | {
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": num_threads,
+        "verbosity": -1,
+    }
+    data = lgb.Dataset(train.x, y, group=train.group, feature_name=names, params=params)
+    held = data.create_valid(validation.x, y_val, group=validation.group)
+    callbacks: list[Callable[..., Any]] = []
+    if options.patience:
+        callbacks.append(lgb.early_stopping(options.patience, verbose=False))
+    if progress is not None:
+        callbacks.append(reporter(progress, options.trees))
+    try:
+        return lgb.train(
+            params, data, num_boost_round=options.trees, valid_sets=[held], callbacks=callbacks
+        )
+    except lgb.basic.LightGBMError as error:
+        raise KarmafunnelError(
+            f"gbdt: LightGBM refused {len(y)} rows of {len(names)} features: {error}"
+        ) from error
 
 
-def reporter(progress: Callable[[str], None], trees: int) -> Callable[[lgb.callback.CallbackEnv], None]:
+def reporter(
+    progress: Callable[[str], None], trees: int
+) -> Callable[[lgb.callback.CallbackEnv], None]:
     """A LightGBM callback that tells every fiftieth tree."""
 
     def report(env: lgb.callback.CallbackEnv) -> None:
         if (env.iteration + 1) % 50 == 0 and env.evaluation_result_list:
-            progress(f"trees: {env.iteration + 1} of at most {trees}, validation {env.evaluation_result_list[0][2]:.4f}")
+            progress(
+                f"trees: {env.iteration + 1} of at most {trees}, validation {env.evaluation_result_list[0][2]:.4f}"
+            )
 
     return report
 
@@ -107,7 +184,9 @@ def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> n
     unbounded score for `lambdarank`.
     """
     if np.shape(x)[1] != booster.num_feature():
-        raise KarmafunnelError(f"gbdt: needed {booster.num_feature()} features {booster.feature_name()}, found {np.shape(x)[1]}")
+        raise KarmafunnelError(
+            f"gbdt: needed {booster.num_feature()} features {booster.feature_name()}, found {np.shape(x)[1]}"
+        )
     if len(x) == 0:
         return np.zeros(0, dtype=np.float32)
     return np.asarray(booster.predict(x, num_threads=num_threads), dtype=np.float32)
@@ -125,7 +204,9 @@ def load_gbdt(path: Path | str) -> lgb.Booster:
     LightGBM would end the process.
     """
     if edited(Path(path)):
-        raise KarmafunnelError(f"{path}: needed a LightGBM text file as it was written, found: other bytes, or none")
+        raise KarmafunnelError(
+            f"{path}: needed a LightGBM text file as it was written, found: other bytes, or none"
+        )
     try:
         return lgb.Booster(model_str=read_text(path).partition("\n")[2])
     except lgb.basic.LightGBMError as error:

@@ -535,13 +535,24 @@ class Boosted(Stage):
         ]
         (train, y), (valid, y_valid) = ((table, self._labels(table, teacher)) for table in tables)
         ranks = self.objective == "lambdarank"
-        booster = gbdt.fit_gbdt(
-            train.x, y, valid.x, y_valid,
-            group=train.group_sizes if ranks else None, group_val=valid.group_sizes if ranks else None,
+        options = gbdt.TreeOptions(
             objective="cross_entropy" if teacher is not None and not ranks else self.objective,
-            trees=self.trees, leaves=self.leaves, learning_rate=self.learning_rate, min_rows=self.min_rows, l2=self.l2, patience=self.patience,
-            seed=scene.seed, num_threads=0, feature_names=self.feature_names, progress=scene.detail,
-        )  # fmt: skip
+            trees=self.trees,
+            leaves=self.leaves,
+            learning_rate=self.learning_rate,
+            min_rows=self.min_rows,
+            l2=self.l2,
+            patience=self.patience,
+        )
+        booster = gbdt.fit_gbdt(
+            gbdt.LabelledRows(train.x, y, train.group_sizes if ranks else None),
+            gbdt.LabelledRows(valid.x, y_valid, valid.group_sizes if ranks else None),
+            options,
+            names=self.feature_names,
+            seed=scene.seed,
+            num_threads=0,
+            progress=scene.detail,
+        )
         fitted = FittedBoosted(self, scene, booster)
         if self.calibrated and upstream is not None:
             fitted.calibrate(self.calibrated, upstream, self.sample.requests)
@@ -640,9 +651,14 @@ class Neural(Stage):
         )
         model = self.network(scene, train.x.shape[1])
         ctr.fit_ctr(
-            model, self._of_table(scene, train, teacher), self._of_table(scene, valid, teacher), epochs=self.epochs,
-            rate=self.rate, loss=self.loss, seed=scene.seed, device=scene.device, progress=scene.detail,
-        )  # fmt: skip
+            model,
+            self._of_table(scene, train, teacher),
+            self._of_table(scene, valid, teacher),
+            ctr.FitOptions(epochs=self.epochs, rate=self.rate, loss=self.loss),
+            seed=scene.seed,
+            device=scene.device,
+            progress=scene.detail,
+        )
         fitted = self.ready(scene, model)
         if self.calibrated and upstream is not None:
             fitted.calibrate(self.calibrated, upstream, self.sample.requests)

@@ -33,7 +33,7 @@ from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import define, to_markdown
 from karmafunnel.simulator.world import generate
-from karmafunnel.simulator.world.marketplace import read_truth
+from karmafunnel.simulator.world.world import read_truth
 from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.recall import Popular
 from sklearn.metrics import log_loss, roc_auc_score

@@ -20,6 +20,7 @@ from karmafunnel.models.ctr import (
     Batch,
     ClickModel,
     DINConfig,
+    FitOptions,
     Shape,
     TargetAttention,
     TwoTower,
@@ -30,6 +31,7 @@ from karmafunnel.models.ctr import (
     predict_ctr,
     save_ctr,
 )
+from karmafunnel.models.gbdt import LabelledRows, TreeOptions
 from karmafunnel.models.sasrec import FullSoftmax, Network, SASRec, Windows, sampled_softmax, train
 from karmafunnel.models.training import seeded
 from torch.nn import functional as F
@@ -286,7 +288,7 @@ NAMES = ["DIN", "DIN-similarity", "TwoTower"]
 def trained() -> dict[str, ClickModel]:
     fitted = dict(zip(NAMES, models(), strict=True))
     for model in fitted.values():
-        fit_ctr(model, clicks(800, 0), clicks(200, 1), rate=1e-2, epochs=10)
+        fit_ctr(model, clicks(800, 0), clicks(200, 1), FitOptions(rate=1e-2, epochs=10))
     return fitted
 
 
@@ -336,7 +338,7 @@ class TestClickModels:
         outputs = []
         for _ in range(2):
             model = models()[NAMES.index(name)]
-            fit_ctr(model, clicks(200, 0), clicks(100, 1), epochs=2, seed=5)
+            fit_ctr(model, clicks(200, 0), clicks(100, 1), FitOptions(epochs=2), seed=5)
             outputs.append(predict_ctr(model, clicks(50, 2)).tobytes())
         assert outputs[0] == outputs[1]
 
@@ -358,7 +360,7 @@ class TestClickModels:
         for batch in (train, val):
             batch.label[:] = rng.random(batch.label.shape) < 0.3
         model = models()[NAMES.index(name)]
-        history = fit_ctr(model, train, val, epochs=50, rate=1e-2, patience=2)
+        history = fit_ctr(model, train, val, FitOptions(epochs=50, rate=1e-2, patience=2))
         best = int(np.argmin([h["validation"] for h in history]))
         assert len(history) == best + 3 < 50
         logits = torch.from_numpy(predict_ctr(model, val))
@@ -380,7 +382,7 @@ def test_two_towers_meet_in_a_product(trained: dict[str, ClickModel]) -> None:
 
 def test_listwise_learns_too() -> None:
     model = models()[0]
-    fit_ctr(model, clicks(800, 0), clicks(200, 1), rate=1e-2, epochs=6, loss="listwise")
+    fit_ctr(model, clicks(800, 0), clicks(200, 1), FitOptions(rate=1e-2, epochs=6, loss="listwise"))
     test = clicks(500, 2)
     assert gauc(predict_ctr(model, test), test) > 0.75
 
@@ -422,7 +424,7 @@ def test_cold_items_stand_for_unknown() -> None:
     train.history[np.isin(train.history, (38, 39))] = 0
     train.label[train.items == 37] = 0
     model = DIN(Shape(N_ITEMS, 2), DINConfig(dim=8))
-    fit_ctr(model, train, clicks(100, 1), epochs=2)
+    fit_ctr(model, train, clicks(100, 1), FitOptions(epochs=2))
     test = replace(clicks(4, 2), dense=np.zeros((4, 10, 2), np.float32))
     logits = [predict_ctr(model, replace(test, items=np.full_like(test.items, i))) for i in (37, 38, 39, 36)]
     assert np.array_equal(logits[0], logits[1]) and np.array_equal(logits[1], logits[2])
@@ -452,7 +454,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(KarmafunnelError, match="needed finite labels"):
         fit_ctr(model, replace(train, label=np.full_like(train.label, np.nan)), val)
     with pytest.raises(KarmafunnelError, match="loss needs 'bce' or 'listwise', found 'hinge'"):
-        fit_ctr(model, train, val, loss="hinge")  # type: ignore[arg-type]
+        fit_ctr(model, train, val, FitOptions(loss="hinge"))  # type: ignore[arg-type]
     with pytest.raises(KarmafunnelError, match=r"similar=.both. needs vectors \(40, 3\), found None"):
         DIN(Shape(N_ITEMS, 2, n_vector=3), DINConfig(similar="both"))
     with pytest.raises(KarmafunnelError, match=r"item_columns need to be among 2 dense columns, found \[2\]"):
@@ -481,7 +483,7 @@ def test_trees_learn_save_and_load(objective: str, grades: int, tmp_path: Path) 
     said: list[str] = []
     boosters = [
         gbdt.fit_gbdt(
-            x, y, xv, yv, group=g, group_val=gv, objective=objective, seed=1, feature_names=list("abcd"), progress=said.append
+            LabelledRows(x, y, g), LabelledRows(xv, yv, gv), TreeOptions(objective), seed=1, names=list("abcd"), progress=said.append
         )
         for _ in range(2)
     ]
@@ -501,7 +503,8 @@ def test_trees_learn_save_and_load(objective: str, grades: int, tmp_path: Path) 
 def test_trees_stop_early_and_do_not_depend_on_threads() -> None:
     x, _, _ = table(100, 0)
     noise = np.random.default_rng(0).integers(0, 2, (2, len(x)))
-    one, two = (gbdt.fit_gbdt(x, noise[0], x, noise[1], patience=5, num_threads=n) for n in (1, 2))
+    train, held = (LabelledRows(x, y) for y in noise)
+    one, two = (gbdt.fit_gbdt(train, held, TreeOptions(patience=5), num_threads=n) for n in (1, 2))
     assert one.best_iteration < 100
     assert gbdt.predict_gbdt(one, x).tobytes() == gbdt.predict_gbdt(two, x).tobytes()
 
@@ -509,25 +512,23 @@ def test_trees_stop_early_and_do_not_depend_on_threads() -> None:
 def test_trees_refuse(tmp_path: Path) -> None:
     x, y, g = table(50, 0)
 
-    def fit(**changed: object) -> None:
-        arguments = {"x": x, "y": y, "x_val": x, "y_val": y, "group": g, "group_val": g, "objective": "lambdarank"} | changed
-        gbdt.fit_gbdt(**arguments)  # type: ignore[arg-type]
-
-    for changed, message in [
-        ({"objective": "rank"}, "objective needs one of .*'lambdarank'.*, found 'rank'"),
-        ({"y": np.zeros(len(x))}, "more than one class"),
-        ({"y": np.where(np.arange(len(x)) == 3, np.nan, y)}, "found nan in row 3"),
-        ({"y": y + 0.5}, "needs training grades among 0, 1"),
-        ({"y": y * 2, "objective": "binary"}, "needed training labels 0 or 1, found 2"),
-        ({"group": g[:-1]}, "group sizes that add up to"),
-        ({"group_val": None}, "validation group sizes .* found none"),
-        ({"x": x[:-1]}, "rows with a label"),
-        ({"feature_names": ["a"]}, "1 names"),
-        ({"x_val": x[:0], "y_val": y[:0]}, "needed validation rows"),
+    good, ranks = LabelledRows(x, y, g), TreeOptions("lambdarank")
+    for rows, held, options, message in [
+        (good, good, TreeOptions("rank"), "objective needs one of .*'lambdarank'.*, found 'rank'"),
+        (LabelledRows(x, np.zeros(len(x)), g), good, ranks, "more than one class"),
+        (LabelledRows(x, np.where(np.arange(len(x)) == 3, np.nan, y), g), good, ranks, "found nan in row 3"),
+        (LabelledRows(x, y + 0.5, g), good, ranks, "needs training grades among 0, 1"),
+        (LabelledRows(x, y * 2), good, TreeOptions(), "needed training labels 0 or 1, found 2"),
+        (LabelledRows(x, y, g[:-1]), good, ranks, "group sizes that add up to"),
+        (good, LabelledRows(x, y), ranks, "validation group sizes .* found none"),
+        (LabelledRows(x[:-1], y, g), good, ranks, "rows with a label"),
+        (good, LabelledRows(x[:0], y[:0], g), ranks, "needed validation rows"),
     ]:
         with pytest.raises(KarmafunnelError, match=message):
-            fit(**changed)
-    booster = gbdt.fit_gbdt(x, y, x, y, trees=3)
+            gbdt.fit_gbdt(rows, held, options)
+    with pytest.raises(KarmafunnelError, match="1 names"):
+        gbdt.fit_gbdt(good, good, ranks, names=["a"])
+    booster = gbdt.fit_gbdt(LabelledRows(x, y), LabelledRows(x, y), TreeOptions(trees=3))
     with pytest.raises(KarmafunnelError, match="needed 4 features"):
         gbdt.predict_gbdt(booster, x[:, :3])
     (tmp_path / "trees.txt").write_text("not trees")

@@ -23,6 +23,7 @@ from karmafunnel.models.ctr import (
     Cross,
     DCNConfig,
     DINConfig,
+    FitOptions,
     Shape,
     entire_space_loss,
     fit_ctr,
@@ -224,7 +225,7 @@ def test_they_start_at_the_rate_of_positives() -> None:
 )
 def test_esmm_learns_both_and_is_saved(trunk: DIN | DCN, tmp_path: Path) -> None:
     model = ESMM(trunk)
-    fit_ctr(model, shopping(800, 0), shopping(200, 1), rate=1e-2, epochs=8)
+    fit_ctr(model, shopping(800, 0), shopping(200, 1), FitOptions(rate=1e-2, epochs=8))
     test = shopping(300, 2)
     logits = predict_ctr(model, test)
     assert logits.shape == (300, 10, 2)
@@ -238,7 +239,7 @@ def test_esmm_learns_both_and_is_saved(trunk: DIN | DCN, tmp_path: Path) -> None
     with pytest.raises(KarmafunnelError, match="ESMM: needs both labels"):
         fit_ctr(model, replace(test, bought=None), test)
     with pytest.raises(KarmafunnelError, match="ESMM: loss needs 'bce', found 'listwise'"):
-        fit_ctr(model, test, test, loss="listwise")
+        fit_ctr(model, test, test, FitOptions(loss="listwise"))
 
 
 # -- calibration -----------------------------------------------------------------------------------

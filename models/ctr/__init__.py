@@ -10,6 +10,7 @@ from .din import DIN as DIN
 from .din import DINConfig as DINConfig
 from .din import TargetAttention as TargetAttention
 from .esmm import ESMM as ESMM
+from .fitting import FitOptions as FitOptions
 from .fitting import fit_ctr as fit_ctr
 from .fitting import predict_ctr as predict_ctr
 from .inputs import BINS as BINS

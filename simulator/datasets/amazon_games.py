@@ -6,7 +6,7 @@ timestamps (only the order is known), queries. Licence: Amazon review data, rese
 https://github.com/RUCAIBox/LLMRank (llmrank/dataset/Games-6k). Files expected, plain or `.gz`:
 `Games-6k.item`, `Games-6k.valid.inter`, `Games-6k.test.inter`.
 
-W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt: `_sequences.py`.
+W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt: `_histories.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 import polars as pl
 
 from ...log import Log
+from ._histories import SOURCE, check_items, rebuild
 from ._raw import find, once, parse, plain, read_csv
-from ._sequences import SOURCE, check_items, rebuild
 
 WHERE = "https://github.com/RUCAIBox/LLMRank"
 STEM = "Games-6k"

@@ -9,7 +9,7 @@ https://github.com/AkaliKong/MiniOneRec (data/Amazon). Files expected: `Office_P
 `Office_Products.valid.csv`, `Office_Products.test.csv`.
 
 W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt, and what happens
-to repeat purchases: `_sequences.py`.
+to repeat purchases: `_histories.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from ...log import Log
+from ._histories import SOURCE, check_items, rebuild
 from ._raw import each_once, find, parse, plain, read_csv, reading, refuse
-from ._sequences import SOURCE, check_items, rebuild
 
 WHERE = "https://github.com/AkaliKong/MiniOneRec"
 STEM = "Office_Products"

@@ -1,5 +1,5 @@
 """The World: a simulated marketplace whose truth is known."""
 
-from .marketplace import World, generate
+from .world import World, generate
 
 __all__ = ["World", "generate"]
