@@ -11,8 +11,9 @@ import scipy.sparse as sp
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.layout import EXPOSURES, ITEMS, REQUESTS
 from karmafunnel.log import Catalogue, Log
-from karmafunnel.simulator.world import World, generate, marketplace
+from karmafunnel.simulator.world import World, generate
 from karmafunnel.simulator.world.images import render
+from karmafunnel.simulator.world.world import read_truth
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +70,11 @@ def test_what_is_written_is_read_back(world: World, tmp_path: Path) -> None:
     log = Log.open(tmp_path / "w")
     for name in ("items", "requests", "exposures"):
         assert getattr(log, name).equals(getattr(world.log, name))
-    truth = marketplace.read_truth(tmp_path / "w")
+    truth = read_truth(tmp_path / "w")
     assert set(truth) == set(world.truth)
     assert all(truth[name].equals(world.truth[name]) for name in truth)
     with pytest.raises(KarmafunnelError, match="truth"):
-        marketplace.read_truth(tmp_path)
+        read_truth(tmp_path)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
