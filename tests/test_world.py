@@ -13,7 +13,6 @@ from karmafunnel.layout import EXPOSURES, ITEMS, REQUESTS
 from karmafunnel.log import Catalogue, Log
 from karmafunnel.simulator.world import World, generate
 from karmafunnel.simulator.world.images import render
-from karmafunnel.simulator.world.world import read_truth
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +69,11 @@ def test_what_is_written_is_read_back(world: World, tmp_path: Path) -> None:
     log = Log.open(tmp_path / "w")
     for name in ("items", "requests", "exposures"):
         assert getattr(log, name).equals(getattr(world.log, name))
-    truth = read_truth(tmp_path / "w")
+    truth = worlds.read_truth(tmp_path / "w")
     assert set(truth) == set(world.truth)
     assert all(truth[name].equals(world.truth[name]) for name in truth)
     with pytest.raises(KarmafunnelError, match="truth"):
-        read_truth(tmp_path)
+        worlds.read_truth(tmp_path)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +82,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def out_of_ink(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(marketplace, "render", out_of_ink)
+    monkeypatch.setattr(worlds, "render", out_of_ink)
     with pytest.raises(OSError, match="no space"):
         small.write(tmp_path / "w")
     assert list(tmp_path.iterdir()) == []
