@@ -42,8 +42,7 @@ def code_of(*values: Any, by: tuple[str, ...] = ()) -> str:
 
 
 def modules_of(value: Any) -> Iterator[str]:
-    """Modules of this package that define the classes of a value and of the values in its fields.
-    """
+    """Modules of this package that define the classes of a value and of those in its fields."""
     if isinstance(value, Mapping):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
@@ -116,9 +115,15 @@ def instructions(code: CodeType) -> tuple[bytes, list[tuple[Any, ...]]]:
     at = range(0, len(code.co_code), 2)
     kept = [code.co_code[i] != NOP for i in at]
     place = [0, *accumulate(kept)]  # where an instruction stands among those that are kept
-    entries = Bytecode(code).exception_entries if code.co_exceptiontable else ()  # type: ignore[attr-defined]
-    caught = [(*(place[x // 2] for x in (e.start, e.end, e.target)), e.depth, e.lasti) for e in entries]
-    return b"".join(code.co_code[i : i + 2] for i, keep in zip(at, kept, strict=True) if keep), caught
+    entries: tuple[Any, ...] = ()
+    if code.co_exceptiontable:
+        entries = Bytecode(code).exception_entries  # type: ignore[attr-defined]
+    caught = [
+        (*(place[x // 2] for x in (e.start, e.end, e.target)), e.depth, e.lasti) for e in entries
+    ]
+    return b"".join(
+        code.co_code[i : i + 2] for i, keep in zip(at, kept, strict=True) if keep
+    ), caught
 
 
 @cache
@@ -153,7 +158,9 @@ def defined_in(base: str, name: str) -> str:
 
 def operations(code: CodeType) -> Iterator[tuple[str, Any]]:
     """Imports (and names stored) of a code object and of those inside it that import something."""
-    if IMPORT in code.co_code[::2]:  # few have one, and reading them all takes longer than compiling
+    if (
+        IMPORT in code.co_code[::2]
+    ):  # few have one, and reading them all takes longer than compiling
         yield from ModuleFinder().scan_opcodes(code)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

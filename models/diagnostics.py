@@ -140,11 +140,16 @@ def word_sets(log: Log) -> sparse.csr_matrix:
     columns, starts = [], [0]
     for title, brand, category, attributes in frame.iter_rows():
         text = " ".join([title or "", brand or "", *(category or []), *(attributes or [])])
-        found = {vocabulary.setdefault(word, len(vocabulary)) for word in re.findall(r"\w+", text.lower())}
+        found = {
+            vocabulary.setdefault(word, len(vocabulary))
+            for word in re.findall(r"\w+", text.lower())
+        }
         columns.extend(sorted(found))
         starts.append(len(columns))
     shape = (log.n_items, max(len(vocabulary), 1))
-    return sparse.csr_matrix((np.ones(len(columns), dtype=np.float32), columns, starts), shape=shape)
+    return sparse.csr_matrix(
+        (np.ones(len(columns), dtype=np.float32), columns, starts), shape=shape
+    )
 
 
 def jaccard(words: sparse.csr_matrix, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -156,7 +161,11 @@ def jaccard(words: sparse.csr_matrix, a: np.ndarray, b: np.ndarray) -> np.ndarra
 
 
 def js_at_k(
-    words: sparse.csr_matrix, target: np.ndarray, slate: np.ndarray, pools: list[np.ndarray], rng: np.random.Generator
+    words: sparse.csr_matrix,
+    target: np.ndarray,
+    slate: np.ndarray,
+    pools: list[np.ndarray],
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """JS@k (ours): mean Jaccard similarity of the target with the slate's items, less the same for
     as many random eligible ones.
@@ -166,16 +175,32 @@ def js_at_k(
     """
     there = slate >= 0
     row, place = np.nonzero(there)
-    near = np.bincount(row, jaccard(words, target[row], slate[row, place]), len(target)) / np.maximum(there.sum(axis=1), 1)
-    drawn = np.stack([pool[rng.integers(0, len(pool), slate.shape[1])] for pool in pools]) if pools else slate
-    chance = jaccard(words, np.repeat(target, slate.shape[1]), drawn.ravel()).reshape(slate.shape).mean(axis=1)
+    near = np.bincount(
+        row, jaccard(words, target[row], slate[row, place]), len(target)
+    ) / np.maximum(there.sum(axis=1), 1)
+    drawn = (
+        np.stack([pool[rng.integers(0, len(pool), slate.shape[1])] for pool in pools])
+        if pools
+        else slate
+    )
+    chance = (
+        jaccard(words, np.repeat(target, slate.shape[1]), drawn.ravel())
+        .reshape(slate.shape)
+        .mean(axis=1)
+    )
     return np.where(there.any(axis=1), near - chance, np.nan)
 
 
 def readable(
-    words: sparse.csr_matrix, z: np.ndarray, target: np.ndarray, z_test: np.ndarray, target_test: np.ndarray,
-    most: int = 2000, epochs: int = 20, seed: int = 0,
-) -> float:  # fmt: skip
+    words: sparse.csr_matrix,
+    z: np.ndarray,
+    target: np.ndarray,
+    z_test: np.ndarray,
+    target_test: np.ndarray,
+    most: int = 2000,
+    epochs: int = 20,
+    seed: int = 0,
+) -> float:
     """Semantic decodability by a probe (ours): nats a word that interests save over the words' mean
     frequencies.
 
@@ -203,9 +228,9 @@ def readable(
         for start in range(0, len(order), 1024):
             part = order[start : start + 1024]
             bag = torch.from_numpy(bags[y[part]].toarray() / sizes[y[part]][:, None]).float()
-            loss = -(bag * F.log_softmax(x[part] @ weight + prior, dim=1)).sum(dim=1).mean() + 1e-4 * (weight**2).sum() / len(
-                prior
-            )
+            loss = -(bag * F.log_softmax(x[part] @ weight + prior, dim=1)).sum(
+                dim=1
+            ).mean() + 1e-4 * (weight**2).sum() / len(prior)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -214,7 +239,9 @@ def readable(
         rows = np.flatnonzero(keep_test)
         for start in range(0, len(rows), 1024):
             part = rows[start : start + 1024]
-            bag = torch.from_numpy(bags[target_test[part]].toarray() / sizes[target_test[part]][:, None]).float()
+            bag = torch.from_numpy(
+                bags[target_test[part]].toarray() / sizes[target_test[part]][:, None]
+            ).float()
             log_p = F.log_softmax(torch.from_numpy(z_test[part]).float() @ weight + prior, dim=1)
             saved += float((bag * (log_p - prior)).sum())
     return saved / len(rows)

@@ -44,8 +44,12 @@ class Typed:
     """A dataclass that prints as typed, fields at their default left out."""
 
     def __repr__(self) -> str:
-        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+        changed = []
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if value != field.default:
+                changed.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(changed)})"
 
 
 class Embedder(Typed, ABC):
@@ -53,7 +57,12 @@ class Embedder(Typed, ABC):
 
     @abstractmethod
     def fit(
-        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+        self,
+        log: Log,
+        seed: int = 0,
+        progress: Progress = silent,
+        device: str = "cpu",
+        cache: Path | None = None,
     ) -> Embedding:
         """Learn from W1 of the log; raises KarmafunnelError when the log lacks what this embedder
         needs.
@@ -141,16 +150,27 @@ class Embedding(ABC):
         `force`) another one.
         """
         wants = {"embedder": repr(self.value), "items": items_checksum(self.log)}
-        with claim(folder, "save", EMBEDDING, wants=wants, force=force), atomic_folder(folder, sealed=True) as temporary:
+        with (
+            claim(folder, "save", EMBEDDING, wants=wants, force=force),
+            atomic_folder(folder, sealed=True) as temporary,
+        ):
             self.write_into(temporary)
 
     def write_into(self, folder: Path) -> None:
         """Write what `save` writes into an existing folder."""
-        save_file({k: np.ascontiguousarray(v) for k, v in self.tensors().items()}, folder / "tensors.safetensors")
+        save_file(
+            {k: np.ascontiguousarray(v) for k, v in self.tensors().items()},
+            folder / "tensors.safetensors",
+        )
         description = {
-            "embedder": repr(self.value), "class": type(self.value).__name__, "fields": asdict(self.value),  # type: ignore[call-overload]
-            "log": self.log.name, "items": items_checksum(self.log), "facts": self.facts, "extras": self.extras(),
-        }  # fmt: skip
+            "embedder": repr(self.value),
+            "class": type(self.value).__name__,
+            "fields": asdict(self.value),  # type: ignore[call-overload]
+            "log": self.log.name,
+            "items": items_checksum(self.log),
+            "facts": self.facts,
+            "extras": self.extras(),
+        }
         write_json(folder / "embedding.json", description)
         self.save_more(folder)
 
@@ -166,7 +186,9 @@ def items_checksum(log: Log) -> str:
     return hashlib.sha256("\x00".join(map(str, log.item_ids)).encode()).hexdigest()[:16]
 
 
-DESCRIPTION = dict.fromkeys(("class", "embedder", "items", "log"), TEXT) | dict.fromkeys(("fields", "facts", "extras"), by_name(ANY))
+DESCRIPTION = dict.fromkeys(("class", "embedder", "items", "log"), TEXT) | dict.fromkeys(
+    ("fields", "facts", "extras"), by_name(ANY)
+)
 
 
 def read_words(folder: Path | str, description: Mapping[str, Any], n: int) -> list[str]:
@@ -176,11 +198,15 @@ def read_words(folder: Path | str, description: Mapping[str, Any], n: int) -> li
     who = f"{folder}/embedding.json: extras"
     found = check_keys(who, description["extras"], {"vocabulary": each(TEXT)})["vocabulary"]
     if len(found) != n or len(set(found)) < n:
-        raise KarmafunnelError(f"{who}: vocabulary needs {n:,} different terms, found {len(found):,}")
+        raise KarmafunnelError(
+            f"{who}: vocabulary needs {n:,} different terms, found {len(found):,}"
+        )
     return list(found)
 
 
-def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_saved(
+    value: Embedder, folder: Path | str, log: Log, *wanted: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors, those `wanted` among them, and description of a saved embedding, checked against the
     value and the log's items.
     """
@@ -198,12 +224,17 @@ def read_saved(value: Embedder, folder: Path | str, log: Log, *wanted: str) -> t
     if (description["class"], description["fields"]) != (type(value).__name__, own):
         raise KarmafunnelError(f"{folder}: needed {value!r}, found {description['embedder']}")
     if description["items"] != items_checksum(log):
-        raise KarmafunnelError(f"{folder}: needed the items of log {log.name}, found those of log {description['log']}")
+        raise KarmafunnelError(
+            f"{folder}: needed the items of log {log.name}, found those of log {description['log']}"
+        )
     if missing := [name for name in wanted if name not in tensors]:
         raise KarmafunnelError(f"{who} tensors without {', '.join(missing)}")
     for name in OF_ITEMS.intersection(wanted):
         if len(tensors[name]) != log.n_items:
-            raise KarmafunnelError(f"{who} {len(tensors[name])} rows of {name} for the {log.n_items} items of log {log.name}")
+            raise KarmafunnelError(
+                f"{who} {len(tensors[name])} rows of {name} "
+                f"for the {log.n_items} items of log {log.name}"
+            )
     return tensors, description
 
 
@@ -229,11 +260,16 @@ def w1_sequences(log: Log, who: str) -> Sequences:
     inside = (log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
     events = events.filter(pl.Series(inside, dtype=pl.Boolean))
     if events.height == 0:
-        raise KarmafunnelError(f"{who}: needed clicks or purchases in W1 of log {log.name}, found none")
+        raise KarmafunnelError(
+            f"{who}: needed clicks or purchases in W1 of log {log.name}, found none"
+        )
     user, t = events["user"].to_numpy(), events["t"].to_numpy()
     order = np.lexsort((t, user))  # stable: lines of one request stay in their order
     return Sequences(
-        events["item"].to_numpy()[order].astype(np.int64), user[order], t[order], events["request"].to_numpy()[order]
+        events["item"].to_numpy()[order].astype(np.int64),
+        user[order],
+        t[order],
+        events["request"].to_numpy()[order],
     )
 
 
@@ -250,10 +286,14 @@ def known_in_w1(log: Log) -> np.ndarray:
 def unit_rows(x: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1, float32; rows of zeros stay."""
     length = np.sqrt((x.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
-    return np.divide(x, length, out=np.zeros(x.shape, dtype=np.float64), where=length > 1e-12).astype(np.float32)
+    return np.divide(
+        x, length, out=np.zeros(x.shape, dtype=np.float64), where=length > 1e-12
+    ).astype(np.float32)
 
 
-def decayed_mean(log: Log, requests: np.ndarray, vectors: np.ndarray, length: int, decay: float) -> np.ndarray:
+def decayed_mean(
+    log: Log, requests: np.ndarray, vectors: np.ndarray, length: int, decay: float
+) -> np.ndarray:
     """Mean vector of the last `length` history items, the k-th last weighing decay**(k-1): float32
     (n, d), zeros without any.
     """
@@ -270,7 +310,9 @@ def decayed_mean(log: Log, requests: np.ndarray, vectors: np.ndarray, length: in
     return out
 
 
-def truncated_svd(matrix: sparse.csr_matrix, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def truncated_svd(
+    matrix: sparse.csr_matrix, dim: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """U (n, r), S (r,), Vt (r, m) with r = dim or less; seeded, signs fixed by scikit-learn."""
     rank = max(1, min(dim, *matrix.shape))
     # six power iterations: with fewer the small singular vectors depend visibly on the draw
@@ -309,7 +351,12 @@ class TfidfSVD(Embedder):
         needs(self, "dim", "length", "decay", "words", "chars", "query_weight", "history_weight")
 
     def fit(
-        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+        self,
+        log: Log,
+        seed: int = 0,
+        progress: Progress = silent,
+        device: str = "cpu",
+        cache: Path | None = None,
     ) -> TfidfSVDEmbedding:
         """Words, weights and directions come from the items known by the end of W1; needs item
         text.
@@ -321,32 +368,41 @@ class TfidfSVD(Embedder):
         try:
             counts = counter.fit_transform(corpus)
         except ValueError as error:  # scikit-learn's "empty vocabulary"
-            raise KarmafunnelError(f"{self!r}: needed words in the item text of log {log.name}, found none") from error
+            raise KarmafunnelError(
+                f"{self!r}: needed words in the item text of log {log.name}, found none"
+            ) from error
         vocabulary = sorted(counter.vocabulary_, key=counter.vocabulary_.__getitem__)
         documents = np.bincount(counts.indices, minlength=counts.shape[1])
         idf = np.log((1 + counts.shape[0]) / (1 + documents)) + 1
         progress(f"TF-IDF of {counts.shape[0]} items, {len(vocabulary)} terms")
         _, _, vt = truncated_svd(weighted(counts, idf), self.dim, seed)
-        return TfidfSVDEmbedding(self, log, vocabulary, idf.astype(np.float32), vt.T.astype(np.float32))
+        return TfidfSVDEmbedding(
+            self, log, vocabulary, idf.astype(np.float32), vt.T.astype(np.float32)
+        )
 
     def load(self, folder: Path | str, log: Log) -> TfidfSVDEmbedding:
         self._texts(log)
         tensors, description = read_saved(self, folder, log, "idf", "directions")
         words = read_words(folder, description, len(tensors["idf"]))
-        return TfidfSVDEmbedding(self, log, words, tensors["idf"], tensors["directions"], description["facts"])
+        return TfidfSVDEmbedding(
+            self, log, words, tensors["idf"], tensors["directions"], description["facts"]
+        )
 
     def _texts(self, log: Log) -> list[str]:
         texts = log.item_text()
         if not any(text and text.strip() for text in texts):
             raise KarmafunnelError(
-                f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}"
+                f"{self!r}: needed item text (title, brand, category, attributes), "
+                f"found none in log {log.name}"
             )
         return [text or "" for text in texts]
 
     def _counter(self, vocabulary: list[str] | None) -> CountVectorizer:
         words = CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
         if self.chars:
-            grams = CountVectorizer(analyzer="char_wb", ngram_range=(self.chars, self.chars)).build_analyzer()
+            grams = CountVectorizer(
+                analyzer="char_wb", ngram_range=(self.chars, self.chars)
+            ).build_analyzer()
             return CountVectorizer(
                 analyzer=lambda text: [*words(text), *("\x01" + g for g in grams(text))],
                 max_features=self.words,
@@ -385,7 +441,9 @@ class TfidfSVDEmbedding(Embedding):
         if not texts:
             return np.zeros((0, self.config.dim), dtype=np.float32)
         rows = weighted(self._counter.transform(texts), self.idf.astype(np.float64))
-        return widen(unit_rows(np.asarray(rows @ self.directions.astype(np.float64))), self.config.dim)
+        return widen(
+            unit_rows(np.asarray(rows @ self.directions.astype(np.float64))), self.config.dim
+        )
 
     def items(self) -> np.ndarray:
         return self._items
@@ -393,7 +451,9 @@ class TfidfSVDEmbedding(Embedding):
     def interests(self, requests: np.ndarray) -> np.ndarray:
         config = self.config
         past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
-        return unit_rows(config.query_weight * self.queries(requests) + config.history_weight * past)
+        return unit_rows(
+            config.query_weight * self.queries(requests) + config.history_weight * past
+        )
 
     def queries(self, requests: np.ndarray) -> np.ndarray:
         queries = self.log.requests["query"].gather(requests).fill_null("")
@@ -432,11 +492,18 @@ class Cooccurrence(Embedder):
 
     def __post_init__(self) -> None:
         if self.weighting not in ("cosine", "ppmi"):
-            raise KarmafunnelError(f"Cooccurrence: weighting needs 'cosine' or 'ppmi', found {self.weighting!r}")
+            raise KarmafunnelError(
+                f"Cooccurrence: weighting needs 'cosine' or 'ppmi', found {self.weighting!r}"
+            )
         needs(self, "dim", "window", "falloff", "shrink", "length", "decay")
 
     def fit(
-        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+        self,
+        log: Log,
+        seed: int = 0,
+        progress: Progress = silent,
+        device: str = "cpu",
+        cache: Path | None = None,
     ) -> CooccurrenceEmbedding:
         """Needs clicks or purchases in W1."""
         matrix = self.affinity(w1_sequences(log, repr(self)), log.n_items)
@@ -446,7 +513,9 @@ class Cooccurrence(Embedder):
 
     def load(self, folder: Path | str, log: Log) -> CooccurrenceEmbedding:
         tensors, description = read_saved(self, folder, log, "target", "source")
-        return CooccurrenceEmbedding(self, log, tensors["target"], tensors["source"], description["facts"])
+        return CooccurrenceEmbedding(
+            self, log, tensors["target"], tensors["source"], description["facts"]
+        )
 
     def vectors(self, matrix: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Target and source vectors with source target^T close to the matrix: float32 (n, dim)
@@ -463,7 +532,9 @@ class Cooccurrence(Embedder):
         step = np.cumsum(starts) - 1
         user = events.user[starts]
         size = np.bincount(step)
-        ones = sparse.csr_matrix((1 / np.sqrt(size[step]), (step, events.item)), shape=(len(user), n_items))
+        ones = sparse.csr_matrix(
+            (1 / np.sqrt(size[step]), (step, events.item)), shape=(len(user), n_items)
+        )
         counts = sparse.csr_matrix((n_items, n_items))
         for apart in range(min(self.window, len(user) - 1) + 1):
             same = np.flatnonzero(user[apart:] == user[: len(user) - apart])
@@ -471,7 +542,9 @@ class Cooccurrence(Embedder):
             counts = counts + (pairs if apart == 0 else self.falloff**apart * (pairs + pairs.T))
         counts = sparse.csr_matrix(counts - sparse.diags(counts.diagonal()))
         counts.eliminate_zeros()
-        return self.scale(counts.tocoo(), np.bincount(events.item, minlength=n_items).astype(np.float64))
+        return self.scale(
+            counts.tocoo(), np.bincount(events.item, minlength=n_items).astype(np.float64)
+        )
 
     def scale(self, counts: sparse.coo_matrix, chosen: np.ndarray) -> sparse.csr_matrix:
         """Cosine count / sqrt(n_i n_j), or positive pointwise mutual information of the pair
@@ -479,17 +552,28 @@ class Cooccurrence(Embedder):
         """
         row, column = counts.row, counts.col
         if self.weighting == "cosine":
-            value = counts.data / np.sqrt((chosen[row] + self.shrink) * (chosen[column] + self.shrink))
+            value = counts.data / np.sqrt(
+                (chosen[row] + self.shrink) * (chosen[column] + self.shrink)
+            )
         else:
             mass = np.asarray(counts.sum(axis=1)).ravel()
             chance = mass[row] * mass[column] / max(mass.sum(), 1e-12)
-            value = np.maximum(np.log(counts.data / chance), 0) * counts.data / (counts.data + self.shrink)
+            value = (
+                np.maximum(np.log(counts.data / chance), 0)
+                * counts.data
+                / (counts.data + self.shrink)
+            )
         return sparse.csr_matrix((value, (row, column)), shape=counts.shape)
 
 
 class CooccurrenceEmbedding(Embedding):
     def __init__(
-        self, value: Cooccurrence, log: Log, target: np.ndarray, source: np.ndarray, facts: dict[str, Any] | None = None
+        self,
+        value: Cooccurrence,
+        log: Log,
+        target: np.ndarray,
+        source: np.ndarray,
+        facts: dict[str, Any] | None = None,
     ):
         super().__init__(value, log, facts)
         self.config, self.target, self.source = value, target, source
@@ -519,7 +603,12 @@ class RandomVectors(Embedder):
         needs(self, "dim")
 
     def fit(
-        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+        self,
+        log: Log,
+        seed: int = 0,
+        progress: Progress = silent,
+        device: str = "cpu",
+        cache: Path | None = None,
     ) -> RandomVectorsEmbedding:
         """Looks at ids alone."""
         return RandomVectorsEmbedding(self, log, seed)
@@ -532,7 +621,9 @@ class RandomVectors(Embedder):
 class RandomVectorsEmbedding(Embedding):
     fitted_on = ()
 
-    def __init__(self, value: RandomVectors, log: Log, seed: int, facts: dict[str, Any] | None = None):
+    def __init__(
+        self, value: RandomVectors, log: Log, seed: int, facts: dict[str, Any] | None = None
+    ):
         super().__init__(value, log, facts)
         self.config, self.seed = value, seed
         self._items = hashed_vectors(log.item_ids, f"item {seed}", value.dim)
@@ -552,8 +643,12 @@ def hashed_vectors(ids: np.ndarray, salt: str, dim: int) -> np.ndarray:
     """One unit vector an id, float32 (n, dim): BLAKE2b of salt and id seeds a splitmix64 stream,
     mapped to normal numbers.
     """
-    digests = b"".join(hashlib.blake2b(f"{salt}\x00{i}".encode(), digest_size=8).digest() for i in ids)
-    x = np.frombuffer(digests, dtype="<u8")[:, None] + np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    digests = b"".join(
+        hashlib.blake2b(f"{salt}\x00{i}".encode(), digest_size=8).digest() for i in ids
+    )
+    x = np.frombuffer(digests, dtype="<u8")[:, None] + np.arange(
+        1, dim + 1, dtype=np.uint64
+    ) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)

@@ -172,9 +172,8 @@ def reporter(
 
     def report(env: lgb.callback.CallbackEnv) -> None:
         if (env.iteration + 1) % 50 == 0 and env.evaluation_result_list:
-            progress(
-                f"trees: {env.iteration + 1} of at most {trees}, validation {env.evaluation_result_list[0][2]:.4f}"
-            )
+            value = env.evaluation_result_list[0][2]
+            progress(f"trees: {env.iteration + 1} of at most {trees}, validation {value:.4f}")
 
     return report
 
@@ -185,7 +184,8 @@ def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> n
     """
     if np.shape(x)[1] != booster.num_feature():
         raise KarmafunnelError(
-            f"gbdt: needed {booster.num_feature()} features {booster.feature_name()}, found {np.shape(x)[1]}"
+            f"gbdt: needed {booster.num_feature()} features {booster.feature_name()}, "
+            f"found {np.shape(x)[1]}"
         )
     if len(x) == 0:
         return np.zeros(0, dtype=np.float32)

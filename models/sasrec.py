@@ -79,13 +79,31 @@ class SASRec(Embedder):
     def __post_init__(self) -> None:
         if self.loss not in ("full", "sampled"):
             raise KarmafunnelError(f"SASRec: loss needs 'full' or 'sampled', found {self.loss!r}")
-        needs(self, "dim", "layers", "heads", "length", "negatives", "batch", "epochs", "patience", "tail")
+        needs(
+            self,
+            "dim",
+            "layers",
+            "heads",
+            "length",
+            "negatives",
+            "batch",
+            "epochs",
+            "patience",
+            "tail",
+        )
         needs(self, "dropout", "unknown", "temperature", "rate", "weight_decay")
         if self.dim % self.heads:
-            raise KarmafunnelError(f"SASRec: dim needs to be a multiple of heads, found {self.dim} and {self.heads}")
+            raise KarmafunnelError(
+                f"SASRec: dim needs to be a multiple of heads, found {self.dim} and {self.heads}"
+            )
 
     def fit(
-        self, log: Log, seed: int = 0, progress: Progress = silent, device: str = "cpu", cache: Path | None = None
+        self,
+        log: Log,
+        seed: int = 0,
+        progress: Progress = silent,
+        device: str = "cpu",
+        cache: Path | None = None,
     ) -> SASRecEmbedding:
         """Needs clicks or purchases in W1; raises KarmafunnelError naming the step when the loss is
         no longer a number.
@@ -101,7 +119,10 @@ class SASRec(Embedder):
         try:
             network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
         except RuntimeError as error:
-            raise KarmafunnelError(f"{folder}: needed the weights of {self!r}, found: {str(error).splitlines()[-1].strip()}") from error
+            raise KarmafunnelError(
+                f"{folder}: needed the weights of {self!r}, found: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
         return SASRecEmbedding(self, log, network, catalogue, description["facts"])
 
 
@@ -120,12 +141,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, d) -> (B, T, d)
         b, t, d = x.shape
-        q, k, v = self.qkv(self.norm_attention(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm_attention(x))
+            .view(b, t, 3, self.heads, d // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         dropout = self.dropout if self.training else 0.0
         # (B, heads, T, d / heads)
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         x = x + F.dropout(self.out(a.transpose(1, 2).reshape(b, t, d)), self.dropout, self.training)
-        return x + F.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))), self.dropout, self.training)
+        return x + F.dropout(
+            self.down(F.gelu(self.up(self.norm_mlp(x)))), self.dropout, self.training
+        )
 
 
 class Network(nn.Module):
@@ -138,7 +165,9 @@ class Network(nn.Module):
         self.config, self.n = config, n
         self.item = nn.Embedding(n + 2, config.dim)
         self.position = nn.Embedding(config.length + 1, config.dim)
-        self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.heads, config.dropout) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.dim)
         nn.init.normal_(self.item.weight, std=config.dim**-0.5)
         nn.init.normal_(self.position.weight, std=0.1 * config.dim**-0.5)
@@ -149,7 +178,9 @@ class Network(nn.Module):
 
     # (B, T) int64 -> (B, T, d - 1), each output seeing the items up to its own
     def forward(self, items: Tensor) -> Tensor:
-        x = self.item(items) * math.sqrt(self.config.dim) + self.position.weight[: items.shape[1]] * math.sqrt(self.config.dim)
+        x = self.item(items) * math.sqrt(self.config.dim) + self.position.weight[
+            : items.shape[1]
+        ] * math.sqrt(self.config.dim)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
@@ -186,11 +217,15 @@ class FullSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: float
+    ) -> Tensor:
         grad_z, grad_e = torch.empty_like(z), torch.zeros_like(e)
         mass = torch.zeros(len(z), dtype=z.dtype, device=z.device).index_add_(0, row, weight)
         total = torch.zeros((), dtype=torch.float64, device=z.device)
-        bounds = torch.searchsorted(row, torch.arange(0, len(z) + CHUNK, CHUNK, device=row.device)).tolist()
+        bounds = torch.searchsorted(
+            row, torch.arange(0, len(z) + CHUNK, CHUNK, device=row.device)
+        ).tolist()
         for i, start in enumerate(range(0, len(z), CHUNK)):
             part, pairs = slice(start, start + CHUNK), slice(bounds[i], bounds[i + 1])
             # (chunk, m) logits, turned into probabilities, then into the gradient, in place
@@ -215,7 +250,14 @@ class FullSoftmax(torch.autograd.Function):
 
 
 def sampled_softmax(
-    z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: float, drawn: Tensor, log_q: Tensor
+    z: Tensor,
+    e: Tensor,
+    row: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    scale: float,
+    drawn: Tensor,
+    log_q: Tensor,
 ) -> Tensor:
     """The same sum, the other items estimated from `drawn` (K,), item i drawn with probability
     exp(log_q[i]).
@@ -226,7 +268,10 @@ def sampled_softmax(
     positive = scale * (z[row] * e[target]).sum(dim=1)  # (P,)
     negative = scale * z @ e[drawn].T - (log_q[drawn] + math.log(len(drawn)))  # (R, K)
     negative = negative[row].masked_fill(drawn[None, :] == target[:, None], -torch.inf)
-    return (weight * (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive)).sum()
+    return (
+        weight
+        * (torch.logsumexp(torch.cat([positive[:, None], negative], dim=1), dim=1) - positive)
+    ).sum()
 
 
 # -- training windows ------------------------------------------------------------------------------
@@ -281,10 +326,17 @@ class Windows:
         weight = 1 / np.bincount(group)[group]
         held = last_requests(user, group, tail_users, seed)
         return cls(
-            catalogue, events, held, at[new_user][keys // (len(at) + 1)] + keys % (len(at) + 1) * half, size,
-            np.searchsorted(of[order], np.arange(len(keys) + 1)), position[order], item[order],
-            weight[order].astype(np.float32), held[order],
-        )  # fmt: skip
+            catalogue,
+            events,
+            held,
+            at[new_user][keys // (len(at) + 1)] + keys % (len(at) + 1) * half,
+            size,
+            np.searchsorted(of[order], np.arange(len(keys) + 1)),
+            position[order],
+            item[order],
+            weight[order].astype(np.float32),
+            held[order],
+        )
 
     def vectors(self, dim: int, use: np.ndarray, seed: int) -> np.ndarray:
         """Unit co-occurrence vectors of the items (n, dim), without the tail where `use` leaves it
@@ -296,7 +348,9 @@ class Windows:
         counts = Cooccurrence(dim=dim, weighting="ppmi")
         return unit_rows(counts.vectors(counts.affinity(events, len(self.catalogue)), seed)[0])
 
-    def batches(self, size: int, rng: np.random.Generator, use: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
+    def batches(
+        self, size: int, rng: np.random.Generator, use: np.ndarray
+    ) -> Iterator[tuple[Tensor, ...]]:
         """Shuffled batches, see `batch`; the pieces of one are of similar length. `use` (P,): which
         pairs count.
         """
@@ -324,9 +378,18 @@ class Windows:
         items[:, 1:][inside] = self.events.item[(self.start[pieces, None] + column)[inside]]
         count = self.first_pair[pieces + 1] - self.first_pair[pieces]
         row = np.repeat(np.arange(len(pieces)), count)
-        pair = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(self.first_pair[pieces], count)
+        pair = (
+            np.arange(count.sum())
+            - np.repeat(np.cumsum(count) - count, count)
+            + np.repeat(self.first_pair[pieces], count)
+        )
         row, pair = row[use[pair]], pair[use[pair]]
-        return tuple(map(torch.from_numpy, (items, row * width + self.position[pair], self.target[pair], self.weight[pair])))
+        return tuple(
+            map(
+                torch.from_numpy,
+                (items, row * width + self.position[pair], self.target[pair], self.weight[pair]),
+            )
+        )
 
 
 def last_requests(user: np.ndarray, group: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -370,24 +433,42 @@ def train(
         if config.warm:
             network.start_from(windows.vectors(config.dim - 1, use, seed))
         network.to(device)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+        optimiser = torch.optim.AdamW(
+            network.parameters(),
+            lr=config.rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
         step = 0
         for epoch in range(1, epochs + 1):
             network.train()
             total = mass = 0.0
             for batch in windows.batches(config.batch, rng, use):
-                blank = torch.from_numpy(rng.random(batch[0].shape) < config.unknown) & (batch[0] < n)
-                items, cell, target, weight = (x.to(device) for x in (batch[0].masked_fill(blank, n), *batch[1:]))
+                blank = torch.from_numpy(rng.random(batch[0].shape) < config.unknown) & (
+                    batch[0] < n
+                )
+                items, cell, target, weight = (
+                    x.to(device) for x in (batch[0].masked_fill(blank, n), *batch[1:])
+                )
                 used, row = torch.unique(cell, return_inverse=True)
                 z, e = network(items).flatten(0, 1)[used], network.targets()
                 if config.loss == "full":
-                    loss = FullSoftmax.apply(z, e[targets], row, column[target], weight, 1 / config.temperature)
+                    loss = FullSoftmax.apply(
+                        z, e[targets], row, column[target], weight, 1 / config.temperature
+                    )
                 else:
-                    drawn = torch.from_numpy(rng.choice(n, config.negatives, p=popularity)).to(device)
-                    loss = sampled_softmax(z, e, row, target, weight, 1 / config.temperature, drawn, log_q)
+                    drawn = torch.from_numpy(rng.choice(n, config.negatives, p=popularity)).to(
+                        device
+                    )
+                    loss = sampled_softmax(
+                        z, e, row, target, weight, 1 / config.temperature, drawn, log_q
+                    )
                 step += 1
                 if not torch.isfinite(loss):
-                    raise KarmafunnelError(f"{config!r}: needed a finite loss, found {loss.item()} in epoch {epoch}, step {step}")
+                    raise KarmafunnelError(
+                        f"{config!r}: needed a finite loss, "
+                        f"found {loss.item()} in epoch {epoch}, step {step}"
+                    )
                 for group in optimiser.param_groups:
                     group["lr"] = config.rate * min(1.0, step / 50)
                 optimiser.zero_grad(set_to_none=True)
@@ -399,7 +480,9 @@ def train(
     return network.eval()
 
 
-def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress, device: str) -> tuple[Network, dict[str, Any]]:
+def fit_network(
+    config: SASRec, windows: Windows, seed: int, progress: Progress, device: str
+) -> tuple[Network, dict[str, Any]]:
     """Choose the number of epochs on the tail of W1, then fit all of W1 for that long; facts of the
     fit beside the network.
 
@@ -416,7 +499,8 @@ def fit_network(config: SASRec, windows: Windows, seed: int, progress: Progress,
     def judge(network: Network, loss: float) -> bool:
         curve.append(tail_rank(network, windows, device))
         progress(
-            f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, mean rank {curve[-1]:.1f} on the tail of W1"
+            f"SASRec: epoch {len(curve)} of at most {config.epochs}, loss {loss:.3f}, "
+            f"mean rank {curve[-1]:.1f} on the tail of W1"
         )
         if curve[-1] == min(curve):
             best.update(copy.deepcopy(network.state_dict()))
@@ -453,7 +537,9 @@ def tail_rank(network: Network, windows: Windows, device: str) -> float:
     ranks = []
     for start in range(0, len(pairs), BLOCK):
         mine = pairs[start : start + BLOCK]
-        items = windows.batch(piece[start : start + BLOCK], np.zeros(windows.n_pairs, dtype=bool))[0].to(device)
+        items = windows.batch(piece[start : start + BLOCK], np.zeros(windows.n_pairs, dtype=bool))[
+            0
+        ].to(device)
         row = torch.arange(len(mine), device=device)
         scores = network(items)[row, torch.from_numpy(windows.position[mine]).to(device)] @ e.T
         own = scores[row, torch.from_numpy(windows.target[mine]).to(device)][:, None]
@@ -468,7 +554,9 @@ def with_constant(x: np.ndarray) -> np.ndarray:
     """Unit vectors (n, d - 1) with one more equal coordinate, at length 1 again: inner products
     become (1 + cosine) / 2.
     """
-    return np.concatenate([x, np.ones((len(x), 1), dtype=np.float32)], axis=1) * np.float32(0.5**0.5)
+    return np.concatenate([x, np.ones((len(x), 1), dtype=np.float32)], axis=1) * np.float32(
+        0.5**0.5
+    )
 
 
 class SASRecEmbedding(Embedding):
@@ -482,7 +570,14 @@ class SASRecEmbedding(Embedding):
 
     online = True
 
-    def __init__(self, value: SASRec, log: Log, network: Network, catalogue: np.ndarray, facts: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        value: SASRec,
+        log: Log,
+        network: Network,
+        catalogue: np.ndarray,
+        facts: dict[str, Any] | None = None,
+    ):
         super().__init__(value, log, facts)
         self.config, self.network, self.catalogue = value, network.eval(), catalogue
         self.device = network.item.weight.device
@@ -509,9 +604,13 @@ class SASRecEmbedding(Embedding):
             items = np.full((len(past), length + 1), self.number[-1])
             # flush left, after START
             items[row, column + 1 - (length - count)[row]] = self.number[past[row, column]]
-            z = self.network(torch.from_numpy(items).to(self.device))[torch.arange(len(past)), torch.from_numpy(count)]
+            z = self.network(torch.from_numpy(items).to(self.device))[
+                torch.arange(len(past)), torch.from_numpy(count)
+            ]
             out[start : start + BLOCK] = with_constant(z.cpu().numpy())
         return out
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return {"catalogue": self.catalogue} | {name: x.cpu().numpy() for name, x in self.network.state_dict().items()}
+        return {"catalogue": self.catalogue} | {
+            name: x.cpu().numpy() for name, x in self.network.state_dict().items()
+        }

@@ -12,6 +12,7 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.layout import EXPOSURES, ITEMS, REQUESTS
 from karmafunnel.log import Catalogue, Log
 from karmafunnel.simulator.world import World, generate
+from karmafunnel.simulator.world import world as worlds
 from karmafunnel.simulator.world.images import render
 
 

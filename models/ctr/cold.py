@@ -50,7 +50,8 @@ class COLD(ClickModel):
         groups = config.groups or (shape.n_dense,)
         if sum(groups) != shape.n_dense or min(groups) < 0:
             raise KarmafunnelError(
-                f"COLD: groups need to add up to {shape.n_dense} dense columns, found {config.groups}"
+                f"COLD: groups need to add up to {shape.n_dense} dense columns, "
+                f"found {config.groups}"
             )
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)

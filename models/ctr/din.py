@@ -91,13 +91,15 @@ class DIN(Trunk):
         self.config, self.shape = config, shape
         if config.similar not in ("", "simtier", "sata", "both", "raw"):
             raise KarmafunnelError(
-                f"DIN: similar needs '', 'simtier', 'sata', 'both' or 'raw', found {config.similar!r}"
+                "DIN: similar needs '', 'simtier', 'sata', 'both' or 'raw', "
+                f"found {config.similar!r}"
             )
         if config.similar and (
             vectors is None or np.shape(vectors) != (shape.n_items, shape.n_vector)
         ):
             raise KarmafunnelError(
-                f"DIN: similar={config.similar!r} needs vectors ({shape.n_items}, {shape.n_vector}), "
+                f"DIN: similar={config.similar!r} "
+                f"needs vectors ({shape.n_items}, {shape.n_vector}), "
                 f"found {None if vectors is None else np.shape(vectors)}"
             )
         with seeded(seed):

@@ -47,7 +47,8 @@ class TwoTower(ClickModel):
         wrong = [i for i in config.item_columns if not 0 <= i < shape.n_dense]
         if wrong:
             raise KarmafunnelError(
-                f"TwoTower: item_columns need to be among {shape.n_dense} dense columns, found {wrong}"
+                f"TwoTower: item_columns need to be among {shape.n_dense} dense columns, "
+                f"found {wrong}"
             )
         self.cross_columns = [i for i in range(shape.n_dense) if i not in config.item_columns]
         with seeded(seed):

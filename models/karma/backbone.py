@@ -226,7 +226,8 @@ class LM:
         """Raises KarmafunnelError where so many cells are more than the model was made to read."""
         if self.context is not None and cells > self.context:
             raise KarmafunnelError(
-                f"{who}: needed a model that reads {cells} tokens, found a context of {self.context}"
+                f"{who}: needed a model that reads {cells} tokens, "
+                f"found a context of {self.context}"
             )
 
     @staticmethod
@@ -357,7 +358,8 @@ class Qwen(Typed):
         if self.dim % (2 * self.heads) or self.heads % self.kv_heads:
             shape = f"dim={self.dim}, heads={self.heads}, kv_heads={self.kv_heads}"
             raise KarmafunnelError(
-                f"Qwen: needs a dim of an even number a head and heads a multiple of kv_heads, found {shape}"
+                "Qwen: needs a dim of an even number a head and heads a multiple of kv_heads, "
+                f"found {shape}"
             )
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
@@ -367,7 +369,8 @@ class Qwen(Typed):
         texts = self.texts(log)
         if not texts:
             raise KarmafunnelError(
-                f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}"
+                f"{self!r}: needed item text (title, brand, category, attributes), "
+                f"found none in log {log.name}"
             )
         digest = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
         key = content_key(code_of(self), asdict(self), digest, device)
@@ -403,10 +406,19 @@ class Qwen(Typed):
             [np.r_[bos, e.ids] for e in tokenizer.encode_batch(read_from)]
         ).astype(np.int64)
         config = Qwen3Config(
-            vocab_size=tokenizer.get_vocab_size(), hidden_size=self.dim, intermediate_size=self.mlp, num_hidden_layers=self.layers,
-            num_attention_heads=self.heads, num_key_value_heads=self.kv_heads, head_dim=self.dim // self.heads,
-            max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=bos, eos_token_id=bos, pad_token_id=bos,
-        )  # fmt: skip
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=self.dim,
+            intermediate_size=self.mlp,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.dim // self.heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=bos,
+            eos_token_id=bos,
+            pad_token_id=bos,
+        )
         with seeded(self.seed, device):
             model = (
                 AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
@@ -419,12 +431,18 @@ class Qwen(Typed):
             partial = file.with_name(f"{file.stem}.partial.safetensors") if file else None
             seconds = self.train(lm, stream, partial, progress)
         lm.facts = {
-            "texts": len(texts), "held_out": len(held), "tokens": self.tokens, "distinct_tokens": len(stream),
-            "parameters": sum(p.numel() for p in lm.model.parameters()), "seconds": round(seconds, 1),
-            "perplexity_before": round(before, 2), "perplexity_after": round(perplexity(lm, held, self.context), 2),
-        }  # fmt: skip
+            "texts": len(texts),
+            "held_out": len(held),
+            "tokens": self.tokens,
+            "distinct_tokens": len(stream),
+            "parameters": sum(p.numel() for p in lm.model.parameters()),
+            "seconds": round(seconds, 1),
+            "perplexity_before": round(before, 2),
+            "perplexity_after": round(perplexity(lm, held, self.context), 2),
+        }
         progress(
-            f"pre-trained: perplexity on {len(held)} unseen texts {before:.0f} -> {lm.facts['perplexity_after']:.1f}"
+            f"pre-trained: perplexity on {len(held)} unseen texts "
+            f"{before:.0f} -> {lm.facts['perplexity_after']:.1f}"
         )
         if file is not None and partial is not None:
             about = lm.describe() | {"facts": lm.facts, "value": repr(self)}
@@ -471,7 +489,8 @@ class Qwen(Typed):
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                 found = f"{loss.item()}, a gradient of length {norm.item()}"
                 raise KarmafunnelError(
-                    f"{self!r}: needed a finite loss, found {found} in step {step + 1} of pre-training"
+                    f"{self!r}: needed a finite loss, "
+                    f"found {found} in step {step + 1} of pre-training"
                 )
             optimiser.step()
             step += 1
@@ -576,7 +595,8 @@ class Checkpoint(Typed):
             SafetensorError,
         ) as error:
             raise KarmafunnelError(
-                f"{self!r}: needed a causal LM with its tokenizer, found: {(str(error) or type(error).__name__).splitlines()[0]}"
+                f"{self!r}: needed a causal LM with its tokenizer, found: "
+                f"{(str(error) or type(error).__name__).splitlines()[0]}"
             ) from error
         model, report = opened
         made_for = (model.config.architectures or [type(model).__name__])[0]
@@ -588,11 +608,13 @@ class Checkpoint(Typed):
             raise KarmafunnelError(f"{self!r}: needed a causal LM, found {found}")
         if made_for != type(model).__name__:
             raise KarmafunnelError(
-                f"{self!r}: needed a causal LM ({type(model).__name__}), found weights of {made_for}"
+                f"{self!r}: needed a causal LM ({type(model).__name__}), "
+                f"found weights of {made_for}"
             )
         if not getattr(tokenizer, "is_fast", False):
             raise KarmafunnelError(
-                f"{self!r}: needed a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}"
+                f"{self!r}: needed a fast tokenizer (tokenizer.json), "
+                f"found {type(tokenizer).__name__}"
             )
         words, rows = (
             tokenizer.backend_tokenizer.get_vocab_size(),

@@ -79,24 +79,60 @@ class KarmaConfig:
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        choices = {"items": ("frozen", "trained"), "decoder": ("bow", "masked", "lm"), "negatives": ("catalogue", "batch")}
+        choices = {
+            "items": ("frozen", "trained"),
+            "decoder": ("bow", "masked", "lm"),
+            "negatives": ("catalogue", "batch"),
+        }
         choices["vector"] = ("mse", "cosine", "diffusion")
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise KarmafunnelError(f"KARMA: {name} needs one of {allowed}, found {getattr(self, name)!r}")
-        needs(self, "action", "gen", "rec", "see", "weight_decay", "dim", "text_words", "query_words", "length", "batch", "epochs", "hard")
-        needs(self, "rate", "dropout", temperature=(1e-3, 10.0), hard_weight=(1e-3, None), id_dropout=(0.0, 1.0), share=(1e-9, 1.0))
+                raise KarmafunnelError(
+                    f"KARMA: {name} needs one of {allowed}, found {getattr(self, name)!r}"
+                )
+        needs(
+            self,
+            "action",
+            "gen",
+            "rec",
+            "see",
+            "weight_decay",
+            "dim",
+            "text_words",
+            "query_words",
+            "length",
+            "batch",
+            "epochs",
+            "hard",
+        )
+        needs(
+            self,
+            "rate",
+            "dropout",
+            temperature=(1e-3, 10.0),
+            hard_weight=(1e-3, None),
+            id_dropout=(0.0, 1.0),
+            share=(1e-9, 1.0),
+        )
         needs(self, average=(0.0, 0.999999))
         if self.rec and self.decoder == "masked" and self.text_words > Masked.most:
-            raise KarmafunnelError(f"KARMA: decoder='masked' needs text_words of {Masked.most} or fewer, found {self.text_words}")
+            raise KarmafunnelError(
+                f"KARMA: decoder='masked' needs text_words of {Masked.most} or fewer, "
+                f"found {self.text_words}"
+            )
         if self.items == "trained" and self.negatives != "batch":
             raise KarmafunnelError(
-                "KARMA: items='trained' needs negatives='batch': the whole catalogue cannot be read at every step"
+                "KARMA: items='trained' needs negatives='batch': "
+                "the whole catalogue cannot be read at every step"
             )
         if self.lexical is not None and self.items != "frozen":
-            raise KarmafunnelError("KARMA: lexical needs items='frozen': its vectors are not trained")
+            raise KarmafunnelError(
+                "KARMA: lexical needs items='frozen': its vectors are not trained"
+            )
         if self.see and self.visual is None:
-            raise KarmafunnelError(f"KARMA: see={self.see} needs visual features, found visual=None")
+            raise KarmafunnelError(
+                f"KARMA: see={self.see} needs visual features, found visual=None"
+            )
 
     @property
     def d_asked(self) -> int:

@@ -162,7 +162,8 @@ class KARMA(KarmaConfig, Embedder):
         texts = log.item_text()
         if not any(text.strip() for text in texts):
             raise KarmafunnelError(
-                f"{self!r}: needed item text (title, brand, category, attributes), found none in log {log.name}"
+                f"{self!r}: needed item text (title, brand, category, attributes), "
+                f"found none in log {log.name}"
             )
         progress(f"KARMA: reading the texts of {len(texts)} items")
         words, n_words = base.encode(texts, self.text_words)
@@ -306,9 +307,16 @@ class KarmaEmbedding(Embedding):
     online = True
 
     def __init__(
-        self, value: KARMA, log: Log, network: Network, vectors: np.ndarray, facts: dict[str, Any],
-        decoders: dict[str, Tensor] | None, lexical: TfidfSVDEmbedding | None = None, folder: Path | None = None,
-    ):  # fmt: skip
+        self,
+        value: KARMA,
+        log: Log,
+        network: Network,
+        vectors: np.ndarray,
+        facts: dict[str, Any],
+        decoders: dict[str, Tensor] | None,
+        lexical: TfidfSVDEmbedding | None = None,
+        folder: Path | None = None,
+    ):
         super().__init__(value, log, facts)
         self.config, self.network, self.vectors, self.lexical = value, network, vectors, lexical
         self._decoders, self._folder = decoders, folder
@@ -428,7 +436,8 @@ class KarmaEmbedding(Embedding):
         log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
         if "prior" not in self.decoders():
             raise KarmafunnelError(
-                f"{self.value!r}: needed the prior of words beside the decoder, found {sorted(self.decoders())[:5]}"
+                f"{self.value!r}: needed the prior of words beside the decoder, "
+                f"found {sorted(self.decoders())[:5]}"
             )
         gain = log_p - self.decoders()["prior"].to(z.device)
         # a rare word gains on noise alone

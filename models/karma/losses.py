@@ -41,7 +41,10 @@ class CatalogueSoftmax(torch.autograd.Function):
         grad_z, grad_e, grad_s = torch.empty_like(z), torch.zeros_like(e), 0.0
         total = torch.zeros((), dtype=torch.float64, device=z.device)
         edges = torch.arange(0, len(z) + CHUNK, CHUNK, device=row.device)
-        bounds, hard_bounds = torch.searchsorted(row, edges).tolist(), torch.searchsorted(hard_row, edges).tolist()
+        bounds, hard_bounds = (
+            torch.searchsorted(row, edges).tolist(),
+            torch.searchsorted(hard_row, edges).tolist(),
+        )
         for i, start in enumerate(range(0, len(z), CHUNK)):
             part, pairs, hards = (
                 slice(start, start + CHUNK),
@@ -53,7 +56,11 @@ class CatalogueSoftmax(torch.autograd.Function):
             p = cosine * s
             # so many times as heavy: a weight on exp is a constant on the logit
             if hard_weight != 1.0:
-                p.index_put_((hard_row[hards] - start, hard_item[hards]), p.new_tensor(math.log(hard_weight)), accumulate=True)
+                p.index_put_(
+                    (hard_row[hards] - start, hard_item[hards]),
+                    p.new_tensor(math.log(hard_weight)),
+                    accumulate=True,
+                )
             logit = p[here, goal]
             top = p.amax(dim=1, keepdim=True)
             p.sub_(top).exp_()
@@ -65,7 +72,9 @@ class CatalogueSoftmax(torch.autograd.Function):
             total += (w * (top[here, 0] + mine.clamp_min(1e-30).log() - logit)).sum()
             # d loss / d logit: non-truths share sum over pairs of w * p / mine; a truth has w *
             # (own / mine - 1) of its own pair
-            share = torch.zeros(len(p), dtype=p.dtype, device=p.device).index_add_(0, here, w / mine.clamp_min(1e-30))
+            share = torch.zeros(len(p), dtype=p.dtype, device=p.device).index_add_(
+                0, here, w / mine.clamp_min(1e-30)
+            )
             p.mul_(share[:, None])
             p[here, goal] = 0
             p.index_put_((here, goal), w * (own / mine.clamp_min(1e-30) - 1), accumulate=True)
@@ -94,18 +103,31 @@ def action_catalogue(
     hard_row = hard_item = torch.zeros(0, dtype=torch.int64, device=z.device)
     if hard is not None and hard_weight != 1.0:
         keys = torch.unique(
-            torch.arange(len(hard), device=z.device)[:, None].expand_as(hard)[hard >= 0] * len(e) + hard[hard >= 0]
+            torch.arange(len(hard), device=z.device)[:, None].expand_as(hard)[hard >= 0] * len(e)
+            + hard[hard >= 0]
         )
         hard_row, hard_item = keys // len(e), keys % len(e)
-    loss: Tensor = CatalogueSoftmax.apply(z, e, row, target, weight, scale, hard_row, hard_item, hard_weight)
+    loss: Tensor = CatalogueSoftmax.apply(
+        z, e, row, target, weight, scale, hard_row, hard_item, hard_weight
+    )
     return loss
 
 
 def action_in_batch(
-    z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: Tensor, log_p: Tensor, known: Tensor,
-    hard: Tensor | None = None, there: Tensor | None = None, hard_known: Tensor | None = None, hard_weight: float = 1.0,
+    z: Tensor,
+    e: Tensor,
+    row: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    log_p: Tensor,
+    known: Tensor,
+    hard: Tensor | None = None,
+    there: Tensor | None = None,
+    hard_known: Tensor | None = None,
+    hard_weight: float = 1.0,
     threshold: float = 0.99,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The same sum, its negatives the other pairs' targets in the batch and what the row was shown
     in vain [K: hard ones; I].
 
@@ -152,7 +174,12 @@ def each_text(logits: Tensor, ids: Tensor, there: Tensor) -> Tensor:
     """Nats a token of each text: logits (B, T, V), ids and there (B, T) -> (B,), 0 for a text
     without a token.
     """
-    nats = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape) * there
+    nats = (
+        F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view(
+            ids.shape
+        )
+        * there
+    )
     return nats.sum(dim=1) / there.sum(dim=1).clamp(min=1)
 
 
@@ -178,7 +205,14 @@ class BagOfWords(nn.Module):
     def logits(self, lm: LM, z: Tensor) -> Tensor:  # (B, d_z) -> (B, V)
         return lm.head(F.rms_norm(self.map(z), (lm.dim,)) * self.gain.exp()).float()
 
-    def forward(self, lm: LM, z: Tensor, ids: Tensor, there: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        lm: LM,
+        z: Tensor,
+        ids: Tensor,
+        there: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         log_p = torch.log_softmax(self.logits(lm, z), dim=-1)
         ordered = torch.sort(torch.where(there, ids, -1), dim=1).values
         distinct = ordered >= 0
@@ -203,7 +237,9 @@ class Masked(nn.Module):
         self.map = nn.Linear(d_z, lm.dim)
         self.blank = nn.Parameter(torch.zeros(lm.dim))
         self.place = nn.Embedding(self.most, lm.dim)
-        self.layer = nn.TransformerEncoderLayer(lm.dim, heads, 4 * lm.dim, dropout=0.0, batch_first=True, norm_first=True)
+        self.layer = nn.TransformerEncoderLayer(
+            lm.dim, heads, 4 * lm.dim, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.norm = nn.LayerNorm(lm.dim)
         size = word_size(lm).item()
         nn.init.normal_(self.place.weight, std=size)
@@ -211,13 +247,25 @@ class Masked(nn.Module):
 
     def hide(self, there: Tensor, generator: torch.Generator | None) -> Tensor:
         """Which tokens are masked: (B, T) bool, at least one of a text that has any."""
-        draw = torch.rand(there.shape, generator=generator).to(there.device).masked_fill(~there, 2.0)
+        draw = (
+            torch.rand(there.shape, generator=generator).to(there.device).masked_fill(~there, 2.0)
+        )
         hidden = draw < self.share
         return hidden | ((draw == draw.amin(dim=1, keepdim=True)) & there)
 
-    def forward(self, lm: LM, z: Tensor, ids: Tensor, there: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        lm: LM,
+        z: Tensor,
+        ids: Tensor,
+        there: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         hidden = self.hide(there, generator)
-        words = torch.where(hidden[..., None], self.blank, lm.embed_tokens(ids).float()) + self.place.weight[: ids.shape[1]]
+        words = (
+            torch.where(hidden[..., None], self.blank, lm.embed_tokens(ids).float())
+            + self.place.weight[: ids.shape[1]]
+        )
         cells = torch.cat([self.map(z)[:, None], words], dim=1)
         padding = torch.cat([torch.zeros_like(there[:, :1]), ~there], dim=1)
         out = self.norm(self.layer(cells, src_key_padding_mask=padding))[:, 1:]
@@ -250,10 +298,19 @@ class Autoregressive(nn.Module):
     ) -> Tensor:  # (B, T) -> (B, T, V): of each token, from those before
         prompt = self.prompt(lm, z)
         cells = torch.cat([prompt, lm.embed_tokens(ids[:, :-1]).float()], dim=1)
-        seen = torch.cat([torch.ones(prompt.shape[:2], dtype=torch.bool, device=z.device), there[:, :-1]], dim=1)
+        seen = torch.cat(
+            [torch.ones(prompt.shape[:2], dtype=torch.bool, device=z.device), there[:, :-1]], dim=1
+        )
         return lm.head(lm.hidden(cells, *causal(seen))[:, self.soft :]).float()
 
-    def forward(self, lm: LM, z: Tensor, ids: Tensor, there: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        lm: LM,
+        z: Tensor,
+        ids: Tensor,
+        there: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         return each_text(self.logits(lm, z, ids, there), ids, there)
 
     @torch.inference_mode()
@@ -263,7 +320,9 @@ class Autoregressive(nn.Module):
         going = torch.ones(len(z), dtype=torch.bool, device=z.device)
         told: list[list[int]] = [[] for _ in range(len(z))]
         for _ in range(most):
-            best = self.logits(lm, z, ids, torch.ones_like(ids, dtype=torch.bool))[:, -1].argmax(dim=1)
+            best = self.logits(lm, z, ids, torch.ones_like(ids, dtype=torch.bool))[:, -1].argmax(
+                dim=1
+            )
             going &= best != lm.bos
             for i in torch.nonzero(going)[:, 0].tolist():
                 told[i].append(int(best[i]))
@@ -305,9 +364,16 @@ class VectorDecoder(nn.Module):
         return z * math.sqrt(z.shape[1])
 
     def noise(self, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        return self.net(torch.cat([self.told(z), x, torch.sin(math.pi * t)[:, None], torch.cos(math.pi * t)[:, None]], dim=1))
+        return self.net(
+            torch.cat(
+                [self.told(z), x, torch.sin(math.pi * t)[:, None], torch.cos(math.pi * t)[:, None]],
+                dim=1,
+            )
+        )
 
-    def forward(self, z: Tensor, features: Tensor, there: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, features: Tensor, there: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Loss of each row, (B,), 0 where it has no features; features (B, d_v) of about unit
         length, there (B,).
         """
@@ -320,7 +386,9 @@ class VectorDecoder(nn.Module):
             t = torch.rand(len(z), generator=generator).to(z.device)
             eps = torch.randn(x.shape, generator=generator).to(z.device)
             kept = self.kept(t)[:, None]
-            each = ((self.noise(z, kept.sqrt() * x + (1 - kept).sqrt() * eps, t) - eps) ** 2).mean(dim=1)
+            each = ((self.noise(z, kept.sqrt() * x + (1 - kept).sqrt() * eps, t) - eps) ** 2).mean(
+                dim=1
+            )
         return each * there
 
     @torch.inference_mode()
@@ -332,7 +400,9 @@ class VectorDecoder(nn.Module):
             return self.net(self.told(z)) / math.sqrt(self.d_v)
         x = torch.randn(len(z), self.d_v, generator=generator).to(z.device)
         for i in reversed(range(self.steps)):
-            now, then = (torch.full((len(z),), (i + k) / self.steps, device=z.device) for k in (1, 0))
+            now, then = (
+                torch.full((len(z),), (i + k) / self.steps, device=z.device) for k in (1, 0)
+            )
             a, b = self.kept(now)[:, None], self.kept(then)[:, None]
             eps = self.noise(z, x, now)
             clean = (x - (1 - a).sqrt() * eps) / a.sqrt()

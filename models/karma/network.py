@@ -20,9 +20,10 @@ from .sequences import ACTIONS, GAPS, INT, TRUNK, Batch
 
 
 def word_size(lm: LM) -> Tensor:
-    """Standard deviation of the word embeddings: what stands between words should be as large. ().
-    """
-    return lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).detach().float().std()
+    """Standard deviation of the word embeddings: what stands between should be as large."""
+    return (
+        lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).detach().float().std()
+    )
 
 
 class Network(nn.Module):
@@ -36,9 +37,17 @@ class Network(nn.Module):
     size: Tensor
 
     def __init__(
-        self, lm: LM, dim: int, d_text: int, d_visual: int, n_ids: int, dropout: float, scale: float, residual: bool = False,
+        self,
+        lm: LM,
+        dim: int,
+        d_text: int,
+        d_visual: int,
+        n_ids: int,
+        dropout: float,
+        scale: float,
+        residual: bool = False,
         d_asked: int = 0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.dim, self.dropout = dim, dropout
         self.use(lm)
@@ -66,7 +75,9 @@ class Network(nn.Module):
                 nn.init.normal_(table.weight, std=0.1 * self.size.item())
             # a query starts where an item of the same words would: the last columns of text
             if self.asked is not None:
-                self.asked.weight.copy_(self.text.weight[:, -d_asked:] if d_text >= d_asked else self.asked.weight)
+                self.asked.weight.copy_(
+                    self.text.weight[:, -d_asked:] if d_text >= d_asked else self.asked.weight
+                )
         self.to(lm.device)
 
     def use(self, lm: LM) -> None:
@@ -85,9 +96,14 @@ class Network(nn.Module):
         cells = self.lm.embed_tokens(batch.word).to(x.dtype)
         is_item = (batch.kind == TRUNK) & (batch.item >= 0)
         tokens = self.token(F.normalize(x, dim=-1)) * (self.size * math.sqrt(self.dim))
-        tokens = F.dropout(tokens[batch.item.clamp(min=0)], self.dropout, self.training) + self.action(batch.action)
+        tokens = F.dropout(
+            tokens[batch.item.clamp(min=0)], self.dropout, self.training
+        ) + self.action(batch.action)
         cells = torch.where(is_item[..., None], tokens, cells)
-        return torch.where((batch.kind == INT)[..., None], self.ask, cells) + self.gap(batch.gap) * (batch.gap > 0)[..., None]
+        return (
+            torch.where((batch.kind == INT)[..., None], self.ask, cells)
+            + self.gap(batch.gap) * (batch.gap > 0)[..., None]
+        )
 
     def forward(self, batch: Batch, x: Tensor) -> Tensor:
         """Last hidden states of all cells, (B, L, lm.dim)."""
@@ -97,7 +113,10 @@ class Network(nn.Module):
         """Interests at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x. asked (R,
         d_asked): words of the queries.
         """
-        z = F.normalize(self.interest(hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)), dim=-1)
+        z = F.normalize(
+            self.interest(hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)),
+            dim=-1,
+        )
         if self.residual is not None:
             weight, decay = F.softplus(self.residual)
             z = z + weight * self.recent(batch, x, decay)

@@ -58,7 +58,9 @@ class Trees:
 
 def bucket(milliseconds: np.ndarray) -> np.ndarray:
     """1 + log2(1 + seconds), rounded down: int64, at most GAPS - 1."""
-    return np.minimum(1 + np.log2(1 + np.maximum(milliseconds, 0) / 1000).astype(np.int64), GAPS - 1)
+    return np.minimum(
+        1 + np.log2(1 + np.maximum(milliseconds, 0) / 1000).astype(np.int64), GAPS - 1
+    )
 
 
 def training_trees(log: Log, length: int) -> Trees:
@@ -93,9 +95,15 @@ def training_trees(log: Log, length: int) -> Trees:
     size = np.zeros(len(keys), dtype=np.int64)
     np.maximum.at(size, of, seen)
     last = start[of] + seen - 1
-    since = np.where((seen > 0) & clock, bucket(log.t[request] - t[np.maximum(last, 0)]), 0) if len(at) else at
+    since = (
+        np.where((seen > 0) & clock, bucket(log.t[request] - t[np.maximum(last, 0)]), 0)
+        if len(at)
+        else at
+    )
     order = np.lexsort((request, seen, of))
-    return Trees(item, action, gap, start, size, of[order], seen[order], since[order], request[order])
+    return Trees(
+        item, action, gap, start, size, of[order], seen[order], since[order], request[order]
+    )
 
 
 def serving_trees(log: Log, requests: np.ndarray, length: int) -> Trees:
@@ -106,8 +114,14 @@ def serving_trees(log: Log, requests: np.ndarray, length: int) -> Trees:
     clock = log.meta["time"] == "clock"
     gap = np.zeros(past.items.shape, dtype=np.int64)
     if length > 1 and clock:
-        gap[:, 1:] = np.where(there[:, 1:] & there[:, :-1], bucket(past.ages[:, :-1] - past.ages[:, 1:]), 0)
-    since = np.where((size > 0) & clock, bucket(past.ages[:, -1]), 0) if length else np.zeros(len(requests), dtype=np.int64)
+        gap[:, 1:] = np.where(
+            there[:, 1:] & there[:, :-1], bucket(past.ages[:, :-1] - past.ages[:, 1:]), 0
+        )
+    since = (
+        np.where((size > 0) & clock, bucket(past.ages[:, -1]), 0)
+        if length
+        else np.zeros(len(requests), dtype=np.int64)
+    )
     number = np.arange(len(requests))
     return Trees(
         past.items[there].astype(np.int64), past.actions[there].astype(np.int64), gap[there],
@@ -138,9 +152,13 @@ class Batch:
 
 
 def lay_out(
-    trees: Trees, pieces: np.ndarray, queries: list[np.ndarray], bos: int, texts: list[np.ndarray | None] | None = None,
+    trees: Trees,
+    pieces: np.ndarray,
+    queries: list[np.ndarray],
+    bos: int,
+    texts: list[np.ndarray | None] | None = None,
     width: int = 0,
-) -> Batch:  # fmt: skip
+) -> Batch:
     """Cells of some pieces. `queries`: word ids before [INT], one array a branch of the pieces in
     order; `texts`: word ids after [INT] and BOS (None: none), for generation. `width`: the least
     number of cells a row.
@@ -168,7 +186,11 @@ def lay_out(
     events = inside.copy()
     events[:, 0] = False
     source = (trees.start[pieces, None] + column - 1)[events]
-    item[events], action[events], gap[events] = trees.item[source], trees.action[source], trees.gap[source]
+    item[events], action[events], gap[events] = (
+        trees.item[source],
+        trees.action[source],
+        trees.gap[source],
+    )
     gap[:, 1:2] = 0  # what came before a piece is not in it
     kind[:, 0], word[:, 0] = WORD, bos
     # the branches
@@ -195,13 +217,24 @@ def lay_out(
         text = np.full((len(branches), max(int(told.max(initial=0)), 1)), -1, dtype=np.int64)
         text[owner[is_text], (within - asked[owner] - 1)[is_text]] = (r * shape[1] + c)[is_text]
     mask = (column[None, None, :] < visible[:, :, None]) & inside[:, None, :]
-    mask |= (of[:, :, None] == of[:, None, :]) & (of[:, :, None] > 0) & (position[:, None, :] <= position[:, :, None])
+    mask |= (
+        (of[:, :, None] == of[:, None, :])
+        & (of[:, :, None] > 0)
+        & (position[:, None, :] <= position[:, :, None])
+    )
     mask |= np.eye(shape[1], dtype=bool)  # padding sees itself
 
     def tensor(x: np.ndarray) -> Tensor:
         return torch.from_numpy(x)
 
     return Batch(
-        tensor(kind), tensor(item), tensor(action), tensor(gap), tensor(word), tensor(position), tensor(mask[:, None]),
-        tensor(row * shape[1] + interest_column), None if text is None else tensor(text),
-    )  # fmt: skip
+        tensor(kind),
+        tensor(item),
+        tensor(action),
+        tensor(gap),
+        tensor(word),
+        tensor(position),
+        tensor(mask[:, None]),
+        tensor(row * shape[1] + interest_column),
+        None if text is None else tensor(text),
+    )

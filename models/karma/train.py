@@ -160,10 +160,14 @@ class Examples:
         column = np.full(log.n_items, -1, dtype=np.int64)
         column[candidates] = np.arange(len(candidates))
         return cls(
-            replace(trees, item=column[trees.item]), candidates, np.searchsorted(branch, np.arange(len(trees.request) + 1)), target,
-            (1 / np.bincount(branch)[branch]).astype(np.float32), in_vain(log, number, column, hard, seed),
+            replace(trees, item=column[trees.item]),
+            candidates,
+            np.searchsorted(branch, np.arange(len(trees.request) + 1)),
+            target,
+            (1 / np.bincount(branch)[branch]).astype(np.float32),
+            in_vain(log, number, column, hard, seed),
             word_ids(lm, request_texts(log, trees.request), query_words),
-        )  # fmt: skip
+        )
 
     def pairs(self, branches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of some branches, and the place of each pair's branch among them: (P,), (P,)."""
@@ -550,7 +554,8 @@ class Trainer:
                     f"{name} {value / self.place:.3f}" for name, value in self.running.items()
                 )
                 self.progress(
-                    f"KARMA: epoch {self.epoch + 1} of {self.config.epochs}, step {self.place} of {len(parts)}, {means}"
+                    f"KARMA: epoch {self.epoch + 1} of {self.config.epochs}, "
+                    f"step {self.place} of {len(parts)}, {means}"
                 )
             if now - saved > SAVE_EVERY:
                 self.seconds, began, saved = self.seconds + now - began, now, now
@@ -584,7 +589,8 @@ class Trainer:
                 + f", a gradient of length {norm.item()}"
             )
             raise KarmafunnelError(
-                f"{self.config!r}: needed finite losses, found {found} in epoch {self.epoch + 1}, step {self.step + 1}{where}"
+                f"{self.config!r}: needed finite losses, "
+                f"found {found} in epoch {self.epoch + 1}, step {self.step + 1}{where}"
             )
         self.step += 1
         for group in self.optimiser.param_groups:

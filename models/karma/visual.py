@@ -83,26 +83,27 @@ def visual_features(
     if isinstance(how, Column):
         return from_column(log)
     pictures = open_images(log)
-    have = [i for i, picture in enumerate(pictures) if picture is not None]
-    digest = hashlib.sha256()
-    for i in have:
-        digest.update(f"{i} {pictures[i].size}".encode() + pictures[i].tobytes())  # type: ignore[union-attr]
+    there = np.zeros(log.n_items, dtype=bool)
+    digest, found = hashlib.sha256(), []
+    for i, picture in enumerate(pictures):
+        if picture is not None:
+            there[i] = True
+            digest.update(f"{i} {picture.size}".encode() + picture.tobytes())
+            found.append(picture)
     known = known_in_w1(log).tobytes().hex()
     key = content_key(code_of(how), repr(how), asdict(how), digest.hexdigest(), known, seed, device)
     file = cache / f"visual-{key}.safetensors" if cache else None
-    there = np.zeros(log.n_items, dtype=bool)
-    there[have] = True
     if (kept := Snapshot.resume(file, "kept visual features")) is not None:
         return kept.tensors["features"].numpy(), there
-    found = [pictures[i].convert("RGB") for i in have]  # type: ignore[union-attr]
+    found = [picture.convert("RGB") for picture in found]
     if isinstance(how, Pretrained):
         vectors = from_model(how, found, progress, device)
     else:
-        vectors = self_supervised(how, found, known_in_w1(log)[have], seed, progress, device)
+        vectors = self_supervised(how, found, known_in_w1(log)[there], seed, progress, device)
     features = np.zeros((log.n_items, vectors.shape[1]), dtype=np.float32)
-    features[have] = vectors
+    features[there] = vectors
     if file is not None:
-        about = {"how": repr(how), "log": log.name, "images": len(have), "seed": seed}
+        about = {"how": repr(how), "log": log.name, "images": len(found), "seed": seed}
         Snapshot({"features": torch.from_numpy(features)}, about).write(file)
     return features, there
 
@@ -120,14 +121,16 @@ def from_column(log: Log) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.unique(column.list.len().to_numpy()[there])
     if len(lengths) != 1:
         raise KarmafunnelError(
-            f"Column(): needed visual features of one length in log {log.name}, found {lengths.tolist()}"
+            f"Column(): needed visual features of one length in log {log.name}, "
+            f"found {lengths.tolist()}"
         )
     out = np.zeros((log.n_items, int(lengths[0])), dtype=np.float32)
     out[there] = np.array(column.filter(there).to_list(), dtype=np.float32)
     if not np.isfinite(out).all():
         item = log.item_ids[np.flatnonzero(~np.isfinite(out).all(axis=1))[0]]
         raise KarmafunnelError(
-            f"Column(): needed finite visual features in log {log.name}, found others for item {item!r}"
+            f"Column(): needed finite visual features in log {log.name}, "
+            f"found others for item {item!r}"
         )
     return out, there
 
@@ -156,7 +159,8 @@ def open_images(log: Log) -> list[Image.Image | None]:
             ValueError,
         ) as error:
             raise KarmafunnelError(
-                f"visual features: needed a readable image of item {item!r} of log {log.name}: {error}"
+                f"visual features: needed a readable image of item {item!r} of log {log.name}: "
+                f"{error}"
             ) from error
         out.append(picture)
     return out
@@ -179,7 +183,8 @@ def from_model(
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise KarmafunnelError(
-            f"{how!r}: needed a vision model with its image processor, found: {(str(error) or type(error).__name__).splitlines()[0]}"
+            f"{how!r}: needed a vision model with its image processor, found: "
+            f"{(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
     model, report = opened[0].eval().to(device), opened[1]
     # what is missing transformers draws at random; a classifier has no pooler, whose place the mean
@@ -187,7 +192,8 @@ def from_model(
     unpooled = [name for name in report["missing_keys"] if "pooler" in name]
     if missing := sorted(set(report["missing_keys"]) - set(unpooled)):
         raise KarmafunnelError(
-            f"{how!r}: needed all weights of a vision model, found none of {', '.join(missing[:3])} ({len(missing)} missing)"
+            f"{how!r}: needed all weights of a vision model, "
+            f"found none of {', '.join(missing[:3])} ({len(missing)} missing)"
         )
     model = getattr(model, "vision_model", model)
     parts = []

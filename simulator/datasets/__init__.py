@@ -12,7 +12,11 @@ from ...checks import require
 from ...errors import KarmafunnelError
 from ...log import Catalogue, Log
 
-SOURCES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+SOURCES = tuple(
+    sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+    )
+)
 
 
 def load(source: str, raw: Path | str) -> Log | Catalogue:

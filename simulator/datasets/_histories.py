@@ -14,7 +14,9 @@ from ...errors import KarmafunnelError
 SOURCE, EARLIER = "review", "earlier review"
 
 
-def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+def rebuild(
+    valid: pl.DataFrame, test: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
     """Requests, exposures and notes of a log that knows only an order.
 
     `valid` and `test`: user_id String, history List[String] (oldest first), item_id String; a
@@ -26,18 +28,32 @@ def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
     whole and in order.
     """
     quarter = valid.height // 4
-    targets = pl.concat([
-        scattered(valid.with_row_index("i")).select(
-            "user_id", "item_id", "history", pl.format("valid-{}", "i").alias("request_id"),
-            pl.when(pl.int_range(pl.len()) < valid.height - quarter).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
-            .alias("window"),
-        ),
-        test.with_row_index("i").select(
-            "user_id", "item_id", "history", pl.format("test-{}", "i").alias("request_id"),
-            pl.lit("W3").alias("window"),
-        ),
-    ])  # fmt: skip
-    first = targets.group_by("user_id", maintain_order=True).agg(pl.col("history").first()).with_row_index("user")
+    targets = pl.concat(
+        [
+            scattered(valid.with_row_index("i")).select(
+                "user_id",
+                "item_id",
+                "history",
+                pl.format("valid-{}", "i").alias("request_id"),
+                pl.when(pl.int_range(pl.len()) < valid.height - quarter)
+                .then(pl.lit("W2a"))
+                .otherwise(pl.lit("W2b"))
+                .alias("window"),
+            ),
+            test.with_row_index("i").select(
+                "user_id",
+                "item_id",
+                "history",
+                pl.format("test-{}", "i").alias("request_id"),
+                pl.lit("W3").alias("window"),
+            ),
+        ]
+    )
+    first = (
+        targets.group_by("user_id", maintain_order=True)
+        .agg(pl.col("history").first())
+        .with_row_index("user")
+    )
     events = (
         first.select(
             "user",
@@ -64,7 +80,9 @@ def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
         pl.when("late").then(pl.lit(EARLIER)).otherwise(pl.lit(SOURCE)).alias("source"),
         pl.when("late").then(pl.lit("W2a")).otherwise(pl.lit("W1")).alias("window"),
     )  # fmt: skip
-    served = targets.select("request_id", "user_id", "item_id", pl.lit(SOURCE).alias("source"), "window")
+    served = targets.select(
+        "request_id", "user_id", "item_id", pl.lit(SOURCE).alias("source"), "window"
+    )
     rows = pl.concat([history, served])
     exposures = rows.select("request_id", "item_id", pl.lit(True).alias("purchased"))
     notes = {
@@ -72,7 +90,9 @@ def rebuild(valid: pl.DataFrame, test: pl.DataFrame) -> tuple[pl.DataFrame, pl.D
         "training events that are a later target of their user": int(events["target"].sum()),
         "training events moved to the start of W2 for that": int(events["late"].sum()),
         "validation and test rows": targets.height,
-        "validation and test rows whose rebuilt history differs from the publisher's": differing(first, targets),
+        "validation and test rows whose rebuilt history differs from the publisher's": differing(
+            first, targets
+        ),
     }
     return rows.drop("item_id"), exposures, notes
 
@@ -84,7 +104,9 @@ def differing(first: pl.DataFrame, targets: pl.DataFrame) -> int:
     rows = targets.with_columns(pl.int_range(pl.len()).over("user_id").alias("nth"))
     all_targets = targets.group_by("user_id").agg(pl.col("item_id").alias("targets"))
     both = first.select("user_id", pl.col("history").alias("start")).join(all_targets, on="user_id")
-    whole = rows.join(both, on="user_id", how="left").with_columns(pl.concat_list("start", "targets").alias("whole"))
+    whole = rows.join(both, on="user_id", how="left").with_columns(
+        pl.concat_list("start", "targets").alias("whole")
+    )
     before = pl.col("whole").list.head(pl.col("start").list.len() + pl.col("nth"))
     return whole.filter(before.list.tail(pl.col("history").list.len()) != pl.col("history")).height
 
@@ -93,11 +115,16 @@ def check_items(rows: pl.DataFrame, path: Path, items: pl.DataFrame, items_path:
     """Raises KarmafunnelError naming file and row where one of the publisher's rows names an item
     that the file of items does not hold.
     """
-    named = rows.select(pl.int_range(pl.len()).alias("row"), pl.col("history").list.concat(pl.col("item_id")).alias("item_id"))
+    named = rows.select(
+        pl.int_range(pl.len()).alias("row"),
+        pl.col("history").list.concat(pl.col("item_id")).alias("item_id"),
+    )
     unknown = named.explode("item_id").join(items, on="item_id", how="anti", maintain_order="left")
     if unknown.height:
         row, item = unknown.row(0)
-        raise KarmafunnelError(f"{path}: row {row + 1}: needs items that {items_path} holds, found {item!r}")
+        raise KarmafunnelError(
+            f"{path}: row {row + 1}: needs items that {items_path} holds, found {item!r}"
+        )
 
 
 def scattered(rows: pl.DataFrame) -> pl.DataFrame:
@@ -106,4 +133,8 @@ def scattered(rows: pl.DataFrame) -> pl.DataFrame:
     Publishers list users by activity: a cut by row would give W2b the least active alone.
     """
     place = [hashlib.blake2b(user.encode(), digest_size=8).hexdigest() for user in rows["user_id"]]
-    return rows.with_columns(pl.Series("place", place)).sort("place", maintain_order=True).drop("place")
+    return (
+        rows.with_columns(pl.Series("place", place))
+        .sort("place", maintain_order=True)
+        .drop("place")
+    )

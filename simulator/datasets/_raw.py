@@ -33,7 +33,9 @@ def find(root: Path | str, names: Sequence[str], where: str) -> Path:
         if (root / name).is_file():
             return root / name
     found = sorted(path.name for path in root.iterdir()) if root.is_dir() else "no such folder"
-    raise KarmafunnelError(f"{root / names[0]}: needed {' or '.join(names)} (download: {where}), found {found}")
+    raise KarmafunnelError(
+        f"{root / names[0]}: needed {' or '.join(names)} (download: {where}), found {found}"
+    )
 
 
 @contextmanager
@@ -65,13 +67,18 @@ def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
     """
     missing = [name for name in columns if name not in frame.columns]
     if missing:
-        raise KarmafunnelError(f"{path}: needed columns {list(columns)}, missing {missing}, found {frame.columns}")
+        raise KarmafunnelError(
+            f"{path}: needed columns {list(columns)}, missing {missing}, found {frame.columns}"
+        )
     if frame.height == 0:
         raise KarmafunnelError(f"{path}: needed at least one row, found an empty table")
 
 
 def parse(
-    frame: pl.DataFrame, types: Mapping[str, Any], path: Path, limits: Mapping[str, tuple[float, float]] | None = None
+    frame: pl.DataFrame,
+    types: Mapping[str, Any],
+    path: Path,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> pl.DataFrame:
     """The frame with these columns cast; raises KarmafunnelError naming file, row (1 = first after
     the header), column and value.
@@ -79,9 +86,17 @@ def parse(
     The columns must hold a value in every row: a null is what a truncated line leaves. Numbers must
     be finite, and lie within `limits`, both ends included.
     """
-    cast = frame.with_columns(pl.col(name).cast(dtype, strict=False) for name, dtype in types.items())
+    cast = frame.with_columns(
+        pl.col(name).cast(dtype, strict=False) for name, dtype in types.items()
+    )
     for name, dtype in types.items():
-        kind = "text" if dtype == pl.String else "whole number" if cast[name].dtype.is_integer() else "finite number"
+        kind = (
+            "text"
+            if dtype == pl.String
+            else "whole number"
+            if cast[name].dtype.is_integer()
+            else "finite number"
+        )
         bad = cast[name].is_null()
         if cast[name].dtype.is_float():
             bad |= ~cast[name].is_finite().fill_null(False)
@@ -99,7 +114,9 @@ def refuse(bad: pl.Series, frame: pl.DataFrame, name: str, needed: str, path: Pa
     """
     if bad.any():
         row = int(bad.arg_true()[0])
-        raise KarmafunnelError(f"{path}: row {row + 1}: column {name!r} needs {needed}, found {frame[name][row]!r}")
+        raise KarmafunnelError(
+            f"{path}: row {row + 1}: column {name!r} needs {needed}, found {frame[name][row]!r}"
+        )
 
 
 def once(frame: pl.DataFrame, name: str, path: Path) -> None:
@@ -107,7 +124,9 @@ def once(frame: pl.DataFrame, name: str, path: Path) -> None:
     refuse(~frame[name].is_first_distinct(), frame, name, "each value once", path)
 
 
-def read_csv(path: Path, columns: Sequence[str], separator: str = ",", quote: str | None = '"') -> pl.DataFrame:
+def read_csv(
+    path: Path, columns: Sequence[str], separator: str = ",", quote: str | None = '"'
+) -> pl.DataFrame:
     """A delimited file in UTF-8, plain or gzipped, every column as text; raises KarmafunnelError
     for a broken file, other bytes or missing columns.
     """
@@ -125,20 +144,30 @@ def check_utf8(path: Path, separator: str, quote: str | None) -> None:
     """Raises KarmafunnelError naming file, row, column and value of the first cell that is not
     UTF-8.
     """
-    frame = pl.read_csv(path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy")
+    frame = pl.read_csv(
+        path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy"
+    )
     needed = "text in UTF-8 (iconv -f latin1 -t utf-8 makes it of Latin-1)"
-    rows = {name: frame[name].str.contains("\ufffd", literal=True).fill_null(False).arg_max() for name in frame.columns}
-    odd = [(row, name) for name, row in rows.items() if row is not None and "\ufffd" in (frame[name][row] or "")]
+    rows = {
+        name: frame[name].str.contains("\ufffd", literal=True).fill_null(False).arg_max()
+        for name in frame.columns
+    }
+    odd = [
+        (row, name)
+        for name, row in rows.items()
+        if row is not None and "\ufffd" in (frame[name][row] or "")
+    ]
     if odd:
         row, name = min(odd)
-        raise KarmafunnelError(f"{path}: row {row + 1}: column {name!r} needs {needed}, found {frame[name][row]!r}")
+        raise KarmafunnelError(
+            f"{path}: row {row + 1}: column {name!r} needs {needed}, found {frame[name][row]!r}"
+        )
     if any("\ufffd" in name for name in frame.columns):
         raise KarmafunnelError(f"{path}: header: needs {needed}, found {frame.columns}")
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object (`object_pairs_hook`); raises KarmafunnelError for a key that it holds twice.
-    """
+    """A JSON object (`object_pairs_hook`); raises KarmafunnelError for a key that stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))

@@ -46,12 +46,24 @@ FIELDS = (
     "images",
 )
 SCHEMA: dict[str, Any] = {
-    "item_id": pl.String, "title": pl.String, "brand": pl.String, "category": pl.List(pl.String),
-    "price": pl.Float64, "attributes": pl.List(pl.String), "description": pl.String, "features": pl.String,
-    "subtitle": pl.String, "author": pl.String, "main_category": pl.String, "price_text": pl.String,
-    "average_rating": pl.Float64, "rating_number": pl.Int64,
-    "image_url": pl.String, "image_urls": pl.List(pl.String), "video_urls": pl.List(pl.String),
-}  # fmt: skip
+    "item_id": pl.String,
+    "title": pl.String,
+    "brand": pl.String,
+    "category": pl.List(pl.String),
+    "price": pl.Float64,
+    "attributes": pl.List(pl.String),
+    "description": pl.String,
+    "features": pl.String,
+    "subtitle": pl.String,
+    "author": pl.String,
+    "main_category": pl.String,
+    "price_text": pl.String,
+    "average_rating": pl.Float64,
+    "rating_number": pl.Int64,
+    "image_url": pl.String,
+    "image_urls": pl.List(pl.String),
+    "video_urls": pl.List(pl.String),
+}
 
 
 def load(root: Path | str) -> Catalogue:
@@ -67,10 +79,18 @@ def load(root: Path | str) -> Catalogue:
                 if rows[-1][0] in seen:
                     raise ValueError(f"{rows[-1][0]!r} twice")
                 seen.add(rows[-1][0])
-            except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
+            except (
+                KeyError,
+                TypeError,
+                AttributeError,
+                ValueError,
+                RecursionError,
+                OverflowError,
+            ) as error:
                 found = f"{type(error).__name__}: {error}"
                 raise KarmafunnelError(
-                    f"{path}: line {number}: needed a JSON object with {list(FIELDS)}, found {found}"
+                    f"{path}: line {number}: needed a JSON object with {list(FIELDS)}, "
+                    f"found {found}"
                 ) from error
     if not rows:
         raise KarmafunnelError(f"{path}: needed at least one product, found an empty file")
@@ -98,8 +118,7 @@ def load(root: Path | str) -> Catalogue:
 
 
 def product(raw: dict[str, Any]) -> tuple[Any, ...]:
-    """One row of SCHEMA; raises KeyError, TypeError or ValueError for an object that is no product.
-    """
+    """One row of SCHEMA; raises KeyError, TypeError or ValueError for what is no product."""
     missing = [name for name in FIELDS if name not in raw]
     if missing:
         raise KeyError(f"missing {missing}")
@@ -109,17 +128,30 @@ def product(raw: dict[str, Any]) -> tuple[Any, ...]:
         name for name in [plain(raw.get("main_category"))] if name
     ]
     images = raw["images"] or {}
-    urls = [big or large for big, large in zip(images.get("hi_res", []), images.get("large", []), strict=True) if big or large]
+    urls = [
+        big or large
+        for big, large in zip(images.get("hi_res", []), images.get("large", []), strict=True)
+        if big or large
+    ]
     return (
-        raw["parent_asin"], plain(raw["title"]), plain(raw["store"]), categories or None, price(raw["price"]),
+        raw["parent_asin"],
+        plain(raw["title"]),
+        plain(raw["store"]),
+        categories or None,
+        price(raw["price"]),
         attributes(json.loads(raw["details"] or "{}")),
-        paragraphs(raw["description"]), paragraphs(raw["features"]),
-        plain(raw.get("subtitle")), text_of(raw.get("author")), text_or_none("main_category", raw.get("main_category")),
+        paragraphs(raw["description"]),
+        paragraphs(raw["features"]),
+        plain(raw.get("subtitle")),
+        text_of(raw.get("author")),
+        text_or_none("main_category", raw.get("main_category")),
         None if raw["price"] is None else str(raw["price"]),
-        rating("average_rating", raw.get("average_rating")), whole("rating_number", raw.get("rating_number")),
-        next((large for large in images.get("large", []) if large), None), urls,
+        rating("average_rating", raw.get("average_rating")),
+        whole("rating_number", raw.get("rating_number")),
+        next((large for large in images.get("large", []) if large), None),
+        urls,
         [text_or_none("video", url) for url in (raw.get("videos") or {}).get("url", [])],
-    )  # fmt: skip
+    )
 
 
 def no_number(text: str) -> float:
@@ -133,7 +165,9 @@ def text_or_none(name: str, value: Any) -> str | None:
 
 
 def rating(name: str, value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+    ):
         raise TypeError(f"{name} needs a finite number, found {value!r}")
     return value
 
@@ -166,7 +200,10 @@ def attributes(details: dict[str, Any]) -> list[str]:
         if isinstance(value, dict):
             found += [f"{key}/{part}={plain(str(inner))}" for part, inner in value.items()]
         else:
-            found += [f"{key}={plain(str(one))}" for one in (value if isinstance(value, list) else [value])]
+            found += [
+                f"{key}={plain(str(one))}"
+                for one in (value if isinstance(value, list) else [value])
+            ]
     return found
 
 
@@ -182,4 +219,8 @@ def text_of(author: Any) -> str | None:
             author = json.loads(author)
         except json.JSONDecodeError:
             return plain(author)
-    return plain(str(author.get("name") or "")) if isinstance(author, dict) else plain(str(author) if author else None)
+    return (
+        plain(str(author.get("name") or ""))
+        if isinstance(author, dict)
+        else plain(str(author) if author else None)
+    )

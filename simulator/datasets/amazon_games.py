@@ -27,13 +27,22 @@ def load(root: Path | str) -> Log:
     """The log of LLMRank's Games-6k in `root`; raises KarmafunnelError for a missing, truncated or
     wrong file.
     """
-    paths = {part: find(root, [f"{STEM}.{part}.gz", f"{STEM}.{part}"], WHERE) for part in ("item", "valid.inter", "test.inter")}
+    paths = {
+        part: find(root, [f"{STEM}.{part}.gz", f"{STEM}.{part}"], WHERE)
+        for part in ("item", "valid.inter", "test.inter")
+    }
     frames = {part: read(paths[part]) for part in ("valid.inter", "test.inter")}
     columns = ("item_id:token", "title:token_seq")
-    about = parse(read_csv(paths["item"], columns, "\t", None), dict.fromkeys(columns, pl.String), paths["item"])
+    about = parse(
+        read_csv(paths["item"], columns, "\t", None),
+        dict.fromkeys(columns, pl.String),
+        paths["item"],
+    )
     once(about, columns[0], paths["item"])
     titles = [plain(title) for title in about["title:token_seq"]]
-    items = pl.DataFrame({"item_id": about["item_id:token"], "title": pl.Series(titles, dtype=pl.String)})
+    items = pl.DataFrame(
+        {"item_id": about["item_id:token"], "title": pl.Series(titles, dtype=pl.String)}
+    )
     for part, frame in frames.items():
         check_items(frame, paths[part], items, paths["item"])
     requests, exposures, notes = rebuild(*frames.values())

@@ -35,7 +35,10 @@ def load(root: Path | str) -> Log:
     """The log of MiniOneRec's Office Products in `root`; raises KarmafunnelError for a missing,
     truncated or wrong file.
     """
-    paths = {part: find(root, [f"{STEM}.{part}"], WHERE) for part in ("item.json", "valid.csv", "test.csv")}
+    paths = {
+        part: find(root, [f"{STEM}.{part}"], WHERE)
+        for part in ("item.json", "valid.csv", "test.csv")
+    }
     frames = {part: read(paths[part]) for part in ("valid.csv", "test.csv")}
     items = read_items(paths["item.json"]).join(
         semantic_ids(list(frames.values())), on="item_id", how="left", maintain_order="left"
@@ -47,7 +50,8 @@ def load(root: Path | str) -> Log:
         "name": "amazon_office",
         "currency": None,
         "licence": "Amazon review data (2018), research use",
-        "source": f"Amazon reviews 2018, Office Products 5-core, as published with MiniOneRec; {WHERE}",
+        "source": "Amazon reviews 2018, Office Products 5-core, as published with MiniOneRec; "
+        + WHERE,
         "time": "order",
         "scenario": [SOURCE],
         "label": "purchase",
@@ -55,7 +59,8 @@ def load(root: Path | str) -> Log:
         "has": dict.fromkeys(["text", "purchases", "users"], True),
         "lacks": [
             "timestamps: only each user's order and the publisher's train / valid / test are known",
-            "the training file: training events are the history of each user's first row (at most 10 items)",
+            "the training file: "
+            "training events are the history of each user's first row (at most 10 items)",
             "users who have no validation or test row",
             "prices, categories, images, queries, exposures, clicks",
             "purchases proper: a review stands in for one",
@@ -75,7 +80,13 @@ def read(path: Path) -> pl.DataFrame:
         path,
     )
     histories = [numbers(text) for text in frame["history_item_id"]]
-    refuse(pl.Series([h is None for h in histories]), frame, "history_item_id", "a list of whole numbers", path)
+    refuse(
+        pl.Series([h is None for h in histories]),
+        frame,
+        "history_item_id",
+        "a list of whole numbers",
+        path,
+    )
     history = pl.Series("history", histories, dtype=pl.List(pl.String))
     columns = [pl.col("user_id"), history, pl.col("item_id").cast(pl.String)]
     if "item_sid" in frame.columns and "history_item_sid" in frame.columns:
@@ -92,7 +103,9 @@ def numbers(text: str) -> list[str] | None:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    fine = isinstance(found, list) and all(type(number) is int and abs(number) < 2**63 for number in found)
+    fine = isinstance(found, list) and all(
+        type(number) is int and abs(number) < 2**63 for number in found
+    )
     return list(map(str, found)) if fine else None
 
 
@@ -109,9 +122,9 @@ def semantic_ids(frames: list[pl.DataFrame]) -> pl.DataFrame:
             )
             parts.append(frame.select("item_id", pl.col("item_sid").alias("semantic_id")))
             parts.append(
-                aligned.select(pl.col("history").alias("item_id"), pl.col("history_sid").alias("semantic_id")).explode(
-                    "item_id", "semantic_id"
-                )
+                aligned.select(
+                    pl.col("history").alias("item_id"), pl.col("history_sid").alias("semantic_id")
+                ).explode("item_id", "semantic_id")
             )
     return pl.concat(parts).unique("item_id", keep="first", maintain_order=True)
 
@@ -121,14 +134,25 @@ def read_items(path: Path) -> pl.DataFrame:
     with reading(path):
         raw = json.loads(path.read_bytes().decode(), object_pairs_hook=each_once)
     if not isinstance(raw, dict) or not raw:
-        raise KarmafunnelError(f"{path}: needed a JSON object of items, found {type(raw).__name__} of length {len(raw)}")
+        raise KarmafunnelError(
+            f"{path}: needed a JSON object of items, "
+            f"found {type(raw).__name__} of length {len(raw)}"
+        )
     rows = []
     for item, about in raw.items():
         if not isinstance(about, dict):
-            raise KarmafunnelError(f"{path}: item {item}: needs an object, found {type(about).__name__}")
-        missing = [name for name in ("title", "description", "brand", "categories") if not isinstance(about.get(name), str)]
+            raise KarmafunnelError(
+                f"{path}: item {item}: needs an object, found {type(about).__name__}"
+            )
+        missing = [
+            name
+            for name in ("title", "description", "brand", "categories")
+            if not isinstance(about.get(name), str)
+        ]
         if missing:
-            raise KarmafunnelError(f"{path}: item {item}: missing {missing} (texts), found {list(about)}")
+            raise KarmafunnelError(
+                f"{path}: item {item}: missing {missing} (texts), found {list(about)}"
+            )
         category = plain(about["categories"])
         rows.append(
             (

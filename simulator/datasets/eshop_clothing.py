@@ -34,7 +34,8 @@ COLUMNS = (
 )  # fmt: skip
 CATEGORY = ("trousers", "skirts", "blouses", "sale")
 COLOUR = (
-    "beige", "black", "blue", "brown", "burgundy", "gray", "green", "navy blue", "of many colors", "olive",
+    "beige", "black", "blue", "brown", "burgundy", "gray", "green", "navy blue", "of many colors",
+    "olive",
     "pink", "red", "violet", "white",
 )  # fmt: skip
 LOCATION = (
@@ -48,11 +49,16 @@ LOCATION = (
 PHOTOGRAPHY = ("en face", "profile")
 DEARER = ("yes", "no")
 COUNTRY = (
-    "Australia", "Austria", "Belgium", "British Virgin Islands", "Cayman Islands", "Christmas Island", "Croatia",
-    "Cyprus", "Czech Republic", "Denmark", "Estonia", "unidentified", "Faroe Islands", "Finland", "France",
-    "Germany", "Greece", "Hungary", "Iceland", "India", "Ireland", "Italy", "Latvia", "Lithuania", "Luxembourg",
-    "Mexico", "Netherlands", "Norway", "Poland", "Portugal", "Romania", "Russia", "San Marino", "Slovakia",
-    "Slovenia", "Spain", "Sweden", "Switzerland", "Ukraine", "United Arab Emirates", "United Kingdom", "USA",
+    "Australia", "Austria", "Belgium", "British Virgin Islands", "Cayman Islands",
+    "Christmas Island", "Croatia",
+    "Cyprus", "Czech Republic", "Denmark", "Estonia", "unidentified", "Faroe Islands", "Finland",
+    "France",
+    "Germany", "Greece", "Hungary", "Iceland", "India", "Ireland", "Italy", "Latvia", "Lithuania",
+    "Luxembourg",
+    "Mexico", "Netherlands", "Norway", "Poland", "Portugal", "Romania", "Russia", "San Marino",
+    "Slovakia",
+    "Slovenia", "Spain", "Sweden", "Switzerland", "Ukraine", "United Arab Emirates",
+    "United Kingdom", "USA",
     "biz (*.biz)", "com (*.com)", "int (*.int)", "net (*.net)", "org (*.org)",
 )  # fmt: skip
 CODES = {
@@ -68,21 +74,34 @@ def load(root: Path | str) -> Log:
     """
     path = find(root, NAMES, WHERE)
     clicks = read(path)
-    first = clicks.group_by(pl.col("page_2_clothing_model").alias("item_id"), maintain_order=True).first()
+    first = clicks.group_by(
+        pl.col("page_2_clothing_model").alias("item_id"), maintain_order=True
+    ).first()
     attributes = {
-        "colour": "colour", "location": "location", "photography": "model_photography", "page": "page",
+        "colour": "colour", "location": "location", "photography": "model_photography",
+        "page": "page",
         "above the category's mean price": "price_2",
     }  # fmt: skip
     items = first.select(
-        "item_id", pl.concat_list("page_1_main_category").alias("category"), "price",
-        pl.concat_list(*[pl.format(key + "={}", pl.col(name)) for key, name in attributes.items()]).alias("attributes"),
-    ).sort("item_id")  # fmt: skip
+        "item_id",
+        pl.concat_list("page_1_main_category").alias("category"),
+        "price",
+        pl.concat_list(
+            *[pl.format(key + "={}", pl.col(name)) for key, name in attributes.items()]
+        ).alias("attributes"),
+    ).sort("item_id")
     clicks = clicks.sort("ts", "row")
     requests = clicks.select(
-        "request_id", pl.col("session_id").alias("user_id"), "ts", "session_id", pl.lit("browse").alias("source"),
+        "request_id",
+        pl.col("session_id").alias("user_id"),
+        "ts",
+        "session_id",
+        pl.lit("browse").alias("source"),
         pl.concat_list(pl.format("country={}", "country")).alias("context"),
-        assign_windows(clicks["ts"].dt.truncate("1d"), pl.Series([True]).new_from_index(0, clicks.height)),
-    )  # fmt: skip
+        assign_windows(
+            clicks["ts"].dt.truncate("1d"), pl.Series([True]).new_from_index(0, clicks.height)
+        ),
+    )
     exposures = clicks.select(
         "request_id",
         pl.col("page_2_clothing_model").alias("item_id"),
@@ -93,7 +112,8 @@ def load(root: Path | str) -> Log:
         "name": "eshop_clothing",
         "currency": "USD",
         "licence": "CC BY 4.0",
-        "source": f"UCI e-shop clothing 2008 (M. Lapczynski, S. Bialowas, 2013), {path.name}; {WHERE}",
+        "source": "UCI e-shop clothing 2008 (M. Lapczynski, S. Bialowas, 2013), "
+        f"{path.name}; {WHERE}",
         "time": "clock",
         "scenario": ["browse"],
         "label": "click",
@@ -119,22 +139,35 @@ def read(path: Path) -> pl.DataFrame:
     frame = read_csv(path, ())
     if frame.width == 1:
         frame = read_csv(path, (), ";")
-    frame = frame.rename({name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in frame.columns})
+    frame = frame.rename(
+        {name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in frame.columns}
+    )
     need(frame, COLUMNS, path)
     whole = dict.fromkeys(["year", "month", "day", "order", *CODES], pl.Int32)
     frame = parse(
         frame,
-        whole | {"price": pl.Float64} | dict.fromkeys(["session_id", "page_2_clothing_model", "page"], pl.String),
+        whole
+        | {"price": pl.Float64}
+        | dict.fromkeys(["session_id", "page_2_clothing_model", "page"], pl.String),
         path,
         {column: (1, len(names)) for column, names in CODES.items()}
-        | {"year": (1971, 2200), "month": (1, 12), "day": (1, 31), "order": (1, 86_399), "price": (0, math.inf)},
+        | {
+            "year": (1971, 2200),
+            "month": (1, 12),
+            "day": (1, 31),
+            "order": (1, 86_399),
+            "price": (0, math.inf),
+        },
     )
     frame = frame.with_columns(
-        pl.col(column).replace_strict(dict(enumerate(names, 1)), return_dtype=pl.String) for column, names in CODES.items()
+        pl.col(column).replace_strict(dict(enumerate(names, 1)), return_dtype=pl.String)
+        for column, names in CODES.items()
     )
     twice = ~frame.select(pl.struct("session_id", "order").is_first_distinct()).to_series()
     refuse(twice, frame, "order", "one click for each place in a session", path)
-    day = pl.format("{}-{}-{}", "year", "month", "day").str.to_datetime("%Y-%m-%d", strict=False, time_unit="ms")
+    day = pl.format("{}-{}-{}", "year", "month", "day").str.to_datetime(
+        "%Y-%m-%d", strict=False, time_unit="ms"
+    )
     ts = frame.select(day.dt.replace_time_zone("UTC") + pl.duration(seconds="order"))
     refuse(ts.to_series().is_null(), frame, "day", "a day of its month", path)
     return frame.with_row_index("row").with_columns(

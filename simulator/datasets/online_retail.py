@@ -60,37 +60,55 @@ def load(root: Path | str) -> Log:
     path = find(root, NAMES, WHERE)
     lines = read(path)
     of_invoice = pl.col("customer").first().over("invoice")
-    two = lines.filter(pl.col("kind") == "sale").with_columns(of_invoice.alias("first")).filter(pl.col("customer") != pl.col("first"))
+    two = (
+        lines.filter(pl.col("kind") == "sale")
+        .with_columns(of_invoice.alias("first"))
+        .filter(pl.col("customer") != pl.col("first"))
+    )
     if two.height:
         row, invoice, customer, first = two.select("row", "invoice", "customer", "first").row(0)
         needed = f"one customer an invoice, such as {first!r} on {invoice!r}"
-        raise KarmafunnelError(f"{path}: row {row + 1}: column 'CustomerID' needs {needed}, found {customer!r}")
+        raise KarmafunnelError(
+            f"{path}: row {row + 1}: column 'CustomerID' needs {needed}, found {customer!r}"
+        )
     sales = add_up(lines.filter(pl.col("kind") == "sale"))
     many = sales.filter(pl.col("bought") > MOST)
     if many.height:
         row, units, item = many.select("row", "bought", "code").row(0)
         needed = f"at most {MOST:,} units in an invoice"
-        raise KarmafunnelError(f"{path}: row {row + 1}: column 'Quantity' needs {needed}, found {units:,} of {item!r}")
+        raise KarmafunnelError(
+            f"{path}: row {row + 1}: column 'Quantity' needs {needed}, found {units:,} of {item!r}"
+        )
     returns = lines.filter(pl.col("kind") == "return").sort("ts", "row")
     returned, unmatched = net_out(sales, returns)
     sales = sales.with_columns(returned)
     kept = sales.filter(pl.col("returned") < pl.col("bought")).with_columns(
         (pl.col("bought") - pl.col("returned")).alias("quantity")
     )
-    items = titles(lines).join(kept.select(pl.col("code").alias("item_id")), on="item_id", how="semi").sort("item_id")
+    items = (
+        titles(lines)
+        .join(kept.select(pl.col("code").alias("item_id")), on="item_id", how="semi")
+        .sort("item_id")
+    )
     invoices = (
         kept.group_by("invoice", maintain_order=True)
         .agg(pl.col("customer", "ts", "country").first(), pl.col("row").min())
         .sort("ts", "row")
     )
     requests = invoices.select(
-        pl.col("invoice").alias("request_id"), pl.col("customer").alias("user_id"), "ts",
-        pl.lit("invoice").alias("source"), pl.concat_list(pl.format("country={}", "country")).alias("context"),
-    )  # fmt: skip
+        pl.col("invoice").alias("request_id"),
+        pl.col("customer").alias("user_id"),
+        "ts",
+        pl.lit("invoice").alias("source"),
+        pl.concat_list(pl.format("country={}", "country")).alias("context"),
+    )
     exposures = kept.sort("ts", "row").select(
-        pl.col("invoice").alias("request_id"), pl.col("code").alias("item_id"), pl.lit(True).alias("purchased"),
-        pl.col("price").alias("price_paid"), pl.col("quantity", "returned").cast(pl.Int32),
-    )  # fmt: skip
+        pl.col("invoice").alias("request_id"),
+        pl.col("code").alias("item_id"),
+        pl.lit(True).alias("purchased"),
+        pl.col("price").alias("price_paid"),
+        pl.col("quantity", "returned").cast(pl.Int32),
+    )
     set_aside, notes = counts(lines, sales, invoices, unmatched)
     meta = {
         "name": "online_retail",
@@ -138,19 +156,26 @@ def read(path: Path) -> pl.DataFrame:
         row = int(raw["when"].is_null().arg_true()[0])
         found = raw["InvoiceDate"][row]
         needed = "a time such as 2010-12-01 08:26:00 or 12/1/2010 8:26"
-        raise KarmafunnelError(f"{path}: row {row + 1}: column 'InvoiceDate' needs {needed}, found {found!r}")
+        raise KarmafunnelError(
+            f"{path}: row {row + 1}: column 'InvoiceDate' needs {needed}, found {found!r}"
+        )
     code, invoice = (
         pl.col("StockCode").str.strip_chars().str.to_uppercase(),
         pl.col("InvoiceNo").str.strip_chars(),
     )
     customer = pl.col("CustomerID").str.strip_chars().str.strip_suffix(".0")
     lines = raw.with_row_index("row").select(
-        "row", invoice.alias("invoice"), code.alias("code"), pl.col("Description").alias("description"),
-        pl.col("Quantity").abs().alias("quantity"), pl.col("UnitPrice").alias("price"),
+        "row",
+        invoice.alias("invoice"),
+        code.alias("code"),
+        pl.col("Description").alias("description"),
+        pl.col("Quantity").abs().alias("quantity"),
+        pl.col("UnitPrice").alias("price"),
         ((pl.col("Quantity") < 0) | invoice.str.starts_with("C")).alias("back"),
         pl.col("when").dt.replace_time_zone("UTC").min().over(invoice).alias("ts"),
-        pl.when(customer != "").then(customer).alias("customer"), pl.col("Country").alias("country"),
-    )  # fmt: skip
+        pl.when(customer != "").then(customer).alias("customer"),
+        pl.col("Country").alias("country"),
+    )
     kind = (
         pl.when(pl.col("customer").is_null()).then(pl.lit(REASONS[0]))
         .when(~is_product()).then(pl.lit(REASONS[1]))
@@ -175,7 +200,10 @@ def add_up(sales: pl.DataFrame) -> pl.DataFrame:
     return sales.group_by("invoice", "code", maintain_order=True).agg(
         pl.col("row", "customer", "ts", "country").first(),
         pl.col("quantity").sum().alias("bought"),
-        pl.when(same).then(pl.col("price").first()).otherwise(money / pl.col("quantity").sum()).alias("price"),
+        pl.when(same)
+        .then(pl.col("price").first())
+        .otherwise(money / pl.col("quantity").sum())
+        .alias("price"),
     )
 
 
@@ -187,7 +215,9 @@ def net_out(sales: pl.DataFrame, returns: pl.DataFrame) -> tuple[pl.Series, int]
     """
     pair = ["customer", "code"]
     part = sales.with_row_index("sale").join(returns.select(pair).unique(), on=pair, how="semi")
-    bought = part.select(*pair, "ts", pl.lit(0).alias("back"), "row", "bought", pl.col("sale").cast(pl.Int64))
+    bought = part.select(
+        *pair, "ts", pl.lit(0).alias("back"), "row", "bought", pl.col("sale").cast(pl.Int64)
+    )
     back = returns.select(
         *pair,
         "ts",
@@ -201,7 +231,9 @@ def net_out(sales: pl.DataFrame, returns: pl.DataFrame) -> tuple[pl.Series, int]
     unmatched = 0
     open_purchases: list[list[int]] = []  # [sale row, units left], the latest last
     owner = None
-    for customer, code, is_return, units, sale in story.select(*pair, "back", "bought", "sale").iter_rows():
+    for customer, code, is_return, units, sale in story.select(
+        *pair, "back", "bought", "sale"
+    ).iter_rows():
         if (customer, code) != owner:
             owner, open_purchases = (customer, code), []
         if not is_return:
@@ -224,29 +256,42 @@ def titles(lines: pl.DataFrame) -> pl.DataFrame:
     to anybody.
     """
     title = pl.col("description").str.replace_all(r"\s+", " ").str.strip_chars()
-    sold = lines.filter(is_product() & (pl.col("price") > 0) & ~pl.col("back")).with_columns(title.alias("title"))
+    sold = lines.filter(is_product() & (pl.col("price") > 0) & ~pl.col("back")).with_columns(
+        title.alias("title")
+    )
     good = (pl.col("title") != "") & pl.col("title").str.contains(r"\p{L}{2}")
-    return sold.group_by(pl.col("code").alias("item_id"), maintain_order=True).agg(pl.col("title").filter(good).first())
+    return sold.group_by(pl.col("code").alias("item_id"), maintain_order=True).agg(
+        pl.col("title").filter(good).first()
+    )
 
 
 def counts(
     lines: pl.DataFrame, sales: pl.DataFrame, invoices: pl.DataFrame, unmatched: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What was set aside, and notes on what was kept and netted out: lines, units and money (GBP).
-    """
+    """What was set aside, and notes on what was kept and netted: lines, units and money (GBP)."""
     number = dict(lines.group_by("kind").len().iter_rows())
-    sold = lines.filter(pl.col("kind") == "sale").select(pl.col("price") * pl.col("quantity")).to_series().sum()
+    sold = (
+        lines.filter(pl.col("kind") == "sale")
+        .select(pl.col("price") * pl.col("quantity"))
+        .to_series()
+        .sum()
+    )
     set_aside = {f"lines, {kind}": number.get(kind, 0) for kind in REASONS} | {
         "units returned without an earlier purchase": unmatched,
-        "lines of invoices netted out to zero": sales.filter(pl.col("returned") == pl.col("bought")).height,
+        "lines of invoices netted out to zero": sales.filter(
+            pl.col("returned") == pl.col("bought")
+        ).height,
         "invoices netted out to zero": sales["invoice"].n_unique() - invoices.height,
     }
     notes = {
         "lines, sales": number.get("sale", 0),
         "lines, returns": number.get("return", 0),
-        "sale lines added to another of the same item and invoice": number.get("sale", 0) - sales.height,
+        "sale lines added to another of the same item and invoice": number.get("sale", 0)
+        - sales.height,
         "units returned and netted out": int(sales["returned"].sum()),
         "money, sales": round(float(sold), 2),
-        "money, returned and netted out": round(float((sales["price"] * sales["returned"]).sum()), 2),
+        "money, returned and netted out": round(
+            float((sales["price"] * sales["returned"]).sum()), 2
+        ),
     }
     return set_aside, notes

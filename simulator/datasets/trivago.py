@@ -27,9 +27,12 @@ from ...log import Log
 from ._raw import find, need, once, parse, read_csv, reading
 
 NAMES = ("trivago_val_100k.parquet", "train.csv", "train.csv.gz")
-WHERE = "https://recsys.trivago.cloud/challenge/dataset/ or https://github.com/RecoHut-Datasets/trivago"
+WHERE = (
+    "https://recsys.trivago.cloud/challenge/dataset/ or https://github.com/RecoHut-Datasets/trivago"
+)
 COLUMNS = (
-    "user_id", "session_id", "timestamp", "step", "action_type", "reference", "platform", "city", "device",
+    "user_id", "session_id", "timestamp", "step", "action_type", "reference", "platform", "city",
+    "device",
     "current_filters", "impressions", "prices",
 )  # fmt: skip
 CLICK_OUT = "clickout item"
@@ -64,12 +67,17 @@ def load(root: Path | str) -> Log:
     set_aside |= {
         "places of a hotel that stands twice in one list": doubled,
         "click-outs without a list (kept as history)": unlisted,
-        "click-outs whose hotel is not in the list shown (kept as history)": outside.height - unlisted,
+        "click-outs whose hotel is not in the list shown (kept as history)": outside.height
+        - unlisted,
         "item events that name no hotel (kept without exposure)": of_items.height - named.height,
     }
-    viewed = named.select("request_id", pl.col("reference").alias("item_id"), pl.lit(True).alias("clicked"))
+    viewed = named.select(
+        "request_id", pl.col("reference").alias("item_id"), pl.lit(True).alias("clicked")
+    )
     exposures = pl.concat([shown, viewed], how="diagonal")
-    places = exposures.join(events.select("request_id", "city", "ts"), on="request_id", maintain_order="left")
+    places = exposures.join(
+        events.select("request_id", "city", "ts"), on="request_id", maintain_order="left"
+    )
     items = (
         places.select("item_id", "city")
         .unique()
@@ -89,7 +97,8 @@ def load(root: Path | str) -> Log:
         "catalogue": "seen",
         "has": dict.fromkeys(["query", "price", "exposures", "clicks", "users", "filters"], True),
         "lacks": [
-            "purchases: a click-out stands in for one, its shown price per night in EUR is the money",
+            "purchases: a click-out stands in for one, "
+            "its shown price per night in EUR is the money",
             "typed query text: the city and the filters in force make the query",
             "hotel names, brands, categories, images" + ("" if has_properties else ", properties"),
             "list prices: a hotel's price is what was shown last",
@@ -97,7 +106,11 @@ def load(root: Path | str) -> Log:
             "when a hotel came to a city: it has every city in which the file ever shows it",
         ],
         "set_aside": set_aside,
-        "notes": {"hotels clicked that were known before, in this city only from now on": newly_placed(places)},
+        "notes": {
+            "hotels clicked that were known before, in this city only from now on": newly_placed(
+                places
+            )
+        },
     }
     return Log.make(items, requests_of(events), exposures, meta)
 
@@ -113,10 +126,19 @@ def read(path: Path) -> pl.DataFrame:
         need(frame, COLUMNS, path)
     else:
         frame = read_csv(path, COLUMNS)
-    text = dict.fromkeys(["user_id", "session_id", "action_type", "platform", "city", "device"], pl.String)
+    text = dict.fromkeys(
+        ["user_id", "session_id", "action_type", "platform", "city", "device"], pl.String
+    )
     seconds = (YEAR, 230 * YEAR)  # 1971 to 2200; milliseconds lie beyond
-    frame = parse(frame, text | {"timestamp": pl.Int64, "step": pl.Int64}, path, {"timestamp": seconds, "step": (0, 2**31 - 1)})
-    frame = frame.with_row_index("row", offset=1).with_columns(pl.col("reference", "current_filters", "impressions", "prices").cast(pl.String))
+    frame = parse(
+        frame,
+        text | {"timestamp": pl.Int64, "step": pl.Int64},
+        path,
+        {"timestamp": seconds, "step": (0, 2**31 - 1)},
+    )
+    frame = frame.with_row_index("row", offset=1).with_columns(
+        pl.col("reference", "current_filters", "impressions", "prices").cast(pl.String)
+    )
     nth = pl.int_range(pl.len()).over("session_id", "step")
     again = pl.when(nth > 0).then(pl.format("/{}", nth + 1)).otherwise(pl.lit(""))
     return frame.with_columns(
@@ -130,13 +152,26 @@ def lists(events: pl.DataFrame, path: Path) -> pl.DataFrame:
     KarmafunnelError where prices do not fit the list.
     """
     outs = events.filter((pl.col("action_type") == CLICK_OUT) & pl.col("impressions").is_not_null())
-    outs = outs.select("row", "request_id", "reference", pl.col("impressions").str.split("|"), pl.col("prices").str.split("|"))
-    wrong = outs.filter(pl.col("prices").is_null() | (pl.col("prices").list.len() != pl.col("impressions").list.len()))
+    outs = outs.select(
+        "row",
+        "request_id",
+        "reference",
+        pl.col("impressions").str.split("|"),
+        pl.col("prices").str.split("|"),
+    )
+    wrong = outs.filter(
+        pl.col("prices").is_null()
+        | (pl.col("prices").list.len() != pl.col("impressions").list.len())
+    )
     if wrong.height:
         row, request, _, items, prices = wrong.row(0)
         needed = f"column 'prices' needs one price for each of its {len(items)} impressions"
-        raise KarmafunnelError(f"{path}: row {row}: click-out {request}: {needed}, found {len(prices or [])}")
-    outs = outs.with_columns(pl.int_ranges(1, pl.col("impressions").list.len() + 1).alias("position"))
+        raise KarmafunnelError(
+            f"{path}: row {row}: click-out {request}: {needed}, found {len(prices or [])}"
+        )
+    outs = outs.with_columns(
+        pl.int_ranges(1, pl.col("impressions").list.len() + 1).alias("position")
+    )
     rows = outs.explode("impressions", "prices", "position")
     price = pl.col("prices").cast(pl.Float64, strict=False)
     rows = rows.with_columns(price.alias("price_shown"))
@@ -144,7 +179,11 @@ def lists(events: pl.DataFrame, path: Path) -> pl.DataFrame:
     wrong = rows.filter(~fine.fill_null(False))
     if wrong.height:
         row, request, found = wrong.select("row", "request_id", "prices").row(0)
-        raise KarmafunnelError(f"{path}: row {row}: click-out {request}: column 'prices' needs finite numbers of 0 or more, found {found!r}")
+        raise KarmafunnelError(
+            f"{path}: row {row}: click-out {request}: column 'prices' "
+            "needs finite numbers of 0 or more, "
+            f"found {found!r}"
+        )
     return rows.select(
         "request_id",
         pl.col("impressions").alias("item_id"),
@@ -173,16 +212,24 @@ def requests_of(events: pl.DataFrame) -> pl.DataFrame:
     filter.
     """
     filters = pl.col("current_filters").str.split("|").fill_null([])
-    about = pl.concat_list(*[pl.format(name + "={}", pl.col(name)) for name in ("city", "platform", "device")])
+    about = pl.concat_list(
+        *[pl.format(name + "={}", pl.col(name)) for name in ("city", "platform", "device")]
+    )
     reference = pl.when(~pl.col("action_type").is_in(ITEM_EVENTS)).then(pl.col("reference"))
     return events.select(
-        "request_id", "user_id", "ts", "session_id",
-        pl.when("served").then(pl.concat_list("city", filters).list.join(", ")).otherwise(reference).alias("query"),
+        "request_id",
+        "user_id",
+        "ts",
+        "session_id",
+        pl.when("served")
+        .then(pl.concat_list("city", filters).list.join(", "))
+        .otherwise(reference)
+        .alias("query"),
         pl.when("served").then(pl.concat_list(pl.format("city={}", "city"))).alias("filters"),
         about.list.concat(filters.list.eval(pl.format("filter={}", pl.element()))).alias("context"),
         pl.when("served").then(pl.lit("search")).otherwise(pl.col("action_type")).alias("source"),
         pl.col("step").cast(pl.Int32),
-    )  # fmt: skip
+    )
 
 
 def with_properties(items: pl.DataFrame, root: Path) -> tuple[pl.DataFrame, bool]:
@@ -194,7 +241,14 @@ def with_properties(items: pl.DataFrame, root: Path) -> tuple[pl.DataFrame, bool
         return items, False
     about = parse(read_csv(path, ("item_id", "properties")), {"item_id": pl.String}, path)
     once(about, "item_id", path)
-    properties = pl.col("properties").str.split("|").fill_null([]).list.eval(pl.format("property={}", pl.element()))
-    items = items.join(about.select("item_id", properties), on="item_id", how="left", maintain_order="left")
+    properties = (
+        pl.col("properties")
+        .str.split("|")
+        .fill_null([])
+        .list.eval(pl.format("property={}", pl.element()))
+    )
+    items = items.join(
+        about.select("item_id", properties), on="item_id", how="left", maintain_order="left"
+    )
     both = pl.col("attributes").list.concat(pl.col("properties").fill_null([]))
     return items.select("item_id", both.alias("attributes")), True

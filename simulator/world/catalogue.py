@@ -77,7 +77,9 @@ def invent(n_items: int, rng: np.random.Generator) -> Shelves:
     brands = invent_brands(int(np.clip(n_items // 25, 12, 400)), rng)
     brand_level = rng.normal(0.0, 0.35, len(brands))  # log price level
     brand_style = rng.integers(len(AXES["style"]), size=len(brands))
-    reach = -1.2 * np.log(1.0 + rng.permuted(np.tile(np.arange(len(brands)), (len(names), 1)), axis=1))
+    reach = -1.2 * np.log(
+        1.0 + rng.permuted(np.tile(np.arange(len(brands)), (len(names), 1)), axis=1)
+    )
     # a brand sells in some departments only
     at_home = rng.random((len(names), len(brands))) < max(0.3, 12 / len(brands))
     at_home[:, 0] |= ~at_home.any(axis=1)
@@ -85,15 +87,30 @@ def invent(n_items: int, rng: np.random.Generator) -> Shelves:
 
     # axis -> (n_items,) row in its words, -1 where it has none
     drawn = draw_axes(tree, leaf, brand_style[brand], rng)
-    values = [f"brand={b}" for b in brands] + [f"{axis}={v}" for axis, words in AXES.items() for v in words]
-    value_words = [(b.lower(),) for b in brands] + [w for words in AXES.values() for w in words.values()]
+    values = [f"brand={b}" for b in brands] + [
+        f"{axis}={v}" for axis, words in AXES.items() for v in words
+    ]
+    value_words = [(b.lower(),) for b in brands] + [
+        w for words in AXES.values() for w in words.values()
+    ]
     first = {axis: values.index(f"{axis}={next(iter(words))}") for axis, words in AXES.items()}
-    codes = np.stack([brand, *[np.where(d >= 0, first[a] + d, len(values)) for a, d in drawn.items()]], axis=1)
-    codes = np.sort(codes, axis=1)[:, : int((codes < len(values)).sum(axis=1).max())].astype(np.int32)
+    codes = np.stack(
+        [brand, *[np.where(d >= 0, first[a] + d, len(values)) for a, d in drawn.items()]], axis=1
+    )
+    codes = np.sort(codes, axis=1)[:, : int((codes < len(values)).sum(axis=1).max())].astype(
+        np.int32
+    )
 
-    leaf_price = np.array([np.log(DEPARTMENTS[d].sections[s].price) for d, s, _ in tree]) + rng.normal(0, 0.25, len(tree))
+    leaf_price = np.array(
+        [np.log(DEPARTMENTS[d].sections[s].price) for d, s, _ in tree]
+    ) + rng.normal(0, 0.25, len(tree))
     luxury = list(AXES["style"]).index("luxury")
-    log_price = leaf_price[leaf] + brand_level[brand] + 0.45 * (drawn["style"] == luxury) + rng.normal(0, 0.3, n_items)
+    log_price = (
+        leaf_price[leaf]
+        + brand_level[brand]
+        + 0.45 * (drawn["style"] == luxury)
+        + rng.normal(0, 0.3, n_items)
+    )
     price = np.maximum(np.round(np.exp(log_price)) - 0.01, 0.99)
 
     express = rng.random(n_items) < EXPRESS
@@ -111,11 +128,20 @@ def invent(n_items: int, rng: np.random.Generator) -> Shelves:
         "description": [description for _, description, _ in texts],
     })  # fmt: skip
     return Shelves(
-        items=items, leaf=leaf, section=section, department=department, section_names=[s for _, s in sections],
-        used_up=np.array([DEPARTMENTS[d].used_up for d, _, _ in tree]), codes=codes, values=values, price=price,
-        express=express, leaf_words=[DEPARTMENTS[d].sections[s].leaves[n] for d, s, n in tree], value_words=value_words,
+        items=items,
+        leaf=leaf,
+        section=section,
+        department=department,
+        section_names=[s for _, s in sections],
+        used_up=np.array([DEPARTMENTS[d].used_up for d, _, _ in tree]),
+        codes=codes,
+        values=values,
+        price=price,
+        express=express,
+        leaf_words=[DEPARTMENTS[d].sections[s].leaves[n] for d, s, n in tree],
+        value_words=value_words,
         notes={},
-    )  # fmt: skip
+    )
 
 
 def to_filter_by(names: list[str], section: np.ndarray, express: np.ndarray) -> list[list[str]]:
@@ -169,12 +195,20 @@ SILENT = {"colour": 0.35, "style": 0.5, "pattern": 0.4, "size": 0.6}
 
 
 def write_item(
-    item: int, path: tuple[str, str, str], brand: str, drawn: dict[str, np.ndarray], rng: np.random.Generator
+    item: int,
+    path: tuple[str, str, str],
+    brand: str,
+    drawn: dict[str, np.ndarray],
+    rng: np.random.Generator,
 ) -> tuple[str, str | None, list[str]]:
     """Title, description (or None) and listed attributes of one item, as a seller in a hurry writes
     them.
     """
-    value = {axis: list(words)[drawn[axis][item]] for axis, words in AXES.items() if drawn[axis][item] >= 0}
+    value = {
+        axis: list(words)[drawn[axis][item]]
+        for axis, words in AXES.items()
+        if drawn[axis][item] >= 0
+    }
     dice = iter(rng.random(4 * len(AXES) + 6).tolist())
 
     def say(words: tuple[str, ...]) -> str:
@@ -190,7 +224,9 @@ def write_item(
     nouns = DEPARTMENTS[path[0]].sections[path[1]].leaves[path[2]]
     noun, other = say(nouns), say(nouns)
     maker = brand if next(dice) < 0.8 else ""
-    colour, style, pattern, diet, size = (said.get(axis, "") for axis in ("colour", "style", "pattern", "diet", "size"))
+    colour, style, pattern, diet, size = (
+        said.get(axis, "") for axis in ("colour", "style", "pattern", "diet", "size")
+    )
     made = next(said[axis] for axis in ("material", "flavour", "scent") if axis in said)
     orders = (
         [maker, style, colour, pattern, diet, made, noun, size],
@@ -221,9 +257,14 @@ def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelv
     name = catalogue.meta.get("name")
     frame = catalogue.items.filter(pl.col("title").is_not_null())
     if frame.height < 50:
-        raise KarmafunnelError(f"World: a catalogue needs at least 50 items with a title, {name} has {frame.height}")
+        raise KarmafunnelError(
+            f"World: a catalogue needs at least 50 items with a title, {name} has {frame.height}"
+        )
     drawn = min(n_items, frame.height)
-    notes = {"catalogue": f"{drawn} items drawn from the {frame.height} with a title of the catalogue {name}"}
+    notes = {
+        "catalogue": f"{drawn} items drawn from the {frame.height} with a title "
+        f"of the catalogue {name}"
+    }
     if n_items < frame.height:
         frame = frame[np.sort(rng.choice(frame.height, n_items, replace=False))]
     n = frame.height
@@ -246,16 +287,33 @@ def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelv
     values, codes = liked_values(frame)
     express = rng.random(n) < EXPRESS
     filterable = to_filter_by(section_names, section[leaf], express)
-    notes["attributes"] = "category=... (second level) and delivery=express (drawn at random) were added to filter by"
-    attributes = [[*(own or []), *more] for own, more in zip(frame["attributes"].to_list(), filterable, strict=True)]
-    items = frame.with_columns(pl.Series("attributes", attributes, dtype=pl.List(pl.String)), pl.Series("price", price))
+    notes["attributes"] = (
+        "category=... (second level) and delivery=express (drawn at random) were added to filter by"
+    )
+    attributes = [
+        [*(own or []), *more]
+        for own, more in zip(frame["attributes"].to_list(), filterable, strict=True)
+    ]
+    items = frame.with_columns(
+        pl.Series("attributes", attributes, dtype=pl.List(pl.String)), pl.Series("price", price)
+    )
     return Shelves(
-        items=items, leaf=leaf, section=section, department=np.array([departments.index(p[:1]) for p in leaves]),
-        section_names=section_names, used_up=rng.random(len(leaves)) < 0.3, codes=codes, values=values, price=price,
+        items=items,
+        leaf=leaf,
+        section=section,
+        department=np.array([departments.index(p[:1]) for p in leaves]),
+        section_names=section_names,
+        used_up=rng.random(len(leaves)) < 0.3,
+        codes=codes,
+        values=values,
+        price=price,
         express=express,
-        leaf_words=[tuple(filter(None, [" ".join(plain_words(p[-1]))] if p else [])) for p in leaves],
-        value_words=[(" ".join(plain_words(v.split("=", 1)[1])),) for v in values], notes=notes,
-    )  # fmt: skip
+        leaf_words=[
+            tuple(filter(None, [" ".join(plain_words(p[-1]))] if p else [])) for p in leaves
+        ],
+        value_words=[(" ".join(plain_words(v.split("=", 1)[1])),) for v in values],
+        notes=notes,
+    )
 
 
 def plain_words(text: str, most: int = 4) -> list[str]:
@@ -265,7 +323,9 @@ def plain_words(text: str, most: int = 4) -> list[str]:
     return [w for w in re.findall(r"[^\W_]+", text.lower()) if len(w) > 1 and w not in SMALL][:most]
 
 
-def impute_prices(price: np.ndarray, leaf: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, str]]:
+def impute_prices(
+    price: np.ndarray, leaf: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, str]]:
     """Prices with the unknown ones filled by the median of the item's category, else of the
     catalogue, else drawn.
     """
@@ -273,14 +333,18 @@ def impute_prices(price: np.ndarray, leaf: np.ndarray, rng: np.random.Generator)
     if not unknown.any():
         return price, {}
     if unknown.all():
-        drawn = np.exp(3.2 + rng.normal(0, 0.7, leaf.max() + 1)[leaf] + rng.normal(0, 0.4, len(price)))
+        drawn = np.exp(
+            3.2 + rng.normal(0, 0.7, leaf.max() + 1)[leaf] + rng.normal(0, 0.4, len(price))
+        )
         note = {"prices": "the catalogue has no prices: all were drawn, log-normal by category"}
         return np.maximum(np.round(drawn) - 0.01, 0.99), note
     overall = float(np.median(price[~unknown]))
     for row in np.unique(leaf[unknown]):
         known = (leaf == row) & ~unknown
         price[(leaf == row) & unknown] = np.median(price[known]) if known.any() else overall
-    return price, {"prices": f"{int(unknown.sum())} unknown prices were imputed by the median of the category"}
+    return price, {
+        "prices": f"{int(unknown.sum())} unknown prices were imputed by the median of the category"
+    }
 
 
 def liked_values(frame: pl.DataFrame, most: int = 8) -> tuple[list[str], np.ndarray]:
@@ -290,8 +354,14 @@ def liked_values(frame: pl.DataFrame, most: int = 8) -> tuple[list[str], np.ndar
     Of too many, an item keeps its brand and its commonest ones.
     """
     held = [
-        list(dict.fromkeys([*([f"brand={brand}"] if brand else []), *(a for a in attributes or [] if "=" in a)]))
-        for brand, attributes in zip(frame["brand"].to_list(), frame["attributes"].to_list(), strict=True)
+        list(
+            dict.fromkeys(
+                [*([f"brand={brand}"] if brand else []), *(a for a in attributes or [] if "=" in a)]
+            )
+        )
+        for brand, attributes in zip(
+            frame["brand"].to_list(), frame["attributes"].to_list(), strict=True
+        )
     ]
     count: dict[str, int] = {}
     for row in held:
@@ -301,7 +371,10 @@ def liked_values(frame: pl.DataFrame, most: int = 8) -> tuple[list[str], np.ndar
     number = {v: i for i, v in enumerate(values)}
     codes = np.full((len(held), most), len(values), dtype=np.int32)
     for i, row in enumerate(held):
-        mine = sorted((v for v in row if v in number), key=lambda v: (not v.startswith("brand="), -count[v], v))[:most]
+        mine = sorted(
+            (v for v in row if v in number),
+            key=lambda v: (not v.startswith("brand="), -count[v], v),
+        )[:most]
         codes[i, : len(mine)] = [number[v] for v in mine]
     return values, codes
 

@@ -17,7 +17,9 @@ from .shoppers import Diary, Shoppers
 def moments(ms: Iterable[int] | np.ndarray) -> pl.Series:
     """Milliseconds since 1970 as timestamps; 0 is null."""
     raw = pl.Series(np.asarray(ms, dtype=np.int64))
-    return pl.select(pl.when(raw != 0).then(raw).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC").cast(TS)).to_series()
+    return pl.select(
+        pl.when(raw != 0).then(raw).cast(pl.Datetime("ms")).dt.replace_time_zone("UTC").cast(TS)
+    ).to_series()
 
 
 def request_ids(n: int) -> pl.Series:
@@ -49,16 +51,23 @@ def pairs(visits: list[Visit], field: str, shelves: Shelves) -> dict[str, pl.Ser
 
 def ranks(visits: list[Visit], field: str) -> pl.Series:
     """1, 2, ... within every visit."""
-    return pl.Series(np.concatenate([np.arange(1, len(getattr(v, field)) + 1) for v in visits])).cast(pl.Int32)
+    ranks = [np.arange(1, len(getattr(visit, field)) + 1) for visit in visits]
+    return pl.Series(np.concatenate(ranks)).cast(pl.Int32)
 
 
 def log_frames(
-    visits: list[Visit], diary: Diary, shoppers: Shoppers, shelves: Shelves, market: Market, images: bool
+    visits: list[Visit],
+    diary: Diary,
+    shoppers: Shoppers,
+    shelves: Shelves,
+    market: Market,
+    images: bool,
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Items, requests and exposures, as a Log holds them."""
     paths = [f"images/{item:06d}.png" if images else None for item in range(shelves.n_items)]
     items = shelves.items.with_columns(
-        pl.Series("image", paths, dtype=pl.String), moments(market.available).alias("available_from")
+        pl.Series("image", paths, dtype=pl.String),
+        moments(market.available).alias("available_from"),
     )
     requests = pl.DataFrame(
         {
@@ -83,7 +92,10 @@ def log_frames(
             "quantity": each(visits, "quantity"),
             "propensity": each(visits, "propensity"),
         }
-    ).with_columns(pl.when("purchased").then(pl.col(column)).alias(column) for column in ("price_paid", "quantity"))
+    ).with_columns(
+        pl.when("purchased").then(pl.col(column)).alias(column)
+        for column in ("price_paid", "quantity")
+    )
     return items, requests, exposures
 
 
@@ -107,7 +119,9 @@ def truth_frames(
             **dict(zip(("estimate", "utility", "p_click", "p_buy", "price"), pool, strict=True)),
         }),
         "ideal": pl.DataFrame({
-            **pairs(visits, "ideal", shelves), "rank": ranks(visits, "ideal"), "utility": each(visits, "ideal_utility"),
+            **pairs(visits, "ideal", shelves),
+            "rank": ranks(visits, "ideal"),
+            "utility": each(visits, "ideal_utility"),
         }),
         "requests": pl.DataFrame({
             "request_id": request_ids(len(visits)),
@@ -140,16 +154,27 @@ def truth_frames(
     }  # fmt: skip
 
 
-def elsewhere(visits: list[Visit], diary: Diary, shoppers: Shoppers, shelves: Shelves) -> pl.DataFrame:
+def elsewhere(
+    visits: list[Visit], diary: Diary, shoppers: Shoppers, shelves: Shelves
+) -> pl.DataFrame:
     """Purchases out of the funnel, in time order, with the request whose intent they served: what
     all-scenario truth adds.
     """
-    rows = [(row, v.elsewhere) for row, v in enumerate(visits) if v.elsewhere is not None]
-    request = np.array([row for row, _ in rows], dtype=np.int64)
-    return pl.DataFrame({
-        "request_id": request_ids(len(visits)).gather(request),
-        "user_id": user_ids(shoppers.n).gather(diary.user[request]),
-        "ts": moments([ts for _, (_, ts, _) in rows]),
-        "item_id": shelves.items["item_id"].gather(np.array([item for _, (item, _, _) in rows], dtype=np.int64)),
-        "price": pl.Series([price for _, (_, _, price) in rows], dtype=pl.Float64),
-    }).sort("ts", maintain_order=True)  # fmt: skip
+    requests, items, times, prices = [], [], [], []
+    for row, visit in enumerate(visits):
+        if visit.elsewhere is not None:
+            item, ts, price = visit.elsewhere
+            requests.append(row)
+            items.append(item)
+            times.append(ts)
+            prices.append(price)
+    request = np.array(requests, dtype=np.int64)
+    return pl.DataFrame(
+        {
+            "request_id": request_ids(len(visits)).gather(request),
+            "user_id": user_ids(shoppers.n).gather(diary.user[request]),
+            "ts": moments(times),
+            "item_id": shelves.items["item_id"].gather(np.array(items, dtype=np.int64)),
+            "price": pl.Series(prices, dtype=pl.Float64),
+        }
+    ).sort("ts", maintain_order=True)

@@ -10,10 +10,14 @@ from PIL import Image, ImageDraw
 
 SIDE = 32
 RGB = {
-    "black": (25, 25, 28), "white": (245, 245, 240), "grey": (128, 128, 132), "gray": (128, 128, 132),
-    "navy": (24, 36, 92), "blue": (52, 120, 220), "green": (40, 150, 80), "olive": (110, 115, 45), "red": (205, 40, 45),
-    "burgundy": (115, 20, 50), "pink": (240, 140, 175), "yellow": (235, 190, 45), "brown": (130, 85, 50),
-    "silver": (192, 192, 198), "gold": (205, 165, 60), "orange": (240, 130, 35), "purple": (120, 60, 160),
+    "black": (25, 25, 28), "white": (245, 245, 240), "grey": (128, 128, 132),
+    "gray": (128, 128, 132),
+    "navy": (24, 36, 92), "blue": (52, 120, 220), "green": (40, 150, 80), "olive": (110, 115, 45),
+    "red": (205, 40, 45),
+    "burgundy": (115, 20, 50), "pink": (240, 140, 175), "yellow": (235, 190, 45),
+    "brown": (130, 85, 50),
+    "silver": (192, 192, 198), "gold": (205, 165, 60), "orange": (240, 130, 35),
+    "purple": (120, 60, 160),
     "beige": (222, 205, 170), "clear": (220, 235, 240), "multicolor": (150, 100, 200),
 }  # fmt: skip
 BACKDROPS = (
@@ -48,13 +52,15 @@ def colour_of(text: str) -> tuple[int, int, int]:
 
 
 def outline(kind: int) -> list[tuple[float, float]]:
-    """Corners, in pixels, of the shape of a kind of product: twelve shapes, squeezed in four ways.
-    """
+    """Corners, in pixels, of the shape of a kind of product: twelve shapes, each in four ways."""
     percent = SHAPES[kind % len(SHAPES)]
     narrow, flat = [(1.0, 1.0), (0.75, 1.0), (1.0, 0.75), (0.6, 0.85)][kind // len(SHAPES) % 4]
     side = SIDE - 1
     xy = zip(percent[::2], percent[1::2], strict=True)
-    return [(side * (0.5 + (x / 100 - 0.5) * narrow), side * (0.5 + (y / 100 - 0.5) * flat)) for x, y in xy]
+    return [
+        (side * (0.5 + (x / 100 - 0.5) * narrow), side * (0.5 + (y / 100 - 0.5) * flat))
+        for x, y in xy
+    ]
 
 
 def render(kind: int, department: int, colour: str, pattern: str) -> Image.Image:

@@ -89,8 +89,7 @@ def standard(x: np.ndarray) -> np.ndarray:
 
 @dataclass(eq=False)
 class Market:
-    """Shelves, shoppers and what has happened so far. `run` is the story; the rest are its steps.
-    """
+    """Shelves, shoppers and what happened so far. `run` is the story; the rest are its steps."""
 
     shelves: Shelves
     shoppers: Shoppers
@@ -113,23 +112,37 @@ class Market:
         self.crowd = rng.integers(CROWDS, size=n)
         self.misjudged = rng.normal(0.0, 0.5, n)  # the engine's lasting error about each item
         late = rng.random(n) < COLD
-        self.available = np.where(late, self.start + (self.length * rng.uniform(0.3, 0.9, n)).astype(np.int64), np.int64(0))
+        self.available = np.where(
+            late,
+            self.start + (self.length * rng.uniform(0.3, 0.9, n)).astype(np.int64),
+            np.int64(0),
+        )
         blocks = self.length // (PROMOTION_DAYS * DAY) + 1
-        self.discount = np.where(rng.random((n, blocks)) < 0.08, rng.choice([0.1, 0.15, 0.2, 0.3], size=(n, blocks)), 0.0)
+        self.discount = np.where(
+            rng.random((n, blocks)) < 0.08, rng.choice([0.1, 0.15, 0.2, 0.3], size=(n, blocks)), 0.0
+        )
 
         self.log_price = np.log(shelves.price)
         n_leaves = len(shelves.section)
         self.by_leaf = [np.flatnonzero(shelves.leaf == row) for row in range(n_leaves)]
-        self.usual_price = np.array([np.median(self.log_price[items]) if len(items) else 0.0 for items in self.by_leaf])
+        self.usual_price = np.array(
+            [np.median(self.log_price[items]) if len(items) else 0.0 for items in self.by_leaf]
+        )
         self.leaf_mass = np.cumsum([len(items) for items in self.by_leaf])
         of_item = shelves.department[shelves.leaf]
-        self.by_department = [np.flatnonzero(of_item == row) for row in range(int(shelves.department.max()) + 1)]
+        self.by_department = [
+            np.flatnonzero(of_item == row) for row in range(int(shelves.department.max()) + 1)
+        ]
         same_section = shelves.section[:, None] == shelves.section[None, :]
         same_department = shelves.department[:, None] == shelves.department[None, :]
-        self.nearness = np.where(same_section, SECTION, np.where(same_department, DEPARTMENT, ELSEWHERE))
+        self.nearness = np.where(
+            same_section, SECTION, np.where(same_department, DEPARTMENT, ELSEWHERE)
+        )
         np.fill_diagonal(self.nearness, SAME)
         goes_with = [np.flatnonzero(row) for row in same_department & ~same_section]
-        self.complement = np.array([rng.choice(leaves) if len(leaves) else row for row, leaves in enumerate(goes_with)])
+        self.complement = np.array(
+            [rng.choice(leaves) if len(leaves) else row for row, leaves in enumerate(goes_with)]
+        )
         weight = np.append(taste_weights(shelves.values), 0.0)
         # makes S of unit variance
         self.spread = np.sqrt(np.maximum((weight[shelves.codes] ** 2).sum(axis=1), 1.0))
@@ -140,9 +153,13 @@ class Market:
         """Serve every request of the diary in time order, yielding what happened."""
         self.calibrate(diary)
         sessions: dict[int, tuple[Intent, bool]] = {}
-        for user, session, now in zip(diary.user.tolist(), diary.session.tolist(), diary.ts.tolist(), strict=True):
+        for user, session, now in zip(
+            diary.user.tolist(), diary.session.tolist(), diary.ts.tolist(), strict=True
+        ):
             intent, source = self.think(user, sessions.get(session), now)
-            query = write_query(intent, self.shelves, titles, self.rng) if source == "search" else None
+            query = (
+                write_query(intent, self.shelves, titles, self.rng) if source == "search" else None
+            )
             filters, candidates = self.ask(intent, source, now)
             price = self.price(candidates, now)
             appeal = self.appeal(user, intent, candidates, price, now)
@@ -161,12 +178,33 @@ class Market:
             self.remember(user, candidates[shown], clicked, bought, elsewhere, now)
             sessions[session] = (intent, bool(bought.any()))
             yield Visit(
-                intent=intent, source=source, query=query, filters=filters, n_candidates=len(candidates),
-                slate=candidates[shown], propensity=propensity, price=price[shown], utility=appeal.utility[shown],
-                p_click=p_click[shown], p_buy=p_buy[shown], clicked=clicked, bought=bought, paid=paid, quantity=quantity,
-                pool=candidates[pool], pool_truth=(estimate, appeal.utility[pool], p_click[pool], p_buy[pool], price[pool]),
-                ideal=candidates[best], ideal_utility=appeal.utility[best], elsewhere=elsewhere,
-            )  # fmt: skip
+                intent=intent,
+                source=source,
+                query=query,
+                filters=filters,
+                n_candidates=len(candidates),
+                slate=candidates[shown],
+                propensity=propensity,
+                price=price[shown],
+                utility=appeal.utility[shown],
+                p_click=p_click[shown],
+                p_buy=p_buy[shown],
+                clicked=clicked,
+                bought=bought,
+                paid=paid,
+                quantity=quantity,
+                pool=candidates[pool],
+                pool_truth=(
+                    estimate,
+                    appeal.utility[pool],
+                    p_click[pool],
+                    p_buy[pool],
+                    price[pool],
+                ),
+                ideal=candidates[best],
+                ideal_utility=appeal.utility[best],
+                elsewhere=elsewhere,
+            )
 
     def calibrate(self, diary: Diary, n: int = 150) -> None:
         """Set the two biases so that CLICKS and PURCHASES a request are expected on a pilot of `n`
@@ -198,7 +236,11 @@ class Market:
         die, other = rng.random(2)
         interests = self.shoppers.interests[user]
         if die < (0.3 if before is None else 0.12):
-            leaves = tuple(dict.fromkeys(int(interests[i]) for i in rng.integers(min(4, len(interests)), size=3)))
+            leaves = tuple(
+                dict.fromkeys(
+                    int(interests[i]) for i in rng.integers(min(4, len(interests)), size=3)
+                )
+            )
             return Intent(leaves=leaves, wishes=(), dream=-1), "browse"
         if before is not None and len(before[0].leaves) == 1:
             intent, bought = before
@@ -206,15 +248,25 @@ class Market:
                 return self.wish(user, intent.leaves[0], now, intent.dream), "search"
             if other < 0.85:
                 return self.wish(user, int(self.complement[intent.leaves[0]]), now), "search"
-        own = [item for item, ts in self.owned.get(user, {}).items() if ts < now and self.shelves.used_up[leaf_of[item]]]
+        own = [
+            item
+            for item, ts in self.owned.get(user, {}).items()
+            if ts < now and self.shelves.used_up[leaf_of[item]]
+        ]
         if own and other < 0.3:
-            return self.wish(user, int(leaf_of[own[int(rng.integers(len(own)))]]), now, restock=True), "search"
+            return self.wish(
+                user, int(leaf_of[own[int(rng.integers(len(own)))]]), now, restock=True
+            ), "search"
         if other < 0.8:
-            return self.wish(user, int(interests[min(int(rng.geometric(0.35)) - 1, len(interests) - 1)]), now), "search"
+            return self.wish(
+                user, int(interests[min(int(rng.geometric(0.35)) - 1, len(interests) - 1)]), now
+            ), "search"
         leaf = int(np.searchsorted(self.leaf_mass, rng.integers(self.leaf_mass[-1]), side="right"))
         return self.wish(user, leaf, now), "search"
 
-    def wish(self, user: int, leaf: int, now: int, dream: int = -1, restock: bool = False) -> Intent:
+    def wish(
+        self, user: int, leaf: int, now: int, dream: int = -1, restock: bool = False
+    ) -> Intent:
         """An intent for one kind of product; wishes are attributes of a dreamt item, best liked of
         some or the one before.
         """
@@ -233,20 +285,34 @@ class Market:
                 likely = 0.12 if self.shelves.values[code].startswith("brand=") else 0.28
                 if rng.random() < likely and len(wishes) < 3:
                     wishes.append(int(code))
-        named = self.named > 0.0 and (not self.shelves.leaf_words[leaf] or rng.random() < self.named)
-        return Intent(leaves=(leaf,), wishes=tuple(wishes), dream=dream, restock=restock, named=named)
+        named = self.named > 0.0 and (
+            not self.shelves.leaf_words[leaf] or rng.random() < self.named
+        )
+        return Intent(
+            leaves=(leaf,), wishes=tuple(wishes), dream=dream, restock=restock, named=named
+        )
 
     def taste(self, user: int, items: np.ndarray, now: int) -> np.ndarray:
         """Liking that does not depend on the intent, of about unit variance: (n,) float64."""
-        semantic = self.shoppers.taste[user][self.shelves.codes[items]].sum(axis=1) / self.spread[items]
-        identity = 0.7 * self.quality[items] + 0.71 * self.shoppers.crowd_love[user][self.crowd[items]]
+        semantic = (
+            self.shoppers.taste[user][self.shelves.codes[items]].sum(axis=1) / self.spread[items]
+        )
+        identity = (
+            0.7 * self.quality[items] + 0.71 * self.shoppers.crowd_love[user][self.crowd[items]]
+        )
         for item, ts in self.owned.get(user, {}).items():
             if ts < now:
-                again = 1.8 * self.shoppers.habit[user] if self.shelves.used_up[self.shelves.leaf[item]] else -1.0
+                again = (
+                    1.8 * self.shoppers.habit[user]
+                    if self.shelves.used_up[self.shelves.leaf[item]]
+                    else -1.0
+                )
                 identity = identity + again * (items == item)
         return np.sqrt(self.semantic) * semantic + np.sqrt(1.0 - self.semantic) * identity
 
-    def appeal(self, user: int, intent: Intent, items: np.ndarray, price: np.ndarray, now: int) -> Appeal:
+    def appeal(
+        self, user: int, intent: Intent, items: np.ndarray, price: np.ndarray, now: int
+    ) -> Appeal:
         """Utility of items for a shopper's intent; `price` is the price shown; all arrays (n,)."""
         leaf = self.shelves.leaf[items]
         mood = -0.25 * np.arange(len(intent.leaves))[:, None]
@@ -264,20 +330,29 @@ class Market:
         return sigmoid(appeal.utility + self.click_bias), sigmoid(buy_drive(appeal) + self.buy_bias)
 
     def pay(self, items: np.ndarray, price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What would be paid a unit (one in ten has a coupon) and how many are taken (mostly one).
-        """
+        """What would be paid a unit (one in ten has a coupon) and how many are taken."""
         coupon = np.where(self.rng.random(len(items)) < 0.1, 0.95, 1.0)
-        several = self.rng.random(len(items)) < np.where(self.shelves.used_up[self.shelves.leaf[items]], 0.2, 0.04)
-        return np.round(price * coupon, 2), np.where(several, self.rng.integers(2, 5, len(items)), 1)
+        several = self.rng.random(len(items)) < np.where(
+            self.shelves.used_up[self.shelves.leaf[items]], 0.2, 0.04
+        )
+        return np.round(price * coupon, 2), np.where(
+            several, self.rng.integers(2, 5, len(items)), 1
+        )
 
-    def shop_elsewhere(self, items: np.ndarray, appeal: Appeal, now: int) -> tuple[int, int, float] | None:
+    def shop_elsewhere(
+        self, items: np.ndarray, appeal: Appeal, now: int
+    ) -> tuple[int, int, float] | None:
         """One in seven unserved intents ends in another shop within a day or so, among everything
         eligible.
         """
         if self.rng.random() > 0.15:
             return None
         at = int(np.argmax(1.5 * appeal.utility + self.rng.gumbel(size=len(items))))
-        return int(items[at]), now + 60_000 + int(self.rng.exponential(0.25 * DAY)), float(self.shelves.price[items[at]])
+        return (
+            int(items[at]),
+            now + 60_000 + int(self.rng.exponential(0.25 * DAY)),
+            float(self.shelves.price[items[at]]),
+        )
 
     # -- the shop ----------------------------------------------------------------------------------
 
@@ -308,14 +383,21 @@ class Market:
     def price(self, items: np.ndarray, now: int) -> np.ndarray:
         """List price less the promotion of these days, in cents: (n,) float64."""
         block = min((now - self.start) // (PROMOTION_DAYS * DAY), self.discount.shape[1] - 1)
-        return np.maximum(np.round(self.shelves.price[items] * (1.0 - self.discount[items, block]), 2), 0.01)
+        return np.maximum(
+            np.round(self.shelves.price[items] * (1.0 - self.discount[items, block]), 2), 0.01
+        )
 
     def consider(self, items: np.ndarray, appeal: Appeal) -> tuple[np.ndarray, np.ndarray]:
         """The engine's own ranking: it knows relevance, half of taste and popularity, and errs.
 
         Returns the pool, at most POOL row numbers in `items`, and their estimates; best first.
         """
-        estimate = appeal.utility - 0.55 * appeal.taste + 0.45 * np.log1p(self.clicks[items]) + self.misjudged[items]
+        estimate = (
+            appeal.utility
+            - 0.55 * appeal.taste
+            + 0.45 * np.log1p(self.clicks[items])
+            + self.misjudged[items]
+        )
         estimate = estimate + self.rng.normal(0.0, 0.8, len(items))
         n = min(POOL, len(items))
         pool = np.argpartition(-estimate, n - 1)[:n]
@@ -368,5 +450,7 @@ def solve(weight: np.ndarray, x: np.ndarray, aim: float) -> float:
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if float((weight * sigmoid(x + middle)).sum()) < aim else (low, middle)
+        low, high = (
+            (middle, high) if float((weight * sigmoid(x + middle)).sum()) < aim else (low, middle)
+        )
     return 0.5 * (low + high)

@@ -83,10 +83,15 @@ def meet(n: int, shelves: Shelves, length: int, rng: np.random.Generator) -> Sho
     arrival = np.where(late, rng.random(n) * 0.9 * length, 0.0)
     activity = rng.lognormal(0.0, 0.9, n) * (1.0 - arrival / length)
     return Shoppers(
-        taste=taste, crowd_love=love.astype(np.float32), price_sensitivity=rng.lognormal(-0.5, 0.5, n),
-        habit=rng.uniform(0.2, 1.2, n), interests=interests, arrival=arrival,
-        activity=activity / activity.sum(), device=["mobile" if x else "desktop" for x in rng.random(n) < 0.65],
-    )  # fmt: skip
+        taste=taste,
+        crowd_love=love.astype(np.float32),
+        price_sensitivity=rng.lognormal(-0.5, 0.5, n),
+        habit=rng.uniform(0.2, 1.2, n),
+        interests=interests,
+        arrival=arrival,
+        activity=activity / activity.sum(),
+        device=["mobile" if x else "desktop" for x in rng.random(n) < 0.65],
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,17 +105,24 @@ class Diary:
     ts: np.ndarray
 
 
-def keep_diary(n_requests: int, shoppers: Shoppers, start: int, days: int, rng: np.random.Generator) -> Diary:
+def keep_diary(
+    n_requests: int, shoppers: Shoppers, start: int, days: int, rng: np.random.Generator
+) -> Diary:
     """Sessions of one to several requests, by the hour of the day and the day of the week, for
     exactly `n_requests`.
     """
-    hours = np.array([2, 1, 1, 1, 1, 2, 4, 6, 7, 7, 7, 8, 9, 8, 7, 7, 8, 9, 11, 13, 14, 12, 8, 4], dtype=float)
+    hours = np.array(
+        [2, 1, 1, 1, 1, 2, 4, 6, 7, 7, 7, 8, 9, 8, 7, 7, 8, 9, 11, 13, 14, 12, 8, 4], dtype=float
+    )
     week = np.array([1.0, 0.95, 0.95, 1.0, 1.05, 1.25, 1.3])  # the log starts on a Monday
     rhythm = np.outer(np.resize(week, days), hours).ravel()
     length = rng.geometric(0.42, size=n_requests)  # requests a session, more sessions than needed
     length = length[: int(np.searchsorted(np.cumsum(length), n_requests)) + 1]
     length[-1] -= length.sum() - n_requests
-    user = np.searchsorted(np.cumsum(shoppers.activity), rng.random(len(length)) * shoppers.activity.sum() * (1 - 1e-12))
+    user = np.searchsorted(
+        np.cumsum(shoppers.activity),
+        rng.random(len(length)) * shoppers.activity.sum() * (1 - 1e-12),
+    )
     user = np.minimum(user, shoppers.n - 1)
     mass = np.concatenate([[0.0], np.cumsum(rhythm)])
     edges = np.arange(len(mass)) * 3_600_000.0
@@ -129,7 +141,9 @@ def keep_diary(n_requests: int, shoppers: Shoppers, start: int, days: int, rng: 
     return Diary(user=user[session][order], session=session[order], ts=ts)
 
 
-def write_query(intent: Intent, shelves: Shelves, titles: list[list[str]] | None, rng: np.random.Generator) -> str:
+def write_query(
+    intent: Intent, shelves: Shelves, titles: list[list[str]] | None, rng: np.random.Generator
+) -> str:
     """The words for an intent: a noun, or words of the dreamt item's title if it is named; wishes;
     in any order.
     """

@@ -62,31 +62,43 @@ def read_departments(text: str) -> dict[str, Department]:
 
 AXES: dict[str, Words] = {
     "colour": read_words("""
-        black = black, jet black; white = white, ivory; grey = grey, charcoal; navy = navy, dark blue, midnight blue;
+        black = black, jet black; white = white, ivory; grey = grey, charcoal;
+        navy = navy, dark blue, midnight blue;
         blue = blue, sky blue; green = green, emerald; olive = olive, khaki; red = red, scarlet;
-        burgundy = burgundy, wine red; pink = pink, rose; yellow = yellow, mustard; brown = brown, tan, camel
+        burgundy = burgundy, wine red; pink = pink, rose; yellow = yellow, mustard;
+        brown = brown, tan, camel
     """),
     "style": read_words("""
         minimalist = minimalist, clean, simple; classic = classic, timeless, traditional;
-        rustic = rustic, farmhouse, country; vintage = vintage, retro; sporty = sporty, athletic, active;
+        rustic = rustic, farmhouse, country; vintage = vintage, retro;
+        sporty = sporty, athletic, active;
         industrial = industrial, urban; bohemian = bohemian, boho; luxury = luxury, premium, deluxe
     """),
     "pattern": read_words("""
-        plain = plain, solid; striped = striped, stripe; dotted = dotted, polka dot; checked = checked, plaid, tartan;
+        plain = plain, solid; striped = striped, stripe; dotted = dotted, polka dot;
+        checked = checked, plaid, tartan;
         floral = floral, flowery
     """),
     "material": read_words("""
-        cotton = cotton; wool = wool, merino; linen = linen, flax; silk = silk, satin; leather = leather, hide;
-        denim = denim, jeans fabric; nylon = nylon, ripstop; canvas = canvas; fleece = fleece, sherpa;
-        suede = suede, nubuck; rubber = rubber; steel = steel, stainless steel; iron = iron, cast iron;
+        cotton = cotton; wool = wool, merino; linen = linen, flax; silk = silk, satin;
+        leather = leather, hide;
+        denim = denim, jeans fabric; nylon = nylon, ripstop; canvas = canvas;
+        fleece = fleece, sherpa;
+        suede = suede, nubuck; rubber = rubber; steel = steel, stainless steel;
+        iron = iron, cast iron;
         copper = copper; aluminium = aluminium, alloy; brass = brass; ceramic = ceramic, stoneware;
-        porcelain = porcelain, china; glass = glass; oak = oak, oak wood; walnut = walnut, walnut wood;
-        bamboo = bamboo; rattan = rattan, wicker; marble = marble, stone; velvet = velvet, plush; silicone = silicone;
-        plastic = plastic, resin; carbon = carbon, carbon fibre; paper = paper, cardboard; foam = foam
+        porcelain = porcelain, china; glass = glass; oak = oak, oak wood;
+        walnut = walnut, walnut wood;
+        bamboo = bamboo; rattan = rattan, wicker; marble = marble, stone; velvet = velvet, plush;
+        silicone = silicone;
+        plastic = plastic, resin; carbon = carbon, carbon fibre; paper = paper, cardboard;
+        foam = foam
     """),
     "flavour": read_words("""
-        chocolate = chocolate, cocoa; vanilla = vanilla; caramel = caramel, toffee; hazelnut = hazelnut, filbert;
-        lemon = lemon, citrus; mint = mint, peppermint; berry = berry, forest fruit; salted = salted, sea salt;
+        chocolate = chocolate, cocoa; vanilla = vanilla; caramel = caramel, toffee;
+        hazelnut = hazelnut, filbert;
+        lemon = lemon, citrus; mint = mint, peppermint; berry = berry, forest fruit;
+        salted = salted, sea salt;
         smoked = smoked, smoky; chicken = chicken, poultry; salmon = salmon, fish; beef = beef
     """),
     "diet": read_words("""
@@ -94,18 +106,21 @@ AXES: dict[str, Words] = {
         gluten-free = gluten free, grain free; fair-trade = fair trade, ethical; regular = regular
     """),
     "scent": read_words("""
-        lavender = lavender; citrus = citrus, lemon; sandalwood = sandalwood, woody; rose = rose, floral;
+        lavender = lavender; citrus = citrus, lemon; sandalwood = sandalwood, woody;
+        rose = rose, floral;
         coconut = coconut, tropical; unscented = unscented, fragrance free; aloe = aloe, aloe vera;
         cedar = cedar, forest
     """),
     "size": read_words("""
-        small = small, S, compact; medium = medium, M; large = large, L, big; extra-large = extra large, XL;
+        small = small, S, compact; medium = medium, M; large = large, L, big;
+        extra-large = extra large, XL;
         set = set of 4, 4 pack
     """),
 }  # fmt: skip
 # how much each axis moves a shopper who cares
 TASTE = {
-    "brand": 1.0, "colour": 1.0, "style": 1.0, "flavour": 0.9, "scent": 0.9, "diet": 0.8, "material": 0.7,
+    "brand": 1.0, "colour": 1.0, "style": 1.0, "flavour": 0.9, "scent": 0.9, "diet": 0.8,
+    "material": 0.7,
     "pattern": 0.7, "size": 0.2,
 }  # fmt: skip
 UNSAID = ("plain", "regular")  # nobody mentions these
@@ -113,24 +128,29 @@ UNSAID = ("plain", "regular")  # nobody mentions these
 DEPARTMENTS = read_departments("""
 Clothing: once colour style pattern size
   Outerwear: 95 material wool nylon leather fleece denim
-    Jackets = jacket, windbreaker; Coats = coat, overcoat; Vests = vest, gilet; Parkas = parka, anorak
+    Jackets = jacket, windbreaker; Coats = coat, overcoat; Vests = vest, gilet;
+    Parkas = parka, anorak
   Tops: 28 material cotton linen silk wool
     Shirts = shirt, button up; T-Shirts = t-shirt, tee; Sweaters = sweater, jumper, pullover
     Hoodies = hoodie, hooded sweatshirt
   Bottoms: 42 material denim cotton linen wool
-    Trousers = trousers, pants, slacks; Shorts = shorts, bermudas; Skirts = skirt; Leggings = leggings, tights
+    Trousers = trousers, pants, slacks; Shorts = shorts, bermudas; Skirts = skirt;
+    Leggings = leggings, tights
   Accessories: 20 material wool silk leather cotton
     Scarves = scarf, shawl; Hats = hat, beanie, cap; Belts = belt; Gloves = gloves, mittens
 Pantry: again colour diet size
   Drinks: 11 flavour vanilla caramel hazelnut lemon mint berry
     Coffee = coffee, coffee beans; Tea = tea, infusion; Syrups = syrup; Juices = juice, nectar
   Snacks: 6 flavour chocolate caramel hazelnut salted berry smoked
-    Biscuits = biscuits, cookies; Crisps = crisps, chips; Nuts = nuts, trail mix; Bars = bar, cereal bar
+    Biscuits = biscuits, cookies; Crisps = crisps, chips; Nuts = nuts, trail mix;
+    Bars = bar, cereal bar
   Dog: 22 flavour chicken salmon beef
-    Dog Food = dog food, kibble for dogs; Dog Treats = dog treats, dog snacks; Puppy Food = puppy food
+    Dog Food = dog food, kibble for dogs; Dog Treats = dog treats, dog snacks;
+    Puppy Food = puppy food
     Dog Chews = dog chew, chew stick
   Cat: 17 flavour chicken salmon beef
-    Cat Food = cat food, kibble for cats; Cat Treats = cat treats, cat snacks; Kitten Food = kitten food
+    Cat Food = cat food, kibble for cats; Cat Treats = cat treats, cat snacks;
+    Kitten Food = kitten food
     Wet Cat Food = wet cat food, cat pouches
 Kitchen: once colour style pattern size
   Cookware: 48 material steel iron copper aluminium
@@ -153,16 +173,20 @@ Home: once colour style pattern size
     Desks = desk, writing table; Coffee Tables = coffee table; Side Tables = side table, end table
     Nightstands = nightstand, bedside table
   Lighting: 55 material brass steel glass rattan ceramic
-    Floor Lamps = floor lamp; Table Lamps = table lamp, desk light; Pendants = pendant light, hanging lamp
+    Floor Lamps = floor lamp; Table Lamps = table lamp, desk light;
+    Pendants = pendant light, hanging lamp
     Lanterns = lantern
   Textiles: 35 material cotton linen wool velvet
-    Cushions = cushion, throw pillow; Blankets = blanket, throw; Rugs = rug, carpet; Curtains = curtain, drapes
+    Cushions = cushion, throw pillow; Blankets = blanket, throw; Rugs = rug, carpet;
+    Curtains = curtain, drapes
 Electronics: once colour style pattern size
   Audio: 85 material plastic aluminium leather
-    Headphones = headphones, headset; Earbuds = earbuds, in ear headphones; Speakers = speaker, loudspeaker
+    Headphones = headphones, headset; Earbuds = earbuds, in ear headphones;
+    Speakers = speaker, loudspeaker
     Radios = radio, tuner
   Computing: 60 material plastic aluminium
-    Keyboards = keyboard; Computer Mice = mouse, computer mouse; Monitors = monitor, screen; Webcams = webcam
+    Keyboards = keyboard; Computer Mice = mouse, computer mouse; Monitors = monitor, screen;
+    Webcams = webcam
   Phone Accessories: 19 material silicone leather plastic
     Phone Cases = phone case, phone cover; Chargers = charger, power adapter; Cables = cable, cord
     Power Banks = power bank, portable battery
@@ -193,32 +217,39 @@ Outdoors: once colour style pattern size
     Yoga Mats = yoga mat, exercise mat; Dumbbells = dumbbell, hand weight
     Resistance Bands = resistance band, exercise band; Foam Rollers = foam roller
   Water Sports: 48 material nylon foam silicone rubber
-    Swim Goggles = swim goggles; Wetsuits = wetsuit; Dry Bags = dry bag, waterproof sack; Paddles = paddle, oar
+    Swim Goggles = swim goggles; Wetsuits = wetsuit; Dry Bags = dry bag, waterproof sack;
+    Paddles = paddle, oar
 Shoes and Bags: once colour style pattern size
   Shoes: 70 material leather suede canvas nylon
     Sneakers = sneakers, trainers; Loafers = loafers, slip ons; Sandals = sandals
     Slippers = slippers, house shoes
   Boots: 115 material leather suede rubber
-    Ankle Boots = ankle boots; Hiking Boots = hiking boots, walking boots; Rain Boots = rain boots, wellingtons
+    Ankle Boots = ankle boots; Hiking Boots = hiking boots, walking boots;
+    Rain Boots = rain boots, wellingtons
     Winter Boots = winter boots, snow boots
   Bags: 65 material leather canvas nylon suede
     Backpacks = backpack, rucksack; Handbags = handbag, purse; Tote Bags = tote bag, shopper
     Messenger Bags = messenger bag, satchel
   Travel: 88 material nylon leather plastic canvas
-    Suitcases = suitcase, trolley; Duffel Bags = duffel bag, holdall; Wash Bags = wash bag, toiletry bag
+    Suitcases = suitcase, trolley; Duffel Bags = duffel bag, holdall;
+    Wash Bags = wash bag, toiletry bag
     Wallets = wallet
 """)
 
 PROMISES = (
-    "Easy to look after.", "A gift that is used every day.", "Made to last for years.", "Tested by our own customers.",
-    "Ships in recycled packaging.", "Designed for small spaces.", "Two year guarantee.", "New this season.",
+    "Easy to look after.", "A gift that is used every day.", "Made to last for years.",
+    "Tested by our own customers.",
+    "Ships in recycled packaging.", "Designed for small spaces.", "Two year guarantee.",
+    "New this season.",
     "A favourite of regular customers.", "Light and practical.",
 )  # fmt: skip
 ONSETS = (
-    "Nor", "Cal", "Bel", "Tor", "Ash", "Har", "Mon", "Lin", "Vel", "Ost", "Kel", "Mar", "Fen", "Sol", "Dra", "Wil", "Pel",
+    "Nor", "Cal", "Bel", "Tor", "Ash", "Har", "Mon", "Lin", "Vel", "Ost", "Kel", "Mar", "Fen",
+    "Sol", "Dra", "Wil", "Pel",
     "Gran", "Hol", "Bry",
 )  # fmt: skip
 CODAS = (
-    "vik", "der", "mont", "wood", "ford", "ella", "ano", "ton", "mere", "holm", "era", "ley", "by", "quist", "den", "ini",
+    "vik", "der", "mont", "wood", "ford", "ella", "ano", "ton", "mere", "holm", "era", "ley", "by",
+    "quist", "den", "ini",
     "stad", "wick", "ora", "sen",
 )  # fmt: skip

@@ -69,15 +69,23 @@ class World:
         return self.market.price(np.arange(self.shelves.n_items), int(self.log.t[request]))
 
     def _appeal(self, request: int) -> Appeal:
-        user, intent, now = int(self.users[request]), self.visits[request].intent, int(self.log.t[request])
-        return self.market.appeal(user, intent, np.arange(self.shelves.n_items), self.price(request), now)
+        user, intent, now = (
+            int(self.users[request]),
+            self.visits[request].intent,
+            int(self.log.t[request]),
+        )
+        return self.market.appeal(
+            user, intent, np.arange(self.shelves.n_items), self.price(request), now
+        )
 
     def image(self, item: int) -> Image.Image:
         """The 32 x 32 picture of an item, by its true (not its listed) colour and pattern."""
         leaf = int(self.shelves.leaf[item])
         names = {key.lower(): value for key, value in self.shelves.names(item).items()}
         colour = names.get("colour") or names.get("color") or ""
-        return render(leaf, int(self.shelves.department[leaf]), colour, names.get("pattern", "plain").lower())
+        return render(
+            leaf, int(self.shelves.department[leaf]), colour, names.get("pattern", "plain").lower()
+        )
 
     def write(self, folder: Path | str, force: bool = False) -> None:
         """Write the log, `truth/*.parquet` and, where the World has them, `images/*.png`: all of it
@@ -105,7 +113,9 @@ def read_truth(folder: Path | str) -> dict[str, pl.DataFrame]:
     """
     paths = sorted((Path(folder) / "truth").glob("*.parquet"))
     if not paths:
-        raise KarmafunnelError(f"{folder}: needed truth/*.parquet of a simulated marketplace, found none")
+        raise KarmafunnelError(
+            f"{folder}: needed truth/*.parquet of a simulated marketplace, found none"
+        )
     check_whole(Path(folder) / "truth")
     return {path.stem: read_table(path) for path in paths}
 
@@ -135,11 +145,15 @@ def generate(
     check_arguments(items, users, requests, seed, semantic, exploration)
     if catalogue is not None:
         require(catalogue)
-    shelf_rng, people_rng, diary_rng, market_rng = (np.random.default_rng([seed, stream]) for stream in range(4))
+    shelf_rng, people_rng, diary_rng, market_rng = (
+        np.random.default_rng([seed, stream]) for stream in range(4)
+    )
     shelves = invent(items, shelf_rng) if catalogue is None else stock(catalogue, items, shelf_rng)
     shoppers = meet(users, shelves, DAYS * DAY, people_rng)
     diary = keep_diary(requests, shoppers, START, DAYS, diary_rng)
-    market = Market(shelves, shoppers, float(semantic), float(exploration), START, DAYS * DAY, market_rng)
+    market = Market(
+        shelves, shoppers, float(semantic), float(exploration), START, DAYS * DAY, market_rng
+    )
     titles = None
     # the nouns of a real catalogue are few: half of the searches say words of a title
     if catalogue is not None:
@@ -147,29 +161,55 @@ def generate(
     visits = list(market.run(diary, titles))
 
     arguments = {
-        "items": items, "users": users, "requests": requests, "seed": seed, "semantic": semantic, "images": images,
+        "items": items,
+        "users": users,
+        "requests": requests,
+        "seed": seed,
+        "semantic": semantic,
+        "images": images,
         "exploration": exploration,
-    }  # fmt: skip
-    log = Log.make(*log_frames(visits, diary, shoppers, shelves, market, images), describe(arguments, catalogue, shelves))
+    }
+    log = Log.make(
+        *log_frames(visits, diary, shoppers, shelves, market, images),
+        describe(arguments, catalogue, shelves),
+    )
     truth = truth_frames(visits, diary, shoppers, shelves, market)
     return World(log, truth, shelves, shoppers, market, visits, diary.user, images)
 
 
-def check_arguments(items: int, users: int, requests: int, seed: int, semantic: float, exploration: float) -> None:
+def check_arguments(
+    items: int, users: int, requests: int, seed: int, semantic: float, exploration: float
+) -> None:
     """Raises KarmafunnelError naming the argument that cannot be."""
     for name, value in {"items": items, "users": users, "requests": requests}.items():
         check_bound("World", f"world_{name}", **{name: value})
     for name, share in {"semantic": semantic, "exploration": exploration}.items():
         check_bound("World", name, **{name: share})
     check_seed("World", seed)
-    sizes = {f"{items:,} items": 6e3 * items, f"{users:,} users": 1e4 * users, f"{requests:,} requests": 2e4 * requests}
+    sizes = {
+        f"{items:,} items": 6e3 * items,
+        f"{users:,} users": 1e4 * users,
+        f"{requests:,} requests": 2e4 * requests,
+    }
     check_fits("World", sizes)
 
 
-def describe(arguments: dict[str, Any], catalogue: Catalogue | None, shelves: Shelves) -> dict[str, Any]:
+def describe(
+    arguments: dict[str, Any], catalogue: Catalogue | None, shelves: Shelves
+) -> dict[str, Any]:
     """`log.json` of a World."""
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    has = ["text", "query", "price", "exposures", "clicks", "purchases", "users", "propensity", "filters"]
+    has = [
+        "text",
+        "query",
+        "price",
+        "exposures",
+        "clicks",
+        "purchases",
+        "users",
+        "propensity",
+        "filters",
+    ]
     meta: dict[str, Any] = {
         "name": "world",
         "currency": "EUR",
@@ -180,7 +220,10 @@ def describe(arguments: dict[str, Any], catalogue: Catalogue | None, shelves: Sh
         "label": "click",
         "catalogue": "published",
         "has": {name: True for name in has} | {"images": bool(arguments["images"])},
-        "lacks": ["real people: intents, clicks and purchases are simulated", "real products: the catalogue is invented"],
+        "lacks": [
+            "real people: intents, clicks and purchases are simulated",
+            "real products: the catalogue is invented",
+        ],
         "notes": shelves.notes,
         "world": arguments,
     }
