@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from ...errors import KarmafunnelError
 from ...log import Catalogue
-from .words import AXES, CODAS, DEPARTMENTS, ONSETS, PROMISES, TASTE, UNSAID
+from .words import AXES, CODAS, DEPARTMENTS, ONSETS, PROMISES, TASTE, UNSAID, Section
 
 LISTED = 0.88  # share of an item's attributes that its seller remembered to list
 SMALL = {"the", "a", "an", "of", "for", "and", "with", "in", "by", "to", "on", "or", "at", "from"}
@@ -62,24 +64,44 @@ def pick(rng: np.random.Generator, logits: np.ndarray) -> np.ndarray:
 # -- an invented catalogue -------------------------------------------------------------------------
 
 
+class Kind(NamedTuple):
+    """A kind of product: a leaf of the invented category tree."""
+
+    department: str
+    section: str
+    leaf: str
+
+    @property
+    def shelf(self) -> Section:
+        return DEPARTMENTS[self.department].sections[self.section]
+
+
+def kinds_of(departments: list[str]) -> list[Kind]:
+    """All kinds of product of some departments."""
+    kinds = []
+    for department in departments:
+        for section, shelf in DEPARTMENTS[department].sections.items():
+            kinds += [Kind(department, section, leaf) for leaf in shelf.leaves]
+    return kinds
+
+
 def invent(n_items: int, rng: np.random.Generator) -> Shelves:
     """An invented catalogue: category tree, brands, attributes, titles, prices. Small shops have
     fewer departments.
     """
     names = list(DEPARTMENTS)[: int(np.clip(1 + n_items // 400, 2, len(DEPARTMENTS)))]
-    aisles = [(d, s, section) for d in names for s, section in DEPARTMENTS[d].sections.items()]
-    tree = [(d, s, leaf) for d, s, section in aisles for leaf in section.leaves]
-    sections = list(dict.fromkeys((d, s) for d, s, _ in tree))
-    section = np.array([sections.index((d, s)) for d, s, _ in tree])
-    department = np.array([names.index(d) for d, _, _ in tree])
+    tree = kinds_of(names)
+    sections = list(dict.fromkeys((kind.department, kind.section) for kind in tree))
+    section_names = [name for _, name in sections]
+    section = np.array([sections.index((kind.department, kind.section)) for kind in tree])
+    department = np.array([names.index(kind.department) for kind in tree])
     leaf = rng.choice(len(tree), size=n_items, p=rng.dirichlet(np.full(len(tree), 4.0)))
 
     brands = invent_brands(int(np.clip(n_items // 25, 12, 400)), rng)
     brand_level = rng.normal(0.0, 0.35, len(brands))  # log price level
     brand_style = rng.integers(len(AXES["style"]), size=len(brands))
-    reach = -1.2 * np.log(
-        1.0 + rng.permuted(np.tile(np.arange(len(brands)), (len(names), 1)), axis=1)
-    )
+    place = rng.permuted(np.tile(np.arange(len(brands)), (len(names), 1)), axis=1)
+    reach = -1.2 * np.log(1.0 + place)
     # a brand sells in some departments only
     at_home = rng.random((len(names), len(brands))) < max(0.3, 12 / len(brands))
     at_home[:, 0] |= ~at_home.any(axis=1)
@@ -87,61 +109,69 @@ def invent(n_items: int, rng: np.random.Generator) -> Shelves:
 
     # axis -> (n_items,) row in its words, -1 where it has none
     drawn = draw_axes(tree, leaf, brand_style[brand], rng)
-    values = [f"brand={b}" for b in brands] + [
-        f"{axis}={v}" for axis, words in AXES.items() for v in words
-    ]
-    value_words = [(b.lower(),) for b in brands] + [
-        w for words in AXES.values() for w in words.values()
-    ]
-    first = {axis: values.index(f"{axis}={next(iter(words))}") for axis, words in AXES.items()}
-    codes = np.stack(
-        [brand, *[np.where(d >= 0, first[a] + d, len(values)) for a, d in drawn.items()]], axis=1
-    )
-    codes = np.sort(codes, axis=1)[:, : int((codes < len(values)).sum(axis=1).max())].astype(
-        np.int32
-    )
+    values, value_words, codes = value_codes(brands, brand, drawn)
 
-    leaf_price = np.array(
-        [np.log(DEPARTMENTS[d].sections[s].price) for d, s, _ in tree]
-    ) + rng.normal(0, 0.25, len(tree))
-    luxury = list(AXES["style"]).index("luxury")
-    log_price = (
-        leaf_price[leaf]
-        + brand_level[brand]
-        + 0.45 * (drawn["style"] == luxury)
-        + rng.normal(0, 0.3, n_items)
-    )
+    base = np.array([np.log(kind.shelf.price) for kind in tree])
+    leaf_price = base + rng.normal(0, 0.25, len(tree))
+    luxury = 0.45 * (drawn["style"] == list(AXES["style"]).index("luxury"))
+    noise = rng.normal(0, 0.3, n_items)
+    log_price = leaf_price[leaf] + brand_level[brand] + luxury + noise
     price = np.maximum(np.round(np.exp(log_price)) - 0.01, 0.99)
 
     express = rng.random(n_items) < EXPRESS
-    texts = [write_item(i, tree[leaf[i]], brands[brand[i]], drawn, rng) for i in range(n_items)]
-    filterable = to_filter_by([s for _, s in sections], section[leaf], express)
-    attributes = [[*listed, *more] for (_, _, listed), more in zip(texts, filterable, strict=True)]
+    attributes = to_filter_by(section_names, section[leaf], express)
+    titles, descriptions = [], []
+    for i in range(n_items):
+        title, description, listed = write_item(i, tree[leaf[i]], brands[brand[i]], drawn, rng)
+        titles.append(title)
+        descriptions.append(description)
+        attributes[i] = [*listed, *attributes[i]]
     named = rng.random(n_items) < 0.92  # the seller filled in the brand field
-    items = pl.DataFrame({
-        "item_id": [f"i{n:06d}" for n in range(n_items)],
-        "title": [title for title, _, _ in texts],
-        "brand": [brands[b] if n else None for b, n in zip(brand, named, strict=True)],
-        "category": [list(tree[n]) for n in leaf],
-        "price": price,
-        "attributes": attributes,
-        "description": [description for _, description, _ in texts],
-    })  # fmt: skip
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{n:06d}" for n in range(n_items)],
+            "title": titles,
+            "brand": [brands[b] if n else None for b, n in zip(brand, named, strict=True)],
+            "category": [list(tree[n]) for n in leaf],
+            "price": price,
+            "attributes": attributes,
+            "description": descriptions,
+        }
+    )
     return Shelves(
         items=items,
         leaf=leaf,
         section=section,
         department=department,
-        section_names=[s for _, s in sections],
-        used_up=np.array([DEPARTMENTS[d].used_up for d, _, _ in tree]),
+        section_names=section_names,
+        used_up=np.array([DEPARTMENTS[kind.department].used_up for kind in tree]),
         codes=codes,
         values=values,
         price=price,
         express=express,
-        leaf_words=[DEPARTMENTS[d].sections[s].leaves[n] for d, s, n in tree],
+        leaf_words=[kind.shelf.leaves[kind.leaf] for kind in tree],
         value_words=value_words,
         notes={},
     )
+
+
+def value_codes(
+    brands: list[str], brand: np.ndarray, drawn: dict[str, np.ndarray]
+) -> tuple[list[str], list[tuple[str, ...]], np.ndarray]:
+    """What items can be liked for, the words for each, and the rows of each item, ascending."""
+    values = [f"brand={name}" for name in brands]
+    words = [(name.lower(),) for name in brands]
+    first = {}
+    for axis, synonyms in AXES.items():
+        first[axis] = len(values)
+        values += [f"{axis}={value}" for value in synonyms]
+        words += synonyms.values()
+    columns = [brand]
+    for axis, row in drawn.items():
+        columns.append(np.where(row >= 0, first[axis] + row, len(values)))
+    codes = np.sort(np.stack(columns, axis=1), axis=1)
+    most = int((codes < len(values)).sum(axis=1).max())
+    return values, words, codes[:, :most].astype(np.int32)
 
 
 def to_filter_by(names: list[str], section: np.ndarray, express: np.ndarray) -> list[list[str]]:
@@ -157,7 +187,7 @@ def invent_brands(n: int, rng: np.random.Generator) -> list[str]:
 
 
 def draw_axes(
-    tree: list[tuple[str, str, str]], leaf: np.ndarray, style: np.ndarray, rng: np.random.Generator
+    tree: list[Kind], leaf: np.ndarray, style: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Attributes of every item: mostly its brand's style, colours that go with it, what makes sense
     in its section.
@@ -169,11 +199,10 @@ def draw_axes(
     drawn: dict[str, np.ndarray] = {}
     for axis, words in AXES.items():
         logits = np.full((len(tree), len(words)), -np.inf)
-        for row, (d, s, _) in enumerate(tree):
-            shelf = DEPARTMENTS[d].sections[s]
-            if axis == shelf.axis:
-                logits[row, [list(words).index(v) for v in shelf.values]] = 0.0
-            elif axis in DEPARTMENTS[d].axes:
+        for row, kind in enumerate(tree):
+            if axis == kind.shelf.axis:
+                logits[row, [list(words).index(v) for v in kind.shelf.values]] = 0.0
+            elif axis in DEPARTMENTS[kind.department].axes:
                 logits[row] = 0.0
         has = np.isfinite(logits[leaf]).any(axis=1)
         logits = np.where(has[:, None], logits[leaf], 0.0)
@@ -196,7 +225,7 @@ SILENT = {"colour": 0.35, "style": 0.5, "pattern": 0.4, "size": 0.6}
 
 def write_item(
     item: int,
-    path: tuple[str, str, str],
+    kind: Kind,
     brand: str,
     drawn: dict[str, np.ndarray],
     rng: np.random.Generator,
@@ -204,30 +233,28 @@ def write_item(
     """Title, description (or None) and listed attributes of one item, as a seller in a hurry writes
     them.
     """
-    value = {
-        axis: list(words)[drawn[axis][item]]
-        for axis, words in AXES.items()
-        if drawn[axis][item] >= 0
-    }
     dice = iter(rng.random(4 * len(AXES) + 6).tolist())
 
     def say(words: tuple[str, ...]) -> str:
         return words[int(next(dice) * len(words))]
 
     said, told, listed = {}, {}, []
-    for axis, v in value.items():
-        in_title = next(dice) >= SILENT.get(axis, 0.25) and v not in UNSAID
-        word, told[axis] = say(AXES[axis][v]), say(AXES[axis][v])
+    for axis, words in AXES.items():
+        if drawn[axis][item] < 0:
+            continue
+        value = list(words)[drawn[axis][item]]
+        in_title = next(dice) >= SILENT.get(axis, 0.25) and value not in UNSAID
+        word, told[axis] = say(words[value]), say(words[value])
         said[axis] = word if in_title else ""
         if next(dice) < LISTED:
-            listed.append(f"{axis}={v}")
-    nouns = DEPARTMENTS[path[0]].sections[path[1]].leaves[path[2]]
+            listed.append(f"{axis}={value}")
+    nouns = kind.shelf.leaves[kind.leaf]
     noun, other = say(nouns), say(nouns)
     maker = brand if next(dice) < 0.8 else ""
-    colour, style, pattern, diet, size = (
-        said.get(axis, "") for axis in ("colour", "style", "pattern", "diet", "size")
-    )
-    made = next(said[axis] for axis in ("material", "flavour", "scent") if axis in said)
+    shown = [said.get(axis, "") for axis in ("colour", "style", "pattern", "diet", "size")]
+    colour, style, pattern, diet, size = shown
+    main = next(axis for axis in ("material", "flavour", "scent") if axis in said)
+    made = said[main]
     orders = (
         [maker, style, colour, pattern, diet, made, noun, size],
         [noun, made, diet, pattern, colour, style, "-" if maker else "", maker],
@@ -237,9 +264,8 @@ def write_item(
     title = " ".join(part for part in orders[int(next(dice) * len(orders))] if part)
     description = None
     if next(dice) < 0.75:
-        kind = next(told[axis] for axis in ("material", "flavour", "scent") if axis in told)
-        opening = told.get("style") or told["diet"]
-        description = f"{opening.capitalize()} {other}, {kind}, {told['colour']}. {say(PROMISES)}"
+        opening = (told.get("style") or told["diet"]).capitalize()
+        description = f"{opening} {other}, {told[main]}, {told['colour']}. {say(PROMISES)}"
     return title[0].upper() + title[1:], description, listed
 
 
@@ -260,24 +286,18 @@ def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelv
         raise KarmafunnelError(
             f"World: a catalogue needs at least 50 items with a title, {name} has {frame.height}"
         )
-    drawn = min(n_items, frame.height)
+    drawn, titled = min(n_items, frame.height), frame.height
     notes = {
-        "catalogue": f"{drawn} items drawn from the {frame.height} with a title "
-        f"of the catalogue {name}"
+        "catalogue": f"{drawn} items drawn from the {titled} with a title of the catalogue {name}"
     }
     if n_items < frame.height:
         frame = frame[np.sort(rng.choice(frame.height, n_items, replace=False))]
     n = frame.height
 
-    paths = [tuple(p for p in (path or []) if p) for path in frame["category"].to_list()]
-    count: dict[tuple[str, ...], int] = {}
-    for path in paths:
-        for depth in range(len(path) + 1):
-            count[path[:depth]] = count.get(path[:depth], 0) + 1
-    kept = [next((p[:d] for d in range(len(p), 0, -1) if count[p[:d]] >= 8), ()) for p in paths]
+    kept = shared_paths([tuple(filter(None, path or ())) for path in frame["category"].to_list()])
     leaves = sorted(set(kept))
     number = {path: i for i, path in enumerate(leaves)}
-    leaf = np.array([number[p] for p in kept])
+    leaf = np.array([number[path] for path in kept])
     sections, departments = sorted({p[:2] for p in leaves}), sorted({p[:1] for p in leaves})
     section_names = [" / ".join(s) or "other" for s in sections]
     section = np.array([sections.index(p[:2]) for p in leaves])
@@ -290,10 +310,9 @@ def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelv
     notes["attributes"] = (
         "category=... (second level) and delivery=express (drawn at random) were added to filter by"
     )
-    attributes = [
-        [*(own or []), *more]
-        for own, more in zip(frame["attributes"].to_list(), filterable, strict=True)
-    ]
+    attributes = []
+    for own, more in zip(frame["attributes"].to_list(), filterable, strict=True):
+        attributes.append([*(own or []), *more])
     items = frame.with_columns(
         pl.Series("attributes", attributes, dtype=pl.List(pl.String)), pl.Series("price", price)
     )
@@ -308,12 +327,29 @@ def stock(catalogue: Catalogue, n_items: int, rng: np.random.Generator) -> Shelv
         values=values,
         price=price,
         express=express,
-        leaf_words=[
-            tuple(filter(None, [" ".join(plain_words(p[-1]))] if p else [])) for p in leaves
-        ],
+        leaf_words=[one_phrase(path[-1]) if path else () for path in leaves],
         value_words=[(" ".join(plain_words(v.split("=", 1)[1])),) for v in values],
         notes=notes,
     )
+
+
+def shared_paths(paths: list[tuple[str, ...]], least: int = 8) -> list[tuple[str, ...]]:
+    """The longest beginning of each path that at least so many paths share; () for none."""
+    count: Counter[tuple[str, ...]] = Counter()
+    for path in paths:
+        count.update(path[:depth] for depth in range(1, len(path) + 1))
+    kept = []
+    for path in paths:
+        while path and count[path] < least:
+            path = path[:-1]
+        kept.append(path)
+    return kept
+
+
+def one_phrase(text: str) -> tuple[str, ...]:
+    """A label as one phrase; () where nothing of it is left."""
+    words = plain_words(text)
+    return (" ".join(words),) if words else ()
 
 
 def plain_words(text: str, most: int = 4) -> list[str]:
@@ -353,29 +389,19 @@ def liked_values(frame: pl.DataFrame, most: int = 8) -> tuple[list[str], np.ndar
 
     Of too many, an item keeps its brand and its commonest ones.
     """
-    held = [
-        list(
-            dict.fromkeys(
-                [*([f"brand={brand}"] if brand else []), *(a for a in attributes or [] if "=" in a)]
-            )
-        )
-        for brand, attributes in zip(
-            frame["brand"].to_list(), frame["attributes"].to_list(), strict=True
-        )
-    ]
-    count: dict[str, int] = {}
-    for row in held:
-        for value in row:
-            count[value] = count.get(value, 0) + 1
+    held = []
+    for brand, attributes in frame.select("brand", "attributes").iter_rows():
+        own = [f"brand={brand}"] if brand else []
+        own += [value for value in attributes or [] if "=" in value]
+        held.append(list(dict.fromkeys(own)))
+    count = Counter(value for own in held for value in own)
     values = sorted(v for v, c in count.items() if 3 <= c <= max(3, len(held) // 3))
     number = {v: i for i, v in enumerate(values)}
     codes = np.full((len(held), most), len(values), dtype=np.int32)
-    for i, row in enumerate(held):
-        mine = sorted(
-            (v for v in row if v in number),
-            key=lambda v: (not v.startswith("brand="), -count[v], v),
-        )[:most]
-        codes[i, : len(mine)] = [number[v] for v in mine]
+    for i, own in enumerate(held):
+        mine = [(not v.startswith("brand="), -count[v], v) for v in own if v in number]
+        rows = [number[v] for _, _, v in sorted(mine)[:most]]
+        codes[i, : len(rows)] = rows
     return values, codes
 
 
