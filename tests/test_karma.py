@@ -421,7 +421,8 @@ def test_catalogue_softmax_and_its_gradient(hard_weight: float) -> None:
     weight = torch.tensor([0.5, 0.5, 1, 0.2, 0.3, 0.5], dtype=torch.float64)
     hard = torch.tensor([[2, -1], [0, 5], [-1, -1]])
     given = [x.requires_grad_() for x in (unit(3, 4), unit(9, 4, seed=1), torch.tensor(7.0, dtype=torch.float64))]
-    fast = losses.action_catalogue(given[0], given[1], row, target, weight, given[2], hard, hard_weight)
+    pairs = losses.Pairs(row, target, weight)
+    fast = losses.action_catalogue(given[0], given[1], pairs, given[2], hard, hard_weight)
     slow = slow_catalogue(given[0], given[1], row, target, weight, given[2], hard, hard_weight)
     assert fast.item() == pytest.approx(slow.item(), rel=1e-6)
     for a, b in zip(torch.autograd.grad(fast, given), torch.autograd.grad(slow, given), strict=True):
@@ -432,7 +433,7 @@ def test_catalogue_softmax_over_many_chunks() -> None:
     row = torch.arange(200)
     z, e, weight = unit(200, 4), unit(30, 4, seed=1), torch.ones(200, dtype=torch.float64)
     target = torch.arange(200) % 30
-    found = losses.action_catalogue(z, e, row, target, weight, torch.tensor(5.0))
+    found = losses.action_catalogue(z, e, losses.Pairs(row, target, weight), torch.tensor(5.0))
     assert found.item() == pytest.approx(float(F.cross_entropy(5 * z @ e.T, target, reduction="sum")), rel=1e-6)
 
 
@@ -446,7 +447,8 @@ def test_in_batch_loss_by_hand() -> None:
     apart = torch.eye(6, dtype=torch.float64)
     known, hard_known = apart[torch.tensor([0, 1, 2, 1])], apart[torch.tensor([[3, 4], [5, 2], [3, 3]])]
     # what row 1 was shown second is told from its target by nothing, so it is taken for it
-    found = losses.action_in_batch(z, e, row, target, weight, torch.tensor(3.0), log_p, known, hard, there, hard_known)
+    pairs, scale, vain = losses.Pairs(row, target, weight), torch.tensor(3.0), losses.ShownInVain(hard, there, hard_known)
+    found = losses.action_in_batch(z, e, pairs, scale, log_p, known, vain)
 
     def s(r, x):
         return 3 * float(z[r] @ x)
@@ -460,7 +462,7 @@ def test_in_batch_loss_by_hand() -> None:
     }
     slow = sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values())
     assert found.item() == pytest.approx(slow, rel=1e-9)
-    heavy = losses.action_in_batch(z, e, row, target, weight, torch.tensor(3.0), log_p, known, hard, there, hard_known, 5.0)
+    heavy = losses.action_in_batch(z, e, pairs, scale, log_p, known, replace(vain, weight=5.0))
     for pair in (0, 1, 2):  # row 2 was shown nothing in vain
         terms[pair][-1] += math.log(5.0)
     assert heavy.item() == pytest.approx(sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values()), rel=1e-9)
@@ -474,7 +476,8 @@ def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
     share = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03], dtype=torch.float64)
     z, e = unit(1, 4), unit(5, 4, seed=1)
     own, one = 4, torch.ones(1, dtype=torch.float64)
-    exact = losses.action_catalogue(z, e, torch.tensor([0]), torch.tensor([own]), one, torch.tensor(2.0)).exp().item()
+    alone = losses.Pairs(torch.tensor([0]), torch.tensor([own]), one)
+    exact = losses.action_catalogue(z, e, alone, torch.tensor(2.0)).exp().item()
     found = []
     for _ in range(4000):
         # other rows' targets: six independent draws
@@ -482,9 +485,8 @@ def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
         log_p = losses.log_chance(share, 6)[items]
         # the others' rows are another's, so that no target of theirs is a truth of the first
         row, weight = torch.arange(7), torch.tensor([1.0] + [0.0] * 6, dtype=torch.float64)
-        loss = losses.action_in_batch(
-            z.expand(7, -1), e[items], row, items, weight, torch.tensor(2.0), log_p, torch.eye(5)[items]
-        )
+        pairs = losses.Pairs(row, items, weight)
+        loss = losses.action_in_batch(z.expand(7, -1), e[items], pairs, torch.tensor(2.0), log_p, torch.eye(5)[items])
         found.append(loss.exp().item())
     assert np.mean(found) == pytest.approx(exact, abs=4 * np.std(found) / math.sqrt(len(found)))
     assert np.std(found) / math.sqrt(len(found)) < 0.02 * exact
@@ -498,9 +500,8 @@ def test_items_that_have_drawn_together_are_still_parted() -> None:
     z = unit(6, 4, seed=2)
     row = torch.arange(6)
     flat = torch.full((6,), math.log(0.5), dtype=torch.float64)
-    loss = losses.action_in_batch(
-        z, F.normalize(e, dim=1), row, row, torch.ones(6, dtype=torch.float64), torch.tensor(10.0), flat, torch.eye(6)
-    )
+    pairs = losses.Pairs(row, row, torch.ones(6, dtype=torch.float64))
+    loss = losses.action_in_batch(z, F.normalize(e, dim=1), pairs, torch.tensor(10.0), flat, torch.eye(6))
     (slope,) = torch.autograd.grad(loss, e)
     assert slope.abs().sum() > 1
 

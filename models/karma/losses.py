@@ -9,6 +9,7 @@ diffusion as the worse generator. [I]: everything else here.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,29 @@ CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 # -- action ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """What rows must tell from the rest: row (P,) ascending, target (P,) distinct within a row,
+    weight (P,).
+    """
+
+    row: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ShownInVain:
+    """Hard negatives of rows: vectors (R, h, d), there (R, h) bool, known (R, h, f) as of targets;
+    each weighs `weight` times as much as another negative.
+    """
+
+    vectors: Tensor
+    there: Tensor
+    known: Tensor
+    weight: float = 1.0
+
+
 class CatalogueSoftmax(torch.autograd.Function):
     """Sum over pairs of weight * -log softmax(scale * z e^T)[row, target], its gradient made in the
     same pass.
@@ -34,25 +58,28 @@ class CatalogueSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: Tensor,
-        hard_row: Tensor, hard_item: Tensor, hard_weight: float,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        z: Tensor,
+        e: Tensor,
+        pairs: Pairs,
+        scale: Tensor,
+        hard_row: Tensor,
+        hard_item: Tensor,
+        hard_weight: float,
+    ) -> Tensor:
+        row, target, weight = pairs.row, pairs.target, pairs.weight
         s = float(scale.detach())
         grad_z, grad_e, grad_s = torch.empty_like(z), torch.zeros_like(e), 0.0
         total = torch.zeros((), dtype=torch.float64, device=z.device)
         edges = torch.arange(0, len(z) + CHUNK, CHUNK, device=row.device)
-        bounds, hard_bounds = (
-            torch.searchsorted(row, edges).tolist(),
-            torch.searchsorted(hard_row, edges).tolist(),
-        )
+        bounds = torch.searchsorted(row, edges).tolist()
+        hard_bounds = torch.searchsorted(hard_row, edges).tolist()
         for i, start in enumerate(range(0, len(z), CHUNK)):
-            part, pairs, hards = (
-                slice(start, start + CHUNK),
-                slice(bounds[i], bounds[i + 1]),
-                slice(hard_bounds[i], hard_bounds[i + 1]),
-            )
+            part = slice(start, start + CHUNK)
+            here_pairs = slice(bounds[i], bounds[i + 1])
+            hards = slice(hard_bounds[i], hard_bounds[i + 1])
             cosine = torch.mm(z[part], e.T)
-            here, goal, w = row[pairs] - start, target[pairs], weight[pairs]
+            here, goal, w = row[here_pairs] - start, target[here_pairs], weight[here_pairs]
             p = cosine * s
             # so many times as heavy: a weight on exp is a constant on the logit
             if hard_weight != 1.0:
@@ -87,59 +114,54 @@ class CatalogueSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_z, grad_e, grad_s = ctx.saved_tensors
-        return grad * grad_z, grad * grad_e, None, None, None, grad * grad_s, None, None, None
+        return grad * grad_z, grad * grad_e, None, grad * grad_s, None, None, None
 
 
 def action_catalogue(
-    z: Tensor, e: Tensor, row: Tensor, target: Tensor, weight: Tensor, scale: Tensor,
-    hard: Tensor | None = None, hard_weight: float = 1.0,
-) -> Tensor:  # fmt: skip
+    z: Tensor,
+    e: Tensor,
+    pairs: Pairs,
+    scale: Tensor,
+    hard: Tensor | None = None,
+    hard_weight: float = 1.0,
+) -> Tensor:
     """Sum over pairs of weight * -log softmax over the whole catalogue [I].
 
-    z (R, d), e (m, d) unit rows; pairs: row (P,) ascending, target (P,) distinct within a row,
-    weight (P,); scale (): 1 / temperature. hard (R, h): items shown to the row in vain, -1 for
-    none; they weigh `hard_weight` times as much as another negative.
+    z (R, d), e (m, d) unit rows; scale (): 1 / temperature. hard (R, h): items shown to the row in
+    vain, -1 for none; they weigh `hard_weight` times as much as another negative.
     """
     hard_row = hard_item = torch.zeros(0, dtype=torch.int64, device=z.device)
     if hard is not None and hard_weight != 1.0:
-        keys = torch.unique(
-            torch.arange(len(hard), device=z.device)[:, None].expand_as(hard)[hard >= 0] * len(e)
-            + hard[hard >= 0]
-        )
+        there = hard >= 0
+        row = torch.arange(len(hard), device=z.device)[:, None].expand_as(hard)
+        keys = torch.unique(row[there] * len(e) + hard[there])
         hard_row, hard_item = keys // len(e), keys % len(e)
-    loss: Tensor = CatalogueSoftmax.apply(
-        z, e, row, target, weight, scale, hard_row, hard_item, hard_weight
-    )
+    loss: Tensor = CatalogueSoftmax.apply(z, e, pairs, scale, hard_row, hard_item, hard_weight)
     return loss
 
 
 def action_in_batch(
     z: Tensor,
     e: Tensor,
-    row: Tensor,
-    target: Tensor,
-    weight: Tensor,
+    pairs: Pairs,
     scale: Tensor,
     log_p: Tensor,
     known: Tensor,
-    hard: Tensor | None = None,
-    there: Tensor | None = None,
-    hard_known: Tensor | None = None,
-    hard_weight: float = 1.0,
+    hard: ShownInVain | None = None,
     threshold: float = 0.99,
 ) -> Tensor:
     """The same sum, its negatives the other pairs' targets in the batch and what the row was shown
     in vain [K: hard ones; I].
 
-    z (R, d); e (P, d): vector of each pair's target; row, target, weight (P,); log_p (P,): log
-    chance that the batch holds this target at all (`log_chance`). A target of the batch enters
-    once, as a negative with logit - log_p (after Yi et al. 2019): the sum over the batch is then on
-    average the sum over the catalogue, and the pair's own target needs no correction. False
+    z (R, d); e (P, d): vector of each pair's target; log_p (P,): log chance that the batch holds
+    this target at all (`log_chance`). A target of the batch enters once, as a negative with logit -
+    log_p (after Yi et al. 2019): the sum over the batch is then on average the sum over the
+    catalogue, and the pair's own target needs no correction; `hard` is not corrected either. False
     negatives are masked: truths of the same row, and what has a cosine over `threshold` with the
     target in `known` (P, f), frozen unit features: by the vectors that are being trained, a space
-    that draws together would mask all that could part it. hard (R, h, d) uncorrected, `hard_weight`
-    times as heavy, there (R, h), hard_known (R, h, f).
+    that draws together would mask all that could part it.
     """
+    row, target = pairs.row, pairs.target
     positive = scale * (z[row] * e).sum(dim=1)
     # an item stands in the denominator once
     first = torch.ones(len(target), dtype=torch.bool, device=z.device)
@@ -153,11 +175,11 @@ def action_in_batch(
     by_item = torch.argsort(torch.argsort(items))  # place of each column among the sorted items
     false = truth[:, by_item][row] | (known @ known[columns].T > threshold)
     parts = [positive[:, None], negative.masked_fill(false, -torch.inf)]
-    if hard is not None and there is not None and hard_known is not None:
-        vain = scale * torch.einsum("rd,rhd->rh", z, hard) + math.log(hard_weight)
-        alike = torch.einsum("pf,phf->ph", known, hard_known[row]) > threshold
-        parts.append(vain.masked_fill(~there, -torch.inf)[row].masked_fill(alike, -torch.inf))
-    return (weight * (torch.logsumexp(torch.cat(parts, dim=1), dim=1) - positive)).sum()
+    if hard is not None:
+        vain = scale * torch.einsum("rd,rhd->rh", z, hard.vectors) + math.log(hard.weight)
+        alike = torch.einsum("pf,phf->ph", known, hard.known[row]) > threshold
+        parts.append(vain.masked_fill(~hard.there, -torch.inf)[row].masked_fill(alike, -torch.inf))
+    return (pairs.weight * (torch.logsumexp(torch.cat(parts, dim=1), dim=1) - positive)).sum()
 
 
 def log_chance(share: Tensor, draws: int) -> Tensor:

@@ -30,6 +30,8 @@ from .losses import (
     Autoregressive,
     BagOfWords,
     Masked,
+    Pairs,
+    ShownInVain,
     VectorDecoder,
     action_catalogue,
     action_in_batch,
@@ -37,7 +39,7 @@ from .losses import (
     log_chance,
 )
 from .network import Network
-from .sequences import Trees, lay_out, training_trees
+from .sequences import Batch, Trees, lay_out, training_trees
 
 SAVE_EVERY = 60.0  # seconds between two checkpoints within an epoch
 COUNTERS = ("step", "epoch", "place", "seconds", "curve", "running")  # of a `Trainer`
@@ -235,9 +237,8 @@ class Trainee(nn.Module):
         asked: np.ndarray | None = None,
     ):
         super().__init__()
-        # of every branch
-        self.asked = None if asked is None else torch.from_numpy(asked).to(network.lm.device)
         self.config, self.network, self.examples = config, network, examples
+        self.asked = None if asked is None else self.on(asked)  # of every branch
         lm, device = network.lm, network.lm.device
         self.reconstruct: nn.Module | None = None
         if config.rec:
@@ -250,54 +251,46 @@ class Trainee(nn.Module):
         self.see: VectorDecoder | None = None
         if config.see:
             assert features.visual is not None
-            self.see = VectorDecoder(network.dim, features.visual.shape[1], config.vector).to(
-                device
-            )
+            see = VectorDecoder(network.dim, features.visual.shape[1], config.vector)
+            self.see = see.to(device)
         items = examples.candidates
         self.words, self.n_words = features.words[items], features.n_words[items]
         # the control "shuffled": every item is told by another item's text, always the same one, so
         # that it is a second task without meaning
-        self.tells = (
-            np.random.default_rng([seed, 5]).permutation(len(items))
-            if config.shuffled
-            else np.arange(len(items))
-        )
-        self.text = torch.from_numpy(features.text[items]).to(device)
-        self.mean, self.turn = (torch.from_numpy(x).to(device) for x in features.norm)
-        self.visual = (
-            None if features.visual is None else torch.from_numpy(features.visual[items]).to(device)
-        )
-        self.seen = (
-            None if features.seen is None else torch.from_numpy(features.seen[items]).to(device)
-        )
+        self.tells = np.arange(len(items))
+        if config.shuffled:
+            self.tells = np.random.default_rng([seed, 5]).permutation(len(items))
+        self.text = self.on(features.text[items])
+        self.mean, self.turn = map(self.on, features.norm)
+        self.visual = None if features.visual is None else self.on(features.visual[items])
+        self.seen = None if features.seen is None else self.on(features.seen[items])
         if config.negatives == "batch":
             parts = [self.text] if self.visual is None else [self.text, self.visual]
             # what makes two items the same one
             self.known = nn.functional.normalize(torch.cat(parts, dim=1), dim=1)
-            self.share = torch.from_numpy(
-                np.bincount(examples.target, minlength=len(items)) / len(examples.target)
-            ).to(device)
+            count = np.bincount(examples.target, minlength=len(items))
+            self.share = self.on(count / len(examples.target))
+
+    def on(self, x: np.ndarray) -> Tensor:
+        """An array as a tensor where the network is."""
+        return torch.from_numpy(x).to(self.network.lm.device)
 
     def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         """Mean losses over the branches of some pieces: `act`, and `gen`, `rec`, `see` where their
         weight is not 0.
         """
         config, network, examples = self.config, self.network, self.examples
-        device = network.lm.device
         branches, row = examples.trees.branches(pieces)
         pairs, of = examples.pairs(branches)
-        target, weight = examples.target[pairs], torch.from_numpy(examples.weight[pairs]).to(device)
-        first = np.searchsorted(of, np.arange(len(branches)))
-        told = target[
-            first + (rng.random(len(branches)) * np.bincount(of)).astype(np.int64)
-        ]  # one target a branch, told in words
-        told_text = self.tells[told]
+        target = examples.target[pairs]
+        # one target a branch, told in words
+        told = self.tells[target[row_sample(of, rng)]]
         drawn = row_sample(row, rng)  # one branch a piece: words cost more than vectors
         texts: list[np.ndarray | None] | None = None
         if config.gen:
             texts = [None] * len(branches)
             for b in drawn:
-                texts[b] = self.words[told_text[b], : self.n_words[told_text[b]]]
+                texts[b] = self.words[told[b], : self.n_words[told[b]]]
         queries = [examples.queries[b] for b in branches]
         batch = lay_out(examples.trees, pieces, queries, network.lm.bos, texts)
 
@@ -309,85 +302,82 @@ class Trainee(nn.Module):
         # the last entry answers -1
         number = np.full(len(examples.candidates) + 1, -1, dtype=np.int64)
         number[used] = np.arange(len(used))
-        batch = replace(batch, item=torch.from_numpy(number[item])).to(device)
-        at = torch.from_numpy(used).to(device)
-        ids = None
-        if len(network.ids):
-            keep = torch.from_numpy(rng.random(len(used)) >= config.id_dropout).to(
-                device
-            )  # an item must be known by its text, too
-            ids = network.ids[at] * keep[:, None]
-        text = self.text[at] if config.items == "frozen" else self.own_text(used)
-        x = network.mix(text, None if self.visual is None else self.visual[at], ids)
+        batch = replace(batch, item=torch.from_numpy(number[item])).to(network.lm.device)
+        x = self.vectors(used, rng)
         hidden = network(batch, x)
-        z = network.z(
-            hidden,
-            batch,
-            x,
-            None if self.asked is None else self.asked[torch.from_numpy(branches).to(device)],
-        )
-        e = nn.functional.normalize(x, dim=-1)
-        goal, line, shown = (
-            torch.from_numpy(x).to(device) for x in (number[target], of, number[hard])
-        )
-        if config.negatives == "catalogue":
-            loss = action_catalogue(
-                z,
-                e,
-                line,
-                goal,
-                weight,
-                network.scale(),
-                shown if config.hard else None,
-                config.hard_weight,
-            )
-        else:
-            known = self.known[at]
-            vain, vain_known = (x[shown.clamp(min=0)] if config.hard else None for x in (e, known))
-            log_p = log_chance(self.share[at][goal], len(target)).to(z.dtype)
-            loss = action_in_batch(
-                z,
-                e[goal],
-                line,
-                goal,
-                weight,
-                network.scale(),
-                log_p,
-                known[goal],
-                vain,
-                shown >= 0,
-                vain_known,
-                config.hard_weight,
-            )
-        out = {"act": loss / weight.sum()}
+        asked = None if self.asked is None else self.asked[self.on(branches)]
+        z = network.z(hidden, batch, x, asked)
+        goal = Pairs(self.on(of), self.on(number[target]), self.on(examples.weight[pairs]))
+        out = {"act": self.action_loss(z, x, goal, self.on(used), self.on(number[hard]))}
         if config.gen:
-            assert batch.text is not None
-            cells = batch.text[torch.from_numpy(drawn).to(device)]  # (S, T) with BOS first
-            there_text = cells >= 0
-            logits = network.lm.head(hidden.flatten(0, 1)[cells.clamp(min=0)][:, :-1])
-            words = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
-            out["gen"] = lm_loss(logits, words, there_text[:, 1:])
+            out["gen"] = self.generation_loss(hidden, batch, drawn)
         if self.reconstruct is not None:
             # a bag of words is one product and takes every branch; the other decoders read a text,
             # one a piece
             rows = np.arange(len(branches)) if config.decoder == "bow" else drawn
-            rows = rows[self.n_words[told_text[rows]] > 0]
+            rows = rows[self.n_words[told[rows]] > 0]
             if len(rows):
-                ids_of = torch.from_numpy(self.words[told_text[rows]]).to(device)
-                there_text = (
-                    torch.arange(ids_of.shape[1], device=device)
-                    < torch.from_numpy(self.n_words[told_text[rows]]).to(device)[:, None]
-                )
-                generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-                out["rec"] = self.reconstruct(
-                    network.lm, z[torch.from_numpy(rows).to(device)], ids_of, there_text, generator
-                ).mean()
-        if self.see is not None and self.visual is not None and self.seen is not None:
-            goal_rows = torch.from_numpy(told_text).to(device)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            each = self.see(z, self.visual[goal_rows], self.seen[goal_rows], generator)
-            out["see"] = each.sum() / self.seen[goal_rows].sum().clamp(min=1)
+                out["rec"] = self.reconstruction_loss(z[self.on(rows)], told[rows], rng)
+        if self.see is not None:
+            out["see"] = self.visual_loss(z, told, rng)
         return out
+
+    def vectors(self, used: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Item vectors of some candidates, a share of their ids left out: (m, dim)."""
+        at, ids = self.on(used), None
+        if len(self.network.ids):
+            # an item must be known by its text, too
+            keep = self.on(rng.random(len(used)) >= self.config.id_dropout)
+            ids = self.network.ids[at] * keep[:, None]
+        frozen = self.config.items == "frozen"
+        text = self.text[at] if frozen else self.read_text(self.words[used], self.n_words[used])
+        return self.network.mix(text, None if self.visual is None else self.visual[at], ids)
+
+    def action_loss(
+        self, z: Tensor, x: Tensor, pairs: Pairs, used: Tensor, shown: Tensor
+    ) -> Tensor:
+        """Mean of the action loss; used (m,): candidates that x holds; targets and `shown` (R, h)
+        are rows of x, -1 for none.
+        """
+        config, scale = self.config, self.network.scale()
+        e = nn.functional.normalize(x, dim=-1)
+        if config.negatives == "catalogue":
+            in_vain = shown if config.hard else None
+            loss = action_catalogue(z, e, pairs, scale, in_vain, config.hard_weight)
+            return loss / pairs.weight.sum()
+        known, hard = self.known[used], None
+        if config.hard:
+            rows = shown.clamp(min=0)
+            hard = ShownInVain(e[rows], shown >= 0, known[rows], config.hard_weight)
+        target = pairs.target
+        log_p = log_chance(self.share[used][target], len(target)).to(z.dtype)
+        loss = action_in_batch(z, e[target], pairs, scale, log_p, known[target], hard)
+        return loss / pairs.weight.sum()
+
+    def generation_loss(self, hidden: Tensor, batch: Batch, drawn: np.ndarray) -> Tensor:
+        """Nats a token of the targets' texts after the history, of the branches `drawn`."""
+        assert batch.text is not None
+        cells = batch.text[self.on(drawn)]  # (S, T) with BOS first
+        logits = self.network.lm.head(hidden.flatten(0, 1)[cells.clamp(min=0)][:, :-1])
+        words = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
+        return lm_loss(logits, words, (cells >= 0)[:, 1:])
+
+    def reconstruction_loss(self, z: Tensor, told: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Mean loss of the texts `told` (R,) from the interests alone."""
+        assert self.reconstruct is not None
+        words = self.on(self.words[told])
+        place = torch.arange(words.shape[1], device=words.device)
+        there = place < self.on(self.n_words[told])[:, None]
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return self.reconstruct(self.network.lm, z, words, there, generator).mean()
+
+    def visual_loss(self, z: Tensor, told: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Mean loss of the visual features of the items `told` (R,), of those that have some."""
+        assert self.see is not None and self.visual is not None and self.seen is not None
+        goal = self.on(told)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        each = self.see(z, self.visual[goal], self.seen[goal], generator)
+        return each.sum() / self.seen[goal].sum().clamp(min=1)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         config = self.config
@@ -396,17 +386,11 @@ class Trainee(nn.Module):
 
     def decoders(self) -> dict[str, Tensor]:
         """Weights that serving does without, by name."""
-        parts = {"see": self.see, "rec": self.reconstruct}
-        return {
-            f"{name}.{k}": v.detach().clone()
-            for name, part in parts.items()
-            if part is not None
-            for k, v in part.state_dict().items()
-        }
-
-    def own_text(self, used: np.ndarray) -> Tensor:
-        """Text vectors of candidates from the LM that is being trained: (len(used), d_t)."""
-        return self.read_text(self.words[used], self.n_words[used])
+        out: dict[str, Tensor] = {}
+        for name, part in (("see", self.see), ("rec", self.reconstruct)):
+            if part is not None:
+                out |= {f"{name}.{k}": x.detach().clone() for k, x in part.state_dict().items()}
+        return out
 
     def read_text(self, words: np.ndarray, n_words: np.ndarray) -> Tensor:
         """Text vectors from the LM as it now is, put to scale as the frozen ones are: words (m, T)

@@ -160,7 +160,7 @@ def value_codes(
 ) -> tuple[list[str], list[tuple[str, ...]], np.ndarray]:
     """What items can be liked for, the words for each, and the rows of each item, ascending."""
     values = [f"brand={name}" for name in brands]
-    words = [(name.lower(),) for name in brands]
+    words: list[tuple[str, ...]] = [(name.lower(),) for name in brands]
     first = {}
     for axis, synonyms in AXES.items():
         first[axis] = len(values)
