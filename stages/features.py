@@ -7,11 +7,10 @@ force-scored.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -21,138 +20,14 @@ from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
-from .base import Scene, Typed
-from .frame import CHANNEL, FORCED, ITEM, RANK, REQUEST, SCORE, ascending, group_rows
+from .frame import CHANNEL, FORCED, RANK, SCORE
 from .recall import Titles
+from .rows import Feature, Rows
+from .scene import Scene
 
 DAY = 86_400_000  # ms
 BLOCK = 4096  # rows at a time where vectors are gathered: few enough to stay in the cache
 SESSION = 50  # events of a session that its centroid is made of
-
-
-class Rows:
-    """A frame as arrays, with what its features share: the chunk's requests and each row's place
-    among them.
-    """
-
-    def __init__(self, scene: Scene, frame: pl.DataFrame):
-        self.scene, self.frame = scene, frame
-        at_work = scene.memory.at_work
-        self._scored = at_work if at_work is not None and at_work.frame is frame else None
-        self.request, self.item = frame[REQUEST].to_numpy(), frame[ITEM].to_numpy()
-        self.requests, self.group = group_rows(self.request)
-        forced = frame[FORCED].to_numpy() if FORCED in frame.columns else np.zeros(frame.height, dtype=bool)
-        self.candidate = ~forced
-        n = int(self.candidate.sum())
-        # Candidates stand before forced rows as a rule: then a slice tells them, which copies
-        # nothing.
-        self._candidates = slice(0, n) if self.candidate[:n].all() else self.candidate
-        # candidates of each request
-        self.sizes = np.bincount(self.group[self._candidates], minlength=len(self.requests))
-        self._shifted = self.group.astype(np.uint64) << np.uint64(32)
-
-    def columns(self, feature: Feature) -> np.ndarray:
-        """`feature.compute`, once for all funnels that begin alike: float32 (n_rows, n_columns)."""
-        if self._scored is None or not self.scene.memory.begun_alike:
-            return feature.compute(self._read_by(feature))
-        what = ("columns", *self._content(feature))
-        return self._scored.once(self.scene.memory, what, lambda: feature.compute(self._read_by(feature)))
-
-    def pairs(self, feature: Feature) -> np.ndarray:
-        """`feature.pairs`, from the stage before where that has asked for it: float32 (n_rows, n).
-        """
-        if self._scored is None:
-            return feature.pairs(self._read_by(feature))
-        what, memory = ("pairs", *self._content(feature)), self.scene.memory
-        found = self._scored.earlier(memory, what)
-        return self._scored.once(memory, what, lambda: feature.pairs(self._read_by(feature))) if found is None else found
-
-    def _read_by(self, feature: Feature) -> Rows:
-        """The same rows with the vectors that a feature says it reads, and no others."""
-        mine = copy.copy(self)
-        mine.scene = self.scene.reading(repr(feature), feature.embedders())
-        return mine
-
-    def _content(self, feature: Feature) -> tuple[Any, ...]:
-        """What a feature's values depend on beside the rows: the vectors that it says it reads, and
-        its settings.
-        """
-        read = tuple((name, self.scene.embeddings.get(name)) for name in feature.embedders())
-        return read, type(feature), repr(feature)
-
-    def _known(self, value: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
-        """The candidates whose value is a number, usually all of them, and how many each request
-        has.
-        """
-        known = np.isfinite(value)
-        if known.all():
-            return self._candidates, self.sizes
-        known &= self.candidate
-        return known, np.bincount(self.group[known], minlength=len(self.requests))
-
-    def z_score(self, value: np.ndarray) -> np.ndarray:
-        """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN.
-        """
-        known, n = self._known(value)
-        group, n = self.group[known], np.maximum(n, 1)
-        mean = np.bincount(group, value[known], minlength=len(self.requests)) / n
-        off = value - mean[self.group]
-        square = np.bincount(group, off[known] ** 2, minlength=len(self.requests)) / n
-        return off / np.sqrt(np.maximum(square, 1e-12))[self.group]
-
-    def share_below(self, value: np.ndarray) -> np.ndarray:
-        """Share of the request's candidates with a smaller value; NaN stays NaN."""
-        # One sort of (request, value) keys; in it, count the candidates before each run of equal
-        # keys.
-        known, n = self._known(value)
-        key = self._shifted | ascending(value)
-        place = len(key).bit_length()
-        # with the row's number in its last bits, a plain sort does: far faster
-        if len(self.requests).bit_length() + place <= 32:
-            key = np.sort((key << np.uint64(place)) | np.arange(len(key), dtype=np.uint64))
-            sequence, ordered = (key & np.uint64((1 << place) - 1)).astype(np.int64), key >> np.uint64(place)
-        else:
-            sequence = np.argsort(key)
-            ordered = key[sequence]
-        before = np.arange(len(key))
-        if not isinstance(known, slice) or known.stop < len(key):
-            counted = sequence < known.stop if isinstance(known, slice) else known[sequence]
-            before = np.cumsum(counted) - counted
-        before[1:] *= ordered[1:] != ordered[:-1]
-        below = np.empty(len(value))
-        below[sequence] = np.maximum.accumulate(before)
-        below -= (np.cumsum(n) - n)[self.group]
-        below /= np.maximum(n, 1)[self.group]
-        below[~np.isfinite(value)] = np.nan
-        return below
-
-
-class Feature(Typed):
-    """A value with named `columns`; `compute` gives float32 (n_rows, n_columns), NaN where unknown.
-
-    What it says of a (request, item) pair whatever stands beside it is in `pairs`: worked out at
-    the first stage that asks, and taken along by the stages after it, which have fewer of the same
-    pairs. What depends on the other candidates is in `compute`.
-    """
-
-    columns: ClassVar[tuple[str, ...]] = ()
-
-    def embedders(self) -> tuple[str, ...]:
-        """Names of all embedders whose vectors it reads: its values are shared, and its fits kept,
-        by them.
-        """
-        return ()
-
-    def check(self, scene: Scene, who: str) -> None:
-        """Raise KarmafunnelError where the log lacks what the feature needs."""
-
-    def pairs(self, rows: Rows) -> np.ndarray:
-        """float32 (n_rows, n): of each pair alone, such that other rows would not change its bits.
-        """
-        raise NotImplementedError
-
-    def compute(self, rows: Rows) -> np.ndarray:
-        return rows.pairs(self)
 
 
 def stack(*columns: np.ndarray) -> np.ndarray:
@@ -256,9 +131,9 @@ class Similarity(Feature):
         scene, who = rows.scene, repr(self)
         items, there = scene.units(self.embedder, who)
         if self.to == "interest":
-            items, goals = scene.items(self.embedder, who), scene.interests(self.embedder, rows.requests, who)
+            items, goals = scene.items(self.embedder, who), rows.interests(self.embedder, who)
         else:
-            goals = scene.once((self.to, self.embedder), rows.requests, lambda chunk: self._goals(scene, chunk))
+            goals = rows.vectors(self.to, self.embedder, who, lambda rows: self._goals(rows.scene, rows.requests))
         value = products(goals, items, rows)
         meant = np.any(goals != 0, axis=1)
         if not (meant.all() and there.all()):
@@ -372,7 +247,7 @@ class Vectors(Feature):
             )
 
     def compute(self, rows: Rows) -> np.ndarray:
-        interests = rows.scene.interests(self.embedder, rows.requests, repr(self))
+        interests = rows.interests(self.embedder, repr(self))
         items = rows.scene.items(self.embedder, repr(self))
         return np.concatenate([interests[rows.group], items[rows.item]], axis=1)
 
@@ -574,14 +449,13 @@ def check(features: Sequence[Feature], scene: Scene, who: str) -> None:
         raise KarmafunnelError(f"{who}: needs features of different columns, found {twice[:5]} more than once")
 
 
-def compute(scene: Scene, features: Sequence[Feature], frame: pl.DataFrame) -> np.ndarray:
+def compute(features: Sequence[Feature], rows: Rows) -> np.ndarray:
     """All features side by side: float32 (n_rows, n_columns)."""
-    rows = Rows(scene, frame)
     parts = [rows.columns(f) for f in features]
     ends = np.cumsum([0, *(p.shape[1] for p in parts)])
-    out = np.empty((frame.height, ends[-1]), dtype=np.float32)
+    out = np.empty((len(rows.item), ends[-1]), dtype=np.float32)
     # columns become rows, a piece at a time that stays in the cache
-    for start in range(0, frame.height, BLOCK):
+    for start in range(0, len(rows.item), BLOCK):
         for part, end in zip(parts, ends[1:], strict=True):
             out[start : start + BLOCK, end - part.shape[1] : end] = part[start : start + BLOCK]
     return out

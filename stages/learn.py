@@ -21,9 +21,12 @@ from ..files import read_json, write_json
 from ..log import rows_of
 from ..models import ctr, gbdt
 from ..shapes import check_keys, each, number, one_of
-from .base import Fitted, FittedFunnel, Scene, Stage, Typed, check_windows
-from .features import Feature, check, compute
-from .frame import ITEM, REQUEST, SCORE, group_rows, order, with_forced
+from .features import check, compute
+from .frame import ITEM, REQUEST, group_rows, order
+from .rows import Feature, Rows
+from .scene import Scene
+from .stage import Fitted, FittedFunnel, Stage, check_windows
+from .typed import Typed
 
 CHUNK = 256  # requests at a time
 
@@ -81,8 +84,8 @@ def logged(scene: Scene, requests: np.ndarray, exposed: bool = True) -> pl.DataF
 
 def sampled(
     scene: Scene, upstream: FittedFunnel, requests: np.ndarray, sample: Sample, seed: int, missed: bool = False
-) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
-    """Chunks of (frame that the stage would score, rows of it to learn from); the frame has a
+) -> Iterator[tuple[Rows, np.ndarray]]:
+    """Chunks of (rows that the stage would score, those of them to learn from); their frame has a
     `truth` column.
 
     Logged rows count where upstream passes them; with `missed`, where they are eligible at all.
@@ -96,7 +99,7 @@ def sampled(
 
 def rows_to_learn(
     scene: Scene, upstream: FittedFunnel, chunk: np.ndarray, sample: Sample, rng: np.random.Generator, missed: bool
-) -> tuple[pl.DataFrame, np.ndarray]:
+) -> tuple[Rows, np.ndarray]:
     """One of the chunks of `sampled`, behind models that did not see its users."""
     asof = scene.log.asof
     forced = logged(scene, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
@@ -107,29 +110,27 @@ def rows_to_learn(
         )
         extra = extra.with_columns(pl.lit(False).alias("truth"), pl.lit(True).alias("drawn"))
         forced = pl.concat([forced, extra]).unique([REQUEST, ITEM], keep="first", maintain_order=True)
-    last = upstream.run(chunk, forced)[-1]
-    name = last.stage.name
-    keep = [pl.col(SCORE).alias(f"{name}.score"), pl.col("rank").alias(f"{name}.rank")]
-    slate, forced = last.slate.with_columns(keep), last.forced.with_columns(keep)
+    passed = upstream.pass_on(chunk, forced)
+    slate, forced = passed.slate, passed.forced
+    assert slate is not None
     usable = pl.col("kept") | pl.col("drawn")
     if missed:
         usable |= pl.Series(asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()), dtype=pl.Boolean)
     forced = forced.filter(usable)
-    frame = with_forced(slate, forced)
-    key = frame[REQUEST].to_numpy() * scene.log.n_items + frame[ITEM].to_numpy()
+    rows = Rows(scene, slate.with_columns(pl.lit(False).alias("truth")), forced, chunk, passed)
+    key = rows.request * scene.log.n_items + rows.item
     n = slate.height
     draw = rng.random(n)
     draw[np.isin(key[:n], key[n:])] = 2.0  # their forced twins are in already
-    place = np.lexsort((draw, frame[REQUEST].to_numpy()[:n]))
-    group = frame[REQUEST].to_numpy()[place]
+    place = np.lexsort((draw, rows.request[:n]))
+    group = rows.request[place]
     nth = np.arange(n) - np.searchsorted(group, group)
     chosen = place[(nth < sample.passed) & (draw[place] < 2.0)]
-    rows = np.concatenate([chosen, np.arange(n, frame.height)])
-    truth = np.concatenate([np.zeros(n, dtype=bool), forced["truth"].to_numpy()])
+    chosen = np.concatenate([chosen, np.arange(n, len(rows.item))])
     # Within a request rows stand in the order of their hash: logged lists come best first, and a
     # learner that breaks ties by row order would read it.
-    request, item = frame[REQUEST].to_numpy()[rows], frame[ITEM].to_numpy()[rows]
-    return frame.with_columns(pl.Series("truth", truth)), rows[np.lexsort((scene.tie(request, item), request))]
+    request, item = rows.request[chosen], rows.item[chosen]
+    return rows, chosen[np.lexsort((scene.tie(request, item), request))]
 
 
 @dataclass
@@ -196,14 +197,13 @@ def every_row(
     requests = scene.log.requests_in(*windows)
     requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)
     xs, ys, rs, items, taught = [], [], [], [], []
-    for frame, rows in sampled(scene, upstream, requests, sample, seed=int("W2b" in windows)):
-        xs.append(compute(scene, features, frame)[rows])
-        picked = frame[rows]
-        ys.append(picked["truth"].to_numpy())
-        rs.append(picked[REQUEST].to_numpy())
-        items.append(picked[ITEM].to_numpy())
+    for rows, chosen in sampled(scene, upstream, requests, sample, seed=int("W2b" in windows)):
+        xs.append(compute(features, rows)[chosen])
+        ys.append(rows.frame["truth"].to_numpy()[chosen])
+        rs.append(rows.request[chosen])
+        items.append(rows.item[chosen])
         if teacher is not None:
-            taught.append(teacher.score(frame)[rows])
+            taught.append(teacher.score(rows)[chosen])
     width = sum(len(f.columns) for f in features)
     table = Table(
         np.concatenate([*xs, np.empty((0, width), np.float32)]), np.concatenate([*ys, np.empty(0, bool)]),
@@ -318,7 +318,7 @@ def check_calibrated(stage: Boosted | Neural) -> None:
         raise KarmafunnelError(f"{stage.name}: calibrated needs 'isotonic', 'temperature' or '', found {stage.calibrated!r}")
 
 
-def shown_in_w2b(scene: Scene, upstream: FittedFunnel, most: int) -> Iterator[tuple[pl.DataFrame, np.ndarray]]:
+def shown_in_w2b(scene: Scene, upstream: FittedFunnel, most: int) -> Iterator[tuple[Rows, np.ndarray]]:
     """What was shown in W2b (what upstream passes, where nothing is known of lists), as `sampled`
     gives it.
     """
@@ -340,9 +340,9 @@ class Learned(Fitted):
     def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
         """Fit score -> probability on W2b."""
         scores, labels = [], []
-        for frame, rows in shown_in_w2b(self.scene, upstream, most):
-            scores.append(np.asarray(self.score(frame))[rows])
-            labels.append(frame["truth"].to_numpy()[rows])
+        for rows, chosen in shown_in_w2b(self.scene, upstream, most):
+            scores.append(np.asarray(self.score(rows))[chosen])
+            labels.append(rows.frame["truth"].to_numpy()[chosen])
         who = f"{self.stage.name} ({type(self.stage).__name__})"
         self.calibration = fit_calibration(kind, self.log_odds(np.concatenate(scores)), np.concatenate(labels), who)
 
@@ -457,9 +457,9 @@ class Teachers:
                 said[mine] = answer
         return said
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
+    def score(self, rows: Rows) -> np.ndarray:
         """Scores of the rows of whole requests: float32 (n_rows,)."""
-        said = self.by_fold(frame[REQUEST].to_numpy(), lambda teacher, mine: teacher.score(frame.filter(mine)))
+        said = self.by_fold(rows.request, lambda teacher, mine: teacher.score(rows.only(mine)))
         return np.asarray(said, dtype=np.float32)
 
     def log_odds(self, table: Table) -> np.ndarray:
@@ -584,14 +584,14 @@ class FittedBoosted(Learned):
         who = f"{self.stage.name} ({type(self.stage).__name__})"
         return logit(np.clip(probabilities(score, who).astype(np.float64), 1e-7, 1 - 1e-7))
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return gbdt.predict_gbdt(self.booster, compute(self.scene, self.features, frame), num_threads=0)
+    def score(self, rows: Rows) -> np.ndarray:
+        return gbdt.predict_gbdt(self.booster, compute(self.features, rows), num_threads=0)
 
-    def why(self, frame: pl.DataFrame) -> list[str]:
+    def why(self, rows: Rows) -> list[str]:
         """The features that moved the score most, with their value and SHAP contribution (Lundberg
         & Lee 2017).
         """
-        x = compute(self.scene, self.features, frame)
+        x = compute(self.features, rows)
         names = [c for f in self.features for c in f.columns]
         parts = self.booster.predict(x, pred_contrib=True)[:, :-1]
         sentences = []
@@ -708,16 +708,16 @@ class FittedNeural(Learned):
     def __init__(self, stage: Neural, scene: Scene, model: ctr.ClickModel):
         self.stage, self.scene, self.model = stage, scene, model
 
-    def logits(self, frame: pl.DataFrame) -> np.ndarray:
+    def logits(self, rows: Rows) -> np.ndarray:
         """What the model says of every row: (n_rows,), or (n_rows, 2) of a model with two labels.
         """
-        x = compute(self.scene, self.stage.features, frame)
-        requests, group = group_rows(frame[REQUEST].to_numpy())
-        batch, where = self.stage.batch(self.scene, requests, group, frame[ITEM].to_numpy(), x)
+        x = compute(self.stage.features, rows)
+        requests, group = group_rows(rows.request)
+        batch, where = self.stage.batch(self.scene, requests, group, rows.item, x)
         return ctr.predict_ctr(self.model, batch)[where]
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return self.logits(frame)
+    def score(self, rows: Rows) -> np.ndarray:
+        return self.logits(rows)
 
     def save(self, folder: Path) -> None:
         super().save(folder)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..models import ctr
-from .base import Scene
 from .learn import Boosted, Neural
+from .scene import Scene
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import polars as pl
 from scipy.special import expit
 
 from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..log import rows_of
 from ..models import ctr
-from .base import FittedFunnel, Scene
 from .frame import ITEM, REQUEST, SCORE, group_rows
 from .learn import (
     Boosted,
@@ -30,6 +28,9 @@ from .learn import (
     save_calibration,
     shown_in_w2b,
 )
+from .rows import Rows
+from .scene import Scene
+from .stage import FittedFunnel
 
 
 @dataclass(frozen=True, repr=False)
@@ -179,10 +180,9 @@ class FittedESMM(FittedNeural):
 
     def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
         logits, clicks, purchases = [], [], []
-        for frame, rows in shown_in_w2b(self.scene, upstream, most):
-            picked = frame[rows]
-            logits.append(self.logits(frame)[rows])
-            clicked, bought = happened(self.scene, picked[REQUEST].to_numpy(), picked[ITEM].to_numpy())
+        for rows, chosen in shown_in_w2b(self.scene, upstream, most):
+            logits.append(self.logits(rows)[chosen])
+            clicked, bought = happened(self.scene, rows.request[chosen], rows.item[chosen])
             clicks.append(clicked)
             purchases.append(bought)
         x, clicked, bought = np.concatenate(logits), np.concatenate(clicks), np.concatenate(purchases)
@@ -192,10 +192,10 @@ class FittedESMM(FittedNeural):
             fit_calibration(kind, x[clicked, 1], bought[clicked], f"{who}, purchases of what was clicked"),
         )
 
-    def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
-        if frame.height == 0:
+    def outputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        if len(rows.item) == 0:
             return dict.fromkeys((SCORE, "p_click", "p_buy"), np.zeros(0, np.float32))
-        x = self.logits(frame)
+        x = self.logits(rows)
         click, buy = self.both or (expit, expit)
         p_click, p_buy = (
             probabilities(p, f"{self.stage.name} (ESMMRank), {what}")
@@ -204,8 +204,8 @@ class FittedESMM(FittedNeural):
         score = p_click if self.scene.label == "click" else p_click * p_buy
         return {name: np.asarray(p, np.float32) for name, p in ((SCORE, score), ("p_click", p_click), ("p_buy", p_buy))}
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return self.outputs(frame)[SCORE]
+    def score(self, rows: Rows) -> np.ndarray:
+        return self.outputs(rows)[SCORE]
 
     def log_odds(self, score: np.ndarray) -> np.ndarray:
         p = np.clip(probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64), 1e-7, 1 - 1e-7)

@@ -12,9 +12,11 @@ import polars as pl
 
 from ..bounds import needs
 from ..errors import KarmafunnelError
-from .base import Fitted, FittedFunnel, Scene, Stage, positional
-from .features import Rows
 from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE
+from .rows import Rows
+from .scene import Scene
+from .stage import Fitted, FittedFunnel, Stage
+from .typed import positional
 
 # P(click | looked at) and P(purchase | click), as a multi-task ranker puts them out
 CLICKS, BUYS = "p_click", "p_buy"
@@ -122,19 +124,18 @@ class FittedRules(Fitted):
     def __init__(self, stage: Rules, scene: Scene, category: np.ndarray | None, sold_out: np.ndarray | None):
         self.stage, self.scene, self.category, self.sold_out = stage, scene, category, sold_out
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
+    def score(self, rows: Rows) -> np.ndarray:
         """The upstream's."""
-        return frame[SCORE].to_numpy()
+        return rows.frame[SCORE].to_numpy()
 
-    def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+    def outputs(self, rows: Rows) -> dict[str, np.ndarray]:
         """The upstream's score, and what is kept. A forced row is kept where it would be in its
         place, and takes up none.
         """
-        rows = Rows(self.scene, frame)
         keep = self._allowed(rows)
         if self.category is not None:
             keep &= self._under_the_cap(rows, self.category[rows.item], keep & rows.candidate)
-        return {SCORE: self.score(frame), "keep": keep}
+        return {SCORE: self.score(rows), "keep": keep}
 
     def _allowed(self, rows: Rows) -> np.ndarray:
         """Rows that no rule forbids by themselves: bool (n_rows,)."""
@@ -159,9 +160,9 @@ class FittedRules(Fitted):
         before = np.searchsorted(taken, block + rank) - np.searchsorted(taken, block)
         return (before < (self.stage.max_per_category or 0)) | (category < 0)
 
-    def why(self, frame: pl.DataFrame) -> list[str]:
+    def why(self, rows: Rows) -> list[str]:
         """What the rules look at."""
-        rows, sentences = Rows(self.scene, frame), [""] * frame.height
+        sentences = [""] * len(rows.item)
         if self.stage.priced:
             sentences = [f"price {p:.2f}" for p in self.scene.log.asof.price(rows.request, rows.item)]
         if self.category is not None:
@@ -210,23 +211,22 @@ class FittedUnseen(Fitted):
     def __init__(self, stage: Unseen, scene: Scene):
         self.stage, self.scene = stage, scene
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
+    def score(self, rows: Rows) -> np.ndarray:
         """The upstream's."""
-        return frame[SCORE].to_numpy()
+        return rows.frame[SCORE].to_numpy()
 
-    def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+    def outputs(self, rows: Rows) -> dict[str, np.ndarray]:
         """The upstream's score, and as what is kept all that the user had not before."""
-        return {SCORE: self.score(frame), "keep": self._times(frame) == 0}
+        return {SCORE: self.score(rows), "keep": self._times(rows) == 0}
 
-    def _times(self, frame: pl.DataFrame) -> np.ndarray:
+    def _times(self, rows: Rows) -> np.ndarray:
         """How often the user had each row's item before: int64 (n_rows,)."""
-        requests, items = frame[REQUEST].to_numpy(), frame[ITEM].to_numpy()
-        return self.scene.log.asof.own_count(requests, items, self.stage.which)
+        return self.scene.log.asof.own_count(rows.request, rows.item, self.stage.which)
 
-    def why(self, frame: pl.DataFrame) -> list[str]:
+    def why(self, rows: Rows) -> list[str]:
         """How often the user had it before."""
         verb = "bought" if self.stage.which == "purchase" else "clicked or bought"
-        return [f"{verb} before {n} time{'s' * (n > 1)}" if n else "" for n in self._times(frame).tolist()]
+        return [f"{verb} before {n} time{'s' * (n > 1)}" if n else "" for n in self._times(rows).tolist()]
 
 
 def needs_prices(stage: Stage, scene: Scene) -> None:
@@ -276,14 +276,13 @@ class FittedMMR(Fitted):
     def __init__(self, stage: MMR, scene: Scene, vectors: np.ndarray):
         self.stage, self.scene, self.vectors = stage, scene, vectors
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        rows = Rows(self.scene, frame)
-        rank = frame[RANK].to_numpy().astype(np.int64)
+    def score(self, rows: Rows) -> np.ndarray:
+        rank = rows.frame[RANK].to_numpy().astype(np.int64)
         # What takes no part, or is not chosen, stands below; a forced row goes just before what it
         # would have pushed down.
         score = np.where(rows.candidate, 0.0, 0.5) - (self.stage.k + rank)
         part = np.ones(len(rank), dtype=bool) if self.stage.depth is None else rank <= self.stage.depth
-        relevance = self._relevance(rows, frame[SCORE].to_numpy().astype(np.float64), part)
+        relevance = self._relevance(rows, rows.frame[SCORE].to_numpy().astype(np.float64), part)
         inside = np.flatnonzero(part & rows.candidate)
         inside = inside[np.lexsort((rank[inside], rows.group[inside]))]
         forced = np.flatnonzero(part & ~rows.candidate)
@@ -408,12 +407,11 @@ class FittedGMVRank(Fitted):
     def __init__(self, stage: GMVRank, scene: Scene):
         self.stage, self.scene = stage, scene
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
+    def score(self, rows: Rows) -> np.ndarray:
         """Raises KarmafunnelError, naming the row, for a chance that is no probability."""
-        rows = Rows(self.scene, frame)
         score = np.zeros(len(rows.item))
         for column, exponent in self.stage.factors.items():
-            p = frame[column].to_numpy().astype(np.float64)
+            p = rows.frame[column].to_numpy().astype(np.float64)
             bad = np.flatnonzero(~((p >= 0) & (p <= 1)))
             if len(bad):
                 log, row = self.scene.log, bad[0]
@@ -437,10 +435,10 @@ class FittedGMVRank(Fitted):
         middle[of["group"].to_numpy()] = of["price"].to_numpy()
         return np.where(np.isnan(price), middle[rows.group], price)
 
-    def why(self, frame: pl.DataFrame) -> list[str]:
+    def why(self, rows: Rows) -> list[str]:
         """The factors."""
-        price = self.scene.log.asof.price(frame[REQUEST].to_numpy(), frame[ITEM].to_numpy())
-        parts = [frame[column].to_numpy() for column in self.stage.factors]
+        price = self.scene.log.asof.price(rows.request, rows.item)
+        parts = [rows.frame[column].to_numpy() for column in self.stage.factors]
         names = [column.split(".")[-1] for column in self.stage.factors]
         if self.stage.price:
             parts, names = [*parts, price], [*names, "price"]

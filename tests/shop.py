@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 from karmafunnel.log import Log
-from karmafunnel.stages.base import Fitted, Stage
-from karmafunnel.stages.frame import ITEM, SCORE
+from karmafunnel.stages.frame import SCORE
+from karmafunnel.stages.stage import Fitted, Stage
 
 
 def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed: int = 0) -> Log:
@@ -91,6 +91,6 @@ class Chances(Stage):
 
 
 class FittedChances(Fitted):
-    def outputs(self, frame):
-        item = frame[ITEM].to_numpy()
-        return {SCORE: frame[SCORE].to_numpy(), "p_click": (1 + item % 5) / 10, "p_buy": (1 + item % 3) / 10}
+    def outputs(self, rows):
+        item = rows.item
+        return {SCORE: rows.frame[SCORE].to_numpy(), "p_click": (1 + item % 5) / 10, "p_buy": (1 + item % 3) / 10}

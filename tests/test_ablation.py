@@ -490,7 +490,7 @@ def test_a_full_disk_is_no_rows_fault(error, when, log, whole, tmp_path, monkeyp
         if when == "fit":
             patch.setattr(Breaks, "error", error)
         else:
-            patch.setattr(replaying.Ledgers, "shard", raises(error))
+            patch.setattr(replaying.Ledgers, "of_chunk", raises(error))
         with pytest.raises(NotWrittenError, match=r"table: (mine|random), seed 0: ") as raised:
             ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache")
     assert "\n" not in str(raised.value) and not list(tmp_path.rglob("failed.json"))

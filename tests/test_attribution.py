@@ -21,9 +21,10 @@ from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.attribution_plot import attribution_figure, attribution_table
-from karmafunnel.stages.base import Fitted, Funnel, Scene, Stage
-from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.recall import Popular
+from karmafunnel.stages.rows import Rows
+from karmafunnel.stages.scene import Scene
+from karmafunnel.stages.stage import Fitted, Funnel, Stage
 
 END = "end to end"
 NAMES = ["HR@5", "MRR", "GMV-HR@2", "survival", "AUC", "gAUC:request:exposures"]
@@ -261,8 +262,8 @@ class FittedFan(Fitted):
         self.stage, self.scene = stage, scene
         self.user = np.array([int(u[1:]) for u in scene.log.requests["user_id"]])
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        request, item = frame[REQUEST].to_numpy(), frame[ITEM].to_numpy()
+    def score(self, rows: Rows) -> np.ndarray:
+        request, item = rows.request, rows.item
         pairs = np.array([f"{r} {i}" for r, i in zip(request, item, strict=True)], dtype=object)
         dice = (hash_ids(pairs, self.scene.seed + self.stage.k) >> np.uint64(11)) * 2.0**-53
         return (dice + self.stage.skill * (item % 7 == self.user[request] % 7)).astype(np.float32)

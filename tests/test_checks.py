@@ -23,8 +23,8 @@ from karmafunnel.layout import CAPABILITIES, MAY_HAVE, META
 from karmafunnel.log import Catalogue, Log, read, sha256
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
-from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.recall import Popular
+from karmafunnel.stages.stage import Funnel
 from rich.console import Console
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -15,11 +15,12 @@ from karmafunnel.models.karma.embedder import KARMA, FrozenLM
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
-from karmafunnel.stages.base import Funnel, Scene
 from karmafunnel.stages.features import Rows, Similarity
 from karmafunnel.stages.frame import CHANNEL, ITEM, REQUEST, SCORE, rows_frame
 from karmafunnel.stages.learn import logged
 from karmafunnel.stages.recall import BM25Recall, VectorRecall
+from karmafunnel.stages.scene import Scene
+from karmafunnel.stages.stage import Funnel
 from shop import make_shop
 from test_stages import FEATURES, STAGES, fitted, scene
 

@@ -1,6 +1,7 @@
 """Features that live on embeddings, on vectors whose cosines one can see and against slow loops."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -14,16 +15,14 @@ from karmafunnel.models.ctr import BINS
 from karmafunnel.models.embedders import Cooccurrence, Embedding, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM, Qwen
 from karmafunnel.simulator.replay.tables import Ledgers
-from karmafunnel.stages.base import Fitted, FittedFunnel, Funnel, Scene, Stage, fit_embedders
+from karmafunnel.simulator.replay.tree import run_tree, tree_of
 from karmafunnel.stages.features import (
     BM25,
     Context,
-    Feature,
     Own,
     Placement,
     Popularity,
     Price,
-    Rows,
     Similarity,
     SimTier,
     Upstream,
@@ -32,10 +31,14 @@ from karmafunnel.stages.features import (
     compute,
 )  # fmt: skip
 from karmafunnel.stages.frame import FORCED, ITEM, REQUEST, SCORE
+from karmafunnel.stages.kept import Passes
 from karmafunnel.stages.learn import Sample, logged
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import ItemKNN, Join, Popular, Shown, VectorRecall
+from karmafunnel.stages.rows import Feature, Rows
+from karmafunnel.stages.scene import Scene
+from karmafunnel.stages.stage import Fitted, FittedFunnel, Funnel, Stage, fit_embedders
 from shop import make_shop, scramble
 
 TO = ("interest", "query", "last", "session")
@@ -94,7 +97,16 @@ def crowd(requests: np.ndarray, n_items: int, each: int, seed: int = 0) -> pl.Da
     """So many items for each request, a fifth of the rows forced, in no order."""
     rng = np.random.default_rng(seed)
     rows = [(int(r), int(i), bool(rng.random() < 0.2)) for r in requests for i in rng.choice(n_items, each, replace=False)]
-    return frame([rows[k] for k in rng.permutation(len(rows))])
+    mixed = frame([rows[k] for k in rng.permutation(len(rows))])
+    return mixed.sort(FORCED, maintain_order=True)  # candidates come first
+
+
+def rows_of(scene: Scene, mixed: pl.DataFrame) -> Rows:
+    """What a stage is given: candidates, then the rows that are only scored, as the column `forced`
+    says.
+    """
+    slate, forced = (mixed.filter(pl.col(FORCED) == is_forced).drop(FORCED) for is_forced in (False, True))
+    return Rows(scene, slate, forced)
 
 
 def chosen_before(log: Log, request: int, session: bool = False) -> list[int]:
@@ -126,16 +138,17 @@ def test_value_rank_and_z_score_by_hand() -> None:
     interests[:2] = [1, 0]
     scene = Scene(log, {"e": Given(log, items, interests)})
     candidates = [(0, 0, False), (0, 1, False), (0, 2, False), (0, 3, False)]
-    forced = [(0, 4, True), (0, 5, True), (0, 6, True), (1, 1, False), (2, 1, False)]
-    value, rank, z = Similarity("e").compute(Rows(scene, frame(candidates + forced))).T
+    others, forced = [(1, 1, False), (2, 1, False)], [(0, 4, True), (0, 5, True), (0, 6, True)]
+    told = Similarity("e").compute(rows_of(scene, frame(candidates + others + forced)))
+    value, rank, z = np.concatenate([told[:4], told[6:], told[4:6]]).T
     assert value[:6].tolist() == [1, 2, 2, 5, 3, 9]
     assert rank[:6].tolist() == [0, 1 / 4, 1 / 4, 3 / 4, 3 / 4, 4 / 4]
     assert z[:6] == pytest.approx([-1, -1 / 3, -1 / 3, 5 / 3, 1 / 3, 13 / 3])
     assert np.isnan([value[6], rank[6], z[6]]).all()  # an item without a vector
     assert (value[7], rank[7], z[7]) == (2, 0, 0)  # alone in its request
     assert np.isnan([value[8], rank[8], z[8]]).all()  # a request without an interest
-    alone = Similarity("e").compute(Rows(scene, frame(candidates)))
-    assert np.array_equal(alone, np.stack([value, rank, z], axis=1)[:4])
+    alone = Similarity("e").compute(rows_of(scene, frame(candidates)))
+    assert np.array_equal(alone, told[:4])
     assert Similarity("e").columns == ("similarity_e", "similarity_e_rank", "similarity_e_z")
     assert Similarity("e", to="last").columns == ("similarity_e_last", "similarity_e_last_rank", "similarity_e_last_z")
 
@@ -146,7 +159,7 @@ def test_what_it_is_compared_with_against_a_slow_loop(to: str) -> None:
     embedding = given(log)
     requests = np.r_[0:6, 300:330]
     rows = crowd(requests, log.n_items, 9)
-    value = Similarity("e", to=to).compute(Rows(Scene(log, {"e": embedding}), rows))[:, 0]
+    value = Similarity("e", to=to).compute(rows_of(Scene(log, {"e": embedding}), rows))[:, 0]
     items = embedding.items()
     expected = []
     for request, item, _ in rows.rows():
@@ -188,7 +201,7 @@ def test_sim_tier_by_hand() -> None:
     scene = Scene(log, {"e": Given(log, items, np.zeros((log.requests.height, 5)))})
     unknown = next(i for i in range(log.n_items) if not items[i].any())
     out = SimTier("e", depth=len(past)).compute(
-        Rows(scene, frame([(request, a, False), (request, b, True), (request, unknown, False)]))
+        rows_of(scene, frame([(request, a, False), (request, b, False), (request, unknown, True)]))
     )
     expected = np.zeros((3, BINS))
     expected[0, 21], expected[0, 1] = math.log1p(past.count(a)), math.log1p(past.count(b))
@@ -203,7 +216,7 @@ def test_sim_tier_against_a_slow_loop(depth: int) -> None:
     log = visits()
     embedding = given(log)
     rows = crowd(np.r_[0:4, 380:420], log.n_items, 12)
-    out = SimTier("e", depth=depth).compute(Rows(Scene(log, {"e": embedding}), rows))
+    out = SimTier("e", depth=depth).compute(rows_of(Scene(log, {"e": embedding}), rows))
     items, expected = embedding.items(), np.zeros((rows.height, BINS))
     for k, (request, item, _) in enumerate(rows.rows()):
         for past in chosen_before(log, request)[-depth:]:
@@ -219,7 +232,7 @@ def test_raw_vectors_stand_side_by_side() -> None:
     embedding = given(log)
     scene = Scene(log, {"e": embedding})
     rows = crowd(np.arange(400, 404), log.n_items, 5)
-    out = Vectors("e", dim=8).compute(Rows(scene, rows))
+    out = Vectors("e", dim=8).compute(rows_of(scene, rows))
     for row, (request, item, _) in zip(out, rows.rows(), strict=True):
         assert np.array_equal(row, np.r_[embedding._interests[request], embedding._items[item]])
     assert len(set(Vectors("e", dim=8).columns)) == out.shape[1] == 16
@@ -248,13 +261,13 @@ def test_neither_the_future_nor_the_chunk_changes_a_feature() -> None:
     requests = log.requests_in("W3")[:40]
     rows = crowd(requests, log.n_items, 15)
     here, later = scene_of(log), scene_of(scramble(log, int(log.t[requests[-1]])))
-    whole = compute(here, ALL, rows)
+    whole = compute(ALL, rows_of(here, rows))
     assert np.isfinite(whole).mean() > 0.5
-    assert np.array_equal(whole, compute(later, ALL, rows), equal_nan=True)
+    assert np.array_equal(whole, compute(ALL, rows_of(later, rows)), equal_nan=True)
     early = rows[REQUEST].to_numpy() <= requests[13]
     parts = np.empty_like(whole)
     for mine in (early, ~early):
-        parts[mine] = compute(scene_of(log), ALL, rows.filter(pl.Series(mine)))
+        parts[mine] = compute(ALL, rows_of(scene_of(log), rows.filter(pl.Series(mine))))
     assert np.allclose(whole, parts, atol=1e-6, equal_nan=True)
 
 
@@ -263,7 +276,7 @@ def test_forced_rows_do_not_count() -> None:
     scene = scene_of(log)
     candidates = crowd(log.requests_in("W3")[:30], log.n_items, 15).with_columns(pl.lit(False).alias(FORCED))
     forced = crowd(log.requests_in("W3")[:30], log.n_items, 20, seed=1).with_columns(pl.lit(True).alias(FORCED))
-    alone, beside = compute(scene, ALL, candidates), compute(scene, ALL, pl.concat([candidates, forced]))
+    alone, beside = (compute(ALL, rows_of(scene, part)) for part in (candidates, pl.concat([candidates, forced])))
     assert np.allclose(alone, beside[: candidates.height], atol=1e-6, equal_nan=True)
 
 
@@ -284,9 +297,6 @@ def test_vectors_are_made_once_a_chunk_however_many_stages_ask() -> None:
     for chunk in (requests[:40], requests[40:80]):
         ready.run(chunk, logged(scene, chunk))
     assert sorted(embedding.asked) == ["interests", "interests", "queries", "queries"]
-    # a part of the chunk is part of what was made
-    some = scene.interests("e", requests[45:70:3], "test")
-    assert np.array_equal(some, embedding._interests[requests[45:70:3]]) and len(embedding.asked) == 4
 
 
 # -- once for all stages and funnels ---------------------------------------------------------------
@@ -315,13 +325,25 @@ class Through(Stage):
 class FittedThrough(Fitted):
     def __init__(self, stage: Through, scene: Scene):
         self.stage, self.scene = stage, scene
-        self.seen: list[tuple[pl.DataFrame, np.ndarray]] = []
+        self.seen: list[tuple[Rows, np.ndarray]] = []
 
-    def outputs(self, frame: pl.DataFrame) -> dict[str, np.ndarray]:
-        x = compute(self.scene, self.stage.features, frame)
-        self.seen.append((frame, x))
-        keep = {"keep": frame[ITEM].to_numpy() % 2 == 0} if self.stage.thins else {}
+    def outputs(self, rows: Rows) -> dict[str, np.ndarray]:
+        x = compute(self.stage.features, rows)
+        self.seen.append((rows, x))
+        keep = {"keep": rows.item % 2 == 0} if self.stage.thins else {}
         return {SCORE: np.nan_to_num(x[:, 0])} | keep
+
+
+def anew(scene: Scene, rows: Rows) -> Rows:
+    """The same rows, of which nobody has asked anything yet."""
+    return Rows(scene, rows.slate, rows.forced, rows.requests)
+
+
+def run_all(fitted: Sequence[FittedFunnel], requests: np.ndarray) -> dict[int, Any]:
+    """Steps of funnels that run over the same rows, by number; an error in the place of the steps.
+    """
+    scene = fitted[0].scene
+    return dict(run_tree(tree_of(dict(enumerate(fitted))), Rows.start(scene, requests, logged(scene, requests))))
 
 
 @pytest.fixture
@@ -356,8 +378,9 @@ def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[st
     # once each, two stages on
     assert sorted(name for name, _ in asked) == sorted(map(repr, PAIRED))
     ((rows, _),), ((few, x),) = ready.stages[1].seen, ready.stages[3].seen
-    assert {n for _, n in asked} == {rows.height} and few.height < rows.height and 0 < few[FORCED].sum() < few.height
-    fresh = compute(scene_of(log), last.features, few)
+    assert {n for _, n in asked} == {len(rows.item)}
+    assert len(few.item) < len(rows.item) and 0 < few.forced.height < len(few.item)
+    fresh = compute(last.features, anew(scene_of(log), few))
     assert x.tobytes() == fresh.tobytes() and np.isfinite(x).mean() > 0.5
     asked.clear()
     ready.run(requests, logged(scene, requests))  # another run of the chunk is another chunk
@@ -367,27 +390,27 @@ def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[st
 def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(asked: list[tuple[str, int]]) -> None:
     log = visits()
     scene, requests = scene_of(log), log.requests_in("W3")[:40]
-    forced = logged(scene, requests)
     own, price = Own(depth=20), Price()
     whole = through(scene, Through(features=(own, price)), Through(features=(own, price), name="rank"))
     other = through(scene, Through(features=(own, Upstream())), Through(features=(price, own), name="rank"))
-    memory = scene.memory
-    memory.on, memory.wanted = True, {whole.keys[0]}
     asked.clear()
-    runs = [ready.run(requests, forced) for ready in (whole, other)]
-    memory.on = False
-    at_recall, at_rank = (ready.stages[i].seen[0][0].height for ready, i in ((other, 1), (other, 2)))
+    runs = run_all([whole, other], requests)
+    at_recall, at_rank = (len(ready.stages[i].seen[0][0].item) for ready, i in ((other, 1), (other, 2)))
     # Once for both pre-rankers; the other's ranker does not live on the price that only its
     # neighbour's pre-ranker asked for.
     assert asked == [(repr(own), at_recall), (repr(price), at_recall), (repr(price), at_rank)]
-    places = [{place[:2] + place[4:]: seconds for place, seconds in step.vectors.items() if place[1] == "pairs"} for step in runs[1]]
-    assert [set(found) for found in places] == [set(), {(1, "pairs", repr(own))}, {(1, "pairs", repr(own)), (2, "pairs", repr(price))}]
-    assert places[1] == {place: s for place, s in places[2].items() if place in places[1]} and min(places[2].values()) > 0
+    places = []
+    for step in runs[1]:
+        places.append({(place[0], place[-1]): took for place, took in step.read.items() if place[1] == "pairs"})
+    assert [set(found) for found in places] == [set(), {(1, repr(own))}, {(1, repr(own)), (2, repr(price))}]
+    assert places[1] == {place: took for place, took in places[2].items() if place in places[1]}
+    assert min(places[2].values()) > 0
     # What the other's pre-ranker found made is in its seconds, once.
-    assert runs[1][1].seconds > places[1][1, "pairs", repr(own)]
+    assert runs[1][1].seconds > places[1][1, repr(own)]
     for ready in (whole, other):
         for stage in ready.stages[1:]:
-            assert stage.seen[0][1].tobytes() == compute(scene_of(log), stage.stage.features, stage.seen[0][0]).tobytes()
+            rows, x = stage.seen[0]
+            assert x.tobytes() == compute(stage.stage.features, anew(scene_of(log), rows)).tobytes()
 
 
 @dataclass(frozen=True, repr=False)
@@ -398,7 +421,7 @@ class Secret(Feature):
     columns = ("secret",)
 
     def compute(self, rows: Rows) -> np.ndarray:
-        return rows.scene.interests("e", rows.requests, "secret")[rows.group, :1]
+        return rows.interests("e", "secret")[rows.group, :1]
 
 
 @dataclass(frozen=True, repr=False)
@@ -417,67 +440,75 @@ class Filling(Feature):
         return found[:, :1]
 
 
-def two_rows(first: Feature, second: Feature) -> tuple[list[FittedFunnel], np.ndarray, Scene]:
-    """Two funnels that begin alike and mean different vectors by "e", ready to run beside each
-    other.
-    """
+def two_rows(first: Feature, second: Feature) -> tuple[list[FittedFunnel], np.ndarray]:
+    """Two funnels that begin alike and mean different vectors by "e"."""
     log = visits()
     scene = scene_of(log)
     begin = through(scene)
     fitted = []
     for i, feature in enumerate((first, second)):
-        mine = scene.beside(scene.embeddings | {"e": given(log, seed=i)})
+        mine = replace(scene, embeddings=scene.embeddings | {"e": given(log, seed=i)})
         stage = Through(features=(feature,)).fit(mine, None)
         fitted.append(FittedFunnel(mine, (*begin.stages, stage), (*begin.keys, f"{i}")))
-    scene.memory.on, scene.memory.wanted = True, {begin.keys[0]}
-    return fitted, log.requests_in("W3")[:40], scene
+    return fitted, log.requests_in("W3")[:40]
 
 
 def test_a_feature_of_ones_own_is_not_taken_from_a_row_with_other_vectors() -> None:
-    rows, requests, scene = two_rows(Declared(), Declared())
-    for ready in rows:
-        ready.run(requests, logged(scene, requests))
-    seen = [ready.stages[1].seen[0] for ready in rows]  # type: ignore[attr-defined]
-    assert seen[0][0] is seen[1][0]
-    for ready, (frame_, x) in zip(rows, seen, strict=True):
-        assert x.tobytes() == compute(ready.scene.beside(ready.scene.embeddings), (Declared(),), frame_.clone()).tobytes()
+    funnels, requests = two_rows(Declared(), Declared())
+    run_all(funnels, requests)
+    seen = [ready.stages[1].seen[0] for ready in funnels]  # type: ignore[attr-defined]
+    assert seen[0][0].frame is seen[1][0].frame
+    for ready, (rows, x) in zip(funnels, seen, strict=True):
+        assert x.tobytes() == compute((Declared(),), anew(ready.scene, rows)).tobytes()
     assert not np.array_equal(seen[0][1], seen[1][1])
 
 
 def test_a_feature_reads_no_vectors_but_those_it_names() -> None:
-    rows, requests, scene = two_rows(Declared(), Secret())
-    rows[0].run(requests, logged(scene, requests))
-    with pytest.raises(KarmafunnelError, match=r"Secret\(\): reads embedder 'e': needs to name it in embedders\(\), found \[\]"):
-        rows[1].run(requests, logged(scene, requests))
+    funnels, requests = two_rows(Declared(), Secret())
+    told = run_all(funnels, requests)
+    assert len(told[0]) == 2
+    assert isinstance(told[1], KarmafunnelError)
+    assert str(told[1]) == "Secret(): reads embedder 'e': needs to name it in embedders(), found []"
 
 
 def test_what_is_shared_cannot_be_written_into() -> None:
-    (first, second), requests, scene = two_rows(Filling(), Own(depth=20))
-    with pytest.raises(ValueError, match="read-only"):
-        first.run(requests)
-    second.run(requests)
-    frame_, x = second.stages[1].seen[0]  # type: ignore[attr-defined]
-    assert np.isnan(x).any() and x.tobytes() == compute(scene_of(visits()), (Own(depth=20),), frame_).tobytes()
-    assert scene.memory._bytes <= scene.memory.most
+    funnels, requests = two_rows(Filling(), Own(depth=20))
+    told = run_all(funnels, requests)
+    assert isinstance(told[0], ValueError) and "read-only" in str(told[0])
+    rows, x = funnels[1].stages[1].seen[0]  # type: ignore[attr-defined]
+    assert np.isnan(x).any()
+    assert x.tobytes() == compute((Own(depth=20),), anew(scene_of(visits()), rows)).tobytes()
 
 
-def test_features_are_kept_where_another_funnel_comes_to_them_and_while_there_is_room() -> None:
-    (first, second), requests, scene = two_rows(SimTier("tfidf"), SimTier("tfidf"))
-    memory = scene.memory
-    first.run(requests)
-    ((place, _),) = ((place, held) for place, held in memory._path[1].kept.items() if place[1] == "columns")
-    assert place[0] == 1 and memory._path[1].bytes >= memory._path[1].kept[place][0].nbytes > 0
-    memory.forget()
-    assert not memory._path and memory._bytes == 0 and memory.at_work is None
-    memory.wanted = set()  # nobody else begins like this
-    first.run(requests)
-    assert not any(place[1] == "columns" for place in memory._path[1].kept)
-    memory.forget()
-    memory.wanted, memory.most = {first.keys[0]}, 1000
-    for ready in (first, second):
-        ready.run(requests)
-    assert not memory._path[1].kept and memory._bytes <= 1000
-    assert len({ready.stages[1].seen[-1][1].tobytes() for ready in (first, second)}) == 1  # type: ignore[attr-defined]
+def test_a_feature_is_worked_out_once_for_funnels_that_are_given_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(self: SimTier, rows: Rows, real: Any = SimTier.compute) -> np.ndarray:
+        asked.append(len(rows.item))
+        return real(self, rows)
+
+    monkeypatch.setattr(SimTier, "compute", counted)
+    funnels, requests = two_rows(SimTier("tfidf"), SimTier("tfidf"))
+    run_all(funnels, requests)
+    (first, x), (second, y) = (ready.stages[1].seen[0] for ready in funnels)  # type: ignore[attr-defined]
+    assert asked == [len(first.item)] and x.tobytes() == y.tobytes()
+    assert first.read == second.read and min(first.read.values()) > 0  # both are charged
+
+
+def test_passes_keep_what_was_asked_for_last_and_no_more_bytes_than_they_may() -> None:
+    frame_ = pl.DataFrame({"x": np.zeros(1000)})  # 8,000 bytes
+    passes = Passes(most=40_000)
+    for key in ("a", "b"):
+        passes.put(key, "chunk 1", (frame_, frame_))
+    assert passes.get("a", "chunk 1") and passes.get("b", "chunk 1") and not passes.get("b", "chunk 2")
+    passes.get("a", "chunk 1")
+    passes.put("c", "chunk 1", (frame_, frame_))  # b was asked for longest ago
+    assert passes.get("a", "chunk 1") and passes.get("c", "chunk 1") and not passes.get("b", "chunk 1")
+    for chunk in range(2, 6):  # one beginning alone fills it and keeps what it has
+        passes.put("c", f"chunk {chunk}", (frame_, frame_))
+    assert [bool(passes.get("c", f"chunk {chunk}")) for chunk in range(1, 6)] == [True, True, False, False, False]
+    passes.clear()
+    assert not passes.get("c", "chunk 1")
 
 
 def test_an_explanation_is_of_what_the_stage_saw() -> None:
@@ -490,9 +521,9 @@ def test_an_explanation_is_of_what_the_stage_saw() -> None:
     stage = Through(k=40, features=(Similarity("tfidf"),))
     ready = through(scene, stage)
 
-    def why(frame: pl.DataFrame) -> list[str]:
-        told.append(compute(scene, stage.features, frame))
-        return [str(i) for i in range(frame.height)]
+    def why(rows: Rows) -> list[str]:
+        told.append(compute(stage.features, rows))
+        return [str(i) for i in range(len(rows.item))]
 
     ready.stages[1].why = why  # type: ignore[method-assign]
     found = ready.explain(log.request_ids[log.requests_in("W3")[5]], top=3)
@@ -562,7 +593,7 @@ class TestRefusals:
 
     def test_the_window_that_a_vector_was_fitted_on(self) -> None:
         scene = Scene(make_shop(), {}, "click")
-        scene.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "random": RandomVectors()}, scene, None)
+        scene.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "random": RandomVectors()}, scene)
 
         def rank(name: str, *windows: str) -> LightGBMRank:
             return LightGBMRank(k=10, features=[Similarity(name)], trees=3, sample=Sample(requests=60, windows=windows))

@@ -78,7 +78,7 @@ import time
 from dataclasses import dataclass
 
 from karmafunnel.models.embedders import TfidfSVD
-from karmafunnel.stages.base import *
+from karmafunnel.stages.stage import *
 from karmafunnel.stages.features import *
 from karmafunnel.stages.prerank import COLDPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -101,9 +101,9 @@ class FittedSlow(Fitted):
     def __init__(self, stage, scene):
         self.stage, self.scene = stage, scene
 
-    def score(self, frame):
+    def score(self, rows):
         time.sleep(self.stage.seconds)
-        return frame["score"].to_numpy()
+        return rows.frame["score"].to_numpy()
 
 
 embedders, label = {"tfidf": TfidfSVD(dim=16)}, "click"
@@ -326,7 +326,7 @@ def test_a_replay_that_fails_at_once_leaves_no_empty_folder(log, recipe, run, tm
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(replaying.Ledgers, "shard", stops)
+    monkeypatch.setattr(replaying.Ledgers, "of_chunk", stops)
     with pytest.raises(KeyboardInterrupt):
         replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
     assert os.listdir(tmp_path) == []
@@ -748,18 +748,18 @@ def test_a_fit_goes_on_from_a_checkpoint_of_all_its_weights(tmp_path):
 
 
 def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, capsys):
-    real, made = replaying.Ledgers.shard, list[int]()
+    real, made = replaying.Ledgers.of_chunk, list[int]()
 
-    def stops(self, requests, number):
+    def stops(self, number, *chunk):
         if number == 4:
             raise KeyboardInterrupt
         made.append(number)
-        return real(self, requests, number)
+        return real(self, number, *chunk)
 
-    monkeypatch.setattr(replaying.Ledgers, "shard", stops)
+    monkeypatch.setattr(replaying.Ledgers, "of_chunk", stops)
     with pytest.raises(KeyboardInterrupt):
         replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
-    monkeypatch.setattr(replaying.Ledgers, "shard", lambda self, requests, number: (made.append(number), real(self, requests, number))[1])
+    monkeypatch.setattr(replaying.Ledgers, "of_chunk", lambda self, number, *chunk: (made.append(number), real(self, number, *chunk))[1])
     (partial,) = tmp_path.glob(".run.*.partial")
     damage(partial / "000001" / "slates.parquet", "cut")
     damage(partial / "000002" / "ledger.parquet", "gone")

@@ -72,13 +72,13 @@ def reached(*values: object) -> set[str]:
 
 def test_what_values_reach():
     recall = reached(Join([VectorRecall("a", index=HNSW()), Popular()]))
-    assert {"stages.recall.vector", "stages.recall.fusion", "stages.base", "models.embedders", "log"} <= recall
+    assert {"stages.recall.vector", "stages.recall.fusion", "stages.stage", "models.embedders", "log"} <= recall
     assert not {"models.sasrec", "models.ctr.din", "models.karma.train", "stages.rank", "stages.learn", "stages.recall.lexical"} & recall
     assert {"models.gbdt", "stages.learn", "stages.features"} <= reached(LightGBMPreRank())
     assert {"models.ctr.din", "models.ctr.fitting", "models.training"} <= reached(DINRank())
     karma = reached(KARMA(lexical=TfidfSVD()))
     assert {f"models.karma.{name}" for name in ("backbone", "embedder", "losses", "network", "sequences", "train", "visual")} <= karma
-    assert not {"models.sasrec", "stages.base"} & karma
+    assert not {"models.sasrec", "stages.stage"} & karma
 
 
 def test_a_name_that_a_package_passes_on_leads_to_its_module():

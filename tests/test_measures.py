@@ -34,8 +34,8 @@ from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import define, to_markdown
 from karmafunnel.simulator.world import generate
 from karmafunnel.simulator.world.world import read_truth
-from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.recall import Popular
+from karmafunnel.stages.stage import Funnel
 from sklearn.metrics import log_loss, roc_auc_score
 
 SECOND = 1 / log2(3)  # the discount of rank 2

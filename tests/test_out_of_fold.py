@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
-from karmafunnel.stages.base import Fitted, FittedFunnel, Funnel, Scene, Stage, deal
 from karmafunnel.stages.features import ItemColumn, Own, Popularity, Price, Upstream
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST
 from karmafunnel.stages.learn import Sample, Teacher, Teachers, sampled, training_table
@@ -18,6 +17,8 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import DINRank, LightGBMRank
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import Rules
+from karmafunnel.stages.scene import Scene, deal
+from karmafunnel.stages.stage import Fitted, FittedFunnel, Funnel, Stage
 from shop import make_shop
 
 pytestmark = pytest.mark.slow
@@ -50,8 +51,8 @@ class Remember(Stage):
 
 
 class Remembers(Fitted):
-    def score(self, frame):
-        return np.isin(frame[REQUEST].to_numpy(), self.seen).astype(np.float32)
+    def score(self, rows):
+        return np.isin(rows.request, self.seen).astype(np.float32)
 
 
 @cache
@@ -111,13 +112,13 @@ def test_a_teacher_scores_only_users_that_it_did_not_see(kind, monkeypatch):
     options = {"features": FEATURES, "sample": EVERY} | ({"epochs": 1} if kind is DINRank else {"trees": 5})
     teachers = Teachers.of(Teacher(kind(**options)), scene, before)
     table = training_table(LightGBMRank(), FEATURES, scene, before, ["W2a"], EVERY, teachers)
-    frame, _ = next(sampled(scene, before, np.unique(table.request), EVERY, seed=0))
-    fold = int(scene.fold[frame[REQUEST][0]])
-    assert np.array_equal(teachers.score(frame), teachers.without[fold].score(frame))
-    assert not np.array_equal(teachers.score(frame), teachers.without[1 - fold].score(frame))
+    rows, _ = next(sampled(scene, before, np.unique(table.request), EVERY, seed=0))
+    fold = int(scene.fold[rows.request[0]])
+    assert np.array_equal(teachers.score(rows), teachers.without[fold].score(rows))
+    assert not np.array_equal(teachers.score(rows), teachers.without[1 - fold].score(rows))
     for k, teacher in enumerate(teachers.without):
         again = kind(**options, name="teacher").fit(scene, before.without(k))
-        assert np.array_equal(again.score(frame), teacher.score(frame))
+        assert np.array_equal(again.score(rows), teacher.score(rows))
 
 
 def test_a_fit_without_a_fold_takes_the_rows_of_the_others():

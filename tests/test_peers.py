@@ -13,10 +13,11 @@ from karmafunnel.benchmarks.peers import peers
 from karmafunnel.benchmarks.peers.peers import PEERS, Peer, pareto, side_by_side, tables
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
-from karmafunnel.stages.base import Funnel, Scene
 from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.recall import External
 from karmafunnel.stages.recall.proposals import NOT_FOUND
+from karmafunnel.stages.scene import Scene
+from karmafunnel.stages.stage import Funnel
 from shop import scramble
 
 sys.path.insert(0, str(Path(peers.FOLDER)))

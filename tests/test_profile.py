@@ -34,11 +34,12 @@ from karmafunnel.simulator.load.services import Services
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import Recipe, as_funnel
 from karmafunnel.simulator.report.profile_page import fit_figure, fit_rows
-from karmafunnel.stages import base
-from karmafunnel.stages.base import Fitted, Stage
+from karmafunnel.stages import rows as rows_module
+from karmafunnel.stages import stage as stage_module
 from karmafunnel.stages.features import Popularity, Similarity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import Join, Popular, VectorRecall
+from karmafunnel.stages.stage import Fitted, Stage
 from scipy.stats import norm
 
 pytestmark = pytest.mark.slow
@@ -194,7 +195,8 @@ clock = Clock()
 
 @pytest.fixture
 def by_clock(monkeypatch):
-    monkeypatch.setattr(base, "time", clock)
+    for module in (rows_module, stage_module):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(profiling, "time", clock)
 
 
@@ -214,9 +216,9 @@ class Sleepy(Stage):
 
 
 class FittedSleepy(Fitted):
-    def score(self, frame):
-        clock.sleep((self.stage.batch_ms + self.stage.request_ms * frame["request"].n_unique()) / 1000)
-        return frame["score"].to_numpy()
+    def score(self, rows):
+        clock.sleep((self.stage.batch_ms + self.stage.request_ms * len(np.unique(rows.request))) / 1000)
+        return rows.frame["score"].to_numpy()
 
 
 @dataclass(frozen=True, repr=False)
@@ -308,7 +310,8 @@ def test_a_server_that_is_not_busy_idles_between_passes(shop, monkeypatch):
     """
     slept = []
     monkeypatch.setattr(profiling, "time", clock)
-    monkeypatch.setattr(base, "time", clock)
+    for module in (rows_module, stage_module):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(Clock, "sleep", lambda self, seconds: slept.append(seconds))
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20))
     slept.clear()

@@ -33,7 +33,6 @@ from karmafunnel.models.ctr import (
 )
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.models.sasrec import SASRec
-from karmafunnel.stages.base import FittedFunnel, Funnel, Scene, Stage, fit_embedders
 from karmafunnel.stages.features import BM25, Column, ItemColumn, Own, Popularity, Price, Similarity, SimTier, Upstream, Vectors
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.learn import (
@@ -52,6 +51,8 @@ from karmafunnel.stages.learn import (
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank, happened
 from karmafunnel.stages.recall import HNSW, IVF, BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
+from karmafunnel.stages.scene import Scene
+from karmafunnel.stages.stage import FittedFunnel, Funnel, Stage, fit_embedders
 from shop import make_shop
 
 pytestmark = pytest.mark.slow

@@ -2,9 +2,11 @@
 wrong.
 """
 
+import gc
 import io
 import json
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +17,23 @@ from karmafunnel.log import Log
 from karmafunnel.models.embedders import RandomVectors, RandomVectorsEmbedding
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay import tree
 from karmafunnel.simulator.replay.prepare import Variant, prepare
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay, replay_many
-from karmafunnel.simulator.replay.tables import TABLES, Ledgers, popularity_band
-from karmafunnel.stages import base
+from karmafunnel.simulator.replay.tables import TABLES, popularity_band
+from karmafunnel.stages import stage as stage_module
 from karmafunnel.stages.features import Similarity, Upstream
+from karmafunnel.stages.kept import Kept
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Popular, VectorRecall
+from karmafunnel.stages.rows import Rows
+from karmafunnel.stages.stage import FittedFunnel
 from rich.console import Console
 
 RECIPE = """
 from karmafunnel.models.embedders import TfidfSVD
-from karmafunnel.stages.base import *
+from karmafunnel.stages.stage import *
 from karmafunnel.stages.features import *
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
@@ -116,20 +122,20 @@ def test_slices_are_as_of_the_request(run, log):
 
 def test_interrupted_and_started_again_it_ends_in_the_same_bytes(run, log, recipe_file, cache, tmp_path, monkeypatch):
     recipe = load_recipe(recipe_file, log)
-    whole = replaying.Ledgers.shard
+    whole = replaying.Ledgers.of_chunk
     calls = []
 
-    def dies(self, requests, number):
+    def dies(self, number, *chunk):
         calls.append(number)
         if number == 3:
             raise KeyboardInterrupt
-        return whole(self, requests, number)
+        return whole(self, number, *chunk)
 
-    monkeypatch.setattr(replaying.Ledgers, "shard", dies)
+    monkeypatch.setattr(replaying.Ledgers, "of_chunk", dies)
     with pytest.raises(KeyboardInterrupt):
         replay(recipe, log, tmp_path / "run", cache=cache, chunk=16, command="x")
     assert not (tmp_path / "run").exists()  # nothing half-written where a Run is expected
-    monkeypatch.setattr(replaying.Ledgers, "shard", lambda self, r, n: calls.append(n) or whole(self, r, n))
+    monkeypatch.setattr(replaying.Ledgers, "of_chunk", lambda self, n, *chunk: calls.append(n) or whole(self, n, *chunk))
     replay(recipe, log, tmp_path / "run", cache=cache, chunk=16, command="x")
     assert calls[:5] == [0, 1, 2, 3, 3]  # the first three shards are not made again
     assert same_bytes(tmp_path / "run", run)
@@ -264,25 +270,22 @@ def rows(log, tmp_path_factory) -> Recipe:
 
 
 def prepared(recipe: Recipe, log: Log, cache: Path, out: Path, *names: str) -> list[Variant]:
-    made: list[Variant] = []
-    for i, name in enumerate(names):
-        later = [recipe.row(other) for other in names[i + 1 :]]
-        beside = made[-1].fitted if made else None
-        made.append(Variant(recipe.row(name), prepare(recipe.row(name), log, cache=cache, beside=beside, later=later), out / name))
-    return made
+    kept = Kept(cache)
+    return [Variant(recipe.row(name), prepare(recipe.row(name), log, cache=kept), out / name) for name in names]
 
 
 @pytest.fixture
 def ran(monkeypatch) -> list[str]:
     """Names of the stages that really ran on a chunk, in order."""
     names: list[str] = []
-    real = base.advance
+    real = stage_module.advance
 
-    def counted(fitted, state, exact=False):
+    def counted(fitted, rows, exact=False):
         names.append(fitted.stage.name)
-        return real(fitted, state, exact)
+        return real(fitted, rows, exact)
 
-    monkeypatch.setattr(base, "advance", counted)
+    for module in (stage_module, tree):
+        monkeypatch.setattr(module, "advance", counted)
     return names
 
 
@@ -296,53 +299,58 @@ def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log
     # something else by the name
     assert {name: ran.count(name) for name in set(ran)} == {"recall": 2 * chunks, "prerank": 2 * chunks, "rank": 3 * chunks}
     timing = pl.concat([table(v.out, "timing") for v in together])
-    assert timing.height == 11 * chunks and timing.filter("shared").height == 4 * chunks
-    assert ((timing["spent"] == 0) == timing["shared"]).all() and (timing["seconds"] > 0).all()
+    assert timing.height == 11 * chunks and (timing["seconds"] > 0).all()
     for variant in together:
         (alone,) = prepared(rows, log, cache, tmp_path / "alone", variant.out.name)
         replay_many([alone], log, chunk=16)
         assert same_bytes(variant.out, alone.out)
         assert (variant.out / "run.json").read_bytes() == (alone.out / "run.json").read_bytes()
-        assert not table(alone.out, "timing")["shared"].any()
     assert not same_bytes(together[0].out, together[3].out)
 
 
-def test_memory_stays_flat(rows, log, cache, tmp_path):
-    (first, second) = prepared(rows, log, cache, tmp_path, "whole", "other ranker")
-    memory = first.fitted.scene.memory
-    assert memory is second.fitted.scene.memory
-    replay_many([first, second], log, chunk=16)
-    assert not memory._steps and not memory._path and memory._bytes == 0 and not memory.on
-
-
-def test_a_beginning_is_forgotten_when_the_last_funnel_that_has_it_is_through(rows, log, cache, tmp_path, monkeypatch):
+def test_what_a_stage_passes_on_is_gone_once_the_stages_after_it_are_through(rows, log, cache, tmp_path, monkeypatch):
+    """As many chunks are alive as the tree is deep, whichever funnel runs."""
     names = ["whole", "other vectors", "other ranker", "no ranker"]
     variants = prepared(rows, log, cache, tmp_path, *names)
-    memory, held = variants[0].fitted.scene.memory, []
-    real = Ledgers.shard
+    alive: list[weakref.ref[Rows]] = []
+    depths: list[list[int]] = []
 
-    def watched(self, requests, number):
-        held.append((self.fitted.keys, {key for key, _ in memory._steps}))
-        return real(self, requests, number)
+    def watched(fitted, given, exact=False, real=tree.advance):
+        gc.collect()
+        depths.append(sorted(kept.depth for ref in alive if (kept := ref())))
+        step, after = real(fitted, given, exact)
+        alive.append(weakref.ref(after))
+        return step, after
 
-    monkeypatch.setattr(Ledgers, "shard", watched)
+    monkeypatch.setattr(tree, "advance", watched)
     assert replay_many(variants, log, chunk=10_000) == {}
-    assert len(held) == len(names) and any(there for _, there in held)
-    for i, (_, there) in enumerate(held):
-        assert there <= {key for keys, _ in held[i:] for key in keys}
-    # those that begin alike follow each other, the shortest first, else in the order given
-    assert [keys for keys, _ in held] == [variants[i].fitted.keys for i in (3, 0, 2, 1)]
+    assert max(map(len, depths)) == 2 and all(len(set(found)) == len(found) for found in depths)
+    gc.collect()
+    assert not any(ref() for ref in alive)
+
+
+def test_funnels_that_begin_alike_are_neighbours_in_the_tree():
+    """Their order does not matter: c, a, b share the stages x and y as far as they go."""
+
+    class Ready:
+        scene = None
+
+    keys = {"c": "xyz", "other": "w", "a": "xy", "b": "xyv"}
+    funnels = {name: FittedFunnel(None, tuple(Ready() for _ in key), tuple(key[: i + 1] for i in range(len(key)))) for name, key in keys.items()}
+    root = tree.tree_of(funnels)
+    assert list(root.funnels()) == ["a", "c", "b", "other"]
+    assert list(root.children) == ["x", "w"] and list(root.children["x"].children["xy"].children) == ["xyz", "xyv"]
 
 
 def test_a_variant_that_dies_leaves_the_others_whole_and_its_shards(rows, log, cache, tmp_path, monkeypatch):
     dying, whole = prepared(rows, log, cache, tmp_path / "together", "other ranker", "whole")
     ranker, calls = dying.fitted.stages[-1], []
 
-    def dies(frame, real=ranker.score):
-        calls.append(len(frame))
+    def dies(rows, real=ranker.score):
+        calls.append(len(rows.item))
         if len(calls) == 3:
             raise ZeroDivisionError("a hole")
-        return real(frame)
+        return real(rows)
 
     monkeypatch.setattr(ranker, "score", dies)
     errors = replay_many([dying, whole], log, chunk=16)
@@ -384,11 +392,10 @@ def test_vectors_are_made_once_and_charged_to_every_funnel_that_reads_them(log, 
         "first": VectorRecall("r", k=20) >> LightGBMRank(**trees),
         "second": Popular(k=20) >> LightGBMRank(**trees),
     }
-    made: list[Variant] = []
+    made, kept = list[Variant](), Kept()
     for name, funnel in funnels.items():
         recipe = Recipe("mine", "", funnel, {"r": RandomVectors()}, "click")
-        beside = made[-1].fitted if made else None
-        made.append(Variant(recipe, prepare(recipe, log, beside=beside), tmp_path / name))
+        made.append(Variant(recipe, prepare(recipe, log, cache=kept), tmp_path / name))
     monkeypatch.setattr(RandomVectorsEmbedding, "interests", slow)
     assert replay_many(made, log, limit=10) == {}
     assert asked == [10]

@@ -19,10 +19,12 @@ from karmafunnel.simulator.report.pareto_plot import non_dominated, pareto_figur
 from karmafunnel.simulator.report.table import define
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages import rerank
-from karmafunnel.stages.base import Scene, State, Step, advance
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
+from karmafunnel.stages.rows import Rows
+from karmafunnel.stages.scene import Scene
+from karmafunnel.stages.stage import Step, advance
 from shop import Chances, make_shop
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -61,7 +63,7 @@ class Given:
         return self.vectors
 
 
-def state(lists: dict[int, list[int]], forced: list[tuple[int, int, int]] = (), **columns) -> State:
+def state(lists: dict[int, list[int]], forced: list[tuple[int, int, int]] = (), **columns) -> Rows:
     """Lists of items, best first, scored 0, -2, -4, ..; forced rows (request, item, rank), just
     before the candidate of that rank.
     """
@@ -69,19 +71,19 @@ def state(lists: dict[int, list[int]], forced: list[tuple[int, int, int]] = (), 
     rows = [(r, item, -2.0 * place, 1, place + 1) for r in sorted(lists) for place, item in enumerate(lists[r])]
     beside = [(r, i, 2.0 - 2.0 * rank + (i not in lists[r]), 0, rank) for r, i, rank in sorted(forced)]
     slate, others = (pl.DataFrame(x, schema=schema, orient="row") for x in (rows, beside))
-    return State(np.array(sorted(lists)), slate, others.with_columns(truth=pl.lit(True)))
+    return Rows(Scene(corner()), slate, others.with_columns(truth=pl.lit(True)), np.array(sorted(lists)))
 
 
-def run(stage, at: State, vectors=None, log: Log | None = None) -> Step:
+def run(stage, at: Rows, vectors=None, log: Log | None = None) -> Step:
     scene = Scene(log or corner(), {"given": Given(vectors)} if vectors is not None else {}, "click")
-    return advance(stage.fit(scene, None), at)[0]
+    return advance(stage.fit(scene, None), at.seen_in(scene))[0]
 
 
 def lists_of(slate: pl.DataFrame) -> dict[int, list[int]]:
     return {r: list(items) for r, items in slate.group_by(REQUEST, maintain_order=True).agg(ITEM).rows()}
 
 
-def random_state(rng, n_items: int, requests=range(6), longest: int = 9, forced: int = 12) -> State:
+def random_state(rng, n_items: int, requests=range(6), longest: int = 9, forced: int = 12) -> Rows:
     lists = {r: rng.permutation(n_items)[: rng.integers(0, longest + 1)].tolist() for r in requests}
     beside = []
     for r in rng.choice(list(requests), forced):
@@ -280,7 +282,7 @@ def test_mmr_at_its_ends():
         step = run(stage, at, vectors)
         assert lists_of(step.slate) == {1: [3], 2: [9, 2, 4, 7, 1, 0]} and step.forced[RANK].to_list() == [1, 4]
     assert lists_of(run(MMR("given", trade=0.0, depth=3), at, vectors).slate)[2][3:] == [7, 1, 0]
-    flat = State(at.requests, at.slate.with_columns(pl.lit(1.0, pl.Float32).alias(SCORE)), at.forced)
+    flat = Rows(at.scene, at.slate.with_columns(pl.lit(1.0, pl.Float32).alias(SCORE)), at.forced, at.requests)
     # nothing to tell apart: upstream's
     assert lists_of(run(MMR("given"), flat, np.ones((10, 2))).slate)[2] == [9, 2, 4, 7, 1, 0]
     empty = vectors.copy()
@@ -345,7 +347,7 @@ def test_mmr_against_one_at_a_time(stage, block, monkeypatch):
 # -- money -----------------------------------------------------------------------------------------
 
 
-def with_chances(at: State, source: str = "rank") -> State:
+def with_chances(at: Rows, source: str = "rank") -> Rows:
     """What `Chances` leaves: p_click (1 + item % 5) / 10, p_buy (1 + item % 3) / 10."""
     return advance(Chances(name=source).fit(Scene(corner()), None), at)[1]
 
@@ -387,7 +389,7 @@ def test_chances_that_are_none(wrong):
     with pytest.raises(
         KarmafunnelError, match=rf"rank.p_buy between 0 and 1, found {wrong:.1f}.* for request 'r2', item 'i7' \(1 such"
     ):
-        run(GMVRank(), State(at.requests, broken, at.forced))
+        run(GMVRank(), Rows(at.scene, broken, at.forced, at.requests))
 
 
 def test_why_says_what_was_looked_at():

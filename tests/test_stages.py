@@ -14,16 +14,6 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
-from karmafunnel.stages.base import (
-    Fitted,
-    FittedFunnel,
-    Funnel,
-    Retriever,
-    Scene,
-    Stage,
-    fit_embedders,
-    rank_rows,
-)
 from karmafunnel.stages.features import (
     BM25,
     Column,
@@ -45,6 +35,7 @@ from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE, descending, ord
 from karmafunnel.stages.learn import Sample, Teacher, logged, sampled
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
 from karmafunnel.stages.rank import DINRank, ESMMRank
+from karmafunnel.stages.ranking import rank_rows
 from karmafunnel.stages.recall import (
     HNSW,
     IVF,
@@ -61,6 +52,8 @@ from karmafunnel.stages.recall import (
     VectorRecall,
 )
 from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
+from karmafunnel.stages.scene import Scene
+from karmafunnel.stages.stage import Fitted, FittedFunnel, Funnel, Retriever, Stage, fit_embedders
 from shop import Chances, make_shop, scramble
 
 EMBEDDERS = {"tfidf": TfidfSVD(dim=16), "cooccurrence": Cooccurrence(dim=16), "random": RandomVectors()}
@@ -343,7 +336,7 @@ def test_rows_to_learn_from_are_what_the_sample_says():
         Sample(exposed=False, passed=0, random=3): pytest.approx(27, abs=4),
     }
     for sample, negatives in expected.items():
-        chosen = pl.concat(frame[rows] for frame, rows in sampled(scene(), upstream, requests, sample, seed=0))
+        chosen = pl.concat(rows.frame[mine] for rows, mine in sampled(scene(), upstream, requests, sample, seed=0))
         # truth that recall missed would say "not recalled means bought"
         assert chosen["truth"].sum() == n_truth
         assert chosen.filter(~pl.col("truth")).height == negatives
@@ -378,8 +371,8 @@ class TestErrors:
             def __init__(self, stage):
                 self.stage, self.scene = stage, scene()
 
-            def score(self, frame):
-                return np.full(frame.height, np.nan)
+            def score(self, rows):
+                return np.full(len(rows.item), np.nan)
 
         stage = ItemKNN(name="rank")
         funnel = FittedFunnel(scene(), (*fitted(Uniform()).stages, Broken(stage)))

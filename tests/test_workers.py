@@ -21,6 +21,7 @@ from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay, replay_many
 from karmafunnel.simulator.replay.tables import TABLES
 from karmafunnel.simulator.replay.workers import Workers, spread
+from karmafunnel.stages.kept import Kept
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ from pathlib import Path
 import numpy as np
 from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.base import *
+from karmafunnel.stages.stage import *
 from karmafunnel.stages.features import *
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import *
@@ -58,14 +59,14 @@ class FittedDeadly(Fitted):
     def __init__(self, stage, scene):
         self.stage, self.scene = stage, scene
 
-    def score(self, frame):
-        if (frame["request"] == self.stage.request).any():
+    def score(self, rows):
+        if (rows.request == self.stage.request).any():
             if self.stage.raises:
                 raise ZeroDivisionError("a hole")
             if self.stage.always or not Path(self.stage.folder, "died").exists():
                 Path(self.stage.folder, "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-        return frame["score"].to_numpy()
+        return rows.frame["score"].to_numpy()
 
 
 embedders, label, against, measures = {"tfidf": TfidfSVD(dim=16)}, "click", "plain", ["HR@10"]
@@ -93,11 +94,8 @@ def there(tmp_path_factory, shop) -> tuple[Path, Log]:
 
 
 def variants(folder: Path, log: Log, out: Path, *rows: str) -> list[Variant]:
-    recipe, made = load_recipe(str(folder / "mine.py"), log), list[Variant]()
-    for row in rows:
-        beside = made[-1].fitted if made else None
-        made.append(Variant(recipe.row(row), prepare(recipe.row(row), log, cache=folder / "cache", beside=beside), out / row))
-    return made
+    recipe, kept = load_recipe(str(folder / "mine.py"), log), Kept(folder / "cache")
+    return [Variant(recipe.row(row), prepare(recipe.row(row), log, cache=kept), out / row) for row in rows]
 
 
 def contents(run: Path) -> list[bytes]:

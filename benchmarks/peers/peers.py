@@ -46,10 +46,10 @@ from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich, write_page
 from karmafunnel.simulator.report.table import define, number, text_of
-from karmafunnel.stages.base import FittedFunnel, Funnel
 from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.learn import spaced
 from karmafunnel.stages.recall import External
+from karmafunnel.stages.stage import FittedFunnel, Funnel
 from karmafunnel.terminal import Console
 
 FOLDER = Path(__file__).parent

@@ -29,12 +29,13 @@ from karmafunnel.simulator.replay.replay import replay_many
 from karmafunnel.simulator.replay.tables import TABLES
 from karmafunnel.simulator.replay.workers import Workers, spread
 from karmafunnel.simulator.world import generate
-from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.features import Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.kept import Kept
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular, VectorRecall
+from karmafunnel.stages.stage import Funnel
 
 label = "click"
 embedders = {"tfidf": TfidfSVD(dim=64), "cooccurrence": Cooccurrence(dim=64), "random": RandomVectors(dim=64)}
@@ -68,12 +69,10 @@ def world(items: int, requests: int) -> Log:
 
 def shared(recipe: Recipe, names: Sequence[str], log: Log, limit: int, cache: Path, out: Path) -> tuple[float, float]:
     """Seconds of fitting and of replaying some rows together."""
-    start, variants = time.process_time(), list[Variant]()
-    for i, name in enumerate(names):
-        last = variants[-1].fitted if variants else None
-        later = [recipe.row(other) for other in names[i + 1 :]]
-        fitted = prepare(recipe.row(name), log, cache=cache, beside=last, later=later)
-        variants.append(Variant(recipe.row(name), fitted, out / name))
+    start, variants, kept = time.process_time(), list[Variant](), Kept(cache)
+    for name in names:
+        variants.append(Variant(recipe.row(name), prepare(recipe.row(name), log, cache=kept), out / name))
+    kept.passes.clear()
     fitted_in = time.process_time() - start
     for error in replay_many(variants, log, limit=limit).values():
         raise error

@@ -27,6 +27,7 @@ import polars as pl
 from karmafunnel.log import Log
 from karmafunnel.models import ctr, gbdt
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
+from karmafunnel.simulator.replay.jobs import make_shard
 from karmafunnel.simulator.replay.prepare import cache_root, prepare
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import CHUNK, replay
@@ -90,15 +91,18 @@ def overhead(log: Log, chunks: int) -> None:
     fitted = prepare(Recipe("bench", "", FUNNEL, EMBEDDERS, "click"), log, cache=cache_root())
     ledgers = Ledgers(fitted, "W3")
     requests = log.requests_in("W3")
-    ledgers.shard(requests[:CHUNK], 0)  # timelines and thread pools are made once, here
     kernels = Kernels()
     wall, alone = 0.0, {"knn": 0.0, "predict_gbdt": 0.0, "predict_ctr": 0.0}
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(1, chunks + 1):
+        for i in range(chunks + 1):
             start = time.perf_counter()
-            for name, frame in ledgers.shard(requests[i * CHUNK : (i + 1) * CHUNK], i).items():
-                frame.write_parquet(Path(folder) / f"{name}.parquet", compression="lz4", statistics=False)
-            wall += time.perf_counter() - start
+            for error in make_shard({Path(folder): ledgers}, requests, CHUNK, i).values():
+                raise error
+            took = time.perf_counter() - start
+            if i == 0:  # timelines and thread pools are made once, here
+                kernels.calls.clear()
+                continue
+            wall += took
             for name, seconds in kernels.again().items():
                 alone[name] += seconds
     n = chunks * CHUNK

@@ -20,12 +20,12 @@ from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, 
 from karmafunnel.models.karma import KARMA, FrozenLM
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.base import Funnel, Stage
 from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, SimTier, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
+from karmafunnel.stages.stage import Funnel, Stage
 
 against = "no embedding"
 by_stage = True

@@ -22,13 +22,13 @@ from karmafunnel.simulator.replay.prepare import cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.pareto_plot import pareto_figure
-from karmafunnel.stages.base import Funnel, Stage
 from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import ESMMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular, Repeat, VectorRecall
 from karmafunnel.stages.rerank import GMVRank
+from karmafunnel.stages.stage import Funnel, Stage
 from karmafunnel.terminal import Console
 
 AT, DEPTH = 10, 50

@@ -15,8 +15,8 @@ from karmafunnel.benchmarks.studies.karma_controls import base, settings
 from karmafunnel.benchmarks.studies.stage_models import embedders, with_models  # noqa: F401  (embedders: exported as they are)
 from karmafunnel.log import Log
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.rank import DINRank
+from karmafunnel.stages.stage import Funnel
 
 against = "no vectors"
 measures = ("HR@1", "HR@10", "HR@50", "nDCG@10", "GMV-HR@10", "gAUC:request:exposures")

@@ -30,12 +30,12 @@ from karmafunnel.simulator.replay.prepare import cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.world import generate
-from karmafunnel.stages.base import Funnel, Stage
 from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
+from karmafunnel.stages.stage import Funnel, Stage
 from karmafunnel.terminal import Console
 
 seeds, against, by_stage = (0,), "reads the pre-ranker", True

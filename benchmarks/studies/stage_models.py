@@ -12,12 +12,12 @@ from typing import Any
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.base import Funnel, Stage
 from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.learn import Sample, Teacher
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
+from karmafunnel.stages.stage import Funnel, Stage
 
 against = "LightGBM (LambdaMART) >> LightGBM (LambdaMART)"
 by_stage = True

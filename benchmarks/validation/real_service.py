@@ -51,13 +51,15 @@ from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich
-from karmafunnel.stages.base import Fitted, FittedFunnel, Scene, Stage
 from karmafunnel.stages.features import Context, Own, Popularity, Similarity, Upstream
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Join, Popular, VectorRecall
+from karmafunnel.stages.rows import Rows
+from karmafunnel.stages.scene import Scene
+from karmafunnel.stages.stage import Fitted, FittedFunnel, Stage
 from karmafunnel.terminal import Console
 
 LOADS = (0.3, 0.5, 0.75)  # utilisations by the profile
@@ -93,9 +95,9 @@ class FittedPause(Fitted):
     def __init__(self, stage: Pause, scene: Scene):
         self.stage, self.scene = stage, scene
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
+    def score(self, rows: Rows) -> np.ndarray:
         time.sleep(self.stage.ms / 1000)  # type: ignore[attr-defined]
-        return frame["score"].to_numpy()
+        return rows.frame["score"].to_numpy()
 
 
 # -- the worker ------------------------------------------------------------------------------------

@@ -49,7 +49,8 @@ from ...files import (
 from ...keys import code_of, content_key
 from ...log import Log
 from ...models import diagnostics as diagnose
-from ...stages.base import Progress, silent
+from ...stages.kept import Kept
+from ...stages.scene import Progress, silent
 from ...terminal import Console
 from ..measure.attribution import attribute
 from ..measure.compare import compare, measure
@@ -180,18 +181,18 @@ def _ablate(
     for seed in dict.fromkeys(cell.seed for cell in todo):
         missing = [cell for cell in todo if cell.seed == seed and not (cell.done or cell.failed)]
         ready: dict[Cell, Variant] = {}
+        kept = Kept(cache)  # what the rows have in common
         for i, cell in enumerate(missing):
             if minutes is not None and time.perf_counter() - began >= 60 * minutes:
                 left += missing[i:]
                 break
             say(f"[{todo.index(cell) + 1}/{len(todo)}] {cell.row}, seed {seed}: fitting")
-            beside = next((v.fitted for v in reversed(ready.values())), None)
             try:
                 row = recipe.row(cell.row)
-                later = [recipe.row(other.row) for other in missing[i + 1 :] if other.row not in recipe.faults]
-                ready[cell] = Variant(row, prepare(row, log, seed, device, cache, console, beside, later), cell.folder / "run")
+                ready[cell] = Variant(row, prepare(row, log, seed, device, kept, console), cell.folder / "run")
             except Exception as error:  # whatever it is: one row must not sink a night's work
                 left += failed(cell, error, say)
+        kept.passes.clear()
         if fresh := [cell for cell in ready if not cell.replayed]:
             say(f"seed {seed}: replaying {len(fresh)} rows together")
             errors = replay_many(
@@ -397,21 +398,6 @@ def cost(runs: Sequence[Run]) -> dict[str, float]:
     return by | {"total": sum(by.values())}
 
 
-def saved(runs: Sequence[Run]) -> str:
-    """How often a stage ran on a chunk, of how often it was asked to; nothing, where no Run shares
-    a stage.
-    """
-    has = [run.read("timing") for run in runs if {"shared", "spent"} <= set(run.columns("timing"))]
-    timing = pl.concat(has) if has else pl.DataFrame(schema={"shared": pl.Boolean})
-    ran = timing.filter(~pl.col("shared"))
-    if ran.height == timing.height:
-        return ""
-    return (
-        f"rows whose funnels begin alike share stages: {ran.height:,} of {timing.height:,} runs of a stage on a chunk "
-        f"({ran.height / timing.height:.0%}), {ran['spent'].sum():.1f} s of {timing['seconds'].sum():.1f} s"
-    )
-
-
 def similarity(cell: Cell) -> pl.DataFrame:
     return read_table(cell.folder / "similarity" / "similarity.parquet")
 
@@ -488,7 +474,7 @@ def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], 
     return out
 
 
-def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: int | None, command: str, shared: str) -> list[str]:
+def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: int | None, command: str) -> list[str]:
     """Where the table comes from."""
     n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
     seeds = sorted({seed for line in lines for seed in line["seeds"]})
@@ -498,7 +484,6 @@ def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: 
         f"`{command}`" if command else f"recipe {recipe.name}",
         f"log {log.name} ({log.checksum}), window {window}, n up to {max(n, default=0):,}, seeds {seeds}"
         + (f", {limit} requests" if limit else ""),
-        *filter(None, [shared]),
         ", ".join(filter(None, [made, processor(), f"{os.cpu_count()} cores", f"commit {commit() or 'unknown'}"])),
         *(f"{line['row']}: {line['note']}" for line in lines if line["note"]),
         *(
@@ -550,8 +535,7 @@ def processor() -> str:
 def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], window: str, limit: int | None, command: str) -> None:
     """`table.json`, `.md`, `.csv`, `.tex` and `.html`, each whole or not at all."""
     lines = lines_of(recipe, todo)
-    shared = saved([Run.open(cell.folder / "run") for cell in todo if cell.done])
-    found, below = sheets(recipe, lines), record(recipe, log, lines, window, limit, command, shared)
+    found, below = sheets(recipe, lines), record(recipe, log, lines, window, limit, command)
     parts = parts_of(recipe, todo)
     if recipe.grid and not parts and (lost := [line["row"] for line in lines if line["row"] in recipe.grid.values() and "failed" in line]):
         below.insert(1, f"no attribution: it needs every row of the grid, and {', '.join(lost)} failed")

@@ -14,7 +14,7 @@ import polars as pl
 from ...log import Log
 from ...models import diagnostics as diagnose
 from ...models.embedders import Embedding
-from ...stages.base import FittedFunnel
+from ...stages.stage import FittedFunnel
 from ..measure.run import Run
 
 TOP = 50  # of JS@50 and of the popularity of what is retrieved

@@ -216,7 +216,8 @@ def fit_embedder(
 
     Pre-training and fine-tuning go on where an interrupted one was.
     """
-    from ...stages.base import Scene, fit_embedders
+    from ...stages.scene import Scene
+    from ...stages.stage import fit_embedders
     from ..replay.prepare import check_device
     from ..replay.recipe import load_recipe
 

@@ -31,7 +31,8 @@ from threadpoolctl import threadpool_limits
 from ...bounds import BOUNDS, check_bound, check_seed
 from ...errors import KarmafunnelError, quoted
 from ...log import Log
-from ...stages.base import FittedFunnel
+from ...stages.rows import Place
+from ...stages.stage import FittedFunnel
 from ...terminal import Console, progress_bar
 from ..replay.degrade import along
 from ..replay.paths import path_of
@@ -190,23 +191,22 @@ def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -
     """Stage, items that came to it and ms, the embedders `apart` first; one that no stage asked is
     left out.
 
-    What the funnel does beside its stages is charged to them in equal parts. `requests` need to
-    differ from those of the pass before: vectors of a chunk are kept until the next.
+    What the funnel does beside its stages is charged to them in equal parts.
     """
-    names = {id(fitted.scene.embeddings[name]): name for name in apart}
+    names = {fitted.scene.embeddings[name]: name for name in apart}
     start = time.perf_counter()
     steps = fitted.run(requests)
     beside = max(time.perf_counter() - start - sum(step.seconds for step in steps), 0.0) / len(steps)
     own: dict[str, float] = {}
     rows = []
-    read = set[tuple[Any, ...]]()
+    read = set[Place]()
     for i, step in enumerate(steps):
         seconds = step.seconds + beside
-        for place, spent in step.vectors.items():
-            if place not in read and (name := names.get(id(place[-1]))):
-                own[name] = own.get(name, 0.0) + spent
-                seconds -= spent
-        read |= set(step.vectors)
+        for place in step.read.keys() - read:
+            if name := names.get(place[-1]):
+                own[name] = own.get(name, 0.0) + step.read[place]
+                seconds -= step.read[place]
+        read |= step.read.keys()
         rows.append((step.stage.name, int(step.rows_in.sum()) if i else 0, 1000 * seconds))
     return [*((name, 0, 1000 * own[name]) for name in apart if name in own), *rows]
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...errors import KarmafunnelError
-from ...stages.base import Funnel, Stage
+from ...stages.stage import Funnel, Stage
 from .arrays import Reading
 from .compare import ask, at_one_depth, same_requests
 from .differences import Difference, Samples, holm, paired, sampled

@@ -8,12 +8,12 @@ the tables were made with.
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.models.karma import KARMA, Qwen
-from karmafunnel.stages.base import Funnel, Stage
 from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular, Repeat, VectorRecall
+from karmafunnel.stages.stage import Funnel, Stage
 
 
 def embedders(log: Log) -> dict[str, Embedder]:

@@ -3,12 +3,12 @@
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.models.sasrec import SASRec
-from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.features import Context, Feature, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import TwoTowerPreRank
 from karmafunnel.stages.rank import DINRank
 from karmafunnel.stages.recall import HNSW, Join, Popular, Repeat, VectorRecall
+from karmafunnel.stages.stage import Funnel
 
 embedders: dict[str, Embedder] = {"sasrec": SASRec(epochs=15, patience=2), "cooccurrence": Cooccurrence()}
 

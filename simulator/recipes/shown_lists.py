@@ -3,11 +3,11 @@ it held.
 """
 
 from karmafunnel.log import Log
-from karmafunnel.stages.base import Funnel
 from karmafunnel.stages.features import Context, Feature, Neighbourhood, Own, Placement, Popularity, Price, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Shown
+from karmafunnel.stages.stage import Funnel
 
 label = "click"
 # no vector is read, so W1 may be learnt from as well

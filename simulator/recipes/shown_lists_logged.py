@@ -4,7 +4,7 @@ stage before".
 
 from karmafunnel.log import Log
 from karmafunnel.simulator.recipes.shown_lists import lists
-from karmafunnel.stages.base import Funnel
+from karmafunnel.stages.stage import Funnel
 
 
 def funnel(log: Log) -> Funnel:

@@ -25,9 +25,11 @@ from ...files import RUN_AND_PATHS, remove
 from ...keys import code_digest, content_key
 from ...log import Log
 from ...models.embedders import Embedding
-from ...stages.base import Fitted, FittedFunnel, Funnel, Retriever, Scene, Stage
 from ...stages.frame import CHANNEL, SCORE
 from ...stages.recall import FittedJoin, Join, Popular
+from ...stages.rows import Rows
+from ...stages.scene import Scene
+from ...stages.stage import Fitted, FittedFunnel, Funnel, Retriever, Stage
 from ...terminal import Console
 from ..measure.run import Run
 from .nearline import Absent, NearLine
@@ -75,11 +77,11 @@ class FittedSkipped(Fitted):
     def __init__(self, stage: Skipped, scene: Scene):
         self.stage, self.scene = stage, scene
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return frame[SCORE].to_numpy()
+    def score(self, rows: Rows) -> np.ndarray:
+        return rows.frame[SCORE].to_numpy()
 
-    def why(self, frame: pl.DataFrame) -> list[str]:
-        return ["skipped: the order of the stage before"] * frame.height
+    def why(self, rows: Rows) -> list[str]:
+        return ["skipped: the order of the stage before"] * len(rows.item)
 
 
 class Fallback(Retriever):
@@ -98,27 +100,18 @@ class Fallback(Retriever):
         self.beyond = 0 if len(full.channels) == len(fitted.channels) == 1 else max(BITS, len(full.channels))
         self.channels = (*[""] * self.beyond, *fitted.channels)
 
-    def retrieve(self, requests: np.ndarray, forced: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        slate, forced = self.fitted.retrieve(requests, forced)
+    def retrieve(self, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
+        slate, forced = self.fitted.retrieve(rows)
         return slate.with_columns((pl.col(CHANNEL) * (1 << self.beyond)).cast(pl.UInt32)), forced
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
-        return self.fitted.propose(requests)
+    def propose(self, rows: Rows) -> pl.DataFrame:
+        return self.fitted.propose(rows)
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return self.fitted.score(frame)
+    def score(self, rows: Rows) -> np.ndarray:
+        return self.fitted.score(rows)
 
-    def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
-        return self.fitted.exact(requests)
-
-
-def in_scene(ready: Fitted, scene: Scene) -> Fitted:
-    """A fitted stage that looks at another scene, its channels too."""
-    other = copy.copy(ready)
-    other.scene = scene
-    if isinstance(other, FittedJoin):
-        other.parts = [in_scene(part, scene) for part in other.parts]  # type: ignore[misc]
-    return other
+    def exact(self, rows: Rows) -> pl.DataFrame | None:
+        return self.fitted.exact(rows)
 
 
 # -- a funnel along a path -------------------------------------------------------------------------
@@ -164,7 +157,7 @@ def along(
         if mode := modes.get(name):
             swapped[name] = _vectors(who, name, mode, fitted, names[0] in modes, stale_minutes)
     if swapped:
-        scene = scene.beside(scene.embeddings | {name: view for name, (_, view) in swapped.items()})
+        scene = replace(scene, embeddings=scene.embeddings | {name: view for name, (_, view) in swapped.items()})
     stages: list[Fitted] = []
     keys, changes = [], list[str]()
     for i, ready in enumerate(fitted.stages):
@@ -173,9 +166,7 @@ def along(
         read = [f"{name}={text}" for name, (text, _) in swapped.items() if name in made.stage.embedders()]
         changes += [change for change in read if change not in changes]
         changes += [f"{ready.stage.name}={mode}: {made.stage!r}"] if mode else []
-        if isinstance(made, Fallback) and swapped:
-            made = Fallback(in_scene(made.fitted, scene), ready)  # type: ignore[arg-type]
-        stages.append(in_scene(made, scene) if swapped else made)
+        stages.append(made)
         if fitted.keys:
             keys.append(content_key(code_digest(__name__), fitted.keys[i], changes) if changes else fitted.keys[i])
     return FittedFunnel(scene, tuple(stages), tuple(keys))
@@ -185,8 +176,8 @@ def _vectors(
     who: str, name: str, mode: str, fitted: FittedFunnel, fallen_back: bool, stale_minutes: float | Mapping[str, float] | None
 ) -> tuple[str, Embedding]:
     """What an embedder's mode is in full, and the embedding in its place."""
-    embedding, recall = fitted.scene.embeddings[name], fitted.stages[0].stage
-    views = fitted.scene.memory.views  # one for all paths: what they share is made once
+    scene, recall = fitted.scene, fitted.stages[0].stage
+    embedding = scene.embeddings[name]
     kind, _, said = mode.partition("@")
     if mode == SKIP:
         channels = getattr(recall, "channels", (recall,))
@@ -195,7 +186,8 @@ def _vectors(
                 f"{who}: skipping {name} needs a Join with a channel that does without its vectors, found {recall!r}; "
                 f"name a fallback of {recall.name} instead"
             )
-        return mode, views.setdefault((embedding, mode), Absent(embedding))
+        # one view for all paths: what they share is made once
+        return mode, scene.once((embedding, mode), lambda: Absent(embedding))
     if kind != STALE:
         raise KarmafunnelError(f"{who}: {name} is an embedder and has the modes 'stale', 'stale@MINUTES' and 'skip', found {mode!r}")
     minutes = stale_minutes.get(name) if isinstance(stale_minutes, Mapping) else stale_minutes
@@ -206,7 +198,7 @@ def _vectors(
     if minutes is None:
         raise KarmafunnelError(f"{who}: {name} needs stale_minutes, as --stale-minutes or as 'stale@60'; found {mode!r}")
     text = f"{STALE}@{minutes:g}"
-    return text, views.setdefault((embedding, text), NearLine(embedding, minutes, f"{who}: {name}"))
+    return text, scene.once((embedding, text), lambda: NearLine(embedding, minutes, f"{who}: {name}"))
 
 
 def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriever]) -> Fitted:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import traceback
-from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -14,12 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import KarmafunnelError, line_of
-from ...files import atomic_folder, write_parquet
 from ...log import Log
-from ...stages.base import FittedFunnel, embedder_folder
+from ...stages.kept import Kept
+from ...stages.rows import Rows
+from ...stages.stage import embedder_folder
 from .prepare import Variant, prepare, requests_of
 from .recipe import Recipe, run_recipe
+from .shards import write_shard
 from .tables import Ledgers
+from .tree import run_tree, tree_of
 from .workers import Died, Workers, spread
 
 
@@ -29,31 +31,25 @@ def make_shard(
     """Write one shard of every Run that lacks it and has not `failed`; returns what went wrong, by
     folder.
     """
-    begun = Counter(key for ledger in ledgers.values() for key in ledger.fitted.keys)
-    place = {key: i for i, key in enumerate(begun)}
-    # after each other
-    alike = sorted(ledgers.items(), key=lambda kept: [place[key] for key in kept[1].fitted.keys])
+    mine = requests[number * chunk : (number + 1) * chunk]
     errors: dict[Path, Exception] = {}
-    memories = {id(ledger.scene.memory): ledger.scene.memory for ledger in ledgers.values()}.values()
-    for memory in memories:
-        memory.on, memory.wanted = True, {key for key, n in begun.items() if n > 1}
-    for folder, ledger in alike:
-        shard = folder / f"{number:06d}"
-        begun.subtract(ledger.fitted.keys)
-        if folder in failed or shard.is_dir():
-            continue
-        try:
-            tables = ledger.shard(requests[number * chunk : (number + 1) * chunk], number)
-            with atomic_folder(shard, durable=False, sealed=True) as temporary:
-                for name, frame in tables.items():
-                    write_parquet(temporary / f"{name}.parquet", frame, compression="lz4", statistics=False)
-        except Exception as error:  # one variant must not sink the others
-            errors[folder] = error
-        # what no other funnel begins with
-        ledger.scene.memory.forget({key for key, n in begun.items() if n})
-    for memory in memories:
-        memory.forget()
-        memory.on = False
+    by_label: dict[str, dict[Path, Ledgers]] = {}
+    for folder, ledger in ledgers.items():
+        if folder not in failed and not (folder / f"{number:06d}").is_dir():
+            by_label.setdefault(ledger.scene.label, {})[folder] = ledger
+    for wanted in by_label.values():
+        first = next(iter(wanted.values()))
+        forced = first.rows_to_score(mine)
+        tree = tree_of({folder: ledger.fitted for folder, ledger in wanted.items()})
+        for folder, steps in run_tree(tree, Rows.start(first.scene, mine, forced)):
+            if isinstance(steps, Exception):
+                errors[folder] = steps
+                continue
+            try:
+                tables = wanted[folder].of_chunk(number, mine, forced, steps)
+                write_shard(folder / f"{number:06d}", tables)
+            except Exception as error:  # one variant must not sink the others
+                errors[folder] = error
     return errors
 
 
@@ -142,13 +138,13 @@ def opened(job: Job) -> tuple[np.ndarray, dict[Path, Ledgers]]:
         raise KarmafunnelError(f"{here}needs the log {job.checksum} in {job.log}, found {log.checksum}")
     recipe = run_recipe(Path(job.path), job.text, log)
     ledgers: dict[Path, Ledgers] = {}
-    beside: FittedFunnel | None = None
+    kept = Kept(Path(job.cache))
     for name, keys, folder in job.rows:
         row = recipe if name is None else recipe.row(name)
-        beside = prepare(row, log, job.seed, job.device, Path(job.cache), beside=beside)
-        if beside.keys != keys:
+        fitted = prepare(row, log, job.seed, job.device, kept)
+        if fitted.keys != keys:
             raise KarmafunnelError(f"{here}needs the code, libraries and recipe of its parent, found others: {row.funnel!r} has another key")
-        ledgers[Path(folder)] = Ledgers(beside, job.window)
+        ledgers[Path(folder)] = Ledgers(fitted, job.window)
     return requests_of(log, job.window, job.limit), ledgers
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from ...bounds import check_bound
 from ...checks import require
 from ...errors import KarmafunnelError
 from ...log import Log
-from ...stages.base import FittedFunnel, Scene, fit_embedders, silent, training_keys
+from ...stages.kept import Kept
 from ...stages.learn import spaced
+from ...stages.scene import Scene, silent
+from ...stages.stage import FittedFunnel, fit_embedders
 from ...terminal import Console
 from .recipe import Recipe
 
@@ -28,34 +31,28 @@ def cache_root() -> Path:
 
 
 def prepare(
-    recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Path | None = None, console: Console | None = None,
-    beside: FittedFunnel | None = None, later: Sequence[Recipe] = (),
-) -> FittedFunnel:  # fmt: skip
+    recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Kept | Path | None = None, console: Console | None = None
+) -> FittedFunnel:
     """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps
     are told to `console`.
 
-    `beside`: another funnel for the same log, label and seed; what both have in common is fitted
-    once. What stages made of the requests to learn from is kept for the recipes that come `later`,
-    as far as those begin alike.
+    Recipes that are prepared with the same `Kept`, for the same log, make once what they have in
+    common.
     """
     require(log)
-    scene = Scene(log, {}, recipe.label, seed, device) if beside is None else beside.scene.beside({})
     if device != "cpu":
         check_device(device)
-    scene.outside = recipe.outside
-    memory = scene.memory
-    memory.on, memory.wanted = True, None
+    kept = Kept.of(cache)
     with console.status("fitting") if console else nullcontext() as status:
+        scene = Scene(log, {}, recipe.label, seed, device, outside=recipe.outside, indexes=kept.indexes)
         if console and status:
-            scene.progress = lambda message: console.print(message, style="dim", soft_wrap=True)
-            scene.detail = status.update
-        try:
-            scene.embeddings = fit_embedders(recipe.read, scene, cache)
-            return recipe.funnel.fit(scene, cache)
-        finally:
-            scene.progress = scene.detail = silent
-            memory.forget({key for other in later for key in training_keys(other.funnel, other.embedders, scene)})
-            memory.on = False
+            say = partial(console.print, style="dim", soft_wrap=True)
+            scene = replace(scene, progress=say, detail=status.update)
+        scene = replace(scene, embeddings=fit_embedders(recipe.read, scene, kept))
+        fitted = recipe.funnel.fit(scene, kept)
+    if kept is not cache:
+        kept.passes.clear()
+    return replace(fitted, scene=replace(scene, progress=silent, detail=silent))
 
 
 def check_device(device: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ... import __version__
 from ...log import Log
-from ...stages.base import FittedFunnel, Retriever
+from ...stages.stage import FittedFunnel, Retriever
 from .recipe import Recipe
 
 

@@ -23,7 +23,7 @@ from ...errors import KarmafunnelError, line_of, quoted
 from ...files import read_text
 from ...log import Log
 from ...models.embedders import Embedder
-from ...stages.base import Funnel, Stage
+from ...stages.stage import Funnel, Stage
 from .paths import FULL, NOTHING, SKIP, STALE
 
 EXPORTS = ("funnel", "embedders", "label", "rows", "against", "measures", "seeds", "by_stage", "grid", "fallbacks")

@@ -12,7 +12,7 @@ from ...errors import KarmafunnelError
 from ...files import RUN, Kind, atomic_folder, claim, remove, write_json
 from ...keys import code_of, ours
 from ...log import Log
-from ...stages.base import FittedFunnel
+from ...stages.stage import FittedFunnel
 from ...terminal import Console, progress_bar
 from .jobs import by_workers, check_workers, job_of, make_shard
 from .prepare import Variant, prepare, requests_of

@@ -9,11 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import KarmafunnelError, NotWrittenError, line_of
-from ...files import NOTHING_LEFT, fault, not_written, remove, say, sweep
+from ...files import NOTHING_LEFT, atomic_folder, fault, not_written, remove, say, sweep, write_parquet
 from ...keys import content_key
 
 
@@ -58,6 +59,13 @@ def drop_torn(partial: Path) -> None:
         if (wrong := fault(partial / name)) is not None:
             say(f"{wrong}; this piece of the replay is made again")
             remove(partial / name)
+
+
+def write_shard(folder: Path, tables: Mapping[str, pl.DataFrame]) -> None:
+    """Write one piece of a Run, whole or not at all."""
+    with atomic_folder(folder, durable=False, sealed=True) as temporary:
+        for name, frame in tables.items():
+            write_parquet(temporary / f"{name}.parquet", frame, compression="lz4", statistics=False)
 
 
 def merge(shards: list[Path], out: Path) -> None:

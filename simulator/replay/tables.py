@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
 from ...log import rows_of
-from ...stages.base import FittedFunnel, Step, check_windows
 from ...stages.frame import ITEM, RANK, REQUEST, SCORE
 from ...stages.learn import logged
+from ...stages.stage import FittedFunnel, Step, check_windows
 
 TABLES = ("slates", "requests", "ledger", "scored", "timing")
 
@@ -34,10 +36,14 @@ class Ledgers:
         unit = earlier["unit"].drop_nulls().drop_nans().to_numpy()
         self.bands = np.quantile(unit, [1 / 3, 2 / 3]) if len(unit) else None
 
-    def shard(self, requests: np.ndarray, number: int) -> dict[str, pl.DataFrame]:
-        """Replay one chunk of requests."""
-        forced = logged(self.scene, requests)
-        steps = self.fitted.run(requests, forced, exact=True)
+    def rows_to_score(self, requests: np.ndarray) -> pl.DataFrame:
+        """What every stage scores beside the candidates of a chunk: relevant and logged items."""
+        return logged(self.scene, requests)
+
+    def of_chunk(
+        self, number: int, requests: np.ndarray, forced: pl.DataFrame, steps: Sequence[Step]
+    ) -> dict[str, pl.DataFrame]:
+        """Rows of the tables for one chunk of requests, of which `forced` is `rows_to_score`."""
         first = steps[0].forced
         # What recall was handed is eligible in fact, such as an item of a list that was shown for
         # the first time.
@@ -51,7 +57,7 @@ class Ledgers:
             "scored": self._scored(steps, eligible),
             "timing": pl.DataFrame(
                 [
-                    [number, s.stage.name, len(requests), int(s.rows_in.sum()), int(s.rows_out.sum()), s.seconds, s.shared, s.spent]
+                    [number, s.stage.name, len(requests), int(s.rows_in.sum()), int(s.rows_out.sum()), s.seconds]
                     for s in steps
                 ],
                 schema={
@@ -60,12 +66,7 @@ class Ledgers:
                     "requests": pl.Int32,
                     "rows_in": pl.Int64,
                     "rows_out": pl.Int64,
-                    "seconds": pl.Float64,
-                    # run for another funnel that begins alike; the seconds are those of that one
-                    # run
-                    "shared": pl.Boolean,
-                    # seconds that really passed here; `seconds`: as if the funnel ran alone
-                    "spent": pl.Float64,
+                    "seconds": pl.Float64,  # as if the funnel ran alone
                 },
                 orient="row",
             ),
@@ -77,7 +78,7 @@ class Ledgers:
             self.log.items["item_id"].gather(frame[ITEM]).alias("item_id"),
         ]
 
-    def _slates(self, steps: list[Step]) -> pl.DataFrame:
+    def _slates(self, steps: Sequence[Step]) -> pl.DataFrame:
         parts = []
         for step in steps:
             slate = step.slate
@@ -104,7 +105,7 @@ class Ledgers:
         value = slate[f"{told[-1]}.p_click"] * slate[f"{told[-1]}.p_buy"] * price
         return value.fill_nan(None).cast(pl.Float32).alias("value")
 
-    def _requests(self, requests: np.ndarray, steps: list[Step], forced: pl.DataFrame, eligible: np.ndarray) -> pl.DataFrame:
+    def _requests(self, requests: np.ndarray, steps: Sequence[Step], forced: pl.DataFrame, eligible: np.ndarray) -> pl.DataFrame:
         log = self.log
         group = np.searchsorted(requests, forced[REQUEST].to_numpy())
         truth = forced["truth"].to_numpy()
@@ -136,7 +137,7 @@ class Ledgers:
                 columns.append(joined["hit"].cast(pl.Float32).alias(f"{step.stage.name}.index_recall"))
         return base.with_columns(columns)
 
-    def _ledger(self, steps: list[Step], eligible: np.ndarray) -> pl.DataFrame:
+    def _ledger(self, steps: Sequence[Step], eligible: np.ndarray) -> pl.DataFrame:
         truth = steps[0].forced["truth"].to_numpy()
         rows = steps[0].forced.filter(pl.col("truth")).select(REQUEST, ITEM)
         request, item = rows[REQUEST].to_numpy(), rows[ITEM].to_numpy()
@@ -179,7 +180,7 @@ class Ledgers:
         columns += [pl.Series("margin_score", margin_score).fill_nan(None)]
         return pl.DataFrame(columns)
 
-    def _scored(self, steps: list[Step], eligible: np.ndarray) -> pl.DataFrame:
+    def _scored(self, steps: Sequence[Step], eligible: np.ndarray) -> pl.DataFrame:
         first = steps[0].forced.select(REQUEST, ITEM)
         rows = rows_of(self.log.rows, np.unique(first[REQUEST].to_numpy())).group_by(REQUEST, ITEM, maintain_order=True)
         price = pl.coalesce("price_paid", "price_shown")

@@ -11,8 +11,12 @@ import polars as pl
 from ...errors import KarmafunnelError
 from ...files import read_table
 from ...log import Log, rows_of, sha256
-from ..base import FittedFunnel, Retriever, Scene, Stage, positional, rank_rows
 from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows
+from ..ranking import rank_rows
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
+from ..typed import positional
 from .proposals import NOT_FOUND
 
 
@@ -77,13 +81,14 @@ class FittedExternal(Retriever):
     def __init__(self, stage: External, scene: Scene, rows: pl.DataFrame):
         self.stage, self.scene, self.rows = stage, scene, rows
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
-        rows = rows_of(self.rows, requests)
-        eligible = self.scene.log.asof.is_eligible(rows[REQUEST].to_numpy(), rows[ITEM].to_numpy())
-        ranked, _, _ = rank_rows(rows.filter(pl.Series(eligible, dtype=pl.Boolean)), no_rows(), requests, self.scene)
+    def propose(self, rows: Rows) -> pl.DataFrame:
+        scored = rows_of(self.rows, rows.requests)
+        eligible = self.scene.log.asof.is_eligible(scored[REQUEST].to_numpy(), scored[ITEM].to_numpy())
+        scored = scored.filter(pl.Series(eligible, dtype=pl.Boolean))
+        ranked, _, _ = rank_rows(scored, no_rows(), rows.requests, self.scene)
         return ranked.filter(pl.col(RANK) <= self.stage.k).drop(RANK)
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        mine = rows_of(self.rows, np.unique(frame[REQUEST].to_numpy()))
-        found = frame.select(REQUEST, ITEM).join(mine, on=[REQUEST, ITEM], how="left", maintain_order="left")
+    def score(self, rows: Rows) -> np.ndarray:
+        mine = rows_of(self.rows, np.unique(rows.request))
+        found = rows.frame.select(REQUEST, ITEM).join(mine, on=[REQUEST, ITEM], how="left", maintain_order="left")
         return found[SCORE].fill_null(NOT_FOUND).to_numpy()

@@ -12,8 +12,11 @@ import polars as pl
 
 from ...bounds import MANY, Bound, check_bound, needs
 from ...errors import KarmafunnelError
-from ..base import FittedFunnel, Retriever, Scene, Stage, rank_rows
 from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, rows_frame
+from ..ranking import rank_rows
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,13 +81,13 @@ class FittedJoin(Retriever):
             (folder / str(i)).mkdir()
             part.save(folder / str(i))
 
-    def retrieve(self, requests: np.ndarray, forced: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def retrieve(self, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
         stage, n_items = self.stage, self.scene.log.n_items
         pairs, gains, bits = [], [], []
         for channel, part in enumerate(self.parts):
-            rows, _, _ = rank_rows(part.propose(requests), no_rows(), requests, self.scene)
-            rank = rows[RANK].to_numpy()
-            pairs.append(rows[REQUEST].to_numpy() * n_items + rows[ITEM].to_numpy())
+            found, _, _ = rank_rows(part.propose(rows), no_rows(), rows.requests, self.scene)
+            rank = found[RANK].to_numpy()
+            pairs.append(found[REQUEST].to_numpy() * n_items + found[ITEM].to_numpy())
             gain = 1.0 / (stage.rrf + rank)
             if stage.quotas:
                 gain = gain + (rank <= stage.quotas[channel])
@@ -95,12 +98,11 @@ class FittedJoin(Retriever):
         channel_bits = np.bincount(inverse, np.concatenate(bits), minlength=len(pair)).astype(np.uint32)
         item = (pair % n_items).astype(np.int32)
         slate = rows_frame(request=pair // n_items, item=item, score=score, channel=channel_bits)
-        forced = forced.with_columns(pl.lit(0, pl.Float32).alias(SCORE))
-        return slate, forced
+        return slate, rows.forced.with_columns(pl.lit(0, pl.Float32).alias(SCORE))
 
-    def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
-        exact = [frame for part in self.parts if (frame := part.exact(requests)) is not None]
+    def exact(self, rows: Rows) -> pl.DataFrame | None:
+        exact = [frame for part in self.parts if (frame := part.exact(rows)) is not None]
         return pl.concat(exact).unique(maintain_order=True) if exact else None
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
-        return self.retrieve(requests, no_rows())[0]
+    def propose(self, rows: Rows) -> pl.DataFrame:
+        return self.retrieve(rows)[0]

@@ -11,8 +11,10 @@ import polars as pl
 from scipy import sparse
 
 from ...bounds import needs
-from ..base import FittedFunnel, Retriever, Scene, Stage
-from ..frame import ITEM, REQUEST, group_rows
+from ..frame import ITEM
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
 
 
@@ -89,7 +91,8 @@ class FittedItemKNN(Retriever):
         had = sparse.csr_matrix((weight.astype(np.float32), (row, history[row, column])), shape=shape)
         return (had @ self.near).tocsr()
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+    def propose(self, rows: Rows) -> pl.DataFrame:
+        requests = rows.requests
         scores = self._scores(requests)
 
         def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,8 +103,7 @@ class FittedItemKNN(Retriever):
 
         return propose_each(self.scene, requests, self.stage.k, scored)
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        requests, inverse = group_rows(frame[REQUEST].to_numpy())
-        if len(requests) == 0:
+    def score(self, rows: Rows) -> np.ndarray:
+        if len(rows.item) == 0:
             return np.zeros(0, dtype=np.float32)
-        return np.asarray(self._scores(requests)[inverse, frame[ITEM].to_numpy()]).ravel().astype(np.float32)
+        return np.asarray(self._scores(rows.requests)[rows.group, rows.item]).ravel().astype(np.float32)

@@ -10,8 +10,9 @@ import polars as pl
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
-from ..base import FittedFunnel, Retriever, Scene, Stage
-from ..frame import ITEM, REQUEST
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
 
 
@@ -62,10 +63,8 @@ class Titles:
 
     @classmethod
     def of(cls, scene: Scene, who: str, k1: float = 1.2, b: float = 0.75) -> Titles:
-        shared = scene._titles
-        if (k1, b) not in shared:
-            shared[k1, b] = cls(scene, who, k1, b)
-        return shared[k1, b]
+        found: Titles = scene.once(("titles", k1, b), lambda: cls(scene, who, k1, b))
+        return found
 
     def scores(self, request: int) -> np.ndarray:
         """BM25 of every item for a request's query: float32 (n_items,), 0 without a query or a
@@ -98,13 +97,13 @@ class FittedBM25(Retriever):
     def __init__(self, stage: BM25Recall, scene: Scene, titles: Titles):
         self.stage, self.scene, self.titles = stage, scene, titles
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return self.titles.pair_scores(frame[REQUEST].to_numpy(), frame[ITEM].to_numpy())
+    def score(self, rows: Rows) -> np.ndarray:
+        return self.titles.pair_scores(rows.request, rows.item)
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+    def propose(self, rows: Rows) -> pl.DataFrame:
         def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            score = self.titles.scores(int(requests[i]))[eligible]
+            score = self.titles.scores(int(rows.requests[i]))[eligible]
             hit = score > 0
             return eligible[hit], score[hit]
 
-        return propose_each(self.scene, requests, self.stage.k, scored)
+        return propose_each(self.scene, rows.requests, self.stage.k, scored)

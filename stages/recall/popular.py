@@ -8,8 +8,10 @@ import numpy as np
 import polars as pl
 
 from ...bounds import needs
-from ..base import FittedFunnel, Retriever, Scene, Stage
 from ..frame import ITEM, REQUEST
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
 
 
@@ -40,13 +42,11 @@ class FittedPopular(Retriever):
         self._ranks = log.asof.rank[log.events[REQUEST].to_numpy()]
         self._items = log.events[ITEM].to_numpy()
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return self.scene.log.asof.count(frame[REQUEST].to_numpy(), frame[ITEM].to_numpy(), "event", self.within).astype(
-            np.float32
-        )
+    def score(self, rows: Rows) -> np.ndarray:
+        return self.scene.log.asof.count(rows.request, rows.item, "event", self.within).astype(np.float32)
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
-        log = self.scene.log
+    def propose(self, rows: Rows) -> pl.DataFrame:
+        log, requests = self.scene.log, rows.requests
         end = np.searchsorted(self._ranks, log.asof.rank[requests])
         first = np.zeros_like(end)
         if self.within is not None:

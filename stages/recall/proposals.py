@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from ..base import Scene
 from ..frame import rows_frame, select_top
+from ..scene import Scene
 
 NOT_FOUND = np.float32(-1e9)  # the score of a row that a channel could never propose
 

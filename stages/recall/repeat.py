@@ -8,8 +8,10 @@ import numpy as np
 import polars as pl
 
 from ...bounds import needs
-from ..base import FittedFunnel, Retriever, Scene, Stage
 from ..frame import ITEM, REQUEST, SCORE
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import candidates, propose_each
 
 
@@ -42,7 +44,8 @@ class FittedRepeat(Retriever):
         items, first, count = np.unique(newest_first, return_index=True, return_counts=True)
         return items, (count + 1.0 / (2.0 + first)).astype(np.float32)
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+    def propose(self, rows: Rows) -> pl.DataFrame:
+        requests = rows.requests
         history = self.scene.log.asof.history(requests, self.stage.depth).items[:, ::-1]
 
         def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,10 +55,10 @@ class FittedRepeat(Retriever):
 
         return propose_each(self.scene, requests, self.stage.k, scored)
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        requests = np.unique(frame[REQUEST].to_numpy())
+    def score(self, rows: Rows) -> np.ndarray:
+        requests = np.unique(rows.request)
         history = self.scene.log.asof.history(requests, self.stage.depth).items[:, ::-1]
         own = [(r, *self._own(r, h[h >= 0])) for r, h in zip(requests, history, strict=True)]
         table = candidates(requests, [len(o[1]) for o in own], [o[1] for o in own], [o[2] for o in own])
-        found = frame.select(REQUEST, ITEM).join(table, on=[REQUEST, ITEM], how="left", maintain_order="left")
+        found = rows.frame.select(REQUEST, ITEM).join(table, on=[REQUEST, ITEM], how="left", maintain_order="left")
         return found[SCORE].fill_null(0.0).to_numpy()

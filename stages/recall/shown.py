@@ -8,8 +8,10 @@ import numpy as np
 import polars as pl
 
 from ...errors import KarmafunnelError
-from ..base import FittedFunnel, Retriever, Scene, Stage
 from ..frame import ITEM, REQUEST, SCORE, rows_frame
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import NOT_FOUND
 
 
@@ -44,9 +46,9 @@ class FittedShown(Retriever):
             rows.select(REQUEST, ITEM).with_columns(score.alias(SCORE)).unique([REQUEST, ITEM], keep="first", maintain_order=True)
         )
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
-        return rows_frame(request=requests).join(self._lists, on=REQUEST, how="inner", maintain_order="left")
+    def propose(self, rows: Rows) -> pl.DataFrame:
+        return rows_frame(request=rows.requests).join(self._lists, on=REQUEST, how="inner", maintain_order="left")
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        found = frame.select(REQUEST, ITEM).join(self._lists, on=[REQUEST, ITEM], how="left", maintain_order="left")
+    def score(self, rows: Rows) -> np.ndarray:
+        found = rows.frame.select(REQUEST, ITEM).join(self._lists, on=[REQUEST, ITEM], how="left", maintain_order="left")
         return found[SCORE].fill_null(NOT_FOUND if self.stage.logged_order else 0.0).to_numpy()

@@ -8,7 +8,9 @@ import numpy as np
 import polars as pl
 
 from ...bounds import needs
-from ..base import FittedFunnel, Retriever, Scene, Stage
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
 
 
@@ -34,10 +36,10 @@ class FittedUniform(Retriever):
     def __init__(self, stage: Uniform, scene: Scene):
         self.stage, self.scene = stage, scene
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        return np.zeros(frame.height, dtype=np.float32)
+    def score(self, rows: Rows) -> np.ndarray:
+        return np.zeros(len(rows.item), dtype=np.float32)
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
+    def propose(self, rows: Rows) -> pl.DataFrame:
         return propose_each(
-            self.scene, requests, self.stage.k, lambda i, eligible: (eligible, np.zeros(len(eligible), dtype=np.float32))
+            self.scene, rows.requests, self.stage.k, lambda i, eligible: (eligible, np.zeros(len(eligible), dtype=np.float32))
         )

@@ -13,8 +13,11 @@ import polars as pl
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
-from ..base import FittedFunnel, Retriever, Scene, Stage, Typed
-from ..frame import ITEM, REQUEST, group_rows, rows_frame, select_top
+from ..frame import ITEM, REQUEST, rows_frame, select_top
+from ..rows import Rows
+from ..scene import Scene
+from ..stage import FittedFunnel, Retriever, Stage
+from ..typed import Typed
 from .proposals import tie_of
 
 
@@ -126,24 +129,23 @@ class FittedVectorRecall(Retriever):
         if self.index is not None:
             faiss.write_index(self.index, str(folder / "index.faiss"))
 
-    def score(self, frame: pl.DataFrame) -> np.ndarray:
-        requests, inverse = group_rows(frame[REQUEST].to_numpy())
-        interests = self.scene.interests(self.embedder, requests, repr(self.stage))
-        items = self.scene.items(self.embedder, repr(self.stage))[frame[ITEM].to_numpy()]
-        return np.einsum("nd,nd->n", interests[inverse], items)
+    def score(self, rows: Rows) -> np.ndarray:
+        who = repr(self.stage)
+        interests, items = rows.interests(self.embedder, who), rows.scene.items(self.embedder, who)
+        return np.einsum("nd,nd->n", interests[rows.group], items[rows.item])
 
-    def propose(self, requests: np.ndarray) -> pl.DataFrame:
-        return self._search(requests, self.index)
+    def propose(self, rows: Rows) -> pl.DataFrame:
+        return self._search(rows, self.index)
 
-    def exact(self, requests: np.ndarray) -> pl.DataFrame | None:
-        return None if self.index is None else self._search(requests, None).select(REQUEST, ITEM)
+    def exact(self, rows: Rows) -> pl.DataFrame | None:
+        return None if self.index is None else self._search(rows, None).select(REQUEST, ITEM)
 
-    def _search(self, requests: np.ndarray, index: Any) -> pl.DataFrame:
+    def _search(self, rows: Rows, index: Any) -> pl.DataFrame:
         """Requests that share a set of filters are searched together; one without an interest
         vector gets nothing.
         """
-        asof = self.scene.log.asof
-        interests = self.scene.interests(self.embedder, requests, repr(self.stage))
+        asof, requests = self.scene.log.asof, rows.requests
+        interests = rows.interests(self.embedder, repr(self.stage))
         keys = np.where(np.any(interests != 0, axis=1), asof.filter_key[requests], -1)
         k = min(self.stage.k, self.scene.log.n_items)
         # items, best first, in the first `sizes` places

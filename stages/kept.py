@@ -1,0 +1,62 @@
+"""What funnels that are fitted beside each other have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+Passed = tuple[pl.DataFrame, pl.DataFrame]  # what a stage passes on of a chunk: slate, forced rows
+
+
+class Kept:
+    """What was fitted before, by content: in a folder, and in this object as long as it lives.
+
+    Besides, what the stages made of the requests to learn from (`Passes`), and what was worked out
+    of the log (`Scene.indexes`). Funnels that are fitted one after the other with the same object
+    make once what they have in common.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        self.folder = folder
+        self.fitted: dict[str, Any] = {}
+        self.indexes: dict[Any, Any] = {}
+        self.passes = Passes()
+
+    @classmethod
+    def of(cls, cache: Kept | Path | None) -> Kept:
+        return cache if isinstance(cache, Kept) else cls(cache)
+
+
+class Passes:
+    """What the beginning of a funnel passes on of a chunk, by the key of the beginning and the
+    digest of the chunk.
+
+    At most `most` bytes are kept. The beginning that was asked for longest ago makes room for
+    another.
+    """
+
+    def __init__(self, most: int = 256 << 20):
+        self.most = most
+        self._kept: dict[str, dict[str, Passed]] = {}
+        self._bytes: dict[str, int] = {}
+
+    def get(self, key: str, digest: str) -> Passed | None:
+        if key in self._kept:
+            self._kept[key] = self._kept.pop(key)  # to the end: asked for last
+        return self._kept.get(key, {}).get(digest)
+
+    def put(self, key: str, digest: str, passed: Passed) -> None:
+        size = sum(int(frame.estimated_size()) for frame in passed)
+        while sum(self._bytes.values()) + size > self.most:
+            oldest = next((other for other in self._kept if other != key), None)
+            if oldest is None:
+                return
+            del self._kept[oldest], self._bytes[oldest]
+        self._kept.setdefault(key, {})[digest] = passed
+        self._bytes[key] = self._bytes.get(key, 0) + size
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._bytes.clear()
