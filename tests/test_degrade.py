@@ -30,6 +30,7 @@ from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.replay.tables import TABLES
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.rerank import GMVRank
+from karmafunnel.stages.rows import Rows
 from shop import Chances, scramble
 
 pytestmark = pytest.mark.slow
@@ -137,7 +138,7 @@ def test_fallback_stands_in_recalls_place_and_shares_no_channel(fitted, fallback
     other = along(fitted, "recall=popular", fallbacks)
     slate = other.run(requests)[0].slate
     alone = fallbacks["popular"]
-    best = {r: set(rows) for r, rows in alone.propose(requests).group_by(REQUEST).agg(ITEM).iter_rows()}
+    best = {r: set(rows) for r, rows in alone.propose(Rows.start(fitted.scene, requests)).group_by(REQUEST).agg(ITEM).iter_rows()}
     assert {r: set(rows) for r, rows in slate.group_by(REQUEST).agg(ITEM).iter_rows()} == best
     # on the scale of the Join that it stands for
     assert np.allclose(slate[SCORE], 1 / (60 + slate[RANK]))

@@ -62,8 +62,8 @@ from karmafunnel.simulator.load.arrivals import Poisson
 from karmafunnel.simulator.load.queueing import Simulation, simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.measure.compare import Run, measure
-from karmafunnel.simulator.replay import jobs
 from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay import shards
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.replay.tables import TABLES
@@ -306,7 +306,7 @@ def test_a_replay_on_a_full_disk_says_what_stays_of_it(at, stays, log, recipe, r
             raise disk
         return real(path, *frame, **options)
 
-    monkeypatch.setattr(*((replaying, "merge") if at is None else (jobs, "write_parquet")), full)
+    monkeypatch.setattr(*((replaying, "merge") if at is None else (shards, "write_parquet")), full)
     with pytest.raises(NotWrittenError, match="could not be written: No space left on device") as raised:
         replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
     names = os.listdir(tmp_path)

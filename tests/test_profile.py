@@ -260,7 +260,7 @@ def test_a_real_sleep_takes_its_time(shop):
     """By the real clock, on whatever machine: no pass through the stage is shorter than the sleep.
     """
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20, batch_ms=0.0))
-    fitted.stages[1].score = lambda frame: (time.sleep(0.005), frame["score"].to_numpy())[1]
+    fitted.stages[1].score = lambda rows: (time.sleep(0.005), rows.frame["score"].to_numpy())[1]
     found = measure_passes(fitted, shop.requests_in("W3"), batches=(1, 2), most=20)
     made = Profile.of(found, {"recall": 40, "sleepy": 20}).services["sleepy"].time
     assert found.filter(pl.col(STAGE) == "sleepy")[MS].min() >= 5.0 <= made.base_ms + 1.5 * made.request_ms
