@@ -24,6 +24,7 @@ from karmafunnel.simulator.ablation import ablate as ablation
 from karmafunnel.simulator.ablation import examine
 from karmafunnel.simulator.measure.compare import Run, compare
 from karmafunnel.simulator.replay import replay as replaying
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.report.curves import curve_figure, write_curve
 from karmafunnel.simulator.report.table import text_of
@@ -68,7 +69,7 @@ def whole(log, tmp_path_factory) -> tuple[Recipe, Path]:
     """A recipe and the folder of its whole table, with a fit cache beside it."""
     folder = tmp_path_factory.mktemp("whole")
     recipe = made(log, folder)
-    assert ablation.ablate(recipe, log, folder / "out", cache=folder / "cache", command="karmafunnel table x") == []
+    assert ablation.ablate(recipe, log, folder / "out", RunOptions(cache=folder / "cache", command="karmafunnel table x")) == []
     return recipe, folder / "out"
 
 
@@ -99,7 +100,7 @@ grid = {"00": (), "10": ("recall",), "01": ("prerank",), "11": ("recall", "prera
 
 def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
     recipe = made(log, tmp_path, GRID)
-    ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache")
+    ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
     values = {name: line["values"]["HR@5"]["value"] for name, line in lines(tmp_path / "out").items()}
     parts = {row["stage"]: row for row in ablation.parts_of(recipe, ablation.cells(recipe, log, tmp_path / "out", (), (), "W3", None, "cpu"))}
     recall = (values["10"] - values["00"] + values["11"] - values["01"]) / 2
@@ -108,10 +109,10 @@ def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
     text = (tmp_path / "out" / "attribution.md").read_text()
     assert "recall" in text and (tmp_path / "out" / "attribution.html").stat().st_size > 1000
     holed = made(log, tmp_path, GRID.replace('against, measures', 'rows["01"] = {"nobody": Cooccurrence()}\nagainst, measures'))
-    ablation.ablate(holed, log, tmp_path / "holed", cache=tmp_path / "cache")
+    ablation.ablate(holed, log, tmp_path / "holed", RunOptions(cache=tmp_path / "cache"))
     assert "no attribution: it needs every row of the grid, and 01 failed" in (tmp_path / "holed" / "table.md").read_text()
     # half a grid is no game
-    ablation.ablate(recipe, log, tmp_path / "out", only=["10"], cache=tmp_path / "cache")
+    ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), only=["10"])
     assert not (tmp_path / "out" / "attribution.md").exists()
 
 
@@ -184,7 +185,7 @@ def test_a_planted_embedding_is_found_at_its_stage_and_a_useless_one_is_not(tmp_
     better nowhere.
     """
     log = make_shop(n_users=120, n_requests=2400)
-    ablation.ablate(made(log, tmp_path, PLANTED), log, tmp_path / "out", cache=tmp_path / "cache")
+    ablation.ablate(made(log, tmp_path, PLANTED), log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
     found = {name: line["differences"] for name, line in lines(tmp_path / "out").items()}
     where = {"recall": "HR@30 at recall", "prerank": "HR@5 at prerank", "rank": "HR@5"}
     for stage, column in where.items():
@@ -316,7 +317,7 @@ def test_rows_that_cannot_be_are_failed_lines_of_the_table(log, tmp_path):
     replayed.
     """
     recipe = made(log, tmp_path, WRONG)
-    assert ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache") == []
+    assert ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache")) == []
     found = lines(tmp_path / "out")
     assert list(found) == ["random", "text", "together", *WHY]
     for name, line in found.items():
@@ -340,7 +341,7 @@ def test_a_table_is_about_what_its_rows_lay_over(log, tmp_path):
     text = text.replace("import Cooccurrence", "import Cooccurrence, RandomVectors")
     text = text.replace("Row(made(r, p))", 'Row(made(r, p), {"mine": RandomVectors(dim=16)} if p else {})')
     recipe = made(log, tmp_path, text)
-    ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache")
+    ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
     ranks = {name: line["diagnostics"].get("effective rank, items") for name, line in lines(tmp_path / "out").items()}
     wide, narrow = (diagnose.isotropy(v.fit(log).items(), v.fit(log).items())["effective rank, items"]
                     for v in (RandomVectors(dim=16), Cooccurrence(dim=8)))  # fmt: skip
@@ -367,7 +368,7 @@ def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, 
     recipe, reference = whole
 
     def run(**more):
-        return ablation.ablate(recipe, log, tmp_path / "out", cache=tmp_path / "cache", **more)
+        return ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), **more)
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -395,7 +396,7 @@ def test_a_finished_cell_is_taken_only_while_its_content_is_the_same(log, whole,
     recipe, out = whole
     before = {p: p.stat().st_mtime_ns for p in out.rglob("facts.json")}
     # nothing is left to begin
-    assert ablation.ablate(recipe, log, out, minutes=0, command="karmafunnel table x") == []
+    assert ablation.ablate(recipe, log, out, RunOptions(command="karmafunnel table x"), minutes=0) == []
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("facts.json")}
     left = {(c.row, c.seed) for c in ablation.ablate(recipe, log, tmp_path / "none", minutes=0)}
     assert left == {(row, seed) for row in recipe.rows for seed in (0, 1)}
@@ -437,7 +438,7 @@ def with_rows(recipe: Recipe, rows: dict[str, dict[str, Embedder]], seeds: tuple
 def test_differences_count_the_seeds_in_which_both_rows_are_there(log, whole, tmp_path):
     recipe, _ = whole
     rows = {"random": {"interest": Flaky()}, "text": {"interest": TfidfSVD(dim=16)}}
-    assert ablation.ablate(with_rows(recipe, rows, (0, 1)), log, tmp_path, cache=tmp_path / "cache") == []
+    assert ablation.ablate(with_rows(recipe, rows, (0, 1)), log, tmp_path, RunOptions(cache=tmp_path / "cache")) == []
     found = lines(tmp_path)["text"]
     assert found["seeds"] == [0, 1] and found["paired"] == [0] and found["differences"]["HR@10"]["seeds"] == 1
     values, differences = (tmp_path / "table.md").read_text().split("**differences")
@@ -449,7 +450,7 @@ def test_differences_count_the_seeds_in_which_both_rows_are_there(log, whole, tm
 def test_a_failing_row_is_a_line_and_sinks_nobody(log, whole, tmp_path):
     recipe, _ = whole
     rows = {"broken": {"interest": Broken()}, "random": {}, "text": {"interest": TfidfSVD(dim=16)}}
-    assert ablation.ablate(with_rows(recipe, rows), log, tmp_path, cache=tmp_path / "cache") == []
+    assert ablation.ablate(with_rows(recipe, rows), log, tmp_path, RunOptions(cache=tmp_path / "cache")) == []
     found = lines(tmp_path)
     assert "a hole" in found["broken"]["failed"] and not found["broken"]["values"]
     assert found["text"]["differences"]["HR@10"]["difference"] is not None
@@ -492,9 +493,9 @@ def test_a_full_disk_is_no_rows_fault(error, when, log, whole, tmp_path, monkeyp
         else:
             patch.setattr(replaying.Ledgers, "of_chunk", raises(error))
         with pytest.raises(NotWrittenError, match=r"table: (mine|random), seed 0: ") as raised:
-            ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache")
+            ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0])
     assert "\n" not in str(raised.value) and not list(tmp_path.rglob("failed.json"))
-    assert ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache") == []
+    assert ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0]) == []
     assert all("failed" not in line and line["values"] for line in lines(tmp_path / "out").values())
 
 
@@ -503,10 +504,10 @@ def test_a_row_that_finds_no_memory_is_left_for_another_time(error, log, whole, 
     recipe, _ = whole
     mine = with_rows(recipe, {"mine": {"interest": Breaks()}, "random": {}})
     monkeypatch.setattr(Breaks, "error", error)
-    (left,) = ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache")
+    (left,) = ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0])
     assert left.row == "mine" and not list(tmp_path.rglob("failed.json")) and lines(tmp_path / "out")["random"]["values"]
     monkeypatch.undo()
-    assert ablation.ablate(mine, log, tmp_path / "out", seeds=[0], cache=tmp_path / "cache") == []
+    assert ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0]) == []
 
 
 def raises(error: Exception) -> Any:
@@ -519,7 +520,7 @@ def raises(error: Exception) -> Any:
 def test_without_the_row_that_all_are_held_against_the_table_says_so(log, whole, tmp_path):
     recipe, _ = whole
     rows = {"random": {"interest": Broken()}, "text": {"interest": TfidfSVD(dim=16)}}
-    assert ablation.ablate(with_rows(recipe, rows), log, tmp_path, cache=tmp_path / "cache") == []
+    assert ablation.ablate(with_rows(recipe, rows), log, tmp_path, RunOptions(cache=tmp_path / "cache")) == []
     assert not lines(tmp_path)["text"]["differences"] and lines(tmp_path)["text"]["values"]
     assert "no differences: they are to random, which failed" in (tmp_path / "table.md").read_text()
 
@@ -550,7 +551,7 @@ def test_holm_asks_each_question_once_and_none_that_has_no_answer(log, tmp_path,
     families: list[list[float]] = []
     real = ablation.holm
     monkeypatch.setattr(ablation, "holm", lambda p: families.append([x for x in p if x is not None]) or real(p))
-    ablation.ablate(made(log, tmp_path, FAMILY), log, tmp_path / "out", cache=tmp_path / "cache")
+    ablation.ablate(made(log, tmp_path, FAMILY), log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
     found = lines(tmp_path / "out")
     assert "no such flag" in found["ruled"]["failed"]
     assert list(found["near"]["values"]) == ["HR@5 at recall", "HR@5", "HR@10 at recall", "HR@10", ablation.JS]
@@ -569,7 +570,7 @@ def test_a_request_with_nothing_eligible_has_no_similarity(tmp_path):
     strange = pl.when(pl.int_range(pl.len()) % 7 == 0).then(pl.lit(["colour=9"])).otherwise("filters").alias("filters")
     log = Log.make(shop.items, shop.requests.with_columns(strange), shop.exposures, shop.meta)
     empty = sum(len(pool) == 0 for pool in log.asof.eligible(log.requests_in("W3")))
-    ablation.ablate(made(log, tmp_path), log, tmp_path / "out", only=["text"], seeds=[0], cache=tmp_path / "cache")
+    ablation.ablate(made(log, tmp_path), log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), only=["text"], seeds=[0])
     line = lines(tmp_path / "out")["text"]
     js, hits = line["values"][ablation.JS], line["values"]["HR@10"]
     assert "failed" not in line and js["low"] < js["value"] < js["high"] and empty > 0 and js["n"] == hits["n"] - empty
@@ -580,9 +581,9 @@ def test_a_request_with_nothing_eligible_has_no_similarity(tmp_path):
     [
         ('"HR@10"', '"HR@ten"', {}, "HR@ten"),
         ('"HR@10"', '"HR@10 by price"', {}, "measure 'HR@10 by price'"),
-        ("", "", {"limit": 0}, "limit needs at least 1"),
+        ("", "", {"options": RunOptions(limit=0)}, "limit needs at least 1"),
         ("", "", {"seeds": [0, -1]}, r"seed needs a whole number from 0 to .*, found -1"),
-        ("", "", {"device": "cuda:99"}, "device"),
+        ("", "", {"options": RunOptions(device="cuda:99")}, "device"),
     ],
 )
 def test_what_would_fail_in_every_cell_is_refused_before_anything_is_fitted(log, tmp_path, old, new, more, says):

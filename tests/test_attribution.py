@@ -18,6 +18,7 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import hash_ids
 from karmafunnel.simulator.measure.attribution import attribute, grid, shapley, subsets
 from karmafunnel.simulator.measure.compare import Run, compare, measure
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.attribution_plot import attribution_figure, attribution_table
@@ -295,7 +296,7 @@ def test_a_stage_that_knows_and_one_that_does_not_in_a_real_funnel(shop, tmp_pat
     for some, funnel in grid(OFF, ON).items():
         recipe = Recipe("fan", "fan", funnel, {}, "click")
         runs[some] = [
-            Run.open(replay(recipe, shop, tmp_path / f"{'-'.join(sorted(some))}{seed}", seed=seed)) for seed in range(3)
+            Run.open(replay(recipe, shop, tmp_path / f"{'-'.join(sorted(some))}{seed}", RunOptions(seed=seed))) for seed in range(3)
         ]
     found = {(r["measure"], r["stage"]): r for r in attribute(runs, ["HR@10", "GMV-HR@10"])}
     assert list(found)[:3] == [("HR@10", "prerank"), ("HR@10", "rank"), ("HR@10", END)]

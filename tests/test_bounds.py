@@ -29,6 +29,7 @@ from karmafunnel.simulator.load.profile import profile
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.measure.measures.measure import Measure
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.paths import modes_of
 from karmafunnel.simulator.replay.prepare import prepare, requests_of
 from karmafunnel.simulator.replay.recipe import load_recipe
@@ -159,9 +160,10 @@ def test_every_seed_of_the_api_has_one_range(seed, shop, small, tmp_path):
     rows.write_text(RECIPE + "rows, against = {'a': {}}, 'a'\n")
     table = load_recipe(str(rows), shop)
     for make in (
-        lambda: prepare(small, shop, seed), lambda: replay(small, shop, tmp_path / "run", seed=seed), lambda: Scene(shop, seed=seed),
+        lambda: prepare(small, shop, RunOptions(seed=seed)), lambda: replay(small, shop, tmp_path / "run", RunOptions(seed=seed)),
+        lambda: Scene(shop, seed=seed),
         lambda: simulate(one(), Poisson(1.0), 10, seed), lambda: plan(one(), 1.0, 100.0, n=1000, seed=seed),
-        lambda: profile(small, shop, seed=seed), lambda: generate(seed=seed), lambda: shop.sample(0.5, seed),
+        lambda: profile(small, shop, options=RunOptions(seed=seed)), lambda: generate(seed=seed), lambda: shop.sample(0.5, seed),
         lambda: ablate(table, shop, tmp_path / "out", seeds=[seed]),
     ):  # fmt: skip
         assert "seed" in refused(make) and "0 to 2,147,483,647" in refused(make)
@@ -172,7 +174,7 @@ def test_every_seed_of_the_api_has_one_range(seed, shop, small, tmp_path):
 
 
 def test_the_largest_seed_is_taken(shop, small, tmp_path):
-    replay(small, shop, tmp_path / "run", seed=int(SEED.high), limit=3)
+    replay(small, shop, tmp_path / "run", RunOptions(seed=int(SEED.high), limit=3))
     simulate(one(), Poisson(1.0), 10, int(SEED.high))
     assert plan(one(), 1.0, 100.0, n=1000, seed=int(SEED.high)).seeds == 4
 

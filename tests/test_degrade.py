@@ -23,6 +23,7 @@ from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay import tree
 from karmafunnel.simulator.replay.degrade import along, fit_fallbacks, folder_name, replay_paths, runs_of
 from karmafunnel.simulator.replay.nearline import MINUTE, NearLine, moved, refreshed
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.paths import modes_of, path_of
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
@@ -85,7 +86,7 @@ def fallbacks(recipe, fitted):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, recipe, shop, fitted):
     out = tmp_path_factory.mktemp("runs") / "run"
-    replay_paths(recipe, shop, out, PATHS, stale_minutes=600, fitted=fitted, chunk=40, command="test")
+    replay_paths(recipe, shop, out, PATHS, RunOptions(chunk=40, command="test"), stale_minutes=600, fitted=fitted)
     return out
 
 
@@ -219,7 +220,7 @@ def test_replayed_paths_are_runs_of_their_own(run, recipe, shop, fitted, tmp_pat
     runs = runs_of(run)
     assert set(runs) == {"full", *PATHS}
     assert not list(run.parent.glob(".*"))
-    replay(recipe, shop, tmp_path / "full", fitted=fitted, chunk=40)
+    replay(recipe, shop, tmp_path / "full", RunOptions(chunk=40), fitted=fitted)
     assert same_tables(run, tmp_path / "full")
     assert json.loads((run / "run.json").read_text()).get("path") is None
     meta = runs["tfidf=stale"].meta
@@ -240,7 +241,7 @@ def test_what_paths_begin_with_alike_runs_once(recipe, shop, fitted, tmp_path, m
         return real(ready, rows, exact)
 
     monkeypatch.setattr(tree, "advance", counted)
-    replay_paths(recipe, shop, tmp_path / "run", ["rank=skip"], fitted=fitted, limit=40, chunk=20)
+    replay_paths(recipe, shop, tmp_path / "run", ["rank=skip"], RunOptions(limit=40, chunk=20), fitted=fitted)
     assert {name: ran.count(name) for name in ("recall", "prerank", "rank")} == {"recall": 2, "prerank": 2, "rank": 4}
 
 
@@ -255,7 +256,7 @@ def test_a_killed_replay_of_paths_goes_on_to_the_same_bytes(run, recipe, shop, f
 
     make = replaying.make_shard
     monkeypatch.setattr(replaying, "make_shard", stops)
-    common = {"stale_minutes": 600, "fitted": fitted, "chunk": 40, "command": "test"}
+    common = {"stale_minutes": 600, "fitted": fitted, "options": RunOptions(chunk=40, command="test")}
     with pytest.raises(KeyboardInterrupt):
         replay_paths(recipe, shop, tmp_path / "run", PATHS[:3], **common)
     assert not (tmp_path / "run").exists()
@@ -269,10 +270,10 @@ def test_a_killed_replay_of_paths_goes_on_to_the_same_bytes(run, recipe, shop, f
 
 
 def test_stages_stand_in_their_order_whatever_was_typed(recipe, shop, fitted, tmp_path):
-    folders = replay_paths(recipe, shop, tmp_path / "run", ["rank=skip,prerank=15"], fitted=fitted, limit=5)
+    folders = replay_paths(recipe, shop, tmp_path / "run", ["rank=skip,prerank=15"], RunOptions(limit=5), fitted=fitted)
     assert list(folders) == ["full", "prerank=15,rank=skip"]
     with pytest.raises(KarmafunnelError, match=r"path 'rank=99'"):
-        replay_paths(recipe, shop, tmp_path / "other", ["rank=99"], fitted=fitted, limit=5)
+        replay_paths(recipe, shop, tmp_path / "other", ["rank=99"], RunOptions(limit=5), fitted=fitted)
     assert not (tmp_path / "other").exists()
 
 

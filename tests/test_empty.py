@@ -13,6 +13,7 @@ from karmafunnel.models.embedders import Embedder, TfidfSVD
 from karmafunnel.models.karma.backbone import Qwen
 from karmafunnel.models.karma.embedder import KARMA, FrozenLM
 from karmafunnel.simulator.measure.compare import Run, measure
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.stages.features import Rows, Similarity
@@ -91,7 +92,7 @@ def test_a_run_in_which_nothing_was_shown(emptied, shop, tmp_path):
     ids = shop.request_ids[shop.requests_in("W3")].tolist()
     log = without_exposures(shop, ids[-2:] if emptied == "the last chunk" else ids)
     chunk = (len(ids) - 1) // 7 * 7
-    run = Run.open(replay(load_recipe(str(tmp_path / "small.py"), log), log, tmp_path / "run", chunk=chunk or 1))
+    run = Run.open(replay(load_recipe(str(tmp_path / "small.py"), log), log, tmp_path / "run", RunOptions(chunk=chunk or 1)))
     rows = measure(run, MEASURES, resamples=20)
     assert {r["measure"] for r in rows} == set(MEASURES)
     hit = next(r for r in rows if r["measure"] == "HR@5" and r["stage"] == "rank")

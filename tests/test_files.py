@@ -64,6 +64,7 @@ from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay import shards
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.replay.tables import TABLES
@@ -134,7 +135,7 @@ def recipe(tmp_path_factory, log) -> Recipe:
 def run(log, recipe, tmp_path_factory) -> Path:
     """A finished Run beside the cache that it was made with."""
     folder = tmp_path_factory.mktemp("runs")
-    return replay(recipe, log, folder / "run", cache=folder / "cache", chunk=16)
+    return replay(recipe, log, folder / "run", RunOptions(cache=folder / "cache", chunk=16))
 
 
 def contents(run: Path) -> list[bytes]:
@@ -308,7 +309,7 @@ def test_a_replay_on_a_full_disk_says_what_stays_of_it(at, stays, log, recipe, r
 
     monkeypatch.setattr(*((replaying, "merge") if at is None else (shards, "write_parquet")), full)
     with pytest.raises(NotWrittenError, match="could not be written: No space left on device") as raised:
-        replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+        replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
     names = os.listdir(tmp_path)
     if stays:
         (partial,) = names
@@ -318,7 +319,7 @@ def test_a_replay_on_a_full_disk_says_what_stays_of_it(at, stays, log, recipe, r
     else:
         assert names == [] and str(raised.value).endswith("nothing of it was left")
     monkeypatch.undo()
-    replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+    replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
     assert contents(tmp_path / "run") == contents(run) and os.listdir(tmp_path) == ["run"]
 
 
@@ -328,7 +329,7 @@ def test_a_replay_that_fails_at_once_leaves_no_empty_folder(log, recipe, run, tm
 
     monkeypatch.setattr(replaying.Ledgers, "of_chunk", stops)
     with pytest.raises(KeyboardInterrupt):
-        replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+        replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
     assert os.listdir(tmp_path) == []
 
 
@@ -438,17 +439,17 @@ def test_something_else_of_ours_needs_force(log, recipe, run, tmp_path):
         ({"seed": 1}, ("seed 0", "seed 1")), ({"limit": 10}, ("limit None", "limit 10")), ({"window": "W2b"}, ("window W3", "window W2b")),
     ):  # fmt: skip
         with pytest.raises(KarmafunnelError, match=f"holds a Run with {says[0]}; to replace it by one with {says[1]}, use --force"):
-            replay(recipe, log, tmp_path / "run", cache=cache, **change)  # type: ignore[arg-type]
+            replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, **change))  # type: ignore[arg-type]
     other = replace(recipe, funnel=recipe.funnel.without("slow"))
     with pytest.raises(KarmafunnelError, match=r"holds a Run with funnel \.\.\..* >> Slow\(\)\.\.\.; to replace it by one with funnel \.\.\."):
-        replay(other, log, tmp_path / "run", cache=cache)
-    replay(recipe, log, tmp_path / "run", cache=cache, chunk=16)  # the same: no more is asked
+        replay(other, log, tmp_path / "run", RunOptions(cache=cache))
+    replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16))  # the same: no more is asked
     assert contents(tmp_path / "run") == before
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(KarmafunnelError, match=r"found notes\.txt in it as well, which karmafunnel did not write"):
-        replay(recipe, log, tmp_path / "run", cache=cache, chunk=16, force=True)
+        replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16, force=True))
     (tmp_path / "run" / "notes.txt").unlink()
-    replay(other, log, tmp_path / "run", cache=cache, force=True)
+    replay(other, log, tmp_path / "run", RunOptions(cache=cache, force=True))
     assert Run.open(tmp_path / "run").meta["funnel"] == repr(other.funnel)
     for place, kind in ((run, LOG), (run, EMBEDDING), (log.path, RUN)):
         assert place is not None
@@ -561,13 +562,13 @@ def test_two_replays_into_one_place_and_a_neighbour_of_almost_its_name(log, reci
     slow.write_text(RECIPE.replace("SECONDS", "0.3"))
     cache = run.parent / "cache"
     words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "x.y")]
-    code = "from karmafunnel.simulator.replay import replay as r; from karmafunnel.cli import main; r.replay.__kwdefaults__['chunk'] = 16"
+    code = "from functools import partial; from karmafunnel.simulator.replay import options; from karmafunnel.cli import main; options.RunOptions = partial(options.RunOptions, chunk=16)"
     code += f"; main({words!r})"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"KARMAFUNNEL_CACHE": str(cache)}, stderr=subprocess.PIPE)
     wait_for(lambda: list(tmp_path.glob(".x.y.*.partial/000000")))
     with pytest.raises(KarmafunnelError, match=r"x\.y is being written by replay \(process \d+ on .*\); wait for it, or name another place"):
-        replay(recipe, log, tmp_path / "x.y", cache=cache)
-    replay(recipe, log, tmp_path / "x", cache=cache)
+        replay(recipe, log, tmp_path / "x.y", RunOptions(cache=cache))
+    replay(recipe, log, tmp_path / "x", RunOptions(cache=cache))
     assert list(tmp_path.glob(".x.y.*.partial/000000"))
     process.communicate(timeout=60)
     assert process.returncode == 0 and Run.open(tmp_path / "x.y").read("requests").height == 100
@@ -592,7 +593,7 @@ def test_everything_that_was_fitted_is_made_again_where_it_is_damaged(log, recip
     """Every file in the cache, one after the other, flipped, cut or gone: it is made again and a
     line names it; the same Run comes out.
     """
-    replaying.prepare(recipe, log, cache=tmp_path / "cache")
+    replaying.prepare(recipe, log, RunOptions(cache=tmp_path / "cache"))
     # those of folds are read to fit later stages
     names = [name for name in parts_of(tmp_path / "cache") if "." not in name.split("/")[0]]
     kinds = {Path(name).name for name in names}
@@ -601,7 +602,7 @@ def test_everything_that_was_fitted_is_made_again_where_it_is_damaged(log, recip
         damage(tmp_path / "cache" / name, ("zero", "cut", "gone")[i % 3])
         files.say.cache_clear()
         capsys.readouterr()
-        replaying.prepare(recipe, log, cache=tmp_path / "cache")
+        replaying.prepare(recipe, log, RunOptions(cache=tmp_path / "cache"))
         said = capsys.readouterr().err
         assert str(tmp_path / "cache" / name) in said and "it is made again" in said
         assert fault(tmp_path / "cache" / name.split("/")[0]) is None
@@ -609,11 +610,11 @@ def test_everything_that_was_fitted_is_made_again_where_it_is_damaged(log, recip
         (index,) = (tmp_path / "cache").rglob("index.faiss")
         damage(index, how)
         damage(next((tmp_path / "cache").rglob("trees.txt")), how)
-        replay(recipe, log, tmp_path / how, cache=tmp_path / "cache", chunk=16)
+        replay(recipe, log, tmp_path / how, RunOptions(cache=tmp_path / "cache", chunk=16))
         assert contents(tmp_path / how) == contents(run)
     sealed = next((tmp_path / "cache").glob("recall-*")) / DIGESTS
     sealed.unlink()  # what can be made again is not trusted without
-    replaying.prepare(recipe, log, cache=tmp_path / "cache")
+    replaying.prepare(recipe, log, RunOptions(cache=tmp_path / "cache"))
     assert sealed.exists()
 
 
@@ -758,14 +759,14 @@ def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(replaying.Ledgers, "of_chunk", stops)
     with pytest.raises(KeyboardInterrupt):
-        replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+        replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
     monkeypatch.setattr(replaying.Ledgers, "of_chunk", lambda self, number, *chunk: (made.append(number), real(self, number, *chunk))[1])
     (partial,) = tmp_path.glob(".run.*.partial")
     damage(partial / "000001" / "slates.parquet", "cut")
     damage(partial / "000002" / "ledger.parquet", "gone")
     (partial / "000003" / DIGESTS).write_text("")
     made.clear()
-    replay(recipe, log, tmp_path / "run", cache=run.parent / "cache", chunk=16)
+    replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
     assert made == [1, 2, 3, 4, 5, 6] and contents(tmp_path / "run") == contents(run) and os.listdir(tmp_path) == ["run"]
     assert f"{partial / '000001' / 'slates.parquet'}: other bytes" in capsys.readouterr().err
 
@@ -796,7 +797,7 @@ def test_interrupted_a_replay_by_workers_ends_in_one_line_and_goes_on(log, run, 
     slow = tmp_path / "slow.py"
     slow.write_text(RECIPE.replace("SECONDS", "0.5"))
     words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "run"), "--workers", "2"]
-    code = "from karmafunnel.simulator.replay import replay as r; from karmafunnel.cli import main; r.replay.__kwdefaults__['chunk'] = 8"
+    code = "from functools import partial; from karmafunnel.simulator.replay import options; from karmafunnel.cli import main; options.RunOptions = partial(options.RunOptions, chunk=8)"
     code += f"; main({words!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,

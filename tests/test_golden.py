@@ -32,6 +32,6 @@ def digest(frame: pl.DataFrame) -> str:
 
 @pytest.mark.parametrize("recipe", GOLDEN)
 def test_a_replay_writes_what_it_wrote(recipe: str, shop: Log, tmp_path: Path):
-    replay(load_recipe(recipe, shop), shop, tmp_path / "run", cache=None)
+    replay(load_recipe(recipe, shop), shop, tmp_path / "run")
     found = {p.stem: digest(pl.read_parquet(p)) for p in sorted((tmp_path / "run").glob("*.parquet")) if p.stem != "timing"}
     assert found == GOLDEN[recipe]

@@ -28,6 +28,7 @@ from karmafunnel.models.karma.sequences import INT, lay_out, serving_trees, trai
 from karmafunnel.models.karma.visual import visual_features
 from karmafunnel.models.training import Snapshot
 from karmafunnel.simulator.measure.run import Run
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.request_page import look_up
@@ -1068,8 +1069,8 @@ funnel, embedders, label = VectorRecall("karma", k=20), {{"karma": {value!r}}}, 
     shop.write(tmp_path / "log")
     log = Log.open(tmp_path / "log")
     recipe = load_recipe(str(tmp_path / "told.py"), log)
-    replay(recipe, log, tmp_path / "run", cache=cache, chunk=32)
-    replay(recipe, log, tmp_path / "other", cache=cache, chunk=50)
+    replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=32))
+    replay(recipe, log, tmp_path / "other", RunOptions(cache=cache, chunk=50))
     run = Run.open(tmp_path / "run")
     told = run.read("requests", "request_id", "karma.reads")
     assert told.equals(Run.open(tmp_path / "other").read("requests", "request_id", "karma.reads"))

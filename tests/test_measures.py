@@ -29,6 +29,7 @@ from karmafunnel.simulator.measure.measures.gini import Gini
 from karmafunnel.simulator.measure.measures.hits import Lists, RandomLists
 from karmafunnel.simulator.measure.measures.measure import AtK, kinds, mean
 from karmafunnel.simulator.measure.metrics import LOST
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import define, to_markdown
@@ -421,7 +422,7 @@ def test_all_scenario_truth_of_a_world(tmp_path):
     world.write(tmp_path / "world")
     log = Log.open(tmp_path / "world")
     recipe = Recipe("popular", "popular", Funnel((Popular(k=20),)), {}, "click")
-    run = Run.open(replay(recipe, log, tmp_path / "run", window="W2"))
+    run = Run.open(replay(recipe, log, tmp_path / "run", RunOptions(window="W2")))
     slates = {(r, i): rank for r, i, rank in run.read("slates", "request_id", "item_id", "rank").rows()}
     ledger, elsewhere = run.read("ledger", "request_id", "item_id").rows(), read_truth(tmp_path / "world")["elsewhere"]
     hits, added = [], 0

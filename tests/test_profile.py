@@ -22,6 +22,7 @@ from karmafunnel.simulator.load.profile import (
     SCHEMA,
     STAGE,
     Profile,
+    Timing,
     cutoffs_of,
     fit_ratio,
     fit_time,
@@ -244,7 +245,7 @@ def fitted_of(shop, funnel, embedders=None):
 
 def test_a_planted_sleep_shows_where_it_was_planted(shop, by_clock):
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20, batch_ms=5.0) >> Sleepy(k=10, request_ms=2.0, name="slower"))
-    found = measure_passes(fitted, shop.requests_in("W3"), batches=(1, 2, 8), most=60)
+    found = measure_passes(fitted, shop.requests_in("W3"), Timing(batches=(1, 2, 8), most=60))
     made = Profile.of(found, {"recall": 40, "sleepy": 20, "slower": 10}).services
     # a stage looks at the clock twice, which is 0.1 ms, and has a third of what passes between
     # stages, before and after: 4 times 0.1 ms
@@ -261,15 +262,15 @@ def test_a_real_sleep_takes_its_time(shop):
     """
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20, batch_ms=0.0))
     fitted.stages[1].score = lambda rows: (time.sleep(0.005), rows.frame["score"].to_numpy())[1]
-    found = measure_passes(fitted, shop.requests_in("W3"), batches=(1, 2), most=20)
+    found = measure_passes(fitted, shop.requests_in("W3"), Timing(batches=(1, 2), most=20))
     made = Profile.of(found, {"recall": 40, "sleepy": 20}).services["sleepy"].time
     assert found.filter(pl.col(STAGE) == "sleepy")[MS].min() >= 5.0 <= made.base_ms + 1.5 * made.request_ms
 
 
 def test_passes_cut_every_slate_and_take_every_batch_size_as_often(shop):
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20) >> Sleepy(k=10, name="last"))
-    say = {"batches": (1, 4), "cutoffs": {"recall": [10, 40], "sleepy": [5, 20]}, "seconds": 30.0, "most": 40}
-    found = measure_passes(fitted, shop.requests_in("W3"), **say)
+    timing = Timing((1, 4), {"recall": [10, 40], "sleepy": [5, 20]}, seconds=30.0, most=40)
+    found = measure_passes(fitted, shop.requests_in("W3"), timing)
     assert found[PASS].n_unique() == 40 and found.filter(pl.col(STAGE) == "last").group_by(REQUESTS).len()["len"].to_list() == [
         20,
         20,
@@ -279,9 +280,9 @@ def test_passes_cut_every_slate_and_take_every_batch_size_as_often(shop):
     last = found.filter(pl.col(STAGE) == "last").join(rows.select(PASS, pl.col("cutoff").alias("before")), on=PASS)
     assert (last[ITEMS] == pl.Series(np.minimum(last["cutoff"], last["before"])) * last[REQUESTS]).all()
     assert (found.filter(pl.col(STAGE) == "recall")[ITEMS] == 0).all() and (found[MS] > 0).all()
-    again = measure_passes(fitted, shop.requests_in("W3"), **say)
+    again = measure_passes(fitted, shop.requests_in("W3"), timing)
     assert again.drop(MS).equals(found.drop(MS))  # same seed: the same passes in the same order
-    assert not measure_passes(fitted, shop.requests_in("W3"), seed=1, **say).drop(MS).equals(found.drop(MS))
+    assert not measure_passes(fitted, shop.requests_in("W3"), timing, seed=1).drop(MS).equals(found.drop(MS))
 
 
 def test_an_embedder_with_a_network_stands_apart_and_is_not_counted_twice(shop, by_clock):
@@ -290,7 +291,7 @@ def test_an_embedder_with_a_network_stands_apart_and_is_not_counted_twice(shop, 
     funnel = Join((VectorRecall("net", k=40), Popular(k=40)), k=60) >> LightGBMPreRank(k=20, features=features, trees=5)
     fitted = fitted_of(shop, funnel, {"net": Network()})
     assert networks(fitted) == ["net"]
-    found = measure_passes(fitted, shop.requests_in("W3"), batches=(1, 2, 8), most=60)
+    found = measure_passes(fitted, shop.requests_in("W3"), Timing(batches=(1, 2, 8), most=60))
     made = Profile.of(found, {"recall": 60, "prerank": 20}).services
     assert [(s.name, s.k) for s in made.stages] == [("net", None), ("recall", 60), ("prerank", 20)]
     # some requests filter
@@ -315,13 +316,13 @@ def test_a_server_that_is_not_busy_idles_between_passes(shop, monkeypatch):
     monkeypatch.setattr(Clock, "sleep", lambda self, seconds: slept.append(seconds))
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20))
     slept.clear()
-    measure_passes(fitted, shop.requests_in("W3"), batches=(1,), cutoffs={}, seconds=1e6, most=600, load=1 / 3)
+    measure_passes(fitted, shop.requests_in("W3"), Timing(batches=(1,), cutoffs={}, seconds=1e6, most=600, load=1 / 3))
     idle = [s for s in slept if s]  # the stage sleeps 0
     assert len(idle) == pytest.approx(400, abs=40)
     one = 0.7e-3 + 0  # a pass: 7 looks at the clock
     assert np.mean(idle) == pytest.approx(3 * one, rel=0.2)
     slept.clear()
-    measure_passes(fitted, shop.requests_in("W3"), batches=(1,), cutoffs={}, seconds=1e6, most=50)
+    measure_passes(fitted, shop.requests_in("W3"), Timing(batches=(1,), cutoffs={}, seconds=1e6, most=50))
     assert not any(slept)
 
 
@@ -336,10 +337,10 @@ def test_an_embedder_without_a_network_is_no_stage(shop):
 
 def test_refusals_say_what_is_needed(shop):
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20))
-    requests = shop.requests_in("W3")
+    requests = shop.requests_in("W3")[:100]
     for say, match in (
         ({"batches": (0, 2)}, "batches need to be a whole number from 1 to 100,000, found \\[0, 2\\]"),
-        ({"batches": (64,), "requests": requests[:100]}, "batches of 64 need 128 requests in the window, found 100"),
+        ({"batches": (64,)}, "batches of 64 need 128 requests in the window, found 100"),
         ({"cutoffs": {"recall": [20, 41]}}, "recall puts out 40; its cutoffs need to be from 1 to that, found \\[20, 41\\]"),
         ({"cutoffs": {"recall": [0]}}, "from 1 to that"),
         ({"cutoffs": {"sleepy": [5]}}, "stages before the last, \\['recall'\\], found 'sleepy'"),
@@ -348,7 +349,7 @@ def test_refusals_say_what_is_needed(shop):
         ({"seconds": 0.001}, "needs 5 passes of every batch size, found .* more seconds"),
     ):
         with pytest.raises(KarmafunnelError, match=match):
-            measure_passes(fitted, **{"requests": requests, "batches": (1, 2), **say})
+            measure_passes(fitted, requests, replace(Timing(batches=(1, 2)), **say))
     with pytest.raises(KarmafunnelError, match="2 or more times above 0 ms"):
         fit_time(np.ones(3), np.ones(3), np.array([1.0, 0.0, 2.0]))
 

@@ -18,6 +18,7 @@ from karmafunnel.models.embedders import RandomVectors, RandomVectorsEmbedding
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay import tree
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.prepare import Variant, prepare
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay, replay_many
@@ -71,7 +72,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(log, recipe_file, cache, tmp_path_factory) -> Path:
-    return replay(load_recipe(recipe_file, log), log, tmp_path_factory.mktemp("runs") / "run", cache=cache, chunk=16)
+    return replay(load_recipe(recipe_file, log), log, tmp_path_factory.mktemp("runs") / "run", RunOptions(cache=cache, chunk=16))
 
 
 def table(run: Path, name: str) -> pl.DataFrame:
@@ -133,10 +134,10 @@ def test_interrupted_and_started_again_it_ends_in_the_same_bytes(run, log, recip
 
     monkeypatch.setattr(replaying.Ledgers, "of_chunk", dies)
     with pytest.raises(KeyboardInterrupt):
-        replay(recipe, log, tmp_path / "run", cache=cache, chunk=16, command="x")
+        replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16, command="x"))
     assert not (tmp_path / "run").exists()  # nothing half-written where a Run is expected
     monkeypatch.setattr(replaying.Ledgers, "of_chunk", lambda self, n, *chunk: calls.append(n) or whole(self, n, *chunk))
-    replay(recipe, log, tmp_path / "run", cache=cache, chunk=16, command="x")
+    replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16, command="x"))
     assert calls[:5] == [0, 1, 2, 3, 3]  # the first three shards are not made again
     assert same_bytes(tmp_path / "run", run)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -144,7 +145,7 @@ def test_interrupted_and_started_again_it_ends_in_the_same_bytes(run, log, recip
 
 def test_a_full_disk_leaves_the_old_run(run, log, recipe_file, cache, tmp_path, monkeypatch):
     recipe = load_recipe(recipe_file, log)
-    replay(recipe, log, tmp_path / "run", cache=cache, limit=20)
+    replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, limit=20))
     before = (tmp_path / "run" / "slates.parquet").read_bytes()
 
     def full(*args):
@@ -152,17 +153,17 @@ def test_a_full_disk_leaves_the_old_run(run, log, recipe_file, cache, tmp_path, 
 
     monkeypatch.setattr(replaying, "merge", full)
     with pytest.raises(KarmafunnelError, match="could not be written: No space"):
-        replay(recipe, log, tmp_path / "run", cache=cache, limit=10, force=True)
+        replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, limit=10, force=True))
     assert (tmp_path / "run" / "slates.parquet").read_bytes() == before
 
 
 def test_fitted_anew_it_is_the_same_run(run, log, recipe_file, tmp_path):
-    replay(load_recipe(recipe_file, log), log, tmp_path / "run", cache=None, chunk=16)
+    replay(load_recipe(recipe_file, log), log, tmp_path / "run", RunOptions(cache=None, chunk=16))
     assert same_bytes(tmp_path / "run", run)
 
 
 def test_limit_takes_requests_evenly(log, recipe_file, cache, tmp_path):
-    replay(load_recipe(recipe_file, log), log, tmp_path / "run", cache=cache, limit=10)
+    replay(load_recipe(recipe_file, log), log, tmp_path / "run", RunOptions(cache=cache, limit=10))
     ids = table(tmp_path / "run", "requests")["request_id"].to_list()
     everything = log.request_ids[log.requests_in("W3")].tolist()
     assert len(ids) == 10 and ids[0] == everything[0] and ids[-1] == everything[-1]
@@ -170,9 +171,9 @@ def test_limit_takes_requests_evenly(log, recipe_file, cache, tmp_path):
 
 def test_cached_by_content(log, recipe_file, cache, run):
     console = Console(record=True, quiet=False, file=io.StringIO(), width=200)
-    prepare(load_recipe(recipe_file, log), log, cache=cache, console=console)
+    prepare(load_recipe(recipe_file, log), log, RunOptions(cache=cache, console=console))
     assert console.export_text().count("fitted before") == 4
-    prepare(load_recipe(recipe_file, log), log, seed=1, cache=cache, console=console)
+    prepare(load_recipe(recipe_file, log), log, RunOptions(seed=1, cache=cache, console=console))
     assert "fitted before" not in console.export_text()
 
 
@@ -183,7 +184,7 @@ def test_run_json_is_the_record(run):
 
 
 def test_explain_says_why_stage_by_stage(log, recipe_file, cache, run):
-    funnel = prepare(load_recipe(recipe_file, log), log, cache=cache)
+    funnel = prepare(load_recipe(recipe_file, log), log, RunOptions(cache=cache))
     kept = table(run, "ledger").filter(pl.col("lost").is_null()).row(0, named=True)
     why = funnel.explain(kept["request_id"], kept["item_id"])
     assert why["stage"].to_list() == ["recall", "prerank", "rank"] and why["kept"].all()
@@ -221,9 +222,9 @@ def test_out_must_not_be_something_else(log, recipe_file, cache, tmp_path):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").touch()
     with pytest.raises(KarmafunnelError, match="nothing was written"):
-        replay(load_recipe(recipe_file, log), log, tmp_path / "letters", cache=cache)
+        replay(load_recipe(recipe_file, log), log, tmp_path / "letters", RunOptions(cache=cache))
     with pytest.raises(KarmafunnelError, match="limit"):
-        replay(load_recipe(recipe_file, log), log, tmp_path / "run", cache=cache, limit=0)
+        replay(load_recipe(recipe_file, log), log, tmp_path / "run", RunOptions(cache=cache, limit=0))
 
 
 def test_swap_by_counting(run):
@@ -271,7 +272,7 @@ def rows(log, tmp_path_factory) -> Recipe:
 
 def prepared(recipe: Recipe, log: Log, cache: Path, out: Path, *names: str) -> list[Variant]:
     kept = Kept(cache)
-    return [Variant(recipe.row(name), prepare(recipe.row(name), log, cache=kept), out / name) for name in names]
+    return [Variant(recipe.row(name), prepare(recipe.row(name), log, RunOptions(cache=kept)), out / name) for name in names]
 
 
 @pytest.fixture
@@ -293,7 +294,7 @@ def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log
     names = ["whole", "other ranker", "no ranker", "other vectors"]
     together = prepared(rows, log, cache, tmp_path / "together", *names)
     ran.clear()
-    assert replay_many(together, log, chunk=16) == {}
+    assert replay_many(together, log, RunOptions(chunk=16)) == {}
     chunks = -(-len(log.requests_in("W3")) // 16)
     # recall and pre-ranker of the first three rows run once; nothing of the last row, which means
     # something else by the name
@@ -302,7 +303,7 @@ def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log
     assert timing.height == 11 * chunks and (timing["seconds"] > 0).all()
     for variant in together:
         (alone,) = prepared(rows, log, cache, tmp_path / "alone", variant.out.name)
-        replay_many([alone], log, chunk=16)
+        replay_many([alone], log, RunOptions(chunk=16))
         assert same_bytes(variant.out, alone.out)
         assert (variant.out / "run.json").read_bytes() == (alone.out / "run.json").read_bytes()
     assert not same_bytes(together[0].out, together[3].out)
@@ -323,7 +324,7 @@ def test_what_a_stage_passes_on_is_gone_once_the_stages_after_it_are_through(row
         return step, after
 
     monkeypatch.setattr(tree, "advance", watched)
-    assert replay_many(variants, log, chunk=10_000) == {}
+    assert replay_many(variants, log, RunOptions(chunk=10_000)) == {}
     assert max(map(len, depths)) == 2 and all(len(set(found)) == len(found) for found in depths)
     gc.collect()
     assert not any(ref() for ref in alive)
@@ -353,14 +354,14 @@ def test_a_variant_that_dies_leaves_the_others_whole_and_its_shards(rows, log, c
         return real(rows)
 
     monkeypatch.setattr(ranker, "score", dies)
-    errors = replay_many([dying, whole], log, chunk=16)
+    errors = replay_many([dying, whole], log, RunOptions(chunk=16))
     assert list(errors) == [dying.out] and isinstance(errors[dying.out], ZeroDivisionError) and len(calls) == 3
-    replay_many(prepared(rows, log, cache, tmp_path / "alone", "whole"), log, chunk=16)
+    replay_many(prepared(rows, log, cache, tmp_path / "alone", "whole"), log, RunOptions(chunk=16))
     assert same_bytes(whole.out, tmp_path / "alone" / "whole") and not dying.out.exists()
     (waiting,) = dying.out.parent.glob(".other ranker.*.partial")
     assert sorted(p.name for p in waiting.iterdir()) == ["000000", "000001"]
     monkeypatch.undo()
-    assert replay_many([dying], log, chunk=16) == {} and dying.out.exists() and not waiting.exists()
+    assert replay_many([dying], log, RunOptions(chunk=16)) == {} and dying.out.exists() and not waiting.exists()
 
 
 def test_fitting_runs_a_common_beginning_once(rows, log, tmp_path, ran):
@@ -395,9 +396,9 @@ def test_vectors_are_made_once_and_charged_to_every_funnel_that_reads_them(log, 
     made, kept = list[Variant](), Kept()
     for name, funnel in funnels.items():
         recipe = Recipe("mine", "", funnel, {"r": RandomVectors()}, "click")
-        made.append(Variant(recipe, prepare(recipe, log, cache=kept), tmp_path / name))
+        made.append(Variant(recipe, prepare(recipe, log, RunOptions(cache=kept)), tmp_path / name))
     monkeypatch.setattr(RandomVectorsEmbedding, "interests", slow)
-    assert replay_many(made, log, limit=10) == {}
+    assert replay_many(made, log, RunOptions(limit=10)) == {}
     assert asked == [10]
     seconds = {(v.out.name, s): t for v in made for s, t in table(v.out, "timing").select("stage", "seconds").iter_rows()}
     assert seconds["first", "recall"] > 0.2 and seconds["second", "rank"] > 0.2

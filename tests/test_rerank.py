@@ -12,6 +12,7 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.simulator.measure.compare import Measure, measure
 from karmafunnel.simulator.measure.run import Run
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.curves import write_curve
@@ -251,7 +252,7 @@ def test_the_rest_stands_as_without_the_seen_ones(which, tmp_path):
         assert step.filter(pl.col(REQUEST) == r).sort(RANK)[ITEM].to_list() == [item for item in order if item not in seen][:20]
     assert thrown > 50
     recipe = Recipe("masked", "", masked, {}, "click")
-    found = pl.read_parquet(replay(recipe, log, tmp_path / "run", seed=0) / "ledger.parquet")
+    found = pl.read_parquet(replay(recipe, log, tmp_path / "run", RunOptions(seed=0)) / "ledger.parquet")
     if which == "event":
         assert set(found.filter("repeat")["lost"].unique()) == {"unseen"} and found.filter("repeat").height > 5
     assert measure(Run.open(tmp_path / "run"), ["HR@20"], slice="repeat")

@@ -16,6 +16,7 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.replay import jobs
 from karmafunnel.simulator.replay import workers as working
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.prepare import Variant, prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay, replay_many
@@ -95,7 +96,7 @@ def there(tmp_path_factory, shop) -> tuple[Path, Log]:
 
 def variants(folder: Path, log: Log, out: Path, *rows: str) -> list[Variant]:
     recipe, kept = load_recipe(str(folder / "mine.py"), log), Kept(folder / "cache")
-    return [Variant(recipe.row(row), prepare(recipe.row(row), log, cache=kept), out / row) for row in rows]
+    return [Variant(recipe.row(row), prepare(recipe.row(row), log, RunOptions(cache=kept)), out / row) for row in rows]
 
 
 def contents(run: Path) -> list[bytes]:
@@ -134,10 +135,10 @@ def test_what_a_piece_raises_comes_through():
 def test_same_bytes_whatever_the_number_of_workers_though_one_is_killed_and_a_variant_fails(there, tmp_path):
     folder, log = there
     (alone,) = variants(folder, log, tmp_path / "alone", "plain")
-    assert replay_many([alone], log, chunk=16) == {}
+    assert replay_many([alone], log, RunOptions(chunk=16)) == {}
     for n, rows in ((1, ("plain", "holed")), (2, ("plain", "holed", "killed"))):
         some = variants(folder, log, tmp_path / str(n), *rows)
-        errors = replay_many(some, log, chunk=16, cache=folder / "cache", workers=Workers(n))
+        errors = replay_many(some, log, RunOptions(chunk=16, cache=folder / "cache", workers=Workers(n)))
         assert list(errors) == [tmp_path / str(n) / "holed"]
         (error,) = errors.values()
         assert str(error) == "ZeroDivisionError: a hole" and "in score" in error.__notes__[0]
@@ -152,7 +153,7 @@ def test_what_fails_in_a_worker_is_told_of_a_relative_folder(there, tmp_path, mo
     folder, log = there
     monkeypatch.chdir(tmp_path)
     some = variants(folder, log, Path("runs"), "plain", "holed")
-    errors = replay_many(some, log, chunk=64, cache=folder / "cache", workers=Workers(1))
+    errors = replay_many(some, log, RunOptions(chunk=64, cache=folder / "cache", workers=Workers(1)))
     assert list(errors) == [Path("runs/holed")] and contents(Path("runs/plain"))
 
 
@@ -161,7 +162,7 @@ def test_a_row_that_always_kills_its_workers_is_a_failed_line(there, tmp_path, m
     folder, log = there
     recipe = load_recipe(str(folder / "mine.py"), log)
     rows = {name: recipe.rows[name] for name in ("plain", "killing")}
-    ablate(replace(recipe, rows=rows, seeds=(0,)), log, tmp_path / "out", cache=folder / "cache", workers=Workers(1))
+    ablate(replace(recipe, rows=rows, seeds=(0,)), log, tmp_path / "out", RunOptions(cache=folder / "cache", workers=Workers(1)))
     plain, killing = json.loads((tmp_path / "out" / "table.json").read_text())["lines"]
     assert plain["values"]["HR@10"]["n"] == 100 and "failed" not in plain
     assert "needs processes that live" in killing["failed"] and not killing["values"]
@@ -191,7 +192,7 @@ def test_workers_need_what_they_can_read(there, shop, tmp_path):
         (log, replace(recipe, path=None), tmp_path, "a recipe file"),
     ):
         with pytest.raises(KarmafunnelError, match=f"workers need {says}"):
-            replay(given, of, tmp_path / "run", cache=cache, workers=Workers(2))
+            replay(given, of, tmp_path / "run", RunOptions(cache=cache, workers=Workers(2)))
     assert not (tmp_path / "run").exists()
 
 
@@ -236,7 +237,7 @@ def test_two_nodes_give_the_same_bytes_though_a_worker_is_killed(there, tmp_path
     folder, log = there
     alone = variants(folder, log, tmp_path / "alone", "plain", "killed")
     (folder / "died").touch()
-    assert replay_many(alone, log, chunk=16) == {}
+    assert replay_many(alone, log, RunOptions(chunk=16)) == {}
     (folder / "died").unlink()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
@@ -244,7 +245,7 @@ def test_two_nodes_give_the_same_bytes_though_a_worker_is_killed(there, tmp_path
         some = variants(folder, log, tmp_path / "spread", "plain", "killed")
         workers = Workers(ray=cluster.address)
         workers.check()
-        assert replay_many(some, log, chunk=16, cache=folder / "cache", workers=workers) == {}
+        assert replay_many(some, log, RunOptions(chunk=16, cache=folder / "cache", workers=workers)) == {}
         for n in (1, 2):  # never more at a time, though each worker has a second piece at hand
             spans = [span for _, span in spread(pieces.times, "", range(6), replace(workers, n=n))]
             assert max(sum(a <= began < b for a, b in spans) for began, _ in spans) <= n

@@ -38,7 +38,8 @@ from karmafunnel.log import Log, sha256
 from karmafunnel.simulator.ablation.ablate import markdown, page, processor
 from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.measure.differences import holm
-from karmafunnel.simulator.replay.prepare import cache_root, prepare
+from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.provenance import commit
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import code_of_run, replay
@@ -271,7 +272,7 @@ def our_run(
     key = content_key(code_of_run(fitted), fitted.keys[-1], seed)
     done = said(folder / "done.json")
     if done.get("key") != key:
-        replay(recipe, log, folder / "run", seed=seed, fitted=fitted, console=console, force=True)
+        replay(recipe, log, folder / "run", RunOptions(seed=seed, console=console, force=True), fitted=fitted)
         done = {"key": key, "ms a request": milliseconds(fitted)}
         write_json(folder / "done.json", done)
     return Run.open(folder / "run"), float(done["ms a request"])
@@ -290,7 +291,7 @@ def peer_run(name: str, path: Path, log: Log, label: str, seed: int) -> Run:
     except KarmafunnelError:
         pass
     recipe = Recipe(name, f"funnel = {stage!r}\n", Funnel((stage,)), {}, label)
-    return Run.open(replay(recipe, log, folder, seed=seed, force=True))
+    return Run.open(replay(recipe, log, folder, RunOptions(seed=seed, force=True)))
 
 
 def milliseconds(fitted: FittedFunnel, chunks: int = 4) -> float:
@@ -457,13 +458,13 @@ def side_by_side(
     costs: list[float] = []
     began = time.perf_counter()
     for seed in seeds:
-        fitted = prepare(recipes["ranking"], log, seed, cache=cache, console=console)
+        fitted = prepare(recipes["ranking"], log, RunOptions(seed=seed, cache=cache, console=console))
         run, cost = our_run(recipes["ranking"], log, out / f"ranking-{seed}", fitted, seed, console)
         runs["ranking"][OURS].append(run)
         data = out / f"data-{seed}"
         checksum = export(log, fitted, label, data)
         if not same:
-            fitted = prepare(recipes["own"], log, seed, cache=cache, console=console)
+            fitted = prepare(recipes["own"], log, RunOptions(seed=seed, cache=cache, console=console))
             run, cost = our_run(recipes["own"], log, out / f"own-{seed}", fitted, seed, console)
         runs["own"][OURS].append(run)
         costs.append(cost)

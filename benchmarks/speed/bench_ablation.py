@@ -22,8 +22,9 @@ from unittest import mock
 import click
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
-from karmafunnel.simulator.replay import replay as replaying
-from karmafunnel.simulator.replay.prepare import Variant, cache_root, prepare
+from karmafunnel.simulator.replay import jobs
+from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.prepare import Variant, prepare
 from karmafunnel.simulator.replay.recipe import Recipe, Row, load_recipe
 from karmafunnel.simulator.replay.replay import replay_many
 from karmafunnel.simulator.replay.tables import TABLES
@@ -71,17 +72,17 @@ def shared(recipe: Recipe, names: Sequence[str], log: Log, limit: int, cache: Pa
     """Seconds of fitting and of replaying some rows together."""
     start, variants, kept = time.process_time(), list[Variant](), Kept(cache)
     for name in names:
-        variants.append(Variant(recipe.row(name), prepare(recipe.row(name), log, cache=kept), out / name))
+        variants.append(Variant(recipe.row(name), prepare(recipe.row(name), log, RunOptions(cache=kept)), out / name))
     kept.passes.clear()
     fitted_in = time.process_time() - start
-    for error in replay_many(variants, log, limit=limit).values():
+    for error in replay_many(variants, log, RunOptions(limit=limit)).values():
         raise error
     return fitted_in, time.process_time() - start - fitted_in
 
 
 def spread_out(recipe: Recipe, log: Log, limit: int, cache: Path, out: Path, workers: Workers, chunk: int) -> tuple[float, float]:
     """Seconds of a replay by workers in all, and seconds a shard in its second half."""
-    variant = Variant(recipe, prepare(recipe, log, cache=cache), out)
+    variant = Variant(recipe, prepare(recipe, log, RunOptions(cache=cache)), out)
     done: list[float] = []
 
     def clocked(*args: Any, **fields: Any) -> Iterator[Any]:
@@ -90,8 +91,8 @@ def spread_out(recipe: Recipe, log: Log, limit: int, cache: Path, out: Path, wor
             yield answer
 
     begun = time.perf_counter()
-    with mock.patch.object(replaying, "spread", clocked):
-        for error in replay_many([variant], log, limit=limit, cache=cache, workers=workers, chunk=chunk).values():
+    with mock.patch.object(jobs, "spread", clocked):
+        for error in replay_many([variant], log, RunOptions(limit=limit, cache=cache, workers=workers, chunk=chunk)).values():
             raise error
     half = len(done) // 2  # before it, some worker may still be starting
     return time.perf_counter() - begun, (done[-1] - done[half]) / (len(done) - 1 - half)

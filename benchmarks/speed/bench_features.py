@@ -16,9 +16,9 @@ from pathlib import Path
 
 import click
 from karmafunnel.log import Log
-from karmafunnel.simulator.replay.prepare import cache_root, prepare
+from karmafunnel.simulator.replay.options import CHUNK, RunOptions, cache_root
+from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
-from karmafunnel.simulator.replay.replay import CHUNK
 from karmafunnel.simulator.replay.shards import write_shard
 from karmafunnel.simulator.replay.tables import Ledgers
 from karmafunnel.simulator.world import generate
@@ -39,7 +39,7 @@ def world() -> Log:
 def main(log: Path | None, recipe: str, chunks: int) -> None:
     """Print seconds and share of replay time, by feature."""
     opened = world() if log is None else Log.open(log)
-    fitted = prepare(load_recipe(recipe, opened), opened, cache=cache_root())
+    fitted = prepare(load_recipe(recipe, opened), opened, RunOptions(cache=cache_root()))
     ledgers, requests = Ledgers(fitted, "W3"), opened.requests_in("W3")
     fitted.run(requests[:CHUNK], ledgers.rows_to_score(requests[:CHUNK]), exact=True)
     seconds: dict[str, float] = {}

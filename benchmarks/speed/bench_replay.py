@@ -28,9 +28,10 @@ from karmafunnel.log import Log
 from karmafunnel.models import ctr, gbdt
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.replay.jobs import make_shard
-from karmafunnel.simulator.replay.prepare import cache_root, prepare
+from karmafunnel.simulator.replay.options import CHUNK, RunOptions, cache_root
+from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import Recipe
-from karmafunnel.simulator.replay.replay import CHUNK, replay
+from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.replay.tables import Ledgers
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.features import Context, Own, Popularity, Price, Similarity, Upstream
@@ -88,7 +89,7 @@ def overhead(log: Log, chunks: int) -> None:
     """Wall time of replay (scoring, ranking, ledgers, Parquet) over that of its kernels, side by
     side.
     """
-    fitted = prepare(Recipe("bench", "", FUNNEL, EMBEDDERS, "click"), log, cache=cache_root())
+    fitted = prepare(Recipe("bench", "", FUNNEL, EMBEDDERS, "click"), log, RunOptions(cache=cache_root()))
     ledgers = Ledgers(fitted, "W3")
     requests = log.requests_in("W3")
     kernels = Kernels()
@@ -146,10 +147,10 @@ def main(items: int, requests: int, chunks: int, only: int | None) -> None:
         growth(items, requests)
         return
     recipe = Recipe("bench", "", FUNNEL, EMBEDDERS, "click")
-    prepare(recipe, log, cache=cache_root())
+    prepare(recipe, log, RunOptions(cache=cache_root()))
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        replay(recipe, log, Path(folder) / "run", limit=only, cache=cache_root())
+        replay(recipe, log, Path(folder) / "run", RunOptions(limit=only, cache=cache_root()))
     print(json.dumps({"seconds": time.perf_counter() - start, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 

@@ -24,7 +24,7 @@ from karmafunnel.models.embedders import Embedder
 from karmafunnel.models.karma import KARMA
 from karmafunnel.simulator.ablation.ablate import ablate, lines_of
 from karmafunnel.simulator.ablation.ablate import cells as cells_of
-from karmafunnel.simulator.replay.prepare import cache_root
+from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.report.curves import curve_figure, write_curve
 from karmafunnel.simulator.world import generate
@@ -61,11 +61,10 @@ def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -
     tail = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}[share]
     recipe = replace(recipe, rows={k: v for k, v in recipe.rows.items() if k.endswith(tail)}, against=f"action-only, {tail}")
     command = shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.karma_curves", *sys.argv[1:]])
-    command = shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.karma_curves", *sys.argv[1:]])
-    left = ablate(recipe, log, out, minutes=minutes, cache=cache_root(), console=console, command=command)
+    left = ablate(recipe, log, out, RunOptions(cache=cache_root(), console=console, command=command), minutes=minutes)
     if left:
         return []
-    lines = {line["row"]: line for line in lines_of(recipe, cells_of(recipe, log, out, (), (), "W3", None, "cpu"))}
+    lines = {line["row"]: line for line in lines_of(recipe, cells_of(recipe, log, out))}
     points = []
     for kind in ("KARMA", "shuffled texts"):
         for column in COLUMNS:

@@ -18,7 +18,7 @@ import click
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.ablation.ablate import ablate, cells, lines_of
-from karmafunnel.simulator.replay.prepare import cache_root
+from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.pareto_plot import pareto_figure
@@ -74,12 +74,11 @@ def main(log: Path, out: Path, window: str, limit: int | None, chosen: tuple[int
     """Make the table, then draw its figures."""
     console, given = Console(stderr=True), Log.open(log)
     recipe, command = load_recipe(__file__, given), shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.pareto", *sys.argv[1:]])
-    left = ablate(
-        recipe, given, out, seeds=chosen, window=window, limit=limit, cache=cache_root(), minutes=minutes, console=console, command=command
-    )  # fmt: skip
+    options = RunOptions(window=window, limit=limit, cache=cache_root(), console=console, command=command)
+    left = ablate(recipe, given, out, options, seeds=chosen, minutes=minutes)
     if left:
         return
-    lines = lines_of(recipe, cells(recipe, given, out, (), chosen, window, limit, "cpu"))
+    lines = lines_of(recipe, cells(recipe, given, out, options, seeds=chosen))
     points = [{"row": line["row"], **line["values"]} for line in lines if line["values"]]
     for name, y, title in (
         ("hits", MONEY, "share of the money bought"),

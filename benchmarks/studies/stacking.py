@@ -26,7 +26,7 @@ from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.ablation.ablate import processor
 from karmafunnel.simulator.measure.compare import Run
 from karmafunnel.simulator.measure.intervals import Ratio, interval, over_seeds, resample
-from karmafunnel.simulator.replay.prepare import cache_root
+from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.world import generate
@@ -125,7 +125,8 @@ def main(worlds: str, row_name: str, window: str, out: Path) -> None:
             generate(items=2000, users=1200, requests=4000, seed=seed, semantic=0.5, images=False).write(place)
         log = Log.open(place)
         if not (run / "run.json").exists():
-            replay(load_recipe(__file__, log).row(row_name), log, run, window=window, cache=cache_root(), console=console, command=command)
+            options = RunOptions(window=window, cache=cache_root(), console=console, command=command)
+            replay(load_recipe(__file__, log).row(row_name), log, run, options)
         opened = Run.open(run)
         commits.add(str(opened.meta["commit"]))
         found.append(gains(opened))

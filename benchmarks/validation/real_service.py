@@ -42,10 +42,11 @@ from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.simulator.ablation.ablate import processor
 from karmafunnel.simulator.load.arrivals import Trace
-from karmafunnel.simulator.load.profile import PASS, SCHEMA, Profile, measure_passes, threads_of
+from karmafunnel.simulator.load.profile import PASS, SCHEMA, Profile, Timing, measure_passes, threads_of
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Services
-from karmafunnel.simulator.replay.prepare import cache_root, prepare
+from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.provenance import commit
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.report import plots
@@ -141,7 +142,7 @@ def work(told: Worker, console: Console) -> None:
     recipe = load_recipe(told.recipe, log)
     if told.pause_ms:
         recipe = replace(recipe, funnel=recipe.funnel >> Pause(recipe.funnel.stages[-1].k, told.pause_ms))
-    fitted = prepare(recipe, log, told.seed, cache=cache_root(), console=console)
+    fitted = prepare(recipe, log, RunOptions(seed=told.seed, cache=cache_root(), console=console))
     with socket.create_server(("127.0.0.1", 0)) as server, threads_of(1):
         server.settimeout(60)  # nobody calls: it ends
         ks = {ready.stage.name: ready.stage.k for ready in fitted.stages}
@@ -157,7 +158,7 @@ def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None
     `wait_ms`, as a Service does.
 
     A line is {"id", "t" (planned, s), "request" (row of the log, or EMPTY)}; the answer {"id",
-    "items", "ms" (the batch's), "n" (its size)}. {"profile": keywords of `measure_passes`} is
+    "items", "ms" (the batch's), "n" (its size)}. {"profile": a timing and a seed} is
     answered with the rows of its passes, once all before it are served.
     """
     window = fitted.scene.log.requests_in("W3")
@@ -172,7 +173,8 @@ def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None
             return
         for line in found:
             if "profile" in line:
-                passes = measure_passes(fitted, window, **line["profile"], cutoffs={})
+                timing = Timing(**line["profile"]["timing"], cutoffs={})
+                passes = measure_passes(fitted, window, timing, seed=line["profile"]["seed"])
                 lines.send(passes.rows())
             else:
                 queue.append(line)
@@ -306,7 +308,7 @@ def passes_of(lines: Lines, stages: int, batch: int, load: float, seconds: float
     else swept up to its own.
     """
     sizes = [b for b in (1, 2, 4, 8, 16, 32) if b < batch] + [batch]
-    say = {"batches": sizes, "seconds": seconds / stages, "seed": seed, "load": load}
+    say = {"timing": {"batches": sizes, "seconds": seconds / stages, "load": load}, "seed": seed}
     return pl.DataFrame(lines.ask({"profile": say}), schema=SCHEMA, orient="row")
 
 

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,11 @@ from ..measure.intervals import Estimate, Ratio
 from ..measure.measures.measure import parse_all
 from ..measure.run import Run
 from ..replay.jobs import check_workers
+from ..replay.options import DEFAULTS, RunOptions
 from ..replay.prepare import Variant, check_device, prepare
 from ..replay.provenance import commit
 from ..replay.recipe import Recipe, as_row
 from ..replay.replay import replay_many
-from ..replay.workers import Workers
 from ..report.attention_plot import attention_figure
 from ..report.attribution_plot import attribution_figure, attribution_table
 from ..report.curves import write_curve
@@ -115,7 +115,7 @@ class Cell:
 
 
 def cells(
-    recipe: Recipe, log: Log, out: Path, only: Sequence[str], seeds: Sequence[int], window: str, limit: int | None, device: str
+    recipe: Recipe, log: Log, out: Path, options: RunOptions = DEFAULTS, only: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Cell]:
     """The cells of a table, seed by seed, so that an interrupted table has every row.
 
@@ -137,7 +137,7 @@ def cells(
                 row = recipe.row(name)
                 code = code_of(*row.funnel.stages, row.read, by=MADE_BY)
                 what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.read.items())}, row.label, row.outside]
-            key = content_key(code, *what, log.checksum, seed, window, limit, device)
+            key = content_key(code, *what, log.checksum, seed, options.window, options.limit, options.device)
             slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "plus ")).strip("-")
             found.append(Cell(name, seed, out / "cells" / f"{slug}-{seed}", key))
     if len({c.folder for c in found}) < len(found):
@@ -146,9 +146,8 @@ def cells(
 
 
 def ablate(
-    recipe: Recipe, log: Log, out: Path, *, only: Sequence[str] = (), seeds: Sequence[int] = (), window: str = "W3",
-    limit: int | None = None, device: str = "cpu", cache: Path | None = None, minutes: float | None = None, console: Console | None = None,
-    command: str = "", workers: Workers | None = None, force: bool = False,
+    recipe: Recipe, log: Log, out: Path, options: RunOptions = DEFAULTS, *, only: Sequence[str] = (), seeds: Sequence[int] = (),
+    minutes: float | None = None,
 ) -> list[Cell]:  # fmt: skip
     """Make the cells that are not there yet and write `table.*` into `out`; returns the cells that
     are left for another time.
@@ -161,27 +160,27 @@ def ablate(
     else or (without `force`) the table of another recipe, log, window or limit, and workers that
     cannot read log and recipe.
     """
-    wants = {"recipe": recipe.name, "log.name": log.name, "log.checksum": log.checksum, "window": window, "limit": limit}
-    with claim(out, "table", TABLE, wants=wants, inputs=[log.path, recipe.path], force=force):
-        return _ablate(recipe, log, out, only, seeds, window, limit, device, cache, minutes, console, command, workers)
+    wants = {"recipe": recipe.name, "log.name": log.name, "log.checksum": log.checksum, "window": options.window, "limit": options.limit}
+    with claim(out, "table", TABLE, wants=wants, inputs=[log.path, recipe.path], force=options.force):
+        return _ablate(recipe, log, out, options, cells(recipe, log, out, options, only, seeds), minutes)
 
 
 def _ablate(
-    recipe: Recipe, log: Log, out: Path, only: Sequence[str], seeds: Sequence[int], window: str, limit: int | None, device: str,
-    cache: Path | None, minutes: float | None, console: Console | None, command: str, workers: Workers | None,
-) -> list[Cell]:  # fmt: skip
-    todo = cells(recipe, log, out, only, seeds, window, limit, device)
+    recipe: Recipe, log: Log, out: Path, options: RunOptions, todo: Sequence[Cell], minutes: float | None
+) -> list[Cell]:
+    console, window, limit = options.console, options.window, options.limit
     if minutes is not None:
         check_bound("table", "minutes", minutes=minutes)
-    check(recipe, log, window, limit, device)
-    if workers is not None:
-        check_workers(workers, recipe, log, cache)
+    check(recipe, log, window, limit, options.device)
+    if options.workers is not None:
+        check_workers(options.workers, recipe, log, options.folder)
     say = (lambda text: console.print(text, soft_wrap=True)) if console else silent
     began, left = time.perf_counter(), list[Cell]()
     for seed in dict.fromkeys(cell.seed for cell in todo):
         missing = [cell for cell in todo if cell.seed == seed and not (cell.done or cell.failed)]
         ready: dict[Cell, Variant] = {}
-        kept = Kept(cache)  # what the rows have in common
+        kept = Kept(options.folder)  # what the rows have in common
+        mine = replace(options, seed=seed, cache=kept)
         for i, cell in enumerate(missing):
             if minutes is not None and time.perf_counter() - began >= 60 * minutes:
                 left += missing[i:]
@@ -189,16 +188,13 @@ def _ablate(
             say(f"[{todo.index(cell) + 1}/{len(todo)}] {cell.row}, seed {seed}: fitting")
             try:
                 row = recipe.row(cell.row)
-                ready[cell] = Variant(row, prepare(row, log, seed, device, kept, console), cell.folder / "run")
+                ready[cell] = Variant(row, prepare(row, log, mine), cell.folder / "run")
             except Exception as error:  # whatever it is: one row must not sink a night's work
                 left += failed(cell, error, say)
         kept.passes.clear()
         if fresh := [cell for cell in ready if not cell.replayed]:
             say(f"seed {seed}: replaying {len(fresh)} rows together")
-            errors = replay_many(
-                [ready[cell] for cell in fresh], log, seed=seed, device=device, limit=limit, cache=cache, window=window, console=console,
-                command=command, workers=workers,
-            )  # fmt: skip
+            errors = replay_many([ready[cell] for cell in fresh], log, mine)
             # a full disk ends it: first what is done
             for cell in sorted(fresh, key=lambda cell: ready[cell].out in errors):
                 if (fault := errors.get(ready[cell].out)) is None:
@@ -216,7 +212,7 @@ def _ablate(
     if left:
         say(f"{len(left)} of {len(todo)} cells are left; the same command goes on")
     with console.status("comparing rows") if console else nullcontext():
-        write_table(recipe, log, out, todo, window, limit, command)
+        write_table(recipe, log, out, todo, options)
     return left
 
 
@@ -474,16 +470,16 @@ def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], 
     return out
 
 
-def record(recipe: Recipe, log: Log, lines: Sequence[Line], window: str, limit: int | None, command: str) -> list[str]:
+def record(recipe: Recipe, log: Log, lines: Sequence[Line], options: RunOptions) -> list[str]:
     """Where the table comes from."""
     n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
     seeds = sorted({seed for line in lines for seed in line["seeds"]})
     # when the last cell was: no run of the same adds a day
     made = max((line.get("date", "") for line in lines), default="")
     return [
-        f"`{command}`" if command else f"recipe {recipe.name}",
-        f"log {log.name} ({log.checksum}), window {window}, n up to {max(n, default=0):,}, seeds {seeds}"
-        + (f", {limit} requests" if limit else ""),
+        f"`{options.command}`" if options.command else f"recipe {recipe.name}",
+        f"log {log.name} ({log.checksum}), window {options.window}, n up to {max(n, default=0):,}, seeds {seeds}"
+        + (f", {options.limit} requests" if options.limit else ""),
         ", ".join(filter(None, [made, processor(), f"{os.cpu_count()} cores", f"commit {commit() or 'unknown'}"])),
         *(f"{line['row']}: {line['note']}" for line in lines if line["note"]),
         *(
@@ -532,10 +528,10 @@ def processor() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], window: str, limit: int | None, command: str) -> None:
+def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], options: RunOptions) -> None:
     """`table.json`, `.md`, `.csv`, `.tex` and `.html`, each whole or not at all."""
     lines = lines_of(recipe, todo)
-    found, below = sheets(recipe, lines), record(recipe, log, lines, window, limit, command)
+    found, below = sheets(recipe, lines), record(recipe, log, lines, options)
     parts = parts_of(recipe, todo)
     if recipe.grid and not parts and (lost := [line["row"] for line in lines if line["row"] in recipe.grid.values() and "failed" in line]):
         below.insert(1, f"no attribution: it needs every row of the grid, and {', '.join(lost)} failed")
@@ -543,7 +539,8 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], windo
         below.insert(1, f"no differences: they are to {recipe.against}, which failed")
     title = f"{recipe.name} on {log.name}"
     kept = {
-        "recipe": recipe.name, "against": recipe.against, "log": {"name": log.name, "checksum": log.checksum}, "window": window, "limit": limit,
+        "recipe": recipe.name, "against": recipe.against, "log": {"name": log.name, "checksum": log.checksum}, "window": options.window,
+        "limit": options.limit,
     }  # fmt: skip
     texts = {
         "table.json": json.dumps(kept | {"lines": lines, "record": below}, indent=1, default=float),

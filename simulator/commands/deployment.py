@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 import tomllib
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -22,17 +20,24 @@ from .options import (
     Cutoffs,
     Number,
     Numbers,
-    cache_folder,
     claimed,
     err,
     folder,
     force_flag,
     json_flag,
     log_argument,
+    no_cache_flag,
     open_log,
     out,
     seed_option,
+    takes_run_options,
+    typed,
+    window_option,
 )
+
+if TYPE_CHECKING:
+    from ..replay.options import RunOptions
+
 
 ARRIVALS = ("poisson", "daily", "flash")
 
@@ -101,7 +106,7 @@ def queue(
     deployed = policies[name(services)]
     coming, count = arrivals_of(arrivals, rate, log, n)
     claimed(folder_out, SIMULATION, wants=asked_of(deployed, coming, count, seed), force=force)
-    command = shlex.join(["karmafunnel", *sys.argv[1:]])
+    command = typed()
     worth = None
     with progress_bar(err) as bar:
         task = bar.add_task("simulating", total=count)
@@ -303,7 +308,7 @@ def write_plan(found: Any, folder_out: Path, asked: dict[str, Any]) -> None:
         found.services.write(temporary / "services.toml")
         found.what_if.write_csv(temporary / "what_if.csv")
         write_json(temporary / "plan.json", found.summary() | asked)
-        load_page(simulation, temporary / "load.html", plan=found, command=shlex.join(["karmafunnel", *sys.argv[1:]]))
+        load_page(simulation, temporary / "load.html", plan=found, command=typed())
 
 
 def print_plan(found: Any) -> None:
@@ -358,14 +363,15 @@ def print_plan(found: Any) -> None:
     help="Time the stages as they are at this utilisation: 1 is one pass after another.",
 )
 @click.option("--threads", type=Number("threads"), default=1, help="Threads of torch, LightGBM and faiss while stages are timed.")
-@click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", help="Whose requests.")
+@window_option
 @click.option("--policies", is_flag=True, help="Add a deadline, batches, waiting rooms and fallbacks to start from.")
-@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@no_cache_flag
 @force_flag
 @json_flag
+@takes_run_options
 def profile(
-    recipe: str, log: Path, services: Path, seed: int, batches: list[int], cutoffs: tuple[tuple[str, list[int]], ...], seconds: float,
-    load: float, threads: int, window: str, policies: bool, no_cache: bool, force: bool, as_json: bool,
+    recipe: str, log: Path, services: Path, options: RunOptions, policies: bool, as_json: bool, cutoffs: tuple[tuple[str, list[int]], ...],
+    **timing: Any,
 ) -> None:  # fmt: skip
     """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service
     time for `queue` and `plan`.
@@ -373,6 +379,7 @@ def profile(
     The services file has one server a stage and, without --policies, no policies; edit it by hand.
     """
     from ..ablation.ablate import processor
+    from ..load.profile import Timing
     from ..load.profile import profile as run_profile
     from ..load.services import with_policies
     from ..replay.recipe import load_recipe
@@ -381,16 +388,12 @@ def profile(
     html = services.parent / f"{services.stem}.html"
     if html == services:
         raise KarmafunnelError(f"profile: --out {services} needs to be a TOML file; the page goes into an .html file beside it")
-    claimed(services, SERVICES, log, recipe, force=force)
-    claimed(html, PAGE, log, recipe, force=force)
+    claimed(services, SERVICES, log, recipe, force=options.force)
+    claimed(html, PAGE, log, recipe, force=options.force)
     opened = open_log(log)
-    command = shlex.join(["karmafunnel", *sys.argv[1:]])
-    note = f"{command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
-    with cache_folder(no_cache) as cache:
-        found = run_profile(
-            load_recipe(recipe, opened), opened, seed=seed, cache=cache, batches=batches, cutoffs=dict(cutoffs) or None, seconds=seconds,
-            load=load, threads=threads, window=window, note=note, console=err,
-        )  # fmt: skip
+    note = f"{options.command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
+    asked = Timing(**timing, cutoffs=dict(cutoffs) or None)
+    found = run_profile(load_recipe(recipe, opened), opened, asked, options, note=note)
     if policies:
         found = replace(found, services=with_policies(found.services))
     found.write(services)

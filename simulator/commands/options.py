@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,12 @@ folder = Place(path_type=Path)
 log_argument = click.argument("log", type=folder)
 seed_option = click.option("--seed", type=Number("seed"), default=0, help="Of every random draw; the same seed gives the same bytes.")
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+device_option = click.option("--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda.")
+limit_option = click.option("--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time.")
+window_option = click.option(
+    "--window", type=click.Choice(["W3", "W2b"]), default="W3", help="W2b is for tuning; W3 is looked at once, at the end."
+)
+no_cache_flag = click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 force_flag = click.option(
     "--force", is_flag=True, help="Replace an older result of something else, or an edited one; what karmafunnel did not write stays."
 )
@@ -94,10 +104,28 @@ def worker_flags(command: Any) -> Any:
     return n(ray(command))
 
 
-def workers_of(n: int | None, ray: str | None) -> Any:
-    from ..replay.workers import Workers
+def takes_run_options(command: Any) -> Any:
+    """Hand those of a command's options that say how recipes are fitted and replayed to it as one
+    `RunOptions`.
+    """
 
-    return Workers(n, ray) if n is not None or ray is not None else None
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        from ..replay.options import RunOptions
+        from ..replay.workers import Workers
+
+        workers, ray = given.pop("workers", None), given.pop("ray", None)
+        cache = click.get_current_context().with_resource(cache_folder(given.pop("no_cache")))
+        told = {name: given.pop(name) for name in ("seed", "device", "limit", "window", "force") if name in given}
+        options = RunOptions(**told, cache=cache, console=err, command=typed())
+        command(options=replace(options, workers=None if workers is None and ray is None else Workers(workers, ray)), **given)
+
+    return with_options
+
+
+def typed() -> str:
+    """The command line, as one would type it."""
+    return shlex.join(["karmafunnel", *sys.argv[1:]])
 
 
 def open_log(path: Path, but: Sequence[str] = ()) -> Log:
@@ -113,7 +141,7 @@ def open_log(path: Path, but: Sequence[str] = ()) -> Log:
 
 @contextmanager
 def cache_folder(no_cache: bool) -> Iterator[Path]:
-    from ..replay.prepare import cache_root
+    from ..replay.options import cache_root
 
     if no_cache:
         with tempfile.TemporaryDirectory() as temporary:

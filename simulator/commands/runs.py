@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -18,18 +16,24 @@ from ...files import EMBEDDING, RUN, RUN_AND_PATHS, TABLE
 from .figures import print_stage_table
 from .options import (
     Number,
-    cache_folder,
     claimed,
+    device_option,
     err,
     folder,
     force_flag,
+    limit_option,
     log_argument,
+    no_cache_flag,
     open_log,
     out,
     seed_option,
+    takes_run_options,
+    window_option,
     worker_flags,
-    workers_of,
 )
+
+if TYPE_CHECKING:
+    from ..replay.options import RunOptions
 
 
 @click.command()
@@ -37,15 +41,10 @@ from .options import (
 @log_argument
 @click.option("--out", "run", type=folder, required=True, help="The Run folder to write.")
 @seed_option
-@click.option("--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda.")
-@click.option("--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time.")
-@click.option(
-    "--window",
-    type=click.Choice(["W3", "W2b"]),
-    default="W3",
-    help="W2b is for tuning; W3 is looked at once, at the end.",
-)
-@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@device_option
+@limit_option
+@window_option
+@no_cache_flag
 @click.option("--path", "paths", multiple=True, help="Replay this degradation path as well, such as recall=popular,rank=skip.")
 @click.option(
     "--paths", "services", type=folder, metavar="SERVICES", help="Replay every path that a request can take there as well."
@@ -56,10 +55,10 @@ from .options import (
 )
 @force_flag
 @worker_flags
+@takes_run_options
 def replay(
-    recipe: str, log: Path, run: Path, seed: int, device: str, limit: int | None, window: str, no_cache: bool, paths: tuple[str, ...],
-    services: Path | None, stale_minutes: float | None, force: bool, workers: int | None, ray: str | None,
-) -> None:  # fmt: skip
+    recipe: str, log: Path, run: Path, options: RunOptions, paths: tuple[str, ...], services: Path | None, stale_minutes: float | None
+) -> None:
     """Fit the funnel of RECIPE on LOG and replay the last window through it.
 
     RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started
@@ -73,21 +72,17 @@ def replay(
     paths = tuple(dict.fromkeys([*paths, *(Services.read(services).paths() if services else [])]))
     if stale_minutes is not None and not paths:
         raise KarmafunnelError(f"replay: --stale-minutes {stale_minutes:g} needs a --path such as karma=stale, found none")
-    claimed(run, RUN_AND_PATHS if paths else RUN, log, recipe, services, force=force)
+    claimed(run, RUN_AND_PATHS if paths else RUN, log, recipe, services, force=options.force)
     opened = open_log(log)
-    common: dict[str, Any] = {"seed": seed, "device": device, "limit": limit, "window": window, "console": err}
-    common["command"] = shlex.join(["karmafunnel", *sys.argv[1:]])
-    with cache_folder(no_cache) as cache:
-        if not paths:
-            run_replay(load_recipe(recipe, opened), opened, run, cache=cache, workers=workers_of(workers, ray), **common)
-        else:
-            from ..replay.degrade import replay_paths
+    loaded = load_recipe(recipe, opened)
+    if not paths:
+        run_replay(loaded, opened, run, options)
+    else:
+        from ..replay.degrade import replay_paths
 
-            if workers is not None or ray is not None:
-                raise KarmafunnelError("replay: paths are replayed in this process; needs no --workers and no --ray, found one")
-            replay_paths(
-                load_recipe(recipe, opened), opened, run, list(paths), stale_minutes=stale_minutes, cache=cache, **common
-            )
+        if options.workers is not None:
+            raise KarmafunnelError("replay: paths are replayed in this process; needs no --workers and no --ray, found one")
+        replay_paths(loaded, opened, run, list(paths), options, stale_minutes=stale_minutes)
     if paths:
         print_paths(run)
     else:
@@ -120,16 +115,16 @@ def print_paths(run: Path) -> None:
 @click.option("--request", "request_id", required=True, help="A request_id of the log.")
 @click.option("--item", "item_id", help="An item_id; without it, the truth and the best of the last stage.")
 @seed_option
-@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
-def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: int, no_cache: bool) -> None:
+@no_cache_flag
+@takes_run_options
+def explain(recipe: str, log: Path, request_id: str, item_id: str | None, options: RunOptions) -> None:
     """Stage by stage, why items are where they are in one request."""
     from ..replay.prepare import prepare
     from ..replay.recipe import load_recipe
 
     opened = open_log(log)
-    with cache_folder(no_cache) as cache:
-        fitted = prepare(load_recipe(recipe, opened), opened, seed, cache=cache, console=err)
-        frame = fitted.explain(request_id, item_id)
+    fitted = prepare(load_recipe(recipe, opened), opened, options)
+    frame = fitted.explain(request_id, item_id)
     row = opened.request_ids.tolist().index(request_id)
     if query := opened.requests["query"][row]:
         out.print(f"query: {query}")
@@ -164,17 +159,18 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, seed: 
 @click.option("--only", multiple=True, metavar="ROW", help="Only these rows, beside the one that they are held against.")
 @click.option("--against", metavar="ROW", help="Hold the rows against this one; without it, against the recipe's own.")
 @click.option("--seed", "seeds", type=Number("seed"), multiple=True, help="Only these seeds; without it, those of the recipe.")
-@click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", help="W2b is for tuning.")
-@click.option("--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time.")
-@click.option("--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda.")
+@window_option
+@limit_option
+@device_option
 @click.option("--minutes", type=Number("minutes"), help="Begin no new cell after so long; the same command goes on later.")
-@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@no_cache_flag
 @click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .tex, .json go.")
 @force_flag
 @worker_flags
+@takes_run_options
 def table_command(
-    recipe: str, log: Path, only: tuple[str, ...], against: str | None, seeds: tuple[int, ...], window: str, limit: int | None,
-    device: str, minutes: float | None, no_cache: bool, folder_out: Path, force: bool, workers: int | None, ray: str | None,
+    recipe: str, log: Path, only: tuple[str, ...], against: str | None, seeds: tuple[int, ...], options: RunOptions, minutes: float | None,
+    folder_out: Path,
 ) -> None:  # fmt: skip
     """Fit and replay every row of RECIPE with several seeds and hold them against each other, with
     paired intervals.
@@ -185,16 +181,12 @@ def table_command(
     from ..ablation.ablate import ablate, print_tables
     from ..replay.recipe import load_recipe
 
-    claimed(folder_out, TABLE, log, recipe, force=force)
+    claimed(folder_out, TABLE, log, recipe, force=options.force)
     opened = open_log(log)
     loaded = load_recipe(recipe, opened)
     if against is not None:
         loaded = loaded.held_against(against)
-    with cache_folder(no_cache) as cache:
-        ablate(
-            loaded, opened, folder_out, only=only, seeds=seeds, window=window, limit=limit, device=device,
-            cache=cache, minutes=minutes, console=err, workers=workers_of(workers, ray), command=shlex.join(["karmafunnel", *sys.argv[1:]]),
-        )  # fmt: skip
+    ablate(loaded, opened, folder_out, options, only=only, seeds=seeds, minutes=minutes)
     print_tables(folder_out, out)
 
 
@@ -204,12 +196,13 @@ def table_command(
 @click.option("--name", help="Which embedder of the recipe; without it, the only one.")
 @click.option("--row", help="Take the embedders of this row of the recipe.")
 @seed_option
-@click.option("--device", default="cpu", help="cpu, cuda.")
-@click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+@device_option
+@no_cache_flag
 @click.option("--out", "folder_out", type=folder, required=True, help="The folder to write.")
 @force_flag
+@takes_run_options
 def fit_embedder(
-    recipe: str, log: Path, name: str | None, row: str | None, seed: int, device: str, no_cache: bool, folder_out: Path, force: bool
+    recipe: str, log: Path, name: str | None, row: str | None, options: RunOptions, folder_out: Path
 ) -> None:
     """Fit one embedder of RECIPE on the first window of LOG and save it: weights, item vectors and
     facts of the fit.
@@ -221,7 +214,7 @@ def fit_embedder(
     from ..replay.prepare import check_device
     from ..replay.recipe import load_recipe
 
-    claimed(folder_out, EMBEDDING, log, recipe, force=force)
+    claimed(folder_out, EMBEDDING, log, recipe, force=options.force)
     opened = open_log(log)
     found = load_recipe(recipe, opened)
     embedders = (found.row(row) if row else found).embedders
@@ -232,13 +225,13 @@ def fit_embedder(
     name = name or next(iter(embedders))
     if name not in embedders:
         raise KarmafunnelError(f"recipe {found.name}: needs an embedder among {sorted(embedders)}, found {name!r}")
-    check_device(device)
-    with cache_folder(no_cache) as cache, err.status("fitting") as status:
+    check_device(options.device)
+    with err.status("fitting") as status:
         def say(message: str) -> None:
             err.print(message, style="dim", soft_wrap=True)
 
-        scene = Scene(opened, {}, found.label, seed, device, say, lambda message: status.update(message), found.outside)
-        embedding = fit_embedders({name: embedders[name]}, scene, cache)[name]
+        scene = Scene(opened, {}, found.label, options.seed, options.device, say, lambda message: status.update(message), found.outside)
+        embedding = fit_embedders({name: embedders[name]}, scene, options.cache)[name]
         embedding.save(folder_out)
     table = Table("what", "found", title=f"{embedders[name]!r}")
     items = embedding.items()

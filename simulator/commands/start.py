@@ -35,10 +35,12 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     """
     from ..load.arrivals import Poisson
     from ..load.credit import quality_under_load
+    from ..load.profile import Timing
     from ..load.profile import profile as run_profile
     from ..load.queueing import simulate
     from ..load.services import with_policies
     from ..replay.degrade import replay_paths
+    from ..replay.options import RunOptions
     from ..replay.prepare import prepare
     from ..replay.recipe import load_recipe
     from ..report.load_page import load_page
@@ -52,14 +54,14 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     err.print("making a World: 2,000 items, 600 users, 4,000 requests")
     generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(folder_out / "log")
     log = Log.open(folder_out / "log")
-    recipe, cache = load_recipe("karma", log), folder_out / "cache"
-    fitted = prepare(recipe, log, seed, cache=cache, console=err)
+    recipe = load_recipe("karma", log)
+    options = RunOptions(seed=seed, cache=folder_out / "cache", console=err, command="karmafunnel demo")
+    fitted = prepare(recipe, log, options)
     err.print("timing its stages")
-    deployed = with_policies(run_profile(recipe, log, seed=seed, seconds=3.0, fitted=fitted, console=err).services)
+    deployed = with_policies(run_profile(recipe, log, Timing(seconds=3.0), options, fitted=fitted).services)
     deployed.write(folder_out / "services.toml")
     run = folder_out / "run"
-    told: dict[str, Any] = {"seed": seed, "console": err, "cache": cache, "command": "karmafunnel demo"}
-    replay_paths(recipe, log, run, deployed.paths(), fitted=fitted, **told)
+    replay_paths(recipe, log, run, deployed.paths(), options, fitted=fitted)
     print_stage_table(run)
     write_report([run], folder_out / "report.html")
     rate = 0.75 / max(stage.utilisation(1.0) for stage in deployed.stages)

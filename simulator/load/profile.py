@@ -35,6 +35,7 @@ from ...stages.rows import Place
 from ...stages.stage import FittedFunnel
 from ...terminal import Console, progress_bar
 from ..replay.degrade import along
+from ..replay.options import DEFAULTS, RunOptions
 from ..replay.paths import path_of
 from ..replay.prepare import prepare, requests_of
 from ..replay.recipe import Recipe
@@ -211,9 +212,29 @@ def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -
     return [*((name, 0, 1000 * own[name]) for name in apart if name in own), *rows]
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How stages are timed.
+
+    batches: requests at once. cutoffs: of stages by name, ascending, see `cutoffs_of`. seconds:
+    most time a stage. load: passes follow each other as at this utilisation, for a server that was
+    idle finds its caches cold: a share 1 - load of them comes after an exponential idle time
+    (M/G/1). threads: of torch, LightGBM and faiss. most: passes.
+    """
+
+    batches: Sequence[int] = BATCHES
+    cutoffs: Mapping[str, Sequence[int]] | None = None
+    seconds: float = 15.0
+    load: float = 1.0
+    threads: int = 1
+    most: int = MOST
+
+
+TIMING = Timing()
+
+
 def measure_passes(
-    fitted: FittedFunnel, requests: np.ndarray, *, batches: Sequence[int] = BATCHES, cutoffs: Mapping[str, Sequence[int]] | None = None,
-    seconds: float = 15.0, seed: int = 0, load: float = 1.0, apart: Sequence[str] | None = None, most: int = MOST,
+    fitted: FittedFunnel, requests: np.ndarray, timing: Timing = TIMING, *, seed: int = 0, apart: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> pl.DataFrame:  # fmt: skip
     """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before),
@@ -221,22 +242,20 @@ def measure_passes(
 
     Every round takes each batch size once uncut and once for every other level of cutoffs, in an
     order drawn anew, so that a machine that slows down does so for all of them; it ends after
-    `seconds` a stage or `most` passes. `load`: passes follow each other as at this utilisation, for
-    a server that was idle finds its caches cold: a share 1 - load of them comes after an
-    exponential idle time (M/G/1). `apart`: embedders timed apart, without it all `networks`. Raises
-    KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, a load
-    outside (0, 1], and a time too short for 5 passes of each.
+    `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it all `networks`.
+    Raises KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, a
+    load outside (0, 1], and a time too short for 5 passes of each.
     """
-    batches = sorted(set(batches))
+    batches, load, most = sorted(set(timing.batches)), timing.load, timing.most
     if not batches or not all(BOUNDS["batch_size"].holds(batch) for batch in batches):
         raise KarmafunnelError(f"profile: batches need to be {BOUNDS['batch_size']}, found {quoted(batches)}")
     if len(requests) < 2 * batches[-1]:
         raise KarmafunnelError(
             f"profile: batches of {batches[-1]} need {2 * batches[-1]} requests in the window, found {len(requests)}"
         )
-    check_bound("profile", "seconds", seconds=seconds)
+    check_bound("profile", "seconds", seconds=timing.seconds)
     check_bound("profile", "load", load=load)
-    levels = cutoffs_of(fitted, cutoffs)
+    levels = cutoffs_of(fitted, timing.cutoffs)
     apart = networks(fitted) if apart is None else apart
     rng = np.random.default_rng([seed, len(requests)])
     shuffled, at = rng.permutation(requests), 0
@@ -257,7 +276,7 @@ def measure_passes(
     for batch in reversed(batches):
         # timelines and thread pools are made once, here
         next_pass(batch, {name: ks[-1] for name, ks in levels.items()})
-    limit, n, rows = seconds * (len(names) + len(apart)), 0, []
+    limit, n, rows = timing.seconds * (len(names) + len(apart)), 0, []
     order = [(batch, level) for batch in batches for level in range(max(map(len, levels.values()), default=1))]
     count, took = dict.fromkeys(batches, 0), dict.fromkeys(batches, 0.0)
     bar = progress_bar(console) if console else None
@@ -396,30 +415,25 @@ GO_ON = """\
 
 
 def profile(
-    recipe: Recipe, log: Log, *, seed: int = 0, cache: Path | None = None, batches: Sequence[int] = BATCHES,
-    cutoffs: Mapping[str, Sequence[int]] | None = None, seconds: float = 15.0, load: float = 1.0, threads: int = 1, window: str = "W3",
-    note: str = "", console: Console | None = None, fitted: FittedFunnel | None = None,
-) -> Profile:  # fmt: skip
-    """Fit the recipe's funnel (or take `fitted`), time its stages for `seconds` each with so many
-    threads, and fit their services.
+    recipe: Recipe, log: Log, timing: Timing = TIMING, options: RunOptions = DEFAULTS, *, note: str = "", fitted: FittedFunnel | None = None
+) -> Profile:
+    """Fit the recipe's funnel (or take `fitted`), time its stages and fit their services.
 
     `note` goes into the services beside what the machine did meanwhile. Raises KarmafunnelError as
     `measure_passes` and `prepare` do.
     """
-    requests = requests_of(log, window, None)
+    requests, seed, threads = requests_of(log, options.window), options.seed, timing.threads
     check_bound("profile", "threads", threads=threads)
     check_seed("profile", seed)
-    fitted = fitted or prepare(recipe, log, seed, cache=cache, console=console)
-    if console and pl.thread_pool_size() > threads:
-        console.print(
+    fitted = fitted or prepare(recipe, log, options)
+    if options.console and pl.thread_pool_size() > threads:
+        options.console.print(
             f"polars keeps the {pl.thread_pool_size()} threads it was started with; put POLARS_MAX_THREADS={threads} before the command",
             style="dim", soft_wrap=True,
         )  # fmt: skip
     loads = [os.getloadavg()[0]]
     with threads_of(threads):
-        passes = measure_passes(
-            fitted, requests, batches=batches, cutoffs=cutoffs, seconds=seconds, seed=seed, load=load, console=console
-        )
+        passes = measure_passes(fitted, requests, timing, seed=seed, console=options.console)
     loads.append(os.getloadavg()[0])
     told = (
         f"seed {seed}, {passes[PASS].n_unique()} passes, threads {threads}, load {loads[0]:.1f} before and {loads[1]:.1f} after"

@@ -26,17 +26,18 @@ from ...keys import code_digest, content_key
 from ...log import Log
 from ...models.embedders import Embedding
 from ...stages.frame import CHANNEL, SCORE
+from ...stages.kept import Kept
 from ...stages.recall import FittedJoin, Join, Popular
 from ...stages.rows import Rows
 from ...stages.scene import Scene
 from ...stages.stage import Fitted, FittedFunnel, Funnel, Retriever, Stage
-from ...terminal import Console
 from ..measure.run import Run
 from .nearline import Absent, NearLine
+from .options import DEFAULTS, RunOptions
 from .paths import FULL, NOTHING, SKIP, STALE, modes_of, path_of
 from .prepare import Variant, prepare, requests_of
 from .recipe import Recipe
-from .replay import CHUNK, claim_run, replay_many
+from .replay import claim_run, replay_many
 
 BITS = 8  # channels that the feature `Upstream` tells apart
 
@@ -117,7 +118,7 @@ class Fallback(Retriever):
 # -- a funnel along a path -------------------------------------------------------------------------
 
 
-def fit_fallbacks(recipe: Recipe, fitted: FittedFunnel, cache: Path | None = None) -> dict[str, Retriever]:
+def fit_fallbacks(recipe: Recipe, fitted: FittedFunnel, cache: Kept | Path | None = None) -> dict[str, Retriever]:
     """The recipe's fallbacks of recall by name, fitted beside the funnel.
 
     A recipe that has no "popular" gets `Popular` with the k of its recall. Raises KarmafunnelError
@@ -230,10 +231,8 @@ def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriev
 
 
 def replay_paths(
-    recipe: Recipe, log: Log, out: Path | str, paths: Sequence[str], *, stale_minutes: float | Mapping[str, float] | None = None,
-    seed: int = 0, device: str = "cpu", limit: int | None = None, cache: Path | None = None, window: str = "W3", chunk: int = CHUNK,
-    console: Console | None = None, command: str | None = None, fitted: FittedFunnel | None = None,
-    force: bool = False,
+    recipe: Recipe, log: Log, out: Path | str, paths: Sequence[str], options: RunOptions = DEFAULTS, *,
+    stale_minutes: float | Mapping[str, float] | None = None, fitted: FittedFunnel | None = None,
 ) -> dict[str, Path]:  # fmt: skip
     """Replay the full funnel into `out` and every path into `out`/paths over the same requests;
     returns the Run folders by path.
@@ -243,17 +242,18 @@ def replay_paths(
     funnel cannot take, before anything is replayed, and as `replay` does for what stands in `out`.
     """
     out = Path(out)
-    with claim_run(out, recipe, log, seed, limit, window, RUN_AND_PATHS, force):
-        requests = requests_of(log, window, limit)
+    console = options.console
+    with claim_run(out, recipe, log, options, RUN_AND_PATHS):
+        requests = requests_of(log, options.window, options.limit)
         start = time.perf_counter()
-        fitted = fitted or prepare(recipe, log, seed, device, cache, console)
+        fitted = fitted or prepare(recipe, log, options)
         stages = [ready.stage.name for ready in fitted.stages]
         order = [*(name for name in fitted.scene.embeddings if name not in stages), *stages]
         asked = {path: modes_of(path) for path in paths if path not in (FULL, NOTHING)}
         # a path with a stray stage stays as it is typed: `along` says what is wrong with it
         told = {path if set(modes) - set(order) else path_of(modes, order): modes for path, modes in asked.items()}
         falls_back = any(not modes.get(stages[0], "1").isdecimal() for modes in told.values())
-        fallbacks = fit_fallbacks(recipe, fitted, cache) if falls_back else {}
+        fallbacks = fit_fallbacks(recipe, fitted, options.cache) if falls_back else {}
         at = Path(os.path.realpath(out))
         waiting = at.with_name(f".{at.name}.paths")  # `out` itself is replaced as a whole
         variants, folders = [Variant(recipe, fitted, out)], {FULL: out}
@@ -268,12 +268,9 @@ def replay_paths(
             variants.append(Variant(replace(recipe, funnel=other.funnel), other, waiting / folder_name(path), says))
             folders[path] = out / "paths" / folder_name(path)
         if console:
-            console.print(
-                f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window} along {len(variants)} paths"
-            )
-        errors = replay_many(
-            variants, log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console, command=command
-        )
+            what = f"{len(requests)} requests of {options.window} along {len(variants)} paths"
+            console.print(f"fitted in {time.perf_counter() - start:.1f} s; replaying {what}")
+        errors = replay_many(variants, log, options)
         if out in errors:
             raise errors[out]
         for variant in variants[1:]:

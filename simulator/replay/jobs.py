@@ -17,6 +17,7 @@ from ...log import Log
 from ...stages.kept import Kept
 from ...stages.rows import Rows
 from ...stages.stage import embedder_folder
+from .options import RunOptions
 from .prepare import Variant, prepare, requests_of
 from .recipe import Recipe, run_recipe
 from .shards import write_shard
@@ -89,11 +90,7 @@ class Job:
     checksum: str
     cache: str
     fitted: tuple[str, ...]  # folders that the parent fitted
-    seed: int
-    device: str
-    limit: int | None
-    window: str
-    chunk: int
+    options: RunOptions  # without what stays with the parent
 
 
 def check_workers(workers: Workers, recipe: Recipe, log: Log, cache: Path | None) -> None:
@@ -106,22 +103,17 @@ def check_workers(workers: Workers, recipe: Recipe, log: Log, cache: Path | None
     workers.check()
 
 
-def job_of(
-    variants: Sequence[Variant], folders: Sequence[Path], log: Log, seed: int, device: str, limit: int | None, cache: Path | None,
-    window: str, chunk: int,
-) -> Job:  # fmt: skip
-    assert log.path and cache
+def job_of(variants: Sequence[Variant], folders: Sequence[Path], log: Log, options: RunOptions) -> Job:
+    assert log.path and options.folder
     rows, fitted = [], set()
     for variant, folder in zip(variants, folders, strict=True):
         recipe, scene = variant.recipe, variant.fitted.scene
         rows.append((recipe.of, variant.fitted.keys, str(folder.resolve())))
         fitted |= {f"{s.stage.name}-{key}" for s, key in zip(variant.fitted.stages, variant.fitted.keys, strict=True)}
         fitted |= {embedder_folder(value, scene) for value in recipe.read.values()}
-    first = variants[0].recipe
-    return Job(
-        str(first.path), first.text, tuple(rows), str(log.path.resolve()), log.checksum, str(cache.resolve()), tuple(sorted(fitted)), seed,
-        device, limit, window, chunk,
-    )  # fmt: skip
+    first, cache = variants[0].recipe, str(options.folder.resolve())
+    mine = replace(options, cache=None, workers=None, console=None)
+    return Job(str(first.path), first.text, tuple(rows), str(log.path.resolve()), log.checksum, cache, tuple(sorted(fitted)), mine)
 
 
 @lru_cache(maxsize=1)
@@ -138,14 +130,14 @@ def opened(job: Job) -> tuple[np.ndarray, dict[Path, Ledgers]]:
         raise KarmafunnelError(f"{here}needs the log {job.checksum} in {job.log}, found {log.checksum}")
     recipe = run_recipe(Path(job.path), job.text, log)
     ledgers: dict[Path, Ledgers] = {}
-    kept = Kept(Path(job.cache))
+    options = replace(job.options, cache=Kept(Path(job.cache)))
     for name, keys, folder in job.rows:
         row = recipe if name is None else recipe.row(name)
-        fitted = prepare(row, log, job.seed, job.device, kept)
+        fitted = prepare(row, log, options)
         if fitted.keys != keys:
             raise KarmafunnelError(f"{here}needs the code, libraries and recipe of its parent, found others: {row.funnel!r} has another key")
-        ledgers[Path(folder)] = Ledgers(fitted, job.window)
-    return requests_of(log, job.window, job.limit), ledgers
+        ledgers[Path(folder)] = Ledgers(fitted, options.window)
+    return requests_of(log, options.window, options.limit), ledgers
 
 
 def work(job: Job, number: int) -> dict[Path, Exception]:
@@ -154,7 +146,7 @@ def work(job: Job, number: int) -> dict[Path, Exception]:
     """
     requests, ledgers = opened(job)
     told: dict[Path, Exception] = {}
-    for folder, error in make_shard(ledgers, requests, job.chunk, number).items():
+    for folder, error in make_shard(ledgers, requests, job.options.chunk, number).items():
         told[folder] = KarmafunnelError(line_of(error))
         told[folder].add_note("".join(traceback.format_exception(error)))
     return told

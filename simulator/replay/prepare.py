@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -21,36 +20,28 @@ from ...stages.kept import Kept
 from ...stages.learn import spaced
 from ...stages.scene import Scene, silent
 from ...stages.stage import FittedFunnel, fit_embedders
-from ...terminal import Console
+from .options import DEFAULTS, RunOptions
 from .recipe import Recipe
 
 
-def cache_root() -> Path:
-    """Where fitted things are kept: $KARMAFUNNEL_CACHE, else ~/.cache/karmafunnel."""
-    return Path(os.environ.get("KARMAFUNNEL_CACHE") or Path.home() / ".cache" / "karmafunnel")
-
-
-def prepare(
-    recipe: Recipe, log: Log, seed: int = 0, device: str = "cpu", cache: Kept | Path | None = None, console: Console | None = None
-) -> FittedFunnel:
-    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in `cache`; steps
-    are told to `console`.
+def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedFunnel:
+    """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in the cache.
 
     Recipes that are prepared with the same `Kept`, for the same log, make once what they have in
     common.
     """
     require(log)
-    if device != "cpu":
-        check_device(device)
-    kept = Kept.of(cache)
+    if options.device != "cpu":
+        check_device(options.device)
+    kept, console = Kept.of(options.cache), options.console
     with console.status("fitting") if console else nullcontext() as status:
-        scene = Scene(log, {}, recipe.label, seed, device, outside=recipe.outside, indexes=kept.indexes)
+        scene = Scene(log, {}, recipe.label, options.seed, options.device, outside=recipe.outside, indexes=kept.indexes)
         if console and status:
             say = partial(console.print, style="dim", soft_wrap=True)
             scene = replace(scene, progress=say, detail=status.update)
         scene = replace(scene, embeddings=fit_embedders(recipe.read, scene, kept))
         fitted = recipe.funnel.fit(scene, kept)
-    if kept is not cache:
+    if kept is not options.cache:
         kept.passes.clear()
     return replace(fitted, scene=replace(scene, progress=silent, detail=silent))
 
@@ -77,7 +68,7 @@ class Variant:
     says: Mapping[str, Any] = field(default_factory=dict)
 
 
-def requests_of(log: Log, window: str, limit: int | None) -> np.ndarray:
+def requests_of(log: Log, window: str = "W3", limit: int | None = None) -> np.ndarray:
     """The requests to replay, `limit` of them evenly spaced in time.
 
     Raises KarmafunnelError where there are none, and for a log that fails a check whose failure

@@ -14,6 +14,7 @@ from typing import Any
 from ... import __version__
 from ...log import Log
 from ...stages.stage import FittedFunnel, Retriever
+from .options import RunOptions
 from .recipe import Recipe
 
 
@@ -33,9 +34,7 @@ def versions() -> dict[str, str]:
     return {"karmafunnel": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
-def describe_run(
-    recipe: Recipe, fitted: FittedFunnel, log: Log, seed: int, device: str, limit: int | None, window: str, command: str | None
-) -> dict[str, Any]:
+def describe_run(recipe: Recipe, fitted: FittedFunnel, log: Log, options: RunOptions) -> dict[str, Any]:
     """`run.json`: everything needed to make the same Run again."""
     stages = []
     for ready in fitted.stages:
@@ -46,11 +45,12 @@ def describe_run(
             stages[-1]["channels"] = list(ready.channels)
     return {
         "recipe": recipe.text, "recipe_name": recipe.name, "row": recipe.of, "funnel": repr(recipe.funnel),
-        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "label": recipe.label, "seed": seed,
+        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "label": recipe.label, "seed": options.seed,
         "commit": commit(), "versions": versions(),
         "log": {
             "name": log.name, "path": str(log.path.resolve()) if log.path else None, "checksum": log.checksum, "currency": log.meta["currency"],
             "has": log.meta["has"], "catalogue": log.meta["catalogue"], "items": log.n_items, "world": log.meta.get("world"),
         },
-        "window": window, "stages": stages, "device": device, "limit": limit, "command": command or shlex.join(sys.argv),
+        "window": options.window, "stages": stages, "device": options.device, "limit": options.limit,
+        "command": options.command or shlex.join(sys.argv),
     }  # fmt: skip

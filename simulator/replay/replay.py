@@ -13,44 +13,36 @@ from ...files import RUN, Kind, atomic_folder, claim, remove, write_json
 from ...keys import code_of, ours
 from ...log import Log
 from ...stages.stage import FittedFunnel
-from ...terminal import Console, progress_bar
+from ...terminal import progress_bar
 from .jobs import by_workers, check_workers, job_of, make_shard
+from .options import DEFAULTS, RunOptions
 from .prepare import Variant, prepare, requests_of
 from .provenance import describe_run
 from .recipe import Recipe
 from .shards import drop_torn, merge, partial_folder, tidy, what_stays
 from .tables import TABLES, Ledgers
-from .workers import Workers
-
-CHUNK = 256  # requests a shard
 
 
 def replay(
-    recipe: Recipe, log: Log, out: Path | str, *, seed: int = 0, device: str = "cpu", limit: int | None = None,
-    cache: Path | None = None, window: str = "W3", chunk: int = CHUNK, console: Console | None = None, command: str | None = None,
-    fitted: FittedFunnel | None = None, workers: Workers | None = None, force: bool = False,
-) -> Path:  # fmt: skip
+    recipe: Recipe, log: Log, out: Path | str, options: RunOptions = DEFAULTS, fitted: FittedFunnel | None = None
+) -> Path:
     """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay one window of the
     log; returns the Run folder.
 
-    `limit` takes so many requests, evenly spaced in time. Progress goes to `console`. Raises
-    KarmafunnelError when `out` is something else than a Run or (without `force`) another Run, or
-    when the window holds no request; see `replay_many` for `workers`.
+    Raises KarmafunnelError when `out` is something else than a Run or (without `force`) another
+    Run, or when the window holds no request; see `replay_many` for `workers`.
     """
     out = Path(out)
-    with claim_run(out, recipe, log, seed, limit, window, force=force):
-        requests = requests_of(log, window, limit)
-        if workers is not None:
-            check_workers(workers, recipe, log, cache)
+    with claim_run(out, recipe, log, options):
+        requests = requests_of(log, options.window, options.limit)
+        if options.workers is not None:
+            check_workers(options.workers, recipe, log, options.folder)
         start = time.perf_counter()
-        fitted = fitted or prepare(recipe, log, seed, device, cache, console)
-        if console:
-            console.print(f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {window}")
-        variant = Variant(recipe, fitted, out)
-        for error in replay_many(
-            [variant], log, seed=seed, device=device, limit=limit, cache=cache, window=window, chunk=chunk, console=console,
-            command=command, workers=workers,
-        ).values():  # fmt: skip
+        fitted = fitted or prepare(recipe, log, options)
+        if options.console:
+            told = f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {options.window}"
+            options.console.print(told)
+        for error in replay_many([Variant(recipe, fitted, out)], log, options).values():
             raise error
     return out
 
@@ -66,46 +58,43 @@ def code_of_run(fitted: FittedFunnel) -> str:
 
 
 def claim_run(
-    out: Path, recipe: Recipe, log: Log, seed: int, limit: int | None, window: str, kind: Kind = RUN, force: bool = False
+    out: Path, recipe: Recipe, log: Log, options: RunOptions, kind: Kind = RUN
 ) -> AbstractContextManager[Path]:
     """Claim the folder of a Run; raises KarmafunnelError where (without `force`) another Run stands
     there, telling what differs.
     """
     wants = {
-        "log.name": log.name, "log.checksum": log.checksum, "funnel": repr(recipe.funnel), "label": recipe.label, "seed": seed,
-        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "window": window, "limit": limit,
+        "log.name": log.name, "log.checksum": log.checksum, "funnel": repr(recipe.funnel), "label": recipe.label, "seed": options.seed,
+        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "window": options.window, "limit": options.limit,
     }  # fmt: skip
-    return claim(out, "replay", kind, wants=wants, inputs=[log.path, recipe.path], force=force)
+    return claim(out, "replay", kind, wants=wants, inputs=[log.path, recipe.path], force=options.force)
 
 
-def replay_many(
-    variants: Sequence[Variant], log: Log, *, seed: int = 0, device: str = "cpu", limit: int | None = None, cache: Path | None = None,
-    window: str = "W3", chunk: int = CHUNK, console: Console | None = None, command: str | None = None, workers: Workers | None = None,
-) -> dict[Path, Exception]:  # fmt: skip
+def replay_many(variants: Sequence[Variant], log: Log, options: RunOptions = DEFAULTS) -> dict[Path, Exception]:
     """Replay several fitted funnels over the same requests, chunk by chunk; returns what went
     wrong, by `out`.
 
-    A stage runs once for all variants that begin alike up to it (`prepare` them `beside` each
-    other), and the Runs are the same bytes as those of separate replays. A variant that fails stops
-    there and leaves its finished shards; the others go on.
+    A stage runs once for all variants that begin alike up to it, and the Runs are the same bytes as
+    those of separate replays. A variant that fails stops there and leaves its finished shards; the
+    others go on.
 
-    `workers`: shards are made by other processes, which load what was fitted from `cache`; again
+    `workers`: shards are made by other processes, which load what was fitted from the cache; again
     the same bytes. Raises KarmafunnelError where the log, the recipe or the cache is not on a disk
     that they can read.
     """
     with ExitStack() as stack:
         for variant in variants:
             stack.enter_context(claim(variant.out, "replay", RUN, force=True))
-        return _replay_many(variants, log, seed, device, limit, cache, window, chunk, console, command, workers, stack)
+        return _replay_many(variants, log, options, stack)
 
 
 def _replay_many(
-    variants: Sequence[Variant], log: Log, seed: int, device: str, limit: int | None, cache: Path | None, window: str, chunk: int,
-    console: Console | None, command: str | None, workers: Workers | None, stack: ExitStack,
-) -> dict[Path, Exception]:  # fmt: skip
-    requests = requests_of(log, window, limit)
+    variants: Sequence[Variant], log: Log, options: RunOptions, stack: ExitStack
+) -> dict[Path, Exception]:
+    workers, chunk, console = options.workers, options.chunk, options.console
+    requests = requests_of(log, options.window, options.limit)
     numbers = range(-(-len(requests) // chunk))
-    described = {v.out: describe_run(v.recipe, v.fitted, log, seed, device, limit, window, command) | dict(v.says) for v in variants}
+    described = {v.out: describe_run(v.recipe, v.fitted, log, options) | dict(v.says) for v in variants}
     # as workers name them
     partials = {v.out: partial_folder(v.out, described[v.out], code_of_run(v.fitted), chunk).resolve() for v in variants}
     names = [f"{i:06d}" for i in numbers]
@@ -117,9 +106,9 @@ def _replay_many(
     ledgers: dict[Path, Ledgers] = {}
     for variant in variants:
         if workers is not None:
-            check_workers(workers, variant.recipe, log, cache)
+            check_workers(workers, variant.recipe, log, options.folder)
         try:
-            ledgers[partials[variant.out]] = Ledgers(variant.fitted, window)
+            ledgers[partials[variant.out]] = Ledgers(variant.fitted, options.window)
         # such as an embedder that knows the window: no fault of the others
         except Exception as error:
             failed[partials[variant.out]] = error
@@ -128,8 +117,8 @@ def _replay_many(
     if workers is None:
         made: Generator[tuple[int, dict[Path, Exception]], None, None] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
     else:
-        job = job_of(able, list(ledgers), log, seed, device, limit, cache, window, chunk) if able else None
-        made = by_workers(job, left, workers, int(device.startswith("cuda"))) if job else (piece for piece in list[Any]())
+        job = job_of(able, list(ledgers), log, options) if able else None
+        made = by_workers(job, left, workers, int(options.device.startswith("cuda"))) if job else (piece for piece in list[Any]())
     bar = progress_bar(console) if console else None
     with bar or nullcontext(), closing(made):
         task = bar.add_task("replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk) if bar else None
