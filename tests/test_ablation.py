@@ -102,7 +102,7 @@ def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
     recipe = made(log, tmp_path, GRID)
     ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
     values = {name: line["values"]["HR@5"]["value"] for name, line in lines(tmp_path / "out").items()}
-    parts = {row["stage"]: row for row in ablation.parts_of(recipe, ablation.cells(recipe, log, tmp_path / "out", (), (), "W3", None, "cpu"))}
+    parts = {row["stage"]: row for row in ablation.parts_of(recipe, ablation.cells(recipe, log, tmp_path / "out"))}
     recall = (values["10"] - values["00"] + values["11"] - values["01"]) / 2
     assert parts["recall"]["value"] == pytest.approx(recall) and recall > 0
     assert parts["prerank"]["value"] + recall == pytest.approx(values["11"] - values["00"])
@@ -401,17 +401,17 @@ def test_a_finished_cell_is_taken_only_while_its_content_is_the_same(log, whole,
     left = {(c.row, c.seed) for c in ablation.ablate(recipe, log, tmp_path / "none", minutes=0)}
     assert left == {(row, seed) for row in recipe.rows for seed in (0, 1)}
     other = made(log, tmp_path, RECIPE.replace("TfidfSVD(dim=16)", "TfidfSVD(dim=8)"))
-    stale = [c for c in ablation.cells(other, log, out, (), (), "W3", None, "cpu") if not c.done]
+    stale = [c for c in ablation.cells(other, log, out) if not c.done]
     assert {c.row for c in stale} == {"text"}
-    assert not any(c.done for c in ablation.cells(recipe, log, out, (), (), "W2b", None, "cpu"))
-    assert not any(c.done for c in ablation.cells(recipe, log, out, (), (), "W3", 7, "cpu"))
+    assert not any(c.done for c in ablation.cells(recipe, log, out, RunOptions(window="W2b")))
+    assert not any(c.done for c in ablation.cells(recipe, log, out, RunOptions(limit=7)))
 
 
 def test_a_cell_knows_the_classes_of_its_recipe(log, tmp_path):
     """An embedder that a recipe defines prints the same however its code is changed."""
     own = RECIPE.replace("funnel,", "class Own(RandomVectors):\n    shift = 1\n\nfunnel,")
-    first = ablation.cells(made(log, tmp_path, own), log, tmp_path, (), (), "W3", None, "cpu")
-    second = ablation.cells(made(log, tmp_path, own.replace("= 1", "= 2")), log, tmp_path, (), (), "W3", None, "cpu")
+    first = ablation.cells(made(log, tmp_path, own), log, tmp_path)
+    second = ablation.cells(made(log, tmp_path, own.replace("= 1", "= 2")), log, tmp_path)
     assert all(a.key != b.key for a, b in zip(first, second, strict=True))
 
 
@@ -596,7 +596,7 @@ def test_what_would_fail_in_every_cell_is_refused_before_anything_is_fitted(log,
 
 
 def test_a_seed_given_twice_is_one_cell(log, tmp_path):
-    found = ablation.cells(made(log, tmp_path), log, tmp_path, ["text"], [1, 1, 0], "W3", None, "cpu")
+    found = ablation.cells(made(log, tmp_path), log, tmp_path, only=["text"], seeds=[1, 1, 0])
     assert [(c.row, c.seed) for c in found] == [("random", 1), ("text", 1), ("random", 0), ("text", 0)]
 
 

@@ -217,7 +217,7 @@ def values() -> list[type]:
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             found = vars(importlib.import_module(module.name)).values()
             kept += [c for c in found if isinstance(c, type) and dataclasses.is_dataclass(c) and c.__module__ == module.name]
-    inside = {"Config", "Shape", "Made", "Step", "Isotonic", "Temperature", "Sequences", "FittedFunnel", "Funnel"}
+    inside = {"Config", "Options", "ShownInVain", "Shape", "Made", "Step", "Isotonic", "Temperature", "Sequences", "FittedFunnel", "Funnel"}
     kept = [c for c in kept if c.__dataclass_params__.frozen and not any(c.__name__.endswith(name) for name in inside)]
     return sorted(set(kept), key=lambda c: c.__name__)
 

@@ -562,8 +562,7 @@ def test_two_replays_into_one_place_and_a_neighbour_of_almost_its_name(log, reci
     slow.write_text(RECIPE.replace("SECONDS", "0.3"))
     cache = run.parent / "cache"
     words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "x.y")]
-    code = "from functools import partial; from karmafunnel.simulator.replay import options; from karmafunnel.cli import main; options.RunOptions = partial(options.RunOptions, chunk=16)"
-    code += f"; main({words!r})"
+    code = main_with_shards_of(16, words)
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"KARMAFUNNEL_CACHE": str(cache)}, stderr=subprocess.PIPE)
     wait_for(lambda: list(tmp_path.glob(".x.y.*.partial/000000")))
     with pytest.raises(KarmafunnelError, match=r"x\.y is being written by replay \(process \d+ on .*\); wait for it, or name another place"):
@@ -573,6 +572,14 @@ def test_two_replays_into_one_place_and_a_neighbour_of_almost_its_name(log, reci
     process.communicate(timeout=60)
     assert process.returncode == 0 and Run.open(tmp_path / "x.y").read("requests").height == 100
     assert sorted(os.listdir(tmp_path)) == ["slow.py", "x", "x.y"]
+
+
+def main_with_shards_of(chunk: int, words: list[str]) -> str:
+    """Code that runs a command line with shards of so many requests, for which there is no flag."""
+    return (
+        "from dataclasses import fields; from karmafunnel.cli import main; from karmafunnel.simulator.replay.options import RunOptions; "
+        f"RunOptions.__init__.__defaults__ = tuple({chunk} if f.name == 'chunk' else f.default for f in fields(RunOptions)); main({words!r})"
+    )
 
 
 def wait_for(happens: Callable[[], object], seconds: float = 60) -> None:
@@ -797,8 +804,7 @@ def test_interrupted_a_replay_by_workers_ends_in_one_line_and_goes_on(log, run, 
     slow = tmp_path / "slow.py"
     slow.write_text(RECIPE.replace("SECONDS", "0.5"))
     words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "run"), "--workers", "2"]
-    code = "from functools import partial; from karmafunnel.simulator.replay import options; from karmafunnel.cli import main; options.RunOptions = partial(options.RunOptions, chunk=8)"
-    code += f"; main({words!r})"
+    code = main_with_shards_of(8, words)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
         env=os.environ | {"KARMAFUNNEL_CACHE": str(run.parent / "cache")},

@@ -172,7 +172,7 @@ def test_paths_that_a_worker_cannot_see_are_named(there, tmp_path):
     folder, log = there
     some = variants(folder, log, tmp_path / "run", "plain")
     (tmp_path / "partial").mkdir()
-    job = jobs.job_of(some, [tmp_path / "partial"], log, 0, "cpu", None, folder / "cache", "W3", 16)
+    job = jobs.job_of(some, [tmp_path / "partial"], log, RunOptions(cache=folder / "cache", chunk=16))
     assert len(jobs.opened(job)[0]) == 100
     for change in ({"log": "/nowhere/log"}, {"cache": "/nowhere/cache"}, {"rows": (("plain", some[0].fitted.keys, "/nowhere/run"),)}):
         with pytest.raises(KarmafunnelError, match=r"worker on .*needs the folder /nowhere/"):
