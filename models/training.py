@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import KarmafunnelError, quoted
 from ..files import atomic_file, remove, say
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -121,12 +123,7 @@ class Snapshot:
             return None
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `name` and a dot, by the rest of their names."""
-        return {
-            k.removeprefix(f"{name}."): x
-            for k, x in self.tensors.items()
-            if k.startswith(f"{name}.")
-        }
+        return part(self.tensors, name)
 
     def restore(
         self, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
@@ -139,6 +136,12 @@ class Snapshot:
             state.setdefault(int(number), {})[key] = x
         groups = optimiser.state_dict()["param_groups"]
         optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+
+def part(tensors: Mapping[str, T], name: str) -> dict[str, T]:
+    """Those whose names begin with `name` and a dot, by the rest of their names."""
+    before = f"{name}."
+    return {k.removeprefix(before): x for k, x in tensors.items() if k.startswith(before)}
 
 
 def check_weights(wanted: Iterable[str], weights: Mapping[str, Tensor], who: str) -> None:

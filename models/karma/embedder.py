@@ -1,19 +1,16 @@
-"""KARMA and its frozen control as Embedders: pre-train (or open) a language model, fine-tune it,
-embed.
-"""
+"""KARMA as an Embedder: pre-train (or open) a language model, fine-tune it, embed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...bounds import needs
 from ...errors import KarmafunnelError
 from ...files import check, write_json
 from ...keys import code_of, content_key
@@ -26,7 +23,6 @@ from ..embedders import (
     Progress,
     Sequences,
     TfidfSVDEmbedding,
-    decayed_mean,
     known_in_w1,
     read_saved,
     read_words,
@@ -34,8 +30,8 @@ from ..embedders import (
     unit_rows,
     w1_sequences,
 )
-from ..training import Snapshot, put_weights, seeded
-from .backbone import LM, Checkpoint, Qwen, causal, pooled
+from ..training import Snapshot, part, put_weights, seeded
+from .backbone import LM, Checkpoint, causal, pooled
 from .config import KarmaConfig
 from .losses import Autoregressive, BagOfWords, Masked, each_text
 from .network import Network
@@ -46,7 +42,6 @@ from .train import (
     Trainee,
     Trainer,
     asked_words,
-    distinct,
     request_texts,
     whitening,
     word_ids,
@@ -110,9 +105,7 @@ class KARMA(KarmaConfig, Embedder):
     ) -> tuple[Trainee, Path | None]:
         """What is trained, before its first step, and where its checkpoints lie."""
         lm = base.fresh()
-        examples = Examples.of(
-            log, lm, self.length, self.query_words, self.hard, seed, self.share, repr(self)
-        )
+        examples = Examples.of(log, lm, self, seed)
         with seeded(seed):
             n_ids = len(examples.candidates) if self.ids else 0
             d_visual = 0 if features.visual is None else features.visual.shape[1]
@@ -128,9 +121,8 @@ class KARMA(KarmaConfig, Embedder):
                 self.d_asked,
             )
             if self.warm and self.ids:
-                network.ids.data.copy_(
-                    torch.from_numpy(meeting_vectors(log, examples, self.dim, seed))
-                )
+                met = meeting_vectors(log, examples, self.dim, seed)
+                network.ids.data.copy_(torch.from_numpy(met))
             lexical = features.lexical
             asked = None if lexical is None else asked_words(lexical, log, examples.trees.request)
             trainee = Trainee(self, network, examples, features, seed, asked)
@@ -148,11 +140,11 @@ class KARMA(KarmaConfig, Embedder):
                 "log checksum": log.checksum,
                 "seed": seed,
                 "device": str(lm.device),
+                "features": features.digest(),
+                "code": code,
+                "base": base.facts,
             }
-            write_json(
-                folder / "config.json",
-                about | {"features": features.digest(), "code": code, "base": base.facts},
-            )
+            write_json(folder / "config.json", about)
         return trainee, folder
 
     def features(
@@ -195,9 +187,8 @@ class KARMA(KarmaConfig, Embedder):
         lexical = None
         if self.lexical is not None:
             idf, directions = (tensors.pop(name) for name in words)
-            lexical = TfidfSVDEmbedding(
-                self.lexical, log, read_words(folder, description, len(idf)), idf, directions
-            )
+            known = read_words(folder, description, len(idf))
+            lexical = TfidfSVDEmbedding(self.lexical, log, known, idf, directions)
         network = Network(
             lm, self.dim, 1, 0, 0, self.dropout, 1 / self.temperature, self.residual, self.d_asked
         )
@@ -211,12 +202,8 @@ class KARMA(KarmaConfig, Embedder):
 def not_served(network: Network) -> tuple[str, ...]:
     """How the names of weights begin that make item vectors, or words: serving needs neither."""
     head = network.lm.model.get_output_embeddings()
-    return (
-        "ids",
-        "text.",
-        "visual.",
-        *(f"{name}." for name, module in network.named_modules() if module is head),
-    )
+    heads = [f"{name}." for name, module in network.named_modules() if module is head]
+    return ("ids", "text.", "visual.", *heads)
 
 
 def base_attention(lm: LM, features: Features) -> dict[str, float]:
@@ -226,9 +213,8 @@ def base_attention(lm: LM, features: Features) -> dict[str, float]:
     rows = np.flatnonzero(features.n_words > 0)[:512]
     stream = np.concatenate([np.r_[lm.bos, features.words[i, : features.n_words[i]]] for i in rows])
     length = min(48, len(stream), lm.context or 48)
-    ids = torch.from_numpy(stream[: len(stream) // length * length].reshape(-1, length)[:64]).to(
-        lm.device
-    )
+    whole = stream[: len(stream) // length * length].reshape(-1, length)
+    ids = torch.from_numpy(whole[:64]).to(lm.device)
     there = torch.ones_like(ids, dtype=torch.bool)
     return attention_figures(lm.attentions(lm.embed_tokens(ids), *causal(there)), there)
 
@@ -236,9 +222,10 @@ def base_attention(lm: LM, features: Features) -> dict[str, float]:
 def attention_figures(attention: Tensor, there: Tensor) -> dict[str, float]:
     sinks = sink_rate(attention, there)
     return {
-        "sink rate, first": sinks["first"], "sink rate, others": sinks["others"],
+        "sink rate, first": sinks["first"],
+        "sink rate, others": sinks["others"],
         "column entropy": column_mass_entropy(attention, there),
-    }  # fmt: skip
+    }
 
 
 def meeting_vectors(log: Log, examples: Examples, dim: int, seed: int) -> np.ndarray:
@@ -249,9 +236,8 @@ def meeting_vectors(log: Log, examples: Examples, dim: int, seed: int) -> np.nda
     mine = np.isin(events.user, log.user[examples.trees.request])
     events = Sequences(*(getattr(events, f.name)[mine] for f in fields(Sequences)))
     counts = Cooccurrence(dim=dim, weighting="ppmi")
-    return unit_rows(counts.vectors(counts.affinity(events, log.n_items), seed)[0])[
-        examples.candidates
-    ]
+    vectors = counts.vectors(counts.affinity(events, log.n_items), seed)[0]
+    return unit_rows(vectors)[examples.candidates]
 
 
 def known_ids(log: Log, examples: Examples) -> np.ndarray:
@@ -269,19 +255,16 @@ def item_vectors(
     image nor id.
     """
     network = trainee.network
-    device = network.lm.device
     out = np.zeros((len(number), network.dim), dtype=np.float32)
     for start in range(0, len(number), 4096):
         rows = slice(start, start + 4096)
-        text = torch.from_numpy(features.text[rows]).to(device)
+        text = trainee.on(features.text[rows])
         if config.items == "trained":
             text = trainee.read_text(features.words[rows], features.n_words[rows])
-        visual = (
-            None if features.visual is None else torch.from_numpy(features.visual[rows]).to(device)
-        )
+        visual = None if features.visual is None else trainee.on(features.visual[rows])
         ids = None
         if len(network.ids):
-            mine = torch.from_numpy(number[rows]).to(device)
+            mine = trainee.on(number[rows])
             ids = network.ids[mine.clamp(min=0)] * (mine >= 0)[:, None]
         out[rows] = network.mix(text, visual, ids).float().cpu().numpy()
     return unit_rows(out)
@@ -291,10 +274,10 @@ def tells(lm: LM) -> Tensor:
     """Tokens that a person can read alone, (vocab,) bool: the beginning of a word, three letters or
     more; all where there is none.
     """
-    names = [lm.tokenizer.id_to_token(i) or "" for i in range(lm.vocab)]
-    found = torch.tensor(
-        [name[:1] in ("Ġ", "▁") and len(name) > 3 and name[1:].isalpha() for name in names]
-    )
+    found = torch.zeros(lm.vocab, dtype=torch.bool)
+    for i in range(lm.vocab):
+        name = lm.tokenizer.id_to_token(i) or ""
+        found[i] = name[:1] in ("Ġ", "▁") and len(name) > 3 and name[1:].isalpha()
     return found if found.any() else torch.ones(lm.vocab, dtype=torch.bool)
 
 
@@ -364,13 +347,11 @@ class KarmaEmbedding(Embedding):
     def tensors(self) -> dict[str, np.ndarray]:
         apart = not_served(self.network)
         serving = {k: v for k, v in self.network.state_dict().items() if not k.startswith(apart)}
-        found = {"vectors": self.vectors} | {
-            name: x.float().cpu().numpy() for name, x in serving.items()
-        }
-        return found | {
-            f"lexical.{name}": x
-            for name, x in (self.lexical.tensors() if self.lexical else {}).items()
-        }
+        found = {"vectors": self.vectors}
+        found |= {name: x.float().cpu().numpy() for name, x in serving.items()}
+        if self.lexical is not None:
+            found |= {f"lexical.{name}": x for name, x in self.lexical.tensors().items()}
+        return found
 
     def extras(self) -> dict[str, Any]:
         return {"lm": self.network.lm.describe()} | (self.lexical.extras() if self.lexical else {})
@@ -406,9 +387,7 @@ class KarmaEmbedding(Embedding):
 
     def reader(self) -> BagOfWords | Autoregressive | None:
         """The decoder that tells an interest in words, None where none was trained."""
-        weights = {
-            k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")
-        }
+        weights = part(self.decoders(), "rec")
         if not weights or self.config.decoder == "masked":
             return None
         kind = BagOfWords if self.config.decoder == "bow" else Autoregressive
@@ -427,10 +406,8 @@ class KarmaEmbedding(Embedding):
         decoder = self.reader()
         if decoder is None or (quick and isinstance(decoder, Autoregressive)):
             return None
-        z, lm = (
-            torch.from_numpy(self.interests(requests)).to(self.network.lm.device),
-            self.network.lm,
-        )
+        lm = self.network.lm
+        z = torch.from_numpy(self.interests(requests)).to(lm.device)
         if isinstance(decoder, Autoregressive):
             return decoder.read(lm, z, self.config.text_words)
         log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
@@ -443,14 +420,14 @@ class KarmaEmbedding(Embedding):
         # a rare word gains on noise alone
         likely = (log_p > math.log(2 / lm.vocab)) & tells(lm).to(z.device)
         best = gain.masked_fill(~likely, -torch.inf).topk(READ, dim=1)
-        return [
-            ", ".join(
-                lm.decode([word]).strip()
-                for word, value in zip(words, values, strict=True)
-                if value > 0
-            )
-            for words, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        readings = []
+        for tokens, gains in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            words = []
+            for token, more in zip(tokens, gains, strict=True):
+                if more > 0:
+                    words.append(lm.decode([token]).strip())
+            readings.append(", ".join(words))
+        return readings
 
     @torch.inference_mode()
     def learn_prior(self, requests: np.ndarray) -> None:
@@ -459,13 +436,11 @@ class KarmaEmbedding(Embedding):
         """
         decoder = self.reader()
         if isinstance(decoder, BagOfWords):
-            some = np.sort(requests)[
-                np.linspace(0, len(requests) - 1, min(len(requests), 1024)).astype(np.int64)
-            ]
-            z = torch.from_numpy(self.interests(some)).to(self.network.lm.device)
-            self.decoders()["prior"] = torch.log_softmax(
-                decoder.logits(self.network.lm, z), dim=-1
-            ).mean(dim=0)
+            at = np.linspace(0, len(requests) - 1, min(len(requests), 1024)).astype(np.int64)
+            lm, some = self.network.lm, np.sort(requests)[at]
+            z = torch.from_numpy(self.interests(some)).to(lm.device)
+            log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
+            self.decoders()["prior"] = log_p.mean(dim=0)
 
     def attention(self, requests: np.ndarray) -> tuple[Tensor, Tensor]:
         """Attention weights (layers, B, heads, L, L) over the cells of requests, and which cells
@@ -498,9 +473,7 @@ class KarmaEmbedding(Embedding):
         if not len(requests):
             raise KarmafunnelError(f"{self.value!r}: a diagnosis is one of requests, found none")
         out = super().diagnose(requests)
-        chosen = dict(
-            zip(*(self.log.events[c].to_list() for c in ("request", "item")), strict=True)
-        )
+        chosen = dict(self.log.events.select("request", "item").iter_rows())
         told = np.array([r for r in requests if int(r) in chosen], dtype=np.int64)
         goal = np.array([chosen[int(r)] for r in told], dtype=np.int64)
         z = self.interests(told)
@@ -524,12 +497,9 @@ class KarmaEmbedding(Embedding):
         texts = self.log.item_text()
         ids, lengths = lm.encode([texts[i] for i in goal], config.text_words)
         total = count = 0.0
-        decoder = {"bow": BagOfWords, "masked": Masked, "lm": Autoregressive}[config.decoder](
-            lm, config.dim
-        )
-        weights = {
-            k.removeprefix("rec."): x for k, x in self.decoders().items() if k.startswith("rec.")
-        }
+        kinds = {"bow": BagOfWords, "masked": Masked, "lm": Autoregressive}
+        decoder = kinds[config.decoder](lm, config.dim)
+        weights = part(self.decoders(), "rec")
         if weights:
             put_weights(decoder, weights, f"{self.value!r}: decoders")
         generator, alone, unseen = torch.Generator().manual_seed(0), [], []
@@ -545,20 +515,16 @@ class KarmaEmbedding(Embedding):
             cells, there = batch.text, batch.text >= 0
             logits = lm.head(hidden[cells.clamp(min=0)][:, :-1])
             tokens = batch.word.flatten()[cells.clamp(min=0)][:, 1:]
-            total += float(
-                (each_text(logits, tokens, there[:, 1:]) * there[:, 1:].sum(dim=1)).sum()
-            )
+            nats = each_text(logits, tokens, there[:, 1:]) * there[:, 1:].sum(dim=1)
+            total += float(nats.sum())
             count += int(there[:, 1:].sum())
             if weights:
-                present = torch.from_numpy(np.arange(ids.shape[1]) < lengths[rows, None]).to(
-                    lm.device
-                )
-                x = (
-                    torch.from_numpy(z[rows]).to(lm.device),
-                    torch.from_numpy(ids[rows]).to(lm.device),
-                )
+                given = z[rows], ids[rows], np.arange(ids.shape[1]) < lengths[rows, None]
+                interest, text, present = (torch.from_numpy(x).to(lm.device) for x in given)
                 told = present.any(dim=1)
-                alone += decoder.to(lm.device)(lm, *x, present, generator)[told].tolist()
+                alone += decoder.to(lm.device)(lm, interest, text, present, generator)[
+                    told
+                ].tolist()
                 unseen += new[rows][told.cpu().numpy()].tolist()
         out = {"perplexity given history": math.exp(min(total / count, 50)) if count else math.nan}
         if alone:
@@ -566,138 +532,3 @@ class KarmaEmbedding(Embedding):
         if any(unseen):
             out["perplexity given interest, unseen"] = math.exp(np.mean(np.array(alone)[unseen]))
         return out
-
-
-# -- the frozen control ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, repr=False)
-class FrozenLM(Embedder):
-    """The backbone as it was pre-trained: mean hidden states of texts, interests by rule [O:
-    control].
-
-    Interest = query_weight * (unit vector of query and filters) + history_weight * (unit decayed
-    mean of the history's items). after: "standardise" (mean 0, deviation 1 a dimension),
-    "whitening" (PCA whitening) or "autoencoder" (the linear autoencoder with `dim` hidden units,
-    whose optimum is PCA: Baldi & Hornik 1989), fitted on the items known in W1: is it only
-    isotropy? dim: directions kept by the last two, at most the model's width.
-    """
-
-    backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009
-    after: Literal["nothing", "standardise", "whitening", "autoencoder"] = "nothing"
-    dim: int = 64
-    text_words: int = 24
-    query_words: int = 16
-    query_weight: float = 1.0
-    history_weight: float = 1.0
-    length: int = 20
-    decay: float = 0.8
-
-    def __post_init__(self) -> None:
-        allowed = ("nothing", "standardise", "whitening", "autoencoder")
-        if self.after not in allowed:
-            raise KarmafunnelError(f"FrozenLM: after needs one of {allowed}, found {self.after!r}")
-        needs(
-            self,
-            "dim",
-            "text_words",
-            "query_words",
-            "length",
-            "decay",
-            "query_weight",
-            "history_weight",
-        )
-
-    def fit(
-        self,
-        log: Log,
-        seed: int = 0,
-        progress: Progress = silent,
-        device: str = "cpu",
-        cache: Path | None = None,
-    ) -> FrozenLMEmbedding:
-        """Raises KarmafunnelError where no item has text."""
-        lm = self.backbone.ready(log, cache, progress, device)
-        lm.must_hold(max(self.text_words, self.query_words) + 1, repr(self))
-        texts = log.item_text()
-        if not any(text.strip() for text in texts):
-            raise KarmafunnelError(f"{self!r}: needed item text, found none in log {log.name}")
-        progress(f"FrozenLM: reading the texts of {len(texts)} items")
-        raw = pooled(lm, texts, self.text_words, 256)
-        there = np.any(raw != 0, axis=1)
-        shift, turn = self.directions(raw[there & known_in_w1(log)].astype(np.float64))
-        items = unit_rows((raw - shift) @ turn) * there[:, None]
-        return FrozenLMEmbedding(
-            self, log, lm, items.astype(np.float32), shift, turn, {"backbone": lm.facts}
-        )
-
-    def directions(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is taken from a vector (d,) and the map that is then applied (d, dim), learnt from
-        the rows of x.
-        """
-        if self.after == "nothing" or len(x) < 2:
-            return np.zeros(x.shape[1]), np.eye(x.shape[1])
-        mean = x.mean(axis=0)
-        if self.after == "standardise":
-            return mean, np.diag(1 / np.maximum(x.std(axis=0), 1e-6))
-        _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
-        keep = min(self.dim, int((s > 1e-6 * s[0]).sum()))
-        turn = vt[:keep].T
-        return mean, turn / (s[:keep] / math.sqrt(len(x))) if self.after == "whitening" else turn
-
-    def load(self, folder: Path | str, log: Log) -> FrozenLMEmbedding:
-        tensors, description = read_saved(self, folder, log, "items", "shift", "turn")
-        lm = LM.rebuild(description["extras"].get("lm"), f"{folder}/embedding.json: lm")
-        weights = {
-            k.removeprefix("model."): torch.from_numpy(v)
-            for k, v in tensors.items()
-            if k.startswith("model.")
-        }
-        put_weights(lm.model, weights, str(folder))
-        return FrozenLMEmbedding(
-            self, log, lm, tensors["items"], tensors["shift"], tensors["turn"], description["facts"]
-        )
-
-
-class FrozenLMEmbedding(Embedding):
-    asks = ("query", "filters")
-    online = True
-
-    def __init__(
-        self,
-        value: FrozenLM,
-        log: Log,
-        lm: LM,
-        items: np.ndarray,
-        shift: np.ndarray,
-        turn: np.ndarray,
-        facts: dict[str, Any],
-    ):
-        super().__init__(value, log, facts)
-        self.config, self.lm, self._items, self.shift, self.turn = value, lm, items, shift, turn
-
-    def items(self) -> np.ndarray:
-        return self._items
-
-    def interests(self, requests: np.ndarray) -> np.ndarray:
-        config = self.config
-        past = unit_rows(decayed_mean(self.log, requests, self._items, config.length, config.decay))
-        return unit_rows(
-            config.query_weight * self.queries(requests) + config.history_weight * past
-        )
-
-    def queries(self, requests: np.ndarray) -> np.ndarray:
-        asked, inverse = distinct(request_texts(self.log, requests))
-        raw = pooled(self.lm, asked, self.config.query_words, 256)
-        there = np.any(raw != 0, axis=1)
-        text = unit_rows((raw - self.shift) @ self.turn) * there[:, None]
-        return text[inverse].reshape(len(requests), self._items.shape[1])
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        state = {
-            f"model.{k}": v.float().cpu().numpy() for k, v in self.lm.model.state_dict().items()
-        }
-        return {"items": self._items, "shift": self.shift, "turn": self.turn} | state
-
-    def extras(self) -> dict[str, Any]:
-        return {"lm": self.lm.describe()}

@@ -107,9 +107,8 @@ def whitening(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     _, s, vt = np.linalg.svd(x - mean, full_matrices=False)
     # rows that are all the same have no directions
     if len(x) < 2 or s[0] <= 1e-6 * np.linalg.norm(x):
-        return mean.astype(np.float32), (np.eye(x.shape[1]) / math.sqrt(x.shape[1])).astype(
-            np.float32
-        )
+        even = np.eye(x.shape[1]) / math.sqrt(x.shape[1])
+        return mean.astype(np.float32), even.astype(np.float32)
     # what is next to nothing is not blown up
     deviation = np.maximum(s / math.sqrt(len(x)), 1e-2 * s[0] / math.sqrt(len(x)))
     turn = (vt.T / deviation) @ vt / math.sqrt(len(s))  # turned back (ZCA): the same axes as before
@@ -131,27 +130,15 @@ class Examples:
     queries: list[np.ndarray]  # (B,) word ids
 
     @classmethod
-    def of(
-        cls,
-        log: Log,
-        lm: LM,
-        length: int,
-        query_words: int,
-        hard: int,
-        seed: int,
-        share: float,
-        who: str,
-    ) -> Examples:
-        """Raises KarmafunnelError where W1 holds neither a click nor a purchase. `share` of the
-        users is kept.
-        """
-        trees = training_trees(log, length)
+    def of(cls, log: Log, lm: LM, config: KarmaConfig, seed: int) -> Examples:
+        """Raises KarmafunnelError where W1 holds neither a click nor a purchase."""
+        trees = training_trees(log, config.length)
         if len(trees.request) == 0:
             raise KarmafunnelError(
-                f"{who}: needed clicks or purchases in W1 of log {log.name}, found none"
+                f"{config!r}: needed clicks or purchases in W1 of log {log.name}, found none"
             )
-        if share < 1:
-            trees = some_users(trees, log, share, seed)
+        if config.share < 1:
+            trees = some_users(trees, log, config.share, seed)
         number = np.full(log.requests.height, -1, dtype=np.int64)
         number[trees.request] = np.arange(len(trees.request))
         request, item = (log.events[c].to_numpy().astype(np.int64) for c in ("request", "item"))
@@ -167,17 +154,17 @@ class Examples:
             np.searchsorted(branch, np.arange(len(trees.request) + 1)),
             target,
             (1 / np.bincount(branch)[branch]).astype(np.float32),
-            in_vain(log, number, column, hard, seed),
-            word_ids(lm, request_texts(log, trees.request), query_words),
+            in_vain(log, number, column, config.hard, seed),
+            word_ids(lm, request_texts(log, trees.request), config.query_words),
         )
 
     def pairs(self, branches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of some branches, and the place of each pair's branch among them: (P,), (P,)."""
         count = self.first_pair[branches + 1] - self.first_pair[branches]
         row = np.repeat(np.arange(len(branches)), count)
-        return np.repeat(self.first_pair[branches] - (np.cumsum(count) - count), count) + np.arange(
-            count.sum()
-        ), row
+        before = np.cumsum(count) - count
+        first = np.repeat(self.first_pair[branches] - before, count)
+        return first + np.arange(count.sum()), row
 
 
 def some_users(trees: Trees, log: Log, share: float, seed: int) -> Trees:
