@@ -134,12 +134,10 @@ class Timeline:
                 column = np.zeros(self.n_keys, dtype=np.int64)
                 column[touched] = np.arange(len(touched))
                 cell = (self.rank[first:last] - low + 1) * len(touched) + column[inside]
-                table = np.bincount(cell, minlength=times * len(touched)).reshape(
-                    times, len(touched)
-                )
-                counts[rows] += np.cumsum(table, axis=0, out=table)[
-                    rank[rows] - low, column[of[rows]]
-                ]
+                table = np.bincount(cell, minlength=times * len(touched))
+                table = table.reshape(times, len(touched))
+                np.cumsum(table, axis=0, out=table)
+                counts[rows] += table[rank[rows] - low, column[of[rows]]]
                 return counts
             span = int(self.rank[last - 1]) + 2
             keys = np.sort(inside * span + self.rank[first:last])
@@ -314,11 +312,9 @@ class AsOf:
         """
         timeline = self.past.timeline(action)
         before = timeline.before(items, self.rank[requests])
-        return (
-            before
-            if within is None
-            else before - timeline.before(items, self.rank_before(within)[requests])
-        )
+        if within is None:
+            return before
+        return before - timeline.before(items, self.rank_before(within)[requests])
 
     def rank_before(self, within: int) -> np.ndarray:
         """The time rank that lies `within` before each request of the log: int64 (n_requests,).
@@ -403,9 +399,8 @@ class AsOf:
         lists = self.log.requests["filters"].fill_null([]).list.sort().list.join("\x00")
         sets: dict[str, int] = {"": 0}
         keys = [sets.setdefault(text, len(sets)) for text in lists.to_list()]
-        return np.array(keys, dtype=np.int32), [
-            tuple(text.split("\x00")) if text else () for text in sets
-        ]
+        filters = [tuple(text.split("\x00")) if text else () for text in sets]
+        return np.array(keys, dtype=np.int32), filters
 
     @cached_property
     def _holders(self) -> dict[str, np.ndarray]:

@@ -118,12 +118,12 @@ def instructions(code: CodeType) -> tuple[bytes, list[tuple[Any, ...]]]:
     entries: tuple[Any, ...] = ()
     if code.co_exceptiontable:
         entries = Bytecode(code).exception_entries  # type: ignore[attr-defined]
-    caught = [
-        (*(place[x // 2] for x in (e.start, e.end, e.target)), e.depth, e.lasti) for e in entries
-    ]
-    return b"".join(
-        code.co_code[i : i + 2] for i, keep in zip(at, kept, strict=True) if keep
-    ), caught
+    caught = []
+    for e in entries:
+        start, end, target = (place[x // 2] for x in (e.start, e.end, e.target))
+        caught.append((start, end, target, e.depth, e.lasti))
+    pieces = [code.co_code[i : i + 2] for i, keep in zip(at, kept, strict=True) if keep]
+    return b"".join(pieces), caught
 
 
 @cache
@@ -143,7 +143,9 @@ def imports(module: str) -> tuple[tuple[str, str], ...]:
         else:
             continue
         if ours(base):
-            found += [(name, defined_in(base, name)) for name in names] if names else [(base, base)]
+            found += [(name, defined_in(base, name)) for name in names or ()]
+            if not names:
+                found.append((base, base))
     return tuple(found)
 
 
@@ -158,9 +160,8 @@ def defined_in(base: str, name: str) -> str:
 
 def operations(code: CodeType) -> Iterator[tuple[str, Any]]:
     """Imports (and names stored) of a code object and of those inside it that import something."""
-    if (
-        IMPORT in code.co_code[::2]
-    ):  # few have one, and reading them all takes longer than compiling
+    # few have one, and reading them all takes longer than compiling
+    if IMPORT in code.co_code[::2]:
         yield from ModuleFinder().scan_opcodes(code)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -140,10 +140,8 @@ def word_sets(log: Log) -> sparse.csr_matrix:
     columns, starts = [], [0]
     for title, brand, category, attributes in frame.iter_rows():
         text = " ".join([title or "", brand or "", *(category or []), *(attributes or [])])
-        found = {
-            vocabulary.setdefault(word, len(vocabulary))
-            for word in re.findall(r"\w+", text.lower())
-        }
+        told = re.findall(r"\w+", text.lower())
+        found = {vocabulary.setdefault(word, len(vocabulary)) for word in told}
         columns.extend(sorted(found))
         starts.append(len(columns))
     shape = (log.n_items, max(len(vocabulary), 1))
@@ -175,19 +173,13 @@ def js_at_k(
     """
     there = slate >= 0
     row, place = np.nonzero(there)
-    near = np.bincount(
-        row, jaccard(words, target[row], slate[row, place]), len(target)
-    ) / np.maximum(there.sum(axis=1), 1)
-    drawn = (
-        np.stack([pool[rng.integers(0, len(pool), slate.shape[1])] for pool in pools])
-        if pools
-        else slate
-    )
-    chance = (
-        jaccard(words, np.repeat(target, slate.shape[1]), drawn.ravel())
-        .reshape(slate.shape)
-        .mean(axis=1)
-    )
+    total = np.bincount(row, jaccard(words, target[row], slate[row, place]), len(target))
+    near = total / np.maximum(there.sum(axis=1), 1)
+    drawn = slate
+    if pools:
+        drawn = np.stack([pool[rng.integers(0, len(pool), slate.shape[1])] for pool in pools])
+    chance = jaccard(words, np.repeat(target, slate.shape[1]), drawn.ravel())
+    chance = chance.reshape(slate.shape).mean(axis=1)
     return np.where(there.any(axis=1), near - chance, np.nan)
 
 

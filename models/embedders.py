@@ -400,9 +400,8 @@ class TfidfSVD(Embedder):
     def _counter(self, vocabulary: list[str] | None) -> CountVectorizer:
         words = CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
         if self.chars:
-            grams = CountVectorizer(
-                analyzer="char_wb", ngram_range=(self.chars, self.chars)
-            ).build_analyzer()
+            lengths = (self.chars, self.chars)
+            grams = CountVectorizer(analyzer="char_wb", ngram_range=lengths).build_analyzer()
             return CountVectorizer(
                 analyzer=lambda text: [*words(text), *("\x01" + g for g in grams(text))],
                 max_features=self.words,
@@ -643,12 +642,10 @@ def hashed_vectors(ids: np.ndarray, salt: str, dim: int) -> np.ndarray:
     """One unit vector an id, float32 (n, dim): BLAKE2b of salt and id seeds a splitmix64 stream,
     mapped to normal numbers.
     """
-    digests = b"".join(
-        hashlib.blake2b(f"{salt}\x00{i}".encode(), digest_size=8).digest() for i in ids
-    )
-    x = np.frombuffer(digests, dtype="<u8")[:, None] + np.arange(
-        1, dim + 1, dtype=np.uint64
-    ) * np.uint64(0x9E3779B97F4A7C15)
+    texts = [f"{salt}\x00{i}".encode() for i in ids]
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    step = np.arange(1, dim + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = np.frombuffer(digests, dtype="<u8")[:, None] + step
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)

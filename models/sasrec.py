@@ -178,9 +178,8 @@ class Network(nn.Module):
 
     # (B, T) int64 -> (B, T, d - 1), each output seeing the items up to its own
     def forward(self, items: Tensor) -> Tensor:
-        x = self.item(items) * math.sqrt(self.config.dim) + self.position.weight[
-            : items.shape[1]
-        ] * math.sqrt(self.config.dim)
+        size, place = math.sqrt(self.config.dim), self.position.weight[: items.shape[1]]
+        x = self.item(items) * size + place * size
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)
@@ -444,12 +443,10 @@ def train(
             network.train()
             total = mass = 0.0
             for batch in windows.batches(config.batch, rng, use):
-                blank = torch.from_numpy(rng.random(batch[0].shape) < config.unknown) & (
-                    batch[0] < n
-                )
-                items, cell, target, weight = (
-                    x.to(device) for x in (batch[0].masked_fill(blank, n), *batch[1:])
-                )
+                read = batch[0]
+                blank = torch.from_numpy(rng.random(read.shape) < config.unknown) & (read < n)
+                given = read.masked_fill(blank, n), *batch[1:]
+                items, cell, target, weight = (x.to(device) for x in given)
                 used, row = torch.unique(cell, return_inverse=True)
                 z, e = network(items).flatten(0, 1)[used], network.targets()
                 if config.loss == "full":
@@ -537,9 +534,8 @@ def tail_rank(network: Network, windows: Windows, device: str) -> float:
     ranks = []
     for start in range(0, len(pairs), BLOCK):
         mine = pairs[start : start + BLOCK]
-        items = windows.batch(piece[start : start + BLOCK], np.zeros(windows.n_pairs, dtype=bool))[
-            0
-        ].to(device)
+        none = np.zeros(windows.n_pairs, dtype=bool)
+        items = windows.batch(piece[start : start + BLOCK], none)[0].to(device)
         row = torch.arange(len(mine), device=device)
         scores = network(items)[row, torch.from_numpy(windows.position[mine]).to(device)] @ e.T
         own = scores[row, torch.from_numpy(windows.target[mine]).to(device)][:, None]
@@ -604,13 +600,11 @@ class SASRecEmbedding(Embedding):
             items = np.full((len(past), length + 1), self.number[-1])
             # flush left, after START
             items[row, column + 1 - (length - count)[row]] = self.number[past[row, column]]
-            z = self.network(torch.from_numpy(items).to(self.device))[
-                torch.arange(len(past)), torch.from_numpy(count)
-            ]
+            outputs = self.network(torch.from_numpy(items).to(self.device))
+            z = outputs[torch.arange(len(past)), torch.from_numpy(count)]
             out[start : start + BLOCK] = with_constant(z.cpu().numpy())
         return out
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return {"catalogue": self.catalogue} | {
-            name: x.cpu().numpy() for name, x in self.network.state_dict().items()
-        }
+        found = {name: x.cpu().numpy() for name, x in self.network.state_dict().items()}
+        return {"catalogue": self.catalogue} | found

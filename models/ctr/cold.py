@@ -70,9 +70,8 @@ class COLD(ClickModel):
 
     def crossed(self, batch: Batch) -> Tensor:  # (B, C, width): the groups side by side
         c = self.inputs.items(batch.items, self.inputs.is_candidate)
-        h = mean_of(self.inputs.items(batch.history, self.inputs.is_history), batch.history)[
-            :, None
-        ].expand_as(c)
+        history = self.inputs.items(batch.history, self.inputs.is_history)
+        h = mean_of(history, batch.history)[:, None].expand_as(c)
         request = self.inputs.numbers(batch.request, "request")[:, None].expand(-1, c.shape[1], -1)
         return torch.cat([c, h, c * h, request, self.inputs.numbers(batch.dense, "dense")], dim=-1)
 

@@ -94,13 +94,11 @@ class DIN(Trunk):
                 "DIN: similar needs '', 'simtier', 'sata', 'both' or 'raw', "
                 f"found {config.similar!r}"
             )
-        if config.similar and (
-            vectors is None or np.shape(vectors) != (shape.n_items, shape.n_vector)
-        ):
+        needed = (shape.n_items, shape.n_vector)
+        found = None if vectors is None else np.shape(vectors)
+        if config.similar and found != needed:
             raise KarmafunnelError(
-                f"DIN: similar={config.similar!r} "
-                f"needs vectors ({shape.n_items}, {shape.n_vector}), "
-                f"found {None if vectors is None else np.shape(vectors)}"
+                f"DIN: similar={config.similar!r} needs vectors {needed}, found {found}"
             )
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
@@ -134,10 +132,8 @@ class DIN(Trunk):
         c = self.inputs.items(batch.items, self.inputs.is_candidate)  # (B, C, d)
         h = self.inputs.items(batch.history, self.inputs.is_history)  # (B, L, d)
         if self.project is not None:
-            c, h = (
-                torch.cat([x, self.project(self.vectors[of])], -1)
-                for x, of in ((c, batch.items), (h, batch.history))
-            )
+            c = torch.cat([c, self.project(self.vectors[batch.items])], -1)
+            h = torch.cat([h, self.project(self.vectors[batch.history])], -1)
         if batch.age is not None:
             h = h + self.age(torch.log2(1.0 + batch.age.clamp(min=0)).long().clamp(max=AGES - 1))
         if batch.action is not None:

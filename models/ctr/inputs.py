@@ -76,11 +76,8 @@ class Inputs(nn.Module):
         sums: dict[str, Any] = {"dense": 0.0, "request": 0.0}
         for batch in batches:
             used = np.asarray(batch.weight) > 0
-            candidate[
-                torch.from_numpy(
-                    np.asarray(batch.items)[used & (np.asarray(batch.label) > 0)]
-                ).long()
-            ] = True
+            positive = np.asarray(batch.items)[used & (np.asarray(batch.label) > 0)]
+            candidate[torch.from_numpy(positive).long()] = True
             seen = np.asarray(batch.history)
             history[torch.from_numpy(seen[seen >= 0]).long()] = True
             for name, x in (("dense", np.asarray(batch.dense)[used]), ("request", batch.request)):
@@ -88,9 +85,8 @@ class Inputs(nn.Module):
                     x = np.asarray(x, dtype=np.float64)
                     there = np.isfinite(x)
                     x = np.where(there, x, 0)
-                    sums[name] = sums[name] + np.stack(
-                        [there.sum(axis=0), x.sum(axis=0), (x**2).sum(axis=0)]
-                    )
+                    own = [there.sum(axis=0), x.sum(axis=0), (x**2).sum(axis=0)]
+                    sums[name] = sums[name] + np.stack(own)
         for name, total in sums.items():
             if isinstance(total, np.ndarray):
                 n = np.maximum(total[0], 1)

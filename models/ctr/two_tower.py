@@ -73,11 +73,9 @@ class TwoTower(ClickModel):
         request = self.requests(batch.history, batch.request)  # (B, o)
         items = self.items(batch.items, dense[..., list(self.config.item_columns)])  # (B, C, o)
         logit = torch.einsum("bo,bco->bc", request, items) + self.item_bias(items).squeeze(-1)
-        return (
-            logit
-            if self.cross is None
-            else logit + self.cross(dense[..., self.cross_columns]).squeeze(-1)
-        )
+        if self.cross is None:
+            return logit
+        return logit + self.cross(dense[..., self.cross_columns]).squeeze(-1)
 
     def requests(self, history: Tensor, request: Tensor) -> Tensor:
         """(B, L), (B, R) -> (B, out): near-line, once a request."""

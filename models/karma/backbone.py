@@ -93,9 +93,8 @@ class LM:
         """
         ids = np.full((len(texts), most), self.pad, dtype=np.int64)
         lengths = np.zeros(len(texts), dtype=np.int64)
-        for i, encoded in enumerate(
-            self.tokenizer.encode_batch([t or "" for t in texts], add_special_tokens=False)
-        ):
+        plain = [text or "" for text in texts]
+        for i, encoded in enumerate(self.tokenizer.encode_batch(plain, add_special_tokens=False)):
             found = encoded.ids[:most]
             ids[i, : len(found)], lengths[i] = found, len(found)
         return ids, lengths
@@ -120,11 +119,10 @@ class LM:
     @property
     def context(self) -> int | None:
         """Tokens that it was made to read at most, None where its config does not say."""
-        found = (
-            getattr(self.config, name, None)
-            for name in ("max_position_embeddings", "n_positions", "max_seq_len")
-        )
-        return next((int(n) for n in found if n), None)
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if found := getattr(self.config, name, None):
+                return int(found)
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -208,11 +206,9 @@ class LM:
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights, as JSON."""
-        config = {
-            k: v
-            for k, v in self.config.to_dict().items()
-            if k not in ("transformers_version", "_name_or_path", "dtype")
-        }
+        config = self.config.to_dict()
+        for name in ("transformers_version", "_name_or_path", "dtype"):
+            config.pop(name, None)
         dtype = str(self.dtype).removeprefix("torch.")
         return {
             "config": config,
@@ -271,9 +267,8 @@ def pool(lm: LM, ids: Tensor, there: Tensor) -> Tensor:
     first = torch.full((len(ids), 1), lm.bos, dtype=ids.dtype, device=ids.device)
     there_too = torch.cat([torch.ones_like(first, dtype=torch.bool), there], dim=1)
     mask, position = causal(there_too)
-    hidden = lm.hidden(lm.embed_tokens(torch.cat([first, ids], dim=1)), mask, position)[
-        :, 1:
-    ].float()
+    hidden = lm.hidden(lm.embed_tokens(torch.cat([first, ids], dim=1)), mask, position)
+    hidden = hidden[:, 1:].float()
     weight = there[..., None].float()
     return (hidden * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
@@ -402,9 +397,8 @@ class Qwen(Typed):
         progress(f"tokenizer: {self.vocab} byte pairs from {len(read_from)} texts")
         tokenizer = byte_pairs(read_from, self.vocab)
         bos = int(tokenizer.token_to_id(BOS) or 0)
-        stream = np.concatenate(
-            [np.r_[bos, e.ids] for e in tokenizer.encode_batch(read_from)]
-        ).astype(np.int64)
+        each = [np.r_[bos, e.ids] for e in tokenizer.encode_batch(read_from)]
+        stream = np.concatenate(each).astype(np.int64)
         config = Qwen3Config(
             vocab_size=tokenizer.get_vocab_size(),
             hidden_size=self.dim,
@@ -540,9 +534,8 @@ def must_be_here(source: str) -> bool:
     """Whether a source can only be a folder or a kept download: the hub does not answer, and its
     client would try for a minute.
     """
-    if Path(source).exists() or any(
-        os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")
-    ):
+    proxies = [os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")]
+    if Path(source).exists() or any(proxies):
         return Path(source).exists()
     hub = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     try:
@@ -625,11 +618,8 @@ class Checkpoint(Typed):
             raise KarmafunnelError(
                 f"{self!r}: needed a causal LM with its tokenizer, found {found}"
             )
-        first = [
-            x
-            for x in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-            if x is not None
-        ]
+        special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        first = [x for x in special if x is not None]
         if not first:
             raise KarmafunnelError(f"{self!r}: needed a bos, eos or pad token, found none")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first[0]

@@ -506,9 +506,8 @@ class KarmaEmbedding(Embedding):
         new = ~np.isin(goal, w1_sequences(self.log, repr(self.value)).item)
         for start in range(0, len(goal), ROWS):
             rows = slice(start, start + ROWS)
-            words: list[np.ndarray | None] = [
-                x[:n] for x, n in zip(ids[rows], lengths[rows], strict=True)
-            ]
+            told = zip(ids[rows], lengths[rows], strict=True)
+            words: list[np.ndarray | None] = [x[:n] for x, n in told]
             batch = self.batch(requests[rows], words)
             assert batch.text is not None
             hidden = self.network(batch, self._x).flatten(0, 1)
@@ -521,11 +520,10 @@ class KarmaEmbedding(Embedding):
             if weights:
                 given = z[rows], ids[rows], np.arange(ids.shape[1]) < lengths[rows, None]
                 interest, text, present = (torch.from_numpy(x).to(lm.device) for x in given)
-                told = present.any(dim=1)
-                alone += decoder.to(lm.device)(lm, interest, text, present, generator)[
-                    told
-                ].tolist()
-                unseen += new[rows][told.cpu().numpy()].tolist()
+                nats = decoder.to(lm.device)(lm, interest, text, present, generator)
+                some = present.any(dim=1)
+                alone += nats[some].tolist()
+                unseen += new[rows][some.cpu().numpy()].tolist()
         out = {"perplexity given history": math.exp(min(total / count, 50)) if count else math.nan}
         if alone:
             out["perplexity given interest"] = math.exp(np.mean(alone))

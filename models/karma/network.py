@@ -74,10 +74,8 @@ class Network(nn.Module):
             for table in (self.action, self.gap):
                 nn.init.normal_(table.weight, std=0.1 * self.size.item())
             # a query starts where an item of the same words would: the last columns of text
-            if self.asked is not None:
-                self.asked.weight.copy_(
-                    self.text.weight[:, -d_asked:] if d_text >= d_asked else self.asked.weight
-                )
+            if self.asked is not None and d_text >= d_asked:
+                self.asked.weight.copy_(self.text.weight[:, -d_asked:])
         self.to(lm.device)
 
     def use(self, lm: LM) -> None:
@@ -96,14 +94,10 @@ class Network(nn.Module):
         cells = self.lm.embed_tokens(batch.word).to(x.dtype)
         is_item = (batch.kind == TRUNK) & (batch.item >= 0)
         tokens = self.token(F.normalize(x, dim=-1)) * (self.size * math.sqrt(self.dim))
-        tokens = F.dropout(
-            tokens[batch.item.clamp(min=0)], self.dropout, self.training
-        ) + self.action(batch.action)
-        cells = torch.where(is_item[..., None], tokens, cells)
-        return (
-            torch.where((batch.kind == INT)[..., None], self.ask, cells)
-            + self.gap(batch.gap) * (batch.gap > 0)[..., None]
-        )
+        tokens = F.dropout(tokens[batch.item.clamp(min=0)], self.dropout, self.training)
+        cells = torch.where(is_item[..., None], tokens + self.action(batch.action), cells)
+        cells = torch.where((batch.kind == INT)[..., None], self.ask, cells)
+        return cells + self.gap(batch.gap) * (batch.gap > 0)[..., None]
 
     def forward(self, batch: Batch, x: Tensor) -> Tensor:
         """Last hidden states of all cells, (B, L, lm.dim)."""
@@ -113,10 +107,8 @@ class Network(nn.Module):
         """Interests at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x. asked (R,
         d_asked): words of the queries.
         """
-        z = F.normalize(
-            self.interest(hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)),
-            dim=-1,
-        )
+        cells = hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)
+        z = F.normalize(self.interest(cells), dim=-1)
         if self.residual is not None:
             weight, decay = F.softplus(self.residual)
             z = z + weight * self.recent(batch, x, decay)

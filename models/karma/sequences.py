@@ -58,9 +58,8 @@ class Trees:
 
 def bucket(milliseconds: np.ndarray) -> np.ndarray:
     """1 + log2(1 + seconds), rounded down: int64, at most GAPS - 1."""
-    return np.minimum(
-        1 + np.log2(1 + np.maximum(milliseconds, 0) / 1000).astype(np.int64), GAPS - 1
-    )
+    seconds = np.maximum(milliseconds, 0) / 1000
+    return np.minimum(1 + np.log2(1 + seconds).astype(np.int64), GAPS - 1)
 
 
 def training_trees(log: Log, length: int) -> Trees:
@@ -95,11 +94,10 @@ def training_trees(log: Log, length: int) -> Trees:
     size = np.zeros(len(keys), dtype=np.int64)
     np.maximum.at(size, of, seen)
     last = start[of] + seen - 1
-    since = (
-        np.where((seen > 0) & clock, bucket(log.t[request] - t[np.maximum(last, 0)]), 0)
-        if len(at)
-        else at
-    )
+    since = at
+    if len(at):
+        wait = log.t[request] - t[np.maximum(last, 0)]
+        since = np.where((seen > 0) & clock, bucket(wait), 0)
     order = np.lexsort((request, seen, of))
     return Trees(
         item, action, gap, start, size, of[order], seen[order], since[order], request[order]
@@ -114,14 +112,11 @@ def serving_trees(log: Log, requests: np.ndarray, length: int) -> Trees:
     clock = log.meta["time"] == "clock"
     gap = np.zeros(past.items.shape, dtype=np.int64)
     if length > 1 and clock:
-        gap[:, 1:] = np.where(
-            there[:, 1:] & there[:, :-1], bucket(past.ages[:, :-1] - past.ages[:, 1:]), 0
-        )
-    since = (
-        np.where((size > 0) & clock, bucket(past.ages[:, -1]), 0)
-        if length
-        else np.zeros(len(requests), dtype=np.int64)
-    )
+        wait = past.ages[:, :-1] - past.ages[:, 1:]
+        gap[:, 1:] = np.where(there[:, 1:] & there[:, :-1], bucket(wait), 0)
+    since = np.zeros(len(requests), dtype=np.int64)
+    if length:
+        since = np.where((size > 0) & clock, bucket(past.ages[:, -1]), 0)
     number = np.arange(len(requests))
     return Trees(
         past.items[there].astype(np.int64), past.actions[there].astype(np.int64), gap[there],
@@ -144,7 +139,7 @@ class Batch:
     mask: Tensor  # bool (B, 1, L, L): may attend
     interest: Tensor  # int64 (R,)
     # int64 (R, T): cells of each branch's text, BOS first; -1 where there is none
-    text: Tensor | None
+    text: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {name: x.to(device) for name, x in vars(self).items() if x is not None}
@@ -186,11 +181,8 @@ def lay_out(
     events = inside.copy()
     events[:, 0] = False
     source = (trees.start[pieces, None] + column - 1)[events]
-    item[events], action[events], gap[events] = (
-        trees.item[source],
-        trees.action[source],
-        trees.gap[source],
-    )
+    item[events], action[events] = trees.item[source], trees.action[source]
+    gap[events] = trees.gap[source]
     gap[:, 1:2] = 0  # what came before a piece is not in it
     kind[:, 0], word[:, 0] = WORD, bos
     # the branches
@@ -211,30 +203,15 @@ def lay_out(
     text = None
     if texts is not None:
         is_text = within > asked[owner]
-        word[r[is_text], c[is_text]] = np.concatenate(
-            [np.r_[bos, x] for x in texts if x is not None] or [np.zeros(0, dtype=np.int64)]
-        )
+        each = [np.r_[bos, x] for x in texts if x is not None]
+        word[r[is_text], c[is_text]] = np.concatenate(each or [np.zeros(0, dtype=np.int64)])
         text = np.full((len(branches), max(int(told.max(initial=0)), 1)), -1, dtype=np.int64)
         text[owner[is_text], (within - asked[owner] - 1)[is_text]] = (r * shape[1] + c)[is_text]
     mask = (column[None, None, :] < visible[:, :, None]) & inside[:, None, :]
-    mask |= (
-        (of[:, :, None] == of[:, None, :])
-        & (of[:, :, None] > 0)
-        & (position[:, None, :] <= position[:, :, None])
-    )
+    same_branch = (of[:, :, None] == of[:, None, :]) & (of[:, :, None] > 0)
+    mask |= same_branch & (position[:, None, :] <= position[:, :, None])
     mask |= np.eye(shape[1], dtype=bool)  # padding sees itself
-
-    def tensor(x: np.ndarray) -> Tensor:
-        return torch.from_numpy(x)
-
-    return Batch(
-        tensor(kind),
-        tensor(item),
-        tensor(action),
-        tensor(gap),
-        tensor(word),
-        tensor(position),
-        tensor(mask[:, None]),
-        tensor(row * shape[1] + interest_column),
-        None if text is None else tensor(text),
-    )
+    interest = row * shape[1] + interest_column
+    cells = kind, item, action, gap, word, position, mask[:, None], interest
+    batch = Batch(*map(torch.from_numpy, cells))
+    return batch if text is None else replace(batch, text=torch.from_numpy(text))

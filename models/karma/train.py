@@ -53,10 +53,10 @@ def request_texts(log: Log, requests: np.ndarray) -> list[str]:
     rows = log.requests[requests]
     queries = rows["query"].fill_null("").to_list()
     filters = rows["filters"].fill_null([]).list.join(" ").fill_null("").to_list()
-    return [
-        " ; ".join(part for part in (q.strip(), f.strip()) if part)
-        for q, f in zip(queries, filters, strict=True)
-    ]
+    texts = []
+    for parts in zip(queries, filters, strict=True):
+        texts.append(" ; ".join(part.strip() for part in parts if part.strip()))
+    return texts
 
 
 def distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
@@ -506,11 +506,8 @@ class Trainer:
         self.trainee.eval()
 
     def one_epoch(self) -> None:
-        parts = pieces_of_epoch(
-            self.trainee.examples.trees,
-            self.config.batch,
-            np.random.default_rng([self.seed, 7, self.epoch]),
-        )
+        rng = np.random.default_rng([self.seed, 7, self.epoch])
+        parts = pieces_of_epoch(self.trainee.examples.trees, self.config.batch, rng)
         self.trainee.train()
         began = saved = said = time.perf_counter()
         while self.place < len(parts):
@@ -521,20 +518,16 @@ class Trainer:
             now = time.perf_counter()
             if now - said > 2:
                 said = now
-                means = ", ".join(
-                    f"{name} {value / self.place:.3f}" for name, value in self.running.items()
-                )
-                self.progress(
-                    f"KARMA: epoch {self.epoch + 1} of {self.config.epochs}, "
-                    f"step {self.place} of {len(parts)}, {means}"
-                )
+                where = f"epoch {self.epoch + 1} of {self.config.epochs}"
+                means = told({name: value / self.place for name, value in self.running.items()})
+                self.progress(f"KARMA: {where}, step {self.place} of {len(parts)}, {means}")
             if now - saved > SAVE_EVERY:
                 self.seconds, began, saved = self.seconds + now - began, now, now
                 self.save()
         self.seconds += time.perf_counter() - began
         self.curve.append({name: value / len(parts) for name, value in self.running.items()})
         self.epoch, self.place, self.running = self.epoch + 1, 0, {}
-        means = ", ".join(f"{name} {value:.3f}" for name, value in self.curve[-1].items())
+        means = told(self.curve[-1])
         self.progress(f"KARMA: epoch {self.epoch} of {self.config.epochs}, {means}")
         if (file := self.epoch_file(self.epoch)) is not None:
             Snapshot(self.average, self.facts()).write(file)
@@ -545,9 +538,8 @@ class Trainer:
         number, the weights left as they were.
         """
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
-        losses = self.trainee.losses(
-            pieces, np.random.default_rng([self.seed, 8, self.epoch, self.place])
-        )
+        rng = np.random.default_rng([self.seed, 8, self.epoch, self.place])
+        losses = self.trainee.losses(pieces, rng)
         total = self.trainee.total(losses)
         values = {name: loss.item() for name, loss in losses.items()}
         self.optimiser.zero_grad(set_to_none=True)
@@ -555,10 +547,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.named.values(), 1.0)
         if not (math.isfinite(total.item()) and math.isfinite(norm.item())):
             where = f"; the last good checkpoint is in {self.folder}" if self.folder else ""
-            found = (
-                ", ".join(f"{name} {value}" for name, value in values.items())
-                + f", a gradient of length {norm.item()}"
-            )
+            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            found += f", a gradient of length {norm.item()}"
             raise KarmafunnelError(
                 f"{self.config!r}: needed finite losses, "
                 f"found {found} in epoch {self.epoch + 1}, step {self.step + 1}{where}"
@@ -572,6 +562,11 @@ class Trainer:
             now = [p.detach().float() for p in self.named.values()]
             torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
         return values
+
+
+def told(losses: dict[str, float]) -> str:
+    """Losses as a line of progress has them."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
 
 
 def hash_of(*numbers: int) -> int:
