@@ -28,27 +28,16 @@ def rebuild(
     whole and in order.
     """
     quarter = valid.height // 4
-    targets = pl.concat(
-        [
-            scattered(valid.with_row_index("i")).select(
-                "user_id",
-                "item_id",
-                "history",
-                pl.format("valid-{}", "i").alias("request_id"),
-                pl.when(pl.int_range(pl.len()) < valid.height - quarter)
-                .then(pl.lit("W2a"))
-                .otherwise(pl.lit("W2b"))
-                .alias("window"),
-            ),
-            test.with_row_index("i").select(
-                "user_id",
-                "item_id",
-                "history",
-                pl.format("test-{}", "i").alias("request_id"),
-                pl.lit("W3").alias("window"),
-            ),
-        ]
+    columns = ("user_id", "item_id", "history")
+    early = pl.int_range(pl.len()) < valid.height - quarter
+    window = pl.when(early).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
+    tuned = scattered(valid.with_row_index("i")).select(
+        *columns, pl.format("valid-{}", "i").alias("request_id"), window.alias("window")
     )
+    tested = test.with_row_index("i").select(
+        *columns, pl.format("test-{}", "i").alias("request_id"), pl.lit("W3").alias("window")
+    )
+    targets = pl.concat([tuned, tested])
     first = (
         targets.group_by("user_id", maintain_order=True)
         .agg(pl.col("history").first())

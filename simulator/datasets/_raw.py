@@ -90,13 +90,9 @@ def parse(
         pl.col(name).cast(dtype, strict=False) for name, dtype in types.items()
     )
     for name, dtype in types.items():
-        kind = (
-            "text"
-            if dtype == pl.String
-            else "whole number"
-            if cast[name].dtype.is_integer()
-            else "finite number"
-        )
+        kind = "whole number" if cast[name].dtype.is_integer() else "finite number"
+        if dtype == pl.String:
+            kind = "text"
         bad = cast[name].is_null()
         if cast[name].dtype.is_float():
             bad |= ~cast[name].is_finite().fill_null(False)
@@ -148,15 +144,11 @@ def check_utf8(path: Path, separator: str, quote: str | None) -> None:
         path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy"
     )
     needed = "text in UTF-8 (iconv -f latin1 -t utf-8 makes it of Latin-1)"
-    rows = {
-        name: frame[name].str.contains("\ufffd", literal=True).fill_null(False).arg_max()
-        for name in frame.columns
-    }
-    odd = [
-        (row, name)
-        for name, row in rows.items()
-        if row is not None and "\ufffd" in (frame[name][row] or "")
-    ]
+    odd = []
+    for name in frame.columns:
+        row = frame[name].str.contains("\ufffd", literal=True).fill_null(False).arg_max()
+        if row is not None and "\ufffd" in (frame[name][row] or ""):
+            odd.append((row, name))
     if odd:
         row, name = min(odd)
         raise KarmafunnelError(

@@ -124,15 +124,14 @@ def product(raw: dict[str, Any]) -> tuple[Any, ...]:
         raise KeyError(f"missing {missing}")
     if not isinstance(raw["parent_asin"], str) or not raw["parent_asin"].strip():
         raise ValueError(f"parent_asin needs a text, found {raw['parent_asin']!r}")
-    categories = [name for name in map(plain, raw["categories"] or []) if name] or [
-        name for name in [plain(raw.get("main_category"))] if name
-    ]
+    categories = [name for name in map(plain, raw["categories"] or []) if name]
+    if not categories and (main := plain(raw.get("main_category"))):
+        categories = [main]
     images = raw["images"] or {}
-    urls = [
-        big or large
-        for big, large in zip(images.get("hi_res", []), images.get("large", []), strict=True)
-        if big or large
-    ]
+    urls = []
+    for big, large in zip(images.get("hi_res", []), images.get("large", []), strict=True):
+        if big or large:
+            urls.append(big or large)
     return (
         raw["parent_asin"],
         plain(raw["title"]),
@@ -165,9 +164,9 @@ def text_or_none(name: str, value: Any) -> str | None:
 
 
 def rating(name: str, value: Any) -> float | None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-    ):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError(f"{name} needs a finite number, found {value!r}")
     return value
 
@@ -200,10 +199,8 @@ def attributes(details: dict[str, Any]) -> list[str]:
         if isinstance(value, dict):
             found += [f"{key}/{part}={plain(str(inner))}" for part, inner in value.items()]
         else:
-            found += [
-                f"{key}={plain(str(one))}"
-                for one in (value if isinstance(value, list) else [value])
-            ]
+            several = value if isinstance(value, list) else [value]
+            found += [f"{key}={plain(str(one))}" for one in several]
     return found
 
 
@@ -219,8 +216,6 @@ def text_of(author: Any) -> str | None:
             author = json.loads(author)
         except json.JSONDecodeError:
             return plain(author)
-    return (
-        plain(str(author.get("name") or ""))
-        if isinstance(author, dict)
-        else plain(str(author) if author else None)
-    )
+    if isinstance(author, dict):
+        return plain(str(author.get("name") or ""))
+    return plain(str(author) if author else None)

@@ -27,17 +27,13 @@ def load(root: Path | str) -> Log:
     """The log of LLMRank's Games-6k in `root`; raises KarmafunnelError for a missing, truncated or
     wrong file.
     """
-    paths = {
-        part: find(root, [f"{STEM}.{part}.gz", f"{STEM}.{part}"], WHERE)
-        for part in ("item", "valid.inter", "test.inter")
-    }
+    paths = {}
+    for part in ("item", "valid.inter", "test.inter"):
+        paths[part] = find(root, [f"{STEM}.{part}.gz", f"{STEM}.{part}"], WHERE)
     frames = {part: read(paths[part]) for part in ("valid.inter", "test.inter")}
     columns = ("item_id:token", "title:token_seq")
-    about = parse(
-        read_csv(paths["item"], columns, "\t", None),
-        dict.fromkeys(columns, pl.String),
-        paths["item"],
-    )
+    frame = read_csv(paths["item"], columns, "\t", None)
+    about = parse(frame, dict.fromkeys(columns, pl.String), paths["item"])
     once(about, columns[0], paths["item"])
     titles = [plain(title) for title in about["title:token_seq"]]
     items = pl.DataFrame(

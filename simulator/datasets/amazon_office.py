@@ -35,10 +35,8 @@ def load(root: Path | str) -> Log:
     """The log of MiniOneRec's Office Products in `root`; raises KarmafunnelError for a missing,
     truncated or wrong file.
     """
-    paths = {
-        part: find(root, [f"{STEM}.{part}"], WHERE)
-        for part in ("item.json", "valid.csv", "test.csv")
-    }
+    parts = ("item.json", "valid.csv", "test.csv")
+    paths = {part: find(root, [f"{STEM}.{part}"], WHERE) for part in parts}
     frames = {part: read(paths[part]) for part in ("valid.csv", "test.csv")}
     items = read_items(paths["item.json"]).join(
         semantic_ids(list(frames.values())), on="item_id", how="left", maintain_order="left"
@@ -80,20 +78,13 @@ def read(path: Path) -> pl.DataFrame:
         path,
     )
     histories = [numbers(text) for text in frame["history_item_id"]]
-    refuse(
-        pl.Series([h is None for h in histories]),
-        frame,
-        "history_item_id",
-        "a list of whole numbers",
-        path,
-    )
+    wrong = pl.Series([history is None for history in histories])
+    refuse(wrong, frame, "history_item_id", "a list of whole numbers", path)
     history = pl.Series("history", histories, dtype=pl.List(pl.String))
     columns = [pl.col("user_id"), history, pl.col("item_id").cast(pl.String)]
     if "item_sid" in frame.columns and "history_item_sid" in frame.columns:
-        columns += [
-            pl.col("item_sid"),
-            pl.col("history_item_sid").str.extract_all(r"<[^']+>").alias("history_sid"),
-        ]
+        tokens = pl.col("history_item_sid").str.extract_all(r"<[^']+>")
+        columns += [pl.col("item_sid"), tokens.alias("history_sid")]
     return frame.select(columns)
 
 
@@ -103,9 +94,9 @@ def numbers(text: str) -> list[str] | None:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    fine = isinstance(found, list) and all(
-        type(number) is int and abs(number) < 2**63 for number in found
-    )
+    if not isinstance(found, list):
+        return None
+    fine = all(type(number) is int and abs(number) < 2**63 for number in found)
     return list(map(str, found)) if fine else None
 
 
@@ -121,11 +112,10 @@ def semantic_ids(frames: list[pl.DataFrame]) -> pl.DataFrame:
                 pl.col("history").list.len() > 0,
             )
             parts.append(frame.select("item_id", pl.col("item_sid").alias("semantic_id")))
-            parts.append(
-                aligned.select(
-                    pl.col("history").alias("item_id"), pl.col("history_sid").alias("semantic_id")
-                ).explode("item_id", "semantic_id")
+            past = aligned.select(
+                pl.col("history").alias("item_id"), pl.col("history_sid").alias("semantic_id")
             )
+            parts.append(past.explode("item_id", "semantic_id"))
     return pl.concat(parts).unique("item_id", keep="first", maintain_order=True)
 
 
@@ -144,11 +134,8 @@ def read_items(path: Path) -> pl.DataFrame:
             raise KarmafunnelError(
                 f"{path}: item {item}: needs an object, found {type(about).__name__}"
             )
-        missing = [
-            name
-            for name in ("title", "description", "brand", "categories")
-            if not isinstance(about.get(name), str)
-        ]
+        texts = ("title", "description", "brand", "categories")
+        missing = [name for name in texts if not isinstance(about.get(name), str)]
         if missing:
             raise KarmafunnelError(
                 f"{path}: item {item}: missing {missing} (texts), found {list(about)}"

@@ -35,8 +35,7 @@ COLUMNS = (
 CATEGORY = ("trousers", "skirts", "blouses", "sale")
 COLOUR = (
     "beige", "black", "blue", "brown", "burgundy", "gray", "green", "navy blue", "of many colors",
-    "olive",
-    "pink", "red", "violet", "white",
+    "olive", "pink", "red", "violet", "white",
 )  # fmt: skip
 LOCATION = (
     "top left",
@@ -50,21 +49,16 @@ PHOTOGRAPHY = ("en face", "profile")
 DEARER = ("yes", "no")
 COUNTRY = (
     "Australia", "Austria", "Belgium", "British Virgin Islands", "Cayman Islands",
-    "Christmas Island", "Croatia",
-    "Cyprus", "Czech Republic", "Denmark", "Estonia", "unidentified", "Faroe Islands", "Finland",
-    "France",
-    "Germany", "Greece", "Hungary", "Iceland", "India", "Ireland", "Italy", "Latvia", "Lithuania",
-    "Luxembourg",
-    "Mexico", "Netherlands", "Norway", "Poland", "Portugal", "Romania", "Russia", "San Marino",
-    "Slovakia",
-    "Slovenia", "Spain", "Sweden", "Switzerland", "Ukraine", "United Arab Emirates",
-    "United Kingdom", "USA",
+    "Christmas Island", "Croatia", "Cyprus", "Czech Republic", "Denmark", "Estonia", "unidentified",
+    "Faroe Islands", "Finland", "France", "Germany", "Greece", "Hungary", "Iceland", "India",
+    "Ireland", "Italy", "Latvia", "Lithuania", "Luxembourg", "Mexico", "Netherlands", "Norway",
+    "Poland", "Portugal", "Romania", "Russia", "San Marino", "Slovakia", "Slovenia", "Spain",
+    "Sweden", "Switzerland", "Ukraine", "United Arab Emirates", "United Kingdom", "USA",
     "biz (*.biz)", "com (*.com)", "int (*.int)", "net (*.net)", "org (*.org)",
 )  # fmt: skip
 CODES = {
     "country": COUNTRY, "page_1_main_category": CATEGORY, "colour": COLOUR, "location": LOCATION,
-    "model_photography": PHOTOGRAPHY,
-    "price_2": DEARER,
+    "model_photography": PHOTOGRAPHY, "price_2": DEARER,
 }  # fmt: skip
 
 
@@ -74,22 +68,21 @@ def load(root: Path | str) -> Log:
     """
     path = find(root, NAMES, WHERE)
     clicks = read(path)
-    first = clicks.group_by(
-        pl.col("page_2_clothing_model").alias("item_id"), maintain_order=True
-    ).first()
+    model = pl.col("page_2_clothing_model").alias("item_id")
+    first = clicks.group_by(model, maintain_order=True).first()
     attributes = {
         "colour": "colour", "location": "location", "photography": "model_photography",
         "page": "page",
         "above the category's mean price": "price_2",
     }  # fmt: skip
+    named = [pl.format(key + "={}", pl.col(name)) for key, name in attributes.items()]
     items = first.select(
         "item_id",
         pl.concat_list("page_1_main_category").alias("category"),
         "price",
-        pl.concat_list(
-            *[pl.format(key + "={}", pl.col(name)) for key, name in attributes.items()]
-        ).alias("attributes"),
-    ).sort("item_id")
+        pl.concat_list(*named).alias("attributes"),
+    )
+    items = items.sort("item_id")
     clicks = clicks.sort("ts", "row")
     requests = clicks.select(
         "request_id",
@@ -139,9 +132,7 @@ def read(path: Path) -> pl.DataFrame:
     frame = read_csv(path, ())
     if frame.width == 1:
         frame = read_csv(path, (), ";")
-    frame = frame.rename(
-        {name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in frame.columns}
-    )
+    frame = frame.rename(lambda name: re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"))
     need(frame, COLUMNS, path)
     whole = dict.fromkeys(["year", "month", "day", "order", *CODES], pl.Int32)
     frame = parse(
@@ -159,15 +150,13 @@ def read(path: Path) -> pl.DataFrame:
             "price": (0, math.inf),
         },
     )
-    frame = frame.with_columns(
-        pl.col(column).replace_strict(dict(enumerate(names, 1)), return_dtype=pl.String)
-        for column, names in CODES.items()
-    )
+    for column, names in CODES.items():
+        name = pl.col(column).replace_strict(dict(enumerate(names, 1)), return_dtype=pl.String)
+        frame = frame.with_columns(name)
     twice = ~frame.select(pl.struct("session_id", "order").is_first_distinct()).to_series()
     refuse(twice, frame, "order", "one click for each place in a session", path)
-    day = pl.format("{}-{}-{}", "year", "month", "day").str.to_datetime(
-        "%Y-%m-%d", strict=False, time_unit="ms"
-    )
+    written = pl.format("{}-{}-{}", "year", "month", "day")
+    day = written.str.to_datetime("%Y-%m-%d", strict=False, time_unit="ms")
     ts = frame.select(day.dt.replace_time_zone("UTC") + pl.duration(seconds="order"))
     refuse(ts.to_series().is_null(), frame, "day", "a day of its month", path)
     return frame.with_row_index("row").with_columns(

@@ -231,9 +231,8 @@ def net_out(sales: pl.DataFrame, returns: pl.DataFrame) -> tuple[pl.Series, int]
     unmatched = 0
     open_purchases: list[list[int]] = []  # [sale row, units left], the latest last
     owner = None
-    for customer, code, is_return, units, sale in story.select(
-        *pair, "back", "bought", "sale"
-    ).iter_rows():
+    story = story.select(*pair, "back", "bought", "sale")
+    for customer, code, is_return, units, sale in story.iter_rows():
         if (customer, code) != owner:
             owner, open_purchases = (customer, code), []
         if not is_return:
@@ -256,13 +255,11 @@ def titles(lines: pl.DataFrame) -> pl.DataFrame:
     to anybody.
     """
     title = pl.col("description").str.replace_all(r"\s+", " ").str.strip_chars()
-    sold = lines.filter(is_product() & (pl.col("price") > 0) & ~pl.col("back")).with_columns(
-        title.alias("title")
-    )
+    sold = lines.filter(is_product() & (pl.col("price") > 0) & ~pl.col("back"))
+    sold = sold.with_columns(title.alias("title"))
     good = (pl.col("title") != "") & pl.col("title").str.contains(r"\p{L}{2}")
-    return sold.group_by(pl.col("code").alias("item_id"), maintain_order=True).agg(
-        pl.col("title").filter(good).first()
-    )
+    by_item = sold.group_by(pl.col("code").alias("item_id"), maintain_order=True)
+    return by_item.agg(pl.col("title").filter(good).first())
 
 
 def counts(
@@ -270,28 +267,22 @@ def counts(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """What was set aside, and notes on what was kept and netted: lines, units and money (GBP)."""
     number = dict(lines.group_by("kind").len().iter_rows())
-    sold = (
-        lines.filter(pl.col("kind") == "sale")
-        .select(pl.col("price") * pl.col("quantity"))
-        .to_series()
-        .sum()
-    )
+    money = lines.filter(pl.col("kind") == "sale").select(pl.col("price") * pl.col("quantity"))
+    sold = money.to_series().sum()
+    back = (sales["price"] * sales["returned"]).sum()
     set_aside = {f"lines, {kind}": number.get(kind, 0) for kind in REASONS} | {
         "units returned without an earlier purchase": unmatched,
-        "lines of invoices netted out to zero": sales.filter(
-            pl.col("returned") == pl.col("bought")
-        ).height,
+        "lines of invoices netted out to zero": int((sales["returned"] == sales["bought"]).sum()),
         "invoices netted out to zero": sales["invoice"].n_unique() - invoices.height,
     }
     notes = {
         "lines, sales": number.get("sale", 0),
         "lines, returns": number.get("return", 0),
-        "sale lines added to another of the same item and invoice": number.get("sale", 0)
-        - sales.height,
+        "sale lines added to another of the same item and invoice": (
+            number.get("sale", 0) - sales.height
+        ),
         "units returned and netted out": int(sales["returned"].sum()),
         "money, sales": round(float(sold), 2),
-        "money, returned and netted out": round(
-            float((sales["price"] * sales["returned"]).sum()), 2
-        ),
+        "money, returned and netted out": round(float(back), 2),
     }
     return set_aside, notes

@@ -112,37 +112,33 @@ class Market:
         self.crowd = rng.integers(CROWDS, size=n)
         self.misjudged = rng.normal(0.0, 0.5, n)  # the engine's lasting error about each item
         late = rng.random(n) < COLD
-        self.available = np.where(
-            late,
-            self.start + (self.length * rng.uniform(0.3, 0.9, n)).astype(np.int64),
-            np.int64(0),
-        )
+        arrival = self.start + (self.length * rng.uniform(0.3, 0.9, n)).astype(np.int64)
+        self.available = np.where(late, arrival, np.int64(0))
         blocks = self.length // (PROMOTION_DAYS * DAY) + 1
-        self.discount = np.where(
-            rng.random((n, blocks)) < 0.08, rng.choice([0.1, 0.15, 0.2, 0.3], size=(n, blocks)), 0.0
-        )
+        promoted = rng.random((n, blocks)) < 0.08
+        reduction = rng.choice([0.1, 0.15, 0.2, 0.3], size=(n, blocks))
+        self.discount = np.where(promoted, reduction, 0.0)
 
         self.log_price = np.log(shelves.price)
         n_leaves = len(shelves.section)
         self.by_leaf = [np.flatnonzero(shelves.leaf == row) for row in range(n_leaves)]
-        self.usual_price = np.array(
-            [np.median(self.log_price[items]) if len(items) else 0.0 for items in self.by_leaf]
-        )
+        self.usual_price = np.zeros(n_leaves)
+        for row, items in enumerate(self.by_leaf):
+            if len(items):
+                self.usual_price[row] = np.median(self.log_price[items])
         self.leaf_mass = np.cumsum([len(items) for items in self.by_leaf])
         of_item = shelves.department[shelves.leaf]
-        self.by_department = [
-            np.flatnonzero(of_item == row) for row in range(int(shelves.department.max()) + 1)
-        ]
+        n_departments = int(shelves.department.max()) + 1
+        self.by_department = [np.flatnonzero(of_item == row) for row in range(n_departments)]
         same_section = shelves.section[:, None] == shelves.section[None, :]
         same_department = shelves.department[:, None] == shelves.department[None, :]
-        self.nearness = np.where(
-            same_section, SECTION, np.where(same_department, DEPARTMENT, ELSEWHERE)
-        )
+        apart = np.where(same_department, DEPARTMENT, ELSEWHERE)
+        self.nearness = np.where(same_section, SECTION, apart)
         np.fill_diagonal(self.nearness, SAME)
-        goes_with = [np.flatnonzero(row) for row in same_department & ~same_section]
-        self.complement = np.array(
-            [rng.choice(leaves) if len(leaves) else row for row, leaves in enumerate(goes_with)]
-        )
+        self.complement = np.arange(n_leaves)
+        for row, beside in enumerate(same_department & ~same_section):
+            if beside.any():
+                self.complement[row] = rng.choice(np.flatnonzero(beside))
         weight = np.append(taste_weights(shelves.values), 0.0)
         # makes S of unit variance
         self.spread = np.sqrt(np.maximum((weight[shelves.codes] ** 2).sum(axis=1), 1.0))
@@ -153,13 +149,12 @@ class Market:
         """Serve every request of the diary in time order, yielding what happened."""
         self.calibrate(diary)
         sessions: dict[int, tuple[Intent, bool]] = {}
-        for user, session, now in zip(
-            diary.user.tolist(), diary.session.tolist(), diary.ts.tolist(), strict=True
-        ):
+        requests = diary.user.tolist(), diary.session.tolist(), diary.ts.tolist()
+        for user, session, now in zip(*requests, strict=True):
             intent, source = self.think(user, sessions.get(session), now)
-            query = (
-                write_query(intent, self.shelves, titles, self.rng) if source == "search" else None
-            )
+            query = None
+            if source == "search":
+                query = write_query(intent, self.shelves, titles, self.rng)
             filters, candidates = self.ask(intent, source, now)
             price = self.price(candidates, now)
             appeal = self.appeal(user, intent, candidates, price, now)
@@ -236,11 +231,8 @@ class Market:
         die, other = rng.random(2)
         interests = self.shoppers.interests[user]
         if die < (0.3 if before is None else 0.12):
-            leaves = tuple(
-                dict.fromkeys(
-                    int(interests[i]) for i in rng.integers(min(4, len(interests)), size=3)
-                )
-            )
+            some = interests[rng.integers(min(4, len(interests)), size=3)]
+            leaves = tuple(dict.fromkeys(some.tolist()))
             return Intent(leaves=leaves, wishes=(), dream=-1), "browse"
         if before is not None and len(before[0].leaves) == 1:
             intent, bought = before
@@ -248,19 +240,16 @@ class Market:
                 return self.wish(user, intent.leaves[0], now, intent.dream), "search"
             if other < 0.85:
                 return self.wish(user, int(self.complement[intent.leaves[0]]), now), "search"
-        own = [
-            item
-            for item, ts in self.owned.get(user, {}).items()
-            if ts < now and self.shelves.used_up[leaf_of[item]]
-        ]
+        own = []
+        for item, ts in self.owned.get(user, {}).items():
+            if ts < now and self.shelves.used_up[leaf_of[item]]:
+                own.append(item)
         if own and other < 0.3:
-            return self.wish(
-                user, int(leaf_of[own[int(rng.integers(len(own)))]]), now, restock=True
-            ), "search"
+            leaf = int(leaf_of[own[int(rng.integers(len(own)))]])
+            return self.wish(user, leaf, now, restock=True), "search"
         if other < 0.8:
-            return self.wish(
-                user, int(interests[min(int(rng.geometric(0.35)) - 1, len(interests) - 1)]), now
-            ), "search"
+            place = min(int(rng.geometric(0.35)), len(interests)) - 1
+            return self.wish(user, int(interests[place]), now), "search"
         leaf = int(np.searchsorted(self.leaf_mass, rng.integers(self.leaf_mass[-1]), side="right"))
         return self.wish(user, leaf, now), "search"
 
@@ -294,19 +283,14 @@ class Market:
 
     def taste(self, user: int, items: np.ndarray, now: int) -> np.ndarray:
         """Liking that does not depend on the intent, of about unit variance: (n,) float64."""
-        semantic = (
-            self.shoppers.taste[user][self.shelves.codes[items]].sum(axis=1) / self.spread[items]
-        )
-        identity = (
-            0.7 * self.quality[items] + 0.71 * self.shoppers.crowd_love[user][self.crowd[items]]
-        )
+        liked = self.shoppers.taste[user][self.shelves.codes[items]].sum(axis=1)
+        semantic = liked / self.spread[items]
+        love = self.shoppers.crowd_love[user][self.crowd[items]]
+        identity = 0.7 * self.quality[items] + 0.71 * love
         for item, ts in self.owned.get(user, {}).items():
             if ts < now:
-                again = (
-                    1.8 * self.shoppers.habit[user]
-                    if self.shelves.used_up[self.shelves.leaf[item]]
-                    else -1.0
-                )
+                used_up = self.shelves.used_up[self.shelves.leaf[item]]
+                again = 1.8 * self.shoppers.habit[user] if used_up else -1.0
                 identity = identity + again * (items == item)
         return np.sqrt(self.semantic) * semantic + np.sqrt(1.0 - self.semantic) * identity
 
@@ -332,12 +316,10 @@ class Market:
     def pay(self, items: np.ndarray, price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What would be paid a unit (one in ten has a coupon) and how many are taken."""
         coupon = np.where(self.rng.random(len(items)) < 0.1, 0.95, 1.0)
-        several = self.rng.random(len(items)) < np.where(
-            self.shelves.used_up[self.shelves.leaf[items]], 0.2, 0.04
-        )
-        return np.round(price * coupon, 2), np.where(
-            several, self.rng.integers(2, 5, len(items)), 1
-        )
+        chance = np.where(self.shelves.used_up[self.shelves.leaf[items]], 0.2, 0.04)
+        several = self.rng.random(len(items)) < chance
+        quantity = np.where(several, self.rng.integers(2, 5, len(items)), 1)
+        return np.round(price * coupon, 2), quantity
 
     def shop_elsewhere(
         self, items: np.ndarray, appeal: Appeal, now: int
@@ -348,11 +330,8 @@ class Market:
         if self.rng.random() > 0.15:
             return None
         at = int(np.argmax(1.5 * appeal.utility + self.rng.gumbel(size=len(items))))
-        return (
-            int(items[at]),
-            now + 60_000 + int(self.rng.exponential(0.25 * DAY)),
-            float(self.shelves.price[items[at]]),
-        )
+        ts = now + 60_000 + int(self.rng.exponential(0.25 * DAY))
+        return int(items[at]), ts, float(self.shelves.price[items[at]])
 
     # -- the shop ----------------------------------------------------------------------------------
 
