@@ -13,6 +13,7 @@ from karmafunnel.benchmarks.peers import peers
 from karmafunnel.benchmarks.peers.peers import PEERS, Peer, pareto, side_by_side, tables
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.recall import External
 from karmafunnel.stages.recall.proposals import NOT_FOUND
@@ -213,8 +214,7 @@ def cast(scripts) -> dict[str, Peer]:
 @pytest.fixture(scope="module")
 def finished(log, scripts, cast, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out") / "peers"
-    left = side_by_side(
-        log, out, peers=cast, ours=str(scripts / "small.py"), ranking=str(scripts / "small.py"), cache=out.parent / "cache"
+    left = side_by_side(log, out, RunOptions(cache=out.parent / "cache"), peers=cast, ours=str(scripts / "small.py"), ranking=str(scripts / "small.py")
     )
     assert left == []
     return out
@@ -258,10 +258,10 @@ def test_resumed_it_runs_no_finished_peer_again(log, scripts, cast, finished, mo
     kept = {p: p.stat().st_mtime_ns for p in finished.rglob("*.parquet")}
     monkeypatch.setattr(peers, "stream", lambda *_, **__: pytest.fail("a finished peer was begun again"))
     small = str(scripts / "small.py")
-    side_by_side(log, finished, peers=cast, ours=small, ranking=small, cache=finished.parent / "cache")
+    side_by_side(log, finished, RunOptions(cache=finished.parent / "cache"), peers=cast, ours=small, ranking=small)
     assert kept == {p: p.stat().st_mtime_ns for p in finished.rglob("*.parquet")}
     fresh = {"fake": cast["fake"], "late": Peer(scripts / "fake.py", None)}
-    assert side_by_side(log, finished, peers=fresh, ours=small, ranking=small, cache=finished.parent / "cache", minutes=0) == [
+    assert side_by_side(log, finished, RunOptions(cache=finished.parent / "cache"), peers=fresh, ours=small, ranking=small, minutes=0) == [
         "late"
     ]
     assert "left for another time: late" in (finished / "peers.md").read_text()

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from karmafunnel.log import Log, sha256
 from karmafunnel.simulator.ablation.ablate import markdown, page, processor
 from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.measure.differences import holm
-from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.options import DEFAULTS, RunOptions, cache_root
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.provenance import commit
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
@@ -422,9 +422,8 @@ MAIN = {"bm25s", "implicit", "pm-implicit", "rectools", "catboost", "torch", "nu
 
 
 def side_by_side(
-    log: Log, out: Path, *, peers: Mapping[str, Peer] = PEERS, ours: str = "baseline", ranking: str | None = None,
-    seeds: Sequence[int] = (0,), minutes: float | None = None, each: float = 60.0, cache: Path | None = None, console: Console | None = None,
-    command: str = "",
+    log: Log, out: Path, options: RunOptions = DEFAULTS, *, peers: Mapping[str, Peer] = PEERS, ours: str = "baseline",
+    ranking: str | None = None, seeds: Sequence[int] = (0,), minutes: float | None = None, each: float = 60.0,
 ) -> list[str]:  # fmt: skip
     """Make what is missing and write `peers.*` and `pareto.*` into `out`; returns the names of
     peers that are left for another time.
@@ -435,13 +434,13 @@ def side_by_side(
     """
     if out.exists() and not out.is_dir():
         raise KarmafunnelError(f"peers: needs a folder to write into, found the file {out}")
-    shown = log.has("exposures")
+    shown, console = log.has("exposures"), options.console
     say = (
         (lambda text: console.print(f"  {text}", style="dim", soft_wrap=True))
         if console
         else lambda _: None
     )
-    cache = cache or cache_root()
+    cache = options.folder or cache_root()
     recipes = {"own": load_recipe(ours, log)}
     recipes["ranking"] = load_recipe(ranking or ("shown_lists" if shown else ours), log)
     same = (ranking or ours) == ours and not (shown and ranking is None)
@@ -458,13 +457,13 @@ def side_by_side(
     costs: list[float] = []
     began = time.perf_counter()
     for seed in seeds:
-        fitted = prepare(recipes["ranking"], log, RunOptions(seed=seed, cache=cache, console=console))
+        fitted = prepare(recipes["ranking"], log, replace(options, seed=seed, cache=cache))
         run, cost = our_run(recipes["ranking"], log, out / f"ranking-{seed}", fitted, seed, console)
         runs["ranking"][OURS].append(run)
         data = out / f"data-{seed}"
         checksum = export(log, fitted, label, data)
         if not same:
-            fitted = prepare(recipes["own"], log, RunOptions(seed=seed, cache=cache, console=console))
+            fitted = prepare(recipes["own"], log, replace(options, seed=seed, cache=cache))
             run, cost = our_run(recipes["own"], log, out / f"own-{seed}", fitted, seed, console)
         runs["own"][OURS].append(run)
         costs.append(cost)
@@ -505,7 +504,7 @@ def side_by_side(
             line["ms"] = float(np.mean(costs))
         elif line["system"] in facts:
             line["ms"] = float(np.mean([f["ms a request"] for f in facts[line["system"]]]))
-    write(log, out, lines, measures, failed, left, facts, peers, recipes, seeds, command)
+    write(log, out, lines, measures, failed, left, facts, peers, recipes, seeds, options.command or "")
     return left
 
 
@@ -588,8 +587,8 @@ def main(
     chosen = {name: peer for name, peer in PEERS.items() if not names or name in names}
     try:
         left = side_by_side(
-            Log.open(log), out, peers=chosen, ours=ours, ranking=ranking, seeds=seeds, minutes=minutes, each=each, console=console,
-            command=command,
+            Log.open(log), out, RunOptions(console=console, command=command), peers=chosen, ours=ours, ranking=ranking, seeds=seeds,
+            minutes=minutes, each=each,
         )  # fmt: skip
     except KarmafunnelError as error:
         raise click.ClickException(str(error)) from error

@@ -81,18 +81,7 @@ def print_counts(log: Path, meta: dict[str, Any]) -> None:
 @click.option("--exploration", type=Number("exploration"), default=0.1, help="Share of shown slots filled at random.")
 @click.option("--images", is_flag=True, help="Render product images as well.")
 @force_flag
-def world(
-    log: Path,
-    items: int,
-    users: int,
-    requests: int,
-    seed: int,
-    catalogue: Path | None,
-    semantic: float,
-    exploration: float,
-    images: bool,
-    force: bool,
-) -> None:
+def world(log: Path, catalogue: Path | None, force: bool, **asked: Any) -> None:
     """Generate a marketplace with known truth and write its log, with the truth beside it."""
     from ..world import generate
 
@@ -102,16 +91,7 @@ def world(
     if catalogue is not None:
         found = read(catalogue)
         given = Catalogue(found.items, found.meta)
-    made = generate(
-        items=items,
-        users=users,
-        requests=requests,
-        seed=seed,
-        semantic=semantic,
-        catalogue=given,
-        images=images,
-        exploration=exploration,
-    )
+    made = generate(catalogue=given, **asked)
     made.write(log)
     counts = read_json(log / "log.json")["counts"]
     out.print(f"{log}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))

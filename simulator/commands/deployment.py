@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 ARRIVALS = ("poisson", "daily", "flash")
 
 
-def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int | None) -> tuple[Any, int]:
+def arrivals_of(arrivals: str | None, rate: float | None, log: Path | None, n: int | None) -> tuple[Any, int]:
     """Arrivals as the flags say, and how many."""
     from ..load.arrivals import Daily, Flash, Poisson, Trace
 
     if log is not None:
-        if kind is not None:
-            raise KarmafunnelError(f"queue: --log plays the log's own times; needs no --arrivals, found {kind}")
+        if arrivals is not None:
+            raise KarmafunnelError(f"queue: --log plays the log's own times; needs no --arrivals, found {arrivals}")
         opened = open_log(log)
         from ..replay.prepare import requests_of
 
@@ -56,7 +56,7 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
         return trace, len(trace.ids) if n is None or n > len(trace.ids) else n
     if rate is None:
         raise KarmafunnelError("queue: needs --rate (requests a second) or --log (the log's own times), found neither")
-    made = {"poisson": Poisson, "daily": Daily, "flash": Flash}[kind or "poisson"]
+    made = {"poisson": Poisson, "daily": Daily, "flash": Flash}[arrivals or "poisson"]
     return made(rate), 20_000 if n is None else n
 
 
@@ -77,8 +77,8 @@ def arrivals_of(kind: str | None, rate: float | None, log: Path | None, n: int |
 @force_flag
 @json_flag
 def queue(
-    services: Path, rate: float | None, log: Path | None, arrivals: str | None, run: Path | None, measures: tuple[str, ...],
-    beside: tuple[Path, ...], n: int | None, seed: int, events: bool, folder_out: Path, force: bool, as_json: bool,
+    services: Path, run: Path | None, measures: tuple[str, ...], beside: tuple[Path, ...], seed: int, events: bool,
+    folder_out: Path, force: bool, as_json: bool, **coming: Any,
 ) -> None:  # fmt: skip
     """Send requests through a deployment: latency, utilisation, who was shown what, and (with
     --run) what that is worth.
@@ -92,7 +92,7 @@ def queue(
     from ..load.timeline import chrome_trace
     from ..report.load_page import load_page
 
-    claimed(folder_out, SIMULATION, services, *beside, log, run, force=force)
+    claimed(folder_out, SIMULATION, services, *beside, coming["log"], run, force=force)
     if measures and run is None:
         raise KarmafunnelError(f"queue: --measure {measures[0]} asks what was shown, and needs --run, found none")
     if beside and run is None:
@@ -104,8 +104,8 @@ def queue(
 
     policies = {name(path): Services.read(path) for path in (services, *beside)}
     deployed = policies[name(services)]
-    coming, count = arrivals_of(arrivals, rate, log, n)
-    claimed(folder_out, SIMULATION, wants=asked_of(deployed, coming, count, seed), force=force)
+    arrivals, count = arrivals_of(**coming)
+    claimed(folder_out, SIMULATION, wants=asked_of(deployed, arrivals, count, seed), force=force)
     command = typed()
     worth = None
     with progress_bar(err) as bar:
@@ -116,7 +116,7 @@ def queue(
             def step(what: str, i: int, total: int | None) -> None:
                 bar.update(task, description=what, completed=i, total=total)
 
-            worth = quality_under_load(policies, run, coming, count, seed, measures=measures, progress=step)
+            worth = quality_under_load(policies, run, arrivals, count, seed, measures=measures, progress=step)
             bar.update(task, description="simulating", completed=0, total=count)
 
         def write_more(made: Simulation, folder: Path) -> None:
@@ -127,7 +127,7 @@ def queue(
             load_page(made, folder / "load.html", worth=worth, command=command)
 
         simulation = simulate(
-            deployed, coming, count, seed, out=folder_out, events=events, progress=lambda i: bar.update(task, completed=i),
+            deployed, arrivals, count, seed, out=folder_out, events=events, progress=lambda i: bar.update(task, completed=i),
             says={"command": command}, also=write_more,
         )  # fmt: skip
     if as_json:
