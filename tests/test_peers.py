@@ -214,8 +214,8 @@ def cast(scripts) -> dict[str, Peer]:
 @pytest.fixture(scope="module")
 def finished(log, scripts, cast, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out") / "peers"
-    left = side_by_side(log, out, RunOptions(cache=out.parent / "cache"), peers=cast, ours=str(scripts / "small.py"), ranking=str(scripts / "small.py")
-    )
+    small = str(scripts / "small.py")
+    left = side_by_side(log, out, RunOptions(cache=out.parent / "cache"), peers=cast, ours=small, ranking=small)
     assert left == []
     return out
 
