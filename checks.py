@@ -18,20 +18,16 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.table import Table
-from rich.text import Text
 
 from .errors import KarmafunnelError
 from .files import DIGESTS, fault, first_line, open_table, read_json
 from .layout import CAPABILITIES, FACTS, MISREAD, TABLES, WINDOWS, doubtful_at, expected, meta_faults, misread_at, same_type
 from .log import LABELS, Catalogue, Log, checksum_of, sha256
-from .terminal import Console, visible
 
 PASS, FAIL, NA = "PASS", "FAIL", "N/A"
 EXAMPLES = 5  # how many rows at fault a check names
 ROW = "#row"  # number of a row in its file, from 0
 BATCH = 65_536
-COLOURS = {PASS: "green", FAIL: "bold red", NA: "dim"}
 
 
 @dataclass(frozen=True)
@@ -755,19 +751,3 @@ CHECKS: tuple[Question, ...] = (
     Question("images", check_images, "what reads pictures refuses a file that is not there"),
     Question("visual", check_visual),
 )
-
-
-def print_checks(checks: list[Check], console: Console) -> None:
-    """One row a check, with the first rows at fault, and a line that counts the answers."""
-    table = Table("check", "answer", "count", "what was found", box=None, pad_edge=False, header_style="bold")
-    table.columns[2].justify = "right"
-    for check in checks:
-        lines = [check.message] if check.message else []
-        lines += [f"  {words(example)}" for example in check.examples]
-        warned = check.status == PASS and check.count > 0
-        status = Text(check.status, style="yellow" if warned else COLOURS[check.status])
-        text = Text(visible("\n".join(lines)), style="dim" if check.status == NA else "")
-        table.add_row(check.name, status, f"{check.count:,}" if check.count else "", text)
-    console.print(table)
-    counts = [f"{sum(c.status == status for c in checks)} {status}" for status in (PASS, FAIL, NA)]
-    console.print(f"{len(checks)} checks: {', '.join(counts)}")

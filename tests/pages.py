@@ -30,6 +30,7 @@ from karmafunnel.simulator.report.page import write_page
 from karmafunnel.simulator.report.pareto_plot import pareto_figure
 from karmafunnel.simulator.report.profile_page import profile_page
 from karmafunnel.simulator.report.run_page import report
+from karmafunnel.simulator.report.table import Cell, Table
 from shop import make_shop
 from small_run import make_log, make_run
 
@@ -190,8 +191,11 @@ def table(words: Words, path: Path) -> Path:
     difference = {"difference": 0.1, "low": 0.05, "high": 0.15, "better": "B", "holm": True, "n": 9}
     differences = {words("text"): {"HR@10": difference, words("JS"): difference | {"better": "", "low": -0.1}}, words("off"): {}}
     found = [
-        ("values, 95% intervals", ["row", words("HR@10")], [[words("text"), "0.5 [0.4, 0.6]"], [words("off"), words("n/a")]]),
-        ("failed", ["row", "why"], [[words("bad"), words("error")]]),
+        Table(
+            ["row", words("HR@10")], [[words("text"), Cell("0.5", "[0.4, 0.6]", strong=True)], [words("off"), words("n/a")]],
+            title="values, 95% intervals",
+        ),
+        Table(["row", "why"], [[words("bad"), words("error")]], title="failed", look="prose"),
     ]
     below = [f"`{words('karmafunnel table')}`", words("note")]
     return write_page(path, table_page(words("title"), found, below, differences))

@@ -27,7 +27,7 @@ from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.report.curves import curve_figure, write_curve
-from karmafunnel.simulator.report.table import text_of
+from karmafunnel.simulator.report.measure_table import valued
 from rich.console import Console
 from shop import make_shop
 
@@ -714,8 +714,8 @@ def test_the_terminal_cuts_no_figure_short(whole):
         for line in lines(out).values():
             for row in (*line["values"].values(), *line["differences"].values()):
                 signed = "difference" in row
-                value, _, interval = text_of(row, signed).partition(" ")
-                assert value in text and interval in text
+                cell = valued(row, signed)
+                assert cell.text in text and f"{cell.small}{cell.mark}" in text
 
 
 # -- commands --------------------------------------------------------------------------------------

@@ -135,9 +135,9 @@ def test_finished_tries_are_not_made_again(tmp_path):
         file.write('{"seed": 0, "cut off by a kill')
     assert [line["number"] for line in journal.lines()] == [0]
     assert not attack.Journal(journal.path, 1, "a").lines() and not attack.Journal(journal.path, 0, "b").lines()
-    head, rows = attack.counts("kills", [*journal.lines(), {"family": "kills", "group": "replay", "outcome": "LITTER"}])
-    assert head[:3] == ["Kills at random moments", "tries", "as if undisturbed"] and head[4] == "LITTER"
-    assert rows == [["replay", "1", "0", "0", "1", *"000"], ["sample", "1", "1", "0", "0", *"000"], ["all", "2", "1", "0", "1", *"000"]]
+    table = attack.counts("kills", [*journal.lines(), {"family": "kills", "group": "replay", "outcome": "LITTER"}])
+    assert table.heads[:3] == ["Kills at random moments", "tries", "as if undisturbed"] and table.heads[4] == "LITTER"
+    assert table.rows == [["replay", "1", "0", "0", "1", *"000"], ["sample", "1", "1", "0", "0", *"000"], ["all", "2", "1", "0", "1", *"000"]]
     assert "| sample | 1 | 1 |" in attack.markdown(journal.lines(), "- note")
 
 

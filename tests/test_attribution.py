@@ -22,6 +22,7 @@ from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.attribution_plot import attribution_figure, attribution_table
+from karmafunnel.simulator.report.table import to_markdown
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rows import Rows
 from karmafunnel.stages.scene import Scene
@@ -330,7 +331,7 @@ def test_the_waterfall_goes_from_off_to_on(rows):
 
 
 def test_the_table_says_what_the_rows_say(rows):
-    lines = attribution_table([row for row in rows.values() if row["measure"] in ("HR@5", "AUC")]).splitlines()
+    lines = to_markdown(attribution_table([row for row in rows.values() if row["measure"] in ("HR@5", "AUC")])).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert cells[0] == ["", "HR@5", "AUC"]
     assert [line[0] for line in cells[2:]] == ["none on", "rank", "prerank", "recall", "all of them", "all on"]

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from karmafunnel import files
-from karmafunnel.checks import CHECKS, Check, print_checks, require, validate
+from karmafunnel.checks import CHECKS, Check, require, validate
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.layout import CAPABILITIES, MAY_HAVE, META
 from karmafunnel.log import Catalogue, Log, read, sha256
+from karmafunnel.simulator.commands.data import print_checks
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.stages.recall import Popular

@@ -9,8 +9,8 @@ import pytest
 from karmafunnel.simulator.measure.attribution import attribute
 from karmafunnel.simulator.measure.compare import Run, added, compare, measure
 from karmafunnel.simulator.measure.measures.measure import END, Measure, kinds
+from karmafunnel.simulator.report.measure_table import define
 from karmafunnel.simulator.report.run_page import report
-from karmafunnel.simulator.report.table import define
 from small_run import KEEPS, make_run
 
 MEASURES = [

@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 from karmafunnel.log import Catalogue, Log
-from karmafunnel.simulator.measure.describe import describe, popularity, print_description, spread
+from karmafunnel.simulator.commands.data import print_description
+from karmafunnel.simulator.measure.describe import describe, popularity, spread
 from karmafunnel.simulator.report.log_page import histogram, write_html
 from rich.console import Console
 

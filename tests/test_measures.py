@@ -32,7 +32,8 @@ from karmafunnel.simulator.measure.metrics import LOST
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay
-from karmafunnel.simulator.report.table import define, to_markdown
+from karmafunnel.simulator.report.measure_table import define, measure_table
+from karmafunnel.simulator.report.table import to_markdown
 from karmafunnel.simulator.world import generate
 from karmafunnel.simulator.world.world import read_truth
 from karmafunnel.stages.recall import Popular
@@ -752,7 +753,7 @@ def test_what_describes_a_cascade_has_no_better_side(tmp_path):
         pl.concat([slates.with_columns(pl.col("stage").cast(pl.String)), later]).write_parquet(run.path / "slates.parquet")
     row = compare(Run.open(a.path), Run.open(b.path), ["overlap@2"])[0]
     assert (row["difference"], row["low"], row["high"], row["better"]) == (-1, -1, -1, "")
-    assert "not told apart" not in to_markdown([row])
+    assert "not told apart" not in to_markdown(measure_table([row]))
 
 
 def test_a_measure_that_one_side_lacks_is_not_compared(tmp_path):

@@ -76,6 +76,16 @@ def test_no_modules_import_each_other():
     assert not left, f"a circle among {sorted(left)}"
 
 
+def test_one_file_formats_tables():
+    """Markdown, LaTeX and the terminal in `table.py`, HTML in its template: nothing else writes the
+    borders of a table.
+    """
+    borders = ('"| ', "| ---", "|---", "<table", "{tabular}", "rich.table")
+    files = [p for p in [*CODE, *ROOT.glob("simulator/**/*.j2")] if any(border in p.read_text() for border in borders)]
+    own = {"simulator/report/table.py", "simulator/report/templates/blocks.html.j2"}
+    assert {p.relative_to(ROOT).as_posix() for p in files} == own
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_no_comprehension_has_more_than_two_fors(module):
     kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

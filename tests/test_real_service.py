@@ -167,7 +167,7 @@ def test_the_table_says_what_was_measured(told):
     log = Log.open(told.log)
     below = footnotes([cell, asleep], log, load_recipe(told.recipe, log), "command", 0, "Nothing else ran.")
     text = markdown([cell, asleep], below)
-    assert "| 0.5 | 10.0 | 1.10 | 1.00 | p50 | 3.0 [2.0, 4.0] | 2.0 [2.0, 2.0] | −33% | yes |" in text
+    assert r"| 0.5 | 10.0 | 1.10 | 1.00 | p50 | 3.0 \[2.0, 4.0\] | 2.0 \[2.0, 2.0\] | −33% | yes |" in text
     assert "moves p50 by 6.0 ms measured, 6.0 predicted" in text and "Nothing else ran." in text
     assert len(figure([cell, asleep])["data"]) == 3 + 2 and name_of(asleep) == "0.5, 5 ms asleep"
     assert real_service.LOADS == (0.3, 0.5, 0.75)

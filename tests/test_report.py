@@ -13,9 +13,11 @@ import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.simulator.measure.compare import Cascade, Run, compare, measure
-from karmafunnel.simulator.report import plots, table
+from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report import request_page as samples
+from karmafunnel.simulator.report.measure_table import define, measure_table, to_csv
 from karmafunnel.simulator.report.run_page import open_entries, report, waterfall_png
+from karmafunnel.simulator.report.table import latex_escape, number, print_table, to_html, to_latex, to_markdown
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 from small_run import make_log, make_run
@@ -69,7 +71,7 @@ class Tables(HTMLParser):
 
 
 def shown_values(rows: list[dict]) -> dict[tuple[str, str], str]:
-    return {(row["stage"], row["measure"]): table.number(row["value"]) for row in rows}
+    return {(row["stage"], row["measure"]): number(row["value"]) for row in rows}
 
 
 def own(page: str) -> str:
@@ -81,7 +83,7 @@ def own(page: str) -> str:
 
 
 def test_csv_holds_the_rows_unrounded(rows):
-    lines = list(csv.DictReader(io.StringIO(table.to_csv(rows))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(rows))))
     found = 0
     for row in rows:
         line = next(line for line in lines if line["stage"] == row["stage"])
@@ -93,7 +95,7 @@ def test_csv_holds_the_rows_unrounded(rows):
 
 
 def test_markdown_is_one_table_with_the_rows(rows):
-    text = table.to_markdown(rows)
+    text = to_markdown(measure_table(rows))
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert len({len(line) for line in cells}) == 1
@@ -105,7 +107,7 @@ def test_markdown_is_one_table_with_the_rows(rows):
 
 
 def test_latex_holds_the_rows_and_escapes(rows):
-    text = table.to_latex(rows)
+    text = to_latex(measure_table(rows))
     for line in (
         line for line in text.splitlines() if line.endswith(r" \\") and line.split(" & ")[0] in ("recall", "rank", "random")
     ):
@@ -114,51 +116,47 @@ def test_latex_holds_the_rows_and_escapes(rows):
             value = shown_values(rows).get((stage, name), "")
             assert re.split(r"[ $]", cell)[0] == value
     assert not re.search(r"(?<!\\)[%&#_](?![^\n]*\\\\)", "\n".join(line for line in text.splitlines()[1:] if " & " not in line))
-    assert table.latex_escape("50% of a_b & {c} ~ ^ \\ #1 $x$ <y>") == (
+    assert latex_escape("50% of a_b & {c} ~ ^ \\ #1 $x$ <y>") == (
         r"50\% of a\_b \& \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{} \#1 \$x\$ \textless{}y\textgreater{}"
     )
 
 
 def test_html_table_holds_the_rows(rows):
-    lines = Tables(table.to_html(rows)).tables[0]
+    lines = Tables(to_html(measure_table(rows))).tables[0]
     for (stage, name), value in shown_values(rows).items():
         line = next(line for line in lines if line[0] == stage)
         assert line[lines[0].index(name)] == value
 
 
-def test_json_is_the_rows(rows):
-    assert json.loads(table.to_json(rows)) == rows
-
-
 def test_terminal_fits_and_says_why_not(rows):
     console = Console(width=80, record=True, file=io.StringIO())
-    table.print_table(rows, console)
+    print_table(measure_table(rows), console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert all(word in text for word in ("ceiling", "random", "logged order", "n/a: rank puts out 5", "undefined", "95%"))
 
 
 def test_stages_stand_in_the_order_of_the_funnel(rows):
-    stages = [texts[0] for texts, _ in table.sheet(rows).lines]
+    stages = [row[0] for row in measure_table(rows).rows]
     assert stages == ["eligible", "recall", "rank", "end to end", "ceiling", "logged order", "random"]
 
 
 def test_runs_side_by_side(run, other):
     both = [row for name in (run, other) for row in measure(Run.open(name), ["HR@5"])]
-    sheet = table.sheet(both, across="label")
-    assert sheet.columns == ["base", "skilled", "n"]
-    assert [texts for texts, _ in sheet.lines] == [("HR@5", s) for s in ("recall", "rank", "ceiling", "random")]
+    table = measure_table(both, across="label")
+    assert table.heads == ["measure", "stage", "base", "skilled", "n"] and table.text_columns == 2
+    assert [row[:2] for row in table.rows] == [["HR@5", s] for s in ("recall", "rank", "ceiling", "random")]
 
 
 def test_two_rows_in_one_cell_are_refused(rows):
     with pytest.raises(KarmafunnelError, match="two rows"):
-        table.sheet([*rows, rows[0]])
+        measure_table([*rows, rows[0]])
     with pytest.raises(KarmafunnelError, match="at least one"):
-        table.sheet([])
+        measure_table([])
 
 
 def test_small_values_keep_two_digits():
-    assert [table.number(v) for v in (0.5, 0.0123, 0.00123, 0.0, -0.25, None)] == [
+    assert [number(v) for v in (0.5, 0.0123, 0.00123, 0.0, -0.25, None)] == [
         "0.500",
         "0.012",
         "0.0012",
@@ -185,17 +183,18 @@ def test_every_measure_has_a_definition():
     ]
     names += ["overlap@5", "RBO@5", "margin", "HR@5:all:1d"]
     for name in [*names, "gAUC:user:exposures:none", "gAUC:request:candidates", "Recall@20@5", "HR@1:exposures"]:
-        assert len(table.define(name)) > 20
+        assert len(define(name)) > 20
 
 
 def test_comparison_in_every_format(run, other):
     told = compare(Run.open(run), Run.open(other), ["HR@5", "survival", "HR@10"])
     console = Console(width=140, record=True, file=io.StringIO())
-    table.print_comparison(told, console)
+    table = measure_table(told)
+    print_table(table, console)
     text = console.export_text()
-    for format_ in (text, table.to_markdown(told), table.to_latex(told), table.to_html(told)):
+    for format_ in (text, to_markdown(table), to_latex(table), to_html(table)):
         assert "skilled" in format_ and "base" in format_
-    lines = list(csv.DictReader(io.StringIO(table.to_csv(told))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(told))))
     assert [line["difference"] for line in lines] == ["" if row["difference"] is None else str(row["difference"]) for row in told]
 
 
@@ -263,7 +262,7 @@ def test_without_money_and_lists(tmp_path):
     assert re.findall(r'<section id="(\w+)">', page) == SECTIONS
     assert "no prices of truth items" in page and "no lists that were shown" in page and "it takes a calibrated ranker" in page
     assert not re.search(r"\bnan\b|NaN|Infinity|None<", page)
-    text = table.to_markdown(measure(Run.open(tmp_path / "bare"), ["GMV-HR@5", "AUC"]))
+    text = to_markdown(measure_table(measure(Run.open(tmp_path / "bare"), ["GMV-HR@5", "AUC"])))
     assert "n/a: the log holds no shown lists" in text and "without a price" in text
 
 
@@ -283,8 +282,8 @@ def test_two_runs_and_seeds(run, other, tmp_path):
     lines = next(t for t in Tables(page).tables if "B − A" in t[0] and "A: base" in t[0])
     at = next(i for i, line in enumerate(lines) if line[0] == "HR@5")
     assert lines[at][2:5] == [
-        table.number(told["HR@5", "recall"]["value_a"]), table.number(told["HR@5", "recall"]["value_b"]),
-        table.number(told["HR@5", "recall"]["difference"], True, 4),
+        number(told["HR@5", "recall"]["value_a"]), number(told["HR@5", "recall"]["value_b"]),
+        number(told["HR@5", "recall"]["difference"], True, 4),
     ]  # fmt: skip
     seeds = make_run(tmp_path / "base2", seed=5)
     page = report([[run, seeds], other], tmp_path / "seeds.html").read_text()

@@ -16,8 +16,8 @@ from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.curves import write_curve
+from karmafunnel.simulator.report.measure_table import define
 from karmafunnel.simulator.report.pareto_plot import non_dominated, pareto_figure
-from karmafunnel.simulator.report.table import define
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages import rerank
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE

@@ -45,8 +45,9 @@ from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import code_of_run, replay
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
+from karmafunnel.simulator.report.measure_table import define, valued
 from karmafunnel.simulator.report.page import rich, write_page
-from karmafunnel.simulator.report.table import define, number, text_of
+from karmafunnel.simulator.report.table import Cell, Table, number
 from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.learn import spaced
 from karmafunnel.stages.recall import External
@@ -339,24 +340,24 @@ def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[
     return lines + [{"system": ref, "values": values, "differences": {}} for ref, values in beside.items() if values]
 
 
-def sheets(title: str, lines: Sequence[Line], measures: Sequence[str]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heads and lines of the values and of the differences."""
-    with_time = any("ms" in line for line in lines)
-    values = [
-        [line["system"], *([number(line["ms"], decimals=2) if "ms" in line else ""] if with_time else []),
-         *(text_of(line["values"].get(m)) for m in measures)]
-        for line in lines
-    ]  # fmt: skip
+def tables_of(title: str, lines: Sequence[Line], measures: Sequence[str]) -> list[Table]:
+    """The values, and the differences."""
+    timed = any("ms" in line for line in lines)
+    values: list[list[str | Cell]] = []
+    for line in lines:
+        time_of = [number(line["ms"], decimals=2) if "ms" in line else ""] if timed else []
+        values.append([line["system"], *time_of, *(valued(line["values"].get(m)) for m in measures)])
     n = {m: sorted({line["values"][m]["n"] for line in lines if m in line["values"]}) for m in measures}
-    values.append(["n", *([""] if with_time else []), *("/".join(f"{x:,}" for x in n[m]) for m in measures)])
-    differences = [
-        [line["system"], *(text_of(line["differences"].get(m), True) for m in measures)] for line in lines if line["differences"]
-    ]
-    heads = ["system", *(["ms a request"] if with_time else []), *measures]
-    found = [(f"{title}: values, 95% intervals over users", heads, values)]
+    values.append(["n", *([""] if timed else []), *("/".join(f"{x:,}" for x in n[m]) for m in measures)])
+    heads = ["system", *(["ms a request"] if timed else []), *measures]
+    found = [Table(heads, values, title=f"{title}: values, 95% intervals over users")]
+    differences: list[list[str | Cell]] = []
+    for line in lines:
+        if line["differences"]:
+            differences.append([line["system"], *(valued(line["differences"].get(m), True) for m in measures)])
     if differences:
         note = "ours less the peer, paired; * leaves out 0, ** also after Holm"
-        found.append((f"{title}: {note}", ["against", *measures], differences))
+        found.append(Table(["against", *measures], differences, title=f"{title}: {note}"))
     return found
 
 
@@ -389,7 +390,7 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
         data.append(
             {"type": "scatter", "mode": "markers+text", "x": [ms], "y": [row["value"]], "name": system, "marker": mark, "showlegend": False,
              "text": [f"  {system}  "], "textposition": f"middle {inwards}",
-             "hovertemplate": rich("%{x:.2f} ms, {}<extra>{}</extra>", text_of(row), system)}
+             "hovertemplate": rich("%{x:.2f} ms, {}<extra>{}</extra>", valued(row).flat, system)}
             | ({"error_y": bar} if bar else {})
         )  # fmt: skip
     layout = plots.blank(420, left=70, bottom=55)
@@ -523,9 +524,9 @@ def write(
         "own": "end to end, each its own lists",
         "ranking": f"the same candidates ({ranking.funnel.stages[0].name} of {ranking.name}) ranked",
     }
-    found = [s for table in ("ranking", "own") for s in sheets(titles[table], lines[table], measures[table])]
+    found = [s for table in ("ranking", "own") for s in tables_of(titles[table], lines[table], measures[table])]
     if failed:
-        found.append(("failed", ["peer", "why"], [[name, why] for name, why in failed.items()]))
+        found.append(Table(["peer", "why"], [[name, why] for name, why in failed.items()], title="failed", look="prose"))
     below = [
         f"`{command}`" if command else "",
         f"log {log.name} ({log.checksum}), W3, seeds {list(seeds)}; ours: {own.funnel!r}",

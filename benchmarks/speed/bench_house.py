@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.table import Table
 
+from ...simulator.report.table import Table, print_table
 from ...terminal import Console
 from ..validation.golden import both
 
@@ -94,10 +94,11 @@ def main(commit: str) -> None:
     """Count and time both, print the table."""
     with both(commit) as (old, new):
         found = [figures(code.home / "karmafunnel") | {"--help, s": seconds_of_help(code.home)} for code in (old, new)]
-    table = Table("", "before", "after")
+    rows = []
     for name in found[0]:
-        table.add_row(name, *(f"{one[name]:,.2f}" if one[name] % 1 else f"{one[name]:,.0f}" for one in found))
-    Console().print(table)
+        figures_of = [f"{one[name]:,.2f}" if one[name] % 1 else f"{one[name]:,.0f}" for one in found]
+        rows.append([name, *figures_of])
+    print_table(Table(["", "before", "after"], rows), Console())
 
 
 if __name__ == "__main__":

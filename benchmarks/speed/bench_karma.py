@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from karmafunnel.models.karma import KARMA, Qwen
 from karmafunnel.models.karma.train import Trainee, pieces_of_epoch
+from karmafunnel.simulator.report.table import Table, print_table
 from karmafunnel.simulator.world import generate
 from karmafunnel.terminal import Console
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 TARGETS = {"step": 0.35, "ratio": 1.3, "serving": 1.02}
@@ -70,14 +70,12 @@ def main(threads: int) -> None:
     features = base.features(log, lm, None, 0, lambda _: None, "cpu")
     rate = gemm()
     console.print(f"fp32 GEMM: {rate / 1e9:.0f} GFLOP/s, {threads} threads")
-    table = Table(
-        "objective", "GFLOP a step", "ms a step", "share of GEMM", "cost / action-only", "FLOPs / action-only", "cost over FLOPs"
-    )
     rows = {
         "action-only": base, "+gen": replace(base, gen=0.1), "+rec, bag of words": replace(base, rec=0.1),
         "+rec, masked": replace(base, rec=0.1, decoder="masked"), "+rec, the LM": replace(base, rec=0.1, decoder="lm"),
     }  # fmt: skip
     first: tuple[float, float] | None = None
+    lines = []
     for name, value in rows.items():
         trainee, _ = value.trainee(log, lm, features, 0, None)
         trainee.train()
@@ -94,16 +92,10 @@ def main(threads: int) -> None:
         took = seconds(step)
         first = first or (took, flops)
         cost, work = took / first[0], flops / first[1]
-        table.add_row(
-            name,
-            f"{flops / 1e9:.2f}",
-            f"{1e3 * took:.0f}",
-            f"{flops / took / rate:.2f}",
-            f"{cost:.2f}",
-            f"{work:.2f}",
-            f"{cost / work:.2f}",
-        )
-    console.print(table)
+        ratios = (flops / took / rate, cost, work, cost / work)
+        lines.append([name, f"{flops / 1e9:.2f}", f"{1e3 * took:.0f}", *(f"{x:.2f}" for x in ratios)])
+    heads = ["objective", "GFLOP a step", "ms a step", "share of GEMM", "cost / action-only", "FLOPs / action-only", "cost over FLOPs"]
+    print_table(Table(heads, lines), console)
     requests = log.requests_in("W3")[:512]
     plain, told = (replace(base, epochs=1, rec=weight).fit(log) for weight in (0.0, 0.1))
     turns = [[seconds(lambda e=e: e.interests(requests), 0.5) for e in (plain, told)] for _ in range(10)]  # type: ignore[misc]

@@ -29,6 +29,7 @@ from karmafunnel.simulator.measure.intervals import Ratio, interval, over_seeds,
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.simulator.report.table import Cell, Table, to_markdown
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
@@ -117,7 +118,8 @@ def main(worlds: str, row_name: str, window: str, out: Path) -> None:
     except ValueError:
         raise click.BadParameter(f"--worlds needs two seeds such as 100-109, found {worlds!r}") from None
     command = shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.stacking", *sys.argv[1:]])
-    lines, found = [f"| World | requests | HR@{K}, pre-ranker | HR@{K}, ranker | ranker adds |", "| --- | ---: | ---: | ---: | ---: |"], []
+    lines: list[list[str | Cell]] = []
+    found = []
     commits = set[str]()
     for seed in range(first, last + 1):
         place, run = out / f"world-{seed}", out / f"run-{seed}-{row_name.replace(' ', '-')}-{window}"
@@ -131,11 +133,13 @@ def main(worlds: str, row_name: str, window: str, out: Path) -> None:
         commits.add(str(opened.meta["commit"]))
         found.append(gains(opened))
         before, after, gain = (float(found[-1][name].to_numpy().mean()) for name in ("prerank", "rank", "gain"))
-        lines.append(f"| {seed} | {found[-1].height:,} | {before:.3f} | {after:.3f} | {gain:+.3f} |")
+        lines.append([str(seed), f"{found[-1].height:,}", f"{before:.3f}", f"{after:.3f}", f"{gain:+.3f}"])
     value, low, high = together(found)
-    lines.append(f"| all | {sum(f.height for f in found):,} |  |  | **{value:+.3f} [{low:+.3f}, {high:+.3f}]** |")
+    whole = Cell(f"{value:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
+    lines.append(["all", f"{sum(f.height for f in found):,}", "", "", whole])
     note = f"`{command}`, window {window}, row '{row_name}', {date.today()}, {processor()}, commit {', '.join(sorted(commits))}"
-    text = "\n".join([*lines, "", f"{note}. Interval: 95%, {DRAWS:,} draws of Worlds and of users inside each.", ""])
+    heads = ["World", "requests", f"HR@{K}, pre-ranker", f"HR@{K}, ranker", "ranker adds"]
+    text = "\n".join([to_markdown(Table(heads, lines)), f"{note}. Interval: 95%, {DRAWS:,} draws of Worlds and of users inside each.", ""])
     write_text(out / f"stacking-{row_name.replace(' ', '-')}-{window}.md", text)
     print(text)
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from ...simulator.ablation.ablate import processor
+from ...simulator.report.table import Table, print_table, to_markdown
 from ...terminal import Console
 from . import damage, disk, kills, pages, values
 from .commands import Commands
@@ -145,8 +145,8 @@ def attack(
     return journal.lines()
 
 
-def counts(name: str, lines: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a family's count table: a row a group, and all."""
+def counts(name: str, lines: Sequence[dict[str, Any]]) -> Table:
+    """A family's count table: a row a group, and all."""
     family = FAMILIES[name]
     mine = [line for line in lines if line["family"] == name]
     extra = sorted({line["outcome"] for line in mine} - set(family.outcomes))
@@ -156,18 +156,19 @@ def counts(name: str, lines: Sequence[dict[str, Any]]) -> tuple[list[str], list[
     for group in [*groups, "all"]:
         found = Counter(line["outcome"] for line in mine if group in ("all", line["group"]))
         rows.append([group, f"{found.total():,}", *(f"{found[outcome]:,}" for outcome in outcomes)])
-    return [family.title, "tries", *outcomes], rows
+    return Table([family.title, "tries", *outcomes], rows)
+
+
+def counted(lines: Sequence[dict[str, Any]]) -> list[Table]:
+    """The count tables of the families that were tried."""
+    tried = {line["family"] for line in lines}
+    return [counts(name, lines) for name in FAMILIES if name in tried]
 
 
 def markdown(lines: Sequence[dict[str, Any]], note: str) -> str:
     """The count tables, with what was run below them."""
-    parts = ["## Attacks, counted by how each try ends", ""]
-    for name in FAMILIES:
-        if any(line["family"] == name for line in lines):
-            head, rows = counts(name, lines)
-            parts += ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-            parts += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    return "\n".join([*parts, note, ""])
+    tables = map(to_markdown, counted(lines))
+    return "\n".join(["## Attacks, counted by how each try ends\n", *tables, note, ""])
 
 
 @click.command(help=__doc__)
@@ -210,13 +211,8 @@ def main(
     if only:
         return
     console = Console()
-    for name in FAMILIES:
-        if any(line["family"] == name for line in lines):
-            head, rows = counts(name, lines)
-            table = Table(*head)
-            for row in rows:
-                table.add_row(*row)
-            console.print(table)
+    for table in counted(lines):
+        print_table(table, console)
     command = f"`python -m karmafunnel.benchmarks.validation.attack --seed {seed}`"
     note = f"- {command}; {date.today()}, {processor()}, {os.cpu_count()} cores"
     (out / "attack.md").write_text(markdown(lines, note), encoding="utf-8")

@@ -54,9 +54,8 @@ from karmafunnel.simulator.replay.provenance import commit
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich
-from karmafunnel.simulator.report.table import number, piped
+from karmafunnel.simulator.report.table import Cell, Table, number, print_table, to_markdown
 from karmafunnel.terminal import Console, progress_bar
-from rich.table import Table
 from scipy import stats
 
 # of all intervals together; batches of a set; most requests of one run
@@ -360,6 +359,16 @@ HEADS = (
 )
 
 
+def table_of(lines: Sequence[dict[str, Any]]) -> Table:
+    """The comparisons; those that failed are red on a terminal."""
+    rows: list[list[str | Cell]] = []
+    for line in lines:
+        style = "" if line["inside"] and line["narrow"] else "red"
+        texts = cells(line)
+        rows.append([*texts[:3], *(Cell(text, style=style) for text in texts[3:])])
+    return Table(HEADS, rows, text_columns=3, title="simulation against queueing theory")
+
+
 def cells(line: dict[str, Any]) -> list[str]:
     several = line["stage"] != "s"
     said = (
@@ -379,17 +388,12 @@ def cells(line: dict[str, Any]) -> list[str]:
 
 def write(lines: Sequence[dict[str, Any]], out: Path, below: Sequence[str]) -> list[Path]:
     """queue_theory.md, .csv, .html and, where kaleido is installed, .png."""
-    table = [
-        list(HEADS),
-        ["---"] * len(HEADS),
-        *([c.replace("[", r"\[").replace("]", r"\]") for c in cells(line)] for line in lines),
-    ]
-    text = "## Simulation against queueing theory\n\n" + piped(table)
+    text = "## Simulation against queueing theory\n\n" + to_markdown(replace(table_of(lines), title=""))
     file = io.StringIO()
     writer = csv.DictWriter(file, [key for key in lines[0] if key != "left"], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    for name, content in {"queue_theory.md": "\n\n".join([text, *below]) + "\n", "queue_theory.csv": file.getvalue()}.items():
+    for name, content in {"queue_theory.md": "\n".join([text, "\n\n".join(below), ""]), "queue_theory.csv": file.getvalue()}.items():
         write_text(out / name, content)
     return [out / "queue_theory.md", out / "queue_theory.csv", *write_curve(figure(lines), out / "queue_theory.html")]
 
@@ -417,10 +421,7 @@ def main(out: Path, seed: int) -> None:
                 bar.advance(task, n * len(case.services.stages) // 1000)
             sums = {key: np.concatenate([np.array(sums[key]) for sums in made]) for key in made[0]}
             lines += compare(case, sums, comparisons)
-    table = Table(*HEADS, title="simulation against queueing theory", title_justify="left")
-    for line in lines:
-        table.add_row(*cells(line), style=None if line["inside"] and line["narrow"] else "red")
-    console.print(table)
+    print_table(table_of(lines), console)
     inside, narrow = (sum(line[key] for line in lines) for key in ("inside", "narrow"))
     worst = max(lines, key=lambda line: abs(line["simulated"] - line["theory"]) / (line["high"] - line["low"]))
     verdict = (

@@ -52,6 +52,7 @@ from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich
+from karmafunnel.simulator.report.table import Cell, Table, to_markdown
 from karmafunnel.stages.features import Context, Own, Popularity, Similarity, Upstream
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST
 from karmafunnel.stages.learn import Sample
@@ -417,7 +418,7 @@ def markdown(cells: Sequence[dict[str, Any]], below: Sequence[str]) -> str:
         "error",
         "inside",
     ]
-    lines = [head, ["---"] * len(head)]
+    lines: list[list[str | Cell]] = []
     for cell in cells:
         for i, row in enumerate(rows_of(cell)):
             first = (
@@ -425,19 +426,12 @@ def markdown(cells: Sequence[dict[str, Any]], below: Sequence[str]) -> str:
                 if i == 0
                 else [""] * 4
             )
-            spread = f"{row['measured_ms']:.1f} [{row['least_ms']:.1f}, {row['most_ms']:.1f}]"
-            told = f"{row['predicted_ms']:.1f} [{row['predicted_low_ms']:.1f}, {row['predicted_high_ms']:.1f}]"
-            lines.append(
-                [
-                    *first,
-                    f"p{row['percentile']}",
-                    spread,
-                    told,
-                    f"{row['error']:+.0%}".replace("-", "−"),
-                    "yes" if row["inside"] else "no",
-                ]
-            )
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+            spread = f"[{row['least_ms']:.1f}, {row['most_ms']:.1f}]"
+            told = f"[{row['predicted_low_ms']:.1f}, {row['predicted_high_ms']:.1f}]"
+            error = f"{row['error']:+.0%}".replace("-", "−")
+            times = [Cell(f"{row['measured_ms']:.1f}", spread), Cell(f"{row['predicted_ms']:.1f}", told)]
+            lines.append([*first, f"p{row['percentile']}", *times, error, "yes" if row["inside"] else "no"])
+    table = to_markdown(Table(head, lines))
     return f"## A funnel served for real, and its simulation\n\n{table}\n" + "".join(f"- {line}\n" for line in below)
 
 

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.table import Table as Printed
 from safetensors.numpy import load_file, save_file
 
 from ...bounds import check_bound, check_seed
@@ -67,9 +66,11 @@ from ..replay.replay import replay_many
 from ..report.attention_plot import attention_figure
 from ..report.attribution_plot import attribution_figure, attribution_table
 from ..report.curves import write_curve
-from ..report.page import Figure, Page, Points, Section, Table, Text, Value, Words, render, rich
+from ..report.measure_table import define, unchanged, valued
+from ..report.page import Figure, Page, Points, Section, Text, render, rich
 from ..report.plots import forest
-from ..report.table import booktabs, define, latex_escape, markdown_escape, number, piped, text_of, unchanged
+from ..report.table import Cell as TableCell
+from ..report.table import Table, number, print_table, to_latex, to_markdown
 from .examine import examine, subject
 
 JS = "JS@50 (ours)"
@@ -434,40 +435,54 @@ def spent(cost: dict[str, float]) -> str:
     return f"{cost['total']:.2f}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
 
 
-def sheets(recipe: Recipe, lines: Sequence[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heads and lines of each table: values, differences, diagnostics."""
+def tables_of(against: str | None, lines: Sequence[Line]) -> list[Table]:
+    """The tables: values, differences to the row `against`, diagnostics, and what failed."""
     columns = list(dict.fromkeys(c for line in lines for c in line["values"]))
-    body = [
-        [line["row"], str(len(line["seeds"])), *(text_of(line["values"].get(c)) for c in columns), spent(line["cost"])]
-        for line in lines
-        if line["seeds"]
-    ]
-    counts = [sorted({line["values"][c]["n"] for line in lines if c in line["values"]}) for c in columns]
-    if body:
-        body.append(["n", "", *(f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}" for n in counts), ""])
-    out = [("values, 95% intervals over users and seeds", ["row", "seeds", *columns, MS], body)]
-    rows = []
+    found = [_values(columns, lines)]
+    if any(line["differences"] for line in lines):
+        found.append(_differences(against, columns, lines))
+    names = [d for d in DIAGNOSTICS if any(d in line["diagnostics"] for line in lines)]
+    if names:
+        rows = [[line["row"], *(_short(line["diagnostics"].get(d)) for d in names)] for line in lines if line["seeds"]]
+        found.append(Table(["row", *names], rows, title="diagnostics, means over seeds"))
+    if failed := [[line["row"], line["failed"]] for line in lines if "failed" in line]:
+        found.append(Table(["row", "why"], failed, title="failed", look="prose"))
+    return found
+
+
+def _values(columns: Sequence[str], lines: Sequence[Line]) -> Table:
+    rows: list[list[str | TableCell]] = []
+    for line in lines:
+        if line["seeds"]:
+            cells = [valued(line["values"].get(c)) for c in columns]
+            rows.append([line["row"], str(len(line["seeds"])), *cells, spent(line["cost"])])
+    if rows:
+        rows.append(["n", "", *_counts(columns, [line["values"] for line in lines]), ""])
+    return Table(["row", "seeds", *columns, MS], rows, title="values, 95% intervals over users and seeds")
+
+
+def _differences(against: str | None, columns: Sequence[str], lines: Sequence[Line]) -> Table:
+    rows: list[list[str | TableCell]] = []
     for line in lines:
         if found := line["differences"]:
-            rows.append([line["row"], str(len(line["paired"])), *(text_of(found.get(c), True) for c in columns)])
+            rows.append([line["row"], str(len(line["paired"])), *(valued(found.get(c), True) for c in columns)])
             rows.append([DETECTABLE, "", *(effect(found.get(c)) for c in columns)])
-    if rows:
-        counts = [sorted({line["differences"][c]["n"] for line in lines if c in line["differences"]}) for c in columns]
-        rows.append(["n", "", *(f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}" if n else "" for n in counts)])
-        title = f"differences to {recipe.against}, paired; * leaves out 0 with one sign in every seed, ** also after Holm"
-        out.append((title, ["row", "seeds", *columns], rows))
-    names = [d for d in DIAGNOSTICS if any(d in line["diagnostics"] for line in lines)]
+    rows.append(["n", "", *_counts(columns, [line["differences"] for line in lines])])
+    title = f"differences to {against}, paired; * leaves out 0 with one sign in every seed, ** also after Holm"
+    return Table(["row", "seeds", *columns], rows, title=title)
 
-    def short(v: float | None) -> str:
-        return "" if v is None else (f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}").replace("-", "−")
 
-    rows = [[line["row"], *(short(line["diagnostics"].get(d)) for d in names)] for line in lines if line["seeds"]]
-    if names:
-        out.append(("diagnostics, means over seeds", ["row", *names], rows))
-    failed = [[line["row"], line["failed"]] for line in lines if "failed" in line]
-    if failed:
-        out.append(("failed", ["row", "why"], failed))
-    return out
+def _counts(columns: Sequence[str], found: Sequence[Mapping[str, Line]]) -> list[str]:
+    """n of each column, or its range."""
+    texts = []
+    for name in columns:
+        n = sorted({row[name]["n"] for row in found if name in row})
+        texts.append("" if not n else f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}")
+    return texts
+
+
+def _short(v: float | None) -> str:
+    return "" if v is None else (f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}").replace("-", "−")
 
 
 def record(recipe: Recipe, log: Log, lines: Sequence[Line], options: RunOptions) -> list[str]:
@@ -531,7 +546,7 @@ def processor() -> str:
 def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], options: RunOptions) -> None:
     """`table.json`, `.md`, `.csv`, `.tex` and `.html`, each whole or not at all."""
     lines = lines_of(recipe, todo)
-    found, below = sheets(recipe, lines), record(recipe, log, lines, options)
+    found, below = tables_of(recipe.against, lines), record(recipe, log, lines, options)
     parts = parts_of(recipe, todo)
     if recipe.grid and not parts and (lost := [line["row"] for line in lines if line["row"] in recipe.grid.values() and "failed" in line]):
         below.insert(1, f"no attribution: it needs every row of the grid, and {', '.join(lost)} failed")
@@ -549,7 +564,7 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], optio
         "table.tex": latex(title, found, below),
     }  # fmt: skip
     if parts:
-        texts["attribution.md"] = f"## Attribution, {title}\n\n{attribution_table(parts)}"
+        texts["attribution.md"] = f"## Attribution, {title}\n\n{to_markdown(attribution_table(parts))}"
     for name, text in texts.items():
         write_text(out / name, text)
     first = {cell.row: cell for cell in reversed(todo) if cell.done}
@@ -577,24 +592,14 @@ def parts_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
     return [row for row in attribute(runs, whole) if row["value"] is not None]
 
 
-def markdown(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:
-    parts = [f"## {title}"]
-    for name, heads, rows in found:
-        table = [heads, ["---"] * len(heads), *[[markdown_escape(cell) for cell in row] for row in rows]]
-        parts.append(f"**{name}**\n\n{piped(table)}")
-    return "\n\n".join([*parts, *below]) + "\n"
+def markdown(title: str, found: Sequence[Table], below: Sequence[str]) -> str:
+    return "\n".join([f"## {title}\n", *map(to_markdown, found), "\n\n".join(below)]) + "\n"
 
 
-def latex(title: str, found: Sequence[tuple[str, list[str], list[list[str]]]], below: Sequence[str]) -> str:
-    """A `table` environment a sheet; the last also says where all of them come from."""
-    out = []
-    for i, (name, heads, rows) in enumerate(found):
-        small = (lambda text: text) if name == "failed" else (lambda text: re.sub(r" (\[.*\])", r" {\\scriptsize \1}", text))
-        cells = [[small(latex_escape(cell)) for cell in row] for row in rows]
-        figures = "r" * (len(heads) - 1) if name != "failed" else r"p{0.7\textwidth}"
-        notes = map(latex_escape, below if i == len(found) - 1 else ())
-        out.append(booktabs("l" + figures, [latex_escape(h) for h in heads], cells, notes, latex_escape(f"{title}: {name}")))
-    return "\n".join(out)
+def latex(title: str, found: Sequence[Table], below: Sequence[str]) -> str:
+    """A `table` environment a table; the last also says where all of them come from."""
+    titled = [replace(table, title=f"{title}: {table.title}") for table in found]
+    return "\n".join(map(to_latex, [*titled[:-1], replace(titled[-1], below=below)]))
 
 
 def comma(lines: Sequence[Line]) -> str:
@@ -618,10 +623,7 @@ def comma(lines: Sequence[Line]) -> str:
 
 
 def page(
-    title: str,
-    found: Sequence[tuple[str, list[str], list[list[str]]]],
-    below: Sequence[str],
-    differences: Mapping[str, Mapping[str, Line]],
+    title: str, found: Sequence[Table], below: Sequence[str], differences: Mapping[str, Mapping[str, Line]]
 ) -> Page:
     """The same as a page, with `differences` (row -> column -> difference) drawn."""
     sections = []
@@ -631,72 +633,21 @@ def page(
             "out 0 with one sign in every seed. Diamond: it still does when the whole table is to hold at once."
         )
         sections.append(Section("drawn", "Drawn", "Differences drawn", [Text(words), Figure(forest(differences))]))
-    for i, (name, heads, rows) in enumerate(found):
-        title_of = name[:1].upper() + name[1:]
+    for i, table in enumerate(found):
+        title_of = table.title[:1].upper() + table.title[1:]
         short = title_of.split(",")[0].split(" to ")[0]
-        cells = [[row[0], *(folded(cell) for cell in row[1:])] for row in rows]
-        sections.append(Section(f"table{i}", short, title_of, [Table(heads, cells, prose=name == "failed")]))
+        sections.append(Section(f"table{i}", short, title_of, [table]))
     notes = [rich("<code>{}</code>", line.strip("`")) if line[:1] == line[-1:] == "`" else line for line in below]
     sections.append(Section("record", "Record", "Where it comes from", [Points(notes, "notes")]))
     return Page(title, "karmafunnel table", [], sections)
 
 
-def folded(cell: str) -> Words | Value:
-    """A value with its interval below it."""
-    figure, bracket, rest = cell.partition(" [")
-    interval, closing, mark = rest.partition("]")
-    return Value(figure + mark, f"[{interval}]") if bracket and closing else cell
-
-
 def print_tables(out: Path, console: Console) -> None:
     """The tables of a folder in the terminal, from `table.json`."""
     kept = read_json(out / "table.json")
-    recipe = Recipe(kept["recipe"], "", None, {}, "", against=kept["against"])  # type: ignore[arg-type]
-    for name, heads, rows in sheets(recipe, kept["lines"]):
-        sizes = widths(heads, rows)
-        for part in fitting(sizes, 2 if "seeds" in heads else 1, console.width):
-            table = Printed(title=name, title_justify="left", border_style="dim")
-            for column in part:
-                left = column == 0 or name == "failed"
-                size = None if name == "failed" else sizes[column]
-                table.add_column(heads[column], justify="left" if left else "right", width=size, overflow="fold")
-            for row in rows:
-                table.add_row(*(stacked(row[column]) for column in part))
-            console.print(table)
+    for table in tables_of(kept["against"], kept["lines"]):
+        print_table(table, console)
     if (out / "attribution.md").exists():
         console.print(read_text(out / "attribution.md"), soft_wrap=True)
     for line in kept["record"]:
         console.print(line, soft_wrap=True)
-
-
-WIDEST = 34  # characters of a row's name before it is broken
-
-
-def stacked(cell: str) -> str:
-    """A value above its interval."""
-    return cell.replace(" [", "\n[", 1)
-
-
-def widths(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    """Characters that each column needs so that no figure is broken; heads break at blanks, long
-    names of rows anywhere.
-    """
-
-    def cells(i: int) -> list[str]:
-        return [text for row in rows for text in stacked(row[i]).split("\n")]
-
-    sizes = [max(map(len, [*head.split(), *cells(i)]), default=0) for i, head in enumerate(heads)]
-    return [min(sizes[0], WIDEST), *sizes[1:]]
-
-
-def fitting(sizes: Sequence[int], leading: int, width: int) -> list[list[int]]:
-    """Columns in parts that fit into `width` characters, the leading ones in each."""
-    lead = list(range(leading))
-    space = width - 1 - sum(sizes[i] + 3 for i in lead)
-    parts, room = [list(lead)], space
-    for column in range(len(lead), len(sizes)):
-        if sizes[column] + 3 > room and len(parts[-1]) > len(lead):
-            parts, room = [*parts, list(lead)], space
-        parts[-1].append(column)
-        room -= sizes[column] + 3
-    return parts

@@ -17,7 +17,8 @@ import click
 import polars as pl
 
 from ...errors import KarmafunnelError
-from ..report.table import Row, markdown_escape, number, piped, text_of
+from ..report.measure_table import Row, valued
+from ..report.table import Cell, Table, number, to_markdown
 
 PLACES = ("recall", "pre-ranking", "ranking", "every stage")
 COLUMNS = ("HR@200 at recall", "HR@50 at prerank", "HR@10", "GMV-HR@10", "gAUC:request:exposures")
@@ -42,7 +43,7 @@ def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
         ) from error
 
 
-def points(line: Row | None, signed: bool) -> str:
+def points(line: Row | None, signed: bool) -> str | Cell:
     """A share in points: the value, or the difference with its interval and mark; = at a stage
     before the embedding.
     """
@@ -50,7 +51,7 @@ def points(line: Row | None, signed: bool) -> str:
         return "n/a"
     value, _, _, difference, low, high = (None if line[x] is None else 100 * line[x] for x in FIGURES)
     row = {"value": value, "difference": difference, "low": low, "high": high, "better": line["better"], "holm": line["holm"] == "True"}
-    return text_of(row, signed, decimals=1)
+    return valued(row, signed, decimals=1)
 
 
 def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequence[str] = COLUMNS) -> str:
@@ -59,7 +60,7 @@ def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequ
 
     Raises KarmafunnelError where no table has a row of a name.
     """
-    lines = [["", "", "seeds", *columns, "ms"]]
+    lines: list[list[str | Cell]] = []
     used = set()
     for title, path in tables:
         against, found = cells(path)
@@ -77,8 +78,7 @@ def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequ
         raise KarmafunnelError(
             f"grid: no row {missing[0]!r} at {' or '.join(PLACES)} in {', '.join(str(path) for _, path in tables)}"
         )
-    rule = ["---"] * 2 + ["---:"] * (len(lines[0]) - 2)
-    return piped([lines[0], rule, *([markdown_escape(x) for x in row] for row in lines[1:])])
+    return to_markdown(Table(["", "", "seeds", *columns, "ms"], lines, text_columns=2))
 
 
 @click.command()
@@ -91,7 +91,7 @@ def main(tables: tuple[str, ...], names: tuple[str, ...], columns: tuple[str, ..
     """
     given = [(title, Path(path)) for title, _, path in (text.rpartition("=") for text in tables)]
     try:
-        print(grid(given, names, columns))
+        print(grid(given, names, columns), end="")
     except KarmafunnelError as error:
         raise click.ClickException(str(error)) from error
 

@@ -6,14 +6,17 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 from ...files import LOG, PAGE, read_json
 from ...log import Catalogue, read, seal_log
+from ...terminal import Console
 from .options import Number, claimed, err, folder, force_flag, json_flag, log_argument, open_log, out, seed_option
+
+if TYPE_CHECKING:
+    from ...checks import Check
 
 
 @click.command()
@@ -57,12 +60,12 @@ def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> No
 
 
 def print_counts(log: Path, meta: dict[str, Any]) -> None:
-    table = Table("what", "count", title=f"{meta['name']}: {log}")
-    for name, count in read_json(log / "log.json")["counts"].items():
-        table.add_row(name, f"{count:,}")
+    from ..report.table import Table, print_table
+
+    lines = [[name, f"{count:,}"] for name, count in read_json(log / "log.json")["counts"].items()]
     for name, count in meta["set_aside"].items():
-        table.add_row(f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count))
-    out.print(table)
+        lines.append([f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count)])
+    print_table(Table(["what", "count"], lines, title=f"{meta['name']}: {log}"), out)
     for sentence in meta["lacks"]:
         err.print(f"lacks: {sentence}")
 
@@ -104,7 +107,6 @@ def world(log: Path, catalogue: Path | None, force: bool, **asked: Any) -> None:
 @click.option("--seal", is_flag=True, help="First take the tables as they are now, changed on purpose: counts and checksums are written anew.")
 def validate(log: Path, as_json: bool, seal: bool) -> None:
     """Check a log folder: PASS, FAIL or N/A a check, with example ids. Exit code 1 on a failure."""
-    from ...checks import print_checks
     from ...checks import validate as run_checks
 
     if seal:
@@ -118,6 +120,25 @@ def validate(log: Path, as_json: bool, seal: bool) -> None:
         print_checks(checks, out)
     if any(c.status == "FAIL" for c in checks):
         click.get_current_context().exit(1)
+
+
+def print_checks(checks: list[Check], console: Console) -> None:
+    """One row a check, with the first rows at fault, and a line that counts the answers."""
+    from ...checks import words
+    from ..report.table import Cell, Table, print_table
+
+    colours = {"PASS": "green", "FAIL": "bold red", "N/A": "dim"}
+    rows: list[list[str | Cell]] = []
+    for check in checks:
+        said = [check.message] if check.message else []
+        said += [f"  {words(example)}" for example in check.examples]
+        warned = check.status == "PASS" and check.count > 0
+        status = Cell(check.status, style="yellow" if warned else colours[check.status])
+        text = Cell("\n".join(said), style="dim" if check.status == "N/A" else "")
+        rows.append([check.name, status, f"{check.count:,}" if check.count else "", text])
+    print_table(Table(["check", "answer", "count", "what was found"], rows, look="prose", boxed=False), console)
+    counts = [f"{sum(c.status == status for c in checks)} {status}" for status in colours]
+    console.print(f"{len(checks)} checks: {', '.join(counts)}")
 
 
 @click.command()
@@ -135,9 +156,20 @@ def describe(log: Path, as_json: bool, html: Path | None) -> None:
     if as_json:
         print(json.dumps(stats, indent=1, default=str))
     else:
-        describing.print_description(stats, out)
+        print_description(stats, out)
     if html:
         from ..report.log_page import write_html
 
         write_html(made, stats, html)
         err.print(f"plots: {html}")
+
+
+def print_description(stats: dict[str, Any], console: Console) -> None:
+    """Tables: facts, windows, spreads, click rates."""
+    from ..measure.describe import tables
+    from ..report.table import Table, print_table
+
+    for title, heads, rows in tables(stats):
+        console.print(title, style="bold")
+        print_table(Table(heads, rows, look="" if len(heads) > 2 else "prose", boxed=False), console)
+        console.print()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
 
 from ...errors import KarmafunnelError
 from ...files import PAGE, PLAN, SERVICES, SIMULATION, atomic_folder, write_json
@@ -141,25 +140,24 @@ def queue(
 
 def print_simulation(simulation: Any) -> None:
     """Stages, then the whole."""
+    from ..report.table import Table, print_table
+
     found = simulation.summary()
-    table = Table(
-        title=f"{found['services']}: {found['requests']:,} requests, {found['rate']:,.1f} a second", title_justify="left"
-    )
     heads = {
         "servers": "servers", "utilisation": "busy", "mean_batch": "batch", "mean_wait_ms": "wait ms", "p50_ms": "p50", "p95_ms": "p95",
         "p99_ms": "p99",
     }  # fmt: skip
-    for head in ("stage", *heads.values(), "lost"):
-        table.add_column(head, justify="left" if head in ("stage", "lost") else "right", overflow="fold")
+    causes = {"shed": "shed", "abandoned": "out of patience", "late": "late", "overdue": "overdue", "failed": "crashed"}
 
     def told(x: float | None) -> str:
         return "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" if x < 10 else f"{x:,.1f}"
 
+    rows = []
     for line in simulation.stages.iter_rows(named=True):
-        causes = {"shed": "shed", "abandoned": "out of patience", "late": "late", "overdue": "overdue", "failed": "crashed"}
         lost = ", ".join(f"{line[key]:,} {word}" for key, word in causes.items() if line[key])
-        table.add_row(line["stage"], *(told(line[key]) for key in heads), lost)
-    out.print(table)
+        rows.append([line["stage"], *(told(line[key]) for key in heads), lost])
+    title = f"{found['services']}: {found['requests']:,} requests, {found['rate']:,.1f} a second"
+    print_table(Table(["stage", *heads.values(), "lost"], rows, title=title), out)
     for name, one in found["latency"].items():
         sure = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
         out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{sure} ms")
@@ -182,42 +180,37 @@ def print_simulation(simulation: Any) -> None:
 
 def print_worth(worth: Any) -> None:
     """Quality of what was shown, over offered load, and the price of outages."""
-    from ..report.table import number
+    from ..report.table import Cell, Table, number, print_table
 
     def span(row: dict[str, Any], name: str = "") -> str:
-        return f"[{number(row[f'{name} low'.strip()])}, {number(row[f'{name} high'.strip()])}]"
+        low, high = row[f"{name} low".strip()], row[f"{name} high".strip()]
+        return "" if low is None else f"[{number(low)}, {number(high)}]"
 
-    table = Table("policy", "measure", "value", "difference", title="what was shown is worth", title_justify="left")
+    rows: list[list[str | Cell]] = []
     for row in worth.rows:
-        beside = "" if row["difference"] is None else f"{number(row['difference'], signed=True)} {span(row, 'difference')}"
-        table.add_row(
-            row["policy"], row["measure"], f"{number(row['value'])} {span(row) if row['low'] is not None else ''}", beside
-        )
-    out.print(table)
+        change = Cell(number(row["difference"], signed=True), span(row, "difference"))
+        value = Cell(number(row["value"]), span(row))
+        rows.append([row["policy"], row["measure"], value, Cell() if row["difference"] is None else change])
+    heads = ["policy", "measure", "value", "difference"]
+    print_table(Table(heads, rows, 2, title="what was shown is worth"), out)
     names = list(dict.fromkeys(row["measure"] for row in worth.rows))
-    table = Table(title="over offered load", title_justify="left")
-    for head in ("policy", "a second", "goodput", "p99 ms", "full", "nothing", *names):
-        table.add_column(head, justify="left" if head == "policy" else "right")
+    rows = []
     for line in worth.curve.iter_rows(named=True):
-        plain = [
-            f"{line['rate']:,.1f}",
-            f"{line['goodput']:,.1f}",
-            f"{line['p99_ms']:,.1f}" if line["p99_ms"] is not None else "n/a",
-        ]
-        table.add_row(
-            line["policy"], *plain, f"{line['full']:.1%}", f"{line['nothing']:.1%}", *(number(line[name]) for name in names)
-        )
-    out.print(table)
+        rates = [f"{line['rate']:,.1f}", f"{line['goodput']:,.1f}"]
+        p99 = f"{line['p99_ms']:,.1f}" if line["p99_ms"] is not None else "n/a"
+        shares = [f"{line['full']:.1%}", f"{line['nothing']:.1%}"]
+        rows.append([line["policy"], *rates, p99, *shares, *(number(line[name]) for name in names)])
+    heads = ["policy", "a second", "goodput", "p99 ms", "full", "nothing", *names]
+    print_table(Table(heads, rows, title="over offered load"), out)
     if worth.outages is None:
         return
-    table = Table(
-        "stage", "its requests take", f"lost in an hour, {worth.currency}", title="an hour's outage", title_justify="left"
-    )
+    rows = []
     for line in worth.outages.iter_rows(named=True):
         lost = f"{line['lost']:,.0f}" if not line["note"] else ""
         lost += f" [{line['low']:,.0f}, {line['high']:,.0f}]" if line["low"] is not None else ""
-        table.add_row(line["stage"], line["path"], line["note"] or f"{lost} of {line['money']:,.0f}")
-    out.print(table)
+        rows.append([line["stage"], line["path"], line["note"] or f"{lost} of {line['money']:,.0f}"])
+    heads = ["stage", "its requests take", f"lost in an hour, {worth.currency}"]
+    print_table(Table(heads, rows, title="an hour's outage", look="prose"), out)
 
 
 @click.command()
@@ -230,6 +223,7 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
     """
     from ..load.queueing import Simulation
     from ..load.timeline import timeline as events_of
+    from ..report.table import Table, print_table
 
     opened = Simulation.open(simulation)
     rows = events_of(opened, request)
@@ -238,16 +232,12 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
         return
     line = opened.requests.row(request, named=True)
     title = f"request {request}: {line['outcome']} after {line['latency_ms']:,.2f} ms, path {line['path']}"
-    table = Table("ms", "stage", "event", "server", "waiting", title=title, title_justify="left")
+    lines = []
     for row in rows.iter_rows(named=True):
-        table.add_row(
-            f"{row['since_ms']:,.2f}",
-            row["stage"],
-            row["event"],
-            "" if row["server"] is None else str(row["server"]),
-            str(row["waiting"]),
-        )
-    out.print(table)
+        server = "" if row["server"] is None else str(row["server"])
+        lines.append([f"{row['since_ms']:,.2f}", row["stage"], row["event"], server, str(row["waiting"])])
+    heads = ["ms", "stage", "event", "server", "waiting"]
+    print_table(Table(heads, lines, title=title, look="prose"), out)
 
 
 @click.command(name="plan")
@@ -313,25 +303,11 @@ def write_plan(found: Any, folder_out: Path, asked: dict[str, Any]) -> None:
 
 def print_plan(found: Any) -> None:
     """Servers, what they cost, what if, headroom."""
-    from ..report.load_page import p99_of
-    from ..report.table import number
+    from ..report.load_page import plan_tables
+    from ..report.table import number, print_table
 
-    title = f"{found.services.name}: p99 within {found.target_ms:g} ms at {found.rate:,.1f} a second"
-    table = Table(title=title, title_justify="left")
-    for head in ("stage", "servers", "fewest", "busy", "p99 ms", "cost an hour"):
-        table.add_column(head, justify="left" if head == "stage" else "right")
-    for line in found.stages.iter_rows(named=True):
-        cells = [f"{line['servers']:,}", f"{line['fewest']:,}", f"{line['utilisation']:.2f}", f"{line['p99_ms']:,.1f}"]
-        table.add_row(line["stage"], *cells, number(line["cost_per_hour"]))
-    out.print(table)
-    table = Table(title="what if", title_justify="left")
-    for head in ("change", "a second", "p99 ms", "degraded", "cost of a million", "meets"):
-        table.add_column(head, justify="left" if head == "change" else "right")
-    for line in found.what_if.iter_rows(named=True):
-        degraded = "" if line["degraded"] is None else f"{line['degraded']:.2%}"
-        figures = [f"{line['rate']:,.1f}", p99_of(line), degraded, number(line["cost_per_million"])]
-        table.add_row(line["change"], *figures, "yes" if line["meets"] else "no", style=None if line["meets"] else "dim")
-    out.print(table)
+    for table in plan_tables(found):
+        print_table(table, out)
     sure = "nothing cheaper does, as far as more servers never hurt" if found.proven else "not everything cheaper was tried"
 
     def tell(text: str) -> None:

@@ -27,9 +27,10 @@ def default_measures(run: Path) -> list[str]:
 
 def print_stage_table(run: Path, names: list[str] | None = None) -> None:
     from ..measure.compare import Run, measure
+    from ..report.measure_table import measure_table
     from ..report.table import print_table
 
-    print_table(measure(Run.open(run), names or default_measures(run)), out)
+    print_table(measure_table(measure(Run.open(run), names or default_measures(run))), out)
 
 
 @click.command()
@@ -45,25 +46,31 @@ def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: s
     from ..measure.compare import Run, added
     from ..measure.compare import measure as run_measure
     from ..measure.measures.measure import parse_all
-    from ..report import table
 
     opened = Run.open(run)
-    print_rows(run_measure(opened, list(measures), slice=slice_name), table, fmt, as_json)
+    print_rows(run_measure(opened, list(measures), slice=slice_name), fmt, as_json)
     if fmt == "table" and not as_json:
         ranked = [m for m in parse_all(measures) if m.ranks]
         gains = [row for row in added(opened, ranked, slice=slice_name) if row["difference"] is not None]
         if gains:
             out.print("\nWhat each stage adds to the order of the stage before it, at one depth:")
-            table.print_comparison(gains, out)
+            print_rows(gains)
 
 
-def print_rows(rows: list[dict[str, Any]], table: Any, fmt: str, as_json: bool) -> None:
+def print_rows(rows: list[dict[str, Any]], fmt: str = "table", as_json: bool = False) -> None:
+    """Measure or comparison rows in one of the formats."""
+    from ..report.measure_table import measure_table, to_csv
+    from ..report.table import print_table, to_latex, to_markdown
+
     if as_json:
         print(json.dumps(rows, indent=1))
     elif fmt == "table":
-        table.print_table(rows, out)
+        print_table(measure_table(rows), out)
+    elif fmt == "csv":
+        print(visible(to_csv(rows)), end="")
     else:
-        print(visible({"csv": table.to_csv, "markdown": table.to_markdown, "latex": table.to_latex}[fmt](rows)), end="")
+        render = to_markdown if fmt == "markdown" else to_latex
+        print(visible(render(measure_table(rows))), end="")
 
 
 @click.command()
@@ -77,13 +84,8 @@ def compare(run_a: Path, run_b: Path, measures: tuple[str, ...], as_json: bool) 
     """
     from ..measure.compare import Run
     from ..measure.compare import compare as run_compare
-    from ..report.table import print_comparison
 
-    rows = run_compare(Run.open(run_a), Run.open(run_b), list(measures))
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print_comparison(rows, out)
+    print_rows(run_compare(Run.open(run_a), Run.open(run_b), list(measures)), as_json=as_json)
 
 
 @click.command()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 import polars as pl
-from rich.table import Table
 
 from ...errors import KarmafunnelError
 from ...files import EMBEDDING, RUN, RUN_AND_PATHS, TABLE
@@ -93,20 +92,19 @@ def print_paths(run: Path) -> None:
     """What the last stage of each path is worth."""
     from ..measure.compare import measure
     from ..replay.degrade import runs_of
-    from ..report.table import between, number
+    from ..report.measure_table import valued
+    from ..report.table import Cell, Table, print_table
 
     runs = runs_of(run)
     k = min(r.k(r.stages[-1]) for r in runs.values())
     names = list(dict.fromkeys([f"HR@{min(k, 10)}", f"HR@{k}"]))
     if runs["full"].meta["log"]["has"]["price"]:
         names.append(f"GMV-HR@{k}")
-    table = Table(title="what the last stage shows, by path", title_justify="left")
-    for head in ("path", *names):
-        table.add_column(head, justify="left" if head == "path" else "right", overflow="fold")
+    lines: list[list[str | Cell]] = []
     for path, one in runs.items():
         rows = {r["measure"]: r for r in measure(one, names, by_stage=False) if r["stage"] == one.stages[-1]}
-        table.add_row(path, *(f"{number(rows[n]['value'])}\n{between(rows[n])}" for n in names))
-    out.print(table)
+        lines.append([path, *(valued(rows[name]) for name in names)])
+    print_table(Table(["path", *names], lines, title="what the last stage shows, by path"), out)
 
 
 @click.command()
@@ -121,6 +119,7 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, option
     """Stage by stage, why items are where they are in one request."""
     from ..replay.prepare import prepare
     from ..replay.recipe import load_recipe
+    from ..report.table import Table, print_table
 
     opened = open_log(log)
     fitted = prepare(load_recipe(recipe, opened), opened, options)
@@ -135,22 +134,14 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, option
     for name, embedding in fitted.scene.embeddings.items():
         if told := embedding.read(np.array([row])):
             out.print(f"the interest of {name} reads: {told[0]}")
-    table = Table(*["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"], title=f"request {request_id}")
+    lines = []
     for row in frame.sort("item_id", maintain_order=True).iter_rows(named=True):
-        needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
         item = f"{row['item_id']} {(row['title'] or '')[:40]}"
-        table.add_row(
-            item,
-            row["stage"],
-            str(row["rank"]),
-            str(row["of"]),
-            "yes" if row["kept"] else "no",
-            f"{row['score']:.4g}",
-            needed,
-            row["channel"],
-            row["why"],
-        )
-    out.print(table)
+        place = [str(row["rank"]), str(row["of"]), "yes" if row["kept"] else "no", f"{row['score']:.4g}"]
+        needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
+        lines.append([item, row["stage"], *place, needed, row["channel"], row["why"]])
+    heads = ["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"]
+    print_table(Table(heads, lines, title=f"request {request_id}", look="prose"), out)
 
 
 @click.command(name="table")
@@ -213,6 +204,7 @@ def fit_embedder(
     from ...stages.stage import fit_embedders
     from ..replay.prepare import check_device
     from ..replay.recipe import load_recipe
+    from ..report.table import Table, print_table
 
     claimed(folder_out, EMBEDDING, log, recipe, force=options.force)
     opened = open_log(log)
@@ -233,12 +225,12 @@ def fit_embedder(
         scene = Scene(opened, {}, found.label, options.seed, options.device, say, lambda message: status.update(message), found.outside)
         embedding = fit_embedders({name: embedders[name]}, scene, options.cache)[name]
         embedding.save(folder_out)
-    table = Table("what", "found", title=f"{embedders[name]!r}")
     items = embedding.items()
-    table.add_row("item vectors", f"{items.shape[0]:,} x {items.shape[1]}, {int((items != 0).any(axis=1).sum()):,} not zero")
+    vectors = f"{items.shape[0]:,} x {items.shape[1]}, {int((items != 0).any(axis=1).sum()):,} not zero"
+    lines = [["item vectors", vectors]]
     for key, value in embedding.facts.items():
-        table.add_row(key, json.dumps(value) if isinstance(value, (dict, list)) else str(value))
-    out.print(table)
+        lines.append([key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)])
+    print_table(Table(["what", "found"], lines, title=repr(embedders[name]), look="prose"), out)
     out.print(
         f"{folder_out}: open it with the same value: {type(embedders[name]).__name__}(...).load(folder, log)"
     )

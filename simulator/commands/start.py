@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.table import Table
 
 from ... import __version__
 from ...files import LOG, PAGE, RUN_AND_PATHS, SERVICES, SIMULATION
@@ -92,6 +91,8 @@ def doctor(as_json: bool) -> None:
     """Versions, threads, and what is slow here."""
     import torch
 
+    from ..report.table import Table, print_table
+
     facts: dict[str, Any] = {"karmafunnel": __version__, "python": platform.python_version(), "machine": platform.platform()}
     packages = ("numpy", "polars", "pyarrow", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s", "plotly")
     facts |= {name: version(name) for name in packages}
@@ -116,7 +117,5 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    table = Table("what", "found")
-    for key, value in facts.items():
-        table.add_row(key, "; ".join(value) if isinstance(value, list) else str(value))
-    out.print(table)
+    lines = [[key, "; ".join(value) if isinstance(value, list) else str(value)] for key, value in facts.items()]
+    print_table(Table(["what", "found"], lines, look="prose"), out)

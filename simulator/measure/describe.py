@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.table import Table
 
 from ...checks import CHECKS, require
 from ...layout import CAPABILITIES, WINDOWS
 from ...log import Catalogue, Log
-from ...terminal import Console
 
 Stats = dict[str, Any]
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -261,22 +259,7 @@ def iso(value: Any) -> str | None:
     return None if value is None else value.isoformat()
 
 
-# -- on a terminal ---------------------------------------------------------------------------------
-
-
-def print_description(stats: Stats, console: Console) -> None:
-    """Tables: facts, windows, spreads, click rates."""
-    for title, head, rows in tables(stats):
-        table = Table(*head, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-        for column in table.columns[1:]:
-            column.justify = "right" if len(head) > 2 else "left"
-        table.columns[0].no_wrap = True
-        for row in rows:
-            table.add_row(*row)
-        console.print(title, style="bold")
-        console.print(table)
-        console.print()
-
+# -- as tables -------------------------------------------------------------------------------------
 
 Tables = list[tuple[str, list[str], list[list[str]]]]
 

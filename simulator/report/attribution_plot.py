@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from ...errors import KarmafunnelError
 from ..measure.measures.measure import END
 from . import plots
+from .measure_table import Row, between, define, significance
 from .page import Plot, rich
-from .table import Row, between, define, markdown_escape, number, places
+from .table import Cell, Table, number, places
 
 FIRST, LAST = "none on", "all on"
 
@@ -28,22 +29,18 @@ def of_one_slice(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[
     return {(row["measure"], row["stage"]): row for row in known}, measures, [stage for stage in stages if stage != END]
 
 
-def marks(row: Row) -> str:
-    return "" if not row["better"] else "**" if row["holm"] else "*"
-
-
-def attribution_table(rows: Sequence[Row]) -> str:
-    """Rows of `attribute` as a GitHub table: a line a stage between none on and all on, a column a
+def attribution_table(rows: Sequence[Row]) -> Table:
+    """Rows of `attribute` as a table: a line a stage between none on and all on, a column a
     measure, and what it all means.
 
     Raises KarmafunnelError where no row has a value, and for rows of several slices.
     """
     found, measures, stages = of_one_slice(rows)
     ends = [found[measure, END] for measure in measures]
-    lines = [["", *measures], ["---", *["---:"] * len(measures)], [FIRST, *(number(end["off"]) for end in ends)]]
+    lines: list[list[str | Cell]] = [[FIRST, *(number(end["off"]) for end in ends)]]
     for stage in (*stages, END):
-        cells = [said(found[measure, stage]) for measure in measures]
-        lines.append([stage if stage != END else "all of them", *map(markdown_escape, cells)])
+        name = stage if stage != END else "all of them"
+        lines.append([name, *(said(found[measure, stage]) for measure in measures)])
     lines.append([LAST, *(number(end["on"]) for end in ends)])
     seeds = max(row["seeds"] for row in found.values())
     below = [f"{measure}: {define(measure)}; n {found[measure, END]['n']:,}." for measure in measures]
@@ -54,7 +51,7 @@ def attribution_table(rows: Sequence[Row]) -> str:
         "* leaves out 0 with one sign in every seed, "
         "** also after Holm's correction over all steps asked for."
     ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n" + "".join(f"- {markdown_escape(b)}\n" for b in below)
+    return Table(["", *measures], lines, below=below)
 
 
 def attribution_figure(rows: Sequence[Row]) -> Plot:
@@ -83,15 +80,16 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
                     "type": "bar", "orientation": "h", "y": [stage], "x": [row["value"]], "base": [at], "error_x": error,
                     "marker": {"color": plots.faint(colours[stage], 0.85)},
                     "hovertemplate": rich(
-                        "<b>%{y}</b><br>{}<br>alone {}, last {}<extra></extra>", said(row), number(row["alone"], True), number(row["last"], True)
+                        "<b>%{y}</b><br>{}<br>alone {}, last {}<extra></extra>",
+                        said(row).flat, number(row["alone"], True), number(row["last"], True),
                     ),
                     **plots.on(i),
                 }
             )  # fmt: skip
-            layout["annotations"].append(text(f"{number(row['value'], True)}{marks(row)}", max(high, at), stage, i))
+            layout["annotations"].append(text(f"{number(row['value'], True)}{significance(row)}", max(high, at), stage, i))
             at = to
         points = {"x": [end["off"], end["on"]], "y": [names[0], names[-1]], "marker": {"size": 11, "color": plots.ALL}}
-        data.append({"type": "scatter", "mode": "markers", "hovertemplate": rich("{}<extra></extra>", said(end))} | points | plots.on(i))
+        data.append({"type": "scatter", "mode": "markers", "hovertemplate": rich("{}<extra></extra>", said(end).flat)} | points | plots.on(i))
         decimals = places(end["value"])
         for name, value in zip((names[0], names[-1]), points["x"], strict=True):
             layout["annotations"].append(text(number(value, decimals=decimals), value, name, i))
@@ -113,7 +111,7 @@ def text(words: str, x: float, y: str, pane: int) -> Plot:
     return where | {"text": words, "showarrow": False, "xanchor": "left", "xshift": 9, "font": {"size": 12}}
 
 
-def said(row: Row) -> str:
+def said(row: Row) -> Cell:
     """A row's change with its interval and its share of the whole, where there is one."""
-    share = "" if row["share"] is None else f" ({row['share']:.0%})".replace("-", "−")
-    return f"{number(row['value'], True)} {between(row, True)}{marks(row)}{share}"
+    share = "" if row["share"] is None else f"({row['share']:.0%})".replace("-", "−")
+    return Cell(number(row["value"], True), between(row, True), significance(row), share, strong=True)

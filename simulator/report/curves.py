@@ -10,8 +10,9 @@ from typing import Any
 
 from ...errors import KarmafunnelError
 from . import plots
+from .measure_table import between
 from .page import Figure, Page, Plot, Section, rich, write_page
-from .table import between, number
+from .table import number
 
 Point = dict[str, Any]
 

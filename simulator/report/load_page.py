@@ -36,7 +36,6 @@ from .page import (
     Plot,
     Pre,
     Section,
-    Table,
     Text,
     Warned,
     Words,
@@ -44,7 +43,7 @@ from .page import (
     write_page,
 )
 from .plots import amount, axis, colour_of, faint, heading, on, panes, percent
-from .table import number
+from .table import Cell, Table, number
 
 WHOLE = "end to end"
 QUANTILES = np.unique(np.concatenate([np.linspace(0, 1, 101), 1 - np.geomspace(0.01, 0.0005, 20)]))
@@ -366,36 +365,41 @@ def planned(plan: Plan) -> Section:
         f"{plan.target_ms:g}", f"{plan.rate:,.1f}", f"{plan.lost:.2%}", plan.seeds, f"{plan.p99_ms:,.1f}", cheapest, f"{plan.headroom:,.1f}",
         number(plan.cost_per_million), number(plan.services.cost_per_hour),
     )  # fmt: skip
-    stages = [
-        [
-            line["stage"], f"{line['servers']:,}", f"{line['fewest']:,}", percent(line["utilisation"]), f"{line['p99_ms']:,.1f}",
-            number(line["cost_per_hour"]),
-        ]
-        for line in plan.stages.iter_rows(named=True)
-    ]  # fmt: skip
-    changes = [
-        [
-            line["change"], f"{line['rate']:,.1f}", p99_of(line), "" if line["degraded"] is None else percent(line["degraded"]),
-            number(line["cost_per_million"]), "yes" if line["meets"] else "no",
-        ]
-        for line in plan.what_if.iter_rows(named=True)
-    ]  # fmt: skip
     asked = (
         "One thing changed at a time, the same requests every time; p99 with its 95% interval. Every change is tried with all seeds: "
         "shown is one that misses the target, else the worst. Overload: more than the servers can do."
     )
-    blocks = [
-        Text(read), Table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], stages), Heading("What if"), Text(asked),
-        Table(["change", "a second", "p99, ms", "degraded", "cost of a million", "meets the target"], changes),
-    ]  # fmt: skip
-    return Section("plan", "Plan", "The plan", blocks)
+    servers, changes = plan_tables(plan)
+    return Section("plan", "Plan", "The plan", [Text(read), servers, Heading("What if"), Text(asked), changes])
 
 
-def p99_of(line: dict[str, Any]) -> str:
+def plan_tables(plan: Plan) -> tuple[Table, Table]:
+    """The plan's servers, and what if."""
+    servers = []
+    for line in plan.stages.iter_rows(named=True):
+        counts = [f"{line['servers']:,}", f"{line['fewest']:,}", percent(line["utilisation"])]
+        servers.append([line["stage"], *counts, f"{line['p99_ms']:,.1f}", number(line["cost_per_hour"])])
+    changes, missed = [], set()
+    for i, line in enumerate(plan.what_if.iter_rows(named=True)):
+        degraded = "" if line["degraded"] is None else percent(line["degraded"])
+        cells = [f"{line['rate']:,.1f}", p99_of(line), degraded, number(line["cost_per_million"])]
+        changes.append([line["change"], *cells, "yes" if line["meets"] else "no"])
+        if not line["meets"]:
+            missed.add(i)
+    title = f"{plan.services.name}: p99 within {plan.target_ms:g} ms at {plan.rate:,.1f} a second"
+    what_if = ["change", "a second", "p99, ms", "degraded", "cost of a million", "meets the target"]
+    return (
+        Table(["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], servers, title=title),
+        Table(what_if, changes, title="what if", quiet=missed),
+    )
+
+
+def p99_of(line: dict[str, Any]) -> str | Cell:
     """p99 with its interval, as a row of `Plan.what_if` has them."""
     if line["p99_ms"] is None:
         return "overload"
-    return f"{line['p99_ms']:,.1f}" + (f" [{line['low']:,.1f}, {line['high']:,.1f}]" if line["low"] is not None else "")
+    small = "" if line["low"] is None else f"[{line['low']:,.1f}, {line['high']:,.1f}]"
+    return Cell(f"{line['p99_ms']:,.1f}", small)
 
 
 def latency(simulation: Simulation, summary: dict[str, Any]) -> Section:

@@ -14,7 +14,8 @@ import polars as pl
 from ...layout import WINDOWS
 from ...log import Catalogue, Log
 from ..measure.describe import ALL, Stats, count, number, percent, tables, words
-from .page import Beside, Block, Cards, Figure, Page, Plot, Section, Table, Text, Words, rich, write_page
+from .page import Beside, Block, Cards, Figure, Page, Plot, Section, Text, Words, rich, write_page
+from .table import Table
 
 COLOURS = {"W1": "#4f83b5", "W2a": "#9d6bb5", "W2b": "#3a9c9c", "W3": "#dd9a3c"}
 BLUE, ORANGE, GREEN, GREY = "#4f83b5", "#dd9a3c", "#4f9d78", "#8b9199"
@@ -35,7 +36,7 @@ def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
         name = title.split()[0]
         note: list[Block] = [Text(NOTE, "note")] if name == "windows" else []
         sections.append(Section(name, name.capitalize(), title.capitalize(), [Table(head, rows), *note]))
-    facts = Table(facts_head, facts_rows, prose=True)
+    facts = Table(facts_head, facts_rows, look="prose")
     sections.append(Section("facts", "Facts", "Facts", [facts]))
     page = Page(str(stats["name"]), f"karmafunnel describe · {stats['kind']}", [cards(stats)], sections)
     return write_page(path, page)

@@ -153,46 +153,6 @@ class Cards(Block):
 
 
 @dataclass(frozen=True)
-class Value(Block):
-    """A table's cell: a figure, and in small what belongs to it."""
-
-    text: Words
-    small: Words = ""
-
-
-@dataclass(frozen=True)
-class Bar(Block):
-    """A table's cell: a share of 1 as a bar."""
-
-    share: float
-    colour: str
-
-
-@dataclass(frozen=True)
-class Table(Block):
-    """A table of cells (texts, `Value` or `Bar`); the first `text_columns` are text, the rest
-    numbers.
-
-    `stacked`: on a narrow screen each line is a card. `prose`: cells are sentences.
-    """
-
-    heads: Sequence[Words]
-    rows: Sequence[Sequence[Words | Value | Bar]]
-    text_columns: int = 1
-    stacked: bool = False
-    prose: bool = False
-
-
-@dataclass(frozen=True)
-class Measures(Block):
-    """A table of measure rows or comparison rows: `sheet` is a `table.Sheet`."""
-
-    sheet: Any
-    look: str = "measures"
-    fold: bool = True
-
-
-@dataclass(frozen=True)
 class Figure(Block):
     """A plotly figure, drawn once it scrolls near; `legend` is colour or dash by name."""
 

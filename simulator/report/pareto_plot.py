@@ -9,8 +9,9 @@ from typing import Any
 
 from ...errors import KarmafunnelError
 from . import plots
+from .measure_table import Row, between
 from .page import Plot, rich
-from .table import Row, between, number
+from .table import number
 
 # `row`, the variant's name, and under each measure its row: value, and low and high where it has
 # them

@@ -12,8 +12,9 @@ from pathlib import Path
 from ...errors import KarmafunnelError
 from ...files import atomic_file
 from ..measure.compare import Cascade
+from .measure_table import AFTER, BEFORE, Row, between, in_order, valued
 from .page import Plot, Words, drawn, rich
-from .table import AFTER, BEFORE, Row, between, in_order, number, text_of
+from .table import number
 
 COLOURS = ("#4f83b5", "#dd9a3c", "#9d6bb5", "#3a9c9c", "#c75f5f", "#8f8a3c")
 KEPT, NOT_ELIGIBLE, INDEX, ALL, QUIET = "#4f9d78", "#a9adb3", "#c75f5f", "#7d8794", "#8b9199"
@@ -306,7 +307,7 @@ def forest(differences: Mapping[str, Mapping[str, Row]], per_row: int = 3) -> Pl
                 "type": "scatter", "mode": "markers", "x": [row["difference"] for _, row in at], "y": [j for j, _ in at],
                 "marker": {"size": 9, "color": colours, "symbol": ["diamond" if row.get("holm") and t else "circle"
                                                                    for (_, row), t in zip(at, told, strict=True)]},
-                "error_x": bar | {"color": faint(QUIET, 0.7)}, "text": [f"{names[j]}: {text_of(row, True)}" for j, row in at],
+                "error_x": bar | {"color": faint(QUIET, 0.7)}, "text": [f"{names[j]}: {valued(row, True).flat}" for j, row in at],
                 "hovertemplate": rich("%{text}<extra></extra>"), **on(i),
             }
         )  # fmt: skip

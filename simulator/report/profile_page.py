@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from rich.box import SIMPLE_HEAD
-from rich.table import Table as Printed
 
 from ...terminal import Console
 from ..load.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile, quantile
 from . import plots
-from .page import Figure, Page, Plot, Section, Table, Text, rich, write_page
-from .table import number
+from .page import Figure, Page, Plot, Section, Text, rich, write_page
+from .table import Table, number, print_table
 
 HEAD = ("stage", "ms of a batch", "ratio, cv", "error", "at worst", "mean", "fitted", "p95", "fitted")
 NOTE = (
@@ -38,14 +36,14 @@ def fit_rows(profile: Profile) -> list[list[str]]:
     return lines
 
 
-def print_fits(profile: Profile, console: Console) -> None:
+def fit_table(profile: Profile) -> Table:
     title = f"service times of {profile.services.name}: {profile.passes[PASS].n_unique():,} passes"
-    table = Printed(title=title, title_justify="left", caption=NOTE, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, head in enumerate(HEAD):
-        table.add_column(head, justify="left" if i < 3 else "right")
-    for line in fit_rows(profile):
-        table.add_row(*line)
-    console.print(table)
+    return Table(HEAD, fit_rows(profile), text_columns=3, title=title, boxed=False)
+
+
+def print_fits(profile: Profile, console: Console) -> None:
+    print_table(fit_table(profile), console)
+    console.print(NOTE, style="dim")
 
 
 def fit_figure(profile: Profile) -> Plot:
@@ -146,7 +144,7 @@ def profile_page(profile: Profile, path: Path | str) -> Path:
         f"({_cutoffs(profile)}). Right: grey is measured, dotted is what a simulation draws."
     )
     sections = [
-        Section("fit", "Fit", "Fit", [Text(NOTE), Table(HEAD, fit_rows(profile), text_columns=3)]),
+        Section("fit", "Fit", "Fit", [Text(NOTE), fit_table(profile)]),
         Section("drawn", "Measured", "Measured and fitted", [Text(drawn), Figure(fit_figure(profile))]),
     ]
     services = profile.services

@@ -19,9 +19,9 @@ from ..measure.arrays import SLICES, Reading
 from ..measure.compare import Cascade, Measure, Run, added, compare, measure
 from ..measure.metrics import mass_bins
 from . import plots
+from .measure_table import AFTER, BEFORE, Row, between, measure_table
 from .page import (
     Absent,
-    Bar,
     Beside,
     Block,
     Cards,
@@ -34,9 +34,7 @@ from .page import (
     Pre,
     Requests,
     Section,
-    Table,
     Text,
-    Value,
     Warned,
     Words,
     rich,
@@ -44,7 +42,7 @@ from .page import (
 )  # fmt: skip
 from .plots import amount, percent
 from .request_page import look_up, open_log
-from .table import AFTER, BEFORE, Row, between, measures, number, places
+from .table import Bar, Cell, Table, number, places
 
 Folder = Path | str
 KS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -169,11 +167,11 @@ def summary(entries: Sequence[Entry]) -> Section:
     if len(entries) == 1:
         return Section("summary", "At a glance", "At a glance", [Text(said[0]), Cards(facts[0])])
     heads = ["", *(what.replace(f"after {entries[0].stages[-1]}", "after the last stage") for what, _, _ in facts[0])]
-    rows: list[list[Words | Value | Bar]] = [
-        [e.name, *(Value(big, small) for _, big, small in told)] for e, told in zip(entries, facts, strict=True)
+    rows: list[list[Words | Cell | Bar]] = [
+        [e.name, *(Cell(big, small, strong=True) for _, big, small in told)] for e, told in zip(entries, facts, strict=True)
     ]
     points = Points([rich("<b>{}</b>: {}", e.name, text) for e, text in zip(entries, said, strict=True)])
-    return Section("summary", "At a glance", "At a glance", [points, Table(heads, rows, stacked=True)])
+    return Section("summary", "At a glance", "At a glance", [points, Table(heads, rows, look="stacked")])
 
 
 def common(entries: Sequence[Entry]) -> tuple[int, int]:
@@ -365,7 +363,7 @@ def stage_table(entries: Sequence[Entry]) -> Section:
     for entry in entries:
         gains = added(entry.runs, [f"HR@{small}", f"nDCG@{small}", f"MRR@{small}", f"GMV-HR@{small}:w99"])
         if gains := [row for row in gains if row["value_a"] is not None]:
-            stages += [*name_of(entries, entry), measures(gains)]
+            stages += [*name_of(entries, entry), measure_table(gains)]
     if stages:
         what = (
             "What each stage adds: its order against that of the stage before it, on the same requests and at the same depth. A later "
@@ -373,7 +371,7 @@ def stage_table(entries: Sequence[Entry]) -> Section:
         )
         stages = [Heading("What each stage adds"), Text(what), *stages]
     note = "Truth is in-scenario: what came of these requests themselves. All-scenario truth: n/a."
-    return Section("stages", "Stage table", "Stage by stage", [*blocks, measures(rows, across(entries)), Text(note, "note"), *stages])
+    return Section("stages", "Stage table", "Stage by stage", [*blocks, measure_table(rows, across(entries)), Text(note, "note"), *stages])
 
 
 def cuts(entry: Entry) -> list[int]:
@@ -424,7 +422,7 @@ def ordering(entries: Sequence[Entry]) -> Section:
         "have the harder task."
     )
     lacks = [] if shown else [Absent("AUC and gAUC on exposures: the log holds no lists that were shown, only what was chosen.")]
-    parts: list[Block] = [measures(rows, across(entries))]
+    parts: list[Block] = [measure_table(rows, across(entries))]
     if panels:
         names_of = [entry.name for entry in entries]
         legend = plots.colour_of(names_of) if len(entries) > 1 else {}
@@ -455,7 +453,7 @@ def calibrated(entries: Sequence[Entry]) -> Section:
         none = Absent("no stage has probabilities of shown items: it takes a calibrated ranker and shown lists.")
         return Section("calibration", "Calibration", "Calibration", [text, none])
     told = [row for row in rows if row["value"] is not None]
-    parts = [Figure(plots.calibration(panels)), measures(told, across(entries))]
+    parts = [Figure(plots.calibration(panels)), measure_table(told, across(entries))]
     return Section("calibration", "Calibration", "Calibration", [text, *beside(parts, len(panels) == 1)])
 
 
@@ -539,7 +537,7 @@ def times(entries: Sequence[Entry]) -> Section:
         found = {row["stage"]: row for row in per.iter_rows(named=True)}
         total = sum(row["seconds"] for row in found.values()) or 1.0
         colours = plots.colour_of(union(entries))
-        rows: list[list[Words | Value | Bar]] = []
+        rows: list[list[Words | Cell | Bar]] = []
         for stage in entry.stages:
             if stage not in found:
                 continue
@@ -573,7 +571,7 @@ def comparison(entries: Sequence[Entry]) -> Section:
         blocks.append(Heading(f"{entry.name} against {base.name}"))
         try:
             rows = compare(base.runs, entry.runs, names, label_a=base.name, label_b=entry.name)
-            blocks.append(measures([row for row in rows if row["value_a"] is not None] or rows))
+            blocks.append(measure_table([row for row in rows if row["value_a"] is not None] or rows))
         except KarmafunnelError as error:
             blocks.append(Absent(f"not compared. {error}"))
     return Section("compare", "Compare", "Compared, request by request", blocks)
