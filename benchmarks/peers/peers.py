@@ -37,7 +37,7 @@ from karmafunnel.keys import code_digest, content_key
 from karmafunnel.log import Log, sha256
 from karmafunnel.simulator.ablation.ablate import markdown, page, processor
 from karmafunnel.simulator.measure.compare import Run, compare, measure
-from karmafunnel.simulator.measure.differences import holm
+from karmafunnel.simulator.measure.differences import correct
 from karmafunnel.simulator.replay.options import DEFAULTS, RunOptions, cache_root
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.provenance import commit
@@ -334,9 +334,7 @@ def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[
             last = {mine[0].stages[-1], f"{runs[0].stages[-1]} | {mine[0].stages[-1]}"}
             line["differences"] = {r["measure"]: r for r in rows if r["stage"] in last}
         lines.append(line)
-    every = [row for line in lines for row in line["differences"].values()]
-    for row, mark in zip(every, holm([r["p"] for r in every]), strict=True):
-        row["holm"] = mark
+    correct([row for line in lines for row in line["differences"].values()])
     return lines + [{"system": ref, "values": values, "differences": {}} for ref, values in beside.items() if values]
 
 

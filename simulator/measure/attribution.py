@@ -10,7 +10,7 @@ the stages do to each other (Shapley 1953).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from math import factorial
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from ...errors import KarmafunnelError
 from ...stages.stage import Funnel, Stage
 from .arrays import Reading
 from .compare import ask, at_one_depth, same_requests
-from .differences import Difference, Samples, holm, paired, sampled
+from .differences import Difference, Samples, correct, paired, sampled
 from .intervals import Estimate
 from .measures.measure import END, Figure, Measure, parse_all
 from .run import Run
@@ -41,13 +41,20 @@ def grid(off: Funnel, on: Mapping[str, Stage | None]) -> dict[Subset, Funnel]:
     _check_number(on)
     places = {stage.name: stage for stage in off.stages}
     if same := [name for name, stage in on.items() if name in places and places[name] == stage]:
-        raise KarmafunnelError(f"grid: {same} needs to differ when switched on, found {on[same[0]]!r} both times")
-    return {subset: off.replace(**{name: on[name] for name in subset}) for subset in subsets(_in_order(on, list(places)))}
+        raise KarmafunnelError(
+            f"grid: {same} needs to differ when switched on, found {on[same[0]]!r} both times"
+        )
+    return {
+        subset: off.replace(**{name: on[name] for name in subset})
+        for subset in subsets(_in_order(on, list(places)))
+    }
 
 
 def subsets(stages: Sequence[str]) -> list[Subset]:
     """All subsets, small to large."""
-    return [frozenset(some) for size in range(len(stages) + 1) for some in combinations(stages, size)]
+    return [
+        frozenset(some) for size in range(len(stages) + 1) for some in combinations(stages, size)
+    ]
 
 
 def shapley(values: Mapping[Subset, Value]) -> dict[str, Value]:
@@ -62,14 +69,18 @@ def shapley(values: Mapping[Subset, Value]) -> dict[str, Value]:
     weight = [factorial(size) * factorial(n - size - 1) / factorial(n) for size in range(n)]
     parts: dict[str, Value] = {}
     for one in sorted(everybody):
-        gains = [weight[len(some)] * (values[some | {one}] - values[some]) for some in values if one not in some]
+        gains = [
+            weight[len(some)] * (values[some | {one}] - values[some])
+            for some in values
+            if one not in some
+        ]
         parts[one] = sum(gains[1:], start=gains[0])
     return parts
 
 
 def attribute(
-    runs: Mapping[Subset, Run | Sequence[Run]], measures: Sequence[Measure | str], slice: str | None = None, seed: int = 0,
-    resamples: int = 1000,
+    runs: Mapping[Subset, Run | Sequence[Run]], measures: Sequence[Measure | str],
+    slice: str | None = None, seed: int = 0, resamples: int = 1000,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What each switched-on stage adds to a measure at the end of the funnel: a row a measure, part
     and stage, then one end to end.
@@ -85,46 +96,60 @@ def attribute(
     requests.
     """
     wanted = parse_all(measures)
-    table = {frozenset(on): [found] if isinstance(found, Run) else list(found) for on, found in runs.items()}
+    table = {
+        frozenset(on): [found] if isinstance(found, Run) else list(found)
+        for on, found in runs.items()
+    }
     stages = _stages_of(table)
     every, seeds = subsets(stages), len(table[frozenset()])
     flat = [run for subset in every for run in table[subset]]
     readings = same_requests(flat, [run.path.as_posix() for run in flat])
     users, parts = len(readings[0].users), [part.name for part in readings[0].parts(slice)]
-    asked = {m: at_one_depth(m, [(run, END if m.name == "survival" else run.stages[-1]) for run in flat]) for m in wanted}
+    asked: dict[Measure, Measure] = {}  # what is asked in a measure's place
+    notes = {}
+    for m in wanted:
+        places = [(run, END if m.name == "survival" else run.stages[-1]) for run in flat]
+        one, notes[m] = at_one_depth(m, places)
+        if one is not None:
+            asked[m] = one
     # A Reading goes once its figures are there: the grid has many.
-    ends = [_ends(readings.pop(0), {m: one for m, (one, _) in asked.items() if one}, slice) for _ in flat]
+    ends = [_ends(readings.pop(0), asked, slice) for _ in flat]
     rows: list[dict[str, Any]] = []
     games: list[tuple[list[dict[str, Any]], list[list[Estimate]]]] = []
-    for measure, part in [(str(m), part) for m in wanted for part in parts]:
-        found = [end.get((measure, part)) for end in ends]
-        mine = [_blank(measure, part, stage, found[0], seeds) for stage in (*stages, END)]
-        rows += mine
-        for row in mine:
-            row["note"] = asked[Measure.parse(measure)][1]
-        known = [figure.estimate for figure in found if figure is not None and figure.estimate is not None]
+    estimates: list[Estimate] = []
+    for m, part in product(wanted, parts):
+        found = [end.get((str(m), part)) for end in ends]
+        figures = [figure for figure in found if figure is not None]
+        known = [figure.estimate for figure in figures if figure.estimate is not None]
+        note = notes[m]
         if len(known) < len(found):
-            why = next((f.note for f in found if f is not None and f.estimate is None), "n/a: no value at the end of a funnel")
-            for row in mine:
-                row["note"] = row["note"] or why
-        else:
-            games.append((mine, [paired(known[s::seeds]) for s in range(seeds)]))
-    of_seeds = [values for _, by_seed in games for values in by_seed]
-    samples = sampled([estimate for values in of_seeds for estimate in values], users, resamples, seed)
+            why = [figure.note for figure in figures if figure.estimate is None]
+            note = note or (why or ["n/a: no value at the end of a funnel"])[0]
+        mine = [_blank(str(m), part, stage, found[0], seeds, note) for stage in (*stages, END)]
+        rows += mine
+        if len(known) == len(found):
+            by_seed = [paired(known[s::seeds]) for s in range(seeds)]
+            games.append((mine, by_seed))
+            estimates += [estimate for values in by_seed for estimate in values]
+    samples = sampled(estimates, users, resamples, seed)
     for mine, by_seed in games:
         _play(mine, every, by_seed, samples, seed)
-    marks = holm([row["p"] for row in rows])
-    return [row | {"holm": mark} for row, mark in zip(rows, marks, strict=True)]
+    correct(rows)
+    return rows
 
 
 def _check_number(stages: Mapping[str, Any] | Sequence[str]) -> None:
     if not 1 <= len(stages) <= MOST:
-        raise KarmafunnelError(f"attribution: needs 1 to {MOST} stages to switch on, found {len(stages)}: {sorted(stages)}")
+        raise KarmafunnelError(
+            f"attribution: needs 1 to {MOST} stages to switch on, found {len(stages)}: {sorted(stages)}"
+        )
 
 
 def _in_order(names: Mapping[str, Any] | Sequence[str], places: list[str]) -> list[str]:
     """In the order of the funnel; what it does not have comes last."""
-    return sorted(names, key=lambda name: (places.index(name) if name in places else len(places), name))
+    return sorted(
+        names, key=lambda name: (places.index(name) if name in places else len(places), name)
+    )
 
 
 def _stages_of(table: Mapping[Subset, Sequence[Run]]) -> list[str]:
@@ -135,7 +160,9 @@ def _stages_of(table: Mapping[Subset, Sequence[Run]]) -> list[str]:
     _check_number(named)
     if missing := [subset for subset in subsets(named) if not table.get(subset)]:
         holes = ", ".join(_words(subset) for subset in missing)
-        raise KarmafunnelError(f"attribute: needs Runs for every subset of {named}, missing {holes}")
+        raise KarmafunnelError(
+            f"attribute: needs Runs for every subset of {named}, missing {holes}"
+        )
     counts = {subset: len(found) for subset, found in table.items()}
     if other := next((s for s, n in counts.items() if n != counts[frozenset()]), None):
         found = f"{counts[frozenset()]} for {_words(frozenset())} and {counts[other]} for {_words(other)}"
@@ -147,7 +174,9 @@ def _words(subset: Subset) -> str:
     return " + ".join(sorted(subset)) if subset else "nothing on"
 
 
-def _ends(reading: Reading, asked: Mapping[Measure, Measure], slice_name: str | None) -> dict[tuple[str, str], Figure]:
+def _ends(
+    reading: Reading, asked: Mapping[Measure, Measure], slice_name: str | None
+) -> dict[tuple[str, str], Figure]:
     """The figure at the end of a Run by measure and part, of what is asked in the measure's place:
     end to end where that has such a row, else its last stage's.
     """
@@ -156,42 +185,64 @@ def _ends(reading: Reading, asked: Mapping[Measure, Measure], slice_name: str | 
     for measure, one in asked.items():
         found = {figure.key: figure for figure in ask(reading, [one], [last], slice_name)}
         for end in (last, END):
-            ends |= {(str(measure), part): figure for (stage, _, part), figure in found.items() if stage == end}
+            ends |= {
+                (str(measure), part): figure
+                for (stage, _, part), figure in found.items()
+                if stage == end
+            }
     return ends
 
 
-def _blank(measure: str, part: str, stage: str, figure: Figure | None, seeds: int) -> dict[str, Any]:
+def _blank(
+    measure: str, part: str, stage: str, figure: Figure | None, seeds: int, note: str
+) -> dict[str, Any]:
     row: dict[str, Any] = {"measure": measure, "slice": part, "stage": stage}
-    row |= dict.fromkeys(("value", "low", "high", "share", "alone", "last", "off", "on", "p", "smallest_effect"))
+    numbers = (
+        "value",
+        "low",
+        "high",
+        "share",
+        "alone",
+        "last",
+        "off",
+        "on",
+        "p",
+        "smallest_effect",
+    )
+    row |= dict.fromkeys(numbers)
     row |= {"better": "", "holm": False, "n": 0, "undefined": 0, "seeds": seeds}
-    return row | {"unit": figure.unit if figure else "", "denominator": figure.denominator if figure else "", "note": ""}
+    row |= {
+        "unit": figure.unit if figure else "",
+        "denominator": figure.denominator if figure else "",
+    }
+    return row | {"note": note}
 
 
 def _play(
-    rows: list[dict[str, Any]], every: Sequence[Subset], by_seed: Sequence[Sequence[Estimate]], samples: Samples, seed: int
+    rows: list[dict[str, Any]], every: Sequence[Subset], by_seed: Sequence[Sequence[Estimate]],
+    samples: Samples, seed: int,
 ) -> None:  # fmt: skip
     """Fill the rows of one measure: its stages, then end to end."""
     nobody, everybody = every[0], every[-1]
-    values = [{subset: e.value for subset, e in zip(every, estimates, strict=True)} for estimates in by_seed]
     first = by_seed[0][-1]
     for row in rows:
         row |= {"n": first.n, "undefined": first.undefined}
-    if any(np.isnan(v) for game in values for v in game.values()):
+    values = [dict(zip(every, [e.value for e in estimates], strict=True)) for estimates in by_seed]
+    if any(np.isnan(list(game.values())).any() for game in values):
         for row in rows:
             row["note"] = "n/a: nothing is defined in some subset"
         return
-    mean = {subset: float(np.mean([game[subset] for game in values])) for subset in every}
-    split = [_split(game) for game in values]
-    drawn: list[dict[str, np.ndarray]] = []
+    drawn = []
     if samples:
-        games = [{s: samples[e] for s, e in zip(every, estimates, strict=True)} for estimates in by_seed]
-        drawn = [_split(game) for game in games]
-    change = mean[everybody] - mean[nobody]
-    parts = {row["stage"]: float(np.mean([s[row["stage"]] for s in split])) for row in rows} | {END: change}
-    found = {
-        stage: Difference.over_seeds(value, [s[stage] for s in split], [s[stage] for s in drawn], seed)
-        for stage, value in parts.items()
-    }
+        for estimates in by_seed:
+            drawn.append(_split(dict(zip(every, [samples[e] for e in estimates], strict=True))))
+    mean = {subset: float(np.mean([game[subset] for game in values])) for subset in every}
+    change, split = mean[everybody] - mean[nobody], [_split(game) for game in values]
+    found = {}
+    for stage in split[0]:
+        parts = [one[stage] for one in split]
+        value = change if stage == END else float(np.mean(parts))
+        found[stage] = Difference.over_seeds(value, parts, [one[stage] for one in drawn], seed)
     told_apart = found[END].excludes_zero()
     for row in rows:
         stage, difference = row["stage"], found[row["stage"]]

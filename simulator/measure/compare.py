@@ -18,7 +18,7 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from .arrays import Part, Reading
-from .differences import Difference, Samples, holm, paired, sampled
+from .differences import Difference, Samples, correct, paired, sampled
 from .intervals import Estimate, interval, over_seeds
 from .measures.hits import Kept, RecallOfBest
 from .measures.measure import END, Figure, Measure, parse_all
@@ -32,8 +32,8 @@ __all__ = ["Cascade", "Measure", "Run", "added", "compare", "measure"]
 
 
 def measure(
-    run: Run | Sequence[Run], measures: Sequence[Measure | str], by_stage: bool = True, slice: str | None = None, ci: bool = True,
-    seed: int = 0, resamples: int = 1000, label: str | None = None,
+    run: Run | Sequence[Run], measures: Sequence[Measure | str], by_stage: bool = True,
+    slice: str | None = None, ci: bool = True, seed: int = 0, resamples: int = 1000, label: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of the table: one a measure, part of the slice and stage, with a 95% interval clustered
     by user.
@@ -46,17 +46,30 @@ def measure(
     wanted = parse_all(measures)
     runs = [run] if isinstance(run, Run) else list(run)
     readings = same_requests(runs, [label or r.name for r in runs])
-    asked = [ask(r, wanted, r.run.stages if by_stage else r.run.stages[-1:], slice) for r in readings]
+    asked = [
+        ask(r, wanted, r.run.stages if by_stage else r.run.stages[-1:], slice) for r in readings
+    ]
     if any([f.key for f in a] != [f.key for f in asked[0]] for a in asked):
-        raise KarmafunnelError(f"measure: Runs of several seeds need the same stages, found {[r.stages for r in runs]}")
-    known = [f.estimate for figs in asked for f in figs if f.estimate is not None and not f.constant]
+        raise KarmafunnelError(
+            f"measure: Runs of several seeds need the same stages, found {[r.stages for r in runs]}"
+        )
+    known = [
+        f.estimate for figs in asked for f in figs if f.estimate is not None and not f.constant
+    ]
     samples = sampled(known, len(readings[0].users), resamples, seed) if ci else {}
     rows = []
     for same in zip(*asked, strict=True):
         first = same[0]
         row: dict[str, Any] = {"label": label or runs[0].name}
         row |= {"stage": first.stage, "measure": str(first.measure), "slice": first.part}
-        row |= {"value": None, "low": None, "high": None, "n": 0, "undefined": 0, "undefined_share": 0.0}
+        row |= {
+            "value": None,
+            "low": None,
+            "high": None,
+            "n": 0,
+            "undefined": 0,
+            "undefined_share": 0.0,
+        }
         row |= {"unit": first.unit, "denominator": first.denominator, "note": first.note}
         row |= {"truth": runs[0].label, "seeds": len(runs)}
         estimates = [f.estimate for f in same if f.estimate is not None]
@@ -68,7 +81,9 @@ def measure(
     return rows
 
 
-def ask(reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None) -> list[Figure]:
+def ask(
+    reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None
+) -> list[Figure]:
     """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an
     unknown slice.
     """
@@ -84,7 +99,11 @@ def _values(
 ) -> dict[str, Any]:
     first = estimates[0]
     value = float(np.mean([e.value for e in estimates]))
-    out: dict[str, Any] = {"n": first.n, "undefined": first.undefined, "undefined_share": first.undefined / max(first.units, 1)}
+    out: dict[str, Any] = {
+        "n": first.n,
+        "undefined": first.undefined,
+        "undefined_share": first.undefined / max(first.units, 1),
+    }
     if np.isnan(value):
         return out | {"note": _joined(figure.note, "n/a: nothing is defined")}
     out["value"] = value
@@ -113,21 +132,26 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
     for other, other_name in zip(runs[1:], names[1:], strict=True):
         for what, of in checks:
             if of(first) != of(other):
-                raise KarmafunnelError(f"needed Runs of one {what}, found {of(first)} in {name} and {of(other)} in {other_name}")
+                raise KarmafunnelError(
+                    f"needed Runs of one {what}, found {of(first)} in {name} and {of(other)} in {other_name}"
+                )
     readings = [Reading(r) for r in runs]
     ids = readings[0].requests["request_id"]
     for other_reading, other_name in zip(readings[1:], names[1:], strict=True):
         others = other_reading.requests["request_id"]
         if not ids.equals(others):
             both = ids.is_in(others.implode()).sum()
-            counts = f"{len(ids)} in {name} and {len(others)} in {other_name}, {both} of them in both"
+            counts = (
+                f"{len(ids)} in {name} and {len(others)} in {other_name}, {both} of them in both"
+            )
             raise KarmafunnelError(f"needed Runs of the same requests, found {counts}")
     return readings
 
 
 def compare(
-    run_a: Run | Sequence[Run], run_b: Run | Sequence[Run], measures: Sequence[Measure | str], by_stage: bool = True,
-    slice: str | None = None, seed: int = 0, resamples: int = 1000, label_a: str | None = None, label_b: str | None = None,
+    run_a: Run | Sequence[Run], run_b: Run | Sequence[Run], measures: Sequence[Measure | str],
+    by_stage: bool = True, slice: str | None = None, seed: int = 0, resamples: int = 1000,
+    label_a: str | None = None, label_b: str | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """B against A, paired on the same requests: one row a measure, part and stage that both have
     (and last against last).
@@ -143,25 +167,34 @@ def compare(
     wanted = parse_all(measures)
     a_runs, b_runs = ([r] if isinstance(r, Run) else list(r) for r in (run_a, run_b))
     if len(a_runs) != len(b_runs) or not a_runs:
-        raise KarmafunnelError(f"compare: needs as many seeds of A as of B, found {len(a_runs)} and {len(b_runs)}")
+        raise KarmafunnelError(
+            f"compare: needs as many seeds of A as of B, found {len(a_runs)} and {len(b_runs)}"
+        )
     runs = [*a_runs, *b_runs]
     asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
     a_last, b_last = a_runs[0].stages[-1], b_runs[0].stages[-1]
     common = [s for s in a_runs[0].stages if s in b_runs[0].stages] if by_stage else []
-    pairs = [(s, s) for s in common] + ([(a_last, b_last)] if a_last != b_last or not by_stage else [])
+    pairs = [(s, s) for s in common] + (
+        [(a_last, b_last)] if a_last != b_last or not by_stage else []
+    )
     table = []
     for m in wanted:
         for part in asked.parts:
             for a_stage, b_stage in [*pairs, (END, END)]:
-                sides = [*((i, a_stage) for i in range(len(a_runs))), *((len(a_runs) + i, b_stage) for i in range(len(b_runs)))]
+                a = [(i, a_stage) for i in range(len(a_runs))]
+                b = [(len(a_runs) + i, b_stage) for i in range(len(b_runs))]
                 stage = a_stage if a_stage == b_stage else f"{a_stage} | {b_stage}"
-                table += asked.pair(m, part, sides, stage)
+                table += asked.pair(m, part, a, b, stage)
     labels = {"label_a": label_a or a_runs[0].name, "label_b": label_b or b_runs[0].name}
     return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
 
 
 def added(
-    run: Run | Sequence[Run], measures: Sequence[Measure | str], slice: str | None = None, seed: int = 0, resamples: int = 1000
+    run: Run | Sequence[Run],
+    measures: Sequence[Measure | str],
+    slice: str | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> list[dict[str, Any]]:
     """What each stage after the first adds over the order of the stage before it: rows as `compare`
     gives them, A the stage before.
@@ -170,19 +203,23 @@ def added(
     and comes out, of candidates and of neither direction are left out: they say nothing of the
     kind. Several Runs are seeds of one recipe.
     """
-    wanted = [m for m in parse_all(measures) if m.depth in ("", "output") and m.better != "neither" and not isinstance(m, RecallOfBest)]
+    wanted = []
+    for m in parse_all(measures):
+        if m.depth in ("", "output") and m.better != "neither" and not isinstance(m, RecallOfBest):
+            wanted.append(m)
     runs = [run] if isinstance(run, Run) else list(run)
     asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
     table, stages = [], runs[0].stages
     for m in wanted:
         for part in asked.parts:
             for before, stage in pairwise(stages):
-                sides = [(i, name) for name in (before, stage) for i in range(len(runs))]
-                table += asked.pair(m, part, sides, stage)
+                a, b = ([(i, name) for i in range(len(runs))] for name in (before, stage))
+                table += asked.pair(m, part, a, b, stage)
     labels = {"label_a": "the stage before", "label_b": "the stage"}
     return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
 
 
+Place = tuple[int, str]  # the number of a reading, and a stage of it
 # a row, and its two sides, an estimate a seed
 Compared = tuple[dict[str, Any], list[Estimate], list[Estimate]]
 
@@ -200,36 +237,59 @@ class _Asked:
         place = i, str(m), part
         if place not in self._found:
             reading = self.readings[i]
-            self._found[place] = {f.stage: f for f in m.figures(reading, self._parts[i][part], reading.run.stages)}
+            self._found[place] = {
+                f.stage: f for f in m.figures(reading, self._parts[i][part], reading.run.stages)
+            }
         return self._found[place].get(stage)
 
-    def pair(self, m: Measure, part: str, sides: Sequence[tuple[int, str]], stage: str) -> list[Compared]:
-        """A row of a comparison of (reading, stage), all of A then all of B, at one depth; none
-        where a side has no such figure.
+    def figures(self, m: Measure, part: str, places: Sequence[Place]) -> list[Figure]:
+        """Those that are there."""
+        found = [self.figure(i, m, part, stage) for i, stage in places]
+        return [figure for figure in found if figure is not None]
+
+    def pair(
+        self, m: Measure, part: str, a: Sequence[Place], b: Sequence[Place], stage: str
+    ) -> list[Compared]:
+        """A row of a comparison of figures, a place a seed on each side, at one depth; none where a
+        side has no such figure.
         """
-        present = [f for i, at in sides if (f := self.figure(i, m, part, at)) is not None]
+        sides, seeds = [*a, *b], len(a)
+        present = self.figures(m, part, sides)
         if len(present) < len(sides):
             return []
-        seeds = len(sides) // 2
-        row: dict[str, Any] = {"measure": str(m), "stage": stage, "slice": part, "label_a": "", "label_b": ""}
+        row: dict[str, Any] = {
+            "measure": str(m),
+            "stage": stage,
+            "slice": part,
+            "label_a": "",
+            "label_b": "",
+        }
         row |= dict.fromkeys(("value_a", "value_b", "difference", "low", "high"))
-        row |= {"better": "", "p": None, "holm": False, "smallest_effect": None, "n": 0, "undefined": 0}
+        row |= {
+            "better": "",
+            "p": None,
+            "holm": False,
+            "smallest_effect": None,
+            "n": 0,
+            "undefined": 0,
+        }
         row |= {"unit": present[0].unit, "denominator": present[0].denominator, "seeds": seeds}
         asked, why = at_one_depth(m, [(self.readings[i].run, at) for i, at in sides])
         # another question at the same place; end to end is what the last stage puts out
         if asked is not None and asked != m:
             last = [(i, self.readings[i].run.stages[-1] if at == END else at) for i, at in sides]
-            present = [f for i, at in last if (f := self.figure(i, asked, part, at)) is not None]
+            present = self.figures(asked, part, last)
         row["note"] = _joined(*(f.note for f in present), why)
         estimates = [f.estimate for f in present if f.estimate is not None]
         if len(estimates) < len(sides):
             return [(row, [], [])]
         if asked is None:
-            values = [float(np.mean([e.value for e in side])) for side in (estimates[:seeds], estimates[seeds:])]
-            row |= {name: None if np.isnan(v) else v for name, v in zip(("value_a", "value_b"), values, strict=True)}
+            for name, side in (("value_a", estimates[:seeds]), ("value_b", estimates[seeds:])):
+                value = float(np.mean([e.value for e in side]))
+                row[name] = None if np.isnan(value) else value
             return [(row, [], [])]
-        sides_by_seed = [paired(both) for both in zip(estimates[:seeds], estimates[seeds:], strict=True)]
-        return [(row, [a for a, _ in sides_by_seed], [b for _, b in sides_by_seed])]
+        by_seed = [paired(both) for both in zip(estimates[:seeds], estimates[seeds:], strict=True)]
+        return [(row, [x for x, _ in by_seed], [y for _, y in by_seed])]
 
 
 def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure | None, str]:
@@ -247,9 +307,14 @@ def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure |
     if m.depth == "output":
         return replace(m, k=shortest), f"both cut at {shortest}, where the shorter list ends"
     if all(stage == END for _, stage in ends):
-        return Kept(k=shortest), f"both within the first {shortest}, where the shorter list ends (kept@{shortest})"
+        return Kept(
+            k=shortest
+        ), f"both within the first {shortest}, where the shorter list ends (kept@{shortest})"
     told = [", ".join(f"{size:,}" for size in one if size) for one in dict.fromkeys(sizes)]
-    return None, f"n/a: not compared, it depends on how many rows go in and come out, here {' against '.join(told)}"
+    return (
+        None,
+        f"n/a: not compared, it depends on how many rows go in and come out, here {' against '.join(told)}",
+    )
 
 
 def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
@@ -269,7 +334,9 @@ def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
     return (*(run.k(later) for later in run.stages[place + 1 :] if m.name == "swap"), into, own)
 
 
-def _tested(table: Sequence[Compared], labels: dict[str, str], users: int, resamples: int, seed: int) -> list[dict[str, Any]]:
+def _tested(
+    table: Sequence[Compared], labels: dict[str, str], users: int, resamples: int, seed: int
+) -> list[dict[str, Any]]:
     """The rows with differences, intervals and verdicts, all under the same draws, corrected
     together.
     """
@@ -278,8 +345,9 @@ def _tested(table: Sequence[Compared], labels: dict[str, str], users: int, resam
         row |= labels
         if a:
             row |= _difference(row, a, b, samples, seed)
-    kept = holm([row["p"] for row, _, _ in table])
-    return [row | {"holm": mark} for (row, _, _), mark in zip(table, kept, strict=True)]
+    rows = [row for row, _, _ in table]
+    correct(rows)
+    return rows
 
 
 def _difference(
@@ -334,7 +402,9 @@ def _steps(reading: Reading, part: Part) -> list[dict[str, Any]]:
         if (out & ~into).any():
             lost = truths.frame.row(int(np.flatnonzero(out & ~into)[0]), named=True)
             what = f"item {lost['item_id']!r} of request {lost['request_id']!r}"
-            raise KarmafunnelError(f"{reading.run.path}/ledger.parquet: {name} keeps {what}, which did not reach it")
+            raise KarmafunnelError(
+                f"{reading.run.path}/ledger.parquet: {name} keeps {what}, which did not reach it"
+            )
         row: dict[str, Any] = {"slice": part.name, "stage": name}
         for what, of in (("items", np.ones(len(money), dtype=np.int64)), ("money", money)):
             row |= {f"{what}_in": of[into].sum().item(), f"{what}_out": of[out].sum().item()}
@@ -354,12 +424,16 @@ def _losses(reading: Reading, part: Part) -> list[dict[str, Any]]:
     margin = truths.frame["margin"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     names = ["not eligible", "index", *reading.run.stages, "kept"]
     if stray := sorted(set(reason) - set(names)):
-        raise KarmafunnelError(f"{reading.run.path}/ledger.parquet: `lost` must be null or of {names[:-1]}, found {stray}")
+        raise KarmafunnelError(
+            f"{reading.run.path}/ledger.parquet: `lost` must be null or of {names[:-1]}, found {stray}"
+        )
     kept = truths.rank[reading.run.stages[-1]] < LOST
     if (kept != (reason == "kept")).any():
         row = truths.frame.row(int(np.flatnonzero(kept != (reason == "kept"))[0]), named=True)
         what = f"request {row['request_id']!r}, item {row['item_id']!r}"
-        raise KarmafunnelError(f"{reading.run.path}/ledger.parquet: `lost` and the last rank disagree for {what}")
+        raise KarmafunnelError(
+            f"{reading.run.path}/ledger.parquet: `lost` and the last rank disagree for {what}"
+        )
     rows = []
     for name in names:
         mask = part.truth & (reason == name)

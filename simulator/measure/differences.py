@@ -50,12 +50,16 @@ class Difference:
     by_seed: Sequence[float] = ()
 
     @classmethod
-    def over_seeds(cls, value: float, by_seed: Sequence[float], samples: Sequence[np.ndarray], seed: int) -> Difference:
+    def over_seeds(
+        cls, value: float, by_seed: Sequence[float], samples: Sequence[np.ndarray], seed: int
+    ) -> Difference:
         """From the values and the resamples of each seed."""
         return cls(value, over_seeds(samples, seed) if samples else np.empty(0), by_seed)
 
     @classmethod
-    def between(cls, a: Sequence[Estimate], b: Sequence[Estimate], samples: Samples, seed: int) -> Difference:
+    def between(
+        cls, a: Sequence[Estimate], b: Sequence[Estimate], samples: Samples, seed: int
+    ) -> Difference:
         """B less A, an estimate a seed on each side; `samples` holds both sides', or nothing."""
         value = float(np.mean([y.value for y in b])) - float(np.mean([x.value for x in a]))
         by_seed, drawn = [], []
@@ -105,6 +109,14 @@ class Difference:
         p, effect = (None if np.isnan(x) else x for x in (self.p, self.smallest_effect))
         better = self.better(direction, sides)
         return {"low": low, "high": high, "p": p, "better": better, "smallest_effect": effect}
+
+
+def correct(rows: Sequence[dict[str, Any]]) -> None:
+    """Set `holm` of rows that are asked together: whether their `p` stands after Holm's
+    correction.
+    """
+    for row, mark in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["holm"] = mark
 
 
 def holm(p: Sequence[float | None], level: float = 0.05) -> list[bool]:

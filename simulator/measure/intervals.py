@@ -85,14 +85,16 @@ class Ratio:
     def by_cluster(self, n_clusters: int) -> np.ndarray:
         """Users' sums of num and den: (n_clusters, 2)."""
         at = self.cluster[self.known]
-        sums = [np.bincount(at, weights=x[self.known], minlength=n_clusters) for x in (self.num, self.den)]
+        sums = [
+            np.bincount(at, weights=x[self.known], minlength=n_clusters)
+            for x in (self.num, self.den)
+        ]
         return np.stack(sums, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
 class PooledAUC:
-    """AUC of all rows pooled; under user weights a pair counts by the product of its two weights.
-    """
+    """AUC of all rows pooled; under user weights a pair counts by the product of its weights."""
 
     scores: np.ndarray
     labels: np.ndarray
@@ -146,7 +148,10 @@ class Median:
         through = np.cumsum(weights[cluster])
         if len(through) == 0 or through[-1] == 0:
             return np.nan
-        middle = np.searchsorted(through, through[-1] / 2, side="left"), np.searchsorted(through, through[-1] / 2, side="right")
+        middle = (
+            np.searchsorted(through, through[-1] / 2, side="left"),
+            np.searchsorted(through, through[-1] / 2, side="right"),
+        )
         return float(values[middle[0]] + values[middle[1]]) / 2
 
     @cached_property
@@ -178,7 +183,9 @@ class Calibration:
     def by_cluster(self, n_clusters: int) -> np.ndarray:
         """Users' sums of (probability - label) a bin, and their rows: (n_clusters, bins + 1)."""
         cell = self.cluster * self.bins + mass_bins(self.probabilities, self.bins)
-        gap = np.bincount(cell, weights=self.probabilities - self.labels, minlength=n_clusters * self.bins)
+        gap = np.bincount(
+            cell, weights=self.probabilities - self.labels, minlength=n_clusters * self.bins
+        )
         rows = np.bincount(self.cluster, minlength=n_clusters)
         return np.column_stack([gap.reshape(n_clusters, self.bins), rows])
 
@@ -208,11 +215,16 @@ def draws(n_clusters: int, resamples: int, seed: int) -> Iterator[tuple[int, np.
     block = max(1, min(resamples, 8_000_000 // max(n_clusters, 1)))
     for first in range(0, resamples, block):
         size = min(block, resamples - first)
-        rows = [np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters) for _ in range(size)]
+        rows = [
+            np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters)
+            for _ in range(size)
+        ]
         yield first, np.stack(rows).astype(np.float64)
 
 
-def resample(estimates: Sequence[Estimate], n_clusters: int, resamples: int = 1000, seed: int = 0) -> list[np.ndarray]:
+def resample(
+    estimates: Sequence[Estimate], n_clusters: int, resamples: int = 1000, seed: int = 0
+) -> list[np.ndarray]:
     """Every estimate under the same draws of users: one float64 array each, NaN where a resample
     leaves nothing to divide by.
 
@@ -223,7 +235,9 @@ def resample(estimates: Sequence[Estimate], n_clusters: int, resamples: int = 10
     sums = [e.by_cluster(n_clusters) for e in linear]
     ends = np.cumsum([0, *(s.shape[1] for s in sums)])
     stacked = np.concatenate(sums, axis=1) if sums else np.zeros((n_clusters, 0))
-    out = {id(e): np.full(resamples, np.nan) for e in linear} | {id(e): np.full(e.resamples(resamples), np.nan) for e in pooled}
+    out = {id(e): np.full(resamples, np.nan) for e in linear} | {
+        id(e): np.full(e.resamples(resamples), np.nan) for e in pooled
+    }
     most = resamples if linear else max((e.resamples(resamples) for e in pooled), default=0)
     for first, weights in draws(n_clusters, most, seed):
         totals = weights @ stacked

@@ -22,11 +22,19 @@ def of_one_slice(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[
     """
     known = [row for row in rows if row["value"] is not None]
     if not known:
-        raise KarmafunnelError(f"attribution: needed rows with a value, found none among {len(rows)}")
+        raise KarmafunnelError(
+            f"attribution: needed rows with a value, found none among {len(rows)}"
+        )
     if len(slices := {row["slice"] for row in known}) > 1:
         raise KarmafunnelError(f"attribution: needed rows of one slice, found {sorted(slices)}")
-    measures, stages = (list(dict.fromkeys(row[name] for row in known)) for name in ("measure", "stage"))
-    return {(row["measure"], row["stage"]): row for row in known}, measures, [stage for stage in stages if stage != END]
+    measures, stages = (
+        list(dict.fromkeys(row[name] for row in known)) for name in ("measure", "stage")
+    )
+    return (
+        {(row["measure"], row["stage"]): row for row in known},
+        measures,
+        [stage for stage in stages if stage != END],
+    )
 
 
 def attribution_table(rows: Sequence[Row]) -> Table:
@@ -43,11 +51,14 @@ def attribution_table(rows: Sequence[Row]) -> Table:
         lines.append([name, *(said(found[measure, stage]) for measure in measures)])
     lines.append([LAST, *(number(end["on"]) for end in ends)])
     seeds = max(row["seeds"] for row in found.values())
-    below = [f"{measure}: {define(measure)}; n {found[measure, END]['n']:,}." for measure in measures]
+    below = [
+        f"{measure}: {define(measure)}; n {found[measure, END]['n']:,}." for measure in measures
+    ]
     below += [
         "Each step is a Shapley value: its mean gain over all orders of switching the stages on "
         f"({2 ** len(stages)} funnels, {seeds} "
-        "seeds); the steps sum to the whole change, of which the share stands in brackets. Intervals: 95%, over users and seeds. "
+        "seeds); the steps sum to the whole change, of which the share stands in brackets. "
+        "Intervals: 95%, over users and seeds. "
         "* leaves out 0 with one sign in every seed, "
         "** also after Holm's correction over all steps asked for."
     ]
@@ -72,9 +83,17 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
         for stage in stages:
             row = found[measure, stage]
             to = at + row["value"]
-            low, high = (at + (row["value"] if row[side] is None else row[side]) for side in ("low", "high"))
+            low, high = (
+                at + (row["value"] if row[side] is None else row[side]) for side in ("low", "high")
+            )
             reach += [at, to, low, high]
-            error = {"type": "data", "symmetric": False, "array": [high - to], "arrayminus": [to - low], "thickness": 1.6}
+            error = {
+                "type": "data",
+                "symmetric": False,
+                "array": [high - to],
+                "arrayminus": [to - low],
+                "thickness": 1.6,
+            }
             data.append(
                 {
                     "type": "bar", "orientation": "h", "y": [stage], "x": [row["value"]], "base": [at], "error_x": error,
@@ -86,16 +105,34 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
                     **plots.on(i),
                 }
             )  # fmt: skip
-            layout["annotations"].append(text(f"{number(row['value'], True)}{significance(row)}", max(high, at), stage, i))
+            layout["annotations"].append(
+                text(f"{number(row['value'], True)}{significance(row)}", max(high, at), stage, i)
+            )
             at = to
-        points = {"x": [end["off"], end["on"]], "y": [names[0], names[-1]], "marker": {"size": 11, "color": plots.ALL}}
-        data.append({"type": "scatter", "mode": "markers", "hovertemplate": rich("{}<extra></extra>", said(end).flat)} | points | plots.on(i))
+        points = {
+            "x": [end["off"], end["on"]],
+            "y": [names[0], names[-1]],
+            "marker": {"size": 11, "color": plots.ALL},
+        }
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "hovertemplate": rich("{}<extra></extra>", said(end).flat),
+            }
+            | points
+            | plots.on(i)
+        )
         decimals = places(end["value"])
         for name, value in zip((names[0], names[-1]), points["x"], strict=True):
             layout["annotations"].append(text(number(value, decimals=decimals), value, name, i))
         least, most = min(reach), max(reach)
         room = (most - least) or abs(most) or 1.0
-        layout[plots.axis(i, "x")] = {"domain": domain[0], "anchor": plots.on(i)["yaxis"], "nticks": 6}
+        layout[plots.axis(i, "x")] = {
+            "domain": domain[0],
+            "anchor": plots.on(i)["yaxis"],
+            "nticks": 6,
+        }
         layout[plots.axis(i, "x")] |= {"range": [least - 0.08 * room, most + 0.32 * room]}
         layout[plots.axis(i, "y")] = {
             "domain": domain[1], "anchor": plots.on(i)["xaxis"], "type": "category", "categoryarray": names, "range": [len(names) - 0.4, -0.6],
@@ -107,11 +144,24 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
 
 def text(words: str, x: float, y: str, pane: int) -> Plot:
     """Words to the right of a place."""
-    where = {"x": x, "y": y, "xref": f"x{pane + 1 if pane else ''}", "yref": f"y{pane + 1 if pane else ''}"}
-    return where | {"text": words, "showarrow": False, "xanchor": "left", "xshift": 9, "font": {"size": 12}}
+    where = {
+        "x": x,
+        "y": y,
+        "xref": f"x{pane + 1 if pane else ''}",
+        "yref": f"y{pane + 1 if pane else ''}",
+    }
+    return where | {
+        "text": words,
+        "showarrow": False,
+        "xanchor": "left",
+        "xshift": 9,
+        "font": {"size": 12},
+    }
 
 
 def said(row: Row) -> Cell:
     """A row's change with its interval and its share of the whole, where there is one."""
     share = "" if row["share"] is None else f"({row['share']:.0%})".replace("-", "−")
-    return Cell(number(row["value"], True), between(row, True), significance(row), share, strong=True)
+    return Cell(
+        number(row["value"], True), between(row, True), significance(row), share, strong=True
+    )

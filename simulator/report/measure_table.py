@@ -78,7 +78,11 @@ def counted(rows: Iterable[Row]) -> str:
     if lost == [(0, 0.0)]:
         return text
     many = f"{lost[0][0]:,}" if len(lost) == 1 else f"{lost[0][0]:,} to {lost[-1][0]:,}"
-    share = f"{lost[0][1]:.1%}" if len(lost) == 1 else f"{min(s for _, s in lost):.1%} to {max(s for _, s in lost):.1%}"
+    share = (
+        f"{lost[0][1]:.1%}"
+        if len(lost) == 1
+        else f"{min(s for _, s in lost):.1%} to {max(s for _, s in lost):.1%}"
+    )
     return f"{text} ({many} undefined, {share})"
 
 
@@ -165,7 +169,9 @@ class Pivot:
                 raise KarmafunnelError(f"table: two rows for {across} {row[across]!r} of {where}")
             line[row[across]] = row
         columns, lines = list(orders[across]), []
-        for key in sorted(found, key=lambda key: [orders[f][v] for f, v in zip(fields, key, strict=True)]):
+        for key in sorted(
+            found, key=lambda key: [orders[f][v] for f, v in zip(fields, key, strict=True)]
+        ):
             texts = [str(value) for name, value in zip(fields, key, strict=True) if name in heads]
             lines.append((texts, [found[key].get(column) for column in columns]))
         return cls(heads, columns, lines)
@@ -182,7 +188,11 @@ def _cell(row: Row | None, with_n: bool, notes: dict[str, int]) -> Cell:
         return Cell()
     # What is said of a reference line (random: expected value) stands below once, not at every
     # cell.
-    marks = () if row["value"] is not None and row["stage"] in (*BEFORE, *AFTER) else _marks(row["note"], notes)
+    marks = (
+        ()
+        if row["value"] is not None and row["stage"] in (*BEFORE, *AFTER)
+        else _marks(row["note"], notes)
+    )
     if row["value"] is None:
         return Cell("n/a", notes=marks, style="dim")
     n = f"n {row['n']:,}" if with_n and row["n"] else ""
@@ -216,13 +226,19 @@ def _below(rows: Sequence[Row]) -> list[str]:
     lines += [f"{stage}: {'; '.join(said[stage])}." for stage in (*BEFORE, *AFTER) if stage in said]
     truth = dict.fromkeys(row["truth"] for row in rows)
     seeds = max(row["seeds"] for row in rows)
-    more = f" Values are means over {seeds} seeds; intervals resample seeds and users." if seeds > 1 else ""
-    return [*lines, f"Truth: {' | '.join(truth)}ed items. {INTERVALS}{more}".replace("purchaseed", "purchased")]
+    more = (
+        f" Values are means over {seeds} seeds; intervals resample seeds and users."
+        if seeds > 1
+        else ""
+    )
+    return [
+        *lines,
+        f"Truth: {' | '.join(truth)}ed items. {INTERVALS}{more}".replace("purchaseed", "purchased"),
+    ]
 
 
 def _of_the_stage(row: Row) -> str:
-    """A denominator that names its stage or slice, so that it reads the same for every one of them.
-    """
+    """A denominator that names its stage or slice, so that it reads the same for all of them."""
     text = re.sub(rf"\b{re.escape(row['stage'])} scored", "the stage scored", row["denominator"])
     return text.replace(f" [{row['slice']}]", " in the slice")
 
@@ -236,27 +252,45 @@ def _comparison(rows: Sequence[Row]) -> Table:
     notes: dict[str, int] = {}
     lines: list[list[str | Cell]] = []
     for row in rows:
-        marks = _marks(row["note"], notes) if row["difference"] is None or row["stage"] not in AFTER else ()
+        marks = (
+            _marks(row["note"], notes)
+            if row["difference"] is None or row["stage"] not in AFTER
+            else ()
+        )
         effect = "" if row["smallest_effect"] is None else number(row["smallest_effect"])
         known = row["difference"] is not None
         change = Cell(
-            number(row["difference"], True, 4), between(row, True, 4), notes=marks, strong=known, style="" if known else "dim"
+            number(row["difference"], True, 4),
+            between(row, True, 4),
+            notes=marks,
+            strong=known,
+            style="" if known else "dim",
         )
         values = [number(row["value_a"]), number(row["value_b"])]
         verdict = _verdict(row, {"A": a, "B": b})
-        lines.append([*(str(row[h]) for h in heads), *values, change, verdict, effect, f"{row['n']:,}"])
+        lines.append(
+            [*(str(row[h]) for h in heads), *values, change, verdict, effect, f"{row['n']:,}"]
+        )
     seeds = max(row["seeds"] for row in rows)
+    units = " or ".join(dict.fromkeys(row["unit"] for row in rows))
     below = [f"{m}: {define(m)}." for m in dict.fromkeys(row["measure"] for row in rows)]
     below += [
-        f"A is {a}, B is {b}, paired on the same {' or '.join(dict.fromkeys(row['unit'] for row in rows))}s. {INTERVALS}",
+        f"A is {a}, B is {b}, paired on the same {units}s. {INTERVALS}",
         "Better: the interval of B − A leaves out 0"
         + (f" and its sign is the same in all {seeds} seeds" if seeds > 1 else "")
         + "; "
-        "(Holm): it still does when the whole table is to hold at once. Detectable: the smallest effect found with 80% power.",
+        "(Holm): it still does when the whole table is to hold at once. "
+        "Detectable: the smallest effect found with 80% power.",
     ]
     columns = [f"A: {a}", f"B: {b}", "B − A", "better", "detectable", "n"]
     return Table(
-        [*heads, *columns], lines, len(heads), notes=list(notes), below=below, quiet=_quiet(heads, lines), look=_look(True)
+        [*heads, *columns],
+        lines,
+        len(heads),
+        notes=list(notes),
+        below=below,
+        quiet=_quiet(heads, lines),
+        look=_look(True),
     )
 
 
@@ -288,7 +322,9 @@ def to_csv(rows: Sequence[Row], across: str = "measure") -> str:
         return out.getvalue()
     pivot = Pivot.of(rows, across)
     names = ["", *(f" {name}" for name in FIELDS[1:])]
-    writer.writerow([*pivot.heads, *(f"{column}{name}" for column in pivot.columns for name in names)])
+    writer.writerow(
+        [*pivot.heads, *(f"{column}{name}" for column in pivot.columns for name in names)]
+    )
     for texts, found in pivot.lines:
         values: list[Any] = []
         for row in found:

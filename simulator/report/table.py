@@ -144,7 +144,9 @@ def cell_of(cell: Words | Cell | Bar) -> Cell:
 
 def unsaid(texts: Sequence[str], before: Sequence[str]) -> list[str]:
     """Leading texts, empty where the texts before say the same up to there; the last one stays."""
-    same = [tuple(before[: i + 1]) == tuple(texts[: i + 1]) for i in range(len(texts) - 1)] + [False]
+    same = [tuple(before[: i + 1]) == tuple(texts[: i + 1]) for i in range(len(texts) - 1)] + [
+        False
+    ]
     return ["" if said else text for said, text in zip(same, texts, strict=True)]
 
 
@@ -268,7 +270,9 @@ def to_markdown(table: Table) -> str:
     for row in table.rows:
         lines.append([_marked(cell) for cell in row])
     if table.footed:
-        lines.append(["*n*", *[""] * (table.text_columns - 1), *(c.removeprefix("n ") for c in table.counts)])
+        lines.append(
+            ["*n*", *[""] * (table.text_columns - 1), *(c.removeprefix("n ") for c in table.counts)]
+        )
     out = [f"**{table.title}**\n"] if table.title else []
     out += [f"| {' | '.join(line)} |" for line in lines]
     below = [f"{superscript([i])} {markdown_escape(note)}" for i, note in enumerate(table.notes, 1)]
@@ -307,7 +311,9 @@ def to_latex(table: Table) -> str:
     """A `table` environment (needs the package booktabs), the title its caption, with the footnotes
     below it.
     """
-    wide = [r"p{0.7\textwidth}" if table.look == "prose" else "r"] * (len(table.heads) - table.text_columns)
+    wide = [r"p{0.7\textwidth}" if table.look == "prose" else "r"] * (
+        len(table.heads) - table.text_columns
+    )
     out = ["% needs \\usepackage{booktabs}", r"\begin{table}"]
     out += [rf"\caption{{{latex_escape(table.title)}}}"] if table.title else []
     out += [r"\centering\small", rf"\begin{{tabular}}{{{'l' * table.text_columns}{''.join(wide)}}}"]
