@@ -570,13 +570,11 @@ class Boosted(Stage):
         return fitted
 
 
+@dataclass(eq=False, repr=False)
 class FittedBoosted(Learned):
     stage: Boosted
+    booster: Any
     EXPLAINED: ClassVar[int] = 4
-
-    def __init__(self, stage: Boosted, scene: Scene, booster: Any):
-        self.stage, self.scene, self.booster = stage, scene, booster
-        self.features = stage.features
 
     def log_odds(self, score: np.ndarray) -> np.ndarray:
         if self.stage.objective != "binary":
@@ -585,14 +583,14 @@ class FittedBoosted(Learned):
         return logit(np.clip(probabilities(score, who).astype(np.float64), 1e-7, 1 - 1e-7))
 
     def score(self, rows: Rows) -> np.ndarray:
-        return gbdt.predict_gbdt(self.booster, compute(self.features, rows), num_threads=0)
+        return gbdt.predict_gbdt(self.booster, compute(self.stage.features, rows), num_threads=0)
 
     def why(self, rows: Rows) -> list[str]:
         """The features that moved the score most, with their value and SHAP contribution (Lundberg
         & Lee 2017).
         """
-        x = compute(self.features, rows)
-        names = [c for f in self.features for c in f.columns]
+        x = compute(self.stage.features, rows)
+        names = [c for f in self.stage.features for c in f.columns]
         parts = self.booster.predict(x, pred_contrib=True)[:, :-1]
         sentences = []
         for value, part in zip(x, parts, strict=True):
@@ -702,11 +700,10 @@ class Neural(Stage):
         return fitted
 
 
+@dataclass(eq=False, repr=False)
 class FittedNeural(Learned):
     stage: Neural
-
-    def __init__(self, stage: Neural, scene: Scene, model: ctr.ClickModel):
-        self.stage, self.scene, self.model = stage, scene, model
+    model: ctr.ClickModel
 
     def logits(self, rows: Rows) -> np.ndarray:
         """What the model says of every row: (n_rows,), or (n_rows, 2) of a model with two labels.

@@ -118,11 +118,11 @@ class Rules(Stage):
         return np.where(held, -1, never)
 
 
+@dataclass(eq=False, repr=False)
 class FittedRules(Fitted):
     stage: Rules
-
-    def __init__(self, stage: Rules, scene: Scene, category: np.ndarray | None, sold_out: np.ndarray | None):
-        self.stage, self.scene, self.category, self.sold_out = stage, scene, category, sold_out
+    category: np.ndarray | None  # number of each item's category, (n_items,)
+    sold_out: np.ndarray | None  # time rank from which each item is, (n_items,)
 
     def score(self, rows: Rows) -> np.ndarray:
         """The upstream's."""
@@ -208,9 +208,6 @@ class Unseen(Stage):
 class FittedUnseen(Fitted):
     stage: Unseen
 
-    def __init__(self, stage: Unseen, scene: Scene):
-        self.stage, self.scene = stage, scene
-
     def score(self, rows: Rows) -> np.ndarray:
         """The upstream's."""
         return rows.frame[SCORE].to_numpy()
@@ -270,11 +267,10 @@ class MMR(Stage):
         return FittedMMR(self, scene, scene.units(self.embedder, repr(self))[0])
 
 
+@dataclass(eq=False, repr=False)
 class FittedMMR(Fitted):
     stage: MMR
-
-    def __init__(self, stage: MMR, scene: Scene, vectors: np.ndarray):
-        self.stage, self.scene, self.vectors = stage, scene, vectors
+    vectors: np.ndarray  # of items at length 1, (n_items, d)
 
     def score(self, rows: Rows) -> np.ndarray:
         rank = rows.frame[RANK].to_numpy().astype(np.int64)
@@ -403,9 +399,6 @@ class GMVRank(Stage):
 
 class FittedGMVRank(Fitted):
     stage: GMVRank
-
-    def __init__(self, stage: GMVRank, scene: Scene):
-        self.stage, self.scene = stage, scene
 
     def score(self, rows: Rows) -> np.ndarray:
         """Raises KarmafunnelError, naming the row, for a chance that is no probability."""

@@ -58,11 +58,15 @@ class Stage(Typed):
         return Funnel((self,)) >> other
 
 
+@dataclass(eq=False, repr=False)
 class Fitted:
-    """A stage that is ready to run."""
+    """A stage that is ready to run; what it learnt stands in further fields."""
 
     stage: Stage
     scene: Scene
+
+    def __post_init__(self) -> None:
+        """Work out, once, what every run needs."""
 
     def score(self, rows: Rows) -> np.ndarray:
         """Scores of (request, item) rows: float32 (n_rows,), higher is better."""

@@ -99,9 +99,6 @@ class Slow(Stage):
 
 
 class FittedSlow(Fitted):
-    def __init__(self, stage, scene):
-        self.stage, self.scene = stage, scene
-
     def score(self, rows):
         time.sleep(self.stage.seconds)
         return rows.frame["score"].to_numpy()

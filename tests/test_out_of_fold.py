@@ -45,12 +45,14 @@ class Remember(Stage):
             table = training_table(self, [Upstream()], scene, upstream, windows, EVERY)
             seen.append(np.unique(table.request))
             saw.append(table.x[:, 0])  # what the stage before says of the rows to learn from
-        fitted = Remembers()
-        fitted.stage, fitted.scene, fitted.seen, fitted.saw = self, scene, np.concatenate(seen), np.concatenate(saw)
-        return fitted
+        return Remembers(self, scene, np.concatenate(seen), np.concatenate(saw))
 
 
+@dataclass(eq=False)
 class Remembers(Fitted):
+    seen: np.ndarray
+    saw: np.ndarray
+
     def score(self, rows):
         return np.isin(rows.request, self.seen).astype(np.float32)
 

@@ -57,9 +57,6 @@ class Deadly(Stage):
 
 
 class FittedDeadly(Fitted):
-    def __init__(self, stage, scene):
-        self.stage, self.scene = stage, scene
-
     def score(self, rows):
         if (rows.request == self.stage.request).any():
             if self.stage.raises:

@@ -94,9 +94,6 @@ class Pause(Stage):
 
 
 class FittedPause(Fitted):
-    def __init__(self, stage: Pause, scene: Scene):
-        self.stage, self.scene = stage, scene
-
     def score(self, rows: Rows) -> np.ndarray:
         time.sleep(self.stage.ms / 1000)  # type: ignore[attr-defined]
         return rows.frame["score"].to_numpy()

@@ -75,8 +75,7 @@ class Skipped(Stage):
 
 
 class FittedSkipped(Fitted):
-    def __init__(self, stage: Skipped, scene: Scene):
-        self.stage, self.scene = stage, scene
+    stage: Skipped
 
     def score(self, rows: Rows) -> np.ndarray:
         return rows.frame[SCORE].to_numpy()

@@ -74,12 +74,11 @@ class External(Stage):
         return rows.sort(REQUEST, maintain_order=True)
 
 
+@dataclass(eq=False, repr=False)
 class FittedExternal(Retriever):
     stage: External
+    rows: pl.DataFrame
     channels = ("external",)
-
-    def __init__(self, stage: External, scene: Scene, rows: pl.DataFrame):
-        self.stage, self.scene, self.rows = stage, scene, rows
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         scored = rows_of(self.rows, rows.requests)

@@ -68,12 +68,13 @@ class Join(Stage):
         return fitted
 
 
+@dataclass(eq=False, repr=False)
 class FittedJoin(Retriever):
     stage: Join
+    parts: list[Retriever]
 
-    def __init__(self, stage: Join, scene: Scene, parts: list[Retriever]):
-        self.stage, self.scene, self.parts = stage, scene, parts
-        names = [name for part in parts for name in part.channels]
+    def __post_init__(self) -> None:
+        names = [name for part in self.parts for name in part.channels]
         self.channels = tuple(n if names.count(n) == 1 else f"{n}{i}" for i, n in enumerate(names))
 
     def save(self, folder: Path) -> None:

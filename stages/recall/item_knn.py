@@ -72,12 +72,11 @@ def cosine_neighbours(matrix: sparse.csr_matrix, neighbours: int, shrink: float)
     return sparse.vstack(blocks).tocsr()
 
 
+@dataclass(eq=False, repr=False)
 class FittedItemKNN(Retriever):
     stage: ItemKNN
+    near: sparse.csr_matrix
     channels = ("itemknn",)
-
-    def __init__(self, stage: ItemKNN, scene: Scene, near: sparse.csr_matrix):
-        self.stage, self.scene, self.near = stage, scene, near
 
     def save(self, folder: Path) -> None:
         sparse.save_npz(folder / "neighbours.npz", self.near)

@@ -90,12 +90,11 @@ class Titles:
         return out
 
 
+@dataclass(eq=False, repr=False)
 class FittedBM25(Retriever):
     stage: BM25Recall
+    titles: Titles
     channels = ("bm25",)
-
-    def __init__(self, stage: BM25Recall, scene: Scene, titles: Titles):
-        self.stage, self.scene, self.titles = stage, scene, titles
 
     def score(self, rows: Rows) -> np.ndarray:
         return self.titles.pair_scores(rows.request, rows.item)

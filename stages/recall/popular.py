@@ -34,10 +34,9 @@ class FittedPopular(Retriever):
     stage: Popular
     channels = ("popular",)
 
-    def __init__(self, stage: Popular, scene: Scene):
-        self.stage, self.scene = stage, scene
-        log = scene.log
-        self.within = None if stage.days is None else int(stage.days * 86_400_000)
+    def __post_init__(self) -> None:
+        log, days = self.scene.log, self.stage.days
+        self.within = None if days is None else int(days * 86_400_000)
         # time rank of every event, ascending
         self._ranks = log.asof.rank[log.events[REQUEST].to_numpy()]
         self._items = log.events[ITEM].to_numpy()

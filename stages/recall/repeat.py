@@ -34,9 +34,6 @@ class FittedRepeat(Retriever):
     stage: Repeat
     channels = ("repeat",)
 
-    def __init__(self, stage: Repeat, scene: Scene):
-        self.stage, self.scene = stage, scene
-
     def _own(self, request: int, newest_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Items and scores: the count, plus a fraction that falls with the place of the last time
         in the history.

@@ -38,10 +38,9 @@ class FittedShown(Retriever):
     stage: Shown
     channels = ("shown",)
 
-    def __init__(self, stage: Shown, scene: Scene):
-        self.stage, self.scene = stage, scene
-        rows = scene.log.rows.filter(pl.col("position").is_not_null()).sort(REQUEST, maintain_order=True)
-        score = -rows["position"].cast(pl.Float32) if stage.logged_order else pl.zeros(rows.height, pl.Float32, eager=True)
+    def __post_init__(self) -> None:
+        rows = self.scene.log.rows.filter(pl.col("position").is_not_null()).sort(REQUEST, maintain_order=True)
+        score = -rows["position"].cast(pl.Float32) if self.stage.logged_order else pl.zeros(rows.height, pl.Float32, eager=True)
         self._lists = (
             rows.select(REQUEST, ITEM).with_columns(score.alias(SCORE)).unique([REQUEST, ITEM], keep="first", maintain_order=True)
         )

@@ -33,9 +33,6 @@ class FittedUniform(Retriever):
     stage: Uniform
     channels = ("random",)
 
-    def __init__(self, stage: Uniform, scene: Scene):
-        self.stage, self.scene = stage, scene
-
     def score(self, rows: Rows) -> np.ndarray:
         return np.zeros(len(rows.item), dtype=np.float32)
 

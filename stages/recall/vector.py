@@ -115,15 +115,17 @@ class VectorRecall(Stage):
             raise KarmafunnelError(f"{path}: needed the index of {self!r}, found: {error}") from error
 
 
+@dataclass(eq=False, repr=False)
 class FittedVectorRecall(Retriever):
     """Exact where the index is Flat or the filtered pool is small; an ANN index otherwise."""
 
     stage: VectorRecall
+    index: Any  # of faiss; None searches exactly
 
-    def __init__(self, stage: VectorRecall, scene: Scene, index: Any):
-        self.stage, self.scene, self.index = stage, scene, index
-        self.embedder, self.channels = stage.embedder, (stage.embedder,)
-        self._ordered = np.ascontiguousarray(scene.items(self.embedder, repr(stage))[scene.log.asof.pool(0)[0]])
+    def __post_init__(self) -> None:
+        self.embedder, self.channels = self.stage.embedder, (self.stage.embedder,)
+        items, (pool, _) = self.scene.items(self.embedder, repr(self.stage)), self.scene.log.asof.pool(0)
+        self._ordered = np.ascontiguousarray(items[pool])
 
     def save(self, folder: Path) -> None:
         if self.index is not None:
