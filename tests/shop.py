@@ -85,9 +85,7 @@ class Chances(Stage):
     name: str = "rank"
 
     def fit(self, scene, upstream):
-        fitted = FittedChances()
-        fitted.stage, fitted.scene = self, scene
-        return fitted
+        return FittedChances(self, scene)
 
 
 class FittedChances(Fitted):

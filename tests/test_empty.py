@@ -10,8 +10,8 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Embedder, TfidfSVD
+from karmafunnel.models.karma import KARMA, FrozenLM
 from karmafunnel.models.karma.backbone import Qwen
-from karmafunnel.models.karma.embedder import KARMA, FrozenLM
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe

@@ -682,7 +682,7 @@ def test_a_log_changed_on_purpose_is_sealed_anew(log, recipe, tmp_path):
     with pytest.raises(KarmafunnelError, match=r"items\.parquet: needs the bytes whose checksum stands in log\.json"):
         _ = Log.open(tmp_path / "log").items
     answer = ran("validate", "--seal", tmp_path / "log")
-    assert "checksums: items.parquet: " in answer.stderr and "checksums           PASS" in answer.stdout
+    assert "checksums: items.parquet: " in answer.stderr and re.search("checksums +PASS", answer.stdout)
     assert Log.open(tmp_path / "log").checksum != log.checksum
     assert "nothing has changed" in ran("validate", "--seal", tmp_path / "log").stderr
     path = tmp_path / "log" / "log.json"
