@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,18 @@ from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report import request_page as samples
 from karmafunnel.simulator.report.measure_table import define, measure_table, to_csv
 from karmafunnel.simulator.report.run_page import open_entries, report, waterfall_png
-from karmafunnel.simulator.report.table import latex_escape, number, print_table, to_html, to_latex, to_markdown
+from karmafunnel.simulator.report.table import (
+    Bar,
+    Cell,
+    Table,
+    latex_escape,
+    number,
+    print_table,
+    to_html,
+    to_latex,
+    to_markdown,
+    to_terminal,
+)
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 from small_run import make_log, make_run
@@ -134,6 +146,38 @@ def test_terminal_fits_and_says_why_not(rows):
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     assert all(word in text for word in ("ceiling", "random", "logged order", "n/a: rank puts out 5", "undefined", "95%"))
+
+
+def test_one_cell_in_every_format():
+    """A value, its interval, mark, what else belongs to it, and a footnote; a bar is a share."""
+    cell = Cell("0.50", "[0.4, 0.6]", "**", "n 9", notes=(1,), strong=True)
+    table = Table(["row", "a_b", "share"], [["<one>", cell, Bar(0.25, "#123456")]], title="50%", notes=["n_1"])
+    assert to_markdown(table).splitlines() == [
+        "**50%**", "", r"| row | a\_b | share |", "| --- | ---: | ---: |",
+        r"| \<one\> | 0.50¹ \[0.4, 0.6\]\*\* n 9 | 25% |", "", r"- ¹ n\_1",
+    ]  # fmt: skip
+    lines = to_latex(table).splitlines()
+    assert r"\caption{50\%}" in lines and r"\begin{tabular}{lrr}" in lines
+    assert r"\textless{}one\textgreater{} & 0.50$^{1}$ {\scriptsize [0.4, 0.6] n 9}** & 25\% \\" in lines
+    page = to_html(table)
+    assert '<th>&lt;one&gt;</th><td title="n_1"><span class="v">0.50**</span><sup>1</sup>' in page
+    assert '<span class="ci">[0.4, 0.6]</span> <span class="ci">n 9</span></td>' in page and "width:25.0%" in page
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table(table, console)
+    shown = [line.replace("│", " ").split() for line in console.export_text().splitlines()]
+    assert shown[0] == ["50%"] and shown[-1] == ["1.", "n_1"]
+    assert shown[4:7] == [["<one>", "0.50¹", "25%"], ["[0.4,", "0.6]**"], ["n", "9"]]
+
+
+def test_a_wide_table_is_printed_in_parts_that_break_no_number():
+    heads = ["row", *(f"a long head {i}" for i in range(6))]
+    table = Table(heads, [["x", *["123,456,789"] * 6], ["y", *[""] * 5, "1"]], title="wide")
+    parts = to_terminal(table, 60)
+    assert [[str(column.header) for column in part.columns] for part in parts] == [heads[:4], ["row", *heads[4:]]]
+    assert [part.title for part in parts] == ["wide", None]
+    # a row that says nothing in a part is left out there
+    assert [part.row_count for part in parts] == [1, 2]
+    assert len(to_terminal(replace(table, look="prose"), 60)) == 1
 
 
 def test_stages_stand_in_the_order_of_the_funnel(rows):

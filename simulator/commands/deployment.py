@@ -180,17 +180,15 @@ def print_simulation(simulation: Any) -> None:
 
 def print_worth(worth: Any) -> None:
     """Quality of what was shown, over offered load, and the price of outages."""
+    from ..report.measure_table import valued
     from ..report.table import Cell, Table, number, print_table
-
-    def span(row: dict[str, Any], name: str = "") -> str:
-        low, high = row[f"{name} low".strip()], row[f"{name} high".strip()]
-        return "" if low is None else f"[{number(low)}, {number(high)}]"
 
     rows: list[list[str | Cell]] = []
     for row in worth.rows:
-        change = Cell(number(row["difference"], signed=True), span(row, "difference"))
-        value = Cell(number(row["value"]), span(row))
-        rows.append([row["policy"], row["measure"], value, Cell() if row["difference"] is None else change])
+        change = row["difference"]
+        ends = {"low": row["difference low"], "high": row["difference high"]}
+        beside = "" if change is None else valued({"value": change, "difference": change} | ends, signed=True)
+        rows.append([row["policy"], row["measure"], valued(row), beside])
     heads = ["policy", "measure", "value", "difference"]
     print_table(Table(heads, rows, 2, title="what was shown is worth"), out)
     names = list(dict.fromkeys(row["measure"] for row in worth.rows))
