@@ -107,7 +107,7 @@ def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
     allowed = BOUNDS[bound] if isinstance(bound, str) else bound
     for name, value in values.items():
         if not allowed.holds(value):
-            raise KarmafunnelError(f"{who}: {name} needs {allowed}, found {quoted(value)}")
+            raise KarmafunnelError(who, what=f"{name}", needs=f"{allowed}", found=quoted(value))
 
 
 def check_seed(who: str, seed: Any) -> int:
@@ -142,7 +142,12 @@ def check_name(who: str, what: str, value: Any, taken: Sequence[str] = ()) -> No
     """
     if not isinstance(value, str) or not LETTERS.fullmatch(value) or ".." in value or value in taken:
         but = f", and not {', '.join(map(repr, taken))}" if taken else ""
-        raise KarmafunnelError(f"{who}: {what} needs 1 to 64 letters (a to z), digits, '_', '-' and '.', not '..'{but}, found {quoted(value)}")
+        raise KarmafunnelError(
+            who,
+            what=f"{what}",
+            needs=f"1 to 64 letters (a to z), digits, '_', '-' and '.', not '..'{but}",
+            found=quoted(value),
+        )
 
 
 def check_title(who: str, what: str, value: Any) -> None:
@@ -150,7 +155,12 @@ def check_title(who: str, what: str, value: Any) -> None:
     characters that can all be printed.
     """
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > LONGEST_TITLE:
-        raise KarmafunnelError(f"{who}: {what} needs a text of 1 to {LONGEST_TITLE} characters without line breaks, found {quoted(value)}")
+        raise KarmafunnelError(
+            who,
+            what=f"{what}",
+            needs=f"a text of 1 to {LONGEST_TITLE} characters without line breaks",
+            found=quoted(value),
+        )
 
 
 # -- sizes -----------------------------------------------------------------------------------------
@@ -168,4 +178,8 @@ def check_fits(who: str, parts: Mapping[str, float]) -> None:
     size, there = sum(parts.values()), memory()
     if size > there:
         told = ", ".join(f"{what} {n / 1e9:,.1f} GB" for what, n in parts.items())
-        raise KarmafunnelError(f"{who}: needs about {size / 1e9:,.1f} GB of memory ({told}), found {there / 1e9:,.1f} GB on this machine")
+        raise KarmafunnelError(
+            who,
+            needs=f"about {size / 1000000000.0:,.1f} GB of memory ({told})",
+            found=f"{there / 1000000000.0:,.1f} GB on this machine",
+        )

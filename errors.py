@@ -7,7 +7,24 @@ from typing import Any
 
 
 class KarmafunnelError(ValueError):
-    """A clear refusal: who refuses, what was needed, what was found."""
+    """A clear refusal, in a line: "who: what needs something, found something else; hint".
+
+    who: refuses (a command, a stage, a file). what: of it is meant, such as a field. needs, found:
+    what was needed, and what was there in its place. hint: what to do. Where a refusal has another
+    form, `who` is all of it.
+    """
+
+    def __init__(
+        self, who: object, *, what: str = "", needs: str = "", found: str = "", hint: str = ""
+    ):
+        self.who, self.what, self.needs = str(who), what, needs
+        self.found, self.hint = found, hint
+        line = self.who
+        if needs:
+            line += f": {what} needs {needs}" if what else f": needs {needs}"
+        if found:
+            line += f", found {found}"
+        super().__init__(f"{line}; {hint}" if hint else line)
 
 
 class NotWrittenError(KarmafunnelError):

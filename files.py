@@ -283,7 +283,7 @@ def atomic_folder(folder: Path | str, *, durable: bool = True, sealed: bool = Fa
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
-        raise KarmafunnelError(f"{folder}: needs to be a folder, found a file")
+        raise KarmafunnelError(folder, needs="to be a folder", found="a file")
     durable &= not in_temporary(folder)
     temporary, held = _begun(folder, Path.mkdir, durable)
     try:
@@ -342,7 +342,9 @@ def _begun(path: Path, make: Callable[[Path], Any], durable: bool) -> tuple[Path
             settle(path)
         return _begin(path.parent, make)
     except OSError as error:
-        raise NotWrittenError(f"{path}: needs a folder that can be written, found: {error.strerror or error}") from error
+        raise NotWrittenError(
+            path, needs="a folder that can be written", found=f"{error.strerror or error}"
+        ) from error
 
 
 def write_bytes(path: Path | str, content: bytes, *, durable: bool = True) -> Path:
@@ -388,10 +390,14 @@ def read_text(path: Path | str, needed: str = "a text file") -> str:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise KarmafunnelError(
-            f"{path}: needed {needed} in UTF-8, found byte {error.start} to be {error.object[error.start]:#04x}"
+            path,
+            needs=f"{needed} in UTF-8",
+            found=f"byte {error.start} to be {error.object[error.start]:#04x}",
         ) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise KarmafunnelError(f"{path}: needed {needed}, found: {getattr(error, 'strerror', None) or error}") from error
+        raise KarmafunnelError(
+            path, needs=f"{needed}", found=f"{getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def read_json(path: Path | str) -> Any:
@@ -400,7 +406,7 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise KarmafunnelError(f"{path}: needed JSON, found: {error}") from error
+        raise KarmafunnelError(path, needs="JSON", found=f"{error}") from error
 
 
 def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
@@ -412,13 +418,15 @@ def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
     """
     try:
         if not Path(path).is_file():
-            raise KarmafunnelError(f"{path}: needed a Parquet table, found no such file")
+            raise KarmafunnelError(path, needs="a Parquet table", found="no such file")
         frame = pl.scan_parquet(os.path.abspath(path), glob=False, hive_partitioning=False, **options)
         frame.collect_schema()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         if isinstance(error, KarmafunnelError):
             raise
-        raise KarmafunnelError(f"{path}: needed a readable Parquet table (cut short?), found: {first_line(error)}") from error
+        raise KarmafunnelError(
+            path, needs="a readable Parquet table (cut short?)", found=f"{first_line(error)}"
+        ) from error
     return frame
 
 
@@ -430,7 +438,9 @@ def read_table(path: Path | str, *columns: str | pl.Expr) -> pl.DataFrame:
     try:
         return (frame.select(*columns) if columns else frame).collect()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise KarmafunnelError(f"{path}: needed a readable Parquet table, found: {first_line(error)}") from error
+        raise KarmafunnelError(
+            path, needs="a readable Parquet table", found=f"{first_line(error)}"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:
@@ -472,7 +482,7 @@ def sealed(folder: Path) -> dict[str, str] | None:
         return None
     found = read_json(folder / DIGESTS)
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise KarmafunnelError(f"{folder / DIGESTS}: needed a digest a file, found something else")
+        raise KarmafunnelError(folder / DIGESTS, needs="a digest a file", found="something else")
     return found
 
 
@@ -599,7 +609,10 @@ def claim(
             raise KarmafunnelError(f"{who}: {place} needs to be another place than its own input {given}; nothing was written")
     if place.is_symlink() and not place.exists():
         raise KarmafunnelError(
-            f"{who}: {place} needs to be a place to write, found a link to {os.readlink(place)}, which is not there"
+            who,
+            what=f"{place}",
+            needs="to be a place to write",
+            found=f"a link to {os.readlink(place)}, which is not there",
         )
     home = at if kind.shared and at.is_dir() and not os.access(at.parent, os.W_OK) else at.parent
     made = _make(home, place, who)
@@ -627,7 +640,9 @@ def _make(home: Path, place: Path, who: str) -> list[Path]:
         missing = [folder for folder in (home, *home.parents) if not os.path.lexists(folder)]
         home.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise KarmafunnelError(f"{who}: {place} needs a folder to lie in, found: {error}") from error
+        raise KarmafunnelError(
+            who, what=f"{place}", needs="a folder to lie in", found=f"{error}"
+        ) from error
     return missing
 
 
@@ -655,7 +670,12 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk is told by what is written
                 path.write_text(f"{who} (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
     except OSError as error:
-        raise KarmafunnelError(f"{who}: {place} needs a folder that can be written, found: {error.strerror or error}") from error
+        raise KarmafunnelError(
+            who,
+            what=f"{place}",
+            needs="a folder that can be written",
+            found=f"{error.strerror or error}",
+        ) from error
     try:
         yield
     finally:

@@ -194,7 +194,12 @@ def taken(values: pl.Series, dtype: Any, who: str) -> pl.Series:
         made = values.cast(dtype)
         lost = pl.repeat(False, len(made), eager=True)
     elif given not in TAKES[kind]:
-        raise KarmafunnelError(f"{who}: column {values.name!r} needs {NEEDED[kind]}, found {values.dtype}{first_of(values, kind)}")
+        raise KarmafunnelError(
+            who,
+            what=f"column {values.name!r}",
+            needs=f"{NEEDED[kind]}",
+            found=f"{values.dtype}{first_of(values, kind)}",
+        )
     elif kind.startswith(LIST):
         made, lost = taken_lists(values, dtype)
     else:
@@ -204,7 +209,12 @@ def taken(values: pl.Series, dtype: Any, who: str) -> pl.Series:
     if lost.any():
         row = int(lost.arg_true()[0])
         hint = MISREAD if kind == TIME and misread(made)[row] else ""
-        raise KarmafunnelError(f"{who}: row {row}: column {values.name!r} needs {NEEDED[kind]}, found {shown(values, row)}{hint}")
+        raise KarmafunnelError(
+            f"{who}: row {row}",
+            what=f"column {values.name!r}",
+            needs=f"{NEEDED[kind]}",
+            found=f"{shown(values, row)}{hint}",
+        )
     return made
 
 

@@ -64,7 +64,9 @@ def assign_windows(ts: pl.Series, scenario: pl.Series) -> pl.Series:
     """
     served = ts.filter(scenario).sort()
     if served.len() == 0:
-        raise KarmafunnelError("windows: needed at least one request of the scenario, found none")
+        raise KarmafunnelError(
+            "windows", needs="at least one request of the scenario", found="none"
+        )
     cuts = [served[min(int(share * served.len()), served.len() - 1)] for share in (0.6, 0.75, 0.8)]
     frame = pl.DataFrame({"ts": ts})
     return frame.select(
@@ -190,8 +192,10 @@ def checksum_of(path: Path, meta: dict[str, Any], anyway: bool = False) -> str:
     elif told != found:
         with _told(anyway):
             raise KarmafunnelError(
-                f"{path}: needs the bytes whose checksum stands in log.json, found others: "
-                f"it is damaged, or was changed since; {meant(path.parent)}"
+                path,
+                needs="the bytes whose checksum stands in log.json",
+                found="others: it is damaged, or was changed since",
+                hint=f"{meant(path.parent)}",
             )
     return found
 
@@ -232,7 +236,7 @@ def read_meta(folder: Path, anyway: bool = False) -> dict[str, Any]:
     path = folder / "log.json"
     if not path.is_file():
         found = sorted(os.listdir(folder)) if folder.is_dir() else "no folder"
-        raise KarmafunnelError(f"{folder}: needed a log folder with log.json, found {found}")
+        raise KarmafunnelError(folder, needs="a log folder with log.json", found=f"{found}")
     meta = complete_meta(read_json(path), str(path))
     with _told(anyway):
         check(folder, "log.json", help=meant(folder))
@@ -281,7 +285,7 @@ class Log:
         items, requests = conform(items, "items", who), conform(requests, "requests", who)
         exposures = conform(exposures, "exposures", who)
         if requests.height == 0:
-            raise KarmafunnelError(f"{who}: needed at least one request, found none")
+            raise KarmafunnelError(who, needs="at least one request", found="none")
         if meta["time"] == "clock":
             if requests["ts"].null_count():
                 raise KarmafunnelError(
@@ -291,8 +295,10 @@ class Log:
         if requests["window"].null_count() == requests.height:
             if meta["time"] == "order":
                 raise KarmafunnelError(
-                    f"{who}: a log that knows only an order needs the publisher's windows, "
-                    "found none"
+                    who,
+                    what="a log that knows only an order",
+                    needs="the publisher's windows",
+                    found="none",
                 )
             window = assign_windows(requests["ts"], requests["source"].is_in(meta["scenario"]))
             requests = requests.with_columns(window.alias("window"))
@@ -323,8 +329,9 @@ class Log:
         """
         if not self.has("users"):
             raise KarmafunnelError(
-                f"sample: needs a log that knows its users, found {self.name}, "
-                "whose log.json says it does not"
+                "sample",
+                needs="a log that knows its users",
+                found=f"{self.name}, whose log.json says it does not",
             )
         check_bound("sample", "users_share", users=share)
         check_seed("sample", seed)
@@ -332,8 +339,9 @@ class Log:
         drawn = users.filter((hash_ids(users.to_numpy(), seed) >> np.uint64(11)) * 2.0**-53 < share)
         if drawn.len() == 0:
             raise KarmafunnelError(
-                f"sample: needs a share that draws a user, "
-                f"found {share:g} of the {users.len()} of {self.name}"
+                "sample",
+                needs="a share that draws a user",
+                found=f"{share:g} of the {users.len()} of {self.name}",
             )
         requests = self.requests.filter(pl.col("user_id").is_in(drawn.implode()))
         exposures = self.exposures.join(
@@ -404,7 +412,7 @@ class Log:
         except (pl.exceptions.PolarsError, OSError) as error:
             where = self.path / f"{name}.parquet" if self.path else name
             raise KarmafunnelError(
-                f"{where}: needed a readable Parquet table, found: {error}"
+                where, needs="a readable Parquet table", found=f"{error}"
             ) from error
 
     @cached_property
@@ -415,9 +423,7 @@ class Log:
     def requests(self) -> pl.DataFrame:
         frame = self._collect("requests")
         if frame.height == 0:
-            raise KarmafunnelError(
-                f"{self.name}: needed at least one request, found an empty table"
-            )
+            raise KarmafunnelError(self.name, needs="at least one request", found="an empty table")
         return frame
 
     @cached_property
@@ -555,8 +561,10 @@ class Log:
             if ids.is_duplicated().any() or ids.null_count():
                 bad = ids.filter(ids.is_duplicated() | ids.is_null())[0]
                 raise KarmafunnelError(
-                    f"{self.name}: {name}.parquet: {key} needs to be unique, "
-                    f"found {bad!r} more than once or null"
+                    f"{self.name}: {name}.parquet",
+                    what=f"{key}",
+                    needs="to be unique",
+                    found=f"{bad!r} more than once or null",
                 )
         for column in ("user_id", "window"):
             if nulls := self.requests[column].null_count():
@@ -577,7 +585,7 @@ class Log:
         Raises KarmafunnelError for a label that the log does not hold.
         """
         if label not in LABELS:
-            raise KarmafunnelError(f"label: needed 'click' or 'purchase', found {label!r}")
+            raise KarmafunnelError("label", needs="'click' or 'purchase'", found=repr(label))
         if not self.has(LABELS[label]):
             raise KarmafunnelError(f"label {label!r}: log {self.name} has no {LABELS[label]}")
         if label == "purchase":

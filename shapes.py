@@ -61,11 +61,15 @@ def check_keys(who: str, found: Any, needed: Mapping[str, Kind], optional: Mappi
     another kind. Others may be there.
     """
     if not isinstance(found, dict):
-        raise KarmafunnelError(f"{who}: needed an object with {', '.join(needed)}, found {quoted(found)}")
+        raise KarmafunnelError(
+            who, needs=f"an object with {', '.join(needed)}", found=quoted(found)
+        )
     for key, kind in {**needed, **(optional or {})}.items():
         if key not in found:
             if key in needed:
                 raise KarmafunnelError(f"{who}: needed {key}, {kind.words}, missing among {quoted(list(found))}")
         elif not kind.holds(found[key]):
-            raise KarmafunnelError(f"{who}: {key} needs {kind.words}, found {quoted(found[key])}")
+            raise KarmafunnelError(
+                who, what=f"{key}", needs=f"{kind.words}", found=quoted(found[key])
+            )
     return found

@@ -199,7 +199,7 @@ def read_words(folder: Path | str, description: Mapping[str, Any], n: int) -> li
     found = check_keys(who, description["extras"], {"vocabulary": each(TEXT)})["vocabulary"]
     if len(found) != n or len(set(found)) < n:
         raise KarmafunnelError(
-            f"{who}: vocabulary needs {n:,} different terms, found {len(found):,}"
+            who, what="vocabulary", needs=f"{n:,} different terms", found=f"{len(found):,}"
         )
     return list(found)
 
@@ -222,10 +222,10 @@ def read_saved(
     check_keys(f"{folder}/embedding.json", description, DESCRIPTION)
     own = json.loads(json.dumps(asdict(value)))  # type: ignore[call-overload]
     if (description["class"], description["fields"]) != (type(value).__name__, own):
-        raise KarmafunnelError(f"{folder}: needed {value!r}, found {description['embedder']}")
+        raise KarmafunnelError(folder, needs=repr(value), found=f"{description['embedder']}")
     if description["items"] != items_checksum(log):
         raise KarmafunnelError(
-            f"{folder}: needed the items of log {log.name}, found those of log {description['log']}"
+            folder, needs=f"the items of log {log.name}", found=f"those of log {description['log']}"
         )
     if missing := [name for name in wanted if name not in tensors]:
         raise KarmafunnelError(f"{who} tensors without {', '.join(missing)}")
@@ -261,7 +261,7 @@ def w1_sequences(log: Log, who: str) -> Sequences:
     events = events.filter(pl.Series(inside, dtype=pl.Boolean))
     if events.height == 0:
         raise KarmafunnelError(
-            f"{who}: needed clicks or purchases in W1 of log {log.name}, found none"
+            who, needs=f"clicks or purchases in W1 of log {log.name}", found="none"
         )
     user, t = events["user"].to_numpy(), events["t"].to_numpy()
     order = np.lexsort((t, user))  # stable: lines of one request stay in their order
@@ -369,7 +369,7 @@ class TfidfSVD(Embedder):
             counts = counter.fit_transform(corpus)
         except ValueError as error:  # scikit-learn's "empty vocabulary"
             raise KarmafunnelError(
-                f"{self!r}: needed words in the item text of log {log.name}, found none"
+                f"{self!r}", needs=f"words in the item text of log {log.name}", found="none"
             ) from error
         vocabulary = sorted(counter.vocabulary_, key=counter.vocabulary_.__getitem__)
         documents = np.bincount(counts.indices, minlength=counts.shape[1])
@@ -392,8 +392,9 @@ class TfidfSVD(Embedder):
         texts = log.item_text()
         if not any(text and text.strip() for text in texts):
             raise KarmafunnelError(
-                f"{self!r}: needed item text (title, brand, category, attributes), "
-                f"found none in log {log.name}"
+                f"{self!r}",
+                needs="item text (title, brand, category, attributes)",
+                found=f"none in log {log.name}",
             )
         return [text or "" for text in texts]
 
@@ -492,7 +493,10 @@ class Cooccurrence(Embedder):
     def __post_init__(self) -> None:
         if self.weighting not in ("cosine", "ppmi"):
             raise KarmafunnelError(
-                f"Cooccurrence: weighting needs 'cosine' or 'ppmi', found {self.weighting!r}"
+                "Cooccurrence",
+                what="weighting",
+                needs="'cosine' or 'ppmi'",
+                found=repr(self.weighting),
             )
         needs(self, "dim", "window", "falloff", "shrink", "length", "decay")
 

@@ -76,26 +76,30 @@ class LabelledRows:
         rows, columns = np.shape(self.x)
         if rows == 0 or len(self.y) != rows or columns != len(names):
             raise KarmafunnelError(
-                f"gbdt: needed {what} rows with a label and a name each, "
-                f"found x {np.shape(self.x)}, {len(self.y)} labels, {len(names)} names"
+                "gbdt",
+                needs=f"{what} rows with a label and a name each",
+                found=f"x {np.shape(self.x)}, {len(self.y)} labels, {len(names)} names",
             )
         labels = np.asarray(self.y, dtype=np.float32)
         if not np.isfinite(labels).all():
             row = int(np.argmin(np.isfinite(labels)))
             raise KarmafunnelError(
-                f"gbdt: needed finite {what} labels, found {labels[row]} in row {row}"
+                "gbdt", needs=f"finite {what} labels", found=f"{labels[row]} in row {row}"
             )
         if objective == "binary" and not np.isin(labels, (0, 1)).all():
             other = labels[~np.isin(labels, (0, 1))][0]
-            raise KarmafunnelError(f"gbdt: needed {what} labels 0 or 1, found {other:g}")
+            raise KarmafunnelError("gbdt", needs=f"{what} labels 0 or 1", found=f"{other:g}")
         found = f"{labels.min():g} to {labels.max():g}"
         if objective == "cross_entropy" and (labels.min() < 0 or labels.max() > 1):
-            raise KarmafunnelError(f"gbdt: needed {what} labels in 0..1, found {found}")
+            raise KarmafunnelError("gbdt", needs=f"{what} labels in 0..1", found=f"{found}")
         if objective == "lambdarank":
             self.check_groups(what)
             if labels.min() < 0 or labels.max() > 30 or (labels != np.round(labels)).any():
                 raise KarmafunnelError(
-                    f"gbdt: lambdarank needs {what} grades among 0, 1, ... 30, found {found}"
+                    "gbdt",
+                    what="lambdarank",
+                    needs=f"{what} grades among 0, 1, ... 30",
+                    found=f"{found}",
                 )
         return labels
 
@@ -104,8 +108,10 @@ class LabelledRows:
         if self.group is None or np.sum(self.group) != len(self.x):
             found = "none" if self.group is None else f"a sum of {int(np.sum(self.group))}"
             raise KarmafunnelError(
-                f"gbdt: lambdarank needs {what} group sizes that add up to {len(self.x)} rows, "
-                f"found {found}"
+                "gbdt",
+                what="lambdarank",
+                needs=f"{what} group sizes that add up to {len(self.x)} rows",
+                found=f"{found}",
             )
         if np.max(self.group) > MOST_ROWS:
             raise KarmafunnelError(
@@ -131,15 +137,16 @@ def fit_gbdt(
     """
     if options.objective not in METRICS:
         raise KarmafunnelError(
-            f"gbdt: objective needs one of {list(METRICS)}, found {options.objective!r}"
+            "gbdt", what="objective", needs=f"one of {list(METRICS)}", found=repr(options.objective)
         )
     names = list(names) if names is not None else [f"f{i}" for i in range(np.shape(train.x)[1])]
     y = train.labels(options.objective, names, "training")
     y_val = validation.labels(options.objective, names, "validation")
     if np.ptp(y) == 0:
         raise KarmafunnelError(
-            "gbdt: needed training labels of more than one class, "
-            f"found {len(y)} rows all labelled {y[0]:g}"
+            "gbdt",
+            needs="training labels of more than one class",
+            found=f"{len(y)} rows all labelled {y[0]:g}",
         )
     params = options.parameters() | {
         "seed": seed,
@@ -184,8 +191,9 @@ def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> n
     """
     if np.shape(x)[1] != booster.num_feature():
         raise KarmafunnelError(
-            f"gbdt: needed {booster.num_feature()} features {booster.feature_name()}, "
-            f"found {np.shape(x)[1]}"
+            "gbdt",
+            needs=f"{booster.num_feature()} features {booster.feature_name()}",
+            found=f"{np.shape(x)[1]}",
         )
     if len(x) == 0:
         return np.zeros(0, dtype=np.float32)
@@ -205,9 +213,9 @@ def load_gbdt(path: Path | str) -> lgb.Booster:
     """
     if edited(Path(path)):
         raise KarmafunnelError(
-            f"{path}: needed a LightGBM text file as it was written, found: other bytes, or none"
+            path, needs="a LightGBM text file as it was written", found="other bytes, or none"
         )
     try:
         return lgb.Booster(model_str=read_text(path).partition("\n")[2])
     except lgb.basic.LightGBMError as error:
-        raise KarmafunnelError(f"{path}: needed a LightGBM text file, found: {error}") from error
+        raise KarmafunnelError(path, needs="a LightGBM text file", found=f"{error}") from error

@@ -78,7 +78,9 @@ class SASRec(Embedder):
 
     def __post_init__(self) -> None:
         if self.loss not in ("full", "sampled"):
-            raise KarmafunnelError(f"SASRec: loss needs 'full' or 'sampled', found {self.loss!r}")
+            raise KarmafunnelError(
+                "SASRec", what="loss", needs="'full' or 'sampled'", found=repr(self.loss)
+            )
         needs(
             self,
             "dim",
@@ -94,7 +96,10 @@ class SASRec(Embedder):
         needs(self, "dropout", "unknown", "temperature", "rate", "weight_decay")
         if self.dim % self.heads:
             raise KarmafunnelError(
-                f"SASRec: dim needs to be a multiple of heads, found {self.dim} and {self.heads}"
+                "SASRec",
+                what="dim",
+                needs="to be a multiple of heads",
+                found=f"{self.dim} and {self.heads}",
             )
 
     def fit(
@@ -120,8 +125,7 @@ class SASRec(Embedder):
             network.load_state_dict({name: torch.from_numpy(x) for name, x in tensors.items()})
         except RuntimeError as error:
             raise KarmafunnelError(
-                f"{folder}: needed the weights of {self!r}, found: "
-                f"{str(error).splitlines()[-1].strip()}"
+                folder, needs=f"the weights of {self!r}", found=str(error).splitlines()[-1].strip()
             ) from error
         return SASRecEmbedding(self, log, network, catalogue, description["facts"])
 
@@ -463,8 +467,9 @@ def train(
                 step += 1
                 if not torch.isfinite(loss):
                     raise KarmafunnelError(
-                        f"{config!r}: needed a finite loss, "
-                        f"found {loss.item()} in epoch {epoch}, step {step}"
+                        f"{config!r}",
+                        needs="a finite loss",
+                        found=f"{loss.item()} in epoch {epoch}, step {step}",
                     )
                 for group in optimiser.param_groups:
                     group["lr"] = config.rate * min(1.0, step / 50)

@@ -97,16 +97,12 @@ class Snapshot:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             facts = json.loads(told["facts"])
             if "digest" in told and told["digest"] != _digest(tensors, told["facts"]):
-                raise KarmafunnelError(
-                    f"{file}: needed {what} as it was written, found other bytes"
-                )
+                raise KarmafunnelError(file, needs=f"{what} as it was written", found="other bytes")
             if not isinstance(facts, dict):
-                raise KarmafunnelError(
-                    f"{file}: needed {what} with its facts, found {quoted(facts)}"
-                )
+                raise KarmafunnelError(file, needs=f"{what} with its facts", found=quoted(facts))
             return cls(tensors, facts, file)
         except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise KarmafunnelError(f"{file}: needed {what}, found: {error}") from error
+            raise KarmafunnelError(file, needs=f"{what}", found=f"{error}") from error
 
     @classmethod
     def resume(cls, file: Path | None, what: str = "a checkpoint") -> Snapshot | None:
@@ -149,7 +145,7 @@ def check_weights(wanted: Iterable[str], weights: Mapping[str, Tensor], who: str
     missing = [name for name in wanted if name not in weights]
     if missing:
         first = f"{', '.join(missing[:3])} ({len(missing)} missing)"
-        raise KarmafunnelError(f"{who}: needed all weights, found none of {first}")
+        raise KarmafunnelError(who, needs="all weights", found=f"none of {first}")
 
 
 def copy_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], who: str) -> None:
@@ -175,4 +171,4 @@ def put_weights(
         module.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         found = str(error).splitlines()[-1].strip()
-        raise KarmafunnelError(f"{who}: needed weights of its shapes, found: {found}") from error
+        raise KarmafunnelError(who, needs="weights of its shapes", found=f"{found}") from error

@@ -108,7 +108,9 @@ class Similarity(Feature):
     def __post_init__(self) -> None:
         allowed = ("interest", "query", "last", "session")
         if self.to not in allowed:
-            raise KarmafunnelError(f"Similarity: to needs one of {allowed}, found {self.to!r}")
+            raise KarmafunnelError(
+                "Similarity", what="to", needs=f"one of {allowed}", found=repr(self.to)
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -121,7 +123,12 @@ class Similarity(Feature):
     def check(self, scene: Scene, who: str) -> None:
         embedding, log = scene.embedding(self.embedder, f"{who}: {self!r}"), scene.log
         if self.to == "query" and not embedding.asks:
-            raise KarmafunnelError(f"{who}: {self!r} needs an embedder that reads queries, found {embedding.value!r}")
+            raise KarmafunnelError(
+                who,
+                what=repr(self),
+                needs="an embedder that reads queries",
+                found=repr(embedding.value),
+            )
         if self.to == "query" and not any(log.has(what) for what in embedding.asks):
             raise KarmafunnelError(f"{who}: {self!r} needs {' or '.join(embedding.asks)} of requests, log {log.name} has none")
         if self.to == "session" and log.requests["session_id"].null_count() == log.requests.height:
@@ -150,7 +157,11 @@ class Similarity(Feature):
         if self.to == "query":
             asked = scene.embedding(self.embedder, repr(self)).queries(requests)
             if asked is None:
-                raise KarmafunnelError(f"{self!r} needs an embedder that reads queries, found {self.embedder!r} that reads none")
+                raise KarmafunnelError(
+                    f"{self!r}",
+                    needs="an embedder that reads queries",
+                    found=f"{self.embedder!r} that reads none",
+                )
             return unit_rows(asked)
         history = scene.log.asof.history(requests, *((1, False) if self.to == "last" else (SESSION, True))).items
         present = history >= 0
@@ -446,7 +457,9 @@ def check(features: Sequence[Feature], scene: Scene, who: str) -> None:
         feature.check(scene, who)
     named = Counter(column for feature in features for column in feature.columns)
     if twice := [column for column, n in named.items() if n > 1]:
-        raise KarmafunnelError(f"{who}: needs features of different columns, found {twice[:5]} more than once")
+        raise KarmafunnelError(
+            who, needs="features of different columns", found=f"{twice[:5]} more than once"
+        )
 
 
 def compute(features: Sequence[Feature], rows: Rows) -> np.ndarray:

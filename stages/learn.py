@@ -54,14 +54,23 @@ class Sample(Typed):
 
     def __post_init__(self) -> None:
         if not isinstance(self.exposed, bool):
-            raise KarmafunnelError(f"Sample: exposed needs True or False, found {self.exposed!r}")
+            raise KarmafunnelError(
+                "Sample", what="exposed", needs="True or False", found=repr(self.exposed)
+            )
         needs(self, "passed", "random", "requests")
         given = self.windows if isinstance(self.windows, tuple) else ()
         if not given or set(given) - {"W1", "W2a"} or len(set(given)) < len(given):
-            raise KarmafunnelError(f"Sample: windows needs a tuple of 'W1' and 'W2a', found {self.windows!r}")
+            raise KarmafunnelError(
+                "Sample",
+                what="windows",
+                needs="a tuple of 'W1' and 'W2a'",
+                found=repr(self.windows),
+            )
         if not (self.exposed or self.passed or self.random):
             raise KarmafunnelError(
-                f"Sample: needs negatives: exposed=True, passed or random above 0; found none of them in {self!r}"
+                "Sample",
+                needs="negatives: exposed=True, passed or random above 0",
+                found=f"none of them in {self!r}",
             )
 
 
@@ -168,7 +177,11 @@ def training_table(
     was fitted on a window to learn from.
     """
     if upstream is None:
-        raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): needs a stage before it to learn from, found none")
+        raise KarmafunnelError(
+            f"{stage.name} ({type(stage).__name__})",
+            needs="a stage before it to learn from",
+            found="none",
+        )
     check(features, scene, stage.name)
     check_windows((*upstream.funnel.stages, stage), scene, windows, "learn from")
     what = repr((features, windows, sample, teacher and teacher.teacher, scene.label))
@@ -182,9 +195,15 @@ def training_table(
     both = ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
     if not both.any():
         raise KarmafunnelError(
-            f"{stage.name} ({type(stage).__name__}): needs requests of {list(windows)} with truth and negatives among what its upstream passes; "
-            f"found none in {len(np.unique(table.request))} requests with truth"
-            f"{'' if upstream.left_out is None else ' outside one fold of users'}, by {sample!r}"
+            f"{stage.name} ({type(stage).__name__})",
+            needs=(
+                f"requests of {list(windows)} with truth and negatives among what its upstream "
+                "passes"
+            ),
+            found=(
+                f"none in {len(np.unique(table.request))} requests with truth"
+                f"{'' if upstream.left_out is None else ' outside one fold of users'}, by {sample!r}"
+            ),
         )
     return table[both]
 
@@ -220,7 +239,11 @@ def probabilities(p: np.ndarray, who: str) -> np.ndarray:
     """p, all in 0..1; raises KarmafunnelError naming who gave something else."""
     p = np.asarray(p)
     if bad := np.count_nonzero(~((p >= 0) & (p <= 1))):
-        raise KarmafunnelError(f"{who}: needs probabilities in 0..1, found {p[~((p >= 0) & (p <= 1))][0]} ({bad} such rows)")
+        raise KarmafunnelError(
+            who,
+            needs="probabilities in 0..1",
+            found=f"{p[~((p >= 0) & (p <= 1))][0]} ({bad} such rows)",
+        )
     return p
 
 
@@ -285,12 +308,17 @@ def fit_calibration(kind: Calibrated, score: np.ndarray, label: np.ndarray, who:
     for labels of one class.
     """
     if not np.isfinite(score).all():
-        raise KarmafunnelError(f"{who}: needs finite scores to calibrate, found {score[~np.isfinite(score)][0]}")
+        raise KarmafunnelError(
+            who, needs="finite scores to calibrate", found=f"{score[~np.isfinite(score)][0]}"
+        )
     n, positives = len(label), int(np.sum(label))
     if not 0 < positives < n:
         raise KarmafunnelError(
-            f"{who}: calibrated={kind!r} needs rows of W2b with and without the label, found {positives} with it among {n}; "
-            'calibrated="" does without'
+            who,
+            what=f"calibrated={kind!r}",
+            needs="rows of W2b with and without the label",
+            found=f"{positives} with it among {n}",
+            hint='calibrated="" does without',
         )
     return CALIBRATIONS[kind].fit(score, label)
 
@@ -309,13 +337,22 @@ def load_calibration(path: Path) -> Calibration:
         return Temperature(float(kept["temperature"]), float(kept["shift"]))
     check_keys(str(path), kept, dict.fromkeys(("x", "y"), each(NUMBER)))
     if len(kept["x"]) != len(kept["y"]) or not kept["x"]:
-        raise KarmafunnelError(f"{path}: needed as many x as y, at least one, found {len(kept['x'])} and {len(kept['y'])}")
+        raise KarmafunnelError(
+            path,
+            needs="as many x as y, at least one",
+            found=f"{len(kept['x'])} and {len(kept['y'])}",
+        )
     return Isotonic(list(map(float, kept["x"])), list(map(float, kept["y"])))
 
 
 def check_calibrated(stage: Boosted | Neural) -> None:
     if stage.calibrated not in ("", *CALIBRATIONS):
-        raise KarmafunnelError(f"{stage.name}: calibrated needs 'isotonic', 'temperature' or '', found {stage.calibrated!r}")
+        raise KarmafunnelError(
+            stage.name,
+            what="calibrated",
+            needs="'isotonic', 'temperature' or ''",
+            found=repr(stage.calibrated),
+        )
 
 
 def shown_in_w2b(scene: Scene, upstream: FittedFunnel, most: int) -> Iterator[tuple[Rows, np.ndarray]]:
@@ -383,7 +420,11 @@ class Teacher(Typed):
 
     def __post_init__(self) -> None:
         if not isinstance(self.stage, Boosted | Neural):
-            raise KarmafunnelError(f"Teacher: needs a learnt stage, boosted trees or a network, found {quoted(self.stage)}")
+            raise KarmafunnelError(
+                "Teacher",
+                needs="a learnt stage, boosted trees or a network",
+                found=quoted(self.stage),
+            )
         needs(self, "temperature", weight=(0.0, 1.0))
 
     def mixed(self, label: np.ndarray, taught: np.ndarray) -> np.ndarray:
@@ -482,7 +523,9 @@ def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
     for what is no feature.
     """
     if wrong := [f for f in stage.features if not isinstance(f, Feature)]:
-        raise KarmafunnelError(f"{stage.name}: features needs values such as Popularity(), found {wrong[0]!r}")
+        raise KarmafunnelError(
+            stage.name, what="features", needs="values such as Popularity()", found=repr(wrong[0])
+        )
     own = tuple(name for f in stage.features for name in f.embedders())
     return own + (stage.teacher.stage.embedders() if stage.teacher is not None else ())
 
@@ -516,7 +559,12 @@ class Boosted(Stage):
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if self.objective not in ("lambdarank", "binary"):
-            raise KarmafunnelError(f"{self.name}: objective needs 'lambdarank' or 'binary', found {self.objective!r}")
+            raise KarmafunnelError(
+                self.name,
+                what="objective",
+                needs="'lambdarank' or 'binary'",
+                found=repr(self.objective),
+            )
         needs(self, "trees", "leaves", "learning_rate", "min_rows", "l2", "patience")
         check_calibrated(self)
 
@@ -626,7 +674,9 @@ class Neural(Stage):
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if self.loss not in ("bce", "listwise"):
-            raise KarmafunnelError(f"{self.name}: loss needs 'bce' or 'listwise', found {self.loss!r}")
+            raise KarmafunnelError(
+                self.name, what="loss", needs="'bce' or 'listwise'", found=repr(self.loss)
+            )
         needs(self, "dim", "depth", "epochs", rate=(1e-9, 100.0))
         check_calibrated(self)
 

@@ -65,7 +65,12 @@ class DINRank(Neural):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use not in ("simtier", "sata", "both", "raw"):
-            raise KarmafunnelError(f"{self.name}: use needs 'simtier', 'sata', 'both' or 'raw', found {self.use!r}")
+            raise KarmafunnelError(
+                self.name,
+                what="use",
+                needs="'simtier', 'sata', 'both' or 'raw'",
+                found=repr(self.use),
+            )
         needs(self, "attention")
 
     def embedders(self) -> tuple[str, ...]:
@@ -124,10 +129,15 @@ class ESMMRank(DINRank):
         super().__post_init__()
         if self.trunk not in ("DIN", "DCN") or (self.trunk == "DCN" and self.similar):
             raise KarmafunnelError(
-                f"{self.name}: trunk needs 'DIN', or 'DCN' without similar, found {self.trunk!r}, similar={self.similar!r}"
+                self.name,
+                what="trunk",
+                needs="'DIN', or 'DCN' without similar",
+                found=f"{self.trunk!r}, similar={self.similar!r}",
             )
         if self.loss != "bce" or self.teacher is not None:
-            raise KarmafunnelError(f"{self.name}: ESMM needs the loss 'bce' and no teacher, found {self!r}")
+            raise KarmafunnelError(
+                self.name, what="ESMM", needs="the loss 'bce' and no teacher", found=repr(self)
+            )
 
     def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
         shape = ctr.Shape(scene.log.n_items, n_dense)
@@ -152,8 +162,12 @@ class ESMMRank(DINRank):
         clicked, bought = happened(scene, table.request, table.item)
         if not 0 < bought.sum() < clicked.sum():
             raise KarmafunnelError(
-                f"{self.name} (ESMMRank): needs clicks with and without a purchase to learn from, found {int(clicked.sum())} clicks "
-                f"with {int(bought.sum())} purchases in {len(requests)} requests"
+                f"{self.name} (ESMMRank)",
+                needs="clicks with and without a purchase to learn from",
+                found=(
+                    f"{int(clicked.sum())} clicks with {int(bought.sum())} purchases in "
+                    f"{len(requests)} requests"
+                ),
             )
         batch, where = self.batch(scene, requests, group, table.item, table.x, clicked)
         second = np.zeros_like(batch.label)

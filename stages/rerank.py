@@ -54,10 +54,19 @@ class Rules(Stage):
     def __post_init__(self) -> None:
         needs(self, "max_per_category", "level", "min_price", "max_price")
         if self.unknown_price not in ("keep", "drop"):
-            raise KarmafunnelError(f"{self!r}: unknown_price needs 'keep' or 'drop', found {self.unknown_price!r}")
+            raise KarmafunnelError(
+                f"{self!r}",
+                what="unknown_price",
+                needs="'keep' or 'drop'",
+                found=repr(self.unknown_price),
+            )
         low, high = self.bounds
         if low > high:
-            raise KarmafunnelError(f"{self!r}: needs prices with 0 <= min_price <= max_price, found {low:g} and {high:g}")
+            raise KarmafunnelError(
+                f"{self!r}",
+                needs="prices with 0 <= min_price <= max_price",
+                found=f"{low:g} and {high:g}",
+            )
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -193,7 +202,9 @@ class Unseen(Stage):
 
     def __post_init__(self) -> None:
         if self.which not in ("event", "purchase"):
-            raise KarmafunnelError(f"{self!r}: which needs 'event' or 'purchase', found {self.which!r}")
+            raise KarmafunnelError(
+                f"{self!r}", what="which", needs="'event' or 'purchase'", found=repr(self.which)
+            )
 
     def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedUnseen:
         """Raises KarmafunnelError where the log knows no users, or no purchases where these count.
@@ -373,7 +384,7 @@ class GMVRank(Stage):
     def __post_init__(self) -> None:
         needs(self, "click", "buy", "price")
         if not (self.click or self.buy or self.price):
-            raise KarmafunnelError(f"{self!r}: needs an exponent above 0, found none")
+            raise KarmafunnelError(f"{self!r}", needs="an exponent above 0", found="none")
 
     @property
     def factors(self) -> dict[str, float]:
@@ -391,7 +402,9 @@ class GMVRank(Stage):
         """
         names = [s.name for s in upstream.funnel.stages] if upstream else [self.source]
         if self.factors and self.source not in names:
-            raise KarmafunnelError(f"{self!r}: needs a stage {self.source!r} before it, found {names}")
+            raise KarmafunnelError(
+                f"{self!r}", needs=f"a stage {self.source!r} before it", found=f"{names}"
+            )
         if self.price:
             needs_prices(self, scene)
         return FittedGMVRank(self, scene)
@@ -409,8 +422,12 @@ class FittedGMVRank(Fitted):
             if len(bad):
                 log, row = self.scene.log, bad[0]
                 raise KarmafunnelError(
-                    f"{self.stage.name} ({type(self.stage).__name__}): needs {column} between 0 and 1, found {p[row]} for request "
-                    f"{log.request_ids[rows.request[row]]!r}, item {log.item_ids[rows.item[row]]!r} ({len(bad)} such rows)"
+                    f"{self.stage.name} ({type(self.stage).__name__})",
+                    needs=f"{column} between 0 and 1",
+                    found=(
+                        f"{p[row]} for request {log.request_ids[rows.request[row]]!r}, item "
+                        f"{log.item_ids[rows.item[row]]!r} ({len(bad)} such rows)"
+                    ),
                 )
             score += exponent * np.log(np.maximum(p, SMALLEST))
         if self.stage.price:

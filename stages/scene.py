@@ -92,7 +92,11 @@ class Scene:
         """
         if self.reader is not None and name not in self.reader[1]:
             reader, names = self.reader
-            raise KarmafunnelError(f"{reader}: reads embedder {name!r}: needs to name it in embedders(), found {list(names)}")
+            raise KarmafunnelError(
+                f"{reader}: reads embedder {name!r}",
+                needs="to name it in embedders()",
+                found=f"{list(names)}",
+            )
         if name not in self.embeddings:
             raise KarmafunnelError(f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}")
         found = self.embeddings[name]
@@ -105,13 +109,15 @@ class Scene:
         """Refuse an embedder whose log is neither this one nor the same, read twice."""
         if self._items_of(self.log) != self._items_of(log):
             raise KarmafunnelError(
-                f"{who}: needs embedder {name!r} fitted on the items of log {self.log.name} ({self.log.n_items}), "
-                f"found one of log {log.name} ({log.n_items})"
+                who,
+                needs=f"embedder {name!r} fitted on the items of log {self.log.name} ({self.log.n_items})",
+                found=f"one of log {log.name} ({log.n_items})",
             )
         if log.checksum != self.log.checksum:
             raise KarmafunnelError(
-                f"{who}: needs embedder {name!r} to read the requests of log {self.log.name} ({self.log.checksum}), "
-                f"found one that reads log {log.name} ({log.checksum})"
+                who,
+                needs=f"embedder {name!r} to read the requests of log {self.log.name} ({self.log.checksum})",
+                found=f"one that reads log {log.name} ({log.checksum})",
             )
 
     def _items_of(self, log: Log) -> str:

@@ -175,7 +175,11 @@ def _scored(fitted: Fitted, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame, np.
     """
     stage, slate = fitted.stage, rows.slate
     if slate is None:
-        raise KarmafunnelError(f"{stage.name} ({type(stage).__name__}): needs candidates to score, found no recall stage before it")
+        raise KarmafunnelError(
+            f"{stage.name} ({type(stage).__name__})",
+            needs="candidates to score",
+            found="no recall stage before it",
+        )
     check_columns(stage, slate)
     made = fitted.outputs(rows)
     keep = made.pop("keep", None)
@@ -205,8 +209,12 @@ def check_scores(stage: Stage, frame: pl.DataFrame, scene: Scene) -> None:
     if len(bad):
         row = frame.row(int(bad[0]), named=True)
         raise KarmafunnelError(
-            f"{stage.name} ({type(stage).__name__}): needs finite scores, found {row[SCORE]} for request "
-            f"{scene.log.request_ids[row[REQUEST]]!r}, item {scene.log.item_ids[row[ITEM]]!r} ({len(bad)} such rows)"
+            f"{stage.name} ({type(stage).__name__})",
+            needs="finite scores",
+            found=(
+                f"{row[SCORE]} for request {scene.log.request_ids[row[REQUEST]]!r}, item "
+                f"{scene.log.item_ids[row[ITEM]]!r} ({len(bad)} such rows)"
+            ),
         )
 
 
@@ -221,12 +229,19 @@ class Funnel:
     def __post_init__(self) -> None:
         for stage in (part for whole in self.stages for part in (whole, *getattr(whole, "channels", ()))):
             if not isinstance(stage, Stage):
-                raise KarmafunnelError(f"funnel: needs stages such as Popular(k=800), found {quoted(stage)}")
+                raise KarmafunnelError(
+                    "funnel", needs="stages such as Popular(k=800)", found=quoted(stage)
+                )
             needs(stage, "k")
             check_name(type(stage).__name__, "name", stage.name)
         names = [s.name for s in self.stages]
         if len(set(names)) < len(names):
-            raise KarmafunnelError(f"funnel: needs stages of different names, found {names}; give one a name=")
+            raise KarmafunnelError(
+                "funnel",
+                needs="stages of different names",
+                found=f"{names}",
+                hint="give one a name=",
+            )
 
     def __rshift__(self, other: Stage | Funnel) -> Funnel:
         return Funnel(self.stages + (other.stages if isinstance(other, Funnel) else (other,)))
@@ -252,7 +267,7 @@ class Funnel:
         `cache` by content.
         """
         if not self.stages:
-            raise KarmafunnelError("funnel: needs a recall stage, found no stage")
+            raise KarmafunnelError("funnel", needs="a recall stage", found="no stage")
         fits = Fits(self, scene, Kept.of(cache))
         start = time.perf_counter()
         fitted = fits.upto(len(self.stages))
@@ -313,7 +328,9 @@ class Fits:
             self.ready[key] = self._kept(stage, key) or self._fit(i, fold, upstream)
             if isinstance(self.ready[key], Retriever) != (i == 0):
                 raise KarmafunnelError(
-                    f"funnel: needs one recall stage, the first (`Join` puts channels together); found {stage!r} at place {i + 1}"
+                    "funnel",
+                    needs="one recall stage, the first (`Join` puts channels together)",
+                    found=f"{stage!r} at place {i + 1}",
                 )
             self.kept.fitted[key] = self.ready[key]
         return self.ready[key]
@@ -369,8 +386,12 @@ def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str],
         for what, fitted_on in read.items():
             if seen := sorted(wanted & set(fitted_on)):
                 raise KarmafunnelError(
-                    f"{stage.name} ({type(stage).__name__}): cannot {doing} {', '.join(seen)}, on which {what} was fitted: "
-                    f"needs windows outside {list(fitted_on)}, found {list(windows)}"
+                    (
+                        f"{stage.name} ({type(stage).__name__}): cannot {doing} {', '.join(seen)}, "
+                        f"on which {what} was fitted"
+                    ),
+                    needs=f"windows outside {list(fitted_on)}",
+                    found=f"{list(windows)}",
                 )
 
 
@@ -456,7 +477,10 @@ class FittedFunnel:
         learnt = any(ready.stage.learns for ready in self.stages[1:])
         if learnt and self.fits is None:
             raise KarmafunnelError(
-                f"funnel: to learn behind {self.stages[-1].stage.name} it needs to be fitted by Funnel.fit, found one put together by hand"
+                "funnel",
+                what=f"to learn behind {self.stages[-1].stage.name} it",
+                needs="to be fitted by Funnel.fit",
+                found="one put together by hand",
             )
         parts = [(k, requests[fold == k]) for k in range(self.scene.folds) if k != self.left_out]
         return [(self.fits.upto(n, k) if learnt and self.fits else self, part) for k, part in parts if len(part)]

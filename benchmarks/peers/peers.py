@@ -432,7 +432,7 @@ def side_by_side(
     No peer is begun after `minutes`; one that takes longer than `each` is ended.
     """
     if out.exists() and not out.is_dir():
-        raise KarmafunnelError(f"peers: needs a folder to write into, found the file {out}")
+        raise KarmafunnelError("peers", needs="a folder to write into", found=f"the file {out}")
     shown, console = log.has("exposures"), options.console
     say = (
         (lambda text: console.print(f"  {text}", style="dim", soft_wrap=True))

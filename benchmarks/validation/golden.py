@@ -79,7 +79,11 @@ def both(commit: str) -> Iterator[tuple[Code, Code]]:
         checkout = str(old.home / "karmafunnel")
         made = git("worktree", "add", "--detach", "--quiet", checkout, commit)
         if made.returncode:
-            raise KarmafunnelError(f"golden: needs a commit of this repository, found {commit!r}: {made.stderr.strip()}")
+            raise KarmafunnelError(
+                "golden",
+                needs="a commit of this repository",
+                found=f"{commit!r}: {made.stderr.strip()}",
+            )
         (new.home / "karmafunnel").symlink_to(ROOT, target_is_directory=True)
         try:
             yield old, new

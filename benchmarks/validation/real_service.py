@@ -222,7 +222,9 @@ class Lines:
                 break
             if found:
                 return found[0]
-        raise KarmafunnelError(f"real service: needs an answer of the worker within {seconds:g} s, found none")
+        raise KarmafunnelError(
+            "real service", needs=f"an answer of the worker within {seconds:g} s", found="none"
+        )
 
 
 # -- the generator ---------------------------------------------------------------------------------
@@ -235,7 +237,11 @@ def service(told: Worker, console: Console | None = None) -> Iterator[tuple[Line
     """
     cores = os.sched_getaffinity(0)
     if not cores - {told.core}:
-        raise KarmafunnelError(f"real service: needs a core beside the worker's ({told.core}), found {sorted(cores)}")
+        raise KarmafunnelError(
+            "real service",
+            needs=f"a core beside the worker's ({told.core})",
+            found=f"{sorted(cores)}",
+        )
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     line = [sys.executable, "-m", "karmafunnel.benchmarks.validation.real_service", told.log, "--worker", json.dumps(vars(told))]
     worker = subprocess.Popen(
@@ -246,7 +252,9 @@ def service(told: Worker, console: Console | None = None) -> Iterator[tuple[Line
         assert worker.stdout
         hello = worker.stdout.readline()
         if not hello:
-            raise KarmafunnelError(f"real service: needs a worker that starts, found exit code {worker.wait()}")
+            raise KarmafunnelError(
+                "real service", needs="a worker that starts", found=f"exit code {worker.wait()}"
+            )
         said = json.loads(hello)
         with socket.create_connection(("127.0.0.1", said["port"]), timeout=60) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -281,11 +289,15 @@ def open_loop(lines: Lines, times_ms: np.ndarray, requests: np.ndarray, seconds:
             now = sent[next_one] = time.perf_counter()
             next_one += 1
         if now > start + seconds:
-            raise KarmafunnelError(f"real service: needs {n} answers within {seconds:g} s, found {answered}")
+            raise KarmafunnelError(
+                "real service", needs=f"{n} answers within {seconds:g} s", found=f"{answered}"
+            )
         found = lines.within(min(planned[next_one] - now - SPIN, 1.0) if next_one < n else 1.0)
         now = time.perf_counter()
         if found is None:
-            raise KarmafunnelError(f"real service: needs {n} answers, found a closed connection after {answered}")
+            raise KarmafunnelError(
+                "real service", needs=f"{n} answers", found=f"a closed connection after {answered}"
+            )
         for line in found:
             i = line["id"]
             done[i], ms[i], size[i], items[i] = now, line["ms"], line["n"], line["items"]

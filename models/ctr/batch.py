@@ -65,14 +65,16 @@ class Batch:
         ]
         if any(shape != (n, c) for shape in cells) or shapes["history"][0] != n:
             raise KarmafunnelError(
-                f"{who}: needed items, dense, label, weight (N, C, ...) and history (N, L), "
-                f"found {shapes}"
+                who,
+                needs="items, dense, label, weight (N, C, ...) and history (N, L)",
+                found=f"{shapes}",
             )
         bad = ~np.isfinite(self.label) & (np.asarray(self.weight) > 0)
         if self.bought is not None:
             bad |= ~np.isfinite(self.bought) & (np.asarray(self.weight) > 0)
         if bad.any() or not np.isfinite(self.weight).all():
             raise KarmafunnelError(
-                f"{who}: needed finite labels and weights, "
-                f"found others, first in request {int(np.argmax(bad.any(axis=1)))}"
+                who,
+                needs="finite labels and weights",
+                found=f"others, first in request {int(np.argmax(bad.any(axis=1)))}",
             )

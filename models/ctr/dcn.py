@@ -63,8 +63,9 @@ class DCN(Trunk):
         self.config, self.shape = config, shape
         if config.crosses < 1 or config.low < 0 or not config.hidden:
             raise KarmafunnelError(
-                "DCN: needs at least 1 cross layer, a rank of 0 (full) or more and a deep part, "
-                f"found {config}"
+                "DCN",
+                needs="at least 1 cross layer, a rank of 0 (full) or more and a deep part",
+                found=f"{config}",
             )
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)

@@ -91,14 +91,19 @@ class DIN(Trunk):
         self.config, self.shape = config, shape
         if config.similar not in ("", "simtier", "sata", "both", "raw"):
             raise KarmafunnelError(
-                "DIN: similar needs '', 'simtier', 'sata', 'both' or 'raw', "
-                f"found {config.similar!r}"
+                "DIN",
+                what="similar",
+                needs="'', 'simtier', 'sata', 'both' or 'raw'",
+                found=repr(config.similar),
             )
         needed = (shape.n_items, shape.n_vector)
         found = None if vectors is None else np.shape(vectors)
         if config.similar and found != needed:
             raise KarmafunnelError(
-                f"DIN: similar={config.similar!r} needs vectors {needed}, found {found}"
+                "DIN",
+                what=f"similar={config.similar!r}",
+                needs=f"vectors {needed}",
+                found=f"{found}",
             )
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)

@@ -36,7 +36,7 @@ class ESMM(ClickModel):
     def observe(self, batches: Sequence[Batch]) -> None:
         self.trunk.observe(batches)
         if any(b.bought is None for b in batches):
-            raise KarmafunnelError("ESMM: needs both labels, found clicks alone")
+            raise KarmafunnelError("ESMM", needs="both labels", found="clicks alone")
         start_at(
             final(self.buy),
             sum(mass(b, b.bought) for b in batches),
@@ -45,7 +45,7 @@ class ESMM(ClickModel):
 
     def loss(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
         if kind != "bce":
-            raise KarmafunnelError(f"ESMM: loss needs 'bce', found {kind!r}")
+            raise KarmafunnelError("ESMM", what="loss", needs="'bce'", found=repr(kind))
         return entire_space_loss(self(batch), batch)
 
     def cells(self, candidates: int, history: int) -> int:

@@ -58,7 +58,9 @@ def fit_ctr(
     train = [train] if isinstance(train, Batch) else list(train)
     val = [val] if isinstance(val, Batch) else list(val)
     if options.loss not in ("bce", "listwise"):
-        raise KarmafunnelError(f"{who}: loss needs 'bce' or 'listwise', found {options.loss!r}")
+        raise KarmafunnelError(
+            who, what="loss", needs="'bce' or 'listwise'", found=repr(options.loss)
+        )
     for part in (*train, *val):
         part.check(who)
     check_labels(train, f"{who}: needed positives and negatives among the training labels")
@@ -81,7 +83,7 @@ def fit_ctr(
                 value, n = model.loss(batch, options.loss)
                 if not torch.isfinite(value):
                     found = f"{value.item()} in epoch {epoch}, step {step}"
-                    raise KarmafunnelError(f"{who}: needed a finite loss, found {found}")
+                    raise KarmafunnelError(who, needs="a finite loss", found=f"{found}")
                 if n.item() == 0:
                     continue
                 optimiser.zero_grad(set_to_none=True)
@@ -95,7 +97,7 @@ def fit_ctr(
                 progress(f"{who}: epoch {epoch} of at most {options.epochs}, {losses}")
             if not np.isfinite(held):
                 found = f"{held} after epoch {epoch}"
-                raise KarmafunnelError(f"{who}: needed a finite validation loss, found {found}")
+                raise KarmafunnelError(who, needs="a finite validation loss", found=f"{found}")
             if held < best_loss:
                 best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), held, epoch
             elif epoch - best_epoch >= options.patience:

@@ -50,11 +50,11 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
         shape = Shape(**facts["shape"])
     except TypeError as error:
         raise KarmafunnelError(
-            f"{file}: needed the shape of a click model, found {quoted(facts['shape'])}"
+            file, needs="the shape of a click model", found=quoted(facts['shape'])
         ) from error
     kind = facts["trunk"] or facts["class"]
     if kind not in MODELS:
-        raise KarmafunnelError(f"{file}: needed one of {sorted(MODELS)}, found {kind!r}")
+        raise KarmafunnelError(file, needs=f"one of {sorted(MODELS)}", found=repr(kind))
     config = {name: tuple(x) if isinstance(x, list) else x for name, x in facts["config"].items()}
     fixed = {"vectors": vectors} if kind == "DIN" else {}
     try:
@@ -65,6 +65,6 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
     # torch's and Python's, of another config
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise KarmafunnelError(
-            f"{file}: needed the click model that its facts describe, found: {line_of(error)}"
+            file, needs="the click model that its facts describe", found=f"{line_of(error)}"
         ) from error
     return model.eval()

@@ -222,8 +222,9 @@ class LM:
         """Raises KarmafunnelError where so many cells are more than the model was made to read."""
         if self.context is not None and cells > self.context:
             raise KarmafunnelError(
-                f"{who}: needed a model that reads {cells} tokens, "
-                f"found a context of {self.context}"
+                who,
+                needs=f"a model that reads {cells} tokens",
+                found=f"a context of {self.context}",
             )
 
     @staticmethod
@@ -243,7 +244,7 @@ class LM:
             tokenizer = Tokenizer.from_str(description["tokenizer"])
         except Exception as error:  # of transformers and tokenizers, which raise what they like
             raise KarmafunnelError(
-                f"{who}: needed a causal LM and its tokenizer, found: {line_of(error)[:300]}"
+                who, needs="a causal LM and its tokenizer", found=f"{line_of(error)[:300]}"
             ) from error
         return LM(model, tokenizer, description["bos"], description["pad"], {})
 
@@ -353,8 +354,9 @@ class Qwen(Typed):
         if self.dim % (2 * self.heads) or self.heads % self.kv_heads:
             shape = f"dim={self.dim}, heads={self.heads}, kv_heads={self.kv_heads}"
             raise KarmafunnelError(
-                "Qwen: needs a dim of an even number a head and heads a multiple of kv_heads, "
-                f"found {shape}"
+                "Qwen",
+                needs="a dim of an even number a head and heads a multiple of kv_heads",
+                found=f"{shape}",
             )
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
@@ -364,8 +366,9 @@ class Qwen(Typed):
         texts = self.texts(log)
         if not texts:
             raise KarmafunnelError(
-                f"{self!r}: needed item text (title, brand, category, attributes), "
-                f"found none in log {log.name}"
+                f"{self!r}",
+                needs="item text (title, brand, category, attributes)",
+                found=f"none in log {log.name}",
             )
         digest = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
         key = content_key(code_of(self), asdict(self), digest, device)
@@ -483,8 +486,9 @@ class Qwen(Typed):
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                 found = f"{loss.item()}, a gradient of length {norm.item()}"
                 raise KarmafunnelError(
-                    f"{self!r}: needed a finite loss, "
-                    f"found {found} in step {step + 1} of pre-training"
+                    f"{self!r}",
+                    needs="a finite loss",
+                    found=f"{found} in step {step + 1} of pre-training",
                 )
             optimiser.step()
             step += 1
@@ -559,7 +563,10 @@ class Checkpoint(Typed):
         needs(self, "lora")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise KarmafunnelError(
-                f"{self!r}: dtype needs 'float32', 'bfloat16' or 'float16', found {self.dtype!r}"
+                f"{self!r}",
+                what="dtype",
+                needs="'float32', 'bfloat16' or 'float16'",
+                found=repr(self.dtype),
             )
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
@@ -588,8 +595,9 @@ class Checkpoint(Typed):
             SafetensorError,
         ) as error:
             raise KarmafunnelError(
-                f"{self!r}: needed a causal LM with its tokenizer, found: "
-                f"{(str(error) or type(error).__name__).splitlines()[0]}"
+                f"{self!r}",
+                needs="a causal LM with its tokenizer",
+                found=f"{(str(error) or type(error).__name__).splitlines()[0]}",
             ) from error
         model, report = opened
         made_for = (model.config.architectures or [type(model).__name__])[0]
@@ -598,16 +606,18 @@ class Checkpoint(Typed):
             found = (
                 f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
             )
-            raise KarmafunnelError(f"{self!r}: needed a causal LM, found {found}")
+            raise KarmafunnelError(f"{self!r}", needs="a causal LM", found=f"{found}")
         if made_for != type(model).__name__:
             raise KarmafunnelError(
-                f"{self!r}: needed a causal LM ({type(model).__name__}), "
-                f"found weights of {made_for}"
+                f"{self!r}",
+                needs=f"a causal LM ({type(model).__name__})",
+                found=f"weights of {made_for}",
             )
         if not getattr(tokenizer, "is_fast", False):
             raise KarmafunnelError(
-                f"{self!r}: needed a fast tokenizer (tokenizer.json), "
-                f"found {type(tokenizer).__name__}"
+                f"{self!r}",
+                needs="a fast tokenizer (tokenizer.json)",
+                found=f"{type(tokenizer).__name__}",
             )
         words, rows = (
             tokenizer.backend_tokenizer.get_vocab_size(),
@@ -616,12 +626,12 @@ class Checkpoint(Typed):
         if not 16 <= words <= rows:  # without its file, an empty one is made
             found = f"a tokenizer of {words} tokens beside {rows} embeddings"
             raise KarmafunnelError(
-                f"{self!r}: needed a causal LM with its tokenizer, found {found}"
+                f"{self!r}", needs="a causal LM with its tokenizer", found=f"{found}"
             )
         special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         first = [x for x in special if x is not None]
         if not first:
-            raise KarmafunnelError(f"{self!r}: needed a bos, eos or pad token, found none")
+            raise KarmafunnelError(f"{self!r}", needs="a bos, eos or pad token", found="none")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else first[0]
         facts = {"source": self.source, "parameters": sum(p.numel() for p in model.parameters())}
         model = model.to(device)

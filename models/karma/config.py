@@ -88,7 +88,10 @@ class KarmaConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise KarmafunnelError(
-                    f"KARMA: {name} needs one of {allowed}, found {getattr(self, name)!r}"
+                    "KARMA",
+                    what=f"{name}",
+                    needs=f"one of {allowed}",
+                    found=repr(getattr(self, name)),
                 )
         needs(
             self,
@@ -117,8 +120,10 @@ class KarmaConfig:
         needs(self, average=(0.0, 0.999999))
         if self.rec and self.decoder == "masked" and self.text_words > Masked.most:
             raise KarmafunnelError(
-                f"KARMA: decoder='masked' needs text_words of {Masked.most} or fewer, "
-                f"found {self.text_words}"
+                "KARMA",
+                what="decoder='masked'",
+                needs=f"text_words of {Masked.most} or fewer",
+                found=f"{self.text_words}",
             )
         if self.items == "trained" and self.negatives != "batch":
             raise KarmafunnelError(
@@ -131,7 +136,7 @@ class KarmaConfig:
             )
         if self.see and self.visual is None:
             raise KarmafunnelError(
-                f"KARMA: see={self.see} needs visual features, found visual=None"
+                "KARMA", what=f"see={self.see}", needs="visual features", found="visual=None"
             )
 
     @property

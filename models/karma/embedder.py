@@ -154,8 +154,9 @@ class KARMA(KarmaConfig, Embedder):
         texts = log.item_text()
         if not any(text.strip() for text in texts):
             raise KarmafunnelError(
-                f"{self!r}: needed item text (title, brand, category, attributes), "
-                f"found none in log {log.name}"
+                f"{self!r}",
+                needs="item text (title, brand, category, attributes)",
+                found=f"none in log {log.name}",
             )
         progress(f"KARMA: reading the texts of {len(texts)} items")
         words, n_words = base.encode(texts, self.text_words)
@@ -175,7 +176,9 @@ class KARMA(KarmaConfig, Embedder):
         # nothing to start from
         if not np.any(text) and visual is None and not (self.ids and self.warm):
             raise KarmafunnelError(
-                f"{self!r}: needed item texts that differ, found the same in all of log {log.name}"
+                f"{self!r}",
+                needs="item texts that differ",
+                found=f"the same in all of log {log.name}",
             )
         return Features(text, visual, seen, words, n_words, (mean, turn), lexical)
 
@@ -413,8 +416,9 @@ class KarmaEmbedding(Embedding):
         log_p = torch.log_softmax(decoder.logits(lm, z), dim=-1)
         if "prior" not in self.decoders():
             raise KarmafunnelError(
-                f"{self.value!r}: needed the prior of words beside the decoder, "
-                f"found {sorted(self.decoders())[:5]}"
+                f"{self.value!r}",
+                needs="the prior of words beside the decoder",
+                found=f"{sorted(self.decoders())[:5]}",
             )
         gain = log_p - self.decoders()["prior"].to(z.device)
         # a rare word gains on noise alone

@@ -53,7 +53,9 @@ class FrozenLM(Embedder):
     def __post_init__(self) -> None:
         allowed = ("nothing", "standardise", "whitening", "autoencoder")
         if self.after not in allowed:
-            raise KarmafunnelError(f"FrozenLM: after needs one of {allowed}, found {self.after!r}")
+            raise KarmafunnelError(
+                "FrozenLM", what="after", needs=f"one of {allowed}", found=repr(self.after)
+            )
         needs(
             self,
             "dim",
@@ -78,7 +80,7 @@ class FrozenLM(Embedder):
         lm.must_hold(max(self.text_words, self.query_words) + 1, repr(self))
         texts = log.item_text()
         if not any(text.strip() for text in texts):
-            raise KarmafunnelError(f"{self!r}: needed item text, found none in log {log.name}")
+            raise KarmafunnelError(f"{self!r}", needs="item text", found=f"none in log {log.name}")
         progress(f"FrozenLM: reading the texts of {len(texts)} items")
         raw = pooled(lm, texts, self.text_words, 256)
         there = np.any(raw != 0, axis=1)

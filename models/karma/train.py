@@ -135,7 +135,7 @@ class Examples:
         trees = training_trees(log, config.length)
         if len(trees.request) == 0:
             raise KarmafunnelError(
-                f"{config!r}: needed clicks or purchases in W1 of log {log.name}, found none"
+                f"{config!r}", needs=f"clicks or purchases in W1 of log {log.name}", found="none"
             )
         if config.share < 1:
             trees = some_users(trees, log, config.share, seed)
@@ -550,8 +550,9 @@ class Trainer:
             found = ", ".join(f"{name} {value}" for name, value in values.items())
             found += f", a gradient of length {norm.item()}"
             raise KarmafunnelError(
-                f"{self.config!r}: needed finite losses, "
-                f"found {found} in epoch {self.epoch + 1}, step {self.step + 1}{where}"
+                f"{self.config!r}",
+                needs="finite losses",
+                found=f"{found} in epoch {self.epoch + 1}, step {self.step + 1}{where}",
             )
         self.step += 1
         for group in self.optimiser.param_groups:

@@ -115,22 +115,24 @@ def from_column(log: Log) -> tuple[np.ndarray, np.ndarray]:
     column = log.items["visual"] if "visual" in log.items.columns else None
     if column is None or column.null_count() == len(column):
         raise KarmafunnelError(
-            f"Column(): needed visual features in the items of log {log.name}, found none"
+            "Column()", needs=f"visual features in the items of log {log.name}", found="none"
         )
     there = (column.list.len().fill_null(0) > 0).to_numpy()
     lengths = np.unique(column.list.len().to_numpy()[there])
     if len(lengths) != 1:
         raise KarmafunnelError(
-            f"Column(): needed visual features of one length in log {log.name}, "
-            f"found {lengths.tolist()}"
+            "Column()",
+            needs=f"visual features of one length in log {log.name}",
+            found=f"{lengths.tolist()}",
         )
     out = np.zeros((log.n_items, int(lengths[0])), dtype=np.float32)
     out[there] = np.array(column.filter(there).to_list(), dtype=np.float32)
     if not np.isfinite(out).all():
         item = log.item_ids[np.flatnonzero(~np.isfinite(out).all(axis=1))[0]]
         raise KarmafunnelError(
-            f"Column(): needed finite visual features in log {log.name}, "
-            f"found others for item {item!r}"
+            "Column()",
+            needs=f"finite visual features in log {log.name}",
+            found=f"others for item {item!r}",
         )
     return out, there
 
@@ -140,7 +142,7 @@ def open_images(log: Log) -> list[Image.Image | None]:
     column = log.items["image"] if "image" in log.items.columns else None
     if column is None or column.null_count() == len(column):
         raise KarmafunnelError(
-            f"visual features: needed images in the items of log {log.name}, found none"
+            "visual features", needs=f"images in the items of log {log.name}", found="none"
         )
     out: list[Image.Image | None] = []
     for item, value in zip(log.item_ids, column.to_list(), strict=True):
@@ -183,8 +185,9 @@ def from_model(
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise KarmafunnelError(
-            f"{how!r}: needed a vision model with its image processor, found: "
-            f"{(str(error) or type(error).__name__).splitlines()[0]}"
+            f"{how!r}",
+            needs="a vision model with its image processor",
+            found=f"{(str(error) or type(error).__name__).splitlines()[0]}",
         ) from error
     model, report = opened[0].eval().to(device), opened[1]
     # what is missing transformers draws at random; a classifier has no pooler, whose place the mean
@@ -192,8 +195,9 @@ def from_model(
     unpooled = [name for name in report["missing_keys"] if "pooler" in name]
     if missing := sorted(set(report["missing_keys"]) - set(unpooled)):
         raise KarmafunnelError(
-            f"{how!r}: needed all weights of a vision model, "
-            f"found none of {', '.join(missing[:3])} ({len(missing)} missing)"
+            f"{how!r}",
+            needs="all weights of a vision model",
+            found=f"none of {', '.join(missing[:3])} ({len(missing)} missing)",
         )
     model = getattr(model, "vision_model", model)
     parts = []
@@ -295,7 +299,9 @@ def self_supervised(
                 loss = nt_xent(a, b, how.temperature)
                 if not math.isfinite(loss.item()):
                     raise KarmafunnelError(
-                        f"{how!r}: needed a finite loss, found {loss.item()} in epoch {epoch + 1}"
+                        f"{how!r}",
+                        needs="a finite loss",
+                        found=f"{loss.item()} in epoch {epoch + 1}",
                     )
                 for group in optimiser.param_groups:
                     group["lr"] = how.rate * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -123,9 +123,13 @@ def cells(
     Raises KarmafunnelError for a recipe without rows, an unknown row, a negative seed.
     """
     if not recipe.rows:
-        raise KarmafunnelError(f"recipe {recipe.name}: needs to export `rows` for a table, found none")
+        raise KarmafunnelError(
+            f"recipe {recipe.name}", needs="to export `rows` for a table", found="none"
+        )
     if unknown := [name for name in only if name not in recipe.rows]:
-        raise KarmafunnelError(f"recipe {recipe.name}: needs rows among {sorted(recipe.rows)}, found {unknown}")
+        raise KarmafunnelError(
+            f"recipe {recipe.name}", needs=f"rows among {sorted(recipe.rows)}", found=f"{unknown}"
+        )
     for seed in seeds:
         check_seed("table", seed)
     wanted = [name for name in recipe.rows if not only or name in only or name == recipe.against]
@@ -142,7 +146,11 @@ def cells(
             slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "plus ")).strip("-")
             found.append(Cell(name, seed, out / "cells" / f"{slug}-{seed}", key))
     if len({c.folder for c in found}) < len(found):
-        raise KarmafunnelError(f"recipe {recipe.name}: needs row names that differ in letters and digits, found {wanted}")
+        raise KarmafunnelError(
+            f"recipe {recipe.name}",
+            needs="row names that differ in letters and digits",
+            found=f"{wanted}",
+        )
     return found
 
 
@@ -239,9 +247,11 @@ def check(recipe: Recipe, log: Log, window: str, limit: int | None, device: str)
     """
     require(log)
     if limit is not None and limit < 1:
-        raise KarmafunnelError(f"table: limit needs at least 1 request, found {limit}")
+        raise KarmafunnelError("table", what="limit", needs="at least 1 request", found=f"{limit}")
     if not len(log.requests_in(window)):
-        raise KarmafunnelError(f"table: log {log.name} needs requests in {window}, found none")
+        raise KarmafunnelError(
+            "table", what=f"log {log.name}", needs=f"requests in {window}", found="none"
+        )
     if device != "cpu":
         check_device(device)
     whole, sliced = split(recipe.measures)

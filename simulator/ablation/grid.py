@@ -39,7 +39,9 @@ def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
         return table["row"][0], found
     except (OSError, IndexError, pl.exceptions.PolarsError) as error:
         raise KarmafunnelError(
-            f"grid: needs the table.csv of `karmafunnel table`, found {path}: {str(error).splitlines()[0]}"
+            "grid",
+            needs="the table.csv of `karmafunnel table`",
+            found=f"{path}: {str(error).splitlines()[0]}",
         ) from error
 
 

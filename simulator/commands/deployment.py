@@ -47,14 +47,23 @@ def arrivals_of(arrivals: str | None, rate: float | None, log: Path | None, n: i
 
     if log is not None:
         if arrivals is not None:
-            raise KarmafunnelError(f"queue: --log plays the log's own times; needs no --arrivals, found {arrivals}")
+            raise KarmafunnelError(
+                "queue",
+                what="--log plays the log's own times;",
+                needs="no --arrivals",
+                found=f"{arrivals}",
+            )
         opened = open_log(log)
         from ..replay.prepare import requests_of
 
         trace = Trace.of(opened, requests_of(opened, "W3", None), rate)
         return trace, len(trace.ids) if n is None or n > len(trace.ids) else n
     if rate is None:
-        raise KarmafunnelError("queue: needs --rate (requests a second) or --log (the log's own times), found neither")
+        raise KarmafunnelError(
+            "queue",
+            needs="--rate (requests a second) or --log (the log's own times)",
+            found="neither",
+        )
     made = {"poisson": Poisson, "daily": Daily, "flash": Flash}[arrivals or "poisson"]
     return made(rate), 20_000 if n is None else n
 
@@ -93,9 +102,19 @@ def queue(
 
     claimed(folder_out, SIMULATION, services, *beside, coming["log"], run, force=force)
     if measures and run is None:
-        raise KarmafunnelError(f"queue: --measure {measures[0]} asks what was shown, and needs --run, found none")
+        raise KarmafunnelError(
+            "queue",
+            what=f"--measure {measures[0]} asks what was shown, and",
+            needs="--run",
+            found="none",
+        )
     if beside and run is None:
-        raise KarmafunnelError(f"queue: --beside {beside[0]} compares what was shown, and needs --run, found none")
+        raise KarmafunnelError(
+            "queue",
+            what=f"--beside {beside[0]} compares what was shown, and",
+            needs="--run",
+            found="none",
+        )
     stems = [path.stem for path in (services, *beside)]
 
     def name(path: Path) -> str:

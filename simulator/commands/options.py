@@ -134,7 +134,9 @@ def open_log(path: Path, but: Sequence[str] = ()) -> Log:
     """
     log = read(path)
     if isinstance(log, Catalogue):
-        raise KarmafunnelError(f"{path}: needs a log with requests, found a catalogue of {log.items.height} items")
+        raise KarmafunnelError(
+            path, needs="a log with requests", found=f"a catalogue of {log.items.height} items"
+        )
     require(log, but)
     return log
 

@@ -70,7 +70,12 @@ def replay(
 
     paths = tuple(dict.fromkeys([*paths, *(Services.read(services).paths() if services else [])]))
     if stale_minutes is not None and not paths:
-        raise KarmafunnelError(f"replay: --stale-minutes {stale_minutes:g} needs a --path such as karma=stale, found none")
+        raise KarmafunnelError(
+            "replay",
+            what=f"--stale-minutes {stale_minutes:g}",
+            needs="a --path such as karma=stale",
+            found="none",
+        )
     claimed(run, RUN_AND_PATHS if paths else RUN, log, recipe, services, force=options.force)
     opened = open_log(log)
     loaded = load_recipe(recipe, opened)
@@ -80,7 +85,12 @@ def replay(
         from ..replay.degrade import replay_paths
 
         if options.workers is not None:
-            raise KarmafunnelError("replay: paths are replayed in this process; needs no --workers and no --ray, found one")
+            raise KarmafunnelError(
+                "replay",
+                what="paths are replayed in this process;",
+                needs="no --workers and no --ray",
+                found="one",
+            )
         replay_paths(loaded, opened, run, list(paths), options, stale_minutes=stale_minutes)
     if paths:
         print_paths(run)
@@ -216,7 +226,9 @@ def fit_embedder(
         )
     name = name or next(iter(embedders))
     if name not in embedders:
-        raise KarmafunnelError(f"recipe {found.name}: needs an embedder among {sorted(embedders)}, found {name!r}")
+        raise KarmafunnelError(
+            f"recipe {found.name}", needs=f"an embedder among {sorted(embedders)}", found=repr(name)
+        )
     check_device(options.device)
     with err.status("fitting") as status:
         def say(message: str) -> None:

@@ -24,7 +24,7 @@ def load(source: str, raw: Path | str) -> Log | Catalogue:
     unknown source, wrong files, and a log that the commands after this one would refuse.
     """
     if source not in SOURCES:
-        raise KarmafunnelError(f"source: needed one of {', '.join(SOURCES)}; found {source!r}")
+        raise KarmafunnelError("source", needs=f"one of {', '.join(SOURCES)}", found=repr(source))
     loaded: Log | Catalogue = importlib.import_module(f"{__name__}.{source}").load(Path(raw))
     try:
         require(loaded)

@@ -112,7 +112,7 @@ def check_items(rows: pl.DataFrame, path: Path, items: pl.DataFrame, items_path:
     if unknown.height:
         row, item = unknown.row(0)
         raise KarmafunnelError(
-            f"{path}: row {row + 1}: needs items that {items_path} holds, found {item!r}"
+            f"{path}: row {row + 1}", needs=f"items that {items_path} holds", found=repr(item)
         )
 
 

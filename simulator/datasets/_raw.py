@@ -34,7 +34,7 @@ def find(root: Path | str, names: Sequence[str], where: str) -> Path:
             return root / name
     found = sorted(path.name for path in root.iterdir()) if root.is_dir() else "no such folder"
     raise KarmafunnelError(
-        f"{root / names[0]}: needed {' or '.join(names)} (download: {where}), found {found}"
+        root / names[0], needs=f"{' or '.join(names)} (download: {where})", found=f"{found}"
     )
 
 
@@ -58,7 +58,7 @@ def reading(path: Path) -> Iterator[None]:
         UnicodeDecodeError,
     ) as error:
         found = f"{type(error).__name__}: {first_line(error)}"
-        raise KarmafunnelError(f"{path}: needed a whole, readable file, found: {found}") from error
+        raise KarmafunnelError(path, needs="a whole, readable file", found=f"{found}") from error
 
 
 def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
@@ -68,10 +68,10 @@ def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise KarmafunnelError(
-            f"{path}: needed columns {list(columns)}, missing {missing}, found {frame.columns}"
+            path, needs=f"columns {list(columns)}, missing {missing}", found=f"{frame.columns}"
         )
     if frame.height == 0:
-        raise KarmafunnelError(f"{path}: needed at least one row, found an empty table")
+        raise KarmafunnelError(path, needs="at least one row", found="an empty table")
 
 
 def parse(
@@ -111,7 +111,10 @@ def refuse(bad: pl.Series, frame: pl.DataFrame, name: str, needed: str, path: Pa
     if bad.any():
         row = int(bad.arg_true()[0])
         raise KarmafunnelError(
-            f"{path}: row {row + 1}: column {name!r} needs {needed}, found {frame[name][row]!r}"
+            f"{path}: row {row + 1}",
+            what=f"column {name!r}",
+            needs=f"{needed}",
+            found=repr(frame[name][row]),
         )
 
 
@@ -152,10 +155,13 @@ def check_utf8(path: Path, separator: str, quote: str | None) -> None:
     if odd:
         row, name = min(odd)
         raise KarmafunnelError(
-            f"{path}: row {row + 1}: column {name!r} needs {needed}, found {frame[name][row]!r}"
+            f"{path}: row {row + 1}",
+            what=f"column {name!r}",
+            needs=f"{needed}",
+            found=repr(frame[name][row]),
         )
     if any("\ufffd" in name for name in frame.columns):
-        raise KarmafunnelError(f"{path}: header: needs {needed}, found {frame.columns}")
+        raise KarmafunnelError(f"{path}: header", needs=f"{needed}", found=f"{frame.columns}")
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -163,7 +169,7 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise KarmafunnelError(f"JSON: needed each key once, found {twice!r} twice")
+        raise KarmafunnelError("JSON", needs="each key once", found=f"{twice!r} twice")
     return found
 
 

@@ -89,11 +89,12 @@ def load(root: Path | str) -> Catalogue:
             ) as error:
                 found = f"{type(error).__name__}: {error}"
                 raise KarmafunnelError(
-                    f"{path}: line {number}: needed a JSON object with {list(FIELDS)}, "
-                    f"found {found}"
+                    f"{path}: line {number}",
+                    needs=f"a JSON object with {list(FIELDS)}",
+                    found=f"{found}",
                 ) from error
     if not rows:
-        raise KarmafunnelError(f"{path}: needed at least one product, found an empty file")
+        raise KarmafunnelError(path, needs="at least one product", found="an empty file")
     items = pl.DataFrame(rows, schema=SCHEMA, orient="row")
     meta = {
         "name": "amazon_catalog",

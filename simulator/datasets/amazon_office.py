@@ -125,14 +125,13 @@ def read_items(path: Path) -> pl.DataFrame:
         raw = json.loads(path.read_bytes().decode(), object_pairs_hook=each_once)
     if not isinstance(raw, dict) or not raw:
         raise KarmafunnelError(
-            f"{path}: needed a JSON object of items, "
-            f"found {type(raw).__name__} of length {len(raw)}"
+            path, needs="a JSON object of items", found=f"{type(raw).__name__} of length {len(raw)}"
         )
     rows = []
     for item, about in raw.items():
         if not isinstance(about, dict):
             raise KarmafunnelError(
-                f"{path}: item {item}: needs an object, found {type(about).__name__}"
+                f"{path}: item {item}", needs="an object", found=f"{type(about).__name__}"
             )
         texts = ("title", "description", "brand", "categories")
         missing = [name for name in texts if not isinstance(about.get(name), str)]

@@ -69,7 +69,10 @@ def load(root: Path | str) -> Log:
         row, invoice, customer, first = two.select("row", "invoice", "customer", "first").row(0)
         needed = f"one customer an invoice, such as {first!r} on {invoice!r}"
         raise KarmafunnelError(
-            f"{path}: row {row + 1}: column 'CustomerID' needs {needed}, found {customer!r}"
+            f"{path}: row {row + 1}",
+            what="column 'CustomerID'",
+            needs=f"{needed}",
+            found=repr(customer),
         )
     sales = add_up(lines.filter(pl.col("kind") == "sale"))
     many = sales.filter(pl.col("bought") > MOST)
@@ -77,7 +80,10 @@ def load(root: Path | str) -> Log:
         row, units, item = many.select("row", "bought", "code").row(0)
         needed = f"at most {MOST:,} units in an invoice"
         raise KarmafunnelError(
-            f"{path}: row {row + 1}: column 'Quantity' needs {needed}, found {units:,} of {item!r}"
+            f"{path}: row {row + 1}",
+            what="column 'Quantity'",
+            needs=f"{needed}",
+            found=f"{units:,} of {item!r}",
         )
     returns = lines.filter(pl.col("kind") == "return").sort("ts", "row")
     returned, unmatched = net_out(sales, returns)
@@ -157,7 +163,10 @@ def read(path: Path) -> pl.DataFrame:
         found = raw["InvoiceDate"][row]
         needed = "a time such as 2010-12-01 08:26:00 or 12/1/2010 8:26"
         raise KarmafunnelError(
-            f"{path}: row {row + 1}: column 'InvoiceDate' needs {needed}, found {found!r}"
+            f"{path}: row {row + 1}",
+            what="column 'InvoiceDate'",
+            needs=f"{needed}",
+            found=repr(found),
         )
     code, invoice = (
         pl.col("StockCode").str.strip_chars().str.to_uppercase(),

@@ -180,9 +180,10 @@ def lists(events: pl.DataFrame, path: Path) -> pl.DataFrame:
     if wrong.height:
         row, request, found = wrong.select("row", "request_id", "prices").row(0)
         raise KarmafunnelError(
-            f"{path}: row {row}: click-out {request}: column 'prices' "
-            "needs finite numbers of 0 or more, "
-            f"found {found!r}"
+            f"{path}: row {row}: click-out {request}",
+            what="column 'prices'",
+            needs="finite numbers of 0 or more",
+            found=repr(found),
         )
     return rows.select(
         "request_id",

@@ -138,16 +138,26 @@ class Trace(Arrivals):
         object.__setattr__(self, "times_ms", times)
         _check(speed=self.speed)
         if len(times) == 0:
-            raise KarmafunnelError("arrivals: a trace needs at least one request, found none")
+            raise KarmafunnelError(
+                "arrivals", what="a trace", needs="at least one request", found="none"
+            )
         if not np.isfinite(times).all() or times[0] < 0:
             raise KarmafunnelError("arrivals: a trace needs finite times from 0 on, in ms")
         if (back := np.flatnonzero(np.diff(times) < 0)).size:
             i = int(back[0])
             raise KarmafunnelError(
-                f"arrivals: a trace needs ascending times, found {times[i + 1]:g} ms after {times[i]:g} ms (request {i + 1})"
+                "arrivals",
+                what="a trace",
+                needs="ascending times",
+                found=f"{times[i + 1]:g} ms after {times[i]:g} ms (request {i + 1})",
             )
         if self.ids and len(self.ids) != len(times):
-            raise KarmafunnelError(f"arrivals: a trace needs an id for each of {len(times)} requests, found {len(self.ids)}")
+            raise KarmafunnelError(
+                "arrivals",
+                what="a trace",
+                needs=f"an id for each of {len(times)} requests",
+                found=f"{len(self.ids)}",
+            )
 
     @classmethod
     def of(cls, log: Log, rows: np.ndarray, rate: float | None = None) -> Trace:

@@ -221,8 +221,12 @@ class Search:
             places = [i for i in range(len(names)) if servers[i] < most[i]]
             if not places:
                 raise KarmafunnelError(
-                    f"plan: needs a target that servers to spare meet with each of {SEEDS} seeds, found {bad.p99_ms:.4g} ms with one of them, "
-                    f"which is no more than chance away from {self.target_ms:g} ms"
+                    "plan",
+                    needs=f"a target that servers to spare meet with each of {SEEDS} seeds",
+                    found=(
+                        f"{bad.p99_ms:.4g} ms with one of them, which is no more than chance away "
+                        f"from {self.target_ms:g} ms"
+                    ),
                 )
             worst = names.index(bad.worst)
             place = worst if worst in places else places[0]
@@ -335,21 +339,34 @@ def plan(
     check_seed("plan", seed)
     search = Search(services, rate, p99_ms, lost, n, seed, progress)
     if not search.stages:
-        raise KarmafunnelError(f"plan: needs a stage that is online, found none in {services.name!r}")
+        raise KarmafunnelError(
+            "plan", needs="a stage that is online", found=f"none in {services.name!r}"
+        )
     plenty = search.plenty()
     if sum(plenty) > MOST_SERVERS:
         raise KarmafunnelError(
-            f"plan: needs a rate that {MOST_SERVERS:,} servers can stand, found that {rate:,g} a second takes {sum(plenty):,}"
+            "plan",
+            needs=f"a rate that {MOST_SERVERS:,} servers can stand",
+            found=f"that {rate:,g} a second takes {sum(plenty):,}",
         )
     best = search.ask(plenty)
     if best.p99_ms > p99_ms:
         raise KarmafunnelError(
-            f"plan: needs p99_ms of at least {best.p99_ms:.4g}, which takes servers to spare and nobody waiting for one; found {p99_ms:g}"
+            "plan",
+            needs=(
+                f"p99_ms of at least {best.p99_ms:.4g}, which takes servers to spare and nobody "
+                "waiting for one"
+            ),
+            found=f"{p99_ms:g}",
         )
     if best.degraded > lost:
         raise KarmafunnelError(
-            f"plan: needs at most {lost:.2%} of requests degraded or shown nothing, found {best.degraded:.2%} with servers to spare, most at "
-            f"{best.worst}: deadlines and crashes ask for it, whatever the servers"
+            "plan",
+            needs=f"at most {lost:.2%} of requests degraded or shown nothing",
+            found=(
+                f"{best.degraded:.2%} with servers to spare, most at {best.worst}: deadlines and "
+                "crashes ask for it, whatever the servers"
+            ),
         )
     first = tuple(map(min, search.start(p99_ms - best.p99_ms, plenty), plenty))
     servers = search.shrunk(search.grown(first, plenty))

@@ -40,7 +40,9 @@ class Quality:
         Runs of different requests, and for a measure without a value a request.
         """
         if FULL not in runs:
-            raise KarmafunnelError(f"credit: needs the Run of the path {FULL!r}, found those of {sorted(runs)}")
+            raise KarmafunnelError(
+                "credit", needs=f"the Run of the path {FULL!r}", found=f"those of {sorted(runs)}"
+            )
         self.measures = parse_all(measures)
         readings = dict(zip(runs, same_requests(list(runs.values()), list(runs)), strict=True))
         full = readings[FULL]
@@ -73,10 +75,18 @@ class Quality:
         if ids is None:
             return np.random.default_rng([seed, self.n]).integers(0, self.n, most)[request]
         if most > len(ids):
-            raise KarmafunnelError(f"credit: needs the logged request of each of {most} simulated ones, found {len(ids)} ids")
+            raise KarmafunnelError(
+                "credit",
+                needs=f"the logged request of each of {most} simulated ones",
+                found=f"{len(ids)} ids",
+            )
         place = {name: i for i, name in enumerate(self.ids)}
         if stray := [name for name in ids if name not in place]:
-            raise KarmafunnelError(f"credit: needs requests that the Run replayed, found {len(stray)} others, e.g. {stray[0]!r}")
+            raise KarmafunnelError(
+                "credit",
+                needs="requests that the Run replayed",
+                found=f"{len(stray)} others, e.g. {stray[0]!r}",
+            )
         return np.array([place[name] for name in ids], dtype=np.int64)[request]
 
     def code(self, path: pl.Series) -> np.ndarray:
@@ -129,7 +139,7 @@ def credit(
     """
     quality = runs if isinstance(runs, Quality) else Quality(runs, measures)
     if requests.height == 0:
-        raise KarmafunnelError("credit: needed at least one simulated request, found none")
+        raise KarmafunnelError("credit", needs="at least one simulated request", found="none")
     at = quality.logged(requests["request"].to_numpy(), seed, ids)
     code = quality.code(requests["path"])
     order = np.argsort(at, kind="stable")  # sums in the order of the log
@@ -159,7 +169,12 @@ def money_of(quality: Quality) -> str:
     """The measure whose numerator is money; raises KarmafunnelError where none was asked for."""
     found = [str(m) for m in quality.measures if m.name == "GMV-HR"]
     if not found:
-        raise KarmafunnelError(f"credit: money needs GMV-HR@k among the measures, found {[str(m) for m in quality.measures]}")
+        raise KarmafunnelError(
+            "credit",
+            what="money",
+            needs="GMV-HR@k among the measures",
+            found=f"{[str(m) for m in quality.measures]}",
+        )
     return found[0]
 
 

@@ -67,7 +67,9 @@ def fit_time(requests: np.ndarray, items: np.ndarray, ms: np.ndarray, seed: int 
     requests, items, ms = (np.asarray(x, dtype=np.float64) for x in (requests, items, ms))
     if len(ms) < 2 or not (np.isfinite(ms).all() and (ms > 0).all()):
         raise KarmafunnelError(
-            f"profile: needs 2 or more times above 0 ms, found {len(ms)}, the least {ms.min(initial=np.nan):g}"
+            "profile",
+            needs="2 or more times above 0 ms",
+            found=f"{len(ms)}, the least {ms.min(initial=np.nan):g}",
         )
     x = np.stack([np.ones(len(ms)), requests, items / 1000], axis=1)
     each = items / requests
@@ -304,7 +306,9 @@ def measure_passes(
                     break
     if min(count.values()) < LEAST:
         raise KarmafunnelError(
-            f"profile: needs {LEAST} passes of every batch size, found {count} after {limit:g} s: more seconds or fewer batch sizes"
+            "profile",
+            needs=f"{LEAST} passes of every batch size",
+            found=f"{count} after {limit:g} s: more seconds or fewer batch sizes",
         )
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 

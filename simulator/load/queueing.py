@@ -284,8 +284,12 @@ class Station:
             self.crashes += 1
             if self.crashes > MOST_CRASHES:
                 raise KarmafunnelError(
-                    f"queue: stage {self.service.name!r}: needs at most {MOST_CRASHES:,} crashes in a run, found more after "
-                    f"{env.now / 1000:,.0f} s: fewer servers or requests, or a larger crash.every_s than {crash.every_s:g}"
+                    f"queue: stage {self.service.name!r}",
+                    needs=f"at most {MOST_CRASHES:,} crashes in a run",
+                    found=(
+                        f"more after {env.now / 1000:,.0f} s: fewer servers or requests, or a "
+                        f"larger crash.every_s than {crash.every_s:g}"
+                    ),
                 )
             self.tell(-1, self.service.name, "crash", server.number, self.waiting)
             if server.work is not None:
@@ -366,7 +370,10 @@ class Simulator:
             self.inside += 1
             if self.inside > MOST:
                 raise KarmafunnelError(
-                    f"queue: needs at most {MOST:,} requests in the system, found more at request {request:,}; {self.growth()}"
+                    "queue",
+                    needs=f"at most {MOST:,} requests in the system",
+                    found=f"more at request {request:,}",
+                    hint=f"{self.growth()}",
                 )
             env.process(self.life(request))
             if self.progress and request % 1024 == 0:
@@ -588,7 +595,10 @@ class Simulation:
         settle(folder)
         if not (folder / "simulation.json").exists():
             raise KarmafunnelError(
-                f"{folder}: needs a simulation (simulation.json), found none; make one with `karmafunnel queue`"
+                folder,
+                needs="a simulation (simulation.json)",
+                found="none",
+                hint="make one with `karmafunnel queue`",
             )
         check(folder)
         meta = read_json(folder / "simulation.json")
@@ -599,12 +609,16 @@ class Simulation:
         for i, line in enumerate(meta["counted"]):
             check_keys(f"{who}: counted {i + 1}", line, LINE)
         if (names := [line["stage"] for line in meta["counted"]]) != [stage.name for stage in services.stages]:
-            raise KarmafunnelError(f"{who}: counted needs the stages of services.toml, found {quoted(names)}")
+            raise KarmafunnelError(
+                who, what="counted", needs="the stages of services.toml", found=quoted(names)
+            )
         counted = pl.DataFrame([{key: line[key] for key in LINE} for line in meta["counted"]], infer_schema_length=None)
         for name, needed in (("requests", [*REQUESTS, *times_of(services)]), ("over_time", list(OVER_TIME))):
             if frames[name].is_empty() or (missing := [column for column in needed if column not in frames[name].columns]):
                 found = "no row" if frames[name].is_empty() else f"none of {missing}"
-                raise KarmafunnelError(f"{folder}/{name}.parquet: needed {', '.join(needed)}, found {found}")
+                raise KarmafunnelError(
+                    f"{folder}/{name}.parquet", needs=f"{', '.join(needed)}", found=f"{found}"
+                )
         told = arrivals or Told(meta["arrivals"], meta["stationary"])
         return cls(services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events)
 

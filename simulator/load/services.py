@@ -68,7 +68,12 @@ LONGEST = 100_000  # numbers in brackets
 
 def _array(who: str, name: str, value: Any, bound: str) -> None:
     if not isinstance(value, tuple) or len(value) > LONGEST:
-        raise KarmafunnelError(f"{who}: {name} needs at most {LONGEST:,} numbers in brackets, found {quoted(value)}")
+        raise KarmafunnelError(
+            who,
+            what=f"{name}",
+            needs=f"at most {LONGEST:,} numbers in brackets",
+            found=quoted(value),
+        )
     for one in value:
         check_bound(who, bound, **{name: one})
 
@@ -77,12 +82,12 @@ def _made(cls: type, who: str, said: Any) -> Any:
     """A dataclass of a TOML table; raises KarmafunnelError for unknown and missing keys."""
     known = [f.name for f in fields(cls)]
     if not isinstance(said, Mapping):
-        raise KarmafunnelError(f"{who}: needs a table with {', '.join(known)}, found {quoted(said)}")
+        raise KarmafunnelError(who, needs=f"a table with {', '.join(known)}", found=quoted(said))
     if stray := [key for key in said if key not in known]:
-        raise KarmafunnelError(f"{who}: needs keys among {', '.join(known)}, found {quoted(stray)}")
+        raise KarmafunnelError(who, needs=f"keys among {', '.join(known)}", found=quoted(stray))
     needed = [f.name for f in fields(cls) if f.default is MISSING]
     if any(key not in said for key in needed):
-        raise KarmafunnelError(f"{who}: needs {', '.join(needed)}, found {quoted(list(said))}")
+        raise KarmafunnelError(who, needs=f"{', '.join(needed)}", found=quoted(list(said)))
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
 
 
@@ -118,7 +123,9 @@ class ServiceTime:
     def __post_init__(self) -> None:
         who = "time"
         if self.kind not in KINDS:
-            raise KarmafunnelError(f"{who}: kind needs one of {', '.join(KINDS)}, found {quoted(self.kind)}")
+            raise KarmafunnelError(
+                who, what="kind", needs=f"one of {', '.join(KINDS)}", found=quoted(self.kind)
+            )
         for name in ("base_ms", "request_ms", "item_us", "cv"):
             check_bound(who, name, **{name: getattr(self, name)})
         _array(who, "ratios", self.ratios, "ratios")
@@ -131,7 +138,9 @@ class ServiceTime:
         if self.ratios and self.ratios[-1] == 0:
             raise KarmafunnelError(f"{who}: ratios need one above 0, found none")
         if self.base_ms + self.request_ms + self.item_us == 0:
-            raise KarmafunnelError(f"{who}: needs base_ms, request_ms or item_us above 0, found none")
+            raise KarmafunnelError(
+                who, needs="base_ms, request_ms or item_us above 0", found="none"
+            )
 
     def mean_ms(self, requests: float = 1, items: float = 0) -> float:
         """Mean time of a batch of so many requests, with so many items in all."""
@@ -192,7 +201,9 @@ class Adapt:
         _array("adapt", "waiting", self.waiting, "waiting")
         if len(self.levels) != len(self.waiting) + 1 or list(self.waiting) != sorted(set(self.waiting)):
             raise KarmafunnelError(
-                f"adapt: needs ascending waiting, and one level more than it, found {self.levels} and {self.waiting}"
+                "adapt",
+                needs="ascending waiting, and one level more than it",
+                found=f"{self.levels} and {self.waiting}",
             )
         if list(self.levels) != sorted(set(self.levels), reverse=True):
             raise KarmafunnelError(f"adapt: levels need to fall, found {self.levels}")
@@ -244,13 +255,22 @@ class Service:
             check_bound(who, "stale_every", stale_minutes=self.stale_minutes)
         check_name(who, "fallback", self.fallback, (FULL, NOTHING))
         if not isinstance(self.online, bool):
-            raise KarmafunnelError(f"{who}: online needs true or false, found {quoted(self.online)}")
+            raise KarmafunnelError(
+                who, what="online", needs="true or false", found=quoted(self.online)
+            )
         if self.fail not in ("open", "closed"):
-            raise KarmafunnelError(f"{who}: fail needs 'open' or 'closed', found {quoted(self.fail)}")
+            raise KarmafunnelError(
+                who, what="fail", needs="'open' or 'closed'", found=quoted(self.fail)
+            )
         for part in ("time", "cold", "slow", "crash", "cache", "adapt"):
             found, kind = getattr(self, part), PARTS[part]
             if not isinstance(found, kind) and (found is not None or part == "time"):
-                raise KarmafunnelError(f"{who}: {part} needs a table with {', '.join(f.name for f in fields(kind))}, found {quoted(found)}")
+                raise KarmafunnelError(
+                    who,
+                    what=f"{part}",
+                    needs=f"a table with {', '.join(f.name for f in fields(kind))}",
+                    found=quoted(found),
+                )
         bounds = {"cold.requests": "cold_requests", "cold.factor": "factor", "slow.probability": "probability", "slow.factor": "factor"}
         bounds |= {"crash.every_s": "every_s", "crash.repair_s": "repair_s", "cache.hit": "hit"}
         for name, bound in bounds.items():
@@ -263,7 +283,10 @@ class Service:
             raise KarmafunnelError(f"{who}: stale vectors need stale_minutes (how often they are refreshed), found none")
         if self.deadline_ms is not None and self.deadline_ms <= self.fastest_ms:
             raise KarmafunnelError(
-                f"{who}: deadline_ms needs more than the fastest service, {self.fastest_ms:g} ms, found {self.deadline_ms:g}"
+                who,
+                what="deadline_ms",
+                needs=f"more than the fastest service, {self.fastest_ms:g} ms",
+                found=f"{self.deadline_ms:g}",
             )
 
     @property
@@ -330,13 +353,26 @@ class Services:
         names = [stage.name for stage in self.stages]
         check_title("services", "name", self.name)
         if not names or len(set(names)) < len(names) or len(names) > MOST_STAGES:
-            raise KarmafunnelError(f"services {self.name!r}: needs 1 to {MOST_STAGES} stages of different names, found {quoted(names)}")
+            raise KarmafunnelError(
+                f"services {self.name!r}",
+                needs=f"1 to {MOST_STAGES} stages of different names",
+                found=quoted(names),
+            )
         if not any(stage.online for stage in self.stages):
-            raise KarmafunnelError(f"services {self.name!r}: needs a stage that is online, found none")
+            raise KarmafunnelError(
+                f"services {self.name!r}", needs="a stage that is online", found="none"
+            )
         if self.late not in ("open", "closed"):
-            raise KarmafunnelError(f"services {self.name!r}: late needs 'open' or 'closed', found {quoted(self.late)}")
+            raise KarmafunnelError(
+                f"services {self.name!r}",
+                what="late",
+                needs="'open' or 'closed'",
+                found=quoted(self.late),
+            )
         if not isinstance(self.note, str):
-            raise KarmafunnelError(f"services {self.name!r}: note needs a text, found {quoted(self.note)}")
+            raise KarmafunnelError(
+                f"services {self.name!r}", what="note", needs="a text", found=quoted(self.note)
+            )
         if self.stages[-1].adapt:
             raise KarmafunnelError(f"stage {names[-1]!r}: adapt watches the next stage's queue, found it at the last stage")
         if self.deadline_ms is not None:
@@ -344,7 +380,10 @@ class Services:
             fastest = sum(s.fastest_ms for s in self.stages if s.online and not s.cache)
             if self.deadline_ms <= fastest:
                 raise KarmafunnelError(
-                    f"services {self.name!r}: deadline_ms needs more than the fastest service, {fastest:g} ms, found {self.deadline_ms:g}"
+                    f"services {self.name!r}",
+                    what="deadline_ms",
+                    needs=f"more than the fastest service, {fastest:g} ms",
+                    found=f"{self.deadline_ms:g}",
                 )
 
     def __getitem__(self, name: str) -> Service:
@@ -352,7 +391,11 @@ class Services:
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise KarmafunnelError(f"services {self.name!r}: needs a stage among {[s.name for s in self.stages]}, found {name!r}")
+        raise KarmafunnelError(
+            f"services {self.name!r}",
+            needs=f"a stage among {[s.name for s in self.stages]}",
+            found=repr(name),
+        )
 
     def change(self, name: str, **changes: Any) -> Services:
         """The same with one stage changed."""
@@ -398,8 +441,13 @@ class Services:
 
     def _too_many(self, paths: int) -> NoReturn:
         raise KarmafunnelError(
-            f"services {self.name!r}: needs at most {MOST_PATHS} paths, found {quoted(paths)}; each is a replay: fewer levels of adapt, "
-            "fewer stages that fail open, or replay with --path those that a simulation really took"
+            f"services {self.name!r}",
+            needs=f"at most {MOST_PATHS} paths",
+            found=quoted(paths),
+            hint=(
+                "each is a replay: fewer levels of adapt, fewer stages that fail open, or replay "
+                "with --path those that a simulation really took"
+            ),
         )
 
     @classmethod
@@ -409,12 +457,16 @@ class Services:
         """
         known = {"name", "deadline_ms", "late", "note", "stage"}
         if not isinstance(said, Mapping):
-            raise KarmafunnelError(f"{who}: needs tables of TOML, found {quoted(said)}")
+            raise KarmafunnelError(who, needs="tables of TOML", found=quoted(said))
         if stray := [key for key in said if key not in known]:
-            raise KarmafunnelError(f"{who}: needs keys among {', '.join(sorted(known))}, found {quoted(stray)}")
+            raise KarmafunnelError(
+                who, needs=f"keys among {', '.join(sorted(known))}", found=quoted(stray)
+            )
         tables = said.get("stage", [])
         if not isinstance(tables, list) or not tables or not all(isinstance(t, Mapping) for t in tables):
-            raise KarmafunnelError(f"{who}: needs one [[stage]] table a stage, found {quoted(tables or 'none')}")
+            raise KarmafunnelError(
+                who, needs="one [[stage]] table a stage", found=quoted(tables or 'none')
+            )
         stages = []
         for i, table in enumerate(tables):
             at = f"stage {quoted(table.get('name', i))}: "
@@ -436,7 +488,7 @@ class Services:
             said = tomllib.loads(text)
         # TOMLDecodeError, or a number of more digits than Python reads
         except (ValueError, RecursionError) as error:
-            raise KarmafunnelError(f"{path}: needs TOML, found {error}") from error
+            raise KarmafunnelError(path, needs="TOML", found=f"{error}") from error
         return cls.of(said, str(path))
 
     def toml(self) -> str:

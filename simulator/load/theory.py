@@ -35,12 +35,16 @@ def _asked(who: str, servers: int = 1, **numbers: float) -> None:
     and above 0 (a squared cv: or 0).
     """
     if not isinstance(servers, int) or isinstance(servers, bool) or servers < 1:
-        raise KarmafunnelError(f"{who}: servers needs a whole number of at least 1, found {servers!r}")
+        raise KarmafunnelError(
+            who, what="servers", needs="a whole number of at least 1", found=repr(servers)
+        )
     for name, value in numbers.items():
         known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not known or value < 0 or (value == 0 and name != "squared_cv"):
             span = "of at least" if name == "squared_cv" else "above"
-            raise KarmafunnelError(f"{who}: {name} needs a finite number {span} 0, found {value!r}")
+            raise KarmafunnelError(
+                who, what=f"{name}", needs=f"a finite number {span} 0", found=repr(value)
+            )
 
 
 def _stable(who: str, rate: float, service_ms: float, servers: int) -> float:
@@ -48,8 +52,12 @@ def _stable(who: str, rate: float, service_ms: float, servers: int) -> float:
     busy = rate / 1000 * service_ms / servers
     if busy >= 1:
         raise KarmafunnelError(
-            f"{who}: needs a utilisation below 1, found {busy:.3g} ({rate:g} a second, {service_ms:g} ms, {servers} servers): "
-            "the queue grows without end"
+            who,
+            needs="a utilisation below 1",
+            found=(
+                f"{busy:.3g} ({rate:g} a second, {service_ms:g} ms, {servers} servers): the queue "
+                "grows without end"
+            ),
         )
     return busy
 
@@ -103,7 +111,7 @@ def tandem(rate: float, stages: Sequence[tuple[float, int]]) -> list[Steady]:
     (Burke 1956, Jackson 1957).
     """
     if not stages:
-        raise KarmafunnelError("tandem: needs one or more stages, found none")
+        raise KarmafunnelError("tandem", needs="one or more stages", found="none")
     return [mmc(rate, service_ms, servers) for service_ms, servers in stages]
 
 
@@ -116,7 +124,9 @@ def mmck(rate: float, service_ms: float, servers: int, queue: int) -> Steady:
     """
     _asked("M/M/c/K", servers, rate=rate, service_ms=service_ms)
     if not isinstance(queue, int) or isinstance(queue, bool) or queue < 0:
-        raise KarmafunnelError(f"M/M/c/K: queue needs a whole number of at least 0, found {queue!r}")
+        raise KarmafunnelError(
+            "M/M/c/K", what="queue", needs="a whole number of at least 0", found=repr(queue)
+        )
     load = rate / 1000 * service_ms
     ratio, full = load / servers, erlang_b(load, servers)
     lost = full
@@ -177,7 +187,7 @@ def wait_quantile_ms(
     M/M/c.
     """
     if not 0 < q < 1:
-        raise KarmafunnelError(f"G/G/c: q needs a share between 0 and 1, found {q!r}")
+        raise KarmafunnelError("G/G/c", what="q", needs="a share between 0 and 1", found=repr(q))
     mean = allen_cunneen(rate, service_ms, servers, squared_cv, arrivals_squared_cv).wait_ms
     waits = erlang_c(rate / 1000 * service_ms, servers)
     return mean / waits * math.log(waits / (1 - q)) if waits > 1 - q else 0.0

@@ -18,7 +18,11 @@ from .queueing import Simulation
 def events_of(simulation: Simulation, which: pl.Expr) -> pl.DataFrame:
     """Some of the events; raises KarmafunnelError where they were not kept."""
     if simulation.kept is None:
-        raise KarmafunnelError("timeline: needs the events of the simulation, found that they were not kept (--no-events)")
+        raise KarmafunnelError(
+            "timeline",
+            needs="the events of the simulation",
+            found="that they were not kept (--no-events)",
+        )
     return simulation.kept.filter(which).collect()
 
 
@@ -27,7 +31,11 @@ def events_of_request(simulation: Simulation, request: int) -> pl.DataFrame:
     request is not among them.
     """
     if simulation.kept is not None and not 0 <= request < simulation.requests.height:
-        raise KarmafunnelError(f"timeline: needs a request from 0 to {simulation.requests.height - 1}, found {request}")
+        raise KarmafunnelError(
+            "timeline",
+            needs=f"a request from 0 to {simulation.requests.height - 1}",
+            found=f"{request}",
+        )
     return events_of(simulation, pl.col("request") == request)
 
 

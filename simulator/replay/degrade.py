@@ -151,7 +151,9 @@ def along(
     names = [ready.stage.name for ready in fitted.stages]
     vectors = [name for name in scene.embeddings if name not in names]
     if stray := [name for name in modes if name not in [*names, *vectors]]:
-        raise KarmafunnelError(f"{who}: needs stages among {names} or embedders among {vectors}, found {stray}")
+        raise KarmafunnelError(
+            who, needs=f"stages among {names} or embedders among {vectors}", found=f"{stray}"
+        )
     swapped: dict[str, tuple[str, Embedding]] = {}
     for name in vectors:
         if mode := modes.get(name):
@@ -183,8 +185,11 @@ def _vectors(
         channels = getattr(recall, "channels", (recall,))
         if not fallen_back and all(name in channel.embedders() for channel in channels):
             raise KarmafunnelError(
-                f"{who}: skipping {name} needs a Join with a channel that does without its vectors, found {recall!r}; "
-                f"name a fallback of {recall.name} instead"
+                who,
+                what=f"skipping {name}",
+                needs="a Join with a channel that does without its vectors",
+                found=repr(recall),
+                hint=f"name a fallback of {recall.name} instead",
             )
         # one view for all paths: what they share is made once
         return mode, scene.once((embedding, mode), lambda: Absent(embedding))
@@ -196,7 +201,12 @@ def _vectors(
     except ValueError:
         minutes = None
     if minutes is None:
-        raise KarmafunnelError(f"{who}: {name} needs stale_minutes, as --stale-minutes or as 'stale@60'; found {mode!r}")
+        raise KarmafunnelError(
+            who,
+            what=f"{name}",
+            needs="stale_minutes, as --stale-minutes or as 'stale@60'",
+            found=repr(mode),
+        )
     text = f"{STALE}@{minutes:g}"
     return text, scene.once((embedding, text), lambda: NearLine(embedding, minutes, f"{who}: {name}"))
 
@@ -207,7 +217,12 @@ def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriev
         return ready
     if re.fullmatch(r"[1-9][0-9]*", mode):
         if len(mode) > 8 or int(mode) > stage.k:
-            raise KarmafunnelError(f"{who}: {stage.name} puts out {stage.k}; a cutoff needs to be at most that, found {mode}")
+            raise KarmafunnelError(
+                who,
+                what=f"{stage.name} puts out {stage.k}; a cutoff",
+                needs="to be at most that",
+                found=f"{mode}",
+            )
         cut = copy.copy(ready)
         try:
             cut.stage = replace(stage, k=int(mode))  # type: ignore[type-var]
@@ -291,6 +306,8 @@ def runs_of(run: Path | str) -> dict[str, Run]:
     for folder in sorted((full.path / "paths").glob("*/")) if (full.path / "paths").is_dir() else ():
         one = Run.open(folder)
         if "path" not in one.meta:
-            raise KarmafunnelError(f"{folder}/run.json: needs the path that was replayed, found none")
+            raise KarmafunnelError(
+                f"{folder}/run.json", needs="the path that was replayed", found="none"
+            )
         found[str(one.meta["path"])] = one
     return found

@@ -20,7 +20,12 @@ def modes_of(path: str) -> dict[str, str]:
         name, _, mode = (text.strip() for text in part.partition("="))
         if not name or not mode or name in modes:
             raise KarmafunnelError(
-                f"path {path!r}: needs stage=mode once a stage, with commas between, such as 'recall=popular,rank=skip', found {part!r}"
+                f"path {path!r}",
+                needs=(
+                    "stage=mode once a stage, with commas between, such as "
+                    "'recall=popular,rank=skip'"
+                ),
+                found=repr(part),
             )
         modes[name] = mode
     return modes

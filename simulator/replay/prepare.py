@@ -52,7 +52,9 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise KarmafunnelError(
-            f"device: needs one that torch has here, found {device!r}: {str(error).splitlines()[0]}"
+            "device",
+            needs="one that torch has here",
+            found=f"{device!r}: {str(error).splitlines()[0]}",
         ) from error
 
 
@@ -77,7 +79,12 @@ def requests_of(log: Log, window: str = "W3", limit: int | None = None) -> np.nd
     require(log)
     requests = log.requests_in(window)
     if len(requests) == 0:
-        raise KarmafunnelError(f"replay: log {log.name} needs requests of {log.meta['scenario']} in {window}, found none")
+        raise KarmafunnelError(
+            "replay",
+            what=f"log {log.name}",
+            needs=f"requests of {log.meta['scenario']} in {window}",
+            found="none",
+        )
     if limit is not None:
         check_bound("replay", "limit", limit=limit)
     return spaced(requests, limit or len(requests))

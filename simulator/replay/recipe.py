@@ -162,19 +162,37 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
     except BaseException as error:  # whatever it is, it is the recipe's
         raise KarmafunnelError(f"recipe {path}: fails with {line_of(error)}") from error
     if values["funnel"] is None:
-        raise KarmafunnelError(f"recipe {path}: needs to export `funnel` (a table: or a row `against` with a funnel of its own), found none")
+        raise KarmafunnelError(
+            f"recipe {path}",
+            needs="to export `funnel` (a table: or a row `against` with a funnel of its own)",
+            found="none",
+        )
     funnel, label = values["funnel"], values["label"] or log.meta["label"]
     embedders = {} if values["embedders"] is None else values["embedders"]
     if not isinstance(funnel, Funnel):
-        raise KarmafunnelError(f"recipe {path}: funnel needs stages chained with >>, found {quoted(funnel)}")
+        raise KarmafunnelError(
+            f"recipe {path}", what="funnel", needs="stages chained with >>", found=quoted(funnel)
+        )
     if label not in LABELS:
-        raise KarmafunnelError(f"recipe {path}: label needs one of {LABELS} or None, found {quoted(label)}")
+        raise KarmafunnelError(
+            f"recipe {path}", what="label", needs=f"one of {LABELS} or None", found=quoted(label)
+        )
     if not isinstance(embedders, Mapping):
-        raise KarmafunnelError(f"recipe {path}: embedders needs a dict of name: Embedder, found {quoted(embedders)}")
+        raise KarmafunnelError(
+            f"recipe {path}",
+            what="embedders",
+            needs="a dict of name: Embedder",
+            found=quoted(embedders),
+        )
     _check_embedders(f"recipe {path}: ", embedders)
     fallbacks = {} if values["fallbacks"] is None else values["fallbacks"]
     if not isinstance(fallbacks, Mapping) or not all(isinstance(n, str) and isinstance(s, Stage) for n, s in fallbacks.items()):
-        raise KarmafunnelError(f"recipe {path}: fallbacks needs a dict of name: recall stage, such as Popular(k=800), found {quoted(fallbacks)}")
+        raise KarmafunnelError(
+            f"recipe {path}",
+            what="fallbacks",
+            needs="a dict of name: recall stage, such as Popular(k=800)",
+            found=quoted(fallbacks),
+        )
     for name in fallbacks:
         check_name(f"recipe {path}", "the name of a fallback", name, (FULL, NOTHING, SKIP, STALE))
     made = Recipe(path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path)
@@ -242,22 +260,42 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
     rows, against, measures, seeds, by_stage = (values[name] for name in ("rows", "against", "measures", "seeds", "by_stage"))
     if not isinstance(rows, Mapping) or not rows:
         raise KarmafunnelError(
-            f"recipe {path}: rows needs a dict of row name: dict of embedders, or Row, with a row at least, found {quoted(rows)}"
+            f"recipe {path}",
+            what="rows",
+            needs="a dict of row name: dict of embedders, or Row, with a row at least",
+            found=quoted(rows),
         )
     for name in rows:
         check_title(f"recipe {path}", "the name of a row", name)
     found = {name: _fault(f"recipe {path}: row {name!r}", partial(_check_row, recipe, given)) for name, given in rows.items()}
     faults = {name: fault for name, fault in found.items() if fault}
     if against not in rows:
-        raise KarmafunnelError(f"recipe {path}: against needs the name of a row, one of {list(rows)}; found {quoted(against)}")
+        raise KarmafunnelError(
+            f"recipe {path}",
+            what="against",
+            needs=f"the name of a row, one of {list(rows)}",
+            found=quoted(against),
+        )
     if measures is not None and (not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)):
-        raise KarmafunnelError(f"recipe {path}: measures needs a list of names such as 'HR@10', found {quoted(measures)}")
+        raise KarmafunnelError(
+            f"recipe {path}",
+            what="measures",
+            needs="a list of names such as 'HR@10'",
+            found=quoted(measures),
+        )
     seeds = SEEDS if seeds is None else seeds
     whole = isinstance(seeds, (list, tuple)) and all(SEED.holds(s) for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise KarmafunnelError(f"recipe {path}: seeds needs different ones, each {SEED}, such as (0, 1, 2), found {quoted(seeds)}")
+        raise KarmafunnelError(
+            f"recipe {path}",
+            what="seeds",
+            needs=f"different ones, each {SEED}, such as (0, 1, 2)",
+            found=quoted(seeds),
+        )
     if by_stage not in (None, True, False):
-        raise KarmafunnelError(f"recipe {path}: by_stage needs True or False, found {quoted(by_stage)}")
+        raise KarmafunnelError(
+            f"recipe {path}", what="by_stage", needs="True or False", found=quoted(by_stage)
+        )
     return {
         "rows": {name: Row() if name in faults else as_row(row) for name, row in rows.items()}, "faults": faults, "against": against,
         "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage), "grid": _grid(path, recipe, rows, values["grid"]),

@@ -77,7 +77,12 @@ def merge(shards: list[Path], out: Path) -> None:
                 # without the datasets of read_table, which take longer than a shard
                 table = pq.ParquetFile(shard).read()
             except (pa.ArrowException, OSError) as error:
-                raise KarmafunnelError(f"{shard}: needed a piece of the replay, found: {error}; the same command makes it again") from error
+                raise KarmafunnelError(
+                    shard,
+                    needs="a piece of the replay",
+                    found=f"{error}",
+                    hint="the same command makes it again",
+                ) from error
             if writer is None:
                 # Dictionaries for what repeats, none for scores; no statistics, which nobody asks
                 # of ids and ranks that lie in no order.

@@ -60,7 +60,9 @@ class Workers:
         if self.ray is None:
             return
         if find_spec("ray") is None:
-            raise KarmafunnelError("ray: needs the package, found none here: pip install 'karmafunnel[ray]'")
+            raise KarmafunnelError(
+                "ray", needs="the package", found="none here: pip install 'karmafunnel[ray]'"
+            )
         if self.ray not in ("local", "auto"):
             check_answers(self.ray)
 
@@ -166,7 +168,9 @@ def on_ray(
         ray.init(**where, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": ONE_THREAD})
     # Ray leaves the process where a cluster does not answer
     except (Exception, SystemExit) as error:
-        raise KarmafunnelError(f"ray: needs a cluster at {address!r}, found: {str(error).splitlines()[0]}") from error
+        raise KarmafunnelError(
+            "ray", needs=f"a cluster at {address!r}", found=str(error).splitlines()[0]
+        ) from error
     try:
         task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, max_retries=DEATHS)
         here = ray.put(job)
@@ -202,7 +206,9 @@ def check_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), WAIT).close()
     except (ValueError, OverflowError) as error:
-        raise KarmafunnelError(f"ray: needs an address such as 'host:6379', 'auto' or 'local', found {address!r}") from error
+        raise KarmafunnelError(
+            "ray", needs="an address such as 'host:6379', 'auto' or 'local'", found=repr(address)
+        ) from error
     except OSError as error:
         raise KarmafunnelError(f"{complaint}: {error}") from error
     if not address.startswith("ray://"):  # whatever listens there, is it Ray?

@@ -114,7 +114,7 @@ def read_truth(folder: Path | str) -> dict[str, pl.DataFrame]:
     paths = sorted((Path(folder) / "truth").glob("*.parquet"))
     if not paths:
         raise KarmafunnelError(
-            f"{folder}: needed truth/*.parquet of a simulated marketplace, found none"
+            folder, needs="truth/*.parquet of a simulated marketplace", found="none"
         )
     check_whole(Path(folder) / "truth")
     return {path.stem: read_table(path) for path in paths}

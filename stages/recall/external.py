@@ -44,20 +44,30 @@ class External(Stage):
         """The file by row numbers: request, item, score; sorted by request."""
         path, columns = Path(self.path), ["request_id", "item_id", SCORE]
         if not path.is_file():
-            raise KarmafunnelError(f"{self!r}: needs a Parquet file of {columns}, found no such file")
+            raise KarmafunnelError(
+                f"{self!r}", needs=f"a Parquet file of {columns}", found="no such file"
+            )
         if self.checksum and not sha256(path).startswith(self.checksum):
-            raise KarmafunnelError(f"{self!r}: needs the file of that checksum, found {sha256(path)[: len(self.checksum)]}")
+            raise KarmafunnelError(
+                f"{self!r}",
+                needs="the file of that checksum",
+                found=f"{sha256(path)[:len(self.checksum)]}",
+            )
         try:
             frame = read_table(path, *columns)
         except KarmafunnelError as error:
-            raise KarmafunnelError(f"{self!r}: needs a Parquet file of {columns}, found: {error}") from error
+            raise KarmafunnelError(
+                f"{self!r}", needs=f"a Parquet file of {columns}", found=f"{error}"
+            ) from error
         for key, table, number in (("request_id", log.requests, REQUEST), ("item_id", log.items, ITEM)):
             numbered = table.select(pl.col(key), pl.int_range(pl.len()).alias(number))
             frame = frame.with_columns(pl.col(key).cast(pl.String)).join(numbered, on=key, how="left", maintain_order="left")
             if missing := frame[number].null_count():
                 example = frame.filter(pl.col(number).is_null())[key][0]
                 raise KarmafunnelError(
-                    f"{self!r}: needs ids of log {log.name}, found {missing} rows of others, e.g. {key} {example!r}"
+                    f"{self!r}",
+                    needs=f"ids of log {log.name}",
+                    found=f"{missing} rows of others, e.g. {key} {example!r}",
                 )
         rows = frame.select(pl.col(REQUEST).cast(pl.Int64), pl.col(ITEM).cast(pl.Int32), pl.col(SCORE).cast(pl.Float32))
         finite = rows[SCORE].is_finite().fill_null(False)
@@ -68,8 +78,12 @@ class External(Stage):
             if bad.any():
                 row = frame.row(int(bad.arg_max() or 0), named=True)
                 raise KarmafunnelError(
-                    f"{self!r}: needs {what}, found {bad.sum()} other rows, e.g. request {row['request_id']!r}, item {row['item_id']!r}, "
-                    f"score {row[SCORE]}"
+                    f"{self!r}",
+                    needs=f"{what}",
+                    found=(
+                        f"{bad.sum()} other rows, e.g. request {row['request_id']!r}, item "
+                        f"{row['item_id']!r}, score {row[SCORE]}"
+                    ),
                 )
         return rows.sort(REQUEST, maintain_order=True)
 

@@ -41,7 +41,9 @@ class Join(Stage):
             check_bound("Join", Bound(0, MANY), quotas=quota)
         if self.quotas and (len(self.quotas) != len(self.channels) or sum(self.quotas) > self.k):
             raise KarmafunnelError(
-                f"Join: needs one quota a channel, at most k={self.k} in all; found {self.quotas} for {len(self.channels)} channels"
+                "Join",
+                needs=f"one quota a channel, at most k={self.k} in all",
+                found=f"{self.quotas} for {len(self.channels)} channels",
             )
 
     def __repr__(self) -> str:

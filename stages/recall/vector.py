@@ -53,7 +53,9 @@ class IVFPQ(Typed):
 
     def description(self, d: int, n: int) -> str:
         if n < 256:
-            raise KarmafunnelError(f"IVFPQ: needs at least 256 items to train its codes, found {n}")
+            raise KarmafunnelError(
+                "IVFPQ", needs="at least 256 items to train its codes", found=f"{n}"
+            )
         m = next(m for m in range(min(self.m, d), 0, -1) if d % m == 0)
         return f"IVF{min(self.nlist, max(1, n // 39))},PQ{m}x8"
 
@@ -112,7 +114,9 @@ class VectorRecall(Stage):
         try:
             return FittedVectorRecall(self, scene, faiss.read_index(str(path)))
         except RuntimeError as error:
-            raise KarmafunnelError(f"{path}: needed the index of {self!r}, found: {error}") from error
+            raise KarmafunnelError(
+                path, needs=f"the index of {self!r}", found=f"{error}"
+            ) from error
 
 
 @dataclass(eq=False, repr=False)
@@ -214,7 +218,7 @@ class FittedVectorRecall(Retriever):
         elif isinstance(kind, IVF | IVFPQ):
             parameters = library.SearchParametersIVF(sel=selector, nprobe=kind.nprobe)
         else:
-            raise KarmafunnelError(f"{self.stage!r}: Flat needs no index, found one")
+            raise KarmafunnelError(f"{self.stage!r}", what="Flat", needs="no index", found="one")
         return index.search(interests, max(fetch, 1), params=parameters)
 
 
