@@ -107,7 +107,7 @@ def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
     allowed = BOUNDS[bound] if isinstance(bound, str) else bound
     for name, value in values.items():
         if not allowed.holds(value):
-            raise KarmafunnelError(who, what=f"{name}", needs=f"{allowed}", found=quoted(value))
+            raise KarmafunnelError(who, what=name, needs=allowed, found=quoted(value))
 
 
 def check_seed(who: str, seed: Any) -> int:
@@ -144,7 +144,7 @@ def check_name(who: str, what: str, value: Any, taken: Sequence[str] = ()) -> No
         but = f", and not {', '.join(map(repr, taken))}" if taken else ""
         raise KarmafunnelError(
             who,
-            what=f"{what}",
+            what=what,
             needs=f"1 to 64 letters (a to z), digits, '_', '-' and '.', not '..'{but}",
             found=quoted(value),
         )
@@ -157,7 +157,7 @@ def check_title(who: str, what: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > LONGEST_TITLE:
         raise KarmafunnelError(
             who,
-            what=f"{what}",
+            what=what,
             needs=f"a text of 1 to {LONGEST_TITLE} characters without line breaks",
             found=quoted(value),
         )

@@ -15,14 +15,14 @@ class KarmafunnelError(ValueError):
     """
 
     def __init__(
-        self, who: object, *, what: str = "", needs: str = "", found: str = "", hint: str = ""
+        self, who: object, *, what: object = "", needs: object = "", found: object = "", hint: str = ""
     ):
-        self.who, self.what, self.needs = str(who), what, needs
-        self.found, self.hint = found, hint
+        self.who, self.what, self.needs = str(who), str(what), str(needs)
+        self.found, self.hint = str(found), hint
         line = self.who
-        if needs:
-            line += f": {what} needs {needs}" if what else f": needs {needs}"
-        if found:
+        if self.needs:
+            line += f": {self.what} needs {needs}" if self.what else f": needs {needs}"
+        if self.found:
             line += f", found {found}"
         super().__init__(f"{line}; {hint}" if hint else line)
 

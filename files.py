@@ -396,7 +396,7 @@ def read_text(path: Path | str, needed: str = "a text file") -> str:
         ) from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise KarmafunnelError(
-            path, needs=f"{needed}", found=f"{getattr(error, 'strerror', None) or error}"
+            path, needs=needed, found=f"{getattr(error, 'strerror', None) or error}"
         ) from error
 
 
@@ -406,7 +406,7 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise KarmafunnelError(path, needs="JSON", found=f"{error}") from error
+        raise KarmafunnelError(path, needs="JSON", found=error) from error
 
 
 def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
@@ -610,7 +610,7 @@ def claim(
     if place.is_symlink() and not place.exists():
         raise KarmafunnelError(
             who,
-            what=f"{place}",
+            what=place,
             needs="to be a place to write",
             found=f"a link to {os.readlink(place)}, which is not there",
         )
@@ -641,7 +641,7 @@ def _make(home: Path, place: Path, who: str) -> list[Path]:
         home.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise KarmafunnelError(
-            who, what=f"{place}", needs="a folder to lie in", found=f"{error}"
+            who, what=place, needs="a folder to lie in", found=error
         ) from error
     return missing
 
@@ -672,7 +672,7 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
     except OSError as error:
         raise KarmafunnelError(
             who,
-            what=f"{place}",
+            what=place,
             needs="a folder that can be written",
             found=f"{error.strerror or error}",
         ) from error

@@ -166,7 +166,7 @@ def scan(path: Path, table: str) -> pl.LazyFrame:
     found = frame.collect_schema()
     missing = [name for name in TABLES[table] if name not in found]
     if missing:
-        raise KarmafunnelError(f"{path}: needed columns {list(TABLES[table])}, missing {missing}")
+        raise KarmafunnelError(f"{path}: needs columns {list(TABLES[table])}, missing {missing}")
     wrong, casts = [], []
     for name, dtype in expected(table).items():
         if name in found and not same_type(found[name], dtype):
@@ -236,7 +236,7 @@ def read_meta(folder: Path, anyway: bool = False) -> dict[str, Any]:
     path = folder / "log.json"
     if not path.is_file():
         found = sorted(os.listdir(folder)) if folder.is_dir() else "no folder"
-        raise KarmafunnelError(folder, needs="a log folder with log.json", found=f"{found}")
+        raise KarmafunnelError(folder, needs="a log folder with log.json", found=found)
     meta = complete_meta(read_json(path), str(path))
     with _told(anyway):
         check(folder, "log.json", help=meant(folder))
@@ -412,7 +412,7 @@ class Log:
         except (pl.exceptions.PolarsError, OSError) as error:
             where = self.path / f"{name}.parquet" if self.path else name
             raise KarmafunnelError(
-                where, needs="a readable Parquet table", found=f"{error}"
+                where, needs="a readable Parquet table", found=error
             ) from error
 
     @cached_property
@@ -562,7 +562,7 @@ class Log:
                 bad = ids.filter(ids.is_duplicated() | ids.is_null())[0]
                 raise KarmafunnelError(
                     f"{self.name}: {name}.parquet",
-                    what=f"{key}",
+                    what=key,
                     needs="to be unique",
                     found=f"{bad!r} more than once or null",
                 )

@@ -67,9 +67,9 @@ def check_keys(who: str, found: Any, needed: Mapping[str, Kind], optional: Mappi
     for key, kind in {**needed, **(optional or {})}.items():
         if key not in found:
             if key in needed:
-                raise KarmafunnelError(f"{who}: needed {key}, {kind.words}, missing among {quoted(list(found))}")
+                raise KarmafunnelError(f"{who}: needs {key}, {kind.words}, missing among {quoted(list(found))}")
         elif not kind.holds(found[key]):
             raise KarmafunnelError(
-                who, what=f"{key}", needs=f"{kind.words}", found=quoted(found[key])
+                who, what=key, needs=kind.words, found=quoted(found[key])
             )
     return found

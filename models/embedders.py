@@ -210,7 +210,7 @@ def read_saved(
     """Tensors, those `wanted` among them, and description of a saved embedding, checked against the
     value and the log's items.
     """
-    folder, who = Path(folder), f"{value!r}: needed a saved embedding in {folder}, found"
+    folder, who = Path(folder), f"{value!r}: needs a saved embedding in {folder}, found"
     settle(folder)
     try:
         description = read_json(folder / "embedding.json")

@@ -91,7 +91,7 @@ class LabelledRows:
             raise KarmafunnelError("gbdt", needs=f"{what} labels 0 or 1", found=f"{other:g}")
         found = f"{labels.min():g} to {labels.max():g}"
         if objective == "cross_entropy" and (labels.min() < 0 or labels.max() > 1):
-            raise KarmafunnelError("gbdt", needs=f"{what} labels in 0..1", found=f"{found}")
+            raise KarmafunnelError("gbdt", needs=f"{what} labels in 0..1", found=found)
         if objective == "lambdarank":
             self.check_groups(what)
             if labels.min() < 0 or labels.max() > 30 or (labels != np.round(labels)).any():
@@ -99,7 +99,7 @@ class LabelledRows:
                     "gbdt",
                     what="lambdarank",
                     needs=f"{what} grades among 0, 1, ... 30",
-                    found=f"{found}",
+                    found=found,
                 )
         return labels
 
@@ -111,7 +111,7 @@ class LabelledRows:
                 "gbdt",
                 what="lambdarank",
                 needs=f"{what} group sizes that add up to {len(self.x)} rows",
-                found=f"{found}",
+                found=found,
             )
         if np.max(self.group) > MOST_ROWS:
             raise KarmafunnelError(
@@ -218,4 +218,4 @@ def load_gbdt(path: Path | str) -> lgb.Booster:
     try:
         return lgb.Booster(model_str=read_text(path).partition("\n")[2])
     except lgb.basic.LightGBMError as error:
-        raise KarmafunnelError(path, needs="a LightGBM text file", found=f"{error}") from error
+        raise KarmafunnelError(path, needs="a LightGBM text file", found=error) from error

@@ -102,7 +102,7 @@ class Snapshot:
                 raise KarmafunnelError(file, needs=f"{what} with its facts", found=quoted(facts))
             return cls(tensors, facts, file)
         except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise KarmafunnelError(file, needs=f"{what}", found=f"{error}") from error
+            raise KarmafunnelError(file, needs=what, found=error) from error
 
     @classmethod
     def resume(cls, file: Path | None, what: str = "a checkpoint") -> Snapshot | None:
@@ -171,4 +171,4 @@ def put_weights(
         module.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         found = str(error).splitlines()[-1].strip()
-        raise KarmafunnelError(who, needs="weights of its shapes", found=f"{found}") from error
+        raise KarmafunnelError(who, needs="weights of its shapes", found=found) from error

@@ -404,7 +404,7 @@ class Teacher(Typed):
 
     The teacher is fitted on the student's own upstream and scores every row that the student learns
     from, shown or not. It has one fit for each fold of users, without that fold, and scores the
-    rows of that fold: of rows that it was fitted on it would be too sure. It is not needed for
+    rows of that fold: of rows that it was fitted on it would be too sure. It is not needs for
     serving. `weight`: the teacher's share of the target, 1 for no labels at all. The target of a
     student with the loss "listwise" is a distribution over the request's rows, the teacher's part
     softmax(score / temperature); with "bce" or "binary" the teacher's probability (trees then learn

@@ -403,7 +403,7 @@ class GMVRank(Stage):
         names = [s.name for s in upstream.funnel.stages] if upstream else [self.source]
         if self.factors and self.source not in names:
             raise KarmafunnelError(
-                f"{self!r}", needs=f"a stage {self.source!r} before it", found=f"{names}"
+                f"{self!r}", needs=f"a stage {self.source!r} before it", found=names
             )
         if self.price:
             needs_prices(self, scene)

@@ -239,7 +239,7 @@ class Funnel:
             raise KarmafunnelError(
                 "funnel",
                 needs="stages of different names",
-                found=f"{names}",
+                found=names,
                 hint="give one a name=",
             )
 

@@ -407,7 +407,7 @@ def test_credit_refuses_by_name(run):
             Quality(runs, [wrong])
     with pytest.raises(KarmafunnelError, match="puts out 20, which is too few for HR@50"):
         Quality(runs, ["HR@50"])
-    with pytest.raises(KarmafunnelError, match="needed at least one simulated request"):
+    with pytest.raises(KarmafunnelError, match="needs at least one simulated request"):
         credit(simulated(["full"])[:0], runs, ["HR@10"])
     with pytest.raises(KarmafunnelError, match=r"e\.g\. 'nobody'"):
         credit(simulated(["full"]), runs, ["HR@10"], ids=["nobody"])

@@ -118,7 +118,7 @@ class TestContract:
         with pytest.raises(KarmafunnelError, match="nowhere"):
             value.load(tmp_path / "nowhere", shop)
         fitted[repr(value)].save(tmp_path / "kept")
-        with pytest.raises(KarmafunnelError, match="needed the items of log"):
+        with pytest.raises(KarmafunnelError, match="needs the items of log"):
             value.load(tmp_path / "kept", make_shop(n_items=250))
         other = RandomVectors(dim=3) if not isinstance(value, RandomVectors) else TfidfSVD(dim=3)
         with pytest.raises(KarmafunnelError, match="dim=3"):
@@ -241,7 +241,7 @@ def test_tfidf_with_characters_forgives_a_slip() -> None:
 
 
 def test_tfidf_needs_text() -> None:
-    with pytest.raises(KarmafunnelError, match=r"TfidfSVD\(dim=8\): needed item text .* found none in log tiny"):
+    with pytest.raises(KarmafunnelError, match=r"TfidfSVD\(dim=8\): needs item text .* found none in log tiny"):
         TfidfSVD(dim=8).fit(tiny([("u", ["a"])]))
 
 
@@ -297,7 +297,7 @@ def test_cooccurrence_refusals() -> None:
     with pytest.raises(KarmafunnelError, match="weighting needs 'cosine' or 'ppmi', found 'tf'"):
         Cooccurrence(weighting="tf")
     for value in (Cooccurrence(), SASRec()):
-        with pytest.raises(KarmafunnelError, match="needed clicks or purchases in W1 of log tiny, found none"):
+        with pytest.raises(KarmafunnelError, match="needs clicks or purchases in W1 of log tiny, found none"):
             value.fit(tiny([("u", ["a"])], w1=0))
 
 
@@ -368,7 +368,7 @@ def test_sasrec_puts_unknown_items_last() -> None:
 
 
 def test_sasrec_says_at_which_step_the_loss_broke() -> None:
-    with pytest.raises(KarmafunnelError, match=r"needed a finite loss, found (nan|inf) in epoch \d+, step \d+"):
+    with pytest.raises(KarmafunnelError, match=r"needs a finite loss, found (nan|inf) in epoch \d+, step \d+"):
         SASRec(dim=16, rate=1e9, epochs=5).fit(circle())
 
 

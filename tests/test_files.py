@@ -226,7 +226,7 @@ def test_where_folders_cannot_be_swapped_a_crash_between_the_renames_is_put_righ
             (temporary / "run.json").write_text(text)
     assert (place / "run.json").read_text() == "new" and os.listdir(tmp_path) == ["run"]
     place.rename(files._old(place))  # the crash
-    with pytest.raises(KarmafunnelError, match="needed JSON"):
+    with pytest.raises(KarmafunnelError, match="needs JSON"):
         Run.open(place)
     assert (place / "run.json").read_text() == "new" and os.listdir(tmp_path) == ["run"]
     shutil.copytree(place, files._old(place))  # the crash came later
@@ -707,7 +707,7 @@ def test_trees_that_are_damaged_never_reach_the_library(log, recipe, run, tmp_pa
     for how in ("zero", "cut"):
         shutil.copy(kept, tmp_path / "trees.txt")
         damage(tmp_path / "trees.txt", how)
-        with pytest.raises(KarmafunnelError, match=r"trees\.txt: needed a LightGBM text file as it was written"):
+        with pytest.raises(KarmafunnelError, match=r"trees\.txt: needs a LightGBM text file as it was written"):
             gbdt.load_gbdt(tmp_path / "trees.txt")
 
 
@@ -721,7 +721,7 @@ def test_checkpoints_carry_a_digest(tmp_path, capsys):
     assert found.facts == {"step": 3} and found.tensors["x"][7] == 7
     assert Snapshot.resume(file) is not None
     damage(file)
-    with pytest.raises(KarmafunnelError, match=r"state\.safetensors: needed a checkpoint"):
+    with pytest.raises(KarmafunnelError, match=r"state\.safetensors: needs a checkpoint"):
         Snapshot.read(file)
     assert Snapshot.resume(file) is None and not file.exists()
     assert "it is made again" in capsys.readouterr().err
@@ -748,7 +748,7 @@ def test_a_fit_goes_on_from_a_checkpoint_of_all_its_weights(tmp_path):
         (net if one is optimiser else again)(torch.ones(3)).sum().backward()
         one.step()
     assert torch.equal(net.weight, again.weight) and torch.equal(net.bias, again.bias)
-    with pytest.raises(KarmafunnelError, match=r"state\.safetensors: needed all weights, found none of scale \(1 missing\)"):
+    with pytest.raises(KarmafunnelError, match=r"state\.safetensors: needs all weights, found none of scale \(1 missing\)"):
         Snapshot.read(file).restore({"scale": torch.nn.Parameter(torch.ones(1)), **others}, another)
 
 
@@ -870,11 +870,11 @@ def test_texts_are_utf_8_whatever_the_locale(tmp_path):
     (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfa = 1\r\n")
     assert read_text(tmp_path / "bom.toml") == "a = 1\r\n"
     (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
-    with pytest.raises(KarmafunnelError, match=r"latin\.txt: needed a text file in UTF-8, found byte 1 to be 0xe4"):
+    with pytest.raises(KarmafunnelError, match=r"latin\.txt: needs a text file in UTF-8, found byte 1 to be 0xe4"):
         read_text(tmp_path / "latin.txt")
     for text in ("{", "[" * 100_000, "1" * 10_000):
         write_text(tmp_path / "bad.json", text)
-        with pytest.raises(KarmafunnelError, match=r"bad\.json: needed JSON"):
+        with pytest.raises(KarmafunnelError, match=r"bad\.json: needs JSON"):
             read_json(tmp_path / "bad.json")
 
 

@@ -410,7 +410,7 @@ def test_all_scenario_truth_that_is_not_there(tmp_path, run):
     log = Path(found.meta["log"]["path"])
     elsewhere = log / "truth" / "elsewhere.parquet"
     pl.read_parquet(elsewhere).drop("ts").write_parquet(elsewhere)
-    with pytest.raises(KarmafunnelError, match=r"elsewhere\.parquet: needed user_id, item_id and ts"):
+    with pytest.raises(KarmafunnelError, match=r"elsewhere\.parquet: needs user_id, item_id and ts"):
         measure(found, ["HR@1:all"])
     items = pl.read_parquet(log / "items.parquet")
     items.with_columns(title=pl.lit("other")).write_parquet(log / "items.parquet")
@@ -586,11 +586,11 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
     with pytest.raises(KarmafunnelError, match="no such folder"):
         Run.open(tmp_path / "nowhere")
     (tmp_path / "log.json").write_text("{}")
-    with pytest.raises(KarmafunnelError, match=r"needed a Run folder with run.json, found \['log.json'\]"):
+    with pytest.raises(KarmafunnelError, match=r"needs a Run folder with run.json, found \['log.json'\]"):
         Run.open(tmp_path)
     cut = by_hand(tmp_path / "cut").path / "ledger.parquet"
     cut.write_bytes(cut.read_bytes()[:-40])
-    with pytest.raises(KarmafunnelError, match=r"ledger\.parquet: needed a readable"):
+    with pytest.raises(KarmafunnelError, match=r"ledger\.parquet: needs a readable"):
         Run.open(cut.parent)
     cut.unlink()
     with pytest.raises(KarmafunnelError, match=r"ledger\.parquet: .*no such file"):
@@ -599,7 +599,7 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
     with pytest.raises(KarmafunnelError, match=r"missing \['rank.wins'\]"):
         Run.open(cut.parent)
     (cut.parent / "run.json").write_text("{")
-    with pytest.raises(KarmafunnelError, match=r"run\.json: needed JSON"):
+    with pytest.raises(KarmafunnelError, match=r"run\.json: needs JSON"):
         Run.open(cut.parent)
 
 

@@ -349,7 +349,7 @@ class TestClickModels:
             broken.inputs.id.weight[5] = torch.nan
         train.label[:] = train.items % 2 == 0
         with pytest.raises(
-            KarmafunnelError, match=rf"{type(broken).__name__}: needed a finite loss, found nan in epoch 1, step \d"
+            KarmafunnelError, match=rf"{type(broken).__name__}: needs a finite loss, found nan in epoch 1, step \d"
         ):
             fit_ctr(broken, train, clicks(20, 1))
 
@@ -447,11 +447,11 @@ def test_numbers_are_standardised_by_what_is_labelled() -> None:
 def test_refusals(tmp_path: Path) -> None:
     train, val = clicks(30, 0), clicks(30, 1)
     model = models()[0]
-    with pytest.raises(KarmafunnelError, match="DIN: needed positives and negatives among the training labels"):
+    with pytest.raises(KarmafunnelError, match="DIN: needs positives and negatives among the training labels"):
         fit_ctr(model, replace(train, label=np.zeros_like(train.label)), val)
-    with pytest.raises(KarmafunnelError, match=r"needed items, dense, label, weight .* found"):
+    with pytest.raises(KarmafunnelError, match=r"needs items, dense, label, weight .* found"):
         fit_ctr(model, replace(train, dense=train.dense[:, :4]), val)
-    with pytest.raises(KarmafunnelError, match="needed finite labels"):
+    with pytest.raises(KarmafunnelError, match="needs finite labels"):
         fit_ctr(model, replace(train, label=np.full_like(train.label, np.nan)), val)
     with pytest.raises(KarmafunnelError, match="loss needs 'bce' or 'listwise', found 'hinge'"):
         fit_ctr(model, train, val, FitOptions(loss="hinge"))  # type: ignore[arg-type]
@@ -459,7 +459,7 @@ def test_refusals(tmp_path: Path) -> None:
         DIN(Shape(N_ITEMS, 2, n_vector=3), DINConfig(similar="both"))
     with pytest.raises(KarmafunnelError, match=r"item_columns need to be among 2 dense columns, found \[2\]"):
         TwoTower(Shape(N_ITEMS, 2), TwoTowerConfig(item_columns=(2,)))
-    with pytest.raises(KarmafunnelError, match="needed a saved click model"):
+    with pytest.raises(KarmafunnelError, match="needs a saved click model"):
         load_ctr(tmp_path)
 
 
@@ -518,22 +518,22 @@ def test_trees_refuse(tmp_path: Path) -> None:
         (LabelledRows(x, np.zeros(len(x)), g), good, ranks, "more than one class"),
         (LabelledRows(x, np.where(np.arange(len(x)) == 3, np.nan, y), g), good, ranks, "found nan in row 3"),
         (LabelledRows(x, y + 0.5, g), good, ranks, "needs training grades among 0, 1"),
-        (LabelledRows(x, y * 2), good, TreeOptions(), "needed training labels 0 or 1, found 2"),
+        (LabelledRows(x, y * 2), good, TreeOptions(), "needs training labels 0 or 1, found 2"),
         (LabelledRows(x, y, g[:-1]), good, ranks, "group sizes that add up to"),
         (good, LabelledRows(x, y), ranks, "validation group sizes .* found none"),
         (LabelledRows(x[:-1], y, g), good, ranks, "rows with a label"),
-        (good, LabelledRows(x[:0], y[:0], g), ranks, "needed validation rows"),
+        (good, LabelledRows(x[:0], y[:0], g), ranks, "needs validation rows"),
     ]:
         with pytest.raises(KarmafunnelError, match=message):
             gbdt.fit_gbdt(rows, held, options)
     with pytest.raises(KarmafunnelError, match="1 names"):
         gbdt.fit_gbdt(good, good, ranks, names=["a"])
     booster = gbdt.fit_gbdt(LabelledRows(x, y), LabelledRows(x, y), TreeOptions(trees=3))
-    with pytest.raises(KarmafunnelError, match="needed 4 features"):
+    with pytest.raises(KarmafunnelError, match="needs 4 features"):
         gbdt.predict_gbdt(booster, x[:, :3])
     (tmp_path / "trees.txt").write_text("not trees")
     for path in (tmp_path / "trees.txt", tmp_path / "none.txt"):
-        with pytest.raises(KarmafunnelError, match="needed a LightGBM text file"):
+        with pytest.raises(KarmafunnelError, match="needs a LightGBM text file"):
             gbdt.load_gbdt(path)
 
 

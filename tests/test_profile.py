@@ -211,9 +211,7 @@ class Sleepy(Stage):
     name: str = "sleepy"
 
     def fit(self, scene, upstream):
-        made = FittedSleepy()
-        made.stage, made.scene = self, scene
-        return made
+        return FittedSleepy(self, scene)
 
 
 class FittedSleepy(Fitted):

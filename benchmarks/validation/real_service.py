@@ -290,7 +290,7 @@ def open_loop(lines: Lines, times_ms: np.ndarray, requests: np.ndarray, seconds:
             next_one += 1
         if now > start + seconds:
             raise KarmafunnelError(
-                "real service", needs=f"{n} answers within {seconds:g} s", found=f"{answered}"
+                "real service", needs=f"{n} answers within {seconds:g} s", found=answered
             )
         found = lines.within(min(planned[next_one] - now - SPIN, 1.0) if next_one < n else 1.0)
         now = time.perf_counter()

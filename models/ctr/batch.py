@@ -67,7 +67,7 @@ class Batch:
             raise KarmafunnelError(
                 who,
                 needs="items, dense, label, weight (N, C, ...) and history (N, L)",
-                found=f"{shapes}",
+                found=shapes,
             )
         bad = ~np.isfinite(self.label) & (np.asarray(self.weight) > 0)
         if self.bought is not None:

@@ -65,7 +65,7 @@ class DCN(Trunk):
             raise KarmafunnelError(
                 "DCN",
                 needs="at least 1 cross layer, a rank of 0 (full) or more and a deep part",
-                found=f"{config}",
+                found=config,
             )
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)

@@ -103,7 +103,7 @@ class DIN(Trunk):
                 "DIN",
                 what=f"similar={config.similar!r}",
                 needs=f"vectors {needed}",
-                found=f"{found}",
+                found=found,
             )
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)

@@ -63,8 +63,8 @@ def fit_ctr(
         )
     for part in (*train, *val):
         part.check(who)
-    check_labels(train, f"{who}: needed positives and negatives among the training labels")
-    check_labels(val, f"{who}: needed positives and negatives among the validation labels")
+    check_labels(train, f"{who}: needs positives and negatives among the training labels")
+    check_labels(val, f"{who}: needs positives and negatives among the validation labels")
     model.to("cpu").observe(train)
     model.to(device)
     optimiser = torch.optim.AdamW(
@@ -83,7 +83,7 @@ def fit_ctr(
                 value, n = model.loss(batch, options.loss)
                 if not torch.isfinite(value):
                     found = f"{value.item()} in epoch {epoch}, step {step}"
-                    raise KarmafunnelError(who, needs="a finite loss", found=f"{found}")
+                    raise KarmafunnelError(who, needs="a finite loss", found=found)
                 if n.item() == 0:
                     continue
                 optimiser.zero_grad(set_to_none=True)
@@ -97,7 +97,7 @@ def fit_ctr(
                 progress(f"{who}: epoch {epoch} of at most {options.epochs}, {losses}")
             if not np.isfinite(held):
                 found = f"{held} after epoch {epoch}"
-                raise KarmafunnelError(who, needs="a finite validation loss", found=f"{found}")
+                raise KarmafunnelError(who, needs="a finite validation loss", found=found)
             if held < best_loss:
                 best, best_loss, best_epoch = copy.deepcopy(model.state_dict()), held, epoch
             elif epoch - best_epoch >= options.patience:

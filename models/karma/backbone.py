@@ -356,7 +356,7 @@ class Qwen(Typed):
             raise KarmafunnelError(
                 "Qwen",
                 needs="a dim of an even number a head and heads a multiple of kv_heads",
-                found=f"{shape}",
+                found=shape,
             )
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
@@ -606,7 +606,7 @@ class Checkpoint(Typed):
             found = (
                 f"weights of {made_for} without {', '.join(missing[:3])} ({len(missing)} missing)"
             )
-            raise KarmafunnelError(f"{self!r}", needs="a causal LM", found=f"{found}")
+            raise KarmafunnelError(f"{self!r}", needs="a causal LM", found=found)
         if made_for != type(model).__name__:
             raise KarmafunnelError(
                 f"{self!r}",
@@ -626,7 +626,7 @@ class Checkpoint(Typed):
         if not 16 <= words <= rows:  # without its file, an empty one is made
             found = f"a tokenizer of {words} tokens beside {rows} embeddings"
             raise KarmafunnelError(
-                f"{self!r}", needs="a causal LM with its tokenizer", found=f"{found}"
+                f"{self!r}", needs="a causal LM with its tokenizer", found=found
             )
         special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         first = [x for x in special if x is not None]

@@ -89,7 +89,7 @@ class KarmaConfig:
             if getattr(self, name) not in allowed:
                 raise KarmafunnelError(
                     "KARMA",
-                    what=f"{name}",
+                    what=name,
                     needs=f"one of {allowed}",
                     found=repr(getattr(self, name)),
                 )
@@ -123,7 +123,7 @@ class KarmaConfig:
                 "KARMA",
                 what="decoder='masked'",
                 needs=f"text_words of {Masked.most} or fewer",
-                found=f"{self.text_words}",
+                found=self.text_words,
             )
         if self.items == "trained" and self.negatives != "batch":
             raise KarmafunnelError(

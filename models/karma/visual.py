@@ -161,7 +161,7 @@ def open_images(log: Log) -> list[Image.Image | None]:
             ValueError,
         ) as error:
             raise KarmafunnelError(
-                f"visual features: needed a readable image of item {item!r} of log {log.name}: "
+                f"visual features: needs a readable image of item {item!r} of log {log.name}: "
                 f"{error}"
             ) from error
         out.append(picture)

@@ -128,7 +128,7 @@ def cells(
         )
     if unknown := [name for name in only if name not in recipe.rows]:
         raise KarmafunnelError(
-            f"recipe {recipe.name}", needs=f"rows among {sorted(recipe.rows)}", found=f"{unknown}"
+            f"recipe {recipe.name}", needs=f"rows among {sorted(recipe.rows)}", found=unknown
         )
     for seed in seeds:
         check_seed("table", seed)
@@ -149,7 +149,7 @@ def cells(
         raise KarmafunnelError(
             f"recipe {recipe.name}",
             needs="row names that differ in letters and digits",
-            found=f"{wanted}",
+            found=wanted,
         )
     return found
 
@@ -247,7 +247,7 @@ def check(recipe: Recipe, log: Log, window: str, limit: int | None, device: str)
     """
     require(log)
     if limit is not None and limit < 1:
-        raise KarmafunnelError("table", what="limit", needs="at least 1 request", found=f"{limit}")
+        raise KarmafunnelError("table", what="limit", needs="at least 1 request", found=limit)
     if not len(log.requests_in(window)):
         raise KarmafunnelError(
             "table", what=f"log {log.name}", needs=f"requests in {window}", found="none"

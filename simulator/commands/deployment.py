@@ -51,7 +51,7 @@ def arrivals_of(arrivals: str | None, rate: float | None, log: Path | None, n: i
                 "queue",
                 what="--log plays the log's own times;",
                 needs="no --arrivals",
-                found=f"{arrivals}",
+                found=arrivals,
             )
         opened = open_log(log)
         from ..replay.prepare import requests_of

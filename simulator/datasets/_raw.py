@@ -34,7 +34,7 @@ def find(root: Path | str, names: Sequence[str], where: str) -> Path:
             return root / name
     found = sorted(path.name for path in root.iterdir()) if root.is_dir() else "no such folder"
     raise KarmafunnelError(
-        root / names[0], needs=f"{' or '.join(names)} (download: {where})", found=f"{found}"
+        root / names[0], needs=f"{' or '.join(names)} (download: {where})", found=found
     )
 
 
@@ -58,7 +58,7 @@ def reading(path: Path) -> Iterator[None]:
         UnicodeDecodeError,
     ) as error:
         found = f"{type(error).__name__}: {first_line(error)}"
-        raise KarmafunnelError(path, needs="a whole, readable file", found=f"{found}") from error
+        raise KarmafunnelError(path, needs="a whole, readable file", found=found) from error
 
 
 def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
@@ -68,7 +68,7 @@ def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise KarmafunnelError(
-            path, needs=f"columns {list(columns)}, missing {missing}", found=f"{frame.columns}"
+            path, needs=f"columns {list(columns)}, missing {missing}", found=frame.columns
         )
     if frame.height == 0:
         raise KarmafunnelError(path, needs="at least one row", found="an empty table")
@@ -113,7 +113,7 @@ def refuse(bad: pl.Series, frame: pl.DataFrame, name: str, needed: str, path: Pa
         raise KarmafunnelError(
             f"{path}: row {row + 1}",
             what=f"column {name!r}",
-            needs=f"{needed}",
+            needs=needed,
             found=repr(frame[name][row]),
         )
 
@@ -157,11 +157,11 @@ def check_utf8(path: Path, separator: str, quote: str | None) -> None:
         raise KarmafunnelError(
             f"{path}: row {row + 1}",
             what=f"column {name!r}",
-            needs=f"{needed}",
+            needs=needed,
             found=repr(frame[name][row]),
         )
     if any("\ufffd" in name for name in frame.columns):
-        raise KarmafunnelError(f"{path}: header", needs=f"{needed}", found=f"{frame.columns}")
+        raise KarmafunnelError(f"{path}: header", needs=needed, found=frame.columns)
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def load(root: Path | str) -> Catalogue:
                 raise KarmafunnelError(
                     f"{path}: line {number}",
                     needs=f"a JSON object with {list(FIELDS)}",
-                    found=f"{found}",
+                    found=found,
                 ) from error
     if not rows:
         raise KarmafunnelError(path, needs="at least one product", found="an empty file")

@@ -71,7 +71,7 @@ def load(root: Path | str) -> Log:
         raise KarmafunnelError(
             f"{path}: row {row + 1}",
             what="column 'CustomerID'",
-            needs=f"{needed}",
+            needs=needed,
             found=repr(customer),
         )
     sales = add_up(lines.filter(pl.col("kind") == "sale"))
@@ -82,7 +82,7 @@ def load(root: Path | str) -> Log:
         raise KarmafunnelError(
             f"{path}: row {row + 1}",
             what="column 'Quantity'",
-            needs=f"{needed}",
+            needs=needed,
             found=f"{units:,} of {item!r}",
         )
     returns = lines.filter(pl.col("kind") == "return").sort("ts", "row")
@@ -165,7 +165,7 @@ def read(path: Path) -> pl.DataFrame:
         raise KarmafunnelError(
             f"{path}: row {row + 1}",
             what="column 'InvoiceDate'",
-            needs=f"{needed}",
+            needs=needed,
             found=repr(found),
         )
     code, invoice = (

@@ -617,7 +617,7 @@ class Simulation:
             if frames[name].is_empty() or (missing := [column for column in needed if column not in frames[name].columns]):
                 found = "no row" if frames[name].is_empty() else f"none of {missing}"
                 raise KarmafunnelError(
-                    f"{folder}/{name}.parquet", needs=f"{', '.join(needed)}", found=f"{found}"
+                    f"{folder}/{name}.parquet", needs=f"{', '.join(needed)}", found=found
                 )
         told = arrivals or Told(meta["arrivals"], meta["stationary"])
         return cls(services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events)

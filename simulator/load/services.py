@@ -70,7 +70,7 @@ def _array(who: str, name: str, value: Any, bound: str) -> None:
     if not isinstance(value, tuple) or len(value) > LONGEST:
         raise KarmafunnelError(
             who,
-            what=f"{name}",
+            what=name,
             needs=f"at most {LONGEST:,} numbers in brackets",
             found=quoted(value),
         )
@@ -267,7 +267,7 @@ class Service:
             if not isinstance(found, kind) and (found is not None or part == "time"):
                 raise KarmafunnelError(
                     who,
-                    what=f"{part}",
+                    what=part,
                     needs=f"a table with {', '.join(f.name for f in fields(kind))}",
                     found=quoted(found),
                 )
@@ -488,7 +488,7 @@ class Services:
             said = tomllib.loads(text)
         # TOMLDecodeError, or a number of more digits than Python reads
         except (ValueError, RecursionError) as error:
-            raise KarmafunnelError(path, needs="TOML", found=f"{error}") from error
+            raise KarmafunnelError(path, needs="TOML", found=error) from error
         return cls.of(said, str(path))
 
     def toml(self) -> str:

@@ -43,7 +43,7 @@ def _asked(who: str, servers: int = 1, **numbers: float) -> None:
         if not known or value < 0 or (value == 0 and name != "squared_cv"):
             span = "of at least" if name == "squared_cv" else "above"
             raise KarmafunnelError(
-                who, what=f"{name}", needs=f"a finite number {span} 0", found=repr(value)
+                who, what=name, needs=f"a finite number {span} 0", found=repr(value)
             )
 
 

@@ -34,7 +34,7 @@ def events_of_request(simulation: Simulation, request: int) -> pl.DataFrame:
         raise KarmafunnelError(
             "timeline",
             needs=f"a request from 0 to {simulation.requests.height - 1}",
-            found=f"{request}",
+            found=request,
         )
     return events_of(simulation, pl.col("request") == request)
 

@@ -84,9 +84,13 @@ class Reading:
         frame = run.read("requests").sort("request_id")
         if frame["request_id"].is_duplicated().any():
             twice = frame["request_id"].filter(frame["request_id"].is_duplicated())[0]
-            raise KarmafunnelError(f"{run.path}/requests.parquet: needed one row a request, found {twice!r} twice")
+            raise KarmafunnelError(
+                f"{run.path}/requests.parquet", needs="one row a request", found=f"{twice!r} twice"
+            )
         if frame.height == 0:
-            raise KarmafunnelError(f"{run.path}/requests.parquet: needed at least one request, found none")
+            raise KarmafunnelError(
+                f"{run.path}/requests.parquet", needs="at least one request", found="none"
+            )
         self.requests = frame
         self.n = frame.height
         self.index = frame.select("request_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("group"))
@@ -158,7 +162,9 @@ class Reading:
             check(path.parent, path.name)
             return read_table(path).select("user_id", "item_id", pl.col("ts").cast(TS).alias("bought")), ""
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise KarmafunnelError(f"{path}: needed user_id, item_id and ts of purchases, found: {error}") from error
+            raise KarmafunnelError(
+                path, needs="user_id, item_id and ts of purchases", found=error
+            ) from error
 
     def soon_elsewhere(self, days: int) -> tuple[pl.DataFrame | None, str]:
         """Items that a request's user bought elsewhere in the `days` after it and that are not its

@@ -42,7 +42,10 @@ def grid(off: Funnel, on: Mapping[str, Stage | None]) -> dict[Subset, Funnel]:
     places = {stage.name: stage for stage in off.stages}
     if same := [name for name, stage in on.items() if name in places and places[name] == stage]:
         raise KarmafunnelError(
-            f"grid: {same} needs to differ when switched on, found {on[same[0]]!r} both times"
+            "grid",
+            what=same,
+            needs="to differ when switched on",
+            found=f"{on[same[0]]!r} both times",
         )
     return {
         subset: off.replace(**{name: on[name] for name in subset})
@@ -141,7 +144,9 @@ def attribute(
 def _check_number(stages: Mapping[str, Any] | Sequence[str]) -> None:
     if not 1 <= len(stages) <= MOST:
         raise KarmafunnelError(
-            f"attribution: needs 1 to {MOST} stages to switch on, found {len(stages)}: {sorted(stages)}"
+            "attribution",
+            needs=f"1 to {MOST} stages to switch on",
+            found=f"{len(stages)}: {sorted(stages)}",
         )
 
 
@@ -166,7 +171,9 @@ def _stages_of(table: Mapping[Subset, Sequence[Run]]) -> list[str]:
     counts = {subset: len(found) for subset, found in table.items()}
     if other := next((s for s, n in counts.items() if n != counts[frozenset()]), None):
         found = f"{counts[frozenset()]} for {_words(frozenset())} and {counts[other]} for {_words(other)}"
-        raise KarmafunnelError(f"attribute: needs as many seeds for every subset, found {found}")
+        raise KarmafunnelError(
+            "attribute", needs="as many seeds for every subset", found=found
+        )
     return _in_order(named, table[frozenset(named)][0].stages)
 
 

@@ -122,7 +122,7 @@ def _joined(*notes: str) -> str:
 def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
     """Readings that line up; raises KarmafunnelError naming the Runs that differ and in what."""
     if not runs:
-        raise KarmafunnelError("needed at least one Run, found none")
+        raise KarmafunnelError("needs at least one Run, found none")
     first, name = runs[0], names[0]
     checks: list[tuple[str, Callable[[Run], Any]]] = [
         ("log", lambda r: f"{r.meta['log'].get('name')} ({r.meta['log'].get('checksum')})"),
@@ -133,7 +133,7 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
         for what, of in checks:
             if of(first) != of(other):
                 raise KarmafunnelError(
-                    f"needed Runs of one {what}, found {of(first)} in {name} and {of(other)} in {other_name}"
+                    f"needs Runs of one {what}, found {of(first)} in {name} and {of(other)} in {other_name}"
                 )
     readings = [Reading(r) for r in runs]
     ids = readings[0].requests["request_id"]
@@ -144,7 +144,7 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
             counts = (
                 f"{len(ids)} in {name} and {len(others)} in {other_name}, {both} of them in both"
             )
-            raise KarmafunnelError(f"needed Runs of the same requests, found {counts}")
+            raise KarmafunnelError(f"needs Runs of the same requests, found {counts}")
     return readings
 
 
@@ -168,7 +168,7 @@ def compare(
     a_runs, b_runs = ([r] if isinstance(r, Run) else list(r) for r in (run_a, run_b))
     if len(a_runs) != len(b_runs) or not a_runs:
         raise KarmafunnelError(
-            f"compare: needs as many seeds of A as of B, found {len(a_runs)} and {len(b_runs)}"
+            "compare", needs="as many seeds of A as of B", found=f"{len(a_runs)} and {len(b_runs)}"
         )
     runs = [*a_runs, *b_runs]
     asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)

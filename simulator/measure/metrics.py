@@ -191,9 +191,15 @@ def random_reciprocal_rank(eligible: np.ndarray, reachable: np.ndarray, truth: n
 def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scores, labels = np.asarray(scores), np.asarray(labels).astype(bool)
     if scores.shape != labels.shape or scores.ndim != 1:
-        raise KarmafunnelError(f"AUC: needed scores and labels of one length, found shapes {scores.shape} and {labels.shape}")
+        raise KarmafunnelError(
+            "AUC",
+            needs="scores and labels of one length",
+            found=f"shapes {scores.shape} and {labels.shape}",
+        )
     if len(scores) and not np.isfinite(scores).all():
-        raise KarmafunnelError(f"AUC: needed finite scores, found {int((~np.isfinite(scores)).sum())} that are not")
+        raise KarmafunnelError(
+            "AUC", needs="finite scores", found=f"{int((~np.isfinite(scores)).sum())} that are not"
+        )
     return scores, labels
 
 
@@ -254,10 +260,16 @@ def auc_by_group(
     scores, labels = _checked(scores, labels)
     groups = np.asarray(groups)
     if len(groups) != len(scores):
-        raise KarmafunnelError(f"gAUC: needed one group a score, found {len(groups)} groups and {len(scores)} scores")
+        raise KarmafunnelError(
+            "gAUC",
+            needs="one group a score",
+            found=f"{len(groups)} groups and {len(scores)} scores",
+        )
     n_groups = int(groups.max(initial=-1)) + 1 if n_groups is None else n_groups
     if len(groups) and (groups.min() < 0 or n_groups >= 1 << 31):
-        raise KarmafunnelError(f"gAUC: needed groups numbered 0 .. 2^31, found {groups.min()} .. {groups.max()}")
+        raise KarmafunnelError(
+            "gAUC", needs="groups numbered 0 .. 2^31", found=f"{groups.min()} .. {groups.max()}"
+        )
     rows = np.bincount(groups, minlength=n_groups)
     positives = np.bincount(groups[labels], minlength=n_groups)
     key = groups.astype(np.uint64)

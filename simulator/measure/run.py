@@ -66,7 +66,7 @@ class Run:
         path = folder / "run.json"
         if not path.is_file():
             found = sorted(os.listdir(folder))[:10] if folder.is_dir() else "no such folder"
-            raise KarmafunnelError(f"{folder}: needed a Run folder with run.json, found {found}")
+            raise KarmafunnelError(folder, needs="a Run folder with run.json", found=found)
         check(folder)
         meta = described(path, read_json(path))
         stages = [stage["name"] for stage in meta["stages"]]
@@ -79,7 +79,9 @@ class Run:
         try:
             return (self.lazy[table].select(*columns) if columns else self.lazy[table]).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise KarmafunnelError(f"{self.path / table}.parquet: needed a readable table, found: {error}") from error
+            raise KarmafunnelError(
+                f"{self.path / table}.parquet", needs="a readable table", found=error
+            ) from error
 
     @property
     def name(self) -> str:
@@ -110,7 +112,9 @@ def described(path: Path, meta: Any) -> dict[str, Any]:
     log = check_keys(f"{path}: log", meta["log"], OF_THE_LOG, MORE_OF_THE_LOG)
     names = [check_keys(f"{path}: stage {i + 1}", stage, STAGE, MORE_OF_A_STAGE)["name"] for i, stage in enumerate(meta["stages"])]
     if not names or len(set(names)) < len(names):
-        raise KarmafunnelError(f"{path}: stages needs one or more of different names, found {quoted(names)}")
+        raise KarmafunnelError(
+            path, what="stages", needs="one or more of different names", found=quoted(names)
+        )
     return meta | {"log": log | {"has": dict.fromkeys(CAPABILITIES, False) | log["has"]}}
 
 
@@ -119,5 +123,5 @@ def _scan(path: Path, table: str, stages: list[str]) -> pl.LazyFrame:
     found = frame.collect_schema().names()
     needed = [*COLUMNS[table], *(f"{stage}.{column}" for stage in stages for column in OF_A_STAGE.get(table, ()))]
     if missing := [name for name in needed if name not in found]:
-        raise KarmafunnelError(f"{path}: needed columns {needed}, missing {missing}")
+        raise KarmafunnelError(f"{path}: needs columns {needed}, missing {missing}")
     return frame

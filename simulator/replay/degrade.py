@@ -152,7 +152,7 @@ def along(
     vectors = [name for name in scene.embeddings if name not in names]
     if stray := [name for name in modes if name not in [*names, *vectors]]:
         raise KarmafunnelError(
-            who, needs=f"stages among {names} or embedders among {vectors}", found=f"{stray}"
+            who, needs=f"stages among {names} or embedders among {vectors}", found=stray
         )
     swapped: dict[str, tuple[str, Embedding]] = {}
     for name in vectors:
@@ -203,7 +203,7 @@ def _vectors(
     if minutes is None:
         raise KarmafunnelError(
             who,
-            what=f"{name}",
+            what=name,
             needs="stale_minutes, as --stale-minutes or as 'stale@60'",
             found=repr(mode),
         )
@@ -221,7 +221,7 @@ def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriev
                 who,
                 what=f"{stage.name} puts out {stage.k}; a cutoff",
                 needs="to be at most that",
-                found=f"{mode}",
+                found=mode,
             )
         cut = copy.copy(ready)
         try:

@@ -80,7 +80,7 @@ def merge(shards: list[Path], out: Path) -> None:
                 raise KarmafunnelError(
                     shard,
                     needs="a piece of the replay",
-                    found=f"{error}",
+                    found=error,
                     hint="the same command makes it again",
                 ) from error
             if writer is None:

@@ -31,10 +31,12 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
     squares.
     """
     if not maps:
-        raise KarmafunnelError("attention_figure: needed at least one map, found none")
+        raise KarmafunnelError("attention_figure", needs="at least one map", found="none")
     for name, x in maps.items():
         if x.ndim != 3 or x.shape[1] != x.shape[2] or not x.shape[0]:
-            raise KarmafunnelError(f"attention_figure: needed maps (layers, L, L), found {x.shape} for {name!r}")
+            raise KarmafunnelError(
+                "attention_figure", needs="maps (layers, L, L)", found=f"{x.shape} for {name!r}"
+            )
     short = {name: name if len(name) <= 26 else name[:25] + "…" for name in maps}
     panels = [(f"{short[name]}, layer {at + 1}", x[at]) for name, x in maps.items() for at in sorted({0, x.shape[0] - 1})]
     domains, inner = plots.panes(len(panels), per_row, 200, 0.05, 60)

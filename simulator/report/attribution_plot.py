@@ -23,10 +23,10 @@ def of_one_slice(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[
     known = [row for row in rows if row["value"] is not None]
     if not known:
         raise KarmafunnelError(
-            f"attribution: needed rows with a value, found none among {len(rows)}"
+            "attribution", needs="rows with a value", found=f"none among {len(rows)}"
         )
     if len(slices := {row["slice"] for row in known}) > 1:
-        raise KarmafunnelError(f"attribution: needed rows of one slice, found {sorted(slices)}")
+        raise KarmafunnelError("attribution", needs="rows of one slice", found=f"{sorted(slices)}")
     measures, stages = (
         list(dict.fromkeys(row[name] for row in known)) for name in ("measure", "stage")
     )

@@ -31,10 +31,12 @@ def curve_figure(
     """
     known = [p for p in points if p.get(y) is not None]
     if not known:
-        raise KarmafunnelError(f"curve_figure: needed points with a {y}, found none among {len(points)}")
+        raise KarmafunnelError(
+            "curve_figure", needs=f"points with a {y}", found=f"none among {len(points)}"
+        )
     for point in known:
         if missing := [name for name in (x, by) if name not in point]:
-            raise KarmafunnelError(f"curve_figure: needed points with {[x, y, by]}, missing {missing} in {point}")
+            raise KarmafunnelError(f"curve_figure: needs points with {[x, y, by]}, missing {missing} in {point}")
     names = list(dict.fromkeys(str(p[by]) for p in known))
     colours = plots.colour_of(names)
     data: list[Plot] = []
@@ -42,7 +44,9 @@ def curve_figure(
         line = sorted((p for p in known if str(p[by]) == name), key=lambda p: float(p[x]))
         at = [p[x] for p in line]
         if len(set(at)) < len(at):
-            raise KarmafunnelError(f"curve_figure: needed one point of {name!r} at every {x}, found {at}")
+            raise KarmafunnelError(
+                "curve_figure", needs=f"one point of {name!r} at every {x}", found=at
+            )
         common = {"type": "scatter", "legendgroup": name}
         if all(p.get("low") is not None and p.get("high") is not None for p in line):
             band = {"x": [*at, *at[::-1]], "y": [*(p["high"] for p in line), *(p["low"] for p in line[::-1])]}

@@ -161,7 +161,9 @@ def load_curves(curve: pl.DataFrame, measures: Sequence[str], currency: str, loa
         titles["money an hour"] = f"money an hour, {currency}"
     titles |= {"goodput": "goodput, requests a second", "p99_ms": "p99 latency, ms (log)", NOTHING: "share shown nothing"}
     if missing := [name for name in ("policy", "rate", FULL, *titles) if name not in curve.columns]:
-        raise KarmafunnelError(f"load curves: needed the columns {missing}, found {curve.columns}")
+        raise KarmafunnelError(
+            "load curves", needs=f"the columns {missing}", found=curve.columns
+        )
     domains, height = panes(len(titles), 2, 220, gap=0.1, row_gap=80)
     colours = colour_of(curve["policy"].unique(maintain_order=True).to_list())
     layout = plots.blank(height, left=60, bottom=50) | {"shapes": []}

@@ -157,7 +157,7 @@ class Pivot:
     def of(cls, rows: Sequence[Row], across: str) -> Pivot:
         """Raises KarmafunnelError for no rows, and for two rows that fall into one cell."""
         if not rows:
-            raise KarmafunnelError("table: needed at least one measure row, found none")
+            raise KarmafunnelError("table", needs="at least one measure row", found="none")
         fields = [f for f in ("label", "measure", "slice", "stage") if f != across]
         orders = {f: {v: i for i, v in enumerate(in_order(rows, f))} for f in (*fields, across)}
         heads = [f for f in fields if f in ("stage", "measure") or len(orders[f]) > 1]

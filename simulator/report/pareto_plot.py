@@ -52,10 +52,12 @@ def pareto_figure(
     """
     known = [p for p in points if all((p.get(m) or {}).get("value") is not None for m in (x, y))]
     if not known:
-        raise KarmafunnelError(f"pareto_figure: needed points with {x} and {y}, found none among {len(points)}")
+        raise KarmafunnelError(
+            "pareto_figure", needs=f"points with {x} and {y}", found=f"none among {len(points)}"
+        )
     names = [str(p["row"]) for p in known]
     if len(set(names)) < len(names):
-        raise KarmafunnelError(f"pareto_figure: needed points of different names, found {names}")
+        raise KarmafunnelError("pareto_figure", needs="points of different names", found=names)
     front = non_dominated(known, x, y, lower)
     data: list[Plot] = [
         {

@@ -387,6 +387,8 @@ def write_picture(plot: Plot, path: Path, width: int = 1000) -> Path:
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise KarmafunnelError(
-            f"picture {path}: needs kaleido (pip install 'karmafunnel[images]') and a Chromium; found: {reason}"
+            f"picture {path}",
+            needs="kaleido (pip install 'karmafunnel[images]') and a Chromium",
+            found=reason,
         ) from error
     return path

@@ -113,7 +113,7 @@ def open_entries(runs: Sequence[Folder | Sequence[Folder]]) -> list[Entry]:
     tell them apart.
     """
     if not runs:
-        raise KarmafunnelError("report: needs at least one Run folder, found none")
+        raise KarmafunnelError("report", needs="at least one Run folder", found="none")
     groups = [[run] if isinstance(run, (str, Path)) else list(run) for run in runs]
     opened = [[Run.open(folder) for folder in group] for group in groups]
     parts = [group[0].path.resolve().parts for group in opened]
@@ -122,7 +122,11 @@ def open_entries(runs: Sequence[Folder | Sequence[Folder]]) -> list[Entry]:
         depth += 1
     names = ["/".join(p[-depth:]) + (f" ({len(g)} seeds)" if len(g) > 1 else "") for p, g in zip(parts, opened, strict=True)]
     if len(set(names)) < len(names):
-        raise KarmafunnelError(f"report: needs different Runs, found {sorted(n for n in set(names) if names.count(n) > 1)} twice")
+        raise KarmafunnelError(
+            "report",
+            needs="different Runs",
+            found=f"{sorted(n for n in set(names) if names.count(n) > 1)} twice",
+        )
     return [Entry(name, group) for name, group in zip(names, opened, strict=True)]
 
 

@@ -57,7 +57,7 @@ class External(Stage):
             frame = read_table(path, *columns)
         except KarmafunnelError as error:
             raise KarmafunnelError(
-                f"{self!r}", needs=f"a Parquet file of {columns}", found=f"{error}"
+                f"{self!r}", needs=f"a Parquet file of {columns}", found=error
             ) from error
         for key, table, number in (("request_id", log.requests, REQUEST), ("item_id", log.items, ITEM)):
             numbered = table.select(pl.col(key), pl.int_range(pl.len()).alias(number))
@@ -79,7 +79,7 @@ class External(Stage):
                 row = frame.row(int(bad.arg_max() or 0), named=True)
                 raise KarmafunnelError(
                     f"{self!r}",
-                    needs=f"{what}",
+                    needs=what,
                     found=(
                         f"{bad.sum()} other rows, e.g. request {row['request_id']!r}, item "
                         f"{row['item_id']!r}, score {row[SCORE]}"

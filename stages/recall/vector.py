@@ -54,7 +54,7 @@ class IVFPQ(Typed):
     def description(self, d: int, n: int) -> str:
         if n < 256:
             raise KarmafunnelError(
-                "IVFPQ", needs="at least 256 items to train its codes", found=f"{n}"
+                "IVFPQ", needs="at least 256 items to train its codes", found=n
             )
         m = next(m for m in range(min(self.m, d), 0, -1) if d % m == 0)
         return f"IVF{min(self.nlist, max(1, n // 39))},PQ{m}x8"
@@ -115,7 +115,7 @@ class VectorRecall(Stage):
             return FittedVectorRecall(self, scene, faiss.read_index(str(path)))
         except RuntimeError as error:
             raise KarmafunnelError(
-                path, needs=f"the index of {self!r}", found=f"{error}"
+                path, needs=f"the index of {self!r}", found=error
             ) from error
 
 

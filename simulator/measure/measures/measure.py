@@ -113,7 +113,7 @@ class Measure(ABC):
             raise KarmafunnelError(f"{who}: needs a measure with a value a request: {', '.join(named)}")
         found = next(figure for figure in self.figures(reading, reading.parts(None)[0], [stage]) if figure.stage == stage)
         if not isinstance(found.estimate, Ratio):
-            raise KarmafunnelError(f"{who}: needs values of requests, found {found.note or 'none'}")
+            raise KarmafunnelError(who, needs="values of requests", found=f"{found.note or 'none'}")
         if found.estimate.units == reading.n:
             return found.estimate.num, found.estimate.den
         # of shown rows: a request without one is no unit
