@@ -11,7 +11,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from ..errors import KarmafunnelError
 from ..files import EMBEDDING, atomic_folder, check, claim, read_json, settle, write_json
 from ..log import Log
 from ..shapes import ANY, TEXT, by_name, check_keys, each
+from ..typed import Typed
 
 Progress = Callable[[str], None]
 BLOCK = 4096  # requests at a time where vectors of histories are gathered
@@ -38,18 +39,6 @@ def silent(_: str) -> None:
 
 
 # -- the protocol ----------------------------------------------------------------------------------
-
-
-class Typed:
-    """A dataclass that prints as typed, fields at their default left out."""
-
-    def __repr__(self) -> str:
-        changed = []
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if value != field.default:
-                changed.append(f"{field.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(changed)})"
 
 
 class Embedder(Typed, ABC):

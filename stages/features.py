@@ -20,10 +20,10 @@ from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
-from .frame import CHANNEL, FORCED, RANK, SCORE
+from .context import Context
+from .frame import CHANNEL, RANK, SCORE, TRACKED
 from .recall import Titles
 from .rows import Feature, Rows
-from .scene import Scene
 
 DAY = 86_400_000  # ms
 BLOCK = 4096  # rows at a time where vectors are gathered: few enough to stay in the cache
@@ -62,7 +62,7 @@ class Column(Feature):
 
     def compute(self, rows: Rows) -> np.ndarray:
         if self.column not in rows.frame.columns:
-            passed = [name for name in rows.frame.columns if name not in (FORCED, "truth")]
+            passed = [name for name in rows.frame.columns if name not in (TRACKED, "truth")]
             raise KarmafunnelError(f"{self!r}: needs the column {self.column!r}, its upstream passes {passed}")
         return stack(rows.frame[self.column].to_numpy())
 
@@ -79,16 +79,16 @@ class ItemColumn(Feature):
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
         return (f"item_{self.column}",)
 
-    def check(self, scene: Scene, who: str) -> None:
-        items = scene.log.items
+    def check(self, context: Context, who: str) -> None:
+        items = context.log.items
         if self.column not in items.columns or not items.schema[self.column].is_numeric():
             numeric = [c for c, d in items.schema.items() if d.is_numeric()]
             raise KarmafunnelError(
-                f"{who}: {self!r} needs a numeric column {self.column!r} in items, log {scene.log.name} has {numeric}"
+                f"{who}: {self!r} needs a numeric column {self.column!r} in items, log {context.log.name} has {numeric}"
             )
 
     def compute(self, rows: Rows) -> np.ndarray:
-        return stack(rows.scene.log.items[self.column].cast(pl.Float32).fill_null(np.nan).to_numpy()[rows.item])
+        return stack(rows.context.log.items[self.column].cast(pl.Float32).fill_null(np.nan).to_numpy()[rows.item])
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,8 +120,8 @@ class Similarity(Feature):
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
 
-    def check(self, scene: Scene, who: str) -> None:
-        embedding, log = scene.embedding(self.embedder, f"{who}: {self!r}"), scene.log
+    def check(self, context: Context, who: str) -> None:
+        embedding, log = context.embedding(self.embedder, f"{who}: {self!r}"), context.log
         if self.to == "query" and not embedding.asks:
             raise KarmafunnelError(
                 who,
@@ -135,12 +135,12 @@ class Similarity(Feature):
             raise KarmafunnelError(f"{who}: {self!r} needs sessions, log {log.name} has no session_id")
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        scene, who = rows.scene, repr(self)
-        items, there = scene.units(self.embedder, who)
+        context, who = rows.context, repr(self)
+        items, there = context.units(self.embedder, who)
         if self.to == "interest":
-            items, goals = scene.items(self.embedder, who), rows.interests(self.embedder, who)
+            items, goals = context.items(self.embedder, who), rows.interests(self.embedder, who)
         else:
-            goals = rows.vectors(self.to, self.embedder, who, lambda rows: self._goals(rows.scene, rows.requests))
+            goals = rows.vectors(self.to, self.embedder, who, lambda rows: self._goals(rows.context, rows.requests))
         value = products(goals, items, rows)
         meant = np.any(goals != 0, axis=1)
         if not (meant.all() and there.all()):
@@ -151,11 +151,11 @@ class Similarity(Feature):
         (value,) = rows.pairs(self).T
         return stack(value, rows.share_below(value), rows.z_score(value))
 
-    def _goals(self, scene: Scene, requests: np.ndarray) -> np.ndarray:
+    def _goals(self, context: Context, requests: np.ndarray) -> np.ndarray:
         """What items are compared with, at length 1, zeros where there is nothing: (n_requests, d).
         """
         if self.to == "query":
-            asked = scene.embedding(self.embedder, repr(self)).queries(requests)
+            asked = context.embedding(self.embedder, repr(self)).queries(requests)
             if asked is None:
                 raise KarmafunnelError(
                     f"{self!r}",
@@ -163,12 +163,12 @@ class Similarity(Feature):
                     found=f"{self.embedder!r} that reads none",
                 )
             return unit_rows(asked)
-        history = scene.log.asof.history(requests, *((1, False) if self.to == "last" else (SESSION, True))).items
+        history = context.log.asof.history(requests, *((1, False) if self.to == "last" else (SESSION, True))).items
         present = history >= 0
         ends = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
-        shape = (len(requests), scene.log.n_items)
+        shape = (len(requests), context.log.n_items)
         held = sparse.csr_matrix((np.ones(ends[-1], np.float32), history[present], ends), shape=shape)
-        return unit_rows(held @ scene.units(self.embedder, repr(self))[0])
+        return unit_rows(held @ context.units(self.embedder, repr(self))[0])
 
 
 def products(goals: np.ndarray, items: np.ndarray, rows: Rows) -> np.ndarray:
@@ -205,8 +205,8 @@ class SimTier(Feature):
         return (self.embedder,)
 
     def compute(self, rows: Rows) -> np.ndarray:
-        units, there = rows.scene.units(self.embedder, repr(self))
-        history = rows.scene.log.asof.history(rows.requests, self.depth).items
+        units, there = rows.context.units(self.embedder, repr(self))
+        history = rows.context.log.asof.history(rows.requests, self.depth).items
         history = np.where(there[history], history, -1)
         out = np.zeros((len(rows.item), BINS), dtype=np.float32)
         sequence = np.argsort(rows.group, kind="stable")
@@ -250,8 +250,8 @@ class Vectors(Feature):
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
 
-    def check(self, scene: Scene, who: str) -> None:
-        found = scene.items(self.embedder, f"{who}: {self!r}").shape[1]
+    def check(self, context: Context, who: str) -> None:
+        found = context.items(self.embedder, f"{who}: {self!r}").shape[1]
         if found != self.dim:
             raise KarmafunnelError(
                 f"{who}: {self!r} needs vectors of {self.dim} numbers, those of {self.embedder!r} have {found}"
@@ -259,7 +259,7 @@ class Vectors(Feature):
 
     def compute(self, rows: Rows) -> np.ndarray:
         interests = rows.interests(self.embedder, repr(self))
-        items = rows.scene.items(self.embedder, repr(self))
+        items = rows.context.items(self.embedder, repr(self))
         return np.concatenate([interests[rows.group], items[rows.item]], axis=1)
 
 
@@ -269,11 +269,11 @@ class BM25(Feature):
 
     columns: ClassVar[tuple[str, ...]] = ("bm25",)
 
-    def check(self, scene: Scene, who: str) -> None:
-        Titles.of(scene, f"{who}: {self!r}")
+    def check(self, context: Context, who: str) -> None:
+        Titles.of(context, f"{who}: {self!r}")
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        return stack(Titles.of(rows.scene, repr(self)).pair_scores(rows.request, rows.item))
+        return stack(Titles.of(rows.context, repr(self)).pair_scores(rows.request, rows.item))
 
 
 @dataclass(frozen=True, repr=False)
@@ -291,10 +291,10 @@ class Popularity(Feature):
         needs(self, "days", "prior")
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        asof = rows.scene.log.asof
-        within = int(self.days * DAY) if rows.scene.log.meta["time"] == "clock" else int(self.days * 1000)
+        asof = rows.context.log.asof
+        within = int(self.days * DAY) if rows.context.log.meta["time"] == "clock" else int(self.days * 1000)
         counts = [asof.count(rows.request, rows.item, "event"), asof.count(rows.request, rows.item, "event", within)]
-        if rows.scene.log.has("exposures"):
+        if rows.context.log.has("exposures"):
             counts += [asof.count(rows.request, rows.item, what) for what in ("shown", "click")]
         return stack(*counts)
 
@@ -315,15 +315,15 @@ class Price(Feature):
     depth: int = 10
     columns: ClassVar[tuple[str, ...]] = ("price", "price_z", "price_rank", "price_to_history")
 
-    def check(self, scene: Scene, who: str) -> None:
-        if not scene.log.has("price"):
-            raise KarmafunnelError(f"{who}: {self!r} needs prices, log {scene.log.name} has none")
+    def check(self, context: Context, who: str) -> None:
+        if not context.log.has("price"):
+            raise KarmafunnelError(f"{who}: {self!r} needs prices, log {context.log.name} has none")
 
     def __post_init__(self) -> None:
         needs(self, "depth")
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        asof = rows.scene.log.asof
+        asof = rows.context.log.asof
         price = asof.price(rows.request, rows.item)
         price = np.log(np.where(price > 0, price, np.nan))
         history = asof.history(rows.requests, self.depth).items
@@ -360,11 +360,11 @@ class Own(Feature):
         needs(self, "depth")
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        asof = rows.scene.log.asof
+        asof = rows.context.log.asof
         count = asof.own_count(rows.request, rows.item)
         lastness, age, _ = self._place(rows, count > 0, own_session=False)
         session_lastness, _, session = self._place(rows, np.ones(len(count), dtype=bool), own_session=True)
-        shown = asof.own_count(rows.request, rows.item, "shown") if rows.scene.log.has("exposures") else np.zeros(len(rows.item))
+        shown = asof.own_count(rows.request, rows.item, "shown") if rows.context.log.has("exposures") else np.zeros(len(rows.item))
         return stack(np.log1p(count), lastness, np.log1p(age / 3_600_000), session, session_lastness, shown - count)
 
     def _place(self, rows: Rows, among: np.ndarray, own_session: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -373,8 +373,8 @@ class Own(Feature):
 
         `among` (n_rows,) bool: rows outside it are known to have none.
         """
-        history = rows.scene.log.asof.history(rows.requests, self.depth, own_session)
-        n_items = rows.scene.log.n_items
+        history = rows.context.log.asof.history(rows.requests, self.depth, own_session)
+        n_items = rows.context.log.n_items
         row, column = np.nonzero(history.items >= 0)
         item = history.items[row, column]
         held = np.zeros(n_items, dtype=bool)
@@ -402,12 +402,12 @@ class Placement(Feature):
 
     columns: ClassVar[tuple[str, ...]] = ("mean_position", "own_position", "own_position_below_click")
 
-    def check(self, scene: Scene, who: str) -> None:
-        if not scene.log.has("exposures"):
-            raise KarmafunnelError(f"{who}: {self!r} needs shown lists, log {scene.log.name} has no exposures")
+    def check(self, context: Context, who: str) -> None:
+        if not context.log.has("exposures"):
+            raise KarmafunnelError(f"{who}: {self!r} needs shown lists, log {context.log.name} has no exposures")
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        asof = rows.scene.log.asof
+        asof = rows.context.log.asof
         own = asof.own_position(rows.request, rows.item)
         last = asof.history(rows.requests, 1).items[:, 0]
         clicked = np.where(last >= 0, asof.own_position(rows.requests, np.maximum(last, 0)), np.nan)
@@ -415,7 +415,7 @@ class Placement(Feature):
 
 
 @dataclass(frozen=True, repr=False)
-class Context(Feature):
+class RequestContext(Feature):
     """The request itself: how much the user did before and how long ago, the query's words, the
     hour, how many items are eligible.
     """
@@ -423,7 +423,7 @@ class Context(Feature):
     columns: ClassVar[tuple[str, ...]] = ("n_events", "last_age", "query_words", "hour", "n_eligible")
 
     def compute(self, rows: Rows) -> np.ndarray:
-        log = rows.scene.log
+        log = rows.context.log
         words = log.requests["query"][rows.requests].fill_null("").str.count_matches(r"\S+").to_numpy()
         hour = (log.t[rows.requests] // 3_600_000) % 24 if log.meta["time"] == "clock" else np.zeros(len(rows.requests))
         last = log.asof.history(rows.requests, 1)
@@ -441,7 +441,7 @@ class Neighbourhood(Feature):
     columns: ClassVar[tuple[str, ...]] = ("rank_of_last", "ranks_below_last")
 
     def compute(self, rows: Rows) -> np.ndarray:
-        last = rows.scene.log.asof.history(rows.requests, 1).items[:, 0]
+        last = rows.context.log.asof.history(rows.requests, 1).items[:, 0]
         rank = rows.frame[RANK].to_numpy().astype(np.float64)
         is_last = (rows.item == last[rows.group]) & rows.candidate
         of_last = np.full(len(rows.requests), np.nan)
@@ -449,12 +449,12 @@ class Neighbourhood(Feature):
         return stack(of_last[rows.group], rank - of_last[rows.group])
 
 
-def check(features: Sequence[Feature], scene: Scene, who: str) -> None:
+def check(features: Sequence[Feature], context: Context, who: str) -> None:
     """Raise KarmafunnelError where the log or an embedder lacks what a feature needs, or where two
     columns share a name.
     """
     for feature in features:
-        feature.check(scene, who)
+        feature.check(context, who)
     named = Counter(column for feature in features for column in feature.columns)
     if twice := [column for column, n in named.items() if n > 1]:
         raise KarmafunnelError(

@@ -17,7 +17,7 @@ import polars as pl
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
 PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
 # rows that are scored but never passed on: statistics of "the candidates" must not count them
-FORCED = "forced"
+TRACKED = "tracked"
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -103,17 +103,18 @@ def rows_frame(**columns: Any) -> pl.DataFrame:
 
 
 def no_rows() -> pl.DataFrame:
-    """No forced rows: request, item, truth, score, channel."""
+    """No tracked rows: request, item, truth, score, channel."""
     return rows_frame(**{name: [] for name in (REQUEST, ITEM, "truth", SCORE, CHANNEL)})
 
 
-def with_forced(slate: pl.DataFrame, forced: pl.DataFrame) -> pl.DataFrame:
-    """What a stage scores: the candidates, then the forced rows, told apart by the column `forced`.
+def with_tracked(slate: pl.DataFrame, tracked: pl.DataFrame) -> pl.DataFrame:
+    """What a stage scores: the candidates, then the tracked rows, told apart by the column
+    `tracked`.
     """
-    columns = [c for c in slate.columns if c in forced.columns]
+    columns = [c for c in slate.columns if c in tracked.columns]
     return pl.concat(
         [
-            part.select(columns).with_columns(pl.lit(is_forced).alias(FORCED))
-            for part, is_forced in ((slate, False), (forced, True))
+            part.select(columns).with_columns(pl.lit(is_tracked).alias(TRACKED))
+            for part, is_tracked in ((slate, False), (tracked, True))
         ]
     )

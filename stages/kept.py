@@ -7,14 +7,14 @@ from typing import Any
 
 import polars as pl
 
-Passed = tuple[pl.DataFrame, pl.DataFrame]  # what a stage passes on of a chunk: slate, forced rows
+Passed = tuple[pl.DataFrame, pl.DataFrame]  # what a stage passes on of a chunk: slate, tracked rows
 
 
 class Kept:
     """What was fitted before, by content: in a folder, and in this object as long as it lives.
 
     Besides, what the stages made of the requests to learn from (`Passes`), and what was worked out
-    of the log (`Scene.indexes`). Funnels that are fitted one after the other with the same object
+    of the log (`Context.indexes`). Funnels that are fitted one after the other with the same object
     make once what they have in common.
     """
 

@@ -21,12 +21,12 @@ from ..files import read_json, write_json
 from ..log import rows_of
 from ..models import ctr, gbdt
 from ..shapes import check_keys, each, number, one_of
+from ..typed import Typed
+from .context import Context
 from .features import check, compute
 from .frame import ITEM, REQUEST, group_rows, order
 from .rows import Feature, Rows
-from .scene import Scene
-from .stage import Fitted, FittedFunnel, Stage, check_windows
-from .typed import Typed
+from .stage import FittedFunnel, FittedStage, Stage, check_windows
 
 CHUNK = 256  # requests at a time
 
@@ -79,20 +79,20 @@ def spaced(requests: np.ndarray, most: int) -> np.ndarray:
     return requests if len(requests) <= most else requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
 
 
-def logged(scene: Scene, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
-    """The logged rows of requests as forced rows: request, item, truth. Truth comes along whether
+def logged(context: Context, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
+    """The logged rows of requests as tracked rows: request, item, truth. Truth comes along whether
     or not it was shown.
     """
-    truth = rows_of(scene.truth, requests).select(REQUEST, ITEM, pl.lit(True).alias("truth"))
+    truth = rows_of(context.truth, requests).select(REQUEST, ITEM, pl.lit(True).alias("truth"))
     if not exposed:
         return truth
-    rows = rows_of(scene.log.rows, requests).select(REQUEST, ITEM).unique(maintain_order=True)
+    rows = rows_of(context.log.rows, requests).select(REQUEST, ITEM).unique(maintain_order=True)
     rows = rows.join(truth, on=[REQUEST, ITEM], how="left", maintain_order="left")
     return rows.with_columns(pl.col("truth").fill_null(False))
 
 
 def sampled(
-    scene: Scene, upstream: FittedFunnel, requests: np.ndarray, sample: Sample, seed: int, missed: bool = False
+    context: Context, upstream: FittedFunnel, requests: np.ndarray, sample: Sample, seed: int, missed: bool = False
 ) -> Iterator[tuple[Rows, np.ndarray]]:
     """Chunks of (rows that the stage would score, those of them to learn from); their frame has a
     `truth` column.
@@ -100,37 +100,37 @@ def sampled(
     Logged rows count where upstream passes them; with `missed`, where they are eligible at all.
     Chunks come fold by fold, each through an upstream that did not learn from its users.
     """
-    rng = np.random.default_rng([scene.seed, seed])
+    rng = np.random.default_rng([context.seed, seed])
     for funnel, part in upstream.out_of_fold(requests):
         for start in range(0, len(part), CHUNK):
-            yield rows_to_learn(scene, funnel, part[start : start + CHUNK], sample, rng, missed)
+            yield rows_to_learn(context, funnel, part[start : start + CHUNK], sample, rng, missed)
 
 
 def rows_to_learn(
-    scene: Scene, upstream: FittedFunnel, chunk: np.ndarray, sample: Sample, rng: np.random.Generator, missed: bool
+    context: Context, upstream: FittedFunnel, chunk: np.ndarray, sample: Sample, rng: np.random.Generator, missed: bool
 ) -> tuple[Rows, np.ndarray]:
     """One of the chunks of `sampled`, behind models that did not see its users."""
-    asof = scene.log.asof
-    forced = logged(scene, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
+    asof = context.log.asof
+    tracked = logged(context, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
     if sample.random:
         drawn = [e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in asof.eligible(chunk)]
         extra = pl.DataFrame(
             {REQUEST: np.repeat(chunk, [len(d) for d in drawn]), ITEM: np.concatenate(drawn).astype(np.int32)}
         )
         extra = extra.with_columns(pl.lit(False).alias("truth"), pl.lit(True).alias("drawn"))
-        forced = pl.concat([forced, extra]).unique([REQUEST, ITEM], keep="first", maintain_order=True)
-    passed = upstream.pass_on(chunk, forced)
-    slate, forced = passed.slate, passed.forced
+        tracked = pl.concat([tracked, extra]).unique([REQUEST, ITEM], keep="first", maintain_order=True)
+    passed = upstream.pass_on(chunk, tracked)
+    slate, tracked = passed.slate, passed.tracked
     assert slate is not None
     usable = pl.col("kept") | pl.col("drawn")
     if missed:
-        usable |= pl.Series(asof.is_eligible(forced[REQUEST].to_numpy(), forced[ITEM].to_numpy()), dtype=pl.Boolean)
-    forced = forced.filter(usable)
-    rows = Rows(scene, slate.with_columns(pl.lit(False).alias("truth")), forced, chunk, passed)
-    key = rows.request * scene.log.n_items + rows.item
+        usable |= pl.Series(asof.is_eligible(tracked[REQUEST].to_numpy(), tracked[ITEM].to_numpy()), dtype=pl.Boolean)
+    tracked = tracked.filter(usable)
+    rows = Rows(context, slate.with_columns(pl.lit(False).alias("truth")), tracked, chunk, passed)
+    key = rows.request * context.log.n_items + rows.item
     n = slate.height
     draw = rng.random(n)
-    draw[np.isin(key[:n], key[n:])] = 2.0  # their forced twins are in already
+    draw[np.isin(key[:n], key[n:])] = 2.0  # their tracked twins are in already
     place = np.lexsort((draw, rows.request[:n]))
     group = rows.request[place]
     nth = np.arange(n) - np.searchsorted(group, group)
@@ -139,11 +139,11 @@ def rows_to_learn(
     # Within a request rows stand in the order of their hash: logged lists come best first, and a
     # learner that breaks ties by row order would read it.
     request, item = rows.request[chosen], rows.item[chosen]
-    return rows, chosen[np.lexsort((scene.tie(request, item), request))]
+    return rows, chosen[np.lexsort((context.tie(request, item), request))]
 
 
 @dataclass
-class Table:
+class TrainingRows:
     """Rows to learn from: x float32 (n, f), y bool (n,), request int64 (n,) ascending, item int32
     (n,).
 
@@ -156,19 +156,19 @@ class Table:
     item: np.ndarray
     taught: np.ndarray | None = None
 
-    def __getitem__(self, rows: np.ndarray) -> Table:
+    def __getitem__(self, rows: np.ndarray) -> TrainingRows:
         taught = None if self.taught is None else self.taught[rows]
-        return Table(self.x[rows], self.y[rows], self.request[rows], self.item[rows], taught)
+        return TrainingRows(self.x[rows], self.y[rows], self.request[rows], self.item[rows], taught)
 
     @property
     def group_sizes(self) -> np.ndarray:
         return np.unique(self.request, return_counts=True)[1]
 
 
-def training_table(
-    stage: Stage, features: Sequence[Feature], scene: Scene, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample,
+def training_rows(
+    stage: Stage, features: Sequence[Feature], context: Context, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample,
     teacher: Teachers | None = None,
-) -> Table:  # fmt: skip
+) -> TrainingRows:  # fmt: skip
     """The rows of some windows that a stage learns from, requests without truth or without a
     negative left out.
 
@@ -182,14 +182,14 @@ def training_table(
             needs="a stage before it to learn from",
             found="none",
         )
-    check(features, scene, stage.name)
-    check_windows((*upstream.funnel.stages, stage), scene, windows, "learn from")
-    what = repr((features, windows, sample, teacher and teacher.teacher, scene.label))
+    check(features, context, stage.name)
+    check_windows((*upstream.funnel.stages, stage), context, windows, "learn from")
+    what = repr((features, windows, sample, teacher and teacher.teacher, context.label))
     if what not in upstream.tables:
-        upstream.tables[what] = every_row(features, scene, upstream.without(None), windows, sample, teacher)
-    table: Table = upstream.tables[what]
+        upstream.tables[what] = every_row(features, context, upstream.without(None), windows, sample, teacher)
+    table: TrainingRows = upstream.tables[what]
     if upstream.left_out is not None:
-        table = table[scene.fold[table.request] != upstream.left_out]
+        table = table[context.fold[table.request] != upstream.left_out]
     _, group = np.unique(table.request, return_inverse=True)
     positives, n = np.bincount(group, table.y), np.bincount(group)
     both = ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
@@ -209,14 +209,14 @@ def training_table(
 
 
 def every_row(
-    features: Sequence[Feature], scene: Scene, upstream: FittedFunnel, windows: Sequence[str], sample: Sample, teacher: Teachers | None
-) -> Table:
+    features: Sequence[Feature], context: Context, upstream: FittedFunnel, windows: Sequence[str], sample: Sample, teacher: Teachers | None
+) -> TrainingRows:
     """The rows to learn from of all folds, in the order of their requests."""
-    with_truth = np.unique(scene.truth[REQUEST].to_numpy())
-    requests = scene.log.requests_in(*windows)
+    with_truth = np.unique(context.truth[REQUEST].to_numpy())
+    requests = context.log.requests_in(*windows)
     requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)
     xs, ys, rs, items, taught = [], [], [], [], []
-    for rows, chosen in sampled(scene, upstream, requests, sample, seed=int("W2b" in windows)):
+    for rows, chosen in sampled(context, upstream, requests, sample, seed=int("W2b" in windows)):
         xs.append(compute(features, rows)[chosen])
         ys.append(rows.frame["truth"].to_numpy()[chosen])
         rs.append(rows.request[chosen])
@@ -224,7 +224,7 @@ def every_row(
         if teacher is not None:
             taught.append(teacher.score(rows)[chosen])
     width = sum(len(f.columns) for f in features)
-    table = Table(
+    table = TrainingRows(
         np.concatenate([*xs, np.empty((0, width), np.float32)]), np.concatenate([*ys, np.empty(0, bool)]),
         np.concatenate([*rs, np.empty(0, np.int64)]), np.concatenate([*items, np.empty(0, np.int32)]),
         None if teacher is None else np.concatenate([*taught, np.empty(0, np.float32)]),
@@ -355,15 +355,15 @@ def check_calibrated(stage: Boosted | Neural) -> None:
         )
 
 
-def shown_in_w2b(scene: Scene, upstream: FittedFunnel, most: int) -> Iterator[tuple[Rows, np.ndarray]]:
+def shown_in_w2b(context: Context, upstream: FittedFunnel, most: int) -> Iterator[tuple[Rows, np.ndarray]]:
     """What was shown in W2b (what upstream passes, where nothing is known of lists), as `sampled`
     gives it.
     """
-    requests = spaced(scene.log.requests_in("W2b"), most)
-    yield from sampled(scene, upstream, requests, Sample(passed=0 if scene.log.has("exposures") else 10**6), seed=2, missed=True)
+    requests = spaced(context.log.requests_in("W2b"), most)
+    yield from sampled(context, upstream, requests, Sample(passed=0 if context.log.has("exposures") else 10**6), seed=2, missed=True)
 
 
-class Learned(Fitted):
+class Learned(FittedStage):
     """A fitted model whose scores may be calibrated: what boosted trees and networks share."""
 
     calibration: Calibration | None = None
@@ -377,7 +377,7 @@ class Learned(Fitted):
     def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
         """Fit score -> probability on W2b."""
         scores, labels = [], []
-        for rows, chosen in shown_in_w2b(self.scene, upstream, most):
+        for rows, chosen in shown_in_w2b(self.context, upstream, most):
             scores.append(np.asarray(self.score(rows))[chosen])
             labels.append(rows.frame["truth"].to_numpy()[chosen])
         who = f"{self.stage.name} ({type(self.stage).__name__})"
@@ -430,7 +430,7 @@ class Teacher(Typed):
     def mixed(self, label: np.ndarray, taught: np.ndarray) -> np.ndarray:
         return ((1 - self.weight) * label + self.weight * taught).astype(np.float32)
 
-    def shares(self, table: Table, fitted: Teachers) -> np.ndarray:
+    def shares(self, table: TrainingRows, fitted: Teachers) -> np.ndarray:
         """A distribution over the rows of each request: its positives' equal shares, and the
         teacher's softmax.
         """
@@ -442,7 +442,7 @@ class Teacher(Typed):
         e, y = (x / np.repeat(np.add.reduceat(x, starts), table.group_sizes) for x in (e, y))
         return self.mixed(y, e)
 
-    def chances(self, table: Table, fitted: Teachers) -> np.ndarray:
+    def chances(self, table: TrainingRows, fitted: Teachers) -> np.ndarray:
         """The probability of the label; raises KarmafunnelError where the teacher knows of none."""
         p = fitted.probability(table)
         if p is None and getattr(self.stage, "loss", getattr(self.stage, "objective", "")) in ("bce", "binary"):
@@ -451,7 +451,7 @@ class Teacher(Typed):
             raise KarmafunnelError(f"Teacher: {self.stage!r} has no probabilities to teach; needs calibrated= or another loss")
         return self.mixed(table.y, probabilities(p, f"Teacher: {self.stage!r}"))
 
-    def grades(self, table: Table) -> np.ndarray:
+    def grades(self, table: TrainingRows) -> np.ndarray:
         """Whole grades of the rows, best first by the teacher, ties sharing the better rank."""
         assert table.taught is not None
         _, group = group_rows(table.request)
@@ -473,22 +473,22 @@ class Teachers:
     """
 
     teacher: Teacher
-    scene: Scene
+    context: Context
     without: tuple[Learned, ...]  # by fold
 
     @classmethod
-    def of(cls, teacher: Teacher | None, scene: Scene, upstream: FittedFunnel | None) -> Teachers | None:
+    def of(cls, teacher: Teacher | None, context: Context, upstream: FittedFunnel | None) -> Teachers | None:
         """Fit the teacher behind what the student learns behind; None where there is no teacher."""
         if teacher is None or upstream is None:
             return None
         stage: Boosted | Neural = replace(teacher.stage, name="teacher")
-        return cls(teacher, scene, tuple(cast(Learned, upstream.taught_by(stage, fold)) for fold in range(scene.folds)))
+        return cls(teacher, context, tuple(cast(Learned, upstream.taught_by(stage, fold)) for fold in range(context.folds)))
 
     def by_fold(self, request: np.ndarray, ask: Callable[[Learned, np.ndarray], np.ndarray | None]) -> np.ndarray | None:
         """What the fit without the fold of each row says of it, (n_rows,); `ask` is given the fit
         and which rows are meant.
         """
-        fold, said = self.scene.fold[request], np.zeros(len(request))
+        fold, said = self.context.fold[request], np.zeros(len(request))
         for k, teacher in enumerate(self.without):
             mine = fold == k
             if mine.any():
@@ -503,17 +503,17 @@ class Teachers:
         said = self.by_fold(rows.request, lambda teacher, mine: teacher.score(rows.only(mine)))
         return np.asarray(said, dtype=np.float32)
 
-    def log_odds(self, table: Table) -> np.ndarray:
+    def log_odds(self, table: TrainingRows) -> np.ndarray:
         """What a table's rows were taught, on a scale without bounds: float64 (n_rows,)."""
         taught = self._taught(table)
         return np.asarray(self.by_fold(table.request, lambda teacher, mine: teacher.log_odds(taught[mine])))
 
-    def probability(self, table: Table) -> np.ndarray | None:
+    def probability(self, table: TrainingRows) -> np.ndarray | None:
         """The same as calibrated probabilities of the label; None where the teacher has none."""
         taught = self._taught(table)
         return self.by_fold(table.request, lambda teacher, mine: teacher.probability(taught[mine]))
 
-    def _taught(self, table: Table) -> np.ndarray:
+    def _taught(self, table: TrainingRows) -> np.ndarray:
         assert table.taught is not None
         return table.taught.astype(np.float64)
 
@@ -575,10 +575,10 @@ class Boosted(Stage):
     def feature_names(self) -> list[str]:
         return [c for f in self.features for c in f.columns]
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedBoosted:
-        teacher = Teachers.of(self.teacher, scene, upstream)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedBoosted:
+        teacher = Teachers.of(self.teacher, context, upstream)
         tables = [
-            training_table(self, self.features, scene, upstream, windows, self.sample, teacher)
+            training_rows(self, self.features, context, upstream, windows, self.sample, teacher)
             for windows in (self.sample.windows, ["W2b"])
         ]
         (train, y), (valid, y_valid) = ((table, self._labels(table, teacher)) for table in tables)
@@ -597,22 +597,22 @@ class Boosted(Stage):
             gbdt.LabelledRows(valid.x, y_valid, valid.group_sizes if ranks else None),
             options,
             names=self.feature_names,
-            seed=scene.seed,
+            seed=context.seed,
             num_threads=0,
-            progress=scene.detail,
+            progress=context.detail,
         )
-        fitted = FittedBoosted(self, scene, booster)
+        fitted = FittedBoosted(self, context, booster)
         if self.calibrated and upstream is not None:
             fitted.calibrate(self.calibrated, upstream, self.sample.requests)
         return fitted
 
-    def _labels(self, table: Table, teacher: Teachers | None) -> np.ndarray:
+    def _labels(self, table: TrainingRows, teacher: Teachers | None) -> np.ndarray:
         if self.teacher is None or teacher is None:
             return table.y
         return self.teacher.grades(table) if self.objective == "lambdarank" else self.teacher.chances(table, teacher)
 
-    def load(self, folder: Path, scene: Scene) -> FittedBoosted:
-        fitted = FittedBoosted(self, scene, gbdt.load_gbdt(folder / "trees.txt"))
+    def load(self, folder: Path, context: Context) -> FittedBoosted:
+        fitted = FittedBoosted(self, context, gbdt.load_gbdt(folder / "trees.txt"))
         if self.calibrated:
             fitted.read_calibration(folder)
         return fitted
@@ -683,48 +683,48 @@ class Neural(Stage):
     def embedders(self) -> tuple[str, ...]:
         return embedders_of(self)
 
-    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+    def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
         """The untrained model."""
         raise NotImplementedError
 
-    def vectors(self, scene: Scene) -> np.ndarray | None:
+    def vectors(self, context: Context) -> np.ndarray | None:
         """Fixed item vectors that the model reads; they are not stored with its weights."""
         return None
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedNeural:
-        teacher = Teachers.of(self.teacher, scene, upstream)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedNeural:
+        teacher = Teachers.of(self.teacher, context, upstream)
         train, valid = (
-            training_table(self, self.features, scene, upstream, windows, self.sample, teacher)
+            training_rows(self, self.features, context, upstream, windows, self.sample, teacher)
             for windows in (self.sample.windows, ["W2b"])
         )
-        model = self.network(scene, train.x.shape[1])
+        model = self.network(context, train.x.shape[1])
         ctr.fit_ctr(
             model,
-            self._of_table(scene, train, teacher),
-            self._of_table(scene, valid, teacher),
+            self._of_table(context, train, teacher),
+            self._of_table(context, valid, teacher),
             ctr.FitOptions(epochs=self.epochs, rate=self.rate, loss=self.loss),
-            seed=scene.seed,
-            device=scene.device,
-            progress=scene.detail,
+            seed=context.seed,
+            device=context.device,
+            progress=context.detail,
         )
-        fitted = self.ready(scene, model)
+        fitted = self.ready(context, model)
         if self.calibrated and upstream is not None:
             fitted.calibrate(self.calibrated, upstream, self.sample.requests)
         return fitted
 
-    def ready(self, scene: Scene, model: ctr.ClickModel) -> FittedNeural:
+    def ready(self, context: Context, model: ctr.ClickModel) -> FittedNeural:
         """The stage around its trained model."""
-        return FittedNeural(self, scene, model)
+        return FittedNeural(self, context, model)
 
-    def _of_table(self, scene: Scene, table: Table, teacher: Teachers | None) -> ctr.Batch:
+    def _of_table(self, context: Context, table: TrainingRows, teacher: Teachers | None) -> ctr.Batch:
         requests, group = group_rows(table.request)
         y = table.y
         if self.teacher is not None and teacher is not None:
             y = (self.teacher.shares if self.loss == "listwise" else self.teacher.chances)(table, teacher)
-        return self.batch(scene, requests, group, table.item, table.x, y)[0]
+        return self.batch(context, requests, group, table.item, table.x, y)[0]
 
     def batch(
-        self, scene: Scene, requests: np.ndarray, group: np.ndarray, item: np.ndarray, x: np.ndarray, y: np.ndarray | None = None
+        self, context: Context, requests: np.ndarray, group: np.ndarray, item: np.ndarray, x: np.ndarray, y: np.ndarray | None = None
     ) -> tuple[ctr.Batch, tuple[np.ndarray, np.ndarray]]:
         """Rows of any order as padded groups, and where each row went: (its request, its place)."""
         sizes = np.bincount(group, minlength=len(requests))
@@ -737,14 +737,14 @@ class Neural(Stage):
         items[group, place], dense[group, place], weight[group, place] = item, x, 1.0
         if y is not None:
             label[group, place] = y
-        history = scene.log.asof.history(requests, self.depth)
+        history = context.log.asof.history(requests, self.depth)
         longest = slice(-max(int((history.items >= 0).sum(axis=1).max(initial=1)), 1), None)
         parts = history.items[:, longest], history.ages[:, longest], history.actions[:, longest]
         return ctr.Batch(items, dense, parts[0], label, weight, age=parts[1], action=parts[2]), (group, place)
 
-    def load(self, folder: Path, scene: Scene) -> FittedNeural:
-        model = ctr.load_ctr(folder / "model", vectors=self.vectors(scene))
-        fitted = self.ready(scene, model.to(scene.device))
+    def load(self, folder: Path, context: Context) -> FittedNeural:
+        model = ctr.load_ctr(folder / "model", vectors=self.vectors(context))
+        fitted = self.ready(context, model.to(context.device))
         if self.calibrated:
             fitted.read_calibration(folder)
         return fitted
@@ -760,7 +760,7 @@ class FittedNeural(Learned):
         """
         x = compute(self.stage.features, rows)
         requests, group = group_rows(rows.request)
-        batch, where = self.stage.batch(self.scene, requests, group, rows.item, x)
+        batch, where = self.stage.batch(self.context, requests, group, rows.item, x)
         return ctr.predict_ctr(self.model, batch)[where]
 
     def score(self, rows: Rows) -> np.ndarray:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..models import ctr
+from .context import Context
 from .learn import Boosted, Neural
-from .scene import Scene
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,8 +34,8 @@ class TwoTowerPreRank(Neural):
     loss: Literal["bce", "listwise"] = "listwise"
     name: str = "prerank"
 
-    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
-        return ctr.TwoTower(ctr.Shape(scene.log.n_items, n_dense), ctr.TwoTowerConfig(dim=self.dim), seed=scene.seed)
+    def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
+        return ctr.TwoTower(ctr.Shape(context.log.n_items, n_dense), ctr.TwoTowerConfig(dim=self.dim), seed=context.seed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,6 +48,6 @@ class COLDPreRank(Neural):
     loss: Literal["bce", "listwise"] = "listwise"
     name: str = "prerank"
 
-    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+    def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
         config = ctr.COLDConfig(dim=self.dim, groups=tuple(len(f.columns) for f in self.features))
-        return ctr.COLD(ctr.Shape(scene.log.n_items, n_dense), config, seed=scene.seed)
+        return ctr.COLD(ctr.Shape(context.log.n_items, n_dense), config, seed=context.seed)

@@ -13,6 +13,7 @@ from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..log import rows_of
 from ..models import ctr
+from .context import Context
 from .frame import ITEM, REQUEST, SCORE, group_rows
 from .learn import (
     Boosted,
@@ -20,8 +21,8 @@ from .learn import (
     Calibration,
     FittedNeural,
     Neural,
-    Table,
     Teachers,
+    TrainingRows,
     fit_calibration,
     load_calibration,
     probabilities,
@@ -29,7 +30,6 @@ from .learn import (
     shown_in_w2b,
 )
 from .rows import Rows
-from .scene import Scene
 from .stage import FittedFunnel
 
 
@@ -76,17 +76,17 @@ class DINRank(Neural):
     def embedders(self) -> tuple[str, ...]:
         return (*super().embedders(), *([self.similar] if self.similar else []))
 
-    def vectors(self, scene: Scene) -> np.ndarray | None:
-        return scene.items(self.similar, repr(self)) if self.similar else None
+    def vectors(self, context: Context) -> np.ndarray | None:
+        return context.items(self.similar, repr(self)) if self.similar else None
 
-    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
-        return self.din(scene, n_dense)
+    def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
+        return self.din(context, n_dense)
 
-    def din(self, scene: Scene, n_dense: int) -> ctr.DIN:
-        vectors = self.vectors(scene)
-        shape = ctr.Shape(scene.log.n_items, n_dense, n_vector=0 if vectors is None else vectors.shape[1])
+    def din(self, context: Context, n_dense: int) -> ctr.DIN:
+        vectors = self.vectors(context)
+        shape = ctr.Shape(context.log.n_items, n_dense, n_vector=0 if vectors is None else vectors.shape[1])
         config = ctr.DINConfig(dim=self.dim, attention=self.attention, similar=self.use if self.similar else "")
-        return ctr.DIN(shape, config, vectors=vectors, seed=scene.seed)
+        return ctr.DIN(shape, config, vectors=vectors, seed=context.seed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,9 +105,9 @@ class DCNRank(Neural):
         super().__post_init__()
         needs(self, "crosses", "low")
 
-    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
+    def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
         config = ctr.DCNConfig(dim=self.dim, crosses=self.crosses, low=self.low)
-        return ctr.DCN(ctr.Shape(scene.log.n_items, n_dense), config, seed=scene.seed)
+        return ctr.DCN(ctr.Shape(context.log.n_items, n_dense), config, seed=context.seed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,27 +139,27 @@ class ESMMRank(DINRank):
                 self.name, what="ESMM", needs="the loss 'bce' and no teacher", found=repr(self)
             )
 
-    def network(self, scene: Scene, n_dense: int) -> ctr.ClickModel:
-        shape = ctr.Shape(scene.log.n_items, n_dense)
-        trunk = ctr.DCN(shape, ctr.DCNConfig(dim=self.dim), seed=scene.seed) if self.trunk == "DCN" else self.din(scene, n_dense)
-        return ctr.ESMM(trunk, seed=scene.seed)
+    def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
+        shape = ctr.Shape(context.log.n_items, n_dense)
+        trunk = ctr.DCN(shape, ctr.DCNConfig(dim=self.dim), seed=context.seed) if self.trunk == "DCN" else self.din(context, n_dense)
+        return ctr.ESMM(trunk, seed=context.seed)
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedNeural:
-        lacks = [what for what in ("exposures", "clicks", "purchases") if not scene.log.has(what)]
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedNeural:
+        lacks = [what for what in ("exposures", "clicks", "purchases") if not context.log.has(what)]
         if lacks:
             raise KarmafunnelError(
-                f"{self.name} (ESMMRank): needs shown lists with clicks and purchases, log {scene.log.name} has no {', '.join(lacks)}"
+                f"{self.name} (ESMMRank): needs shown lists with clicks and purchases, log {context.log.name} has no {', '.join(lacks)}"
             )
-        fitted = super().fit(replace(scene, label="click"), upstream)
-        fitted.scene = scene
+        fitted = super().fit(replace(context, label="click"), upstream)
+        fitted.context = context
         return fitted
 
-    def ready(self, scene: Scene, model: ctr.ClickModel) -> FittedESMM:
-        return FittedESMM(self, scene, model)
+    def ready(self, context: Context, model: ctr.ClickModel) -> FittedESMM:
+        return FittedESMM(self, context, model)
 
-    def _of_table(self, scene: Scene, table: Table, teacher: Teachers | None) -> ctr.Batch:
+    def _of_table(self, context: Context, table: TrainingRows, teacher: Teachers | None) -> ctr.Batch:
         requests, group = group_rows(table.request)
-        clicked, bought = happened(scene, table.request, table.item)
+        clicked, bought = happened(context, table.request, table.item)
         if not 0 < bought.sum() < clicked.sum():
             raise KarmafunnelError(
                 f"{self.name} (ESMMRank)",
@@ -169,21 +169,21 @@ class ESMMRank(DINRank):
                     f"{len(requests)} requests"
                 ),
             )
-        batch, where = self.batch(scene, requests, group, table.item, table.x, clicked)
+        batch, where = self.batch(context, requests, group, table.item, table.x, clicked)
         second = np.zeros_like(batch.label)
         second[where] = bought
         return replace(batch, bought=second)
 
 
-def happened(scene: Scene, request: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def happened(context: Context, request: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether rows were clicked, and whether bought: bool (n,) each. A purchase is a click, too,
     whatever the log says.
     """
-    rows = rows_of(scene.log.rows, np.unique(request))
-    pair = rows[REQUEST].to_numpy() * scene.log.n_items + rows[ITEM].to_numpy()
+    rows = rows_of(context.log.rows, np.unique(request))
+    pair = rows[REQUEST].to_numpy() * context.log.n_items + rows[ITEM].to_numpy()
     bought = rows["purchased"].fill_null(False).to_numpy()
     clicked = rows["clicked"].fill_null(False).to_numpy() | bought
-    wanted = request.astype(np.int64) * scene.log.n_items + item
+    wanted = request.astype(np.int64) * context.log.n_items + item
     return np.isin(wanted, pair[clicked]), np.isin(wanted, pair[bought])
 
 
@@ -194,9 +194,9 @@ class FittedESMM(FittedNeural):
 
     def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
         logits, clicks, purchases = [], [], []
-        for rows, chosen in shown_in_w2b(self.scene, upstream, most):
+        for rows, chosen in shown_in_w2b(self.context, upstream, most):
             logits.append(self.logits(rows)[chosen])
-            clicked, bought = happened(self.scene, rows.request[chosen], rows.item[chosen])
+            clicked, bought = happened(self.context, rows.request[chosen], rows.item[chosen])
             clicks.append(clicked)
             purchases.append(bought)
         x, clicked, bought = np.concatenate(logits), np.concatenate(clicks), np.concatenate(purchases)
@@ -215,7 +215,7 @@ class FittedESMM(FittedNeural):
             probabilities(p, f"{self.stage.name} (ESMMRank), {what}")
             for p, what in ((click(x[:, 0]), "p_click"), (buy(x[:, 1]), "p_buy"))
         )
-        score = p_click if self.scene.label == "click" else p_click * p_buy
+        score = p_click if self.context.label == "click" else p_click * p_buy
         return {name: np.asarray(p, np.float32) for name, p in ((SCORE, score), ("p_click", p_click), ("p_buy", p_buy))}
 
     def score(self, rows: Rows) -> np.ndarray:

@@ -5,43 +5,43 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from .context import Context
 from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE, descending, group_rows, order
-from .scene import Scene
 
 
 def rank_rows(
-    rows: pl.DataFrame, forced: pl.DataFrame, requests: np.ndarray, scene: Scene
+    rows: pl.DataFrame, tracked: pl.DataFrame, requests: np.ndarray, context: Context
 ) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray]:
-    """Rank scored rows within each request, and place the forced rows among them.
+    """Rank scored rows within each request, and place the tracked rows among them.
 
-    Returns the rows in rank order, the forced rows (in the order given) with `rank` and `wins`
+    Returns the rows in rank order, the tracked rows (in the order given) with `rank` and `wins`
     (non-truth rows below, ties one half; null where the item was not among the rows), and how many
     rows each request has.
     """
-    request = np.concatenate([rows[REQUEST].to_numpy(), forced[REQUEST].to_numpy()])
-    item = np.concatenate([rows[ITEM].to_numpy(), forced[ITEM].to_numpy()])
-    score = np.concatenate([rows[SCORE].to_numpy(), forced[SCORE].to_numpy()]).astype(np.float32)
+    request = np.concatenate([rows[REQUEST].to_numpy(), tracked[REQUEST].to_numpy()])
+    item = np.concatenate([rows[ITEM].to_numpy(), tracked[ITEM].to_numpy()])
+    score = np.concatenate([rows[SCORE].to_numpy(), tracked[SCORE].to_numpy()]).astype(np.float32)
     there, group = group_rows(request)
     group = np.searchsorted(requests, there)[group]
     n = rows.height
-    # A forced row that is a candidate, too, has the candidate's very score: kernels round
+    # A tracked row that is a candidate, too, has the candidate's very score: kernels round
     # differently in other batches.
-    pair = request.astype(np.int64) * scene.log.n_items + item
-    by_pair = np.argsort(pair[:n]) if forced.height else np.empty(0, np.int64)
+    pair = request.astype(np.int64) * context.log.n_items + item
+    by_pair = np.argsort(pair[:n]) if tracked.height else np.empty(0, np.int64)
     twin = (
         by_pair[np.minimum(np.searchsorted(pair[:n][by_pair], pair[n:]), n - 1)]
-        if n and forced.height
-        else np.zeros(forced.height, int)
+        if n and tracked.height
+        else np.zeros(tracked.height, int)
     )
-    present = pair[twin] == pair[n:] if n else np.zeros(forced.height, bool)
+    present = pair[twin] == pair[n:] if n else np.zeros(tracked.height, bool)
     score[n:] = np.where(present, score[twin], score[n:])
-    forced = forced.with_columns(pl.Series(SCORE, score[n:]))
+    tracked = tracked.with_columns(pl.Series(SCORE, score[n:]))
     if CHANNEL in rows.columns:  # what found it; nothing, where nothing did
-        found = rows[CHANNEL].to_numpy()[twin] if n else np.zeros(forced.height, np.uint32)
-        forced = forced.with_columns(pl.Series(CHANNEL, np.where(present, found, 0).astype(np.uint32)))
-    # A forced row goes just before its twin among the rows: "how many rows stand before me" is then
-    # its rank less one.
-    tie = scene.tie(request, item) & ~np.uint64(1)
+        found = rows[CHANNEL].to_numpy()[twin] if n else np.zeros(tracked.height, np.uint32)
+        tracked = tracked.with_columns(pl.Series(CHANNEL, np.where(present, found, 0).astype(np.uint32)))
+    # A tracked row goes just before its twin among the rows: "how many rows stand before me" is
+    # then its rank less one.
+    tie = context.tie(request, item) & ~np.uint64(1)
     tie[:n] |= np.uint64(1)
     sequence = order(group, score, tie)
     is_row = sequence < n
@@ -52,12 +52,12 @@ def rank_rows(
     rank[sequence] = before - starts[group[sequence]] + 1
     kept = sequence[is_row]
     ranked = rows[kept].with_columns(pl.Series(RANK, rank[kept]))
-    if forced.height == 0:
-        return ranked, forced.with_columns(pl.Series(RANK, [], pl.Int32), pl.Series("wins", [], pl.Float64)), sizes
+    if tracked.height == 0:
+        return ranked, tracked.with_columns(pl.Series(RANK, [], pl.Int32), pl.Series("wins", [], pl.Float64)), sizes
 
     key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
-    mine, wins = key[n:], np.zeros(forced.height)
-    truth = forced["truth"].to_numpy() & present
+    mine, wins = key[n:], np.zeros(tracked.height)
+    truth = tracked["truth"].to_numpy() & present
     for among, sign in ((np.sort(key[:n]), 1.0), (np.sort(mine[truth]), -1.0)):
         end = np.searchsorted(among, (group[n:].astype(np.uint64) + np.uint64(1)) << np.uint64(32))
         left, right = np.searchsorted(among, mine), np.searchsorted(among, mine, side="right")
@@ -65,7 +65,7 @@ def rank_rows(
     # A truth item ties with itself in both counts, and is gone; a non-truth row that is present
     # ties with itself in the first.
     wins -= np.where(present & ~truth, 0.5, 0.0)
-    forced = forced.with_columns(
+    tracked = tracked.with_columns(
         pl.Series(RANK, rank[n:]), pl.when(pl.Series(present)).then(pl.Series(wins)).otherwise(None).alias("wins")
     )
-    return ranked, forced, sizes
+    return ranked, tracked, sizes

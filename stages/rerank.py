@@ -12,11 +12,11 @@ import polars as pl
 
 from ..bounds import needs
 from ..errors import KarmafunnelError
+from ..typed import positional
+from .context import Context
 from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE
 from .rows import Rows
-from .scene import Scene
-from .stage import Fitted, FittedFunnel, Stage
-from .typed import positional
+from .stage import FittedFunnel, FittedStage, Stage
 
 # P(click | looked at) and P(purchase | click), as a multi-task ranker puts them out
 CLICKS, BUYS = "p_click", "p_buy"
@@ -77,38 +77,38 @@ class Rules(Stage):
     def priced(self) -> bool:
         return self.min_price is not None or self.max_price is not None
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedRules:
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedRules:
         """Raises KarmafunnelError where the log lacks the categories, the prices or the stock that
         a rule needs.
         """
         if self.priced:
-            needs_prices(self, scene)
-        category = None if self.max_per_category is None else self._categories(scene)
-        return FittedRules(self, scene, category, self._sold_out(scene))
+            needs_prices(self, context)
+        category = None if self.max_per_category is None else self._categories(context)
+        return FittedRules(self, context, category, self._sold_out(context))
 
-    def _categories(self, scene: Scene) -> np.ndarray:
+    def _categories(self, context: Context) -> np.ndarray:
         """Number of each item's category at the level, -1 where it has none: int64 (n_items,)."""
-        path = scene.log.items["category"]
+        path = context.log.items["category"]
         depth = path.list.len().fill_null(0).cast(pl.Int64)
         reach = pl.Series(np.where(depth > 0, self.level + 1 if self.level >= 0 else depth + (self.level + 1), 0))
         there = (reach > 0) & (reach <= depth)
         if not there.any():
             raise KarmafunnelError(
                 f"{self!r}: needs items with a category at level {self.level}, "
-                f"those of log {scene.log.name} have at most {depth.to_numpy().max()} levels"
+                f"those of log {context.log.name} have at most {depth.to_numpy().max()} levels"
             )
         names = pl.DataFrame({"path": path, "reach": reach, "there": there}).select(
             pl.when("there").then(pl.col("path").list.head("reach").list.join("\x00"))
         )
         return names.to_series().rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1
 
-    def _sold_out(self, scene: Scene) -> np.ndarray | None:
+    def _sold_out(self, context: Context) -> np.ndarray | None:
         """Of each item: sold out to requests whose time rank is greater than this, the log's
         largest for never; int64 (n_items,).
         """
         if self.sold_out is None:
             return None
-        log, asof = scene.log, scene.log.asof
+        log, asof = context.log, context.log.asof
         never = len(asof.times)
         if self.sold_out in log.items.columns:
             column = log.items[self.sold_out]
@@ -128,7 +128,7 @@ class Rules(Stage):
 
 
 @dataclass(eq=False, repr=False)
-class FittedRules(Fitted):
+class FittedRules(FittedStage):
     stage: Rules
     category: np.ndarray | None  # number of each item's category, (n_items,)
     sold_out: np.ndarray | None  # time rank from which each item is, (n_items,)
@@ -138,7 +138,7 @@ class FittedRules(Fitted):
         return rows.frame[SCORE].to_numpy()
 
     def outputs(self, rows: Rows) -> dict[str, np.ndarray]:
-        """The upstream's score, and what is kept. A forced row is kept where it would be in its
+        """The upstream's score, and what is kept. A tracked row is kept where it would be in its
         place, and takes up none.
         """
         keep = self._allowed(rows)
@@ -149,7 +149,7 @@ class FittedRules(Fitted):
     def _allowed(self, rows: Rows) -> np.ndarray:
         """Rows that no rule forbids by themselves: bool (n_rows,)."""
         keep = np.ones(len(rows.item), dtype=bool)
-        asof = self.scene.log.asof
+        asof = self.context.log.asof
         if self.stage.priced:
             price = asof.price(rows.request, rows.item)
             low, high = self.stage.bounds
@@ -173,12 +173,12 @@ class FittedRules(Fitted):
         """What the rules look at."""
         sentences = [""] * len(rows.item)
         if self.stage.priced:
-            sentences = [f"price {p:.2f}" for p in self.scene.log.asof.price(rows.request, rows.item)]
+            sentences = [f"price {p:.2f}" for p in self.context.log.asof.price(rows.request, rows.item)]
         if self.category is not None:
-            paths = self.scene.log.items["category"].gather(rows.item).list.join(" > ").fill_null("")
+            paths = self.context.log.items["category"].gather(rows.item).list.join(" > ").fill_null("")
             sentences = [", ".join(filter(None, pair)) for pair in zip(sentences, paths, strict=True)]
         if self.sold_out is not None:
-            gone = self.scene.log.asof.rank[rows.request] > self.sold_out[rows.item]
+            gone = self.context.log.asof.rank[rows.request] > self.sold_out[rows.item]
             sentences = [", ".join(filter(None, (s, "sold out" * bool(g)))) for s, g in zip(sentences, gone, strict=True)]
         return sentences
 
@@ -206,17 +206,17 @@ class Unseen(Stage):
                 f"{self!r}", what="which", needs="'event' or 'purchase'", found=repr(self.which)
             )
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedUnseen:
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedUnseen:
         """Raises KarmafunnelError where the log knows no users, or no purchases where these count.
         """
-        log = scene.log
+        log = context.log
         for what in ("users", *(["purchases"] if self.which == "purchase" else [])):
             if not log.has(what):
                 raise KarmafunnelError(f"{self!r}: needs {what}, log {log.name} has none")
-        return FittedUnseen(self, scene)
+        return FittedUnseen(self, context)
 
 
-class FittedUnseen(Fitted):
+class FittedUnseen(FittedStage):
     stage: Unseen
 
     def score(self, rows: Rows) -> np.ndarray:
@@ -229,7 +229,7 @@ class FittedUnseen(Fitted):
 
     def _times(self, rows: Rows) -> np.ndarray:
         """How often the user had each row's item before: int64 (n_rows,)."""
-        return self.scene.log.asof.own_count(rows.request, rows.item, self.stage.which)
+        return self.context.log.asof.own_count(rows.request, rows.item, self.stage.which)
 
     def why(self, rows: Rows) -> list[str]:
         """How often the user had it before."""
@@ -237,10 +237,10 @@ class FittedUnseen(Fitted):
         return [f"{verb} before {n} time{'s' * (n > 1)}" if n else "" for n in self._times(rows).tolist()]
 
 
-def needs_prices(stage: Stage, scene: Scene) -> None:
+def needs_prices(stage: Stage, context: Context) -> None:
     """Raises KarmafunnelError where the log knows no price."""
-    if not scene.log.has("price"):
-        raise KarmafunnelError(f"{stage!r}: needs prices, log {scene.log.name} has none")
+    if not context.log.has("price"):
+        raise KarmafunnelError(f"{stage!r}: needs prices, log {context.log.name} has none")
 
 
 # -- diversity -------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class MMR(Stage):
     Relevance is the upstream's score put between 0 and 1 by the smallest and largest of the
     request's candidates; cosines are of an embedder's item vectors (0 to an item without one).
     Equal values go by the upstream's rank. Only the upstream's first `depth` take part (None: all);
-    they and what is not chosen within `k` places follow in the upstream's order. A forced row has
+    they and what is not chosen within `k` places follow in the upstream's order. A tracked row has
     the rank of the first place that it would have taken. The score is minus the place.
     """
 
@@ -274,31 +274,31 @@ class MMR(Stage):
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedMMR:
-        return FittedMMR(self, scene, scene.units(self.embedder, repr(self))[0])
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedMMR:
+        return FittedMMR(self, context, context.units(self.embedder, repr(self))[0])
 
 
 @dataclass(eq=False, repr=False)
-class FittedMMR(Fitted):
+class FittedMMR(FittedStage):
     stage: MMR
     vectors: np.ndarray  # of items at length 1, (n_items, d)
 
     def score(self, rows: Rows) -> np.ndarray:
         rank = rows.frame[RANK].to_numpy().astype(np.int64)
-        # What takes no part, or is not chosen, stands below; a forced row goes just before what it
+        # What takes no part, or is not chosen, stands below; a tracked row goes just before what it
         # would have pushed down.
         score = np.where(rows.candidate, 0.0, 0.5) - (self.stage.k + rank)
         part = np.ones(len(rank), dtype=bool) if self.stage.depth is None else rank <= self.stage.depth
         relevance = self._relevance(rows, rows.frame[SCORE].to_numpy().astype(np.float64), part)
         inside = np.flatnonzero(part & rows.candidate)
         inside = inside[np.lexsort((rank[inside], rows.group[inside]))]
-        forced = np.flatnonzero(part & ~rows.candidate)
-        forced = forced[np.argsort(rows.group[forced], kind="stable")]
+        tracked = np.flatnonzero(part & ~rows.candidate)
+        tracked = tracked[np.argsort(rows.group[tracked], kind="stable")]
         sizes = np.bincount(rows.group[inside], minlength=len(rows.requests))
         # requests at a time
         many = max(BLOCK // max(int(sizes.max(initial=0)) * self.vectors.shape[1], 1), 1)
         for first in range(0, len(rows.requests), many):
-            mine, beside = (some[slice(*np.searchsorted(rows.group[some], (first, first + many)))] for some in (inside, forced))
+            mine, beside = (some[slice(*np.searchsorted(rows.group[some], (first, first + many)))] for some in (inside, tracked))
             group = rows.group[mine] - first
             place = np.arange(len(mine)) - np.searchsorted(group, group)
             shape = (len(sizes[first : first + many]), int(sizes[first : first + many].max(initial=0)))
@@ -326,16 +326,16 @@ class FittedMMR(Fitted):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fill the places of a block of requests, one place of all of them at a time.
 
-        `at` (g, n) holds each request's candidates as rows, -1 for none; `beside` (f,) the forced
+        `at` (g, n) holds each request's candidates as rows, -1 for none; `beside` (f,) the tracked
         rows of the requests `owner`. Returns the rows that are chosen, or would have been, and
-        their places: 1, 2, ..., a forced row's half a place before.
+        their places: 1, 2, ..., a tracked row's half a place before.
         """
         trade, vectors = self.stage.trade, self.vectors[rows.item[np.maximum(at, 0)]]
         ours = self.vectors[rows.item[beside]]
         left, every = at >= 0, np.arange(len(at))
         worth, their_worth = trade * relevance[np.maximum(at, 0)], trade * relevance[beside]
         near, their_near = np.zeros(at.shape), np.zeros(len(beside))
-        # that a forced row would have taken, 0 for none
+        # that a tracked row would have taken, 0 for none
         place = np.zeros(len(beside), dtype=np.int64)
         chosen, places = [], []
         for step in range(1, min(self.stage.k, at.shape[1]) + 1):
@@ -396,7 +396,7 @@ class GMVRank(Stage):
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return (REQUEST, ITEM, SCORE, RANK, CHANNEL, *self.factors)
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedGMVRank:
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedGMVRank:
         """Raises KarmafunnelError where no stage before it is named `source`, or where the log
         knows no price.
         """
@@ -406,11 +406,11 @@ class GMVRank(Stage):
                 f"{self!r}", needs=f"a stage {self.source!r} before it", found=names
             )
         if self.price:
-            needs_prices(self, scene)
-        return FittedGMVRank(self, scene)
+            needs_prices(self, context)
+        return FittedGMVRank(self, context)
 
 
-class FittedGMVRank(Fitted):
+class FittedGMVRank(FittedStage):
     stage: GMVRank
 
     def score(self, rows: Rows) -> np.ndarray:
@@ -420,7 +420,7 @@ class FittedGMVRank(Fitted):
             p = rows.frame[column].to_numpy().astype(np.float64)
             bad = np.flatnonzero(~((p >= 0) & (p <= 1)))
             if len(bad):
-                log, row = self.scene.log, bad[0]
+                log, row = self.context.log, bad[0]
                 raise KarmafunnelError(
                     f"{self.stage.name} ({type(self.stage).__name__})",
                     needs=f"{column} between 0 and 1",
@@ -438,7 +438,7 @@ class FittedGMVRank(Fitted):
         """Price as of the request; unknown: the median of the request's candidates, 1 where none of
         them has a price.
         """
-        price = self.scene.log.asof.price(rows.request, rows.item)
+        price = self.context.log.asof.price(rows.request, rows.item)
         known = pl.DataFrame({"group": rows.group, "price": price}).filter(pl.Series(rows.candidate & ~np.isnan(price)))
         middle = np.ones(len(rows.requests))
         of = known.group_by("group").agg(pl.col("price").median())
@@ -447,7 +447,7 @@ class FittedGMVRank(Fitted):
 
     def why(self, rows: Rows) -> list[str]:
         """The factors."""
-        price = self.scene.log.asof.price(rows.request, rows.item)
+        price = self.context.log.asof.price(rows.request, rows.item)
         parts = [rows.frame[column].to_numpy() for column in self.stage.factors]
         names = [column.split(".")[-1] for column in self.stage.factors]
         if self.stage.price:

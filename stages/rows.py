@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
-from .frame import FORCED, ITEM, REQUEST, ascending, group_rows, no_rows, with_forced
-from .scene import Scene
-from .typed import Typed
+from ..typed import Typed
+from .context import Context
+from .frame import ITEM, REQUEST, TRACKED, ascending, group_rows, no_rows, with_tracked
 
 Place = tuple[Any, ...]  # what a value is of: by it the value is found again, and paid for once
 
@@ -38,24 +38,24 @@ class Rows:
     stages that are given the very same rows, and for the stages after them. `read` says what was
     asked for here and what it cost, so that each funnel is charged as if it ran alone.
 
-    frame: the candidates, then the forced rows, which the column `forced` tells; statistics of "the
-    candidates" must not count those. request, item (n_rows,): its columns. group (n_rows,): the
-    place of each row's request among `requests`. candidate (n_rows,) bool. sizes (n_requests,):
+    frame: the candidates, then the tracked rows, which the column `tracked` tells; statistics of
+    "the candidates" must not count those. request, item (n_rows,): its columns. group (n_rows,):
+    the place of each row's request among `requests`. candidate (n_rows,) bool. sizes (n_requests,):
     candidates of each request.
     """
 
     def __init__(
-        self, scene: Scene, slate: pl.DataFrame | None, forced: pl.DataFrame | None = None, requests: np.ndarray | None = None,
+        self, context: Context, slate: pl.DataFrame | None, tracked: pl.DataFrame | None = None, requests: np.ndarray | None = None,
         chunk: Rows | None = None,
     ):  # fmt: skip
         """`slate` is None before recall. `requests`: those of the rows, where it is left out.
         `chunk`: rows of the same requests, whose vectors are shared.
         """
-        self.scene, self.slate = scene, slate
-        if forced is None:
-            forced = no_rows() if slate is None else slate.clear()
-        self.forced = forced
-        self.frame = self.forced.with_columns(pl.lit(True).alias(FORCED)) if slate is None else with_forced(slate, self.forced)
+        self.context, self.slate = context, slate
+        if tracked is None:
+            tracked = no_rows() if slate is None else slate.clear()
+        self.tracked = tracked
+        self.frame = self.tracked.with_columns(pl.lit(True).alias(TRACKED)) if slate is None else with_tracked(slate, self.tracked)
         self.request, self.item = self.frame[REQUEST].to_numpy(), self.frame[ITEM].to_numpy()
         there, group = group_rows(self.request)
         self.requests = there if requests is None else requests
@@ -75,23 +75,23 @@ class Rows:
         self.spent = 0.0  # seconds that passed here while what is read was made
 
     @classmethod
-    def start(cls, scene: Scene, requests: np.ndarray, forced: pl.DataFrame | None = None) -> Rows:
+    def start(cls, context: Context, requests: np.ndarray, tracked: pl.DataFrame | None = None) -> Rows:
         """What recall is given: requests (row numbers, ascending) and rows to score beside."""
         requests = np.asarray(requests, dtype=np.int64)
-        return cls(scene, None, None if forced is None else forced.sort(REQUEST, maintain_order=True), requests)
+        return cls(context, None, None if tracked is None else tracked.sort(REQUEST, maintain_order=True), requests)
 
-    def after(self, slate: pl.DataFrame, forced: pl.DataFrame, at: np.ndarray | None = None) -> Rows:
+    def after(self, slate: pl.DataFrame, tracked: pl.DataFrame, at: np.ndarray | None = None) -> Rows:
         """What the next stage is given; `at` (n_rows,): where its rows stand among these."""
-        rows = Rows(self.scene, slate, forced, self.requests, self)
+        rows = Rows(self.context, slate, tracked, self.requests, self)
         rows.depth, rows._at = self.depth + 1, at
         rows._before = None if at is None else self
         rows.read_before = self.read_before | self.read
         return rows
 
-    def seen_in(self, scene: Scene) -> Rows:
-        """The same rows and what was made of them, for one who reads in a scene of its own."""
+    def seen_in(self, context: Context) -> Rows:
+        """The same rows and what was made of them, for one who reads in a context of its own."""
         other = copy.copy(self)
-        other.scene, other.read, other.spent = scene, {}, 0.0
+        other.context, other.read, other.spent = context, {}, 0.0
         return other
 
     def only(self, wanted: np.ndarray) -> Rows:
@@ -99,13 +99,13 @@ class Rows:
         if self.slate is None or wanted.all():
             return self
         n = self.slate.height
-        return Rows(self.scene, self.slate.filter(wanted[:n]), self.forced.filter(wanted[n:]), self.requests, self)
+        return Rows(self.context, self.slate.filter(wanted[:n]), self.tracked.filter(wanted[n:]), self.requests, self)
 
     @property
     def digest(self) -> str:
-        """Hash of the requests and the forced rows."""
+        """Hash of the requests and the tracked rows."""
         found = hashlib.blake2b(self.requests.tobytes(), digest_size=16)
-        for column in self.forced:
+        for column in self.tracked:
             found.update(column.name.encode() + column.to_numpy().tobytes())
         return found.hexdigest()
 
@@ -113,13 +113,13 @@ class Rows:
 
     def interests(self, embedder: str, who: str) -> np.ndarray:
         """User embeddings of the requests: float32 (n_requests, d), read-only."""
-        return self.vectors("interest", embedder, who, lambda rows: rows.scene.embedding(embedder, who).interests(rows.requests))
+        return self.vectors("interest", embedder, who, lambda rows: rows.context.embedding(embedder, who).interests(rows.requests))
 
     def vectors(self, kind: str, embedder: str, who: str, make: Callable[[Rows], np.ndarray]) -> np.ndarray:
         """What `make` gives of the requests with the help of an embedder: float32 (n_requests, d),
         read-only.
         """
-        place = kind, self.scene.embedding(embedder, who)
+        place = kind, self.context.embedding(embedder, who)
         return self._once(self._vectors, place, lambda rows: np.ascontiguousarray(make(rows), dtype=np.float32))
 
     def columns(self, feature: Feature) -> np.ndarray:
@@ -144,8 +144,8 @@ class Rows:
         A `feature` reads the vectors that it says it reads, and no others.
         """
         if place not in kept:
-            scene = self.scene if feature is None else self.scene.reading(repr(feature), feature.embedders())
-            inside = self.seen_in(scene)
+            context = self.context if feature is None else self.context.reading(repr(feature), feature.embedders())
+            inside = self.seen_in(context)
             start = time.perf_counter()
             value = np.asarray(make(inside)).view()
             value.flags.writeable = False  # others read it, too
@@ -170,7 +170,7 @@ class Rows:
             found: np.ndarray | None = before._values[place].value
             self.read |= before._values[place].seconds
         else:
-            reader = before.seen_in(self.scene)
+            reader = before.seen_in(self.context)
             found = reader._earlier(content)
             self.read |= reader.read
         # features lie column by column
@@ -180,7 +180,7 @@ class Rows:
         """What a feature's values depend on beside the rows: the vectors that it says it reads, and
         its settings.
         """
-        read = tuple((name, self.scene.embeddings.get(name)) for name in feature.embedders())
+        read = tuple((name, self.context.embeddings.get(name)) for name in feature.embedders())
         return read, type(feature), repr(feature)
 
     # -- statistics among the candidates of a request ----------------------------------------------
@@ -248,7 +248,7 @@ class Feature(Typed):
         """
         return ()
 
-    def check(self, scene: Scene, who: str) -> None:
+    def check(self, context: Context, who: str) -> None:
         """Raise KarmafunnelError where the log lacks what the feature needs."""
 
     def pairs(self, rows: Rows) -> np.ndarray:

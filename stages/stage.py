@@ -16,20 +16,20 @@ from ..errors import KarmafunnelError, quoted
 from ..files import atomic_folder, intact, write_text
 from ..keys import code_of, content_key
 from ..models.embedders import Embedder, Embedding
+from ..typed import Typed
+from .context import Context
 from .frame import CHANNEL, ITEM, PLACE, RANK, REQUEST, SCORE
 from .kept import Kept, Passes
 from .ranking import rank_rows
 from .rows import Place, Rows
-from .scene import Scene
-from .typed import Typed
 
 
 class Stage(Typed):
     """An immutable value: its fields are its config. Frame in, frame out, at most `k` rows a
     request.
 
-    A subclass is a frozen dataclass with fields `k` and `name`, and `fit(scene, upstream)` that
-    returns a `Fitted`.
+    A subclass is a frozen dataclass with fields `k` and `name`, and `fit(context, upstream)` that
+    returns a `FittedStage`.
     """
 
     k: int
@@ -40,15 +40,15 @@ class Stage(Typed):
     # from the requests of W2, behind its upstream; False where a fit looks at none of them
     learns: ClassVar[bool] = True
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> Fitted:
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedStage:
         """Learn what there is to learn; `upstream` is the fitted funnel before this stage (None for
         recall).
         """
         raise NotImplementedError
 
-    def load(self, folder: Path, scene: Scene) -> Fitted:
-        """The inverse of `Fitted.save`. A stage that learns nothing is simply fitted again."""
-        return self.fit(scene, None)
+    def load(self, folder: Path, context: Context) -> FittedStage:
+        """The inverse of `FittedStage.save`. A stage that learns nothing is simply fitted again."""
+        return self.fit(context, None)
 
     def embedders(self) -> tuple[str, ...]:
         """Names of the embedders that the stage reads."""
@@ -59,11 +59,11 @@ class Stage(Typed):
 
 
 @dataclass(eq=False, repr=False)
-class Fitted:
+class FittedStage:
     """A stage that is ready to run; what it learnt stands in further fields."""
 
     stage: Stage
-    scene: Scene
+    context: Context
 
     def __post_init__(self) -> None:
         """Work out, once, what every run needs."""
@@ -94,7 +94,7 @@ class Fitted:
         """
 
 
-class Retriever(Fitted):
+class Retriever(FittedStage):
     """The first stage: it proposes candidates for requests."""
 
     channels: tuple[str, ...]
@@ -104,11 +104,11 @@ class Retriever(Fitted):
         raise NotImplementedError
 
     def retrieve(self, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Candidates with their `channel` bits, and the forced rows with `score`; what both hold is
-        aligned by `rank_rows`.
+        """Candidates with their `channel` bits, and the tracked rows with `score`; what both hold
+        is aligned by `rank_rows`.
         """
         slate = self.propose(rows).with_columns(pl.lit(1, dtype=pl.UInt32).alias(CHANNEL))
-        return slate, rows.forced.with_columns(pl.Series(SCORE, self.score(rows), dtype=pl.Float32))
+        return slate, rows.tracked.with_columns(pl.Series(SCORE, self.score(rows), dtype=pl.Float32))
 
     def exact(self, rows: Rows) -> pl.DataFrame | None:
         """What an exact search would have proposed, where the index is approximate: request, item.
@@ -117,14 +117,14 @@ class Retriever(Fitted):
 
 
 @dataclass
-class Step:
-    """What one stage did to a chunk: its slate, the forced rows with score / rank / wins, sizes and
-    seconds.
+class StageOutput:
+    """What one stage did to a chunk: its slate, the tracked rows with score / rank / wins, sizes
+    and seconds.
     """
 
     stage: Stage
     slate: pl.DataFrame  # request item score rank channel, rank <= k
-    forced: pl.DataFrame  # request item truth + score rank wins kept
+    tracked: pl.DataFrame  # request item truth + score rank wins kept
     rows_in: np.ndarray  # (n_requests,) rows scored
     rows_out: np.ndarray  # (n_requests,)
     # as if the funnel ran alone: with those of the vectors and features that it is the first stage
@@ -134,44 +134,44 @@ class Step:
     read: Mapping[Place, float] = field(default_factory=dict)  # seconds of what it read
 
 
-def advance(fitted: Fitted, given: Rows, exact: bool = False) -> tuple[Step, Rows]:
+def advance(fitted: FittedStage, given: Rows, exact: bool = False) -> tuple[StageOutput, Rows]:
     """One stage: what it did, and what the next one is given. With `exact`, an approximate recall
     also says what an exact search finds.
     """
     start, stage, requests = time.perf_counter(), fitted.stage, given.requests
-    rows = given.seen_in(given.scene)
+    rows = given.seen_in(given.context)
     at, keep = None, None
     if isinstance(fitted, Retriever):
-        scored, forced = fitted.retrieve(rows)
+        scored, tracked = fitted.retrieve(rows)
     else:
-        scored, forced, keep = _scored(fitted, rows)
+        scored, tracked, keep = _scored(fitted, rows)
     n = scored.height
     handed = None  # rows handed to the stage, where it threw some out
     if keep is not None:
         handed = _count(scored, requests)
         scored = scored.filter(pl.Series(keep[:n], dtype=pl.Boolean))
-    check_scores(stage, scored, given.scene)
-    check_scores(stage, forced, given.scene)
-    ranked, forced, rows_in = rank_rows(scored, forced, requests, given.scene)
+    check_scores(stage, scored, given.context)
+    check_scores(stage, tracked, given.context)
+    ranked, tracked, rows_in = rank_rows(scored, tracked, requests, given.context)
     slate = ranked.filter(pl.col(RANK) <= stage.k)
     if keep is not None:  # what would be thrown out has no place among what is put out
         beyond = pl.when(pl.Series(keep[n:], dtype=pl.Boolean)).then(RANK).otherwise(pl.max_horizontal(RANK, stage.k + 1))
-        forced = forced.with_columns(beyond.cast(pl.Int32).alias(RANK))
-    forced = forced.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
+        tracked = tracked.with_columns(beyond.cast(pl.Int32).alias(RANK))
+    tracked = tracked.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
     rows_out = _count(slate, requests)
     if given.slate is not None:
         at = np.concatenate([slate.drop_in_place(PLACE).to_numpy(), np.arange(n, len(given.item))])
     seconds = time.perf_counter() - start - rows.spent
     seconds += sum(took for place, took in rows.read.items() if place not in given.read_before)
     oracle = fitted.exact(rows) if exact and isinstance(fitted, Retriever) else None
-    step = Step(stage, slate, forced, rows_in if handed is None else handed, rows_out, seconds, oracle, rows.read)
+    step = StageOutput(stage, slate, tracked, rows_in if handed is None else handed, rows_out, seconds, oracle, rows.read)
     named = [pl.col(SCORE).alias(f"{stage.name}.score"), pl.col(RANK).alias(f"{stage.name}.rank")]
-    return step, rows.after(slate.with_columns(named), forced.with_columns(named), at)
+    return step, rows.after(slate.with_columns(named), tracked.with_columns(named), at)
 
 
-def _scored(fitted: Fitted, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray | None]:
-    """The candidates with their scores and where they stood, the forced rows with theirs, and which
-    of both are kept, where the stage throws some out.
+def _scored(fitted: FittedStage, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray | None]:
+    """The candidates with their scores and where they stood, the tracked rows with theirs, and
+    which of both are kept, where the stage throws some out.
     """
     stage, slate = fitted.stage, rows.slate
     if slate is None:
@@ -189,7 +189,7 @@ def _scored(fitted: Fitted, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame, np.
         columns.append(pl.Series(column, np.asarray(values, dtype=np.float32)))
     n = slate.height
     scored = slate.with_columns([*(x[:n] for x in columns), pl.Series(PLACE, np.arange(n))])
-    return scored, rows.forced.with_columns(x[n:] for x in columns), keep
+    return scored, rows.tracked.with_columns(x[n:] for x in columns), keep
 
 
 def _count(frame: pl.DataFrame, requests: np.ndarray) -> np.ndarray:
@@ -204,7 +204,7 @@ def check_columns(stage: Stage, frame: pl.DataFrame) -> None:
         )
 
 
-def check_scores(stage: Stage, frame: pl.DataFrame, scene: Scene) -> None:
+def check_scores(stage: Stage, frame: pl.DataFrame, context: Context) -> None:
     bad = np.flatnonzero(~np.isfinite(frame[SCORE].to_numpy()))
     if len(bad):
         row = frame.row(int(bad[0]), named=True)
@@ -212,8 +212,8 @@ def check_scores(stage: Stage, frame: pl.DataFrame, scene: Scene) -> None:
             f"{stage.name} ({type(stage).__name__})",
             needs="finite scores",
             found=(
-                f"{row[SCORE]} for request {scene.log.request_ids[row[REQUEST]]!r}, item "
-                f"{scene.log.item_ids[row[ITEM]]!r} ({len(bad)} such rows)"
+                f"{row[SCORE]} for request {context.log.request_ids[row[REQUEST]]!r}, item "
+                f"{context.log.item_ids[row[ITEM]]!r} ({len(bad)} such rows)"
             ),
         )
 
@@ -262,17 +262,17 @@ class Funnel:
         kept = [stages.get(s.name, s) if s.name in stages else s for s in self.stages]
         return Funnel(tuple(s for s in kept if s is not None))
 
-    def fit(self, scene: Scene, cache: Kept | Path | None = None) -> FittedFunnel:
+    def fit(self, context: Context, cache: Kept | Path | None = None) -> FittedFunnel:
         """Fit every stage on what its upstream really passes to it; fitted stages are kept in
         `cache` by content.
         """
         if not self.stages:
             raise KarmafunnelError("funnel", needs="a recall stage", found="no stage")
-        fits = Fits(self, scene, Kept.of(cache))
+        fits = Fits(self, context, Kept.of(cache))
         start = time.perf_counter()
         fitted = fits.upto(len(self.stages))
         if fits.out_of_fold:
-            scene.progress(
+            context.progress(
                 f"out of fold: {len(fits.out_of_fold)} fits more, {sum(fits.out_of_fold):.1f} s of the "
                 f"{time.perf_counter() - start:.1f} s that the stages took"
             )
@@ -290,11 +290,11 @@ class Fits:
     content.
     """
 
-    def __init__(self, funnel: Funnel, scene: Scene, kept: Kept):
-        self.funnel, self.scene, self.kept = funnel, scene, kept
-        values = {name: getattr(found, "value", None) for name, found in scene.embeddings.items()}
-        self.keys = prefix_keys(funnel, values, scene)
-        self.ready: dict[str, Fitted] = {}
+    def __init__(self, funnel: Funnel, context: Context, kept: Kept):
+        self.funnel, self.context, self.kept = funnel, context, kept
+        values = {name: getattr(found, "value", None) for name, found in context.embeddings.items()}
+        self.keys = prefix_keys(funnel, values, context)
+        self.ready: dict[str, FittedStage] = {}
         self.out_of_fold: list[float] = []  # seconds of the fits without a fold
 
     def learnt(self, n: int) -> bool:
@@ -313,9 +313,9 @@ class Fits:
         """The first `n` stages, fitted without a fold of users (None: on all)."""
         stages = tuple(self.stage(i, fold) for i in range(n))
         keys = tuple(self.key(i, fold) for i in range(n))
-        return FittedFunnel(self.scene, stages, keys, self if fold is None else None, passes=self.kept.passes)
+        return FittedFunnel(self.context, stages, keys, self if fold is None else None, passes=self.kept.passes)
 
-    def stage(self, i: int, fold: int | None = None, upstream: FittedFunnel | None = None) -> Fitted:
+    def stage(self, i: int, fold: int | None = None, upstream: FittedFunnel | None = None) -> FittedStage:
         """Stage `i`, fitted without a fold of users (None: on all), behind `upstream` where that is
         at hand.
 
@@ -338,34 +338,34 @@ class Fits:
     def _folder(self, stage: Stage, key: str) -> Path | None:
         return self.kept.folder / f"{stage.name}-{key}" if self.kept.folder else None
 
-    def _kept(self, stage: Stage, key: str) -> Fitted | None:
+    def _kept(self, stage: Stage, key: str) -> FittedStage | None:
         """A stage that was fitted before: for another funnel of this process, or in the cache."""
         if key in self.kept.fitted:
-            found: Fitted = self.kept.fitted[key]
+            found: FittedStage = self.kept.fitted[key]
             return found
         folder = self._folder(stage, key)
         if folder is None or not intact(folder):
             return None
-        self.scene.progress(f"{stage.name}: fitted before, from {folder.name}")
-        return stage.load(folder, self.scene)
+        self.context.progress(f"{stage.name}: fitted before, from {folder.name}")
+        return stage.load(folder, self.context)
 
-    def _fit(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> Fitted:
+    def _fit(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> FittedStage:
         """Fit a stage; with the fit on all users those without a fold that a later stage will need:
         they learn from the same rows.
         """
         upstream = upstream or (self.upto(i) if i else None)
         made = self._fit_one(i, fold, upstream)
         if fold is None and i and self.funnel.stages[i].learns and any(later.learns for later in self.funnel.stages[i + 1 :]):
-            for one in range(self.scene.folds):
+            for one in range(self.context.folds):
                 self.stage(i, one, upstream)
         return made
 
-    def _fit_one(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> Fitted:
-        stage, scene = self.funnel.stages[i], self.scene
+    def _fit_one(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> FittedStage:
+        stage, context = self.funnel.stages[i], self.context
         start = time.perf_counter()
-        less = "" if fold is None else f" without fold {fold + 1} of {scene.folds}"
-        scene.progress(f"{stage.name}: fitting {type(stage).__name__}{less}")
-        made = stage.fit(scene, upstream if upstream is None or fold is None else upstream.without(fold))
+        less = "" if fold is None else f" without fold {fold + 1} of {context.folds}"
+        context.progress(f"{stage.name}: fitting {type(stage).__name__}{less}")
+        made = stage.fit(context, upstream if upstream is None or fold is None else upstream.without(fold))
         if folder := self._folder(stage, self.key(i, fold)):
             with atomic_folder(folder, sealed=True, first=True) as temporary:
                 made.save(temporary)
@@ -375,13 +375,13 @@ class Fits:
         return made
 
 
-def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str], doing: str) -> None:
+def check_windows(stages: Sequence[Stage], context: Context, windows: Sequence[str], doing: str) -> None:
     """Raises KarmafunnelError where a stage would learn from rows (or score rows) of a window that
     what it reads was fitted on.
     """
     wanted = {w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))}
     for stage in stages:
-        read = {f"embedder {n!r}": getattr(scene.embeddings.get(n), "fitted_on", ()) for n in stage.embedders()}
+        read = {f"embedder {n!r}": getattr(context.embeddings.get(n), "fitted_on", ()) for n in stage.embedders()}
         read |= {type(part).__name__: part.counts_in for part in (stage, *getattr(stage, "channels", ()))}
         for what, fitted_on in read.items():
             if seen := sorted(wanted & set(fitted_on)):
@@ -395,7 +395,7 @@ def check_windows(stages: Sequence[Stage], scene: Scene, windows: Sequence[str],
                 )
 
 
-def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list[str]:
+def prefix_keys(funnel: Funnel, values: Mapping[str, Any], context: Context) -> list[str]:
     """A key for every beginning of a funnel, by the content of its stages and of the embedders (by
     name) that they read.
     """
@@ -405,7 +405,7 @@ def prefix_keys(funnel: Funnel, values: Mapping[str, Any], scene: Scene) -> list
         names = sorted({name for stage in prefix.stages for name in stage.embedders()})
         read = [f"{name}={values.get(name)!r}" for name in names]
         code = code_of(*prefix.stages, *(values.get(name) for name in names), by=(__name__,))
-        keys.append(content_key(code, repr(prefix), read, scene.log.checksum, scene.label, *scene.circumstances))
+        keys.append(content_key(code, repr(prefix), read, context.log.checksum, context.label, *context.circumstances))
     return keys
 
 
@@ -414,29 +414,29 @@ def without_fold(key: str, fold: int) -> str:
     return f"{key}.{fold}"
 
 
-def embedder_folder(value: Embedder, scene: Scene) -> str:
+def embedder_folder(value: Embedder, context: Context) -> str:
     """The name of the cache folder of a fitted embedder."""
-    return f"embedder-{content_key(code_of(value), repr(value), scene.log.checksum, *scene.circumstances)}"
+    return f"embedder-{content_key(code_of(value), repr(value), context.log.checksum, *context.circumstances)}"
 
 
 def fit_embedders(
-    embedders: Mapping[str, Embedder], scene: Scene, cache: Kept | Path | None = None
+    embedders: Mapping[str, Embedder], context: Context, cache: Kept | Path | None = None
 ) -> dict[str, Embedding]:
     """Fit the embedders on W1, each kept by content."""
     kept, fitted = Kept.of(cache), {}
     for name, value in embedders.items():
-        key = embedder_folder(value, scene)
+        key = embedder_folder(value, context)
         folder = kept.folder / key if kept.folder else None
         if key in kept.fitted:
             fitted[name] = kept.fitted[key]
         elif folder and intact(folder):
-            scene.progress(f"embedder {name}: fitted before, from {folder.name}")
-            fitted[name] = value.load(folder, scene.log)
+            context.progress(f"embedder {name}: fitted before, from {folder.name}")
+            fitted[name] = value.load(folder, context.log)
         else:
-            scene.progress(f"embedder {name}: fitting {value!r}")
-            check_fits(f"embedder {name}", {f"vectors of {scene.log.n_items:,} items": 12.0 * scene.log.n_items * getattr(value, "dim", 1)})
+            context.progress(f"embedder {name}: fitting {value!r}")
+            check_fits(f"embedder {name}", {f"vectors of {context.log.n_items:,} items": 12.0 * context.log.n_items * getattr(value, "dim", 1)})
             start = time.perf_counter()
-            fitted[name] = value.fit(scene.log, seed=scene.seed, progress=scene.detail, device=scene.device, cache=kept.folder)
+            fitted[name] = value.fit(context.log, seed=context.seed, progress=context.detail, device=context.device, cache=kept.folder)
             fitted[name].facts.setdefault("seconds", round(time.perf_counter() - start, 1))
             if folder:
                 with atomic_folder(folder, sealed=True, first=True) as temporary:
@@ -449,15 +449,16 @@ def fit_embedders(
 class FittedFunnel:
     """A funnel that is ready to run."""
 
-    scene: Scene
-    stages: tuple[Fitted, ...]
+    context: Context
+    stages: tuple[FittedStage, ...]
     keys: tuple[str, ...] = ()  # of its beginnings, by content; without them nothing is shared
     # those that it is of; without them nothing can learn from it
     fits: Fits | None = field(default=None, repr=False, compare=False)
     left_out: int | None = None  # fold of users from which nothing is to be learnt
     # rows to learn from, for all fits of a stage
     tables: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
-    passes: Passes = field(default_factory=Passes, repr=False, compare=False)  # of chunks to learn from
+    # of chunks to learn from
+    passes: Passes = field(default_factory=Passes, repr=False, compare=False)
 
     @property
     def funnel(self) -> Funnel:
@@ -473,7 +474,7 @@ class FittedFunnel:
 
         Raises KarmafunnelError where a stage learned and its fits without a fold are not known.
         """
-        n, fold = len(self.stages), self.scene.fold[requests]
+        n, fold = len(self.stages), self.context.fold[requests]
         learnt = any(ready.stage.learns for ready in self.stages[1:])
         if learnt and self.fits is None:
             raise KarmafunnelError(
@@ -482,41 +483,41 @@ class FittedFunnel:
                 needs="to be fitted by Funnel.fit",
                 found="one put together by hand",
             )
-        parts = [(k, requests[fold == k]) for k in range(self.scene.folds) if k != self.left_out]
+        parts = [(k, requests[fold == k]) for k in range(self.context.folds) if k != self.left_out]
         return [(self.fits.upto(n, k) if learnt and self.fits else self, part) for k, part in parts if len(part)]
 
-    def taught_by(self, stage: Stage, fold: int) -> Fitted:
+    def taught_by(self, stage: Stage, fold: int) -> FittedStage:
         """A teacher of the stage that learns behind this funnel: fitted behind it, too, without a
         fold of users.
         """
         if self.fits is None:
-            return stage.fit(self.scene, self.without(fold))
-        fits = Fits(self.funnel >> stage, self.scene, self.fits.kept)
+            return stage.fit(self.context, self.without(fold))
+        fits = Fits(self.funnel >> stage, self.context, self.fits.kept)
         fits.ready, fits.out_of_fold = self.fits.ready, self.fits.out_of_fold
         return fits.stage(len(self.stages), fold, upstream=replace(self, left_out=None))
 
-    def run(self, requests: np.ndarray, forced: pl.DataFrame | None = None, exact: bool = False) -> list[Step]:
+    def run(self, requests: np.ndarray, tracked: pl.DataFrame | None = None, exact: bool = False) -> list[StageOutput]:
         """Pass a chunk of requests (row numbers, ascending) through every stage.
 
-        `forced` rows (request, item, truth) are scored by every stage and given the rank they have
+        `tracked` rows (request, item, truth) are scored by every stage and given the rank they have
         or would have, but are never passed on. With `exact`, an approximate recall also says what
         an exact search would have found.
         """
-        return [step for _, step in self._through(Rows.start(self.scene, requests, forced), exact)]
+        return [step for _, step in self._through(Rows.start(self.context, requests, tracked), exact)]
 
-    def _through(self, rows: Rows, exact: bool = False) -> Iterator[tuple[Rows, Step]]:
+    def _through(self, rows: Rows, exact: bool = False) -> Iterator[tuple[Rows, StageOutput]]:
         """What every stage is given, and what it makes of it."""
         for fitted in self.stages:
             given = rows
             step, rows = advance(fitted, given, exact)
             yield given, step
 
-    def pass_on(self, requests: np.ndarray, forced: pl.DataFrame) -> Rows:
+    def pass_on(self, requests: np.ndarray, tracked: pl.DataFrame) -> Rows:
         """What the stage after this funnel is given of a chunk to learn from.
 
         What a beginning of the funnel passes on is kept for other funnels that begin alike.
         """
-        rows = Rows.start(self.scene, requests, forced)
+        rows = Rows.start(self.context, requests, tracked)
         digest = rows.digest
         for fitted, key in zip(self.stages, self.keys or [""] * len(self.stages), strict=True):
             if key and (passed := self.passes.get(key, digest)):
@@ -524,7 +525,7 @@ class FittedFunnel:
                 continue
             _, rows = advance(fitted, rows)
             if key and rows.slate is not None:
-                self.passes.put(key, digest, (rows.slate, rows.forced))
+                self.passes.put(key, digest, (rows.slate, rows.tracked))
         return rows
 
     def explain(self, request_id: str, item_id: str | None = None, top: int = 10) -> pl.DataFrame:
@@ -534,24 +535,24 @@ class FittedFunnel:
         the last kept), channel, why. Items: `item_id`, else the truth and the `top` of the last
         stage. Raises KarmafunnelError on unknown ids.
         """
-        log = self.scene.log
+        log = self.context.log
         request = _row_of(log.request_ids, request_id, "request")
         wanted = np.array([_row_of(log.item_ids, item_id, "item")]) if item_id else None
         requests = np.array([request])
         if wanted is None:
             best = self.run(requests)[-1].slate.sort(RANK).head(top)[ITEM].to_numpy()
-            truth = self.scene.truth.filter(pl.col(REQUEST) == request)[ITEM].to_numpy()
+            truth = self.context.truth.filter(pl.col(REQUEST) == request)[ITEM].to_numpy()
             wanted = np.unique(np.concatenate([truth, best]))
-        forced = pl.DataFrame({REQUEST: np.full(len(wanted), request), ITEM: wanted.astype(np.int32), "truth": False})
+        tracked = pl.DataFrame({REQUEST: np.full(len(wanted), request), ITEM: wanted.astype(np.int32), "truth": False})
         table = []
         names = self.stages[0].channels  # type: ignore[attr-defined]
-        for fitted, (rows, step) in zip(self.stages, self._through(Rows.start(self.scene, requests, forced)), strict=True):
+        for fitted, (rows, step) in zip(self.stages, self._through(Rows.start(self.context, requests, tracked)), strict=True):
             needed = step.slate[SCORE].min() if step.slate.height >= step.stage.k else None
             if rows.slate is None:  # recall explains what it says of the items
-                rows = Rows(self.scene, None, step.forced, requests, rows)
+                rows = Rows(self.context, None, step.tracked, requests, rows)
             # with the candidates, which ranks and z-scores are of
-            whys = fitted.why(rows)[len(rows.item) - step.forced.height :]
-            for row, why in zip(step.forced.iter_rows(named=True), whys, strict=True):
+            whys = fitted.why(rows)[len(rows.item) - step.tracked.height :]
+            for row, why in zip(step.tracked.iter_rows(named=True), whys, strict=True):
                 found = [name for bit, name in enumerate(names) if row[CHANNEL] >> bit & 1]
                 table.append(
                     {

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from karmafunnel.log import Log
 from karmafunnel.stages.frame import SCORE
-from karmafunnel.stages.stage import Fitted, Stage
+from karmafunnel.stages.stage import FittedStage, Stage
 
 
 def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed: int = 0) -> Log:
@@ -84,11 +84,11 @@ class Chances(Stage):
     k: int = 50
     name: str = "rank"
 
-    def fit(self, scene, upstream):
-        return FittedChances(self, scene)
+    def fit(self, context, upstream):
+        return FittedChances(self, context)
 
 
-class FittedChances(Fitted):
+class FittedChances(FittedStage):
     def outputs(self, rows):
         item = rows.item
         return {SCORE: rows.frame[SCORE].to_numpy(), "p_click": (1 + item % 5) / 10, "p_buy": (1 + item % 3) / 10}

@@ -373,7 +373,7 @@ def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    for target, name in ((replaying.Ledgers, "_ledger"), (ablation, "examine")):
+    for target, name in ((replaying.RunWriter, "_ledger"), (ablation, "examine")):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, killed)
             with pytest.raises(KeyboardInterrupt):
@@ -491,7 +491,7 @@ def test_a_full_disk_is_no_rows_fault(error, when, log, whole, tmp_path, monkeyp
         if when == "fit":
             patch.setattr(Breaks, "error", error)
         else:
-            patch.setattr(replaying.Ledgers, "of_chunk", raises(error))
+            patch.setattr(replaying.RunWriter, "of_chunk", raises(error))
         with pytest.raises(NotWrittenError, match=r"table: (mine|random), seed 0: ") as raised:
             ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0])
     assert "\n" not in str(raised.value) and not list(tmp_path.rglob("failed.json"))

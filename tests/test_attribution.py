@@ -23,10 +23,10 @@ from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.attribution_plot import attribution_figure, attribution_table
 from karmafunnel.simulator.report.table import to_markdown
+from karmafunnel.stages.context import Context
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rows import Rows
-from karmafunnel.stages.scene import Scene
-from karmafunnel.stages.stage import Fitted, Funnel, Stage
+from karmafunnel.stages.stage import FittedStage, Funnel, Stage
 
 END = "end to end"
 NAMES = ["HR@5", "MRR", "GMV-HR@2", "survival", "AUC", "gAUC:request:exposures"]
@@ -255,19 +255,19 @@ class Fan(Stage):
     k: int = 10
     name: str = "rank"
 
-    def fit(self, scene: Scene, upstream: object) -> Fitted:
-        return FittedFan(self, scene)
+    def fit(self, context: Context, upstream: object) -> FittedStage:
+        return FittedFan(self, context)
 
 
-class FittedFan(Fitted):
-    def __init__(self, stage: Fan, scene: Scene):
-        self.stage, self.scene = stage, scene
-        self.user = np.array([int(u[1:]) for u in scene.log.requests["user_id"]])
+class FittedFan(FittedStage):
+    def __init__(self, stage: Fan, context: Context):
+        self.stage, self.context = stage, context
+        self.user = np.array([int(u[1:]) for u in context.log.requests["user_id"]])
 
     def score(self, rows: Rows) -> np.ndarray:
         request, item = rows.request, rows.item
         pairs = np.array([f"{r} {i}" for r, i in zip(request, item, strict=True)], dtype=object)
-        dice = (hash_ids(pairs, self.scene.seed + self.stage.k) >> np.uint64(11)) * 2.0**-53
+        dice = (hash_ids(pairs, self.context.seed + self.stage.k) >> np.uint64(11)) * 2.0**-53
         return (dice + self.stage.skill * (item % 7 == self.user[request] % 7)).astype(np.float32)
 
 

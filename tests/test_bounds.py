@@ -36,10 +36,10 @@ from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.replay.workers import Workers
 from karmafunnel.simulator.world import generate
+from karmafunnel.stages.context import Context
 from karmafunnel.stages.learn import Teacher
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Popular
-from karmafunnel.stages.scene import Scene
 from karmafunnel.stages.stage import Funnel, Stage
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, 10**400, -(10**400), 10**5000, 1e300, "x", [1], True, None, b"1", 1j]
@@ -161,7 +161,7 @@ def test_every_seed_of_the_api_has_one_range(seed, shop, small, tmp_path):
     table = load_recipe(str(rows), shop)
     for make in (
         lambda: prepare(small, shop, RunOptions(seed=seed)), lambda: replay(small, shop, tmp_path / "run", RunOptions(seed=seed)),
-        lambda: Scene(shop, seed=seed),
+        lambda: Context(shop, seed=seed),
         lambda: simulate(one(), Poisson(1.0), 10, seed), lambda: plan(one(), 1.0, 100.0, n=1000, seed=seed),
         lambda: profile(small, shop, options=RunOptions(seed=seed)), lambda: generate(seed=seed), lambda: shop.sample(0.5, seed),
         lambda: ablate(table, shop, tmp_path / "out", seeds=[seed]),
@@ -217,7 +217,7 @@ def values() -> list[type]:
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             found = vars(importlib.import_module(module.name)).values()
             kept += [c for c in found if isinstance(c, type) and dataclasses.is_dataclass(c) and c.__module__ == module.name]
-    inside = {"Config", "Options", "ShownInVain", "Shape", "Made", "Step", "Isotonic", "Temperature", "Sequences", "FittedFunnel", "Funnel"}
+    inside = {"Config", "Options", "ShownInVain", "Shape", "Made", "Isotonic", "Temperature", "Sequences", "FittedFunnel", "Funnel"}
     kept = [c for c in kept if c.__dataclass_params__.frozen and not any(c.__name__.endswith(name) for name in inside)]
     return sorted(set(kept), key=lambda c: c.__name__)
 
@@ -262,7 +262,7 @@ def test_vectors_that_would_not_fit_the_memory(shop, monkeypatch):
     monkeypatch.setattr("karmafunnel.bounds.memory", lambda: 1000)
     from karmafunnel.stages.stage import fit_embedders
 
-    assert "GB on this machine" in refused(lambda: fit_embedders({"random": RandomVectors()}, Scene(shop), None))
+    assert "GB on this machine" in refused(lambda: fit_embedders({"random": RandomVectors()}, Context(shop), None))
     assert "2,000 items" in refused(lambda: generate())
 
 
@@ -390,7 +390,7 @@ def test_a_bug_is_not_hidden(monkeypatch):
 def test_a_recipe_whose_stage_exits_while_it_is_fitted(shop, tmp_path):
     (tmp_path / "leaves.py").write_text(
         "import sys\nfrom dataclasses import dataclass\nfrom karmafunnel.stages.stage import Stage\n\n\n@dataclass(frozen=True, repr=False)\n"
-        "class Leaves(Stage):\n    k: int = 5\n    name: str = 'recall'\n\n    def fit(self, scene, upstream):\n        sys.exit(0)\n\n\n"
+        "class Leaves(Stage):\n    k: int = 5\n    name: str = 'recall'\n\n    def fit(self, context, upstream):\n        sys.exit(0)\n\n\n"
         "funnel, embedders, label = Leaves(), {}, None\n"
     )
     shop.write(tmp_path / "log")

@@ -380,7 +380,7 @@ def test_every_check_has_been_seen_to_fail():
 class Untouched(Popular):
     """Says so when it is fitted."""
 
-    def fit(self, scene, upstream):
+    def fit(self, context, upstream):
         raise AssertionError("fitted")
 
 

@@ -22,7 +22,7 @@ from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay import tree
 from karmafunnel.simulator.replay.degrade import along, fit_fallbacks, folder_name, replay_paths, runs_of
-from karmafunnel.simulator.replay.nearline import MINUTE, NearLine, moved, refreshed
+from karmafunnel.simulator.replay.nearline import MINUTE, NearLine, at_times, refreshed
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.paths import modes_of, path_of
 from karmafunnel.simulator.replay.prepare import prepare
@@ -139,7 +139,7 @@ def test_fallback_stands_in_recalls_place_and_shares_no_channel(fitted, fallback
     other = along(fitted, "recall=popular", fallbacks)
     slate = other.run(requests)[0].slate
     alone = fallbacks["popular"]
-    best = {r: set(rows) for r, rows in alone.propose(Rows.start(fitted.scene, requests)).group_by(REQUEST).agg(ITEM).iter_rows()}
+    best = {r: set(rows) for r, rows in alone.propose(Rows.start(fitted.context, requests)).group_by(REQUEST).agg(ITEM).iter_rows()}
     assert {r: set(rows) for r, rows in slate.group_by(REQUEST).agg(ITEM).iter_rows()} == best
     # on the scale of the Join that it stands for
     assert np.allclose(slate[SCORE], 1 / (60 + slate[RANK]))
@@ -164,9 +164,9 @@ def test_paths_with_an_embedder_in_the_same_mode_have_one_of_it(fitted):
     """What they share was made with the very vectors that the others read: made and charged once.
     """
     for mode in ("stale@60", "skip"):
-        one, other = (along(fitted, f"tfidf={mode}{more}").scene.embeddings["tfidf"] for more in ("", ",rank=10"))
-        assert one is other is not fitted.scene.embeddings["tfidf"]
-    assert along(fitted, "tfidf=stale@60").scene.embeddings["tfidf"] is not along(fitted, "tfidf=stale@5").scene.embeddings["tfidf"]
+        one, other = (along(fitted, f"tfidf={mode}{more}").context.embeddings["tfidf"] for more in ("", ",rank=10"))
+        assert one is other is not fitted.context.embeddings["tfidf"]
+    assert along(fitted, "tfidf=stale@60").context.embeddings["tfidf"] is not along(fitted, "tfidf=stale@5").context.embeddings["tfidf"]
 
 
 def test_what_a_skipped_stage_would_have_put_out_is_missing(recipe, shop):
@@ -310,7 +310,7 @@ def test_interests_are_those_of_the_last_refresh_without_the_query(shop, embedde
 
 def test_histories_at_a_refresh_have_the_ages_of_then(shop):
     requests, t = shop.requests_in("W3"), refreshed(shop, 3000, "x")
-    got = moved(shop, t).asof.history(requests, 6)
+    got = at_times(shop, t).asof.history(requests, 6)
     events = shop.events
     for row, r in enumerate(requests):
         mine = events.filter((pl.col("user") == int(shop.user[r])) & (pl.col("t") < int(t[r]))).tail(6)

@@ -16,14 +16,14 @@ from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.replay import replay
+from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import Rows, Similarity
 from karmafunnel.stages.frame import CHANNEL, ITEM, REQUEST, SCORE, rows_frame
 from karmafunnel.stages.learn import logged
 from karmafunnel.stages.recall import BM25Recall, VectorRecall
-from karmafunnel.stages.scene import Scene
 from karmafunnel.stages.stage import Funnel
 from shop import make_shop
-from test_stages import FEATURES, STAGES, fitted, scene
+from test_stages import FEATURES, STAGES, context, fitted
 
 pytestmark = pytest.mark.slow
 
@@ -38,27 +38,27 @@ def chunks() -> dict[str, np.ndarray]:
 @cache
 def columns_of(stage):
     """Columns and types of what a stage makes of an ordinary chunk."""
-    requests = scene().log.requests_in("W3")[:5]
-    return [(s.slate.schema, s.forced.schema) for s in fitted(stage).run(requests, logged(scene(), requests), exact=True)]
+    requests = context().log.requests_in("W3")[:5]
+    return [(s.slate.schema, s.tracked.schema) for s in fitted(stage).run(requests, logged(context(), requests), exact=True)]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=repr)
 @pytest.mark.parametrize("name", chunks())
-@pytest.mark.parametrize("handed", ["no forced rows", "those logged", "an empty frame of them"])
+@pytest.mark.parametrize("handed", ["no tracked rows", "those logged", "an empty frame of them"])
 def test_a_chunk_of_nothing_keeps_its_columns(stage, name, handed):
     requests = chunks()[name]
-    rows = logged(scene(), requests)
-    forced = {"no forced rows": None, "those logged": rows, "an empty frame of them": rows.clear()}[handed]
-    steps = fitted(stage).run(requests, forced, exact=True)
+    rows = logged(context(), requests)
+    tracked = {"no tracked rows": None, "those logged": rows, "an empty frame of them": rows.clear()}[handed]
+    steps = fitted(stage).run(requests, tracked, exact=True)
     for step, (slate, told) in zip(steps, columns_of(stage), strict=True):
-        assert step.slate.schema == slate and set(step.forced.schema.items()) == set(told.items())
+        assert step.slate.schema == slate and set(step.tracked.schema.items()) == set(told.items())
         assert len(step.rows_in) == len(step.rows_out) == len(requests)
 
 
 @pytest.mark.parametrize("feature", FEATURES, ids=repr)
 def test_features_of_no_rows(feature):
     columns = {name: [] for name in (REQUEST, ITEM, SCORE, "rank", CHANNEL)}
-    found = feature.compute(Rows(scene(), rows_frame(**columns)))
+    found = feature.compute(Rows(context(), rows_frame(**columns)))
     assert found.shape == (0, len(feature.columns)) and found.dtype == np.float32
 
 
@@ -129,7 +129,7 @@ def test_a_catalogue_without_words_is_refused_or_says_nothing(reader, text, bran
     requests = log.requests_in("W3")[:4]
     try:
         if isinstance(reader, BM25Recall):
-            slate = Funnel((reader,)).fit(Scene(log)).run(requests)[0].slate
+            slate = Funnel((reader,)).fit(Context(log)).run(requests)[0].slate
             assert (slate.height > 0) == (text.startswith("one word") and brand is not None)
             return
         made = reader.fit(log)
@@ -139,7 +139,7 @@ def test_a_catalogue_without_words_is_refused_or_says_nothing(reader, text, bran
     assert np.isfinite(made.items()).all() and np.isfinite(made.interests(requests)).all()
     asked = made.queries(requests)
     assert asked is None or np.isfinite(asked).all()
-    here = Scene(log, {"reader": made})
+    here = Context(log, {"reader": made})
     slate = Funnel((VectorRecall("reader", k=5),)).fit(here).run(requests)[0].slate
     read = Similarity("reader").compute(Rows(here, slate))
     assert np.isfinite(slate[SCORE].to_numpy()).all() and not np.isinf(read).any()

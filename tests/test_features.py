@@ -14,15 +14,16 @@ from karmafunnel.log import Log
 from karmafunnel.models.ctr import BINS
 from karmafunnel.models.embedders import Cooccurrence, Embedding, RandomVectors, TfidfSVD
 from karmafunnel.models.karma import KARMA, FrozenLM, Qwen
-from karmafunnel.simulator.replay.tables import Ledgers
+from karmafunnel.simulator.replay.tables import RunWriter
 from karmafunnel.simulator.replay.tree import run_tree, tree_of
+from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import (
     BM25,
-    Context,
     Own,
     Placement,
     Popularity,
     Price,
+    RequestContext,
     Similarity,
     SimTier,
     Upstream,
@@ -30,15 +31,14 @@ from karmafunnel.stages.features import (
     check,
     compute,
 )  # fmt: skip
-from karmafunnel.stages.frame import FORCED, ITEM, REQUEST, SCORE
+from karmafunnel.stages.frame import ITEM, REQUEST, SCORE, TRACKED
 from karmafunnel.stages.kept import Passes
 from karmafunnel.stages.learn import Sample, logged
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import ItemKNN, Join, Popular, Shown, VectorRecall
 from karmafunnel.stages.rows import Feature, Rows
-from karmafunnel.stages.scene import Scene
-from karmafunnel.stages.stage import Fitted, FittedFunnel, Funnel, Stage, fit_embedders
+from karmafunnel.stages.stage import FittedFunnel, FittedStage, Funnel, Stage, fit_embedders
 from shop import make_shop, scramble
 
 TO = ("interest", "query", "last", "session")
@@ -89,24 +89,24 @@ def given(log: Log, d: int = 8, seed: int = 0) -> Given:
 
 
 def frame(rows: list[tuple[int, int, bool]]) -> pl.DataFrame:
-    schema = {REQUEST: pl.Int64, ITEM: pl.Int32, FORCED: pl.Boolean}
+    schema = {REQUEST: pl.Int64, ITEM: pl.Int32, TRACKED: pl.Boolean}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def crowd(requests: np.ndarray, n_items: int, each: int, seed: int = 0) -> pl.DataFrame:
-    """So many items for each request, a fifth of the rows forced, in no order."""
+    """So many items for each request, a fifth of the rows tracked, in no order."""
     rng = np.random.default_rng(seed)
     rows = [(int(r), int(i), bool(rng.random() < 0.2)) for r in requests for i in rng.choice(n_items, each, replace=False)]
     mixed = frame([rows[k] for k in rng.permutation(len(rows))])
-    return mixed.sort(FORCED, maintain_order=True)  # candidates come first
+    return mixed.sort(TRACKED, maintain_order=True)  # candidates come first
 
 
-def rows_of(scene: Scene, mixed: pl.DataFrame) -> Rows:
-    """What a stage is given: candidates, then the rows that are only scored, as the column `forced`
-    says.
+def rows_of(context: Context, mixed: pl.DataFrame) -> Rows:
+    """What a stage is given: candidates, then the rows that are only scored, as the column
+    `tracked` says.
     """
-    slate, forced = (mixed.filter(pl.col(FORCED) == is_forced).drop(FORCED) for is_forced in (False, True))
-    return Rows(scene, slate, forced)
+    slate, tracked = (mixed.filter(pl.col(TRACKED) == is_tracked).drop(TRACKED) for is_tracked in (False, True))
+    return Rows(context, slate, tracked)
 
 
 def chosen_before(log: Log, request: int, session: bool = False) -> list[int]:
@@ -128,7 +128,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_value_rank_and_z_score_by_hand() -> None:
-    """Interest (1, 0); candidates of values 1 2 2 5, mean 2.5, deviation 1.5. Forced rows are told
+    """Interest (1, 0); candidates of values 1 2 2 5, mean 2.5, deviation 1.5. Tracked rows are told
     their place and count nowhere.
     """
     log = make_shop()
@@ -136,10 +136,10 @@ def test_value_rank_and_z_score_by_hand() -> None:
     items[:6, 0] = 1, 2, 2, 5, 3, 9
     interests = np.zeros((log.requests.height, 2))
     interests[:2] = [1, 0]
-    scene = Scene(log, {"e": Given(log, items, interests)})
+    context = Context(log, {"e": Given(log, items, interests)})
     candidates = [(0, 0, False), (0, 1, False), (0, 2, False), (0, 3, False)]
-    others, forced = [(1, 1, False), (2, 1, False)], [(0, 4, True), (0, 5, True), (0, 6, True)]
-    told = Similarity("e").compute(rows_of(scene, frame(candidates + others + forced)))
+    others, tracked = [(1, 1, False), (2, 1, False)], [(0, 4, True), (0, 5, True), (0, 6, True)]
+    told = Similarity("e").compute(rows_of(context, frame(candidates + others + tracked)))
     value, rank, z = np.concatenate([told[:4], told[6:], told[4:6]]).T
     assert value[:6].tolist() == [1, 2, 2, 5, 3, 9]
     assert rank[:6].tolist() == [0, 1 / 4, 1 / 4, 3 / 4, 3 / 4, 4 / 4]
@@ -147,7 +147,7 @@ def test_value_rank_and_z_score_by_hand() -> None:
     assert np.isnan([value[6], rank[6], z[6]]).all()  # an item without a vector
     assert (value[7], rank[7], z[7]) == (2, 0, 0)  # alone in its request
     assert np.isnan([value[8], rank[8], z[8]]).all()  # a request without an interest
-    alone = Similarity("e").compute(rows_of(scene, frame(candidates)))
+    alone = Similarity("e").compute(rows_of(context, frame(candidates)))
     assert np.array_equal(alone, told[:4])
     assert Similarity("e").columns == ("similarity_e", "similarity_e_rank", "similarity_e_z")
     assert Similarity("e", to="last").columns == ("similarity_e_last", "similarity_e_last_rank", "similarity_e_last_z")
@@ -159,7 +159,7 @@ def test_what_it_is_compared_with_against_a_slow_loop(to: str) -> None:
     embedding = given(log)
     requests = np.r_[0:6, 300:330]
     rows = crowd(requests, log.n_items, 9)
-    value = Similarity("e", to=to).compute(rows_of(Scene(log, {"e": embedding}), rows))[:, 0]
+    value = Similarity("e", to=to).compute(rows_of(Context(log, {"e": embedding}), rows))[:, 0]
     items = embedding.items()
     expected = []
     for request, item, _ in rows.rows():
@@ -198,10 +198,10 @@ def test_sim_tier_by_hand() -> None:
     items = np.zeros((log.n_items, 5))
     items[a] = rng.normal(size=5)
     items[b] = -3 * items[a]
-    scene = Scene(log, {"e": Given(log, items, np.zeros((log.requests.height, 5)))})
+    context = Context(log, {"e": Given(log, items, np.zeros((log.requests.height, 5)))})
     unknown = next(i for i in range(log.n_items) if not items[i].any())
     out = SimTier("e", depth=len(past)).compute(
-        rows_of(scene, frame([(request, a, False), (request, b, False), (request, unknown, True)]))
+        rows_of(context, frame([(request, a, False), (request, b, False), (request, unknown, True)]))
     )
     expected = np.zeros((3, BINS))
     expected[0, 21], expected[0, 1] = math.log1p(past.count(a)), math.log1p(past.count(b))
@@ -216,7 +216,7 @@ def test_sim_tier_against_a_slow_loop(depth: int) -> None:
     log = visits()
     embedding = given(log)
     rows = crowd(np.r_[0:4, 380:420], log.n_items, 12)
-    out = SimTier("e", depth=depth).compute(rows_of(Scene(log, {"e": embedding}), rows))
+    out = SimTier("e", depth=depth).compute(rows_of(Context(log, {"e": embedding}), rows))
     items, expected = embedding.items(), np.zeros((rows.height, BINS))
     for k, (request, item, _) in enumerate(rows.rows()):
         for past in chosen_before(log, request)[-depth:]:
@@ -230,9 +230,9 @@ def test_sim_tier_against_a_slow_loop(depth: int) -> None:
 def test_raw_vectors_stand_side_by_side() -> None:
     log = visits()
     embedding = given(log)
-    scene = Scene(log, {"e": embedding})
+    context = Context(log, {"e": embedding})
     rows = crowd(np.arange(400, 404), log.n_items, 5)
-    out = Vectors("e", dim=8).compute(rows_of(scene, rows))
+    out = Vectors("e", dim=8).compute(rows_of(context, rows))
     for row, (request, item, _) in zip(out, rows.rows(), strict=True):
         assert np.array_equal(row, np.r_[embedding._interests[request], embedding._items[item]])
     assert len(set(Vectors("e", dim=8).columns)) == out.shape[1] == 16
@@ -250,8 +250,8 @@ ALL: tuple[Feature, ...] = (
 )  # fmt: skip
 
 
-def scene_of(log: Log) -> Scene:
-    made = Scene(log, {}, "click")
+def context_of(log: Log) -> Context:
+    made = Context(log, {}, "click")
     made.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "together": Cooccurrence(dim=16)}, made, None)
     return made
 
@@ -260,30 +260,30 @@ def test_neither_the_future_nor_the_chunk_changes_a_feature() -> None:
     log = visits()
     requests = log.requests_in("W3")[:40]
     rows = crowd(requests, log.n_items, 15)
-    here, later = scene_of(log), scene_of(scramble(log, int(log.t[requests[-1]])))
+    here, later = context_of(log), context_of(scramble(log, int(log.t[requests[-1]])))
     whole = compute(ALL, rows_of(here, rows))
     assert np.isfinite(whole).mean() > 0.5
     assert np.array_equal(whole, compute(ALL, rows_of(later, rows)), equal_nan=True)
     early = rows[REQUEST].to_numpy() <= requests[13]
     parts = np.empty_like(whole)
     for mine in (early, ~early):
-        parts[mine] = compute(ALL, rows_of(scene_of(log), rows.filter(pl.Series(mine))))
+        parts[mine] = compute(ALL, rows_of(context_of(log), rows.filter(pl.Series(mine))))
     assert np.allclose(whole, parts, atol=1e-6, equal_nan=True)
 
 
 def test_forced_rows_do_not_count() -> None:
     log = visits()
-    scene = scene_of(log)
-    candidates = crowd(log.requests_in("W3")[:30], log.n_items, 15).with_columns(pl.lit(False).alias(FORCED))
-    forced = crowd(log.requests_in("W3")[:30], log.n_items, 20, seed=1).with_columns(pl.lit(True).alias(FORCED))
-    alone, beside = (compute(ALL, rows_of(scene, part)) for part in (candidates, pl.concat([candidates, forced])))
+    context = context_of(log)
+    candidates = crowd(log.requests_in("W3")[:30], log.n_items, 15).with_columns(pl.lit(False).alias(TRACKED))
+    tracked = crowd(log.requests_in("W3")[:30], log.n_items, 20, seed=1).with_columns(pl.lit(True).alias(TRACKED))
+    alone, beside = (compute(ALL, rows_of(context, part)) for part in (candidates, pl.concat([candidates, tracked])))
     assert np.allclose(alone, beside[: candidates.height], atol=1e-6, equal_nan=True)
 
 
 def test_vectors_are_made_once_a_chunk_however_many_stages_ask() -> None:
     log = visits()
     embedding = given(log)
-    scene = Scene(log, {"e": embedding}, "click")
+    context = Context(log, {"e": embedding}, "click")
     features = [Upstream(), *(Similarity("e", to=to) for to in TO), SimTier("e")]
     sample = Sample(passed=10, requests=40)
     funnel = Join([VectorRecall("e", k=30), Popular(k=20)], k=40)
@@ -291,11 +291,11 @@ def test_vectors_are_made_once_a_chunk_however_many_stages_ask() -> None:
         funnel
         >> LightGBMPreRank(k=20, features=features, trees=5, sample=sample)
         >> LightGBMRank(k=10, features=features, trees=5, sample=sample)
-    ).fit(scene)  # fmt: skip
+    ).fit(context)  # fmt: skip
     embedding.asked.clear()
     requests = log.requests_in("W3")
     for chunk in (requests[:40], requests[40:80]):
-        ready.run(chunk, logged(scene, chunk))
+        ready.run(chunk, logged(context, chunk))
     assert sorted(embedding.asked) == ["interests", "interests", "queries", "queries"]
 
 
@@ -318,13 +318,13 @@ class Through(Stage):
     def embedders(self) -> tuple[str, ...]:
         return tuple(name for f in self.features for name in f.embedders())
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> "FittedThrough":
-        return FittedThrough(self, scene)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> "FittedThrough":
+        return FittedThrough(self, context)
 
 
-class FittedThrough(Fitted):
-    def __init__(self, stage: Through, scene: Scene):
-        self.stage, self.scene = stage, scene
+class FittedThrough(FittedStage):
+    def __init__(self, stage: Through, context: Context):
+        self.stage, self.context = stage, context
         self.seen: list[tuple[Rows, np.ndarray]] = []
 
     def outputs(self, rows: Rows) -> dict[str, np.ndarray]:
@@ -334,16 +334,16 @@ class FittedThrough(Fitted):
         return {SCORE: np.nan_to_num(x[:, 0])} | keep
 
 
-def anew(scene: Scene, rows: Rows) -> Rows:
+def anew(context: Context, rows: Rows) -> Rows:
     """The same rows, of which nobody has asked anything yet."""
-    return Rows(scene, rows.slate, rows.forced, rows.requests)
+    return Rows(context, rows.slate, rows.tracked, rows.requests)
 
 
 def run_all(fitted: Sequence[FittedFunnel], requests: np.ndarray) -> dict[int, Any]:
     """Steps of funnels that run over the same rows, by number; an error in the place of the steps.
     """
-    scene = fitted[0].scene
-    return dict(run_tree(tree_of(dict(enumerate(fitted))), Rows.start(scene, requests, logged(scene, requests))))
+    context = fitted[0].context
+    return dict(run_tree(tree_of(dict(enumerate(fitted))), Rows.start(context, requests, logged(context, requests))))
 
 
 @pytest.fixture
@@ -360,39 +360,39 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
-def through(scene: Scene, *stages: Through) -> FittedFunnel:
+def through(context: Context, *stages: Through) -> FittedFunnel:
     funnel = Funnel((Join([VectorRecall("tfidf", k=30), Popular(k=20)], k=40),))
     for stage in stages:
         funnel >>= stage
-    return funnel.fit(scene)
+    return funnel.fit(context)
 
 
 def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[str, int]]) -> None:
     log = visits()
-    scene, requests = scene_of(log), log.requests_in("W3")[:40]
+    context, requests = context_of(log), log.requests_in("W3")[:40]
     first = Through(k=25, features=(Upstream(), *PAIRED), thins=True, name="first")
-    between, last = Through(k=15, features=(Upstream(),), name="between"), Through(features=(*PAIRED[::-1], Context()), name="last")
-    ready = through(scene, first, between, last)
+    between, last = Through(k=15, features=(Upstream(),), name="between"), Through(features=(*PAIRED[::-1], RequestContext()), name="last")
+    ready = through(context, first, between, last)
     asked.clear()
-    ready.run(requests, logged(scene, requests))
+    ready.run(requests, logged(context, requests))
     # once each, two stages on
     assert sorted(name for name, _ in asked) == sorted(map(repr, PAIRED))
     ((rows, _),), ((few, x),) = ready.stages[1].seen, ready.stages[3].seen
     assert {n for _, n in asked} == {len(rows.item)}
-    assert len(few.item) < len(rows.item) and 0 < few.forced.height < len(few.item)
-    fresh = compute(last.features, anew(scene_of(log), few))
+    assert len(few.item) < len(rows.item) and 0 < few.tracked.height < len(few.item)
+    fresh = compute(last.features, anew(context_of(log), few))
     assert x.tobytes() == fresh.tobytes() and np.isfinite(x).mean() > 0.5
     asked.clear()
-    ready.run(requests, logged(scene, requests))  # another run of the chunk is another chunk
+    ready.run(requests, logged(context, requests))  # another run of the chunk is another chunk
     assert len(asked) == len(PAIRED)
 
 
 def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(asked: list[tuple[str, int]]) -> None:
     log = visits()
-    scene, requests = scene_of(log), log.requests_in("W3")[:40]
+    context, requests = context_of(log), log.requests_in("W3")[:40]
     own, price = Own(depth=20), Price()
-    whole = through(scene, Through(features=(own, price)), Through(features=(own, price), name="rank"))
-    other = through(scene, Through(features=(own, Upstream())), Through(features=(price, own), name="rank"))
+    whole = through(context, Through(features=(own, price)), Through(features=(own, price), name="rank"))
+    other = through(context, Through(features=(own, Upstream())), Through(features=(price, own), name="rank"))
     asked.clear()
     runs = run_all([whole, other], requests)
     at_recall, at_rank = (len(ready.stages[i].seen[0][0].item) for ready, i in ((other, 1), (other, 2)))
@@ -410,7 +410,7 @@ def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(ask
     for ready in (whole, other):
         for stage in ready.stages[1:]:
             rows, x = stage.seen[0]
-            assert x.tobytes() == compute(stage.stage.features, anew(scene_of(log), rows)).tobytes()
+            assert x.tobytes() == compute(stage.stage.features, anew(context_of(log), rows)).tobytes()
 
 
 @dataclass(frozen=True, repr=False)
@@ -443,11 +443,11 @@ class Filling(Feature):
 def two_rows(first: Feature, second: Feature) -> tuple[list[FittedFunnel], np.ndarray]:
     """Two funnels that begin alike and mean different vectors by "e"."""
     log = visits()
-    scene = scene_of(log)
-    begin = through(scene)
+    context = context_of(log)
+    begin = through(context)
     fitted = []
     for i, feature in enumerate((first, second)):
-        mine = replace(scene, embeddings=scene.embeddings | {"e": given(log, seed=i)})
+        mine = replace(context, embeddings=context.embeddings | {"e": given(log, seed=i)})
         stage = Through(features=(feature,)).fit(mine, None)
         fitted.append(FittedFunnel(mine, (*begin.stages, stage), (*begin.keys, f"{i}")))
     return fitted, log.requests_in("W3")[:40]
@@ -459,7 +459,7 @@ def test_a_feature_of_ones_own_is_not_taken_from_a_row_with_other_vectors() -> N
     seen = [ready.stages[1].seen[0] for ready in funnels]  # type: ignore[attr-defined]
     assert seen[0][0].frame is seen[1][0].frame
     for ready, (rows, x) in zip(funnels, seen, strict=True):
-        assert x.tobytes() == compute((Declared(),), anew(ready.scene, rows)).tobytes()
+        assert x.tobytes() == compute((Declared(),), anew(ready.context, rows)).tobytes()
     assert not np.array_equal(seen[0][1], seen[1][1])
 
 
@@ -477,7 +477,7 @@ def test_what_is_shared_cannot_be_written_into() -> None:
     assert isinstance(told[0], ValueError) and "read-only" in str(told[0])
     rows, x = funnels[1].stages[1].seen[0]  # type: ignore[attr-defined]
     assert np.isnan(x).any()
-    assert x.tobytes() == compute((Own(depth=20),), anew(scene_of(visits()), rows)).tobytes()
+    assert x.tobytes() == compute((Own(depth=20),), anew(context_of(visits()), rows)).tobytes()
 
 
 def test_a_feature_is_worked_out_once_for_funnels_that_are_given_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,10 +516,10 @@ def test_an_explanation_is_of_what_the_stage_saw() -> None:
     explained.
     """
     log = visits()
-    scene = scene_of(log)
+    context = context_of(log)
     told: list[np.ndarray] = []
     stage = Through(k=40, features=(Similarity("tfidf"),))
-    ready = through(scene, stage)
+    ready = through(context, stage)
 
     def why(rows: Rows) -> list[str]:
         told.append(compute(stage.features, rows))
@@ -557,27 +557,27 @@ def test_a_query_alone_is_the_interest_of_who_did_nothing_before(value: KARMA | 
 class TestRefusals:
     def test_queries(self) -> None:
         log = make_shop()
-        scene = scene_of(log)
+        context = context_of(log)
         with pytest.raises(
             KarmafunnelError, match=r"rank: Similarity\('together', to='query'\).*reads queries, found Cooccurrence"
         ):
-            check([Similarity("together", to="query")], scene, "rank")
+            check([Similarity("together", to="query")], context, "rank")
         silent = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {"query": False}})
         with pytest.raises(KarmafunnelError, match=r"needs query of requests, log shop has none"):
-            check([Similarity("tfidf", to="query")], scene_of(silent), "rank")
+            check([Similarity("tfidf", to="query")], context_of(silent), "rank")
         with pytest.raises(KarmafunnelError, match=r"needs sessions, log shop has no session_id"):
-            check([Similarity("tfidf", to="session")], scene, "rank")
+            check([Similarity("tfidf", to="session")], context, "rank")
         with pytest.raises(KarmafunnelError, match=r"to needs one of .*found 'next'"):
             Similarity("tfidf", to="next")  # type: ignore[arg-type]
 
     def test_names_and_sizes(self) -> None:
-        scene = scene_of(make_shop())
+        context = context_of(make_shop())
         with pytest.raises(KarmafunnelError, match=r"rank: Similarity\('karma'\): needs embedder 'karma'"):
-            check([Similarity("karma")], scene, "rank")
+            check([Similarity("karma")], context, "rank")
         with pytest.raises(KarmafunnelError, match=r"needs vectors of 64 numbers, those of 'tfidf' have 16"):
-            check([Vectors("tfidf", dim=64)], scene, "rank")
+            check([Vectors("tfidf", dim=64)], context, "rank")
         with pytest.raises(KarmafunnelError, match=r"\['bm25'\] more than once"):
-            check([BM25(), Similarity("tfidf"), BM25()], scene, "rank")
+            check([BM25(), Similarity("tfidf"), BM25()], context, "rank")
 
     def test_another_catalogue_or_another_log(self) -> None:
         log, larger, fewer = make_shop(), make_shop(n_items=250), make_shop(n_requests=400)
@@ -585,15 +585,15 @@ class TestRefusals:
             (larger, r"on the items of log shop \(240\), found one of log shop \(250\)"),
             (fewer, "the requests of log shop"),
         ):
-            scene = Scene(log, {"e": RandomVectors().fit(other)})
+            context = Context(log, {"e": RandomVectors().fit(other)})
             with pytest.raises(KarmafunnelError, match=rf"rank: Similarity\('e'\): needs embedder 'e'.*{needed}"):
-                check([Similarity("e")], scene, "rank")
+                check([Similarity("e")], context, "rank")
         # the same, read twice
-        check([Similarity("e")], Scene(log, {"e": RandomVectors().fit(make_shop())}), "rank")
+        check([Similarity("e")], Context(log, {"e": RandomVectors().fit(make_shop())}), "rank")
 
     def test_the_window_that_a_vector_was_fitted_on(self) -> None:
-        scene = Scene(make_shop(), {}, "click")
-        scene.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "random": RandomVectors()}, scene)
+        context = Context(make_shop(), {}, "click")
+        context.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "random": RandomVectors()}, context)
 
         def rank(name: str, *windows: str) -> LightGBMRank:
             return LightGBMRank(k=10, features=[Similarity(name)], trees=3, sample=Sample(requests=60, windows=windows))
@@ -601,17 +601,17 @@ class TestRefusals:
         with pytest.raises(
             KarmafunnelError, match=r"rank \(LightGBMRank\): cannot learn from W1, on which embedder 'tfidf' was fitted"
         ):
-            (Shown() >> rank("tfidf", "W1", "W2a")).fit(scene)
+            (Shown() >> rank("tfidf", "W1", "W2a")).fit(context)
         with pytest.raises(KarmafunnelError, match=r"recall \(Join\): cannot learn from W1, on which ItemKNN was fitted"):
-            (Join([ItemKNN(), Popular()]) >> rank("random", "W1")).fit(scene)
-        knowing = (Shown() >> rank("tfidf", "W2a")).fit(scene)
+            (Join([ItemKNN(), Popular()]) >> rank("random", "W1")).fit(context)
+        knowing = (Shown() >> rank("tfidf", "W2a")).fit(context)
         with pytest.raises(
             KarmafunnelError, match=r"rank \(LightGBMRank\): cannot score W1, on which embedder 'tfidf' was fitted"
         ):
-            Ledgers(knowing, "W1")
-        Ledgers(knowing, "W3")
-        Ledgers((Shown() >> rank("random", "W1", "W2a")).fit(scene), "W1")  # knows ids alone
-        later = replace(scene, embeddings=dict(scene.embeddings))
+            RunWriter(knowing, "W1")
+        RunWriter(knowing, "W3")
+        RunWriter((Shown() >> rank("random", "W1", "W2a")).fit(context), "W1")  # knows ids alone
+        later = replace(context, embeddings=dict(context.embeddings))
         later.embeddings["tfidf"] = TfidfSVD(dim=16).fit(later.log)
         later.embeddings["tfidf"].fitted_on = ("W1", "W2a")
         with pytest.raises(KarmafunnelError, match="cannot learn from W2a"):

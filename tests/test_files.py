@@ -94,11 +94,11 @@ class Slow(Stage):
     seconds: float = 0.0
     name: str = "slow"
 
-    def fit(self, scene, upstream):
-        return FittedSlow(self, scene)
+    def fit(self, context, upstream):
+        return FittedSlow(self, context)
 
 
-class FittedSlow(Fitted):
+class FittedSlow(FittedStage):
     def score(self, rows):
         time.sleep(self.stage.seconds)
         return rows.frame["score"].to_numpy()
@@ -324,7 +324,7 @@ def test_a_replay_that_fails_at_once_leaves_no_empty_folder(log, recipe, run, tm
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(replaying.Ledgers, "of_chunk", stops)
+    monkeypatch.setattr(replaying.RunWriter, "of_chunk", stops)
     with pytest.raises(KeyboardInterrupt):
         replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
     assert os.listdir(tmp_path) == []
@@ -753,7 +753,7 @@ def test_a_fit_goes_on_from_a_checkpoint_of_all_its_weights(tmp_path):
 
 
 def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, capsys):
-    real, made = replaying.Ledgers.of_chunk, list[int]()
+    real, made = replaying.RunWriter.of_chunk, list[int]()
 
     def stops(self, number, *chunk):
         if number == 4:
@@ -761,10 +761,10 @@ def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, cap
         made.append(number)
         return real(self, number, *chunk)
 
-    monkeypatch.setattr(replaying.Ledgers, "of_chunk", stops)
+    monkeypatch.setattr(replaying.RunWriter, "of_chunk", stops)
     with pytest.raises(KeyboardInterrupt):
         replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
-    monkeypatch.setattr(replaying.Ledgers, "of_chunk", lambda self, number, *chunk: (made.append(number), real(self, number, *chunk))[1])
+    monkeypatch.setattr(replaying.RunWriter, "of_chunk", lambda self, number, *chunk: (made.append(number), real(self, number, *chunk))[1])
     (partial,) = tmp_path.glob(".run.*.partial")
     damage(partial / "000001" / "slates.parquet", "cut")
     damage(partial / "000002" / "ledger.parquet", "gone")

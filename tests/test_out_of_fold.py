@@ -10,15 +10,15 @@ import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
+from karmafunnel.stages.context import Context, deal
 from karmafunnel.stages.features import ItemColumn, Own, Popularity, Price, Upstream
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST
-from karmafunnel.stages.learn import Sample, Teacher, Teachers, sampled, training_table
+from karmafunnel.stages.learn import Sample, Teacher, Teachers, sampled, training_rows
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import DINRank, LightGBMRank
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import Rules
-from karmafunnel.stages.scene import Scene, deal
-from karmafunnel.stages.stage import Fitted, FittedFunnel, Funnel, Stage
+from karmafunnel.stages.stage import FittedFunnel, FittedStage, Funnel, Stage
 from shop import make_shop
 
 pytestmark = pytest.mark.slow
@@ -39,17 +39,17 @@ class Remember(Stage):
     k: int = 60
     name: str = "first"
 
-    def fit(self, scene, upstream):
+    def fit(self, context, upstream):
         seen, saw = [], []
         for windows in (["W2a"], ["W2b"]):
-            table = training_table(self, [Upstream()], scene, upstream, windows, EVERY)
+            table = training_rows(self, [Upstream()], context, upstream, windows, EVERY)
             seen.append(np.unique(table.request))
             saw.append(table.x[:, 0])  # what the stage before says of the rows to learn from
-        return Remembers(self, scene, np.concatenate(seen), np.concatenate(saw))
+        return Remembers(self, context, np.concatenate(seen), np.concatenate(saw))
 
 
 @dataclass(eq=False)
-class Remembers(Fitted):
+class Remembers(FittedStage):
     seen: np.ndarray
     saw: np.ndarray
 
@@ -66,7 +66,7 @@ def shop() -> Log:
 @pytest.mark.parametrize("between", [(), (Rules(k=60, min_price=0.0, name="rules"),)])
 def test_what_a_stage_learns_from_was_not_seen_by_any_stage_before(folds, between):
     funnel = Funnel((Popular(k=60), Remember(), *between, Remember(name="second"), Remember(name="third")))
-    fitted = funnel.fit(Scene(shop(), folds=folds))
+    fitted = funnel.fit(Context(shop(), folds=folds))
     learnt = [ready for ready in fitted.stages if isinstance(ready, Remembers)]
     # the kept models are fitted on everybody
     assert [len(ready.seen) for ready in learnt] == [len(learnt[0].seen)] * 3
@@ -77,13 +77,13 @@ def test_what_a_stage_learns_from_was_not_seen_by_any_stage_before(folds, betwee
 
 
 def test_the_folds_hold_users_together_and_are_the_same_in_both_windows():
-    scene = Scene(shop(), folds=3)
+    context = Context(shop(), folds=3)
     learnt = shop().requests_in("W2")
-    assert pl.DataFrame({"user": shop().user, "fold": scene.fold}).unique().select("user").is_unique().all()
-    sizes = np.bincount(scene.fold[learnt], minlength=3)
+    assert pl.DataFrame({"user": shop().user, "fold": context.fold}).unique().select("user").is_unique().all()
+    sizes = np.bincount(context.fold[learnt], minlength=3)
     assert sizes.min() > 0.8 * sizes.max()
-    assert np.array_equal(scene.fold, Scene(shop(), folds=3).fold)
-    assert not np.array_equal(scene.fold, Scene(shop(), folds=3, seed=1).fold)
+    assert np.array_equal(context.fold, Context(shop(), folds=3).fold)
+    assert not np.array_equal(context.fold, Context(shop(), folds=3, seed=1).fold)
 
 
 def test_sessions_are_held_together_where_users_are_not_known():
@@ -91,9 +91,9 @@ def test_sessions_are_held_together_where_users_are_not_known():
     sessions = shop_.requests.with_columns(pl.Series("session_id", [f"s{i // 4}" for i in range(shop_.requests.height)]))
     has = shop_.meta["has"] | {"users": False}
     log = Log.make(shop_.items, sessions.with_columns(pl.lit("anybody").alias("user_id")), shop_.exposures, shop_.meta | {"has": has})
-    scene = Scene(log)
-    assert pl.DataFrame({"session": log.session, "fold": scene.fold}).unique()["session"].is_unique().all()
-    assert set(scene.fold[log.requests_in("W2a")]) == {0, 1}
+    context = Context(log)
+    assert pl.DataFrame({"session": log.session, "fold": context.fold}).unique()["session"].is_unique().all()
+    assert set(context.fold[log.requests_in("W2a")]) == {0, 1}
 
 
 def test_dealing_by_hand():
@@ -108,40 +108,40 @@ def test_a_teacher_scores_only_users_that_it_did_not_see(kind, monkeypatch):
     """Each row's word is that of the teacher's fit without the row's fold, whatever kind of model
     it is.
     """
-    scene = Scene(shop())
-    upstream = (Popular(k=60)).fit(scene, None)
-    before = FittedFunnel(scene, (upstream,))
+    context = Context(shop())
+    upstream = (Popular(k=60)).fit(context, None)
+    before = FittedFunnel(context, (upstream,))
     options = {"features": FEATURES, "sample": EVERY} | ({"epochs": 1} if kind is DINRank else {"trees": 5})
-    teachers = Teachers.of(Teacher(kind(**options)), scene, before)
-    table = training_table(LightGBMRank(), FEATURES, scene, before, ["W2a"], EVERY, teachers)
-    rows, _ = next(sampled(scene, before, np.unique(table.request), EVERY, seed=0))
-    fold = int(scene.fold[rows.request[0]])
+    teachers = Teachers.of(Teacher(kind(**options)), context, before)
+    table = training_rows(LightGBMRank(), FEATURES, context, before, ["W2a"], EVERY, teachers)
+    rows, _ = next(sampled(context, before, np.unique(table.request), EVERY, seed=0))
+    fold = int(context.fold[rows.request[0]])
     assert np.array_equal(teachers.score(rows), teachers.without[fold].score(rows))
     assert not np.array_equal(teachers.score(rows), teachers.without[1 - fold].score(rows))
     for k, teacher in enumerate(teachers.without):
-        again = kind(**options, name="teacher").fit(scene, before.without(k))
+        again = kind(**options, name="teacher").fit(context, before.without(k))
         assert np.array_equal(again.score(rows), teacher.score(rows))
 
 
 def test_a_fit_without_a_fold_takes_the_rows_of_the_others():
-    scene = Scene(shop())
-    before = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(scene)
+    context = Context(shop())
+    before = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(context)
     stage = LightGBMRank(features=[Upstream(), *FEATURES], sample=EVERY)
     for windows in (["W2a"], ["W2b"]):
-        whole = training_table(stage, stage.features, scene, before, windows, EVERY)
-        parts = [training_table(stage, stage.features, scene, before.without(k), windows, EVERY) for k in (0, 1)]
+        whole = training_rows(stage, stage.features, context, before, windows, EVERY)
+        parts = [training_rows(stage, stage.features, context, before.without(k), windows, EVERY) for k in (0, 1)]
         assert sum(len(part.y) for part in parts) == len(whole.y) and all(len(part.y) for part in parts)
         for k, part in enumerate(parts):
-            rows = scene.fold[whole.request] != k
+            rows = context.fold[whole.request] != k
             assert np.array_equal(part.x, whole.x[rows], equal_nan=True)
             assert np.array_equal(part.y, whole.y[rows])
 
 
 def test_one_put_together_by_hand_cannot_be_learnt_from():
-    scene = Scene(shop())
-    fitted = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(scene)
+    context = Context(shop())
+    fitted = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(context)
     with pytest.raises(KarmafunnelError, match=r"learn behind prerank .* Funnel\.fit, found one put together by hand"):
-        LightGBMRank(features=FEATURES, sample=EVERY).fit(scene, FittedFunnel(scene, fitted.stages))
+        LightGBMRank(features=FEATURES, sample=EVERY).fit(context, FittedFunnel(context, fitted.stages))
 
 
 # -- fits are kept, and made only where somebody learns from them ----------------------------------
@@ -155,14 +155,14 @@ def test_fits_without_a_fold_are_made_where_a_later_stage_learns_and_kept(tmp_pa
     two = Popular(k=60) >> first >> second
     for funnel in (Popular(k=60) >> first, two, two >> Rules(k=20, min_price=0.0)):
         told.clear()
-        funnel.fit(Scene(shop(), progress=told.append), tmp_path)
+        funnel.fit(Context(shop(), progress=told.append), tmp_path)
         every = [sum(words in text for text in told) for words in ("fitting LightGBM", "without fold")]
         counts.append((*every, told[-1].startswith("out of fold: 2 fits")))
     assert counts == [(1, 0, False), (3, 2, True), (0, 0, False)]
     folders = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("prerank"))
     assert len(folders) == 3 and [name[-2:] for name in folders[1:]] == [".0", ".1"]
     for name in ("again", "elsewhere"):  # the same bytes, whether the first stage was there or not
-        two.fit(Scene(shop()), tmp_path / name)
+        two.fit(Context(shop()), tmp_path / name)
     for file in (tmp_path / "again").rglob("trees.txt"):
         assert file.read_bytes() == (tmp_path / file.relative_to(tmp_path / "again")).read_bytes()
 
@@ -172,9 +172,9 @@ def test_fits_without_a_fold_are_made_where_a_later_stage_learns_and_kept(tmp_pa
 
 def hits_at_10(funnel: Funnel, log: Log) -> dict[str, float]:
     """Share of the requests of W3 with a click whose first 10 hold one, by stage."""
-    fitted = funnel.fit(Scene(log))
-    requests = np.intersect1d(log.requests_in("W3"), fitted.scene.truth[REQUEST].to_numpy())
-    truth = fitted.scene.truth.select(REQUEST, ITEM)
+    fitted = funnel.fit(Context(log))
+    requests = np.intersect1d(log.requests_in("W3"), fitted.context.truth[REQUEST].to_numpy())
+    truth = fitted.context.truth.select(REQUEST, ITEM)
     found = {}
     for step in fitted.run(requests):
         best = step.slate.filter(pl.col(RANK) <= 10).join(truth, on=[REQUEST, ITEM], how="semi")

@@ -11,7 +11,7 @@ from karmafunnel.simulator.replay.recipe import load_recipe
 ROOT = Path(karmafunnel.__file__).parent
 # A room may import itself and those before it.
 ORDER = [
-    "errors", "bounds", "shapes", "terminal", "files", "layout", "keys", "asof", "log", "models", "stages", "simulator.world",
+    "errors", "typed", "bounds", "shapes", "terminal", "files", "layout", "keys", "asof", "log", "models", "stages", "simulator.world",
     "simulator.datasets", "simulator.measure", "simulator.replay", "simulator.load", "simulator.report", "simulator.ablation",
     "simulator.recipes", "simulator.commands", "cli", "benchmarks",
 ]  # fmt: skip

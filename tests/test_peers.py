@@ -14,10 +14,10 @@ from karmafunnel.benchmarks.peers.peers import PEERS, Peer, pareto, side_by_side
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.simulator.replay.options import RunOptions
+from karmafunnel.stages.context import Context
 from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.recall import External
 from karmafunnel.stages.recall.proposals import NOT_FOUND
-from karmafunnel.stages.scene import Scene
 from karmafunnel.stages.stage import Funnel
 from shop import scramble
 
@@ -168,12 +168,12 @@ def test_external_proposes_the_best_eligible_and_scores_what_it_holds(log, tmp_p
     rid = log.request_ids[request]
     rows = [(rid, log.item_ids[no], 9.0), *((rid, log.item_ids[i], s) for i, s in zip(yes, (1.0, 3.0, 2.0), strict=True))]
     stage = External(written(tmp_path / "s.parquet", rows), k=2)
-    fitted = Funnel((stage,)).fit(Scene(log, {}, "click"))
-    forced = pl.DataFrame({REQUEST: [request] * 3, ITEM: [yes[0], no, 200], "truth": [True, False, False]}).cast({ITEM: pl.Int32})
+    fitted = Funnel((stage,)).fit(Context(log, {}, "click"))
+    tracked = pl.DataFrame({REQUEST: [request] * 3, ITEM: [yes[0], no, 200], "truth": [True, False, False]}).cast({ITEM: pl.Int32})
     other = int(log.requests_in("W3")[0])
-    step = fitted.run(np.unique([other, request]), forced)[0]
+    step = fitted.run(np.unique([other, request]), tracked)[0]
     assert step.slate[ITEM].to_list() == [yes[1], yes[2]] and step.slate[REQUEST].unique().to_list() == [request]
-    assert step.forced["score"].to_list() == [1.0, 9.0, NOT_FOUND] and step.forced["kept"].to_list() == [False] * 3
+    assert step.tracked["score"].to_list() == [1.0, 9.0, NOT_FOUND] and step.tracked["kept"].to_list() == [False] * 3
 
 
 @pytest.mark.parametrize(
@@ -189,18 +189,18 @@ def test_external_proposes_the_best_eligible_and_scores_what_it_holds(log, tmp_p
 def test_external_refuses_by_name(log, tmp_path, rows, complaint):
     path = written(tmp_path / "s.parquet", rows)
     with pytest.raises(KarmafunnelError, match=rf"(?s)s\.parquet.*{complaint}"):
-        External(path).fit(Scene(log), None)
+        External(path).fit(Context(log), None)
 
 
 def test_external_wants_its_own_file(log, tmp_path):
     with pytest.raises(KarmafunnelError, match="no such file"):
-        External(str(tmp_path / "none.parquet")).fit(Scene(log), None)
+        External(str(tmp_path / "none.parquet")).fit(Context(log), None)
     path = written(tmp_path / "s.parquet", [("r400", "i1", 1.0)])
     with pytest.raises(KarmafunnelError, match="of that checksum"):
-        External(path, checksum="abc").fit(Scene(log), None)
+        External(path, checksum="abc").fit(Context(log), None)
     pl.DataFrame({"request_id": ["r400"]}).write_parquet(path)
     with pytest.raises(KarmafunnelError, match="item_id"):
-        External(path).fit(Scene(log), None)
+        External(path).fit(Context(log), None)
 
 
 # -- the whole recipe ------------------------------------------------------------------------------

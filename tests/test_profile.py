@@ -40,7 +40,7 @@ from karmafunnel.stages import stage as stage_module
 from karmafunnel.stages.features import Popularity, Similarity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import Join, Popular, VectorRecall
-from karmafunnel.stages.stage import Fitted, Stage
+from karmafunnel.stages.stage import FittedStage, Stage
 from scipy.stats import norm
 
 pytestmark = pytest.mark.slow
@@ -210,11 +210,11 @@ class Sleepy(Stage):
     request_ms: float = 0.0
     name: str = "sleepy"
 
-    def fit(self, scene, upstream):
-        return FittedSleepy(self, scene)
+    def fit(self, context, upstream):
+        return FittedSleepy(self, context)
 
 
-class FittedSleepy(Fitted):
+class FittedSleepy(FittedStage):
     def score(self, rows):
         clock.sleep((self.stage.batch_ms + self.stage.request_ms * len(np.unique(rows.request))) / 1000)
         return rows.frame["score"].to_numpy()

@@ -33,15 +33,16 @@ from karmafunnel.models.ctr import (
 )
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.models.sasrec import SASRec
+from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import BM25, Column, ItemColumn, Own, Popularity, Price, Similarity, SimTier, Upstream, Vectors
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.learn import (
     Isotonic,
     Sample,
-    Table,
     Teacher,
     Teachers,
     Temperature,
+    TrainingRows,
     fit_calibration,
     load_calibration,
     logged,
@@ -51,7 +52,6 @@ from karmafunnel.stages.learn import (
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank, happened
 from karmafunnel.stages.recall import HNSW, IVF, BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
-from karmafunnel.stages.scene import Scene
 from karmafunnel.stages.stage import FittedFunnel, Funnel, Stage, fit_embedders
 from shop import make_shop
 
@@ -299,27 +299,27 @@ def test_calibration_refuses(tmp_path: Path) -> None:
 
 
 @cache
-def scene(label: str = "click", seed: int = 0) -> Scene:
-    made = Scene(make_shop(n_items=60, n_requests=1200), {}, label, seed)
+def context(label: str = "click", seed: int = 0) -> Context:
+    made = Context(make_shop(n_items=60, n_requests=1200), {}, label, seed)
     made.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16)}, made, None)
     return made
 
 
 @cache
 def upstream(label: str = "click", seed: int = 0) -> FittedFunnel:
-    return Funnel((Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50),)).fit(scene(label, seed))
+    return Funnel((Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50),)).fit(context(label, seed))
 
 
 @cache
 def fitted(stage: Stage, label: str = "click", seed: int = 0) -> FittedFunnel:
     before = upstream(label, seed)
-    return FittedFunnel(before.scene, (*before.stages, stage.fit(before.scene, before)))
+    return FittedFunnel(before.context, (*before.stages, stage.fit(before.context, before)))
 
 
 def shown_auc(funnel: FittedFunnel) -> float:
     """gAUC over the lists of W3."""
-    requests = funnel.scene.log.requests_in("W3")
-    rows = funnel.run(requests, logged(funnel.scene, requests))[-1].forced
+    requests = funnel.context.log.requests_in("W3")
+    rows = funnel.run(requests, logged(funnel.context, requests))[-1].tracked
     groups = [g for _, g in rows.group_by(REQUEST) if 0 < g["truth"].sum() < g.height]
     return float(np.mean([auc(g[SCORE].to_numpy(), g["truth"].to_numpy()) for g in groups]))
 
@@ -336,9 +336,9 @@ def test_each_learns_what_shoppers_like(kind) -> None:
 @pytest.mark.parametrize("kind", [DCNRank, ESMMRank, COLDPreRank])
 def test_same_seed_same_bytes(kind) -> None:
     stage = kind(k=20, features=FEATURES, sample=Sample(passed=10, requests=80), epochs=2)
-    requests = scene().log.requests_in("W3")
+    requests = context().log.requests_in("W3")
     first, again, other = (
-        FittedFunnel(before.scene, (*before.stages, stage.fit(before.scene, before))).run(requests)[-1].slate
+        FittedFunnel(before.context, (*before.stages, stage.fit(before.context, before))).run(requests)[-1].slate
         for before in (upstream(), upstream(), upstream(seed=1))
     )
     assert first.equals(again) and not first.equals(other)
@@ -348,9 +348,9 @@ def test_same_seed_same_bytes(kind) -> None:
 def test_esmm_puts_out_two_probabilities(label: str, tmp_path: Path) -> None:
     stage = ESMMRank(k=20, features=FEATURES, sample=SAMPLE, name="rank")
     funnel = fitted(stage, label)
-    here, ready = funnel.scene, funnel.stages[-1]
+    here, ready = funnel.context, funnel.stages[-1]
     requests = here.log.requests_in("W2b")
-    rows = funnel.run(requests, logged(here, requests))[-1].forced
+    rows = funnel.run(requests, logged(here, requests))[-1].tracked
     click, buy = rows["rank.p_click"].to_numpy(), rows["rank.p_buy"].to_numpy()
     score = rows[SCORE].to_numpy()
     assert np.allclose(score, click if label == "click" else click * buy, rtol=1e-5)
@@ -366,14 +366,14 @@ def test_esmm_puts_out_two_probabilities(label: str, tmp_path: Path) -> None:
 
 
 def test_esmm_refuses() -> None:
-    log = scene().log
+    log = context().log
     for what in ("purchases", "clicks", "exposures"):
         lacking = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {what: False}})
         with pytest.raises(KarmafunnelError, match=rf"rank \(ESMMRank\): needs shown lists .* has no {what}"):
-            ESMMRank(features=FEATURES).fit(replace(scene(), log=lacking), upstream())
+            ESMMRank(features=FEATURES).fit(replace(context(), log=lacking), upstream())
     unsold = Log.make(log.items, log.requests, log.exposures.with_columns(purchased=pl.lit(False)), log.meta)
     with pytest.raises(KarmafunnelError, match=r"needs clicks with and without a purchase .* with 0 purchases"):
-        ESMMRank(features=(), sample=SAMPLE).fit(replace(scene(), log=unsold), upstream())
+        ESMMRank(features=(), sample=SAMPLE).fit(replace(context(), log=unsold), upstream())
     for wrong in ({"trunk": "MLP"}, {"trunk": "DCN", "similar": "tfidf"}):
         with pytest.raises(KarmafunnelError, match="trunk needs 'DIN', or 'DCN' without similar"):
             ESMMRank(**wrong)
@@ -390,7 +390,7 @@ TEACHER = LightGBMRank(leaves=31, l2=1.0, patience=30, features=FEATURES, sample
 
 def agreement(a: FittedFunnel, b: FittedFunnel) -> float:
     """Mean Spearman correlation of the order that two give a request's candidates in W3."""
-    requests = a.scene.log.requests_in("W3")
+    requests = a.context.log.requests_in("W3")
     both = [f.run(requests)[-1].slate.select(REQUEST, ITEM, RANK) for f in (a, b)]
     joined = both[0].join(both[1], on=[REQUEST, ITEM])
     assert joined.height == both[0].height
@@ -417,21 +417,21 @@ def test_a_student_is_nearer_its_teacher(student, tmp_path: Path) -> None:
     taught = replace(student, teacher=Teacher(TEACHER, weight=0.9))
     assert agreement(fitted(taught), teacher) > agreement(fitted(student), teacher) + 0.03
     fitted(taught).stages[-1].save(tmp_path)
-    again = taught.load(tmp_path, scene())  # the teacher is not needed again
-    requests = scene().log.requests_in("W3")
-    ran = FittedFunnel(scene(), (*upstream().stages, again)).run(requests)[-1].slate
+    again = taught.load(tmp_path, context())  # the teacher is not needed again
+    requests = context().log.requests_in("W3")
+    ran = FittedFunnel(context(), (*upstream().stages, again)).run(requests)[-1].slate
     assert ran.equals(fitted(taught).run(requests)[-1].slate)
 
 
 def test_what_a_teacher_says_by_hand() -> None:
     """Two requests: a positive among three rows, taught 0 ln 2 0; a positive of two, taught alike.
     """
-    table = Table(
+    table = TrainingRows(
         np.zeros((5, 0)), np.array([True, False, False, False, True]), np.array([3, 3, 3, 8, 8]), np.arange(5, dtype=np.int32),
         np.array([0, np.log(2), 0, 1, 1], dtype=np.float32),
     )  # fmt: skip
-    one = DINRank().ready(scene(), None)  # type: ignore[arg-type]
-    ready = Teachers(Teacher(DINRank()), scene(), (one,) * scene().folds)
+    one = DINRank().ready(context(), None)  # type: ignore[arg-type]
+    ready = Teachers(Teacher(DINRank()), context(), (one,) * context().folds)
     shares = Teacher(DINRank(), weight=0.5).shares(table, ready)
     assert np.allclose(shares, [0.5 + 1 / 8, 1 / 4, 1 / 8, 1 / 4, 1 / 2 + 1 / 4])
     sharper = Teacher(DINRank(), weight=1, temperature=0.5).shares(table, ready)
@@ -463,7 +463,7 @@ def test_teachers_refuse() -> None:
         Teacher(DINRank(), weight=1.5)
     unsure = LightGBMRank(features=FEATURES, sample=SAMPLE, calibrated="")
     with pytest.raises(KarmafunnelError, match=r"LightGBMRank.* has no probabilities to teach; needs calibrated="):
-        LightGBMPreRank(features=FEATURES, sample=SAMPLE, objective="binary", teacher=Teacher(unsure)).fit(scene(), upstream())
+        LightGBMPreRank(features=FEATURES, sample=SAMPLE, objective="binary", teacher=Teacher(unsure)).fit(context(), upstream())
     assert LightGBMPreRank(teacher=Teacher(DINRank(similar="tfidf"))).embedders() == ("tfidf",)
 
 
@@ -486,10 +486,10 @@ def test_fields_out_of_range_are_refused(kind: type, fields: dict[str, object]) 
 
 
 def test_prices_are_needed_where_they_are_read() -> None:
-    log = scene().log
+    log = context().log
     bare = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {"price": False}})
     with pytest.raises(KarmafunnelError, match=r"Price\(\) needs prices, log .* has none"):
-        (Popular(k=30) >> LightGBMRank(features=[Price()])).fit(replace(scene(), log=bare))
+        (Popular(k=30) >> LightGBMRank(features=[Price()])).fit(replace(context(), log=bare))
 
 
 # -- what there is to learn from -------------------------------------------------------------------
@@ -513,8 +513,8 @@ def test_nothing_to_tell_rows_apart(objective: str) -> None:
     """A column that is the same everywhere: equal scores, and the seeded hash decides; lists all
     clicked: an error that says so.
     """
-    log = scene().log
-    flat = replace(scene(), log=Log.make(log.items.with_columns(rating=pl.lit(3.0)), log.requests, log.exposures, log.meta))
+    log = context().log
+    flat = replace(context(), log=Log.make(log.items.with_columns(rating=pl.lit(3.0)), log.requests, log.exposures, log.meta))
     before = Funnel((Popular(k=30),)).fit(flat)
     stage = LightGBMPreRank(features=[ItemColumn("rating")], objective=objective, sample=SAMPLE)
     ready = stage.fit(flat, before)
@@ -525,5 +525,5 @@ def test_nothing_to_tell_rows_apart(objective: str) -> None:
     loved = Log.make(log.items, log.requests, log.exposures.with_columns(clicked=pl.lit(True)), log.meta)
     with pytest.raises(KarmafunnelError, match=r"needs requests of \['W2a'\] with truth and negatives .* Sample\(passed=0\)"):
         replace(stage, sample=Sample(passed=0)).fit(
-            replace(scene(), log=loved), Funnel((Popular(k=30),)).fit(replace(scene(), log=loved))
+            replace(context(), log=loved), Funnel((Popular(k=30),)).fit(replace(context(), log=loved))
         )

@@ -123,7 +123,7 @@ def test_slices_are_as_of_the_request(run, log):
 
 def test_interrupted_and_started_again_it_ends_in_the_same_bytes(run, log, recipe_file, cache, tmp_path, monkeypatch):
     recipe = load_recipe(recipe_file, log)
-    whole = replaying.Ledgers.of_chunk
+    whole = replaying.RunWriter.of_chunk
     calls = []
 
     def dies(self, number, *chunk):
@@ -132,11 +132,11 @@ def test_interrupted_and_started_again_it_ends_in_the_same_bytes(run, log, recip
             raise KeyboardInterrupt
         return whole(self, number, *chunk)
 
-    monkeypatch.setattr(replaying.Ledgers, "of_chunk", dies)
+    monkeypatch.setattr(replaying.RunWriter, "of_chunk", dies)
     with pytest.raises(KeyboardInterrupt):
         replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16, command="x"))
     assert not (tmp_path / "run").exists()  # nothing half-written where a Run is expected
-    monkeypatch.setattr(replaying.Ledgers, "of_chunk", lambda self, n, *chunk: calls.append(n) or whole(self, n, *chunk))
+    monkeypatch.setattr(replaying.RunWriter, "of_chunk", lambda self, n, *chunk: calls.append(n) or whole(self, n, *chunk))
     replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16, command="x"))
     assert calls[:5] == [0, 1, 2, 3, 3]  # the first three shards are not made again
     assert same_bytes(tmp_path / "run", run)
@@ -334,7 +334,7 @@ def test_funnels_that_begin_alike_are_neighbours_in_the_tree():
     """Their order does not matter: c, a, b share the stages x and y as far as they go."""
 
     class Ready:
-        scene = None
+        context = None
 
     keys = {"c": "xyz", "other": "w", "a": "xy", "b": "xyv"}
     funnels = {name: FittedFunnel(None, tuple(Ready() for _ in key), tuple(key[: i + 1] for i in range(len(key)))) for name, key in keys.items()}

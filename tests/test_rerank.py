@@ -20,12 +20,12 @@ from karmafunnel.simulator.report.measure_table import define
 from karmafunnel.simulator.report.pareto_plot import non_dominated, pareto_figure
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages import rerank
+from karmafunnel.stages.context import Context
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
 from karmafunnel.stages.rows import Rows
-from karmafunnel.stages.scene import Scene
-from karmafunnel.stages.stage import Step, advance
+from karmafunnel.stages.stage import StageOutput, advance
 from shop import Chances, make_shop
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -64,30 +64,30 @@ class Given:
         return self.vectors
 
 
-def state(lists: dict[int, list[int]], forced: list[tuple[int, int, int]] = (), **columns) -> Rows:
-    """Lists of items, best first, scored 0, -2, -4, ..; forced rows (request, item, rank), just
+def state(lists: dict[int, list[int]], tracked: list[tuple[int, int, int]] = (), **columns) -> Rows:
+    """Lists of items, best first, scored 0, -2, -4, ..; tracked rows (request, item, rank), just
     before the candidate of that rank.
     """
     schema = {REQUEST: pl.Int64, ITEM: pl.Int32, SCORE: pl.Float32, "channel": pl.UInt32, RANK: pl.Int32}
     rows = [(r, item, -2.0 * place, 1, place + 1) for r in sorted(lists) for place, item in enumerate(lists[r])]
-    beside = [(r, i, 2.0 - 2.0 * rank + (i not in lists[r]), 0, rank) for r, i, rank in sorted(forced)]
+    beside = [(r, i, 2.0 - 2.0 * rank + (i not in lists[r]), 0, rank) for r, i, rank in sorted(tracked)]
     slate, others = (pl.DataFrame(x, schema=schema, orient="row") for x in (rows, beside))
-    return Rows(Scene(corner()), slate, others.with_columns(truth=pl.lit(True)), np.array(sorted(lists)))
+    return Rows(Context(corner()), slate, others.with_columns(truth=pl.lit(True)), np.array(sorted(lists)))
 
 
-def run(stage, at: Rows, vectors=None, log: Log | None = None) -> Step:
-    scene = Scene(log or corner(), {"given": Given(vectors)} if vectors is not None else {}, "click")
-    return advance(stage.fit(scene, None), at.seen_in(scene))[0]
+def run(stage, at: Rows, vectors=None, log: Log | None = None) -> StageOutput:
+    context = Context(log or corner(), {"given": Given(vectors)} if vectors is not None else {}, "click")
+    return advance(stage.fit(context, None), at.seen_in(context))[0]
 
 
 def lists_of(slate: pl.DataFrame) -> dict[int, list[int]]:
     return {r: list(items) for r, items in slate.group_by(REQUEST, maintain_order=True).agg(ITEM).rows()}
 
 
-def random_state(rng, n_items: int, requests=range(6), longest: int = 9, forced: int = 12) -> Rows:
+def random_state(rng, n_items: int, requests=range(6), longest: int = 9, tracked: int = 12) -> Rows:
     lists = {r: rng.permutation(n_items)[: rng.integers(0, longest + 1)].tolist() for r in requests}
     beside = []
-    for r in rng.choice(list(requests), forced):
+    for r in rng.choice(list(requests), tracked):
         item = int(rng.integers(n_items))
         place = lists[r].index(item) if item in lists[r] else int(rng.integers(len(lists[r]) + 1))
         beside.append((int(r), item, place + 1))
@@ -106,8 +106,8 @@ def test_cap_by_hand():
     assert step.rows_in.tolist() == [7] and step.rows_out.tolist() == [5]
     # Before 5, item 1 would be the second "a"; after it the third, as 3 is: beyond what is put out.
     # Only 2 was passed on.
-    assert step.forced[RANK].to_list() == [2, 7, 3, 7]
-    assert step.forced["kept"].to_list() == [False, False, True, False]
+    assert step.tracked[RANK].to_list() == [2, 7, 3, 7]
+    assert step.tracked["kept"].to_list() == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def places_kept(log: Log, stage: Rules, request: int, items: list[int]) -> list[
 
 
 def test_rules_against_one_at_a_time():
-    """Forced rows get what they would get if they stood in the list; candidates never notice them.
+    """Tracked rows get what they would get if they stood in the list; candidates never notice them.
     """
     log, rng = corner(), np.random.default_rng(0)
     stage = Rules(max_per_category=1, level=1, min_price=5, max_price=75, sold_out="stock=none", k=3)
@@ -170,7 +170,7 @@ def test_rules_against_one_at_a_time():
         for r, items in lists.items():
             expected = [items[place] for place in places_kept(log, stage, r, items)]
             assert lists_of(step.slate).get(r, []) == expected[:3]
-        for r, item, before, rank, kept in zip(*at.forced[[REQUEST, ITEM, RANK]], *step.forced[[RANK, "kept"]], strict=True):
+        for r, item, before, rank, kept in zip(*at.tracked[[REQUEST, ITEM, RANK]], *step.tracked[[RANK, "kept"]], strict=True):
             others = [i for i in lists[r] if i != item]
             there = places_kept(log, stage, r, [*others[: before - 1], item, *others[before - 1 :]])
             would = there.index(before - 1) + 1 if before - 1 in there else None
@@ -219,9 +219,9 @@ def test_seen_items_are_thrown_out_by_hand():
     step = run(Unseen(k=2), state(lists, [(2, 8, 2), (2, 3, 4), (2, 2, 3)]))
     assert lists_of(step.slate) == {0: [8, 1], 1: [8, 1], 2: [1, 2]}
     assert step.rows_in.tolist() == [2, 2, 4, 1] and step.rows_out.tolist() == [2, 2, 2, 0]
-    forced = {item: (rank, kept) for item, rank, kept in step.forced.select(ITEM, RANK, "kept").rows()}
+    tracked = {item: (rank, kept) for item, rank, kept in step.tracked.select(ITEM, RANK, "kept").rows()}
     # lost: seen; lost: third of the unseen; kept
-    assert forced == {8: (3, False), 3: (3, False), 2: (2, True)}
+    assert tracked == {8: (3, False), 3: (3, False), 2: (2, True)}
     assert lists_of(run(Unseen(k=4, which="purchase"), state(lists), log=corner(purchases=True)).slate) == lists
     with pytest.raises(KarmafunnelError, match="needs purchases"):
         run(Unseen(which="purchase"), state(lists))
@@ -238,7 +238,7 @@ def test_the_rest_stands_as_without_the_seen_ones(which, tmp_path):
     """
     log = make_shop(n_items=60)
     alone, masked = Popular(k=60) >> Rules(k=60), Popular(k=60) >> Unseen(k=20, which=which)
-    made = Scene(log, {}, "click")
+    made = Context(log, {}, "click")
     requests = log.requests_in("W3")
     whole, step = (funnel.fit(made, None).run(requests)[-1].slate for funnel in (alone, masked))
     had = {}
@@ -272,8 +272,8 @@ def test_mmr_by_hand():
     # 4, of relevance 3/4, is held back by its likeness to 0; 5 is as unlike 0 as 2 is, and more
     # relevant: it would be second. Less relevant than all, it ties with 2 and stands behind it
     # upstream; then it is like 2, and worth less than 1.
-    assert step.forced[RANK].to_list() == [3, 3, 2, 4]
-    assert step.forced["kept"].to_list() == [True, False, False, False]
+    assert step.tracked[RANK].to_list() == [3, 3, 2, 4]
+    assert step.tracked["kept"].to_list() == [True, False, False, False]
 
 
 def test_mmr_at_its_ends():
@@ -281,9 +281,9 @@ def test_mmr_at_its_ends():
     vectors, at = rng.normal(size=(10, 4)), state({0: [], 1: [3], 2: [9, 2, 4, 7, 1, 0]}, [(0, 5, 1), (2, 5, 4)])
     for stage in (MMR("given", trade=1.0), MMR("given", trade=0.0, depth=1)):
         step = run(stage, at, vectors)
-        assert lists_of(step.slate) == {1: [3], 2: [9, 2, 4, 7, 1, 0]} and step.forced[RANK].to_list() == [1, 4]
+        assert lists_of(step.slate) == {1: [3], 2: [9, 2, 4, 7, 1, 0]} and step.tracked[RANK].to_list() == [1, 4]
     assert lists_of(run(MMR("given", trade=0.0, depth=3), at, vectors).slate)[2][3:] == [7, 1, 0]
-    flat = Rows(at.scene, at.slate.with_columns(pl.lit(1.0, pl.Float32).alias(SCORE)), at.forced, at.requests)
+    flat = Rows(at.context, at.slate.with_columns(pl.lit(1.0, pl.Float32).alias(SCORE)), at.tracked, at.requests)
     # nothing to tell apart: upstream's
     assert lists_of(run(MMR("given"), flat, np.ones((10, 2))).slate)[2] == [9, 2, 4, 7, 1, 0]
     empty = vectors.copy()
@@ -325,7 +325,7 @@ def test_mmr_against_one_at_a_time(stage, block, monkeypatch):
             expected[r] = chosen_one_by_one(stage, part, np.linspace(1, 0, len(part)) * (len(part) > 1), unit)
             names = [i for i, _ in expected[r]]
             assert lists_of(step.slate).get(r, []) == [*names, *(i for i in items if i not in names)][: stage.k]
-        for r, item, score, before, rank in zip(*at.forced[[REQUEST, ITEM, SCORE, RANK]], step.forced[RANK], strict=True):
+        for r, item, score, before, rank in zip(*at.tracked[[REQUEST, ITEM, SCORE, RANK]], step.tracked[RANK], strict=True):
             items, names = lists[r], [i for i, _ in expected[r]]
             if item in items:
                 continue
@@ -350,7 +350,7 @@ def test_mmr_against_one_at_a_time(stage, block, monkeypatch):
 
 def with_chances(at: Rows, source: str = "rank") -> Rows:
     """What `Chances` leaves: p_click (1 + item % 5) / 10, p_buy (1 + item % 3) / 10."""
-    return advance(Chances(name=source).fit(Scene(corner()), None), at)[1]
+    return advance(Chances(name=source).fit(Context(corner()), None), at)[1]
 
 
 def test_money_by_hand():
@@ -361,7 +361,7 @@ def test_money_by_hand():
     worth = {7: 0.3 * 0.2 * 70, 9: 0.5 * 0.1 * 50, 5: 0.1 * 0.3 * 50, 8: 0.4 * 0.3 * 4}
     assert lists_of(step.slate) == {2: [7, 9, 5, 8]}
     assert np.exp(step.slate[SCORE].to_list()) == pytest.approx(list(worth.values()), rel=1e-5)
-    assert step.forced[RANK].to_list() == [4, 2]
+    assert step.tracked[RANK].to_list() == [4, 2]
     assert lists_of(run(GMVRank(price=0), at).slate) == {2: [8, 7, 9, 5]}  # .12 .06 .05 .03
     assert lists_of(run(GMVRank(2, 1, 0), at).slate) == {2: [8, 9, 7, 5]}  # .048 .025 .018 .003
     assert lists_of(run(GMVRank(0, 0, 1), at).slate)[2][0] == 7
@@ -380,7 +380,7 @@ def test_only_what_has_an_exponent_is_needed():
     with pytest.raises(KarmafunnelError, match=r"rerank \(GMVRank\): needs columns \['rank.p_click', 'rank.p_buy'\]"):
         run(GMVRank(), plain)
     with pytest.raises(KarmafunnelError, match=r"'esmm' before it, found \['recall', 'rank'\]"):
-        (Popular(k=9) >> Chances() >> GMVRank(source="esmm")).fit(Scene(corner()))
+        (Popular(k=9) >> Chances() >> GMVRank(source="esmm")).fit(Context(corner()))
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
@@ -390,13 +390,13 @@ def test_chances_that_are_none(wrong):
     with pytest.raises(
         KarmafunnelError, match=rf"rank.p_buy between 0 and 1, found {wrong:.1f}.* for request 'r2', item 'i7' \(1 such"
     ):
-        run(GMVRank(), Rows(at.scene, broken, at.forced, at.requests))
+        run(GMVRank(), Rows(at.context, broken, at.tracked, at.requests))
 
 
 def test_why_says_what_was_looked_at():
     funnel = (
         Popular(k=9) >> Chances() >> Rules(max_per_category=9, max_price=70, sold_out="gone", name="rules") >> GMVRank()
-    ).fit(Scene(corner()))
+    ).fit(Context(corner()))
     told = {row["stage"]: row["why"] for row in funnel.explain("r2", "i6").iter_rows(named=True)}
     assert told["rules"] == "price 60.00, sold out" and told["rerank"] == "p_click 0.2, p_buy 0.1, price 60"
 

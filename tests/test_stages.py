@@ -14,10 +14,10 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
+from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import (
     BM25,
     Column,
-    Context,
     Feature,
     ItemColumn,
     Neighbourhood,
@@ -25,6 +25,7 @@ from karmafunnel.stages.features import (
     Placement,
     Popularity,
     Price,
+    RequestContext,
     Rows,
     Similarity,
     SimTier,
@@ -52,8 +53,7 @@ from karmafunnel.stages.recall import (
     VectorRecall,
 )
 from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
-from karmafunnel.stages.scene import Scene
-from karmafunnel.stages.stage import Fitted, FittedFunnel, Funnel, Retriever, Stage, fit_embedders
+from karmafunnel.stages.stage import FittedFunnel, FittedStage, Funnel, Retriever, Stage, fit_embedders
 from shop import Chances, make_shop, scramble
 
 EMBEDDERS = {"tfidf": TfidfSVD(dim=16), "cooccurrence": Cooccurrence(dim=16), "random": RandomVectors()}
@@ -65,7 +65,7 @@ FEATURES = (
     Similarity("cooccurrence"),
     BM25(),
     Price(),
-    Context(),
+    RequestContext(),
     ItemColumn("rating"),
     Placement(),
     Neighbourhood(),
@@ -133,14 +133,14 @@ INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
 
 
 @cache
-def scene() -> Scene:
-    made = Scene(make_shop(), {}, "click")
+def context() -> Context:
+    made = Context(make_shop(), {}, "click")
     made.embeddings = fit_embedders(EMBEDDERS, made, None)
     return made
 
 
-def scene_of(log: Log) -> Scene:
-    made = Scene(log, {}, "click")
+def context_of(log: Log) -> Context:
+    made = Context(log, {}, "click")
     made.embeddings = fit_embedders(EMBEDDERS, made, None)
     return made
 
@@ -158,7 +158,7 @@ def as_funnel(stage: Stage) -> Funnel:
 
 @cache
 def fitted(stage: Stage) -> FittedFunnel:
-    return as_funnel(stage).fit(scene())
+    return as_funnel(stage).fit(context())
 
 
 def slate(funnel: FittedFunnel, requests: np.ndarray) -> pl.DataFrame:
@@ -173,9 +173,9 @@ class TestContract:
         assert repr(typed) == repr(as_funnel(stage)) and isinstance(typed, Funnel | Stage)
 
     def test_slate_is_eligible_unique_and_at_most_k(self, stage):
-        requests = scene().log.requests_in("W3")
+        requests = context().log.requests_in("W3")
         rows = slate(fitted(stage), requests)
-        asof = scene().log.asof
+        asof = context().log.asof
         assert rows.height and asof.is_eligible(rows[REQUEST].to_numpy(), rows[ITEM].to_numpy()).all()
         assert rows.select(REQUEST, ITEM).is_duplicated().sum() == 0
         ranks = rows.group_by(REQUEST).agg(pl.col(RANK).sort(), pl.col(SCORE).sort_by(RANK))
@@ -183,15 +183,15 @@ class TestContract:
         assert all((np.diff(s.to_numpy()) <= 0).all() for s in ranks[SCORE])
 
     def test_chunks_do_not_matter(self, stage):
-        requests = scene().log.requests_in("W3")
+        requests = context().log.requests_in("W3")
         whole = slate(fitted(stage), requests)
         parts = pl.concat([slate(fitted(stage), requests[:7]), slate(fitted(stage), requests[7:])])
         assert whole.drop(SCORE).equals(parts.drop(SCORE)) and np.allclose(whole[SCORE], parts[SCORE], atol=1e-5)
 
     def test_forced_rows_have_the_rank_they_have(self, stage):
-        requests = scene().log.requests_in("W3")
-        step = fitted(stage).run(requests, logged(scene(), requests))[-1]
-        both = step.forced.join(step.slate, on=[REQUEST, ITEM], suffix="_slate")
+        requests = context().log.requests_in("W3")
+        step = fitted(stage).run(requests, logged(context(), requests))[-1]
+        both = step.tracked.join(step.slate, on=[REQUEST, ITEM], suffix="_slate")
         assert (
             both.height
             and both["kept"].all()
@@ -205,26 +205,26 @@ class TestContract:
     def test_saved_and_loaded_it_is_the_same(self, stage, tmp_path):
         ready = fitted(stage).stages[-1]
         ready.save(tmp_path)
-        again = FittedFunnel(scene(), (*fitted(stage).stages[:-1], stage.load(tmp_path, scene())))
-        requests = scene().log.requests_in("W3")
+        again = FittedFunnel(context(), (*fitted(stage).stages[:-1], stage.load(tmp_path, context())))
+        requests = context().log.requests_in("W3")
         assert slate(again, requests).equals(slate(fitted(stage), requests))
 
     def test_it_sees_no_future(self, stage):
-        log = scene().log
+        log = context().log
         requests = log.requests_in("W3")[:40]
-        funnel = as_funnel(stage).fit(scene_of(scramble(log, int(log.t[requests[-1]]))))
+        funnel = as_funnel(stage).fit(context_of(scramble(log, int(log.t[requests[-1]]))))
         if isinstance(stage, Shown) and stage.logged_order:
             pytest.skip("reads the logged order by its very name")
         assert slate(funnel, requests).equals(slate(fitted(stage), requests))
 
 
 def test_every_stage_scores_every_feature_the_same_whatever_comes():
-    log = scene().log
+    log = context().log
     requests = log.requests_in("W3")[:40]
-    later = scene_of(scramble(log, int(log.t[requests[-1]])))
+    later = context_of(scramble(log, int(log.t[requests[-1]])))
     frame = slate(fitted(Uniform(k=20)), requests).with_columns(pl.lit(1, pl.UInt32).alias("channel"))
     for feature in FEATURES:
-        here, there = (f.compute(Rows(s, frame)) for f, s in ((feature, scene()), (feature, later)))
+        here, there = (f.compute(Rows(s, frame)) for f, s in ((feature, context()), (feature, later)))
         assert np.array_equal(here, there, equal_nan=True), feature
         assert here.shape == (frame.height, len(feature.columns)) and here.dtype == np.float32
 
@@ -232,10 +232,10 @@ def test_every_stage_scores_every_feature_the_same_whatever_comes():
 def test_constant_scores_are_ordered_by_chance():
     """A stage that cannot tell gets random's hit rate, whichever rows the popular items stand in.
     """
-    big = scene_of(make_shop(n_requests=2000, seed=3))
+    big = context_of(make_shop(n_requests=2000, seed=3))
     requests = np.arange(1200, 2000)
     step = as_funnel(Uniform(k=24)).fit(big).run(requests, logged(big, requests))[0]
-    truth = step.forced.filter("truth")
+    truth = step.tracked.filter("truth")
     expected = (24 / big.log.asof.known(truth[REQUEST].to_numpy())).mean()
     assert truth["kept"].mean() == pytest.approx(expected, abs=0.03)
 
@@ -257,7 +257,7 @@ def test_a_constant_embedder_recalls_by_chance():
 
     log = make_shop(n_requests=1500, seed=5)
     log = Log.make(log.items, log.requests, log.exposures, log.meta | {"catalogue": "seen"})
-    here = Scene(log, {"constant": Constant(log)}, "click")
+    here = Context(log, {"constant": Constant(log)}, "click")
     requests = np.arange(30, 1500)
     expected = slate(Funnel((Uniform(k=20),)).fit(here), requests)
     got = slate(Funnel((VectorRecall("constant", k=20),)).fit(here), requests)
@@ -282,22 +282,22 @@ def test_wins_against_counting():
     """wins = non-truth candidates below, ties one half; on scores 3 2 2 1 with truth at a 2 and at
     the 1.
     """
-    log = scene().log
+    log = context().log
     requests = np.array([400])
     rows = pl.DataFrame(
         {REQUEST: [400] * 4, ITEM: [5, 6, 7, 8], SCORE: [3.0, 2.0, 2.0, 1.0]},
         schema={REQUEST: pl.Int64, ITEM: pl.Int32, SCORE: pl.Float32},
     )
-    forced = pl.DataFrame(
+    tracked = pl.DataFrame(
         {REQUEST: [400] * 4, ITEM: [7, 8, 5, 9], "truth": [True, True, False, True], SCORE: [2.0, 1.0, 3.0, 2.5]}
     ).cast({ITEM: pl.Int32, SCORE: pl.Float32})
-    _, placed, sizes = rank_rows(rows, forced, requests, Scene(log))
+    _, placed, sizes = rank_rows(rows, tracked, requests, Context(log))
     assert placed["wins"].to_list() == [0.5, 0.0, 1.0, None] and sizes.tolist() == [4]
     assert placed[RANK].to_list()[1:] == [4, 1, 2] and placed[RANK][0] in (2, 3)
 
 
 def test_approximate_search_says_what_exact_search_finds():
-    requests = scene().log.requests_in("W3")
+    requests = context().log.requests_in("W3")
     step = fitted(VectorRecall("random", k=20, index=IVF(4, 1))).run(requests, exact=True)[0]
     exact = slate(fitted(VectorRecall("random", k=20)), requests)
     assert step.exact.sort(REQUEST, ITEM).equals(exact.select(REQUEST, ITEM).sort(REQUEST, ITEM))
@@ -306,7 +306,7 @@ def test_approximate_search_says_what_exact_search_finds():
 
 
 def test_join_is_reciprocal_rank_fusion_and_keeps_quotas():
-    requests = scene().log.requests_in("W3")[:5]
+    requests = context().log.requests_in("W3")[:5]
     a, b = VectorRecall("tfidf", k=30), Popular(k=30)
     fused = slate(fitted(Join([a, b])), requests)
     expected: dict[tuple[int, int], float] = {}
@@ -323,12 +323,12 @@ def test_join_is_reciprocal_rank_fusion_and_keeps_quotas():
 
 def test_rows_to_learn_from_are_what_the_sample_says():
     upstream = fitted(Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50))
-    requests = scene().log.requests_in("W2a")[:9]
+    requests = context().log.requests_in("W2a")[:9]
     passed = upstream.run(requests)[-1].slate.select(REQUEST, ITEM)
-    shown = logged(scene(), requests).join(passed, on=[REQUEST, ITEM], how="semi")
+    shown = logged(context(), requests).join(passed, on=[REQUEST, ITEM], how="semi")
     n_truth = shown["truth"].sum()
     assert (
-        0 < n_truth < scene().truth.filter(pl.col(REQUEST).is_in(requests.tolist())).height
+        0 < n_truth < context().truth.filter(pl.col(REQUEST).is_in(requests.tolist())).height
     )  # recall finds some and misses some
     expected = {
         Sample(exposed=True, passed=0): shown.height - n_truth,
@@ -336,46 +336,46 @@ def test_rows_to_learn_from_are_what_the_sample_says():
         Sample(exposed=False, passed=0, random=3): pytest.approx(27, abs=4),
     }
     for sample, negatives in expected.items():
-        chosen = pl.concat(rows.frame[mine] for rows, mine in sampled(scene(), upstream, requests, sample, seed=0))
+        chosen = pl.concat(rows.frame[mine] for rows, mine in sampled(context(), upstream, requests, sample, seed=0))
         # truth that recall missed would say "not recalled means bought"
         assert chosen["truth"].sum() == n_truth
         assert chosen.filter(~pl.col("truth")).height == negatives
         assert chosen.select(REQUEST, ITEM).is_duplicated().sum() == 0
-    every = [len(rows) for _, rows in sampled(scene(), upstream, requests, Sample(passed=0), seed=0, missed=True)]
-    assert len(every) == scene().folds and sum(every) == logged(scene(), requests).height
+    every = [len(rows) for _, rows in sampled(context(), upstream, requests, Sample(passed=0), seed=0, missed=True)]
+    assert len(every) == context().folds and sum(every) == logged(context(), requests).height
 
 
 class TestErrors:
     def test_embedder_unknown(self):
         with pytest.raises(KarmafunnelError, match=r"'karma'.*\['cooccurrence', 'random', 'tfidf'\]"):
-            as_funnel(VectorRecall("karma")).fit(scene())
+            as_funnel(VectorRecall("karma")).fit(context())
 
     def test_column_missing(self):
         from karmafunnel.stages.rank import LightGBMRank
 
         with pytest.raises(KarmafunnelError, match=r"prerank\.score"):
-            (Shown() >> LightGBMRank(features=[Column("prerank.score")])).fit(scene())
+            (Shown() >> LightGBMRank(features=[Column("prerank.score")])).fit(context())
         with pytest.raises(KarmafunnelError, match=r"'stars'.*rating"):
-            (Shown() >> LightGBMRank(features=[ItemColumn("stars")])).fit(scene())
+            (Shown() >> LightGBMRank(features=[ItemColumn("stars")])).fit(context())
 
     def test_no_text(self, shop):
         log = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"has": shop.meta["has"] | {"text": False}})
         with pytest.raises(KarmafunnelError, match="text=False"):
-            BM25Recall().fit(Scene(log), None)
+            BM25Recall().fit(Context(log), None)
         silent = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"has": shop.meta["has"] | {"exposures": False}})
         with pytest.raises(KarmafunnelError, match="no exposures"):
-            Shown().fit(Scene(silent), None)
+            Shown().fit(Context(silent), None)
 
     def test_nan_scores(self):
-        class Broken(Fitted):
+        class Broken(FittedStage):
             def __init__(self, stage):
-                self.stage, self.scene = stage, scene()
+                self.stage, self.context = stage, context()
 
             def score(self, rows):
                 return np.full(len(rows.item), np.nan)
 
         stage = ItemKNN(name="rank")
-        funnel = FittedFunnel(scene(), (*fitted(Uniform()).stages, Broken(stage)))
+        funnel = FittedFunnel(context(), (*fitted(Uniform()).stages, Broken(stage)))
         with pytest.raises(KarmafunnelError, match=r"rank \(ItemKNN\): needs finite scores, found nan for request 'r400', item"):
             funnel.run(np.array([400]))
 
@@ -399,13 +399,13 @@ class TestErrors:
         assert slate(fitted(ItemKNN()), first).height == 0  # no history: nothing, and no error
         assert slate(fitted(Repeat()), first).height == 0
         unseen = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"catalogue": "seen"})
-        empty = Funnel((Popular(),)).fit(Scene(unseen, {}, "click")).run(first, logged(Scene(unseen, {}, "click"), first))[0]
-        assert empty.slate.height == 0 and not empty.forced["kept"].any()
+        empty = Funnel((Popular(),)).fit(Context(unseen, {}, "click")).run(first, logged(Context(unseen, {}, "click"), first))[0]
+        assert empty.slate.height == 0 and not empty.tracked["kept"].any()
 
     def test_k_beyond_the_catalogue_is_the_catalogue(self):
-        requests = scene().log.requests_in("W3")[:6]
+        requests = context().log.requests_in("W3")[:6]
         counts = slate(fitted(VectorRecall("random", k=9999)), requests).group_by(REQUEST).len()["len"].to_list()
-        assert sorted(counts) == sorted(scene().log.asof.known(requests).tolist())
+        assert sorted(counts) == sorted(context().log.asof.known(requests).tolist())
 
 
 def test_recall_is_a_retriever():

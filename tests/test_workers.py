@@ -52,11 +52,11 @@ class Deadly(Stage):
     always: bool = False
     name: str = "deadly"
 
-    def fit(self, scene, upstream):
-        return FittedDeadly(self, scene)
+    def fit(self, context, upstream):
+        return FittedDeadly(self, context)
 
 
-class FittedDeadly(Fitted):
+class FittedDeadly(FittedStage):
     def score(self, rows):
         if (rows.request == self.stage.request).any():
             if self.stage.raises:

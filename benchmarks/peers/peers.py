@@ -145,8 +145,8 @@ def tables(log: Log, label: str, candidates: pl.DataFrame) -> dict[str, pl.DataF
 
 def candidates_of(fitted: FittedFunnel) -> pl.DataFrame:
     """What the funnel's recall puts out in W3 and, to learn from, in W2a: request, item."""
-    log = fitted.scene.log
-    recall = FittedFunnel(fitted.scene, fitted.stages[:1])
+    log = fitted.context.log
+    recall = FittedFunnel(fitted.context, fitted.stages[:1])
     requests = np.concatenate([spaced(log.requests_in("W2a"), TAUGHT), log.requests_in("W3")])
     chunks = (requests[i : i + 256] for i in range(0, len(requests), 256))
     return pl.concat([recall.run(chunk)[-1].slate.select(REQUEST, ITEM) for chunk in chunks])
@@ -299,7 +299,7 @@ def milliseconds(fitted: FittedFunnel, chunks: int = 4) -> float:
     """Processor time of a request in all stages, over some chunks of W3 in a row; nothing but the
     lists is made.
     """
-    requests = fitted.scene.log.requests_in("W3")[: 256 * (chunks + 1)]
+    requests = fitted.context.log.requests_in("W3")[: 256 * (chunks + 1)]
     first, rest = requests[:256], requests[256:]
     fitted.run(first)  # timelines and thread pools are made here
     if not len(rest):

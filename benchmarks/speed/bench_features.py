@@ -20,7 +20,7 @@ from karmafunnel.simulator.replay.options import CHUNK, RunOptions, cache_root
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.simulator.replay.shards import write_shard
-from karmafunnel.simulator.replay.tables import Ledgers
+from karmafunnel.simulator.replay.tables import RunWriter
 from karmafunnel.simulator.world import generate
 from karmafunnel.stages.rows import Place
 
@@ -40,7 +40,7 @@ def main(log: Path | None, recipe: str, chunks: int) -> None:
     """Print seconds and share of replay time, by feature."""
     opened = world() if log is None else Log.open(log)
     fitted = prepare(load_recipe(recipe, opened), opened, RunOptions(cache=cache_root()))
-    ledgers, requests = Ledgers(fitted, "W3"), opened.requests_in("W3")
+    ledgers, requests = RunWriter(fitted, "W3"), opened.requests_in("W3")
     fitted.run(requests[:CHUNK], ledgers.rows_to_score(requests[:CHUNK]), exact=True)
     seconds: dict[str, float] = {}
     wall, n, rows = 0.0, 0, 0
@@ -50,11 +50,11 @@ def main(log: Path | None, recipe: str, chunks: int) -> None:
             if not len(chunk):
                 break
             start = time.perf_counter()
-            forced = ledgers.rows_to_score(chunk)
-            steps = fitted.run(chunk, forced, exact=True)
-            write_shard(Path(folder) / f"{i}", ledgers.of_chunk(i, chunk, forced, steps))
+            tracked = ledgers.rows_to_score(chunk)
+            steps = fitted.run(chunk, tracked, exact=True)
+            write_shard(Path(folder) / f"{i}", ledgers.of_chunk(i, chunk, tracked, steps))
             wall, n = wall + time.perf_counter() - start, n + len(chunk)
-            rows += sum(int(step.rows_in.sum()) + step.forced.height for step in steps[1:])
+            rows += sum(int(step.rows_in.sum()) + step.tracked.height for step in steps[1:])
             read: dict[Place, float] = {}
             for step in steps:
                 read |= step.read

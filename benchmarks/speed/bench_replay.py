@@ -32,9 +32,9 @@ from karmafunnel.simulator.replay.options import CHUNK, RunOptions, cache_root
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import Recipe
 from karmafunnel.simulator.replay.replay import replay
-from karmafunnel.simulator.replay.tables import Ledgers
+from karmafunnel.simulator.replay.tables import RunWriter
 from karmafunnel.simulator.world import generate
-from karmafunnel.stages.features import Context, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import Own, Popularity, Price, RequestContext, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import DINRank
@@ -45,7 +45,7 @@ CHEAP = [Upstream(), Popularity(), Price(), Similarity("cooccurrence")]
 FUNNEL = (
     VectorRecall("tfidf", k=1000)
     >> LightGBMPreRank(k=200, features=CHEAP, sample=Sample(requests=2000), trees=200, leaves=31, learning_rate=0.03)
-    >> DINRank(k=50, features=[*CHEAP, Own(), Context()], sample=Sample(requests=1000), epochs=2)
+    >> DINRank(k=50, features=[*CHEAP, Own(), RequestContext()], sample=Sample(requests=1000), epochs=2)
 )
 
 
@@ -90,7 +90,7 @@ def overhead(log: Log, chunks: int) -> None:
     side.
     """
     fitted = prepare(Recipe("bench", "", FUNNEL, EMBEDDERS, "click"), log, RunOptions(cache=cache_root()))
-    ledgers = Ledgers(fitted, "W3")
+    ledgers = RunWriter(fitted, "W3")
     requests = log.requests_in("W3")
     kernels = Kernels()
     wall, alone = 0.0, {"knn": 0.0, "predict_gbdt": 0.0, "predict_ctr": 0.0}

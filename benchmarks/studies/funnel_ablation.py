@@ -20,7 +20,7 @@ from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, 
 from karmafunnel.models.karma import KARMA, FrozenLM
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, SimTier, Upstream
+from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, SimTier, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -56,7 +56,7 @@ def stages(log: Log, at: tuple[str, ...], ids: bool = True) -> Funnel:
     near: list[Feature] = [Similarity("interest"), SimTier("interest")]
     recall = Join([*channels, VectorRecall("interest", k=300)] if "recall" in at else channels, k=800)
     cheap = [*features, *(near[:1] if "prerank" in at else [])]
-    full = [*features, Context(), *(near if "rank" in at else [])]
+    full = [*features, RequestContext(), *(near if "rank" in at else [])]
     return (
         recall
         >> LightGBMPreRank(k=200, trees=200, features=cheap, sample=Sample(passed=100))

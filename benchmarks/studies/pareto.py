@@ -22,7 +22,7 @@ from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.pareto_plot import pareto_figure
-from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import ESMMRank
@@ -49,7 +49,7 @@ def before() -> Funnel:
     return (
         Join(channels, k=400)
         >> LightGBMPreRank(k=100, features=cheap, sample=Sample(passed=100))
-        >> ESMMRank(k=DEPTH, features=[*cheap, Context()])
+        >> ESMMRank(k=DEPTH, features=[*cheap, RequestContext()])
     )
 
 

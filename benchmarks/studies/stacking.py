@@ -31,7 +31,7 @@ from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import Cell, Table, to_markdown
 from karmafunnel.simulator.world import generate
-from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -63,7 +63,7 @@ def funnel_of(log: Log, reads: bool) -> Funnel:
     return (
         Join(channels, k=800)
         >> LightGBMPreRank(k=200, trees=200, features=[Upstream(), *features], sample=Sample(passed=100))
-        >> LightGBMRank(k=50, features=[*before, *features, Context()], sample=Sample(passed=200))
+        >> LightGBMRank(k=50, features=[*before, *features, RequestContext()], sample=Sample(passed=200))
     )
 
 

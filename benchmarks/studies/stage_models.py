@@ -12,7 +12,7 @@ from typing import Any
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
 from karmafunnel.stages.learn import Sample, Teacher
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
@@ -48,13 +48,13 @@ def with_models(log: Log, first: Model = (LightGBMPreRank, {}), last: Model = (L
     """
     recall, features = parts(log)
     cheap = {"k": 150, "features": features, "sample": Sample(passed=100)}
-    full = {"k": 50, "features": [*features, Context()], "sample": Sample(passed=100)}
+    full = {"k": 50, "features": [*features, RequestContext()], "sample": Sample(passed=100)}
     return recall >> first[0](**cheap, **first[1]) >> last[0](**full, **last[1])
 
 
 def rows(log: Log) -> dict[str, Row]:
     _, features = parts(log)
-    teacher = Teacher(LightGBMRank(features=[*features, Context()], sample=Sample(passed=100)))
+    teacher = Teacher(LightGBMRank(features=[*features, RequestContext()], sample=Sample(passed=100)))
     lambdamart = "LightGBM (LambdaMART)"
     first: dict[str, Model] = {
         lambdamart: (LightGBMPreRank, {}),

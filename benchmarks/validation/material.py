@@ -38,7 +38,7 @@ EVERY = """
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD
 from karmafunnel.models.karma import KARMA, Qwen
 from karmafunnel.models.sasrec import SASRec
-from karmafunnel.stages.features import BM25, Context, Own, Popularity, Similarity, Upstream
+from karmafunnel.stages.features import BM25, RequestContext, Own, Popularity, Similarity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import DINRank
 from karmafunnel.stages.recall import HNSW, BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
@@ -57,7 +57,7 @@ channels += [BM25Recall(k=20), Repeat(k=10), Popular(k=10, days=3)]
 funnel = (
     Join(channels, k=45)
     >> LightGBMPreRank(k=30, trees=15, features=[Upstream(), BM25(), Popularity(), Own(), *near])
-    >> DINRank(k=20, epochs=1, features=[Upstream(), Context()])
+    >> DINRank(k=20, epochs=1, features=[Upstream(), RequestContext()])
     >> MMR("tfidf", k=10)
 )
 """

@@ -53,15 +53,15 @@ from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich
 from karmafunnel.simulator.report.table import Cell, Table, to_markdown
-from karmafunnel.stages.features import Context, Own, Popularity, Similarity, Upstream
+from karmafunnel.stages.context import Context
+from karmafunnel.stages.features import Own, Popularity, RequestContext, Similarity, Upstream
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Join, Popular, VectorRecall
 from karmafunnel.stages.rows import Rows
-from karmafunnel.stages.scene import Scene
-from karmafunnel.stages.stage import Fitted, FittedFunnel, Stage
+from karmafunnel.stages.stage import FittedFunnel, FittedStage, Stage
 from karmafunnel.terminal import Console
 
 LOADS = (0.3, 0.5, 0.75)  # utilisations by the profile
@@ -77,7 +77,7 @@ features = [Upstream(), Popularity(), Own(), Similarity("cooccurrence")]
 funnel = (
     Join((VectorRecall("cooccurrence", k=200), Popular(k=100)), k=250)
     >> LightGBMPreRank(k=100, trees=100, features=features, sample=Sample(passed=100))
-    >> LightGBMRank(k=20, trees=100, features=[*features, Context()], sample=Sample(passed=100))
+    >> LightGBMRank(k=20, trees=100, features=[*features, RequestContext()], sample=Sample(passed=100))
 )
 
 
@@ -89,11 +89,11 @@ class Pause(Stage):
     ms: float
     name: str = "pause"
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedPause:
-        return FittedPause(self, scene)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedPause:
+        return FittedPause(self, context)
 
 
-class FittedPause(Fitted):
+class FittedPause(FittedStage):
     def score(self, rows: Rows) -> np.ndarray:
         time.sleep(self.stage.ms / 1000)  # type: ignore[attr-defined]
         return rows.frame["score"].to_numpy()
@@ -159,7 +159,7 @@ def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None
     "items", "ms" (the batch's), "n" (its size)}. {"profile": a timing and a seed} is
     answered with the rows of its passes, once all before it are served.
     """
-    window = fitted.scene.log.requests_in("W3")
+    window = fitted.context.log.requests_in("W3")
     first, canned = int(window[0]), last_slate(fitted, window[:1].tolist())
     lines, queue, served, end = Lines(connection), deque[dict[str, Any]](), 0, time.perf_counter() + told.seconds
     while served < told.most and (left := end - time.perf_counter()) > 0:

@@ -440,14 +440,14 @@ def logs(rng: np.random.Generator) -> tuple[str, Callable[[Shop], tuple[str, str
 
 BASELINE = """
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD
-from karmafunnel.stages.features import BM25, Context, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import BM25, RequestContext, Own, Popularity, Price, Similarity, Upstream
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 
 embedders = {"tfidf": TfidfSVD(dim=8), "cooccurrence": Cooccurrence()}
 channels = [Repeat(k=10), ItemKNN(k=10), Popular(k=10, days=2), BM25Recall(k=10)]
 channels += [VectorRecall("tfidf", k=10)]
-features = [Upstream(), Popularity(), Own(), Price(), Context(), BM25(), Similarity("tfidf")]
+features = [Upstream(), Popularity(), Own(), Price(), RequestContext(), BM25(), Similarity("tfidf")]
 features += [Similarity("cooccurrence")]
 funnel = Join(channels, k=40) >> LightGBMRank(k=15, trees=10, features=features)
 """

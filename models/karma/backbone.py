@@ -39,7 +39,8 @@ from ...files import remove
 from ...keys import code_of, content_key
 from ...log import Log, read
 from ...shapes import ANY, TEXT, by_name, check_keys, number, one_of
-from ..embedders import Progress, Typed, known_in_w1
+from ...typed import Typed
+from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, put_weights, seeded
 
 BOS = "<|text|>"

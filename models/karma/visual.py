@@ -26,7 +26,8 @@ from ...bounds import needs
 from ...errors import KarmafunnelError
 from ...keys import code_of, content_key
 from ...log import Log
-from ..embedders import Progress, Typed, known_in_w1
+from ...typed import Typed
+from ..embedders import Progress, known_in_w1
 from ..training import Snapshot, seeded
 
 

@@ -48,8 +48,8 @@ from ...files import (
 from ...keys import code_of, content_key
 from ...log import Log
 from ...models import diagnostics as diagnose
+from ...stages.context import Progress, silent
 from ...stages.kept import Kept
-from ...stages.scene import Progress, silent
 from ...terminal import Console
 from ..measure.attribution import attribute
 from ..measure.compare import compare, measure

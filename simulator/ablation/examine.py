@@ -31,7 +31,7 @@ def subject(fitted: FittedFunnel, own: Collection[str]) -> Embedding | None:
     """
     read = dict.fromkeys(name for stage in fitted.stages for name in stage.stage.embedders())
     named = [name for name in read if name in own] or (list(read) if len(read) == 1 and not own else [])
-    return fitted.scene.embeddings[named[0]] if named else None
+    return fitted.context.embeddings[named[0]] if named else None
 
 
 def examine(

@@ -138,10 +138,10 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, option
     if query := opened.requests["query"][row]:
         out.print(f"query: {query}")
     past = opened.asof.history(np.array([row]), 8).items[0]
-    for what, items in (("history", past[past >= 0]), ("came next", fitted.scene.truth.filter(pl.col("request") == row)["item"])):
+    for what, items in (("history", past[past >= 0]), ("came next", fitted.context.truth.filter(pl.col("request") == row)["item"])):
         titles = "; ".join(str(opened.items["title"][int(i)] or opened.item_ids[int(i)])[:60] for i in items)
         out.print(f"{what}: {titles or 'nothing'}")
-    for name, embedding in fitted.scene.embeddings.items():
+    for name, embedding in fitted.context.embeddings.items():
         if told := embedding.read(np.array([row])):
             out.print(f"the interest of {name} reads: {told[0]}")
     lines = []
@@ -210,7 +210,7 @@ def fit_embedder(
 
     Pre-training and fine-tuning go on where an interrupted one was.
     """
-    from ...stages.scene import Scene
+    from ...stages.context import Context
     from ...stages.stage import fit_embedders
     from ..replay.prepare import check_device
     from ..replay.recipe import load_recipe
@@ -234,8 +234,8 @@ def fit_embedder(
         def say(message: str) -> None:
             err.print(message, style="dim", soft_wrap=True)
 
-        scene = Scene(opened, {}, found.label, options.seed, options.device, say, lambda message: status.update(message), found.outside)
-        embedding = fit_embedders({name: embedders[name]}, scene, options.cache)[name]
+        context = Context(opened, {}, found.label, options.seed, options.device, say, lambda message: status.update(message), found.outside)
+        embedding = fit_embedders({name: embedders[name]}, context, options.cache)[name]
         embedding.save(folder_out)
     items = embedding.items()
     vectors = f"{items.shape[0]:,} x {items.shape[1]}, {int((items != 0).any(axis=1).sum()):,} not zero"

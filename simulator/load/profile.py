@@ -187,7 +187,7 @@ def networks(fitted: FittedFunnel) -> list[str]:
     network.
     """
     stages = {ready.stage.name for ready in fitted.stages}
-    return [name for name, found in fitted.scene.embeddings.items() if name not in stages and found.online]
+    return [name for name, found in fitted.context.embeddings.items() if name not in stages and found.online]
 
 
 def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -> list[tuple[str, int, float]]:
@@ -196,7 +196,7 @@ def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -
 
     What the funnel does beside its stages is charged to them in equal parts.
     """
-    names = {fitted.scene.embeddings[name]: name for name in apart}
+    names = {fitted.context.embeddings[name]: name for name in apart}
     start = time.perf_counter()
     steps = fitted.run(requests)
     beside = max(time.perf_counter() - start - sum(step.seconds for step in steps), 0.0) / len(steps)

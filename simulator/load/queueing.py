@@ -619,12 +619,12 @@ class Simulation:
                 raise KarmafunnelError(
                     f"{folder}/{name}.parquet", needs=f"{', '.join(needed)}", found=found
                 )
-        told = arrivals or Told(meta["arrivals"], meta["stationary"])
+        told = arrivals or SavedArrivals(meta["arrivals"], meta["stationary"])
         return cls(services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events)
 
 
 @dataclass(frozen=True)
-class Told(Arrivals):
+class SavedArrivals(Arrivals):
     """Arrivals of a simulation that was read from disk: their text alone."""
 
     text: str

@@ -62,7 +62,7 @@ class Shown:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class SliceMask:
     """A slice's value: the requests that belong to it, and of their truth the items that do (all,
     for slices by request).
     """
@@ -73,7 +73,7 @@ class Part:
     by_truth: bool = False
 
 
-class Reading:
+class RunArrays:
     """The tables of a Run as arrays, requests in the order of their ids, so that two Runs of the
     same requests line up.
     """
@@ -129,9 +129,9 @@ class Reading:
         not; LOST where unknown.
         """
         columns = [f"{s}.rank" for s in self.run.stages]
-        forced = self.run.read("scored", "request_id", "item_id", *columns).unique(["request_id", "item_id"], keep="first")
+        tracked = self.run.read("scored", "request_id", "item_id", *columns).unique(["request_id", "item_id"], keep="first")
         keys = self.truths.frame.select("request_id", "item_id")
-        found = keys.join(forced, on=["request_id", "item_id"], how="left", maintain_order="left")
+        found = keys.join(tracked, on=["request_id", "item_id"], how="left", maintain_order="left")
         return {s: found[f"{s}.rank"].cast(pl.Int64).fill_null(LOST).to_numpy() for s in self.run.stages}
 
     @cached_property
@@ -233,11 +233,11 @@ class Reading:
         self._shown_ranks[stage] = ranks, sizes
         return ranks, sizes
 
-    def parts(self, slice_name: str | None) -> list[Part]:
+    def parts(self, slice_name: str | None) -> list[SliceMask]:
         """Everything, or one part a value of the slice."""
         every = np.ones(self.n, dtype=bool)
         if slice_name is None:
-            return [Part(ALL, every, np.ones(self.truths.frame.height, dtype=bool))]
+            return [SliceMask(ALL, every, np.ones(self.truths.frame.height, dtype=bool))]
         if slice_name not in SLICES:
             raise KarmafunnelError(f"slice {slice_name!r}: there are {', '.join(SLICES)}")
         frame = self.truths.frame
@@ -253,5 +253,5 @@ class Reading:
         for value in SLICES[slice_name]:
             mask = (values == value).fill_null(False).to_numpy()
             requests = every if by_truth else mask
-            parts.append(Part(f"{slice_name}={value}", requests, mask if by_truth else mask[self.truths.group], by_truth))
+            parts.append(SliceMask(f"{slice_name}={value}", requests, mask if by_truth else mask[self.truths.group], by_truth))
         return parts

@@ -18,11 +18,11 @@ import numpy as np
 
 from ...errors import KarmafunnelError
 from ...stages.stage import Funnel, Stage
-from .arrays import Reading
+from .arrays import RunArrays
 from .compare import ask, at_one_depth, same_requests
 from .differences import Difference, Samples, correct, paired, sampled
 from .intervals import Estimate
-from .measures.measure import END, Figure, Measure, parse_all
+from .measures.measure import END, Measure, MetricValue, parse_all
 from .run import Run
 
 Subset = frozenset[str]
@@ -115,7 +115,7 @@ def attribute(
         one, notes[m] = at_one_depth(m, places)
         if one is not None:
             asked[m] = one
-    # A Reading goes once its figures are there: the grid has many.
+    # A RunArrays goes once its figures are there: the grid has many.
     ends = [_ends(readings.pop(0), asked, slice) for _ in flat]
     rows: list[dict[str, Any]] = []
     games: list[tuple[list[dict[str, Any]], list[list[Estimate]]]] = []
@@ -182,13 +182,13 @@ def _words(subset: Subset) -> str:
 
 
 def _ends(
-    reading: Reading, asked: Mapping[Measure, Measure], slice_name: str | None
-) -> dict[tuple[str, str], Figure]:
+    reading: RunArrays, asked: Mapping[Measure, Measure], slice_name: str | None
+) -> dict[tuple[str, str], MetricValue]:
     """The figure at the end of a Run by measure and part, of what is asked in the measure's place:
     end to end where that has such a row, else its last stage's.
     """
     last = reading.run.stages[-1]
-    ends: dict[tuple[str, str], Figure] = {}
+    ends: dict[tuple[str, str], MetricValue] = {}
     for measure, one in asked.items():
         found = {figure.key: figure for figure in ask(reading, [one], [last], slice_name)}
         for end in (last, END):
@@ -201,7 +201,7 @@ def _ends(
 
 
 def _blank(
-    measure: str, part: str, stage: str, figure: Figure | None, seeds: int, note: str
+    measure: str, part: str, stage: str, figure: MetricValue | None, seeds: int, note: str
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"measure": measure, "slice": part, "stage": stage}
     numbers = (

@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 
 from ...errors import KarmafunnelError
-from .arrays import Part, Reading
+from .arrays import RunArrays, SliceMask
 from .differences import Difference, Samples, correct, paired, sampled
 from .intervals import Estimate, interval, over_seeds
 from .measures.hits import Kept, RecallOfBest
-from .measures.measure import END, Figure, Measure, parse_all
+from .measures.measure import END, Measure, MetricValue, parse_all
 from .metrics import LOST
 from .run import Run
 
@@ -82,12 +82,12 @@ def measure(
 
 
 def ask(
-    reading: Reading, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None
-) -> list[Figure]:
+    reading: RunArrays, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None
+) -> list[MetricValue]:
     """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an
     unknown slice.
     """
-    parts, found = reading.parts(slice_name), list[Figure]()
+    parts, found = reading.parts(slice_name), list[MetricValue]()
     for m in wanted:
         for part in parts:
             found += m.figures(reading, part, stages)
@@ -95,7 +95,7 @@ def ask(
 
 
 def _values(
-    estimates: Sequence[Estimate], figure: Figure, samples: Samples, seed: int, resamples: int
+    estimates: Sequence[Estimate], figure: MetricValue, samples: Samples, seed: int, resamples: int
 ) -> dict[str, Any]:
     first = estimates[0]
     value = float(np.mean([e.value for e in estimates]))
@@ -119,7 +119,7 @@ def _joined(*notes: str) -> str:
     return "; ".join(dict.fromkeys(note for note in notes if note))
 
 
-def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
+def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[RunArrays]:
     """Readings that line up; raises KarmafunnelError naming the Runs that differ and in what."""
     if not runs:
         raise KarmafunnelError("needs at least one Run, found none")
@@ -135,7 +135,7 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[Reading]:
                 raise KarmafunnelError(
                     f"needs Runs of one {what}, found {of(first)} in {name} and {of(other)} in {other_name}"
                 )
-    readings = [Reading(r) for r in runs]
+    readings = [RunArrays(r) for r in runs]
     ids = readings[0].requests["request_id"]
     for other_reading, other_name in zip(readings[1:], names[1:], strict=True):
         others = other_reading.requests["request_id"]
@@ -227,13 +227,13 @@ Compared = tuple[dict[str, Any], list[Estimate], list[Estimate]]
 class _Asked:
     """Figures of readings that line up, each worked out once."""
 
-    def __init__(self, readings: Sequence[Reading], slice_name: str | None):
+    def __init__(self, readings: Sequence[RunArrays], slice_name: str | None):
         self.readings = readings
         self._parts = [{part.name: part for part in r.parts(slice_name)} for r in readings]
         self.parts = list(self._parts[0])
-        self._found: dict[tuple[int, str, str], dict[str, Figure]] = {}
+        self._found: dict[tuple[int, str, str], dict[str, MetricValue]] = {}
 
-    def figure(self, i: int, m: Measure, part: str, stage: str) -> Figure | None:
+    def figure(self, i: int, m: Measure, part: str, stage: str) -> MetricValue | None:
         place = i, str(m), part
         if place not in self._found:
             reading = self.readings[i]
@@ -242,7 +242,7 @@ class _Asked:
             }
         return self._found[place].get(stage)
 
-    def figures(self, m: Measure, part: str, places: Sequence[Place]) -> list[Figure]:
+    def figures(self, m: Measure, part: str, places: Sequence[Place]) -> list[MetricValue]:
         """Those that are there."""
         found = [self.figure(i, m, part, stage) for i, stage in places]
         return [figure for figure in found if figure is not None]
@@ -377,7 +377,7 @@ class Cascade:
     @classmethod
     def of(cls, run: Run, slice: str | None = None) -> Cascade:
         """Read it off the ledger. Raises KarmafunnelError when ranks and reasons do not add up."""
-        reading = Reading(run)
+        reading = RunArrays(run)
         steps: list[dict[str, Any]] = []
         losses: list[dict[str, Any]] = []
         for part in reading.parts(slice):
@@ -390,7 +390,7 @@ def _ratio(out: float, into: float) -> float | None:
     return out / into if into else None
 
 
-def _steps(reading: Reading, part: Part) -> list[dict[str, Any]]:
+def _steps(reading: RunArrays, part: SliceMask) -> list[dict[str, Any]]:
     truths = reading.truths
     money = np.nan_to_num(truths.money)
     alive = [part.truth, part.truth & truths.eligible]
@@ -414,7 +414,7 @@ def _steps(reading: Reading, part: Part) -> list[dict[str, Any]]:
     return rows
 
 
-def _losses(reading: Reading, part: Part) -> list[dict[str, Any]]:
+def _losses(reading: RunArrays, part: SliceMask) -> list[dict[str, Any]]:
     """Truth items and money by the reason they were lost, in the funnel's order, what is kept last;
     shares are of all truth.
     """

@@ -5,7 +5,7 @@ leaves out.
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.models.sasrec import SASRec
-from karmafunnel.stages.features import BM25, Context, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -39,5 +39,5 @@ def funnel(log: Log) -> Funnel:
     return (
         Join(channels, k=800)
         >> LightGBMPreRank(k=200, trees=200, features=features, sample=Sample(passed=100))
-        >> LightGBMRank(k=50, features=[*features, Context()], sample=Sample(passed=200))
+        >> LightGBMRank(k=50, features=[*features, RequestContext()], sample=Sample(passed=200))
     )

@@ -3,7 +3,7 @@
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.models.sasrec import SASRec
-from karmafunnel.stages.features import Context, Feature, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import TwoTowerPreRank
 from karmafunnel.stages.rank import DINRank
@@ -21,5 +21,5 @@ def funnel(log: Log) -> Funnel:
     return (
         Join(channels, k=500)
         >> TwoTowerPreRank(k=150, features=features)
-        >> DINRank(k=50, features=[*features, Context()], sample=Sample(passed=100))
+        >> DINRank(k=50, features=[*features, RequestContext()], sample=Sample(passed=100))
     )

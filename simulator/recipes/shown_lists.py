@@ -3,7 +3,7 @@ it held.
 """
 
 from karmafunnel.log import Log
-from karmafunnel.stages.features import Context, Feature, Neighbourhood, Own, Placement, Popularity, Price, Upstream
+from karmafunnel.stages.features import Feature, Neighbourhood, Own, Placement, Popularity, Price, RequestContext, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Shown
@@ -18,7 +18,7 @@ def lists(log: Log, logged_order: bool) -> Funnel:
     """Shown lists through LightGBM, set up on W2b; with `logged_order` the logged rank comes in as
     well, an arm of its own.
     """
-    features: list[Feature] = [Popularity(days=0.25), Own(), Placement(), Context()]
+    features: list[Feature] = [Popularity(days=0.25), Own(), Placement(), RequestContext()]
     if log.has("price"):
         features.append(Price())
     if logged_order:

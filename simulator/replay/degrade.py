@@ -25,14 +25,14 @@ from ...files import RUN_AND_PATHS, remove
 from ...keys import code_digest, content_key
 from ...log import Log
 from ...models.embedders import Embedding
+from ...stages.context import Context
 from ...stages.frame import CHANNEL, SCORE
 from ...stages.kept import Kept
 from ...stages.recall import FittedJoin, Join, Popular
 from ...stages.rows import Rows
-from ...stages.scene import Scene
-from ...stages.stage import Fitted, FittedFunnel, Funnel, Retriever, Stage
+from ...stages.stage import FittedFunnel, FittedStage, Funnel, Retriever, Stage
 from ..measure.run import Run
-from .nearline import Absent, NearLine
+from .nearline import NearLine, UnavailableEmbedding
 from .options import DEFAULTS, RunOptions
 from .paths import FULL, NOTHING, SKIP, STALE, modes_of, path_of
 from .prepare import Variant, prepare, requests_of
@@ -70,11 +70,11 @@ class Skipped(Stage):
     k: int
     name: str
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedSkipped:
-        return FittedSkipped(self, scene)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedSkipped:
+        return FittedSkipped(self, context)
 
 
-class FittedSkipped(Fitted):
+class FittedSkipped(FittedStage):
     stage: Skipped
 
     def score(self, rows: Rows) -> np.ndarray:
@@ -95,14 +95,14 @@ class Fallback(Retriever):
     def __init__(self, fitted: Retriever, full: Retriever):
         if isinstance(full, FittedJoin) and not isinstance(fitted, FittedJoin):
             stage = Join((fitted.stage,), k=fitted.stage.k, rrf=full.stage.rrf, name=full.stage.name)
-            fitted = FittedJoin(stage, fitted.scene, [fitted])
-        self.fitted, self.stage, self.scene = fitted, fitted.stage, fitted.scene
+            fitted = FittedJoin(stage, fitted.context, [fitted])
+        self.fitted, self.stage, self.context = fitted, fitted.stage, fitted.context
         self.beyond = 0 if len(full.channels) == len(fitted.channels) == 1 else max(BITS, len(full.channels))
         self.channels = (*[""] * self.beyond, *fitted.channels)
 
     def retrieve(self, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
-        slate, forced = self.fitted.retrieve(rows)
-        return slate.with_columns((pl.col(CHANNEL) * (1 << self.beyond)).cast(pl.UInt32)), forced
+        slate, tracked = self.fitted.retrieve(rows)
+        return slate.with_columns((pl.col(CHANNEL) * (1 << self.beyond)).cast(pl.UInt32)), tracked
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         return self.fitted.propose(rows)
@@ -128,7 +128,7 @@ def fit_fallbacks(recipe: Recipe, fitted: FittedFunnel, cache: Kept | Path | Non
     made: dict[str, Retriever] = {}
     for name, stage in stages.items():
         try:
-            ready = Funnel((replace(stage, name=recall.name),)).fit(fitted.scene, cache).stages[0]  # type: ignore[type-var]
+            ready = Funnel((replace(stage, name=recall.name),)).fit(fitted.context, cache).stages[0]  # type: ignore[type-var]
         except KarmafunnelError as error:
             raise KarmafunnelError(f"recipe {recipe.name}: fallback {name!r}: {error}") from error
         assert isinstance(ready, Retriever)
@@ -147,9 +147,9 @@ def along(
     apart, of all or by name; or "stale@60") and "skip" (no request has a vector: its recall channel
     finds nothing, its features are missing). Raises KarmafunnelError naming the path.
     """
-    who, modes, scene = f"path {path!r}", modes_of(path), fitted.scene
+    who, modes, context = f"path {path!r}", modes_of(path), fitted.context
     names = [ready.stage.name for ready in fitted.stages]
-    vectors = [name for name in scene.embeddings if name not in names]
+    vectors = [name for name in context.embeddings if name not in names]
     if stray := [name for name in modes if name not in [*names, *vectors]]:
         raise KarmafunnelError(
             who, needs=f"stages among {names} or embedders among {vectors}", found=stray
@@ -159,8 +159,8 @@ def along(
         if mode := modes.get(name):
             swapped[name] = _vectors(who, name, mode, fitted, names[0] in modes, stale_minutes)
     if swapped:
-        scene = replace(scene, embeddings=scene.embeddings | {name: view for name, (_, view) in swapped.items()})
-    stages: list[Fitted] = []
+        context = replace(context, embeddings=context.embeddings | {name: view for name, (_, view) in swapped.items()})
+    stages: list[FittedStage] = []
     keys, changes = [], list[str]()
     for i, ready in enumerate(fitted.stages):
         mode = modes.get(ready.stage.name, "")
@@ -171,15 +171,15 @@ def along(
         stages.append(made)
         if fitted.keys:
             keys.append(content_key(code_digest(__name__), fitted.keys[i], changes) if changes else fitted.keys[i])
-    return FittedFunnel(scene, tuple(stages), tuple(keys))
+    return FittedFunnel(context, tuple(stages), tuple(keys))
 
 
 def _vectors(
     who: str, name: str, mode: str, fitted: FittedFunnel, fallen_back: bool, stale_minutes: float | Mapping[str, float] | None
 ) -> tuple[str, Embedding]:
     """What an embedder's mode is in full, and the embedding in its place."""
-    scene, recall = fitted.scene, fitted.stages[0].stage
-    embedding = scene.embeddings[name]
+    context, recall = fitted.context, fitted.stages[0].stage
+    embedding = context.embeddings[name]
     kind, _, said = mode.partition("@")
     if mode == SKIP:
         channels = getattr(recall, "channels", (recall,))
@@ -192,7 +192,7 @@ def _vectors(
                 hint=f"name a fallback of {recall.name} instead",
             )
         # one view for all paths: what they share is made once
-        return mode, scene.once((embedding, mode), lambda: Absent(embedding))
+        return mode, context.once((embedding, mode), lambda: UnavailableEmbedding(embedding))
     if kind != STALE:
         raise KarmafunnelError(f"{who}: {name} is an embedder and has the modes 'stale', 'stale@MINUTES' and 'skip', found {mode!r}")
     minutes = stale_minutes.get(name) if isinstance(stale_minutes, Mapping) else stale_minutes
@@ -208,10 +208,10 @@ def _vectors(
             found=repr(mode),
         )
     text = f"{STALE}@{minutes:g}"
-    return text, scene.once((embedding, text), lambda: NearLine(embedding, minutes, f"{who}: {name}"))
+    return text, context.once((embedding, text), lambda: NearLine(embedding, minutes, f"{who}: {name}"))
 
 
-def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriever]) -> Fitted:
+def _in_mode(who: str, ready: FittedStage, mode: str, fallbacks: Mapping[str, Retriever]) -> FittedStage:
     stage = ready.stage
     if not mode:
         return ready
@@ -238,7 +238,7 @@ def _in_mode(who: str, ready: Fitted, mode: str, fallbacks: Mapping[str, Retriev
         )
     if mode != SKIP:
         raise KarmafunnelError(f"{who}: {stage.name} has the mode 'skip' and smaller cutoffs, found {mode!r}")
-    return FittedSkipped(Skipped(stage.k, stage.name), ready.scene)
+    return FittedSkipped(Skipped(stage.k, stage.name), ready.context)
 
 
 # -- replay ----------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def replay_paths(
         start = time.perf_counter()
         fitted = fitted or prepare(recipe, log, options)
         stages = [ready.stage.name for ready in fitted.stages]
-        order = [*(name for name in fitted.scene.embeddings if name not in stages), *stages]
+        order = [*(name for name in fitted.context.embeddings if name not in stages), *stages]
         asked = {path: modes_of(path) for path in paths if path not in (FULL, NOTHING)}
         # a path with a stray stage stays as it is typed: `along` says what is wrong with it
         told = {path if set(modes) - set(order) else path_of(modes, order): modes for path, modes in asked.items()}
@@ -277,7 +277,7 @@ def replay_paths(
                 other.run(requests[:1])
             except KarmafunnelError as error:
                 raise KarmafunnelError(f"path {path!r}: {error}") from error
-            stale = {name: view.minutes for name, view in other.scene.embeddings.items() if isinstance(view, NearLine)}
+            stale = {name: view.minutes for name, view in other.context.embeddings.items() if isinstance(view, NearLine)}
             says = {"path": path} | ({"stale_minutes": stale} if stale else {})
             variants.append(Variant(replace(recipe, funnel=other.funnel), other, waiting / folder_name(path), says))
             folders[path] = out / "paths" / folder_name(path)

@@ -21,33 +21,33 @@ from .options import RunOptions
 from .prepare import Variant, prepare, requests_of
 from .recipe import Recipe, run_recipe
 from .shards import write_shard
-from .tables import Ledgers
+from .tables import RunWriter
 from .tree import run_tree, tree_of
-from .workers import Died, Workers, spread
+from .workers import WorkerDied, Workers, spread
 
 
 def make_shard(
-    ledgers: Mapping[Path, Ledgers], requests: np.ndarray, chunk: int, number: int, failed: Collection[Path] = ()
+    ledgers: Mapping[Path, RunWriter], requests: np.ndarray, chunk: int, number: int, failed: Collection[Path] = ()
 ) -> dict[Path, Exception]:
     """Write one shard of every Run that lacks it and has not `failed`; returns what went wrong, by
     folder.
     """
     mine = requests[number * chunk : (number + 1) * chunk]
     errors: dict[Path, Exception] = {}
-    by_label: dict[str, dict[Path, Ledgers]] = {}
+    by_label: dict[str, dict[Path, RunWriter]] = {}
     for folder, ledger in ledgers.items():
         if folder not in failed and not (folder / f"{number:06d}").is_dir():
-            by_label.setdefault(ledger.scene.label, {})[folder] = ledger
+            by_label.setdefault(ledger.context.label, {})[folder] = ledger
     for wanted in by_label.values():
         first = next(iter(wanted.values()))
-        forced = first.rows_to_score(mine)
+        tracked = first.rows_to_score(mine)
         tree = tree_of({folder: ledger.fitted for folder, ledger in wanted.items()})
-        for folder, steps in run_tree(tree, Rows.start(first.scene, mine, forced)):
+        for folder, steps in run_tree(tree, Rows.start(first.context, mine, tracked)):
             if isinstance(steps, Exception):
                 errors[folder] = steps
                 continue
             try:
-                tables = wanted[folder].of_chunk(number, mine, forced, steps)
+                tables = wanted[folder].of_chunk(number, mine, tracked, steps)
                 write_shard(folder / f"{number:06d}", tables)
             except Exception as error:  # one variant must not sink the others
                 errors[folder] = error
@@ -64,7 +64,7 @@ def by_workers(job: Job, left: Sequence[int], workers: Workers, gpus: int) -> Ge
             for number, errors in pieces:
                 done.add(number)
                 yield number, errors
-    except Died as error:
+    except WorkerDied as error:
         rest = [number for number in left if number not in done]
         if len(job.rows) == 1:
             yield rest[0], {Path(job.rows[0][2]): error}
@@ -107,17 +107,17 @@ def job_of(variants: Sequence[Variant], folders: Sequence[Path], log: Log, optio
     assert log.path and options.folder
     rows, fitted = [], set()
     for variant, folder in zip(variants, folders, strict=True):
-        recipe, scene = variant.recipe, variant.fitted.scene
+        recipe, context = variant.recipe, variant.fitted.context
         rows.append((recipe.of, variant.fitted.keys, str(folder.resolve())))
         fitted |= {f"{s.stage.name}-{key}" for s, key in zip(variant.fitted.stages, variant.fitted.keys, strict=True)}
-        fitted |= {embedder_folder(value, scene) for value in recipe.read.values()}
+        fitted |= {embedder_folder(value, context) for value in recipe.read.values()}
     first, cache = variants[0].recipe, str(options.folder.resolve())
     mine = replace(options, cache=None, workers=None, console=None)
     return Job(str(first.path), first.text, tuple(rows), str(log.path.resolve()), log.checksum, cache, tuple(sorted(fitted)), mine)
 
 
 @lru_cache(maxsize=1)
-def opened(job: Job) -> tuple[np.ndarray, dict[Path, Ledgers]]:
+def opened(job: Job) -> tuple[np.ndarray, dict[Path, RunWriter]]:
     """What every shard of a job needs, loaded once a process; raises KarmafunnelError naming the
     path that a worker cannot see.
     """
@@ -129,14 +129,14 @@ def opened(job: Job) -> tuple[np.ndarray, dict[Path, Ledgers]]:
     if log.checksum != job.checksum:
         raise KarmafunnelError(f"{here}needs the log {job.checksum} in {job.log}, found {log.checksum}")
     recipe = run_recipe(Path(job.path), job.text, log)
-    ledgers: dict[Path, Ledgers] = {}
+    ledgers: dict[Path, RunWriter] = {}
     options = replace(job.options, cache=Kept(Path(job.cache)))
     for name, keys, folder in job.rows:
         row = recipe if name is None else recipe.row(name)
         fitted = prepare(row, log, options)
         if fitted.keys != keys:
             raise KarmafunnelError(f"{here}needs the code, libraries and recipe of its parent, found others: {row.funnel!r} has another key")
-        ledgers[Path(folder)] = Ledgers(fitted, options.window)
+        ledgers[Path(folder)] = RunWriter(fitted, options.window)
     return requests_of(log, options.window, options.limit), ledgers
 
 

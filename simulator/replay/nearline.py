@@ -22,7 +22,7 @@ from ...models.embedders import Embedding
 MINUTE = 60_000  # ms
 
 
-def moved(log: Log, t: np.ndarray) -> Log:
+def at_times(log: Log, t: np.ndarray) -> Log:
     """The log as its requests would find it at other times, `t` (n_requests,) ascending, asking for
     nothing: no query, filters or context.
     """
@@ -59,7 +59,7 @@ class NearLine(Embedding):
         super().__init__(fitted.value, fitted.log, fitted.facts)
         self.fitted_on, self.fitted, self.minutes = fitted.fitted_on, fitted, minutes
         self.then = copy.copy(fitted)
-        self.then.log = moved(fitted.log, refreshed(fitted.log, minutes, who))
+        self.then.log = at_times(fitted.log, refreshed(fitted.log, minutes, who))
 
     def items(self) -> np.ndarray:
         return self.fitted.items()
@@ -74,7 +74,7 @@ class NearLine(Embedding):
         return self.fitted.tensors()
 
 
-class Absent(Embedding):
+class UnavailableEmbedding(Embedding):
     """A view of a fitted embedding whose server is down: no request has a vector, items keep
     theirs.
     """

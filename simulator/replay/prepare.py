@@ -16,9 +16,9 @@ from ...bounds import check_bound
 from ...checks import require
 from ...errors import KarmafunnelError
 from ...log import Log
+from ...stages.context import Context, silent
 from ...stages.kept import Kept
 from ...stages.learn import spaced
-from ...stages.scene import Scene, silent
 from ...stages.stage import FittedFunnel, fit_embedders
 from .options import DEFAULTS, RunOptions
 from .recipe import Recipe
@@ -35,15 +35,15 @@ def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedF
         check_device(options.device)
     kept, console = Kept.of(options.cache), options.console
     with console.status("fitting") if console else nullcontext() as status:
-        scene = Scene(log, {}, recipe.label, options.seed, options.device, outside=recipe.outside, indexes=kept.indexes)
+        context = Context(log, {}, recipe.label, options.seed, options.device, outside=recipe.outside, indexes=kept.indexes)
         if console and status:
             say = partial(console.print, style="dim", soft_wrap=True)
-            scene = replace(scene, progress=say, detail=status.update)
-        scene = replace(scene, embeddings=fit_embedders(recipe.read, scene, kept))
-        fitted = recipe.funnel.fit(scene, kept)
+            context = replace(context, progress=say, detail=status.update)
+        context = replace(context, embeddings=fit_embedders(recipe.read, context, kept))
+        fitted = recipe.funnel.fit(context, kept)
     if kept is not options.cache:
         kept.passes.clear()
-    return replace(fitted, scene=replace(scene, progress=silent, detail=silent))
+    return replace(fitted, context=replace(context, progress=silent, detail=silent))
 
 
 def check_device(device: str) -> None:

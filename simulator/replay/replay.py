@@ -20,7 +20,7 @@ from .prepare import Variant, prepare, requests_of
 from .provenance import describe_run
 from .recipe import Recipe
 from .shards import drop_torn, merge, partial_folder, tidy, what_stays
-from .tables import TABLES, Ledgers
+from .tables import TABLES, RunWriter
 
 
 def replay(
@@ -51,7 +51,7 @@ def code_of_run(fitted: FittedFunnel) -> str:
     """Digest of the code that makes a Run of what was fitted: the replay's, and that of all that
     runs in it.
     """
-    embeddings = fitted.scene.embeddings
+    embeddings = fitted.context.embeddings
     values = (getattr(embedding, "value", None) for embedding in embeddings.values())
     running = {type(ready).__module__ for ready in (*fitted.stages, *embeddings.values())}
     return code_of(*fitted.funnel.stages, *values, by=(__name__, *filter(ours, running)))
@@ -103,12 +103,12 @@ def _replay_many(
         drop_torn(folder)
     left = [i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())]
     failed: dict[Path, Exception] = {}
-    ledgers: dict[Path, Ledgers] = {}
+    ledgers: dict[Path, RunWriter] = {}
     for variant in variants:
         if workers is not None:
             check_workers(workers, variant.recipe, log, options.folder)
         try:
-            ledgers[partials[variant.out]] = Ledgers(variant.fitted, options.window)
+            ledgers[partials[variant.out]] = RunWriter(variant.fitted, options.window)
         # such as an embedder that knows the window: no fault of the others
         except Exception as error:
             failed[partials[variant.out]] = error

@@ -10,26 +10,26 @@ import polars as pl
 from ...log import rows_of
 from ...stages.frame import ITEM, RANK, REQUEST, SCORE
 from ...stages.learn import logged
-from ...stages.stage import FittedFunnel, Step, check_windows
+from ...stages.stage import FittedFunnel, StageOutput, check_windows
 
 TABLES = ("slates", "requests", "ledger", "scored", "timing")
 
 
-class Ledgers:
+class RunWriter:
     """Turns what a funnel did to a chunk into the rows of the Run's tables."""
 
     def __init__(self, fitted: FittedFunnel, window: str):
-        check_windows(fitted.funnel.stages, fitted.scene, [window], "score")
+        check_windows(fitted.funnel.stages, fitted.context, [window], "score")
         self.fitted = fitted
-        self.scene, self.log = fitted.scene, fitted.scene.log
-        log, truth = self.log, self.scene.truth
+        self.context, self.log = fitted.context, fitted.context.log
+        log, truth = self.log, self.context.truth
         names = fitted.stages[0].channels  # type: ignore[attr-defined]
         self.channels = pl.Series(
             "channel", ["+".join(n for b, n in enumerate(names) if i >> b & 1) for i in range(1 << len(names))]
         )
         self.stage_names = pl.Enum([s.stage.name for s in fitted.stages])
         position = log.requests["window"].to_numpy()[truth[REQUEST].to_numpy()] if truth.height else np.empty(0, object)
-        self.popularity = popularity_band(log.targets_of_w1(self.scene.label))
+        self.popularity = popularity_band(log.targets_of_w1(self.context.label))
         earlier = truth.filter(pl.Series(position != window, dtype=pl.Boolean)).select(
             (pl.col("money") / pl.col("quantity")).alias("unit")
         )
@@ -38,13 +38,13 @@ class Ledgers:
 
     def rows_to_score(self, requests: np.ndarray) -> pl.DataFrame:
         """What every stage scores beside the candidates of a chunk: relevant and logged items."""
-        return logged(self.scene, requests)
+        return logged(self.context, requests)
 
     def of_chunk(
-        self, number: int, requests: np.ndarray, forced: pl.DataFrame, steps: Sequence[Step]
+        self, number: int, requests: np.ndarray, tracked: pl.DataFrame, steps: Sequence[StageOutput]
     ) -> dict[str, pl.DataFrame]:
-        """Rows of the tables for one chunk of requests, of which `forced` is `rows_to_score`."""
-        first = steps[0].forced
+        """Rows of the tables for one chunk of requests, of which `tracked` is `rows_to_score`."""
+        first = steps[0].tracked
         # What recall was handed is eligible in fact, such as an item of a list that was shown for
         # the first time.
         eligible = (
@@ -52,7 +52,7 @@ class Ledgers:
         )
         return {
             "slates": self._slates(steps),
-            "requests": self._requests(requests, steps, forced, eligible),
+            "requests": self._requests(requests, steps, tracked, eligible),
             "ledger": self._ledger(steps, eligible),
             "scored": self._scored(steps, eligible),
             "timing": pl.DataFrame(
@@ -78,7 +78,7 @@ class Ledgers:
             self.log.items["item_id"].gather(frame[ITEM]).alias("item_id"),
         ]
 
-    def _slates(self, steps: Sequence[Step]) -> pl.DataFrame:
+    def _slates(self, steps: Sequence[StageOutput]) -> pl.DataFrame:
         parts = []
         for step in steps:
             slate = step.slate
@@ -105,10 +105,10 @@ class Ledgers:
         value = slate[f"{told[-1]}.p_click"] * slate[f"{told[-1]}.p_buy"] * price
         return value.fill_nan(None).cast(pl.Float32).alias("value")
 
-    def _requests(self, requests: np.ndarray, steps: Sequence[Step], forced: pl.DataFrame, eligible: np.ndarray) -> pl.DataFrame:
+    def _requests(self, requests: np.ndarray, steps: Sequence[StageOutput], tracked: pl.DataFrame, eligible: np.ndarray) -> pl.DataFrame:
         log = self.log
-        group = np.searchsorted(requests, forced[REQUEST].to_numpy())
-        truth = forced["truth"].to_numpy()
+        group = np.searchsorted(requests, tracked[REQUEST].to_numpy())
+        truth = tracked["truth"].to_numpy()
         shown = rows_of(log.rows, requests).filter(pl.col("position").is_not_null())
         base = log.requests[requests].select(
             "request_id", "user_id", "ts", "window", (pl.col("query").fill_null("") != "").alias("has_query")
@@ -121,7 +121,7 @@ class Ledgers:
             pl.Series("n_shown", np.bincount(np.searchsorted(requests, shown[REQUEST].to_numpy()), minlength=size), pl.Int32),
             pl.Series("new_user", log.asof.n_events(requests) == 0, pl.Boolean),
         ]
-        for name, embedding in self.scene.embeddings.items():  # those that the funnel reads
+        for name, embedding in self.context.embeddings.items():  # those that the funnel reads
             told = embedding.read(requests, quick=True)
             if told is not None:
                 columns.append(pl.Series(f"{name}.reads", told, pl.String))
@@ -137,11 +137,11 @@ class Ledgers:
                 columns.append(joined["hit"].cast(pl.Float32).alias(f"{step.stage.name}.index_recall"))
         return base.with_columns(columns)
 
-    def _ledger(self, steps: Sequence[Step], eligible: np.ndarray) -> pl.DataFrame:
-        truth = steps[0].forced["truth"].to_numpy()
-        rows = steps[0].forced.filter(pl.col("truth")).select(REQUEST, ITEM)
+    def _ledger(self, steps: Sequence[StageOutput], eligible: np.ndarray) -> pl.DataFrame:
+        truth = steps[0].tracked["truth"].to_numpy()
+        rows = steps[0].tracked.filter(pl.col("truth")).select(REQUEST, ITEM)
         request, item = rows[REQUEST].to_numpy(), rows[ITEM].to_numpy()
-        money = rows.join(rows_of(self.scene.truth, np.unique(request)), on=[REQUEST, ITEM], how="left", maintain_order="left")
+        money = rows.join(rows_of(self.context.truth, np.unique(request)), on=[REQUEST, ITEM], how="left", maintain_order="left")
         unit = (money["money"] / money["quantity"]).to_numpy()
         band = None
         if self.bands is not None:
@@ -157,31 +157,31 @@ class Ledgers:
         margin = np.full(len(item), np.nan)
         margin_score = np.full(len(item), np.nan, dtype=np.float32)
         for step in steps:
-            forced, name = step.forced.filter(pl.col("truth")), step.stage.name
-            kept = forced["kept"].to_numpy()
+            tracked, name = step.tracked.filter(pl.col("truth")), step.stage.name
+            kept = tracked["kept"].to_numpy()
             alive = np.array([reason is None for reason in lost], dtype=bool)
             falls = alive & ~kept
-            margin[falls] = np.maximum(forced[RANK].to_numpy()[falls] - step.stage.k, 1)
+            margin[falls] = np.maximum(tracked[RANK].to_numpy()[falls] - step.stage.k, 1)
             last = step.slate.filter(pl.col(RANK) == step.stage.k).select(REQUEST, pl.col(SCORE).alias("needed"))
-            needed = forced.select(REQUEST).join(last, on=REQUEST, how="left", maintain_order="left")["needed"].to_numpy()
-            margin_score[falls] = (needed - forced[SCORE].to_numpy())[falls]
+            needed = tracked.select(REQUEST).join(last, on=REQUEST, how="left", maintain_order="left")["needed"].to_numpy()
+            margin_score[falls] = (needed - tracked[SCORE].to_numpy())[falls]
             reason = np.full(len(item), name, dtype=object)
             if step.exact is not None:
-                there = forced.select(REQUEST, ITEM).join(
+                there = tracked.select(REQUEST, ITEM).join(
                     step.exact.with_columns(pl.lit(True).alias("there")), on=[REQUEST, ITEM], how="left", maintain_order="left"
                 )
                 reason[there["there"].fill_null(False).to_numpy()] = "index"
             lost[falls] = reason[falls]
             columns += [
-                pl.Series(f"{name}.rank", forced[RANK].to_numpy()).set(pl.Series(~(kept & alive)), None), forced[SCORE].alias(f"{name}.score"),
-                forced["wins"].alias(f"{name}.wins"),
+                pl.Series(f"{name}.rank", tracked[RANK].to_numpy()).set(pl.Series(~(kept & alive)), None), tracked[SCORE].alias(f"{name}.score"),
+                tracked["wins"].alias(f"{name}.wins"),
             ]  # fmt: skip
         columns += [pl.Series("lost", lost.tolist(), pl.String), pl.Series("margin", margin).fill_nan(None).cast(pl.Int32)]
         columns += [pl.Series("margin_score", margin_score).fill_nan(None)]
         return pl.DataFrame(columns)
 
-    def _scored(self, steps: Sequence[Step], eligible: np.ndarray) -> pl.DataFrame:
-        first = steps[0].forced.select(REQUEST, ITEM)
+    def _scored(self, steps: Sequence[StageOutput], eligible: np.ndarray) -> pl.DataFrame:
+        first = steps[0].tracked.select(REQUEST, ITEM)
         rows = rows_of(self.log.rows, np.unique(first[REQUEST].to_numpy())).group_by(REQUEST, ITEM, maintain_order=True)
         price = pl.coalesce("price_paid", "price_shown")
         by = rows.agg(
@@ -191,8 +191,8 @@ class Ledgers:
         logged_rows = first.join(by, on=[REQUEST, ITEM], how="left", maintain_order="left").drop(REQUEST, ITEM)
         columns = [*self._ids(first), *logged_rows.get_columns(), pl.Series("eligible", eligible, pl.Boolean)]
         for fitted, step in zip(self.fitted.stages, steps, strict=True):
-            columns += [step.forced[SCORE].alias(f"{step.stage.name}.score"), step.forced[RANK].alias(f"{step.stage.name}.rank")]
-            if (p := fitted.probability(step.forced[SCORE].to_numpy())) is not None:
+            columns += [step.tracked[SCORE].alias(f"{step.stage.name}.score"), step.tracked[RANK].alias(f"{step.stage.name}.rank")]
+            if (p := fitted.probability(step.tracked[SCORE].to_numpy())) is not None:
                 columns.append(pl.Series(f"{step.stage.name}.p", p, pl.Float64))
         return pl.DataFrame(columns)
 

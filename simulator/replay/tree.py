@@ -10,16 +10,16 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...stages.context import Context
 from ...stages.rows import Rows
-from ...stages.scene import Scene
-from ...stages.stage import Fitted, FittedFunnel, Step, advance
+from ...stages.stage import FittedFunnel, FittedStage, StageOutput, advance
 
 
 @dataclass
 class Node:
     """A stage, where it looks, what comes after it, and the funnels that end with it, by name."""
 
-    stage: tuple[Fitted, Scene] | None = None
+    stage: tuple[FittedStage, Context] | None = None
     children: dict[Hashable, Node] = field(default_factory=dict)
     ends: list[Any] = field(default_factory=list)
 
@@ -37,12 +37,12 @@ def tree_of(funnels: Mapping[Any, FittedFunnel]) -> Node:
         node = root
         for i, ready in enumerate(fitted.stages):
             key = fitted.keys[i] if fitted.keys else id(ready)
-            node = node.children.setdefault(key, Node((ready, fitted.scene)))
+            node = node.children.setdefault(key, Node((ready, fitted.context)))
         node.ends.append(name)
     return root
 
 
-def run_tree(node: Node, rows: Rows, steps: tuple[Step, ...] = ()) -> Iterator[tuple[Any, tuple[Step, ...] | Exception]]:
+def run_tree(node: Node, rows: Rows, steps: tuple[StageOutput, ...] = ()) -> Iterator[tuple[Any, tuple[StageOutput, ...] | Exception]]:
     """What each funnel did to the rows, by name; an error takes the place of the steps for the
     funnels that pass through the stage that raised it.
     """
@@ -50,9 +50,9 @@ def run_tree(node: Node, rows: Rows, steps: tuple[Step, ...] = ()) -> Iterator[t
         yield name, steps
     for child in node.children.values():
         assert child.stage is not None
-        fitted, scene = child.stage
+        fitted, context = child.stage
         try:
-            step, after = advance(fitted, rows.seen_in(scene), exact=True)
+            step, after = advance(fitted, rows.seen_in(context), exact=True)
         except Exception as error:  # one funnel must not sink the others
             for name in child.funnels():
                 yield name, error

@@ -36,7 +36,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS
 ONE_THREAD = dict.fromkeys(THREADS, "1") | {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 
 
-class Died(KarmafunnelError):
+class WorkerDied(KarmafunnelError):
     """A piece of work kills the processes that take it up."""
 
 
@@ -75,8 +75,8 @@ def spread(
 
     Closed, or interrupted, it ends its workers; they end with this process, too, however that ends.
 
-    Raises what `work` raises, Died where workers die again and again, and KarmafunnelError where no
-    cluster answers within `WAIT` seconds.
+    Raises what `work` raises, WorkerDied where workers die again and again, and KarmafunnelError
+    where no cluster answers within `WAIT` seconds.
     """
     if workers.ray is None:
         return in_processes(work, job, numbers, workers.n or 1)
@@ -144,7 +144,7 @@ def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: i
         except BrokenProcessPool as error:
             deaths += 1
             if deaths >= DEATHS:
-                raise Died(
+                raise WorkerDied(
                     f"workers: needs processes that live, found {deaths} deaths without a piece done (out of memory?); left are {left[:10]}"
                 ) from error
         except BaseException as error:
@@ -189,7 +189,7 @@ def on_ray(
                 except ray.exceptions.RayTaskError as error:
                     raise getattr(error, "cause", error) from None
                 except ray.exceptions.RayError as error:
-                    raise Died(
+                    raise WorkerDied(
                         f"workers: needs processes that live, found after {DEATHS} retries: {str(error).splitlines()[0]}"
                     ) from error
                 yield running.pop(done), answer

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from ...errors import KarmafunnelError
-from ..measure.arrays import SLICES, Reading
+from ..measure.arrays import SLICES, RunArrays
 from ..measure.compare import Cascade, Measure, Run, added, compare, measure
 from ..measure.metrics import mass_bins
 from . import plots
@@ -447,7 +447,7 @@ def calibrated(entries: Sequence[Entry]) -> Section:
     )
     panels, rows = [], []
     for entry in entries:
-        reading = Reading(entry.run)
+        reading = RunArrays(entry.run)
         for stage, probability in reading.shown.probability.items():
             known = ~np.isnan(probability)
             if known.any():

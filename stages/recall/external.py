@@ -11,12 +11,12 @@ import polars as pl
 from ...errors import KarmafunnelError
 from ...files import read_table
 from ...log import Log, rows_of, sha256
+from ...typed import positional
+from ..context import Context
 from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows
 from ..ranking import rank_rows
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
-from ..typed import positional
 from .proposals import NOT_FOUND
 
 
@@ -37,8 +37,8 @@ class External(Stage):
     checksum: str = ""
     name: str = "recall"
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedExternal:
-        return FittedExternal(self, scene, self._read(scene.log))
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedExternal:
+        return FittedExternal(self, context, self._read(context.log))
 
     def _read(self, log: Log) -> pl.DataFrame:
         """The file by row numbers: request, item, score; sorted by request."""
@@ -96,9 +96,9 @@ class FittedExternal(Retriever):
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         scored = rows_of(self.rows, rows.requests)
-        eligible = self.scene.log.asof.is_eligible(scored[REQUEST].to_numpy(), scored[ITEM].to_numpy())
+        eligible = self.context.log.asof.is_eligible(scored[REQUEST].to_numpy(), scored[ITEM].to_numpy())
         scored = scored.filter(pl.Series(eligible, dtype=pl.Boolean))
-        ranked, _, _ = rank_rows(scored, no_rows(), rows.requests, self.scene)
+        ranked, _, _ = rank_rows(scored, no_rows(), rows.requests, self.context)
         return ranked.filter(pl.col(RANK) <= self.stage.k).drop(RANK)
 
     def score(self, rows: Rows) -> np.ndarray:

@@ -12,10 +12,10 @@ import polars as pl
 
 from ...bounds import MANY, Bound, check_bound, needs
 from ...errors import KarmafunnelError
+from ..context import Context
 from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, rows_frame
 from ..ranking import rank_rows
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
 
 
@@ -58,11 +58,11 @@ class Join(Stage):
     def embedders(self) -> tuple[str, ...]:
         return tuple(name for channel in self.channels for name in channel.embedders())
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedJoin:
-        return FittedJoin(self, scene, [self._retriever(c.fit(scene, None)) for c in self.channels])
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedJoin:
+        return FittedJoin(self, context, [self._retriever(c.fit(context, None)) for c in self.channels])
 
-    def load(self, folder: Path, scene: Scene) -> FittedJoin:
-        return FittedJoin(self, scene, [self._retriever(c.load(folder / str(i), scene)) for i, c in enumerate(self.channels)])
+    def load(self, folder: Path, context: Context) -> FittedJoin:
+        return FittedJoin(self, context, [self._retriever(c.load(folder / str(i), context)) for i, c in enumerate(self.channels)])
 
     def _retriever(self, fitted: Any) -> Retriever:
         if not isinstance(fitted, Retriever):
@@ -85,10 +85,10 @@ class FittedJoin(Retriever):
             part.save(folder / str(i))
 
     def retrieve(self, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
-        stage, n_items = self.stage, self.scene.log.n_items
+        stage, n_items = self.stage, self.context.log.n_items
         pairs, gains, bits = [], [], []
         for channel, part in enumerate(self.parts):
-            found, _, _ = rank_rows(part.propose(rows), no_rows(), rows.requests, self.scene)
+            found, _, _ = rank_rows(part.propose(rows), no_rows(), rows.requests, self.context)
             rank = found[RANK].to_numpy()
             pairs.append(found[REQUEST].to_numpy() * n_items + found[ITEM].to_numpy())
             gain = 1.0 / (stage.rrf + rank)
@@ -101,7 +101,7 @@ class FittedJoin(Retriever):
         channel_bits = np.bincount(inverse, np.concatenate(bits), minlength=len(pair)).astype(np.uint32)
         item = (pair % n_items).astype(np.int32)
         slate = rows_frame(request=pair // n_items, item=item, score=score, channel=channel_bits)
-        return slate, rows.forced.with_columns(pl.lit(0, pl.Float32).alias(SCORE))
+        return slate, rows.tracked.with_columns(pl.lit(0, pl.Float32).alias(SCORE))
 
     def exact(self, rows: Rows) -> pl.DataFrame | None:
         exact = [frame for part in self.parts if (frame := part.exact(rows)) is not None]

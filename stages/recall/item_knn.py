@@ -11,9 +11,9 @@ import polars as pl
 from scipy import sparse
 
 from ...bounds import needs
+from ..context import Context
 from ..frame import ITEM
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
 
@@ -37,17 +37,17 @@ class ItemKNN(Stage):
     def __post_init__(self) -> None:
         needs(self, "depth", "neighbours", "shrink", "decay")
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedItemKNN:
-        log = scene.log
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedItemKNN:
+        log = context.log
         events = log.events.filter(pl.col("t") < log.end_of("W1"))
         pairs = events.select("user", ITEM).unique(maintain_order=True)
         ones = np.ones(pairs.height, dtype=np.float32)
         shape = (int(log.user.max()) + 1, log.n_items)
         matrix = sparse.csr_matrix((ones, (pairs["user"].to_numpy(), pairs[ITEM].to_numpy())), shape=shape)
-        return FittedItemKNN(self, scene, cosine_neighbours(matrix, self.neighbours, self.shrink))
+        return FittedItemKNN(self, context, cosine_neighbours(matrix, self.neighbours, self.shrink))
 
-    def load(self, folder: Path, scene: Scene) -> FittedItemKNN:
-        return FittedItemKNN(self, scene, sparse.load_npz(folder / "neighbours.npz"))
+    def load(self, folder: Path, context: Context) -> FittedItemKNN:
+        return FittedItemKNN(self, context, sparse.load_npz(folder / "neighbours.npz"))
 
 
 def cosine_neighbours(matrix: sparse.csr_matrix, neighbours: int, shrink: float) -> sparse.csr_matrix:
@@ -83,10 +83,10 @@ class FittedItemKNN(Retriever):
 
     def _scores(self, requests: np.ndarray) -> sparse.csr_matrix:
         """(n_requests, n_items): neighbours of the history, weighted by its age in steps."""
-        history = self.scene.log.asof.history(requests, self.stage.depth).items
+        history = self.context.log.asof.history(requests, self.stage.depth).items
         row, column = np.nonzero(history >= 0)
         weight = self.stage.decay ** (history.shape[1] - 1 - column)
-        shape = (len(requests), self.scene.log.n_items)
+        shape = (len(requests), self.context.log.n_items)
         had = sparse.csr_matrix((weight.astype(np.float32), (row, history[row, column])), shape=shape)
         return (had @ self.near).tocsr()
 
@@ -97,10 +97,10 @@ class FittedItemKNN(Retriever):
         def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             start, end = scores.indptr[i], scores.indptr[i + 1]
             items, score = scores.indices[start:end], scores.data[start:end]
-            allowed = self.scene.log.asof.is_eligible(np.full(len(items), requests[i]), items)
+            allowed = self.context.log.asof.is_eligible(np.full(len(items), requests[i]), items)
             return items[allowed], score[allowed]
 
-        return propose_each(self.scene, requests, self.stage.k, scored)
+        return propose_each(self.context, requests, self.stage.k, scored)
 
     def score(self, rows: Rows) -> np.ndarray:
         if len(rows.item) == 0:

@@ -10,8 +10,8 @@ import polars as pl
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
+from ..context import Context
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
 
@@ -30,8 +30,8 @@ class BM25Recall(Stage):
     def __post_init__(self) -> None:
         needs(self, "k1", "b")
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedBM25:
-        return FittedBM25(self, scene, Titles.of(scene, repr(self), self.k1, self.b))
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedBM25:
+        return FittedBM25(self, context, Titles.of(context, repr(self), self.k1, self.b))
 
 
 class Titles:
@@ -42,8 +42,8 @@ class Titles:
     are no outcome, but a shop that replays its own past exactly would have slightly other weights.
     """
 
-    def __init__(self, scene: Scene, who: str, k1: float, b: float):
-        log = scene.log
+    def __init__(self, context: Context, who: str, k1: float, b: float):
+        log = context.log
         if not (log.has("text") and log.has("query")):
             raise KarmafunnelError(
                 f"{who}: needs item text and queries, log {log.name} has text={log.has('text')}, query={log.has('query')}"
@@ -62,8 +62,8 @@ class Titles:
         self._last: tuple[int, np.ndarray] | None = None
 
     @classmethod
-    def of(cls, scene: Scene, who: str, k1: float = 1.2, b: float = 0.75) -> Titles:
-        found: Titles = scene.once(("titles", k1, b), lambda: cls(scene, who, k1, b))
+    def of(cls, context: Context, who: str, k1: float = 1.2, b: float = 0.75) -> Titles:
+        found: Titles = context.once(("titles", k1, b), lambda: cls(context, who, k1, b))
         return found
 
     def scores(self, request: int) -> np.ndarray:
@@ -105,4 +105,4 @@ class FittedBM25(Retriever):
             hit = score > 0
             return eligible[hit], score[hit]
 
-        return propose_each(self.scene, rows.requests, self.stage.k, scored)
+        return propose_each(self.context, rows.requests, self.stage.k, scored)

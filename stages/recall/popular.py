@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from ...bounds import needs
+from ..context import Context
 from ..frame import ITEM, REQUEST
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
 
@@ -26,8 +26,8 @@ class Popular(Stage):
     def __post_init__(self) -> None:
         needs(self, "days")
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedPopular:
-        return FittedPopular(self, scene)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedPopular:
+        return FittedPopular(self, context)
 
 
 class FittedPopular(Retriever):
@@ -35,17 +35,17 @@ class FittedPopular(Retriever):
     channels = ("popular",)
 
     def __post_init__(self) -> None:
-        log, days = self.scene.log, self.stage.days
+        log, days = self.context.log, self.stage.days
         self.within = None if days is None else int(days * 86_400_000)
         # time rank of every event, ascending
         self._ranks = log.asof.rank[log.events[REQUEST].to_numpy()]
         self._items = log.events[ITEM].to_numpy()
 
     def score(self, rows: Rows) -> np.ndarray:
-        return self.scene.log.asof.count(rows.request, rows.item, "event", self.within).astype(np.float32)
+        return self.context.log.asof.count(rows.request, rows.item, "event", self.within).astype(np.float32)
 
     def propose(self, rows: Rows) -> pl.DataFrame:
-        log, requests = self.scene.log, rows.requests
+        log, requests = self.context.log, rows.requests
         end = np.searchsorted(self._ranks, log.asof.rank[requests])
         first = np.zeros_like(end)
         if self.within is not None:
@@ -62,4 +62,4 @@ class FittedPopular(Retriever):
             hit = np.flatnonzero(score > 0)
             return (eligible[hit], score[hit]) if len(hit) >= self.stage.k else (eligible, score)
 
-        return propose_each(self.scene, requests, self.stage.k, scored)
+        return propose_each(self.context, requests, self.stage.k, scored)

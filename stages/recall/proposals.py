@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import polars as pl
 
+from ..context import Context
 from ..frame import rows_frame, select_top
-from ..scene import Scene
 
 NOT_FOUND = np.float32(-1e9)  # the score of a row that a channel could never propose
 
@@ -23,21 +23,21 @@ def candidates(requests: np.ndarray, counts: list[int], items: list[np.ndarray],
     )
 
 
-def tie_of(scene: Scene, request: int, items: np.ndarray, at: np.ndarray) -> np.ndarray:
+def tie_of(context: Context, request: int, items: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Tie hashes of some positions of a request's items."""
-    return scene.tie(np.full(len(at), request), items[at])
+    return context.tie(np.full(len(at), request), items[at])
 
 
 def propose_each(
-    scene: Scene, requests: np.ndarray, k: int, scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    context: Context, requests: np.ndarray, k: int, scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> pl.DataFrame:
     """The k best of what `scored(row in chunk, eligible items)` returns as (items, scores), request
     by request.
     """
     items, scores, counts = [], [], []
-    for i, eligible in enumerate(scene.log.asof.eligible(requests)):
+    for i, eligible in enumerate(context.log.asof.eligible(requests)):
         found, score = scored(i, eligible)
-        best = select_top(score, partial(tie_of, scene, int(requests[i]), found), k)
+        best = select_top(score, partial(tie_of, context, int(requests[i]), found), k)
         items.append(found[best])
         scores.append(score[best])
         counts.append(len(best))

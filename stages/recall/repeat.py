@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from ...bounds import needs
+from ..context import Context
 from ..frame import ITEM, REQUEST, SCORE
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import candidates, propose_each
 
@@ -26,8 +26,8 @@ class Repeat(Stage):
     def __post_init__(self) -> None:
         needs(self, "depth")
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedRepeat:
-        return FittedRepeat(self, scene)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedRepeat:
+        return FittedRepeat(self, context)
 
 
 class FittedRepeat(Retriever):
@@ -43,18 +43,18 @@ class FittedRepeat(Retriever):
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         requests = rows.requests
-        history = self.scene.log.asof.history(requests, self.stage.depth).items[:, ::-1]
+        history = self.context.log.asof.history(requests, self.stage.depth).items[:, ::-1]
 
         def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             items, score = self._own(int(requests[i]), history[i][history[i] >= 0])
-            allowed = self.scene.log.asof.is_eligible(np.full(len(items), requests[i]), items)
+            allowed = self.context.log.asof.is_eligible(np.full(len(items), requests[i]), items)
             return items[allowed], score[allowed]
 
-        return propose_each(self.scene, requests, self.stage.k, scored)
+        return propose_each(self.context, requests, self.stage.k, scored)
 
     def score(self, rows: Rows) -> np.ndarray:
         requests = np.unique(rows.request)
-        history = self.scene.log.asof.history(requests, self.stage.depth).items[:, ::-1]
+        history = self.context.log.asof.history(requests, self.stage.depth).items[:, ::-1]
         own = [(r, *self._own(r, h[h >= 0])) for r, h in zip(requests, history, strict=True)]
         table = candidates(requests, [len(o[1]) for o in own], [o[1] for o in own], [o[2] for o in own])
         found = rows.frame.select(REQUEST, ITEM).join(table, on=[REQUEST, ITEM], how="left", maintain_order="left")

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from ...errors import KarmafunnelError
+from ..context import Context
 from ..frame import ITEM, REQUEST, SCORE, rows_frame
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import NOT_FOUND
 
@@ -28,10 +28,10 @@ class Shown(Stage):
     logged_order: bool = False
     name: str = "recall"
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedShown:
-        if not scene.log.has("exposures"):
-            raise KarmafunnelError(f"{self!r}: needs shown lists, log {scene.log.name} has no exposures")
-        return FittedShown(self, scene)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedShown:
+        if not context.log.has("exposures"):
+            raise KarmafunnelError(f"{self!r}: needs shown lists, log {context.log.name} has no exposures")
+        return FittedShown(self, context)
 
 
 class FittedShown(Retriever):
@@ -39,7 +39,7 @@ class FittedShown(Retriever):
     channels = ("shown",)
 
     def __post_init__(self) -> None:
-        rows = self.scene.log.rows.filter(pl.col("position").is_not_null()).sort(REQUEST, maintain_order=True)
+        rows = self.context.log.rows.filter(pl.col("position").is_not_null()).sort(REQUEST, maintain_order=True)
         score = -rows["position"].cast(pl.Float32) if self.stage.logged_order else pl.zeros(rows.height, pl.Float32, eager=True)
         self._lists = (
             rows.select(REQUEST, ITEM).with_columns(score.alias(SCORE)).unique([REQUEST, ITEM], keep="first", maintain_order=True)

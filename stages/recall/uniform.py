@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from ...bounds import needs
+from ..context import Context
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
 
@@ -25,8 +25,8 @@ class Uniform(Stage):
     def __post_init__(self) -> None:
         needs(self, "seed")
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedUniform:
-        return FittedUniform(self, scene)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedUniform:
+        return FittedUniform(self, context)
 
 
 class FittedUniform(Retriever):
@@ -38,5 +38,5 @@ class FittedUniform(Retriever):
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         return propose_each(
-            self.scene, rows.requests, self.stage.k, lambda i, eligible: (eligible, np.zeros(len(eligible), dtype=np.float32))
+            self.context, rows.requests, self.stage.k, lambda i, eligible: (eligible, np.zeros(len(eligible), dtype=np.float32))
         )

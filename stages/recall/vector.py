@@ -13,11 +13,11 @@ import polars as pl
 
 from ...bounds import needs
 from ...errors import KarmafunnelError
+from ...typed import Typed
+from ..context import Context
 from ..frame import ITEM, REQUEST, rows_frame, select_top
 from ..rows import Rows
-from ..scene import Scene
 from ..stage import FittedFunnel, Retriever, Stage
-from ..typed import Typed
 from .proposals import tie_of
 
 
@@ -93,26 +93,26 @@ class VectorRecall(Stage):
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
 
-    def fit(self, scene: Scene, upstream: FittedFunnel | None) -> FittedVectorRecall:
-        vectors = scene.items(self.embedder, repr(self))
-        pool, _ = scene.log.asof.pool(0)
+    def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedVectorRecall:
+        vectors = context.items(self.embedder, repr(self))
+        pool, _ = context.log.asof.pool(0)
         index = None
         if not isinstance(self.index, Flat):
             # The cells and codes are learnt on what was known by the end of W1; later items are
             # only added.
-            known = pool[scene.log.asof.known_rank[pool] < scene.log.asof.time_rank(np.array([scene.log.end_of("W1")]))[0]]
+            known = pool[context.log.asof.known_rank[pool] < context.log.asof.time_rank(np.array([context.log.end_of("W1")]))[0]]
             description = self.index.description(vectors.shape[1], len(known))
             index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
             index.train(np.ascontiguousarray(vectors[known]))
             index.add(np.ascontiguousarray(vectors[pool]))
-        return FittedVectorRecall(self, scene, index)
+        return FittedVectorRecall(self, context, index)
 
-    def load(self, folder: Path, scene: Scene) -> FittedVectorRecall:
+    def load(self, folder: Path, context: Context) -> FittedVectorRecall:
         if isinstance(self.index, Flat):
-            return FittedVectorRecall(self, scene, None)
+            return FittedVectorRecall(self, context, None)
         path = folder / "index.faiss"
         try:
-            return FittedVectorRecall(self, scene, faiss.read_index(str(path)))
+            return FittedVectorRecall(self, context, faiss.read_index(str(path)))
         except RuntimeError as error:
             raise KarmafunnelError(
                 path, needs=f"the index of {self!r}", found=error
@@ -128,7 +128,7 @@ class FittedVectorRecall(Retriever):
 
     def __post_init__(self) -> None:
         self.embedder, self.channels = self.stage.embedder, (self.stage.embedder,)
-        items, (pool, _) = self.scene.items(self.embedder, repr(self.stage)), self.scene.log.asof.pool(0)
+        items, (pool, _) = self.context.items(self.embedder, repr(self.stage)), self.context.log.asof.pool(0)
         self._ordered = np.ascontiguousarray(items[pool])
 
     def save(self, folder: Path) -> None:
@@ -137,7 +137,7 @@ class FittedVectorRecall(Retriever):
 
     def score(self, rows: Rows) -> np.ndarray:
         who = repr(self.stage)
-        interests, items = rows.interests(self.embedder, who), rows.scene.items(self.embedder, who)
+        interests, items = rows.interests(self.embedder, who), rows.context.items(self.embedder, who)
         return np.einsum("nd,nd->n", interests[rows.group], items[rows.item])
 
     def propose(self, rows: Rows) -> pl.DataFrame:
@@ -150,10 +150,10 @@ class FittedVectorRecall(Retriever):
         """Requests that share a set of filters are searched together; one without an interest
         vector gets nothing.
         """
-        asof, requests = self.scene.log.asof, rows.requests
+        asof, requests = self.context.log.asof, rows.requests
         interests = rows.interests(self.embedder, repr(self.stage))
         keys = np.where(np.any(interests != 0, axis=1), asof.filter_key[requests], -1)
-        k = min(self.stage.k, self.scene.log.n_items)
+        k = min(self.stage.k, self.context.log.n_items)
         # items, best first, in the first `sizes` places
         found = np.full((len(requests), k), -1, dtype=np.int32)
         scores = np.zeros((len(requests), k), dtype=np.float32)
@@ -165,7 +165,7 @@ class FittedVectorRecall(Retriever):
             if key == 0:
                 score, at = self._search_all(interests[mine], known, requests[mine], index)
             else:
-                vectors = self.scene.items(self.embedder, repr(self.stage))[pool[: known.max(initial=0)]]
+                vectors = self.context.items(self.embedder, repr(self.stage))[pool[: known.max(initial=0)]]
                 score, at = self._exact(interests[mine], vectors, pool, known, requests[mine])
             hit = (at >= 0) & (at < known[:, None])
             place = np.cumsum(hit, axis=1) - 1
@@ -192,7 +192,7 @@ class FittedVectorRecall(Retriever):
         cut, next_one = (score[more, np.argmax(rank[more] == nth, axis=1)] for nth in (k, k + 1))
         for i in more[cut - next_one <= 1e-6 * np.abs(cut)]:
             full = np.round(np.ascontiguousarray(vectors[: known[i]]) @ interests[i], 6)
-            best = select_top(full, partial(tie_of, self.scene, int(requests[i]), pool), k)
+            best = select_top(full, partial(tie_of, self.context, int(requests[i]), pool), k)
             score[i], at[i] = 0, -1
             score[i, : len(best)], at[i, : len(best)] = full[best], best
         return score, at
@@ -208,7 +208,7 @@ class FittedVectorRecall(Retriever):
         """
         last = int(known.max(initial=0))
         if index is None:
-            return self._exact(interests, self._ordered[:last], self.scene.log.asof.pool(0)[0], known, requests)
+            return self._exact(interests, self._ordered[:last], self.context.log.asof.pool(0)[0], known, requests)
         fetch = min(self.stage.k + last - int(known.min(initial=last)), last)
         library: Any = faiss  # its type stubs lag behind its search parameters
         selector = library.IDSelectorRange(0, last)

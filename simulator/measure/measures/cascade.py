@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ..arrays import Part, Reading
+from ..arrays import RunArrays, SliceMask
 from ..intervals import Median
 from ..metrics import LOST
-from .measure import CEILING, END, Figure, Measure, of_part, of_requests
+from .measure import CEILING, END, Measure, MetricValue, of_part, of_requests
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +31,7 @@ class Survival(Measure):
     def definition(self) -> str:
         return "truth items in a stage's output / in its input; end to end over all truth items, exactly the product"
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         truths, of = reading.truths, of_part(part)
         every, label = np.ones(len(truths.group), dtype=bool), reading.run.label
         all_of_them = f"all truth items ({label}){of}"
@@ -47,8 +47,8 @@ class Survival(Measure):
 
 
 def share(
-    measure: Measure, reading: Reading, part: Part, stage: str, out: np.ndarray, into: np.ndarray, denominator: str, note: str = ""
-) -> Figure:
+    measure: Measure, reading: RunArrays, part: SliceMask, stage: str, out: np.ndarray, into: np.ndarray, denominator: str, note: str = ""
+) -> MetricValue:
     """Truth items in `out` / those in `into`, masks over the Run's truth items."""
     group = reading.truths.group
     num, den = (np.bincount(group[x & part.truth], minlength=reading.n).astype(np.float64) for x in (out, into))
@@ -65,7 +65,7 @@ class Ceiling(Measure):
     def definition(self) -> str:
         return "share of truth items that are eligible at all"
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         truths = reading.truths
         every = np.ones(len(truths.group), dtype=bool)
         denominator = f"all truth items ({reading.run.label}){of_part(part)}"
@@ -78,7 +78,7 @@ class Swap(Measure):
     """End-to-end change with an oracle in a stage's place: it passes all truth of its input on,
     later stages stay as they are.
 
-    What it rescues is kept where its forced rank in every later stage is inside the cut; that
+    What it rescues is kept where its tracked rank in every later stage is inside the cut; that
     rescued items may crowd each other out of a slate is left aside, so this is an upper bound.
     """
 
@@ -94,7 +94,7 @@ class Swap(Measure):
         gained = "end-to-end recall of truth items gained by an oracle in the stage's place"
         return f"{gained}, later stages as they are; an upper bound"
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         truths, cut = reading.truths, {s["name"]: s["k"] for s in reading.run.meta["stages"]}
         names = list(reading.run.stages)
         kept = truths.rank[names[-1]] < LOST
@@ -129,7 +129,7 @@ class Margin(Measure):
     def definition(self) -> str:
         return "ranks by which truth that a stage lost missed its cut, median"
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         truths = reading.truths
         margin = truths.frame["margin"].cast(pl.Float64).fill_null(np.nan).to_numpy()
         lost = truths.frame["lost"].fill_null("").to_numpy()

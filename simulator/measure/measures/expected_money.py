@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from ...world.market import examination
-from ..arrays import Part, Reading
-from .measure import BY_REQUEST, AtK, Figure, mean, of_part, too_short, top
+from ..arrays import RunArrays, SliceMask
+from .measure import BY_REQUEST, AtK, MetricValue, mean, of_part, too_short, top
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +33,7 @@ class ExpectedMoney(AtK):
     def definition(self) -> str:
         return f"examination x p_click x p_buy x price, summed over the top {self.k}, mean over requests"
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         run, k = reading.run, self.k or 0
         unit, denominator = str(run.meta["log"].get("currency") or "money"), f"requests{of_part(part)}"
         looked, told = examination(k), "value" in run.columns("slates")

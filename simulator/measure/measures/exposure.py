@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..arrays import Part, Reading
-from .measure import BY_REQUEST, AtK, Figure, of_part, too_short, top
+from ..arrays import RunArrays, SliceMask
+from .measure import BY_REQUEST, AtK, MetricValue, of_part, too_short, top
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class OfItems(AtK):
         where nothing is shown.
         """
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         run, k = reading.run, self.k or 0
         n_items = run.meta["log"].get("items")
         denominator = f"rows shown to requests{of_part(part)}, over the {n_items or 0:,} items of the log"

@@ -12,15 +12,15 @@ import numpy as np
 import polars as pl
 
 from .. import metrics
-from ..arrays import LOGGED, Part, Reading, Shown
+from ..arrays import LOGGED, RunArrays, Shown, SliceMask
 from ..intervals import Ratio
 from ..metrics import LOST
 from .measure import (
     BY_REQUEST,
     CEILING,
     RANDOM,
-    Figure,
     Measure,
+    MetricValue,
     Values,
     mean,
     of_part,
@@ -111,7 +111,7 @@ class HitMeasure(Measure):
 
     # What follows is the same for all.
 
-    def money(self, reading: Reading) -> np.ndarray:
+    def money(self, reading: RunArrays) -> np.ndarray:
         """Money of the Run's truth items as this measure takes it: (n_truth,)."""
         return reading.truths.money
 
@@ -123,7 +123,7 @@ class HitMeasure(Measure):
         """Numerator (NaN: undefined) and denominator of every list."""
         return _pair(self.values(lists, n, self.k or LOST - 1), n)
 
-    def per_request(self, reading: Reading, stage: str) -> Values:
+    def per_request(self, reading: RunArrays, stage: str) -> Values:
         if self.exposures:
             return super().per_request(reading, stage)
         return self.per_list(Lists(reading.truths.group, reading.truths.rank[stage], self.money(reading)), reading.n)
@@ -132,15 +132,15 @@ class HitMeasure(Measure):
     def depth(self) -> str:
         return "output" if self.k is None and not self.exposures else ""
 
-    def row(self, reading: Reading, part: Part, stage: str, values: Values | None, where: str, note: str = "") -> Figure:
+    def row(self, reading: RunArrays, part: SliceMask, stage: str, values: Values | None, where: str, note: str = "") -> MetricValue:
         """A figure from the numerator and denominator of every request."""
         ratio = of_requests(reading, part, *values) if values else None
         return self.figure(stage, part, ratio, "request", f"requests with a {reading.run.label}{of_part(part)}{where}", note)
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         yield from self._of_shown(reading, part, stages) if self.exposures else self._of_slates(reading, part, stages)
 
-    def _of_slates(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def _of_slates(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         """Over what a stage puts out; random and ceiling over the eligible items."""
         run, truths = reading.run, reading.truths
         group, eligible, money = truths.group[part.truth], truths.eligible[part.truth], self.money(reading)[part.truth]
@@ -158,7 +158,7 @@ class HitMeasure(Measure):
         values = self.per_list(Lists(group, best, money), reading.n)
         yield self.row(reading, part, CEILING, values, where, "all eligible truth ranked first")
 
-    def _of_shown(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def _of_shown(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         """Over the shown lists, ordered by a stage's score; logged order and random beside."""
         shown, where = reading.shown, ", in a shown list of 2 or more"
         rows = np.flatnonzero(shown.in_list & (shown.truth >= 0))
@@ -217,13 +217,13 @@ class _AllScenario(HitMeasure):
         more = f"truth is also what the same user bought elsewhere within {self.days} days of the request (all-scenario)"
         return f"{self.clause}; {more}"
 
-    def per_request(self, reading: Reading, stage: str) -> Values:
+    def per_request(self, reading: RunArrays, stage: str) -> Values:
         return super().per_request(reading, stage) if self.days is None else Measure.per_request(self, reading, stage)
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         yield from super().figures(reading, part, stages) if self.days is None else self._everywhere(reading, part, stages)
 
-    def _everywhere(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def _everywhere(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         """Over truth and what was bought elsewhere; the slates say where the latter stands."""
         run, truths, days = reading.run, reading.truths, self.days or WEEK
         bought, note = (None, BY_REQUEST) if part.by_truth else reading.soon_elsewhere(days)
@@ -294,7 +294,7 @@ class RecallOfBest(Measure):
     def __str__(self) -> str:
         return f"Recall@{self.m}@{self.k}"
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         run, last = reading.run, reading.run.stages[-1]
         unit, denominator = "request", f"requests with an output of {last}"
         cheaper = [stage for stage in stages if stage != last]
@@ -338,7 +338,7 @@ class Kept(HitMeasure):
         inside = lists.found * metrics.random_share(lists.many, k)
         return np.where(truth > 0, inside, np.nan), truth.astype(np.float64)
 
-    def row(self, reading: Reading, part: Part, stage: str, values: Values | None, where: str, note: str = "") -> Figure:
+    def row(self, reading: RunArrays, part: SliceMask, stage: str, values: Values | None, where: str, note: str = "") -> MetricValue:
         ratio = of_requests(reading, part, *values, values[1]) if values else None
         denominator = f"truth items of requests with a {reading.run.label}{of_part(part)}{where}"
         return self.figure(stage, part, ratio, "truth item", denominator, note)
@@ -390,26 +390,26 @@ class _Money(HitMeasure):
     def definition(self) -> str:
         return self.clause + ", money cut at its 99th percentile" * self.w99 + ", over the shown list" * self.exposures
 
-    def money(self, reading: Reading) -> np.ndarray:
+    def money(self, reading: RunArrays) -> np.ndarray:
         return reading.winsorised if self.w99 else reading.truths.money
 
     def per_list(self, lists: Lists, n: int) -> Values:
         known = ~np.isnan(lists.money)
         return super().per_list(Lists(lists.group[known], lists.rank[known], lists.money[known]), n)
 
-    def missing(self, reading: Reading, part: Part) -> str:
+    def missing(self, reading: RunArrays, part: SliceMask) -> str:
         """What there is to say of truth items without a price."""
         missing = np.isnan(reading.truths.money[part.truth])
         return f"{missing.sum()} truth items without a price ({missing.mean():.1%}) left out" if missing.any() else ""
 
-    def row(self, reading: Reading, part: Part, stage: str, values: Values | None, where: str, note: str = "") -> Figure:
+    def row(self, reading: RunArrays, part: SliceMask, stage: str, values: Values | None, where: str, note: str = "") -> MetricValue:
         ratio = of_requests(reading, part, *values) if values else None
         denominator = f"requests with a priced {reading.run.label}{of_part(part)}{where}"
         unit, denominator = self.unit(reading, ratio, denominator)
         notes = "; ".join(filter(None, [note, self.missing(reading, part)]))
         return self.figure(stage, part, ratio, unit, denominator, notes)
 
-    def unit(self, reading: Reading, ratio: Ratio | None, denominator: str) -> tuple[str, str]:
+    def unit(self, reading: RunArrays, ratio: Ratio | None, denominator: str) -> tuple[str, str]:
         """Unit and denominator of a figure."""
         return "request", denominator
 
@@ -438,7 +438,7 @@ class GMVHR(_Money):
         inside = np.bincount(some.group, weights=some.money * some.reachable, minlength=n)
         return np.where(total > 0, inside * metrics.random_share(lists.many, k), np.nan), total
 
-    def unit(self, reading: Reading, ratio: Ratio | None, denominator: str) -> tuple[str, str]:
+    def unit(self, reading: RunArrays, ratio: Ratio | None, denominator: str) -> tuple[str, str]:
         unit = str(reading.run.meta["log"].get("currency") or "money")
         total = f" ({ratio.den[ratio.known].sum():.2f} {unit})" if ratio else ""
         return unit, f"money of all truth items{total} of {denominator}"

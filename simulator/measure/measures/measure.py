@@ -23,7 +23,7 @@ import polars as pl
 
 from ....bounds import BOUNDS
 from ....errors import KarmafunnelError, quoted
-from ..arrays import ALL, Part, Reading
+from ..arrays import ALL, RunArrays, SliceMask
 from ..intervals import Estimate, Ratio
 from ..run import Run
 
@@ -90,7 +90,7 @@ class Measure(ABC):
         """What it is, in one clause."""
 
     @abstractmethod
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         """One figure a stage, then those that they are to be compared with: random, ceiling, logged
         order.
         """
@@ -100,7 +100,7 @@ class Measure(ABC):
         """Whether a request has a value of its own."""
         return False
 
-    def per_request(self, reading: Reading, stage: str) -> Values:
+    def per_request(self, reading: RunArrays, stage: str) -> Values:
         """What every request adds to the numerator (NaN: undefined) and denominator of a stage's
         figure: float64 (n_requests,) each.
 
@@ -122,9 +122,9 @@ class Measure(ABC):
         num[some], den[some] = found.estimate.num, found.estimate.den
         return num, den
 
-    def figure(self, stage: str, part: Part, estimate: Estimate | None, unit: str, denominator: str, note: str = "") -> Figure:
+    def figure(self, stage: str, part: SliceMask, estimate: Estimate | None, unit: str, denominator: str, note: str = "") -> MetricValue:
         """A figure of this measure."""
-        return Figure(stage, self, part.name, estimate, unit, denominator, note)
+        return MetricValue(stage, self, part.name, estimate, unit, denominator, note)
 
     def __str__(self) -> str:
         return ":".join([self.name + (f"@{self.k}" if self.k is not None else ""), *self.options()])
@@ -175,7 +175,7 @@ def parse_all(measures: Sequence[Measure | str]) -> list[Measure]:
 
 
 @dataclass(frozen=True, eq=False)
-class Figure:
+class MetricValue:
     """One value of one stage, or why there is none."""
 
     stage: str
@@ -195,18 +195,18 @@ class Figure:
 # -- what several measures need --------------------------------------------------------------------
 
 
-def of_requests(reading: Reading, part: Part, num: np.ndarray, den: np.ndarray, counts: np.ndarray | None = None) -> Ratio:
+def of_requests(reading: RunArrays, part: SliceMask, num: np.ndarray, den: np.ndarray, counts: np.ndarray | None = None) -> Ratio:
     """The requests of a part as an estimate."""
     keep = part.requests
     return Ratio(num[keep], den[keep], reading.cluster[keep], None if counts is None else counts[keep])
 
 
-def mean(reading: Reading, part: Part, values: np.ndarray) -> Ratio:
+def mean(reading: RunArrays, part: SliceMask, values: np.ndarray) -> Ratio:
     """The mean of the values of a part's requests, NaN left out."""
     return of_requests(reading, part, values, np.ones(reading.n))
 
 
-def of_part(part: Part) -> str:
+def of_part(part: SliceMask) -> str:
     """How a denominator names its part."""
     return "" if part.name == ALL else f" [{part.name}]"
 

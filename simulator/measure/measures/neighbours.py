@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 
 from .. import metrics
-from ..arrays import Part, Reading
-from .measure import BY_REQUEST, Figure, Measure, mean, of_part, too_short, top
+from ..arrays import RunArrays, SliceMask
+from .measure import BY_REQUEST, Measure, MetricValue, mean, of_part, too_short, top
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +35,7 @@ class Neighbours(Measure):
         slates hold.
         """
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         run, k = reading.run, self.k or 0
         pairs = [(a, b) for a, b in zip(run.stages, run.stages[1:], strict=False) if a in stages]
         if not pairs:

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import polars as pl
 
-from ..arrays import Part, Reading
-from .measure import BY_REQUEST, AtK, Figure, mean, of_part, too_short, top
+from ..arrays import RunArrays, SliceMask
+from .measure import BY_REQUEST, AtK, MetricValue, mean, of_part, too_short, top
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +30,7 @@ class Novelty(AtK):
     def definition(self) -> str:
         return f"bits of surprise of the top {self.k}: mean of -log2 of each item's share of W1's truth, one added to each item"
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         run, k = reading.run, self.k or 0
         denominator = f"requests with a slate{of_part(part)}"
         log, absent = reading.log

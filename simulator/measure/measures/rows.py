@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import metrics
-from ..arrays import LOGGED, Part, Reading
+from ..arrays import LOGGED, RunArrays, SliceMask
 from ..intervals import Calibration, Estimate, PooledAUC, Ratio
 from .hits import no_scores
-from .measure import BASE, BY_REQUEST, RANDOM, Figure, Measure, of_requests
+from .measure import BASE, BY_REQUEST, RANDOM, Measure, MetricValue, of_requests
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,19 @@ class RowMeasure(Measure):
     probabilities = False
 
     @abstractmethod
-    def estimate(self, reading: Reading, rows: ScoredRows) -> Estimate:
+    def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         """The figure of some rows."""
 
     def unit(self, label: str, positives: int) -> tuple[str, str]:
         """Unit and denominator."""
         return "exposure", f"exposures, {positives} with a {label}"
 
-    def beside(self, reading: Reading, part: Part, rows: ScoredRows, unit: str, denominator: str) -> Iterator[Figure]:
+    def beside(self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str) -> Iterator[MetricValue]:
         """What the stages are to be compared with; `rows` hold the logged order."""
         yield self.figure(LOGGED, part, self.estimate(reading, rows), unit, denominator)
         yield half(self, part, unit)
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         if part.by_truth:
             for stage in stages:
                 yield self.figure(stage, part, None, "", "", BY_REQUEST)
@@ -72,16 +72,16 @@ class RowMeasure(Measure):
             rows = ScoredRows(group, cluster, shown.score[LOGGED][inside], labels)
             yield from self.beside(reading, part, rows, unit, denominator)
 
-    def note(self, reading: Reading) -> str:
+    def note(self, reading: RunArrays) -> str:
         """What is said of every figure."""
         in_sample = self.probabilities and reading.run.meta["window"] == "W2b"
         return "in sample: W2b is what calibration is fitted on" if in_sample else ""
 
 
-def half(measure: Measure, part: Part, unit: str) -> Figure:
+def half(measure: Measure, part: SliceMask, unit: str) -> MetricValue:
     """What any random order gets in AUC."""
     ratio = Ratio(np.full(1, 0.5), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros(1))
-    return Figure(RANDOM, measure, part.name, ratio, unit, "", "expected value", constant=True)
+    return MetricValue(RANDOM, measure, part.name, ratio, unit, "", "expected value", constant=True)
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,7 +93,7 @@ class AUC(RowMeasure):
     def definition(self) -> str:
         return "chance that a positive row scores above a negative one, exact, ties one half, all rows pooled"
 
-    def estimate(self, reading: Reading, rows: ScoredRows) -> Estimate:
+    def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         return PooledAUC(rows.values, rows.labels, rows.cluster)
 
 
@@ -137,7 +137,7 @@ class GroupedAUC(RowMeasure):
     def _weighted_by(self) -> str:
         return {"exposures": "rows", "positives": "positives", "none": "nothing"}[self.weight]
 
-    def figures(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         candidates = self.population == "candidates" and not part.by_truth
         yield from self._of_candidates(reading, part, stages) if candidates else super().figures(reading, part, stages)
 
@@ -145,7 +145,7 @@ class GroupedAUC(RowMeasure):
     def by_request(self) -> bool:
         return self.group == "request"
 
-    def estimate(self, reading: Reading, rows: ScoredRows) -> Estimate:
+    def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         by_user = self.group == "user"
         n = len(reading.users) if by_user else reading.n
         auc, sizes, positives = metrics.auc_by_group(rows.cluster if by_user else rows.group, rows.values, rows.labels, n)
@@ -154,7 +154,7 @@ class GroupedAUC(RowMeasure):
         owner = np.arange(n) if by_user else reading.cluster
         return Ratio((auc * weights)[some], weights[some], owner[some])
 
-    def _of_candidates(self, reading: Reading, part: Part, stages: Sequence[str]) -> Iterator[Figure]:
+    def _of_candidates(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
         """Over what a stage scored: of P truth items and N = n - P others, AUC = sum of wins / (P
         N), one a request.
         """
@@ -189,13 +189,13 @@ class LogLoss(RowMeasure):
     def definition(self) -> str:
         return "mean natural-log loss of the calibrated probability (lower is better)"
 
-    def estimate(self, reading: Reading, rows: ScoredRows) -> Estimate:
+    def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         sizes = np.bincount(rows.group, minlength=reading.n)
         total = np.bincount(rows.group, weights=metrics.log_losses(rows.values, rows.labels), minlength=reading.n)
         some = sizes > 0
         return Ratio(total[some], sizes[some].astype(np.float64), reading.cluster[some], sizes[some])
 
-    def beside(self, reading: Reading, part: Part, rows: ScoredRows, unit: str, denominator: str) -> Iterator[Figure]:
+    def beside(self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str) -> Iterator[MetricValue]:
         everybody = np.full(len(rows.labels), rows.labels.mean())
         base = self.estimate(reading, ScoredRows(rows.group, rows.cluster, everybody, rows.labels))
         yield self.figure(BASE, part, base, unit, denominator, "everybody gets the mean")
@@ -212,12 +212,12 @@ class ECE(RowMeasure):
     def definition(self) -> str:
         return "mean gap between probability and frequency over 15 bins of equal mass (lower is better)"
 
-    def estimate(self, reading: Reading, rows: ScoredRows) -> Estimate:
+    def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         return Calibration(rows.values, rows.labels.astype(np.float64), rows.cluster)
 
-    def note(self, reading: Reading) -> str:
+    def note(self, reading: RunArrays) -> str:
         leans = "absolute gaps grow under resampling: the interval leans upward"
         return "; ".join(filter(None, [leans, super().note(reading)]))
 
-    def beside(self, reading: Reading, part: Part, rows: ScoredRows, unit: str, denominator: str) -> Iterator[Figure]:
+    def beside(self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str) -> Iterator[MetricValue]:
         return iter(())

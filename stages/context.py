@@ -1,4 +1,4 @@
-"""Scene: what a stage may look at while it is fitted and while it runs."""
+"""Context: what a stage may look at while it is fitted and while it runs."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.nd
 
 
 @dataclass(eq=False)
-class Scene:
+class Context:
     """The log as of each request, fitted embeddings by name, a label, a seed.
 
-    Another scene of the same log is made by `dataclasses.replace`. It shares `indexes`, which hold
-    what was worked out of the log, by what it is.
+    Another context of the same log is made by `dataclasses.replace`. It shares `indexes`, which
+    hold what was worked out of the log, by what it is.
     """
 
     log: Log
@@ -75,8 +75,8 @@ class Scene:
             self.indexes[what] = make()
         return self.indexes[what]
 
-    def reading(self, who: str, names: Sequence[str]) -> Scene:
-        """The scene for somebody who says which embedders it reads; asking for another one raises
+    def reading(self, who: str, names: Sequence[str]) -> Context:
+        """The context for somebody who says which embedders it reads; asking for another one raises
         KarmafunnelError.
         """
         return replace(self, reader=(who, tuple(names)))
