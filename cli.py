@@ -17,20 +17,32 @@ from .terminal import Console
 # asked for.
 SECTIONS = {
     "Start": {
-        "demo": ("start", "The whole way on generated data: a World, KARMA, a funnel, a report, a load test."),
+        "demo": (
+            "start",
+            "The whole way on generated data: a World, KARMA, a funnel, a report, a load test.",
+        ),
         "doctor": ("start", "Versions, threads, and what is slow here."),
     },
     "Data": {
         "convert": ("data", "Convert a public data set into a log."),
         "world": ("data", "Generate a marketplace with known truth and write its log."),
         "validate": ("data", "Check a log: PASS, FAIL or N/A a check, with example ids."),
-        "describe": ("data", "Sizes, ranges, prices, popularity, eligibility and the ceiling of a log."),
+        "describe": (
+            "data",
+            "Sizes, ranges, prices, popularity, eligibility and the ceiling of a log.",
+        ),
         "sample": ("data", "Write the log of a share of the users; the task stays."),
     },
     "Replay": {
-        "replay": ("runs", "Fit the funnel of a recipe on a log and replay the last window through it."),
+        "replay": (
+            "runs",
+            "Fit the funnel of a recipe on a log and replay the last window through it.",
+        ),
         "explain": ("runs", "Stage by stage, why items are where they are in one request."),
-        "table": ("runs", "Fit and replay every row of a recipe with several seeds, and compare them."),
+        "table": (
+            "runs",
+            "Fit and replay every row of a recipe with several seeds, and compare them.",
+        ),
         "fit-embedder": ("runs", "Fit one embedder of a recipe and save it."),
     },
     "Measure": {
@@ -39,10 +51,19 @@ SECTIONS = {
         "report": ("figures", "Write one self-contained HTML file about one or more Runs."),
     },
     "Load": {
-        "profile": ("deployment", "Time each stage over batch sizes and cutoffs, and fit its service time."),
-        "queue": ("deployment", "Send requests through a deployment: latency, utilisation, what was shown."),
+        "profile": (
+            "deployment",
+            "Time each stage over batch sizes and cutoffs, and fit its service time.",
+        ),
+        "queue": (
+            "deployment",
+            "Send requests through a deployment: latency, utilisation, what was shown.",
+        ),
         "timeline": ("deployment", "What happened to one request of a simulation."),
-        "plan": ("deployment", "Find the cheapest servers of each stage that meet a target of p99 latency."),
+        "plan": (
+            "deployment",
+            "Find the cheapest servers of each stage that meet a target of p99 latency.",
+        ),
     },
 }
 PLACES = {name: place for commands in SECTIONS.values() for name, (place, _) in commands.items()}
@@ -61,7 +82,9 @@ class Main(click.Group):
         if name not in PLACES:
             return None
         module = importlib.import_module(f".simulator.commands.{PLACES[name]}", __package__)
-        return next(x for x in vars(module).values() if isinstance(x, click.Command) and x.name == name)
+        return next(
+            x for x in vars(module).values() if isinstance(x, click.Command) and x.name == name
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, commands in SECTIONS.items():
@@ -93,14 +116,26 @@ def line_for(error: BaseException) -> str | None:
     if isinstance(error, SystemExit):
         return f"error: code of the recipe ends the program with sys.exit({error.code!r})"
     # Polars panics
-    if isinstance(error, (MemoryError, RecursionError, UnicodeError)) or type(error).__name__ == "PanicException":
+    if (
+        isinstance(error, (MemoryError, RecursionError, UnicodeError))
+        or type(error).__name__ == "PanicException"
+    ):
         return f"error: {line_of(error)}"
-    if isinstance(error, (KarmafunnelError, OSError)) or type(error).__module__.startswith("polars."):
+    if isinstance(error, (KarmafunnelError, OSError)) or type(error).__module__.startswith(
+        "polars."
+    ):
         return f"error: {error}"
     return None
 
 
-@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True})
+@click.group(
+    cls=Main,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 120,
+        "show_default": True,
+    },
+)
 @click.version_option(__version__, package_name="karmafunnel")
 def main() -> None:
     """Replay a personalized-search funnel offline and see, stage by stage, what it keeps and what

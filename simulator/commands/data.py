@@ -13,7 +13,18 @@ import click
 from ...files import LOG, PAGE, read_json
 from ...log import Catalogue, read, seal_log
 from ...terminal import Console
-from .options import Number, claimed, err, folder, force_flag, json_flag, log_argument, open_log, out, seed_option
+from .options import (
+    Number,
+    claimed,
+    err,
+    folder,
+    force_flag,
+    json_flag,
+    log_argument,
+    open_log,
+    out,
+    seed_option,
+)
 
 if TYPE_CHECKING:
     from ...checks import Check
@@ -42,10 +53,17 @@ def convert(source: str, raw: Path, log: Path, force: bool) -> None:
 @log_argument
 @click.argument("smaller", type=folder)
 @click.option(
-    "--users", type=Number("users_share"), default=0.1,
+    "--users",
+    type=Number("users_share"),
+    default=0.1,
     help="Share of the users, each kept with all of their requests.",
 )
-@click.option("--seed", type=Number("seed"), default=0, help="Draws the users; a smaller share lies inside a larger one.")
+@click.option(
+    "--seed",
+    type=Number("seed"),
+    default=0,
+    help="Draws the users; a smaller share lies inside a larger one.",
+)
 @force_flag
 def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> None:
     """Write the log of a share of LOG's users into the folder SMALLER: windows, catalogue, what is
@@ -64,7 +82,9 @@ def print_counts(log: Path, meta: dict[str, Any]) -> None:
 
     lines = [[name, f"{count:,}"] for name, count in read_json(log / "log.json")["counts"].items()]
     for name, count in meta["set_aside"].items():
-        lines.append([f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count)])
+        lines.append(
+            [f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count)]
+        )
     print_table(Table(["what", "count"], lines, title=f"{meta['name']}: {log}"), out)
     for sentence in meta["lacks"]:
         err.print(f"lacks: {sentence}")
@@ -72,16 +92,37 @@ def print_counts(log: Path, meta: dict[str, Any]) -> None:
 
 @click.command()
 @log_argument
-@click.option("--items", type=Number("world_items"), default=2000, help="How many items; on a --catalogue, at most so many of it.")
-@click.option("--users", type=Number("world_users"), default=600, help="How many shoppers.")
-@click.option("--requests", type=Number("world_requests"), default=4000, help="How many requests, over 30 days.")
-@seed_option
-@click.option("--catalogue", type=folder, help="Shoppers live on this catalogue (such as a converted amazon_catalog).")
 @click.option(
-    "--semantic", type=Number("semantic"), default=0.5,
+    "--items",
+    type=Number("world_items"),
+    default=2000,
+    help="How many items; on a --catalogue, at most so many of it.",
+)
+@click.option("--users", type=Number("world_users"), default=600, help="How many shoppers.")
+@click.option(
+    "--requests",
+    type=Number("world_requests"),
+    default=4000,
+    help="How many requests, over 30 days.",
+)
+@seed_option
+@click.option(
+    "--catalogue",
+    type=folder,
+    help="Shoppers live on this catalogue (such as a converted amazon_catalog).",
+)
+@click.option(
+    "--semantic",
+    type=Number("semantic"),
+    default=0.5,
     help="How much of taste is semantic (0..1) rather than habit and item identity.",
 )
-@click.option("--exploration", type=Number("exploration"), default=0.1, help="Share of shown slots filled at random.")
+@click.option(
+    "--exploration",
+    type=Number("exploration"),
+    default=0.1,
+    help="Share of shown slots filled at random.",
+)
 @click.option("--images", is_flag=True, help="Render product images as well.")
 @force_flag
 def world(log: Path, catalogue: Path | None, force: bool, **asked: Any) -> None:
@@ -104,7 +145,11 @@ def world(log: Path, catalogue: Path | None, force: bool, **asked: Any) -> None:
 @click.command()
 @log_argument
 @json_flag
-@click.option("--seal", is_flag=True, help="First take the tables as they are now, changed on purpose: counts and checksums are written anew.")
+@click.option(
+    "--seal",
+    is_flag=True,
+    help="First take the tables as they are now, changed on purpose: counts and checksums are written anew.",
+)
 def validate(log: Path, as_json: bool, seal: bool) -> None:
     """Check a log folder: PASS, FAIL or N/A a check, with example ids. Exit code 1 on a failure."""
     from ...checks import validate as run_checks
@@ -136,7 +181,10 @@ def print_checks(checks: list[Check], console: Console) -> None:
         status = Cell(check.status, style="yellow" if warned else colours[check.status])
         text = Cell("\n".join(said), style="dim" if check.status == "N/A" else "")
         rows.append([check.name, status, f"{check.count:,}" if check.count else "", text])
-    print_table(Table(["check", "answer", "count", "what was found"], rows, look="prose", boxed=False), console)
+    print_table(
+        Table(["check", "answer", "count", "what was found"], rows, look="prose", boxed=False),
+        console,
+    )
     counts = [f"{sum(c.status == status for c in checks)} {status}" for status in colours]
     console.print(f"{len(checks)} checks: {', '.join(counts)}")
 
@@ -171,5 +219,7 @@ def print_description(stats: dict[str, Any], console: Console) -> None:
 
     for title, heads, rows in tables(stats):
         console.print(title, style="bold")
-        print_table(Table(heads, rows, look="" if len(heads) > 2 else "prose", boxed=False), console)
+        print_table(
+            Table(heads, rows, look="" if len(heads) > 2 else "prose", boxed=False), console
+        )
         console.print()

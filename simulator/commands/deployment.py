@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 ARRIVALS = ("poisson", "daily", "flash")
 
 
-def arrivals_of(arrivals: str | None, rate: float | None, log: Path | None, n: int | None) -> tuple[Any, int]:
+def arrivals_of(
+    arrivals: str | None, rate: float | None, log: Path | None, n: int | None
+) -> tuple[Any, int]:
     """Arrivals as the flags say, and how many."""
     from ..load.arrivals import Daily, Flash, Poisson, Trace
 
@@ -70,24 +72,63 @@ def arrivals_of(arrivals: str | None, rate: float | None, log: Path | None, n: i
 
 @click.command()
 @click.argument("services", type=folder)
-@click.option("--rate", type=Number("rate"), help="Requests a second; with --log, its time is scaled to this rate.")
+@click.option(
+    "--rate",
+    type=Number("rate"),
+    help="Requests a second; with --log, its time is scaled to this rate.",
+)
 @click.option("--log", type=folder, help="Requests arrive as those of this log's last window did.")
 @click.option(
-    "--arrivals", type=click.Choice(ARRIVALS), help="At random (poisson, the default), a day's curve with bursts, a flash crowd."
+    "--arrivals",
+    type=click.Choice(ARRIVALS),
+    help="At random (poisson, the default), a day's curve with bursts, a flash crowd.",
 )
-@click.option("--run", type=folder, help="A Run whose paths were replayed: tells what was shown is worth, also at other loads.")
-@click.option("--measure", "measures", multiple=True, help="Measures of what was shown, with --run; HR@10 and GMV-HR@10 without.")
-@click.option("--beside", multiple=True, type=folder, help="Another SERVICES: the same requests through it, differences paired.")
-@click.option("--requests", "n", type=Number("requests"), help="How many; 20,000 without it, or all of the log's.")
+@click.option(
+    "--run",
+    type=folder,
+    help="A Run whose paths were replayed: tells what was shown is worth, also at other loads.",
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    help="Measures of what was shown, with --run; HR@10 and GMV-HR@10 without.",
+)
+@click.option(
+    "--beside",
+    multiple=True,
+    type=folder,
+    help="Another SERVICES: the same requests through it, differences paired.",
+)
+@click.option(
+    "--requests",
+    "n",
+    type=Number("requests"),
+    help="How many; 20,000 without it, or all of the log's.",
+)
 @seed_option
 @click.option("--events/--no-events", default=True, help="Keep what happened to each request.")
-@click.option("--out", "folder_out", type=folder, required=True, help="Where tables, load.html and trace.json go.")
+@click.option(
+    "--out",
+    "folder_out",
+    type=folder,
+    required=True,
+    help="Where tables, load.html and trace.json go.",
+)
 @force_flag
 @json_flag
 def queue(
-    services: Path, run: Path | None, measures: tuple[str, ...], beside: tuple[Path, ...], seed: int, events: bool,
-    folder_out: Path, force: bool, as_json: bool, **coming: Any,
-) -> None:  # fmt: skip
+    services: Path,
+    run: Path | None,
+    measures: tuple[str, ...],
+    beside: tuple[Path, ...],
+    seed: int,
+    events: bool,
+    folder_out: Path,
+    force: bool,
+    as_json: bool,
+    **coming: Any,
+) -> None:
     """Send requests through a deployment: latency, utilisation, who was shown what, and (with
     --run) what that is worth.
 
@@ -134,7 +175,9 @@ def queue(
             def step(what: str, i: int, total: int | None) -> None:
                 bar.update(task, description=what, completed=i, total=total)
 
-            worth = quality_under_load(policies, run, arrivals, count, seed, measures=measures, progress=step)
+            worth = quality_under_load(
+                policies, run, arrivals, count, seed, measures=measures, progress=step
+            )
             bar.update(task, description="simulating", completed=0, total=count)
 
         def write_more(made: Simulation, folder: Path) -> None:
@@ -145,16 +188,28 @@ def queue(
             load_page(made, folder / "load.html", worth=worth, command=command)
 
         simulation = simulate(
-            deployed, arrivals, count, seed, out=folder_out, events=events, progress=lambda i: bar.update(task, completed=i),
-            says={"command": command}, also=write_more,
-        )  # fmt: skip
+            deployed,
+            arrivals,
+            count,
+            seed,
+            out=folder_out,
+            events=events,
+            progress=lambda i: bar.update(task, completed=i),
+            says={"command": command},
+            also=write_more,
+        )
     if as_json:
-        print(json.dumps(simulation.summary() | ({"quality": worth.rows} if worth else {}), indent=1))
+        print(
+            json.dumps(simulation.summary() | ({"quality": worth.rows} if worth else {}), indent=1)
+        )
         return
     print_simulation(simulation)
     if worth:
         print_worth(worth)
-    err.print(f"open {folder_out / 'load.html'} in a browser" + f", {folder_out / 'trace.json'} at ui.perfetto.dev" * events)
+    err.print(
+        f"open {folder_out / 'load.html'} in a browser"
+        + f", {folder_out / 'trace.json'} at ui.perfetto.dev" * events
+    )
 
 
 def print_simulation(simulation: Any) -> None:
@@ -163,13 +218,32 @@ def print_simulation(simulation: Any) -> None:
 
     found = simulation.summary()
     heads = {
-        "servers": "servers", "utilisation": "busy", "mean_batch": "batch", "mean_wait_ms": "wait ms", "p50_ms": "p50", "p95_ms": "p95",
+        "servers": "servers",
+        "utilisation": "busy",
+        "mean_batch": "batch",
+        "mean_wait_ms": "wait ms",
+        "p50_ms": "p50",
+        "p95_ms": "p95",
         "p99_ms": "p99",
-    }  # fmt: skip
-    causes = {"shed": "shed", "abandoned": "out of patience", "late": "late", "overdue": "overdue", "failed": "crashed"}
+    }
+    causes = {
+        "shed": "shed",
+        "abandoned": "out of patience",
+        "late": "late",
+        "overdue": "overdue",
+        "failed": "crashed",
+    }
 
     def told(x: float | None) -> str:
-        return "" if x is None else f"{x:,}" if isinstance(x, int) else f"{x:,.2f}" if x < 10 else f"{x:,.1f}"
+        return (
+            ""
+            if x is None
+            else f"{x:,}"
+            if isinstance(x, int)
+            else f"{x:,.2f}"
+            if x < 10
+            else f"{x:,.1f}"
+        )
 
     rows = []
     for line in simulation.stages.iter_rows(named=True):
@@ -184,15 +258,19 @@ def print_simulation(simulation: Any) -> None:
     def shares(said: dict[str, float]) -> str:
         return ", ".join(f"{name} {share:.2%}" for name, share in said.items())
 
-    out.print(f"goodput {found['goodput']:,.1f} a second; outcomes: {shares(found['outcomes'])}", soft_wrap=True)
+    out.print(
+        f"goodput {found['goodput']:,.1f} a second; outcomes: {shares(found['outcomes'])}",
+        soft_wrap=True,
+    )
     out.print(f"paths: {shares(found['paths'])}", soft_wrap=True)
     for name in found["rarely_crashing"]:
-        out.print(f"{name}: fewer than ten crashes are to be expected in so short a run; ask for more --requests", style="bold")
+        out.print(
+            f"{name}: fewer than ten crashes are to be expected in so short a run; ask for more --requests",
+            style="bold",
+        )
     for name, growth in found["growing"].items():
         load = simulation.services[name].utilisation(found["rate"])
-        more = (
-            f"{name} is offered {load:.2f} times what its servers can do, and nothing bounds its queue: it grows by {growth:,.1f}"
-        )
+        more = f"{name} is offered {load:.2f} times what its servers can do, and nothing bounds its queue: it grows by {growth:,.1f}"
         more += " requests a second, and the latencies above with --requests"
         out.print(more, style="bold red", soft_wrap=True)
 
@@ -206,7 +284,11 @@ def print_worth(worth: Any) -> None:
     for row in worth.rows:
         change = row["difference"]
         ends = {"low": row["difference low"], "high": row["difference high"]}
-        beside = "" if change is None else valued({"value": change, "difference": change} | ends, signed=True)
+        beside = (
+            ""
+            if change is None
+            else valued({"value": change, "difference": change} | ends, signed=True)
+        )
         rows.append([row["policy"], row["measure"], valued(row), beside])
     heads = ["policy", "measure", "value", "difference"]
     print_table(Table(heads, rows, 2, title="what was shown is worth"), out)
@@ -225,7 +307,9 @@ def print_worth(worth: Any) -> None:
     for line in worth.outages.iter_rows(named=True):
         lost = f"{line['lost']:,.0f}" if not line["note"] else ""
         lost += f" [{line['low']:,.0f}, {line['high']:,.0f}]" if line["low"] is not None else ""
-        rows.append([line["stage"], line["path"], line["note"] or f"{lost} of {line['money']:,.0f}"])
+        rows.append(
+            [line["stage"], line["path"], line["note"] or f"{lost} of {line['money']:,.0f}"]
+        )
     heads = ["stage", "its requests take", f"lost in an hour, {worth.currency}"]
     print_table(Table(heads, rows, title="an hour's outage", look="prose"), out)
 
@@ -252,7 +336,9 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
     lines = []
     for row in rows.iter_rows(named=True):
         server = "" if row["server"] is None else str(row["server"])
-        lines.append([f"{row['since_ms']:,.2f}", row["stage"], row["event"], server, str(row["waiting"])])
+        lines.append(
+            [f"{row['since_ms']:,.2f}", row["stage"], row["event"], server, str(row["waiting"])]
+        )
     heads = ["ms", "stage", "event", "server", "waiting"]
     print_table(Table(heads, lines, title=title, look="prose"), out)
 
@@ -260,15 +346,44 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
 @click.command(name="plan")
 @click.argument("services", type=folder)
 @click.option("--rate", type=Number("rate"), required=True, help="Requests a second, at random.")
-@click.option("--p99-ms", type=Number("p99_ms"), required=True, help="The target: most that p99 of the latency end to end may be.")
-@click.option("--lost", type=Number("lost"), default=0.001, help="Share of requests that may be degraded or shown nothing.")
-@click.option("--requests", "n", type=Number("planned_requests"), default=20_000, help="Requests of each simulation.")
+@click.option(
+    "--p99-ms",
+    type=Number("p99_ms"),
+    required=True,
+    help="The target: most that p99 of the latency end to end may be.",
+)
+@click.option(
+    "--lost",
+    type=Number("lost"),
+    default=0.001,
+    help="Share of requests that may be degraded or shown nothing.",
+)
+@click.option(
+    "--requests",
+    "n",
+    type=Number("planned_requests"),
+    default=20_000,
+    help="Requests of each simulation.",
+)
 @seed_option
-@click.option("--out", "folder_out", type=folder, help="Where services.toml, plan.json, what_if.csv and load.html go.")
+@click.option(
+    "--out",
+    "folder_out",
+    type=folder,
+    help="Where services.toml, plan.json, what_if.csv and load.html go.",
+)
 @force_flag
 @json_flag
 def plan_command(
-    services: Path, rate: float, p99_ms: float, lost: float, n: int, seed: int, folder_out: Path | None, force: bool, as_json: bool
+    services: Path,
+    rate: float,
+    p99_ms: float,
+    lost: float,
+    n: int,
+    seed: int,
+    folder_out: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Find the cheapest servers of each stage that meet a target of p99 latency.
 
@@ -282,15 +397,27 @@ def plan_command(
     if folder_out is not None:
         claimed(folder_out, PLAN, services, force=force)
     given = Services.read(services)
-    asked = {"deployment": given.toml(), "rate": rate, "target_ms": p99_ms, "lost": lost, "n": n, "seed": seed}
+    asked = {
+        "deployment": given.toml(),
+        "rate": rate,
+        "target_ms": p99_ms,
+        "lost": lost,
+        "n": n,
+        "seed": seed,
+    }
     if folder_out is not None:
         claimed(folder_out, PLAN, wants=asked, force=force)
     with progress_bar(err) as bar:
         task = bar.add_task("simulating", total=None)
         found = make_plan(
-            given, rate, p99_ms, lost=lost, n=n, seed=seed,
+            given,
+            rate,
+            p99_ms,
+            lost=lost,
+            n=n,
+            seed=seed,
             progress=lambda what, i: bar.update(task, description=what, completed=i),
-        )  # fmt: skip
+        )
         if folder_out is not None:
             bar.update(task, description="the page of the plan")
             write_plan(found, folder_out, asked)
@@ -299,7 +426,9 @@ def plan_command(
         return
     print_plan(found)
     if folder_out is not None:
-        err.print(f"open {folder_out / 'load.html'} in a browser; deploy {folder_out / 'services.toml'}")
+        err.print(
+            f"open {folder_out / 'load.html'} in a browser; deploy {folder_out / 'services.toml'}"
+        )
 
 
 def write_plan(found: Any, folder_out: Path, asked: dict[str, Any]) -> None:
@@ -325,24 +454,40 @@ def print_plan(found: Any) -> None:
 
     for table in plan_tables(found):
         print_table(table, out)
-    sure = "nothing cheaper does, as far as more servers never hurt" if found.proven else "not everything cheaper was tried"
+    sure = (
+        "nothing cheaper does, as far as more servers never hurt"
+        if found.proven
+        else "not everything cheaper was tried"
+    )
 
     def tell(text: str) -> None:
         out.print(text, soft_wrap=True)
 
-    tell(f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing {found.degraded:.2%}; {sure}")
-    tell(f"cost of a million requests {number(found.cost_per_million)}, an hour {number(found.services.cost_per_hour)}")
-    tell(f"headroom: meets the target up to {found.headroom:,.1f} a second ({found.headroom / found.rate - 1:+.0%})")
+    tell(
+        f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing {found.degraded:.2%}; {sure}"
+    )
+    tell(
+        f"cost of a million requests {number(found.cost_per_million)}, an hour {number(found.services.cost_per_hour)}"
+    )
+    tell(
+        f"headroom: meets the target up to {found.headroom:,.1f} a second ({found.headroom / found.rate - 1:+.0%})"
+    )
 
 
 @click.command()
 @click.argument("recipe")
 @log_argument
 @click.option(
-    "--out", "services", type=folder, required=True, help="The TOML file to write; the fit is drawn into an HTML file beside it."
+    "--out",
+    "services",
+    type=folder,
+    required=True,
+    help="The TOML file to write; the fit is drawn into an HTML file beside it.",
 )
 @seed_option
-@click.option("--batches", type=Numbers("batch_size"), default="1,2,4,8,16", help="Requests at once.")
+@click.option(
+    "--batches", type=Numbers("batch_size"), default="1,2,4,8,16", help="Requests at once."
+)
 @click.option(
     "--cutoffs",
     type=Cutoffs("k"),
@@ -352,20 +497,37 @@ def print_plan(found: Any) -> None:
 )
 @click.option("--seconds", type=Number("seconds"), default=15.0, help="Most time a stage.")
 @click.option(
-    "--load", type=Number("load"), default=1.0,
+    "--load",
+    type=Number("load"),
+    default=1.0,
     help="Time the stages as they are at this utilisation: 1 is one pass after another.",
 )
-@click.option("--threads", type=Number("threads"), default=1, help="Threads of torch, LightGBM and faiss while stages are timed.")
+@click.option(
+    "--threads",
+    type=Number("threads"),
+    default=1,
+    help="Threads of torch, LightGBM and faiss while stages are timed.",
+)
 @window_option
-@click.option("--policies", is_flag=True, help="Add a deadline, batches, waiting rooms and fallbacks to start from.")
+@click.option(
+    "--policies",
+    is_flag=True,
+    help="Add a deadline, batches, waiting rooms and fallbacks to start from.",
+)
 @no_cache_flag
 @force_flag
 @json_flag
 @takes_run_options
 def profile(
-    recipe: str, log: Path, services: Path, options: RunOptions, policies: bool, as_json: bool, cutoffs: tuple[tuple[str, list[int]], ...],
+    recipe: str,
+    log: Path,
+    services: Path,
+    options: RunOptions,
+    policies: bool,
+    as_json: bool,
+    cutoffs: tuple[tuple[str, list[int]], ...],
     **timing: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Time each stage of RECIPE's funnel on LOG over batch sizes and cutoffs, and fit its service
     time for `queue` and `plan`.
 
@@ -380,7 +542,9 @@ def profile(
 
     html = services.parent / f"{services.stem}.html"
     if html == services:
-        raise KarmafunnelError(f"profile: --out {services} needs to be a TOML file; the page goes into an .html file beside it")
+        raise KarmafunnelError(
+            f"profile: --out {services} needs to be a TOML file; the page goes into an .html file beside it"
+        )
     claimed(services, SERVICES, log, recipe, force=options.force)
     claimed(html, PAGE, log, recipe, force=options.force)
     opened = open_log(log)
@@ -394,7 +558,12 @@ def profile(
     if as_json:
         print(
             json.dumps(
-                {"services": tomllib.loads(found.services.toml()), "fits": found.fits, "cells": found.cells.to_dicts()}, indent=1
+                {
+                    "services": tomllib.loads(found.services.toml()),
+                    "fits": found.fits,
+                    "cells": found.cells.to_dicts(),
+                },
+                indent=1,
             )
         )
     else:

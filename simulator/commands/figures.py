@@ -37,9 +37,17 @@ def print_stage_table(run: Path, names: list[str] | None = None) -> None:
 @click.argument("run", type=folder)
 @click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
 @click.option("--slice", "slice_name", help="target, repeat, user, price or query.")
-@click.option("--format", "fmt", type=click.Choice(["table", "csv", "markdown", "latex"]), default="table", help="How the rows are printed.")
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "csv", "markdown", "latex"]),
+    default="table",
+    help="How the rows are printed.",
+)
 @json_flag
-def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: str, as_json: bool) -> None:
+def measure(
+    run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: str, as_json: bool
+) -> None:
     """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50,
     gAUC:request:exposures, ...
     """
@@ -51,7 +59,9 @@ def measure(run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: s
     print_rows(run_measure(opened, list(measures), slice=slice_name), fmt, as_json)
     if fmt == "table" and not as_json:
         ranked = [m for m in parse_all(measures) if m.ranks]
-        gains = [row for row in added(opened, ranked, slice=slice_name) if row["difference"] is not None]
+        gains = [
+            row for row in added(opened, ranked, slice=slice_name) if row["difference"] is not None
+        ]
         if gains:
             out.print("\nWhat each stage adds to the order of the stage before it, at one depth:")
             print_rows(gains)
@@ -90,7 +100,9 @@ def compare(run_a: Path, run_b: Path, measures: tuple[str, ...], as_json: bool) 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=folder, metavar="RUN...")
-@click.option("--out", "html", type=folder, default=Path("report.html"), help="The HTML file to write.")
+@click.option(
+    "--out", "html", type=folder, default=Path("report.html"), help="The HTML file to write."
+)
 def report(runs: tuple[Path, ...], html: Path) -> None:
     """Write one self-contained HTML file about one or more Runs."""
     from ..report.run_page import report as write_report

@@ -48,7 +48,11 @@ class Numbers(Number):
     """Such numbers, with commas between."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return [super(Numbers, self).convert(word, param, ctx) for word in value.split(",")] if isinstance(value, str) else value
+        return (
+            [super(Numbers, self).convert(word, param, ctx) for word in value.split(",")]
+            if isinstance(value, str)
+            else value
+        )
 
 
 class Cutoffs(Numbers):
@@ -72,34 +76,59 @@ class Place(click.Path):
 
 folder = Place(path_type=Path)
 log_argument = click.argument("log", type=folder)
-seed_option = click.option("--seed", type=Number("seed"), default=0, help="Of every random draw; the same seed gives the same bytes.")
+seed_option = click.option(
+    "--seed",
+    type=Number("seed"),
+    default=0,
+    help="Of every random draw; the same seed gives the same bytes.",
+)
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-device_option = click.option("--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda.")
-limit_option = click.option("--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time.")
+device_option = click.option(
+    "--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda."
+)
+limit_option = click.option(
+    "--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time."
+)
 window_option = click.option(
-    "--window", type=click.Choice(["W3", "W2b"]), default="W3", help="W2b is for tuning; W3 is looked at once, at the end."
+    "--window",
+    type=click.Choice(["W3", "W2b"]),
+    default="W3",
+    help="W2b is for tuning; W3 is looked at once, at the end.",
 )
 no_cache_flag = click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 force_flag = click.option(
-    "--force", is_flag=True, help="Replace an older result of something else, or an edited one; what karmafunnel did not write stays."
+    "--force",
+    is_flag=True,
+    help="Replace an older result of something else, or an edited one; what karmafunnel did not write stays.",
 )
 
 
 def claimed(
-    place: Path, kind: Kind, *inputs: Path | str | None, wants: dict[str, Any] | None = None, force: bool = False
+    place: Path,
+    kind: Kind,
+    *inputs: Path | str | None,
+    wants: dict[str, Any] | None = None,
+    force: bool = False,
 ) -> None:
     """Claim a place to write until the command ends; see `files.claim`."""
     context = click.get_current_context()
-    context.with_resource(claim(place, str(context.info_name), kind, wants=wants, inputs=inputs, force=force))
+    context.with_resource(
+        claim(place, str(context.info_name), kind, wants=wants, inputs=inputs, force=force)
+    )
 
 
 def worker_flags(command: Any) -> Any:
     """--workers and --ray."""
     n = click.option(
-        "--workers", type=Number("workers"), metavar="N", help="Replay by N processes of one thread each; with --ray, at most N at a time."
+        "--workers",
+        type=Number("workers"),
+        metavar="N",
+        help="Replay by N processes of one thread each; with --ray, at most N at a time.",
     )
     ray = click.option(
-        "--ray", metavar="ADDRESS", help="Replay on the Ray cluster at this address (host:6379, auto; local: start one here)."
+        "--ray",
+        metavar="ADDRESS",
+        help="Replay on the Ray cluster at this address (host:6379, auto; local: start one here).",
     )
     return n(ray(command))
 
@@ -116,9 +145,18 @@ def takes_run_options(command: Any) -> Any:
 
         workers, ray = given.pop("workers", None), given.pop("ray", None)
         cache = click.get_current_context().with_resource(cache_folder(given.pop("no_cache")))
-        told = {name: given.pop(name) for name in ("seed", "device", "limit", "window", "force") if name in given}
+        told = {
+            name: given.pop(name)
+            for name in ("seed", "device", "limit", "window", "force")
+            if name in given
+        }
         options = RunOptions(**told, cache=cache, console=err, command=typed())
-        command(options=replace(options, workers=None if workers is None and ray is None else Workers(workers, ray)), **given)
+        command(
+            options=replace(
+                options, workers=None if workers is None and ray is None else Workers(workers, ray)
+            ),
+            **given,
+        )
 
     return with_options
 

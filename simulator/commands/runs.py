@@ -44,19 +44,35 @@ if TYPE_CHECKING:
 @limit_option
 @window_option
 @no_cache_flag
-@click.option("--path", "paths", multiple=True, help="Replay this degradation path as well, such as recall=popular,rank=skip.")
 @click.option(
-    "--paths", "services", type=folder, metavar="SERVICES", help="Replay every path that a request can take there as well."
+    "--path",
+    "paths",
+    multiple=True,
+    help="Replay this degradation path as well, such as recall=popular,rank=skip.",
 )
 @click.option(
-    "--stale-minutes", type=Number("stale_minutes"),
+    "--paths",
+    "services",
+    type=folder,
+    metavar="SERVICES",
+    help="Replay every path that a request can take there as well.",
+)
+@click.option(
+    "--stale-minutes",
+    type=Number("stale_minutes"),
     help="How often near-line interests are refreshed, for paths such as karma=stale.",
 )
 @force_flag
 @worker_flags
 @takes_run_options
 def replay(
-    recipe: str, log: Path, run: Path, options: RunOptions, paths: tuple[str, ...], services: Path | None, stale_minutes: float | None
+    recipe: str,
+    log: Path,
+    run: Path,
+    options: RunOptions,
+    paths: tuple[str, ...],
+    services: Path | None,
+    stale_minutes: float | None,
 ) -> None:
     """Fit the funnel of RECIPE on LOG and replay the last window through it.
 
@@ -112,7 +128,11 @@ def print_paths(run: Path) -> None:
         names.append(f"GMV-HR@{k}")
     lines: list[list[str | Cell]] = []
     for path, one in runs.items():
-        rows = {r["measure"]: r for r in measure(one, names, by_stage=False) if r["stage"] == one.stages[-1]}
+        rows = {
+            r["measure"]: r
+            for r in measure(one, names, by_stage=False)
+            if r["stage"] == one.stages[-1]
+        }
         lines.append([path, *(valued(rows[name]) for name in names)])
     print_table(Table(["path", *names], lines, title="what the last stage shows, by path"), out)
 
@@ -121,11 +141,15 @@ def print_paths(run: Path) -> None:
 @click.argument("recipe")
 @log_argument
 @click.option("--request", "request_id", required=True, help="A request_id of the log.")
-@click.option("--item", "item_id", help="An item_id; without it, the truth and the best of the last stage.")
+@click.option(
+    "--item", "item_id", help="An item_id; without it, the truth and the best of the last stage."
+)
 @seed_option
 @no_cache_flag
 @takes_run_options
-def explain(recipe: str, log: Path, request_id: str, item_id: str | None, options: RunOptions) -> None:
+def explain(
+    recipe: str, log: Path, request_id: str, item_id: str | None, options: RunOptions
+) -> None:
     """Stage by stage, why items are where they are in one request."""
     from ..replay.prepare import prepare
     from ..replay.recipe import load_recipe
@@ -138,8 +162,13 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, option
     if query := opened.requests["query"][row]:
         out.print(f"query: {query}")
     past = opened.asof.history(np.array([row]), 8).items[0]
-    for what, items in (("history", past[past >= 0]), ("came next", fitted.context.truth.filter(pl.col("request") == row)["item"])):
-        titles = "; ".join(str(opened.items["title"][int(i)] or opened.item_ids[int(i)])[:60] for i in items)
+    for what, items in (
+        ("history", past[past >= 0]),
+        ("came next", fitted.context.truth.filter(pl.col("request") == row)["item"]),
+    ):
+        titles = "; ".join(
+            str(opened.items["title"][int(i)] or opened.item_ids[int(i)])[:60] for i in items
+        )
         out.print(f"{what}: {titles or 'nothing'}")
     for name, embedding in fitted.context.embeddings.items():
         if told := embedding.read(np.array([row])):
@@ -147,7 +176,12 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, option
     lines = []
     for row in frame.sort("item_id", maintain_order=True).iter_rows(named=True):
         item = f"{row['item_id']} {(row['title'] or '')[:40]}"
-        place = [str(row["rank"]), str(row["of"]), "yes" if row["kept"] else "no", f"{row['score']:.4g}"]
+        place = [
+            str(row["rank"]),
+            str(row["of"]),
+            "yes" if row["kept"] else "no",
+            f"{row['score']:.4g}",
+        ]
         needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
         lines.append([item, row["stage"], *place, needed, row["channel"], row["why"]])
     heads = ["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"]
@@ -157,22 +191,53 @@ def explain(recipe: str, log: Path, request_id: str, item_id: str | None, option
 @click.command(name="table")
 @click.argument("recipe")
 @log_argument
-@click.option("--only", multiple=True, metavar="ROW", help="Only these rows, beside the one that they are held against.")
-@click.option("--against", metavar="ROW", help="Hold the rows against this one; without it, against the recipe's own.")
-@click.option("--seed", "seeds", type=Number("seed"), multiple=True, help="Only these seeds; without it, those of the recipe.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="ROW",
+    help="Only these rows, beside the one that they are held against.",
+)
+@click.option(
+    "--against",
+    metavar="ROW",
+    help="Hold the rows against this one; without it, against the recipe's own.",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    type=Number("seed"),
+    multiple=True,
+    help="Only these seeds; without it, those of the recipe.",
+)
 @window_option
 @limit_option
 @device_option
-@click.option("--minutes", type=Number("minutes"), help="Begin no new cell after so long; the same command goes on later.")
+@click.option(
+    "--minutes",
+    type=Number("minutes"),
+    help="Begin no new cell after so long; the same command goes on later.",
+)
 @no_cache_flag
-@click.option("--out", "folder_out", type=folder, required=True, help="Where cells and table.html, .md, .csv, .tex, .json go.")
+@click.option(
+    "--out",
+    "folder_out",
+    type=folder,
+    required=True,
+    help="Where cells and table.html, .md, .csv, .tex, .json go.",
+)
 @force_flag
 @worker_flags
 @takes_run_options
 def table_command(
-    recipe: str, log: Path, only: tuple[str, ...], against: str | None, seeds: tuple[int, ...], options: RunOptions, minutes: float | None,
+    recipe: str,
+    log: Path,
+    only: tuple[str, ...],
+    against: str | None,
+    seeds: tuple[int, ...],
+    options: RunOptions,
+    minutes: float | None,
     folder_out: Path,
-) -> None:  # fmt: skip
+) -> None:
     """Fit and replay every row of RECIPE with several seeds and hold them against each other, with
     paired intervals.
 
@@ -231,14 +296,26 @@ def fit_embedder(
         )
     check_device(options.device)
     with err.status("fitting") as status:
+
         def say(message: str) -> None:
             err.print(message, style="dim", soft_wrap=True)
 
-        context = Context(opened, {}, found.label, options.seed, options.device, say, lambda message: status.update(message), found.outside)
+        context = Context(
+            opened,
+            {},
+            found.label,
+            options.seed,
+            options.device,
+            say,
+            lambda message: status.update(message),
+            found.outside,
+        )
         embedding = fit_embedders({name: embedders[name]}, context, options.cache)[name]
         embedding.save(folder_out)
     items = embedding.items()
-    vectors = f"{items.shape[0]:,} x {items.shape[1]}, {int((items != 0).any(axis=1).sum()):,} not zero"
+    vectors = (
+        f"{items.shape[0]:,} x {items.shape[1]}, {int((items != 0).any(axis=1).sum()):,} not zero"
+    )
     lines = [["item vectors", vectors]]
     for key, value in embedding.facts.items():
         lines.append([key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)])

@@ -24,7 +24,11 @@ from .options import claimed, err, folder, force_flag, json_flag, out, seed_opti
 
 @click.command()
 @click.option(
-    "--out", "folder_out", type=folder, default=Path("out/demo"), help="Where log, Run and report go."
+    "--out",
+    "folder_out",
+    type=folder,
+    default=Path("out/demo"),
+    help="Where log, Run and report go.",
 )
 @seed_option
 @force_flag
@@ -47,17 +51,30 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     from ..world import generate
 
     start = time.perf_counter()
-    kinds = {"log": LOG, "run": RUN_AND_PATHS, "load": SIMULATION, "services.toml": SERVICES, "report.html": PAGE, "load.html": PAGE}
+    kinds = {
+        "log": LOG,
+        "run": RUN_AND_PATHS,
+        "load": SIMULATION,
+        "services.toml": SERVICES,
+        "report.html": PAGE,
+        "load.html": PAGE,
+    }
     for name, kind in kinds.items():
         claimed(folder_out / name, kind, force=force)
     err.print("making a World: 2,000 items, 600 users, 4,000 requests")
-    generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(folder_out / "log")
+    generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(
+        folder_out / "log"
+    )
     log = Log.open(folder_out / "log")
     recipe = load_recipe("karma", log)
-    options = RunOptions(seed=seed, cache=folder_out / "cache", console=err, command="karmafunnel demo")
+    options = RunOptions(
+        seed=seed, cache=folder_out / "cache", console=err, command="karmafunnel demo"
+    )
     fitted = prepare(recipe, log, options)
     err.print("timing its stages")
-    deployed = with_policies(run_profile(recipe, log, Timing(seconds=3.0), options, fitted=fitted).services)
+    deployed = with_policies(
+        run_profile(recipe, log, Timing(seconds=3.0), options, fitted=fitted).services
+    )
     deployed.write(folder_out / "services.toml")
     run = folder_out / "run"
     replay_paths(recipe, log, run, deployed.paths(), options, fitted=fitted)
@@ -70,19 +87,29 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
         def step(what: str, i: int, total: int | None) -> None:
             bar.update(task, description=what, completed=i, total=total)
 
-        worth = quality_under_load({"services": deployed}, run, Poisson(rate), 5000, seed, progress=step)
+        worth = quality_under_load(
+            {"services": deployed}, run, Poisson(rate), 5000, seed, progress=step
+        )
     simulation = simulate(
-        deployed, Poisson(rate), 5000, seed, out=folder_out / "load", events=True, says={"command": "karmafunnel demo"},
-        also=lambda _, folder: worth.write(folder), force=True,  # stages are timed anew each time
-    )  # fmt: skip
+        deployed,
+        Poisson(rate),
+        5000,
+        seed,
+        out=folder_out / "load",
+        events=True,
+        says={"command": "karmafunnel demo"},
+        also=lambda _, folder: worth.write(folder),
+        force=True,  # stages are timed anew each time
+    )
     load_page(simulation, folder_out / "load.html", worth=worth, command="karmafunnel demo")
     print_simulation(simulation)
     print_worth(worth)
     again = f"karmafunnel queue {folder_out / 'services.toml'} --rate {2 * rate:.0f} --run {run} --out {folder_out / 'double'}"
     err.print(
         f"{time.perf_counter() - start:.0f} s. Open {folder_out / 'report.html'} and {folder_out / 'load.html'} in a browser; go on with:\n"
-        f"  karmafunnel measure {run} HR@20 --slice target\n  {again}", soft_wrap=True,
-    )  # fmt: skip
+        f"  karmafunnel measure {run} HR@20 --slice target\n  {again}",
+        soft_wrap=True,
+    )
 
 
 @click.command()
@@ -93,11 +120,32 @@ def doctor(as_json: bool) -> None:
 
     from ..report.table import Table, print_table
 
-    facts: dict[str, Any] = {"karmafunnel": __version__, "python": platform.python_version(), "machine": platform.platform()}
-    packages = ("numpy", "polars", "pyarrow", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s", "plotly")
+    facts: dict[str, Any] = {
+        "karmafunnel": __version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+    }
+    packages = (
+        "numpy",
+        "polars",
+        "pyarrow",
+        "torch",
+        "lightgbm",
+        "faiss-cpu",
+        "scikit-learn",
+        "bm25s",
+        "plotly",
+    )
     facts |= {name: version(name) for name in packages}
-    facts |= {"cores": os.cpu_count(), "torch threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
-    facts |= {name: os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KARMAFUNNEL_CACHE")}
+    facts |= {
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "cuda": torch.cuda.is_available(),
+    }
+    facts |= {
+        name: os.environ.get(name, "")
+        for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KARMAFUNNEL_CACHE")
+    }
     a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
     t = torch.from_numpy(a)
     for name, product in (("numpy", lambda: a @ a), ("torch", lambda: t @ t)):
@@ -105,7 +153,9 @@ def doctor(as_json: bool) -> None:
         start = time.perf_counter()
         for _ in range(10):
             product()
-        facts[f"{name} fp32 matmul, GFLOP/s"] = round(10 * 2 * 1024**3 / (time.perf_counter() - start) / 1e9)
+        facts[f"{name} fp32 matmul, GFLOP/s"] = round(
+            10 * 2 * 1024**3 / (time.perf_counter() - start) / 1e9
+        )
     slow = []
     if facts["torch fp32 matmul, GFLOP/s"] < 20:
         slow.append("matrix products are slow: SASRec and DIN will be, too")
@@ -117,5 +167,8 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    lines = [[key, "; ".join(value) if isinstance(value, list) else str(value)] for key, value in facts.items()]
+    lines = [
+        [key, "; ".join(value) if isinstance(value, list) else str(value)]
+        for key, value in facts.items()
+    ]
     print_table(Table(["what", "found"], lines, look="prose"), out)

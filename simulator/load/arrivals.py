@@ -64,7 +64,9 @@ def _stretched(gaps: np.ndarray, seconds: np.ndarray, rate: np.ndarray) -> np.nd
     integral = np.concatenate([[0.0], np.cumsum(step)])
     total = np.cumsum(gaps)
     inside = np.interp(total, integral, seconds)
-    return 1000 * np.where(total > integral[-1], seconds[-1] + (total - integral[-1]) / rate[-1], inside)
+    return 1000 * np.where(
+        total > integral[-1], seconds[-1] + (total - integral[-1]) / rate[-1], inside
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,13 @@ class Daily(Arrivals):
     burst: float = 2.0
 
     def __post_init__(self) -> None:
-        _check(rate=self.rate, peak=self.peak, bursts=self.bursts, burst=self.burst, day_s=1.0 if self.day_s is None else self.day_s)
+        _check(
+            rate=self.rate,
+            peak=self.peak,
+            bursts=self.bursts,
+            burst=self.burst,
+            day_s=1.0 if self.day_s is None else self.day_s,
+        )
 
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
         _check(requests=n)
@@ -117,7 +125,9 @@ class Flash(Arrivals):
         _check(requests=n)
         span = n / self.rate
         since = np.linspace(0, span, GRID) - self.at * span
-        rate = 1 + (self.factor - 1) * np.where(since >= 0, np.exp(-np.maximum(since, 0) / self.fade_s), 0)
+        rate = 1 + (self.factor - 1) * np.where(
+            since >= 0, np.exp(-np.maximum(since, 0) / self.fade_s), 0
+        )
         return _stretched(rng.exponential(size=n), np.linspace(0, span, GRID), self.rate * rate)
 
 
@@ -176,7 +186,9 @@ class Trace(Arrivals):
             _check(rate=rate)
         span = times[-1] / 1000
         if span == 0:
-            raise KarmafunnelError(f"log {log.name}: arrivals need requests at different times, found all {len(times)} at once")
+            raise KarmafunnelError(
+                f"log {log.name}: arrivals need requests at different times, found all {len(times)} at once"
+            )
         speed = 1.0 if rate is None else rate * span / len(times)
         return cls(times, speed, tuple(log.requests["request_id"][rows].to_list()))
 
@@ -192,5 +204,7 @@ class Trace(Arrivals):
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
         _check(requests=n)
         if n > len(self.times_ms):
-            raise KarmafunnelError(f"arrivals: the trace has {len(self.times_ms)} requests, {n} were asked for")
+            raise KarmafunnelError(
+                f"arrivals: the trace has {len(self.times_ms)} requests, {n} were asked for"
+            )
         return self.times_ms[:n] / self.speed

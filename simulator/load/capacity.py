@@ -101,9 +101,23 @@ class Search:
     """Deployments that differ by their servers, each simulated once a seed and rate."""
 
     def __init__(
-        self, services: Services, rate: float, target_ms: float, lost: float, n: int, seed: int, progress: Callable[[str, int], None] | None
-    ):  # fmt: skip
-        self.services, self.rate, self.target_ms, self.lost, self.n, self.seed = services, rate, target_ms, lost, n, seed
+        self,
+        services: Services,
+        rate: float,
+        target_ms: float,
+        lost: float,
+        n: int,
+        seed: int,
+        progress: Callable[[str, int], None] | None,
+    ):
+        self.services, self.rate, self.target_ms, self.lost, self.n, self.seed = (
+            services,
+            rate,
+            target_ms,
+            lost,
+            n,
+            seed,
+        )
         # in the order in which they are asked: one that said no is asked first
         self.seeds = [(seed + i) % (int(SEED.high) + 1) for i in range(SEEDS)]
         self.progress = progress
@@ -116,12 +130,17 @@ class Search:
     def deployed(self, servers: Servers) -> Services:
         count = dict(zip([stage.name for stage in self.stages], servers, strict=True))
         return replace(
-            self.services, stages=tuple(replace(s, servers=count.get(s.name, s.servers)) for s in self.services.stages)
+            self.services,
+            stages=tuple(
+                replace(s, servers=count.get(s.name, s.servers)) for s in self.services.stages
+            ),
         )
 
     def simulated(self, servers: Servers, rate: float, seed: int) -> Simulation:
         if self.progress:
-            told = ", ".join(f"{stage.name} {c}" for stage, c in zip(self.stages, servers, strict=True))
+            told = ", ".join(
+                f"{stage.name} {c}" for stage, c in zip(self.stages, servers, strict=True)
+            )
             self.progress(f"{told} at {rate:,.1f} a second", len(self.known))
         return simulate(self.deployed(servers), Poisson(rate), self.n, seed)
 
@@ -136,13 +155,30 @@ class Search:
 
     def outcome(self, simulation: Simulation) -> Outcome:
         steady = simulation.steady
-        p99 = simulation.summary()["latency"].get("p99_ms", {"value": math.inf, "low": None, "high": None})
+        p99 = simulation.summary()["latency"].get(
+            "p99_ms", {"value": math.inf, "low": None, "high": None}
+        )
         degraded = 1 - int((steady["path"] == self.services.normal).sum()) / steady.height
         lines = simulation.stages.filter(pl.col("utilisation").is_not_null())
         waits = [steady[f"{name}.wait_ms"].quantile(0.99) or 0.0 for name in lines["stage"]]
-        lost = lines.select(pl.sum_horizontal("shed", "abandoned", "late", "overdue", "failed")).to_series().to_list()
-        order = zip(lost if degraded > self.lost and any(lost) else waits, waits, lines["stage"], strict=True)
-        return Outcome(p99["value"], p99["low"], p99["high"], degraded, max(order, key=lambda line: line[:2])[2])
+        lost = (
+            lines.select(pl.sum_horizontal("shed", "abandoned", "late", "overdue", "failed"))
+            .to_series()
+            .to_list()
+        )
+        order = zip(
+            lost if degraded > self.lost and any(lost) else waits,
+            waits,
+            lines["stage"],
+            strict=True,
+        )
+        return Outcome(
+            p99["value"],
+            p99["low"],
+            p99["high"],
+            degraded,
+            max(order, key=lambda line: line[:2])[2],
+        )
 
     def good(self, outcome: Outcome) -> bool:
         return outcome.p99_ms <= self.target_ms and outcome.degraded <= self.lost
@@ -152,8 +188,7 @@ class Search:
         return self.stable(servers, self.rate) and self.good(self.ask(servers))
 
     def refused(self, servers: Servers, rate: float | None = None) -> Outcome | None:
-        """What came of the first seed found that misses the target; None where every seed meets it.
-        """
+        """The outcome of the first seed that misses the target; None where every seed meets it."""
         for seed in list(self.seeds):
             if not self.good(found := self.ask(servers, rate, seed)):
                 self.seeds.remove(seed)
@@ -166,7 +201,10 @@ class Search:
         return self.stable(servers, rate or self.rate) and self.refused(servers, rate) is None
 
     def stable(self, servers: Servers, rate: float) -> bool:
-        return all(replace(stage, servers=c).utilisation(rate) < 1 for c, stage in zip(servers, self.stages, strict=True))
+        return all(
+            replace(stage, servers=c).utilisation(rate) < 1
+            for c, stage in zip(servers, self.stages, strict=True)
+        )
 
     def fewest_stable(self, stage: Service) -> int:
         return math.floor(replace(stage, servers=1).utilisation(self.rate)) + 1
@@ -192,8 +230,14 @@ class Search:
         count = [self.fewest_stable(stage) for stage in self.stages]
         waits = [self.predicted_wait(stage, c) for stage, c in zip(self.stages, count, strict=True)]
         while math.hypot(*waits) > spare_ms:
-            after = [self.predicted_wait(stage, c + 1) for stage, c in zip(self.stages, count, strict=True)]
-            gain = [(a * a - b * b) / max(s.cost_per_hour, 1e-9) for a, b, s in zip(waits, after, self.stages, strict=True)]
+            after = [
+                self.predicted_wait(stage, c + 1)
+                for stage, c in zip(self.stages, count, strict=True)
+            ]
+            gain = [
+                (a * a - b * b) / max(s.cost_per_hour, 1e-9)
+                for a, b, s in zip(waits, after, self.stages, strict=True)
+            ]
             gain = [0.0 if c >= limit else g for g, c, limit in zip(gain, count, most, strict=True)]
             best = max(range(len(gain)), key=gain.__getitem__)
             if gain[best] <= 0:
@@ -203,14 +247,23 @@ class Search:
         return tuple(count)
 
     def predicted_wait(self, stage: Service, servers: int) -> float:
-        """p99 of the wait, batches full: a batch is one customer, and comes after as many arrivals.
-        """
+        """p99 of the wait, ms, by queueing theory: each full batch is one customer."""
         deployed = replace(stage, servers=servers)
         busy = deployed.utilisation(self.rate)
         if busy == 0:
             return 0.0
-        rate, service_ms = self.rate / stage.batch, busy * servers * 1000 / (self.rate / stage.batch)
-        return wait_quantile_ms(rate, service_ms, servers, stage.time.squared_cv, 0.99, arrivals_squared_cv=1 / stage.batch)
+        rate, service_ms = (
+            self.rate / stage.batch,
+            busy * servers * 1000 / (self.rate / stage.batch),
+        )
+        return wait_quantile_ms(
+            rate,
+            service_ms,
+            servers,
+            stage.time.squared_cv,
+            0.99,
+            arrivals_squared_cv=1 / stage.batch,
+        )
 
     def grown(self, servers: Servers, most: Servers) -> Servers:
         """Servers added to the worst stage until every seed meets the target; at most `most` each,
@@ -250,7 +303,9 @@ class Search:
         """The fewest of each stage that could do, all other stages having plenty."""
         found = []
         for i, c in enumerate(servers):
-            while c > 1 and self.holds(tuple(c - 1 if i == j else more for j, more in enumerate(plenty))):
+            while c > 1 and self.holds(
+                tuple(c - 1 if i == j else more for j, more in enumerate(plenty))
+            ):
                 c -= 1
             found.append(c)
         return tuple(found)
@@ -286,21 +341,38 @@ class Search:
         the target, else of the worst seed.
         """
         asked = [("as planned", servers, self.rate)]
-        asked += [(f"rate {share - 1:+.0%}", servers, share * self.rate) for share in (0.8, 1.2, 1.5)]
+        asked += [
+            (f"rate {share - 1:+.0%}", servers, share * self.rate) for share in (0.8, 1.2, 1.5)
+        ]
         for sign, word in ((-1, "less"), (1, "more")):
             for i, stage in enumerate(self.stages):
-                asked.append((f"one {stage.name} {word}", tuple(c + sign * (i == j) for j, c in enumerate(servers)), self.rate))
+                asked.append(
+                    (
+                        f"one {stage.name} {word}",
+                        tuple(c + sign * (i == j) for j, c in enumerate(servers)),
+                        self.rate,
+                    )
+                )
         rows = []
         for change, count, rate in asked:
             if min(count) < 1:
                 continue
             cost = self.deployed(count).cost_per_hour / (rate * 3600) * 1e6
-            row: dict[str, Any] = {"change": change, "rate": rate, **dict.fromkeys(("p99_ms", "low", "high", "degraded"))}
+            row: dict[str, Any] = {
+                "change": change,
+                "rate": rate,
+                **dict.fromkeys(("p99_ms", "low", "high", "degraded")),
+            }
             if self.stable(count, rate):
                 found = self.refused(count, rate) or max(
                     (self.ask(count, rate, seed) for seed in self.seeds), key=lambda o: o.p99_ms
                 )
-                row |= {"p99_ms": found.p99_ms, "low": found.low, "high": found.high, "degraded": found.degraded}
+                row |= {
+                    "p99_ms": found.p99_ms,
+                    "low": found.low,
+                    "high": found.high,
+                    "degraded": found.degraded,
+                }
                 row |= {"cost_per_million": cost, "meets": self.good(found)}
             else:  # overload: no figure
                 row |= {"cost_per_million": cost, "meets": False}
@@ -311,7 +383,10 @@ class Search:
         """The highest rate that still meets the target with every seed, by bisection."""
         low, busiest = (
             self.rate,
-            max(replace(s, servers=c).utilisation(self.rate) for c, s in zip(servers, self.stages, strict=True)),
+            max(
+                replace(s, servers=c).utilisation(self.rate)
+                for c, s in zip(servers, self.stages, strict=True)
+            ),
         )
         high = min(self.rate / busiest, BOUNDS["rate"].high) if busiest else self.rate
         while high > low * (1 + CLOSE):
@@ -321,9 +396,15 @@ class Search:
 
 
 def plan(
-    services: Services, rate: float, p99_ms: float, *, lost: float = 0.001, n: int = 20_000, seed: int = 0,
+    services: Services,
+    rate: float,
+    p99_ms: float,
+    *,
+    lost: float = 0.001,
+    n: int = 20_000,
+    seed: int = 0,
     progress: Callable[[str, int], None] | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The cheapest servers for each stage so that p99 of the latency end to end is at most `p99_ms`
     at `rate` requests a second (Poisson).
 
@@ -379,16 +460,31 @@ def plan(
         line = found.row(by_predicate=pl.col("stage") == stage.name, named=True)
         lines.append(
             {
-                "stage": stage.name, "servers": c, "fewest": least, "utilisation": line["utilisation"], "p99_ms": line["p99_ms"],
+                "stage": stage.name,
+                "servers": c,
+                "fewest": least,
+                "utilisation": line["utilisation"],
+                "p99_ms": line["p99_ms"],
                 "cost_per_hour": c * stage.cost_per_hour,
             }
-        )  # fmt: skip
+        )
     changes = pl.DataFrame(search.changes(servers), infer_schema_length=None)
     headroom = search.headroom(servers)
     return Plan(
-        search.deployed(servers), rate, p99_ms, lost, n, seed, max(o.p99_ms for o in outcomes), max(o.degraded for o in outcomes),
-        pl.DataFrame(lines), changes, headroom, proven, len(search.known),
-    )  # fmt: skip
+        search.deployed(servers),
+        rate,
+        p99_ms,
+        lost,
+        n,
+        seed,
+        max(o.p99_ms for o in outcomes),
+        max(o.degraded for o in outcomes),
+        pl.DataFrame(lines),
+        changes,
+        headroom,
+        proven,
+        len(search.known),
+    )
 
 
 __all__ = ["Plan", "plan"]

@@ -46,25 +46,39 @@ class Quality:
         self.measures = parse_all(measures)
         readings = dict(zip(runs, same_requests(list(runs.values()), list(runs)), strict=True))
         full = readings[FULL]
-        self.ids, self.cluster, self.n, self.n_users = full.requests["request_id"], full.cluster, full.n, len(full.users)
+        self.ids, self.cluster, self.n, self.n_users = (
+            full.requests["request_id"],
+            full.cluster,
+            full.n,
+            len(full.users),
+        )
         self.currency = str(runs[FULL].meta["log"].get("currency") or "money")
         self.runs, self.paths = dict(runs), [*runs, *([NOTHING] if NOTHING not in runs else [])]
         last = {path: run.stages[-1] for path, run in runs.items()}
-        if short := [str(m) for m in self.measures if m.k is not None and m.k > runs[FULL].k(last[FULL])]:
+        if short := [
+            str(m) for m in self.measures if m.k is not None and m.k > runs[FULL].k(last[FULL])
+        ]:
             raise KarmafunnelError(
                 f"credit: {last[FULL]} puts out {runs[FULL].k(last[FULL])}, which is too few for {', '.join(short)}"
             )
         # by measure: numerators and denominators (n_paths, n_requests)
         self.worth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for measure in self.measures:
-            values = [measure.per_request(reading, last[path]) for path, reading in readings.items()]
+            values = [
+                measure.per_request(reading, last[path]) for path, reading in readings.items()
+            ]
             num, den = values[list(runs).index(FULL)]
             # what is not ranked has no AUC
             nothing = np.where(np.isnan(num) | (measure.name == "gAUC"), np.nan, 0.0)
             values += [(nothing, den)] if NOTHING not in runs else []
-            self.worth[str(measure)] = np.stack([v[0] for v in values]), np.stack([v[1] for v in values])
+            self.worth[str(measure)] = (
+                np.stack([v[0] for v in values]),
+                np.stack([v[1] for v in values]),
+            )
 
-    def logged(self, request: np.ndarray, seed: int = 0, ids: Sequence[str] | None = None) -> np.ndarray:
+    def logged(
+        self, request: np.ndarray, seed: int = 0, ids: Sequence[str] | None = None
+    ) -> np.ndarray:
         """The logged request of each simulated one, as a place in `ids`: int64. `request`: their
         numbers in order of arrival.
 
@@ -107,7 +121,9 @@ class Quality:
         num, den = (table[code, at] for table in self.worth[str(measure)])
         return Ratio(num, den, self.cluster[at])
 
-    def intervals(self, estimates: Sequence[Ratio], resamples: int, seed: int) -> list[tuple[float | None, float | None]]:
+    def intervals(
+        self, estimates: Sequence[Ratio], resamples: int, seed: int
+    ) -> list[tuple[float | None, float | None]]:
         """95% intervals, users resampled; none with a single user."""
         samples = sampled(estimates, self.n_users, resamples, seed)
         return [interval(samples[e]) if samples else (None, None) for e in estimates]
@@ -126,9 +142,14 @@ class Credit:
 
 
 def credit(
-    requests: pl.DataFrame, runs: Mapping[str, Run] | Quality, measures: Sequence[Measure | str] = (), seed: int = 0, *,
-    ids: Sequence[str] | None = None, resamples: int = 1000,
-) -> Credit:  # fmt: skip
+    requests: pl.DataFrame,
+    runs: Mapping[str, Run] | Quality,
+    measures: Sequence[Measure | str] = (),
+    seed: int = 0,
+    *,
+    ids: Sequence[str] | None = None,
+    resamples: int = 1000,
+) -> Credit:
     """What simulated requests (`request` and `path` of `Simulation.requests`) earn, each from one
     logged request.
 
@@ -146,22 +167,37 @@ def credit(
     at, code = at[order], code[order]
     ratios = [quality.ratio(m, code, at) for m in quality.measures]
     rows, parts = [], []
-    for measure, ratio, (low, high) in zip(quality.measures, ratios, quality.intervals(ratios, resamples, seed), strict=True):
+    for measure, ratio, (low, high) in zip(
+        quality.measures, ratios, quality.intervals(ratios, resamples, seed), strict=True
+    ):
         value = None if np.isnan(ratio.value) else ratio.value
         rows.append(
-            {"measure": str(measure), "value": value, "low": low, "high": high, "n": ratio.n, "undefined": ratio.undefined}
+            {
+                "measure": str(measure),
+                "value": value,
+                "low": low,
+                "high": high,
+                "n": ratio.n,
+                "undefined": ratio.undefined,
+            }
         )
         known = ratio.known
-        sums = [np.bincount(code[known], x[known], len(quality.paths)).astype(np.float64) for x in (ratio.num, ratio.den)]
+        sums = [
+            np.bincount(code[known], x[known], len(quality.paths)).astype(np.float64)
+            for x in (ratio.num, ratio.den)
+        ]
         parts.append(
             pl.DataFrame(
                 {
-                    "measure": [str(measure)] * len(quality.paths), "path": quality.paths,
+                    "measure": [str(measure)] * len(quality.paths),
+                    "path": quality.paths,
                     "requests": np.bincount(code, minlength=len(quality.paths)),
-                    "defined": np.bincount(code[known], minlength=len(quality.paths)), "numerator": sums[0], "denominator": sums[1],
+                    "defined": np.bincount(code[known], minlength=len(quality.paths)),
+                    "numerator": sums[0],
+                    "denominator": sums[1],
                 }
             ).filter(pl.col("requests") > 0)
-        )  # fmt: skip
+        )
     return Credit(ratios, rows, pl.concat(parts))
 
 
@@ -187,9 +223,13 @@ def money(quality: Quality, code: np.ndarray, at: np.ndarray) -> Ratio:
 
 
 def load_curve(
-    simulated: Mapping[str, Sequence[Simulation]], quality: Quality, seed: int = 0, resamples: int = 1000, ids: Sequence[str] | None = None,
+    simulated: Mapping[str, Sequence[Simulation]],
+    quality: Quality,
+    seed: int = 0,
+    resamples: int = 1000,
+    ids: Sequence[str] | None = None,
     warmup: int = 0,
-) -> pl.DataFrame:  # fmt: skip
+) -> pl.DataFrame:
     """Quality and money against offered load: one row a policy and load.
 
     `simulated`: by policy its Simulations at several loads, with the same seed and number of
@@ -204,13 +244,23 @@ def load_curve(
     for policy, simulations in simulated.items():
         for simulation in simulations:
             requests, summary = simulation.requests[warmup:], simulation.summary()
-            line: dict[str, Any] = {"policy": policy, "rate": simulation.rate, "goodput": summary["goodput"]}
+            line: dict[str, Any] = {
+                "policy": policy,
+                "rate": simulation.rate,
+                "goodput": summary["goodput"],
+            }
             line["p99_ms"] = summary["latency"]["p99_ms"]["value"] if summary["latency"] else None
             # near-line interests are no degradation
             shares = {FULL: simulation.services.normal, NOTHING: NOTHING}
-            line |= {name: int((requests["path"] == path).sum()) / requests.height for name, path in shares.items()}
+            line |= {
+                name: int((requests["path"] == path).sum()) / requests.height
+                for name, path in shares.items()
+            }
             for row in credit(requests, quality, seed=seed, resamples=resamples, ids=ids).rows:
-                line |= {f"{row['measure']}{end}": row[key] for end, key in (("", "value"), (" low", "low"), (" high", "high"))}
+                line |= {
+                    f"{row['measure']}{end}": row[key]
+                    for end, key in (("", "value"), (" low", "low"), (" high", "high"))
+                }
             if priced:
                 at = quality.logged(requests["request"].to_numpy(), seed, ids)
                 earned = money(quality, quality.code(requests["path"]), at)
@@ -224,7 +274,12 @@ def load_curve(
 
 
 def outages(
-    services: Services, quality: Quality, rate: float, hours: float = 1.0, seed: int = 0, resamples: int = 1000
+    services: Services,
+    quality: Quality,
+    rate: float,
+    hours: float = 1.0,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> pl.DataFrame:
     """What an outage of each stage costs: all of its requests take the stage's fallback, or are
     shown nothing where it fails closed.
@@ -239,14 +294,20 @@ def outages(
     names = [stage.name for stage in services.stages]
     usual = modes_of(services.normal)
     if services.normal not in quality.paths:
-        raise KarmafunnelError(f"credit: needs the Run of the path {services.normal}; replay it with --path {services.normal}")
+        raise KarmafunnelError(
+            f"credit: needs the Run of the path {services.normal}; replay it with --path {services.normal}"
+        )
     full = np.full(quality.n, quality.paths.index(services.normal))
     requests = rate * 3600 * hours
     before, plain = money(quality, full, at), [quality.ratio(m, full, at) for m in quality.measures]
     for stage in services.stages:
         if not stage.online:  # stale vectors go on being served
             continue
-        path = NOTHING if stage.fail == "closed" else path_of(usual | {stage.name: stage.fallen}, names)
+        path = (
+            NOTHING
+            if stage.fail == "closed"
+            else path_of(usual | {stage.name: stage.fallen}, names)
+        )
         line: dict[str, Any] = {"stage": stage.name, "path": path, "note": ""}
         known = path in quality.paths
         code = np.full(quality.n, quality.paths.index(path)) if known else full
@@ -260,11 +321,15 @@ def outages(
         else:
             line["lost"] = lost.value * requests
             if samples:
-                line["low"], line["high"] = (None if x is None else x * requests for x in interval(samples[lost]))
+                line["low"], line["high"] = (
+                    None if x is None else x * requests for x in interval(samples[lost])
+                )
         for measure, up, out in zip(quality.measures, plain, down, strict=True):
             name = str(measure)
             line |= {name: up.value, f"{name} in the outage": out.value if known else None}
-            low, high = Difference.between([out], [up], samples, seed).interval if known else (None, None)
+            low, high = (
+                Difference.between([out], [up], samples, seed).interval if known else (None, None)
+            )
             line |= {f"{name} lost low": low, f"{name} lost high": high}
         lines.append(line)
     return pl.DataFrame(lines, infer_schema_length=None)
@@ -291,24 +356,40 @@ class Worth:
             "quality_by_path": self.by_path,
             "load_curve": self.curve,
         }
-        for name, frame in (frames | ({"outages": self.outages} if self.outages is not None else {})).items():
+        for name, frame in (
+            frames | ({"outages": self.outages} if self.outages is not None else {})
+        ).items():
             frame.write_csv(folder / f"{name}.csv")
 
 
 def check_stages(services: Services, run: Run) -> None:
     """Raises KarmafunnelError where a deployment is not of the stages of a Run, in their order."""
-    names = [s.name for s in services.stages if s.name in run.stages or s.name not in (run.meta.get("embedders") or {})]
+    names = [
+        s.name
+        for s in services.stages
+        if s.name in run.stages or s.name not in (run.meta.get("embedders") or {})
+    ]
     if names != run.stages:
-        raise KarmafunnelError(f"credit: services {services.name!r} need the stages of {run.path}, {run.stages}, found {quoted(names)}")
+        raise KarmafunnelError(
+            f"credit: services {services.name!r} need the stages of {run.path}, {run.stages}, found {quoted(names)}"
+        )
 
 
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times the load asked for
 
 
 def quality_under_load(
-    policies: Mapping[str, Services], run: Path | str, arrivals: Arrivals, n: int, seed: int = 0, *, measures: Sequence[str] = (),
-    loads: Sequence[float] = LOADS, resamples: int = 1000, progress: Callable[[str, int, int], None] | None = None,
-) -> Worth:  # fmt: skip
+    policies: Mapping[str, Services],
+    run: Path | str,
+    arrivals: Arrivals,
+    n: int,
+    seed: int = 0,
+    *,
+    measures: Sequence[str] = (),
+    loads: Sequence[float] = LOADS,
+    resamples: int = 1000,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Worth:
     """The same n requests through each policy, at the load of `arrivals` and at multiples of it,
     each credited with what it was shown.
 
@@ -318,7 +399,10 @@ def quality_under_load(
     """
     runs = runs_of(run)
     full = runs[FULL]
-    names = list(measures) or ["HR@10", *(["GMV-HR@10"] if full.meta["log"]["has"]["price"] else [])]
+    names = list(measures) or [
+        "HR@10",
+        *(["GMV-HR@10"] if full.meta["log"]["has"]["price"] else []),
+    ]
     for services in policies.values():
         check_stages(services, full)
     quality = Quality(runs, names)
@@ -327,7 +411,9 @@ def quality_under_load(
     simulated: dict[str, list[Simulation]] = {name: [] for name in policies}
     for i, (name, load) in enumerate(product(policies, asked)):
         if progress:
-            progress(f"{name} at {load * arrivals.rate:,.0f} a second", i, len(policies) * len(asked))
+            progress(
+                f"{name} at {load * arrivals.rate:,.0f} a second", i, len(policies) * len(asked)
+            )
         simulated[name].append(simulate(policies[name], arrivals.faster(load), n, seed))
     every = [simulation for simulations in simulated.values() for simulation in simulations]
     # the same requests everywhere
@@ -340,7 +426,9 @@ def quality_under_load(
         ratios = earned.ratios
         by_path.append(earned.by_path.select(pl.lit(name).alias("policy"), pl.all()))
         for i, row in enumerate(earned.rows):
-            line = {"policy": name, **row} | dict.fromkeys(("difference", "difference low", "difference high"))
+            line = {"policy": name, **row} | dict.fromkeys(
+                ("difference", "difference low", "difference high")
+            )
             if base and quality.n_users > 1 and row["value"] is not None:
                 samples = sampled([base[i], ratios[i]], quality.n_users, resamples, seed)
                 gain = Difference.between([base[i]], [ratios[i]], samples, seed)
@@ -349,6 +437,15 @@ def quality_under_load(
             rows.append(line)
         base = base or ratios
     curve = load_curve(simulated, quality, seed, resamples, ids, warmup)
-    priced, (first, found) = any(m.name == "GMV-HR" for m in quality.measures), next(iter(simulated.items()))
-    lost = outages(policies[first], quality, found[asked.index(1.0)].rate, seed=seed, resamples=resamples) if priced else None
+    priced, (first, found) = (
+        any(m.name == "GMV-HR" for m in quality.measures),
+        next(iter(simulated.items())),
+    )
+    lost = (
+        outages(
+            policies[first], quality, found[asked.index(1.0)].rate, seed=seed, resamples=resamples
+        )
+        if priced
+        else None
+    )
     return Worth(rows, pl.concat(by_path), curve, lost, quality.currency)

@@ -48,7 +48,14 @@ MOST = 20_000  # passes
 POINTS = 100  # of the quantiles of an empirical ratio
 BETTER = 0.01  # a more complicated kind has to fit so much better, in shares of the mean
 PASS, STAGE, REQUESTS, CUTOFF, ITEMS, MS = "pass", "stage", "requests", "cutoff", "items", "ms"
-SCHEMA = {PASS: pl.Int32, STAGE: pl.String, REQUESTS: pl.Int32, CUTOFF: pl.Int32, ITEMS: pl.Int64, MS: pl.Float64}
+SCHEMA = {
+    PASS: pl.Int32,
+    STAGE: pl.String,
+    REQUESTS: pl.Int32,
+    CUTOFF: pl.Int32,
+    ITEMS: pl.Int64,
+    MS: pl.Float64,
+}
 
 
 # -- the fit ---------------------------------------------------------------------------------------
@@ -107,7 +114,9 @@ def fit_ratio(ratios: np.ndarray, seed: int = 0) -> tuple[Any, float, tuple[floa
     train, held = ratios[at[::2]], np.sort(ratios[at[1::2]])
     u = (np.arange(len(held)) + 0.5) / len(held)
     kinds = ("constant", "lognormal", "empirical")
-    distance = {kind: float(np.abs(quantile(*_ratio(kind, train), u) - held).mean()) for kind in kinds}
+    distance = {
+        kind: float(np.abs(quantile(*_ratio(kind, train), u) - held).mean()) for kind in kinds
+    }
     kind = next(kind for kind in kinds if distance[kind] <= min(distance.values()) + BETTER)
     return _ratio(kind, ratios)
 
@@ -140,7 +149,9 @@ def rounded(made: ServiceTime) -> ServiceTime:
     """To the digits that a person reads."""
     base, request, item = (float(f"{x:.6g}") for x in (made.base_ms, made.request_ms, made.item_us))
     ratios = tuple(round(r, 4) for r in made.ratios)
-    return replace(made, base_ms=base, request_ms=request, item_us=item, cv=round(made.cv, 4), ratios=ratios)
+    return replace(
+        made, base_ms=base, request_ms=request, item_us=item, cv=round(made.cv, 4), ratios=ratios
+    )
 
 
 # -- the measurement -------------------------------------------------------------------------------
@@ -162,7 +173,9 @@ def threads_of(n: int) -> Iterator[None]:
             gc.enable()
 
 
-def cutoffs_of(fitted: FittedFunnel, cutoffs: Mapping[str, Sequence[int]] | None = None) -> dict[str, list[int]]:
+def cutoffs_of(
+    fitted: FittedFunnel, cutoffs: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, list[int]]:
     """Cutoffs by stage, ascending, the last stage left out; without `cutoffs` a quarter of k, half
     of it and k.
 
@@ -171,10 +184,14 @@ def cutoffs_of(fitted: FittedFunnel, cutoffs: Mapping[str, Sequence[int]] | None
     """
     ks = {ready.stage.name: ready.stage.k for ready in fitted.stages[:-1]}
     if cutoffs is None:
-        return {name: sorted({max(1, round(share * k)) for share in SHARES}) for name, k in ks.items()}
+        return {
+            name: sorted({max(1, round(share * k)) for share in SHARES}) for name, k in ks.items()
+        }
     for name, given in cutoffs.items():
         if name not in ks:
-            raise KarmafunnelError(f"profile: cutoffs are of the stages before the last, {list(ks)}, found {name!r}")
+            raise KarmafunnelError(
+                f"profile: cutoffs are of the stages before the last, {list(ks)}, found {name!r}"
+            )
         if not given or min(given) < 1 or max(given) > ks[name]:
             raise KarmafunnelError(
                 f"profile: {name} puts out {ks[name]}; its cutoffs need to be from 1 to that, found {list(given)}"
@@ -187,10 +204,16 @@ def networks(fitted: FittedFunnel) -> list[str]:
     network.
     """
     stages = {ready.stage.name for ready in fitted.stages}
-    return [name for name, found in fitted.context.embeddings.items() if name not in stages and found.online]
+    return [
+        name
+        for name, found in fitted.context.embeddings.items()
+        if name not in stages and found.online
+    ]
 
 
-def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -> list[tuple[str, int, float]]:
+def one_pass(
+    fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]
+) -> list[tuple[str, int, float]]:
     """Stage, items that came to it and ms, the embedders `apart` first; one that no stage asked is
     left out.
 
@@ -199,7 +222,9 @@ def one_pass(fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]) -
     names = {fitted.context.embeddings[name]: name for name in apart}
     start = time.perf_counter()
     steps = fitted.run(requests)
-    beside = max(time.perf_counter() - start - sum(step.seconds for step in steps), 0.0) / len(steps)
+    beside = max(time.perf_counter() - start - sum(step.seconds for step in steps), 0.0) / len(
+        steps
+    )
     own: dict[str, float] = {}
     rows = []
     read = set[Place]()
@@ -236,9 +261,14 @@ TIMING = Timing()
 
 
 def measure_passes(
-    fitted: FittedFunnel, requests: np.ndarray, timing: Timing = TIMING, *, seed: int = 0, apart: Sequence[str] | None = None,
+    fitted: FittedFunnel,
+    requests: np.ndarray,
+    timing: Timing = TIMING,
+    *,
+    seed: int = 0,
+    apart: Sequence[str] | None = None,
     console: Console | None = None,
-) -> pl.DataFrame:  # fmt: skip
+) -> pl.DataFrame:
     """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before),
     items (of all requests), ms.
 
@@ -250,7 +280,9 @@ def measure_passes(
     """
     batches, load, most = sorted(set(timing.batches)), timing.load, timing.most
     if not batches or not all(BOUNDS["batch_size"].holds(batch) for batch in batches):
-        raise KarmafunnelError(f"profile: batches need to be {BOUNDS['batch_size']}, found {quoted(batches)}")
+        raise KarmafunnelError(
+            f"profile: batches need to be {BOUNDS['batch_size']}, found {quoted(batches)}"
+        )
     if len(requests) < 2 * batches[-1]:
         raise KarmafunnelError(
             f"profile: batches of {batches[-1]} need {2 * batches[-1]} requests in the window, found {len(requests)}"
@@ -279,7 +311,11 @@ def measure_passes(
         # timelines and thread pools are made once, here
         next_pass(batch, {name: ks[-1] for name, ks in levels.items()})
     limit, n, rows = timing.seconds * (len(names) + len(apart)), 0, []
-    order = [(batch, level) for batch in batches for level in range(max(map(len, levels.values()), default=1))]
+    order = [
+        (batch, level)
+        for batch in batches
+        for level in range(max(map(len, levels.values()), default=1))
+    ]
     count, took = dict.fromkeys(batches, 0), dict.fromkeys(batches, 0.0)
     bar = progress_bar(console) if console else None
     start = time.perf_counter()
@@ -289,7 +325,10 @@ def measure_passes(
             turn = {name: int(rng.integers(len(ks))) for name, ks in levels.items()}
             for i in rng.permutation(len(order)):
                 batch, level = order[i]
-                now = {name: ks[(level + turn[name]) % len(ks)] if level else ks[-1] for name, ks in levels.items()}
+                now = {
+                    name: ks[(level + turn[name]) % len(ks)] if level else ks[-1]
+                    for name, ks in levels.items()
+                }
                 gap = rng.exponential(took[batch] / max(count[batch], 1) / load)
                 if rng.uniform() > load:
                     time.sleep(min(gap, max(start + limit - time.perf_counter(), 0.0)))
@@ -316,7 +355,9 @@ def measure_passes(
 def uncut(passes: pl.DataFrame) -> pl.DataFrame:
     """The passes in which no slate was cut further than in any other."""
     full = pl.col(CUTOFF).is_null() | (pl.col(CUTOFF) == pl.col(CUTOFF).max().over(STAGE))
-    return passes.with_columns(full.alias("full")).filter(pl.col("full").all().over(PASS)).drop("full")
+    return (
+        passes.with_columns(full.alias("full")).filter(pl.col("full").all().over(PASS)).drop("full")
+    )
 
 
 # -- both ------------------------------------------------------------------------------------------
@@ -333,14 +374,32 @@ class Profile:
     seed: int = 0
 
     @classmethod
-    def of(cls, passes: pl.DataFrame, ks: Mapping[str, int], name: str = "services", note: str = "", seed: int = 0) -> Profile:
+    def of(
+        cls,
+        passes: pl.DataFrame,
+        ks: Mapping[str, int],
+        name: str = "services",
+        note: str = "",
+        seed: int = 0,
+    ) -> Profile:
         """Fit every stage of the passes; `ks` by name, of the stages that have one."""
         stages = []
         for stage in passes[STAGE].unique(maintain_order=True):
             mine = passes.filter(pl.col(STAGE) == stage)
-            made = rounded(fit_time(mine[REQUESTS].to_numpy(), mine[ITEMS].to_numpy(), mine[MS].to_numpy(), seed))
+            made = rounded(
+                fit_time(
+                    mine[REQUESTS].to_numpy(), mine[ITEMS].to_numpy(), mine[MS].to_numpy(), seed
+                )
+            )
             most = uncut(passes).filter(pl.col(STAGE) == stage)
-            stages.append(Service(stage, made, items=round(int(most[ITEMS].sum()) / int(most[REQUESTS].sum())), k=ks.get(stage)))
+            stages.append(
+                Service(
+                    stage,
+                    made,
+                    items=round(int(most[ITEMS].sum()) / int(most[REQUESTS].sum())),
+                    k=ks.get(stage),
+                )
+            )
         return cls(Services(tuple(stages), name=name, note=note), passes, seed)
 
     @cached_property
@@ -349,7 +408,9 @@ class Profile:
         and p95 of both, ms.
         """
         rows = []
-        for (stage, requests, cutoff), cell in self.passes.group_by(STAGE, REQUESTS, CUTOFF, maintain_order=True):
+        for (stage, requests, cutoff), cell in self.passes.group_by(
+            STAGE, REQUESTS, CUTOFF, maintain_order=True
+        ):
             made = self.services[str(stage)].time
             mean = np.array([made.mean_ms(float(requests), float(items)) for items in cell[ITEMS]])
             u = (np.arange(200) + 0.5) / 200
@@ -357,11 +418,17 @@ class Profile:
             ms = cell[MS].to_numpy()
             rows.append(
                 {
-                    STAGE: stage, REQUESTS: requests, CUTOFF: cutoff, ITEMS: float(cell[ITEMS].mean()), "passes": cell.height,  # type: ignore[arg-type]
-                    "mean_ms": float(ms.mean()), "fitted_ms": float(mean.mean()), "p95_ms": float(np.quantile(ms, 0.95)),
+                    STAGE: stage,
+                    REQUESTS: requests,
+                    CUTOFF: cutoff,
+                    ITEMS: float(cell[ITEMS].mean()),
+                    "passes": cell.height,  # type: ignore[arg-type]
+                    "mean_ms": float(ms.mean()),
+                    "fitted_ms": float(mean.mean()),
+                    "p95_ms": float(np.quantile(ms, 0.95)),
                     "fitted_p95_ms": float(np.quantile(spread, 0.95)),
                 }
-            )  # fmt: skip
+            )
         order = {stage.name: i for i, stage in enumerate(self.services.stages)}
         frame = pl.DataFrame(rows, infer_schema_length=None)
         return frame.sort(pl.col(STAGE).replace_strict(order), REQUESTS, CUTOFF)
@@ -381,14 +448,23 @@ class Profile:
             t = stage.time
             rows.append(
                 {
-                    "stage": stage.name, "passes": int(cells["passes"].sum()),
-                    "base_ms": t.base_ms, "request_ms": t.request_ms, "item_us": t.item_us, "kind": t.kind,
-                    "cv": math.sqrt(max(t.squared_cv, 0.0)), "error": float(cells["error"].abs().median()),  # type: ignore[arg-type]
-                    "worst": worst["error"], "worst_requests": worst[REQUESTS], "worst_cutoff": worst[CUTOFF],
-                    "mean_ms": plain["mean_ms"], "fitted_ms": plain["fitted_ms"], "p95_ms": plain["p95_ms"],
+                    "stage": stage.name,
+                    "passes": int(cells["passes"].sum()),
+                    "base_ms": t.base_ms,
+                    "request_ms": t.request_ms,
+                    "item_us": t.item_us,
+                    "kind": t.kind,
+                    "cv": math.sqrt(max(t.squared_cv, 0.0)),
+                    "error": float(cells["error"].abs().median()),  # type: ignore[arg-type]
+                    "worst": worst["error"],
+                    "worst_requests": worst[REQUESTS],
+                    "worst_cutoff": worst[CUTOFF],
+                    "mean_ms": plain["mean_ms"],
+                    "fitted_ms": plain["fitted_ms"],
+                    "p95_ms": plain["p95_ms"],
                     "fitted_p95_ms": plain["fitted_p95_ms"],
                 }
-            )  # fmt: skip
+            )
         return rows
 
     def folded(self, name: str = "funnel") -> Services:
@@ -398,9 +474,21 @@ class Profile:
         Its spread is that of the sums, so what makes a request slow at every stage at once is kept.
         `k` is that of the last stage.
         """
-        total = uncut(self.passes).group_by(PASS, maintain_order=True).agg(pl.col(REQUESTS).first(), pl.col(MS).sum())
-        made = rounded(fit_time(total[REQUESTS].to_numpy(), np.zeros(total.height), total[MS].to_numpy(), self.seed))
-        return Services((Service(name, made, k=self.services.stages[-1].k),), name=self.services.name, note=self.services.note)
+        total = (
+            uncut(self.passes)
+            .group_by(PASS, maintain_order=True)
+            .agg(pl.col(REQUESTS).first(), pl.col(MS).sum())
+        )
+        made = rounded(
+            fit_time(
+                total[REQUESTS].to_numpy(), np.zeros(total.height), total[MS].to_numpy(), self.seed
+            )
+        )
+        return Services(
+            (Service(name, made, k=self.services.stages[-1].k),),
+            name=self.services.name,
+            note=self.services.note,
+        )
 
     def write(self, path: Path | str, force: bool = False) -> Path:
         """The services as a TOML file that `Services.read` reads, with comments on how to go on."""
@@ -419,7 +507,13 @@ GO_ON = """\
 
 
 def profile(
-    recipe: Recipe, log: Log, timing: Timing = TIMING, options: RunOptions = DEFAULTS, *, note: str = "", fitted: FittedFunnel | None = None
+    recipe: Recipe,
+    log: Log,
+    timing: Timing = TIMING,
+    options: RunOptions = DEFAULTS,
+    *,
+    note: str = "",
+    fitted: FittedFunnel | None = None,
 ) -> Profile:
     """Fit the recipe's funnel (or take `fitted`), time its stages and fit their services.
 
@@ -433,14 +527,13 @@ def profile(
     if options.console and pl.thread_pool_size() > threads:
         options.console.print(
             f"polars keeps the {pl.thread_pool_size()} threads it was started with; put POLARS_MAX_THREADS={threads} before the command",
-            style="dim", soft_wrap=True,
-        )  # fmt: skip
+            style="dim",
+            soft_wrap=True,
+        )
     loads = [os.getloadavg()[0]]
     with threads_of(threads):
         passes = measure_passes(fitted, requests, timing, seed=seed, console=options.console)
     loads.append(os.getloadavg()[0])
-    told = (
-        f"seed {seed}, {passes[PASS].n_unique()} passes, threads {threads}, load {loads[0]:.1f} before and {loads[1]:.1f} after"
-    )
+    told = f"seed {seed}, {passes[PASS].n_unique()} passes, threads {threads}, load {loads[0]:.1f} before and {loads[1]:.1f} after"
     ks = {ready.stage.name: ready.stage.k for ready in fitted.stages}
     return Profile.of(passes, ks, recipe.name, f"{note}; {told}" if note else told, seed)

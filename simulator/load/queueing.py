@@ -24,7 +24,17 @@ import simpy
 
 from ...bounds import SEED, Bound, check_bound, check_seed
 from ...errors import KarmafunnelError, quoted
-from ...files import SIMULATION, atomic_folder, check, claim, open_table, read_json, read_table, settle, write_json
+from ...files import (
+    SIMULATION,
+    atomic_folder,
+    check,
+    claim,
+    open_table,
+    read_json,
+    read_table,
+    settle,
+    write_json,
+)
 from ...shapes import ANY, FLAG, NAME, TEXT, by_name, check_keys, each, maybe, number
 from ..replay.paths import NOTHING, path_of
 from .arrivals import Arrivals
@@ -36,28 +46,59 @@ MOST_CRASHES = 1_000_000  # of a stage in a run
 SAMPLES = 500  # points of `over_time`
 BLOCK = 4096  # requests whose random numbers are drawn together
 ROWS = 16_384  # rows that are written together
-DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = "done", "shed", "abandoned", "late", "overdue", "failed"
+DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = (
+    "done",
+    "shed",
+    "abandoned",
+    "late",
+    "overdue",
+    "failed",
+)
 COUNTED = (SHED, ABANDONED, LATE, OVERDUE, FAILED)
 SOJOURN = ("mean_wait_ms", "p50_ms", "p95_ms", "p99_ms")
-REQUESTS = {"request": pl.Int64, "t_ms": pl.Float64, "latency_ms": pl.Float64, "outcome": pl.String, "path": pl.String}
+REQUESTS = {
+    "request": pl.Int64,
+    "t_ms": pl.Float64,
+    "latency_ms": pl.Float64,
+    "outcome": pl.String,
+    "path": pl.String,
+}
 EVENTS = {
-    "t_ms": pl.Float64, "request": pl.Int64, "stage": pl.String, "event": pl.String, "server": pl.Int32, "waiting": pl.Int32,
-}  # fmt: skip
+    "t_ms": pl.Float64,
+    "request": pl.Int64,
+    "stage": pl.String,
+    "event": pl.String,
+    "server": pl.Int32,
+    "waiting": pl.Int32,
+}
 OVER_TIME = {"t_ms": pl.Float64, "stage": pl.String, "waiting": pl.Int32, "busy": pl.Int32}
 
 
 def times_of(services: Services) -> list[str]:
     """The columns of `requests` that tell the times at each online stage."""
-    return [f"{s.name}.{what}" for s in services.stages if s.online for what in ("wait_ms", "service_ms", "ms")]
+    return [
+        f"{s.name}.{what}"
+        for s in services.stages
+        if s.online
+        for what in ("wait_ms", "service_ms", "ms")
+    ]
 
 
 WHOLE, FIGURE = number(Bound(0, 2**62)), maybe(number(Bound(0.0, 1e300)))
 # of simulation.json
 META = {"seed": number(SEED), "arrivals": TEXT, "stationary": FLAG, "counted": each(by_name(ANY))}
 LINE = {
-    "stage": NAME, "servers": WHOLE, "online": FLAG, "requests": WHOLE, "utilisation": FIGURE, "mean_waiting": FIGURE, "batches": WHOLE,
-    "mean_batch": FIGURE, **dict.fromkeys(COUNTED, WHOLE), "crashes": WHOLE,
-}  # fmt: skip
+    "stage": NAME,
+    "servers": WHOLE,
+    "online": FLAG,
+    "requests": WHOLE,
+    "utilisation": FIGURE,
+    "mean_waiting": FIGURE,
+    "batches": WHOLE,
+    "mean_batch": FIGURE,
+    **dict.fromkeys(COUNTED, WHOLE),
+    "crashes": WHOLE,
+}
 
 
 # -- random numbers --------------------------------------------------------------------------------
@@ -91,10 +132,19 @@ class Draws:
             sigma = math.sqrt(math.log1p(time.cv**2))
             ratio = np.exp(sigma * rng.standard_normal(BLOCK) - sigma**2 / 2)
         elif time.kind == "empirical":
-            ratio = np.interp(rng.uniform(size=BLOCK), np.linspace(0, 1, len(time.ratios)), time.ratios)
+            ratio = np.interp(
+                rng.uniform(size=BLOCK), np.linspace(0, 1, len(time.ratios)), time.ratios
+            )
         else:
             ratio = np.ones(BLOCK)
-        return list(zip(ratio.tolist(), rng.uniform(size=BLOCK).tolist(), rng.uniform(size=BLOCK).tolist(), strict=True))
+        return list(
+            zip(
+                ratio.tolist(),
+                rng.uniform(size=BLOCK).tolist(),
+                rng.uniform(size=BLOCK).tolist(),
+                strict=True,
+            )
+        )
 
 
 # -- one stage -------------------------------------------------------------------------------------
@@ -122,7 +172,14 @@ class Server:
 class Station:
     """A stage while it is simulated: its queue, its servers and what has been counted."""
 
-    def __init__(self, env: simpy.Environment, service: Service, place: int, seed: int, tell: Callable[..., None]):
+    def __init__(
+        self,
+        env: simpy.Environment,
+        service: Service,
+        place: int,
+        seed: int,
+        tell: Callable[..., None],
+    ):
         self.env, self.service, self.tell, self.place = env, service, tell, place
         self.draws = Draws(service, seed, place)
         self.queue: deque[Ticket] = deque()
@@ -174,7 +231,9 @@ class Station:
         return (
             verdict,
             None if verdict == SHED else waited,
-            None if ticket.started is None or ticket.ended is None else ticket.ended - ticket.started,
+            None
+            if ticket.started is None or ticket.ended is None
+            else ticket.ended - ticket.started,
         )
 
     def settle(self, ticket: Ticket, verdict: str) -> None:
@@ -244,7 +303,10 @@ class Station:
         env, service = self.env, self.service
         first = batch[0]
         ratio, slow, _ = self.draws(first.request, first.attempt)
-        mean = service.time.mean_ms(len(batch), sum(ticket.items for ticket in batch)) / service.time.mean_ratio
+        mean = (
+            service.time.mean_ms(len(batch), sum(ticket.items for ticket in batch))
+            / service.time.mean_ratio
+        )
         ms = mean * ratio
         if service.slow and slow < service.slow.probability:
             ms *= service.slow.factor
@@ -345,14 +407,30 @@ class Simulator:
     """One simulation while it runs."""
 
     def __init__(
-        self, services: Services, times: np.ndarray, seed: int, out: Path | None, events: bool, progress: Callable[[int], None] | None
-    ):  # fmt: skip
-        self.env, self.services, self.times, self.progress = simpy.Environment(), services, times, progress
+        self,
+        services: Services,
+        times: np.ndarray,
+        seed: int,
+        out: Path | None,
+        events: bool,
+        progress: Callable[[int], None] | None,
+    ):
+        self.env, self.services, self.times, self.progress = (
+            simpy.Environment(),
+            services,
+            times,
+            progress,
+        )
         self.inside = self.left = 0
-        self.requests = Sheet(REQUESTS | dict.fromkeys(times_of(services), pl.Float64), out and out / "requests.parquet")
+        self.requests = Sheet(
+            REQUESTS | dict.fromkeys(times_of(services), pl.Float64),
+            out and out / "requests.parquet",
+        )
         self.events = Sheet(EVENTS, out and out / "events.parquet") if events else None
         self.over_time = Sheet(OVER_TIME, out and out / "over_time.parquet")
-        self.stations = {s.name: Station(self.env, s, i, seed, self.tell) for i, s in enumerate(services.stages)}
+        self.stations = {
+            s.name: Station(self.env, s, i, seed, self.tell) for i, s in enumerate(services.stages)
+        }
         self.names = [s.name for s in services.stages]
         self.finished: dict[int, tuple[Any, ...]] = {}
         self.all_left = self.env.event()
@@ -405,7 +483,9 @@ class Simulator:
             entered = env.now
             if not overdue:
                 station = self.stations[stage.name]
-                verdict, wait, service = yield from station.visit(request, int(min(stage.items, cut)), until)
+                verdict, wait, service = yield from station.visit(
+                    request, int(min(stage.items, cut)), until
+                )
                 times += [wait, service, env.now - entered]
             else:
                 times += [None, None, None]
@@ -422,9 +502,14 @@ class Simulator:
             modes[stage.name] = stage.fallen
         path = path_of(modes, self.names) if outcome == "served" else NOTHING
         self.inside -= 1
-        self.tell(request, "", "served" if outcome == "served" else f"lost: {outcome}", -1, self.inside)
+        self.tell(
+            request, "", "served" if outcome == "served" else f"lost: {outcome}", -1, self.inside
+        )
         n = len(self.requests.schema) - len(REQUESTS)
-        self.leave(request, (request, came, env.now - came, outcome, path, *times, *[None] * (n - len(times))))
+        self.leave(
+            request,
+            (request, came, env.now - came, outcome, path, *times, *[None] * (n - len(times))),
+        )
 
     def next_waiting(self, place: int) -> int:
         following = next((s for s in self.services.stages[place + 1 :] if s.online), None)
@@ -461,13 +546,20 @@ class Simulator:
             service, end = station.service, self.env.now
             rows.append(
                 {
-                    "stage": name, "servers": service.servers, "online": service.online, "requests": sum(station.count.values()),
-                    "utilisation": station.busy_ms / (service.servers * end) if service.online and end else None,
+                    "stage": name,
+                    "servers": service.servers,
+                    "online": service.online,
+                    "requests": sum(station.count.values()),
+                    "utilisation": station.busy_ms / (service.servers * end)
+                    if service.online and end
+                    else None,
                     "mean_waiting": station.area / end if service.online and end else None,
-                    "batches": station.batches, "mean_batch": station.taken / station.batches if station.batches else None,
-                    **{what: station.count[what] for what in COUNTED}, "crashes": station.crashes,
+                    "batches": station.batches,
+                    "mean_batch": station.taken / station.batches if station.batches else None,
+                    **{what: station.count[what] for what in COUNTED},
+                    "crashes": station.crashes,
                 }
-            )  # fmt: skip
+            )
         return pl.DataFrame(rows, infer_schema_length=None)
 
 
@@ -505,7 +597,10 @@ class Simulation:
         for line in self.counted.iter_rows(named=True):
             found: dict[str, Any] = dict.fromkeys(SOJOURN)
             if line["online"]:
-                wait, ms = (self.requests[f"{line['stage']}.{what}"].drop_nulls() for what in ("wait_ms", "ms"))
+                wait, ms = (
+                    self.requests[f"{line['stage']}.{what}"].drop_nulls()
+                    for what in ("wait_ms", "ms")
+                )
                 found["mean_wait_ms"] = wait.mean()
                 found |= {f"p{q}_ms": ms.quantile(q / 100, "linear") for q in (50, 95, 99)}
             rows.append(line | found)
@@ -526,7 +621,11 @@ class Simulation:
     @property
     def rate(self) -> float:
         """Requests offered a second, on average."""
-        return 1000 * self.requests.height / (float(self.requests["t_ms"][-1]) or self.end_ms or math.inf)
+        return (
+            1000
+            * self.requests.height
+            / (float(self.requests["t_ms"][-1]) or self.end_ms or math.inf)
+        )
 
     @cached_property
     def end_ms(self) -> float:
@@ -540,11 +639,20 @@ class Simulation:
         found = {}
         for service, came in zip(self.services.stages, self.counted["requests"], strict=True):
             reached = self.rate * came / self.requests.height
-            if service.utilisation(reached) < 1 or service.bounded or service.deadline_ms or self.services.deadline_ms:
+            if (
+                service.utilisation(reached) < 1
+                or service.bounded
+                or service.deadline_ms
+                or self.services.deadline_ms
+            ):
                 continue
-            line = self.over_time.filter((pl.col("stage") == service.name) & (pl.col("t_ms") <= self.requests["t_ms"][-1]))
+            line = self.over_time.filter(
+                (pl.col("stage") == service.name) & (pl.col("t_ms") <= self.requests["t_ms"][-1])
+            )
             if line.height > 2:
-                found[service.name] = float(np.polyfit(line["t_ms"].to_numpy() / 1000, line["waiting"].to_numpy(), 1)[0])
+                found[service.name] = float(
+                    np.polyfit(line["t_ms"].to_numpy() / 1000, line["waiting"].to_numpy(), 1)[0]
+                )
         return found
 
     def rarely_crashing(self) -> list[str]:
@@ -552,7 +660,11 @@ class Simulation:
         time.
         """
         seconds = float(self.requests["t_ms"][-1]) / 1000
-        return [s.name for s in self.services.stages if s.online and s.crash and seconds * s.servers < 10 * s.crash.every_s]
+        return [
+            s.name
+            for s in self.services.stages
+            if s.online and s.crash and seconds * s.servers < 10 * s.crash.every_s
+        ]
 
     @cached_property
     def steady(self) -> pl.DataFrame:
@@ -571,20 +683,40 @@ class Simulation:
         """
         requests, steady, growing = self.requests, self.steady, self.growing()
         shown = steady.filter(pl.col("outcome") == "served")["latency_ms"].to_numpy()
-        left = requests["outcome"].value_counts().sort(["count", "outcome"], descending=[True, False])
+        left = (
+            requests["outcome"].value_counts().sort(["count", "outcome"], descending=[True, False])
+        )
         share = {k: n / requests.height for k, n in left.iter_rows()}
         taken = requests["path"].value_counts().sort(["count", "path"], descending=[True, False])
         paths = {k: n / requests.height for k, n in taken.iter_rows()}
-        latency = {
-            f"p{q}_ms": dict(zip(("value", "low", "high"), batch_quantiles(shown, q / 100), strict=True)) for q in (50, 95, 99)
-        } if len(shown) else {}  # fmt: skip
+        latency = (
+            {
+                f"p{q}_ms": dict(
+                    zip(("value", "low", "high"), batch_quantiles(shown, q / 100), strict=True)
+                )
+                for q in (50, 95, 99)
+            }
+            if len(shown)
+            else {}
+        )
         return {
-            "services": self.services.name, "seed": self.seed, "requests": requests.height, "rate": self.rate,
-            "warmup": requests.height - steady.height, "latency": latency,
-            "goodput": 1000 * int((requests["outcome"] == "served").sum()) / (self.end_ms or math.inf), "outcomes": share, "paths": paths,
-            "normal": self.services.normal, "full": paths.get(self.services.normal, 0.0), "rarely_crashing": self.rarely_crashing(),
-            "cost_per_hour": self.services.cost_per_hour, "growing": growing,
-        }  # fmt: skip
+            "services": self.services.name,
+            "seed": self.seed,
+            "requests": requests.height,
+            "rate": self.rate,
+            "warmup": requests.height - steady.height,
+            "latency": latency,
+            "goodput": 1000
+            * int((requests["outcome"] == "served").sum())
+            / (self.end_ms or math.inf),
+            "outcomes": share,
+            "paths": paths,
+            "normal": self.services.normal,
+            "full": paths.get(self.services.normal, 0.0),
+            "rarely_crashing": self.rarely_crashing(),
+            "cost_per_hour": self.services.cost_per_hour,
+            "growing": growing,
+        }
 
     @classmethod
     def open(cls, folder: Path | str, arrivals: Arrivals | None = None) -> Simulation:
@@ -602,25 +734,40 @@ class Simulation:
             )
         check(folder)
         meta = read_json(folder / "simulation.json")
-        frames = {name: read_table(folder / f"{name}.parquet") for name in ("requests", "over_time")}
-        events = open_table(folder / "events.parquet") if (folder / "events.parquet").exists() else None
+        frames = {
+            name: read_table(folder / f"{name}.parquet") for name in ("requests", "over_time")
+        }
+        events = (
+            open_table(folder / "events.parquet") if (folder / "events.parquet").exists() else None
+        )
         services = Services.read(folder / "services.toml")
         check_keys(who := f"{folder}/simulation.json", meta, META)
         for i, line in enumerate(meta["counted"]):
             check_keys(f"{who}: counted {i + 1}", line, LINE)
-        if (names := [line["stage"] for line in meta["counted"]]) != [stage.name for stage in services.stages]:
+        if (names := [line["stage"] for line in meta["counted"]]) != [
+            stage.name for stage in services.stages
+        ]:
             raise KarmafunnelError(
                 who, what="counted", needs="the stages of services.toml", found=quoted(names)
             )
-        counted = pl.DataFrame([{key: line[key] for key in LINE} for line in meta["counted"]], infer_schema_length=None)
-        for name, needed in (("requests", [*REQUESTS, *times_of(services)]), ("over_time", list(OVER_TIME))):
-            if frames[name].is_empty() or (missing := [column for column in needed if column not in frames[name].columns]):
+        counted = pl.DataFrame(
+            [{key: line[key] for key in LINE} for line in meta["counted"]], infer_schema_length=None
+        )
+        for name, needed in (
+            ("requests", [*REQUESTS, *times_of(services)]),
+            ("over_time", list(OVER_TIME)),
+        ):
+            if frames[name].is_empty() or (
+                missing := [column for column in needed if column not in frames[name].columns]
+            ):
                 found = "no row" if frames[name].is_empty() else f"none of {missing}"
                 raise KarmafunnelError(
                     f"{folder}/{name}.parquet", needs=f"{', '.join(needed)}", found=found
                 )
         told = arrivals or SavedArrivals(meta["arrivals"], meta["stationary"])
-        return cls(services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events)
+        return cls(
+            services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events
+        )
 
 
 @dataclass(frozen=True)
@@ -640,10 +787,18 @@ def asked_of(services: Services, arrivals: Arrivals, n: int, seed: int) -> dict[
 
 
 def simulate(
-    services: Services, arrivals: Arrivals, n: int, seed: int = 0, *, out: Path | str | None = None, events: bool = False,
-    progress: Callable[[int], None] | None = None, says: dict[str, Any] | None = None,
-    also: Callable[[Simulation, Path], Any] | None = None, force: bool = False,
-) -> Simulation:  # fmt: skip
+    services: Services,
+    arrivals: Arrivals,
+    n: int,
+    seed: int = 0,
+    *,
+    out: Path | str | None = None,
+    events: bool = False,
+    progress: Callable[[int], None] | None = None,
+    says: dict[str, Any] | None = None,
+    also: Callable[[Simulation, Path], Any] | None = None,
+    force: bool = False,
+) -> Simulation:
     """n requests through a deployment. Same services, arrivals, n and seed: the same events, and
     the same bytes in `out`.
 
@@ -666,14 +821,18 @@ def simulate(
             folder = stack.enter_context(atomic_folder(out, sealed=True))
         run = Simulator(services, times, seed, folder, events, progress)
         run.go()
-        sheets = {"requests": run.requests, "over_time": run.over_time} | ({"events": run.events} if run.events else {})
+        sheets = {"requests": run.requests, "over_time": run.over_time} | (
+            {"events": run.events} if run.events else {}
+        )
         for sheet in sheets.values():
             sheet.close()
         counted = run.stages()
         if folder is None:
             frames = {name: pl.concat(sheet.frames) for name, sheet in sheets.items()}
             kept = frames["events"].lazy() if "events" in frames else None
-            return Simulation(services, arrivals, seed, frames["requests"], counted, frames["over_time"], kept)
+            return Simulation(
+                services, arrivals, seed, frames["requests"], counted, frames["over_time"], kept
+            )
         services.write(folder / "services.toml")
         meta = asked | {"stationary": arrivals.stationary, "counted": counted.to_dicts()}
         write_json(folder / "simulation.json", meta | (says or {}))

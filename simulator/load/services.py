@@ -88,13 +88,20 @@ def _made(cls: type, who: str, said: Any) -> Any:
     needed = [f.name for f in fields(cls) if f.default is MISSING]
     if any(key not in said for key in needed):
         raise KarmafunnelError(who, needs=f"{', '.join(needed)}", found=quoted(list(said)))
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
+    return cls(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+    )
 
 
 def _said(value: Any) -> Any:
     """The inverse of `_made`: what differs from the defaults, as TOML can hold it."""
-    said = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
-    return {key: _said(x) if is_dataclass(x) else list(x) if isinstance(x, tuple) else x for key, x in said.items()}
+    said = {
+        f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default
+    }
+    return {
+        key: _said(x) if is_dataclass(x) else list(x) if isinstance(x, tuple) else x
+        for key, x in said.items()
+    }
 
 
 def _rows(values: list[str]) -> str:
@@ -131,7 +138,9 @@ class ServiceTime:
         _array(who, "ratios", self.ratios, "ratios")
         if self.cv and self.kind != "lognormal":
             raise KarmafunnelError(f"{who}: cv is of kind 'lognormal', found it with {self.kind!r}")
-        if (self.kind == "empirical") != (len(self.ratios) >= 2) or list(self.ratios) != sorted(self.ratios):
+        if (self.kind == "empirical") != (len(self.ratios) >= 2) or list(self.ratios) != sorted(
+            self.ratios
+        ):
             raise KarmafunnelError(
                 f"{who}: ratios are of kind 'empirical', two or more, ascending; found {self.kind!r} and {len(self.ratios)}"
             )
@@ -144,7 +153,9 @@ class ServiceTime:
 
     def mean_ms(self, requests: float = 1, items: float = 0) -> float:
         """Mean time of a batch of so many requests, with so many items in all."""
-        return (self.base_ms + self.request_ms * requests + self.item_us / 1000 * items) * self.mean_ratio
+        return (
+            self.base_ms + self.request_ms * requests + self.item_us / 1000 * items
+        ) * self.mean_ratio
 
     @property
     def mean_ratio(self) -> float:
@@ -199,7 +210,9 @@ class Adapt:
     def __post_init__(self) -> None:
         _array("adapt", "levels", self.levels, "levels")
         _array("adapt", "waiting", self.waiting, "waiting")
-        if len(self.levels) != len(self.waiting) + 1 or list(self.waiting) != sorted(set(self.waiting)):
+        if len(self.levels) != len(self.waiting) + 1 or list(self.waiting) != sorted(
+            set(self.waiting)
+        ):
             raise KarmafunnelError(
                 "adapt",
                 needs="ascending waiting, and one level more than it",
@@ -213,7 +226,14 @@ class Adapt:
         return sum(waiting >= bound for bound in self.waiting)
 
 
-PARTS = {"time": ServiceTime, "cold": Cold, "slow": Slow, "crash": Crash, "cache": Cache, "adapt": Adapt}
+PARTS = {
+    "time": ServiceTime,
+    "cold": Cold,
+    "slow": Slow,
+    "crash": Crash,
+    "cache": Cache,
+    "adapt": Adapt,
+}
 
 
 @dataclass(frozen=True)
@@ -247,9 +267,17 @@ class Service:
     def __post_init__(self) -> None:
         check_name("stage", "name", self.name)
         who = f"stage {self.name!r}"
-        optional = {name: getattr(self, name) for name in ("k", "queue", "patience_ms", "deadline_ms")}
-        told = {name: getattr(self, name) for name in ("servers", "items", "batch", "retries", "wait_ms", "cost_per_hour")}
-        for name, value in {**told, **{name: value for name, value in optional.items() if value is not None}}.items():
+        optional = {
+            name: getattr(self, name) for name in ("k", "queue", "patience_ms", "deadline_ms")
+        }
+        told = {
+            name: getattr(self, name)
+            for name in ("servers", "items", "batch", "retries", "wait_ms", "cost_per_hour")
+        }
+        for name, value in {
+            **told,
+            **{name: value for name, value in optional.items() if value is not None},
+        }.items():
             check_bound(who, name, **{name: value})
         if self.stale_minutes is not None:
             check_bound(who, "stale_every", stale_minutes=self.stale_minutes)
@@ -271,16 +299,25 @@ class Service:
                     needs=f"a table with {', '.join(f.name for f in fields(kind))}",
                     found=quoted(found),
                 )
-        bounds = {"cold.requests": "cold_requests", "cold.factor": "factor", "slow.probability": "probability", "slow.factor": "factor"}
+        bounds = {
+            "cold.requests": "cold_requests",
+            "cold.factor": "factor",
+            "slow.probability": "probability",
+            "slow.factor": "factor",
+        }
         bounds |= {"crash.every_s": "every_s", "crash.repair_s": "repair_s", "cache.hit": "hit"}
         for name, bound in bounds.items():
             part, _, key = name.partition(".")
             if (found := getattr(self, part)) is not None:
                 check_bound(who, bound, **{name: getattr(found, key)})
         if self.adapt and self.k is not None and self.adapt.levels[0] > self.k:
-            raise KarmafunnelError(f"{who}: adapt.levels need at most k = {self.k}, found {self.adapt.levels[0]}")
+            raise KarmafunnelError(
+                f"{who}: adapt.levels need at most k = {self.k}, found {self.adapt.levels[0]}"
+            )
         if (not self.online or self.fallback == STALE) and self.stale_minutes is None:
-            raise KarmafunnelError(f"{who}: stale vectors need stale_minutes (how often they are refreshed), found none")
+            raise KarmafunnelError(
+                f"{who}: stale vectors need stale_minutes (how often they are refreshed), found none"
+            )
         if self.deadline_ms is not None and self.deadline_ms <= self.fastest_ms:
             raise KarmafunnelError(
                 who,
@@ -374,7 +411,9 @@ class Services:
                 f"services {self.name!r}", what="note", needs="a text", found=quoted(self.note)
             )
         if self.stages[-1].adapt:
-            raise KarmafunnelError(f"stage {names[-1]!r}: adapt watches the next stage's queue, found it at the last stage")
+            raise KarmafunnelError(
+                f"stage {names[-1]!r}: adapt watches the next stage's queue, found it at the last stage"
+            )
         if self.deadline_ms is not None:
             check_bound(f"services {self.name!r}", "deadline_ms", deadline_ms=self.deadline_ms)
             fastest = sum(s.fastest_ms for s in self.stages if s.online and not s.cache)
@@ -400,7 +439,9 @@ class Services:
     def change(self, name: str, **changes: Any) -> Services:
         """The same with one stage changed."""
         self[name]
-        return replace(self, stages=tuple(replace(s, **changes) if s.name == name else s for s in self.stages))
+        return replace(
+            self, stages=tuple(replace(s, **changes) if s.name == name else s for s in self.stages)
+        )
 
     @property
     def cost_per_hour(self) -> float:
@@ -411,7 +452,9 @@ class Services:
         """The path of a request to which nothing happens: "full", but for stages that are
         near-line.
         """
-        return path_of({s.name: s.stale for s in self.stages if not s.online}, [s.name for s in self.stages])
+        return path_of(
+            {s.name: s.stale for s in self.stages if not s.online}, [s.name for s in self.stages]
+        )
 
     def paths(self) -> list[str]:
         """Every path that a request can take, "nothing" aside, "full" first.
@@ -423,8 +466,14 @@ class Services:
         choices: list[list[str]] = []
         for stage in self.stages:
             modes = ["" if stage.online else stage.stale]
-            modes += [str(level) for level in stage.adapt.levels if level != stage.most] if stage.adapt and stage.online else []
-            modes += [stage.fallen] if stage.online and stage.can_fail and stage.fail == "open" else []
+            modes += (
+                [str(level) for level in stage.adapt.levels if level != stage.most]
+                if stage.adapt and stage.online
+                else []
+            )
+            modes += (
+                [stage.fallen] if stage.online and stage.can_fail and stage.fail == "open" else []
+            )
             choices.append(list(dict.fromkeys(modes)))
         if (n := math.prod(map(len, choices))) > MOST_PATHS:
             self._too_many(n)
@@ -432,7 +481,9 @@ class Services:
         if late:  # from any stage on, all that are left take their fallbacks
             for i in range(len(names)):
                 if all(stage.fail == "open" or not stage.online for stage in self.stages[i:]):
-                    rest = [stage.fallen if stage.online else stage.stale for stage in self.stages[i:]]
+                    rest = [
+                        stage.fallen if stage.online else stage.stale for stage in self.stages[i:]
+                    ]
                     found += [[*modes, *rest] for modes in product(*choices[:i])]
         paths = {path_of(dict(zip(names, modes, strict=True)), names) for modes in found} | {FULL}
         if len(paths) > MOST_PATHS:
@@ -463,20 +514,31 @@ class Services:
                 who, needs=f"keys among {', '.join(sorted(known))}", found=quoted(stray)
             )
         tables = said.get("stage", [])
-        if not isinstance(tables, list) or not tables or not all(isinstance(t, Mapping) for t in tables):
+        if (
+            not isinstance(tables, list)
+            or not tables
+            or not all(isinstance(t, Mapping) for t in tables)
+        ):
             raise KarmafunnelError(
-                who, needs="one [[stage]] table a stage", found=quoted(tables or 'none')
+                who, needs="one [[stage]] table a stage", found=quoted(tables or "none")
             )
         stages = []
         for i, table in enumerate(tables):
             at = f"stage {quoted(table.get('name', i))}: "
             try:
-                made = {key: _made(PARTS[key], key, value) if key in PARTS else value for key, value in table.items()}
+                made = {
+                    key: _made(PARTS[key], key, value) if key in PARTS else value
+                    for key, value in table.items()
+                }
                 stages.append(_made(Service, "stage", made))
             except KarmafunnelError as error:
-                raise KarmafunnelError(f"{who}: {at}{str(error).removeprefix(at).removeprefix('stage: ')}") from error
+                raise KarmafunnelError(
+                    f"{who}: {at}{str(error).removeprefix(at).removeprefix('stage: ')}"
+                ) from error
         try:
-            return cls(tuple(stages), **{key: value for key, value in said.items() if key != "stage"})
+            return cls(
+                tuple(stages), **{key: value for key, value in said.items() if key != "stage"}
+            )
         except KarmafunnelError as error:
             raise KarmafunnelError(f"{who}: {error}") from error
 
@@ -495,7 +557,8 @@ class Services:
         """The text that `read` reads: what differs from the defaults."""
         plain = _said(self)
         text = tomli_w.dumps(
-            {key: value for key, value in plain.items() if key != "stages"} | {"stage": [_said(s) for s in self.stages]}
+            {key: value for key, value in plain.items() if key != "stages"}
+            | {"stage": [_said(s) for s in self.stages]}
         )
         return re.sub(r"\[\n((?:    [^\n{]*,\n)+)\]", lambda found: _rows(found[1].split()), text)
 

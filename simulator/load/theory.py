@@ -39,7 +39,9 @@ def _asked(who: str, servers: int = 1, **numbers: float) -> None:
             who, what="servers", needs="a whole number of at least 1", found=repr(servers)
         )
     for name, value in numbers.items():
-        known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        known = (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
         if not known or value < 0 or (value == 0 and name != "squared_cv"):
             span = "of at least" if name == "squared_cv" else "above"
             raise KarmafunnelError(
@@ -166,10 +168,18 @@ def mmc_patience(rate: float, service_ms: float, servers: int, patience_ms: floa
     beyond = at_d / leave
     total = idle + arrive * (inside + beyond)
     lost = arrive * beyond / total
-    return Steady(arrive * service_ms / servers * (1 - lost), arrive * first / total + d * lost, lost)
+    return Steady(
+        arrive * service_ms / servers * (1 - lost), arrive * first / total + d * lost, lost
+    )
 
 
-def allen_cunneen(rate: float, service_ms: float, servers: int, squared_cv: float, arrivals_squared_cv: float = 1.0) -> Steady:
+def allen_cunneen(
+    rate: float,
+    service_ms: float,
+    servers: int,
+    squared_cv: float,
+    arrivals_squared_cv: float = 1.0,
+) -> Steady:
     """G/G/c, approximately: the wait of M/M/c times (ca² + cs²) / 2 (Allen 1990, 5.4). Exact for
     M/M/c and M/G/1.
     """
@@ -180,7 +190,12 @@ def allen_cunneen(rate: float, service_ms: float, servers: int, squared_cv: floa
 
 
 def wait_quantile_ms(
-    rate: float, service_ms: float, servers: int, squared_cv: float, q: float, arrivals_squared_cv: float = 1.0
+    rate: float,
+    service_ms: float,
+    servers: int,
+    squared_cv: float,
+    q: float,
+    arrivals_squared_cv: float = 1.0,
 ) -> float:
     """The wait that a share q of requests stays below in G/G/c, approximately: exponential above 0,
     with the mean of Allen and Cunneen and the share of Erlang C that waits (Whitt 1993). Exact for

@@ -47,9 +47,12 @@ def timeline(simulation: Simulation, request: int) -> pl.DataFrame:
     """
     rows = events_of_request(simulation, request)
     return rows.select(
-        (pl.col("t_ms") - rows["t_ms"][0]).alias("since_ms"), "stage", "event",
-        pl.when(pl.col("server") >= 0).then("server").alias("server"), "waiting",
-    )  # fmt: skip
+        (pl.col("t_ms") - rows["t_ms"][0]).alias("since_ms"),
+        "stage",
+        "event",
+        pl.when(pl.col("server") >= 0).then("server").alias("server"),
+        "waiting",
+    )
 
 
 def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
@@ -61,10 +64,17 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
     """
     number = {service.name: i + 1 for i, service in enumerate(simulation.services.stages)}
     made: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}} for name, pid in {"requests": 0, **number}.items()
+        {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}
+        for name, pid in {"requests": 0, **number}.items()
     ]
     made += [
-        {"ph": "M", "name": "thread_name", "pid": number[s.name], "tid": i, "args": {"name": f"server {i}"}}
+        {
+            "ph": "M",
+            "name": "thread_name",
+            "pid": number[s.name],
+            "tid": i,
+            "args": {"name": f"server {i}"},
+        }
         for s in simulation.services.stages
         for i in range(s.servers if s.online else 0)
     ]
@@ -72,13 +82,20 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
     began: dict[tuple[int, str, int], float] = {}
     working: set[tuple[str, int, float]] = set()
     waits: set[tuple[int, str]] = set()
-    for t, request, stage, event, server, _ in events_of(simulation, pl.col("request").is_between(0, most - 1)).iter_rows():
+    for t, request, stage, event, server, _ in events_of(
+        simulation, pl.col("request").is_between(0, most - 1)
+    ).iter_rows():
         us, pid = round(t * 1000, 3), number.get(stage, 0)
         slice_ = {"cat": "request", "id": request, "pid": pid, "tid": 0, "ts": us}
         key = (request, stage)
         if not stage:
             made.append(
-                slice_ | {"ph": "b" if event == "arrive" else "e", "name": f"request {request}", "args": {"event": event}}
+                slice_
+                | {
+                    "ph": "b" if event == "arrive" else "e",
+                    "name": f"request {request}",
+                    "args": {"event": event},
+                }
             )
             continue
         if event in ("come", "again"):
@@ -93,8 +110,26 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
             at = began.pop((request, stage, server))
             if (stage, server, at) not in working:  # a batch is one slice
                 working.add((stage, server, at))
-                work = {"ph": "X", "name": stage, "cat": event, "pid": pid, "tid": server, "ts": at, "dur": round(us - at, 3)}
+                work = {
+                    "ph": "X",
+                    "name": stage,
+                    "cat": event,
+                    "pid": pid,
+                    "tid": server,
+                    "ts": at,
+                    "dur": round(us - at, 3),
+                }
                 made.append(work | {"args": {"first": request}})
         elif event not in ("come", "again"):
-            made.append({"ph": "i", "s": "p", "name": event, "pid": pid, "tid": 0, "ts": us, "args": {"request": request}})
+            made.append(
+                {
+                    "ph": "i",
+                    "s": "p",
+                    "name": event,
+                    "pid": pid,
+                    "tid": 0,
+                    "ts": us,
+                    "args": {"request": request},
+                }
+            )
     return write_text(path, json.dumps({"traceEvents": made, "displayTimeUnit": "ms"}) + "\n")

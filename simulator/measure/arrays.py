@@ -93,8 +93,12 @@ class RunArrays:
             )
         self.requests = frame
         self.n = frame.height
-        self.index = frame.select("request_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("group"))
-        users = frame.select(pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id"))).to_series()
+        self.index = frame.select(
+            "request_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("group")
+        )
+        users = frame.select(
+            pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id"))
+        ).to_series()
         self.users, cluster = np.unique(users.to_numpy().astype(str), return_inverse=True)
         self.cluster = cluster.astype(np.int64)
         self.eligible = frame["n_eligible"].to_numpy().astype(np.int64)
@@ -104,24 +108,42 @@ class RunArrays:
         found = frame.join(self.index, on="request_id", how="left", maintain_order="left")
         if found["group"].null_count():
             stray = found.filter(pl.col("group").is_null())["request_id"][0]
-            raise KarmafunnelError(f"{self.run.path}/{table}.parquet: request {stray!r} is not in requests.parquet")
+            raise KarmafunnelError(
+                f"{self.run.path}/{table}.parquet: request {stray!r} is not in requests.parquet"
+            )
         return found.sort("group", maintain_order=True)
 
     @cached_property
     def truths(self) -> Truths:
         stages = self.run.stages
-        columns = ["item_id", "money", "eligible", "target", "repeat", "price_band", "lost", "margin"]
-        frame = self._grouped("ledger", *columns, *[f"{s}.{c}" for s in stages for c in ("rank", "wins")])
+        columns = [
+            "item_id",
+            "money",
+            "eligible",
+            "target",
+            "repeat",
+            "price_band",
+            "lost",
+            "margin",
+        ]
+        frame = self._grouped(
+            "ledger", *columns, *[f"{s}.{c}" for s in stages for c in ("rank", "wins")]
+        )
         money = frame["money"].fill_null(np.nan).to_numpy()
         if (money < 0).any():
             row = frame.row(int(np.flatnonzero(money < 0)[0]), named=True)
             found = f"{row['money']} for request {row['request_id']!r}, item {row['item_id']!r}"
-            raise KarmafunnelError(f"{self.run.path}/ledger.parquet: money must not be negative, found {found}")
+            raise KarmafunnelError(
+                f"{self.run.path}/ledger.parquet: money must not be negative, found {found}"
+            )
         return Truths(
-            frame, frame["group"].to_numpy(), frame["eligible"].to_numpy(), money,
+            frame,
+            frame["group"].to_numpy(),
+            frame["eligible"].to_numpy(),
+            money,
             {s: frame[f"{s}.rank"].cast(pl.Int64).fill_null(LOST).to_numpy() for s in stages},
             {s: frame[f"{s}.wins"].fill_null(np.nan).to_numpy() for s in stages},
-        )  # fmt: skip
+        )
 
     @cached_property
     def would_rank(self) -> dict[str, np.ndarray]:
@@ -129,10 +151,14 @@ class RunArrays:
         not; LOST where unknown.
         """
         columns = [f"{s}.rank" for s in self.run.stages]
-        tracked = self.run.read("scored", "request_id", "item_id", *columns).unique(["request_id", "item_id"], keep="first")
+        tracked = self.run.read("scored", "request_id", "item_id", *columns).unique(
+            ["request_id", "item_id"], keep="first"
+        )
         keys = self.truths.frame.select("request_id", "item_id")
         found = keys.join(tracked, on=["request_id", "item_id"], how="left", maintain_order="left")
-        return {s: found[f"{s}.rank"].cast(pl.Int64).fill_null(LOST).to_numpy() for s in self.run.stages}
+        return {
+            s: found[f"{s}.rank"].cast(pl.Int64).fill_null(LOST).to_numpy() for s in self.run.stages
+        }
 
     @cached_property
     def log(self) -> tuple[Log | None, str]:
@@ -160,7 +186,9 @@ class RunArrays:
             return None, self.log[1]
         try:
             check(path.parent, path.name)
-            return read_table(path).select("user_id", "item_id", pl.col("ts").cast(TS).alias("bought")), ""
+            return read_table(path).select(
+                "user_id", "item_id", pl.col("ts").cast(TS).alias("bought")
+            ), ""
         except (pl.exceptions.PolarsError, OSError) as error:
             raise KarmafunnelError(
                 path, needs="user_id, item_id and ts of purchases", found=error
@@ -175,15 +203,23 @@ class RunArrays:
         if bought is None:
             return None, note
         window = timedelta(days=days)
-        asked = self.requests.select("request_id", "user_id", pl.col("ts").cast(TS)).with_columns(self.index["group"])
+        asked = self.requests.select("request_id", "user_id", pl.col("ts").cast(TS)).with_columns(
+            self.index["group"]
+        )
         found = asked.join(bought, on="user_id").filter(
             (pl.col("bought") > pl.col("ts")) & (pl.col("bought") <= pl.col("ts") + window)
         )
         found = found.select("group", "request_id", "item_id").unique(maintain_order=True)
         last = bought["bought"].max()
         cut = 0 if last is None else int((asked["ts"] + window > last).sum())
-        note = f"the window of {cut} requests runs past the last purchase known elsewhere" if cut else ""
-        return found.join(self.truths.frame, on=["request_id", "item_id"], how="anti").sort("group"), note
+        note = (
+            f"the window of {cut} requests runs past the last purchase known elsewhere"
+            if cut
+            else ""
+        )
+        return found.join(self.truths.frame, on=["request_id", "item_id"], how="anti").sort(
+            "group"
+        ), note
 
     @cached_property
     def winsorised(self) -> np.ndarray:
@@ -195,26 +231,52 @@ class RunArrays:
         label = "purchased" if self.run.label == "purchase" else "clicked"
         has = set(self.run.columns("scored"))
         calibrated = [s for s in self.run.stages if f"{s}.p" in has]
-        columns = ["item_id", "position", label, *[f"{s}.score" for s in self.run.stages], *[f"{s}.p" for s in calibrated]]
+        columns = [
+            "item_id",
+            "position",
+            label,
+            *[f"{s}.score" for s in self.run.stages],
+            *[f"{s}.p" for s in calibrated],
+        ]
         frame = self._grouped("scored", *columns).filter(pl.col("position").is_not_null())
         frame = frame.sort("group", "position", maintain_order=True)
-        rows = self.truths.frame.select("request_id", "item_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("truth"))
+        rows = self.truths.frame.select(
+            "request_id", "item_id", pl.int_range(pl.len(), dtype=pl.Int64).alias("truth")
+        )
         frame = frame.join(rows, on=["request_id", "item_id"], how="left", maintain_order="left")
         group = frame["group"].to_numpy()
-        first = frame.select(pl.struct("group", "item_id").is_first_distinct()).to_series().to_numpy()
+        first = (
+            frame.select(pl.struct("group", "item_id").is_first_distinct()).to_series().to_numpy()
+        )
         sizes = np.bincount(group[first], minlength=self.n)
         seed = int(self.run.meta["seed"] or 0)
         keys = {}
         for column, shift in (("request_id", 0), ("item_id", 1)):
             ids = frame[column].unique(maintain_order=True)
-            hashes = pl.DataFrame({column: ids, "hash": pl.Series(hash_ids(ids.to_numpy(), seed + shift), dtype=pl.UInt64)})
-            keys[column] = frame.select(column).join(hashes, on=column, how="left", maintain_order="left")["hash"].to_numpy()
+            hashes = pl.DataFrame(
+                {
+                    column: ids,
+                    "hash": pl.Series(hash_ids(ids.to_numpy(), seed + shift), dtype=pl.UInt64),
+                }
+            )
+            keys[column] = (
+                frame.select(column)
+                .join(hashes, on=column, how="left", maintain_order="left")["hash"]
+                .to_numpy()
+            )
         scores = {s: frame[f"{s}.score"].fill_null(np.nan).to_numpy() for s in self.run.stages}
         return Shown(
-            group, frame[label].fill_null(False).to_numpy(), frame["truth"].fill_null(-1).to_numpy(), first & (sizes[group] > 1),
-            mix(keys["request_id"] + keys["item_id"]), scores | {LOGGED: -frame["position"].to_numpy().astype(np.float32)},
-            {s: frame[f"{s}.p"].fill_null(np.nan).to_numpy().astype(np.float64) for s in calibrated},
-        )  # fmt: skip
+            group,
+            frame[label].fill_null(False).to_numpy(),
+            frame["truth"].fill_null(-1).to_numpy(),
+            first & (sizes[group] > 1),
+            mix(keys["request_id"] + keys["item_id"]),
+            scores | {LOGGED: -frame["position"].to_numpy().astype(np.float32)},
+            {
+                s: frame[f"{s}.p"].fill_null(np.nan).to_numpy().astype(np.float64)
+                for s in calibrated
+            },
+        )
 
     def shown_ranks(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
         """Rank of every row in its shown list under a stage's score (0 for rows in no list), and
@@ -242,16 +304,31 @@ class RunArrays:
             raise KarmafunnelError(f"slice {slice_name!r}: there are {', '.join(SLICES)}")
         frame = self.truths.frame
         columns = {
-            "target": pl.col("target"), "price": pl.col("price_band").fill_null("unknown"),
-            "repeat": pl.when("repeat").then(pl.lit("repeat")).when(~pl.col("repeat")).then(pl.lit("new")),
+            "target": pl.col("target"),
+            "price": pl.col("price_band").fill_null("unknown"),
+            "repeat": pl.when("repeat")
+            .then(pl.lit("repeat"))
+            .when(~pl.col("repeat"))
+            .then(pl.lit("new")),
             "user": pl.when("new_user").then(pl.lit("new")).otherwise(pl.lit("returning")),
             "query": pl.when("has_query").then(pl.lit("with")).otherwise(pl.lit("without")),
-        }  # fmt: skip
+        }
         by_truth = slice_name in SLICES_OF_TRUTH
-        values = (frame if by_truth else self.requests).select(columns[slice_name].alias("value")).to_series()
+        values = (
+            (frame if by_truth else self.requests)
+            .select(columns[slice_name].alias("value"))
+            .to_series()
+        )
         parts = []
         for value in SLICES[slice_name]:
             mask = (values == value).fill_null(False).to_numpy()
             requests = every if by_truth else mask
-            parts.append(SliceMask(f"{slice_name}={value}", requests, mask if by_truth else mask[self.truths.group], by_truth))
+            parts.append(
+                SliceMask(
+                    f"{slice_name}={value}",
+                    requests,
+                    mask if by_truth else mask[self.truths.group],
+                    by_truth,
+                )
+            )
         return parts

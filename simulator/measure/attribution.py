@@ -82,9 +82,12 @@ def shapley(values: Mapping[Subset, Value]) -> dict[str, Value]:
 
 
 def attribute(
-    runs: Mapping[Subset, Run | Sequence[Run]], measures: Sequence[Measure | str],
-    slice: str | None = None, seed: int = 0, resamples: int = 1000,
-) -> list[dict[str, Any]]:  # fmt: skip
+    runs: Mapping[Subset, Run | Sequence[Run]],
+    measures: Sequence[Measure | str],
+    slice: str | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> list[dict[str, Any]]:
     """What each switched-on stage adds to a measure at the end of the funnel: a row a measure, part
     and stage, then one end to end.
 
@@ -171,9 +174,7 @@ def _stages_of(table: Mapping[Subset, Sequence[Run]]) -> list[str]:
     counts = {subset: len(found) for subset, found in table.items()}
     if other := next((s for s, n in counts.items() if n != counts[frozenset()]), None):
         found = f"{counts[frozenset()]} for {_words(frozenset())} and {counts[other]} for {_words(other)}"
-        raise KarmafunnelError(
-            "attribute", needs="as many seeds for every subset", found=found
-        )
+        raise KarmafunnelError("attribute", needs="as many seeds for every subset", found=found)
     return _in_order(named, table[frozenset(named)][0].stages)
 
 
@@ -226,9 +227,12 @@ def _blank(
 
 
 def _play(
-    rows: list[dict[str, Any]], every: Sequence[Subset], by_seed: Sequence[Sequence[Estimate]],
-    samples: Samples, seed: int,
-) -> None:  # fmt: skip
+    rows: list[dict[str, Any]],
+    every: Sequence[Subset],
+    by_seed: Sequence[Sequence[Estimate]],
+    samples: Samples,
+    seed: int,
+) -> None:
     """Fill the rows of one measure: its stages, then end to end."""
     nobody, everybody = every[0], every[-1]
     first = by_seed[0][-1]

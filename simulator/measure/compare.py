@@ -32,9 +32,15 @@ __all__ = ["Cascade", "Measure", "Run", "added", "compare", "measure"]
 
 
 def measure(
-    run: Run | Sequence[Run], measures: Sequence[Measure | str], by_stage: bool = True,
-    slice: str | None = None, ci: bool = True, seed: int = 0, resamples: int = 1000, label: str | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    run: Run | Sequence[Run],
+    measures: Sequence[Measure | str],
+    by_stage: bool = True,
+    slice: str | None = None,
+    ci: bool = True,
+    seed: int = 0,
+    resamples: int = 1000,
+    label: str | None = None,
+) -> list[dict[str, Any]]:
     """Rows of the table: one a measure, part of the slice and stage, with a 95% interval clustered
     by user.
 
@@ -149,10 +155,16 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[RunArrays]:
 
 
 def compare(
-    run_a: Run | Sequence[Run], run_b: Run | Sequence[Run], measures: Sequence[Measure | str],
-    by_stage: bool = True, slice: str | None = None, seed: int = 0, resamples: int = 1000,
-    label_a: str | None = None, label_b: str | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    run_a: Run | Sequence[Run],
+    run_b: Run | Sequence[Run],
+    measures: Sequence[Measure | str],
+    by_stage: bool = True,
+    slice: str | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    label_a: str | None = None,
+    label_b: str | None = None,
+) -> list[dict[str, Any]]:
     """B against A, paired on the same requests: one row a measure, part and stage that both have
     (and last against last).
 
@@ -441,9 +453,13 @@ def _losses(reading: RunArrays, part: SliceMask) -> list[dict[str, Any]]:
         items, sum_of = int(mask.sum()), float(money[mask].sum())
         rows.append(
             {
-                "slice": part.name, "reason": name, "items": items, "share": _ratio(items, int(part.truth.sum())),
-                "money": sum_of, "money_share": _ratio(sum_of, float(money[part.truth].sum())),
+                "slice": part.name,
+                "reason": name,
+                "items": items,
+                "share": _ratio(items, int(part.truth.sum())),
+                "money": sum_of,
+                "money_share": _ratio(sum_of, float(money[part.truth].sum())),
                 "median_margin": float(np.median(missed)) if len(missed) else None,
             }
-        )  # fmt: skip
+        )
     return rows

@@ -36,7 +36,9 @@ def describe(log: Log | Catalogue) -> Stats:
     that cannot be read, and for prices and times that cannot be added up or printed; a log that
     fails other checks is looked at all the same.
     """
-    require(log, but=[question.name for question in CHECKS if question.name not in ("prices", "years")])
+    require(
+        log, but=[question.name for question in CHECKS if question.name not in ("prices", "years")]
+    )
     meta = log.meta
     stats: Stats = {
         "kind": "catalogue",
@@ -60,7 +62,8 @@ def describe_items(items: pl.DataFrame) -> Stats:
     return {
         "words": {name: spread(words(items[name].cast(pl.String))) for name in texts},
         "without": {
-            name: share(items[name].is_null()) for name in ("title", "brand", "category", "attributes", "image", "visual")
+            name: share(items[name].is_null())
+            for name in ("title", "brand", "category", "attributes", "image", "visual")
         },
         "brands": items["brand"].n_unique() - int(items["brand"].has_nulls()),
         "categories": items["category"].drop_nulls().list.join("\x00").n_unique(),
@@ -92,7 +95,12 @@ def describe_log(log: Log, stats: Stats) -> Stats:
             "truth": truth.height,
         },
         "time_range": time_range(log.requests["ts"]),
-        "sources": dict(log.requests.group_by("source").len().sort("len", "source", descending=[True, False]).iter_rows()),
+        "sources": dict(
+            log.requests.group_by("source")
+            .len()
+            .sort("len", "source", descending=[True, False])
+            .iter_rows()
+        ),
         "windows": describe_windows(log, of_requests, truth),
         "requests_per_user": spread(log.requests["user_id"].value_counts()["count"]),
         "list_length": spread(lists),
@@ -100,7 +108,9 @@ def describe_log(log: Log, stats: Stats) -> Stats:
         "prices": stats["prices"]
         | {
             "shown": prices(shown["price_shown"]) if shown.height else None,
-            "paid": prices(rows.filter(pl.col("purchased"))["price_paid"]) if log.has("purchases") else None,
+            "paid": prices(rows.filter(pl.col("purchased"))["price_paid"])
+            if log.has("purchases")
+            else None,
         },
         "popularity": popularity(np.bincount(truth["item"].to_numpy(), minlength=log.n_items)),
         "history": spread(of_requests["history"]),
@@ -130,7 +140,9 @@ def per_request(log: Log, served: np.ndarray, truth: pl.DataFrame) -> pl.DataFra
         repeat=pl.Series(log.asof.own_count(request, item) > 0),
         cold=~pl.col("item").is_in(targets_of_w1.implode()),
     )
-    sums = mine.group_by("request").agg(pl.col("truth", "truth_eligible", "repeat", "cold", "money").sum())
+    sums = mine.group_by("request").agg(
+        pl.col("truth", "truth_eligible", "repeat", "cold", "money").sum()
+    )
     return (
         pl.DataFrame(
             {
@@ -157,7 +169,10 @@ def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -
     for window in (*WINDOWS, ALL):
         mine = of_requests if window == ALL else of_requests.filter(pl.col("window") == window)
         users, targets = set(mine["user"]), int(mine["truth"].sum())
-        of_targets = {name: int(mine[name].sum()) / targets if targets else None for name in ("truth_eligible", "repeat", "cold")}
+        of_targets = {
+            name: int(mine[name].sum()) / targets if targets else None
+            for name in ("truth_eligible", "repeat", "cold")
+        }
         found.append(
             {
                 "window": window,
@@ -165,7 +180,9 @@ def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -
                 "from": iso(ts.gather(mine["request"]).min()),
                 "to": iso(ts.gather(mine["request"]).max()),
                 "users": len(users),
-                "new_users": None if window in ("W1", ALL) or not users else len(users - in_w1) / len(users),
+                "new_users": None
+                if window in ("W1", ALL) or not users
+                else len(users - in_w1) / len(users),
                 "with_truth": share(mine["truth"] > 0),
                 "truth": targets,
                 "money": float(mine["money"].sum()) if known_money else None,
@@ -185,7 +202,9 @@ def ctr_by_position(log: Log, shown: pl.DataFrame) -> list[Stats] | None:
     if not log.has("clicks") or shown.height == 0:
         return None
     rows = shown.group_by("position").agg(
-        pl.len().alias("shown"), pl.col("clicked").fill_null(False).sum(), pl.col("purchased").fill_null(False).sum()
+        pl.len().alias("shown"),
+        pl.col("clicked").fill_null(False).sum(),
+        pl.col("purchased").fill_null(False).sum(),
     )
     rows = rows.with_columns((pl.col("clicked") / pl.col("shown")).alias("ctr")).sort("position")
     return rows.head(SHOWN_POSITIONS).to_dicts()
@@ -243,7 +262,9 @@ def spread(values: pl.Series) -> Stats | None:
         return None
     array = values.to_numpy().astype(float)
     found = {"n": len(array), "mean": float(array.mean()), "min": float(array.min())}
-    quantiles = dict(zip(QUANTILES, np.quantile(array, list(QUANTILES.values())).tolist(), strict=True))
+    quantiles = dict(
+        zip(QUANTILES, np.quantile(array, list(QUANTILES.values())).tolist(), strict=True)
+    )
     return found | quantiles | {"max": float(array.max())}
 
 
@@ -274,13 +295,21 @@ def tables(stats: Stats) -> Tables:
         rows = [[name, *(show(w[key]) for w in stats["windows"])] for name, key, show in OF_WINDOWS]
         found.append(("windows", head, rows))
     head = ["spread of", "n", "mean", "min", *PRINTED, "max", "missing"]
-    found.append(("spreads", head, [spread_row(name, s, missing) for name, s, missing in spreads(stats) if s]))
+    found.append(
+        (
+            "spreads",
+            head,
+            [spread_row(name, s, missing) for name, s, missing in spreads(stats) if s],
+        )
+    )
     if stats.get("ctr_by_position"):
         rows = [
             [count(p["position"]), count(p["shown"]), count(p["clicked"]), percent(p["ctr"])]
             for p in stats["ctr_by_position"][:10]
         ]
-        found.append(("clicks by position (the first 10)", ["position", "shown", "clicked", "CTR"], rows))
+        found.append(
+            ("clicks by position (the first 10)", ["position", "shown", "clicked", "CTR"], rows)
+        )
     return found
 
 
@@ -323,28 +352,53 @@ OF_WINDOWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 def facts(stats: Stats) -> list[list[str]]:
     """What is one line each."""
     sizes, items = stats["sizes"], stats["items"]
-    rows = [["kind", stats["kind"]], ["sizes", ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in sizes.items())]]
+    rows = [
+        ["kind", stats["kind"]],
+        ["sizes", ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in sizes.items())],
+    ]
     if stats["kind"] == "log":
         span, popular = stats["time_range"], stats["popularity"]
-        times = f"{span['from'][:16]} to {span['to'][:16]}, {span['days']:,.1f} days" if span else "an order, no clock"
+        times = (
+            f"{span['from'][:16]} to {span['to'][:16]}, {span['days']:,.1f} days"
+            if span
+            else "an order, no clock"
+        )
         sources = list(stats["sources"].items())
         more = f", {len(sources) - 6} more" if len(sources) > 6 else ""
         rows += [
             ["time", times.replace("T", " ")],
             ["sources", ", ".join(f"{name} {n:,}" for name, n in sources[:6]) + more],
-            ["scenario, truth", f"{', '.join(stats['scenario'])}; label {stats['label']}; catalogue {stats['catalogue']}"],
+            [
+                "scenario, truth",
+                f"{', '.join(stats['scenario'])}; label {stats['label']}; catalogue {stats['catalogue']}",
+            ],
         ]
         if popular:
             top, never = percent(popular["top_1_percent"]), percent(popular["never"])
-            words_of_it = f"Gini {number(popular['gini'])}, Zipf slope {number(popular['zipf_slope'])}"
-            rows.append(["popularity", f"{words_of_it}, top 1% of items hold {top} of targets, never a target {never} of items"])
+            words_of_it = (
+                f"Gini {number(popular['gini'])}, Zipf slope {number(popular['zipf_slope'])}"
+            )
+            rows.append(
+                [
+                    "popularity",
+                    f"{words_of_it}, top 1% of items hold {top} of targets, never a target {never} of items",
+                ]
+            )
         if stats["query"]:
-            rows.append(["query", f"{percent(stats['query']['share'])} of requests, {stats['query']['distinct']:,} different"])
+            rows.append(
+                [
+                    "query",
+                    f"{percent(stats['query']['share'])} of requests, {stats['query']['distinct']:,} different",
+                ]
+            )
         if (hint := masks_seen(stats)) is not None:
             rows.append(["hint", hint])
     without = ", ".join(f"{name} {percent(s)}" for name, s in items["without"].items() if s)
     rows += [
-        ["items", f"{items['brands']:,} brands, {items['categories']:,} categories; without {without or 'nothing missing'}"],
+        [
+            "items",
+            f"{items['brands']:,} brands, {items['categories']:,} categories; without {without or 'nothing missing'}",
+        ],
         ["currency", str(stats["currency"] or "n/a")],
         ["licence", str(stats["licence"] or "n/a")],
         ["source", str(stats["source"] or "n/a")],

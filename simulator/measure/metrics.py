@@ -31,7 +31,9 @@ def _discounts(k: int) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(2, k + 2)))])
 
 
-def hits(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+def hits(
+    group: np.ndarray, rank: np.ndarray, n_groups: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Truth items in the top k and truth items in all, of every list: two int64 (n_groups,)."""
     return np.bincount(group[rank <= k], minlength=n_groups), np.bincount(group, minlength=n_groups)
 
@@ -48,7 +50,9 @@ def recall(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int) -> np.nda
     return _defined(found / np.maximum(truth, 1), truth)
 
 
-def reciprocal_rank(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int = LOST - 1) -> np.ndarray:
+def reciprocal_rank(
+    group: np.ndarray, rank: np.ndarray, n_groups: int, k: int = LOST - 1
+) -> np.ndarray:
     """MRR@k of every list: 1 / rank of the first truth item, 0 where it is not in the top k."""
     best = np.full(n_groups, LOST, dtype=np.int64)
     np.minimum.at(best, group, rank)
@@ -56,7 +60,9 @@ def reciprocal_rank(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int =
     return _defined(np.where(best <= k, 1.0 / best, 0.0), truth)
 
 
-def ndcg(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int, gain: np.ndarray | None = None) -> np.ndarray:
+def ndcg(
+    group: np.ndarray, rank: np.ndarray, n_groups: int, k: int, gain: np.ndarray | None = None
+) -> np.ndarray:
     """nDCG@k: gains (1, or `gain` (n,) >= 0) discounted by log2(1 + rank), over the same sum of the
     ideal order.
 
@@ -89,10 +95,14 @@ def ideal_ranks(group: np.ndarray, gain: np.ndarray) -> np.ndarray:
 def ideal_dcg(group: np.ndarray, gain: np.ndarray, n_groups: int, k: int) -> np.ndarray:
     """DCG@k of every list's ideal order, that is by gain: float64 (n_groups,)."""
     rank = ideal_ranks(group, gain)
-    return np.bincount(group, weights=np.where(rank <= k, gain / np.log2(1.0 + rank), 0.0), minlength=n_groups)
+    return np.bincount(
+        group, weights=np.where(rank <= k, gain / np.log2(1.0 + rank), 0.0), minlength=n_groups
+    )
 
 
-def money_inside(group: np.ndarray, rank: np.ndarray, money: np.ndarray, n_groups: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+def money_inside(
+    group: np.ndarray, rank: np.ndarray, money: np.ndarray, n_groups: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """GMV-HR@k's two sums, of every list: money of truth items in the top k, and of all of them."""
     inside = np.bincount(group, weights=money * (rank <= k), minlength=n_groups)
     return inside, np.bincount(group, weights=money, minlength=n_groups)
@@ -116,7 +126,9 @@ def overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: int) -> np.n
     return np.bincount(group[depth <= k], minlength=n_groups) / k
 
 
-def rank_biased_overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: int, p: float = PERSISTENCE) -> np.ndarray:
+def rank_biased_overlap(
+    group: np.ndarray, depth: np.ndarray, n_groups: int, k: int, p: float = PERSISTENCE
+) -> np.ndarray:
     """RBO@k, extrapolated: beyond k the lists go on to agree as they do at k, so that equal lists
     get 1 (Webber et al. 2010, eq. 32).
 
@@ -134,7 +146,9 @@ def rank_biased_overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: 
 # `truth`: truth items in all.
 
 
-def random_hit_rate(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+def random_hit_rate(
+    eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int
+) -> np.ndarray:
     """Expected HR@k: 1 - C(E - T, k) / C(E, k), as a product over the T truth items."""
     miss = np.ones(len(eligible))
     for i in range(int(reachable.max(initial=0))):
@@ -144,14 +158,15 @@ def random_hit_rate(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarr
     return _defined(1.0 - miss, truth)
 
 
-def random_recall(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+def random_recall(
+    eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int
+) -> np.ndarray:
     """Expected Recall@k: every reachable truth item is in the top k with chance min(k, E) / E."""
     return _defined(reachable / np.maximum(truth, 1) * random_share(eligible, k), truth)
 
 
 def random_share(eligible: np.ndarray, k: int) -> np.ndarray:
-    """Chance of an eligible item to stand in the top k: min(k, E) / E, 0 where nothing is eligible.
-    """
+    """Chance that an eligible item is in a random top k: min(k, E) / E; 0 if none is eligible."""
     return np.minimum(k, eligible) / np.maximum(eligible, 1)
 
 
@@ -163,13 +178,19 @@ def random_discount(eligible: np.ndarray, k: int) -> np.ndarray:
     return _discounts(longest)[np.minimum(k, eligible)] / np.maximum(eligible, 1)
 
 
-def random_ndcg(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+def random_ndcg(
+    eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int
+) -> np.ndarray:
     """Expected nDCG@k with gains of 1."""
     ideal = _discounts(int(min(truth.max(initial=0), k)))[np.minimum(truth, k)]
-    return _defined(reachable * random_discount(eligible, k) / np.where(ideal > 0, ideal, 1.0), truth)
+    return _defined(
+        reachable * random_discount(eligible, k) / np.where(ideal > 0, ideal, 1.0), truth
+    )
 
 
-def random_reciprocal_rank(eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int) -> np.ndarray:
+def random_reciprocal_rank(
+    eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int
+) -> np.ndarray:
     """Expected MRR@k: sum over r of P(the first truth item has rank r) / r; P(first > r) = C(E - T,
     r) / C(E, r).
     """
@@ -203,7 +224,9 @@ def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     return scores, labels
 
 
-def placements(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def placements(
+    scores: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Where positives stand among negatives: (positive rows, negative rows by score, how many are
     below, below or tied).
     """
@@ -229,12 +252,16 @@ def auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = Non
     return weighted_auc(weights[positive], weights[negative], below, through)
 
 
-def weighted_auc(positive: np.ndarray, negative: np.ndarray, below: np.ndarray, through: np.ndarray) -> float:
+def weighted_auc(
+    positive: np.ndarray, negative: np.ndarray, below: np.ndarray, through: np.ndarray
+) -> float:
     """AUC from `placements` and the weights of its positive and its sorted negative rows."""
     before = np.zeros(len(negative) + 1)
     np.cumsum(negative, out=before[1:])
     pairs = float(positive.sum(dtype=np.float64)) * before[-1]
-    return float(positive @ (before[below] + before[through])) / (2.0 * pairs) if pairs > 0 else np.nan
+    return (
+        float(positive @ (before[below] + before[through])) / (2.0 * pairs) if pairs > 0 else np.nan
+    )
 
 
 def _dense(values: np.ndarray) -> np.ndarray:
@@ -285,8 +312,14 @@ def auc_by_group(
     # tied with it.
     through = positive - np.arange(len(positive)) - starts[owner]
     # Of a tied block [first, last], the negatives strictly below are those before its first row.
-    first = np.concatenate([[True], key[1:] >> np.uint64(1) != key[:-1] >> np.uint64(1)])[: len(key)]
-    head = np.maximum.accumulate(np.where(first, np.arange(len(key)), 0))[positive] if len(key) else positive
+    first = np.concatenate([[True], key[1:] >> np.uint64(1) != key[:-1] >> np.uint64(1)])[
+        : len(key)
+    ]
+    head = (
+        np.maximum.accumulate(np.where(first, np.arange(len(key)), 0))[positive]
+        if len(key)
+        else positive
+    )
     seen = np.searchsorted(positive, head)  # positive rows before the block
     twice = through + (head - seen - starts[owner])
     wins = np.concatenate([[0], np.cumsum(twice)])[np.concatenate([[0], np.cumsum(positives)])]
@@ -297,11 +330,21 @@ def auc_by_group(
 def group_weights(rows: np.ndarray, positives: np.ndarray, weight: str) -> np.ndarray:
     """Weight of each group: its rows (`exposures`), its `positives`, or 1 (`none`)."""
     if weight not in ("exposures", "positives", "none"):
-        raise KarmafunnelError(f"gAUC: weight must be exposures, positives or none, found {weight!r}")
-    return rows if weight == "exposures" else positives if weight == "positives" else np.ones_like(rows)
+        raise KarmafunnelError(
+            f"gAUC: weight must be exposures, positives or none, found {weight!r}"
+        )
+    return (
+        rows
+        if weight == "exposures"
+        else positives
+        if weight == "positives"
+        else np.ones_like(rows)
+    )
 
 
-def grouped_auc(groups: np.ndarray, scores: np.ndarray, labels: np.ndarray, weight: str = "exposures") -> float:
+def grouped_auc(
+    groups: np.ndarray, scores: np.ndarray, labels: np.ndarray, weight: str = "exposures"
+) -> float:
     """gAUC: weighted mean of the groups' exact AUC; single-class groups are left out. NaN where
     none is left.
     """
@@ -340,5 +383,7 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     p = np.asarray(probabilities, dtype=np.float64)
     if len(p) == 0:
         return np.nan
-    gap = np.bincount(mass_bins(p, bins), weights=p - np.asarray(labels).astype(np.float64), minlength=bins)
+    gap = np.bincount(
+        mass_bins(p, bins), weights=p - np.asarray(labels).astype(np.float64), minlength=bins
+    )
     return float(np.abs(gap).sum() / len(p))

@@ -20,28 +20,59 @@ from ...shapes import ANY, FLAG, NAME, PATH, TEXT, by_name, check_keys, each, ma
 # Columns that every table has; those of the stages come on top.
 COLUMNS = {
     "slates": ("request_id", "stage", "item_id", "rank", "score", "channel"),
-    "requests": ("request_id", "user_id", "n_truth", "n_eligible", "n_truth_eligible", "has_query", "new_user"),
-    "ledger": ("request_id", "item_id", "money", "quantity", "eligible", "target", "repeat", "price_band", "lost", "margin"),
+    "requests": (
+        "request_id",
+        "user_id",
+        "n_truth",
+        "n_eligible",
+        "n_truth_eligible",
+        "has_query",
+        "new_user",
+    ),
+    "ledger": (
+        "request_id",
+        "item_id",
+        "money",
+        "quantity",
+        "eligible",
+        "target",
+        "repeat",
+        "price_band",
+        "lost",
+        "margin",
+    ),
     "scored": ("request_id", "item_id", "position", "clicked", "purchased", "eligible"),
     "timing": ("chunk", "stage", "requests", "rows_in", "rows_out", "seconds"),
 }
 OF_A_STAGE = {"requests": ("n", "out"), "ledger": ("rank", "wins"), "scored": ("score",)}
 # `run.json`, key by key, and of its parts.
 META = {
-    "label": one_of("click", "purchase"), "seed": number(SEED), "log": by_name(ANY), "window": one_of(*WINDOWS, "W2"),
+    "label": one_of("click", "purchase"),
+    "seed": number(SEED),
+    "log": by_name(ANY),
+    "window": one_of(*WINDOWS, "W2"),
     "stages": each(by_name(ANY)),
-}  # fmt: skip
+}
 MORE = {
-    **dict.fromkeys(("recipe", "recipe_name", "row", "funnel", "commit", "device", "command", "path"), maybe(TEXT)),
-    **dict.fromkeys(("embedders", "versions"), maybe(by_name(TEXT))), "limit": maybe(number(BOUNDS["limit"])),
+    **dict.fromkeys(
+        ("recipe", "recipe_name", "row", "funnel", "commit", "device", "command", "path"),
+        maybe(TEXT),
+    ),
+    **dict.fromkeys(("embedders", "versions"), maybe(by_name(TEXT))),
+    "limit": maybe(number(BOUNDS["limit"])),
     "stale_minutes": maybe(by_name(number(BOUNDS["stale_minutes"]))),
-}  # fmt: skip
+}
 OF_THE_LOG = {"name": TEXT, "has": by_name(FLAG)}
 MORE_OF_THE_LOG = {
-    **dict.fromkeys(("checksum", "currency", "catalogue"), maybe(TEXT)), "path": maybe(PATH), "items": maybe(number(Bound(0, 2**31 - 1))),
+    **dict.fromkeys(("checksum", "currency", "catalogue"), maybe(TEXT)),
+    "path": maybe(PATH),
+    "items": maybe(number(Bound(0, 2**31 - 1))),
     "world": maybe(by_name(ANY)),
-}  # fmt: skip
-STAGE, MORE_OF_A_STAGE = {"name": NAME, "k": number(BOUNDS["k"])}, {"kind": TEXT, "text": TEXT, "channels": each(TEXT)}
+}
+STAGE, MORE_OF_A_STAGE = (
+    {"name": NAME, "k": number(BOUNDS["k"])},
+    {"kind": TEXT, "text": TEXT, "channels": each(TEXT)},
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +101,11 @@ class Run:
         check(folder)
         meta = described(path, read_json(path))
         stages = [stage["name"] for stage in meta["stages"]]
-        return cls(folder, meta, {name: _scan(folder / f"{name}.parquet", name, stages) for name in COLUMNS})
+        return cls(
+            folder,
+            meta,
+            {name: _scan(folder / f"{name}.parquet", name, stages) for name in COLUMNS},
+        )
 
     def read(self, table: str, *columns: str | pl.Expr) -> pl.DataFrame:
         """Some columns (or expressions) of a table, read now; raises KarmafunnelError naming the
@@ -110,7 +145,10 @@ def described(path: Path, meta: Any) -> dict[str, Any]:
     """
     check_keys(str(path), meta, META, MORE)
     log = check_keys(f"{path}: log", meta["log"], OF_THE_LOG, MORE_OF_THE_LOG)
-    names = [check_keys(f"{path}: stage {i + 1}", stage, STAGE, MORE_OF_A_STAGE)["name"] for i, stage in enumerate(meta["stages"])]
+    names = [
+        check_keys(f"{path}: stage {i + 1}", stage, STAGE, MORE_OF_A_STAGE)["name"]
+        for i, stage in enumerate(meta["stages"])
+    ]
     if not names or len(set(names)) < len(names):
         raise KarmafunnelError(
             path, what="stages", needs="one or more of different names", found=quoted(names)
@@ -121,7 +159,10 @@ def described(path: Path, meta: Any) -> dict[str, Any]:
 def _scan(path: Path, table: str, stages: list[str]) -> pl.LazyFrame:
     frame = open_table(path)
     found = frame.collect_schema().names()
-    needed = [*COLUMNS[table], *(f"{stage}.{column}" for stage in stages for column in OF_A_STAGE.get(table, ()))]
+    needed = [
+        *COLUMNS[table],
+        *(f"{stage}.{column}" for stage in stages for column in OF_A_STAGE.get(table, ())),
+    ]
     if missing := [name for name in needed if name not in found]:
         raise KarmafunnelError(f"{path}: needs columns {needed}, missing {missing}")
     return frame

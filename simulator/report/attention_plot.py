@@ -38,22 +38,45 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
                 "attention_figure", needs="maps (layers, L, L)", found=f"{x.shape} for {name!r}"
             )
     short = {name: name if len(name) <= 26 else name[:25] + "…" for name in maps}
-    panels = [(f"{short[name]}, layer {at + 1}", x[at]) for name, x in maps.items() for at in sorted({0, x.shape[0] - 1})]
+    panels = [
+        (f"{short[name]}, layer {at + 1}", x[at])
+        for name, x in maps.items()
+        for at in sorted({0, x.shape[0] - 1})
+    ]
     domains, inner = plots.panes(len(panels), per_row, 200, 0.05, 60)
     layout = plots.blank(inner, left=40, top=60, bottom=30)
-    bar = {"title": {"text": "√share"}, "thickness": 10, "len": 180, "lenmode": "pixels", "y": 1, "yanchor": "top"}
+    bar = {
+        "title": {"text": "√share"},
+        "thickness": 10,
+        "len": 180,
+        "lenmode": "pixels",
+        "y": 1,
+        "yanchor": "top",
+    }
     data: list[Plot] = []
     for i, ((title, x), domain) in enumerate(zip(panels, domains, strict=True)):
         seen = np.where(np.tril(np.ones(x.shape, dtype=bool)), np.sqrt(np.maximum(x, 0)), np.nan)
         data.append(
             {
-                "type": "heatmap", "z": seen.tolist(), "customdata": x.tolist(), "zmin": 0, "zmax": 1, "colorscale": "Viridis",
-                "showscale": i == 0, "colorbar": bar,
-                "hovertemplate": rich("query %{y} looks at %{x}: %{customdata:.2f}<extra></extra>"), **plots.on(i),
+                "type": "heatmap",
+                "z": seen.tolist(),
+                "customdata": x.tolist(),
+                "zmin": 0,
+                "zmax": 1,
+                "colorscale": "Viridis",
+                "showscale": i == 0,
+                "colorbar": bar,
+                "hovertemplate": rich("query %{y} looks at %{x}: %{customdata:.2f}<extra></extra>"),
+                **plots.on(i),
             }
-        )  # fmt: skip
+        )
         x_domain, y_domain = domain
-        layout[plots.axis(i, "x")] = {"domain": x_domain, "anchor": plots.on(i)["yaxis"], "showgrid": False, "dtick": 5}
+        layout[plots.axis(i, "x")] = {
+            "domain": x_domain,
+            "anchor": plots.on(i)["yaxis"],
+            "showgrid": False,
+            "dtick": 5,
+        }
         layout[plots.axis(i, "y")] = {
             "domain": y_domain,
             "anchor": plots.on(i)["xaxis"],
@@ -79,7 +102,9 @@ def main(cells: tuple[str, ...], out: Path, title: str) -> None:
         label, _, folder = given.partition("=")
         file = Path(folder) / "similarity" / "attention.safetensors"
         if not file.is_file():
-            raise click.ClickException(f"attention: needs LABEL=CELL with {file}, found none for {given!r}")
+            raise click.ClickException(
+                f"attention: needs LABEL=CELL with {file}, found none for {given!r}"
+            )
         maps[label] = load_file(file)["maps"]
     print(*write_curve(attention_figure(maps), out, title))
 

@@ -96,15 +96,22 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
             }
             data.append(
                 {
-                    "type": "bar", "orientation": "h", "y": [stage], "x": [row["value"]], "base": [at], "error_x": error,
+                    "type": "bar",
+                    "orientation": "h",
+                    "y": [stage],
+                    "x": [row["value"]],
+                    "base": [at],
+                    "error_x": error,
                     "marker": {"color": plots.faint(colours[stage], 0.85)},
                     "hovertemplate": rich(
                         "<b>%{y}</b><br>{}<br>alone {}, last {}<extra></extra>",
-                        said(row).flat, number(row["alone"], True), number(row["last"], True),
+                        said(row).flat,
+                        number(row["alone"], True),
+                        number(row["last"], True),
                     ),
                     **plots.on(i),
                 }
-            )  # fmt: skip
+            )
             layout["annotations"].append(
                 text(f"{number(row['value'], True)}{significance(row)}", max(high, at), stage, i)
             )
@@ -135,9 +142,15 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
         }
         layout[plots.axis(i, "x")] |= {"range": [least - 0.08 * room, most + 0.32 * room]}
         layout[plots.axis(i, "y")] = {
-            "domain": domain[1], "anchor": plots.on(i)["xaxis"], "type": "category", "categoryarray": names, "range": [len(names) - 0.4, -0.6],
-            "showgrid": False, "showticklabels": i % 2 == 0, "automargin": True,
-        }  # fmt: skip
+            "domain": domain[1],
+            "anchor": plots.on(i)["xaxis"],
+            "type": "category",
+            "categoryarray": names,
+            "range": [len(names) - 0.4, -0.6],
+            "showgrid": False,
+            "showticklabels": i % 2 == 0,
+            "automargin": True,
+        }
         layout["annotations"].append(plots.heading(measure, domain))
     return {"data": data, "layout": layout}
 

@@ -18,9 +18,16 @@ Point = dict[str, Any]
 
 
 def curve_figure(
-    points: Sequence[Point], x: str, y: str = "value", by: str = "row", *, x_title: str = "", y_title: str = "",
-    log_x: bool = False, reference: float | None = None,
-) -> Plot:  # fmt: skip
+    points: Sequence[Point],
+    x: str,
+    y: str = "value",
+    by: str = "row",
+    *,
+    x_title: str = "",
+    y_title: str = "",
+    log_x: bool = False,
+    reference: float | None = None,
+) -> Plot:
     """One line a value of `by`, with the points' `low` and `high` as a band where all of a line's
     points have them.
 
@@ -36,7 +43,9 @@ def curve_figure(
         )
     for point in known:
         if missing := [name for name in (x, by) if name not in point]:
-            raise KarmafunnelError(f"curve_figure: needs points with {[x, y, by]}, missing {missing} in {point}")
+            raise KarmafunnelError(
+                f"curve_figure: needs points with {[x, y, by]}, missing {missing} in {point}"
+            )
     names = list(dict.fromkeys(str(p[by]) for p in known))
     colours = plots.colour_of(names)
     data: list[Plot] = []
@@ -49,27 +58,55 @@ def curve_figure(
             )
         common = {"type": "scatter", "legendgroup": name}
         if all(p.get("low") is not None and p.get("high") is not None for p in line):
-            band = {"x": [*at, *at[::-1]], "y": [*(p["high"] for p in line), *(p["low"] for p in line[::-1])]}
-            look = {"mode": "lines", "fill": "toself", "fillcolor": plots.faint(colours[name], 0.15), "line": {"width": 0}}
+            band = {
+                "x": [*at, *at[::-1]],
+                "y": [*(p["high"] for p in line), *(p["low"] for p in line[::-1])],
+            }
+            look = {
+                "mode": "lines",
+                "fill": "toself",
+                "fillcolor": plots.faint(colours[name], 0.15),
+                "line": {"width": 0},
+            }
             data.append(common | band | look | {"hoverinfo": "skip", "showlegend": False})
-        texts = [f"{number(p[y])} {between({'value': p[y], 'low': p.get('low'), 'high': p.get('high')})}" for p in line]
+        texts = [
+            f"{number(p[y])} {between({'value': p[y], 'low': p.get('low'), 'high': p.get('high')})}"
+            for p in line
+        ]
         data.append(
             common
             | {
-                "x": at, "y": [p[y] for p in line], "name": name, "mode": "lines+markers", "text": texts, "marker": {"size": 6},
-                "line": {"color": colours[name], "width": 2.2}, "hovertemplate": rich("{}, {} %{x}<br>%{text}<extra></extra>", name, x),
+                "x": at,
+                "y": [p[y] for p in line],
+                "name": name,
+                "mode": "lines+markers",
+                "text": texts,
+                "marker": {"size": 6},
+                "line": {"color": colours[name], "width": 2.2},
+                "hovertemplate": rich("{}, {} %{x}<br>%{text}<extra></extra>", name, x),
             },
-        )  # fmt: skip
+        )
     layout = plots.blank(340, left=70, bottom=55) | {
         "showlegend": True,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     }
     ticks = sorted({float(p[x]) for p in known})
-    layout["xaxis"] = {"title": {"text": x_title or x}, "tickvals": ticks, "ticktext": [f"{t:,g}" for t in ticks]}
+    layout["xaxis"] = {
+        "title": {"text": x_title or x},
+        "tickvals": ticks,
+        "ticktext": [f"{t:,g}" for t in ticks],
+    }
     layout["xaxis"] |= {"type": "log"} if log_x else {}
     layout["yaxis"] = {"title": {"text": y_title or y}}
     if reference is not None:
-        level = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": reference, "y1": reference}
+        level = {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": reference,
+            "y1": reference,
+        }
         layout["shapes"] = [level | {"line": {"color": plots.QUIET, "width": 1, "dash": "dot"}}]
     return {"data": data, "layout": layout}
 
@@ -86,7 +123,10 @@ def write_curve(plot: Plot, path: Path | str, title: str = "") -> list[Path]:
     titled = {"data": plot["data"], "layout": dict(plot["layout"])}
     if title:
         margin = titled["layout"].get("margin", {})
-        titled["layout"] |= {"title": {"text": title}, "margin": margin | {"t": max(80, margin.get("t", 0) + 40)}}
+        titled["layout"] |= {
+            "title": {"text": title},
+            "margin": margin | {"t": max(80, margin.get("t", 0) + 40)},
+        }
     try:
         return [path, plots.write_picture(titled, path.with_suffix(".png"))]
     except KarmafunnelError:  # no kaleido, or no Chromium: the HTML file says the same

@@ -26,7 +26,6 @@ NOTE = (
 )
 
 
-
 def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
     """Write tables and figures as one HTML file that fetches nothing; returns its path."""
     (_, facts_head, facts_rows), *others = tables(stats)
@@ -35,10 +34,14 @@ def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
     for title, head, rows in others:
         name = title.split()[0]
         note: list[Block] = [Text(NOTE, "note")] if name == "windows" else []
-        sections.append(Section(name, name.capitalize(), title.capitalize(), [Table(head, rows), *note]))
+        sections.append(
+            Section(name, name.capitalize(), title.capitalize(), [Table(head, rows), *note])
+        )
     facts = Table(facts_head, facts_rows, look="prose")
     sections.append(Section("facts", "Facts", "Facts", [facts]))
-    page = Page(str(stats["name"]), f"karmafunnel describe · {stats['kind']}", [cards(stats)], sections)
+    page = Page(
+        str(stats["name"]), f"karmafunnel describe · {stats['kind']}", [cards(stats)], sections
+    )
     return write_page(path, page)
 
 
@@ -49,11 +52,14 @@ def cards(stats: Stats) -> Cards:
     ]
     if stats["kind"] == "log":
         last = next(w for w in stats["windows"] if w["window"] == "W3")
-        shown += [(f"{name} in W3", percent(last[name]), "") for name in ("ceiling", "repeat", "cold")]
+        shown += [
+            (f"{name} in W3", percent(last[name]), "") for name in ("ceiling", "repeat", "cold")
+        ]
     return Cards(shown)
 
 
 # -- figures ---------------------------------------------------------------------------------------
+
 
 def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
     """Figures of what the log has; what it lacks has none."""
@@ -67,20 +73,54 @@ def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
             over_time(log, served),
             by_window(stats["windows"]),
             position_plot(stats["ctr_by_position"]),
-            popularity_plot(np.bincount(truth["item"].to_numpy(), minlength=log.n_items), stats["popularity"]),
-            histogram("Items a list", "items shown", "lists", shown.group_by("request").len()["len"]),
-            histogram("Requests a user", "requests", "users", log.requests["user_id"].value_counts()["count"]),
-            histogram("History", "clicks and purchases before a request", "requests", pl.Series(log.asof.n_events(served))),
-            histogram("Eligible items", "items eligible for a request", "requests", pl.Series(log.asof.known(served))),
+            popularity_plot(
+                np.bincount(truth["item"].to_numpy(), minlength=log.n_items), stats["popularity"]
+            ),
+            histogram(
+                "Items a list", "items shown", "lists", shown.group_by("request").len()["len"]
+            ),
+            histogram(
+                "Requests a user",
+                "requests",
+                "users",
+                log.requests["user_id"].value_counts()["count"],
+            ),
+            histogram(
+                "History",
+                "clicks and purchases before a request",
+                "requests",
+                pl.Series(log.asof.n_events(served)),
+            ),
+            histogram(
+                "Eligible items",
+                "items eligible for a request",
+                "requests",
+                pl.Series(log.asof.known(served)),
+            ),
         ]
         if log.has("query"):
-            found.append(histogram("Query length", "words", "requests", words(log.requests["query"].gather(served))))
+            found.append(
+                histogram(
+                    "Query length", "words", "requests", words(log.requests["query"].gather(served))
+                )
+            )
         found.append(histogram("Shown prices", money, "rows shown", shown["price_shown"]))
-        found.append(histogram("Paid prices", money, "rows purchased", log.rows.filter(pl.col("purchased"))["price_paid"]))
+        found.append(
+            histogram(
+                "Paid prices",
+                money,
+                "rows purchased",
+                log.rows.filter(pl.col("purchased"))["price_paid"],
+            )
+        )
     found.append(histogram("List prices", money, "items", log.items["price"]))
     for name in ("title", "description"):
         if name in log.items.columns:
-            found.append(histogram(f"Words a {name}", "words", "items", words(log.items[name].cast(pl.String))))
+            found.append(
+                histogram(
+                    f"Words a {name}", "words", "items", words(log.items[name].cast(pl.String))
+                )
+            )
     found.append(category_plot(log.items["category"]))
     return [figure for figure in found if figure is not None]
 
@@ -91,11 +131,22 @@ def figure(title: str, x: str, y: str, *traces: Plot, **more: Any) -> Plot:
     """
     layout: Plot = {
         "title": {"text": rich("<b>{}</b>", title), "x": 0, "xref": "paper", "font": {"size": 15}},
-        "height": 300, "bargap": 0.04, "margin": {"l": 60, "r": 16, "t": 46, "b": 48}, "hovermode": "closest",
-        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 1, "xanchor": "right", "traceorder": "normal"},
-        "showlegend": len(traces) > 1, "xaxis": {"title": {"text": x, "standoff": 8}},
+        "height": 300,
+        "bargap": 0.04,
+        "margin": {"l": 60, "r": 16, "t": 46, "b": 48},
+        "hovermode": "closest",
+        "legend": {
+            "orientation": "h",
+            "y": 1,
+            "yanchor": "bottom",
+            "x": 1,
+            "xanchor": "right",
+            "traceorder": "normal",
+        },
+        "showlegend": len(traces) > 1,
+        "xaxis": {"title": {"text": x, "standoff": 8}},
         "yaxis": {"title": {"text": y, "standoff": 8}, "rangemode": "tozero", "automargin": True},
-    }  # fmt: skip
+    }
     for name, value in more.items():
         layout[name] = layout[name] | value if name in ("xaxis", "yaxis") else value
     return {"data": list(traces), "layout": layout}
@@ -121,13 +172,17 @@ def histogram(title: str, x: str, y: str, values: pl.Series) -> Plot | None:
     if whole and high - low <= 60:
         n = np.bincount((array - low).astype(int))
         return figure(title, x, y, bar(x=np.arange(len(n)) + low, y=n, marker={"color": BLUE}))
-    wide = high > 50 * max(np.median(array), 1e-9) or (whole and high > 1000 and np.median(array) < high / 20)
+    wide = high > 50 * max(np.median(array), 1e-9) or (
+        whole and high > 1000 and np.median(array) < high / 20
+    )
     if not wide:
         step = math.ceil((high - low + 1) / 40) if whole else (high - low) / 40
         edges = low + step * np.arange(math.ceil((high - low + whole) / step) + 1)
         edges[-1] = max(edges[-1], high)
         n, _ = np.histogram(array, bins=edges)
-        return figure(title, x, y, bars(n, edges, whole, (edges[1:] + edges[:-1]) / 2, np.diff(edges)))
+        return figure(
+            title, x, y, bars(n, edges, whole, (edges[1:] + edges[:-1]) / 2, np.diff(edges))
+        )
     least = array[array > 0].min()
     edges = np.geomspace(least, high, 41)
     if whole:
@@ -137,15 +192,26 @@ def histogram(title: str, x: str, y: str, values: pl.Series) -> Plot | None:
     middles, widths = np.sqrt(edges[1:] * edges[:-1]), np.diff(edges)
     zeros = int((array <= 0).sum())
     note = f"{x} (log scale; {zeros:,} at 0 left out)" if zeros else f"{x} (log scale)"
-    return figure(title, note, y, bars(n, edges, whole, middles, widths), xaxis={"type": "log", "dtick": 1})
+    return figure(
+        title, note, y, bars(n, edges, whole, middles, widths), xaxis={"type": "log", "dtick": 1}
+    )
 
 
-def bars(n: np.ndarray, edges: np.ndarray, whole: bool, middles: np.ndarray, widths: np.ndarray) -> Plot:
+def bars(
+    n: np.ndarray, edges: np.ndarray, whole: bool, middles: np.ndarray, widths: np.ndarray
+) -> Plot:
     """Bars between edges, with the bounds in the hover text."""
     upper = edges[1:] - 1 if whole else edges[1:]
     between = [f"{number(a)} to {number(b)}" for a, b in zip(edges[:-1], upper, strict=True)]
     hover = rich("%{customdata}: %{y:,}<extra></extra>")
-    return bar(x=middles, y=n, width=widths * 0.96, customdata=between, hovertemplate=hover, marker={"color": BLUE})
+    return bar(
+        x=middles,
+        y=n,
+        width=widths * 0.96,
+        customdata=between,
+        hovertemplate=hover,
+        marker={"color": BLUE},
+    )
 
 
 def over_time(log: Log, served: np.ndarray) -> Plot:
@@ -163,14 +229,26 @@ def over_time(log: Log, served: np.ndarray) -> Plot:
             bar(x=WINDOWS, y=n, marker={"color": list(COLOURS.values())}),
         )
     days = (int(log.t[-1]) - int(log.t[0])) / 86_400_000
-    every, name = next((e, n) for most, e, n in ((4, "1h", "hour"), (400, "1d", "day"), (math.inf, "1w", "week")) if days <= most)
-    binned = pl.DataFrame({"at": ts.dt.truncate(every), "window": window}).group_by("at", "window").len().sort("at")
+    every, name = next(
+        (e, n)
+        for most, e, n in ((4, "1h", "hour"), (400, "1d", "day"), (math.inf, "1w", "week"))
+        if days <= most
+    )
+    binned = (
+        pl.DataFrame({"at": ts.dt.truncate(every), "window": window})
+        .group_by("at", "window")
+        .len()
+        .sort("at")
+    )
     traces = []
     for w in WINDOWS:
         mine = binned.filter(pl.col("window") == w)
         traces.append(
             bar(
-                x=mine["at"].dt.replace_time_zone(None).to_list(), y=mine["len"].to_numpy(), name=w, marker={"color": COLOURS[w]}
+                x=mine["at"].dt.replace_time_zone(None).to_list(),
+                y=mine["len"].to_numpy(),
+                name=w,
+                marker={"color": COLOURS[w]},
             )
         )
     return figure(f"Requests a {name}", "time (UTC)", "requests", *traces, barmode="stack")
@@ -181,7 +259,12 @@ def by_window(windows: list[Stats]) -> Plot:
     named = [("ceiling", BLUE), ("repeat", GREEN), ("cold", ORANGE)]
     mine = [w for w in windows if w["window"] != ALL]
     traces = [
-        bar(x=[w["window"] for w in mine], y=[w[key] for w in mine], name=key, marker={"color": colour})
+        bar(
+            x=[w["window"] for w in mine],
+            y=[w[key] for w in mine],
+            name=key,
+            marker={"color": colour},
+        )
         for key, colour in named
     ]
     layout = {
@@ -207,14 +290,18 @@ def position_plot(rows: list[Stats] | None) -> Plot | None:
 
 
 def popularity_plot(counts: np.ndarray, found: Stats | None) -> Plot | None:
-    """Targets an item by rank, both on a log scale, at most 200 points; the fitted slope beside it.
-    """
+    """Targets per item by rank, both on a log scale, at most 200 points, with the fitted slope."""
     if found is None:
         return None
     falling = np.sort(counts[counts > 0])[::-1]
     ranks = np.unique(np.geomspace(1, len(falling), 200).astype(int))
     trace = scatter(
-        x=ranks, y=falling[ranks - 1], mode="lines+markers", marker={"size": 4}, line={"color": BLUE}, name="items"
+        x=ranks,
+        y=falling[ranks - 1],
+        mode="lines+markers",
+        marker={"size": 4},
+        line={"color": BLUE},
+        name="items",
     )
     traces = [trace]
     if (slope := found["zipf_slope"]) is not None:
@@ -222,7 +309,13 @@ def popularity_plot(counts: np.ndarray, found: Stats | None) -> Plot | None:
         ends = np.array([1, len(falling)])
         line = {"color": GREY, "dash": "dot"}
         traces.append(
-            scatter(x=ends, y=np.exp(level + slope * np.log(ends)), mode="lines", line=line, name=f"slope {slope:.2f}")
+            scatter(
+                x=ends,
+                y=np.exp(level + slope * np.log(ends)),
+                mode="lines",
+                line=line,
+                name=f"slope {slope:.2f}",
+            )
         )
     return figure(
         "Popularity",
@@ -240,5 +333,7 @@ def category_plot(categories: pl.Series) -> Plot | None:
     if top.height < 2:
         return None
     names = [name if len(name) <= 28 else name[:27] + "…" for name in top.to_series().to_list()]
-    trace = bar(y=names[::-1], x=top["count"].to_list()[::-1], orientation="h", marker={"color": BLUE})
+    trace = bar(
+        y=names[::-1], x=top["count"].to_list()[::-1], orientation="h", marker={"color": BLUE}
+    )
     return figure("Coarsest categories", "items", "", trace, bargap=0.25)

@@ -114,10 +114,16 @@ def measure_table(rows: Sequence[Row], across: str = "measure") -> Table:
         lines.append([*line, end.removeprefix("n ")] if by_line else line)
     heads = [*pivot.heads, *pivot.columns, *(["n"] if by_line else [])]
     return Table(
-        heads, lines, len(pivot.heads), counts=[*counts, *([""] if by_line else [])], notes=list(notes),
-        below=_below(rows), tips={} if by_line else {name: define(name) for name in pivot.columns},
-        quiet=_quiet(pivot.heads, lines), look=_look(by_line and len(pivot.columns) < 4),
-    )  # fmt: skip
+        heads,
+        lines,
+        len(pivot.heads),
+        counts=[*counts, *([""] if by_line else [])],
+        notes=list(notes),
+        below=_below(rows),
+        tips={} if by_line else {name: define(name) for name in pivot.columns},
+        quiet=_quiet(pivot.heads, lines),
+        look=_look(by_line and len(pivot.columns) < 4),
+    )
 
 
 def _look(roomy: bool) -> str:

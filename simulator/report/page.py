@@ -55,7 +55,9 @@ def rich(template: LiteralString, *values: Any) -> Markup:
     """
     parts = template.split("{}")
     if len(parts) != len(values) + 1:
-        raise ValueError(f"rich: needed {len(parts) - 1} values for {template!r}, found {len(values)}")
+        raise ValueError(
+            f"rich: needed {len(parts) - 1} values for {template!r}, found {len(values)}"
+        )
     told = [str.__str__(plain(value)) + part for value, part in zip(values, parts[1:], strict=True)]
     return Markup(parts[0] + "".join(told))
 
@@ -78,8 +80,7 @@ def as_json(value: Any, text: Callable[[str], str] = str) -> Any:
 
 
 def embed(value: Any) -> Markup:
-    """JSON that can stand inside a <script>: no character of it can end the element or the string.
-    """
+    """JSON for the inside of a <script>: no character of it can end the element or a string."""
     text = json.dumps(as_json(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -174,7 +175,10 @@ class Figure(Block):
         def dash(look: str) -> str:
             return f"height:0;border-top:2px {'dotted' if look == 'dot' else 'dashed'} #8b9199"
 
-        return [(name, f"background:{look}" if look.startswith("#") else dash(look)) for name, look in self.legend.items()]
+        return [
+            (name, f"background:{look}" if look.startswith("#") else dash(look))
+            for name, look in self.legend.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,11 @@ class Page:
 @cache
 def environment() -> Environment:
     return Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
@@ -271,7 +279,9 @@ def policy() -> str:
     """The Content-Security-Policy of every page: its scripts by their hashes, its own style,
     nothing from anywhere.
     """
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts()]
+    digests = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts()
+    ]
     rules = {
         "default-src": "'none'",
         "script-src": " ".join(f"'sha256-{digest}'" for digest in digests),

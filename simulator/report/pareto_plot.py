@@ -18,7 +18,9 @@ from .table import number
 Point = Mapping[str, Any]
 
 
-def non_dominated(points: Sequence[Point], x: str, y: str, lower: Sequence[str] = ()) -> list[Point]:
+def non_dominated(
+    points: Sequence[Point], x: str, y: str, lower: Sequence[str] = ()
+) -> list[Point]:
     """Points that no other is at least as good as in both and better in one, by x; more is better
     but for what `lower` names.
     """
@@ -28,9 +30,14 @@ def non_dominated(points: Sequence[Point], x: str, y: str, lower: Sequence[str] 
 
     def beaten(point: Point) -> bool:
         mine = worth(point)
-        return any(o != mine and all(a >= b for a, b in zip(o, mine, strict=True)) for o in map(worth, points))
+        return any(
+            o != mine and all(a >= b for a, b in zip(o, mine, strict=True))
+            for o in map(worth, points)
+        )
 
-    return sorted((p for p in points if not beaten(p)), key=lambda p: (p[x]["value"], p[y]["value"]))
+    return sorted(
+        (p for p in points if not beaten(p)), key=lambda p: (p[x]["value"], p[y]["value"])
+    )
 
 
 def pareto_figure(
@@ -61,30 +68,47 @@ def pareto_figure(
     front = non_dominated(known, x, y, lower)
     data: list[Plot] = [
         {
-            "type": "scatter", "mode": "lines", "x": [p[x]["value"] for p in front], "y": [p[y]["value"] for p in front],
-            "line": {"color": plots.COLOURS[0], "width": 1.8}, "hoverinfo": "skip",
+            "type": "scatter",
+            "mode": "lines",
+            "x": [p[x]["value"] for p in front],
+            "y": [p[y]["value"] for p in front],
+            "line": {"color": plots.COLOURS[0], "width": 1.8},
+            "hoverinfo": "skip",
         }
-    ]  # fmt: skip
+    ]
     beaten = [p for p in known if not any(p is f for f in front)]
     beaten.sort(key=lambda p: (p[x]["value"], p[y]["value"]))
     for mine, colour, side in ((beaten, plots.QUIET, "left"), (front, plots.COLOURS[0], "right")):
         # neighbours' names on two sides
         where = [f"{('top', 'bottom')[i % 2]} {side}" for i in range(len(mine))]
         texts = [
-            rich("<b>{}</b><br>{}<br>{}", p["row"], *(f"{m} {number(p[m]['value'])} {between(of(p[m]))}" for m in (x, y)))
+            rich(
+                "<b>{}</b><br>{}<br>{}",
+                p["row"],
+                *(f"{m} {number(p[m]['value'])} {between(of(p[m]))}" for m in (x, y)),
+            )
             for p in mine
         ]
         data.append(
             {
-                "type": "scatter", "mode": "markers+text", "x": [p[x]["value"] for p in mine], "y": [p[y]["value"] for p in mine],
-                "error_x": bars([p[x] for p in mine], colour), "error_y": bars([p[y] for p in mine], colour),
-                "marker": {"size": 9, "color": colour}, "text": [str(p["row"]) for p in mine], "textposition": where,
-                "hovertext": texts, "hovertemplate": rich("%{hovertext}<extra></extra>"),
+                "type": "scatter",
+                "mode": "markers+text",
+                "x": [p[x]["value"] for p in mine],
+                "y": [p[y]["value"] for p in mine],
+                "error_x": bars([p[x] for p in mine], colour),
+                "error_y": bars([p[y] for p in mine], colour),
+                "marker": {"size": 9, "color": colour},
+                "text": [str(p["row"]) for p in mine],
+                "textposition": where,
+                "hovertext": texts,
+                "hovertemplate": rich("%{hovertext}<extra></extra>"),
             }
-        )  # fmt: skip
+        )
     layout = plots.blank(420, left=75, bottom=55)
     for letter, title, m in (("x", x_title, x), ("y", y_title, y)):
-        layout[f"{letter}axis"] = {"title": {"text": (title or m) + (" (less is better)" if m in lower else "")}}
+        layout[f"{letter}axis"] = {
+            "title": {"text": (title or m) + (" (less is better)" if m in lower else "")}
+        }
     layout["xaxis"] |= {"type": "log"} if log_x else {}
     return {"data": data, "layout": layout}
 

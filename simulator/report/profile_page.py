@@ -16,7 +16,17 @@ from . import plots
 from .page import Figure, Page, Plot, Section, Text, rich, write_page
 from .table import Table, number, print_table
 
-HEAD = ("stage", "ms of a batch", "ratio, cv", "error", "at worst", "mean", "fitted", "p95", "fitted")
+HEAD = (
+    "stage",
+    "ms of a batch",
+    "ratio, cv",
+    "error",
+    "at worst",
+    "mean",
+    "fitted",
+    "p95",
+    "fitted",
+)
 NOTE = (
     "A batch of n requests with i items in all takes its mean times a ratio. Error: fitted over measured mean of a cell (a batch size with a "
     "cutoff of the stage before), less 1; its median, and the worst. The last four columns, in ms: the smallest batch with all items."
@@ -32,7 +42,16 @@ def fit_rows(profile: Profile) -> list[list[str]]:
         cut = "" if row["worst_cutoff"] is None else f", {row['worst_cutoff']:,}"
         worst = f"{row['worst']:+.0%} (n {row['worst_requests']}{cut})".replace("-", "−")
         times = [f"{row[name]:.3g}" for name in ("mean_ms", "fitted_ms", "p95_ms", "fitted_p95_ms")]
-        lines.append([row["stage"], mean, f"{row['kind']} {row['cv']:.2f}", f"{row['error']:.1%}", worst, *times])
+        lines.append(
+            [
+                row["stage"],
+                mean,
+                f"{row['kind']} {row['cv']:.2f}",
+                f"{row['error']:.1%}",
+                worst,
+                *times,
+            ]
+        )
     return lines
 
 
@@ -85,40 +104,80 @@ def _means(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list[
     made = profile.services[stage].time
     data: list[Plot] = []
     for j, cutoff in enumerate(cutoffs):
-        colour, some = colours[str(cutoff)], mine.filter(pl.col(CUTOFF).eq_missing(pl.lit(cutoff, dtype=pl.Int32)))
-        cells = some.group_by(REQUESTS).agg(
-            pl.col(MS).mean().alias("mean"), pl.col(MS).quantile(0.05).alias("low"), pl.col(MS).quantile(0.95).alias("high"),
-            pl.col(ITEMS).mean().alias("items"), pl.len().alias("passes"),
-        ).sort(REQUESTS)  # fmt: skip
+        colour, some = (
+            colours[str(cutoff)],
+            mine.filter(pl.col(CUTOFF).eq_missing(pl.lit(cutoff, dtype=pl.Int32))),
+        )
+        cells = (
+            some.group_by(REQUESTS)
+            .agg(
+                pl.col(MS).mean().alias("mean"),
+                pl.col(MS).quantile(0.05).alias("low"),
+                pl.col(MS).quantile(0.95).alias("high"),
+                pl.col(ITEMS).mean().alias("items"),
+                pl.len().alias("passes"),
+            )
+            .sort(REQUESTS)
+        )
         x = cells[REQUESTS].to_list()
         each = float(some[ITEMS].sum()) / float(some[REQUESTS].sum())
         name = "all requests" if cutoff is None else f"{each:,.0f} items a request"
         ends = np.array([min(x), max(x)])
-        line = {"x": ends.tolist(), "y": [made.mean_ms(n, n * each) for n in ends], "line": {"color": colour, "width": 2}}
-        data.append({"type": "scatter", "mode": "lines", "hoverinfo": "skip"} | line | plots.on(pane))
-        bar = {"type": "data", "symmetric": False, "color": plots.faint(colour, 0.45), "thickness": 1.4, "width": 0}
+        line = {
+            "x": ends.tolist(),
+            "y": [made.mean_ms(n, n * each) for n in ends],
+            "line": {"color": colour, "width": 2},
+        }
+        data.append(
+            {"type": "scatter", "mode": "lines", "hoverinfo": "skip"} | line | plots.on(pane)
+        )
+        bar = {
+            "type": "data",
+            "symmetric": False,
+            "color": plots.faint(colour, 0.45),
+            "thickness": 1.4,
+            "width": 0,
+        }
         offset = (j - (len(cutoffs) - 1) / 2) * 0.012 * max(x)  # bars side by side
         texts = [
             rich(
-                "{}<br>{} passes, {} items<br>measured {}<br>fitted {} ms", name, r["passes"], f"{r['items']:,.0f}",
-                f"{r['mean']:.2f} ms [{r['low']:.2f}, {r['high']:.2f}]", f"{made.mean_ms(r[REQUESTS], r['items']):.2f}",
+                "{}<br>{} passes, {} items<br>measured {}<br>fitted {} ms",
+                name,
+                r["passes"],
+                f"{r['items']:,.0f}",
+                f"{r['mean']:.2f} ms [{r['low']:.2f}, {r['high']:.2f}]",
+                f"{made.mean_ms(r[REQUESTS], r['items']):.2f}",
             )
             for r in cells.iter_rows(named=True)
         ]
         data.append(
             {
-                "type": "scatter", "mode": "markers", "x": [n + offset for n in x], "y": cells["mean"].to_list(), "text": texts,
-                "marker": {"size": 8, "color": colour}, "hovertemplate": rich("%{text}<extra></extra>"),
-                "error_y": bar | {"array": (cells["high"] - cells["mean"]).to_list(), "arrayminus": (cells["mean"] - cells["low"]).to_list()},
+                "type": "scatter",
+                "mode": "markers",
+                "x": [n + offset for n in x],
+                "y": cells["mean"].to_list(),
+                "text": texts,
+                "marker": {"size": 8, "color": colour},
+                "hovertemplate": rich("%{text}<extra></extra>"),
+                "error_y": bar
+                | {
+                    "array": (cells["high"] - cells["mean"]).to_list(),
+                    "arrayminus": (cells["mean"] - cells["low"]).to_list(),
+                },
                 **plots.on(pane),
             }
-        )  # fmt: skip
+        )
     return data
 
 
 def _ratios(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list[Plot]:
     made = profile.services[stage].time
-    measured = np.sort([ms / made.mean_ms(n, items) for n, items, ms in mine.select(REQUESTS, ITEMS, MS).iter_rows()])
+    measured = np.sort(
+        [
+            ms / made.mean_ms(n, items)
+            for n, items, ms in mine.select(REQUESTS, ITEMS, MS).iter_rows()
+        ]
+    )
     u = (np.arange(200) + 0.5) / 200
     fitted = quantile(made.kind, made.cv, made.ratios, u)
     shown = np.quantile(measured, u)
@@ -126,15 +185,27 @@ def _ratios(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list
     keep = shown <= most
     pairs: Sequence[tuple[str, np.ndarray, np.ndarray, Plot]] = (
         ("measured", shown[keep], u[keep], {"color": plots.QUIET, "width": 2}),
-        (f"fitted, {made.kind}", np.minimum(fitted, most), u, {"color": plots.COLOURS[4], "width": 2, "dash": "dot"}),
+        (
+            f"fitted, {made.kind}",
+            np.minimum(fitted, most),
+            u,
+            {"color": plots.COLOURS[4], "width": 2, "dash": "dot"},
+        ),
     )
     return [
         {
-            "type": "scatter", "mode": "lines", "x": x.tolist(), "y": y.tolist(), "line": look,
-            "hovertemplate": rich("{}: %{y:.0%} take at most %{x:.2f} of the mean<extra></extra>", name), **plots.on(pane),
+            "type": "scatter",
+            "mode": "lines",
+            "x": x.tolist(),
+            "y": y.tolist(),
+            "line": look,
+            "hovertemplate": rich(
+                "{}: %{y:.0%} take at most %{x:.2f} of the mean<extra></extra>", name
+            ),
+            **plots.on(pane),
         }
         for name, x, y, look in pairs
-    ]  # fmt: skip
+    ]
 
 
 def profile_page(profile: Profile, path: Path | str) -> Path:
@@ -145,16 +216,30 @@ def profile_page(profile: Profile, path: Path | str) -> Path:
     )
     sections = [
         Section("fit", "Fit", "Fit", [Text(NOTE), fit_table(profile)]),
-        Section("drawn", "Measured", "Measured and fitted", [Text(drawn), Figure(fit_figure(profile))]),
+        Section(
+            "drawn", "Measured", "Measured and fitted", [Text(drawn), Figure(fit_figure(profile))]
+        ),
     ]
     services = profile.services
-    return write_page(path, Page(services.name, "karmafunnel profile", [Text(services.note, "sub")], sections))
+    return write_page(
+        path, Page(services.name, "karmafunnel profile", [Text(services.note, "sub")], sections)
+    )
 
 
 def _cutoffs(profile: Profile) -> str:
     """Which cutoffs stand behind the colours, in words."""
     told = []
     for stage in profile.services.stages:
-        found = profile.passes.filter((pl.col(STAGE) == stage.name) & pl.col(CUTOFF).is_not_null())[CUTOFF].unique().sort()
-        told += [f"{stage.name} after cutoffs {', '.join(number(c, decimals=0) for c in found)}"] if len(found) else []
+        found = (
+            profile.passes.filter((pl.col(STAGE) == stage.name) & pl.col(CUTOFF).is_not_null())[
+                CUTOFF
+            ]
+            .unique()
+            .sort()
+        )
+        told += (
+            [f"{stage.name} after cutoffs {', '.join(number(c, decimals=0) for c in found)}"]
+            if len(found)
+            else []
+        )
     return "; ".join(told) or "no stage has any"

@@ -42,8 +42,17 @@ def draw(run: Run, n: int, seed: int = 0) -> list[tuple[str, str]]:
     request's truth came.
     """
     order = ["not eligible", "index", *run.stages, "kept"]
-    far = pl.col("lost").fill_null("kept").replace_strict(order, list(range(len(order))), return_dtype=pl.Int32)
-    frame = run.read("ledger", "request_id", far.alias("far")).group_by("request_id").agg(pl.col("far").max()).sort("request_id")
+    far = (
+        pl.col("lost")
+        .fill_null("kept")
+        .replace_strict(order, list(range(len(order))), return_dtype=pl.Int32)
+    )
+    frame = (
+        run.read("ledger", "request_id", far.alias("far"))
+        .group_by("request_id")
+        .agg(pl.col("far").max())
+        .sort("request_id")
+    )
     rng = np.random.default_rng(seed)
     groups = [frame.filter(pl.col("far") == i)["request_id"].to_list() for i in range(len(order))]
     shuffled = [[ids[i] for i in rng.permutation(len(ids))] for ids in groups]
@@ -52,7 +61,11 @@ def draw(run: Run, n: int, seed: int = 0) -> list[tuple[str, str]]:
         for i in reversed(range(len(order))):
             if quota[i] < len(shuffled[i]) and sum(quota) < n:
                 quota[i] += 1
-    return [(request, order[i]) for i in reversed(range(len(order))) for request in shuffled[i][: quota[i]]]
+    return [
+        (request, order[i])
+        for i in reversed(range(len(order)))
+        for request in shuffled[i][: quota[i]]
+    ]
 
 
 def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str, Any]:
@@ -64,7 +77,11 @@ def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str,
     log, missing = open_log(runs[0])
     base = {
         row["request_id"]: row
-        for row in runs[0].lazy["requests"].filter(pl.col("request_id").is_in(ids)).collect().iter_rows(named=True)
+        for row in runs[0]
+        .lazy["requests"]
+        .filter(pl.col("request_id").is_in(ids))
+        .collect()
+        .iter_rows(named=True)
     }
     told = [_of_run(run, ids) for run in runs]
     asked, past = _of_log(log, ids) if log else ({}, {})
@@ -74,21 +91,34 @@ def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str,
         said = asked.get(request_id, {})
         requests.append(
             {
-                "id": request_id, "outcome": outcome, "user": row["user_id"], "new_user": row["new_user"],
-                "ts": None if row.get("ts") is None else f"{row['ts']:%Y-%m-%d %H:%M}", "eligible": row["n_eligible"],
-                "shown": row.get("n_shown"), "query": said.get("query"), "has_query": row["has_query"],
-                "filters": said.get("filters") or [], "context": said.get("context") or [], "source": said.get("source"),
-                "history": past.get(request_id), "runs": [t.get(request_id) for t in told],
+                "id": request_id,
+                "outcome": outcome,
+                "user": row["user_id"],
+                "new_user": row["new_user"],
+                "ts": None if row.get("ts") is None else f"{row['ts']:%Y-%m-%d %H:%M}",
+                "eligible": row["n_eligible"],
+                "shown": row.get("n_shown"),
+                "query": said.get("query"),
+                "has_query": row["has_query"],
+                "filters": said.get("filters") or [],
+                "context": said.get("context") or [],
+                "source": said.get("source"),
+                "history": past.get(request_id),
+                "runs": [t.get(request_id) for t in told],
             }
-        )  # fmt: skip
+        )
     items = {event["item"] for r in requests for event in r["history"] or []}
     for one in (one for r in requests for one in r["runs"] if one):
         items |= {entry["item"] for entry in (*one["truth"], *one["rows"])}
     return {
-        "names": list(names), "stages": [[{"name": s["name"], "k": s["k"]} for s in run.meta["stages"]] for run in runs],
-        "label": runs[0].label, "currency": runs[0].meta["log"].get("currency"), "missing": missing,
-        "items": _titles(log, sorted(items)) if log else {}, "requests": requests,
-    }  # fmt: skip
+        "names": list(names),
+        "stages": [[{"name": s["name"], "k": s["k"]} for s in run.meta["stages"]] for run in runs],
+        "label": runs[0].label,
+        "currency": runs[0].meta["log"].get("currency"),
+        "missing": missing,
+        "items": _titles(log, sorted(items)) if log else {},
+        "requests": requests,
+    }
 
 
 def _number(value: float | None) -> float | None:
@@ -105,29 +135,49 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         found[row["request_id"]] = {
             "n": [row[f"{s}.n"] for s in run.stages],
             "out": [row[f"{s}.out"] for s in run.stages],
-            "reads": {c.removesuffix(".reads"): row[c] for c in row if c.endswith(".reads") and row[c]},
+            "reads": {
+                c.removesuffix(".reads"): row[c] for c in row if c.endswith(".reads") and row[c]
+            },
             "truth": [],
             "rows": [],
         }
-    scored = run.lazy["scored"].filter(mine).unique(["request_id", "item_id"], keep="first", maintain_order=True).collect()
+    scored = (
+        run.lazy["scored"]
+        .filter(mine)
+        .unique(["request_id", "item_id"], keep="first", maintain_order=True)
+        .collect()
+    )
     logged = {(row["request_id"], row["item_id"]): row for row in scored.iter_rows(named=True)}
     for row in run.lazy["ledger"].filter(mine).collect().iter_rows(named=True):
         would = logged.get((row["request_id"], row["item_id"]), {})
         found[row["request_id"]]["truth"].append(
             {
-                "item": row["item_id"], "money": None if row["money"] is None else round(row["money"], 2),
-                "quantity": row["quantity"], "target": row["target"], "repeat": row["repeat"], "lost": row["lost"],
-                "margin": row["margin"], "margin_score": _number(row.get("margin_score")), "position": would.get("position"),
-                "ranks": [row[f"{s}.rank"] for s in run.stages], "would": [would.get(f"{s}.rank") for s in run.stages],
-                "scores": [_number(row[f"{s}.score"]) if f"{s}.score" in row else None for s in run.stages],
+                "item": row["item_id"],
+                "money": None if row["money"] is None else round(row["money"], 2),
+                "quantity": row["quantity"],
+                "target": row["target"],
+                "repeat": row["repeat"],
+                "lost": row["lost"],
+                "margin": row["margin"],
+                "margin_score": _number(row.get("margin_score")),
+                "position": would.get("position"),
+                "ranks": [row[f"{s}.rank"] for s in run.stages],
+                "would": [would.get(f"{s}.rank") for s in run.stages],
+                "scores": [
+                    _number(row[f"{s}.score"]) if f"{s}.score" in row else None for s in run.stages
+                ],
             }
-        )  # fmt: skip
+        )
     slates = run.lazy["slates"].filter(mine).with_columns(pl.col("stage").cast(pl.String))
     best = slates.filter(pl.col("rank") <= TOP).select("request_id", "item_id").unique()
     places = {stage: i for i, stage in enumerate(run.stages)}
     depth = pl.col("stage").replace_strict(places, return_dtype=pl.Int64)
     # Several stages give the same rank: items of one rank stand in the order of the funnel.
-    frame = slates.join(best, on=["request_id", "item_id"], how="semi").sort("request_id", "rank", depth, "item_id").collect()
+    frame = (
+        slates.join(best, on=["request_id", "item_id"], how="semi")
+        .sort("request_id", "rank", depth, "item_id")
+        .collect()
+    )
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in frame.iter_rows(named=True):
         key = (row["request_id"], row["item_id"])
@@ -147,18 +197,35 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _of_log(log: Log, ids: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+def _of_log(
+    log: Log, ids: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """What the log says of the requests, and what their users did before them; read from these
     users' part of the log.
     """
-    users = log.lazy["requests"].filter(pl.col("request_id").is_in(list(ids))).select("user_id").collect()["user_id"]
-    requests = log.lazy["requests"].filter(pl.col("user_id").is_in(users.unique().to_list())).collect()
+    users = (
+        log.lazy["requests"]
+        .filter(pl.col("request_id").is_in(list(ids)))
+        .select("user_id")
+        .collect()["user_id"]
+    )
+    requests = (
+        log.lazy["requests"].filter(pl.col("user_id").is_in(users.unique().to_list())).collect()
+    )
     events = pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False)
     exposures = (
-        log.lazy["exposures"].filter(events).join(requests.lazy().select("request_id"), on="request_id", how="semi").collect()
+        log.lazy["exposures"]
+        .filter(events)
+        .join(requests.lazy().select("request_id"), on="request_id", how="semi")
+        .collect()
     )
     part = Log(
-        {"items": log.lazy["items"].select("item_id"), "requests": requests.lazy(), "exposures": exposures.lazy()}, log.meta
+        {
+            "items": log.lazy["items"].select("item_id"),
+            "requests": requests.lazy(),
+            "exposures": exposures.lazy(),
+        },
+        log.meta,
     )
     rows = np.flatnonzero(np.isin(part.request_ids.astype(str), np.array(ids, dtype=str)))
     history = part.asof.history(rows, HISTORY)
@@ -166,15 +233,18 @@ def _of_log(log: Log, ids: Sequence[str]) -> tuple[dict[str, dict[str, Any]], di
     asked, past = {}, {}
     for i, row in enumerate(rows):
         said = requests.row(int(row), named=True)
-        asked[said["request_id"]] = {name: said[name] for name in ("query", "filters", "context", "source")}
+        asked[said["request_id"]] = {
+            name: said[name] for name in ("query", "filters", "context", "source")
+        }
         known = np.flatnonzero(history.items[i] >= 0)[::-1]
         past[said["request_id"]] = [
             {
-                "item": part.item_ids[history.items[i, j]], "action": "purchase" if history.actions[i, j] == 2 else "click",
+                "item": part.item_ids[history.items[i, j]],
+                "action": "purchase" if history.actions[i, j] == 2 else "click",
                 "days": round(float(history.ages[i, j]) / 86_400_000, 2) if clock else None,
             }
             for j in known
-        ]  # fmt: skip
+        ]
     return asked, past
 
 

@@ -37,9 +37,17 @@ class MAP(HitMeasure):
         """A truth item has rank i with chance 1 / N; of the i - 1 before it (M - 1) / (N - 1) are
         truth, too.
         """
-        many, found, truth = lists.many.astype(np.float64), lists.found.astype(np.float64), lists.truth
+        many, found, truth = (
+            lists.many.astype(np.float64),
+            lists.found.astype(np.float64),
+            lists.truth,
+        )
         depth = np.minimum(k, lists.many)
-        harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, int(depth.max(initial=0)) + 1))])[depth]
+        harmonic = np.concatenate(
+            [[0.0], np.cumsum(1 / np.arange(1, int(depth.max(initial=0)) + 1))]
+        )[depth]
         beside = (found - 1) / np.maximum(many - 1, 1)
-        total = found / np.maximum(many, 1) * (harmonic + (depth - harmonic) * np.maximum(beside, 0))
+        total = (
+            found / np.maximum(many, 1) * (harmonic + (depth - harmonic) * np.maximum(beside, 0))
+        )
         return np.where(truth > 0, total / np.maximum(truth, 1), np.nan)

@@ -33,9 +33,14 @@ class ExpectedMoney(AtK):
     def definition(self) -> str:
         return f"examination x p_click x p_buy x price, summed over the top {self.k}, mean over requests"
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         run, k = reading.run, self.k or 0
-        unit, denominator = str(run.meta["log"].get("currency") or "money"), f"requests{of_part(part)}"
+        unit, denominator = (
+            str(run.meta["log"].get("currency") or "money"),
+            f"requests{of_part(part)}",
+        )
         looked, told = examination(k), "value" in run.columns("slates")
         for stage in stages:
             why = BY_REQUEST if part.by_truth else too_short(run, stage, k)
@@ -45,11 +50,17 @@ class ExpectedMoney(AtK):
             values = best["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
             unknown = np.isnan(values)
             if why or unknown.all():
-                why = why or f"n/a: no stage up to {stage} tells p_click and p_buy (of items with a price)"
+                why = (
+                    why
+                    or f"n/a: no stage up to {stage} tells p_click and p_buy (of items with a price)"
+                )
                 yield self.figure(stage, part, None, unit, denominator, why)
                 continue
             best = best.join(reading.index, on="request_id", how="left", maintain_order="left")
             earned = np.where(unknown, 0.0, values) * looked[best["rank"].to_numpy() - 1]
             sums = np.bincount(best["group"].to_numpy(), weights=earned, minlength=reading.n)
-            note = "by the funnel's own chances" + f"; {unknown.sum()} items without a price left out" * bool(unknown.any())
+            note = (
+                "by the funnel's own chances"
+                + f"; {unknown.sum()} items without a price left out" * bool(unknown.any())
+            )
             yield self.figure(stage, part, mean(reading, part, sums), unit, denominator, note)

@@ -28,7 +28,9 @@ class Counted:
 
     def weighted(self, weights: np.ndarray) -> float:
         """The figure under user weights (n_clusters,)."""
-        return self.measure.of_counts(np.bincount(self.item, weights=weights[self.cluster]), self.n_items)
+        return self.measure.of_counts(
+            np.bincount(self.item, weights=weights[self.cluster]), self.n_items
+        )
 
     @cached_property
     def value(self) -> float:
@@ -58,17 +60,23 @@ class OfItems(AtK):
         where nothing is shown.
         """
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         run, k = reading.run, self.k or 0
         n_items = run.meta["log"].get("items")
-        denominator = f"rows shown to requests{of_part(part)}, over the {n_items or 0:,} items of the log"
+        denominator = (
+            f"rows shown to requests{of_part(part)}, over the {n_items or 0:,} items of the log"
+        )
         for stage in stages:
             why = BY_REQUEST if part.by_truth else too_short(run, stage, k)
             why = why or ("" if n_items else "n/a: the Run does not say how many items the log has")
             if why:
                 yield self.figure(stage, part, None, "row", denominator, why)
                 continue
-            best = top(run, stage, k).join(reading.index, on="request_id", how="left", maintain_order="left")
+            best = top(run, stage, k).join(
+                reading.index, on="request_id", how="left", maintain_order="left"
+            )
             group = best["group"].to_numpy()
             mine = part.requests[group]
             item = np.unique(best["item_id"].to_numpy()[mine], return_inverse=True)[1]

@@ -30,9 +30,7 @@ from .measure import (
 )
 
 WEEK = 7  # days of all-scenario truth
-ALL_TAKES = (
-    "HR and Recall take :all, alone or with 1 to 9,999 whole days, as in HR@50:all:14d; overlap and RBO take no option"
-)
+ALL_TAKES = "HR and Recall take :all, alone or with 1 to 9,999 whole days, as in HR@50:all:14d; overlap and RBO take no option"
 
 
 @dataclass(frozen=True)
@@ -126,39 +124,87 @@ class HitMeasure(Measure):
     def per_request(self, reading: RunArrays, stage: str) -> Values:
         if self.exposures:
             return super().per_request(reading, stage)
-        return self.per_list(Lists(reading.truths.group, reading.truths.rank[stage], self.money(reading)), reading.n)
+        return self.per_list(
+            Lists(reading.truths.group, reading.truths.rank[stage], self.money(reading)), reading.n
+        )
 
     @property
     def depth(self) -> str:
         return "output" if self.k is None and not self.exposures else ""
 
-    def row(self, reading: RunArrays, part: SliceMask, stage: str, values: Values | None, where: str, note: str = "") -> MetricValue:
+    def row(
+        self,
+        reading: RunArrays,
+        part: SliceMask,
+        stage: str,
+        values: Values | None,
+        where: str,
+        note: str = "",
+    ) -> MetricValue:
         """A figure from the numerator and denominator of every request."""
         ratio = of_requests(reading, part, *values) if values else None
-        return self.figure(stage, part, ratio, "request", f"requests with a {reading.run.label}{of_part(part)}{where}", note)
+        return self.figure(
+            stage,
+            part,
+            ratio,
+            "request",
+            f"requests with a {reading.run.label}{of_part(part)}{where}",
+            note,
+        )
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
-        yield from self._of_shown(reading, part, stages) if self.exposures else self._of_slates(reading, part, stages)
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
+        yield from (
+            self._of_shown(reading, part, stages)
+            if self.exposures
+            else self._of_slates(reading, part, stages)
+        )
 
-    def _of_slates(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def _of_slates(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         """Over what a stage puts out; random and ceiling over the eligible items."""
         run, truths = reading.run, reading.truths
-        group, eligible, money = truths.group[part.truth], truths.eligible[part.truth], self.money(reading)[part.truth]
+        group, eligible, money = (
+            truths.group[part.truth],
+            truths.eligible[part.truth],
+            self.money(reading)[part.truth],
+        )
         where = " (in-scenario)"
-        where += f"; {reading.eligible[part.requests].mean():.0f} eligible items on average" if part.requests.any() else ""
+        where += (
+            f"; {reading.eligible[part.requests].mean():.0f} eligible items on average"
+            if part.requests.any()
+            else ""
+        )
         for stage in stages:
             why = too_short(run, stage, self.k)
             lists = Lists(group, truths.rank[stage][part.truth], money)
-            yield self.row(reading, part, stage, None if why else self.per_list(lists, reading.n), where, why)
+            yield self.row(
+                reading, part, stage, None if why else self.per_list(lists, reading.n), where, why
+            )
         most = self.k or max(run.k(stage) for stage in run.stages)
-        at_random = _pair(self.expected(RandomLists(group, eligible, money, reading.eligible), most), reading.n)
-        yield self.row(reading, part, RANDOM, at_random, where, "expected value" if self.k else f"expected value, cut at {most}")
+        at_random = _pair(
+            self.expected(RandomLists(group, eligible, money, reading.eligible), most), reading.n
+        )
+        yield self.row(
+            reading,
+            part,
+            RANDOM,
+            at_random,
+            where,
+            "expected value" if self.k else f"expected value, cut at {most}",
+        )
         best = np.full(len(group), LOST)
-        best[eligible] = metrics.ideal_ranks(group[eligible], np.nan_to_num(money[eligible], nan=-1.0))
+        best[eligible] = metrics.ideal_ranks(
+            group[eligible], np.nan_to_num(money[eligible], nan=-1.0)
+        )
         values = self.per_list(Lists(group, best, money), reading.n)
         yield self.row(reading, part, CEILING, values, where, "all eligible truth ranked first")
 
-    def _of_shown(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def _of_shown(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         """Over the shown lists, ordered by a stage's score; logged order and random beside."""
         shown, where = reading.shown, ", in a shown list of 2 or more"
         rows = np.flatnonzero(shown.in_list & (shown.truth >= 0))
@@ -169,12 +215,20 @@ class HitMeasure(Measure):
                 yield self.row(reading, part, stage, None, where, why)
                 continue
             ranks, _ = reading.shown_ranks(stage)
-            yield self.row(reading, part, stage, self.per_list(Lists(group, ranks[rows], money), reading.n), where)
+            yield self.row(
+                reading,
+                part,
+                stage,
+                self.per_list(Lists(group, ranks[rows], money), reading.n),
+                where,
+            )
         if shown.in_list.any():
             _, sizes = reading.shown_ranks(LOGGED)
             lists = RandomLists(group, np.ones(len(group), dtype=bool), money, sizes)
             values = _pair(self.expected(lists, self.k or LOST - 1), reading.n)
-            yield self.row(reading, part, RANDOM, values, where, "expected value over the shown list")
+            yield self.row(
+                reading, part, RANDOM, values, where, "expected value over the shown list"
+            )
 
 
 def _pair(values: np.ndarray | Values, n: int) -> Values:
@@ -218,12 +272,24 @@ class _AllScenario(HitMeasure):
         return f"{self.clause}; {more}"
 
     def per_request(self, reading: RunArrays, stage: str) -> Values:
-        return super().per_request(reading, stage) if self.days is None else Measure.per_request(self, reading, stage)
+        return (
+            super().per_request(reading, stage)
+            if self.days is None
+            else Measure.per_request(self, reading, stage)
+        )
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
-        yield from super().figures(reading, part, stages) if self.days is None else self._everywhere(reading, part, stages)
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
+        yield from (
+            super().figures(reading, part, stages)
+            if self.days is None
+            else self._everywhere(reading, part, stages)
+        )
 
-    def _everywhere(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def _everywhere(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         """Over truth and what was bought elsewhere; the slates say where the latter stands."""
         run, truths, days = reading.run, reading.truths, self.days or WEEK
         bought, note = (None, BY_REQUEST) if part.by_truth else reading.soon_elsewhere(days)
@@ -231,14 +297,22 @@ class _AllScenario(HitMeasure):
         for stage in stages:
             short = too_short(run, stage, self.k)
             if bought is None or short:
-                yield self.figure(stage, part, None, "request", where, note if bought is None else short)
+                yield self.figure(
+                    stage, part, None, "request", where, note if bought is None else short
+                )
                 continue
             slate = top(run, stage, self.k or 0)
-            found = bought.join(slate, on=["request_id", "item_id"], how="left", maintain_order="left")["rank"]
+            found = bought.join(
+                slate, on=["request_id", "item_id"], how="left", maintain_order="left"
+            )["rank"]
             group = np.concatenate([truths.group, bought["group"].to_numpy()])
-            rank = np.concatenate([truths.rank[stage], found.cast(pl.Int64).fill_null(LOST).to_numpy()])
+            rank = np.concatenate(
+                [truths.rank[stage], found.cast(pl.Int64).fill_null(LOST).to_numpy()]
+            )
             values = self.per_list(Lists(group, rank, np.zeros(len(rank))), reading.n)
-            yield self.figure(stage, part, of_requests(reading, part, *values), "request", where, note)
+            yield self.figure(
+                stage, part, of_requests(reading, part, *values), "request", where, note
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -264,7 +338,11 @@ class Recall(_AllScenario):
 
     @classmethod
     def of(cls, ks: list[int], options: list[str]) -> Measure:
-        return RecallOfBest(m=ks[0], k=ks[1]) if len(ks) == 2 and not options else super().of(ks, options)
+        return (
+            RecallOfBest(m=ks[0], k=ks[1])
+            if len(ks) == 2 and not options
+            else super().of(ks, options)
+        )
 
     @property
     def clause(self) -> str:
@@ -294,7 +372,9 @@ class RecallOfBest(Measure):
     def __str__(self) -> str:
         return f"Recall@{self.m}@{self.k}"
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         run, last = reading.run, reading.run.stages[-1]
         unit, denominator = "request", f"requests with an output of {last}"
         cheaper = [stage for stage in stages if stage != last]
@@ -305,7 +385,14 @@ class RecallOfBest(Measure):
         else:
             reasons = {stage: why for stage in cheaper if (why := too_short(run, stage, self.m))}
             if not cheaper:
-                yield self.figure(last, part, None, unit, denominator, "n/a: it is about the stages before the last")
+                yield self.figure(
+                    last,
+                    part,
+                    None,
+                    unit,
+                    denominator,
+                    "n/a: it is about the stages before the last",
+                )
         best = top(run, last, self.k or 0) if set(cheaper) - set(reasons) else None
         for stage in cheaper:
             if stage in reasons or best is None:
@@ -314,8 +401,16 @@ class RecallOfBest(Measure):
             kept = top(run, stage, self.m).with_columns(pl.lit(1.0).alias("kept"))
             found = best.join(kept, on=["request_id", "item_id"], how="left")
             share = found.group_by("request_id").agg(pl.col("kept").sum() / pl.len())
-            values = reading.index.join(share, on="request_id", how="left", maintain_order="left")["kept"]
-            yield self.figure(stage, part, mean(reading, part, values.fill_null(np.nan).to_numpy()), unit, denominator)
+            values = reading.index.join(share, on="request_id", how="left", maintain_order="left")[
+                "kept"
+            ]
+            yield self.figure(
+                stage,
+                part,
+                mean(reading, part, values.fill_null(np.nan).to_numpy()),
+                unit,
+                denominator,
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -330,7 +425,9 @@ class Kept(HitMeasure):
         return f"truth items in the top {self.k} / truth items, over all requests together"
 
     def values(self, lists: Lists, n: int, k: int) -> Values:
-        inside, total = metrics.money_inside(lists.group, lists.rank, np.ones(len(lists.group)), n, k)
+        inside, total = metrics.money_inside(
+            lists.group, lists.rank, np.ones(len(lists.group)), n, k
+        )
         return np.where(total > 0, inside, np.nan), total
 
     def expected(self, lists: RandomLists, k: int) -> Values:
@@ -338,7 +435,15 @@ class Kept(HitMeasure):
         inside = lists.found * metrics.random_share(lists.many, k)
         return np.where(truth > 0, inside, np.nan), truth.astype(np.float64)
 
-    def row(self, reading: RunArrays, part: SliceMask, stage: str, values: Values | None, where: str, note: str = "") -> MetricValue:
+    def row(
+        self,
+        reading: RunArrays,
+        part: SliceMask,
+        stage: str,
+        values: Values | None,
+        where: str,
+        note: str = "",
+    ) -> MetricValue:
         ratio = of_requests(reading, part, *values, values[1]) if values else None
         denominator = f"truth items of requests with a {reading.run.label}{of_part(part)}{where}"
         return self.figure(stage, part, ratio, "truth item", denominator, note)
@@ -388,7 +493,11 @@ class _Money(HitMeasure):
 
     @property
     def definition(self) -> str:
-        return self.clause + ", money cut at its 99th percentile" * self.w99 + ", over the shown list" * self.exposures
+        return (
+            self.clause
+            + ", money cut at its 99th percentile" * self.w99
+            + ", over the shown list" * self.exposures
+        )
 
     def money(self, reading: RunArrays) -> np.ndarray:
         return reading.winsorised if self.w99 else reading.truths.money
@@ -400,9 +509,21 @@ class _Money(HitMeasure):
     def missing(self, reading: RunArrays, part: SliceMask) -> str:
         """What there is to say of truth items without a price."""
         missing = np.isnan(reading.truths.money[part.truth])
-        return f"{missing.sum()} truth items without a price ({missing.mean():.1%}) left out" if missing.any() else ""
+        return (
+            f"{missing.sum()} truth items without a price ({missing.mean():.1%}) left out"
+            if missing.any()
+            else ""
+        )
 
-    def row(self, reading: RunArrays, part: SliceMask, stage: str, values: Values | None, where: str, note: str = "") -> MetricValue:
+    def row(
+        self,
+        reading: RunArrays,
+        part: SliceMask,
+        stage: str,
+        values: Values | None,
+        where: str,
+        note: str = "",
+    ) -> MetricValue:
         ratio = of_requests(reading, part, *values) if values else None
         denominator = f"requests with a priced {reading.run.label}{of_part(part)}{where}"
         unit, denominator = self.unit(reading, ratio, denominator)
@@ -458,6 +579,8 @@ class GMVNDCG(_Money):
 
     def expected(self, lists: RandomLists, k: int) -> np.ndarray:
         some, n = _priced(lists), len(lists.many)
-        inside = np.bincount(some.group, weights=some.money * some.reachable, minlength=n) * metrics.random_discount(lists.many, k)
+        inside = np.bincount(
+            some.group, weights=some.money * some.reachable, minlength=n
+        ) * metrics.random_discount(lists.many, k)
         ideal = metrics.ideal_dcg(some.group, some.money, n, k)
         return np.where(ideal > 0, inside / np.where(ideal > 0, ideal, 1), np.nan)

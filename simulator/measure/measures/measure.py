@@ -90,7 +90,9 @@ class Measure(ABC):
         """What it is, in one clause."""
 
     @abstractmethod
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         """One figure a stage, then those that they are to be compared with: random, ceiling, logged
         order.
         """
@@ -109,9 +111,17 @@ class Measure(ABC):
         """
         who = f"{reading.run.path}: {self} of {stage}"
         if not self.by_request:
-            named = sorted(kind.name for kind in kinds().values() if kind.by_request is not Measure.by_request)
-            raise KarmafunnelError(f"{who}: needs a measure with a value a request: {', '.join(named)}")
-        found = next(figure for figure in self.figures(reading, reading.parts(None)[0], [stage]) if figure.stage == stage)
+            named = sorted(
+                kind.name for kind in kinds().values() if kind.by_request is not Measure.by_request
+            )
+            raise KarmafunnelError(
+                f"{who}: needs a measure with a value a request: {', '.join(named)}"
+            )
+        found = next(
+            figure
+            for figure in self.figures(reading, reading.parts(None)[0], [stage])
+            if figure.stage == stage
+        )
         if not isinstance(found.estimate, Ratio):
             raise KarmafunnelError(who, needs="values of requests", found=f"{found.note or 'none'}")
         if found.estimate.units == reading.n:
@@ -122,7 +132,15 @@ class Measure(ABC):
         num[some], den[some] = found.estimate.num, found.estimate.den
         return num, den
 
-    def figure(self, stage: str, part: SliceMask, estimate: Estimate | None, unit: str, denominator: str, note: str = "") -> MetricValue:
+    def figure(
+        self,
+        stage: str,
+        part: SliceMask,
+        estimate: Estimate | None,
+        unit: str,
+        denominator: str,
+        note: str = "",
+    ) -> MetricValue:
         """A figure of this measure."""
         return MetricValue(stage, self, part.name, estimate, unit, denominator, note)
 
@@ -195,10 +213,18 @@ class MetricValue:
 # -- what several measures need --------------------------------------------------------------------
 
 
-def of_requests(reading: RunArrays, part: SliceMask, num: np.ndarray, den: np.ndarray, counts: np.ndarray | None = None) -> Ratio:
+def of_requests(
+    reading: RunArrays,
+    part: SliceMask,
+    num: np.ndarray,
+    den: np.ndarray,
+    counts: np.ndarray | None = None,
+) -> Ratio:
     """The requests of a part as an estimate."""
     keep = part.requests
-    return Ratio(num[keep], den[keep], reading.cluster[keep], None if counts is None else counts[keep])
+    return Ratio(
+        num[keep], den[keep], reading.cluster[keep], None if counts is None else counts[keep]
+    )
 
 
 def mean(reading: RunArrays, part: SliceMask, values: np.ndarray) -> Ratio:
@@ -218,5 +244,7 @@ def too_short(run: Run, stage: str, k: int | None) -> str:
 
 def top(run: Run, stage: str, k: int, *columns: str) -> pl.DataFrame:
     """The k best of a stage: request_id, item_id, rank and more columns of the slates."""
-    slates = run.lazy["slates"].filter((pl.col("stage").cast(pl.String) == stage) & (pl.col("rank") <= k))
+    slates = run.lazy["slates"].filter(
+        (pl.col("stage").cast(pl.String) == stage) & (pl.col("rank") <= k)
+    )
     return slates.select("request_id", "item_id", "rank", *columns).collect()

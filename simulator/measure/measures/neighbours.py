@@ -35,24 +35,43 @@ class Neighbours(Measure):
         slates hold.
         """
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         run, k = reading.run, self.k or 0
         pairs = [(a, b) for a, b in zip(run.stages, run.stages[1:], strict=False) if a in stages]
         if not pairs:
-            yield self.figure(stages[-1], part, None, "request", "", "n/a: it is about a stage and the next one")
+            yield self.figure(
+                stages[-1], part, None, "request", "", "n/a: it is about a stage and the next one"
+            )
         for stage, after in pairs:
             denominator = f"requests where {stage} and {after} both put out {k}{of_part(part)}"
             why = too_short(run, stage, k) or too_short(run, after, k)
             if why or part.by_truth:
-                yield self.figure(stage, part, None, "request", denominator, BY_REQUEST if part.by_truth else why)
+                yield self.figure(
+                    stage, part, None, "request", denominator, BY_REQUEST if part.by_truth else why
+                )
                 continue
-            mine, other = (top(run, s, k).join(reading.index, on="request_id") for s in (stage, after))
+            mine, other = (
+                top(run, s, k).join(reading.index, on="request_id") for s in (stage, after)
+            )
             deeper = pl.max_horizontal("rank", "rank_right").alias("depth")
             both = mine.join(other, on=["group", "item_id"]).select("group", deeper)
-            sizes = (np.bincount(slate["group"].to_numpy(), minlength=reading.n) for slate in (mine, other))
+            sizes = (
+                np.bincount(slate["group"].to_numpy(), minlength=reading.n)
+                for slate in (mine, other)
+            )
             full = np.logical_and(*(size == k for size in sizes))
-            values = self.values(both["group"].to_numpy(), both["depth"].cast(pl.Int64).to_numpy(), reading.n, k)
-            yield self.figure(stage, part, mean(reading, part, np.where(full, values, np.nan)), "request", denominator)
+            values = self.values(
+                both["group"].to_numpy(), both["depth"].cast(pl.Int64).to_numpy(), reading.n, k
+            )
+            yield self.figure(
+                stage,
+                part,
+                mean(reading, part, np.where(full, values, np.nan)),
+                "request",
+                denominator,
+            )
 
 
 @dataclass(frozen=True, repr=False)

@@ -30,7 +30,9 @@ class Novelty(AtK):
     def definition(self) -> str:
         return f"bits of surprise of the top {self.k}: mean of -log2 of each item's share of W1's truth, one added to each item"
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         run, k = reading.run, self.k or 0
         denominator = f"requests with a slate{of_part(part)}"
         log, absent = reading.log
@@ -40,8 +42,18 @@ class Novelty(AtK):
                 yield self.figure(stage, part, None, "request", denominator, why)
                 continue
             counts = log.targets_of_w1(run.label) + 1.0
-            bits = pl.DataFrame({"item_id": log.items["item_id"], "bits": -np.log2(counts / counts.sum())})
+            bits = pl.DataFrame(
+                {"item_id": log.items["item_id"], "bits": -np.log2(counts / counts.sum())}
+            )
             best = top(run, stage, k).join(bits, on="item_id", how="left", maintain_order="left")
             means = best.group_by("request_id").agg(pl.col("bits").mean())
-            found = reading.index.join(means, on="request_id", how="left", maintain_order="left")["bits"]
-            yield self.figure(stage, part, mean(reading, part, found.fill_null(np.nan).to_numpy()), "request", denominator)
+            found = reading.index.join(means, on="request_id", how="left", maintain_order="left")[
+                "bits"
+            ]
+            yield self.figure(
+                stage,
+                part,
+                mean(reading, part, found.fill_null(np.nan).to_numpy()),
+                "request",
+                denominator,
+            )

@@ -29,8 +29,7 @@ class ScoredRows:
 
 @dataclass(frozen=True, repr=False)
 class RowMeasure(Measure):
-    """A figure of the shown rows of a Run, one a stage; by scores, or by calibrated probabilities.
-    """
+    """A measure over the scored rows of a Run, one value a stage: of scores or of probabilities."""
 
     probabilities = False
 
@@ -42,12 +41,16 @@ class RowMeasure(Measure):
         """Unit and denominator."""
         return "exposure", f"exposures, {positives} with a {label}"
 
-    def beside(self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str) -> Iterator[MetricValue]:
+    def beside(
+        self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str
+    ) -> Iterator[MetricValue]:
         """What the stages are to be compared with; `rows` hold the logged order."""
         yield self.figure(LOGGED, part, self.estimate(reading, rows), unit, denominator)
         yield half(self, part, unit)
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         if part.by_truth:
             for stage in stages:
                 yield self.figure(stage, part, None, "", "", BY_REQUEST)
@@ -111,8 +114,14 @@ class GroupedAUC(RowMeasure):
     def of(cls, ks: list[int], options: list[str]) -> Measure:
         if ks:
             raise ValueError("gAUC takes no k")
-        choices = (("request", "user"), ("exposures", "candidates"), ("exposures", "positives", "none"))
-        if not 2 <= len(options) <= 3 or any(o not in c for o, c in zip(options, choices, strict=False)):
+        choices = (
+            ("request", "user"),
+            ("exposures", "candidates"),
+            ("exposures", "positives", "none"),
+        )
+        if not 2 <= len(options) <= 3 or any(
+            o not in c for o, c in zip(options, choices, strict=False)
+        ):
             raise ValueError("gAUC names its group and population, as in gAUC:request:exposures")
         return cls(None, *options)
 
@@ -126,20 +135,31 @@ class GroupedAUC(RowMeasure):
 
     @property
     def definition(self) -> str:
-        weight = {"exposures": "its rows", "positives": "its positives", "none": "nothing"}[self.weight]
+        weight = {"exposures": "its rows", "positives": "its positives", "none": "nothing"}[
+            self.weight
+        ]
         over = "shown items" if self.population == "exposures" else "all that the stage scored"
         return f"AUC within each {self.group} over {over}, weighted by {weight}; {self.group}s of one class left out"
 
     def unit(self, label: str, positives: int) -> tuple[str, str]:
-        return self.group, f"{self.group}s with shown items of both classes ({label}), weighted by {self._weighted_by}"
+        return (
+            self.group,
+            f"{self.group}s with shown items of both classes ({label}), weighted by {self._weighted_by}",
+        )
 
     @property
     def _weighted_by(self) -> str:
         return {"exposures": "rows", "positives": "positives", "none": "nothing"}[self.weight]
 
-    def figures(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def figures(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         candidates = self.population == "candidates" and not part.by_truth
-        yield from self._of_candidates(reading, part, stages) if candidates else super().figures(reading, part, stages)
+        yield from (
+            self._of_candidates(reading, part, stages)
+            if candidates
+            else super().figures(reading, part, stages)
+        )
 
     @property
     def by_request(self) -> bool:
@@ -148,13 +168,17 @@ class GroupedAUC(RowMeasure):
     def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         by_user = self.group == "user"
         n = len(reading.users) if by_user else reading.n
-        auc, sizes, positives = metrics.auc_by_group(rows.cluster if by_user else rows.group, rows.values, rows.labels, n)
+        auc, sizes, positives = metrics.auc_by_group(
+            rows.cluster if by_user else rows.group, rows.values, rows.labels, n
+        )
         weights = metrics.group_weights(sizes, positives, self.weight).astype(np.float64)
         some = sizes > 0
         owner = np.arange(n) if by_user else reading.cluster
         return Ratio((auc * weights)[some], weights[some], owner[some])
 
-    def _of_candidates(self, reading: RunArrays, part: SliceMask, stages: Sequence[str]) -> Iterator[MetricValue]:
+    def _of_candidates(
+        self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
+    ) -> Iterator[MetricValue]:
         """Over what a stage scored: of P truth items and N = n - P others, AUC = sum of wins / (P
         N), one a request.
         """
@@ -173,7 +197,13 @@ class GroupedAUC(RowMeasure):
             total = np.bincount(group, weights=wins[there], minlength=reading.n)
             values = np.where(pairs > 0, total / np.maximum(pairs, 1), np.nan)
             weights = metrics.group_weights(rows, positives, self.weight).astype(np.float64)
-            yield self.figure(stage, part, of_requests(reading, part, values * weights, weights), "request", denominator)
+            yield self.figure(
+                stage,
+                part,
+                of_requests(reading, part, values * weights, weights),
+                "request",
+                denominator,
+            )
         if self.group == "request":
             yield half(self, part, "request")
 
@@ -191,11 +221,17 @@ class LogLoss(RowMeasure):
 
     def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         sizes = np.bincount(rows.group, minlength=reading.n)
-        total = np.bincount(rows.group, weights=metrics.log_losses(rows.values, rows.labels), minlength=reading.n)
+        total = np.bincount(
+            rows.group, weights=metrics.log_losses(rows.values, rows.labels), minlength=reading.n
+        )
         some = sizes > 0
-        return Ratio(total[some], sizes[some].astype(np.float64), reading.cluster[some], sizes[some])
+        return Ratio(
+            total[some], sizes[some].astype(np.float64), reading.cluster[some], sizes[some]
+        )
 
-    def beside(self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str) -> Iterator[MetricValue]:
+    def beside(
+        self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str
+    ) -> Iterator[MetricValue]:
         everybody = np.full(len(rows.labels), rows.labels.mean())
         base = self.estimate(reading, ScoredRows(rows.group, rows.cluster, everybody, rows.labels))
         yield self.figure(BASE, part, base, unit, denominator, "everybody gets the mean")
@@ -219,5 +255,7 @@ class ECE(RowMeasure):
         leans = "absolute gaps grow under resampling: the interval leans upward"
         return "; ".join(filter(None, [leans, super().note(reading)]))
 
-    def beside(self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str) -> Iterator[MetricValue]:
+    def beside(
+        self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str
+    ) -> Iterator[MetricValue]:
         return iter(())
