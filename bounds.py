@@ -34,11 +34,18 @@ class Bound:
     def __str__(self) -> str:
         if isinstance(self.low, int):
             return f"a whole number from {self.low:,} to {self.high:,}"
-        return f"a number {'above' if self.above else 'from'} {self.low:,.6g} {'and at most' if self.above else 'to'} {self.high:,.6g}"
+        return (
+            f"a number {'above' if self.above else 'from'} {self.low:,.6g} "
+            f"{'and at most' if self.above else 'to'} {self.high:,.6g}"
+        )
 
     def holds(self, value: Any) -> bool:
         """Whether a value is such a number; NaN, infinity, texts and truth values are none."""
-        kinds = (int, np.integer) if isinstance(self.low, int) else (int, float, np.integer, np.floating)
+        kinds = (
+            (int, np.integer)
+            if isinstance(self.low, int)
+            else (int, float, np.integer, np.floating)
+        )
         if not isinstance(value, kinds) or isinstance(value, bool):
             return False
         return bool(self.low <= value <= self.high) and not (self.above and value == self.low)
@@ -51,53 +58,136 @@ MS, SECONDS, MINUTES, DAYS = 1e9, 1e9, 1e8, 36_500.0
 BOUNDS = {
     "seed": SEED,
     # replay, tables
-    "limit": Bound(1, MANY), "workers": Bound(1, 1024), "minutes": Bound(0.0, MINUTES), "resamples": Bound(1, 1_000_000),
-    "stale_minutes": Bound(0.0, MINUTES), "cutoff": Bound(1, 10_000_000), "k": Bound(1, 10_000_000), "chunk": Bound(1, 1_000_000),
+    "limit": Bound(1, MANY),
+    "workers": Bound(1, 1024),
+    "minutes": Bound(0.0, MINUTES),
+    "resamples": Bound(1, 1_000_000),
+    "stale_minutes": Bound(0.0, MINUTES),
+    "cutoff": Bound(1, 10_000_000),
+    "k": Bound(1, 10_000_000),
+    "chunk": Bound(1, 1_000_000),
     # samples and Worlds
-    "users_share": Bound(0.0, 1.0, above=True), "world_items": Bound(50, 10_000_000), "world_users": Bound(1, 10_000_000),
-    "world_requests": Bound(10, 100_000_000), "semantic": SHARE, "exploration": SHARE,
+    "users_share": Bound(0.0, 1.0, above=True),
+    "world_items": Bound(50, 10_000_000),
+    "world_users": Bound(1, 10_000_000),
+    "world_requests": Bound(10, 100_000_000),
+    "semantic": SHARE,
+    "exploration": SHARE,
     # load
-    "rate": Bound(1e-3, 1e6), "any_rate": Bound(1e-6, 1e9), "requests": Bound(1, 20_000_000), "planned_requests": Bound(1_000, 20_000_000),
-    "p99_ms": Bound(0.0, MS, above=True), "lost": Bound(0.0, 0.999), "request": Bound(0, 20_000_000),
-    "batch_size": Bound(1, 100_000), "seconds": Bound(0.0, 1e6, above=True), "load": Bound(0.0, 1.0, above=True),
+    "rate": Bound(1e-3, 1e6),
+    "any_rate": Bound(1e-6, 1e9),
+    "requests": Bound(1, 20_000_000),
+    "planned_requests": Bound(1_000, 20_000_000),
+    "p99_ms": Bound(0.0, MS, above=True),
+    "lost": Bound(0.0, 0.999),
+    "request": Bound(0, 20_000_000),
+    "batch_size": Bound(1, 100_000),
+    "seconds": Bound(0.0, 1e6, above=True),
+    "load": Bound(0.0, 1.0, above=True),
     "threads": Bound(1, 1024),
     # a services file
-    "servers": Bound(1, 20_000), "items": Bound(0, MANY), "batch": Bound(1, 100_000), "queue": Bound(0, MANY), "retries": Bound(0, 100),
-    "wait_ms": Bound(0.0, MS), "patience_ms": Bound(0.0, MS, above=True), "deadline_ms": Bound(0.0, MS, above=True),
-    "cost_per_hour": Bound(0.0, MS), "base_ms": Bound(0.0, MS), "request_ms": Bound(0.0, MS), "item_us": Bound(0.0, MS),
-    "cv": Bound(0.0, 100.0), "ratios": Bound(0.0, 1e6), "factor": Bound(0.0, 1e6, above=True), "probability": SHARE, "hit": SHARE,
-    "every_s": Bound(1e-3, SECONDS), "repair_s": Bound(0.0, SECONDS, above=True), "levels": Bound(1, 10_000_000),
-    "waiting": Bound(1, MANY), "cold_requests": Bound(1, MANY), "stale_every": Bound(0.0, MINUTES, above=True),
+    "servers": Bound(1, 20_000),
+    "items": Bound(0, MANY),
+    "batch": Bound(1, 100_000),
+    "queue": Bound(0, MANY),
+    "retries": Bound(0, 100),
+    "wait_ms": Bound(0.0, MS),
+    "patience_ms": Bound(0.0, MS, above=True),
+    "deadline_ms": Bound(0.0, MS, above=True),
+    "cost_per_hour": Bound(0.0, MS),
+    "base_ms": Bound(0.0, MS),
+    "request_ms": Bound(0.0, MS),
+    "item_us": Bound(0.0, MS),
+    "cv": Bound(0.0, 100.0),
+    "ratios": Bound(0.0, 1e6),
+    "factor": Bound(0.0, 1e6, above=True),
+    "probability": SHARE,
+    "hit": SHARE,
+    "every_s": Bound(1e-3, SECONDS),
+    "repair_s": Bound(0.0, SECONDS, above=True),
+    "levels": Bound(1, 10_000_000),
+    "waiting": Bound(1, MANY),
+    "cold_requests": Bound(1, MANY),
+    "stale_every": Bound(0.0, MINUTES, above=True),
     # arrivals
-    "peak": Bound(1.0, 2.0), "bursts": Bound(0, 1_000), "burst": Bound(0.0, 1e6, above=True), "day_s": Bound(0.0, SECONDS, above=True),
-    "fade_s": Bound(0.0, SECONDS, above=True), "at": Bound(0.0, 0.999_999), "speed": Bound(1e-12, 1e18),
-}  # fmt: skip
+    "peak": Bound(1.0, 2.0),
+    "bursts": Bound(0, 1_000),
+    "burst": Bound(0.0, 1e6, above=True),
+    "day_s": Bound(0.0, SECONDS, above=True),
+    "fade_s": Bound(0.0, SECONDS, above=True),
+    "at": Bound(0.0, 0.999_999),
+    "speed": Bound(1e-12, 1e18),
+}
 
 
 # Fields of stages, features and embedders, by name: a name means the same wherever it stands.
 WEIGHT = Bound(0.0, LARGE)
 FIELDS = {
-    "k": BOUNDS["k"], "days": Bound(1e-6, DAYS), "seed": SEED,
+    "k": BOUNDS["k"],
+    "days": Bound(1e-6, DAYS),
+    "seed": SEED,
     # histories, text
-    **dict.fromkeys(("depth", "length"), Bound(1, 10_000)), "text_words": Bound(1, 4096), "query_words": Bound(0, 4096),
-    "words": Bound(1, 10_000_000), "chars": Bound(0, 64), "vocab": Bound(300, 1_000_000), "context": Bound(1, 131_072),
-    "tokens": Bound(0, 10**12), "window": Bound(0, 10_000),
+    **dict.fromkeys(("depth", "length"), Bound(1, 10_000)),
+    "text_words": Bound(1, 4096),
+    "query_words": Bound(0, 4096),
+    "words": Bound(1, 10_000_000),
+    "chars": Bound(0, 64),
+    "vocab": Bound(300, 1_000_000),
+    "context": Bound(1, 131_072),
+    "tokens": Bound(0, 10**12),
+    "window": Bound(0, 10_000),
     # networks and how they learn
-    **dict.fromkeys(("dim", "attention"), Bound(1, 8192)), **dict.fromkeys(("layers", "heads", "kv_heads"), Bound(1, 256)),
-    "mlp": Bound(1, 65_536), "crosses": Bound(0, 64), "low": Bound(0, 8192), "lora": Bound(0, 8192), "side": Bound(8, 1024),
-    "batch": Bound(1, 100_000), "epochs": Bound(1, 10_000), "patience": Bound(0, 10_000), "negatives": Bound(1, 100_000),
-    "hard": Bound(0, 1024), "tail": Bound(1, MANY), "rate": WEIGHT, "temperature": Bound(1e-3, 1e3),
-    **dict.fromkeys(("dropout", "unknown"), Bound(0.0, 0.99)), "weight_decay": Bound(0.0, 100.0),
-    **dict.fromkeys(("action", "gen", "rec", "see", "query_weight", "history_weight", "shrink", "l2", "k1", "rrf"), WEIGHT),
-    **dict.fromkeys(("decay", "falloff", "b", "trade"), SHARE), "prior": Bound(1e-9, LARGE),
+    **dict.fromkeys(("dim", "attention"), Bound(1, 8192)),
+    **dict.fromkeys(("layers", "heads", "kv_heads"), Bound(1, 256)),
+    "mlp": Bound(1, 65_536),
+    "crosses": Bound(0, 64),
+    "low": Bound(0, 8192),
+    "lora": Bound(0, 8192),
+    "side": Bound(8, 1024),
+    "batch": Bound(1, 100_000),
+    "epochs": Bound(1, 10_000),
+    "patience": Bound(0, 10_000),
+    "negatives": Bound(1, 100_000),
+    "hard": Bound(0, 1024),
+    "tail": Bound(1, MANY),
+    "rate": WEIGHT,
+    "temperature": Bound(1e-3, 1e3),
+    **dict.fromkeys(("dropout", "unknown"), Bound(0.0, 0.99)),
+    "weight_decay": Bound(0.0, 100.0),
+    **dict.fromkeys(
+        (
+            "action",
+            "gen",
+            "rec",
+            "see",
+            "query_weight",
+            "history_weight",
+            "shrink",
+            "l2",
+            "k1",
+            "rrf",
+        ),
+        WEIGHT,
+    ),
+    **dict.fromkeys(("decay", "falloff", "b", "trade"), SHARE),
+    "prior": Bound(1e-9, LARGE),
     # trees, samples, indexes
-    "trees": Bound(1, 100_000), "leaves": Bound(2, 131_072), "learning_rate": Bound(1e-9, 100.0), "min_rows": Bound(0, MANY),
-    "passed": Bound(0, 10_000_000), "random": Bound(0, 100_000), "requests": Bound(1, MANY), "neighbours": Bound(1, 1_000_000),
+    "trees": Bound(1, 100_000),
+    "leaves": Bound(2, 131_072),
+    "learning_rate": Bound(1e-9, 100.0),
+    "min_rows": Bound(0, MANY),
+    "passed": Bound(0, 10_000_000),
+    "random": Bound(0, 100_000),
+    "requests": Bound(1, MANY),
+    "neighbours": Bound(1, 1_000_000),
     **dict.fromkeys(("nlist", "nprobe", "ef"), Bound(1, 1_000_000)),
     # rules
-    "max_per_category": Bound(1, MANY), "level": Bound(-64, 64), "min_price": WEIGHT, "max_price": WEIGHT,
+    "max_per_category": Bound(1, MANY),
+    "level": Bound(-64, 64),
+    "min_price": WEIGHT,
+    "max_price": WEIGHT,
     **dict.fromkeys(("click", "buy", "price"), Bound(0.0, 100.0)),
-}  # fmt: skip
+}
 
 
 def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
@@ -125,7 +215,11 @@ def needs(value: Any, *names: str, **others: Bound | tuple[float, float | None])
     """
     optional = {field.name for field in fields(value) if field.default is None}
     for name, found in {**{name: FIELDS[name] for name in names}, **others}.items():
-        bound = found if isinstance(found, Bound) else Bound(found[0], MANY if found[1] is None else found[1])
+        bound = (
+            found
+            if isinstance(found, Bound)
+            else Bound(found[0], MANY if found[1] is None else found[1])
+        )
         if getattr(value, name) is not None or name not in optional:
             check_bound(type(value).__name__, bound, **{name: getattr(value, name)})
 
@@ -140,7 +234,12 @@ def check_name(who: str, what: str, value: Any, taken: Sequence[str] = ()) -> No
     """Raises KarmafunnelError for what cannot be the name of a stage, an embedder or a fallback: a
     part of columns, paths and folders.
     """
-    if not isinstance(value, str) or not LETTERS.fullmatch(value) or ".." in value or value in taken:
+    if (
+        not isinstance(value, str)
+        or not LETTERS.fullmatch(value)
+        or ".." in value
+        or value in taken
+    ):
         but = f", and not {', '.join(map(repr, taken))}" if taken else ""
         raise KarmafunnelError(
             who,
@@ -154,7 +253,12 @@ def check_title(who: str, what: str, value: Any) -> None:
     """Raises KarmafunnelError for what cannot stand in a line of a table: a text of at most 255
     characters that can all be printed.
     """
-    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > LONGEST_TITLE:
+    if (
+        not isinstance(value, str)
+        or not value.strip()
+        or not value.isprintable()
+        or len(value) > LONGEST_TITLE
+    ):
         raise KarmafunnelError(
             who,
             what=what,

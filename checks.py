@@ -21,7 +21,18 @@ import pyarrow.parquet as pq
 
 from .errors import KarmafunnelError
 from .files import DIGESTS, fault, first_line, open_table, read_json
-from .layout import CAPABILITIES, FACTS, MISREAD, TABLES, WINDOWS, doubtful_at, expected, meta_faults, misread_at, same_type
+from .layout import (
+    CAPABILITIES,
+    FACTS,
+    MISREAD,
+    TABLES,
+    WINDOWS,
+    doubtful_at,
+    expected,
+    meta_faults,
+    misread_at,
+    same_type,
+)
 from .log import LABELS, Catalogue, Log, checksum_of, sha256
 
 PASS, FAIL, NA = "PASS", "FAIL", "N/A"
@@ -101,7 +112,10 @@ def require(log: Log | Catalogue, but: Collection[str] = ()) -> None:
         others = [check.name for check in failed if check is not first]
         more = f"; also failed: {', '.join(others)}" if others else ""
         where = f"; karmafunnel validate {path} tells all" if path is not None else ""
-        raise KarmafunnelError(f"log {path or log.meta['name']} fails the check {first.name!r}: {first.message}{example}{more}{where}")
+        raise KarmafunnelError(
+            f"log {path or log.meta['name']} fails the check {first.name!r}: "
+            f"{first.message}{example}{more}{where}"
+        )
     vars(log)["passed"] = not but
 
 
@@ -154,8 +168,14 @@ class Folder:
 
     def _read(self, path: Path) -> None:
         self._read_meta(path / "log.json")
-        named = {n.removesuffix(".parquet") for key in ("counts", "checksums") for n in self.meta.get(key, {})}
-        self.is_catalogue = not any(n in named or self.file(n).exists() for n in ("requests", "exposures"))
+        named = {
+            n.removesuffix(".parquet")
+            for key in ("counts", "checksums")
+            for n in self.meta.get(key, {})
+        }
+        self.is_catalogue = not any(
+            n in named or self.file(n).exists() for n in ("requests", "exposures")
+        )
         self.tables = ("items",) if self.is_catalogue else tuple(TABLES)
         for table in self.tables:
             self._read_table(table)
@@ -177,7 +197,11 @@ class Folder:
         try:
             found = read_json(path)
         except KarmafunnelError as error:
-            told = str(error).removeprefix(f"{path}: needed JSON, ").removeprefix("found: ") if path.exists() else f"no such file: {path}"
+            told = (
+                str(error).removeprefix(f"{path}: needed JSON, ").removeprefix("found: ")
+                if path.exists()
+                else f"no such file: {path}"
+            )
             self.meta_faults = [{"file": "log.json", "needed": "JSON", "found": told}]
             return
         self._take_meta(found, meta_faults(found))
@@ -185,7 +209,11 @@ class Folder:
     def _take_meta(self, found: Any, faults: list[dict[str, Any]]) -> None:
         self.meta_faults = faults
         wrong = {fault.get("key") for fault in faults}
-        self.meta = {key: value for key, value in found.items() if key not in wrong} if isinstance(found, dict) else {}
+        self.meta = (
+            {key: value for key, value in found.items() if key not in wrong}
+            if isinstance(found, dict)
+            else {}
+        )
 
     def _read_table(self, table: str) -> None:
         path = self.file(table)
@@ -208,9 +236,14 @@ class Folder:
         for column, dtype in expected(table).items():
             if column not in schema:
                 if column in TABLES[table]:
-                    self.trouble.setdefault((table, column), f"{self.called(table)} has no column {column}")
+                    self.trouble.setdefault(
+                        (table, column), f"{self.called(table)} has no column {column}"
+                    )
             elif not same_type(schema[column], dtype):
-                self.trouble.setdefault((table, column), f"{self.called(table)}: {column} is {schema[column]}, not {dtype}")
+                self.trouble.setdefault(
+                    (table, column),
+                    f"{self.called(table)}: {column} is {schema[column]}, not {dtype}",
+                )
 
     def _read_column(self, table: str, file: pq.ParquetFile, column: str) -> None:
         """Decode a whole column once, a batch at a time, so that broken pages and bad text are
@@ -259,7 +292,9 @@ class Folder:
             if key in self.trouble:
                 raise NotApplicableError(self.trouble[key])
         types = expected(table)
-        return self.frames[table].select(ROW, *(pl.col(c).cast(types.get(c, self.schemas[table][c])) for c in columns))
+        return self.frames[table].select(
+            ROW, *(pl.col(c).cast(types.get(c, self.schemas[table][c])) for c in columns)
+        )
 
     def rows(self, table: str, bad: pl.Expr, *shown: str) -> tuple[int, list[dict[str, Any]]]:
         """How many rows of a table are bad, and the first of them with these columns."""
@@ -268,8 +303,13 @@ class Folder:
 
     def examples(self, table: str, rows: pl.LazyFrame) -> tuple[int, list[dict[str, Any]]]:
         """How many rows there are, and the first of them; they have the row number."""
-        count, first = pl.collect_all([rows.select(pl.len()), rows.bottom_k(EXAMPLES, by=ROW).sort(ROW)], engine="streaming")
-        return count.item(), [{"file": self.called(table), "row": row.pop(ROW)} | row for row in first.iter_rows(named=True)]
+        count, first = pl.collect_all(
+            [rows.select(pl.len()), rows.bottom_k(EXAMPLES, by=ROW).sort(ROW)], engine="streaming"
+        )
+        return count.item(), [
+            {"file": self.called(table), "row": row.pop(ROW)} | row
+            for row in first.iter_rows(named=True)
+        ]
 
 
 class Held(Folder):
@@ -313,32 +353,60 @@ def check_meta(log: Folder) -> Found:
     label, has = log.meta.get("label"), log.meta.get("has", {})
     capability = LABELS.get(str(label))
     if not log.is_catalogue and label is None and "label" in log.meta:
-        faults.append({"key": "label", "needed": "'click' or 'purchase' for a log with requests", "found": None})
+        faults.append(
+            {
+                "key": "label",
+                "needed": "'click' or 'purchase' for a log with requests",
+                "found": None,
+            }
+        )
     if capability and not log.is_catalogue and "has" in log.meta and not has.get(capability, False):
         faults.append({"key": "label", "needed": f"has.{capability}", "found": label})
     if not log.is_catalogue and log.meta.get("scenario") == []:
         faults.append({"key": "scenario", "needed": "at least one source of requests", "found": []})
-    return Found(len(faults), faults, "; ".join(f"{f.get('key', 'log.json')} must be {f['needed']}" for f in faults))
+    return Found(
+        len(faults),
+        faults,
+        "; ".join(f"{f.get('key', 'log.json')} must be {f['needed']}" for f in faults),
+    )
 
 
 def check_facts(log: Folder) -> Found:
     missing = [fault for fault in log.meta_faults if is_fact(fault)]
-    return Found(len(missing), missing, f"log.json does not say: {', '.join(m['key'] for m in missing)}" if missing else "")
+    return Found(
+        len(missing),
+        missing,
+        f"log.json does not say: {', '.join(m['key'] for m in missing)}" if missing else "",
+    )
 
 
 def check_tables(log: Folder) -> Found:
-    missing = [log.file(table).name for table in log.tables if log.path and not log.file(table).is_file()]
+    missing = [
+        log.file(table).name for table in log.tables if log.path and not log.file(table).is_file()
+    ]
     kind = "a catalogue" if log.is_catalogue else "a log"
-    return Found(len(missing), [{"file": f} for f in missing], f"{kind} without {', '.join(missing)}" if missing else kind)
+    return Found(
+        len(missing),
+        [{"file": f} for f in missing],
+        f"{kind} without {', '.join(missing)}" if missing else kind,
+    )
 
 
 def check_readable(log: Folder) -> Found:
-    return Found(len(log.unreadable), log.unreadable, "truncated, damaged or no Parquet" if log.unreadable else "")
+    return Found(
+        len(log.unreadable),
+        log.unreadable,
+        "truncated, damaged or no Parquet" if log.unreadable else "",
+    )
 
 
 def check_utf8(log: Folder) -> Found:
     places = dict.fromkeys(f"{e['file']}: {e['column']}" for e in log.invalid)
-    return Found(len(log.invalid), log.invalid, f"text that is not UTF-8 in {', '.join(places)}" if places else "")
+    return Found(
+        len(log.invalid),
+        log.invalid,
+        f"text that is not UTF-8 in {', '.join(places)}" if places else "",
+    )
 
 
 def check_columns(log: Folder) -> Found:
@@ -348,21 +416,37 @@ def check_columns(log: Folder) -> Found:
         for column in TABLES[table]
         if column not in log.schemas[table]
     ]
-    return Found(len(missing), missing, "missing: " + ", ".join(m["column"] for m in missing) if missing else "")
+    return Found(
+        len(missing),
+        missing,
+        "missing: " + ", ".join(m["column"] for m in missing) if missing else "",
+    )
 
 
 def check_types(log: Folder) -> Found:
     wrong = [
-        {"file": log.called(table), "column": column, "needed": str(dtype), "found": str(schema[column])}
+        {
+            "file": log.called(table),
+            "column": column,
+            "needed": str(dtype),
+            "found": str(schema[column]),
+        }
         for table, schema in log.schemas.items()
         for column, dtype in expected(table).items()
         if column in schema and not same_type(schema[column], dtype)
     ]
-    return Found(len(wrong), wrong, "; ".join(f"{w['column']} is {w['found']}, not {w['needed']}" for w in wrong))
+    return Found(
+        len(wrong),
+        wrong,
+        "; ".join(f"{w['column']} is {w['found']}, not {w['needed']}" for w in wrong),
+    )
 
 
 def heights(log: Folder) -> dict[str, int]:
-    return {name: frame.select(pl.len()).collect(engine="streaming").item() for name, frame in log.frames.items()}
+    return {
+        name: frame.select(pl.len()).collect(engine="streaming").item()
+        for name, frame in log.frames.items()
+    }
 
 
 def check_counts(log: Folder) -> Found:
@@ -373,21 +457,30 @@ def check_counts(log: Folder) -> Found:
         for table, height in found.items()
         if said.get(table) != height
     ]
-    return Found(len(wrong), wrong, "rows of a table are not as many as log.json counts" if wrong else "")
+    return Found(
+        len(wrong), wrong, "rows of a table are not as many as log.json counts" if wrong else ""
+    )
 
 
 def check_checksums(log: Folder) -> Found:
     log.on_disk()
     said = log.said("checksums")
-    paths = {log.file(table).name: log.file(table) for table in log.tables if log.file(table).is_file()}
+    paths = {
+        log.file(table).name: log.file(table) for table in log.tables if log.file(table).is_file()
+    }
     wrong = [
         {"file": name, "needed": said.get(name), "found": found}
         for name, path in paths.items()
         if (found := sha256(path)) != said.get(name)
     ]
-    if (log.on_disk() / DIGESTS).exists() and (other := fault(log.on_disk(), "log.json")) is not None:
+    if (log.on_disk() / DIGESTS).exists() and (
+        other := fault(log.on_disk(), "log.json")
+    ) is not None:
         wrong.append({"file": "log.json", "found": other})
-    words = "a table is not the one that log.json was written with, or log.json another (where that was meant: validate --seal)"
+    words = (
+        "a table is not the one that log.json was written with, or log.json another (where that "
+        "was meant: validate --seal)"
+    )
     return Found(len(wrong), wrong, words if wrong else "")
 
 
@@ -405,7 +498,12 @@ def blank(text: str | pl.Expr) -> pl.Expr:
 
 def check_ids(log: Folder) -> Found:
     count, examples = 0, []
-    places = [("items", "item_id"), ("requests", "request_id"), ("exposures", "request_id"), ("exposures", "item_id")]
+    places = [
+        ("items", "item_id"),
+        ("requests", "request_id"),
+        ("exposures", "request_id"),
+        ("exposures", "item_id"),
+    ]
     for table, column in places:
         if table in log.tables:
             found, rows = log.rows(table, blank(column), column)
@@ -418,12 +516,20 @@ def duplicates(log: Folder, table: str, *keys: str) -> Found:
     """Keys that several rows have; each is reported once, at its last row. Hashes are counted
     first: they need less memory.
     """
-    rows = log.table(table, *keys).filter(pl.all_horizontal(pl.col(key).is_not_null() for key in keys))
+    rows = log.table(table, *keys).filter(
+        pl.all_horizontal(pl.col(key).is_not_null() for key in keys)
+    )
     rows = rows.with_columns(pl.struct(keys).hash().alias("hash"))
     suspect = rows.group_by("hash").agg(pl.len().alias("n")).filter(pl.col("n") > 1).select("hash")
-    groups = rows.join(suspect, on="hash", how="semi").group_by(keys).agg(pl.len().alias("times"), pl.col(ROW).max())
+    groups = (
+        rows.join(suspect, on="hash", how="semi")
+        .group_by(keys)
+        .agg(pl.len().alias("times"), pl.col(ROW).max())
+    )
     count, examples = log.examples(table, groups.filter(pl.col("times") > 1))
-    return Found(count, examples, f"{count:,} keys ({', '.join(keys)}) more than once" if count else "")
+    return Found(
+        count, examples, f"{count:,} keys ({', '.join(keys)}) more than once" if count else ""
+    )
 
 
 def check_duplicate_items(log: Folder) -> Found:
@@ -443,7 +549,11 @@ def unknown(log: Folder, table: str, key: str) -> Found:
     known = log.table(table, key).select(key).unique()
     rows = log.table("exposures", "request_id", "item_id").filter(pl.col(key).is_not_null())
     count, examples = log.examples("exposures", rows.join(known, on=key, how="anti"))
-    return Found(count, examples, f"{count:,} rows of exposures name a {key} that {table}.parquet lacks" if count else "")
+    return Found(
+        count,
+        examples,
+        f"{count:,} rows of exposures name a {key} that {table}.parquet lacks" if count else "",
+    )
 
 
 def check_unknown_items(log: Folder) -> Found:
@@ -463,12 +573,21 @@ def check_positions(log: Folder) -> Found:
         log.claims("exposures")
     position = pl.col("position")
     lists = rows.group_by("request_id").agg(
-        pl.col(ROW).min(), pl.len().alias("rows"), position.min().alias("first"), position.max().alias("last"),
+        pl.col(ROW).min(),
+        pl.len().alias("rows"),
+        position.min().alias("first"),
+        position.max().alias("last"),
         position.n_unique().alias("different"),
-    )  # fmt: skip
-    whole = (pl.col("first") == 1) & (pl.col("last") == pl.col("rows")) & (pl.col("different") == pl.col("rows"))
+    )
+    whole = (
+        (pl.col("first") == 1)
+        & (pl.col("last") == pl.col("rows"))
+        & (pl.col("different") == pl.col("rows"))
+    )
     count, examples = log.examples("exposures", lists.filter(~whole))
-    return Found(count, examples, f"{count:,} lists whose positions are not 1 to n" if count else "")
+    return Found(
+        count, examples, f"{count:,} lists whose positions are not 1 to n" if count else ""
+    )
 
 
 def check_unlisted(log: Folder) -> Found:
@@ -477,23 +596,41 @@ def check_unlisted(log: Folder) -> Found:
     if listed.head(1).collect().is_empty():
         raise NotApplicableError("no request has a list shown")
     acted = pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False)
-    loose = rows.filter(pl.col("position").is_null() & acted).join(listed, on="request_id", how="semi").drop("position")
+    loose = (
+        rows.filter(pl.col("position").is_null() & acted)
+        .join(listed, on="request_id", how="semi")
+        .drop("position")
+    )
     count, examples = log.examples("exposures", loose)
-    return Found(count, examples, f"{count:,} clicked or purchased items that their request's list lacks" if count else "")
+    return Found(
+        count,
+        examples,
+        f"{count:,} clicked or purchased items that their request's list lacks" if count else "",
+    )
 
 
 def check_clicks(log: Folder) -> Found:
     log.claims("clicks", "exposures")
     bad = pl.col("position").is_not_null() & pl.col("clicked").is_null()
     count, examples = log.rows("exposures", bad, "request_id", "item_id")
-    return Found(count, examples, f"{count:,} shown rows do not say whether they were clicked" if count else "")
+    return Found(
+        count,
+        examples,
+        f"{count:,} shown rows do not say whether they were clicked" if count else "",
+    )
 
 
 def check_propensity(log: Folder) -> Found:
     log.claims("propensity")
     fine = pl.col("propensity").is_between(0, 1, closed="right").fill_null(False)
-    count, examples = log.rows("exposures", pl.col("position").is_not_null() & ~fine, "request_id", "item_id", "propensity")
-    return Found(count, examples, f"{count:,} shown rows whose propensity is missing or outside (0, 1]" if count else "")
+    count, examples = log.rows(
+        "exposures", pl.col("position").is_not_null() & ~fine, "request_id", "item_id", "propensity"
+    )
+    return Found(
+        count,
+        examples,
+        f"{count:,} shown rows whose propensity is missing or outside (0, 1]" if count else "",
+    )
 
 
 # -- money -----------------------------------------------------------------------------------------
@@ -501,10 +638,14 @@ def check_propensity(log: Folder) -> Found:
 
 def check_prices(log: Folder) -> Found:
     count, examples, where = 0, [], []
-    places = [("items", "price", "item_id")] + [("exposures", p, "request_id") for p in ("price_shown", "price_paid")]
+    places = [("items", "price", "item_id")] + [
+        ("exposures", p, "request_id") for p in ("price_shown", "price_paid")
+    ]
     for table, column, key in places:
         if table in log.tables:
-            bad = pl.col(column).is_not_null() & ~(pl.col(column).is_finite() & (pl.col(column) >= 0))
+            bad = pl.col(column).is_not_null() & ~(
+                pl.col(column).is_finite() & (pl.col(column) >= 0)
+            )
             found, rows = log.rows(table, bad, *dict.fromkeys([key, "item_id"]), column)
             count += found
             examples += rows
@@ -515,7 +656,9 @@ def check_prices(log: Folder) -> Found:
 def check_quantities(log: Folder) -> Found:
     bad = (pl.col("quantity") < 0) | ((pl.col("quantity") == 0) & pl.col("purchased"))
     count, examples = log.rows("exposures", bad, "request_id", "item_id", "quantity")
-    return Found(count, examples, f"{count:,} negative quantities, or purchases of none" if count else "")
+    return Found(
+        count, examples, f"{count:,} negative quantities, or purchases of none" if count else ""
+    )
 
 
 # -- time ------------------------------------------------------------------------------------------
@@ -530,7 +673,9 @@ def check_timestamps(log: Folder) -> Found:
     missing = log.said("time") == "clock"
     bad = pl.col("ts").is_null() if missing else pl.col("ts").is_not_null()
     count, examples = log.rows("requests", bad, "request_id", "ts")
-    kind = "without a ts, though time is 'clock'" if missing else "with a ts, though time is 'order'"
+    kind = (
+        "without a ts, though time is 'clock'" if missing else "with a ts, though time is 'order'"
+    )
     return Found(count, examples, f"{count:,} requests {kind}" if count else "")
 
 
@@ -549,7 +694,9 @@ def check_years(log: Folder) -> Found:
     # a time beyond the calendar has no other name
     number = ts.dt.epoch("ms").alias("ms since 1970")
     rows = log.table("requests", "request_id", "ts")
-    count, examples = log.examples("requests", rows.filter(misread_at(ts)).select(ROW, "request_id", number))
+    count, examples = log.examples(
+        "requests", rows.filter(misread_at(ts)).select(ROW, "request_id", number)
+    )
     if count:
         return Found(count, examples, f"{count:,} requests in 1970 or beyond 2200{MISREAD}")
     count, examples = log.rows("requests", doubtful_at(ts), "request_id", "ts")
@@ -560,28 +707,50 @@ def check_years(log: Folder) -> Found:
 def check_window_names(log: Folder) -> Found:
     bad = ~pl.col("window").is_in(WINDOWS).fill_null(False)
     count, examples = log.rows("requests", bad, "request_id", "window")
-    return Found(count, examples, f"{count:,} requests whose window is none of {', '.join(WINDOWS)}" if count else "")
+    return Found(
+        count,
+        examples,
+        f"{count:,} requests whose window is none of {', '.join(WINDOWS)}" if count else "",
+    )
 
 
 def check_window_order(log: Folder) -> Found:
-    number = pl.col("window").replace_strict(WINDOWS, range(len(WINDOWS)), default=None, return_dtype=pl.Int8)
+    number = pl.col("window").replace_strict(
+        WINDOWS, range(len(WINDOWS)), default=None, return_dtype=pl.Int8
+    )
     bad = number < number.cum_max()
     if log.said("time") == "clock":  # cut at whole timestamps
-        bad |= (pl.col("ts") == pl.col("ts").shift(1)) & (pl.col("window") != pl.col("window").shift(1))
+        bad |= (pl.col("ts") == pl.col("ts").shift(1)) & (
+            pl.col("window") != pl.col("window").shift(1)
+        )
     count, examples = log.rows("requests", bad, "request_id", "ts", "window")
-    return Found(count, examples, f"{count:,} requests whose window is before that of an earlier request" if count else "")
+    return Found(
+        count,
+        examples,
+        f"{count:,} requests whose window is before that of an earlier request" if count else "",
+    )
 
 
 def check_availability(log: Folder) -> Found:
     clock(log)
     if "available_from" not in log.schemas.get("items", {}):
         raise NotApplicableError("items have no available_from")
-    items = log.table("items", "item_id", "available_from").drop(ROW).filter(pl.col("available_from").is_not_null())
+    items = (
+        log.table("items", "item_id", "available_from")
+        .drop(ROW)
+        .filter(pl.col("available_from").is_not_null())
+    )
     requests = log.table("requests", "request_id", "ts").drop(ROW)
     rows = log.table("exposures", "request_id", "item_id")
-    early = rows.join(items, on="item_id").join(requests, on="request_id").filter(pl.col("ts") < pl.col("available_from"))
+    early = (
+        rows.join(items, on="item_id")
+        .join(requests, on="request_id")
+        .filter(pl.col("ts") < pl.col("available_from"))
+    )
     count, examples = log.examples("exposures", early)
-    return Found(count, examples, f"{count:,} rows of items that were not available yet" if count else "")
+    return Found(
+        count, examples, f"{count:,} rows of items that were not available yet" if count else ""
+    )
 
 
 # -- what log.json says the log has ----------------------------------------------------------------
@@ -599,7 +768,11 @@ def filled(column: str) -> pl.Expr:
 HOLDS: dict[str, tuple[tuple[str, pl.Expr], ...]] = {
     "text": (("items", present("title")), ("items", present("brand"))),
     "query": (("requests", present("query")),),
-    "price": (("items", present("price")), ("exposures", present("price_shown")), ("exposures", present("price_paid"))),
+    "price": (
+        ("items", present("price")),
+        ("exposures", present("price_shown")),
+        ("exposures", present("price_paid")),
+    ),
     "exposures": (("exposures", present("position")),),
     "clicks": (("exposures", pl.col("clicked").fill_null(False).any()),),
     "purchases": (("exposures", pl.col("purchased").fill_null(False).any()),),
@@ -621,13 +794,20 @@ def check_claims(log: Folder) -> Found:
         places = [(t, e) for t, e in HOLDS[name] if t in log.tables and not troubled(log, t, e)]
         if len(places) < len([t for t, _ in HOLDS[name] if t in log.tables]):
             continue  # a column at fault elsewhere
-        held = any(log.table(t, *e.meta.root_names()).select(e).collect(engine="streaming").item() for t, e in places)
+        held = any(
+            log.table(t, *e.meta.root_names()).select(e).collect(engine="streaming").item()
+            for t, e in places
+        )
         if has.get(name, False) and not held:
             absent.append(name)
         if held and not has.get(name, False) and name != "users":  # user_id also holds sessions
             denied.append(name)
     if absent:
-        return Found(len(absent), [{"key": f"has.{n}"} for n in absent], f"log.json claims {', '.join(absent)}; found none")
+        return Found(
+            len(absent),
+            [{"key": f"has.{n}"} for n in absent],
+            f"log.json claims {', '.join(absent)}; found none",
+        )
     words = f"warning: the tables hold {', '.join(denied)}, which log.json denies" if denied else ""
     return Found(len(denied), [{"key": f"has.{n}"} for n in denied], words, warning=True)
 
@@ -649,11 +829,17 @@ def check_scenario(log: Folder) -> Found:
 
 def check_text(log: Folder) -> Found:
     log.claims("text")
-    texts = ["title", "brand", *(["description"] if "description" in log.schemas.get("items", {}) else [])]
+    texts = [
+        "title",
+        "brand",
+        *(["description"] if "description" in log.schemas.get("items", {}) else []),
+    ]
     joined = [pl.col(c).list.join(" ", ignore_nulls=True) for c in ("category", "attributes")]
     bad = pl.all_horizontal(*map(blank, texts), *map(blank, joined))
     count, examples = log.rows("items", bad, "item_id")
-    return Found(count, examples, f"{share(log, 'items', count)} of the items have no text" if count else "")
+    return Found(
+        count, examples, f"{share(log, 'items', count)} of the items have no text" if count else ""
+    )
 
 
 def share(log: Folder, table: str, count: int) -> str:
@@ -663,20 +849,45 @@ def share(log: Folder, table: str, count: int) -> str:
 
 def check_query(log: Folder) -> Found:
     log.claims("query")
-    bad = (pl.col("source") == "search") & pl.col("source").is_in(log.said("scenario")) & blank("query")
+    bad = (
+        (pl.col("source") == "search")
+        & pl.col("source").is_in(log.said("scenario"))
+        & blank("query")
+    )
     count, examples = log.rows("requests", bad, "request_id")
-    words = f"{share(log, 'requests', count)} of the requests are searches without a query" if count else ""
+    words = (
+        f"{share(log, 'requests', count)} of the requests are searches without a query"
+        if count
+        else ""
+    )
     return Found(count, examples, words)
 
 
 def check_filters(log: Folder) -> Found:
     log.claims("filters")
-    held = log.table("items", "attributes").select(pl.col("attributes").alias("filters")).explode("filters").unique()
-    asked = log.table("requests", "request_id", "filters").explode("filters").filter(pl.col("filters").is_not_null())
-    first = [pl.col("request_id").sort_by(ROW).first(), pl.len().alias("requests"), pl.col(ROW).min()]
+    held = (
+        log.table("items", "attributes")
+        .select(pl.col("attributes").alias("filters"))
+        .explode("filters")
+        .unique()
+    )
+    asked = (
+        log.table("requests", "request_id", "filters")
+        .explode("filters")
+        .filter(pl.col("filters").is_not_null())
+    )
+    first = [
+        pl.col("request_id").sort_by(ROW).first(),
+        pl.len().alias("requests"),
+        pl.col(ROW).min(),
+    ]
     unheld = asked.join(held, on="filters", how="anti").group_by("filters").agg(first)
     count, examples = log.examples("requests", unheld)
-    words = f"warning: {count:,} filters that no item holds, so that nothing is eligible" if count else ""
+    words = (
+        f"warning: {count:,} filters that no item holds, so that nothing is eligible"
+        if count
+        else ""
+    )
     return Found(count, examples, words, warning=True)
 
 
@@ -684,7 +895,13 @@ def check_users(log: Folder) -> Found:
     count, examples = log.rows("requests", blank("user_id"), "request_id")
     if not count:
         log.claims("users")
-    return Found(count, examples, f"{share(log, 'requests', count)} of the requests name no user (nor session)" if count else "")
+    return Found(
+        count,
+        examples,
+        f"{share(log, 'requests', count)} of the requests name no user (nor session)"
+        if count
+        else "",
+    )
 
 
 def check_images(log: Folder) -> Found:
@@ -697,25 +914,43 @@ def check_images(log: Folder) -> Found:
         for row, item, image in named.select(ROW, "item_id", "image").iter_rows()
         if Path(image).is_absolute() or not (folder / image).is_file()
     ]
-    words = f"{len(missing):,} of {named.height:,} images are not in the folder; " if missing else ""
-    return Found(len(missing), missing, f"{words}{items.height - named.height:,} items have no image")
+    words = (
+        f"{len(missing):,} of {named.height:,} images are not in the folder; " if missing else ""
+    )
+    return Found(
+        len(missing), missing, f"{words}{items.height - named.height:,} items have no image"
+    )
 
 
 def check_visual(log: Folder) -> Found:
     log.claims("visual")
     vectors = log.table("items", "item_id", "visual").filter(pl.col("visual").is_not_null())
-    width = vectors.select(pl.col("visual").list.len().mode().min()).collect(engine="streaming").item()
+    width = (
+        vectors.select(pl.col("visual").list.len().mode().min()).collect(engine="streaming").item()
+    )
     if width is None:
         raise NotApplicableError("no item has a visual vector")
-    fine = (pl.col("visual").list.len() == width) & pl.col("visual").list.eval(pl.element().is_finite()).list.all()
-    odd = vectors.filter(~fine.fill_null(False)).select(ROW, "item_id", pl.col("visual").list.len().alias("numbers"))
+    fine = (pl.col("visual").list.len() == width) & pl.col("visual").list.eval(
+        pl.element().is_finite()
+    ).list.all()
+    odd = vectors.filter(~fine.fill_null(False)).select(
+        ROW, "item_id", pl.col("visual").list.len().alias("numbers")
+    )
     count, examples = log.examples("items", odd)
-    return Found(count, examples, f"{count:,} visual vectors hold NaN or are not {width} numbers long" if count else "")
+    return Found(
+        count,
+        examples,
+        f"{count:,} visual vectors hold NaN or are not {width} numbers long" if count else "",
+    )
 
 
 CHECKS: tuple[Question, ...] = (
     Question("log.json", check_meta),
-    Question("facts", check_facts, "where a log is from, and what it lacks, is said and not computed with"),
+    Question(
+        "facts",
+        check_facts,
+        "where a log is from, and what it lacks, is said and not computed with",
+    ),
     Question("tables", check_tables),
     Question("readable", check_readable),
     Question("utf-8", check_utf8),
@@ -744,9 +979,21 @@ CHECKS: tuple[Question, ...] = (
     Question("availability", check_availability),
     Question("claims", check_claims),
     Question("scenario", check_scenario, "a source that no request has adds no request"),
-    Question("text", check_text, "an item without a text is found by no word: that is true of the log, not misread"),
-    Question("query", check_query, "a search without a query asks for nothing: that is true of the log, not misread"),
-    Question("filters", check_filters, "nothing is eligible for such a request: a warning, never a failure"),
+    Question(
+        "text",
+        check_text,
+        "an item without a text is found by no word: that is true of the log, not misread",
+    ),
+    Question(
+        "query",
+        check_query,
+        "a search without a query asks for nothing: that is true of the log, not misread",
+    ),
+    Question(
+        "filters",
+        check_filters,
+        "nothing is eligible for such a request: a warning, never a failure",
+    ),
     Question("users", check_users),
     Question("images", check_images, "what reads pictures refuses a file that is not there"),
     Question("visual", check_visual),

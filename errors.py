@@ -15,7 +15,13 @@ class KarmafunnelError(ValueError):
     """
 
     def __init__(
-        self, who: object, *, what: object = "", needs: object = "", found: object = "", hint: str = ""
+        self,
+        who: object,
+        *,
+        what: object = "",
+        needs: object = "",
+        found: object = "",
+        hint: str = "",
     ):
         self.who, self.what, self.needs = str(who), str(what), str(needs)
         self.found, self.hint = str(found), hint
@@ -37,7 +43,9 @@ def line_of(error: BaseException) -> str:
         text = str(error)
     except Exception:  # a class of a recipe's own
         text = "an error that cannot say what it is"
-    return " ".join((text if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {text}").split())
+    return " ".join(
+        (text if isinstance(error, KarmafunnelError) else f"{type(error).__name__}: {text}").split()
+    )
 
 
 def short_of_memory(error: BaseException) -> bool:

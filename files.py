@@ -119,7 +119,11 @@ def sweep(folder: Path, again: bool = True) -> None:
 
 def _touched(path: Path) -> float:
     """When anything at or in a path was last written, in seconds since 1970."""
-    inside = [os.path.join(root, name) for root, folders, names in os.walk(path) for name in (*folders, *names)]
+    inside = [
+        os.path.join(root, name)
+        for root, folders, names in os.walk(path)
+        for name in (*folders, *names)
+    ]
     return max(os.stat(one, follow_symlinks=False).st_mtime for one in (str(path), *inside))
 
 
@@ -158,7 +162,12 @@ def _exchange(a: Path, b: Path) -> bool:
             answer = libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(2))
     except (AttributeError, OSError, TypeError):
         return False
-    if answer and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+    if answer and ctypes.get_errno() not in (
+        errno.ENOSYS,
+        errno.EINVAL,
+        errno.ENOTSUP,
+        errno.EPERM,
+    ):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(b))
     return not answer
@@ -167,7 +176,10 @@ def _exchange(a: Path, b: Path) -> bool:
 def _old(folder: Path) -> Path:
     """Where an older folder waits while it is replaced on a system that cannot swap two."""
     folder = Path(os.path.realpath(folder))
-    return folder.parent / f".karmafunnel-{hashlib.blake2b(os.fsencode(folder.name), digest_size=8).hexdigest()}.old"
+    return (
+        folder.parent
+        / f".karmafunnel-{hashlib.blake2b(os.fsencode(folder.name), digest_size=8).hexdigest()}.old"
+    )
 
 
 def settle(folder: Path) -> None:
@@ -242,9 +254,15 @@ def why_not_written(error: BaseException) -> str | None:
             break
         text = str(beneath)
         for code in DISK:
-            if getattr(beneath, "errno", None) == code or os.strerror(code) in text or f"os error {code})" in text:
+            if (
+                getattr(beneath, "errno", None) == code
+                or os.strerror(code) in text
+                or f"os error {code})" in text
+            ):
                 return os.strerror(code)
-        beneath = beneath.__cause__ or (None if beneath.__suppress_context__ else beneath.__context__)
+        beneath = beneath.__cause__ or (
+            None if beneath.__suppress_context__ else beneath.__context__
+        )
     return None
 
 
@@ -272,7 +290,9 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_folder(folder: Path | str, *, durable: bool = True, sealed: bool = False, first: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    folder: Path | str, *, durable: bool = True, sealed: bool = False, first: bool = False
+) -> Iterator[Path]:
     """A folder that appears whole or not at all: write into the yielded temporary one, it is put in
     its place at the end.
 
@@ -355,8 +375,7 @@ def write_bytes(path: Path | str, content: bytes, *, durable: bool = True) -> Pa
 
 
 def write_text(path: Path | str, text: str, *, durable: bool = True) -> Path:
-    """Write a text as UTF-8 with the line ends that it has, whole or not at all; returns its path.
-    """
+    """Write a text as UTF-8, its line ends unchanged, whole or not at all; return its path."""
     return write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
 
 
@@ -419,7 +438,9 @@ def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
     try:
         if not Path(path).is_file():
             raise KarmafunnelError(path, needs="a Parquet table", found="no such file")
-        frame = pl.scan_parquet(os.path.abspath(path), glob=False, hive_partitioning=False, **options)
+        frame = pl.scan_parquet(
+            os.path.abspath(path), glob=False, hive_partitioning=False, **options
+        )
         frame.collect_schema()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         if isinstance(error, KarmafunnelError):
@@ -451,8 +472,7 @@ def first_line(error: BaseException) -> str:
 
 
 def digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes, 128 bits, hex; worked out once a process, unless the file changes.
-    """
+    """BLAKE2b of a file's bytes (128 bits, hex), cached per process until the file changes."""
     found = os.stat(path)
     return _digest(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
@@ -471,7 +491,10 @@ def _inside(folder: Path) -> dict[str, Path]:
 
 def seal(folder: Path, *names: str) -> None:
     """Write the digests of all files in a folder (or of some) into it."""
-    write_json(folder / DIGESTS, {name: digest(folder / name) for name in names or _inside(folder) if name != DIGESTS})
+    write_json(
+        folder / DIGESTS,
+        {name: digest(folder / name) for name in names or _inside(folder) if name != DIGESTS},
+    )
 
 
 def sealed(folder: Path) -> dict[str, str] | None:
@@ -505,7 +528,11 @@ def fault(folder: Path, *names: str) -> str | None:
     return None
 
 
-def check(folder: Path, *names: str, help: str = "needs the file as it was written: make it again, or take it from a copy") -> None:
+def check(
+    folder: Path,
+    *names: str,
+    help: str = "needs the file as it was written: make it again, or take it from a copy",
+) -> None:
     """Raises KarmafunnelError naming the file of a sealed folder that is missing or not as it was
     written (of all, or of some).
 
@@ -556,12 +583,26 @@ class Kind:
 
 RUN = Kind("Run", "run.json")
 RUN_AND_PATHS = Kind("Run", "run.json", ("paths",))
-LOG = Kind("log", "log.json", ("items.parquet", "requests.parquet", "exposures.parquet", "truth", "images"))
+LOG = Kind(
+    "log", "log.json", ("items.parquet", "requests.parquet", "exposures.parquet", "truth", "images")
+)
 SIMULATION = Kind("simulation", "simulation.json")
 EMBEDDING = Kind("embedding", "embedding.json")
 PLAN = Kind("plan", "plan.json", ("services.toml", "what_if.csv", "load.html"))
-TABLE = Kind("table", "table.json", ("cells", "attribution.md", "attribution.html", "attribution.png", "attention.html", "attention.png",
-    *(f"table.{kind}" for kind in ("json", "md", "csv", "html", "tex"))), shared=True)  # fmt: skip
+TABLE = Kind(
+    "table",
+    "table.json",
+    (
+        "cells",
+        "attribution.md",
+        "attribution.html",
+        "attribution.png",
+        "attention.html",
+        "attention.png",
+        *(f"table.{kind}" for kind in ("json", "md", "csv", "html", "tex")),
+    ),
+    shared=True,
+)
 PAGE = Kind("page", mark=PAGE_MARK)
 SERVICES = Kind("services file", mark=TEXT_MARK)
 FOLDERS = (RUN_AND_PATHS, LOG, SIMULATION, EMBEDDING, PLAN)
@@ -574,14 +615,20 @@ class _Claimed:
     force: bool
 
 
-_claims: ContextVar[Mapping[Path, _Claimed]] = ContextVar("claims", default={})  # noqa: B039  (never changed in place)
+# the default is never changed in place
+_claims: ContextVar[Mapping[Path, _Claimed]] = ContextVar("claims", default={})  # noqa: B039
 
 
 @contextmanager
 def claim(
-    place: Path | str, who: str, kind: Kind, *, wants: Mapping[str, Any] | None = None, inputs: Iterable[Path | str | None] = (),
+    place: Path | str,
+    who: str,
+    kind: Kind,
+    *,
+    wants: Mapping[str, Any] | None = None,
+    inputs: Iterable[Path | str | None] = (),
     force: bool = False,
-) -> Iterator[Path]:  # fmt: skip
+) -> Iterator[Path]:
     """Make sure, before any work, that `who` may write a thing of this kind to `place`, and keep
     others from it meanwhile.
 
@@ -606,7 +653,10 @@ def claim(
         return
     for given in inputs:
         if given is not None and Path(os.path.realpath(given)).is_relative_to(at):
-            raise KarmafunnelError(f"{who}: {place} needs to be another place than its own input {given}; nothing was written")
+            raise KarmafunnelError(
+                f"{who}: {place} needs to be another place than its own input {given}; nothing "
+                "was written"
+            )
     if place.is_symlink() and not place.exists():
         raise KarmafunnelError(
             who,
@@ -640,15 +690,15 @@ def _make(home: Path, place: Path, who: str) -> list[Path]:
         missing = [folder for folder in (home, *home.parents) if not os.path.lexists(folder)]
         home.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise KarmafunnelError(
-            who, what=place, needs="a folder to lie in", found=error
-        ) from error
+        raise KarmafunnelError(who, what=place, needs="a folder to lie in", found=error) from error
     return missing
 
 
 @contextmanager
 def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
-    """Alone at a place among all processes that share its disk; the lock lies in the folder `home`.
+    """Hold a lock on a place against every process that shares its disk.
+
+    The lock file lies in the folder `home`.
     """
     sweep(home)
     name = hashlib.blake2b(os.fsencode(at.name), digest_size=8).hexdigest()
@@ -661,14 +711,20 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
                     break
             if attempt > 4 and (says := path.read_bytes() if path.exists() else b""):
                 raise KarmafunnelError(
-                    f"{who}: {place} is being written by {says.decode('utf-8', 'replace')}; wait for it, or name another place"
+                    f"{who}: {place} is being written by {says.decode('utf-8', 'replace')}; "
+                    "wait for it, or name another place"
                 )
             time.sleep(0.02)
         if held is None:
-            raise KarmafunnelError(f"{who}: {place} is being written by another process; wait for it, or name another place")
+            raise KarmafunnelError(
+                f"{who}: {place} is being written by another process; wait for it, or name "
+                "another place"
+            )
         if held >= 0:
             with contextlib.suppress(OSError):  # a full disk is told by what is written
-                path.write_text(f"{who} (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
+                path.write_text(
+                    f"{who} (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8"
+                )
     except OSError as error:
         raise KarmafunnelError(
             who,
@@ -686,7 +742,10 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
 
 def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
     """Raises KarmafunnelError where a place holds what must not go."""
-    needed = f"{who}: {place} needs to be a new {'file' if kind.mark else 'folder'} or an older {kind.name}"
+    needed = (
+        f"{who}: {place} needs to be a new {'file' if kind.mark else 'folder'} or an older "
+        f"{kind.name}"
+    )
     if not at.exists():
         return
     if kind.mark:
@@ -696,13 +755,17 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
         if not stat.S_ISREG(at.stat().st_mode) or (found and kind.mark not in found):
             raise KarmafunnelError(f"{needed}, found another kind of file; nothing was written")
         if kind.mark == TEXT_MARK and not force and found and edited(at):
-            raise KarmafunnelError(f"{who}: {place} was edited by hand since it was written; --force replaces it")
+            raise KarmafunnelError(
+                f"{who}: {place} was edited by hand since it was written; --force replaces it"
+            )
         return
     if not at.is_dir():
         raise KarmafunnelError(f"{needed}, found a file; nothing was written")
     if not os.access(at, os.W_OK | os.X_OK):
         raise KarmafunnelError(f"{needed}, found one that cannot be written; nothing was written")
-    names = sorted(name for name in os.listdir(at) if not TEMPORARY.fullmatch(name) and name != DIGESTS)
+    names = sorted(
+        name for name in os.listdir(at) if not TEMPORARY.fullmatch(name) and name != DIGESTS
+    )
     if not names:
         return
     ours = kind.marker in names or (kind.shared and set(names) <= set(kind.parts))
@@ -712,7 +775,9 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
         return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "")
 
     if there is None or (kind.shared and not ours):
-        raise KarmafunnelError(f"{needed}, found something else ({shown(names)}); nothing was written")
+        raise KarmafunnelError(
+            f"{needed}, found something else ({shown(names)}); nothing was written"
+        )
     if kind.shared:
         return
     try:
@@ -720,19 +785,27 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
     except KarmafunnelError:
         written = set()
     parts = {part for one in FOLDERS if one.marker == there.marker for part in one.parts}
-    if (written or parts - {"paths"}) and (more := [name for name in names if name not in written | parts | {there.marker}]):
+    if (written or parts - {"paths"}) and (
+        more := [name for name in names if name not in written | parts | {there.marker}]
+    ):
         raise KarmafunnelError(
-            f"{needed} alone, found {shown(more)} in it as well, which karmafunnel did not write; move that away, nothing was written"
+            f"{needed} alone, found {shown(more)} in it as well, which karmafunnel did not "
+            "write; move that away, nothing was written"
         )
     if force:
         return
     if not ours:
         raise KarmafunnelError(f"{needed}, found {there}; --force replaces it")
     if "paths" in names and "paths" not in kind.parts:
-        raise KarmafunnelError(f"{needed} alone, found paths in it as well; --force replaces all of it")
+        raise KarmafunnelError(
+            f"{needed} alone, found paths in it as well; --force replaces all of it"
+        )
     for name in names:
         if name.endswith(".toml") and edited(at / name):
-            raise KarmafunnelError(f"{who}: {place / name} was edited by hand since it was written; --force replaces it")
+            raise KarmafunnelError(
+                f"{who}: {place / name} was edited by hand since it was written; --force "
+                "replaces it"
+            )
 
 
 def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bool) -> None:
@@ -750,7 +823,8 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
         if there != json.loads(json.dumps(wanted, default=str)):
             what, (old, new) = key.replace(".", " "), _apart(str(there), str(wanted))
             raise KarmafunnelError(
-                f"{who}: {place} holds {kind} with {what} {old}; to replace it by one with {what} {new}, use --force"
+                f"{who}: {place} holds {kind} with {what} {old}; to replace it by one with "
+                f"{what} {new}, use --force"
             )
 
 
@@ -762,9 +836,13 @@ def _apart(a: str, b: str) -> list[str]:
     if max(len(a), len(b)) <= 80:
         return [a, b]
     words = [re.findall(r"[^\s,(\[]*[\s,(\[]*", text) for text in (a, b)]
-    start = next((i for i, (x, y) in enumerate(zip(*words, strict=False)) if x != y), min(map(len, words)))
+    start = next(
+        (i for i, (x, y) in enumerate(zip(*words, strict=False)) if x != y), min(map(len, words))
+    )
     ends = [list(reversed(text[start:])) for text in words]
-    end = next((i for i, (x, y) in enumerate(zip(*ends, strict=False)) if x != y), min(map(len, ends)))
+    end = next(
+        (i for i, (x, y) in enumerate(zip(*ends, strict=False)) if x != y), min(map(len, ends))
+    )
     start = max(start - 2, 0)
     cut = ["".join(text[start : len(text) - end]).strip(" ,") for text in words]
     cut = [f"{text[:77]}..." if len(text) > 80 else text + "..." * bool(end) for text in cut]

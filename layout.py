@@ -23,29 +23,64 @@ WINDOWS = ("W1", "W2a", "W2b", "W3")
 TS = pl.Datetime("ms", "UTC")
 
 ITEMS = {
-    "item_id": pl.String, "title": pl.String, "brand": pl.String, "category": pl.List(pl.String), "price": pl.Float64,
-    "attributes": pl.List(pl.String), "image": pl.String, "visual": pl.List(pl.Float32),
-}  # fmt: skip
+    "item_id": pl.String,
+    "title": pl.String,
+    "brand": pl.String,
+    "category": pl.List(pl.String),
+    "price": pl.Float64,
+    "attributes": pl.List(pl.String),
+    "image": pl.String,
+    "visual": pl.List(pl.Float32),
+}
 REQUESTS = {
-    "request_id": pl.String, "user_id": pl.String, "ts": TS, "query": pl.String, "filters": pl.List(pl.String),
-    "context": pl.List(pl.String), "session_id": pl.String, "source": pl.String, "window": pl.String,
-}  # fmt: skip
+    "request_id": pl.String,
+    "user_id": pl.String,
+    "ts": TS,
+    "query": pl.String,
+    "filters": pl.List(pl.String),
+    "context": pl.List(pl.String),
+    "session_id": pl.String,
+    "source": pl.String,
+    "window": pl.String,
+}
 EXPOSURES = {
-    "request_id": pl.String, "item_id": pl.String, "position": pl.Int32, "clicked": pl.Boolean, "purchased": pl.Boolean,
-    "price_shown": pl.Float64, "price_paid": pl.Float64, "quantity": pl.Int32, "propensity": pl.Float64, "stage": pl.String,
-}  # fmt: skip
+    "request_id": pl.String,
+    "item_id": pl.String,
+    "position": pl.Int32,
+    "clicked": pl.Boolean,
+    "purchased": pl.Boolean,
+    "price_shown": pl.Float64,
+    "price_paid": pl.Float64,
+    "quantity": pl.Int32,
+    "propensity": pl.Float64,
+    "stage": pl.String,
+}
 TABLES: dict[str, dict[str, Any]] = {"items": ITEMS, "requests": REQUESTS, "exposures": EXPOSURES}
 # Typed where they are there: when an item became known (`available_after`: after so many requests,
 # where time is an order), and, in a sample, how often it was a target in W1 of the whole log, by
 # label.
 OPTIONAL: dict[str, dict[str, Any]] = {
     "items": {
-        "available_from": TS, "available_after": pl.Int64, "w1_click": pl.Int64, "w1_purchase": pl.Int64, "description": pl.String,
+        "available_from": TS,
+        "available_after": pl.Int64,
+        "w1_click": pl.Int64,
+        "w1_purchase": pl.Int64,
+        "description": pl.String,
     }
-}  # fmt: skip
+}
 CAPABILITIES = (
-    "text", "query", "price", "exposures", "clicks", "purchases", "images", "visual", "users", "propensity", "filters",
-)  # fmt: skip
+    "text",
+    "query",
+    "price",
+    "exposures",
+    "clicks",
+    "purchases",
+    "images",
+    "visual",
+    "users",
+    "propensity",
+    "filters",
+)
 
 
 def expected(table: str) -> dict[str, Any]:
@@ -55,14 +90,21 @@ def expected(table: str) -> dict[str, Any]:
 
 def same_type(found: Any, needed: Any) -> bool:
     """Whether a stored type is the layout's, an all-null column counting as any type."""
-    return found == needed or found == pl.Null or (isinstance(found, pl.List) and found.inner == pl.Null)
+    return (
+        found == needed
+        or found == pl.Null
+        or (isinstance(found, pl.List) and found.inner == pl.Null)
+    )
 
 
 # -- log.json --------------------------------------------------------------------------------------
 
 
 NAMED = Kind("a text", lambda v: TEXT_KIND.holds(v) and v != "")
-WHOLE_NUMBERS = Kind("an object of whole numbers", lambda v: isinstance(v, dict) and all(type(n) is int for n in v.values()))
+WHOLE_NUMBERS = Kind(
+    "an object of whole numbers",
+    lambda v: isinstance(v, dict) and all(type(n) is int for n in v.values()),
+)
 OBJECT = Kind("an object", lambda v: isinstance(v, dict))
 # Keys of log.json. Those of FACTS change no row that is read; those of MAY_HAVE may be missing.
 META: dict[str, Kind] = {
@@ -113,9 +155,17 @@ def complete_meta(meta: Any, who: str = "log.json") -> dict[str, Any]:
         where = f"{fault['key']} must be" if "key" in fault else "needs"
         raise KarmafunnelError(f"{who}: {where} {fault['needed']}, found {fault['found']!r}")
     base: dict[str, Any] = {
-        "name": "unnamed", "currency": None, "licence": None, "source": None, "time": "clock", "scenario": ["search"],
-        "label": "click", "catalogue": "seen", "lacks": [], "set_aside": {},
-    }  # fmt: skip
+        "name": "unnamed",
+        "currency": None,
+        "licence": None,
+        "source": None,
+        "time": "clock",
+        "scenario": ["search"],
+        "label": "click",
+        "catalogue": "seen",
+        "lacks": [],
+        "set_aside": {},
+    }
     merged = base | meta
     merged["has"] = {name: meta.get("has", {}).get(name, False) for name in CAPABILITIES}
     return merged
@@ -128,7 +178,14 @@ def shorten(value: Any) -> Any:
 
 # -- columns ---------------------------------------------------------------------------------------
 
-TEXT, FLAG, WHOLE, REAL, DECIMAL, TIME = "text", "true or false", "whole numbers", "numbers", "decimals", "times"
+TEXT, FLAG, WHOLE, REAL, DECIMAL, TIME = (
+    "text",
+    "true or false",
+    "whole numbers",
+    "numbers",
+    "decimals",
+    "times",
+)
 LIST = "lists of "
 # What may be made into a column of each kind, if every value comes back the same.
 TAKES: dict[str, tuple[str, ...]] = {
@@ -161,7 +218,12 @@ def kind_of(dtype: Any) -> str:
         return TEXT
     if isinstance(dtype, pl.Datetime | pl.Date):
         return TIME
-    kinds = ((dtype.is_integer(), WHOLE), (dtype.is_float(), REAL), (dtype.is_decimal(), DECIMAL), (dtype == pl.Boolean, FLAG))
+    kinds = (
+        (dtype.is_integer(), WHOLE),
+        (dtype.is_float(), REAL),
+        (dtype.is_decimal(), DECIMAL),
+        (dtype == pl.Boolean, FLAG),
+    )
     return next((kind for fits, kind in kinds if fits), str(dtype))
 
 
@@ -179,10 +241,15 @@ def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
     def absent(name: str, dtype: Any) -> pl.Series:
         return pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name)
 
-    known = [taken(frame[n], t, here) if n in frame.columns else absent(n, t) for n, t in TABLES[table].items()]
+    known = [
+        taken(frame[n], t, here) if n in frame.columns else absent(n, t)
+        for n, t in TABLES[table].items()
+    ]
     typed = OPTIONAL.get(table, {})
     more = [c for c in frame.get_columns() if c.name not in TABLES[table]]
-    return pl.DataFrame([*known, *(taken(c, typed[c.name], here) if c.name in typed else c for c in more)])
+    return pl.DataFrame(
+        [*known, *(taken(c, typed[c.name], here) if c.name in typed else c for c in more)]
+    )
 
 
 def taken(values: pl.Series, dtype: Any, who: str) -> pl.Series:
@@ -247,8 +314,12 @@ def as_time(values: pl.Series, dtype: Any) -> tuple[pl.Series, pl.Series]:
 
 
 CAST: dict[str, Callable[[pl.Series, Any], tuple[pl.Series, pl.Series]]] = {
-    TEXT: as_text, FLAG: there_and_back, WHOLE: there_and_back, REAL: there_and_back, TIME: as_time,
-}  # fmt: skip
+    TEXT: as_text,
+    FLAG: there_and_back,
+    WHOLE: there_and_back,
+    REAL: there_and_back,
+    TIME: as_time,
+}
 
 
 def taken_lists(values: pl.Series, dtype: Any) -> tuple[pl.Series, pl.Series]:
@@ -259,8 +330,12 @@ def taken_lists(values: pl.Series, dtype: Any) -> tuple[pl.Series, pl.Series]:
     made = values.cast(dtype, strict=False)
     if kind_of(dtype) == LIST + TEXT:
         return made, pl.repeat(False, len(made), eager=True)
-    flat = pl.DataFrame({"row": pl.int_range(len(values), eager=True), "given": values, "made": made}).explode("given", "made")
-    lost = flat.filter(pl.col("made").is_infinite() & ~pl.col("given").cast(pl.Float64).is_infinite())["row"]
+    flat = pl.DataFrame(
+        {"row": pl.int_range(len(values), eager=True), "given": values, "made": made}
+    ).explode("given", "made")
+    lost = flat.filter(
+        pl.col("made").is_infinite() & ~pl.col("given").cast(pl.Float64).is_infinite()
+    )["row"]
     return made, pl.int_range(len(values), eager=True).is_in(lost.implode())
 
 
@@ -269,7 +344,11 @@ def shown(values: pl.Series, row: int) -> str:
     value = values.slice(row, 1)
     if isinstance(values.dtype, pl.Datetime):
         ms = value.dt.epoch("ms").item()
-        return f"{value.item():%Y-%m-%d %H:%M:%S.%f}" if abs(ms) < 1900 * YEAR else f"{ms} ms since 1970"
+        return (
+            f"{value.item():%Y-%m-%d %H:%M:%S.%f}"
+            if abs(ms) < 1900 * YEAR
+            else f"{ms} ms since 1970"
+        )
     return repr(shorten(value.to_list()[0]))
 
 
@@ -282,7 +361,9 @@ def first_of(values: pl.Series, kind: str) -> str:
     text = f", in row {row} {shown(values, row)}"
     if kind == TIME and kind_of(values.dtype) in (WHOLE, REAL):
         size = abs(float(values[row]))
-        unit = next((unit for unit, most in (("s", 1e11), ("ms", 1e14), ("us", 1e17)) if size < most), "ns")
+        unit = next(
+            (unit for unit, most in (("s", 1e11), ("ms", 1e14), ("us", 1e17)) if size < most), "ns"
+        )
         text += f': polars.from_epoch(column, time_unit="{unit}") makes times of it'
     elif kind == TIME and kind_of(values.dtype) == TEXT:
         text += ": .str.to_datetime() makes times of it"

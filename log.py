@@ -411,9 +411,7 @@ class Log:
             return self.lazy[name].collect()
         except (pl.exceptions.PolarsError, OSError) as error:
             where = self.path / f"{name}.parquet" if self.path else name
-            raise KarmafunnelError(
-                where, needs="a readable Parquet table", found=error
-            ) from error
+            raise KarmafunnelError(where, needs="a readable Parquet table", found=error) from error
 
     @cached_property
     def items(self) -> pl.DataFrame:

@@ -21,14 +21,26 @@ class Kind:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be written as UTF-8: JSON may hold halves of a character.
-    """
-    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
+    """Whether a value is a text that UTF-8 can encode: JSON may hold lone surrogates."""
+    return isinstance(value, str) and (
+        value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+    )
 
 
 TEXT = Kind("a text", is_text)
-NAME = Kind("a name of letters, digits, '_', '-' and '.'", lambda v: isinstance(v, str) and bool(LETTERS.fullmatch(v)) and ".." not in v)
-PATH = Kind("a path", lambda v: is_text(v) and "\0" not in v and len(v) <= 4096 and all(len(p.encode()) <= 255 for p in v.split("/")))
+NAME = Kind(
+    "a name of letters, digits, '_', '-' and '.'",
+    lambda v: isinstance(v, str) and bool(LETTERS.fullmatch(v)) and ".." not in v,
+)
+PATH = Kind(
+    "a path",
+    lambda v: (
+        is_text(v)
+        and "\0" not in v
+        and len(v) <= 4096
+        and all(len(p.encode()) <= 255 for p in v.split("/"))
+    ),
+)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 ANY = Kind("anything", lambda v: True)
 
@@ -38,7 +50,10 @@ def number(bound: Bound) -> Kind:
 
 
 def one_of(*values: Any) -> Kind:
-    return Kind(f"one of {', '.join(map(repr, values))}", lambda v: any(type(v) is type(x) and v == x for x in values))
+    return Kind(
+        f"one of {', '.join(map(repr, values))}",
+        lambda v: any(type(v) is type(x) and v == x for x in values),
+    )
 
 
 def maybe(kind: Kind) -> Kind:
@@ -46,7 +61,9 @@ def maybe(kind: Kind) -> Kind:
 
 
 def each(kind: Kind) -> Kind:
-    return Kind(f"a list, each {kind.words}", lambda v: isinstance(v, list) and all(map(kind.holds, v)))
+    return Kind(
+        f"a list, each {kind.words}", lambda v: isinstance(v, list) and all(map(kind.holds, v))
+    )
 
 
 def by_name(kind: Kind) -> Kind:
@@ -56,7 +73,9 @@ def by_name(kind: Kind) -> Kind:
     return Kind(f"an object, each value {kind.words}", holds)
 
 
-def check_keys(who: str, found: Any, needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None) -> dict[str, Any]:
+def check_keys(
+    who: str, found: Any, needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None
+) -> dict[str, Any]:
     """The object as it is; raises KarmafunnelError naming a key that it lacks, or whose value is of
     another kind. Others may be there.
     """
@@ -67,9 +86,9 @@ def check_keys(who: str, found: Any, needed: Mapping[str, Kind], optional: Mappi
     for key, kind in {**needed, **(optional or {})}.items():
         if key not in found:
             if key in needed:
-                raise KarmafunnelError(f"{who}: needs {key}, {kind.words}, missing among {quoted(list(found))}")
+                raise KarmafunnelError(
+                    f"{who}: needs {key}, {kind.words}, missing among {quoted(list(found))}"
+                )
         elif not kind.holds(found[key]):
-            raise KarmafunnelError(
-                who, what=key, needs=kind.words, found=quoted(found[key])
-            )
+            raise KarmafunnelError(who, what=key, needs=kind.words, found=quoted(found[key]))
     return found

@@ -20,7 +20,17 @@ from rich.text import Text
 
 # Control characters (C0, DEL and C1, which a terminal obeys) and those that turn the direction of
 # writing; not tab and line feed.
-OBEYED = [*range(9), *range(11, 32), *range(127, 160), 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+OBEYED = [
+    *range(9),
+    *range(11, 32),
+    *range(127, 160),
+    0x200E,
+    0x200F,
+    0x2028,
+    0x2029,
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+]
 SPELT = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in OBEYED}
 
 
@@ -42,7 +52,9 @@ class Console(rich.console.Console):
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
@@ -72,5 +84,10 @@ def _literal(status: RenderableType) -> RenderableType:
 
 def progress_bar(console: rich.console.Console) -> Progress:
     """The one look of a progress bar."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, transient=True)

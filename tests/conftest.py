@@ -18,7 +18,9 @@ settings.load_profile("untimed")
 @pytest.fixture(scope="session")
 def data_root() -> Callable[[str], Path]:
     """The folder of a real data set; the test is skipped, saying so, where it is missing."""
-    root = Path(os.environ.get("KARMAFUNNEL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
+    root = Path(
+        os.environ.get("KARMAFUNNEL_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data"
+    )
 
     def find(source: str) -> Path:
         if not (root / source).is_dir():
@@ -41,7 +43,9 @@ def every_training_step_repeats() -> Iterator[None]:
     step = torch.optim.AdamW.step
 
     def checked(*args: object, **kwargs: object) -> object:
-        assert torch.are_deterministic_algorithms_enabled(), "a step of an optimiser outside models.training.seeded"
+        assert torch.are_deterministic_algorithms_enabled(), (
+            "a step of an optimiser outside models.training.seeded"
+        )
         return step(*args, **kwargs)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:

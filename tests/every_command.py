@@ -3,4 +3,6 @@
 import click
 from karmafunnel.cli import PLACES, main
 
-COMMANDS = {name: command for name in PLACES if (command := main.get_command(click.Context(main), name))}
+COMMANDS = {
+    name: command for name in PLACES if (command := main.get_command(click.Context(main), name))
+}

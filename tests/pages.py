@@ -36,8 +36,10 @@ from small_run import make_log, make_run
 
 PAYLOAD = "window.payloadRan=1"
 HOSTILE = (
-    f"""<img src=x onerror="{PAYLOAD}"><a href='javascript:{PAYLOAD}' onclick="{PAYLOAD}">x</a>"' onload={PAYLOAD} </script>"""
-    f"<script>{PAYLOAD}</script><!--</style></title></textarea><b>%{{x}} %{{y}} {{{{ 7 * 7 }}}} {{% raw %}} &lt;i&gt; &amp; $a$ \u2028 ]]>"
+    f"""<img src=x onerror="{PAYLOAD}"><a href='javascript:{PAYLOAD}' onclick="{PAYLOAD}">x</a>"""
+    f"""\"' onload={PAYLOAD} </script>"""
+    f"<script>{PAYLOAD}</script><!--</style></title></textarea><b>%{{x}} %{{y}} {{{{ 7 * 7 }}}} "
+    f"{{% raw %}} &lt;i&gt; &amp; $a$ \u2028 ]]>"
 )
 Words = Callable[[str], str]
 
@@ -84,36 +86,68 @@ def rename_log(log: Log, words: Words) -> Log:
     def lists(*names):
         return [pl.lit([words(name)]).alias(name) for name in names]
 
-    items = log.items.with_columns(*said("item_id", "title"), pl.lit(words("brand")).alias("brand"), *lists("category"))
-    requests = log.requests.with_columns(*said("request_id", "user_id", "query", "source"), *lists("context"))
+    items = log.items.with_columns(
+        *said("item_id", "title"), pl.lit(words("brand")).alias("brand"), *lists("category")
+    )
+    requests = log.requests.with_columns(
+        *said("request_id", "user_id", "query", "source"), *lists("context")
+    )
     texts = {key: words(key) for key in ("name", "licence", "currency", "source")}
-    meta = log.meta | texts | {"lacks": [words("lacks")], "set_aside": {words("rows"): 3}, "scenario": [words("search")]}
-    return Log.make(items, requests, log.exposures.with_columns(*said("request_id", "item_id")), meta)
+    meta = (
+        log.meta
+        | texts
+        | {
+            "lacks": [words("lacks")],
+            "set_aside": {words("rows"): 3},
+            "scenario": [words("search")],
+        }
+    )
+    return Log.make(
+        items, requests, log.exposures.with_columns(*said("request_id", "item_id")), meta
+    )
 
 
 def rename_run(folder: Path, words: Words) -> Path:
     for path in folder.glob("*.parquet"):
         frame = pl.read_parquet(path)
-        texts = [c for c in ("request_id", "item_id", "user_id", "stage", "channel", "lost") if c in frame.columns]
+        texts = [
+            c
+            for c in ("request_id", "item_id", "user_id", "stage", "channel", "lost")
+            if c in frame.columns
+        ]
         frame = frame.with_columns(pl.col(c).cast(pl.String) + words("") for c in texts)
         if path.stem == "ledger":
-            frame = frame.with_columns(pl.col("lost").replace({words("not eligible"): "not eligible"}))
+            frame = frame.with_columns(
+                pl.col("lost").replace({words("not eligible"): "not eligible"})
+            )
         if path.stem == "requests":
             frame = frame.with_columns(pl.lit(words("reading")).alias(f"{words('KARMA')}.reads"))
-        stages = {c: f"{words(c.partition('.')[0])}.{c.partition('.')[2]}" for c in frame.columns if c.startswith(("recall.", "rank."))}
+        stages = {
+            c: f"{words(c.partition('.')[0])}.{c.partition('.')[2]}"
+            for c in frame.columns
+            if c.startswith(("recall.", "rank."))
+        }
         frame.rename(stages).write_parquet(path)
     meta = json.loads((folder / "run.json").read_text())
     for key in ("recipe", "recipe_name", "funnel", "commit", "device", "command"):
         meta[key] = words(str(meta[key]))
-    meta["embedders"], meta["versions"] = {words("KARMA"): words("KARMA()")}, {words("karmafunnel"): words("0")}
-    meta["stages"] = [{"name": words(s["name"]), "kind": words(s["kind"]), "k": s["k"]} for s in meta["stages"]]
+    meta["embedders"], meta["versions"] = (
+        {words("KARMA"): words("KARMA()")},
+        {words("karmafunnel"): words("0")},
+    )
+    meta["stages"] = [
+        {"name": words(s["name"]), "kind": words(s["kind"]), "k": s["k"]} for s in meta["stages"]
+    ]
     meta["log"] |= {"name": words("corner shop"), "currency": words("EUR")}
     (folder / "run.json").write_text(json.dumps(meta))
     return folder
 
 
 def services(words: Words) -> Services:
-    stages = [Service("recall", ServiceTime(base_ms=10), servers=2), Service("rank", ServiceTime(base_ms=5))]
+    stages = [
+        Service("recall", ServiceTime(base_ms=10), servers=2),
+        Service("rank", ServiceTime(base_ms=5)),
+    ]
     for stage in stages:  # past its own checks
         object.__setattr__(stage, "name", words(stage.name))
     made = Services(tuple(stages), note="note")
@@ -140,7 +174,10 @@ def write_all(folder: Path, words: Words, out: Path) -> dict[str, Path]:
     kinds = pl.Series("category", [[words(f"c{i % 3}")] for i in range(shop.n_items)])
     shop = Log.make(shop.items.with_columns(kinds), shop.requests, shop.exposures, shop.meta)
     pages["describe a shop"] = write_html(shop, describe(shop), out / "shop.html")
-    pages |= {"load": load(words, out / "load.html"), "profile": profile(words, out / "profile.html")}
+    pages |= {
+        "load": load(words, out / "load.html"),
+        "profile": profile(words, out / "profile.html"),
+    }
     pages |= {"table": table(words, out / "table.html")} | figures(words, out)
     return pages
 
@@ -150,22 +187,51 @@ def load(words: Words, path: Path) -> Path:
     names, policies = [stage.name for stage in made.stages], [words("policy a"), words("policy b")]
     curve = pl.DataFrame(
         {
-            "policy": [p for p in policies for _ in range(2)], "rate": [10.0, 20.0] * 2, "goodput": [10.0, 18.0, 10.0, 15.0],
-            "p99_ms": [5.0, 7.0, 4.0, 9.0], "full": [1.0, 0.5, 1.0, 0.4], "nothing": [0.0, 0.1, 0.0, 0.2], "HR@10": [0.4, 0.3, 0.4, 0.2],
-            "HR@10 low": [0.3, 0.2, 0.3, 0.1], "HR@10 high": [0.5, 0.4, 0.5, 0.3],
+            "policy": [p for p in policies for _ in range(2)],
+            "rate": [10.0, 20.0] * 2,
+            "goodput": [10.0, 18.0, 10.0, 15.0],
+            "p99_ms": [5.0, 7.0, 4.0, 9.0],
+            "full": [1.0, 0.5, 1.0, 0.4],
+            "nothing": [0.0, 0.1, 0.0, 0.2],
+            "HR@10": [0.4, 0.3, 0.4, 0.2],
+            "HR@10 low": [0.3, 0.2, 0.3, 0.1],
+            "HR@10 high": [0.5, 0.4, 0.5, 0.3],
         }
-    )  # fmt: skip
+    )
     outages = pl.DataFrame(
         {
-            "stage": names, "path": [words("popular"), words("skip")], "note": ["", words("no Run")], "money": [100.0, 100.0],
-            "lost": [30.0, None], "low": [20.0, None], "high": [45.0, None],
+            "stage": names,
+            "path": [words("popular"), words("skip")],
+            "note": ["", words("no Run")],
+            "money": [100.0, 100.0],
+            "lost": [30.0, None],
+            "low": [20.0, None],
+            "high": [45.0, None],
         }
-    )  # fmt: skip
-    stages = {"stage": names, "servers": [2, 1], "fewest": [1, 1], "utilisation": [0.5, 0.6], "p99_ms": [9.0, 8.0], "cost_per_hour": [2.0, 1.0]}
-    change = {"change": [words("one more")], "rate": [9.0], "p99_ms": [9.0], "low": [8.0], "high": [9.5], "degraded": [0.0]}
+    )
+    stages = {
+        "stage": names,
+        "servers": [2, 1],
+        "fewest": [1, 1],
+        "utilisation": [0.5, 0.6],
+        "p99_ms": [9.0, 8.0],
+        "cost_per_hour": [2.0, 1.0],
+    }
+    change = {
+        "change": [words("one more")],
+        "rate": [9.0],
+        "p99_ms": [9.0],
+        "low": [8.0],
+        "high": [9.5],
+        "degraded": [0.0],
+    }
     what_if = pl.DataFrame(change | {"cost_per_million": [4.0], "meets": [True]})
-    plan = Plan(made, 9.0, 50.0, 0.01, 100, 0, 9.0, 0.0, pl.DataFrame(stages), what_if, 12.0, True, 3)
-    worth = Worth([{"policy": policies[0], "measure": "HR@10"}], pl.DataFrame(), curve, outages, words("EUR"))
+    plan = Plan(
+        made, 9.0, 50.0, 0.01, 100, 0, 9.0, 0.0, pl.DataFrame(stages), what_if, 12.0, True, 3
+    )
+    worth = Worth(
+        [{"policy": policies[0], "measure": "HR@10"}], pl.DataFrame(), curve, outages, words("EUR")
+    )
     simulation = simulate(made, Trace(np.array([0.0, 0.0, 0.0, 100.0])), 4, events=True)
     return load_page(simulation, path, worth=worth, plan=plan, command=words("karmafunnel plan"))
 
@@ -173,13 +239,26 @@ def load(words: Words, path: Path) -> Path:
 def profile(words: Words, path: Path) -> Path:
     rng = np.random.default_rng(0)
     rows = [
-        {PASS: i, STAGE: words(stage), REQUESTS: n, ITEMS: n * each, CUTOFF: cutoff, MS: float(base + n * rng.uniform(0.5, 1.5))}
+        {
+            PASS: i,
+            STAGE: words(stage),
+            REQUESTS: n,
+            ITEMS: n * each,
+            CUTOFF: cutoff,
+            MS: float(base + n * rng.uniform(0.5, 1.5)),
+        }
         for i in range(120)
         for n in (1, 4)
-        for stage, base, each, cutoff in (("recall", 3.0, 100, None), ("rank", 1.0, 20 + 20 * (i % 2), 20 + 20 * (i % 2)))
-    ]  # fmt: skip
+        for stage, base, each, cutoff in (
+            ("recall", 3.0, 100, None),
+            ("rank", 1.0, 20 + 20 * (i % 2), 20 + 20 * (i % 2)),
+        )
+    ]
     passes = pl.DataFrame(rows, schema_overrides={CUTOFF: pl.Int32, PASS: pl.Int64})
-    made = Profile.of(passes.with_columns(pl.col(STAGE).replace({words(s): s for s in ("recall", "rank")})), {"recall": 100})
+    made = Profile.of(
+        passes.with_columns(pl.col(STAGE).replace({words(s): s for s in ("recall", "rank")})),
+        {"recall": 100},
+    )
     for stage in made.services.stages:
         object.__setattr__(stage, "name", words(stage.name))
     for field in ("name", "note"):
@@ -189,10 +268,14 @@ def profile(words: Words, path: Path) -> Path:
 
 def table(words: Words, path: Path) -> Path:
     difference = {"difference": 0.1, "low": 0.05, "high": 0.15, "better": "B", "holm": True, "n": 9}
-    differences = {words("text"): {"HR@10": difference, words("JS"): difference | {"better": "", "low": -0.1}}, words("off"): {}}
+    differences = {
+        words("text"): {"HR@10": difference, words("JS"): difference | {"better": "", "low": -0.1}},
+        words("off"): {},
+    }
     found = [
         Table(
-            ["row", words("HR@10")], [[words("text"), Cell("0.5", "[0.4, 0.6]", strong=True)], [words("off"), words("n/a")]],
+            ["row", words("HR@10")],
+            [[words("text"), Cell("0.5", "[0.4, 0.6]", strong=True)], [words("off"), words("n/a")]],
             title="values, 95% intervals",
         ),
         Table(["row", "why"], [[words("bad"), words("error")]], title="failed", look="prose"),
@@ -204,17 +287,38 @@ def table(words: Words, path: Path) -> Path:
 def figures(words: Words, out: Path) -> dict[str, Path]:
     """The pages of one figure."""
     ends = {"low": 0.1, "high": 0.3}
-    points = [{"row": words(row), words("knob"): x, "value": 0.2} | ends for row in ("a", "b") for x in (0.0, 1.0)]
-    part = {"measure": "HR@10", "slice": "all", "value": 0.2, "low": 0.1, "high": 0.3, "share": 0.5, "alone": 0.1, "last": 0.1, "off": 0.1}
+    points = [
+        {"row": words(row), words("knob"): x, "value": 0.2} | ends
+        for row in ("a", "b")
+        for x in (0.0, 1.0)
+    ]
+    part = {
+        "measure": "HR@10",
+        "slice": "all",
+        "value": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "share": 0.5,
+        "alone": 0.1,
+        "last": 0.1,
+        "off": 0.1,
+    }
     part |= {"on": 0.5, "better": "on", "holm": True, "n": 9, "seeds": 1}
     both = {words("hits"): {"value": 0.2} | ends, words("money"): {"value": 0.2} | ends}
     plots = {
         "curve": curve_figure(points, words("knob"), y_title=words("gain")),
         "attention": attention_figure({words("one"): np.tril(np.full((2, 3, 3), 0.25))}),
-        "attribution": attribution_figure([part | {"stage": s} for s in (words("recall"), words("rank"), "end to end")]),
-        "pareto": pareto_figure([{"row": words("x"), **both}], words("hits"), words("money"), x_title=words("hits")),
+        "attribution": attribution_figure(
+            [part | {"stage": s} for s in (words("recall"), words("rank"), "end to end")]
+        ),
+        "pareto": pareto_figure(
+            [{"row": words("x"), **both}], words("hits"), words("money"), x_title=words("hits")
+        ),
     }
-    return {name: write_curve(plot, out / f"{name}.html", words(name))[0] for name, plot in plots.items()}
+    return {
+        name: write_curve(plot, out / f"{name}.html", words(name))[0]
+        for name, plot in plots.items()
+    }
 
 
 if __name__ == "__main__":

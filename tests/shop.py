@@ -32,7 +32,10 @@ def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed
         {
             "request_id": [f"r{r}" for r in range(n_requests)],
             "user_id": [f"u{u}" for u in users],
-            "ts": [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=37 * r) for r in range(n_requests)],
+            "ts": [
+                datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=37 * r)
+                for r in range(n_requests)
+            ],
             "source": ["search"] * n_requests,
             "query": [names[u % 7] if r % 3 else None for r, u in enumerate(users)],
             "filters": [[f"colour={u % 3}"] if r % 4 == 0 else [] for r, u in enumerate(users)],
@@ -48,11 +51,37 @@ def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed
             bought = clicked and bool(rng.random() < 0.4)
             price = float(rng.lognormal(3, 1))
             rows.append(
-                (f"r{r}", f"i{item}", place + 1, clicked, bought, price, price if bought else None, 1 if bought else None)
+                (
+                    f"r{r}",
+                    f"i{item}",
+                    place + 1,
+                    clicked,
+                    bought,
+                    price,
+                    price if bought else None,
+                    1 if bought else None,
+                )
             )
-    columns = ["request_id", "item_id", "position", "clicked", "purchased", "price_shown", "price_paid", "quantity"]
-    has = dict.fromkeys(("clicks", "purchases", "exposures", "text", "query", "price", "filters", "users"), True)
-    meta = {"name": "shop", "currency": "EUR", "label": "click", "catalogue": "published", "has": has}
+    columns = [
+        "request_id",
+        "item_id",
+        "position",
+        "clicked",
+        "purchased",
+        "price_shown",
+        "price_paid",
+        "quantity",
+    ]
+    has = dict.fromkeys(
+        ("clicks", "purchases", "exposures", "text", "query", "price", "filters", "users"), True
+    )
+    meta = {
+        "name": "shop",
+        "currency": "EUR",
+        "label": "click",
+        "catalogue": "published",
+        "has": has,
+    }
     return Log.make(items, requests, pl.DataFrame(rows, schema=columns, orient="row"), meta)
 
 
@@ -60,7 +89,10 @@ def scramble(log: Log, t: int, seed: int = 1) -> Log:
     """The log with every click, purchase, price and position from time t on drawn anew."""
     rng = np.random.default_rng(seed)
     later = log.exposures.select("request_id").join(
-        log.requests.select("request_id", pl.Series("later", log.t >= t)), on="request_id", how="left", maintain_order="left"
+        log.requests.select("request_id", pl.Series("later", log.t >= t)),
+        on="request_id",
+        how="left",
+        maintain_order="left",
     )["later"]
     n = log.exposures.height
     drawn = log.exposures.with_columns(
@@ -71,7 +103,10 @@ def scramble(log: Log, t: int, seed: int = 1) -> Log:
         price_paid=pl.Series(rng.lognormal(5, 1, n)),
         quantity=pl.Series(rng.integers(1, 9, n), dtype=pl.Int32),
     )
-    columns = [pl.when(later).then(drawn[c]).otherwise(log.exposures[c]).alias(c) for c in log.exposures.columns]
+    columns = [
+        pl.when(later).then(drawn[c]).otherwise(log.exposures[c]).alias(c)
+        for c in log.exposures.columns
+    ]
     return Log.make(log.items, log.requests, log.exposures.select(columns), log.meta)
 
 
@@ -91,4 +126,8 @@ class Chances(Stage):
 class FittedChances(FittedStage):
     def outputs(self, rows):
         item = rows.item
-        return {SCORE: rows.frame[SCORE].to_numpy(), "p_click": (1 + item % 5) / 10, "p_buy": (1 + item % 3) / 10}
+        return {
+            SCORE: rows.frame[SCORE].to_numpy(),
+            "p_click": (1 + item % 5) / 10,
+            "p_buy": (1 + item % 3) / 10,
+        }

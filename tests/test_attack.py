@@ -15,7 +15,10 @@ from karmafunnel.benchmarks.validation.commands import Answer, Commands
 from karmafunnel.benchmarks.validation.material import Shop, files, make, said
 from karmafunnel.checks import validate
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and fork")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and fork"),
+]
 
 # Tries of each family, by group; the first so many of seed 0.
 SMALL = {
@@ -68,14 +71,20 @@ def test_what_a_command_may_not_do_is_seen(shop):
     def ran(entry: str, *argv: str, **limits: float) -> Answer:
         return shop.run(*argv, entry=entry, **limits)
 
-    assert ran("karmafunnel.cli:main", "--help").fault == "" and ran("karmafunnel.cli:main", "--help").code == 0
+    assert (
+        ran("karmafunnel.cli:main", "--help").fault == ""
+        and ran("karmafunnel.cli:main", "--help").code == 0
+    )
     assert ran("karmafunnel.cli:main", "no-such-command").fault == ""
     assert ran("json:loads").fault == "traceback"  # a TypeError
     assert ran("os:abort").code == -signal.SIGABRT and ran("os:abort").fault == "ended by SIGABRT"
     assert ran("signal:pause", seconds=0.3).stopped == "longer than 0.3 s"
     assert ran(f"{here}.commands:serve", seconds=20).code == 0
     assert Answer(1, "", "fitting\n", 0.0).fault == "no error line"
-    assert Answer(1, "", "error: no\n", 0.0).fault == "" and Answer(3, "", "error: no\n", 0.0).fault == "exit code 3"
+    assert (
+        Answer(1, "", "error: no\n", 0.0).fault == ""
+        and Answer(3, "", "error: no\n", 0.0).fault == "exit code 3"
+    )
 
 
 @pytest.mark.parametrize("kind", damage.KINDS)
@@ -130,20 +139,36 @@ def test_every_command_is_attacked():
 
 def test_finished_tries_are_not_made_again(tmp_path):
     journal = attack.Journal(tmp_path / "tries.jsonl", 0, "a")
-    journal.add(family="kills", number=0, group="sample", outcome=kills.FINE, detail="\u2028 [/red] \u00e9")
+    journal.add(
+        family="kills", number=0, group="sample", outcome=kills.FINE, detail="\u2028 [/red] \u00e9"
+    )
     with journal.path.open("a") as file:
         file.write('{"seed": 0, "cut off by a kill')
     assert [line["number"] for line in journal.lines()] == [0]
-    assert not attack.Journal(journal.path, 1, "a").lines() and not attack.Journal(journal.path, 0, "b").lines()
-    table = attack.counts("kills", [*journal.lines(), {"family": "kills", "group": "replay", "outcome": "LITTER"}])
-    assert table.heads[:3] == ["Kills at random moments", "tries", "as if undisturbed"] and table.heads[4] == "LITTER"
-    assert table.rows == [["replay", "1", "0", "0", "1", *"000"], ["sample", "1", "1", "0", "0", *"000"], ["all", "2", "1", "0", "1", *"000"]]
+    assert (
+        not attack.Journal(journal.path, 1, "a").lines()
+        and not attack.Journal(journal.path, 0, "b").lines()
+    )
+    table = attack.counts(
+        "kills", [*journal.lines(), {"family": "kills", "group": "replay", "outcome": "LITTER"}]
+    )
+    assert (
+        table.heads[:3] == ["Kills at random moments", "tries", "as if undisturbed"]
+        and table.heads[4] == "LITTER"
+    )
+    assert table.rows == [
+        ["replay", "1", "0", "0", "1", *"000"],
+        ["sample", "1", "1", "0", "0", *"000"],
+        ["all", "2", "1", "0", "1", *"000"],
+    ]
     assert "| sample | 1 | 1 |" in attack.markdown(journal.lines(), "- note")
 
 
 def test_same_seed_same_tries(shop):
     for name, family in attack.FAMILIES.items():
-        one, other, second = ([case.what for case in family.cases(shop, seed, 40)] for seed in (0, 0, 1))
+        one, other, second = (
+            [case.what for case in family.cases(shop, seed, 40)] for seed in (0, 0, 1)
+        )
         assert one == other and one != second, name
 
 
@@ -152,9 +177,11 @@ def test_a_page_that_runs_a_text_is_seen(tmp_path):
         pytest.skip("needs a Chromium on the PATH")
     policy = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'">'
     for text, outcome in (
-        (f"<!doctype html><p>{pages.PAYLOADS[0]}", pages.RAN), (f"<!doctype html>{policy}<p>{pages.PAYLOADS[0]}", pages.ELEMENT),
-        ("<!doctype html><p>plain", pages.POLICY), (f"<!doctype html>{policy}<p>plain", pages.SAFE),
-    ):  # fmt: skip
+        (f"<!doctype html><p>{pages.PAYLOADS[0]}", pages.RAN),
+        (f"<!doctype html>{policy}<p>{pages.PAYLOADS[0]}", pages.ELEMENT),
+        ("<!doctype html><p>plain", pages.POLICY),
+        (f"<!doctype html>{policy}<p>plain", pages.SAFE),
+    ):
         path = tmp_path / "page.html"
         path.write_text(text)
         assert pages.opened(Path(path), "x")[0] == outcome, text
@@ -163,7 +190,15 @@ def test_a_page_that_runs_a_text_is_seen(tmp_path):
 def test_json_is_attacked_in_every_place():
     document = json.loads('{"a": {"b": [1, {"c": null}]}, "d": 2}')
     assert list(values.places_of(document)) == [
-        (), ("a",), ("a", "b"), ("a", "b", 0), ("a", "b", 1), ("a", "b", 1, "c"), ("d",),
-    ]  # fmt: skip
-    assert values.put(document, ("a", "b", 1, "c"), 7)["a"]["b"][1] == {"c": 7} and document["a"]["b"][1] == {"c": None}
+        (),
+        ("a",),
+        ("a", "b"),
+        ("a", "b", 0),
+        ("a", "b", 1),
+        ("a", "b", 1, "c"),
+        ("d",),
+    ]
+    assert values.put(document, ("a", "b", 1, "c"), 7)["a"]["b"][1] == {"c": 7} and document["a"][
+        "b"
+    ][1] == {"c": None}
     assert values.put(document, ("d",), ...) == {"a": document["a"]}

@@ -33,11 +33,25 @@ def test_refusals() -> None:
 def test_cells_of_several_tables_side_by_side(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "similarity").mkdir(parents=True)
-        save_file({"maps": np.tril(np.ones((2, 4, 4), np.float32))}, tmp_path / name / "similarity" / "attention.safetensors")
-    words = [f"one={tmp_path / 'a'}", f"another={tmp_path / 'b'}", "--out", str(tmp_path / "both.html")]
+        save_file(
+            {"maps": np.tril(np.ones((2, 4, 4), np.float32))},
+            tmp_path / name / "similarity" / "attention.safetensors",
+        )
+    words = [
+        f"one={tmp_path / 'a'}",
+        f"another={tmp_path / 'b'}",
+        "--out",
+        str(tmp_path / "both.html"),
+    ]
     answer = CliRunner().invoke(main, words)
     assert answer.exit_code == 0, answer.output
     text = (tmp_path / "both.html").read_text()
     assert "one, layer 2" in text and "another, layer 1" in text
-    refused = CliRunner().invoke(main, [f"none={tmp_path / 'c'}", "--out", str(tmp_path / "x.html")])
-    assert refused.exit_code == 1 and "needs LABEL=CELL" in refused.output and not (tmp_path / "x.html").exists()
+    refused = CliRunner().invoke(
+        main, [f"none={tmp_path / 'c'}", "--out", str(tmp_path / "x.html")]
+    )
+    assert (
+        refused.exit_code == 1
+        and "needs LABEL=CELL" in refused.output
+        and not (tmp_path / "x.html").exists()
+    )

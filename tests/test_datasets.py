@@ -28,10 +28,12 @@ pytestmark = pytest.mark.slow
 # -- hand-made files in the publishers' formats ----------------------------------------------------
 
 TRIVAGO = [
-    "user_id,session_id,timestamp,step,action_type,reference,platform,city,device,current_filters,impressions,prices",
+    "user_id,session_id,timestamp,step,action_type,reference,platform,city,device,"
+    "current_filters,impressions,prices",
     'u1,s1,1541600000,1,search for destination,"Rome, Italy",IT,"Rome, Italy",mobile,,,',
     'u1,s1,1541600010,2,interaction item image,11,IT,"Rome, Italy",mobile,,,',
-    'u1,s1,1541600020,3,clickout item,12,IT,"Rome, Italy",mobile,4 Star|Sort by Price,11|12|13,80|95|70',
+    'u1,s1,1541600020,3,clickout item,12,IT,"Rome, Italy",mobile,4 Star|Sort by Price,'
+    "11|12|13,80|95|70",
     'u1,s1,1541600030,4,interaction item info,unknown,IT,"Rome, Italy",mobile,,,',
     'u2,s2,1541600005,1,clickout item,99,DE,"Ulm, Germany",desktop,,21|22,50|60',
     'u2,s2,1541600040,2,search for item,21,DE,"Ulm, Germany",desktop,,,',
@@ -63,7 +65,12 @@ RETAIL = [
 ]
 
 OFFICE_ITEMS = {
-    str(i): {"title": f"Pen &amp; Ink {i}", "description": "", "brand": "Visit Amazon's Bic Page", "categories": ""}
+    str(i): {
+        "title": f"Pen &amp; Ink {i}",
+        "description": "",
+        "brand": "Visit Amazon's Bic Page",
+        "categories": "",
+    }
     for i in range(9)
 }
 OFFICE_ITEMS["0"]["description"] = "['<!-- .x {a:b} --> Blue <b>ink</b>.', 'Dries &lt;1 s', '']"
@@ -83,7 +90,12 @@ OFFICE_VALID = [
     office_row("A", [0, 1, 2], 3),
     office_row("D", [1], 0),
 ]
-OFFICE_TEST = [OFFICE, office_row("B", [3, 4, 5, 6], 4), office_row("A", [0, 1, 2, 3], 5), office_row("C", [7, 8], 0)]
+OFFICE_TEST = [
+    OFFICE,
+    office_row("B", [3, 4, 5, 6], 4),
+    office_row("A", [0, 1, 2, 3], 5),
+    office_row("C", [7, 8], 0),
+]
 
 GAMES_ITEM = ["item_id:token\ttitle:token_seq", *[f'{i}\tGame "{i}" &amp; more' for i in range(9)]]
 GAMES = "user_id:token\titem_id_list:token_seq\titem_id:token"
@@ -91,30 +103,49 @@ GAMES_VALID = [GAMES, "0\t0 1 2\t3", "1\t4 5\t6", "2\t1\t2", "3\t0\t4"]
 GAMES_TEST = [GAMES, "0\t0 1 2 3\t7", "1\t4 5 6\t8", "2\t1 2\t0", "3\t0 4\t5"]
 
 PRODUCT = {
-    "parent_asin": "A1", "title": "Caf&eacute; <b>Mug</b>", "features": ["big", "blue<br>"],
-    "description": ["One.", "Two."], "price": "from 5.99",
-    "categories": ["Home", "Kitchen", "Mugs"], "store": "Lavo", "main_category": "Amazon Home",
-    "average_rating": 4.5, "rating_number": 7,
+    "parent_asin": "A1",
+    "title": "Caf&eacute; <b>Mug</b>",
+    "features": ["big", "blue<br>"],
+    "description": ["One.", "Two."],
+    "price": "from 5.99",
+    "categories": ["Home", "Kitchen", "Mugs"],
+    "store": "Lavo",
+    "main_category": "Amazon Home",
+    "average_rating": 4.5,
+    "rating_number": 7,
     "details": json.dumps({"Color": "Blue", "Ranks": {"Home": 3}, "Audio": ["en", "de"]}),
-    "bought_together": None, "subtitle": None,
-    "author": None, "videos": {"title": ["x"], "url": ["https://v/1"], "user_id": [""]},
+    "bought_together": None,
+    "subtitle": None,
+    "author": None,
+    "videos": {"title": ["x"], "url": ["https://v/1"], "user_id": [""]},
     "images": {
-        "hi_res": [None, "https://i/2h"], "large": ["https://i/1", "https://i/2"],
-        "thumb": ["t", "t"], "variant": ["MAIN", "PT01"],
+        "hi_res": [None, "https://i/2h"],
+        "large": ["https://i/1", "https://i/2"],
+        "thumb": ["t", "t"],
+        "variant": ["MAIN", "PT01"],
     },
-}  # fmt: skip
+}
 NO_IMAGES: dict[str, list[str]] = {"hi_res": [], "large": [], "thumb": [], "variant": []}
 CATALOG = [
     json.dumps(product)
     for product in (
         PRODUCT,
-        PRODUCT | {"parent_asin": "A2", "price": "—", "categories": [], "store": None, "images": NO_IMAGES},
-        PRODUCT | {"parent_asin": "A3", "price": "1,299.50", "title": "", "videos": {"title": [], "url": [], "user_id": []}},
+        PRODUCT
+        | {"parent_asin": "A2", "price": "—", "categories": []}
+        | {"store": None, "images": NO_IMAGES},
+        PRODUCT
+        | {
+            "parent_asin": "A3",
+            "price": "1,299.50",
+            "title": "",
+            "videos": {"title": [], "url": [], "user_id": []},
+        },
     )
-]  # fmt: skip
+]
 
 ESHOP = [
-    "year,month,day,order,country,session.ID,page.1..main.category.,page.2..clothing.model.,colour,location,model.photography,price,price.2,page",
+    "year,month,day,order,country,session.ID,page.1..main.category.,page.2..clothing.model.,"
+    "colour,location,model.photography,price,price.2,page",
     "2008,4,1,1,29,1,1,A5,1,5,1,28,2,1",
     "2008,4,1,2,29,1,2,B7,10,2,2,52,1,3",
     "2008,4,1,1,9,2,1,A5,1,5,1,28,2,1",
@@ -126,13 +157,18 @@ FILES: dict[str, dict[str, list[str]]] = {
     "trivago": {"train.csv": TRIVAGO},
     "online_retail": {"online_retail.csv": RETAIL},
     "amazon_office": {
-        "Office_Products.item.json": [json.dumps(OFFICE_ITEMS)], "Office_Products.valid.csv": OFFICE_VALID,
+        "Office_Products.item.json": [json.dumps(OFFICE_ITEMS)],
+        "Office_Products.valid.csv": OFFICE_VALID,
         "Office_Products.test.csv": OFFICE_TEST,
     },
-    "amazon_games": {"Games-6k.item": GAMES_ITEM, "Games-6k.valid.inter": GAMES_VALID, "Games-6k.test.inter": GAMES_TEST},
+    "amazon_games": {
+        "Games-6k.item": GAMES_ITEM,
+        "Games-6k.valid.inter": GAMES_VALID,
+        "Games-6k.test.inter": GAMES_TEST,
+    },
     "amazon_catalog": {"catalog.jsonl": CATALOG},
     "eshop_clothing": {"e-shop_clothing_2008.csv": ESHOP},
-}  # fmt: skip
+}
 
 
 def lay(folder: Path, files: dict[str, list[str]]) -> Path:
@@ -151,7 +187,9 @@ def made(tmp_path: Path, source: str, **changed: list[str]) -> Log:
 def rows(log: Log) -> pl.DataFrame:
     """Exposures beside their requests, in the log's order."""
     order = log.requests.with_row_index("row")
-    return log.exposures.join(order, on="request_id", maintain_order="left").sort("row", maintain_order=True)
+    return log.exposures.join(order, on="request_id", maintain_order="left").sort(
+        "row", maintain_order=True
+    )
 
 
 # -- every source ----------------------------------------------------------------------------------
@@ -164,7 +202,9 @@ def test_sources_are_found_by_walking():
         module = importlib.import_module(f"karmafunnel.simulator.datasets.{source}")
         assert callable(module.load)
         told = " ".join(module.__doc__.split())
-        assert all(word in told for word in ("Holds", "Lacks", "Licence", "Download", "Files expected")), source
+        assert all(
+            word in told for word in ("Holds", "Lacks", "Licence", "Download", "Files expected")
+        ), source
 
 
 def test_unknown_source_names_those_that_exist(tmp_path):
@@ -179,10 +219,18 @@ def test_converted_log_reads_back_the_same(source, tmp_path):
     back = read(folder)
     assert type(back) is type(loaded)
     assert back.items.equals(loaded.items) and back.items["item_id"].is_unique().all()
-    assert back.meta["name"] == source and back.meta["licence"] and back.meta["source"] and back.meta["lacks"]
+    assert (
+        back.meta["name"] == source
+        and back.meta["licence"]
+        and back.meta["source"]
+        and back.meta["lacks"]
+    )
     if isinstance(back, Log) and isinstance(loaded, Log):
         assert back.requests.equals(loaded.requests) and back.exposures.equals(loaded.exposures)
-        assert back.requests["request_id"].is_unique().all() and back.requests["user_id"].null_count() == 0
+        assert (
+            back.requests["request_id"].is_unique().all()
+            and back.requests["user_id"].null_count() == 0
+        )
         assert set(back.exposures["item_id"]) <= set(back.items["item_id"])
         assert back.exposures.select("request_id", "item_id").is_unique().all()
         assert len(back.truth(back.meta["label"])) > 0
@@ -191,7 +239,10 @@ def test_converted_log_reads_back_the_same(source, tmp_path):
 @pytest.mark.parametrize("source", FILES)
 def test_missing_file_says_which_and_where_to_get_it(source, tmp_path):
     for name in FILES[source]:
-        folder = lay(tmp_path / name, {other: lines for other, lines in FILES[source].items() if other != name})
+        folder = lay(
+            tmp_path / name,
+            {other: lines for other, lines in FILES[source].items() if other != name},
+        )
         with pytest.raises(KarmafunnelError) as error:
             load(source, folder)
         assert name in str(error.value) and "https://" in str(error.value)
@@ -216,17 +267,23 @@ def test_truncated_or_foreign_file_is_refused_by_name(source, tmp_path):
 @pytest.mark.parametrize(
     ("source", "name", "column"),
     [
-        ("trivago", "train.csv", "impressions"), ("online_retail", "online_retail.csv", "CustomerID"),
-        ("amazon_office", "Office_Products.test.csv", "history_item_id"), ("amazon_games", "Games-6k.item", "title:token_seq"),
+        ("trivago", "train.csv", "impressions"),
+        ("online_retail", "online_retail.csv", "CustomerID"),
+        ("amazon_office", "Office_Products.test.csv", "history_item_id"),
+        ("amazon_games", "Games-6k.item", "title:token_seq"),
         ("eshop_clothing", "e-shop_clothing_2008.csv", "colour"),
     ],
-)  # fmt: skip
+)
 def test_missing_column_is_named(source, name, column, tmp_path):
     header, *rest = FILES[source][name]
     folder = lay(tmp_path, FILES[source] | {name: [header.replace(column, "other"), *rest]})
     with pytest.raises(KarmafunnelError) as error:
         load(source, folder)
-    assert name in str(error.value) and f"missing ['{column}']" in str(error.value) and "other" in str(error.value)
+    assert (
+        name in str(error.value)
+        and f"missing ['{column}']" in str(error.value)
+        and "other" in str(error.value)
+    )
 
 
 def test_truncated_gzip_and_parquet_are_refused(tmp_path):
@@ -246,12 +303,21 @@ def test_truncated_gzip_and_parquet_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        (None, None), ("", None), ("<br>", None), ("a &amp; b", "a & b"), ("x<br/>y", "x y"), ("<!-- {css} --> z", "z"),
+        (None, None),
+        ("", None),
+        ("<br>", None),
+        ("a &amp; b", "a & b"),
+        ("x<br/>y", "x y"),
+        ("<!-- {css} --> z", "z"),
         ("open <!-- css", "open"),
-        ("2 < 3 and 4 > 1", "2 < 3 and 4 > 1"), ("&lt;p&gt;hi&lt;/p&gt;", "hi"), ("cut <br", "cut"), ("(<2W). 7", "(<2W). 7"),
-        ("<style>p {a: b}</style>Text", "Text"), ("  much \n\t space ", "much space"),
+        ("2 < 3 and 4 > 1", "2 < 3 and 4 > 1"),
+        ("&lt;p&gt;hi&lt;/p&gt;", "hi"),
+        ("cut <br", "cut"),
+        ("(<2W). 7", "(<2W). 7"),
+        ("<style>p {a: b}</style>Text", "Text"),
+        ("  much \n\t space ", "much space"),
     ],
-)  # fmt: skip
+)
 def test_plain_text(text, clean):
     assert _raw.plain(text) == clean
 
@@ -259,36 +325,79 @@ def test_plain_text(text, clean):
 # -- values that no later command would take -------------------------------------------------------
 
 ODD = (
-    "nan", "inf", "-inf", "-1", "1e400", "3000000000", "1541600000000", "1541600000000000", "", "\x00", "0", "9" * 30, "0.6", "null",
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "1e400",
+    "3000000000",
+    "1541600000000",
+    "1541600000000000",
+    "",
+    "\x00",
+    "0",
+    "9" * 30,
+    "0.6",
+    "null",
     b"caf\xe9",
-)  # fmt: skip
+)
 DELIMITED = [(source, name) for source in FILES for name in FILES[source] if "json" not in name]
 # What each column must be refused for, among others, with its row: (source, column) -> values.
 NEVER_TAKEN = {
-    ("trivago", "timestamp"): ("0", "1541600000000", "1541600000000000", "3000000000000", "-1", "nan", "", "0.6"),
-    ("trivago", "prices"): ("80|nan|70", "80|inf|70", "80|-1|70", "80|1e400|70", "80||70", "80|x|70", "80|95"),
+    ("trivago", "timestamp"): (
+        "0",
+        "1541600000000",
+        "1541600000000000",
+        "3000000000000",
+        "-1",
+        "nan",
+        "",
+        "0.6",
+    ),
+    ("trivago", "prices"): (
+        "80|nan|70",
+        "80|inf|70",
+        "80|-1|70",
+        "80|1e400|70",
+        "80||70",
+        "80|x|70",
+        "80|95",
+    ),
     ("online_retail", "Quantity"): ("3000000000", "nan", "0.6", ""),
     ("online_retail", "UnitPrice"): ("nan", "inf", "-inf", "1e400", ""),
     ("online_retail", "InvoiceDate"): ("1541600000", "nan", "2010-13-01 08:00:00"),
     ("eshop_clothing", "price"): ("nan", "inf", "-1", "1e400"),
     ("eshop_clothing", "year"): ("3000000000", "20080", "0", "1541600000000"),
     ("eshop_clothing", "day"): ("31", "0", "32"),
-    ("amazon_office", "history_item_id"): ("[1, null]", "[0.5]", "[12]", "nan", "[" + "9" * 30 + "]", "{}", "[true]", "[" * 9999),
+    ("amazon_office", "history_item_id"): (
+        "[1, null]",
+        "[0.5]",
+        "[12]",
+        "nan",
+        "[" + "9" * 30 + "]",
+        "{}",
+        "[true]",
+        "[" * 9999,
+    ),
     ("amazon_office", "item_id"): ("12", "nan", "0.6", "1e400"),
     ("amazon_games", "item_id_list:token_seq"): ("0  1", "99", "nan"),
     ("amazon_games", "item_id:token"): ("x", "99", ""),
-}  # fmt: skip
+}
 
 
 def cells(source: str, name: str) -> tuple[list[str], list[list[str]], str]:
     """Header, rows and separator of a delimited file."""
     separator = "\t" if ".csv" not in name else ","
     lines = FILES[source][name]
-    parts = list(csv.reader(lines)) if separator == "," else [line.split(separator) for line in lines]
+    parts = (
+        list(csv.reader(lines)) if separator == "," else [line.split(separator) for line in lines]
+    )
     return parts[0], parts[1:], separator
 
 
-def with_cell(source: str, name: str, column: str, value: str | bytes, folder: Path) -> tuple[Path, int]:
+def with_cell(
+    source: str, name: str, column: str, value: str | bytes, folder: Path
+) -> tuple[Path, int]:
     """The files of a source, one cell of one of them another; and the row of it."""
     header, rows, separator = cells(source, name)
     at = header.index(column)
@@ -301,7 +410,9 @@ def with_cell(source: str, name: str, column: str, value: str | bytes, folder: P
         text.write("".join(separator.join(line) + "\n" for line in [header, *rows]))
     lay(folder, FILES[source])
     content = text.getvalue().encode()
-    (folder / name).write_bytes(content.replace(b"ODD", value) if isinstance(value, bytes) else content)
+    (folder / name).write_bytes(
+        content.replace(b"ODD", value) if isinstance(value, bytes) else content
+    )
     return folder, row + 1
 
 
@@ -313,17 +424,25 @@ def test_no_value_in_any_column_makes_a_log_that_later_commands_refuse(source, n
             try:
                 loaded = load(source, raw)
             except KarmafunnelError as error:
-                assert re.search(rf"{raw}/[^:]+: row \d+: ", str(error)) and "\n" not in str(error), (column, value)
+                assert re.search(rf"{raw}/[^:]+: row \d+: ", str(error)) and "\n" not in str(
+                    error
+                ), (column, value)
             else:
                 assert not isinstance(value, bytes), column
                 require(loaded)
                 if value == "0":
                     loaded.write(tmp_path / column, force=True)
-                    failed = [check.name for check in validate(tmp_path / column) if check.status == "FAIL"]
+                    failed = [
+                        check.name
+                        for check in validate(tmp_path / column)
+                        if check.status == "FAIL"
+                    ]
                     assert set(failed) <= {"text", "query"}
 
 
-@pytest.mark.parametrize(("source", "column"), NEVER_TAKEN, ids=[f"{s} {c}" for s, c in NEVER_TAKEN])
+@pytest.mark.parametrize(
+    ("source", "column"), NEVER_TAKEN, ids=[f"{s} {c}" for s, c in NEVER_TAKEN]
+)
 def test_bad_values_are_refused_by_file_row_and_column(source, column, tmp_path):
     for name in FILES[source]:
         if "json" in name or name == "Games-6k.item" or column not in cells(source, name)[0]:
@@ -332,22 +451,37 @@ def test_bad_values_are_refused_by_file_row_and_column(source, column, tmp_path)
             raw, row = with_cell(source, name, column, value, tmp_path / f"{name}{number}")
             with pytest.raises(KarmafunnelError) as error:
                 convert(source, raw, tmp_path / "log")
-            assert f"{raw / name}: row {row}: " in str(error.value) and (column in str(error.value) or "item" in column), value
+            assert f"{raw / name}: row {row}: " in str(error.value) and (
+                column in str(error.value) or "item" in column
+            ), value
             assert not (tmp_path / "log").exists()
 
 
 def test_latin_1_is_refused_with_the_place_and_what_to_do(tmp_path):
-    raw, row = with_cell("online_retail", "online_retail.csv", "Description", b"caf\xe9", tmp_path / "raw")
-    with pytest.raises(KarmafunnelError, match=rf"online_retail\.csv: row {row}: column 'Description' needs text in UTF-8 \(iconv "):
+    raw, row = with_cell(
+        "online_retail", "online_retail.csv", "Description", b"caf\xe9", tmp_path / "raw"
+    )
+    with pytest.raises(
+        KarmafunnelError,
+        match=rf"online_retail\.csv: row {row}: column 'Description' needs text in UTF-8 \(iconv ",
+    ):
         convert("online_retail", raw, tmp_path / "log")
-    (raw / "online_retail.csv").write_bytes("\n".join(RETAIL).replace("RED  LAMP", "CAFÉ \ufffd LAMP").encode())
+    (raw / "online_retail.csv").write_bytes(
+        "\n".join(RETAIL).replace("RED  LAMP", "CAFÉ \ufffd LAMP").encode()
+    )
     # the sign itself is a sign
     assert "CAFÉ \ufffd LAMP" in load("online_retail", raw).items["title"].to_list()
 
 
 def test_units_that_add_up_to_too_many_are_refused(tmp_path):
     lines = [RETAIL[0], *["1,10001,LAMP,2147483647,2010-12-01 08:00:00,3.0,77,France"] * 2]
-    with pytest.raises(KarmafunnelError, match=r"row 1: column 'Quantity' needs at most 2,147,483,647 units in an invoice, found 4,294"):
+    with pytest.raises(
+        KarmafunnelError,
+        match=(
+            r"row 1: column 'Quantity' needs at most 2,147,483,647 units in an invoice, found "
+            r"4,294"
+        ),
+    ):
         made(tmp_path, "online_retail", **{"online_retail.csv": lines})
 
 
@@ -371,10 +505,25 @@ def test_an_item_twice_is_refused(source, tmp_path):
     assert set(FILES) - set(TWICE) == {"online_retail"}
 
 
-ODD_JSON = ("NaN", "Infinity", "1e400", '"' + "9" * 400 + '"', "[[1]]", "true", "-5", '{"a": 1}', '"caf\xe9"', "[" * 5000, str(10**30))
+ODD_JSON = (
+    "NaN",
+    "Infinity",
+    "1e400",
+    '"' + "9" * 400 + '"',
+    "[[1]]",
+    "true",
+    "-5",
+    '{"a": 1}',
+    '"caf\xe9"',
+    "[" * 5000,
+    str(10**30),
+)
 
 
-@pytest.mark.parametrize(("source", "name"), [("amazon_catalog", "catalog.jsonl"), ("amazon_office", "Office_Products.item.json")])
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("amazon_catalog", "catalog.jsonl"), ("amazon_office", "Office_Products.item.json")],
+)
 def test_no_value_in_json_makes_a_log_that_later_commands_refuse(source, name, tmp_path):
     keys = PRODUCT if source == "amazon_catalog" else OFFICE_ITEMS["0"]
     for key, value in ((key, value) for key in keys for value in ODD_JSON):
@@ -383,7 +532,9 @@ def test_no_value_in_json_makes_a_log_that_later_commands_refuse(source, name, t
             line = json.dumps(PRODUCT | {key: "ODD"}).replace('"ODD"', value)
             text = "\n".join([CATALOG[1], line, CATALOG[2]])
         else:
-            text = json.dumps(OFFICE_ITEMS | {"0": OFFICE_ITEMS["0"] | {key: "ODD"}}).replace('"ODD"', value)
+            text = json.dumps(OFFICE_ITEMS | {"0": OFFICE_ITEMS["0"] | {key: "ODD"}}).replace(
+                '"ODD"', value
+            )
         (raw / name).write_bytes(text.encode("latin-1"))
         try:
             loaded = load(source, raw)
@@ -393,7 +544,9 @@ def test_no_value_in_json_makes_a_log_that_later_commands_refuse(source, name, t
         else:
             require(loaded)
             assert "\xe9" not in value, key
-            assert not loaded.items.select(pl.col("price").is_infinite().any() | pl.col("price").is_nan().any()).item()
+            assert not loaded.items.select(
+                pl.col("price").is_infinite().any() | pl.col("price").is_nan().any()
+            ).item()
 
 
 def test_a_log_that_would_be_refused_is_not_written(tmp_path, monkeypatch):
@@ -401,9 +554,20 @@ def test_a_log_that_would_be_refused_is_not_written(tmp_path, monkeypatch):
     module = importlib.import_module("karmafunnel.simulator.datasets.trivago")
     raw = lay(tmp_path / "raw", FILES["trivago"])
     sound = module.load(raw)
-    odd = Log.make(sound.items, sound.requests, sound.exposures.with_columns(pl.col("position") - 1), sound.meta)
+    odd = Log.make(
+        sound.items,
+        sound.requests,
+        sound.exposures.with_columns(pl.col("position") - 1),
+        sound.meta,
+    )
     monkeypatch.setattr(module, "load", lambda root: odd)
-    with pytest.raises(KarmafunnelError, match=rf"^{raw}: log trivago fails the check 'positions': 2 lists whose positions are not 1 to n"):
+    with pytest.raises(
+        KarmafunnelError,
+        match=(
+            rf"^{raw}: log trivago fails the check 'positions': 2 lists whose positions are not "
+            r"1 to n"
+        ),
+    ):
         convert("trivago", raw, tmp_path / "log")
     assert not (tmp_path / "log").exists()
 
@@ -413,16 +577,29 @@ def test_a_log_that_would_be_refused_is_not_written(tmp_path, monkeypatch):
 
 def test_trivago_by_hand(tmp_path):
     log = made(tmp_path, "trivago")
-    shown = rows(log).filter(pl.col("source") == "search").select("request_id", "item_id", "position", "clicked", "price_shown")
+    shown = (
+        rows(log)
+        .filter(pl.col("source") == "search")
+        .select("request_id", "item_id", "position", "clicked", "price_shown")
+    )
     assert shown.rows() == [
-        ("s1-3", "11", 1, False, 80.0), ("s1-3", "12", 2, True, 95.0), ("s1-3", "13", 3, False, 70.0),
-        ("s2-3", "11", 1, True, 81.0), ("s2-3", "21", 2, False, 51.0),
-    ]  # fmt: skip
-    events = rows(log).filter(pl.col("source") != "search").select("request_id", "source", "item_id", "position", "clicked")
+        ("s1-3", "11", 1, False, 80.0),
+        ("s1-3", "12", 2, True, 95.0),
+        ("s1-3", "13", 3, False, 70.0),
+        ("s2-3", "11", 1, True, 81.0),
+        ("s2-3", "21", 2, False, 51.0),
+    ]
+    events = (
+        rows(log)
+        .filter(pl.col("source") != "search")
+        .select("request_id", "source", "item_id", "position", "clicked")
+    )
     assert events.rows() == [
-        ("s2-1", "clickout item", "99", None, True), ("s1-2", "interaction item image", "11", None, True),
-        ("s2-2", "search for item", "21", None, True), ("s3-2", "clickout item", "22", None, True),
-    ]  # fmt: skip
+        ("s2-1", "clickout item", "99", None, True),
+        ("s1-2", "interaction item image", "11", None, True),
+        ("s2-2", "search for item", "21", None, True),
+        ("s3-2", "clickout item", "22", None, True),
+    ]
     first = log.requests.filter(pl.col("request_id") == "s1-3").row(0, named=True)
     assert first["query"] == "Rome, Italy, 4 Star, Sort by Price"
     assert first["filters"] == ["city=Rome, Italy"]
@@ -437,14 +614,20 @@ def test_trivago_by_hand(tmp_path):
     assert queries["s1-1"] == "Rome, Italy" and queries["s1-2"] is None
     assert queries["s2-1/2"] == "4 Star"  # a step that restarts keeps an id of its own
     assert dict(log.items.select("item_id", "attributes").rows()) == {
-        "11": ["city=Rome, Italy", "city=Ulm, Germany"], "12": ["city=Rome, Italy"], "13": ["city=Rome, Italy"],
-        "21": ["city=Ulm, Germany"], "22": ["city=Ulm, Germany"], "99": ["city=Ulm, Germany"],
-    }  # fmt: skip
+        "11": ["city=Rome, Italy", "city=Ulm, Germany"],
+        "12": ["city=Rome, Italy"],
+        "13": ["city=Rome, Italy"],
+        "21": ["city=Ulm, Germany"],
+        "22": ["city=Ulm, Germany"],
+        "99": ["city=Ulm, Germany"],
+    }
     assert log.meta["set_aside"] == {
-        "click-outs whose hotel is withheld": 1, "places of a hotel that stands twice in one list": 0,
-        "click-outs without a list (kept as history)": 1, "click-outs whose hotel is not in the list shown (kept as history)": 1,
+        "click-outs whose hotel is withheld": 1,
+        "places of a hotel that stands twice in one list": 0,
+        "click-outs without a list (kept as history)": 1,
+        "click-outs whose hotel is not in the list shown (kept as history)": 1,
         "item events that name no hotel (kept without exposure)": 1,
-    }  # fmt: skip
+    }
     assert list(log.meta["notes"].values()) == [1]  # hotel 11, seen in Rome before, clicked in Ulm
     assert log.requests["ts"].is_sorted() and log.requests.height == len(TRIVAGO) - 1 - 1
     assert log.truth("click").sort("request")["money"].to_list()[1:3] == [None, 95.0]
@@ -453,65 +636,123 @@ def test_trivago_by_hand(tmp_path):
 def test_trivago_hotel_twice_in_a_list_and_prices_that_do_not_fit(tmp_path):
     line = 'u1,s1,1541600000,1,clickout item,11,IT,"Rome, Italy",mobile,,11|12|11,80|95|70'
     log = made(tmp_path / "a", "trivago", **{"train.csv": [TRIVAGO[0], line]})
-    assert log.exposures.select("item_id", "position", "clicked").rows() == [("11", 1, True), ("12", 2, False)]
+    assert log.exposures.select("item_id", "position", "clicked").rows() == [
+        ("11", 1, True),
+        ("12", 2, False),
+    ]
     assert log.meta["set_aside"]["places of a hotel that stands twice in one list"] == 1
     for prices, found in (("80|95", "found 2"), ("80|x|70", "found 'x'"), ("", "found 0")):
         with pytest.raises(KarmafunnelError, match=f"s1-1.*prices.*{found}"):
-            made(tmp_path / "b", "trivago", **{"train.csv": [TRIVAGO[0], line.replace("80|95|70", prices)]})
+            made(
+                tmp_path / "b",
+                "trivago",
+                **{"train.csv": [TRIVAGO[0], line.replace("80|95|70", prices)]},
+            )
 
 
 def test_trivago_takes_properties_where_the_challenge_file_lies(tmp_path):
-    folder = lay(tmp_path, FILES["trivago"] | {"item_metadata.csv": ["item_id,properties", "12,Pool|4 Star", "77,Bar"]})
+    folder = lay(
+        tmp_path,
+        FILES["trivago"]
+        | {"item_metadata.csv": ["item_id,properties", "12,Pool|4 Star", "77,Bar"]},
+    )
     attributes = dict(load("trivago", folder).items.select("item_id", "attributes").rows())
-    assert attributes["12"] == ["city=Rome, Italy", "property=Pool", "property=4 Star"] and attributes["13"] == [
-        "city=Rome, Italy"
-    ]
+    assert attributes["12"] == [
+        "city=Rome, Italy",
+        "property=Pool",
+        "property=4 Star",
+    ] and attributes["13"] == ["city=Rome, Italy"]
 
 
-ACTIONS = ("clickout item", "interaction item image", "search for item", "search for poi", "filter selection")
+ACTIONS = (
+    "clickout item",
+    "interaction item image",
+    "search for item",
+    "search for poi",
+    "filter selection",
+)
 EVENT = st.fixed_dictionaries(
     {
-        "user": st.integers(0, 3), "gap": st.integers(0, 30), "action": st.sampled_from(ACTIONS),
+        "user": st.integers(0, 3),
+        "gap": st.integers(0, 30),
+        "action": st.sampled_from(ACTIONS),
         "city": st.sampled_from(("Rome", "Ulm, D")),
-        "shown": st.lists(st.tuples(st.integers(1, 12), st.integers(0, 500)), max_size=6, unique_by=lambda place: place[0]),
+        "shown": st.lists(
+            st.tuples(st.integers(1, 12), st.integers(0, 500)),
+            max_size=6,
+            unique_by=lambda place: place[0],
+        ),
         "item": st.integers(1, 12),
     }
-)  # fmt: skip
+)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(EVENT, max_size=25))
 def test_trivago_keeps_every_event_list_and_price(events):
-    sure = {"user": 9, "gap": 0, "action": "clickout item", "city": "Rome", "shown": [(1, 5)], "item": 1}
+    sure = {
+        "user": 9,
+        "gap": 0,
+        "action": "clickout item",
+        "city": "Rome",
+        "shown": [(1, 5)],
+        "item": 1,
+    }
     table, now = defaultdict(list), 1541600000
     for step, event in enumerate([sure, *events]):
         now += event["gap"]
         listed = event["action"] == "clickout item" and event["shown"]
         values = {
-            "user_id": f"u{event['user']}", "session_id": f"s{event['user']}", "timestamp": now, "step": step,
+            "user_id": f"u{event['user']}",
+            "session_id": f"s{event['user']}",
+            "timestamp": now,
+            "step": step,
             "action_type": event["action"],
-            "reference": str(event["item"]), "platform": "DE", "city": event["city"], "device": "mobile", "current_filters": None,
+            "reference": str(event["item"]),
+            "platform": "DE",
+            "city": event["city"],
+            "device": "mobile",
+            "current_filters": None,
             "impressions": "|".join(str(i) for i, _ in event["shown"]) if listed else None,
             "prices": "|".join(str(p) for _, p in event["shown"]) if listed else None,
-        }  # fmt: skip
+        }
         for name, value in values.items():
             table[name].append(value)
     with tempfile.TemporaryDirectory() as folder:
         text = dict.fromkeys(("current_filters", "impressions", "prices"), pl.String)
-        pl.DataFrame(table, schema_overrides=text).write_parquet(Path(folder) / "trivago_val_100k.parquet")
+        pl.DataFrame(table, schema_overrides=text).write_parquet(
+            Path(folder) / "trivago_val_100k.parquet"
+        )
         log = load("trivago", folder)
-    served = [e for e in [sure, *events] if e["action"] == "clickout item" and e["item"] in {i for i, _ in e["shown"]}]
+    served = [
+        e
+        for e in [sure, *events]
+        if e["action"] == "clickout item" and e["item"] in {i for i, _ in e["shown"]}
+    ]
     listed = log.exposures.filter(pl.col("position").is_not_null())
-    assert log.requests.height == len(events) + 1 and len(log.requests_in("W1", "W2", "W3")) == len(served)
+    assert log.requests.height == len(events) + 1 and len(log.requests_in("W1", "W2", "W3")) == len(
+        served
+    )
     assert listed["price_shown"].sum() == sum(price for e in served for _, price in e["shown"])
     truth = log.truth("click").filter(pl.col("request").is_in(log.requests_in("W1", "W2", "W3")))
-    assert truth.height == len(served) and truth["money"].sum() == sum(dict(e["shown"])[e["item"]] for e in served)
-    by_request = listed.group_by("request_id").agg(pl.col("position").sort(), pl.col("clicked").sum())
-    assert all(p.to_list() == list(range(1, len(p) + 1)) for p in by_request["position"]) and (by_request["clicked"] == 1).all()
+    assert truth.height == len(served) and truth["money"].sum() == sum(
+        dict(e["shown"])[e["item"]] for e in served
+    )
+    by_request = listed.group_by("request_id").agg(
+        pl.col("position").sort(), pl.col("clicked").sum()
+    )
+    assert (
+        all(p.to_list() == list(range(1, len(p) + 1)) for p in by_request["position"])
+        and (by_request["clicked"] == 1).all()
+    )
     others = [e for e in [sure, *events] if e not in served and e["action"] in ACTIONS[:3]]
     assert log.exposures.filter(pl.col("position").is_null()).height == len(others)
     held = log.items.explode("attributes").select("item_id", "attributes")
-    wanted = rows(log).filter(pl.col("source") == "search").select("item_id", pl.col("filters").list.first().alias("attributes"))
+    wanted = (
+        rows(log)
+        .filter(pl.col("source") == "search")
+        .select("item_id", pl.col("filters").list.first().alias("attributes"))
+    )
     assert wanted.join(held, on=["item_id", "attributes"], how="anti").height == 0
 
 
@@ -520,44 +761,80 @@ def test_trivago_keeps_every_event_list_and_price(events):
 
 def test_online_retail_by_hand(tmp_path):
     log = made(tmp_path, "online_retail")
-    lines = rows(log).select("request_id", "user_id", "item_id", "quantity", "returned", "price_paid", "purchased", "clicked")
-    assert lines.rows() == [("1", "77", "10001", 3, 1, 2.5, True, None), ("4", "88", "10002A", 7, 0, 1.5, True, None)]
+    lines = rows(log).select(
+        "request_id",
+        "user_id",
+        "item_id",
+        "quantity",
+        "returned",
+        "price_paid",
+        "purchased",
+        "clicked",
+    )
+    assert lines.rows() == [
+        ("1", "77", "10001", 3, 1, 2.5, True, None),
+        ("4", "88", "10002A", 7, 0, 1.5, True, None),
+    ]
     assert log.requests["context"].to_list() == [["country=France"], ["country=Spain"]]
     assert str(log.requests["ts"][0]) == "2010-12-01 08:00:00+00:00"
-    assert dict(log.items.select("item_id", "title").rows()) == {"10001": "RED LAMP", "10002A": "MUG"}
+    assert dict(log.items.select("item_id", "title").rows()) == {
+        "10001": "RED LAMP",
+        "10002A": "MUG",
+    }
     assert log.items["price"].null_count() == 2
     assert log.meta["set_aside"] == {
-        "lines, no customer": 2, "lines, no product": 2, "lines, no price or quantity": 1,
-        "units returned without an earlier purchase": 10, "lines of invoices netted out to zero": 2,
+        "lines, no customer": 2,
+        "lines, no product": 2,
+        "lines, no price or quantity": 1,
+        "units returned without an earlier purchase": 10,
+        "lines of invoices netted out to zero": 2,
         "invoices netted out to zero": 1,
-    }  # fmt: skip
+    }
     assert log.meta["notes"] == {
-        "lines, sales": 5, "lines, returns": 4, "sale lines added to another of the same item and invoice": 1,
-        "units returned and netted out": 7, "money, sales": 42.0, "money, returned and netted out": 24.0,
-    }  # fmt: skip
+        "lines, sales": 5,
+        "lines, returns": 4,
+        "sale lines added to another of the same item and invoice": 1,
+        "units returned and netted out": 7,
+        "money, sales": 42.0,
+        "money, returned and netted out": 24.0,
+    }
     assert log.truth("purchase")["money"].to_list() == [7.5, 10.5]
 
 
 def test_online_retail_reads_the_other_date_format_and_names_bad_cells(tmp_path):
     other = [line.replace("2010-12-01 08:00:00", "12/1/2010 8:00") for line in RETAIL]
-    assert made(tmp_path / "a", "online_retail", **{"online_retail.csv": other}).requests["ts"][0].hour == 8
+    assert (
+        made(tmp_path / "a", "online_retail", **{"online_retail.csv": other}).requests["ts"][0].hour
+        == 8
+    )
     for old, new, match in (
         ("2010-12-01 08:01:00", "soon", "row 3.*InvoiceDate.*'soon'"),
         (",2,2010-12-01 08:01", ",two,2010-12-01 08:01", "row 3.*Quantity.*'two'"),
         (",2.0,77.0", ",x,77.0", "row 3.*UnitPrice.*'x'"),
-        (",2.0,77.0", ",2.0,78.0", "row 3: column 'CustomerID' needs one customer an invoice, such as '77' on '1', found '78'"),
+        (
+            ",2.0,77.0",
+            ",2.0,78.0",
+            "row 3: column 'CustomerID' needs one customer an invoice, such as '77' on '1', "
+            "found '78'",
+        ),
     ):
         with pytest.raises(KarmafunnelError, match=match):
-            made(tmp_path / "b", "online_retail", **{"online_retail.csv": [line.replace(old, new) for line in RETAIL]})
+            made(
+                tmp_path / "b",
+                "online_retail",
+                **{"online_retail.csv": [line.replace(old, new) for line in RETAIL]},
+            )
 
 
 LINE = st.fixed_dictionaries(
     {
-        "customer": st.sampled_from(("", "1", "2")), "code": st.sampled_from(("10001", "10002", "POST")),
+        "customer": st.sampled_from(("", "1", "2")),
+        "code": st.sampled_from(("10001", "10002", "POST")),
         "quantity": st.integers(-6, 6),
-        "pence": st.integers(0, 400), "minute": st.integers(0, 20),
+        "pence": st.integers(0, 400),
+        "minute": st.integers(0, 20),
     }
-)  # fmt: skip
+)
 
 
 @settings(max_examples=40, deadline=None)
@@ -572,7 +849,8 @@ def test_online_retail_conserves_money_and_units(lines):
         back = line["quantity"] < 0
         line["invoice"] = f"{'C' if back else ''}{line['minute']}{line['customer'] or 'x'}"
         text.append(
-            f"{line['invoice']},{line['code']},THING,{line['quantity']},2011-01-01 00:{line['minute']:02}:00,"
+            f"{line['invoice']},{line['code']},THING,{line['quantity']},2011-01-01 "
+            f"00:{line['minute']:02}:00,"
             f"{line['pence'] / 100},{line['customer']},UK"
         )
         if not line["customer"] or line["code"] == "POST" or line["pence"] == 0:
@@ -592,11 +870,18 @@ def test_online_retail_conserves_money_and_units(lines):
     for owned in units.values():
         for unit in owned:
             kept[unit] += 1
-    assert {(r, i): q for r, i, q in log.exposures.select("request_id", "item_id", "quantity").rows()} == dict(kept)
-    assert aside["units returned and netted out"] == returned and aside["units returned without an earlier purchase"] == unmatched
+    assert {
+        (r, i): q for r, i, q in log.exposures.select("request_id", "item_id", "quantity").rows()
+    } == dict(kept)
+    assert (
+        aside["units returned and netted out"] == returned
+        and aside["units returned without an earlier purchase"] == unmatched
+    )
     assert aside["money, sales"] == pytest.approx(sold / 100)
     money = log.truth("purchase")["money"].sum()
-    assert money == pytest.approx(aside["money, sales"] - aside["money, returned and netted out"], abs=0.02)
+    assert money == pytest.approx(
+        aside["money, sales"] - aside["money, returned and netted out"], abs=0.02
+    )
     reasons = [
         "lines, no customer",
         "lines, no product",
@@ -617,18 +902,38 @@ def test_amazon_office_by_hand(tmp_path):
     assert story == [
         # first events of A, D, B (the order of their hashes), C, then second ones; B buys 4 again
         # as a test target: 4 and what follows leave W1
-        ("A", "0", "W1", "review"), ("D", "1", "W1", "review"), ("B", "3", "W1", "review"), ("C", "7", "W1", "review"),
-        ("A", "1", "W1", "review"), ("C", "8", "W1", "review"),
-        ("B", "4", "W2a", "earlier review"), ("B", "5", "W2a", "earlier review"),
-        ("A", "2", "W2a", "review"), ("A", "3", "W2a", "review"), ("D", "0", "W2a", "review"), ("B", "6", "W2b", "review"),
-        ("B", "4", "W3", "review"), ("A", "5", "W3", "review"), ("C", "0", "W3", "review"),
-    ]  # fmt: skip
+        ("A", "0", "W1", "review"),
+        ("D", "1", "W1", "review"),
+        ("B", "3", "W1", "review"),
+        ("C", "7", "W1", "review"),
+        ("A", "1", "W1", "review"),
+        ("C", "8", "W1", "review"),
+        ("B", "4", "W2a", "earlier review"),
+        ("B", "5", "W2a", "earlier review"),
+        ("A", "2", "W2a", "review"),
+        ("A", "3", "W2a", "review"),
+        ("D", "0", "W2a", "review"),
+        ("B", "6", "W2b", "review"),
+        ("B", "4", "W3", "review"),
+        ("A", "5", "W3", "review"),
+        ("C", "0", "W3", "review"),
+    ]
     assert list(log.meta["notes"].values()) == [6, 1, 2, 7, 0]
     history = log.asof.history(log.requests_in("W3"), 10).items
-    assert [[int(log.item_ids[i]) for i in row if i >= 0] for row in history] == [[3, 4, 5, 6], [0, 1, 2, 3], [7, 8]]
+    assert [[int(log.item_ids[i]) for i in row if i >= 0] for row in history] == [
+        [3, 4, 5, 6],
+        [0, 1, 2, 3],
+        [7, 8],
+    ]
     items = {item["item_id"]: item for item in log.items.rows(named=True)}
-    assert items["0"]["title"] == "Pen & Ink 0" and items["0"]["brand"] == "Bic" and items["0"]["category"] is None
-    assert items["0"]["description"] == "Blue ink . Dries <1 s" and items["2"]["description"] is None
+    assert (
+        items["0"]["title"] == "Pen & Ink 0"
+        and items["0"]["brand"] == "Bic"
+        and items["0"]["category"] is None
+    )
+    assert (
+        items["0"]["description"] == "Blue ink . Dries <1 s" and items["2"]["description"] is None
+    )
     assert items["1"]["description"].startswith('a 1" pen')
     assert items["4"]["semantic_id"] == "<a_4><b_0>"
     assert log.requests["ts"].null_count() == log.requests.height
@@ -638,8 +943,14 @@ def test_rows_that_do_not_chain_are_counted_and_unknown_items_refused(tmp_path):
     odd = [OFFICE, office_row("A", [0, 8, 2, 3], 5)]  # not what A's validation rows say
     log = made(tmp_path / "a", "amazon_office", **{"Office_Products.test.csv": odd})
     assert list(log.meta["notes"].values())[-1] == 1
-    with pytest.raises(KarmafunnelError, match=r"test\.csv: row 1: needs items that .*item\.json holds, found '12'"):
-        made(tmp_path / "b", "amazon_office", **{"Office_Products.test.csv": [OFFICE, office_row("A", [0], 12)]})
+    with pytest.raises(
+        KarmafunnelError, match=r"test\.csv: row 1: needs items that .*item\.json holds, found '12'"
+    ):
+        made(
+            tmp_path / "b",
+            "amazon_office",
+            **{"Office_Products.test.csv": [OFFICE, office_row("A", [0], 12)]},
+        )
 
 
 def test_amazon_games_by_hand(tmp_path):
@@ -647,7 +958,9 @@ def test_amazon_games_by_hand(tmp_path):
     assert log.items["title"][3] == 'Game "3" & more'
     assert log.requests["window"].to_list() == ["W1"] * 7 + ["W2a"] * 3 + ["W2b"] + ["W3"] * 4
     # users in the order of their hashes: 2, 0, 3, 1; test rows as published
-    assert rows(log)["item_id"].to_list() == list("1004") + list("15") + ["2"] + list("2346") + list("7805")
+    assert rows(log)["item_id"].to_list() == list("1004") + list("15") + ["2"] + list(
+        "2346"
+    ) + list("7805")
 
 
 # -- catalogue and clicks --------------------------------------------------------------------------
@@ -657,14 +970,29 @@ def test_amazon_catalog_by_hand(tmp_path):
     catalogue = load("amazon_catalog", lay(tmp_path, FILES["amazon_catalog"]))
     assert isinstance(catalogue, Catalogue)
     first, second, third = catalogue.items.rows(named=True)
-    assert first["title"] == "Café Mug" and first["brand"] == "Lavo" and first["category"] == ["Home", "Kitchen", "Mugs"]
+    assert (
+        first["title"] == "Café Mug"
+        and first["brand"] == "Lavo"
+        and first["category"] == ["Home", "Kitchen", "Mugs"]
+    )
     assert first["features"] == "big\nblue" and first["description"] == "One.\nTwo."
     assert first["attributes"] == ["Color=Blue", "Ranks/Home=3", "Audio=en", "Audio=de"]
     assert [item["price"] for item in (first, second, third)] == [5.99, None, 1299.5]
-    assert first["price_text"] == "from 5.99" and first["average_rating"] == 4.5 and first["rating_number"] == 7
-    assert first["image_url"] == "https://i/1" and first["image_urls"] == ["https://i/1", "https://i/2h"]
+    assert (
+        first["price_text"] == "from 5.99"
+        and first["average_rating"] == 4.5
+        and first["rating_number"] == 7
+    )
+    assert first["image_url"] == "https://i/1" and first["image_urls"] == [
+        "https://i/1",
+        "https://i/2h",
+    ]
     assert first["video_urls"] == ["https://v/1"] and first["image"] is None
-    assert second["category"] == ["Amazon Home"] and second["brand"] is None and second["image_url"] is None
+    assert (
+        second["category"] == ["Amazon Home"]
+        and second["brand"] is None
+        and second["image_url"] is None
+    )
     assert third["title"] is None and third["video_urls"] == []
     for broken, match in (
         ({"parent_asin": "A1"}, "line 2.*missing"),
@@ -672,20 +1000,31 @@ def test_amazon_catalog_by_hand(tmp_path):
         (PRODUCT | {"price": "-3"}, "below zero"),
     ):
         with pytest.raises(KarmafunnelError, match=match):
-            load("amazon_catalog", lay(tmp_path, {"catalog.jsonl": [CATALOG[0], json.dumps(broken)]}))
+            load(
+                "amazon_catalog", lay(tmp_path, {"catalog.jsonl": [CATALOG[0], json.dumps(broken)]})
+            )
 
 
 @pytest.mark.parametrize("semicolons", [False, True])
 def test_eshop_clothing_by_hand(semicolons, tmp_path):
     lines = ESHOP
     if semicolons:  # as UCI packs it
-        header = "year;month;day;order;country;session ID;page 1 (main category);page 2 (clothing model)"
+        header = (
+            "year;month;day;order;country;session ID;page 1 (main category);page 2 (clothing model)"
+        )
         lines = [
             f"{header};colour;location;model photography;price;price 2;page",
             *[line.replace(",", ";") for line in ESHOP[1:]],
         ]
     log = made(tmp_path, "eshop_clothing", **{"e-shop_clothing_2008.csv": lines})
-    clicks = rows(log).select("request_id", "user_id", "item_id", "price_shown", pl.col("ts").dt.strftime("%d %T"), "window")
+    clicks = rows(log).select(
+        "request_id",
+        "user_id",
+        "item_id",
+        "price_shown",
+        pl.col("ts").dt.strftime("%d %T"),
+        "window",
+    )
     assert clicks.rows() == [
         ("1-1", "1", "A5", 28.0, "01 00:00:01", "W1"),
         ("2-1", "2", "A5", 28.0, "01 00:00:01", "W1"),
@@ -699,9 +1038,16 @@ def test_eshop_clothing_by_hand(semicolons, tmp_path):
     # the category of its first click
     assert blouse["category"] == ["skirts"] and blouse["price"] == 52.0
     assert blouse["attributes"] == [
-        "colour=olive", "location=top in the middle", "photography=profile", "page=3", "above the category's mean price=yes"
-    ]  # fmt: skip
-    with pytest.raises(KarmafunnelError, match=r"row 1: column 'country' needs a whole number from 1 to 47, found '48'"):
+        "colour=olive",
+        "location=top in the middle",
+        "photography=profile",
+        "page=3",
+        "above the category's mean price=yes",
+    ]
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"row 1: column 'country' needs a whole number from 1 to 47, found '48'",
+    ):
         made(
             tmp_path,
             "eshop_clothing",
@@ -730,20 +1076,33 @@ def test_real_trivago(data_root):
     listed = log.exposures.filter(pl.col("position").is_not_null())
     kept = outs.filter(pl.Series(inside))
     assert listed.height == sum(i.count("|") + 1 for i in kept["impressions"])
-    assert listed["price_shown"].sum() == sum(int(p) for prices in kept["prices"] for p in prices.split("|"))
+    assert listed["price_shown"].sum() == sum(
+        int(p) for prices in kept["prices"] for p in prices.split("|")
+    )
     assert len({i for text in outs["impressions"] for i in text.split("|")}) == 106_866
     assert log.items.height > 106_800
     per_list = listed.group_by("request_id").agg(
-        pl.len(), pl.col("position").min().alias("low"), pl.col("position").max().alias("high"), "clicked"
+        pl.len(),
+        pl.col("position").min().alias("low"),
+        pl.col("position").max().alias("high"),
+        "clicked",
     )
-    assert (per_list["low"] == 1).all() and (per_list["high"] == per_list["len"]).all() and per_list["len"].max() == 25
+    assert (
+        (per_list["low"] == 1).all()
+        and (per_list["high"] == per_list["len"]).all()
+        and per_list["len"].max() == 25
+    )
     assert (per_list["clicked"].list.sum() == 1).all()
-    share = [log.requests_in(w).size / len(log.requests_in("W1", "W2", "W3")) for w in ("W1", "W2", "W3")]
+    share = [
+        log.requests_in(w).size / len(log.requests_in("W1", "W2", "W3")) for w in ("W1", "W2", "W3")
+    ]
     assert share == pytest.approx([0.6, 0.2, 0.2], abs=0.001)
     served = log.requests_in("W3")
     truth = log.truth("click").filter(pl.col("request").is_in(served))
     holders = log.asof.is_eligible(truth["request"].to_numpy(), truth["item"].to_numpy())
-    known = log.asof.known_rank[truth["item"].to_numpy()] < log.asof.rank[truth["request"].to_numpy()]
+    known = (
+        log.asof.known_rank[truth["item"].to_numpy()] < log.asof.rank[truth["request"].to_numpy()]
+    )
     # the city never shuts out what was clicked
     assert (holders == known).all() and holders.mean() > 0.8
 
@@ -760,7 +1119,10 @@ def test_real_online_retail(data_root):
     good = [
         (ts[invoice], int(quantity) < 0, customer[:-2], code, invoice, int(quantity), float(price))
         for invoice, code, _, quantity, _, price, customer, _ in raw
-        if customer and float(price) > 0 and (code[:5].isdigit() or code == "PADS") and code not in other
+        if customer
+        and float(price) > 0
+        and (code[:5].isdigit() or code == "PADS")
+        and code not in other
     ]
     for _, _, customer, code, invoice, quantity, price in sorted(good, key=lambda line: line[:2]):
         stack = stacks[customer, code]
@@ -780,17 +1142,25 @@ def test_real_online_retail(data_root):
             if not stack[-1][1]:
                 stack.pop()
     net = {key: quantity for key, quantity in bought.items() if quantity}
-    found = {(r, i): q for r, i, q in log.exposures.select("request_id", "item_id", "quantity").rows()}
+    found = {
+        (r, i): q for r, i, q in log.exposures.select("request_id", "item_id", "quantity").rows()
+    }
     assert found == net
     aside = log.meta["set_aside"] | log.meta["notes"]
-    assert aside["lines, sales"] == lines and aside["money, sales"] == pytest.approx(money, abs=0.01)
+    assert aside["lines, sales"] == lines and aside["money, sales"] == pytest.approx(
+        money, abs=0.01
+    )
     kept = (log.exposures["price_paid"] * log.exposures["quantity"]).sum()
     assert kept == pytest.approx(money - aside["money, returned and netted out"], abs=0.01)
     assert sum(aside[k] for k in aside if k.startswith("lines, ")) == len(raw) == 541_909
     assert aside["lines, no customer"] == 135_080
     assert log.requests["user_id"].n_unique() < 4372 and log.items.height < 4070
     assert log.items["title"].null_count() == 0
-    assert not log.items["title"].str.contains(r"(?i)^(\?|damage|check|found|.*postage|manual|discount|.*voucher)").any()
+    assert (
+        not log.items["title"]
+        .str.contains(r"(?i)^(\?|damage|check|found|.*postage|manual|discount|.*voucher)")
+        .any()
+    )
     descriptions = {(line[1].upper(), " ".join((line[2] or "").split())) for line in raw}
     assert set(log.items.select("item_id", "title").rows()) <= descriptions
 
@@ -812,7 +1182,10 @@ def test_real_sequences_give_the_publishers_histories_and_leak_no_target(source,
     for part in ("valid", "test"):
         if source == "amazon_office":
             with open(root / f"Office_Products.{part}.csv", encoding="utf-8", newline="") as file:
-                found = [(r["user_id"], r["history_item_id"].strip("[]").split(", "), r["item_id"]) for r in csv.DictReader(file)]
+                found = [
+                    (r["user_id"], r["history_item_id"].strip("[]").split(", "), r["item_id"])
+                    for r in csv.DictReader(file)
+                ]
         else:
             with gzip.open(root / f"Games-6k.{part}.inter.gz", "rt") as file:
                 table = [line.rstrip("\n").split("\t") for line in file][1:]
@@ -824,8 +1197,12 @@ def test_real_sequences_give_the_publishers_histories_and_leak_no_target(source,
         served = served[np.argsort([int(i.split("-")[1]) for i in log.request_ids[served]])]
         given_rows = published[part]
         assert log.requests["user_id"][served].to_list() == [user for user, _, _ in given_rows]
-        truth = log.truth("purchase").join(pl.DataFrame({"request": served}), on="request", how="right", maintain_order="right")
-        assert log.item_ids[truth["item"].to_numpy()].tolist() == [item for _, _, item in given_rows]
+        truth = log.truth("purchase").join(
+            pl.DataFrame({"request": served}), on="request", how="right", maintain_order="right"
+        )
+        assert log.item_ids[truth["item"].to_numpy()].tolist() == [
+            item for _, _, item in given_rows
+        ]
         wanted = expected_histories(log, [history for _, history, _ in given_rows])
         got = log.asof.history(served, wanted.shape[1]).items
         padded = wanted == -1  # the publisher's history may be cut shorter than what is known
@@ -836,7 +1213,9 @@ def test_real_sequences_give_the_publishers_histories_and_leak_no_target(source,
     targets = {(user, item) for part in published.values() for user, _, item in part}
     early = rows(log).filter(pl.col("window") == "W1").select("user_id", "item_id").rows()
     assert not targets & set(early)
-    order = log.requests["window"].replace_strict({"W1": 0, "W2a": 1, "W2b": 2, "W3": 3}, return_dtype=pl.Int8)
+    order = log.requests["window"].replace_strict(
+        {"W1": 0, "W2a": 1, "W2b": 2, "W3": 3}, return_dtype=pl.Int8
+    )
     assert order.is_sorted()
     counts = {"amazon_office": (3459, 4866, 4866), "amazon_games": (16859, 50546, 50546)}[source]
     assert (log.n_items, len(log.requests_in("W2")), len(log.requests_in("W3"))) == counts
@@ -847,9 +1226,15 @@ def test_real_amazon_office_texts(data_root):
     log = real("amazon_office", root)
     raw = json.loads((root / "Office_Products.item.json").read_text())
     assert log.item_ids.tolist() == list(raw)
-    assert log.items["title"].null_count() == 0 and log.items["category"].null_count() == log.n_items
-    assert log.items["description"].null_count() == sum(not about["description"].strip("[]', ") for about in raw.values())
-    text = log.items.select(pl.concat_str("title", pl.col("description").fill_null(""), separator=" ")).to_series()
+    assert (
+        log.items["title"].null_count() == 0 and log.items["category"].null_count() == log.n_items
+    )
+    assert log.items["description"].null_count() == sum(
+        not about["description"].strip("[]', ") for about in raw.values()
+    )
+    text = log.items.select(
+        pl.concat_str("title", pl.col("description").fill_null(""), separator=" ")
+    ).to_series()
     assert not text.str.contains(r"&[a-z]+;|</?[a-z]+>|<!--|^\[['\"]").any()
 
 
@@ -858,12 +1243,18 @@ def test_real_amazon_catalog(data_root):
     items = real("amazon_catalog", root).items
     with gzip.open(root / "catalog.jsonl.gz", "rt", encoding="utf-8") as file:
         raw = [json.loads(line) for line in file]
-    assert items["item_id"].to_list() == [about["parent_asin"] for about in raw] and len(raw) == 19_998
-    numbers = {a["parent_asin"]: float(a["price"]) for a in raw if a["price"].replace(".", "", 1).isdigit()}
+    assert (
+        items["item_id"].to_list() == [about["parent_asin"] for about in raw] and len(raw) == 19_998
+    )
+    numbers = {
+        a["parent_asin"]: float(a["price"]) for a in raw if a["price"].replace(".", "", 1).isdigit()
+    }
     assert len(numbers) == 19_903
     priced = dict(items.filter(pl.col("price").is_not_null()).select("item_id", "price").rows())
     assert numbers.items() <= priced.items()
-    assert set(priced) - set(numbers) == {a["parent_asin"] for a in raw if a["price"].startswith("from ")}
+    assert set(priced) - set(numbers) == {
+        a["parent_asin"] for a in raw if a["price"].startswith("from ")
+    }
     assert items["price_text"].to_list() == [about["price"] for about in raw]
     assert items["title"].null_count() == 2 and items["average_rating"].null_count() == 0
     details = [json.loads(about["details"]) for about in raw]
@@ -878,10 +1269,17 @@ def test_real_eshop_clothing(data_root):
     log = real("eshop_clothing", root)
     with gzip.open(root / "e-shop_clothing_2008.csv.gz", "rt") as file:
         raw = list(csv.reader(file))[1:]
-    assert log.requests.height == len(raw) == 165_474 and log.n_items == len({r[7] for r in raw}) == 217
+    assert (
+        log.requests.height == len(raw) == 165_474
+        and log.n_items == len({r[7] for r in raw}) == 217
+    )
     assert log.requests["user_id"].n_unique() == len({r[5] for r in raw}) == 24_026
     assert log.exposures["price_shown"].sum() == sum(int(r[11]) for r in raw)
-    inside = log.requests.sort("user_id", "ts").select(pl.col("ts").diff().over("user_id").alias("gap")).drop_nulls()
+    inside = (
+        log.requests.sort("user_id", "ts")
+        .select(pl.col("ts").diff().over("user_id").alias("gap"))
+        .drop_nulls()
+    )
     assert (inside["gap"].dt.total_seconds() == 1).all()
     assert (
         log.exposures["item_id"].value_counts().sort("item_id").rows()

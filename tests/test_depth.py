@@ -14,11 +14,40 @@ from karmafunnel.simulator.report.run_page import report
 from small_run import KEEPS, make_run
 
 MEASURES = [
-    "HR@3", "Recall@3", "kept@3", "nDCG@3", "MRR", "MRR@3", "GMV-HR@3", "GMV-HR@3:w99", "GMV-nDCG@3", "HR@3:exposures", "MRR:exposures",
-    "kept@3:exposures", "Recall@3@2", "HR@3:all", "Recall@3:all:2d", "overlap@3", "RBO@3", "margin", "survival", "swap", "ceiling", "AUC",
-    "logloss", "ECE", "gAUC:request:exposures", "gAUC:user:exposures:none", "gAUC:request:candidates", "eGMV@3",
-    "MAP@3", "MAP@3:exposures", "coverage@3", "Gini@3", "novelty@3",
-]  # fmt: skip
+    "HR@3",
+    "Recall@3",
+    "kept@3",
+    "nDCG@3",
+    "MRR",
+    "MRR@3",
+    "GMV-HR@3",
+    "GMV-HR@3:w99",
+    "GMV-nDCG@3",
+    "HR@3:exposures",
+    "MRR:exposures",
+    "kept@3:exposures",
+    "Recall@3@2",
+    "HR@3:all",
+    "Recall@3:all:2d",
+    "overlap@3",
+    "RBO@3",
+    "margin",
+    "survival",
+    "swap",
+    "ceiling",
+    "AUC",
+    "logloss",
+    "ECE",
+    "gAUC:request:exposures",
+    "gAUC:user:exposures:none",
+    "gAUC:request:candidates",
+    "eGMV@3",
+    "MAP@3",
+    "MAP@3:exposures",
+    "coverage@3",
+    "Gini@3",
+    "novelty@3",
+]
 
 
 def cut(run: Path, out: Path, k: int, stage: str = "rank") -> Path:
@@ -36,7 +65,11 @@ def cut(run: Path, out: Path, k: int, stage: str = "rank") -> Path:
     )
     later = list(KEEPS)[list(KEEPS).index(stage) + 1 :]
     lost = pl.col("lost") == stage
-    ledger = ledger.with_columns(pl.when(lost).then(None).otherwise(f"{s}.{c}").alias(f"{s}.{c}") for s in later for c in ("rank", "wins"))
+    ledger = ledger.with_columns(
+        pl.when(lost).then(None).otherwise(f"{s}.{c}").alias(f"{s}.{c}")
+        for s in later
+        for c in ("rank", "wins")
+    )
     ledger.write_parquet(out / "ledger.parquet")
     meta = json.loads((run / "run.json").read_text())
     next(s for s in meta["stages"] if s["name"] == stage)["k"] = k
@@ -48,7 +81,11 @@ def cut(run: Path, out: Path, k: int, stage: str = "rank") -> Path:
 def runs(tmp_path_factory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("depths")
     deep = make_run(folder / "deep", skill=1.0)
-    found = {"deep": deep, "short": cut(deep, folder / "short", 3), "narrow": cut(deep, folder / "narrow", 8, "recall")}
+    found = {
+        "deep": deep,
+        "short": cut(deep, folder / "short", 3),
+        "narrow": cut(deep, folder / "narrow", 8, "recall"),
+    }
     return {name: Run.open(path) for name, path in found.items()}
 
 
@@ -62,12 +99,20 @@ def test_a_run_cut_shorter_is_no_better_and_no_worse_than_itself(runs, name, oth
     """The same orders, one of them longer: no difference where there is one, or a note that says
     why none is taken.
     """
-    if other == "narrow" and name not in ("survival", "swap", "margin", "MRR", "gAUC:request:candidates"):
+    if other == "narrow" and name not in (
+        "survival",
+        "swap",
+        "margin",
+        "MRR",
+        "gAUC:request:candidates",
+    ):
         pytest.skip("a recall cut shorter hands the ranker other candidates: a difference is one")
     for a, b in ((runs["deep"], runs[other]), (runs[other], runs["deep"])):
         rows = compare(a, b, [name])
         if other == "narrow":  # whose ranker had other candidates, which is a difference
-            rows = [r for r in rows if r["stage"] != END and (name != "MRR" or r["stage"] == "recall")]
+            rows = [
+                r for r in rows if r["stage"] != END and (name != "MRR" or r["stage"] == "recall")
+            ]
         for row in rows:
             assert row["better"] == "" and not row["holm"], row
             if row["value_a"] is not None and "not compared" not in row["note"]:
@@ -77,14 +122,27 @@ def test_a_run_cut_shorter_is_no_better_and_no_worse_than_itself(runs, name, oth
 
 
 def test_what_is_compared_at_one_depth_says_so(runs):
-    rows = {(r["measure"], r["stage"]): r for r in compare(runs["deep"], runs["short"], ["survival", "MRR", "margin"])}
+    rows = {
+        (r["measure"], r["stage"]): r
+        for r in compare(runs["deep"], runs["short"], ["survival", "MRR", "margin"])
+    }
     end = rows["survival", END]
     at_3 = next(r["value"] for r in measure(runs["deep"], ["kept@3"]) if r["stage"] == "rank")
-    assert end["value_a"] == end["value_b"] == pytest.approx(at_3) and "kept@3" in end["note"] and end["difference"] == 0
+    assert (
+        end["value_a"] == end["value_b"] == pytest.approx(at_3)
+        and "kept@3" in end["note"]
+        and end["difference"] == 0
+    )
     assert "cut at 3" in rows["MRR", "rank"]["note"]
     stage = rows["survival", "rank"]
-    assert stage["difference"] is None and stage["value_a"] > stage["value_b"] and "20, 5 against 20, 3" in stage["note"]
-    assert rows["survival", "recall"]["difference"] == 0 and rows["survival", "recall"]["note"] == ""
+    assert (
+        stage["difference"] is None
+        and stage["value_a"] > stage["value_b"]
+        and "20, 5 against 20, 3" in stage["note"]
+    )
+    assert (
+        rows["survival", "recall"]["difference"] == 0 and rows["survival", "recall"]["note"] == ""
+    )
 
 
 def test_equal_depths_are_compared_as_before(runs):
@@ -104,11 +162,12 @@ def test_a_popular_of_many_no_longer_beats_a_funnel_of_few(tmp_path):
     meta["stages"][0]["k"] = 20
     (weak / "run.json").write_text(json.dumps(meta))
     ledger = pl.read_parquet(weak / "ledger.parquet").with_columns(
-        pl.when(pl.col("recall.rank").is_null()).then(pl.lit("recall")).alias("lost"), margin=pl.lit(1)
+        pl.when(pl.col("recall.rank").is_null()).then(pl.lit("recall")).alias("lost"),
+        margin=pl.lit(1),
     )
-    ledger.with_columns(pl.when(~pl.col("eligible")).then(pl.lit("not eligible")).otherwise("lost").alias("lost")).write_parquet(
-        weak / "ledger.parquet"
-    )
+    ledger.with_columns(
+        pl.when(~pl.col("eligible")).then(pl.lit("not eligible")).otherwise("lost").alias("lost")
+    ).write_parquet(weak / "ledger.parquet")
     slates = pl.read_parquet(weak / "slates.parquet").filter(pl.col("stage") == "recall")
     slates.write_parquet(weak / "slates.parquet")
     row = next(r for r in compare(good, Run.open(weak), ["survival"]) if r["stage"] == END)
@@ -122,22 +181,37 @@ def test_attribution_takes_survival_at_one_depth(runs):
         if row["measure"] == "swap":
             assert row["value"] is None and "not compared" in row["note"]
         else:
-            assert row["value"] == pytest.approx(0) and ("3" in row["note"] or row["measure"] == "HR@3")
+            assert row["value"] == pytest.approx(0) and (
+                "3" in row["note"] or row["measure"] == "HR@3"
+            )
 
 
 def test_kept_is_survival_at_the_full_depth(runs):
     """kept@k of the last stage, k being what it puts out, is survival from end to end; by hand:
     truth in the first k / truth.
     """
-    rows = {(r["measure"], r["stage"]): r for r in measure(runs["deep"], ["kept@5", "kept@3", "survival"])}
+    rows = {
+        (r["measure"], r["stage"]): r
+        for r in measure(runs["deep"], ["kept@5", "kept@3", "survival"])
+    }
     assert rows["kept@5", "rank"]["value"] == rows["survival", END]["value"]
-    assert (rows["kept@5", "rank"]["low"], rows["kept@5", "rank"]["n"]) == (rows["survival", END]["low"], rows["survival", END]["n"])
+    assert (rows["kept@5", "rank"]["low"], rows["kept@5", "rank"]["n"]) == (
+        rows["survival", END]["low"],
+        rows["survival", END]["n"],
+    )
     ledger = pl.read_parquet(runs["deep"].path / "ledger.parquet")
-    assert rows["kept@3", "rank"]["value"] == pytest.approx(ledger["rank.rank"].le(3).sum() / ledger.height)
+    assert rows["kept@3", "rank"]["value"] == pytest.approx(
+        ledger["rank.rank"].le(3).sum() / ledger.height
+    )
     assert rows["kept@3", "ceiling"]["value"] <= ledger["eligible"].mean() + 1e-12
     eligible = pl.read_parquet(runs["deep"].path / "requests.parquet")["n_eligible"][0]
-    assert rows["kept@3", "random"]["value"] == pytest.approx(ledger["eligible"].sum() * 3 / eligible / ledger.height)
-    assert "over all requests together" in define("kept@3") and rows["kept@3", "rank"]["unit"] == "truth item"
+    assert rows["kept@3", "random"]["value"] == pytest.approx(
+        ledger["eligible"].sum() * 3 / eligible / ledger.height
+    )
+    assert (
+        "over all requests together" in define("kept@3")
+        and rows["kept@3", "rank"]["unit"] == "truth item"
+    )
 
 
 def test_what_each_stage_adds(tmp_path):
@@ -146,8 +220,23 @@ def test_what_each_stage_adds(tmp_path):
     """
     run = Run.open(make_run(tmp_path / "run", skill=2.0))
     told = {(r["measure"], r["stage"]): r["value"] for r in measure(run, ["HR@3", "MRR@5", "AUC"])}
-    rows = added(run, ["HR@3", "MRR", "HR@10", "survival", "margin", "overlap@3", "gAUC:request:candidates", "AUC", "Recall@3@2"])
-    assert [(r["measure"], r["stage"]) for r in rows] == [(m, "rank") for m in ("HR@3", "MRR", "HR@10", "AUC")]
+    rows = added(
+        run,
+        [
+            "HR@3",
+            "MRR",
+            "HR@10",
+            "survival",
+            "margin",
+            "overlap@3",
+            "gAUC:request:candidates",
+            "AUC",
+            "Recall@3@2",
+        ],
+    )
+    assert [(r["measure"], r["stage"]) for r in rows] == [
+        (m, "rank") for m in ("HR@3", "MRR", "HR@10", "AUC")
+    ]
     by = {r["measure"]: r for r in rows}
     assert by["HR@3"]["difference"] == pytest.approx(told["HR@3", "rank"] - told["HR@3", "recall"])
     assert by["MRR"]["difference"] == pytest.approx(told["MRR@5", "rank"] - told["MRR@5", "recall"])
@@ -159,7 +248,9 @@ def test_what_each_stage_adds(tmp_path):
     assert all(Measure.parse(r["measure"]).better != "neither" for r in rows)
 
 
-@pytest.mark.parametrize(("skill", "words"), [(4.0, "adds"), (1.5, "cannot be told"), (-4.0, "loses")])
+@pytest.mark.parametrize(
+    ("skill", "words"), [(4.0, "adds"), (1.5, "cannot be told"), (-4.0, "loses")]
+)
 def test_the_report_says_what_the_ranker_adds(tmp_path, skill, words):
     """One sentence at a glance; where the interval holds 0 it says that nothing can be told."""
     run = make_run(tmp_path / "run", skill=1.5)
@@ -173,9 +264,19 @@ def test_the_report_says_what_the_ranker_adds(tmp_path, skill, words):
         rank = np.where((rank <= 5) ^ (rng.random(len(rank)) < 0.05), np.minimum(rank, 5), np.nan)
         rank = np.where(ledger["recall.rank"].is_null().to_numpy(), np.nan, rank)
     new = pl.Series("rank.rank", rank, nan_to_null=True).cast(pl.Int64)
-    lost = pl.when(pl.col("lost").is_in(["not eligible", "recall"])).then("lost").when(pl.col("rank.rank").is_null()).then(pl.lit("rank"))
+    lost = (
+        pl.when(pl.col("lost").is_in(["not eligible", "recall"]))
+        .then("lost")
+        .when(pl.col("rank.rank").is_null())
+        .then(pl.lit("rank"))
+    )
     ledger.with_columns(new).with_columns(lost.alias("lost")).write_parquet(run / "ledger.parquet")
     text = report([run], tmp_path / "r.html").read_text()
     glance = text.split('id="summary"')[1].split("</section>")[0]
-    assert words in glance and "order of recall" in glance and "HR@5" in glance and "users clustered" in glance
+    assert (
+        words in glance
+        and "order of recall" in glance
+        and "HR@5" in glance
+        and "users clustered" in glance
+    )
     assert "What each stage adds" in text

@@ -13,7 +13,15 @@ from every_command import COMMANDS
 from karmafunnel.cli import main
 
 ROOT = Path(karmafunnel.__file__).parent
-PAGES = [p for p in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "findings" / "LOG.md") if p.exists()]
+PAGES = [
+    p
+    for p in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "benchmarks" / "findings" / "LOG.md",
+    )
+    if p.exists()
+]
 README = (ROOT / "README.md").read_text()
 
 
@@ -29,7 +37,14 @@ def blocks(text: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    return sorted({line for page in PAGES for line in blocks(page.read_text()) if line.split()[0].endswith("karmafunnel")})
+    return sorted(
+        {
+            line
+            for page in PAGES
+            for line in blocks(page.read_text())
+            if line.split()[0].endswith("karmafunnel")
+        }
+    )
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -42,7 +57,9 @@ def test_every_command_is_documented_and_helps(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_says_what_it_is(name):
-    assert [o.opts for o in COMMANDS[name].params if isinstance(o, click.Option) and not o.help] == []
+    assert [
+        o.opts for o in COMMANDS[name].params if isinstance(o, click.Option) and not o.help
+    ] == []
 
 
 @pytest.mark.parametrize("line", commands())
@@ -65,6 +82,10 @@ def test_the_file_tree_is_the_file_tree():
     folder = ""
     for line in tree.group(1).splitlines():
         name = line.strip().split()[0]
-        folder = (name if not line.startswith(" ") else folder) if name.endswith("/") and not line.startswith(" ") else folder
+        folder = (
+            (name if not line.startswith(" ") else folder)
+            if name.endswith("/") and not line.startswith(" ")
+            else folder
+        )
         path = ROOT / name if not line.startswith(" ") else ROOT / folder / name
         assert path.exists(), path

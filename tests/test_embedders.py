@@ -16,18 +16,30 @@ import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
-from karmafunnel.models.embedders import Cooccurrence, Embedder, Embedding, RandomVectors, TfidfSVD, known_in_w1
+from karmafunnel.models.embedders import (
+    Cooccurrence,
+    Embedder,
+    Embedding,
+    RandomVectors,
+    TfidfSVD,
+    known_in_w1,
+)
 from karmafunnel.models.karma import Qwen
 from karmafunnel.models.sasrec import SASRec
 from shop import make_shop, scramble
 
 pytestmark = pytest.mark.slow
 
-TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4)
+TINY = Qwen(
+    dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4
+)
 QUICK: dict[str, dict[str, Any]] = {
-    "SASRec": {"dim": 16, "length": 8, "epochs": 2}, "TfidfSVD": {"dim": 12}, "Cooccurrence": {"dim": 12},
-    "KARMA": {"backbone": TINY, "dim": 32, "epochs": 2, "length": 8, "rec": 0.1}, "FrozenLM": {"backbone": TINY},
-}  # fmt: skip
+    "SASRec": {"dim": 16, "length": 8, "epochs": 2},
+    "TfidfSVD": {"dim": 12},
+    "Cooccurrence": {"dim": 12},
+    "KARMA": {"backbone": TINY, "dim": 32, "epochs": 2, "length": 8, "rec": 0.1},
+    "FrozenLM": {"backbone": TINY},
+}
 
 
 def all_embedders() -> list[Embedder]:
@@ -46,7 +58,10 @@ def fitted(shop: Log) -> dict[str, Embedding]:
 
 
 def tiny(
-    baskets: list[tuple[str, list[str]]], titles: dict[str, str] | None = None, query: str | None = None, w1: int | None = None
+    baskets: list[tuple[str, list[str]]],
+    titles: dict[str, str] | None = None,
+    query: str | None = None,
+    w1: int | None = None,
 ) -> Log:
     """A log of purchases without lists shown: (user, items) of each request in turn, the first `w1`
     of them in W1.
@@ -67,8 +82,16 @@ def tiny(
     )
     rows = [(f"r{k}", item, True) for k, (_, items) in enumerate(baskets) for item in items]
     exposures = pl.DataFrame(rows, schema=["request_id", "item_id", "purchased"], orient="row")
-    items = pl.DataFrame({"item_id": ids, "title": [(titles or {}).get(i) for i in ids]}, schema_overrides={"title": pl.String})
-    meta = {"name": "tiny", "label": "purchase", "catalogue": "published", "has": {"purchases": True, "users": True}}
+    items = pl.DataFrame(
+        {"item_id": ids, "title": [(titles or {}).get(i) for i in ids]},
+        schema_overrides={"title": pl.String},
+    )
+    meta = {
+        "name": "tiny",
+        "label": "purchase",
+        "catalogue": "published",
+        "has": {"purchases": True, "users": True},
+    }
     return Log.make(items, requests, exposures, meta)
 
 
@@ -82,7 +105,12 @@ def ranked(embedding: Embedding, request: int) -> list[str]:
 
 
 def test_the_walk_finds_them() -> None:
-    assert {type(v).__name__ for v in all_embedders()} >= {"Cooccurrence", "RandomVectors", "SASRec", "TfidfSVD"}
+    assert {type(v).__name__ for v in all_embedders()} >= {
+        "Cooccurrence",
+        "RandomVectors",
+        "SASRec",
+        "TfidfSVD",
+    }
 
 
 @pytest.mark.parametrize("value", all_embedders(), ids=repr)
@@ -90,27 +118,43 @@ class TestContract:
     def test_shapes(self, value: Embedder, fitted: dict[str, Embedding], shop: Log) -> None:
         requests = shop.requests_in("W2", "W3")
         items, interests = fitted[repr(value)].items(), fitted[repr(value)].interests(requests)
-        assert items.shape == (shop.n_items, items.shape[1]) and interests.shape == (len(requests), items.shape[1])
+        assert items.shape == (shop.n_items, items.shape[1]) and interests.shape == (
+            len(requests),
+            items.shape[1],
+        )
         assert items.dtype == interests.dtype == np.float32
         assert np.isfinite(items).all() and np.isfinite(interests).all()
         assert fitted[repr(value)].interests(requests[:0]).shape == (0, items.shape[1])
         assert fitted[repr(value)].value == value
 
-    def test_same_seed_same_bytes(self, value: Embedder, fitted: dict[str, Embedding], shop: Log) -> None:
+    def test_same_seed_same_bytes(
+        self, value: Embedder, fitted: dict[str, Embedding], shop: Log
+    ) -> None:
         again = value.fit(shop, seed=3)
         requests = shop.requests_in("W2")
         assert again.items().tobytes() == fitted[repr(value)].items().tobytes()
-        assert again.interests(requests).tobytes() == fitted[repr(value)].interests(requests).tobytes()
+        assert (
+            again.interests(requests).tobytes() == fitted[repr(value)].interests(requests).tobytes()
+        )
 
-    def test_save_and_load(self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path) -> None:
+    def test_save_and_load(
+        self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path
+    ) -> None:
         fitted[repr(value)].save(tmp_path / "kept")
         loaded = value.load(tmp_path / "kept", shop)
         requests = shop.requests_in("W2", "W3")
         assert loaded.items().tobytes() == fitted[repr(value)].items().tobytes()
-        assert loaded.interests(requests).tobytes() == fitted[repr(value)].interests(requests).tobytes()
+        assert (
+            loaded.interests(requests).tobytes()
+            == fitted[repr(value)].interests(requests).tobytes()
+        )
         assert loaded.facts == fitted[repr(value)].facts
         assert [p.name for p in tmp_path.iterdir()] == ["kept"]
-        assert not [p for p in (tmp_path / "kept").rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".bin", ".npy")]
+        assert not [
+            p
+            for p in (tmp_path / "kept").rglob("*")
+            if p.suffix in (".pkl", ".pickle", ".pt", ".bin", ".npy")
+        ]
 
     def test_load_refuses_what_is_not_its_own(
         self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path
@@ -129,7 +173,12 @@ class TestContract:
             value.load(tmp_path / "kept", shop)
 
     def test_a_broken_save_leaves_what_was_there(
-        self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        value: Embedder,
+        fitted: dict[str, Embedding],
+        shop: Log,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Killed between the two files: nothing half-written, the older one still loads."""
         fitted[repr(value)].save(tmp_path / "kept")
@@ -142,9 +191,14 @@ class TestContract:
             with pytest.raises(KeyboardInterrupt):
                 fitted[repr(value)].save(tmp_path / folder)
         assert [p.name for p in tmp_path.iterdir()] == ["kept"]
-        assert value.load(tmp_path / "kept", shop).items().tobytes() == fitted[repr(value)].items().tobytes()
+        assert (
+            value.load(tmp_path / "kept", shop).items().tobytes()
+            == fitted[repr(value)].items().tobytes()
+        )
 
-    def test_no_future_in_the_fit(self, value: Embedder, fitted: dict[str, Embedding], shop: Log) -> None:
+    def test_no_future_in_the_fit(
+        self, value: Embedder, fitted: dict[str, Embedding], shop: Log
+    ) -> None:
         """Whatever happens after W1, what is learnt is the same."""
         changed = value.fit(scramble(shop, shop.end_of("W1")), seed=3)
         assert changed.items().tobytes() == fitted[repr(value)].items().tobytes()
@@ -163,15 +217,21 @@ class TestContract:
         changed = value.load(tmp_path / "kept", scramble(shop, t))
         assert changed.interests(upto).tobytes() == fitted[repr(value)].interests(upto).tobytes()
 
-    def test_neighbours_do_not_matter(self, value: Embedder, fitted: dict[str, Embedding], shop: Log) -> None:
+    def test_neighbours_do_not_matter(
+        self, value: Embedder, fitted: dict[str, Embedding], shop: Log
+    ) -> None:
         """A request has the same vector, byte for byte, alone, in a batch, in another order."""
         embedding, requests = fitted[repr(value)], shop.requests_in("W2", "W3")
         whole = embedding.interests(requests)
-        alone = np.concatenate([embedding.interests(requests[i : i + 1]) for i in range(0, len(requests), 7)])
+        alone = np.concatenate(
+            [embedding.interests(requests[i : i + 1]) for i in range(0, len(requests), 7)]
+        )
         assert whole[::7].tobytes() == alone.tobytes()
         assert embedding.interests(requests[::-1]).tobytes() == whole[::-1].tobytes()
 
-    def test_queries_alone(self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path) -> None:
+    def test_queries_alone(
+        self, value: Embedder, fitted: dict[str, Embedding], shop: Log, tmp_path: Path
+    ) -> None:
         """None, or a vector that hangs on what is asked alone: zeros where nothing is, whatever the
         batch, saved or not.
         """
@@ -180,20 +240,31 @@ class TestContract:
         assert (found is None) == (not embedding.asks)
         if found is None:
             return
-        assert found.shape == (len(requests), embedding.items().shape[1]) and found.dtype == np.float32
+        assert (
+            found.shape == (len(requests), embedding.items().shape[1]) and found.dtype == np.float32
+        )
         assert embedding.queries(requests[:0]).shape == (0, found.shape[1])
         rows = shop.requests[requests]
-        parts = {"query": rows["query"].is_not_null().to_numpy(), "filters": (rows["filters"].list.len() > 0).to_numpy()}
+        parts = {
+            "query": rows["query"].is_not_null().to_numpy(),
+            "filters": (rows["filters"].list.len() > 0).to_numpy(),
+        }
         asked = np.any([parts[name] for name in embedding.asks], axis=0)
         assert 0 < asked.sum() < len(asked) and np.array_equal(np.any(found != 0, axis=1), asked)
-        assert found[asked] == pytest.approx(found[asked] / np.linalg.norm(found[asked], axis=1, keepdims=True), abs=1e-5)
-        alone = np.concatenate([embedding.queries(requests[i : i + 1]) for i in range(0, len(requests), 7)])
+        assert found[asked] == pytest.approx(
+            found[asked] / np.linalg.norm(found[asked], axis=1, keepdims=True), abs=1e-5
+        )
+        alone = np.concatenate(
+            [embedding.queries(requests[i : i + 1]) for i in range(0, len(requests), 7)]
+        )
         assert found[::7].tobytes() == alone.tobytes()
         embedding.save(tmp_path / "kept")
         changed = value.load(tmp_path / "kept", scramble(shop, 0))
         assert changed.queries(requests).tobytes() == found.tobytes(), "whatever anybody did"
 
-    def test_without_history(self, value: Embedder, fitted: dict[str, Embedding], shop: Log) -> None:
+    def test_without_history(
+        self, value: Embedder, fitted: dict[str, Embedding], shop: Log
+    ) -> None:
         """The very first request: no history, maybe no query."""
         vector = fitted[repr(value)].interests(np.array([0]))
         assert np.isfinite(vector).all()
@@ -210,7 +281,13 @@ class TestContract:
 
 # -- text ------------------------------------------------------------------------------------------
 
-TITLES = {"a": "red wool scarf", "b": "green wool scarf", "c": "steel kettle", "d": "steel kettle filter", "e": "paper lamp"}
+TITLES = {
+    "a": "red wool scarf",
+    "b": "green wool scarf",
+    "c": "steel kettle",
+    "d": "steel kettle filter",
+    "e": "paper lamp",
+}
 
 
 def test_tfidf_answers_a_query() -> None:
@@ -241,7 +318,9 @@ def test_tfidf_with_characters_forgives_a_slip() -> None:
 
 
 def test_tfidf_needs_text() -> None:
-    with pytest.raises(KarmafunnelError, match=r"TfidfSVD\(dim=8\): needs item text .* found none in log tiny"):
+    with pytest.raises(
+        KarmafunnelError, match=r"TfidfSVD\(dim=8\): needs item text .* found none in log tiny"
+    ):
         TfidfSVD(dim=8).fit(tiny([("u", ["a"])]))
 
 
@@ -297,7 +376,9 @@ def test_cooccurrence_refusals() -> None:
     with pytest.raises(KarmafunnelError, match="weighting needs 'cosine' or 'ppmi', found 'tf'"):
         Cooccurrence(weighting="tf")
     for value in (Cooccurrence(), SASRec()):
-        with pytest.raises(KarmafunnelError, match="needs clicks or purchases in W1 of log tiny, found none"):
+        with pytest.raises(
+            KarmafunnelError, match="needs clicks or purchases in W1 of log tiny, found none"
+        ):
             value.fit(tiny([("u", ["a"])], w1=0))
 
 
@@ -331,14 +412,18 @@ def circle(n_users: int = 30, steps: int = 12, n: int = 15) -> Log:
     step is in W3.
     """
     place = np.random.default_rng(5).integers(0, n, n_users)
-    baskets = [(f"u{u}", [f"i{(place[u] + s) % n:02d}"]) for s in range(steps) for u in range(n_users)]
+    baskets = [
+        (f"u{u}", [f"i{(place[u] + s) % n:02d}"]) for s in range(steps) for u in range(n_users)
+    ]
     return tiny(baskets, w1=(steps - 1) * n_users)
 
 
 @pytest.mark.parametrize("loss", ["full", "sampled"])
 def test_sasrec_learns_the_next_item(loss: Literal["full", "sampled"]) -> None:
     log = circle()
-    value = SASRec(dim=16, layers=1, heads=1, dropout=0.1, loss=loss, negatives=64, rate=5e-3, epochs=12)
+    value = SASRec(
+        dim=16, layers=1, heads=1, dropout=0.1, loss=loss, negatives=64, rate=5e-3, epochs=12
+    )
     embedding = value.fit(log)
     last = np.arange(log.requests.height - 30, log.requests.height)
     truth = log.truth("purchase").filter(pl.col("request").is_in(last.tolist()))["item"].to_numpy()
@@ -349,7 +434,9 @@ def test_sasrec_learns_the_next_item(loss: Literal["full", "sampled"]) -> None:
 def test_sasrec_answers_newcomers_with_what_is_popular() -> None:
     rng = np.random.default_rng(0)
     baskets = [(f"u{k}", [f"i{min(rng.geometric(0.4), 9)}"]) for k in range(300)]
-    embedding = SASRec(dim=16, layers=1, epochs=8, dropout=0.0, rate=1e-2).fit(tiny([*baskets, ("new", ["i1"])], w1=300))
+    embedding = SASRec(dim=16, layers=1, epochs=8, dropout=0.0, rate=1e-2).fit(
+        tiny([*baskets, ("new", ["i1"])], w1=300)
+    )
     assert ranked(embedding, 300)[:2] == ["i1", "i2"]
 
 
@@ -368,7 +455,9 @@ def test_sasrec_puts_unknown_items_last() -> None:
 
 
 def test_sasrec_says_at_which_step_the_loss_broke() -> None:
-    with pytest.raises(KarmafunnelError, match=r"needs a finite loss, found (nan|inf) in epoch \d+, step \d+"):
+    with pytest.raises(
+        KarmafunnelError, match=r"needs a finite loss, found (nan|inf) in epoch \d+, step \d+"
+    ):
         SASRec(dim=16, rate=1e9, epochs=5).fit(circle())
 
 

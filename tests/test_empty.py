@@ -32,14 +32,21 @@ pytestmark = pytest.mark.slow
 
 def chunks() -> dict[str, np.ndarray]:
     """Chunks of requests: the first has no past, so history finds it nothing; no request at all."""
-    return {"none": np.empty(0, np.int64), "the first": np.array([0]), "the first two": np.array([0, 1])}
+    return {
+        "none": np.empty(0, np.int64),
+        "the first": np.array([0]),
+        "the first two": np.array([0, 1]),
+    }
 
 
 @cache
 def columns_of(stage):
     """Columns and types of what a stage makes of an ordinary chunk."""
     requests = context().log.requests_in("W3")[:5]
-    return [(s.slate.schema, s.tracked.schema) for s in fitted(stage).run(requests, logged(context(), requests), exact=True)]
+    return [
+        (s.slate.schema, s.tracked.schema)
+        for s in fitted(stage).run(requests, logged(context(), requests), exact=True)
+    ]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=repr)
@@ -48,7 +55,11 @@ def columns_of(stage):
 def test_a_chunk_of_nothing_keeps_its_columns(stage, name, handed):
     requests = chunks()[name]
     rows = logged(context(), requests)
-    tracked = {"no tracked rows": None, "those logged": rows, "an empty frame of them": rows.clear()}[handed]
+    tracked = {
+        "no tracked rows": None,
+        "those logged": rows,
+        "an empty frame of them": rows.clear(),
+    }[handed]
     steps = fitted(stage).run(requests, tracked, exact=True)
     for step, (slate, told) in zip(steps, columns_of(stage), strict=True):
         assert step.slate.schema == slate and set(step.tracked.schema.items()) == set(told.items())
@@ -63,14 +74,35 @@ def test_features_of_no_rows(feature):
 
 
 def without_exposures(log: Log, of: list[str]) -> Log:
-    return Log.make(log.items, log.requests, log.exposures.filter(~pl.col("request_id").is_in(of)), log.meta)
+    return Log.make(
+        log.items, log.requests, log.exposures.filter(~pl.col("request_id").is_in(of)), log.meta
+    )
 
 
 MEASURES = [
-    "HR@5", "Recall@5", "nDCG@5", "MRR", "GMV-HR@5", "GMV-nDCG@5", "Recall@9@5", "HR@5:all", "overlap@5", "RBO@5", "margin", "survival",
-    "swap", "ceiling", "AUC", "logloss", "ECE", "gAUC:request:exposures", "gAUC:user:exposures", "gAUC:request:candidates", "eGMV@5",
+    "HR@5",
+    "Recall@5",
+    "nDCG@5",
+    "MRR",
+    "GMV-HR@5",
+    "GMV-nDCG@5",
+    "Recall@9@5",
+    "HR@5:all",
+    "overlap@5",
+    "RBO@5",
+    "margin",
+    "survival",
+    "swap",
+    "ceiling",
+    "AUC",
+    "logloss",
+    "ECE",
+    "gAUC:request:exposures",
+    "gAUC:user:exposures",
+    "gAUC:request:candidates",
+    "eGMV@5",
     "HR@5:exposures",
-]  # fmt: skip
+]
 RECIPE = """
 from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.stages.features import BM25, Own, Popularity, Similarity, Upstream
@@ -79,7 +111,8 @@ from karmafunnel.stages.recall import BM25Recall, Join, Popular, Repeat
 
 embedders, label = {"tfidf": TfidfSVD(dim=4)}, None
 features = [Upstream(), Popularity(), Own(), BM25(), Similarity("tfidf")]
-funnel = Join([Repeat(k=30), Popular(k=30), BM25Recall(k=30)], k=60) >> LightGBMRank(k=20, trees=5, features=features)
+recall = Join([Repeat(k=30), Popular(k=30), BM25Recall(k=30)], k=60)
+funnel = recall >> LightGBMRank(k=20, trees=5, features=features)
 """
 
 
@@ -92,7 +125,14 @@ def test_a_run_in_which_nothing_was_shown(emptied, shop, tmp_path):
     ids = shop.request_ids[shop.requests_in("W3")].tolist()
     log = without_exposures(shop, ids[-2:] if emptied == "the last chunk" else ids)
     chunk = (len(ids) - 1) // 7 * 7
-    run = Run.open(replay(load_recipe(str(tmp_path / "small.py"), log), log, tmp_path / "run", RunOptions(chunk=chunk or 1)))
+    run = Run.open(
+        replay(
+            load_recipe(str(tmp_path / "small.py"), log),
+            log,
+            tmp_path / "run",
+            RunOptions(chunk=chunk or 1),
+        )
+    )
     rows = measure(run, MEASURES, resamples=20)
     assert {r["measure"] for r in rows} == set(MEASURES)
     hit = next(r for r in rows if r["measure"] == "HR@5" and r["stage"] == "rank")
@@ -102,15 +142,38 @@ def test_a_run_in_which_nothing_was_shown(emptied, shop, tmp_path):
 # -- no words --------------------------------------------------------------------------------------
 
 TEXTS = {
-    "null": [None], "empty": [""], "blanks": ["  \t "], "no word": ["!!! ---"], "one word, all": ["lamp"],
-    "one word, once": [None] * 239 + ["lamp"], "one letter": ["a"], "control characters": ["\x00\x1b[31m"], "emoji": ["\U0001f9e6"],
-}  # fmt: skip
-TINY = Qwen(dim=16, layers=1, heads=2, kv_heads=1, mlp=16, vocab=300, context=16, tokens=200, batch=2)
+    "null": [None],
+    "empty": [""],
+    "blanks": ["  \t "],
+    "no word": ["!!! ---"],
+    "one word, all": ["lamp"],
+    "one word, once": [None] * 239 + ["lamp"],
+    "one letter": ["a"],
+    "control characters": ["\x00\x1b[31m"],
+    "emoji": ["\U0001f9e6"],
+}
+TINY = Qwen(
+    dim=16, layers=1, heads=2, kv_heads=1, mlp=16, vocab=300, context=16, tokens=200, batch=2
+)
 READERS: list[Embedder | BM25Recall] = [
-    BM25Recall(k=5), TfidfSVD(dim=4), TfidfSVD(dim=4, chars=3), FrozenLM(TINY), FrozenLM(TINY, after="whitening", dim=4),
+    BM25Recall(k=5),
+    TfidfSVD(dim=4),
+    TfidfSVD(dim=4, chars=3),
+    FrozenLM(TINY),
+    FrozenLM(TINY, after="whitening", dim=4),
     KARMA(TINY, dim=8, epochs=1, text_words=4, query_words=4, length=4, warm=False),
-    KARMA(TINY, dim=8, epochs=1, text_words=4, query_words=4, length=4, lexical=TfidfSVD(dim=4), gen=0.5, rec=0.5),
-]  # fmt: skip
+    KARMA(
+        TINY,
+        dim=8,
+        epochs=1,
+        text_words=4,
+        query_words=4,
+        length=4,
+        lexical=TfidfSVD(dim=4),
+        gen=0.5,
+        rec=0.5,
+    ),
+]
 
 
 def titled(titles: list[str | None], brand: str | None, query: str | None) -> Log:
@@ -118,7 +181,9 @@ def titled(titles: list[str | None], brand: str | None, query: str | None) -> Lo
     titles = [titles[i % len(titles)] for i in range(shop.n_items)]
     bare = {"attributes": pl.lit(None, pl.List(pl.String)), "brand": pl.lit(brand, pl.String)}
     items = shop.items.with_columns(pl.Series("title", titles, pl.String), **bare)
-    return Log.make(items, shop.requests.with_columns(query=pl.lit(query, pl.String)), shop.exposures, shop.meta)
+    return Log.make(
+        items, shop.requests.with_columns(query=pl.lit(query, pl.String)), shop.exposures, shop.meta
+    )
 
 
 @pytest.mark.parametrize("reader", READERS, ids=repr)

@@ -53,7 +53,7 @@ from karmafunnel.files import (
     write_json,
     write_parquet,
     write_text,
-)  # fmt: skip
+)
 from karmafunnel.log import Log, read
 from karmafunnel.models import gbdt
 from karmafunnel.models.embedders import RandomVectors, TfidfSVD
@@ -73,7 +73,11 @@ from safetensors import SafetensorError
 pytestmark = pytest.mark.slow
 
 ROOT = Path(karmafunnel.__file__).parent
-CODE = [p for p in ROOT.rglob("*.py") if not {"tests", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)]
+CODE = [
+    p
+    for p in ROOT.rglob("*.py")
+    if not {"tests", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)
+]
 RECIPE = """
 import time
 from dataclasses import dataclass
@@ -105,10 +109,11 @@ class FittedSlow(FittedStage):
 
 
 embedders, label = {"tfidf": TfidfSVD(dim=16)}, "click"
+features = [Upstream(), Similarity("tfidf")]
 funnel = (
     Join([VectorRecall("tfidf", k=60, index=HNSW()), ItemKNN(k=40)], k=80)
-    >> COLDPreRank(k=40, features=[Upstream(), Similarity("tfidf")], epochs=1)
-    >> LightGBMRank(k=20, features=[Upstream(), Similarity("tfidf")], trees=10, calibrated="isotonic")
+    >> COLDPreRank(k=40, features=features, epochs=1)
+    >> LightGBMRank(k=20, features=features, trees=10, calibrated="isotonic")
     >> Slow(seconds=SECONDS)
 )
 """
@@ -153,7 +158,9 @@ def damage(path: Path, how: str = "zero") -> None:
 
 def left(folder: Path) -> list[str]:
     """What writers have left in a folder and those in it."""
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob(".*") if files.TEMPORARY.fullmatch(p.name))
+    return sorted(
+        str(p.relative_to(folder)) for p in folder.rglob(".*") if files.TEMPORARY.fullmatch(p.name)
+    )
 
 
 # -- whole or not at all ---------------------------------------------------------------------------
@@ -175,7 +182,9 @@ for version in range(10**6):
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_the_next_writer_cleans_up(tmp_path):
     last = -1
     for i in range(6):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, encoding="utf-8")
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, encoding="utf-8"
+        )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(0.05 + 0.013 * i)
@@ -194,13 +203,22 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_and_the_next_writer_clea
 
 
 def test_what_is_alive_is_not_swept(tmp_path):
-    with atomic_folder(tmp_path / "a") as alive, atomic_file(tmp_path / "b.txt") as also, claim(tmp_path / "c", "test", RUN):
+    with (
+        atomic_folder(tmp_path / "a") as alive,
+        atomic_file(tmp_path / "b.txt") as also,
+        claim(tmp_path / "c", "test", RUN),
+    ):
         (alive / "x").touch()
         dead = tmp_path / ".karmafunnel-0123456789abcdef.tmp"
         dead.mkdir()
         (tmp_path / ".karmafunnel-mine.tmp").touch()  # not of that form
         sweep(tmp_path)
-        assert alive.is_dir() and also.is_file() and not dead.exists() and (tmp_path / ".karmafunnel-mine.tmp").exists()
+        assert (
+            alive.is_dir()
+            and also.is_file()
+            and not dead.exists()
+            and (tmp_path / ".karmafunnel-mine.tmp").exists()
+        )
         assert len(left(tmp_path)) == 3
     assert left(tmp_path) == []
 
@@ -218,7 +236,9 @@ def test_without_locks_only_what_is_a_day_old_is_swept(tmp_path, monkeypatch):
     assert (tmp_path / "x" / "file").exists()
 
 
-def test_where_folders_cannot_be_swapped_a_crash_between_the_renames_is_put_right(tmp_path, monkeypatch):
+def test_where_folders_cannot_be_swapped_a_crash_between_the_renames_is_put_right(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(files, "_exchange", lambda a, b: False)
     place = tmp_path / "run"
     for text in ("old", "new"):
@@ -269,11 +289,20 @@ def test_a_full_disk_is_one_line_that_names_the_place(tmp_path, writer, error):
 
 def test_a_table_on_a_full_disk_says_so(tmp_path):
     """Polars itself, writing to a file, would say no more than "transport error"."""
-    before, old = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before, old = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
     try:
-        with pytest.raises(NotWrittenError, match=r"place: could not be written: File too large"), atomic_folder(tmp_path / "place") as made:
-            write_parquet(made / "x.parquet", pl.DataFrame({"a": range(100_000)}).sample(fraction=1, shuffle=True, seed=0))
+        with (
+            pytest.raises(NotWrittenError, match=r"place: could not be written: File too large"),
+            atomic_folder(tmp_path / "place") as made,
+        ):
+            write_parquet(
+                made / "x.parquet",
+                pl.DataFrame({"a": range(100_000)}).sample(fraction=1, shuffle=True, seed=0),
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, old)
@@ -291,28 +320,42 @@ def test_a_full_disk_is_found_beneath_other_errors():
             raise RuntimeError("the row is broken") from error
     except RuntimeError as error:
         assert files.not_written(error)
-    assert not files.not_written(RuntimeError("the row is broken")) and files.not_written(NotWrittenError("Permission denied"))
+    assert not files.not_written(RuntimeError("the row is broken")) and files.not_written(
+        NotWrittenError("Permission denied")
+    )
 
 
 @pytest.mark.parametrize(("at", "stays"), [(0, 0), (2, 2), (None, 7)])
-def test_a_replay_on_a_full_disk_says_what_stays_of_it(at, stays, log, recipe, run, tmp_path, monkeypatch):
+def test_a_replay_on_a_full_disk_says_what_stays_of_it(
+    at, stays, log, recipe, run, tmp_path, monkeypatch
+):
     """The disk is full while a shard is written, or (None) while all are merged."""
     real, disk = write_parquet, OSError(errno.ENOSPC, "No space left on device")
 
     def full(path, *frame, **options):
-        if at is None or (path.parent.parent.name.endswith(".partial") and sum(s.is_dir() for s in path.parent.parent.glob("0*")) == at):
+        if at is None or (
+            path.parent.parent.name.endswith(".partial")
+            and sum(s.is_dir() for s in path.parent.parent.glob("0*")) == at
+        ):
             raise disk
         return real(path, *frame, **options)
 
     monkeypatch.setattr(*((replaying, "merge") if at is None else (shards, "write_parquet")), full)
-    with pytest.raises(NotWrittenError, match="could not be written: No space left on device") as raised:
+    with pytest.raises(
+        NotWrittenError, match="could not be written: No space left on device"
+    ) as raised:
         replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
     names = os.listdir(tmp_path)
     if stays:
         (partial,) = names
-        says = f"; {stays} of 7 pieces of the replay stay in {tmp_path / partial}, the same command goes on with them"
+        says = (
+            f"; {stays} of 7 pieces of the replay stay in {tmp_path / partial}, the same "
+            "command goes on with them"
+        )
         assert str(raised.value).endswith(says)
-        assert "nothing of it was left" not in str(raised.value) and sorted(os.listdir(tmp_path / partial)) == [f"{i:06d}" for i in range(stays)]
+        assert "nothing of it was left" not in str(raised.value) and sorted(
+            os.listdir(tmp_path / partial)
+        ) == [f"{i:06d}" for i in range(stays)]
     else:
         assert names == [] and str(raised.value).endswith("nothing of it was left")
     monkeypatch.undo()
@@ -320,7 +363,9 @@ def test_a_replay_on_a_full_disk_says_what_stays_of_it(at, stays, log, recipe, r
     assert contents(tmp_path / "run") == contents(run) and os.listdir(tmp_path) == ["run"]
 
 
-def test_a_replay_that_fails_at_once_leaves_no_empty_folder(log, recipe, run, tmp_path, monkeypatch):
+def test_a_replay_that_fails_at_once_leaves_no_empty_folder(
+    log, recipe, run, tmp_path, monkeypatch
+):
     def stops(*_):
         raise KeyboardInterrupt
 
@@ -337,19 +382,25 @@ def small_files() -> None:
 
 
 @pytest.mark.parametrize("command", ["world", "replay", "queue", "fit-embedder"])
-def test_commands_that_find_the_disk_full_end_in_one_line_and_leave_nothing(command, log, recipe, tmp_path):
+def test_commands_that_find_the_disk_full_end_in_one_line_and_leave_nothing(
+    command, log, recipe, tmp_path
+):
     Services((Service("s", ServiceTime(base_ms=1)),)).write(tmp_path / "services.toml")
     assert recipe.path is not None and log.path is not None
     words = {
-        "world": ["world", tmp_path / "out"], "replay": ["replay", recipe.path, log.path, "--out", tmp_path / "out"],
+        "world": ["world", tmp_path / "out"],
+        "replay": ["replay", recipe.path, log.path, "--out", tmp_path / "out"],
         "queue": ["queue", tmp_path / "services.toml", "--rate", "20", "--out", tmp_path / "out"],
         "fit-embedder": ["fit-embedder", recipe.path, log.path, "--out", tmp_path / "out"],
-    }[command]  # fmt: skip
+    }[command]
     cache = tmp_path / "cache"
     process = subprocess.run(
-        [sys.executable, "-m", "karmafunnel.cli", *map(str, words)], capture_output=True, encoding="utf-8", preexec_fn=small_files,
+        [sys.executable, "-m", "karmafunnel.cli", *map(str, words)],
+        capture_output=True,
+        encoding="utf-8",
+        preexec_fn=small_files,
         env=os.environ | {"KARMAFUNNEL_CACHE": str(cache)},
-    )  # fmt: skip
+    )
     last = process.stderr.strip().splitlines()[-1]
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert last.startswith("error: ") and "could not be written: File too large" in last
@@ -362,19 +413,25 @@ def test_commands_that_find_the_disk_full_end_in_one_line_and_leave_nothing(comm
 # Every command that writes, its other arguments nowhere to be found: the place is looked at first.
 # And its place among the words.
 WRITES: dict[str, tuple[str, list[str]]] = {
-    "world": ("", ["world", "PLACE"]), "convert": ("", ["convert", "trivago", "nowhere", "PLACE"]),
+    "world": ("", ["world", "PLACE"]),
+    "convert": ("", ["convert", "trivago", "nowhere", "PLACE"]),
     "sample": ("", ["sample", "nowhere", "PLACE"]),
     "replay": ("", ["replay", "baseline", "nowhere", "--out", "PLACE"]),
-    "replay --path": ("", ["replay", "baseline", "nowhere", "--path", "rank=skip", "--out", "PLACE"]),
+    "replay --path": (
+        "",
+        ["replay", "baseline", "nowhere", "--path", "rank=skip", "--out", "PLACE"],
+    ),
     "table": ("", ["table", "baseline", "nowhere", "--out", "PLACE"]),
     "queue": ("", ["queue", "nowhere.toml", "--rate", "5", "--out", "PLACE"]),
     "plan": ("", ["plan", "nowhere.toml", "--rate", "5", "--p99-ms", "5", "--out", "PLACE"]),
     "fit-embedder": ("", ["fit-embedder", "baseline", "nowhere", "--out", "PLACE"]),
     "profile": (".toml", ["profile", "baseline", "nowhere", "--out", "PLACE"]),
-    "report": (".html", ["report", "nowhere", "--out", "PLACE"]), "describe": (".html", ["describe", "nowhere", "--html", "PLACE"]),
-    "demo log": ("log", ["demo", "--out", "PARENT"]), "demo run": ("run", ["demo", "--out", "PARENT"]),
+    "report": (".html", ["report", "nowhere", "--out", "PLACE"]),
+    "describe": (".html", ["describe", "nowhere", "--html", "PLACE"]),
+    "demo log": ("log", ["demo", "--out", "PARENT"]),
+    "demo run": ("run", ["demo", "--out", "PARENT"]),
     "demo page": ("report.html", ["demo", "--out", "PARENT"]),
-}  # fmt: skip
+}
 
 
 def command(name: str, folder: Path) -> tuple[Path, list[str]]:
@@ -390,7 +447,11 @@ def ran(*words: object) -> Result:
 
 def refusal(words: list[str]) -> str:
     answer = ran(*words)
-    assert answer.exit_code == 1 and "Traceback" not in answer.output and isinstance(answer.exception, SystemExit)
+    assert (
+        answer.exit_code == 1
+        and "Traceback" not in answer.output
+        and isinstance(answer.exception, SystemExit)
+    )
     (line,) = answer.stderr.strip().splitlines()
     return str(line)
 
@@ -413,18 +474,25 @@ def test_every_command_that_writes_refuses_what_is_not_its_own(name, tmp_path):
     assert "found a link to" in refusal(words) and place.is_symlink()
     place.unlink()
     with claim(place, "another", RUN):  # in this process, but not by the same chain of calls
-        assert f"{place} is being written by another (process {os.getpid()} on " in contextvars.Context().run(refusal, words)
+        assert (
+            f"{place} is being written by another (process {os.getpid()} on "
+            in contextvars.Context().run(refusal, words)
+        )
     assert os.listdir(work) == []
     (tmp_path / "file").write_text("mine")
     _, words = command(name, tmp_path / "file")
-    assert "needs a folder to lie in" in refusal(words) and (tmp_path / "file").read_text() == "mine"
+    assert (
+        "needs a folder to lie in" in refusal(words) and (tmp_path / "file").read_text() == "mine"
+    )
 
 
 def test_where_nothing_can_be_written_is_said_first(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root can write everywhere")
     tmp_path.chmod(0o500)
-    assert "needs a folder that can be written" in refusal(["replay", "baseline", "nowhere", "--out", str(tmp_path / "run")])
+    assert "needs a folder that can be written" in refusal(
+        ["replay", "baseline", "nowhere", "--out", str(tmp_path / "run")]
+    )
     tmp_path.chmod(0o700)
 
 
@@ -433,30 +501,51 @@ def test_something_else_of_ours_needs_force(log, recipe, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     before = contents(tmp_path / "run")
     for change, says in (
-        ({"seed": 1}, ("seed 0", "seed 1")), ({"limit": 10}, ("limit None", "limit 10")), ({"window": "W2b"}, ("window W3", "window W2b")),
-    ):  # fmt: skip
-        with pytest.raises(KarmafunnelError, match=f"holds a Run with {says[0]}; to replace it by one with {says[1]}, use --force"):
+        ({"seed": 1}, ("seed 0", "seed 1")),
+        ({"limit": 10}, ("limit None", "limit 10")),
+        ({"window": "W2b"}, ("window W3", "window W2b")),
+    ):
+        with pytest.raises(
+            KarmafunnelError,
+            match=f"holds a Run with {says[0]}; to replace it by one with {says[1]}, use --force",
+        ):
             replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, **change))  # type: ignore[arg-type]
     other = replace(recipe, funnel=recipe.funnel.without("slow"))
-    with pytest.raises(KarmafunnelError, match=r"holds a Run with funnel \.\.\..* >> Slow\(\)\.\.\.; to replace it by one with funnel \.\.\."):
+    with pytest.raises(
+        KarmafunnelError,
+        match=(
+            r"holds a Run with funnel \.\.\..* >> Slow\(\)\.\.\.; to replace it by one with "
+            r"funnel \.\.\."
+        ),
+    ):
         replay(other, log, tmp_path / "run", RunOptions(cache=cache))
-    replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16))  # the same: no more is asked
+    replay(
+        recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16)
+    )  # the same: no more is asked
     assert contents(tmp_path / "run") == before
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(KarmafunnelError, match=r"found notes\.txt in it as well, which karmafunnel did not write"):
+    with pytest.raises(
+        KarmafunnelError, match=r"found notes\.txt in it as well, which karmafunnel did not write"
+    ):
         replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16, force=True))
     (tmp_path / "run" / "notes.txt").unlink()
     replay(other, log, tmp_path / "run", RunOptions(cache=cache, force=True))
     assert Run.open(tmp_path / "run").meta["funnel"] == repr(other.funnel)
     for place, kind in ((run, LOG), (run, EMBEDDING), (log.path, RUN)):
         assert place is not None
-        with pytest.raises(KarmafunnelError, match=r"found a (Run|log); --force replaces it"), claim(place, "test", kind):
+        with (
+            pytest.raises(KarmafunnelError, match=r"found a (Run|log); --force replaces it"),
+            claim(place, "test", kind),
+        ):
             pass
         with claim(place, "test", kind, force=True):
             pass
     changed = Log.make(log.items, log.requests, log.exposures, log.meta | {"name": "other"})
     shutil.copytree(log.path, tmp_path / "log")  # type: ignore[arg-type]
-    with pytest.raises(KarmafunnelError, match="holds a log with name shop; to replace it by one with name other, use --force"):
+    with pytest.raises(
+        KarmafunnelError,
+        match="holds a log with name shop; to replace it by one with name other, use --force",
+    ):
         changed.write(tmp_path / "log")
     changed.write(tmp_path / "log", force=True)
     RandomVectors().fit(log).save(tmp_path / "saved")
@@ -482,8 +571,18 @@ RATE_5 = ["one.toml", "--out", "out", "--rate", "5", "--requests", "2000"]
 WORLD = ["world", "out", "--users", "20", "--requests", "60", "--items"]
 AGAIN = {  # what is asked, what is asked next, and the two as a person is told
     "rate": (["plan", *RATE_5, "--p99-ms", "99"], {"5": "6"}, "rate 5.0", "rate 6.0"),
-    "target": (["plan", *RATE_5, "--p99-ms", "99"], {"99": "98"}, "target_ms 99.0", "target_ms 98.0"),
-    "planned": (["plan", *RATE_5, "--p99-ms", "99"], {"one.toml": "two.toml"}, "base_ms = 8", "base_ms = 9"),
+    "target": (
+        ["plan", *RATE_5, "--p99-ms", "99"],
+        {"99": "98"},
+        "target_ms 99.0",
+        "target_ms 98.0",
+    ),
+    "planned": (
+        ["plan", *RATE_5, "--p99-ms", "99"],
+        {"one.toml": "two.toml"},
+        "base_ms = 8",
+        "base_ms = 9",
+    ),
     "arrivals": (["queue", *RATE_5], {"5": "6"}, "Poisson(rate=5.0)", "Poisson(rate=6.0)"),
     "requests": (["queue", *RATE_5], {"2000": "200"}, "requests 2000", "requests 200"),
     "services": (["queue", *RATE_5], {"one.toml": "two.toml"}, "base_ms = 8", "base_ms = 9"),
@@ -505,7 +604,9 @@ def test_asked_something_else_a_command_does_not_replace_what_it_wrote(name, tmp
 
     assert ran(*words).exit_code == 0 and ran(*words).exit_code == 0
     before, said = written(), refusal(other)
-    assert re.search(rf"{re.escape(old)}.*; to replace it by one with .*{re.escape(new)}.*, use --force", said)
+    assert re.search(
+        rf"{re.escape(old)}.*; to replace it by one with .*{re.escape(new)}.*, use --force", said
+    )
     assert written() == before
     assert ran(*other, "--force").exit_code == 0 and written() != before
 
@@ -514,18 +615,42 @@ def test_what_a_command_reads_is_not_overwritten(log, tmp_path, monkeypatch):
     text = Services((Service("s", ServiceTime(base_ms=1)),)).toml()
     (tmp_path / "services.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    assert "needs to be another place than its own input" in refusal(["plan", "services.toml", "--rate", "5", "--p99-ms", "50", "--out", "."])
+    assert "needs to be another place than its own input" in refusal(
+        ["plan", "services.toml", "--rate", "5", "--p99-ms", "50", "--out", "."]
+    )
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan" / "services.toml").write_text(text)  # a hand-written one
-    assert "found something else" in refusal(["plan", "services.toml", "--rate", "5", "--p99-ms", "50", "--out", "plan"])
-    assert (tmp_path / "plan" / "services.toml").read_text() == (tmp_path / "services.toml").read_text() == text
-    words = ["plan", "services.toml", "--rate", "5", "--p99-ms", "50", "--requests", "2000", "--out", "planned"]
+    assert "found something else" in refusal(
+        ["plan", "services.toml", "--rate", "5", "--p99-ms", "50", "--out", "plan"]
+    )
+    assert (
+        (tmp_path / "plan" / "services.toml").read_text()
+        == (tmp_path / "services.toml").read_text()
+        == text
+    )
+    words = [
+        "plan",
+        "services.toml",
+        "--rate",
+        "5",
+        "--p99-ms",
+        "50",
+        "--requests",
+        "2000",
+        "--out",
+        "planned",
+    ]
     assert ran(*words).exit_code == 0 and ran(*words).exit_code == 0
     file = tmp_path / "planned" / "services.toml"
     file.write_text(file.read_text() + "\n# edited\n")
-    assert "was edited by hand since it was written; --force" in refusal(words) and file.read_text().endswith("# edited\n")
+    assert "was edited by hand since it was written; --force" in refusal(
+        words
+    ) and file.read_text().endswith("# edited\n")
     assert ran(*words, "--force").exit_code == 0 and not file.read_text().endswith("# edited\n")
-    with pytest.raises(KarmafunnelError, match="another place than its own input"), claim(log.path, "replay", RUN, inputs=[log.path]):  # type: ignore[arg-type]
+    with (
+        pytest.raises(KarmafunnelError, match="another place than its own input"),
+        claim(log.path, "replay", RUN, inputs=[log.path]),
+    ):  # type: ignore[arg-type]
         pass
     assert "another place" in refusal(["sample", str(log.path), str(log.path)])
 
@@ -537,7 +662,10 @@ def test_a_page_and_a_services_file_are_known_by_their_mark(tmp_path):
         with claim(path, "test", kind):
             pass
         path.write_text("by hand")
-        with pytest.raises(KarmafunnelError, match="another kind of file"), claim(path, "test", kind, force=True):
+        with (
+            pytest.raises(KarmafunnelError, match="another kind of file"),
+            claim(path, "test", kind, force=True),
+        ):
             pass
     (tmp_path / "a.toml").write_text(marked("a = 1\n"))
     assert not edited(tmp_path / "a.toml")
@@ -560,9 +688,19 @@ def test_two_replays_into_one_place_and_a_neighbour_of_almost_its_name(log, reci
     cache = run.parent / "cache"
     words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "x.y")]
     code = main_with_shards_of(16, words)
-    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"KARMAFUNNEL_CACHE": str(cache)}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"KARMAFUNNEL_CACHE": str(cache)},
+        stderr=subprocess.PIPE,
+    )
     wait_for(lambda: list(tmp_path.glob(".x.y.*.partial/000000")))
-    with pytest.raises(KarmafunnelError, match=r"x\.y is being written by replay \(process \d+ on .*\); wait for it, or name another place"):
+    with pytest.raises(
+        KarmafunnelError,
+        match=(
+            r"x\.y is being written by replay \(process \d+ on .*\); wait for it, or name "
+            r"another place"
+        ),
+    ):
         replay(recipe, log, tmp_path / "x.y", RunOptions(cache=cache))
     replay(recipe, log, tmp_path / "x", RunOptions(cache=cache))
     assert list(tmp_path.glob(".x.y.*.partial/000000"))
@@ -574,8 +712,10 @@ def test_two_replays_into_one_place_and_a_neighbour_of_almost_its_name(log, reci
 def main_with_shards_of(chunk: int, words: list[str]) -> str:
     """Code that runs a command line with shards of so many requests, for which there is no flag."""
     return (
-        "from dataclasses import fields; from karmafunnel.cli import main; from karmafunnel.simulator.replay.options import RunOptions; "
-        f"RunOptions.__init__.__defaults__ = tuple({chunk} if f.name == 'chunk' else f.default for f in fields(RunOptions)); main({words!r})"
+        "from dataclasses import fields; from karmafunnel.cli import main; from "
+        "karmafunnel.simulator.replay.options import RunOptions; "
+        f"RunOptions.__init__.__defaults__ = tuple({chunk} if f.name == 'chunk' else f.default "
+        f"for f in fields(RunOptions)); main({words!r})"
     )
 
 
@@ -590,10 +730,14 @@ def wait_for(happens: Callable[[], object], seconds: float = 60) -> None:
 
 
 def parts_of(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != DIGESTS)
+    return sorted(
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != DIGESTS
+    )
 
 
-def test_everything_that_was_fitted_is_made_again_where_it_is_damaged(log, recipe, run, tmp_path, capsys):
+def test_everything_that_was_fitted_is_made_again_where_it_is_damaged(
+    log, recipe, run, tmp_path, capsys
+):
     """Every file in the cache, one after the other, flipped, cut or gone: it is made again and a
     line names it; the same Run comes out.
     """
@@ -601,7 +745,14 @@ def test_everything_that_was_fitted_is_made_again_where_it_is_damaged(log, recip
     # those of folds are read to fit later stages
     names = [name for name in parts_of(tmp_path / "cache") if "." not in name.split("/")[0]]
     kinds = {Path(name).name for name in names}
-    assert {"trees.txt", "index.faiss", "neighbours.npz", "model.safetensors", "tensors.safetensors", "embedding.json"} <= kinds
+    assert {
+        "trees.txt",
+        "index.faiss",
+        "neighbours.npz",
+        "model.safetensors",
+        "tensors.safetensors",
+        "embedding.json",
+    } <= kinds
     for i, name in enumerate(names):
         damage(tmp_path / "cache" / name, ("zero", "cut", "gone")[i % 3])
         files.say.cache_clear()
@@ -643,7 +794,21 @@ def finished(kind: str, log: Log, run: Path, folder: Path) -> tuple[Path, Callab
     services = Services((Service("s", ServiceTime(base_ms=1)),))
     if kind == "plan":
         services.write(folder / "services.toml")
-        assert ran("plan", folder / "services.toml", "--rate", 5, "--p99-ms", 50, "--requests", 2000, "--out", place).exit_code == 0
+        assert (
+            ran(
+                "plan",
+                folder / "services.toml",
+                "--rate",
+                5,
+                "--p99-ms",
+                50,
+                "--requests",
+                2000,
+                "--out",
+                place,
+            ).exit_code
+            == 0
+        )
         return place, lambda: None
     simulate(services, Poisson(10), 50, 0, out=place, events=True)
     return place, lambda: Simulation.open(place)
@@ -678,36 +843,57 @@ def test_a_log_changed_on_purpose_is_sealed_anew(log, recipe, tmp_path):
     pl.read_parquet(path).with_columns(pl.col("price") * 2).write_parquet(path)
     words = ["replay", str(recipe.path), str(tmp_path / "log"), "--out", str(tmp_path / "run")]
     said = refusal(words)
-    assert f"{path}: needs the bytes whose checksum stands in log.json" in said and "validate --seal" in said
-    with pytest.raises(KarmafunnelError, match=r"items\.parquet: needs the bytes whose checksum stands in log\.json"):
+    assert (
+        f"{path}: needs the bytes whose checksum stands in log.json" in said
+        and "validate --seal" in said
+    )
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"items\.parquet: needs the bytes whose checksum stands in log\.json",
+    ):
         _ = Log.open(tmp_path / "log").items
     answer = ran("validate", "--seal", tmp_path / "log")
-    assert "checksums: items.parquet: " in answer.stderr and re.search("checksums +PASS", answer.stdout)
+    assert "checksums: items.parquet: " in answer.stderr and re.search(
+        "checksums +PASS", answer.stdout
+    )
     assert Log.open(tmp_path / "log").checksum != log.checksum
     assert "nothing has changed" in ran("validate", "--seal", tmp_path / "log").stderr
     path = tmp_path / "log" / "log.json"
     path.write_text(path.read_text() + " ")  # nothing that another check asks about
-    assert f"{path}: other bytes than were written; where that was meant, run karmafunnel validate --seal" in refusal(words)
+    assert (
+        f"{path}: other bytes than were written; where that was meant, run karmafunnel validate "
+        "--seal" in refusal(words)
+    )
     (asked,) = [check for check in validate(tmp_path / "log") if check.name == "checksums"]
     assert asked.status == "FAIL" and asked.examples[0]["file"] == "log.json"
     # it replaces nothing, so what else lies there is no matter
     (tmp_path / "log" / "notes.txt").write_text("mine")
-    assert f"{path}: other bytes than were written" in ran("validate", "--seal", tmp_path / "log").stderr
+    assert (
+        f"{path}: other bytes than were written"
+        in ran("validate", "--seal", tmp_path / "log").stderr
+    )
     assert ran(*words).exit_code == 0
     (tmp_path / "log" / DIGESTS).unlink()
     files.say.cache_clear()
     assert "made before files had digests" in ran("describe", tmp_path / "log").stderr
-    assert f"{tmp_path / 'log' / DIGESTS}: missing" in ran("validate", "--seal", tmp_path / "log").stderr
+    assert (
+        f"{tmp_path / 'log' / DIGESTS}: missing"
+        in ran("validate", "--seal", tmp_path / "log").stderr
+    )
 
 
 def test_trees_that_are_damaged_never_reach_the_library(log, recipe, run, tmp_path, monkeypatch):
     kept = next((run.parent / "cache").rglob("trees.txt"))
     gbdt.load_gbdt(kept)
-    monkeypatch.setattr(gbdt.lgb, "Booster", lambda **_: pytest.fail("LightGBM was given damaged trees"))
+    monkeypatch.setattr(
+        gbdt.lgb, "Booster", lambda **_: pytest.fail("LightGBM was given damaged trees")
+    )
     for how in ("zero", "cut"):
         shutil.copy(kept, tmp_path / "trees.txt")
         damage(tmp_path / "trees.txt", how)
-        with pytest.raises(KarmafunnelError, match=r"trees\.txt: needs a LightGBM text file as it was written"):
+        with pytest.raises(
+            KarmafunnelError, match=r"trees\.txt: needs a LightGBM text file as it was written"
+        ):
             gbdt.load_gbdt(tmp_path / "trees.txt")
 
 
@@ -715,7 +901,10 @@ def test_checkpoints_carry_a_digest(tmp_path, capsys):
     import torch
 
     file = tmp_path / "state.safetensors"
-    tensors = {"x": torch.arange(1000, dtype=torch.float32), "half": torch.ones(3, dtype=torch.bfloat16)}
+    tensors = {
+        "x": torch.arange(1000, dtype=torch.float32),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+    }
     Snapshot(tensors, {"step": 3}).write(file)
     found = Snapshot.read(file)
     assert found.facts == {"step": 3} and found.tensors["x"][7] == 7
@@ -748,7 +937,10 @@ def test_a_fit_goes_on_from_a_checkpoint_of_all_its_weights(tmp_path):
         (net if one is optimiser else again)(torch.ones(3)).sum().backward()
         one.step()
     assert torch.equal(net.weight, again.weight) and torch.equal(net.bias, again.bias)
-    with pytest.raises(KarmafunnelError, match=r"state\.safetensors: needs all weights, found none of scale \(1 missing\)"):
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"state\.safetensors: needs all weights, found none of scale \(1 missing\)",
+    ):
         Snapshot.read(file).restore({"scale": torch.nn.Parameter(torch.ones(1)), **others}, another)
 
 
@@ -764,14 +956,22 @@ def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, cap
     monkeypatch.setattr(replaying.RunWriter, "of_chunk", stops)
     with pytest.raises(KeyboardInterrupt):
         replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
-    monkeypatch.setattr(replaying.RunWriter, "of_chunk", lambda self, number, *chunk: (made.append(number), real(self, number, *chunk))[1])
+    monkeypatch.setattr(
+        replaying.RunWriter,
+        "of_chunk",
+        lambda self, number, *chunk: (made.append(number), real(self, number, *chunk))[1],
+    )
     (partial,) = tmp_path.glob(".run.*.partial")
     damage(partial / "000001" / "slates.parquet", "cut")
     damage(partial / "000002" / "ledger.parquet", "gone")
     (partial / "000003" / DIGESTS).write_text("")
     made.clear()
     replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
-    assert made == [1, 2, 3, 4, 5, 6] and contents(tmp_path / "run") == contents(run) and os.listdir(tmp_path) == ["run"]
+    assert (
+        made == [1, 2, 3, 4, 5, 6]
+        and contents(tmp_path / "run") == contents(run)
+        and os.listdir(tmp_path) == ["run"]
+    )
     assert f"{partial / '000001' / 'slates.parquet'}: other bytes" in capsys.readouterr().err
 
 
@@ -803,16 +1003,22 @@ def test_interrupted_a_replay_by_workers_ends_in_one_line_and_goes_on(log, run, 
     words = ["replay", str(slow), str(log.path), "--out", str(tmp_path / "run"), "--workers", "2"]
     code = main_with_shards_of(8, words)
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True,
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
         env=os.environ | {"KARMAFUNNEL_CACHE": str(run.parent / "cache")},
-    )  # fmt: skip
+    )
     wait_for(lambda: list(tmp_path.glob(".run.*.partial/0*")))
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, told = process.communicate(timeout=30)
     assert process.returncode == 130 and time.monotonic() - began < 10
     assert "Traceback" not in told and told.strip().splitlines()[-1] == "interrupted"
-    assert not (tmp_path / "run").exists() and [name for name in os.listdir(tmp_path) if name.endswith(".lock")] == []
+    assert (
+        not (tmp_path / "run").exists()
+        and [name for name in os.listdir(tmp_path) if name.endswith(".lock")] == []
+    )
 
 
 # -- names and texts -------------------------------------------------------------------------------
@@ -823,7 +1029,9 @@ def test_names_are_taken_as_they_stand(log, run, tmp_path):
     assert "no such folder" in refusal(["measure", str(tmp_path / "run[12]"), "HR@10"])
     for name in ("run[12]", "a=b", "what?", "st*r", "~", "ü {x}"):
         shutil.copytree(run, tmp_path / name)
-        assert Run.open(tmp_path / name).read("requests").height == 100 and "a" not in Run.open(tmp_path / name).columns("requests")
+        assert Run.open(tmp_path / name).read("requests").height == 100 and "a" not in Run.open(
+            tmp_path / name
+        ).columns("requests")
     for name in ("loga", "logb", "log[ab]"):
         shutil.copytree(log.path, tmp_path / name)  # type: ignore[arg-type]
     assert Log.open(tmp_path / "log[ab]").requests.height == log.requests.height
@@ -833,8 +1041,11 @@ def test_names_are_taken_as_they_stand(log, run, tmp_path):
 
 
 PLACES = [
-    (name, param.name) for name, one in COMMANDS.items() for param in one.params if isinstance(param.type, click.Path)
-]  # fmt: skip
+    (name, param.name)
+    for name, one in COMMANDS.items()
+    for param in one.params
+    if isinstance(param.type, click.Path)
+]
 
 
 @pytest.mark.parametrize(("name", "place"), PLACES)
@@ -842,9 +1053,15 @@ def test_an_empty_path_is_refused(name, place):
     words = [name]
     for param in COMMANDS[name].params:
         if isinstance(param, click.Argument) or param.name == place:
-            words += param.opts[:1] * isinstance(param, click.Option) + ["" if param.name == place else "1"]
+            words += param.opts[:1] * isinstance(param, click.Option) + [
+                "" if param.name == place else "1"
+            ]
     answer = ran(*words)
-    assert answer.exit_code == 2 and "needs a path, found an empty text" in answer.stderr and "Traceback" not in answer.output
+    assert (
+        answer.exit_code == 2
+        and "needs a path, found an empty text" in answer.stderr
+        and "Traceback" not in answer.output
+    )
 
 
 def test_places_without_a_name_are_places(log, recipe, run, tmp_path, monkeypatch):
@@ -870,7 +1087,9 @@ def test_texts_are_utf_8_whatever_the_locale(tmp_path):
     (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfa = 1\r\n")
     assert read_text(tmp_path / "bom.toml") == "a = 1\r\n"
     (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
-    with pytest.raises(KarmafunnelError, match=r"latin\.txt: needs a text file in UTF-8, found byte 1 to be 0xe4"):
+    with pytest.raises(
+        KarmafunnelError, match=r"latin\.txt: needs a text file in UTF-8, found byte 1 to be 0xe4"
+    ):
         read_text(tmp_path / "latin.txt")
     for text in ("{", "[" * 100_000, "1" * 10_000):
         write_text(tmp_path / "bad.json", text)
@@ -880,7 +1099,11 @@ def test_texts_are_utf_8_whatever_the_locale(tmp_path):
 
 def calls(path: Path) -> list[tuple[int, str, ast.Call]]:
     """Calls in a file: line, what is called, the call."""
-    return [(node.lineno, ast.unparse(node.func), node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [
+        (node.lineno, ast.unparse(node.func), node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
 
 
 def test_every_text_says_its_encoding_and_every_table_is_opened_in_one_place():
@@ -897,24 +1120,53 @@ def test_every_text_says_its_encoding_and_every_table_is_opened_in_one_place():
             modes = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "mode")]
             if name.endswith(".open") and name != "gzip.open":
                 modes = call.args[:1]
-            mode = next((str(given.value) for given in modes if isinstance(given, ast.Constant)), "rb" if name == "gzip.open" else "r")
-            is_open = name in ("open", "gzip.open") or (last == "open" and name.split(".")[0].islower() and name.split(".")[0] != "os")
-            text_io = (is_open and "b" not in mode) or (last in ("read_text", "write_text") and "." in name and "trainee" not in name)
+            mode = next(
+                (str(given.value) for given in modes if isinstance(given, ast.Constant)),
+                "rb" if name == "gzip.open" else "r",
+            )
+            is_open = name in ("open", "gzip.open") or (
+                last == "open" and name.split(".")[0].islower() and name.split(".")[0] != "os"
+            )
+            text_io = (is_open and "b" not in mode) or (
+                last in ("read_text", "write_text") and "." in name and "trainee" not in name
+            )
             if text_io and "encoding" not in given and not name.startswith(("self.", "opened")):
                 wrong.append(f"{at}: text without an encoding")
             if "text" in given and name.startswith("subprocess"):
                 wrong.append(f"{at}: text=True is the locale's encoding")
-            if last in ("scan_parquet", "read_parquet") and here != "files.py" and not (apart and {"glob", "hive_partitioning"} <= given):
+            if (
+                last in ("scan_parquet", "read_parquet")
+                and here != "files.py"
+                and not (apart and {"glob", "hive_partitioning"} <= given)
+            ):
                 wrong.append(f"{at}: use open_table or read_table")
             # it breaks files on purpose, which the writers would not do
             attacks = here.startswith("benchmarks/validation/")
             measured = attacks or "/bench_" in here or "/peers" in here
-            if last == "write_parquet" and "." in name and here != "files.py" and not apart and not measured:
+            if (
+                last == "write_parquet"
+                and "." in name
+                and here != "files.py"
+                and not apart
+                and not measured
+            ):
                 wrong.append(f"{at}: use write_parquet of files.py")
-            if last in ("glob", "rglob") and not attacks and not all(isinstance(a, ast.Constant) for a in call.args):
+            if (
+                last in ("glob", "rglob")
+                and not attacks
+                and not all(isinstance(a, ast.Constant) for a in call.args)
+            ):
                 wrong.append(f"{at}: a pattern made of a name")
-            writes = name == "os.replace" or (last in ("write_text", "write_bytes", "rmtree", "unlink") and "." in name)
-            if writes and here != "files.py" and not apart and "/bench_" not in here and not attacks:
+            writes = name == "os.replace" or (
+                last in ("write_text", "write_bytes", "rmtree", "unlink") and "." in name
+            )
+            if (
+                writes
+                and here != "files.py"
+                and not apart
+                and "/bench_" not in here
+                and not attacks
+            ):
                 wrong.append(f"{at}: use what files.py has")
     assert wrong == []
     assert len(CODE) > 100

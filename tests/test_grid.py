@@ -46,9 +46,15 @@ def test_what_is_no_table(path: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text(HEAD)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     for name in ("nowhere.csv", "empty.csv", "other.csv"):
-        with pytest.raises(KarmafunnelError, match=f"needs the table.csv of `karmafunnel table`, found .*{name}"):
+        with pytest.raises(
+            KarmafunnelError, match=f"needs the table.csv of `karmafunnel table`, found .*{name}"
+        ):
             grid([("", tmp_path / name)], ["KARMA"])
     said = CliRunner().invoke(main, [f"x={tmp_path / 'other.csv'}"])
-    assert said.exit_code == 1 and "needs the table.csv" in said.output and "Traceback" not in said.output
+    assert (
+        said.exit_code == 1
+        and "needs the table.csv" in said.output
+        and "Traceback" not in said.output
+    )
     shown = CliRunner().invoke(main, [f"a=b={path}", "--column", "HR@10"])
     assert shown.exit_code == 0 and "| a=b | none | 3 | 50.0 | 1.2 |" in shown.output

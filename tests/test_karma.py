@@ -20,7 +20,16 @@ from karmafunnel.files import seal
 from karmafunnel.log import Catalogue, Log
 from karmafunnel.models import diagnostics as diagnose
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD, known_in_w1, unit_rows
-from karmafunnel.models.karma import KARMA, Checkpoint, Column, FrozenLM, Pretrained, Qwen, SelfSupervised, losses
+from karmafunnel.models.karma import (
+    KARMA,
+    Checkpoint,
+    Column,
+    FrozenLM,
+    Pretrained,
+    Qwen,
+    SelfSupervised,
+    losses,
+)
 from karmafunnel.models.karma import backbone as backbones
 from karmafunnel.models.karma import train as training
 from karmafunnel.models.karma.backbone import LM, causal, perplexity, pooled
@@ -40,7 +49,9 @@ from torch.nn import functional as F
 
 pytestmark = pytest.mark.slow
 
-TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4)
+TINY = Qwen(
+    dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4
+)
 SMALL = KARMA(backbone=TINY, dim=32, epochs=2, length=8, batch=8)
 
 
@@ -55,7 +66,10 @@ def lm(shop: Log, cache: Path) -> LM:
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+    return F.normalize(
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
+        dim=-1,
+    )
 
 
 # -- the backbone ----------------------------------------------------------------------------------
@@ -66,7 +80,9 @@ def test_pretraining_lowers_the_perplexity_of_unseen_texts(shop: Log, cache: Pat
     assert facts["held_out"] > 0 and facts["perplexity_after"] < facts["perplexity_before"] / 4
 
 
-def test_pretraining_goes_on_bit_for_bit(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_goes_on_bit_for_bit(
+    shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backbones, "SAVE_EVERY", 7)
     whole = TINY.ready(shop, tmp_path / "whole", lambda _: None, "cpu")
     real, steps = losses.F.cross_entropy, []
@@ -84,7 +100,9 @@ def test_pretraining_goes_on_bit_for_bit(shop: Log, tmp_path: Path, monkeypatch:
     said: list[str] = []
     again = TINY.ready(shop, tmp_path / "cut", said.append, "cpu")
     assert any("goes on after step" in message for message in said)
-    for (name, a), (_, b) in zip(whole.model.state_dict().items(), again.model.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        whole.model.state_dict().items(), again.model.state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b), name
     assert len(list((tmp_path / "cut").iterdir())) == 1  # the checkpoint is gone, the base is there
 
@@ -129,18 +147,27 @@ def save_checkpoint(folder: Path, kind: str, tokenizer: bool = True, context: in
     config = AutoConfig.for_model(kind, vocab_size=words.get_vocab_size(), **size)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     if tokenizer:
-        PreTrainedTokenizerFast(tokenizer_object=words, bos_token=backbones.BOS, eos_token=backbones.BOS).save_pretrained(folder)
+        PreTrainedTokenizerFast(
+            tokenizer_object=words, bos_token=backbones.BOS, eos_token=backbones.BOS
+        ).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
 def test_any_causal_lm_from_a_folder(kind: str, shop: Log, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "lm", kind)
-    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm")), dim=16, epochs=1, gen=0.1, rec=0.1)
+    value = replace(
+        SMALL, backbone=Checkpoint(str(tmp_path / "lm")), dim=16, epochs=1, gen=0.1, rec=0.1
+    )
     fitted = value.fit(shop, seed=1)
     requests = shop.requests_in("W3")
-    assert np.linalg.norm(fitted.interests(requests), axis=1) == pytest.approx(np.ones(len(requests)), abs=1e-5)
+    assert np.linalg.norm(fitted.interests(requests), axis=1) == pytest.approx(
+        np.ones(len(requests)), abs=1e-5
+    )
     fitted.save(tmp_path / "kept")
-    assert value.load(tmp_path / "kept", shop).interests(requests).tobytes() == fitted.interests(requests).tobytes()
+    assert (
+        value.load(tmp_path / "kept", shop).interests(requests).tobytes()
+        == fitted.interests(requests).tobytes()
+    )
 
 
 def test_low_rank_updates(shop: Log, tmp_path: Path) -> None:
@@ -158,7 +185,9 @@ def test_low_rank_updates(shop: Log, tmp_path: Path) -> None:
     assert not any("lora" in name for name in fitted.tensors())
 
 
-def test_checkpoints_that_cannot_be_read(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_that_cannot_be_read(
+    shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     save_checkpoint(tmp_path / "bare", "qwen3", tokenizer=False)
     (tmp_path / "other").mkdir()
@@ -169,20 +198,31 @@ def test_checkpoints_that_cannot_be_read(shop: Log, tmp_path: Path, monkeypatch:
 
     save_checkpoint(tmp_path / "mixed", "gpt2")  # one kind's weights under another kind's config
     save_checkpoint(tmp_path / "right", "qwen3")
-    (tmp_path / "mixed" / "config.json").write_bytes((tmp_path / "right" / "config.json").read_bytes())
+    (tmp_path / "mixed" / "config.json").write_bytes(
+        (tmp_path / "right" / "config.json").read_bytes()
+    )
     save_checkpoint(tmp_path / "masked", "bert")
     config = json.loads((tmp_path / "masked" / "config.json").read_text())
-    (tmp_path / "masked" / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    (tmp_path / "masked" / "config.json").write_text(
+        json.dumps(config | {"architectures": ["BertForMaskedLM"]})
+    )
     save_checkpoint(tmp_path / "torn", "qwen3")
     whole = (tmp_path / "torn" / "model.safetensors").read_bytes()
     (tmp_path / "torn" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    for source, found in (("mixed", "without lm_head.*missing"), ("masked", "weights of BertForMaskedLM"), ("torn", "header")):
+    for source, found in (
+        ("mixed", "without lm_head.*missing"),
+        ("masked", "weights of BertForMaskedLM"),
+        ("torn", "header"),
+    ):
         with pytest.raises(KarmafunnelError, match=rf"{source}.*needs a causal LM") as raised:
             replace(SMALL, backbone=Checkpoint(str(tmp_path / source))).fit(shop)
         assert re.search(found, raised.value.found)
 
     right = Checkpoint(str(tmp_path / "right"))
-    for wrong, message in (({"lora": -1}, "lora needs a whole number from 0"), ({"dtype": "float8"}, "dtype needs")):
+    for wrong, message in (
+        ({"lora": -1}, "lora needs a whole number from 0"),
+        ({"dtype": "float8"}, "dtype needs"),
+    ):
         with pytest.raises(KarmafunnelError, match=message):
             replace(right, **wrong)  # type: ignore[arg-type]
 
@@ -190,21 +230,39 @@ def test_checkpoints_that_cannot_be_read(shop: Log, tmp_path: Path, monkeypatch:
 def test_histories_longer_than_the_context_are_refused(shop: Log, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "lm", "gpt2")  # reads 128 tokens
     backbone = Checkpoint(str(tmp_path / "lm"))
-    fits = replace(SMALL, backbone=backbone, dim=16, epochs=1, length=85, query_words=16, text_words=24)
+    fits = replace(
+        SMALL, backbone=backbone, dim=16, epochs=1, length=85, query_words=16, text_words=24
+    )
     assert np.isfinite(fits.fit(shop).items()).all()
-    with pytest.raises(KarmafunnelError, match="needs a model that reads 129 tokens, found a context of 128"):
+    with pytest.raises(
+        KarmafunnelError, match="needs a model that reads 129 tokens, found a context of 128"
+    ):
         replace(fits, length=86).fit(shop)
     with pytest.raises(KarmafunnelError, match="needs a model that reads 201 tokens"):
         FrozenLM(backbone=backbone, text_words=200).fit(shop)
     # the base's attention, too, is read within it
     save_checkpoint(tmp_path / "short", "gpt2", context=32)
-    short = replace(SMALL, backbone=Checkpoint(str(tmp_path / "short")), dim=16, epochs=1, length=4, query_words=2, text_words=6)
+    short = replace(
+        SMALL,
+        backbone=Checkpoint(str(tmp_path / "short")),
+        dim=16,
+        epochs=1,
+        length=4,
+        query_words=2,
+        text_words=6,
+    )
     assert 0 <= short.fit(shop).facts["base"]["column entropy"] <= 1
 
 
 def test_bfloat16_survives_saving(shop: Log, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "lm", "qwen3")
-    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm"), dtype="bfloat16"), dim=16, epochs=1, rec=0.1)
+    value = replace(
+        SMALL,
+        backbone=Checkpoint(str(tmp_path / "lm"), dtype="bfloat16"),
+        dim=16,
+        epochs=1,
+        rec=0.1,
+    )
     fitted = value.fit(shop, seed=1)
     assert fitted.network.lm.dtype == torch.bfloat16
     requests = shop.requests_in("W3")
@@ -230,19 +288,28 @@ def test_weights_that_are_not_all_there(which: str, shop: Log, cache: Path, tmp_
     else:
         save_file(tensors, file)
         seal(file.parent)
-    with pytest.raises(KarmafunnelError, match=r"needs all weights, found none of .*q_proj\.weight \(1 missing\)"):
+    with pytest.raises(
+        KarmafunnelError, match=r"needs all weights, found none of .*q_proj\.weight \(1 missing\)"
+    ):
         value.fit(shop, cache=tmp_path) if which == "base" else value.load(tmp_path / "kept", shop)
 
 
 def test_some_items_without_text(shop: Log, cache: Path) -> None:
     """They are their ids where W1 met them, nothing where it did not, and the rest is as ever."""
     events = shop.events
-    met = np.unique(events["item"].to_numpy()[(shop.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]])
+    met = np.unique(
+        events["item"].to_numpy()[
+            (shop.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
+        ]
+    )
     never = np.setdiff1d(np.arange(shop.n_items), met)
     assert len(never)
     bare = {int(met[0]), int(never[0])}
     items = shop.items.with_columns(
-        pl.when(pl.int_range(pl.len()).is_in(list(bare))).then(None).otherwise(pl.col(name)).alias(name)
+        pl.when(pl.int_range(pl.len()).is_in(list(bare)))
+        .then(None)
+        .otherwise(pl.col(name))
+        .alias(name)
         for name in ("title", "brand", "category", "attributes")
     )
     log = Log.make(items, shop.requests, shop.exposures, shop.meta)
@@ -257,8 +324,15 @@ def test_some_items_without_text(shop: Log, cache: Path) -> None:
 
 
 def test_items_without_text(shop: Log) -> None:
-    bare = Log.make(shop.items.with_columns(pl.lit(None, pl.String).alias("title"), pl.lit(None, pl.List(pl.String)).alias("attributes")),
-                    shop.requests, shop.exposures, shop.meta)  # fmt: skip
+    bare = Log.make(
+        shop.items.with_columns(
+            pl.lit(None, pl.String).alias("title"),
+            pl.lit(None, pl.List(pl.String)).alias("attributes"),
+        ),
+        shop.requests,
+        shop.exposures,
+        shop.meta,
+    )
     for value in (SMALL, FrozenLM(backbone=TINY)):
         with pytest.raises(KarmafunnelError, match="needs item text"):
             value.fit(bare)
@@ -268,11 +342,16 @@ def test_items_without_text(shop: Log) -> None:
 
 
 @pytest.mark.parametrize(
-    ("residual", "lexical"), [(False, None), (True, None), (True, TfidfSVD(dim=16)), (False, TfidfSVD(dim=16))]
+    ("residual", "lexical"),
+    [(False, None), (True, None), (True, TfidfSVD(dim=16)), (False, TfidfSVD(dim=16))],
 )
-def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path, residual: bool, lexical: TfidfSVD | None) -> None:
+def test_a_tree_gives_each_request_what_it_gets_alone(
+    shop: Log, cache: Path, residual: bool, lexical: TfidfSVD | None
+) -> None:
     """Training's shared trunk and serving's one row a request are the same function."""
-    fitted = replace(SMALL, residual=residual, lexical=lexical, epochs=1).fit(shop, seed=0, cache=cache)
+    fitted = replace(SMALL, residual=residual, lexical=lexical, epochs=1).fit(
+        shop, seed=0, cache=cache
+    )
     trees = training_trees(shop, 8)
     pieces = np.arange(len(trees.start))
     branches, row = trees.branches(pieces)
@@ -282,8 +361,12 @@ def test_a_tree_gives_each_request_what_it_gets_alone(shop: Log, cache: Path, re
         batch = lay_out(trees, pieces, queries, lm.bos)
         words = None
         if fitted.lexical is not None:
-            words = torch.from_numpy(training.asked_words(fitted.lexical, shop, trees.request[branches]))
-        together = fitted.network.z(fitted.network(batch, fitted._x), batch, fitted._x, words).numpy()
+            words = torch.from_numpy(
+                training.asked_words(fitted.lexical, shop, trees.request[branches])
+            )
+        together = fitted.network.z(
+            fitted.network(batch, fitted._x), batch, fitted._x, words
+        ).numpy()
     alone = fitted.interests(trees.request[branches])
     # a piece starts at its user's first event unless the history is longer than a piece; there the
     # two windows differ
@@ -304,8 +387,16 @@ def test_cells_see_the_past_of_their_request_alone(shop: Log, lm: LM) -> None:
     trees = training_trees(shop, 8)
     piece = int(np.argmax(np.bincount(trees.piece)))
     branches, _ = trees.branches(np.array([piece]))
-    batch = lay_out(trees, np.array([piece]), [np.array([5, 6])] * len(branches), lm.bos, [np.array([7, 8, 9])] * len(branches))
-    cells = torch.randn(*batch.kind.shape, lm.dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    batch = lay_out(
+        trees,
+        np.array([piece]),
+        [np.array([5, 6])] * len(branches),
+        lm.bos,
+        [np.array([7, 8, 9])] * len(branches),
+    )
+    cells = torch.randn(
+        *batch.kind.shape, lm.dim, generator=torch.Generator().manual_seed(0), requires_grad=True
+    )
     hidden = lm.hidden(cells, batch.mask, batch.position)[0]
     for b, branch in enumerate(branches):
         at = int(batch.interest[b])
@@ -323,7 +414,13 @@ def test_the_residual_is_the_decayed_mean_of_what_a_request_sees(shop: Log, lm: 
     trees = training_trees(shop, 8)
     pieces = np.arange(12)
     branches, row = trees.branches(pieces)
-    batch = lay_out(trees, pieces, [np.array([5, 6])] * len(branches), lm.bos, [np.array([7, 8])] * len(branches))
+    batch = lay_out(
+        trees,
+        pieces,
+        [np.array([5, 6])] * len(branches),
+        lm.bos,
+        [np.array([7, 8])] * len(branches),
+    )
     network = Network(lm, 16, 4, 0, 0, 0.0, 10.0, residual=True)
     x = torch.randn(shop.n_items, 16, generator=torch.Generator().manual_seed(0))
     found = network.recent(batch, x, torch.tensor(0.3)).numpy()
@@ -331,11 +428,15 @@ def test_the_residual_is_the_decayed_mean_of_what_a_request_sees(shop: Log, lm: 
     assert (trees.seen[branches] == 0).any() and (trees.seen[branches] > 1).any()
     for b, branch in enumerate(branches):
         start, n = trees.start[pieces[row[b]]], trees.seen[branch]
-        mean = sum((np.exp(-0.3 * (n - 1 - j)) * e[trees.item[start + j]] for j in range(n)), np.zeros(16))
+        mean = sum(
+            (np.exp(-0.3 * (n - 1 - j)) * e[trees.item[start + j]] for j in range(n)), np.zeros(16)
+        )
         np.testing.assert_allclose(found[b], mean / max(np.linalg.norm(mean), 1e-12), atol=1e-5)
 
 
-def test_words_of_a_query_move_its_interest_to_items_that_have_them(shop: Log, tmp_path: Path, cache: Path) -> None:
+def test_words_of_a_query_move_its_interest_to_items_that_have_them(
+    shop: Log, tmp_path: Path, cache: Path
+) -> None:
     lexical = TfidfSVD(dim=16)
     value = replace(SMALL, lexical=lexical, dim=48)
     fitted, alone = value.fit(shop, cache=cache), lexical.fit(shop)
@@ -350,14 +451,21 @@ def test_words_of_a_query_move_its_interest_to_items_that_have_them(shop: Log, t
         without = fitted.interests(requests) @ fitted.items().T
         fitted.network.asked_weight.fill_(5.0)
         within = fitted.interests(requests) @ fitted.items().T
-    near = [np.corrcoef(same_words[r], moved[r])[0, 1] for moved in (without, within) for r in np.flatnonzero(with_words)]
+    near = [
+        np.corrcoef(same_words[r], moved[r])[0, 1]
+        for moved in (without, within)
+        for r in np.flatnonzero(with_words)
+    ]
     before, after = np.array(near).reshape(2, -1).mean(axis=1)
     assert after > before + 0.1
     # without a query: as if there were no words
     np.testing.assert_array_equal(without[~with_words], within[~with_words])
 
     fitted.save(tmp_path / "kept")
-    assert value.load(tmp_path / "kept", shop).interests(requests).tobytes() == fitted.interests(requests).tobytes()
+    assert (
+        value.load(tmp_path / "kept", shop).interests(requests).tobytes()
+        == fitted.interests(requests).tobytes()
+    )
 
 
 def test_no_request_is_trained_on_what_came_with_it_or_later(shop: Log) -> None:
@@ -384,14 +492,21 @@ def test_serving_trees_are_the_history(shop: Log) -> None:
 
 
 @pytest.mark.parametrize("decoder", ["bow", "masked", "lm"])
-def test_rec_cannot_see_the_history(decoder: str, shop: Log, lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rec_cannot_see_the_history(
+    decoder: str, shop: Log, lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a step of training: `rec` moves what makes history tokens through z, and with z held still
     not at all; `gen` does.
     """
     value = replace(SMALL, rec=1.0, gen=1.0, decoder=decoder, ids=False)  # type: ignore[arg-type]
     features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
     trainee, _ = value.trainee(shop, lm, features, 0, None)
-    made_by = [trainee.network.token.weight, trainee.network.action.weight, trainee.network.text.weight, trainee.network.ask]
+    made_by = [
+        trainee.network.token.weight,
+        trainee.network.action.weight,
+        trainee.network.text.weight,
+        trainee.network.ask,
+    ]
 
     def slopes(name: str) -> list[torch.Tensor | None]:
         found = trainee.losses(np.arange(8), np.random.default_rng(0))
@@ -413,7 +528,11 @@ def slow_catalogue(z, e, row, target, weight, scale, hard, hard_weight):
         logits = scale * (e @ z[r])
         own = {x for q, x in zip(row.tolist(), target.tolist(), strict=True) if q == r} - {t}
         extra = {x for x in (hard[r].tolist() if hard is not None else []) if x >= 0}
-        terms = [logits[j] + (math.log(hard_weight) if j in extra else 0.0) for j in range(len(e)) if j not in own]
+        terms = [
+            logits[j] + (math.log(hard_weight) if j in extra else 0.0)
+            for j in range(len(e))
+            if j not in own
+        ]
         total = total + w * (torch.logsumexp(torch.stack(terms), 0) - logits[t])
     return total
 
@@ -423,12 +542,17 @@ def test_catalogue_softmax_and_its_gradient(hard_weight: float) -> None:
     row, target = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([1, 4, 2, 0, 3, 5])
     weight = torch.tensor([0.5, 0.5, 1, 0.2, 0.3, 0.5], dtype=torch.float64)
     hard = torch.tensor([[2, -1], [0, 5], [-1, -1]])
-    given = [x.requires_grad_() for x in (unit(3, 4), unit(9, 4, seed=1), torch.tensor(7.0, dtype=torch.float64))]
+    given = [
+        x.requires_grad_()
+        for x in (unit(3, 4), unit(9, 4, seed=1), torch.tensor(7.0, dtype=torch.float64))
+    ]
     pairs = losses.Pairs(row, target, weight)
     fast = losses.action_catalogue(given[0], given[1], pairs, given[2], hard, hard_weight)
     slow = slow_catalogue(given[0], given[1], row, target, weight, given[2], hard, hard_weight)
     assert fast.item() == pytest.approx(slow.item(), rel=1e-6)
-    for a, b in zip(torch.autograd.grad(fast, given), torch.autograd.grad(slow, given), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(fast, given), torch.autograd.grad(slow, given), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
@@ -437,7 +561,9 @@ def test_catalogue_softmax_over_many_chunks() -> None:
     z, e, weight = unit(200, 4), unit(30, 4, seed=1), torch.ones(200, dtype=torch.float64)
     target = torch.arange(200) % 30
     found = losses.action_catalogue(z, e, losses.Pairs(row, target, weight), torch.tensor(5.0))
-    assert found.item() == pytest.approx(float(F.cross_entropy(5 * z @ e.T, target, reduction="sum")), rel=1e-6)
+    assert found.item() == pytest.approx(
+        float(F.cross_entropy(5 * z @ e.T, target, reduction="sum")), rel=1e-6
+    )
 
 
 def test_in_batch_loss_by_hand() -> None:
@@ -445,12 +571,22 @@ def test_in_batch_loss_by_hand() -> None:
     z, e = unit(3, 4), unit(4, 4, seed=1)
     e[3] = e[1]  # pair 3 holds the same item as pair 1
     row, target = torch.tensor([0, 0, 1, 2]), torch.tensor([7, 5, 9, 5])
-    weight, log_p = torch.ones(4, dtype=torch.float64), torch.log(torch.tensor([0.1, 0.3, 0.2, 0.3], dtype=torch.float64))
+    weight, log_p = (
+        torch.ones(4, dtype=torch.float64),
+        torch.log(torch.tensor([0.1, 0.3, 0.2, 0.3], dtype=torch.float64)),
+    )
     hard, there = unit(3, 2, 4, seed=2), torch.tensor([[True, False], [True, True], [False, False]])
     apart = torch.eye(6, dtype=torch.float64)
-    known, hard_known = apart[torch.tensor([0, 1, 2, 1])], apart[torch.tensor([[3, 4], [5, 2], [3, 3]])]
+    known, hard_known = (
+        apart[torch.tensor([0, 1, 2, 1])],
+        apart[torch.tensor([[3, 4], [5, 2], [3, 3]])],
+    )
     # what row 1 was shown second is told from its target by nothing, so it is taken for it
-    pairs, scale, vain = losses.Pairs(row, target, weight), torch.tensor(3.0), losses.ShownInVain(hard, there, hard_known)
+    pairs, scale, vain = (
+        losses.Pairs(row, target, weight),
+        torch.tensor(3.0),
+        losses.ShownInVain(hard, there, hard_known),
+    )
     found = losses.action_in_batch(z, e, pairs, scale, log_p, known, vain)
 
     def s(r, x):
@@ -468,7 +604,9 @@ def test_in_batch_loss_by_hand() -> None:
     heavy = losses.action_in_batch(z, e, pairs, scale, log_p, known, replace(vain, weight=5.0))
     for pair in (0, 1, 2):  # row 2 was shown nothing in vain
         terms[pair][-1] += math.log(5.0)
-    assert heavy.item() == pytest.approx(sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values()), rel=1e-9)
+    assert heavy.item() == pytest.approx(
+        sum(math.log(sum(map(math.exp, t))) - t[0] for t in terms.values()), rel=1e-9
+    )
 
 
 def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
@@ -489,7 +627,9 @@ def test_what_a_batch_says_is_on_average_what_the_catalogue_says() -> None:
         # the others' rows are another's, so that no target of theirs is a truth of the first
         row, weight = torch.arange(7), torch.tensor([1.0] + [0.0] * 6, dtype=torch.float64)
         pairs = losses.Pairs(row, items, weight)
-        loss = losses.action_in_batch(z.expand(7, -1), e[items], pairs, torch.tensor(2.0), log_p, torch.eye(5)[items])
+        loss = losses.action_in_batch(
+            z.expand(7, -1), e[items], pairs, torch.tensor(2.0), log_p, torch.eye(5)[items]
+        )
         found.append(loss.exp().item())
     assert np.mean(found) == pytest.approx(exact, abs=4 * np.std(found) / math.sqrt(len(found)))
     assert np.std(found) / math.sqrt(len(found)) < 0.02 * exact
@@ -504,7 +644,9 @@ def test_items_that_have_drawn_together_are_still_parted() -> None:
     row = torch.arange(6)
     flat = torch.full((6,), math.log(0.5), dtype=torch.float64)
     pairs = losses.Pairs(row, row, torch.ones(6, dtype=torch.float64))
-    loss = losses.action_in_batch(z, F.normalize(e, dim=1), pairs, torch.tensor(10.0), flat, torch.eye(6))
+    loss = losses.action_in_batch(
+        z, F.normalize(e, dim=1), pairs, torch.tensor(10.0), flat, torch.eye(6)
+    )
     (slope,) = torch.autograd.grad(loss, e)
     assert slope.abs().sum() > 1
 
@@ -526,7 +668,12 @@ def test_padding_and_neighbours_do_not_matter_to_a_decoder(kind: type, lm: LM) -
     together = decoder(lm, z, ids, there)
     alone = torch.cat(
         [
-            decoder(lm, z[i : i + 1], ids[i : i + 1, : int(there[i].sum())], there[i : i + 1, : int(there[i].sum())])
+            decoder(
+                lm,
+                z[i : i + 1],
+                ids[i : i + 1, : int(there[i].sum())],
+                there[i : i + 1, : int(there[i].sum())],
+            )
             for i in range(3)
         ]
     )
@@ -549,7 +696,9 @@ def test_true_texts_can_be_learnt_and_shuffled_ones_only_by_heart(lm: LM) -> Non
     """
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 6, 240)
-    z = F.normalize(torch.from_numpy(np.eye(32)[kinds] + 0.1 * rng.standard_normal((240, 32))).float(), dim=1)
+    z = F.normalize(
+        torch.from_numpy(np.eye(32)[kinds] + 0.1 * rng.standard_normal((240, 32))).float(), dim=1
+    )
     ids = torch.from_numpy(np.stack([20 + 3 * kinds + j for j in range(3)], axis=1))
     there = torch.ones_like(ids, dtype=torch.bool)
     held = {}
@@ -599,12 +748,18 @@ def test_lm_loss_is_the_mean_over_texts() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        replace(SMALL, gen=0.3), replace(SMALL, rec=0.3), replace(SMALL, rec=0.3, decoder="masked"), replace(SMALL, rec=0.3, decoder="lm"),
-        replace(SMALL, action=0.0, rec=1.0), replace(SMALL, negatives="batch"), replace(SMALL, hard_weight=4.0, shuffled=True, rec=0.1),
-        replace(SMALL, items="trained", negatives="batch", ids=False), replace(SMALL, share=0.5),
+        replace(SMALL, gen=0.3),
+        replace(SMALL, rec=0.3),
+        replace(SMALL, rec=0.3, decoder="masked"),
+        replace(SMALL, rec=0.3, decoder="lm"),
+        replace(SMALL, action=0.0, rec=1.0),
+        replace(SMALL, negatives="batch"),
+        replace(SMALL, hard_weight=4.0, shuffled=True, rec=0.1),
+        replace(SMALL, items="trained", negatives="batch", ids=False),
+        replace(SMALL, share=0.5),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_every_objective_learns(value: KARMA, shop: Log, cache: Path) -> None:
     fitted = value.fit(shop, seed=0, cache=cache)
     curve = fitted.facts["curve"]
@@ -626,14 +781,23 @@ def test_karma_learns_what_users_like(shop: Log, cache: Path) -> None:
     assert (best % 7 == taste[:, None]).mean() > 0.5  # one in seven by chance
 
 
-def test_ids_start_where_items_met_among_the_users_trained_on(shop: Log, lm: LM, cache: Path) -> None:
+def test_ids_start_where_items_met_among_the_users_trained_on(
+    shop: Log, lm: LM, cache: Path
+) -> None:
     warm = replace(SMALL, warm=True, share=0.5)
     features = warm.features(shop, lm, cache, 0, lambda _: None, "cpu")
     trainee, _ = warm.trainee(shop, lm, features, 0, None)
     users = np.unique(shop.user[trainee.examples.trees.request])
     mine = shop.requests.filter(pl.Series(np.isin(shop.user, users)))
-    half = Log.make(shop.items, mine, shop.exposures.join(mine.select("request_id"), on="request_id", how="semi"), shop.meta)
-    wanted = unit_rows(Cooccurrence(dim=32, weighting="ppmi").fit(half).items())[trainee.examples.candidates]
+    half = Log.make(
+        shop.items,
+        mine,
+        shop.exposures.join(mine.select("request_id"), on="request_id", how="semi"),
+        shop.meta,
+    )
+    wanted = unit_rows(Cooccurrence(dim=32, weighting="ppmi").fit(half).items())[
+        trainee.examples.candidates
+    ]
     started = trainee.network.ids.detach().numpy()
     # the axes of an SVD may be turned about
     assert np.allclose(started @ started.T, wanted @ wanted.T, atol=1e-4)
@@ -642,7 +806,9 @@ def test_ids_start_where_items_met_among_the_users_trained_on(shop: Log, lm: LM,
     assert not cold.network.ids.any()
 
 
-def test_a_killed_fit_goes_on_bit_for_bit(shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_fit_goes_on_bit_for_bit(
+    shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     value = replace(SMALL, gen=0.1, rec=0.1)
     whole = value.fit(shop, seed=2, cache=tmp_path / "whole")
     monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
@@ -669,30 +835,40 @@ def test_a_fit_is_kept_with_its_settings(shop: Log, tmp_path: Path) -> None:
     replace(SMALL, epochs=1).fit(shop, seed=3, cache=tmp_path)
     (folder,) = tmp_path.glob("karma-*")
     about = json.loads((folder / "config.json").read_text())
-    assert about["embedder"] == repr(replace(SMALL, epochs=1)) and (about["seed"], about["log"]) == (3, shop.name)
+    assert about["embedder"] == repr(replace(SMALL, epochs=1)) and (
+        about["seed"],
+        about["log"],
+    ) == (3, shop.name)
 
 
-def test_shuffled_texts_are_another_items_always_the_same_ones(shop: Log, lm: LM, cache: Path) -> None:
+def test_shuffled_texts_are_another_items_always_the_same_ones(
+    shop: Log, lm: LM, cache: Path
+) -> None:
     value = replace(SMALL, rec=1.0, shuffled=True)
     features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
     tells = [value.trainee(shop, lm, features, 0, None)[0].tells for _ in range(2)]
     assert np.array_equal(*tells) and (tells[0] != np.arange(len(tells[0]))).mean() > 0.8
     assert np.array_equal(np.sort(tells[0]), np.arange(len(tells[0])))
     own, other = (
-        replace(SMALL, rec=1.0, shuffled=shuffled, epochs=6).fit(shop, cache=cache).diagnose(shop.requests_in("W3"))
+        replace(SMALL, rec=1.0, shuffled=shuffled, epochs=6)
+        .fit(shop, cache=cache)
+        .diagnose(shop.requests_in("W3"))
         for shuffled in (False, True)
     )
     assert own["perplexity given interest"] < other["perplexity given interest"]
 
 
-def test_shuffled_gen_tells_another_items_text(shop: Log, lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffled_gen_tells_another_items_text(
+    shop: Log, lm: LM, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     value = replace(SMALL, gen=1.0)
     features = value.features(shop, lm, cache, 0, lambda _: None, "cpu")
     # first words of the texts that a step tells, without and with shuffling
     told: list[list[int]] = []
 
     def watched(*args: object) -> object:
-        told.append([int(text[0]) for text in args[4] if text is not None])  # type: ignore[attr-defined]
+        texts = [text for text in args[4] if text is not None]  # type: ignore[attr-defined]
+        told.append([int(text[0]) for text in texts])
         return lay_out(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "lay_out", watched)
@@ -709,7 +885,9 @@ def test_shuffled_gen_tells_another_items_text(shop: Log, lm: LM, cache: Path, m
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_pretraining_stops_at_its_step(broken: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_stops_at_its_step(
+    broken: str, shop: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, steps = backbones.F.cross_entropy, []
 
     def breaks(*args: object, **kwargs: object) -> torch.Tensor:
@@ -721,7 +899,9 @@ def test_pretraining_stops_at_its_step(broken: str, shop: Log, tmp_path: Path, m
         return loss * math.nan if here and broken == "loss" else loss
 
     monkeypatch.setattr(backbones.F, "cross_entropy", breaks)
-    with pytest.raises(KarmafunnelError, match=r"needs a finite loss, found .* in step \d+ of pre-training"):
+    with pytest.raises(
+        KarmafunnelError, match=r"needs a finite loss, found .* in step \d+ of pre-training"
+    ):
         TINY.ready(shop, tmp_path, lambda _: None, "cpu")
     assert not list(tmp_path.glob("base-*"))
 
@@ -732,7 +912,10 @@ def test_more_epochs_go_on_from_fewer(shop: Log, tmp_path: Path) -> None:
     more = SMALL.fit(shop, seed=0, progress=said.append, cache=tmp_path)
     assert any("goes on after epoch 1" in message for message in said)
     assert more.items().tobytes() == SMALL.fit(shop, seed=0).items().tobytes()
-    assert replace(SMALL, epochs=1).fit(shop, seed=0, cache=tmp_path).items().tobytes() == few.items().tobytes()
+    assert (
+        replace(SMALL, epochs=1).fit(shop, seed=0, cache=tmp_path).items().tobytes()
+        == few.items().tobytes()
+    )
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
@@ -759,7 +942,9 @@ def test_serving_loads_no_decoder(shop: Log, tmp_path: Path, cache: Path) -> Non
     value = replace(SMALL, rec=0.3)
     fitted = value.fit(shop, seed=0, cache=cache)
     fitted.save(tmp_path / "kept")
-    assert not any("rec" in name or "reconstruct" in name or "prior" in name for name in fitted.tensors())
+    assert not any(
+        "rec" in name or "reconstruct" in name or "prior" in name for name in fitted.tensors()
+    )
     decoders = (tmp_path / "kept" / "decoders.safetensors").read_bytes()
     (tmp_path / "kept" / "decoders.safetensors").unlink()
     loaded = value.load(tmp_path / "kept", shop)
@@ -774,7 +959,9 @@ def test_serving_loads_no_head_of_its_own(shop: Log, tmp_path: Path) -> None:
     decoders.
     """
     save_checkpoint(tmp_path / "lm", "qwen3")
-    value = replace(SMALL, backbone=Checkpoint(str(tmp_path / "lm")), dim=16, epochs=1, gen=0.1, rec=0.3)
+    value = replace(
+        SMALL, backbone=Checkpoint(str(tmp_path / "lm")), dim=16, epochs=1, gen=0.1, rec=0.3
+    )
     fitted, requests = value.fit(shop, seed=1), shop.requests_in("W3")
     lm = fitted.network.lm.model
     assert lm.get_output_embeddings().weight is not lm.get_input_embeddings().weight
@@ -785,24 +972,33 @@ def test_serving_loads_no_head_of_its_own(shop: Log, tmp_path: Path) -> None:
     loaded.save(tmp_path / "again")
     for folder in ("kept", "again"):
         again = value.load(tmp_path / folder, shop)
-        assert again.read(requests) == fitted.read(requests) and again.diagnose(requests) == fitted.diagnose(requests)
+        assert again.read(requests) == fitted.read(requests) and again.diagnose(
+            requests
+        ) == fitted.diagnose(requests)
     # serving does without, telling words does not
     (tmp_path / "kept" / "decoders.safetensors").unlink()
     alone = value.load(tmp_path / "kept", shop)
     assert alone.interests(requests).tobytes() == fitted.interests(requests).tobytes()
-    with pytest.raises(KarmafunnelError, match=r"decoders\.safetensors: needs all weights, found none of weight"):
+    with pytest.raises(
+        KarmafunnelError, match=r"decoders\.safetensors: needs all weights, found none of weight"
+    ):
         alone.diagnose(requests)
 
 
 @pytest.mark.parametrize(
     ("file", "damage", "says"),
     [
-        ("embedding.json", "{}", "embedding.json: needs class"), ("tensors.safetensors", "vectors", "tensors without vectors"),
-        ("tensors.safetensors", "rows", "5 rows of vectors for the"), ("decoders.safetensors", "torn", "needs a checkpoint"),
-        ("decoders.safetensors", "prior", "needs the prior"), ("decoders.safetensors", "rec.map.weight", "needs all weights"),
+        ("embedding.json", "{}", "embedding.json: needs class"),
+        ("tensors.safetensors", "vectors", "tensors without vectors"),
+        ("tensors.safetensors", "rows", "5 rows of vectors for the"),
+        ("decoders.safetensors", "torn", "needs a checkpoint"),
+        ("decoders.safetensors", "prior", "needs the prior"),
+        ("decoders.safetensors", "rec.map.weight", "needs all weights"),
     ],
-)  # fmt: skip
-def test_saved_fits_that_are_damaged(file: str, damage: str, says: str, shop: Log, cache: Path, tmp_path: Path) -> None:
+)
+def test_saved_fits_that_are_damaged(
+    file: str, damage: str, says: str, shop: Log, cache: Path, tmp_path: Path
+) -> None:
     value = replace(SMALL, rec=0.3)
     value.fit(shop, seed=0, cache=cache).save(tmp_path / "kept")
     path = tmp_path / "kept" / file
@@ -813,7 +1009,9 @@ def test_saved_fits_that_are_damaged(file: str, damage: str, says: str, shop: Lo
     else:
         tensors = load_file(path)
         changed = {"vectors": tensors["vectors"][:5]} if damage == "rows" else {}
-        save_file({k: x for k, x in tensors.items() if k != damage} | changed, path, {"facts": "{}"})
+        save_file(
+            {k: x for k, x in tensors.items() if k != damage} | changed, path, {"facts": "{}"}
+        )
     for sealed, told in ((False, rf"{file}: other bytes than were written"), (True, says)):
         if sealed:
             seal(tmp_path / "kept")
@@ -835,27 +1033,63 @@ def test_an_epoch_that_lacks_a_weight(shop: Log, tmp_path: Path) -> None:
 def test_an_interest_is_read_in_words(shop: Log, cache: Path) -> None:
     requests = shop.requests_in("W3")[:40]
     for decoder in ("bow", "lm"):
-        told = replace(SMALL, rec=1.0, decoder=decoder, epochs=4).fit(shop, seed=0, cache=cache).read(requests)  # type: ignore[arg-type]
-        assert told is not None and len(told) == 40 and all(isinstance(text, str) for text in told) and any(told)
+        told = (
+            replace(SMALL, rec=1.0, decoder=decoder, epochs=4)
+            .fit(shop, seed=0, cache=cache)
+            .read(requests)
+        )  # type: ignore[arg-type]
+        assert (
+            told is not None
+            and len(told) == 40
+            and all(isinstance(text, str) for text in told)
+            and any(told)
+        )
     assert SMALL.fit(shop, seed=0, cache=cache).read(requests) is None
-    assert replace(SMALL, rec=1.0, decoder="lm", epochs=4).fit(shop, seed=0, cache=cache).read(requests, quick=True) is None
+    assert (
+        replace(SMALL, rec=1.0, decoder="lm", epochs=4)
+        .fit(shop, seed=0, cache=cache)
+        .read(requests, quick=True)
+        is None
+    )
 
 
 def test_wrong_values_are_refused() -> None:
     for wrong, message in (
-        ({"decoder": "gpt"}, "decoder needs one of"), ({"rec": -1.0}, "rec needs a number"), ({"gen": math.nan}, "gen needs a number"),
-        ({"items": "trained"}, "needs negatives='batch'"), ({"see": 0.1}, "needs visual features"), ({"epochs": 0}, "epochs"),
+        ({"decoder": "gpt"}, "decoder needs one of"),
+        ({"rec": -1.0}, "rec needs a number"),
+        ({"gen": math.nan}, "gen needs a number"),
+        ({"items": "trained"}, "needs negatives='batch'"),
+        ({"see": 0.1}, "needs visual features"),
+        ({"epochs": 0}, "epochs"),
         ({"negatives": "none"}, "negatives needs one of"),
-        ({"lexical": TfidfSVD(), "items": "trained", "negatives": "batch"}, "lexical needs items='frozen'"),
-    ):  # fmt: skip
+        (
+            {"lexical": TfidfSVD(), "items": "trained", "negatives": "batch"},
+            "lexical needs items='frozen'",
+        ),
+    ):
         with pytest.raises(KarmafunnelError, match=message):
             KARMA(**wrong)  # type: ignore[arg-type]
     for kind, fields in (
-        (KARMA, {"temperature": 0.0, "hard_weight": 0.0, "dropout": 2.0, "text_words": 0, "hard": -1, "dim": 0, "batch": 0, "average": 1.5,
-                 "rate": math.inf, "length": 2.5, "share": 0.0, "id_dropout": -0.1}),
+        (
+            KARMA,
+            {
+                "temperature": 0.0,
+                "hard_weight": 0.0,
+                "dropout": 2.0,
+                "text_words": 0,
+                "hard": -1,
+                "dim": 0,
+                "batch": 0,
+                "average": 1.5,
+                "rate": math.inf,
+                "length": 2.5,
+                "share": 0.0,
+                "id_dropout": -0.1,
+            },
+        ),
         (Qwen, {"dim": 0, "heads": 0, "context": 0, "vocab": 10, "tokens": -1, "rate": math.nan}),
         (FrozenLM, {"dim": 0, "decay": 1.5, "length": 0, "query_weight": -1.0}),
-    ):  # fmt: skip
+    ):
         for name, value in fields.items():
             with pytest.raises(KarmafunnelError, match=rf"{kind.__name__}: {name} needs a .*found"):
                 kind(**{name: value})  # type: ignore[operator]
@@ -867,8 +1101,16 @@ def test_wrong_values_are_refused() -> None:
 
 def test_diagnosis_names_its_figures(shop: Log, cache: Path) -> None:
     found = replace(SMALL, rec=0.3).fit(shop, seed=0, cache=cache).diagnose(shop.requests_in("W3"))
-    for name in ("sink rate, first", "base sink rate, others", "column entropy", "effective rank, items", "uniformity, interests",
-                 "alignment", "perplexity given history", "perplexity given interest"):  # fmt: skip
+    for name in (
+        "sink rate, first",
+        "base sink rate, others",
+        "column entropy",
+        "effective rank, items",
+        "uniformity, interests",
+        "alignment",
+        "perplexity given history",
+        "perplexity given interest",
+    ):
         assert math.isfinite(found[name]), name
     assert "perplexity given interest, unseen" in found
     with pytest.raises(KarmafunnelError, match="found none"):
@@ -898,7 +1140,9 @@ def test_sink_rate_on_a_map_made_by_hand() -> None:
     assert diagnose.sink_rate(attention, there, threshold=0.2) == {"first": 1.0, "others": 0.5}
     # head 0: no entropy; head 1: 8/13 and 5/13 of the mass
     p = np.array([8 / 13, 5 / 13])
-    assert diagnose.column_mass_entropy(attention, there) == pytest.approx(-(p * np.log(p)).sum() / np.log(2) / 2)
+    assert diagnose.column_mass_entropy(attention, there) == pytest.approx(
+        -(p * np.log(p)).sum() / np.log(2) / 2
+    )
 
 
 def test_padding_does_not_make_sinks() -> None:
@@ -914,23 +1158,44 @@ def test_shape_of_vectors() -> None:
     assert diagnose.effective_rank(np.outer([1, -1, 2, -2], [1.0, 2])) == pytest.approx(1)
     assert diagnose.uniformity(np.tile([1.0, 0], (5, 1))) == pytest.approx(0)
     assert diagnose.uniformity(np.array([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
-    assert diagnose.alignment(np.array([[1.0, 0], [0, 1]]), np.array([[0.0, 1], [0, 1]])) == pytest.approx(1)
+    assert diagnose.alignment(
+        np.array([[1.0, 0], [0, 1]]), np.array([[0.0, 1], [0, 1]])
+    ) == pytest.approx(1)
     constant = np.concatenate([eye, np.ones((8, 1))], axis=1)
     assert diagnose.unit(constant).shape[1] == 4 and diagnose.unit(np.zeros((3, 2))).shape == (0, 2)
 
 
 def test_jaccard_and_js_by_hand() -> None:
-    items = pl.DataFrame({"item_id": list("abc"), "title": ["red pen", "red cap", "blue ink"], "brand": ["x", "x", None]})
+    items = pl.DataFrame(
+        {
+            "item_id": list("abc"),
+            "title": ["red pen", "red cap", "blue ink"],
+            "brand": ["x", "x", None],
+        }
+    )
     requests = pl.DataFrame(
-        {"request_id": ["r"], "user_id": ["u"], "source": ["search"], "window": ["W1"], "ts": [datetime(2026, 1, 1, tzinfo=UTC)]}
+        {
+            "request_id": ["r"],
+            "user_id": ["u"],
+            "source": ["search"],
+            "window": ["W1"],
+            "ts": [datetime(2026, 1, 1, tzinfo=UTC)],
+        }
     )
     exposures = pl.DataFrame({"request_id": ["r"], "item_id": ["a"], "clicked": [True]})
-    log = Log.make(items, requests, exposures, {"name": "three", "label": "click", "has": {"clicks": True, "text": True}})
+    log = Log.make(
+        items,
+        requests,
+        exposures,
+        {"name": "three", "label": "click", "has": {"clicks": True, "text": True}},
+    )
     words = diagnose.word_sets(log)
     a, b = np.array([0, 0]), np.array([1, 2])
     assert diagnose.jaccard(words, a, b).tolist() == [2 / 4, 0]
     pools = [np.array([2])]  # chance draws item c alone, which shares no word with a
-    js = diagnose.js_at_k(words, np.array([0]), np.array([[1, 2, -1]]), pools, np.random.default_rng(0))
+    js = diagnose.js_at_k(
+        words, np.array([0]), np.array([[1, 2, -1]]), pools, np.random.default_rng(0)
+    )
     assert js.tolist() == [pytest.approx(1 / 4)]
 
 
@@ -943,7 +1208,9 @@ def test_the_probe_finds_meaning_where_there_is_some(shop: Log) -> None:
         return np.eye(7)[items % 7] + 0.05 * rng.standard_normal((len(items), 7))
 
     told = diagnose.readable(words, meaning(target), target, meaning(later), later)
-    noise = diagnose.readable(words, rng.standard_normal((400, 7)), target, rng.standard_normal((100, 7)), later)
+    noise = diagnose.readable(
+        words, rng.standard_normal((400, 7)), target, rng.standard_normal((100, 7)), later
+    )
     assert told > 0.2 and noise < 0.05
 
 
@@ -962,11 +1229,17 @@ def pictured(folder: Path, n: int = 64) -> Log:
     for i in range(n):
         pixels = np.full((32, 32, 3), 250, dtype=np.uint8)
         size = 9 + i % 3
-        inside = (xx - 16) ** 2 + (yy - 16) ** 2 < size**2 if i % 2 else (abs(xx - 16) < size) & (abs(yy - 16) < size)
+        inside = (
+            (xx - 16) ** 2 + (yy - 16) ** 2 < size**2
+            if i % 2
+            else (abs(xx - 16) < size) & (abs(yy - 16) < size)
+        )
         pixels[inside] = [(200, 40, 40), (40, 160, 60), (40, 60, 200), (220, 200, 40)][i // 2 % 4]
         Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
     paths = [f"images/{i}.png" if i != 5 else None for i in range(n)]
-    Log.make(log.items.with_columns(pl.Series("image", paths)), log.requests, log.exposures, log.meta).write(folder / "log")
+    Log.make(
+        log.items.with_columns(pl.Series("image", paths)), log.requests, log.exposures, log.meta
+    ).write(folder / "log")
     (folder / "images").rename(folder / "log" / "images")
     return Log.open(folder / "log")
 
@@ -990,11 +1263,18 @@ def test_self_supervised_features_know_colours_and_shapes(tmp_path: Path) -> Non
 def test_pretrained_vision_model_from_a_folder(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    size = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     ViTModel(ViTConfig(image_size=32, patch_size=16, **size)).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     log = pictured(tmp_path, 48)
-    x, there = visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")
+    x, there = visual_features(
+        log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu"
+    )
     assert x.shape == (48, 16) and there.sum() == 47 and np.isfinite(x).all()
     with pytest.raises(KarmafunnelError, match="needs a vision model with its image processor"):
         visual_features(log, Pretrained(str(tmp_path / "log")), None, 0, lambda _: None, "cpu")
@@ -1002,10 +1282,15 @@ def test_pretrained_vision_model_from_a_folder(tmp_path: Path) -> None:
     weights = load_file(file)
     # as a classifier has none
     save_file({k: w for k, w in weights.items() if "pooler" not in k}, file, {"format": "pt"})
-    first, again = (visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")[0] for _ in range(2))
+    first, again = (
+        visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")[0]
+        for _ in range(2)
+    )
     assert first.tobytes() == again.tobytes() != x.tobytes()
     save_file({k: w for k, w in weights.items() if "attention" not in k}, file, {"format": "pt"})
-    with pytest.raises(KarmafunnelError, match=r"needs all weights of a vision model, found none of .*attention"):
+    with pytest.raises(
+        KarmafunnelError, match=r"needs all weights of a vision model, found none of .*attention"
+    ):
         visual_features(log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu")
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(KarmafunnelError, match="needs a vision model with its image processor"):
@@ -1038,29 +1323,41 @@ def test_karma_with_pictures(vector: str, tmp_path: Path) -> None:
     log = pictured(tmp_path)
     rng = np.random.default_rng(0)
     looks = [np.eye(7)[i % 7] + 0.1 * rng.standard_normal(7) for i in range(64)]  # as its name says
-    column = pl.Series("visual", [x.tolist() if i % 5 else None for i, x in enumerate(looks)], dtype=pl.List(pl.Float32))
+    column = pl.Series(
+        "visual",
+        [x.tolist() if i % 5 else None for i, x in enumerate(looks)],
+        dtype=pl.List(pl.Float32),
+    )
     log = Log.make(log.items.with_columns(column), log.requests, log.exposures, log.meta)
-    fitted = replace(SMALL, visual=Column(), see=1.0, rate=3e-3, epochs=5, vector=vector).fit(log, seed=0)  # type: ignore[arg-type]
+    fitted = replace(SMALL, visual=Column(), see=1.0, rate=3e-3, epochs=5, vector=vector).fit(
+        log, seed=0
+    )  # type: ignore[arg-type]
     first, last = (fitted.facts["curve"][at]["see"] for at in (0, -1))
     # noise is drawn anew: too short a fit to see it fall
     assert last < first if vector != "diffusion" else last < 1.5
     fitted.save(tmp_path / "kept")
-    loaded = replace(SMALL, visual=Column(), see=1.0, rate=3e-3, epochs=5, vector=vector).load(tmp_path / "kept", log)  # type: ignore[arg-type]
+    loaded = replace(SMALL, visual=Column(), see=1.0, rate=3e-3, epochs=5, vector=vector).load(
+        tmp_path / "kept", log
+    )  # type: ignore[arg-type]
     requests = log.requests_in("W3")
     assert loaded.interests(requests).tobytes() == fitted.interests(requests).tobytes()
 
 
 def test_causal_masks() -> None:
     mask, position = causal(torch.tensor([[True, True, False]]))
-    assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [True, True, True]] and position.tolist() == [
-        [0, 1, 2]
-    ]
+    assert mask[0, 0].tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ] and position.tolist() == [[0, 1, 2]]
 
 
 # -- people ----------------------------------------------------------------------------------------
 
 
-def test_readings_reach_the_run_the_report_and_explain(shop: Log, cache: Path, tmp_path: Path) -> None:
+def test_readings_reach_the_run_the_report_and_explain(
+    shop: Log, cache: Path, tmp_path: Path
+) -> None:
     value = replace(SMALL, rec=1.0, epochs=4)
     text = f"""
 from karmafunnel.models.karma import KARMA, Qwen
@@ -1082,19 +1379,29 @@ funnel, embedders, label = VectorRecall("karma", k=20), {{"karma": {value!r}}}, 
         wanted = told.filter(pl.col("request_id") == request["id"])["karma.reads"][0]
         assert request["runs"][0]["reads"] == ({"karma": wanted} if wanted else {})
     request = told.filter(pl.col("karma.reads") != "")["request_id"][0]
-    answer = CliRunner().invoke(main, ["explain", str(tmp_path / "told.py"), str(tmp_path / "log"), "--request", request],
-                                env={"KARMAFUNNEL_CACHE": str(cache)})  # fmt: skip
+    answer = CliRunner().invoke(
+        main,
+        ["explain", str(tmp_path / "told.py"), str(tmp_path / "log"), "--request", request],
+        env={"KARMAFUNNEL_CACHE": str(cache)},
+    )
     assert answer.exit_code == 0, answer.output
     reading = told.filter(pl.col("request_id") == request)["karma.reads"][0]
-    assert f"the interest of karma reads: {reading}" in answer.output and "came next:" in answer.output
+    assert (
+        f"the interest of karma reads: {reading}" in answer.output and "came next:" in answer.output
+    )
 
 
 def test_a_demonstration_recipe_and_the_controls_load(shop: Log) -> None:
     assert "karma" in load_recipe("karma", shop).embedders
     controls = load_recipe("karma_controls", shop)
-    assert controls.against == "action-only" and {"+gen", "+rec", "+gen+rec", "random", "SASRec", "frozen LM"} <= set(
-        controls.rows
-    )
+    assert controls.against == "action-only" and {
+        "+gen",
+        "+rec",
+        "+gen+rec",
+        "random",
+        "SASRec",
+        "frozen LM",
+    } <= set(controls.rows)
     trials = load_recipe("karma_trials", shop).rows
     kinds = [name.split(" ")[0].rstrip(",") for name in trials]
     tuned = ("action-only", "+gen", "+rec", "+gen+rec", "SASRec", "frozen", "TF-IDF")
@@ -1104,7 +1411,9 @@ def test_a_demonstration_recipe_and_the_controls_load(shop: Log) -> None:
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(tuned[:4], 10)
 
 
-def test_a_hub_that_does_not_answer_is_said_at_once(shop: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_said_at_once(
+    shop: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

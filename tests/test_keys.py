@@ -50,7 +50,9 @@ def test_a_digest_is_blind_to(text):
         PLAIN.replace("y=2", "y=2.0"),
         PLAIN.replace("y=2", "w=2").replace("x + y", "x + w"),
         PLAIN.replace("ValueError", "KeyError"),
-        PLAIN.replace("            x = 1\n        return x", "            x = 1\n            return x"),
+        PLAIN.replace(
+            "            x = 1\n        return x", "            x = 1\n            return x"
+        ),
     ],
     ids=["constant", "operator", "word in a set", "type of a constant", "name", "error", "place"],
 )
@@ -72,17 +74,38 @@ def reached(*values: object) -> set[str]:
 
 def test_what_values_reach():
     recall = reached(Join([VectorRecall("a", index=HNSW()), Popular()]))
-    assert {"stages.recall.vector", "stages.recall.fusion", "stages.stage", "models.embedders", "log"} <= recall
-    assert not {"models.sasrec", "models.ctr.din", "models.karma.train", "stages.rank", "stages.learn", "stages.recall.lexical"} & recall
+    assert {
+        "stages.recall.vector",
+        "stages.recall.fusion",
+        "stages.stage",
+        "models.embedders",
+        "log",
+    } <= recall
+    assert (
+        not {
+            "models.sasrec",
+            "models.ctr.din",
+            "models.karma.train",
+            "stages.rank",
+            "stages.learn",
+            "stages.recall.lexical",
+        }
+        & recall
+    )
     assert {"models.gbdt", "stages.learn", "stages.features"} <= reached(LightGBMPreRank())
     assert {"models.ctr.din", "models.ctr.fitting", "models.training"} <= reached(DINRank())
     karma = reached(KARMA(lexical=TfidfSVD()))
-    assert {f"models.karma.{name}" for name in ("backbone", "embedder", "losses", "network", "sequences", "train", "visual")} <= karma
+    assert {
+        f"models.karma.{name}"
+        for name in ("backbone", "embedder", "losses", "network", "sequences", "train", "visual")
+    } <= karma
     assert not {"models.sasrec", "stages.stage"} & karma
 
 
 def test_a_name_that_a_package_passes_on_leads_to_its_module():
-    assert keys.defined_in("karmafunnel.models.karma", "KARMA") == "karmafunnel.models.karma.embedder"
+    assert (
+        keys.defined_in("karmafunnel.models.karma", "KARMA") == "karmafunnel.models.karma.embedder"
+    )
     assert keys.defined_in("karmafunnel.models", "sasrec") == "karmafunnel.models.sasrec"
 
 
@@ -91,7 +114,9 @@ def changed(monkeypatch) -> Iterator[list[str]]:
     """Modules whose code is another one."""
     modules: list[str] = []
     real = keys.digest_of
-    monkeypatch.setattr(keys, "digest_of", lambda module: "other" if module in modules else real(module))
+    monkeypatch.setattr(
+        keys, "digest_of", lambda module: "other" if module in modules else real(module)
+    )
     keys.code_digest.cache_clear()
     yield modules
     keys.code_digest.cache_clear()

@@ -32,7 +32,11 @@ def shop() -> Log:
     Day 2: ann, only red. Day 3: ann.
     """
     items = pl.DataFrame(
-        {"item_id": ["apple", "pear", "fig"], "attributes": [["red"], ["green"], ["green", "red"]], "price": [1.0, None, 9.0]}
+        {
+            "item_id": ["apple", "pear", "fig"],
+            "attributes": [["red"], ["green"], ["green", "red"]],
+            "price": [1.0, None, 9.0],
+        }
     )
     requests = pl.DataFrame(
         {
@@ -104,7 +108,10 @@ def test_counts_of_a_large_catalogue_asked_for_by_small_numbers(asked):
     n_items = 120_000
     of, rank = rng.integers(n_items - 30, n_items, 3000), rng.integers(60_000, 60_100, 3000)
     timeline = Timeline(of, rank, n_items, np.arange(3000.0))
-    key, at = rng.integers(n_items - 40, n_items, asked).astype(np.int32), rng.integers(60_020, 60_090, asked)
+    key, at = (
+        rng.integers(n_items - 40, n_items, asked).astype(np.int32),
+        rng.integers(60_020, 60_090, asked),
+    )
     expected = [int(((of == k) & (rank < t)).sum()) for k, t in zip(key, at, strict=True)]
     assert timeline.before(key, at).tolist() == expected
     assert (np.isnan(timeline.last(key, at)) == (np.array(expected) == 0)).all()
@@ -112,15 +119,26 @@ def test_counts_of_a_large_catalogue_asked_for_by_small_numbers(asked):
 
 def test_eligible_is_known_before_and_passes_the_filters():
     log = shop()
-    assert [sorted(e.tolist()) for e in log.asof.eligible(np.arange(4))] == [[], [0, 1], [0, 2], [0, 1, 2]]
+    assert [sorted(e.tolist()) for e in log.asof.eligible(np.arange(4))] == [
+        [],
+        [0, 1],
+        [0, 2],
+        [0, 1, 2],
+    ]
     assert log.asof.known(np.arange(4)).tolist() == [0, 2, 2, 3]
-    assert log.asof.is_eligible(np.array([1, 2, 2]), np.array([2, 2, 1])).tolist() == [False, True, False]
+    assert log.asof.is_eligible(np.array([1, 2, 2]), np.array([2, 2, 1])).tolist() == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_published_catalogue_is_known_from_the_start_but_for_what_came_later():
     log = shop()
     items = log.items.with_columns(
-        available_from=pl.Series([None, None, START + timedelta(days=1)], dtype=pl.Datetime("ms", "UTC"))
+        available_from=pl.Series(
+            [None, None, START + timedelta(days=1)], dtype=pl.Datetime("ms", "UTC")
+        )
     )
     log = Log.make(items, log.requests, log.exposures, META | {"catalogue": "published"})
     assert log.asof.known(np.array([0, 1, 3])).tolist() == [2, 2, 3]
@@ -129,7 +147,9 @@ def test_a_published_catalogue_is_known_from_the_start_but_for_what_came_later()
 def test_an_item_that_never_appears_stays_unknown_where_the_catalogue_is_seen():
     log = shop()
     items = pl.concat([log.items, log.items.head(1).with_columns(item_id=pl.lit("kiwi"))])
-    items = items.with_columns(available_from=pl.Series([None, START, None, None], dtype=pl.Datetime("ms", "UTC")))
+    items = items.with_columns(
+        available_from=pl.Series([None, START, None, None], dtype=pl.Datetime("ms", "UTC"))
+    )
     log = Log.make(items, log.requests, log.exposures, META)
     assert not log.asof.is_eligible(np.arange(4), np.full(4, 3)).any()
 
@@ -161,9 +181,15 @@ def test_round_trip_on_disk(tmp_path):
     log = shop()
     log.write(tmp_path / "log")
     again = read(tmp_path / "log")
-    assert isinstance(again, Log) and again.items.equals(log.items) and again.exposures.equals(log.exposures)
+    assert (
+        isinstance(again, Log)
+        and again.items.equals(log.items)
+        and again.exposures.equals(log.exposures)
+    )
     assert again.checksum == Log.open(tmp_path / "log").checksum
-    (tmp_path / "log" / "requests.parquet").write_bytes((tmp_path / "log" / "requests.parquet").read_bytes()[:100])
+    (tmp_path / "log" / "requests.parquet").write_bytes(
+        (tmp_path / "log" / "requests.parquet").read_bytes()[:100]
+    )
     with pytest.raises(KarmafunnelError, match=r"requests\.parquet"):
         Log.open(tmp_path / "log")
 
@@ -173,18 +199,30 @@ def test_a_sample_keeps_all_of_the_users_it_draws_and_their_windows():
     whole = log.sample(1.0)
     assert whole.requests.equals(log.requests) and whole.exposures.equals(log.exposures)
     assert whole.items.select(log.items.columns).equals(log.items)
-    kept = {tuple(log.sample(0.5, seed).requests["user_id"]) for seed in range(20) if draws_somebody(log, seed)}
+    kept = {
+        tuple(log.sample(0.5, seed).requests["user_id"])
+        for seed in range(20)
+        if draws_somebody(log, seed)
+    }
     assert kept == {("ann",) * 3, ("bob",), ("ann", "bob", "ann", "ann")}
     seed = next(
-        seed for seed in range(20) if draws_somebody(log, seed) and "bob" not in log.sample(0.5, seed).requests["user_id"]
+        seed
+        for seed in range(20)
+        if draws_somebody(log, seed) and "bob" not in log.sample(0.5, seed).requests["user_id"]
     )
     ann = log.sample(0.5, seed)
     # as in the whole log, not cut again
     assert ann.requests["window"].to_list() == ["W1", "W2a", "W3"]
-    assert ann.exposures["request_id"].to_list() == ["a0", "a0", "a2", "a3"] and ann.items.height == 3
+    assert (
+        ann.exposures["request_id"].to_list() == ["a0", "a0", "a2", "a3"] and ann.items.height == 3
+    )
     assert ann.name == "shop-0.5" and ann.meta["sample"] == {
-        "log": "shop", "whole": "shop", "checksum": log.checksum, "share": 0.5, "seed": seed,
-    }  # fmt: skip
+        "log": "shop",
+        "whole": "shop",
+        "checksum": log.checksum,
+        "share": 0.5,
+        "seed": seed,
+    }
     assert log.whole == "shop" == ann.whole == ann.sample(1.0).whole
 
 
@@ -193,17 +231,38 @@ def as_seen(log: Log) -> Log:
 
 
 def as_order(log: Log) -> Log:
-    return Log.make(log.items, log.requests.with_columns(ts=None), log.exposures, log.meta | {"catalogue": "seen", "time": "order"})
+    return Log.make(
+        log.items,
+        log.requests.with_columns(ts=None),
+        log.exposures,
+        log.meta | {"catalogue": "seen", "time": "order"},
+    )
 
 
 def with_late_items(log: Log) -> Log:
-    first = log.exposures.join(log.requests, on="request_id").group_by("item_id").agg(available_from=pl.col("ts").min())
+    first = (
+        log.exposures.join(log.requests, on="request_id")
+        .group_by("item_id")
+        .agg(available_from=pl.col("ts").min())
+    )
     late = log.items.join(first, on="item_id", how="left", maintain_order="left")["available_from"]
-    late = late.zip_with(pl.Series([row % 3 == 0 for row in range(log.n_items)]), pl.repeat(None, log.n_items, dtype=late.dtype, eager=True))
+    late = late.zip_with(
+        pl.Series([row % 3 == 0 for row in range(log.n_items)]),
+        pl.repeat(None, log.n_items, dtype=late.dtype, eager=True),
+    )
     return Log.make(log.items.with_columns(late), log.requests, log.exposures, log.meta)
 
 
-@pytest.mark.parametrize("kind", [as_seen, as_order, with_late_items, lambda log: as_seen(with_late_items(log)), lambda log: log])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        as_seen,
+        as_order,
+        with_late_items,
+        lambda log: as_seen(with_late_items(log)),
+        lambda log: log,
+    ],
+)
 @pytest.mark.parametrize("again", [False, True])
 def test_a_sample_asks_the_same_task_of_the_requests_it_keeps(kind, again):
     log = kind(make_shop(n_items=120, n_users=30, n_requests=300))
@@ -218,14 +277,19 @@ def test_a_sample_asks_the_same_task_of_the_requests_it_keeps(kind, again):
     # a user is there with a whole history
     assert np.array_equal(part.asof.n_events(here), log.asof.n_events(mine))
     for label in ("click", "purchase"):
-        assert np.array_equal(part.targets_of_w1(label), log.targets_of_w1(label)) and log.targets_of_w1(label).sum() > 0
+        assert (
+            np.array_equal(part.targets_of_w1(label), log.targets_of_w1(label))
+            and log.targets_of_w1(label).sum() > 0
+        )
     require(part)
     truth = log.truth("click").filter(pl.col("request").is_in(mine))
     at, items = truth["request"].to_numpy(), truth["item"].to_numpy()
     whole = next(w for w in describe(part)["windows"] if w["window"] == "all")
     assert whole["ceiling"] == pytest.approx(log.asof.is_eligible(at, items).mean())
     for window in describe(part)["windows"][1:4]:
-        of_it = truth.filter(log.requests["window"].gather(at) == window["window"])["item"].to_numpy()
+        of_it = truth.filter(log.requests["window"].gather(at) == window["window"])[
+            "item"
+        ].to_numpy()
         assert window["cold"] == pytest.approx((log.targets_of_w1("click")[of_it] == 0).mean())
 
 
@@ -241,9 +305,15 @@ def test_a_smaller_sample_lies_inside_a_larger_one_and_bad_ones_are_refused():
     users = pl.Series([f"u{i}" for i in range(1000)] + [None, None])
     requests = shop().requests.head(1).join(users.to_frame("user"), how="cross")
     requests = requests.with_columns(
-        pl.col("user").alias("user_id"), (pl.col("request_id") + pl.int_range(pl.len()).cast(pl.String))
+        pl.col("user").alias("user_id"),
+        (pl.col("request_id") + pl.int_range(pl.len()).cast(pl.String)),
     )
-    many = Log.make(shop().items, requests.drop("user"), shop().exposures.clear(), META | {"has": {"users": True}})
+    many = Log.make(
+        shop().items,
+        requests.drop("user"),
+        shop().exposures.clear(),
+        META | {"has": {"users": True}},
+    )
     tenth, third = (many.sample(share, seed=3) for share in (0.1, 0.3))
     assert set(tenth.requests["user_id"]) < set(third.requests["user_id"])
     assert 70 < tenth.requests.height < 130 and tenth.requests["user_id"].null_count() == 0
@@ -251,7 +321,9 @@ def test_a_smaller_sample_lies_inside_a_larger_one_and_bad_ones_are_refused():
     for share in (0, 1.5, float("nan")):
         with pytest.raises(KarmafunnelError, match="above 0 and at most 1"):
             many.sample(share)
-    nobody = Log.make(shop().items, shop().requests, shop().exposures, META | {"has": {"users": False}})
+    nobody = Log.make(
+        shop().items, shop().requests, shop().exposures, META | {"has": {"users": False}}
+    )
     with pytest.raises(KarmafunnelError, match="knows its users"):
         nobody.sample(0.5)
 
@@ -262,12 +334,19 @@ def test_unknown_ids_and_backward_time_are_refused():
     with pytest.raises(KarmafunnelError, match="'pear'"):
         _ = broken.rows
     backwards = Log(
-        {"requests": log.requests.reverse().lazy(), "items": log.lazy["items"], "exposures": log.lazy["exposures"]}, log.meta
+        {
+            "requests": log.requests.reverse().lazy(),
+            "items": log.lazy["items"],
+            "exposures": log.lazy["exposures"],
+        },
+        log.meta,
     )
     with pytest.raises(KarmafunnelError, match="row 1 runs backwards"):
         _ = backwards.t
     timeless = log.requests.with_columns(ts=pl.lit(None, pl.Datetime("ms", "UTC")))
-    with pytest.raises(KarmafunnelError, match=r"requests\.parquet: ts needs a time, \d+ rows have none"):
+    with pytest.raises(
+        KarmafunnelError, match=r"requests\.parquet: ts needs a time, \d+ rows have none"
+    ):
         _ = Log({**log.lazy, "requests": timeless.lazy()}, log.meta).t
 
 
@@ -285,8 +364,12 @@ import sys
 from karmafunnel.cli import main
 assert sys.stdout.encoding.lower() in ("ascii", "ansi_x3.4-1968", "us-ascii"), sys.stdout.encoding
 for words in (
-    ["convert", "amazon_games", "raw", "converted"], ["validate", "converted"], ["validate", "log"],
-    ["sample", "log", "small", "--users", "0.7"], ["describe", "log", "--html", "page.html"], ["replay", "popular", "log", "--out", "run"],
+    ["convert", "amazon_games", "raw", "converted"],
+    ["validate", "converted"],
+    ["validate", "log"],
+    ["sample", "log", "small", "--users", "0.7"],
+    ["describe", "log", "--html", "page.html"],
+    ["replay", "popular", "log", "--out", "run"],
 ):
     main(words, standalone_mode=False)
 """
@@ -294,20 +377,44 @@ for words in (
 
 def test_texts_are_utf_8_whatever_the_locale(tmp_path):
     log = make_shop(n_items=60, n_users=12, n_requests=120)
-    texts = {"items": log.items.with_columns(title=pl.lit("Größe 帽子 Ж ") + pl.col("title")), "requests": log.requests}
-    Log.make(**texts, exposures=log.exposures, meta=log.meta | {"name": "Größe", "currency": "€"}).write(tmp_path / "log")
+    texts = {
+        "items": log.items.with_columns(title=pl.lit("Größe 帽子 Ж ") + pl.col("title")),
+        "requests": log.requests,
+    }
+    Log.make(
+        **texts, exposures=log.exposures, meta=log.meta | {"name": "Größe", "currency": "€"}
+    ).write(tmp_path / "log")
     (tmp_path / "raw").mkdir()
     rows = {
         "item": ["item_id:token\ttitle:token_seq", *(f"{i}\tCafé 帽子 {i}" for i in range(6))],
-        "valid.inter": ["user_id:token\titem_id_list:token_seq\titem_id:token", *(f"{u}\t0 1\t2" for u in range(4))],
-        "test.inter": ["user_id:token\titem_id_list:token_seq\titem_id:token", *(f"{u}\t0 1 2\t3" for u in range(4))],
+        "valid.inter": [
+            "user_id:token\titem_id_list:token_seq\titem_id:token",
+            *(f"{u}\t0 1\t2" for u in range(4)),
+        ],
+        "test.inter": [
+            "user_id:token\titem_id_list:token_seq\titem_id:token",
+            *(f"{u}\t0 1 2\t3" for u in range(4)),
+        ],
     }
     for part, lines in rows.items():
         (tmp_path / "raw" / f"Games-6k.{part}").write_text("\n".join(lines), encoding="utf-8")
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8", "PYTHONIOENCODING"))}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("LC_", "LANG", "PYTHONUTF8", "PYTHONIOENCODING"))
+    }
     posix = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "KARMAFUNNEL_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", IN_ONE_PROCESS], cwd=tmp_path, env=inherited | posix, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS],
+        cwd=tmp_path,
+        env=inherited | posix,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "Größe" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Café 帽子 3" in read(tmp_path / "converted").items["title"].to_list()
-    assert json.loads((tmp_path / "small" / "log.json").read_text(encoding="utf-8"))["name"] == "Größe-0.7"
+    assert (
+        json.loads((tmp_path / "small" / "log.json").read_text(encoding="utf-8"))["name"]
+        == "Größe-0.7"
+    )

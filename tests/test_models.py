@@ -74,7 +74,13 @@ def some_pairs(rows: int = 150, items: int = 30, pairs: int = 400) -> tuple[torc
     row = torch.sort(torch.randint(0, rows, (pairs,), generator=g)).values
     z = torch.randn(rows, 8, generator=g, dtype=torch.float64)
     e = torch.randn(items, 8, generator=g, dtype=torch.float64)
-    return z, e, row, torch.randint(0, items, (pairs,), generator=g), torch.rand(pairs, generator=g, dtype=torch.float64)
+    return (
+        z,
+        e,
+        row,
+        torch.randint(0, items, (pairs,), generator=g),
+        torch.rand(pairs, generator=g, dtype=torch.float64),
+    )
 
 
 def test_full_softmax_is_cross_entropy() -> None:
@@ -100,7 +106,9 @@ def test_sampled_softmax_tends_to_the_full_one() -> None:
     z, e, row, _, weight = some_pairs()
     target = (z[row] @ e.T).argmax(dim=1)  # likely targets, so that one counted twice would show
     q = torch.softmax(torch.linspace(0, 2, 30, dtype=torch.float64), 0)
-    drawn = torch.multinomial(q, 50_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    drawn = torch.multinomial(
+        q, 50_000, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     full = FullSoftmax.apply(z, e, row[:40], target[:40], weight[:40], 1.0)
     sampled = sampled_softmax(z, e, row[:40], target[:40], weight[:40], 1.0, drawn, q.log())
     assert torch.allclose(full, sampled, rtol=5e-3)
@@ -123,8 +131,12 @@ def purchases(baskets: list[tuple[str, list[int]]]) -> Log:
     )
     rows = [(f"r{k}", f"i{i:03d}", True) for k, (_, items) in enumerate(baskets) for i in items]
     exposures = pl.DataFrame(rows, schema=["request_id", "item_id", "purchased"], orient="row")
-    items = pl.DataFrame({"item_id": [f"i{i:03d}" for i in range(max(max(b) for _, b in baskets) + 1)]})
-    return Log.make(items, requests, exposures, {"name": "baskets", "has": {"purchases": True, "users": True}})
+    items = pl.DataFrame(
+        {"item_id": [f"i{i:03d}" for i in range(max(max(b) for _, b in baskets) + 1)]}
+    )
+    return Log.make(
+        items, requests, exposures, {"name": "baskets", "has": {"purchases": True, "users": True}}
+    )
 
 
 def pairs_of(windows: Windows) -> set[tuple[tuple[int, ...], int, float]]:
@@ -133,9 +145,17 @@ def pairs_of(windows: Windows) -> set[tuple[tuple[int, ...], int, float]]:
     for w in range(len(windows.start)):
         for p in range(windows.first_pair[w], windows.first_pair[w + 1]):
             start = windows.start[w]
-            seen = tuple(windows.catalogue[windows.events.item[start : start + windows.position[p]]].tolist())
+            seen = tuple(
+                windows.catalogue[windows.events.item[start : start + windows.position[p]]].tolist()
+            )
             assert windows.position[p] <= windows.size[w]
-            out.add((seen, int(windows.catalogue[windows.target[p]]), round(float(windows.weight[p]), 4)))
+            out.add(
+                (
+                    seen,
+                    int(windows.catalogue[windows.target[p]]),
+                    round(float(windows.weight[p]), 4),
+                )
+            )
     return out
 
 
@@ -166,7 +186,12 @@ def test_long_sequences_are_cut_with_context() -> None:
 
 def test_batches_hold_every_pair_once() -> None:
     rng = np.random.default_rng(0)
-    log = purchases([(f"u{rng.integers(9)}", rng.choice(40, rng.integers(1, 4), replace=False).tolist()) for _ in range(150)])
+    log = purchases(
+        [
+            (f"u{rng.integers(9)}", rng.choice(40, rng.integers(1, 4), replace=False).tolist())
+            for _ in range(150)
+        ]
+    )
     windows = Windows.of(log, 5, 4, 0, "test")
     use = ~windows.tail
     assert 0 < windows.tail.sum() < windows.n_pairs
@@ -185,7 +210,11 @@ def test_batches_hold_every_pair_once() -> None:
         )
     expected = [
         (
-            tuple(windows.events.item[windows.start[w] : windows.start[w] + windows.position[p]].tolist()),
+            tuple(
+                windows.events.item[
+                    windows.start[w] : windows.start[w] + windows.position[p]
+                ].tolist()
+            ),
             windows.target[p],
             windows.weight[p],
         )
@@ -211,10 +240,14 @@ def test_what_is_held_out_is_neither_target_nor_negative() -> None:
     log = purchases([(f"u{k % 8}", [int(rng.integers(12))]) for k in range(80)] + [("u0", [20])])
     windows = Windows.of(log, 10, 99, 0, "test")
     for loss in ("full", "sampled"):
-        config = SASRec(dim=8, loss=loss, negatives=32, warm=False, weight_decay=0.0, unknown=0.0, batch=4)  # type: ignore[arg-type]
+        config = SASRec(
+            dim=8, loss=loss, negatives=32, warm=False, weight_decay=0.0, unknown=0.0, batch=4
+        )  # type: ignore[arg-type]
         torch.manual_seed(7)
         drawn = Network(config, len(windows.catalogue)).item.weight.detach()
-        after = train(config, windows, ~windows.tail, 2, 7, "cpu", lambda network, loss: False).item.weight.detach()
+        after = train(
+            config, windows, ~windows.tail, 2, 7, "cpu", lambda network, loss: False
+        ).item.weight.detach()
         only_held = ~np.isin(np.arange(len(windows.catalogue)), windows.events.item[~windows.held])
         assert windows.catalogue[only_held].tolist() == [20]
         moved = (drawn != after)[:-2].any(dim=1).numpy()
@@ -235,7 +268,15 @@ def test_factored_attention_is_the_naive_one() -> None:
         out = f(c, h)
         assert out.shape == (3, 7, 5)
         (out**2).sum().backward()
-        grads.append([out.detach(), c.grad, h.grad, attention.first.weight.grad.clone(), attention.second.bias.grad.clone()])
+        grads.append(
+            [
+                out.detach(),
+                c.grad,
+                h.grad,
+                attention.first.weight.grad.clone(),
+                attention.second.bias.grad.clone(),
+            ]
+        )
     for x, y in zip(*grads, strict=True):
         assert torch.allclose(x, y, rtol=1e-9, atol=1e-12)
 
@@ -258,7 +299,10 @@ def clicks(n: int, seed: int, interest: float = 4.0, length: int = 6) -> Batch:
     label = (rng.random(items.shape) < 1 / (1 + np.exp(-logit))).astype(np.float32)
     dense = rng.normal(size=(*items.shape, 2)).astype(np.float32)
     weight = ((items >= 0) & (rng.random(items.shape) < 0.95)).astype(np.float32)
-    age, action = rng.integers(1, 10**9, history.shape), rng.integers(1, 3, history.shape).astype(np.int8)
+    age, action = (
+        rng.integers(1, 10**9, history.shape),
+        rng.integers(1, 3, history.shape).astype(np.int8),
+    )
     return Batch(items, dense, history, label, weight, age=age, action=action)
 
 
@@ -276,7 +320,9 @@ def models() -> list[ClickModel]:
     similar = np.eye(N_GROUPS, dtype=np.float32)[np.arange(N_ITEMS) % N_GROUPS]
     return [
         DIN(Shape(N_ITEMS, 2), DINConfig(dim=8, unknown=0.02)),
-        DIN(Shape(N_ITEMS, 2, n_vector=N_GROUPS), DINConfig(dim=8, similar="both"), vectors=similar),
+        DIN(
+            Shape(N_ITEMS, 2, n_vector=N_GROUPS), DINConfig(dim=8, similar="both"), vectors=similar
+        ),
         TwoTower(Shape(N_ITEMS, 2), TwoTowerConfig(dim=8, unknown=0.02, item_columns=(0,))),
     ]
 
@@ -297,19 +343,27 @@ class TestClickModels:
     def test_interest_beats_popularity(self, name: str, trained: dict[str, ClickModel]) -> None:
         test = clicks(500, 2)
         train = clicks(800, 0)
-        popularity = np.bincount(train.items[train.items >= 0], train.label[train.items >= 0], minlength=N_ITEMS)
-        assert gauc(predict_ctr(trained[name], test), test) > gauc(popularity[test.items], test) + 0.15
+        popularity = np.bincount(
+            train.items[train.items >= 0], train.label[train.items >= 0], minlength=N_ITEMS
+        )
+        assert (
+            gauc(predict_ctr(trained[name], test), test) > gauc(popularity[test.items], test) + 0.15
+        )
 
     def test_save_and_load(self, name: str, trained: dict[str, ClickModel], tmp_path: Path) -> None:
         model, test = trained[name], clicks(50, 3)
         save_ctr(model, tmp_path / "kept")
-        vectors = model.vectors[:-1].numpy() if isinstance(model, DIN) and model.config.similar else None
-        assert predict_ctr(load_ctr(tmp_path / "kept", vectors), test).tobytes() == predict_ctr(model, test).tobytes()
+        vectors = (
+            model.vectors[:-1].numpy() if isinstance(model, DIN) and model.config.similar else None
+        )
+        assert (
+            predict_ctr(load_ctr(tmp_path / "kept", vectors), test).tobytes()
+            == predict_ctr(model, test).tobytes()
+        )
         assert [p.name for p in tmp_path.iterdir()] == ["kept"]
 
     def test_padding_changes_nothing(self, name: str, trained: dict[str, ClickModel]) -> None:
-        """More padded candidates, more padded history, other requests beside it: the same logits.
-        """
+        """More padding of candidates and history, other requests in the batch: same logits."""
         test = clicks(40, 4)
         wider = replace(
             test,
@@ -321,17 +375,27 @@ class TestClickModels:
         )
         whole = predict_ctr(trained[name], test)
         assert np.allclose(predict_ctr(trained[name], wider)[:, :10], whole, atol=1e-4)
-        assert np.allclose(predict_ctr(trained[name], test.rows(slice(7, 8))), whole[7:8], atol=1e-4)
+        assert np.allclose(
+            predict_ctr(trained[name], test.rows(slice(7, 8))), whole[7:8], atol=1e-4
+        )
 
-    def test_candidates_do_not_see_each_other(self, name: str, trained: dict[str, ClickModel]) -> None:
+    def test_candidates_do_not_see_each_other(
+        self, name: str, trained: dict[str, ClickModel]
+    ) -> None:
         test = clicks(20, 5)
         order = np.random.default_rng(0).permutation(10)
         moved = replace(test, items=test.items[:, order], dense=test.dense[:, order])
-        assert np.allclose(predict_ctr(trained[name], moved), predict_ctr(trained[name], test)[:, order], atol=1e-4)
+        assert np.allclose(
+            predict_ctr(trained[name], moved), predict_ctr(trained[name], test)[:, order], atol=1e-4
+        )
 
-    def test_without_history_and_without_numbers(self, name: str, trained: dict[str, ClickModel]) -> None:
+    def test_without_history_and_without_numbers(
+        self, name: str, trained: dict[str, ClickModel]
+    ) -> None:
         test = clicks(20, 6)
-        bare = replace(test, history=np.full_like(test.history, -1), dense=np.full_like(test.dense, np.nan))
+        bare = replace(
+            test, history=np.full_like(test.history, -1), dense=np.full_like(test.dense, np.nan)
+        )
         assert np.isfinite(predict_ctr(trained[name], bare)).all()
 
     def test_same_seed_same_bytes(self, name: str) -> None:
@@ -349,7 +413,8 @@ class TestClickModels:
             broken.inputs.id.weight[5] = torch.nan
         train.label[:] = train.items % 2 == 0
         with pytest.raises(
-            KarmafunnelError, match=rf"{type(broken).__name__}: needs a finite loss, found nan in epoch 1, step \d"
+            KarmafunnelError,
+            match=rf"{type(broken).__name__}: needs a finite loss, found nan in epoch 1, step \d",
         ):
             fit_ctr(broken, train, clicks(20, 1))
 
@@ -376,7 +441,11 @@ def test_two_towers_meet_in_a_product(trained: dict[str, ClickModel]) -> None:
         numbers = model.inputs.numbers(test.dense, "dense")
         items = model.items(test.items, numbers[..., [0]])
         z = model.requests(test.history, test.request)
-        logit = (z[:, None] * items).sum(dim=-1) + model.item_bias(items)[..., 0] + model.cross(numbers[..., [1]])[..., 0]
+        logit = (
+            (z[:, None] * items).sum(dim=-1)
+            + model.item_bias(items)[..., 0]
+            + model.cross(numbers[..., [1]])[..., 0]
+        )
     assert np.allclose(logit.numpy(), predict_ctr(model, clicks(10, 7)), atol=1e-5)
 
 
@@ -391,7 +460,13 @@ def test_losses_by_hand() -> None:
     """Two requests; the second has no positive, the last cell of the first no label."""
     half = float(np.log(2))
     logits = torch.tensor([[0.0, 0.0, 9.0], [0.0, 0.0, 0.0]])
-    batch = Batch(None, None, None, torch.tensor([[1.0, 0.0, 1.0], [0.0] * 3]), torch.tensor([[1.0, 2.0, 0.0], [1.0] * 3]))
+    batch = Batch(
+        None,
+        None,
+        None,
+        torch.tensor([[1.0, 0.0, 1.0], [0.0] * 3]),
+        torch.tensor([[1.0, 2.0, 0.0], [1.0] * 3]),
+    )
     bce, n = click_loss(logits, batch, "bce")
     assert np.isclose(bce.item(), 6 * half) and n.item() == 6
     listwise, n = click_loss(logits, batch, "listwise")
@@ -405,7 +480,11 @@ def test_sim_tier_by_hand() -> None:
     vectors = np.array([[1, 0], [2, 0], [0, 3], [-1, 0], [0, 0]], dtype=np.float32)
     model = DIN(Shape(5, 0, n_vector=2), DINConfig(dim=4, similar="both"), vectors=vectors)
     batch = Batch(
-        np.array([[0, 4]]), np.zeros((1, 2, 0)), np.array([[1, 1, 2, 3, 4, -1]]), np.zeros((1, 2)), np.ones((1, 2))
+        np.array([[0, 4]]),
+        np.zeros((1, 2, 0)),
+        np.array([[1, 1, 2, 3, 4, -1]]),
+        np.zeros((1, 2)),
+        np.ones((1, 2)),
     ).to_torch()
     r = torch.bmm(model.vectors[batch.items], model.vectors[batch.history].transpose(1, 2))
     model.tier.data[:] = 1
@@ -426,7 +505,10 @@ def test_cold_items_stand_for_unknown() -> None:
     model = DIN(Shape(N_ITEMS, 2), DINConfig(dim=8))
     fit_ctr(model, train, clicks(100, 1), FitOptions(epochs=2))
     test = replace(clicks(4, 2), dense=np.zeros((4, 10, 2), np.float32))
-    logits = [predict_ctr(model, replace(test, items=np.full_like(test.items, i))) for i in (37, 38, 39, 36)]
+    logits = [
+        predict_ctr(model, replace(test, items=np.full_like(test.items, i)))
+        for i in (37, 38, 39, 36)
+    ]
     assert np.array_equal(logits[0], logits[1]) and np.array_equal(logits[1], logits[2])
     assert not np.allclose(logits[0], logits[3])
 
@@ -447,7 +529,9 @@ def test_numbers_are_standardised_by_what_is_labelled() -> None:
 def test_refusals(tmp_path: Path) -> None:
     train, val = clicks(30, 0), clicks(30, 1)
     model = models()[0]
-    with pytest.raises(KarmafunnelError, match="DIN: needs positives and negatives among the training labels"):
+    with pytest.raises(
+        KarmafunnelError, match="DIN: needs positives and negatives among the training labels"
+    ):
         fit_ctr(model, replace(train, label=np.zeros_like(train.label)), val)
     with pytest.raises(KarmafunnelError, match=r"needs items, dense, label, weight .* found"):
         fit_ctr(model, replace(train, dense=train.dense[:, :4]), val)
@@ -455,9 +539,13 @@ def test_refusals(tmp_path: Path) -> None:
         fit_ctr(model, replace(train, label=np.full_like(train.label, np.nan)), val)
     with pytest.raises(KarmafunnelError, match="loss needs 'bce' or 'listwise', found 'hinge'"):
         fit_ctr(model, train, val, FitOptions(loss="hinge"))  # type: ignore[arg-type]
-    with pytest.raises(KarmafunnelError, match=r"similar=.both. needs vectors \(40, 3\), found None"):
+    with pytest.raises(
+        KarmafunnelError, match=r"similar=.both. needs vectors \(40, 3\), found None"
+    ):
         DIN(Shape(N_ITEMS, 2, n_vector=3), DINConfig(similar="both"))
-    with pytest.raises(KarmafunnelError, match=r"item_columns need to be among 2 dense columns, found \[2\]"):
+    with pytest.raises(
+        KarmafunnelError, match=r"item_columns need to be among 2 dense columns, found \[2\]"
+    ):
         TwoTower(Shape(N_ITEMS, 2), TwoTowerConfig(item_columns=(2,)))
     with pytest.raises(KarmafunnelError, match="needs a saved click model"):
         load_ctr(tmp_path)
@@ -477,18 +565,28 @@ def table(groups: int, seed: int, grades: int = 2) -> tuple[np.ndarray, np.ndarr
     return x, y, sizes
 
 
-@pytest.mark.parametrize(("objective", "grades"), [("binary", 2), ("lambdarank", 2), ("lambdarank", 4)])
+@pytest.mark.parametrize(
+    ("objective", "grades"), [("binary", 2), ("lambdarank", 2), ("lambdarank", 4)]
+)
 def test_trees_learn_save_and_load(objective: str, grades: int, tmp_path: Path) -> None:
     (x, y, g), (xv, yv, gv), (xt, yt, _) = (table(300, s, grades) for s in range(3))
     said: list[str] = []
     boosters = [
         gbdt.fit_gbdt(
-            LabelledRows(x, y, g), LabelledRows(xv, yv, gv), TreeOptions(objective), seed=1, names=list("abcd"), progress=said.append
+            LabelledRows(x, y, g),
+            LabelledRows(xv, yv, gv),
+            TreeOptions(objective),
+            seed=1,
+            names=list("abcd"),
+            progress=said.append,
         )
         for _ in range(2)
     ]
     score = gbdt.predict_gbdt(boosters[0], xt)
-    assert score.dtype == np.float32 and score.tobytes() == gbdt.predict_gbdt(boosters[1], xt).tobytes()
+    assert (
+        score.dtype == np.float32
+        and score.tobytes() == gbdt.predict_gbdt(boosters[1], xt).tobytes()
+    )
     assert (np.sign(score[yt > 0][:, None] - score[yt == 0][None]) / 2 + 0.5).mean() > 0.85
     assert said and "validation" in said[0]
     gbdt.save_gbdt(boosters[0], tmp_path / "trees.txt")
@@ -496,7 +594,9 @@ def test_trees_learn_save_and_load(objective: str, grades: int, tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["trees.txt"]
     assert gbdt.predict_gbdt(loaded, xt).tobytes() == score.tobytes()
     assert loaded.feature_name() == list("abcd")
-    assert np.array_equal(gbdt.predict_gbdt(loaded, xt[::-1])[::-1], score), "rows do not see each other"
+    assert np.array_equal(gbdt.predict_gbdt(loaded, xt[::-1])[::-1], score), (
+        "rows do not see each other"
+    )
     assert gbdt.predict_gbdt(loaded, xt[:0]).shape == (0,)
 
 
@@ -516,7 +616,12 @@ def test_trees_refuse(tmp_path: Path) -> None:
     for rows, held, options, message in [
         (good, good, TreeOptions("rank"), "objective needs one of .*'lambdarank'.*, found 'rank'"),
         (LabelledRows(x, np.zeros(len(x)), g), good, ranks, "more than one class"),
-        (LabelledRows(x, np.where(np.arange(len(x)) == 3, np.nan, y), g), good, ranks, "found nan in row 3"),
+        (
+            LabelledRows(x, np.where(np.arange(len(x)) == 3, np.nan, y), g),
+            good,
+            ranks,
+            "found nan in row 3",
+        ),
         (LabelledRows(x, y + 0.5, g), good, ranks, "needs training grades among 0, 1"),
         (LabelledRows(x, y * 2), good, TreeOptions(), "needs training labels 0 or 1, found 2"),
         (LabelledRows(x, y, g[:-1]), good, ranks, "group sizes that add up to"),

@@ -11,14 +11,41 @@ from karmafunnel.simulator.replay.recipe import load_recipe
 ROOT = Path(karmafunnel.__file__).parent
 # A room may import itself and those before it.
 ORDER = [
-    "errors", "typed", "bounds", "shapes", "terminal", "files", "layout", "keys", "asof", "log", "models", "stages", "simulator.world",
-    "simulator.datasets", "simulator.measure", "simulator.replay", "simulator.load", "simulator.report", "simulator.ablation",
-    "simulator.recipes", "simulator.commands", "cli", "benchmarks",
-]  # fmt: skip
-CODE = [p for p in ROOT.rglob("*.py") if not {"tests", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)]
+    "errors",
+    "typed",
+    "bounds",
+    "shapes",
+    "terminal",
+    "files",
+    "layout",
+    "keys",
+    "asof",
+    "log",
+    "models",
+    "stages",
+    "simulator.world",
+    "simulator.datasets",
+    "simulator.measure",
+    "simulator.replay",
+    "simulator.load",
+    "simulator.report",
+    "simulator.ablation",
+    "simulator.recipes",
+    "simulator.commands",
+    "cli",
+    "benchmarks",
+]
+CODE = [
+    p
+    for p in ROOT.rglob("*.py")
+    if not {"tests", ".venv", "build", ".mypy_root", "out"} & set(p.relative_to(ROOT).parts)
+]
 
 
-MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip("."): p for p in CODE}
+MODULES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip("."): p
+    for p in CODE
+}
 
 
 def room(module: str) -> str:
@@ -29,7 +56,9 @@ def room(module: str) -> str:
 
 
 def test_every_folder_with_code_ships():
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
     found = {".".join(["karmafunnel", *p.parent.relative_to(ROOT).parts]) for p in CODE}
     assert listed == found
 
@@ -38,11 +67,24 @@ def test_every_file_that_code_reads_ships():
     """Templates, styles and scripts of pages, pinned packages: what stands in a package and is
     neither code nor a record of results.
     """
-    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    found = {p for package, globs in said.items() for g in globs for p in (ROOT / Path(*package.split(".")[1:])).glob(g)}
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
+    found = {
+        p
+        for package, globs in said.items()
+        for g in globs
+        for p in (ROOT / Path(*package.split(".")[1:])).glob(g)
+    }
     files = [*ROOT.glob("benchmarks/**/*"), *ROOT.glob("simulator/**/*")]
     read = {p for p in files if p.suffix in (".j2", ".css", ".js", ".txt") and p.is_file()}
-    assert read <= found and {p.name for p in found} >= {"base.html.j2", "blocks.html.j2", "page.css", "page.js", "py.typed"}
+    assert read <= found and {p.name for p in found} >= {
+        "base.html.j2",
+        "blocks.html.j2",
+        "page.css",
+        "page.js",
+        "py.typed",
+    }
 
 
 def imports(module: str) -> set[str]:
@@ -54,10 +96,15 @@ def imports(module: str) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             base = here[: len(here) - node.level + 1] if node.level else []
             full = ".".join([*base, *(node.module.split(".") if node.module else [])])
-            found |= {f"{full}.{alias.name}" if f"{full}.{alias.name}"[12:] in MODULES else full for alias in node.names}
+            found |= {
+                f"{full}.{alias.name}" if f"{full}.{alias.name}"[12:] in MODULES else full
+                for alias in node.names
+            }
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name[12:] for name in found if name == "karmafunnel" or name.startswith("karmafunnel.")} - {module}
+    return {
+        name[12:] for name in found if name == "karmafunnel" or name.startswith("karmafunnel.")
+    } - {module}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -81,7 +128,11 @@ def test_one_file_formats_tables():
     borders of a table.
     """
     borders = ('"| ', "| ---", "|---", "<table", "{tabular}", "rich.table")
-    files = [p for p in [*CODE, *ROOT.glob("simulator/**/*.j2")] if any(border in p.read_text() for border in borders)]
+    files = [
+        p
+        for p in [*CODE, *ROOT.glob("simulator/**/*.j2")]
+        if any(border in p.read_text() for border in borders)
+    ]
     own = {"simulator/report/table.py", "simulator/report/templates/blocks.html.j2"}
     assert {p.relative_to(ROOT).as_posix() for p in files} == own
 
@@ -89,16 +140,28 @@ def test_one_file_formats_tables():
 @pytest.mark.parametrize("module", MODULES)
 def test_no_comprehension_has_more_than_two_fors(module):
     kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-    nodes = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, kinds)]
+    nodes = [
+        node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, kinds)
+    ]
     assert [node.lineno for node in nodes if len(node.generators) > 2] == []
 
 
 def test_nothing_of_the_product_imports_benchmarks():
-    assert not [m for m in MODULES if not m.startswith("benchmarks") and any(name.startswith("benchmarks") for name in imports(m))]
+    assert not [
+        m
+        for m in MODULES
+        if not m.startswith("benchmarks")
+        and any(name.startswith("benchmarks") for name in imports(m))
+    ]
 
 
 FOLDERS = [ROOT / "simulator" / "recipes", ROOT / "benchmarks" / "studies"]
-RECIPES = [p for folder in FOLDERS for p in sorted(folder.glob("[!_]*.py")) if "\nfunnel" in p.read_text() or "\ndef funnel" in p.read_text()]
+RECIPES = [
+    p
+    for folder in FOLDERS
+    for p in sorted(folder.glob("[!_]*.py"))
+    if "\nfunnel" in p.read_text() or "\ndef funnel" in p.read_text()
+]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

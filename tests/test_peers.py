@@ -33,7 +33,8 @@ from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import *
 
 embedders, label = {}, "click"
-funnel = Join([Popular(k=60), Repeat(k=20)], k=60) >> LightGBMRank(k=50, features=[Upstream(), Own()], trees=5)
+recall = Join([Popular(k=60), Repeat(k=20)], k=60)
+funnel = recall >> LightGBMRank(k=50, features=[Upstream(), Own()], trees=5)
 """
 FAKE = """
 import numpy as np
@@ -65,7 +66,9 @@ def scripts(tmp_path_factory) -> Path:
     (folder / "fake.py").write_text(FAKE)
     (folder / "broken.py").write_text("raise SystemExit('no such luck')")
     (folder / "silent.py").write_text("print('nothing to say')")
-    (folder / "liar.py").write_text(FAKE.replace("main(fit", "import exchange, polars\nmain(fit") + LIE)
+    (folder / "liar.py").write_text(
+        FAKE.replace("main(fit", "import exchange, polars\nmain(fit") + LIE
+    )
     return folder
 
 
@@ -80,13 +83,20 @@ frame.with_columns(polars.lit("r999999").alias("request_id")).write_parquet(path
 def some(log: Log) -> pl.DataFrame:
     """Three candidates a request of W2a and W3."""
     requests = np.concatenate([log.requests_in("W2a"), log.requests_in("W3")])
-    return pl.DataFrame({REQUEST: np.repeat(requests, 3), ITEM: np.tile(np.array([4, 9, 2], dtype=np.int32), len(requests))})
+    return pl.DataFrame(
+        {
+            REQUEST: np.repeat(requests, 3),
+            ITEM: np.tile(np.array([4, 9, 2], dtype=np.int32), len(requests)),
+        }
+    )
 
 
 def known_by(frames: dict[str, pl.DataFrame], requests: list[str]) -> dict[str, pl.DataFrame]:
     """What was exported for some requests, and everything that is for all of them."""
     return {
-        name: frame.filter(pl.col("request_id").is_in(requests)) if "request_id" in frame.columns else frame
+        name: frame.filter(pl.col("request_id").is_in(requests))
+        if "request_id" in frame.columns
+        else frame
         for name, frame in frames.items()
     }
 
@@ -115,11 +125,16 @@ def test_histories_are_strictly_earlier_and_grow_within_the_window(log):
     assert (joined["t"] < joined["t_asked"]).all()
     assert frames["interactions"]["t"].max() < log.end_of("W2b")
     assert set(frames["interactions"]["window"]) == {"W1", "W2a", "W2b"}
-    assert set(frames["requests"].join(frames["truth"], on="request_id")["window"]) == {"W2a", "W2b"}
+    assert set(frames["requests"].join(frames["truth"], on="request_id")["window"]) == {
+        "W2a",
+        "W2b",
+    }
     start = int(log.t[log.requests_in("W3")[0]])
     assert joined.filter((pl.col("window") == "W3") & (pl.col("t") >= start)).height > 0
     user, t = joined.row(-1, named=True)["user_id"], joined.row(-1, named=True)["t_asked"]
-    mine = log.events.filter((pl.col("t") < t) & (pl.Series(log.requests["user_id"].gather(log.events[REQUEST])) == user))
+    mine = log.events.filter(
+        (pl.col("t") < t) & (pl.Series(log.requests["user_id"].gather(log.events[REQUEST])) == user)
+    )
     last = joined.filter(pl.col("request_id") == joined["request_id"][-1])
     assert sorted(last["item_id"]) == sorted(log.items["item_id"].gather(mine[ITEM]))
 
@@ -133,11 +148,15 @@ def test_a_peer_reads_what_the_log_says(log, tmp_path):
     mask = data.eligible(rows)
     items = np.arange(log.n_items)
     for place, request in enumerate(asked):
-        assert np.array_equal(mask[place], log.asof.is_eligible(np.full(log.n_items, request), items))
+        assert np.array_equal(
+            mask[place], log.asof.is_eligible(np.full(log.n_items, request), items)
+        )
     history = data.history_matrix(rows).toarray()
     expected = log.asof.own_count(np.repeat(asked, log.n_items), np.tile(items, 30)).reshape(30, -1)
     assert np.array_equal(history, expected)
-    counts = np.bincount(log.events.filter(pl.col("t") < log.end_of("W1"))[ITEM], minlength=log.n_items)
+    counts = np.bincount(
+        log.events.filter(pl.col("t") < log.end_of("W1"))[ITEM], minlength=log.n_items
+    )
     assert np.array_equal(np.asarray(data.matrix(["W1"]).sum(axis=0)).ravel(), counts)
     _, item = data.truth(data.rows_in("W2b"))
     truth = log.truth("click").filter(pl.col(REQUEST).is_in(log.requests_in("W2b").tolist()))
@@ -147,8 +166,12 @@ def test_a_peer_reads_what_the_log_says(log, tmp_path):
 def test_best_and_filled_by_hand():
     scores = np.array([[-np.inf, 2.0, 1.0, -np.inf], [-np.inf] * 4], np.float32)
     whole = exchange.filled(scores, np.array([5.0, 0.0, 0.0, 9.0]))
-    assert np.argsort(-whole, axis=1).tolist()[0] == [1, 2, 3, 0] and np.argsort(-whole, axis=1)[1][:2].tolist() == [3, 0]
-    rows, items = exchange.best(whole, np.array([[True, True, False, True], [False, False, False, True]]), 2)
+    assert np.argsort(-whole, axis=1).tolist()[0] == [1, 2, 3, 0] and np.argsort(-whole, axis=1)[1][
+        :2
+    ].tolist() == [3, 0]
+    rows, items = exchange.best(
+        whole, np.array([[True, True, False, True], [False, False, False, True]]), 2
+    )
     assert rows.tolist() == [0, 0, 1] and items.tolist() == [1, 3, 3]
 
 
@@ -166,21 +189,34 @@ def test_external_proposes_the_best_eligible_and_scores_what_it_holds(log, tmp_p
     allowed = asof.is_eligible(np.full(log.n_items, request), np.arange(log.n_items))
     yes, no = np.flatnonzero(allowed)[:3], int(np.flatnonzero(~allowed)[0])
     rid = log.request_ids[request]
-    rows = [(rid, log.item_ids[no], 9.0), *((rid, log.item_ids[i], s) for i, s in zip(yes, (1.0, 3.0, 2.0), strict=True))]
+    rows = [
+        (rid, log.item_ids[no], 9.0),
+        *((rid, log.item_ids[i], s) for i, s in zip(yes, (1.0, 3.0, 2.0), strict=True)),
+    ]
     stage = External(written(tmp_path / "s.parquet", rows), k=2)
     fitted = Funnel((stage,)).fit(Context(log, {}, "click"))
-    tracked = pl.DataFrame({REQUEST: [request] * 3, ITEM: [yes[0], no, 200], "truth": [True, False, False]}).cast({ITEM: pl.Int32})
+    tracked = pl.DataFrame(
+        {REQUEST: [request] * 3, ITEM: [yes[0], no, 200], "truth": [True, False, False]}
+    ).cast({ITEM: pl.Int32})
     other = int(log.requests_in("W3")[0])
     step = fitted.run(np.unique([other, request]), tracked)[0]
-    assert step.slate[ITEM].to_list() == [yes[1], yes[2]] and step.slate[REQUEST].unique().to_list() == [request]
-    assert step.tracked["score"].to_list() == [1.0, 9.0, NOT_FOUND] and step.tracked["kept"].to_list() == [False] * 3
+    assert step.slate[ITEM].to_list() == [yes[1], yes[2]] and step.slate[
+        REQUEST
+    ].unique().to_list() == [request]
+    assert (
+        step.tracked["score"].to_list() == [1.0, 9.0, NOT_FOUND]
+        and step.tracked["kept"].to_list() == [False] * 3
+    )
 
 
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
         ([("r400", "i1", 1.0), ("r400", "i1", 2.0)], "at most once a request, found 2"),
-        ([("r400", "i1", float("nan"))], "finite scores, found 1 other rows, e.g. request 'r400', item 'i1'"),
+        (
+            [("r400", "i1", float("nan"))],
+            "finite scores, found 1 other rows, e.g. request 'r400', item 'i1'",
+        ),
         ([("r400", "i1", None)], "finite scores"),
         ([("nobody", "i1", 1.0)], "request_id 'nobody'"),
         ([("r400", "i9999", 1.0)], "item_id 'i9999'"),
@@ -208,14 +244,19 @@ def test_external_wants_its_own_file(log, tmp_path):
 
 @pytest.fixture(scope="module")
 def cast(scripts) -> dict[str, Peer]:
-    return {name: Peer(scripts / f"{name}.py", None) for name in ("fake", "broken", "silent", "liar", "missing")}
+    return {
+        name: Peer(scripts / f"{name}.py", None)
+        for name in ("fake", "broken", "silent", "liar", "missing")
+    }
 
 
 @pytest.fixture(scope="module")
 def finished(log, scripts, cast, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out") / "peers"
     small = str(scripts / "small.py")
-    left = side_by_side(log, out, RunOptions(cache=out.parent / "cache"), peers=cast, ours=small, ranking=small)
+    left = side_by_side(
+        log, out, RunOptions(cache=out.parent / "cache"), peers=cast, ours=small, ranking=small
+    )
     assert left == []
     return out
 
@@ -228,9 +269,14 @@ def test_a_fake_peer_goes_through_and_a_failing_one_is_a_line(finished):
         fake = table["tables"][name][1]
         for measure in fake["values"]:
             ours = table["tables"][name][0]["values"][measure]["value"]
-            assert fake["differences"][measure]["difference"] == pytest.approx(ours - fake["values"][measure]["value"])
+            assert fake["differences"][measure]["difference"] == pytest.approx(
+                ours - fake["values"][measure]["value"]
+            )
             assert fake["differences"][measure]["low"] <= fake["differences"][measure]["high"]
-    assert "no such luck" in table["failed"]["broken"] and "without writing" in table["failed"]["silent"]
+    assert (
+        "no such luck" in table["failed"]["broken"]
+        and "without writing" in table["failed"]["silent"]
+    )
     assert "r999999" in table["failed"]["liar"] and "missing.py" in table["failed"]["missing"]
     # W2b prefers what is popular to what is not
     assert table["facts"]["fake"][0]["settings"] == {"sign": 1.0}
@@ -244,26 +290,51 @@ def test_ranking_the_same_candidates_is_a_matter_of_order_alone(finished, log):
     given = pl.read_parquet(finished / "data-0" / "candidates.parquet")
     said = pl.read_parquet(finished / "peers" / "fake-0" / "candidates.parquet")
     w3 = log.request_ids[log.requests_in("W3")]
-    assert set(said.select("request_id", "item_id").rows()) == set(given.filter(pl.col("request_id").is_in(w3)).rows())
-    counts = np.bincount(log.events.filter(pl.col("t") < log.end_of("W1"))[ITEM], minlength=log.n_items)
-    requests = said.join(
-        log.requests.select("request_id", pl.int_range(pl.len()).alias("r")), on="request_id", maintain_order="left"
+    assert set(said.select("request_id", "item_id").rows()) == set(
+        given.filter(pl.col("request_id").is_in(w3)).rows()
     )
-    items = said.join(log.items.select("item_id", pl.int_range(pl.len()).alias("i")), on="item_id", maintain_order="left")
+    counts = np.bincount(
+        log.events.filter(pl.col("t") < log.end_of("W1"))[ITEM], minlength=log.n_items
+    )
+    requests = said.join(
+        log.requests.select("request_id", pl.int_range(pl.len()).alias("r")),
+        on="request_id",
+        maintain_order="left",
+    )
+    items = said.join(
+        log.items.select("item_id", pl.int_range(pl.len()).alias("i")),
+        on="item_id",
+        maintain_order="left",
+    )
     r, i = requests["r"].to_numpy(), items["i"].to_numpy()
     assert np.allclose(said["score"], counts[i] + 3 * log.asof.own_count(r, i))
 
 
 def test_resumed_it_runs_no_finished_peer_again(log, scripts, cast, finished, monkeypatch):
     kept = {p: p.stat().st_mtime_ns for p in finished.rglob("*.parquet")}
-    monkeypatch.setattr(peers, "stream", lambda *_, **__: pytest.fail("a finished peer was begun again"))
+    monkeypatch.setattr(
+        peers, "stream", lambda *_, **__: pytest.fail("a finished peer was begun again")
+    )
     small = str(scripts / "small.py")
-    side_by_side(log, finished, RunOptions(cache=finished.parent / "cache"), peers=cast, ours=small, ranking=small)
+    side_by_side(
+        log,
+        finished,
+        RunOptions(cache=finished.parent / "cache"),
+        peers=cast,
+        ours=small,
+        ranking=small,
+    )
     assert kept == {p: p.stat().st_mtime_ns for p in finished.rglob("*.parquet")}
     fresh = {"fake": cast["fake"], "late": Peer(scripts / "fake.py", None)}
-    assert side_by_side(log, finished, RunOptions(cache=finished.parent / "cache"), peers=fresh, ours=small, ranking=small, minutes=0) == [
-        "late"
-    ]
+    assert side_by_side(
+        log,
+        finished,
+        RunOptions(cache=finished.parent / "cache"),
+        peers=fresh,
+        ours=small,
+        ranking=small,
+        minutes=0,
+    ) == ["late"]
     assert "left for another time: late" in (finished / "peers.md").read_text()
 
 
@@ -278,11 +349,27 @@ def test_an_environment_that_cannot_be_made_says_why(tmp_path, monkeypatch):
     packages = tmp_path / "odd.txt"
     packages.write_text("nothing-of-that-name==1\n")
     why = peers.run_peer(
-        "odd", Peer(tmp_path / "odd.py", packages), tmp_path, "", tmp_path / "out", 0, tmp_path / "cache", print, 1.0
+        "odd",
+        Peer(tmp_path / "odd.py", packages),
+        tmp_path,
+        "",
+        tmp_path / "out",
+        0,
+        tmp_path / "cache",
+        print,
+        1.0,
     )
     assert why == "environment odd.txt: no matching distribution"
     again = peers.run_peer(
-        "odd", Peer(tmp_path / "odd.py", packages), tmp_path, "", tmp_path / "out", 0, tmp_path / "cache", print, 1.0
+        "odd",
+        Peer(tmp_path / "odd.py", packages),
+        tmp_path,
+        "",
+        tmp_path / "out",
+        0,
+        tmp_path / "cache",
+        print,
+        1.0,
     )
     assert again == why and len(calls) == 1
 
@@ -296,7 +383,11 @@ def test_every_peer_that_ships_is_pinned():
 def test_pareto_joins_those_that_no_other_beats_in_both():
     values = {"fast": (1.0, 0.5), "slow": (9.0, 0.7), "beaten": (5.0, 0.4), "ours": (7.0, 0.8)}
     lines = [
-        {"system": name, "ms": ms, "values": {"HR@10": {"value": v, "low": v - 0.1, "high": v + 0.1}}}
+        {
+            "system": name,
+            "ms": ms,
+            "values": {"HR@10": {"value": v, "low": v - 0.1, "high": v + 0.1}},
+        }
         for name, (ms, v) in values.items()
     ]
     assert pareto(lines, "HR@10")["data"][0]["x"] == [1.0, 7.0]

@@ -56,7 +56,13 @@ def told(tmp_path_factory, shop):
     (root / "small.py").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KARMAFUNNEL_CACHE", str(root / "cache"))
-        yield Worker(str(root / "small.py"), str(root / "log"), max(os.sched_getaffinity(0)), pause_ms=PAUSE, seconds=60)
+        yield Worker(
+            str(root / "small.py"),
+            str(root / "log"),
+            max(os.sched_getaffinity(0)),
+            pause_ms=PAUSE,
+            seconds=60,
+        )
 
 
 def fitted_of(told: Worker):
@@ -72,7 +78,9 @@ def test_a_service_serves(told):
     cores = os.sched_getaffinity(0)
     with service(told) as (lines, ks):
         port = lines.connection.getpeername()
-        assert lines.connection.getpeername()[0] == "127.0.0.1" and os.sched_getaffinity(0) == cores - {told.core}
+        assert lines.connection.getpeername()[0] == "127.0.0.1" and os.sched_getaffinity(
+            0
+        ) == cores - {told.core}
         assert ks == {"recall": 40, "prerank": 10, "pause": 10}
         requests = Log.open(told.log).requests_in("W3")
         times = 10.0 * np.arange(8)
@@ -82,10 +90,16 @@ def test_a_service_serves(told):
 
     # the slates are those of the replay
     fitted = fitted_of(told)
-    for request, items in zip(requests[[5, 3, 8, 1, 0, 9, 2, 7]].tolist(), found["items"].to_list(), strict=True):
-        assert items == listed(last_slate(fitted, [request]), [request])[request] and len(items) == 10
+    for request, items in zip(
+        requests[[5, 3, 8, 1, 0, 9, 2, 7]].tolist(), found["items"].to_list(), strict=True
+    ):
+        assert (
+            items == listed(last_slate(fitted, [request]), [request])[request] and len(items) == 10
+        )
     # planned times are kept though the answers take longer, and latency counts from them
-    assert (found["sent_ms"] >= found["planned_ms"]).all() and (found["sent_ms"] - found["planned_ms"]).median() < 10
+    assert (found["sent_ms"] >= found["planned_ms"]).all() and (
+        found["sent_ms"] - found["planned_ms"]
+    ).median() < 10
     assert found["sent_ms"][-1] < found["done_ms"][3]
     assert (found["latency_ms"] == found["done_ms"] - found["planned_ms"]).all()
     # one by one, in the order in which they came
@@ -138,7 +152,9 @@ def test_a_worker_ends_after_so_many_requests_and_seconds(told):
         assert not thread.is_alive()
     with here(told) as (lines, thread, theirs):
         theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(KarmafunnelError, match="needs 1 answers, found a closed connection after 0"):
+        with pytest.raises(
+            KarmafunnelError, match="needs 1 answers, found a closed connection after 0"
+        ):
             open_loop(lines, np.zeros(1), np.full(1, EMPTY))
 
 
@@ -146,7 +162,10 @@ def test_a_generator_needs_a_core_of_its_own(told):
     cores = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {told.core})
-        with pytest.raises(KarmafunnelError, match="needs a core beside the worker's"), service(told):
+        with (
+            pytest.raises(KarmafunnelError, match="needs a core beside the worker's"),
+            service(told),
+        ):
             pass
     finally:
         os.sched_setaffinity(0, cores)
@@ -154,20 +173,50 @@ def test_a_generator_needs_a_core_of_its_own(told):
 
 def test_the_table_says_what_was_measured(told):
     """Two repetitions of 3 requests: means and spreads worked by hand."""
-    one = {"measured": [1.0, 2.0, 3.0], "predicted": [[2.0, 2.0, 2.0]], "service_ms": 1.0, "late": 0.1}
+    one = {
+        "measured": [1.0, 2.0, 3.0],
+        "predicted": [[2.0, 2.0, 2.0]],
+        "service_ms": 1.0,
+        "late": 0.1,
+    }
     two = one | {"measured": [3.0, 4.0, 5.0]}
     cell = {
-        "load": 0.5, "pause_ms": 0.0, "rate": 10.0, "n": 3, "utilisation": 0.5, "profile_ms": 1.1, "overhead_ms": 0.1, "passes": 9,
-        "load_average": [1.0, 2.0], "repetitions": [one, two],
-    }  # fmt: skip
-    asleep = cell | {"pause_ms": 5.0, "repetitions": [one | {"measured": [9.0, 9.0, 9.0], "predicted": [[8.0, 8.0, 8.0]]}]}
+        "load": 0.5,
+        "pause_ms": 0.0,
+        "rate": 10.0,
+        "n": 3,
+        "utilisation": 0.5,
+        "profile_ms": 1.1,
+        "overhead_ms": 0.1,
+        "passes": 9,
+        "load_average": [1.0, 2.0],
+        "repetitions": [one, two],
+    }
+    asleep = cell | {
+        "pause_ms": 5.0,
+        "repetitions": [one | {"measured": [9.0, 9.0, 9.0], "predicted": [[8.0, 8.0, 8.0]]}],
+    }
     row = rows_of(cell)[0]
-    assert [row[k] for k in ("measured_ms", "least_ms", "most_ms", "predicted_ms")] == [3.0, 2.0, 4.0, 2.0]
-    assert row["error"] == pytest.approx(-1 / 3) and row["inside"] is True and rows_of(asleep)[0]["inside"] is False
+    assert [row[k] for k in ("measured_ms", "least_ms", "most_ms", "predicted_ms")] == [
+        3.0,
+        2.0,
+        4.0,
+        2.0,
+    ]
+    assert (
+        row["error"] == pytest.approx(-1 / 3)
+        and row["inside"] is True
+        and rows_of(asleep)[0]["inside"] is False
+    )
     log = Log.open(told.log)
-    below = footnotes([cell, asleep], log, load_recipe(told.recipe, log), "command", 0, "Nothing else ran.")
+    below = footnotes(
+        [cell, asleep], log, load_recipe(told.recipe, log), "command", 0, "Nothing else ran."
+    )
     text = markdown([cell, asleep], below)
-    assert r"| 0.5 | 10.0 | 1.10 | 1.00 | p50 | 3.0 \[2.0, 4.0\] | 2.0 \[2.0, 2.0\] | −33% | yes |" in text
+    assert (
+        r"| 0.5 | 10.0 | 1.10 | 1.00 | p50 | 3.0 \[2.0, 4.0\] | 2.0 \[2.0, 2.0\] | −33% | yes |"
+        in text
+    )
     assert "moves p50 by 6.0 ms measured, 6.0 predicted" in text and "Nothing else ran." in text
     assert len(figure([cell, asleep])["data"]) == 3 + 2 and name_of(asleep) == "0.5, 5 ms asleep"
     assert real_service.LOADS == (0.3, 0.5, 0.75)

@@ -24,8 +24,23 @@ from shop import make_shop
 
 pytestmark = pytest.mark.slow
 
-LITERAL = ["Lamp [/red]", "[bold]x[/bold]", "[link=http://x]y[/link]", ":smile:", "[blink", "a [on red"]
-OBEYED = ["\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "\rover", "\x08\x08", "\u202edesrever", "\x00"]
+LITERAL = [
+    "Lamp [/red]",
+    "[bold]x[/bold]",
+    "[link=http://x]y[/link]",
+    ":smile:",
+    "[blink",
+    "a [on red",
+]
+OBEYED = [
+    "\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x9b2J",
+    "\rover",
+    "\x08\x08",
+    "\u202edesrever",
+    "\x00",
+]
 HOSTILE = [*LITERAL, *OBEYED]
 
 
@@ -43,9 +58,11 @@ def in_a_table(console: Console, text: str) -> None:
 
 
 DRAWN = {
-    "a line": lambda console, text: console.print(text), "a styled line": lambda console, text: console.print(text, style="bold red"),
-    "a Text": lambda console, text: console.print(Text(text)), "a table": in_a_table,
-}  # fmt: skip
+    "a line": lambda console, text: console.print(text),
+    "a styled line": lambda console, text: console.print(text, style="bold red"),
+    "a Text": lambda console, text: console.print(Text(text)),
+    "a table": in_a_table,
+}
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
@@ -80,12 +97,18 @@ def test_only_one_console_and_no_markup():
     root = Path(karmafunnel.__file__).parent
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).parts
-        if parts[0] in ("tests", "build", "out") or parts[0].startswith(".") or path.name == "terminal.py":
+        if (
+            parts[0] in ("tests", "build", "out")
+            or parts[0].startswith(".")
+            or path.name == "terminal.py"
+        ):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
                 assert node.module in ("rich.table", "rich.text"), f"{path}: {node.module}"
-                assert path == root / "simulator" / "report" / "table.py", f"{path} draws a table of its own"
+                assert path == root / "simulator" / "report" / "table.py", (
+                    f"{path} draws a table of its own"
+                )
             if isinstance(node, ast.Import):
                 assert not any(alias.name.split(".")[0] == "rich" for alias in node.names), path
             if isinstance(node, ast.keyword):
@@ -101,8 +124,11 @@ from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular
 
 label, embedders = None, {}
-funnel = Join([Popular(k=30), BM25Recall(k=30)], k=40) >> LightGBMPreRank(k=10, features=[Upstream(), Own(), BM25()], trees=5)
-rows, against, seeds, measures = {"[bold]x[/bold]": {}, "Lamp [/red]": {}}, "Lamp [/red]", (0,), ["HR@5"]
+features = [Upstream(), Own(), BM25()]
+recall = Join([Popular(k=30), BM25Recall(k=30)], k=40)
+funnel = recall >> LightGBMPreRank(k=10, features=features, trees=5)
+rows, against = {"[bold]x[/bold]": {}, "Lamp [/red]": {}}, "Lamp [/red]"
+seeds, measures = (0,), ["HR@5"]
 """
 SERVICES = """
 name = "Lamp [/red]"
@@ -125,6 +151,7 @@ def run(*words: object) -> Result:
 def hostile_log(folder: Path) -> Path:
     """The shop with markup and control characters in every text that a log has."""
     shop = make_shop(n_items=60, n_users=12, n_requests=160)
+
     def mixed(name: str, n: int) -> pl.Series:
         return pl.Series(name, [f"{HOSTILE[i % len(HOSTILE)]} {i}" for i in range(n)])
 
@@ -133,12 +160,23 @@ def hostile_log(folder: Path) -> Path:
     items = dict(zip(shop.items["item_id"], item_ids, strict=True))
     requests = dict(zip(shop.requests["request_id"], request_ids, strict=True))
     category = pl.Series("category", [[HOSTILE[i % len(HOSTILE)]] for i in range(n_items)])
-    made = shop.items.with_columns(item_ids, mixed("title", n_items), mixed("brand", n_items), category)
-    asked = shop.requests.with_columns(request_ids, mixed("query", n), pl.format("{} [/red]\x1b[31m", "user_id").alias("user_id"))
-    shown = shop.exposures.with_columns(pl.col("item_id").replace_strict(items), pl.col("request_id").replace_strict(requests))
+    made = shop.items.with_columns(
+        item_ids, mixed("title", n_items), mixed("brand", n_items), category
+    )
+    asked = shop.requests.with_columns(
+        request_ids, mixed("query", n), pl.format("{} [/red]\x1b[31m", "user_id").alias("user_id")
+    )
+    shown = shop.exposures.with_columns(
+        pl.col("item_id").replace_strict(items), pl.col("request_id").replace_strict(requests)
+    )
     said = {"name": "[bold]x[/bold]", "currency": "[/red]", "licence": "[bold]", "source": "[/red]"}
     aside = {"rows [/red]": 3, "[bold]y[/bold]": 4}
-    Log.make(made, asked, shown, shop.meta | said | {"lacks": ["a [/red]", "[bold]z[/bold]"], "set_aside": aside}).write(folder)
+    Log.make(
+        made,
+        asked,
+        shown,
+        shop.meta | said | {"lacks": ["a [/red]", "[bold]z[/bold]"], "set_aside": aside},
+    ).write(folder)
     return folder
 
 
@@ -151,9 +189,20 @@ def there(tmp_path_factory) -> Path:
     (folder / "[red].py").write_text(RECIPE)
     (folder / "services.toml").write_text(SERVICES)
     for name in ("run", "again"):
-        done = run("replay", folder / "[red].py", folder / "log", "--out", folder / name, "--no-cache", "--seed", int(name == "again"))
+        done = run(
+            "replay",
+            folder / "[red].py",
+            folder / "log",
+            "--out",
+            folder / name,
+            "--no-cache",
+            "--seed",
+            int(name == "again"),
+        )
         assert done.exit_code == 0, done.output
-    done = run("queue", folder / "services.toml", "--rate", 50, "--requests", 300, "--out", folder / "load")
+    done = run(
+        "queue", folder / "services.toml", "--rate", 50, "--requests", 300, "--out", folder / "load"
+    )
     assert done.exit_code == 0, done.output
     return folder
 
@@ -162,26 +211,84 @@ def commands(there: Path, tmp: Path) -> dict[str, list[object]]:
     log, recipe, services = there / "log", there / "[red].py", there / "services.toml"
     request = read_table(there / "run" / "ledger.parquet")["request_id"][0]
     return {
-        "validate": ["validate", log], "describe": ["describe", log], "sample": ["sample", log, tmp / "small", "--users", 0.5],
-        "explain": ["explain", recipe, log, "--request", request, "--no-cache"], "measure": ["measure", there / "run", "HR@5", "GMV-HR@5"],
-        "markdown": ["measure", there / "run", "HR@5", "--format", "markdown"], "csv": ["measure", there / "run", "HR@5", "--format", "csv"],
-        "latex": ["measure", there / "run", "HR@5", "--format", "latex"], "slice": ["measure", there / "run", "HR@5", "--slice", "target"],
-        "compare": ["compare", there / "run", there / "again", "HR@5"], "report": ["report", there / "run", "--out", tmp / "[bold].html"],
+        "validate": ["validate", log],
+        "describe": ["describe", log],
+        "sample": ["sample", log, tmp / "small", "--users", 0.5],
+        "explain": ["explain", recipe, log, "--request", request, "--no-cache"],
+        "measure": ["measure", there / "run", "HR@5", "GMV-HR@5"],
+        "markdown": ["measure", there / "run", "HR@5", "--format", "markdown"],
+        "csv": ["measure", there / "run", "HR@5", "--format", "csv"],
+        "latex": ["measure", there / "run", "HR@5", "--format", "latex"],
+        "slice": ["measure", there / "run", "HR@5", "--slice", "target"],
+        "compare": ["compare", there / "run", there / "again", "HR@5"],
+        "report": ["report", there / "run", "--out", tmp / "[bold].html"],
         "replay": ["replay", recipe, log, "--out", tmp / "[red]run", "--no-cache", "--limit", 20],
-        "paths": ["replay", recipe, log, "--out", tmp / "paths", "--no-cache", "--limit", 20, "--path", "prerank=skip"],
+        "paths": [
+            "replay",
+            recipe,
+            log,
+            "--out",
+            tmp / "paths",
+            "--no-cache",
+            "--limit",
+            20,
+            "--path",
+            "prerank=skip",
+        ],
         "table": ["table", recipe, log, "--out", tmp / "[red]out", "--no-cache", "--limit", 20],
         "queue": ["queue", services, "--rate", 50, "--requests", 200, "--out", tmp / "[red]load"],
-        "queue --run": ["queue", services, "--rate", 50, "--requests", 200, "--out", tmp / "worth", "--run", there / "run"],
-        "timeline": ["timeline", there / "load", 3], "plan": ["plan", services, "--rate", 20, "--p99-ms", 50, "--requests", 1000],
-        "profile": ["profile", recipe, log, "--out", tmp / "[red].toml", "--seconds", 1, "--batches", "1,2", "--no-cache"],
+        "queue --run": [
+            "queue",
+            services,
+            "--rate",
+            50,
+            "--requests",
+            200,
+            "--out",
+            tmp / "worth",
+            "--run",
+            there / "run",
+        ],
+        "timeline": ["timeline", there / "load", 3],
+        "plan": ["plan", services, "--rate", 20, "--p99-ms", 50, "--requests", 1000],
+        "profile": [
+            "profile",
+            recipe,
+            log,
+            "--out",
+            tmp / "[red].toml",
+            "--seconds",
+            1,
+            "--batches",
+            "1,2",
+            "--no-cache",
+        ],
         "doctor": ["doctor"],
-    }  # fmt: skip
+    }
 
 
 NAMES = [
-    "validate", "describe", "sample", "explain", "measure", "markdown", "csv", "latex", "slice", "compare", "report", "replay", "paths",
-    "table", "queue", "queue --run", "timeline", "plan", "profile", "doctor",
-]  # fmt: skip
+    "validate",
+    "describe",
+    "sample",
+    "explain",
+    "measure",
+    "markdown",
+    "csv",
+    "latex",
+    "slice",
+    "compare",
+    "report",
+    "replay",
+    "paths",
+    "table",
+    "queue",
+    "queue --run",
+    "timeline",
+    "plan",
+    "profile",
+    "doctor",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,9 +298,16 @@ def test_every_command_prints_as_it_stands(name, there, tmp_path):
     assert answer.exit_code == 0, said
     assert not set(said) & set("\x00\x07\x08\r\x1b\x9b\u202e"), ascii(said)
     expected = {
-        "validate": "", "describe": "[bold]x[/bold]", "sample": "a [/red]", "explain": "Lamp [/red]", "report": "[bold].html",
-        "table": "[bold]x[/bold]", "queue": "Lamp [/red]", "plan": "Lamp [/red]", "profile": "[red]",
-    }  # fmt: skip
+        "validate": "",
+        "describe": "[bold]x[/bold]",
+        "sample": "a [/red]",
+        "explain": "Lamp [/red]",
+        "report": "[bold].html",
+        "table": "[bold]x[/bold]",
+        "queue": "Lamp [/red]",
+        "plan": "Lamp [/red]",
+        "profile": "[red]",
+    }
     assert expected.get(name, "") in " ".join(said.split())
 
 
@@ -225,7 +339,13 @@ REFUSALS = [
 def test_refusals_quote_as_it_stands(words, there, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in ("Lamp [/red]", "[bold]x[/bold]", "\x1b[31m"):
-        known = {"LOG": f"no {text}", "TEXT": text, "THERE": there / "log", "RUN": there / "run", "RECIPE": there / "[red].py"}
+        known = {
+            "LOG": f"no {text}",
+            "TEXT": text,
+            "THERE": there / "log",
+            "RUN": there / "run",
+            "RECIPE": there / "[red].py",
+        }
         answer = run(*(known.get(word, word) for word in words.split()))
         said = answer.stdout + answer.stderr
         assert answer.exit_code in (1, 2) and "\x1b" not in said and "Traceback" not in said
@@ -239,9 +359,17 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):
     make_shop(n_requests=120).write(tmp_path / "log")
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-c", "from karmafunnel.cli import main; main()", "validate", str(tmp_path / "log")]
+    command = [
+        sys.executable,
+        "-c",
+        "from karmafunnel.cli import main; main()",
+        "validate",
+        str(tmp_path / "log"),
+    ]
     try:
-        answer = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+        answer = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120
+        )
     finally:
         os.close(write)
     assert answer.stderr == ""

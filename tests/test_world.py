@@ -31,7 +31,11 @@ def shown(world: World) -> pl.DataFrame:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def small_catalogue(n: int = 120) -> Catalogue:
@@ -42,13 +46,18 @@ def small_catalogue(n: int = 120) -> Catalogue:
             "item_id": f"B{i:03d}",
             "title": f"Acme {colours[i % 3]} {'Garden Hose' if i % 2 else 'Desk Lamp'} model {i}",
             "brand": None if i % 10 == 0 else f"Brand {i % 7}",
-            "category": [] if i % 11 == 0 else (["Garden", "Watering", "Hoses"] if i % 2 else ["Home", "Lighting"]),
+            "category": []
+            if i % 11 == 0
+            else (["Garden", "Watering", "Hoses"] if i % 2 else ["Home", "Lighting"]),
             "price": None if i % 4 == 0 else 10.0 + i % 2,
             "attributes": [f"Color={colours[i % 3]}", f"Serial={i}"],
         }
         for i in range(n)
     ]
-    return Catalogue.make(pl.DataFrame(rows, infer_schema_length=None), {"name": "tiny", "currency": "USD", "licence": "mine"})
+    return Catalogue.make(
+        pl.DataFrame(rows, infer_schema_length=None),
+        {"name": "tiny", "currency": "USD", "licence": "mine"},
+    )
 
 
 # -- the same bytes, or nothing --------------------------------------------------------------------
@@ -77,7 +86,9 @@ def test_what_is_written_is_read_back(world: World, tmp_path: Path) -> None:
         worlds.read_truth(tmp_path)
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = generate(items=60, users=5, requests=10, images=True)
 
     def out_of_ink(*_: object) -> None:
@@ -92,16 +103,23 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 def test_the_knob_leaves_catalogue_and_diary_alone() -> None:
     one, other = (generate(items=100, users=10, requests=50, semantic=s) for s in (0.0, 1.0))
     assert one.log.items.equals(other.log.items)
-    assert one.log.requests.select("user_id", "ts", "session_id").equals(other.log.requests.select("user_id", "ts", "session_id"))
+    assert one.log.requests.select("user_id", "ts", "session_id").equals(
+        other.log.requests.select("user_id", "ts", "session_id")
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("items", 49), ("users", 0), ("requests", 0), ("seed", -1), ("semantic", 1.5), ("semantic", float("nan")),
+        ("items", 49),
+        ("users", 0),
+        ("requests", 0),
+        ("seed", -1),
+        ("semantic", 1.5),
+        ("semantic", float("nan")),
         ("exploration", -0.1),
     ],
-)  # fmt: skip
+)
 def test_nonsense_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(KarmafunnelError, match=f"{name} needs a .*number from .*found {value}"):
         generate(**{name: value})
@@ -138,7 +156,9 @@ def test_queries_are_written_for_searches_only(world: World) -> None:
 
 
 def test_positions_run_from_one(world: World) -> None:
-    by = world.log.exposures.group_by("request_id").agg("position", pl.col("item_id").n_unique().alias("items"))
+    by = world.log.exposures.group_by("request_id").agg(
+        "position", pl.col("item_id").n_unique().alias("items")
+    )
     assert all(sorted(p) == list(range(1, len(p) + 1)) for p in by["position"].to_list())
     assert (by["items"] == by["position"].list.len()).all()  # no item twice on a page
 
@@ -149,7 +169,10 @@ def test_purchases_are_clicked_and_paid(shown: pl.DataFrame) -> None:
     assert bought["clicked"].all()
     assert (bought["price_paid"] <= bought["price_shown"]).all()
     assert (bought["quantity"] >= 1).all()
-    assert shown.filter(~pl.col("purchased"))["price_paid"].null_count() == shown.height - bought.height
+    assert (
+        shown.filter(~pl.col("purchased"))["price_paid"].null_count()
+        == shown.height - bought.height
+    )
     assert (shown["price_shown"] > 0).all()
     assert (shown["price_shown"] <= shown["price"]).all()
     assert 0.01 < (shown["price_shown"] < shown["price"]).mean() < 0.2  # promotions come and go
@@ -171,7 +194,9 @@ def test_propensities_are_those_of_the_exploration(world: World) -> None:
 
 
 def test_the_pool_is_the_support(world: World) -> None:
-    outside = world.log.exposures.join(world.truth["pool"], on=["request_id", "item_id"], how="anti")
+    outside = world.log.exposures.join(
+        world.truth["pool"], on=["request_id", "item_id"], how="anti"
+    )
     assert outside.height == 0
 
 
@@ -186,7 +211,9 @@ def test_filters_are_respected_and_the_log_agrees(shown: pl.DataFrame, world: Wo
     filtered = shown.filter(pl.col("filters").list.len() > 0)
     share = world.log.requests.select((pl.col("filters").list.len() > 0).mean()).item()
     assert 0.1 < share < 0.45
-    assert filtered.select((pl.col("filters").list.set_difference(pl.col("attributes")).list.len() == 0).all()).item()
+    assert filtered.select(
+        (pl.col("filters").list.set_difference(pl.col("attributes")).list.len() == 0).all()
+    ).item()
     rows = world.log.rows
     assert world.log.asof.is_eligible(rows["request"].to_numpy(), rows["item"].to_numpy()).all()
 
@@ -211,7 +238,10 @@ def test_utility_can_be_asked_again(world: World) -> None:
         visit = world.visits[request]
         assert world.utility(request)[visit.slate].tolist() == visit.utility.tolist()
         click, buy = world.chances(request)
-        assert (click[visit.slate].tolist(), buy[visit.slate].tolist()) == (visit.p_click.tolist(), visit.p_buy.tolist())
+        assert (click[visit.slate].tolist(), buy[visit.slate].tolist()) == (
+            visit.p_click.tolist(),
+            visit.p_buy.tolist(),
+        )
         assert world.price(request)[visit.slate].tolist() == visit.price.tolist()
 
 
@@ -257,8 +287,12 @@ def test_purchases_elsewhere(world: World) -> None:
 
 def grouped_auc(group: pl.Series, clicked: pl.Series, score: pl.Series) -> float:
     """Mean over groups of the AUC, ties one half."""
-    frame = pl.DataFrame({"g": group, "y": clicked, "s": score}).with_columns(pl.col("s").rank().over("g"))
-    sums = frame.group_by("g").agg(p=pl.col("y").sum(), n=pl.len(), s=(pl.col("s") * pl.col("y")).sum())
+    frame = pl.DataFrame({"g": group, "y": clicked, "s": score}).with_columns(
+        pl.col("s").rank().over("g")
+    )
+    sums = frame.group_by("g").agg(
+        p=pl.col("y").sum(), n=pl.len(), s=(pl.col("s") * pl.col("y")).sum()
+    )
     sums = sums.filter((pl.col("p") > 0) & (pl.col("p") < pl.col("n")))
     won = pl.col("s") - pl.col("p") * (pl.col("p") + 1) / 2
     return sums.select((won / (pl.col("p") * (pl.col("n") - pl.col("p")))).mean()).item()
@@ -271,10 +305,17 @@ def text_and_behaviour(world: World) -> tuple[float, float]:
     log = world.log
     rows = log.rows.filter(pl.col("request") >= log.requests_in("W3")[0])
     request, item = rows["request"].to_numpy(), rows["item"].to_numpy()
-    values = log.items.select(pl.col("attributes").list.concat(pl.col("brand").fill_null("?"))).with_row_index("i")
-    values = values.explode("attributes").filter(~pl.col("attributes").str.contains("^(category|delivery)="))
+    values = log.items.select(
+        pl.col("attributes").list.concat(pl.col("brand").fill_null("?"))
+    ).with_row_index("i")
+    values = values.explode("attributes").filter(
+        ~pl.col("attributes").str.contains("^(category|delivery)=")
+    )
     column = values["attributes"].rank("dense").to_numpy().astype(int) - 1
-    listed = sp.csr_matrix((np.ones(len(column)), (values["i"].to_numpy(), column)), shape=(log.n_items, column.max() + 1))
+    listed = sp.csr_matrix(
+        (np.ones(len(column)), (values["i"].to_numpy(), column)),
+        shape=(log.n_items, column.max() + 1),
+    )
     listed = listed @ sp.diags(np.log(log.n_items / np.asarray(listed.sum(axis=0)).ravel()))
 
     asked, at = np.unique(request, return_inverse=True)
@@ -286,7 +327,9 @@ def text_and_behaviour(world: World) -> tuple[float, float]:
 
     events = log.events.filter(pl.col("t") < log.end_of("W2b"))
     user = events["user"].to_numpy()
-    likes = sp.csr_matrix((np.ones(len(user)), (user, events["item"].to_numpy())), shape=(user.max() + 1, log.n_items))
+    likes = sp.csr_matrix(
+        (np.ones(len(user)), (user, events["item"].to_numpy())), shape=(user.max() + 1, log.n_items)
+    )
     likes.data[:] = 1.0
     popularity = np.asarray(likes.sum(axis=0)).ravel() + 3.0
     together = (likes.T @ likes).toarray() / np.sqrt(np.outer(popularity, popularity))
@@ -295,14 +338,19 @@ def text_and_behaviour(world: World) -> tuple[float, float]:
 
     new = log.asof.own_count(request, item) == 0
     group, clicked = pl.Series(request[new]), rows["clicked"].filter(pl.Series(new))
-    return grouped_auc(group, clicked, pl.Series(text[new])), grouped_auc(group, clicked, pl.Series(behaviour[new]))
+    return grouped_auc(group, clicked, pl.Series(text[new])), grouped_auc(
+        group, clicked, pl.Series(behaviour[new])
+    )
 
 
 def test_the_knob_decides_whether_text_or_behaviour_tells_taste() -> None:
     """With semantic = 1 likeness of attributes predicts clicks and co-clicks do not; with semantic
     = 0 the reverse.
     """
-    found = {s: text_and_behaviour(generate(items=800, users=200, requests=4000, seed=2, semantic=s)) for s in (0.0, 1.0)}
+    found = {
+        s: text_and_behaviour(generate(items=800, users=200, requests=4000, seed=2, semantic=s))
+        for s in (0.0, 1.0)
+    }
     assert found[1.0][0] > found[0.0][0] + 0.04, found
     assert found[0.0][1] > found[1.0][1] + 0.04, found
     assert found[1.0][0] > found[1.0][1] + 0.04, found
@@ -321,15 +369,30 @@ def test_shoppers_live_on_a_real_catalogue() -> None:
     assert log.items["price"].null_count() == 0
     # the medians are among the prices
     assert set(log.items["price"].unique()) <= {10.0, 10.5, 11.0}
-    missing = log.items.join(catalogue.items.filter(pl.col("price").is_null()), on="item_id", how="semi").height
-    assert log.meta["notes"]["prices"] == f"{missing} unknown prices were imputed by the median of the category"
+    missing = log.items.join(
+        catalogue.items.filter(pl.col("price").is_null()), on="item_id", how="semi"
+    ).height
+    assert (
+        log.meta["notes"]["prices"]
+        == f"{missing} unknown prices were imputed by the median of the category"
+    )
     assert log.meta["currency"] == "USD"
     assert "mine" in log.meta["licence"]
-    words = set(" ".join(catalogue.items["title"]).lower().split()) | {"hoses", "lighting", "watering", "other", "brand"}
+    words = set(" ".join(catalogue.items["title"]).lower().split()) | {
+        "hoses",
+        "lighting",
+        "watering",
+        "other",
+        "brand",
+    }
     asked = {word for query in log.requests["query"].drop_nulls() for word in query.split()}
     assert asked <= words | set("0123456")
-    assert generate(items=100, users=20, requests=80, catalogue=catalogue).log.exposures.equals(log.exposures)
-    assert world.log.asof.is_eligible(log.rows["request"].to_numpy(), log.rows["item"].to_numpy()).all()
+    assert generate(items=100, users=20, requests=80, catalogue=catalogue).log.exposures.equals(
+        log.exposures
+    )
+    assert world.log.asof.is_eligible(
+        log.rows["request"].to_numpy(), log.rows["item"].to_numpy()
+    ).all()
     assert generate(items=5000, users=5, requests=20, catalogue=catalogue).log.items.height == 120
 
 
@@ -370,5 +433,7 @@ def test_pictures_are_written_where_the_items_say(tmp_path: Path) -> None:
 
 def test_shoppers_live_on_no_catalogue_that_fails_a_check():
     items = pl.DataFrame({"item_id": [f"i{i % 70}" for i in range(80)], "title": ["a lamp"] * 80})
-    with pytest.raises(KarmafunnelError, match=r"^log odd fails the check 'duplicate items': 10 keys"):
+    with pytest.raises(
+        KarmafunnelError, match=r"^log odd fails the check 'duplicate items': 10 keys"
+    ):
         generate(items=60, users=10, requests=20, catalogue=Catalogue.make(items, {"name": "odd"}))

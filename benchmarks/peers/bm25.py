@@ -44,9 +44,15 @@ def fit(data: Data, seed: int, windows: list, k1: float, b: float, last: int) ->
             wanted = words([queries[row] or "" for row in rows])
         else:
             at, history = data.history(rows)
-            items, ends = history["item"].to_numpy(), np.searchsorted(at, np.arange(len(rows)), side="right")
+            items, ends = (
+                history["item"].to_numpy(),
+                np.searchsorted(at, np.arange(len(rows)), side="right"),
+            )
             begins = np.maximum(np.searchsorted(at, np.arange(len(rows))), ends - last)
-            wanted = [[w for item in items[i:j] for w in tokens[item]] for i, j in zip(begins, ends, strict=True)]
+            wanted = [
+                [w for item in items[i:j] for w in tokens[item]]
+                for i, j in zip(begins, ends, strict=True)
+            ]
         for i, query in enumerate(wanted):
             for word in query:
                 if word in index.vocab_dict:

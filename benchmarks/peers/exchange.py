@@ -52,11 +52,18 @@ class Data:
         self.interactions = self._numbered(read("interactions"))
         users = self.interactions.select("user_id").unique(maintain_order=True)
         users = users.with_columns(pl.int_range(pl.len()).alias("user"))
-        self.interactions = self.interactions.join(users, on="user_id", how="left", maintain_order="left")
+        self.interactions = self.interactions.join(
+            users, on="user_id", how="left", maintain_order="left"
+        )
         self.n_users = users.height
-        self._histories, self._truth = (self._by_request(read(name)) for name in ("histories", "truth"))
+        self._histories, self._truth = (
+            self._by_request(read(name)) for name in ("histories", "truth")
+        )
         self._candidates = self._by_request(read("candidates"))
-        self._filters = {key: rows["item"].to_numpy() for (key,), rows in self._numbered(read("filters")).group_by("filter")}
+        self._filters = {
+            key: rows["item"].to_numpy()
+            for (key,), rows in self._numbered(read("filters")).group_by("filter")
+        }
 
     def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:
         items = self.items.select("item_id", pl.int_range(pl.len()).alias("item"))
@@ -65,9 +72,15 @@ class Data:
     def _by_request(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray]:
         """Rows sorted by request number, and where each request's begin."""
         requests = self.requests.select("request_id", pl.int_range(pl.len()).alias("request"))
-        frame = self._numbered(frame).join(requests, on="request_id", how="left", maintain_order="left").drop("request_id")
+        frame = (
+            self._numbered(frame)
+            .join(requests, on="request_id", how="left", maintain_order="left")
+            .drop("request_id")
+        )
         frame = frame.sort("request", maintain_order=True)
-        return frame, np.searchsorted(frame["request"].to_numpy(), np.arange(self.requests.height + 1))
+        return frame, np.searchsorted(
+            frame["request"].to_numpy(), np.arange(self.requests.height + 1)
+        )
 
     def rows_in(self, window: str) -> np.ndarray:
         """Row numbers of a window's requests."""
@@ -77,14 +90,21 @@ class Data:
         """How often each user had each item in some windows: float32 (n_users, n_items)."""
         rows = self.interactions.filter(pl.col("window").is_in(list(windows)))
         ones = np.ones(rows.height, dtype=np.float32)
-        return sparse.csr_matrix((ones, (rows["user"].to_numpy(), rows["item"].to_numpy())), shape=(self.n_users, self.n_items))
+        return sparse.csr_matrix(
+            (ones, (rows["user"].to_numpy(), rows["item"].to_numpy())),
+            shape=(self.n_users, self.n_items),
+        )
 
-    def _of(self, rows: np.ndarray, table: tuple[pl.DataFrame, np.ndarray]) -> tuple[np.ndarray, pl.DataFrame]:
+    def _of(
+        self, rows: np.ndarray, table: tuple[pl.DataFrame, np.ndarray]
+    ) -> tuple[np.ndarray, pl.DataFrame]:
         """Rows of a table that belong to some requests: (place in `rows`, rows)."""
         frame, start = table
         sizes = start[rows + 1] - start[rows]
         at = np.repeat(np.arange(len(rows)), sizes)
-        return at, frame[np.repeat(start[rows] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())]
+        return at, frame[
+            np.repeat(start[rows] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+        ]
 
     def history(self, rows: np.ndarray) -> tuple[np.ndarray, pl.DataFrame]:
         """(place in `rows`, item, t, action) of everything before each request that was exported,
@@ -104,13 +124,17 @@ class Data:
 
     def passing(self, key: int) -> np.ndarray:
         """Items that pass a set of filters (0: no filter)."""
-        return self._filters.get(key, np.empty(0, dtype=np.int64)) if key else np.arange(self.n_items)
+        return (
+            self._filters.get(key, np.empty(0, dtype=np.int64)) if key else np.arange(self.n_items)
+        )
 
     def history_matrix(self, rows: np.ndarray) -> sparse.csr_matrix:
         """How often each request's user had each item before it: float32 (len(rows), n_items)."""
         at, frame = self.history(rows)
         ones = np.ones(len(at), dtype=np.float32)
-        return sparse.csr_matrix((ones, (at, frame["item"].to_numpy())), shape=(len(rows), self.n_items))
+        return sparse.csr_matrix(
+            (ones, (at, frame["item"].to_numpy())), shape=(len(rows), self.n_items)
+        )
 
     def eligible(self, rows: np.ndarray) -> np.ndarray:
         """Which items each request may be shown: bool (len(rows), n_items)."""
@@ -129,7 +153,9 @@ def filled(scores: np.ndarray, popularity: np.ndarray) -> np.ndarray:
     least = np.where(told, scores, np.inf).min(axis=1)
     least = np.where(np.isfinite(least), least, 0.0)
     step = np.maximum(np.abs(least), 1.0)  # a step that float32 can tell from the least score
-    rest = least[:, None] - step[:, None] * (2.0 - popularity[None, :] / max(float(popularity.max()), 1.0))
+    rest = least[:, None] - step[:, None] * (
+        2.0 - popularity[None, :] / max(float(popularity.max()), 1.0)
+    )
     return np.where(told, scores, rest).astype(np.float32)
 
 
@@ -218,9 +244,11 @@ def main(fit: Fit, trials: Sequence[dict[str, Any]]) -> None:
         seconds = time.perf_counter() - start
         for seen in (True, False):
             rates = hit_rates(Asked(data, scorer, windows, seen), "W2b", (10, 50))
-            said.append({"settings": settings, "seen": "kept" if seen else "left out", "fit seconds": round(seconds, 1), **rates})
-            line = f"trial {i + 1} of {len(trials)}, {settings}, seen items {said[-1]['seen']}: "
-            print(line + f"HR@10 {rates['HR@10']:.4f}, HR@50 {rates['HR@50']:.4f} on W2b, fitted in {seconds:.1f} s", flush=True)
+            found = {"seen": "kept" if seen else "left out", "fit seconds": round(seconds, 1)}
+            said.append({"settings": settings} | found | rates)
+            line = f"trial {i + 1} of {len(trials)}, {settings}, seen items {found['seen']}: "
+            line += ", ".join(f"{name} {rate:.4f}" for name, rate in rates.items())
+            print(f"{line} on W2b, fitted in {seconds:.1f} s", flush=True)
             if chosen is None or rates["HR@10"] > chosen[0]:
                 chosen = rates["HR@10"], scorer, settings, seen
     assert chosen is not None
@@ -244,7 +272,14 @@ def main(fit: Fit, trials: Sequence[dict[str, Any]]) -> None:
     write(data, given.out / "own.parquet", own)
     write(data, given.out / "candidates.parquet", ranked)
     facts = {
-        "ms a request": 1000 * seconds / max(len(rows), 1), "requests": len(rows), "settings": settings, "learnt from": windows,
-        "seen": "kept" if seen else "left out", "trials": said, "packages": {d.name: d.version for d in distributions()},
-    }  # fmt: skip
-    (given.out / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+        "ms a request": 1000 * seconds / max(len(rows), 1),
+        "requests": len(rows),
+        "settings": settings,
+        "learnt from": windows,
+        "seen": "kept" if seen else "left out",
+        "trials": said,
+        "packages": {d.name: d.version for d in distributions()},
+    }
+    (given.out / "facts.json").write_text(
+        json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8"
+    )

@@ -22,7 +22,9 @@ TRIALS = [
 ]
 
 
-def bm25_of_history(history: sparse.csr_matrix, item_sums: np.ndarray, k1: float = 100, b: float = 0.8) -> sparse.csr_matrix:
+def bm25_of_history(
+    history: sparse.csr_matrix, item_sums: np.ndarray, k1: float = 100, b: float = 0.8
+) -> sparse.csr_matrix:
     """What `bm25_weight` makes of (items, users), for users it has not seen: item lengths are those
     of the training matrix.
     """
@@ -33,12 +35,25 @@ def bm25_of_history(history: sparse.csr_matrix, item_sums: np.ndarray, k1: float
     return sparse.csr_matrix((data, (found.row, found.col)), shape=history.shape)
 
 
-def fit(data: Data, seed: int, windows: list, factors: int, regularization: float, alpha: float, weight: str) -> Scorer:
+def fit(
+    data: Data,
+    seed: int,
+    windows: list,
+    factors: int,
+    regularization: float,
+    alpha: float,
+    weight: str,
+) -> Scorer:
     counts = data.matrix(windows)
     sums = np.asarray(counts.sum(axis=0)).ravel()
     train = bm25_weight(counts.T, K1=100, B=0.8).T.tocsr() if weight == "bm25" else counts
     model = AlternatingLeastSquares(
-        factors=factors, regularization=regularization, alpha=alpha, iterations=15, num_threads=1, random_state=seed
+        factors=factors,
+        regularization=regularization,
+        alpha=alpha,
+        iterations=15,
+        num_threads=1,
+        random_state=seed,
     )
     model.fit(train, show_progress=False)
 
@@ -50,7 +65,9 @@ def fit(data: Data, seed: int, windows: list, factors: int, regularization: floa
         scores = np.full(history.shape, -np.inf, dtype=np.float32)
         if len(some):
             had = bm25_of_history(history[some], sums) if weight == "bm25" else history[some]
-            scores[some] = model.recalculate_user(np.arange(len(some)), had.tocsr()) @ model.item_factors.T
+            scores[some] = (
+                model.recalculate_user(np.arange(len(some)), had.tocsr()) @ model.item_factors.T
+            )
         scores[:, sums == 0] = -np.inf
         return scores
 

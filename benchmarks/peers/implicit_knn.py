@@ -7,7 +7,10 @@ from exchange import Data, Scorer, main
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
 
 KINDS = {"cosine": CosineRecommender, "tfidf": TFIDFRecommender, "bm25": BM25Recommender}
-TRIALS = [{"kind": kind, "K": k} for kind in KINDS for k in (20, 200)] + [{"kind": "bm25", "K": 50}, {"kind": "bm25", "K": 500}]
+TRIALS = [{"kind": kind, "K": k} for kind in KINDS for k in (20, 200)] + [
+    {"kind": "bm25", "K": 50},
+    {"kind": "bm25", "K": 500},
+]
 
 
 def fit(data: Data, seed: int, windows: list, kind: str, K: int) -> Scorer:

@@ -56,13 +56,9 @@ from karmafunnel.terminal import Console
 
 FOLDER = Path(__file__).parent
 HELPERS = ("exchange.py", "rectools_frames.py")  # what scripts import
-K, DEPTH, TAUGHT = (
-    50,
-    500,
-    3000,
-# length of a list, events of a history, requests of W2a whose candidates a second stage may learn
-# from
-)
+K = 50  # length of a list
+DEPTH = 500  # events of a history
+TAUGHT = 3000  # requests of W2a whose candidates a second stage may learn from
 OURS = "ours"
 REFERENCES = ("logged order", "random", "ceiling")
 Line = dict[str, Any]
@@ -82,7 +78,9 @@ class Peer:
 PEERS = {
     "BM25": Peer(FOLDER / "bm25.py", FOLDER / "bm25.txt"),
     "implicit item-kNN": Peer(FOLDER / "implicit_knn.py", FOLDER / "implicit.txt"),
-    "implicit item-kNN, W2 too": Peer(FOLDER / "implicit_knn.py", FOLDER / "implicit.txt", refit=True),
+    "implicit item-kNN, W2 too": Peer(
+        FOLDER / "implicit_knn.py", FOLDER / "implicit.txt", refit=True
+    ),
     "implicit ALS": Peer(FOLDER / "implicit_als.py", FOLDER / "implicit.txt"),
     "implicit ALS, W2 too": Peer(FOLDER / "implicit_als.py", FOLDER / "implicit.txt", refit=True),
     "RecTools two stages": Peer(FOLDER / "rectools_two_stage.py", FOLDER / "rectools.txt"),
@@ -102,45 +100,75 @@ def tables(log: Log, label: str, candidates: pl.DataFrame) -> dict[str, pl.DataF
     """
     asof, item_ids, request_ids = log.asof, log.items["item_id"], log.requests["request_id"]
     known = np.where(asof.known_rank < 0, NEVER, asof.times[np.maximum(asof.known_rank, 0)])
-    items = pl.DataFrame({"item_id": item_ids, "title": log.items["title"], "text": log.item_text(), "known": known})
+    items = pl.DataFrame(
+        {"item_id": item_ids, "title": log.items["title"], "text": log.item_text(), "known": known}
+    )
     users = log.requests.select(pl.int_range(pl.len()).alias(REQUEST), "user_id")
-    happened = log.events.filter(pl.col("t") < log.end_of("W2b")).join(users, on=REQUEST, how="left", maintain_order="left")
+    happened = log.events.filter(pl.col("t") < log.end_of("W2b")).join(
+        users, on=REQUEST, how="left", maintain_order="left"
+    )
     bought = pl.col("purchased").fill_null(False)
     in_w1, in_w2a = (pl.col("t") < log.end_of(window) for window in ("W1", "W2a"))
-    window = pl.when(in_w1).then(pl.lit("W1")).when(in_w2a).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
+    window = (
+        pl.when(in_w1).then(pl.lit("W1")).when(in_w2a).then(pl.lit("W2a")).otherwise(pl.lit("W2b"))
+    )
     interactions = happened.select(
-        "user_id", item_ids.gather(happened[ITEM]), "t", pl.when(bought).then(2).otherwise(1).cast(pl.Int8).alias("action"),
+        "user_id",
+        item_ids.gather(happened[ITEM]),
+        "t",
+        pl.when(bought).then(2).otherwise(1).cast(pl.Int8).alias("action"),
         window.alias("window"),
-    )  # fmt: skip
+    )
     asked = log.requests_in("W2", "W3")
     requests = log.requests[asked].select(
-        "request_id", "user_id", pl.Series("t", log.t[asked]), "window", "query", pl.Series("filter", asof.filter_key[asked])
+        "request_id",
+        "user_id",
+        pl.Series("t", log.t[asked]),
+        "window",
+        "query",
+        pl.Series("filter", asof.filter_key[asked]),
     )
     past = asof.history(asked, DEPTH)
     row, place = np.nonzero(past.items >= 0)
     histories = pl.DataFrame(
         {
-            "request_id": request_ids.gather(asked[row]), "item_id": item_ids.gather(past.items[row, place]),
-            "t": log.t[asked[row]] - past.ages[row, place], "action": past.actions[row, place],
+            "request_id": request_ids.gather(asked[row]),
+            "item_id": item_ids.gather(past.items[row, place]),
+            "t": log.t[asked[row]] - past.ages[row, place],
+            "action": past.actions[row, place],
         }
-    )  # fmt: skip
+    )
     truth = log.truth(label).filter(pl.col(REQUEST).is_in(log.requests_in("W2").tolist()))
     keys = np.unique(asof.filter_key[asked])
     pools = [(int(key), asof.pool(int(key))[0]) for key in keys if key]
     passes = pl.DataFrame(
         {
-            "filter": np.repeat([key for key, _ in pools], [len(pool) for _, pool in pools]).astype(np.int32),
-            "item_id": item_ids.gather(np.concatenate([np.empty(0, np.int64), *(pool for _, pool in pools)])),
+            "filter": np.repeat([key for key, _ in pools], [len(pool) for _, pool in pools]).astype(
+                np.int32
+            ),
+            "item_id": item_ids.gather(
+                np.concatenate([np.empty(0, np.int64), *(pool for _, pool in pools)])
+            ),
         }
     )
 
     def ids(frame: pl.DataFrame) -> pl.DataFrame:
-        return pl.DataFrame({"request_id": request_ids.gather(frame[REQUEST]), "item_id": item_ids.gather(frame[ITEM])})
+        return pl.DataFrame(
+            {
+                "request_id": request_ids.gather(frame[REQUEST]),
+                "item_id": item_ids.gather(frame[ITEM]),
+            }
+        )
 
     return {
-        "items": items, "interactions": interactions, "requests": requests, "histories": histories, "truth": ids(truth),
-        "filters": passes, "candidates": ids(candidates),
-    }  # fmt: skip
+        "items": items,
+        "interactions": interactions,
+        "requests": requests,
+        "histories": histories,
+        "truth": ids(truth),
+        "filters": passes,
+        "candidates": ids(candidates),
+    }
 
 
 def candidates_of(fitted: FittedFunnel) -> pl.DataFrame:
@@ -153,9 +181,10 @@ def candidates_of(fitted: FittedFunnel) -> pl.DataFrame:
 
 
 def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
-    """Write the tables, whole or not at all, unless they are there; returns a hash of their bytes.
-    """
-    key = content_key(code_digest("karmafunnel.benchmarks.peers.peers"), fitted.keys[0], label, K, DEPTH, TAUGHT)
+    """Write the tables, whole or not at all, unless they exist; return a hash of their bytes."""
+    key = content_key(
+        code_digest("karmafunnel.benchmarks.peers.peers"), fitted.keys[0], label, K, DEPTH, TAUGHT
+    )
     kept = said(folder / "export.json")
     if kept.get("key") != key:
         with atomic_folder(folder) as temporary:
@@ -164,7 +193,10 @@ def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
                 path = temporary / f"{name}.parquet"
                 frame.write_parquet(path)
                 sums[name] = sha256(path)
-            kept = {"key": key, "checksum": hashlib.sha256("".join(sums.values()).encode()).hexdigest()[:16]}
+            kept = {
+                "key": key,
+                "checksum": hashlib.sha256("".join(sums.values()).encode()).hexdigest()[:16],
+            }
             write_json(temporary / "export.json", kept)
     return str(kept["checksum"])
 
@@ -180,7 +212,14 @@ def said(path: Path) -> dict[str, Any]:
 # -- running a peer --------------------------------------------------------------------------------
 
 
-def stream(command: Sequence[str | Path], log: Path, say: Callable[[str], None], cwd: Path, minutes: float, who: str) -> None:
+def stream(
+    command: Sequence[str | Path],
+    log: Path,
+    say: Callable[[str], None],
+    cwd: Path,
+    minutes: float,
+    who: str,
+) -> None:
     """Run a command with one thread, its lines told and kept; raises KarmafunnelError with its last
     words where it fails.
     """
@@ -189,9 +228,14 @@ def stream(command: Sequence[str | Path], log: Path, say: Callable[[str], None],
     last = ""
     with log.open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
-            [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-            env=env, cwd=cwd,
-        )  # fmt: skip
+            [str(word) for word in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env=env,
+            cwd=cwd,
+        )
         timer = threading.Timer(60 * minutes, process.kill)
         timer.start()
         try:
@@ -220,8 +264,19 @@ def environment(packages: Path, cache: Path, say: Callable[[str], None], minutes
     if not (folder / "ready").exists():
         folder.mkdir(parents=True, exist_ok=True)
         log, who = folder.with_suffix(".log"), f"environment {packages.name}"
-        stream([sys.executable, "-m", "venv", "--clear", folder], log, say, folder.parent, minutes, who)
-        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", packages]
+        stream(
+            [sys.executable, "-m", "venv", "--clear", folder], log, say, folder.parent, minutes, who
+        )
+        install: list[str | Path] = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "-r",
+            packages,
+        ]
         stream(install, log, say, folder.parent, minutes, who)
         (folder / "ready").touch()
     return python
@@ -238,11 +293,16 @@ def run_peer(
     say: Callable[[str], None],
     minutes: float,
 ) -> str | None:
-    """Have a peer score the exported requests unless it did; returns why it failed, where it did.
-    """
-    parts = [FOLDER / helper for helper in HELPERS] + [peer.script] + ([peer.packages] if peer.packages else [])
+    """Let a peer score the exported requests, unless it did; return why it failed, if it did."""
+    parts = (
+        [FOLDER / helper for helper in HELPERS]
+        + [peer.script]
+        + ([peer.packages] if peer.packages else [])
+    )
     code = [read_text(path) if path.is_file() else None for path in parts]
-    key = hashlib.sha256(json.dumps([checksum, code, seed, peer.refit, K]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([checksum, code, seed, peer.refit, K]).encode()).hexdigest()[
+        :16
+    ]
     if said(folder / "done.json").get("key") == key:
         return None
     if (failed := said(folder / "failed.json")).get("key") == key:
@@ -251,10 +311,34 @@ def run_peer(
     for old in ("done.json", "failed.json", "log.txt"):
         remove(folder / old)
     try:
-        python = environment(peer.packages, cache, say, minutes) if peer.packages else Path(sys.executable)
-        command: list[str | Path] = [python, peer.script, data.resolve(), folder.resolve(), "--seed", str(seed), "--k", str(K)]
-        stream([*command, *(["--refit"] if peer.refit else [])], folder / "log.txt", say, folder, minutes, name)
-        if missing := [f for f in ("own.parquet", "candidates.parquet", "facts.json") if not (folder / f).is_file()]:
+        python = (
+            environment(peer.packages, cache, say, minutes)
+            if peer.packages
+            else Path(sys.executable)
+        )
+        command: list[str | Path] = [
+            python,
+            peer.script,
+            data.resolve(),
+            folder.resolve(),
+            "--seed",
+            str(seed),
+            "--k",
+            str(K),
+        ]
+        stream(
+            [*command, *(["--refit"] if peer.refit else [])],
+            folder / "log.txt",
+            say,
+            folder,
+            minutes,
+            name,
+        )
+        if missing := [
+            f
+            for f in ("own.parquet", "candidates.parquet", "facts.json")
+            if not (folder / f).is_file()
+        ]:
             raise KarmafunnelError(f"{name}: ended without writing {missing}")
     except (KarmafunnelError, OSError) as error:
         write_json(folder / "failed.json", {"key": key, "error": str(error)})
@@ -273,7 +357,13 @@ def our_run(
     key = content_key(code_of_run(fitted), fitted.keys[-1], seed)
     done = said(folder / "done.json")
     if done.get("key") != key:
-        replay(recipe, log, folder / "run", RunOptions(seed=seed, console=console, force=True), fitted=fitted)
+        replay(
+            recipe,
+            log,
+            folder / "run",
+            RunOptions(seed=seed, console=console, force=True),
+            fitted=fitted,
+        )
         done = {"key": key, "ms a request": milliseconds(fitted)}
         write_json(folder / "done.json", done)
     return Run.open(folder / "run"), float(done["ms a request"])
@@ -287,7 +377,10 @@ def peer_run(name: str, path: Path, log: Log, label: str, seed: int) -> Run:
     folder = path.with_suffix("")
     try:
         kept = Run.open(folder)
-        if kept.meta["funnel"] == repr(Funnel((stage,))) and kept.meta["log"]["checksum"] == log.checksum:
+        if (
+            kept.meta["funnel"] == repr(Funnel((stage,)))
+            and kept.meta["log"]["checksum"] == log.checksum
+        ):
             return kept
     except KarmafunnelError:
         pass
@@ -327,7 +420,9 @@ def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[
             "differences": {},
         }
         if name == OURS:
-            beside = {ref: {r["measure"]: r for r in rows if r["stage"] == ref} for ref in REFERENCES}
+            beside = {
+                ref: {r["measure"]: r for r in rows if r["stage"] == ref} for ref in REFERENCES
+            }
         else:
             mine = ours[: len(runs)]
             rows = compare(runs, mine, measures, by_stage=False)
@@ -335,7 +430,11 @@ def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[
             line["differences"] = {r["measure"]: r for r in rows if r["stage"] in last}
         lines.append(line)
     correct([row for line in lines for row in line["differences"].values()])
-    return lines + [{"system": ref, "values": values, "differences": {}} for ref, values in beside.items() if values]
+    return lines + [
+        {"system": ref, "values": values, "differences": {}}
+        for ref, values in beside.items()
+        if values
+    ]
 
 
 def tables_of(title: str, lines: Sequence[Line], measures: Sequence[str]) -> list[Table]:
@@ -344,15 +443,24 @@ def tables_of(title: str, lines: Sequence[Line], measures: Sequence[str]) -> lis
     values: list[list[str | Cell]] = []
     for line in lines:
         time_of = [number(line["ms"], decimals=2) if "ms" in line else ""] if timed else []
-        values.append([line["system"], *time_of, *(valued(line["values"].get(m)) for m in measures)])
-    n = {m: sorted({line["values"][m]["n"] for line in lines if m in line["values"]}) for m in measures}
-    values.append(["n", *([""] if timed else []), *("/".join(f"{x:,}" for x in n[m]) for m in measures)])
+        values.append(
+            [line["system"], *time_of, *(valued(line["values"].get(m)) for m in measures)]
+        )
+    n = {
+        m: sorted({line["values"][m]["n"] for line in lines if m in line["values"]})
+        for m in measures
+    }
+    values.append(
+        ["n", *([""] if timed else []), *("/".join(f"{x:,}" for x in n[m]) for m in measures)]
+    )
     heads = ["system", *(["ms a request"] if timed else []), *measures]
     found = [Table(heads, values, title=f"{title}: values, 95% intervals over users")]
     differences: list[list[str | Cell]] = []
     for line in lines:
         if line["differences"]:
-            differences.append([line["system"], *(valued(line["differences"].get(m), True) for m in measures)])
+            differences.append(
+                [line["system"], *(valued(line["differences"].get(m), True) for m in measures)]
+            )
     if differences:
         note = "ours less the peer, paired; * leaves out 0, ** also after Holm"
         found.append(Table(["against", *measures], differences, title=f"{title}: {note}"))
@@ -364,7 +472,11 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
     other beats in both.
     """
     points = sorted(
-        ((line["ms"], line["values"][name], line["system"]) for line in lines if "ms" in line and line["values"].get(name)),
+        (
+            (line["ms"], line["values"][name], line["system"])
+            for line in lines
+            if "ms" in line and line["values"].get(name)
+        ),
         key=lambda p: p[0],
     )
     front, best = [], -np.inf
@@ -374,25 +486,54 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
             best = row["value"]
     colours = plots.colour_of([system for *_, system in points])
     data: list[plots.Plot] = [
-        {"type": "scatter", "mode": "lines", "x": [x for x, _ in front], "y": [y for _, y in front], "showlegend": False,
-         "line": {"color": plots.QUIET, "width": 1, "dash": "dot"}, "hoverinfo": "skip"}
-    ]  # fmt: skip
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [x for x, _ in front],
+            "y": [y for _, y in front],
+            "showlegend": False,
+            "line": {"color": plots.QUIET, "width": 1, "dash": "dot"},
+            "hoverinfo": "skip",
+        }
+    ]
     middle = np.sqrt(points[0][0] * points[-1][0]) if points else 0.0
     for ms, row, system in points:
         # a name stays inside, beside its error bar
         known, inwards = row["low"] is not None, "right" if ms < middle else "left"
         bar = (
-            {"array": [row["high"] - row["value"]], "arrayminus": [row["value"] - row["low"]], "thickness": 1} if known else None
+            {
+                "array": [row["high"] - row["value"]],
+                "arrayminus": [row["value"] - row["low"]],
+                "thickness": 1,
+            }
+            if known
+            else None
         )
-        mark = {"size": 13 if system == OURS else 9, "color": colours[system], "symbol": "star" if system == OURS else "circle"}
+        mark = {
+            "size": 13 if system == OURS else 9,
+            "color": colours[system],
+            "symbol": "star" if system == OURS else "circle",
+        }
         data.append(
-            {"type": "scatter", "mode": "markers+text", "x": [ms], "y": [row["value"]], "name": system, "marker": mark, "showlegend": False,
-             "text": [f"  {system}  "], "textposition": f"middle {inwards}",
-             "hovertemplate": rich("%{x:.2f} ms, {}<extra>{}</extra>", valued(row).flat, system)}
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "x": [ms],
+                "y": [row["value"]],
+                "name": system,
+                "marker": mark,
+                "showlegend": False,
+                "text": [f"  {system}  "],
+                "textposition": f"middle {inwards}",
+                "hovertemplate": rich("%{x:.2f} ms, {}<extra>{}</extra>", valued(row).flat, system),
+            }
             | ({"error_y": bar} if bar else {})
-        )  # fmt: skip
+        )
     layout = plots.blank(420, left=70, bottom=55)
-    layout["xaxis"] = {"title": {"text": "ms of processor a request, batches of 256"}, "type": "log"}
+    layout["xaxis"] = {
+        "title": {"text": "ms of processor a request, batches of 256"},
+        "type": "log",
+    }
     layout["yaxis"] = {"title": {"text": name}}
     return {"data": data, "layout": layout}
 
@@ -402,17 +543,26 @@ def notes(facts: Mapping[str, list[dict[str, Any]]], packages: Mapping[str, Peer
     found = []
     for name, by_seed in facts.items():
         first, listed = by_seed[0], packages[name].packages
-        pinned = {line.split("==")[0].lower() for line in read_text(listed).split()} if listed else set()
-        shown = [f"{p} {v}" for p, v in sorted(first.get("packages", {}).items()) if p.lower() in pinned & MAIN]
+        pinned = (
+            {line.split("==")[0].lower() for line in read_text(listed).split()} if listed else set()
+        )
+        shown = [
+            f"{p} {v}"
+            for p, v in sorted(first.get("packages", {}).items())
+            if p.lower() in pinned & MAIN
+        ]
         rates: dict[str, list[str]] = {}
         for trial in first.get("trials", []):
             how = ", ".join(f"{k}={v}" for k, v in trial["settings"].items())
-            rates.setdefault(how, []).append(f"{trial['HR@10']:.4f} with seen items {trial['seen']}")
+            rates.setdefault(how, []).append(
+                f"{trial['HR@10']:.4f} with seen items {trial['seen']}"
+            )
         trials = "; ".join(f"{how}: {', '.join(both)}" for how, both in rates.items())
         chosen = ", ".join(f"{k}={v}" for k, v in first.get("settings", {}).items())
         learnt, seen = " + ".join(first.get("learnt from", [])), first.get("seen")
         found.append(
-            f"{name} ({', '.join(shown)}): learnt from {learnt}; chosen {chosen}, seen items {seen}. HR@10 on W2b, {trials}."
+            f"{name} ({', '.join(shown)}): learnt from {learnt}; chosen {chosen}, seen items "
+            f"{seen}. HR@10 on W2b, {trials}."
         )
     return found
 
@@ -421,9 +571,17 @@ MAIN = {"bm25s", "implicit", "pm-implicit", "rectools", "catboost", "torch", "nu
 
 
 def side_by_side(
-    log: Log, out: Path, options: RunOptions = DEFAULTS, *, peers: Mapping[str, Peer] = PEERS, ours: str = "baseline",
-    ranking: str | None = None, seeds: Sequence[int] = (0,), minutes: float | None = None, each: float = 60.0,
-) -> list[str]:  # fmt: skip
+    log: Log,
+    out: Path,
+    options: RunOptions = DEFAULTS,
+    *,
+    peers: Mapping[str, Peer] = PEERS,
+    ours: str = "baseline",
+    ranking: str | None = None,
+    seeds: Sequence[int] = (0,),
+    minutes: float | None = None,
+    each: float = 60.0,
+) -> list[str]:
     """Make what is missing and write `peers.*` and `pareto.*` into `out`; returns the names of
     peers that are left for another time.
 
@@ -480,7 +638,10 @@ def side_by_side(
             why = run_peer(name, peer, data, checksum, folder, seed, cache, say, each)
             try:
                 if why is None:
-                    found = {t: peer_run(name, folder / f"{f}.parquet", log, recipes[t].label, seed) for t, f in FILES.items()}
+                    found = {
+                        t: peer_run(name, folder / f"{f}.parquet", log, recipes[t].label, seed)
+                        for t, f in FILES.items()
+                    }
             except KarmafunnelError as error:  # a file that is no answer to what was asked
                 why = str(error)
             if why is not None:
@@ -503,7 +664,9 @@ def side_by_side(
             line["ms"] = float(np.mean(costs))
         elif line["system"] in facts:
             line["ms"] = float(np.mean([f["ms a request"] for f in facts[line["system"]]]))
-    write(log, out, lines, measures, failed, left, facts, peers, recipes, seeds, options.command or "")
+    write(
+        log, out, lines, measures, failed, left, facts, peers, recipes, seeds, options.command or ""
+    )
     return left
 
 
@@ -511,42 +674,86 @@ FILES = {"own": "own", "ranking": "candidates"}
 
 
 def write(
-    log: Log, out: Path, lines: Mapping[str, list[Line]], measures: Mapping[str, list[str]], failed: Mapping[str, str], left: Sequence[str],
-    facts: Mapping[str, list[dict[str, Any]]], peers: Mapping[str, Peer], recipes: Mapping[str, Recipe], seeds: Sequence[int], command: str,
-) -> None:  # fmt: skip
+    log: Log,
+    out: Path,
+    lines: Mapping[str, list[Line]],
+    measures: Mapping[str, list[str]],
+    failed: Mapping[str, str],
+    left: Sequence[str],
+    facts: Mapping[str, list[dict[str, Any]]],
+    peers: Mapping[str, Peer],
+    recipes: Mapping[str, Recipe],
+    seeds: Sequence[int],
+    command: str,
+) -> None:
     """`peers.md`, `.html`, `.csv`, `.json` and `pareto.html` (and `.png`, where a picture can be
     made).
     """
     own, ranking = recipes["own"], recipes["ranking"]
+    candidates = f"{ranking.funnel.stages[0].name} of {ranking.name}"
     titles = {
         "own": "end to end, each its own lists",
-        "ranking": f"the same candidates ({ranking.funnel.stages[0].name} of {ranking.name}) ranked",
+        "ranking": f"the same candidates ({candidates}) ranked",
     }
-    found = [s for table in ("ranking", "own") for s in tables_of(titles[table], lines[table], measures[table])]
+    found = [
+        s
+        for table in ("ranking", "own")
+        for s in tables_of(titles[table], lines[table], measures[table])
+    ]
     if failed:
-        found.append(Table(["peer", "why"], [[name, why] for name, why in failed.items()], title="failed", look="prose"))
+        found.append(
+            Table(
+                ["peer", "why"],
+                [[name, why] for name, why in failed.items()],
+                title="failed",
+                look="prose",
+            )
+        )
     below = [
         f"`{command}`" if command else "",
         f"log {log.name} ({log.checksum}), W3, seeds {list(seeds)}; ours: {own.funnel!r}",
         f"candidates ranked by ours: {ranking.funnel!r}" if ranking.name != own.name else "",
-        f"{processor()}, one thread, commit {commit() or 'unknown'}; ms a request is processor time in batches of 256: ours of all stages, a "
+        f"{processor()}, one thread, commit {commit() or 'unknown'}; ms a request is processor "
+        "time in batches of 256: ours of all stages, a "
         "peer's of history, scores, eligibility and the best 50, by its own clock",
         f"left for another time: {', '.join(left)}" if left else "",
-        "Every peer: requests without a history and the end of short lists are filled with what was most popular in what it learnt from.",
+        "Every peer: requests without a history and the end of short lists are filled with what "
+        "was most popular in what it learnt from.",
         *notes(facts, peers),
         *(f"{m}: {define(m)}." for m in dict.fromkeys([*measures["ranking"], *measures["own"]])),
-    ]  # fmt: skip
+    ]
     below = [line for line in below if line]
     title = f"Peers on {log.name}"
     places = {"ranking": " (same candidates)", "own": ""}
-    drawn = {line["system"] + words: line["differences"] for table, words in places.items() for line in lines[table]}
-    write_json(out / "peers.json", {"tables": lines, "failed": failed, "left": list(left), "facts": facts, "below": below})
+    drawn = {
+        line["system"] + words: line["differences"]
+        for table, words in places.items()
+        for line in lines[table]
+    }
+    write_json(
+        out / "peers.json",
+        {"tables": lines, "failed": failed, "left": list(left), "facts": facts, "below": below},
+    )
     write_text(out / "peers.md", markdown(title, found, below))
     write_page(out / "peers.html", page(title, found, below, drawn))
     with (out / "peers.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["table", "system", "ms", "measure", "value", "low", "high", "ours less it", "d_low", "d_high", "better", "holm", "n"]
+            [
+                "table",
+                "system",
+                "ms",
+                "measure",
+                "value",
+                "low",
+                "high",
+                "ours less it",
+                "d_low",
+                "d_high",
+                "better",
+                "holm",
+                "n",
+            ]
         )
         for table, some in lines.items():
             for line in some:
@@ -554,21 +761,58 @@ def write(
                     d = line["differences"].get(m, {})
                     told = [d.get(x) for x in ("difference", "low", "high", "better", "holm")]
                     writer.writerow(
-                        [table, line["system"], line.get("ms"), m, row["value"], row["low"], row["high"], *told, row["n"]]
+                        [
+                            table,
+                            line["system"],
+                            line.get("ms"),
+                            m,
+                            row["value"],
+                            row["low"],
+                            row["high"],
+                            *told,
+                            row["n"],
+                        ]
                     )
-    write_curve(pareto(lines["own"], measures["own"][0]), out / "pareto.html", f"{title}: quality and time")
+    write_curve(
+        pareto(lines["own"], measures["own"][0]), out / "pareto.html", f"{title}: quality and time"
+    )
 
 
 @click.command()
 @click.argument("log", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/peers"), show_default=True)
-@click.option("--peer", "names", multiple=True, type=click.Choice(list(PEERS)), help="Only these; ours is always there.")
-@click.option("--minutes", type=float, help="Begin no new peer after so long; the same command goes on.")
-@click.option("--each", type=float, default=60.0, show_default=True, help="Minutes after which a peer is ended.")
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), default=(0,), show_default=True)
-@click.option("--ours", default="baseline", show_default=True, help="The recipe that the peers are held against.")
 @click.option(
-    "--ranking", help="The recipe whose candidates everybody ranks; by default shown_lists where there are lists, else --ours."
+    "--out", type=click.Path(path_type=Path), default=Path("out/peers"), show_default=True
+)
+@click.option(
+    "--peer",
+    "names",
+    multiple=True,
+    type=click.Choice(list(PEERS)),
+    help="Only these; ours is always there.",
+)
+@click.option(
+    "--minutes", type=float, help="Begin no new peer after so long; the same command goes on."
+)
+@click.option(
+    "--each",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Minutes after which a peer is ended.",
+)
+@click.option(
+    "--seed", "seeds", multiple=True, type=click.IntRange(min=0), default=(0,), show_default=True
+)
+@click.option(
+    "--ours",
+    default="baseline",
+    show_default=True,
+    help="The recipe that the peers are held against.",
+)
+@click.option(
+    "--ranking",
+    help="The recipe whose candidates everybody ranks; default: shown_lists where the log has "
+    "lists, else --ours.",
 )
 def main(
     log: Path,
@@ -586,9 +830,16 @@ def main(
     chosen = {name: peer for name, peer in PEERS.items() if not names or name in names}
     try:
         left = side_by_side(
-            Log.open(log), out, RunOptions(console=console, command=command), peers=chosen, ours=ours, ranking=ranking, seeds=seeds,
-            minutes=minutes, each=each,
-        )  # fmt: skip
+            Log.open(log),
+            out,
+            RunOptions(console=console, command=command),
+            peers=chosen,
+            ours=ours,
+            ranking=ranking,
+            seeds=seeds,
+            minutes=minutes,
+            each=each,
+        )
     except KarmafunnelError as error:
         raise click.ClickException(str(error)) from error
     print(read_text(out / "peers.md"))

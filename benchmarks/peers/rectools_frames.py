@@ -15,13 +15,17 @@ from rectools.dataset import Dataset, IdMap, Interactions
 
 def frame(users: np.ndarray, items: np.ndarray, t: np.ndarray) -> pd.DataFrame:
     times = pd.to_datetime(t, unit="ms")
-    return pd.DataFrame({Columns.User: users, Columns.Item: items, Columns.Weight: 1.0, Columns.Datetime: times})
+    return pd.DataFrame(
+        {Columns.User: users, Columns.Item: items, Columns.Weight: 1.0, Columns.Datetime: times}
+    )
 
 
 def learnt(data: Data, windows: list) -> Dataset:
     """What users did in some windows; items are the log's row numbers."""
     rows = data.interactions.filter(pl.col("window").is_in(windows))
-    return Dataset.construct(frame(rows["user"].to_numpy(), rows["item"].to_numpy(), rows["t"].to_numpy()))
+    return Dataset.construct(
+        frame(rows["user"].to_numpy(), rows["item"].to_numpy(), rows["t"].to_numpy())
+    )
 
 
 def asked(data: Data, rows: np.ndarray, items: IdMap) -> Dataset:

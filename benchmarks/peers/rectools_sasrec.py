@@ -29,14 +29,20 @@ def fit(data: Data, seed: int, windows: list, factors: int, batch: int, epochs: 
     key = (factors, batch, *windows)
     if training.get("key") != key or training["epochs"] > epochs:
         pytorch_lightning.seed_everything(seed, verbose=False)
-        training.update(key=key, epochs=0, model=SASRecModel(n_factors=factors, batch_size=batch, recommend_torch_device="cpu"))
+        training.update(
+            key=key,
+            epochs=0,
+            model=SASRecModel(n_factors=factors, batch_size=batch, recommend_torch_device="cpu"),
+        )
     model = training["model"]
     more = epochs - training["epochs"]
     if more:
         model.fit_partial(dataset, min_epochs=more, max_epochs=more)
     training["epochs"] = epochs
     module = copy.deepcopy(model.torch_model)  # as it is now
-    external = model.data_preparator.item_id_map.convert_to_external(model.data_preparator.get_known_items_sorted_internal_ids())
+    external = model.data_preparator.item_id_map.convert_to_external(
+        model.data_preparator.get_known_items_sorted_internal_ids()
+    )
     internal = model.data_preparator.get_known_items_sorted_internal_ids()
 
     def scorer(rows: np.ndarray) -> np.ndarray:

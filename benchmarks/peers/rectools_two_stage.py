@@ -45,19 +45,38 @@ class Collector(CandidateFeatureCollector):
     def __init__(self, popularity: pd.Series):
         self.popularity = popularity
 
-    def _get_user_features(self, users: np.ndarray, dataset: Dataset, fold_info: dict | None) -> pd.DataFrame:
+    def _get_user_features(
+        self, users: np.ndarray, dataset: Dataset, fold_info: dict | None
+    ) -> pd.DataFrame:
         frame = pd.DataFrame({Columns.User: users})
         counts = history_of(dataset).groupby(Columns.User).size()
         return frame.assign(had=frame[Columns.User].map(counts).fillna(0))
 
-    def _get_item_features(self, items: np.ndarray, dataset: Dataset, fold_info: dict | None) -> pd.DataFrame:
-        return pd.DataFrame({Columns.Item: items, "popularity": pd.Series(items).map(self.popularity).fillna(0).to_numpy()})
+    def _get_item_features(
+        self, items: np.ndarray, dataset: Dataset, fold_info: dict | None
+    ) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                Columns.Item: items,
+                "popularity": pd.Series(items).map(self.popularity).fillna(0).to_numpy(),
+            }
+        )
 
-    def _get_user_item_features(self, useritem: pd.DataFrame, dataset: Dataset, fold_info: dict | None) -> pd.DataFrame:
+    def _get_user_item_features(
+        self, useritem: pd.DataFrame, dataset: Dataset, fold_info: dict | None
+    ) -> pd.DataFrame:
         history = history_of(dataset)
         history["steps"] = history.groupby(Columns.User).cumcount(ascending=False)
-        own = history.groupby(Columns.UserItem)["steps"].agg(own_count="size", own_steps="min").reset_index()
-        return useritem[Columns.UserItem].merge(own, on=Columns.UserItem, how="left").fillna({"own_count": 0})
+        own = (
+            history.groupby(Columns.UserItem)["steps"]
+            .agg(own_count="size", own_steps="min")
+            .reset_index()
+        )
+        return (
+            useritem[Columns.UserItem]
+            .merge(own, on=Columns.UserItem, how="left")
+            .fillna({"own_count": 0})
+        )
 
 
 def history_of(dataset: Dataset) -> pd.DataFrame:
@@ -76,15 +95,35 @@ class TwoStage:
     once taught on such.
     """
 
-    def __init__(self, data: Data, seed: int, windows: list, candidates: int, K: int, ease: bool, negatives: int, loss: str):
+    def __init__(
+        self,
+        data: Data,
+        seed: int,
+        windows: list,
+        candidates: int,
+        K: int,
+        ease: bool,
+        negatives: int,
+        loss: str,
+    ):
         self.data, self.seed, self.negatives, self.loss = data, seed, negatives, loss
         dataset = learnt(data, windows)
         self.items = dataset.item_id_map
-        models = [PopularModel(), ImplicitItemKNNWrapperModel(CosineRecommender(K=K, num_threads=1))]
-        models += [EASEModel(recommend_n_threads=1, recommend_use_gpu_ranking=False)] if ease else []
+        models = [
+            PopularModel(),
+            ImplicitItemKNNWrapperModel(CosineRecommender(K=K, num_threads=1)),
+        ]
+        models += (
+            [EASEModel(recommend_n_threads=1, recommend_use_gpu_ranking=False)] if ease else []
+        )
         generators = [
             CandidateGenerator(
-                m, candidates, keep_ranks=True, keep_scores=True, scores_fillna_value=0.0, ranks_fillna_value=candidates + 1
+                m,
+                candidates,
+                keep_ranks=True,
+                keep_scores=True,
+                scores_fillna_value=0.0,
+                ranks_fillna_value=candidates + 1,
             )
             for m in models
         ]
@@ -101,12 +140,20 @@ class TwoStage:
             generator.fit(dataset, for_train=True)
             # W1 is what there is to learn from, in training and when asked
             generator.is_fitted_for_recommend = True
-        self.learn(self.model.reranker, lambda rows, history, allowed: self.found(rows, history, allowed, True))
+        self.learn(
+            self.model.reranker,
+            lambda rows, history, allowed: self.found(rows, history, allowed, True),
+        )
         self.model.is_fitted = True
         self.of_others: CatBoostReranker | None = None
 
     def reranker(self) -> CatBoostReranker:
-        common = {"random_seed": self.seed, "thread_count": 1, "verbose": False, "allow_writing_files": False}
+        common = {
+            "random_seed": self.seed,
+            "thread_count": 1,
+            "verbose": False,
+            "allow_writing_files": False,
+        }
         if self.loss == "Logloss":
             return CatBoostReranker(CatBoostClassifier(**common))
         return CatBoostReranker(CatBoostRanker(loss_function=self.loss, iterations=500, **common))
@@ -120,19 +167,34 @@ class TwoStage:
             mine = rows[keys == key]
             for start in range(0, len(mine), CHUNK):
                 part = mine[start : start + CHUNK]
-                allowed = None if key == 0 else np.intersect1d(self.items.external_ids, self.data.passing(int(key)))
+                allowed = (
+                    None
+                    if key == 0
+                    else np.intersect1d(self.items.external_ids, self.data.passing(int(key)))
+                )
                 if allowed is None or len(allowed):
                     yield part, asked(self.data, part, self.items), allowed
 
-    def found(self, rows: np.ndarray, history: Dataset, allowed: np.ndarray | None, for_train: bool) -> pd.DataFrame:
-        return self.model._get_candidates_from_first_stage(rows, history, False, for_train, allowed, "ignore")
+    def found(
+        self, rows: np.ndarray, history: Dataset, allowed: np.ndarray | None, for_train: bool
+    ) -> pd.DataFrame:
+        return self.model._get_candidates_from_first_stage(
+            rows, history, False, for_train, allowed, "ignore"
+        )
 
     def others(
-        self, rows: np.ndarray, history: Dataset, allowed: np.ndarray | None, at: np.ndarray, items: np.ndarray
+        self,
+        rows: np.ndarray,
+        history: Dataset,
+        allowed: np.ndarray | None,
+        at: np.ndarray,
+        items: np.ndarray,
     ) -> pd.DataFrame:
         """Given candidates with what the generators say of them."""
         mine = pd.DataFrame({Columns.User: rows[at], Columns.Item: items})
-        frame = mine.merge(self.found(rows, history, allowed, True), on=Columns.UserItem, how="left")
+        frame = mine.merge(
+            self.found(rows, history, allowed, True), on=Columns.UserItem, how="left"
+        )
         return self.model._process_ranks_and_scores(frame)
 
     def learn(self, reranker: CatBoostReranker, candidates_of: Callable[..., pd.DataFrame]) -> None:
@@ -143,19 +205,27 @@ class TwoStage:
         for rows, history, allowed in self.chunks(self.data.rows_in("W2a")):
             at, truth = self.data.truth(rows)
             targets = pd.DataFrame({Columns.User: rows[at], Columns.Item: truth})
-            frame = self.model._set_targets_to_candidates(candidates_of(rows, history, allowed), targets)
+            frame = self.model._set_targets_to_candidates(
+                candidates_of(rows, history, allowed), targets
+            )
             frame = self.model.sampler.sample_negatives(frame)
             tables.append(self.model.feature_collector.collect_features(frame, history, None))
         table = pd.concat(tables, ignore_index=True)
         if table[Columns.Target].nunique() < 2:
-            raise SystemExit("two stages: the reranker needs chosen and other candidates in W2a, found one kind")
+            raise SystemExit(
+                "two stages: the reranker needs chosen and other candidates in W2a, found one kind"
+            )
         reranker.fit(table)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         scores = np.full((len(rows), self.data.n_items), -np.inf, dtype=np.float32)
         for part, history, allowed in self.chunks(rows):
-            got = self.model.recommend(part, history, self.data.n_items, False, allowed, on_unsupported_targets="ignore")
-            scores[np.searchsorted(rows, got[Columns.User]), got[Columns.Item].to_numpy()] = got[Columns.Score]
+            got = self.model.recommend(
+                part, history, self.data.n_items, False, allowed, on_unsupported_targets="ignore"
+            )
+            scores[np.searchsorted(rows, got[Columns.User]), got[Columns.Item].to_numpy()] = got[
+                Columns.Score
+            ]
         return scores
 
     def candidates(self, rows: np.ndarray, at: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -169,8 +239,12 @@ class TwoStage:
         scores = np.zeros(len(at), dtype=np.float32)
         for part, history, allowed in self.chunks(rows):
             here = np.flatnonzero(np.isin(rows[at], part))
-            frame = self.others(part, history, allowed, np.searchsorted(part, rows[at[here]]), items[here])
-            scores[here] = self.of_others.predict_scores(self.model.feature_collector.collect_features(frame, history, None))
+            frame = self.others(
+                part, history, allowed, np.searchsorted(part, rows[at[here]]), items[here]
+            )
+            scores[here] = self.of_others.predict_scores(
+                self.model.feature_collector.collect_features(frame, history, None)
+            )
         return scores
 
 

@@ -35,7 +35,9 @@ def world() -> Log:
 @click.command()
 @click.argument("log", type=click.Path(path_type=Path), required=False)
 @click.option("--recipe", default="baseline", show_default=True)
-@click.option("--chunks", default=6, show_default=True, help=f"Chunks of {CHUNK} requests that are timed.")
+@click.option(
+    "--chunks", default=6, show_default=True, help=f"Chunks of {CHUNK} requests that are timed."
+)
 def main(log: Path | None, recipe: str, chunks: int) -> None:
     """Print seconds and share of replay time, by feature."""
     opened = world() if log is None else Log.open(log)
@@ -59,13 +61,22 @@ def main(log: Path | None, recipe: str, chunks: int) -> None:
             for step in steps:
                 read |= step.read
             for place, took in read.items():
-                name = next((str(place[-1]) for kind in ("pairs", "columns") if kind in place), "vectors of requests")
+                name = next(
+                    (str(place[-1]) for kind in ("pairs", "columns") if kind in place),
+                    "vectors of requests",
+                )
                 seconds[name] = seconds.get(name, 0.0) + took
     whole = sum(seconds.values())
-    print(f"{n} requests of {opened.name}, recipe {recipe}: replay {1000 * wall / n:.2f} ms a request, {rows / n:.0f} rows")
+    print(
+        f"{n} requests of {opened.name}, recipe {recipe}: replay {1000 * wall / n:.2f} ms a "
+        f"request, {rows / n:.0f} rows"
+    )
     for name, took in sorted(seconds.items(), key=lambda kept: -kept[1]):
         print(f"  {1000 * took / n:6.3f} ms  {took / wall:6.1%}  {name}")
-    print(f"features {1000 * whole / n:.2f} ms a request, {whole / wall:.1%} of replay time (to reach: at most 15%)")
+    print(
+        f"features {1000 * whole / n:.2f} ms a request, {whole / wall:.1%} of replay time (to "
+        "reach: at most 15%)"
+    )
 
 
 if __name__ == "__main__":

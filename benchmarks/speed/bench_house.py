@@ -24,17 +24,41 @@ from ..validation.golden import both
 
 OTHERS = {"tests", ".venv", "build", ".mypy_root", "out", "docs"}
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-PAGES = {"ablation", "attention", "attribution", "curves", "describe", "examine", "grid", "load", "page", "pareto", "plots", "profile"}
+PAGES = {
+    "ablation",
+    "attention",
+    "attribution",
+    "curves",
+    "describe",
+    "examine",
+    "grid",
+    "load",
+    "page",
+    "pareto",
+    "plots",
+    "profile",
+}
 # product code that lay in benchmarks/, as these recipes did
 PAGES |= {"report", "samples", "table"}
-RECIPES = {"baseline", "karma", "neural", "popular", "own_history", "next_item_knn", "next_item_sasrec", "shown_lists"}
+RECIPES = {
+    "baseline",
+    "karma",
+    "neural",
+    "popular",
+    "own_history",
+    "next_item_knn",
+    "next_item_sasrec",
+    "shown_lists",
+}
 
 
 def product(root: Path) -> Iterator[Path]:
     """Files of the product below a checkout."""
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        moved = path.stem in {("benchmarks",): PAGES, ("benchmarks", "recipes"): RECIPES}.get(parts[:-1], set())
+        moved = path.stem in {("benchmarks",): PAGES, ("benchmarks", "recipes"): RECIPES}.get(
+            parts[:-1], set()
+        )
         if not OTHERS & set(parts) and (parts[0] != "benchmarks" or moved):
             yield path
 
@@ -43,7 +67,10 @@ def statements(tree: ast.AST) -> int:
     """Statements, docstrings apart."""
     all_of_them = sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    return all_of_them - sum(isinstance(node, documented) and ast.get_docstring(node) is not None for node in ast.walk(tree))
+    return all_of_them - sum(
+        isinstance(node, documented) and ast.get_docstring(node) is not None
+        for node in ast.walk(tree)
+    )
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -54,7 +81,10 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    return any("click" in ast.unparse(one) or "main.command" in ast.unparse(one) for one in function.decorator_list)
+    return any(
+        "click" in ast.unparse(one) or "main.command" in ast.unparse(one)
+        for one in function.decorator_list
+    )
 
 
 def figures(root: Path) -> dict[str, float]:
@@ -70,7 +100,9 @@ def figures(root: Path) -> dict[str, float]:
         "lines": len(lines),
         "statements": sum(map(statements, trees)),
         "lines over 100 columns, %": 100 * sum(len(line) > 100 for line in lines) / len(lines),
-        "comprehensions per 100 lines": 100 * sum(isinstance(node, COMPREHENSIONS) for node in nodes) / len(lines),
+        "comprehensions per 100 lines": 100
+        * sum(isinstance(node, COMPREHENSIONS) for node in nodes)
+        / len(lines),
         "functions with 10 or more parameters": len([one for one in long if not is_command(one)]),
         "commands with 10 or more options": len([one for one in long if is_command(one)]),
     }
@@ -82,7 +114,13 @@ def seconds_of_help(home: Path) -> float:
     found = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(home)}, cwd=home, capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONPATH": str(home)},
+            cwd=home,
+            capture_output=True,
+            check=True,
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return min(found)
@@ -93,10 +131,15 @@ def seconds_of_help(home: Path) -> float:
 def main(commit: str) -> None:
     """Count and time both, print the table."""
     with both(commit) as (old, new):
-        found = [figures(code.home / "karmafunnel") | {"--help, s": seconds_of_help(code.home)} for code in (old, new)]
+        found = [
+            figures(code.home / "karmafunnel") | {"--help, s": seconds_of_help(code.home)}
+            for code in (old, new)
+        ]
     rows = []
     for name in found[0]:
-        figures_of = [f"{one[name]:,.2f}" if one[name] % 1 else f"{one[name]:,.0f}" for one in found]
+        figures_of = [
+            f"{one[name]:,.2f}" if one[name] % 1 else f"{one[name]:,.0f}" for one in found
+        ]
         rows.append([name, *figures_of])
     print_table(Table(["", "before", "after"], rows), Console())
 

@@ -43,8 +43,7 @@ def agree(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
 
 
 def grouped_auc(exposures: int, sample: int, seed: int = 0) -> None:
-    """gAUC of 5M exposures in lists of about 10, one click in ten, against a loop of roc_auc_score.
-    """
+    """gAUC of 5M exposures in lists of about 10, one click in ten, beside a roc_auc_score loop."""
     from sklearn.metrics import roc_auc_score
 
     rng = np.random.default_rng(seed)
@@ -57,14 +56,21 @@ def grouped_auc(exposures: int, sample: int, seed: int = 0) -> None:
     chosen = rng.choice(both, min(sample, len(both)), replace=False)
     order = np.argsort(groups, kind="stable")
     ends = np.cumsum(np.bincount(groups, minlength=len(auc)))
-    parts = [order[end - n : end] for end, n in zip(ends[chosen], np.bincount(groups, minlength=len(auc))[chosen], strict=True)]
+    parts = [
+        order[end - n : end]
+        for end, n in zip(
+            ends[chosen], np.bincount(groups, minlength=len(auc))[chosen], strict=True
+        )
+    ]
     cut = [(labels[rows], scores[rows]) for rows in parts]
     loop, theirs = seconds(lambda: np.array([roc_auc_score(y, s) for y, s in cut]), repeats=1)
     agree(auc[chosen], theirs, "gAUC")
     whole = loop * len(both) / len(chosen)
     print(f"gAUC, {exposures:,} exposures, {len(both):,} groups of both classes")
     print(f"  ours (all exposures, one sort)            {ours:10.2f} s")
-    print(f"  scikit-learn, {len(chosen):,} groups timed: {loop:.1f} s; all {whole:10.1f} s (scaled)")
+    print(
+        f"  scikit-learn, {len(chosen):,} groups timed: {loop:.1f} s; all {whole:10.1f} s (scaled)"
+    )
     print(f"  ratio {whole / ours:,.0f}; equal within 1e-9 on the groups timed")
 
 
@@ -88,19 +94,29 @@ def ranked_lists(requests: int, depth: int, seed: int = 0) -> None:
         }
     ).sample(fraction=1.0, shuffle=True, seed=seed)
     qrels = pl.DataFrame(
-        {"q_id": [f"q{q:07d}" for q in np.repeat(np.arange(requests), many)], "doc_id": [f"d{d}" for d in truth]}
+        {
+            "q_id": [f"q{q:07d}" for q in np.repeat(np.arange(requests), many)],
+            "doc_id": [f"d{d}" for d in truth],
+        }
     )
     qrels = qrels.with_columns(pl.lit(1, dtype=pl.Int64).alias("score"))
 
     def convert() -> tuple[np.ndarray, np.ndarray, int]:
         """From frames of ids and scores to the ranks of the truth."""
-        ranks = run.select("q_id", "doc_id", pl.col("score").rank("ordinal", descending=True).over("q_id").alias("rank"))
+        ranks = run.select(
+            "q_id",
+            "doc_id",
+            pl.col("score").rank("ordinal", descending=True).over("q_id").alias("rank"),
+        )
         found = qrels.join(ranks, on=["q_id", "doc_id"], how="left", maintain_order="left")
         group = found["q_id"].rle_id().to_numpy().astype(np.int64)
         return group, found["rank"].cast(pl.Int64).fill_null(LOST).to_numpy(), requests
 
     def ours(lists: tuple[np.ndarray, np.ndarray, int]) -> list[np.ndarray]:
-        return [of(*lists, K) for of in (metrics.hit_rate, metrics.recall, metrics.ndcg, metrics.reciprocal_rank)]
+        return [
+            of(*lists, K)
+            for of in (metrics.hit_rate, metrics.recall, metrics.ndcg, metrics.reciprocal_rank)
+        ]
 
     group, grid = np.repeat(np.arange(requests), many), items.reshape(requests, depth)
 
@@ -112,7 +128,10 @@ def ranked_lists(requests: int, depth: int, seed: int = 0) -> None:
         return group, np.where(same.any(axis=1), same.argmax(axis=1) + 1, LOST), requests
 
     as_objects = {"q_id": object, "doc_id": object}
-    run_pandas, qrels_pandas = run.to_pandas().astype(as_objects), qrels.to_pandas().astype(as_objects)
+    run_pandas, qrels_pandas = (
+        run.to_pandas().astype(as_objects),
+        qrels.to_pandas().astype(as_objects),
+    )
 
     def convert_theirs() -> tuple[Any, Any]:
         theirs = ranx.Qrels.from_df(qrels_pandas), ranx.Run.from_df(run_pandas)
@@ -140,7 +159,11 @@ def ranked_lists(requests: int, depth: int, seed: int = 0) -> None:
     lines = (
         ("ours from a ledger's ranks, ranx from sorted lists", time_ours, time_theirs),
         ("both from sorted lists of item numbers", time_find + time_ours, time_theirs),
-        ("both from frames of ids and scores", time_convert + time_ours, time_their_convert + time_theirs),
+        (
+            "both from frames of ids and scores",
+            time_convert + time_ours,
+            time_their_convert + time_theirs,
+        ),
     )
     for what, a, b in lines:
         print(f"  {what:<52} ours {a:8.4f} s, ranx {b:8.4f} s, ratio {b / a:,.1f}")
@@ -150,11 +173,16 @@ def ranked_lists(requests: int, depth: int, seed: int = 0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--exposures", type=int, default=5_000_000)
-    parser.add_argument("--groups", type=int, default=20_000, help="groups that the scikit-learn loop is timed on")
+    parser.add_argument(
+        "--groups", type=int, default=20_000, help="groups that the scikit-learn loop is timed on"
+    )
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--depth", type=int, default=200)
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"NumPy {np.__version__}"
+    )
     grouped_auc(options.exposures, options.groups)
     ranked_lists(options.requests, options.depth)
 

@@ -35,13 +35,44 @@ def four_stages() -> Services:
 
     return Services(
         (
-            Service("karma", time_(2.0, 0.0), servers=2, batch=8, wait_ms=1, deadline_ms=30, fallback="stale", stale_minutes=60),
-            Service("recall", time_(3.0, 0.0), servers=3, batch=4, wait_ms=1, k=500, queue=200, deadline_ms=40, fallback="popular"),
-            Service("prerank", time_(1.0, 1.0), servers=2, batch=4, items=500, k=100, queue=200, deadline_ms=40),
-            Service("rank", time_(1.0, 10.0), servers=3, batch=4, items=100, queue=200, deadline_ms=40),
+            Service(
+                "karma",
+                time_(2.0, 0.0),
+                servers=2,
+                batch=8,
+                wait_ms=1,
+                deadline_ms=30,
+                fallback="stale",
+                stale_minutes=60,
+            ),
+            Service(
+                "recall",
+                time_(3.0, 0.0),
+                servers=3,
+                batch=4,
+                wait_ms=1,
+                k=500,
+                queue=200,
+                deadline_ms=40,
+                fallback="popular",
+            ),
+            Service(
+                "prerank",
+                time_(1.0, 1.0),
+                servers=2,
+                batch=4,
+                items=500,
+                k=100,
+                queue=200,
+                deadline_ms=40,
+            ),
+            Service(
+                "rank", time_(1.0, 10.0), servers=3, batch=4, items=100, queue=200, deadline_ms=40
+            ),
         ),
-        deadline_ms=100, name="four stages",
-    )  # fmt: skip
+        deadline_ms=100,
+        name="four stages",
+    )
 
 
 def floor(n: int) -> float:
@@ -75,9 +106,19 @@ def one(n: int, folder: Path) -> dict[str, float | str]:
     found = simulate(four_stages(), Poisson(1000.0), n, 0, out=folder / "queue", events=True)
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    digest = hashlib.sha256(b"".join((folder / "queue" / f"{name}.parquet").read_bytes() for name in ("requests", "events")))
+    digest = hashlib.sha256(
+        b"".join(
+            (folder / "queue" / f"{name}.parquet").read_bytes() for name in ("requests", "events")
+        )
+    )
     p99 = found.summary()["latency"]["p99_ms"]["value"]
-    return {"seconds": seconds, "before": before / 1024, "peak": peak / 1024, "digest": digest.hexdigest(), "p99": p99}
+    return {
+        "seconds": seconds,
+        "before": before / 1024,
+        "peak": peak / 1024,
+        "digest": digest.hexdigest(),
+        "p99": p99,
+    }
 
 
 @click.command()
@@ -93,20 +134,33 @@ def main(n: int, child: int | None) -> None:
         return
     runs = []
     for size in (n // 4, n, n, 4 * n):
-        command = [sys.executable, "-m", "karmafunnel.benchmarks.speed.bench_queueing", "--child", str(size)]
+        command = [
+            sys.executable,
+            "-m",
+            "karmafunnel.benchmarks.speed.bench_queueing",
+            "--child",
+            str(size),
+        ]
         told = subprocess.run(
-            command, check=True, capture_output=True, encoding="utf-8", env=os.environ | {"OMP_NUM_THREADS": "1"}
+            command,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         ).stdout
         runs.append((size, json.loads(told)))
         found = runs[-1][1]
         print(
-            f"{size:>9,} requests: {found['seconds']:6.1f} s of processor time, {60 * size / found['seconds']:>9,.0f} requests a minute, "
-            f"memory {found['before']:.0f} MB before, {found['peak']:.0f} MB at most, p99 {found['p99']:.1f} ms"
+            f"{size:>9,} requests: {found['seconds']:6.1f} s of processor time, "
+            f"{60 * size / found['seconds']:>9,.0f} requests a minute, "
+            f"memory {found['before']:.0f} MB before, {found['peak']:.0f} MB at most, p99 "
+            f"{found['p99']:.1f} ms"
         )
     bare = floor(n)
     ratio = runs[1][1]["seconds"] / bare
     print(
-        f"SimPy alone, nothing batched, nothing kept: {60 * n / bare:,.0f} requests a minute; ours takes {ratio:.1f} times as long"
+        f"SimPy alone, nothing batched, nothing kept: {60 * n / bare:,.0f} requests a minute; "
+        f"ours takes {ratio:.1f} times as long"
     )
     print("two runs, same bytes:", "yes" if runs[1][1]["digest"] == runs[2][1]["digest"] else "NO")
 

@@ -44,8 +44,17 @@ EMBEDDERS: dict[str, Embedder] = {"tfidf": TfidfSVD(dim=64), "cooccurrence": Coo
 CHEAP = [Upstream(), Popularity(), Price(), Similarity("cooccurrence")]
 FUNNEL = (
     VectorRecall("tfidf", k=1000)
-    >> LightGBMPreRank(k=200, features=CHEAP, sample=Sample(requests=2000), trees=200, leaves=31, learning_rate=0.03)
-    >> DINRank(k=50, features=[*CHEAP, Own(), RequestContext()], sample=Sample(requests=1000), epochs=2)
+    >> LightGBMPreRank(
+        k=200,
+        features=CHEAP,
+        sample=Sample(requests=2000),
+        trees=200,
+        leaves=31,
+        learning_rate=0.03,
+    )
+    >> DINRank(
+        k=50, features=[*CHEAP, Own(), RequestContext()], sample=Sample(requests=1000), epochs=2
+    )
 )
 
 
@@ -55,8 +64,17 @@ def world(items: int, requests: int) -> Log:
     if not folder.exists():
         log = generate(items=items, users=4000, requests=requests + 6000, seed=0).log
         n = log.requests.height
-        window = np.select([np.arange(n) < 2400, np.arange(n) < 4800, np.arange(n) < 6000], ["W1", "W2a", "W2b"], "W3")
-        Log.make(log.items, log.requests.with_columns(pl.Series("window", window)), log.exposures, log.meta).write(folder)
+        window = np.select(
+            [np.arange(n) < 2400, np.arange(n) < 4800, np.arange(n) < 6000],
+            ["W1", "W2a", "W2b"],
+            "W3",
+        )
+        Log.make(
+            log.items,
+            log.requests.with_columns(pl.Series("window", window)),
+            log.exposures,
+            log.meta,
+        ).write(folder)
     return Log.open(folder)
 
 
@@ -89,7 +107,9 @@ def overhead(log: Log, chunks: int) -> None:
     """Wall time of replay (scoring, ranking, ledgers, Parquet) over that of its kernels, side by
     side.
     """
-    fitted = prepare(Recipe("bench", "", FUNNEL, EMBEDDERS, "click"), log, RunOptions(cache=cache_root()))
+    fitted = prepare(
+        Recipe("bench", "", FUNNEL, EMBEDDERS, "click"), log, RunOptions(cache=cache_root())
+    )
     ledgers = RunWriter(fitted, "W3")
     requests = log.requests_in("W3")
     kernels = Kernels()
@@ -107,7 +127,10 @@ def overhead(log: Log, chunks: int) -> None:
             for name, seconds in kernels.again().items():
                 alone[name] += seconds
     n = chunks * CHUNK
-    print(f"requests {n}, replay {1000 * wall / n:.2f} ms a request, kernels alone {1000 * sum(alone.values()) / n:.2f} ms")
+    print(
+        f"requests {n}, replay {1000 * wall / n:.2f} ms a request, kernels alone "
+        f"{1000 * sum(alone.values()) / n:.2f} ms"
+    )
     print("  " + ", ".join(f"{name} {1000 * s / n:.2f} ms" for name, s in alone.items()))
     print(f"replay / kernels = {wall / sum(alone.values()):.3f} (to reach: at most 1.25)")
 
@@ -127,18 +150,27 @@ def growth(items: int, requests: int) -> None:
             "--only",
             str(n),
         ]
-        facts.append(json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout))
+        facts.append(
+            json.loads(
+                subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
+            )
+        )
         print(f"{n} requests: {facts[-1]['seconds']:.1f} s, peak {facts[-1]['mib']:.0f} MiB")
     print(
-        f"time x {facts[1]['seconds'] / facts[0]['seconds']:.2f} (at most 10.5), memory x {facts[1]['mib'] / facts[0]['mib']:.2f} (at most 1.2)"
+        f"time x {facts[1]['seconds'] / facts[0]['seconds']:.2f} (at most 10.5), memory x "
+        f"{facts[1]['mib'] / facts[0]['mib']:.2f} (at most 1.2)"
     )
 
 
 @click.command()
 @click.option("--items", default=50_000, show_default=True)
 @click.option("--requests", default=20_000, show_default=True)
-@click.option("--chunks", default=8, show_default=True, help="Chunks of requests for the overhead figure.")
-@click.option("--only", type=int, help="Replay so many requests and print seconds and peak memory as JSON.")
+@click.option(
+    "--chunks", default=8, show_default=True, help="Chunks of requests for the overhead figure."
+)
+@click.option(
+    "--only", type=int, help="Replay so many requests and print seconds and peak memory as JSON."
+)
 def main(items: int, requests: int, chunks: int, only: int | None) -> None:
     """Print the overhead and growth figures."""
     log = world(items, requests)
@@ -151,7 +183,14 @@ def main(items: int, requests: int, chunks: int, only: int | None) -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         replay(recipe, log, Path(folder) / "run", RunOptions(limit=only, cache=cache_root()))
-    print(json.dumps({"seconds": time.perf_counter() - start, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(
+        json.dumps(
+            {
+                "seconds": time.perf_counter() - start,
+                "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,17 @@ from karmafunnel.models.embedders import Cooccurrence, Embedder, RandomVectors, 
 from karmafunnel.models.karma import KARMA, FrozenLM
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, SimTier, Upstream
+from karmafunnel.stages.features import (
+    BM25,
+    Feature,
+    Own,
+    Popularity,
+    Price,
+    RequestContext,
+    Similarity,
+    SimTier,
+    Upstream,
+)
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -31,7 +41,12 @@ against = "no embedding"
 by_stage = True
 measures = ("HR@10", "HR@50", "HR@200", "GMV-HR@10", "GMV-HR@50", "gAUC:request:exposures")
 STAGES = ("recall", "prerank", "rank")
-PLACES = {"recall": ("recall",), "pre-ranking": ("prerank",), "ranking": ("rank",), "every stage": STAGES}
+PLACES = {
+    "recall": ("recall",),
+    "pre-ranking": ("prerank",),
+    "ranking": ("rank",),
+    "every stage": STAGES,
+}
 
 
 # row: the stages that have KARMA in it
@@ -54,7 +69,9 @@ def stages(log: Log, at: tuple[str, ...], ids: bool = True) -> Funnel:
     if log.has("price"):
         features.append(Price())
     near: list[Feature] = [Similarity("interest"), SimTier("interest")]
-    recall = Join([*channels, VectorRecall("interest", k=300)] if "recall" in at else channels, k=800)
+    recall = Join(
+        [*channels, VectorRecall("interest", k=300)] if "recall" in at else channels, k=800
+    )
     cheap = [*features, *(near[:1] if "prerank" in at else [])]
     full = [*features, RequestContext(), *(near if "rank" in at else [])]
     return (
@@ -72,7 +89,11 @@ def candidates(log: Log) -> Mapping[str, Embedder]:
         "action-only": replace(plain, **chosen["action"]),
     }
     if log.has("text"):
-        found |= {f"{name}, words": replace(value, lexical=WORDS) for name, value in found.items() if isinstance(value, KARMA)}
+        found |= {
+            f"{name}, words": replace(value, lexical=WORDS)
+            for name, value in found.items()
+            if isinstance(value, KARMA)
+        }
         found |= {"frozen LM": FrozenLM(after="whitening"), "TF-IDF": TfidfSVD()}
     else:
         found["co-occurrence"] = Cooccurrence()
@@ -93,12 +114,23 @@ def rows(log: Log) -> dict[str, Row]:
         for place, at in PLACES.items():
             found[f"{name} at {place}"] = Row(stages(log, at), {"interest": embedder})
     for at in combinations(STAGES, 2):  # the rest of the grid that the attribution needs
-        found[f"KARMA at {' and '.join(at)}"] = Row(stages(log, at), {"interest": embedding["KARMA"]})
+        found[f"KARMA at {' and '.join(at)}"] = Row(
+            stages(log, at), {"interest": embedding["KARMA"]}
+        )
     if not log.has("text"):
         return found
     found["no ids, no embedding"] = Row(stages(log, (), ids=False))
-    for name in ("KARMA", "action-only", "KARMA, words", "action-only, words", "frozen LM", "TF-IDF"):
+    for name in (
+        "KARMA",
+        "action-only",
+        "KARMA, words",
+        "action-only, words",
+        "frozen LM",
+        "TF-IDF",
+    ):
         embedder = embedding[name]
         embedder = replace(embedder, ids=False) if isinstance(embedder, KARMA) else embedder
-        found[f"no ids, {name} at every stage"] = Row(stages(log, STAGES, ids=False), {"interest": embedder})
+        found[f"no ids, {name} at every stage"] = Row(
+            stages(log, STAGES, ids=False), {"interest": embedder}
+        )
     return found

@@ -34,9 +34,15 @@ def rows(log: Log) -> dict[str, Row]:
         embedding[name] = replace(value, ids=False) if isinstance(value, KARMA) else value
     for name in ("KARMA", "action-only"):
         for place, at in PLACES.items():
-            found[f"{name} at {place}"] = Row(stages(log, at, ids=False), {"interest": embedding[name]})
+            found[f"{name} at {place}"] = Row(
+                stages(log, at, ids=False), {"interest": embedding[name]}
+            )
     for at in combinations(STAGES, 2):  # the rest of the grid that the attribution needs
-        found[f"KARMA at {' and '.join(at)}"] = Row(stages(log, at, ids=False), {"interest": embedding["KARMA"]})
+        found[f"KARMA at {' and '.join(at)}"] = Row(
+            stages(log, at, ids=False), {"interest": embedding["KARMA"]}
+        )
     for name in EVERYWHERE:
-        found[f"{name} at every stage"] = Row(stages(log, STAGES, ids=False), {"interest": embedding[name]})
+        found[f"{name} at every stage"] = Row(
+            stages(log, STAGES, ids=False), {"interest": embedding[name]}
+        )
     return found

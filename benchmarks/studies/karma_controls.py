@@ -25,23 +25,38 @@ against = "action-only"
 # the best trial of each objective on W2b, equally many: mean of HR@10, HR@50 and HR@200
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "amazon_office": {
-        "action": {"rate": 2e-3, "epochs": 4}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09, "rate": 2e-3},
-        "both": {"gen": 0.03, "rec": 0.1, "rate": 2e-3}, "sasrec": {"dim": 128},
+        "action": {"rate": 2e-3, "epochs": 4},
+        "rec": {"rec": 1.0, "rate": 2e-3},
+        "gen": {"gen": 0.09, "rate": 2e-3},
+        "both": {"gen": 0.03, "rec": 0.1, "rate": 2e-3},
+        "sasrec": {"dim": 128},
     },
     "world-amazon_catalog": {
-        "action": {"rate": 3e-3}, "rec": {"rec": 0.3, "rate": 2e-3}, "gen": {"gen": 0.09, "rate": 2e-3},
-        "both": {"gen": 0.03, "rec": 0.1, "rate": 2e-3}, "sasrec": {"temperature": 0.07},
+        "action": {"rate": 3e-3},
+        "rec": {"rec": 0.3, "rate": 2e-3},
+        "gen": {"gen": 0.09, "rate": 2e-3},
+        "both": {"gen": 0.03, "rec": 0.1, "rate": 2e-3},
+        "sasrec": {"temperature": 0.07},
     },
-    "online_retail": {"action": {}, "rec": {"rec": 0.3}, "gen": {"gen": 0.3}, "both": {"gen": 0.1, "rec": 0.3}},
+    "online_retail": {
+        "action": {},
+        "rec": {"rec": 0.3},
+        "gen": {"gen": 0.3},
+        "both": {"gen": 0.1, "rec": 0.3},
+    },
     "trivago": {  # the default, not tuned: a pass takes 10 minutes
-        "action": {"rate": 2e-3, "epochs": 1}, "rec": {"rec": 1.0, "rate": 2e-3, "epochs": 1},
-        "gen": {"gen": 0.09, "rate": 2e-3, "epochs": 1}, "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3, "epochs": 1},
+        "action": {"rate": 2e-3, "epochs": 1},
+        "rec": {"rec": 1.0, "rate": 2e-3, "epochs": 1},
+        "gen": {"gen": 0.09, "rate": 2e-3, "epochs": 1},
+        "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3, "epochs": 1},
     },
     "default": {
-        "action": {"rate": 2e-3}, "rec": {"rec": 1.0, "rate": 2e-3}, "gen": {"gen": 0.09, "rate": 2e-3},
+        "action": {"rate": 2e-3},
+        "rec": {"rec": 1.0, "rate": 2e-3},
+        "gen": {"gen": 0.09, "rate": 2e-3},
         "both": {"gen": 0.1, "rec": 1.0, "rate": 2e-3},
     },
-}  # fmt: skip
+}
 WORDS = TfidfSVD(dim=128)  # what `lexical` reads
 # how long gen and rec together take beside action-only, as measured: the shorter histories and
 # queries are, the more the told texts weigh
@@ -66,7 +81,9 @@ def settings(log: Log) -> dict[str, dict[str, Any]]:
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     chosen, plain = settings(log), base(log)
-    action, rec, gen, both = (replace(plain, **chosen[name]) for name in ("action", "rec", "gen", "both"))
+    action, rec, gen, both = (
+        replace(plain, **chosen[name]) for name in ("action", "rec", "gen", "both")
+    )
     large = log.n_items > 10_000
     found: dict[str, Embedder] = {
         "action-only": action,
@@ -76,7 +93,9 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "+rec, shuffled texts": replace(rec, shuffled=True),
         "+rec, masked decoder": replace(rec, decoder="masked"),
         "+rec, LM as decoder": replace(rec, decoder="lm"),
-        "action-only, equal compute": replace(action, epochs=math.ceil(SAME_COMPUTE.get(log.whole, 3.0) * action.epochs)),
+        "action-only, equal compute": replace(
+            action, epochs=math.ceil(SAME_COMPUTE.get(log.whole, 3.0) * action.epochs)
+        ),
         "action-only, words": replace(action, lexical=WORDS),
         "+gen+rec, words": replace(both, lexical=WORDS),
         "TF-IDF": WORDS,
@@ -85,7 +104,9 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
         "frozen LM": FrozenLM(),
         "frozen LM, whitening": FrozenLM(after="whitening"),
         "frozen LM, autoencoder": FrozenLM(after="autoencoder"),
-        "SASRec": SASRec(dropout=0.2, temperature=0.1, batch=256, epochs=5, patience=0) if large else SASRec(**chosen.get("sasrec", {})),
+        "SASRec": SASRec(dropout=0.2, temperature=0.1, batch=256, epochs=5, patience=0)
+        if large
+        else SASRec(**chosen.get("sasrec", {})),
         "random": RandomVectors(),
     }
     return {name: {"interest": value} for name, value in found.items()}

@@ -53,15 +53,29 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     return {row: {"interest": value} for row, value in found.items()}
 
 
-def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -> list[dict[str, Any]]:
+def gains(
+    log: Log, out: Path, share: float, minutes: float, console: Console
+) -> list[dict[str, Any]]:
     """KARMA and its shuffled control, less action-only, at one share of the users; empty while its
     cells are not all there.
     """
     recipe = load_recipe(__file__, log)
     tail = {1.0: "all users", 0.5: "half of the users", 0.25: "a quarter of the users"}[share]
-    recipe = replace(recipe, rows={k: v for k, v in recipe.rows.items() if k.endswith(tail)}, against=f"action-only, {tail}")
-    command = shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.karma_curves", *sys.argv[1:]])
-    left = ablate(recipe, log, out, RunOptions(cache=cache_root(), console=console, command=command), minutes=minutes)
+    recipe = replace(
+        recipe,
+        rows={k: v for k, v in recipe.rows.items() if k.endswith(tail)},
+        against=f"action-only, {tail}",
+    )
+    command = shlex.join(
+        ["python", "-m", "karmafunnel.benchmarks.studies.karma_curves", *sys.argv[1:]]
+    )
+    left = ablate(
+        recipe,
+        log,
+        out,
+        RunOptions(cache=cache_root(), console=console, command=command),
+        minutes=minutes,
+    )
     if left:
         return []
     lines = {line["row"]: line for line in lines_of(recipe, cells_of(recipe, log, out))}
@@ -69,14 +83,25 @@ def gains(log: Log, out: Path, share: float, minutes: float, console: Console) -
     for kind in ("KARMA", "shuffled texts"):
         for column in COLUMNS:
             row = lines[f"{kind}, {tail}"]["differences"][column]
-            points.append({"row": f"{kind}, {column}", "value": row["difference"], "low": row["low"], "high": row["high"]})
+            points.append(
+                {
+                    "row": f"{kind}, {column}",
+                    "value": row["difference"],
+                    "low": row["low"],
+                    "high": row["high"],
+                }
+            )
     return points
 
 
 @click.command()
 @click.argument("catalogue", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/curves"), show_default=True)
-@click.option("--minutes", type=float, default=600.0, help="Begin no new cell of a point after so long.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/curves"), show_default=True
+)
+@click.option(
+    "--minutes", type=float, default=600.0, help="Begin no new cell of a point after so long."
+)
 def main(catalogue: Path, out: Path, minutes: float) -> None:
     """Make the Worlds, fit the rows, write the two curves."""
     console = Console(stderr=True)
@@ -87,9 +112,14 @@ def main(catalogue: Path, out: Path, minutes: float) -> None:
         folder = out / f"world-{semantic:g}"
         if not (folder / "log.json").exists():
             catalogue_alone = Catalogue(given.items, given.meta)
-            generate(items=ITEMS, users=USERS, requests=REQUESTS, seed=0, semantic=semantic, catalogue=catalogue_alone).write(
-                folder
-            )
+            generate(
+                items=ITEMS,
+                users=USERS,
+                requests=REQUESTS,
+                seed=0,
+                semantic=semantic,
+                catalogue=catalogue_alone,
+            ).write(folder)
         log = Log.open(folder)
         for share in SHARES[::-1] if semantic == 0.5 else (1.0,):
             points = gains(log, out / f"cells-{semantic:g}", share, minutes, console)
@@ -107,8 +137,12 @@ def main(catalogue: Path, out: Path, minutes: float) -> None:
             writer = csv.DictWriter(file, [x, "row", "value", "low", "high"], lineterminator="\n")
             writer.writeheader()
             writer.writerows(points)
-        figure = curve_figure(points, x, x_title=title, y_title="gain over action-only", reference=0)
-        print(*write_curve(figure, out / f"{name}.html", "KARMA's gain over its action-only control"))
+        figure = curve_figure(
+            points, x, x_title=title, y_title="gain over action-only", reference=0
+        )
+        print(
+            *write_curve(figure, out / f"{name}.html", "KARMA's gain over its action-only control")
+        )
 
 
 if __name__ == "__main__":

@@ -24,19 +24,32 @@ against = "action-only, one pass"
 # the best trial of each objective on W2b, equally many: mean of HR@10, HR@50 and HR@200
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {
     "world-amazon_catalog": {
-        "action": {"rate": 2e-3, "hard_weight": 4.0}, "gen": {"gen": 0.09, "rate": 1e-3}, "rec": {"rec": 0.3, "rate": 1e-3},
+        "action": {"rate": 2e-3, "hard_weight": 4.0},
+        "gen": {"gen": 0.09, "rate": 1e-3},
+        "rec": {"rec": 0.3, "rate": 1e-3},
         "both": {"gen": 0.03, "rec": 0.1, "rate": 1e-3},
     },
     "default": {  # of Amazon Office
-        "action": {"rate": 2e-4}, "gen": {"gen": 0.3, "rate": 3e-4}, "rec": {"rec": 0.3, "rate": 1e-4},
+        "action": {"rate": 2e-4},
+        "gen": {"gen": 0.3, "rate": 3e-4},
+        "rec": {"rec": 0.3, "rate": 1e-4},
         "both": {"gen": 0.1, "rec": 0.3, "rate": 3e-4},
     },
-}  # fmt: skip
+}
 
 
 def base(log: Log) -> KARMA:
     length = 10 if log.meta["time"] == "order" else 20
-    return KARMA(length=length, residual=False, items="trained", negatives="batch", ids=False, batch=8, epochs=1, text_words=16)
+    return KARMA(
+        length=length,
+        residual=False,
+        items="trained",
+        negatives="batch",
+        ids=False,
+        batch=8,
+        epochs=1,
+        text_words=16,
+    )
 
 
 def settings(log: Log) -> dict[str, dict[str, Any]]:
@@ -45,7 +58,9 @@ def settings(log: Log) -> dict[str, dict[str, Any]]:
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     chosen = settings(log)
-    action, gen, rec, both = (replace(base(log), **chosen[name]) for name in ("action", "gen", "rec", "both"))
+    action, gen, rec, both = (
+        replace(base(log), **chosen[name]) for name in ("action", "gen", "rec", "both")
+    )
     found: dict[str, Embedder] = {
         "action-only, one pass": action,
         "+gen": gen,
@@ -64,5 +79,8 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     }
     if action.hard_weight != 1.0:  # what of it is the weight of what was shown in vain?
         even = replace(action, hard_weight=1.0)
-        found |= {"action-only, shown in vain x1": even, "action-only, shown in vain x1, two passes": replace(even, epochs=2)}
+        found |= {
+            "action-only, shown in vain x1": even,
+            "action-only, shown in vain x1, two passes": replace(even, epochs=2),
+        }
     return {name: {"interest": value} for name, value in found.items()}

@@ -20,7 +20,11 @@ measures = ("HR@10", "HR@50", "HR@200", "HR@200 by target")
 seeds = (0,)
 
 RATES = ("3e-5", "1e-4", "2e-4", "3e-4", "1e-3", "2e-3", "4e-3")
-RATES_OF_WEIGHT = {0.3: ("1e-4", "3e-4", "1e-3", "2e-3"), 1.0: ("1e-4", "3e-4", "1e-3"), 0.1: ("1e-3",)}
+RATES_OF_WEIGHT = {
+    0.3: ("1e-4", "3e-4", "1e-3", "2e-3"),
+    1.0: ("1e-4", "3e-4", "1e-3"),
+    0.1: ("1e-3",),
+}
 NAMES = {"action": "action-only", "gen": "+gen", "rec": "+rec", "both": "+gen+rec"}
 
 
@@ -33,9 +37,13 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
             at = replace(plain, rate=float(name))
             found[f"+gen {0.3 * weight:g}, rate {name}"] = replace(at, gen=0.3 * weight)
             found[f"+rec {weight:g}, rate {name}"] = replace(at, rec=weight)
-            found[f"+gen+rec {weight:g}, rate {name}"] = replace(at, gen=0.1 if weight > 0.1 else 0.03, rec=weight)
+            found[f"+gen+rec {weight:g}, rate {name}"] = replace(
+                at, gen=0.1 if weight > 0.1 else 0.03, rec=weight
+            )
     if log.has("exposures"):
         for heavy in (4.0, 16.0):
             for name, setting in settings(log).items():
-                found[f"{NAMES[name]}, as chosen, shown in vain x{heavy:g}"] = replace(plain, **setting, hard_weight=heavy)
+                found[f"{NAMES[name]}, as chosen, shown in vain x{heavy:g}"] = replace(
+                    plain, **setting, hard_weight=heavy
+                )
     return {name: {"interest": value} for name, value in found.items()}

@@ -28,11 +28,20 @@ SLOW: dict[str, Any] = {"rate": 1e-3, "epochs": 6}
 FAST: dict[str, Any] = {"rate": 2e-3, "epochs": 6}
 NAMES = {"action": "action-only", "rec": "+rec", "gen": "+gen", "both": "+gen+rec"}
 SMALL: dict[str, dict[str, Any]] = {
-    "action": {"rate": 3e-3}, "rec": {"rec": 0.1}, "gen": {"gen": 0.03}, "both": {"gen": 0.03, "rec": 0.1},
-}  # fmt: skip
+    "action": {"rate": 3e-3},
+    "rec": {"rec": 0.1},
+    "gen": {"gen": 0.03},
+    "both": {"gen": 0.03, "rec": 0.1},
+}
 SASRECS = (
-    (0.4, 0.15, 2e-3), (0.2, 0.15, 2e-3), (0.4, 0.1, 2e-3), (0.2, 0.1, 2e-3), (0.5, 0.15, 2e-3), (0.4, 0.15, 1e-3), (0.4, 0.07, 2e-3),
-)  # fmt: skip
+    (0.4, 0.15, 2e-3),
+    (0.2, 0.15, 2e-3),
+    (0.4, 0.1, 2e-3),
+    (0.2, 0.1, 2e-3),
+    (0.5, 0.15, 2e-3),
+    (0.4, 0.15, 1e-3),
+    (0.4, 0.07, 2e-3),
+)
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
@@ -51,11 +60,17 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
             out[f"+gen+rec {tail}"] = replace(plain, **setting, gen=0.1, rec=weight)
     for name, small in SMALL.items():
         chosen, what = replace(plain, **settings(log)[name]), NAMES[name]
-        out[f"{what}, as chosen, {' '.join(f'{key} {value:g}' for key, value in small.items())}"] = replace(chosen, **small)
-        out[f"{what}, as chosen, nothing to start from"] = replace(chosen, residual=False, warm=False)
+        out[
+            f"{what}, as chosen, {' '.join(f'{key} {value:g}' for key, value in small.items())}"
+        ] = replace(chosen, **small)
+        out[f"{what}, as chosen, nothing to start from"] = replace(
+            chosen, residual=False, warm=False
+        )
         if log.has("exposures"):
             for heavy in (4.0, 16.0):
-                out[f"{what}, as chosen, shown in vain x{heavy:g}"] = replace(chosen, hard_weight=heavy)
+                out[f"{what}, as chosen, shown in vain x{heavy:g}"] = replace(
+                    chosen, hard_weight=heavy
+                )
     found: dict[str, Embedder] = dict(out)
     for dropout, temperature, rate in SASRECS:
         found[f"SASRec, dropout {dropout}, temperature {temperature}, rate {rate}"] = SASRec(
@@ -64,7 +79,11 @@ def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     found["SASRec, dim 128"] = SASRec(dim=128)
     # how far an interest by rule looks back; without queries the history is all of it, at any
     # weight
-    looks: dict[str, list[float]] = {"history_weight": [0.25, 0.5, 1.0, 2.0]} if log.has("query") else {"decay": [0.5, 0.8, 0.95, 1.0]}
+    looks: dict[str, list[float]] = (
+        {"history_weight": [0.25, 0.5, 1.0, 2.0]}
+        if log.has("query")
+        else {"decay": [0.5, 0.8, 0.95, 1.0]}
+    )
     for knob, values in looks.items():
         for x in values:
             at: dict[str, Any] = {knob: x}

@@ -23,4 +23,8 @@ ROWS = ("action-only", "+gen", "+rec", "+gen+rec", "+rec, shuffled texts")
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     plain = {name: karma_controls.rows(log)[name]["interest"] for name in ROWS}
-    return {name: {"interest": replace(value, lexical=WORDS)} for name, value in plain.items() if isinstance(value, KARMA)}
+    return {
+        name: {"interest": replace(value, lexical=WORDS)}
+        for name, value in plain.items()
+        if isinstance(value, KARMA)
+    }

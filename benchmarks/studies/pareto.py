@@ -22,7 +22,16 @@ from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.pareto_plot import pareto_figure
-from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
+from karmafunnel.stages.features import (
+    BM25,
+    Feature,
+    Own,
+    Popularity,
+    Price,
+    RequestContext,
+    Similarity,
+    Upstream,
+)
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import ESMMRank
@@ -43,8 +52,20 @@ embedders: dict[str, Embedder] = {"tfidf": TfidfSVD(), "cooccurrence": Cooccurre
 
 def before() -> Funnel:
     """All but the last stage."""
-    cheap: list[Feature] = [Upstream(), Popularity(), Own(), BM25(), Price(), Similarity("tfidf"), Similarity("cooccurrence")]
-    channels: list[Stage] = [BM25Recall(k=200), VectorRecall("tfidf", k=200), VectorRecall("cooccurrence", k=100)]
+    cheap: list[Feature] = [
+        Upstream(),
+        Popularity(),
+        Own(),
+        BM25(),
+        Price(),
+        Similarity("tfidf"),
+        Similarity("cooccurrence"),
+    ]
+    channels: list[Stage] = [
+        BM25Recall(k=200),
+        VectorRecall("tfidf", k=200),
+        VectorRecall("cooccurrence", k=100),
+    ]
     channels += [Popular(k=100), Repeat(k=50)]
     return (
         Join(channels, k=400)
@@ -65,16 +86,36 @@ funnel = before() >> GMVRank(k=DEPTH)
 
 @click.command()
 @click.argument("log", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/pareto"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/pareto"), show_default=True
+)
 @click.option("--window", default="W3", show_default=True)
 @click.option("--limit", type=int, default=None, help="So many requests, evenly spaced in time.")
-@click.option("--seed", "chosen", type=int, multiple=True, help="Instead of the recipe's seeds; may be given several times.")
-@click.option("--minutes", type=float, default=600.0, help="Begin no new row after so long; the same command goes on.")
-def main(log: Path, out: Path, window: str, limit: int | None, chosen: tuple[int, ...], minutes: float) -> None:
+@click.option(
+    "--seed",
+    "chosen",
+    type=int,
+    multiple=True,
+    help="Instead of the recipe's seeds; may be given several times.",
+)
+@click.option(
+    "--minutes",
+    type=float,
+    default=600.0,
+    help="Begin no new row after so long; the same command goes on.",
+)
+def main(
+    log: Path, out: Path, window: str, limit: int | None, chosen: tuple[int, ...], minutes: float
+) -> None:
     """Make the table, then draw its figures."""
     console, given = Console(stderr=True), Log.open(log)
-    recipe, command = load_recipe(__file__, given), shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.pareto", *sys.argv[1:]])
-    options = RunOptions(window=window, limit=limit, cache=cache_root(), console=console, command=command)
+    recipe, command = (
+        load_recipe(__file__, given),
+        shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.pareto", *sys.argv[1:]]),
+    )
+    options = RunOptions(
+        window=window, limit=limit, cache=cache_root(), console=console, command=command
+    )
     left = ablate(recipe, given, out, options, seeds=chosen, minutes=minutes)
     if left:
         return
@@ -86,7 +127,11 @@ def main(log: Path, out: Path, window: str, limit: int | None, chosen: tuple[int
     ):
         if any(point[y]["value"] is not None for point in points):
             figure = pareto_figure(points, X, y, x_title=f"{X}, purchases", y_title=f"{y}, {title}")
-            print(*write_curve(figure, out / f"pareto_{name}.html", f"Hits against money: {given.name}"))
+            print(
+                *write_curve(
+                    figure, out / f"pareto_{name}.html", f"Hits against money: {given.name}"
+                )
+            )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 from karmafunnel.benchmarks.studies.karma_controls import base, settings
-from karmafunnel.benchmarks.studies.stage_models import embedders, with_models  # noqa: F401  (embedders: exported as they are)
+from karmafunnel.benchmarks.studies.stage_models import embedders, with_models  # noqa: F401
 from karmafunnel.log import Log
 from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.stages.rank import DINRank
@@ -21,7 +21,12 @@ from karmafunnel.stages.stage import Funnel
 against = "no vectors"
 measures = ("HR@1", "HR@10", "HR@50", "nDCG@10", "GMV-HR@10", "gAUC:request:exposures")
 Use = Literal["simtier", "sata", "both", "raw"]
-USES: dict[str, Use] = {"raw": "raw", "SimTier": "simtier", "SA-TA": "sata", "SimTier and SA-TA": "both"}
+USES: dict[str, Use] = {
+    "raw": "raw",
+    "SimTier": "simtier",
+    "SA-TA": "sata",
+    "SimTier and SA-TA": "both",
+}
 
 
 def with_din(log: Log, use: Use | None = None) -> Funnel:
@@ -32,7 +37,9 @@ def rows(log: Log) -> dict[str, Row]:
     chosen, plain = settings(log), base(log)
     karma, action = replace(plain, **chosen["both"]), replace(plain, **chosen["action"])
     found = {against: Row(with_din(log))}
-    found |= {f"KARMA, {name}": Row(with_din(log, use), {"interest": karma}) for name, use in USES.items()}
+    found |= {
+        f"KARMA, {name}": Row(with_din(log, use), {"interest": karma}) for name, use in USES.items()
+    }
     for name in ("SimTier", "SimTier and SA-TA"):
         found[f"action-only, {name}"] = Row(with_din(log, USES[name]), {"interest": action})
     return found

@@ -31,7 +31,16 @@ from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import Cell, Table, to_markdown
 from karmafunnel.simulator.world import generate
-from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
+from karmafunnel.stages.features import (
+    BM25,
+    Feature,
+    Own,
+    Popularity,
+    Price,
+    RequestContext,
+    Similarity,
+    Upstream,
+)
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -50,7 +59,12 @@ def embedders(log: Log) -> dict[str, Embedder]:
 
 def funnel_of(log: Log, reads: bool) -> Funnel:
     """The funnel, whose ranker `reads` what the pre-ranker says, or does not."""
-    channels: list[Stage] = [Repeat(k=300), ItemKNN(k=300, depth=60), Popular(k=100), Popular(k=100, days=14)]
+    channels: list[Stage] = [
+        Repeat(k=300),
+        ItemKNN(k=300, depth=60),
+        Popular(k=100),
+        Popular(k=100, days=14),
+    ]
     near: list[Feature] = [Similarity("cooccurrence")]
     if log.has("text"):
         channels.append(VectorRecall("tfidf", k=300))
@@ -62,8 +76,12 @@ def funnel_of(log: Log, reads: bool) -> Funnel:
     before = [Upstream()] if reads else []
     return (
         Join(channels, k=800)
-        >> LightGBMPreRank(k=200, trees=200, features=[Upstream(), *features], sample=Sample(passed=100))
-        >> LightGBMRank(k=50, features=[*before, *features, RequestContext()], sample=Sample(passed=200))
+        >> LightGBMPreRank(
+            k=200, trees=200, features=[Upstream(), *features], sample=Sample(passed=100)
+        )
+        >> LightGBMRank(
+            k=50, features=[*before, *features, RequestContext()], sample=Sample(passed=200)
+        )
     )
 
 
@@ -82,14 +100,21 @@ def gains(run: Run, k: int = K) -> pl.DataFrame:
     """Requests with a relevant item: user_id, whether the first k of `prerank` and of `rank` hold
     one, and the `gain` (-1, 0, 1).
     """
-    hit = [(pl.col(f"{stage}.rank") <= k).fill_null(False).any().alias(stage) for stage in ("prerank", "rank")]
+    hit = [
+        (pl.col(f"{stage}.rank") <= k).fill_null(False).any().alias(stage)
+        for stage in ("prerank", "rank")
+    ]
     found = run.read("ledger").group_by("request_id", maintain_order=True).agg(hit)
     gain = (pl.col("rank").cast(pl.Int8) - pl.col("prerank").cast(pl.Int8)).alias("gain")
     users = run.read("requests", "request_id", "user_id")
-    return found.join(users, on="request_id", maintain_order="left").select("user_id", "prerank", "rank", gain)
+    return found.join(users, on="request_id", maintain_order="left").select(
+        "user_id", "prerank", "rank", gain
+    )
 
 
-def together(worlds: Sequence[pl.DataFrame], draws: int = DRAWS, seed: int = 0) -> tuple[float, float | None, float | None]:
+def together(
+    worlds: Sequence[pl.DataFrame], draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float | None, float | None]:
     """Mean over Worlds of the mean gain of a request, and its 95% interval: Worlds drawn anew, and
     users inside each.
     """
@@ -98,14 +123,20 @@ def together(worlds: Sequence[pl.DataFrame], draws: int = DRAWS, seed: int = 0) 
         user = world["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
         gain = Ratio(world["gain"].to_numpy().astype(float), np.ones(world.height), user)
         samples += resample([gain], int(user.max()) + 1, draws, seed + i)
-    return float(np.mean([world["gain"].to_numpy().mean() for world in worlds])), *interval(over_seeds(samples, seed))
+    return float(np.mean([world["gain"].to_numpy().mean() for world in worlds])), *interval(
+        over_seeds(samples, seed)
+    )
 
 
 @click.command()
-@click.option("--worlds", default="100-109", show_default=True, help="Seeds of the Worlds, first and last.")
+@click.option(
+    "--worlds", default="100-109", show_default=True, help="Seeds of the Worlds, first and last."
+)
 @click.option("--row", "row_name", default=against, show_default=True, help="A row of this recipe.")
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/stacking-worlds"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("out/stacking-worlds"), show_default=True
+)
 def main(worlds: str, row_name: str, window: str, out: Path) -> None:
     """Replay the funnel on a World for each seed; print what the ranker adds.
 
@@ -116,30 +147,52 @@ def main(worlds: str, row_name: str, window: str, out: Path) -> None:
     try:
         first, last = (int(part) for part in worlds.split("-"))
     except ValueError:
-        raise click.BadParameter(f"--worlds needs two seeds such as 100-109, found {worlds!r}") from None
+        raise click.BadParameter(
+            f"--worlds needs two seeds such as 100-109, found {worlds!r}"
+        ) from None
     command = shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.stacking", *sys.argv[1:]])
     lines: list[list[str | Cell]] = []
     found = []
     commits = set[str]()
     for seed in range(first, last + 1):
-        place, run = out / f"world-{seed}", out / f"run-{seed}-{row_name.replace(' ', '-')}-{window}"
+        place, run = (
+            out / f"world-{seed}",
+            out / f"run-{seed}-{row_name.replace(' ', '-')}-{window}",
+        )
         if not (place / "log.json").exists():
-            generate(items=2000, users=1200, requests=4000, seed=seed, semantic=0.5, images=False).write(place)
+            generate(
+                items=2000, users=1200, requests=4000, seed=seed, semantic=0.5, images=False
+            ).write(place)
         log = Log.open(place)
         if not (run / "run.json").exists():
-            options = RunOptions(window=window, cache=cache_root(), console=console, command=command)
+            options = RunOptions(
+                window=window, cache=cache_root(), console=console, command=command
+            )
             replay(load_recipe(__file__, log).row(row_name), log, run, options)
         opened = Run.open(run)
         commits.add(str(opened.meta["commit"]))
         found.append(gains(opened))
-        before, after, gain = (float(found[-1][name].to_numpy().mean()) for name in ("prerank", "rank", "gain"))
-        lines.append([str(seed), f"{found[-1].height:,}", f"{before:.3f}", f"{after:.3f}", f"{gain:+.3f}"])
+        before, after, gain = (
+            float(found[-1][name].to_numpy().mean()) for name in ("prerank", "rank", "gain")
+        )
+        lines.append(
+            [str(seed), f"{found[-1].height:,}", f"{before:.3f}", f"{after:.3f}", f"{gain:+.3f}"]
+        )
     value, low, high = together(found)
     whole = Cell(f"{value:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
     lines.append(["all", f"{sum(f.height for f in found):,}", "", "", whole])
-    note = f"`{command}`, window {window}, row '{row_name}', {date.today()}, {processor()}, commit {', '.join(sorted(commits))}"
+    note = (
+        f"`{command}`, window {window}, row '{row_name}', {date.today()}, {processor()}, commit "
+        f"{', '.join(sorted(commits))}"
+    )
     heads = ["World", "requests", f"HR@{K}, pre-ranker", f"HR@{K}, ranker", "ranker adds"]
-    text = "\n".join([to_markdown(Table(heads, lines)), f"{note}. Interval: 95%, {DRAWS:,} draws of Worlds and of users inside each.", ""])
+    text = "\n".join(
+        [
+            to_markdown(Table(heads, lines)),
+            f"{note}. Interval: 95%, {DRAWS:,} draws of Worlds and of users inside each.",
+            "",
+        ]
+    )
     write_text(out / f"stacking-{row_name.replace(' ', '-')}-{window}.md", text)
     print(text)
 

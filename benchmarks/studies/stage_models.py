@@ -12,7 +12,16 @@ from typing import Any
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.replay.recipe import Row
-from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
+from karmafunnel.stages.features import (
+    BM25,
+    Feature,
+    Own,
+    Popularity,
+    Price,
+    RequestContext,
+    Similarity,
+    Upstream,
+)
 from karmafunnel.stages.learn import Sample, Teacher
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
@@ -32,7 +41,12 @@ def embedders(log: Log) -> dict[str, Embedder]:
 
 def parts(log: Log) -> tuple[Stage, list[Feature]]:
     """Recall, and the features of both rankers."""
-    channels: list[Stage] = [ItemKNN(k=200, depth=60), Repeat(k=200), Popular(k=100), Popular(k=100, days=14)]
+    channels: list[Stage] = [
+        ItemKNN(k=200, depth=60),
+        Repeat(k=200),
+        Popular(k=100),
+        Popular(k=100, days=14),
+    ]
     features: list[Feature] = [Upstream(), Popularity(), Own(), Similarity("cooccurrence")]
     if log.has("text"):
         channels.append(VectorRecall("tfidf", k=200))
@@ -43,9 +57,10 @@ def parts(log: Log) -> tuple[Stage, list[Feature]]:
     return Join(channels, k=500), [*features, *([Price()] if log.has("price") else [])]
 
 
-def with_models(log: Log, first: Model = (LightGBMPreRank, {}), last: Model = (LightGBMRank, {})) -> Funnel:
-    """The funnel around a pre-ranker and a ranker, each a class and the fields in which it differs.
-    """
+def with_models(
+    log: Log, first: Model = (LightGBMPreRank, {}), last: Model = (LightGBMRank, {})
+) -> Funnel:
+    """The funnel around a pre-ranker and a ranker, each a class and its changed fields."""
     recall, features = parts(log)
     cheap = {"k": 150, "features": features, "sample": Sample(passed=100)}
     full = {"k": 50, "features": [*features, RequestContext()], "sample": Sample(passed=100)}
@@ -54,7 +69,9 @@ def with_models(log: Log, first: Model = (LightGBMPreRank, {}), last: Model = (L
 
 def rows(log: Log) -> dict[str, Row]:
     _, features = parts(log)
-    teacher = Teacher(LightGBMRank(features=[*features, RequestContext()], sample=Sample(passed=100)))
+    teacher = Teacher(
+        LightGBMRank(features=[*features, RequestContext()], sample=Sample(passed=100))
+    )
     lambdamart = "LightGBM (LambdaMART)"
     first: dict[str, Model] = {
         lambdamart: (LightGBMPreRank, {}),
@@ -71,5 +88,9 @@ def rows(log: Log) -> dict[str, Row]:
     }
     if all(log.has(what) for what in ("exposures", "clicks", "purchases")):
         last["ESMM over DIN"] = (ESMMRank, {})
-    found = {f"{name} >> {lambdamart}": Row(with_models(log, model)) for name, model in first.items()}
-    return found | {f"{lambdamart} >> {name}": Row(with_models(log, last=model)) for name, model in last.items()}
+    found = {
+        f"{name} >> {lambdamart}": Row(with_models(log, model)) for name, model in first.items()
+    }
+    return found | {
+        f"{lambdamart} >> {name}": Row(with_models(log, last=model)) for name, model in last.items()
+    }

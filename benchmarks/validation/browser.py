@@ -24,36 +24,58 @@ from types import TracebackType
 from typing import Any
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-pipe",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
 PATIENCE = 60.0  # seconds for one answer
 # Scroll through the page, so that what is drawn late is drawn; then measure.
 LOOK = """(async () => {
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   document.querySelectorAll("details").forEach((one) => { one.open = true; });
-  for (let y = 0; y < document.documentElement.scrollHeight; y += 700) { scrollTo({ top: y, behavior: "instant" }); await pause(60); }
+  for (let y = 0; y < document.documentElement.scrollHeight; y += 700) {
+    scrollTo({ top: y, behavior: "instant" });
+    await pause(60);
+  }
   for (const place of document.querySelectorAll(".plot")) {
-    for (let tries = 0; tries < 100 && !place.querySelector("svg"); tries++) { // a busy machine draws late
+    // a busy machine draws late
+    for (let tries = 0; tries < 100 && !place.querySelector("svg"); tries++) {
       place.scrollIntoView({ behavior: "instant" });
       await pause(50);
     }
   }
   scrollTo({ top: 0, behavior: "instant" });
   await pause(250);
-  const cut = [...document.querySelectorAll(".wide")].filter((box) => box.scrollWidth > box.clientWidth + 1);
-  const told = (box) => box.previousElementSibling && getComputedStyle(box.previousElementSibling).display !== "none";
-  const places = [...document.querySelectorAll(".plot")];
-  const words = [...document.querySelectorAll(".plot text")].filter((one) => one.textContent.trim());
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const cut = all(".wide").filter((box) => box.scrollWidth > box.clientWidth + 1);
+  const told = (box) => {
+    const before = box.previousElementSibling;
+    return before && getComputedStyle(before).display !== "none";
+  };
+  const places = all(".plot");
+  const words = all(".plot text").filter((one) => one.textContent.trim());
   const clipped = words.filter((one) => {
-    const mine = one.getBoundingClientRect(), all = one.closest(".plot").getBoundingClientRect();
-    return mine.width && (mine.left < all.left - 1 || mine.right > all.right + 1);
+    const mine = one.getBoundingClientRect(), plot = one.closest(".plot").getBoundingClientRect();
+    return mine.width && (mine.left < plot.left - 1 || mine.right > plot.right + 1);
   });
   return {
-    width: innerWidth, scroll: document.documentElement.scrollWidth, tables: document.querySelectorAll("table").length,
-    cut: cut.length, silent: cut.filter((box) => !told(box)).length, plots: places.length,
-    empty: places.filter((one) => !one.querySelector("svg")).length, clipped: clipped.map((one) => one.textContent),
-    links: document.querySelectorAll(".plot a, .plot [onclick], .plot img").length, payload: "payloadRan" in window,
+    width: innerWidth,
+    scroll: document.documentElement.scrollWidth,
+    tables: all("table").length,
+    cut: cut.length,
+    silent: cut.filter((box) => !told(box)).length,
+    plots: places.length,
+    empty: places.filter((one) => !one.querySelector("svg")).length,
+    clipped: clipped.map((one) => one.textContent),
+    links: all(".plot a, .plot [onclick], .plot img").length,
+    payload: "payloadRan" in window,
   };
 })()"""
 
@@ -83,8 +105,17 @@ class Seen:
     @property
     def faults(self) -> list[str]:
         """What should not be, in words."""
-        found = [*self.errors, *(f"asked for {address}" for address in self.asked), *(["a text ran"] if self.payload else [])]
-        told = {"empty": "figures not drawn", "clipped": "words cut off", "links": "links in figures", "silent": "tables cut off"}
+        found = [
+            *self.errors,
+            *(f"asked for {address}" for address in self.asked),
+            *(["a text ran"] if self.payload else []),
+        ]
+        told = {
+            "empty": "figures not drawn",
+            "clipped": "words cut off",
+            "links": "links in figures",
+            "silent": "tables cut off",
+        }
         found += [f"{what}: {self.facts[name]}" for name, what in told.items() if self.facts[name]]
         wide = f"{self.facts['scroll']} pixels in a window of {self.facts['width']}"
         return found + ([wide] if self.facts["scroll"] > self.facts["width"] else [])
@@ -115,14 +146,22 @@ class Browser:
         # The protocol is spoken over the child's descriptors 3 and 4.
         script = f'exec 3<&{there} 4>&{back}; exec "$@"'
         self.process = subprocess.Popen(
-            ["bash", "-c", script, "bash", *command], pass_fds=(there, back), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ["bash", "-c", script, "bash", *command],
+            pass_fds=(there, back),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(there)
         os.close(back)
         self._number, self._rest, self._events = 0, b"", list[dict[str, Any]]()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with contextlib.suppress(Exception):
             self.tell("Browser.close")
         try:
@@ -149,7 +188,9 @@ class Browser:
     def tell(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; events that come meanwhile are kept."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        message = {"id": self._number, "method": method, "params": params} | (
+            {"sessionId": session} if session else {}
+        )
         os.write(self._out, json.dumps(message).encode() + b"\0")
         until = time.monotonic() + PATIENCE
         while True:
@@ -165,8 +206,14 @@ class Browser:
         # nothing goes on before it is closed
         if event.get("method") == "Page.javascriptDialogOpening":
             self._number += 1
-            close = {"id": self._number, "method": "Page.handleJavaScriptDialog", "params": {"accept": False}}
-            os.write(self._out, json.dumps(close | {"sessionId": event["sessionId"]}).encode() + b"\0")
+            close = {
+                "id": self._number,
+                "method": "Page.handleJavaScriptDialog",
+                "params": {"accept": False},
+            }
+            os.write(
+                self._out, json.dumps(close | {"sessionId": event["sessionId"]}).encode() + b"\0"
+            )
 
     def _wait(self, method: str) -> None:
         until = time.monotonic() + PATIENCE
@@ -176,7 +223,13 @@ class Browser:
     # -- pages -------------------------------------------------------------------------------------
 
     def visit(
-        self, page: Path | str, width: int = 1280, height: int = 900, picture: Path | str | None = None, dark: bool = False, script: str = ""
+        self,
+        page: Path | str,
+        width: int = 1280,
+        height: int = 900,
+        picture: Path | str | None = None,
+        dark: bool = False,
+        script: str = "",
     ) -> Seen:
         """Open a file, scroll through it, run `script` (an expression) in it; `picture`: a PNG of
         the whole page.
@@ -186,7 +239,14 @@ class Browser:
         session = self.tell("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.tell(f"{domain}.enable", session)
-        self.tell("Emulation.setDeviceMetricsOverride", session, width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.tell(
+            "Emulation.setDeviceMetricsOverride",
+            session,
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.tell("Emulation.setEmulatedMedia", session, features=scheme)
         address = Path(page).resolve().as_uri()
@@ -197,7 +257,9 @@ class Browser:
         if script:
             seen.facts["script"] = self._run(session, script)
         if picture is not None:
-            shot = self.tell("Page.captureScreenshot", session, format="png", captureBeyondViewport=True)
+            shot = self.tell(
+                "Page.captureScreenshot", session, format="png", captureBeyondViewport=True
+            )
             Path(picture).write_bytes(base64.b64decode(shot["data"]))
         for event in self._events:
             self._sort(event, seen, address)
@@ -205,7 +267,13 @@ class Browser:
         return seen
 
     def _run(self, session: str, expression: str) -> Any:
-        answer = self.tell("Runtime.evaluate", session, expression=expression, awaitPromise=True, returnByValue=True)
+        answer = self.tell(
+            "Runtime.evaluate",
+            session,
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(f"browser: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -218,8 +286,14 @@ class Browser:
         elif method == "Runtime.exceptionThrown":
             details = what["exceptionDetails"]
             seen.errors.append(details.get("exception", {}).get("description") or details["text"])
-        elif method == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning", "assert"):
-            seen.errors.append(" ".join(str(part.get("value", part.get("description"))) for part in what["args"]))
+        elif method == "Runtime.consoleAPICalled" and what["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
+            seen.errors.append(
+                " ".join(str(part.get("value", part.get("description"))) for part in what["args"])
+            )
         elif method == "Log.entryAdded" and what["entry"]["level"] in ("error", "warning"):
             seen.errors.append(what["entry"]["text"])
         elif method == "Network.requestWillBeSent":

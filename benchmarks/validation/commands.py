@@ -170,10 +170,17 @@ class Commands:
         return int(heard["code"])
 
     def run(
-        self, argv: Sequence[str], folder: Path, told: Path, env: Mapping[str, str], *,
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        told: Path,
+        env: Mapping[str, str],
+        *,
         entry: str = CLI,
-        file_size: int | None = None, seconds: float = 60.0, gigabytes: float = 4.0,
-    ) -> Answer:  # fmt: skip
+        file_size: int | None = None,
+        seconds: float = 60.0,
+        gigabytes: float = 4.0,
+    ) -> Answer:
         """One command from start to end; it is stopped once it takes longer, or more memory, than
         it may."""
         began, stopped = time.perf_counter(), ""
@@ -223,7 +230,10 @@ def end_session(session: int) -> None:
 def memory(pid: int) -> int:
     """Bytes of memory that a process holds; 0 for one that is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
+        return (
+            int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+            * resource.getpagesize()
+        )
     except (OSError, IndexError):
         return 0
 

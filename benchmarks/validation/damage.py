@@ -60,32 +60,64 @@ MEASURE = (
 # are ("": standard output).
 READERS: dict[str, tuple[tuple[str, ...], tuple[tuple[tuple[str, ...], str], ...]]] = {
     "cache": (("log", "every.py"), ((("replay", "every.py", "log", "--out", "new"), "new"),)),
-    "shards": (("log", "every.py", "cache"), ((("replay", "every.py", "log", "--out", "new"),
-    "new"),)),
-    "run": (("log", "run2"), (
-        (MEASURE, ""), ((*MEASURE[:-1], "--slice", "target", "--json"), ""), (("compare", "run2",
-        *MEASURE[1:]), ""),
-        (("report", "run", "--out", "report.html"), "report.html"),
-    )),
-    "plain": (("services.toml",), (
-        (("queue", "services.toml", "--rate", "200", "--requests", "500", "--run", "plain", "--out",
-        "load"), "load"),
-        (("report", "plain", "--out", "report.html"), "report.html"),
-    )),
-    "small": (("plain.py", "services.toml"), (
-        (("replay", "plain.py", "small", "--out", "new"), "new"), (("describe", "small", "--json"),
-        ""),
-        (("sample", "small", "smaller", "--users", "0.5"), "smaller"), (("describe", "small",
-        "--html", "d.html"), "d.html"),
-        (("queue", "services.toml", "--log", "small", "--rate", "100", "--out", "load"), "load"),
-        (("table", "rows.py", "small", "--out", "table"), "table/table.csv"),
-    )),
-    "embedder": (("log", "every.py", "load.py"), ((("replay", "load.py", "log", "--out", "new"),
-    ""),)),
+    "shards": (
+        ("log", "every.py", "cache"),
+        ((("replay", "every.py", "log", "--out", "new"), "new"),),
+    ),
+    "run": (
+        ("log", "run2"),
+        (
+            (MEASURE, ""),
+            ((*MEASURE[:-1], "--slice", "target", "--json"), ""),
+            (("compare", "run2", *MEASURE[1:]), ""),
+            (("report", "run", "--out", "report.html"), "report.html"),
+        ),
+    ),
+    "plain": (
+        ("services.toml",),
+        (
+            (
+                (
+                    "queue",
+                    "services.toml",
+                    "--rate",
+                    "200",
+                    "--requests",
+                    "500",
+                    "--run",
+                    "plain",
+                    "--out",
+                    "load",
+                ),
+                "load",
+            ),
+            (("report", "plain", "--out", "report.html"), "report.html"),
+        ),
+    ),
+    "small": (
+        ("plain.py", "services.toml"),
+        (
+            (("replay", "plain.py", "small", "--out", "new"), "new"),
+            (("describe", "small", "--json"), ""),
+            (("sample", "small", "smaller", "--users", "0.5"), "smaller"),
+            (("describe", "small", "--html", "d.html"), "d.html"),
+            (
+                ("queue", "services.toml", "--log", "small", "--rate", "100", "--out", "load"),
+                "load",
+            ),
+            (("table", "rows.py", "small", "--out", "table"), "table/table.csv"),
+        ),
+    ),
+    "embedder": (
+        ("log", "every.py", "load.py"),
+        ((("replay", "load.py", "log", "--out", "new"), ""),),
+    ),
     "simulation": ((), ((("timeline", "simulation", "5", "--json"), ""),)),
-    "table": (("small", "rows.py", "cache"), ((("table", "rows.py", "small", "--out", "table"),
-    "table/table.csv"),)),
-}  # fmt: skip
+    "table": (
+        ("small", "rows.py", "cache"),
+        ((("table", "rows.py", "small", "--out", "table"), "table/table.csv"),),
+    ),
+}
 WEIGHTS = {
     "cache": 90,
     "shards": 40,
@@ -137,7 +169,9 @@ def shards(work: Path) -> list[Path]:
     for partial in (path for path in work.iterdir() if path.name.startswith(".new")):
         with suppress(FileNotFoundError):
             pieces = [partial / name for name in os.listdir(partial) if name.isdecimal()]
-            found += [path / "timing.parquet" for path in pieces if (path / "timing.parquet").exists()]
+            found += [
+                path / "timing.parquet" for path in pieces if (path / "timing.parquet").exists()
+            ]
     return found
 
 

@@ -31,7 +31,10 @@ from ...terminal import Console
 ROOT = Path(__file__).parents[2]
 RECIPES = ("popular", "baseline", "neural", "karma")
 WORLD = ("--items", "1000", "--users", "400", "--requests", "1500", "--semantic", "0.5")
-SHOP = "import sys; sys.path.insert(0, sys.argv[1]); from shop import make_shop; make_shop().write(sys.argv[2])"
+SHOP = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from shop import make_shop; "
+    "make_shop().write(sys.argv[2])"
+)
 # entries of run.json that may differ
 CLOCKS = {"timing", "seconds", "created", "command", "versions", "commit"}
 
@@ -44,8 +47,7 @@ class Code:
     out: Path
 
     def python(self, *arguments: str) -> None:
-        """Run Python with this code; raises KarmafunnelError with the last lines that it printed.
-        """
+        """Run Python with this code; raises KarmafunnelError with the last lines it printed."""
         environment = os.environ | {
             "PYTHONPATH": str(self.home),
             "PYTHONHASHSEED": "0",
@@ -60,7 +62,9 @@ class Code:
         )
         if done.returncode:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-8:])
-            raise KarmafunnelError(f"golden: {' '.join(arguments)} ended with {done.returncode}:\n{said}")
+            raise KarmafunnelError(
+                f"golden: {' '.join(arguments)} ended with {done.returncode}:\n{said}"
+            )
 
     def command(self, *arguments: str) -> None:
         """Run a command of karmafunnel with this code."""
@@ -73,7 +77,9 @@ def both(commit: str) -> Iterator[tuple[Code, Code]]:
     lasts.
     """
     with tempfile.TemporaryDirectory() as folder:
-        old, new = (Code(Path(folder) / name, Path(folder) / name / "out") for name in ("old", "new"))
+        old, new = (
+            Code(Path(folder) / name, Path(folder) / name / "out") for name in ("old", "new")
+        )
         for code in (old, new):
             code.out.mkdir(parents=True)
         checkout = str(old.home / "karmafunnel")
@@ -104,8 +110,7 @@ def make_logs(code: Code) -> dict[str, Path]:
 
 
 def tables_that_differ(old: Path, new: Path) -> list[str]:
-    """Names of the tables (Parquet files) below two folders whose bytes differ, or that one lacks.
-    """
+    """Names of the Parquet files below two folders whose bytes differ, or that one lacks."""
 
     def tables(folder: Path) -> dict[str, bytes]:
         found = (p for p in folder.rglob("*.parquet") if p.stem != "timing")
@@ -123,7 +128,9 @@ def vectors_that_differ(old: Code, new: Code) -> list[str]:
     """
 
     def vectors(code: Code) -> list[bytes]:
-        return sorted(p.read_bytes() for p in (code.out / "cache").glob("embedder-*/tensors.safetensors"))
+        return sorted(
+            p.read_bytes() for p in (code.out / "cache").glob("embedder-*/tensors.safetensors")
+        )
 
     return [] if vectors(old) == vectors(new) else ["tensors of embedders"]
 
@@ -134,7 +141,9 @@ def entries_that_differ(old: Any, new: Any, at: str = "") -> list[str]:
         found = []
         for key in sorted(old.keys() | new.keys()):
             if key not in CLOCKS:
-                found += entries_that_differ(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+                found += entries_that_differ(
+                    old.get(key), new.get(key), f"{at}.{key}" if at else key
+                )
         return found
     return [] if old == new else [at]
 
@@ -151,13 +160,17 @@ def compare(recipe: str, logs: dict[str, Path], old: Code, new: Code, console: C
         told = entries_that_differ(*(read_json(run / "run.json") for run in runs))
         failed += bool(found)
         verdict = f"other bytes in {', '.join(found)}" if found else "the same bytes"
-        console.print(f"{recipe} on {name}: {verdict}" + (f"; run.json: {', '.join(told)}" if told else ""))
+        console.print(
+            f"{recipe} on {name}: {verdict}" + (f"; run.json: {', '.join(told)}" if told else "")
+        )
     return failed
 
 
 @click.command(help=__doc__.split("\n\n")[0] if __doc__ else "")
 @click.argument("commit")
-@click.option("--recipes", default=",".join(RECIPES), show_default=True, help="Names, with commas between.")
+@click.option(
+    "--recipes", default=",".join(RECIPES), show_default=True, help="Names, with commas between."
+)
 def main(commit: str, recipes: str) -> None:
     """Replay with both, compare; exit status 1 where bytes differ."""
     console, failed = Console(), 0

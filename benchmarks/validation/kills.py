@@ -54,34 +54,79 @@ class Command:
 EVERY = ("log", "every.py", "cache")
 PLAN = "plan services.toml --rate 200 --p99-ms 60 --lost 0.2 --requests {} --out new"
 COMMANDS = {
-    "world": Command("world new --items 200 --users 40 --requests 400 --images", (),
-    "world new --items 100 --users 40 --requests 300", "new"),
-    "convert": Command("convert online_retail raw new", ("raw", "raw2"),
-    "convert online_retail raw2 new", "new"),
-    "sample": Command("sample small new --users 0.7", ("small",), "sample small new --users 0.3",
-    "new"),
-    "replay": Command("replay every.py log --out new", EVERY,
-    "replay every.py log --out new --seed 1", "new", 2, cold=True),
-    "replay --workers 2": Command("replay every.py log --out new --workers 2", EVERY,
-    "replay every.py log --out new --seed 1", "new"),
-    "table": Command("table rows.py small --out new", ("small", "rows.py", "cache"),
-    "table rows.py small --out new --seed 1", "new",
-                     single=False, cold=True),
-    "queue": Command("queue services.toml --rate 200 --requests 1500 --out new", ("services.toml",),
-                     "queue services.toml --rate 100 --requests 700 --out new", "new"),
-    "fit-embedder": Command("fit-embedder every.py log --name karma --out new", EVERY,
-    "fit-embedder every.py log --name tfidf --out new",
-                            "new", cold=True),
+    "world": Command(
+        "world new --items 200 --users 40 --requests 400 --images",
+        (),
+        "world new --items 100 --users 40 --requests 300",
+        "new",
+    ),
+    "convert": Command(
+        "convert online_retail raw new", ("raw", "raw2"), "convert online_retail raw2 new", "new"
+    ),
+    "sample": Command(
+        "sample small new --users 0.7", ("small",), "sample small new --users 0.3", "new"
+    ),
+    "replay": Command(
+        "replay every.py log --out new",
+        EVERY,
+        "replay every.py log --out new --seed 1",
+        "new",
+        2,
+        cold=True,
+    ),
+    "replay --workers 2": Command(
+        "replay every.py log --out new --workers 2",
+        EVERY,
+        "replay every.py log --out new --seed 1",
+        "new",
+    ),
+    "table": Command(
+        "table rows.py small --out new",
+        ("small", "rows.py", "cache"),
+        "table rows.py small --out new --seed 1",
+        "new",
+        single=False,
+        cold=True,
+    ),
+    "queue": Command(
+        "queue services.toml --rate 200 --requests 1500 --out new",
+        ("services.toml",),
+        "queue services.toml --rate 100 --requests 700 --out new",
+        "new",
+    ),
+    "fit-embedder": Command(
+        "fit-embedder every.py log --name karma --out new",
+        EVERY,
+        "fit-embedder every.py log --name tfidf --out new",
+        "new",
+        cold=True,
+    ),
     "plan": Command(PLAN.format(1000), ("services.toml",), PLAN.format(1200), "new", 0.5),
-    "profile": Command("profile plain.py small --out new/s.toml --seconds 0.5 --batches 1,2",
-    ("plain.py", "small", "cache"),
-                       "profile plain.py small --out new/s.toml --seconds 0.5 --batches 1", "new",
-                       0.5, single=False, steady=False),
-    "report": Command("report plain --out new.html", ("plain", "small"),
-    "report other --out new.html", "new.html", 0.5, extra=("other",)),
-    "describe --html": Command("describe small --html new.html", ("small", "log"),
-    "describe log --html new.html", "new.html", 0.5),
-}  # fmt: skip
+    "profile": Command(
+        "profile plain.py small --out new/s.toml --seconds 0.5 --batches 1,2",
+        ("plain.py", "small", "cache"),
+        "profile plain.py small --out new/s.toml --seconds 0.5 --batches 1",
+        "new",
+        0.5,
+        single=False,
+        steady=False,
+    ),
+    "report": Command(
+        "report plain --out new.html",
+        ("plain", "small"),
+        "report other --out new.html",
+        "new.html",
+        0.5,
+        extra=("other",),
+    ),
+    "describe --html": Command(
+        "describe small --html new.html",
+        ("small", "log"),
+        "describe log --html new.html",
+        "new.html",
+        0.5,
+    ),
+}
 ENDS = ("group", "parent")
 
 

@@ -22,7 +22,10 @@ import pyarrow.parquet as pq
 from ...log import Log
 from .commands import Answer, Commands
 
-WORDS = "red blue green wool cotton lamp chair table mug cup shoe boot hat coat scarf".split()  # noqa: SIM905
+WORDS = (
+    *("red", "blue", "green", "wool", "cotton", "lamp", "chair", "table"),
+    *("mug", "cup", "shoe", "boot", "hat", "coat", "scarf"),
+)
 HAS = ("text", "query", "price", "exposures", "clicks", "purchases", "users")
 META = {
     "name": "small",
@@ -122,12 +125,16 @@ def frames(
     titles = [" ".join(rng.choice(WORDS, 3, replace=False)) for _ in range(n_items)]
     prices = np.round(rng.lognormal(2, 1, n_items), 2)
     colour = [f"colour={i % 3}" for i in range(n_items)]
-    items = pl.DataFrame({
-        "item_id": [f"i{i}" for i in range(n_items)], "title": titles,
-        "brand": [f"b{i % 5}" for i in range(n_items)],
-        "category": [[["home", "wear"][i % 2]] for i in range(n_items)], "price": prices,
-        "attributes": [[word] for word in colour],
-    })  # fmt: skip
+    items = pl.DataFrame(
+        {
+            "item_id": [f"i{i}" for i in range(n_items)],
+            "title": titles,
+            "brand": [f"b{i % 5}" for i in range(n_items)],
+            "category": [[["home", "wear"][i % 2]] for i in range(n_items)],
+            "price": prices,
+            "attributes": [[word] for word in colour],
+        }
+    )
     taste, trait = rng.normal(size=(n_users, 4)), rng.normal(size=(n_items, 4))
     user = rng.integers(n_users, size=n_requests)
     liking = (
@@ -135,12 +142,16 @@ def frames(
     )
     slate = rng.permuted(np.argsort(-liking, axis=1)[:, :shown], axis=1)
     start = datetime(2024, 1, 1, tzinfo=UTC)
-    requests = pl.DataFrame({
-        "request_id": [f"r{r}" for r in range(n_requests)], "user_id": [f"u{u}" for u in user],
-        "ts": [start + timedelta(seconds=900 * r) for r in range(n_requests)],
-        "query": [titles[row[0]].split()[0] for row in slate],
-        "session_id": [f"s{r // 3}" for r in range(n_requests)], "source": ["search"] * n_requests,
-    })  # fmt: skip
+    requests = pl.DataFrame(
+        {
+            "request_id": [f"r{r}" for r in range(n_requests)],
+            "user_id": [f"u{u}" for u in user],
+            "ts": [start + timedelta(seconds=900 * r) for r in range(n_requests)],
+            "query": [titles[row[0]].split()[0] for row in slate],
+            "session_id": [f"s{r // 3}" for r in range(n_requests)],
+            "source": ["search"] * n_requests,
+        }
+    )
     chance = (
         0.6
         / (1 + np.exp(1 - np.einsum("rf,rsf->rs", taste[user], trait[slate])))
@@ -149,13 +160,16 @@ def frames(
     click = (rng.random(slate.shape) < chance).ravel()
     buy = click & (rng.random(click.size) < 0.4)
     item = slate.ravel()
-    exposures = pl.DataFrame({
-        "request_id": np.repeat(requests["request_id"].to_numpy(), shown),
-        "item_id": [f"i{i}" for i in item],
-        "position": np.tile(np.arange(1, shown + 1, dtype=np.int32), n_requests), "clicked": click,
-        "purchased": buy,
-        "price_shown": prices[item],
-    })  # fmt: skip
+    exposures = pl.DataFrame(
+        {
+            "request_id": np.repeat(requests["request_id"].to_numpy(), shown),
+            "item_id": [f"i{i}" for i in item],
+            "position": np.tile(np.arange(1, shown + 1, dtype=np.int32), n_requests),
+            "clicked": click,
+            "purchased": buy,
+            "price_shown": prices[item],
+        }
+    )
     bought = pl.col("purchased")
     exposures = exposures.with_columns(
         pl.when(bought).then("price_shown").alias("price_paid"),
@@ -175,7 +189,8 @@ def retail(seed: int, n: int = 400) -> str:
             datetime(2011, 1, 1, 9) + timedelta(minutes=30 * (i // 3)),
         )
         lines.append(
-            f"{536365 + i // 3},{20000 + item},{WORDS[item % 15].upper()} {WORDS[item % 7].upper()},{1 + i % 3},"
+            f"{536365 + i // 3},{20000 + item},{WORDS[item % 15].upper()} "
+            f"{WORDS[item % 7].upper()},{1 + i % 3},"
             f"{when:%Y-%m-%d %H:%M:%S},{1 + item / 4:.2f},{17850.0 + (i // 3) % 20},United Kingdom"
         )
     return "\n".join(lines) + "\n"

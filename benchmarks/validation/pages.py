@@ -36,29 +36,37 @@ BAD = OUTCOMES[3:]
 
 RUN_IT = "window.payloadRan=1"
 PAYLOADS = (
-    f'<img src=x id=attacked onerror="{RUN_IT}">', f"<script id=attacked>{RUN_IT}</script>",
+    f'<img src=x id=attacked onerror="{RUN_IT}">',
+    f"<script id=attacked>{RUN_IT}</script>",
     f"</script><script id=attacked>{RUN_IT}</script>",
-    f"</title><svg id=attacked onload={RUN_IT}>", f'"><svg id=attacked onload={RUN_IT}>',
+    f"</title><svg id=attacked onload={RUN_IT}>",
+    f'"><svg id=attacked onload={RUN_IT}>',
     f"' id='attacked' onmouseover='{RUN_IT}' autofocus onfocus='{RUN_IT}",
     f"</style><img src=x id=attacked onerror={RUN_IT}>",
-    f'<a id=attacked href="javascript:{RUN_IT}">here</a>', f"javascript:{RUN_IT}",
+    f'<a id=attacked href="javascript:{RUN_IT}">here</a>',
+    f"javascript:{RUN_IT}",
     "{{ 7 * 191 }} {% raw %}${7 * 191}",
     "<iframe id=attacked srcdoc='<script>parent.payloadRan=1</script>'></iframe>",
     f"--></textarea></pre><img src=x id=attacked onerror={RUN_IT}>",
     f'"}}]}}</script><script id=attacked>{RUN_IT}//',
     "<b id=attacked>bold</b> &lt;i&gt; &#60;b&#62;",
-    f"\u2028\u2029';{RUN_IT};//", "<base id=attacked href='http://example.invalid/'>",
+    f"\u2028\u2029';{RUN_IT};//",
+    "<base id=attacked href='http://example.invalid/'>",
     f"<math><mi id=attacked xlink:href='javascript:{RUN_IT}'>x</mi></math>",
     "<meta id=attacked http-equiv=refresh content='0;url=javascript:1'>",
-    "%{customdata[0]} %{x}<extra></extra>", "$\\href{javascript:1}{x}$",
-)  # fmt: skip
+    "%{customdata[0]} %{x}<extra></extra>",
+    "$\\href{javascript:1}{x}$",
+)
 INJECTED = """(() => {
   const every = [...document.querySelectorAll("[href], [src], [action]")];
-  const goes = every.flatMap((one) => ["href", "src", "action"].map((name) => one.getAttribute(name) || ""));
+  const names = ["href", "src", "action"];
+  const goes = every.flatMap((one) => names.map((name) => one.getAttribute(name) || ""));
   return {
-    marked: document.querySelectorAll("#attacked").length, ran: "payloadRan" in window,
+    marked: document.querySelectorAll("#attacked").length,
+    ran: "payloadRan" in window,
     policy: !!document.querySelector("meta[http-equiv=Content-Security-Policy]"),
-    links: goes.filter((to) => /^\\s*(javascript|vbscript):/i.test(to)), sum: document.body.innerText.includes("1337"),
+    links: goes.filter((to) => /^\\s*(javascript|vbscript):/i.test(to)),
+    sum: document.body.innerText.includes("1337"),
   };
 })()"""
 
@@ -89,9 +97,14 @@ def hostile_log(shop: Shop, payload: str, name: str = "hostile") -> None:
     tables["exposures"] = tables["exposures"].with_columns(
         pl.col("request_id") + text, pl.col("item_id") + text
     )
-    meta: dict[str, Any] = META | {"name": payload, "currency": payload, "licence": payload,
-    "source": payload, "lacks": [payload],
-                                   "set_aside": {payload: 3}}  # fmt: skip
+    meta: dict[str, Any] = META | {
+        "name": payload,
+        "currency": payload,
+        "licence": payload,
+        "source": payload,
+        "lacks": [payload],
+        "set_aside": {payload: 3},
+    }
     for kept in (meta, META | {"name": payload, "licence": payload, "lacks": [payload]}, META):
         try:
             Log.make(**tables, meta=kept).write(shop.work / name)
@@ -124,17 +137,26 @@ def of_two(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
     name = payload.replace("/", "_")[:60]
     hostile_log(shop, payload)
     return [
-        ["replay", "plain.py", "hostile", "--out", f"run {name}"], ["replay", "rows.py", "hostile",
-        "--out", "other run"],
+        ["replay", "plain.py", "hostile", "--out", f"run {name}"],
+        ["replay", "rows.py", "hostile", "--out", "other run"],
         ["report", f"run {name}", "other run", "--out", "page.html"],
-    ], "page.html"  # fmt: skip
+    ], "page.html"
 
 
 TOLD = (
-    ("recipe_name",), ("recipe",), ("funnel",), ("row",), ("command",), ("commit",), ("device",),
-    ("log", "name"), ("log", "currency"),
-    ("log", "path"), ("log", "checksum"), ("versions", "numpy"),
-)  # fmt: skip
+    ("recipe_name",),
+    ("recipe",),
+    ("funnel",),
+    ("row",),
+    ("command",),
+    ("commit",),
+    ("device",),
+    ("log", "name"),
+    ("log", "currency"),
+    ("log", "path"),
+    ("log", "checksum"),
+    ("versions", "numpy"),
+)
 
 
 def edited(*ways: tuple[str, ...]) -> Callable[[Shop, str], tuple[list[list[str]], str]]:
@@ -212,19 +234,25 @@ def of_stage(shop: Shop, payload: str) -> tuple[list[list[str]], str]:
 
 QUEUE = "queue services.toml --rate 200 --requests 500 --out new"
 PAGES: dict[str, Callable[[Shop, str], tuple[list[list[str]], str]]] = {
-    "describe: log": of_log, "report: log and recipe": of_run,
-    "report: two Runs, folder name": of_two, "report: stage name": of_stage,
-    "table: row and note": of_table, "profile: log and stage name": of_profile,
+    "describe: log": of_log,
+    "report: log and recipe": of_run,
+    "report: two Runs, folder name": of_two,
+    "report: stage name": of_stage,
+    "table: row and note": of_table,
+    "profile: log and stage name": of_profile,
     "queue: deployment name": in_services('name = "small"', QUEUE, "new/load.html"),
     "queue: stage name": in_services('name = "recall"', QUEUE, "new/load.html"),
     "queue: fallback": in_services('fallback = "popular"', QUEUE, "new/load.html"),
-    "plan: deployment name": in_services('name = "small"',
-    "plan services.toml --rate 200 --p99-ms 60 --lost 0.2 --requests 1000 --out new",
-    "new/load.html"),
-    "report: run.json": edited(*TOLD), "report: run.json label": edited(("label",)),
+    "plan: deployment name": in_services(
+        'name = "small"',
+        "plan services.toml --rate 200 --p99-ms 60 --lost 0.2 --requests 1000 --out new",
+        "new/load.html",
+    ),
+    "report: run.json": edited(*TOLD),
+    "report: run.json label": edited(("label",)),
     "report: run.json window": edited(("window",)),
     "report: run.json catalogue": edited(("log", "catalogue")),
-}  # fmt: skip
+}
 
 
 def attempt(shop: Shop, page: str, payload: str) -> tuple[str, str]:

@@ -10,9 +10,9 @@ length      so many requests that half the interval is at most 3% of the value (
             of 0.95), from the asymptotic variance of the queue: exact for birth-death chains (Whitt
             1992), by heavy traffic otherwise (Whitt 1989); what the control variates save was seen
             in a pilot with another seed. Nothing is stopped by its result.
-warm-up     each run leaves out its first ten relaxation times, (1 + cv²) / 2 rho / (1 - sqrt(rho))²
-            requests each (in a bounded queue at most the square of its places), and at least a
-            thousand.
+warm-up     each run leaves out its first ten relaxation times, each of
+            (1 + cv²) / 2 rho / (1 - sqrt(rho))² requests (in a bounded queue at most the square
+            of its places), and at least a thousand.
 interval    batch means, 100 batches or more over all runs of a set; the mean wait and the share
             lost with the inputs (gaps between arrivals, service times) as control variates, whose
             means are known whatever the simulation does with them (Law 11.4). All intervals
@@ -60,20 +60,15 @@ from scipy import stats
 
 # of all intervals together; batches of a set; most requests of one run
 LEVEL, BATCHES, RUN = 0.99, 100, 400_000
-CONTROLLED, BOUNDED = (
-    0.5,
-    0.35,
-# share of the variance that the control variates leave, at least: in heavy traffic, and of bounded
-# queues
-)
+# least share of the variance that the control variates leave: heavy traffic, bounded queues
+CONTROLLED, BOUNDED = 0.5, 0.35
 MARGIN = 0.82  # of the half-width allowed, so that the variance's own error has room
 S = 10.0  # ms, mean service
 
 
 @dataclass(frozen=True)
 class Case:
-    """One set of parameters: a deployment, requests a second, and what theory says of each stage.
-    """
+    """One set of parameters: a deployment, requests a second, theory's values for each stage."""
 
     model: str
     said: str
@@ -94,9 +89,16 @@ class Case:
     def warmup(self) -> int:
         longest = [1000.0]
         for stage, steady in zip(self.services.stages, self.theory, strict=True):
-            relaxation = (1 + stage.time.squared_cv) / 2 * steady.utilisation / (1 - math.sqrt(steady.utilisation)) ** 2
+            relaxation = (
+                (1 + stage.time.squared_cv)
+                / 2
+                * steady.utilisation
+                / (1 - math.sqrt(steady.utilisation)) ** 2
+            )
             room = rooms(stage)
-            longest.append(10 * (relaxation if room is None else min(relaxation, (stage.servers + room) ** 2)))
+            longest.append(
+                10 * (relaxation if room is None else min(relaxation, (stage.servers + room) ** 2))
+            )
         return math.ceil(max(longest))
 
     def spread(self) -> float:
@@ -121,7 +123,11 @@ class Case:
     def runs(self, comparisons: int) -> tuple[int, int, int]:
         """How many runs, requests in each after the warm-up, and batches of each."""
         t = stats.t.ppf(1 - (1 - LEVEL) / comparisons / 2, BATCHES - 4)
-        share = BOUNDED if any(steady.lost for steady in self.theory) else max(CONTROLLED, 1 - self.busiest)
+        share = (
+            BOUNDED
+            if any(steady.lost for steady in self.theory)
+            else max(CONTROLLED, 1 - self.busiest)
+        )
         n = (t / (MARGIN * self.tolerance)) ** 2 * self.spread() * share
         runs = math.ceil(n / RUN)
         batches = math.ceil(BATCHES / runs)
@@ -153,9 +159,13 @@ def cases() -> list[Case]:
     def one(name: str = "s", servers: int = 1, kind: str = "exponential", **more: Any) -> Service:
         time_keys = {key: more.pop(key) for key in ("cv", "ratios") if key in more}
         shape = ServiceTime(kind, base_ms=S, **time_keys)  # type: ignore[arg-type]
-        return Service(name, replace(shape, base_ms=S / shape.mean_ratio), servers, fail="closed", **more)
+        return Service(
+            name, replace(shape, base_ms=S / shape.mean_ratio), servers, fail="closed", **more
+        )
 
-    def case(model: str, said: str, rate: float, stages: Sequence[Service], found: Sequence[Steady]) -> Case:
+    def case(
+        model: str, said: str, rate: float, stages: Sequence[Service], found: Sequence[Steady]
+    ) -> Case:
         return Case(model, said, Services(tuple(stages), name=model), rate, tuple(found))
 
     def rate_of(rho: float, servers: int = 1) -> float:
@@ -167,10 +177,14 @@ def cases() -> list[Case]:
         made.append(case("M/M/1", f"ρ = {rho}", rate, [one()], [theory.mm1(rate, S)]))
     for c, rho in ((2, 0.6), (4, 0.8), (8, 0.75)):
         rate = rate_of(rho, c)
-        made.append(case("M/M/c", f"c = {c}, ρ = {rho}", rate, [one(servers=c)], [theory.mmc(rate, S, c)]))
+        made.append(
+            case("M/M/c", f"c = {c}, ρ = {rho}", rate, [one(servers=c)], [theory.mmc(rate, S, c)])
+        )
     for rho in (0.5, 0.8, 0.95):
         rate = rate_of(rho)
-        made.append(case("M/D/1", f"ρ = {rho}", rate, [one(kind="constant")], [theory.md1(rate, S)]))
+        made.append(
+            case("M/D/1", f"ρ = {rho}", rate, [one(kind="constant")], [theory.md1(rate, S)])
+        )
     shapes: list[tuple[str, float, dict[str, Any]]] = [
         ("lognormal, cv 0.5", 0.7, {"kind": "lognormal", "cv": 0.5}),
         ("lognormal, cv 1.2", 0.6, {"kind": "lognormal", "cv": 1.2}),
@@ -179,20 +193,47 @@ def cases() -> list[Case]:
     ]
     for said, rho, shape in shapes:
         rate, stage = rate_of(rho), one(**shape)
-        made.append(case("M/G/1", f"{said}, ρ = {rho}", rate, [stage], [theory.mg1(rate, S, stage.time.squared_cv)]))
+        made.append(
+            case(
+                "M/G/1",
+                f"{said}, ρ = {rho}",
+                rate,
+                [stage],
+                [theory.mg1(rate, S, stage.time.squared_cv)],
+            )
+        )
     for lines, rate in (((1, 1), 60.0), ((2, 3), 140.0)):
         stages = [one(name, servers=c) for name, c in zip(("first", "second"), lines, strict=True)]
-        said = f"c = {lines[0]}, {lines[1]}, ρ = {rate * S / 1000 / lines[0]:.2g}, {rate * S / 1000 / lines[1]:.2g}"
-        made.append(case("tandem", said, rate, stages, theory.tandem(rate, [(S, c) for c in lines])))
+        said = (
+            f"c = {lines[0]}, {lines[1]}, ρ = {rate * S / 1000 / lines[0]:.2g}, "
+            f"{rate * S / 1000 / lines[1]:.2g}"
+        )
+        made.append(
+            case("tandem", said, rate, stages, theory.tandem(rate, [(S, c) for c in lines]))
+        )
     for c, queue, rho in ((1, 3, 0.8), (2, 5, 0.9), (4, 4, 0.95), (3, 10, 1.2)):
         rate = rate_of(rho, c)
         said = f"c = {c}, K = {c + queue}, offered ρ = {rho}"
-        made.append(case("M/M/c/K", said, rate, [one(servers=c, queue=queue)], [theory.mmck(rate, S, c, queue)]))
+        made.append(
+            case(
+                "M/M/c/K",
+                said,
+                rate,
+                [one(servers=c, queue=queue)],
+                [theory.mmck(rate, S, c, queue)],
+            )
+        )
     for c, patience, rho in ((1, 20.0, 0.8), (2, 15.0, 0.9), (5, 10.0, 0.95), (3, 20.0, 1.3)):
         rate = rate_of(rho, c)
         said = f"c = {c}, D = {patience:g} ms, offered ρ = {rho}"
         made.append(
-            case("M/M/c+D", said, rate, [one(servers=c, patience_ms=patience)], [theory.mmc_patience(rate, S, c, patience)])
+            case(
+                "M/M/c+D",
+                said,
+                rate,
+                [one(servers=c, patience_ms=patience)],
+                [theory.mmc_patience(rate, S, c, patience)],
+            )
         )
     return made
 
@@ -204,7 +245,10 @@ def measures_of(case: Case) -> list[tuple[str, str, float]]:
     """What is compared: (stage, measure, value of theory)."""
     found = []
     for stage, steady in zip(case.services.stages, case.theory, strict=True):
-        found += [(stage.name, "wait_ms", steady.wait_ms), (stage.name, "utilisation", steady.utilisation)]
+        found += [
+            (stage.name, "wait_ms", steady.wait_ms),
+            (stage.name, "utilisation", steady.utilisation),
+        ]
         found += [(stage.name, "lost", steady.lost)] if steady.lost else []
     return found
 
@@ -240,7 +284,9 @@ def behaviour(case: Case) -> str:
 
 def place(case: Case, folder: Path, seed: int, n: int, batches: int) -> Path:
     """The file of one run."""
-    text = json.dumps([case.services.toml(), case.rate, seed, n, batches, case.warmup, behaviour(case)])
+    text = json.dumps(
+        [case.services.toml(), case.rate, seed, n, batches, case.warmup, behaviour(case)]
+    )
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
@@ -278,12 +324,22 @@ def compare(case: Case, sums: dict[str, np.ndarray], comparisons: int) -> list[d
         half = float(stats.t.ppf(1 - (1 - LEVEL) / comparisons / 2, free) * math.sqrt(variance))
         lines.append(
             {
-                "model": case.model, "set": case.said, "stage": name, "measure": measure, "theory": exact, "simulated": value,
-                "low": value - half, "high": value + half, "half_width": half / abs(exact), "allowed": case.tolerance,
-                "inside": abs(value - exact) <= half, "narrow": half / abs(exact) <= case.tolerance, "requests": int(n.sum()),
+                "model": case.model,
+                "set": case.said,
+                "stage": name,
+                "measure": measure,
+                "theory": exact,
+                "simulated": value,
+                "low": value - half,
+                "high": value + half,
+                "half_width": half / abs(exact),
+                "allowed": case.tolerance,
+                "inside": abs(value - exact) <= half,
+                "narrow": half / abs(exact) <= case.tolerance,
+                "requests": int(n.sum()),
                 "left": float(((error - used @ fitted) ** 2).sum() / (error**2).sum()),
             }
-        )  # fmt: skip
+        )
     return lines
 
 
@@ -292,10 +348,19 @@ def compare(case: Case, sums: dict[str, np.ndarray], comparisons: int) -> list[d
 
 def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
     """Simulated against predicted, log both; below, how far each is off, with its interval."""
-    models = dict(zip(dict.fromkeys(line["model"] for line in lines), (*plots.COLOURS, plots.ALL), strict=False))
+    models = dict(
+        zip(
+            dict.fromkeys(line["model"] for line in lines),
+            (*plots.COLOURS, plots.ALL),
+            strict=False,
+        )
+    )
     kinds = {"wait_ms": "mean wait, ms", "utilisation": "utilisation", "lost": "share lost"}
     domains, height = plots.panes(3, 3, 250, gap=0.08)
-    layout = plots.blank(height + 420, left=70, bottom=60) | {"showlegend": True, "legend": {"orientation": "h", "y": 1.08}}
+    layout = plots.blank(height + 420, left=70, bottom=60) | {
+        "showlegend": True,
+        "legend": {"orientation": "h", "y": 1.08},
+    }
     data: list[plots.Plot] = []
 
     def upper(y: Sequence[float]) -> list[float]:
@@ -305,33 +370,78 @@ def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
         mine = [line for line in lines if line["measure"] == kind]
         exact = [line["theory"] for line in mine] or [1.0]
         ends = [min(exact) * 0.8, max(exact) * 1.25]
-        diagonal = {"mode": "lines", "line": {"color": plots.QUIET, "width": 1, "dash": "dot"}, "hoverinfo": "skip"}
-        data.append({"type": "scatter", "x": ends, "y": ends, "showlegend": False, **diagonal, **plots.on(i)})
+        diagonal = {
+            "mode": "lines",
+            "line": {"color": plots.QUIET, "width": 1, "dash": "dot"},
+            "hoverinfo": "skip",
+        }
+        data.append(
+            {
+                "type": "scatter",
+                "x": ends,
+                "y": ends,
+                "showlegend": False,
+                **diagonal,
+                **plots.on(i),
+            }
+        )
         for model, colour in models.items():
             points = [line for line in mine if line["model"] == model]
             data.append(
                 {
-                    "type": "scatter", "mode": "markers", "name": model, "legendgroup": model, "showlegend": i == 0,
-                    "x": [p["theory"] for p in points], "y": [p["simulated"] for p in points], "marker": {"color": colour, "size": 8},
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": model,
+                    "legendgroup": model,
+                    "showlegend": i == 0,
+                    "x": [p["theory"] for p in points],
+                    "y": [p["simulated"] for p in points],
+                    "marker": {"color": colour, "size": 8},
                     "text": [f"{p['model']}, {p['set']}" for p in points],
-                    "hovertemplate": rich("%{text}<br>theory %{x:.4g}, simulated %{y:.4g}<extra></extra>"), **plots.on(i),
+                    "hovertemplate": rich(
+                        "%{text}<br>theory %{x:.4g}, simulated %{y:.4g}<extra></extra>"
+                    ),
+                    **plots.on(i),
                 }
-            )  # fmt: skip
+            )
         x, y = domains[i]
-        layout[plots.axis(i, "x")] = {"domain": x, "anchor": plots.on(i)["yaxis"], "type": "log", "title": {"text": "theory"}}
-        layout[plots.axis(i, "y")] = {"domain": upper(y), "anchor": plots.on(i)["xaxis"], "type": "log"}
+        layout[plots.axis(i, "x")] = {
+            "domain": x,
+            "anchor": plots.on(i)["yaxis"],
+            "type": "log",
+            "title": {"text": "theory"},
+        }
+        layout[plots.axis(i, "y")] = {
+            "domain": upper(y),
+            "anchor": plots.on(i)["xaxis"],
+            "type": "log",
+        }
         layout["annotations"].append(plots.heading(title, (x, upper(y))))
     names = [f"{line['model']}, {line['set']}, {line['stage']} {line['measure']}" for line in lines]
     for model, colour in models.items():
         at = [i for i, line in enumerate(lines) if line["model"] == model]
-        bars = {"type": "data", "array": [lines[i]["half_width"] for i in at], "width": 0, "thickness": 1.4, "color": colour}
+        bars = {
+            "type": "data",
+            "array": [lines[i]["half_width"] for i in at],
+            "width": 0,
+            "thickness": 1.4,
+            "color": colour,
+        }
         data.append(
             {
-                "type": "scatter", "mode": "markers", "legendgroup": model, "showlegend": False, "x": at, "error_y": bars,
-                "y": [lines[i]["simulated"] / lines[i]["theory"] - 1 for i in at], "marker": {"color": colour, "size": 6},
-                "text": [names[i] for i in at], "hovertemplate": rich("%{text}<br>off by %{y:.2%}<extra></extra>"), **plots.on(3),
+                "type": "scatter",
+                "mode": "markers",
+                "legendgroup": model,
+                "showlegend": False,
+                "x": at,
+                "error_y": bars,
+                "y": [lines[i]["simulated"] / lines[i]["theory"] - 1 for i in at],
+                "marker": {"color": colour, "size": 6},
+                "text": [names[i] for i in at],
+                "hovertemplate": rich("%{text}<br>off by %{y:.2%}<extra></extra>"),
+                **plots.on(3),
             }
-        )  # fmt: skip
+        )
     layout[plots.axis(3, "x")] = {
         "domain": [0, 1],
         "anchor": "y4",
@@ -340,7 +450,9 @@ def figure(lines: Sequence[dict[str, Any]]) -> plots.Plot:
         "title": {"text": "sets and measures, in the order of the table"},
     }
     layout[plots.axis(3, "y")] = {"domain": [0, 0.44], "anchor": "x4", "tickformat": ".1%"}
-    layout["annotations"].append(plots.heading("off by, with the interval (99% for all together)", ([0, 1], [0, 0.44])))
+    layout["annotations"].append(
+        plots.heading("off by, with the interval (99% for all together)", ([0, 1], [0, 0.44]))
+    )
     return {"data": data, "layout": layout}
 
 
@@ -373,11 +485,16 @@ def cells(line: dict[str, Any]) -> list[str]:
     several = line["stage"] != "s"
     said = (
         f"{line['stage']} " * several
-        + {"wait_ms": "mean wait, ms", "utilisation": "utilisation", "lost": "share lost"}[line["measure"]]
+        + {"wait_ms": "mean wait, ms", "utilisation": "utilisation", "lost": "share lost"}[
+            line["measure"]
+        ]
     )
     plain = [line["model"], line["set"], said]
     plain += [number(line["theory"], decimals=4), number(line["simulated"], decimals=4)]
-    plain += [f"[{number(line['low'], decimals=4)}, {number(line['high'], decimals=4)}]", f"{line['half_width']:.2%}"]
+    plain += [
+        f"[{number(line['low'], decimals=4)}, {number(line['high'], decimals=4)}]",
+        f"{line['half_width']:.2%}",
+    ]
     return [
         *plain,
         f"{line['allowed']:.0%}",
@@ -388,25 +505,44 @@ def cells(line: dict[str, Any]) -> list[str]:
 
 def write(lines: Sequence[dict[str, Any]], out: Path, below: Sequence[str]) -> list[Path]:
     """queue_theory.md, .csv, .html and, where kaleido is installed, .png."""
-    text = "## Simulation against queueing theory\n\n" + to_markdown(replace(table_of(lines), title=""))
+    text = "## Simulation against queueing theory\n\n" + to_markdown(
+        replace(table_of(lines), title="")
+    )
     file = io.StringIO()
-    writer = csv.DictWriter(file, [key for key in lines[0] if key != "left"], extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(
+        file, [key for key in lines[0] if key != "left"], extrasaction="ignore", lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(lines)
-    for name, content in {"queue_theory.md": "\n".join([text, "\n\n".join(below), ""]), "queue_theory.csv": file.getvalue()}.items():
+    for name, content in {
+        "queue_theory.md": "\n".join([text, "\n\n".join(below), ""]),
+        "queue_theory.csv": file.getvalue(),
+    }.items():
         write_text(out / name, content)
-    return [out / "queue_theory.md", out / "queue_theory.csv", *write_curve(figure(lines), out / "queue_theory.html")]
+    return [
+        out / "queue_theory.md",
+        out / "queue_theory.csv",
+        *write_curve(figure(lines), out / "queue_theory.html"),
+    ]
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where runs are kept and the table goes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where runs are kept and the table goes.",
+)
 @click.option("--seed", default=0, show_default=True)
 def main(out: Path, seed: int) -> None:
     """Run what is missing, compare, print and write."""
     console, found = Console(), cases()
     comparisons = sum(len(measures_of(case)) for case in found)
     plans = [case.runs(comparisons) for case in found]
-    total = sum(runs * n * len(case.services.stages) for case, (runs, n, _) in zip(found, plans, strict=True))
+    total = sum(
+        runs * n * len(case.services.stages)
+        for case, (runs, n, _) in zip(found, plans, strict=True)
+    )
     lines: list[dict[str, Any]] = []
     before, start = 0, time.process_time()
     with progress_bar(Console(stderr=True)) as bar:
@@ -423,22 +559,31 @@ def main(out: Path, seed: int) -> None:
             lines += compare(case, sums, comparisons)
     print_table(table_of(lines), console)
     inside, narrow = (sum(line[key] for line in lines) for key in ("inside", "narrow"))
-    worst = max(lines, key=lambda line: abs(line["simulated"] - line["theory"]) / (line["high"] - line["low"]))
+    worst = max(
+        lines,
+        key=lambda line: abs(line["simulated"] - line["theory"]) / (line["high"] - line["low"]),
+    )
     verdict = (
-        f"{inside} of {len(lines)} values of {len(found)} sets inside their interval ({LEVEL:.0%} for all together), {narrow} of {len(lines)} "
+        f"{inside} of {len(lines)} values of {len(found)} sets inside their interval "
+        f"({LEVEL:.0%} for all together), {narrow} of {len(lines)} "
         f"narrow enough; nearest to the edge: {worst['model']}, {worst['set']}, {worst['measure']}."
     )
     command = f"python -m karmafunnel.benchmarks.validation.queue_theory {shlex.join(sys.argv[1:])}"
     total_runs = sum(runs for runs, _, _ in plans)
     made_by = (
-        f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests in {total_runs} runs, {total_runs - before} of them made "
-        f"in this call ({(time.process_time() - start) / 60:.0f} minutes of one core), the others kept; {datetime.now(UTC):%Y-%m-%d}, commit "
+        f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests in "
+        f"{total_runs} runs, {total_runs - before} of them made "
+        f"in this call ({(time.process_time() - start) / 60:.0f} minutes of one core), the "
+        f"others kept; {datetime.now(UTC):%Y-%m-%d}, commit "
         f"{commit() or 'n/a'}, {processor()}."
     )
     rules = (
-        f"Intervals: batch means, {BATCHES} or more batches a set, {LEVEL:.0%} for all {comparisons} values together (Bonferroni); of waits "
-        "and of shares lost with gaps and service times as control variates. Lengths and warm-up are settled before anything runs, from the "
-        "asymptotic variance and the relaxation time of each queue; nothing is stopped or repeated for its result."
+        f"Intervals: batch means, {BATCHES} or more batches a set, {LEVEL:.0%} for all "
+        f"{comparisons} values together (Bonferroni); of waits "
+        "and of shares lost with gaps and service times as control variates. Lengths and "
+        "warm-up are settled before anything runs, from the "
+        "asymptotic variance and the relaxation time of each queue; nothing is stopped or "
+        "repeated for its result."
     )
     for path in write(lines, out, [verdict, rules, made_by]):
         console.print(str(path), soft_wrap=True)

@@ -42,7 +42,14 @@ from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.simulator.ablation.ablate import processor
 from karmafunnel.simulator.load.arrivals import Trace
-from karmafunnel.simulator.load.profile import PASS, SCHEMA, Profile, Timing, measure_passes, threads_of
+from karmafunnel.simulator.load.profile import (
+    PASS,
+    SCHEMA,
+    Profile,
+    Timing,
+    measure_passes,
+    threads_of,
+)
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Services
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
@@ -77,7 +84,9 @@ features = [Upstream(), Popularity(), Own(), Similarity("cooccurrence")]
 funnel = (
     Join((VectorRecall("cooccurrence", k=200), Popular(k=100)), k=250)
     >> LightGBMPreRank(k=100, trees=100, features=features, sample=Sample(passed=100))
-    >> LightGBMRank(k=20, trees=100, features=[*features, RequestContext()], sample=Sample(passed=100))
+    >> LightGBMRank(
+        k=20, trees=100, features=[*features, RequestContext()], sample=Sample(passed=100)
+    )
 )
 
 
@@ -123,7 +132,10 @@ def listed(slate: pl.DataFrame, requests: Sequence[int]) -> dict[int, list[int]]
     """A slate's items by request, best first."""
     ranked = slate.sort(REQUEST, RANK)
     rows, items = ranked[REQUEST].to_numpy(), ranked[ITEM].to_numpy()
-    return {r: items[np.searchsorted(rows, r) : np.searchsorted(rows, r, side="right")].tolist() for r in requests}
+    return {
+        r: items[np.searchsorted(rows, r) : np.searchsorted(rows, r, side="right")].tolist()
+        for r in requests
+    }
 
 
 def last_slate(fitted: FittedFunnel, requests: Sequence[int]) -> pl.DataFrame:
@@ -139,7 +151,9 @@ def work(told: Worker, console: Console) -> None:
     log = Log.open(told.log)
     recipe = load_recipe(told.recipe, log)
     if told.pause_ms:
-        recipe = replace(recipe, funnel=recipe.funnel >> Pause(recipe.funnel.stages[-1].k, told.pause_ms))
+        recipe = replace(
+            recipe, funnel=recipe.funnel >> Pause(recipe.funnel.stages[-1].k, told.pause_ms)
+        )
     fitted = prepare(recipe, log, RunOptions(seed=told.seed, cache=cache_root(), console=console))
     with socket.create_server(("127.0.0.1", 0)) as server, threads_of(1):
         server.settimeout(60)  # nobody calls: it ends
@@ -161,10 +175,19 @@ def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None
     """
     window = fitted.context.log.requests_in("W3")
     first, canned = int(window[0]), last_slate(fitted, window[:1].tolist())
-    lines, queue, served, end = Lines(connection), deque[dict[str, Any]](), 0, time.perf_counter() + told.seconds
+    lines, queue, served, end = (
+        Lines(connection),
+        deque[dict[str, Any]](),
+        0,
+        time.perf_counter() + told.seconds,
+    )
     while served < told.most and (left := end - time.perf_counter()) > 0:
         if queue:
-            waits = 0.0 if len(queue) >= told.batch else queue[0]["t"] + told.wait_ms / 1000 - time.perf_counter()
+            waits = (
+                0.0
+                if len(queue) >= told.batch
+                else queue[0]["t"] + told.wait_ms / 1000 - time.perf_counter()
+            )
             left = min(left, max(waits, 0.0))
         found = lines.within(left)
         if found is None:
@@ -176,15 +199,28 @@ def serve(fitted: FittedFunnel, connection: socket.socket, told: Worker) -> None
                 lines.send(passes.rows())
             else:
                 queue.append(line)
-        if not queue or (len(queue) < told.batch and time.perf_counter() < queue[0]["t"] + told.wait_ms / 1000):
+        if not queue or (
+            len(queue) < told.batch and time.perf_counter() < queue[0]["t"] + told.wait_ms / 1000
+        ):
             continue
         begin = time.perf_counter()
         batch = [queue.popleft() for _ in range(min(told.batch, len(queue)))]
         rows = [line["request"] for line in batch if line["request"] != EMPTY]
-        slates = listed(last_slate(fitted, rows), rows) if rows else {EMPTY: listed(canned, [first])[first]}
+        slates = (
+            listed(last_slate(fitted, rows), rows)
+            if rows
+            else {EMPTY: listed(canned, [first])[first]}
+        )
         ms = 1000 * (time.perf_counter() - begin)
         for line in batch:
-            lines.send({"id": line["id"], "items": slates.get(line["request"], []), "ms": ms, "n": len(batch)})
+            lines.send(
+                {
+                    "id": line["id"],
+                    "items": slates.get(line["request"], []),
+                    "ms": ms,
+                    "n": len(batch),
+                }
+            )
         served += len(batch)
 
 
@@ -242,10 +278,23 @@ def service(told: Worker, console: Console | None = None) -> Iterator[tuple[Line
             needs=f"a core beside the worker's ({told.core})",
             found=f"{sorted(cores)}",
         )
-    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    line = [sys.executable, "-m", "karmafunnel.benchmarks.validation.real_service", told.log, "--worker", json.dumps(vars(told))]
+    environment = os.environ | dict.fromkeys(
+        ("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+    )
+    line = [
+        sys.executable,
+        "-m",
+        "karmafunnel.benchmarks.validation.real_service",
+        told.log,
+        "--worker",
+        json.dumps(vars(told)),
+    ]
     worker = subprocess.Popen(
-        line, env=environment, stdout=subprocess.PIPE, stderr=None if console else subprocess.DEVNULL, encoding="utf-8"
+        line,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=None if console else subprocess.DEVNULL,
+        encoding="utf-8",
     )
     os.sched_setaffinity(0, cores - {told.core})
     try:
@@ -270,7 +319,9 @@ def service(told: Worker, console: Console | None = None) -> Iterator[tuple[Line
             worker.stdout.close()
 
 
-def open_loop(lines: Lines, times_ms: np.ndarray, requests: np.ndarray, seconds: float = 120.0) -> pl.DataFrame:
+def open_loop(
+    lines: Lines, times_ms: np.ndarray, requests: np.ndarray, seconds: float = 120.0
+) -> pl.DataFrame:
     """Sends each request at its planned time, whatever the answers do: no coordinated omission.
 
     One row a request: planned_ms, sent_ms, done_ms (from the start), latency_ms (done - planned),
@@ -313,7 +364,9 @@ def open_loop(lines: Lines, times_ms: np.ndarray, requests: np.ndarray, seconds:
     return frame.with_columns((pl.col("done_ms") - pl.col("planned_ms")).alias("latency_ms"))
 
 
-def passes_of(lines: Lines, stages: int, batch: int, load: float, seconds: float, seed: int) -> pl.DataFrame:
+def passes_of(
+    lines: Lines, stages: int, batch: int, load: float, seconds: float, seed: int
+) -> pl.DataFrame:
     """The worker's own passes, as at this load: of one batch size where it serves one at a time,
     else swept up to its own.
     """
@@ -334,10 +387,13 @@ def overhead_of(lines: Lines, n: int = 200) -> float:
     return float(np.mean(trips[20:]))
 
 
-def server_of(told: Worker, passes: Sequence[pl.DataFrame], overheads: Sequence[float], ks: dict[str, int]) -> Services:
-    """One server that runs the whole funnel as the passes say, with the overhead of every request.
-    """
-    pooled = pl.concat([frame.with_columns(pl.col(PASS) + i * 1_000_000) for i, frame in enumerate(passes)])
+def server_of(
+    told: Worker, passes: Sequence[pl.DataFrame], overheads: Sequence[float], ks: dict[str, int]
+) -> Services:
+    """One server that runs the whole funnel with the measured times, overhead included."""
+    pooled = pl.concat(
+        [frame.with_columns(pl.col(PASS) + i * 1_000_000) for i, frame in enumerate(passes)]
+    )
     one = Profile.of(pooled, ks, "real service", seed=told.seed).folded()
     t = one["funnel"].time
     t = replace(t, request_ms=t.request_ms + float(np.mean(overheads)))
@@ -348,7 +404,13 @@ def server_of(told: Worker, passes: Sequence[pl.DataFrame], overheads: Sequence[
 
 
 def measured(
-    told: Worker, log: Log, load: float, rate: float | None, repetitions: int, seconds: float, console: Console
+    told: Worker,
+    log: Log,
+    load: float,
+    rate: float | None,
+    repetitions: int,
+    seconds: float,
+    console: Console,
 ) -> dict[str, Any]:
     """One cell: the worker profiles itself, as at this load, before and after every repetition, and
     these two profiles are its prediction's: a machine that drifts does so in both. The rate is that
@@ -359,11 +421,16 @@ def measured(
         began = os.getloadavg()[0]
         rng = np.random.default_rng([told.seed, round(1000 * load), round(told.pause_ms)])
         for i in range(repetitions + 1):
-            passes.append(passes_of(lines, len(ks), told.batch, load, seconds * PROFILE, told.seed + i))
+            passes.append(
+                passes_of(lines, len(ks), told.batch, load, seconds * PROFILE, told.seed + i)
+            )
             overheads.append(overhead_of(lines))
             if i == repetitions:
                 break
-            now = rate or 1000 * load / server_of(told, passes[-1:], overheads, ks)["funnel"].mean_ms()
+            now = (
+                rate
+                or 1000 * load / server_of(told, passes[-1:], overheads, ks)["funnel"].mean_ms()
+            )
             n = max(round(now * seconds), 50)
             times = np.cumsum(rng.exponential(1000 / now, n))
             requests = np.resize(rng.permutation(log.requests_in("W3")), n)
@@ -372,24 +439,37 @@ def measured(
             told_of = {"rate": now, "late": late, "service_ms": frame["service_ms"].mean()}
             found.append(told_of | {"times": times, "measured": frame["latency_ms"].to_list()})
             console.print(
-                f"load {load:g}, repetition {i + 1}: p50 {np.median(found[-1]['measured']):.1f} ms", style="dim"
+                f"load {load:g}, repetition {i + 1}: p50 {np.median(found[-1]['measured']):.1f} ms",
+                style="dim",
             )
         ended = os.getloadavg()[0]
     for i, repetition in enumerate(found):
-        one, trace = server_of(told, passes[i : i + 2], overheads, ks), Trace(repetition.pop("times"))
+        one, trace = (
+            server_of(told, passes[i : i + 2], overheads, ks),
+            Trace(repetition.pop("times")),
+        )
         repetition["profile_ms"], repetition["utilisation"] = (
             one["funnel"].mean_ms(),
             one["funnel"].utilisation(repetition["rate"]),
         )
         repetition["services"] = one.toml()
         repetition["predicted"] = [
-            simulate(one, trace, len(trace.times_ms), seed=seed).requests["latency_ms"].to_list() for seed in range(SEEDS)
+            simulate(one, trace, len(trace.times_ms), seed=seed).requests["latency_ms"].to_list()
+            for seed in range(SEEDS)
         ]
-    means = {name: float(np.mean([r[name] for r in found])) for name in ("rate", "profile_ms", "utilisation")}
+    means = {
+        name: float(np.mean([r[name] for r in found]))
+        for name in ("rate", "profile_ms", "utilisation")
+    }
     return means | {
-        "load": load, "pause_ms": told.pause_ms, "overhead_ms": float(np.mean(overheads)), "n": sum(len(r["measured"]) for r in found),
-        "passes": sum(frame[PASS].n_unique() for frame in passes), "repetitions": found, "load_average": [began, ended],
-    }  # fmt: skip
+        "load": load,
+        "pause_ms": told.pause_ms,
+        "overhead_ms": float(np.mean(overheads)),
+        "n": sum(len(r["measured"]) for r in found),
+        "passes": sum(frame[PASS].n_unique() for frame in passes),
+        "repetitions": found,
+        "load_average": [began, ended],
+    }
 
 
 def rows_of(cell: dict[str, Any]) -> list[dict[str, Any]]:
@@ -401,13 +481,23 @@ def rows_of(cell: dict[str, Any]) -> list[dict[str, Any]]:
         value, predicted = float(np.mean(each)), float(np.mean(told))
         rows.append(
             {
-                "load": cell["load"], "pause_ms": cell["pause_ms"], "rate": cell["rate"], "utilisation": cell["utilisation"],
-                "profile_ms": cell["profile_ms"], "service_ms": float(np.mean([r["service_ms"] for r in cell["repetitions"]])),
-                "percentile": q, "measured_ms": value, "least_ms": min(each), "most_ms": max(each), "predicted_ms": predicted,
-                "predicted_low_ms": float(np.percentile(told, 2.5)), "predicted_high_ms": float(np.percentile(told, 97.5)),
-                "error": predicted / value - 1, "inside": min(each) <= predicted <= max(each),
+                "load": cell["load"],
+                "pause_ms": cell["pause_ms"],
+                "rate": cell["rate"],
+                "utilisation": cell["utilisation"],
+                "profile_ms": cell["profile_ms"],
+                "service_ms": float(np.mean([r["service_ms"] for r in cell["repetitions"]])),
+                "percentile": q,
+                "measured_ms": value,
+                "least_ms": min(each),
+                "most_ms": max(each),
+                "predicted_ms": predicted,
+                "predicted_low_ms": float(np.percentile(told, 2.5)),
+                "predicted_high_ms": float(np.percentile(told, 97.5)),
+                "error": predicted / value - 1,
+                "inside": min(each) <= predicted <= max(each),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -431,46 +521,74 @@ def markdown(cells: Sequence[dict[str, Any]], below: Sequence[str]) -> str:
     for cell in cells:
         for i, row in enumerate(rows_of(cell)):
             first = (
-                [name_of(cell), f"{row['rate']:.1f}", f"{row['profile_ms']:.2f}", f"{row['service_ms']:.2f}"]
+                [
+                    name_of(cell),
+                    f"{row['rate']:.1f}",
+                    f"{row['profile_ms']:.2f}",
+                    f"{row['service_ms']:.2f}",
+                ]
                 if i == 0
                 else [""] * 4
             )
             spread = f"[{row['least_ms']:.1f}, {row['most_ms']:.1f}]"
             told = f"[{row['predicted_low_ms']:.1f}, {row['predicted_high_ms']:.1f}]"
             error = f"{row['error']:+.0%}".replace("-", "−")
-            times = [Cell(f"{row['measured_ms']:.1f}", spread), Cell(f"{row['predicted_ms']:.1f}", told)]
-            lines.append([*first, f"p{row['percentile']}", *times, error, "yes" if row["inside"] else "no"])
+            times = [
+                Cell(f"{row['measured_ms']:.1f}", spread),
+                Cell(f"{row['predicted_ms']:.1f}", told),
+            ]
+            lines.append(
+                [*first, f"p{row['percentile']}", *times, error, "yes" if row["inside"] else "no"]
+            )
     table = to_markdown(Table(head, lines))
-    return f"## A funnel served for real, and its simulation\n\n{table}\n" + "".join(f"- {line}\n" for line in below)
+    return f"## A funnel served for real, and its simulation\n\n{table}\n" + "".join(
+        f"- {line}\n" for line in below
+    )
 
 
-def footnotes(cells: Sequence[dict[str, Any]], log: Log, recipe: Recipe, command: str, seed: int, note: str) -> list[str]:
+def footnotes(
+    cells: Sequence[dict[str, Any]], log: Log, recipe: Recipe, command: str, seed: int, note: str
+) -> list[str]:
     late = max(r["late"] for cell in cells for r in cell["repetitions"])
     loads = [x for cell in cells for x in cell["load_average"]]
     overheads = [f"{cell['overhead_ms']:.2f}" for cell in cells]
-    repetitions, n = ", ".join(str(len(c["repetitions"])) for c in cells), ", ".join(f"{c['n']:,}" for c in cells)
+    repetitions, n = (
+        ", ".join(str(len(c["repetitions"])) for c in cells),
+        ", ".join(f"{c['n']:,}" for c in cells),
+    )
     told = [
-        "Load: utilisation by the profile made just before, on the same core; the prediction has that and the one just after. Measured: "
-        "the percentile's mean over repetitions, [least, most]. Predicted: `simulate` with the very arrival times, mean and 95% of "
-        f"{SEEDS} seeds a repetition. Inside: the prediction lies in the spread of the measurements.",
+        "Load: utilisation by the profile made just before, on the same core; the prediction "
+        "has that and the one just after. Measured: "
+        "the percentile's mean over repetitions, [least, most]. Predicted: `simulate` with the "
+        "very arrival times, mean and 95% of "
+        f"{SEEDS} seeds a repetition. Inside: the prediction lies in the spread of the "
+        "measurements.",
         f"Repetitions: {repetitions}; requests in all: {n}. Socket and "
-        f"serialisation (an empty funnel): {', '.join(overheads)} ms, in the profile. Requests were sent "
-        f"at most {late:.2f} ms late (p99). Under load: mean time in the funnel, as the worker's clock tells it.",
+        f"serialisation (an empty funnel): {', '.join(overheads)} ms, in the profile. Requests "
+        "were sent "
+        f"at most {late:.2f} ms late (p99). Under load: mean time in the funnel, as the "
+        "worker's clock tells it.",
     ]
     plain = {c["rate"]: c for c in cells if not c["pause_ms"]}
     for cell in cells:
         if cell["pause_ms"] and (other := plain.get(cell["rate"])):
             moved = [
-                [a[k] - b[k] for k in ("measured_ms", "predicted_ms")] for a, b in zip(rows_of(cell), rows_of(other), strict=True)
+                [a[k] - b[k] for k in ("measured_ms", "predicted_ms")]
+                for a, b in zip(rows_of(cell), rows_of(other), strict=True)
             ]
             told.append(
-                f"A stage that sleeps {cell['pause_ms']:g} ms, at the rate of load {other['load']:g}, moves "
-                + ", ".join(f"p{q} by {m:.1f} ms measured, {p:.1f} predicted" for q, (m, p) in zip(Q, moved, strict=True))
+                f"A stage that sleeps {cell['pause_ms']:g} ms, at the rate of load "
+                f"{other['load']:g}, moves "
+                + ", ".join(
+                    f"p{q} by {m:.1f} ms measured, {p:.1f} predicted"
+                    for q, (m, p) in zip(Q, moved, strict=True)
+                )
                 + "."
             )
     told += [
         f"`{command}`; log {log.name} ({log.checksum}), recipe {recipe.name}, seed {seed}",
-        f"{date.today()}, {processor()}, {os.cpu_count()} cores, commit {commit()}, load average {min(loads):.1f} to {max(loads):.1f} "
+        f"{date.today()}, {processor()}, {os.cpu_count()} cores, commit {commit()}, load "
+        f"average {min(loads):.1f} to {max(loads):.1f} "
         f"(the worker itself included). {note}".strip(),
     ]
     return told
@@ -488,7 +606,10 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
     data: list[plots.Plot] = []
     u = np.linspace(0.002, 0.998, 250)
     for i, cell in enumerate(cells):
-        lines = [("measured", r["measured"], {"color": plots.faint(plots.ALL, 0.75), "width": 1.3}) for r in cell["repetitions"]]
+        lines = [
+            ("measured", r["measured"], {"color": plots.faint(plots.ALL, 0.75), "width": 1.3})
+            for r in cell["repetitions"]
+        ]
         predicted = [p for r in cell["repetitions"] for p in r["predicted"]]
         every = [x for p in predicted for x in p]
         lines.append(("predicted", every, {"color": plots.COLOURS[4], "width": 2.4, "dash": "dot"}))
@@ -496,11 +617,18 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
             first = i == 0 and j in (0, len(lines) - 1)
             data.append(
                 {
-                    "type": "scatter", "mode": "lines", "name": name, "x": np.quantile(values, u).tolist(), "y": u.tolist(),
-                    "line": look, "showlegend": first, "legendgroup": name,
-                    "hovertemplate": rich("{}: %{y:.1%} within %{x:.1f} ms<extra></extra>", name), **plots.on(i),
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": name,
+                    "x": np.quantile(values, u).tolist(),
+                    "y": u.tolist(),
+                    "line": look,
+                    "showlegend": first,
+                    "legendgroup": name,
+                    "hovertemplate": rich("{}: %{y:.1%} within %{x:.1f} ms<extra></extra>", name),
+                    **plots.on(i),
                 }
-            )  # fmt: skip
+            )
         x, y = domains[i]
         layout[plots.axis(i, "x")] = {
             "domain": x,
@@ -508,9 +636,20 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
             "title": {"text": "latency, ms", "standoff": 6},
         }
         ticks = [k * 10**e for e in range(5) for k in (1, 2, 5)]
-        layout[plots.axis(i, "x")] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{t:,}" for t in ticks]}
-        layout[plots.axis(i, "y")] = {"domain": y, "anchor": plots.on(i)["xaxis"], "range": [0, 1.02], "tickformat": ".0%"}
-        layout["annotations"].append(plots.heading(f"load {name_of(cell)}: {cell['rate']:.0f} requests a second", domains[i]))
+        layout[plots.axis(i, "x")] |= {
+            "type": "log",
+            "tickvals": ticks,
+            "ticktext": [f"{t:,}" for t in ticks],
+        }
+        layout[plots.axis(i, "y")] = {
+            "domain": y,
+            "anchor": plots.on(i)["xaxis"],
+            "range": [0, 1.02],
+            "tickformat": ".0%",
+        }
+        layout["annotations"].append(
+            plots.heading(f"load {name_of(cell)}: {cell['rate']:.0f} requests a second", domains[i])
+        )
     return {"data": data, "layout": layout}
 
 
@@ -519,7 +658,9 @@ def write(out: Path, cells: Sequence[dict[str, Any]], below: Sequence[str]) -> N
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    table.writerows(
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    )
     write_text(out / "real_service.csv", text.getvalue())
     write_text(out / "real_service.md", markdown(cells, below))
     write_curve(figure(cells), out / "real_service.html")
@@ -529,22 +670,47 @@ def write(out: Path, cells: Sequence[dict[str, Any]], below: Sequence[str]) -> N
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Where cells, table and picture go.")
 @click.option("--recipe", default=__file__, help="Serve another funnel than this file's.")
-@click.option("--load", "loads", type=float, multiple=True, help="Utilisations; without it 0.3, 0.5 and 0.75.")
+@click.option(
+    "--load", "loads", type=float, multiple=True, help="Utilisations; without it 0.3, 0.5 and 0.75."
+)
 @click.option("--repetitions", default=4, show_default=True)
-@click.option("--seconds", default=15.0, show_default=True, help="Of every repetition, and of the profile before each load.")
-@click.option("--batch", default=1, show_default=True, help="Most requests that the worker takes at once.")
-@click.option("--wait-ms", default=0.0, show_default=True, help="How long the first of a batch may wait.")
+@click.option(
+    "--seconds",
+    default=15.0,
+    show_default=True,
+    help="Of every repetition, and of the profile before each load.",
+)
+@click.option(
+    "--batch", default=1, show_default=True, help="Most requests that the worker takes at once."
+)
+@click.option(
+    "--wait-ms", default=0.0, show_default=True, help="How long the first of a batch may wait."
+)
 @click.option("--core", type=int, help="The worker's; without it the last one.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
-    "--minutes", default=9.0, show_default=True, help="Begin no new cell after so long; the same command goes on later."
+    "--minutes",
+    default=9.0,
+    show_default=True,
+    help="Begin no new cell after so long; the same command goes on later.",
 )
 @click.option("--note", default="", help="What else ran on the machine, for the table.")
 @click.option("--worker", hidden=True)
 def main(
-    log: Path, out: Path | None, recipe: str, loads: tuple[float, ...], repetitions: int, seconds: float, batch: int, wait_ms: float,
-    core: int | None, seed: int, minutes: float, note: str, worker: str | None,
-) -> None:  # fmt: skip
+    log: Path,
+    out: Path | None,
+    recipe: str,
+    loads: tuple[float, ...],
+    repetitions: int,
+    seconds: float,
+    batch: int,
+    wait_ms: float,
+    core: int | None,
+    seed: int,
+    minutes: float,
+    note: str,
+    worker: str | None,
+) -> None:
     """Serve a funnel on one core, load it from another, and hold latencies against the
     simulation's.
     """
@@ -556,26 +722,68 @@ def main(
         raise click.UsageError("needs --out")
     loads = loads or LOADS
     if not all(0 < load < 1 for load in loads):
-        raise KarmafunnelError(f"real service: loads need to be above 0 and below 1, found {list(loads)}")
+        raise KarmafunnelError(
+            f"real service: loads need to be above 0 and below 1, found {list(loads)}"
+        )
     opened = Log.open(log)
     found = load_recipe(recipe, opened)
-    told = Worker(recipe, str(log), max(os.sched_getaffinity(0)) if core is None else core, seed, 0.0, batch, wait_ms)
+    told = Worker(
+        recipe,
+        str(log),
+        max(os.sched_getaffinity(0)) if core is None else core,
+        seed,
+        0.0,
+        batch,
+        wait_ms,
+    )
     start, cells, least = time.perf_counter(), list[dict[str, Any]](), min(loads)
     for load, pause in [*((load, 0.0) for load in sorted(loads)), (least, PAUSE_MS)]:
-        plain = next((cell for cell in cells if cell["load"] == load and not cell["pause_ms"]), None)
+        plain = next(
+            (cell for cell in cells if cell["load"] == load and not cell["pause_ms"]), None
+        )
         rate = plain["rate"] if pause and plain else None
         told_funnel = repr(found.funnel), {name: repr(value) for name, value in found.read.items()}
-        code = code_of(*found.funnel.stages, *found.read.values(), by=("karmafunnel.benchmarks.validation.real_service",))
-        key = content_key(code, told_funnel, opened.checksum, load, pause, rate, repetitions, seconds, batch, wait_ms, seed)
+        code = code_of(
+            *found.funnel.stages,
+            *found.read.values(),
+            by=("karmafunnel.benchmarks.validation.real_service",),
+        )
+        key = content_key(
+            code,
+            told_funnel,
+            opened.checksum,
+            load,
+            pause,
+            rate,
+            repetitions,
+            seconds,
+            batch,
+            wait_ms,
+            seed,
+        )
         file = out / "cells" / f"{load:g}-{pause:g}-{key}.json"
         if not file.exists():
             if cells and time.perf_counter() - start > 60 * minutes:
-                console.print(f"{minutes:g} minutes are over; the same command goes on with load {load:g}")
+                console.print(
+                    f"{minutes:g} minutes are over; the same command goes on with load {load:g}"
+                )
                 break
-            write_json(file, measured(replace(told, pause_ms=pause), opened, load, rate, repetitions, seconds, console))
+            write_json(
+                file,
+                measured(
+                    replace(told, pause_ms=pause), opened, load, rate, repetitions, seconds, console
+                ),
+            )
         cells.append(read_json(file))
     words = shlex.join(word for word in sys.argv[1:] if word not in ("--note", note))
-    below = footnotes(cells, opened, found, f"python -m karmafunnel.benchmarks.validation.real_service {words}", seed, note)
+    below = footnotes(
+        cells,
+        opened,
+        found,
+        f"python -m karmafunnel.benchmarks.validation.real_service {words}",
+        seed,
+        note,
+    )
     write(out, cells, below)
     print(read_text(out / "real_service.md"), end="")
 

@@ -333,14 +333,17 @@ def mutated(made: Frames, rng: np.random.Generator) -> tuple[str, Frames]:
         )
         try:
             changed = {
-                "empty": lambda: frame.clear(), "twice": lambda: pl.concat([frame, frame]),
+                "empty": lambda: frame.clear(),
+                "twice": lambda: pl.concat([frame, frame]),
                 "reversed": lambda: frame.reverse(),
                 "one row": lambda: frame[row : row + 1],
                 "extra column": lambda: frame.with_columns(pl.lit([1, 2]).alias("window x")),
                 "columns shuffled": lambda: frame.select(reversed(frame.columns)),
                 "column gone": lambda: frame.drop(column),
-                "unknown id": lambda: frame.with_columns(unknown) if dtype == pl.String else frame.head(1),
-            }[what]()  # fmt: skip
+                "unknown id": lambda: (
+                    frame.with_columns(unknown) if dtype == pl.String else frame.head(1)
+                ),
+            }[what]()
         except pl.exceptions.PolarsError:
             changed = frame.clear()
         return f"{table}: {what} ({column})", made | {table: changed}
@@ -440,7 +443,8 @@ def logs(rng: np.random.Generator) -> tuple[str, Callable[[Shop], tuple[str, str
 
 BASELINE = """
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD
-from karmafunnel.stages.features import BM25, RequestContext, Own, Popularity, Price, Similarity, Upstream
+from karmafunnel.stages.features import BM25, RequestContext, Own, Popularity, Price
+from karmafunnel.stages.features import Similarity, Upstream
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
 
@@ -530,7 +534,8 @@ def documents(rng: np.random.Generator) -> tuple[str, Callable[[Shop], tuple[str
         outcome, told = judged(shop, words.split(), result, kept_now(shop))
         return (
             outcome,
-            f"{path.relative_to(shop.work)}: {'.'.join(map(str, way)) or 'all'} = {str(value)[:40]}; {told}",
+            f"{path.relative_to(shop.work)}: {'.'.join(map(str, way)) or 'all'} = "
+            f"{str(value)[:40]}; {told}",
         )
 
     return f"{where}: {str(value)[:30]}; {words}", do

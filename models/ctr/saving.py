@@ -50,7 +50,7 @@ def load_ctr(folder: Path | str, vectors: np.ndarray | None = None) -> ClickMode
         shape = Shape(**facts["shape"])
     except TypeError as error:
         raise KarmafunnelError(
-            file, needs="the shape of a click model", found=quoted(facts['shape'])
+            file, needs="the shape of a click model", found=quoted(facts["shape"])
         ) from error
     kind = facts["trunk"] or facts["class"]
     if kind not in MODELS:

@@ -626,9 +626,7 @@ class Checkpoint(Typed):
         )
         if not 16 <= words <= rows:  # without its file, an empty one is made
             found = f"a tokenizer of {words} tokens beside {rows} embeddings"
-            raise KarmafunnelError(
-                f"{self!r}", needs="a causal LM with its tokenizer", found=found
-            )
+            raise KarmafunnelError(f"{self!r}", needs="a causal LM with its tokenizer", found=found)
         special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         first = [x for x in special if x is not None]
         if not first:

@@ -5,7 +5,16 @@ leaves out.
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.models.sasrec import SASRec
-from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
+from karmafunnel.stages.features import (
+    BM25,
+    Feature,
+    Own,
+    Popularity,
+    Price,
+    RequestContext,
+    Similarity,
+    Upstream,
+)
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -14,7 +23,10 @@ from karmafunnel.stages.stage import Funnel, Stage
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
-    found: dict[str, Embedder] = {"sasrec": SASRec(epochs=15, patience=2), "cooccurrence": Cooccurrence()}
+    found: dict[str, Embedder] = {
+        "sasrec": SASRec(epochs=15, patience=2),
+        "cooccurrence": Cooccurrence(),
+    }
     return found | ({"tfidf": TfidfSVD()} if log.has("text") else {})
 
 

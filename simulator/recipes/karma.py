@@ -8,7 +8,16 @@ the tables were made with.
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
 from karmafunnel.models.karma import KARMA, Qwen
-from karmafunnel.stages.features import BM25, Feature, Own, Popularity, Price, RequestContext, Similarity, Upstream
+from karmafunnel.stages.features import (
+    BM25,
+    Feature,
+    Own,
+    Popularity,
+    Price,
+    RequestContext,
+    Similarity,
+    Upstream,
+)
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
@@ -18,12 +27,26 @@ from karmafunnel.stages.stage import Funnel, Stage
 
 def embedders(log: Log) -> dict[str, Embedder]:
     small = Qwen(dim=64, layers=2, heads=2, kv_heads=1, mlp=192, vocab=1024, tokens=400_000)
-    return {"karma": KARMA(backbone=small, dim=64, length=20, rec=1.0, rate=2e-3, epochs=4), "cooccurrence": Cooccurrence()}
+    return {
+        "karma": KARMA(backbone=small, dim=64, length=20, rec=1.0, rate=2e-3, epochs=4),
+        "cooccurrence": Cooccurrence(),
+    }
 
 
 def funnel(log: Log) -> Funnel:
-    channels: list[Stage] = [VectorRecall("karma", k=300), Repeat(k=300), Popular(k=100), Popular(k=100, days=14)]
-    features: list[Feature] = [Upstream(), Popularity(), Own(depth=400), Similarity("karma"), Similarity("cooccurrence")]
+    channels: list[Stage] = [
+        VectorRecall("karma", k=300),
+        Repeat(k=300),
+        Popular(k=100),
+        Popular(k=100, days=14),
+    ]
+    features: list[Feature] = [
+        Upstream(),
+        Popularity(),
+        Own(depth=400),
+        Similarity("karma"),
+        Similarity("cooccurrence"),
+    ]
     if log.has("query"):
         channels.append(BM25Recall(k=300))
         features.append(BM25())

@@ -12,4 +12,8 @@ funnel = VectorRecall("sasrec", k=200)
 
 def embedders(log: Log) -> dict[str, Embedder]:
     large = log.n_items > 10_000
-    return {"sasrec": SASRec(dropout=0.2, temperature=0.1, batch=256, epochs=5, patience=0) if large else SASRec()}
+    return {
+        "sasrec": SASRec(dropout=0.2, temperature=0.1, batch=256, epochs=5, patience=0)
+        if large
+        else SASRec()
+    }

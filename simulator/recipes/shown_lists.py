@@ -3,7 +3,16 @@ it held.
 """
 
 from karmafunnel.log import Log
-from karmafunnel.stages.features import Feature, Neighbourhood, Own, Placement, Popularity, Price, RequestContext, Upstream
+from karmafunnel.stages.features import (
+    Feature,
+    Neighbourhood,
+    Own,
+    Placement,
+    Popularity,
+    Price,
+    RequestContext,
+    Upstream,
+)
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Shown
@@ -23,9 +32,19 @@ def lists(log: Log, logged_order: bool) -> Funnel:
         features.append(Price())
     if logged_order:
         features += [Upstream(), Neighbourhood()]
-        rank = LightGBMRank(k=100, features=features, sample=SAMPLE, learning_rate=0.03, trees=600, min_rows=300)
+        rank = LightGBMRank(
+            k=100, features=features, sample=SAMPLE, learning_rate=0.03, trees=600, min_rows=300
+        )
     else:
-        rank = LightGBMRank(k=100, objective="binary", features=features, sample=SAMPLE, leaves=15, learning_rate=0.03, trees=600)
+        rank = LightGBMRank(
+            k=100,
+            objective="binary",
+            features=features,
+            sample=SAMPLE,
+            leaves=15,
+            learning_rate=0.03,
+            trees=600,
+        )
     return Shown(k=100, logged_order=logged_order) >> rank
 
 
