@@ -98,7 +98,9 @@ class Context:
                 found=f"{list(names)}",
             )
         if name not in self.embeddings:
-            raise KarmafunnelError(f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}")
+            raise KarmafunnelError(
+                f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}"
+            )
         found = self.embeddings[name]
         log: Log = getattr(found, "log", self.log)
         if log is not self.log:
@@ -121,13 +123,17 @@ class Context:
             )
 
     def _items_of(self, log: Log) -> str:
-        _, found = self.once(("checksum of items", id(log)), lambda: (log, items_checksum(log)))  # the log lives as long
+        _, found = self.once(
+            ("checksum of items", id(log)), lambda: (log, items_checksum(log))
+        )  # the log lives as long
         return str(found)
 
     def items(self, name: str, who: str) -> np.ndarray:
         """Item vectors of an embedding: float32 (n_items, d)."""
         embedding = self.embedding(name, who)
-        found: np.ndarray = self.once(("items", embedding), lambda: np.ascontiguousarray(embedding.items(), dtype=np.float32))
+        found: np.ndarray = self.once(
+            ("items", embedding), lambda: np.ascontiguousarray(embedding.items(), dtype=np.float32)
+        )
         return found
 
     def units(self, name: str, who: str) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,12 @@ class Upstream(Feature):
     item.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("upstream_score", "upstream_rank", "n_channels", *(f"channel{i}" for i in range(8)))
+    columns: ClassVar[tuple[str, ...]] = (
+        "upstream_score",
+        "upstream_rank",
+        "n_channels",
+        *(f"channel{i}" for i in range(8)),
+    )
 
     def compute(self, rows: Rows) -> np.ndarray:
         bits = rows.frame[CHANNEL].to_numpy()
@@ -63,7 +68,9 @@ class Column(Feature):
     def compute(self, rows: Rows) -> np.ndarray:
         if self.column not in rows.frame.columns:
             passed = [name for name in rows.frame.columns if name not in (TRACKED, "truth")]
-            raise KarmafunnelError(f"{self!r}: needs the column {self.column!r}, its upstream passes {passed}")
+            raise KarmafunnelError(
+                f"{self!r}: needs the column {self.column!r}, its upstream passes {passed}"
+            )
         return stack(rows.frame[self.column].to_numpy())
 
 
@@ -88,7 +95,12 @@ class ItemColumn(Feature):
             )
 
     def compute(self, rows: Rows) -> np.ndarray:
-        return stack(rows.context.log.items[self.column].cast(pl.Float32).fill_null(np.nan).to_numpy()[rows.item])
+        return stack(
+            rows.context.log.items[self.column]
+            .cast(pl.Float32)
+            .fill_null(np.nan)
+            .to_numpy()[rows.item]
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,9 +142,13 @@ class Similarity(Feature):
                 found=repr(embedding.value),
             )
         if self.to == "query" and not any(log.has(what) for what in embedding.asks):
-            raise KarmafunnelError(f"{who}: {self!r} needs {' or '.join(embedding.asks)} of requests, log {log.name} has none")
+            raise KarmafunnelError(
+                f"{who}: {self!r} needs {' or '.join(embedding.asks)} of requests, log {log.name} has none"
+            )
         if self.to == "session" and log.requests["session_id"].null_count() == log.requests.height:
-            raise KarmafunnelError(f"{who}: {self!r} needs sessions, log {log.name} has no session_id")
+            raise KarmafunnelError(
+                f"{who}: {self!r} needs sessions, log {log.name} has no session_id"
+            )
 
     def pairs(self, rows: Rows) -> np.ndarray:
         context, who = rows.context, repr(self)
@@ -140,7 +156,9 @@ class Similarity(Feature):
         if self.to == "interest":
             items, goals = context.items(self.embedder, who), rows.interests(self.embedder, who)
         else:
-            goals = rows.vectors(self.to, self.embedder, who, lambda rows: self._goals(rows.context, rows.requests))
+            goals = rows.vectors(
+                self.to, self.embedder, who, lambda rows: self._goals(rows.context, rows.requests)
+            )
         value = products(goals, items, rows)
         meant = np.any(goals != 0, axis=1)
         if not (meant.all() and there.all()):
@@ -152,8 +170,7 @@ class Similarity(Feature):
         return stack(value, rows.share_below(value), rows.z_score(value))
 
     def _goals(self, context: Context, requests: np.ndarray) -> np.ndarray:
-        """What items are compared with, at length 1, zeros where there is nothing: (n_requests, d).
-        """
+        """What items are compared with, at length 1, zeros where there is nothing: (n_requests, d)."""
         if self.to == "query":
             asked = context.embedding(self.embedder, repr(self)).queries(requests)
             if asked is None:
@@ -163,11 +180,15 @@ class Similarity(Feature):
                     found=f"{self.embedder!r} that reads none",
                 )
             return unit_rows(asked)
-        history = context.log.asof.history(requests, *((1, False) if self.to == "last" else (SESSION, True))).items
+        history = context.log.asof.history(
+            requests, *((1, False) if self.to == "last" else (SESSION, True))
+        ).items
         present = history >= 0
         ends = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
         shape = (len(requests), context.log.n_items)
-        held = sparse.csr_matrix((np.ones(ends[-1], np.float32), history[present], ends), shape=shape)
+        held = sparse.csr_matrix(
+            (np.ones(ends[-1], np.float32), history[present], ends), shape=shape
+        )
         return unit_rows(held @ context.units(self.embedder, repr(self))[0])
 
 
@@ -178,7 +199,9 @@ def products(goals: np.ndarray, items: np.ndarray, rows: Rows) -> np.ndarray:
     out = np.empty(len(rows.item), dtype=np.float32)
     for start in range(0, len(out), BLOCK):
         part = slice(start, start + BLOCK)
-        out[part] = np.einsum("nd,nd->n", goals.take(rows.group[part], axis=0), items.take(rows.item[part], axis=0))
+        out[part] = np.einsum(
+            "nd,nd->n", goals.take(rows.group[part], axis=0), items.take(rows.item[part], axis=0)
+        )
     return out
 
 
@@ -217,7 +240,9 @@ class SimTier(Feature):
             if len(past) and len(mine):
                 cosine = units[rows.item[mine]] @ units[past].T
                 cell = tier(cosine) + np.arange(0, len(mine) * BINS, BINS)[:, None]
-                out[mine] = np.bincount(cell.ravel(), minlength=len(mine) * BINS).reshape(len(mine), BINS)
+                out[mine] = np.bincount(cell.ravel(), minlength=len(mine) * BINS).reshape(
+                    len(mine), BINS
+                )
         return np.log1p(out, out=out)
 
 
@@ -245,7 +270,11 @@ class Vectors(Feature):
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(f"vector_{self.embedder}_{side}{i}" for side in ("interest", "item") for i in range(self.dim))
+        return tuple(
+            f"vector_{self.embedder}_{side}{i}"
+            for side in ("interest", "item")
+            for i in range(self.dim)
+        )
 
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
@@ -285,15 +314,29 @@ class Popularity(Feature):
     days: float = 7
     prior: float = 20  # showings' worth of doubt
 
-    columns: ClassVar[tuple[str, ...]] = ("popularity", "popularity_recent", "popularity_rank", "shown", "ctr", "ctr_rank")
+    columns: ClassVar[tuple[str, ...]] = (
+        "popularity",
+        "popularity_recent",
+        "popularity_rank",
+        "shown",
+        "ctr",
+        "ctr_rank",
+    )
 
     def __post_init__(self) -> None:
         needs(self, "days", "prior")
 
     def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.context.log.asof
-        within = int(self.days * DAY) if rows.context.log.meta["time"] == "clock" else int(self.days * 1000)
-        counts = [asof.count(rows.request, rows.item, "event"), asof.count(rows.request, rows.item, "event", within)]
+        within = (
+            int(self.days * DAY)
+            if rows.context.log.meta["time"] == "clock"
+            else int(self.days * 1000)
+        )
+        counts = [
+            asof.count(rows.request, rows.item, "event"),
+            asof.count(rows.request, rows.item, "event", within),
+        ]
         if rows.context.log.has("exposures"):
             counts += [asof.count(rows.request, rows.item, what) for what in ("shown", "click")]
         return stack(*counts)
@@ -363,11 +406,26 @@ class Own(Feature):
         asof = rows.context.log.asof
         count = asof.own_count(rows.request, rows.item)
         lastness, age, _ = self._place(rows, count > 0, own_session=False)
-        session_lastness, _, session = self._place(rows, np.ones(len(count), dtype=bool), own_session=True)
-        shown = asof.own_count(rows.request, rows.item, "shown") if rows.context.log.has("exposures") else np.zeros(len(rows.item))
-        return stack(np.log1p(count), lastness, np.log1p(age / 3_600_000), session, session_lastness, shown - count)
+        session_lastness, _, session = self._place(
+            rows, np.ones(len(count), dtype=bool), own_session=True
+        )
+        shown = (
+            asof.own_count(rows.request, rows.item, "shown")
+            if rows.context.log.has("exposures")
+            else np.zeros(len(rows.item))
+        )
+        return stack(
+            np.log1p(count),
+            lastness,
+            np.log1p(age / 3_600_000),
+            session,
+            session_lastness,
+            shown - count,
+        )
 
-    def _place(self, rows: Rows, among: np.ndarray, own_session: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _place(
+        self, rows: Rows, among: np.ndarray, own_session: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """1 / (events since the last time), the age of that time, and the number of times, within
         the last `depth`.
 
@@ -388,8 +446,16 @@ class Own(Feature):
         end = np.searchsorted(ordered, wanted, side="right")
         times = end - np.searchsorted(ordered, wanted)
         mine, at, times = mine[times > 0], sequence[end[times > 0] - 1], times[times > 0]
-        lastness, age, count = np.zeros(len(rows.item)), np.full(len(rows.item), np.nan), np.zeros(len(rows.item))
-        lastness[mine], age[mine], count[mine] = 1.0 / (self.depth - column[at]), history.ages[row[at], column[at]], times
+        lastness, age, count = (
+            np.zeros(len(rows.item)),
+            np.full(len(rows.item), np.nan),
+            np.zeros(len(rows.item)),
+        )
+        lastness[mine], age[mine], count[mine] = (
+            1.0 / (self.depth - column[at]),
+            history.ages[row[at], column[at]],
+            times,
+        )
         return lastness, age, count
 
 
@@ -400,11 +466,17 @@ class Placement(Feature):
     own list is never read.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("mean_position", "own_position", "own_position_below_click")
+    columns: ClassVar[tuple[str, ...]] = (
+        "mean_position",
+        "own_position",
+        "own_position_below_click",
+    )
 
     def check(self, context: Context, who: str) -> None:
         if not context.log.has("exposures"):
-            raise KarmafunnelError(f"{who}: {self!r} needs shown lists, log {context.log.name} has no exposures")
+            raise KarmafunnelError(
+                f"{who}: {self!r} needs shown lists, log {context.log.name} has no exposures"
+            )
 
     def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.context.log.asof
@@ -420,16 +492,30 @@ class RequestContext(Feature):
     hour, how many items are eligible.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("n_events", "last_age", "query_words", "hour", "n_eligible")
+    columns: ClassVar[tuple[str, ...]] = (
+        "n_events",
+        "last_age",
+        "query_words",
+        "hour",
+        "n_eligible",
+    )
 
     def compute(self, rows: Rows) -> np.ndarray:
         log = rows.context.log
-        words = log.requests["query"][rows.requests].fill_null("").str.count_matches(r"\S+").to_numpy()
-        hour = (log.t[rows.requests] // 3_600_000) % 24 if log.meta["time"] == "clock" else np.zeros(len(rows.requests))
+        words = (
+            log.requests["query"][rows.requests].fill_null("").str.count_matches(r"\S+").to_numpy()
+        )
+        hour = (
+            (log.t[rows.requests] // 3_600_000) % 24
+            if log.meta["time"] == "clock"
+            else np.zeros(len(rows.requests))
+        )
         last = log.asof.history(rows.requests, 1)
         age = np.where(last.items[:, 0] >= 0, np.log1p(last.ages[:, 0]), np.nan)
         known = log.asof.known(rows.requests)
-        return stack(np.log1p(log.asof.n_events(rows.requests)), age, words, hour, np.log1p(known))[rows.group]
+        return stack(np.log1p(log.asof.n_events(rows.requests)), age, words, hour, np.log1p(known))[
+            rows.group
+        ]
 
 
 @dataclass(frozen=True, repr=False)

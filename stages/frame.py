@@ -97,9 +97,10 @@ TYPES = {
 
 
 def rows_frame(**columns: Any) -> pl.DataFrame:
-    """Columns as a frame, each of the one type that it has everywhere, also where there is no row.
-    """
-    return pl.DataFrame({name: pl.Series(name, values, TYPES[name]) for name, values in columns.items()})
+    """Columns as a frame, each of the one type that it has everywhere, also where there is no row."""
+    return pl.DataFrame(
+        {name: pl.Series(name, values, TYPES[name]) for name, values in columns.items()}
+    )
 
 
 def no_rows() -> pl.DataFrame:

@@ -76,7 +76,11 @@ class Sample(Typed):
 
 def spaced(requests: np.ndarray, most: int) -> np.ndarray:
     """At most so many requests, evenly spaced in time."""
-    return requests if len(requests) <= most else requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
+    return (
+        requests
+        if len(requests) <= most
+        else requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
+    )
 
 
 def logged(context: Context, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
@@ -92,7 +96,12 @@ def logged(context: Context, requests: np.ndarray, exposed: bool = True) -> pl.D
 
 
 def sampled(
-    context: Context, upstream: FittedFunnel, requests: np.ndarray, sample: Sample, seed: int, missed: bool = False
+    context: Context,
+    upstream: FittedFunnel,
+    requests: np.ndarray,
+    sample: Sample,
+    seed: int,
+    missed: bool = False,
 ) -> Iterator[tuple[Rows, np.ndarray]]:
     """Chunks of (rows that the stage would score, those of them to learn from); their frame has a
     `truth` column.
@@ -107,24 +116,39 @@ def sampled(
 
 
 def rows_to_learn(
-    context: Context, upstream: FittedFunnel, chunk: np.ndarray, sample: Sample, rng: np.random.Generator, missed: bool
+    context: Context,
+    upstream: FittedFunnel,
+    chunk: np.ndarray,
+    sample: Sample,
+    rng: np.random.Generator,
+    missed: bool,
 ) -> tuple[Rows, np.ndarray]:
     """One of the chunks of `sampled`, behind models that did not see its users."""
     asof = context.log.asof
     tracked = logged(context, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
     if sample.random:
-        drawn = [e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in asof.eligible(chunk)]
+        drawn = [
+            e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in asof.eligible(chunk)
+        ]
         extra = pl.DataFrame(
-            {REQUEST: np.repeat(chunk, [len(d) for d in drawn]), ITEM: np.concatenate(drawn).astype(np.int32)}
+            {
+                REQUEST: np.repeat(chunk, [len(d) for d in drawn]),
+                ITEM: np.concatenate(drawn).astype(np.int32),
+            }
         )
         extra = extra.with_columns(pl.lit(False).alias("truth"), pl.lit(True).alias("drawn"))
-        tracked = pl.concat([tracked, extra]).unique([REQUEST, ITEM], keep="first", maintain_order=True)
+        tracked = pl.concat([tracked, extra]).unique(
+            [REQUEST, ITEM], keep="first", maintain_order=True
+        )
     passed = upstream.pass_on(chunk, tracked)
     slate, tracked = passed.slate, passed.tracked
     assert slate is not None
     usable = pl.col("kept") | pl.col("drawn")
     if missed:
-        usable |= pl.Series(asof.is_eligible(tracked[REQUEST].to_numpy(), tracked[ITEM].to_numpy()), dtype=pl.Boolean)
+        usable |= pl.Series(
+            asof.is_eligible(tracked[REQUEST].to_numpy(), tracked[ITEM].to_numpy()),
+            dtype=pl.Boolean,
+        )
     tracked = tracked.filter(usable)
     rows = Rows(context, slate.with_columns(pl.lit(False).alias("truth")), tracked, chunk, passed)
     key = rows.request * context.log.n_items + rows.item
@@ -186,7 +210,9 @@ def training_rows(
     check_windows((*upstream.funnel.stages, stage), context, windows, "learn from")
     what = repr((features, windows, sample, teacher and teacher.teacher, context.label))
     if what not in upstream.tables:
-        upstream.tables[what] = every_row(features, context, upstream.without(None), windows, sample, teacher)
+        upstream.tables[what] = every_row(
+            features, context, upstream.without(None), windows, sample, teacher
+        )
     table: TrainingRows = upstream.tables[what]
     if upstream.left_out is not None:
         table = table[context.fold[table.request] != upstream.left_out]
@@ -209,7 +235,12 @@ def training_rows(
 
 
 def every_row(
-    features: Sequence[Feature], context: Context, upstream: FittedFunnel, windows: Sequence[str], sample: Sample, teacher: Teachers | None
+    features: Sequence[Feature],
+    context: Context,
+    upstream: FittedFunnel,
+    windows: Sequence[str],
+    sample: Sample,
+    teacher: Teachers | None,
 ) -> TrainingRows:
     """The rows to learn from of all folds, in the order of their requests."""
     with_truth = np.unique(context.truth[REQUEST].to_numpy())
@@ -288,9 +319,17 @@ class Temperature:
             z = (x - mean) / scale
             a = at[0] * z + at[1]
             error = expit(a) - target
-            return float((np.logaddexp(0, a) - target * a).mean()), np.array([(error * z).mean(), error.mean()])
+            return float((np.logaddexp(0, a) - target * a).mean()), np.array(
+                [(error * z).mean(), error.mean()]
+            )
 
-        slope, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, None), (None, None)]).x
+        slope, shift = minimize(
+            loss,
+            np.array([1.0, 0.0]),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(1e-3, None), (None, None)],
+        ).x
         return cls(float(scale / slope), float(shift - slope * mean / scale))
 
     def __call__(self, score: np.ndarray) -> np.ndarray:
@@ -298,12 +337,17 @@ class Temperature:
 
 
 Calibration = Isotonic | Temperature
-CALIBRATIONS: dict[str, type[Isotonic] | type[Temperature]] = {"isotonic": Isotonic, "temperature": Temperature}
+CALIBRATIONS: dict[str, type[Isotonic] | type[Temperature]] = {
+    "isotonic": Isotonic,
+    "temperature": Temperature,
+}
 NUMBER = number(Bound(-1e300, 1e300))
 Calibrated = Literal["isotonic", "temperature", ""]
 
 
-def fit_calibration(kind: Calibrated, score: np.ndarray, label: np.ndarray, who: str) -> Calibration:
+def fit_calibration(
+    kind: Calibrated, score: np.ndarray, label: np.ndarray, who: str
+) -> Calibration:
     """Score -> probability of the label; raises KarmafunnelError for scores that are not finite and
     for labels of one class.
     """
@@ -355,12 +399,21 @@ def check_calibrated(stage: Boosted | Neural) -> None:
         )
 
 
-def shown_in_w2b(context: Context, upstream: FittedFunnel, most: int) -> Iterator[tuple[Rows, np.ndarray]]:
+def shown_in_w2b(
+    context: Context, upstream: FittedFunnel, most: int
+) -> Iterator[tuple[Rows, np.ndarray]]:
     """What was shown in W2b (what upstream passes, where nothing is known of lists), as `sampled`
     gives it.
     """
     requests = spaced(context.log.requests_in("W2b"), most)
-    yield from sampled(context, upstream, requests, Sample(passed=0 if context.log.has("exposures") else 10**6), seed=2, missed=True)
+    yield from sampled(
+        context,
+        upstream,
+        requests,
+        Sample(passed=0 if context.log.has("exposures") else 10**6),
+        seed=2,
+        missed=True,
+    )
 
 
 class Learned(FittedStage):
@@ -381,7 +434,9 @@ class Learned(FittedStage):
             scores.append(np.asarray(self.score(rows))[chosen])
             labels.append(rows.frame["truth"].to_numpy()[chosen])
         who = f"{self.stage.name} ({type(self.stage).__name__})"
-        self.calibration = fit_calibration(kind, self.log_odds(np.concatenate(scores)), np.concatenate(labels), who)
+        self.calibration = fit_calibration(
+            kind, self.log_odds(np.concatenate(scores)), np.concatenate(labels), who
+        )
 
     def probability(self, score: np.ndarray) -> np.ndarray | None:
         return None if self.calibration is None else self.calibration(self.log_odds(score))
@@ -445,10 +500,15 @@ class Teacher(Typed):
     def chances(self, table: TrainingRows, fitted: Teachers) -> np.ndarray:
         """The probability of the label; raises KarmafunnelError where the teacher knows of none."""
         p = fitted.probability(table)
-        if p is None and getattr(self.stage, "loss", getattr(self.stage, "objective", "")) in ("bce", "binary"):
+        if p is None and getattr(self.stage, "loss", getattr(self.stage, "objective", "")) in (
+            "bce",
+            "binary",
+        ):
             p = expit(fitted.log_odds(table))
         if p is None:
-            raise KarmafunnelError(f"Teacher: {self.stage!r} has no probabilities to teach; needs calibrated= or another loss")
+            raise KarmafunnelError(
+                f"Teacher: {self.stage!r} has no probabilities to teach; needs calibrated= or another loss"
+            )
         return self.mixed(table.y, probabilities(p, f"Teacher: {self.stage!r}"))
 
     def grades(self, table: TrainingRows) -> np.ndarray:
@@ -477,14 +537,22 @@ class Teachers:
     without: tuple[Learned, ...]  # by fold
 
     @classmethod
-    def of(cls, teacher: Teacher | None, context: Context, upstream: FittedFunnel | None) -> Teachers | None:
+    def of(
+        cls, teacher: Teacher | None, context: Context, upstream: FittedFunnel | None
+    ) -> Teachers | None:
         """Fit the teacher behind what the student learns behind; None where there is no teacher."""
         if teacher is None or upstream is None:
             return None
         stage: Boosted | Neural = replace(teacher.stage, name="teacher")
-        return cls(teacher, context, tuple(cast(Learned, upstream.taught_by(stage, fold)) for fold in range(context.folds)))
+        return cls(
+            teacher,
+            context,
+            tuple(cast(Learned, upstream.taught_by(stage, fold)) for fold in range(context.folds)),
+        )
 
-    def by_fold(self, request: np.ndarray, ask: Callable[[Learned, np.ndarray], np.ndarray | None]) -> np.ndarray | None:
+    def by_fold(
+        self, request: np.ndarray, ask: Callable[[Learned, np.ndarray], np.ndarray | None]
+    ) -> np.ndarray | None:
         """What the fit without the fold of each row says of it, (n_rows,); `ask` is given the fit
         and which rows are meant.
         """
@@ -506,7 +574,9 @@ class Teachers:
     def log_odds(self, table: TrainingRows) -> np.ndarray:
         """What a table's rows were taught, on a scale without bounds: float64 (n_rows,)."""
         taught = self._taught(table)
-        return np.asarray(self.by_fold(table.request, lambda teacher, mine: teacher.log_odds(taught[mine])))
+        return np.asarray(
+            self.by_fold(table.request, lambda teacher, mine: teacher.log_odds(taught[mine]))
+        )
 
     def probability(self, table: TrainingRows) -> np.ndarray | None:
         """The same as calibrated probabilities of the label; None where the teacher has none."""
@@ -609,7 +679,11 @@ class Boosted(Stage):
     def _labels(self, table: TrainingRows, teacher: Teachers | None) -> np.ndarray:
         if self.teacher is None or teacher is None:
             return table.y
-        return self.teacher.grades(table) if self.objective == "lambdarank" else self.teacher.chances(table, teacher)
+        return (
+            self.teacher.grades(table)
+            if self.objective == "lambdarank"
+            else self.teacher.chances(table, teacher)
+        )
 
     def load(self, folder: Path, context: Context) -> FittedBoosted:
         fitted = FittedBoosted(self, context, gbdt.load_gbdt(folder / "trees.txt"))
@@ -643,7 +717,9 @@ class FittedBoosted(Learned):
         sentences = []
         for value, part in zip(x, parts, strict=True):
             top = np.argsort(-np.abs(part))[: self.EXPLAINED]
-            sentences.append(", ".join(f"{names[i]}={value[i]:.3g} ({part[i]:+.2f})" for i in top if part[i]))
+            sentences.append(
+                ", ".join(f"{names[i]}={value[i]:.3g} ({part[i]:+.2f})" for i in top if part[i])
+            )
         return sentences
 
     def save(self, folder: Path) -> None:
@@ -716,15 +792,25 @@ class Neural(Stage):
         """The stage around its trained model."""
         return FittedNeural(self, context, model)
 
-    def _of_table(self, context: Context, table: TrainingRows, teacher: Teachers | None) -> ctr.Batch:
+    def _of_table(
+        self, context: Context, table: TrainingRows, teacher: Teachers | None
+    ) -> ctr.Batch:
         requests, group = group_rows(table.request)
         y = table.y
         if self.teacher is not None and teacher is not None:
-            y = (self.teacher.shares if self.loss == "listwise" else self.teacher.chances)(table, teacher)
+            y = (self.teacher.shares if self.loss == "listwise" else self.teacher.chances)(
+                table, teacher
+            )
         return self.batch(context, requests, group, table.item, table.x, y)[0]
 
     def batch(
-        self, context: Context, requests: np.ndarray, group: np.ndarray, item: np.ndarray, x: np.ndarray, y: np.ndarray | None = None
+        self,
+        context: Context,
+        requests: np.ndarray,
+        group: np.ndarray,
+        item: np.ndarray,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
     ) -> tuple[ctr.Batch, tuple[np.ndarray, np.ndarray]]:
         """Rows of any order as padded groups, and where each row went: (its request, its place)."""
         sizes = np.bincount(group, minlength=len(requests))
@@ -740,7 +826,10 @@ class Neural(Stage):
         history = context.log.asof.history(requests, self.depth)
         longest = slice(-max(int((history.items >= 0).sum(axis=1).max(initial=1)), 1), None)
         parts = history.items[:, longest], history.ages[:, longest], history.actions[:, longest]
-        return ctr.Batch(items, dense, parts[0], label, weight, age=parts[1], action=parts[2]), (group, place)
+        return ctr.Batch(items, dense, parts[0], label, weight, age=parts[1], action=parts[2]), (
+            group,
+            place,
+        )
 
     def load(self, folder: Path, context: Context) -> FittedNeural:
         model = ctr.load_ctr(folder / "model", vectors=self.vectors(context))
@@ -756,8 +845,7 @@ class FittedNeural(Learned):
     model: ctr.ClickModel
 
     def logits(self, rows: Rows) -> np.ndarray:
-        """What the model says of every row: (n_rows,), or (n_rows, 2) of a model with two labels.
-        """
+        """What the model says of every row: (n_rows,), or (n_rows, 2) of a model with two labels."""
         x = compute(self.stage.features, rows)
         requests, group = group_rows(rows.request)
         batch, where = self.stage.batch(self.context, requests, group, rows.item, x)

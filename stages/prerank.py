@@ -35,7 +35,11 @@ class TwoTowerPreRank(Neural):
     name: str = "prerank"
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
-        return ctr.TwoTower(ctr.Shape(context.log.n_items, n_dense), ctr.TwoTowerConfig(dim=self.dim), seed=context.seed)
+        return ctr.TwoTower(
+            ctr.Shape(context.log.n_items, n_dense),
+            ctr.TwoTowerConfig(dim=self.dim),
+            seed=context.seed,
+        )
 
 
 @dataclass(frozen=True, repr=False)

@@ -84,8 +84,12 @@ class DINRank(Neural):
 
     def din(self, context: Context, n_dense: int) -> ctr.DIN:
         vectors = self.vectors(context)
-        shape = ctr.Shape(context.log.n_items, n_dense, n_vector=0 if vectors is None else vectors.shape[1])
-        config = ctr.DINConfig(dim=self.dim, attention=self.attention, similar=self.use if self.similar else "")
+        shape = ctr.Shape(
+            context.log.n_items, n_dense, n_vector=0 if vectors is None else vectors.shape[1]
+        )
+        config = ctr.DINConfig(
+            dim=self.dim, attention=self.attention, similar=self.use if self.similar else ""
+        )
         return ctr.DIN(shape, config, vectors=vectors, seed=context.seed)
 
 
@@ -141,7 +145,11 @@ class ESMMRank(DINRank):
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
         shape = ctr.Shape(context.log.n_items, n_dense)
-        trunk = ctr.DCN(shape, ctr.DCNConfig(dim=self.dim), seed=context.seed) if self.trunk == "DCN" else self.din(context, n_dense)
+        trunk = (
+            ctr.DCN(shape, ctr.DCNConfig(dim=self.dim), seed=context.seed)
+            if self.trunk == "DCN"
+            else self.din(context, n_dense)
+        )
         return ctr.ESMM(trunk, seed=context.seed)
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedNeural:
@@ -157,7 +165,9 @@ class ESMMRank(DINRank):
     def ready(self, context: Context, model: ctr.ClickModel) -> FittedESMM:
         return FittedESMM(self, context, model)
 
-    def _of_table(self, context: Context, table: TrainingRows, teacher: Teachers | None) -> ctr.Batch:
+    def _of_table(
+        self, context: Context, table: TrainingRows, teacher: Teachers | None
+    ) -> ctr.Batch:
         requests, group = group_rows(table.request)
         clicked, bought = happened(context, table.request, table.item)
         if not 0 < bought.sum() < clicked.sum():
@@ -175,7 +185,9 @@ class ESMMRank(DINRank):
         return replace(batch, bought=second)
 
 
-def happened(context: Context, request: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def happened(
+    context: Context, request: np.ndarray, item: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Whether rows were clicked, and whether bought: bool (n,) each. A purchase is a click, too,
     whatever the log says.
     """
@@ -199,11 +211,17 @@ class FittedESMM(FittedNeural):
             clicked, bought = happened(self.context, rows.request[chosen], rows.item[chosen])
             clicks.append(clicked)
             purchases.append(bought)
-        x, clicked, bought = np.concatenate(logits), np.concatenate(clicks), np.concatenate(purchases)
+        x, clicked, bought = (
+            np.concatenate(logits),
+            np.concatenate(clicks),
+            np.concatenate(purchases),
+        )
         who = f"{self.stage.name} (ESMMRank)"
         self.both = (
             fit_calibration(kind, x[:, 0], clicked, f"{who}, clicks"),
-            fit_calibration(kind, x[clicked, 1], bought[clicked], f"{who}, purchases of what was clicked"),
+            fit_calibration(
+                kind, x[clicked, 1], bought[clicked], f"{who}, purchases of what was clicked"
+            ),
         )
 
     def outputs(self, rows: Rows) -> dict[str, np.ndarray]:
@@ -216,17 +234,26 @@ class FittedESMM(FittedNeural):
             for p, what in ((click(x[:, 0]), "p_click"), (buy(x[:, 1]), "p_buy"))
         )
         score = p_click if self.context.label == "click" else p_click * p_buy
-        return {name: np.asarray(p, np.float32) for name, p in ((SCORE, score), ("p_click", p_click), ("p_buy", p_buy))}
+        return {
+            name: np.asarray(p, np.float32)
+            for name, p in ((SCORE, score), ("p_click", p_click), ("p_buy", p_buy))
+        }
 
     def score(self, rows: Rows) -> np.ndarray:
         return self.outputs(rows)[SCORE]
 
     def log_odds(self, score: np.ndarray) -> np.ndarray:
-        p = np.clip(probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64), 1e-7, 1 - 1e-7)
+        p = np.clip(
+            probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64), 1e-7, 1 - 1e-7
+        )
         return np.log(p / (1 - p))
 
     def probability(self, score: np.ndarray) -> np.ndarray | None:
-        return None if self.both is None else probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64)
+        return (
+            None
+            if self.both is None
+            else probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64)
+        )
 
     def save(self, folder: Path) -> None:
         super().save(folder)

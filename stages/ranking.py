@@ -38,7 +38,9 @@ def rank_rows(
     tracked = tracked.with_columns(pl.Series(SCORE, score[n:]))
     if CHANNEL in rows.columns:  # what found it; nothing, where nothing did
         found = rows[CHANNEL].to_numpy()[twin] if n else np.zeros(tracked.height, np.uint32)
-        tracked = tracked.with_columns(pl.Series(CHANNEL, np.where(present, found, 0).astype(np.uint32)))
+        tracked = tracked.with_columns(
+            pl.Series(CHANNEL, np.where(present, found, 0).astype(np.uint32))
+        )
     # A tracked row goes just before its twin among the rows: "how many rows stand before me" is
     # then its rank less one.
     tie = context.tie(request, item) & ~np.uint64(1)
@@ -53,7 +55,11 @@ def rank_rows(
     kept = sequence[is_row]
     ranked = rows[kept].with_columns(pl.Series(RANK, rank[kept]))
     if tracked.height == 0:
-        return ranked, tracked.with_columns(pl.Series(RANK, [], pl.Int32), pl.Series("wins", [], pl.Float64)), sizes
+        return (
+            ranked,
+            tracked.with_columns(pl.Series(RANK, [], pl.Int32), pl.Series("wins", [], pl.Float64)),
+            sizes,
+        )
 
     key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
     mine, wins = key[n:], np.zeros(tracked.height)
@@ -66,6 +72,7 @@ def rank_rows(
     # ties with itself in the first.
     wins -= np.where(present & ~truth, 0.5, 0.0)
     tracked = tracked.with_columns(
-        pl.Series(RANK, rank[n:]), pl.when(pl.Series(present)).then(pl.Series(wins)).otherwise(None).alias("wins")
+        pl.Series(RANK, rank[n:]),
+        pl.when(pl.Series(present)).then(pl.Series(wins)).otherwise(None).alias("wins"),
     )
     return ranked, tracked, sizes

@@ -71,7 +71,10 @@ class Rules(Stage):
     @property
     def bounds(self) -> tuple[float, float]:
         """Floor and ceiling of the price, 0 and infinity where there is none."""
-        return 0.0 if self.min_price is None else self.min_price, np.inf if self.max_price is None else self.max_price
+        return (
+            0.0 if self.min_price is None else self.min_price,
+            np.inf if self.max_price is None else self.max_price,
+        )
 
     @property
     def priced(self) -> bool:
@@ -90,7 +93,9 @@ class Rules(Stage):
         """Number of each item's category at the level, -1 where it has none: int64 (n_items,)."""
         path = context.log.items["category"]
         depth = path.list.len().fill_null(0).cast(pl.Int64)
-        reach = pl.Series(np.where(depth > 0, self.level + 1 if self.level >= 0 else depth + (self.level + 1), 0))
+        reach = pl.Series(
+            np.where(depth > 0, self.level + 1 if self.level >= 0 else depth + (self.level + 1), 0)
+        )
         there = (reach > 0) & (reach <= depth)
         if not there.any():
             raise KarmafunnelError(
@@ -115,11 +120,20 @@ class Rules(Stage):
             if column.dtype == pl.Boolean:
                 return np.where(column.fill_null(False).to_numpy(), -1, never)
             if isinstance(column.dtype, pl.Datetime) and log.meta["time"] == "clock":
-                since = np.searchsorted(asof.times, column.dt.epoch("ms").fill_null(0).to_numpy(), side="right") - 1
+                since = (
+                    np.searchsorted(
+                        asof.times, column.dt.epoch("ms").fill_null(0).to_numpy(), side="right"
+                    )
+                    - 1
+                )
                 return np.where(column.is_null().to_numpy(), never, since)
         held = log.items["attributes"].list.contains(self.sold_out).fill_null(False).to_numpy()
         if not held.any():
-            fit = [c for c, d in log.items.schema.items() if d == pl.Boolean or isinstance(d, pl.Datetime)]
+            fit = [
+                c
+                for c, d in log.items.schema.items()
+                if d == pl.Boolean or isinstance(d, pl.Datetime)
+            ]
             raise KarmafunnelError(
                 f"{self!r}: needs sold_out to name a flag or a time of items or an attribute that some item has; log {log.name} has "
                 f"the columns {fit} and no item with {self.sold_out!r}"
@@ -153,7 +167,11 @@ class FittedRules(FittedStage):
         if self.stage.priced:
             price = asof.price(rows.request, rows.item)
             low, high = self.stage.bounds
-            keep &= np.where(np.isnan(price), self.stage.unknown_price == "keep", (price >= low) & (price <= high))
+            keep &= np.where(
+                np.isnan(price),
+                self.stage.unknown_price == "keep",
+                (price >= low) & (price <= high),
+            )
         if self.sold_out is not None:
             keep &= asof.rank[rows.request] <= self.sold_out[rows.item]
         return keep
@@ -173,13 +191,22 @@ class FittedRules(FittedStage):
         """What the rules look at."""
         sentences = [""] * len(rows.item)
         if self.stage.priced:
-            sentences = [f"price {p:.2f}" for p in self.context.log.asof.price(rows.request, rows.item)]
+            sentences = [
+                f"price {p:.2f}" for p in self.context.log.asof.price(rows.request, rows.item)
+            ]
         if self.category is not None:
-            paths = self.context.log.items["category"].gather(rows.item).list.join(" > ").fill_null("")
-            sentences = [", ".join(filter(None, pair)) for pair in zip(sentences, paths, strict=True)]
+            paths = (
+                self.context.log.items["category"].gather(rows.item).list.join(" > ").fill_null("")
+            )
+            sentences = [
+                ", ".join(filter(None, pair)) for pair in zip(sentences, paths, strict=True)
+            ]
         if self.sold_out is not None:
             gone = self.context.log.asof.rank[rows.request] > self.sold_out[rows.item]
-            sentences = [", ".join(filter(None, (s, "sold out" * bool(g)))) for s, g in zip(sentences, gone, strict=True)]
+            sentences = [
+                ", ".join(filter(None, (s, "sold out" * bool(g))))
+                for s, g in zip(sentences, gone, strict=True)
+            ]
         return sentences
 
 
@@ -207,8 +234,7 @@ class Unseen(Stage):
             )
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedUnseen:
-        """Raises KarmafunnelError where the log knows no users, or no purchases where these count.
-        """
+        """Raises KarmafunnelError where the log knows no users, or no purchases where these count."""
         log = context.log
         for what in ("users", *(["purchases"] if self.which == "purchase" else [])):
             if not log.has(what):
@@ -234,7 +260,10 @@ class FittedUnseen(FittedStage):
     def why(self, rows: Rows) -> list[str]:
         """How often the user had it before."""
         verb = "bought" if self.stage.which == "purchase" else "clicked or bought"
-        return [f"{verb} before {n} time{'s' * (n > 1)}" if n else "" for n in self._times(rows).tolist()]
+        return [
+            f"{verb} before {n} time{'s' * (n > 1)}" if n else ""
+            for n in self._times(rows).tolist()
+        ]
 
 
 def needs_prices(stage: Stage, context: Context) -> None:
@@ -288,7 +317,9 @@ class FittedMMR(FittedStage):
         # What takes no part, or is not chosen, stands below; a tracked row goes just before what it
         # would have pushed down.
         score = np.where(rows.candidate, 0.0, 0.5) - (self.stage.k + rank)
-        part = np.ones(len(rank), dtype=bool) if self.stage.depth is None else rank <= self.stage.depth
+        part = (
+            np.ones(len(rank), dtype=bool) if self.stage.depth is None else rank <= self.stage.depth
+        )
         relevance = self._relevance(rows, rows.frame[SCORE].to_numpy().astype(np.float64), part)
         inside = np.flatnonzero(part & rows.candidate)
         inside = inside[np.lexsort((rank[inside], rows.group[inside]))]
@@ -298,14 +329,22 @@ class FittedMMR(FittedStage):
         # requests at a time
         many = max(BLOCK // max(int(sizes.max(initial=0)) * self.vectors.shape[1], 1), 1)
         for first in range(0, len(rows.requests), many):
-            mine, beside = (some[slice(*np.searchsorted(rows.group[some], (first, first + many)))] for some in (inside, tracked))
+            mine, beside = (
+                some[slice(*np.searchsorted(rows.group[some], (first, first + many)))]
+                for some in (inside, tracked)
+            )
             group = rows.group[mine] - first
             place = np.arange(len(mine)) - np.searchsorted(group, group)
-            shape = (len(sizes[first : first + many]), int(sizes[first : first + many].max(initial=0)))
+            shape = (
+                len(sizes[first : first + many]),
+                int(sizes[first : first + many].max(initial=0)),
+            )
             # candidates in the upstream's order, -1 beyond the last
             at = np.full(shape, -1, dtype=np.int64)
             at[group, place] = mine
-            chosen, place_of = self._choose(rows, rank, relevance, at, beside, rows.group[beside] - first)
+            chosen, place_of = self._choose(
+                rows, rank, relevance, at, beside, rows.group[beside] - first
+            )
             score[chosen] = -place_of
         return score.astype(np.float32)
 
@@ -319,10 +358,18 @@ class FittedMMR(FittedStage):
         np.maximum.at(high, rows.group[counted], score[counted])
         some = high > low
         low, width = np.where(some, low, 0.0), np.where(some, high - low, 1.0)
-        return np.where(some[rows.group], np.clip((score - low[rows.group]) / width[rows.group], 0.0, 1.0), 0.0)
+        return np.where(
+            some[rows.group], np.clip((score - low[rows.group]) / width[rows.group], 0.0, 1.0), 0.0
+        )
 
     def _choose(
-        self, rows: Rows, rank: np.ndarray, relevance: np.ndarray, at: np.ndarray, beside: np.ndarray, owner: np.ndarray
+        self,
+        rows: Rows,
+        rank: np.ndarray,
+        relevance: np.ndarray,
+        at: np.ndarray,
+        beside: np.ndarray,
+        owner: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fill the places of a block of requests, one place of all of them at a time.
 
@@ -343,7 +390,9 @@ class FittedMMR(FittedStage):
             best = value.argmax(axis=1)
             row, most = at[every, best], value[every, best]
             their_value = their_worth - (1 - trade) * their_near
-            ahead = (their_value > most[owner]) | ((their_value == most[owner]) & (rank[beside] <= rank[row[owner]]))
+            ahead = (their_value > most[owner]) | (
+                (their_value == most[owner]) & (rank[beside] <= rank[row[owner]])
+            )
             place[(place == 0) & ahead] = step
             some = np.isfinite(most)
             chosen.append(row[some])
@@ -355,7 +404,9 @@ class FittedMMR(FittedStage):
             near = cosine if step == 1 else np.maximum(near, cosine)
             their_near = their_cosine if step == 1 else np.maximum(their_near, their_cosine)
         would = place > 0
-        return np.concatenate([*chosen, beside[would]]), np.concatenate([*places, place[would] - 0.5])
+        return np.concatenate([*chosen, beside[would]]), np.concatenate(
+            [*places, place[would] - 0.5]
+        )
 
 
 # -- money -----------------------------------------------------------------------------------------
@@ -439,7 +490,9 @@ class FittedGMVRank(FittedStage):
         them has a price.
         """
         price = self.context.log.asof.price(rows.request, rows.item)
-        known = pl.DataFrame({"group": rows.group, "price": price}).filter(pl.Series(rows.candidate & ~np.isnan(price)))
+        known = pl.DataFrame({"group": rows.group, "price": price}).filter(
+            pl.Series(rows.candidate & ~np.isnan(price))
+        )
         middle = np.ones(len(rows.requests))
         of = known.group_by("group").agg(pl.col("price").median())
         middle[of["group"].to_numpy()] = of["price"].to_numpy()
@@ -452,4 +505,7 @@ class FittedGMVRank(FittedStage):
         names = [column.split(".")[-1] for column in self.stage.factors]
         if self.stage.price:
             parts, names = [*parts, price], [*names, "price"]
-        return [", ".join(f"{n} {x:.3g}" for n, x in zip(names, row, strict=True)) for row in zip(*parts, strict=True)]
+        return [
+            ", ".join(f"{n} {x:.3g}" for n, x in zip(names, row, strict=True))
+            for row in zip(*parts, strict=True)
+        ]

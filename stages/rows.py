@@ -55,11 +55,19 @@ class Rows:
         if tracked is None:
             tracked = no_rows() if slate is None else slate.clear()
         self.tracked = tracked
-        self.frame = self.tracked.with_columns(pl.lit(True).alias(TRACKED)) if slate is None else with_tracked(slate, self.tracked)
+        self.frame = (
+            self.tracked.with_columns(pl.lit(True).alias(TRACKED))
+            if slate is None
+            else with_tracked(slate, self.tracked)
+        )
         self.request, self.item = self.frame[REQUEST].to_numpy(), self.frame[ITEM].to_numpy()
         there, group = group_rows(self.request)
         self.requests = there if requests is None else requests
-        self.group = group if len(there) == len(self.requests) else np.searchsorted(self.requests, there)[group]
+        self.group = (
+            group
+            if len(there) == len(self.requests)
+            else np.searchsorted(self.requests, there)[group]
+        )
         n = 0 if slate is None else slate.height
         self.candidate = np.arange(len(self.item)) < n
         self._candidates = slice(0, n)  # a slice copies nothing
@@ -75,12 +83,21 @@ class Rows:
         self.spent = 0.0  # seconds that passed here while what is read was made
 
     @classmethod
-    def start(cls, context: Context, requests: np.ndarray, tracked: pl.DataFrame | None = None) -> Rows:
+    def start(
+        cls, context: Context, requests: np.ndarray, tracked: pl.DataFrame | None = None
+    ) -> Rows:
         """What recall is given: requests (row numbers, ascending) and rows to score beside."""
         requests = np.asarray(requests, dtype=np.int64)
-        return cls(context, None, None if tracked is None else tracked.sort(REQUEST, maintain_order=True), requests)
+        return cls(
+            context,
+            None,
+            None if tracked is None else tracked.sort(REQUEST, maintain_order=True),
+            requests,
+        )
 
-    def after(self, slate: pl.DataFrame, tracked: pl.DataFrame, at: np.ndarray | None = None) -> Rows:
+    def after(
+        self, slate: pl.DataFrame, tracked: pl.DataFrame, at: np.ndarray | None = None
+    ) -> Rows:
         """What the next stage is given; `at` (n_rows,): where its rows stand among these."""
         rows = Rows(self.context, slate, tracked, self.requests, self)
         rows.depth, rows._at = self.depth + 1, at
@@ -99,7 +116,13 @@ class Rows:
         if self.slate is None or wanted.all():
             return self
         n = self.slate.height
-        return Rows(self.context, self.slate.filter(wanted[:n]), self.tracked.filter(wanted[n:]), self.requests, self)
+        return Rows(
+            self.context,
+            self.slate.filter(wanted[:n]),
+            self.tracked.filter(wanted[n:]),
+            self.requests,
+            self,
+        )
 
     @property
     def digest(self) -> str:
@@ -113,18 +136,29 @@ class Rows:
 
     def interests(self, embedder: str, who: str) -> np.ndarray:
         """User embeddings of the requests: float32 (n_requests, d), read-only."""
-        return self.vectors("interest", embedder, who, lambda rows: rows.context.embedding(embedder, who).interests(rows.requests))
+        return self.vectors(
+            "interest",
+            embedder,
+            who,
+            lambda rows: rows.context.embedding(embedder, who).interests(rows.requests),
+        )
 
-    def vectors(self, kind: str, embedder: str, who: str, make: Callable[[Rows], np.ndarray]) -> np.ndarray:
+    def vectors(
+        self, kind: str, embedder: str, who: str, make: Callable[[Rows], np.ndarray]
+    ) -> np.ndarray:
         """What `make` gives of the requests with the help of an embedder: float32 (n_requests, d),
         read-only.
         """
         place = kind, self.context.embedding(embedder, who)
-        return self._once(self._vectors, place, lambda rows: np.ascontiguousarray(make(rows), dtype=np.float32))
+        return self._once(
+            self._vectors, place, lambda rows: np.ascontiguousarray(make(rows), dtype=np.float32)
+        )
 
     def columns(self, feature: Feature) -> np.ndarray:
         """`feature.compute`: float32 (n_rows, n_columns), read-only."""
-        return self._once(self._values, (self.depth, "columns", *self._content(feature)), feature.compute, feature)
+        return self._once(
+            self._values, (self.depth, "columns", *self._content(feature)), feature.compute, feature
+        )
 
     def pairs(self, feature: Feature) -> np.ndarray:
         """`feature.pairs`, from an earlier stage of the funnel where that has asked for it: float32
@@ -137,14 +171,22 @@ class Rows:
         return self._once(self._values, (self.depth, *content), feature.pairs, feature)
 
     def _once(
-        self, kept: dict[Place, Made], place: Place, make: Callable[[Rows], np.ndarray], feature: Feature | None = None
+        self,
+        kept: dict[Place, Made],
+        place: Place,
+        make: Callable[[Rows], np.ndarray],
+        feature: Feature | None = None,
     ) -> np.ndarray:
         """The value of a place, made where it is not there yet; its seconds are put down as read.
 
         A `feature` reads the vectors that it says it reads, and no others.
         """
         if place not in kept:
-            context = self.context if feature is None else self.context.reading(repr(feature), feature.embedders())
+            context = (
+                self.context
+                if feature is None
+                else self.context.reading(repr(feature), feature.embedders())
+            )
             inside = self.seen_in(context)
             start = time.perf_counter()
             value = np.asarray(make(inside)).view()
@@ -196,8 +238,7 @@ class Rows:
         return known, np.bincount(self.group[known], minlength=len(self.requests))
 
     def z_score(self, value: np.ndarray) -> np.ndarray:
-        """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN.
-        """
+        """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN."""
         known, n = self._known(value)
         group, n = self.group[known], np.maximum(n, 1)
         mean = np.bincount(group, value[known], minlength=len(self.requests)) / n
@@ -215,7 +256,10 @@ class Rows:
         # with the row's number in its last bits, a plain sort does: far faster
         if len(self.requests).bit_length() + place <= 32:
             key = np.sort((key << np.uint64(place)) | np.arange(len(key), dtype=np.uint64))
-            sequence, ordered = (key & np.uint64((1 << place) - 1)).astype(np.int64), key >> np.uint64(place)
+            sequence, ordered = (
+                (key & np.uint64((1 << place) - 1)).astype(np.int64),
+                key >> np.uint64(place),
+            )
         else:
             sequence = np.argsort(key)
             ordered = key[sequence]
@@ -252,8 +296,7 @@ class Feature(Typed):
         """Raise KarmafunnelError where the log lacks what the feature needs."""
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        """float32 (n_rows, n): of each pair alone, such that other rows would not change its bits.
-        """
+        """float32 (n_rows, n): of each pair alone, such that other rows would not change its bits."""
         raise NotImplementedError
 
     def compute(self, rows: Rows) -> np.ndarray:

@@ -108,11 +108,12 @@ class Retriever(FittedStage):
         is aligned by `rank_rows`.
         """
         slate = self.propose(rows).with_columns(pl.lit(1, dtype=pl.UInt32).alias(CHANNEL))
-        return slate, rows.tracked.with_columns(pl.Series(SCORE, self.score(rows), dtype=pl.Float32))
+        return slate, rows.tracked.with_columns(
+            pl.Series(SCORE, self.score(rows), dtype=pl.Float32)
+        )
 
     def exact(self, rows: Rows) -> pl.DataFrame | None:
-        """What an exact search would have proposed, where the index is approximate: request, item.
-        """
+        """What an exact search would have proposed, where the index is approximate: request, item."""
         return None
 
 
@@ -155,21 +156,38 @@ def advance(fitted: FittedStage, given: Rows, exact: bool = False) -> tuple[Stag
     ranked, tracked, rows_in = rank_rows(scored, tracked, requests, given.context)
     slate = ranked.filter(pl.col(RANK) <= stage.k)
     if keep is not None:  # what would be thrown out has no place among what is put out
-        beyond = pl.when(pl.Series(keep[n:], dtype=pl.Boolean)).then(RANK).otherwise(pl.max_horizontal(RANK, stage.k + 1))
+        beyond = (
+            pl.when(pl.Series(keep[n:], dtype=pl.Boolean))
+            .then(RANK)
+            .otherwise(pl.max_horizontal(RANK, stage.k + 1))
+        )
         tracked = tracked.with_columns(beyond.cast(pl.Int32).alias(RANK))
-    tracked = tracked.with_columns((pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null())
+    tracked = tracked.with_columns(
+        (pl.col(RANK) <= stage.k).alias("kept") & pl.col("wins").is_not_null()
+    )
     rows_out = _count(slate, requests)
     if given.slate is not None:
         at = np.concatenate([slate.drop_in_place(PLACE).to_numpy(), np.arange(n, len(given.item))])
     seconds = time.perf_counter() - start - rows.spent
     seconds += sum(took for place, took in rows.read.items() if place not in given.read_before)
     oracle = fitted.exact(rows) if exact and isinstance(fitted, Retriever) else None
-    step = StageOutput(stage, slate, tracked, rows_in if handed is None else handed, rows_out, seconds, oracle, rows.read)
+    step = StageOutput(
+        stage,
+        slate,
+        tracked,
+        rows_in if handed is None else handed,
+        rows_out,
+        seconds,
+        oracle,
+        rows.read,
+    )
     named = [pl.col(SCORE).alias(f"{stage.name}.score"), pl.col(RANK).alias(f"{stage.name}.rank")]
     return step, rows.after(slate.with_columns(named), tracked.with_columns(named), at)
 
 
-def _scored(fitted: FittedStage, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray | None]:
+def _scored(
+    fitted: FittedStage, rows: Rows
+) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray | None]:
     """The candidates with their scores and where they stood, the tracked rows with theirs, and
     which of both are kept, where the stage throws some out.
     """
@@ -194,7 +212,9 @@ def _scored(fitted: FittedStage, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame
 
 def _count(frame: pl.DataFrame, requests: np.ndarray) -> np.ndarray:
     """Rows of each request."""
-    return np.bincount(np.searchsorted(requests, frame[REQUEST].to_numpy()), minlength=len(requests))
+    return np.bincount(
+        np.searchsorted(requests, frame[REQUEST].to_numpy()), minlength=len(requests)
+    )
 
 
 def check_columns(stage: Stage, frame: pl.DataFrame) -> None:
@@ -227,7 +247,9 @@ class Funnel:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        for stage in (part for whole in self.stages for part in (whole, *getattr(whole, "channels", ()))):
+        for stage in (
+            part for whole in self.stages for part in (whole, *getattr(whole, "channels", ()))
+        ):
             if not isinstance(stage, Stage):
                 raise KarmafunnelError(
                     "funnel", needs="stages such as Popular(k=800)", found=quoted(stage)
@@ -258,7 +280,9 @@ class Funnel:
         for an unknown one.
         """
         if unknown := set(stages) - {s.name for s in self.stages}:
-            raise KarmafunnelError(f"funnel: no stage {sorted(unknown)}; it has {[s.name for s in self.stages]}")
+            raise KarmafunnelError(
+                f"funnel: no stage {sorted(unknown)}; it has {[s.name for s in self.stages]}"
+            )
         kept = [stages.get(s.name, s) if s.name in stages else s for s in self.stages]
         return Funnel(tuple(s for s in kept if s is not None))
 
@@ -307,15 +331,23 @@ class Fits:
         """The key of what the first stages up to `i` pass on, fitted without a fold: the whole's
         where none of them learns.
         """
-        return self.keys[i] if fold is None or not self.learnt(i + 1) else without_fold(self.keys[i], fold)
+        return (
+            self.keys[i]
+            if fold is None or not self.learnt(i + 1)
+            else without_fold(self.keys[i], fold)
+        )
 
     def upto(self, n: int, fold: int | None = None) -> FittedFunnel:
         """The first `n` stages, fitted without a fold of users (None: on all)."""
         stages = tuple(self.stage(i, fold) for i in range(n))
         keys = tuple(self.key(i, fold) for i in range(n))
-        return FittedFunnel(self.context, stages, keys, self if fold is None else None, passes=self.kept.passes)
+        return FittedFunnel(
+            self.context, stages, keys, self if fold is None else None, passes=self.kept.passes
+        )
 
-    def stage(self, i: int, fold: int | None = None, upstream: FittedFunnel | None = None) -> FittedStage:
+    def stage(
+        self, i: int, fold: int | None = None, upstream: FittedFunnel | None = None
+    ) -> FittedStage:
         """Stage `i`, fitted without a fold of users (None: on all), behind `upstream` where that is
         at hand.
 
@@ -355,7 +387,12 @@ class Fits:
         """
         upstream = upstream or (self.upto(i) if i else None)
         made = self._fit_one(i, fold, upstream)
-        if fold is None and i and self.funnel.stages[i].learns and any(later.learns for later in self.funnel.stages[i + 1 :]):
+        if (
+            fold is None
+            and i
+            and self.funnel.stages[i].learns
+            and any(later.learns for later in self.funnel.stages[i + 1 :])
+        ):
             for one in range(self.context.folds):
                 self.stage(i, one, upstream)
         return made
@@ -365,24 +402,35 @@ class Fits:
         start = time.perf_counter()
         less = "" if fold is None else f" without fold {fold + 1} of {context.folds}"
         context.progress(f"{stage.name}: fitting {type(stage).__name__}{less}")
-        made = stage.fit(context, upstream if upstream is None or fold is None else upstream.without(fold))
+        made = stage.fit(
+            context, upstream if upstream is None or fold is None else upstream.without(fold)
+        )
         if folder := self._folder(stage, self.key(i, fold)):
             with atomic_folder(folder, sealed=True, first=True) as temporary:
                 made.save(temporary)
-                write_text(temporary / "stage.txt", f"{Funnel(self.funnel.stages[: i + 1])!r}{less}\n")
+                write_text(
+                    temporary / "stage.txt", f"{Funnel(self.funnel.stages[: i + 1])!r}{less}\n"
+                )
         if fold is not None:
             self.out_of_fold.append(time.perf_counter() - start)
         return made
 
 
-def check_windows(stages: Sequence[Stage], context: Context, windows: Sequence[str], doing: str) -> None:
+def check_windows(
+    stages: Sequence[Stage], context: Context, windows: Sequence[str], doing: str
+) -> None:
     """Raises KarmafunnelError where a stage would learn from rows (or score rows) of a window that
     what it reads was fitted on.
     """
     wanted = {w for name in windows for w in (("W2a", "W2b") if name == "W2" else (name,))}
     for stage in stages:
-        read = {f"embedder {n!r}": getattr(context.embeddings.get(n), "fitted_on", ()) for n in stage.embedders()}
-        read |= {type(part).__name__: part.counts_in for part in (stage, *getattr(stage, "channels", ()))}
+        read = {
+            f"embedder {n!r}": getattr(context.embeddings.get(n), "fitted_on", ())
+            for n in stage.embedders()
+        }
+        read |= {
+            type(part).__name__: part.counts_in for part in (stage, *getattr(stage, "channels", ()))
+        }
         for what, fitted_on in read.items():
             if seen := sorted(wanted & set(fitted_on)):
                 raise KarmafunnelError(
@@ -405,7 +453,16 @@ def prefix_keys(funnel: Funnel, values: Mapping[str, Any], context: Context) -> 
         names = sorted({name for stage in prefix.stages for name in stage.embedders()})
         read = [f"{name}={values.get(name)!r}" for name in names]
         code = code_of(*prefix.stages, *(values.get(name) for name in names), by=(__name__,))
-        keys.append(content_key(code, repr(prefix), read, context.log.checksum, context.label, *context.circumstances))
+        keys.append(
+            content_key(
+                code,
+                repr(prefix),
+                read,
+                context.log.checksum,
+                context.label,
+                *context.circumstances,
+            )
+        )
     return keys
 
 
@@ -434,9 +491,22 @@ def fit_embedders(
             fitted[name] = value.load(folder, context.log)
         else:
             context.progress(f"embedder {name}: fitting {value!r}")
-            check_fits(f"embedder {name}", {f"vectors of {context.log.n_items:,} items": 12.0 * context.log.n_items * getattr(value, "dim", 1)})
+            check_fits(
+                f"embedder {name}",
+                {
+                    f"vectors of {context.log.n_items:,} items": 12.0
+                    * context.log.n_items
+                    * getattr(value, "dim", 1)
+                },
+            )
             start = time.perf_counter()
-            fitted[name] = value.fit(context.log, seed=context.seed, progress=context.detail, device=context.device, cache=kept.folder)
+            fitted[name] = value.fit(
+                context.log,
+                seed=context.seed,
+                progress=context.detail,
+                device=context.device,
+                cache=kept.folder,
+            )
             fitted[name].facts.setdefault("seconds", round(time.perf_counter() - start, 1))
             if folder:
                 with atomic_folder(folder, sealed=True, first=True) as temporary:
@@ -484,7 +554,11 @@ class FittedFunnel:
                 found="one put together by hand",
             )
         parts = [(k, requests[fold == k]) for k in range(self.context.folds) if k != self.left_out]
-        return [(self.fits.upto(n, k) if learnt and self.fits else self, part) for k, part in parts if len(part)]
+        return [
+            (self.fits.upto(n, k) if learnt and self.fits else self, part)
+            for k, part in parts
+            if len(part)
+        ]
 
     def taught_by(self, stage: Stage, fold: int) -> FittedStage:
         """A teacher of the stage that learns behind this funnel: fitted behind it, too, without a
@@ -496,14 +570,18 @@ class FittedFunnel:
         fits.ready, fits.out_of_fold = self.fits.ready, self.fits.out_of_fold
         return fits.stage(len(self.stages), fold, upstream=replace(self, left_out=None))
 
-    def run(self, requests: np.ndarray, tracked: pl.DataFrame | None = None, exact: bool = False) -> list[StageOutput]:
+    def run(
+        self, requests: np.ndarray, tracked: pl.DataFrame | None = None, exact: bool = False
+    ) -> list[StageOutput]:
         """Pass a chunk of requests (row numbers, ascending) through every stage.
 
         `tracked` rows (request, item, truth) are scored by every stage and given the rank they have
         or would have, but are never passed on. With `exact`, an approximate recall also says what
         an exact search would have found.
         """
-        return [step for _, step in self._through(Rows.start(self.context, requests, tracked), exact)]
+        return [
+            step for _, step in self._through(Rows.start(self.context, requests, tracked), exact)
+        ]
 
     def _through(self, rows: Rows, exact: bool = False) -> Iterator[tuple[Rows, StageOutput]]:
         """What every stage is given, and what it makes of it."""
@@ -543,10 +621,14 @@ class FittedFunnel:
             best = self.run(requests)[-1].slate.sort(RANK).head(top)[ITEM].to_numpy()
             truth = self.context.truth.filter(pl.col(REQUEST) == request)[ITEM].to_numpy()
             wanted = np.unique(np.concatenate([truth, best]))
-        tracked = pl.DataFrame({REQUEST: np.full(len(wanted), request), ITEM: wanted.astype(np.int32), "truth": False})
+        tracked = pl.DataFrame(
+            {REQUEST: np.full(len(wanted), request), ITEM: wanted.astype(np.int32), "truth": False}
+        )
         table = []
         names = self.stages[0].channels  # type: ignore[attr-defined]
-        for fitted, (rows, step) in zip(self.stages, self._through(Rows.start(self.context, requests, tracked)), strict=True):
+        for fitted, (rows, step) in zip(
+            self.stages, self._through(Rows.start(self.context, requests, tracked)), strict=True
+        ):
             needed = step.slate[SCORE].min() if step.slate.height >= step.stage.k else None
             if rows.slate is None:  # recall explains what it says of the items
                 rows = Rows(self.context, None, step.tracked, requests, rows)
@@ -567,5 +649,7 @@ class FittedFunnel:
 def _row_of(ids: np.ndarray, wanted: str | None, what: str) -> int:
     at = np.flatnonzero(ids == wanted)
     if len(at) == 0:
-        raise KarmafunnelError(f"explain: no {what} {wanted!r} in the log; there are {len(ids)}, e.g. {ids[0]!r}")
+        raise KarmafunnelError(
+            f"explain: no {what} {wanted!r} in the log; there are {len(ids)}, e.g. {ids[0]!r}"
+        )
     return int(at[0])

@@ -106,7 +106,9 @@ class Cell:
     def fails(self, error: Exception) -> None:
         """Write down what went wrong; it is not tried again until `failed.json` is removed."""
         trace = "".join(traceback.format_exception(error))
-        write_json(self.folder / "failed.json", {"key": self.key, "error": line_of(error), "trace": trace})
+        write_json(
+            self.folder / "failed.json", {"key": self.key, "error": line_of(error), "trace": trace}
+        )
 
     def read(self, name: str) -> dict[str, Any]:
         try:
@@ -116,7 +118,12 @@ class Cell:
 
 
 def cells(
-    recipe: Recipe, log: Log, out: Path, options: RunOptions = DEFAULTS, only: Sequence[str] = (), seeds: Sequence[int] = ()
+    recipe: Recipe,
+    log: Log,
+    out: Path,
+    options: RunOptions = DEFAULTS,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> list[Cell]:
     """The cells of a table, seed by seed, so that an interrupted table has every row.
 
@@ -141,8 +148,15 @@ def cells(
             else:
                 row = recipe.row(name)
                 code = code_of(*row.funnel.stages, row.read, by=MADE_BY)
-                what = [repr(row.funnel), {k: repr(v) for k, v in sorted(row.read.items())}, row.label, row.outside]
-            key = content_key(code, *what, log.checksum, seed, options.window, options.limit, options.device)
+                what = [
+                    repr(row.funnel),
+                    {k: repr(v) for k, v in sorted(row.read.items())},
+                    row.label,
+                    row.outside,
+                ]
+            key = content_key(
+                code, *what, log.checksum, seed, options.window, options.limit, options.device
+            )
             slug = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "plus ")).strip("-")
             found.append(Cell(name, seed, out / "cells" / f"{slug}-{seed}", key))
     if len({c.folder for c in found}) < len(found):
@@ -169,13 +183,28 @@ def ablate(
     else or (without `force`) the table of another recipe, log, window or limit, and workers that
     cannot read log and recipe.
     """
-    wants = {"recipe": recipe.name, "log.name": log.name, "log.checksum": log.checksum, "window": options.window, "limit": options.limit}
-    with claim(out, "table", TABLE, wants=wants, inputs=[log.path, recipe.path], force=options.force):
-        return _ablate(recipe, log, out, options, cells(recipe, log, out, options, only, seeds), minutes)
+    wants = {
+        "recipe": recipe.name,
+        "log.name": log.name,
+        "log.checksum": log.checksum,
+        "window": options.window,
+        "limit": options.limit,
+    }
+    with claim(
+        out, "table", TABLE, wants=wants, inputs=[log.path, recipe.path], force=options.force
+    ):
+        return _ablate(
+            recipe, log, out, options, cells(recipe, log, out, options, only, seeds), minutes
+        )
 
 
 def _ablate(
-    recipe: Recipe, log: Log, out: Path, options: RunOptions, todo: Sequence[Cell], minutes: float | None
+    recipe: Recipe,
+    log: Log,
+    out: Path,
+    options: RunOptions,
+    todo: Sequence[Cell],
+    minutes: float | None,
 ) -> list[Cell]:
     console, window, limit = options.console, options.window, options.limit
     if minutes is not None:
@@ -215,7 +244,14 @@ def _ablate(
             for cell, variant in ready.items():
                 try:
                     if cell.replayed:
-                        finish(cell, variant, as_row(recipe.rows[cell.row]).embedders, log, window, known)
+                        finish(
+                            cell,
+                            variant,
+                            as_row(recipe.rows[cell.row]).embedders,
+                            log,
+                            window,
+                            known,
+                        )
                 except Exception as error:
                     left += failed(cell, error, say)
     if left:
@@ -237,7 +273,9 @@ def failed(cell: Cell, error: Exception, say: Progress) -> list[Cell]:
         say(f"{cell.row}, seed {cell.seed} is left for another time: {line_of(error)}")
         return [cell]
     cell.fails(error)
-    say(f"{cell.row}, seed {cell.seed} failed: {line_of(error)}\nto try it again, remove {cell.folder / 'failed.json'}")
+    say(
+        f"{cell.row}, seed {cell.seed} failed: {line_of(error)}\nto try it again, remove {cell.folder / 'failed.json'}"
+    )
     return []
 
 
@@ -258,19 +296,25 @@ def check(recipe: Recipe, log: Log, window: str, limit: int | None, device: str)
     parse_all([*whole, *sliced])
 
 
-def finish(cell: Cell, variant: Variant, own: Collection[str], log: Log, window: str, known: dict[Any, Any]) -> None:
+def finish(
+    cell: Cell, variant: Variant, own: Collection[str], log: Log, window: str, known: dict[Any, Any]
+) -> None:
     """Diagnose a replayed cell by the embedders that are its `own`; what rows of one seed have in
     common is worked out once and `known`.
     """
     about = subject(variant.fitted, own)
-    facts, similarity, maps = examine(about, variant.fitted, log, Run.open(variant.out), window, known)
+    facts, similarity, maps = examine(
+        about, variant.fitted, log, Run.open(variant.out), window, known
+    )
     with atomic_folder(cell.folder / "similarity", sealed=True) as temporary:
         write_parquet(temporary / "similarity.parquet", similarity)
         if maps is not None:
             save_file({"maps": maps}, temporary / "attention.safetensors")
     remove(cell.folder / "failed.json")
     facts |= {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    write_json(cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts})
+    write_json(
+        cell.folder / "facts.json", {"key": cell.key, "row": cell.row, "seed": cell.seed, **facts}
+    )
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -306,15 +350,22 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
         line: Line = {"row": name, "funnel": "", "embedders": {}}
         if name not in recipe.faults:
             row = recipe.row(name)
-            line |= {"funnel": repr(row.funnel), "embedders": {k: repr(v) for k, v in row.read.items()}}
+            line |= {
+                "funnel": repr(row.funnel),
+                "embedders": {k: repr(v) for k, v in row.read.items()},
+            }
         line |= {"note": as_row(recipe.rows[name]).note, "seeds": [c.seed for c in done[name]]}
-        line |= {"date": max((str(c.read("facts.json").get("date", "")) for c in done[name]), default="")}
+        line |= {
+            "date": max((str(c.read("facts.json").get("date", "")) for c in done[name]), default="")
+        }
         line |= {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}, "paired": []}
         if errors := [c.failed for c in group if c.failed]:
             line["failed"] = errors[0]
         if done[name]:
             runs = [Run.open(c.folder / "run") for c in done[name]]
-            line["values"] = {column(row): row for row in asked(runs, measures_of(recipe, runs[0]), stages)}
+            line["values"] = {
+                column(row): row for row in asked(runs, measures_of(recipe, runs[0]), stages)
+            }
             line["cost"] = cost(runs)
             line["values"][JS] = of_requests([similarity(c) for c in done[name]], [], runs)
             line["diagnostics"] = diagnose.merge([figures_of(c) for c in done[name]])
@@ -323,15 +374,21 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
                 line["paired"] = [c.seed for c in both]  # those in which both rows are there
                 other = [reference[c.seed] for c in both]
                 a, b = ([Run.open(c.folder / "run") for c in side] for side in (other, both))
-                line["differences"] = {column(row): row for row in against(a, b, measures_of(recipe, a[0]), stages)}
-                line["differences"][JS] = of_requests([similarity(c) for c in both], [similarity(c) for c in other], b)
+                line["differences"] = {
+                    column(row): row for row in against(a, b, measures_of(recipe, a[0]), stages)
+                }
+                line["differences"][JS] = of_requests(
+                    [similarity(c) for c in both], [similarity(c) for c in other], b
+                )
         lines.append(line)
     # One family of questions, one correction: every difference that the table prints, once. A last
     # stage may stand in two columns; what is before the first change is no question.
     family: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
         for d in line["differences"].values():
-            family.setdefault((line["row"], d["measure"], d.get("slice"), d.get("stage")), []).append(d)
+            family.setdefault(
+                (line["row"], d["measure"], d.get("slice"), d.get("stage")), []
+            ).append(d)
     asked_once = [None if unchanged(same[0]) else same[0]["p"] for same in family.values()]
     for alike, mark in zip(family.values(), holm(asked_once), strict=True):
         for d in alike:
@@ -344,7 +401,11 @@ def figures_of(cell: Cell) -> dict[str, Any]:
     measure) is none.
     """
     facts = cell.read("facts.json")
-    return {name: v for name, v in facts.items() if name != "seed" and isinstance(v, (int, float)) and np.isfinite(v)}
+    return {
+        name: v
+        for name, v in facts.items()
+        if name != "seed" and isinstance(v, (int, float)) and np.isfinite(v)
+    }
 
 
 def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -358,9 +419,15 @@ def stages_of(recipe: Recipe, rows: Sequence[str]) -> list[str]:
     """The stages that have columns of their own: all of all rows, but a last one that is the last
     of every row.
     """
-    funnels = [[stage.name for stage in recipe.row(name).funnel.stages] for name in rows if name not in recipe.faults]
+    funnels = [
+        [stage.name for stage in recipe.row(name).funnel.stages]
+        for name in rows
+        if name not in recipe.faults
+    ]
     last = {stages[-1] for stages in funnels}
-    return [name for name in dict.fromkeys(n for stages in funnels for n in stages) if {name} != last]
+    return [
+        name for name in dict.fromkeys(n for stages in funnels for n in stages) if {name} != last
+    ]
 
 
 def asked(runs: list[Run], measures: Sequence[str], stages: Sequence[str]) -> list[Line]:
@@ -371,7 +438,9 @@ def asked(runs: list[Run], measures: Sequence[str], stages: Sequence[str]) -> li
     return placed(rows, runs[0].stages[-1], stages)
 
 
-def against(a: list[Run], b: list[Run], measures: Sequence[str], stages: Sequence[str]) -> list[Line]:
+def against(
+    a: list[Run], b: list[Run], measures: Sequence[str], stages: Sequence[str]
+) -> list[Line]:
     whole, sliced = split(measures)
     rows = compare(a, b, whole, by_stage=bool(stages)) if whole else []
     rows += compare(a, b, sliced, by_stage=bool(stages), slice="target") if sliced else []
@@ -388,8 +457,13 @@ def placed(rows: Sequence[Line], end: str, stages: Sequence[str]) -> list[Line]:
 
 
 def column(row: Line) -> str:
-    name, part = f"{row['measure']} at {row['at']}" if "at" in row else str(row["measure"]), row["slice"]
-    return name if part in (None, "", "all") else f"{name}, {str(part).split('=')[-1].split(': ')[-1]}"
+    name, part = (
+        f"{row['measure']} at {row['at']}" if "at" in row else str(row["measure"]),
+        row["slice"],
+    )
+    return (
+        name if part in (None, "", "all") else f"{name}, {str(part).split('=')[-1].split(': ')[-1]}"
+    )
 
 
 def cost(runs: Sequence[Run]) -> dict[str, float]:
@@ -400,8 +474,18 @@ def cost(runs: Sequence[Run]) -> dict[str, float]:
     tell of that.
     """
     each = (1000 * pl.col("seconds") / pl.col("requests")).alias("ms")
-    by_seed = [run.read("timing", "stage", each).group_by("stage", maintain_order=True).agg(pl.col("ms").median()) for run in runs]
-    by = dict(pl.concat(by_seed).group_by("stage", maintain_order=True).agg(pl.col("ms").mean()).iter_rows())
+    by_seed = [
+        run.read("timing", "stage", each)
+        .group_by("stage", maintain_order=True)
+        .agg(pl.col("ms").median())
+        for run in runs
+    ]
+    by = dict(
+        pl.concat(by_seed)
+        .group_by("stage", maintain_order=True)
+        .agg(pl.col("ms").mean())
+        .iter_rows()
+    )
     return by | {"total": sum(by.values())}
 
 
@@ -411,8 +495,18 @@ def similarity(cell: Cell) -> pl.DataFrame:
 
 def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: list[Run]) -> Line:
     """A measure row of JS@50 over requests; with `others` the paired difference to them."""
-    users = runs[0].read("requests", "request_id", pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id")).alias("user_id"))
-    cluster = dict(zip(users["request_id"], users["user_id"].rank("dense").cast(pl.Int64).to_numpy() - 1, strict=True))
+    users = runs[0].read(
+        "requests",
+        "request_id",
+        pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id")).alias("user_id"),
+    )
+    cluster = dict(
+        zip(
+            users["request_id"],
+            users["user_id"].rank("dense").cast(pl.Int64).to_numpy() - 1,
+            strict=True,
+        )
+    )
     place = np.array([cluster[r] for r in values[0]["request_id"]], dtype=np.int64)
     a = [frame["js"].to_numpy() for frame in values]
     if others:
@@ -424,7 +518,14 @@ def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: li
     samples = sampled(estimates, len(set(cluster.values())) if known else 0, 1000, 0)
     found = Difference.over_seeds(value, by_seed, [samples[e] for e in estimates if samples], 0)
     low, high = found.interval
-    row: Line = {"measure": JS, "value": value if known else None, "low": low, "high": high, "n": estimates[0].n, "p": None}
+    row: Line = {
+        "measure": JS,
+        "value": value if known else None,
+        "low": low,
+        "high": high,
+        "n": estimates[0].n,
+        "p": None,
+    }
     return row | found.row("higher") | {"difference": row["value"]} if others else row
 
 
@@ -434,7 +535,11 @@ MS, DETECTABLE = "ms a request", "detectable"
 def effect(row: Line | None) -> str:
     """The smallest difference that would have been found with 80% power."""
     found = None if row is None else row.get("smallest_effect")
-    return "" if not row or found is None or not np.isfinite(found) or unchanged(row) else f"±{number(found)}"
+    return (
+        ""
+        if not row or found is None or not np.isfinite(found) or unchanged(row)
+        else f"±{number(found)}"
+    )
 
 
 def spent(cost: dict[str, float]) -> str:
@@ -453,7 +558,11 @@ def tables_of(against: str | None, lines: Sequence[Line]) -> list[Table]:
         found.append(_differences(against, columns, lines))
     names = [d for d in DIAGNOSTICS if any(d in line["diagnostics"] for line in lines)]
     if names:
-        rows = [[line["row"], *(_short(line["diagnostics"].get(d)) for d in names)] for line in lines if line["seeds"]]
+        rows = [
+            [line["row"], *(_short(line["diagnostics"].get(d)) for d in names)]
+            for line in lines
+            if line["seeds"]
+        ]
         found.append(Table(["row", *names], rows, title="diagnostics, means over seeds"))
     if failed := [[line["row"], line["failed"]] for line in lines if "failed" in line]:
         found.append(Table(["row", "why"], failed, title="failed", look="prose"))
@@ -468,14 +577,22 @@ def _values(columns: Sequence[str], lines: Sequence[Line]) -> Table:
             rows.append([line["row"], str(len(line["seeds"])), *cells, spent(line["cost"])])
     if rows:
         rows.append(["n", "", *_counts(columns, [line["values"] for line in lines]), ""])
-    return Table(["row", "seeds", *columns, MS], rows, title="values, 95% intervals over users and seeds")
+    return Table(
+        ["row", "seeds", *columns, MS], rows, title="values, 95% intervals over users and seeds"
+    )
 
 
 def _differences(against: str | None, columns: Sequence[str], lines: Sequence[Line]) -> Table:
     rows: list[list[str | TableCell]] = []
     for line in lines:
         if found := line["differences"]:
-            rows.append([line["row"], str(len(line["paired"])), *(valued(found.get(c), True) for c in columns)])
+            rows.append(
+                [
+                    line["row"],
+                    str(len(line["paired"])),
+                    *(valued(found.get(c), True) for c in columns),
+                ]
+            )
             rows.append([DETECTABLE, "", *(effect(found.get(c)) for c in columns)])
     rows.append(["n", "", *_counts(columns, [line["differences"] for line in lines])])
     title = f"differences to {against}, paired; * leaves out 0 with one sign in every seed, ** also after Holm"
@@ -505,7 +622,12 @@ def record(recipe: Recipe, log: Log, lines: Sequence[Line], options: RunOptions)
         f"`{options.command}`" if options.command else f"recipe {recipe.name}",
         f"log {log.name} ({log.checksum}), window {options.window}, n up to {max(n, default=0):,}, seeds {seeds}"
         + (f", {options.limit} requests" if options.limit else ""),
-        ", ".join(filter(None, [made, processor(), f"{os.cpu_count()} cores", f"commit {commit() or 'unknown'}"])),
+        ", ".join(
+            filter(
+                None,
+                [made, processor(), f"{os.cpu_count()} cores", f"commit {commit() or 'unknown'}"],
+            )
+        ),
         *(f"{line['row']}: {line['note']}" for line in lines if line["note"]),
         *(
             f"{line['row']}, {name}: {d['note'].removeprefix('n/a: ')}"
@@ -536,31 +658,59 @@ DEFINITIONS = {
 def definitions(lines: Sequence[Line]) -> list[str]:
     """What the columns mean, a line each; the slices of a measure share theirs."""
     names = dict.fromkeys(row["measure"] for line in lines for row in line["values"].values())
-    names |= dict.fromkeys(d for d in DEFINITIONS if any(d in line["diagnostics"] for line in lines))
+    names |= dict.fromkeys(
+        d for d in DEFINITIONS if any(d in line["diagnostics"] for line in lines)
+    )
     more = {}
     if any(line["cost"] for line in lines):
-        more[MS] = "time of each stage as if its funnel ran alone, median over chunks of requests, mean over seeds"
+        more[MS] = (
+            "time of each stage as if its funnel ran alone, median over chunks of requests, mean over seeds"
+        )
     if any(line["differences"] for line in lines):
-        more[DETECTABLE] = "the smallest difference that the comparison above it would have found with 80% power"
-    return [*(f"{name}: {DEFINITIONS.get(name) or define(name)}." for name in names), *(f"{k}: {v}." for k, v in more.items())]
+        more[DETECTABLE] = (
+            "the smallest difference that the comparison above it would have found with 80% power"
+        )
+    return [
+        *(f"{name}: {DEFINITIONS.get(name) or define(name)}." for name in names),
+        *(f"{k}: {v}." for k, v in more.items()),
+    ]
 
 
 def processor() -> str:
     try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        found = re.search(
+            r"model name\s*:\s*(.+)",
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"),
+        )
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], options: RunOptions) -> None:
+def write_table(
+    recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], options: RunOptions
+) -> None:
     """`table.json`, `.md`, `.csv`, `.tex` and `.html`, each whole or not at all."""
     lines = lines_of(recipe, todo)
     found, below = tables_of(recipe.against, lines), record(recipe, log, lines, options)
     parts = parts_of(recipe, todo)
-    if recipe.grid and not parts and (lost := [line["row"] for line in lines if line["row"] in recipe.grid.values() and "failed" in line]):
-        below.insert(1, f"no attribution: it needs every row of the grid, and {', '.join(lost)} failed")
-    if any(line["row"] == recipe.against and "failed" in line and not line["seeds"] for line in lines):
+    if (
+        recipe.grid
+        and not parts
+        and (
+            lost := [
+                line["row"]
+                for line in lines
+                if line["row"] in recipe.grid.values() and "failed" in line
+            ]
+        )
+    ):
+        below.insert(
+            1, f"no attribution: it needs every row of the grid, and {', '.join(lost)} failed"
+        )
+    if any(
+        line["row"] == recipe.against and "failed" in line and not line["seeds"] for line in lines
+    ):
         below.insert(1, f"no differences: they are to {recipe.against}, which failed")
     title = f"{recipe.name} on {log.name}"
     kept = {
@@ -574,11 +724,17 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], optio
         "table.tex": latex(title, found, below),
     }  # fmt: skip
     if parts:
-        texts["attribution.md"] = f"## Attribution, {title}\n\n{to_markdown(attribution_table(parts))}"
+        texts["attribution.md"] = (
+            f"## Attribution, {title}\n\n{to_markdown(attribution_table(parts))}"
+        )
     for name, text in texts.items():
         write_text(out / name, text)
     first = {cell.row: cell for cell in reversed(todo) if cell.done}
-    maps = {row: first[row].folder / "similarity" / "attention.safetensors" for row in recipe.rows if row in first}
+    maps = {
+        row: first[row].folder / "similarity" / "attention.safetensors"
+        for row in recipe.rows
+        if row in first
+    }
     found_maps = {row: load_file(path)["maps"] for row, path in maps.items() if path.exists()}
     if found_maps:
         write_curve(attention_figure(found_maps), out / "attention.html", f"Attention, {title}")
@@ -586,7 +742,9 @@ def write_table(recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], optio
     for name in () if parts else ("attribution.md", "attribution.html", "attribution.png"):
         remove(out / name)
     if parts:
-        write_curve(attribution_figure(parts), out / "attribution.html", f"What each stage adds, {title}")
+        write_curve(
+            attribution_figure(parts), out / "attribution.html", f"What each stage adds, {title}"
+        )
 
 
 def parts_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
@@ -594,7 +752,11 @@ def parts_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
     subset of the grid is not there.
     """
     done = {(cell.row, cell.seed): cell.folder / "run" for cell in todo if cell.done}
-    seeds = [s for s in dict.fromkeys(c.seed for c in todo) if all((row, s) in done for row in recipe.grid.values())]
+    seeds = [
+        s
+        for s in dict.fromkeys(c.seed for c in todo)
+        if all((row, s) in done for row in recipe.grid.values())
+    ]
     if not recipe.grid or not seeds:
         return []
     runs = {on: [Run.open(done[row, seed]) for seed in seeds] for on, row in recipe.grid.items()}
@@ -616,7 +778,22 @@ def comma(lines: Sequence[Line]) -> str:
     """One line a row and column, numbers in full."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    heads = ["row", "seeds", "column", "value", "low", "high", "difference", "d_low", "d_high", "better", "holm", "detectable", "n", "d_seeds"]
+    heads = [
+        "row",
+        "seeds",
+        "column",
+        "value",
+        "low",
+        "high",
+        "difference",
+        "d_low",
+        "d_high",
+        "better",
+        "holm",
+        "detectable",
+        "n",
+        "d_seeds",
+    ]
     writer.writerow(heads)
     for line in lines:
         for name, row in line["values"].items():
@@ -626,14 +803,23 @@ def comma(lines: Sequence[Line]) -> str:
                  other.get("low"), other.get("high"), other.get("better"), other.get("holm"),
                  other.get("smallest_effect"), row["n"], len(line["paired"]) if other else None]
             )  # fmt: skip
-        figures = {name: line["diagnostics"][name] for name in DIAGNOSTICS if name in line["diagnostics"]}
-        for name, value in (figures | {f"{MS}, {stage}": ms for stage, ms in line["cost"].items()}).items():
-            writer.writerow([line["row"], len(line["seeds"]), name, value, *[None] * (len(heads) - 4)])
+        figures = {
+            name: line["diagnostics"][name] for name in DIAGNOSTICS if name in line["diagnostics"]
+        }
+        for name, value in (
+            figures | {f"{MS}, {stage}": ms for stage, ms in line["cost"].items()}
+        ).items():
+            writer.writerow(
+                [line["row"], len(line["seeds"]), name, value, *[None] * (len(heads) - 4)]
+            )
     return file.getvalue()
 
 
 def page(
-    title: str, found: Sequence[Table], below: Sequence[str], differences: Mapping[str, Mapping[str, Line]]
+    title: str,
+    found: Sequence[Table],
+    below: Sequence[str],
+    differences: Mapping[str, Mapping[str, Line]],
 ) -> Page:
     """The same as a page, with `differences` (row -> column -> difference) drawn."""
     sections = []
@@ -642,12 +828,19 @@ def page(
             "Differences with their 95% intervals, a pane a column; the upright line is no difference. In colour: the interval leaves "
             "out 0 with one sign in every seed. Diamond: it still does when the whole table is to hold at once."
         )
-        sections.append(Section("drawn", "Drawn", "Differences drawn", [Text(words), Figure(forest(differences))]))
+        sections.append(
+            Section(
+                "drawn", "Drawn", "Differences drawn", [Text(words), Figure(forest(differences))]
+            )
+        )
     for i, table in enumerate(found):
         title_of = table.title[:1].upper() + table.title[1:]
         short = title_of.split(",")[0].split(" to ")[0]
         sections.append(Section(f"table{i}", short, title_of, [table]))
-    notes = [rich("<code>{}</code>", line.strip("`")) if line[:1] == line[-1:] == "`" else line for line in below]
+    notes = [
+        rich("<code>{}</code>", line.strip("`")) if line[:1] == line[-1:] == "`" else line
+        for line in below
+    ]
     sections.append(Section("record", "Record", "Where it comes from", [Points(notes, "notes")]))
     return Page(title, "karmafunnel table", [], sections)
 

@@ -30,12 +30,19 @@ def subject(fitted: FittedFunnel, own: Collection[str]) -> Embedding | None:
     differs by.
     """
     read = dict.fromkeys(name for stage in fitted.stages for name in stage.stage.embedders())
-    named = [name for name in read if name in own] or (list(read) if len(read) == 1 and not own else [])
+    named = [name for name in read if name in own] or (
+        list(read) if len(read) == 1 and not own else []
+    )
     return fitted.context.embeddings[named[0]] if named else None
 
 
 def examine(
-    embedding: Embedding | None, fitted: FittedFunnel, log: Log, run: Run, window: str, known: dict[Any, Any]
+    embedding: Embedding | None,
+    fitted: FittedFunnel,
+    log: Log,
+    run: Run,
+    window: str,
+    known: dict[Any, Any],
 ) -> tuple[dict[str, Any], pl.DataFrame, np.ndarray | None]:
     """Figures, JS@50 of each request, and the attention map where there is one; what rows of one
     seed share is worked out once (`known`).
@@ -51,7 +58,9 @@ def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, 
     slates = run.read("slates").filter((pl.col("stage") == run.stages[0]) & (pl.col("rank") <= TOP))
     index = {item: i for i, item in enumerate(log.item_ids.tolist())}
     row_of = {request: i for i, request in enumerate(log.request_ids.tolist())}
-    ledger = run.read("ledger", "request_id", "item_id", "target").unique("request_id", keep="first", maintain_order=True)
+    ledger = run.read("ledger", "request_id", "item_id", "target").unique(
+        "request_id", keep="first", maintain_order=True
+    )
     requests = np.array([row_of[r] for r in ledger["request_id"]], dtype=np.int64)
     target = np.array([index[i] for i in ledger["item_id"]], dtype=np.int64)
     place = {r: i for i, r in enumerate(ledger["request_id"].to_list())}
@@ -72,7 +81,11 @@ def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, 
     in_w1 = (log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
     counts = np.bincount(events["item"].to_numpy()[in_w1], minlength=log.n_items)
     rank = diagnose.popularity_rank(counts)
-    facts: dict[str, Any] = {"popularity of top 50": float(rank[slate[slate >= 0]].mean()) if (slate >= 0).any() else None}
+    facts: dict[str, Any] = {
+        "popularity of top 50": float(rank[slate[slate >= 0]].mean())
+        if (slate >= 0).any()
+        else None
+    }
     if embedding is not None:
         cold = (ledger["target"] == "cold").to_numpy()
         facts |= vectors(embedding, log, run.label, requests, target, cold, words)
@@ -81,12 +94,21 @@ def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, 
 
 
 def vectors(
-    embedding: Embedding, log: Log, label: str, requests: np.ndarray, target: np.ndarray, is_cold: np.ndarray, words: Any
+    embedding: Embedding,
+    log: Log,
+    label: str,
+    requests: np.ndarray,
+    target: np.ndarray,
+    is_cold: np.ndarray,
+    words: Any,
 ) -> dict[str, Any]:
     """Cost and diagnostics of one embedder over requests with their first truth item; `is_cold`
     (n,) as the ledger has it.
     """
-    facts: dict[str, Any] = {"training seconds": embedding.facts.get("seconds"), "fit": embedding.facts}
+    facts: dict[str, Any] = {
+        "training seconds": embedding.facts.get("seconds"),
+        "fit": embedding.facts,
+    }
     timed = requests[:TIMED]
     seconds = []
     for _ in range(3):
@@ -96,19 +118,31 @@ def vectors(
     facts["embedding µs a request"] = 1e6 * min(seconds) / max(len(timed), 1)
     z, e = embedding.interests(requests), embedding.items()
     cold = np.flatnonzero(is_cold)
-    facts["median rank of cold targets"] = median_rank(z[cold], e, log, requests[cold], target[cold])
+    facts["median rank of cold targets"] = median_rank(
+        z[cold], e, log, requests[cold], target[cold]
+    )
     # of W2a: what the embedder was fitted on would flatter one that learnt it by heart
     truth = log.truth(label)
     of_w2a = (log.requests["window"] == "W2a").to_numpy()[truth["request"].to_numpy()]
-    pairs = truth.filter(pl.Series(of_w2a, dtype=pl.Boolean)).unique("request", keep="first", maintain_order=True)
-    pairs = pairs.gather(np.linspace(0, pairs.height - 1, min(PROBE, pairs.height)).astype(np.int64)) if pairs.height else pairs
+    pairs = truth.filter(pl.Series(of_w2a, dtype=pl.Boolean)).unique(
+        "request", keep="first", maintain_order=True
+    )
+    pairs = (
+        pairs.gather(np.linspace(0, pairs.height - 1, min(PROBE, pairs.height)).astype(np.int64))
+        if pairs.height
+        else pairs
+    )
     if pairs.height and len(requests):
         z_probe = embedding.interests(pairs["request"].to_numpy())
-        facts["readable, nats"] = diagnose.readable(words, z_probe, pairs["item"].to_numpy(), z, target)
+        facts["readable, nats"] = diagnose.readable(
+            words, z_probe, pairs["item"].to_numpy(), z, target
+        )
     return facts | embedding.diagnose(requests)
 
 
-def median_rank(z: np.ndarray, e: np.ndarray, log: Log, requests: np.ndarray, target: np.ndarray) -> float | None:
+def median_rank(
+    z: np.ndarray, e: np.ndarray, log: Log, requests: np.ndarray, target: np.ndarray
+) -> float | None:
     """Median rank of targets among the eligible items by inner product, ties one half."""
     ranks = []
     for vector, item, pool in zip(z, target, log.asof.eligible(requests), strict=True):

@@ -31,10 +31,16 @@ def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
     raises KarmafunnelError for another file.
     """
     try:
-        table = pl.read_csv(path, schema_overrides=dict.fromkeys(FIGURES, pl.Float64) | {"better": pl.String, "holm": pl.String})
+        table = pl.read_csv(
+            path,
+            schema_overrides=dict.fromkeys(FIGURES, pl.Float64)
+            | {"better": pl.String, "holm": pl.String},
+        )
         found = {
             (line["row"], line["column"]): line
-            for line in table.select("row", "column", "seeds", *FIGURES, "better", "holm").to_dicts()
+            for line in table.select(
+                "row", "column", "seeds", *FIGURES, "better", "holm"
+            ).to_dicts()
         }
         return table["row"][0], found
     except (OSError, IndexError, pl.exceptions.PolarsError) as error:
@@ -51,12 +57,23 @@ def points(line: Row | None, signed: bool) -> str | Cell:
     """
     if line is None:
         return "n/a"
-    value, _, _, difference, low, high = (None if line[x] is None else 100 * line[x] for x in FIGURES)
-    row = {"value": value, "difference": difference, "low": low, "high": high, "better": line["better"], "holm": line["holm"] == "True"}
+    value, _, _, difference, low, high = (
+        None if line[x] is None else 100 * line[x] for x in FIGURES
+    )
+    row = {
+        "value": value,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "better": line["better"],
+        "holm": line["holm"] == "True",
+    }
     return valued(row, signed, decimals=1)
 
 
-def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequence[str] = COLUMNS) -> str:
+def grid(
+    tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequence[str] = COLUMNS
+) -> str:
     """Markdown: of each table the line that others are held against, then a line a name and place;
     points, and ms a request.
 
@@ -67,15 +84,28 @@ def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequ
     for title, path in tables:
         against, found = cells(path)
         places = [(against, against, False)]
-        places += [(f"{name} at {place}", f"{name} at {place}", True) for name in names for place in PLACES]
+        places += [
+            (f"{name} at {place}", f"{name} at {place}", True) for name in names for place in PLACES
+        ]
         for row, label, signed in places:
             if (row, columns[0]) not in found and (row, COST) not in found:
                 continue
             used |= {name for name in names if row.startswith(f"{name} at ")}
             some = [found.get((row, column)) for column in columns]
-            cost, seeds = found.get((row, COST)), next(line["seeds"] for (name, _), line in found.items() if name == row)
+            cost, seeds = (
+                found.get((row, COST)),
+                next(line["seeds"] for (name, _), line in found.items() if name == row),
+            )
             ms = "n/a" if cost is None else number(cost["value"], decimals=1)
-            lines.append([title if row == against else "", label, str(seeds), *(points(line, signed) for line in some), ms])
+            lines.append(
+                [
+                    title if row == against else "",
+                    label,
+                    str(seeds),
+                    *(points(line, signed) for line in some),
+                    ms,
+                ]
+            )
     if missing := [name for name in names if name not in used]:
         raise KarmafunnelError(
             f"grid: no row {missing[0]!r} at {' or '.join(PLACES)} in {', '.join(str(path) for _, path in tables)}"
@@ -85,8 +115,22 @@ def grid(tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequ
 
 @click.command()
 @click.argument("tables", nargs=-1, required=True, metavar="TITLE=TABLE.csv...")
-@click.option("--name", "names", multiple=True, default=("KARMA",), show_default=True, help="Embeddings, as rows call them.")
-@click.option("--column", "columns", multiple=True, default=COLUMNS, show_default=True, help="Columns of the tables, shares all.")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    default=("KARMA",),
+    show_default=True,
+    help="Embeddings, as rows call them.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    default=COLUMNS,
+    show_default=True,
+    help="Columns of the tables, shares all.",
+)
 def main(tables: tuple[str, ...], names: tuple[str, ...], columns: tuple[str, ...]) -> None:
     """Print what embeddings gain at each stage, from finished tables: points over the row that each
     table is held against.

@@ -52,7 +52,9 @@ def folder_name(path: str) -> str:
     name = path.replace("=", "-").replace(",", "+")
     if re.fullmatch(r"[A-Za-z0-9_.@]+=[A-Za-z0-9_.@]+(,[A-Za-z0-9_.@]+=[A-Za-z0-9_.@]+)*", path):
         return name
-    return f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', name)}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    return (
+        f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', name)}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    )
 
 
 # -- what stands in a stage's place ----------------------------------------------------------------
@@ -94,10 +96,14 @@ class Fallback(Retriever):
 
     def __init__(self, fitted: Retriever, full: Retriever):
         if isinstance(full, FittedJoin) and not isinstance(fitted, FittedJoin):
-            stage = Join((fitted.stage,), k=fitted.stage.k, rrf=full.stage.rrf, name=full.stage.name)
+            stage = Join(
+                (fitted.stage,), k=fitted.stage.k, rrf=full.stage.rrf, name=full.stage.name
+            )
             fitted = FittedJoin(stage, fitted.context, [fitted])
         self.fitted, self.stage, self.context = fitted, fitted.stage, fitted.context
-        self.beyond = 0 if len(full.channels) == len(fitted.channels) == 1 else max(BITS, len(full.channels))
+        self.beyond = (
+            0 if len(full.channels) == len(fitted.channels) == 1 else max(BITS, len(full.channels))
+        )
         self.channels = (*[""] * self.beyond, *fitted.channels)
 
     def retrieve(self, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -117,7 +123,9 @@ class Fallback(Retriever):
 # -- a funnel along a path -------------------------------------------------------------------------
 
 
-def fit_fallbacks(recipe: Recipe, fitted: FittedFunnel, cache: Kept | Path | None = None) -> dict[str, Retriever]:
+def fit_fallbacks(
+    recipe: Recipe, fitted: FittedFunnel, cache: Kept | Path | None = None
+) -> dict[str, Retriever]:
     """The recipe's fallbacks of recall by name, fitted beside the funnel.
 
     A recipe that has no "popular" gets `Popular` with the k of its recall. Raises KarmafunnelError
@@ -137,7 +145,10 @@ def fit_fallbacks(recipe: Recipe, fitted: FittedFunnel, cache: Kept | Path | Non
 
 
 def along(
-    fitted: FittedFunnel, path: str, fallbacks: Mapping[str, Retriever] | None = None, stale_minutes: float | Mapping[str, float] | None = None
+    fitted: FittedFunnel,
+    path: str,
+    fallbacks: Mapping[str, Retriever] | None = None,
+    stale_minutes: float | Mapping[str, float] | None = None,
 ) -> FittedFunnel:
     """A fitted funnel along a path; what the path leaves as it is has the keys of the full funnel,
     so that it is run once for both.
@@ -159,23 +170,39 @@ def along(
         if mode := modes.get(name):
             swapped[name] = _vectors(who, name, mode, fitted, names[0] in modes, stale_minutes)
     if swapped:
-        context = replace(context, embeddings=context.embeddings | {name: view for name, (_, view) in swapped.items()})
+        context = replace(
+            context,
+            embeddings=context.embeddings | {name: view for name, (_, view) in swapped.items()},
+        )
     stages: list[FittedStage] = []
     keys, changes = [], list[str]()
     for i, ready in enumerate(fitted.stages):
         mode = modes.get(ready.stage.name, "")
         made = _in_mode(who, ready, mode, fallbacks or {})
-        read = [f"{name}={text}" for name, (text, _) in swapped.items() if name in made.stage.embedders()]
+        read = [
+            f"{name}={text}"
+            for name, (text, _) in swapped.items()
+            if name in made.stage.embedders()
+        ]
         changes += [change for change in read if change not in changes]
         changes += [f"{ready.stage.name}={mode}: {made.stage!r}"] if mode else []
         stages.append(made)
         if fitted.keys:
-            keys.append(content_key(code_digest(__name__), fitted.keys[i], changes) if changes else fitted.keys[i])
+            keys.append(
+                content_key(code_digest(__name__), fitted.keys[i], changes)
+                if changes
+                else fitted.keys[i]
+            )
     return FittedFunnel(context, tuple(stages), tuple(keys))
 
 
 def _vectors(
-    who: str, name: str, mode: str, fitted: FittedFunnel, fallen_back: bool, stale_minutes: float | Mapping[str, float] | None
+    who: str,
+    name: str,
+    mode: str,
+    fitted: FittedFunnel,
+    fallen_back: bool,
+    stale_minutes: float | Mapping[str, float] | None,
 ) -> tuple[str, Embedding]:
     """What an embedder's mode is in full, and the embedding in its place."""
     context, recall = fitted.context, fitted.stages[0].stage
@@ -194,7 +221,9 @@ def _vectors(
         # one view for all paths: what they share is made once
         return mode, context.once((embedding, mode), lambda: UnavailableEmbedding(embedding))
     if kind != STALE:
-        raise KarmafunnelError(f"{who}: {name} is an embedder and has the modes 'stale', 'stale@MINUTES' and 'skip', found {mode!r}")
+        raise KarmafunnelError(
+            f"{who}: {name} is an embedder and has the modes 'stale', 'stale@MINUTES' and 'skip', found {mode!r}"
+        )
     minutes = stale_minutes.get(name) if isinstance(stale_minutes, Mapping) else stale_minutes
     try:
         minutes = float(said) if said or kind != mode else minutes
@@ -208,10 +237,14 @@ def _vectors(
             found=repr(mode),
         )
     text = f"{STALE}@{minutes:g}"
-    return text, context.once((embedding, text), lambda: NearLine(embedding, minutes, f"{who}: {name}"))
+    return text, context.once(
+        (embedding, text), lambda: NearLine(embedding, minutes, f"{who}: {name}")
+    )
 
 
-def _in_mode(who: str, ready: FittedStage, mode: str, fallbacks: Mapping[str, Retriever]) -> FittedStage:
+def _in_mode(
+    who: str, ready: FittedStage, mode: str, fallbacks: Mapping[str, Retriever]
+) -> FittedStage:
     stage = ready.stage
     if not mode:
         return ready
@@ -237,7 +270,9 @@ def _in_mode(who: str, ready: FittedStage, mode: str, fallbacks: Mapping[str, Re
             f"it has smaller cutoffs and the fallbacks {sorted(fallbacks)}, found {mode!r}"
         )
     if mode != SKIP:
-        raise KarmafunnelError(f"{who}: {stage.name} has the mode 'skip' and smaller cutoffs, found {mode!r}")
+        raise KarmafunnelError(
+            f"{who}: {stage.name} has the mode 'skip' and smaller cutoffs, found {mode!r}"
+        )
     return FittedSkipped(Skipped(stage.k, stage.name), ready.context)
 
 
@@ -265,7 +300,10 @@ def replay_paths(
         order = [*(name for name in fitted.context.embeddings if name not in stages), *stages]
         asked = {path: modes_of(path) for path in paths if path not in (FULL, NOTHING)}
         # a path with a stray stage stays as it is typed: `along` says what is wrong with it
-        told = {path if set(modes) - set(order) else path_of(modes, order): modes for path, modes in asked.items()}
+        told = {
+            path if set(modes) - set(order) else path_of(modes, order): modes
+            for path, modes in asked.items()
+        }
         falls_back = any(not modes.get(stages[0], "1").isdecimal() for modes in told.values())
         fallbacks = fit_fallbacks(recipe, fitted, options.cache) if falls_back else {}
         at = Path(os.path.realpath(out))
@@ -277,9 +315,17 @@ def replay_paths(
                 other.run(requests[:1])
             except KarmafunnelError as error:
                 raise KarmafunnelError(f"path {path!r}: {error}") from error
-            stale = {name: view.minutes for name, view in other.context.embeddings.items() if isinstance(view, NearLine)}
+            stale = {
+                name: view.minutes
+                for name, view in other.context.embeddings.items()
+                if isinstance(view, NearLine)
+            }
             says = {"path": path} | ({"stale_minutes": stale} if stale else {})
-            variants.append(Variant(replace(recipe, funnel=other.funnel), other, waiting / folder_name(path), says))
+            variants.append(
+                Variant(
+                    replace(recipe, funnel=other.funnel), other, waiting / folder_name(path), says
+                )
+            )
             folders[path] = out / "paths" / folder_name(path)
         if console:
             what = f"{len(requests)} requests of {options.window} along {len(variants)} paths"
@@ -289,7 +335,9 @@ def replay_paths(
             raise errors[out]
         for variant in variants[1:]:
             if variant.out in errors:
-                raise KarmafunnelError(f"path {variant.says['path']!r}: {errors[variant.out]}") from errors[variant.out]
+                raise KarmafunnelError(
+                    f"path {variant.says['path']!r}: {errors[variant.out]}"
+                ) from errors[variant.out]
         kept = {variant.out.name for variant in variants[1:]}
         for stray in waiting.iterdir() if waiting.is_dir() else ():
             if stray.name not in kept:  # of an older call that was never finished
@@ -303,7 +351,9 @@ def runs_of(run: Path | str) -> dict[str, Run]:
     """The Runs that `replay_paths` wrote, by path: "full" is the folder itself."""
     full = Run.open(run)
     found = {FULL: full}
-    for folder in sorted((full.path / "paths").glob("*/")) if (full.path / "paths").is_dir() else ():
+    for folder in (
+        sorted((full.path / "paths").glob("*/")) if (full.path / "paths").is_dir() else ()
+    ):
         one = Run.open(folder)
         if "path" not in one.meta:
             raise KarmafunnelError(

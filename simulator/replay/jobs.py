@@ -27,7 +27,11 @@ from .workers import WorkerDied, Workers, spread
 
 
 def make_shard(
-    ledgers: Mapping[Path, RunWriter], requests: np.ndarray, chunk: int, number: int, failed: Collection[Path] = ()
+    ledgers: Mapping[Path, RunWriter],
+    requests: np.ndarray,
+    chunk: int,
+    number: int,
+    failed: Collection[Path] = (),
 ) -> dict[Path, Exception]:
     """Write one shard of every Run that lacks it and has not `failed`; returns what went wrong, by
     folder.
@@ -54,7 +58,9 @@ def make_shard(
     return errors
 
 
-def by_workers(job: Job, left: Sequence[int], workers: Workers, gpus: int) -> Generator[tuple[int, dict[Path, Exception]], None, None]:
+def by_workers(
+    job: Job, left: Sequence[int], workers: Workers, gpus: int
+) -> Generator[tuple[int, dict[Path, Exception]], None, None]:
     """The shards of a job; where a variant kills its processes again and again, of each variant
     alone, to find out which.
     """
@@ -97,23 +103,41 @@ def check_workers(workers: Workers, recipe: Recipe, log: Log, cache: Path | None
     """Raises KarmafunnelError for what workers could not read (a log or a recipe in memory, no
     cache) and a cluster that is not there.
     """
-    for found, what in ((log.path, "a log on disk"), (cache, "a cache folder"), (recipe.path, "a recipe file")):
+    for found, what in (
+        (log.path, "a log on disk"),
+        (cache, "a cache folder"),
+        (recipe.path, "a recipe file"),
+    ):
         if found is None:
             raise KarmafunnelError(f"replay: workers need {what}, found none")
     workers.check()
 
 
-def job_of(variants: Sequence[Variant], folders: Sequence[Path], log: Log, options: RunOptions) -> Job:
+def job_of(
+    variants: Sequence[Variant], folders: Sequence[Path], log: Log, options: RunOptions
+) -> Job:
     assert log.path and options.folder
     rows, fitted = [], set()
     for variant, folder in zip(variants, folders, strict=True):
         recipe, context = variant.recipe, variant.fitted.context
         rows.append((recipe.of, variant.fitted.keys, str(folder.resolve())))
-        fitted |= {f"{s.stage.name}-{key}" for s, key in zip(variant.fitted.stages, variant.fitted.keys, strict=True)}
+        fitted |= {
+            f"{s.stage.name}-{key}"
+            for s, key in zip(variant.fitted.stages, variant.fitted.keys, strict=True)
+        }
         fitted |= {embedder_folder(value, context) for value in recipe.read.values()}
     first, cache = variants[0].recipe, str(options.folder.resolve())
     mine = replace(options, cache=None, workers=None, console=None)
-    return Job(str(first.path), first.text, tuple(rows), str(log.path.resolve()), log.checksum, cache, tuple(sorted(fitted)), mine)
+    return Job(
+        str(first.path),
+        first.text,
+        tuple(rows),
+        str(log.path.resolve()),
+        log.checksum,
+        cache,
+        tuple(sorted(fitted)),
+        mine,
+    )
 
 
 @lru_cache(maxsize=1)
@@ -122,12 +146,21 @@ def opened(job: Job) -> tuple[np.ndarray, dict[Path, RunWriter]]:
     path that a worker cannot see.
     """
     here = f"worker on {platform.node()}: "
-    for path in (job.log, job.cache, *(folder for _, _, folder in job.rows), *(f"{job.cache}/{name}" for name in job.fitted)):
+    for path in (
+        job.log,
+        job.cache,
+        *(folder for _, _, folder in job.rows),
+        *(f"{job.cache}/{name}" for name in job.fitted),
+    ):
         if not Path(path).is_dir():
-            raise KarmafunnelError(f"{here}needs the folder {path}, found none; all workers need to share the disk of their parent")
+            raise KarmafunnelError(
+                f"{here}needs the folder {path}, found none; all workers need to share the disk of their parent"
+            )
     log = Log.open(job.log)
     if log.checksum != job.checksum:
-        raise KarmafunnelError(f"{here}needs the log {job.checksum} in {job.log}, found {log.checksum}")
+        raise KarmafunnelError(
+            f"{here}needs the log {job.checksum} in {job.log}, found {log.checksum}"
+        )
     recipe = run_recipe(Path(job.path), job.text, log)
     ledgers: dict[Path, RunWriter] = {}
     options = replace(job.options, cache=Kept(Path(job.cache)))
@@ -135,7 +168,9 @@ def opened(job: Job) -> tuple[np.ndarray, dict[Path, RunWriter]]:
         row = recipe if name is None else recipe.row(name)
         fitted = prepare(row, log, options)
         if fitted.keys != keys:
-            raise KarmafunnelError(f"{here}needs the code, libraries and recipe of its parent, found others: {row.funnel!r} has another key")
+            raise KarmafunnelError(
+                f"{here}needs the code, libraries and recipe of its parent, found others: {row.funnel!r} has another key"
+            )
         ledgers[Path(folder)] = RunWriter(fitted, options.window)
     return requests_of(log, options.window, options.limit), ledgers
 

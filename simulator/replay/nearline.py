@@ -28,7 +28,11 @@ def at_times(log: Log, t: np.ndarray) -> Log:
     """
     _ = log.user, log.session, log.rows, log.events, log.checksum  # those of the log itself
     view = copy.copy(log)
-    asks = [pl.lit(None, dtype=log.requests.schema[c]).alias(c) for c in ("query", "filters", "context") if c in log.requests.columns]
+    asks = [
+        pl.lit(None, dtype=log.requests.schema[c]).alias(c)
+        for c in ("query", "filters", "context")
+        if c in log.requests.columns
+    ]
     vars(view).update(requests=log.requests.with_columns(asks), t=t)
     vars(view)["asof"] = AsOf(view, log.asof.past)
     return view
@@ -43,7 +47,9 @@ def refreshed(log: Log, minutes: float, who: str) -> np.ndarray:
     """
     check_bound(who, "stale_minutes", stale_minutes=minutes)
     if log.meta["time"] != "clock":
-        raise KarmafunnelError(f"{who}: needs a log with clock times to count minutes, the time of log {log.name} is an order")
+        raise KarmafunnelError(
+            f"{who}: needs a log with clock times to count minutes, the time of log {log.name} is an order"
+        )
     return log.t - log.t % max(round(minutes * MINUTE), 1)
 
 

@@ -35,7 +35,15 @@ def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedF
         check_device(options.device)
     kept, console = Kept.of(options.cache), options.console
     with console.status("fitting") if console else nullcontext() as status:
-        context = Context(log, {}, recipe.label, options.seed, options.device, outside=recipe.outside, indexes=kept.indexes)
+        context = Context(
+            log,
+            {},
+            recipe.label,
+            options.seed,
+            options.device,
+            outside=recipe.outside,
+            indexes=kept.indexes,
+        )
         if console and status:
             say = partial(console.print, style="dim", soft_wrap=True)
             context = replace(context, progress=say, detail=status.update)

@@ -24,22 +24,37 @@ def commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    answer = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, encoding="utf-8")
+    answer = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+        capture_output=True,
+        encoding="utf-8",
+    )
     return answer.stdout.strip() or None
 
 
 @once_a_process
 def versions() -> dict[str, str]:
     packages = ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
-    return {"karmafunnel": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}}
+    return {
+        "karmafunnel": __version__,
+        "python": platform.python_version(),
+        **{p: version(p) for p in packages},
+    }
 
 
-def describe_run(recipe: Recipe, fitted: FittedFunnel, log: Log, options: RunOptions) -> dict[str, Any]:
+def describe_run(
+    recipe: Recipe, fitted: FittedFunnel, log: Log, options: RunOptions
+) -> dict[str, Any]:
     """`run.json`: everything needed to make the same Run again."""
     stages = []
     for ready in fitted.stages:
         stages.append(
-            {"name": ready.stage.name, "kind": type(ready.stage).__name__, "k": ready.stage.k, "text": repr(ready.stage)}
+            {
+                "name": ready.stage.name,
+                "kind": type(ready.stage).__name__,
+                "k": ready.stage.k,
+                "text": repr(ready.stage),
+            }
         )
         if isinstance(ready, Retriever):
             stages[-1]["channels"] = list(ready.channels)

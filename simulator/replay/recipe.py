@@ -26,7 +26,18 @@ from ...models.embedders import Embedder
 from ...stages.stage import Funnel, Stage
 from .paths import FULL, NOTHING, SKIP, STALE
 
-EXPORTS = ("funnel", "embedders", "label", "rows", "against", "measures", "seeds", "by_stage", "grid", "fallbacks")
+EXPORTS = (
+    "funnel",
+    "embedders",
+    "label",
+    "rows",
+    "against",
+    "measures",
+    "seeds",
+    "by_stage",
+    "grid",
+    "fallbacks",
+)
 SEEDS = (0, 1, 2)
 LABELS = ("click", "purchase")
 
@@ -76,7 +87,11 @@ class Recipe:
         not stand for.
         """
         try:
-            return self.text if any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(self.text))) else ""
+            return (
+                self.text
+                if any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(self.text)))
+                else ""
+            )
         except SyntaxError:
             return self.text
 
@@ -91,11 +106,16 @@ class Recipe:
         that it lacks or that cannot be.
         """
         if name not in self.rows:
-            raise KarmafunnelError(f"recipe {self.name}: no row {name!r}; there are {list(self.rows)}")
+            raise KarmafunnelError(
+                f"recipe {self.name}: no row {name!r}; there are {list(self.rows)}"
+            )
         if name in self.faults:
             raise KarmafunnelError(self.faults[name])
         row = as_row(self.rows[name])
-        funnel, embedders = as_funnel(row.funnel or self.funnel), self.embedders | dict(row.embedders)
+        funnel, embedders = (
+            as_funnel(row.funnel or self.funnel),
+            self.embedders | dict(row.embedders),
+        )
         return replace(self, funnel=funnel, embedders=embedders, rows={}, against=None, of=name)
 
     def held_against(self, name: str) -> Recipe:
@@ -123,7 +143,9 @@ def find(recipe: str) -> Path:
         if path.is_file():
             return path
     recipes, studies = (sorted(p.stem for p in place.glob("[!_]*.py")) for place in places)
-    raise KarmafunnelError(f"recipe: no file {recipe!r}; shipped are {recipes} and, for tables, {studies}")
+    raise KarmafunnelError(
+        f"recipe: no file {recipe!r}; shipped are {recipes} and, for tables, {studies}"
+    )
 
 
 def load_recipe(recipe: str, log: Log) -> Recipe:
@@ -154,11 +176,17 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
                 values["funnel"] = getattr(values["rows"].get(values["against"]), "funnel", None)
         values["funnel"] = as_funnel(values["funnel"])
     except KarmafunnelError as error:
-        raise error if str(error).startswith("recipe ") else KarmafunnelError(f"recipe {path}: {error}") from error
+        raise (
+            error
+            if str(error).startswith("recipe ")
+            else KarmafunnelError(f"recipe {path}: {error}")
+        ) from error
     except KeyboardInterrupt:
         raise
     except SystemExit as error:
-        raise KarmafunnelError(f"recipe {path}: exits with {error.code!r}; needs to define things and end") from error
+        raise KarmafunnelError(
+            f"recipe {path}: exits with {error.code!r}; needs to define things and end"
+        ) from error
     except BaseException as error:  # whatever it is, it is the recipe's
         raise KarmafunnelError(f"recipe {path}: fails with {line_of(error)}") from error
     if values["funnel"] is None:
@@ -186,7 +214,9 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
         )
     _check_embedders(f"recipe {path}: ", embedders)
     fallbacks = {} if values["fallbacks"] is None else values["fallbacks"]
-    if not isinstance(fallbacks, Mapping) or not all(isinstance(n, str) and isinstance(s, Stage) for n, s in fallbacks.items()):
+    if not isinstance(fallbacks, Mapping) or not all(
+        isinstance(n, str) and isinstance(s, Stage) for n, s in fallbacks.items()
+    ):
         raise KarmafunnelError(
             f"recipe {path}",
             what="fallbacks",
@@ -195,13 +225,23 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
         )
     for name in fallbacks:
         check_name(f"recipe {path}", "the name of a fallback", name, (FULL, NOTHING, SKIP, STALE))
-    made = Recipe(path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path)
+    made = Recipe(
+        path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path
+    )
     if values["rows"] is not None:
         made = replace(made, **_table(path, made, values))
         made.row(str(made.against))  # the others are held against it
-        made = replace(made, embedders=dict(as_row(made.rows[str(made.against)]).embedders) | made.embedders)
-        more = {name: _fault(f"recipe {path}: row {name!r}", partial(_lacking, made, name)) for name in made.rows if name not in made.faults}
-        made = replace(made, faults={**made.faults, **{name: fault for name, fault in more.items() if fault}})
+        made = replace(
+            made, embedders=dict(as_row(made.rows[str(made.against)]).embedders) | made.embedders
+        )
+        more = {
+            name: _fault(f"recipe {path}: row {name!r}", partial(_lacking, made, name))
+            for name in made.rows
+            if name not in made.faults
+        }
+        made = replace(
+            made, faults={**made.faults, **{name: fault for name, fault in more.items() if fault}}
+        )
         made.row(str(made.against))
     if fault := _fault(f"recipe {path}", partial(_lacking, made)):
         raise KarmafunnelError(fault)
@@ -213,7 +253,9 @@ def _lacking(recipe: Recipe, row: str | None = None) -> None:
     found = recipe if row is None else recipe.row(row)
     for stage in found.funnel.stages:
         if missing := [name for name in stage.embedders() if name not in found.embedders]:
-            raise KarmafunnelError(f"stage {stage.name} needs embedders {missing}, the recipe has {sorted(found.embedders)}")
+            raise KarmafunnelError(
+                f"stage {stage.name} needs embedders {missing}, the recipe has {sorted(found.embedders)}"
+            )
 
 
 def _fault(who: str, check: Callable[[], None]) -> str:
@@ -231,7 +273,10 @@ def _fault(who: str, check: Callable[[], None]) -> str:
 
 def _of_log(value: Any, log: Log) -> Any:
     """An export as it is, or what it says of this log where it is a function."""
-    is_value = isinstance(value, (Stage, Funnel, Embedder, Row, str, Mapping, list, tuple)) or value is None
+    is_value = (
+        isinstance(value, (Stage, Funnel, Embedder, Row, str, Mapping, list, tuple))
+        or value is None
+    )
     return value if is_value or not callable(value) else value(log)
 
 
@@ -240,8 +285,14 @@ def _row_of_log(row: Any, log: Log) -> Any:
     try:
         row = _of_log(row, log)
         if isinstance(row, Row) and isinstance(row.embedders, Mapping):
-            return replace(row, embedders={name: _of_log(value, log) for name, value in row.embedders.items()})
-        return {name: _of_log(value, log) for name, value in row.items()} if isinstance(row, Mapping) else row
+            return replace(
+                row, embedders={name: _of_log(value, log) for name, value in row.embedders.items()}
+            )
+        return (
+            {name: _of_log(value, log) for name, value in row.items()}
+            if isinstance(row, Mapping)
+            else row
+        )
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # one row must not sink a table
@@ -252,12 +303,16 @@ def _check_embedders(who: str, embedders: Mapping[str, Any]) -> None:
     for name, value in embedders.items():
         check_name(who.removesuffix(": ") or "row", "the name of an embedder", name)
         if not isinstance(value, Embedder):
-            raise KarmafunnelError(f"{who}embedder {name!r} needs an Embedder such as SASRec(), found {quoted(value)}")
+            raise KarmafunnelError(
+                f"{who}embedder {name!r} needs an Embedder such as SASRec(), found {quoted(value)}"
+            )
 
 
 def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Recipe that make it a table, checked."""
-    rows, against, measures, seeds, by_stage = (values[name] for name in ("rows", "against", "measures", "seeds", "by_stage"))
+    rows, against, measures, seeds, by_stage = (
+        values[name] for name in ("rows", "against", "measures", "seeds", "by_stage")
+    )
     if not isinstance(rows, Mapping) or not rows:
         raise KarmafunnelError(
             f"recipe {path}",
@@ -267,7 +322,10 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
         )
     for name in rows:
         check_title(f"recipe {path}", "the name of a row", name)
-    found = {name: _fault(f"recipe {path}: row {name!r}", partial(_check_row, recipe, given)) for name, given in rows.items()}
+    found = {
+        name: _fault(f"recipe {path}: row {name!r}", partial(_check_row, recipe, given))
+        for name, given in rows.items()
+    }
     faults = {name: fault for name, fault in found.items() if fault}
     if against not in rows:
         raise KarmafunnelError(
@@ -276,7 +334,9 @@ def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, A
             needs=f"the name of a row, one of {list(rows)}",
             found=quoted(against),
         )
-    if measures is not None and (not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)):
+    if measures is not None and (
+        not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)
+    ):
         raise KarmafunnelError(
             f"recipe {path}",
             what="measures",
@@ -307,30 +367,46 @@ def _check_row(recipe: Recipe, given: Any) -> None:
         raise given
     row = as_row(given)
     if not isinstance(row.embedders, Mapping):
-        raise KarmafunnelError(f"needs a dict of name: Embedder, or a Row, found {quoted(row.embedders)}")
+        raise KarmafunnelError(
+            f"needs a dict of name: Embedder, or a Row, found {quoted(row.embedders)}"
+        )
     if row.funnel is not None and not isinstance(row.funnel, (Funnel, Stage)):
         raise KarmafunnelError(f"funnel needs stages chained with >>, found {quoted(row.funnel)}")
-    known = sorted({n for stage in as_funnel(row.funnel or recipe.funnel).stages for n in stage.embedders()})
+    known = sorted(
+        {n for stage in as_funnel(row.funnel or recipe.funnel).stages for n in stage.embedders()}
+    )
     if stray := sorted(set(row.embedders) - set(known)):
         raise KarmafunnelError(f"names embedders {stray}; those that its funnel reads are {known}")
     _check_embedders("", row.embedders)
 
 
-def _grid(path: Path, recipe: Recipe, rows: Mapping[str, Any], given: Any) -> dict[frozenset[str], str]:
+def _grid(
+    path: Path, recipe: Recipe, rows: Mapping[str, Any], given: Any
+) -> dict[frozenset[str], str]:
     """The row of every subset, from a dict of row: the stages that are on in it."""
     who = f"recipe {path}: grid needs a dict of row: names of the stages switched on in it"
     if not isinstance(given, (Mapping, type(None))):
         raise KarmafunnelError(f"{who}, found {given!r}")
     found: dict[frozenset[str], str] = {}
     for row, on in (given or {}).items():
-        if row not in rows or not isinstance(on, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in on):
-            raise KarmafunnelError(f"{who}, each subset once, found {quoted(row)}: {quoted(on)}; the rows are {list(rows)}")
+        if (
+            row not in rows
+            or not isinstance(on, (list, tuple, set, frozenset))
+            or not all(isinstance(name, str) for name in on)
+        ):
+            raise KarmafunnelError(
+                f"{who}, each subset once, found {quoted(row)}: {quoted(on)}; the rows are {list(rows)}"
+            )
         if frozenset(on) in found:
-            raise KarmafunnelError(f"{who}, each subset once, found {row!r}: {on!r}; the rows are {list(rows)}")
+            raise KarmafunnelError(
+                f"{who}, each subset once, found {row!r}: {on!r}; the rows are {list(rows)}"
+            )
         found[frozenset(on)] = row
     every, stages = frozenset().union(*found), [stage.name for stage in recipe.funnel.stages]
     if stray := sorted(every - set(stages)):
         raise KarmafunnelError(f"{who}, among {stages}, found {stray}")
     if found and len(found) < 2 ** len(every):
-        raise KarmafunnelError(f"{who}, a row for each of the {2 ** len(every)} subsets of {sorted(every)}, found {len(found)}: {given}")
+        raise KarmafunnelError(
+            f"{who}, a row for each of the {2 ** len(every)} subsets of {sorted(every)}, found {len(found)}: {given}"
+        )
     return found

@@ -24,7 +24,11 @@ from .tables import TABLES, RunWriter
 
 
 def replay(
-    recipe: Recipe, log: Log, out: Path | str, options: RunOptions = DEFAULTS, fitted: FittedFunnel | None = None
+    recipe: Recipe,
+    log: Log,
+    out: Path | str,
+    options: RunOptions = DEFAULTS,
+    fitted: FittedFunnel | None = None,
 ) -> Path:
     """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay one window of the
     log; returns the Run folder.
@@ -67,10 +71,14 @@ def claim_run(
         "log.name": log.name, "log.checksum": log.checksum, "funnel": repr(recipe.funnel), "label": recipe.label, "seed": options.seed,
         "embedders": {name: repr(value) for name, value in recipe.read.items()}, "window": options.window, "limit": options.limit,
     }  # fmt: skip
-    return claim(out, "replay", kind, wants=wants, inputs=[log.path, recipe.path], force=options.force)
+    return claim(
+        out, "replay", kind, wants=wants, inputs=[log.path, recipe.path], force=options.force
+    )
 
 
-def replay_many(variants: Sequence[Variant], log: Log, options: RunOptions = DEFAULTS) -> dict[Path, Exception]:
+def replay_many(
+    variants: Sequence[Variant], log: Log, options: RunOptions = DEFAULTS
+) -> dict[Path, Exception]:
     """Replay several fitted funnels over the same requests, chunk by chunk; returns what went
     wrong, by `out`.
 
@@ -94,14 +102,21 @@ def _replay_many(
     workers, chunk, console = options.workers, options.chunk, options.console
     requests = requests_of(log, options.window, options.limit)
     numbers = range(-(-len(requests) // chunk))
-    described = {v.out: describe_run(v.recipe, v.fitted, log, options) | dict(v.says) for v in variants}
+    described = {
+        v.out: describe_run(v.recipe, v.fitted, log, options) | dict(v.says) for v in variants
+    }
     # as workers name them
-    partials = {v.out: partial_folder(v.out, described[v.out], code_of_run(v.fitted), chunk).resolve() for v in variants}
+    partials = {
+        v.out: partial_folder(v.out, described[v.out], code_of_run(v.fitted), chunk).resolve()
+        for v in variants
+    }
     names = [f"{i:06d}" for i in numbers]
     for folder in partials.values():
         stack.callback(tidy, folder)
         drop_torn(folder)
-    left = [i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())]
+    left = [
+        i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())
+    ]
     failed: dict[Path, Exception] = {}
     ledgers: dict[Path, RunWriter] = {}
     for variant in variants:
@@ -115,13 +130,25 @@ def _replay_many(
             remove(partials[variant.out])
     able = [v for v in variants if partials[v.out] in ledgers]
     if workers is None:
-        made: Generator[tuple[int, dict[Path, Exception]], None, None] = ((i, make_shard(ledgers, requests, chunk, i, failed)) for i in left)
+        made: Generator[tuple[int, dict[Path, Exception]], None, None] = (
+            (i, make_shard(ledgers, requests, chunk, i, failed)) for i in left
+        )
     else:
         job = job_of(able, list(ledgers), log, options) if able else None
-        made = by_workers(job, left, workers, int(options.device.startswith("cuda"))) if job else (piece for piece in list[Any]())
+        made = (
+            by_workers(job, left, workers, int(options.device.startswith("cuda")))
+            if job
+            else (piece for piece in list[Any]())
+        )
     bar = progress_bar(console) if console else None
     with bar or nullcontext(), closing(made):
-        task = bar.add_task("replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk) if bar else None
+        task = (
+            bar.add_task(
+                "replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk
+            )
+            if bar
+            else None
+        )
         for _, errors in made:
             failed |= errors
             if bar and task is not None:
@@ -134,9 +161,16 @@ def _replay_many(
         try:
             with atomic_folder(variant.out, sealed=True) as temporary:
                 for name in TABLES:
-                    merge([partial / number / f"{name}.parquet" for number in names], temporary / f"{name}.parquet")
+                    merge(
+                        [partial / number / f"{name}.parquet" for number in names],
+                        temporary / f"{name}.parquet",
+                    )
                 write_json(temporary / "run.json", described[variant.out])
         except KarmafunnelError as error:
             raise what_stays(error, partial, len(names)) from error.__cause__
         remove(partial)
-    return {variant.out: failed[partials[variant.out]] for variant in variants if partials[variant.out] in failed}
+    return {
+        variant.out: failed[partials[variant.out]]
+        for variant in variants
+        if partials[variant.out] in failed
+    }

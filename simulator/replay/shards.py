@@ -14,7 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import KarmafunnelError, NotWrittenError, line_of
-from ...files import NOTHING_LEFT, atomic_folder, fault, not_written, remove, say, sweep, write_parquet
+from ...files import (
+    NOTHING_LEFT,
+    atomic_folder,
+    fault,
+    not_written,
+    remove,
+    say,
+    sweep,
+    write_parquet,
+)
 from ...keys import content_key
 
 
@@ -47,7 +56,9 @@ def what_stays(error: Exception, partial: Path, shards: int) -> Exception:
     if not whole or not not_written(error):
         return error
     line = line_of(error).replace(NOTHING_LEFT, "")
-    return NotWrittenError(f"{line}; {whole} of {shards} pieces of the replay stay in {partial}, the same command goes on with them")
+    return NotWrittenError(
+        f"{line}; {whole} of {shards} pieces of the replay stay in {partial}, the same command goes on with them"
+    )
 
 
 def drop_torn(partial: Path) -> None:
@@ -86,9 +97,16 @@ def merge(shards: list[Path], out: Path) -> None:
             if writer is None:
                 # Dictionaries for what repeats, none for scores; no statistics, which nobody asks
                 # of ids and ranks that lie in no order.
-                words = [column.name for column in table.schema if not pa.types.is_primitive(column.type)]
+                words = [
+                    column.name for column in table.schema if not pa.types.is_primitive(column.type)
+                ]
                 writer = pq.ParquetWriter(
-                    out, table.schema, compression="zstd", compression_level=1, use_dictionary=words, write_statistics=False
+                    out,
+                    table.schema,
+                    compression="zstd",
+                    compression_level=1,
+                    use_dictionary=words,
+                    write_statistics=False,
                 )
             writer.write_table(table.cast(writer.schema))
     finally:

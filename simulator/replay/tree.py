@@ -42,7 +42,9 @@ def tree_of(funnels: Mapping[Any, FittedFunnel]) -> Node:
     return root
 
 
-def run_tree(node: Node, rows: Rows, steps: tuple[StageOutput, ...] = ()) -> Iterator[tuple[Any, tuple[StageOutput, ...] | Exception]]:
+def run_tree(
+    node: Node, rows: Rows, steps: tuple[StageOutput, ...] = ()
+) -> Iterator[tuple[Any, tuple[StageOutput, ...] | Exception]]:
     """What each funnel did to the rows, by name; an error takes the place of the steps for the
     funnels that pass through the stage that raised it.
     """

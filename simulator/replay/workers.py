@@ -32,8 +32,17 @@ Answer = TypeVar("Answer")
 Work = Callable[[Job, int], Answer]
 DEATHS = 3  # times that workers may die without a piece done in between
 WAIT = 10.0  # seconds for a Ray address to answer
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
-ONE_THREAD = dict.fromkeys(THREADS, "1") | {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",
+)
+ONE_THREAD = dict.fromkeys(THREADS, "1") | {
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class WorkerDied(KarmafunnelError):
@@ -120,6 +129,7 @@ def live_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
+
         def watch() -> None:
             multiprocessing.connection.wait([parent.sentinel])
             os._exit(1)
@@ -127,11 +137,15 @@ def live_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: int) -> Generator[tuple[int, Answer], None, None]:
+def in_processes(
+    work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: int
+) -> Generator[tuple[int, Answer], None, None]:
     left, deaths = list(numbers), 0
     while left:
         others = set(multiprocessing.active_children())
-        pool = ProcessPoolExecutor(min(n, len(left)), multiprocessing.get_context("spawn"), live_with_parent)
+        pool = ProcessPoolExecutor(
+            min(n, len(left)), multiprocessing.get_context("spawn"), live_with_parent
+        )
         try:
             # all processes start with the first piece
             with environment(**ONE_THREAD), undisturbed():
@@ -158,14 +172,26 @@ def in_processes(work: Work[Job, Answer], job: Job, numbers: Sequence[int], n: i
 
 
 def on_ray(
-    work: Work[Job, Answer], job: Job, numbers: Sequence[int], address: str, n: int | None, gpus: int
+    work: Work[Job, Answer],
+    job: Job,
+    numbers: Sequence[int],
+    address: str,
+    n: int | None,
+    gpus: int,
 ) -> Generator[tuple[int, Answer], None, None]:
     import ray
 
-    where: dict[str, Any] = {"num_cpus": n, "include_dashboard": False} if address == "local" else {"address": address}
+    where: dict[str, Any] = (
+        {"num_cpus": n, "include_dashboard": False} if address == "local" else {"address": address}
+    )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(**where, logging_level="ERROR", log_to_driver=False, runtime_env={"env_vars": ONE_THREAD})
+        ray.init(
+            **where,
+            logging_level="ERROR",
+            log_to_driver=False,
+            runtime_env={"env_vars": ONE_THREAD},
+        )
     # Ray leaves the process where a cluster does not answer
     except (Exception, SystemExit) as error:
         raise KarmafunnelError(
@@ -212,11 +238,20 @@ def check_answers(address: str) -> None:
     except OSError as error:
         raise KarmafunnelError(f"{complaint}: {error}") from error
     if not address.startswith("ray://"):  # whatever listens there, is it Ray?
-        ask = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "health-check", "--address", address]
+        ask = [
+            sys.executable,
+            "-c",
+            "from ray.scripts.scripts import main; main()",
+            "health-check",
+            "--address",
+            address,
+        ]
         try:
             # importing Ray takes its time, too
             answer = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=3 * WAIT)
         except subprocess.TimeoutExpired as error:
             raise KarmafunnelError(f"{complaint} something that is no Ray") from error
         if answer.returncode:
-            raise KarmafunnelError(f"{complaint} something that is no Ray: {answer.stderr.strip().splitlines()[-1:] or answer.returncode}")
+            raise KarmafunnelError(
+                f"{complaint} something that is no Ray: {answer.stderr.strip().splitlines()[-1:] or answer.returncode}"
+            )

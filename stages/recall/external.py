@@ -51,7 +51,7 @@ class External(Stage):
             raise KarmafunnelError(
                 f"{self!r}",
                 needs="the file of that checksum",
-                found=f"{sha256(path)[:len(self.checksum)]}",
+                found=f"{sha256(path)[: len(self.checksum)]}",
             )
         try:
             frame = read_table(path, *columns)
@@ -59,9 +59,14 @@ class External(Stage):
             raise KarmafunnelError(
                 f"{self!r}", needs=f"a Parquet file of {columns}", found=error
             ) from error
-        for key, table, number in (("request_id", log.requests, REQUEST), ("item_id", log.items, ITEM)):
+        for key, table, number in (
+            ("request_id", log.requests, REQUEST),
+            ("item_id", log.items, ITEM),
+        ):
             numbered = table.select(pl.col(key), pl.int_range(pl.len()).alias(number))
-            frame = frame.with_columns(pl.col(key).cast(pl.String)).join(numbered, on=key, how="left", maintain_order="left")
+            frame = frame.with_columns(pl.col(key).cast(pl.String)).join(
+                numbered, on=key, how="left", maintain_order="left"
+            )
             if missing := frame[number].null_count():
                 example = frame.filter(pl.col(number).is_null())[key][0]
                 raise KarmafunnelError(
@@ -69,7 +74,11 @@ class External(Stage):
                     needs=f"ids of log {log.name}",
                     found=f"{missing} rows of others, e.g. {key} {example!r}",
                 )
-        rows = frame.select(pl.col(REQUEST).cast(pl.Int64), pl.col(ITEM).cast(pl.Int32), pl.col(SCORE).cast(pl.Float32))
+        rows = frame.select(
+            pl.col(REQUEST).cast(pl.Int64),
+            pl.col(ITEM).cast(pl.Int32),
+            pl.col(SCORE).cast(pl.Float32),
+        )
         finite = rows[SCORE].is_finite().fill_null(False)
         for what, bad in (
             ("finite scores", ~finite),
@@ -96,12 +105,16 @@ class FittedExternal(Retriever):
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         scored = rows_of(self.rows, rows.requests)
-        eligible = self.context.log.asof.is_eligible(scored[REQUEST].to_numpy(), scored[ITEM].to_numpy())
+        eligible = self.context.log.asof.is_eligible(
+            scored[REQUEST].to_numpy(), scored[ITEM].to_numpy()
+        )
         scored = scored.filter(pl.Series(eligible, dtype=pl.Boolean))
         ranked, _, _ = rank_rows(scored, no_rows(), rows.requests, self.context)
         return ranked.filter(pl.col(RANK) <= self.stage.k).drop(RANK)
 
     def score(self, rows: Rows) -> np.ndarray:
         mine = rows_of(self.rows, np.unique(rows.request))
-        found = rows.frame.select(REQUEST, ITEM).join(mine, on=[REQUEST, ITEM], how="left", maintain_order="left")
+        found = rows.frame.select(REQUEST, ITEM).join(
+            mine, on=[REQUEST, ITEM], how="left", maintain_order="left"
+        )
         return found[SCORE].fill_null(NOT_FOUND).to_numpy()

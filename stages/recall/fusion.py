@@ -59,10 +59,19 @@ class Join(Stage):
         return tuple(name for channel in self.channels for name in channel.embedders())
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedJoin:
-        return FittedJoin(self, context, [self._retriever(c.fit(context, None)) for c in self.channels])
+        return FittedJoin(
+            self, context, [self._retriever(c.fit(context, None)) for c in self.channels]
+        )
 
     def load(self, folder: Path, context: Context) -> FittedJoin:
-        return FittedJoin(self, context, [self._retriever(c.load(folder / str(i), context)) for i, c in enumerate(self.channels)])
+        return FittedJoin(
+            self,
+            context,
+            [
+                self._retriever(c.load(folder / str(i), context))
+                for i, c in enumerate(self.channels)
+            ],
+        )
 
     def _retriever(self, fitted: Any) -> Retriever:
         if not isinstance(fitted, Retriever):
@@ -98,7 +107,9 @@ class FittedJoin(Retriever):
             bits.append(np.full(len(rank), 1 << channel))
         pair, inverse = np.unique(np.concatenate(pairs), return_inverse=True)
         score = np.bincount(inverse, np.concatenate(gains), minlength=len(pair)).astype(np.float32)
-        channel_bits = np.bincount(inverse, np.concatenate(bits), minlength=len(pair)).astype(np.uint32)
+        channel_bits = np.bincount(inverse, np.concatenate(bits), minlength=len(pair)).astype(
+            np.uint32
+        )
         item = (pair % n_items).astype(np.int32)
         slate = rows_frame(request=pair // n_items, item=item, score=score, channel=channel_bits)
         return slate, rows.tracked.with_columns(pl.lit(0, pl.Float32).alias(SCORE))

@@ -43,14 +43,18 @@ class ItemKNN(Stage):
         pairs = events.select("user", ITEM).unique(maintain_order=True)
         ones = np.ones(pairs.height, dtype=np.float32)
         shape = (int(log.user.max()) + 1, log.n_items)
-        matrix = sparse.csr_matrix((ones, (pairs["user"].to_numpy(), pairs[ITEM].to_numpy())), shape=shape)
+        matrix = sparse.csr_matrix(
+            (ones, (pairs["user"].to_numpy(), pairs[ITEM].to_numpy())), shape=shape
+        )
         return FittedItemKNN(self, context, cosine_neighbours(matrix, self.neighbours, self.shrink))
 
     def load(self, folder: Path, context: Context) -> FittedItemKNN:
         return FittedItemKNN(self, context, sparse.load_npz(folder / "neighbours.npz"))
 
 
-def cosine_neighbours(matrix: sparse.csr_matrix, neighbours: int, shrink: float) -> sparse.csr_matrix:
+def cosine_neighbours(
+    matrix: sparse.csr_matrix, neighbours: int, shrink: float
+) -> sparse.csr_matrix:
     """Item-item cosine of a (users, items) matrix, the `neighbours` nearest kept a row, in blocks
     so that memory stays small.
     """
@@ -68,7 +72,11 @@ def cosine_neighbours(matrix: sparse.csr_matrix, neighbours: int, shrink: float)
         place = np.arange(len(row)) - np.searchsorted(row, row)
         near = place < neighbours
         shape = (block.shape[0], matrix.shape[1])
-        blocks.append(sparse.csr_matrix((value[near].astype(np.float32), (row[near], column[near])), shape=shape))
+        blocks.append(
+            sparse.csr_matrix(
+                (value[near].astype(np.float32), (row[near], column[near])), shape=shape
+            )
+        )
     return sparse.vstack(blocks).tocsr()
 
 
@@ -87,7 +95,9 @@ class FittedItemKNN(Retriever):
         row, column = np.nonzero(history >= 0)
         weight = self.stage.decay ** (history.shape[1] - 1 - column)
         shape = (len(requests), self.context.log.n_items)
-        had = sparse.csr_matrix((weight.astype(np.float32), (row, history[row, column])), shape=shape)
+        had = sparse.csr_matrix(
+            (weight.astype(np.float32), (row, history[row, column])), shape=shape
+        )
         return (had @ self.near).tocsr()
 
     def propose(self, rows: Rows) -> pl.DataFrame:
@@ -105,4 +115,8 @@ class FittedItemKNN(Retriever):
     def score(self, rows: Rows) -> np.ndarray:
         if len(rows.item) == 0:
             return np.zeros(0, dtype=np.float32)
-        return np.asarray(self._scores(rows.requests)[rows.group, rows.item]).ravel().astype(np.float32)
+        return (
+            np.asarray(self._scores(rows.requests)[rows.group, rows.item])
+            .ravel()
+            .astype(np.float32)
+        )

@@ -49,7 +49,10 @@ class Titles:
                 f"{who}: needs item text and queries, log {log.name} has text={log.has('text')}, query={log.has('query')}"
             )
         words = bm25s.tokenize(
-            [title or "" for title in log.items["title"].to_list()], stopwords=None, return_ids=False, show_progress=False
+            [title or "" for title in log.items["title"].to_list()],
+            stopwords=None,
+            return_ids=False,
+            show_progress=False,
         )
         self.n_items = log.n_items
         self.index = None  # titles without a word are like no query
@@ -73,10 +76,16 @@ class Titles:
         if self._last is None or self._last[0] != request:
             query = self.queries[int(request)] or ""
             if query not in self._words:
-                words = bm25s.tokenize([query], stopwords=None, return_ids=False, show_progress=False)[0]
+                words = bm25s.tokenize(
+                    [query], stopwords=None, return_ids=False, show_progress=False
+                )[0]
                 self._words[query] = [w for w in words if self.index and w in self.index.vocab_dict]
             words = self._words[query]
-            scores = self.index.get_scores(words) if self.index and words else np.zeros(self.n_items, dtype=np.float32)
+            scores = (
+                self.index.get_scores(words)
+                if self.index and words
+                else np.zeros(self.n_items, dtype=np.float32)
+            )
             self._last = request, scores
         return self._last[1]
 

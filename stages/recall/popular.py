@@ -42,7 +42,9 @@ class FittedPopular(Retriever):
         self._items = log.events[ITEM].to_numpy()
 
     def score(self, rows: Rows) -> np.ndarray:
-        return self.context.log.asof.count(rows.request, rows.item, "event", self.within).astype(np.float32)
+        return self.context.log.asof.count(rows.request, rows.item, "event", self.within).astype(
+            np.float32
+        )
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         log, requests = self.context.log, rows.requests

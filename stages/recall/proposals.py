@@ -14,7 +14,9 @@ from ..frame import rows_frame, select_top
 NOT_FOUND = np.float32(-1e9)  # the score of a row that a channel could never propose
 
 
-def candidates(requests: np.ndarray, counts: list[int], items: list[np.ndarray], scores: list[np.ndarray]) -> pl.DataFrame:
+def candidates(
+    requests: np.ndarray, counts: list[int], items: list[np.ndarray], scores: list[np.ndarray]
+) -> pl.DataFrame:
     """Per-request arrays as one frame: request, item, score."""
     return rows_frame(
         request=np.repeat(requests, counts).astype(np.int64),
@@ -29,7 +31,10 @@ def tie_of(context: Context, request: int, items: np.ndarray, at: np.ndarray) ->
 
 
 def propose_each(
-    context: Context, requests: np.ndarray, k: int, scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    context: Context,
+    requests: np.ndarray,
+    k: int,
+    scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> pl.DataFrame:
     """The k best of what `scored(row in chunk, eligible items)` returns as (items, scores), request
     by request.

@@ -56,6 +56,10 @@ class FittedRepeat(Retriever):
         requests = np.unique(rows.request)
         history = self.context.log.asof.history(requests, self.stage.depth).items[:, ::-1]
         own = [(r, *self._own(r, h[h >= 0])) for r, h in zip(requests, history, strict=True)]
-        table = candidates(requests, [len(o[1]) for o in own], [o[1] for o in own], [o[2] for o in own])
-        found = rows.frame.select(REQUEST, ITEM).join(table, on=[REQUEST, ITEM], how="left", maintain_order="left")
+        table = candidates(
+            requests, [len(o[1]) for o in own], [o[1] for o in own], [o[2] for o in own]
+        )
+        found = rows.frame.select(REQUEST, ITEM).join(
+            table, on=[REQUEST, ITEM], how="left", maintain_order="left"
+        )
         return found[SCORE].fill_null(0.0).to_numpy()

@@ -30,7 +30,9 @@ class Shown(Stage):
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedShown:
         if not context.log.has("exposures"):
-            raise KarmafunnelError(f"{self!r}: needs shown lists, log {context.log.name} has no exposures")
+            raise KarmafunnelError(
+                f"{self!r}: needs shown lists, log {context.log.name} has no exposures"
+            )
         return FittedShown(self, context)
 
 
@@ -39,15 +41,27 @@ class FittedShown(Retriever):
     channels = ("shown",)
 
     def __post_init__(self) -> None:
-        rows = self.context.log.rows.filter(pl.col("position").is_not_null()).sort(REQUEST, maintain_order=True)
-        score = -rows["position"].cast(pl.Float32) if self.stage.logged_order else pl.zeros(rows.height, pl.Float32, eager=True)
+        rows = self.context.log.rows.filter(pl.col("position").is_not_null()).sort(
+            REQUEST, maintain_order=True
+        )
+        score = (
+            -rows["position"].cast(pl.Float32)
+            if self.stage.logged_order
+            else pl.zeros(rows.height, pl.Float32, eager=True)
+        )
         self._lists = (
-            rows.select(REQUEST, ITEM).with_columns(score.alias(SCORE)).unique([REQUEST, ITEM], keep="first", maintain_order=True)
+            rows.select(REQUEST, ITEM)
+            .with_columns(score.alias(SCORE))
+            .unique([REQUEST, ITEM], keep="first", maintain_order=True)
         )
 
     def propose(self, rows: Rows) -> pl.DataFrame:
-        return rows_frame(request=rows.requests).join(self._lists, on=REQUEST, how="inner", maintain_order="left")
+        return rows_frame(request=rows.requests).join(
+            self._lists, on=REQUEST, how="inner", maintain_order="left"
+        )
 
     def score(self, rows: Rows) -> np.ndarray:
-        found = rows.frame.select(REQUEST, ITEM).join(self._lists, on=[REQUEST, ITEM], how="left", maintain_order="left")
+        found = rows.frame.select(REQUEST, ITEM).join(
+            self._lists, on=[REQUEST, ITEM], how="left", maintain_order="left"
+        )
         return found[SCORE].fill_null(NOT_FOUND if self.stage.logged_order else 0.0).to_numpy()

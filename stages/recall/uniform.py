@@ -38,5 +38,8 @@ class FittedUniform(Retriever):
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         return propose_each(
-            self.context, rows.requests, self.stage.k, lambda i, eligible: (eligible, np.zeros(len(eligible), dtype=np.float32))
+            self.context,
+            rows.requests,
+            self.stage.k,
+            lambda i, eligible: (eligible, np.zeros(len(eligible), dtype=np.float32)),
         )

@@ -53,9 +53,7 @@ class IVFPQ(Typed):
 
     def description(self, d: int, n: int) -> str:
         if n < 256:
-            raise KarmafunnelError(
-                "IVFPQ", needs="at least 256 items to train its codes", found=n
-            )
+            raise KarmafunnelError("IVFPQ", needs="at least 256 items to train its codes", found=n)
         m = next(m for m in range(min(self.m, d), 0, -1) if d % m == 0)
         return f"IVF{min(self.nlist, max(1, n // 39))},PQ{m}x8"
 
@@ -100,7 +98,10 @@ class VectorRecall(Stage):
         if not isinstance(self.index, Flat):
             # The cells and codes are learnt on what was known by the end of W1; later items are
             # only added.
-            known = pool[context.log.asof.known_rank[pool] < context.log.asof.time_rank(np.array([context.log.end_of("W1")]))[0]]
+            known = pool[
+                context.log.asof.known_rank[pool]
+                < context.log.asof.time_rank(np.array([context.log.end_of("W1")]))[0]
+            ]
             description = self.index.description(vectors.shape[1], len(known))
             index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
             index.train(np.ascontiguousarray(vectors[known]))
@@ -114,9 +115,7 @@ class VectorRecall(Stage):
         try:
             return FittedVectorRecall(self, context, faiss.read_index(str(path)))
         except RuntimeError as error:
-            raise KarmafunnelError(
-                path, needs=f"the index of {self!r}", found=error
-            ) from error
+            raise KarmafunnelError(path, needs=f"the index of {self!r}", found=error) from error
 
 
 @dataclass(eq=False, repr=False)
@@ -128,7 +127,10 @@ class FittedVectorRecall(Retriever):
 
     def __post_init__(self) -> None:
         self.embedder, self.channels = self.stage.embedder, (self.stage.embedder,)
-        items, (pool, _) = self.context.items(self.embedder, repr(self.stage)), self.context.log.asof.pool(0)
+        items, (pool, _) = (
+            self.context.items(self.embedder, repr(self.stage)),
+            self.context.log.asof.pool(0),
+        )
         self._ordered = np.ascontiguousarray(items[pool])
 
     def save(self, folder: Path) -> None:
@@ -137,7 +139,10 @@ class FittedVectorRecall(Retriever):
 
     def score(self, rows: Rows) -> np.ndarray:
         who = repr(self.stage)
-        interests, items = rows.interests(self.embedder, who), rows.context.items(self.embedder, who)
+        interests, items = (
+            rows.interests(self.embedder, who),
+            rows.context.items(self.embedder, who),
+        )
         return np.einsum("nd,nd->n", interests[rows.group], items[rows.item])
 
     def propose(self, rows: Rows) -> pl.DataFrame:
@@ -165,7 +170,9 @@ class FittedVectorRecall(Retriever):
             if key == 0:
                 score, at = self._search_all(interests[mine], known, requests[mine], index)
             else:
-                vectors = self.context.items(self.embedder, repr(self.stage))[pool[: known.max(initial=0)]]
+                vectors = self.context.items(self.embedder, repr(self.stage))[
+                    pool[: known.max(initial=0)]
+                ]
                 score, at = self._exact(interests[mine], vectors, pool, known, requests[mine])
             hit = (at >= 0) & (at < known[:, None])
             place = np.cumsum(hit, axis=1) - 1
@@ -174,10 +181,17 @@ class FittedVectorRecall(Retriever):
             scores[mine[row], place[row, column]] = score[row, column]
             sizes[mine] = np.minimum(hit.sum(axis=1), k)
         there = np.arange(k) < sizes[:, None]
-        return rows_frame(request=np.repeat(requests, sizes), item=found[there], score=scores[there])
+        return rows_frame(
+            request=np.repeat(requests, sizes), item=found[there], score=scores[there]
+        )
 
     def _exact(
-        self, interests: np.ndarray, vectors: np.ndarray, pool: np.ndarray, known: np.ndarray, requests: np.ndarray
+        self,
+        interests: np.ndarray,
+        vectors: np.ndarray,
+        pool: np.ndarray,
+        known: np.ndarray,
+        requests: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Exact search; where the cut falls among equal scores, the seeded hash chooses between
         them, as everywhere.
@@ -208,7 +222,9 @@ class FittedVectorRecall(Retriever):
         """
         last = int(known.max(initial=0))
         if index is None:
-            return self._exact(interests, self._ordered[:last], self.context.log.asof.pool(0)[0], known, requests)
+            return self._exact(
+                interests, self._ordered[:last], self.context.log.asof.pool(0)[0], known, requests
+            )
         fetch = min(self.stage.k + last - int(known.min(initial=last)), last)
         library: Any = faiss  # its type stubs lag behind its search parameters
         selector = library.IDSelectorRange(0, last)
@@ -222,7 +238,9 @@ class FittedVectorRecall(Retriever):
         return index.search(interests, max(fetch, 1), params=parameters)
 
 
-def exact_search(interests: np.ndarray, vectors: np.ndarray, known: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def exact_search(
+    interests: np.ndarray, vectors: np.ndarray, known: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Exact inner-product search over a prefix: (scores, positions), enough rows that each request
     has k known ones and one more.
     """
@@ -230,4 +248,9 @@ def exact_search(interests: np.ndarray, vectors: np.ndarray, known: np.ndarray, 
     if n == 0:
         return np.empty((len(interests), 0), np.float32), np.empty((len(interests), 0), np.int64)
     fetch = min(k + 1 + n - int(known.min()), n)
-    return faiss.knn(np.ascontiguousarray(interests), np.ascontiguousarray(vectors), fetch, metric=faiss.METRIC_INNER_PRODUCT)
+    return faiss.knn(
+        np.ascontiguousarray(interests),
+        np.ascontiguousarray(vectors),
+        fetch,
+        metric=faiss.METRIC_INNER_PRODUCT,
+    )
