@@ -54,7 +54,7 @@ class Context:
     progress: Progress = silent  # one message a step
     detail: Progress = silent  # epochs, trees: what is overwritten on a terminal
     # code that stages were defined with outside the package: a recipe's own classes
-    outside: str = ""
+    custom_code: str = ""
     # into which users are dealt, so that a stage learns from what models say of users they did not
     # see
     folds: int = FOLDS
@@ -84,7 +84,7 @@ class Context:
     @property
     def circumstances(self) -> tuple[Any, ...]:
         """What a fit depends on beside its config and its data."""
-        return self.seed, self.device, self.outside, self.folds
+        return self.seed, self.device, self.custom_code, self.folds
 
     def embedding(self, name: str, who: str) -> Embedding:
         """A fitted embedding by name; raises KarmafunnelError naming the stage that asked for one
@@ -98,9 +98,8 @@ class Context:
                 found=f"{list(names)}",
             )
         if name not in self.embeddings:
-            raise KarmafunnelError(
-                f"{who}: needs embedder {name!r}, the recipe has {sorted(self.embeddings)}"
-            )
+            needs = f"the recipe to have embedder {name!r}"
+            raise KarmafunnelError(who, needs=needs, found=sorted(self.embeddings))
         found = self.embeddings[name]
         log: Log = getattr(found, "log", self.log)
         if log is not self.log:

@@ -21,7 +21,7 @@ from ..errors import KarmafunnelError
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
 from .context import Context
-from .frame import CHANNEL, RANK, SCORE, TRACKED
+from .frame import CHANNEL, RANK, SCORE, TRACKED, pair_key
 from .recall import Titles
 from .rows import Feature, Rows
 
@@ -170,7 +170,7 @@ class Similarity(Feature):
         return stack(value, rows.share_below(value), rows.z_score(value))
 
     def _goals(self, context: Context, requests: np.ndarray) -> np.ndarray:
-        """What items are compared with, at length 1, zeros where there is nothing: (n_requests, d)."""
+        """Unit vectors to compare items with, (n_requests, d); zeros where there is none."""
         if self.to == "query":
             asked = context.embedding(self.embedder, repr(self)).queries(requests)
             if asked is None:
@@ -438,9 +438,9 @@ class Own(Feature):
         held = np.zeros(n_items, dtype=bool)
         held[item] = True
         mine = np.flatnonzero(among & held[rows.item])  # few: only they are looked up
-        wanted = rows.group[mine].astype(np.int64) * n_items + rows.item[mine]
+        wanted = pair_key(rows.group[mine], rows.item[mine], n_items)
         # Columns ascend in time inside a row, so the last of equal pairs is the latest.
-        pair = row.astype(np.int64) * n_items + item
+        pair = pair_key(row, item, n_items)
         sequence = np.argsort(pair, kind="stable")
         ordered = pair[sequence]
         end = np.searchsorted(ordered, wanted, side="right")

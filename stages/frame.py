@@ -90,22 +90,42 @@ def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: in
     return chosen[np.lexsort((tie(chosen), -score[chosen]))]
 
 
+def position_in_group(group: np.ndarray) -> np.ndarray:
+    """Each row's position among the rows of its group, from 0: int64 (n_rows,); `group` ascends."""
+    return np.arange(len(group)) - np.searchsorted(group, group)
+
+
+def pair_key(request: np.ndarray, item: np.ndarray, n_items: int) -> np.ndarray:
+    """One number for each (request, item) row, ascending by request, then item: int64 (n_rows,)."""
+    return request.astype(np.int64) * n_items + item
+
+
+def spaced(values: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the values, evenly spaced."""
+    if len(values) <= n:
+        return values
+    return values[np.linspace(0, len(values) - 1, n).astype(np.int64)]
+
+
 TYPES = {
-    REQUEST: pl.Int64, ITEM: pl.Int32, "truth": pl.Boolean, SCORE: pl.Float32, RANK: pl.Int32,
-    CHANNEL: pl.UInt32, "wins": pl.Float64,
-}  # fmt: skip
+    REQUEST: pl.Int64,
+    ITEM: pl.Int32,
+    "truth": pl.Boolean,
+    SCORE: pl.Float32,
+    RANK: pl.Int32,
+    CHANNEL: pl.UInt32,
+    "wins": pl.Float64,
+}
 
 
 def rows_frame(**columns: Any) -> pl.DataFrame:
-    """Columns as a frame, each of the one type that it has everywhere, also where there is no row."""
-    return pl.DataFrame(
-        {name: pl.Series(name, values, TYPES[name]) for name, values in columns.items()}
-    )
+    """A frame of columns in their fixed types, also where there is no row."""
+    return pl.DataFrame([pl.Series(name, values, TYPES[name]) for name, values in columns.items()])
 
 
 def no_rows() -> pl.DataFrame:
     """No tracked rows: request, item, truth, score, channel."""
-    return rows_frame(**{name: [] for name in (REQUEST, ITEM, "truth", SCORE, CHANNEL)})
+    return rows_frame(request=[], item=[], truth=[], score=[], channel=[])
 
 
 def with_tracked(slate: pl.DataFrame, tracked: pl.DataFrame) -> pl.DataFrame:

@@ -24,7 +24,7 @@ from ..shapes import check_keys, each, number, one_of
 from ..typed import Typed
 from .context import Context
 from .features import check, compute
-from .frame import ITEM, REQUEST, group_rows, order
+from .frame import ITEM, REQUEST, group_rows, order, pair_key, position_in_group, spaced
 from .rows import Feature, Rows
 from .stage import FittedFunnel, FittedStage, Stage, check_windows
 
@@ -72,15 +72,6 @@ class Sample(Typed):
                 needs="negatives: exposed=True, passed or random above 0",
                 found=f"none of them in {self!r}",
             )
-
-
-def spaced(requests: np.ndarray, most: int) -> np.ndarray:
-    """At most so many requests, evenly spaced in time."""
-    return (
-        requests
-        if len(requests) <= most
-        else requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
-    )
 
 
 def logged(context: Context, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
@@ -151,14 +142,13 @@ def rows_to_learn(
         )
     tracked = tracked.filter(usable)
     rows = Rows(context, slate.with_columns(pl.lit(False).alias("truth")), tracked, chunk, passed)
-    key = rows.request * context.log.n_items + rows.item
+    key = pair_key(rows.request, rows.item, context.log.n_items)
     n = slate.height
     draw = rng.random(n)
     draw[np.isin(key[:n], key[n:])] = 2.0  # their tracked twins are in already
     place = np.lexsort((draw, rows.request[:n]))
     group = rows.request[place]
-    nth = np.arange(n) - np.searchsorted(group, group)
-    chosen = place[(nth < sample.passed) & (draw[place] < 2.0)]
+    chosen = place[(position_in_group(group) < sample.passed) & (draw[place] < 2.0)]
     chosen = np.concatenate([chosen, np.arange(n, len(rows.item))])
     # Within a request rows stand in the order of their hash: logged lists come best first, and a
     # learner that breaks ties by row order would read it.
@@ -845,7 +835,7 @@ class FittedNeural(Learned):
     model: ctr.ClickModel
 
     def logits(self, rows: Rows) -> np.ndarray:
-        """What the model says of every row: (n_rows,), or (n_rows, 2) of a model with two labels."""
+        """Logits of every row: (n_rows,), or (n_rows, 2) of a model with two labels."""
         x = compute(self.stage.features, rows)
         requests, group = group_rows(rows.request)
         batch, where = self.stage.batch(self.context, requests, group, rows.item, x)

@@ -14,7 +14,7 @@ from ..errors import KarmafunnelError
 from ..log import rows_of
 from ..models import ctr
 from .context import Context
-from .frame import ITEM, REQUEST, SCORE, group_rows
+from .frame import ITEM, REQUEST, SCORE, group_rows, pair_key
 from .learn import (
     Boosted,
     Calibrated,
@@ -192,10 +192,11 @@ def happened(
     whatever the log says.
     """
     rows = rows_of(context.log.rows, np.unique(request))
-    pair = rows[REQUEST].to_numpy() * context.log.n_items + rows[ITEM].to_numpy()
+    n_items = context.log.n_items
+    pair = pair_key(rows[REQUEST].to_numpy(), rows[ITEM].to_numpy(), n_items)
     bought = rows["purchased"].fill_null(False).to_numpy()
     clicked = rows["clicked"].fill_null(False).to_numpy() | bought
-    wanted = request.astype(np.int64) * context.log.n_items + item
+    wanted = pair_key(request, item, n_items)
     return np.isin(wanted, pair[clicked]), np.isin(wanted, pair[bought])
 
 

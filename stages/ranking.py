@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from .context import Context
-from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE, descending, group_rows, order
+from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE, descending, group_rows, order, pair_key
 
 
 def rank_rows(
@@ -26,7 +26,7 @@ def rank_rows(
     n = rows.height
     # A tracked row that is a candidate, too, has the candidate's very score: kernels round
     # differently in other batches.
-    pair = request.astype(np.int64) * context.log.n_items + item
+    pair = pair_key(request, item, context.log.n_items)
     by_pair = np.argsort(pair[:n]) if tracked.height else np.empty(0, np.int64)
     twin = (
         by_pair[np.minimum(np.searchsorted(pair[:n][by_pair], pair[n:]), n - 1)]

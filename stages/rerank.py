@@ -14,7 +14,7 @@ from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..typed import positional
 from .context import Context
-from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE
+from .frame import CHANNEL, ITEM, RANK, REQUEST, SCORE, position_in_group
 from .rows import Rows
 from .stage import FittedFunnel, FittedStage, Stage
 
@@ -234,7 +234,7 @@ class Unseen(Stage):
             )
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedUnseen:
-        """Raises KarmafunnelError where the log knows no users, or no purchases where these count."""
+        """Raises KarmafunnelError where the log lacks users, or the purchases that count."""
         log = context.log
         for what in ("users", *(["purchases"] if self.which == "purchase" else [])):
             if not log.has(what):
@@ -334,7 +334,7 @@ class FittedMMR(FittedStage):
                 for some in (inside, tracked)
             )
             group = rows.group[mine] - first
-            place = np.arange(len(mine)) - np.searchsorted(group, group)
+            place = position_in_group(group)
             shape = (
                 len(sizes[first : first + many]),
                 int(sizes[first : first + many].max(initial=0)),

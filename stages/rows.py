@@ -238,7 +238,7 @@ class Rows:
         return known, np.bincount(self.group[known], minlength=len(self.requests))
 
     def z_score(self, value: np.ndarray) -> np.ndarray:
-        """Distance from the mean of the request's candidates in standard deviations; NaN stays NaN."""
+        """Distance from the candidates' mean in standard deviations, by request; NaN stays NaN."""
         known, n = self._known(value)
         group, n = self.group[known], np.maximum(n, 1)
         mean = np.bincount(group, value[known], minlength=len(self.requests)) / n
@@ -296,7 +296,7 @@ class Feature(Typed):
         """Raise KarmafunnelError where the log lacks what the feature needs."""
 
     def pairs(self, rows: Rows) -> np.ndarray:
-        """float32 (n_rows, n): of each pair alone, such that other rows would not change its bits."""
+        """float32 (n_rows, n): of each pair alone, the same bits whatever the other rows are."""
         raise NotImplementedError
 
     def compute(self, rows: Rows) -> np.ndarray:

@@ -113,7 +113,7 @@ class Retriever(FittedStage):
         )
 
     def exact(self, rows: Rows) -> pl.DataFrame | None:
-        """What an exact search would have proposed, where the index is approximate: request, item."""
+        """What an exact search proposes (request, item); None where the index is exact."""
         return None
 
 

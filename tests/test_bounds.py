@@ -551,7 +551,7 @@ def test_a_row_that_exits_is_a_failed_line(shop, tmp_path):
     path.write_text(
         "import sys\n" + RECIPE + "rows, against = {'a': {}, 'b': lambda log: sys.exit(0)}, 'a'\n"
     )
-    assert "SystemExit" in load_recipe(str(path), shop).faults["b"]
+    assert "SystemExit" in load_recipe(str(path), shop).errors["b"]
 
 
 # -- how a command ends ----------------------------------------------------------------------------

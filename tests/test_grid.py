@@ -41,8 +41,10 @@ def test_points_intervals_marks_seeds_and_cost(path: Path) -> None:
 
 
 def test_what_is_no_table(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(KarmafunnelError, match="no row 'nobody' at recall"):
+    with pytest.raises(KarmafunnelError) as raised:
         grid([("", path)], ["KARMA", "nobody"])
+    assert raised.value.needs.startswith("a row 'nobody' at recall")
+    assert raised.value.found == f"none in {path}"
     (tmp_path / "empty.csv").write_text(HEAD)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     for name in ("nowhere.csv", "empty.csv", "other.csv"):

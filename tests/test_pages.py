@@ -181,7 +181,7 @@ def test_every_page_is_whole_at_every_width(made, width):
     with Browser() as browser:
         for name, page in made["benign"].items():
             seen = browser.visit(page, width=width)
-            assert not seen.faults, (name, seen.faults)
+            assert not seen.errors, (name, seen.errors)
             assert width < 1000 or not seen.facts["cut"], (name, seen.facts)
 
 

@@ -35,12 +35,12 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
 from karmafunnel.keys import code_digest, content_key
 from karmafunnel.log import Log, sha256
-from karmafunnel.simulator.ablation.ablate import markdown, page, processor
+from karmafunnel.simulator.ablation.tables import markdown, page
 from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.measure.differences import correct
 from karmafunnel.simulator.replay.options import DEFAULTS, RunOptions, cache_root
 from karmafunnel.simulator.replay.prepare import prepare
-from karmafunnel.simulator.replay.provenance import commit
+from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import code_of_run, replay
 from karmafunnel.simulator.report import plots
@@ -48,8 +48,7 @@ from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.measure_table import define, valued
 from karmafunnel.simulator.report.page import rich, write_page
 from karmafunnel.simulator.report.table import Cell, Table, number
-from karmafunnel.stages.frame import ITEM, REQUEST
-from karmafunnel.stages.learn import spaced
+from karmafunnel.stages.frame import ITEM, REQUEST, spaced
 from karmafunnel.stages.recall import External
 from karmafunnel.stages.stage import FittedFunnel, Funnel
 from karmafunnel.terminal import Console

@@ -17,7 +17,9 @@ from pathlib import Path
 import click
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
-from karmafunnel.simulator.ablation.ablate import ablate, cells, lines_of
+from karmafunnel.simulator.ablation.ablate import ablate
+from karmafunnel.simulator.ablation.cells import cells
+from karmafunnel.simulator.ablation.lines import lines_of
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.report.curves import write_curve

@@ -23,10 +23,10 @@ import polars as pl
 from karmafunnel.files import write_text
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
-from karmafunnel.simulator.ablation.ablate import processor
 from karmafunnel.simulator.measure.compare import Run
 from karmafunnel.simulator.measure.intervals import Ratio, interval, over_seeds, resample
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
+from karmafunnel.simulator.replay.provenance import processor
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.simulator.report.table import Cell, Table, to_markdown

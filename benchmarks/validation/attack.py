@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from ...simulator.ablation.ablate import processor
+from ...simulator.replay.provenance import processor
 from ...simulator.report.table import Table, print_table, to_markdown
 from ...terminal import Console
 from . import damage, disk, kills, pages, values

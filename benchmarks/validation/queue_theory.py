@@ -44,13 +44,12 @@ import click
 import numpy as np
 import polars as pl
 from karmafunnel.files import read_json, write_json, write_text
-from karmafunnel.simulator.ablation.ablate import processor
 from karmafunnel.simulator.load import theory
 from karmafunnel.simulator.load.arrivals import Poisson
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.load.theory import Steady
-from karmafunnel.simulator.replay.provenance import commit
+from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
 from karmafunnel.simulator.report.page import rich

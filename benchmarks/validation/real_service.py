@@ -40,7 +40,6 @@ from karmafunnel.files import read_json, read_text, write_json, write_text
 from karmafunnel.keys import code_of, content_key
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder
-from karmafunnel.simulator.ablation.ablate import processor
 from karmafunnel.simulator.load.arrivals import Trace
 from karmafunnel.simulator.load.profile import (
     PASS,
@@ -54,7 +53,7 @@ from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Services
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.prepare import prepare
-from karmafunnel.simulator.replay.provenance import commit
+from karmafunnel.simulator.replay.provenance import commit, processor
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report.curves import write_curve
@@ -742,10 +741,10 @@ def main(
             (cell for cell in cells if cell["load"] == load and not cell["pause_ms"]), None
         )
         rate = plain["rate"] if pause and plain else None
-        told_funnel = repr(found.funnel), {name: repr(value) for name, value in found.read.items()}
+        told_funnel = repr(found.funnel), {name: repr(value) for name, value in found.used_embedders.items()}
         code = code_of(
             *found.funnel.stages,
-            *found.read.values(),
+            *found.used_embedders.values(),
             by=("karmafunnel.benchmarks.validation.real_service",),
         )
         key = content_key(

@@ -1,5 +1,5 @@
-"""What a cell says beside its Run: cost, shape and meaning of the embedding that is its subject,
-and JS@50 of every request with a truth.
+"""What is known of a cell beside its Run: the cost, shape and meaning of its embedding, and JS@50 of
+every request with a relevant item.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import polars as pl
 from ...log import Log
 from ...models import diagnostics as diagnose
 from ...models.embedders import Embedding
+from ...stages.frame import spaced
 from ...stages.stage import FittedFunnel
 from ..measure.run import Run
 
@@ -23,17 +24,16 @@ TIMED = 512  # requests whose embedding is timed
 
 
 def subject(fitted: FittedFunnel, own: Collection[str]) -> Embedding | None:
-    """The embedding that a row is about: of its `own` embedders the first that the funnel reads;
-    without own ones the only one read.
+    """The embedding that a row is about.
 
-    None where that is a matter of opinion: of several that all rows share, none is what a row
-    differs by.
+    That is the first of the row's `own` embedders that the funnel reads; without own ones, the only
+    embedder that it reads. None where several embedders are read and all rows share them.
     """
     read = dict.fromkeys(name for stage in fitted.stages for name in stage.stage.embedders())
-    named = [name for name in read if name in own] or (
-        list(read) if len(read) == 1 and not own else []
-    )
-    return fitted.context.embeddings[named[0]] if named else None
+    for name in read:
+        if name in own or (not own and len(read) == 1):
+            return fitted.context.embeddings[name]
+    return None
 
 
 def examine(
@@ -42,55 +42,70 @@ def examine(
     log: Log,
     run: Run,
     window: str,
-    known: dict[Any, Any],
+    shared: dict[Any, Any],
 ) -> tuple[dict[str, Any], pl.DataFrame, np.ndarray | None]:
-    """Figures, JS@50 of each request, and the attention map where there is one; what rows of one
-    seed share is worked out once (`known`).
+    """Examine the subject of a cell.
+
+    Args:
+        embedding: the subject; None for a row without one.
+        run: the cell's Run.
+        window: the window whose requests the attention map is of.
+        shared: results that rows of one seed have in common, filled here.
+
+    Returns:
+        Figures by name, JS@50 (request_id, js), and the attention map where the model has one.
     """
-    if (fitted.keys[0], embedding) not in known:
-        known[fitted.keys[0], embedding] = figures(embedding, log, run)
-    if embedding is not None and ("attention", embedding) not in known:
-        known["attention", embedding] = embedding.attention_map(log.requests_in(window))
-    return *known[fitted.keys[0], embedding], known.get(("attention", embedding))
+    key = fitted.keys[0], embedding
+    if key not in shared:
+        shared[key] = figures(embedding, log, run)
+    if embedding is not None and ("attention", embedding) not in shared:
+        shared["attention", embedding] = embedding.attention_map(log.requests_in(window))
+    return *shared[key], shared.get(("attention", embedding))
 
 
 def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, Any], pl.DataFrame]:
-    slates = run.read("slates").filter((pl.col("stage") == run.stages[0]) & (pl.col("rank") <= TOP))
-    index = {item: i for i, item in enumerate(log.item_ids.tolist())}
-    row_of = {request: i for i, request in enumerate(log.request_ids.tolist())}
-    ledger = run.read("ledger", "request_id", "item_id", "target").unique(
-        "request_id", keep="first", maintain_order=True
-    )
-    requests = np.array([row_of[r] for r in ledger["request_id"]], dtype=np.int64)
-    target = np.array([index[i] for i in ledger["item_id"]], dtype=np.int64)
-    place = {r: i for i, r in enumerate(ledger["request_id"].to_list())}
-    slate = np.full((len(requests), TOP), -1, dtype=np.int64)
-    rows = slates.filter(pl.col("request_id").is_in(list(place)))
-    at = np.array([place[r] for r in rows["request_id"]], dtype=np.int64)
-    slate[at, rows["rank"].to_numpy() - 1] = [index[i] for i in rows["item_id"]]
-
+    """Figures of what recall retrieved and of the embedding, and JS@50 of each request."""
+    ledger = run.read("ledger", "request_id", "item_id", "target")
+    ledger = ledger.unique("request_id", keep="first", maintain_order=True)
+    requests = _row_numbers(log.request_ids, ledger["request_id"])
+    target = _row_numbers(log.item_ids, ledger["item_id"])
+    retrieved = _retrieved(run, log, ledger["request_id"])
     words = diagnose.word_sets(log)
     rng = np.random.default_rng(0)  # the same random items for every row: differences are paired
     pools = log.asof.eligible(requests)
-    # nothing eligible: nothing to compare with
-    some = np.flatnonzero([len(pool) > 0 for pool in pools])
+    some = np.flatnonzero([len(pool) > 0 for pool in pools])  # else nothing to compare with
     js = np.full(len(target), np.nan)
     if len(some):
-        js[some] = diagnose.js_at_k(words, target[some], slate[some], [pools[i] for i in some], rng)
+        chosen = [pools[i] for i in some]
+        js[some] = diagnose.js_at_k(words, target[some], retrieved[some], chosen, rng)
     events = log.events
     in_w1 = (log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
     counts = np.bincount(events["item"].to_numpy()[in_w1], minlength=log.n_items)
-    rank = diagnose.popularity_rank(counts)
-    facts: dict[str, Any] = {
-        "popularity of top 50": float(rank[slate[slate >= 0]].mean())
-        if (slate >= 0).any()
-        else None
-    }
+    rank = diagnose.popularity_rank(counts)[retrieved[retrieved >= 0]]
+    facts: dict[str, Any] = {"popularity of top 50": float(rank.mean()) if len(rank) else None}
     if embedding is not None:
         cold = (ledger["target"] == "cold").to_numpy()
         facts |= vectors(embedding, log, run.label, requests, target, cold, words)
-    similarity = pl.DataFrame({"request_id": ledger["request_id"], "js": js})
-    return facts, similarity
+    return facts, pl.DataFrame({"request_id": ledger["request_id"], "js": js})
+
+
+def _row_numbers(ids: np.ndarray, wanted: pl.Series) -> np.ndarray:
+    """The row number of each wanted id: int64 (n,)."""
+    number = {one: i for i, one in enumerate(ids.tolist())}
+    return np.array([number[one] for one in wanted], dtype=np.int64)
+
+
+def _retrieved(run: Run, log: Log, request_ids: pl.Series) -> np.ndarray:
+    """The first `TOP` items of recall for each request, -1 beyond the last: int64 (n, TOP)."""
+    slates = run.read("slates").filter(
+        pl.col("stage") == run.stages[0],
+        pl.col("rank") <= TOP,
+        pl.col("request_id").is_in(request_ids.to_list()),
+    )
+    found = np.full((len(request_ids), TOP), -1, dtype=np.int64)
+    request = _row_numbers(request_ids.to_numpy(), slates["request_id"])
+    found[request, slates["rank"].to_numpy() - 1] = _row_numbers(log.item_ids, slates["item_id"])
+    return found
 
 
 def vectors(
@@ -102,52 +117,54 @@ def vectors(
     is_cold: np.ndarray,
     words: Any,
 ) -> dict[str, Any]:
-    """Cost and diagnostics of one embedder over requests with their first truth item; `is_cold`
-    (n,) as the ledger has it.
+    """Cost and diagnostics of one embedder.
+
+    Args:
+        requests: row numbers, (n,).
+        target: the first relevant item of each request, (n,).
+        is_cold: whether that was never a target in W1, (n,) bool.
+        words: which words each item's text has, see `word_sets`.
     """
-    facts: dict[str, Any] = {
-        "training seconds": embedding.facts.get("seconds"),
-        "fit": embedding.facts,
-    }
-    timed = requests[:TIMED]
-    seconds = []
+    timed, seconds = requests[:TIMED], []
     for _ in range(3):
         start = time.perf_counter()
         embedding.interests(timed)
         seconds.append(time.perf_counter() - start)
-    facts["embedding µs a request"] = 1e6 * min(seconds) / max(len(timed), 1)
-    z, e = embedding.interests(requests), embedding.items()
+    facts: dict[str, Any] = {
+        "training seconds": embedding.facts.get("seconds"),
+        "fit": embedding.facts,
+        "embedding µs a request": 1e6 * min(seconds) / max(len(timed), 1),
+    }
+    users, items = embedding.interests(requests), embedding.items()
     cold = np.flatnonzero(is_cold)
-    facts["median rank of cold targets"] = median_rank(
-        z[cold], e, log, requests[cold], target[cold]
-    )
-    # of W2a: what the embedder was fitted on would flatter one that learnt it by heart
+    rank = median_rank(users[cold], items, log, requests[cold], target[cold])
+    facts["median rank of cold targets"] = rank
+    # The probe learns from W2a: on W1, which the embedder was fitted on, it would read too much.
     truth = log.truth(label)
-    of_w2a = (log.requests["window"] == "W2a").to_numpy()[truth["request"].to_numpy()]
-    pairs = truth.filter(pl.Series(of_w2a, dtype=pl.Boolean)).unique(
-        "request", keep="first", maintain_order=True
-    )
-    pairs = (
-        pairs.gather(np.linspace(0, pairs.height - 1, min(PROBE, pairs.height)).astype(np.int64))
-        if pairs.height
-        else pairs
-    )
+    in_w2a = (log.requests["window"] == "W2a").to_numpy()[truth["request"].to_numpy()]
+    pairs = truth.filter(pl.Series(in_w2a, dtype=pl.Boolean))
+    pairs = pairs.unique("request", keep="first", maintain_order=True)
     if pairs.height and len(requests):
-        z_probe = embedding.interests(pairs["request"].to_numpy())
-        facts["readable, nats"] = diagnose.readable(
-            words, z_probe, pairs["item"].to_numpy(), z, target
-        )
+        pairs = pairs.gather(spaced(np.arange(pairs.height), PROBE))
+        probe = embedding.interests(pairs["request"].to_numpy())
+        item = pairs["item"].to_numpy()
+        facts["readable, nats"] = diagnose.readable(words, probe, item, users, target)
     return facts | embedding.diagnose(requests)
 
 
 def median_rank(
-    z: np.ndarray, e: np.ndarray, log: Log, requests: np.ndarray, target: np.ndarray
+    users: np.ndarray, items: np.ndarray, log: Log, requests: np.ndarray, target: np.ndarray
 ) -> float | None:
-    """Median rank of targets among the eligible items by inner product, ties one half."""
+    """Median rank of the targets among the eligible items by inner product, ties one half.
+
+    Args:
+        users: user embeddings, (n, d).
+        items: item embeddings, (n_items, d).
+        requests, target: row numbers, (n,). A target that is not eligible has no rank.
+    """
     ranks = []
-    for vector, item, pool in zip(z, target, log.asof.eligible(requests), strict=True):
-        scores = e[pool] @ vector
-        # none where it is not eligible; of the same product, which rounds as the others do
-        for own in scores[pool == item]:
+    for vector, item, pool in zip(users, target, log.asof.eligible(requests), strict=True):
+        scores = items[pool] @ vector
+        for own in scores[pool == item]:  # of the same product, so that it rounds alike
             ranks.append(1 + float((scores > own).sum()) + 0.5 * float((scores == own).sum() - 1))
     return float(np.median(ranks)) if ranks else None

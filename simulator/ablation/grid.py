@@ -1,5 +1,5 @@
-"""The paper's grid from tables that are there: what an embedding gains at each stage, a line a
-place, and what it costs.
+"""The paper's grid from finished tables: what an embedding gains at each stage, a line a place, and
+what it costs.
 
     python -m karmafunnel.simulator.ablation.grid "with ids=out/funnel/table.csv" \\
         "without=out/no-ids/table.csv" --name KARMA --name SASRec
@@ -10,7 +10,7 @@ Reads the `table.csv` of `funnel_ablation`, `funnel_no_ids` or any recipe whose 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -27,22 +27,16 @@ FIGURES = ("value", "low", "high", "difference", "d_low", "d_high")
 
 
 def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
-    """The row that others are held against (the first), and every (row, column) of a table.csv;
-    raises KarmafunnelError for another file.
+    """The baseline of a table.csv (its first row), and its lines by row and column.
+
+    Raises:
+        KarmafunnelError: for another file.
     """
+    types = dict.fromkeys(FIGURES, pl.Float64) | {"better": pl.String, "holm": pl.String}
     try:
-        table = pl.read_csv(
-            path,
-            schema_overrides=dict.fromkeys(FIGURES, pl.Float64)
-            | {"better": pl.String, "holm": pl.String},
-        )
-        found = {
-            (line["row"], line["column"]): line
-            for line in table.select(
-                "row", "column", "seeds", *FIGURES, "better", "holm"
-            ).to_dicts()
-        }
-        return table["row"][0], found
+        table = pl.read_csv(path, schema_overrides=types)
+        lines = table.select("row", "column", "seeds", *FIGURES, "better", "holm").to_dicts()
+        return table["row"][0], {(line["row"], line["column"]): line for line in lines}
     except (OSError, IndexError, pl.exceptions.PolarsError) as error:
         raise KarmafunnelError(
             "grid",
@@ -52,65 +46,65 @@ def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
 
 
 def points(line: Row | None, signed: bool) -> str | Cell:
-    """A share in points: the value, or the difference with its interval and mark; = at a stage
-    before the embedding.
+    """A share in points: the value or, `signed`, the difference with its interval and mark; "=" at
+    a stage before the embedding.
     """
     if line is None:
         return "n/a"
-    value, _, _, difference, low, high = (
-        None if line[x] is None else 100 * line[x] for x in FIGURES
-    )
-    row = {
-        "value": value,
-        "difference": difference,
-        "low": low,
-        "high": high,
-        "better": line["better"],
-        "holm": line["holm"] == "True",
-    }
+    names = {"value": "value", "difference": "difference", "low": "d_low", "high": "d_high"}
+    row: Row = {"better": line["better"], "holm": line["holm"] == "True"}
+    for name, column in names.items():
+        row[name] = None if line[column] is None else 100 * line[column]
     return valued(row, signed, decimals=1)
 
 
 def grid(
     tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequence[str] = COLUMNS
 ) -> str:
-    """Markdown: of each table the line that others are held against, then a line a name and place;
-    points, and ms a request.
+    """The grid in Markdown: of each table its baseline, then a line for each name and place.
 
-    Raises KarmafunnelError where no table has a row of a name.
+    Shares are in points; the last column is milliseconds a request.
+
+    Args:
+        tables: titles and the files of tables.
+        names: embeddings, as rows call them before " at ".
+
+    Raises:
+        KarmafunnelError: where no table has a row of a name.
     """
     lines: list[list[str | Cell]] = []
-    used = set()
+    missing = list(names)
     for title, path in tables:
-        against, found = cells(path)
-        places = [(against, against, False)]
-        places += [
-            (f"{name} at {place}", f"{name} at {place}", True) for name in names for place in PLACES
-        ]
-        for row, label, signed in places:
-            if (row, columns[0]) not in found and (row, COST) not in found:
-                continue
-            used |= {name for name in names if row.startswith(f"{name} at ")}
-            some = [found.get((row, column)) for column in columns]
-            cost, seeds = (
-                found.get((row, COST)),
-                next(line["seeds"] for (name, _), line in found.items() if name == row),
-            )
-            ms = "n/a" if cost is None else number(cost["value"], decimals=1)
-            lines.append(
-                [
-                    title if row == against else "",
-                    label,
-                    str(seeds),
-                    *(points(line, signed) for line in some),
-                    ms,
-                ]
-            )
-    if missing := [name for name in names if name not in used]:
-        raise KarmafunnelError(
-            f"grid: no row {missing[0]!r} at {' or '.join(PLACES)} in {', '.join(str(path) for _, path in tables)}"
-        )
+        baseline, found = cells(path)
+        lines += _line(baseline, title, found, columns, signed=False)
+        for name in names:
+            for place in PLACES:
+                line = _line(f"{name} at {place}", "", found, columns, signed=True)
+                lines += line
+                if line and name in missing:
+                    missing.remove(name)
+    if missing:
+        files = ", ".join(str(path) for _, path in tables)
+        needs = f"a row {missing[0]!r} at {' or '.join(PLACES)}"
+        raise KarmafunnelError("grid", needs=needs, found=f"none in {files}")
     return to_markdown(Table(["", "", "seeds", *columns, "ms"], lines, text_columns=2))
+
+
+def _line(
+    row: str,
+    title: str,
+    found: Mapping[tuple[str, str], Row],
+    columns: Sequence[str],
+    signed: bool,
+) -> list[list[str | Cell]]:
+    """The line of a row, in a list; an empty list where the table lacks the row."""
+    cost = found.get((row, COST))
+    known = cost or found.get((row, columns[0]))
+    if known is None:
+        return []
+    ms = "n/a" if cost is None else number(cost["value"], decimals=1)
+    values = [points(found.get((row, column)), signed) for column in columns]
+    return [[title, row, str(known["seeds"]), *values, ms]]
 
 
 @click.command()
@@ -132,10 +126,13 @@ def grid(
     help="Columns of the tables, shares all.",
 )
 def main(tables: tuple[str, ...], names: tuple[str, ...], columns: tuple[str, ...]) -> None:
-    """Print what embeddings gain at each stage, from finished tables: points over the row that each
-    table is held against.
+    """Print what embeddings gain at each stage, from finished tables: points over the baseline of
+    each table.
     """
-    given = [(title, Path(path)) for title, _, path in (text.rpartition("=") for text in tables)]
+    given = []
+    for text in tables:
+        title, _, path = text.rpartition("=")
+        given.append((title, Path(path)))
     try:
         print(grid(given, names, columns), end="")
     except KarmafunnelError as error:

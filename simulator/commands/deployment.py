@@ -533,10 +533,10 @@ def profile(
 
     The services file has one server a stage and, without --policies, no policies; edit it by hand.
     """
-    from ..ablation.ablate import processor
     from ..load.profile import Timing
     from ..load.profile import profile as run_profile
     from ..load.services import with_policies
+    from ..replay.provenance import processor
     from ..replay.recipe import load_recipe
     from ..report.profile_page import print_fits, profile_page
 

@@ -244,14 +244,15 @@ def table_command(
     Resumable: what is done is not made again, nor is it to ask the same cells another question
     (--only, --against). A row that fails is a line of the table.
     """
-    from ..ablation.ablate import ablate, print_tables
+    from ..ablation.ablate import ablate
+    from ..ablation.tables import print_tables
     from ..replay.recipe import load_recipe
 
     claimed(folder_out, TABLE, log, recipe, force=options.force)
     opened = open_log(log)
     loaded = load_recipe(recipe, opened)
     if against is not None:
-        loaded = loaded.held_against(against)
+        loaded = loaded.with_baseline(against)
     ablate(loaded, opened, folder_out, options, only=only, seeds=seeds, minutes=minutes)
     print_tables(folder_out, out)
 
@@ -308,7 +309,7 @@ def fit_embedder(
             options.device,
             say,
             lambda message: status.update(message),
-            found.outside,
+            found.custom_code,
         )
         embedding = fit_embedders({name: embedders[name]}, context, options.cache)[name]
         embedding.save(folder_out)

@@ -120,12 +120,12 @@ def job_of(
     rows, fitted = [], set()
     for variant, folder in zip(variants, folders, strict=True):
         recipe, context = variant.recipe, variant.fitted.context
-        rows.append((recipe.of, variant.fitted.keys, str(folder.resolve())))
+        rows.append((recipe.row_name, variant.fitted.keys, str(folder.resolve())))
         fitted |= {
             f"{s.stage.name}-{key}"
             for s, key in zip(variant.fitted.stages, variant.fitted.keys, strict=True)
         }
-        fitted |= {embedder_folder(value, context) for value in recipe.read.values()}
+        fitted |= {embedder_folder(value, context) for value in recipe.used_embedders.values()}
     first, cache = variants[0].recipe, str(options.folder.resolve())
     mine = replace(options, cache=None, workers=None, console=None)
     return Job(

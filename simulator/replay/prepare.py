@@ -17,8 +17,8 @@ from ...checks import require
 from ...errors import KarmafunnelError
 from ...log import Log
 from ...stages.context import Context, silent
+from ...stages.frame import spaced
 from ...stages.kept import Kept
-from ...stages.learn import spaced
 from ...stages.stage import FittedFunnel, fit_embedders
 from .options import DEFAULTS, RunOptions
 from .recipe import Recipe
@@ -41,13 +41,13 @@ def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedF
             recipe.label,
             options.seed,
             options.device,
-            outside=recipe.outside,
+            custom_code=recipe.custom_code,
             indexes=kept.indexes,
         )
         if console and status:
             say = partial(console.print, style="dim", soft_wrap=True)
             context = replace(context, progress=say, detail=status.update)
-        context = replace(context, embeddings=fit_embedders(recipe.read, context, kept))
+        context = replace(context, embeddings=fit_embedders(recipe.used_embedders, context, kept))
         fitted = recipe.funnel.fit(context, kept)
     if kept is not options.cache:
         kept.passes.clear()

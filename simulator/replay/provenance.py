@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def commit() -> str | None:
     return answer.stdout.strip() or None
 
 
+def processor() -> str:
+    """The name of the machine's processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
 @once_a_process
 def versions() -> dict[str, str]:
     packages = ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
@@ -59,8 +70,8 @@ def describe_run(
         if isinstance(ready, Retriever):
             stages[-1]["channels"] = list(ready.channels)
     return {
-        "recipe": recipe.text, "recipe_name": recipe.name, "row": recipe.of, "funnel": repr(recipe.funnel),
-        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "label": recipe.label, "seed": options.seed,
+        "recipe": recipe.text, "recipe_name": recipe.name, "row": recipe.row_name, "funnel": repr(recipe.funnel),
+        "embedders": {name: repr(value) for name, value in recipe.used_embedders.items()}, "label": recipe.label, "seed": options.seed,
         "commit": commit(), "versions": versions(),
         "log": {
             "name": log.name, "path": str(log.path.resolve()) if log.path else None, "checksum": log.checksum, "currency": log.meta["currency"],

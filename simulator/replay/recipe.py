@@ -27,16 +27,8 @@ from ...stages.stage import Funnel, Stage
 from .paths import FULL, NOTHING, SKIP, STALE
 
 EXPORTS = (
-    "funnel",
-    "embedders",
-    "label",
-    "rows",
-    "against",
-    "measures",
-    "seeds",
-    "by_stage",
-    "grid",
-    "fallbacks",
+    *("funnel", "embedders", "label", "fallbacks"),
+    *("rows", "against", "measures", "seeds", "by_stage", "grid"),
 )
 SEEDS = (0, 1, 2)
 LABELS = ("click", "purchase")
@@ -45,7 +37,7 @@ LABELS = ("click", "purchase")
 @dataclass(frozen=True)
 class Row:
     """A row of a table: a funnel in the place of the recipe's (None: the recipe's own), and
-    embedders laid over the recipe's.
+    embedders that replace those of the recipe by name.
     """
 
     funnel: Funnel | Stage | None = None
@@ -57,12 +49,19 @@ class Row:
 class Recipe:
     """What a recipe file says, for one log.
 
-    `rows` holds what each row of a table puts in the place of the recipe's own (a dict is a Row of
-    embedders alone); all rows are paired with the row `against`, whose embedders also lend what the
-    recipe's own `embedders` lack. `measures` is empty where the file says nothing; `by_stage` asks
-    for them at every stage. `grid` names the row in which every subset of some stages is switched
-    on, for an attribution of the whole change to these stages. `faults` says why a row cannot be:
-    it is a failed line of the table. `path` is the file, `of` the row that this is (`Recipe.row`).
+    Attributes:
+        name: the file's name without its ending.
+        text: the file's content.
+        label: what counts as relevant: "click" or "purchase".
+        rows: what each row of a table puts in the place of the recipe's own funnel and embedders.
+        against: the row that is the baseline of all others; the recipe has its embedders as well.
+        measures: empty where the file names none.
+        by_stage: whether a table has the measures of every stage.
+        grid: for an attribution, the row in which each subset of some stages is switched on.
+        fallbacks: recall stages by name that stand in for recall when it is down.
+        errors: why a row cannot be fitted, by row; it is a failed line of the table.
+        path: the file.
+        row_name: the row that this recipe was made from by `row`.
     """
 
     name: str
@@ -77,49 +76,49 @@ class Recipe:
     by_stage: bool = False
     grid: Mapping[frozenset[str], str] = field(default_factory=dict)
     fallbacks: Mapping[str, Stage] = field(default_factory=dict)
-    faults: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
-    of: str | None = None
+    row_name: str | None = None
 
     @property
-    def outside(self) -> str:
-        """The file's text where it defines classes of its own, which the code of the package does
-        not stand for.
+    def custom_code(self) -> str:
+        """The file's text where it defines classes, else nothing: a part of the keys of fits, which
+        otherwise cover the code of the package alone.
         """
         try:
-            return (
-                self.text
-                if any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(self.text)))
-                else ""
-            )
+            nodes = ast.walk(ast.parse(self.text))
         except SyntaxError:
             return self.text
+        return self.text if any(isinstance(node, ast.ClassDef) for node in nodes) else ""
 
     @property
-    def read(self) -> dict[str, Embedder]:
-        """The embedders that the funnel reads."""
+    def used_embedders(self) -> dict[str, Embedder]:
+        """The embedders that the funnel reads, by name."""
         names = {name for stage in self.funnel.stages for name in stage.embedders()}
         return {name: value for name, value in self.embedders.items() if name in names}
 
     def row(self, name: str) -> Recipe:
-        """This recipe with what one row changes, and no rows; raises KarmafunnelError for a row
-        that it lacks or that cannot be.
+        """The recipe of one row, without rows of its own.
+
+        Raises:
+            KarmafunnelError: for a row that the recipe lacks, and for one of its `errors`.
         """
         if name not in self.rows:
+            rows = list(self.rows)
             raise KarmafunnelError(
-                f"recipe {self.name}: no row {name!r}; there are {list(self.rows)}"
+                f"recipe {self.name}", needs=f"a row of {rows}", found=repr(name)
             )
-        if name in self.faults:
-            raise KarmafunnelError(self.faults[name])
+        if name in self.errors:
+            raise KarmafunnelError(self.errors[name])
         row = as_row(self.rows[name])
-        funnel, embedders = (
-            as_funnel(row.funnel or self.funnel),
-            self.embedders | dict(row.embedders),
+        funnel = as_funnel(row.funnel or self.funnel)
+        embedders = self.embedders | dict(row.embedders)
+        return replace(
+            self, funnel=funnel, embedders=embedders, rows={}, against=None, row_name=name
         )
-        return replace(self, funnel=funnel, embedders=embedders, rows={}, against=None, of=name)
 
-    def held_against(self, name: str) -> Recipe:
-        """The same rows, held against another of them; raises KarmafunnelError as `row` does."""
+    def with_baseline(self, name: str) -> Recipe:
+        """The same rows with another one as the baseline; raises KarmafunnelError as `row` does."""
         self.row(name)
         return replace(self, against=name)
 
@@ -128,40 +127,83 @@ SHIPPED = Path(__file__).parents[2]  # the package's folder
 
 
 def as_funnel(value: Any) -> Any:
-    """A stage alone is a funnel of one."""
+    """A stage alone as a funnel of one; anything else as it is."""
     return Funnel((value,)) if isinstance(value, Stage) else value
 
 
 def as_row(row: Row | Mapping[str, Embedder]) -> Row:
+    """A dict of embedders as a Row."""
     return row if isinstance(row, Row) else Row(embedders=row)
 
 
 def find(recipe: str) -> Path:
-    """A path as given, or the name of a recipe or of a study that ships with the package."""
+    """The file of a recipe: a path, or the name of a recipe or study that ships with the package.
+
+    Raises:
+        KarmafunnelError: where there is no such file, with the names that ship.
+    """
     places = [SHIPPED / "simulator" / "recipes", SHIPPED / "benchmarks" / "studies"]
     for path in (Path(recipe), *(place / f"{recipe.removesuffix('.py')}.py" for place in places)):
         if path.is_file():
             return path
     recipes, studies = (sorted(p.stem for p in place.glob("[!_]*.py")) for place in places)
     raise KarmafunnelError(
-        f"recipe: no file {recipe!r}; shipped are {recipes} and, for tables, {studies}"
+        "recipe",
+        needs=f"a file, or a shipped recipe: {recipes} and, for tables, {studies}",
+        found=repr(recipe),
     )
 
 
 def load_recipe(recipe: str, log: Log) -> Recipe:
-    """Run a recipe file and ask it for this log's funnel, embedders, label and rows.
+    """Run a recipe file and take its funnel, embedders, label and rows for this log.
 
-    Raises KarmafunnelError naming the file for code that fails, an export that is missing or of the
-    wrong type, an embedder that the funnel names and the recipe lacks, and an `against` that is
-    unknown or cannot be. What is wrong with another row, such as an embedder that the recipe lacks
-    or its funnel does not name, is no fault of the table's: it stands in `faults`.
+    What is wrong with a row other than the baseline, such as an embedder that the recipe lacks, is
+    written to `errors` of the recipe and does not prevent the other rows.
+
+    Raises:
+        KarmafunnelError: naming the file, for code that fails, an export that is missing or of the
+            wrong type, an embedder that the funnel names and the recipe lacks, and an `against`
+            that is unknown or has an error.
     """
     path = find(recipe)
     return run_recipe(path, read_text(path, "a Python file"), log)
 
 
 def run_recipe(path: Path, text: str, log: Log) -> Recipe:
-    """`load_recipe` of a text that was read from a file, here or on another machine."""
+    """`load_recipe` of a text that was read from `path`, here or on another machine."""
+    who = f"recipe {path}"
+    values = _exports(path, text, log)
+    funnel, label = values["funnel"], values["label"] or log.meta["label"]
+    if funnel is None:
+        needs = "to export `funnel`, or for a table a row `against` with a funnel of its own"
+        raise KarmafunnelError(who, needs=needs, found="none")
+    if not isinstance(funnel, Funnel):
+        raise _wrong(who, "funnel", "stages chained with >>", funnel)
+    if label not in LABELS:
+        raise _wrong(who, "label", f"one of {LABELS} or None", label)
+    embedders = {} if values["embedders"] is None else values["embedders"]
+    if not isinstance(embedders, Mapping):
+        raise _wrong(who, "embedders", "a dict of name: Embedder", embedders)
+    _check_embedders(who, embedders)
+    fallbacks = {} if values["fallbacks"] is None else values["fallbacks"]
+    _check_fallbacks(who, fallbacks)
+    found = Recipe(
+        path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path
+    )
+    if values["rows"] is not None:
+        found = _with_rows(who, found, values)
+    if error := _error(who, partial(_check_complete, found)):
+        raise KarmafunnelError(error)
+    return found
+
+
+def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
+    """Run the text and take its exports for this log, unchecked; None for what it lacks.
+
+    Raises:
+        KarmafunnelError: naming the file, whatever the code raises.
+    """
+    who = f"recipe {path}"
     module = ModuleType(f"karmafunnel_recipe_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
@@ -176,237 +218,189 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
                 values["funnel"] = getattr(values["rows"].get(values["against"]), "funnel", None)
         values["funnel"] = as_funnel(values["funnel"])
     except KarmafunnelError as error:
-        raise (
-            error
-            if str(error).startswith("recipe ")
-            else KarmafunnelError(f"recipe {path}: {error}")
-        ) from error
+        if str(error).startswith("recipe "):
+            raise
+        raise KarmafunnelError(f"{who}: {error}") from error
     except KeyboardInterrupt:
         raise
     except SystemExit as error:
-        raise KarmafunnelError(
-            f"recipe {path}: exits with {error.code!r}; needs to define things and end"
-        ) from error
-    except BaseException as error:  # whatever it is, it is the recipe's
-        raise KarmafunnelError(f"recipe {path}: fails with {line_of(error)}") from error
-    if values["funnel"] is None:
-        raise KarmafunnelError(
-            f"recipe {path}",
-            needs="to export `funnel` (a table: or a row `against` with a funnel of its own)",
-            found="none",
-        )
-    funnel, label = values["funnel"], values["label"] or log.meta["label"]
-    embedders = {} if values["embedders"] is None else values["embedders"]
-    if not isinstance(funnel, Funnel):
-        raise KarmafunnelError(
-            f"recipe {path}", what="funnel", needs="stages chained with >>", found=quoted(funnel)
-        )
-    if label not in LABELS:
-        raise KarmafunnelError(
-            f"recipe {path}", what="label", needs=f"one of {LABELS} or None", found=quoted(label)
-        )
-    if not isinstance(embedders, Mapping):
-        raise KarmafunnelError(
-            f"recipe {path}",
-            what="embedders",
-            needs="a dict of name: Embedder",
-            found=quoted(embedders),
-        )
-    _check_embedders(f"recipe {path}: ", embedders)
-    fallbacks = {} if values["fallbacks"] is None else values["fallbacks"]
-    if not isinstance(fallbacks, Mapping) or not all(
-        isinstance(n, str) and isinstance(s, Stage) for n, s in fallbacks.items()
-    ):
-        raise KarmafunnelError(
-            f"recipe {path}",
-            what="fallbacks",
-            needs="a dict of name: recall stage, such as Popular(k=800)",
-            found=quoted(fallbacks),
-        )
-    for name in fallbacks:
-        check_name(f"recipe {path}", "the name of a fallback", name, (FULL, NOTHING, SKIP, STALE))
-    made = Recipe(
-        path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path
-    )
-    if values["rows"] is not None:
-        made = replace(made, **_table(path, made, values))
-        made.row(str(made.against))  # the others are held against it
-        made = replace(
-            made, embedders=dict(as_row(made.rows[str(made.against)]).embedders) | made.embedders
-        )
-        more = {
-            name: _fault(f"recipe {path}: row {name!r}", partial(_lacking, made, name))
-            for name in made.rows
-            if name not in made.faults
-        }
-        made = replace(
-            made, faults={**made.faults, **{name: fault for name, fault in more.items() if fault}}
-        )
-        made.row(str(made.against))
-    if fault := _fault(f"recipe {path}", partial(_lacking, made)):
-        raise KarmafunnelError(fault)
-    return made
+        needs = "to define its exports and end"
+        raise KarmafunnelError(who, needs=needs, found=f"exit with {error.code!r}") from error
+    except BaseException as error:  # whatever the recipe's code raises
+        raise KarmafunnelError(f"{who}: fails with {line_of(error)}") from error
+    return values
 
 
-def _lacking(recipe: Recipe, row: str | None = None) -> None:
-    """Raise where a stage names an embedder that the recipe, or its row, lacks."""
-    found = recipe if row is None else recipe.row(row)
-    for stage in found.funnel.stages:
-        if missing := [name for name in stage.embedders() if name not in found.embedders]:
-            raise KarmafunnelError(
-                f"stage {stage.name} needs embedders {missing}, the recipe has {sorted(found.embedders)}"
-            )
+def _of_log(value: Any, log: Log) -> Any:
+    """An export as it is, or what it returns for this log where it is a function."""
+    values = (Stage, Funnel, Embedder, Row, str, Mapping, list, tuple, type(None))
+    return value if isinstance(value, values) or not callable(value) else value(log)
 
 
-def _fault(who: str, check: Callable[[], None]) -> str:
-    """What a check says is wrong, in one line; empty where nothing is. Whatever goes wrong in one
-    row must not sink a table.
-    """
+def _each_of_log(values: Mapping[str, Any], log: Log) -> dict[str, Any]:
+    return {name: _of_log(value, log) for name, value in values.items()}
+
+
+def _row_of_log(row: Any, log: Log) -> Any:
+    """A row for this log, or the error that its functions raised."""
+    try:
+        row = _of_log(row, log)
+        if isinstance(row, Row) and isinstance(row.embedders, Mapping):
+            return replace(row, embedders=_each_of_log(row.embedders, log))
+        return _each_of_log(row, log) if isinstance(row, Mapping) else row
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # one row must not prevent the others
+        return error
+
+
+def _wrong(who: str, what: str, needs: str, found: Any) -> KarmafunnelError:
+    """The error for an export of another type or value than is needed."""
+    return KarmafunnelError(who, what=what, needs=needs, found=quoted(found))
+
+
+def _error(who: str, check: Callable[[], None]) -> str:
+    """The error that a check raises, in one line that begins with `who`; empty for none."""
     try:
         check()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return f"{who}: {line_of(error)}"
+        line = line_of(error)
+        return line if line.startswith(f"{who}: ") else f"{who}: {line}"
     return ""
 
 
-def _of_log(value: Any, log: Log) -> Any:
-    """An export as it is, or what it says of this log where it is a function."""
-    is_value = (
-        isinstance(value, (Stage, Funnel, Embedder, Row, str, Mapping, list, tuple))
-        or value is None
-    )
-    return value if is_value or not callable(value) else value(log)
-
-
-def _row_of_log(row: Any, log: Log) -> Any:
-    """A row as it is for this log, or what went wrong when it was asked."""
-    try:
-        row = _of_log(row, log)
-        if isinstance(row, Row) and isinstance(row.embedders, Mapping):
-            return replace(
-                row, embedders={name: _of_log(value, log) for name, value in row.embedders.items()}
-            )
-        return (
-            {name: _of_log(value, log) for name, value in row.items()}
-            if isinstance(row, Mapping)
-            else row
-        )
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # one row must not sink a table
-        return error
+def _check_complete(recipe: Recipe) -> None:
+    """Raise KarmafunnelError where a stage names an embedder that the recipe lacks."""
+    for stage in recipe.funnel.stages:
+        if missing := [name for name in stage.embedders() if name not in recipe.embedders]:
+            found = sorted(recipe.embedders)
+            raise KarmafunnelError(f"stage {stage.name}", needs=f"embedders {missing}", found=found)
 
 
 def _check_embedders(who: str, embedders: Mapping[str, Any]) -> None:
     for name, value in embedders.items():
-        check_name(who.removesuffix(": ") or "row", "the name of an embedder", name)
+        check_name(who, "the name of an embedder", name)
         if not isinstance(value, Embedder):
-            raise KarmafunnelError(
-                f"{who}embedder {name!r} needs an Embedder such as SASRec(), found {quoted(value)}"
-            )
+            raise _wrong(who, f"embedder {name!r}", "an Embedder such as SASRec()", value)
 
 
-def _table(path: Path, recipe: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a Recipe that make it a table, checked."""
-    rows, against, measures, seeds, by_stage = (
-        values[name] for name in ("rows", "against", "measures", "seeds", "by_stage")
-    )
+def _check_fallbacks(who: str, fallbacks: Any) -> None:
+    needs = "a dict of name: recall stage, such as Popular(k=800)"
+    if not isinstance(fallbacks, Mapping):
+        raise _wrong(who, "fallbacks", needs, fallbacks)
+    for name, stage in fallbacks.items():
+        if not isinstance(name, str) or not isinstance(stage, Stage):
+            raise _wrong(who, "fallbacks", needs, fallbacks)
+    for name in fallbacks:
+        check_name(who, "the name of a fallback", name, (FULL, NOTHING, SKIP, STALE))
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def _with_rows(who: str, recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with the checked exports that make it a table."""
+    rows, against, by_stage = values["rows"], values["against"], values["by_stage"]
     if not isinstance(rows, Mapping) or not rows:
-        raise KarmafunnelError(
-            f"recipe {path}",
-            what="rows",
-            needs="a dict of row name: dict of embedders, or Row, with a row at least",
-            found=quoted(rows),
-        )
+        needs = "a dict of row name: dict of embedders, or Row, with a row at least"
+        raise _wrong(who, "rows", needs, rows)
     for name in rows:
-        check_title(f"recipe {path}", "the name of a row", name)
-    found = {
-        name: _fault(f"recipe {path}: row {name!r}", partial(_check_row, recipe, given))
-        for name, given in rows.items()
-    }
-    faults = {name: fault for name, fault in found.items() if fault}
+        check_title(who, "the name of a row", name)
+    errors, checked = {}, {}
+    for name, row in rows.items():
+        title = f"{who}: row {name!r}"
+        if error := _error(title, partial(_check_row, title, recipe, row)):
+            errors[name] = error
+        checked[name] = Row() if error else as_row(row)
     if against not in rows:
-        raise KarmafunnelError(
-            f"recipe {path}",
-            what="against",
-            needs=f"the name of a row, one of {list(rows)}",
-            found=quoted(against),
-        )
-    if measures is not None and (
-        not isinstance(measures, (list, tuple)) or not all(isinstance(m, str) for m in measures)
-    ):
-        raise KarmafunnelError(
-            f"recipe {path}",
-            what="measures",
-            needs="a list of names such as 'HR@10'",
-            found=quoted(measures),
-        )
-    seeds = SEEDS if seeds is None else seeds
-    whole = isinstance(seeds, (list, tuple)) and all(SEED.holds(s) for s in seeds)
-    if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise KarmafunnelError(
-            f"recipe {path}",
-            what="seeds",
-            needs=f"different ones, each {SEED}, such as (0, 1, 2)",
-            found=quoted(seeds),
-        )
+        raise _wrong(who, "against", f"the name of a row, one of {list(rows)}", against)
+    measures, seeds = _measures(who, values["measures"]), _seeds(who, values["seeds"])
     if by_stage not in (None, True, False):
-        raise KarmafunnelError(
-            f"recipe {path}", what="by_stage", needs="True or False", found=quoted(by_stage)
-        )
-    return {
-        "rows": {name: Row() if name in faults else as_row(row) for name, row in rows.items()}, "faults": faults, "against": against,
-        "measures": tuple(measures or ()), "seeds": tuple(seeds), "by_stage": bool(by_stage), "grid": _grid(path, recipe, rows, values["grid"]),
-    }  # fmt: skip
+        raise _wrong(who, "by_stage", "True or False", by_stage)
+    recipe = replace(
+        recipe,
+        rows=checked,
+        errors=errors,
+        against=against,
+        measures=measures,
+        seeds=seeds,
+        by_stage=bool(by_stage),
+        grid=_grid(who, recipe, rows, values["grid"]),
+    )
+    recipe.row(against)  # a table without its baseline has nothing to compare
+    recipe = replace(recipe, embedders=dict(checked[against].embedders) | recipe.embedders)
+    for name in checked:
+        if name not in errors:
+            check = partial(_check_complete, recipe.row(name))
+            if error := _error(f"{who}: row {name!r}", check):
+                errors[name] = error
+    recipe.row(against)
+    return recipe
 
 
-def _check_row(recipe: Recipe, given: Any) -> None:
+def _check_row(who: str, recipe: Recipe, given: Any) -> None:
+    """Raise the error that a row is, or KarmafunnelError for one of another type, a funnel that is
+    none, and embedders that its funnel does not read.
+    """
     if isinstance(given, BaseException):
         raise given
     row = as_row(given)
     if not isinstance(row.embedders, Mapping):
-        raise KarmafunnelError(
-            f"needs a dict of name: Embedder, or a Row, found {quoted(row.embedders)}"
-        )
+        needs = "a dict of name: Embedder, or a Row"
+        raise KarmafunnelError(who, needs=needs, found=quoted(row.embedders))
     if row.funnel is not None and not isinstance(row.funnel, (Funnel, Stage)):
-        raise KarmafunnelError(f"funnel needs stages chained with >>, found {quoted(row.funnel)}")
-    known = sorted(
-        {n for stage in as_funnel(row.funnel or recipe.funnel).stages for n in stage.embedders()}
-    )
+        raise _wrong(who, "funnel", "stages chained with >>", row.funnel)
+    funnel = as_funnel(row.funnel or recipe.funnel)
+    known = sorted({name for stage in funnel.stages for name in stage.embedders()})
     if stray := sorted(set(row.embedders) - set(known)):
-        raise KarmafunnelError(f"names embedders {stray}; those that its funnel reads are {known}")
-    _check_embedders("", row.embedders)
+        needs = f"embedders that its funnel reads, of {known}"
+        raise KarmafunnelError(who, needs=needs, found=stray)
+    _check_embedders(who, row.embedders)
+
+
+def _measures(who: str, given: Any) -> tuple[str, ...]:
+    """The names of the recipe's measures; which of them exist is known only to who measures."""
+    if given is None:
+        return ()
+    if not isinstance(given, (list, tuple)) or not all(isinstance(m, str) for m in given):
+        raise _wrong(who, "measures", "a list of names such as 'HR@10'", given)
+    return tuple(given)
+
+
+def _seeds(who: str, given: Any) -> tuple[int, ...]:
+    seeds = SEEDS if given is None else given
+    known = isinstance(seeds, (list, tuple)) and all(SEED.holds(seed) for seed in seeds)
+    if not known or not seeds or len(set(seeds)) < len(seeds):
+        raise _wrong(who, "seeds", f"different ones, each {SEED}, such as (0, 1, 2)", given)
+    return tuple(seeds)
 
 
 def _grid(
-    path: Path, recipe: Recipe, rows: Mapping[str, Any], given: Any
+    who: str, recipe: Recipe, rows: Mapping[str, Any], given: Any
 ) -> dict[frozenset[str], str]:
-    """The row of every subset, from a dict of row: the stages that are on in it."""
-    who = f"recipe {path}: grid needs a dict of row: names of the stages switched on in it"
-    if not isinstance(given, (Mapping, type(None))):
-        raise KarmafunnelError(f"{who}, found {given!r}")
+    """The row of every subset of the stages that are switched on, from row: stages."""
+    needs = "a dict of row: names of the stages switched on in it"
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise _wrong(who, "grid", needs, given)
     found: dict[frozenset[str], str] = {}
-    for row, on in (given or {}).items():
-        if (
-            row not in rows
-            or not isinstance(on, (list, tuple, set, frozenset))
-            or not all(isinstance(name, str) for name in on)
-        ):
-            raise KarmafunnelError(
-                f"{who}, each subset once, found {quoted(row)}: {quoted(on)}; the rows are {list(rows)}"
-            )
-        if frozenset(on) in found:
-            raise KarmafunnelError(
-                f"{who}, each subset once, found {row!r}: {on!r}; the rows are {list(rows)}"
-            )
-        found[frozenset(on)] = row
+    for row, names in given.items():
+        known = row in rows and isinstance(names, (list, tuple, set, frozenset))
+        known = known and all(isinstance(name, str) for name in names)
+        if not known or frozenset(names) in found:
+            text = f"{quoted(row)}: {quoted(names)}; the rows are {list(rows)}"
+            needs += ", each subset once"
+            raise KarmafunnelError(who, what="grid", needs=needs, found=text)
+        found[frozenset(names)] = row
     every, stages = frozenset().union(*found), [stage.name for stage in recipe.funnel.stages]
     if stray := sorted(every - set(stages)):
-        raise KarmafunnelError(f"{who}, among {stages}, found {stray}")
-    if found and len(found) < 2 ** len(every):
-        raise KarmafunnelError(
-            f"{who}, a row for each of the {2 ** len(every)} subsets of {sorted(every)}, found {len(found)}: {given}"
-        )
+        needs += f", among {stages}"
+        raise KarmafunnelError(who, what="grid", needs=needs, found=stray)
+    subsets = 2 ** len(every)
+    if found and len(found) < subsets:
+        needs += f", a row for each of the {subsets} subsets of {sorted(every)}"
+        raise KarmafunnelError(who, what="grid", needs=needs, found=f"{len(found)}: {given}")
     return found

@@ -69,7 +69,7 @@ def claim_run(
     """
     wants = {
         "log.name": log.name, "log.checksum": log.checksum, "funnel": repr(recipe.funnel), "label": recipe.label, "seed": options.seed,
-        "embedders": {name: repr(value) for name, value in recipe.read.items()}, "window": options.window, "limit": options.limit,
+        "embedders": {name: repr(value) for name, value in recipe.used_embedders.items()}, "window": options.window, "limit": options.limit,
     }  # fmt: skip
     return claim(
         out, "replay", kind, wants=wants, inputs=[log.path, recipe.path], force=options.force

@@ -1,4 +1,4 @@
-"""Recall: channels that propose candidates among the eligible items, one a file, and their fusion."""
+"""Recall: channels that propose candidates among the eligible items, and their fusion."""
 
 from .external import External as External
 from .external import FittedExternal as FittedExternal

@@ -13,7 +13,7 @@ import polars as pl
 from ...bounds import MANY, Bound, check_bound, needs
 from ...errors import KarmafunnelError
 from ..context import Context
-from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, rows_frame
+from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, pair_key, rows_frame
 from ..ranking import rank_rows
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage
@@ -99,7 +99,8 @@ class FittedJoin(Retriever):
         for channel, part in enumerate(self.parts):
             found, _, _ = rank_rows(part.propose(rows), no_rows(), rows.requests, self.context)
             rank = found[RANK].to_numpy()
-            pairs.append(found[REQUEST].to_numpy() * n_items + found[ITEM].to_numpy())
+            request, item = found[REQUEST].to_numpy(), found[ITEM].to_numpy()
+            pairs.append(pair_key(request, item, n_items))
             gain = 1.0 / (stage.rrf + rank)
             if stage.quotas:
                 gain = gain + (rank <= stage.quotas[channel])

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from ...bounds import needs
 from ..context import Context
-from ..frame import ITEM
+from ..frame import ITEM, position_in_group
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage
 from .proposals import propose_each
@@ -69,8 +69,7 @@ def cosine_neighbours(
         row, column, value = row[keep], column[keep], value[keep]
         sequence = np.lexsort((-value, row))
         row, column, value = row[sequence], column[sequence], value[sequence]
-        place = np.arange(len(row)) - np.searchsorted(row, row)
-        near = place < neighbours
+        near = position_in_group(row) < neighbours
         shape = (block.shape[0], matrix.shape[1])
         blocks.append(
             sparse.csr_matrix(

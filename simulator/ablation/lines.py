@@ -1,0 +1,279 @@
+"""The lines of a table: for each row its measures, its differences to the baseline, its costs and
+the diagnostics of its embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ...files import read_table
+from ...models import diagnostics as diagnose
+from ..measure.attribution import attribute
+from ..measure.compare import compare, measure
+from ..measure.differences import Difference, holm, sampled
+from ..measure.intervals import Estimate, Ratio
+from ..measure.run import Run
+from ..replay.recipe import Recipe, as_row
+from ..report.measure_table import unchanged
+from .cells import Cell
+
+JS = "JS@50 (ours)"
+MEASURES = ("HR@10", "HR@50", "HR@200", "nDCG@10", "HR@200 by target")
+BY_TARGET = " by target"  # follows a measure that is also wanted for each popularity band
+Line = dict[str, Any]
+
+
+def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
+    """One line a row, from the cells that are done.
+
+    Returns:
+        Dicts with `row`, `funnel`, `embedders`, `note`, `seeds` (those that are done), `date`,
+        `values` and `differences` to `recipe.against` (both by column), `paired` (seeds in which
+        the baseline is done as well), `diagnostics` (means over seeds), `cost` (see `cost`), and
+        `failed` (the first error) where a cell failed.
+    """
+    by_row: dict[str, list[Cell]] = {}
+    done: dict[str, list[Cell]] = {}
+    for cell in todo:
+        by_row.setdefault(cell.row, []).append(cell)
+        if cell.done:
+            done.setdefault(cell.row, []).append(cell)
+    baseline = {cell.seed: cell for cell in done.get(recipe.against or "", [])}
+    stages = stages_of(recipe, [name for name in by_row if name in done]) if recipe.by_stage else []
+    lines = []
+    for name, group in by_row.items():
+        line = _described(recipe, name, done.get(name, []))
+        if errors := [cell.failed for cell in group if cell.failed]:
+            line["failed"] = errors[0]
+        if name in done:
+            _add_values(line, recipe, done[name], stages)
+            if name != recipe.against:
+                _add_differences(line, recipe, done[name], baseline, stages)
+        lines.append(line)
+    _correct(lines)
+    return lines
+
+
+def _described(recipe: Recipe, name: str, done: Sequence[Cell]) -> Line:
+    """A line without any number: what the row is, and which of its seeds are done."""
+    line: Line = {"row": name, "funnel": "", "embedders": {}}
+    if name not in recipe.errors:
+        row = recipe.row(name)
+        line["funnel"] = repr(row.funnel)
+        line["embedders"] = {key: repr(value) for key, value in row.used_embedders.items()}
+    line["note"] = as_row(recipe.rows[name]).note
+    line["seeds"] = [cell.seed for cell in done]
+    line["date"] = max((str(cell.read("facts.json").get("date", "")) for cell in done), default="")
+    return line | {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}, "paired": []}
+
+
+def _add_values(line: Line, recipe: Recipe, done: Sequence[Cell], stages: Sequence[str]) -> None:
+    runs = _runs(done)
+    rows = values_at(runs, measures_of(recipe, runs[0]), stages)
+    line["values"] = {column(row): row for row in rows}
+    line["cost"] = cost(runs)
+    line["values"][JS] = of_requests(_similarities(done), [], runs)
+    line["diagnostics"] = diagnose.merge([figures_of(cell) for cell in done])
+
+
+def _add_differences(
+    line: Line,
+    recipe: Recipe,
+    done: Sequence[Cell],
+    baseline: dict[int, Cell],
+    stages: Sequence[str],
+) -> None:
+    """Add the differences to the baseline over the seeds in which both rows are done."""
+    both = [cell for cell in done if cell.seed in baseline]
+    if not both:
+        return
+    other = [baseline[cell.seed] for cell in both]
+    line["paired"] = [cell.seed for cell in both]
+    a, b = _runs(other), _runs(both)
+    rows = differences_at(a, b, measures_of(recipe, a[0]), stages)
+    line["differences"] = {column(row): row for row in rows}
+    line["differences"][JS] = of_requests(_similarities(both), _similarities(other), b)
+
+
+def _correct(lines: Sequence[Line]) -> None:
+    """Set `holm` of every difference of the table: one family of tests, one correction.
+
+    A last stage may stand in two columns and is one test; a difference where both rows still do the
+    same is none.
+    """
+    tests: dict[tuple[Any, ...], list[Line]] = {}
+    for line in lines:
+        for row in line["differences"].values():
+            test = line["row"], row["measure"], row.get("slice"), row.get("stage")
+            tests.setdefault(test, []).append(row)
+    p = [None if unchanged(rows[0]) else rows[0]["p"] for rows in tests.values()]
+    for rows, rejected in zip(tests.values(), holm(p), strict=True):
+        for row in rows:
+            row["holm"] = rejected
+
+
+def _runs(done: Sequence[Cell]) -> list[Run]:
+    return [Run.open(cell.folder / "run") for cell in done]
+
+
+def _similarities(done: Sequence[Cell]) -> list[pl.DataFrame]:
+    return [read_table(cell.folder / "similarity" / "similarity.parquet") for cell in done]
+
+
+def figures_of(cell: Cell) -> dict[str, Any]:
+    """The finite numbers among a cell's facts, by name; the seed is none of them."""
+    figures = {}
+    for name, value in cell.read("facts.json").items():
+        if name != "seed" and isinstance(value, (int, float)) and np.isfinite(value):
+            figures[name] = value
+    return figures
+
+
+# -- measures --------------------------------------------------------------------------------------
+
+
+def measures_of(recipe: Recipe, run: Run) -> tuple[str, ...]:
+    """The recipe's measures; where it names none, the usual ones that the Run has the data for."""
+    shown = ("gAUC:request:exposures",) if run.meta["log"]["has"]["exposures"] else ()
+    return recipe.measures or MEASURES + shown
+
+
+def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Measures over all requests, and those by target ("HR@200 by target") without that ending."""
+    whole, sliced = [], []
+    for name in measures:
+        if name.endswith(BY_TARGET):
+            sliced.append(name.removesuffix(BY_TARGET))
+        else:
+            whole.append(name)
+    return whole, sliced
+
+
+def stages_of(recipe: Recipe, rows: Sequence[str]) -> list[str]:
+    """The stages that have columns of their own: those of all rows, without a stage that is the
+    last of every row.
+    """
+    names: dict[str, None] = {}
+    last = set()
+    for row in rows:
+        if row not in recipe.errors:
+            stages = [stage.name for stage in recipe.row(row).funnel.stages]
+            names |= dict.fromkeys(stages)
+            last.add(stages[-1])
+    return [name for name in names if {name} != last]
+
+
+def values_at(runs: list[Run], measures: Sequence[str], stages: Sequence[str]) -> list[Line]:
+    """Measure rows of the funnel's output and, with `at`, of some of its stages."""
+    rows = _both_kinds(
+        measures, lambda names, part: measure(runs, names, by_stage=bool(stages), slice=part)
+    )
+    return placed(rows, runs[0].stages[-1], stages)
+
+
+def differences_at(
+    a: list[Run], b: list[Run], measures: Sequence[str], stages: Sequence[str]
+) -> list[Line]:
+    """Comparison rows, B less A, of the funnels' output and, with `at`, of some of their stages."""
+    rows = _both_kinds(
+        measures, lambda names, part: compare(a, b, names, by_stage=bool(stages), slice=part)
+    )
+    ends = dict.fromkeys((a[0].stages[-1], b[0].stages[-1]))
+    return placed(rows, " | ".join(ends), stages)
+
+
+def _both_kinds(
+    measures: Sequence[str], ask: Callable[[list[str], str | None], list[Line]]
+) -> list[Line]:
+    """The rows of measures over all requests, then of those by target."""
+    whole, sliced = split(measures)
+    rows = ask(whole, None) if whole else []
+    return rows + (ask(sliced, "target") if sliced else [])
+
+
+def placed(rows: Sequence[Line], end: str, stages: Sequence[str]) -> list[Line]:
+    """The rows of `stages`, each with `at`, and those of the last stage `end`, without."""
+    found: list[Line] = []
+    for row in rows:
+        if row["stage"] in stages:
+            found.append(row | {"at": row["stage"]})
+        if row["stage"] == end:
+            found.append(row)
+    return found
+
+
+def column(row: Line) -> str:
+    """The head of a measure row's column: "HR@10 at recall, cold"."""
+    name = f"{row['measure']} at {row['at']}" if "at" in row else str(row["measure"])
+    if row["slice"] in (None, "", "all"):
+        return name
+    return f"{name}, {str(row['slice']).split('=')[-1].split(': ')[-1]}"
+
+
+def cost(runs: Sequence[Run]) -> dict[str, float]:
+    """Milliseconds a request by stage, and their `total`: median over chunks, mean over seeds.
+
+    Work that several rows share counts in full for each of them. Medians, because the first chunk
+    warms up and a busy machine stalls now and then.
+    """
+    each = (1000 * pl.col("seconds") / pl.col("requests")).alias("ms")
+    by_seed = []
+    for run in runs:
+        timing = run.read("timing", "stage", each)
+        by_seed.append(timing.group_by("stage", maintain_order=True).agg(pl.col("ms").median()))
+    means = pl.concat(by_seed).group_by("stage", maintain_order=True).agg(pl.col("ms").mean())
+    by_stage = dict(means.iter_rows())
+    return by_stage | {"total": sum(by_stage.values())}
+
+
+def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: list[Run]) -> Line:
+    """A measure row of JS@50, the mean over requests.
+
+    Args:
+        values: request_id and js, a frame a seed.
+        others: the same of the baseline; where given, the row holds the paired difference to it.
+        runs: of the first of these the users are read, by whom the interval is clustered.
+    """
+    user = pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id")).alias("user_id")
+    users = runs[0].read("requests", "request_id", user)
+    number = users["user_id"].rank("dense").cast(pl.Int64).to_numpy() - 1
+    cluster = dict(zip(users["request_id"], number, strict=True))
+    place = np.array([cluster[request] for request in values[0]["request_id"]], dtype=np.int64)
+    a = [frame["js"].to_numpy() for frame in values]
+    if others:
+        a = [x - frame["js"].to_numpy() for x, frame in zip(a, others, strict=True)]
+    estimates: list[Estimate] = [Ratio(x, np.ones(len(x)), place) for x in a]
+    by_seed = [estimate.value for estimate in estimates]
+    value = float(np.mean(by_seed)) if len(place) else float("nan")
+    known = not np.isnan(value)
+    samples = sampled(estimates, len(set(cluster.values())) if known else 0, 1000, 0)
+    drawn = [samples[estimate] for estimate in estimates] if samples else []
+    found = Difference.over_seeds(value, by_seed, drawn, 0)
+    low, high = found.interval
+    row: Line = {"measure": JS, "value": value if known else None, "low": low, "high": high}
+    row |= {"n": estimates[0].n, "p": None}
+    return row | found.row("higher") | {"difference": row["value"]} if others else row
+
+
+def parts_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
+    """The change over the recipe's grid, split over its stages.
+
+    Uses the seeds in which every row of the grid is done; empty where there is no such seed or no
+    grid.
+    """
+    done = {(cell.row, cell.seed): cell.folder / "run" for cell in todo if cell.done}
+    seeds = []
+    for seed in dict.fromkeys(cell.seed for cell in todo):
+        if all((row, seed) in done for row in recipe.grid.values()):
+            seeds.append(seed)
+    if not recipe.grid or not seeds:
+        return []
+    runs = {}
+    for switched_on, row in recipe.grid.items():
+        runs[switched_on] = [Run.open(done[row, seed]) for seed in seeds]
+    whole, _ = split(measures_of(recipe, runs[frozenset()][0]))
+    return [row for row in attribute(runs, whole) if row["value"] is not None]

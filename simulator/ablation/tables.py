@@ -1,0 +1,382 @@
+"""The tables of an ablation in every format: `table.json`, `.md`, `.csv`, `.tex`, `.html`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from ...files import read_json, read_text, remove, write_text
+from ...log import Log
+from ...terminal import Console
+from ..replay.options import RunOptions
+from ..replay.provenance import commit, processor
+from ..replay.recipe import Recipe
+from ..report.attention_plot import attention_figure
+from ..report.attribution_plot import attribution_figure, attribution_table
+from ..report.curves import write_curve
+from ..report.measure_table import define, unchanged, valued
+from ..report.page import Block, Figure, Page, Points, Section, Text, render, rich
+from ..report.plots import forest
+from ..report.table import Cell as TableCell
+from ..report.table import Table, number, print_table, to_latex, to_markdown
+from .cells import Cell
+from .lines import JS, Line, lines_of, parts_of
+
+MS, DETECTABLE = "ms a request", "detectable"
+DIAGNOSTICS = (
+    "median rank of cold targets",
+    "popularity of top 50",
+    "readable, nats",
+    "perplexity given history",
+    "perplexity given interest",
+    "perplexity given interest, unseen",
+    "sink rate, first",
+    "base sink rate, first",
+    "sink rate, others",
+    "base sink rate, others",
+    "column entropy",
+    "base column entropy",
+    "effective rank, items",
+    "effective rank, interests",
+    "uniformity, items",
+    "uniformity, interests",
+    "alignment",
+    "training seconds",
+    "embedding µs a request",
+)
+DEFINITIONS = {
+    JS: (
+        "mean Jaccard similarity of the words of a first truth item with those of the 50 best "
+        "retrieved, less the same for 50 random eligible"
+    ),
+    "median rank of cold targets": (
+        "among all eligible items by inner product, of the first truth items that were never a "
+        "target in W1"
+    ),
+    "popularity of top 50": (
+        "mean share of the catalogue that is chosen less often in W1 than what is retrieved"
+    ),
+    "readable, nats": (
+        "what a linear probe from the interest saves a word of the target's text, over the words' "
+        "frequencies"
+    ),
+    "perplexity given interest": "of the targets' texts, told from the interest alone",
+    "perplexity given history": "of the targets' texts, told from the history",
+    "sink rate, first": (
+        "share of attention heads that a first place takes more than .3 of (base: before "
+        "fine-tuning)"
+    ),
+    "column entropy": "of where attention falls: 0 all on one place, 1 evenly",
+    "effective rank, items": (
+        "exp of the entropy of the vectors' singular values, centred: 1 to their dimension"
+    ),
+    "uniformity, items": (
+        "log mean exp(-2 distance^2) over pairs of unit vectors: 0 all alike, near -4 spread out"
+    ),
+    "alignment": (
+        "mean squared distance of an interest and its target at length 1: 0 to 4, lower is closer"
+    ),
+    "embedding µs a request": "making one interest, in batches",
+}
+
+
+# -- what the tables hold --------------------------------------------------------------------------
+
+
+def tables_of(baseline: str | None, lines: Sequence[Line]) -> list[Table]:
+    """The tables: values, differences to the row `baseline`, diagnostics, and what failed."""
+    columns = list(dict.fromkeys(column for line in lines for column in line["values"]))
+    tables = [_values(columns, lines)]
+    if any(line["differences"] for line in lines):
+        tables.append(_differences(baseline, columns, lines))
+    found = _diagnostics_in(lines, DIAGNOSTICS)
+    if found:
+        rows = []
+        for line in lines:
+            if line["seeds"]:
+                rows.append([line["row"], *(_short(line["diagnostics"].get(d)) for d in found)])
+        tables.append(Table(["row", *found], rows, title="diagnostics, means over seeds"))
+    if failed := [[line["row"], line["failed"]] for line in lines if "failed" in line]:
+        tables.append(Table(["row", "why"], failed, title="failed", look="prose"))
+    return tables
+
+
+def _values(columns: Sequence[str], lines: Sequence[Line]) -> Table:
+    rows: list[list[str | TableCell]] = []
+    for line in lines:
+        if line["seeds"]:
+            cells = [valued(line["values"].get(column)) for column in columns]
+            rows.append([line["row"], str(len(line["seeds"])), *cells, _cost(line["cost"])])
+    if rows:
+        rows.append(["n", "", *_counts(columns, [line["values"] for line in lines]), ""])
+    title = "values, 95% intervals over users and seeds"
+    return Table(["row", "seeds", *columns, MS], rows, title=title)
+
+
+def _differences(baseline: str | None, columns: Sequence[str], lines: Sequence[Line]) -> Table:
+    rows: list[list[str | TableCell]] = []
+    for line in lines:
+        if found := line["differences"]:
+            cells = [valued(found.get(column), True) for column in columns]
+            rows.append([line["row"], str(len(line["paired"])), *cells])
+            rows.append([DETECTABLE, "", *(_effect(found.get(column)) for column in columns)])
+    rows.append(["n", "", *_counts(columns, [line["differences"] for line in lines])])
+    title = (
+        f"differences to {baseline}, paired; * leaves out 0 with one sign in every seed, "
+        "** also after Holm"
+    )
+    return Table(["row", "seeds", *columns], rows, title=title)
+
+
+def _effect(row: Line | None) -> str:
+    """The smallest difference that would have been found with 80% power, as a text."""
+    effect = None if row is None else row.get("smallest_effect")
+    if not row or effect is None or not np.isfinite(effect) or unchanged(row):
+        return ""
+    return f"±{number(effect)}"
+
+
+def _cost(cost: Mapping[str, float]) -> str:
+    """Milliseconds a request: "12.30 (recall 8.10, rank 4.20)"."""
+    if not cost:
+        return ""
+    stages = [f"{stage} {ms:.2f}" for stage, ms in cost.items() if stage != "total"]
+    total = f"{cost['total']:.2f}"
+    return f"{total} ({', '.join(stages)})" if len(stages) > 1 else total
+
+
+def _counts(columns: Sequence[str], found: Sequence[Mapping[str, Line]]) -> list[str]:
+    """n of each column, or its range."""
+    texts = []
+    for name in columns:
+        n = sorted({row[name]["n"] for row in found if name in row})
+        text = f"{n[0]:,}" if n else ""
+        texts.append(f"{text} to {n[-1]:,}" if len(n) > 1 else text)
+    return texts
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def _diagnostics_in(lines: Sequence[Line], names: Sequence[str]) -> list[str]:
+    """Those of the diagnostics that a line has, in the order of `names`."""
+    return [name for name in names if any(name in line["diagnostics"] for line in lines)]
+
+
+# -- what stands below them ------------------------------------------------------------------------
+
+
+def record(
+    recipe: Recipe, log: Log, lines: Sequence[Line], parts: Sequence[Line], options: RunOptions
+) -> list[str]:
+    """Where the table comes from, what its rows are and what its columns mean, a line each.
+
+    `parts` is the attribution over the recipe's grid; a line says why it is empty.
+    """
+    command = f"`{options.command}`" if options.command else f"recipe {recipe.name}"
+    n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
+    seeds = sorted({seed for line in lines for seed in line["seeds"]})
+    source = (
+        f"log {log.name} ({log.checksum}), window {options.window}, n up to {max(n, default=0):,}, "
+        f"seeds {seeds}"
+    )
+    if options.limit:
+        source += f", {options.limit} requests"
+    # the date of the last cell: writing the table again does not change it
+    date = max((line.get("date", "") for line in lines), default="")
+    machine = [processor(), f"{os.cpu_count()} cores", f"commit {commit() or 'unknown'}"]
+    made = ", ".join([date, *machine] if date else machine)
+    notes = [f"{line['row']}: {line['note']}" for line in lines if line["note"]]
+    for line in lines:
+        for name, row in line["differences"].items():
+            if "not compared" in row.get("note", ""):
+                notes.append(f"{line['row']}, {name}: {row['note'].removeprefix('n/a: ')}")
+    missing = _missing(recipe, lines, parts)
+    return [command, *missing, source, made, *notes, *definitions(lines)]
+
+
+def _missing(recipe: Recipe, lines: Sequence[Line], parts: Sequence[Line]) -> list[str]:
+    """What the table lacks because a row failed."""
+    failed = {line["row"]: line for line in lines if "failed" in line}
+    found = []
+    if recipe.against in failed and not failed[recipe.against]["seeds"]:
+        found.append(f"no differences: they are to {recipe.against}, which failed")
+    lost = [row for row in failed if row in recipe.grid.values()]
+    if lost and not parts:
+        rows = ", ".join(lost)
+        found.append(f"no attribution: it needs every row of the grid, and {rows} failed")
+    return found
+
+
+def definitions(lines: Sequence[Line]) -> list[str]:
+    """What the columns mean, a line each; the slices of a measure share theirs."""
+    names = dict.fromkeys(row["measure"] for line in lines for row in line["values"].values())
+    names |= dict.fromkeys(_diagnostics_in(lines, list(DEFINITIONS)))
+    texts = [f"{name}: {DEFINITIONS.get(name) or define(name)}." for name in names]
+    if any(line["cost"] for line in lines):
+        texts.append(
+            f"{MS}: time of each stage as if its funnel ran alone, median over chunks of requests, "
+            "mean over seeds."
+        )
+    if any(line["differences"] for line in lines):
+        texts.append(
+            f"{DETECTABLE}: the smallest difference that the comparison above it would have found "
+            "with 80% power."
+        )
+    return texts
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def write_table(
+    recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], options: RunOptions
+) -> None:
+    """Write `table.json`, `.md`, `.csv`, `.tex`, `.html` and, where there is anything to show, the
+    attribution of a grid and the attention maps; each file whole or not at all.
+    """
+    lines = lines_of(recipe, todo)
+    parts = parts_of(recipe, todo)
+    tables, below = tables_of(recipe.against, lines), record(recipe, log, lines, parts, options)
+    title = f"{recipe.name} on {log.name}"
+    kept = {
+        "recipe": recipe.name,
+        "against": recipe.against,
+        "log": {"name": log.name, "checksum": log.checksum},
+        "window": options.window,
+        "limit": options.limit,
+        "lines": lines,
+        "record": below,
+    }
+    differences = {line["row"]: line["differences"] for line in lines}
+    texts = {
+        "table.json": json.dumps(kept, indent=1, default=float),
+        "table.md": markdown(title, tables, below),
+        "table.csv": comma(lines),
+        "table.html": render(page(title, tables, below, differences)),
+        "table.tex": latex(title, tables, below),
+    }
+    for name, text in texts.items():
+        write_text(out / name, text)
+    _write_attention(recipe, out, todo, title)
+    _write_attribution(out, parts, title)
+
+
+def _write_attention(recipe: Recipe, out: Path, todo: Sequence[Cell], title: str) -> None:
+    """The attention maps of the rows that have one, each of its first seed that is done."""
+    maps = {}
+    for row in recipe.rows:
+        first = next((cell for cell in todo if cell.row == row and cell.done), None)
+        if first is not None:
+            path = first.folder / "similarity" / "attention.safetensors"
+            if path.exists():
+                maps[row] = load_file(path)["maps"]
+    if maps:
+        write_curve(attention_figure(maps), out / "attention.html", f"Attention, {title}")
+
+
+def _write_attribution(out: Path, parts: Sequence[Line], title: str) -> None:
+    """What each stage adds; without parts, the files of an earlier table go."""
+    if not parts:
+        for name in ("attribution.md", "attribution.html", "attribution.png"):
+            remove(out / name)
+        return
+    text = to_markdown(attribution_table(parts))
+    write_text(out / "attribution.md", f"## Attribution, {title}\n\n{text}")
+    heading = f"What each stage adds, {title}"
+    write_curve(attribution_figure(parts), out / "attribution.html", heading)
+
+
+def markdown(title: str, tables: Sequence[Table], below: Sequence[str]) -> str:
+    """The tables one below the other, then where they come from."""
+    return "\n".join([f"## {title}\n", *map(to_markdown, tables), "\n\n".join(below)]) + "\n"
+
+
+def latex(title: str, tables: Sequence[Table], below: Sequence[str]) -> str:
+    """A `table` environment a table; the last also says where all of them come from."""
+    titled = [replace(table, title=f"{title}: {table.title}") for table in tables]
+    titled[-1] = replace(titled[-1], below=below)
+    return "\n".join(map(to_latex, titled))
+
+
+def comma(lines: Sequence[Line]) -> str:
+    """CSV: one line a row and column, numbers unrounded."""
+    file = io.StringIO()
+    heads = ["row", "seeds", "column", "value", "low", "high", "difference", "d_low", "d_high"]
+    heads += ["better", "holm", "detectable", "n", "d_seeds"]
+    writer = csv.DictWriter(file, heads, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        begin = {"row": line["row"], "seeds": len(line["seeds"])}
+        for name, row in line["values"].items():
+            found = begin | {"column": name, "value": row["value"], "n": row["n"]}
+            found |= {"low": row["low"], "high": row["high"]}
+            if other := line["differences"].get(name):
+                found |= {
+                    "difference": other.get("difference"),
+                    "d_low": other.get("low"),
+                    "d_high": other.get("high"),
+                    "better": other.get("better"),
+                    "holm": other.get("holm"),
+                    "detectable": other.get("smallest_effect"),
+                    "d_seeds": len(line["paired"]),
+                }
+            writer.writerow(found)
+        for name in DIAGNOSTICS:
+            if name in line["diagnostics"]:
+                writer.writerow(begin | {"column": name, "value": line["diagnostics"][name]})
+        for stage, ms in line["cost"].items():
+            writer.writerow(begin | {"column": f"{MS}, {stage}", "value": ms})
+    return file.getvalue()
+
+
+def page(
+    title: str,
+    tables: Sequence[Table],
+    below: Sequence[str],
+    differences: Mapping[str, Mapping[str, Line]],
+) -> Page:
+    """The tables as a page, with `differences` (row -> column -> difference) drawn."""
+    sections = []
+    found = [row for by_column in differences.values() for row in by_column.values()]
+    if any(row.get("difference") is not None for row in found):
+        words = (
+            "Differences with their 95% intervals, a pane a column; the upright line is no "
+            "difference. In colour: the interval leaves out 0 with one sign in every seed. "
+            "Diamond: it still does when the whole table is to hold at once."
+        )
+        drawn: list[Block] = [Text(words), Figure(forest(differences))]
+        sections.append(Section("drawn", "Drawn", "Differences drawn", drawn))
+    for i, table in enumerate(tables):
+        heading = table.title[:1].upper() + table.title[1:]
+        short = heading.split(",")[0].split(" to ")[0]
+        sections.append(Section(f"table{i}", short, heading, [table]))
+    notes = []
+    for line in below:
+        is_command = line[:1] == line[-1:] == "`"
+        notes.append(rich("<code>{}</code>", line.strip("`")) if is_command else line)
+    sections.append(Section("record", "Record", "Where it comes from", [Points(notes, "notes")]))
+    return Page(title, "karmafunnel table", [], sections)
+
+
+def print_tables(out: Path, console: Console) -> None:
+    """Print the tables of a folder, read from its `table.json`."""
+    kept = read_json(out / "table.json")
+    for table in tables_of(kept["against"], kept["lines"]):
+        print_table(table, console)
+    if (out / "attribution.md").exists():
+        console.print(read_text(out / "attribution.md"), soft_wrap=True)
+    for line in kept["record"]:
+        console.print(line, soft_wrap=True)
