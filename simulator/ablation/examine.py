@@ -1,5 +1,5 @@
-"""What is known of a cell beside its Run: the cost, shape and meaning of its embedding, and JS@50 of
-every request with a relevant item.
+"""Examining a cell: cost, shape and meaning of its embedding, and JS@50 of every request that has a
+relevant item.
 """
 
 from __future__ import annotations

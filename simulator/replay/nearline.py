@@ -1,9 +1,7 @@
-"""Near-line interests: a fitted embedding whose interest vectors are refreshed every so many
-minutes, and stale in between.
+"""Near-line user embeddings, which are computed at fixed intervals instead of at each request.
 
-Nothing is fitted anew: the embedding is asked what it would have said at the last refresh before
-each request, of the history as of then and of no query. KARMA served so costs nothing at request
-time.
+Nothing is fitted again: each request gets the user embedding of the last refresh before it, from
+the history as of then and without a query. KARMA served this way costs nothing at request time.
 """
 
 from __future__ import annotations
@@ -23,42 +21,41 @@ MINUTE = 60_000  # ms
 
 
 def at_times(log: Log, t: np.ndarray) -> Log:
-    """The log as its requests would find it at other times, `t` (n_requests,) ascending, asking for
-    nothing: no query, filters or context.
+    """A view of the log with each request at time `t`, (n_requests,) ascending, and without its
+    query, filters and context.
     """
-    _ = log.user, log.session, log.rows, log.events, log.checksum  # those of the log itself
+    _ = log.user, log.session, log.rows, log.events, log.checksum  # computed once, before the copy
     view = copy.copy(log)
-    asks = [
-        pl.lit(None, dtype=log.requests.schema[c]).alias(c)
-        for c in ("query", "filters", "context")
-        if c in log.requests.columns
-    ]
-    vars(view).update(requests=log.requests.with_columns(asks), t=t)
+    empty = []
+    for name in ("query", "filters", "context"):
+        if name in log.requests.columns:
+            empty.append(pl.lit(None, dtype=log.requests.schema[name]).alias(name))
+    vars(view).update(requests=log.requests.with_columns(empty), t=t)
     vars(view)["asof"] = AsOf(view, log.asof.past)
     return view
 
 
 def refreshed(log: Log, minutes: float, who: str) -> np.ndarray:
-    """The last refresh at or before each request: int64 (n_requests,), ms; refreshes lie `minutes`
-    apart, counted from 1970 (UTC).
+    """The time of the last refresh at or before each request: int64 (n_requests,), ms.
 
-    Raises KarmafunnelError for minutes that are negative or not finite, and for a log whose time is
-    an order.
+    Refreshes are `minutes` apart, counted from 1970 (UTC).
+
+    Raises:
+        KarmafunnelError: for minutes that are negative or not finite, and for a log without clock
+            times.
     """
     check_bound(who, "stale_minutes", stale_minutes=minutes)
     if log.meta["time"] != "clock":
-        raise KarmafunnelError(
-            f"{who}: needs a log with clock times to count minutes, the time of log {log.name} is an order"
-        )
+        found = f"log {log.name}, whose time is an order"
+        raise KarmafunnelError(who, needs="a log with clock times to count minutes", found=found)
     return log.t - log.t % max(round(minutes * MINUTE), 1)
 
 
 class NearLine(Embedding):
-    """A view of a fitted embedding: the interest of a request is that of its user at the last
-    refresh, `minutes` apart; items stay.
+    """A view of a fitted embedding with user embeddings of the last refresh; items are unchanged.
 
-    Queries are not read, so they have no vectors either. With minutes=0 the history is fresh and
-    only the query is missing.
+    Queries are not read, so they have no vectors either. With minutes=0 the history is up to date
+    and only the query is missing.
     """
 
     def __init__(self, fitted: Embedding, minutes: float, who: str = "near-line"):
@@ -81,8 +78,8 @@ class NearLine(Embedding):
 
 
 class UnavailableEmbedding(Embedding):
-    """A view of a fitted embedding whose server is down: no request has a vector, items keep
-    theirs.
+    """A view of a fitted embedding whose service is down: user embeddings are zero; items are
+    unchanged.
     """
 
     def __init__(self, fitted: Embedding):

@@ -1,4 +1,4 @@
-"""What a replay is run with, beside its recipe and its log."""
+"""Options of a replay."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from ...stages.kept import Kept
 from ...terminal import Console
 from .workers import Workers
 
-CHUNK = 256  # requests a shard
+CHUNK = 256  # requests
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How recipes are fitted and replayed.
 
-    seed: of every random draw; the same seed gives the same bytes. device: where neural models are
-    fitted and run. window: of the log, which is replayed. limit: at most so many requests, evenly
-    spaced in time. chunk: requests a shard. cache: where fitted things are kept by content, a
-    folder or a `Kept` that several calls share. workers: other processes that replay; they need a
-    cache folder. console: where progress is told. command: what run.json says of how the Run was
-    made. force: replace an older result of something else.
+    Attributes:
+        seed: of every random draw; the same seed gives the same bytes.
+        device: where neural models are fitted and run.
+        window: of the log, the one to replay.
+        limit: at most this number of requests, evenly spaced in time.
+        chunk: requests that are replayed at a time.
+        cache: where fitted embedders and stages are kept by content: a folder, or a `Kept` that
+            several calls share.
+        workers: other processes that replay; they need a cache folder.
+        console: where progress is printed.
+        command: the command that run.json names as the origin of the Run.
+        force: replace an older result of something else.
     """
 
     seed: int = 0
@@ -38,7 +44,7 @@ class RunOptions:
 
     @property
     def folder(self) -> Path | None:
-        """The cache folder, if there is one."""
+        """The cache folder; None without one."""
         return Kept.of(self.cache).folder
 
 
@@ -46,5 +52,5 @@ DEFAULTS = RunOptions()
 
 
 def cache_root() -> Path:
-    """Where fitted things are kept: $KARMAFUNNEL_CACHE, else ~/.cache/karmafunnel."""
+    """The default cache folder: $KARMAFUNNEL_CACHE, else ~/.cache/karmafunnel."""
     return Path(os.environ.get("KARMAFUNNEL_CACHE") or Path.home() / ".cache" / "karmafunnel")

@@ -27,8 +27,7 @@ from .recipe import Recipe
 def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedFunnel:
     """Fit the recipe's embedders (on W1) and stages (on W2), each kept by content in the cache.
 
-    Recipes that are prepared with the same `Kept`, for the same log, make once what they have in
-    common.
+    Recipes that are prepared for the same log with the same `Kept` share what they have in common.
     """
     require(log)
     if options.device != "cpu":
@@ -37,10 +36,9 @@ def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedF
     with console.status("fitting") if console else nullcontext() as status:
         context = Context(
             log,
-            {},
-            recipe.label,
-            options.seed,
-            options.device,
+            label=recipe.label,
+            seed=options.seed,
+            device=options.device,
             custom_code=recipe.custom_code,
             indexes=kept.indexes,
         )
@@ -55,22 +53,17 @@ def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedF
 
 
 def check_device(device: str) -> None:
-    """Raises KarmafunnelError for a device that torch does not know or have."""
+    """Raise KarmafunnelError for a device that torch does not know or have."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise KarmafunnelError(
-            "device",
-            needs="one that torch has here",
-            found=f"{device!r}: {str(error).splitlines()[0]}",
-        ) from error
+        found = f"{device!r}: {str(error).splitlines()[0]}"
+        raise KarmafunnelError("device", needs="one that torch has here", found=found) from error
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A recipe, its fitted funnel, the Run folder that it goes into, and what its run.json says
-    beside.
-    """
+    """A recipe, its fitted funnel, the folder of its Run, and further entries of its run.json."""
 
     recipe: Recipe
     fitted: FittedFunnel
@@ -79,20 +72,17 @@ class Variant:
 
 
 def requests_of(log: Log, window: str = "W3", limit: int | None = None) -> np.ndarray:
-    """The requests to replay, `limit` of them evenly spaced in time.
+    """The requests of a window, at most `limit` of them evenly spaced in time: row numbers.
 
-    Raises KarmafunnelError where there are none, and for a log that fails a check whose failure
-    would change a figure.
+    Raises:
+        KarmafunnelError: where there are none, and for a log that fails a check whose failure
+            would change results.
     """
     require(log)
     requests = log.requests_in(window)
     if len(requests) == 0:
-        raise KarmafunnelError(
-            "replay",
-            what=f"log {log.name}",
-            needs=f"requests of {log.meta['scenario']} in {window}",
-            found="none",
-        )
+        needs = f"requests of {log.meta['scenario']} in {window}"
+        raise KarmafunnelError("replay", what=f"log {log.name}", needs=needs, found="none")
     if limit is not None:
         check_bound("replay", "limit", limit=limit)
     return spaced(requests, limit or len(requests))

@@ -1,4 +1,4 @@
-"""What made a Run, as its `run.json` tells it."""
+"""Where a Run comes from: its `run.json`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .recipe import Recipe
 
 @once_a_process
 def commit() -> str | None:
-    """The commit of the code, where it is a checkout."""
+    """The commit of the code; None where it is no checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -45,38 +45,52 @@ def processor() -> str:
 
 @once_a_process
 def versions() -> dict[str, str]:
-    packages = ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
-    return {
-        "karmafunnel": __version__,
-        "python": platform.python_version(),
-        **{p: version(p) for p in packages},
-    }
+    """Versions of this package, of Python and of the libraries that results depend on."""
+    found = {"karmafunnel": __version__, "python": platform.python_version()}
+    for package in ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s"):
+        found[package] = version(package)
+    return found
 
 
 def describe_run(
     recipe: Recipe, fitted: FittedFunnel, log: Log, options: RunOptions
 ) -> dict[str, Any]:
-    """`run.json`: everything needed to make the same Run again."""
+    """The content of `run.json`: everything that is needed to make the same Run again."""
     stages = []
     for ready in fitted.stages:
-        stages.append(
-            {
-                "name": ready.stage.name,
-                "kind": type(ready.stage).__name__,
-                "k": ready.stage.k,
-                "text": repr(ready.stage),
-            }
-        )
+        stage = ready.stage
+        found = {
+            "name": stage.name,
+            "kind": type(stage).__name__,
+            "k": stage.k,
+            "text": repr(stage),
+        }
         if isinstance(ready, Retriever):
-            stages[-1]["channels"] = list(ready.channels)
+            found["channels"] = list(ready.channels)
+        stages.append(found)
     return {
-        "recipe": recipe.text, "recipe_name": recipe.name, "row": recipe.row_name, "funnel": repr(recipe.funnel),
-        "embedders": {name: repr(value) for name, value in recipe.used_embedders.items()}, "label": recipe.label, "seed": options.seed,
-        "commit": commit(), "versions": versions(),
+        "recipe": recipe.text,
+        "recipe_name": recipe.name,
+        "row": recipe.row_name,
+        "funnel": repr(recipe.funnel),
+        "embedders": {name: repr(value) for name, value in recipe.used_embedders.items()},
+        "label": recipe.label,
+        "seed": options.seed,
+        "commit": commit(),
+        "versions": versions(),
         "log": {
-            "name": log.name, "path": str(log.path.resolve()) if log.path else None, "checksum": log.checksum, "currency": log.meta["currency"],
-            "has": log.meta["has"], "catalogue": log.meta["catalogue"], "items": log.n_items, "world": log.meta.get("world"),
+            "name": log.name,
+            "path": str(log.path.resolve()) if log.path else None,
+            "checksum": log.checksum,
+            "currency": log.meta["currency"],
+            "has": log.meta["has"],
+            "catalogue": log.meta["catalogue"],
+            "items": log.n_items,
+            "world": log.meta.get("world"),
         },
-        "window": options.window, "stages": stages, "device": options.device, "limit": options.limit,
+        "window": options.window,
+        "stages": stages,
+        "device": options.device,
+        "limit": options.limit,
         "command": options.command or shlex.join(sys.argv),
-    }  # fmt: skip
+    }

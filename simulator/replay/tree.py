@@ -1,7 +1,7 @@
-"""Several funnels over the same rows: what they begin with alike runs once.
+"""Several funnels over the same rows: stages that they have in common at the beginning run once.
 
-Their stages are a tree, walked depth first. What a stage passes on lives until the stages after it
-are through, so memory grows with the depth of the tree, not with the number of funnels.
+Their stages are a tree, walked depth first. The output of a stage is kept until the stages below it
+are done, so memory grows with the depth of the tree, not with the number of funnels.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from ...stages.stage import FittedFunnel, FittedStage, StageOutput, advance
 
 @dataclass
 class Node:
-    """A stage, where it looks, what comes after it, and the funnels that end with it, by name."""
+    """A stage with its context, the stages after it, and the names of the funnels that end here."""
 
     stage: tuple[FittedStage, Context] | None = None
     children: dict[Hashable, Node] = field(default_factory=dict)
     ends: list[Any] = field(default_factory=list)
 
     def funnels(self) -> Iterator[Any]:
-        """Names of the funnels that pass through."""
+        """Names of the funnels that contain this stage."""
         yield from self.ends
         for child in self.children.values():
             yield from child.funnels()
 
 
 def tree_of(funnels: Mapping[Any, FittedFunnel]) -> Node:
-    """The tree of the funnels' stages; beginnings are alike where their keys are."""
+    """The tree of the funnels' stages; stages with equal keys are one node."""
     root = Node()
     for name, fitted in funnels.items():
         node = root
@@ -45,8 +45,11 @@ def tree_of(funnels: Mapping[Any, FittedFunnel]) -> Node:
 def run_tree(
     node: Node, rows: Rows, steps: tuple[StageOutput, ...] = ()
 ) -> Iterator[tuple[Any, tuple[StageOutput, ...] | Exception]]:
-    """What each funnel did to the rows, by name; an error takes the place of the steps for the
-    funnels that pass through the stage that raised it.
+    """Run all funnels below a node.
+
+    Yields:
+        The name of each funnel, and the outputs of its stages or, where a stage raised an error,
+        that error.
     """
     for name in node.ends:
         yield name, steps
@@ -55,7 +58,7 @@ def run_tree(
         fitted, context = child.stage
         try:
             step, after = advance(fitted, rows.seen_in(context), exact=True)
-        except Exception as error:  # one funnel must not sink the others
+        except Exception as error:  # one funnel must not end the others
             for name in child.funnels():
                 yield name, error
             continue
