@@ -24,6 +24,7 @@ SECTIONS = {
         "doctor": ("start", "Versions, threads, and what is slow here."),
     },
     "Data": {
+        "import": ("imports", "Import your own tables: CSV, JSON lines, Parquet, RecBole files, ... in, a log out."),
         "convert": ("data", "Convert a public data set into a log."),
         "world": ("data", "Generate a marketplace with known truth and write its log."),
         "validate": ("data", "Check a log: PASS, FAIL or N/A a check, with example ids."),

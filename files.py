@@ -584,7 +584,17 @@ class Kind:
 RUN = Kind("Run", "run.json")
 RUN_AND_PATHS = Kind("Run", "run.json", ("paths",))
 LOG = Kind(
-    "log", "log.json", ("items.parquet", "requests.parquet", "exposures.parquet", "truth", "images")
+    "log",
+    "log.json",
+    (
+        "items.parquet",
+        "requests.parquet",
+        "exposures.parquet",
+        "truth",
+        "images",
+        "import.toml",
+        "rejected.parquet",
+    ),
 )
 SIMULATION = Kind("simulation", "simulation.json")
 EMBEDDING = Kind("embedding", "embedding.json")

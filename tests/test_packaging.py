@@ -25,6 +25,7 @@ ORDER = [
     "stages",
     "simulator.world",
     "simulator.datasets",
+    "simulator.importing",
     "simulator.measure",
     "simulator.replay",
     "simulator.load",

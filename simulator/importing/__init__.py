@@ -1,0 +1,1 @@
+"""Import tables of somebody's own: any common format in, a log folder out."""

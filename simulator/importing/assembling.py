@@ -1,0 +1,712 @@
+"""From somebody's rows to a log: cleaned batch by batch, put in time order bucket by bucket.
+
+Memory does not grow with the number of rows, but for their times, 8 bytes each.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from ...checks import require
+from ...errors import KarmafunnelError
+from ...files import (
+    LOG,
+    atomic_folder,
+    claim,
+    open_table,
+    read_table,
+    remove,
+    seal,
+    write_json,
+    write_parquet,
+    write_text,
+)
+from ...layout import TS, complete_meta, conform
+from ...log import Log, assign_windows, contents
+from .column_map import UNITS, ColumnMap
+from .guessing import FIRST, LAST, Reason, by_name, guess, guess_items, numbers, parsed
+from .opening import ROW, Layout, Rejects, batches, expand, layout_of
+
+PARTS = 16  # of rows that belong together, by a hash of what they belong to
+BUCKET = 500_000  # rows put in order at a time
+MOST_REJECTED = 0.01
+LOWEST = int(np.datetime64(f"{FIRST}-01-01", "ms").astype(np.int64))
+HIGHEST = int(np.datetime64(f"{LAST}-01-01", "ms").astype(np.int64))
+# One cleaned interaction.
+FLAT = {
+    "number": pl.Int64, "request_id": pl.String, "user_id": pl.String, "item_id": pl.String, "ts": pl.Int64,
+    "session_id": pl.String, "query": pl.String, "position": pl.Int32, "clicked": pl.Boolean, "purchased": pl.Boolean,
+    "price": pl.Float64, "quantity": pl.Int32,
+}  # fmt: skip
+
+
+@dataclass
+class Found:
+    """What an import came to: the map, the reasons for it, and what was left out."""
+
+    map: ColumnMap
+    reasons: list[Reason]
+    rejects: Rejects = field(default_factory=Rejects)
+    set_aside: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+
+    def aside(self, what: str, many: int) -> None:
+        if many:
+            self.set_aside[what] = self.set_aside.get(what, 0) + many
+
+
+def look(
+    paths: Sequence[str | Path],
+    given: ColumnMap | None = None,
+    columns: dict[str, str] | None = None,
+    name: str = "imported",
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[Found, list[tuple[Path, Layout]], list[tuple[Path, Layout]]]:
+    """Tell tables of interactions from tables of items, and guess what their columns mean.
+
+    Returns what was found, the interactions and the items, as paths with their layouts. Raises
+    KarmafunnelError for a file that cannot be read, for tables of interactions with different
+    columns, and where a column is missing.
+    """
+    laid = [(path, layout_of(path)) for path in expand(paths)]
+    interactions: list[tuple[Path, Layout]] = []
+    items: list[tuple[Path, Layout]] = []
+    for path, layout in laid:
+        named = set(by_name(list(layout.names), {"user": USER_OR_TIME}))
+        told = columns or (dict(given.columns) if given else {})
+        mine = bool(named) or bool(
+            {told.get("user"), told.get("time"), told.get("session")} & set(layout.names)
+        )
+        (interactions if mine else items).append((path, layout))
+    if not interactions:
+        interactions, items = laid[:1], laid[1:]
+    first = interactions[0]
+    for path, layout in interactions[1:]:
+        if set(layout.names) != set(first[1].names):
+            raise KarmafunnelError(
+                path,
+                needs=f"the columns of {first[0].name}, {list(first[1].names)}",
+                found=list(layout.names),
+            )
+    sample = next(batches(*first, Rejects()), None)
+    if sample is None or sample.is_empty():
+        raise KarmafunnelError(first[0], needs="at least one row below the header", found="none")
+    if given is None:
+        made, reasons = guess(sample.head(20_000), columns or {}, name)
+    else:
+        made, reasons = (
+            given.with_columns(columns or {}),
+            [Reason("columns", "as the map says", "--map")],
+        )
+        if missing := [c for c in made.columns.values() if c not in sample.columns]:
+            raise KarmafunnelError(
+                "import map",
+                needs=f"columns among {[c for c in sample.columns if c != ROW]}",
+                found=missing,
+            )
+    if items and not made.items:
+        table = next(batches(*items[0], Rejects()), None)
+        if table is None:
+            raise KarmafunnelError(
+                items[0][0], needs="at least one row below the header", found="none"
+            )
+        roles, more = guess_items(table, items[0][0])
+        made = ColumnMap(**(vars(made) | {"items": roles}))
+        reasons += more
+    if changes:
+        zone = {key: value for key, value in changes.items() if key == "zone"}
+        others = {key: value for key, value in changes.items() if key != "zone"}
+        made = replace(made, time=replace(made.time, **zone), **others)
+        reasons += [Reason(key, str(value), "as told") for key, value in changes.items()]
+        if made.per != "event" and made.per != "session" and made.per not in made.columns:
+            raise KarmafunnelError(
+                "import", what=f"--per {made.per}", needs=f"a column of {made.per}s", found="none"
+            )
+    made = one_currency(made, sample, reasons)
+    return Found(made, reasons), interactions, items
+
+
+USER_OR_TIME = (
+    "user", "userid", "visitorid", "customer", "customerid", "client", "sessionid", "timestamp", "time", "ts", "eventtime",
+    "date", "invoicedate", "unixreviewtime", "reviewerid", "householdkey", "horodatage", "tdat", "orderdate", "basketid",
+)  # fmt: skip
+
+
+def one_currency(made: ColumnMap, sample: pl.DataFrame, reasons: list[Reason]) -> ColumnMap:
+    """The map with the currency of its column; raises KarmafunnelError where there are several."""
+    if made.currency is not None or "currency" not in made.columns or not made.money:
+        return made
+    found = ids(sample[made.columns["currency"]]).drop_nulls().unique().sort().to_list()
+    if len(found) > 1:
+        raise KarmafunnelError(
+            "import",
+            needs="prices of one currency",
+            found=", ".join(found[:8]),
+            hint=f"say which to keep: --currency {found[0]}",
+        )
+    if found:
+        reasons.append(Reason("prices", found[0], f"the one in {made.columns['currency']}"))
+        return replace(made, currency=found[0])
+    return made
+
+
+# -- cleaning --------------------------------------------------------------------------------------
+
+
+def ids(values: pl.Series) -> pl.Series:
+    """Ids as texts, just as they stand; whole numbers that are held as floats without ".0"."""
+    if values.dtype.is_float():
+        whole = values.drop_nulls()
+        if (whole == whole.floor()).all():
+            values = values.cast(pl.Int64, strict=False)
+    return values.cast(pl.String, strict=False).str.strip_chars()
+
+
+def to_ms(values: pl.Series, made: ColumnMap) -> pl.Series:
+    """Times in ms since 1970 (UTC), null where they cannot be read: int64."""
+    time = made.time
+    if values.dtype.is_temporal():
+        zoned = getattr(values.dtype, "time_zone", None) is not None
+        if zoned:
+            values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        return at_zone(values.cast(pl.Datetime("ms")), "UTC" if zoned else time.zone)
+    if time.unit:
+        raw = values.cast(pl.String, strict=False).str.strip_chars()
+        whole = raw.cast(pl.Int64, strict=False)
+        factor = UNITS[time.unit]
+        exact = whole * int(factor) if factor >= 1 else whole // round(1 / factor)
+        rest = (raw.cast(pl.Float64, strict=False) * factor).floor().cast(pl.Int64, strict=False)
+        return exact.fill_null(rest)
+    moments = parsed(values.cast(pl.String, strict=False).str.strip_chars(), time.format)
+    if getattr(moments.dtype, "time_zone", None) is not None:
+        return moments.dt.replace_time_zone(None).cast(pl.Int64)
+    return at_zone(moments, time.zone)
+
+
+def at_zone(moments: pl.Series, zone: str) -> pl.Series:
+    """Local times of a zone in ms since 1970 (UTC)."""
+    if zone != "UTC":
+        try:
+            moments = moments.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
+        except pl.exceptions.PolarsError as error:
+            raise KarmafunnelError(
+                "import map",
+                what="time.zone",
+                needs="a time zone such as Europe/Paris",
+                found=repr(zone),
+            ) from error
+        moments = moments.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return moments.cast(pl.Int64)
+
+
+def clean(frame: pl.DataFrame, found: Found, file: str, before: int) -> pl.DataFrame:
+    """The rows of a batch that can be imported, in the columns of `FLAT`; the others are put down
+    with their reason.
+    """
+    made, n = found.map, frame.height
+    found.rows += n
+    bad: list[tuple[str, pl.Series]] = []
+
+    def column(role: str) -> pl.Series | None:
+        name = made.columns.get(role)
+        return frame[name] if name in frame.columns else None
+
+    def absent(dtype: Any) -> pl.Series:
+        return pl.repeat(None, n, dtype=dtype, eager=True)
+
+    def text(role: str) -> pl.Series:
+        values = column(role)
+        return absent(pl.String) if values is None else ids(values)
+
+    def number(role: str, least: float, words: str) -> pl.Series:
+        values = column(role)
+        if values is None:
+            return absent(pl.Float64)
+        given = values.cast(pl.String, strict=False).str.strip_chars()
+        read = numbers(given, made.decimal)
+        there = given.is_not_null() & (given != "")
+        bad.append((f"{role} cannot be read", there & read.is_null()))
+        bad.append(
+            (
+                f"{role} is not finite",
+                read.is_infinite().fill_null(False) | read.is_nan().fill_null(False),
+            )
+        )
+        bad.append((words, (read < least).fill_null(False)))
+        return read
+
+    item, ts = text("item"), to_ms(frame[made.columns["time"]], made)
+    raw_time = frame[made.columns["time"]]
+    bad.append(("no item", item.is_null() | (item == "")))
+    bad.append(("time is missing", raw_time.is_null()))
+    bad.append(("time cannot be read", ts.is_null() & raw_time.is_not_null()))
+    bad.append(
+        (f"time is outside {FIRST} to {LAST}", ~ts.is_between(LOWEST, HIGHEST).fill_null(True))
+    )
+    price = number("price", 0.0, "price is negative")
+    quantity = number("quantity", 1.0, "quantity is below 1")
+    rating = number("rating", -1e300, "rating is too small")
+    position = number("position", 1.0, "position is below 1")
+    bad.append(("quantity is no whole number", (quantity != quantity.floor()).fill_null(False)))
+    if made.per in ("request", "basket", "session") and made.per in made.columns:
+        key = text(made.per)
+        bad.append((f"no {made.per}", key.is_null() | (key == "")))
+    else:
+        key = absent(pl.String)
+    clicked, purchased, used = outcomes(frame, made, rating, text)
+    if (money := column("currency")) is not None and made.currency:
+        other = ids(money) != made.currency
+        found.aside(
+            f"prices in other currencies than {made.currency}", int(other.fill_null(True).sum())
+        )
+        price = pl.select(pl.when(other.fill_null(True)).then(None).otherwise(price)).to_series()
+    wrong = pl.repeat(False, n, eager=True)
+    for reason, rows in bad:
+        rows = rows.fill_null(False) & ~wrong
+        for i in rows.arg_true().to_list():
+            shown = {c: v for c, v in frame.row(i, named=True).items() if c != ROW}
+            found.rejects.add(file, int(frame[ROW][i]), reason, str(shown))
+        wrong |= rows
+    found.aside("rows that are neither a click nor a purchase", int((~used & ~wrong).sum()))
+    flat = pl.DataFrame(
+        {
+            "number": pl.int_range(before, before + n, eager=True),
+            "request_id": key,
+            "user_id": text("user"),
+            "item_id": item,
+            "ts": ts,
+            "session_id": text("session"),
+            "query": text("query"),
+            "position": position.cast(pl.Int32, strict=False),
+            "clicked": clicked,
+            "purchased": purchased,
+            "price": price,
+            "quantity": quantity.cast(pl.Int32, strict=False),
+        },
+        schema=FLAT,
+    )
+    return flat.filter(used & ~wrong)
+
+
+def outcomes(
+    frame: pl.DataFrame, made: ColumnMap, rating: pl.Series, text: Callable[[str], pl.Series]
+) -> tuple[pl.Series, pl.Series, pl.Series]:
+    """Whether each row was clicked, whether bought, and whether it is imported at all."""
+    n = frame.height
+    every, none = pl.repeat(True, n, eager=True), pl.repeat(False, n, eager=True)
+    clicked, purchased = none, none
+    if "event" in made.columns:
+        event = text("event")
+        clicked, purchased = event.is_in(list(made.clicks)), event.is_in(list(made.purchases))
+        used = (clicked | purchased).fill_null(False)
+        return clicked.fill_null(False), purchased.fill_null(False), used
+    if "clicked" in made.columns or "purchased" in made.columns:
+        flags = {
+            role: truthy(text(role)) for role in ("clicked", "purchased") if role in made.columns
+        }
+        clicked, purchased = flags.get("clicked", none), flags.get("purchased", none)
+        return clicked | purchased, purchased, every
+    if made.rating is not None and "rating" in made.columns:
+        liked = (rating >= made.rating).fill_null(False)
+        return liked, none, liked
+    if "basket" in made.columns or "quantity" in made.columns:
+        return none, every, every
+    return every, none, every
+
+
+def truthy(values: pl.Series) -> pl.Series:
+    """Texts such as 1, true and yes as true."""
+    return values.str.to_lowercase().is_in(["1", "1.0", "true", "yes", "y", "t"]).fill_null(False)
+
+
+# -- putting together ------------------------------------------------------------------------------
+
+
+def import_tables(
+    paths: Sequence[str | Path],
+    out: Path | str,
+    *,
+    given: ColumnMap | None = None,
+    columns: dict[str, str] | None = None,
+    name: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    allow_rejects: bool = False,
+    force: bool = False,
+    tell: Callable[[Found], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Found:
+    """Import tables of interactions (and of items) as a log folder, whole or not at all.
+
+    Args:
+        given: a map to follow; without it the columns are guessed.
+        columns: which column has a role, whatever the map says.
+        changes: other fields of the map that are as told.
+        tell: called with the guess before anything is written.
+        progress: called with the rows read so far.
+
+    The folder holds `import.toml`, the map, and `rejected.parquet` where rows were left out.
+
+    Raises:
+        KarmafunnelError: as `look` does; where more than 1% of the rows are rejected (unless
+            `allow_rejects`); for a log that the commands after this one would refuse.
+    """
+    out = Path(out)
+    found, interactions, items = look(paths, given, columns, name or out.name, changes)
+    if tell is not None:
+        tell(found)
+    wants = {"name": found.map.name, "source": source_of(interactions), "sample": None}
+    with (
+        claim(out, "import", LOG, wants=wants, inputs=[*(p for p, _ in interactions)], force=force),
+        atomic_folder(out) as folder,
+        tempfile.TemporaryDirectory(dir=folder) as work,
+    ):
+        flat = read_flat(found, interactions, Path(work), progress)
+        check_rejects(found, allow_rejects)
+        if found.map.per != "event":
+            flat = joined(found, flat, Path(work))
+        known = write_interactions(found, flat, folder)
+        catalogue = items_of(found, items, known)
+        write_parquet(folder / "items.parquet", catalogue, compression="zstd", statistics=True)
+        finish(found, folder, interactions, catalogue, wants)
+    return found
+
+
+def source_of(interactions: Sequence[tuple[Path, Layout]]) -> str:
+    return ", ".join(path.name for path, _ in interactions[:5])
+
+
+def read_flat(
+    found: Found,
+    interactions: Sequence[tuple[Path, Layout]],
+    work: Path,
+    progress: Callable[[int], None] | None,
+) -> list[Path]:
+    """Cleaned rows of all files as Parquet files."""
+    parts: list[Path] = []
+    for path, layout in interactions:
+        for frame in batches(path, layout, found.rejects):
+            flat = clean(frame, found, str(path), found.rows)
+            if progress is not None:
+                progress(found.rows)
+            if flat.height:
+                parts.append(work / f"flat-{len(parts):05d}.parquet")
+                write_parquet(parts[-1], flat, compression="lz4", statistics=False)
+    if not parts:
+        why = max(
+            found.rejects.reasons, key=lambda r: found.rejects.reasons[r], default="none there"
+        )
+        raise KarmafunnelError(
+            "import", needs="rows that can be imported", found=f"none of {found.rows:,} ({why})"
+        )
+    return parts
+
+
+def check_rejects(found: Found, allowed: bool) -> None:
+    """Raises KarmafunnelError where too many rows are rejected."""
+    n, many = found.rows + 0, found.rejects.count
+    if many > MOST_REJECTED * max(n, 1) and not allowed:
+        first = found.rejects.rows[0]
+        counts = ", ".join(f"{reason}: {k:,}" for reason, k in found.rejects.reasons.items())
+        raise KarmafunnelError(
+            "import",
+            needs=f"at most {MOST_REJECTED:.0%} of rows rejected",
+            found=f"{many:,} of {n:,} ({counts}), first {first['file']}, row {first['row']}: {first['text']}",
+            hint="correct the map or the file, or say --allow-rejects",
+        )
+
+
+def joined(found: Found, parts: Sequence[Path], work: Path) -> list[Path]:
+    """Rows that belong together as one request: its time is that of its first row."""
+    made = found.map
+    files: dict[int, list[Path]] = {}
+    for i, path in enumerate(parts):
+        frame = read_table(path)
+        owner = "request_id"
+        if made.per == "session" and "session" not in made.columns:
+            owner = "user_id"
+        frame = frame.with_columns((pl.col(owner).hash(seed=0) % PARTS).alias("part"))
+        for (part,), mine in frame.group_by("part", maintain_order=True):
+            to = work / f"part-{int(part):02d}-{i:05d}.parquet"
+            write_parquet(to, mine.drop("part"), compression="lz4", statistics=False)
+            files.setdefault(int(part), []).append(to)
+        remove(path)
+    made_parts = []
+    for part, some in sorted(files.items()):
+        frame = pl.concat([read_table(p) for p in some])
+        if made.per == "session" and "session" not in made.columns:
+            frame = sessions(frame, made.gap_minutes)
+        key = "session_id" if made.per == "session" and "session" in made.columns else "request_id"
+        frame = frame.with_columns(pl.col(key).alias("request_id")).sort("ts", "number")
+        first = pl.col("ts").first().over("request_id")
+        alike = [
+            pl.col(c).drop_nulls().first().over("request_id").alias(c)
+            for c in ("user_id", "query", "session_id")
+        ]
+        frame = frame.with_columns(first.alias("ts"), *alike)
+        frame = once_an_item(frame)
+        made_parts.append(work / f"joined-{part:02d}.parquet")
+        write_parquet(made_parts[-1], frame, compression="lz4", statistics=False)
+        for path in some:
+            remove(path)
+    return made_parts
+
+
+def sessions(frame: pl.DataFrame, gap_minutes: float) -> pl.DataFrame:
+    """Sessions of each user: a new one after a silence of so many minutes."""
+    frame = frame.sort("user_id", "ts", "number")
+    pause = (pl.col("ts").diff().over("user_id") > gap_minutes * 60_000).fill_null(False)
+    number = pause.cast(pl.Int64).cum_sum().over("user_id")
+    name = pl.format("{}-{}", pl.col("user_id").fill_null(""), number)
+    return frame.with_columns(name.alias("session_id")).with_columns(
+        pl.col("session_id").alias("request_id")
+    )
+
+
+def once_an_item(frame: pl.DataFrame) -> pl.DataFrame:
+    """One row for each item of a request: clicked or bought where any of its rows was, units added
+    up, the price a unit that was paid for all of them.
+    """
+    units = pl.col("quantity").fill_null(1)
+    money = (pl.col("price") * units).sum() / units.sum()
+    keep = [
+        c
+        for c in frame.columns
+        if c
+        not in ("request_id", "item_id", "clicked", "purchased", "price", "quantity", "position")
+    ]
+    return frame.group_by("request_id", "item_id", maintain_order=True).agg(
+        *(pl.col(c).first() for c in keep),
+        pl.col("position").min(),
+        pl.col("clicked").any(),
+        pl.col("purchased").any(),
+        pl.when(pl.col("price").is_null().any()).then(pl.col("price").first()).otherwise(money).alias("price"),
+        pl.when(pl.col("quantity").is_null().all()).then(None).otherwise(units.sum()).cast(pl.Int32).alias("quantity"),
+    ).select(list(FLAT))  # fmt: skip
+
+
+def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
+    """All rows in time order, some at a time; requests are never cut in two."""
+    times = np.concatenate([read_table(p, "ts")["ts"].to_numpy() for p in parts])
+    many = max(-(-len(times) // BUCKET), 1)
+    cuts = (
+        np.unique(np.quantile(times, np.linspace(0, 1, many + 1)[1:-1], method="lower"))
+        if many > 1
+        else np.empty(0, np.int64)
+    )
+    edges = [LOWEST - 1, *cuts.tolist(), HIGHEST + 1]
+    lazy = pl.concat([open_table(path) for path in parts])
+    for low, high in pairwise(edges):
+        mine = lazy.filter((pl.col("ts") > low) & (pl.col("ts") <= high)).collect(
+            engine="streaming"
+        )
+        if mine.height:
+            yield mine.sort("ts", "number")
+
+
+def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.DataFrame:
+    """`requests.parquet` and `exposures.parquet`; returns the items that occur, with the price they
+    had most.
+    """
+    made = found.map
+    source = "search" if "query" in made.columns else "browse"
+    writers: dict[str, pq.ParquetWriter] = {}
+    seen: list[pl.DataFrame] = []
+    window = windows_of(parts, made.per)
+    same = [c for c in FLAT if c not in ("number", "request_id")]
+    try:
+        for bucket in buckets(parts):
+            if made.per == "event":
+                whole = bucket.height
+                bucket = bucket.unique(same, keep="first", maintain_order=True)
+                found.aside("rows that say the same as another", whole - bucket.height)
+                bucket = bucket.with_columns(pl.format("r{}", pl.col("number")).alias("request_id"))
+            requests = bucket.unique("request_id", keep="first", maintain_order=True)
+            requests = requests.select(
+                "request_id", "user_id", pl.col("ts").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC").cast(TS),
+                "query", "session_id", pl.lit(source).alias("source"), window,
+            )  # fmt: skip
+            price = (
+                "price_paid"
+                if not made.columns.get("position") and found_purchases(made)
+                else "price_shown"
+            )
+            exposures = bucket.select(
+                "request_id",
+                "item_id",
+                "position",
+                "clicked",
+                "purchased",
+                pl.col("price").alias(price),
+                "quantity",
+            )
+            for name, frame in (("requests", requests), ("exposures", exposures)):
+                table = conform(frame, name, f"import {made.name}").to_arrow()
+                if name not in writers:
+                    writers[name] = pq.ParquetWriter(
+                        folder / f"{name}.parquet", table.schema, compression="zstd"
+                    )
+                writers[name].write_table(table.cast(writers[name].schema))
+            seen.append(bucket.group_by("item_id").agg(pl.col("price").drop_nulls().last()))
+            if len(seen) > 8:
+                seen = [together(seen)]
+    finally:
+        for writer in writers.values():
+            writer.close()
+    return together(seen)
+
+
+def together(seen: list[pl.DataFrame]) -> pl.DataFrame:
+    return (
+        pl.concat(seen).group_by("item_id").agg(pl.col("price").drop_nulls().last()).sort("item_id")
+    )
+
+
+def found_purchases(made: ColumnMap) -> bool:
+    """Whether an interaction is a purchase alone, whose price was paid."""
+    bought = "basket" in made.columns or "quantity" in made.columns
+    return bought and not any(role in made.columns for role in ("event", "clicked", "rating"))
+
+
+def windows_of(parts: Sequence[Path], per: str) -> pl.Expr:
+    """The window of each request, cut by the times of all."""
+    times = []
+    for path in parts:
+        if per == "event":
+            times.append(read_table(path, "ts")["ts"])
+        else:
+            times.append(read_table(path, "ts", "request_id").unique()["ts"])
+    ts = pl.concat(times).sort()
+    moments = ts.cast(pl.Datetime("ms"))
+    window = assign_windows(moments, pl.repeat(True, ts.len(), eager=True))
+    firsts = (
+        pl.DataFrame({"window": window, "ts": ts}).group_by("window", maintain_order=True).first()
+    )
+    starts = dict(firsts.iter_rows())
+    expression = pl.lit(next(iter(starts)))
+    for name, start in starts.items():
+        expression = pl.when(pl.col("ts") >= start).then(pl.lit(name)).otherwise(expression)
+    return expression.alias("window")
+
+
+def items_of(
+    found: Found, items: Sequence[tuple[Path, Layout]], known: pl.DataFrame
+) -> pl.DataFrame:
+    """The catalogue: items of the item table and those that only occur in interactions."""
+    made = found.map
+    frames = []
+    for path, layout in items:
+        for frame in batches(path, layout, found.rejects):
+            columns = {role: name for role, name in made.items.items() if name in frame.columns}
+            if "item" not in columns:
+                raise KarmafunnelError(
+                    path, needs=f"the column {made.items['item']!r}", found=frame.columns
+                )
+            picked = {"item_id": ids(frame[columns["item"]])}
+            for role in ("title", "brand", "description"):
+                if role in columns:
+                    values = frame[columns[role]].cast(pl.String, strict=False).str.strip_chars()
+                    picked[role] = pl.select(pl.when(values != "").then(values)).to_series()
+            if "price" in columns:
+                read = numbers(
+                    frame[columns["price"]].cast(pl.String, strict=False).str.strip_chars(),
+                    made.decimal,
+                )
+                picked["price"] = pl.select(
+                    pl.when((read >= 0) & read.is_finite()).then(read)
+                ).to_series()
+            if "category" in columns:
+                values = frame[columns["category"]]
+                if values.dtype == pl.String:
+                    values = values.str.split(made.category_separator).list.eval(
+                        pl.element().str.strip_chars()
+                    )
+                picked["category"] = values
+            frames.append(pl.DataFrame(picked))
+    if not frames:
+        return conform(known.select("item_id", "price"), "items", f"import {made.name}")
+    table = pl.concat(frames, how="diagonal").filter(
+        pl.col("item_id").is_not_null() & (pl.col("item_id") != "")
+    )
+    found.aside("items that stand twice", table.height - table["item_id"].n_unique())
+    table = table.unique("item_id", keep="first", maintain_order=True)
+    if "price" in table.columns:
+        known = known.rename({"price": "seen"})
+        table = table.join(known, on="item_id", how="full", coalesce=True)
+        table = table.with_columns(pl.coalesce("price", "seen").alias("price")).drop("seen")
+    else:
+        table = table.join(known, on="item_id", how="full", coalesce=True)
+    return conform(table.sort("item_id"), "items", f"import {made.name}")
+
+
+def finish(
+    found: Found,
+    folder: Path,
+    interactions: Sequence[tuple[Path, Layout]],
+    catalogue: pl.DataFrame,
+    wants: dict[str, Any],
+) -> None:
+    """`log.json`, the map and the rejected rows; the log has to pass the checks."""
+    made = found.map
+    lazy = open_table(folder / "exposures.parquet")
+    facts = lazy.select(
+        pl.col("clicked").fill_null(False).any().alias("clicks"),
+        pl.col("purchased").fill_null(False).any().alias("purchases"),
+        (pl.col("position").is_not_null()).any().alias("positions"),
+        pl.coalesce("price_paid", "price_shown").is_not_null().any().alias("price"),
+    ).collect().row(0, named=True)  # fmt: skip
+    asked = open_table(folder / "requests.parquet").select(
+        pl.col("query").is_not_null().any().alias("query"), pl.col("user_id").is_not_null().any().alias("users")
+    ).collect().row(0, named=True)  # fmt: skip
+    has = {
+        "clicks": facts["clicks"],
+        "purchases": facts["purchases"],
+        "exposures": facts["positions"],
+        "price": facts["price"] or catalogue["price"].is_not_null().any(),
+        "text": catalogue["title"].is_not_null().any(),
+        "query": asked["query"],
+        "users": asked["users"],
+    }
+    label = "purchase" if facts["purchases"] and not facts["clicks"] else "click"
+    lacks = [LACKS[name] for name, there in has.items() if not there]
+    aside = dict(found.set_aside)
+    for reason, many in found.rejects.reasons.items():
+        aside[f"rejected: {reason}"] = many
+    meta = complete_meta(
+        {
+            "name": wants["name"],
+            "source": wants["source"],
+            "currency": made.currency,
+            "label": label,
+            "scenario": ["search" if "query" in made.columns else "browse"],
+            "catalogue": "seen",
+            "has": has,
+            "lacks": lacks,
+            "set_aside": aside,
+        }
+    )
+    write_json(folder / "log.json", meta | contents(folder, ("items", "requests", "exposures")))
+    seal(folder, "log.json")
+    write_text(folder / "import.toml", made.toml())
+    if found.rejects.rows:
+        write_parquet(folder / "rejected.parquet", found.rejects.frame(), compression="zstd")
+    require(Log.open(folder))
+
+
+LACKS = {
+    "clicks": "clicks",
+    "purchases": "purchases",
+    "exposures": "lists of what was shown, so there is no AUC on exposures",
+    "price": "prices, so there are no figures of money",
+    "text": "titles of items",
+    "query": "queries",
+    "users": "users: every request stands alone",
+}

@@ -1,0 +1,166 @@
+"""What the columns of somebody's tables mean: the guess that `karmafunnel import` makes, and the
+file that corrects it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...bounds import check_bound
+from ...errors import KarmafunnelError, quoted
+from ...files import read_text
+
+# What a column of the interactions may mean.
+ROLES = (
+    "user", "item", "time", "event", "rating", "clicked", "purchased", "request", "session",
+    "basket", "query", "position", "price", "quantity", "currency",
+)  # fmt: skip
+# What a column of the items may mean.
+ITEM_ROLES = ("item", "title", "brand", "category", "price", "description")
+# How requests are made of the interactions.
+PER = ("event", "session", "basket", "request")
+Per = Literal["event", "session", "basket", "request"]
+UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+
+
+@dataclass(frozen=True)
+class Times:
+    """How a time is written: a unit since 1970 (s, ms, us, ns), or a format of `strptime`.
+
+    zone: of times that name none. order: the column is a number that only orders.
+    """
+
+    unit: str = ""
+    format: str = ""
+    zone: str = "UTC"
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """What was taken for what.
+
+    columns: role by role the column of the interactions. items: the same of the item table. per:
+    what a request is. gap_minutes: silence that ends a session, where there is no column of
+    sessions. rating: what is at least so much counts as a click. clicks, purchases: names of
+    events. decimal: "." or ",". currency: of all prices; with a column of currencies, rows of
+    others have no price.
+    """
+
+    name: str = "imported"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    items: Mapping[str, str] = field(default_factory=dict)
+    per: Per = "event"
+    gap_minutes: float = 30.0
+    time: Times = Times()
+    decimal: str = "."
+    rating: float | None = None
+    clicks: tuple[str, ...] = ()
+    purchases: tuple[str, ...] = ()
+    currency: str | None = None
+    category_separator: str = "|"
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("columns", self.columns, ROLES),
+            ("items", self.items, ITEM_ROLES),
+        ):
+            if stray := [role for role in given if role not in known]:
+                raise KarmafunnelError(
+                    "import map", what=what, needs=f"roles among {', '.join(known)}", found=stray
+                )
+        if self.per not in PER:
+            raise KarmafunnelError(
+                "import map", what="per", needs=f"one of {', '.join(PER)}", found=quoted(self.per)
+            )
+        if self.decimal not in (".", ","):
+            raise KarmafunnelError(
+                "import map", what="decimal", needs="'.' or ','", found=quoted(self.decimal)
+            )
+        if self.time.unit and self.time.unit not in UNITS:
+            raise KarmafunnelError(
+                "import map",
+                what="time.unit",
+                needs=f"one of {', '.join(UNITS)}",
+                found=quoted(self.time.unit),
+            )
+        check_bound("import map", "gap_minutes", gap_minutes=self.gap_minutes)
+
+    def has(self, *roles: str) -> bool:
+        return all(role in self.columns for role in roles)
+
+    @property
+    def money(self) -> bool:
+        """Whether an interaction has a price, or its item has one."""
+        return "price" in self.columns or "price" in self.items
+
+    def toml(self) -> str:
+        """The map as a file that `ColumnMap.read` reads."""
+        lines = [
+            "# What `karmafunnel import` took the columns for; correct it, and give it back with --map."
+        ]
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        tables = {name: plain.pop(name) for name in ("columns", "items", "time")}
+        for key, value in plain.items():
+            if value not in (None, (), []):
+                lines.append(f"{key} = {written(value)}")
+        for name, table in tables.items():
+            rows = asdict(table) if isinstance(table, Times) else dict(table)
+            kept = {key: value for key, value in rows.items() if value != ""}
+            if kept:
+                lines += [
+                    "",
+                    f"[{name}]",
+                    *(f"{key} = {written(value)}" for key, value in kept.items()),
+                ]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def read(cls, path: Path | str) -> ColumnMap:
+        """Read a map; raises KarmafunnelError naming the file and the key at fault."""
+        try:
+            found = tomllib.loads(read_text(path))
+        except tomllib.TOMLDecodeError as error:
+            raise KarmafunnelError(path, needs="a TOML file", found=error) from error
+        known = {f.name for f in fields(cls)}
+        if stray := sorted(set(found) - known):
+            raise KarmafunnelError(
+                path, needs=f"keys among {', '.join(sorted(known))}", found=", ".join(stray)
+            )
+        kinds: dict[str, Any] = {
+            "name": str, "columns": dict, "items": dict, "per": str, "gap_minutes": (int, float), "time": dict,
+            "decimal": str, "rating": (int, float), "clicks": list, "purchases": list, "currency": str,
+            "category_separator": str,
+        }  # fmt: skip
+        for key, value in found.items():
+            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+                raise KarmafunnelError(
+                    path, what=key, needs="another kind of value", found=quoted(value)
+                )
+        if stray := sorted(set(found.get("time", {})) - {"unit", "format", "zone"}):
+            raise KarmafunnelError(path, what="time", needs="unit, format or zone", found=stray)
+        for key in ("clicks", "purchases"):
+            found[key] = tuple(map(str, found.get(key, ())))
+        found["time"] = Times(**found.get("time", {}))
+        try:
+            return cls(**found)
+        except KarmafunnelError as error:
+            raise KarmafunnelError(f"{path}: {error}") from error
+
+    def with_columns(self, given: Mapping[str, str]) -> ColumnMap:
+        """The map with some roles given to other columns; an empty name takes a role away."""
+        columns = {**self.columns, **given}
+        return replace(self, columns={role: name for role, name in columns.items() if name})
+
+
+def written(value: Any) -> str:
+    """A value as TOML has it."""
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
+        return f'"{escaped}"'
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(written, value)) + "]"
+    return str(value)

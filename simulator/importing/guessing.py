@@ -1,0 +1,515 @@
+"""What a table's columns are likely to mean, by their names and by their values, each with the
+reason.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ...errors import KarmafunnelError
+from .column_map import PER, ColumnMap, Per, Times
+from .opening import ROW
+
+# Names by role, without case, accents and signs, best first; also some in French and German.
+NAMES: dict[str, tuple[str, ...]] = {
+    "user": (
+        "user",
+        "userid",
+        "uid",
+        "visitor",
+        "visitorid",
+        "customer",
+        "customerid",
+        "client",
+        "clientid",
+        "member",
+        "memberid",
+        "shopper",
+        "account",
+        "accountid",
+        "householdkey",
+        "householdid",
+        "household",
+        "reviewerid",
+        "utilisateur",
+        "idclient",
+        "acheteur",
+        "kunde",
+        "kundennummer",
+        "nutzer",
+        "benutzer",
+        "usersession",
+        "deviceid",
+        "cookie",
+        "cookieid",
+        "person",
+    ),
+    "item": (
+        "item",
+        "itemid",
+        "product",
+        "productid",
+        "sku",
+        "stockcode",
+        "asin",
+        "parentasin",
+        "movie",
+        "movieid",
+        "film",
+        "article",
+        "articleid",
+        "goods",
+        "goodsid",
+        "news",
+        "newsid",
+        "track",
+        "trackid",
+        "book",
+        "isbn",
+        "bookid",
+        "business",
+        "businessid",
+        "produit",
+        "idproduit",
+        "codeproduit",
+        "reference",
+        "produkt",
+        "produktid",
+        "artikel",
+        "artikelnummer",
+        "venueid",
+        "docid",
+        "documentid",
+        "adgroupid",
+        "aid",
+    ),
+    "time": (
+        "time",
+        "timestamp",
+        "ts",
+        "datetime",
+        "eventtime",
+        "date",
+        "createdat",
+        "unixreviewtime",
+        "unixtime",
+        "invoicedate",
+        "eventdate",
+        "sorttimestamp",
+        "orderdate",
+        "purchasedate",
+        "tdat",
+        "transactiontimestamp",
+        "clicktime",
+        "servertime",
+        "horodatage",
+        "heure",
+        "dateheure",
+        "zeit",
+        "datum",
+        "zeitstempel",
+        "reviewtime",
+        "day",
+    ),
+    "event": (
+        "event",
+        "eventtype",
+        "eventname",
+        "behavior",
+        "behaviortype",
+        "behaviour",
+        "action",
+        "actiontype",
+        "interaction",
+        "type",
+        "evenement",
+        "ereignis",
+    ),
+    "rating": (
+        "rating",
+        "stars",
+        "overall",
+        "score",
+        "reviewscore",
+        "note",
+        "evaluation",
+        "bewertung",
+        "sterne",
+    ),
+    "clicked": ("clicked", "click", "isclick", "isclicked", "clic", "geklickt"),
+    "purchased": (
+        "purchased",
+        "purchase",
+        "ispurchase",
+        "bought",
+        "isbuy",
+        "buy",
+        "converted",
+        "conversion",
+        "achat",
+        "gekauft",
+    ),
+    "request": (
+        "request",
+        "requestid",
+        "searchid",
+        "impressionid",
+        "impression",
+        "queryid",
+        "qid",
+        "listid",
+        "serpid",
+        "slateid",
+        "requete",
+    ),
+    "session": ("session", "sessionid", "visit", "visitid", "sitzung"),
+    "basket": (
+        "basket",
+        "basketid",
+        "invoice",
+        "invoiceno",
+        "invoiceid",
+        "order",
+        "orderid",
+        "ordernumber",
+        "transactionid",
+        "cartid",
+        "panier",
+        "commande",
+        "facture",
+        "bestellung",
+        "rechnung",
+    ),
+    "query": (
+        "query",
+        "querytext",
+        "searchterm",
+        "searchterms",
+        "keyword",
+        "keywords",
+        "search",
+        "q",
+        "searchquery",
+        "recherche",
+        "suche",
+        "suchbegriff",
+    ),
+    "position": ("position", "pos", "rank", "slot", "place", "rang"),
+    "price": (
+        "price",
+        "unitprice",
+        "priceshown",
+        "pricepaid",
+        "salesvalue",
+        "amount",
+        "prix",
+        "prixunitaire",
+        "montant",
+        "preis",
+        "betrag",
+        "itemprice",
+    ),
+    "quantity": ("quantity", "qty", "units", "quantite", "qte", "menge", "anzahl", "itemcount"),
+    "currency": ("currency", "currencycode", "ccy", "devise", "waehrung"),
+}
+ITEM_NAMES: dict[str, tuple[str, ...]] = {
+    "item": NAMES["item"] + ("id",),
+    "title": (
+        "title",
+        "name",
+        "productname",
+        "itemname",
+        "movietitle",
+        "producttitle",
+        "titre",
+        "nom",
+        "libelle",
+        "titel",
+        "bezeichnung",
+        "prodname",
+        "producttype",
+    ),
+    "brand": (
+        "brand",
+        "brandname",
+        "marque",
+        "marke",
+        "manufacturer",
+        "store",
+        "vendor",
+        "publisher",
+    ),
+    "category": (
+        "category",
+        "categories",
+        "genres",
+        "genre",
+        "class",
+        "maincategory",
+        "department",
+        "categorie",
+        "rayon",
+        "kategorie",
+        "categoryid",
+        "productcategory",
+    ),
+    "price": ("price", "listprice", "prix", "preis", "unitprice"),
+    "description": (
+        "description",
+        "desc",
+        "longdescription",
+        "beschreibung",
+        "overview",
+        "text",
+        "detaildesc",
+    ),
+}
+CLICK_WORDS = (
+    "click", "clicked", "view", "viewed", "pv", "detail", "pageview", "productview", "viewitem",
+    "clicks", "visit", "read", "play", "watch", "clic", "vue", "clickout",
+)  # fmt: skip
+BUY_WORDS = (
+    "buy", "bought", "purchase", "purchased", "transaction", "order", "orders", "ordered", "checkout",
+    "sale", "pay", "paid", "conversion", "achat", "kauf",
+)  # fmt: skip
+FORMATS = (
+    "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d %H:%M:%S",
+    "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y",
+    "%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M",
+    "%m/%d/%Y", "%Y%m%d%H%M%S", "%Y%m%d",
+)  # fmt: skip
+FIRST, LAST = 1980, 2100  # years that an interaction may be of
+NAMES_OF_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What a column, or the whole, was taken for, and why."""
+
+    what: str
+    taken: str
+    why: str
+
+
+def plain(name: str) -> str:
+    """A name without case, accents, signs and spaces: "Prix unitaire" is "prixunitaire"."""
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]", "", letters.lower())
+
+
+def by_name(names: Sequence[str], known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Columns by role, the best name of each; a column has one role."""
+    found: dict[str, str] = {}
+    ranked = []
+    for role, words in known.items():
+        for name in names:
+            if plain(name) in words:
+                ranked.append((words.index(plain(name)), list(known).index(role), role, name))
+    for _, _, role, name in sorted(ranked):
+        if role not in found and name not in found.values():
+            found[role] = name
+    return found
+
+
+def texts(frame: pl.DataFrame, column: str) -> pl.Series:
+    """The values of a column that are there, as texts."""
+    return frame[column].cast(pl.String, strict=False).drop_nulls().str.strip_chars()
+
+
+def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
+    """Texts as numbers, null where they are none."""
+    bare = values.str.replace_all(r"[\s\u00a0\u202f€$£¥']", "")
+    if decimal == ",":
+        bare = bare.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+    return bare.cast(pl.Float64, strict=False)
+
+
+def guess_time(values: pl.Series) -> tuple[Times, str] | None:
+    """How times are written, and in words; None where the values are no times."""
+    if values.dtype.is_temporal():
+        zone = getattr(values.dtype, "time_zone", None)
+        return Times(format="as they are"), f"times of the file, {zone or 'taken as UTC'}"
+    sample = values.cast(pl.String, strict=False).drop_nulls().str.strip_chars()
+    if sample.is_empty():
+        return None
+    number = sample.cast(pl.Float64, strict=False)
+    if number.null_count() <= 0.05 * number.len():
+        middle = float(number.drop_nulls().median() or 0)  # type: ignore[arg-type]
+        for unit, seconds in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)):
+            when = middle * seconds
+            if (
+                datetime(FIRST, 1, 1, tzinfo=UTC).timestamp()
+                <= when
+                <= datetime(LAST, 1, 1, tzinfo=UTC).timestamp()
+            ):
+                day = datetime.fromtimestamp(when, UTC).date()
+                if re.fullmatch(r"(19|20)\d{6}(\d{6})?", str(sample[0])):
+                    break
+                return Times(unit=unit), f"{NAMES_OF_UNITS[unit]} since 1970 (median {day}), UTC"
+    best, most = "", 0
+    for form in FORMATS:
+        fits = sample.len() - parsed(sample, form).null_count()
+        if fits > most:
+            best, most = form, fits
+    if most < 0.9 * sample.len():
+        return None
+    both = {"%d/%m/%Y": "%m/%d/%Y", "%m/%d/%Y": "%d/%m/%Y"}
+    words = f"{best}, as UTC where it names no zone"
+    for mine, other in both.items():
+        if (
+            best.startswith(mine)
+            and parsed(sample, best.replace(mine, other)).null_count() == sample.len() - most
+        ):
+            words += "; day and month could be the other way round: say time.format in a map"
+    return Times(format=best), words
+
+
+def parsed(sample: pl.Series, form: str) -> pl.Series:
+    """Texts as times by one format, null where they do not fit."""
+    zoned = "%#z" in form
+    return (
+        sample.str.to_datetime(form, time_unit="ms", strict=False, exact=True)
+        if not zoned
+        else (
+            sample.str.to_datetime(form, time_unit="ms", time_zone="UTC", strict=False, exact=True)
+        )
+    )
+
+
+def guess(
+    frame: pl.DataFrame, given: Mapping[str, str], name: str
+) -> tuple[ColumnMap, list[Reason]]:
+    """The map of a table of interactions, with reasons; `given` roles are taken as they are.
+
+    Raises KarmafunnelError where no column is an item, or none is a time.
+    """
+    names = [column for column in frame.columns if column != ROW]
+    if missing := [column for column in given.values() if column and column not in names]:
+        raise KarmafunnelError("import", needs=f"columns among {names}", found=missing)
+    named = by_name([n for n in names if n not in given.values()], NAMES)
+    columns = {role: column for role, column in named.items() if role not in given}
+    columns |= {role: column for role, column in given.items() if column}
+    reasons: list[Reason] = []
+    for role, column in columns.items():
+        reasons.append(Reason(role, column, "as told" if role in given else "its name"))
+    time, why = Times(), ""
+    if "time" in columns:
+        found = guess_time(frame[columns["time"]])
+        if found is None and "time" not in given:
+            reasons = [r for r in reasons if r.what != "time"]
+            del columns["time"]
+        elif found is not None:
+            time, why = found
+    if "time" not in columns:
+        for column in names:
+            if column not in columns.values() and (found := guess_time(frame[column])) is not None:
+                columns["time"], (time, why) = column, found
+                reasons.append(Reason("time", column, "its values are times"))
+                break
+    for role, option in (("item", "item"), ("time", "time")):
+        if role not in columns:
+            raise KarmafunnelError(
+                "import",
+                needs=f"a column of {role}s",
+                found=f"columns {names}",
+                hint=f"name it: --column {option}=NAME",
+            )
+    reasons = [
+        r if r.what != "time" else Reason("time", r.taken, f"{r.why}; {why}") for r in reasons
+    ]
+    reasons.sort(key=lambda reason: list(NAMES).index(reason.what))
+    decimal = guess_decimal(frame, columns)
+    if decimal == ",":
+        reasons.append(Reason("decimal", ",", "of the numbers"))
+    extra, more = guess_events(frame, columns, decimal)
+    per = guess_per(columns)
+    reasons += more
+    reasons.append(Reason("requests", f"one for each {per}", PER_WHY[per]))
+    made = ColumnMap(name=name, columns=columns, per=per, time=time, decimal=decimal, **extra)
+    return made, reasons
+
+
+PER_WHY = {
+    "request": "there is a column of requests",
+    "basket": "there is a column of baskets",
+    "session": "as told",
+    "event": "there is no column of requests or baskets",
+}
+
+
+def guess_per(columns: Mapping[str, str]) -> Per:
+    return "request" if "request" in columns else "basket" if "basket" in columns else "event"
+
+
+def guess_decimal(frame: pl.DataFrame, columns: Mapping[str, str]) -> str:
+    """The decimal sign of prices and ratings."""
+    for role in ("price", "rating", "quantity"):
+        if role in columns:
+            sample = texts(frame, columns[role])
+            comma = sample.str.contains(r"^[^,]*\d,\d{1,2}\D*$").sum()
+            point = sample.str.contains(r"\d\.\d{1,2}\D*$").sum()
+            if comma > point:
+                return ","
+    return "."
+
+
+def guess_events(
+    frame: pl.DataFrame, columns: dict[str, str], decimal: str
+) -> tuple[dict[str, Any], list[Reason]]:
+    """What counts as a click and as a purchase."""
+    extra: dict[str, Any] = {}
+    reasons: list[Reason] = []
+    if "event" in columns:
+        found = texts(frame, columns["event"]).value_counts(sort=True)[columns["event"]].to_list()
+        clicks = tuple(value for value in found if plain(value) in CLICK_WORDS)
+        purchases = tuple(value for value in found if plain(value) in BUY_WORDS)
+        if clicks or purchases:
+            extra |= {"clicks": clicks, "purchases": purchases}
+            others = [value for value in found if value not in (*clicks, *purchases)]
+            if clicks:
+                reasons.append(Reason("clicks", ", ".join(clicks), "names of events"))
+            if purchases:
+                reasons.append(Reason("purchases", ", ".join(purchases), "names of events"))
+            if others:
+                reasons.append(Reason("set aside", ", ".join(others[:8]), "neither"))
+        else:
+            del columns["event"]
+            reasons.append(Reason("event", "not used", f"its values are no events: {found[:5]}"))
+    if "rating" in columns:
+        values = numbers(texts(frame, columns["rating"]), decimal).drop_nulls()
+        top = float(values.max() or 0)  # type: ignore[arg-type]
+        if values.is_empty() or values.n_unique() < 2:
+            del columns["rating"]
+            reasons.append(Reason("rating", "not used", "all are the same"))
+        else:
+            least = 4.0 if top == 5 else 1.0 if top <= 1 else 0.8 * top
+            extra["rating"] = least
+            reasons.append(Reason("click", f"rating >= {least:g}", f"ratings go up to {top:g}"))
+    elif not any(role in columns for role in ("event", "clicked", "purchased")):
+        bought = any(role in columns for role in ("basket", "quantity"))
+        what = "a purchase" if bought else "a click"
+        why = "there are baskets or quantities" if bought else "nothing says that some are more"
+        reasons.append(Reason("each row", what, why))
+    return extra, reasons
+
+
+def guess_items(frame: pl.DataFrame, path: Path) -> tuple[dict[str, str], list[Reason]]:
+    """What the columns of a table of items mean; raises KarmafunnelError where none is an id."""
+    found = by_name([name for name in frame.columns if name != ROW], ITEM_NAMES)
+    if "item" not in found:
+        raise KarmafunnelError(
+            path, needs="a column of item ids", found=[n for n in frame.columns if n != ROW]
+        )
+    return found, [Reason(f"items: {role}", column, "its name") for role, column in found.items()]
+
+
+assert set(PER_WHY) == set(PER)

@@ -1,0 +1,303 @@
+"""Tables of any common format as batches of rows.
+
+CSV and TSV, JSON lines, Parquet, RecBole's atomic files, folders of Hugging Face `datasets`.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from ...errors import KarmafunnelError
+from ...files import first_line
+
+ROW = "_row"  # of the file, 1 is the first after the header
+BATCH = 500_000  # rows
+BLOCK = 32 << 20  # bytes of a CSV file at a time; a row has to fit
+SEPARATORS = (",", ";", "\t", "|")
+SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".inter": "csv", ".item": "csv", ".user": "csv",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
+}  # fmt: skip
+PACKED = (".gz", ".zst", ".zstd", ".bz2")
+MISSING = ("", "\\N", "NULL", "null", "NaN", "nan", "None")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a file are laid out. `names`: its columns. `typed`: the header says types as
+    RecBole's does (`user_id:token`), which are cut off `names`.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    separator: str = ","
+    encoding: str = "utf8"
+    typed: bool = False
+
+
+@dataclass
+class Rejects:
+    """Rows that are not imported: file, row, reason, and the text where there is one."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    most: int = 100_000  # kept; the rest is counted alone
+
+    def add(self, file: str, row: int, reason: str, text: str | None) -> None:
+        self.count += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        if len(self.rows) < self.most:
+            shown = text if text is None or len(text) <= 500 else f"{text[:500]}..."
+            self.rows.append({"file": file, "row": row, "reason": reason, "text": shown})
+
+    def frame(self) -> pl.DataFrame:
+        schema = {"file": pl.String, "row": pl.Int64, "reason": pl.String, "text": pl.String}
+        return pl.DataFrame(self.rows, schema=schema)
+
+
+def expand(given: Sequence[str | Path]) -> list[Path]:
+    """Files of paths, folders and globs, in the order given, those of one folder by name.
+
+    Raises KarmafunnelError for one that names no file.
+    """
+    found: list[Path] = []
+    for one in given:
+        path = Path(one)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and format_of(p))
+        elif path.is_file():
+            inside = [path]
+        else:
+            inside = sorted(Path(p) for p in glob.glob(str(one)) if Path(p).is_file())
+        if not inside:
+            kinds = ", ".join(SUFFIXES)
+            raise KarmafunnelError(
+                "import", needs=f"files to read ({kinds}, or these packed)", found=f"none at {one}"
+            )
+        found += [p for p in inside if p not in found]
+    return found
+
+
+def format_of(path: Path) -> str:
+    """The format of a file by its suffix; empty for an unknown one."""
+    suffixes = [s.lower() for s in path.suffixes]
+    while suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return SUFFIXES.get(suffixes[-1], "") if suffixes else ""
+
+
+def layout_of(path: Path) -> Layout:
+    """How the rows of a file are laid out; raises KarmafunnelError for one that holds no table."""
+    kind = format_of(path)
+    if kind == "parquet":
+        return Layout(kind, tuple(opened(path, lambda: pq.ParquetFile(path).schema_arrow.names)))
+    if kind == "arrow":
+        return Layout(kind, tuple(opened(path, lambda: arrow_schema(path).names)))
+    start = opened(path, lambda: beginning(path))
+    if kind == "jsonl":
+        names: dict[str, None] = {}
+        for frame in batches(path, Layout(kind, ()), Rejects()):
+            names |= dict.fromkeys(name for name in frame.columns if name != ROW)
+            break
+        return Layout(kind, tuple(names))
+    return csv_layout(path, start)
+
+
+def opened(path: Path, read: Any) -> Any:
+    """What `read` gives; raises KarmafunnelError naming the file where it cannot be read."""
+    try:
+        return read()
+    except KarmafunnelError:
+        raise
+    except (pa.ArrowException, OSError, EOFError, ValueError, pl.exceptions.PolarsError) as error:
+        raise KarmafunnelError(
+            path, needs="a whole file that can be read", found=first_line(error)
+        ) from error
+
+
+def packed(path: Path) -> pa.NativeFile:
+    """The bytes of a file, unpacked where its name says that it is packed."""
+    names = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
+    return pa.input_stream(str(path), compression=names.get(path.suffix.lower()))
+
+
+def beginning(path: Path, size: int = 1 << 20) -> bytes:
+    """The first bytes of a file, unpacked."""
+    with packed(path) as stream:
+        return bytes(stream.read(size))
+
+
+def arrow_schema(path: Path) -> pa.Schema:
+    with pa.OSFile(str(path)) as file:
+        try:
+            return pa.ipc.open_stream(file).schema
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(file).schema
+
+
+def csv_layout(path: Path, start: bytes) -> Layout:
+    """Encoding, separator and header of a delimited file."""
+    if not start.strip(b"\xef\xbb\xbf \r\n\t"):
+        raise KarmafunnelError(path, needs="a header and rows", found="an empty file")
+    encoding = "utf8"
+    try:
+        text = start.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 4:  # not a character that is cut at the end
+            encoding = "cp1252"
+        text = start.decode("utf-8-sig" if encoding == "utf8" else encoding, errors="replace")
+    lines = text.splitlines()
+    head = lines[0]
+    separator = max(SEPARATORS, key=lambda one: (score(one, lines[:50]), -SEPARATORS.index(one)))
+    names = next(csv.reader(io.StringIO(head), delimiter=separator))
+    names = [name.strip().strip("\ufeff") for name in names]
+    typed = len(names) > 1 and all(
+        re.fullmatch(r"[^:]+:(token|token_seq|float|float_seq)", n) for n in names
+    )
+    if typed:
+        names = [name.rsplit(":", 1)[0] for name in names]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise KarmafunnelError(
+            f"{path}: header", needs="each name once", found=f"{twice[0]!r} twice"
+        )
+    if "" in names:
+        names = [name or f"column {i + 1}" for i, name in enumerate(names)]
+    return Layout("csv", tuple(names), separator, encoding, typed)
+
+
+def score(separator: str, lines: Sequence[str]) -> tuple[int, int]:
+    """How well a separator cuts lines: whether nearly all have as many fields as the first, and how
+    many those are.
+    """
+    fields = [len(row) for row in csv.reader(lines, delimiter=separator)]
+    same = sum(n == fields[0] for n in fields)
+    return int(fields[0] > 1 and same >= 0.9 * len(fields)), fields[0]
+
+
+def batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFrame]:
+    """Rows of a file with their number in the column `ROW`, texts of a delimited file as they
+    stand.
+
+    Rows that have more or fewer fields than the header go to `rejects`. Raises KarmafunnelError
+    naming the file for one that is cut short or cannot be read.
+    """
+    kinds = {
+        "csv": csv_batches,
+        "jsonl": json_batches,
+        "parquet": parquet_batches,
+        "arrow": arrow_batches,
+    }
+    source = kinds[layout.kind](path, layout, rejects)
+    while True:
+        frame = opened(path, lambda: next(source, None))
+        if frame is None:
+            return
+        yield frame
+
+
+def numbered(frame: pl.DataFrame, before: int) -> pl.DataFrame:
+    return frame.with_columns(pl.int_range(before + 1, before + frame.height + 1).alias(ROW))
+
+
+def csv_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFrame]:
+    ragged: list[int] = []
+
+    def note(row: Any) -> str:
+        reason = f"needs {row.expected_columns} fields, has {row.actual_columns}"
+        number = int(row.number) - 1 if row.number is not None else -1
+        ragged.append(number)
+        rejects.add(str(path), number, reason, row.text)
+        return "skip"
+
+    options = {
+        "read_options": pa.csv.ReadOptions(
+            use_threads=False, block_size=BLOCK, column_names=list(layout.names), skip_rows=1,
+            encoding=layout.encoding,
+        ),
+        "parse_options": pa.csv.ParseOptions(
+            delimiter=layout.separator, newlines_in_values=True, invalid_row_handler=note
+        ),
+        "convert_options": pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(layout.names, pa.string()), null_values=list(MISSING),
+            strings_can_be_null=True, quoted_strings_can_be_null=False, check_utf8=True,
+        ),
+    }  # fmt: skip
+    with packed(path) as stream:
+        try:
+            reader = pa.csv.open_csv(stream, **options)
+        except pa.ArrowInvalid as error:
+            if "Empty CSV" in str(error) or "no data" in str(error).lower():
+                return
+            raise
+        done = 0
+        for batch in reader:
+            frame = pl.DataFrame(pl.from_arrow(batch))
+            number = np.arange(done + 1, done + frame.height + 1)
+            for one in sorted(ragged):  # rows that were left out count, too
+                number[number >= one] += 1
+            done += frame.height
+            yield frame.with_columns(pl.Series(ROW, number))
+
+
+def json_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFrame]:
+    import json
+
+    rows: list[dict[str, Any]] = []
+    done = 0
+    with packed(path) as stream:
+        for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                rejects.add(str(path), number, f"is no JSON: {error.msg}", line.rstrip("\n"))
+                continue
+            if not isinstance(row, dict):
+                rejects.add(str(path), number, "is no JSON object", line.rstrip("\n"))
+                continue
+            rows.append(row | {ROW: number})
+            if len(rows) >= BATCH:
+                yield pl.DataFrame(rows, infer_schema_length=None, strict=False)
+                done += len(rows)
+                rows = []
+    if rows:
+        yield pl.DataFrame(rows, infer_schema_length=None, strict=False)
+
+
+def parquet_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFrame]:
+    done = 0
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH):
+        frame = numbered(pl.DataFrame(pl.from_arrow(batch)), done)
+        done += frame.height
+        yield frame
+
+
+def arrow_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFrame]:
+    done = 0
+    with pa.OSFile(str(path)) as file:
+        try:
+            source: Any = pa.ipc.open_stream(file)
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(file)
+            source = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        for batch in source:
+            frame = numbered(pl.DataFrame(pl.from_arrow(batch)), done)
+            done += frame.height
+            yield frame

@@ -1,0 +1,512 @@
+"""Tables of somebody's own become logs: what was taken for what, bad input, the same bytes."""
+
+import gzip
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from karmafunnel.cli import main
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
+from karmafunnel.simulator.importing.assembling import import_tables, look
+from karmafunnel.simulator.importing.column_map import ColumnMap, Times
+from karmafunnel.simulator.importing.guessing import guess_time, plain
+
+START = 1_600_000_000
+
+
+def rows_of(n: int = 60) -> list[tuple[str, str, int]]:
+    return [(f"{i % 7:03d}", f"{(i * i) % 11:04d}", START + 600 * i) for i in range(n)]
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def plain_csv(n: int = 60) -> str:
+    return "user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows_of(n))
+
+
+def pairs(log: Log) -> list[tuple[str, str, int]]:
+    """User, item and time in seconds of every interaction, in time order."""
+    frame = log.requests.join(log.exposures, on="request_id", maintain_order="left")
+    seconds = frame["ts"].dt.epoch("s").to_list()
+    return list(zip(frame["user_id"], frame["item_id"], seconds, strict=True))
+
+
+def imported(tmp_path: Path, *files: Path, **options) -> Log:
+    import_tables(files, tmp_path / "log", **options)
+    return Log.open(tmp_path / "log")
+
+
+# -- formats ---------------------------------------------------------------------------------------
+
+
+def as_parquet(path: Path) -> Path:
+    frame = pl.DataFrame(rows_of(), schema=["user", "item", "time"], orient="row")
+    frame.write_parquet(path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
+def as_arrow(path: Path) -> Path:
+    """As a folder of Hugging Face `datasets` holds it."""
+    table = pl.DataFrame(rows_of(), schema=["user", "item", "time"], orient="row").to_arrow()
+    folder = path.parent / "dataset"
+    folder.mkdir()
+    with (
+        pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
+    (folder / "dataset_info.json.txt.ignored").write_text("{}")
+    return folder
+
+
+FORMATS = {
+    "csv": lambda p: write(p, plain_csv()),
+    "semicolons": lambda p: write(p, plain_csv().replace(",", ";")),
+    "tabs": lambda p: write(p.with_suffix(".tsv"), plain_csv().replace(",", "\t")),
+    "windows": lambda p: write(p, plain_csv().replace("\n", "\r\n")),
+    "mark": lambda p: write(p, plain_csv(), "utf-8-sig"),
+    "gzip": lambda p: (
+        Path(f"{p}.gz").write_bytes(gzip.compress(plain_csv().encode())),
+        Path(f"{p}.gz"),
+    )[1],
+    "zstd": lambda p: (
+        Path(f"{p}.zst").write_bytes(pa.compress(plain_csv().encode(), "zstd", asbytes=True)),
+        Path(f"{p}.zst"),
+    )[1],
+    "recbole": lambda p: write(
+        p.with_suffix(".inter"),
+        plain_csv()
+        .replace(",", "\t")
+        .replace("user\titem\ttime", "user_id:token\titem_id:token\ttimestamp:float"),
+    ),
+    "json lines": lambda p: write(
+        p.with_suffix(".jsonl"),
+        "".join(
+            json.dumps(dict(zip(("user", "item", "time"), row, strict=True))) + "\n"
+            for row in rows_of()
+        ),
+    ),
+    "parquet": as_parquet,
+    "hugging face": as_arrow,
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_gives_the_same_log(kind, tmp_path):
+    log = imported(tmp_path, FORMATS[kind](tmp_path / "rows.csv"))
+    assert pairs(log) == rows_of()
+    assert log.has("clicks") and log.has("users") and not log.has("purchases")
+    assert sorted(log.item_ids) == sorted({item for _, item, _ in rows_of()})
+
+
+def test_files_of_a_folder_are_read_one_after_the_other(tmp_path):
+    (tmp_path / "in").mkdir()
+    head, *lines = plain_csv().splitlines(keepends=True)
+    write(tmp_path / "in" / "b.csv", head + "".join(lines[30:]))
+    write(tmp_path / "in" / "a.csv", head + "".join(lines[:30]))
+    assert pairs(imported(tmp_path, tmp_path / "in")) == rows_of()
+
+
+@pytest.mark.parametrize(
+    ("write_time", "unit"),
+    [
+        (lambda t: str(t), "s"), (lambda t: str(t * 1000), "ms"), (lambda t: str(t * 10**6), "us"), (lambda t: str(t * 10**9), "ns"),
+        (lambda t: f"{t}.0", "s"), (lambda t: f"{t:.3e}" if t % 10**6 == 0 else str(t), "s"),
+    ],
+)  # fmt: skip
+def test_units_of_time_are_told_by_their_size(write_time, unit, tmp_path):
+    path = write(
+        tmp_path / "rows.csv",
+        "user,item,time\n" + "".join(f"{u},{i},{write_time(t)}\n" for u, i, t in rows_of()),
+    )
+    found, _, _ = look([path])
+    assert found.map.time.unit == unit
+    assert pairs(imported(tmp_path, path)) == rows_of()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "%Y-%m-%d %H:%M:%S",
+        "%Y-%m-%dT%H:%M:%SZ",
+        "%Y-%m-%dT%H:%M:%S+00:00",
+        "%d/%m/%Y %H:%M:%S",
+        "%d.%m.%Y %H:%M:%S",
+        "%Y%m%d%H%M%S",
+    ],
+)
+def test_written_times_are_read(form, tmp_path):
+    lines = [
+        f"{u},{i},{datetime.fromtimestamp(t, UTC).strftime(form)}\n" for u, i, t in rows_of(2000)
+    ]
+    log = imported(
+        tmp_path, write(tmp_path / "rows.csv", "user,item,when_it_was\n" + "".join(lines))
+    )
+    assert pairs(log) == rows_of(2000)
+
+
+def test_local_times_are_moved_to_utc(tmp_path):
+    text = "user,item,time\n" + "".join(
+        f"{u},{i},{datetime.fromtimestamp(t, UTC):%Y-%m-%d %H:%M:%S}\n" for u, i, t in rows_of()
+    )
+    log = imported(tmp_path, write(tmp_path / "rows.csv", text), changes={"zone": "Europe/Paris"})
+    assert [t for _, _, t in pairs(log)] == [t - 7200 for _, _, t in rows_of()]  # summer in Paris
+    with pytest.raises(KarmafunnelError) as raised:
+        import_tables(
+            [tmp_path / "rows.csv"], tmp_path / "other", changes={"zone": "Europe/Nowhere"}
+        )
+    assert raised.value.what == "time.zone" and not (tmp_path / "other").exists()
+
+
+def test_day_and_month_that_could_be_either_are_said():
+    found = guess_time(pl.Series(["01/02/2020 10:00:00", "03/04/2020 10:00:00"]))
+    assert found is not None and "the other way round" in found[1]
+    sure = guess_time(pl.Series(["13/02/2020 10:00:00", "03/04/2020 10:00:00"]))
+    assert sure is not None and sure[0].format.startswith("%d/%m") and "other way" not in sure[1]
+
+
+# -- what rows mean --------------------------------------------------------------------------------
+
+
+def test_names_are_compared_without_case_accents_and_signs():
+    assert (
+        plain("Prix unitaire") == "prixunitaire"
+        and plain("Quantité") == "quantite"
+        and plain("user_ID") == "userid"
+    )
+
+
+def test_a_french_export_needs_no_map(tmp_path):
+    """Semicolons, decimal commas, a byte order mark, ids with leading zeros."""
+    lines = [f"{u};{i};{t};12,{t % 100:02d};2" for u, i, t in rows_of()]
+    sales = write(
+        tmp_path / "ventes.csv",
+        "Client;Produit;Horodatage;Prix unitaire;Quantité\r\n" + "\r\n".join(lines) + "\r\n",
+        "utf-8-sig",
+    )
+    goods = write(
+        tmp_path / "produits.csv",
+        "Produit;Libellé;Rayon\n" + "".join(f"{i:04d};Thé n°{i};Épicerie|Thé\n" for i in range(11)),
+    )
+    log = imported(tmp_path, sales, goods)
+    assert pairs(log) == rows_of()
+    assert log.meta["label"] == "purchase" and log.has("price") and log.has("text")
+    assert log.exposures["price_paid"][0] == pytest.approx(12 + START % 100 / 100) and set(
+        log.exposures["quantity"]
+    ) == {2}
+    assert log.items.row(by_predicate=pl.col("item_id") == "0003", named=True)["category"] == [
+        "Épicerie",
+        "Thé",
+    ]
+
+
+def test_ratings_count_from_four_stars_on_and_the_others_are_counted(tmp_path):
+    text = "userId,movieId,rating,timestamp\n" + "".join(
+        f"{u},{i},{1 + n % 5},{t}\n" for n, (u, i, t) in enumerate(rows_of(100))
+    )
+    found = import_tables([write(tmp_path / "r.csv", text)], tmp_path / "log")
+    assert found.map.rating == 4.0 and found.rows == 100
+    log = Log.open(tmp_path / "log")
+    assert log.requests.height == 40 and log.meta["set_aside"] == {
+        "rows that are neither a click nor a purchase": 60
+    }
+
+
+def test_events_are_clicks_and_purchases_by_their_names(tmp_path):
+    kinds = ["view", "addtocart", "transaction"]
+    text = "visitorid,itemid,event,timestamp\n" + "".join(
+        f"{u},{i},{kinds[n % 3]},{1000 * t}\n" for n, (u, i, t) in enumerate(rows_of(90))
+    )
+    log = imported(tmp_path, write(tmp_path / "events.csv", text))
+    assert int(log.exposures["clicked"].sum()) == 30 and int(log.exposures["purchased"].sum()) == 30
+    assert log.requests.height == 60 and log.meta["label"] == "click"
+
+
+def test_a_basket_is_one_request_and_its_units_add_up(tmp_path):
+    text = "household_key,product_id,basket_id,quantity,sales_value,time\n"
+    for basket in range(50):
+        for product, many in ((1, 1), (2, 2), (1, 3)):
+            text += f"{basket % 5},{product},b{basket},{many},{10 * many},{START + 3600 * basket + product}\n"
+    log = imported(tmp_path, write(tmp_path / "t.csv", text))
+    assert log.requests.height == 50 and log.exposures.height == 100
+    first = log.exposures.filter(pl.col("request_id") == "b0").sort("item_id")
+    assert first["quantity"].to_list() == [4, 2] and first["purchased"].all()
+    assert first["price_paid"].to_list() == pytest.approx([(10 + 3 * 30) / 4, 20])
+    assert log.requests["ts"][0] == datetime.fromtimestamp(START + 1, UTC)
+
+
+def test_sessions_end_after_a_silence(tmp_path):
+    text = "user,item,time\n"
+    for day in range(30):
+        for n, minutes in enumerate((0, 5, 50)):
+            text += f"u{day % 3},i{n},{START + 86400 * day + 60 * minutes}\n"
+    log = imported(tmp_path, write(tmp_path / "s.csv", text), changes={"per": "session"})
+    assert log.requests.height == 60  # two a day
+    assert log.exposures.group_by("request_id").len()["len"].value_counts().sort("len")[
+        "len"
+    ].to_list() == [1, 2]
+    whole = import_tables(
+        [tmp_path / "s.csv"], tmp_path / "wide", changes={"per": "session", "gap_minutes": 60.0}
+    )
+    assert whole.map.gap_minutes == 60 and Log.open(tmp_path / "wide").requests.height == 30
+
+
+def test_lists_that_were_shown(tmp_path):
+    text = "request_id,user_id,item_id,position,clicked,query,ts\n"
+    for r in range(40):
+        for place in range(1, 4):
+            text += f"q{r},u{r % 4},i{(r + place) % 9},{place},{int(place == 2)},tea {r % 3},{START + 60 * r}\n"
+    log = imported(tmp_path, write(tmp_path / "lists.csv", text))
+    assert log.has("exposures") and log.has("query") and log.requests.height == 40
+    assert (
+        log.exposures["position"].to_list()[:3] == [1, 2, 3]
+        and int(log.exposures["clicked"].sum()) == 40
+    )
+
+
+def test_prices_of_another_currency_are_left_out_and_counted(tmp_path):
+    text = "user,item,time,price,currency\n" + "".join(
+        f"{u},{i},{t},5,{'EUR' if n % 4 else 'USD'}\n" for n, (u, i, t) in enumerate(rows_of())
+    )
+    path = write(tmp_path / "m.csv", text)
+    with pytest.raises(KarmafunnelError) as raised:
+        import_tables([path], tmp_path / "log")
+    assert "currenc" in raised.value.needs
+    log = imported(tmp_path, path, changes={"currency": "EUR"})
+    assert (
+        log.meta["currency"] == "EUR"
+        and log.meta["set_aside"]["prices in other currencies than EUR"] == 15
+    )
+    assert log.exposures["price_shown"].null_count() == 15
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+BAD_ROWS = {
+    "no item": ("u,,{t}", "no item"),
+    "no time": ("u,i,", "time is missing"),
+    "a word for a time": ("u,i,yesterday", "time cannot be read"),
+    "1970": ("u,i,3600", "time is outside 1980 to 2100"),
+    "another unit": ("u,i,{t}000000", "time is outside 1980 to 2100"),
+    "too many fields": ("u,i,{t},more", "needs 3 fields, has 4"),
+    "too few fields": ("u,i", "needs 3 fields, has 2"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ROWS)
+def test_a_bad_row_is_rejected_with_file_row_and_reason(what, tmp_path):
+    line, reason = BAD_ROWS[what]
+    lines = plain_csv(400).splitlines()
+    lines.insert(200, line.replace("{t}", str(START)))
+    path = write(tmp_path / "rows.csv", "\n".join(lines) + "\n")
+    log = imported(tmp_path, path)
+    assert pairs(log) == rows_of(400)
+    assert log.meta["set_aside"] == {f"rejected: {reason}": 1}
+    (row,) = pl.read_parquet(tmp_path / "log" / "rejected.parquet").to_dicts()
+    assert (row["file"], row["row"], row["reason"]) == (str(path), 200, reason)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [("-3", "price is negative"), ("dear", "price cannot be read"), ("inf", "price is not finite")],
+)
+def test_a_bad_price_is_rejected_and_a_missing_one_is_none(cell, reason, tmp_path):
+    text = "user,item,time,price\n" + "".join(
+        f"{u},{i},{t},{'' if n % 2 else '1.5'}\n" for n, (u, i, t) in enumerate(rows_of(400))
+    )
+    found = import_tables(
+        [write(tmp_path / "p.csv", text + f"u,i,{START},{cell}\n")], tmp_path / "log"
+    )
+    assert found.rejects.reasons == {reason: 1} and found.rejects.rows[0]["row"] == 401
+    assert Log.open(tmp_path / "log").exposures["price_shown"].null_count() == 200
+
+
+def test_more_than_one_row_in_a_hundred_is_refused_unless_allowed(tmp_path):
+    path = write(tmp_path / "rows.csv", plain_csv(100) + "u,i,never\n" * 3)
+    with pytest.raises(KarmafunnelError) as raised:
+        import_tables([path], tmp_path / "log")
+    assert (
+        raised.value.found.startswith("3 of 103 (time cannot be read: 3)")
+        and "row 101" in raised.value.found
+    )
+    assert not (tmp_path / "log").exists() and not list(tmp_path.glob(".*"))
+    assert import_tables([path], tmp_path / "log", allow_rejects=True).rejects.count == 3
+
+
+def test_the_same_event_twice_is_one(tmp_path):
+    text = plain_csv() + plain_csv().split("\n", 1)[1]
+    found = import_tables([write(tmp_path / "rows.csv", text)], tmp_path / "log")
+    assert found.set_aside == {"rows that say the same as another": 60}
+    assert pairs(Log.open(tmp_path / "log")) == rows_of()
+
+
+HARD = {
+    "quotes": ('"smith, ""jr""\nof two lines"', 'smith, "jr"\nof two lines'), "emoji": ("🫖", "🫖"), "zeros": ("007", "007"),
+    "blanks": ("  a b  ", "a b"), "long": ("x" * 3_000_000, "x" * 3_000_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HARD)
+def test_ids_are_what_they_are(what, tmp_path):
+    cell, meant = HARD[what]
+    text = plain_csv() + f"{cell},i9,{START + 999_999}\n"
+    assert pairs(imported(tmp_path, write(tmp_path / "rows.csv", text)))[-1] == (
+        meant,
+        "i9",
+        START + 999_999,
+    )
+
+
+def test_latin_1_is_read(tmp_path):
+    text = plain_csv() + f"Zoë,crème,{START + 999_999}\n"
+    assert pairs(imported(tmp_path, write(tmp_path / "rows.csv", text, "latin-1")))[-1][:2] == (
+        "Zoë",
+        "crème",
+    )
+
+
+REFUSED = {
+    "nothing": (b"", "needs a header and rows"),
+    "a header alone": (b"user,item,time\n", "needs at least one row"),
+    "half a gzip": (gzip.compress(plain_csv(5000).encode())[:200], "needs a whole file"),
+    "no item": (b"user,colour,time\n1,red,1600000000\n", "needs a column of items"),
+    "no time": (b"user,item\n1,2\n", "needs a column of times"),
+    "a name twice": (b"user,item,item,time\n1,2,3,1600000000\n", "'item' twice"),
+    "no row that can be used": (
+        b"user,item,time\nu,,1600000000\n",
+        "needs rows that can be imported",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_imported_is_refused_and_nothing_is_left(what, tmp_path):
+    data, words = REFUSED[what]
+    path = tmp_path / ("rows.csv.gz" if "gzip" in what else "rows.csv")
+    path.write_bytes(data)
+    with pytest.raises(KarmafunnelError) as raised:
+        import_tables([path], tmp_path / "log")
+    assert words in str(raised.value)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_path_that_names_nothing(tmp_path):
+    with pytest.raises(KarmafunnelError) as raised:
+        look([tmp_path / "none.csv"])
+    assert raised.value.who == "import" and str(tmp_path) in raised.value.found
+
+
+# -- the map ---------------------------------------------------------------------------------------
+
+
+def test_the_map_says_what_was_done_and_does_it_again(tmp_path):
+    path = write(tmp_path / "rows.csv", plain_csv())
+    first = import_tables([path], tmp_path / "log")
+    again = ColumnMap.read(tmp_path / "log" / "import.toml")
+    assert again == first.map
+    import_tables([path], tmp_path / "again", given=again)
+    for name in ("items", "requests", "exposures"):
+        assert (tmp_path / "log" / f"{name}.parquet").read_bytes() == (
+            tmp_path / "again" / f"{name}.parquet"
+        ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ColumnMap(
+            "a",
+            {"user": 'u "q"', "item": "i", "time": "t"},
+            {"item": "x"},
+            "session",
+            5.0,
+            Times("ms"),
+            ",",
+            4.0,
+            ("a",),
+            ("b", "c"),
+            "EUR",
+        ),
+        ColumnMap("b", {"user": "u"}, time=Times(format="%d/%m/%Y", zone="Europe/Paris")),
+    ],
+)
+def test_a_map_comes_back_from_its_file(made, tmp_path):
+    (tmp_path / "m.toml").write_text(made.toml())
+    assert ColumnMap.read(tmp_path / "m.toml") == made
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("per = 'month'", "per needs one of event"),
+        ("[columns]\ncolour = 'c'", "columns needs roles among"),
+        ("nothing = 1", "needs keys among"),
+        ("decimal = 3", "decimal needs another kind"),
+        ("[time]\nunit = 'h'", "time.unit needs one of s"),
+        ("= 1", "needs a TOML file"),
+        ("gap_minutes = -1", "gap_minutes needs"),
+    ],
+)  # fmt: skip
+def test_a_wrong_map_is_refused_by_key(text, words, tmp_path):
+    path = write(tmp_path / "m.toml", text)
+    with pytest.raises(KarmafunnelError) as raised:
+        ColumnMap.read(path)
+    assert str(path) in str(raised.value) and words in str(raised.value)
+
+
+def test_a_map_that_names_a_missing_column(tmp_path):
+    made = ColumnMap("a", {"user": "user", "item": "product", "time": "time"}, time=Times("s"))
+    with pytest.raises(KarmafunnelError) as raised:
+        import_tables([write(tmp_path / "rows.csv", plain_csv())], tmp_path / "log", given=made)
+    assert raised.value.found == "['product']"
+
+
+def test_many_rows_in_buckets_are_those_in_one(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    text = "user,item,time\n" + "".join(
+        f"{u},{i},{START + t}\n" for u, i, t in rng.integers(0, 50, (500, 3))
+    )
+    path = write(tmp_path / "rows.csv", text)
+    import_tables([path], tmp_path / "one")
+    monkeypatch.setattr("karmafunnel.simulator.importing.assembling.BUCKET", 60)
+    import_tables([path], tmp_path / "many")
+    for name in ("items", "requests", "exposures"):
+        frames = [
+            pl.read_parquet(tmp_path / folder / f"{name}.parquet") for folder in ("one", "many")
+        ]
+        assert frames[0].equals(frames[1])
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_it_took_and_how_to_go_on(tmp_path):
+    path = write(tmp_path / "rows.csv", plain_csv())
+    answer = CliRunner().invoke(main, ["import", str(path), str(tmp_path / "log")])
+    assert answer.exit_code == 0, answer.output
+    assert (
+        "its name; seconds since 1970" in " ".join(answer.output.split())
+        and "karmafunnel replay baseline" in answer.output
+    )
+    refused = CliRunner().invoke(
+        main, ["import", str(path), str(tmp_path / "log"), "--column", "colour=x"]
+    )
+    assert refused.exit_code == 2 and "needs ROLE=NAME" in refused.output
+    guessed = CliRunner().invoke(
+        main, ["import", str(path), str(tmp_path / "other"), "--guess", str(tmp_path / "g.toml")]
+    )
+    assert guessed.exit_code == 0 and not (tmp_path / "other").exists()
+    assert ColumnMap.read(tmp_path / "g.toml").columns == {
+        "user": "user",
+        "item": "item",
+        "time": "time",
+    }
