@@ -141,6 +141,8 @@ def print_outcome(log: Path, found: Found) -> None:
     print_table(Table(["what", "count"], rows, title=f"{meta['name']}: {log}"), out)
     for sentence in meta["lacks"]:
         err.print(f"lacks {sentence}")
+    if found.alone:
+        err.print(f"{found.alone:,} requests name no user: each such session is a user of its own")
     if found.rejects.count:
         first = found.rejects.rows[0]
         err.print(

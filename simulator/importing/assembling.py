@@ -58,6 +58,7 @@ class Found:
     rejects: Rejects = field(default_factory=Rejects)
     set_aside: dict[str, int] = field(default_factory=dict)
     rows: int = 0
+    alone: int = 0  # requests that name no user, in a log that knows users
 
     def aside(self, what: str, many: int) -> None:
         if many:
@@ -530,6 +531,10 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                 found.aside("rows that say the same as another", whole - bucket.height)
                 bucket = bucket.with_columns(pl.format("r{}", pl.col("number")).alias("request_id"))
             requests = bucket.unique("request_id", keep="first", maintain_order=True)
+            if made.has("user"):
+                found.alone += requests["user_id"].null_count()
+                visitor = pl.format("visitor of {}", pl.coalesce("session_id", "request_id"))
+                requests = requests.with_columns(pl.coalesce("user_id", visitor).alias("user_id"))
             requests = requests.select(
                 "request_id", "user_id", pl.col("ts").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC").cast(TS),
                 "query", "session_id", pl.lit(source).alias("source"), window,

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
+
 from ...bounds import check_bound
 from ...errors import KarmafunnelError, quoted
 from ...files import read_text
@@ -25,6 +27,9 @@ ITEM_ROLES = ("item", "title", "brand", "category", "price", "description")
 PER = ("event", "session", "basket", "request")
 Per = Literal["event", "session", "basket", "request"]
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+
+
+HEAD = "# What `karmafunnel import` took the columns for; correct it, and give it back with --map."
 
 
 @dataclass(frozen=True)
@@ -99,24 +104,14 @@ class ColumnMap:
 
     def toml(self) -> str:
         """The map as a file that `ColumnMap.read` reads."""
-        lines = [
-            "# What `karmafunnel import` took the columns for; correct it, and give it back with --map."
-        ]
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        tables = {name: plain.pop(name) for name in ("columns", "items", "time")}
-        for key, value in plain.items():
-            if value not in (None, (), []):
-                lines.append(f"{key} = {written(value)}")
-        for name, table in tables.items():
-            rows = asdict(table) if isinstance(table, Times) else dict(table)
-            kept = {key: value for key, value in rows.items() if value != ""}
-            if kept:
-                lines += [
-                    "",
-                    f"[{name}]",
-                    *(f"{key} = {written(value)}" for key, value in kept.items()),
-                ]
-        return "\n".join(lines) + "\n"
+        told = {f.name: getattr(self, f.name) for f in fields(self)} | {"time": asdict(self.time)}
+        kept: dict[str, Any] = {}
+        for key, value in told.items():
+            if isinstance(value, Mapping):
+                value = {name: one for name, one in value.items() if one != ""}
+            if value not in (None, (), {}):
+                kept[key] = value
+        return f"{HEAD}\n{tomli_w.dumps(kept)}"
 
     @classmethod
     def read(cls, path: Path | str) -> ColumnMap:
@@ -154,13 +149,3 @@ class ColumnMap:
         """The map with some roles given to other columns; an empty name takes a role away."""
         columns = {**self.columns, **given}
         return replace(self, columns={role: name for role, name in columns.items() if name})
-
-
-def written(value: Any) -> str:
-    """A value as TOML has it."""
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
-        return f'"{escaped}"'
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(written, value)) + "]"
-    return str(value)

@@ -1,0 +1,105 @@
+"""What `import karmafunnel` offers, from a frame to a stage table."""
+
+import subprocess
+import sys
+
+import karmafunnel
+import pandas as pd
+import polars as pl
+import pytest
+from karmafunnel import KarmafunnelError, Log, Run, compare, explain, measure, replay, report
+from karmafunnel.models.embedders import TfidfSVD
+from karmafunnel.simulator.measure import compare as comparing
+from karmafunnel.stages.recall import Join, Popular, Uniform, VectorRecall
+
+START = 1_600_000_000
+
+
+def interactions(n: int = 400) -> pl.DataFrame:
+    rows = [(f"u{i % 9}", f"i{(i * i) % 23}", START + 900 * i) for i in range(n)]
+    return pl.DataFrame(rows, schema=["buyer", "sku", "at"], orient="row")
+
+
+@pytest.fixture(scope="module")
+def log():
+    return Log.from_interactions(interactions(), user="buyer", item="sku", time="at")
+
+
+@pytest.fixture(scope="module")
+def runs(log):
+    return replay(Popular(k=20), log), replay(Uniform(k=20), log)
+
+
+KINDS = {"polars": lambda f: f, "pandas": lambda f: f.to_pandas(), "arrow": lambda f: f.to_arrow()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_of_any_library_give_the_same_log(kind, log):
+    made = Log.from_interactions(KINDS[kind](interactions()), user="buyer", item="sku", time="at")
+    assert made.requests.equals(log.requests)
+    assert made.exposures.equals(log.exposures)
+    assert made.has("clicks")
+
+
+def test_pandas_ids_with_a_gap_are_whole_numbers_still():
+    frame = pd.DataFrame(
+        {"user": [1.0, None, 3.0] * 30, "item": range(90), "time": range(START, START + 90)}
+    )
+    made = Log.from_interactions(frame)
+    assert made.requests["user_id"].to_list()[:3] == ["1", "visitor of r1", "3"]
+
+
+def test_three_frames_are_a_log_and_say_what_they_hold(shop):
+    made = Log.from_frames(shop.items, shop.requests.drop("window"), shop.exposures, name="mine")
+    assert made.meta["has"] == shop.meta["has"] | {"filters": False}
+    assert made.requests["window"].to_list() == shop.requests["window"].to_list()
+
+
+def test_what_is_no_frame_is_refused():
+    with pytest.raises(KarmafunnelError) as raised:
+        Log.from_interactions([1, 2, 3])
+    assert raised.value.found == "a list"
+
+
+def test_a_lone_stage_is_a_funnel_and_answers_are_frames(runs):
+    popular, uniform = runs
+    assert isinstance(popular, Run)
+    answer = measure(popular, "HR@10", "nDCG@10")
+    assert answer.height == len(comparing.measure(popular, ["HR@10", "nDCG@10"]))
+    assert answer.filter(stage="recall", measure="HR@10")["value"][0] > 0.3
+    (row,) = compare(uniform, popular, "HR@10").to_dicts()
+    values = [measure(run, "HR@10")["value"][0] for run in runs]
+    assert row["difference"] == pytest.approx(values[0] - values[1])
+    assert (row["label_a"], row["label_b"]) == ("Uniform", "Popular")
+
+
+def test_a_notebook_shows_the_table_of_the_report(runs):
+    answer = measure(runs[0], "HR@10")
+    shown = answer._repr_html_()
+    assert "<th>stage</th>" in shown
+    assert f"{answer['value'][0]:.3f}" in shown
+    assert "shape:" in answer.select("value")._repr_html_()  # a part of it is a plain frame
+
+
+def test_embedders_are_read_by_name_and_requests_explained(shop):
+    funnel = Join([VectorRecall("text", k=30), Popular(k=30)], k=40)
+    run = replay(funnel, shop, {"text": TfidfSVD(dim=16)})
+    assert run.stages == ["recall"]
+    request = run.read("requests")["request_id"][0]
+    found = explain(funnel, shop, request, {"text": TfidfSVD(dim=16)})
+    assert set(found["stage"]) == {"recall"}
+
+
+def test_a_report_of_runs(runs, tmp_path):
+    path = report(*runs, out=tmp_path / "r.html")
+    assert "HR@10" in path.read_text(encoding="utf-8")
+
+
+def test_the_package_itself_imports_nothing_heavy():
+    code = (
+        "import sys, karmafunnel; assert 'replay' in dir(karmafunnel);"
+        " assert not {'torch', 'polars', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'repaly'; it has Log"):
+        _ = karmafunnel.repaly
