@@ -105,7 +105,7 @@ def test_a_path_is_a_text_and_back():
     assert path_of({"rank": "skip", "recall": "popular"}, ["recall", "prerank", "rank"]) == "recall=popular,rank=skip"
     assert path_of({}, ["recall"]) == "full"
     for wrong in ("", "rank", "rank=", "=skip", "rank=skip,rank=5"):
-        with pytest.raises(KarmafunnelError, match="needs stage=mode"):
+        with pytest.raises(KarmafunnelError, match="each stage once as stage=mode"):
             modes_of(wrong)
     assert folder_name("recall=popular,rank=skip") == "recall-popular+rank-skip"
     assert folder_name("a=b/c") != folder_name("a=b_c") and "/" not in folder_name("a=b/c")
@@ -130,7 +130,7 @@ def test_cutoff_is_the_same_stage_with_a_smaller_k(fitted, shop):
     assert cut[1].slate.equals(full[1].slate.filter(pl.col(RANK) <= 15))
     assert fitted.stages[1].stage.k == 40
     assert along(fitted, "prerank=40").run(requests)[2].slate.equals(full[2].slate)
-    with pytest.raises(KarmafunnelError, match=r"path 'prerank=41': prerank puts out 40"):
+    with pytest.raises(KarmafunnelError, match=r"path 'prerank=41': the cutoff of prerank needs at most its k, 40"):
         along(fitted, "prerank=41")
 
 
@@ -185,9 +185,9 @@ def test_refusals_name_the_path(fitted, fallbacks, recipe, shop, tmp_path):
             "recal=popular",
             r"needs stages among \['recall', 'prerank', 'rank'\] or embedders among \['tfidf'\], found \['recal'\]",
         ),
-        ("recall=skip", r"recall, which cannot be skipped; .*\['fresh', 'popular', 'words'\]"),
-        ("rank=popular", "rank has the mode 'skip' and smaller cutoffs"),
-        ("tfidf=popular", "is an embedder and has the modes"),
+        ("recall=skip", r"recall and cannot be skipped, needs .*\['fresh', 'popular', 'words'\]"),
+        ("rank=popular", "rank needs the mode 'skip' or a smaller cutoff"),
+        ("tfidf=popular", "needs one of the modes of an embedder"),
         ("tfidf=stale", "needs stale_minutes"),
         ("tfidf=stale@often", "needs stale_minutes"),
         ("tfidf=stale@-1", "stale_minutes needs a number from 0"),
@@ -286,7 +286,7 @@ def test_refreshes_lie_on_a_grid_at_or_before_the_request(shop):
     assert (refreshed(shop, 0, "x") == shop.t).all()
     order = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"time": "order", "name": "turns"})
     with pytest.raises(
-        KarmafunnelError, match="near-line: needs a log with clock times to count minutes, the time of log turns is an order"
+        KarmafunnelError, match="near-line: needs a log with clock times to count minutes, found log turns, whose time is an order"
     ):
         NearLine(Cooccurrence().fit(order), 60)
 

@@ -171,7 +171,7 @@ def test_paths_that_a_worker_cannot_see_are_named(there, tmp_path):
     (tmp_path / "partial").mkdir()
     job = jobs.job_of(some, [tmp_path / "partial"], log, RunOptions(cache=folder / "cache", chunk=16))
     assert len(jobs.opened(job)[0]) == 100
-    for change in ({"log": "/nowhere/log"}, {"cache": "/nowhere/cache"}, {"rows": (("plain", some[0].fitted.keys, "/nowhere/run"),)}):
+    for change in ({"log": "/nowhere/log"}, {"cache": "/nowhere/cache"}, {"rows": (jobs.JobRow("plain", some[0].fitted.keys, "/nowhere/run"),)}):
         with pytest.raises(KarmafunnelError, match=r"worker on .*needs the folder /nowhere/"):
             jobs.opened(replace(job, **change))
     with pytest.raises(KarmafunnelError, match="needs the code, libraries and recipe of its parent"):
@@ -188,7 +188,7 @@ def test_workers_need_what_they_can_read(there, shop, tmp_path):
         (log, recipe, None, "a cache folder"),
         (log, replace(recipe, path=None), tmp_path, "a recipe file"),
     ):
-        with pytest.raises(KarmafunnelError, match=f"workers need {says}"):
+        with pytest.raises(KarmafunnelError, match=f"workers: needs {says}"):
             replay(given, of, tmp_path / "run", RunOptions(cache=cache, workers=Workers(2)))
     assert not (tmp_path / "run").exists()
 

@@ -1,9 +1,9 @@
-"""Degradation paths: a fitted funnel with some stages skipped, cut, replaced by a fallback or fed
-with stale vectors, and their replay.
+"""Degradation paths: a fitted funnel with some stages skipped, cut, replaced by a fallback or given
+stale user embeddings, and the replay of such funnels.
 
 A path is a text such as "recall=popular,rank=skip" or "prerank=100": the modes that are not full,
-in stage order; "full" where all are. Nothing is fitted anew but a fallback of recall: a path runs
-the stages that were fitted for the full funnel.
+in stage order; "full" where all are. Only fallbacks of recall are fitted; all other stages are
+those that were fitted for the full funnel.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -39,34 +41,30 @@ from .prepare import Variant, prepare, requests_of
 from .recipe import Recipe
 from .replay import claim_run, replay_many
 
-BITS = 8  # channels that the feature `Upstream` tells apart
-
-
-# -- names -----------------------------------------------------------------------------------------
+BITS = 8  # channels that the feature `Upstream` distinguishes
 
 
 def folder_name(path: str) -> str:
-    """A path as a folder name that no reader takes for a Hive partition:
-    "recall-popular+rank-skip".
+    """A path as the name of a folder, "recall-popular+rank-skip", without the "=" by which readers
+    of Parquet recognise Hive partitions.
     """
     name = path.replace("=", "-").replace(",", "+")
-    if re.fullmatch(r"[A-Za-z0-9_.@]+=[A-Za-z0-9_.@]+(,[A-Za-z0-9_.@]+=[A-Za-z0-9_.@]+)*", path):
+    word = r"[A-Za-z0-9_.@]+"
+    if re.fullmatch(rf"{word}={word}(,{word}={word})*", path):
         return name
-    return (
-        f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', name)}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    )
+    digest = hashlib.sha256(path.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_.@+-]', '_', name)}-{digest}"
 
 
-# -- what stands in a stage's place ----------------------------------------------------------------
+# -- replacements of stages ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, repr=False)
 class Skipped(Stage):
-    """Stands where a stage is left out: the upstream's order and score, cut to the `k` of the
-    stage, under its name.
+    """Replaces a skipped stage, under its name: the upstream's order and score, cut to its `k`.
 
-    What the stage would put out beside (`<stage>.p_click`) is missing, so a later one that needs it
-    refuses.
+    Further columns of the stage (`<stage>.p_click`) are missing; a later stage that needs one
+    raises KarmafunnelError.
     """
 
     k: int
@@ -87,11 +85,11 @@ class FittedSkipped(FittedStage):
 
 
 class Fallback(Retriever):
-    """Another retriever in recall's place.
+    """Another retriever in the place of recall.
 
-    Its channels get bits beyond those that later stages know (unless there is one on either side),
-    so that none is taken for another; in the place of a Join it is a Join of one, so that its
-    scores are on the scale that later stages learnt.
+    Its channels get bits beyond those that later stages have learnt (unless either side has a
+    single one), so that none is confused with another. In the place of a Join it is a Join of one,
+    which keeps its scores on the scale that later stages have learnt.
     """
 
     def __init__(self, fitted: Retriever, full: Retriever):
@@ -101,14 +99,14 @@ class Fallback(Retriever):
             )
             fitted = FittedJoin(stage, fitted.context, [fitted])
         self.fitted, self.stage, self.context = fitted, fitted.stage, fitted.context
-        self.beyond = (
-            0 if len(full.channels) == len(fitted.channels) == 1 else max(BITS, len(full.channels))
-        )
+        single = len(full.channels) == len(fitted.channels) == 1
+        self.beyond = 0 if single else max(BITS, len(full.channels))
         self.channels = (*[""] * self.beyond, *fitted.channels)
 
     def retrieve(self, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
         slate, tracked = self.fitted.retrieve(rows)
-        return slate.with_columns((pl.col(CHANNEL) * (1 << self.beyond)).cast(pl.UInt32)), tracked
+        bits = (pl.col(CHANNEL) * (1 << self.beyond)).cast(pl.UInt32)
+        return slate.with_columns(bits), tracked
 
     def propose(self, rows: Rows) -> pl.DataFrame:
         return self.fitted.propose(rows)
@@ -126,22 +124,25 @@ class Fallback(Retriever):
 def fit_fallbacks(
     recipe: Recipe, fitted: FittedFunnel, cache: Kept | Path | None = None
 ) -> dict[str, Retriever]:
-    """The recipe's fallbacks of recall by name, fitted beside the funnel.
+    """Fit the recipe's fallbacks of recall, by name.
 
-    A recipe that has no "popular" gets `Popular` with the k of its recall. Raises KarmafunnelError
-    for one that is no recall stage.
+    A recipe without one named "popular" gets `Popular` with the k of its recall.
+
+    Raises:
+        KarmafunnelError: for a fallback that is no recall stage.
     """
     recall = fitted.stages[0].stage
     stages = {"popular": Popular(k=recall.k)} | dict(recipe.fallbacks)
-    made: dict[str, Retriever] = {}
+    found: dict[str, Retriever] = {}
     for name, stage in stages.items():
         try:
-            ready = Funnel((replace(stage, name=recall.name),)).fit(fitted.context, cache).stages[0]  # type: ignore[type-var]
+            funnel = Funnel((replace(stage, name=recall.name),))  # type: ignore[type-var]
+            ready = funnel.fit(fitted.context, cache).stages[0]
         except KarmafunnelError as error:
             raise KarmafunnelError(f"recipe {recipe.name}: fallback {name!r}: {error}") from error
         assert isinstance(ready, Retriever)
-        made[name] = ready
-    return made
+        found[name] = ready
+    return found
 
 
 def along(
@@ -150,67 +151,76 @@ def along(
     fallbacks: Mapping[str, Retriever] | None = None,
     stale_minutes: float | Mapping[str, float] | None = None,
 ) -> FittedFunnel:
-    """A fitted funnel along a path; what the path leaves as it is has the keys of the full funnel,
-    so that it is run once for both.
+    """A fitted funnel along a path.
 
-    Modes of a stage: "skip" (not of recall), a smaller cutoff as a number, a name of `fallbacks`
-    (of recall). Modes of an embedder that the funnel reads: "stale" (near-line, `stale_minutes`
-    apart, of all or by name; or "stale@60") and "skip" (no request has a vector: its recall channel
-    finds nothing, its features are missing). Raises KarmafunnelError naming the path.
+    Stages before the first change keep their keys, so that a replay of several paths runs them
+    once.
+
+    Args:
+        path: modes by stage or embedder. Of a stage: "skip" (not for recall), a smaller cutoff such
+            as "100", or a name of `fallbacks` (for recall). Of an embedder that the funnel reads:
+            "stale" or "stale@60" (user embeddings of the last refresh), or "skip" (no request has a
+            user embedding: its recall channel proposes nothing, its features are missing).
+        stale_minutes: minutes between refreshes where the path does not say; for all embedders, or
+            by name.
+
+    Raises:
+        KarmafunnelError: naming the path, for a stage, embedder or mode that there is not.
     """
     who, modes, context = f"path {path!r}", modes_of(path), fitted.context
     names = [ready.stage.name for ready in fitted.stages]
-    vectors = [name for name in context.embeddings if name not in names]
-    if stray := [name for name in modes if name not in [*names, *vectors]]:
-        raise KarmafunnelError(
-            who, needs=f"stages among {names} or embedders among {vectors}", found=stray
-        )
-    swapped: dict[str, tuple[str, Embedding]] = {}
-    for name in vectors:
+    embedders = [name for name in context.embeddings if name not in names]
+    if stray := [name for name in modes if name not in [*names, *embedders]]:
+        needs = f"stages among {names} or embedders among {embedders}"
+        raise KarmafunnelError(who, needs=needs, found=stray)
+    replaced: dict[str, tuple[str, Embedding]] = {}  # mode and embedding, by embedder
+    for name in embedders:
         if mode := modes.get(name):
-            swapped[name] = _vectors(who, name, mode, fitted, names[0] in modes, stale_minutes)
-    if swapped:
-        context = replace(
-            context,
-            embeddings=context.embeddings | {name: view for name, (_, view) in swapped.items()},
-        )
+            minutes = stale_minutes
+            if isinstance(minutes, Mapping):
+                minutes = minutes.get(name)
+            has_fallback = names[0] in modes
+            replaced[name] = _embedding_in_mode(who, name, mode, fitted, has_fallback, minutes)
+    if replaced:
+        views = {name: view for name, (_, view) in replaced.items()}
+        context = replace(context, embeddings=context.embeddings | views)
     stages: list[FittedStage] = []
-    keys, changes = [], list[str]()
+    keys: list[str] = []
+    changes: list[str] = []  # up to each stage
     for i, ready in enumerate(fitted.stages):
         mode = modes.get(ready.stage.name, "")
-        made = _in_mode(who, ready, mode, fallbacks or {})
-        read = [
-            f"{name}={text}"
-            for name, (text, _) in swapped.items()
-            if name in made.stage.embedders()
-        ]
-        changes += [change for change in read if change not in changes]
-        changes += [f"{ready.stage.name}={mode}: {made.stage!r}"] if mode else []
-        stages.append(made)
+        stage = _stage_in_mode(who, ready, mode, fallbacks or {})
+        for name, (text, _) in replaced.items():
+            change = f"{name}={text}"
+            if name in stage.stage.embedders() and change not in changes:
+                changes.append(change)
+        if mode:
+            changes.append(f"{ready.stage.name}={mode}: {stage.stage!r}")
+        stages.append(stage)
         if fitted.keys:
-            keys.append(
-                content_key(code_digest(__name__), fitted.keys[i], changes)
-                if changes
-                else fitted.keys[i]
-            )
+            key = fitted.keys[i]
+            keys.append(content_key(code_digest(__name__), key, changes) if changes else key)
     return FittedFunnel(context, tuple(stages), tuple(keys))
 
 
-def _vectors(
+def _embedding_in_mode(
     who: str,
     name: str,
     mode: str,
     fitted: FittedFunnel,
-    fallen_back: bool,
-    stale_minutes: float | Mapping[str, float] | None,
+    has_fallback: bool,
+    minutes: float | None,
 ) -> tuple[str, Embedding]:
-    """What an embedder's mode is in full, and the embedding in its place."""
+    """An embedder's mode with its minutes, and the embedding in that mode.
+
+    Paths with the same mode get the same object, so that they share what is computed from it.
+    """
     context, recall = fitted.context, fitted.stages[0].stage
     embedding = context.embeddings[name]
-    kind, _, said = mode.partition("@")
+    kind, _, given = mode.partition("@")
     if mode == SKIP:
         channels = getattr(recall, "channels", (recall,))
-        if not fallen_back and all(name in channel.embedders() for channel in channels):
+        if not has_fallback and all(name in channel.embedders() for channel in channels):
             raise KarmafunnelError(
                 who,
                 what=f"skipping {name}",
@@ -218,44 +228,34 @@ def _vectors(
                 found=repr(recall),
                 hint=f"name a fallback of {recall.name} instead",
             )
-        # one view for all paths: what they share is made once
         return mode, context.once((embedding, mode), lambda: UnavailableEmbedding(embedding))
     if kind != STALE:
-        raise KarmafunnelError(
-            f"{who}: {name} is an embedder and has the modes 'stale', 'stale@MINUTES' and 'skip', found {mode!r}"
-        )
-    minutes = stale_minutes.get(name) if isinstance(stale_minutes, Mapping) else stale_minutes
-    try:
-        minutes = float(said) if said or kind != mode else minutes
-    except ValueError:
-        minutes = None
+        needs = "one of the modes of an embedder: 'stale', 'stale@MINUTES' or 'skip'"
+        raise KarmafunnelError(who, what=name, needs=needs, found=repr(mode))
+    if given or kind != mode:
+        try:
+            minutes = float(given)
+        except ValueError:
+            minutes = None
     if minutes is None:
-        raise KarmafunnelError(
-            who,
-            what=name,
-            needs="stale_minutes, as --stale-minutes or as 'stale@60'",
-            found=repr(mode),
-        )
+        needs = "stale_minutes, as --stale-minutes or as 'stale@60'"
+        raise KarmafunnelError(who, what=name, needs=needs, found=repr(mode))
     text = f"{STALE}@{minutes:g}"
-    return text, context.once(
-        (embedding, text), lambda: NearLine(embedding, minutes, f"{who}: {name}")
-    )
+    make = partial(NearLine, embedding, minutes, f"{who}: {name}")
+    return text, context.once((embedding, text), make)
 
 
-def _in_mode(
+def _stage_in_mode(
     who: str, ready: FittedStage, mode: str, fallbacks: Mapping[str, Retriever]
 ) -> FittedStage:
+    """A fitted stage in a mode; itself where the mode is empty."""
     stage = ready.stage
     if not mode:
         return ready
     if re.fullmatch(r"[1-9][0-9]*", mode):
         if len(mode) > 8 or int(mode) > stage.k:
-            raise KarmafunnelError(
-                who,
-                what=f"{stage.name} puts out {stage.k}; a cutoff",
-                needs="to be at most that",
-                found=mode,
-            )
+            what = f"the cutoff of {stage.name}"
+            raise KarmafunnelError(who, what=what, needs=f"at most its k, {stage.k}", found=mode)
         cut = copy.copy(ready)
         try:
             cut.stage = replace(stage, k=int(mode))  # type: ignore[type-var]
@@ -265,14 +265,12 @@ def _in_mode(
     if isinstance(ready, Retriever):
         if mode in fallbacks:
             return Fallback(fallbacks[mode], ready)
-        raise KarmafunnelError(
-            f"{who}: {stage.name} is recall, which cannot be skipped; "
-            f"it has smaller cutoffs and the fallbacks {sorted(fallbacks)}, found {mode!r}"
-        )
+        needs = f"a smaller cutoff or one of the fallbacks {sorted(fallbacks)}"
+        what = f"{stage.name}, which is recall and cannot be skipped,"
+        raise KarmafunnelError(who, what=what, needs=needs, found=repr(mode))
     if mode != SKIP:
-        raise KarmafunnelError(
-            f"{who}: {stage.name} has the mode 'skip' and smaller cutoffs, found {mode!r}"
-        )
+        needs = "the mode 'skip' or a smaller cutoff"
+        raise KarmafunnelError(who, what=stage.name, needs=needs, found=repr(mode))
     return FittedSkipped(Skipped(stage.k, stage.name), ready.context)
 
 
@@ -280,71 +278,109 @@ def _in_mode(
 
 
 def replay_paths(
-    recipe: Recipe, log: Log, out: Path | str, paths: Sequence[str], options: RunOptions = DEFAULTS, *,
-    stale_minutes: float | Mapping[str, float] | None = None, fitted: FittedFunnel | None = None,
-) -> dict[str, Path]:  # fmt: skip
-    """Replay the full funnel into `out` and every path into `out`/paths over the same requests;
-    returns the Run folders by path.
+    recipe: Recipe,
+    log: Log,
+    out: Path | str,
+    paths: Sequence[str],
+    options: RunOptions = DEFAULTS,
+    *,
+    stale_minutes: float | Mapping[str, float] | None = None,
+    fitted: FittedFunnel | None = None,
+) -> dict[str, Path]:
+    """Replay the full funnel into `out` and every path into `out`/paths over the same requests.
 
-    Each path is a Run of its own whose run.json says `path` (and `stale_minutes`). Interrupted and
-    started again it goes on, as `replay` does. Raises KarmafunnelError naming a path that the
-    funnel cannot take, before anything is replayed, and as `replay` does for what stands in `out`.
+    Each path is a Run of its own whose run.json has `path` (and `stale_minutes`). An interrupted
+    replay goes on when it is started again, as with `replay`.
+
+    Returns:
+        The folders of the Runs, by path.
+
+    Raises:
+        KarmafunnelError: naming a path that the funnel cannot take, before anything is replayed,
+            and as `replay` does for what is in `out`.
     """
     out = Path(out)
-    console = options.console
     with claim_run(out, recipe, log, options, RUN_AND_PATHS):
         requests = requests_of(log, options.window, options.limit)
         start = time.perf_counter()
         fitted = fitted or prepare(recipe, log, options)
-        stages = [ready.stage.name for ready in fitted.stages]
-        order = [*(name for name in fitted.context.embeddings if name not in stages), *stages]
-        asked = {path: modes_of(path) for path in paths if path not in (FULL, NOTHING)}
-        # a path with a stray stage stays as it is typed: `along` says what is wrong with it
-        told = {
-            path if set(modes) - set(order) else path_of(modes, order): modes
-            for path, modes in asked.items()
-        }
-        falls_back = any(not modes.get(stages[0], "1").isdecimal() for modes in told.values())
-        fallbacks = fit_fallbacks(recipe, fitted, options.cache) if falls_back else {}
         at = Path(os.path.realpath(out))
         waiting = at.with_name(f".{at.name}.paths")  # `out` itself is replaced as a whole
-        variants, folders = [Variant(recipe, fitted, out)], {FULL: out}
-        for path in told:
-            other = along(fitted, path, fallbacks, stale_minutes)
-            try:
-                other.run(requests[:1])
-            except KarmafunnelError as error:
-                raise KarmafunnelError(f"path {path!r}: {error}") from error
-            stale = {
-                name: view.minutes
-                for name, view in other.context.embeddings.items()
-                if isinstance(view, NearLine)
-            }
-            says = {"path": path} | ({"stale_minutes": stale} if stale else {})
-            variants.append(
-                Variant(
-                    replace(recipe, funnel=other.funnel), other, waiting / folder_name(path), says
-                )
-            )
-            folders[path] = out / "paths" / folder_name(path)
-        if console:
-            what = f"{len(requests)} requests of {options.window} along {len(variants)} paths"
-            console.print(f"fitted in {time.perf_counter() - start:.1f} s; replaying {what}")
-        errors = replay_many(variants, log, options)
+        variants = _variants(recipe, fitted, paths, stale_minutes, requests, waiting, options)
+        if options.console:
+            what = f"{len(requests)} requests of {options.window} along {len(variants) + 1} paths"
+            seconds = time.perf_counter() - start
+            options.console.print(f"fitted in {seconds:.1f} s; replaying {what}")
+        full = Variant(recipe, fitted, out)
+        errors = replay_many([full, *variants.values()], log, options)
         if out in errors:
             raise errors[out]
-        for variant in variants[1:]:
-            if variant.out in errors:
-                raise KarmafunnelError(
-                    f"path {variant.says['path']!r}: {errors[variant.out]}"
-                ) from errors[variant.out]
-        kept = {variant.out.name for variant in variants[1:]}
-        for stray in waiting.iterdir() if waiting.is_dir() else ():
-            if stray.name not in kept:  # of an older call that was never finished
-                remove(stray)
-        if kept:
+        for path, variant in variants.items():
+            if error := errors.get(variant.out):
+                raise KarmafunnelError(f"path {path!r}: {error}") from error
+        _keep_only(waiting, {variant.out.name for variant in variants.values()})
+        if variants:
             waiting.rename(out / "paths")
-        return folders
+        found = {FULL: out}
+        for path, variant in variants.items():
+            found[path] = out / "paths" / variant.out.name
+        return found
+
+
+def _variants(
+    recipe: Recipe,
+    fitted: FittedFunnel,
+    paths: Sequence[str],
+    stale_minutes: float | Mapping[str, float] | None,
+    requests: np.ndarray,
+    folder: Path,
+    options: RunOptions,
+) -> dict[str, Variant]:
+    """The variants of all paths but the full one, by path, each tried on one request."""
+    wanted = _in_order(fitted, paths)
+    recall = fitted.stages[0].stage.name
+    fallbacks: dict[str, Retriever] = {}
+    if any(not modes_of(path).get(recall, "1").isdecimal() for path in wanted):
+        fallbacks = fit_fallbacks(recipe, fitted, options.cache)
+    variants = {}
+    for path in wanted:
+        other = along(fitted, path, fallbacks, stale_minutes)
+        try:
+            other.run(requests[:1])
+        except KarmafunnelError as error:
+            raise KarmafunnelError(f"path {path!r}: {error}") from error
+        entries: dict[str, Any] = {"path": path}
+        stale = {}
+        for name, embedding in other.context.embeddings.items():
+            if isinstance(embedding, NearLine):
+                stale[name] = embedding.minutes
+        if stale:
+            entries["stale_minutes"] = stale
+        mine = replace(recipe, funnel=other.funnel)
+        variants[path] = Variant(mine, other, folder / folder_name(path), entries)
+    return variants
+
+
+def _in_order(fitted: FittedFunnel, paths: Sequence[str]) -> list[str]:
+    """Paths other than the full one, each once with its modes in the order of the funnel.
+
+    A path with an unknown stage stays as it is, for `along` to complain about.
+    """
+    stages = [ready.stage.name for ready in fitted.stages]
+    order = [*(name for name in fitted.context.embeddings if name not in stages), *stages]
+    found: dict[str, None] = {}
+    for path in paths:
+        if path not in (FULL, NOTHING):
+            modes = modes_of(path)
+            found[path if set(modes) - set(order) else path_of(modes, order)] = None
+    return list(found)
+
+
+def _keep_only(folder: Path, names: Collection[str]) -> None:
+    """Remove what an earlier, unfinished call left in a folder."""
+    for found in folder.iterdir() if folder.is_dir() else ():
+        if found.name not in names:
+            remove(found)
 
 
 def runs_of(run: Path | str) -> dict[str, Run]:
@@ -356,8 +392,7 @@ def runs_of(run: Path | str) -> dict[str, Run]:
     ):
         one = Run.open(folder)
         if "path" not in one.meta:
-            raise KarmafunnelError(
-                f"{folder}/run.json", needs="the path that was replayed", found="none"
-            )
+            needs = "the path that was replayed"
+            raise KarmafunnelError(f"{folder}/run.json", needs=needs, found="none")
         found[str(one.meta["path"])] = one
     return found

@@ -1,12 +1,14 @@
-"""Replay: logged requests through a fitted funnel, chunk by chunk, into a Run."""
+"""Replay: run logged requests through a fitted funnel, chunk by chunk, and write a Run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...errors import KarmafunnelError
 from ...files import RUN, Kind, atomic_folder, claim, remove, write_json
@@ -19,7 +21,7 @@ from .options import DEFAULTS, RunOptions
 from .prepare import Variant, prepare, requests_of
 from .provenance import describe_run
 from .recipe import Recipe
-from .shards import drop_torn, merge, partial_folder, tidy, what_stays
+from .shards import drop_torn, merge, partial_folder, shard_path, tidy, what_stays
 from .tables import TABLES, RunWriter
 
 
@@ -30,11 +32,14 @@ def replay(
     options: RunOptions = DEFAULTS,
     fitted: FittedFunnel | None = None,
 ) -> Path:
-    """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay one window of the
-    log; returns the Run folder.
+    """Fit the recipe's funnel (or take `fitted`, made by `prepare`) and replay a window of the log.
 
-    Raises KarmafunnelError when `out` is something else than a Run or (without `force`) another
-    Run, or when the window holds no request; see `replay_many` for `workers`.
+    Returns:
+        The folder of the Run, which is `out`.
+
+    Raises:
+        KarmafunnelError: when `out` is something else than a Run or (without `force`) another Run,
+            and when the window holds no request; see `replay_many` for `workers`.
     """
     out = Path(out)
     with claim_run(out, recipe, log, options):
@@ -44,17 +49,16 @@ def replay(
         start = time.perf_counter()
         fitted = fitted or prepare(recipe, log, options)
         if options.console:
-            told = f"fitted in {time.perf_counter() - start:.1f} s; replaying {len(requests)} requests of {options.window}"
-            options.console.print(told)
+            what = f"{len(requests)} requests of {options.window}"
+            seconds = time.perf_counter() - start
+            options.console.print(f"fitted in {seconds:.1f} s; replaying {what}")
         for error in replay_many([Variant(recipe, fitted, out)], log, options).values():
             raise error
     return out
 
 
 def code_of_run(fitted: FittedFunnel) -> str:
-    """Digest of the code that makes a Run of what was fitted: the replay's, and that of all that
-    runs in it.
-    """
+    """Digest of the code that makes a Run: that of the replay and of all stages and embeddings."""
     embeddings = fitted.context.embeddings
     values = (getattr(embedding, "value", None) for embedding in embeddings.values())
     running = {type(ready).__module__ for ready in (*fitted.stages, *embeddings.values())}
@@ -64,31 +68,40 @@ def code_of_run(fitted: FittedFunnel) -> str:
 def claim_run(
     out: Path, recipe: Recipe, log: Log, options: RunOptions, kind: Kind = RUN
 ) -> AbstractContextManager[Path]:
-    """Claim the folder of a Run; raises KarmafunnelError where (without `force`) another Run stands
-    there, telling what differs.
+    """Claim the folder of a Run.
+
+    Raises:
+        KarmafunnelError: where (without `force`) another Run is there, with what differs.
     """
     wants = {
-        "log.name": log.name, "log.checksum": log.checksum, "funnel": repr(recipe.funnel), "label": recipe.label, "seed": options.seed,
-        "embedders": {name: repr(value) for name, value in recipe.used_embedders.items()}, "window": options.window, "limit": options.limit,
-    }  # fmt: skip
-    return claim(
-        out, "replay", kind, wants=wants, inputs=[log.path, recipe.path], force=options.force
-    )
+        "log.name": log.name,
+        "log.checksum": log.checksum,
+        "funnel": repr(recipe.funnel),
+        "label": recipe.label,
+        "seed": options.seed,
+        "embedders": {name: repr(value) for name, value in recipe.used_embedders.items()},
+        "window": options.window,
+        "limit": options.limit,
+    }
+    inputs = [log.path, recipe.path]
+    return claim(out, "replay", kind, wants=wants, inputs=inputs, force=options.force)
 
 
 def replay_many(
     variants: Sequence[Variant], log: Log, options: RunOptions = DEFAULTS
 ) -> dict[Path, Exception]:
-    """Replay several fitted funnels over the same requests, chunk by chunk; returns what went
-    wrong, by `out`.
+    """Replay several fitted funnels over the same requests, chunk by chunk.
 
-    A stage runs once for all variants that begin alike up to it, and the Runs are the same bytes as
-    those of separate replays. A variant that fails stops there and leaves its finished shards; the
-    others go on.
+    Stages that funnels have in common at the beginning run once; each Run has the same bytes as a
+    replay of its own. A variant that fails stops there and keeps its finished shards; the others go
+    on. With `workers`, other processes make the shards from what is in the cache, again with the
+    same bytes.
 
-    `workers`: shards are made by other processes, which load what was fitted from the cache; again
-    the same bytes. Raises KarmafunnelError where the log, the recipe or the cache is not on a disk
-    that they can read.
+    Returns:
+        The errors, by `out` of the variant.
+
+    Raises:
+        KarmafunnelError: where workers cannot read the log, the recipe or the cache from a disk.
     """
     with ExitStack() as stack:
         for variant in variants:
@@ -99,78 +112,99 @@ def replay_many(
 def _replay_many(
     variants: Sequence[Variant], log: Log, options: RunOptions, stack: ExitStack
 ) -> dict[Path, Exception]:
-    workers, chunk, console = options.workers, options.chunk, options.console
     requests = requests_of(log, options.window, options.limit)
-    numbers = range(-(-len(requests) // chunk))
-    described = {
-        v.out: describe_run(v.recipe, v.fitted, log, options) | dict(v.says) for v in variants
-    }
-    # as workers name them
-    partials = {
-        v.out: partial_folder(v.out, described[v.out], code_of_run(v.fitted), chunk).resolve()
-        for v in variants
-    }
-    names = [f"{i:06d}" for i in numbers]
+    numbers = range(-(-len(requests) // options.chunk))
+    described: dict[Path, dict[str, Any]] = {}
+    partials: dict[Path, Path] = {}  # folders of shards, as workers name them
+    for variant in variants:
+        out = variant.out
+        described[out] = describe_run(variant.recipe, variant.fitted, log, options)
+        described[out] |= variant.says
+        code = code_of_run(variant.fitted)
+        partials[out] = partial_folder(out, described[out], code, options.chunk).resolve()
     for folder in partials.values():
         stack.callback(tidy, folder)
         drop_torn(folder)
-    left = [
-        i for i in numbers if not all((folder / names[i]).is_dir() for folder in partials.values())
-    ]
-    failed: dict[Path, Exception] = {}
-    ledgers: dict[Path, RunWriter] = {}
+    left = []
+    for number in numbers:
+        if not all(shard_path(folder, number).is_dir() for folder in partials.values()):
+            left.append(number)
+    failed: dict[Path, Exception] = {}  # by folder of shards, as `writers`
+    writers: dict[Path, RunWriter] = {}
+    able = []
     for variant in variants:
-        if workers is not None:
-            check_workers(workers, variant.recipe, log, options.folder)
+        partial = partials[variant.out]
+        if options.workers is not None:
+            check_workers(options.workers, variant.recipe, log, options.folder)
         try:
-            ledgers[partials[variant.out]] = RunWriter(variant.fitted, options.window)
-        # such as an embedder that knows the window: no fault of the others
-        except Exception as error:
-            failed[partials[variant.out]] = error
-            remove(partials[variant.out])
-    able = [v for v in variants if partials[v.out] in ledgers]
-    if workers is None:
-        made: Generator[tuple[int, dict[Path, Exception]], None, None] = (
-            (i, make_shard(ledgers, requests, chunk, i, failed)) for i in left
-        )
-    else:
-        job = job_of(able, list(ledgers), log, options) if able else None
-        made = (
-            by_workers(job, left, workers, int(options.device.startswith("cuda")))
-            if job
-            else (piece for piece in list[Any]())
-        )
-    bar = progress_bar(console) if console else None
-    with bar or nullcontext(), closing(made):
-        task = (
-            bar.add_task(
-                "replay", total=len(numbers) * chunk, completed=(len(numbers) - len(left)) * chunk
-            )
-            if bar
-            else None
-        )
-        for _, errors in made:
-            failed |= errors
-            if bar and task is not None:
-                bar.advance(task, chunk)
+            writers[partial] = RunWriter(variant.fitted, options.window)
+            able.append(variant)
+        except Exception as error:  # such as an embedder that was fitted on the window
+            failed[partial] = error
+            remove(partial)
+    made = _make_shards(able, writers, requests, left, failed, log, options)
+    _wait(made, failed, len(numbers), len(left), options)
+    errors = {}
     for variant in variants:
         partial = partials[variant.out]
         if partial in failed:
-            failed[partial] = what_stays(failed[partial], partial, len(names))
+            errors[variant.out] = what_stays(failed[partial], partial, len(numbers))
             continue
         try:
-            with atomic_folder(variant.out, sealed=True) as temporary:
-                for name in TABLES:
-                    merge(
-                        [partial / number / f"{name}.parquet" for number in names],
-                        temporary / f"{name}.parquet",
-                    )
-                write_json(temporary / "run.json", described[variant.out])
+            _join(partial, numbers, described[variant.out], variant.out)
         except KarmafunnelError as error:
-            raise what_stays(error, partial, len(names)) from error.__cause__
+            raise what_stays(error, partial, len(numbers)) from error.__cause__
         remove(partial)
-    return {
-        variant.out: failed[partials[variant.out]]
-        for variant in variants
-        if partials[variant.out] in failed
-    }
+    return errors
+
+
+def _make_shards(
+    variants: Sequence[Variant],
+    writers: dict[Path, RunWriter],
+    requests: np.ndarray,
+    left: Sequence[int],
+    failed: Collection[Path],
+    log: Log,
+    options: RunOptions,
+) -> Generator[tuple[int, dict[Path, Exception]], None, None]:
+    """Make the shards that are `left`, here or by workers.
+
+    Yields:
+        The number of each shard and the errors, by folder of shards.
+    """
+    if options.workers is None:
+        for number in left:
+            yield number, make_shard(writers, requests, options.chunk, number, failed)
+    elif writers:
+        job = job_of(variants, list(writers), log, options)
+        gpus = int(options.device.startswith("cuda"))
+        yield from by_workers(job, left, options.workers, gpus)
+
+
+def _wait(
+    made: Generator[tuple[int, dict[Path, Exception]], None, None],
+    failed: dict[Path, Exception],
+    total: int,
+    left: int,
+    options: RunOptions,
+) -> None:
+    """Take all shards as they are made, with a progress bar, and add their errors to `failed`."""
+    chunk = options.chunk
+    bar = progress_bar(options.console) if options.console else None
+    with bar or nullcontext(), closing(made):
+        if bar:
+            done = (total - left) * chunk
+            task = bar.add_task("replay", total=total * chunk, completed=done)
+        for _, errors in made:
+            failed |= errors
+            if bar:
+                bar.advance(task, chunk)
+
+
+def _join(partial: Path, numbers: Iterable[int], description: dict[str, Any], out: Path) -> None:
+    """Join the shards of a Run into its tables."""
+    with atomic_folder(out, sealed=True) as temporary:
+        for name in TABLES:
+            shards = [shard_path(partial, number) / f"{name}.parquet" for number in numbers]
+            merge(shards, temporary / f"{name}.parquet")
+        write_json(temporary / "run.json", description)

@@ -45,6 +45,11 @@ def partial_folder(out: Path, description: Mapping[str, Any], code: str, chunk: 
     return partial
 
 
+def shard_path(partial: Path, number: int) -> Path:
+    """The folder of one shard."""
+    return partial / f"{number:06d}"
+
+
 def tidy(partial: Path) -> None:
     """Remove what a replay leaves beside complete shards."""
     sweep(partial)  # of workers that were killed while they wrote
@@ -59,8 +64,8 @@ def what_stays(error: Exception, partial: Path, shards: int) -> Exception:
         return error
     line = line_of(error).replace(NOTHING_LEFT, "")
     return NotWrittenError(
-        f"{line}; {whole} of {shards} pieces of the replay stay in {partial}, the same command goes "
-        "on with them"
+        f"{line}; {whole} of {shards} pieces of the replay stay in {partial}, the same command "
+        "goes on with them"
     )
 
 

@@ -1,9 +1,9 @@
-"""More than one process: the same function over numbered pieces of work, by local processes or on a
-Ray cluster.
+"""Other processes: the same function over numbered pieces of work, by local processes or on a Ray
+cluster.
 
-The function is pure and writes what it makes as whole folders, so that a piece whose worker was
-killed is simply run again and the number of workers changes no byte. Local processes are plain
-ones: Ray takes longer to start than many replays take.
+The function is pure and writes its results as whole folders. A piece whose worker was killed is
+simply run again, and the number of workers changes no byte. Local processes are plain ones: Ray
+takes longer to start than many replays take.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ ONE_THREAD = dict.fromkeys(THREADS, "1") | {
 
 
 class WorkerDied(KarmafunnelError):
-    """A piece of work kills the processes that take it up."""
+    """Worker processes die again and again, most likely because of one piece of work."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """So many local processes; or, with `ray`, tasks on the cluster at that address ("local": one
+    """`n` local processes or, with `ray`, tasks on the cluster at that address ("local": a cluster
     that is started for this).
     """
 
@@ -63,15 +63,14 @@ class Workers:
             check_bound("workers", "workers", n=self.n)
 
     def check(self) -> None:
-        """Raises KarmafunnelError where Ray is not installed, or no cluster answers at the address
+        """Raise KarmafunnelError where Ray is not installed, or no cluster answers at the address
         within `WAIT` seconds.
         """
         if self.ray is None:
             return
         if find_spec("ray") is None:
-            raise KarmafunnelError(
-                "ray", needs="the package", found="none here: pip install 'karmafunnel[ray]'"
-            )
+            hint = "pip install 'karmafunnel[ray]'"
+            raise KarmafunnelError("ray", needs="the package", found="none", hint=hint)
         if self.ray not in ("local", "auto"):
             check_answers(self.ray)
 
@@ -79,13 +78,23 @@ class Workers:
 def spread(
     work: Work[Job, Answer], job: Job, numbers: Sequence[int], workers: Workers, gpus: int = 0
 ) -> Generator[tuple[int, Answer], None, None]:
-    """`work(job, number)` for every number, each as it is done; `work` is a function of a module,
-    `job` small and picklable.
+    """Run `work(job, number)` for every number.
 
-    Closed, or interrupted, it ends its workers; they end with this process, too, however that ends.
+    Closed or interrupted, the generator ends its workers; they also end with this process, however
+    that ends.
 
-    Raises what `work` raises, WorkerDied where workers die again and again, and KarmafunnelError
-    where no cluster answers within `WAIT` seconds.
+    Args:
+        work: a function of a module.
+        job: small and picklable.
+        gpus: of each task on a Ray cluster.
+
+    Yields:
+        Each number with the answer, as it is done.
+
+    Raises:
+        WorkerDied: where workers die again and again.
+        KarmafunnelError: where no cluster answers within `WAIT` seconds.
+        Exception: whatever `work` raises.
     """
     if workers.ray is None:
         return in_processes(work, job, numbers, workers.n or 1)
@@ -94,8 +103,8 @@ def spread(
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Variables for the processes that are started inside: libraries read them when they are
-    imported.
+    """Environment variables for processes that are started inside; libraries read them when they
+    are imported.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -111,8 +120,8 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Processes that are started inside never see Ctrl-C, which a terminal sends to all: it is
-    their parent's to end them.
+    """Processes that are started inside ignore Ctrl-C, which a terminal sends to them, too; their
+    parent ends them.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -125,7 +134,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def live_with_parent() -> None:
-    """In a worker: end at once when the parent is no more, however it ended."""
+    """In a worker: end at once when the parent process ends, however that happens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -158,11 +167,13 @@ def in_processes(
         except BrokenProcessPool as error:
             deaths += 1
             if deaths >= DEATHS:
-                raise WorkerDied(
-                    f"workers: needs processes that live, found {deaths} deaths without a piece done (out of memory?); left are {left[:10]}"
-                ) from error
+                found = (
+                    f"{deaths} deaths without a piece done (out of memory?); left are {left[:10]}"
+                )
+                needs = "processes that live"
+                raise WorkerDied("workers", needs=needs, found=found) from error
         except BaseException as error:
-            # Ctrl-C, or nobody wants the rest: what a worker has begun is not waited for
+            # Ctrl-C, or the generator was closed: do not wait for what workers have begun
             if not isinstance(error, Exception):
                 for worker in set(multiprocessing.active_children()) - others:
                     worker.terminate()
@@ -181,28 +192,23 @@ def on_ray(
 ) -> Generator[tuple[int, Answer], None, None]:
     import ray
 
-    where: dict[str, Any] = (
-        {"num_cpus": n, "include_dashboard": False} if address == "local" else {"address": address}
-    )
+    where: dict[str, Any] = {"address": address}
+    if address == "local":
+        where = {"num_cpus": n, "include_dashboard": False}
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(
-            **where,
-            logging_level="ERROR",
-            log_to_driver=False,
-            runtime_env={"env_vars": ONE_THREAD},
-        )
+        ray.init(**where, **quiet, runtime_env={"env_vars": ONE_THREAD})
     # Ray leaves the process where a cluster does not answer
     except (Exception, SystemExit) as error:
-        raise KarmafunnelError(
-            "ray", needs=f"a cluster at {address!r}", found=str(error).splitlines()[0]
-        ) from error
+        found = str(error).splitlines()[0]
+        raise KarmafunnelError("ray", needs=f"a cluster at {address!r}", found=found) from error
     try:
         task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, max_retries=DEATHS)
         here = ray.put(job)
         cpus = max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        # the cluster itself runs no more than its processors hold: a second task at hand, and no
-        # worker waits for this process
+        # the cluster runs no more tasks than it has processors; twice as many are submitted, so
+        # that no worker waits for this process
         most = 2 * cpus if n is None or n >= cpus else n
         left, running = list(numbers)[::-1], dict[Any, int]()
         while left or running:
@@ -215,43 +221,41 @@ def on_ray(
                 except ray.exceptions.RayTaskError as error:
                     raise getattr(error, "cause", error) from None
                 except ray.exceptions.RayError as error:
-                    raise WorkerDied(
-                        f"workers: needs processes that live, found after {DEATHS} retries: {str(error).splitlines()[0]}"
-                    ) from error
+                    found = f"after {DEATHS} retries: {str(error).splitlines()[0]}"
+                    needs = "processes that live"
+                    raise WorkerDied("workers", needs=needs, found=found) from error
                 yield running.pop(done), answer
     finally:
         ray.shutdown()
 
 
 def check_answers(address: str) -> None:
-    """Raises KarmafunnelError unless a Ray cluster answers there within `WAIT` seconds; Ray itself
-    would wait for minutes.
+    """Raise KarmafunnelError unless a Ray cluster answers at the address within `WAIT` seconds; Ray
+    itself would wait for minutes.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    complaint = f"ray: needs a cluster that answers at {address!r} within {WAIT:.0f} s, found"
     try:
         socket.create_connection((host, int(port)), WAIT).close()
     except (ValueError, OverflowError) as error:
-        raise KarmafunnelError(
-            "ray", needs="an address such as 'host:6379', 'auto' or 'local'", found=repr(address)
-        ) from error
+        needs = "an address such as 'host:6379', 'auto' or 'local'"
+        raise KarmafunnelError("ray", needs=needs, found=repr(address)) from error
     except OSError as error:
-        raise KarmafunnelError(f"{complaint}: {error}") from error
-    if not address.startswith("ray://"):  # whatever listens there, is it Ray?
-        ask = [
-            sys.executable,
-            "-c",
-            "from ray.scripts.scripts import main; main()",
-            "health-check",
-            "--address",
-            address,
-        ]
-        try:
-            # importing Ray takes its time, too
-            answer = subprocess.run(ask, capture_output=True, encoding="utf-8", timeout=3 * WAIT)
-        except subprocess.TimeoutExpired as error:
-            raise KarmafunnelError(f"{complaint} something that is no Ray") from error
-        if answer.returncode:
-            raise KarmafunnelError(
-                f"{complaint} something that is no Ray: {answer.stderr.strip().splitlines()[-1:] or answer.returncode}"
-            )
+        raise _no_cluster(address, error) from error
+    if address.startswith("ray://"):
+        return
+    # something listens there; whether it is Ray, only its own health check can tell
+    code = "from ray.scripts.scripts import main; main()"
+    command = [sys.executable, "-c", code, "health-check", "--address", address]
+    try:
+        # importing Ray takes a while, too
+        answer = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=3 * WAIT)
+    except subprocess.TimeoutExpired as error:
+        raise _no_cluster(address, "something that is no Ray") from error
+    if answer.returncode:
+        said = answer.stderr.strip().splitlines()[-1:] or answer.returncode
+        raise _no_cluster(address, f"something that is no Ray: {said}")
+
+
+def _no_cluster(address: str, found: object) -> KarmafunnelError:
+    needs = f"a cluster that answers at {address!r} within {WAIT:.0f} s"
+    return KarmafunnelError("ray", needs=needs, found=found)
