@@ -1,4 +1,4 @@
-"""Rows: what a stage is given. A chunk of requests, their candidates, and the rows beside them that
+"""Rows: what a stage is given, that is a chunk of requests, their candidates, and tracked rows that
 are only scored.
 """
 
@@ -18,13 +18,13 @@ from ..typed import Typed
 from .context import Context
 from .frame import ITEM, REQUEST, TRACKED, ascending, group_rows, no_rows, with_tracked
 
-Place = tuple[Any, ...]  # what a value is of: by it the value is found again, and paid for once
+Place = tuple[Any, ...]  # the key of a value that is computed once
 
 
 @dataclass(frozen=True)
 class Made:
-    """A value that several stages read, and the seconds that it took by place: its own, and those
-    of what it was made from.
+    """A value that several stages read, and the seconds that it took by place: of the value itself
+    and of those that it was computed from.
     """
 
     value: np.ndarray
@@ -32,73 +32,90 @@ class Made:
 
 
 class Rows:
-    """A chunk of requests (ascending), their candidates, then the rows that are only scored.
+    """A chunk of requests (ascending), their candidates, then the tracked rows.
 
-    Vectors of the requests and features of the rows are made once, whoever asks first: for the
-    stages that are given the very same rows, and for the stages after them. `read` says what was
-    asked for here and what it cost, so that each funnel is charged as if it ran alone.
+    Vectors of the requests and features of the rows are computed once, when they are first asked
+    for: for all stages that are given the same rows, and for the stages after them. `read` has the
+    seconds of what was asked for here, so that each funnel gets its time as if it ran alone.
 
-    frame: the candidates, then the tracked rows, which the column `tracked` tells; statistics of
-    "the candidates" must not count those. request, item (n_rows,): its columns. group (n_rows,):
-    the place of each row's request among `requests`. candidate (n_rows,) bool. sizes (n_requests,):
-    candidates of each request.
+    Attributes:
+        frame: the candidates, then the tracked rows; the column `tracked` tells them apart, because
+            statistics of the candidates must not count tracked rows.
+        request, item: its columns, (n_rows,).
+        requests: row numbers, ascending (n_requests,).
+        group: the position of each row's request among `requests`, (n_rows,).
+        candidate: whether a row is a candidate, (n_rows,) bool.
+        sizes: the number of candidates of each request, (n_requests,).
+        depth: the number of stages before.
+        read: seconds of what was read here, by place.
+        read_before: the same of the stages before.
+        spent: seconds that passed here while what was read was computed.
     """
 
     def __init__(
-        self, context: Context, slate: pl.DataFrame | None, tracked: pl.DataFrame | None = None, requests: np.ndarray | None = None,
+        self,
+        context: Context,
+        slate: pl.DataFrame | None,
+        tracked: pl.DataFrame | None = None,
+        requests: np.ndarray | None = None,
         chunk: Rows | None = None,
-    ):  # fmt: skip
-        """`slate` is None before recall. `requests`: those of the rows, where it is left out.
-        `chunk`: rows of the same requests, whose vectors are shared.
+    ):
+        """Make rows.
+
+        Args:
+            slate: the candidates; None before recall.
+            tracked: rows that are only scored.
+            requests: row numbers, ascending; by default those of the rows.
+            chunk: rows of the same requests, whose vectors are shared.
         """
         self.context, self.slate = context, slate
         if tracked is None:
             tracked = no_rows() if slate is None else slate.clear()
         self.tracked = tracked
-        self.frame = (
-            self.tracked.with_columns(pl.lit(True).alias(TRACKED))
-            if slate is None
-            else with_tracked(slate, self.tracked)
-        )
+        if slate is None:
+            self.frame = tracked.with_columns(pl.lit(True).alias(TRACKED))
+        else:
+            self.frame = with_tracked(slate, tracked)
         self.request, self.item = self.frame[REQUEST].to_numpy(), self.frame[ITEM].to_numpy()
-        there, group = group_rows(self.request)
-        self.requests = there if requests is None else requests
-        self.group = (
-            group
-            if len(there) == len(self.requests)
-            else np.searchsorted(self.requests, there)[group]
-        )
+        present, group = group_rows(self.request)
+        self.requests = present if requests is None else requests
+        if len(present) < len(self.requests):
+            group = np.searchsorted(self.requests, present)[group]
+        self.group = group
         n = 0 if slate is None else slate.height
         self.candidate = np.arange(len(self.item)) < n
         self._candidates = slice(0, n)  # a slice copies nothing
         self.sizes = np.bincount(self.group[:n], minlength=len(self.requests))
         self._vectors: dict[Place, Made] = {} if chunk is None else chunk._vectors
         self._values: dict[Place, Made] = {}
-        # The rows of the stage before, and where these stood among them.
+        # the rows of the stage before, and where these rows stood among them
         self._before: Rows | None = None
         self._at: np.ndarray | None = None
-        self.depth = 0  # stages that made them
-        self.read_before: dict[Place, float] = {}  # by the stages that made them
+        self.depth = 0
+        self.read_before: dict[Place, float] = {}
         self.read: dict[Place, float] = {}
-        self.spent = 0.0  # seconds that passed here while what is read was made
+        self.spent = 0.0
 
     @classmethod
     def start(
         cls, context: Context, requests: np.ndarray, tracked: pl.DataFrame | None = None
     ) -> Rows:
-        """What recall is given: requests (row numbers, ascending) and rows to score beside."""
+        """The rows for recall: requests (row numbers, ascending) and tracked rows."""
         requests = np.asarray(requests, dtype=np.int64)
-        return cls(
-            context,
-            None,
-            None if tracked is None else tracked.sort(REQUEST, maintain_order=True),
-            requests,
-        )
+        if tracked is not None:
+            tracked = tracked.sort(REQUEST, maintain_order=True)
+        return cls(context, None, tracked, requests)
 
     def after(
         self, slate: pl.DataFrame, tracked: pl.DataFrame, at: np.ndarray | None = None
     ) -> Rows:
-        """What the next stage is given; `at` (n_rows,): where its rows stand among these."""
+        """The rows for the next stage.
+
+        Args:
+            slate: its candidates.
+            tracked: its tracked rows.
+            at: where all of its rows stand among these, (n_rows,).
+        """
         rows = Rows(self.context, slate, tracked, self.requests, self)
         rows.depth, rows._at = self.depth + 1, at
         rows._before = None if at is None else self
@@ -106,23 +123,18 @@ class Rows:
         return rows
 
     def seen_in(self, context: Context) -> Rows:
-        """The same rows and what was made of them, for one who reads in a context of its own."""
+        """The same rows with the values computed so far, for a reader with its own context."""
         other = copy.copy(self)
         other.context, other.read, other.spent = context, {}, 0.0
         return other
 
     def only(self, wanted: np.ndarray) -> Rows:
-        """Some of the rows, (n_rows,) bool, of whole requests."""
+        """The `wanted` rows, (n_rows,) bool; whole requests stay or go."""
         if self.slate is None or wanted.all():
             return self
         n = self.slate.height
-        return Rows(
-            self.context,
-            self.slate.filter(wanted[:n]),
-            self.tracked.filter(wanted[n:]),
-            self.requests,
-            self,
-        )
+        slate, tracked = self.slate.filter(wanted[:n]), self.tracked.filter(wanted[n:])
+        return Rows(self.context, slate, tracked, self.requests, self)
 
     @property
     def digest(self) -> str:
@@ -132,27 +144,28 @@ class Rows:
             found.update(column.name.encode() + column.to_numpy().tobytes())
         return found.hexdigest()
 
-    # -- what is made once -------------------------------------------------------------------------
+    # -- values that are computed once -------------------------------------------------------------
 
     def interests(self, embedder: str, who: str) -> np.ndarray:
         """User embeddings of the requests: float32 (n_requests, d), read-only."""
-        return self.vectors(
-            "interest",
-            embedder,
-            who,
-            lambda rows: rows.context.embedding(embedder, who).interests(rows.requests),
-        )
+
+        def make(rows: Rows) -> np.ndarray:
+            return rows.context.embedding(embedder, who).interests(rows.requests)
+
+        return self.vectors("interest", embedder, who, make)
 
     def vectors(
         self, kind: str, embedder: str, who: str, make: Callable[[Rows], np.ndarray]
     ) -> np.ndarray:
-        """What `make` gives of the requests with the help of an embedder: float32 (n_requests, d),
-        read-only.
+        """Vectors of the requests of some `kind`, computed by `make` with the help of an embedder:
+        float32 (n_requests, d), read-only.
         """
+
+        def contiguous(rows: Rows) -> np.ndarray:
+            return np.ascontiguousarray(make(rows), dtype=np.float32)
+
         place = kind, self.context.embedding(embedder, who)
-        return self._once(
-            self._vectors, place, lambda rows: np.ascontiguousarray(make(rows), dtype=np.float32)
-        )
+        return self._once(self._vectors, place, contiguous)
 
     def columns(self, feature: Feature) -> np.ndarray:
         """`feature.compute`: float32 (n_rows, n_columns), read-only."""
@@ -161,7 +174,7 @@ class Rows:
         )
 
     def pairs(self, feature: Feature) -> np.ndarray:
-        """`feature.pairs`, from an earlier stage of the funnel where that has asked for it: float32
+        """`feature.pairs`, taken from an earlier stage of the funnel that has read it: float32
         (n_rows, n), read-only.
         """
         content = "pairs", *self._content(feature)
@@ -177,20 +190,18 @@ class Rows:
         make: Callable[[Rows], np.ndarray],
         feature: Feature | None = None,
     ) -> np.ndarray:
-        """The value of a place, made where it is not there yet; its seconds are put down as read.
+        """The value of a place, computed where it is missing; its seconds are added to `read`.
 
-        A `feature` reads the vectors that it says it reads, and no others.
+        A `feature` may only read the embedders that its `embedders()` names.
         """
         if place not in kept:
-            context = (
-                self.context
-                if feature is None
-                else self.context.reading(repr(feature), feature.embedders())
-            )
+            context = self.context
+            if feature is not None:
+                context = context.reading(repr(feature), feature.embedders())
             inside = self.seen_in(context)
             start = time.perf_counter()
             value = np.asarray(make(inside)).view()
-            value.flags.writeable = False  # others read it, too
+            value.flags.writeable = False  # it is shared
             seconds = time.perf_counter() - start - inside.spent
             kept[place] = Made(value, inside.read | {place: seconds})
             self.spent += seconds + inside.spent
@@ -198,11 +209,11 @@ class Rows:
         return kept[place].value
 
     def _earlier(self, content: Place) -> np.ndarray | None:
-        """A value of these rows from an earlier stage of this funnel, (n_rows, ...), where one has
-        read it.
+        """The value of these rows that an earlier stage of this funnel has read, (n_rows, ...), or
+        None.
 
-        Not from what another funnel asked for: each is charged, and gives the same bytes, as if it
-        ran alone.
+        What only other funnels have read does not count: each funnel is timed, and gives the same
+        bytes, as if it ran alone.
         """
         before = self._before
         if before is None or self._at is None:
@@ -215,22 +226,18 @@ class Rows:
             reader = before.seen_in(self.context)
             found = reader._earlier(content)
             self.read |= reader.read
-        # features lie column by column
+        # columns are contiguous
         return None if found is None else found.T.take(self._at, axis=-1).T
 
     def _content(self, feature: Feature) -> Place:
-        """What a feature's values depend on beside the rows: the vectors that it says it reads, and
-        its settings.
-        """
+        """What a feature's values depend on beside the rows: its embeddings and its settings."""
         read = tuple((name, self.context.embeddings.get(name)) for name in feature.embedders())
         return read, type(feature), repr(feature)
 
     # -- statistics among the candidates of a request ----------------------------------------------
 
     def _known(self, value: np.ndarray) -> tuple[np.ndarray | slice, np.ndarray]:
-        """The candidates whose value is a number, usually all of them, and how many each request
-        has.
-        """
+        """The candidates whose value is finite (usually all), and their number by request."""
         known = np.isfinite(value)
         if known.all():
             return self._candidates, self.sizes
@@ -248,18 +255,15 @@ class Rows:
 
     def share_below(self, value: np.ndarray) -> np.ndarray:
         """Share of the request's candidates with a smaller value; NaN stays NaN."""
-        # One sort of (request, value) keys; in it, count the candidates before each run of equal
-        # keys.
+        # Sort (request, value) keys and count the candidates before each run of equal keys.
         known, n = self._known(value)
         key = (self.group.astype(np.uint64) << np.uint64(32)) | ascending(value)
-        place = len(key).bit_length()
-        # with the row's number in its last bits, a plain sort does: far faster
-        if len(self.requests).bit_length() + place <= 32:
-            key = np.sort((key << np.uint64(place)) | np.arange(len(key), dtype=np.uint64))
-            sequence, ordered = (
-                (key & np.uint64((1 << place) - 1)).astype(np.int64),
-                key >> np.uint64(place),
-            )
+        bits = np.uint64(len(key).bit_length())
+        if len(self.requests).bit_length() + len(key).bit_length() <= 32:
+            # with the row number in the last bits a plain sort will do, which is far faster
+            key = np.sort((key << bits) | np.arange(len(key), dtype=np.uint64))
+            sequence = (key & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+            ordered = key >> bits
         else:
             sequence = np.argsort(key)
             ordered = key[sequence]
@@ -279,17 +283,15 @@ class Rows:
 class Feature(Typed):
     """A value with named `columns`; `compute` gives float32 (n_rows, n_columns), NaN where unknown.
 
-    What it says of a (request, item) pair whatever stands beside it is in `pairs`: worked out at
-    the first stage that asks, and taken along by the stages after it, which have fewer of the same
-    pairs. What depends on the other candidates is in `compute`.
+    What depends on the (request, item) pair alone belongs into `pairs`: it is computed at the first
+    stage that needs it and reused by later stages, which have some of the same pairs. What depends
+    on the other candidates, such as ranks, belongs into `compute`.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
 
     def embedders(self) -> tuple[str, ...]:
-        """Names of all embedders whose vectors it reads: its values are shared, and its fits kept,
-        by them.
-        """
+        """Names of all embedders whose vectors it reads; they are a part of its key."""
         return ()
 
     def check(self, context: Context, who: str) -> None:

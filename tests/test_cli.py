@@ -159,7 +159,7 @@ def test_errors_name_what_was_found(there, tmp_path):
     assert "found 'nope'" in refused("convert", "nope", tmp_path, tmp_path / "log")
     assert "another place than its own input" in refused("sample", there / "log", there / "log")
     assert "HR50" in refused("measure", there / "run20", "HR50")
-    assert "no request 'r?'" in refused(
+    assert "found 'r?'" in refused(
         "explain", there / "top20.py", there / "log", "--request", "r?", "--no-cache"
     )
     assert "limit" in refused(

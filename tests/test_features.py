@@ -572,7 +572,7 @@ class TestRefusals:
 
     def test_names_and_sizes(self) -> None:
         context = context_of(make_shop())
-        with pytest.raises(KarmafunnelError, match=r"rank: Similarity\('karma'\): needs embedder 'karma'"):
+        with pytest.raises(KarmafunnelError, match=r"rank: Similarity\('karma'\): needs the recipe to have embedder 'karma'"):
             check([Similarity("karma")], context, "rank")
         with pytest.raises(KarmafunnelError, match=r"needs vectors of 64 numbers, those of 'tfidf' have 16"):
             check([Vectors("tfidf", dim=64)], context, "rank")

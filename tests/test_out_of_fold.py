@@ -157,7 +157,7 @@ def test_fits_without_a_fold_are_made_where_a_later_stage_learns_and_kept(tmp_pa
         told.clear()
         funnel.fit(Context(shop(), progress=told.append), tmp_path)
         every = [sum(words in text for text in told) for words in ("fitting LightGBM", "without fold")]
-        counts.append((*every, told[-1].startswith("out of fold: 2 fits")))
+        counts.append((*every, told[-1].startswith("out of fold: 2 more fits")))
     assert counts == [(1, 0, False), (3, 2, True), (0, 0, False)]
     folders = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("prerank"))
     assert len(folders) == 3 and [name[-2:] for name in folders[1:]] == [".0", ".1"]

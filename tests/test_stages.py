@@ -391,7 +391,7 @@ class TestErrors:
             Uniform() >> Popular()
         funnel = as_funnel(ItemKNN(name="rank"))
         assert funnel.without("rank") == Funnel(funnel.stages[:1])
-        with pytest.raises(KarmafunnelError, match=r"no stage \['rerank'\]"):
+        with pytest.raises(KarmafunnelError, match=r"found \['rerank'\]"):
             funnel.without("rerank")
 
     def test_nothing_before_or_nothing_eligible(self, shop):
