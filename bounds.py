@@ -86,7 +86,10 @@ BOUNDS = {
     "load": Bound(0.0, 1.0, above=True),
     "threads": Bound(1, 1024),
     # an import
-    "gap_minutes": Bound(0.0, 1e6, above=True), "rating": Bound(-1e9, 1e9),
+    "gap_minutes": Bound(0.0, 1e6, above=True),
+    "rating": Bound(-1e9, 1e9),
+    # a gate
+    "margin": Bound(0.0, 1e12),
     # a services file
     "servers": Bound(1, 20_000),
     "items": Bound(0, MANY),

@@ -49,6 +49,7 @@ SECTIONS = {
     "Measure": {
         "measure": ("figures", "Ask a Run for measures, stage by stage, with 95% intervals."),
         "compare": ("figures", "Compare two Runs of one log, paired on the same requests."),
+        "gate": ("gates", "Whether a new Run is not worse than an old one: a funnel change as a CI check."),
         "report": ("figures", "Write one self-contained HTML file about one or more Runs."),
     },
     "Load": {

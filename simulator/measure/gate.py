@@ -1,0 +1,207 @@
+"""A funnel change as a check: one declared measure decides whether the new Run is not worse than
+the old one by more than a margin.
+
+Non-inferiority by the 95% interval of the paired difference (Wellek 2010, "Testing statistical
+hypotheses of equivalence and noninferiority", chapter 1): not worse where all of it lies above
+minus the margin, worse where all of it lies below, undecided between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ...bounds import check_bound
+from ...errors import KarmafunnelError
+from .compare import compare, measure
+from .measures.measure import Measure
+from .run import Run
+
+Verdict = Literal["not worse", "worse", "undecided"]
+EXIT = {"not worse": 0, "worse": 1, "undecided": 3}
+ALIKE = 1e-9  # ceilings of the same requests may differ by so little
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question before the verdict, its answer, and what was found."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The outcome of `decide`.
+
+    difference, low, high: new less old, turned so that more is better. requests_needed: about how
+    many requests would decide, None where no number would. beside: rows of the other measures and
+    stages, Holm-adjusted among themselves; they do not decide.
+    """
+
+    measure: str
+    margin: float
+    verdict: Verdict
+    difference: float
+    low: float
+    high: float
+    requests: int
+    requests_needed: int | None
+    checks: list[Check] = field(default_factory=list)
+    beside: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the figures can be trusted: every check before the verdict passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def code(self) -> int:
+        """0 not worse, 1 worse or a check failed, 3 undecided."""
+        return EXIT[self.verdict] if self.sound else 1
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in a line."""
+        number = f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        told = f"{self.measure}: {self.verdict} by a margin of {self.margin:g}: {number} on {self.requests:,} requests"
+        if not self.sound:
+            failed = ", ".join(check.name for check in self.checks if not check.passed)
+            return f"{told}; not to be trusted, failed: {failed}"
+        if self.verdict == "undecided":
+            if self.requests_needed is None:
+                return f"{told}; no number of requests would decide"
+            return f"{told}; about {self.requests_needed:,} requests would decide"
+        return told
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"sound": self.sound, "code": self.code, "sentence": self.sentence}
+
+    def junit(self) -> str:
+        """The outcome as JUnit XML: one test case for the verdict, one for each check."""
+        cases = [("verdict", self.verdict == "not worse", self.sentence)]
+        cases += [(check.name, check.passed, check.found) for check in self.checks]
+        failed = sum(not passed for _, passed, _ in cases)
+        suite = ElementTree.Element(
+            "testsuite",
+            name=f"karmafunnel gate {self.measure}",
+            tests=str(len(cases)),
+            failures=str(failed),
+        )
+        for name, passed, found in cases:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname="karmafunnel.gate", name=name
+            )
+            if not passed:
+                ElementTree.SubElement(case, "failure", message=found)
+            else:
+                ElementTree.SubElement(case, "system-out").text = found
+        ElementTree.indent(suite)
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def decide(
+    new: Run, old: Run, primary: str, margin: float, also: Sequence[str] = (), seed: int = 0
+) -> Gate:
+    """Decide whether `new` is not worse than `old` by more than `margin` in the primary measure.
+
+    Args:
+        margin: in units of the measure, 0 or more.
+        also: other measures that stand beside the verdict.
+
+    Raises:
+        KarmafunnelError: for a measure that does not say which direction is better, one that the
+            Runs do not have, and Runs of different logs, labels, windows or requests.
+    """
+    check_bound("gate", "margin", margin=margin)
+    asked = Measure.parse(primary)
+    if asked.better == "neither":
+        raise KarmafunnelError(
+            "gate", needs="a measure of which more or less is better", found=primary
+        )
+    rows = compare(old, new, [primary, *also], seed=seed)
+    mine = [
+        row
+        for row in rows
+        if row["measure"] == str(asked) and row["stage"] == last_stages(new, old)
+    ]
+    if not mine or mine[0]["difference"] is None:
+        note = mine[0]["note"] if mine else "it is not compared"
+        raise KarmafunnelError("gate", needs=f"{primary} of both Runs", found=note)
+    row = mine[0]
+    sign = -1.0 if asked.better == "lower" else 1.0
+    low, high = sorted((sign * row["low"], sign * row["high"]))
+    difference = sign * row["difference"]
+    verdict: Verdict = "not worse" if low > -margin else "worse" if high < -margin else "undecided"
+    return Gate(
+        measure=str(asked),
+        margin=margin,
+        verdict=verdict,
+        difference=difference,
+        low=low,
+        high=high,
+        requests=row["n"],
+        requests_needed=needed(difference + margin, high - low, row["n"])
+        if verdict == "undecided"
+        else None,
+        checks=preflight(new, old, asked),
+        beside=[other for other in rows if other is not row],
+    )
+
+
+def last_stages(new: Run, old: Run) -> str:
+    """How `compare` calls the ends of two funnels."""
+    return (
+        new.stages[-1]
+        if new.stages[-1] == old.stages[-1]
+        else f"{old.stages[-1]} | {new.stages[-1]}"
+    )
+
+
+def needed(distance: float, width: float, n: int) -> int | None:
+    """Requests with which an interval of this width would end before the margin: its width falls
+    with the root of their number.
+    """
+    if distance == 0 or not math.isfinite(width / distance):
+        return None
+    return math.ceil(n * (width / 2 / abs(distance)) ** 2) + 1
+
+
+def preflight(new: Run, old: Run, asked: Measure) -> list[Check]:
+    """What has to hold before a difference means anything."""
+    checks = []
+    (tie,) = [row for row in compare(old, old, [asked], by_stage=False)][:1]
+    zero = tie["difference"] == 0 and not tie["better"]
+    checks.append(Check("a Run ties with itself", zero, f"difference {tie['difference']}"))
+    values = {
+        name: {row["stage"]: row["value"] for row in measure(run, [asked], ci=False)}
+        for name, run in (("new", new), ("old", old))
+    }
+    sign = -1.0 if asked.better == "lower" else 1.0
+    for name, run in (("new", new), ("old", old)):
+        mine, random = values[name].get(run.stages[-1]), values[name].get("random")
+        if mine is not None and random is not None:
+            found = f"{name} {mine:.4f}, random order {random:.4f}"
+            checks.append(Check(f"random loses to {name}", sign * (mine - random) > 0, found))
+    ceilings = [values[name].get("ceiling") for name in ("new", "old")]
+    if None not in ceilings:
+        same = abs(float(ceilings[0] or 0) - float(ceilings[1] or 0)) <= ALIKE
+        checks.append(
+            Check("the ceiling is the same", same, f"new {ceilings[0]:.6f}, old {ceilings[1]:.6f}")
+        )
+    covered = [served(run) for run in (new, old)]
+    found = f"new {covered[0]:.4f}, old {covered[1]:.4f} of the requests are shown something"
+    checks.append(Check("no fewer requests are served", covered[0] >= covered[1] - 0.001, found))
+    return checks
+
+
+def served(run: Run) -> float:
+    """Share of requests for which the last stage puts out anything."""
+    out = run.read("requests")[f"{run.stages[-1]}.out"]
+    return float(np.mean(out.to_numpy() > 0))

@@ -1,0 +1,151 @@
+"""The gate: what is not worse, what is worse, what nobody can tell, and what has to hold first."""
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from karmafunnel import KarmafunnelError, replay
+from karmafunnel.cli import main
+from karmafunnel.simulator.measure import gate as gating
+from karmafunnel.simulator.measure.compare import compare
+from karmafunnel.simulator.measure.gate import decide, needed, served
+from karmafunnel.simulator.measure.measures.hits import HR
+from karmafunnel.stages.recall import BM25Recall, Popular, Uniform
+
+
+@pytest.fixture(scope="module")
+def runs(shop):
+    made = {"bm25": BM25Recall(k=60), "popular": Popular(k=60), "uniform": Uniform(k=60)}
+    return {name: replay(stage, shop) for name, stage in made.items()}
+
+
+def test_the_same_run_is_not_worse(runs):
+    found = decide(runs["bm25"], runs["bm25"], "HR@10", 0.001)
+    assert (found.verdict, found.difference, found.low, found.high) == ("not worse", 0, 0, 0)
+    assert found.code == 0
+    assert found.sound
+
+
+def test_the_verdict_is_where_the_interval_lies(runs):
+    (row,) = compare(runs["bm25"], runs["uniform"], ["HR@10"], by_stage=False)
+    assert row["high"] < 0  # words of the query find what is wanted
+    margins = {
+        "worse": -row["high"] / 2,
+        "undecided": -(row["low"] + row["high"]) / 2,
+        "not worse": 1.01 * -row["low"],
+    }
+    for verdict, margin in margins.items():
+        found = decide(runs["uniform"], runs["bm25"], "HR@10", margin)
+        assert found.verdict == verdict
+        assert (found.difference, found.low, found.high) == (
+            row["difference"],
+            row["low"],
+            row["high"],
+        )
+        assert (found.requests_needed is not None) == (verdict == "undecided")
+
+
+def test_less_is_better_where_it_is(runs, monkeypatch):
+    (row,) = compare(runs["bm25"], runs["popular"], ["HR@10"], by_stage=False)
+    monkeypatch.setattr(HR, "better", "lower")
+    found = decide(runs["popular"], runs["bm25"], "HR@10", 1.0)
+    assert (found.difference, found.low, found.high) == (
+        -row["difference"],
+        -row["high"],
+        -row["low"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("distance", "width", "n", "many"),
+    [
+        (0.01, 0.04, 100, 401),
+        (-0.01, 0.04, 100, 401),
+        (0.02, 0.04, 100, 101),
+        (0.0, 0.04, 100, None),
+    ],
+)
+def test_how_many_requests_would_decide(distance, width, n, many):
+    assert needed(distance, width, n) == many
+
+
+def test_with_so_many_requests_it_is_decided():
+    """Means of so many draws as `needed` says have intervals that end before the margin, about half
+    of the time: the estimate is where the mean lies now.
+    """
+    rng = np.random.default_rng(0)
+    decided = 0
+    for _ in range(200):
+        few = rng.normal(0.02, 1.0, 400)
+        half = 1.96 * few.std() / np.sqrt(len(few))
+        many = needed(0.02 + 0.03, 2 * half, len(few))
+        more = rng.normal(0.02, 1.0, many)
+        decided += more.mean() - 1.96 * more.std() / np.sqrt(many) > -0.03
+    assert 0.35 < decided / 200 < 0.65
+
+
+def test_random_has_to_lose(runs):
+    found = decide(runs["uniform"], runs["uniform"], "HR@10", 0.5)
+    failed = {check.name for check in found.checks if not check.passed}
+    value = compare(runs["uniform"], runs["uniform"], ["HR@10"], by_stage=False)[0]["value_a"]
+    assert ("random loses to new" in failed) == (value <= float(found.checks[1].found.split()[-1]))
+    assert found.code == (1 if failed else 0)
+
+
+def test_a_run_that_shows_fewer_requests_anything_fails(runs):
+    assert served(runs["popular"]) == 1
+    assert served(runs["bm25"]) < 0.9  # a third of the requests have no query
+    found = decide(runs["bm25"], runs["popular"], "HR@10", 1.0)
+    (check,) = [check for check in found.checks if check.name == "no fewer requests are served"]
+    assert not check.passed
+    assert found.verdict == "not worse"
+    assert found.code == 1
+    assert "not to be trusted" in found.sentence
+
+
+def test_what_the_gate_refuses(runs):
+    for asked, words in (
+        ({"primary": "overlap@10"}, "more or less is better"),
+        ({"primary": "HR@10", "margin": -1.0}, "margin needs"),
+    ):
+        with pytest.raises(KarmafunnelError, match=words):
+            decide(runs["bm25"], runs["popular"], **({"margin": 0.1} | asked))
+    with pytest.raises(KarmafunnelError) as raised:
+        decide(runs["bm25"], runs["popular"], "logloss", 0.1)
+    assert raised.value.args
+
+
+def test_other_measures_stand_beside_it(runs):
+    found = decide(runs["popular"], runs["uniform"], "HR@10", 0.0, also=["nDCG@10", "HR@50"])
+    assert {row["measure"] for row in found.beside} == {"nDCG@10", "HR@50"}
+    assert all("holm" in row for row in found.beside)
+
+
+def test_the_command_says_it_in_every_form(runs, tmp_path):
+    words = [
+        "gate",
+        str(runs["uniform"].path),
+        str(runs["popular"].path),
+        "--measure",
+        "HR@10",
+        "--margin",
+    ]
+    answer = CliRunner().invoke(main, [*words, "1", "--junit", str(tmp_path / "j.xml")])
+    assert "HR@10: not worse by a margin of 1" in answer.output
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()
+    assert int(suite.get("tests")) == len(suite) >= 4
+    assert int(suite.get("failures")) == len(suite.findall("testcase/failure"))
+    told = json.loads(CliRunner().invoke(main, [*words, "0", "--json"]).output)
+    assert told["margin"] == 0
+    assert told["code"] == (gating.EXIT[told["verdict"]] if told["sound"] else 1)
+
+
+def test_codes(runs):
+    found = decide(runs["popular"], runs["popular"], "HR@10", 0.1)
+    assert [
+        replace(found, verdict=verdict, checks=[]).code
+        for verdict in ("not worse", "worse", "undecided")
+    ] == [0, 1, 3]
