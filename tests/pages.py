@@ -16,8 +16,8 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.ablation.tables import page as table_page
 from karmafunnel.simulator.load.arrivals import Trace
 from karmafunnel.simulator.load.capacity import Plan
-from karmafunnel.simulator.load.credit import Worth
 from karmafunnel.simulator.load.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile
+from karmafunnel.simulator.load.quality import LoadQuality
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.measure.describe import describe
@@ -229,11 +229,11 @@ def load(words: Words, path: Path) -> Path:
     plan = Plan(
         made, 9.0, 50.0, 0.01, 100, 0, 9.0, 0.0, pl.DataFrame(stages), what_if, 12.0, True, 3
     )
-    worth = Worth(
+    quality = LoadQuality(
         [{"policy": policies[0], "measure": "HR@10"}], pl.DataFrame(), curve, outages, words("EUR")
     )
     simulation = simulate(made, Trace(np.array([0.0, 0.0, 0.0, 100.0])), 4, events=True)
-    return load_page(simulation, path, worth=worth, plan=plan, command=words("karmafunnel plan"))
+    return load_page(simulation, path, quality=quality, plan=plan, command=words("karmafunnel plan"))
 
 
 def profile(words: Words, path: Path) -> Path:

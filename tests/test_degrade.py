@@ -15,13 +15,25 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, TfidfSVD
 from karmafunnel.simulator.load.arrivals import Poisson, Trace
-from karmafunnel.simulator.load.credit import Quality, credit, load_curve, outages, quality_under_load
+from karmafunnel.simulator.load.quality import (
+    PathValues,
+    attribute_quality,
+    load_curve,
+    outages,
+    quality_under_load,
+)
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.measure.compare import Run, measure
 from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay import tree
-from karmafunnel.simulator.replay.degrade import along, fit_fallbacks, folder_name, replay_paths, runs_of
+from karmafunnel.simulator.replay.degrade import (
+    along,
+    fit_fallbacks,
+    folder_name,
+    replay_paths,
+    runs_of,
+)
 from karmafunnel.simulator.replay.nearline import MINUTE, NearLine, at_times, refreshed
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.paths import modes_of, path_of
@@ -86,13 +98,23 @@ def fallbacks(recipe, fitted):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, recipe, shop, fitted):
     out = tmp_path_factory.mktemp("runs") / "run"
-    replay_paths(recipe, shop, out, PATHS, RunOptions(chunk=40, command="test"), stale_minutes=600, fitted=fitted)
+    replay_paths(
+        recipe,
+        shop,
+        out,
+        PATHS,
+        RunOptions(chunk=40, command="test"),
+        stale_minutes=600,
+        fitted=fitted,
+    )
     return out
 
 
 def same_tables(a, b) -> bool:
     return all(
-        (a / f"{name}.parquet").read_bytes() == (b / f"{name}.parquet").read_bytes() for name in TABLES if name != "timing"
+        (a / f"{name}.parquet").read_bytes() == (b / f"{name}.parquet").read_bytes()
+        for name in TABLES
+        if name != "timing"
     )
 
 
@@ -102,7 +124,10 @@ def same_tables(a, b) -> bool:
 def test_a_path_is_a_text_and_back():
     assert modes_of("full") == {}
     assert modes_of("recall=popular, rank=skip") == {"recall": "popular", "rank": "skip"}
-    assert path_of({"rank": "skip", "recall": "popular"}, ["recall", "prerank", "rank"]) == "recall=popular,rank=skip"
+    assert (
+        path_of({"rank": "skip", "recall": "popular"}, ["recall", "prerank", "rank"])
+        == "recall=popular,rank=skip"
+    )
     assert path_of({}, ["recall"]) == "full"
     for wrong in ("", "rank", "rank=", "=skip", "rank=skip,rank=5"):
         with pytest.raises(KarmafunnelError, match="each stage once as stage=mode"):
@@ -116,11 +141,15 @@ def test_skipped_stage_passes_its_upstream_on_cut_to_its_own_k(fitted, shop):
     full, skipped = fitted.run(requests), along(fitted, "rank=skip").run(requests)
     order = [REQUEST, RANK]
     before, after = full[1].slate.sort(order), skipped[2].slate.sort(order)
-    assert after.select(REQUEST, ITEM, RANK, SCORE).equals(before.filter(pl.col(RANK) <= 20).select(REQUEST, ITEM, RANK, SCORE))
+    assert after.select(REQUEST, ITEM, RANK, SCORE).equals(
+        before.filter(pl.col(RANK) <= 20).select(REQUEST, ITEM, RANK, SCORE)
+    )
     assert not full[2].slate.sort(order).select(ITEM).equals(after.select(ITEM))
     # the ranker reads `prerank.rank`: a skipped pre-ranker leaves recall's
     steps = along(fitted, "prerank=skip").run(requests)
-    assert (steps[1].slate["recall.rank"] == steps[1].slate[RANK]).all() and "prerank.rank" in steps[2].slate.columns
+    assert (
+        steps[1].slate["recall.rank"] == steps[1].slate[RANK]
+    ).all() and "prerank.rank" in steps[2].slate.columns
     assert steps[1].slate.height == full[0].slate.filter(pl.col(RANK) <= 40).height
 
 
@@ -139,11 +168,19 @@ def test_fallback_stands_in_recalls_place_and_shares_no_channel(fitted, fallback
     other = along(fitted, "recall=popular", fallbacks)
     slate = other.run(requests)[0].slate
     alone = fallbacks["popular"]
-    best = {r: set(rows) for r, rows in alone.propose(Rows.start(fitted.context, requests)).group_by(REQUEST).agg(ITEM).iter_rows()}
+    best = {
+        r: set(rows)
+        for r, rows in alone.propose(Rows.start(fitted.context, requests))
+        .group_by(REQUEST)
+        .agg(ITEM)
+        .iter_rows()
+    }
     assert {r: set(rows) for r, rows in slate.group_by(REQUEST).agg(ITEM).iter_rows()} == best
     # on the scale of the Join that it stands for
     assert np.allclose(slate[SCORE], 1 / (60 + slate[RANK]))
-    assert slate["channel"].unique().to_list() == [1 << 8] and other.stages[0].channels[8] == "popular"
+    assert (
+        slate["channel"].unique().to_list() == [1 << 8] and other.stages[0].channels[8] == "popular"
+    )
     assert set(fallbacks) == {"popular", "fresh", "words"} and fallbacks["popular"].stage.k == 1000
 
 
@@ -154,19 +191,31 @@ def test_paths_share_their_beginnings_and_nothing_else(fitted, fallbacks):
     }
     assert key["full"] == fitted.keys
     assert key["rank=skip"][:2] == fitted.keys[:2] and key["rank=skip"][2] != fitted.keys[2]
-    assert key["prerank=15"][:2] == key["prerank=15,rank=skip"][:2] and key["prerank=15"][1] not in fitted.keys
-    assert key["tfidf=stale"] == key["tfidf=stale@60"] and not set(key["tfidf=stale"]) & set(key["tfidf=stale@5"])
+    assert (
+        key["prerank=15"][:2] == key["prerank=15,rank=skip"][:2]
+        and key["prerank=15"][1] not in fitted.keys
+    )
+    assert key["tfidf=stale"] == key["tfidf=stale@60"] and not set(key["tfidf=stale"]) & set(
+        key["tfidf=stale@5"]
+    )
     assert not set(key["recall=popular"]) & set(key["recall=fresh,rank=skip"])
-    assert not set(key["tfidf=skip"]) & {k for path, keys in key.items() if path != "tfidf=skip" for k in keys}
+    assert not set(key["tfidf=skip"]) & {
+        k for path, keys in key.items() if path != "tfidf=skip" for k in keys
+    }
 
 
 def test_paths_with_an_embedder_in_the_same_mode_have_one_of_it(fitted):
-    """What they share was made with the very vectors that the others read: made and charged once.
-    """
+    """What they share was made with the very vectors that the others read: made and charged once."""
     for mode in ("stale@60", "skip"):
-        one, other = (along(fitted, f"tfidf={mode}{more}").context.embeddings["tfidf"] for more in ("", ",rank=10"))
+        one, other = (
+            along(fitted, f"tfidf={mode}{more}").context.embeddings["tfidf"]
+            for more in ("", ",rank=10")
+        )
         assert one is other is not fitted.context.embeddings["tfidf"]
-    assert along(fitted, "tfidf=stale@60").context.embeddings["tfidf"] is not along(fitted, "tfidf=stale@5").context.embeddings["tfidf"]
+    assert (
+        along(fitted, "tfidf=stale@60").context.embeddings["tfidf"]
+        is not along(fitted, "tfidf=stale@5").context.embeddings["tfidf"]
+    )
 
 
 def test_what_a_skipped_stage_would_have_put_out_is_missing(recipe, shop):
@@ -195,7 +244,9 @@ def test_refusals_name_the_path(fitted, fallbacks, recipe, shop, tmp_path):
         with pytest.raises(KarmafunnelError, match=told) as error:
             along(fitted, path, fallbacks)
         assert path in str(error.value)
-    alone = replace(recipe, funnel=recipe.funnel.replace(recall=recipe.funnel.stages[0].channels[0]))
+    alone = replace(
+        recipe, funnel=recipe.funnel.replace(recall=recipe.funnel.stages[0].channels[0])
+    )
     with pytest.raises(KarmafunnelError, match=r"path 'tfidf=skip': skipping tfidf needs a Join"):
         along(prepare(alone, shop), "tfidf=skip")
     with pytest.raises(KarmafunnelError, match="fallback 'x'"):
@@ -241,11 +292,19 @@ def test_what_paths_begin_with_alike_runs_once(recipe, shop, fitted, tmp_path, m
         return real(ready, rows, exact)
 
     monkeypatch.setattr(tree, "advance", counted)
-    replay_paths(recipe, shop, tmp_path / "run", ["rank=skip"], RunOptions(limit=40, chunk=20), fitted=fitted)
-    assert {name: ran.count(name) for name in ("recall", "prerank", "rank")} == {"recall": 2, "prerank": 2, "rank": 4}
+    replay_paths(
+        recipe, shop, tmp_path / "run", ["rank=skip"], RunOptions(limit=40, chunk=20), fitted=fitted
+    )
+    assert {name: ran.count(name) for name in ("recall", "prerank", "rank")} == {
+        "recall": 2,
+        "prerank": 2,
+        "rank": 4,
+    }
 
 
-def test_a_killed_replay_of_paths_goes_on_to_the_same_bytes(run, recipe, shop, fitted, tmp_path, monkeypatch):
+def test_a_killed_replay_of_paths_goes_on_to_the_same_bytes(
+    run, recipe, shop, fitted, tmp_path, monkeypatch
+):
     made = []
 
     def stops(*arguments):
@@ -256,7 +315,11 @@ def test_a_killed_replay_of_paths_goes_on_to_the_same_bytes(run, recipe, shop, f
 
     make = replaying.make_shard
     monkeypatch.setattr(replaying, "make_shard", stops)
-    common = {"stale_minutes": 600, "fitted": fitted, "options": RunOptions(chunk=40, command="test")}
+    common = {
+        "stale_minutes": 600,
+        "fitted": fitted,
+        "options": RunOptions(chunk=40, command="test"),
+    }
     with pytest.raises(KeyboardInterrupt):
         replay_paths(recipe, shop, tmp_path / "run", PATHS[:3], **common)
     assert not (tmp_path / "run").exists()
@@ -266,14 +329,20 @@ def test_a_killed_replay_of_paths_goes_on_to_the_same_bytes(run, recipe, shop, f
     assert len(made) == 1 and list(folders) == ["full", *PATHS[:3]]
     for path, folder in folders.items():
         assert same_tables(folder, runs_of(run)[path].path)
-        assert (folder / "run.json").read_bytes() == (runs_of(run)[path].path / "run.json").read_bytes()
+        assert (folder / "run.json").read_bytes() == (
+            runs_of(run)[path].path / "run.json"
+        ).read_bytes()
 
 
 def test_stages_stand_in_their_order_whatever_was_typed(recipe, shop, fitted, tmp_path):
-    folders = replay_paths(recipe, shop, tmp_path / "run", ["rank=skip,prerank=15"], RunOptions(limit=5), fitted=fitted)
+    folders = replay_paths(
+        recipe, shop, tmp_path / "run", ["rank=skip,prerank=15"], RunOptions(limit=5), fitted=fitted
+    )
     assert list(folders) == ["full", "prerank=15,rank=skip"]
     with pytest.raises(KarmafunnelError, match=r"path 'rank=99'"):
-        replay_paths(recipe, shop, tmp_path / "other", ["rank=99"], RunOptions(limit=5), fitted=fitted)
+        replay_paths(
+            recipe, shop, tmp_path / "other", ["rank=99"], RunOptions(limit=5), fitted=fitted
+        )
     assert not (tmp_path / "other").exists()
 
 
@@ -282,9 +351,13 @@ def test_stages_stand_in_their_order_whatever_was_typed(recipe, shop, fitted, tm
 
 def test_refreshes_lie_on_a_grid_at_or_before_the_request(shop):
     t = refreshed(shop, 60, "x")
-    assert (t <= shop.t).all() and (shop.t - t < 60 * MINUTE).all() and (t % (60 * MINUTE) == 0).all()
+    assert (
+        (t <= shop.t).all() and (shop.t - t < 60 * MINUTE).all() and (t % (60 * MINUTE) == 0).all()
+    )
     assert (refreshed(shop, 0, "x") == shop.t).all()
-    order = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"time": "order", "name": "turns"})
+    order = Log.make(
+        shop.items, shop.requests, shop.exposures, shop.meta | {"time": "order", "name": "turns"}
+    )
     with pytest.raises(
         KarmafunnelError, match="near-line: needs a log with clock times to count minutes, found log turns, whose time is an order"
     ):
@@ -295,7 +368,12 @@ def test_refreshes_lie_on_a_grid_at_or_before_the_request(shop):
 def test_interests_are_those_of_the_last_refresh_without_the_query(shop, embedder):
     fitted = embedder.fit(shop)
     requests = shop.requests_in("W3")
-    silent = Log.make(shop.items, shop.requests.with_columns(query=pl.lit(None, pl.String)), shop.exposures, shop.meta)
+    silent = Log.make(
+        shop.items,
+        shop.requests.with_columns(query=pl.lit(None, pl.String)),
+        shop.exposures,
+        shop.meta,
+    )
     quiet = embedder.fit(shop)
     quiet.log = silent
     assert np.array_equal(NearLine(fitted, 0).interests(requests), quiet.interests(requests))
@@ -313,7 +391,9 @@ def test_histories_at_a_refresh_have_the_ages_of_then(shop):
     got = at_times(shop, t).asof.history(requests, 6)
     events = shop.events
     for row, r in enumerate(requests):
-        mine = events.filter((pl.col("user") == int(shop.user[r])) & (pl.col("t") < int(t[r]))).tail(6)
+        mine = events.filter(
+            (pl.col("user") == int(shop.user[r])) & (pl.col("t") < int(t[r]))
+        ).tail(6)
         there = got.items[row] >= 0
         assert got.items[row][there].tolist() == mine["item"].to_list()
         assert got.ages[row][there].tolist() == (t[r] - mine["t"].to_numpy()).tolist()
@@ -327,50 +407,67 @@ def test_nothing_after_the_refresh_is_read(shop):
     assert len(requests) > 20
     fitted, other = Cooccurrence(dim=8).fit(shop), Cooccurrence(dim=8).fit(shop)
     other.log = scramble(shop, cut)
-    assert np.array_equal(NearLine(fitted, 3000).interests(requests), NearLine(other, 3000).interests(requests))
+    assert np.array_equal(
+        NearLine(fitted, 3000).interests(requests), NearLine(other, 3000).interests(requests)
+    )
     assert not np.array_equal(fitted.interests(requests), other.interests(requests))
 
 
-# -- credit ----------------------------------------------------------------------------------------
+# -- quality ---------------------------------------------------------------------------------------
 
 
 def simulated(paths: list[str], rate: float = 1.0) -> pl.DataFrame:
     n = len(paths)
     outcome = ["shed" if path == "nothing" else "served" for path in paths]
     return pl.DataFrame(
-        {"request": np.arange(n), "t_ms": 1000 / rate * np.arange(n), "latency_ms": 5.0, "path": paths, "outcome": outcome}
+        {
+            "request": np.arange(n),
+            "t_ms": 1000 / rate * np.arange(n),
+            "latency_ms": 5.0,
+            "path": paths,
+            "outcome": outcome,
+        }
     )
 
 
 def test_all_full_is_the_measure_itself(run):
-    quality = Quality(runs_of(run), MEASURES)
+    quality = PathValues(runs_of(run), MEASURES)
     ids = Run.open(run).read("requests", "request_id")["request_id"].to_list()
-    found = credit(simulated(["full"] * len(ids)), quality, ids=ids, resamples=200)
+    found = attribute_quality(simulated(["full"] * len(ids)), quality, ids=ids, resamples=200)
     asked = measure(Run.open(run), MEASURES, resamples=200)
     for row in found.rows:
         same = next(r for r in asked if r["stage"] == "rank" and r["measure"] == row["measure"])
-        assert [row[k] for k in ("value", "low", "high", "n")] == [same[k] for k in ("value", "low", "high", "n")], row["measure"]
-    some = credit(simulated(["rank=skip"] * len(ids)), quality, ids=ids, resamples=200)
+        assert [row[k] for k in ("value", "low", "high", "n")] == [
+            same[k] for k in ("value", "low", "high", "n")
+        ], row["measure"]
+    some = attribute_quality(simulated(["rank=skip"] * len(ids)), quality, ids=ids, resamples=200)
     asked = measure(runs_of(run)["rank=skip"], MEASURES, resamples=200)
     assert [r["value"] for r in some.rows] == [r["value"] for r in asked if r["stage"] == "rank"]
 
 
 def test_nothing_is_counted_twice(run):
-    quality = Quality(runs_of(run), MEASURES)
+    quality = PathValues(runs_of(run), MEASURES)
     rng = np.random.default_rng(3)
     paths = [str(p) for p in rng.choice(["full", "nothing", *PATHS], 700)]
-    found = credit(simulated(paths), quality, seed=5, resamples=100)
+    found = attribute_quality(simulated(paths), quality, seed=5, resamples=100)
     for row in found.rows:
         mine = found.by_path.filter(pl.col("measure") == row["measure"])
         assert mine["requests"].sum() == 700 and set(mine["path"]) == set(paths)
         assert mine["defined"].sum() == row["n"] == 700 - row["undefined"]
-        assert mine["numerator"].sum() / mine["denominator"].sum() == pytest.approx(row["value"], rel=1e-12)
+        assert mine["numerator"].sum() / mine["denominator"].sum() == pytest.approx(
+            row["value"], rel=1e-12
+        )
     # by hand, from the ledgers: one hit a request with a click in the top 10 of the path that it
     # took
     at = quality.logged(np.arange(700), 5)
     hits, clicked = 0, 0
-    ledger = {path: one.read("ledger", "request_id", "rank.rank") for path, one in runs_of(run).items()}
-    best = {p: dict(f.group_by("request_id").agg(pl.col("rank.rank").min()).iter_rows()) for p, f in ledger.items()}
+    ledger = {
+        path: one.read("ledger", "request_id", "rank.rank") for path, one in runs_of(run).items()
+    }
+    best = {
+        p: dict(f.group_by("request_id").agg(pl.col("rank.rank").min()).iter_rows())
+        for p, f in ledger.items()
+    }
     for path, place in zip(paths, at, strict=True):
         name = quality.ids[int(place)]
         if name in best["full"]:
@@ -380,37 +477,43 @@ def test_nothing_is_counted_twice(run):
 
 
 def test_nothing_earns_nothing_and_a_short_slate_what_it_holds(run):
-    quality = Quality(runs_of(run), MEASURES)
-    none = credit(simulated(["nothing"] * 50), quality, resamples=50)
+    quality = PathValues(runs_of(run), MEASURES)
+    none = attribute_quality(simulated(["nothing"] * 50), quality, resamples=50)
     # an order that was never made has no AUC
     assert [r["value"] for r in none.rows] == [0, 0, 0, 0, None]
     ids = Run.open(run).read("requests", "request_id")["request_id"].to_list()
-    short = credit(simulated(["rank=5"] * len(ids)), quality, ids=ids, resamples=50).rows[0]["value"]
+    short = attribute_quality(
+        simulated(["rank=5"] * len(ids)), quality, ids=ids, resamples=50
+    ).rows[0]["value"]
     assert short == measure(runs_of(run)["rank=5"], ["HR@5"], by_stage=False, ci=False)[0]["value"]
 
 
 def test_draws_depend_on_seed_and_number_alone(run):
-    quality = Quality(runs_of(run), MEASURES)
+    quality = PathValues(runs_of(run), MEASURES)
     assert (quality.logged(np.arange(300), 1)[:100] == quality.logged(np.arange(100), 1)).all()
     assert (quality.logged(np.arange(50, 100), 1) == quality.logged(np.arange(100), 1)[50:]).all()
     assert (quality.logged(np.arange(100), 1) != quality.logged(np.arange(100), 2)).any()
 
 
-def test_credit_refuses_by_name(run):
+def test_quality_refuses_by_name(run):
     runs = runs_of(run)
-    with pytest.raises(KarmafunnelError, match=r"missing \['recall=gone'\]; replay them with --path recall=gone"):
-        credit(simulated(["full", "recall=gone"]), runs, ["HR@10"])
+    with pytest.raises(
+        KarmafunnelError, match=r"found none of \['recall=gone'\]; replay with --path recall=gone"
+    ):
+        attribute_quality(simulated(["full", "recall=gone"]), runs, ["HR@10"])
     with pytest.raises(KarmafunnelError, match="needs the Run of the path 'full'"):
-        credit(simulated(["full"]), {"rank=skip": runs["rank=skip"]}, ["HR@10"])
+        attribute_quality(simulated(["full"]), {"rank=skip": runs["rank=skip"]}, ["HR@10"])
     for wrong in ("AUC", "gAUC:user:exposures", "survival", "Recall@5@5"):
         with pytest.raises(KarmafunnelError, match="needs a measure with a value a request"):
-            Quality(runs, [wrong])
-    with pytest.raises(KarmafunnelError, match="puts out 20, which is too few for HR@50"):
-        Quality(runs, ["HR@50"])
+            PathValues(runs, [wrong])
+    with pytest.raises(
+        KarmafunnelError, match="needs cutoffs up to 20, what rank returns, found HR@50"
+    ):
+        PathValues(runs, ["HR@50"])
     with pytest.raises(KarmafunnelError, match="needs at least one simulated request"):
-        credit(simulated(["full"])[:0], runs, ["HR@10"])
+        attribute_quality(simulated(["full"])[:0], runs, ["HR@10"])
     with pytest.raises(KarmafunnelError, match=r"e\.g\. 'nobody'"):
-        credit(simulated(["full"]), runs, ["HR@10"], ids=["nobody"])
+        attribute_quality(simulated(["full"]), runs, ["HR@10"], ids=["nobody"])
 
 
 def stage(name: str, fail: str, fallback: str) -> Service:
@@ -419,8 +522,14 @@ def stage(name: str, fail: str, fallback: str) -> Service:
 
 def test_an_outage_loses_what_its_fallback_does_not_find(run):
     runs = runs_of(run)
-    quality = Quality(runs, ["HR@10", "GMV-HR@10"])
-    services = Services((stage("recall", "closed", "popular"), stage("rank", "open", "skip"), stage("prerank", "open", "gone")))
+    quality = PathValues(runs, ["HR@10", "GMV-HR@10"])
+    services = Services(
+        (
+            stage("recall", "closed", "popular"),
+            stage("rank", "open", "skip"),
+            stage("prerank", "open", "gone"),
+        )
+    )
     table = outages(services, quality, rate=2.0, resamples=200)
     assert table["path"].to_list() == ["nothing", "rank=skip", "prerank=gone"]
     inside = {}
@@ -430,28 +539,45 @@ def test_an_outage_loses_what_its_fallback_does_not_find(run):
     assert table["money"][0] == pytest.approx(inside["full"]) == pytest.approx(table["lost"][0])
     assert table["lost"][1] == pytest.approx(inside["full"] - inside["rank=skip"])
     assert table["low"][1] <= table["lost"][1] <= table["high"][1]
-    assert table["HR@10 in the outage"][0] == 0 and table["lost"][2] is None and "--path prerank=gone" in table["note"][2]
+    assert (
+        table["HR@10 in the outage"][0] == 0
+        and table["lost"][2] is None
+        and "--path prerank=gone" in table["note"][2]
+    )
 
 
 def test_load_curve_pairs_rates_and_policies(run):
-    quality = Quality(runs_of(run), ["HR@10", "GMV-HR@10"])
+    quality = PathValues(runs_of(run), ["HR@10", "GMV-HR@10"])
 
     def simulation(fallen, rate):
         # from 2 a second on, ever fewer are full
         taken = ["full" if i % 10 < 20 / rate else fallen for i in range(400)]
-        told = {"services": SimpleNamespace(normal="full"), "rate": rate, "summary": lambda: {"goodput": rate, "latency": {}}}
+        told = {
+            "services": SimpleNamespace(normal="full"),
+            "rate": rate,
+            "summary": lambda: {"goodput": rate, "latency": {}},
+        }
         return SimpleNamespace(requests=simulated(taken, rate), **told)
 
     policies = {"fall back": "rank=skip", "refuse": "nothing"}
-    found = {name: [simulation(fallen, rate) for rate in (1.0, 4.0, 8.0)] for name, fallen in policies.items()}
+    found = {
+        name: [simulation(fallen, rate) for rate in (1.0, 4.0, 8.0)]
+        for name, fallen in policies.items()
+    }
     table = load_curve(found, quality, resamples=100)
     assert table["policy"].to_list() == ["fall back"] * 3 + ["refuse"] * 3
     back, refuse = table[:3], table[3:]
-    assert back["HR@10"][0] == refuse["HR@10"][0] and back["full"].to_list() == [1.0, 0.5, pytest.approx(0.3)]
+    assert back["HR@10"][0] == refuse["HR@10"][0] and back["full"].to_list() == [
+        1.0,
+        0.5,
+        pytest.approx(0.3),
+    ]
     assert refuse["HR@10"].is_sorted(descending=True) and (refuse["HR@10"] <= back["HR@10"]).all()
     assert refuse["goodput"].to_list() == [1.0, 4.0, 8.0] and refuse["nothing"][1] == 0.5
     hourly = table["money an hour"]
-    assert (table["money an hour low"] <= hourly).all() and (hourly <= table["money an hour high"]).all()
+    assert (table["money an hour low"] <= hourly).all() and (
+        hourly <= table["money an hour high"]
+    ).all()
     assert hourly[1] > hourly[0]  # four times the requests, half of them degraded
 
 
@@ -479,37 +605,69 @@ def test_a_request_is_worth_what_the_path_showed_that_it_took(shop, pressed_run)
     arrivals = Trace.of(shop, shop.requests_in("W3"), rate=300.0)
     n = len(arrivals.ids)
     policies = {"open": pressed(), "closed": pressed("closed")}
-    found = quality_under_load(policies, pressed_run, arrivals, n, measures=["HR@10", "GMV-HR@10"], loads=(0.5, 1.0))
-    hits = {path: one.read("ledger", "request_id", "rank.rank") for path, one in runs_of(pressed_run).items()}
-    good = {path: set(ledger.filter(pl.col("rank.rank") <= 10)["request_id"].to_list()) for path, ledger in hits.items()}
+    found = quality_under_load(
+        policies, pressed_run, arrivals, n, measures=["HR@10", "GMV-HR@10"], loads=(0.5, 1.0)
+    )
+    hits = {
+        path: one.read("ledger", "request_id", "rank.rank")
+        for path, one in runs_of(pressed_run).items()
+    }
+    good = {
+        path: set(ledger.filter(pl.col("rank.rank") <= 10)["request_id"].to_list())
+        for path, ledger in hits.items()
+    }
     known = set(hits["full"]["request_id"].to_list())
     for policy, services in policies.items():
         requests = simulate(services, arrivals, n, 0).requests
         assert requests["path"].n_unique() > 2
-        paths = [(i, path) for i, path in zip(arrivals.ids, requests["path"], strict=True) if i in known]
+        paths = [
+            (i, path) for i, path in zip(arrivals.ids, requests["path"], strict=True) if i in known
+        ]
         (row,) = (r for r in found.rows if r["policy"] == policy and r["measure"] == "HR@10")
-        assert row["n"] == n and row["value"] == pytest.approx(sum(i in good.get(path, ()) for i, path in paths) / len(paths))
-        parts = found.by_path.filter((pl.col("policy") == policy) & (pl.col("measure") == "HR@10"))
-        assert parts["requests"].sum() == n and parts["numerator"].sum() / parts["denominator"].sum() == pytest.approx(
-            row["value"]
+        assert row["n"] == n and row["value"] == pytest.approx(
+            sum(i in good.get(path, ()) for i, path in paths) / len(paths)
         )
-    first, second = (next(r for r in found.rows if r["policy"] == p and r["measure"] == "HR@10") for p in ("open", "closed"))
-    assert first["difference"] is None and second["difference"] == pytest.approx(second["value"] - first["value"])
+        parts = found.by_path.filter((pl.col("policy") == policy) & (pl.col("measure") == "HR@10"))
+        assert parts["requests"].sum() == n and parts["numerator"].sum() / parts[
+            "denominator"
+        ].sum() == pytest.approx(row["value"])
+    first, second = (
+        next(r for r in found.rows if r["policy"] == p and r["measure"] == "HR@10")
+        for p in ("open", "closed")
+    )
+    assert first["difference"] is None and second["difference"] == pytest.approx(
+        second["value"] - first["value"]
+    )
     assert second["difference low"] <= second["difference"] <= second["difference high"]
     whole = found.curve.filter((pl.col("policy") == "open") & ((pl.col("rate") - 300).abs() < 1e-6))
     assert whole["HR@10"][0] == pytest.approx(first["value"]) and found.curve.height == 4
     assert (
-        found.outages["path"].to_list() == ["recall=popular", "prerank=skip", "rank=skip"] and (found.outages["note"] == "").all()
+        found.outages["path"].to_list() == ["recall=popular", "prerank=skip", "rank=skip"]
+        and (found.outages["note"] == "").all()
     )
 
 
 def test_a_lighter_load_shows_more(pressed_run):
-    found = quality_under_load({"a": pressed()}, pressed_run, Poisson(300.0), 3000, measures=["HR@10"], loads=(0.1, 1.0, 4.0))
-    assert found.curve["full"].is_sorted(descending=True) and found.curve["full"][0] > 0.95 > 0.5 > found.curve["full"][2]
+    found = quality_under_load(
+        {"a": pressed()},
+        pressed_run,
+        Poisson(300.0),
+        3000,
+        measures=["HR@10"],
+        loads=(0.1, 1.0, 4.0),
+    )
+    assert (
+        found.curve["full"].is_sorted(descending=True)
+        and found.curve["full"][0] > 0.95 > 0.5 > found.curve["full"][2]
+    )
     assert found.curve["HR@10"][0] > found.curve["HR@10"][2] and found.outages is None
-    with pytest.raises(KarmafunnelError, match="needs a Run of every path that was taken, missing"):
+    with pytest.raises(KarmafunnelError, match="needs a Run of every path taken, found none of"):
         quality_under_load(
-            {"a": pressed().change("recall", fallback="words")}, pressed_run, Poisson(900.0), 500, measures=["HR@10"]
+            {"a": pressed().change("recall", fallback="words")},
+            pressed_run,
+            Poisson(900.0),
+            500,
+            measures=["HR@10"],
         )
 
 
@@ -518,10 +676,19 @@ def test_an_outage_beside_near_line_interests_is_held_against_them(run):
     services = Services((near, stage("recall", "closed", "popular"), stage("rank", "open", "skip")))
     runs = runs_of(run)
     # stand-ins
-    paths = {"full": runs["full"], "tfidf=stale@60": runs["rank=skip"], "tfidf=stale@60,rank=skip": runs["prerank=skip"]}
-    table = outages(services, Quality(paths, ["HR@10", "GMV-HR@10"]), rate=2.0, resamples=50)
-    assert table["path"].to_list() == ["nothing", "tfidf=stale@60,rank=skip"] and (table["note"] == "").all()
-    same = Quality({"full": runs["rank=skip"], "rank=skip": runs["prerank=skip"]}, ["HR@10", "GMV-HR@10"])
+    paths = {
+        "full": runs["full"],
+        "tfidf=stale@60": runs["rank=skip"],
+        "tfidf=stale@60,rank=skip": runs["prerank=skip"],
+    }
+    table = outages(services, PathValues(paths, ["HR@10", "GMV-HR@10"]), rate=2.0, resamples=50)
+    assert (
+        table["path"].to_list() == ["nothing", "tfidf=stale@60,rank=skip"]
+        and (table["note"] == "").all()
+    )
+    same = PathValues(
+        {"full": runs["rank=skip"], "rank=skip": runs["prerank=skip"]}, ["HR@10", "GMV-HR@10"]
+    )
     plain = outages(Services(services.stages[1:]), same, rate=2.0)
     assert table["lost"].to_list() == pytest.approx(plain["lost"].to_list())
 
@@ -530,7 +697,18 @@ def test_queue_tells_what_two_deployments_show(pressed_run, tmp_path):
     for name, services in {"a": pressed(), "b": pressed().change("rank", servers=3)}.items():
         services.write(tmp_path / name / "services.toml")  # of one name
     files = [str(tmp_path / name / "services.toml") for name in "ab"]
-    asked = ["queue", files[0], "--rate", "300", "--requests", "400", "--out", str(tmp_path / "out"), "--beside", files[1]]
+    asked = [
+        "queue",
+        files[0],
+        "--rate",
+        "300",
+        "--requests",
+        "400",
+        "--out",
+        str(tmp_path / "out"),
+        "--beside",
+        files[1],
+    ]
     done = CliRunner().invoke(main, [*asked, "--run", str(pressed_run)])
     assert done.exit_code == 0, done.output
     assert "over offered load" in done.output and "an hour's outage" in done.output
@@ -539,7 +717,9 @@ def test_queue_tells_what_two_deployments_show(pressed_run, tmp_path):
     curve = pl.read_csv(tmp_path / "out" / "load_curve.csv")
     one, three = (curve.filter(pl.col("policy") == file) for file in files)
     # three rankers shed less than one
-    assert one["rate"].to_list() == three["rate"].to_list() and (three["full"] > one["full"])[2:].all()
+    assert (
+        one["rate"].to_list() == three["rate"].to_list() and (three["full"] > one["full"])[2:].all()
+    )
     assert "What it is worth" in (tmp_path / "out" / "load.html").read_text()
     alone = CliRunner().invoke(main, asked)
     assert alone.exit_code == 1 and "needs --run" in alone.output
@@ -549,7 +729,15 @@ def test_the_command_prints_a_line_a_path(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("KARMAFUNNEL_CACHE", str(tmp_path / "cache"))
     shop.write(tmp_path / "log")
     (tmp_path / "small.py").write_text(RECIPE)
-    asked = ["replay", str(tmp_path / "small.py"), str(tmp_path / "log"), "--path", "rank=skip", "--out", str(tmp_path / "run")]
+    asked = [
+        "replay",
+        str(tmp_path / "small.py"),
+        str(tmp_path / "log"),
+        "--path",
+        "rank=skip",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     done = CliRunner().invoke(main, asked)
     assert done.exit_code == 0 and "rank=skip" in done.output and "full" in done.output
     assert set(runs_of(tmp_path / "run")) == {"full", "rank=skip"}

@@ -8,16 +8,24 @@ import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.simulator.load.arrivals import Trace
-from karmafunnel.simulator.load.credit import Worth
+from karmafunnel.simulator.load.quality import LoadQuality
 from karmafunnel.simulator.load.queueing import simulate
 from karmafunnel.simulator.load.services import Service, Services, ServiceTime
 from karmafunnel.simulator.report import load_page as load
 
-FIRST, SECOND = Service("recall", ServiceTime(base_ms=10), servers=2), Service("rank", ServiceTime(base_ms=5))
+FIRST, SECOND = (
+    Service("recall", ServiceTime(base_ms=10), servers=2),
+    Service("rank", ServiceTime(base_ms=5)),
+)
 
 
 def run(times=(0, 0, 0, 100), events=True, **changes):
-    return simulate(Services((FIRST, SECOND), **changes), Trace(np.array(times, dtype=float)), len(times), events=events)
+    return simulate(
+        Services((FIRST, SECOND), **changes),
+        Trace(np.array(times, dtype=float)),
+        len(times),
+        events=events,
+    )
 
 
 def traces(plot, kind):
@@ -32,7 +40,11 @@ def test_latencies_of_stages_and_of_the_whole():
     def share(line, ms):
         return max(y for x, y in zip(line["x"], line["y"], strict=True) if x <= ms + 1e-9)
 
-    assert recall["x"][0] == 10 and recall["x"][-1] == 20 and share(recall, 10) == pytest.approx(2 / 3, abs=0.01)
+    assert (
+        recall["x"][0] == 10
+        and recall["x"][-1] == 20
+        and share(recall, 10) == pytest.approx(2 / 3, abs=0.01)
+    )
     assert (rank["x"][0], rank["x"][-1]) == (5, 10)
     assert (whole["x"][0], whole["x"][-1]) == (15, 25)
     assert "shapes" not in load.latency_cdf(run())["layout"]
@@ -47,7 +59,10 @@ def test_queues_and_servers():
     (bars,), (ticks,) = traces(plot, "bar"), traces(plot, "scatter")
     # 40 ms of work by two servers and 20 ms by one, in 115 ms; four requests in 100 ms are 40 a
     # second
-    assert bars["y"] == ["recall (2)", "rank (1)"] and bars["x"] == [pytest.approx(20 / 115), pytest.approx(20 / 115)]
+    assert bars["y"] == ["recall (2)", "rank (1)"] and bars["x"] == [
+        pytest.approx(20 / 115),
+        pytest.approx(20 / 115),
+    ]
     assert ticks["x"] == [pytest.approx(0.2), pytest.approx(0.2)]
 
 
@@ -71,11 +86,17 @@ def test_a_retry_waits_again():
     stage = Service("s", ServiceTime(base_ms=10), deadline_ms=12, retries=1)
     events = simulate(Services((stage,)), Trace(np.array([0.0, 1.0, 2.0])), 3, events=True).events
     # late at 14 and queued again; taken in vain by nobody before the end of the second try at 26
-    assert load.segments(events.filter(pl.col("request") == 2)) == [("s", "waits", 2, 14, "late"), ("s", "waits", 14, 26, "late")]
+    assert load.segments(events.filter(pl.col("request") == 2)) == [
+        ("s", "waits", 2, 14, "late"),
+        ("s", "waits", 14, 26, "late"),
+    ]
 
 
 def test_what_a_server_goes_on_with_in_vain_is_no_wait():
-    first, second = Service("s", ServiceTime(base_ms=10), deadline_ms=15), Service("t", ServiceTime(base_ms=10))
+    first, second = (
+        Service("s", ServiceTime(base_ms=10), deadline_ms=15),
+        Service("t", ServiceTime(base_ms=10)),
+    )
     events = simulate(Services((first, second)), Trace(np.array([0.0, 1.0])), 2, events=True).events
     assert load.segments(events.filter(pl.col("request") == 1)) == [
         ("s", "waits", 1, 10, "start"), ("s", "service", 10, 16, "late"), ("t", "waits", 16, 20, "start"), ("t", "service", 20, 30, "end"),
@@ -122,8 +143,12 @@ def test_money_lost():
 
 
 def test_the_page(tmp_path):
-    worth = Worth([{"policy": "a", "measure": "HR@10"}], pl.DataFrame(), CURVE, OUTAGES, "EUR")
-    path = load.load_page(run(), tmp_path / "load.html", worth=worth, command="karmafunnel queue <s>.toml --rate 5")
+    quality = LoadQuality(
+        [{"policy": "a", "measure": "HR@10"}], pl.DataFrame(), CURVE, OUTAGES, "EUR"
+    )
+    path = load.load_page(
+        run(), tmp_path / "load.html", quality=quality, command="karmafunnel queue <s>.toml --rate 5"
+    )
     text = path.read_text()
     assert re.findall(r'<section id="(\w+)">', text) == [
         "summary",
@@ -134,8 +159,14 @@ def test_the_page(tmp_path):
         "stages",
         "record",
     ]
-    assert "karmafunnel queue &lt;s&gt;.toml --rate 5" in text and "no Run of &lt;rank=skip&gt;" in text
-    figures = [json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    assert (
+        "karmafunnel queue &lt;s&gt;.toml --rate 5" in text
+        and "no Run of &lt;rank=skip&gt;" in text
+    )
+    figures = [
+        json.loads(found)
+        for found in re.findall(r'<script type="application/json">(.*?)</script>', text)
+    ]
     assert len(figures) == 6 and all(figure["data"] for figure in figures)
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="http', text)
     assert not list(tmp_path.glob(".*"))

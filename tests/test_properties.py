@@ -26,7 +26,7 @@ from karmafunnel.models.ctr import Shape, TwoTower, TwoTowerConfig, load_ctr, sa
 from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.models.training import Snapshot
 from karmafunnel.simulator.load.arrivals import Poisson
-from karmafunnel.simulator.load.credit import quality_under_load
+from karmafunnel.simulator.load.quality import quality_under_load
 from karmafunnel.simulator.load.queueing import Simulation, simulate
 from karmafunnel.simulator.load.services import (
     Adapt,

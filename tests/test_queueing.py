@@ -15,8 +15,17 @@ from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.simulator.load import queueing
 from karmafunnel.simulator.load.arrivals import Arrivals, Daily, Flash, Poisson, Trace
-from karmafunnel.simulator.load.queueing import Simulation, simulate
-from karmafunnel.simulator.load.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
+from karmafunnel.simulator.load.queueing import Output, Simulation, simulate
+from karmafunnel.simulator.load.services import (
+    Adapt,
+    Cache,
+    Cold,
+    Crash,
+    Service,
+    Services,
+    ServiceTime,
+    Slow,
+)
 from karmafunnel.simulator.load.steady import batch_quantiles, warmup
 from karmafunnel.simulator.load.timeline import chrome_trace, timeline
 
@@ -32,12 +41,22 @@ def service(name="s", time=TEN, **changes):
 def run(stages, times, seed=0, **changes) -> Simulation:
     if isinstance(stages, Service):
         stages = (stages,)
-    return simulate(Services(tuple(stages), **changes), Trace(np.array(times, dtype=float)), len(times), seed, events=True)
+    return simulate(
+        Services(tuple(stages), **changes),
+        Trace(np.array(times, dtype=float)),
+        len(times),
+        seed,
+        events=True,
+    )
 
 
 def history(simulation, stage="s"):
     """Events of a stage as (ms, request, event, server, waiting)."""
-    return simulation.events.filter(pl.col("stage") == stage).select("t_ms", "request", "event", "server", "waiting").rows()
+    return (
+        simulation.events.filter(pl.col("stage") == stage)
+        .select("t_ms", "request", "event", "server", "waiting")
+        .rows()
+    )
 
 
 def ends(simulation):
@@ -91,7 +110,11 @@ def test_a_full_waiting_room_sheds_and_fails_open_or_closed():
 
 
 def test_nobody_is_shed_while_a_server_is_free():
-    assert [row[1] for row in ends(run(service(queue=0, fail="closed"), [0, 11, 15]))] == ["served", "served", "shed"]
+    assert [row[1] for row in ends(run(service(queue=0, fail="closed"), [0, 11, 15]))] == [
+        "served",
+        "served",
+        "shed",
+    ]
 
 
 def test_patience_ends_while_waiting_and_not_in_service():
@@ -101,7 +124,11 @@ def test_patience_ends_while_waiting_and_not_in_service():
         (0, 0, "come", -1, 0), (0, 0, "start", 0, 0), (1, 1, "come", -1, 0), (4, 2, "come", -1, 1),
         (8, 1, "abandoned", -1, 1), (10, 0, "end", 0, 1), (10, 2, "start", 0, 0), (20, 2, "end", 0, 0),
     ]  # fmt: skip
-    assert ends(found) == [(10, "served", "full"), (7, "abandoned", "nothing"), (16, "served", "full")]
+    assert ends(found) == [
+        (10, "served", "full"),
+        (7, "abandoned", "nothing"),
+        (16, "served", "full"),
+    ]
 
 
 def test_a_stage_deadline_leaves_the_server_working_in_vain():
@@ -135,7 +162,11 @@ def test_a_retry_comes_to_the_end_of_the_queue():
     rows = history(found)
     assert [row[:2] for row in rows if row[2] == "late"] == [(13, 1), (14, 2), (25, 1), (26, 2)]
     assert [row[:2] for row in rows if row[2] == "start"] == [(0, 0), (10, 1), (20, 1)]
-    assert ends(found) == [(10, "served", "full"), (24, "served", "s=skip"), (24, "served", "s=skip")]
+    assert ends(found) == [
+        (10, "served", "full"),
+        (24, "served", "s=skip"),
+        (24, "served", "s=skip"),
+    ]
 
 
 def test_waits_of_all_tries_count():
@@ -165,19 +196,31 @@ def test_cutoffs_fall_while_the_next_stage_is_pressed():
 
 def test_cached_requests_take_no_server_and_near_line_ones_no_time():
     cached = run([service(cache=Cache(1.0)), service("rank")], [0, 1])
-    assert cached.requests["s.service_ms"].to_list() == [None, None] and ends(cached)[0] == (10, "served", "full")
+    assert cached.requests["s.service_ms"].to_list() == [None, None] and ends(cached)[0] == (
+        10,
+        "served",
+        "full",
+    )
     stages = [service("karma", online=False, stale_minutes=60), service("rank")]
     assert ends(run(stages, [0]))[0] == (10, "served", "karma=stale@60")
 
 
 def test_cold_servers_are_slow_at_first_and_slow_ones_now_and_then():
-    assert run(service(cold=Cold(2, 3.0)), [0, 100, 200]).requests["s.service_ms"].to_list() == [30, 30, 10]
+    assert run(service(cold=Cold(2, 3.0)), [0, 100, 200]).requests["s.service_ms"].to_list() == [
+        30,
+        30,
+        10,
+    ]
     found = run(service(slow=Slow(0.25, 4.0)), np.arange(4000) * 100).requests["s.service_ms"]
-    assert set(found.to_list()) == {10, 40} and abs((found == 40).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
+    assert set(found.to_list()) == {10, 40} and abs((found == 40).mean() - 0.25) < 4 * np.sqrt(
+        0.25 * 0.75 / 4000
+    )
 
 
 def test_a_crash_fails_what_is_in_service_and_a_repair_makes_it_cold():
-    stage = service(time=ServiceTime(base_ms=400), crash=Crash(1.0, 0.5), cold=Cold(1, 2.0), retries=3)
+    stage = service(
+        time=ServiceTime(base_ms=400), crash=Crash(1.0, 0.5), cold=Cold(1, 2.0), retries=3
+    )
     found = run(stage, np.arange(60) * 100.0)
     rows = history(found)
     crashed = [row for row in rows if row[2] == "crash"]
@@ -187,11 +230,23 @@ def test_a_crash_fails_what_is_in_service_and_a_repair_makes_it_cold():
         repair = next((row[0] for row in after if row[2] == "repair"), None)
         if repair is None:
             continue
-        assert not [row for row in rows if t < row[0] < repair and row[2] in ("start", "end") and row[3] == server]
+        assert not [
+            row
+            for row in rows
+            if t < row[0] < repair and row[2] in ("start", "end") and row[3] == server
+        ]
         begun = [row for row in after if row[2] == "start"]
-        if begun and (done := [row for row in after if row[2] == "end" and row[1] == begun[0][1]]) and done[0][0] < begun[1][0]:
+        if (
+            begun
+            and (done := [row for row in after if row[2] == "end" and row[1] == begun[0][1]])
+            and done[0][0] < begun[1][0]
+        ):
             assert done[0][0] - begun[0][0] == pytest.approx(800)  # cold again
-    assert found.events.filter(pl.col("event") == "broken").height == found.events.filter(pl.col("event") == "failed").height > 0
+    assert (
+        found.events.filter(pl.col("event") == "broken").height
+        == found.events.filter(pl.col("event") == "failed").height
+        > 0
+    )
 
 
 # -- what must always hold -------------------------------------------------------------------------
@@ -212,7 +267,9 @@ def busy(**changes) -> Services:
 
 
 @settings(max_examples=15, deadline=None)
-@given(rate=st.integers(50, 900), seed=st.integers(0, 100), late=st.sampled_from(["open", "closed"]))
+@given(
+    rate=st.integers(50, 900), seed=st.integers(0, 100), late=st.sampled_from(["open", "closed"])
+)
 def test_arrived_is_served_and_lost_and_in_the_system_at_every_instant(rate, seed, late):
     found = simulate(busy(late=late), Poisson(rate), 300, seed, events=True)
     whole = found.events.filter(pl.col("stage") == "")
@@ -226,7 +283,9 @@ def test_arrived_is_served_and_lost_and_in_the_system_at_every_instant(rate, see
     for outcome, n in counts.items():
         name = outcome if outcome == "served" else f"lost: {outcome}"
         assert whole.filter(pl.col("event") == name).height == n
-    assert (found.requests["path"] == "nothing").to_list() == (found.requests["outcome"] != "served").to_list()
+    assert (found.requests["path"] == "nothing").to_list() == (
+        found.requests["outcome"] != "served"
+    ).to_list()
     assert found.requests["latency_ms"].max() <= 40 + 1e-9
     for line in found.stages.iter_rows(named=True):
         assert 0 <= line["utilisation"] <= 1 and line["requests"] <= 300
@@ -241,7 +300,9 @@ def test_every_path_taken_is_one_that_the_services_name():
 
 def test_a_waiting_request_is_where_the_events_say():
     """Waiting counts in the events are those of a recount."""
-    events = simulate(busy(), Poisson(600), 2000, 2, events=True).events.filter(pl.col("stage") == "recall")
+    events = simulate(busy(), Poisson(600), 2000, 2, events=True).events.filter(
+        pl.col("stage") == "recall"
+    )
     waiting: set[int] = set()
     for request, event, told in events.select("request", "event", "waiting").rows():
         if event == "start":
@@ -266,7 +327,10 @@ def test_same_seed_same_bytes_and_files_are_what_stays_in_memory(tmp_path, monke
     for name in ("requests", "events", "over_time"):
         assert getattr(kept, name).equals(getattr(one, name))
     sums = [
-        {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (tmp_path / name).iterdir()}
+        {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in (tmp_path / name).iterdir()
+        }
         for name in ("one", "two")
     ]
     assert sums[0] == sums[1] and set(sums[0]) == {
@@ -290,7 +354,9 @@ def test_draws_are_common_between_policies_and_rates():
     both = (a["outcome"] == "served") & (b["outcome"] == "served")
     assert 0 < both.sum() < 2000
     for stage in ("recall", "rank"):  # up to the rounding of clocks
-        np.testing.assert_allclose(a.filter(both)[f"{stage}.service_ms"], b.filter(both)[f"{stage}.service_ms"], atol=1e-6)
+        np.testing.assert_allclose(
+            a.filter(both)[f"{stage}.service_ms"], b.filter(both)[f"{stage}.service_ms"], atol=1e-6
+        )
     fast = simulate(plain, Poisson(1000), 2000, 5).requests
     np.testing.assert_allclose(fast["t_ms"], a["t_ms"] / 2)
 
@@ -314,7 +380,10 @@ def test_draws_have_the_mean_and_spread_that_is_said():
 # -- arrivals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arrivals", [Poisson(200), Daily(200, peak=2.0, bursts=0), Daily(200, peak=1.5, bursts=3), Flash(200)])
+@pytest.mark.parametrize(
+    "arrivals",
+    [Poisson(200), Daily(200, peak=2.0, bursts=0), Daily(200, peak=1.5, bursts=3), Flash(200)],
+)
 def test_arrivals_ascend_at_about_their_rate(arrivals: Arrivals):
     times = arrivals.times(20_000, np.random.default_rng(0))
     assert len(times) == 20_000 and (np.diff(times) >= 0).all() and times[0] > 0
@@ -328,7 +397,10 @@ def test_arrivals_ascend_at_about_their_rate(arrivals: Arrivals):
     else:
         assert abs(mean / 200 - 1) < 0.15  # the last of a day come in the night, when they are rare
     if isinstance(arrivals, Daily) and not arrivals.bursts:
-        night, noon = ((times < times[-1] * 0.1).sum(), ((times > times[-1] * 0.45) & (times < times[-1] * 0.55)).sum())
+        night, noon = (
+            (times < times[-1] * 0.1).sum(),
+            ((times > times[-1] * 0.45) & (times < times[-1] * 0.55)).sum(),
+        )
         assert night < 0.05 * noon
 
 
@@ -355,7 +427,10 @@ def test_a_trace_is_what_was_logged_and_scaled(shop):
         (lambda: Poisson(float("nan")), "found nan"),
         (lambda: Daily(10, peak=3), "peak needs a number from 1 to 2"),
         (lambda: Flash(10, at=1.0), "at needs a number from 0"),
-        (lambda: Trace(np.array([0.0, 1.0])).times(-1, np.random.default_rng(0)), "requests needs a whole number from 1 to .*, found -1"),
+        (
+            lambda: Trace(np.array([0.0, 1.0])).times(-1, np.random.default_rng(0)),
+            "requests needs a whole number from 1 to .*, found -1",
+        ),
         (lambda: Poisson(1).times(0, np.random.default_rng(0)), "found 0"),
     ],
 )
@@ -378,7 +453,10 @@ def test_above_one_the_growth_is_told():
 
 def test_a_stage_behind_one_that_sheds_does_not_grow():
     found = simulate(
-        Services((service("a", queue=2, fail="closed"), service("b", ServiceTime(base_ms=8)))), Poisson(200), 2000, 0
+        Services((service("a", queue=2, fail="closed"), service("b", ServiceTime(base_ms=8)))),
+        Poisson(200),
+        2000,
+        0,
     )
     assert found.growing() == {}
 
@@ -390,7 +468,10 @@ def test_goodput_is_no_more_than_what_was_served_in_the_time_it_took():
 
 def test_too_many_in_the_system_is_refused_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(queueing, "MOST", 200)
-    with pytest.raises(KarmafunnelError, match=r"found more at request \d+; \d+ wait at s, whose offered utilisation is 4\.84"):
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"found more at request \d+; \d+ wait at s, whose offered utilisation is 4\.84",
+    ):
         simulate(Services((service(),)), Poisson(500), 3000, 0, out=tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
@@ -405,20 +486,28 @@ def test_out_must_be_new_or_a_simulation(tmp_path):
     with pytest.raises(KarmafunnelError, match="from 1 to 20,000,000, found 1000000000000"):
         simulate(Services((service(),)), Poisson(10), 10**12)
     with pytest.raises(ZeroDivisionError):  # what else is written fails: nothing is left
-        simulate(Services((service(),)), Poisson(10), 20, 0, out=tmp_path / "other", also=lambda simulation, folder: 1 / 0)
+        failing = Output(tmp_path / "other", add=lambda simulation, folder: 1 / 0)
+        simulate(Services((service(),)), Poisson(10), 20, 0, out=failing)
     assert not (tmp_path / "other").exists()
 
 
 def test_one_request_or_all_at_one_time():
     for times in ([0], [0, 0, 0]):
         found = run(service(), times)
-        assert found.summary()["outcomes"] == {"served": 1.0} and found.stages["utilisation"][0] == 1.0
+        assert (
+            found.summary()["outcomes"] == {"served": 1.0} and found.stages["utilisation"][0] == 1.0
+        )
 
 
 def test_rare_crashes_are_told():
     rare = Services((service(crash=Crash(3600.0, 60.0)),))
     assert simulate(rare, Poisson(50), 500, 0).summary()["rarely_crashing"] == ["s"]
-    assert simulate(rare.change("s", crash=Crash(0.1, 0.1)), Poisson(50), 500, 0).summary()["rarely_crashing"] == []
+    assert (
+        simulate(rare.change("s", crash=Crash(0.1, 0.1)), Poisson(50), 500, 0).summary()[
+            "rarely_crashing"
+        ]
+        == []
+    )
 
 
 def test_no_simulation_to_open(tmp_path):
@@ -454,7 +543,13 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 
 def test_a_timeline_and_a_trace_of_requests(tmp_path):
-    found = run([service(time=ServiceTime(base_ms=4, request_ms=3), batch=2, wait_ms=5), service("rank", queue=0)], [0, 1, 3])
+    found = run(
+        [
+            service(time=ServiceTime(base_ms=4, request_ms=3), batch=2, wait_ms=5),
+            service("rank", queue=0),
+        ],
+        [0, 1, 3],
+    )
     assert timeline(found, 1).rows() == [
         (0, "", "arrive", None, 2), (0, "s", "come", None, 1), (0, "s", "start", 0, 0), (10, "s", "end", 0, 1),
         (10, "rank", "come", None, 0), (10, "rank", "shed", None, 0), (10, "", "served", None, 2),
@@ -482,7 +577,11 @@ def test_a_trace_has_what_was_worked_on_in_vain_beside_the_second_try(tmp_path):
         (10, 2, "start"), (15, 2, "late"), (15, 2, "again"), (15, 2, "start"), (20, 2, "vain"), (25, 2, "end"),
     ]  # fmt: skip
     events = json.loads(chrome_trace(found, tmp_path / "trace.json").read_text())["traceEvents"]
-    work = [(e["tid"], e["ts"], e["dur"], e["cat"]) for e in events if e["ph"] == "X" and e["args"]["first"] == 2]
+    work = [
+        (e["tid"], e["ts"], e["dur"], e["cat"])
+        for e in events
+        if e["ph"] == "X" and e["args"]["first"] == 2
+    ]
     assert work == [(0, 10_000, 10_000, "vain"), (1, 15_000, 10_000, "end")]
 
 
@@ -495,10 +594,21 @@ def command(*words):
 
 def test_queue_and_timeline_as_a_person_calls_them(tmp_path):
     (tmp_path / "s.toml").write_text(busy().toml())
-    asked = ["queue", tmp_path / "s.toml", "--rate", 400, "--requests", 800, "--out", tmp_path / "out"]
+    asked = [
+        "queue",
+        tmp_path / "s.toml",
+        "--rate",
+        400,
+        "--requests",
+        800,
+        "--out",
+        tmp_path / "out",
+    ]
     done = command(*asked)
     assert done.exit_code == 0, done.output
-    assert "800 requests" in done.output and "latency p99" in done.output and "recall" in done.output
+    assert (
+        "800 requests" in done.output and "latency p99" in done.output and "recall" in done.output
+    )
     names = {
         "requests.parquet",
         "events.parquet",
@@ -539,16 +649,36 @@ def test_queue_and_timeline_as_a_person_calls_them(tmp_path):
 def test_queue_plays_a_log(shop, tmp_path):
     shop.write(tmp_path / "log")
     (tmp_path / "s.toml").write_text(busy().toml())
-    done = command("queue", tmp_path / "s.toml", "--log", tmp_path / "log", "--rate", 30, "--out", tmp_path / "out", "--json")
+    done = command(
+        "queue",
+        tmp_path / "s.toml",
+        "--log",
+        tmp_path / "log",
+        "--rate",
+        30,
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
-    assert said["requests"] == len(shop.requests_in("W3")) and said["rate"] == pytest.approx(30, rel=0.01) and said["warmup"] == 0
+    assert (
+        said["requests"] == len(shop.requests_in("W3"))
+        and said["rate"] == pytest.approx(30, rel=0.01)
+        and said["warmup"] == 0
+    )
 
 
 def test_queue_says_that_a_stage_cannot_keep_up(tmp_path):
     (tmp_path / "s.toml").write_text(Services((service(),)).toml())
-    done = command("queue", tmp_path / "s.toml", "--rate", 150, "--requests", 2000, "--out", tmp_path / "out")
-    assert done.exit_code == 0 and "s is offered 1.47 times" in done.output and "requests a second" in done.output
+    done = command(
+        "queue", tmp_path / "s.toml", "--rate", 150, "--requests", 2000, "--out", tmp_path / "out"
+    )
+    assert (
+        done.exit_code == 0
+        and "s is offered 1.47 times" in done.output
+        and "requests a second" in done.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -557,10 +687,17 @@ def test_queue_says_that_a_stage_cannot_keep_up(tmp_path):
         ([], "needs --rate (requests a second) or --log"),
         (["--rate", "-3"], "needs a number from 0.001 to 1e+06, found '-3'"),
         (["--rate", "nan"], "needs a number from 0.001 to 1e+06, found 'nan'"),
-        (["--rate", "5", "--requests", "0"], "needs a whole number from 1 to 20,000,000, found '0'"),
+        (
+            ["--rate", "5", "--requests", "0"],
+            "needs a whole number from 1 to 20,000,000, found '0'",
+        ),
     ],
 )
 def test_queue_refuses_by_name(words, said, tmp_path):
     (tmp_path / "s.toml").write_text(Services((service(),)).toml())
     done = command("queue", tmp_path / "s.toml", *words, "--out", tmp_path / "out")
-    assert done.exit_code in (1, 2) and said in " ".join(done.output.split()) and not (tmp_path / "out").exists()
+    assert (
+        done.exit_code in (1, 2)
+        and said in " ".join(done.output.split())
+        and not (tmp_path / "out").exists()
+    )

@@ -148,7 +148,7 @@ def world(log: Path, catalogue: Path | None, force: bool, **asked: Any) -> None:
 @click.option(
     "--seal",
     is_flag=True,
-    help="First take the tables as they are now, changed on purpose: counts and checksums are written anew.",
+    help="First accept tables that were changed on purpose: write counts and checksums anew.",
 )
 def validate(log: Path, as_json: bool, seal: bool) -> None:
     """Check a log folder: PASS, FAIL or N/A a check, with example ids. Exit code 1 on a failure."""

@@ -35,8 +35,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..load.capacity import Plan
+    from ..load.quality import LoadQuality
+    from ..load.queueing import Simulation
     from ..replay.options import RunOptions
-
 
 ARRIVALS = ("poisson", "daily", "flash")
 
@@ -44,22 +46,22 @@ ARRIVALS = ("poisson", "daily", "flash")
 def arrivals_of(
     arrivals: str | None, rate: float | None, log: Path | None, n: int | None
 ) -> tuple[Any, int]:
-    """Arrivals as the flags say, and how many."""
+    """The arrivals that the flags ask for, and the number of requests."""
     from ..load.arrivals import Daily, Flash, Poisson, Trace
+    from ..replay.prepare import requests_of
 
     if log is not None:
         if arrivals is not None:
             raise KarmafunnelError(
                 "queue",
-                what="--log plays the log's own times;",
-                needs="no --arrivals",
+                what="--log",
+                needs="no --arrivals (requests come at the log's own times)",
                 found=arrivals,
             )
         opened = open_log(log)
-        from ..replay.prepare import requests_of
-
         trace = Trace.of(opened, requests_of(opened, "W3", None), rate)
-        return trace, len(trace.ids) if n is None or n > len(trace.ids) else n
+        most = len(trace.ids)
+        return trace, most if n is None else min(n, most)
     if rate is None:
         raise KarmafunnelError(
             "queue",
@@ -81,39 +83,39 @@ def arrivals_of(
 @click.option(
     "--arrivals",
     type=click.Choice(ARRIVALS),
-    help="At random (poisson, the default), a day's curve with bursts, a flash crowd.",
+    help="poisson: at random (default); daily: a day's curve with bursts; flash: a flash crowd.",
 )
 @click.option(
     "--run",
     type=folder,
-    help="A Run whose paths were replayed: tells what was shown is worth, also at other loads.",
+    help="A Run replayed with --paths: adds the quality and money of what is shown, by load.",
 )
 @click.option(
     "--measure",
     "measures",
     multiple=True,
-    help="Measures of what was shown, with --run; HR@10 and GMV-HR@10 without.",
+    help="Measures of what is shown, with --run; default: HR@10 and, with prices, GMV-HR@10.",
 )
 @click.option(
     "--beside",
     multiple=True,
     type=folder,
-    help="Another SERVICES: the same requests through it, differences paired.",
+    help="Another SERVICES file, compared on the same requests (with --run).",
 )
 @click.option(
     "--requests",
     "n",
     type=Number("requests"),
-    help="How many; 20,000 without it, or all of the log's.",
+    help="How many requests; default: 20,000, or all of the log's last window.",
 )
 @seed_option
-@click.option("--events/--no-events", default=True, help="Keep what happened to each request.")
+@click.option("--events/--no-events", default=True, help="Keep the events of each request.")
 @click.option(
     "--out",
     "folder_out",
     type=folder,
     required=True,
-    help="Where tables, load.html and trace.json go.",
+    help="The folder for tables, load.html and trace.json.",
 )
 @force_flag
 @json_flag
@@ -129,188 +131,171 @@ def queue(
     as_json: bool,
     **coming: Any,
 ) -> None:
-    """Send requests through a deployment: latency, utilisation, who was shown what, and (with
-    --run) what that is worth.
+    """Send requests through a deployment: latency, utilisation, what was shown, and (with --run)
+    its quality.
 
-    SERVICES is a TOML file: `karmafunnel profile` writes one, and a person can (README, "Under
-    load"). With --run, quality and money over offered load and what an hour's outage of each stage
-    costs. load.html has the plots, trace.json opens in Perfetto.
+    SERVICES is a TOML file: `karmafunnel profile` writes one, and it can be written by hand. With
+    --run: quality and money over offered load, and what an hour's outage of each stage costs.
+    load.html has the plots, trace.json opens in Perfetto.
     """
-    from ..load.queueing import Simulation, asked_of, simulate
+    from ..load.queueing import Output, asked_of, simulate
     from ..load.services import Services
     from ..load.timeline import chrome_trace
     from ..report.load_page import load_page
 
     claimed(folder_out, SIMULATION, services, *beside, coming["log"], run, force=force)
-    if measures and run is None:
-        raise KarmafunnelError(
-            "queue",
-            what=f"--measure {measures[0]} asks what was shown, and",
-            needs="--run",
-            found="none",
-        )
-    if beside and run is None:
-        raise KarmafunnelError(
-            "queue",
-            what=f"--beside {beside[0]} compares what was shown, and",
-            needs="--run",
-            found="none",
-        )
-    stems = [path.stem for path in (services, *beside)]
-
-    def name(path: Path) -> str:
-        return path.stem if stems.count(path.stem) == 1 else str(path)
-
-    policies = {name(path): Services.read(path) for path in (services, *beside)}
-    deployed = policies[name(services)]
+    for option, given in (("--measure", measures), ("--beside", beside)):
+        if given and run is None:
+            raise KarmafunnelError(
+                "queue", what=f"{option} {given[0]}", needs="--run", found="none"
+            )
+    files = (services, *beside)
+    stems = [path.stem for path in files]
+    policies = {}
+    for path, stem in zip(files, stems, strict=True):
+        policies[stem if stems.count(stem) == 1 else str(path)] = Services.read(path)
+    deployed = next(iter(policies.values()))
     arrivals, count = arrivals_of(**coming)
     claimed(folder_out, SIMULATION, wants=asked_of(deployed, arrivals, count, seed), force=force)
     command = typed()
-    worth = None
+    quality = None
     with progress_bar(err) as bar:
         task = bar.add_task("simulating", total=count)
         if run is not None:  # before anything is written: a path may not have been replayed
-            from ..load.credit import quality_under_load
+            from ..load.quality import quality_under_load
 
             def step(what: str, i: int, total: int | None) -> None:
                 bar.update(task, description=what, completed=i, total=total)
 
-            worth = quality_under_load(
+            quality = quality_under_load(
                 policies, run, arrivals, count, seed, measures=measures, progress=step
             )
             bar.update(task, description="simulating", completed=0, total=count)
 
-        def write_more(made: Simulation, folder: Path) -> None:
-            if worth:
-                worth.write(folder)
+        def add(made: Simulation, folder: Path) -> None:
+            if quality:
+                quality.write(folder)
             if events:
                 chrome_trace(made, folder / "trace.json")
-            load_page(made, folder / "load.html", worth=worth, command=command)
+            load_page(made, folder / "load.html", quality=quality, command=command)
 
         simulation = simulate(
             deployed,
             arrivals,
             count,
             seed,
-            out=folder_out,
             events=events,
+            out=Output(folder_out, {"command": command}, add),
             progress=lambda i: bar.update(task, completed=i),
-            says={"command": command},
-            also=write_more,
         )
     if as_json:
-        print(
-            json.dumps(simulation.summary() | ({"quality": worth.rows} if worth else {}), indent=1)
-        )
+        more = {"quality": quality.rows} if quality else {}
+        print(json.dumps(simulation.summary() | more, indent=1))
         return
     print_simulation(simulation)
-    if worth:
-        print_worth(worth)
-    err.print(
-        f"open {folder_out / 'load.html'} in a browser"
-        + f", {folder_out / 'trace.json'} at ui.perfetto.dev" * events
-    )
+    if quality:
+        print_load_quality(quality)
+    trace = f", {folder_out / 'trace.json'} at ui.perfetto.dev" if events else ""
+    err.print(f"open {folder_out / 'load.html'} in a browser{trace}")
 
 
-def print_simulation(simulation: Any) -> None:
-    """Stages, then the whole."""
+STAGE_HEADS = {
+    "servers": "servers",
+    "utilisation": "busy",
+    "mean_batch": "batch",
+    "mean_wait_ms": "wait ms",
+    "p50_ms": "p50",
+    "p95_ms": "p95",
+    "p99_ms": "p99",
+}
+CAUSES = {
+    "shed": "shed",
+    "abandoned": "out of patience",
+    "late": "late",
+    "overdue": "overdue",
+    "failed": "crashed",
+}
+
+
+def print_simulation(simulation: Simulation) -> None:
+    """The stages, then latency, goodput, outcomes and paths."""
     from ..report.table import Table, print_table
 
     found = simulation.summary()
-    heads = {
-        "servers": "servers",
-        "utilisation": "busy",
-        "mean_batch": "batch",
-        "mean_wait_ms": "wait ms",
-        "p50_ms": "p50",
-        "p95_ms": "p95",
-        "p99_ms": "p99",
-    }
-    causes = {
-        "shed": "shed",
-        "abandoned": "out of patience",
-        "late": "late",
-        "overdue": "overdue",
-        "failed": "crashed",
-    }
-
-    def told(x: float | None) -> str:
-        return (
-            ""
-            if x is None
-            else f"{x:,}"
-            if isinstance(x, int)
-            else f"{x:,.2f}"
-            if x < 10
-            else f"{x:,.1f}"
-        )
-
     rows = []
     for line in simulation.stages.iter_rows(named=True):
-        lost = ", ".join(f"{line[key]:,} {word}" for key, word in causes.items() if line[key])
-        rows.append([line["stage"], *(told(line[key]) for key in heads), lost])
+        row = [line["stage"]]
+        for key in STAGE_HEADS:
+            row.append(_rounded(line[key]))
+        lost = [f"{line[key]:,} {word}" for key, word in CAUSES.items() if line[key]]
+        rows.append([*row, ", ".join(lost)])
     title = f"{found['services']}: {found['requests']:,} requests, {found['rate']:,.1f} a second"
-    print_table(Table(["stage", *heads.values(), "lost"], rows, title=title), out)
+    print_table(Table(["stage", *STAGE_HEADS.values(), "lost"], rows, title=title), out)
     for name, one in found["latency"].items():
-        sure = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
-        out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{sure} ms")
-
-    def shares(said: dict[str, float]) -> str:
-        return ", ".join(f"{name} {share:.2%}" for name, share in said.items())
-
-    out.print(
-        f"goodput {found['goodput']:,.1f} a second; outcomes: {shares(found['outcomes'])}",
-        soft_wrap=True,
-    )
-    out.print(f"paths: {shares(found['paths'])}", soft_wrap=True)
+        interval = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
+        out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{interval} ms")
+    outcomes, paths = _shares(found["outcomes"]), _shares(found["paths"])
+    out.print(f"goodput {found['goodput']:,.1f} a second; outcomes: {outcomes}", soft_wrap=True)
+    out.print(f"paths: {paths}", soft_wrap=True)
     for name in found["rarely_crashing"]:
-        out.print(
-            f"{name}: fewer than ten crashes are to be expected in so short a run; ask for more --requests",
-            style="bold",
-        )
+        few = f"{name}: fewer than 10 crashes are expected in a run this short; raise --requests"
+        out.print(few, style="bold")
     for name, growth in found["growing"].items():
         load = simulation.services[name].utilisation(found["rate"])
-        more = f"{name} is offered {load:.2f} times what its servers can do, and nothing bounds its queue: it grows by {growth:,.1f}"
-        more += " requests a second, and the latencies above with --requests"
-        out.print(more, style="bold red", soft_wrap=True)
+        overload = (
+            f"{name}: offered load is {load:.2f} of capacity and the queue is unbounded; it grows "
+            f"by {growth:,.1f} requests a second, so the latencies above grow with --requests"
+        )
+        out.print(overload, style="bold red", soft_wrap=True)
 
 
-def print_worth(worth: Any) -> None:
-    """Quality of what was shown, over offered load, and the price of outages."""
+def _rounded(x: float | None) -> str:
+    if x is None:
+        return ""
+    if isinstance(x, int):
+        return f"{x:,}"
+    return f"{x:,.2f}" if x < 10 else f"{x:,.1f}"
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+
+
+def print_load_quality(quality: LoadQuality) -> None:
+    """The quality of what was shown, also over offered load, and the cost of outages."""
     from ..report.measure_table import valued
     from ..report.table import Cell, Table, number, print_table
 
     rows: list[list[str | Cell]] = []
-    for row in worth.rows:
-        change = row["difference"]
-        ends = {"low": row["difference low"], "high": row["difference high"]}
-        beside = (
-            ""
-            if change is None
-            else valued({"value": change, "difference": change} | ends, signed=True)
-        )
-        rows.append([row["policy"], row["measure"], valued(row), beside])
+    for row in quality.rows:
+        gain: str | Cell = ""
+        if (change := row["difference"]) is not None:
+            ends = {"low": row["difference low"], "high": row["difference high"]}
+            gain = valued({"value": change, "difference": change} | ends, signed=True)
+        rows.append([row["policy"], row["measure"], valued(row), gain])
     heads = ["policy", "measure", "value", "difference"]
-    print_table(Table(heads, rows, 2, title="what was shown is worth"), out)
-    names = list(dict.fromkeys(row["measure"] for row in worth.rows))
+    print_table(Table(heads, rows, 2, title="quality of what was shown"), out)
+    names = list(dict.fromkeys(row["measure"] for row in quality.rows))
     rows = []
-    for line in worth.curve.iter_rows(named=True):
-        rates = [f"{line['rate']:,.1f}", f"{line['goodput']:,.1f}"]
+    for line in quality.curve.iter_rows(named=True):
         p99 = f"{line['p99_ms']:,.1f}" if line["p99_ms"] is not None else "n/a"
-        shares = [f"{line['full']:.1%}", f"{line['nothing']:.1%}"]
-        rows.append([line["policy"], *rates, p99, *shares, *(number(line[name]) for name in names)])
+        cells = [line["policy"], f"{line['rate']:,.1f}", f"{line['goodput']:,.1f}", p99]
+        cells += [f"{line['full']:.1%}", f"{line['nothing']:.1%}"]
+        rows.append([*cells, *(number(line[name]) for name in names)])
     heads = ["policy", "a second", "goodput", "p99 ms", "full", "nothing", *names]
     print_table(Table(heads, rows, title="over offered load"), out)
-    if worth.outages is None:
+    if quality.outages is None:
         return
     rows = []
-    for line in worth.outages.iter_rows(named=True):
-        lost = f"{line['lost']:,.0f}" if not line["note"] else ""
-        lost += f" [{line['low']:,.0f}, {line['high']:,.0f}]" if line["low"] is not None else ""
-        rows.append(
-            [line["stage"], line["path"], line["note"] or f"{lost} of {line['money']:,.0f}"]
-        )
-    heads = ["stage", "its requests take", f"lost in an hour, {worth.currency}"]
+    for line in quality.outages.iter_rows(named=True):
+        lost = line["note"]
+        if not lost:
+            lost = f"{line['lost']:,.0f}"
+            if line["low"] is not None:
+                lost += f" [{line['low']:,.0f}, {line['high']:,.0f}]"
+            lost += f" of {line['money']:,.0f}"
+        rows.append([line["stage"], line["path"], lost])
+    heads = ["stage", "its requests take", f"lost in an hour, {quality.currency}"]
     print_table(Table(heads, rows, title="an hour's outage", look="prose"), out)
 
 
@@ -319,9 +304,7 @@ def print_worth(worth: Any) -> None:
 @click.argument("request", type=Number("request"))
 @json_flag
 def timeline(simulation: Path, request: int, as_json: bool) -> None:
-    """What happened to one REQUEST (its number, in order of arrival) of a SIMULATION that `queue`
-    wrote.
-    """
+    """The events of one REQUEST (its number in order of arrival) of a SIMULATION by `queue`."""
     from ..load.queueing import Simulation
     from ..load.timeline import timeline as events_of
     from ..report.table import Table, print_table
@@ -332,13 +315,12 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
         print(json.dumps(rows.to_dicts(), indent=1))
         return
     line = opened.requests.row(request, named=True)
-    title = f"request {request}: {line['outcome']} after {line['latency_ms']:,.2f} ms, path {line['path']}"
+    took = f"{line['outcome']} after {line['latency_ms']:,.2f} ms"
+    title = f"request {request}: {took}, path {line['path']}"
     lines = []
     for row in rows.iter_rows(named=True):
-        server = "" if row["server"] is None else str(row["server"])
-        lines.append(
-            [f"{row['since_ms']:,.2f}", row["stage"], row["event"], server, str(row["waiting"])]
-        )
+        since, server = f"{row['since_ms']:,.2f}", "" if row["server"] is None else row["server"]
+        lines.append([since, row["stage"], row["event"], str(server), str(row["waiting"])])
     heads = ["ms", "stage", "event", "server", "waiting"]
     print_table(Table(heads, lines, title=title, look="prose"), out)
 
@@ -350,13 +332,13 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
     "--p99-ms",
     type=Number("p99_ms"),
     required=True,
-    help="The target: most that p99 of the latency end to end may be.",
+    help="The target: the highest p99 of the latency end to end, ms.",
 )
 @click.option(
     "--lost",
     type=Number("lost"),
     default=0.001,
-    help="Share of requests that may be degraded or shown nothing.",
+    help="The largest share of requests that may be degraded or shown nothing.",
 )
 @click.option(
     "--requests",
@@ -370,7 +352,7 @@ def timeline(simulation: Path, request: int, as_json: bool) -> None:
     "--out",
     "folder_out",
     type=folder,
-    help="Where services.toml, plan.json, what_if.csv and load.html go.",
+    help="The folder for services.toml, plan.json, what_if.csv and load.html.",
 )
 @force_flag
 @json_flag
@@ -387,9 +369,9 @@ def plan_command(
 ) -> None:
     """Find the cheapest servers of each stage that meet a target of p99 latency.
 
-    Everything but the servers is taken from SERVICES: batches, deadlines, fallbacks, what a server
-    costs. Prints the servers, the cost of a million requests, what if (other rates, one server less
-    or more), and the highest rate that still meets the target.
+    All settings but the number of servers are those of SERVICES: batches, deadlines, fallbacks,
+    the cost of a server. Prints the servers, the cost of a million requests, a what-if table (other
+    rates, one server less or more), and the highest rate that still meets the target.
     """
     from ..load.capacity import plan as make_plan
     from ..load.services import Services
@@ -431,9 +413,9 @@ def plan_command(
         )
 
 
-def write_plan(found: Any, folder_out: Path, asked: dict[str, Any]) -> None:
-    """The plan with what was `asked`, its deployment, and the page of one simulation of it: all of
-    it or nothing.
+def write_plan(found: Plan, folder_out: Path, asked: dict[str, Any]) -> None:
+    """Write the plan with what was `asked`, its deployment, and the page of one simulation of it;
+    the folder appears whole or not at all.
     """
     from ..load.arrivals import Poisson
     from ..load.queueing import simulate
@@ -447,31 +429,23 @@ def write_plan(found: Any, folder_out: Path, asked: dict[str, Any]) -> None:
         load_page(simulation, temporary / "load.html", plan=found, command=typed())
 
 
-def print_plan(found: Any) -> None:
-    """Servers, what they cost, what if, headroom."""
-    from ..report.load_page import plan_tables
+def print_plan(found: Plan) -> None:
+    """The servers and their cost, the what-if table, the headroom."""
+    from ..report.load_page import PROOF, plan_tables
     from ..report.table import number, print_table
 
     for table in plan_tables(found):
         print_table(table, out)
-    sure = (
-        "nothing cheaper does, as far as more servers never hurt"
-        if found.proven
-        else "not everything cheaper was tried"
-    )
-
-    def tell(text: str) -> None:
-        out.print(text, soft_wrap=True)
-
-    tell(
-        f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing {found.degraded:.2%}; {sure}"
-    )
-    tell(
-        f"cost of a million requests {number(found.cost_per_million)}, an hour {number(found.services.cost_per_hour)}"
-    )
-    tell(
-        f"headroom: meets the target up to {found.headroom:,.1f} a second ({found.headroom / found.rate - 1:+.0%})"
-    )
+    million, hour = number(found.cost_per_million), number(found.services.cost_per_hour)
+    spare = found.headroom / found.rate - 1
+    lines = [
+        f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing "
+        f"{found.degraded:.2%}; {PROOF[found.proven]}",
+        f"cost of a million requests {million}, an hour {hour}",
+        f"headroom: meets the target up to {found.headroom:,.1f} a second ({spare:+.0%})",
+    ]
+    for line in lines:
+        out.print(line, soft_wrap=True)
 
 
 @click.command()
@@ -482,25 +456,28 @@ def print_plan(found: Any) -> None:
     "services",
     type=folder,
     required=True,
-    help="The TOML file to write; the fit is drawn into an HTML file beside it.",
+    help="The TOML file to write; the fit is plotted in an HTML file next to it.",
 )
 @seed_option
 @click.option(
-    "--batches", type=Numbers("batch_size"), default="1,2,4,8,16", help="Requests at once."
+    "--batches",
+    type=Numbers("batch_size"),
+    default="1,2,4,8,16",
+    help="Batch sizes: requests at once.",
 )
 @click.option(
     "--cutoffs",
     type=Cutoffs("k"),
     multiple=True,
     metavar="STAGE=K,K",
-    help="What a stage passes on, such as recall=100,400; without it 1/4, 1/2 and all of its k.",
+    help="Cutoffs of a stage's output, such as recall=100,400; default: 1/4, 1/2 and all of its k.",
 )
-@click.option("--seconds", type=Number("seconds"), default=15.0, help="Most time a stage.")
+@click.option("--seconds", type=Number("seconds"), default=15.0, help="Time for each stage, s.")
 @click.option(
     "--load",
     type=Number("load"),
     default=1.0,
-    help="Time the stages as they are at this utilisation: 1 is one pass after another.",
+    help="Utilisation at which stages are timed; at 1 one pass follows another.",
 )
 @click.option(
     "--threads",
@@ -512,7 +489,7 @@ def print_plan(found: Any) -> None:
 @click.option(
     "--policies",
     is_flag=True,
-    help="Add a deadline, batches, waiting rooms and fallbacks to start from.",
+    help="Also write a deadline, batches, queue limits and fallbacks to start from.",
 )
 @no_cache_flag
 @force_flag
@@ -543,7 +520,11 @@ def profile(
     html = services.parent / f"{services.stem}.html"
     if html == services:
         raise KarmafunnelError(
-            f"profile: --out {services} needs to be a TOML file; the page goes into an .html file beside it"
+            "profile",
+            what="--out",
+            needs="a TOML file",
+            found=services,
+            hint="the page goes into an .html file next to it",
         )
     claimed(services, SERVICES, log, recipe, force=options.force)
     claimed(html, PAGE, log, recipe, force=options.force)
@@ -556,16 +537,8 @@ def profile(
     found.write(services)
     profile_page(found, html)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "services": tomllib.loads(found.services.toml()),
-                    "fits": found.fits,
-                    "cells": found.cells.to_dicts(),
-                },
-                indent=1,
-            )
-        )
+        fitted = {"services": tomllib.loads(found.services.toml()), "fits": found.fits}
+        print(json.dumps(fitted | {"cells": found.cells.to_dicts()}, indent=1))
     else:
         print_fits(found, out)
-    err.print(f"{services}; the fit is drawn in {html}", soft_wrap=True)
+    err.print(f"{services}; the fit is plotted in {html}", soft_wrap=True)

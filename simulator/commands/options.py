@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -45,18 +44,16 @@ class Number(click.ParamType):
 
 
 class Numbers(Number):
-    """Such numbers, with commas between."""
+    """Numbers within a bound, separated by commas."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return (
-            [super(Numbers, self).convert(word, param, ctx) for word in value.split(",")]
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        return [super(Numbers, self).convert(word, param, ctx) for word in value.split(",")]
 
 
 class Cutoffs(Numbers):
-    """A stage and cutoffs of it: STAGE=K,K."""
+    """A stage and its cutoffs: STAGE=K,K."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         name, _, ks = value.partition("=")
@@ -64,8 +61,8 @@ class Cutoffs(Numbers):
 
 
 class Place(click.Path):
-    """A path; an empty one, such as of a variable that is not set, is refused: it would be the
-    folder where one stands.
+    """A path. An empty text (a shell variable that is not set) is refused: it would be the current
+    folder.
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -80,26 +77,26 @@ seed_option = click.option(
     "--seed",
     type=Number("seed"),
     default=0,
-    help="Of every random draw; the same seed gives the same bytes.",
+    help="Seed of all random numbers; the same seed gives the same bytes.",
 )
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 device_option = click.option(
     "--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda."
 )
 limit_option = click.option(
-    "--limit", type=Number("limit"), help="Replay so many requests, evenly spaced in time."
+    "--limit", type=Number("limit"), help="Replay this many requests, evenly spaced in time."
 )
 window_option = click.option(
     "--window",
     type=click.Choice(["W3", "W2b"]),
     default="W3",
-    help="W2b is for tuning; W3 is looked at once, at the end.",
+    help="The window to replay: W2b (validation) for tuning, W3 (test) for final results.",
 )
 no_cache_flag = click.option("--no-cache", is_flag=True, help="Fit everything anew.")
 force_flag = click.option(
     "--force",
     is_flag=True,
-    help="Replace an older result of something else, or an edited one; what karmafunnel did not write stays.",
+    help="Also replace other or edited results of karmafunnel; nothing else is ever replaced.",
 )
 
 
@@ -134,9 +131,7 @@ def worker_flags(command: Any) -> Any:
 
 
 def takes_run_options(command: Any) -> Any:
-    """Hand those of a command's options that say how recipes are fitted and replayed to it as one
-    `RunOptions`.
-    """
+    """Pass a command its options of fitting and replaying as one `RunOptions`."""
 
     @wraps(command)
     def with_options(**given: Any) -> None:
@@ -145,30 +140,27 @@ def takes_run_options(command: Any) -> Any:
 
         workers, ray = given.pop("workers", None), given.pop("ray", None)
         cache = click.get_current_context().with_resource(cache_folder(given.pop("no_cache")))
-        told = {
-            name: given.pop(name)
-            for name in ("seed", "device", "limit", "window", "force")
-            if name in given
-        }
-        options = RunOptions(**told, cache=cache, console=err, command=typed())
-        command(
-            options=replace(
-                options, workers=None if workers is None and ray is None else Workers(workers, ray)
-            ),
-            **given,
+        names = {"seed", "device", "limit", "window", "force"} & given.keys()
+        options = RunOptions(
+            **{name: given.pop(name) for name in names},
+            cache=cache,
+            console=err,
+            command=typed(),
+            workers=None if workers is None and ray is None else Workers(workers, ray),
         )
+        command(options=options, **given)
 
     return with_options
 
 
 def typed() -> str:
-    """The command line, as one would type it."""
+    """The command line as it was typed."""
     return shlex.join(["karmafunnel", *sys.argv[1:]])
 
 
 def open_log(path: Path, but: Sequence[str] = ()) -> Log:
-    """A log to compute with: one that fails no check (`but` for these) whose failure would change a
-    figure.
+    """Open a log; raises KarmafunnelError for a catalogue, and for a failed check (but those in
+    `but`) that would change results.
     """
     log = read(path)
     if isinstance(log, Catalogue):

@@ -288,7 +288,10 @@ def fit_embedder(
     embedders = (found.row(row) if row else found).embedders
     if name is None and len(embedders) != 1:
         raise KarmafunnelError(
-            f"recipe {found.name}: needs --name, one of {sorted(embedders)}{', or a --row' if found.rows else ''}"
+            f"recipe {found.name}",
+            needs=f"--name, one of {sorted(embedders)}",
+            found="none",
+            hint="or give a --row" if found.rows else "",
         )
     name = name or next(iter(embedders))
     if name not in embedders:
@@ -321,6 +324,5 @@ def fit_embedder(
     for key, value in embedding.facts.items():
         lines.append([key, json.dumps(value) if isinstance(value, (dict, list)) else str(value)])
     print_table(Table(["what", "found"], lines, title=repr(embedders[name]), look="prose"), out)
-    out.print(
-        f"{folder_out}: open it with the same value: {type(embedders[name]).__name__}(...).load(folder, log)"
-    )
+    kind = type(embedders[name]).__name__
+    out.print(f"{folder_out}: open it with the same value: {kind}(...).load(folder, log)")

@@ -17,7 +17,7 @@ from ... import __version__
 from ...files import LOG, PAGE, RUN_AND_PATHS, SERVICES, SIMULATION
 from ...log import Log
 from ...terminal import progress_bar
-from .deployment import print_simulation, print_worth
+from .deployment import print_load_quality, print_simulation
 from .figures import print_stage_table
 from .options import claimed, err, folder, force_flag, json_flag, out, seed_option
 
@@ -33,14 +33,14 @@ from .options import claimed, err, folder, force_flag, json_flag, out, seed_opti
 @seed_option
 @force_flag
 def demo(folder_out: Path, seed: int, force: bool) -> None:
-    """Make a World, fit KARMA, replay a funnel that it drives, then put it under load. Tables and
-    two HTML pages. No network.
+    """Generate a World, fit KARMA, replay a funnel with it, then simulate that funnel under load.
+    Prints tables and writes two HTML pages. Needs no network.
     """
     from ..load.arrivals import Poisson
-    from ..load.credit import quality_under_load
     from ..load.profile import Timing
     from ..load.profile import profile as run_profile
-    from ..load.queueing import simulate
+    from ..load.quality import quality_under_load
+    from ..load.queueing import Output, simulate
     from ..load.services import with_policies
     from ..replay.degrade import replay_paths
     from ..replay.options import RunOptions
@@ -62,9 +62,8 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     for name, kind in kinds.items():
         claimed(folder_out / name, kind, force=force)
     err.print("making a World: 2,000 items, 600 users, 4,000 requests")
-    generate(items=2000, users=600, requests=4000, seed=seed, images=False).write(
-        folder_out / "log"
-    )
+    world = generate(items=2000, users=600, requests=4000, seed=seed, images=False)
+    world.write(folder_out / "log")
     log = Log.open(folder_out / "log")
     recipe = load_recipe("karma", log)
     options = RunOptions(
@@ -72,9 +71,8 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     )
     fitted = prepare(recipe, log, options)
     err.print("timing its stages")
-    deployed = with_policies(
-        run_profile(recipe, log, Timing(seconds=3.0), options, fitted=fitted).services
-    )
+    profile = run_profile(recipe, log, Timing(seconds=3.0), options, fitted=fitted)
+    deployed = with_policies(profile.services)
     deployed.write(folder_out / "services.toml")
     run = folder_out / "run"
     replay_paths(recipe, log, run, deployed.paths(), options, fitted=fitted)
@@ -87,29 +85,27 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
         def step(what: str, i: int, total: int | None) -> None:
             bar.update(task, description=what, completed=i, total=total)
 
-        worth = quality_under_load(
+        quality = quality_under_load(
             {"services": deployed}, run, Poisson(rate), 5000, seed, progress=step
         )
-    simulation = simulate(
-        deployed,
-        Poisson(rate),
-        5000,
-        seed,
-        out=folder_out / "load",
-        events=True,
-        says={"command": "karmafunnel demo"},
-        also=lambda _, folder: worth.write(folder),
-        force=True,  # stages are timed anew each time
+    written = Output(
+        folder_out / "load",
+        {"command": "karmafunnel demo"},
+        lambda _, folder: quality.write(folder),
+        force=True,  # its stages are timed anew in each demo
     )
-    load_page(simulation, folder_out / "load.html", worth=worth, command="karmafunnel demo")
+    simulation = simulate(deployed, Poisson(rate), 5000, seed, events=True, out=written)
+    load_page(simulation, folder_out / "load.html", quality=quality, command="karmafunnel demo")
     print_simulation(simulation)
-    print_worth(worth)
-    again = f"karmafunnel queue {folder_out / 'services.toml'} --rate {2 * rate:.0f} --run {run} --out {folder_out / 'double'}"
-    err.print(
-        f"{time.perf_counter() - start:.0f} s. Open {folder_out / 'report.html'} and {folder_out / 'load.html'} in a browser; go on with:\n"
-        f"  karmafunnel measure {run} HR@20 --slice target\n  {again}",
-        soft_wrap=True,
+    print_load_quality(quality)
+    lines = (
+        f"{time.perf_counter() - start:.0f} s. Open {folder_out / 'report.html'} and "
+        f"{folder_out / 'load.html'} in a browser; go on with:",
+        f"  karmafunnel measure {run} HR@20 --slice target",
+        f"  karmafunnel queue {folder_out / 'services.toml'} --rate {2 * rate:.0f} --run {run} "
+        f"--out {folder_out / 'double'}",
     )
+    err.print("\n".join(lines), soft_wrap=True)
 
 
 @click.command()
@@ -161,7 +157,8 @@ def doctor(as_json: bool) -> None:
         slow.append("matrix products are slow: SASRec and DIN will be, too")
     if (os.cpu_count() or 1) > 1 and facts["OMP_WAIT_POLICY"].lower() != "passive":
         slow.append(
-            "OMP_WAIT_POLICY is not 'passive': torch, faiss and LightGBM bring a thread pool each and spin against each other"
+            "OMP_WAIT_POLICY is not 'passive': the thread pools of torch, faiss and LightGBM "
+            "compete for the cores while they wait"
         )
     facts["slow here"] = slow or ["nothing found"]
     if as_json:

@@ -421,8 +421,8 @@ class Profile:
                     STAGE: stage,
                     REQUESTS: requests,
                     CUTOFF: cutoff,
-                    ITEMS: float(cell[ITEMS].mean()),
-                    "passes": cell.height,  # type: ignore[arg-type]
+                    ITEMS: float(cell[ITEMS].mean()),  # type: ignore[arg-type]
+                    "passes": cell.height,
                     "mean_ms": float(ms.mean()),
                     "fitted_ms": float(mean.mean()),
                     "p95_ms": float(np.quantile(ms, 0.95)),

@@ -1,18 +1,17 @@
 """The funnel under load: requests arrive, wait, are served in batches or give up, stage by stage.
 SimPy is the engine; no model is loaded.
 
-A request's life is the generator `life`, read from top to bottom; a server's is `serve`. Arrival i
-and the draws of request i at stage s depend on (seed, i, s) alone, never on the order of events, so
-that two deployments with one seed differ by what they do.
+The generator `life` is the life of a request, `serve` the work of a server. Arrival i and the
+random numbers of request i at stage s depend only on (seed, i, s), not on the order of events:
+two deployments with the same seed differ only by their settings.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ MOST = 500_000  # requests in the system at once; each costs about 2 kB
 MOST_CRASHES = 1_000_000  # of a stage in a run
 SAMPLES = 500  # points of `over_time`
 BLOCK = 4096  # requests whose random numbers are drawn together
+BLOCKS = 16  # that are kept; an older one is drawn again when it is needed
 ROWS = 16_384  # rows that are written together
 DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = (
     "done",
@@ -75,13 +75,12 @@ OVER_TIME = {"t_ms": pl.Float64, "stage": pl.String, "waiting": pl.Int32, "busy"
 
 
 def times_of(services: Services) -> list[str]:
-    """The columns of `requests` that tell the times at each online stage."""
-    return [
-        f"{s.name}.{what}"
-        for s in services.stages
-        if s.online
-        for what in ("wait_ms", "service_ms", "ms")
-    ]
+    """The columns of `requests` with the times at each online stage."""
+    columns = []
+    for stage in services.stages:
+        if stage.online:
+            columns += [f"{stage.name}.{what}" for what in ("wait_ms", "service_ms", "ms")]
+    return columns
 
 
 WHOLE, FIGURE = number(Bound(0, 2**62)), maybe(number(Bound(0.0, 1e300)))
@@ -104,27 +103,28 @@ LINE = {
 # -- random numbers --------------------------------------------------------------------------------
 
 
-class Draws:
+Draw = tuple[float, float, float]
+
+
+class RandomStreams:
     """The random numbers of one stage: for each request and attempt the ratio of service time to
-    its mean, and two uniform numbers.
+    its mean, and two uniform numbers, which decide about "slow" and "cached".
     """
 
     def __init__(self, service: Service, seed: int, place: int):
         self.time, self.seed, self.place = service.time, seed, place
-        self.blocks: OrderedDict[tuple[int, int], list[tuple[float, float, float]]] = OrderedDict()
+        self.blocks: OrderedDict[tuple[int, int], list[Draw]] = OrderedDict()
 
-    def __call__(self, request: int, attempt: int) -> tuple[float, float, float]:
-        """Ratio, and uniform numbers for "slow" and "cached"."""
+    def __call__(self, request: int, attempt: int) -> Draw:
         key = (request // BLOCK, attempt)
         block = self.blocks.get(key)
         if block is None:
             block = self.blocks[key] = self._draw(*key)
-            # memory stays flat; a block that is asked for again is drawn again
-            if len(self.blocks) > 16:
+            if len(self.blocks) > BLOCKS:
                 self.blocks.popitem(last=False)
         return block[request % BLOCK]
 
-    def _draw(self, block: int, attempt: int) -> list[tuple[float, float, float]]:
+    def _draw(self, block: int, attempt: int) -> list[Draw]:
         rng, time = np.random.default_rng([self.seed, self.place, attempt, block]), self.time
         if time.kind == "exponential":
             ratio = rng.exponential(size=BLOCK)
@@ -132,26 +132,19 @@ class Draws:
             sigma = math.sqrt(math.log1p(time.cv**2))
             ratio = np.exp(sigma * rng.standard_normal(BLOCK) - sigma**2 / 2)
         elif time.kind == "empirical":
-            ratio = np.interp(
-                rng.uniform(size=BLOCK), np.linspace(0, 1, len(time.ratios)), time.ratios
-            )
+            levels = np.linspace(0, 1, len(time.ratios))
+            ratio = np.interp(rng.uniform(size=BLOCK), levels, time.ratios)
         else:
             ratio = np.ones(BLOCK)
-        return list(
-            zip(
-                ratio.tolist(),
-                rng.uniform(size=BLOCK).tolist(),
-                rng.uniform(size=BLOCK).tolist(),
-                strict=True,
-            )
-        )
+        slow, cached = rng.uniform(size=BLOCK), rng.uniform(size=BLOCK)
+        return list(zip(ratio.tolist(), slow.tolist(), cached.tolist(), strict=True))
 
 
 # -- one stage -------------------------------------------------------------------------------------
 
 
-class Ticket:
-    """One request's try at one stage."""
+class Attempt:
+    """One attempt of a request at one stage."""
 
     __slots__ = ("attempt", "came", "ended", "items", "request", "started", "verdict", "waits")
 
@@ -181,8 +174,8 @@ class Station:
         tell: Callable[..., None],
     ):
         self.env, self.service, self.tell, self.place = env, service, tell, place
-        self.draws = Draws(service, seed, place)
-        self.queue: deque[Ticket] = deque()
+        self.draws = RandomStreams(service, seed, place)
+        self.queue: deque[Attempt] = deque()
         self.waiting, self.alarm = 0, -1.0
         self.area, self.since = 0.0, 0.0  # of `waiting` over time
         self.servers = [Server(i) for i in range(service.servers)]
@@ -197,10 +190,16 @@ class Station:
     def visit(
         self, request: int, items: int, until: float
     ) -> Generator[simpy.Event, str, tuple[str, float | None, float | None]]:
-        """A request at this stage, with as many tries as it has; returns the verdict, its waits and
-        its last service (ms; None without).
+        """A request at this stage, with all its attempts.
 
-        `until`: when the request's time is over, wherever it is.
+        Args:
+            request: its number in order of arrival.
+            items: how many items it brings.
+            until: when the time of the whole request is over, ms.
+
+        Returns:
+            The verdict; the time it waited in all attempts, and the service time of the last one
+            (ms; None where it did not wait or was not served).
         """
         env, service = self.env, self.service
         self.tell(request, service.name, "come", -1, self.waiting)
@@ -208,112 +207,105 @@ class Station:
         for attempt in range(service.retries + 1):
             if attempt:
                 self.tell(request, service.name, "again", -1, self.waiting)
-            ticket = Ticket(env, request, attempt, items)
+            one = Attempt(env, request, attempt, items)
             if service.cache and self.draws(request, attempt)[2] < service.cache.hit:
                 self.tell(request, service.name, "cached", -1, self.waiting)
                 verdict = DONE
                 break
             left = max(until - env.now, 0.0)
-            self.join(ticket)
+            self.join(one)
             if service.deadline_ms is not None and service.deadline_ms < left:
-                self.later(service.deadline_ms, partial(self.settle, ticket, LATE))
+                self.later(service.deadline_ms, partial(self.settle, one, LATE))
             elif left < math.inf:
-                self.later(left, partial(self.settle, ticket, OVERDUE))
-            if service.patience_ms is not None and ticket.waits:
-                self.later(service.patience_ms, partial(self.give_up, ticket))
-            verdict = yield ticket.verdict
-            waited += (env.now if ticket.started is None else ticket.started) - ticket.came
+                self.later(left, partial(self.settle, one, OVERDUE))
+            if service.patience_ms is not None and one.waits:
+                self.later(service.patience_ms, partial(self.give_up, one))
+            verdict = yield one.verdict
+            waited += (env.now if one.started is None else one.started) - one.came
             if verdict != DONE:
                 self.tell(request, service.name, verdict, -1, self.waiting)
             if verdict not in (LATE, FAILED):
                 break
         self.count[verdict] += 1
-        return (
-            verdict,
-            None if verdict == SHED else waited,
-            None
-            if ticket.started is None or ticket.ended is None
-            else ticket.ended - ticket.started,
-        )
+        served = None
+        if one.started is not None and one.ended is not None:
+            served = one.ended - one.started
+        return verdict, None if verdict == SHED else waited, served
 
-    def settle(self, ticket: Ticket, verdict: str) -> None:
-        """The first verdict on a ticket stands."""
-        if ticket.verdict.triggered:
+    def settle(self, attempt: Attempt, verdict: str) -> None:
+        """Decide an attempt; a verdict that it already has stands."""
+        if attempt.verdict.triggered:
             return
-        ticket.verdict.succeed(verdict)
-        if ticket.waits:  # it leaves the queue by itself; `dispatch` skips it
-            ticket.waits = False
+        attempt.verdict.succeed(verdict)
+        if attempt.waits:  # it stays in `queue`, where `dispatch` skips it
+            attempt.waits = False
             self.wait(-1)
 
     def wait(self, more: int) -> None:
-        """So many more wait from now on."""
+        """Count `more` additional waiting attempts (less, where negative) from now on."""
         self.area += self.waiting * (self.env.now - self.since)
         self.since = self.env.now
         self.waiting += more
 
-    def give_up(self, ticket: Ticket) -> None:
-        """Out of patience, unless a server has taken it."""
-        if ticket.waits:
-            self.settle(ticket, ABANDONED)
+    def give_up(self, attempt: Attempt) -> None:
+        """Abandon an attempt, unless a server has taken it."""
+        if attempt.waits:
+            self.settle(attempt, ABANDONED)
 
     def later(self, ms: float, what: Callable[[], Any]) -> None:
+        """Call `what` after so many ms."""
         self.env.timeout(ms).callbacks.append(lambda _: what())
 
-    def join(self, ticket: Ticket) -> None:
-        """A ticket comes to the queue, or is shed where the waiting room is full."""
+    def join(self, attempt: Attempt) -> None:
+        """Put an attempt into the queue, or shed it where the queue is full."""
         service = self.service
         room = math.inf if service.queue is None else service.queue
         if self.waiting >= room and not (self.free and self.waiting < service.batch):
-            self.settle(ticket, SHED)
+            self.settle(attempt, SHED)
             return
-        ticket.waits = True
-        self.queue.append(ticket)
+        attempt.waits = True
+        self.queue.append(attempt)
         self.wait(1)
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Gives batches to free servers, first come first served, once they are full or their first
-        has waited long enough.
+        """Give batches to free servers, first come first served: full ones, and those whose first
+        attempt has waited for `wait_ms`.
         """
         env, service, queue = self.env, self.service, self.queue
         while self.free and self.waiting:
             while not queue[0].waits:
                 queue.popleft()
             left = queue[0].came + service.wait_ms - env.now
-            # late in a run a short wait may be no time at all
+            # late in a run adding a short wait may not change the clock's float
             if self.waiting < service.batch and env.now + left > env.now:
                 if self.alarm <= env.now:
                     self.alarm = env.now + left
                     self.later(left, self.dispatch)
                 return
-            batch: list[Ticket] = []
+            batch: list[Attempt] = []
             while queue and len(batch) < service.batch:
-                ticket = queue.popleft()
-                if ticket.waits:
-                    ticket.waits, ticket.started = False, env.now
-                    batch.append(ticket)
+                attempt = queue.popleft()
+                if attempt.waits:
+                    attempt.waits, attempt.started = False, env.now
+                    batch.append(attempt)
             self.wait(-len(batch))
             server = self.free.popleft()
             server.work = env.process(self.serve(server, batch))
 
-    def serve(self, server: Server, batch: list[Ticket]) -> Generator[simpy.Event, None, None]:
-        """A server's work on one batch. Requests whose time is over meanwhile are worked on in
-        vain.
-        """
+    def serve(self, server: Server, batch: list[Attempt]) -> Generator[simpy.Event, None, None]:
+        """Serve one batch. Requests that time out during service still occupy the server."""
         env, service = self.env, self.service
         first = batch[0]
         ratio, slow, _ = self.draws(first.request, first.attempt)
-        mean = (
-            service.time.mean_ms(len(batch), sum(ticket.items for ticket in batch))
-            / service.time.mean_ratio
-        )
-        ms = mean * ratio
+        items = sum(attempt.items for attempt in batch)
+        ms = service.time.mean_ms(len(batch), items) / service.time.mean_ratio * ratio
         if service.slow and slow < service.slow.probability:
             ms *= service.slow.factor
         if service.cold and server.served < service.cold.requests:
             ms *= service.cold.factor
-        for ticket in batch:
-            self.tell(ticket.request, service.name, "start", server.number, self.waiting)
+        for attempt in batch:
+            self.tell(attempt.request, service.name, "start", server.number, self.waiting)
         self.busy += 1
         began = env.now
         try:
@@ -326,17 +318,19 @@ class Station:
         self.batches += 1
         self.taken += len(batch)
         server.work, server.served = None, server.served + len(batch)
-        for ticket in batch:
-            ticket.ended = env.now
-            told = "vain" if ticket.verdict.triggered else "end" if verdict == DONE else "broken"
-            self.tell(ticket.request, service.name, told, server.number, self.waiting)
-            self.settle(ticket, verdict)
+        for attempt in batch:
+            attempt.ended = env.now
+            event = "end" if verdict == DONE else "broken"
+            if attempt.verdict.triggered:  # it timed out before
+                event = "vain"
+            self.tell(attempt.request, service.name, event, server.number, self.waiting)
+            self.settle(attempt, verdict)
         if server.up:
             self.free.append(server)
             self.dispatch()
 
     def breakdowns(self, server: Server, seed: int) -> Generator[simpy.Event, None, None]:
-        """A server's crashes and repairs, without end."""
+        """Crash and repair one server until the simulation ends."""
         env, crash = self.env, self.service.crash
         assert crash is not None
         rng = np.random.default_rng([seed, self.place, 2**32 + server.number])
@@ -348,10 +342,8 @@ class Station:
                 raise KarmafunnelError(
                     f"queue: stage {self.service.name!r}",
                     needs=f"at most {MOST_CRASHES:,} crashes in a run",
-                    found=(
-                        f"more after {env.now / 1000:,.0f} s: fewer servers or requests, or a "
-                        f"larger crash.every_s than {crash.every_s:g}"
-                    ),
+                    found=f"more after {env.now / 1000:,.0f} s",
+                    hint=f"fewer servers or requests, or crash.every_s above {crash.every_s:g}",
                 )
             self.tell(-1, self.service.name, "crash", server.number, self.waiting)
             if server.work is not None:
@@ -369,10 +361,8 @@ class Station:
 # -- the run ---------------------------------------------------------------------------------------
 
 
-class Sheet:
-    """Rows of one table: kept, or written to a Parquet file as they come, so that memory stays
-    flat.
-    """
+class RowWriter:
+    """Rows of one table: kept in memory, or with a `file` written to Parquet as they come."""
 
     def __init__(self, schema: dict[str, Any], file: Path | None):
         self.schema, self.file = schema, file
@@ -402,6 +392,10 @@ class Sheet:
         if self.writer is not None:
             self.writer.close()
 
+    def frame(self) -> pl.DataFrame:
+        """The rows that were kept in memory; after `close`."""
+        return pl.concat(self.frames)
+
 
 class Simulator:
     """One simulation while it runs."""
@@ -415,23 +409,17 @@ class Simulator:
         events: bool,
         progress: Callable[[int], None] | None,
     ):
-        self.env, self.services, self.times, self.progress = (
-            simpy.Environment(),
-            services,
-            times,
-            progress,
-        )
+        self.env = simpy.Environment()
+        self.services, self.times, self.progress = services, times, progress
         self.inside = self.left = 0
-        self.requests = Sheet(
-            REQUESTS | dict.fromkeys(times_of(services), pl.Float64),
-            out and out / "requests.parquet",
-        )
-        self.events = Sheet(EVENTS, out and out / "events.parquet") if events else None
-        self.over_time = Sheet(OVER_TIME, out and out / "over_time.parquet")
-        self.stations = {
-            s.name: Station(self.env, s, i, seed, self.tell) for i, s in enumerate(services.stages)
-        }
-        self.names = [s.name for s in services.stages]
+        columns = REQUESTS | dict.fromkeys(times_of(services), pl.Float64)
+        self.requests = RowWriter(columns, out and out / "requests.parquet")
+        self.events = RowWriter(EVENTS, out and out / "events.parquet") if events else None
+        self.over_time = RowWriter(OVER_TIME, out and out / "over_time.parquet")
+        self.stations: dict[str, Station] = {}
+        for i, service in enumerate(services.stages):
+            self.stations[service.name] = Station(self.env, service, i, seed, self.tell)
+        self.names = list(self.stations)
         self.finished: dict[int, tuple[Any, ...]] = {}
         self.all_left = self.env.event()
 
@@ -440,7 +428,7 @@ class Simulator:
             self.events.add((self.env.now, request, stage, event, server, waiting))
 
     def source(self) -> Generator[simpy.Event, None, None]:
-        """Requests arrive."""
+        """Start the life of each request when it arrives."""
         env = self.env
         for request, t in enumerate(self.times.tolist()):
             if t > env.now:
@@ -451,18 +439,20 @@ class Simulator:
                     "queue",
                     needs=f"at most {MOST:,} requests in the system",
                     found=f"more at request {request:,}",
-                    hint=f"{self.growth()}",
+                    hint=self.growth(),
                 )
             env.process(self.life(request))
             if self.progress and request % 1024 == 0:
                 self.progress(request)
 
     def growth(self) -> str:
+        """Where most requests wait, and what would help."""
         worst = max(self.stations.values(), key=lambda station: station.waiting)
         rate = 1000 * len(self.times) / (float(self.times[-1]) or math.inf)
+        offered = worst.service.utilisation(rate)
         return (
-            f"{worst.waiting:,} wait at {worst.service.name}, whose offered utilisation is {worst.service.utilisation(rate):.2f}: "
-            "give it more servers, a queue, a patience_ms or a deadline_ms"
+            f"{worst.waiting:,} wait at {worst.service.name}, whose offered utilisation is "
+            f"{offered:.2f}: give it more servers, a queue, a patience_ms or a deadline_ms"
         )
 
     def life(self, request: int) -> Generator[simpy.Event, Any, None]:
@@ -478,17 +468,14 @@ class Simulator:
             if not stage.online:
                 modes[stage.name] = stage.stale
                 continue
-            # once its time is over, all stages that are left take their fallbacks at once
-            verdict = OVERDUE
-            entered = env.now
-            if not overdue:
-                station = self.stations[stage.name]
-                verdict, wait, service = yield from station.visit(
-                    request, int(min(stage.items, cut)), until
-                )
-                times += [wait, service, env.now - entered]
-            else:
+            if overdue:  # the stages that are left take their fallbacks at once
+                verdict = OVERDUE
                 times += [None, None, None]
+            else:
+                entered, items = env.now, int(min(stage.items, cut))
+                station = self.stations[stage.name]
+                verdict, wait, service = yield from station.visit(request, items, until)
+                times += [wait, service, env.now - entered]
             if verdict == DONE:
                 if stage.adapt:
                     level = stage.adapt.levels[stage.adapt.level(self.next_waiting(i))]
@@ -500,23 +487,23 @@ class Simulator:
                 outcome = LATE if overdue else verdict
                 break
             modes[stage.name] = stage.fallen
-        path = path_of(modes, self.names) if outcome == "served" else NOTHING
+        path, event = NOTHING, f"lost: {outcome}"
+        if outcome == "served":
+            path, event = path_of(modes, self.names), outcome
         self.inside -= 1
-        self.tell(
-            request, "", "served" if outcome == "served" else f"lost: {outcome}", -1, self.inside
-        )
-        n = len(self.requests.schema) - len(REQUESTS)
-        self.leave(
-            request,
-            (request, came, env.now - came, outcome, path, *times, *[None] * (n - len(times))),
-        )
+        self.tell(request, "", event, -1, self.inside)
+        times += [None] * (len(self.requests.schema) - len(REQUESTS) - len(times))
+        self.leave(request, (request, came, env.now - came, outcome, path, *times))
 
     def next_waiting(self, place: int) -> int:
-        following = next((s for s in self.services.stages[place + 1 :] if s.online), None)
-        return self.stations[following.name].waiting if following else 0
+        """How many wait at the next online stage."""
+        for stage in self.services.stages[place + 1 :]:
+            if stage.online:
+                return self.stations[stage.name].waiting
+        return 0
 
     def leave(self, request: int, row: tuple[Any, ...]) -> None:
-        """Rows are written in order of arrival."""
+        """Add the row of a request that has left; rows are written in order of arrival."""
         self.finished[request] = row
         while self.left in self.finished:
             self.requests.add(self.finished.pop(self.left))
@@ -525,35 +512,39 @@ class Simulator:
             self.all_left.succeed()
 
     def sampler(self) -> Generator[simpy.Event, None, None]:
+        """Note queues and busy servers at even times."""
         step = max(float(self.times[-1]) / SAMPLES, 1e-3)
         while True:
             for name, station in self.stations.items():
                 self.over_time.add((self.env.now, name, station.waiting, station.busy))
             yield self.env.timeout(step)
-            # a long drain is told in ever wider steps
+            # long after the last arrival: ever wider steps
             if self.env.now > 20 * float(self.times[-1]):
                 step *= 1.1
 
     def go(self) -> None:
+        """Simulate until all requests have left."""
         self.env.process(self.source())
         self.env.process(self.sampler())
         self.env.run(self.all_left)
+        for table in (self.requests, self.over_time, self.events):
+            if table is not None:
+                table.close()
 
     def stages(self) -> pl.DataFrame:
-        """What was counted, one row a stage; sojourns are added by `Simulation`."""
+        """The counts, one row a stage; `Simulation` adds quantiles of the time spent there."""
         rows = []
         for name, station in self.stations.items():
             service, end = station.service, self.env.now
+            measured = bool(service.online and end)
             rows.append(
                 {
                     "stage": name,
                     "servers": service.servers,
                     "online": service.online,
                     "requests": sum(station.count.values()),
-                    "utilisation": station.busy_ms / (service.servers * end)
-                    if service.online and end
-                    else None,
-                    "mean_waiting": station.area / end if service.online and end else None,
+                    "utilisation": station.busy_ms / (service.servers * end) if measured else None,
+                    "mean_waiting": station.area / end if measured else None,
                     "batches": station.batches,
                     "mean_batch": station.taken / station.batches if station.batches else None,
                     **{what: station.count[what] for what in COUNTED},
@@ -565,17 +556,17 @@ class Simulator:
 
 @dataclass(frozen=True, eq=False)
 class Simulation:
-    """What was simulated. Times are ms; a request that was shown nothing has the time at which that
-    was clear.
+    """The result of a simulation; all times are ms.
 
-    requests    one row each, in order of arrival: request, t_ms, latency_ms, outcome, path, and for
-                each online stage S.wait_ms, S.service_ms, S.ms (waits of all tries, service of the
-                last, and all the time there; null where it was not reached, service also where no
-                server took it). Outcomes: "served" (shown something), or what left it with nothing:
+    requests    one row each, in order of arrival: request, t_ms, latency_ms (of a request that was
+                shown nothing: until that was clear), outcome, path, and for each online stage S
+                S.wait_ms (in all attempts), S.service_ms (of the last attempt) and S.ms (all the
+                time there); null where the stage was not reached, service also where no server
+                took the request. Outcomes: "served" (shown something), or why nothing was shown:
                 "shed", "abandoned" (out of patience), "late", "failed" (a crash).
     stages      one row each: servers, requests, utilisation, mean_waiting, mean_wait_ms, p50_ms,
                 p95_ms, p99_ms, counts
-    over_time   t_ms, stage, waiting, busy, on about 500 points
+    over_time   t_ms, stage, waiting, busy, at about 500 points of time
     events      t_ms, request, stage, event, server, waiting; None where they were not kept
     """
 
@@ -597,131 +588,116 @@ class Simulation:
         for line in self.counted.iter_rows(named=True):
             found: dict[str, Any] = dict.fromkeys(SOJOURN)
             if line["online"]:
-                wait, ms = (
-                    self.requests[f"{line['stage']}.{what}"].drop_nulls()
-                    for what in ("wait_ms", "ms")
-                )
-                found["mean_wait_ms"] = wait.mean()
-                found |= {f"p{q}_ms": ms.quantile(q / 100, "linear") for q in (50, 95, 99)}
+                found["mean_wait_ms"] = self.requests[f"{line['stage']}.wait_ms"].mean()
+                ms = self.requests[f"{line['stage']}.ms"]
+                for q in (50, 95, 99):
+                    found[f"p{q}_ms"] = ms.quantile(q / 100, "linear")
             rows.append(line | found)
-        columns = [
-            "stage",
-            "servers",
-            "requests",
-            "utilisation",
-            "mean_waiting",
-            *SOJOURN,
-            "batches",
-            "mean_batch",
-            *COUNTED,
-            "crashes",
-        ]
+        columns = ["stage", "servers", "requests", "utilisation", "mean_waiting", *SOJOURN]
+        columns += ["batches", "mean_batch", *COUNTED, "crashes"]
         return pl.DataFrame(rows, infer_schema_length=None).select(columns)
 
     @property
     def rate(self) -> float:
         """Requests offered a second, on average."""
-        return (
-            1000
-            * self.requests.height
-            / (float(self.requests["t_ms"][-1]) or self.end_ms or math.inf)
-        )
+        last_ms = float(self.requests["t_ms"][-1])
+        return 1000 * self.requests.height / (last_ms or self.end_ms or math.inf)
 
     @cached_property
     def end_ms(self) -> float:
         """When the last request left."""
-        return float((self.requests["t_ms"] + self.requests["latency_ms"]).max())  # type: ignore[arg-type]
+        leaving = self.requests["t_ms"] + self.requests["latency_ms"]
+        return float(leaving.max())  # type: ignore[arg-type]
+
+    @property
+    def goodput(self) -> float:
+        """Requests served a second, until the last one left."""
+        served = int((self.requests["outcome"] == "served").sum())
+        return 1000 * served / (self.end_ms or math.inf)
 
     def growing(self) -> dict[str, float]:
-        """Stages that nothing bounds and that are offered more than they can serve: their queue's
-        growth in requests a second.
+        """Stages with an unbounded queue and an offered load above their capacity: the growth of
+        their queue, requests a second.
         """
-        found = {}
+        found: dict[str, float] = {}
+        if self.services.deadline_ms:
+            return found
+        arriving = self.over_time.filter(pl.col("t_ms") <= self.requests["t_ms"][-1])
         for service, came in zip(self.services.stages, self.counted["requests"], strict=True):
             reached = self.rate * came / self.requests.height
-            if (
-                service.utilisation(reached) < 1
-                or service.bounded
-                or service.deadline_ms
-                or self.services.deadline_ms
-            ):
+            if service.utilisation(reached) < 1 or service.bounded or service.deadline_ms:
                 continue
-            line = self.over_time.filter(
-                (pl.col("stage") == service.name) & (pl.col("t_ms") <= self.requests["t_ms"][-1])
-            )
+            line = arriving.filter(pl.col("stage") == service.name)
             if line.height > 2:
-                found[service.name] = float(
-                    np.polyfit(line["t_ms"].to_numpy() / 1000, line["waiting"].to_numpy(), 1)[0]
-                )
+                seconds, waiting = line["t_ms"].to_numpy() / 1000, line["waiting"].to_numpy()
+                found[service.name] = float(np.polyfit(seconds, waiting, 1)[0])
         return found
 
     def rarely_crashing(self) -> list[str]:
-        """Stages whose crashes are too rare for this run: fewer than ten are to be expected in its
-        time.
-        """
+        """Stages with fewer than ten expected crashes in the time of this run."""
         seconds = float(self.requests["t_ms"][-1]) / 1000
-        return [
-            s.name
-            for s in self.services.stages
-            if s.online and s.crash and seconds * s.servers < 10 * s.crash.every_s
-        ]
+        found = []
+        for stage in self.services.stages:
+            crash = stage.crash
+            if stage.online and crash and seconds * stage.servers < 10 * crash.every_s:
+                found.append(stage.name)
+        return found
 
     @cached_property
     def steady(self) -> pl.DataFrame:
-        """Requests after the warm-up (MSER-5 on their latency), where arrivals are stationary and
-        no queue grows; else all.
+        """The requests after the warm-up (MSER-5 on their latency) where arrivals are stationary
+        and no queue grows; else all requests.
         """
-        stationary = self.arrivals.stationary and not self.growing()
-        return self.requests[warmup(self.requests["latency_ms"].to_numpy()) if stationary else 0 :]
+        if not self.arrivals.stationary or self.growing():
+            return self.requests
+        return self.requests[warmup(self.requests["latency_ms"].to_numpy()) :]
+
+    def shares(self, name: str) -> dict[str, float]:
+        """The share of requests with each value of a column, largest first."""
+        counts = self.requests[name].value_counts().sort(["count", name], descending=[True, False])
+        return {value: n / self.requests.height for value, n in counts.iter_rows()}
+
+    def latency(self) -> dict[str, dict[str, float | None]]:
+        """Percentiles of the latency (ms) of requests that were shown something, after the warm-up,
+        with 95% intervals by batch means; empty where there was none.
+        """
+        shown = self.steady.filter(pl.col("outcome") == "served")["latency_ms"].to_numpy()
+        found: dict[str, dict[str, float | None]] = {}
+        for q in (50, 95, 99) if len(shown) else ():
+            value, low, high = batch_quantiles(shown, q / 100)
+            found[f"p{q}_ms"] = {"value": value, "low": low, "high": high}
+        return found
 
     def summary(self) -> dict[str, Any]:
-        """Figures of the whole, as JSON can hold them.
+        """The main figures as JSON can hold them.
 
-        Percentiles of latency are those of requests that were shown something, with 95% intervals
-        by batch means; where arrivals are stationary, requests of the warm-up are left out of them
-        (MSER-5). Goodput: requests served a second, until the last one left.
+        Under the names of properties and methods is what these return; `full`: the share of
+        requests on the normal path.
         """
-        requests, steady, growing = self.requests, self.steady, self.growing()
-        shown = steady.filter(pl.col("outcome") == "served")["latency_ms"].to_numpy()
-        left = (
-            requests["outcome"].value_counts().sort(["count", "outcome"], descending=[True, False])
-        )
-        share = {k: n / requests.height for k, n in left.iter_rows()}
-        taken = requests["path"].value_counts().sort(["count", "path"], descending=[True, False])
-        paths = {k: n / requests.height for k, n in taken.iter_rows()}
-        latency = (
-            {
-                f"p{q}_ms": dict(
-                    zip(("value", "low", "high"), batch_quantiles(shown, q / 100), strict=True)
-                )
-                for q in (50, 95, 99)
-            }
-            if len(shown)
-            else {}
-        )
+        requests, paths = self.requests, self.shares("path")
         return {
             "services": self.services.name,
             "seed": self.seed,
             "requests": requests.height,
             "rate": self.rate,
-            "warmup": requests.height - steady.height,
-            "latency": latency,
-            "goodput": 1000
-            * int((requests["outcome"] == "served").sum())
-            / (self.end_ms or math.inf),
-            "outcomes": share,
+            "warmup": requests.height - self.steady.height,
+            "latency": self.latency(),
+            "goodput": self.goodput,
+            "outcomes": self.shares("outcome"),
             "paths": paths,
             "normal": self.services.normal,
             "full": paths.get(self.services.normal, 0.0),
             "rarely_crashing": self.rarely_crashing(),
             "cost_per_hour": self.services.cost_per_hour,
-            "growing": growing,
+            "growing": self.growing(),
         }
 
     @classmethod
     def open(cls, folder: Path | str, arrivals: Arrivals | None = None) -> Simulation:
-        """Read what `simulate` wrote; raises KarmafunnelError where there is none, and naming a
-        file that is not as it was written.
+        """Read what `simulate` wrote.
+
+        Raises:
+            KarmafunnelError: where there is none, and naming a file that was changed.
         """
         folder = Path(folder)
         settle(folder)
@@ -734,45 +710,44 @@ class Simulation:
             )
         check(folder)
         meta = read_json(folder / "simulation.json")
-        frames = {
-            name: read_table(folder / f"{name}.parquet") for name in ("requests", "over_time")
-        }
-        events = (
-            open_table(folder / "events.parquet") if (folder / "events.parquet").exists() else None
-        )
+        requests = read_table(folder / "requests.parquet")
+        over_time = read_table(folder / "over_time.parquet")
+        kept = folder / "events.parquet"
+        events = open_table(kept) if kept.exists() else None
         services = Services.read(folder / "services.toml")
-        check_keys(who := f"{folder}/simulation.json", meta, META)
-        for i, line in enumerate(meta["counted"]):
-            check_keys(f"{who}: counted {i + 1}", line, LINE)
-        if (names := [line["stage"] for line in meta["counted"]]) != [
-            stage.name for stage in services.stages
-        ]:
-            raise KarmafunnelError(
-                who, what="counted", needs="the stages of services.toml", found=quoted(names)
-            )
-        counted = pl.DataFrame(
-            [{key: line[key] for key in LINE} for line in meta["counted"]], infer_schema_length=None
+        counted = _counted(f"{folder}/simulation.json", meta, services)
+        _check_columns(f"{folder}/requests.parquet", requests, [*REQUESTS, *times_of(services)])
+        _check_columns(f"{folder}/over_time.parquet", over_time, list(OVER_TIME))
+        came = arrivals or SavedArrivals(meta["arrivals"], meta["stationary"])
+        return cls(services, came, meta["seed"], requests, counted, over_time, events)
+
+
+def _counted(who: str, meta: dict[str, Any], services: Services) -> pl.DataFrame:
+    """The counts of simulation.json, checked."""
+    check_keys(who, meta, META)
+    rows = []
+    for i, line in enumerate(meta["counted"]):
+        check_keys(f"{who}: counted {i + 1}", line, LINE)
+        rows.append({key: line[key] for key in LINE})
+    names = [row["stage"] for row in rows]
+    if names != [stage.name for stage in services.stages]:
+        raise KarmafunnelError(
+            who, what="counted", needs="the stages of services.toml", found=quoted(names)
         )
-        for name, needed in (
-            ("requests", [*REQUESTS, *times_of(services)]),
-            ("over_time", list(OVER_TIME)),
-        ):
-            if frames[name].is_empty() or (
-                missing := [column for column in needed if column not in frames[name].columns]
-            ):
-                found = "no row" if frames[name].is_empty() else f"none of {missing}"
-                raise KarmafunnelError(
-                    f"{folder}/{name}.parquet", needs=f"{', '.join(needed)}", found=found
-                )
-        told = arrivals or SavedArrivals(meta["arrivals"], meta["stationary"])
-        return cls(
-            services, told, meta["seed"], frames["requests"], counted, frames["over_time"], events
-        )
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _check_columns(who: str, frame: pl.DataFrame, needed: Sequence[str]) -> None:
+    """Raises KarmafunnelError for a table without rows or without a column."""
+    missing = [column for column in needed if column not in frame.columns]
+    if frame.is_empty() or missing:
+        found = "no row" if frame.is_empty() else f"none of {missing}"
+        raise KarmafunnelError(who, needs=", ".join(needed), found=found)
 
 
 @dataclass(frozen=True)
 class SavedArrivals(Arrivals):
-    """Arrivals of a simulation that was read from disk: their text alone."""
+    """The arrivals of a simulation that was read from disk, of which only the text is known."""
 
     text: str
     stationary: bool = False
@@ -782,8 +757,24 @@ class SavedArrivals(Arrivals):
 
 
 def asked_of(services: Services, arrivals: Arrivals, n: int, seed: int) -> dict[str, Any]:
-    """What a simulation is told by, as JSON can hold it."""
+    """What determines a simulation, as JSON can hold it."""
     return {"services": services.toml(), "arrivals": repr(arrivals), "requests": n, "seed": seed}
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a simulation is written.
+
+    folder: appears whole or not at all, in place of an older simulation of the same. facts: more
+    entries of simulation.json, such as the command. add: called with the simulation and the folder
+    before this appears; writes more files into it. force: also replace an older result of another
+    kind that karmafunnel wrote.
+    """
+
+    folder: Path | str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    add: Callable[[Simulation, Path], Any] | None = None
+    force: bool = False
 
 
 def simulate(
@@ -792,51 +783,51 @@ def simulate(
     n: int,
     seed: int = 0,
     *,
-    out: Path | str | None = None,
     events: bool = False,
+    out: Output | Path | str | None = None,
     progress: Callable[[int], None] | None = None,
-    says: dict[str, Any] | None = None,
-    also: Callable[[Simulation, Path], Any] | None = None,
-    force: bool = False,
 ) -> Simulation:
-    """n requests through a deployment. Same services, arrivals, n and seed: the same events, and
-    the same bytes in `out`.
+    """Send n requests through a deployment.
 
-    With `out` tables are written there as they come (requests, over_time, events where asked for;
-    services.toml; simulation.json with `says`; what `also` adds to the folder), so that memory does
-    not grow with events; the folder appears whole or not at all, in the place of an older
-    simulation of the same (with `force`, of something else of ours). `progress` is told how many
-    have arrived. Raises KarmafunnelError for an `out` that holds something else, for more than
-    20,000,000 requests, and where more than 500,000 are in the system at once, naming the stage
-    that cannot keep up.
+    The same services, arrivals, n and seed give the same events, and the same bytes in `out`.
+
+    Args:
+        services: the deployment.
+        arrivals: when requests arrive.
+        n: how many.
+        seed: of all random numbers.
+        events: whether to keep what happened to each request.
+        out: a folder for requests, over_time, events (where kept), services.toml and
+            simulation.json. Tables are written as they come, so memory does not grow with events.
+        progress: called now and then with the number of requests that have arrived.
+
+    Returns:
+        The simulation.
+
+    Raises:
+        KarmafunnelError: for an `out` that holds something else, for more than 20,000,000 requests,
+            and where more than 500,000 are in the system at once.
     """
     check_bound("queue", "requests", requests=n)
     check_seed("queue", seed)
-    asked = asked_of(services, arrivals, n, seed)
     times = arrivals.times(n, np.random.default_rng([seed, 2**40]))
-    with ExitStack() as stack:
-        folder = None
-        if out is not None:
-            stack.enter_context(claim(out, "queue", SIMULATION, wants=asked, force=force))
-            folder = stack.enter_context(atomic_folder(out, sealed=True))
+    if out is None:
+        run = Simulator(services, times, seed, None, events, progress)
+        run.go()
+        requests, over_time = run.requests.frame(), run.over_time.frame()
+        kept = run.events.frame().lazy() if run.events else None
+        return Simulation(services, arrivals, seed, requests, run.stages(), over_time, kept)
+    out = out if isinstance(out, Output) else Output(out)
+    asked = asked_of(services, arrivals, n, seed)
+    with (
+        claim(out.folder, "queue", SIMULATION, wants=asked, force=out.force),
+        atomic_folder(out.folder, sealed=True) as folder,
+    ):
         run = Simulator(services, times, seed, folder, events, progress)
         run.go()
-        sheets = {"requests": run.requests, "over_time": run.over_time} | (
-            {"events": run.events} if run.events else {}
-        )
-        for sheet in sheets.values():
-            sheet.close()
-        counted = run.stages()
-        if folder is None:
-            frames = {name: pl.concat(sheet.frames) for name, sheet in sheets.items()}
-            kept = frames["events"].lazy() if "events" in frames else None
-            return Simulation(
-                services, arrivals, seed, frames["requests"], counted, frames["over_time"], kept
-            )
         services.write(folder / "services.toml")
-        meta = asked | {"stationary": arrivals.stationary, "counted": counted.to_dicts()}
-        write_json(folder / "simulation.json", meta | (says or {}))
-        if also:
-            also(Simulation.open(folder, arrivals), folder)
-    assert out is not None
-    return Simulation.open(out, arrivals)
+        meta = asked | {"stationary": arrivals.stationary, "counted": run.stages().to_dicts()}
+        write_json(folder / "simulation.json", {**meta, **out.facts})
+        if out.add:
+            out.add(Simulation.open(folder, arrivals), folder)
+    return Simulation.open(out.folder, arrivals)

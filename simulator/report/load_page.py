@@ -1,8 +1,7 @@
-"""The page of a simulation: how long, how full, what was shown and what that is worth, as plotly
-figures in one HTML file.
+"""The page of a simulation: latency, queues, and the quality of what was shown, in one HTML file.
 
-Figures are plain dicts made from the frames of `Simulation` and `Worth`; quantiles of latencies are
-read off, nothing else is computed.
+Figures are plain dicts made from the tables of `Simulation` and `LoadQuality`; only quantiles of
+latencies are computed here.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import polars as pl
 from ... import __version__
 from ...errors import KarmafunnelError
 from ..load.capacity import Plan
-from ..load.credit import Worth
+from ..load.quality import LoadQuality
 from ..load.queueing import Simulation
 from ..load.timeline import events_of_request
 from ..replay.paths import FULL, NOTHING
 from ..replay.provenance import commit
 from . import plots
+from .measure_table import column
 from .page import (
     Absent,
     Block,
@@ -42,13 +42,28 @@ from .page import (
     rich,
     write_page,
 )
-from .plots import amount, axis, colour_of, faint, heading, on, panes, percent
+from .plots import (
+    add_pane,
+    amount,
+    colour_of,
+    error_bars,
+    faint,
+    on,
+    panes,
+    percent,
+    upright,
+    within,
+)
 from .table import Cell, Table, number
 
 WHOLE = "end to end"
 QUANTILES = np.unique(np.concatenate([np.linspace(0, 1, 101), 1 - np.geomspace(0.01, 0.0005, 20)]))
-SHOWN = {"served": plots.KEPT, "waits": plots.NOT_ELIGIBLE}
 SHORTEST = 1e-3  # ms, on a log axis
+# whether all cheaper plans were tried
+PROOF = {
+    True: "no cheaper allocation meets the target (if more servers never raise the latency)",
+    False: "not every cheaper allocation was tried",
+}
 
 
 def online(simulation: Simulation) -> list[str]:
@@ -65,23 +80,21 @@ def keys(simulation: Simulation) -> dict[str, str]:
 
 
 def latency_cdf(simulation: Simulation) -> Plot:
-    """Share of requests that were through within so many ms (log), for each stage and end to end;
+    """Share of requests that took at most so many ms (log scale), for each stage and end to end;
     the deadline as a dotted line.
 
-    A stage's time is from coming to it to leaving it; end to end is told of requests that were
-    shown something. Without the warm-up.
+    A stage's time is from arrival there to leaving it; end to end counts requests that were shown
+    something. The warm-up is left out.
     """
-    steady, data, ends = simulation.steady, [], []
-    shown = steady.filter(pl.col("outcome") == "served")["latency_ms"]
-    times = {name: steady[f"{name}.ms"].drop_nulls() for name in online(simulation)} | {
-        WHOLE: shown
-    }
+    steady, deadline = simulation.steady, simulation.services.deadline_ms
+    times = {name: steady[f"{name}.ms"].drop_nulls() for name in online(simulation)}
+    times[WHOLE] = steady.filter(pl.col("outcome") == "served")["latency_ms"]
+    data, ends = [], []
     for name, colour in keys(simulation).items():
         if times[name].is_empty():
             continue
         at = np.maximum(np.quantile(times[name].to_numpy(), QUANTILES), SHORTEST)
         ends += [np.quantile(at, 0.01), at[-1]]
-        line = {"color": colour, "width": 3 if name == WHOLE else 2}
         hover = rich("<b>{}</b><br>%{y:.2%} within %{x:,.4g} ms<extra></extra>", name)
         data.append(
             {
@@ -89,32 +102,20 @@ def latency_cdf(simulation: Simulation) -> Plot:
                 "mode": "lines",
                 "x": at.tolist(),
                 "y": QUANTILES.tolist(),
-                "line": line,
+                "line": {"color": colour, "width": 3 if name == WHOLE else 2},
                 "hovertemplate": hover,
             }
         )
     layout = plots.blank(330, left=60, bottom=50)
     layout["xaxis"] = {"type": "log", "title": {"text": "ms", "standoff": 6}, "dtick": "D2"}
-    if ends:  # what was there at once is no reason for empty decades
-        low = max(min(ends), max(ends) / 1e4) / 1.2
-        layout["xaxis"]["range"] = [
-            math.log10(low),
-            math.log10(1.2 * max(*ends, simulation.services.deadline_ms or 0)),
-        ]
-    layout["yaxis"] = {
-        "title": {"text": "share of requests"},
-        "tickformat": ".0%",
-        "range": [0, 1.02],
-    }
-    if simulation.services.deadline_ms is not None:
-        layout["shapes"] = [upright(simulation.services.deadline_ms)]
+    if ends:  # requests served at once do not stretch the axis
+        low, high = max(min(ends), max(ends) / 1e4) / 1.2, 1.2 * max(*ends, deadline or 0)
+        layout["xaxis"]["range"] = [math.log10(low), math.log10(high)]
+    layout["yaxis"] = {"title": {"text": "share of requests"}, "tickformat": ".0%"}
+    layout["yaxis"]["range"] = [0, 1.02]
+    if deadline is not None:
+        layout["shapes"] = [upright(deadline)]
     return {"data": data, "layout": layout}
-
-
-def upright(x: float) -> Plot:
-    """A dotted line from bottom to top."""
-    dotted = {"color": plots.QUIET, "width": 1.5, "dash": "dot"}
-    return {"type": "line", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": dotted}
 
 
 def waiting_over_time(simulation: Simulation) -> Plot:
@@ -141,24 +142,24 @@ def waiting_over_time(simulation: Simulation) -> Plot:
 
 
 def busy_servers(simulation: Simulation) -> Plot:
-    """How busy the servers of each stage were; a tick where full batches alone would have kept
-    them.
+    """Utilisation of the servers of each stage, with a tick at the offered load if all batches were
+    full.
     """
     lines = simulation.stages.filter(pl.col("utilisation").is_not_null())
-    names, used = lines["stage"].to_list(), lines["utilisation"].to_list()
-    offered = [simulation.services[name].utilisation(simulation.rate) for name in names]
-    labels = [
-        f"{name} ({servers:,})" for name, servers in zip(names, lines["servers"], strict=True)
-    ]
     colours = colour_of(online(simulation))
+    used, labels, offered, marks = lines["utilisation"].to_list(), [], [], []
+    for name, servers in lines.select("stage", "servers").iter_rows():
+        labels.append(f"{name} ({servers:,})")
+        offered.append(simulation.services[name].utilisation(simulation.rate))
+        marks.append(colours[name])
     data: list[Plot] = [
         {
             "type": "bar",
             "orientation": "h",
             "y": labels,
             "x": used,
-            "marker": {"color": [colours[name] for name in names]},
-            "text": [percent(x) for x in used],
+            "marker": {"color": marks},
+            "text": list(map(percent, used)),
             "textposition": "inside",
             "insidetextanchor": "start",
             "constraintext": "none",
@@ -179,8 +180,8 @@ def busy_servers(simulation: Simulation) -> Plot:
             "hovertemplate": rich("<b>%{y}</b><br>offered %{x:.1%}, batches full<extra></extra>"),
         },
     ]
-    layout = plots.blank(38 * len(names), left=150) | {"bargap": 0.35}
-    layout["xaxis"] = {"range": [0, max(1.08, *(1.05 * x for x in offered))], "tickformat": ".0%"}
+    layout = plots.blank(38 * len(labels), left=150) | {"bargap": 0.35}
+    layout["xaxis"] = {"range": [0, max(1.08, 1.05 * max(offered))], "tickformat": ".0%"}
     layout["yaxis"] = {"autorange": "reversed", "showgrid": False, "automargin": True}
     return {"data": data, "layout": layout}
 
@@ -194,18 +195,22 @@ def load_curves(
     """Over offered load, one line a policy: each measure with its interval, money, goodput, p99 and
     the share shown nothing.
 
-    `curve`: as `credit.load_curve` makes it; `load`: the rate asked for, as a dotted line. Raises
-    KarmafunnelError for missing columns.
+    Args:
+        curve: as `load_curve` of `load/quality.py` makes it.
+        measures: its measures.
+        currency: of the money.
+        load: the rate asked for, drawn as a dotted line.
+
+    Raises:
+        KarmafunnelError: for missing columns.
     """
     titles = {name: name for name in measures}
     if "money an hour" in curve.columns:
         titles["money an hour"] = f"money an hour, {currency}"
-    titles |= {
-        "goodput": "goodput, requests a second",
-        "p99_ms": "p99 latency, ms (log)",
-        NOTHING: "share shown nothing",
-    }
-    if missing := [name for name in ("policy", "rate", FULL, *titles) if name not in curve.columns]:
+    titles["goodput"] = "goodput, requests a second"
+    titles |= {"p99_ms": "p99 latency, ms (log)", NOTHING: "share shown nothing"}
+    needed = ("policy", "rate", FULL, *titles)
+    if missing := [name for name in needed if name not in curve.columns]:
         raise KarmafunnelError("load curves", needs=f"the columns {missing}", found=curve.columns)
     domains, height = panes(len(titles), 2, 220, gap=0.1, row_gap=80)
     colours = colour_of(curve["policy"].unique(maintain_order=True).to_list())
@@ -213,100 +218,85 @@ def load_curves(
     data: list[Plot] = []
     for i, (name, title) in enumerate(titles.items()):
         for policy, colour in colours.items():
-            line = curve.filter((pl.col("policy") == policy) & pl.col(name).is_not_null()).sort(
-                "rate"
-            )
-            rates, values = line["rate"].to_list(), line[name].to_list()
-            common = {"type": "scatter", "x": rates, **on(i)}
-            low, high = (
-                line[f"{name} {end}"].to_list() if f"{name} {end}" in line.columns else [None]
-                for end in ("low", "high")
-            )
-            texts = [number(value) for value in values]
-            if None not in [*low, *high] and rates:
-                band = {
-                    "x": [*rates, *rates[::-1]],
-                    "y": [*high, *low[::-1]],
-                    "mode": "lines",
-                    "line": {"width": 0},
-                }
-                data.append(
-                    common
-                    | band
-                    | {"fill": "toself", "fillcolor": faint(colour, 0.15), "hoverinfo": "skip"}
-                )
-                texts = [
-                    f"{number(v)} [{number(a)}, {number(b)}]"
-                    for v, a, b in zip(values, low, high, strict=True)
-                ]
-            data.append(
-                common
-                | {
-                    "y": values,
-                    "mode": "lines+markers",
-                    "line": {"color": colour, "width": 2.2},
-                    "marker": {"size": 6},
-                    "text": texts,
-                    "hovertemplate": rich(
-                        "<b>{}</b>, %{x:,.4g} a second<br>%{text}<extra></extra>", policy
-                    ),
-                }
-            )
+            line = curve.filter((pl.col("policy") == policy) & pl.col(name).is_not_null())
+            for trace in _policy_line(line.sort("rate"), name, policy, colour):
+                data.append(trace | on(i))
         if name == "goodput":  # all that is offered
             offered = sorted(set(curve["rate"].to_list()))
-            dotted = {
-                "mode": "lines",
-                "line": {"color": plots.QUIET, "dash": "dot", "width": 1.5},
-                "hoverinfo": "skip",
-            }
-            data.append({"type": "scatter", "x": offered, "y": offered, **dotted, **on(i)})
-        x, y = domains[i]
-        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "rangemode": "tozero"}
-        layout[axis(i, "x")] |= {"title": {"text": "requests offered a second", "standoff": 6}}
-        layout[axis(i, "y")] = {"domain": y, "anchor": on(i)["xaxis"], "rangemode": "tozero"}
-        layout[axis(i, "y")] |= (
-            {"type": "log"}
-            if name == "p99_ms"
-            else {"tickformat": ".0%"}
-            if name == NOTHING
-            else {}
-        )
-        layout["annotations"].append(heading(title, domains[i]))
+            dotted = {"color": plots.QUIET, "dash": "dot", "width": 1.5}
+            data.append({"type": "scatter", "mode": "lines", "x": offered, "y": offered, **on(i)})
+            data[-1] |= {"line": dotted, "hoverinfo": "skip"}
+        x = {"rangemode": "tozero", "title": {"text": "requests offered a second", "standoff": 6}}
+        y: Plot = {"rangemode": "tozero"}
+        if name == "p99_ms":
+            y["type"] = "log"
+        elif name == NOTHING:
+            y["tickformat"] = ".0%"
+        add_pane(layout, i, domains[i], title, x, y)
         if load is not None:
-            layout["shapes"].append(
-                upright(load) | {"xref": on(i)["xaxis"], "yref": f"{on(i)['yaxis']} domain"}
-            )
+            layout["shapes"].append(upright(load) | within(i))
     return {"data": data, "layout": layout}
 
 
+def _policy_line(line: pl.DataFrame, name: str, policy: str, colour: str) -> list[Plot]:
+    """The band of a column's intervals, where all points have one, and its line."""
+    rates, values = line["rate"].to_list(), line[name].to_list()
+    texts = [number(value) for value in values]
+    traces: list[Plot] = []
+    if rates and {f"{name} low", f"{name} high"} <= set(line.columns):
+        low, high = line[f"{name} low"].to_list(), line[f"{name} high"].to_list()
+        if None not in [*low, *high]:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": [*rates, *rates[::-1]],
+                    "y": [*high, *low[::-1]],
+                    "line": {"width": 0},
+                    "fill": "toself",
+                    "fillcolor": faint(colour, 0.15),
+                    "hoverinfo": "skip",
+                }
+            )
+            for i, ends in enumerate(zip(low, high, strict=True)):
+                texts[i] += f" [{number(ends[0])}, {number(ends[1])}]"
+    hover = rich("<b>{}</b>, %{x:,.4g} a second<br>%{text}<extra></extra>", policy)
+    traces.append(
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": rates,
+            "y": values,
+            "line": {"color": colour, "width": 2.2},
+            "marker": {"size": 6},
+            "text": texts,
+            "hovertemplate": hover,
+        }
+    )
+    return traces
+
+
 def money_lost(outages: pl.DataFrame, currency: str) -> Plot:
-    """Money that an outage of each stage loses, with its interval. `outages`: as `credit.outages`
-    makes them; stages without a Run of their path are left out.
+    """Money that an outage of each stage loses, with its interval.
+
+    `outages`: as the function of that name in `load/quality.py` makes them; stages without a Run of
+    their path are left out.
     """
-    known = outages.filter(pl.col("lost").is_not_null())
     colours = colour_of(outages["stage"].to_list())
-    # a stage's path says what is shown instead
-    labels = [f"{stage}: {path}" for stage, path in known.select("stage", "path").iter_rows()]
-    lost = known["lost"].to_list()
-    ends = [
-        [x if x is not None else value for x, value in zip(known[end], lost, strict=True)]
-        for end in ("low", "high")
-    ]
-    texts = [
-        f"{amount(value, currency)} of {amount(whole, currency)}"
-        for value, whole in zip(lost, known["money"].to_list(), strict=True)
-    ]
-    bars = {"type": "data", "symmetric": False, "thickness": 1.6, "width": 0, "color": plots.QUIET}
-    bars |= {"array": [h - v for h, v in zip(ends[1], lost, strict=True)]}
-    bars |= {"arrayminus": [v - a for a, v in zip(ends[0], lost, strict=True)]}
+    labels, marks, texts = [], [], []
+    rows = outages.filter(pl.col("lost").is_not_null()).to_dicts()
+    for row in rows:
+        labels.append(f"{row['stage']}: {row['path']}")
+        marks.append(colours[row["stage"]])
+        texts.append(f"{amount(row['lost'], currency)} of {amount(row['money'], currency)}")
     data = [
         {
             "type": "bar",
             "orientation": "h",
             "y": labels,
-            "x": lost,
-            "error_x": bars,
-            "marker": {"color": [colours[stage] for stage in known["stage"]]},
+            "x": column(rows, "lost"),
+            "error_x": error_bars(rows, "lost") | {"color": plots.QUIET},
+            "marker": {"color": marks},
             "customdata": texts,
             "hovertemplate": rich("<b>%{y}</b><br>loses %{customdata}<extra></extra>"),
         }
@@ -321,25 +311,26 @@ def money_lost(outages: pl.DataFrame, currency: str) -> Plot:
 
 
 def segments(events: pl.DataFrame) -> list[tuple[str, str, float, float, str]]:
-    """What one request did, from its events in order: (stage, "waits" or "service", from ms, to ms,
-    what ended it).
+    """What one request did: (stage, "waits" or "service", from ms, to ms, the event at the end).
+
+    events: those of the request, in order.
     """
     found: list[tuple[str, str, float, float, str]] = []
     doing: dict[str, str] = {}
     since: dict[str, float] = {}
     for t, stage, event in events.select("t_ms", "stage", "event").iter_rows():
-        if not stage or event == "vain":  # what a server goes on with is no longer the request's
+        if not stage or event == "vain":  # a server's work on a request that timed out before
             continue
         if stage in doing:
             found.append((stage, doing[stage], since[stage], t, event))
-        # after a stage's deadline or a crash it may be tried again, and then waits
+        # after a stage's deadline or a crash there may be another attempt, which waits
         doing[stage], since[stage] = "service" if event == "start" else "waits", t
     return [segment for segment in found if segment[3] > segment[2] or segment[1] == "service"]
 
 
 def typical(simulation: Simulation) -> dict[str, int]:
-    """Requests to look at: that of the median latency, of p99, and the slowest; of those that were
-    shown something, where any were.
+    """Three requests to look at, with the median, the 99th percentile and the maximum of the
+    latency; of those that were shown something, where there are any.
     """
     steady = simulation.steady
     shown = steady.filter(pl.col("outcome") == "served")
@@ -352,26 +343,24 @@ def timelines(simulation: Simulation, requests: Sequence[tuple[str, int]]) -> Pl
     """Each named request as a Gantt chart: for each stage the time in its queue (faint) and in
     service, ms since the request came.
 
-    Raises KarmafunnelError where events were not kept, and for a request that is not there.
+    Raises KarmafunnelError where events were not kept, and for a request that does not exist.
     """
     names, colours = online(simulation), colour_of(online(simulation))
+    deadline = simulation.services.deadline_ms
     domains, height = panes(len(requests), 1, 30 * len(names) + 10, gap=0, row_gap=70)
-    layout = plots.blank(height, left=130, bottom=45) | {
-        "barmode": "overlay",
-        "bargap": 0.3,
-        "shapes": [],
-    }
+    layout = plots.blank(height, left=130, bottom=45)
+    layout |= {"barmode": "overlay", "bargap": 0.3, "shapes": []}
     data: list[Plot] = []
     for i, (title, request) in enumerate(requests):
         events = events_of_request(simulation, request)
-        came, line = events["t_ms"][0], simulation.requests.row(request, named=True)
+        came, row = events["t_ms"][0], simulation.requests.row(request, named=True)
         for stage, doing, start, end, event in segments(events):
-            colour = faint(colours[stage], 0.3) if doing == "waits" else colours[stage]
-            state = "waits" if doing == "waits" else "in service"
-            words = rich(
+            waits = doing == "waits"
+            colour = faint(colours[stage], 0.3) if waits else colours[stage]
+            hover = rich(
                 "<b>{}</b><br>{} {} ms, then: {}<extra></extra>",
                 stage,
-                state,
+                "waits" if waits else "in service",
                 f"{end - start:,.3g}",
                 event,
             )
@@ -383,31 +372,19 @@ def timelines(simulation: Simulation, requests: Sequence[tuple[str, int]]) -> Pl
                     "base": [start - came],
                     "x": [end - start],
                     "marker": {"color": colour, "line": {"width": 0}},
-                    "hovertemplate": words,
+                    "hovertemplate": hover,
                     **on(i),
                 }
             )
-        x, y = domains[i]
-        layout[axis(i, "x")] = {"domain": x, "anchor": on(i)["yaxis"], "rangemode": "tozero"}
+        took = f"{row['outcome']} after {row['latency_ms']:,.1f} ms"
+        x: Plot = {"rangemode": "tozero"}
         if i == len(requests) - 1:
-            layout[axis(i, "x")]["title"] = {"text": "ms since it came", "standoff": 6}
-        layout[axis(i, "y")] = {
-            "domain": y,
-            "anchor": on(i)["xaxis"],
-            "showgrid": False,
-            "type": "category",
-        }
-        layout[axis(i, "y")] |= {"categoryarray": names, "range": [len(names) - 0.4, -0.6]}
-        told = f"{title}: request {request:,}, {line['outcome']} after {line['latency_ms']:,.1f} ms, path {line['path']}"
-        layout["annotations"].append(heading(told, domains[i]))
-        if (
-            simulation.services.deadline_ms is not None
-            and line["latency_ms"] > 0.8 * simulation.services.deadline_ms
-        ):
-            layout["shapes"].append(
-                upright(simulation.services.deadline_ms)
-                | {"xref": on(i)["xaxis"], "yref": f"{on(i)['yaxis']} domain"}
-            )
+            x["title"] = {"text": "ms since it came", "standoff": 6}
+        y = {"type": "category", "categoryarray": names, **plots.line_axis(len(names))}
+        title = f"{title}: request {request:,}, {took}, path {row['path']}"
+        add_pane(layout, i, domains[i], title, x, y)
+        if deadline is not None and row["latency_ms"] > 0.8 * deadline:
+            layout["shapes"].append(upright(deadline) | within(i))
     return {"data": data, "layout": layout}
 
 
@@ -418,114 +395,97 @@ def load_page(
     simulation: Simulation,
     path: Path | str,
     *,
-    worth: Worth | None = None,
+    quality: LoadQuality | None = None,
     plan: Plan | None = None,
     command: str = "",
 ) -> Path:
-    """Write one self-contained HTML file about a simulation and, with `worth`, about what it
-    showed; returns its path.
+    """Write one self-contained HTML file about a simulation.
 
-    `plan`: the plan whose deployment this is; `command`: the exact command, for the record.
+    Args:
+        simulation: with or without events.
+        path: of the file.
+        quality: of what was shown.
+        plan: whose deployment this is.
+        command: the exact command, for the record.
+
+    Returns:
+        The path of the file.
     """
     summary = simulation.summary()
-    sections = [
-        figures_of(summary),
-        *([planned(plan)] if plan is not None else []),
-        latency(simulation, summary),
-        queues(simulation, summary),
-        *([quality(simulation, worth)] if worth is not None else []),
-        single(simulation),
-        stage_figures(simulation),
-        record(simulation, command),
-    ]
+    sections = [summarised(summary)]
+    if plan is not None:
+        sections.append(planned(plan))
+    sections += [latency(simulation), queues(simulation)]
+    if quality is not None:
+        sections.append(measured(simulation, quality))
+    sections += [single(simulation), stage_table(simulation), record(simulation, command)]
+    warmup = "no warm-up left out"
+    if summary["warmup"]:
+        warmup = f"warm-up of {summary['warmup']:,} requests left out of latencies"
     words = [
         f"{summary['requests']:,} requests, {summary['rate']:,.1f} a second",
         f"arrivals {simulation.arrivals!r}",
-        f"{summary['warmup']:,} of warm-up left out of latencies"
-        if summary["warmup"]
-        else "no warm-up left out",
+        warmup,
     ]
-    eyebrow = f"karmafunnel {'plan' if plan is not None else 'queue'}"
-    page = Page(
-        f"{simulation.services.name} under load",
-        eyebrow,
-        [Text(" · ".join(words), "sub")],
-        sections,
-    )
-    return write_page(path, page)
+    title = f"{simulation.services.name} under load"
+    eyebrow = "karmafunnel queue" if plan is None else "karmafunnel plan"
+    return write_page(path, Page(title, eyebrow, [Text(" · ".join(words), "sub")], sections))
 
 
-def figures_of(summary: dict[str, Any]) -> Section:
-    """The whole in a few numbers."""
+def summarised(summary: dict[str, Any]) -> Section:
+    """The main figures as cards."""
     cards: list[tuple[Words, Words, Words]] = []
     for name, one in summary["latency"].items():
-        sure = (
-            f"95% interval {one['low']:,.1f} to {one['high']:,.1f}"
-            if one["low"] is not None
-            else "too few requests for an interval"
-        )
-        cards.append((f"latency {name.removesuffix('_ms')}", f"{one['value']:,.1f} ms", sure))
-    shown = summary["outcomes"].get("served", 0.0)
-    lost = ", ".join(
-        f"{name} {percent(share)}"
-        for name, share in summary["outcomes"].items()
-        if name != "served"
-    )
-    cards.append(
-        (
-            "goodput",
-            f"{summary['goodput']:,.1f} a second",
-            f"{summary['rate']:,.1f} a second were offered",
-        )
-    )
-    cards.append(("shown something", percent(shown), lost or "nobody was shown nothing"))
+        interval = "too few requests for an interval"
+        if one["low"] is not None:
+            interval = f"95% interval {one['low']:,.1f} to {one['high']:,.1f}"
+        cards.append((f"latency {name.removesuffix('_ms')}", f"{one['value']:,.1f} ms", interval))
+    lost = [f"{k} {percent(share)}" for k, share in summary["outcomes"].items() if k != "served"]
+    shown = percent(summary["outcomes"].get("served", 0.0))
+    offered = f"{summary['rate']:,.1f} a second were offered"
+    cards.append(("goodput", f"{summary['goodput']:,.1f} a second", offered))
+    cards.append(("shown something", shown, ", ".join(lost) or "no request was shown nothing"))
     usual = summary["normal"]
-    other = ", ".join(
-        f"{name} {percent(share)}"
-        for name, share in list(summary["paths"].items())[:4]
-        if name != usual
-    )
+    first = list(summary["paths"].items())[:4]
+    degraded = [f"{path} {percent(share)}" for path, share in first if path != usual]
     full = "in full" if usual == FULL else f"path {usual}"
-    cards.append((full, percent(summary["full"]), other or "no request was degraded"))
-    grows = [
-        Warned(
-            f"Nothing bounds the queue of {name}, which gets {growth:,.1f} requests longer every second: the latencies here grow with "
-            "the length of the run."
+    other = ", ".join(degraded) or "no request was degraded"
+    cards.append((full, percent(summary["full"]), other))
+    blocks: list[Block] = [Cards(cards)]
+    for name, growth in summary["growing"].items():
+        warning = (
+            f"The queue of {name} is unbounded and grows by {growth:,.1f} requests a second: the "
+            "latencies here grow with the length of the run."
         )
-        for name, growth in summary["growing"].items()
-    ]
-    return Section("summary", "Summary", "In short", [Cards(cards), *grows])
+        blocks.append(Warned(warning))
+    return Section("summary", "Summary", "In short", blocks)
 
 
 def planned(plan: Plan) -> Section:
     """The plan's servers, and what if."""
-    cheapest = (
-        "nothing cheaper does, as far as more servers never hurt"
-        if plan.proven
-        else "not everything cheaper was tried"
-    )
     read = rich(
-        "The target: p99 of at most {} ms at {} requests a second, and at most {} of them degraded or shown nothing. The plan meets it with "
-        "each of {} seeds (worst p99 {} ms); {}. Headroom: up to <b>{} a second</b>. A million requests cost <b>{}</b>, an hour {}. Fewest: "
-        "what a stage would do with were all others idle.",
+        "The target: p99 of at most {} ms at {} requests a second, and at most {} of them degraded "
+        "or shown nothing. The plan meets it with each of {} seeds (worst p99 {} ms); {}. "
+        "Headroom: up to <b>{} a second</b>. A million requests cost <b>{}</b>, an hour {}. "
+        "Fewest: what a stage would need if all others were idle.",
         f"{plan.target_ms:g}",
         f"{plan.rate:,.1f}",
         f"{plan.lost:.2%}",
         plan.seeds,
         f"{plan.p99_ms:,.1f}",
-        cheapest,
+        PROOF[plan.proven],
         f"{plan.headroom:,.1f}",
         number(plan.cost_per_million),
         number(plan.services.cost_per_hour),
     )
     asked = (
-        "One thing changed at a time, the same requests every time; p99 with its 95% interval. Every change is tried with all seeds: "
-        "shown is one that misses the target, else the worst. Overload: more than the servers can do."
+        "One change at a time, with the same requests; p99 with its 95% interval. Each change is "
+        "simulated with all seeds; shown is a seed that misses the target, else the worst. "
+        "Overload: more than the servers can serve."
     )
     servers, changes = plan_tables(plan)
-    return Section(
-        "plan", "Plan", "The plan", [Text(read), servers, Heading("What if"), Text(asked), changes]
-    )
+    blocks = [Text(read), servers, Heading("What if"), Text(asked), changes]
+    return Section("plan", "Plan", "The plan", blocks)
 
 
 def plan_tables(plan: Plan) -> tuple[Table, Table]:
@@ -533,9 +493,8 @@ def plan_tables(plan: Plan) -> tuple[Table, Table]:
     servers = []
     for line in plan.stages.iter_rows(named=True):
         counts = [f"{line['servers']:,}", f"{line['fewest']:,}", percent(line["utilisation"])]
-        servers.append(
-            [line["stage"], *counts, f"{line['p99_ms']:,.1f}", number(line["cost_per_hour"])]
-        )
+        cost = number(line["cost_per_hour"])
+        servers.append([line["stage"], *counts, f"{line['p99_ms']:,.1f}", cost])
     changes, missed = [], set()
     for i, line in enumerate(plan.what_if.iter_rows(named=True)):
         degraded = "" if line["degraded"] is None else percent(line["degraded"])
@@ -543,44 +502,44 @@ def plan_tables(plan: Plan) -> tuple[Table, Table]:
         changes.append([line["change"], *cells, "yes" if line["meets"] else "no"])
         if not line["meets"]:
             missed.add(i)
-    title = f"{plan.services.name}: p99 within {plan.target_ms:g} ms at {plan.rate:,.1f} a second"
+    target = f"p99 within {plan.target_ms:g} ms at {plan.rate:,.1f} a second"
+    heads = ["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"]
     what_if = ["change", "a second", "p99, ms", "degraded", "cost of a million", "meets the target"]
     return (
-        Table(
-            ["stage", "servers", "fewest", "busy", "p99, ms", "cost an hour"], servers, title=title
-        ),
+        Table(heads, servers, title=f"{plan.services.name}: {target}"),
         Table(what_if, changes, title="what if", quiet=missed),
     )
 
 
 def p99_of(line: dict[str, Any]) -> str | Cell:
-    """p99 with its interval, as a row of `Plan.what_if` has them."""
+    """p99 with its interval, of a row of `Plan.what_if`."""
     if line["p99_ms"] is None:
         return "overload"
     small = "" if line["low"] is None else f"[{line['low']:,.1f}, {line['high']:,.1f}]"
     return Cell(f"{line['p99_ms']:,.1f}", small)
 
 
-def latency(simulation: Simulation, summary: dict[str, Any]) -> Section:
+def latency(simulation: Simulation) -> Section:
     read = (
-        "Read a line at the height of a share: that share of requests was through within so many ms. A stage's time is from coming to it "
-        "to leaving it, waiting included; end to end counts requests that were shown something."
+        "A point of a line: that share of requests took at most that time. A stage's time is from "
+        "arrival there to leaving it, waiting included; end to end counts requests that were shown "
+        "something."
     )
     if simulation.services.deadline_ms is not None:
         read += f" Dotted: the deadline, {simulation.services.deadline_ms:g} ms."
-    return Section(
-        "latency",
-        "Latency",
-        "How long it takes",
-        [Text(read), Figure(latency_cdf(simulation), keys(simulation))],
+    figure = Figure(latency_cdf(simulation), keys(simulation))
+    return Section("latency", "Latency", "How long it takes", [Text(read), figure])
+
+
+def queues(simulation: Simulation) -> Section:
+    over = (
+        "Waiting requests over the run. A line that keeps rising belongs to a stage that cannot "
+        "keep up."
     )
-
-
-def queues(simulation: Simulation, summary: dict[str, Any]) -> Section:
-    over = "Requests that wait, sampled over the run. A line that keeps rising is a stage that cannot keep up; one that returns to 0 has room."
     busy = (
-        "Share of the time that a stage's servers were busy (their number in brackets). The upright tick is the load that would be offered were "
-        "all batches full: the distance to it is what half-empty batches cost, a bar below it is work that was shed or degraded away."
+        "Share of the time that a stage's servers were busy (their number in brackets). The tick "
+        "is the offered load if all batches were full: a bar above it shows the cost of partly "
+        "filled batches, a bar below it work that was shed or degraded."
     )
     blocks = [
         Text(over),
@@ -592,89 +551,89 @@ def queues(simulation: Simulation, summary: dict[str, Any]) -> Section:
     return Section("queues", "Queues", "How full it is", blocks)
 
 
-def quality(simulation: Simulation, worth: Worth) -> Section:
-    """What was shown is worth, over load and in an outage."""
-    measures = list(dict.fromkeys(row["measure"] for row in worth.rows))
-    policies = colour_of(worth.curve["policy"].unique(maintain_order=True).to_list())
+def measured(simulation: Simulation, quality: LoadQuality) -> Section:
+    """The quality of what was shown, over load and in an outage."""
+    measures = list(dict.fromkeys(column(quality.rows, "measure")))
+    policies = colour_of(quality.curve["policy"].unique(maintain_order=True).to_list())
     read = (
-        "Every simulated request is credited with what a logged one was worth along the path that it really took; one that was shown "
-        "nothing earns 0. The same requests at every load and under every policy. Bands: 95% intervals over users. Dotted: the load asked "
-        "for; in goodput, all that is offered."
+        "Each simulated request has the measures of one logged request along the path that it "
+        "took; one that was shown nothing counts as 0. The same requests at every load and under "
+        "every policy. Bands: 95% intervals over users. Dotted: the load asked for; in goodput, "
+        "the offered load."
     )
-    blocks: list[Block] = [
-        Text(read),
-        Figure(load_curves(worth.curve, measures, worth.currency, simulation.rate), policies),
-    ]
-    if worth.outages is not None:
-        lost = "Money that is lost in an hour while one stage is down and its fallback is shown, all else up; lines: 95% intervals."
+    figure = load_curves(quality.curve, measures, quality.currency, simulation.rate)
+    blocks: list[Block] = [Text(read), Figure(figure, policies)]
+    if (outages := quality.outages) is not None:
+        lost = (
+            "Money lost in an hour in which one stage is down and its fallback is shown, all else "
+            "up; lines: 95% intervals."
+        )
         blocks += [Heading("An hour's outage"), Text(lost)]
-        if worth.outages["lost"].is_not_null().any():
-            blocks.append(Figure(money_lost(worth.outages, worth.currency)))
-        blocks += [
-            Absent(f"{stage}: {note}")
-            for stage, note in worth.outages.select("stage", "note").iter_rows()
-            if note
-        ]
-    return Section("quality", "Quality", "What it is worth", blocks)
+        if outages["lost"].is_not_null().any():
+            blocks.append(Figure(money_lost(outages, quality.currency)))
+        for stage, note in outages.select("stage", "note").iter_rows():
+            if note:
+                blocks.append(Absent(f"{stage}: {note}"))
+    return Section("quality", "Quality", "Quality of what was shown", blocks)
 
 
 def single(simulation: Simulation) -> Section:
-    """Three requests, drawn."""
+    """Gantt charts of three requests."""
     blocks: list[Block] = [
         Absent("events were not kept (--no-events), so no request can be drawn.")
     ]
     if simulation.kept is not None:
         read = rich(
-            "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a busy stage; a stage without a bar was not "
-            "reached or took no time. <code>karmafunnel timeline</code> prints any other request."
+            "Faint: in the queue; full: in service (of the whole batch). A wide faint bar is a "
+            "busy stage; a stage without a bar was not reached or took no time. "
+            "<code>karmafunnel timeline</code> prints any other request."
         )
         plot = timelines(simulation, list(typical(simulation).items()))
         blocks = [Text(read), Figure(plot, colour_of(online(simulation)))]
     return Section("requests", "Requests", "Single requests", blocks)
 
 
-def stage_figures(simulation: Simulation) -> Section:
-    """The stages' table."""
-    heads = {
-        "servers": "servers",
-        "requests": "requests",
-        "utilisation": "busy",
-        "mean_batch": "batch",
-        "mean_waiting": "waiting",
-        "mean_wait_ms": "wait, ms",
-        "p50_ms": "p50",
-        "p95_ms": "p95",
-        "p99_ms": "p99",
-        "shed": "shed",
-        "abandoned": "left",
-        "late": "late",
-        "overdue": "overdue",
-        "failed": "crashed",
-    }
+STAGE_HEADS = {
+    "servers": "servers",
+    "requests": "requests",
+    "utilisation": "busy",
+    "mean_batch": "batch",
+    "mean_waiting": "waiting",
+    "mean_wait_ms": "wait, ms",
+    "p50_ms": "p50",
+    "p95_ms": "p95",
+    "p99_ms": "p99",
+    "shed": "shed",
+    "abandoned": "left",
+    "late": "late",
+    "overdue": "overdue",
+    "failed": "crashed",
+}
 
-    def tell(x: float | None) -> str:
-        return "" if x is None else f"{x:,}" if isinstance(x, int) else number(x)
 
-    rows = [
-        [line["stage"], *(tell(line[key]) for key in heads)]
-        for line in simulation.stages.iter_rows(named=True)
-    ]
+def stage_table(simulation: Simulation) -> Section:
+    rows = []
+    for line in simulation.stages.iter_rows(named=True):
+        row = [line["stage"]]
+        for key in STAGE_HEADS:
+            value = line[key]
+            if value is None:
+                row.append("")
+            else:
+                row.append(f"{value:,}" if isinstance(value, int) else number(value))
+        rows.append(row)
     read = (
-        "Batch: its mean size. Waiting: how many, on average. Percentiles: ms from coming to a stage to leaving it, over the whole run. Shed: "
-        "met a full queue; left: out of patience; late: past the stage's deadline; overdue: past that of the whole."
+        "Batch: mean size of a batch. Waiting: mean number of waiting requests. Percentiles: ms "
+        "from arrival at a stage to leaving it, over the whole run. Shed: met a full queue; left: "
+        "out of patience; late: past the stage's deadline; overdue: past the deadline end to end."
     )
-    return Section(
-        "stages", "Stages", "Stage by stage", [Text(read), Table(["stage", *heads.values()], rows)]
-    )
+    table = Table(["stage", *STAGE_HEADS.values()], rows)
+    return Section("stages", "Stages", "Stage by stage", [Text(read), table])
 
 
 def record(simulation: Simulation, command: str) -> Section:
-    """What it takes to make this again."""
-    facts = {
-        "command": command,
-        "seed": simulation.seed,
-        "commit": commit(),
-        "karmafunnel": __version__,
-    }
+    """What is needed to make this simulation again."""
+    facts = {"command": command, "seed": simulation.seed, "commit": commit()}
+    facts["karmafunnel"] = __version__
     services = Details("Services", [Pre(simulation.services.toml())], unfolded=True)
     return Section("record", "Record", "The record", [Facts(facts), services])

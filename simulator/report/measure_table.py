@@ -1,8 +1,8 @@
 """Tables of measure rows and of comparison rows (`simulator/measure/compare.py`), and CSV of them.
 
-One pivot serves all formats: stages as lines and measures as columns (or, `across="label"`, Runs as
-columns). A cell is value and 95% interval; n, undefined units, denominators, definitions and the
-reasons of every n/a stand below the table.
+One pivot serves all formats: stages are lines, measures (or with `across="label"` Runs) are
+columns. A cell is a value with its 95% interval; n, undefined units, denominators, definitions and
+the reason of every n/a stand below the table.
 """
 
 from __future__ import annotations
@@ -19,17 +19,41 @@ from ..measure.measures.measure import Measure
 from .table import Cell, Table, number, places
 
 Row = dict[str, Any]
-# Lines of measure rows that are no stage: what comes before the stages, and what they are to be
-# held against.
+# Lines of measure rows that are no stage: before the stages, and after them for reference.
 BEFORE, AFTER = ("eligible",), ("end to end", "ceiling", "logged order", "random", "base rate")
+REFERENCE = (*BEFORE, *AFTER)
 INTERVALS = "Intervals: 95%, bootstrap over users."
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def column(rows: Iterable[Row], name: str) -> list[Any]:
+    """The values of one field."""
+    return [row[name] for row in rows]
+
+
+def where(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """The rows whose fields have the given values."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def known(rows: Iterable[Row]) -> list[Row]:
+    """The rows that have a value."""
+    return [row for row in rows if row["value"] is not None]
 
 
 # -- words and numbers -----------------------------------------------------------------------------
 
 
 def between(row: Row, signed: bool = False, decimals: int | None = None) -> str:
-    """The interval of a row in the decimals of its value, or nothing where there is none."""
+    """The interval of a row as text, "[low, high]"; "" where there is none.
+
+    Args:
+        row: with value, low and high.
+        signed: whether numbers above 0 have a plus sign.
+        decimals: without it, as many as `places` gives the row's value.
+    """
     if row["low"] is None or row["high"] is None:
         return ""
     decimals = places(row["value"] or row["high"]) if decimals is None else decimals
@@ -37,14 +61,12 @@ def between(row: Row, signed: bool = False, decimals: int | None = None) -> str:
 
 
 def unchanged(row: Row) -> bool:
-    """Whether no resample has any difference: the stages so far are the same in both rows."""
+    """Whether the difference is 0 in every resample: both Runs have the same stages so far."""
     return row.get("difference") == row["low"] == row["high"] == 0
 
 
 def valued(row: Row | None, signed: bool = False, decimals: int | None = None) -> Cell:
-    """A value (or, `signed`, a difference) with its interval; ** stands after Holm's correction, *
-    before it.
-    """
+    """The cell of a value, or of a difference (`signed`), with its interval and significance."""
     value = (row or {}).get("difference" if signed else "value")
     if not row or value is None:
         return Cell("n/a", style="dim")
@@ -56,68 +78,80 @@ def valued(row: Row | None, signed: bool = False, decimals: int | None = None) -
 
 
 def significance(row: Row) -> str:
-    """The mark of a difference that leaves out 0: ** where it also does after Holm's correction."""
-    return "" if not row.get("better") else "**" if row.get("holm") else "*"
+    """The mark of a difference: "*" significant, "**" also after Holm's correction, else ""."""
+    if not row.get("better"):
+        return ""
+    return "**" if row.get("holm") else "*"
 
 
 def define(measure: str) -> str:
-    """What a measure is, in one clause; raises KarmafunnelError for an unknown one."""
+    """The definition of a measure, in one clause; raises KarmafunnelError for an unknown one."""
     return Measure.parse(measure).definition
 
 
 def counted(rows: Iterable[Row]) -> str:
-    """n and undefined of rows that were counted: "n 677 (123 undefined, 15.4%)", or the range of n
-    where it differs.
+    """The number of units of rows: "n 677 (123 undefined, 15.4%)", or the range where it differs.
+
+    Rows with no unit are left out.
     """
-    found = [row for row in rows if row["n"]]
-    ns = sorted({row["n"] for row in found})
-    if not ns:
+    scored = [row for row in rows if row["n"]]
+    if not scored:
         return "n 0"
-    text = f"n {ns[0]:,}" if len(ns) == 1 else f"n {ns[0]:,} to {ns[-1]:,}"
-    lost = sorted({(row["undefined"], row["undefined_share"]) for row in found})
-    if lost == [(0, 0.0)]:
+    text = f"n {_range(scored, 'n', ',')}"
+    if not any(column(scored, "undefined")):
         return text
-    many = f"{lost[0][0]:,}" if len(lost) == 1 else f"{lost[0][0]:,} to {lost[-1][0]:,}"
-    share = (
-        f"{lost[0][1]:.1%}"
-        if len(lost) == 1
-        else f"{min(s for _, s in lost):.1%} to {max(s for _, s in lost):.1%}"
-    )
-    return f"{text} ({many} undefined, {share})"
+    undefined = _range(scored, "undefined", ",")
+    return f"{text} ({undefined} undefined, {_range(scored, 'undefined_share', '.1%')})"
+
+
+def _range(rows: Sequence[Row], name: str, form: str) -> str:
+    """The values of a field, from the smallest to the largest."""
+    values = column(rows, name)
+    low, high = min(values), max(values)
+    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
 
 
 # -- the pivot -------------------------------------------------------------------------------------
 
 
 def measure_table(rows: Sequence[Row], across: str = "measure") -> Table:
-    """The table of measure or comparison rows; `across` ("measure" or "label") is the field whose
-    values are columns.
+    """The table of measure rows, or of comparison rows.
 
-    Raises KarmafunnelError for no rows, and for two rows that fall into one cell.
+    Args:
+        rows: of `measure`, `compare` or `added`.
+        across: the field of measure rows whose values are the columns, "measure" or "label".
+
+    Raises:
+        KarmafunnelError: for no rows, and for two rows that fall into one cell.
     """
     if rows and "difference" in rows[0]:
         return _comparison(rows)
     pivot = Pivot.of(rows, across)
-    # n stands once where it is one: below a column of a measure, at the end of a line that several
-    # Runs share; else in the cells.
+    # n is shown once where it is the same: below the column of a measure, or at the end of a line
+    # with several Runs. Elsewhere each cell shows its own.
     by_line = across == "label"
     counts = []
-    for column in pivot.columns:
-        counts.append("" if by_line else _one_count([row for row in rows if row[across] == column]))
+    for name in pivot.columns:
+        counts.append("" if by_line else _one_count(where(rows, **{across: name})))
     notes: dict[str, int] = {}
     lines: list[list[str | Cell]] = []
     for texts, found in pivot.lines:
-        end = _one_count([row for row in found if row]) if by_line else ""
+        end = _one_count(list(filter(None, found))) if by_line else ""
         line: list[str | Cell] = [*texts]
         for row, count in zip(found, counts, strict=True):
             line.append(_cell(row, not (end or count), notes))
-        lines.append([*line, end.removeprefix("n ")] if by_line else line)
-    heads = [*pivot.heads, *pivot.columns, *(["n"] if by_line else [])]
+        if by_line:
+            line.append(end.removeprefix("n "))
+        lines.append(line)
+    heads = [*pivot.heads, *pivot.columns]
+    if by_line:
+        heads.append("n")
+        counts.append("")
     return Table(
         heads,
         lines,
         len(pivot.heads),
-        counts=[*counts, *([""] if by_line else [])],
+        counts=counts,
         notes=list(notes),
         below=_below(rows),
         tips={} if by_line else {name: define(name) for name in pivot.columns},
@@ -131,28 +165,35 @@ def _look(roomy: bool) -> str:
 
 
 def _quiet(heads: Sequence[str], lines: Sequence[Sequence[str | Cell]]) -> set[int]:
-    """The lines that are no stage but something to hold stages against."""
+    """The numbers of the lines that are no stage."""
     if "stage" not in heads:
         return set()
     at = heads.index("stage")
-    return {i for i, line in enumerate(lines) if line[at] in (*BEFORE, *AFTER)}
+    return {i for i, line in enumerate(lines) if line[at] in REFERENCE}
 
 
 def in_order(rows: Sequence[Row], name: str) -> list[Any]:
-    """The distinct values of a field: stages as the funnel has them with references after, anything
-    else as it comes.
+    """The distinct values of a field in order of appearance; of "stage", those of `BEFORE` first
+    and those of `AFTER` last.
     """
-    found = list(dict.fromkeys(row[name] for row in rows))
-    if name != "stage":
-        return found
-    stages = [s for s in found if s not in (*BEFORE, *AFTER)]
-    return [*(s for s in BEFORE if s in found), *stages, *(s for s in AFTER if s in found)]
+    found = list(dict.fromkeys(column(rows, name)))
+    if name == "stage":
+        found.sort(key=_place_of_stage)
+    return found
+
+
+def _place_of_stage(stage: str) -> int:
+    if stage in BEFORE:
+        return BEFORE.index(stage) - len(BEFORE)
+    return AFTER.index(stage) + 1 if stage in AFTER else 0
 
 
 @dataclass(frozen=True)
 class Pivot:
-    """Measure rows in lines and columns: a line is its leading texts, one a head, and a row a
-    column, None where there is none.
+    """Measure rows in lines and columns.
+
+    heads: of the leading texts of a line. columns: of its cells. lines: the leading texts, and the
+    row of every column (None where there is none).
     """
 
     heads: list[str]
@@ -174,17 +215,19 @@ class Pivot:
                 where = {f: row[f] for f in fields}
                 raise KarmafunnelError(f"table: two rows for {across} {row[across]!r} of {where}")
             line[row[across]] = row
+
+        def place(key: tuple[Any, ...]) -> list[int]:
+            return [orders[f][value] for f, value in zip(fields, key, strict=True)]
+
         columns, lines = list(orders[across]), []
-        for key in sorted(
-            found, key=lambda key: [orders[f][v] for f, v in zip(fields, key, strict=True)]
-        ):
+        for key in sorted(found, key=place):
             texts = [str(value) for name, value in zip(fields, key, strict=True) if name in heads]
-            lines.append((texts, [found[key].get(column) for column in columns]))
+            lines.append((texts, [found[key].get(name) for name in columns]))
         return cls(heads, columns, lines)
 
 
 def _one_count(rows: Sequence[Row]) -> str:
-    """n and undefined of rows that agree in both, else nothing."""
+    """The number of units of rows that agree in it; "" where they do not."""
     some = [row for row in rows if row["n"]]
     return counted(some) if len({(row["n"], row["undefined"]) for row in some}) == 1 else ""
 
@@ -192,15 +235,10 @@ def _one_count(rows: Sequence[Row]) -> str:
 def _cell(row: Row | None, with_n: bool, notes: dict[str, int]) -> Cell:
     if row is None:
         return Cell()
-    # What is said of a reference line (random: expected value) stands below once, not at every
-    # cell.
-    marks = (
-        ()
-        if row["value"] is not None and row["stage"] in (*BEFORE, *AFTER)
-        else _marks(row["note"], notes)
-    )
     if row["value"] is None:
-        return Cell("n/a", notes=marks, style="dim")
+        return Cell("n/a", notes=_marks(row["note"], notes), style="dim")
+    # the note of a reference line stands once, below the table
+    marks = () if row["stage"] in REFERENCE else _marks(row["note"], notes)
     n = f"n {row['n']:,}" if with_n and row["n"] else ""
     return Cell(number(row["value"]), between(row), "", n, marks, True)
 
@@ -210,14 +248,14 @@ def _marks(note: str, notes: dict[str, int]) -> tuple[int, ...]:
 
 
 def _below(rows: Sequence[Row]) -> list[str]:
-    """Definition, unit, n, denominator of every measure; then what reference lines are, and what
-    counts as truth.
+    """The lines below a table: definition, unit, n and denominator of every measure, then the notes
+    of the reference lines, then which items are relevant.
     """
     lines = []
     for measure in in_order(rows, "measure"):
-        mine = [row for row in rows if row["measure"] == measure]
-        denominators = dict.fromkeys(_of_the_stage(row) for row in mine if row["denominator"])
-        unit = next((row["unit"] for row in mine if row["unit"]), "")
+        mine = where(rows, measure=measure)
+        denominators = dict.fromkeys(filter(None, map(_of_the_stage, mine)))
+        unit = next(filter(None, column(mine, "unit")), "")
         parts = [
             define(measure),
             f"unit: {unit}" if unit else "",
@@ -225,70 +263,63 @@ def _below(rows: Sequence[Row]) -> list[str]:
             f"denominator: {' | '.join(denominators)}" if denominators else "",
         ]
         lines.append(f"{measure}: " + "; ".join(filter(None, parts)) + ".")
-    said: dict[str, dict[str, None]] = {}
-    for row in rows:
-        if row["stage"] in (*BEFORE, *AFTER) and row["value"] is not None and row["note"]:
-            said.setdefault(row["stage"], {}).update(dict.fromkeys(row["note"].split("; ")))
-    lines += [f"{stage}: {'; '.join(said[stage])}." for stage in (*BEFORE, *AFTER) if stage in said]
-    truth = dict.fromkeys(row["truth"] for row in rows)
-    seeds = max(row["seeds"] for row in rows)
-    more = (
-        f" Values are means over {seeds} seeds; intervals resample seeds and users."
-        if seeds > 1
-        else ""
-    )
-    return [
-        *lines,
-        f"Truth: {' | '.join(truth)}ed items. {INTERVALS}{more}".replace("purchaseed", "purchased"),
-    ]
+    for stage in REFERENCE:
+        notes = list(filter(None, column(known(where(rows, stage=stage)), "note")))
+        if notes:
+            lines.append(f"{stage}: {'; '.join(dict.fromkeys('; '.join(notes).split('; ')))}.")
+    relevant = " | ".join(map(past, dict.fromkeys(column(rows, "truth"))))
+    last = f"Relevant: {relevant} items. {INTERVALS}"
+    if (seeds := max(column(rows, "seeds"))) > 1:
+        last += f" Values are means over {seeds} seeds; intervals resample seeds and users."
+    return [*lines, last]
+
+
+def past(label: str) -> str:
+    """click -> clicked, purchase -> purchased."""
+    return "purchased" if label == "purchase" else f"{label}ed"
 
 
 def _of_the_stage(row: Row) -> str:
-    """A denominator that names its stage or slice, so that it reads the same for all of them."""
+    """The denominator of a row without the names of its stage and slice."""
     text = re.sub(rf"\b{re.escape(row['stage'])} scored", "the stage scored", row["denominator"])
     return text.replace(f" [{row['slice']}]", " in the slice")
 
 
 def _comparison(rows: Sequence[Row]) -> Table:
-    """Lines are (measure, slice, stage); columns A, B, B - A, which is better, the smallest
+    """A line for each measure, slice and stage; columns A, B, B - A, which is better, the minimum
     detectable effect, n.
     """
     a, b = rows[0]["label_a"], rows[0]["label_b"]
-    heads = ["measure", *(["slice"] if len({row["slice"] for row in rows}) > 1 else []), "stage"]
+    several = len(set(column(rows, "slice"))) > 1
+    heads = ["measure", "slice", "stage"] if several else ["measure", "stage"]
     notes: dict[str, int] = {}
     lines: list[list[str | Cell]] = []
     for row in rows:
-        marks = (
-            _marks(row["note"], notes)
-            if row["difference"] is None or row["stage"] not in AFTER
-            else ()
-        )
+        there = row["difference"] is not None
+        # the note of a reference line stands once, below the table
+        marks = () if there and row["stage"] in AFTER else _marks(row["note"], notes)
         effect = "" if row["smallest_effect"] is None else number(row["smallest_effect"])
-        known = row["difference"] is not None
         change = Cell(
             number(row["difference"], True, 4),
             between(row, True, 4),
             notes=marks,
-            strong=known,
-            style="" if known else "dim",
+            strong=there,
+            style="" if there else "dim",
         )
-        values = [number(row["value_a"]), number(row["value_b"])]
-        verdict = _verdict(row, {"A": a, "B": b})
-        lines.append(
-            [*(str(row[h]) for h in heads), *values, change, verdict, effect, f"{row['n']:,}"]
-        )
-    seeds = max(row["seeds"] for row in rows)
-    units = " or ".join(dict.fromkeys(row["unit"] for row in rows))
-    below = [f"{m}: {define(m)}." for m in dict.fromkeys(row["measure"] for row in rows)]
+        line: list[str | Cell] = [str(row[head]) for head in heads]
+        line += [number(row["value_a"]), number(row["value_b"]), change]
+        line += [_verdict(row, {"A": a, "B": b}), effect, f"{row['n']:,}"]
+        lines.append(line)
+    seeds = max(column(rows, "seeds"))
+    units = " or ".join(dict.fromkeys(column(rows, "unit")))
+    below = [f"{m}: {define(m)}." for m in dict.fromkeys(column(rows, "measure"))]
+    same_sign = f" and it has the same sign in all {seeds} seeds" if seeds > 1 else ""
     below += [
         f"A is {a}, B is {b}, paired on the same {units}s. {INTERVALS}",
-        "Better: the interval of B − A leaves out 0"
-        + (f" and its sign is the same in all {seeds} seeds" if seeds > 1 else "")
-        + "; "
-        "(Holm): it still does when the whole table is to hold at once. "
-        "Detectable: the smallest effect found with 80% power.",
+        f"Better: the interval of B − A excludes 0{same_sign}; (Holm): also after Holm's "
+        "correction over the whole table. MDE: minimum detectable effect, at 80% power.",
     ]
-    columns = [f"A: {a}", f"B: {b}", "B − A", "better", "detectable", "n"]
+    columns = [f"A: {a}", f"B: {b}", "B − A", "better", "MDE", "n"]
     return Table(
         [*heads, *columns],
         lines,
@@ -301,12 +332,12 @@ def _comparison(rows: Sequence[Row]) -> Table:
 
 
 def _verdict(row: Row, sides: dict[str, str]) -> str | Cell:
-    """The side that is better, and whether that stands after Holm's correction."""
+    """The side that is better, and whether that holds after Holm's correction."""
     if row["better"]:
         return sides[row["better"]] + (" (Holm)" if row["holm"] else "")
     if row["difference"] is None or Measure.parse(row["measure"]).better == "neither":
         return ""
-    return Cell("not told apart", style="dim")
+    return Cell("not significant", style="dim")
 
 
 # -- CSV -------------------------------------------------------------------------------------------
@@ -315,10 +346,10 @@ FIELDS = ("value", "low", "high", "n", "undefined", "note")
 
 
 def to_csv(rows: Sequence[Row], across: str = "measure") -> str:
-    """The table with unrounded numbers: value, low, high, n, undefined and note of every cell in
-    columns of their own.
+    """The table as CSV with unrounded numbers.
 
-    Comparison rows come as they are, one a line.
+    Every column of measure rows becomes six: value, low, high, n, undefined and note. Comparison
+    rows are written as they are, one a line.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -327,13 +358,13 @@ def to_csv(rows: Sequence[Row], across: str = "measure") -> str:
         writer.writerows(row.values() for row in rows)
         return out.getvalue()
     pivot = Pivot.of(rows, across)
-    names = ["", *(f" {name}" for name in FIELDS[1:])]
-    writer.writerow(
-        [*pivot.heads, *(f"{column}{name}" for column in pivot.columns for name in names)]
-    )
+    heads = [*pivot.heads]
+    for name in pivot.columns:
+        heads += [name, *(f"{name} {field}" for field in FIELDS[1:])]
+    writer.writerow(heads)
     for texts, found in pivot.lines:
-        values: list[Any] = []
+        values: list[Any] = [*texts]
         for row in found:
-            values += [(row or {}).get(name) for name in FIELDS]
-        writer.writerow([*texts, *("" if value is None else value for value in values)])
+            values += [(row or {}).get(field) for field in FIELDS]
+        writer.writerow(values)  # None is written as an empty field
     return out.getvalue()
