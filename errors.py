@@ -64,3 +64,18 @@ def quoted(value: Any, most: int = 200) -> str:
     except (ValueError, RecursionError):
         text = f"a {type(value).__name__} that is too large to be shown"
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def user_message(error: BaseException) -> str | None:
+    """The line shown for an error that a user can cause; None for a fault of the program."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, SystemExit):  # commands never raise it: it comes from a recipe
+        return f"error: code of the recipe ends the program with sys.exit({error.code!r})"
+    panic = type(error).__name__ == "PanicException"  # of Polars
+    if panic or isinstance(error, (MemoryError, RecursionError, UnicodeError)):
+        return f"error: {line_of(error)}"
+    polars = type(error).__module__.startswith("polars.")
+    if polars or isinstance(error, (KarmafunnelError, OSError)):
+        return f"error: {error}"
+    return None

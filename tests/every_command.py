@@ -1,8 +1,9 @@
 """All commands of the command line, by name."""
 
 import click
-from karmafunnel.cli import PLACES, main
+from karmafunnel.cli import main
+from karmafunnel.simulator.commands import MODULES
 
 COMMANDS = {
-    name: command for name in PLACES if (command := main.get_command(click.Context(main), name))
+    name: command for name in MODULES if (command := main.get_command(click.Context(main), name))
 }

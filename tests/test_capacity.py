@@ -71,7 +71,7 @@ def test_a_target_that_nothing_reaches():
 def test_deadlines_that_degrade_whatever_the_servers():
     # a seventh of services takes longer
     hasty = Service("hasty", replace(EXPONENTIAL), deadline_ms=20)
-    with pytest.raises(KarmafunnelError, match=r"found 1\d\.\d\d% with servers to spare, most at hasty"):
+    with pytest.raises(KarmafunnelError, match=r"found 1\d\.\d\d% with ample servers, most at hasty"):
         plan(Services((hasty,)), 100.0, 50.0, n=N)
     assert plan(Services((hasty,)), 100.0, 50.0, lost=0.5, n=N).degraded > 0.1
 

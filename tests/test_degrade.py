@@ -205,7 +205,7 @@ def test_paths_share_their_beginnings_and_nothing_else(fitted, fallbacks):
 
 
 def test_paths_with_an_embedder_in_the_same_mode_have_one_of_it(fitted):
-    """What they share was made with the very vectors that the others read: made and charged once."""
+    """What they share reads the vectors that the others read: computed and charged once."""
     for mode in ("stale@60", "skip"):
         one, other = (
             along(fitted, f"tfidf={mode}{more}").context.embeddings["tfidf"]
@@ -555,7 +555,8 @@ def test_load_curve_pairs_rates_and_policies(run):
         told = {
             "services": SimpleNamespace(normal="full"),
             "rate": rate,
-            "summary": lambda: {"goodput": rate, "latency": {}},
+            "goodput": rate,
+            "latency": dict,
         }
         return SimpleNamespace(requests=simulated(taken, rate), **told)
 
@@ -720,7 +721,7 @@ def test_queue_tells_what_two_deployments_show(pressed_run, tmp_path):
     assert (
         one["rate"].to_list() == three["rate"].to_list() and (three["full"] > one["full"])[2:].all()
     )
-    assert "What it is worth" in (tmp_path / "out" / "load.html").read_text()
+    assert "Quality of what was shown" in (tmp_path / "out" / "load.html").read_text()
     alone = CliRunner().invoke(main, asked)
     assert alone.exit_code == 1 and "needs --run" in alone.output
 

@@ -177,4 +177,5 @@ def test_the_page(tmp_path):
 def test_a_queue_that_grows_is_said():
     slow = Services((Service("s", ServiceTime(base_ms=10)),))
     simulation = simulate(slow, Trace(np.arange(1, 400.0)), 399)
-    assert "Nothing bounds the queue of s" in str(load.figures_of(simulation.summary()).blocks)
+    said = str(load.summarised(simulation.summary()).blocks)
+    assert "The queue of s is unbounded" in said

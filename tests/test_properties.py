@@ -658,7 +658,7 @@ def test_queue_needs_the_stages_of_the_run(tmp_path):
         answer = CliRunner().invoke(main, words)
         assert (
             answer.exit_code == 1
-            and "need the stages of" in " ".join(answer.stderr.split())
+            and "needs the stages of" in " ".join(answer.stderr.split())
             and not (tmp_path / "out").exists()
         )
     SERVED.write(tmp_path / "s.toml")
