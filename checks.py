@@ -1,9 +1,9 @@
-"""Checks of a log, however broken: PASS, FAIL, or N/A where the log lacks what they are about.
+"""Checks of a log, however broken: PASS, FAIL, or N/A where the log lacks what the check needs.
 
-`validate` answers all of them about a folder as it lies on disk and raises nothing. `require`
-refuses a log, in a folder or in memory, that fails one whose failure would change a figure:
-whatever computes figures of a log asks it first. Tables are read lazily and streamed, so that a log
-may be larger than memory. Layout and capabilities: `docs/METRICS.md`.
+`validate` answers every check for a folder on disk and raises nothing. `require` refuses a log, on
+disk or in memory, that fails a check whose failure would change a result; whatever computes results
+from a log calls it first. Tables are read lazily and streamed, so a log may be larger than memory.
+Layout and capabilities: `docs/METRICS.md`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ BATCH = 65_536
 
 @dataclass(frozen=True)
 class Check:
-    """One answer: `count` rows (or items, files, keys) at fault, some of them as examples (file,
-    row from 0, ids, values).
+    """Answer of one check; a PASS with a count is a warning.
 
-    A PASS with a count is a warning.
+    count: rows (or items, files, keys) at fault. examples: the first of them, each with its file,
+    row (from 0), ids and values.
     """
 
     name: str
@@ -72,8 +72,8 @@ class NotApplicableError(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """A check: its name, how it is answered, and why a log that fails it may be replayed all the
-    same (empty: it may not).
+    """A check: its name, the function that answers it, and why a log that fails it may be replayed
+    nevertheless (empty: it may not).
     """
 
     name: str
@@ -82,28 +82,35 @@ class Question:
 
 
 def validate(folder: Path | str) -> list[Check]:
-    """Every check of a log or catalogue folder, in a fixed order. Raises nothing: what cannot be
-    read is a FAIL.
+    """Answer every check of a log or catalogue folder, in a fixed order.
+
+    Raises nothing: what cannot be read is a FAIL.
     """
     log = Folder(Path(folder))
     return [answer(question.name, question.ask, log) for question in CHECKS]
 
 
 def require(log: Log | Catalogue, but: Collection[str] = ()) -> None:
-    """Raises KarmafunnelError, with the words of `validate`, for a log that fails a check whose
-    failure would change a figure.
+    """Refuse a log that fails a check whose failure would change a result.
 
-    `but`: checks not to ask. A log on disk is read as it lies there. What has passed once is not
-    asked again.
+    A log on disk is checked as it is stored. A log that passed once is not checked again.
+
+    Args:
+        log: the log or catalogue to check.
+        but: names of checks to leave out.
+
+    Raises:
+        KarmafunnelError: with the message of the failed check.
     """
     if vars(log).get("passed"):
         return
     path = log.path if isinstance(log, Log) else None
     folder = Folder(path) if path is not None else Held(log)
     asked = [question for question in CHECKS if not question.harmless and question.name not in but]
-    failed = [check for q in asked if (check := answer(q.name, q.ask, folder)).status == FAIL]
+    answers = [answer(question.name, question.ask, folder) for question in asked]
+    failed = [check for check in answers if check.status == FAIL]
     if failed:
-        # they say less than what they come with
+        # counts and checksums say less than the failures that come with them
         first = min(failed, key=lambda check: check.name in ("counts", "checksums"))
         if first.name == "checksums" and path is not None:
             for table in folder.tables:
@@ -111,7 +118,7 @@ def require(log: Log | Catalogue, but: Collection[str] = ()) -> None:
         example = f" ({words(first.examples[0])})" if first.examples else ""
         others = [check.name for check in failed if check is not first]
         more = f"; also failed: {', '.join(others)}" if others else ""
-        where = f"; karmafunnel validate {path} tells all" if path is not None else ""
+        where = f"; see karmafunnel validate {path}" if path is not None else ""
         raise KarmafunnelError(
             f"log {path or log.meta['name']} fails the check {first.name!r}: "
             f"{first.message}{example}{more}{where}"
@@ -120,7 +127,7 @@ def require(log: Log | Catalogue, but: Collection[str] = ()) -> None:
 
 
 def answer(name: str, question: Callable[[Folder], Found], log: Folder) -> Check:
-    """Ask one question, whatever happens while it is answered."""
+    """Answer one question; an error while answering it is a FAIL."""
     try:
         found = question(log)
     except NotApplicableError as reason:
@@ -147,11 +154,10 @@ def plain(value: Any) -> Any:
 
 
 class Folder:
-    """What of a log folder can be read; asking for what cannot raises NotApplicableError that says
-    why.
+    """The readable parts of a log folder; asking for another part raises NotApplicableError.
 
-    `trouble` holds why a table (table, None) or one of its columns (table, column) cannot be used;
-    `unreadable` and `invalid` are the examples of what is damaged and of text that is not UTF-8.
+    `trouble` says why a table (table, None) or a column (table, column) cannot be used.
+    `unreadable` and `invalid` are examples of damaged data and of text that is not UTF-8.
     """
 
     def __init__(self, path: Path | None):
@@ -168,14 +174,11 @@ class Folder:
 
     def _read(self, path: Path) -> None:
         self._read_meta(path / "log.json")
-        named = {
-            n.removesuffix(".parquet")
-            for key in ("counts", "checksums")
-            for n in self.meta.get(key, {})
-        }
-        self.is_catalogue = not any(
-            n in named or self.file(n).exists() for n in ("requests", "exposures")
-        )
+        named = {*self.meta.get("counts", {}), *self.meta.get("checksums", {})}
+        self.is_catalogue = True
+        for table in ("requests", "exposures"):
+            if table in named or f"{table}.parquet" in named or self.file(table).exists():
+                self.is_catalogue = False
         self.tables = ("items",) if self.is_catalogue else tuple(TABLES)
         for table in self.tables:
             self._read_table(table)
@@ -190,18 +193,14 @@ class Folder:
         return self.path
 
     def called(self, table: str) -> str:
-        """What a table is called in words."""
+        """Name of a table in messages: its file name, where it has one."""
         return table if self.path is None else self.file(table).name
 
     def _read_meta(self, path: Path) -> None:
         try:
             found = read_json(path)
         except KarmafunnelError as error:
-            told = (
-                str(error).removeprefix(f"{path}: needed JSON, ").removeprefix("found: ")
-                if path.exists()
-                else f"no such file: {path}"
-            )
+            told = error.found if path.exists() else f"no such file: {path}"
             self.meta_faults = [{"file": "log.json", "needed": "JSON", "found": told}]
             return
         self._take_meta(found, meta_faults(found))
@@ -209,11 +208,8 @@ class Folder:
     def _take_meta(self, found: Any, faults: list[dict[str, Any]]) -> None:
         self.meta_faults = faults
         wrong = {fault.get("key") for fault in faults}
-        self.meta = (
-            {key: value for key, value in found.items() if key not in wrong}
-            if isinstance(found, dict)
-            else {}
-        )
+        if isinstance(found, dict):
+            self.meta = {key: value for key, value in found.items() if key not in wrong}
 
     def _read_table(self, table: str) -> None:
         path = self.file(table)
@@ -233,22 +229,18 @@ class Folder:
     def _take_table(self, table: str, frame: pl.LazyFrame) -> None:
         schema = frame.collect_schema()
         self.frames[table], self.schemas[table] = frame, schema
+        name = self.called(table)
         for column, dtype in expected(table).items():
-            if column not in schema:
-                if column in TABLES[table]:
-                    self.trouble.setdefault(
-                        (table, column), f"{self.called(table)} has no column {column}"
-                    )
-            elif not same_type(schema[column], dtype):
-                self.trouble.setdefault(
-                    (table, column),
-                    f"{self.called(table)}: {column} is {schema[column]}, not {dtype}",
-                )
+            if column not in schema and column in TABLES[table]:
+                trouble = f"{name} has no column {column}"
+            elif column in schema and not same_type(schema[column], dtype):
+                trouble = f"{name}: {column} is {schema[column]}, not {dtype}"
+            else:
+                continue
+            self.trouble.setdefault((table, column), trouble)
 
     def _read_column(self, table: str, file: pq.ParquetFile, column: str) -> None:
-        """Decode a whole column once, a batch at a time, so that broken pages and bad text are
-        found whatever is asked later.
-        """
+        """Decode a whole column once, batch by batch, to find damaged pages and invalid text."""
         name = self.file(table).name
         start = 0
         try:
@@ -279,7 +271,7 @@ class Folder:
         return self.meta[key]
 
     def claims(self, *capabilities: str) -> None:
-        """Go on only where log.json says that the log has all of these."""
+        """Raise NotApplicableError unless log.json says that the log has all of these."""
         for name in capabilities:
             if not self.said("has").get(name, False):
                 raise NotApplicableError(f"log.json says the log has no {name}")
@@ -288,28 +280,25 @@ class Folder:
         """Some columns of a table, with the row number."""
         if table not in self.tables:
             raise NotApplicableError(f"a catalogue has no {table}")
-        for key in ((table, None), *((table, column) for column in columns)):
-            if key in self.trouble:
-                raise NotApplicableError(self.trouble[key])
-        types = expected(table)
-        return self.frames[table].select(
-            ROW, *(pl.col(c).cast(types.get(c, self.schemas[table][c])) for c in columns)
-        )
+        for column in (None, *columns):
+            if (table, column) in self.trouble:
+                raise NotApplicableError(self.trouble[table, column])
+        types = self.schemas[table] | expected(table)
+        return self.frames[table].select(ROW, *(pl.col(c).cast(types[c]) for c in columns))
 
     def rows(self, table: str, bad: pl.Expr, *shown: str) -> tuple[int, list[dict[str, Any]]]:
-        """How many rows of a table are bad, and the first of them with these columns."""
+        """Number of bad rows of a table, and the first of them with these columns."""
         columns = dict.fromkeys([*shown, *bad.meta.root_names()])
         return self.examples(table, self.table(table, *columns).filter(bad).select(ROW, *shown))
 
     def examples(self, table: str, rows: pl.LazyFrame) -> tuple[int, list[dict[str, Any]]]:
-        """How many rows there are, and the first of them; they have the row number."""
-        count, first = pl.collect_all(
-            [rows.select(pl.len()), rows.bottom_k(EXAMPLES, by=ROW).sort(ROW)], engine="streaming"
-        )
-        return count.item(), [
-            {"file": self.called(table), "row": row.pop(ROW)} | row
-            for row in first.iter_rows(named=True)
-        ]
+        """Number of rows, and the first of them as examples; `rows` has the row number."""
+        queries = [rows.select(pl.len()), rows.bottom_k(EXAMPLES, by=ROW).sort(ROW)]
+        count, first = pl.collect_all(queries, engine="streaming")
+        found = []
+        for row in first.iter_rows(named=True):
+            found.append({"file": self.called(table), "row": row.pop(ROW)} | row)
+        return count.item(), found
 
 
 class Held(Folder):
@@ -343,27 +332,32 @@ def not_utf8(file: str, column: str, values: pa.Array, start: int) -> Iterator[d
 
 # -- files -----------------------------------------------------------------------------------------
 
+Example = dict[str, Any]
 
-def is_fact(fault: dict[str, Any]) -> bool:
+
+def faults_of(faults: list[Example], message: str) -> Found:
+    """What a check found when it lists every fault; a message only where there are faults."""
+    return Found(len(faults), faults, message if faults else "")
+
+
+def counted(found: tuple[int, list[Example]], words: str, warning: bool = False) -> Found:
+    """What a check found when it counts rows: "3 requests ...", nothing where there are none."""
+    count, examples = found
+    prefix = "warning: " if warning else ""
+    return Found(count, examples, f"{prefix}{count:,} {words}" if count else "", warning)
+
+
+def is_fact(fault: Example) -> bool:
     return fault.get("key") in FACTS and fault["found"] == "nothing"
 
 
 def check_meta(log: Folder) -> Found:
     faults = [fault for fault in log.meta_faults if not is_fact(fault)]
-    label, has = log.meta.get("label"), log.meta.get("has", {})
-    capability = LABELS.get(str(label))
-    if not log.is_catalogue and label is None and "label" in log.meta:
-        faults.append(
-            {
-                "key": "label",
-                "needed": "'click' or 'purchase' for a log with requests",
-                "found": None,
-            }
-        )
-    if capability and not log.is_catalogue and "has" in log.meta and not has.get(capability, False):
-        faults.append({"key": "label", "needed": f"has.{capability}", "found": label})
-    if not log.is_catalogue and log.meta.get("scenario") == []:
-        faults.append({"key": "scenario", "needed": "at least one source of requests", "found": []})
+    if not log.is_catalogue:
+        faults += label_faults(log.meta)
+        if log.meta.get("scenario") == []:
+            needed = "at least one source of requests"
+            faults.append({"key": "scenario", "needed": needed, "found": []})
     return Found(
         len(faults),
         faults,
@@ -371,122 +365,103 @@ def check_meta(log: Folder) -> Found:
     )
 
 
+def label_faults(meta: dict[str, Any]) -> list[Example]:
+    """What is wrong with the label of a log with requests: none, or one that the log lacks."""
+    if "label" not in meta:
+        return []
+    label = meta["label"]
+    if label is None:
+        needed = "'click' or 'purchase' for a log with requests"
+    elif "has" in meta and label in LABELS and not meta["has"].get(LABELS[label], False):
+        needed = f"has.{LABELS[label]}"
+    else:
+        return []
+    return [{"key": "label", "needed": needed, "found": label}]
+
+
 def check_facts(log: Folder) -> Found:
     missing = [fault for fault in log.meta_faults if is_fact(fault)]
-    return Found(
-        len(missing),
-        missing,
-        f"log.json does not say: {', '.join(m['key'] for m in missing)}" if missing else "",
-    )
+    keys = ", ".join(fault["key"] for fault in missing)
+    return faults_of(missing, f"log.json does not say: {keys}")
 
 
 def check_tables(log: Folder) -> Found:
-    missing = [
-        log.file(table).name for table in log.tables if log.path and not log.file(table).is_file()
-    ]
     kind = "a catalogue" if log.is_catalogue else "a log"
-    return Found(
-        len(missing),
-        [{"file": f} for f in missing],
-        f"{kind} without {', '.join(missing)}" if missing else kind,
-    )
+    missing = [table for table in log.tables if log.path and not log.file(table).is_file()]
+    if not missing:
+        return Found(0, [], kind)
+    names = [log.file(table).name for table in missing]
+    return faults_of([{"file": name} for name in names], f"{kind} without {', '.join(names)}")
 
 
 def check_readable(log: Folder) -> Found:
-    return Found(
-        len(log.unreadable),
-        log.unreadable,
-        "truncated, damaged or no Parquet" if log.unreadable else "",
-    )
+    return faults_of(log.unreadable, "truncated, damaged or no Parquet")
 
 
 def check_utf8(log: Folder) -> Found:
     places = dict.fromkeys(f"{e['file']}: {e['column']}" for e in log.invalid)
-    return Found(
-        len(log.invalid),
-        log.invalid,
-        f"text that is not UTF-8 in {', '.join(places)}" if places else "",
-    )
+    return faults_of(log.invalid, f"text that is not UTF-8 in {', '.join(places)}")
 
 
 def check_columns(log: Folder) -> Found:
-    missing = [
-        {"file": log.called(table), "column": column}
-        for table in log.schemas
-        for column in TABLES[table]
-        if column not in log.schemas[table]
-    ]
-    return Found(
-        len(missing),
-        missing,
-        "missing: " + ", ".join(m["column"] for m in missing) if missing else "",
-    )
+    missing = []
+    for table, schema in log.schemas.items():
+        for column in TABLES[table]:
+            if column not in schema:
+                missing.append({"file": log.called(table), "column": column})
+    return faults_of(missing, f"missing: {', '.join(fault['column'] for fault in missing)}")
 
 
 def check_types(log: Folder) -> Found:
-    wrong = [
-        {
-            "file": log.called(table),
-            "column": column,
-            "needed": str(dtype),
-            "found": str(schema[column]),
-        }
-        for table, schema in log.schemas.items()
-        for column, dtype in expected(table).items()
-        if column in schema and not same_type(schema[column], dtype)
-    ]
-    return Found(
-        len(wrong),
-        wrong,
-        "; ".join(f"{w['column']} is {w['found']}, not {w['needed']}" for w in wrong),
-    )
+    wrong, words = [], []
+    for table, schema in log.schemas.items():
+        for column, dtype in expected(table).items():
+            if column not in schema or same_type(schema[column], dtype):
+                continue
+            needed, found = str(dtype), str(schema[column])
+            where = {"file": log.called(table), "column": column}
+            wrong.append(where | {"needed": needed, "found": found})
+            words.append(f"{column} is {found}, not {needed}")
+    return faults_of(wrong, "; ".join(words))
 
 
 def heights(log: Folder) -> dict[str, int]:
-    return {
-        name: frame.select(pl.len()).collect(engine="streaming").item()
-        for name, frame in log.frames.items()
-    }
+    """Number of rows of each table."""
+    found = {}
+    for name, frame in log.frames.items():
+        found[name] = frame.select(pl.len()).collect(engine="streaming").item()
+    return found
 
 
 def check_counts(log: Folder) -> Found:
     log.on_disk()
-    said, found = log.said("counts"), heights(log)
-    wrong = [
-        {"file": f"{table}.parquet", "needed": said.get(table), "found": height}
-        for table, height in found.items()
-        if said.get(table) != height
-    ]
-    return Found(
-        len(wrong), wrong, "rows of a table are not as many as log.json counts" if wrong else ""
-    )
+    told, wrong = log.said("counts"), []
+    for table, height in heights(log).items():
+        needed = told.get(table)
+        if needed != height:
+            wrong.append({"file": f"{table}.parquet", "needed": needed, "found": height})
+    return faults_of(wrong, "rows of a table are not as many as log.json counts")
 
 
 def check_checksums(log: Folder) -> Found:
-    log.on_disk()
-    said = log.said("checksums")
-    paths = {
-        log.file(table).name: log.file(table) for table in log.tables if log.file(table).is_file()
-    }
-    wrong = [
-        {"file": name, "needed": said.get(name), "found": found}
-        for name, path in paths.items()
-        if (found := sha256(path)) != said.get(name)
-    ]
-    if (log.on_disk() / DIGESTS).exists() and (
-        other := fault(log.on_disk(), "log.json")
-    ) is not None:
+    folder = log.on_disk()
+    told, wrong = log.said("checksums"), []
+    for path in map(log.file, log.tables):
+        if path.is_file() and (found := sha256(path)) != told.get(path.name):
+            wrong.append({"file": path.name, "needed": told.get(path.name), "found": found})
+    other = fault(folder, "log.json") if (folder / DIGESTS).exists() else None
+    if other is not None:
         wrong.append({"file": "log.json", "found": other})
-    words = (
-        "a table is not the one that log.json was written with, or log.json another (where that "
-        "was meant: validate --seal)"
+    return faults_of(
+        wrong,
+        "a table or log.json was changed since log.json was written "
+        "(where that was meant: validate --seal)",
     )
-    return Found(len(wrong), wrong, words if wrong else "")
 
 
 def check_empty(log: Folder) -> Found:
     empty = [{"file": log.called(table)} for table, height in heights(log).items() if height == 0]
-    return Found(len(empty), empty, "a table without rows" if empty else "")
+    return faults_of(empty, "a table without rows")
 
 
 # -- keys ------------------------------------------------------------------------------------------
@@ -509,16 +484,15 @@ def check_ids(log: Folder) -> Found:
             found, rows = log.rows(table, blank(column), column)
             count += found
             examples += rows
-    return Found(count, examples, f"{count:,} rows without an id" if count else "")
+    return counted((count, examples), "rows without an id")
 
 
 def duplicates(log: Folder, table: str, *keys: str) -> Found:
-    """Keys that several rows have; each is reported once, at its last row. Hashes are counted
-    first: they need less memory.
+    """Keys that several rows share; each is reported once, at its last row. Hashes are counted
+    first, because they need less memory.
     """
-    rows = log.table(table, *keys).filter(
-        pl.all_horizontal(pl.col(key).is_not_null() for key in keys)
-    )
+    present = [pl.col(key).is_not_null() for key in keys]
+    rows = log.table(table, *keys).filter(pl.all_horizontal(present))
     rows = rows.with_columns(pl.struct(keys).hash().alias("hash"))
     suspect = rows.group_by("hash").agg(pl.len().alias("n")).filter(pl.col("n") > 1).select("hash")
     groups = (
@@ -526,10 +500,8 @@ def duplicates(log: Folder, table: str, *keys: str) -> Found:
         .group_by(keys)
         .agg(pl.len().alias("times"), pl.col(ROW).max())
     )
-    count, examples = log.examples(table, groups.filter(pl.col("times") > 1))
-    return Found(
-        count, examples, f"{count:,} keys ({', '.join(keys)}) more than once" if count else ""
-    )
+    repeated = groups.filter(pl.col("times") > 1)
+    return counted(log.examples(table, repeated), f"keys ({', '.join(keys)}) more than once")
 
 
 def check_duplicate_items(log: Folder) -> Found:
@@ -548,12 +520,9 @@ def unknown(log: Folder, table: str, key: str) -> Found:
     """Rows of exposures whose id the other table lacks."""
     known = log.table(table, key).select(key).unique()
     rows = log.table("exposures", "request_id", "item_id").filter(pl.col(key).is_not_null())
-    count, examples = log.examples("exposures", rows.join(known, on=key, how="anti"))
-    return Found(
-        count,
-        examples,
-        f"{count:,} rows of exposures name a {key} that {table}.parquet lacks" if count else "",
-    )
+    lost = rows.join(known, on=key, how="anti")
+    words = f"rows of exposures name a {key} that {table}.parquet lacks"
+    return counted(log.examples("exposures", lost), words)
 
 
 def check_unknown_items(log: Folder) -> Found:
@@ -579,15 +548,10 @@ def check_positions(log: Folder) -> Found:
         position.max().alias("last"),
         position.n_unique().alias("different"),
     )
-    whole = (
-        (pl.col("first") == 1)
-        & (pl.col("last") == pl.col("rows"))
-        & (pl.col("different") == pl.col("rows"))
-    )
-    count, examples = log.examples("exposures", lists.filter(~whole))
-    return Found(
-        count, examples, f"{count:,} lists whose positions are not 1 to n" if count else ""
-    )
+    n = pl.col("rows")
+    whole = (pl.col("first") == 1) & (pl.col("last") == n) & (pl.col("different") == n)
+    found = log.examples("exposures", lists.filter(~whole))
+    return counted(found, "lists whose positions are not 1 to n")
 
 
 def check_unlisted(log: Folder) -> Found:
@@ -601,36 +565,23 @@ def check_unlisted(log: Folder) -> Found:
         .join(listed, on="request_id", how="semi")
         .drop("position")
     )
-    count, examples = log.examples("exposures", loose)
-    return Found(
-        count,
-        examples,
-        f"{count:,} clicked or purchased items that their request's list lacks" if count else "",
-    )
+    found = log.examples("exposures", loose)
+    return counted(found, "clicked or purchased items that their request's list lacks")
 
 
 def check_clicks(log: Folder) -> Found:
     log.claims("clicks", "exposures")
     bad = pl.col("position").is_not_null() & pl.col("clicked").is_null()
-    count, examples = log.rows("exposures", bad, "request_id", "item_id")
-    return Found(
-        count,
-        examples,
-        f"{count:,} shown rows do not say whether they were clicked" if count else "",
-    )
+    found = log.rows("exposures", bad, "request_id", "item_id")
+    return counted(found, "shown rows do not say whether they were clicked")
 
 
 def check_propensity(log: Folder) -> Found:
     log.claims("propensity")
     fine = pl.col("propensity").is_between(0, 1, closed="right").fill_null(False)
-    count, examples = log.rows(
-        "exposures", pl.col("position").is_not_null() & ~fine, "request_id", "item_id", "propensity"
-    )
-    return Found(
-        count,
-        examples,
-        f"{count:,} shown rows whose propensity is missing or outside (0, 1]" if count else "",
-    )
+    bad = pl.col("position").is_not_null() & ~fine
+    found = log.rows("exposures", bad, "request_id", "item_id", "propensity")
+    return counted(found, "shown rows whose propensity is missing or outside (0, 1]")
 
 
 # -- money -----------------------------------------------------------------------------------------
@@ -638,27 +589,28 @@ def check_propensity(log: Folder) -> Found:
 
 def check_prices(log: Folder) -> Found:
     count, examples, where = 0, [], []
-    places = [("items", "price", "item_id")] + [
-        ("exposures", p, "request_id") for p in ("price_shown", "price_paid")
+    places = [
+        ("items", "price", ("item_id",)),
+        ("exposures", "price_shown", ("request_id", "item_id")),
+        ("exposures", "price_paid", ("request_id", "item_id")),
     ]
-    for table, column, key in places:
-        if table in log.tables:
-            bad = pl.col(column).is_not_null() & ~(
-                pl.col(column).is_finite() & (pl.col(column) >= 0)
-            )
-            found, rows = log.rows(table, bad, *dict.fromkeys([key, "item_id"]), column)
-            count += found
-            examples += rows
-            where += [f"{found:,} of {table}.{column}"] if found else []
+    for table, column, keys in places:
+        if table not in log.tables:
+            continue
+        price = pl.col(column)
+        bad = price.is_not_null() & ~(price.is_finite() & (price >= 0))
+        found, rows = log.rows(table, bad, *keys, column)
+        count += found
+        examples += rows
+        if found:
+            where.append(f"{found:,} of {table}.{column}")
     return Found(count, examples, f"negative, NaN or infinite: {', '.join(where)}" if where else "")
 
 
 def check_quantities(log: Folder) -> Found:
     bad = (pl.col("quantity") < 0) | ((pl.col("quantity") == 0) & pl.col("purchased"))
-    count, examples = log.rows("exposures", bad, "request_id", "item_id", "quantity")
-    return Found(
-        count, examples, f"{count:,} negative quantities, or purchases of none" if count else ""
-    )
+    found = log.rows("exposures", bad, "request_id", "item_id", "quantity")
+    return counted(found, "negative quantities, or purchases of none")
 
 
 # -- time ------------------------------------------------------------------------------------------
@@ -670,87 +622,64 @@ def clock(log: Folder) -> None:
 
 
 def check_timestamps(log: Folder) -> Found:
-    missing = log.said("time") == "clock"
-    bad = pl.col("ts").is_null() if missing else pl.col("ts").is_not_null()
-    count, examples = log.rows("requests", bad, "request_id", "ts")
-    kind = (
-        "without a ts, though time is 'clock'" if missing else "with a ts, though time is 'order'"
-    )
-    return Found(count, examples, f"{count:,} requests {kind}" if count else "")
+    if log.said("time") == "clock":
+        bad, kind = pl.col("ts").is_null(), "without a ts, though time is 'clock'"
+    else:
+        bad, kind = pl.col("ts").is_not_null(), "with a ts, though time is 'order'"
+    return counted(log.rows("requests", bad, "request_id", "ts"), f"requests {kind}")
 
 
 def check_time_order(log: Folder) -> Found:
     clock(log)
-    count, examples = log.rows("requests", pl.col("ts") < pl.col("ts").shift(1), "request_id", "ts")
-    return Found(count, examples, f"{count:,} requests stand after a later one" if count else "")
+    found = log.rows("requests", pl.col("ts") < pl.col("ts").shift(1), "request_id", "ts")
+    return counted(found, "requests stand after a later one")
 
 
 def check_years(log: Folder) -> Found:
-    """Numbers read in the wrong unit, and zeros for missing times, are no times; what is only
-    unlikely is a warning.
+    """Times that come of a wrong unit or of zeros for missing times fail; unlikely times are only a
+    warning.
     """
     clock(log)
     ts = pl.col("ts")
     # a time beyond the calendar has no other name
     number = ts.dt.epoch("ms").alias("ms since 1970")
-    rows = log.table("requests", "request_id", "ts")
-    count, examples = log.examples(
-        "requests", rows.filter(misread_at(ts)).select(ROW, "request_id", number)
-    )
-    if count:
-        return Found(count, examples, f"{count:,} requests in 1970 or beyond 2200{MISREAD}")
-    count, examples = log.rows("requests", doubtful_at(ts), "request_id", "ts")
-    words = f"warning: {count:,} requests before 1990 or more than a year from now" if count else ""
-    return Found(count, examples, words, warning=True)
+    rows = log.table("requests", "request_id", "ts").filter(misread_at(ts))
+    found = log.examples("requests", rows.select(ROW, "request_id", number))
+    if found[0]:
+        return counted(found, f"requests in 1970 or beyond 2200{MISREAD}")
+    unlikely = log.rows("requests", doubtful_at(ts), "request_id", "ts")
+    words = "requests before 1990 or more than a year from now"
+    return counted(unlikely, words, warning=True)
 
 
 def check_window_names(log: Folder) -> Found:
     bad = ~pl.col("window").is_in(WINDOWS).fill_null(False)
-    count, examples = log.rows("requests", bad, "request_id", "window")
-    return Found(
-        count,
-        examples,
-        f"{count:,} requests whose window is none of {', '.join(WINDOWS)}" if count else "",
-    )
+    found = log.rows("requests", bad, "request_id", "window")
+    return counted(found, f"requests whose window is none of {', '.join(WINDOWS)}")
 
 
 def check_window_order(log: Folder) -> Found:
-    number = pl.col("window").replace_strict(
-        WINDOWS, range(len(WINDOWS)), default=None, return_dtype=pl.Int8
-    )
+    ts, window = pl.col("ts"), pl.col("window")
+    order = range(len(WINDOWS))
+    number = window.replace_strict(WINDOWS, order, default=None, return_dtype=pl.Int8)
     bad = number < number.cum_max()
     if log.said("time") == "clock":  # cut at whole timestamps
-        bad |= (pl.col("ts") == pl.col("ts").shift(1)) & (
-            pl.col("window") != pl.col("window").shift(1)
-        )
-    count, examples = log.rows("requests", bad, "request_id", "ts", "window")
-    return Found(
-        count,
-        examples,
-        f"{count:,} requests whose window is before that of an earlier request" if count else "",
-    )
+        bad |= (ts == ts.shift(1)) & (window != window.shift(1))
+    found = log.rows("requests", bad, "request_id", "ts", "window")
+    return counted(found, "requests whose window is before that of an earlier request")
 
 
 def check_availability(log: Folder) -> Found:
     clock(log)
     if "available_from" not in log.schemas.get("items", {}):
         raise NotApplicableError("items have no available_from")
-    items = (
-        log.table("items", "item_id", "available_from")
-        .drop(ROW)
-        .filter(pl.col("available_from").is_not_null())
-    )
+    items = log.table("items", "item_id", "available_from").drop(ROW)
+    items = items.filter(pl.col("available_from").is_not_null())
     requests = log.table("requests", "request_id", "ts").drop(ROW)
     rows = log.table("exposures", "request_id", "item_id")
-    early = (
-        rows.join(items, on="item_id")
-        .join(requests, on="request_id")
-        .filter(pl.col("ts") < pl.col("available_from"))
-    )
-    count, examples = log.examples("exposures", early)
-    return Found(
-        count, examples, f"{count:,} rows of items that were not available yet" if count else ""
-    )
+    rows = rows.join(items, on="item_id").join(requests, on="request_id")
+    early = rows.filter(pl.col("ts") < pl.col("available_from"))
+    return counted(log.examples("exposures", early), "rows of items that were not available yet")
 
 
 # -- what log.json says the log has ----------------------------------------------------------------
@@ -785,31 +714,35 @@ HOLDS: dict[str, tuple[tuple[str, pl.Expr], ...]] = {
 
 
 def check_claims(log: Folder) -> Found:
-    """What log.json claims is somewhere in the tables; what they hold though it is denied is a
-    warning.
+    """Capabilities that log.json claims and no table holds fail; those that a table holds and
+    log.json denies are a warning.
     """
     has = log.said("has")
     absent, denied = [], []
     for name in CAPABILITIES:
-        places = [(t, e) for t, e in HOLDS[name] if t in log.tables and not troubled(log, t, e)]
-        if len(places) < len([t for t, _ in HOLDS[name] if t in log.tables]):
-            continue  # a column at fault elsewhere
-        held = any(
-            log.table(t, *e.meta.root_names()).select(e).collect(engine="streaming").item()
-            for t, e in places
-        )
-        if has.get(name, False) and not held:
+        held = holds(log, name)
+        if held is False and has.get(name, False):
             absent.append(name)
         if held and not has.get(name, False) and name != "users":  # user_id also holds sessions
             denied.append(name)
     if absent:
-        return Found(
-            len(absent),
-            [{"key": f"has.{n}"} for n in absent],
-            f"log.json claims {', '.join(absent)}; found none",
-        )
+        keys = [{"key": f"has.{name}"} for name in absent]
+        return faults_of(keys, f"log.json claims {', '.join(absent)}; found none")
     words = f"warning: the tables hold {', '.join(denied)}, which log.json denies" if denied else ""
-    return Found(len(denied), [{"key": f"has.{n}"} for n in denied], words, warning=True)
+    return Found(len(denied), [{"key": f"has.{name}"} for name in denied], words, warning=True)
+
+
+def holds(log: Folder, capability: str) -> bool | None:
+    """Whether the tables hold what a capability promises; None where a column cannot be read."""
+    places = [(table, e) for table, e in HOLDS[capability] if table in log.tables]
+    for table, expression in places:
+        if troubled(log, table, expression):
+            return None
+    for table, expression in places:
+        found = log.table(table, *expression.meta.root_names()).select(expression)
+        if found.collect(engine="streaming").item():
+            return True
+    return False
 
 
 def troubled(log: Folder, table: str, expression: pl.Expr) -> bool:
@@ -818,90 +751,65 @@ def troubled(log: Folder, table: str, expression: pl.Expr) -> bool:
 
 def check_scenario(log: Folder) -> Found:
     sources = log.said("scenario")
-    counted = log.table("requests", "source").group_by("source").len().collect(engine="streaming")
-    counts = dict(counted.iter_rows())
+    number = log.table("requests", "source").group_by("source").len().collect(engine="streaming")
+    counts = dict(number.iter_rows())
     empty = [{"file": log.called("requests"), "source": s} for s in sources if not counts.get(s)]
     if empty:
-        return Found(len(empty), empty, "the scenario names sources that no request has")
+        return faults_of(empty, "the scenario names sources that no request has")
     served = sum(counts[s] for s in set(sources))
     return Found(0, [], f"{served:,} of {sum(counts.values()):,} requests are the scenario's")
 
 
 def check_text(log: Folder) -> Found:
     log.claims("text")
-    texts = [
-        "title",
-        "brand",
-        *(["description"] if "description" in log.schemas.get("items", {}) else []),
-    ]
+    texts = ["title", "brand"]
+    if "description" in log.schemas.get("items", {}):
+        texts.append("description")
     joined = [pl.col(c).list.join(" ", ignore_nulls=True) for c in ("category", "attributes")]
     bad = pl.all_horizontal(*map(blank, texts), *map(blank, joined))
-    count, examples = log.rows("items", bad, "item_id")
-    return Found(
-        count, examples, f"{share(log, 'items', count)} of the items have no text" if count else ""
-    )
+    return shared(log, "items", log.rows("items", bad, "item_id"), "of the items have no text")
 
 
-def share(log: Folder, table: str, count: int) -> str:
-    height = heights(log)[table]
-    return f"{count:,} ({count / max(height, 1):.1%})"
+def shared(log: Folder, table: str, found: tuple[int, list[Example]], words: str) -> Found:
+    """What a check found, with the share of a table's rows in its message."""
+    count, examples = found
+    if not count:
+        return Found(0, examples, "")
+    return Found(count, examples, f"{count:,} ({count / heights(log)[table]:.1%}) {words}")
 
 
 def check_query(log: Folder) -> Found:
     log.claims("query")
-    bad = (
-        (pl.col("source") == "search")
-        & pl.col("source").is_in(log.said("scenario"))
-        & blank("query")
-    )
-    count, examples = log.rows("requests", bad, "request_id")
-    words = (
-        f"{share(log, 'requests', count)} of the requests are searches without a query"
-        if count
-        else ""
-    )
-    return Found(count, examples, words)
+    source = pl.col("source")
+    searched = (source == "search") & source.is_in(log.said("scenario"))
+    found = log.rows("requests", searched & blank("query"), "request_id")
+    return shared(log, "requests", found, "of the requests are searches without a query")
 
 
 def check_filters(log: Folder) -> Found:
     log.claims("filters")
-    held = (
-        log.table("items", "attributes")
-        .select(pl.col("attributes").alias("filters"))
-        .explode("filters")
-        .unique()
+    held = log.table("items", "attributes").select(pl.col("attributes").alias("filters"))
+    held = held.explode("filters").unique()
+    asked = log.table("requests", "request_id", "filters").explode("filters")
+    asked = asked.filter(pl.col("filters").is_not_null())
+    unheld = (
+        asked.join(held, on="filters", how="anti")
+        .group_by("filters")
+        .agg(
+            pl.col("request_id").sort_by(ROW).first(),
+            pl.len().alias("requests"),
+            pl.col(ROW).min(),
+        )
     )
-    asked = (
-        log.table("requests", "request_id", "filters")
-        .explode("filters")
-        .filter(pl.col("filters").is_not_null())
-    )
-    first = [
-        pl.col("request_id").sort_by(ROW).first(),
-        pl.len().alias("requests"),
-        pl.col(ROW).min(),
-    ]
-    unheld = asked.join(held, on="filters", how="anti").group_by("filters").agg(first)
-    count, examples = log.examples("requests", unheld)
-    words = (
-        f"warning: {count:,} filters that no item holds, so that nothing is eligible"
-        if count
-        else ""
-    )
-    return Found(count, examples, words, warning=True)
+    words = "filters that no item holds, so that nothing is eligible"
+    return counted(log.examples("requests", unheld), words, warning=True)
 
 
 def check_users(log: Folder) -> Found:
-    count, examples = log.rows("requests", blank("user_id"), "request_id")
-    if not count:
+    found = log.rows("requests", blank("user_id"), "request_id")
+    if not found[0]:
         log.claims("users")
-    return Found(
-        count,
-        examples,
-        f"{share(log, 'requests', count)} of the requests name no user (nor session)"
-        if count
-        else "",
-    )
+    return shared(log, "requests", found, "of the requests name no user (nor session)")
 
 
 def check_images(log: Folder) -> Found:
@@ -909,48 +817,34 @@ def check_images(log: Folder) -> Found:
     folder = log.on_disk()
     items = log.table("items", "item_id", "image").collect(engine="streaming")
     named = items.filter(pl.col("image").is_not_null())
-    missing = [
-        {"file": "items.parquet", "row": row, "item_id": item, "image": image}
-        for row, item, image in named.select(ROW, "item_id", "image").iter_rows()
-        if Path(image).is_absolute() or not (folder / image).is_file()
-    ]
-    words = (
-        f"{len(missing):,} of {named.height:,} images are not in the folder; " if missing else ""
-    )
-    return Found(
-        len(missing), missing, f"{words}{items.height - named.height:,} items have no image"
-    )
+    missing = []
+    for row, item, image in named.select(ROW, "item_id", "image").iter_rows():
+        if Path(image).is_absolute() or not (folder / image).is_file():
+            missing.append({"file": "items.parquet", "row": row, "item_id": item, "image": image})
+    words = f"{items.height - named.height:,} items have no image"
+    if missing:
+        words = f"{len(missing):,} of {named.height:,} images are not in the folder; {words}"
+    return Found(len(missing), missing, words)
 
 
 def check_visual(log: Folder) -> Found:
     log.claims("visual")
-    vectors = log.table("items", "item_id", "visual").filter(pl.col("visual").is_not_null())
-    width = (
-        vectors.select(pl.col("visual").list.len().mode().min()).collect(engine="streaming").item()
-    )
+    visual = pl.col("visual")
+    vectors = log.table("items", "item_id", "visual").filter(visual.is_not_null())
+    width = vectors.select(visual.list.len().mode().min()).collect(engine="streaming").item()
     if width is None:
         raise NotApplicableError("no item has a visual vector")
-    fine = (pl.col("visual").list.len() == width) & pl.col("visual").list.eval(
-        pl.element().is_finite()
-    ).list.all()
-    odd = vectors.filter(~fine.fill_null(False)).select(
-        ROW, "item_id", pl.col("visual").list.len().alias("numbers")
-    )
-    count, examples = log.examples("items", odd)
-    return Found(
-        count,
-        examples,
-        f"{count:,} visual vectors hold NaN or are not {width} numbers long" if count else "",
-    )
+    finite = visual.list.eval(pl.element().is_finite()).list.all()
+    fine = (visual.list.len() == width) & finite
+    odd = vectors.filter(~fine.fill_null(False))
+    odd = odd.select(ROW, "item_id", visual.list.len().alias("numbers"))
+    words = f"visual vectors hold NaN or are not {width} numbers long"
+    return counted(log.examples("items", odd), words)
 
 
 CHECKS: tuple[Question, ...] = (
     Question("log.json", check_meta),
-    Question(
-        "facts",
-        check_facts,
-        "where a log is from, and what it lacks, is said and not computed with",
-    ),
+    Question("facts", check_facts, "no figure is computed from where a log is from"),
     Question("tables", check_tables),
     Question("readable", check_readable),
     Question("utf-8", check_utf8),
@@ -979,22 +873,10 @@ CHECKS: tuple[Question, ...] = (
     Question("availability", check_availability),
     Question("claims", check_claims),
     Question("scenario", check_scenario, "a source that no request has adds no request"),
-    Question(
-        "text",
-        check_text,
-        "an item without a text is found by no word: that is true of the log, not misread",
-    ),
-    Question(
-        "query",
-        check_query,
-        "a search without a query asks for nothing: that is true of the log, not misread",
-    ),
-    Question(
-        "filters",
-        check_filters,
-        "nothing is eligible for such a request: a warning, never a failure",
-    ),
+    Question("text", check_text, "an item without text is a property of the log, not an error"),
+    Question("query", check_query, "a search without a query is a property of the log"),
+    Question("filters", check_filters, "only ever a warning: no item is eligible for the request"),
     Question("users", check_users),
-    Question("images", check_images, "what reads pictures refuses a file that is not there"),
+    Question("images", check_images, "whatever reads an image refuses a missing file itself"),
     Question("visual", check_visual),
 )
