@@ -1,8 +1,8 @@
-"""What may come from outside: bounds of numbers, and the letters of names.
+"""Validation of outside input: bounds of numbers, and the characters of names.
 
-The command line, services files, recipes and the API take a number only within its bounds: wide
-enough for any real use, narrow enough that nothing overflows, fills the memory or runs for ever.
-Names of stages, embedders and fallbacks become columns and folders.
+The command line, services files, recipes and the API accept a number only within its bounds: wide
+enough for any real use, narrow enough that nothing overflows, fills the memory or never ends.
+Names of stages, embedders and fallbacks become column and folder names.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LARGE = 1e9
 
 @dataclass(frozen=True)
 class Bound:
-    """Numbers from `low` to `high`, both included (`low` is not where `above` says so); whole ones
-    where `low` is an int.
+    """Numbers from `low` to `high`, both included (`above`: without `low`); only whole numbers if
+    `low` is an int.
     """
 
     low: float
@@ -34,13 +34,12 @@ class Bound:
     def __str__(self) -> str:
         if isinstance(self.low, int):
             return f"a whole number from {self.low:,} to {self.high:,}"
-        return (
-            f"a number {'above' if self.above else 'from'} {self.low:,.6g} "
-            f"{'and at most' if self.above else 'to'} {self.high:,.6g}"
-        )
+        if self.above:
+            return f"a number above {self.low:,.6g} and at most {self.high:,.6g}"
+        return f"a number from {self.low:,.6g} to {self.high:,.6g}"
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is such a number; NaN, infinity, texts and truth values are none."""
+        """Whether a value is such a number; NaN, infinity, texts and booleans are not."""
         kinds = (
             (int, np.integer)
             if isinstance(self.low, int)
@@ -125,7 +124,7 @@ BOUNDS = {
 }
 
 
-# Fields of stages, features and embedders, by name: a name means the same wherever it stands.
+# Bounds of fields of stages, features and embedders; a field name means the same everywhere.
 WEIGHT = Bound(0.0, LARGE)
 FIELDS = {
     "k": BOUNDS["k"],
@@ -196,9 +195,7 @@ FIELDS = {
 
 
 def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
-    """Raises KarmafunnelError naming the value that is not within a bound, or the bound of that
-    name.
-    """
+    """Raises KarmafunnelError naming the value outside a bound (or the bound of that name)."""
     allowed = BOUNDS[bound] if isinstance(bound, str) else bound
     for name, value in values.items():
         if not allowed.holds(value):
@@ -206,25 +203,33 @@ def check_bound(who: str, bound: Bound | str, /, **values: Any) -> None:
 
 
 def check_seed(who: str, seed: Any) -> int:
-    """A seed that every library takes; raises KarmafunnelError for another one."""
+    """The seed as an int; raises KarmafunnelError unless every library takes it."""
     check_bound(who, SEED, seed=seed)
     return int(seed)
 
 
 def needs(value: Any, *names: str, **others: Bound | tuple[float, float | None]) -> None:
-    """Raises KarmafunnelError where a field of a dataclass is not within the bound of its name, or
-    within another one that is said.
+    """Check fields of a dataclass against their bounds.
 
-    (low, high) are both included, whole numbers where low is an int; without a high it is a
-    billion. A field that is None by default may be None.
+    A field whose default is None may be None.
+
+    Args:
+        value: the dataclass.
+        names: fields with the bound of their name in `FIELDS`.
+        others: fields with another bound: a `Bound`, or (low, high), both included, whole numbers
+            if low is an int; high None is a billion.
+
+    Raises:
+        KarmafunnelError: naming the field.
     """
     optional = {field.name for field in fields(value) if field.default is None}
-    for name, found in {**{name: FIELDS[name] for name in names}, **others}.items():
-        bound = (
-            found
-            if isinstance(found, Bound)
-            else Bound(found[0], MANY if found[1] is None else found[1])
-        )
+    bounds: dict[str, Bound] = {name: FIELDS[name] for name in names}
+    for name, found in others.items():
+        if not isinstance(found, Bound):
+            low, high = found
+            found = Bound(low, MANY if high is None else high)
+        bounds[name] = found
+    for name, bound in bounds.items():
         if getattr(value, name) is not None or name not in optional:
             check_bound(type(value).__name__, bound, **{name: getattr(value, name)})
 
@@ -236,59 +241,46 @@ LONGEST_TITLE = 255
 
 
 def check_name(who: str, what: str, value: Any, taken: Sequence[str] = ()) -> None:
-    """Raises KarmafunnelError for what cannot be the name of a stage, an embedder or a fallback: a
-    part of columns, paths and folders.
+    """Raises KarmafunnelError unless a value can be the name of a stage, an embedder or a fallback,
+    which becomes part of column and folder names. `taken`: names that are not free.
     """
-    if (
-        not isinstance(value, str)
-        or not LETTERS.fullmatch(value)
-        or ".." in value
-        or value in taken
-    ):
-        but = f", and not {', '.join(map(repr, taken))}" if taken else ""
-        raise KarmafunnelError(
-            who,
-            what=what,
-            needs=f"1 to 64 letters (a to z), digits, '_', '-' and '.', not '..'{but}",
-            found=quoted(value),
-        )
+    fits = isinstance(value, str) and LETTERS.fullmatch(value) and ".." not in value
+    if fits and value not in taken:
+        return
+    but = f", and not {', '.join(map(repr, taken))}" if taken else ""
+    needed = f"1 to 64 letters (a to z), digits, '_', '-' and '.', not '..'{but}"
+    raise KarmafunnelError(who, what=what, needs=needed, found=quoted(value))
 
 
 def check_title(who: str, what: str, value: Any) -> None:
-    """Raises KarmafunnelError for what cannot stand in a line of a table: a text of at most 255
-    characters that can all be printed.
+    """Raises KarmafunnelError unless a value can be a line of a table: a text of at most 255
+    printable characters.
     """
-    if (
-        not isinstance(value, str)
-        or not value.strip()
-        or not value.isprintable()
-        or len(value) > LONGEST_TITLE
-    ):
-        raise KarmafunnelError(
-            who,
-            what=what,
-            needs=f"a text of 1 to {LONGEST_TITLE} characters without line breaks",
-            found=quoted(value),
-        )
+    fits = isinstance(value, str) and value.strip() and value.isprintable()
+    if fits and len(value) <= LONGEST_TITLE:
+        return
+    needed = f"a text of 1 to {LONGEST_TITLE} characters without line breaks"
+    raise KarmafunnelError(who, what=what, needs=needed, found=quoted(value))
 
 
 # -- sizes -----------------------------------------------------------------------------------------
 
 
 def memory() -> int:
-    """Bytes of memory of this machine."""
+    """Memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_fits(who: str, parts: Mapping[str, float]) -> None:
-    """Raises KarmafunnelError where bytes, told by what they are for, are more than this machine
-    has in all.
+    """Raises KarmafunnelError if a task needs more memory than this machine has.
+
+    `parts`: bytes needed, by what they are for.
     """
     size, there = sum(parts.values()), memory()
     if size > there:
-        told = ", ".join(f"{what} {n / 1e9:,.1f} GB" for what, n in parts.items())
+        each = ", ".join(f"{what} {n / 1e9:,.1f} GB" for what, n in parts.items())
         raise KarmafunnelError(
             who,
-            needs=f"about {size / 1000000000.0:,.1f} GB of memory ({told})",
-            found=f"{there / 1000000000.0:,.1f} GB on this machine",
+            needs=f"about {size / 1e9:,.1f} GB of memory ({each})",
+            found=f"{there / 1e9:,.1f} GB on this machine",
         )

@@ -1,4 +1,4 @@
-"""What the project raises, and how it says in a line what was found."""
+"""The errors that the project raises, and helpers that print values in one line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 
 class KarmafunnelError(ValueError):
-    """A clear refusal, in a line: "who: what needs something, found something else; hint".
+    """An error that a user can cause, in one line: "who: what needs X, found Y; hint".
 
-    who: refuses (a command, a stage, a file). what: of it is meant, such as a field. needs, found:
-    what was needed, and what was there in its place. hint: what to do. Where a refusal has another
-    form, `who` is all of it.
+    Args:
+        who: the command, stage or file that refuses; the whole message where it has another form.
+        what: the part of it that is wrong, such as a field.
+        needs: what was needed.
+        found: what was there instead.
+        hint: what the user can do.
     """
 
     def __init__(
@@ -34,11 +37,11 @@ class KarmafunnelError(ValueError):
 
 
 class NotWrittenError(KarmafunnelError):
-    """Nothing could be written there: the disk or its rights are at fault, whatever it was."""
+    """The disk or its permissions did not allow writing."""
 
 
 def line_of(error: BaseException) -> str:
-    """What went wrong, in a line."""
+    """The message of an error in one line, with its class unless it is ours."""
     try:
         text = str(error)
     except Exception:  # a class of a recipe's own
@@ -49,15 +52,13 @@ def line_of(error: BaseException) -> str:
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """Whether memory of the machine or of a GPU was short, whichever library says so: with more to
-    spare the same may go well.
-    """
+    """Whether an error means too little memory (machine or GPU), whichever library reports it."""
     return re.search(r"MemoryError|an(no|')t allocate memory", line_of(error)) is not None
 
 
 def quoted(value: Any, most: int = 200) -> str:
-    """What was found, as typed and cut where it is long; also where it cannot be typed, such as a
-    number of 5,000 digits.
+    """The repr of a value, cut after `most` characters; works for values without a printable repr,
+    such as a number of 5,000 digits.
     """
     try:
         text = repr(value)

@@ -1,9 +1,9 @@
-"""Files: written whole or not at all, in a place that was claimed; read as UTF-8; sealed by digests
-that are checked when opened.
+"""Files: written atomically to a place that was claimed, read as UTF-8, sealed with digests that
+are checked when they are opened.
 
-A writer makes a temporary sibling and puts it in its place by one rename, so that at every moment,
-and after a crash, either the old or the new is there. It holds a lock (flock) on what it has not
-finished: whoever writes there next removes what nobody holds.
+A writer fills a temporary sibling and moves it into place by one rename, so that at every moment,
+and after a crash, either the old or the new version is there. It holds a lock (flock) on what is
+unfinished; the next writer in that folder removes temporary files that nobody holds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 @cache
 def say(line: str) -> None:
-    """Tell a person something on standard error, once a process."""
+    """Print a line on standard error, once per process."""
     with contextlib.suppress(OSError):
         print(visible(line), file=sys.stderr, flush=True)
 
@@ -63,9 +63,14 @@ def say(line: str) -> None:
 
 
 def hold(path: Path) -> int | None:
-    """An open file descriptor that holds the lock of a file or folder; None where another holds it.
+    """Lock a file or folder.
 
-    -1 where it cannot be locked here. Raises OSError for a path that is not there.
+    Returns:
+        An open file descriptor that holds the lock; None if another process holds it; -1 if this
+        file system cannot lock.
+
+    Raises:
+        OSError: the path does not exist.
     """
     if fcntl is None:
         return -1
@@ -99,7 +104,7 @@ _swept: set[tuple[int, Path]] = set()
 
 
 def sweep(folder: Path, again: bool = True) -> None:
-    """Remove from a folder what writers left that are no more. With `again` False at most once a
+    """Remove the temporary files of dead writers from a folder; with `again` False at most once per
     process.
     """
     if (os.getpid(), folder) in _swept and not again:
@@ -119,16 +124,15 @@ def sweep(folder: Path, again: bool = True) -> None:
 
 def _touched(path: Path) -> float:
     """When anything at or in a path was last written, in seconds since 1970."""
-    inside = [
-        os.path.join(root, name)
-        for root, folders, names in os.walk(path)
-        for name in (*folders, *names)
-    ]
-    return max(os.stat(one, follow_symlinks=False).st_mtime for one in (str(path), *inside))
+    last = os.stat(path, follow_symlinks=False).st_mtime
+    for root, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            last = max(last, os.stat(os.path.join(root, name), follow_symlinks=False).st_mtime)
+    return last
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that goes."""
+    """Remove a file or a folder; errors are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -162,13 +166,8 @@ def _exchange(a: Path, b: Path) -> bool:
             answer = libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(2))
     except (AttributeError, OSError, TypeError):
         return False
-    if answer and ctypes.get_errno() not in (
-        errno.ENOSYS,
-        errno.EINVAL,
-        errno.ENOTSUP,
-        errno.EPERM,
-    ):
-        code = ctypes.get_errno()
+    code = ctypes.get_errno()
+    if answer and code not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
         raise OSError(code, os.strerror(code), str(b))
     return not answer
 
@@ -176,21 +175,20 @@ def _exchange(a: Path, b: Path) -> bool:
 def _old(folder: Path) -> Path:
     """Where an older folder waits while it is replaced on a system that cannot swap two."""
     folder = Path(os.path.realpath(folder))
-    return (
-        folder.parent
-        / f".karmafunnel-{hashlib.blake2b(os.fsencode(folder.name), digest_size=8).hexdigest()}.old"
-    )
+    return folder.parent / f".karmafunnel-{_name_hash(folder)}.old"
+
+
+def _name_hash(path: Path) -> str:
+    return hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
 
 
 def settle(folder: Path) -> None:
-    """Finish or undo a replacement that a crash cut short, where folders cannot be swapped in one
-    step.
-    """
+    """Finish or undo a replacement that a crash interrupted (systems without an atomic swap)."""
     old = _old(folder)
     if not old.is_dir():
         return
     held = hold(old)
-    if held is None:  # somebody is at it
+    if held is None:  # another process is replacing it
         return
     try:
         if folder.exists():
@@ -202,7 +200,7 @@ def settle(folder: Path) -> None:
 
 
 def _put(temporary: Path, folder: Path) -> None:
-    """A folder into its place, and the older one away."""
+    """Move a folder into its place and remove the older one."""
     if folder.exists() and any(folder.iterdir()):
         if _exchange(temporary, folder):
             remove(temporary)
@@ -222,7 +220,7 @@ def _put(temporary: Path, folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Onto the disk: a file, or a folder with all that is in it."""
+    """Flush a file, or a folder with everything in it, to the disk."""
     for root, _, names in os.walk(path) if path.is_dir() else ():
         for name in names:
             _sync_one(os.path.join(root, name))
@@ -245,36 +243,32 @@ def _sync_one(path: Path | str) -> None:
 
 
 def why_not_written(error: BaseException) -> str | None:
-    """Why the disk took nothing more, whichever library says so, also beneath another error; None
-    for other errors.
+    """Why the disk refused to write, whichever library reports it, also as the cause of another
+    error; None for other errors.
     """
     beneath: BaseException | None = error
     for _ in range(20):
         if beneath is None:
             break
-        text = str(beneath)
+        text, number = str(beneath), getattr(beneath, "errno", None)
         for code in DISK:
-            if (
-                getattr(beneath, "errno", None) == code
-                or os.strerror(code) in text
-                or f"os error {code})" in text
-            ):
-                return os.strerror(code)
-        beneath = beneath.__cause__ or (
-            None if beneath.__suppress_context__ else beneath.__context__
-        )
+            reason = os.strerror(code)
+            if number == code or reason in text or f"os error {code})" in text:
+                return reason
+        context = None if beneath.__suppress_context__ else beneath.__context__
+        beneath = beneath.__cause__ or context
     return None
 
 
 def not_written(error: BaseException) -> bool:
-    """Whether the disk is at fault, whatever was to be written."""
+    """Whether an error is the disk's."""
     return isinstance(error, NotWrittenError) or why_not_written(error) is not None
 
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Where writing fails inside: NotWrittenError with one line that names the path. Other errors
-    are left as they are.
+    """Turn an error of the disk inside into a NotWrittenError that names the path; other errors
+    pass unchanged.
     """
     try:
         yield
@@ -293,13 +287,17 @@ def _told(path: Path) -> Iterator[None]:
 def atomic_folder(
     folder: Path | str, *, durable: bool = True, sealed: bool = False, first: bool = False
 ) -> Iterator[Path]:
-    """A folder that appears whole or not at all: write into the yielded temporary one, it is put in
-    its place at the end.
+    """Write a folder atomically: fill the yielded temporary folder; it is moved into place at the
+    end, replacing an older folder in one step.
 
-    An older folder of that name is replaced in one step once the new one is complete and (with
-    `durable`) on the disk; with `first` one that is whole stays, as where others make the same.
-    `sealed`: with digests of all that is in it. Raises KarmafunnelError naming the folder where the
-    disk is full.
+    Args:
+        folder: the final place.
+        durable: flush everything to the disk first.
+        sealed: add the digests of all files in it.
+        first: keep an existing intact folder, where several processes write the same content.
+
+    Raises:
+        KarmafunnelError: naming the folder, if it is a file or the disk is full.
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
@@ -324,13 +322,14 @@ def atomic_folder(
 
 @contextmanager
 def atomic_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
-    """A file that appears whole or not at all: write the yielded temporary one, it is put in its
-    place at the end.
+    """Write a file atomically: write to the yielded temporary path; it is moved into place at the
+    end. `durable`: flush it to the disk first.
 
-    Raises KarmafunnelError naming the file where the disk is full.
+    Raises:
+        KarmafunnelError: naming the file, if the disk is full.
     """
     path = Path(os.path.realpath(path))
-    if in_temporary(path):  # of a folder that appears whole or not at all
+    if in_temporary(path):  # the folder around it is written atomically
         yield path
         return
     temporary, held = _begun(path, Path.touch, durable)
@@ -348,9 +347,7 @@ def atomic_file(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
 
 
 def in_temporary(path: Path) -> bool:
-    """Whether a path lies in a folder that is not finished: what is written there need not be whole
-    by itself.
-    """
+    """Whether a path lies in an unfinished folder, where single files need not be atomic."""
     return any(TEMPORARY.fullmatch(part) for part in path.parts)
 
 
@@ -368,22 +365,22 @@ def _begun(path: Path, make: Callable[[Path], Any], durable: bool) -> tuple[Path
 
 
 def write_bytes(path: Path | str, content: bytes, *, durable: bool = True) -> Path:
-    """Write a file, whole or not at all; returns its path."""
+    """Write a file atomically; return its path."""
     with atomic_file(path, durable=durable) as temporary:
         temporary.write_bytes(content)
     return Path(path)
 
 
 def write_text(path: Path | str, text: str, *, durable: bool = True) -> Path:
-    """Write a text as UTF-8, its line ends unchanged, whole or not at all; return its path."""
+    """Write a text as UTF-8 atomically, line ends unchanged; return its path."""
     return write_bytes(path, text.encode("utf-8", "backslashreplace"), durable=durable)
 
 
 def write_parquet(path: Path | str, frame: pl.DataFrame, **options: Any) -> Path:
-    """Write a Parquet file, whole or not at all; returns its path. `options`: those of
+    """Write a Parquet file atomically; return its path. `options`: those of
     `polars.DataFrame.write_parquet`.
 
-    It is made in memory: polars itself does not say that a disk is full ("transport error").
+    The bytes are made in memory, because polars does not report a full disk clearly.
     """
     made = io.BytesIO()
     frame.write_parquet(made, **options)
@@ -391,9 +388,7 @@ def write_parquet(path: Path | str, frame: pl.DataFrame, **options: Any) -> Path
 
 
 def write_json(path: Path | str, value: Any, *, durable: bool = True) -> Path:
-    """Write JSON with sorted keys, so that equal content is equal bytes; the file appears whole or
-    not at all.
-    """
+    """Write JSON atomically, keys sorted: equal content gives equal bytes; return its path."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str)
     return write_text(path, text + "\n", durable=durable)
 
@@ -402,8 +397,10 @@ def write_json(path: Path | str, value: Any, *, durable: bool = True) -> Path:
 
 
 def read_text(path: Path | str, needed: str = "a text file") -> str:
-    """A UTF-8 text, with or without a byte order mark; raises KarmafunnelError naming the file that
-    is missing or something else.
+    """Read a UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        KarmafunnelError: naming the file, if it is missing or is not `needed`.
     """
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
@@ -420,7 +417,7 @@ def read_text(path: Path | str, needed: str = "a text file") -> str:
 
 
 def read_json(path: Path | str) -> Any:
-    """What a JSON file holds; raises KarmafunnelError naming the file."""
+    """Read a JSON file; raises KarmafunnelError naming the file."""
     text = read_text(path, "JSON")
     try:
         return json.loads(text)
@@ -429,11 +426,13 @@ def read_json(path: Path | str) -> Any:
 
 
 def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
-    """One Parquet file, unread; its name is taken as it stands. Raises KarmafunnelError naming the
-    file that cannot be read.
+    """Scan one Parquet file lazily. `options`: those of `polars.scan_parquet`.
 
-    `options`: those of `polars.scan_parquet`. Nobody else opens Parquet with polars, which would
-    take "run[12]" for two files and "a=b" for a column.
+    The path is taken literally: polars itself would read "run[12]" as a pattern and "a=b" as a
+    column, so everything opens Parquet through this function.
+
+    Raises:
+        KarmafunnelError: naming the file that cannot be read.
     """
     try:
         if not Path(path).is_file():
@@ -452,8 +451,8 @@ def open_table(path: Path | str, **options: Any) -> pl.LazyFrame:
 
 
 def read_table(path: Path | str, *columns: str | pl.Expr) -> pl.DataFrame:
-    """One Parquet file, or some columns of it, read now; raises KarmafunnelError naming the file
-    that cannot be read.
+    """Read one Parquet file, or some columns of it; raises KarmafunnelError naming the file that
+    cannot be read.
     """
     frame = open_table(path)
     try:
@@ -484,34 +483,34 @@ def _digest(path: Path, *_: int) -> str:
 
 
 def _inside(folder: Path) -> dict[str, Path]:
-    """Every file in a folder, by its path from there."""
+    """Every file in a folder, by its relative path."""
     found = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def seal(folder: Path, *names: str) -> None:
-    """Write the digests of all files in a folder (or of some) into it."""
-    write_json(
-        folder / DIGESTS,
-        {name: digest(folder / name) for name in names or _inside(folder) if name != DIGESTS},
-    )
+    """Write the digests of all files in a folder (or of those named) into it."""
+    files = [name for name in names or _inside(folder) if name != DIGESTS]
+    write_json(folder / DIGESTS, {name: digest(folder / name) for name in files})
 
 
 def sealed(folder: Path) -> dict[str, str] | None:
-    """Digests by file; None where a folder has none. Raises KarmafunnelError where they cannot be
-    read.
+    """Digests by file name; None for a folder without digests. Raises KarmafunnelError if they
+    cannot be read.
     """
     if not (folder / DIGESTS).is_file():
         return None
     found = read_json(folder / DIGESTS)
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise KarmafunnelError(folder / DIGESTS, needs="a digest a file", found="something else")
+        raise KarmafunnelError(
+            folder / DIGESTS, needs="one digest per file", found="something else"
+        )
     return found
 
 
 def fault(folder: Path, *names: str) -> str | None:
-    """What is wrong with a sealed folder (or with some of its files), in a line that names the
-    file; None where nothing is.
+    """What is wrong with a sealed folder (or with the files named), in a line that names the file;
+    None if it is intact.
     """
     try:
         told = sealed(folder)
@@ -533,24 +532,23 @@ def check(
     *names: str,
     help: str = "needs the file as it was written: make it again, or take it from a copy",
 ) -> None:
-    """Raises KarmafunnelError naming the file of a sealed folder that is missing or not as it was
-    written (of all, or of some).
+    """Refuse a sealed folder if one of its files (or of those named) is missing or was changed.
 
-    A folder of before there were digests is let through, and said to be one. `help`: what can be
-    done about it.
+    A folder without digests passes, with a line on standard error. `help`: what can be done.
+
+    Raises:
+        KarmafunnelError: naming the file.
     """
     if in_temporary(folder):
         return
     if not (folder / DIGESTS).is_file():
         say(f"{folder}: made before files had digests, so damage to it would not be noticed")
     elif (wrong := fault(folder, *names)) is not None:
-        raise KarmafunnelError(f"{wrong}; {help}")
+        raise KarmafunnelError(wrong, hint=help)
 
 
 def intact(folder: Path | None) -> bool:
-    """Whether something that can be made again is there and as it was written; where it is damaged,
-    a line says so.
-    """
+    """Whether a reproducible result exists undamaged; damage is reported on standard error."""
     if folder is None or not folder.is_dir():
         return False
     if (wrong := fault(folder)) is not None:
@@ -563,12 +561,12 @@ def intact(folder: Path | None) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a command writes. A folder is one of ours by the file `marker`; a file by the `mark`
-    near its beginning.
+    """What a command writes. A folder is recognised as ours by the file `marker` in it, a file by
+    the text `mark` near its beginning.
 
-    `parts`: names that such a folder may hold beside what is sealed. `shared`: files go into the
-    folder one by one, and what else lies in it stays; it is one of ours, too, if it holds nothing
-    but parts.
+    `parts`: names that such a folder may hold beside its sealed files. `shared`: files are written
+    into the folder one by one and other files stay; such a folder is also ours if it holds nothing
+    but `parts`.
     """
 
     name: str
@@ -639,18 +637,29 @@ def claim(
     inputs: Iterable[Path | str | None] = (),
     force: bool = False,
 ) -> Iterator[Path]:
-    """Make sure, before any work, that `who` may write a thing of this kind to `place`, and keep
-    others from it meanwhile.
+    """Check before any work that `who` may write to `place`, and lock it against other processes.
 
-    Raises KarmafunnelError where the place cannot be written, holds what is not ours (a person's
-    files, whatever `force` says), is one of the command's own `inputs`, or is being written by
-    another process; and, without `force`, where it holds a thing of ours of another kind, one whose
-    marker says other than `wants`, or one with the paths of a Run in it. Inside, claims of the same
-    place ask no more than `wants`.
+    Nested claims of the same place only check `wants`.
+
+    Args:
+        place: the file or folder to write.
+        who: the command, for messages.
+        kind: what will be written.
+        wants: values that an existing marker file must agree with, by dotted key.
+        inputs: what the command reads; `place` must not be or contain one of them.
+        force: also replace our own results that differ in kind, in `wants`, or were edited.
+
+    Yields:
+        The resolved path.
+
+    Raises:
+        KarmafunnelError: `place` cannot be written, is an input, is being written by another
+            process, or holds something that must not be replaced. Files that karmafunnel did not
+            write are never replaced, whatever `force` says.
     """
     place = Path(place)
     at = Path(os.path.realpath(place))
-    if in_temporary(at):  # of what was claimed as a whole
+    if in_temporary(at):  # the folder around it was claimed
         yield at
         return
     held = _claims.get()
@@ -663,10 +672,8 @@ def claim(
         return
     for given in inputs:
         if given is not None and Path(os.path.realpath(given)).is_relative_to(at):
-            raise KarmafunnelError(
-                f"{who}: {place} needs to be another place than its own input {given}; nothing "
-                "was written"
-            )
+            needs = f"to be another place than its own input {given}"
+            raise KarmafunnelError(who, what=place, needs=needs, hint="nothing was written")
     if place.is_symlink() and not place.exists():
         raise KarmafunnelError(
             who,
@@ -693,9 +700,7 @@ def claim(
 
 
 def _make(home: Path, place: Path, who: str) -> list[Path]:
-    """A folder and those above it, made where they are missing; returns those that were made, the
-    innermost first.
-    """
+    """Create a folder and its parents; return those that were missing, innermost first."""
     try:
         missing = [folder for folder in (home, *home.parents) if not os.path.lexists(folder)]
         home.mkdir(parents=True, exist_ok=True)
@@ -711,8 +716,7 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
     The lock file lies in the folder `home`.
     """
     sweep(home)
-    name = hashlib.blake2b(os.fsencode(at.name), digest_size=8).hexdigest()
-    path, held = home / f".karmafunnel-{name}.lock", None
+    path, held = home / f".karmafunnel-{_name_hash(at)}.lock", None
     try:
         for attempt in range(20):
             with contextlib.suppress(FileNotFoundError):
@@ -720,16 +724,10 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
                 if (held := hold(path)) is not None:
                     break
             if attempt > 4 and (says := path.read_bytes() if path.exists() else b""):
-                raise KarmafunnelError(
-                    f"{who}: {place} is being written by {says.decode('utf-8', 'replace')}; "
-                    "wait for it, or name another place"
-                )
+                raise _busy(who, place, says.decode("utf-8", "replace"))
             time.sleep(0.02)
         if held is None:
-            raise KarmafunnelError(
-                f"{who}: {place} is being written by another process; wait for it, or name "
-                "another place"
-            )
+            raise _busy(who, place, "another process")
         if held >= 0:
             with contextlib.suppress(OSError):  # a full disk is told by what is written
                 path.write_text(
@@ -750,29 +748,34 @@ def _locked(home: Path, at: Path, place: Path, who: str) -> Iterator[None]:
         let_go(held)
 
 
+def _busy(who: str, place: Path, writer: str) -> KarmafunnelError:
+    line = f"{who}: {place} is being written by {writer}"
+    return KarmafunnelError(line, hint="wait for it, or name another place")
+
+
 def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
-    """Raises KarmafunnelError where a place holds what must not go."""
-    needed = (
-        f"{who}: {place} needs to be a new {'file' if kind.mark else 'folder'} or an older "
-        f"{kind.name}"
-    )
+    """Raises KarmafunnelError where a place holds what must not be replaced."""
     if not at.exists():
         return
+
+    def refusal(found: str, *, hint: str = "nothing was written", alone: str = "") -> Exception:
+        form = "file" if kind.mark else "folder"
+        needs = f"to be a new {form} or an older {kind.name}{alone}"
+        return KarmafunnelError(who, what=place, needs=needs, found=found, hint=hint)
+
     if kind.mark:
         if at.is_dir():
-            raise KarmafunnelError(f"{needed}, found a folder; nothing was written")
+            raise refusal("a folder")
         found = _beginning(at)
         if not stat.S_ISREG(at.stat().st_mode) or (found and kind.mark not in found):
-            raise KarmafunnelError(f"{needed}, found another kind of file; nothing was written")
+            raise refusal("another kind of file")
         if kind.mark == TEXT_MARK and not force and found and edited(at):
-            raise KarmafunnelError(
-                f"{who}: {place} was edited by hand since it was written; --force replaces it"
-            )
+            raise _edited(who, place)
         return
     if not at.is_dir():
-        raise KarmafunnelError(f"{needed}, found a file; nothing was written")
+        raise refusal("a file")
     if not os.access(at, os.W_OK | os.X_OK):
-        raise KarmafunnelError(f"{needed}, found one that cannot be written; nothing was written")
+        raise refusal("one that cannot be written")
     names = sorted(
         name for name in os.listdir(at) if not TEMPORARY.fullmatch(name) and name != DIGESTS
     )
@@ -780,46 +783,53 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
         return
     ours = kind.marker in names or (kind.shared and set(names) <= set(kind.parts))
     there = kind if ours else next((one for one in FOLDERS if one.marker in names), None)
-
-    def shown(some: Sequence[str]) -> str:
-        return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "")
-
     if there is None or (kind.shared and not ours):
-        raise KarmafunnelError(
-            f"{needed}, found something else ({shown(names)}); nothing was written"
-        )
+        raise refusal(f"something else ({_first_names(names)})")
     if kind.shared:
         return
+    more = _not_ours(at, names, there)
+    if more:
+        hint = "move that away, nothing was written"
+        extra = f"{_first_names(more)} in it as well, which karmafunnel did not write"
+        raise refusal(extra, alone=" alone", hint=hint)
+    if force:
+        return
+    if not ours:
+        raise refusal(f"{there}", hint="--force replaces it")
+    if "paths" in names and "paths" not in kind.parts:
+        hint = "--force replaces all of it"
+        raise refusal("paths in it as well", alone=" alone", hint=hint)
+    for name in names:
+        if name.endswith(".toml") and edited(at / name):
+            raise _edited(who, place / name)
+
+
+def _not_ours(at: Path, names: Sequence[str], kind: Kind) -> list[str]:
+    """Names in a folder of this kind that were not written with it."""
     try:
         written = {name.split("/")[0] for name in sealed(at) or ()}
     except KarmafunnelError:
         written = set()
-    parts = {part for one in FOLDERS if one.marker == there.marker for part in one.parts}
-    if (written or parts - {"paths"}) and (
-        more := [name for name in names if name not in written | parts | {there.marker}]
-    ):
-        raise KarmafunnelError(
-            f"{needed} alone, found {shown(more)} in it as well, which karmafunnel did not "
-            "write; move that away, nothing was written"
-        )
-    if force:
-        return
-    if not ours:
-        raise KarmafunnelError(f"{needed}, found {there}; --force replaces it")
-    if "paths" in names and "paths" not in kind.parts:
-        raise KarmafunnelError(
-            f"{needed} alone, found paths in it as well; --force replaces all of it"
-        )
-    for name in names:
-        if name.endswith(".toml") and edited(at / name):
-            raise KarmafunnelError(
-                f"{who}: {place / name} was edited by hand since it was written; --force "
-                "replaces it"
-            )
+    parts: set[str] = set()
+    for one in FOLDERS:
+        if one.marker == kind.marker:
+            parts.update(one.parts)
+    if not written and not parts - {"paths"}:
+        return []
+    return [name for name in names if name not in written | parts | {kind.marker}]
+
+
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _edited(who: str, place: Path) -> KarmafunnelError:
+    line = f"{who}: {place} was edited by hand since it was written"
+    return KarmafunnelError(line, hint="--force replaces it")
 
 
 def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bool) -> None:
-    """Raises KarmafunnelError where what is replaced says other things than what replaces it."""
+    """Raises KarmafunnelError if the marker of an existing result differs from `wants`."""
     if force or not wants or not (place / kind.marker).is_file():
         return
     try:
@@ -831,32 +841,42 @@ def _same(place: Path, who: str, kind: Kind, wants: Mapping[str, Any], force: bo
         for part in key.split("."):
             there = there.get(part, wanted) if isinstance(there, dict) else wanted
         if there != json.loads(json.dumps(wanted, default=str)):
-            what, (old, new) = key.replace(".", " "), _apart(str(there), str(wanted))
+            what = key.replace(".", " ")
+            old, new = _apart(str(there), str(wanted))
             raise KarmafunnelError(
-                f"{who}: {place} holds {kind} with {what} {old}; to replace it by one with "
-                f"{what} {new}, use --force"
+                f"{who}: {place} holds {kind} with {what} {old}",
+                hint=f"to replace it by one with {what} {new}, use --force",
             )
 
 
 def _apart(a: str, b: str) -> list[str]:
-    """Two texts as far as a line holds them: of long ones, the words in which they differ and two
-    before.
+    """Two texts for one line: of long texts only the words in which they differ and the two words
+    before them.
     """
-    a, b = (" ".join(text.split()) for text in (a, b))
+    a, b = " ".join(a.split()), " ".join(b.split())
     if max(len(a), len(b)) <= 80:
         return [a, b]
     words = [re.findall(r"[^\s,(\[]*[\s,(\[]*", text) for text in (a, b)]
-    start = next(
-        (i for i, (x, y) in enumerate(zip(*words, strict=False)) if x != y), min(map(len, words))
-    )
-    ends = [list(reversed(text[start:])) for text in words]
-    end = next(
-        (i for i, (x, y) in enumerate(zip(*ends, strict=False)) if x != y), min(map(len, ends))
-    )
+    start = _common(*words)
+    end = _common(*(text[start:][::-1] for text in words))
     start = max(start - 2, 0)
-    cut = ["".join(text[start : len(text) - end]).strip(" ,") for text in words]
-    cut = [f"{text[:77]}..." if len(text) > 80 else text + "..." * bool(end) for text in cut]
-    return [f"{'...' * bool(start)}{text}" for text in cut]
+    shown = []
+    for text in words:
+        cut = "".join(text[start : len(text) - end]).strip(" ,")
+        if len(cut) > 80:
+            cut = f"{cut[:77]}..."
+        elif end:
+            cut += "..."
+        shown.append(f"...{cut}" if start else cut)
+    return shown
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the common prefix of two lists."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
 
 
 def _beginning(path: Path) -> str:
@@ -869,14 +889,12 @@ def _beginning(path: Path) -> str:
 
 
 def marked(text: str) -> str:
-    """A text for people to edit, with a first line by which `edited` knows whether they did."""
+    """A text with a first line that holds its digest, by which `edited` recognises changes."""
     return f"{TEXT_MARK}{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}\n{text}"
 
 
 def edited(path: Path) -> bool:
-    """Whether a file that `marked` made says something else by now; True for one that it did not
-    make.
-    """
+    """Whether a file made by `marked` was changed since; True for a file made by something else."""
     try:
         first, _, rest = read_text(path).partition("\n")
     except KarmafunnelError:

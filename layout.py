@@ -1,8 +1,8 @@
-"""What a log holds on disk: the columns of its three tables, the keys of log.json, and what may be
-made into them.
+"""Layout of a log on disk: the columns of its three tables, the keys of log.json, and the types
+that are accepted for them.
 
-One rule for every column: what is given is cast to the column's type and back again, and a value
-that does not come back the same is refused. Definitions: `docs/METRICS.md`.
+One rule for every column: a value is cast to the column's type and back, and one that does not come
+back unchanged is refused. Definitions: `docs/METRICS.md`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ EXPOSURES = {
     "stage": pl.String,
 }
 TABLES: dict[str, dict[str, Any]] = {"items": ITEMS, "requests": REQUESTS, "exposures": EXPOSURES}
-# Typed where they are there: when an item became known (`available_after`: after so many requests,
-# where time is an order), and, in a sample, how often it was a target in W1 of the whole log, by
+# Columns that may be missing: when an item became known (`available_after`: after so many requests,
+# if time is an order), and, in a sample, how often it was a target in W1 of the whole log, by
 # label.
 OPTIONAL: dict[str, dict[str, Any]] = {
     "items": {
@@ -84,17 +84,15 @@ CAPABILITIES = (
 
 
 def expected(table: str) -> dict[str, Any]:
-    """The type of every column of a table, those that it may have included."""
+    """The type of every column of a table, optional ones included."""
     return TABLES[table] | OPTIONAL.get(table, {})
 
 
 def same_type(found: Any, needed: Any) -> bool:
-    """Whether a stored type is the layout's, an all-null column counting as any type."""
-    return (
-        found == needed
-        or found == pl.Null
-        or (isinstance(found, pl.List) and found.inner == pl.Null)
-    )
+    """Whether a stored type is the layout's; an all-null column counts as any type."""
+    if found == needed or found == pl.Null:
+        return True
+    return isinstance(found, pl.List) and found.inner == pl.Null
 
 
 # -- log.json --------------------------------------------------------------------------------------
@@ -106,7 +104,7 @@ WHOLE_NUMBERS = Kind(
     lambda v: isinstance(v, dict) and all(type(n) is int for n in v.values()),
 )
 OBJECT = Kind("an object", lambda v: isinstance(v, dict))
-# Keys of log.json. Those of FACTS change no row that is read; those of MAY_HAVE may be missing.
+# Keys of log.json. FACTS do not change the rows that are read; those of MAY_HAVE are optional.
 META: dict[str, Kind] = {
     "name": NAMED,
     "currency": maybe(TEXT_KIND),
@@ -126,8 +124,7 @@ MAY_HAVE: dict[str, Kind] = dict.fromkeys(("set_aside", "notes", "sample", "worl
 
 
 def meta_faults(found: Any, partial: bool = False) -> list[dict[str, Any]]:
-    """What of a log.json is not as it needs to be: `key` (none for the whole), what it needs, what
-    was found.
+    """The errors of a log.json, each with `key` (absent for the whole file), `needed` and `found`.
 
     `partial`: keys may be missing.
     """
@@ -148,12 +145,12 @@ def meta_faults(found: Any, partial: bool = False) -> list[dict[str, Any]]:
 
 
 def complete_meta(meta: Any, who: str = "log.json") -> dict[str, Any]:
-    """`log.json` with its defaults: what is not claimed is not there; raises KarmafunnelError for
-    what cannot be.
+    """`log.json` with defaults for missing keys; a capability that is not claimed is absent. Raises
+    KarmafunnelError for a wrong key.
     """
     for fault in meta_faults(meta, partial=True):
-        where = f"{fault['key']} must be" if "key" in fault else "needs"
-        raise KarmafunnelError(f"{who}: {where} {fault['needed']}, found {fault['found']!r}")
+        found = repr(fault["found"])
+        raise KarmafunnelError(who, what=fault.get("key", ""), needs=fault["needed"], found=found)
     base: dict[str, Any] = {
         "name": "unnamed",
         "currency": None,
@@ -172,22 +169,17 @@ def complete_meta(meta: Any, who: str = "log.json") -> dict[str, Any]:
 
 
 def shorten(value: Any) -> Any:
+    """The value, or the first 79 characters of its JSON where that is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return value if len(text) <= 80 else text[:79] + "…"
 
 
 # -- columns ---------------------------------------------------------------------------------------
 
-TEXT, FLAG, WHOLE, REAL, DECIMAL, TIME = (
-    "text",
-    "true or false",
-    "whole numbers",
-    "numbers",
-    "decimals",
-    "times",
-)
+TEXT, FLAG, TIME = "text", "true or false", "times"
+WHOLE, REAL, DECIMAL = "whole numbers", "numbers", "decimals"
 LIST = "lists of "
-# What may be made into a column of each kind, if every value comes back the same.
+# What a column of each kind accepts, if every value comes back unchanged.
 TAKES: dict[str, tuple[str, ...]] = {
     TEXT: (TEXT, WHOLE, REAL),
     FLAG: (FLAG, WHOLE, REAL),
@@ -210,7 +202,7 @@ EXACT = 2**53  # whole numbers up to here are held exactly by a float
 
 
 def kind_of(dtype: Any) -> str:
-    """What a type holds, in words; the type's own name where the layout has no use for it."""
+    """The kind of a type, in words; the type's own name if the layout does not use it."""
     dtype = dtype() if isinstance(dtype, type) else dtype
     if isinstance(dtype, pl.List | pl.Array) and not isinstance(dtype.inner, pl.List | pl.Array):
         return LIST + kind_of(dtype.inner)
@@ -218,44 +210,44 @@ def kind_of(dtype: Any) -> str:
         return TEXT
     if isinstance(dtype, pl.Datetime | pl.Date):
         return TIME
-    kinds = (
-        (dtype.is_integer(), WHOLE),
-        (dtype.is_float(), REAL),
-        (dtype.is_decimal(), DECIMAL),
-        (dtype == pl.Boolean, FLAG),
-    )
-    return next((kind for fits, kind in kinds if fits), str(dtype))
+    if dtype.is_integer():
+        return WHOLE
+    if dtype.is_float():
+        return REAL
+    if dtype.is_decimal():
+        return DECIMAL
+    return FLAG if dtype == pl.Boolean else str(dtype)
 
 
 def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
-    """The frame with every column of the table (absent ones null), each in its type, known columns
-    first.
+    """The frame with every column of the table, each in its type: known columns first, absent ones
+    null.
 
-    Nothing is lost on the way: whole floats (a pandas column of ids with missing ones) become "19",
-    1.0 and 0.0 true and false, NaN is a missing value, times without a zone are UTC and others are
-    moved to it. Raises KarmafunnelError that names table, row (from 0), column, what it needs and
-    what was found, for every other value and type.
+    No value is changed silently: whole floats (ids of a pandas column with missing values) become
+    "19", 1.0 and 0.0 become true and false, NaN is a missing value, times without a zone are UTC
+    and others are converted to it.
+
+    Raises:
+        KarmafunnelError: naming table, row (from 0) and column, for any other value or type.
     """
     here = f"{who}: {table}"
-
-    def absent(name: str, dtype: Any) -> pl.Series:
-        return pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name)
-
-    known = [
-        taken(frame[n], t, here) if n in frame.columns else absent(n, t)
-        for n, t in TABLES[table].items()
-    ]
+    columns = []
+    for name, dtype in TABLES[table].items():
+        if name in frame.columns:
+            columns.append(taken(frame[name], dtype, here))
+        else:
+            columns.append(pl.repeat(None, frame.height, dtype=dtype, eager=True).alias(name))
     typed = OPTIONAL.get(table, {})
-    more = [c for c in frame.get_columns() if c.name not in TABLES[table]]
-    return pl.DataFrame(
-        [*known, *(taken(c, typed[c.name], here) if c.name in typed else c for c in more)]
-    )
+    for column in frame.get_columns():
+        if column.name in typed:
+            columns.append(taken(column, typed[column.name], here))
+        elif column.name not in TABLES[table]:
+            columns.append(column)
+    return pl.DataFrame(columns)
 
 
 def taken(values: pl.Series, dtype: Any, who: str) -> pl.Series:
-    """The values in a column's type, each the same as before; raises KarmafunnelError for one that
-    cannot be.
-    """
+    """The values in a column's type, none changed; raises KarmafunnelError if it is impossible."""
     kind, given = kind_of(dtype), kind_of(values.dtype)
     if same_type(values.dtype, dtype) and given != REAL:
         made = values.cast(dtype)
@@ -264,7 +256,7 @@ def taken(values: pl.Series, dtype: Any, who: str) -> pl.Series:
         raise KarmafunnelError(
             who,
             what=f"column {values.name!r}",
-            needs=f"{NEEDED[kind]}",
+            needs=NEEDED[kind],
             found=f"{values.dtype}{first_of(values, kind)}",
         )
     elif kind.startswith(LIST):
@@ -279,14 +271,14 @@ def taken(values: pl.Series, dtype: Any, who: str) -> pl.Series:
         raise KarmafunnelError(
             f"{who}: row {row}",
             what=f"column {values.name!r}",
-            needs=f"{NEEDED[kind]}",
+            needs=NEEDED[kind],
             found=f"{shown(values, row)}{hint}",
         )
     return made
 
 
 def unlike(values: pl.Series, back: pl.Series) -> pl.Series:
-    """Whether each value, where there is one, is another after the way there and back."""
+    """Whether each value that is not null has changed after a cast there and back."""
     return values.is_not_null() & (back != values).fill_null(True)
 
 
@@ -297,7 +289,7 @@ def there_and_back(values: pl.Series, dtype: Any) -> tuple[pl.Series, pl.Series]
 
 
 def as_text(values: pl.Series, dtype: Any) -> tuple[pl.Series, pl.Series]:
-    """Floats by way of whole numbers: 19.0 is "19"."""
+    """Texts; floats are cast through whole numbers, so that 19.0 is "19"."""
     if not values.dtype.is_float():
         made = values.cast(dtype)
         return made, values.is_not_null() & made.is_null()
@@ -323,51 +315,52 @@ CAST: dict[str, Callable[[pl.Series, Any], tuple[pl.Series, pl.Series]]] = {
 
 
 def taken_lists(values: pl.Series, dtype: Any) -> tuple[pl.Series, pl.Series]:
-    """Numbers of a vector are rounded to the nearest 32-bit float: only one that is too large for
-    it is lost.
-    """
+    """Lists; numbers are rounded to the nearest 32-bit float, and only too large ones are lost."""
     values = values.arr.to_list() if isinstance(values.dtype, pl.Array) else values
     made = values.cast(dtype, strict=False)
     if kind_of(dtype) == LIST + TEXT:
         return made, pl.repeat(False, len(made), eager=True)
-    flat = pl.DataFrame(
-        {"row": pl.int_range(len(values), eager=True), "given": values, "made": made}
-    ).explode("given", "made")
-    lost = flat.filter(
-        pl.col("made").is_infinite() & ~pl.col("given").cast(pl.Float64).is_infinite()
-    )["row"]
-    return made, pl.int_range(len(values), eager=True).is_in(lost.implode())
+    rows = pl.int_range(len(values), eager=True)
+    flat = pl.DataFrame({"row": rows, "given": values, "made": made}).explode("given", "made")
+    was_infinite = pl.col("given").cast(pl.Float64).is_infinite()
+    lost = flat.filter(pl.col("made").is_infinite() & ~was_infinite)["row"]
+    return made, rows.is_in(lost.implode())
 
 
 def shown(values: pl.Series, row: int) -> str:
     """A value for a message; a time beyond the calendar as its number."""
     value = values.slice(row, 1)
-    if isinstance(values.dtype, pl.Datetime):
-        ms = value.dt.epoch("ms").item()
-        return (
-            f"{value.item():%Y-%m-%d %H:%M:%S.%f}"
-            if abs(ms) < 1900 * YEAR
-            else f"{ms} ms since 1970"
-        )
-    return repr(shorten(value.to_list()[0]))
+    if not isinstance(values.dtype, pl.Datetime):
+        return repr(shorten(value.to_list()[0]))
+    ms = value.dt.epoch("ms").item()
+    if abs(ms) >= 1900 * YEAR:
+        return f"{ms} ms since 1970"
+    return f"{value.item():%Y-%m-%d %H:%M:%S.%f}"
 
 
 def first_of(values: pl.Series, kind: str) -> str:
-    """An example, and for numbers that should be times what makes times of them."""
+    """The first value for a message, and for numbers or texts that should be times how to convert
+    them.
+    """
     there = values.is_not_null()
     if not there.any() or isinstance(values.dtype, pl.Object):
         return ""
     row = int(there.arg_true()[0])
     text = f", in row {row} {shown(values, row)}"
     if kind == TIME and kind_of(values.dtype) in (WHOLE, REAL):
-        size = abs(float(values[row]))
-        unit = next(
-            (unit for unit, most in (("s", 1e11), ("ms", 1e14), ("us", 1e17)) if size < most), "ns"
-        )
+        unit = likely_unit(abs(float(values[row])))
         text += f': polars.from_epoch(column, time_unit="{unit}") makes times of it'
     elif kind == TIME and kind_of(values.dtype) == TEXT:
         text += ": .str.to_datetime() makes times of it"
     return text
+
+
+def likely_unit(number: float) -> str:
+    """The unit in which a number since 1970 is most likely a time."""
+    for unit, most in (("s", 1e11), ("ms", 1e14), ("us", 1e17)):
+        if number < most:
+            return unit
+    return "ns"
 
 
 # -- times that cannot be --------------------------------------------------------------------------
@@ -377,9 +370,7 @@ MISREAD = ": epoch seconds read as milliseconds end up in 1970, and microseconds
 
 
 def misread(ts: pl.Series) -> pl.Series:
-    """Whether each time lies in 1970 or beyond 2200, where numbers read in the wrong unit (and
-    zeros) end up.
-    """
+    """Whether each time lies in 1970 or beyond 2200, as zeros and numbers in a wrong unit do."""
     return pl.DataFrame({"ts": ts}).select(misread_at(pl.col("ts"))).to_series()
 
 

@@ -38,7 +38,7 @@ from .files import (
 )
 from .layout import TABLES, WINDOWS, complete_meta, conform, expected, same_type
 
-# what truth may be, and what a log needs to have for it
+# labels of relevant items, and the capability that a log needs for each
 LABELS = {"click": "clicks", "purchase": "purchases"}
 
 
@@ -49,18 +49,25 @@ def sha256(path: Path) -> str:
 
 
 def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
-    """A stable 64-bit hash of each id: uint64, the same on every machine."""
+    """A 64-bit hash of each id, (n,) uint64, the same on every machine."""
     key = seed.to_bytes(8, "little", signed=True)
     digests = (hashlib.blake2b(str(i).encode(), digest_size=8, key=key).digest() for i in ids)
     return np.frombuffer(b"".join(digests), dtype=np.uint64).copy()
 
 
 def assign_windows(ts: pl.Series, scenario: pl.Series) -> pl.Series:
-    """Window of every request by global time: 60 / 20 / 20 of the scenario's requests, cut at whole
-    timestamps.
+    """Window of every request by global time: W1, W2 and W3 hold 60, 20 and 20% of the scenario's
+    requests.
 
-    W2 is cut again: W2b is its last quarter (tuning, stopping, calibration). All requests of one
-    timestamp share a window.
+    The last quarter of W2 is W2b (tuning, early stopping, calibration), the rest W2a. All requests
+    of one timestamp share a window.
+
+    Args:
+        ts: time of every request.
+        scenario: whether each request belongs to the scenario.
+
+    Raises:
+        KarmafunnelError: no request belongs to the scenario.
     """
     served = ts.filter(scenario).sort()
     if served.len() == 0:
@@ -86,14 +93,12 @@ class Catalogue:
 
     @classmethod
     def make(cls, items: pl.DataFrame, meta: dict[str, Any]) -> Catalogue:
-        """From a frame with some of the layout's columns; absent ones become null."""
+        """A catalogue from a frame with some of the layout's columns; absent ones become null."""
         meta = complete_meta(meta)
         return cls(conform(items, "items", f"catalogue {meta['name']}"), meta)
 
     def write(self, folder: Path | str, force: bool = False) -> None:
-        """Write `items.parquet` and `log.json`, whole or not at all. Raises KarmafunnelError as
-        `write_tables` does.
-        """
+        """Write `items.parquet` and `log.json` atomically; raises as `write_tables` does."""
         write_tables(folder, {"items": self.items}, self.meta, force=force)
 
 
@@ -105,10 +110,11 @@ def write_tables(
     force: bool = False,
     also: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write tables, `log.json` and what `also` adds to the folder: all of it or nothing.
+    """Write a log folder atomically: tables, `log.json`, and what `also` adds to the folder.
 
-    Raises KarmafunnelError where the folder is something else than a log, or (without `force`) a
-    log of another name or source.
+    Raises:
+        KarmafunnelError: the folder holds something other than a log, or (without `force`) a log of
+            another name or source.
     """
     wants = {key: meta.get(key) for key in ("name", "source", "sample")}
     with claim(folder, "write", LOG, wants=wants, force=force), atomic_folder(folder) as temporary:
@@ -121,20 +127,23 @@ def write_tables(
 
 
 def contents(folder: Path, tables: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """`counts` and `checksums` of the tables of a log folder, as its `log.json` has them."""
-    paths = {name: folder / f"{name}.parquet" for name in tables}
-    counts = {
-        name: int(open_table(path).select(pl.len()).collect().item())
-        for name, path in paths.items()
-    }
-    return {"counts": counts, "checksums": {path.name: sha256(path) for path in paths.values()}}
+    """`counts` and `checksums` of the tables of a log folder, as in its `log.json`."""
+    counts, checksums = {}, {}
+    for name in tables:
+        path = folder / f"{name}.parquet"
+        counts[name] = int(open_table(path).select(pl.len()).collect().item())
+        checksums[path.name] = sha256(path)
+    return {"counts": counts, "checksums": checksums}
 
 
 def seal_log(folder: Path | str) -> list[str]:
-    """Write counts and checksums into the `log.json` of a log that was changed on purpose, and its
-    digest; returns what was not as it said, in lines.
+    """Update counts, checksums and digest in the `log.json` of a log that was changed on purpose.
 
-    Raises KarmafunnelError naming the file that is missing or cannot be read.
+    Returns:
+        What differed, one line each.
+
+    Raises:
+        KarmafunnelError: naming the file that is missing or cannot be read.
     """
     folder = Path(folder)
     meta = read_json(folder / "log.json") if (folder / "log.json").is_file() else read_meta(folder)
@@ -159,28 +168,40 @@ def seal_log(folder: Path | str) -> list[str]:
 
 
 def scan(path: Path, table: str) -> pl.LazyFrame:
-    """Lazy reading of one table; raises KarmafunnelError naming the file for what is missing,
-    truncated or mistyped.
+    """Scan one table of a log lazily.
+
+    Raises:
+        KarmafunnelError: naming the file, if it is missing, truncated, or lacks a column or has one
+            of another type.
     """
     frame = open_table(path)
     found = frame.collect_schema()
     missing = [name for name in TABLES[table] if name not in found]
     if missing:
-        raise KarmafunnelError(f"{path}: needs columns {list(TABLES[table])}, missing {missing}")
+        needs = f"columns {list(TABLES[table])}"
+        raise KarmafunnelError(path, needs=needs, found=f"none named {missing}")
     wrong, casts = [], []
     for name, dtype in expected(table).items():
         if name in found and not same_type(found[name], dtype):
-            wrong.append(f"{name} {found[name]} (needs {dtype})")
+            wrong.append((name, dtype, found[name]))
         elif name in found and found[name] != dtype:  # all null
             casts.append(pl.col(name).cast(dtype))
     if wrong:
-        raise KarmafunnelError(f"{path}: wrong column types: {', '.join(wrong)}")
+        raise KarmafunnelError(
+            path,
+            what="columns",
+            needs=", ".join(f"{name} {dtype}" for name, dtype, _ in wrong),
+            found=", ".join(f"{name} {dtype}" for name, _, dtype in wrong),
+        )
     return frame.with_columns(casts)
 
 
 def checksum_of(path: Path, meta: dict[str, Any], anyway: bool = False) -> str:
-    """SHA-256 of a table of a log; raises KarmafunnelError naming the file where `log.json` says
-    another (or, with `anyway`, says so).
+    """SHA-256 of a table of a log.
+
+    Raises:
+        KarmafunnelError: naming the file, if `log.json` has another checksum. With `anyway` it is
+            only printed on standard error.
     """
     found, told = sha256(path), meta.get("checksums")
     told = told.get(path.name) if isinstance(told, dict) else None
@@ -195,7 +216,7 @@ def checksum_of(path: Path, meta: dict[str, Any], anyway: bool = False) -> str:
                 path,
                 needs="the bytes whose checksum stands in log.json",
                 found="others: it is damaged, or was changed since",
-                hint=f"{meant(path.parent)}",
+                hint=meant(path.parent),
             )
     return found
 
@@ -206,7 +227,7 @@ def meant(folder: Path) -> str:
 
 @contextmanager
 def _told(anyway: bool) -> Iterator[None]:
-    """With `anyway`, what is refused inside is only told."""
+    """With `anyway`, print an error raised inside instead of raising it."""
     try:
         yield
     except KarmafunnelError as error:
@@ -216,8 +237,8 @@ def _told(anyway: bool) -> Iterator[None]:
 
 
 def read(folder: Path | str, *, anyway: bool = False) -> Log | Catalogue:
-    """A Log, or a Catalogue where the folder holds `items.parquet` alone. Raises KarmafunnelError
-    as `Log.open` does.
+    """Open a Log, or a Catalogue where the folder holds `items.parquet` alone; raises as `Log.open`
+    does.
     """
     folder = Path(folder)
     if (folder / "requests.parquet").exists() or (folder / "exposures.parquet").exists():
@@ -229,8 +250,8 @@ def read(folder: Path | str, *, anyway: bool = False) -> Log | Catalogue:
 
 
 def read_meta(folder: Path, anyway: bool = False) -> dict[str, Any]:
-    """`log.json`, with defaults for what it does not say; raises KarmafunnelError naming the key at
-    fault, or a file of other bytes.
+    """`log.json` with defaults for missing keys; raises KarmafunnelError naming the wrong key, or
+    the file if it was changed.
     """
     settle(folder)
     path = folder / "log.json"
@@ -245,9 +266,9 @@ def read_meta(folder: Path, anyway: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Log:
-    """Three immutable tables and `log.json`; read lazily, collected on first use.
+    """Three immutable tables and `log.json`, scanned lazily and collected on first use.
 
-    Everything derived is a NumPy array of row numbers: `t` (n_requests,) int64, ms since 1970 or
+    Derived values are NumPy arrays by row number; `t` is (n_requests,) int64, ms since 1970 or
     the order itself.
     """
 
@@ -258,11 +279,12 @@ class Log:
 
     @classmethod
     def open(cls, folder: Path | str, *, anyway: bool = False) -> Log:
-        """Open a log folder without reading its rows; raises KarmafunnelError naming the file at
-        fault.
+        """Open a log folder without reading its rows.
 
-        `anyway`: to look at it, files whose checksum is another are read all the same, and a line
-        says so.
+        `anyway`: also read files whose checksum differs, with a line on standard error.
+
+        Raises:
+            KarmafunnelError: naming the file that is missing, damaged or changed.
         """
         folder = Path(folder)
         meta = read_meta(folder, anyway)
@@ -277,8 +299,11 @@ class Log:
         exposures: pl.DataFrame,
         meta: dict[str, Any],
     ) -> Log:
-        """From frames with some of the layout's columns: absent ones become null, requests are put
-        in time order, windows cut.
+        """A log from frames with some of the layout's columns: absent ones become null, requests
+        are sorted by time, and windows are assigned where there are none.
+
+        Raises:
+            KarmafunnelError: naming table, row and column of a value that the layout refuses.
         """
         meta = complete_meta(meta)
         who = f"log {meta['name']}"
@@ -287,10 +312,9 @@ class Log:
         if requests.height == 0:
             raise KarmafunnelError(who, needs="at least one request", found="none")
         if meta["time"] == "clock":
-            if requests["ts"].null_count():
-                raise KarmafunnelError(
-                    f"{who}: time is 'clock' but {requests['ts'].null_count()} requests have no ts"
-                )
+            if nulls := requests["ts"].null_count():
+                needs = "a ts in every request where time is 'clock'"
+                raise KarmafunnelError(who, needs=needs, found=f"{nulls} requests without one")
             requests = requests.sort("ts", maintain_order=True)
         if requests["window"].null_count() == requests.height:
             if meta["time"] == "order":
@@ -310,22 +334,22 @@ class Log:
         return {"items": self.items, "requests": self.requests, "exposures": self.exposures}
 
     def write(self, folder: Path | str, force: bool = False) -> None:
-        """Write the four files, whole or not at all. Raises KarmafunnelError as `write_tables`
-        does.
-        """
+        """Write the four files atomically; raises as `write_tables` does."""
         write_tables(folder, self.tables, self.meta, force=force)
 
     def sample(self, share: float, seed: int = 0) -> Log:
-        """The log of a share of its users, each with all of their requests, in the windows they
-        have; every item stays.
+        """A log with a share of the users, all of their requests in unchanged windows, and every
+        item.
 
-        What is eligible for a request, and which items are cold, stays, too: each item carries when
-        the whole log knew it (`available_from`; where time is an order, `available_after`: after
-        how many of the sampled requests) and how often it was a target in W1 (`w1_click`,
-        `w1_purchase`). A user is drawn by a seeded hash of the id alone, so a smaller share of one
-        seed lies inside a larger one. Requests without a user are left out and counted in
-        `set_aside`. Raises KarmafunnelError for a log without users, a share outside (0, 1], or a
-        share that draws nobody.
+        Eligible items and cold items do not change either: each item carries when the whole log
+        knew it (`available_from`; where time is an order, `available_after`: after how many of the
+        sampled requests) and how often it was a target in W1 (`w1_click`, `w1_purchase`). Users are
+        drawn by a seeded hash of their id, so a smaller share is a subset of a larger one with the
+        same seed. Requests without a user are left out and counted in `set_aside`.
+
+        Raises:
+            KarmafunnelError: the log has no users, the share lies outside (0, 1], or it draws no
+                user.
         """
         if not self.has("users"):
             raise KarmafunnelError(
@@ -370,8 +394,8 @@ class Log:
         return Log.make(items, requests, exposures, meta)
 
     def _of_the_whole(self, t: np.ndarray) -> list[pl.Series]:
-        """What the items keep of the whole log in the log of the requests of these times; null
-        where it says nothing of an item.
+        """Columns by which the items of a sample remember the whole log: when each was known, and
+        how often it was a target in W1. `t`: times of the sample's requests.
         """
         known = self.asof.known_t
         sure = pl.Series((known > NEVER) & (known < np.iinfo(np.int64).max))
@@ -390,13 +414,11 @@ class Log:
 
     @cached_property
     def _checksums(self) -> dict[str, str]:
-        """Of the files, as they are read."""
+        """Checksums of the files read so far, by table."""
         return {}
 
     def _checksum(self, name: str) -> str:
-        """SHA-256 of a table's file; raises KarmafunnelError naming the one that is not as
-        `log.json` says.
-        """
+        """SHA-256 of a table's file; raises KarmafunnelError naming a file that was changed."""
         assert self.path is not None
         if name not in self._checksums:
             self._checksums[name] = checksum_of(
@@ -434,22 +456,18 @@ class Log:
 
     @property
     def whole(self) -> str:
-        """The name of the log that this one was sampled from in the first place; its own, where it
-        was not.
-        """
+        """The name of the log that this one was first sampled from; its own if it is no sample."""
         sample = self.meta.get("sample") or {}
         return str(sample.get("whole", sample.get("log", self.name)))
 
     def has(self, what: str) -> bool:
-        """Whether the source holds this (`text`, `query`, `price`, `exposures`, ...), as `log.json`
-        says.
-        """
+        """Whether `log.json` claims a capability (`text`, `query`, `price`, `exposures`, ...)."""
         return bool(self.meta["has"][what])
 
     @cached_property
     def checksum(self) -> str:
-        """One hash of the three tables (of the files where the log lies on disk, else of the rows)
-        and of how they are read.
+        """One hash of the three tables (of their files, or of the rows of a log in memory) and of
+        the keys of `log.json` that change how they are read.
         """
         if self.path is not None:
             parts = [self._checksum(name) for name in TABLES]
@@ -475,32 +493,33 @@ class Log:
 
     @cached_property
     def t(self) -> np.ndarray:
-        """Time of every request, int64: ms since 1970 (UTC), or the row number in a log that knows
-        only an order.
+        """Time of every request, (n_requests,) int64: ms since 1970 (UTC), or the row number if
+        time is an order.
         """
         if self.meta["time"] == "order":
             return np.arange(self.requests.height, dtype=np.int64)
         ts = self.requests["ts"]
+        who = f"{self.name}: requests.parquet"
         if nulls := ts.null_count():
-            raise KarmafunnelError(
-                f"{self.name}: requests.parquet: ts needs a time, {nulls} rows have none"
-            )
+            found = f"{nulls} rows without one"
+            raise KarmafunnelError(who, what="ts", needs="a time in every row", found=found)
         t = ts.dt.epoch("ms").to_numpy().astype(np.int64)
-        if (np.diff(t) < 0).any():
-            row = int(np.flatnonzero(np.diff(t) < 0)[0]) + 1
-            raise KarmafunnelError(
-                f"{self.name}: requests must stand in time order; row {row} runs backwards"
-            )
+        backwards = np.flatnonzero(np.diff(t) < 0)
+        if len(backwards):
+            found = f"an earlier time in row {backwards[0] + 1}"
+            raise KarmafunnelError(who, needs="requests in time order", found=found)
         return t
 
     @cached_property
     def user(self) -> np.ndarray:
-        """User number of every request, int32."""
+        """User number of every request, (n_requests,) int32."""
         return self.requests["user_id"].rank("dense").to_numpy().astype(np.int32) - 1
 
     @cached_property
     def session(self) -> np.ndarray:
-        """Session number of every request, int32; a request without a session is one of its own."""
+        """Session number of every request, (n_requests,) int32; a request without a session is a
+        session of its own.
+        """
         own = pl.lit("\x00") + pl.col("request_id")
         sessions = self.requests.select(pl.coalesce("session_id", own))
         return sessions.to_series().rank("dense").to_numpy().astype(np.int32) - 1
@@ -510,8 +529,8 @@ class Log:
         return self.requests["source"].is_in(self.meta["scenario"]).to_numpy()
 
     def requests_in(self, *windows: str) -> np.ndarray:
-        """Row numbers of the scenario's requests in these windows, in time order; "W2" stands for
-        W2a and W2b.
+        """Row numbers of the scenario's requests in these windows, in time order; "W2" is W2a and
+        W2b.
         """
         wanted = set(windows)
         if "W2" in wanted:
@@ -520,15 +539,15 @@ class Log:
         return np.flatnonzero(inside & self.in_scenario)
 
     def end_of(self, window: str) -> int:
-        """The first time that no longer belongs to the window or any before it."""
+        """The first time after a window."""
         position = np.array([WINDOWS.index(w) for w in self.requests["window"].to_list()])
         later = np.flatnonzero(position > WINDOWS.index(window))
         return int(self.t[later[0]]) if len(later) else int(self.t[-1]) + 1
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """Every row of exposures by row numbers: request, item, user, t, position, clicked,
-        purchased, prices, quantity; in time order.
+        """Every row of exposures in time order, ids as row numbers: request, item, user, t,
+        position, clicked, purchased, prices, quantity.
         """
         self._check_rows()
         items = self.items.select("item_id").with_row_index("item")
@@ -544,15 +563,18 @@ class Log:
             if bad := frame[key].null_count():
                 example = frame.filter(pl.col(key).is_null())[f"{key}_id"][0]
                 raise KarmafunnelError(
-                    f"{self.name}: exposures: {bad} rows name an unknown {key}_id, e.g. {example!r}"
+                    f"{self.name}: exposures",
+                    what=f"{key}_id",
+                    needs=f"to be one of {key}s.parquet",
+                    found=f"{bad} rows with an unknown one, such as {example!r}",
                 )
         request, item = pl.col("request").cast(pl.Int64), pl.col("item").cast(pl.Int32)
         frame = frame.select(request, item, "user", "t", *columns)
         return frame.sort("t", "request", maintain_order=True)
 
     def _check_rows(self) -> None:
-        """Raise KarmafunnelError where rows have no number of their own; all else that would change
-        a figure: `checks.require`.
+        """Raises KarmafunnelError if ids are not unique or users or windows are missing; all other
+        checks are in `checks.require`.
         """
         for name, key in (("items", "item_id"), ("requests", "request_id")):
             ids = getattr(self, name)[key]
@@ -567,7 +589,10 @@ class Log:
         for column in ("user_id", "window"):
             if nulls := self.requests[column].null_count():
                 raise KarmafunnelError(
-                    f"{self.name}: requests.parquet: {column} needs a value, {nulls} rows have none"
+                    f"{self.name}: requests.parquet",
+                    what=column,
+                    needs="a value in every row",
+                    found=f"{nulls} rows without one",
                 )
 
     @cached_property
@@ -577,15 +602,17 @@ class Log:
         return self.rows.filter(clicked.fill_null(False) | purchased.fill_null(False))
 
     def truth(self, label: str) -> pl.DataFrame:
-        """Truth of every request: request, item, quantity, money (price x quantity; the shown price
-        for a click); one row an item.
+        """Relevant items of every request, one row each: request, item, quantity, money (price x
+        quantity; for a click the price shown).
 
-        Raises KarmafunnelError for a label that the log does not hold.
+        Raises:
+            KarmafunnelError: the log does not have this label.
         """
         if label not in LABELS:
             raise KarmafunnelError("label", needs="'click' or 'purchase'", found=repr(label))
         if not self.has(LABELS[label]):
-            raise KarmafunnelError(f"label {label!r}: log {self.name} has no {LABELS[label]}")
+            found = f"none in log {self.name}"
+            raise KarmafunnelError(f"label {label!r}", needs=LABELS[label], found=found)
         if label == "purchase":
             rows = self.events.filter(pl.col("purchased").fill_null(False))
             quantity = pl.col("quantity").fill_null(1)
@@ -601,10 +628,8 @@ class Log:
         )
 
     def targets_of_w1(self, label: str) -> np.ndarray:
-        """How often each item was a target in W1, by which it is cold, tail or head: (n_items,)
-        int64; in a sample, of the whole log.
-
-        Raises KarmafunnelError as `truth` does.
+        """How often each item was a target in W1, of the whole log if this is a sample: (n_items,)
+        int64. Cold, tail and head items are defined by it. Raises as `truth` does.
         """
         if f"w1_{label}" in self.items.columns:
             return self.items[f"w1_{label}"].fill_null(0).to_numpy()
@@ -613,9 +638,7 @@ class Log:
         return np.bincount(mine["item"].to_numpy(), minlength=self.n_items)
 
     def item_text(self) -> list[str]:
-        """One text an item: title, brand, category, attributes, description; empty where there is
-        none.
-        """
+        """One text per item: title, brand, category, attributes, description; empty without any."""
         parts = [pl.col("title"), pl.col("brand")]
         parts += [pl.col(name).list.join(" ") for name in ("category", "attributes")]
         if "description" in self.items.columns:
@@ -625,14 +648,12 @@ class Log:
 
     @cached_property
     def asof(self) -> AsOf:
-        """What was known before each request."""
+        """The log as it was known before each request."""
         return AsOf(self)
 
 
 def rows_of(frame: pl.DataFrame, requests: np.ndarray) -> pl.DataFrame:
-    """The rows of some requests out of a frame that is sorted by `request`: without a look at the
-    others.
-    """
+    """The rows of some requests out of a frame sorted by `request`, found by binary search."""
     column = frame["request"].to_numpy()
     start = np.searchsorted(column, requests)
     sizes = np.searchsorted(column, requests, side="right") - start

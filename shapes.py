@@ -1,5 +1,5 @@
-"""What JSON that the project reads back needs to hold, key by key: what each is in words, and the
-test of it.
+"""Checks of JSON that the project reads back, key by key: each kind of value in words, and its
+test.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .errors import KarmafunnelError, quoted
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value needs to be."""
+    """A kind of value: its description for messages, and the test of a value."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -27,20 +27,19 @@ def is_text(value: Any) -> bool:
     )
 
 
+def is_path(text: str) -> bool:
+    """Whether a text can be a path: no null byte, no part longer than file systems allow."""
+    if "\0" in text or len(text) > 4096:
+        return False
+    return all(len(part.encode()) <= 255 for part in text.split("/"))
+
+
 TEXT = Kind("a text", is_text)
 NAME = Kind(
     "a name of letters, digits, '_', '-' and '.'",
     lambda v: isinstance(v, str) and bool(LETTERS.fullmatch(v)) and ".." not in v,
 )
-PATH = Kind(
-    "a path",
-    lambda v: (
-        is_text(v)
-        and "\0" not in v
-        and len(v) <= 4096
-        and all(len(p.encode()) <= 255 for p in v.split("/"))
-    ),
-)
+PATH = Kind("a path", lambda v: is_text(v) and is_path(v))
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 ANY = Kind("anything", lambda v: True)
 
@@ -76,8 +75,10 @@ def by_name(kind: Kind) -> Kind:
 def check_keys(
     who: str, found: Any, needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None
 ) -> dict[str, Any]:
-    """The object as it is; raises KarmafunnelError naming a key that it lacks, or whose value is of
-    another kind. Others may be there.
+    """The object unchanged; keys that are not listed are allowed.
+
+    Raises:
+        KarmafunnelError: naming a needed key that is missing, or whose value is of another kind.
     """
     if not isinstance(found, dict):
         raise KarmafunnelError(
@@ -86,9 +87,8 @@ def check_keys(
     for key, kind in {**needed, **(optional or {})}.items():
         if key not in found:
             if key in needed:
-                raise KarmafunnelError(
-                    f"{who}: needs {key}, {kind.words}, missing among {quoted(list(found))}"
-                )
+                needs = f"{key}, {kind.words}"
+                raise KarmafunnelError(who, needs=needs, found=f"only {quoted(list(found))}")
         elif not kind.holds(found[key]):
             raise KarmafunnelError(who, what=key, needs=kind.words, found=quoted(found[key]))
     return found

@@ -739,7 +739,7 @@ def test_log_json_is_held_against_one_table_by_validate_and_by_opening(key, valu
     right = (META | MAY_HAVE)[key].holds(value)
     if not right:
         assert "log.json" in answers(validate(folder), "FAIL")
-        with pytest.raises(KarmafunnelError, match=rf"log\.json: {key}[ .].*must be"):
+        with pytest.raises(KarmafunnelError, match=rf"log\.json: {key}[ .].*needs"):
             Log.open(folder)
     elif key not in ("counts", "checksums"):
         files.seal(folder, "log.json")

@@ -341,11 +341,11 @@ def test_unknown_ids_and_backward_time_are_refused():
         },
         log.meta,
     )
-    with pytest.raises(KarmafunnelError, match="row 1 runs backwards"):
+    with pytest.raises(KarmafunnelError, match="in time order, found an earlier time in row 1"):
         _ = backwards.t
     timeless = log.requests.with_columns(ts=pl.lit(None, pl.Datetime("ms", "UTC")))
     with pytest.raises(
-        KarmafunnelError, match=r"requests\.parquet: ts needs a time, \d+ rows have none"
+        KarmafunnelError, match=r"requests\.parquet: ts needs a time in every row, found \d+ rows"
     ):
         _ = Log({**log.lazy, "requests": timeless.lazy()}, log.meta).t
 

@@ -363,12 +363,12 @@ def test_times_finer_than_milliseconds_are_no_others():
 @pytest.mark.parametrize(
     ("meta", "said"),
     [
-        ({"catalogue": "foo"}, "catalogue must be one of 'published', 'seen', found 'foo'"),
-        ({"time": "foo"}, "time must be one of 'clock', 'order', found 'foo'"),
-        ({"label": "like"}, "label must be .*found 'like'"),
-        ({"scenario": "search"}, "scenario must be a list.*found 'search'"),
-        ({"has": {"click": True}}, "has.click must be one of text.*found 'click'"),
-        ({"has": {"clicks": "yes"}}, "has must be"),
+        ({"catalogue": "foo"}, "catalogue needs one of 'published', 'seen', found 'foo'"),
+        ({"time": "foo"}, "time needs one of 'clock', 'order', found 'foo'"),
+        ({"label": "like"}, "label needs .*found 'like'"),
+        ({"scenario": "search"}, "scenario needs .*found 'search'"),
+        ({"has": {"click": True}}, "has.click needs .*found 'click'"),
+        ({"has": {"clicks": "yes"}}, "has needs"),
         ([], "needs an object, found 'list'"),
     ],
 )
