@@ -11,6 +11,8 @@ from karmafunnel.log import Log
 from karmafunnel.stages.frame import SCORE
 from karmafunnel.stages.stage import FittedStage, Stage
 
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
 
 def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed: int = 0) -> Log:
     """Users like items whose number agrees with theirs modulo 7, the query says so two times in
@@ -32,10 +34,7 @@ def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed
         {
             "request_id": [f"r{r}" for r in range(n_requests)],
             "user_id": [f"u{u}" for u in users],
-            "ts": [
-                datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=37 * r)
-                for r in range(n_requests)
-            ],
+            "ts": [START + timedelta(minutes=37 * r) for r in range(n_requests)],
             "source": ["search"] * n_requests,
             "query": [names[u % 7] if r % 3 else None for r, u in enumerate(users)],
             "filters": [[f"colour={u % 3}"] if r % 4 == 0 else [] for r, u in enumerate(users)],
@@ -50,28 +49,19 @@ def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed
             clicked = bool(liking[place] == liking.max() or liking[place] > 2.4)
             bought = clicked and bool(rng.random() < 0.4)
             price = float(rng.lognormal(3, 1))
-            rows.append(
-                (
-                    f"r{r}",
-                    f"i{item}",
-                    place + 1,
-                    clicked,
-                    bought,
-                    price,
-                    price if bought else None,
-                    1 if bought else None,
-                )
-            )
-    columns = [
-        "request_id",
-        "item_id",
-        "position",
-        "clicked",
-        "purchased",
-        "price_shown",
-        "price_paid",
-        "quantity",
-    ]
+            paid, quantity = (price, 1) if bought else (None, None)
+            shown_as = (f"r{r}", f"i{item}", place + 1)
+            rows.append((*shown_as, clicked, bought, price, paid, quantity))
+    types = {
+        "request_id": pl.String,
+        "item_id": pl.String,
+        "position": pl.Int64,
+        "clicked": pl.Boolean,
+        "purchased": pl.Boolean,
+        "price_shown": pl.Float64,
+        "price_paid": pl.Float64,
+        "quantity": pl.Int64,
+    }
     has = dict.fromkeys(
         ("clicks", "purchases", "exposures", "text", "query", "price", "filters", "users"), True
     )
@@ -82,7 +72,7 @@ def make_shop(n_items: int = 240, n_users: int = 40, n_requests: int = 500, seed
         "catalogue": "published",
         "has": has,
     }
-    return Log.make(items, requests, pl.DataFrame(rows, schema=columns, orient="row"), meta)
+    return Log.make(items, requests, pl.DataFrame(rows, schema=types, orient="row"), meta)
 
 
 def scramble(log: Log, t: int, seed: int = 1) -> Log:

@@ -90,7 +90,8 @@ def runs(tmp_path_factory) -> dict[str, Run]:
 
 
 def test_every_measure_is_walked():
-    assert {Measure.parse(m).name for m in MEASURES} == set(kinds())
+    ours = {name for name, kind in kinds().items() if kind.__module__.startswith("karmafunnel.")}
+    assert {Measure.parse(m).name for m in MEASURES} == ours
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -129,16 +130,15 @@ def test_what_is_compared_at_one_depth_says_so(runs):
     end = rows["survival", END]
     at_3 = next(r["value"] for r in measure(runs["deep"], ["kept@3"]) if r["stage"] == "rank")
     assert end["value_a"] == end["value_b"] == pytest.approx(at_3)
-    assert end["difference"] == 0
     assert "kept@3" in end["note"]
+    assert end["difference"] == 0
     assert "cut at 3" in rows["MRR", "rank"]["note"]
     stage = rows["survival", "rank"]
     assert stage["difference"] is None
     assert stage["value_a"] > stage["value_b"]
     assert "20, 5 against 20, 3" in stage["note"]
-    assert (
-        rows["survival", "recall"]["difference"] == 0 and rows["survival", "recall"]["note"] == ""
-    )
+    assert rows["survival", "recall"]["difference"] == 0
+    assert rows["survival", "recall"]["note"] == ""
 
 
 def test_equal_depths_are_compared_as_before(runs):

@@ -10,6 +10,7 @@ from itertools import pairwise
 from threading import Thread
 
 import numpy as np
+import polars as pl
 import pytest
 from karmafunnel.benchmarks.validation import real_service
 from karmafunnel.benchmarks.validation.real_service import (
@@ -32,6 +33,7 @@ from karmafunnel.benchmarks.validation.real_service import (
 )
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
+from karmafunnel.simulator.load.profile import MS, STAGE
 from karmafunnel.simulator.replay.prepare import prepare
 from karmafunnel.simulator.replay.recipe import load_recipe
 
@@ -78,9 +80,8 @@ def test_a_service_serves(told):
     cores = os.sched_getaffinity(0)
     with service(told) as (lines, ks):
         port = lines.connection.getpeername()
-        assert lines.connection.getpeername()[0] == "127.0.0.1" and os.sched_getaffinity(
-            0
-        ) == cores - {told.core}
+        assert port[0] == "127.0.0.1"
+        assert os.sched_getaffinity(0) == cores - {told.core}
         assert ks == {"recall": 40, "prerank": 10, "pause": 10}
         requests = Log.open(told.log).requests_in("W3")
         times = 10.0 * np.arange(8)
@@ -90,17 +91,14 @@ def test_a_service_serves(told):
 
     # the slates are those of the replay
     fitted = fitted_of(told)
-    for request, items in zip(
-        requests[[5, 3, 8, 1, 0, 9, 2, 7]].tolist(), found["items"].to_list(), strict=True
-    ):
-        assert (
-            items == listed(last_slate(fitted, [request]), [request])[request] and len(items) == 10
-        )
+    asked = requests[[5, 3, 8, 1, 0, 9, 2, 7]].tolist()
+    for request, items in zip(asked, found["items"].to_list(), strict=True):
+        assert items == listed(last_slate(fitted, [request]), [request])[request]
+        assert len(items) == 10
     # planned times are kept though the answers take longer, and latency counts from them
-    assert (found["sent_ms"] >= found["planned_ms"]).all() and (
-        found["sent_ms"] - found["planned_ms"]
-    ).median() < 10
-    assert found["sent_ms"][-1] < found["done_ms"][3]
+    assert (found["sent_ms"] >= found["planned_ms"]).all()
+    # a generator that waited for answers would send each request after the answer before it
+    assert found["sent_ms"][-1] < found["done_ms"][-2]
     assert (found["latency_ms"] == found["done_ms"] - found["planned_ms"]).all()
     # one by one, in the order in which they came
     assert (found["service_ms"] >= PAUSE).all() and (found["n"] == 1).all()
@@ -108,7 +106,10 @@ def test_a_service_serves(told):
     assert found["latency_ms"][-1] >= 8 * PAUSE - times[-1]
     # its profile as one server: the pause is in it
     one = server_of(told, [passes, passes], [overhead, overhead], ks)["funnel"]
-    assert PAUSE <= one.mean_ms() - overhead < 3 * PAUSE and overhead < PAUSE and one.k == 10
+    slowest = passes.group_by(STAGE).agg(pl.col(MS).max())[MS].sum()
+    assert PAUSE <= one.mean_ms() - overhead
+    assert one.mean_ms() - overhead <= slowest
+    assert one.k == 10
     # all is closed
     assert os.sched_getaffinity(0) == cores
     with pytest.raises(ConnectionRefusedError):
@@ -203,11 +204,9 @@ def test_the_table_says_what_was_measured(told):
         4.0,
         2.0,
     ]
-    assert (
-        row["error"] == pytest.approx(-1 / 3)
-        and row["inside"] is True
-        and rows_of(asleep)[0]["inside"] is False
-    )
+    assert row["error"] == pytest.approx(-1 / 3)
+    assert row["inside"] is True
+    assert rows_of(asleep)[0]["inside"] is False
     log = Log.open(told.log)
     below = footnotes(
         [cell, asleep], log, load_recipe(told.recipe, log), "command", 0, "Nothing else ran."

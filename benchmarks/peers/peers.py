@@ -103,9 +103,8 @@ def tables(log: Log, label: str, candidates: pl.DataFrame) -> dict[str, pl.DataF
         {"item_id": item_ids, "title": log.items["title"], "text": log.item_text(), "known": known}
     )
     users = log.requests.select(pl.int_range(pl.len()).alias(REQUEST), "user_id")
-    happened = log.events.filter(pl.col("t") < log.end_of("W2b")).join(
-        users, on=REQUEST, how="left", maintain_order="left"
-    )
+    happened = log.events.filter(pl.col("t") < log.end_of("W2b"))
+    happened = happened.join(users, on=REQUEST, how="left", maintain_order="left")
     bought = pl.col("purchased").fill_null(False)
     in_w1, in_w2a = (pl.col("t") < log.end_of(window) for window in ("W1", "W2a"))
     window = (
@@ -140,16 +139,9 @@ def tables(log: Log, label: str, candidates: pl.DataFrame) -> dict[str, pl.DataF
     truth = log.truth(label).filter(pl.col(REQUEST).is_in(log.requests_in("W2").tolist()))
     keys = np.unique(asof.filter_key[asked])
     pools = [(int(key), asof.pool(int(key))[0]) for key in keys if key]
-    passes = pl.DataFrame(
-        {
-            "filter": np.repeat([key for key, _ in pools], [len(pool) for _, pool in pools]).astype(
-                np.int32
-            ),
-            "item_id": item_ids.gather(
-                np.concatenate([np.empty(0, np.int64), *(pool for _, pool in pools)])
-            ),
-        }
-    )
+    filters = np.repeat([key for key, _ in pools], [len(pool) for _, pool in pools])
+    passing = np.concatenate([np.empty(0, np.int64), *(pool for _, pool in pools)])
+    passes = pl.DataFrame({"filter": filters.astype(np.int32), "item_id": item_ids.gather(passing)})
 
     def ids(frame: pl.DataFrame) -> pl.DataFrame:
         return pl.DataFrame(
@@ -201,7 +193,7 @@ def export(log: Log, fitted: FittedFunnel, label: str, folder: Path) -> str:
 
 
 def said(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where it is missing or damaged."""
+    """Content of a JSON file; empty if it is missing or damaged."""
     try:
         return dict(read_json(path))
     except (KarmafunnelError, TypeError, ValueError):
@@ -219,8 +211,10 @@ def stream(
     minutes: float,
     who: str,
 ) -> None:
-    """Run a command with one thread, its lines told and kept; raises KarmafunnelError with its last
-    words where it fails.
+    """Run a command with one thread; print its lines and append them to `log`.
+
+    Raises:
+        KarmafunnelError: with its last line, if it fails or runs longer than `minutes`.
     """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     env = {**os.environ, **threads, "PYTHONPATH": str(FOLDER), "PYTHONUNBUFFERED": "1"}
@@ -249,13 +243,11 @@ def stream(
             process.kill()
     if code:
         why = last if in_time else f"ended after {minutes:g} minutes; its last words: {last}"
-        raise KarmafunnelError(f"{who}: {why or f'ended with code {code}'} (all of it: {log})")
+        raise KarmafunnelError(f"{who}: {why or f'ended with code {code}'}", hint=f"see {log}")
 
 
 def environment(packages: Path, cache: Path, say: Callable[[str], None], minutes: float) -> Path:
-    """The interpreter of a virtual environment that holds a pinned list of packages; made once,
-    kept under the cache folder.
-    """
+    """The Python of a virtual environment with pinned packages, made once in the cache."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     key = hashlib.sha256(packages.read_bytes() + version.encode()).hexdigest()[:12]
     folder = cache / "peers" / f"{packages.stem}-{key}"
@@ -266,16 +258,8 @@ def environment(packages: Path, cache: Path, say: Callable[[str], None], minutes
         stream(
             [sys.executable, "-m", "venv", "--clear", folder], log, say, folder.parent, minutes, who
         )
-        install: list[str | Path] = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-r",
-            packages,
-        ]
+        quiet = ("--quiet", "--disable-pip-version-check")
+        install: list[str | Path] = [python, "-m", "pip", "install", *quiet, "-r", packages]
         stream(install, log, say, folder.parent, minutes, who)
         (folder / "ready").touch()
     return python
@@ -293,15 +277,12 @@ def run_peer(
     minutes: float,
 ) -> str | None:
     """Let a peer score the exported requests, unless it did; return why it failed, if it did."""
-    parts = (
-        [FOLDER / helper for helper in HELPERS]
-        + [peer.script]
-        + ([peer.packages] if peer.packages else [])
-    )
+    parts = [*(FOLDER / helper for helper in HELPERS), peer.script]
+    if peer.packages:
+        parts.append(peer.packages)
     code = [read_text(path) if path.is_file() else None for path in parts]
-    key = hashlib.sha256(json.dumps([checksum, code, seed, peer.refit, K]).encode()).hexdigest()[
-        :16
-    ]
+    content = json.dumps([checksum, code, seed, peer.refit, K])
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
     if said(folder / "done.json").get("key") == key:
         return None
     if (failed := said(folder / "failed.json")).get("key") == key:
@@ -310,29 +291,14 @@ def run_peer(
     for old in ("done.json", "failed.json", "log.txt"):
         remove(folder / old)
     try:
-        python = (
-            environment(peer.packages, cache, say, minutes)
-            if peer.packages
-            else Path(sys.executable)
-        )
-        command: list[str | Path] = [
-            python,
-            peer.script,
-            data.resolve(),
-            folder.resolve(),
-            "--seed",
-            str(seed),
-            "--k",
-            str(K),
-        ]
-        stream(
-            [*command, *(["--refit"] if peer.refit else [])],
-            folder / "log.txt",
-            say,
-            folder,
-            minutes,
-            name,
-        )
+        python = Path(sys.executable)
+        if peer.packages:
+            python = environment(peer.packages, cache, say, minutes)
+        command: list[str | Path] = [python, peer.script, data.resolve(), folder.resolve()]
+        command += ["--seed", str(seed), "--k", str(K)]
+        if peer.refit:
+            command.append("--refit")
+        stream(command, folder / "log.txt", say, folder, minutes, name)
         if missing := [
             f
             for f in ("own.parquet", "candidates.parquet", "facts.json")
@@ -376,10 +342,8 @@ def peer_run(name: str, path: Path, log: Log, label: str, seed: int) -> Run:
     folder = path.with_suffix("")
     try:
         kept = Run.open(folder)
-        if (
-            kept.meta["funnel"] == repr(Funnel((stage,)))
-            and kept.meta["log"]["checksum"] == log.checksum
-        ):
+        same_log = kept.meta["log"]["checksum"] == log.checksum
+        if same_log and kept.meta["funnel"] == repr(Funnel((stage,))):
             return kept
     except KarmafunnelError:
         pass
@@ -388,9 +352,7 @@ def peer_run(name: str, path: Path, log: Log, label: str, seed: int) -> Run:
 
 
 def milliseconds(fitted: FittedFunnel, chunks: int = 4) -> float:
-    """Processor time of a request in all stages, over some chunks of W3 in a row; nothing but the
-    lists is made.
-    """
+    """Processor time per request in all stages, ms, over some consecutive chunks of W3."""
     requests = fitted.context.log.requests_in("W3")[: 256 * (chunks + 1)]
     first, rest = requests[:256], requests[256:]
     fitted.run(first)  # timelines and thread pools are made here
@@ -406,10 +368,11 @@ def milliseconds(fitted: FittedFunnel, chunks: int = 4) -> float:
 
 
 def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[Line]:
-    """One line a system, ours first: `values`, and `differences` (ours less the peer's), Holm over
-    all of them; then references.
+    """One line per system, ours first, then the references: `values`, and `differences` (ours less
+    the peer's), corrected by Holm over all of them.
     """
     lines: list[Line] = []
+    references: list[Line] = []
     ours = systems[OURS]
     for name, runs in systems.items():
         rows = measure(runs, measures, by_stage=False)
@@ -419,9 +382,11 @@ def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[
             "differences": {},
         }
         if name == OURS:
-            beside = {
-                ref: {r["measure"]: r for r in rows if r["stage"] == ref} for ref in REFERENCES
-            }
+            for reference in REFERENCES:
+                values = {r["measure"]: r for r in rows if r["stage"] == reference}
+                if values:
+                    line_of = {"system": reference, "values": values, "differences": {}}
+                    references.append(line_of)
         else:
             mine = ours[: len(runs)]
             rows = compare(runs, mine, measures, by_stage=False)
@@ -429,55 +394,44 @@ def lines_of(systems: Mapping[str, list[Run]], measures: Sequence[str]) -> list[
             line["differences"] = {r["measure"]: r for r in rows if r["stage"] in last}
         lines.append(line)
     correct([row for line in lines for row in line["differences"].values()])
-    return lines + [
-        {"system": ref, "values": values, "differences": {}}
-        for ref, values in beside.items()
-        if values
-    ]
+    return lines + references
 
 
 def tables_of(title: str, lines: Sequence[Line], measures: Sequence[str]) -> list[Table]:
     """The values, and the differences."""
     timed = any("ms" in line for line in lines)
     values: list[list[str | Cell]] = []
-    for line in lines:
-        time_of = [number(line["ms"], decimals=2) if "ms" in line else ""] if timed else []
-        values.append(
-            [line["system"], *time_of, *(valued(line["values"].get(m)) for m in measures)]
-        )
-    n = {
-        m: sorted({line["values"][m]["n"] for line in lines if m in line["values"]})
-        for m in measures
-    }
-    values.append(
-        ["n", *([""] if timed else []), *("/".join(f"{x:,}" for x in n[m]) for m in measures)]
-    )
-    heads = ["system", *(["ms a request"] if timed else []), *measures]
-    found = [Table(heads, values, title=f"{title}: values, 95% intervals over users")]
     differences: list[list[str | Cell]] = []
     for line in lines:
+        row: list[str | Cell] = [line["system"]]
+        if timed:
+            row.append(number(line["ms"], decimals=2) if "ms" in line else "")
+        values.append([*row, *(valued(line["values"].get(m)) for m in measures)])
         if line["differences"]:
-            differences.append(
-                [line["system"], *(valued(line["differences"].get(m), True) for m in measures)]
-            )
+            gaps = [valued(line["differences"].get(m), True) for m in measures]
+            differences.append([line["system"], *gaps])
+    counts: list[str | Cell] = ["n", ""] if timed else ["n"]
+    for m in measures:
+        n = {line["values"][m]["n"] for line in lines if m in line["values"]}
+        counts.append("/".join(f"{x:,}" for x in sorted(n)))
+    values.append(counts)
+    heads = ["system", "ms a request", *measures] if timed else ["system", *measures]
+    found = [Table(heads, values, title=f"{title}: values, 95% intervals over users")]
     if differences:
-        note = "ours less the peer, paired; * leaves out 0, ** also after Holm"
-        found.append(Table(["against", *measures], differences, title=f"{title}: {note}"))
+        note = "ours less the peer, paired; * 95% interval excludes 0, ** also after Holm"
+        found.append(Table(["baseline", *measures], differences, title=f"{title}: {note}"))
     return found
 
 
 def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
-    """Quality over time a request, a point a system with its interval; the line joins those that no
-    other beats in both.
+    """Quality over time per request, one point per system with its interval; the line joins the
+    Pareto front.
     """
-    points = sorted(
-        (
-            (line["ms"], line["values"][name], line["system"])
-            for line in lines
-            if "ms" in line and line["values"].get(name)
-        ),
-        key=lambda p: p[0],
-    )
+    points = []
+    for line in lines:
+        if "ms" in line and line["values"].get(name):
+            points.append((line["ms"], line["values"][name], line["system"]))
+    points.sort(key=lambda point: point[0])
     front, best = [], -np.inf
     for ms, row, _ in points:
         if row["value"] > best:
@@ -499,15 +453,10 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
     for ms, row, system in points:
         # a name stays inside, beside its error bar
         known, inwards = row["low"] is not None, "right" if ms < middle else "left"
-        bar = (
-            {
-                "array": [row["high"] - row["value"]],
-                "arrayminus": [row["value"] - row["low"]],
-                "thickness": 1,
-            }
-            if known
-            else None
-        )
+        error: dict[str, Any] = {}
+        if known:
+            above, under = row["high"] - row["value"], row["value"] - row["low"]
+            error["error_y"] = {"array": [above], "arrayminus": [under], "thickness": 1}
         mark = {
             "size": 13 if system == OURS else 9,
             "color": colours[system],
@@ -526,7 +475,7 @@ def pareto(lines: Sequence[Line], name: str) -> plots.Plot:
                 "textposition": f"middle {inwards}",
                 "hovertemplate": rich("%{x:.2f} ms, {}<extra>{}</extra>", valued(row).flat, system),
             }
-            | ({"error_y": bar} if bar else {})
+            | error
         )
     layout = plots.blank(420, left=70, bottom=55)
     layout["xaxis"] = {
@@ -542,14 +491,12 @@ def notes(facts: Mapping[str, list[dict[str, Any]]], packages: Mapping[str, Peer
     found = []
     for name, by_seed in facts.items():
         first, listed = by_seed[0], packages[name].packages
-        pinned = (
-            {line.split("==")[0].lower() for line in read_text(listed).split()} if listed else set()
-        )
-        shown = [
-            f"{p} {v}"
-            for p, v in sorted(first.get("packages", {}).items())
-            if p.lower() in pinned & MAIN
-        ]
+        lines = read_text(listed).split() if listed else []
+        pinned = {line.split("==")[0].lower() for line in lines}
+        shown = []
+        for package, version in sorted(first.get("packages", {}).items()):
+            if package.lower() in pinned & MAIN:
+                shown.append(f"{package} {version}")
         rates: dict[str, list[str]] = {}
         for trial in first.get("trials", []):
             how = ", ".join(f"{k}={v}" for k, v in trial["settings"].items())
@@ -581,21 +528,31 @@ def side_by_side(
     minutes: float | None = None,
     each: float = 60.0,
 ) -> list[str]:
-    """Make what is missing and write `peers.*` and `pareto.*` into `out`; returns the names of
-    peers that are left for another time.
+    """Run ours and the peers, as far as missing, and write `peers.*` and `pareto.*` into `out`.
 
-    `ours` is the recipe whose lists are held against the peers' own, `ranking` the one whose
-    recall's candidates everybody ranks (default: `shown_lists` where the log has any, else `ours`).
-    No peer is begun after `minutes`; one that takes longer than `each` is ended.
+    Args:
+        log: the log.
+        out: folder of the results.
+        options: options of the replays.
+        peers: the peers, by name.
+        ours: recipe whose lists are compared with the peers' own lists.
+        ranking: recipe whose recall candidates everybody ranks (default: `shown_lists` where the
+            log has lists, else `ours`).
+        seeds: one run of everything per seed.
+        minutes: no peer is started later.
+        each: minutes after which a peer is ended.
+
+    Returns:
+        Names of the peers that were not started.
     """
     if out.exists() and not out.is_dir():
         raise KarmafunnelError("peers", needs="a folder to write into", found=f"the file {out}")
     shown, console = log.has("exposures"), options.console
-    say = (
-        (lambda text: console.print(f"  {text}", style="dim", soft_wrap=True))
-        if console
-        else lambda _: None
-    )
+
+    def say(text: str) -> None:
+        if console:
+            console.print(f"  {text}", style="dim", soft_wrap=True)
+
     cache = options.folder or cache_root()
     recipes = {"own": load_recipe(ours, log)}
     recipes["ranking"] = load_recipe(ranking or ("shown_lists" if shown else ours), log)
@@ -663,118 +620,122 @@ def side_by_side(
             line["ms"] = float(np.mean(costs))
         elif line["system"] in facts:
             line["ms"] = float(np.mean([f["ms a request"] for f in facts[line["system"]]]))
-    write(
-        log, out, lines, measures, failed, left, facts, peers, recipes, seeds, options.command or ""
-    )
+    comparison = Comparison(log, recipes, peers, seeds, lines, measures, failed, left, facts)
+    write(comparison, out, options.command or "")
     return left
 
 
 FILES = {"own": "own", "ranking": "candidates"}
 
 
-def write(
-    log: Log,
-    out: Path,
-    lines: Mapping[str, list[Line]],
-    measures: Mapping[str, list[str]],
-    failed: Mapping[str, str],
-    left: Sequence[str],
-    facts: Mapping[str, list[dict[str, Any]]],
-    peers: Mapping[str, Peer],
-    recipes: Mapping[str, Recipe],
-    seeds: Sequence[int],
-    command: str,
-) -> None:
-    """`peers.md`, `.html`, `.csv`, `.json` and `pareto.html` (and `.png`, where a picture can be
-    made).
+@dataclass(frozen=True)
+class Comparison:
+    """What ours and the peers reached on a log.
+
+    lines, measures: by table ("own", "ranking"). failed: why, by peer. left: peers that were not
+    begun. facts: what each peer told of itself, one entry per seed.
     """
-    own, ranking = recipes["own"], recipes["ranking"]
-    candidates = f"{ranking.funnel.stages[0].name} of {ranking.name}"
-    titles = {
-        "own": "end to end, each its own lists",
-        "ranking": f"the same candidates ({candidates}) ranked",
-    }
-    found = [
-        s
-        for table in ("ranking", "own")
-        for s in tables_of(titles[table], lines[table], measures[table])
-    ]
-    if failed:
-        found.append(
-            Table(
-                ["peer", "why"],
-                [[name, why] for name, why in failed.items()],
-                title="failed",
-                look="prose",
-            )
+
+    log: Log
+    recipes: Mapping[str, Recipe]
+    peers: Mapping[str, Peer]
+    seeds: Sequence[int]
+    lines: Mapping[str, list[Line]]
+    measures: Mapping[str, list[str]]
+    failed: Mapping[str, str]
+    left: Sequence[str]
+    facts: Mapping[str, list[dict[str, Any]]]
+
+    def tables(self) -> list[Table]:
+        """Tables of the same candidates ranked, then of own lists, then of failures."""
+        ranking = self.recipes["ranking"]
+        candidates = f"{ranking.funnel.stages[0].name} of {ranking.name}"
+        titles = {
+            "ranking": f"the same candidates ({candidates}) ranked",
+            "own": "end to end, each its own lists",
+        }
+        found: list[Table] = []
+        for table, title in titles.items():
+            found += tables_of(title, self.lines[table], self.measures[table])
+        if self.failed:
+            rows = [[name, why] for name, why in self.failed.items()]
+            found.append(Table(["peer", "why"], rows, title="failed", look="prose"))
+        return found
+
+    def below(self, command: str) -> list[str]:
+        """The lines below the tables: how they were made, and definitions."""
+        own, ranking = self.recipes["own"], self.recipes["ranking"]
+        seeds = list(self.seeds)
+        lines = [
+            f"log {self.log.name} ({self.log.checksum}), W3, seeds {seeds}; ours: {own.funnel!r}"
+        ]
+        if command:
+            lines.insert(0, f"`{command}`")
+        if ranking.name != own.name:
+            lines.append(f"candidates ranked by ours: {ranking.funnel!r}")
+        lines.append(
+            f"{processor()}, one thread, commit {commit() or 'unknown'}; ms a request is processor "
+            "time in batches of 256: ours of all stages, a peer's of history, scores, eligibility "
+            "and the best 50, by its own clock"
         )
-    below = [
-        f"`{command}`" if command else "",
-        f"log {log.name} ({log.checksum}), W3, seeds {list(seeds)}; ours: {own.funnel!r}",
-        f"candidates ranked by ours: {ranking.funnel!r}" if ranking.name != own.name else "",
-        f"{processor()}, one thread, commit {commit() or 'unknown'}; ms a request is processor "
-        "time in batches of 256: ours of all stages, a "
-        "peer's of history, scores, eligibility and the best 50, by its own clock",
-        f"left for another time: {', '.join(left)}" if left else "",
-        "Every peer: requests without a history and the end of short lists are filled with what "
-        "was most popular in what it learnt from.",
-        *notes(facts, peers),
-        *(f"{m}: {define(m)}." for m in dict.fromkeys([*measures["ranking"], *measures["own"]])),
-    ]
-    below = [line for line in below if line]
-    title = f"Peers on {log.name}"
-    places = {"ranking": " (same candidates)", "own": ""}
-    drawn = {
-        line["system"] + words: line["differences"]
-        for table, words in places.items()
-        for line in lines[table]
-    }
-    write_json(
-        out / "peers.json",
-        {"tables": lines, "failed": failed, "left": list(left), "facts": facts, "below": below},
-    )
-    write_text(out / "peers.md", markdown(title, found, below))
-    write_page(out / "peers.html", page(title, found, below, drawn))
-    with (out / "peers.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            [
-                "table",
-                "system",
-                "ms",
-                "measure",
-                "value",
-                "low",
-                "high",
-                "ours less it",
-                "d_low",
-                "d_high",
-                "better",
-                "holm",
-                "n",
-            ]
+        if self.left:
+            lines.append(f"left for another time: {', '.join(self.left)}")
+        lines.append(
+            "Every peer: requests without a history and the end of short lists are filled with "
+            "what was most popular in what it learnt from."
         )
-        for table, some in lines.items():
-            for line in some:
-                for m, row in line["values"].items():
-                    d = line["differences"].get(m, {})
-                    told = [d.get(x) for x in ("difference", "low", "high", "better", "holm")]
-                    writer.writerow(
+        lines += notes(self.facts, self.peers)
+        for name in dict.fromkeys([*self.measures["ranking"], *self.measures["own"]]):
+            lines.append(f"{name}: {define(name)}.")
+        return lines
+
+    def csv_rows(self) -> list[list[Any]]:
+        rows: list[list[Any]] = [HEADS]
+        for table, lines in self.lines.items():
+            for line in lines:
+                for name, row in line["values"].items():
+                    gap = line["differences"].get(name, {})
+                    rows.append(
                         [
-                            table,
-                            line["system"],
-                            line.get("ms"),
-                            m,
-                            row["value"],
-                            row["low"],
-                            row["high"],
-                            *told,
-                            row["n"],
+                            *(table, line["system"], line.get("ms"), name),
+                            *(row[key] for key in ("value", "low", "high")),
+                            *(gap.get(key) for key in ("difference", "low", "high")),
+                            *(gap.get("better"), gap.get("holm"), row["n"]),
                         ]
                     )
-    write_curve(
-        pareto(lines["own"], measures["own"][0]), out / "pareto.html", f"{title}: quality and time"
-    )
+        return rows
+
+
+HEADS = [
+    *("table", "system", "ms", "measure", "value", "low", "high"),
+    *("ours less it", "d_low", "d_high", "better", "holm", "n"),
+]
+
+
+def write(found: Comparison, out: Path, command: str) -> None:
+    """Write `peers.md`, `.html`, `.csv`, `.json` and `pareto.html` (and `.png`, where a picture can
+    be made) into `out`.
+    """
+    tables, below = found.tables(), found.below(command)
+    title = f"Peers on {found.log.name}"
+    differences = {}
+    for table, words in (("ranking", " (same candidates)"), ("own", "")):
+        for line in found.lines[table]:
+            differences[line["system"] + words] = line["differences"]
+    content = {
+        "tables": found.lines,
+        "failed": found.failed,
+        "left": list(found.left),
+        "facts": found.facts,
+        "below": below,
+    }
+    write_json(out / "peers.json", content)
+    write_text(out / "peers.md", markdown(title, tables, below))
+    write_page(out / "peers.html", page(title, tables, below, differences))
+    with (out / "peers.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(found.csv_rows())
+    curve = pareto(found.lines["own"], found.measures["own"][0])
+    write_curve(curve, out / "pareto.html", f"{title}: quality and time")
 
 
 @click.command()

@@ -112,9 +112,7 @@ class FittedPause(FittedStage):
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker process is told: where it reads, how it serves, and when it ends whatever
-    happens.
-    """
+    """Settings of a worker process: what it reads, how it serves, and when it ends in any case."""
 
     recipe: str
     log: str
@@ -131,10 +129,11 @@ def listed(slate: pl.DataFrame, requests: Sequence[int]) -> dict[int, list[int]]
     """A slate's items by request, best first."""
     ranked = slate.sort(REQUEST, RANK)
     rows, items = ranked[REQUEST].to_numpy(), ranked[ITEM].to_numpy()
-    return {
-        r: items[np.searchsorted(rows, r) : np.searchsorted(rows, r, side="right")].tolist()
-        for r in requests
-    }
+    found = {}
+    for r in requests:
+        begin, end = np.searchsorted(rows, r), np.searchsorted(rows, r, side="right")
+        found[r] = items[begin:end].tolist()
+    return found
 
 
 def last_slate(fitted: FittedFunnel, requests: Sequence[int]) -> pl.DataFrame:
@@ -443,23 +442,18 @@ def measured(
             )
         ended = os.getloadavg()[0]
     for i, repetition in enumerate(found):
-        one, trace = (
-            server_of(told, passes[i : i + 2], overheads, ks),
-            Trace(repetition.pop("times")),
-        )
-        repetition["profile_ms"], repetition["utilisation"] = (
-            one["funnel"].mean_ms(),
-            one["funnel"].utilisation(repetition["rate"]),
-        )
+        one = server_of(told, passes[i : i + 2], overheads, ks)
+        trace = Trace(repetition.pop("times"))
+        repetition["profile_ms"] = one["funnel"].mean_ms()
+        repetition["utilisation"] = one["funnel"].utilisation(repetition["rate"])
         repetition["services"] = one.toml()
-        repetition["predicted"] = [
-            simulate(one, trace, len(trace.times_ms), seed=seed).requests["latency_ms"].to_list()
-            for seed in range(SEEDS)
-        ]
-    means = {
-        name: float(np.mean([r[name] for r in found]))
-        for name in ("rate", "profile_ms", "utilisation")
-    }
+        repetition["predicted"] = []
+        for seed in range(SEEDS):
+            run = simulate(one, trace, len(trace.times_ms), seed=seed)
+            repetition["predicted"].append(run.requests["latency_ms"].to_list())
+    means = {}
+    for name in ("rate", "profile_ms", "utilisation"):
+        means[name] = float(np.mean([r[name] for r in found]))
     return means | {
         "load": load,
         "pause_ms": told.pause_ms,
@@ -472,7 +466,7 @@ def measured(
 
 
 def rows_of(cell: dict[str, Any]) -> list[dict[str, Any]]:
-    """A cell as lines of the table: one a percentile."""
+    """A cell as rows of the table, one per percentile."""
     rows = []
     for q in Q:
         each = [float(np.percentile(r["measured"], q)) for r in cell["repetitions"]]
@@ -519,30 +513,20 @@ def markdown(cells: Sequence[dict[str, Any]], below: Sequence[str]) -> str:
     lines: list[list[str | Cell]] = []
     for cell in cells:
         for i, row in enumerate(rows_of(cell)):
-            first = (
-                [
-                    name_of(cell),
-                    f"{row['rate']:.1f}",
-                    f"{row['profile_ms']:.2f}",
-                    f"{row['service_ms']:.2f}",
-                ]
-                if i == 0
-                else [""] * 4
-            )
+            first = [""] * 4
+            if i == 0:
+                times = f"{row['profile_ms']:.2f}", f"{row['service_ms']:.2f}"
+                first = [name_of(cell), f"{row['rate']:.1f}", *times]
             spread = f"[{row['least_ms']:.1f}, {row['most_ms']:.1f}]"
             told = f"[{row['predicted_low_ms']:.1f}, {row['predicted_high_ms']:.1f}]"
             error = f"{row['error']:+.0%}".replace("-", "−")
-            times = [
-                Cell(f"{row['measured_ms']:.1f}", spread),
-                Cell(f"{row['predicted_ms']:.1f}", told),
-            ]
-            lines.append(
-                [*first, f"p{row['percentile']}", *times, error, "yes" if row["inside"] else "no"]
-            )
+            real = Cell(f"{row['measured_ms']:.1f}", spread)
+            simulated = Cell(f"{row['predicted_ms']:.1f}", told)
+            inside = "yes" if row["inside"] else "no"
+            lines.append([*first, f"p{row['percentile']}", real, simulated, error, inside])
     table = to_markdown(Table(head, lines))
-    return f"## A funnel served for real, and its simulation\n\n{table}\n" + "".join(
-        f"- {line}\n" for line in below
-    )
+    notes = "".join(f"- {line}\n" for line in below)
+    return f"## A funnel served for real, and its simulation\n\n{table}\n{notes}"
 
 
 def footnotes(
@@ -551,10 +535,8 @@ def footnotes(
     late = max(r["late"] for cell in cells for r in cell["repetitions"])
     loads = [x for cell in cells for x in cell["load_average"]]
     overheads = [f"{cell['overhead_ms']:.2f}" for cell in cells]
-    repetitions, n = (
-        ", ".join(str(len(c["repetitions"])) for c in cells),
-        ", ".join(f"{c['n']:,}" for c in cells),
-    )
+    repetitions = ", ".join(str(len(c["repetitions"])) for c in cells)
+    n = ", ".join(f"{c['n']:,}" for c in cells)
     told = [
         "Load: utilisation by the profile made just before, on the same core; the prediction "
         "has that and the one just after. Measured: "
@@ -571,18 +553,14 @@ def footnotes(
     plain = {c["rate"]: c for c in cells if not c["pause_ms"]}
     for cell in cells:
         if cell["pause_ms"] and (other := plain.get(cell["rate"])):
-            moved = [
-                [a[k] - b[k] for k in ("measured_ms", "predicted_ms")]
-                for a, b in zip(rows_of(cell), rows_of(other), strict=True)
-            ]
+            moved = []
+            for q, a, b in zip(Q, rows_of(cell), rows_of(other), strict=True):
+                real = a["measured_ms"] - b["measured_ms"]
+                simulated = a["predicted_ms"] - b["predicted_ms"]
+                moved.append(f"p{q} by {real:.1f} ms measured, {simulated:.1f} predicted")
             told.append(
                 f"A stage that sleeps {cell['pause_ms']:g} ms, at the rate of load "
-                f"{other['load']:g}, moves "
-                + ", ".join(
-                    f"p{q} by {m:.1f} ms measured, {p:.1f} predicted"
-                    for q, (m, p) in zip(Q, moved, strict=True)
-                )
-                + "."
+                f"{other['load']:g}, moves {', '.join(moved)}."
             )
     told += [
         f"`{command}`; log {log.name} ({log.checksum}), recipe {recipe.name}, seed {seed}",
@@ -665,6 +643,64 @@ def write(out: Path, cells: Sequence[dict[str, Any]], below: Sequence[str]) -> N
     write_curve(figure(cells), out / "real_service.html")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a funnel is served and loaded.
+
+    seconds: of every repetition, and of the profile before it. batch: most requests that the
+    worker takes at once. wait_ms: how long the first of a batch may wait. core: the worker's
+    (None: the last one). minutes: no new cell begins later.
+    """
+
+    repetitions: int
+    seconds: float
+    batch: int
+    wait_ms: float
+    core: int | None
+    seed: int
+    minutes: float
+
+    def cells(
+        self,
+        log: Log,
+        recipe: Recipe,
+        loads: Sequence[float],
+        places: tuple[str, str, Path],
+        console: Console,
+    ) -> list[dict[str, Any]]:
+        """Measure every load, then the lowest one with a pause in the funnel; finished cells are
+        read from their files. `places`: paths of recipe, log and output folder.
+        """
+        recipe_path, log_path, out = places
+        core = max(os.sched_getaffinity(0)) if self.core is None else self.core
+        worker = Worker(recipe_path, log_path, core, self.seed, 0.0, self.batch, self.wait_ms)
+        used = recipe.used_embedders
+        here = "karmafunnel.benchmarks.validation.real_service"
+        code = code_of(*recipe.funnel.stages, *used.values(), by=(here,))
+        text = repr(recipe.funnel), {name: repr(value) for name, value in used.items()}
+        start, cells = time.perf_counter(), list[dict[str, Any]]()
+        rates: dict[float, float] = {}
+        for load, pause in [*((load, 0.0) for load in sorted(loads)), (min(loads), PAUSE_MS)]:
+            rate = rates.get(load) if pause else None
+            how = (load, pause, rate, self.repetitions, self.seconds, self.batch, self.wait_ms)
+            key = content_key(code, text, log.checksum, *how, self.seed)
+            file = out / "cells" / f"{load:g}-{pause:g}-{key}.json"
+            if not file.exists():
+                if cells and time.perf_counter() - start > 60 * self.minutes:
+                    console.print(
+                        f"{self.minutes:g} minutes are over; "
+                        f"the same command goes on with load {load:g}"
+                    )
+                    break
+                told = replace(worker, pause_ms=pause)
+                cell = measured(told, log, load, rate, self.repetitions, self.seconds, console)
+                write_json(file, cell)
+            cells.append(read_json(file))
+            if not pause:
+                rates[load] = cells[-1]["rate"]
+        return cells
+
+
 @click.command()
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Where cells, table and picture go.")
@@ -700,18 +736,12 @@ def main(
     out: Path | None,
     recipe: str,
     loads: tuple[float, ...],
-    repetitions: int,
-    seconds: float,
-    batch: int,
-    wait_ms: float,
-    core: int | None,
-    seed: int,
-    minutes: float,
     note: str,
     worker: str | None,
+    **plan: Any,
 ) -> None:
-    """Serve a funnel on one core, load it from another, and hold latencies against the
-    simulation's.
+    """Serve a funnel on one core, load it from another, and compare the latencies with simulated
+    ones.
     """
     console = Console(stderr=True)
     if worker is not None:
@@ -722,68 +752,15 @@ def main(
     loads = loads or LOADS
     if not all(0 < load < 1 for load in loads):
         raise KarmafunnelError(
-            f"real service: loads need to be above 0 and below 1, found {list(loads)}"
+            "real service", what="loads", needs="to be above 0 and below 1", found=list(loads)
         )
     opened = Log.open(log)
     found = load_recipe(recipe, opened)
-    told = Worker(
-        recipe,
-        str(log),
-        max(os.sched_getaffinity(0)) if core is None else core,
-        seed,
-        0.0,
-        batch,
-        wait_ms,
-    )
-    start, cells, least = time.perf_counter(), list[dict[str, Any]](), min(loads)
-    for load, pause in [*((load, 0.0) for load in sorted(loads)), (least, PAUSE_MS)]:
-        plain = next(
-            (cell for cell in cells if cell["load"] == load and not cell["pause_ms"]), None
-        )
-        rate = plain["rate"] if pause and plain else None
-        told_funnel = repr(found.funnel), {name: repr(value) for name, value in found.used_embedders.items()}
-        code = code_of(
-            *found.funnel.stages,
-            *found.used_embedders.values(),
-            by=("karmafunnel.benchmarks.validation.real_service",),
-        )
-        key = content_key(
-            code,
-            told_funnel,
-            opened.checksum,
-            load,
-            pause,
-            rate,
-            repetitions,
-            seconds,
-            batch,
-            wait_ms,
-            seed,
-        )
-        file = out / "cells" / f"{load:g}-{pause:g}-{key}.json"
-        if not file.exists():
-            if cells and time.perf_counter() - start > 60 * minutes:
-                console.print(
-                    f"{minutes:g} minutes are over; the same command goes on with load {load:g}"
-                )
-                break
-            write_json(
-                file,
-                measured(
-                    replace(told, pause_ms=pause), opened, load, rate, repetitions, seconds, console
-                ),
-            )
-        cells.append(read_json(file))
+    planned = Plan(**plan)
+    cells = planned.cells(opened, found, loads, (recipe, str(log), out), console)
     words = shlex.join(word for word in sys.argv[1:] if word not in ("--note", note))
-    below = footnotes(
-        cells,
-        opened,
-        found,
-        f"python -m karmafunnel.benchmarks.validation.real_service {words}",
-        seed,
-        note,
-    )
-    write(out, cells, below)
+    command = f"python -m karmafunnel.benchmarks.validation.real_service {words}"
+    write(out, cells, footnotes(cells, opened, found, command, planned.seed, note))
     print(read_text(out / "real_service.md"), end="")
 
 
