@@ -50,8 +50,6 @@ def test_cells_of_several_tables_side_by_side(tmp_path: Path) -> None:
     refused = CliRunner().invoke(
         main, [f"none={tmp_path / 'c'}", "--out", str(tmp_path / "x.html")]
     )
-    assert (
-        refused.exit_code == 1
-        and "needs LABEL=CELL" in refused.output
-        and not (tmp_path / "x.html").exists()
-    )
+    assert refused.exit_code == 1
+    assert "needs LABEL=CELL" in refused.output
+    assert not (tmp_path / "x.html").exists()

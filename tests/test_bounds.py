@@ -576,12 +576,10 @@ def test_how_a_command_ends(error, code, said, monkeypatch):
 
     monkeypatch.setattr(COMMANDS["doctor"], "callback", fail)
     answer = CliRunner().invoke(main, ["doctor"])
-    assert (
-        answer.exit_code == code
-        and said in answer.stderr
-        and "Traceback" not in answer.output
-        and len(answer.stderr.splitlines()) == 1
-    )
+    assert answer.exit_code == code
+    assert said in answer.stderr
+    assert "Traceback" not in answer.output
+    assert len(answer.stderr.splitlines()) == 1
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
@@ -620,9 +618,9 @@ def test_a_recipe_whose_stage_exits_while_it_is_fitted(shop, tmp_path):
         "--no-cache",
     ]
     answer = CliRunner().invoke(main, list(map(str, words)))
-    assert (
-        answer.exit_code == 1 and "sys.exit(0)" in answer.stderr and not (tmp_path / "run").exists()
-    )
+    assert answer.exit_code == 1
+    assert "sys.exit(0)" in answer.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_terminal_without_unicode(tmp_path):
@@ -636,4 +634,6 @@ def test_a_terminal_without_unicode(tmp_path):
     found = subprocess.run(
         [sys.executable, "-X", "utf8=0", "-c", code], env=there, capture_output=True
     )
-    assert found.returncode == 1 and b"Traceback" not in found.stderr and b"error:" in found.stderr
+    assert found.returncode == 1
+    assert b"Traceback" not in found.stderr
+    assert b"error:" in found.stderr

@@ -684,11 +684,9 @@ def test_describe_looks_at_what_can_be_read_and_says_what_cannot(
         main, ["describe", str(folder), "--html", str(tmp_path / "page.html")]
     )
     if done.exit_code:
-        assert (
-            isinstance(done.exception, SystemExit)
-            and done.stderr.startswith("error: ")
-            and done.stderr.count("\n") == 1
-        )
+        assert isinstance(done.exception, SystemExit)
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
         assert not (tmp_path / "page.html").exists()
     elif {question.name: question.harmless for question in CHECKS}[name] or name == "checksums":
         assert (tmp_path / "page.html").exists()
@@ -720,11 +718,9 @@ def test_every_command_that_computes_refuses_a_log_whose_windows_run_backwards(c
         "SERVICES": str(tmp_path / "services.toml"),
     }
     done = CliRunner().invoke(main, [words.get(word, word) for word in COMMANDS[command]])
-    assert (
-        done.exit_code == 1
-        and "'window order'" in done.stderr
-        and "8 requests whose window is before" in done.stderr
-    )
+    assert done.exit_code == 1
+    assert "'window order'" in done.stderr
+    assert "8 requests whose window is before" in done.stderr
     assert not (tmp_path / "out").exists()
     # a look at it is no figure of a Run
     assert CliRunner().invoke(main, ["describe", str(folder)]).exit_code == 0

@@ -57,11 +57,9 @@ def there(tmp_path_factory) -> Path:
             "--no-cache",
         )
         assert answer.exit_code == 0, answer.output
-        assert (
-            "survival" in answer.stdout
-            and "replaying" in answer.stderr
-            and "replaying" not in answer.stdout
-        )
+        assert "survival" in answer.stdout
+        assert "replaying" in answer.stderr
+        assert "replaying" not in answer.stdout
     return folder
 
 
@@ -103,7 +101,9 @@ def test_compare_report_and_explain(there):
     ).read_text()[:300]
     request = pl.read_parquet(there / "run20" / "ledger.parquet")["request_id"][0]
     answer = run("explain", there / "top20.py", there / "log", "--request", request, "--no-cache")
-    assert answer.exit_code == 0 and "recall" in answer.stdout and "rank" in answer.stdout
+    assert answer.exit_code == 0
+    assert "recall" in answer.stdout
+    assert "rank" in answer.stdout
 
 
 def test_describe_validate_doctor(there):

@@ -219,12 +219,10 @@ def test_converted_log_reads_back_the_same(source, tmp_path):
     back = read(folder)
     assert type(back) is type(loaded)
     assert back.items.equals(loaded.items) and back.items["item_id"].is_unique().all()
-    assert (
-        back.meta["name"] == source
-        and back.meta["licence"]
-        and back.meta["source"]
-        and back.meta["lacks"]
-    )
+    assert back.meta["name"] == source
+    assert back.meta["licence"]
+    assert back.meta["source"]
+    assert back.meta["lacks"]
     if isinstance(back, Log) and isinstance(loaded, Log):
         assert back.requests.equals(loaded.requests) and back.exposures.equals(loaded.exposures)
         assert (
@@ -279,11 +277,9 @@ def test_missing_column_is_named(source, name, column, tmp_path):
     folder = lay(tmp_path, FILES[source] | {name: [header.replace(column, "other"), *rest]})
     with pytest.raises(KarmafunnelError) as error:
         load(source, folder)
-    assert (
-        name in str(error.value)
-        and f"missing ['{column}']" in str(error.value)
-        and "other" in str(error.value)
-    )
+    assert name in str(error.value)
+    assert f"missing ['{column}']" in str(error.value)
+    assert "other" in str(error.value)
 
 
 def test_truncated_gzip_and_parquet_are_refused(tmp_path):
@@ -926,11 +922,9 @@ def test_amazon_office_by_hand(tmp_path):
         [7, 8],
     ]
     items = {item["item_id"]: item for item in log.items.rows(named=True)}
-    assert (
-        items["0"]["title"] == "Pen & Ink 0"
-        and items["0"]["brand"] == "Bic"
-        and items["0"]["category"] is None
-    )
+    assert items["0"]["title"] == "Pen & Ink 0"
+    assert items["0"]["brand"] == "Bic"
+    assert items["0"]["category"] is None
     assert (
         items["0"]["description"] == "Blue ink . Dries <1 s" and items["2"]["description"] is None
     )
@@ -970,29 +964,23 @@ def test_amazon_catalog_by_hand(tmp_path):
     catalogue = load("amazon_catalog", lay(tmp_path, FILES["amazon_catalog"]))
     assert isinstance(catalogue, Catalogue)
     first, second, third = catalogue.items.rows(named=True)
-    assert (
-        first["title"] == "Café Mug"
-        and first["brand"] == "Lavo"
-        and first["category"] == ["Home", "Kitchen", "Mugs"]
-    )
+    assert first["title"] == "Café Mug"
+    assert first["brand"] == "Lavo"
+    assert first["category"] == ["Home", "Kitchen", "Mugs"]
     assert first["features"] == "big\nblue" and first["description"] == "One.\nTwo."
     assert first["attributes"] == ["Color=Blue", "Ranks/Home=3", "Audio=en", "Audio=de"]
     assert [item["price"] for item in (first, second, third)] == [5.99, None, 1299.5]
-    assert (
-        first["price_text"] == "from 5.99"
-        and first["average_rating"] == 4.5
-        and first["rating_number"] == 7
-    )
+    assert first["price_text"] == "from 5.99"
+    assert first["average_rating"] == 4.5
+    assert first["rating_number"] == 7
     assert first["image_url"] == "https://i/1" and first["image_urls"] == [
         "https://i/1",
         "https://i/2h",
     ]
     assert first["video_urls"] == ["https://v/1"] and first["image"] is None
-    assert (
-        second["category"] == ["Amazon Home"]
-        and second["brand"] is None
-        and second["image_url"] is None
-    )
+    assert second["category"] == ["Amazon Home"]
+    assert second["brand"] is None
+    assert second["image_url"] is None
     assert third["title"] is None and third["video_urls"] == []
     for broken, match in (
         ({"parent_asin": "A1"}, "line 2.*missing"),
@@ -1087,11 +1075,9 @@ def test_real_trivago(data_root):
         pl.col("position").max().alias("high"),
         "clicked",
     )
-    assert (
-        (per_list["low"] == 1).all()
-        and (per_list["high"] == per_list["len"]).all()
-        and per_list["len"].max() == 25
-    )
+    assert (per_list["low"] == 1).all()
+    assert (per_list["high"] == per_list["len"]).all()
+    assert per_list["len"].max() == 25
     assert (per_list["clicked"].list.sum() == 1).all()
     share = [
         log.requests_in(w).size / len(log.requests_in("W1", "W2", "W3")) for w in ("W1", "W2", "W3")

@@ -213,12 +213,10 @@ def test_what_is_alive_is_not_swept(tmp_path):
         dead.mkdir()
         (tmp_path / ".karmafunnel-mine.tmp").touch()  # not of that form
         sweep(tmp_path)
-        assert (
-            alive.is_dir()
-            and also.is_file()
-            and not dead.exists()
-            and (tmp_path / ".karmafunnel-mine.tmp").exists()
-        )
+        assert alive.is_dir()
+        assert also.is_file()
+        assert not dead.exists()
+        assert (tmp_path / ".karmafunnel-mine.tmp").exists()
         assert len(left(tmp_path)) == 3
     assert left(tmp_path) == []
 
@@ -447,11 +445,9 @@ def ran(*words: object) -> Result:
 
 def refusal(words: list[str]) -> str:
     answer = ran(*words)
-    assert (
-        answer.exit_code == 1
-        and "Traceback" not in answer.output
-        and isinstance(answer.exception, SystemExit)
-    )
+    assert answer.exit_code == 1
+    assert "Traceback" not in answer.output
+    assert isinstance(answer.exception, SystemExit)
     (line,) = answer.stderr.strip().splitlines()
     return str(line)
 
@@ -967,11 +963,9 @@ def test_a_torn_shard_is_made_again(log, recipe, run, tmp_path, monkeypatch, cap
     (partial / "000003" / DIGESTS).write_text("")
     made.clear()
     replay(recipe, log, tmp_path / "run", RunOptions(cache=run.parent / "cache", chunk=16))
-    assert (
-        made == [1, 2, 3, 4, 5, 6]
-        and contents(tmp_path / "run") == contents(run)
-        and os.listdir(tmp_path) == ["run"]
-    )
+    assert made == [1, 2, 3, 4, 5, 6]
+    assert contents(tmp_path / "run") == contents(run)
+    assert os.listdir(tmp_path) == ["run"]
     assert f"{partial / '000001' / 'slates.parquet'}: other bytes" in capsys.readouterr().err
 
 
@@ -1057,11 +1051,9 @@ def test_an_empty_path_is_refused(name, place):
                 "" if param.name == place else "1"
             ]
     answer = ran(*words)
-    assert (
-        answer.exit_code == 2
-        and "needs a path, found an empty text" in answer.stderr
-        and "Traceback" not in answer.output
-    )
+    assert answer.exit_code == 2
+    assert "needs a path, found an empty text" in answer.stderr
+    assert "Traceback" not in answer.output
 
 
 def test_places_without_a_name_are_places(log, recipe, run, tmp_path, monkeypatch):

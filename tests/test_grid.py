@@ -53,10 +53,8 @@ def test_what_is_no_table(path: Path, tmp_path: Path) -> None:
         ):
             grid([("", tmp_path / name)], ["KARMA"])
     said = CliRunner().invoke(main, [f"x={tmp_path / 'other.csv'}"])
-    assert (
-        said.exit_code == 1
-        and "needs the table.csv" in said.output
-        and "Traceback" not in said.output
-    )
+    assert said.exit_code == 1
+    assert "needs the table.csv" in said.output
+    assert "Traceback" not in said.output
     shown = CliRunner().invoke(main, [f"a=b={path}", "--column", "HR@10"])
     assert shown.exit_code == 0 and "| a=b | none | 3 | 50.0 | 1.2 |" in shown.output

@@ -128,7 +128,10 @@ def test_pooled_vectors_do_not_hang_on_their_neighbours(lm: LM) -> None:
 
 def test_text_longer_than_asked_is_cut(lm: LM) -> None:
     ids, lengths = lm.encode(["amber " * 100, "amber"], 5)
-    assert ids.shape == (2, 5) and lengths[0] == 5 and lengths[1] < 5 and ids[1, -1] == lm.pad
+    assert ids.shape == (2, 5)
+    assert lengths[0] == 5
+    assert lengths[1] < 5
+    assert ids[1, -1] == lm.pad
 
 
 def save_checkpoint(folder: Path, kind: str, tokenizer: bool = True, context: int = 128) -> None:
@@ -1038,12 +1041,10 @@ def test_an_interest_is_read_in_words(shop: Log, cache: Path) -> None:
             .fit(shop, seed=0, cache=cache)
             .read(requests)
         )  # type: ignore[arg-type]
-        assert (
-            told is not None
-            and len(told) == 40
-            and all(isinstance(text, str) for text in told)
-            and any(told)
-        )
+        assert told is not None
+        assert len(told) == 40
+        assert all(isinstance(text, str) for text in told)
+        assert any(told)
     assert SMALL.fit(shop, seed=0, cache=cache).read(requests) is None
     assert (
         replace(SMALL, rec=1.0, decoder="lm", epochs=4)
@@ -1248,7 +1249,9 @@ def test_self_supervised_features_know_colours_and_shapes(tmp_path: Path) -> Non
     log = pictured(tmp_path)
     how = SelfSupervised(dim=16, epochs=25, batch=32)
     x, there = visual_features(log, how, tmp_path / "cache", 0, lambda _: None, "cpu")
-    assert x.shape == (64, 16) and there.sum() == 63 and (x[5] == 0).all()
+    assert x.shape == (64, 16)
+    assert there.sum() == 63
+    assert (x[5] == 0).all()
     again, _ = visual_features(log, how, tmp_path / "cache", 0, lambda _: None, "cpu")
     fresh, _ = visual_features(log, how, None, 0, lambda _: None, "cpu")
     assert again.tobytes() == x.tobytes() == fresh.tobytes()
@@ -1275,7 +1278,9 @@ def test_pretrained_vision_model_from_a_folder(tmp_path: Path) -> None:
     x, there = visual_features(
         log, Pretrained(str(tmp_path / "vit")), None, 0, lambda _: None, "cpu"
     )
-    assert x.shape == (48, 16) and there.sum() == 47 and np.isfinite(x).all()
+    assert x.shape == (48, 16)
+    assert there.sum() == 47
+    assert np.isfinite(x).all()
     with pytest.raises(KarmafunnelError, match="needs a vision model with its image processor"):
         visual_features(log, Pretrained(str(tmp_path / "log")), None, 0, lambda _: None, "cpu")
     file = tmp_path / "vit" / "model.safetensors"

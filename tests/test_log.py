@@ -181,11 +181,9 @@ def test_round_trip_on_disk(tmp_path):
     log = shop()
     log.write(tmp_path / "log")
     again = read(tmp_path / "log")
-    assert (
-        isinstance(again, Log)
-        and again.items.equals(log.items)
-        and again.exposures.equals(log.exposures)
-    )
+    assert isinstance(again, Log)
+    assert again.items.equals(log.items)
+    assert again.exposures.equals(log.exposures)
     assert again.checksum == Log.open(tmp_path / "log").checksum
     (tmp_path / "log" / "requests.parquet").write_bytes(
         (tmp_path / "log" / "requests.parquet").read_bytes()[:100]

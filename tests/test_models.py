@@ -96,7 +96,9 @@ def test_full_softmax_is_cross_entropy() -> None:
         (2 * loss).backward()
         grads.append((loss.detach(), a.grad, b.grad))
     for x, y in zip(*grads, strict=True):
-        assert x is not None and y is not None and torch.allclose(x, y, rtol=1e-9)
+        assert x is not None
+        assert y is not None
+        assert torch.allclose(x, y, rtol=1e-9)
 
 
 def test_sampled_softmax_tends_to_the_full_one() -> None:

@@ -281,7 +281,9 @@ def test_a_fake_peer_goes_through_and_a_failing_one_is_a_line(finished):
     # W2b prefers what is popular to what is not
     assert table["facts"]["fake"][0]["settings"] == {"sign": 1.0}
     text = (finished / "peers.md").read_text()
-    assert "no such luck" in text and "HR@10" in text and "HR@10 on W2b, sign" in text
+    assert "no such luck" in text
+    assert "HR@10" in text
+    assert "HR@10 on W2b, sign" in text
     assert (finished / "pareto.html").exists() and (finished / "peers.csv").exists()
 
 
