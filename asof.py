@@ -1,6 +1,7 @@
 """The past: what was known of items, users and sessions strictly before each request.
 
-Asked as `log.asof`, the only door through which a stage sees the past, so that no future leaks.
+Reached as `log.asof`, the only access that stages have to the past, so that nothing leaks from the
+future.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below ever
 
 
 class Tables(Protocol):
-    """What is read of a log, see `Log`: rows of items and of requests, and what happened."""
+    """The parts of a `Log` that are read here: rows of items and requests, and events."""
 
     @property
     def meta(self) -> dict[str, Any]: ...
@@ -237,10 +238,10 @@ class Past:
 
 
 class AsOf:
-    """What was known strictly before each request of a log: everything here compares time ranks.
+    """What was known strictly before each request of a log; everything here compares time ranks.
 
-    past: where given, what happened is taken from there, and the log's requests only ask: so the
-    same past is found at other times.
+    past: where to take the events from (default: the log itself), so that the same past can be
+    asked at other times.
     """
 
     def __init__(self, log: Tables, past: Past | None = None):
@@ -305,10 +306,9 @@ class AsOf:
         within: int | None = None,
     ) -> np.ndarray:
         """How often each item was clicked / purchased / shown (or "event": clicked or purchased)
-        before the request.
+        before the request; aligned arrays.
 
-        At most `within` before it (ms, or steps where time is an order), where given. Aligned
-        arrays.
+        within: only events at most so long before it (ms, or steps where time is an order).
         """
         timeline = self.past.timeline(action)
         before = timeline.before(items, self.rank[requests])
@@ -317,9 +317,10 @@ class AsOf:
         return before - timeline.before(items, self.rank_before(within)[requests])
 
     def rank_before(self, within: int) -> np.ndarray:
-        """The time rank that lies `within` before each request of the log: int64 (n_requests,).
+        """The time rank `within` before each request of the log: int64 (n_requests,).
 
-        Raises KarmafunnelError for a `within` that reaches into the future, or nowhere.
+        Raises:
+            KarmafunnelError: `within` is not above 0 and finite.
         """
         check_bound("a window of time", Bound(1, 2**53), within=within)
         if within not in self._ranks_before:
@@ -365,8 +366,8 @@ class AsOf:
 
     @cached_property
     def known_t(self) -> np.ndarray:
-        """An item is known to requests later than this: (n_items,) int64 as `log.t`; NEVER: from
-        the start; the largest: to none.
+        """Time after which an item is known to requests: (n_items,) int64 as `log.t`; NEVER: from
+        the start; the largest integer: never known.
         """
         log = self.log
         known = np.full(log.n_items, NEVER, dtype=np.int64)
@@ -384,9 +385,7 @@ class AsOf:
 
     @cached_property
     def known_rank(self) -> np.ndarray:
-        """An item is known to requests whose time rank is greater than this: (n_items,) int64, -1
-        for "from the start".
-        """
+        """Time rank after which an item is known: (n_items,) int64; -1: from the start."""
         return np.searchsorted(self.times, self.known_t, side="right") - 1
 
     @cached_property
@@ -425,7 +424,7 @@ class AsOf:
         return self._filtered[key]
 
     def known(self, requests: np.ndarray) -> np.ndarray:
-        """How many items are eligible for each request: known before it and passing its filters."""
+        """Number of eligible items of each request: known before it and passing its filters."""
         counts = np.empty(len(requests), dtype=np.int64)
         keys = self.filter_key[requests]
         for key in np.unique(keys):

@@ -1,8 +1,7 @@
-"""Keys of what is kept: a fit, a checkpoint or a piece of a Run is only as good as the code that
-made it.
+"""Cache keys: a kept fit, checkpoint or piece of a Run is valid only for the code that made it.
 
-A key covers the modules that a value really reaches: those that define its classes, and what they
-import, directly or not, wherever they lie. Comments, docstrings and line breaks do not count.
+A key covers the modules that a value reaches: those that define its classes, and all modules of
+this package that they import, directly or not. Comments, docstrings and line breaks do not count.
 """
 
 from __future__ import annotations
@@ -27,16 +26,14 @@ LIBRARIES = ("torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
 
 
 def content_key(code: str, *parts: Any) -> str:
-    """A short hash of what something is made of: the digest of its code, then what JSON or `str`
-    tells of the rest.
-    """
+    """A short hash of the digest of the code and of the JSON (or `str`) of the other parts."""
     return hashlib.sha256(json.dumps([code, *parts], default=str).encode()).hexdigest()[:16]
 
 
 def code_of(*values: Any, by: tuple[str, ...] = ()) -> str:
-    """Digest of the code that dataclass values reach, and of the modules `by` that work on them.
+    """Digest of the code that dataclass values reach, and of the modules `by` that process them.
 
-    Classes from outside the package have no part in it: a recipe's own code is keyed by its text.
+    Classes from outside the package are not covered: a recipe's own code is keyed by its text.
     """
     return code_digest(*sorted({*modules_of(values), *by}))
 
@@ -60,8 +57,8 @@ def ours(module: str) -> bool:
 
 @cache
 def code_digest(*modules: str) -> str:
-    """Digest of modules of this package, by their full names, of all modules of it that they
-    import, directly or not, and of the versions of Python and of the libraries that fit things.
+    """Digest of modules of this package (full names), of all its modules that they import, and of
+    the versions of Python and of the fitting libraries.
     """
     seen: set[str] = set()
     waiting = list(modules)
@@ -77,7 +74,7 @@ def code_digest(*modules: str) -> str:
 
 @cache
 def digest_of(module: str) -> str:
-    """Digest of what a module does."""
+    """Digest of a module's compiled code."""
     return hashlib.sha256(repr(without_lines(compiled(module))).encode()).hexdigest()
 
 
@@ -94,8 +91,8 @@ def file_of(module: str) -> Path:
 
 
 def without_lines(constant: Any) -> Any:
-    """A constant of compiled code; of a code object all that matters when it runs: neither lines
-    nor file.
+    """A constant of compiled code; for a code object everything that affects execution, without
+    line numbers and file name.
     """
     if isinstance(constant, CodeType):
         code = constant
@@ -109,9 +106,7 @@ def without_lines(constant: Any) -> Any:
 
 
 def instructions(code: CodeType) -> tuple[bytes, list[tuple[Any, ...]]]:
-    """Byte code and what it does on errors, both without the instructions that do nothing: a
-    docstring leaves one.
-    """
+    """Byte code and exception table without NOP instructions, since a docstring leaves one."""
     at = range(0, len(code.co_code), 2)
     kept = [code.co_code[i] != NOP for i in at]
     place = [0, *accumulate(kept)]  # where an instruction stands among those that are kept
@@ -128,7 +123,7 @@ def instructions(code: CodeType) -> tuple[bytes, list[tuple[Any, ...]]]:
 
 @cache
 def imports(module: str) -> tuple[tuple[str, str], ...]:
-    """What a module imports from this package, anywhere in its code: names, each with the module
+    """The names that a module imports from this package anywhere in its code, each with the module
     that defines it.
     """
     parts = module.split(".")
@@ -150,9 +145,7 @@ def imports(module: str) -> tuple[tuple[str, str], ...]:
 
 
 def defined_in(base: str, name: str) -> str:
-    """The module that `from base import name` leads to: past a package that only passes the name
-    on.
-    """
+    """The module that `from base import name` leads to, past packages that re-export the name."""
     if file_of(f"{base}.{name}").exists():
         return f"{base}.{name}"
     return dict(imports(base)).get(name, base) if file_of(base).name == "__init__.py" else base

@@ -1,5 +1,5 @@
-"""The terminal: what comes from a log, a recipe, a Run or a services file is shown as it stands,
-never read as markup or as commands.
+"""The terminal: text from a log, a recipe, a Run or a services file is printed literally, never
+interpreted as markup or control sequences.
 
 Everything that the project prints with rich goes through `Console`; nothing else imports rich's.
 """
@@ -35,15 +35,13 @@ SPELT = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in 
 
 
 def visible(text: str) -> str:
-    """A text with its control characters spelt out, as `\\x1b`; lone surrogates, too, which no
-    terminal can be sent.
-    """
+    """A text with control characters and lone surrogates escaped, such as `\\x1b`."""
     return text.translate(SPELT).encode("utf-8", "backslashreplace").decode()
 
 
 class Console(rich.console.Console):
-    """A console that takes every text literally: no markup, no emoji codes, no highlighting,
-    control characters spelt out.
+    """A console that prints every text literally: no markup, no emoji codes, no highlighting,
+    control characters escaped.
     """
 
     def __init__(self, **options: Any):
@@ -59,9 +57,7 @@ class Console(rich.console.Console):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Whoever read what was printed has enough: told to click, which ends without a word (rich
-        would call sys.exit).
-        """
+        """Report a broken pipe to click, which then exits silently (rich would call sys.exit)."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def status(self, status: RenderableType, **options: Any) -> Status:
@@ -69,7 +65,7 @@ class Console(rich.console.Console):
 
 
 class Status(rich.status.Status):
-    """A line that is overwritten, taken literally: rich reads its text as markup."""
+    """A status line that is printed literally: rich would read its text as markup."""
 
     def __init__(self, status: RenderableType, **options: Any):
         super().__init__(_literal(status), **options)
@@ -83,7 +79,7 @@ def _literal(status: RenderableType) -> RenderableType:
 
 
 def progress_bar(console: rich.console.Console) -> Progress:
-    """The one look of a progress bar."""
+    """A progress bar in the style of all commands."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_typed(value: Any) -> str:
-    """A dataclass value as one would type it: fields at their default are left out."""
+    """A dataclass value as source code; fields at their default are left out."""
     parts = []
     for f in fields(value):
         current = getattr(value, f.name)
@@ -18,14 +18,14 @@ def as_typed(value: Any) -> str:
 
 
 class Typed:
-    """Prints as typed."""
+    """A class whose repr is its source code."""
 
     def __repr__(self) -> str:
         return as_typed(self)
 
 
 def positional(default: Any = None) -> Any:
-    """A field that prints without its name."""
+    """A field that is printed without its name."""
     return (
         field(metadata={"positional": True, "always": True})
         if default is None

@@ -1,5 +1,5 @@
-"""What went wrong, if it did: attention sinks, the shape of the vectors, what can be read back,
-what is retrieved [O; formulas from their sources]. Arrays in, numbers out; no model is loaded here.
+"""Diagnostics of embeddings: attention sinks, geometry of the vectors, decodable words, retrieved
+items [O; formulas from their sources]. Arrays in, numbers out; no model is loaded here.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def uniformity(x: np.ndarray, seed: int = 0) -> float:
 
 
 def alignment(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean of |x - y|^2 over aligned unit rows, an interest and its target (Wang & Isola 2020): 0
-    to 4, lower is closer.
+    """Mean of |x - y|^2 over aligned unit rows, a user embedding and its target (Wang & Isola
+    2020): 0 to 4, lower is closer.
     """
     return float(((x.astype(np.float64) - y) ** 2).sum(axis=1).mean()) if len(x) else float("nan")
 
@@ -120,7 +120,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def isotropy(items: np.ndarray, interests: np.ndarray) -> dict[str, float]:
-    """Effective rank and uniformity of item and interest vectors, by name."""
+    """Effective rank and uniformity of item and user embeddings, by name."""
     out = {}
     for name, x in (("items", unit(items)), ("interests", unit(interests))):
         out[f"effective rank, {name}"] = effective_rank(x) if len(x) else float("nan")
@@ -132,8 +132,8 @@ def isotropy(items: np.ndarray, interests: np.ndarray) -> dict[str, float]:
 
 
 def word_sets(log: Log) -> sparse.csr_matrix:
-    """Which words each item's title, brand, category and attributes hold: (n_items, n_words) of 0
-    and 1.
+    """Which words occur in each item's title, brand, category and attributes: (n_items, n_words) of
+    0 and 1.
     """
     frame = log.items.select("title", "brand", "category", "attributes")
     vocabulary: dict[str, int] = {}
@@ -243,8 +243,8 @@ def readable(
 
 
 def popularity_rank(counts: np.ndarray) -> np.ndarray:
-    """Share of the items that are chosen less often, ties one half: 0 (unknown) to 1 (the best
-    known), of counts (n_items,).
+    """Share of the items that are chosen less often, ties one half, from counts (n_items,): 0
+    (unpopular) to 1 (most popular).
     """
     ordered = np.sort(counts)
     below, upto = np.searchsorted(ordered, counts), np.searchsorted(ordered, counts, side="right")
@@ -252,7 +252,7 @@ def popularity_rank(counts: np.ndarray) -> np.ndarray:
 
 
 def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean of figures of the same name over seeds; what is no number is left out."""
+    """Mean over seeds of values with the same name; values that are not numbers are dropped."""
     names = dict.fromkeys(name for part in parts for name in part)
     out = {}
     for name in names:

@@ -1,8 +1,8 @@
-"""Embedder: turns a log into item vectors and interest vectors whose inner product is the score.
+"""Embedder: turns a log into item and user embeddings whose inner product is the score.
 
-An Embedder is a frozen value, `fit(log)` looks at W1 alone and gives an Embedding; an interest uses
-only what was known strictly before its request (`log.asof`) and the request's own query and user.
-This file holds the protocol and the embedders without a network.
+An Embedder is a frozen value; `fit(log)` reads W1 alone and returns an Embedding. The user
+embedding of a request uses only what was known strictly before it (`log.asof`) and the request's
+own query and user. This file has the protocol and the embedders without a network.
 """
 
 from __future__ import annotations
@@ -53,11 +53,18 @@ class Embedder(Typed, ABC):
         device: str = "cpu",
         cache: Path | None = None,
     ) -> Embedding:
-        """Learn from W1 of the log; raises KarmafunnelError when the log lacks what this embedder
-        needs.
+        """Fit on W1 of the log.
 
-        `cache`: a folder where long fits keep their steps by content, so that a killed one goes on
-        and others share them.
+        Args:
+            log: the log.
+            seed: of every random draw.
+            progress: called with lines of progress.
+            device: where a network is trained.
+            cache: a folder where long fits keep their steps, so that a killed fit resumes and other
+                fits share them.
+
+        Raises:
+            KarmafunnelError: the log lacks what this embedder needs.
         """
 
     @abstractmethod
@@ -86,20 +93,18 @@ class Embedding(ABC):
 
     @abstractmethod
     def items(self) -> np.ndarray:
-        """Item vectors, float32 (n_items, d), row by row of `log.items`; zeros where nothing is
-        known of an item.
-        """
+        """Item embeddings, float32 (n_items, d), as rows of `log.items`; zeros if unknown."""
 
     @abstractmethod
     def interests(self, requests: np.ndarray) -> np.ndarray:
-        """Interest vectors of requests given as row numbers, float32 (len(requests), d); zeros
-        where nothing is known.
+        """User embeddings of requests given as row numbers, float32 (len(requests), d); zeros where
+        nothing is known of the user.
         """
 
     def queries(self, requests: np.ndarray) -> np.ndarray | None:
-        """Vectors of what the requests ask for alone, without history or user, in the space of
-        `items`: float32 (len(requests), d), zeros where nothing is asked; None for an embedder that
-        reads no query.
+        """Embeddings of the requests' queries alone, without history or user, in the space of
+        `items`: float32 (len(requests), d), zeros without a query; None if the embedder reads no
+        query.
         """
         return None
 
@@ -108,35 +113,35 @@ class Embedding(ABC):
         """Everything that was learnt, by name."""
 
     def extras(self) -> dict[str, Any]:
-        """What was learnt and is no tensor, as JSON."""
+        """Learnt content that is not a tensor, as JSON."""
         return {}
 
     def read(self, requests: np.ndarray, quick: bool = False) -> list[str] | None:
-        """What each interest vector says in words; None for an embedder that cannot be read, or not
-        `quick`-ly.
+        """Each user embedding decoded into words; None if the embedder has no decoder, or none that
+        is fast where `quick`.
         """
         return None
 
     def attention_map(self, requests: np.ndarray) -> np.ndarray | None:
-        """Where the network looks, (layers, L, L) with queries as rows; None for an embedder
-        without attention.
+        """Attention weights, (layers, L, L) with queries as rows; None for an embedder without
+        attention.
         """
         return None
 
     def diagnose(self, requests: np.ndarray) -> dict[str, Any]:
-        """Figures of the vectors themselves, by name (`models/diagnostics.py` defines them); more
-        where there is a network.
+        """Diagnostics of the vectors, by name (defined in `models/diagnostics.py`); more where
+        there is a network.
         """
         from .diagnostics import isotropy
 
         return isotropy(self.items(), self.interests(requests))
 
     def save(self, folder: Path | str, force: bool = False) -> None:
-        """Write `tensors.safetensors` and `embedding.json`, with digests; the folder appears whole
-        or not at all.
+        """Write `tensors.safetensors` and `embedding.json` with digests, atomically.
 
-        Raises KarmafunnelError where the folder is something else than an embedding or (without
-        `force`) another one.
+        Raises:
+            KarmafunnelError: the folder holds something other than an embedding or (without
+                `force`) another embedding.
         """
         wants = {"embedder": repr(self.value), "items": items_checksum(self.log)}
         with (
@@ -164,7 +169,7 @@ class Embedding(ABC):
         self.save_more(folder)
 
     def save_more(self, folder: Path) -> None:  # noqa: B027  (nothing is the right default)
-        """Write what serving does without beside the rest."""
+        """Write files that serving does not need beside the rest."""
 
 
 OF_ITEMS = {"vectors", "items", "target", "source"}  # tensors that have a row an item
@@ -244,7 +249,7 @@ class Sequences:
 
 
 def w1_sequences(log: Log, who: str) -> Sequences:
-    """Raises KarmafunnelError where W1 has neither a click nor a purchase."""
+    """Clicks and purchases of W1 by user, then time; raises KarmafunnelError if there is none."""
     events = log.events
     inside = (log.requests["window"] == "W1").to_numpy()[events["request"].to_numpy()]
     events = events.filter(pl.Series(inside, dtype=pl.Boolean))
@@ -263,9 +268,7 @@ def w1_sequences(log: Log, who: str) -> Sequences:
 
 
 def known_in_w1(log: Log) -> np.ndarray:
-    """Whether each item was known by the end of W1, (n_items,) bool: the catalogue that may be
-    trained against.
-    """
+    """Whether each item was known by the end of W1, (n_items,) bool: the candidates of training."""
     return log.asof.known_rank < log.asof.time_rank(np.array([log.end_of("W1")]))[0]
 
 
@@ -585,9 +588,7 @@ class CooccurrenceEmbedding(Embedding):
 
 @dataclass(frozen=True, repr=False)
 class RandomVectors(Embedder):
-    """Unit vectors drawn from a seeded hash of the item's and the user's id: they know nothing and
-    do not depend on row order.
-    """
+    """Random unit vectors from a seeded hash of item and user id, whatever the row order."""
 
     dim: int = 16
 
@@ -632,7 +633,7 @@ class RandomVectorsEmbedding(Embedding):
 
 
 def hashed_vectors(ids: np.ndarray, salt: str, dim: int) -> np.ndarray:
-    """One unit vector an id, float32 (n, dim): BLAKE2b of salt and id seeds a splitmix64 stream,
+    """One unit vector per id, float32 (n, dim): BLAKE2b of salt and id seeds a splitmix64 stream,
     mapped to normal numbers.
     """
     texts = [f"{salt}\x00{i}".encode() for i in ids]

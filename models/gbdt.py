@@ -1,6 +1,4 @@
-"""Boosted trees: a thin layer over LightGBM with early stopping, fixed draws and errors that say
-what was found.
-"""
+"""Boosted trees: a thin layer over LightGBM with early stopping, fixed seeds and clear errors."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ class TreeOptions:
     truncation: int = 30
 
     def parameters(self) -> dict[str, Any]:
-        """As LightGBM calls them."""
+        """LightGBM's names of the options."""
         return {
             "objective": self.objective,
             "num_leaves": self.leaves,
@@ -115,8 +113,10 @@ class LabelledRows:
             )
         if np.max(self.group) > MOST_ROWS:
             raise KarmafunnelError(
-                f"gbdt: lambdarank takes at most {MOST_ROWS} rows a group, "
-                f"found one of {int(np.max(self.group))} in {what}"
+                "gbdt",
+                what="lambdarank",
+                needs=f"at most {MOST_ROWS} rows a group",
+                found=f"one of {int(np.max(self.group))} in {what}",
             )
 
 
@@ -175,7 +175,7 @@ def fit_gbdt(
 def reporter(
     progress: Callable[[str], None], trees: int
 ) -> Callable[[lgb.callback.CallbackEnv], None]:
-    """A LightGBM callback that tells every fiftieth tree."""
+    """A LightGBM callback that reports every fiftieth tree."""
 
     def report(env: lgb.callback.CallbackEnv) -> None:
         if (env.iteration + 1) % 50 == 0 and env.evaluation_result_list:

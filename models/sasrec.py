@@ -601,7 +601,7 @@ class SASRecEmbedding(Embedding):
             past = self.log.asof.history(requests[start : start + BLOCK], length).items
             count = (past >= 0).sum(axis=1)
             row, column = np.nonzero(past >= 0)
-            # always as wide: a vector does not hang on its batch
+            # padded to a fixed width, so that a vector does not depend on its batch
             items = np.full((len(past), length + 1), self.number[-1])
             # flush left, after START
             items[row, column + 1 - (length - count)[row]] = self.number[past[row, column]]

@@ -1,4 +1,4 @@
-"""What every training loop here shares: draws and sums that repeat, and checkpoints on disk."""
+"""What all training loops share: reproducible random draws and sums, and checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ T = TypeVar("T")
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Torch draws from `seed` inside, and on a CPU adds up in one order: the same bytes each time
-    on a machine with so many threads.
+    """Make torch reproducible inside: draws from `seed`, and on a CPU sums in a fixed order, so
+    that equal fits give the same bytes on a machine with the same number of threads.
 
-    Without it the gradient of `x[rows]` is added by several threads at once, in whatever order they
-    come, and the sums of two equal fits differ in their last bits. What was drawn before goes on
-    afterwards, and the setting is as it was.
+    Otherwise several threads add up the gradient of `x[rows]` in any order, and two equal fits
+    differ in their last bits. Afterwards the random state and the setting are restored.
     """
     before, warned = (
         torch.are_deterministic_algorithms_enabled(),
@@ -73,14 +72,14 @@ class Snapshot:
         optimiser: torch.optim.Optimizer,
         facts: Mapping[str, Any],
     ) -> Snapshot:
-        """A fit as it is after a step: what `restore` puts back."""
+        """A snapshot of a fit after a step, for `restore`."""
         tensors = {f"weight.{name}": p.detach() for name, p in parameters.items()}
         for place, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{place}.{key}": x for key, x in state.items()}
         return cls(tensors, facts)
 
     def write(self, file: Path) -> None:
-        """It is there whole or not at all."""
+        """Write the file atomically."""
         kept = {name: x.detach().cpu().contiguous().clone() for name, x in self.tensors.items()}
         told = json.dumps(self.facts)
         with atomic_file(file) as temporary:
@@ -88,9 +87,7 @@ class Snapshot:
 
     @classmethod
     def read(cls, file: Path, what: str = "a checkpoint") -> Snapshot:
-        """Raises KarmafunnelError naming the file when it cannot be read, or is not as it was
-        written.
-        """
+        """Read a file; raises KarmafunnelError naming it, if it is unreadable or was changed."""
         try:
             with safe_open(file, framework="pt") as opened:
                 told = opened.metadata()
@@ -106,8 +103,8 @@ class Snapshot:
 
     @classmethod
     def resume(cls, file: Path | None, what: str = "a checkpoint") -> Snapshot | None:
-        """What an earlier process left in a file that can be made again; None where there is
-        nothing. What is damaged goes, and a line says so.
+        """The snapshot that an earlier process left; None if there is none. A damaged file is
+        removed, with a line on standard error.
         """
         if file is None or not file.exists():
             return None
@@ -124,7 +121,7 @@ class Snapshot:
     def restore(
         self, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
     ) -> None:
-        """Put back what `of` took; raises KarmafunnelError naming a weight that is missing."""
+        """Restore what `of` saved; raises KarmafunnelError naming a missing weight."""
         copy_weights(parameters, self.part("weight"), str(self.file))
         state: dict[int, dict[str, Tensor]] = {}
         for name, x in self.part("optimiser").items():
@@ -135,13 +132,13 @@ class Snapshot:
 
 
 def part(tensors: Mapping[str, T], name: str) -> dict[str, T]:
-    """Those whose names begin with `name` and a dot, by the rest of their names."""
+    """The tensors whose names begin with `name` and a dot, by the rest of their names."""
     before = f"{name}."
     return {k.removeprefix(before): x for k, x in tensors.items() if k.startswith(before)}
 
 
 def check_weights(wanted: Iterable[str], weights: Mapping[str, Tensor], who: str) -> None:
-    """Raises KarmafunnelError naming the first weights that are not there."""
+    """Raises KarmafunnelError naming the first missing weights."""
     missing = [name for name in wanted if name not in weights]
     if missing:
         first = f"{', '.join(missing[:3])} ({len(missing)} missing)"
@@ -149,9 +146,7 @@ def check_weights(wanted: Iterable[str], weights: Mapping[str, Tensor], who: str
 
 
 def copy_weights(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor], who: str) -> None:
-    """Copy weights into parameters of the same names; raises KarmafunnelError naming one that is
-    not there.
-    """
+    """Copy weights into parameters of the same names; raises KarmafunnelError if one is missing."""
     check_weights(parameters, weights, who)
     with torch.no_grad():
         for name, p in parameters.items():

@@ -546,7 +546,7 @@ def test_refusals(tmp_path: Path) -> None:
     ):
         DIN(Shape(N_ITEMS, 2, n_vector=3), DINConfig(similar="both"))
     with pytest.raises(
-        KarmafunnelError, match=r"item_columns need to be among 2 dense columns, found \[2\]"
+        KarmafunnelError, match=r"item_columns needs to be among 2 dense columns, found \[2\]"
     ):
         TwoTower(Shape(N_ITEMS, 2), TwoTowerConfig(item_columns=(2,)))
     with pytest.raises(KarmafunnelError, match="needs a saved click model"):

@@ -657,7 +657,7 @@ def test_queue_needs_the_stages_of_the_run(tmp_path):
         ]
         answer = CliRunner().invoke(main, words)
         assert answer.exit_code == 1
-        assert "need the stages of" in " ".join(answer.stderr.split())
+        assert "needs the stages of" in " ".join(answer.stderr.split())
         assert not (tmp_path / "out").exists()
     SERVED.write(tmp_path / "s.toml")
     assert CliRunner().invoke(main, words).exit_code == 0

@@ -49,10 +49,8 @@ class COLD(ClickModel):
         self.config, self.shape = config, shape
         groups = config.groups or (shape.n_dense,)
         if sum(groups) != shape.n_dense or min(groups) < 0:
-            raise KarmafunnelError(
-                f"COLD: groups need to add up to {shape.n_dense} dense columns, "
-                f"found {config.groups}"
-            )
+            needs = f"to add up to {shape.n_dense} dense columns"
+            raise KarmafunnelError("COLD", what="groups", needs=needs, found=config.groups)
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)
             self.sizes = [*[self.inputs.width] * 3, shape.n_request, *groups]

@@ -46,10 +46,8 @@ class TwoTower(ClickModel):
         self.config, self.shape = config, shape
         wrong = [i for i in config.item_columns if not 0 <= i < shape.n_dense]
         if wrong:
-            raise KarmafunnelError(
-                f"TwoTower: item_columns need to be among {shape.n_dense} dense columns, "
-                f"found {wrong}"
-            )
+            needs = f"to be among {shape.n_dense} dense columns"
+            raise KarmafunnelError("TwoTower", what="item_columns", needs=needs, found=wrong)
         self.cross_columns = [i for i in range(shape.n_dense) if i not in config.item_columns]
         with seeded(seed):
             self.inputs = Inputs(shape, config.dim, config.unknown, category)

@@ -61,8 +61,8 @@ class FusedNorm(Qwen3RMSNorm):
 
 
 class LM:
-    """A causal language model with its tokenizer, read through continuous inputs. `facts`: what is
-    known of its making.
+    """A causal language model with its tokenizer, read through continuous inputs. `facts`: how it
+    was made.
     """
 
     def __init__(
@@ -89,9 +89,7 @@ class LM:
     # -- text --
 
     def encode(self, texts: list[str], most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (n, most) int64, padded on the right, and how many each text has (n,); what is
-        longer is cut.
-        """
+        """Token ids (n, most) int64, right-padded and truncated, and lengths of the texts, (n,)."""
         ids = np.full((len(texts), most), self.pad, dtype=np.int64)
         lengths = np.zeros(len(texts), dtype=np.int64)
         plain = [text or "" for text in texts]
@@ -119,7 +117,7 @@ class LM:
 
     @property
     def context(self) -> int | None:
-        """Tokens that it was made to read at most, None where its config does not say."""
+        """Longest input in tokens; None where the model's config does not say."""
         for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
             if found := getattr(self.config, name, None):
                 return int(found)
@@ -159,9 +157,7 @@ class LM:
 
     @property
     def own_head(self) -> nn.Module | None:
-        """The layer that tells words, where it is another than the embedding table; None where they
-        are tied.
-        """
+        """The output layer where it is separate; None where it is tied to the embedding table."""
         head: nn.Module = self.model.get_output_embeddings()
         return None if head.weight is self.model.get_input_embeddings().weight else head
 
@@ -170,7 +166,7 @@ class LM:
         return self.model.get_output_embeddings()(hidden.to(self.dtype))
 
     def attentions(self, inputs: Tensor, mask: Tensor, position: Tensor) -> Tensor:
-        """Attention weights (layers, B, heads, L, L), by the slow way that keeps them."""
+        """Attention weights (layers, B, heads, L, L), by the slower eager implementation."""
         before = self.config._attn_implementation
         self.model.set_attn_implementation("eager")
         try:
@@ -220,7 +216,7 @@ class LM:
         }
 
     def must_hold(self, cells: int, who: str) -> None:
-        """Raises KarmafunnelError where so many cells are more than the model was made to read."""
+        """Raises KarmafunnelError if there are more cells than the model's context."""
         if self.context is not None and cells > self.context:
             raise KarmafunnelError(
                 who,
@@ -251,9 +247,7 @@ class LM:
 
 
 def causal(there: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask (B, 1, L, L) and positions (B, L) of texts padded on the right: a place sees what is
-    there up to itself.
-    """
+    """Causal mask (B, 1, L, L) and positions (B, L) of right-padded texts."""
     length = there.shape[1]
     mask = (
         torch.ones(length, length, dtype=torch.bool, device=there.device).tril() & there[:, None, :]
@@ -277,8 +271,8 @@ def pool(lm: LM, ids: Tensor, there: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def pooled(lm: LM, texts: list[str], most: int, batch: int = 256) -> np.ndarray:
-    """`pool` of texts: float32 (n, d), zeros for an empty text; a vector does not hang on the texts
-    beside it.
+    """`pool` of texts: float32 (n, d), zeros for an empty text; a vector does not depend on the
+    other texts of its batch.
     """
     ids, lengths = lm.encode(texts, most)
     out = np.zeros((len(texts), lm.dim), dtype=np.float32)
@@ -294,7 +288,7 @@ def pooled(lm: LM, texts: list[str], most: int, batch: int = 256) -> np.ndarray:
 
 @torch.inference_mode()
 def perplexity(lm: LM, texts: list[str], most: int) -> float:
-    """exp of the mean nats a token of texts, each after BOS; NaN without a token."""
+    """Perplexity of texts, each after BOS: exp of the mean loss per token; NaN without a token."""
     ids, lengths = lm.encode(texts, most)
     total = count = 0.0
     for start in range(0, len(texts), 64):
@@ -361,8 +355,8 @@ class Qwen(Typed):
             )
 
     def ready(self, log: Log, cache: Path | None, progress: Progress, device: str) -> LM:
-        """Pre-trained on the texts of the items that W1 knows; resumed, or taken as it is, from
-        `cache`.
+        """The model pre-trained on the texts of the items known in W1; taken from `cache`, or
+        resumed there, if possible.
         """
         texts = self.texts(log)
         if not texts:
@@ -383,7 +377,7 @@ class Qwen(Typed):
         return open_base(kept, device)
 
     def texts(self, log: Log) -> list[str]:
-        """Distinct texts, in an order that does not hang on rows."""
+        """Distinct texts in an order that does not depend on row order."""
         own = log.item_text()
         found = {own[i] for i in np.flatnonzero(known_in_w1(log))} or set(own)
         for path in self.catalogues:
@@ -392,7 +386,7 @@ class Qwen(Typed):
         return sorted(text.strip() for text in found if text and text.strip())
 
     def pretrain(self, texts: list[str], file: Path | None, progress: Progress, device: str) -> LM:
-        """Train (or go on where an earlier process was) and write the base to `file`."""
+        """Pre-train (or resume) and write the base to `file`."""
         held = [t for t in texts if int(hashlib.sha256(t.encode()).hexdigest()[:8], 16) % 100 < 3]
         if not held or len(texts) < 20:
             held = texts[:: max(1, len(texts) // 20)] if len(texts) >= 20 else []
@@ -527,7 +521,7 @@ def byte_pairs(texts: list[str], vocab: int) -> Tokenizer:
 
 
 def open_base(kept: Snapshot, device: str) -> LM:
-    """A base that `Qwen` kept; raises KarmafunnelError naming the file where it is none."""
+    """A pre-trained base kept by `Qwen`; raises KarmafunnelError naming the file otherwise."""
     lm = LM.rebuild(kept.facts, str(kept.file))
     put_weights(lm.model, kept.tensors, str(kept.file))
     lm.model.to(device)
@@ -536,8 +530,8 @@ def open_base(kept: Snapshot, device: str) -> LM:
 
 
 def must_be_here(source: str) -> bool:
-    """Whether a source can only be a folder or a kept download: the hub does not answer, and its
-    client would try for a minute.
+    """Whether a source can only be a folder or a cached download, because the hub cannot be
+    reached.
     """
     proxies = [os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")]
     if Path(source).exists() or any(proxies):

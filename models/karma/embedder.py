@@ -80,7 +80,9 @@ class KARMA(KarmaConfig, Embedder):
         trainee, folder = self.trainee(log, base, features, seed, cache)
         if len(trainee.examples.candidates) > 100_000 and self.negatives == "catalogue":
             raise KarmafunnelError(
-                f"{self!r}: {len(trainee.examples.candidates)} items need negatives='batch'"
+                f"{self!r}",
+                needs="negatives='batch' for more than 100,000 items",
+                found=f"{len(trainee.examples.candidates):,} items",
             )
         trainer = Trainer(trainee, seed, folder, progress)
         facts = {
@@ -210,8 +212,8 @@ def not_served(network: Network) -> tuple[str, ...]:
 
 
 def base_attention(lm: LM, features: Features) -> dict[str, float]:
-    """Sinks and column entropy of the model before fine-tuning, reading item texts one after the
-    other as it was taught to.
+    """Attention sinks and column entropy of the model before fine-tuning, on concatenated item
+    texts as in its pre-training.
     """
     rows = np.flatnonzero(features.n_words > 0)[:512]
     stream = np.concatenate([np.r_[lm.bos, features.words[i, : features.n_words[i]]] for i in rows])
@@ -232,8 +234,8 @@ def attention_figures(attention: Tensor, there: Tensor) -> dict[str, float]:
 
 
 def meeting_vectors(log: Log, examples: Examples, dim: int, seed: int) -> np.ndarray:
-    """Unit co-occurrence vectors of the candidates among the users that are trained on: float32 (m,
-    dim), zeros for one that met none.
+    """Unit co-occurrence vectors of the candidates among the training users: float32 (m, dim),
+    zeros for items without co-occurrences.
     """
     events = w1_sequences(log, "KARMA(warm=True)")
     mine = np.isin(events.user, log.user[examples.trees.request])
@@ -274,8 +276,8 @@ def item_vectors(
 
 
 def tells(lm: LM) -> Tensor:
-    """Tokens that a person can read alone, (vocab,) bool: the beginning of a word, three letters or
-    more; all where there is none.
+    """Boolean mask over the vocabulary, (vocab,): word-initial tokens of at least three letters
+    (all tokens if none qualifies).
     """
     found = torch.zeros(lm.vocab, dtype=torch.bool)
     for i in range(lm.vocab):
@@ -285,8 +287,8 @@ def tells(lm: LM) -> Tensor:
 
 
 class KarmaEmbedding(Embedding):
-    """Item and interest vectors of length 1; the decoders stay on disk until an interest is to be
-    read.
+    """Item and user embeddings of length 1; decoders stay on disk until a user embedding is
+    decoded.
     """
 
     asks = ("query", "filters")
@@ -330,7 +332,7 @@ class KarmaEmbedding(Embedding):
         out = np.zeros((len(requests), self.config.dim), dtype=np.float32)
         for start in range(0, len(requests), ROWS):
             part = requests[start : start + ROWS]
-            # nor on the number beside it
+            # padded to a fixed number of requests, so that a vector does not depend on its batch
             filled = np.concatenate([part, np.repeat(part[-1:], ROWS - len(part))])
             batch, asked = self.batch(filled, past=past), None
             if self.lexical is not None:
@@ -451,7 +453,7 @@ class KarmaEmbedding(Embedding):
         there are (B, L).
         """
         if not len(requests):
-            raise KarmafunnelError(f"{self.value!r}: attention is a matter of requests, found none")
+            raise KarmafunnelError(f"{self.value!r}: attention", needs="requests", found="none")
         batch = self.batch(requests)
         with torch.inference_mode():
             cells = self.network.cells(batch, self._x)
@@ -475,7 +477,7 @@ class KarmaEmbedding(Embedding):
         interest alone, that of targets which W1 never had apart from all.
         """
         if not len(requests):
-            raise KarmafunnelError(f"{self.value!r}: a diagnosis is one of requests, found none")
+            raise KarmafunnelError(f"{self.value!r}: diagnosis", needs="requests", found="none")
         out = super().diagnose(requests)
         chosen = dict(self.log.events.select("request", "item").iter_rows())
         told = np.array([r for r in requests if int(r) in chosen], dtype=np.int64)

@@ -20,7 +20,7 @@ from .sequences import ACTIONS, GAPS, INT, TRUNK, Batch
 
 
 def word_size(lm: LM) -> Tensor:
-    """Standard deviation of the word embeddings: what stands between should be as large."""
+    """Standard deviation of the word embeddings, to which inserted vectors are scaled."""
     return (
         lm.embed_tokens(torch.arange(min(lm.vocab, 4096), device=lm.device)).detach().float().std()
     )
@@ -79,7 +79,7 @@ class Network(nn.Module):
         self.to(lm.device)
 
     def use(self, lm: LM) -> None:
-        """Read with this language model from now on; its weights are part of the network's."""
+        """Use this language model from now on; its weights become part of the network's."""
         self.lm, self.model = lm, lm.model
 
     def mix(self, text: Tensor, visual: Tensor | None, ids: Tensor | None) -> Tensor:
@@ -90,7 +90,7 @@ class Network(nn.Module):
         return x if ids is None else x + ids
 
     def cells(self, batch: Batch, x: Tensor) -> Tensor:
-        """What the language model is given, (B, L, lm.dim); `batch.item` are rows of x."""
+        """Inputs of the language model, (B, L, lm.dim); `batch.item` are rows of x."""
         cells = self.lm.embed_tokens(batch.word).to(x.dtype)
         is_item = (batch.kind == TRUNK) & (batch.item >= 0)
         tokens = self.token(F.normalize(x, dim=-1)) * (self.size * math.sqrt(self.dim))
@@ -104,8 +104,8 @@ class Network(nn.Module):
         return self.lm.hidden(self.cells(batch, x), batch.mask, batch.position)
 
     def z(self, hidden: Tensor, batch: Batch, x: Tensor, asked: Tensor | None = None) -> Tensor:
-        """Interests at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x. asked (R,
-        d_asked): words of the queries.
+        """User embeddings at the [INT] cells: (R, dim), length 1; `batch.item` are rows of x. asked
+        (R, d_asked): words of the queries.
         """
         cells = hidden.flatten(0, 1)[batch.interest].to(self.interest.weight.dtype)
         z = F.normalize(self.interest(cells), dim=-1)
@@ -117,10 +117,8 @@ class Network(nn.Module):
         return z if self.residual is None and self.asked is None else F.normalize(z, dim=-1)
 
     def recent(self, batch: Batch, x: Tensor, decay: Tensor) -> Tensor:
-        """Mean vector of the items that each [INT] cell sees, one further back weighing exp(-decay)
-        times as much: (R, dim), length 1.
-
-        Zeros where it sees none.
+        """Weighted mean vector of the items visible to each [INT] cell, each step back weighing
+        exp(-decay) times as much: (R, dim), length 1; zeros without a visible item.
         """
         row, column = batch.interest // batch.kind.shape[1], batch.interest % batch.kind.shape[1]
         item = (batch.kind == TRUNK) & (batch.item >= 0)

@@ -1,12 +1,11 @@
-"""What the network reads: one tree a piece of a user's history, a branch for each request that left
-from it.
+"""Inputs of the network: one tree per piece of a user's history, with a branch for each request.
 
-A request is read as `[BOS] [item, item, ...] [query and filters] [INT]`, at the same positions
-whether it stands alone (serving) or shares its trunk of items with the user's other requests
-(training). In a tree, a trunk cell sees the trunk up to itself; a branch cell sees the trunk
-strictly before its request and its own branch up to itself. So every request of a history is a
-training target at the price of one, and none sees anything later. [I: continuous item tokens and
-`[INT]`; O: trees]
+A request is the sequence `[BOS] [item, item, ...] [query and filters] [INT]`, at the same positions
+whether it is alone (serving) or shares its trunk of items with the user's other requests
+(training). In a tree, a trunk cell attends to the trunk up to itself; a branch cell attends to the
+trunk strictly before its request and to its own branch up to itself. So all requests of a history
+are training targets at the cost of one sequence, and none sees anything later. [I: continuous item
+tokens and `[INT]`; O: trees]
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ INT, TRUNK, WORD = 1, 2, 3  # kinds of cell that are no padding; WORD: a token o
 
 @dataclass(frozen=True)
 class Trees:
-    """Pieces of histories and the requests that leave from them; all arrays NumPy.
+    """Pieces of histories and the requests that branch off them; all arrays NumPy.
 
     Trunk cells of piece p are `item[start[p] : start[p] + size[p]]` after BOS. Branch b leaves
     piece `piece[b]` (ascending) after `seen[b]` items; its gap is the time since the last of them.

@@ -1,9 +1,8 @@
-"""Fine-tuning: what one step reads, what it is told it got wrong, and a loop that can be killed
-anywhere.
+"""Fine-tuning: training examples, multi-task loss, and a resumable training loop.
 
 `L = L_act + gen * L_gen + rec * L_rec + see * L_see` [K: action loss plus weighted decoding
-losses]. The decoders live here and are dropped when training ends, apart from what is kept to read
-interests in words.
+losses]. The decoders live here and are dropped when training ends, except those that are kept to
+decode user embeddings into words.
 """
 
 from __future__ import annotations
@@ -60,13 +59,15 @@ def request_texts(log: Log, requests: np.ndarray) -> list[str]:
 
 
 def distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """Each text once, ascending, and where each given one stands among them: (m,), (n,)."""
+    """The distinct texts in ascending order, (m,), and the index of each given text among them,
+    (n,).
+    """
     once, inverse = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
     return [str(text) for text in once], inverse
 
 
 def asked_words(lexical: TfidfSVDEmbedding, log: Log, requests: np.ndarray) -> np.ndarray:
-    """Unit vectors of the words of query and filters, zeros where there is none known: (n, d)."""
+    """Unit vectors of the words of query and filters, (n, d); zeros without a known word."""
     asked, inverse = distinct(request_texts(log, requests))
     return lexical.embed(asked)[inverse]
 
@@ -80,8 +81,8 @@ def word_ids(lm: LM, texts: list[str], most: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Features:
-    """What is frozen about the items of a log: text (n, d_t) of about length 1, visual (n, d_v) or
-    None; zeros where there is none.
+    """Frozen item features of a log: text (n, d_t) of about length 1, visual (n, d_v) or None;
+    zeros where an item has none.
     """
 
     text: np.ndarray
@@ -94,7 +95,7 @@ class Features:
     lexical: TfidfSVDEmbedding | None = None  # whose vectors are the last columns of text
 
     def digest(self) -> str:
-        """Hash of the features: other weights of the LM, or other pictures, make another fit."""
+        """Hash of the features, so that other LM weights or images give another fit."""
         parts = [self.text.tobytes(), b"" if self.visual is None else self.visual.tobytes()]
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -117,7 +118,9 @@ def whitening(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Examples:
-    """The requests of W1 as branches of trees, what each led to, and what it was shown in vain."""
+    """Training requests of W1 as branches of trees, with their targets and their exposed,
+    non-clicked items.
+    """
 
     trees: Trees  # its items are numbers among the candidates
     # (m,) items that are a target in W1, ascending: all that is trained against [METRICS.md,
@@ -168,9 +171,7 @@ class Examples:
 
 
 def some_users(trees: Trees, log: Log, share: float, seed: int) -> Trees:
-    """The trees of a share of the users, drawn by the seed: a smaller training set of the same
-    kind.
-    """
+    """The trees of a random share of the users: a smaller training set of the same kind."""
     owner = log.user[trees.request]
     users = np.random.default_rng([seed, 3]).permutation(np.unique(owner))
     keep = np.isin(owner, users[: max(1, round(share * len(users)))])
@@ -182,8 +183,8 @@ def some_users(trees: Trees, log: Log, share: float, seed: int) -> Trees:
 
 
 def in_vain(log: Log, number: np.ndarray, column: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Of each branch, at most so many items that were shown and not chosen [K], drawn by the seed:
-    (B, most), -1 for none.
+    """For each branch at most `most` exposed items that were not chosen [K], drawn by the seed: (B,
+    most), -1 for none.
     """
     out = np.full((int(number.max()) + 1, most), -1, dtype=np.int64)
     if most == 0 or not log.has("exposures"):
@@ -259,7 +260,7 @@ class Trainee(nn.Module):
             self.share = self.on(count / len(examples.target))
 
     def on(self, x: np.ndarray) -> Tensor:
-        """An array as a tensor where the network is."""
+        """An array as a tensor on the network's device."""
         return torch.from_numpy(x).to(self.network.lm.device)
 
     def losses(self, pieces: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -342,7 +343,9 @@ class Trainee(nn.Module):
         return loss / pairs.weight.sum()
 
     def generation_loss(self, hidden: Tensor, batch: Batch, drawn: np.ndarray) -> Tensor:
-        """Nats a token of the targets' texts after the history, of the branches `drawn`."""
+        """Mean loss per token, in nats, of the targets' texts given the history, for the branches
+        `drawn`.
+        """
         assert batch.text is not None
         cells = batch.text[self.on(drawn)]  # (S, T) with BOS first
         logits = self.network.lm.head(hidden.flatten(0, 1)[cells.clamp(min=0)][:, :-1])
@@ -350,7 +353,7 @@ class Trainee(nn.Module):
         return lm_loss(logits, words, (cells >= 0)[:, 1:])
 
     def reconstruction_loss(self, z: Tensor, told: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Mean loss of the texts `told` (R,) from the interests alone."""
+        """Mean loss of the texts `told` (R,) decoded from the user embeddings alone."""
         assert self.reconstruct is not None
         words = self.on(self.words[told])
         place = torch.arange(words.shape[1], device=words.device)
@@ -372,7 +375,7 @@ class Trainee(nn.Module):
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
     def decoders(self) -> dict[str, Tensor]:
-        """Weights that serving does without, by name."""
+        """Weights that serving does not need, by name."""
         out: dict[str, Tensor] = {}
         for name, part in (("see", self.see), ("rec", self.reconstruct)):
             if part is not None:
@@ -380,8 +383,8 @@ class Trainee(nn.Module):
         return out
 
     def read_text(self, words: np.ndarray, n_words: np.ndarray) -> Tensor:
-        """Text vectors from the LM as it now is, put to scale as the frozen ones are: words (m, T)
-        -> (m, d_t).
+        """Text vectors from the LM's current weights, scaled as the frozen ones: words (m, T) ->
+        (m, d_t).
         """
         lm = self.network.lm
         most = max(int(n_words.max(initial=0)), 1)
@@ -393,15 +396,13 @@ class Trainee(nn.Module):
 
 
 def row_sample(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One place of each row number, drawn: row ascending (R,) -> (n_rows,)."""
+    """One randomly drawn index of each row number, `row` ascending: (R,) -> (n_rows,)."""
     rows, start, count = np.unique(row, return_index=True, return_counts=True)
     return start + (rng.random(len(rows)) * count).astype(np.int64)
 
 
 def pieces_of_epoch(trees: Trees, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The pieces in batches of `size`, those of one of similar length: little padding, still in
-    random order.
-    """
+    """Batches of `size` pieces of similar length, in random order: little padding."""
     pieces = rng.permutation(len(trees.start))
     size = max(1, min(size, len(pieces) // 8))
     cells = trees.size + np.bincount(trees.piece, minlength=len(trees.start))
@@ -459,7 +460,7 @@ class Trainer:
             state.write(self.folder / "state.safetensors")
 
     def load(self) -> None:
-        """Go on where an earlier process was; a state that cannot be read is no state."""
+        """Resume from an earlier process; an unreadable state is ignored."""
         found = Snapshot.resume(self.folder and self.folder / "state.safetensors")
         # further than we want to go
         if found is None or (found.facts["epoch"], found.facts["place"]) > (self.config.epochs, 0):
@@ -501,7 +502,7 @@ class Trainer:
         }
 
     def put(self, average: Mapping[str, Tensor]) -> None:
-        """Leave these weights in the trainee."""
+        """Put these weights into the trainee."""
         copy_weights(self.named, average, str(self.folder))
         self.trainee.eval()
 
@@ -534,8 +535,8 @@ class Trainer:
         self.save()
 
     def one_step(self, pieces: np.ndarray) -> dict[str, float]:
-        """One batch; raises KarmafunnelError naming the step when a loss or a gradient is no
-        number, the weights left as they were.
+        """Train on one batch; raises KarmafunnelError naming the step, weights unchanged, if a loss
+        or a gradient is not finite.
         """
         torch.manual_seed(hash_of(self.seed, self.epoch, self.place))
         rng = np.random.default_rng([self.seed, 8, self.epoch, self.place])
@@ -566,10 +567,10 @@ class Trainer:
 
 
 def told(losses: dict[str, float]) -> str:
-    """Losses as a line of progress has them."""
+    """Losses as text for a progress line."""
     return ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
 
 
 def hash_of(*numbers: int) -> int:
-    """A seed out of several numbers."""
+    """A seed derived from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

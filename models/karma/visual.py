@@ -162,8 +162,9 @@ def open_images(log: Log) -> list[Image.Image | None]:
             ValueError,
         ) as error:
             raise KarmafunnelError(
-                f"visual features: needs a readable image of item {item!r} of log {log.name}: "
-                f"{error}"
+                "visual features",
+                needs=f"a readable image of item {item!r} of log {log.name}",
+                found=error,
             ) from error
         out.append(picture)
     return out

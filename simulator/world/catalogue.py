@@ -1,4 +1,4 @@
-"""What is on the shelves: an invented catalogue, or a real one made ready to be shopped in."""
+"""The catalogue of the World: an invented one, or a real one prepared for shoppers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Shelves:
 
 
 def pick(rng: np.random.Generator, logits: np.ndarray) -> np.ndarray:
-    """One draw a row from softmax(logits): (n, m) -> (n,) int64."""
+    """One random draw per row from softmax(logits): (n, m) -> (n,) int64."""
     return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
 
 
@@ -158,7 +158,9 @@ def invent(n_items: int, rng: np.random.Generator) -> Shelves:
 def value_codes(
     brands: list[str], brand: np.ndarray, drawn: dict[str, np.ndarray]
 ) -> tuple[list[str], list[tuple[str, ...]], np.ndarray]:
-    """What items can be liked for, the words for each, and the rows of each item, ascending."""
+    """The values that items can be liked for, the words of each, and the values of each item,
+    ascending.
+    """
     values = [f"brand={name}" for name in brands]
     words: list[tuple[str, ...]] = [(name.lower(),) for name in brands]
     first = {}
@@ -175,13 +177,13 @@ def value_codes(
 
 
 def to_filter_by(names: list[str], section: np.ndarray, express: np.ndarray) -> list[list[str]]:
-    """The attributes of every item that requests filter by."""
+    """The attributes of every item that requests can filter by."""
     category = [f"category={names[s]}" for s in section]
     return [[c, "delivery=express"] if e else [c] for c, e in zip(category, express, strict=True)]
 
 
 def invent_brands(n: int, rng: np.random.Generator) -> list[str]:
-    """Brand names that sound like some, each once."""
+    """Distinct invented brand names."""
     pairs = rng.permutation(len(ONSETS) * len(CODAS))[:n]
     return [ONSETS[p // len(CODAS)] + CODAS[p % len(CODAS)] for p in pairs]
 
@@ -230,9 +232,7 @@ def write_item(
     drawn: dict[str, np.ndarray],
     rng: np.random.Generator,
 ) -> tuple[str, str | None, list[str]]:
-    """Title, description (or None) and listed attributes of one item, as a seller in a hurry writes
-    them.
-    """
+    """Title, description (or None) and listed attributes of one item, written carelessly."""
     dice = iter(rng.random(4 * len(AXES) + 6).tolist())
 
     def say(words: tuple[str, ...]) -> str:

@@ -35,7 +35,7 @@ def lists(rows: Iterable[Any], inner: Any = pl.String) -> pl.Series:
 
 
 def each(visits: list[Visit], field: str) -> np.ndarray:
-    """A field of every visit, one array after the other."""
+    """A field of every visit, concatenated."""
     return np.concatenate([getattr(visit, field) for visit in visits])
 
 
@@ -102,7 +102,7 @@ def log_frames(
 def truth_frames(
     visits: list[Visit], diary: Diary, shoppers: Shoppers, shelves: Shelves, market: Market
 ) -> dict[str, pl.DataFrame]:
-    """What no stage may see; see World."""
+    """The tables of truth, which no stage may read; see `World`."""
     pool = [np.concatenate(column) for column in zip(*(v.pool_truth for v in visits), strict=True)]
     return {
         "exposures": pl.DataFrame({
@@ -157,8 +157,8 @@ def truth_frames(
 def elsewhere(
     visits: list[Visit], diary: Diary, shoppers: Shoppers, shelves: Shelves
 ) -> pl.DataFrame:
-    """Purchases out of the funnel, in time order, with the request whose intent they served: what
-    all-scenario truth adds.
+    """Purchases outside the funnel, in time order, each with the request whose intent it served:
+    the addition to all-scenario truth.
     """
     requests, items, times, prices = [], [], [], []
     for row, visit in enumerate(visits):

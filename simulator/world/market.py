@@ -1,5 +1,5 @@
-"""The logging run: shoppers come by, a search engine of its own quality serves them, and everything
-is written down.
+"""The logging run: shoppers arrive, a search engine of limited quality serves them, and everything
+is recorded.
 
 A shopper's utility of an item for an intent is
 

@@ -1,4 +1,4 @@
-"""Who shops: tastes, habits and interests that do not change, and the intents and queries that come
+"""Shoppers: their constant tastes, habits and interests, and the intents and queries that follow
 from them.
 """
 
@@ -55,12 +55,12 @@ class Intent:
 
 
 def likings(rng: np.random.Generator, n: int, m: int) -> np.ndarray:
-    """(n, m) float64 of mean 0 and variance about 1: few things are loved, most leave one cold."""
+    """Likings (n, m) float64 of mean 0 and variance about 1: a few strong ones, most near zero."""
     return np.where(rng.random((n, m)) < 0.15, 2.04, -0.36) + rng.normal(0.0, 0.5, (n, m))
 
 
 def meet(n: int, shelves: Shelves, length: int, rng: np.random.Generator) -> Shoppers:
-    """`n` shoppers; some are there from the start, 30% arrive within the `length` ms of the log."""
+    """`n` shoppers; 30% of them arrive within the `length` ms of the log, the others before."""
     n_values = len(shelves.values)
     # people come in types, up to a point
     types = likings(rng, PERSONAS, n_values)[rng.integers(PERSONAS, size=n)]

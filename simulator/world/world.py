@@ -1,6 +1,4 @@
-"""`generate` a World: a log like a shop would have kept, and beside it the truth that no shop ever
-knows.
-"""
+"""`generate` a World: a log as a shop would record it, and the truth beside it that no shop knows."""
 
 from __future__ import annotations
 
@@ -180,7 +178,7 @@ def generate(
 def check_arguments(
     items: int, users: int, requests: int, seed: int, semantic: float, exploration: float
 ) -> None:
-    """Raises KarmafunnelError naming the argument that cannot be."""
+    """Raises KarmafunnelError naming an argument out of bounds."""
     for name, value in {"items": items, "users": users, "requests": requests}.items():
         check_bound("World", f"world_{name}", **{name: value})
     for name, share in {"semantic": semantic, "exploration": exploration}.items():
