@@ -135,7 +135,9 @@ def answer(name: str, question: Callable[[Folder], Found], log: Folder) -> Check
     except (Exception, pl.exceptions.PanicException) as error:
         return Check(name, FAIL, 1, message=f"could not be checked: {first_line(error)}")
     failed = found.count > 0 and not found.warning
-    examples = [{key: plain(value) for key, value in e.items()} for e in found.examples[:EXAMPLES]]
+    examples = []
+    for example in found.examples[:EXAMPLES]:
+        examples.append({key: plain(value) for key, value in example.items()})
     return Check(name, FAIL if failed else PASS, found.count, examples, found.message)
 
 

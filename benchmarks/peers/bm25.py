@@ -5,6 +5,7 @@ W2b chooses among k1, b and, without queries, how many titles of the history mak
 """
 
 from functools import lru_cache
+from itertools import chain
 
 import bm25s
 import numpy as np
@@ -49,10 +50,9 @@ def fit(data: Data, seed: int, windows: list, k1: float, b: float, last: int) ->
                 np.searchsorted(at, np.arange(len(rows)), side="right"),
             )
             begins = np.maximum(np.searchsorted(at, np.arange(len(rows))), ends - last)
-            wanted = [
-                [w for item in items[i:j] for w in tokens[item]]
-                for i, j in zip(begins, ends, strict=True)
-            ]
+            wanted = []
+            for i, j in zip(begins, ends, strict=True):
+                wanted.append(list(chain.from_iterable(tokens[item] for item in items[i:j])))
         for i, query in enumerate(wanted):
             for word in query:
                 if word in index.vocab_dict:

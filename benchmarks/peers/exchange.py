@@ -56,14 +56,12 @@ class Data:
             users, on="user_id", how="left", maintain_order="left"
         )
         self.n_users = users.height
-        self._histories, self._truth = (
-            self._by_request(read(name)) for name in ("histories", "truth")
-        )
+        self._histories = self._by_request(read("histories"))
+        self._truth = self._by_request(read("truth"))
         self._candidates = self._by_request(read("candidates"))
-        self._filters = {
-            key: rows["item"].to_numpy()
-            for (key,), rows in self._numbered(read("filters")).group_by("filter")
-        }
+        self._filters = {}
+        for (key,), rows in self._numbered(read("filters")).group_by("filter"):
+            self._filters[key] = rows["item"].to_numpy()
 
     def _numbered(self, frame: pl.DataFrame) -> pl.DataFrame:
         items = self.items.select("item_id", pl.int_range(pl.len()).alias("item"))

@@ -299,12 +299,9 @@ def run_peer(
         if peer.refit:
             command.append("--refit")
         stream(command, folder / "log.txt", say, folder, minutes, name)
-        if missing := [
-            f
-            for f in ("own.parquet", "candidates.parquet", "facts.json")
-            if not (folder / f).is_file()
-        ]:
-            raise KarmafunnelError(f"{name}: ended without writing {missing}")
+        for file in ("own.parquet", "candidates.parquet", "facts.json"):
+            if not (folder / file).is_file():
+                raise KarmafunnelError(f"{name}: ended without writing {file}")
     except (KarmafunnelError, OSError) as error:
         write_json(folder / "failed.json", {"key": key, "error": str(error)})
         return str(error)
@@ -594,10 +591,10 @@ def side_by_side(
             why = run_peer(name, peer, data, checksum, folder, seed, cache, say, each)
             try:
                 if why is None:
-                    found = {
-                        t: peer_run(name, folder / f"{f}.parquet", log, recipes[t].label, seed)
-                        for t, f in FILES.items()
-                    }
+                    found = {}
+                    for table, file in FILES.items():
+                        path = folder / f"{file}.parquet"
+                        found[table] = peer_run(name, path, log, recipes[table].label, seed)
             except KarmafunnelError as error:  # a file that is no answer to what was asked
                 why = str(error)
             if why is not None:

@@ -64,48 +64,54 @@ def product(root: Path) -> Iterator[Path]:
 
 
 def statements(tree: ast.AST) -> int:
-    """Statements, docstrings apart."""
-    all_of_them = sum(isinstance(node, ast.stmt) for node in ast.walk(tree))
+    """Number of statements without docstrings."""
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    return all_of_them - sum(
-        isinstance(node, documented) and ast.get_docstring(node) is not None
-        for node in ast.walk(tree)
-    )
+    n = 0
+    for node in ast.walk(tree):
+        n += isinstance(node, ast.stmt)
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            n -= 1
+    return n
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Parameters of a function, `self` and `cls` apart. Those of a command are its options."""
     given = function.args
-    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-    return len([name for name in names if name not in ("self", "cls")])
+    names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+    return len(names - {"self", "cls"})
 
 
 def is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    return any(
-        "click" in ast.unparse(one) or "main.command" in ast.unparse(one)
-        for one in function.decorator_list
-    )
+    decorators = " ".join(map(ast.unparse, function.decorator_list))
+    return "click" in decorators or "main.command" in decorators
+
+
+WIDE, DENSE = "lines over 100 columns, %", "comprehensions per 100 lines"
+FUNCTIONS = "functions with 10 or more parameters"
+COMMANDS = "commands with 10 or more options"
+COUNTS = ("files", "lines", "statements", WIDE, DENSE, FUNCTIONS, COMMANDS)
 
 
 def figures(root: Path) -> dict[str, float]:
     """The counts of one checkout."""
-    texts = [path.read_text(encoding="utf-8") for path in product(root)]
-    trees = [ast.parse(text) for text in texts]
-    lines = [line for text in texts for line in text.splitlines()]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
-    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    long = [one for one in functions if parameters(one) >= 10]
-    return {
-        "files": len(texts),
-        "lines": len(lines),
-        "statements": sum(map(statements, trees)),
-        "lines over 100 columns, %": 100 * sum(len(line) > 100 for line in lines) / len(lines),
-        "comprehensions per 100 lines": 100
-        * sum(isinstance(node, COMPREHENSIONS) for node in nodes)
-        / len(lines),
-        "functions with 10 or more parameters": len([one for one in long if not is_command(one)]),
-        "commands with 10 or more options": len([one for one in long if is_command(one)]),
-    }
+    found = dict.fromkeys(COUNTS, 0.0)
+    for path in product(root):
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        lines = text.splitlines()
+        found["files"] += 1
+        found["lines"] += len(lines)
+        found["statements"] += statements(tree)
+        found[WIDE] += sum(len(line) > 100 for line in lines)
+        for node in ast.walk(tree):
+            if isinstance(node, COMPREHENSIONS):
+                found[DENSE] += 1
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_function and parameters(node) >= 10:
+                found[COMMANDS if is_command(node) else FUNCTIONS] += 1
+    for name in (WIDE, DENSE):
+        found[name] *= 100 / found["lines"]
+    return found
 
 
 def seconds_of_help(home: Path) -> float:
@@ -137,10 +143,7 @@ def main(commit: str) -> None:
         ]
     rows = []
     for name in found[0]:
-        figures_of = [
-            f"{one[name]:,.2f}" if one[name] % 1 else f"{one[name]:,.0f}" for one in found
-        ]
-        rows.append([name, *figures_of])
+        rows.append([name, *(f"{one[name]:,.{2 if one[name] % 1 else 0}f}" for one in found)])
     print_table(Table(["", "before", "after"], rows), Console())
 
 

@@ -55,14 +55,12 @@ def grouped_auc(exposures: int, sample: int, seed: int = 0) -> None:
     # The loop gets its groups cut out beforehand, and only those that hold both classes.
     chosen = rng.choice(both, min(sample, len(both)), replace=False)
     order = np.argsort(groups, kind="stable")
-    ends = np.cumsum(np.bincount(groups, minlength=len(auc)))
-    parts = [
-        order[end - n : end]
-        for end, n in zip(
-            ends[chosen], np.bincount(groups, minlength=len(auc))[chosen], strict=True
-        )
-    ]
-    cut = [(labels[rows], scores[rows]) for rows in parts]
+    sizes = np.bincount(groups, minlength=len(auc))
+    ends = np.cumsum(sizes)
+    cut = []
+    for end, n in zip(ends[chosen], sizes[chosen], strict=True):
+        rows = order[end - n : end]
+        cut.append((labels[rows], scores[rows]))
     loop, theirs = seconds(lambda: np.array([roc_auc_score(y, s) for y, s in cut]), repeats=1)
     agree(auc[chosen], theirs, "gAUC")
     whole = loop * len(both) / len(chosen)

@@ -89,11 +89,9 @@ def candidates(log: Log) -> Mapping[str, Embedder]:
         "action-only": replace(plain, **chosen["action"]),
     }
     if log.has("text"):
-        found |= {
-            f"{name}, words": replace(value, lexical=WORDS)
-            for name, value in found.items()
-            if isinstance(value, KARMA)
-        }
+        for name, value in list(found.items()):
+            if isinstance(value, KARMA):
+                found[f"{name}, words"] = replace(value, lexical=WORDS)
         found |= {"frozen LM": FrozenLM(after="whitening"), "TF-IDF": TfidfSVD()}
     else:
         found["co-occurrence"] = Cooccurrence()

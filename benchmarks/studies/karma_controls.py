@@ -81,9 +81,8 @@ def settings(log: Log) -> dict[str, dict[str, Any]]:
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     chosen, plain = settings(log), base(log)
-    action, rec, gen, both = (
-        replace(plain, **chosen[name]) for name in ("action", "rec", "gen", "both")
-    )
+    action, rec = replace(plain, **chosen["action"]), replace(plain, **chosen["rec"])
+    gen, both = replace(plain, **chosen["gen"]), replace(plain, **chosen["both"])
     large = log.n_items > 10_000
     found: dict[str, Embedder] = {
         "action-only": action,

@@ -58,9 +58,9 @@ def settings(log: Log) -> dict[str, dict[str, Any]]:
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
     chosen = settings(log)
-    action, gen, rec, both = (
-        replace(base(log), **chosen[name]) for name in ("action", "gen", "rec", "both")
-    )
+    plain = base(log)
+    action, rec = replace(plain, **chosen["action"]), replace(plain, **chosen["rec"])
+    gen, both = replace(plain, **chosen["gen"]), replace(plain, **chosen["both"])
     found: dict[str, Embedder] = {
         "action-only, one pass": action,
         "+gen": gen,

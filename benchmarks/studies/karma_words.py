@@ -22,9 +22,10 @@ ROWS = ("action-only", "+gen", "+rec", "+gen+rec", "+rec, shuffled texts")
 
 
 def rows(log: Log) -> dict[str, dict[str, Embedder]]:
-    plain = {name: karma_controls.rows(log)[name]["interest"] for name in ROWS}
-    return {
-        name: {"interest": replace(value, lexical=WORDS)}
-        for name, value in plain.items()
-        if isinstance(value, KARMA)
-    }
+    controls = karma_controls.rows(log)
+    found: dict[str, dict[str, Embedder]] = {}
+    for name in ROWS:
+        value = controls[name]["interest"]
+        if isinstance(value, KARMA):
+            found[name] = {"interest": replace(value, lexical=WORDS)}
+    return found

@@ -172,9 +172,9 @@ def main(worlds: str, row_name: str, window: str, out: Path) -> None:
         opened = Run.open(run)
         commits.add(str(opened.meta["commit"]))
         found.append(gains(opened))
-        before, after, gain = (
-            float(found[-1][name].to_numpy().mean()) for name in ("prerank", "rank", "gain")
-        )
+        before = float(found[-1]["prerank"].to_numpy().mean())
+        after = float(found[-1]["rank"].to_numpy().mean())
+        gain = float(found[-1]["gain"].to_numpy().mean())
         lines.append(
             [str(seed), f"{found[-1].height:,}", f"{before:.3f}", f"{after:.3f}", f"{gain:+.3f}"]
         )

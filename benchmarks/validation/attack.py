@@ -64,14 +64,13 @@ FAMILIES = {
 
 
 def code() -> str:
-    """A hash of the package's code, the attacks apart."""
-    parts = [
-        p
-        for p in sorted(ROOT.rglob("*.py"))
-        if not {"tests", "validation", ".venv", "build", ".mypy_root", "out"}
-        & set(p.relative_to(ROOT).parts)
-    ]
-    return hashlib.blake2b(b"".join(p.read_bytes() for p in parts), digest_size=6).hexdigest()
+    """A hash of the package's code without the attacks."""
+    outside = {"tests", "validation", ".venv", "build", ".mypy_root", "out"}
+    found = hashlib.blake2b(digest_size=6)
+    for path in sorted(ROOT.rglob("*.py")):
+        if not outside & set(path.relative_to(ROOT).parts):
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,13 @@ class Journal:
     def lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        read = [
-            json.loads(line)
-            for line in self.path.read_text(encoding="utf-8").split("\n")
-            if line.endswith("}")
-        ]
-        return [line for line in read if (line["seed"], line["code"]) == (self.seed, self.code)]
+        found = []
+        for text in self.path.read_text(encoding="utf-8").split("\n"):
+            if text.endswith("}"):
+                line = json.loads(text)
+                if (line["seed"], line["code"]) == (self.seed, self.code):
+                    found.append(line)
+        return found
 
     def add(self, **line: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:

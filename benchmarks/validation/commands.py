@@ -87,11 +87,8 @@ class Answer:
             )
         if "Traceback (most recent call last)" in self.stderr or "panicked at" in self.stderr:
             return "traceback"
-        said = [
-            line
-            for line in self.stderr.splitlines()
-            if line.lower().startswith(("error:", "usage:"))
-        ]
+        lines = self.stderr.lower().splitlines()
+        said = any(line.startswith(("error:", "usage:")) for line in lines)
         return "no error line" if self.code and not said else ""
 
 
@@ -196,10 +193,8 @@ class Commands:
                 code = None
                 break
         spent = time.perf_counter() - began
-        stdout, stderr = (
-            told.with_suffix(end).read_text(encoding="utf-8", errors="replace")
-            for end in (".out", ".err")
-        )
+        stdout = told.with_suffix(".out").read_text(encoding="utf-8", errors="replace")
+        stderr = told.with_suffix(".err").read_text(encoding="utf-8", errors="replace")
         return Answer(code, stdout, stderr, spent, stopped)
 
 

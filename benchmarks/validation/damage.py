@@ -169,9 +169,8 @@ def shards(work: Path) -> list[Path]:
     for partial in (path for path in work.iterdir() if path.name.startswith(".new")):
         with suppress(FileNotFoundError):
             pieces = [partial / name for name in os.listdir(partial) if name.isdecimal()]
-            found += [
-                path / "timing.parquet" for path in pieces if (path / "timing.parquet").exists()
-            ]
+            files = [path / "timing.parquet" for path in pieces]
+            found += filter(Path.exists, files)
     return found
 
 

@@ -70,10 +70,11 @@ def attempt(shop: Shop, name: str, over: bool, share: float, where: str) -> tupl
         [n for n in (*command.needs, *command.extra) if not (n == "cache" and where == "cache")]
     )
     disk = shop.work / ("disk" if where == "result" else "cache")
-    argv = [
-        word.replace("new", "disk/new") if word in ("new", "new.html", "new/s.toml") else word
-        for word in words(command.argv)
-    ]
+    argv = []
+    for word in words(command.argv):
+        if word in ("new", "new.html", "new/s.toml"):
+            word = word.replace("new", "disk/new")
+        argv.append(word)
     older = {}
     if where == "cache":
         argv, over, total = words(command.argv), False, 1_000_000

@@ -77,9 +77,8 @@ def both(commit: str) -> Iterator[tuple[Code, Code]]:
     lasts.
     """
     with tempfile.TemporaryDirectory() as folder:
-        old, new = (
-            Code(Path(folder) / name, Path(folder) / name / "out") for name in ("old", "new")
-        )
+        old = Code(Path(folder) / "old", Path(folder) / "old" / "out")
+        new = Code(Path(folder) / "new", Path(folder) / "new" / "out")
         for code in (old, new):
             code.out.mkdir(parents=True)
         checkout = str(old.home / "karmafunnel")
@@ -128,9 +127,8 @@ def vectors_that_differ(old: Code, new: Code) -> list[str]:
     """
 
     def vectors(code: Code) -> list[bytes]:
-        return sorted(
-            p.read_bytes() for p in (code.out / "cache").glob("embedder-*/tensors.safetensors")
-        )
+        files = (code.out / "cache").glob("embedder-*/tensors.safetensors")
+        return sorted(map(Path.read_bytes, files))
 
     return [] if vectors(old) == vectors(new) else ["tensors of embedders"]
 

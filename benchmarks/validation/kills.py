@@ -186,16 +186,19 @@ def whole(shop: Shop, command: Command, made: Calm, old: bool) -> str:
     if now.keys() == made.said.keys() and (not command.steady or now == made.said):
         return "new"
     if not command.single:  # each file for itself
-        mixed = all(
-            found.get(key) == value or now.get(key) == made.said.get(key) or not command.steady
-            for key, value in made.older.items()
-        )
-        return (
-            "old"
-            if mixed or not old
-            else f"lost {[key for key in made.older if key not in found][:3]}"
-        )
+        for key, value in made.older.items():
+            kept = found.get(key) == value or now.get(key) == made.said.get(key)
+            if old and command.steady and not kept:
+                return f"lost {[key for key in made.older if key not in found][:3]}"
+        return "old"
     return f"neither: {sorted(there)[:4]}"
+
+
+def was_older(command: Command, made: Calm, path: Path) -> bool:
+    """Whether a file is a part of the older result."""
+    if not path.is_relative_to(command.out):
+        return False
+    return (made.store / "older" / path.relative_to(command.out)).exists()
 
 
 def attempt(
@@ -217,11 +220,8 @@ def attempt(
     waited = time.monotonic()
     while (left := members(pid)) and time.monotonic() - waited < PATIENCE:
         time.sleep(0.02)
-    names = [
-        Path(f"/proc/{one}/cmdline").read_bytes()[:60]
-        for one in left
-        if Path(f"/proc/{one}").exists()
-    ]
+    lines = [Path(f"/proc/{one}/cmdline") for one in left]
+    names = [line.read_bytes()[:60] for line in lines if line.exists()]
     end_session(pid)
     told = f"{end} at {moment:.2f}{' over an older result' if over else ''}"
     told += f"{', cold cache' if cold else ''}{' (had ended)' if done is not None else ''}"
@@ -235,33 +235,18 @@ def attempt(
         return REFUSED, f"{told}: {again.code} {again.fault} {again.line}"
     stray = around(shop) - made.around
     if over and not command.single:
-        stray = (
-            frozenset(
-                one
-                for one in stray
-                if (made.store / "older" / Path(one).relative_to(command.out)).exists() is False
-            )
-            if all(Path(one).is_relative_to(command.out) for one in stray)
-            else frozenset(
-                one
-                for one in stray
-                if not Path(one).is_relative_to(command.out)
-                or not (made.store / "older" / Path(one).relative_to(command.out)).exists()
-            )
-        )
-    hidden = [
-        one
-        for one in around(shop)
-        if Path(one).name.startswith(".") or one.endswith((".tmp", ".partial", ".old", ".lock"))
-    ]
+        stray = frozenset(one for one in stray if not was_older(command, made, Path(one)))
+    hidden = []
+    for one in around(shop):
+        if Path(one).name.startswith(".") or one.endswith((".tmp", ".partial", ".old", ".lock")):
+            hidden.append(one)
     if stray or hidden:
         return LITTER, f"{told}: {sorted({*stray, *hidden})[:5]}"
     result = said(shop.work / command.out)
-    wrong = [
-        key
-        for key, value in made.said.items()
-        if (result.get(key) != value if command.steady else key not in result)
-    ]
+    wrong = []
+    for key, value in made.said.items():
+        if key not in result or (command.steady and result[key] != value):
+            wrong.append(key)
     return (WRONG, f"{told}: {wrong[:5]}") if wrong else (FINE, told)
 
 

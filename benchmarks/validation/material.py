@@ -339,11 +339,7 @@ def tell(path: Path) -> str:
             path.stem == "table" and path.suffix != ".json"
         ):  # with what each row costs; other forms of it are rendered of the same
             told = data.decode().splitlines() if path.suffix == ".csv" else []
-            data = "\n".join(
-                line
-                for line in told
-                if not any(word in line for word in VOLATILE | {"ms a request"})
-            ).encode()
+            data = "\n".join(line for line in told if not volatile(line, "ms a request")).encode()
         elif path.name == "digests.json":  # those of files that are asked themselves
             data = json.dumps(sorted(json.loads(data))).encode()
         elif path.suffix == ".json":
@@ -353,12 +349,15 @@ def tell(path: Path) -> str:
     return hashlib.blake2b(data, digest_size=12).hexdigest()
 
 
+def volatile(text: str, *more: str) -> bool:
+    """Whether a text has one of the words by which equal runs differ."""
+    return any(word in text for word in (*VOLATILE, *more))
+
+
 def steady(value: Any) -> Any:
-    """JSON without what two equal runs say differently."""
+    """JSON without the parts by which equal runs differ."""
     if isinstance(value, dict):
-        return {
-            key: steady(x) for key, x in value.items() if not any(word in key for word in VOLATILE)
-        }
+        return {key: steady(x) for key, x in value.items() if not volatile(key)}
     if isinstance(value, str):
         return re.sub(r"\d+\.\d+ s\b", "", value)
     if isinstance(value, list):
@@ -371,20 +370,20 @@ def steady(value: Any) -> Any:
 def files(place: Path) -> dict[str, Path]:
     """Every file of a folder (or the one file) by its name in it, hidden ones too."""
     if place.is_dir():
-        return {
-            str(path.relative_to(place)): path
-            for path in sorted(place.rglob("*"))
-            if not path.is_dir()
-        }
+        found = {}
+        for path in sorted(place.rglob("*")):
+            if not path.is_dir():
+                found[str(path.relative_to(place))] = path
+        return found
     return {"": place} if place.exists() or place.is_symlink() else {}
 
 
 def raw(place: Path) -> dict[str, str]:
     """A digest of the bytes of every file."""
-    return {
-        name: hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
-        for name, path in files(place).items()
-    }
+    found = {}
+    for name, path in files(place).items():
+        found[name] = hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
+    return found
 
 
 def said(place: Path) -> dict[str, str]:

@@ -538,10 +538,11 @@ def main(out: Path, seed: int) -> None:
     console, found = Console(), cases()
     comparisons = sum(len(measures_of(case)) for case in found)
     plans = [case.runs(comparisons) for case in found]
-    total = sum(
-        runs * n * len(case.services.stages)
-        for case, (runs, n, _) in zip(found, plans, strict=True)
-    )
+    total = total_runs = n_requests = 0
+    for case, (runs, n, _) in zip(found, plans, strict=True):
+        total += runs * n * len(case.services.stages)
+        total_runs += runs
+        n_requests += runs * n
     lines: list[dict[str, Any]] = []
     before, start = 0, time.process_time()
     with progress_bar(Console(stderr=True)) as bar:
@@ -554,10 +555,13 @@ def main(out: Path, seed: int) -> None:
                 before += place(*asked).exists()
                 made.append(kept(*asked))
                 bar.advance(task, n * len(case.services.stages) // 1000)
-            sums = {key: np.concatenate([np.array(sums[key]) for sums in made]) for key in made[0]}
+            sums = {}
+            for key in made[0]:
+                sums[key] = np.concatenate([np.array(one[key]) for one in made])
             lines += compare(case, sums, comparisons)
     print_table(table_of(lines), console)
-    inside, narrow = (sum(line[key] for line in lines) for key in ("inside", "narrow"))
+    inside = sum(line["inside"] for line in lines)
+    narrow = sum(line["narrow"] for line in lines)
     worst = max(
         lines,
         key=lambda line: abs(line["simulated"] - line["theory"]) / (line["high"] - line["low"]),
@@ -568,9 +572,8 @@ def main(out: Path, seed: int) -> None:
         f"narrow enough; nearest to the edge: {worst['model']}, {worst['set']}, {worst['measure']}."
     )
     command = f"python -m karmafunnel.benchmarks.validation.queue_theory {shlex.join(sys.argv[1:])}"
-    total_runs = sum(runs for runs, _, _ in plans)
     made_by = (
-        f"`{command}`, seed {seed}, {sum(runs * n for runs, n, _ in plans):,} requests in "
+        f"`{command}`, seed {seed}, {n_requests:,} requests in "
         f"{total_runs} runs, {total_runs - before} of them made "
         f"in this call ({(time.process_time() - start) / 60:.0f} minutes of one core), the "
         f"others kept; {datetime.now(UTC):%Y-%m-%d}, commit "

@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -532,8 +533,10 @@ def markdown(cells: Sequence[dict[str, Any]], below: Sequence[str]) -> str:
 def footnotes(
     cells: Sequence[dict[str, Any]], log: Log, recipe: Recipe, command: str, seed: int, note: str
 ) -> list[str]:
-    late = max(r["late"] for cell in cells for r in cell["repetitions"])
-    loads = [x for cell in cells for x in cell["load_average"]]
+    late, loads = 0.0, list[float]()
+    for cell in cells:
+        loads += cell["load_average"]
+        late = max(late, *(r["late"] for r in cell["repetitions"]))
     overheads = [f"{cell['overhead_ms']:.2f}" for cell in cells]
     repetitions = ", ".join(str(len(c["repetitions"])) for c in cells)
     n = ", ".join(f"{c['n']:,}" for c in cells)
@@ -583,12 +586,12 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
     data: list[plots.Plot] = []
     u = np.linspace(0.002, 0.998, 250)
     for i, cell in enumerate(cells):
-        lines = [
-            ("measured", r["measured"], {"color": plots.faint(plots.ALL, 0.75), "width": 1.3})
-            for r in cell["repetitions"]
-        ]
-        predicted = [p for r in cell["repetitions"] for p in r["predicted"]]
-        every = [x for p in predicted for x in p]
+        lines = []
+        every: list[float] = []
+        grey = {"color": plots.faint(plots.ALL, 0.75), "width": 1.3}
+        for repetition in cell["repetitions"]:
+            lines.append(("measured", repetition["measured"], grey))
+            every += chain.from_iterable(repetition["predicted"])
         lines.append(("predicted", every, {"color": plots.COLOURS[4], "width": 2.4, "dash": "dot"}))
         for j, (name, values, look) in enumerate(lines):
             first = i == 0 and j in (0, len(lines) - 1)
@@ -631,7 +634,9 @@ def figure(cells: Sequence[dict[str, Any]]) -> plots.Plot:
 
 
 def write(out: Path, cells: Sequence[dict[str, Any]], below: Sequence[str]) -> None:
-    rows = [row for cell in cells for row in rows_of(cell)]
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        rows += rows_of(cell)
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()

@@ -411,11 +411,10 @@ def logs(rng: np.random.Generator) -> tuple[str, Callable[[Shop], tuple[str, str
         else:
             full = Log.make(**frames(n_requests=300, seed=5), meta=META)
             for name, frame in tables.items():
-                missing = [
-                    pl.lit(None).alias(c)
-                    for c in getattr(full, name).columns
-                    if c not in frame.columns and c not in frames_columns(name)
-                ]
+                missing = []
+                for column in getattr(full, name).columns:
+                    if column not in frame.columns and column not in frames_columns(name):
+                        missing.append(pl.lit(None).alias(column))
                 whole = frame.with_columns(missing)
                 if name == "requests" and "window" in full.requests.columns and whole.height:
                     windows = full.requests["window"]
@@ -469,11 +468,8 @@ def sealed_again(folder: Path) -> None:
             try:
                 meta = json.loads((above / "log.json").read_text(encoding="utf-8"))
                 if isinstance(meta, dict) and isinstance(meta.get("checksums"), dict):
-                    meta["checksums"] = {
-                        name: sha256(above / name)
-                        for name in meta["checksums"]
-                        if (above / name).is_file()
-                    }
+                    kept = [name for name in meta["checksums"] if (above / name).is_file()]
+                    meta["checksums"] = {name: sha256(above / name) for name in kept}
                     (above / "log.json").write_text(json.dumps(meta), encoding="utf-8")
             except (ValueError, RecursionError):
                 pass

@@ -1,4 +1,4 @@
-"""`generate` a World: a log as a shop would record it, and the truth beside it that no shop knows."""
+"""`generate` a World: a log as a shop would record it, and the truth that no shop knows."""
 
 from __future__ import annotations
 
