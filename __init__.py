@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 # What a notebook needs, imported when it is asked for.
 FRONT = {
-    **dict.fromkeys(("Log", "replay", "measure", "compare", "report", "explain"), "simulator.front"),
+    **dict.fromkeys(
+        ("Log", "replay", "measure", "compare", "report", "explain"), "simulator.front"
+    ),
     "Run": "simulator.measure.run",
     "RunOptions": "simulator.replay.options",
     "KarmafunnelError": "errors",
@@ -23,7 +25,9 @@ __all__ = sorted(FRONT)
 
 def __getattr__(name: str) -> Any:
     if name not in FRONT:
-        raise AttributeError(f"module 'karmafunnel' has no attribute {name!r}; it has {', '.join(FRONT)}")
+        raise AttributeError(
+            f"module 'karmafunnel' has no attribute {name!r}; it has {', '.join(FRONT)}"
+        )
     import importlib
 
     return getattr(importlib.import_module(f".{FRONT[name]}", __name__), name)

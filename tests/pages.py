@@ -233,7 +233,9 @@ def load(words: Words, path: Path) -> Path:
         [{"policy": policies[0], "measure": "HR@10"}], pl.DataFrame(), curve, outages, words("EUR")
     )
     simulation = simulate(made, Trace(np.array([0.0, 0.0, 0.0, 100.0])), 4, events=True)
-    return load_page(simulation, path, quality=quality, plan=plan, command=words("karmafunnel plan"))
+    return load_page(
+        simulation, path, quality=quality, plan=plan, command=words("karmafunnel plan")
+    )
 
 
 def profile(words: Words, path: Path) -> Path:

@@ -155,7 +155,9 @@ def test_errors_name_what_was_found(there, tmp_path):
     assert "found no folder" in refused(
         "replay", there / "top20.py", tmp_path / "nowhere", "--out", tmp_path / "run"
     )
-    assert "or a shipped recipe" in refused("replay", "nowhere", there / "log", "--out", tmp_path / "run")
+    assert "or a shipped recipe" in refused(
+        "replay", "nowhere", there / "log", "--out", tmp_path / "run"
+    )
     assert "found 'nope'" in refused("convert", "nope", tmp_path, tmp_path / "log")
     assert "another place than its own input" in refused("sample", there / "log", there / "log")
     assert "HR50" in refused("measure", there / "run20", "HR50")

@@ -106,8 +106,9 @@ def figures(root: Path) -> dict[str, float]:
         for node in ast.walk(tree):
             if isinstance(node, COMPREHENSIONS):
                 found[DENSE] += 1
-            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            if is_function and parameters(node) >= 10:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if parameters(node) >= 10:
                 found[COMMANDS if is_command(node) else FUNCTIONS] += 1
     for name in (WIDE, DENSE):
         found[name] *= 100 / found["lines"]

@@ -165,7 +165,7 @@ def prepare(shop: Shop) -> None:
 
 def shards(work: Path) -> list[Path]:
     """The pieces of the replay into `new` that are whole; what goes away meanwhile is not there."""
-    found = []
+    found: list[Path] = []
     for partial in (path for path in work.iterdir() if path.name.startswith(".new")):
         with suppress(FileNotFoundError):
             pieces = [partial / name for name in os.listdir(partial) if name.isdecimal()]
