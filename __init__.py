@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 # What a notebook needs, imported when it is asked for.
 FRONT = {
     **dict.fromkeys(
-        ("Log", "replay", "measure", "compare", "report", "explain"), "simulator.front"
+        ("Log", "replay", "import_run", "measure", "compare", "report", "explain"),
+        "simulator.front",
     ),
     "Run": "simulator.measure.run",
     "RunOptions": "simulator.replay.options",

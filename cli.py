@@ -61,7 +61,7 @@ def main() -> None:
     """Replay a personalized-search funnel offline and see, stage by stage, what it keeps and what
     it loses.
 
-    The usual order: `convert` a data set (or make a `world`), `validate` and `describe` it,
+    The usual order: `import` your tables (or make a `world`), `validate` and `describe` the log,
     `replay` a recipe on it, then `measure`, `compare` and `report` the Run.
     """
 

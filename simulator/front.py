@@ -19,6 +19,7 @@ from ..models.embedders import Embedder
 from ..stages.stage import Funnel, Stage
 from .importing.assembling import import_tables
 from .importing.column_map import ROLES
+from .importing.logged_runs import funnel_of, log_of_qrels, read_lists, stages_beside
 from .measure import compare as comparing
 from .measure.run import Run
 from .replay.options import DEFAULTS, RunOptions
@@ -179,6 +180,37 @@ def replay(
         kinds = "-".join(type(stage).__name__ for stage in as_funnel(funnel).stages)
         out = Path(tempfile.mkdtemp(prefix="karmafunnel-")) / kinds
     return Run.open(run_replay(recipe_of(funnel, log, embedders, label), log, out, options))
+
+
+def import_run(
+    files: Sequence[Path | str],
+    out: Path | str,
+    *,
+    log: AnyLog | None = None,
+    qrels: Path | str | None = None,
+    stages: Sequence[str] = (),
+    options: RunOptions = DEFAULTS,
+) -> Run:
+    """A Run of a funnel that runs elsewhere, of the lists that its stages put out; nothing is
+    trained.
+
+    Args:
+        files: TREC runs, one a stage, in the order of the stages; or tables of request, item, rank
+            or score, with a column of stages or one file a stage.
+        log: the log whose requests were answered; or `qrels`, TREC's relevance judgements.
+        stages: the stages in their order, where the files do not say it.
+
+    Raises:
+        KarmafunnelError: for files that cannot be read, requests or items that the log lacks, and
+            as `replay` does.
+    """
+    lists, out = read_lists(files, stages), Path(out)
+    if (log is None) == (qrels is None):
+        raise KarmafunnelError(
+            "import-run", needs="a log or qrels", found="neither" if log is None else "both"
+        )
+    known = log if log is not None else log_of_qrels(Path(str(qrels)), lists, out.name)
+    return replay(funnel_of(lists, stages_beside(out), known), known, out=out, options=options)
 
 
 def explain(

@@ -20,6 +20,7 @@ MEASURES = [
     "nDCG@3",
     "MRR",
     "MRR@3",
+    "P@3",
     "GMV-HR@3",
     "GMV-HR@3:w99",
     "GMV-nDCG@3",

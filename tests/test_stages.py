@@ -34,6 +34,7 @@ from karmafunnel.stages.features import (
 )
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE, descending, order, select_top
 from karmafunnel.stages.learn import Sample, Teacher, logged, sampled
+from karmafunnel.stages.outside import ExternalRank
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
 from karmafunnel.stages.rank import DINRank, ESMMRank
 from karmafunnel.stages.ranking import rank_rows
@@ -105,8 +106,8 @@ def example(kind: type) -> Stage:
     """A small value of a stage: its defaults, or what its first field needs."""
     if kind in (VectorRecall, MMR):
         return kind("tfidf", k=30)
-    if kind is External:
-        return External(outside_scores(), k=20)
+    if kind in (External, ExternalRank):
+        return kind(outside_scores(), k=20)
     if kind is Join:
         return Join([VectorRecall("tfidf", k=30), Popular(k=20), Repeat(k=10)], k=45)
     fields = kind.__dataclass_fields__

@@ -13,6 +13,7 @@ SECTIONS = {
             "Import your own tables: CSV, JSON lines, Parquet, RecBole files, ...",
         ),
         "convert": ("data", "Convert a public data set into a log."),
+        "import-run": ("imports", "Make a Run of a funnel that runs elsewhere."),
         "world": ("data", "Generate a marketplace with known relevance and write its log."),
         "validate": ("data", "Check a log: PASS, FAIL or N/A for each check, with example ids."),
         "describe": ("data", "Sizes, prices, popularity, eligibility and the ceiling of a log."),

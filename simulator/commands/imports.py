@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...files import LOG, read_json, write_text
+from ...files import LOG, RUN, read_json, write_text
 from ...terminal import progress_bar
-from .options import Number, claimed, err, folder, force_flag, out
+from .options import Number, claimed, err, folder, force_flag, open_log, out, typed, window_option
 
 if TYPE_CHECKING:
     from ..importing.assembling import Found
@@ -121,6 +121,52 @@ def import_command(
         )  # fmt: skip
     print_outcome(log, found)
     err.print(f"{time.perf_counter() - start:.1f} s")
+
+
+@click.command(name="import-run")
+@click.argument("files", nargs=-1, required=True, type=folder)
+@click.argument("run", type=folder)
+@click.option("--log", type=folder, help="The log whose requests were answered.")
+@click.option("--qrels", type=folder, help="In its place, relevance judgements as TREC has them.")
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    help="The stages in their order, once each; without it as the files say.",
+)
+@window_option
+@force_flag
+def import_run_command(
+    files: tuple[Path, ...],
+    run: Path,
+    log: Path | None,
+    qrels: Path | None,
+    stages: tuple[str, ...],
+    window: str,
+    force: bool,
+) -> None:
+    """Make a Run of a funnel that runs elsewhere, of the lists that its stages put out. Nothing is
+    trained.
+
+    FILES are TREC runs, one a stage in the order of the stages, or tables of request, item, rank or
+    score, with a column of stages or one file a stage. All measures, reports and `gate` work on the
+    Run; the lists are kept in RUN.stages beside it.
+    """
+    from ..front import import_run
+    from ..replay.options import RunOptions
+    from .figures import print_stage_table
+
+    claimed(run, RUN, *files, log, qrels, force=force)
+    options = RunOptions(window=window, console=err, command=typed(), force=force)
+    import_run(
+        files,
+        run,
+        log=None if log is None else open_log(log),
+        qrels=qrels,
+        stages=stages,
+        options=options,
+    )
+    print_stage_table(run)
 
 
 def print_reasons(found: Found) -> None:

@@ -38,63 +38,65 @@ class External(Stage):
     name: str = "recall"
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedExternal:
-        return FittedExternal(self, context, self._read(context.log))
+        rows = read_scores(self, Path(self.path), self.checksum, context.log)
+        return FittedExternal(self, context, rows)
 
-    def _read(self, log: Log) -> pl.DataFrame:
-        """The file by row numbers: request, item, score; sorted by request."""
-        path, columns = Path(self.path), ["request_id", "item_id", SCORE]
-        if not path.is_file():
-            raise KarmafunnelError(
-                f"{self!r}", needs=f"a Parquet file of {columns}", found="no such file"
-            )
-        if self.checksum and not sha256(path).startswith(self.checksum):
-            raise KarmafunnelError(
-                f"{self!r}",
-                needs="the file of that checksum",
-                found=f"{sha256(path)[: len(self.checksum)]}",
-            )
-        try:
-            frame = read_table(path, *columns)
-        except KarmafunnelError as error:
-            raise KarmafunnelError(
-                f"{self!r}", needs=f"a Parquet file of {columns}", found=error
-            ) from error
-        for key, table, number in (
-            ("request_id", log.requests, REQUEST),
-            ("item_id", log.items, ITEM),
-        ):
-            numbered = table.select(pl.col(key), pl.int_range(pl.len()).alias(number))
-            frame = frame.with_columns(pl.col(key).cast(pl.String)).join(
-                numbered, on=key, how="left", maintain_order="left"
-            )
-            if missing := frame[number].null_count():
-                example = frame.filter(pl.col(number).is_null())[key][0]
-                raise KarmafunnelError(
-                    f"{self!r}",
-                    needs=f"ids of log {log.name}",
-                    found=f"{missing} rows of others, e.g. {key} {example!r}",
-                )
-        rows = frame.select(
-            pl.col(REQUEST).cast(pl.Int64),
-            pl.col(ITEM).cast(pl.Int32),
-            pl.col(SCORE).cast(pl.Float32),
+
+def read_scores(stage: Stage, path: Path, checksum: str, log: Log) -> pl.DataFrame:
+    """The scores of a file by row numbers of the log: request, item, score; sorted by request."""
+    columns = ["request_id", "item_id", SCORE]
+    if not path.is_file():
+        raise KarmafunnelError(
+            f"{stage!r}", needs=f"a Parquet file of {columns}", found="no such file"
         )
-        finite = rows[SCORE].is_finite().fill_null(False)
-        for what, bad in (
-            ("finite scores", ~finite),
-            ("an item at most once a request", rows.select(REQUEST, ITEM).is_duplicated()),
-        ):
-            if bad.any():
-                row = frame.row(int(bad.arg_max() or 0), named=True)
-                raise KarmafunnelError(
-                    f"{self!r}",
-                    needs=what,
-                    found=(
-                        f"{bad.sum()} other rows, e.g. request {row['request_id']!r}, item "
-                        f"{row['item_id']!r}, score {row[SCORE]}"
-                    ),
-                )
-        return rows.sort(REQUEST, maintain_order=True)
+    if checksum and not sha256(path).startswith(checksum):
+        raise KarmafunnelError(
+            f"{stage!r}",
+            needs="the file of that checksum",
+            found=f"{sha256(path)[: len(checksum)]}",
+        )
+    try:
+        frame = read_table(path, *columns)
+    except KarmafunnelError as error:
+        raise KarmafunnelError(
+            f"{stage!r}", needs=f"a Parquet file of {columns}", found=error
+        ) from error
+    for key, table, number in (
+        ("request_id", log.requests, REQUEST),
+        ("item_id", log.items, ITEM),
+    ):
+        numbered = table.select(pl.col(key), pl.int_range(pl.len()).alias(number))
+        frame = frame.with_columns(pl.col(key).cast(pl.String)).join(
+            numbered, on=key, how="left", maintain_order="left"
+        )
+        if missing := frame[number].null_count():
+            example = frame.filter(pl.col(number).is_null())[key][0]
+            raise KarmafunnelError(
+                f"{stage!r}",
+                needs=f"ids of log {log.name}",
+                found=f"{missing} rows of others, e.g. {key} {example!r}",
+            )
+    rows = frame.select(
+        pl.col(REQUEST).cast(pl.Int64),
+        pl.col(ITEM).cast(pl.Int32),
+        pl.col(SCORE).cast(pl.Float32),
+    )
+    finite = rows[SCORE].is_finite().fill_null(False)
+    for what, bad in (
+        ("finite scores", ~finite),
+        ("an item at most once a request", rows.select(REQUEST, ITEM).is_duplicated()),
+    ):
+        if bad.any():
+            row = frame.row(int(bad.arg_max() or 0), named=True)
+            raise KarmafunnelError(
+                f"{stage!r}",
+                needs=what,
+                found=(
+                    f"{bad.sum()} other rows, e.g. request {row['request_id']!r}, item "
+                    f"{row['item_id']!r}, score {row[SCORE]}"
+                ),
+            )
+    return rows.sort(REQUEST, maintain_order=True)
 
 
 @dataclass(eq=False, repr=False)

@@ -34,6 +34,10 @@ BY_REQUEST = "n/a: slices by truth item do not apply to it; slice by user or que
 Values = tuple[np.ndarray, np.ndarray]
 
 
+# Names of ir_measures that mean one of ours.
+ALIASES = {"Success": "HR", "R": "Recall", "RR": "MRR", "AP": "MAP"}
+
+
 @dataclass(frozen=True, repr=False)
 class Measure(ABC):
     """One question to a Run, such as `HR@50`. Equal by content; prints as typed.
@@ -56,6 +60,7 @@ class Measure(ABC):
         """From text; raises KarmafunnelError that lists what exists."""
         head, *options = text.strip().split(":")
         name, *numbers = head.split("@")
+        name = ALIASES.get(name, name)
         if not all(re.fullmatch(r"[1-9][0-9]*", number) for number in numbers):
             raise _refuse(text, "k must be a whole number from 1")
         if any(len(number) > 8 or not BOUNDS["cutoff"].holds(int(number)) for number in numbers):

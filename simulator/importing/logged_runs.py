@@ -1,0 +1,258 @@
+"""A Run of a funnel that runs elsewhere: of the lists that its stages put out.
+
+Nothing is trained. The stages are replayed as `External` and `ExternalRank`, which read the lists,
+so every measure, the ledger, comparisons and reports work as on any other Run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from ...errors import KarmafunnelError
+from ...files import atomic_folder, remove, write_parquet
+from ...log import Log, sha256
+from ...stages.outside import ExternalRank
+from ...stages.recall.external import External
+from ...stages.stage import Funnel, Stage
+from .guessing import by_name, numbers
+from .opening import ROW, Rejects, batches, expand, layout_of
+
+ROLES: dict[str, tuple[str, ...]] = {
+    "request": ("request", "requestid", "queryid", "qid", "query", "searchid", "topic", "impressionid"),
+    "stage": ("stage", "phase", "step", "layer"),
+    "item": ("item", "itemid", "docid", "doc", "documentid", "product", "productid", "id"),
+    "rank": ("rank", "position", "place"),
+    "score": ("score", "relevance", "value"),
+}  # fmt: skip
+LISTS = {
+    "request_id": pl.String,
+    "stage": pl.String,
+    "item_id": pl.String,
+    "rank": pl.Float64,
+    "score": pl.Float64,
+}
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What stages put out: request_id, stage, item_id, place (1 is best); stages in their order."""
+
+    frame: pl.DataFrame
+    stages: tuple[str, ...]
+
+
+def is_trec(path: Path) -> bool:
+    """Whether a file holds a TREC run: six fields a line, the second is Q0."""
+    try:
+        with path.open("rb") as file:
+            fields = file.readline(4096).split()
+    except OSError:
+        return False
+    return len(fields) == 6 and fields[1].upper() == b"Q0"
+
+
+def read_trec(path: Path, what: str, names: Sequence[str]) -> pl.DataFrame:
+    """A file of fields with blanks between, all as texts; raises KarmafunnelError naming the line
+    with another number of fields.
+    """
+    rows: list[list[str]] = []
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KarmafunnelError(path, needs=f"{what} in UTF-8", found=error) from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if fields := line.split():
+            if len(fields) != len(names):
+                raise KarmafunnelError(
+                    f"{path}: line {number}",
+                    needs=f"{len(names)} fields of {what}",
+                    found=len(fields),
+                )
+            rows.append(fields)
+    if not rows:
+        raise KarmafunnelError(path, needs=f"lines of {what}", found="none")
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+
+
+def trec_lists(paths: Sequence[Path]) -> pl.DataFrame:
+    """TREC runs, one a stage, named by their files."""
+    frames = []
+    for path in paths:
+        frame = read_trec(
+            path, "a TREC run", ("request_id", "q0", "item_id", "rank", "score", "tag")
+        )
+        frame = frame.with_columns(
+            pl.col("rank", "score").cast(pl.Float64, strict=False), pl.lit(path.stem).alias("stage")
+        )
+        if frame["score"].null_count():
+            bad = frame.filter(pl.col("score").is_null()).row(0, named=True)
+            raise KarmafunnelError(path, needs="scores that are numbers", found=bad)
+        frames.append(frame.select(list(LISTS)))
+    return pl.concat(frames)
+
+
+def table_lists(paths: Sequence[Path]) -> pl.DataFrame:
+    """Tables of request, item, rank or score, and stage; without a column of stages each file is a
+    stage.
+    """
+    frames = []
+    for path in paths:
+        layout = layout_of(path)
+        roles = by_name(list(layout.names), ROLES)
+        if missing := [role for role in ("request", "item") if role not in roles]:
+            raise KarmafunnelError(
+                path, needs=f"a column of {missing[0]}s", found=list(layout.names)
+            )
+        if "rank" not in roles and "score" not in roles:
+            raise KarmafunnelError(
+                path, needs="a column of ranks or of scores", found=list(layout.names)
+            )
+        for frame in batches(path, layout, Rejects()):
+            picked = {
+                "request_id": frame[roles["request"]].cast(pl.String),
+                "item_id": frame[roles["item"]].cast(pl.String),
+            }
+            for role in ("rank", "score"):
+                if role in roles:
+                    picked[role] = numbers(
+                        frame[roles[role]].cast(pl.String, strict=False).str.strip_chars()
+                    )
+            made = pl.DataFrame(picked)
+            if "stage" in roles:
+                made = made.with_columns(frame[roles["stage"]].cast(pl.String).alias("stage"))
+            else:
+                made = made.with_columns(pl.lit(path.stem).alias("stage"))
+            for name, dtype in LISTS.items():
+                if name not in made.columns:
+                    made = made.with_columns(pl.lit(None, dtype).alias(name))
+            check_rows(made, frame, path)
+            frames.append(made.select(list(LISTS)))
+    return pl.concat(frames)
+
+
+def check_rows(made: pl.DataFrame, frame: pl.DataFrame, path: Path) -> None:
+    """Raises KarmafunnelError naming the first row without a request, item, stage or place."""
+    nowhere = pl.col("rank").is_null() & pl.col("score").is_null()
+    bad = made.select(
+        pl.any_horizontal(pl.col("request_id", "item_id", "stage").is_null()) | nowhere
+    ).to_series()
+    if bad.any():
+        row = int(bad.arg_max() or 0)
+        raise KarmafunnelError(
+            f"{path}: row {frame[ROW][row]}",
+            needs="a request, an item, a stage and a rank or score",
+            found=made.row(row, named=True),
+        )
+
+
+def read_lists(given: Sequence[str | Path], stages: Sequence[str] = ()) -> Lists:
+    """What the stages of a funnel put out, of TREC runs or of tables.
+
+    Args:
+        stages: names of the stages in their order; without it that of the files, or of tables the
+            stage with the longest lists first.
+
+    Raises:
+        KarmafunnelError: for files that cannot be read, an item twice in a list, and stages that
+            are not there.
+    """
+    paths = expand(given) if not all(is_trec(Path(p)) for p in given) else [Path(p) for p in given]
+    trec = [path for path in paths if is_trec(path)]
+    frame = trec_lists(paths) if len(trec) == len(paths) else table_lists(paths)
+    twice = frame.select("request_id", "stage", "item_id").is_duplicated()
+    if twice.any():
+        raise KarmafunnelError(
+            "import-run",
+            needs="an item once in a list",
+            found=f"twice: {frame.row(int(twice.arg_max() or 0), named=True)}",
+        )
+    there = frame["stage"].unique(maintain_order=True).to_list()
+    if not stages:
+        lengths = (
+            frame.group_by("stage", "request_id").len().group_by("stage").agg(pl.col("len").mean())
+        )
+        longest = dict(lengths.iter_rows())
+        stages = there if len(paths) == len(there) else sorted(there, key=lambda s: -longest[s])
+    if stray := [stage for stage in stages if stage not in there]:
+        raise KarmafunnelError("import-run", needs=f"stages among {there}", found=stray)
+    best = [pl.col("score").neg().fill_null(float("inf")), pl.col("rank").fill_null(float("inf"))]
+    by = best if frame["score"].null_count() == 0 else best[::-1]
+    ordered = frame.with_row_index("line").sort("stage", "request_id", *by, "line")
+    place = pl.int_range(1, pl.len() + 1).over("stage", "request_id")
+    return Lists(
+        ordered.select("request_id", "stage", "item_id", place.alias("place")), tuple(stages)
+    )
+
+
+def log_of_qrels(qrels: Path, lists: Lists, name: str) -> Log:
+    """A log of a TREC collection: topics are requests of W3, relevant documents were clicked.
+
+    The catalogue is every document that is judged or listed; every one is eligible.
+    """
+    judged = read_trec(
+        qrels, "relevance judgements", ("request_id", "iteration", "item_id", "relevance")
+    )
+    level = judged["relevance"].cast(pl.Float64, strict=False)
+    if level.null_count():
+        raise KarmafunnelError(
+            qrels,
+            needs="levels of relevance that are numbers",
+            found=judged.row(int(level.is_null().arg_max() or 0)),
+        )
+    relevant = judged.filter(level > 0).unique(["request_id", "item_id"], maintain_order=True)
+    items = pl.concat([judged["item_id"], lists.frame["item_id"]]).unique().sort()
+    topics = judged["request_id"].unique().sort()
+    requests = pl.DataFrame({"request_id": topics}).with_columns(
+        user_id=pl.col("request_id"), source=pl.lit("search"), window=pl.lit("W3")
+    )
+    exposures = relevant.select("request_id", "item_id", pl.lit(True).alias("clicked"))
+    meta = {
+        "name": name,
+        "source": qrels.name,
+        "time": "order",
+        "scenario": ["search"],
+        "label": "click",
+        "catalogue": "published",
+        "has": {"clicks": True, "users": True},
+        "lacks": ["clicks: what is relevant stands in for them", "users: every topic is one of its own", "prices", "lists shown"],
+    }  # fmt: skip
+    return Log.make(pl.DataFrame({"item_id": items}), requests, exposures, meta)
+
+
+def stages_beside(run: Path) -> Path:
+    """The folder beside a Run that holds what its stages put out."""
+    return run.with_name(f"{run.name}.stages")
+
+
+def funnel_of(lists: Lists, folder: Path, log: Log) -> Funnel:
+    """The funnel that put the lists out, which it writes into `folder`: one Parquet file a stage.
+
+    Raises KarmafunnelError for requests or items that the log lacks.
+    """
+    known = set(log.request_ids.tolist())
+    mine = lists.frame.filter(pl.col("request_id").is_in(list(known)))
+    if mine.is_empty():
+        raise KarmafunnelError(
+            "import-run",
+            needs=f"requests of log {log.name}, such as {log.request_ids[0]!r}",
+            found=f"none of them, but {lists.frame['request_id'][0]!r}",
+        )
+    remove(folder)
+    stages: list[Stage] = []
+    with atomic_folder(folder) as temporary:
+        for stage in lists.stages:
+            rows = mine.filter(pl.col("stage") == stage)
+            score = -pl.col("place").cast(pl.Float32)
+            frame = rows.select("request_id", "item_id", score.alias("score"))
+            path = temporary / f"{stage}.parquet"
+            write_parquet(path, frame, compression="zstd")
+            k = int(rows["place"].max() or 1)  # type: ignore[arg-type]
+            kind = ExternalRank if stages else External
+            stages.append(
+                kind(str(folder / path.name), k=k, checksum=sha256(path)[:16], name=stage)
+            )
+    return Funnel(tuple(stages))

@@ -1,0 +1,199 @@
+"""A funnel that runs elsewhere: its lists become a Run whose figures are those of ir_measures."""
+
+import warnings
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from ir_measures import AP, RR, P, R, Success
+from karmafunnel import KarmafunnelError, import_run, measure, replay
+from karmafunnel.cli import main
+from karmafunnel.simulator.importing.logged_runs import read_lists
+from karmafunnel.simulator.replay.options import RunOptions
+from karmafunnel.stages.recall import Popular
+from karmafunnel.stages.rerank import Unseen
+
+TOPICS, DOCS, K = 30, 400, {"recall": 100, "rank": 20}
+
+
+@pytest.fixture(scope="module")
+def trec(tmp_path_factory) -> Path:
+    """Two runs and qrels: topics without a relevant document, without a list, and not judged."""
+    folder = tmp_path_factory.mktemp("trec")
+    rng = np.random.default_rng(0)
+    qrels, runs = [], {name: [] for name in K}
+    for topic in range(TOPICS):
+        for doc in rng.choice(DOCS, 12, replace=False):
+            qrels.append(f"q{topic} 0 d{doc} {int(topic != 3) * rng.integers(0, 3)}")
+        if topic == 5:
+            continue
+        found = rng.choice(DOCS, K["recall"], replace=False)
+        for name, k in K.items():
+            order = rng.permutation(found)[:k] if name == "rank" else found
+            for place, doc in enumerate(order, 1):
+                runs[name].append(
+                    f"q{topic} Q0 d{doc} {place} {1000 - place + rng.random() / 2:.6f} x"
+                )
+    runs["rank"].append("q99 Q0 d1 1 5.0 x")
+    (folder / "qrels.txt").write_text("\n".join(qrels) + "\n")
+    for name, lines in runs.items():
+        (folder / f"{name}.trec").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run_of(trec: Path, out: Path):
+    return import_run([trec / "recall.trec", trec / "rank.trec"], out, qrels=trec / "qrels.txt")
+
+
+NAMES = {
+    "HR@1": Success @ 1,
+    "Success@10": Success @ 10,
+    "P@10": P @ 10,
+    "R@10": R @ 10,
+    "RR": RR,
+    "AP@20": AP @ 20,
+    "Recall@20": R @ 20,
+}
+
+
+@pytest.mark.parametrize("stage", K)
+def test_figures_are_those_of_ir_measures(stage, trec, tmp_path):
+    """Over topics with relevant documents, one without a list counting 0."""
+    run = run_of(trec, tmp_path / "run")
+    judged = list(ir_measures.read_trec_qrels(str(trec / "qrels.txt")))
+    relevant = {q.query_id for q in judged if q.relevance > 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lists = list(ir_measures.read_trec_run(str(trec / f"{stage}.trec")))
+        values = {
+            (str(v.measure), v.query_id): v.value
+            for v in ir_measures.iter_calc(list(NAMES.values()), judged, lists)
+        }
+    assert len(relevant) == TOPICS - 1
+    for name, theirs in NAMES.items():
+        (ours,) = measure(run, name, ci=False).filter(stage=stage)["value"]
+        mean = sum(values.get((str(theirs), topic), 0.0) for topic in relevant) / len(relevant)
+        assert ours == pytest.approx(mean, abs=1e-9), name
+
+
+def test_the_ledger_says_where_relevant_documents_were_lost(trec, tmp_path):
+    run = run_of(trec, tmp_path / "run")
+    assert run.stages == ["recall", "rank"]
+    ledger = run.read("ledger")
+    in_recall = pl.concat([read_lists([trec / "recall.trec"]).frame]).select(
+        "request_id", "item_id"
+    )
+    lost = ledger.filter(pl.col("lost") == "recall").join(
+        in_recall, on=["request_id", "item_id"], how="semi"
+    )
+    assert lost.is_empty()
+    kept = ledger.filter(pl.col("lost").is_null())
+    assert kept["rank.rank"].max() <= K["rank"]
+    assert (ledger["lost"] == "rank").sum() > 10
+
+
+def test_twice_is_the_same_bytes(trec, tmp_path):
+    for name in ("a", "b"):
+        run_of(trec, tmp_path / name / "run")
+    for table in ("slates", "requests", "ledger", "scored"):
+        assert (tmp_path / "a/run" / f"{table}.parquet").read_bytes() == (
+            tmp_path / "b/run" / f"{table}.parquet"
+        ).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def ours(shop, tmp_path_factory):
+    """A Run of our own, and its lists as a table."""
+    run = replay(Popular(k=60) >> Unseen(k=30), shop)
+    path = tmp_path_factory.mktemp("lists") / "lists.csv"
+    run.read("slates").select("request_id", "stage", "item_id", "rank", "score").write_csv(path)
+    return run, path
+
+
+def test_lists_of_our_own_funnel_come_back_as_they_were(ours, shop, tmp_path):
+    run, path = ours
+    again = import_run([path], tmp_path / "again", log=shop)
+    assert again.stages == run.stages
+    columns = ["request_id", "stage", "item_id", "rank"]
+    assert again.read("slates").select(columns).equals(run.read("slates").select(columns))
+    for name in ("HR@10", "nDCG@10", "survival", "MRR"):
+        mine, theirs = (
+            measure(r, name, ci=False).filter(pl.col("stage").is_in(run.stages))
+            for r in (run, again)
+        )
+        assert theirs["value"].to_list() == pytest.approx(mine["value"].to_list(), abs=1e-12), name
+
+
+def test_one_file_a_stage_in_the_order_told(ours, shop, tmp_path):
+    run, _ = ours
+    for stage in run.stages:
+        run.read("slates").filter(stage=stage).select(
+            "request_id", "item_id", "rank"
+        ).write_parquet(tmp_path / f"{stage}.parquet")
+    files = [tmp_path / f"{stage}.parquet" for stage in run.stages]
+    assert import_run(files, tmp_path / "run", log=shop).stages == run.stages
+    turned = import_run(files, tmp_path / "turned", log=shop, stages=run.stages[::-1])
+    assert turned.stages == run.stages[::-1]
+
+
+BAD = {
+    "five fields": ("q1 Q0 d1 1 5.0 x\nq1 Q0 d2 2 4.0\n", "needs 6 fields of a TREC run, found 5"),
+    "no number": ("q1 Q0 d1 1 high x\n", "needs scores that are numbers"),
+    "twice": ("q1 Q0 d1 1 5 x\nq1 Q0 d1 2 4 x\n", "needs an item once in a list"),
+    "other topics": ("z9 Q0 d1 1 5 x\n", "needs requests of log"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_runs_are_refused_and_nothing_is_left(what, trec, tmp_path):
+    text, words = BAD[what]
+    (tmp_path / "bad.trec").write_text(text)
+    with pytest.raises(KarmafunnelError, match=words):
+        import_run([tmp_path / "bad.trec"], tmp_path / "run", qrels=trec / "qrels.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.trec"]
+
+
+def test_it_needs_a_log_or_qrels(trec, shop, tmp_path):
+    for given, found in ({}, "neither"), ({"log": shop, "qrels": trec / "qrels.txt"}, "both"):
+        with pytest.raises(KarmafunnelError) as raised:
+            import_run([trec / "recall.trec"], tmp_path / "run", **given)
+        assert raised.value.found == found
+
+
+def test_the_command(trec, tmp_path):
+    words = [
+        "import-run",
+        str(trec / "recall.trec"),
+        str(trec / "rank.trec"),
+        str(tmp_path / "run"),
+        "--qrels",
+        str(trec / "qrels.txt"),
+    ]
+    answer = CliRunner().invoke(main, words)
+    assert answer.exit_code == 0, answer.output
+    assert "survival" in answer.output
+    assert sorted(p.name for p in (tmp_path / "run.stages").glob("*.parquet")) == [
+        "rank.parquet",
+        "recall.parquet",
+    ]
+    assert CliRunner().invoke(
+        main,
+        [
+            "gate",
+            str(tmp_path / "run"),
+            str(tmp_path / "run"),
+            "--measure",
+            "HR@10",
+            "--margin",
+            "1",
+        ],
+    ).exit_code in (0, 1)
+
+
+def test_options_reach_the_replay(ours, shop, tmp_path):
+    _, path = ours
+    run = import_run([path], tmp_path / "few", log=shop, options=RunOptions(limit=7))
+    assert run.read("requests").height == 7
