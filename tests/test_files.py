@@ -505,7 +505,8 @@ def test_something_else_of_ours_needs_force(log, recipe, run, tmp_path):
             KarmafunnelError,
             match=f"holds a Run with {says[0]}; to replace it by one with {says[1]}, use --force",
         ):
-            replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, **change))  # type: ignore[arg-type]
+            options = RunOptions(cache=cache, **change)  # type: ignore[arg-type]
+            replay(recipe, log, tmp_path / "run", options)
     other = replace(recipe, funnel=recipe.funnel.without("slow"))
     with pytest.raises(
         KarmafunnelError,
