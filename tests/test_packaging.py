@@ -32,6 +32,7 @@ ORDER = [
     "simulator.report",
     "simulator.ablation",
     "simulator.recipes",
+    "simulator.listing",
     "simulator.front",
     "simulator.commands",
     "cli",

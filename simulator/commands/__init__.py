@@ -31,6 +31,14 @@ SECTIONS = {
         "gate": ("gates", "A funnel change as a CI check: is the new Run not worse than the old?"),
         "report": ("figures", "Write one self-contained HTML file about one or more Runs."),
     },
+    "Choose": {
+        "recipes": ("lists", "Recipes that ship."),
+        "stages": ("lists", "Stages of a funnel with their arguments."),
+        "features": ("lists", "Features that a learned stage reads."),
+        "embedders": ("lists", "Embedders of users and items."),
+        "measures": ("lists", "Measures that a Run can be asked for."),
+        "sources": ("lists", "Public data sets that `convert` reads."),
+    },
     "Load": {
         "profile": (
             "deployment",

@@ -1,0 +1,42 @@
+"""Commands that list what there is to choose from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from .options import json_flag, out
+
+WHAT = {
+    "recipes": "Recipes that ship, by name: a file to replay, or to copy.",
+    "stages": "Stages of a funnel with their arguments.",
+    "features": "Features that a learned stage reads, with their arguments.",
+    "embedders": "Embedders of users and items, with their arguments.",
+    "measures": "Measures that a Run can be asked for.",
+    "sources": "Public data sets that `convert` reads.",
+}
+
+
+def list_command(what: str) -> click.Command:
+    """The command that lists one kind of things."""
+
+    @click.command(name=what, help=WHAT[what])
+    @json_flag
+    def command(as_json: bool) -> None:
+        from ..listing import listed
+
+        entries = listed(what)
+        if as_json:
+            print(json.dumps([asdict(entry) for entry in entries], indent=1))
+            return
+        for entry in entries:
+            out.print(entry.typed, style="bold", soft_wrap=True)
+            out.print(f"    {entry.line}", soft_wrap=True)
+
+    return command
+
+
+recipes, stages, features = (list_command(what) for what in ("recipes", "stages", "features"))
+embedders, measures, sources = (list_command(w) for w in ("embedders", "measures", "sources"))

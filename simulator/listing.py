@@ -1,0 +1,120 @@
+"""What there is to choose from: recipes, stages, features, embedders, measures and sources."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .. import models, stages
+from ..errors import KarmafunnelError
+from ..models.embedders import Embedder
+from ..stages.rows import Feature
+from ..stages.stage import Stage
+from . import datasets, recipes
+from .measure.measures.measure import Measure, kinds
+
+BASES = ("Boosted", "Neural")  # what others are made of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing to choose: how it is typed, what it is in a line, and where it is defined."""
+
+    name: str
+    typed: str
+    line: str
+    module: str
+
+
+def first_line(text: str | None) -> str:
+    """The first sentence of a docstring in a line."""
+    whole = re.sub(r"\s+", " ", inspect.cleandoc(text or "")).replace("`", "")
+    return re.split(r"(?<=[.]) ", whole)[0]
+
+
+def subclasses(base: type, package: Any) -> Iterator[type]:
+    """Public classes below a base, of all modules of a package."""
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+    waiting: list[type] = [base]
+    seen: set[type] = set()
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            if kind not in seen:
+                seen.add(kind)
+                waiting.append(kind)
+                yield kind
+
+
+def typed(kind: type) -> str:
+    """A class as one types it: with its fields and their defaults."""
+    words = []
+    for field in fields(kind):
+        if not field.init:
+            continue
+        plain = field.default is not MISSING and len(repr(field.default)) <= 40
+        words.append(f"{field.name}={field.default!r}" if plain else field.name)
+    return f"{kind.__name__}({', '.join(words)})"
+
+
+def of_classes(base: type, package: Any) -> list[Entry]:
+    found = []
+    for kind in subclasses(base, package):
+        ours = kind.__module__.startswith(package.__name__)
+        if (
+            ours
+            and not kind.__name__.startswith("_")
+            and kind.__name__ not in BASES
+            and not inspect.isabstract(kind)
+        ):
+            found.append(
+                Entry(kind.__name__, typed(kind), first_line(kind.__doc__), kind.__module__)
+            )
+    return sorted(found, key=lambda entry: (entry.module, entry.name))
+
+
+def of_files(folder: Path, module: str) -> list[Entry]:
+    """Python files of a folder with the first line of their docstrings; none is imported."""
+    found = []
+    for path in sorted(folder.glob("[!_]*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        found.append(Entry(path.stem, path.stem, first_line(text), f"{module}.{path.stem}"))
+    return found
+
+
+def of_measures() -> list[Entry]:
+    found = []
+    for name, kind in kinds().items():
+        line = definition(kind.form)
+        found.append(Entry(name, kind.form, line, kind.__module__))
+    return sorted(found, key=lambda entry: entry.name.lower())
+
+
+def definition(form: str) -> str:
+    """What a measure is, for an example of its form."""
+    example = re.sub(r"\[.*", "", form)
+    for letter, number in (("@m@k", "@50@10"), ("@k", "@10"), ("request|user:exposures|candidates", "request:exposures")):
+        example = example.replace(letter, number)
+    try:
+        return Measure.parse(example).definition
+    except KarmafunnelError:
+        return ""
+
+
+def listed(what: str) -> list[Entry]:
+    """What there is of recipes, stages, features, embedders, measures or sources."""
+    return {
+        "recipes": lambda: of_files(Path(recipes.__path__[0]), recipes.__name__),
+        "stages": lambda: of_classes(Stage, stages),
+        "features": lambda: of_classes(Feature, stages),
+        "embedders": lambda: of_classes(Embedder, models),
+        "measures": of_measures,
+        "sources": lambda: of_files(Path(datasets.__path__[0]), datasets.__name__),
+    }[what]()
