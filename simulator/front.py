@@ -27,18 +27,8 @@ from .replay.prepare import prepare
 from .replay.recipe import Recipe, as_funnel
 from .replay.replay import replay as run_replay
 from .report.measure_table import measure_table
+from .report.page import notebook
 from .report.run_page import report as write_report
-from .report.table import to_html
-
-# Of a table in a notebook, which has no style of ours.
-STYLE = """<style>
-.karmafunnel .hint { display: none }
-.karmafunnel table { border-collapse: collapse; font-size: 90% }
-.karmafunnel th, .karmafunnel td { padding: 2px 10px; text-align: left; vertical-align: top }
-.karmafunnel .num { text-align: right; font-variant-numeric: tabular-nums }
-.karmafunnel thead { border-bottom: 1px solid currentColor }
-.karmafunnel .interval { opacity: .65; display: block; font-size: 85% }
-</style>"""
 
 
 class Answer(pl.DataFrame):
@@ -57,7 +47,7 @@ class Answer(pl.DataFrame):
     def _repr_html_(self, *, _from_series: bool = False) -> str:
         if not self._answered:
             return str(super()._repr_html_(_from_series=_from_series))
-        return f'<div class="karmafunnel">{STYLE}{to_html(measure_table(self._answered))}</div>'
+        return notebook(measure_table(self._answered))
 
 
 class Log(AnyLog):

@@ -46,7 +46,8 @@ def subclasses(base: type, package: Any) -> Iterator[type]:
     waiting: list[type] = [base]
     seen: set[type] = set()
     while waiting:
-        for kind in waiting.pop().__subclasses__():
+        below: list[type] = waiting.pop().__subclasses__()
+        for kind in below:
             if kind not in seen:
                 seen.add(kind)
                 waiting.append(kind)

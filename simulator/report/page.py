@@ -305,6 +305,11 @@ def fragment(block: Block) -> str:
     return str(environment().get_template("blocks.html.j2").module.block(block))  # type: ignore[attr-defined]
 
 
+def notebook(block: Block) -> str:
+    """The HTML of one block with its style, for the output of a notebook's cell."""
+    return environment().get_template("notebook.html.j2").render(block=block)
+
+
 def write_page(path: Path | str, page: Page) -> Path:
     """Write a page to a file that appears whole or not at all; returns its path.
 
