@@ -101,7 +101,11 @@ def of_measures() -> list[Entry]:
 def definition(form: str) -> str:
     """What a measure is, for an example of its form."""
     example = re.sub(r"\[.*", "", form)
-    for letter, number in (("@m@k", "@50@10"), ("@k", "@10"), ("request|user:exposures|candidates", "request:exposures")):
+    for letter, number in (
+        ("@m@k", "@50@10"),
+        ("@k", "@10"),
+        ("request|user:exposures|candidates", "request:exposures"),
+    ):
         example = example.replace(letter, number)
     try:
         return Measure.parse(example).definition

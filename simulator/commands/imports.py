@@ -56,12 +56,17 @@ class Column(click.ParamType):
 @click.option(
     "--per",
     type=click.Choice(["event", "session", "basket", "request"]),
-    help="What a request is; without it each row, or each basket or request where there is such a column.",
+    help=(
+        "What a request is; without it each row, or each basket or request where there is such a"
+        " column."
+    ),
 )
 @click.option(
     "--gap-minutes",
     type=Number("gap_minutes"),
-    help="Silence that ends a session, with --per session and no column of sessions; 30 without it.",
+    help=(
+        "Silence that ends a session, with --per session and no column of sessions; 30 without it."
+    ),
 )
 @click.option(
     "--currency", help="Currency of the prices; with a column of currencies, those to keep."
@@ -116,9 +121,17 @@ def import_command(
     with progress_bar(err) as bar:
         task = bar.add_task("importing", total=None)
         found = import_tables(
-            files, log, given=given, columns=told, name=name, changes=changed, allow_rejects=allow_rejects, force=force,
-            tell=print_reasons, progress=lambda rows: bar.update(task, completed=rows),
-        )  # fmt: skip
+            files,
+            log,
+            given=given,
+            columns=told,
+            name=name,
+            changes=changed,
+            allow_rejects=allow_rejects,
+            force=force,
+            tell=print_reasons,
+            progress=lambda rows: bar.update(task, completed=rows),
+        )
     print_outcome(log, found)
     err.print(f"{time.perf_counter() - start:.1f} s")
 

@@ -43,10 +43,19 @@ LOWEST = int(np.datetime64(f"{FIRST}-01-01", "ms").astype(np.int64))
 HIGHEST = int(np.datetime64(f"{LAST}-01-01", "ms").astype(np.int64))
 # One cleaned interaction.
 FLAT = {
-    "number": pl.Int64, "request_id": pl.String, "user_id": pl.String, "item_id": pl.String, "ts": pl.Int64,
-    "session_id": pl.String, "query": pl.String, "position": pl.Int32, "clicked": pl.Boolean, "purchased": pl.Boolean,
-    "price": pl.Float64, "quantity": pl.Int32,
-}  # fmt: skip
+    "number": pl.Int64,
+    "request_id": pl.String,
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "ts": pl.Int64,
+    "session_id": pl.String,
+    "query": pl.String,
+    "position": pl.Int32,
+    "clicked": pl.Boolean,
+    "purchased": pl.Boolean,
+    "price": pl.Float64,
+    "quantity": pl.Int32,
+}
 
 
 @dataclass
@@ -137,9 +146,27 @@ def look(
 
 
 USER_OR_TIME = (
-    "user", "userid", "visitorid", "customer", "customerid", "client", "sessionid", "timestamp", "time", "ts", "eventtime",
-    "date", "invoicedate", "unixreviewtime", "reviewerid", "householdkey", "horodatage", "tdat", "orderdate", "basketid",
-)  # fmt: skip
+    "user",
+    "userid",
+    "visitorid",
+    "customer",
+    "customerid",
+    "client",
+    "sessionid",
+    "timestamp",
+    "time",
+    "ts",
+    "eventtime",
+    "date",
+    "invoicedate",
+    "unixreviewtime",
+    "reviewerid",
+    "householdkey",
+    "horodatage",
+    "tdat",
+    "orderdate",
+    "basketid",
+)
 
 
 def one_currency(made: ColumnMap, sample: pl.DataFrame, reasons: list[Reason]) -> ColumnMap:
@@ -420,7 +447,10 @@ def check_rejects(found: Found, allowed: bool) -> None:
         raise KarmafunnelError(
             "import",
             needs=f"at most {MOST_REJECTED:.0%} of rows rejected",
-            found=f"{many:,} of {n:,} ({counts}), first {first['file']}, row {first['row']}: {first['text']}",
+            found=(
+                f"{many:,} of {n:,} ({counts}), first {first['file']}, row {first['row']}:"
+                f" {first['text']}"
+            ),
             hint="correct the map or the file, or say --allow-rejects",
         )
 
@@ -482,16 +512,35 @@ def once_an_item(frame: pl.DataFrame) -> pl.DataFrame:
         c
         for c in frame.columns
         if c
-        not in ("request_id", "item_id", "clicked", "purchased", "price", "quantity", "position")
+        not in (
+            "request_id",
+            "item_id",
+            "clicked",
+            "purchased",
+            "price",
+            "quantity",
+            "position",
+        )
     ]
-    return frame.group_by("request_id", "item_id", maintain_order=True).agg(
-        *(pl.col(c).first() for c in keep),
-        pl.col("position").min(),
-        pl.col("clicked").any(),
-        pl.col("purchased").any(),
-        pl.when(pl.col("price").is_null().any()).then(pl.col("price").first()).otherwise(money).alias("price"),
-        pl.when(pl.col("quantity").is_null().all()).then(None).otherwise(units.sum()).cast(pl.Int32).alias("quantity"),
-    ).select(list(FLAT))  # fmt: skip
+    return (
+        frame.group_by("request_id", "item_id", maintain_order=True)
+        .agg(
+            *(pl.col(c).first() for c in keep),
+            pl.col("position").min(),
+            pl.col("clicked").any(),
+            pl.col("purchased").any(),
+            pl.when(pl.col("price").is_null().any())
+            .then(pl.col("price").first())
+            .otherwise(money)
+            .alias("price"),
+            pl.when(pl.col("quantity").is_null().all())
+            .then(None)
+            .otherwise(units.sum())
+            .cast(pl.Int32)
+            .alias("quantity"),
+        )
+        .select(list(FLAT))
+    )
 
 
 def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
@@ -536,9 +585,14 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                 visitor = pl.format("visitor of {}", pl.coalesce("session_id", "request_id"))
                 requests = requests.with_columns(pl.coalesce("user_id", visitor).alias("user_id"))
             requests = requests.select(
-                "request_id", "user_id", pl.col("ts").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC").cast(TS),
-                "query", "session_id", pl.lit(source).alias("source"), window,
-            )  # fmt: skip
+                "request_id",
+                "user_id",
+                pl.col("ts").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC").cast(TS),
+                "query",
+                "session_id",
+                pl.lit(source).alias("source"),
+                window,
+            )
             price = (
                 "price_paid"
                 if not made.columns.get("position") and found_purchases(made)
@@ -662,15 +716,25 @@ def finish(
     """`log.json`, the map and the rejected rows; the log has to pass the checks."""
     made = found.map
     lazy = open_table(folder / "exposures.parquet")
-    facts = lazy.select(
-        pl.col("clicked").fill_null(False).any().alias("clicks"),
-        pl.col("purchased").fill_null(False).any().alias("purchases"),
-        (pl.col("position").is_not_null()).any().alias("positions"),
-        pl.coalesce("price_paid", "price_shown").is_not_null().any().alias("price"),
-    ).collect().row(0, named=True)  # fmt: skip
-    asked = open_table(folder / "requests.parquet").select(
-        pl.col("query").is_not_null().any().alias("query"), pl.col("user_id").is_not_null().any().alias("users")
-    ).collect().row(0, named=True)  # fmt: skip
+    facts = (
+        lazy.select(
+            pl.col("clicked").fill_null(False).any().alias("clicks"),
+            pl.col("purchased").fill_null(False).any().alias("purchases"),
+            (pl.col("position").is_not_null()).any().alias("positions"),
+            pl.coalesce("price_paid", "price_shown").is_not_null().any().alias("price"),
+        )
+        .collect()
+        .row(0, named=True)
+    )
+    asked = (
+        open_table(folder / "requests.parquet")
+        .select(
+            pl.col("query").is_not_null().any().alias("query"),
+            pl.col("user_id").is_not_null().any().alias("users"),
+        )
+        .collect()
+        .row(0, named=True)
+    )
     has = {
         "clicks": facts["clicks"],
         "purchases": facts["purchases"],

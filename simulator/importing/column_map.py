@@ -18,9 +18,22 @@ from ...files import read_text
 
 # What a column of the interactions may mean.
 ROLES = (
-    "user", "item", "time", "event", "rating", "clicked", "purchased", "request", "session",
-    "basket", "query", "position", "price", "quantity", "currency",
-)  # fmt: skip
+    "user",
+    "item",
+    "time",
+    "event",
+    "rating",
+    "clicked",
+    "purchased",
+    "request",
+    "session",
+    "basket",
+    "query",
+    "position",
+    "price",
+    "quantity",
+    "currency",
+)
 # What a column of the items may mean.
 ITEM_ROLES = ("item", "title", "brand", "category", "price", "description")
 # How requests are made of the interactions.
@@ -126,10 +139,19 @@ class ColumnMap:
                 path, needs=f"keys among {', '.join(sorted(known))}", found=", ".join(stray)
             )
         kinds: dict[str, Any] = {
-            "name": str, "columns": dict, "items": dict, "per": str, "gap_minutes": (int, float), "time": dict,
-            "decimal": str, "rating": (int, float), "clicks": list, "purchases": list, "currency": str,
+            "name": str,
+            "columns": dict,
+            "items": dict,
+            "per": str,
+            "gap_minutes": (int, float),
+            "time": dict,
+            "decimal": str,
+            "rating": (int, float),
+            "clicks": list,
+            "purchases": list,
+            "currency": str,
             "category_separator": str,
-        }  # fmt: skip
+        }
         for key, value in found.items():
             if not isinstance(value, kinds[key]) or isinstance(value, bool):
                 raise KarmafunnelError(

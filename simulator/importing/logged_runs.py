@@ -22,12 +22,21 @@ from .guessing import by_name, numbers
 from .opening import ROW, Rejects, batches, expand, layout_of
 
 ROLES: dict[str, tuple[str, ...]] = {
-    "request": ("request", "requestid", "queryid", "qid", "query", "searchid", "topic", "impressionid"),
+    "request": (
+        "request",
+        "requestid",
+        "queryid",
+        "qid",
+        "query",
+        "searchid",
+        "topic",
+        "impressionid",
+    ),
     "stage": ("stage", "phase", "step", "layer"),
     "item": ("item", "itemid", "docid", "doc", "documentid", "product", "productid", "id"),
     "rank": ("rank", "position", "place"),
     "score": ("score", "relevance", "value"),
-}  # fmt: skip
+}
 LISTS = {
     "request_id": pl.String,
     "stage": pl.String,
@@ -218,8 +227,13 @@ def log_of_qrels(qrels: Path, lists: Lists, name: str) -> Log:
         "label": "click",
         "catalogue": "published",
         "has": {"clicks": True, "users": True},
-        "lacks": ["clicks: what is relevant stands in for them", "users: every topic is one of its own", "prices", "lists shown"],
-    }  # fmt: skip
+        "lacks": [
+            "clicks: what is relevant stands in for them",
+            "users: every topic is one of its own",
+            "prices",
+            "lists shown",
+        ],
+    }
     return Log.make(pl.DataFrame({"item_id": items}), requests, exposures, meta)
 
 

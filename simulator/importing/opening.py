@@ -29,10 +29,20 @@ BATCH = 500_000  # rows
 BLOCK = 32 << 20  # bytes of a CSV file at a time; a row has to fit
 SEPARATORS = (",", ";", "\t", "|")
 SUFFIXES = {
-    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".inter": "csv", ".item": "csv", ".user": "csv",
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
-}  # fmt: skip
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".inter": "csv",
+    ".item": "csv",
+    ".user": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
 PACKED = (".gz", ".zst", ".zstd", ".bz2")
 MISSING = ("", "\\N", "NULL", "null", "NaN", "nan", "None")
 
@@ -227,17 +237,23 @@ def csv_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.Dat
 
     options = {
         "read_options": pa.csv.ReadOptions(
-            use_threads=False, block_size=BLOCK, column_names=list(layout.names), skip_rows=1,
+            use_threads=False,
+            block_size=BLOCK,
+            column_names=list(layout.names),
+            skip_rows=1,
             encoding=layout.encoding,
         ),
         "parse_options": pa.csv.ParseOptions(
             delimiter=layout.separator, newlines_in_values=True, invalid_row_handler=note
         ),
         "convert_options": pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(layout.names, pa.string()), null_values=list(MISSING),
-            strings_can_be_null=True, quoted_strings_can_be_null=False, check_utf8=True,
+            column_types=dict.fromkeys(layout.names, pa.string()),
+            null_values=list(MISSING),
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            check_utf8=True,
         ),
-    }  # fmt: skip
+    }
     with packed(path) as stream:
         try:
             reader = pa.csv.open_csv(stream, **options)

@@ -179,7 +179,8 @@ class Trace(Arrivals):
         """
         if log.meta["time"] != "clock":
             raise KarmafunnelError(
-                f"log {log.name}: arrivals need timestamps, found that its time is an order alone; give a rate instead"
+                f"log {log.name}: arrivals need timestamps, found that its time is an order alone;"
+                " give a rate instead"
             )
         times = (log.t[rows] - log.t[rows[0]]).astype(np.float64)
         if rate is not None:
@@ -187,7 +188,8 @@ class Trace(Arrivals):
         span = times[-1] / 1000
         if span == 0:
             raise KarmafunnelError(
-                f"log {log.name}: arrivals need requests at different times, found all {len(times)} at once"
+                f"log {log.name}: arrivals need requests at different times, found all {len(times)}"
+                " at once"
             )
         speed = 1.0 if rate is None else rate * span / len(times)
         return cls(times, speed, tuple(log.requests["request_id"][rows].to_list()))

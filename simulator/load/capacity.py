@@ -167,7 +167,8 @@ class Search:
             worst = max(waits, key=lambda name: (lost[name], waits[name]))
         else:
             worst = max(waits, key=lambda name: waits[name])
-        return Outcome(float(p99["value"]), p99["low"], p99["high"], degraded, worst)  # type: ignore[arg-type]
+        value = float(p99["value"])  # type: ignore[arg-type]
+        return Outcome(value, p99["low"], p99["high"], degraded, worst)
 
     def good(self, outcome: Outcome) -> bool:
         """Whether an outcome meets the target."""

@@ -194,7 +194,8 @@ def cutoffs_of(
             )
         if not given or min(given) < 1 or max(given) > ks[name]:
             raise KarmafunnelError(
-                f"profile: {name} puts out {ks[name]}; its cutoffs need to be from 1 to that, found {list(given)}"
+                f"profile: {name} puts out {ks[name]}; its cutoffs need to be from 1 to that, found"
+                f" {list(given)}"
             )
     return {name: sorted(set(cutoffs.get(name, [k]))) for name, k in ks.items()}
 
@@ -285,7 +286,8 @@ def measure_passes(
         )
     if len(requests) < 2 * batches[-1]:
         raise KarmafunnelError(
-            f"profile: batches of {batches[-1]} need {2 * batches[-1]} requests in the window, found {len(requests)}"
+            f"profile: batches of {batches[-1]} need {2 * batches[-1]} requests in the window,"
+            f" found {len(requests)}"
         )
     check_bound("profile", "seconds", seconds=timing.seconds)
     check_bound("profile", "load", load=load)
@@ -497,11 +499,13 @@ class Profile:
 
 GO_ON = """\
 # Service times of a funnel as measured by `karmafunnel profile`: a start, to be edited by hand.
-# To go on, give a stage `servers`, and `batch` with `wait_ms` where its time says that batches pay: a batch of n requests takes
-# base_ms + request_ms * n + item_us / 1000 * the items of all of them.
-# `--policies` writes some policies to start from. At the top of the file: deadline_ms = 100. In a stage: deadline_ms, queue, retries,
-# fail = "open" with fallback = "skip" (or "popular" at recall), adapt = {levels = [400, 200], waiting = [8]}.
-# Near-line embedder: online = false, stale_minutes = 60. All keys: karmafunnel/simulator/services.py.
+# To go on, give a stage `servers`, and `batch` with `wait_ms` where its time says that batches pay:
+# a batch of n requests takes base_ms + request_ms * n + item_us / 1000 * the items of all of them.
+# `--policies` writes some policies to start from. At the top of the file: deadline_ms = 100.
+# In a stage: deadline_ms, queue, retries, fail = "open" with fallback = "skip" (or "popular" at
+# recall), adapt = {levels = [400, 200], waiting = [8]}.
+# Near-line embedder: online = false, stale_minutes = 60.
+# All keys: karmafunnel/simulator/load/services.py.
 
 """
 
@@ -526,7 +530,8 @@ def profile(
     fitted = fitted or prepare(recipe, log, options)
     if options.console and pl.thread_pool_size() > threads:
         options.console.print(
-            f"polars keeps the {pl.thread_pool_size()} threads it was started with; put POLARS_MAX_THREADS={threads} before the command",
+            f"polars keeps the {pl.thread_pool_size()} threads it was started with; put"
+            f" POLARS_MAX_THREADS={threads} before the command",
             style="dim",
             soft_wrap=True,
         )
@@ -534,6 +539,9 @@ def profile(
     with threads_of(threads):
         passes = measure_passes(fitted, requests, timing, seed=seed, console=options.console)
     loads.append(os.getloadavg()[0])
-    told = f"seed {seed}, {passes[PASS].n_unique()} passes, threads {threads}, load {loads[0]:.1f} before and {loads[1]:.1f} after"
+    told = (
+        f"seed {seed}, {passes[PASS].n_unique()} passes, threads {threads}, load {loads[0]:.1f}"
+        f" before and {loads[1]:.1f} after"
+    )
     ks = {ready.stage.name: ready.stage.k for ready in fitted.stages}
     return Profile.of(passes, ks, recipe.name, f"{note}; {told}" if note else told, seed)

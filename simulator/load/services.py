@@ -142,7 +142,8 @@ class ServiceTime:
             self.ratios
         ):
             raise KarmafunnelError(
-                f"{who}: ratios are of kind 'empirical', two or more, ascending; found {self.kind!r} and {len(self.ratios)}"
+                f"{who}: ratios are of kind 'empirical', two or more, ascending; found"
+                f" {self.kind!r} and {len(self.ratios)}"
             )
         if self.ratios and self.ratios[-1] == 0:
             raise KarmafunnelError(f"{who}: ratios need one above 0, found none")
@@ -316,7 +317,8 @@ class Service:
             )
         if (not self.online or self.fallback == STALE) and self.stale_minutes is None:
             raise KarmafunnelError(
-                f"{who}: stale vectors need stale_minutes (how often they are refreshed), found none"
+                f"{who}: stale vectors need stale_minutes (how often they are refreshed), found"
+                " none"
             )
         if self.deadline_ms is not None and self.deadline_ms <= self.fastest_ms:
             raise KarmafunnelError(
@@ -412,7 +414,8 @@ class Services:
             )
         if self.stages[-1].adapt:
             raise KarmafunnelError(
-                f"stage {names[-1]!r}: adapt watches the next stage's queue, found it at the last stage"
+                f"stage {names[-1]!r}: adapt watches the next stage's queue, found it at the last"
+                " stage"
             )
         if self.deadline_ms is not None:
             check_bound(f"services {self.name!r}", "deadline_ms", deadline_ms=self.deadline_ms)

@@ -173,7 +173,10 @@ def _stages_of(table: Mapping[Subset, Sequence[Run]]) -> list[str]:
         )
     counts = {subset: len(found) for subset, found in table.items()}
     if other := next((s for s, n in counts.items() if n != counts[frozenset()]), None):
-        found = f"{counts[frozenset()]} for {_words(frozenset())} and {counts[other]} for {_words(other)}"
+        found = (
+            f"{counts[frozenset()]} for {_words(frozenset())} and {counts[other]} for"
+            f" {_words(other)}"
+        )
         raise KarmafunnelError("attribute", needs="as many seeds for every subset", found=found)
     return _in_order(named, table[frozenset(named)][0].stages)
 

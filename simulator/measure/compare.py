@@ -139,7 +139,8 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[RunArrays]:
         for what, of in checks:
             if of(first) != of(other):
                 raise KarmafunnelError(
-                    f"needs Runs of one {what}, found {of(first)} in {name} and {of(other)} in {other_name}"
+                    f"needs Runs of one {what}, found {of(first)} in {name} and {of(other)} in"
+                    f" {other_name}"
                 )
     readings = [RunArrays(r) for r in runs]
     ids = readings[0].requests["request_id"]
@@ -319,13 +320,17 @@ def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure |
     if m.depth == "output":
         return replace(m, k=shortest), f"both cut at {shortest}, where the shorter list ends"
     if all(stage == END for _, stage in ends):
-        return Kept(
-            k=shortest
-        ), f"both within the first {shortest}, where the shorter list ends (kept@{shortest})"
+        return (
+            Kept(k=shortest),
+            f"both within the first {shortest}, where the shorter list ends (kept@{shortest})",
+        )
     told = [", ".join(f"{size:,}" for size in one if size) for one in dict.fromkeys(sizes)]
     return (
         None,
-        f"n/a: not compared, it depends on how many rows go in and come out, here {' against '.join(told)}",
+        (
+            "n/a: not compared, it depends on how many rows go in and come out, here"
+            f" {' against '.join(told)}"
+        ),
     )
 
 
@@ -437,7 +442,8 @@ def _losses(reading: RunArrays, part: SliceMask) -> list[dict[str, Any]]:
     names = ["not eligible", "index", *reading.run.stages, "kept"]
     if stray := sorted(set(reason) - set(names)):
         raise KarmafunnelError(
-            f"{reading.run.path}/ledger.parquet: `lost` must be null or of {names[:-1]}, found {stray}"
+            f"{reading.run.path}/ledger.parquet: `lost` must be null or of {names[:-1]}, found"
+            f" {stray}"
         )
     kept = truths.rank[reading.run.stages[-1]] < LOST
     if (kept != (reason == "kept")).any():

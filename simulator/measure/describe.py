@@ -82,18 +82,20 @@ def describe_log(log: Log, stats: Stats) -> Stats:
     return {
         "kind": "log",
         **{key: log.meta.get(key) for key in ("time", "label", "catalogue", "scenario")},
-        "sizes": stats["sizes"]
-        | {
-            "requests": log.requests.height,
-            "scenario_requests": len(served),
-            "users": log.requests["user_id"].n_unique(),
-            "sessions": log.requests["session_id"].drop_nulls().n_unique(),
-            "rows": rows.height,
-            "shown": shown.height,
-            "clicks": int(rows["clicked"].sum() or 0),
-            "purchases": int(rows["purchased"].sum() or 0),
-            "truth": truth.height,
-        },
+        "sizes": (
+            stats["sizes"]
+            | {
+                "requests": log.requests.height,
+                "scenario_requests": len(served),
+                "users": log.requests["user_id"].n_unique(),
+                "sessions": log.requests["session_id"].drop_nulls().n_unique(),
+                "rows": rows.height,
+                "shown": shown.height,
+                "clicks": int(rows["clicked"].sum() or 0),
+                "purchases": int(rows["purchased"].sum() or 0),
+                "truth": truth.height,
+            }
+        ),
         "time_range": time_range(log.requests["ts"]),
         "sources": dict(
             log.requests.group_by("source")
@@ -105,23 +107,29 @@ def describe_log(log: Log, stats: Stats) -> Stats:
         "requests_per_user": spread(log.requests["user_id"].value_counts()["count"]),
         "list_length": spread(lists),
         "ctr_by_position": ctr_by_position(log, shown),
-        "prices": stats["prices"]
-        | {
-            "shown": prices(shown["price_shown"]) if shown.height else None,
-            "paid": prices(rows.filter(pl.col("purchased"))["price_paid"])
-            if log.has("purchases")
-            else None,
-        },
+        "prices": (
+            stats["prices"]
+            | {
+                "shown": prices(shown["price_shown"]) if shown.height else None,
+                "paid": (
+                    prices(rows.filter(pl.col("purchased"))["price_paid"])
+                    if log.has("purchases")
+                    else None
+                ),
+            }
+        ),
         "popularity": popularity(np.bincount(truth["item"].to_numpy(), minlength=log.n_items)),
         "history": spread(of_requests["history"]),
         "eligible": spread(of_requests["eligible"]),
-        "query": None
-        if not log.has("query")
-        else {
-            "share": 1 - (share(asked.is_null()) or 0.0),
-            "distinct": asked.drop_nulls().n_unique(),
-            "words": spread(words(asked)),
-        },
+        "query": (
+            None
+            if not log.has("query")
+            else {
+                "share": 1 - (share(asked.is_null()) or 0.0),
+                "distinct": asked.drop_nulls().n_unique(),
+                "words": spread(words(asked)),
+            }
+        ),
     }
 
 
@@ -180,9 +188,9 @@ def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -
                 "from": iso(ts.gather(mine["request"]).min()),
                 "to": iso(ts.gather(mine["request"]).max()),
                 "users": len(users),
-                "new_users": None
-                if window in ("W1", ALL) or not users
-                else len(users - in_w1) / len(users),
+                "new_users": (
+                    None if window in ("W1", ALL) or not users else len(users - in_w1) / len(users)
+                ),
                 "with_truth": share(mine["truth"] > 0),
                 "truth": targets,
                 "money": float(mine["money"].sum()) if known_money else None,
@@ -248,7 +256,8 @@ def time_range(ts: pl.Series) -> Stats | None:
     first, last = ts.min(), ts.max()
     if first is None or last is None:
         return None
-    return {"from": iso(first), "to": iso(last), "days": (last - first).total_seconds() / 86_400}  # type: ignore[operator,union-attr]
+    length: Any = last - first  # type: ignore[operator]
+    return {"from": iso(first), "to": iso(last), "days": length.total_seconds() / 86_400}
 
 
 def words(texts: pl.Series) -> pl.Series:
@@ -370,7 +379,10 @@ def facts(stats: Stats) -> list[list[str]]:
             ["sources", ", ".join(f"{name} {n:,}" for name, n in sources[:6]) + more],
             [
                 "scenario, truth",
-                f"{', '.join(stats['scenario'])}; label {stats['label']}; catalogue {stats['catalogue']}",
+                (
+                    f"{', '.join(stats['scenario'])}; label {stats['label']}; catalogue"
+                    f" {stats['catalogue']}"
+                ),
             ],
         ]
         if popular:
@@ -381,14 +393,20 @@ def facts(stats: Stats) -> list[list[str]]:
             rows.append(
                 [
                     "popularity",
-                    f"{words_of_it}, top 1% of items hold {top} of targets, never a target {never} of items",
+                    (
+                        f"{words_of_it}, top 1% of items hold {top} of targets, never a target"
+                        f" {never} of items"
+                    ),
                 ]
             )
         if stats["query"]:
             rows.append(
                 [
                     "query",
-                    f"{percent(stats['query']['share'])} of requests, {stats['query']['distinct']:,} different",
+                    (
+                        f"{percent(stats['query']['share'])} of requests,"
+                        f" {stats['query']['distinct']:,} different"
+                    ),
                 ]
             )
         if (hint := masks_seen(stats)) is not None:
@@ -397,7 +415,10 @@ def facts(stats: Stats) -> list[list[str]]:
     rows += [
         [
             "items",
-            f"{items['brands']:,} brands, {items['categories']:,} categories; without {without or 'nothing missing'}",
+            (
+                f"{items['brands']:,} brands, {items['categories']:,} categories; without"
+                f" {without or 'nothing missing'}"
+            ),
         ],
         ["currency", str(stats["currency"] or "n/a")],
         ["licence", str(stats["licence"] or "n/a")],

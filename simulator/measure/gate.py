@@ -70,7 +70,10 @@ class Gate:
     def sentence(self) -> str:
         """The verdict in a line."""
         number = f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-        told = f"{self.measure}: {self.verdict} by a margin of {self.margin:g}: {number} on {self.requests:,} requests"
+        told = (
+            f"{self.measure}: {self.verdict} by a margin of {self.margin:g}: {number} on"
+            f" {self.requests:,} requests"
+        )
         if not self.sound:
             failed = ", ".join(check.name for check in self.checks if not check.passed)
             return f"{told}; not to be trusted, failed: {failed}"
@@ -147,9 +150,9 @@ def decide(
         low=low,
         high=high,
         requests=row["n"],
-        requests_needed=needed(difference + margin, high - low, row["n"])
-        if verdict == "undecided"
-        else None,
+        requests_needed=(
+            needed(difference + margin, high - low, row["n"]) if verdict == "undecided" else None
+        ),
         checks=preflight(new, old, asked),
         beside=[other for other in rows if other is not row],
     )

@@ -20,9 +20,10 @@ from .table import Table
 COLOURS = {"W1": "#4f83b5", "W2a": "#9d6bb5", "W2b": "#3a9c9c", "W3": "#dd9a3c"}
 BLUE, ORANGE, GREEN, GREY = "#4f83b5", "#dd9a3c", "#4f9d78", "#8b9199"
 NOTE = (
-    "Eligible: known before the request and passing its filters (mean number). Ceiling: the share of truth that is eligible at "
-    "all. Repeat: the user clicked or bought the item before. Cold: the item was never a target in W1. History: clicks and "
-    "purchases of the user before the request. With truth: requests that have any; the others are left out of hit measures."
+    "Eligible: known before the request and passing its filters (mean number). Ceiling: the share"
+    " of truth that is eligible at all. Repeat: the user clicked or bought the item before. Cold:"
+    " the item was never a target in W1. History: clicks and purchases of the user before the"
+    " request. With truth: requests that have any; the others are left out of hit measures."
 )
 
 

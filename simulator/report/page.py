@@ -302,7 +302,8 @@ def render(page: Page) -> str:
 
 def fragment(block: Block) -> str:
     """The HTML of one block, for a page of someone else's."""
-    return str(environment().get_template("blocks.html.j2").module.block(block))  # type: ignore[attr-defined]
+    blocks: Any = environment().get_template("blocks.html.j2").module
+    return str(blocks.block(block))
 
 
 def notebook(block: Block) -> str:

@@ -28,8 +28,9 @@ HEAD = (
     "fitted",
 )
 NOTE = (
-    "A batch of n requests with i items in all takes its mean times a ratio. Error: fitted over measured mean of a cell (a batch size with a "
-    "cutoff of the stage before), less 1; its median, and the worst. The last four columns, in ms: the smallest batch with all items."
+    "A batch of n requests with i items in all takes its mean times a ratio. Error: fitted over"
+    " measured mean of a cell (a batch size with a cutoff of the stage before), less 1; its median,"
+    " and the worst. The last four columns, in ms: the smallest batch with all items."
 )
 
 
@@ -159,11 +160,13 @@ def _means(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list[
                 "text": texts,
                 "marker": {"size": 8, "color": colour},
                 "hovertemplate": rich("%{text}<extra></extra>"),
-                "error_y": bar
-                | {
-                    "array": (cells["high"] - cells["mean"]).to_list(),
-                    "arrayminus": (cells["mean"] - cells["low"]).to_list(),
-                },
+                "error_y": (
+                    bar
+                    | {
+                        "array": (cells["high"] - cells["mean"]).to_list(),
+                        "arrayminus": (cells["mean"] - cells["low"]).to_list(),
+                    }
+                ),
                 **plots.on(pane),
             }
         )
@@ -211,8 +214,9 @@ def _ratios(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list
 def profile_page(profile: Profile, path: Path | str) -> Path:
     """Write table and figure as one HTML file that fetches nothing; returns its path."""
     drawn = (
-        "Left: points are means with 5% to 95% of the passes, lines are fitted, one colour a number of items a request "
-        f"({_cutoffs(profile)}). Right: grey is measured, dotted is what a simulation draws."
+        "Left: points are means with 5% to 95% of the passes, lines are fitted, one colour a"
+        f" number of items a request ({_cutoffs(profile)}). Right: grey is measured, dotted is what"
+        " a simulation draws."
     )
     sections = [
         Section("fit", "Fit", "Fit", [Text(NOTE), fit_table(profile)]),

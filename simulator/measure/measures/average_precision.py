@@ -20,7 +20,10 @@ class MAP(HitMeasure):
 
     @property
     def clause(self) -> str:
-        return f"precision at each truth item in the top {self.k}, summed, over all truth items; mean over requests"
+        return (
+            f"precision at each truth item in the top {self.k}, summed, over all truth items; mean"
+            " over requests"
+        )
 
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray:
         truth = np.bincount(lists.group, minlength=n)

@@ -29,7 +29,10 @@ class Survival(Measure):
 
     @property
     def definition(self) -> str:
-        return "truth items in a stage's output / in its input; end to end over all truth items, exactly the product"
+        return (
+            "truth items in a stage's output / in its input; end to end over all truth items,"
+            " exactly the product"
+        )
 
     def figures(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]

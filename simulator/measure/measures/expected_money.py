@@ -31,7 +31,10 @@ class ExpectedMoney(AtK):
 
     @property
     def definition(self) -> str:
-        return f"examination x p_click x p_buy x price, summed over the top {self.k}, mean over requests"
+        return (
+            f"examination x p_click x p_buy x price, summed over the top {self.k}, mean over"
+            " requests"
+        )
 
     def figures(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
@@ -52,7 +55,7 @@ class ExpectedMoney(AtK):
             if why or unknown.all():
                 why = (
                     why
-                    or f"n/a: no stage up to {stage} tells p_click and p_buy (of items with a price)"
+                    or f"n/a: no stage up to {stage} has p_click and p_buy of items with a price"
                 )
                 yield self.figure(stage, part, None, unit, denominator, why)
                 continue

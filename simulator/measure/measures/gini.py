@@ -20,7 +20,10 @@ class Gini(OfItems):
 
     @property
     def definition(self) -> str:
-        return f"Gini index of how often each item of the log is in a top {self.k}: 0 all alike, near 1 a few items take all"
+        return (
+            f"Gini index of how often each item of the log is in a top {self.k}: 0 all alike, near"
+            " 1 a few items take all"
+        )
 
     def of_counts(self, counts: np.ndarray, n_items: int) -> float:
         total = counts.sum()

@@ -30,7 +30,10 @@ from .measure import (
 )
 
 WEEK = 7  # days of all-scenario truth
-ALL_TAKES = "HR and Recall take :all, alone or with 1 to 9,999 whole days, as in HR@50:all:14d; overlap and RBO take no option"
+ALL_TAKES = (
+    "HR and Recall take :all, alone or with 1 to 9,999 whole days, as in HR@50:all:14d; overlap and"
+    " RBO take no option"
+)
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,10 @@ class _AllScenario(HitMeasure):
     def definition(self) -> str:
         if self.days is None:
             return super().definition
-        more = f"truth is also what the same user bought elsewhere within {self.days} days of the request (all-scenario)"
+        more = (
+            f"truth is also what the same user bought elsewhere within {self.days} days of the"
+            " request (all-scenario)"
+        )
         return f"{self.clause}; {more}"
 
     def per_request(self, reading: RunArrays, stage: str) -> Values:
@@ -293,7 +299,10 @@ class _AllScenario(HitMeasure):
         """Over truth and what was bought elsewhere; the slates say where the latter stands."""
         run, truths, days = reading.run, reading.truths, self.days or WEEK
         bought, note = (None, BY_REQUEST) if part.by_truth else reading.soon_elsewhere(days)
-        where = f"requests with a {run.label} or a purchase elsewhere within {days} days (all-scenario){of_part(part)}"
+        where = (
+            f"requests with a {run.label} or a purchase elsewhere within {days} days"
+            f" (all-scenario){of_part(part)}"
+        )
         for stage in stages:
             short = too_short(run, stage, self.k)
             if bought is None or short:
@@ -367,7 +376,10 @@ class RecallOfBest(Measure):
 
     @property
     def definition(self) -> str:
-        return f"of the {self.k} best by the last stage, the share that a stage has among its {self.m} best"
+        return (
+            f"of the {self.k} best by the last stage, the share that a stage has among its {self.m}"
+            " best"
+        )
 
     def __str__(self) -> str:
         return f"Recall@{self.m}@{self.k}"
@@ -456,7 +468,10 @@ class NDCG(HitMeasure):
 
     @property
     def clause(self) -> str:
-        return f"hits in the top {self.k} discounted by log2(1 + rank), over the same of the ideal order"
+        return (
+            f"hits in the top {self.k} discounted by log2(1 + rank), over the same of the ideal"
+            " order"
+        )
 
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray:
         return metrics.ndcg(lists.group, lists.rank, n, k)

@@ -81,7 +81,10 @@ class Overlap(Neighbours):
 
     @property
     def definition(self) -> str:
-        return f"share of a stage's {self.k} best that are among the next stage's {self.k} best, mean over requests"
+        return (
+            f"share of a stage's {self.k} best that are among the next stage's {self.k} best, mean"
+            " over requests"
+        )
 
     def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:
         return metrics.overlap(group, depth, n, k)
@@ -95,8 +98,8 @@ class RBO(Neighbours):
     @property
     def definition(self) -> str:
         return (
-            f"rank-biased overlap of a stage's {self.k} best and the next one's, persistence {metrics.PERSISTENCE}, "
-            f"extrapolated beyond {self.k}"
+            f"rank-biased overlap of a stage's {self.k} best and the next one's, persistence"
+            f" {metrics.PERSISTENCE}, extrapolated beyond {self.k}"
         )
 
     def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:

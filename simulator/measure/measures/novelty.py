@@ -28,7 +28,10 @@ class Novelty(AtK):
 
     @property
     def definition(self) -> str:
-        return f"bits of surprise of the top {self.k}: mean of -log2 of each item's share of W1's truth, one added to each item"
+        return (
+            f"bits of surprise of the top {self.k}: mean of -log2 of each item's share of W1's"
+            " truth, one added to each item"
+        )
 
     def figures(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]

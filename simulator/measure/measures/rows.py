@@ -65,7 +65,10 @@ class RowMeasure(Measure):
             if found is None:
                 why = f"n/a: {stage} has no calibrated probability"
             elif not (why := no_scores(shown, stage, inside)) and np.isnan(found[inside]).any():
-                why = f"n/a: {int(np.isnan(found[inside]).sum())} exposures have no probability of {stage}"
+                why = (
+                    f"n/a: {int(np.isnan(found[inside]).sum())} exposures have no probability of"
+                    f" {stage}"
+                )
             if why or found is None:
                 yield self.figure(stage, part, None, unit, denominator, why)
                 continue
@@ -94,7 +97,10 @@ class AUC(RowMeasure):
 
     @property
     def definition(self) -> str:
-        return "chance that a positive row scores above a negative one, exact, ties one half, all rows pooled"
+        return (
+            "chance that a positive row scores above a negative one, exact, ties one half, all rows"
+            " pooled"
+        )
 
     def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         return PooledAUC(rows.values, rows.labels, rows.cluster)
@@ -139,12 +145,18 @@ class GroupedAUC(RowMeasure):
             self.weight
         ]
         over = "shown items" if self.population == "exposures" else "all that the stage scored"
-        return f"AUC within each {self.group} over {over}, weighted by {weight}; {self.group}s of one class left out"
+        return (
+            f"AUC within each {self.group} over {over}, weighted by {weight}; {self.group}s of one"
+            " class left out"
+        )
 
     def unit(self, label: str, positives: int) -> tuple[str, str]:
         return (
             self.group,
-            f"{self.group}s with shown items of both classes ({label}), weighted by {self._weighted_by}",
+            (
+                f"{self.group}s with shown items of both classes ({label}), weighted by"
+                f" {self._weighted_by}"
+            ),
         )
 
     @property
@@ -183,7 +195,10 @@ class GroupedAUC(RowMeasure):
         N), one a request.
         """
         for stage in stages:
-            denominator = f"requests with truth and other items among what {stage} scored, weighted by {self._weighted_by}"
+            denominator = (
+                f"requests with truth and other items among what {stage} scored, weighted by"
+                f" {self._weighted_by}"
+            )
             if self.group == "user":
                 why = "n/a: a stage's scores of candidates compare within a request only"
                 yield self.figure(stage, part, None, "request", denominator, why)
@@ -246,7 +261,10 @@ class ECE(RowMeasure):
 
     @property
     def definition(self) -> str:
-        return "mean gap between probability and frequency over 15 bins of equal mass (lower is better)"
+        return (
+            "mean gap between probability and frequency over 15 bins of equal mass (lower is"
+            " better)"
+        )
 
     def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
         return Calibration(rows.values, rows.labels.astype(np.float64), rows.cluster)
