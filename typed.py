@@ -1,4 +1,4 @@
-"""Values that print as one would type them."""
+"""Values whose repr is the code that makes them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def as_typed(value: Any) -> str:
     parts = []
     for f in fields(value):
         current = getattr(value, f.name)
-        if not f.init or (current == f.default and not f.metadata.get("always")):
-            continue
-        parts.append(f"{f.name}={current!r}" if not f.metadata.get("positional") else repr(current))
+        if f.init and (current != f.default or f.metadata.get("always")):
+            is_positional = f.metadata.get("positional")
+            parts.append(repr(current) if is_positional else f"{f.name}={current!r}")
     return f"{type(value).__name__}({', '.join(parts)})"
 
 
 class Typed:
-    """A class whose repr is its source code."""
+    """A base class of values whose repr is the code that makes them."""
 
     def __repr__(self) -> str:
         return as_typed(self)
@@ -26,8 +26,6 @@ class Typed:
 
 def positional(default: Any = None) -> Any:
     """A field that is printed without its name."""
-    return (
-        field(metadata={"positional": True, "always": True})
-        if default is None
-        else field(default=default, metadata={"positional": True})
-    )
+    if default is None:
+        return field(metadata={"positional": True, "always": True})
+    return field(default=default, metadata={"positional": True})

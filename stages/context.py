@@ -1,4 +1,4 @@
-"""Context: what a stage may look at while it is fitted and while it runs."""
+"""Context: what a stage can read while it is fitted and while it runs."""
 
 from __future__ import annotations
 
@@ -16,34 +16,48 @@ from ..models.embedders import Embedding, items_checksum, unit_rows
 from .frame import mix
 
 Progress = Callable[[str], None]
-# of users; five were no better and took 3.5 times as long (benchmarks/findings/LOG.md, 2026-11-28)
+# of users; five gave no better results and took 3.5 times as long (benchmarks/findings/LOG.md,
+# 2026-11-28)
 FOLDS = 2
 
 
 def silent(_: str) -> None:
-    """A progress callback that says nothing."""
+    """A progress callback that does nothing."""
 
 
 def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A fold for every row, int64 (n_rows,): all rows of an owner in one, each fold with about as
-    many of the `counted` rows.
+    """A fold for every row: int64 (n_rows,).
 
-    owner (n_rows,) holds numbers from 0, counted the row numbers that should be shared out evenly.
+    All rows of an owner are in one fold, and the folds have about equally many counted rows.
+
+    Args:
+        owner: number of each row's owner from 0, (n_rows,).
+        counted: row numbers.
     """
     sizes = np.bincount(owner[counted], minlength=int(owner.max(initial=-1)) + 1)
-    fold_of, held = np.zeros(len(sizes), dtype=np.int64), [0] * folds
+    fold_of, size_of = np.zeros(len(sizes), dtype=np.int64), [0] * folds
     for one in np.random.default_rng([seed, folds]).permutation(np.flatnonzero(sizes)):
-        fold_of[one] = held.index(min(held))
-        held[fold_of[one]] += int(sizes[one])
+        fold_of[one] = size_of.index(min(size_of))
+        size_of[fold_of[one]] += int(sizes[one])
     return fold_of[owner]
 
 
 @dataclass(eq=False)
 class Context:
-    """The log as of each request, fitted embeddings by name, a label, a seed.
+    """The log as of each request, fitted embeddings by name, a label and a seed.
 
-    Another context of the same log is made by `dataclasses.replace`. It shares `indexes`, which
-    hold what was worked out of the log, by what it is.
+    Another context of the same log is made by `dataclasses.replace` and shares `indexes`.
+
+    Attributes:
+        label: what counts as relevant: "click" or "purchase".
+        progress: receives one message a step.
+        detail: receives epochs and trees, which a terminal overwrites.
+        custom_code: code outside the package that stages are defined by, such as a recipe's own
+            classes.
+        folds: into which users are dealt, so that a stage learns from scores of models that were
+            fitted without its users.
+        reader: who reads, and the embedders that it declares; None: anybody, all embedders.
+        indexes: values that were computed from the log, by key.
     """
 
     log: Log
@@ -51,14 +65,10 @@ class Context:
     label: str = "click"
     seed: int = 0
     device: str = "cpu"
-    progress: Progress = silent  # one message a step
-    detail: Progress = silent  # epochs, trees: what is overwritten on a terminal
-    # code that stages were defined with outside the package: a recipe's own classes
+    progress: Progress = silent
+    detail: Progress = silent
     custom_code: str = ""
-    # into which users are dealt, so that a stage learns from what models say of users they did not
-    # see
     folds: int = FOLDS
-    # who looks, and the embedders that it says it reads; None: anybody, at all of them
     reader: tuple[str, tuple[str, ...]] | None = None
     indexes: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -67,36 +77,36 @@ class Context:
         if self.indexes.setdefault("log", self.log) is not self.log:
             self.indexes = {"log": self.log}
 
-    def once(self, what: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, worked out once for all scenes of the log; `what` has to say all that
-        it depends on beside the log.
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of `make()`, computed once for all contexts of the log; `key` has to contain
+        all that the value depends on beside the log.
         """
-        if what not in self.indexes:
-            self.indexes[what] = make()
-        return self.indexes[what]
+        if key not in self.indexes:
+            self.indexes[key] = make()
+        return self.indexes[key]
 
     def reading(self, who: str, names: Sequence[str]) -> Context:
-        """The context for somebody who says which embedders it reads; asking for another one raises
-        KarmafunnelError.
+        """The context for a reader that declares the embedders it reads; asking for another one
+        raises KarmafunnelError.
         """
         return replace(self, reader=(who, tuple(names)))
 
     @property
     def circumstances(self) -> tuple[Any, ...]:
-        """What a fit depends on beside its config and its data."""
+        """What a fit depends on beside its settings and its data."""
         return self.seed, self.device, self.custom_code, self.folds
 
     def embedding(self, name: str, who: str) -> Embedding:
-        """A fitted embedding by name; raises KarmafunnelError naming the stage that asked for one
-        that the recipe lacks, or for one whose rows are those of another catalogue or log.
+        """A fitted embedding by name.
+
+        Raises:
+            KarmafunnelError: naming `who` asks, for an embedder that the recipe lacks, that the
+                reader does not declare, or that was fitted on another catalogue or log.
         """
         if self.reader is not None and name not in self.reader[1]:
             reader, names = self.reader
-            raise KarmafunnelError(
-                f"{reader}: reads embedder {name!r}",
-                needs="to name it in embedders()",
-                found=f"{list(names)}",
-            )
+            needs = f"to name embedder {name!r}, which it reads, in embedders()"
+            raise KarmafunnelError(reader, needs=needs, found=list(names))
         if name not in self.embeddings:
             needs = f"the recipe to have embedder {name!r}"
             raise KarmafunnelError(who, needs=needs, found=sorted(self.embeddings))
@@ -107,44 +117,42 @@ class Context:
         return found
 
     def _check_log(self, log: Log, name: str, who: str) -> None:
-        """Refuse an embedder whose log is neither this one nor the same, read twice."""
-        if self._items_of(self.log) != self._items_of(log):
-            raise KarmafunnelError(
-                who,
-                needs=f"embedder {name!r} fitted on the items of log {self.log.name} ({self.log.n_items})",
-                found=f"one of log {log.name} ({log.n_items})",
-            )
-        if log.checksum != self.log.checksum:
-            raise KarmafunnelError(
-                who,
-                needs=f"embedder {name!r} to read the requests of log {self.log.name} ({self.log.checksum})",
-                found=f"one that reads log {log.name} ({log.checksum})",
-            )
+        """Raise KarmafunnelError for an embedder of a log with other items or other requests."""
+        mine = self.log
+        if self._items_of(mine) != self._items_of(log):
+            needs = f"embedder {name!r} fitted on the items of log {mine.name} ({mine.n_items})"
+            raise KarmafunnelError(who, needs=needs, found=f"one of log {log.name} ({log.n_items})")
+        if log.checksum != mine.checksum:
+            needs = f"embedder {name!r} to read the requests of log {mine.name} ({mine.checksum})"
+            found = f"one that reads log {log.name} ({log.checksum})"
+            raise KarmafunnelError(who, needs=needs, found=found)
 
     def _items_of(self, log: Log) -> str:
-        _, found = self.once(
-            ("checksum of items", id(log)), lambda: (log, items_checksum(log))
-        )  # the log lives as long
+        # with the log, so that its id is not used again
+        key = "checksum of items", id(log)
+        _, found = self.once(key, lambda: (log, items_checksum(log)))
         return str(found)
 
     def items(self, name: str, who: str) -> np.ndarray:
         """Item vectors of an embedding: float32 (n_items, d)."""
         embedding = self.embedding(name, who)
-        found: np.ndarray = self.once(
-            ("items", embedding), lambda: np.ascontiguousarray(embedding.items(), dtype=np.float32)
-        )
+
+        def make() -> np.ndarray:
+            return np.ascontiguousarray(embedding.items(), dtype=np.float32)
+
+        found: np.ndarray = self.once(("items", embedding), make)
         return found
 
     def units(self, name: str, who: str) -> tuple[np.ndarray, np.ndarray]:
-        """Item vectors at length 1, float32 (n_items, d), and whether an item has one at all,
-        (n_items,) bool.
+        """Item vectors at length 1, float32 (n_items, d), and which items have one, (n_items,)
+        bool.
         """
         embedding = self.embedding(name, who)
         vectors = self.once(("units", embedding), lambda: unit_rows(self.items(name, who)))
         return vectors, self.once(("known", embedding), lambda: np.any(vectors != 0, axis=1))
 
     def tie(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The seeded hash that orders equal scores: uint64, aligned with its arguments."""
+        """The seeded hash that orders equal scores: uint64 (n_rows,)."""
         of_request, of_item = self.once(("hashes", self.seed), self._hashes)
         return mix(of_request[requests] + of_item[items])
 
@@ -153,11 +161,10 @@ class Context:
 
     @property
     def fold(self) -> np.ndarray:
-        """The fold of every request, the same for every stage: int64 (n_requests,), 0 to folds - 1.
+        """The fold of every request, the same for every stage: int64 (n_requests,).
 
-        A user's requests are in one fold (a session's, where the log does not know its users or has
-        fewer users than folds). Users are dealt in a seeded order, each to the fold with the fewest
-        requests of W2.
+        A user's requests are in one fold; a session's, where the log has fewer users than folds.
+        Users are dealt in a seeded order, each to the fold with the fewest requests of W2.
         """
         found: np.ndarray = self.once(("fold", self.folds, self.seed), self._fold)
         return found
@@ -165,14 +172,15 @@ class Context:
     def _fold(self) -> np.ndarray:
         log = self.log
         learnt = log.requests_in("W2")
-        owners = [*([log.user] if log.has("users") else []), log.session, np.arange(len(log.t))]
-        enough = [owner for owner in owners if len(np.unique(owner[learnt])) >= self.folds]
-        return deal(enough[0] if enough else owners[-1], learnt, self.folds, self.seed)
+        owners = [log.user] if log.has("users") else []
+        owners += [log.session, np.arange(len(log.t))]
+        for owner in owners:
+            if len(np.unique(owner[learnt])) >= self.folds:
+                return deal(owner, learnt, self.folds, self.seed)
+        return deal(owners[-1], learnt, self.folds, self.seed)
 
     @property
     def truth(self) -> pl.DataFrame:
-        """Truth of every request of the log under the recipe's label: request, item, quantity,
-        money.
-        """
+        """Relevant items of every request under the label: request, item, quantity, money."""
         found: pl.DataFrame = self.once(("truth", self.label), lambda: self.log.truth(self.label))
         return found

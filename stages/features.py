@@ -1,8 +1,6 @@
-"""Features of (request, item) rows, each a value that a learned stage lists. All are as of the
-request's time.
+"""Features of (request, item) rows, as of the request's time; a learned stage lists them as values.
 
-Statistics within a request are taken over its candidates alone, never over rows that are only being
-force-scored.
+Statistics within a request are over its candidates, never over tracked rows.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ from .recall import Titles
 from .rows import Feature, Rows
 
 DAY = 86_400_000  # ms
-BLOCK = 4096  # rows at a time where vectors are gathered: few enough to stay in the cache
-SESSION = 50  # events of a session that its centroid is made of
+BLOCK = 4096  # rows at a time where vectors are gathered: few enough for the processor's cache
+SESSION = 50  # last events of a session that its centroid is of
 
 
 def stack(*columns: np.ndarray) -> np.ndarray:
@@ -37,9 +35,7 @@ def stack(*columns: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, repr=False)
 class Upstream(Feature):
-    """Score and rank that the stage before gave, and which of the first eight channels found the
-    item.
-    """
+    """Score and rank by the stage before, and which of the first eight channels found the item."""
 
     columns: ClassVar[tuple[str, ...]] = (
         "upstream_score",
@@ -68,17 +64,14 @@ class Column(Feature):
     def compute(self, rows: Rows) -> np.ndarray:
         if self.column not in rows.frame.columns:
             passed = [name for name in rows.frame.columns if name not in (TRACKED, "truth")]
-            raise KarmafunnelError(
-                f"{self!r}: needs the column {self.column!r}, its upstream passes {passed}"
-            )
+            needs = f"the column {self.column!r}"
+            raise KarmafunnelError(self, needs=needs, found=f"{passed} from its upstream")
         return stack(rows.frame[self.column].to_numpy())
 
 
 @dataclass(frozen=True, repr=False)
 class ItemColumn(Feature):
-    """A numeric column of the items table that the source knew from the start, such as a star
-    rating.
-    """
+    """A numeric column of items that is taken as known from the start, such as a star rating."""
 
     column: str = field(metadata={"positional": True, "always": True})
 
@@ -88,11 +81,10 @@ class ItemColumn(Feature):
 
     def check(self, context: Context, who: str) -> None:
         items = context.log.items
-        if self.column not in items.columns or not items.schema[self.column].is_numeric():
-            numeric = [c for c, d in items.schema.items() if d.is_numeric()]
-            raise KarmafunnelError(
-                f"{who}: {self!r} needs a numeric column {self.column!r} in items, log {context.log.name} has {numeric}"
-            )
+        numeric = [name for name, dtype in items.schema.items() if dtype.is_numeric()]
+        if self.column not in numeric:
+            needs = f"a numeric column {self.column!r} in items of log {context.log.name}"
+            raise KarmafunnelError(f"{who}: {self!r}", needs=needs, found=numeric)
 
     def compute(self, rows: Rows) -> np.ndarray:
         return stack(
@@ -105,13 +97,13 @@ class ItemColumn(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Similarity(Feature):
-    """How near the item is to what the request's user wants: the value, its rank and its z-score
-    among the candidates.
+    """Similarity of the item to the request: the value, and its rank and z-score among the
+    candidates.
 
-    to: "interest", whose value is the inner product, the embedder's own score; or, each as a
-    cosine, "query" (what the request asks for alone), "last" (the last item that the user clicked
-    or bought) or "session" (the centroid of the unit vectors of the last `SESSION` items of the
-    session so far). NaN where either side has no vector. (MUSE, arXiv 2512.07216)
+    to: "interest" for the inner product with the user embedding, which is the embedder's own score;
+    or, as a cosine, "query" (the query alone), "last" (the last item that the user clicked or
+    bought) or "session" (the centroid of the unit vectors of the last `SESSION` items of the
+    session). NaN where either side has no vector. (MUSE, arXiv 2512.07216)
     """
 
     embedder: str = field(metadata={"positional": True, "always": True})
@@ -134,84 +126,77 @@ class Similarity(Feature):
 
     def check(self, context: Context, who: str) -> None:
         embedding, log = context.embedding(self.embedder, f"{who}: {self!r}"), context.log
+        title = f"{who}: {self!r}"
         if self.to == "query" and not embedding.asks:
-            raise KarmafunnelError(
-                who,
-                what=repr(self),
-                needs="an embedder that reads queries",
-                found=repr(embedding.value),
-            )
+            needs = "an embedder that reads queries"
+            raise KarmafunnelError(title, needs=needs, found=repr(embedding.value))
         if self.to == "query" and not any(log.has(what) for what in embedding.asks):
-            raise KarmafunnelError(
-                f"{who}: {self!r} needs {' or '.join(embedding.asks)} of requests, log {log.name} has none"
-            )
-        if self.to == "session" and log.requests["session_id"].null_count() == log.requests.height:
-            raise KarmafunnelError(
-                f"{who}: {self!r} needs sessions, log {log.name} has no session_id"
-            )
+            needs = f"{' or '.join(embedding.asks)} of requests"
+            raise KarmafunnelError(title, needs=needs, found=f"none in log {log.name}")
+        sessions = log.requests["session_id"]
+        if self.to == "session" and sessions.null_count() == len(sessions):
+            raise KarmafunnelError(title, needs="sessions", found=f"none in log {log.name}")
 
     def pairs(self, rows: Rows) -> np.ndarray:
         context, who = rows.context, repr(self)
-        items, there = context.units(self.embedder, who)
+        items, has_vector = context.units(self.embedder, who)
         if self.to == "interest":
-            items, goals = context.items(self.embedder, who), rows.interests(self.embedder, who)
+            items = context.items(self.embedder, who)
+            targets = rows.interests(self.embedder, who)
         else:
-            goals = rows.vectors(
-                self.to, self.embedder, who, lambda rows: self._goals(rows.context, rows.requests)
-            )
-        value = products(goals, items, rows)
-        meant = np.any(goals != 0, axis=1)
-        if not (meant.all() and there.all()):
-            value[~(meant[rows.group] & there[rows.item])] = np.nan
+            targets = rows.vectors(self.to, self.embedder, who, self._targets)
+        value = products(targets, items, rows)
+        has_target = np.any(targets != 0, axis=1)
+        if not (has_target.all() and has_vector.all()):
+            value[~(has_target[rows.group] & has_vector[rows.item])] = np.nan
         return value[:, None]
 
     def compute(self, rows: Rows) -> np.ndarray:
         (value,) = rows.pairs(self).T
         return stack(value, rows.share_below(value), rows.z_score(value))
 
-    def _goals(self, context: Context, requests: np.ndarray) -> np.ndarray:
+    def _targets(self, rows: Rows) -> np.ndarray:
         """Unit vectors to compare items with, (n_requests, d); zeros where there is none."""
+        context, requests, who = rows.context, rows.requests, repr(self)
         if self.to == "query":
-            asked = context.embedding(self.embedder, repr(self)).queries(requests)
-            if asked is None:
-                raise KarmafunnelError(
-                    f"{self!r}",
-                    needs="an embedder that reads queries",
-                    found=f"{self.embedder!r} that reads none",
-                )
-            return unit_rows(asked)
-        history = context.log.asof.history(
-            requests, *((1, False) if self.to == "last" else (SESSION, True))
-        ).items
+            queries = context.embedding(self.embedder, who).queries(requests)
+            if queries is None:
+                needs = "an embedder that reads queries"
+                raise KarmafunnelError(who, needs=needs, found=repr(self.embedder))
+            return unit_rows(queries)
+        depth, own_session = (1, False) if self.to == "last" else (SESSION, True)
+        history = context.log.asof.history(requests, depth, own_session).items
         present = history >= 0
         ends = np.concatenate([[0], np.cumsum(present.sum(axis=1))])
         shape = (len(requests), context.log.n_items)
-        held = sparse.csr_matrix(
-            (np.ones(ends[-1], np.float32), history[present], ends), shape=shape
-        )
-        return unit_rows(held @ context.units(self.embedder, repr(self))[0])
+        ones = np.ones(ends[-1], np.float32)
+        items_of = sparse.csr_matrix((ones, history[present], ends), shape=shape)
+        return unit_rows(items_of @ context.units(self.embedder, who)[0])
 
 
-def products(goals: np.ndarray, items: np.ndarray, rows: Rows) -> np.ndarray:
-    """Inner product of each row's goal and item, goals (n_requests, d), items (n_items, d): float32
-    (n_rows,).
+def products(targets: np.ndarray, items: np.ndarray, rows: Rows) -> np.ndarray:
+    """Inner product of each row's request vector and item vector: float32 (n_rows,).
+
+    Args:
+        targets: a vector for each request, (n_requests, d).
+        items: a vector for each item, (n_items, d).
     """
     out = np.empty(len(rows.item), dtype=np.float32)
     for start in range(0, len(out), BLOCK):
         part = slice(start, start + BLOCK)
-        out[part] = np.einsum(
-            "nd,nd->n", goals.take(rows.group[part], axis=0), items.take(rows.item[part], axis=0)
-        )
+        left = targets.take(rows.group[part], axis=0)
+        right = items.take(rows.item[part], axis=0)
+        out[part] = np.einsum("nd,nd->n", left, right)
     return out
 
 
 @dataclass(frozen=True, repr=False)
 class SimTier(Feature):
-    """Histogram of the cosines of the item with the user's last `depth` items, log(1 + count) in
-    bins of 0.1 from -1.1 to 1.1.
+    """Histogram of the item's cosines with the user's last `depth` items: log(1 + count) in bins of
+    0.1 from -1.1 to 1.1.
 
-    SimTier (Sheng et al. 2024; MUSE, arXiv 2512.07216), here for any model; DIN has its own with
-    learnt vectors of the bins. Items without a vector are counted in no bin.
+    SimTier (Sheng et al. 2024; MUSE, arXiv 2512.07216) for any model; DIN has its own with learnt
+    vectors for the bins. Items without a vector are in no bin.
     """
 
     embedder: str = field(metadata={"positional": True, "always": True})
@@ -228,38 +213,36 @@ class SimTier(Feature):
         return (self.embedder,)
 
     def compute(self, rows: Rows) -> np.ndarray:
-        units, there = rows.context.units(self.embedder, repr(self))
+        units, has_vector = rows.context.units(self.embedder, repr(self))
         history = rows.context.log.asof.history(rows.requests, self.depth).items
-        history = np.where(there[history], history, -1)
+        history = np.where(has_vector[history], history, -1)
         out = np.zeros((len(rows.item), BINS), dtype=np.float32)
         sequence = np.argsort(rows.group, kind="stable")
-        sequence = sequence[there[rows.item[sequence]]]
+        sequence = sequence[has_vector[rows.item[sequence]]]
         ends = np.searchsorted(rows.group[sequence], np.arange(len(rows.requests) + 1))
         for i, past in enumerate(history):  # one product a request
             past, mine = past[past >= 0], sequence[ends[i] : ends[i + 1]]
             if len(past) and len(mine):
                 cosine = units[rows.item[mine]] @ units[past].T
                 cell = tier(cosine) + np.arange(0, len(mine) * BINS, BINS)[:, None]
-                out[mine] = np.bincount(cell.ravel(), minlength=len(mine) * BINS).reshape(
-                    len(mine), BINS
-                )
+                counts = np.bincount(cell.ravel(), minlength=len(mine) * BINS)
+                out[mine] = counts.reshape(len(mine), BINS)
         return np.log1p(out, out=out)
 
 
 def tier(cosine: np.ndarray) -> np.ndarray:
-    """Bin of each cosine, int64. What rounding leaves a little below a border counts as on it: an
-    item's cosine with itself is 1.
+    """The bin of each cosine: int64.
+
+    A cosine that rounding leaves a little below a border is on it: an item's with itself is 1.
     """
     return (cosine * np.float32(10) + np.float32(BINS / 2 + 1e-3)).astype(np.int64)
 
 
 @dataclass(frozen=True, repr=False)
 class Vectors(Feature):
-    """The interest vector and the item vector as they are, 2 * `dim` columns: the raw arm, for a
-    model that sees both together.
+    """The user embedding and the item vector as they are: 2 * `dim` columns.
 
-    `dim` is that of the embedder's vectors, which only a fit knows for sure; another one is
-    refused.
+    `dim` has to be the size of the embedder's vectors, which only its fit knows.
     """
 
     embedder: str = field(metadata={"positional": True, "always": True})
@@ -270,11 +253,9 @@ class Vectors(Feature):
 
     @property
     def columns(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(
-            f"vector_{self.embedder}_{side}{i}"
-            for side in ("interest", "item")
-            for i in range(self.dim)
-        )
+        name = f"vector_{self.embedder}"
+        numbers = range(self.dim)
+        return *(f"{name}_interest{i}" for i in numbers), *(f"{name}_item{i}" for i in numbers)
 
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
@@ -282,9 +263,9 @@ class Vectors(Feature):
     def check(self, context: Context, who: str) -> None:
         found = context.items(self.embedder, f"{who}: {self!r}").shape[1]
         if found != self.dim:
-            raise KarmafunnelError(
-                f"{who}: {self!r} needs vectors of {self.dim} numbers, those of {self.embedder!r} have {found}"
-            )
+            needs = f"vectors of {self.dim} numbers, as its `dim` says"
+            title = f"{who}: {self!r}"
+            raise KarmafunnelError(title, needs=needs, found=f"{found} in {self.embedder!r}")
 
     def compute(self, rows: Rows) -> np.ndarray:
         interests = rows.interests(self.embedder, repr(self))
@@ -307,12 +288,12 @@ class BM25(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Popularity(Feature):
-    """Clicks and purchases before the request, in all and of late, and how often a showing led to
-    one.
+    """Clicks and purchases before the request, in all and in the last `days`, and the click-through
+    rate with a prior of `prior` exposures.
     """
 
     days: float = 7
-    prior: float = 20  # showings' worth of doubt
+    prior: float = 20
 
     columns: ClassVar[tuple[str, ...]] = (
         "popularity",
@@ -328,17 +309,11 @@ class Popularity(Feature):
 
     def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.context.log.asof
-        within = (
-            int(self.days * DAY)
-            if rows.context.log.meta["time"] == "clock"
-            else int(self.days * 1000)
-        )
-        counts = [
-            asof.count(rows.request, rows.item, "event"),
-            asof.count(rows.request, rows.item, "event", within),
-        ]
+        unit = DAY if rows.context.log.meta["time"] == "clock" else 1000
+        pair = rows.request, rows.item
+        counts = [asof.count(*pair, "event"), asof.count(*pair, "event", int(self.days * unit))]
         if rows.context.log.has("exposures"):
-            counts += [asof.count(rows.request, rows.item, what) for what in ("shown", "click")]
+            counts += [asof.count(*pair, "shown"), asof.count(*pair, "click")]
         return stack(*counts)
 
     def compute(self, rows: Rows) -> np.ndarray:
@@ -351,8 +326,8 @@ class Popularity(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Price(Feature):
-    """Last price seen before the request: itself, against the candidates, against what the user
-    looked at before.
+    """Last price seen before the request: its logarithm, its rank and z-score among the candidates,
+    and its difference to the mean of the user's last `depth` items.
     """
 
     depth: int = 10
@@ -360,7 +335,8 @@ class Price(Feature):
 
     def check(self, context: Context, who: str) -> None:
         if not context.log.has("price"):
-            raise KarmafunnelError(f"{who}: {self!r} needs prices, log {context.log.name} has none")
+            found = f"none in log {context.log.name}"
+            raise KarmafunnelError(f"{who}: {self!r}", needs="prices", found=found)
 
     def __post_init__(self) -> None:
         needs(self, "depth")
@@ -385,8 +361,8 @@ class Price(Feature):
 
 @dataclass(frozen=True, repr=False)
 class Own(Feature):
-    """What the user did with this very item before: how often, how lately, in this session, shown
-    in vain.
+    """The user's own events with the item before: how many, how long ago, how many in the session,
+    and how often it was shown.
     """
 
     depth: int = 50
@@ -406,64 +382,55 @@ class Own(Feature):
         asof = rows.context.log.asof
         count = asof.own_count(rows.request, rows.item)
         lastness, age, _ = self._place(rows, count > 0, own_session=False)
-        session_lastness, _, session = self._place(
-            rows, np.ones(len(count), dtype=bool), own_session=True
-        )
-        shown = (
-            asof.own_count(rows.request, rows.item, "shown")
-            if rows.context.log.has("exposures")
-            else np.zeros(len(rows.item))
-        )
-        return stack(
-            np.log1p(count),
-            lastness,
-            np.log1p(age / 3_600_000),
-            session,
-            session_lastness,
-            shown - count,
-        )
+        everywhere = np.ones(len(count), dtype=bool)
+        session_lastness, _, session = self._place(rows, everywhere, own_session=True)
+        shown = np.zeros(len(rows.item))
+        if rows.context.log.has("exposures"):
+            shown = asof.own_count(rows.request, rows.item, "shown")
+        hours = np.log1p(age / 3_600_000)
+        return stack(np.log1p(count), lastness, hours, session, session_lastness, shown - count)
 
     def _place(
         self, rows: Rows, among: np.ndarray, own_session: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """1 / (events since the last time), the age of that time, and the number of times, within
-        the last `depth`.
+        """Where the item is among the user's last `depth` events.
 
-        `among` (n_rows,) bool: rows outside it are known to have none.
+        Args:
+            among: rows that may have an event at all, (n_rows,) bool.
+            own_session: whether only events of the session count.
+
+        Returns:
+            1 / (events since its last one), the age of that in ms, and the number of its events,
+            (n_rows,) each; 0, NaN and 0 without an event.
         """
         history = rows.context.log.asof.history(rows.requests, self.depth, own_session)
         n_items = rows.context.log.n_items
         row, column = np.nonzero(history.items >= 0)
         item = history.items[row, column]
-        held = np.zeros(n_items, dtype=bool)
-        held[item] = True
-        mine = np.flatnonzero(among & held[rows.item])  # few: only they are looked up
+        in_histories = np.zeros(n_items, dtype=bool)
+        in_histories[item] = True
+        mine = np.flatnonzero(among & in_histories[rows.item])  # few: only these are looked up
         wanted = pair_key(rows.group[mine], rows.item[mine], n_items)
-        # Columns ascend in time inside a row, so the last of equal pairs is the latest.
+        # columns ascend in time, so the last of equal pairs is the latest
         pair = pair_key(row, item, n_items)
         sequence = np.argsort(pair, kind="stable")
         ordered = pair[sequence]
         end = np.searchsorted(ordered, wanted, side="right")
         times = end - np.searchsorted(ordered, wanted)
-        mine, at, times = mine[times > 0], sequence[end[times > 0] - 1], times[times > 0]
-        lastness, age, count = (
-            np.zeros(len(rows.item)),
-            np.full(len(rows.item), np.nan),
-            np.zeros(len(rows.item)),
-        )
-        lastness[mine], age[mine], count[mine] = (
-            1.0 / (self.depth - column[at]),
-            history.ages[row[at], column[at]],
-            times,
-        )
+        found = times > 0
+        mine, at = mine[found], sequence[end[found] - 1]
+        lastness, count = np.zeros(len(rows.item)), np.zeros(len(rows.item))
+        age = np.full(len(rows.item), np.nan)
+        lastness[mine] = 1.0 / (self.depth - column[at])
+        age[mine] = history.ages[row[at], column[at]]
+        count[mine] = times[found]
         return lastness, age, count
 
 
 @dataclass(frozen=True, repr=False)
 class Placement(Feature):
-    """Where earlier lists showed the item: its mean position, its position in this user's last
-    list, and how far below the last click of the user that was. Earlier lists only: the request's
-    own list is never read.
+    """Positions of the item in earlier lists: the mean, that in the user's last list, and how far
+    that was below the user's last click. The request's own list is never read.
     """
 
     columns: ClassVar[tuple[str, ...]] = (
@@ -474,9 +441,8 @@ class Placement(Feature):
 
     def check(self, context: Context, who: str) -> None:
         if not context.log.has("exposures"):
-            raise KarmafunnelError(
-                f"{who}: {self!r} needs shown lists, log {context.log.name} has no exposures"
-            )
+            found = f"no exposures in log {context.log.name}"
+            raise KarmafunnelError(f"{who}: {self!r}", needs="shown lists", found=found)
 
     def pairs(self, rows: Rows) -> np.ndarray:
         asof = rows.context.log.asof
@@ -488,8 +454,8 @@ class Placement(Feature):
 
 @dataclass(frozen=True, repr=False)
 class RequestContext(Feature):
-    """The request itself: how much the user did before and how long ago, the query's words, the
-    hour, how many items are eligible.
+    """The request itself: how many events the user has and how old the last is, words of the query,
+    hour of the day, and number of eligible items.
     """
 
     columns: ClassVar[tuple[str, ...]] = (
@@ -501,27 +467,22 @@ class RequestContext(Feature):
     )
 
     def compute(self, rows: Rows) -> np.ndarray:
-        log = rows.context.log
-        words = (
-            log.requests["query"][rows.requests].fill_null("").str.count_matches(r"\S+").to_numpy()
-        )
-        hour = (
-            (log.t[rows.requests] // 3_600_000) % 24
-            if log.meta["time"] == "clock"
-            else np.zeros(len(rows.requests))
-        )
-        last = log.asof.history(rows.requests, 1)
+        log, requests = rows.context.log, rows.requests
+        query = log.requests["query"][requests].fill_null("")
+        words = query.str.count_matches(r"\S+").to_numpy()
+        hour = np.zeros(len(requests))
+        if log.meta["time"] == "clock":
+            hour = (log.t[requests] // 3_600_000) % 24
+        last = log.asof.history(requests, 1)
         age = np.where(last.items[:, 0] >= 0, np.log1p(last.ages[:, 0]), np.nan)
-        known = log.asof.known(rows.requests)
-        return stack(np.log1p(log.asof.n_events(rows.requests)), age, words, hour, np.log1p(known))[
-            rows.group
-        ]
+        n_events, known = log.asof.n_events(requests), log.asof.known(requests)
+        return stack(np.log1p(n_events), age, words, hour, np.log1p(known))[rows.group]
 
 
 @dataclass(frozen=True, repr=False)
 class Neighbourhood(Feature):
-    """Where the upstream order puts the item beside the last thing the user clicked: ranks below
-    it, if it is a candidate.
+    """The upstream rank of the item that the user clicked last, and how many ranks below it this
+    item is; NaN where that is no candidate.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("rank_of_last", "ranks_below_last")
@@ -543,9 +504,8 @@ def check(features: Sequence[Feature], context: Context, who: str) -> None:
         feature.check(context, who)
     named = Counter(column for feature in features for column in feature.columns)
     if twice := [column for column, n in named.items() if n > 1]:
-        raise KarmafunnelError(
-            who, needs="features of different columns", found=f"{twice[:5]} more than once"
-        )
+        found = f"{twice[:5]} more than once"
+        raise KarmafunnelError(who, needs="features of different columns", found=found)
 
 
 def compute(features: Sequence[Feature], rows: Rows) -> np.ndarray:
@@ -553,7 +513,7 @@ def compute(features: Sequence[Feature], rows: Rows) -> np.ndarray:
     parts = [rows.columns(f) for f in features]
     ends = np.cumsum([0, *(p.shape[1] for p in parts)])
     out = np.empty((len(rows.item), ends[-1]), dtype=np.float32)
-    # columns become rows, a piece at a time that stays in the cache
+    # parts lie column by column: copy a block at a time, which the processor's cache holds
     for start in range(0, len(rows.item), BLOCK):
         for part, end in zip(parts, ends[1:], strict=True):
             out[start : start + BLOCK, end - part.shape[1] : end] = part[start : start + BLOCK]

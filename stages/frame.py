@@ -1,9 +1,8 @@
-"""The frame that flows between stages. Column names, first rank and tie order are fixed here and
-nowhere else.
+"""The frame that is passed between stages: its column names, ranks and order of ties.
 
-A frame has one row a (request, item), both as row numbers of the log. Rank 1 is best. Order: score
-descending, then a seeded hash of (request_id, item_id), never row order: popular items have low ids
-in many logs and a constant scorer would look skilled.
+A frame has one row a (request, item), both as row numbers of the log. Rank 1 is best. The order is
+by score descending, then by a seeded hash of (request_id, item_id). It is never the order of rows:
+in many logs popular items have low ids, so a constant score would look skilled.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import numpy as np
 import polars as pl
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
-PLACE = "_place"  # inside a stage alone: where a row stood among those that came in
-# rows that are scored but never passed on: statistics of "the candidates" must not count them
+PLACE = "_place"  # position of a row among those that a stage was given; only inside the stage
+# marks rows that are scored but not passed on; statistics of the candidates must not count them
 TRACKED = "tracked"
 
 
@@ -60,22 +59,22 @@ def order(group: np.ndarray, score: np.ndarray, tie: np.ndarray) -> np.ndarray:
 
 
 def group_rows(request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct requests of a frame, ascending, and each row's place among them: `np.unique`
-    without a sort.
+    """The distinct requests, ascending, and each row's position among them; `np.unique` without a
+    sort.
     """
     if len(request) == 0:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     low, high = int(request.min()), int(request.max())
     if high - low > 8 * len(request) + 100_000:
         return np.unique(request, return_inverse=True)
-    there = np.zeros(high - low + 1, dtype=bool)
-    there[request - low] = True
-    return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[request - low]
+    present = np.zeros(high - low + 1, dtype=bool)
+    present[request - low] = True
+    return np.flatnonzero(present) + low, (np.cumsum(present) - 1)[request - low]
 
 
 def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:
-    """Positions of the k best scores, best first; `tie(positions)` gives the hashes that order
-    equal scores.
+    """Positions of the k best scores, best first; `tie(positions)` gives the hashes by which equal
+    scores are ordered.
     """
     if len(score) > k:
         threshold = np.partition(score, len(score) - k)[len(score) - k]
@@ -129,13 +128,9 @@ def no_rows() -> pl.DataFrame:
 
 
 def with_tracked(slate: pl.DataFrame, tracked: pl.DataFrame) -> pl.DataFrame:
-    """What a stage scores: the candidates, then the tracked rows, told apart by the column
-    `tracked`.
-    """
+    """The candidates, then the tracked rows, with the column `tracked` to tell them apart."""
     columns = [c for c in slate.columns if c in tracked.columns]
-    return pl.concat(
-        [
-            part.select(columns).with_columns(pl.lit(is_tracked).alias(TRACKED))
-            for part, is_tracked in ((slate, False), (tracked, True))
-        ]
-    )
+    parts = []
+    for frame, is_tracked in ((slate, False), (tracked, True)):
+        parts.append(frame.select(*columns, pl.lit(is_tracked).alias(TRACKED)))
+    return pl.concat(parts)

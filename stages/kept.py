@@ -1,4 +1,4 @@
-"""What funnels that are fitted beside each other have in common."""
+"""What funnels that are fitted one after the other have in common."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Passed = tuple[pl.DataFrame, pl.DataFrame]  # what a stage passes on of a chunk:
 
 
 class Kept:
-    """What was fitted before, by content: in a folder, and in this object as long as it lives.
+    """Fitted embedders and stages by key: in a folder, and in this object.
 
-    Besides, what the stages made of the requests to learn from (`Passes`), and what was worked out
-    of the log (`Context.indexes`). Funnels that are fitted one after the other with the same object
-    make once what they have in common.
+    It also holds what stages pass on of requests to learn from (`Passes`) and what was computed
+    from the log (`Context.indexes`). Funnels that are fitted with the same object compute once what
+    they have in common.
     """
 
     def __init__(self, folder: Path | None = None):
@@ -26,15 +26,15 @@ class Kept:
 
     @classmethod
     def of(cls, cache: Kept | Path | None) -> Kept:
+        """The cache itself, or a new one in a folder (None: without a folder)."""
         return cache if isinstance(cache, Kept) else cls(cache)
 
 
 class Passes:
-    """What the beginning of a funnel passes on of a chunk, by the key of the beginning and the
-    digest of the chunk.
+    """What the stages of funnels pass on, by the key of the funnel up to a stage and the digest of
+    the chunk.
 
-    At most `most` bytes are kept. The beginning that was asked for longest ago makes room for
-    another.
+    At most `most` bytes are kept; the key that was used longest ago is dropped first.
     """
 
     def __init__(self, most: int = 256 << 20):
@@ -44,7 +44,7 @@ class Passes:
 
     def get(self, key: str, digest: str) -> Passed | None:
         if key in self._kept:
-            self._kept[key] = self._kept.pop(key)  # to the end: asked for last
+            self._kept[key] = self._kept.pop(key)  # to the end: used last
         return self._kept.get(key, {}).get(digest)
 
     def put(self, key: str, digest: str, passed: Passed) -> None:

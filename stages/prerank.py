@@ -1,6 +1,7 @@
-"""Pre-ranking: cheap models that cut what recall brought to what the ranker can afford.
+"""Pre-ranking: cheap models that reduce the candidates of recall to a number that the ranker can
+afford.
 
-Any of them may learn from a ranker beside the log: `teacher=Teacher(DINRank(...))`, see
+Each of them can learn from a ranker as well as from the log: `teacher=Teacher(DINRank(...))`, see
 `stages/learn.py`.
 """
 
@@ -26,7 +27,7 @@ class LightGBMPreRank(Boosted):
 
 @dataclass(frozen=True, repr=False)
 class TwoTowerPreRank(Neural):
-    """A tower for the history, a tower for the item, their inner product and a linear term of cheap
+    """Inner product of a tower for the history and one for the item, plus a linear term of cheap
     features; see `Neural`.
     """
 
@@ -35,17 +36,14 @@ class TwoTowerPreRank(Neural):
     name: str = "prerank"
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
-        return ctr.TwoTower(
-            ctr.Shape(context.log.n_items, n_dense),
-            ctr.TwoTowerConfig(dim=self.dim),
-            seed=context.seed,
-        )
+        shape = ctr.Shape(context.log.n_items, n_dense)
+        return ctr.TwoTower(shape, ctr.TwoTowerConfig(dim=self.dim), seed=context.seed)
 
 
 @dataclass(frozen=True, repr=False)
 class COLDPreRank(Neural):
-    """A small dense net over id vectors, their product and features, each feature weighed as a
-    group; see `models.ctr.COLD`.
+    """A small dense network over id vectors, their product and features, with a weight for each
+    feature; see `models.ctr.COLD`.
     """
 
     k: int = 200

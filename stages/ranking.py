@@ -14,35 +14,30 @@ def rank_rows(
 ) -> tuple[pl.DataFrame, pl.DataFrame, np.ndarray]:
     """Rank scored rows within each request, and place the tracked rows among them.
 
-    Returns the rows in rank order, the tracked rows (in the order given) with `rank` and `wins`
-    (non-truth rows below, ties one half; null where the item was not among the rows), and how many
-    rows each request has.
+    Returns:
+        The rows in rank order; the tracked rows in the order given with `rank` and `wins` (the
+        number of non-relevant rows with a lower score, ties one half; null where the item was not
+        among the rows); and the number of rows of each request, (n_requests,).
     """
     request = np.concatenate([rows[REQUEST].to_numpy(), tracked[REQUEST].to_numpy()])
     item = np.concatenate([rows[ITEM].to_numpy(), tracked[ITEM].to_numpy()])
     score = np.concatenate([rows[SCORE].to_numpy(), tracked[SCORE].to_numpy()]).astype(np.float32)
-    there, group = group_rows(request)
-    group = np.searchsorted(requests, there)[group]
+    present, group = group_rows(request)
+    group = np.searchsorted(requests, present)[group]
     n = rows.height
-    # A tracked row that is a candidate, too, has the candidate's very score: kernels round
+    # A tracked row that is a candidate as well gets the candidate's score: kernels round
     # differently in other batches.
-    pair = pair_key(request, item, context.log.n_items)
-    by_pair = np.argsort(pair[:n]) if tracked.height else np.empty(0, np.int64)
-    twin = (
-        by_pair[np.minimum(np.searchsorted(pair[:n][by_pair], pair[n:]), n - 1)]
-        if n and tracked.height
-        else np.zeros(tracked.height, int)
-    )
-    present = pair[twin] == pair[n:] if n else np.zeros(tracked.height, bool)
-    score[n:] = np.where(present, score[twin], score[n:])
+    twin, has_twin = _twins(pair_key(request, item, context.log.n_items), n)
+    if n:
+        score[n:] = np.where(has_twin, score[twin], score[n:])
     tracked = tracked.with_columns(pl.Series(SCORE, score[n:]))
-    if CHANNEL in rows.columns:  # what found it; nothing, where nothing did
-        found = rows[CHANNEL].to_numpy()[twin] if n else np.zeros(tracked.height, np.uint32)
-        tracked = tracked.with_columns(
-            pl.Series(CHANNEL, np.where(present, found, 0).astype(np.uint32))
-        )
-    # A tracked row goes just before its twin among the rows: "how many rows stand before me" is
-    # then its rank less one.
+    if CHANNEL in rows.columns:  # the channels that found the candidate
+        found = np.zeros(tracked.height, np.uint32)
+        if n:
+            found = np.where(has_twin, rows[CHANNEL].to_numpy()[twin], found).astype(np.uint32)
+        tracked = tracked.with_columns(pl.Series(CHANNEL, found))
+    # A tracked row is ordered just before its candidate, so that its rank is one more than the
+    # number of candidates before it.
     tie = context.tie(request, item) & ~np.uint64(1)
     tie[:n] |= np.uint64(1)
     sequence = order(group, score, tie)
@@ -55,24 +50,31 @@ def rank_rows(
     kept = sequence[is_row]
     ranked = rows[kept].with_columns(pl.Series(RANK, rank[kept]))
     if tracked.height == 0:
-        return (
-            ranked,
-            tracked.with_columns(pl.Series(RANK, [], pl.Int32), pl.Series("wins", [], pl.Float64)),
-            sizes,
-        )
-
+        empty = [pl.Series(RANK, [], pl.Int32), pl.Series("wins", [], pl.Float64)]
+        return ranked, tracked.with_columns(empty), sizes
     key = (group.astype(np.uint64) << np.uint64(32)) | descending(score)
     mine, wins = key[n:], np.zeros(tracked.height)
-    truth = tracked["truth"].to_numpy() & present
+    truth = tracked["truth"].to_numpy() & has_twin
     for among, sign in ((np.sort(key[:n]), 1.0), (np.sort(mine[truth]), -1.0)):
         end = np.searchsorted(among, (group[n:].astype(np.uint64) + np.uint64(1)) << np.uint64(32))
         left, right = np.searchsorted(among, mine), np.searchsorted(among, mine, side="right")
         wins += sign * ((end - right) + 0.5 * (right - left))
-    # A truth item ties with itself in both counts, and is gone; a non-truth row that is present
-    # ties with itself in the first.
-    wins -= np.where(present & ~truth, 0.5, 0.0)
-    tracked = tracked.with_columns(
-        pl.Series(RANK, rank[n:]),
-        pl.when(pl.Series(present)).then(pl.Series(wins)).otherwise(None).alias("wins"),
-    )
-    return ranked, tracked, sizes
+    # A relevant candidate ties with itself in both counts, another candidate in the first only.
+    wins -= np.where(has_twin & ~truth, 0.5, 0.0)
+    known = pl.when(pl.Series(has_twin)).then(pl.Series(wins)).otherwise(None)
+    return ranked, tracked.with_columns(pl.Series(RANK, rank[n:]), known.alias("wins")), sizes
+
+
+def _twins(pair: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The candidate with the same pair as each tracked row, and whether there is one.
+
+    Args:
+        pair: keys of the candidates, then of the tracked rows.
+        n: the number of candidates.
+    """
+    rows, tracked = pair[:n], pair[n:]
+    if n == 0 or len(tracked) == 0:
+        return np.zeros(len(tracked), int), np.zeros(len(tracked), bool)
+    by_pair = np.argsort(rows)
+    twin = by_pair[np.minimum(np.searchsorted(rows[by_pair], tracked), n - 1)]
+    return twin, rows[twin] == tracked

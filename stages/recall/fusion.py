@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from ..stage import FittedFunnel, Retriever, Stage
 
 @dataclass(frozen=True, repr=False)
 class Join(Stage):
-    """Channels joined, each candidate remembering which found it.
+    """Several recall channels as one; each candidate has the channels that found it.
 
-    Reciprocal-rank fusion (Cormack et al. 2009): score = sum over the channels of 1 / (rrf + rank).
-    With `quotas`, the first so many of each channel come before everything else, whatever their
-    fused score. A row that no channel found scores 0.
+    Reciprocal-rank fusion (Cormack et al. 2009): the score is the sum over the channels of
+    1 / (rrf + rank), and 0 for a row that no channel found. With `quotas`, that number of the first
+    candidates of each channel comes before all others, whatever their score.
     """
 
     channels: Sequence[Stage] = field(default=(), metadata={"positional": True, "always": True})
@@ -47,35 +47,28 @@ class Join(Stage):
             )
 
     def __repr__(self) -> str:
-        inside = "[" + ", ".join(map(repr, self.channels)) + "]"
-        rest = [
-            f"{f}={getattr(self, f)!r}"
-            for f, d in (("k", 1000), ("quotas", ()), ("rrf", 60.0), ("name", "recall"))
-            if getattr(self, f) != d
-        ]
-        return f"Join({', '.join([inside, *rest])})"
+        parts = ["[" + ", ".join(map(repr, self.channels)) + "]"]
+        for f in fields(self)[1:]:
+            if (value := getattr(self, f.name)) != f.default:
+                parts.append(f"{f.name}={value!r}")
+        return f"Join({', '.join(parts)})"
 
     def embedders(self) -> tuple[str, ...]:
         return tuple(name for channel in self.channels for name in channel.embedders())
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedJoin:
-        return FittedJoin(
-            self, context, [self._retriever(c.fit(context, None)) for c in self.channels]
-        )
+        parts = [self._retriever(channel.fit(context, None)) for channel in self.channels]
+        return FittedJoin(self, context, parts)
 
     def load(self, folder: Path, context: Context) -> FittedJoin:
-        return FittedJoin(
-            self,
-            context,
-            [
-                self._retriever(c.load(folder / str(i), context))
-                for i, c in enumerate(self.channels)
-            ],
-        )
+        parts = []
+        for i, channel in enumerate(self.channels):
+            parts.append(self._retriever(channel.load(folder / str(i), context)))
+        return FittedJoin(self, context, parts)
 
     def _retriever(self, fitted: Any) -> Retriever:
         if not isinstance(fitted, Retriever):
-            raise KarmafunnelError(f"{self!r}: joins recall channels, found {fitted.stage!r}")
+            raise KarmafunnelError(self, needs="recall channels", found=repr(fitted.stage))
         return fitted
 
 
@@ -86,7 +79,10 @@ class FittedJoin(Retriever):
 
     def __post_init__(self) -> None:
         names = [name for part in self.parts for name in part.channels]
-        self.channels = tuple(n if names.count(n) == 1 else f"{n}{i}" for i, n in enumerate(names))
+        found = []
+        for i, name in enumerate(names):
+            found.append(name if names.count(name) == 1 else f"{name}{i}")
+        self.channels = tuple(found)
 
     def save(self, folder: Path) -> None:
         for i, part in enumerate(self.parts):
@@ -108,15 +104,16 @@ class FittedJoin(Retriever):
             bits.append(np.full(len(rank), 1 << channel))
         pair, inverse = np.unique(np.concatenate(pairs), return_inverse=True)
         score = np.bincount(inverse, np.concatenate(gains), minlength=len(pair)).astype(np.float32)
-        channel_bits = np.bincount(inverse, np.concatenate(bits), minlength=len(pair)).astype(
-            np.uint32
-        )
+        found_by = np.bincount(inverse, np.concatenate(bits), minlength=len(pair))
         item = (pair % n_items).astype(np.int32)
-        slate = rows_frame(request=pair // n_items, item=item, score=score, channel=channel_bits)
+        slate = rows_frame(
+            request=pair // n_items, item=item, score=score, channel=found_by.astype(np.uint32)
+        )
         return slate, rows.tracked.with_columns(pl.lit(0, pl.Float32).alias(SCORE))
 
     def exact(self, rows: Rows) -> pl.DataFrame | None:
-        exact = [frame for part in self.parts if (frame := part.exact(rows)) is not None]
+        found = [part.exact(rows) for part in self.parts]
+        exact = [frame for frame in found if frame is not None]
         return pl.concat(exact).unique(maintain_order=True) if exact else None
 
     def propose(self, rows: Rows) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""Recall by item-kNN: what others chose beside the user's last items."""
+"""Recall by item-kNN: items that other users chose together with the user's last ones."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .proposals import propose_each
 
 @dataclass(frozen=True, repr=False)
 class ItemKNN(Stage):
-    """Neighbours of what the user had before: cosine of co-occurrence within users (W1), newest
-    history weighs most.
+    """Neighbours of the user's last `depth` items by the cosine of co-occurrence within users (W1);
+    the newest item has the largest weight.
 
-    Sarwar et al. 2001, with `shrink` against chance pairs; `neighbours` kept an item.
+    Sarwar et al. 2001, with `shrink` against pairs by chance; each item has at most `neighbours`.
     """
 
     k: int = 200
@@ -55,8 +55,8 @@ class ItemKNN(Stage):
 def cosine_neighbours(
     matrix: sparse.csr_matrix, neighbours: int, shrink: float
 ) -> sparse.csr_matrix:
-    """Item-item cosine of a (users, items) matrix, the `neighbours` nearest kept a row, in blocks
-    so that memory stays small.
+    """Item-item cosine of a (users, items) matrix with the `neighbours` nearest of each item, in
+    blocks so that memory stays small.
     """
     together = matrix.T.tocsr()
     norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=0)).ravel())
@@ -70,12 +70,8 @@ def cosine_neighbours(
         sequence = np.lexsort((-value, row))
         row, column, value = row[sequence], column[sequence], value[sequence]
         near = position_in_group(row) < neighbours
-        shape = (block.shape[0], matrix.shape[1])
-        blocks.append(
-            sparse.csr_matrix(
-                (value[near].astype(np.float32), (row[near], column[near])), shape=shape
-            )
-        )
+        entries = value[near].astype(np.float32), (row[near], column[near])
+        blocks.append(sparse.csr_matrix(entries, shape=(block.shape[0], matrix.shape[1])))
     return sparse.vstack(blocks).tocsr()
 
 
@@ -89,7 +85,7 @@ class FittedItemKNN(Retriever):
         sparse.save_npz(folder / "neighbours.npz", self.near)
 
     def _scores(self, requests: np.ndarray) -> sparse.csr_matrix:
-        """(n_requests, n_items): neighbours of the history, weighted by its age in steps."""
+        """Scores by the neighbours of the history, weighted by its age: (n_requests, n_items)."""
         history = self.context.log.asof.history(requests, self.stage.depth).items
         row, column = np.nonzero(history >= 0)
         weight = self.stage.decay ** (history.shape[1] - 1 - column)
@@ -114,8 +110,5 @@ class FittedItemKNN(Retriever):
     def score(self, rows: Rows) -> np.ndarray:
         if len(rows.item) == 0:
             return np.zeros(0, dtype=np.float32)
-        return (
-            np.asarray(self._scores(rows.requests)[rows.group, rows.item])
-            .ravel()
-            .astype(np.float32)
-        )
+        scores = np.asarray(self._scores(rows.requests)[rows.group, rows.item])
+        return scores.ravel().astype(np.float32)

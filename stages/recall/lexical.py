@@ -1,4 +1,4 @@
-"""Recall by words: BM25 of the query over item titles."""
+"""Lexical recall: BM25 of the query over item titles."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .proposals import propose_each
 
 @dataclass(frozen=True, repr=False)
 class BM25Recall(Stage):
-    """BM25 of the query against item titles (bm25s, Lucene's variant). Without a query, or a title
-    with a word, it proposes nothing.
+    """BM25 of the query over item titles (bm25s, Lucene's variant); it proposes items that share a
+    word with the query.
     """
 
     k: int = 300
@@ -34,63 +34,60 @@ class BM25Recall(Stage):
         return FittedBM25(self, context, Titles.of(context, repr(self), self.k1, self.b))
 
 
-class Titles:
-    """BM25 over the titles of the catalogue; one index a log and setting, shared by recall and
-    features.
+def tokenize(texts: list[str]) -> list[list[str]]:
+    """The words of each text."""
+    found: list[list[str]] = bm25s.tokenize(
+        texts, stopwords=None, return_ids=False, show_progress=False
+    )
+    return found
 
-    Word statistics are those of the whole catalogue, items that become known later included: titles
-    are no outcome, but a shop that replays its own past exactly would have slightly other weights.
+
+class Titles:
+    """BM25 over the titles of the catalogue; recall and features share one index for each setting.
+
+    Word statistics are over the whole catalogue, with items that become known only later. Titles
+    are no outcomes, but the weights differ slightly from those of the time of a request.
     """
 
     def __init__(self, context: Context, who: str, k1: float, b: float):
         log = context.log
         if not (log.has("text") and log.has("query")):
-            raise KarmafunnelError(
-                f"{who}: needs item text and queries, log {log.name} has text={log.has('text')}, query={log.has('query')}"
-            )
-        words = bm25s.tokenize(
-            [title or "" for title in log.items["title"].to_list()],
-            stopwords=None,
-            return_ids=False,
-            show_progress=False,
-        )
+            found = f"text={log.has('text')}, query={log.has('query')} in log {log.name}"
+            raise KarmafunnelError(who, needs="item text and queries", found=found)
+        titles = [title or "" for title in log.items["title"].to_list()]
+        words = tokenize(titles)
         self.n_items = log.n_items
-        self.index = None  # titles without a word are like no query
+        self.index = None  # where no title has a word
         if any(words):
             self.index = bm25s.BM25(k1=k1, b=b, method="lucene")
             self.index.index(words, show_progress=False)
         self.queries = log.requests["query"]
-        # of the queries that were asked so far: bm25s is slow with few words at a time
+        # of the queries so far: bm25s is slow with few words at a time
         self._words: dict[str, list[str]] = {}
         self._last: tuple[int, np.ndarray] | None = None
 
     @classmethod
     def of(cls, context: Context, who: str, k1: float = 1.2, b: float = 0.75) -> Titles:
+        """The index of the context's log; raises KarmafunnelError without texts or queries."""
         found: Titles = context.once(("titles", k1, b), lambda: cls(context, who, k1, b))
         return found
 
     def scores(self, request: int) -> np.ndarray:
-        """BM25 of every item for a request's query: float32 (n_items,), 0 without a query or a
-        shared word.
-        """
+        """BM25 of every item for a request's query: float32 (n_items,); 0 without a common word."""
         if self._last is None or self._last[0] != request:
             query = self.queries[int(request)] or ""
             if query not in self._words:
-                words = bm25s.tokenize(
-                    [query], stopwords=None, return_ids=False, show_progress=False
-                )[0]
+                (words,) = tokenize([query])
                 self._words[query] = [w for w in words if self.index and w in self.index.vocab_dict]
             words = self._words[query]
-            scores = (
-                self.index.get_scores(words)
-                if self.index and words
-                else np.zeros(self.n_items, dtype=np.float32)
-            )
+            scores = np.zeros(self.n_items, dtype=np.float32)
+            if self.index and words:
+                scores = self.index.get_scores(words)
             self._last = request, scores
         return self._last[1]
 
     def pair_scores(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """BM25 of aligned (request, item) rows: float32."""
+        """BM25 of (request, item) rows: float32 (n_rows,)."""
         out = np.zeros(len(items), dtype=np.float32)
         rows = np.argsort(requests, kind="stable")
         cuts = np.flatnonzero(np.diff(requests[rows])) + 1

@@ -1,4 +1,4 @@
-"""Recall by popularity: what was chosen most before the request."""
+"""Recall by popularity before the request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .proposals import propose_each
 
 @dataclass(frozen=True, repr=False)
 class Popular(Stage):
-    """What was clicked or bought most before the request, at most `days` before where given."""
+    """Items with the most clicks and purchases before the request, or in the `days` before it."""
 
     k: int = 100
     days: float | None = None
@@ -56,7 +56,7 @@ class FittedPopular(Retriever):
         counts = np.bincount(self._items[slice(*reached)], minlength=log.n_items).astype(np.float32)
 
         def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            # Requests come in time order: the counts move along with them.
+            # requests are in order of time, so the counts are updated from one to the next
             np.add.at(counts, self._items[reached[1] : end[i]], 1)
             np.subtract.at(counts, self._items[reached[0] : first[i]], 1)
             reached[:] = first[i], end[i]

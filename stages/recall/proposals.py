@@ -1,4 +1,4 @@
-"""What channels share: the best of each request's eligible items, as rows."""
+"""Helpers of the channels: the best eligible items of each request, as rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from ..context import Context
-from ..frame import rows_frame, select_top
+from ..frame import ITEM, REQUEST, SCORE, rows_frame, select_top
+from ..rows import Rows
 
 NOT_FOUND = np.float32(-1e9)  # the score of a row that a channel could never propose
 
@@ -17,7 +18,7 @@ NOT_FOUND = np.float32(-1e9)  # the score of a row that a channel could never pr
 def candidates(
     requests: np.ndarray, counts: list[int], items: list[np.ndarray], scores: list[np.ndarray]
 ) -> pl.DataFrame:
-    """Per-request arrays as one frame: request, item, score."""
+    """Arrays of each request as one frame: request, item, score."""
     return rows_frame(
         request=np.repeat(requests, counts).astype(np.int64),
         item=np.concatenate([*items, np.empty(0)]).astype(np.int32),
@@ -26,7 +27,7 @@ def candidates(
 
 
 def tie_of(context: Context, request: int, items: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Tie hashes of some positions of a request's items."""
+    """Tie hashes of some positions `at` of a request's items."""
     return context.tie(np.full(len(at), request), items[at])
 
 
@@ -36,8 +37,12 @@ def propose_each(
     k: int,
     scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> pl.DataFrame:
-    """The k best of what `scored(row in chunk, eligible items)` returns as (items, scores), request
-    by request.
+    """The k best items of each request, as candidates.
+
+    Args:
+        requests: row numbers, ascending.
+        scored: called with the position of a request and its eligible items; returns items and
+            their scores.
     """
     items, scores, counts = [], [], []
     for i, eligible in enumerate(context.log.asof.eligible(requests)):
@@ -47,3 +52,12 @@ def propose_each(
         scores.append(score[best])
         counts.append(len(best))
     return candidates(requests, counts, items, scores)
+
+
+def scores_in(table: pl.DataFrame, rows: Rows, missing: np.float32) -> np.ndarray:
+    """Each row's score in a table of request, item, score, and `missing` without one: float32
+    (n_rows,).
+    """
+    keys = [REQUEST, ITEM]
+    found = rows.frame.select(keys).join(table, on=keys, how="left", maintain_order="left")
+    return found[SCORE].fill_null(missing).to_numpy()

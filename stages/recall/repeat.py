@@ -9,15 +9,14 @@ import polars as pl
 
 from ...bounds import needs
 from ..context import Context
-from ..frame import ITEM, REQUEST, SCORE
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage
-from .proposals import candidates, propose_each
+from .proposals import candidates, propose_each, scores_in
 
 
 @dataclass(frozen=True, repr=False)
 class Repeat(Stage):
-    """The user's own earlier items, by how often, then how lately."""
+    """The user's own last `depth` items, by how often, then by how recently they were chosen."""
 
     k: int = 50
     depth: int = 500
@@ -34,9 +33,9 @@ class FittedRepeat(Retriever):
     stage: Repeat
     channels = ("repeat",)
 
-    def _own(self, request: int, newest_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Items and scores: the count, plus a fraction that falls with the place of the last time
-        in the history.
+    def _own(self, newest_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct items and their scores: the count, plus a fraction that falls with the age of
+        the last time.
         """
         items, first, count = np.unique(newest_first, return_index=True, return_counts=True)
         return items, (count + 1.0 / (2.0 + first)).astype(np.float32)
@@ -46,7 +45,7 @@ class FittedRepeat(Retriever):
         history = self.context.log.asof.history(requests, self.stage.depth).items[:, ::-1]
 
         def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            items, score = self._own(int(requests[i]), history[i][history[i] >= 0])
+            items, score = self._own(history[i][history[i] >= 0])
             allowed = self.context.log.asof.is_eligible(np.full(len(items), requests[i]), items)
             return items[allowed], score[allowed]
 
@@ -55,11 +54,10 @@ class FittedRepeat(Retriever):
     def score(self, rows: Rows) -> np.ndarray:
         requests = np.unique(rows.request)
         history = self.context.log.asof.history(requests, self.stage.depth).items[:, ::-1]
-        own = [(r, *self._own(r, h[h >= 0])) for r, h in zip(requests, history, strict=True)]
-        table = candidates(
-            requests, [len(o[1]) for o in own], [o[1] for o in own], [o[2] for o in own]
-        )
-        found = rows.frame.select(REQUEST, ITEM).join(
-            table, on=[REQUEST, ITEM], how="left", maintain_order="left"
-        )
-        return found[SCORE].fill_null(0.0).to_numpy()
+        items, scores = [], []
+        for own in history:
+            item, score = self._own(own[own >= 0])
+            items.append(item)
+            scores.append(score)
+        table = candidates(requests, [len(item) for item in items], items, scores)
+        return scores_in(table, rows, np.float32(0))

@@ -1,4 +1,4 @@
-"""Recall of the list that was really shown."""
+"""Recall of the list that was shown."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from ..context import Context
 from ..frame import ITEM, REQUEST, SCORE, rows_frame
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage
-from .proposals import NOT_FOUND
+from .proposals import NOT_FOUND, scores_in
 
 
 @dataclass(frozen=True, repr=False)
 class Shown(Stage):
-    """The list that was really shown, as candidates: to re-rank what production's own recall
-    brought.
+    """The list that was shown, as candidates: to rank again what production recalled.
 
-    With `logged_order` its score is the logged position ("the rank of the production stage
-    before"), an arm of its own; without it every score is equal.
+    With `logged_order` the score is minus the logged position, which is the rank by production;
+    without it all scores are equal.
     """
 
     k: int = 100
@@ -30,9 +29,8 @@ class Shown(Stage):
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedShown:
         if not context.log.has("exposures"):
-            raise KarmafunnelError(
-                f"{self!r}: needs shown lists, log {context.log.name} has no exposures"
-            )
+            found = f"no exposures in log {context.log.name}"
+            raise KarmafunnelError(self, needs="shown lists", found=found)
         return FittedShown(self, context)
 
 
@@ -41,27 +39,18 @@ class FittedShown(Retriever):
     channels = ("shown",)
 
     def __post_init__(self) -> None:
-        rows = self.context.log.rows.filter(pl.col("position").is_not_null()).sort(
-            REQUEST, maintain_order=True
-        )
-        score = (
-            -rows["position"].cast(pl.Float32)
-            if self.stage.logged_order
-            else pl.zeros(rows.height, pl.Float32, eager=True)
-        )
-        self._lists = (
-            rows.select(REQUEST, ITEM)
-            .with_columns(score.alias(SCORE))
-            .unique([REQUEST, ITEM], keep="first", maintain_order=True)
-        )
+        rows = self.context.log.rows.filter(pl.col("position").is_not_null())
+        rows = rows.sort(REQUEST, maintain_order=True)
+        score = pl.lit(0, pl.Float32)
+        if self.stage.logged_order:
+            score = -pl.col("position").cast(pl.Float32)
+        lists = rows.select(REQUEST, ITEM, score.alias(SCORE))
+        self._lists = lists.unique([REQUEST, ITEM], keep="first", maintain_order=True)
 
     def propose(self, rows: Rows) -> pl.DataFrame:
-        return rows_frame(request=rows.requests).join(
-            self._lists, on=REQUEST, how="inner", maintain_order="left"
-        )
+        requests = rows_frame(request=rows.requests)
+        return requests.join(self._lists, on=REQUEST, how="inner", maintain_order="left")
 
     def score(self, rows: Rows) -> np.ndarray:
-        found = rows.frame.select(REQUEST, ITEM).join(
-            self._lists, on=[REQUEST, ITEM], how="left", maintain_order="left"
-        )
-        return found[SCORE].fill_null(NOT_FOUND if self.stage.logged_order else 0.0).to_numpy()
+        missing = NOT_FOUND if self.stage.logged_order else np.float32(0)
+        return scores_in(self._lists, rows, missing)

@@ -1,4 +1,4 @@
-"""Recall at random, the floor of every table."""
+"""Recall at random, the lowest baseline of every table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .proposals import propose_each
 
 @dataclass(frozen=True, repr=False)
 class Uniform(Stage):
-    """Eligible items at random: the floor of every table, and negatives nobody chose."""
+    """Eligible items at random: the lowest baseline of every table."""
 
     k: int = 100
     seed: int = 0
@@ -37,9 +37,7 @@ class FittedUniform(Retriever):
         return np.zeros(len(rows.item), dtype=np.float32)
 
     def propose(self, rows: Rows) -> pl.DataFrame:
-        return propose_each(
-            self.context,
-            rows.requests,
-            self.stage.k,
-            lambda i, eligible: (eligible, np.zeros(len(eligible), dtype=np.float32)),
-        )
+        def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return eligible, np.zeros(len(eligible), dtype=np.float32)
+
+        return propose_each(self.context, rows.requests, self.stage.k, scored)

@@ -79,9 +79,7 @@ Index = Flat | IVF | IVFPQ | HNSW
 
 @dataclass(frozen=True, repr=False)
 class VectorRecall(Stage):
-    """Nearest items to the interest vector of an embedder, by inner product, over the eligible
-    items.
-    """
+    """The eligible items that are nearest to the user embedding, by inner product."""
 
     embedder: str = field(metadata={"positional": True, "always": True})
     k: int = 300
@@ -96,12 +94,10 @@ class VectorRecall(Stage):
         pool, _ = context.log.asof.pool(0)
         index = None
         if not isinstance(self.index, Flat):
-            # The cells and codes are learnt on what was known by the end of W1; later items are
-            # only added.
-            known = pool[
-                context.log.asof.known_rank[pool]
-                < context.log.asof.time_rank(np.array([context.log.end_of("W1")]))[0]
-            ]
+            # cells and codes are learnt from items known by the end of W1; later ones are added
+            asof = context.log.asof
+            end = asof.time_rank(np.array([context.log.end_of("W1")]))[0]
+            known = pool[asof.known_rank[pool] < end]
             description = self.index.description(vectors.shape[1], len(known))
             index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
             index.train(np.ascontiguousarray(vectors[known]))
@@ -120,17 +116,15 @@ class VectorRecall(Stage):
 
 @dataclass(eq=False, repr=False)
 class FittedVectorRecall(Retriever):
-    """Exact where the index is Flat or the filtered pool is small; an ANN index otherwise."""
+    """Exact search where the index is Flat or a filter is set, else approximate search."""
 
     stage: VectorRecall
     index: Any  # of faiss; None searches exactly
 
     def __post_init__(self) -> None:
         self.embedder, self.channels = self.stage.embedder, (self.stage.embedder,)
-        items, (pool, _) = (
-            self.context.items(self.embedder, repr(self.stage)),
-            self.context.log.asof.pool(0),
-        )
+        items = self.context.items(self.embedder, repr(self.stage))
+        pool, _ = self.context.log.asof.pool(0)
         self._ordered = np.ascontiguousarray(items[pool])
 
     def save(self, folder: Path) -> None:
@@ -139,10 +133,8 @@ class FittedVectorRecall(Retriever):
 
     def score(self, rows: Rows) -> np.ndarray:
         who = repr(self.stage)
-        interests, items = (
-            rows.interests(self.embedder, who),
-            rows.context.items(self.embedder, who),
-        )
+        interests = rows.interests(self.embedder, who)
+        items = rows.context.items(self.embedder, who)
         return np.einsum("nd,nd->n", interests[rows.group], items[rows.item])
 
     def propose(self, rows: Rows) -> pl.DataFrame:
@@ -152,14 +144,14 @@ class FittedVectorRecall(Retriever):
         return None if self.index is None else self._search(rows, None).select(REQUEST, ITEM)
 
     def _search(self, rows: Rows, index: Any) -> pl.DataFrame:
-        """Requests that share a set of filters are searched together; one without an interest
-        vector gets nothing.
+        """Search together the requests that have the same filters; one without a user embedding
+        gets nothing.
         """
-        asof, requests = self.context.log.asof, rows.requests
-        interests = rows.interests(self.embedder, repr(self.stage))
+        asof, requests, who = self.context.log.asof, rows.requests, repr(self.stage)
+        interests = rows.interests(self.embedder, who)
         keys = np.where(np.any(interests != 0, axis=1), asof.filter_key[requests], -1)
         k = min(self.stage.k, self.context.log.n_items)
-        # items, best first, in the first `sizes` places
+        # each row has its items in the first `sizes` places, best first
         found = np.full((len(requests), k), -1, dtype=np.int32)
         scores = np.zeros((len(requests), k), dtype=np.float32)
         sizes = np.zeros(len(requests), dtype=np.int64)
@@ -170,9 +162,7 @@ class FittedVectorRecall(Retriever):
             if key == 0:
                 score, at = self._search_all(interests[mine], known, requests[mine], index)
             else:
-                vectors = self.context.items(self.embedder, repr(self.stage))[
-                    pool[: known.max(initial=0)]
-                ]
+                vectors = self.context.items(self.embedder, who)[pool[: known.max(initial=0)]]
                 score, at = self._exact(interests[mine], vectors, pool, known, requests[mine])
             hit = (at >= 0) & (at < known[:, None])
             place = np.cumsum(hit, axis=1) - 1
@@ -180,10 +170,9 @@ class FittedVectorRecall(Retriever):
             found[mine[row], place[row, column]] = pool[at[row, column]]
             scores[mine[row], place[row, column]] = score[row, column]
             sizes[mine] = np.minimum(hit.sum(axis=1), k)
-        there = np.arange(k) < sizes[:, None]
-        return rows_frame(
-            request=np.repeat(requests, sizes), item=found[there], score=scores[there]
-        )
+        filled = np.arange(k) < sizes[:, None]
+        request = np.repeat(requests, sizes)
+        return rows_frame(request=request, item=found[filled], score=scores[filled])
 
     def _exact(
         self,
@@ -193,9 +182,7 @@ class FittedVectorRecall(Retriever):
         known: np.ndarray,
         requests: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact search; where the cut falls among equal scores, the seeded hash chooses between
-        them, as everywhere.
-        """
+        """Exact search; where equal scores compete for the last places, the seeded hash decides."""
         k = self.stage.k
         score, at = exact_search(interests, vectors, known, k)
         if at.shape[1] == 0 or known.max(initial=0) <= k:
@@ -214,17 +201,16 @@ class FittedVectorRecall(Retriever):
     def _search_all(
         self, interests: np.ndarray, known: np.ndarray, requests: np.ndarray, index: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search the whole catalogue: items stand in the order they became known, so eligibility is
-        a prefix.
+        """Search the whole catalogue: items are in the order in which they became known, so the
+        eligible ones are a prefix.
 
-        The prefix is that of the chunk's last request; earlier requests fetch as many more as
-        became known meanwhile.
+        The prefix is that of the chunk's last request; earlier requests fetch as many more items as
+        became known since.
         """
         last = int(known.max(initial=0))
         if index is None:
-            return self._exact(
-                interests, self._ordered[:last], self.context.log.asof.pool(0)[0], known, requests
-            )
+            pool, _ = self.context.log.asof.pool(0)
+            return self._exact(interests, self._ordered[:last], pool, known, requests)
         fetch = min(self.stage.k + last - int(known.min(initial=last)), last)
         library: Any = faiss  # its type stubs lag behind its search parameters
         selector = library.IDSelectorRange(0, last)
@@ -234,23 +220,26 @@ class FittedVectorRecall(Retriever):
         elif isinstance(kind, IVF | IVFPQ):
             parameters = library.SearchParametersIVF(sel=selector, nprobe=kind.nprobe)
         else:
-            raise KarmafunnelError(f"{self.stage!r}", what="Flat", needs="no index", found="one")
+            raise KarmafunnelError(self.stage, what="Flat", needs="no index", found="one")
         return index.search(interests, max(fetch, 1), params=parameters)
 
 
 def exact_search(
     interests: np.ndarray, vectors: np.ndarray, known: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact inner-product search over a prefix: (scores, positions), enough rows that each request
-    has k known ones and one more.
+    """Exact inner-product search for at least k + 1 known items of each request.
+
+    Args:
+        interests: user embeddings, (n_requests, d).
+        vectors: of items in the order in which they became known, (n, d).
+        known: the number of items known at each request, (n_requests,).
+
+    Returns:
+        Scores and positions, (n_requests, fetched) each.
     """
     n = len(vectors)
     if n == 0:
         return np.empty((len(interests), 0), np.float32), np.empty((len(interests), 0), np.int64)
     fetch = min(k + 1 + n - int(known.min()), n)
-    return faiss.knn(
-        np.ascontiguousarray(interests),
-        np.ascontiguousarray(vectors),
-        fetch,
-        metric=faiss.METRIC_INNER_PRODUCT,
-    )
+    left, right = np.ascontiguousarray(interests), np.ascontiguousarray(vectors)
+    return faiss.knn(left, right, fetch, metric=faiss.METRIC_INNER_PRODUCT)
