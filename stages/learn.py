@@ -1,5 +1,5 @@
-"""How stage models are trained: on what their upstream really passes to them, exposed and
-unexposed, never on exposures alone.
+"""Training of stage models: on the candidates that their upstream really passes on, exposed or not,
+never on exposures alone.
 """
 
 from __future__ import annotations
@@ -33,17 +33,22 @@ CHUNK = 256  # requests at a time
 
 @dataclass(frozen=True, repr=False)
 class Sample(Typed):
-    """Which rows a stage model learns from: the truth that its upstream passes, and three kinds of
-    negatives a request.
+    """Which rows a stage model learns from: relevant items that its upstream passes on, and three
+    kinds of negatives.
 
-    exposed: what was shown, passed and not chosen; hard, and all that a model of the list itself
-    needs. passed: so many of the others that its upstream passes, drawn at random; what the stage
-    will mostly have to throw out. random: so many eligible items, passed or not; easy, they tell a
-    pre-ranker what recall knows already. Each row counts alike, so the counts are the weights; each
-    may be 0, not all three. Truth that its upstream missed is left out: "not recalled" would then
-    mean "bought". At most `requests` requests of a window, evenly spaced in time. `windows` to
-    learn from: W2a, or W1 as well where no feature reads a vector that was fitted on W1. W2b
-    decides when to stop and calibrates, W3 is what is asked: nothing is learnt from either.
+    All rows have the same weight. Relevant items that the upstream missed are left out: "not
+    recalled" would then predict "bought".
+
+    Args:
+        exposed: whether exposed candidates that were not chosen are negatives: hard ones, and all
+            that a model of the shown list itself needs.
+        passed: number of random negatives of a request among its other candidates, most of which
+            the stage will have to reject.
+        random: number of random negatives of a request among all eligible items: easy ones, from
+            which a pre-ranker learns what recall knows already.
+        requests: at most this number of requests of a window, evenly spaced in time.
+        windows: to learn from: W2a, or W1 as well where no feature reads a vector that was fitted
+            on W1. W2b is for early stopping and calibration, W3 for the test.
     """
 
     exposed: bool = True
@@ -54,29 +59,22 @@ class Sample(Typed):
 
     def __post_init__(self) -> None:
         if not isinstance(self.exposed, bool):
-            raise KarmafunnelError(
-                "Sample", what="exposed", needs="True or False", found=repr(self.exposed)
-            )
+            found = repr(self.exposed)
+            raise KarmafunnelError("Sample", what="exposed", needs="True or False", found=found)
         needs(self, "passed", "random", "requests")
         given = self.windows if isinstance(self.windows, tuple) else ()
         if not given or set(given) - {"W1", "W2a"} or len(set(given)) < len(given):
-            raise KarmafunnelError(
-                "Sample",
-                what="windows",
-                needs="a tuple of 'W1' and 'W2a'",
-                found=repr(self.windows),
-            )
+            wanted = "a tuple of 'W1' and 'W2a'"
+            found = repr(self.windows)
+            raise KarmafunnelError("Sample", what="windows", needs=wanted, found=found)
         if not (self.exposed or self.passed or self.random):
-            raise KarmafunnelError(
-                "Sample",
-                needs="negatives: exposed=True, passed or random above 0",
-                found=f"none of them in {self!r}",
-            )
+            wanted = "negatives: exposed=True, passed or random above 0"
+            raise KarmafunnelError("Sample", needs=wanted, found=f"none of them in {self!r}")
 
 
 def logged(context: Context, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
-    """The logged rows of requests as tracked rows: request, item, truth. Truth comes along whether
-    or not it was shown.
+    """Tracked rows of requests: their relevant items and, with `exposed`, all logged ones; request,
+    item, truth.
     """
     truth = rows_of(context.truth, requests).select(REQUEST, ITEM, pl.lit(True).alias("truth"))
     if not exposed:
@@ -94,11 +92,16 @@ def sampled(
     seed: int,
     missed: bool = False,
 ) -> Iterator[tuple[Rows, np.ndarray]]:
-    """Chunks of (rows that the stage would score, those of them to learn from); their frame has a
-    `truth` column.
+    """Candidates to learn from, fold by fold, each passed on by an upstream that was fitted without
+    its users.
 
-    Logged rows count where upstream passes them; with `missed`, where they are eligible at all.
-    Chunks come fold by fold, each through an upstream that did not learn from its users.
+    Args:
+        seed: of the random negatives.
+        missed: whether logged rows count wherever they are eligible, not only where the upstream
+            passes them on.
+
+    Yields:
+        Chunks of rows, whose frame has a column `truth`, and the numbers of those to learn from.
     """
     rng = np.random.default_rng([context.seed, seed])
     for funnel, part in upstream.out_of_fold(requests):
@@ -114,54 +117,62 @@ def rows_to_learn(
     rng: np.random.Generator,
     missed: bool,
 ) -> tuple[Rows, np.ndarray]:
-    """One of the chunks of `sampled`, behind models that did not see its users."""
-    asof = context.log.asof
+    """One chunk of `sampled`."""
+    asof, n_items = context.log.asof, context.log.n_items
     tracked = logged(context, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
     if sample.random:
-        drawn = [
-            e[rng.integers(0, len(e), sample.random)] if len(e) else e for e in asof.eligible(chunk)
-        ]
-        extra = pl.DataFrame(
-            {
-                REQUEST: np.repeat(chunk, [len(d) for d in drawn]),
-                ITEM: np.concatenate(drawn).astype(np.int32),
-            }
-        )
-        extra = extra.with_columns(pl.lit(False).alias("truth"), pl.lit(True).alias("drawn"))
-        tracked = pl.concat([tracked, extra]).unique(
-            [REQUEST, ITEM], keep="first", maintain_order=True
-        )
+        drawn = _random_items(context, chunk, sample.random, rng)
+        tracked = pl.concat([tracked, drawn])
+        tracked = tracked.unique([REQUEST, ITEM], keep="first", maintain_order=True)
     passed = upstream.pass_on(chunk, tracked)
     slate, tracked = passed.slate, passed.tracked
     assert slate is not None
     usable = pl.col("kept") | pl.col("drawn")
     if missed:
-        usable |= pl.Series(
-            asof.is_eligible(tracked[REQUEST].to_numpy(), tracked[ITEM].to_numpy()),
-            dtype=pl.Boolean,
-        )
+        eligible = asof.is_eligible(tracked[REQUEST].to_numpy(), tracked[ITEM].to_numpy())
+        usable |= pl.Series(eligible, dtype=pl.Boolean)
     tracked = tracked.filter(usable)
-    rows = Rows(context, slate.with_columns(pl.lit(False).alias("truth")), tracked, chunk, passed)
-    key = pair_key(rows.request, rows.item, context.log.n_items)
+    slate = slate.with_columns(pl.lit(False).alias("truth"))
+    rows = Rows(context, slate, tracked, chunk, passed)
+    key = pair_key(rows.request, rows.item, n_items)
     n = slate.height
     draw = rng.random(n)
-    draw[np.isin(key[:n], key[n:])] = 2.0  # their tracked twins are in already
+    is_tracked = np.isin(key[:n], key[n:])  # they are among the tracked rows already
+    draw[is_tracked] = 2.0
     place = np.lexsort((draw, rows.request[:n]))
-    group = rows.request[place]
-    chosen = place[(position_in_group(group) < sample.passed) & (draw[place] < 2.0)]
+    first = position_in_group(rows.request[place]) < sample.passed
+    chosen = place[first & ~is_tracked[place]]
     chosen = np.concatenate([chosen, np.arange(n, len(rows.item))])
-    # Within a request rows stand in the order of their hash: logged lists come best first, and a
-    # learner that breaks ties by row order would read it.
+    # In the order of their hash within a request: logged lists have the best item first, and a
+    # learner that breaks ties by the order of rows would learn from that.
     request, item = rows.request[chosen], rows.item[chosen]
     return rows, chosen[np.lexsort((context.tie(request, item), request))]
 
 
+def _random_items(
+    context: Context, requests: np.ndarray, n: int, rng: np.random.Generator
+) -> pl.DataFrame:
+    """`n` random eligible items of each request, as tracked rows that are `drawn`."""
+    items, sizes = [], []
+    for eligible in context.log.asof.eligible(requests):
+        if len(eligible):
+            eligible = eligible[rng.integers(0, len(eligible), n)]
+        items.append(eligible)
+        sizes.append(len(eligible))
+    request = np.repeat(requests, sizes)
+    drawn = pl.DataFrame({REQUEST: request, ITEM: np.concatenate(items).astype(np.int32)})
+    return drawn.with_columns(pl.lit(False).alias("truth"), pl.lit(True).alias("drawn"))
+
+
 @dataclass
 class TrainingRows:
-    """Rows to learn from: x float32 (n, f), y bool (n,), request int64 (n,) ascending, item int32
-    (n,).
+    """Rows to learn from, ascending by request.
 
-    taught (n,): what a teacher says of the rows, on its own scale of scores, where there is one.
+    Attributes:
+        x: features, float32 (n, n_columns).
+        y: labels, bool (n,).
+        request, item: row numbers, (n,).
+        taught: the scores of a teacher, on its own scale, (n,); None without one.
     """
 
     x: np.ndarray
@@ -180,46 +191,47 @@ class TrainingRows:
 
 
 def training_rows(
-    stage: Stage, features: Sequence[Feature], context: Context, upstream: FittedFunnel | None, windows: Sequence[str], sample: Sample,
+    stage: Stage,
+    features: Sequence[Feature],
+    context: Context,
+    upstream: FittedFunnel | None,
+    windows: Sequence[str],
+    sample: Sample,
     teacher: Teachers | None = None,
-) -> TrainingRows:  # fmt: skip
-    """The rows of some windows that a stage learns from, requests without truth or without a
-    negative left out.
+) -> TrainingRows:
+    """The rows of some windows that a stage learns from.
 
-    They are worked out once for all fits of the stage; a fit without a fold of users takes the rows
-    of the other folds. Raises KarmafunnelError where a vector that the stage or its upstream reads
-    was fitted on a window to learn from.
+    Requests without a relevant item or without a negative are left out. The rows are computed once
+    for all fits of the stage; a fit without a fold of users takes those of the other folds.
+
+    Raises:
+        KarmafunnelError: where there are none, and where a vector that the stage or its upstream
+            reads was fitted on a window to learn from.
     """
     if upstream is None:
-        raise KarmafunnelError(
-            f"{stage.name} ({type(stage).__name__})",
-            needs="a stage before it to learn from",
-            found="none",
-        )
+        raise KarmafunnelError(stage.title, needs="a stage before it to learn from", found="none")
     check(features, context, stage.name)
     check_windows((*upstream.funnel.stages, stage), context, windows, "learn from")
-    what = repr((features, windows, sample, teacher and teacher.teacher, context.label))
-    if what not in upstream.tables:
-        upstream.tables[what] = every_row(
-            features, context, upstream.without(None), windows, sample, teacher
-        )
-    table: TrainingRows = upstream.tables[what]
+    key = repr((features, windows, sample, teacher and teacher.teacher, context.label))
+    if key not in upstream.tables:
+        whole = upstream.without(None)
+        upstream.tables[key] = every_row(features, context, whole, windows, sample, teacher)
+    table: TrainingRows = upstream.tables[key]
     if upstream.left_out is not None:
         table = table[context.fold[table.request] != upstream.left_out]
     _, group = np.unique(table.request, return_inverse=True)
     positives, n = np.bincount(group, table.y), np.bincount(group)
     both = ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
     if not both.any():
+        less = "" if upstream.left_out is None else " outside one fold of users"
+        requests = len(np.unique(table.request))
         raise KarmafunnelError(
-            f"{stage.name} ({type(stage).__name__})",
+            stage.title,
             needs=(
                 f"requests of {list(windows)} with truth and negatives among what its upstream "
                 "passes"
             ),
-            found=(
-                f"none in {len(np.unique(table.request))} requests with truth"
-                f"{'' if upstream.left_out is None else ' outside one fold of users'}, by {sample!r}"
-            ),
+            found=f"none in {requests} requests with truth{less}, by {sample!r}",
         )
     return table[both]
 
@@ -232,24 +244,30 @@ def every_row(
     sample: Sample,
     teacher: Teachers | None,
 ) -> TrainingRows:
-    """The rows to learn from of all folds, in the order of their requests."""
+    """The rows to learn from of all folds, ascending by request."""
     with_truth = np.unique(context.truth[REQUEST].to_numpy())
     requests = context.log.requests_in(*windows)
     requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)
-    xs, ys, rs, items, taught = [], [], [], [], []
-    for rows, chosen in sampled(context, upstream, requests, sample, seed=int("W2b" in windows)):
-        xs.append(compute(features, rows)[chosen])
-        ys.append(rows.frame["truth"].to_numpy()[chosen])
-        rs.append(rows.request[chosen])
-        items.append(rows.item[chosen])
+    width = sum(len(feature.columns) for feature in features)
+    # empty arrays first: there may be no chunk
+    x, y = [np.empty((0, width), np.float32)], [np.empty(0, bool)]
+    request, item = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    taught = [np.empty(0, np.float32)]
+    seed = int("W2b" in windows)
+    for rows, chosen in sampled(context, upstream, requests, sample, seed):
+        x.append(compute(features, rows)[chosen])
+        y.append(rows.frame["truth"].to_numpy()[chosen])
+        request.append(rows.request[chosen])
+        item.append(rows.item[chosen])
         if teacher is not None:
             taught.append(teacher.score(rows)[chosen])
-    width = sum(len(f.columns) for f in features)
     table = TrainingRows(
-        np.concatenate([*xs, np.empty((0, width), np.float32)]), np.concatenate([*ys, np.empty(0, bool)]),
-        np.concatenate([*rs, np.empty(0, np.int64)]), np.concatenate([*items, np.empty(0, np.int32)]),
-        None if teacher is None else np.concatenate([*taught, np.empty(0, np.float32)]),
-    )  # fmt: skip
+        np.concatenate(x),
+        np.concatenate(y),
+        np.concatenate(request),
+        np.concatenate(item),
+        None if teacher is None else np.concatenate(taught),
+    )
     return table[np.argsort(table.request, kind="stable")]
 
 
@@ -257,21 +275,19 @@ def every_row(
 
 
 def probabilities(p: np.ndarray, who: str) -> np.ndarray:
-    """p, all in 0..1; raises KarmafunnelError naming who gave something else."""
+    """`p` itself; raises KarmafunnelError naming `who` where a value is not in 0..1."""
     p = np.asarray(p)
-    if bad := np.count_nonzero(~((p >= 0) & (p <= 1))):
-        raise KarmafunnelError(
-            who,
-            needs="probabilities in 0..1",
-            found=f"{p[~((p >= 0) & (p <= 1))][0]} ({bad} such rows)",
-        )
+    bad = ~((p >= 0) & (p <= 1))
+    if bad.any():
+        found = f"{p[bad][0]} ({np.count_nonzero(bad)} such rows)"
+        raise KarmafunnelError(who, needs="probabilities in 0..1", found=found)
     return p
 
 
 @dataclass(frozen=True)
 class Isotonic:
-    """Score -> probability by steps that never go down: no form assumed, many rows needed, equal
-    probabilities in plenty.
+    """Score -> probability by isotonic regression: assumes no form, needs many rows, and gives many
+    equal probabilities.
     """
 
     x: list[float]
@@ -288,11 +304,11 @@ class Isotonic:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Score -> probability as sigmoid(score / temperature + shift): two numbers, few rows needed,
-    the order is kept.
+    """Score -> probability as sigmoid(score / temperature + shift): two numbers, needs few rows and
+    keeps the order.
 
-    Source: Platt 1999, with his smoothed labels; Guo et al. 2017 (arXiv 1706.04599) for the name.
-    Equal scores become their rate.
+    Platt 1999, with his smoothed labels; the name is of Guo et al. 2017 (arXiv 1706.04599). Where
+    all scores are equal, the probability is the rate of the label.
     """
 
     temperature: float
@@ -338,13 +354,15 @@ Calibrated = Literal["isotonic", "temperature", ""]
 def fit_calibration(
     kind: Calibrated, score: np.ndarray, label: np.ndarray, who: str
 ) -> Calibration:
-    """Score -> probability of the label; raises KarmafunnelError for scores that are not finite and
-    for labels of one class.
+    """Fit score -> probability of the label.
+
+    Raises:
+        KarmafunnelError: for scores that are not finite and for labels of one class.
     """
-    if not np.isfinite(score).all():
-        raise KarmafunnelError(
-            who, needs="finite scores to calibrate", found=f"{score[~np.isfinite(score)][0]}"
-        )
+    infinite = ~np.isfinite(score)
+    if infinite.any():
+        found = f"{score[infinite][0]}"
+        raise KarmafunnelError(who, needs="finite scores to calibrate", found=found)
     n, positives = len(label), int(np.sum(label))
     if not 0 < positives < n:
         raise KarmafunnelError(
@@ -363,7 +381,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 def load_calibration(path: Path) -> Calibration:
     """The inverse of `save_calibration`; raises KarmafunnelError naming the file and the key that
-    is of another kind.
+    is wrong.
     """
     kept = check_keys(str(path), read_json(path), {"kind": one_of(*CALIBRATIONS)})
     if kept.pop("kind") == "temperature":
@@ -371,62 +389,45 @@ def load_calibration(path: Path) -> Calibration:
         return Temperature(float(kept["temperature"]), float(kept["shift"]))
     check_keys(str(path), kept, dict.fromkeys(("x", "y"), each(NUMBER)))
     if len(kept["x"]) != len(kept["y"]) or not kept["x"]:
-        raise KarmafunnelError(
-            path,
-            needs="as many x as y, at least one",
-            found=f"{len(kept['x'])} and {len(kept['y'])}",
-        )
+        found = f"{len(kept['x'])} and {len(kept['y'])}"
+        raise KarmafunnelError(path, needs="as many x as y, at least one", found=found)
     return Isotonic(list(map(float, kept["x"])), list(map(float, kept["y"])))
 
 
 def check_calibrated(stage: Boosted | Neural) -> None:
+    """Raise KarmafunnelError for an unknown calibration."""
     if stage.calibrated not in ("", *CALIBRATIONS):
-        raise KarmafunnelError(
-            stage.name,
-            what="calibrated",
-            needs="'isotonic', 'temperature' or ''",
-            found=repr(stage.calibrated),
-        )
+        wanted, found = "'isotonic', 'temperature' or ''", repr(stage.calibrated)
+        raise KarmafunnelError(stage.name, what="calibrated", needs=wanted, found=found)
 
 
 def shown_in_w2b(
     context: Context, upstream: FittedFunnel, most: int
 ) -> Iterator[tuple[Rows, np.ndarray]]:
-    """What was shown in W2b (what upstream passes, where nothing is known of lists), as `sampled`
-    gives it.
-    """
+    """What was shown in W2b, as chunks of `sampled`; all candidates, where the log has no lists."""
     requests = spaced(context.log.requests_in("W2b"), most)
-    yield from sampled(
-        context,
-        upstream,
-        requests,
-        Sample(passed=0 if context.log.has("exposures") else 10**6),
-        seed=2,
-        missed=True,
-    )
+    sample = Sample(passed=0 if context.log.has("exposures") else 10**6)
+    yield from sampled(context, upstream, requests, sample, seed=2, missed=True)
 
 
 class Learned(FittedStage):
-    """A fitted model whose scores may be calibrated: what boosted trees and networks share."""
+    """A fitted model whose scores may be calibrated; the base of boosted trees and networks."""
 
     calibration: Calibration | None = None
 
     def log_odds(self, score: np.ndarray) -> np.ndarray:
-        """Scores on a scale without bounds, where differences mean something: what calibration and
-        students read.
-        """
+        """Scores on an unbounded scale, which calibration and students read: (n_rows,)."""
         return score
 
     def calibrate(self, kind: Calibrated, upstream: FittedFunnel, most: int) -> None:
-        """Fit score -> probability on W2b."""
+        """Fit score -> probability on at most `most` requests of W2b."""
         scores, labels = [], []
         for rows, chosen in shown_in_w2b(self.context, upstream, most):
             scores.append(np.asarray(self.score(rows))[chosen])
             labels.append(rows.frame["truth"].to_numpy()[chosen])
-        who = f"{self.stage.name} ({type(self.stage).__name__})"
-        self.calibration = fit_calibration(
-            kind, self.log_odds(np.concatenate(scores)), np.concatenate(labels), who
-        )
+        score = self.log_odds(np.concatenate(scores))
+        label = np.concatenate(labels)
+        self.calibration = fit_calibration(kind, score, label, self.stage.title)
 
     def probability(self, score: np.ndarray) -> np.ndarray | None:
         return None if self.calibration is None else self.calibration(self.log_odds(score))
@@ -444,17 +445,21 @@ class Learned(FittedStage):
 
 @dataclass(frozen=True, repr=False)
 class Teacher(Typed):
-    """A stage whose scores another one learns beside the log's labels (Hinton et al. 2015, arXiv
-    1503.02531).
+    """A stage from whose scores another one learns, as well as from the labels of the log (Hinton
+    et al. 2015, arXiv 1503.02531).
 
     The teacher is fitted on the student's own upstream and scores every row that the student learns
-    from, shown or not. It has one fit for each fold of users, without that fold, and scores the
-    rows of that fold: of rows that it was fitted on it would be too sure. It is not needs for
-    serving. `weight`: the teacher's share of the target, 1 for no labels at all. The target of a
-    student with the loss "listwise" is a distribution over the request's rows, the teacher's part
-    softmax(score / temperature); with "bce" or "binary" the teacher's probability (trees then learn
-    by cross entropy); with "lambdarank" grades 0..GRADES of the teacher's rank, as 1 / log2(1 +
-    rank).
+    from, shown or not. It has one fit for each fold of users, without that fold, which scores the
+    rows of the fold: on rows that it was fitted on it would be too confident. It is not needed for
+    serving.
+
+    The target of a student with the loss "listwise" is a distribution over the rows of the request,
+    with softmax(score / temperature) as the teacher's part; with "bce" or "binary" it is the
+    teacher's probability (trees then learn by cross entropy); with "lambdarank" grades 0..GRADES by
+    the teacher's rank, as 1 / log2(1 + rank).
+
+    Args:
+        weight: the teacher's part of the target; 1 for no labels at all.
     """
 
     stage: Boosted | Neural = field(metadata={"positional": True, "always": True})
@@ -465,44 +470,41 @@ class Teacher(Typed):
 
     def __post_init__(self) -> None:
         if not isinstance(self.stage, Boosted | Neural):
-            raise KarmafunnelError(
-                "Teacher",
-                needs="a learnt stage, boosted trees or a network",
-                found=quoted(self.stage),
-            )
+            wanted = "a learnt stage, boosted trees or a network"
+            raise KarmafunnelError("Teacher", needs=wanted, found=quoted(self.stage))
         needs(self, "temperature", weight=(0.0, 1.0))
 
     def mixed(self, label: np.ndarray, taught: np.ndarray) -> np.ndarray:
+        """The target of each row: float32 (n_rows,)."""
         return ((1 - self.weight) * label + self.weight * taught).astype(np.float32)
 
     def shares(self, table: TrainingRows, fitted: Teachers) -> np.ndarray:
-        """A distribution over the rows of each request: its positives' equal shares, and the
-        teacher's softmax.
+        """A distribution over the rows of each request: equal shares of its positives, mixed with
+        the teacher's softmax.
         """
         assert table.taught is not None
-        starts = np.cumsum(table.group_sizes) - table.group_sizes
+        sizes = table.group_sizes
+        starts = np.cumsum(sizes) - sizes
         z = fitted.log_odds(table) / self.temperature
-        e = np.exp(z - np.repeat(np.maximum.reduceat(z, starts), table.group_sizes))
+        e = np.exp(z - np.repeat(np.maximum.reduceat(z, starts), sizes))
         y = table.y.astype(np.float64)
-        e, y = (x / np.repeat(np.add.reduceat(x, starts), table.group_sizes) for x in (e, y))
+        e = e / np.repeat(np.add.reduceat(e, starts), sizes)
+        y = y / np.repeat(np.add.reduceat(y, starts), sizes)
         return self.mixed(y, e)
 
     def chances(self, table: TrainingRows, fitted: Teachers) -> np.ndarray:
-        """The probability of the label; raises KarmafunnelError where the teacher knows of none."""
+        """The probability of the label; raises KarmafunnelError where the teacher has none."""
         p = fitted.probability(table)
-        if p is None and getattr(self.stage, "loss", getattr(self.stage, "objective", "")) in (
-            "bce",
-            "binary",
-        ):
+        loss = getattr(self.stage, "loss", getattr(self.stage, "objective", ""))
+        if p is None and loss in ("bce", "binary"):
             p = expit(fitted.log_odds(table))
         if p is None:
-            raise KarmafunnelError(
-                f"Teacher: {self.stage!r} has no probabilities to teach; needs calibrated= or another loss"
-            )
+            found, hint = f"none of {self.stage!r}", "set calibrated= of it, or use another loss"
+            raise KarmafunnelError("Teacher", needs="probabilities", found=found, hint=hint)
         return self.mixed(table.y, probabilities(p, f"Teacher: {self.stage!r}"))
 
     def grades(self, table: TrainingRows) -> np.ndarray:
-        """Whole grades of the rows, best first by the teacher, ties sharing the better rank."""
+        """Grades of the rows, 0..GRADES, by the teacher's rank; ties share the better rank."""
         assert table.taught is not None
         _, group = group_rows(table.request)
         sequence = order(group, table.taught, np.zeros(len(group), np.uint64))
@@ -518,8 +520,8 @@ class Teacher(Typed):
 
 @dataclass(frozen=True, eq=False)
 class Teachers:
-    """The fits of one teacher, a fold of users each: the one without the fold scores the fold's
-    rows.
+    """The fits of one teacher, one for each fold of users: rows of a fold are scored by the fit
+    without it.
     """
 
     teacher: Teacher
@@ -530,48 +532,59 @@ class Teachers:
     def of(
         cls, teacher: Teacher | None, context: Context, upstream: FittedFunnel | None
     ) -> Teachers | None:
-        """Fit the teacher behind what the student learns behind; None where there is no teacher."""
+        """Fit the teacher on the student's upstream; None where there is no teacher."""
         if teacher is None or upstream is None:
             return None
         stage: Boosted | Neural = replace(teacher.stage, name="teacher")
-        return cls(
-            teacher,
-            context,
-            tuple(cast(Learned, upstream.taught_by(stage, fold)) for fold in range(context.folds)),
-        )
+        fits = []
+        for fold in range(context.folds):
+            fits.append(cast(Learned, upstream.taught_by(stage, fold)))
+        return cls(teacher, context, tuple(fits))
 
     def by_fold(
         self, request: np.ndarray, ask: Callable[[Learned, np.ndarray], np.ndarray | None]
     ) -> np.ndarray | None:
-        """What the fit without the fold of each row says of it, (n_rows,); `ask` is given the fit
-        and which rows are meant.
+        """The answers of `ask` for all rows, (n_rows,); None where one of them is.
+
+        Args:
+            request: of each row, (n_rows,).
+            ask: called with the fit without a fold and the rows of that fold, (n_rows,) bool.
         """
-        fold, said = self.context.fold[request], np.zeros(len(request))
-        for k, teacher in enumerate(self.without):
+        fold, answers = self.context.fold[request], np.zeros(len(request))
+        for k, fitted in enumerate(self.without):
             mine = fold == k
             if mine.any():
-                answer = ask(teacher, mine)
+                answer = ask(fitted, mine)
                 if answer is None:
                     return None
-                said[mine] = answer
-        return said
+                answers[mine] = answer
+        return answers
 
     def score(self, rows: Rows) -> np.ndarray:
         """Scores of the rows of whole requests: float32 (n_rows,)."""
-        said = self.by_fold(rows.request, lambda teacher, mine: teacher.score(rows.only(mine)))
-        return np.asarray(said, dtype=np.float32)
+
+        def ask(fitted: Learned, mine: np.ndarray) -> np.ndarray:
+            return fitted.score(rows.only(mine))
+
+        return np.asarray(self.by_fold(rows.request, ask), dtype=np.float32)
 
     def log_odds(self, table: TrainingRows) -> np.ndarray:
-        """What a table's rows were taught, on a scale without bounds: float64 (n_rows,)."""
+        """The scores of a table's rows on an unbounded scale: float64 (n_rows,)."""
         taught = self._taught(table)
-        return np.asarray(
-            self.by_fold(table.request, lambda teacher, mine: teacher.log_odds(taught[mine]))
-        )
+
+        def ask(fitted: Learned, mine: np.ndarray) -> np.ndarray:
+            return fitted.log_odds(taught[mine])
+
+        return np.asarray(self.by_fold(table.request, ask))
 
     def probability(self, table: TrainingRows) -> np.ndarray | None:
-        """The same as calibrated probabilities of the label; None where the teacher has none."""
+        """The scores of a table's rows as probabilities of the label, if they are calibrated."""
         taught = self._taught(table)
-        return self.by_fold(table.request, lambda teacher, mine: teacher.probability(taught[mine]))
+
+        def ask(fitted: Learned, mine: np.ndarray) -> np.ndarray | None:
+            return fitted.probability(taught[mine])
+
+        return self.by_fold(table.request, ask)
 
     def _taught(self, table: TrainingRows) -> np.ndarray:
         assert table.taught is not None
@@ -579,27 +592,47 @@ class Teachers:
 
 
 def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
-    """Of its features, and of its teacher's, which is fitted along with it; raises KarmafunnelError
-    for what is no feature.
+    """The embedders of a stage's features, and of its teacher, which is fitted with it.
+
+    Raises:
+        KarmafunnelError: for a feature that is none.
     """
-    if wrong := [f for f in stage.features if not isinstance(f, Feature)]:
-        raise KarmafunnelError(
-            stage.name, what="features", needs="values such as Popularity()", found=repr(wrong[0])
-        )
-    own = tuple(name for f in stage.features for name in f.embedders())
-    return own + (stage.teacher.stage.embedders() if stage.teacher is not None else ())
+    names: list[str] = []
+    for feature in stage.features:
+        if not isinstance(feature, Feature):
+            wanted, found = "values such as Popularity()", repr(feature)
+            raise KarmafunnelError(stage.name, what="features", needs=wanted, found=found)
+        names += feature.embedders()
+    if stage.teacher is not None:
+        names += stage.teacher.stage.embedders()
+    return tuple(names)
 
 
 # -- stages that learn -----------------------------------------------------------------------------
 
 
+def train_and_valid(
+    stage: Boosted | Neural,
+    context: Context,
+    upstream: FittedFunnel | None,
+    teacher: Teachers | None,
+) -> tuple[TrainingRows, TrainingRows]:
+    """The rows that a stage learns from, and those of W2b that decide when it stops."""
+    sample = stage.sample
+    train, valid = (
+        training_rows(stage, stage.features, context, upstream, windows, sample, teacher)
+        for windows in (sample.windows, ["W2b"])
+    )
+    return train, valid
+
+
 @dataclass(frozen=True, repr=False)
 class Boosted(Stage):
-    """LightGBM over features: `lambdarank` orders within a request, `binary` fits a probability of
-    the label.
+    """LightGBM over features: `lambdarank` orders the rows of a request, `binary` fits a
+    probability of the label.
 
-    At most `trees` trees; it stops after `patience` of them without a better nDCG@10 (log-loss) on
-    W2b.
+    It has at most `trees` trees and stops after `patience` of them without a better nDCG@10
+    (log-loss) on W2b.
     """
 
     k: int = 200
@@ -619,12 +652,8 @@ class Boosted(Stage):
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if self.objective not in ("lambdarank", "binary"):
-            raise KarmafunnelError(
-                self.name,
-                what="objective",
-                needs="'lambdarank' or 'binary'",
-                found=repr(self.objective),
-            )
+            wanted, found = "'lambdarank' or 'binary'", repr(self.objective)
+            raise KarmafunnelError(self.name, what="objective", needs=wanted, found=found)
         needs(self, "trees", "leaves", "learning_rate", "min_rows", "l2", "patience")
         check_calibrated(self)
 
@@ -633,15 +662,13 @@ class Boosted(Stage):
 
     @property
     def feature_names(self) -> list[str]:
-        return [c for f in self.features for c in f.columns]
+        """The names of the columns of all features."""
+        return [column for feature in self.features for column in feature.columns]
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedBoosted:
         teacher = Teachers.of(self.teacher, context, upstream)
-        tables = [
-            training_rows(self, self.features, context, upstream, windows, self.sample, teacher)
-            for windows in (self.sample.windows, ["W2b"])
-        ]
-        (train, y), (valid, y_valid) = ((table, self._labels(table, teacher)) for table in tables)
+        train, valid = train_and_valid(self, context, upstream, teacher)
+        y, y_valid = self._labels(train, teacher), self._labels(valid, teacher)
         ranks = self.objective == "lambdarank"
         options = gbdt.TreeOptions(
             objective="cross_entropy" if teacher is not None and not ranks else self.objective,
@@ -669,11 +696,9 @@ class Boosted(Stage):
     def _labels(self, table: TrainingRows, teacher: Teachers | None) -> np.ndarray:
         if self.teacher is None or teacher is None:
             return table.y
-        return (
-            self.teacher.grades(table)
-            if self.objective == "lambdarank"
-            else self.teacher.chances(table, teacher)
-        )
+        if self.objective == "lambdarank":
+            return self.teacher.grades(table)
+        return self.teacher.chances(table, teacher)
 
     def load(self, folder: Path, context: Context) -> FittedBoosted:
         fitted = FittedBoosted(self, context, gbdt.load_gbdt(folder / "trees.txt"))
@@ -691,26 +716,24 @@ class FittedBoosted(Learned):
     def log_odds(self, score: np.ndarray) -> np.ndarray:
         if self.stage.objective != "binary":
             return score
-        who = f"{self.stage.name} ({type(self.stage).__name__})"
-        return logit(np.clip(probabilities(score, who).astype(np.float64), 1e-7, 1 - 1e-7))
+        p = probabilities(score, self.stage.title).astype(np.float64)
+        return logit(np.clip(p, 1e-7, 1 - 1e-7))
 
     def score(self, rows: Rows) -> np.ndarray:
         return gbdt.predict_gbdt(self.booster, compute(self.stage.features, rows), num_threads=0)
 
     def why(self, rows: Rows) -> list[str]:
-        """The features that moved the score most, with their value and SHAP contribution (Lundberg
-        & Lee 2017).
+        """The features with the largest SHAP contributions (Lundberg & Lee 2017), with their values
+        and contributions.
         """
         x = compute(self.stage.features, rows)
-        names = [c for f in self.stage.features for c in f.columns]
-        parts = self.booster.predict(x, pred_contrib=True)[:, :-1]
-        sentences = []
-        for value, part in zip(x, parts, strict=True):
-            top = np.argsort(-np.abs(part))[: self.EXPLAINED]
-            sentences.append(
-                ", ".join(f"{names[i]}={value[i]:.3g} ({part[i]:+.2f})" for i in top if part[i])
-            )
-        return sentences
+        names = self.stage.feature_names
+        contributions = self.booster.predict(x, pred_contrib=True)[:, :-1]
+        texts = []
+        for value, part in zip(x, contributions, strict=True):
+            largest = [i for i in np.argsort(-np.abs(part))[: self.EXPLAINED] if part[i]]
+            texts.append(", ".join(f"{names[i]}={value[i]:.3g} ({part[i]:+.2f})" for i in largest))
+        return texts
 
     def save(self, folder: Path) -> None:
         super().save(folder)
@@ -719,10 +742,11 @@ class FittedBoosted(Learned):
 
 @dataclass(frozen=True, repr=False)
 class Neural(Stage):
-    """A network over groups (one request, its history, its candidates) on ids and features; see
+    """A network over the history and the candidates of a request, on ids and features; see
     `models/ctr`.
 
-    `loss`: "bce" fits a probability of the label, "listwise" is a softmax over the request's rows.
+    `loss`: "bce" fits a probability of the label, "listwise" is a softmax over the rows of the
+    request.
     """
 
     k: int = 50
@@ -740,9 +764,8 @@ class Neural(Stage):
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if self.loss not in ("bce", "listwise"):
-            raise KarmafunnelError(
-                self.name, what="loss", needs="'bce' or 'listwise'", found=repr(self.loss)
-            )
+            wanted = "'bce' or 'listwise'"
+            raise KarmafunnelError(self.name, what="loss", needs=wanted, found=repr(self.loss))
         needs(self, "dim", "depth", "epochs", rate=(1e-9, 100.0))
         check_calibrated(self)
 
@@ -754,15 +777,14 @@ class Neural(Stage):
         raise NotImplementedError
 
     def vectors(self, context: Context) -> np.ndarray | None:
-        """Fixed item vectors that the model reads; they are not stored with its weights."""
+        """Fixed item vectors that the model reads, which are not saved with its weights; None for a
+        model without.
+        """
         return None
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedNeural:
         teacher = Teachers.of(self.teacher, context, upstream)
-        train, valid = (
-            training_rows(self, self.features, context, upstream, windows, self.sample, teacher)
-            for windows in (self.sample.windows, ["W2b"])
-        )
+        train, valid = train_and_valid(self, context, upstream, teacher)
         model = self.network(context, train.x.shape[1])
         ctr.fit_ctr(
             model,
@@ -788,9 +810,8 @@ class Neural(Stage):
         requests, group = group_rows(table.request)
         y = table.y
         if self.teacher is not None and teacher is not None:
-            y = (self.teacher.shares if self.loss == "listwise" else self.teacher.chances)(
-                table, teacher
-            )
+            target = self.teacher.shares if self.loss == "listwise" else self.teacher.chances
+            y = target(table, teacher)
         return self.batch(context, requests, group, table.item, table.x, y)[0]
 
     def batch(
@@ -802,11 +823,18 @@ class Neural(Stage):
         x: np.ndarray,
         y: np.ndarray | None = None,
     ) -> tuple[ctr.Batch, tuple[np.ndarray, np.ndarray]]:
-        """Rows of any order as padded groups, and where each row went: (its request, its place)."""
+        """Rows in any order as padded groups, and the group and place of each row.
+
+        Args:
+            requests: row numbers, (n_requests,).
+            group: the position of each row's request among these, (n_rows,).
+            x: features, (n_rows, n_columns).
+            y: labels, (n_rows,).
+        """
         sizes = np.bincount(group, minlength=len(requests))
         rows = np.argsort(group, kind="stable")
         place = np.empty(len(group), dtype=np.int64)
-        place[rows] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        place[rows] = position_in_group(group[rows])
         shape = (len(requests), max(int(sizes.max(initial=1)), 1))
         items, dense = np.full(shape, -1, np.int64), np.zeros((*shape, x.shape[1]), np.float32)
         label, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -814,12 +842,17 @@ class Neural(Stage):
         if y is not None:
             label[group, place] = y
         history = context.log.asof.history(requests, self.depth)
-        longest = slice(-max(int((history.items >= 0).sum(axis=1).max(initial=1)), 1), None)
-        parts = history.items[:, longest], history.ages[:, longest], history.actions[:, longest]
-        return ctr.Batch(items, dense, parts[0], label, weight, age=parts[1], action=parts[2]), (
-            group,
-            place,
+        longest = max(int((history.items >= 0).sum(axis=1).max(initial=1)), 1)
+        batch = ctr.Batch(
+            items,
+            dense,
+            history.items[:, -longest:],
+            label,
+            weight,
+            age=history.ages[:, -longest:],
+            action=history.actions[:, -longest:],
         )
+        return batch, (group, place)
 
     def load(self, folder: Path, context: Context) -> FittedNeural:
         model = ctr.load_ctr(folder / "model", vectors=self.vectors(context))

@@ -1,4 +1,4 @@
-"""Ranking: the models that order what is shown."""
+"""Ranking: models that order the list that is shown."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from .stage import FittedFunnel
 class LightGBMRank(Boosted):
     """Boosted trees; LambdaMART by default; see `Boosted`.
 
-    Small, well regularised trees that are not stopped early on: a ranker has few requests to learn
-    from and to stop by, and larger trees lost what it gains (LOG.md, 2026-11-28).
+    Small, well regularised trees with much patience: a ranker has few requests to learn from and to
+    validate on, and larger trees lost the gain (LOG.md, 2026-11-28).
     """
 
     k: int = 50
@@ -53,8 +53,8 @@ class LightGBMRank(Boosted):
 class DINRank(Neural):
     """Deep Interest Network: each candidate attends to the history; see `Neural`.
 
-    `similar` names an embedder whose item vectors enter as `use` says: as SimTier, as SA-TA, as
-    both (MUSE, arXiv 2512.07216), or raw, projected beside the id vectors.
+    `similar` names an embedder whose item vectors are an input, in the form that `use` names:
+    SimTier, SA-TA, both (MUSE, arXiv 2512.07216), or raw, projected beside the id vectors.
     """
 
     attention: int = 32
@@ -65,16 +65,13 @@ class DINRank(Neural):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use not in ("simtier", "sata", "both", "raw"):
-            raise KarmafunnelError(
-                self.name,
-                what="use",
-                needs="'simtier', 'sata', 'both' or 'raw'",
-                found=repr(self.use),
-            )
+            wanted = "'simtier', 'sata', 'both' or 'raw'"
+            raise KarmafunnelError(self.name, what="use", needs=wanted, found=repr(self.use))
         needs(self, "attention")
 
     def embedders(self) -> tuple[str, ...]:
-        return (*super().embedders(), *([self.similar] if self.similar else []))
+        own = (self.similar,) if self.similar else ()
+        return super().embedders() + own
 
     def vectors(self, context: Context) -> np.ndarray | None:
         return context.items(self.similar, repr(self)) if self.similar else None
@@ -83,13 +80,12 @@ class DINRank(Neural):
         return self.din(context, n_dense)
 
     def din(self, context: Context, n_dense: int) -> ctr.DIN:
+        """The untrained network."""
         vectors = self.vectors(context)
-        shape = ctr.Shape(
-            context.log.n_items, n_dense, n_vector=0 if vectors is None else vectors.shape[1]
-        )
-        config = ctr.DINConfig(
-            dim=self.dim, attention=self.attention, similar=self.use if self.similar else ""
-        )
+        n_vector = 0 if vectors is None else vectors.shape[1]
+        shape = ctr.Shape(context.log.n_items, n_dense, n_vector=n_vector)
+        use = self.use if self.similar else ""
+        config = ctr.DINConfig(dim=self.dim, attention=self.attention, similar=use)
         return ctr.DIN(shape, config, vectors=vectors, seed=context.seed)
 
 
@@ -116,14 +112,15 @@ class DCNRank(Neural):
 
 @dataclass(frozen=True, repr=False)
 class ESMMRank(DINRank):
-    """Click and purchase at once, over the trunk of DIN or of DCN; see `models.ctr.ESMM`.
+    """Click and purchase together, over the trunk of DIN or of DCN; see `models.ctr.ESMM`.
 
-    Leaves columns `p_click` and `p_buy` = P(purchase | click). Its score is p_click where the label
-    is a click, p_click * p_buy where it is a purchase. It learns from the clicks of both labels'
-    requests; rows that upstream passes and nobody saw count as not clicked, `Sample(passed=0)`
-    leaves the paper's space of impressions. p_click is calibrated on what was shown in W2b, p_buy
-    on what was clicked of it; isotonic makes ties, so a temperature is the default. Raises
-    KarmafunnelError for a log without shown lists, clicks or purchases.
+    Its columns are `p_click` and `p_buy` = P(purchase | click). Its score is p_click where the
+    label is a click, and p_click * p_buy where it is a purchase. It learns from the clicks of the
+    requests of both labels; candidates that were not shown count as not clicked, and
+    `Sample(passed=0)` leaves only the paper's space of impressions. p_click is calibrated on what
+    was shown in W2b, p_buy on what was clicked of it; isotonic calibration makes ties, so a
+    temperature is the default. A fit raises KarmafunnelError for a log without shown lists, clicks
+    or purchases.
     """
 
     trunk: Literal["DIN", "DCN"] = "DIN"
@@ -132,32 +129,27 @@ class ESMMRank(DINRank):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trunk not in ("DIN", "DCN") or (self.trunk == "DCN" and self.similar):
-            raise KarmafunnelError(
-                self.name,
-                what="trunk",
-                needs="'DIN', or 'DCN' without similar",
-                found=f"{self.trunk!r}, similar={self.similar!r}",
-            )
+            wanted = "'DIN', or 'DCN' without similar"
+            found = f"{self.trunk!r}, similar={self.similar!r}"
+            raise KarmafunnelError(self.name, what="trunk", needs=wanted, found=found)
         if self.loss != "bce" or self.teacher is not None:
-            raise KarmafunnelError(
-                self.name, what="ESMM", needs="the loss 'bce' and no teacher", found=repr(self)
-            )
+            wanted = "the loss 'bce' and no teacher"
+            raise KarmafunnelError(self.name, what="ESMM", needs=wanted, found=repr(self))
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
+        if self.trunk == "DIN":
+            return ctr.ESMM(self.din(context, n_dense), seed=context.seed)
         shape = ctr.Shape(context.log.n_items, n_dense)
-        trunk = (
-            ctr.DCN(shape, ctr.DCNConfig(dim=self.dim), seed=context.seed)
-            if self.trunk == "DCN"
-            else self.din(context, n_dense)
-        )
+        trunk = ctr.DCN(shape, ctr.DCNConfig(dim=self.dim), seed=context.seed)
         return ctr.ESMM(trunk, seed=context.seed)
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedNeural:
-        lacks = [what for what in ("exposures", "clicks", "purchases") if not context.log.has(what)]
-        if lacks:
-            raise KarmafunnelError(
-                f"{self.name} (ESMMRank): needs shown lists with clicks and purchases, log {context.log.name} has no {', '.join(lacks)}"
-            )
+        log = context.log
+        missing = [what for what in ("exposures", "clicks", "purchases") if not log.has(what)]
+        if missing:
+            wanted = "shown lists with clicks and purchases"
+            found = f"no {', '.join(missing)} in log {log.name}"
+            raise KarmafunnelError(f"{self.name} (ESMMRank)", needs=wanted, found=found)
         fitted = super().fit(replace(context, label="click"), upstream)
         fitted.context = context
         return fitted
@@ -171,14 +163,10 @@ class ESMMRank(DINRank):
         requests, group = group_rows(table.request)
         clicked, bought = happened(context, table.request, table.item)
         if not 0 < bought.sum() < clicked.sum():
-            raise KarmafunnelError(
-                f"{self.name} (ESMMRank)",
-                needs="clicks with and without a purchase to learn from",
-                found=(
-                    f"{int(clicked.sum())} clicks with {int(bought.sum())} purchases in "
-                    f"{len(requests)} requests"
-                ),
-            )
+            wanted = "clicks with and without a purchase to learn from"
+            clicks = f"{int(clicked.sum())} clicks with {int(bought.sum())} purchases"
+            found = f"{clicks} in {len(requests)} requests"
+            raise KarmafunnelError(self.title, needs=wanted, found=found)
         batch, where = self.batch(context, requests, group, table.item, table.x, clicked)
         second = np.zeros_like(batch.label)
         second[where] = bought
@@ -188,8 +176,9 @@ class ESMMRank(DINRank):
 def happened(
     context: Context, request: np.ndarray, item: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether rows were clicked, and whether bought: bool (n,) each. A purchase is a click, too,
-    whatever the log says.
+    """Whether rows were clicked, and whether they were purchased: bool (n,) each.
+
+    A purchase counts as a click, even where the log has none.
     """
     rows = rows_of(context.log.rows, np.unique(request))
     n_items = context.log.n_items
@@ -201,7 +190,7 @@ def happened(
 
 
 class FittedESMM(FittedNeural):
-    """Two calibrations: of a click, and of a purchase if clicked."""
+    """With two calibrations: of a click, and of a purchase after a click."""
 
     both: tuple[Calibration, Calibration] | None = None
 
@@ -217,44 +206,35 @@ class FittedESMM(FittedNeural):
             np.concatenate(clicks),
             np.concatenate(purchases),
         )
-        who = f"{self.stage.name} (ESMMRank)"
-        self.both = (
-            fit_calibration(kind, x[:, 0], clicked, f"{who}, clicks"),
-            fit_calibration(
-                kind, x[clicked, 1], bought[clicked], f"{who}, purchases of what was clicked"
-            ),
-        )
+        who = self.stage.title
+        click = fit_calibration(kind, x[:, 0], clicked, f"{who}, clicks")
+        of_clicks = x[clicked, 1], bought[clicked]
+        buy = fit_calibration(kind, *of_clicks, f"{who}, purchases of what was clicked")
+        self.both = click, buy
 
     def outputs(self, rows: Rows) -> dict[str, np.ndarray]:
         if len(rows.item) == 0:
             return dict.fromkeys((SCORE, "p_click", "p_buy"), np.zeros(0, np.float32))
         x = self.logits(rows)
         click, buy = self.both or (expit, expit)
-        p_click, p_buy = (
-            probabilities(p, f"{self.stage.name} (ESMMRank), {what}")
-            for p, what in ((click(x[:, 0]), "p_click"), (buy(x[:, 1]), "p_buy"))
-        )
+        p_click = probabilities(click(x[:, 0]), f"{self.stage.title}, p_click")
+        p_buy = probabilities(buy(x[:, 1]), f"{self.stage.title}, p_buy")
         score = p_click if self.context.label == "click" else p_click * p_buy
-        return {
-            name: np.asarray(p, np.float32)
-            for name, p in ((SCORE, score), ("p_click", p_click), ("p_buy", p_buy))
-        }
+        outputs = {SCORE: score, "p_click": p_click, "p_buy": p_buy}
+        return {name: np.asarray(values, np.float32) for name, values in outputs.items()}
 
     def score(self, rows: Rows) -> np.ndarray:
         return self.outputs(rows)[SCORE]
 
     def log_odds(self, score: np.ndarray) -> np.ndarray:
-        p = np.clip(
-            probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64), 1e-7, 1 - 1e-7
-        )
+        p = probabilities(score, self.stage.title).astype(np.float64)
+        p = np.clip(p, 1e-7, 1 - 1e-7)
         return np.log(p / (1 - p))
 
     def probability(self, score: np.ndarray) -> np.ndarray | None:
-        return (
-            None
-            if self.both is None
-            else probabilities(score, f"{self.stage.name} (ESMMRank)").astype(np.float64)
-        )
+        if self.both is None:
+            return None
+        return probabilities(score, self.stage.title).astype(np.float64)
 
     def save(self, folder: Path) -> None:
         super().save(folder)

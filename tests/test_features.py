@@ -468,7 +468,9 @@ def test_a_feature_reads_no_vectors_but_those_it_names() -> None:
     told = run_all(funnels, requests)
     assert len(told[0]) == 2
     assert isinstance(told[1], KarmafunnelError)
-    assert str(told[1]) == "Secret(): reads embedder 'e': needs to name it in embedders(), found []"
+    assert told[1].who == "Secret()"
+    assert told[1].needs == "to name embedder 'e', which it reads, in embedders()"
+    assert told[1].found == "[]"
 
 
 def test_what_is_shared_cannot_be_written_into() -> None:
@@ -563,9 +565,9 @@ class TestRefusals:
         ):
             check([Similarity("together", to="query")], context, "rank")
         silent = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {"query": False}})
-        with pytest.raises(KarmafunnelError, match=r"needs query of requests, log shop has none"):
+        with pytest.raises(KarmafunnelError, match=r"needs query of requests, found none in log shop"):
             check([Similarity("tfidf", to="query")], context_of(silent), "rank")
-        with pytest.raises(KarmafunnelError, match=r"needs sessions, log shop has no session_id"):
+        with pytest.raises(KarmafunnelError, match=r"needs sessions, found none in log shop"):
             check([Similarity("tfidf", to="session")], context, "rank")
         with pytest.raises(KarmafunnelError, match=r"to needs one of .*found 'next'"):
             Similarity("tfidf", to="next")  # type: ignore[arg-type]
@@ -574,7 +576,7 @@ class TestRefusals:
         context = context_of(make_shop())
         with pytest.raises(KarmafunnelError, match=r"rank: Similarity\('karma'\): needs the recipe to have embedder 'karma'"):
             check([Similarity("karma")], context, "rank")
-        with pytest.raises(KarmafunnelError, match=r"needs vectors of 64 numbers, those of 'tfidf' have 16"):
+        with pytest.raises(KarmafunnelError, match=r"needs vectors of 64 numbers, as its `dim` says, found 16 in 'tfidf'"):
             check([Vectors("tfidf", dim=64)], context, "rank")
         with pytest.raises(KarmafunnelError, match=r"\['bm25'\] more than once"):
             check([BM25(), Similarity("tfidf"), BM25()], context, "rank")

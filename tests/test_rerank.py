@@ -206,7 +206,7 @@ def test_refusals(stage, message):
 
 def test_a_log_without_prices():
     for stage in (Rules(min_price=1), GMVRank()):
-        with pytest.raises(KarmafunnelError, match="needs prices, log corner has none"):
+        with pytest.raises(KarmafunnelError, match="needs prices, found none in log corner"):
             run(stage, state({2: [1]}), log=corner(price=False))
 
 
