@@ -59,8 +59,14 @@ def made(log: Log, folder: Path, text: str = RECIPE) -> Recipe:
 
 def contents(out: Path) -> dict[str, bytes]:
     """Bytes of everything in the cells that does not depend on the clock."""
-    kept = {p: p.relative_to(out).as_posix() for p in out.rglob("*.parquet") if p.stem in (*TABLES, "similarity")}
-    return {name: path.read_bytes() for path, name in sorted(kept.items(), key=lambda pair: pair[1])}
+    kept = {
+        p: p.relative_to(out).as_posix()
+        for p in out.rglob("*.parquet")
+        if p.stem in (*TABLES, "similarity")
+    }
+    return {
+        name: path.read_bytes() for path, name in sorted(kept.items(), key=lambda pair: pair[1])
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,15 @@ def whole(log, tmp_path_factory) -> tuple[Recipe, Path]:
     """A recipe and the folder of its whole table, with a fit cache beside it."""
     folder = tmp_path_factory.mktemp("whole")
     recipe = made(log, folder)
-    assert ablation.ablate(recipe, log, folder / "out", RunOptions(cache=folder / "cache", command="karmafunnel table x")) == []
+    assert (
+        ablation.ablate(
+            recipe,
+            log,
+            folder / "out",
+            RunOptions(cache=folder / "cache", command="karmafunnel table x"),
+        )
+        == []
+    )
     return recipe, folder / "out"
 
 
@@ -81,7 +95,7 @@ def lines(out: Path) -> dict[str, dict]:
     return {line["row"]: line for line in json.loads((out / "table.json").read_text())["lines"]}
 
 
-GRID = '''
+GRID = """
 from karmafunnel.models.embedders import Cooccurrence
 from karmafunnel.simulator.replay.recipe import Row
 from karmafunnel.stages.features import Popularity, Similarity
@@ -99,24 +113,37 @@ funnel, embedders, label = made(False, False), {"near": Cooccurrence(dim=8)}, No
 rows = {f"{r}{p}": Row(made(r, p)) for r in (0, 1) for p in (0, 1)}
 against, measures, seeds = "00", ["HR@5"], (0,)
 grid = {"00": (), "10": ("recall",), "01": ("prerank",), "11": ("recall", "prerank")}
-'''
+"""
 
 
 def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
     recipe = made(log, tmp_path, GRID)
     ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
-    values = {name: line["values"]["HR@5"]["value"] for name, line in lines(tmp_path / "out").items()}
+    values = {
+        name: line["values"]["HR@5"]["value"] for name, line in lines(tmp_path / "out").items()
+    }
     parts = {row["stage"]: row for row in parts_of(recipe, cells(recipe, log, tmp_path / "out"))}
     recall = (values["10"] - values["00"] + values["11"] - values["01"]) / 2
     assert parts["recall"]["value"] == pytest.approx(recall) and recall > 0
     assert parts["prerank"]["value"] + recall == pytest.approx(values["11"] - values["00"])
     text = (tmp_path / "out" / "attribution.md").read_text()
     assert "recall" in text and (tmp_path / "out" / "attribution.html").stat().st_size > 1000
-    holed = made(log, tmp_path, GRID.replace('against, measures', 'rows["01"] = {"nobody": Cooccurrence()}\nagainst, measures'))
+    holed = made(
+        log,
+        tmp_path,
+        GRID.replace(
+            "against, measures", 'rows["01"] = {"nobody": Cooccurrence()}\nagainst, measures'
+        ),
+    )
     ablation.ablate(holed, log, tmp_path / "holed", RunOptions(cache=tmp_path / "cache"))
-    assert "no attribution: it needs every row of the grid, and 01 failed" in (tmp_path / "holed" / "table.md").read_text()
+    assert (
+        "no attribution: it needs every row of the grid, and 01 failed"
+        in (tmp_path / "holed" / "table.md").read_text()
+    )
     # half a grid is no game
-    ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), only=["10"])
+    ablation.ablate(
+        recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), only=["10"]
+    )
     assert not (tmp_path / "out" / "attribution.md").exists()
 
 
@@ -125,7 +152,11 @@ def test_a_grid_of_rows_is_split_over_its_stages(log, tmp_path):
     [
         ('"00": ()', '"0": ()', "each subset once, found '0'"),
         ('"11": ("recall", "prerank")', '"11": ("recall",)', r"found '11': \('recall',\)"),
-        (', "11": ("recall", "prerank")', "", r"each of the 4 subsets of \['prerank', 'recall'\], found 3"),
+        (
+            ', "11": ("recall", "prerank")',
+            "",
+            r"each of the 4 subsets of \['prerank', 'recall'\], found 3",
+        ),
         ("grid = {", "grid = list({", "needs a dict of row"),
         ('("recall",)', '("recal",)', r"among \['recall', 'prerank'\], found \['recal'\]"),
     ],
@@ -189,15 +220,27 @@ def test_a_planted_embedding_is_found_at_its_stage_and_a_useless_one_is_not(tmp_
     better nowhere.
     """
     log = make_shop(n_users=120, n_requests=2400)
-    ablation.ablate(made(log, tmp_path, PLANTED), log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
+    ablation.ablate(
+        made(log, tmp_path, PLANTED), log, tmp_path / "out", RunOptions(cache=tmp_path / "cache")
+    )
     found = {name: line["differences"] for name, line in lines(tmp_path / "out").items()}
     where = {"recall": "HR@30 at recall", "prerank": "HR@5 at prerank", "rank": "HR@5"}
     for stage, column in where.items():
         useful = found[f"taste at {stage}"][column]
-        assert useful["better"] == "B" and useful["holm"] and useful["difference"] > 0.05, (stage, useful)
-        noise = [row for name, row in found[f"noise at {stage}"].items() if row["better"] == "B" and row["holm"] and "HR" in name]
+        assert useful["better"] == "B" and useful["holm"] and useful["difference"] > 0.05, (
+            stage,
+            useful,
+        )
+        noise = [
+            row
+            for name, row in found[f"noise at {stage}"].items()
+            if row["better"] == "B" and row["holm"] and "HR" in name
+        ]
         assert not noise, (stage, noise)
-    for stage, before in (("prerank", ["HR@5 at recall"]), ("rank", ["HR@5 at recall", "HR@5 at prerank"])):
+    for stage, before in (
+        ("prerank", ["HR@5 at recall"]),
+        ("rank", ["HR@5 at recall", "HR@5 at prerank"]),
+    ):
         assert all(found[f"taste at {stage}"][column]["difference"] == 0 for column in before)
 
 
@@ -206,9 +249,14 @@ def test_a_planted_embedding_is_found_at_its_stage_and_a_useless_one_is_not(tmp_
 
 def test_rows_are_the_recipe_with_other_embedders(log, tmp_path):
     recipe = made(log, tmp_path)
-    assert list(recipe.rows) == ["random", "text", "together"] and recipe.seeds == (0, 1) and recipe.against == "random"
+    assert list(recipe.rows) == ["random", "text", "together"]
+    assert recipe.seeds == (0, 1)
+    assert recipe.against == "random"
     assert recipe.row("random").embedders == {"interest": RandomVectors()}
-    assert recipe.row("text").embedders == {"interest": TfidfSVD(dim=16)} and recipe.row("text").rows == {}
+    assert (
+        recipe.row("text").embedders == {"interest": TfidfSVD(dim=16)}
+        and recipe.row("text").rows == {}
+    )
     assert recipe.row("together").embedders == {"interest": Cooccurrence(dim=16)}
     assert recipe.embedders == {"interest": RandomVectors()}  # a row does not change its recipe
     lent = made(
@@ -224,23 +272,45 @@ def test_rows_are_the_recipe_with_other_embedders(log, tmp_path):
 
 
 def test_a_table_without_a_funnel_has_that_of_the_row_against(log, tmp_path):
-    text = RECIPE.replace('funnel, embedders, label = VectorRecall("interest", k=50), {"interest": RandomVectors()}, None', "")
+    text = RECIPE.replace(
+        'funnel, embedders, label = VectorRecall("interest", k=50), {"interest": RandomVectors()}, None',
+        "",
+    )
     with pytest.raises(KarmafunnelError, match="needs to export `funnel`"):
         made(log, tmp_path, text)
     given = 'Row(VectorRecall("interest", k=50), {"interest": RandomVectors()})'
-    recipe = made(log, tmp_path, "from karmafunnel.simulator.replay.recipe import Row\n" + text.replace('"random": {}', f'"random": {given}'))
+    recipe = made(
+        log,
+        tmp_path,
+        "from karmafunnel.simulator.replay.recipe import Row\n"
+        + text.replace('"random": {}', f'"random": {given}'),
+    )
     for name in ("random", "text", "together"):
         assert repr(recipe.row(name).funnel) == repr(made(log, tmp_path).row(name).funnel)
-    assert recipe.label == log.meta["label"] and set(recipe.row("text").used_embedders) == {"interest"}
+    assert recipe.label == log.meta["label"] and set(recipe.row("text").used_embedders) == {
+        "interest"
+    }
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('against, measures, seeds = "random"', 'against, measures, seeds = "nobody"', "against needs the name of a row"),
-        ('"random": {},', '"random": {"other": TfidfSVD()},', r"embedders that its funnel reads, of \['interest'\], found \['other'\]"),
+        (
+            'against, measures, seeds = "random"',
+            'against, measures, seeds = "nobody"',
+            "against needs the name of a row",
+        ),
+        (
+            '"random": {},',
+            '"random": {"other": TfidfSVD()},',
+            r"embedders that its funnel reads, of \['interest'\], found \['other'\]",
+        ),
         ('"random": {},', '"random": TfidfSVD(),', "row 'random': needs a dict"),
-        ('"random": {},', '"random": {"interest": 3},', "row 'random': embedder 'interest' needs an Embedder"),
+        (
+            '"random": {},',
+            '"random": {"interest": 3},',
+            "row 'random': embedder 'interest' needs an Embedder",
+        ),
         ('"random": {},', '"": {},', "the name of a row needs a text"),
         ("(0, 1)", "(0, 0)", "seeds needs different ones, each a whole number from 0"),
         ('["HR@10", "HR@50 by target"]', "[10]", "measures needs a list of names"),
@@ -268,7 +338,7 @@ def test_empty_rows_and_unknown_rows_are_refused(log, tmp_path):
 
 WRONG = (
     RECIPE.replace(
-        'against, measures',
+        "against, measures",
         """
 rows |= {
     "unknown embedder": Row(VectorRecall("nobody", k=50)),
@@ -323,7 +393,9 @@ def test_rows_that_cannot_be_are_failed_lines_of_the_table(log, tmp_path):
     replayed.
     """
     recipe = made(log, tmp_path, WRONG)
-    assert ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache")) == []
+    assert (
+        ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache")) == []
+    )
     found = lines(tmp_path / "out")
     assert list(found) == ["random", "text", "together", *WHY]
     for name, line in found.items():
@@ -335,7 +407,9 @@ def test_rows_that_cannot_be_are_failed_lines_of_the_table(log, tmp_path):
     text = (tmp_path / "out" / "table.md").read_text()
     assert "**failed**" in text and all(f"| {name} |" in text for name in WHY)
     assert not list((tmp_path / "out").rglob("*.partial"))
-    with pytest.raises(KarmafunnelError, match="embedders that its funnel reads"):  # the baseline itself
+    with pytest.raises(
+        KarmafunnelError, match="embedders that its funnel reads"
+    ):  # the baseline itself
         made(log, tmp_path, WRONG.replace('seeds = "random"', 'seeds = "stray embedder"'))
 
 
@@ -345,10 +419,15 @@ def test_a_table_is_about_what_its_rows_lay_over(log, tmp_path):
     """
     text = GRID.replace('Similarity("near")]', 'Similarity("near"), Similarity("mine")]')
     text = text.replace("import Cooccurrence", "import Cooccurrence, RandomVectors")
-    text = text.replace("Row(made(r, p))", 'Row(made(r, p), {"mine": RandomVectors(dim=16)} if p else {})')
+    text = text.replace(
+        "Row(made(r, p))", 'Row(made(r, p), {"mine": RandomVectors(dim=16)} if p else {})'
+    )
     recipe = made(log, tmp_path, text)
     ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
-    ranks = {name: line["diagnostics"].get("effective rank, items") for name, line in lines(tmp_path / "out").items()}
+    ranks = {
+        name: line["diagnostics"].get("effective rank, items")
+        for name, line in lines(tmp_path / "out").items()
+    }
     wide, narrow = (diagnose.isotropy(v.fit(log).items(), v.fit(log).items())["effective rank, items"]
                     for v in (RandomVectors(dim=16), Cooccurrence(dim=8)))  # fmt: skip
     assert narrow < 8.01 < wide
@@ -359,9 +438,24 @@ def test_a_table_is_about_what_its_rows_lay_over(log, tmp_path):
 def test_the_command_beneath_can_be_typed_again(log, tmp_path, monkeypatch):
     log.write(tmp_path / "a log")
     made(log, tmp_path)
-    words = ["table", str(tmp_path / "rows.py"), str(tmp_path / "a log"), "--only", "text", "--seed", "0", "--out", str(tmp_path / "out")]
+    words = [
+        "table",
+        str(tmp_path / "rows.py"),
+        str(tmp_path / "a log"),
+        "--only",
+        "text",
+        "--seed",
+        "0",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     monkeypatch.setattr("sys.argv", ["karmafunnel", *words])
-    assert CliRunner().invoke(main, words, env={"KARMAFUNNEL_CACHE": str(tmp_path / "cache")}).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(main, words, env={"KARMAFUNNEL_CACHE": str(tmp_path / "cache")})
+        .exit_code
+        == 0
+    )
     (command,) = re.findall(r"^`(.*)`$", (tmp_path / "out" / "table.md").read_text(), re.MULTILINE)
     assert shlex.split(command) == ["karmafunnel", *words]
 
@@ -374,7 +468,9 @@ def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, 
     recipe, reference = whole
 
     def run(**more):
-        return ablation.ablate(recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), **more)
+        return ablation.ablate(
+            recipe, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), **more
+        )
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -395,14 +491,20 @@ def test_killed_at_any_place_it_goes_on_to_the_same_bytes(log, whole, tmp_path, 
     assert contents(tmp_path / "out") == contents(reference) and len(contents(reference)) == 6 * 5
     first, second = lines(tmp_path / "out"), lines(reference)
     for row in first:
-        assert first[row]["values"] == second[row]["values"] and first[row]["differences"] == second[row]["differences"]
+        assert (
+            first[row]["values"] == second[row]["values"]
+            and first[row]["differences"] == second[row]["differences"]
+        )
 
 
 def test_a_finished_cell_is_taken_only_while_its_content_is_the_same(log, whole, tmp_path):
     recipe, out = whole
     before = {p: p.stat().st_mtime_ns for p in out.rglob("facts.json")}
     # nothing is left to begin
-    assert ablation.ablate(recipe, log, out, RunOptions(command="karmafunnel table x"), minutes=0) == []
+    assert (
+        ablation.ablate(recipe, log, out, RunOptions(command="karmafunnel table x"), minutes=0)
+        == []
+    )
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("facts.json")}
     left = {(c.row, c.seed) for c in ablation.ablate(recipe, log, tmp_path / "none", minutes=0)}
     assert left == {(row, seed) for row in recipe.rows for seed in (0, 1)}
@@ -437,18 +539,39 @@ class Flaky(RandomVectors):
         return super().fit(log, seed, *rest, **more)
 
 
-def with_rows(recipe: Recipe, rows: dict[str, dict[str, Embedder]], seeds: tuple[int, ...] = (0,)) -> Recipe:
-    return Recipe(recipe.name, recipe.text, recipe.funnel, recipe.embedders, recipe.label, rows, "random", ("HR@10",), seeds)
+def with_rows(
+    recipe: Recipe, rows: dict[str, dict[str, Embedder]], seeds: tuple[int, ...] = (0,)
+) -> Recipe:
+    return Recipe(
+        recipe.name,
+        recipe.text,
+        recipe.funnel,
+        recipe.embedders,
+        recipe.label,
+        rows,
+        "random",
+        ("HR@10",),
+        seeds,
+    )
 
 
 def test_differences_count_the_seeds_in_which_both_rows_are_there(log, whole, tmp_path):
     recipe, _ = whole
     rows = {"random": {"interest": Flaky()}, "text": {"interest": TfidfSVD(dim=16)}}
-    assert ablation.ablate(with_rows(recipe, rows, (0, 1)), log, tmp_path, RunOptions(cache=tmp_path / "cache")) == []
+    assert (
+        ablation.ablate(
+            with_rows(recipe, rows, (0, 1)), log, tmp_path, RunOptions(cache=tmp_path / "cache")
+        )
+        == []
+    )
     found = lines(tmp_path)["text"]
-    assert found["seeds"] == [0, 1] and found["paired"] == [0] and found["differences"]["HR@10"]["seeds"] == 1
+    assert found["seeds"] == [0, 1]
+    assert found["paired"] == [0]
+    assert found["differences"]["HR@10"]["seeds"] == 1
     values, differences = (tmp_path / "table.md").read_text().split("**differences")
-    assert "| text | 2 |" in values and "| text | 1 |" in differences and "| text | 2 |" not in differences
+    assert "| text | 2 |" in values
+    assert "| text | 1 |" in differences
+    assert "| text | 2 |" not in differences
     told = pl.read_csv(tmp_path / "table.csv").filter(row="text", column="HR@10")
     assert (told["seeds"][0], told["d_seeds"][0]) == (2, 1)
 
@@ -456,12 +579,19 @@ def test_differences_count_the_seeds_in_which_both_rows_are_there(log, whole, tm
 def test_a_failing_row_is_a_line_and_sinks_nobody(log, whole, tmp_path):
     recipe, _ = whole
     rows = {"broken": {"interest": Broken()}, "random": {}, "text": {"interest": TfidfSVD(dim=16)}}
-    assert ablation.ablate(with_rows(recipe, rows), log, tmp_path, RunOptions(cache=tmp_path / "cache")) == []
+    assert (
+        ablation.ablate(
+            with_rows(recipe, rows), log, tmp_path, RunOptions(cache=tmp_path / "cache")
+        )
+        == []
+    )
     found = lines(tmp_path)
     assert "a hole" in found["broken"]["failed"] and not found["broken"]["values"]
     assert found["text"]["differences"]["HR@10"]["difference"] is not None
     for name in ("table.md", "table.html"):
-        assert "a hole" in (tmp_path / name).read_text() and "broken" in (tmp_path / name).read_text()
+        assert (
+            "a hole" in (tmp_path / name).read_text() and "broken" in (tmp_path / name).read_text()
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -487,7 +617,14 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.mark.parametrize("when", ["fit", "replay"])
 @pytest.mark.parametrize(
-    "error", [FULL, OSError(errno.EDQUOT, "Disk quota exceeded"), wrapped(FULL), NotWrittenError("x: Permission denied")], ids=str
+    "error",
+    [
+        FULL,
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        wrapped(FULL),
+        NotWrittenError("x: Permission denied"),
+    ],
+    ids=str,
 )
 def test_a_full_disk_is_no_rows_fault(error, when, log, whole, tmp_path, monkeypatch):
     """It ends the table; nothing is written down, and the same call goes on."""
@@ -499,21 +636,41 @@ def test_a_full_disk_is_no_rows_fault(error, when, log, whole, tmp_path, monkeyp
         else:
             patch.setattr(replaying.RunWriter, "of_chunk", raises(error))
         with pytest.raises(NotWrittenError, match=r"table: (mine|random), seed 0: ") as raised:
-            ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0])
+            ablation.ablate(
+                mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0]
+            )
     assert "\n" not in str(raised.value) and not list(tmp_path.rglob("failed.json"))
-    assert ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0]) == []
+    assert (
+        ablation.ablate(
+            mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0]
+        )
+        == []
+    )
     assert all("failed" not in line and line["values"] for line in lines(tmp_path / "out").values())
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=str)
-def test_a_row_that_finds_no_memory_is_left_for_another_time(error, log, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=str
+)
+def test_a_row_that_finds_no_memory_is_left_for_another_time(
+    error, log, whole, tmp_path, monkeypatch
+):
     recipe, _ = whole
     mine = with_rows(recipe, {"mine": {"interest": Breaks()}, "random": {}})
     monkeypatch.setattr(Breaks, "error", error)
-    (left,) = ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0])
-    assert left.row == "mine" and not list(tmp_path.rglob("failed.json")) and lines(tmp_path / "out")["random"]["values"]
+    (left,) = ablation.ablate(
+        mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0]
+    )
+    assert left.row == "mine"
+    assert not list(tmp_path.rglob("failed.json"))
+    assert lines(tmp_path / "out")["random"]["values"]
     monkeypatch.undo()
-    assert ablation.ablate(mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0]) == []
+    assert (
+        ablation.ablate(
+            mine, log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), seeds=[0]
+        )
+        == []
+    )
 
 
 def raises(error: Exception) -> Any:
@@ -526,7 +683,12 @@ def raises(error: Exception) -> Any:
 def test_without_the_row_that_all_are_held_against_the_table_says_so(log, whole, tmp_path):
     recipe, _ = whole
     rows = {"random": {"interest": Broken()}, "text": {"interest": TfidfSVD(dim=16)}}
-    assert ablation.ablate(with_rows(recipe, rows), log, tmp_path, RunOptions(cache=tmp_path / "cache")) == []
+    assert (
+        ablation.ablate(
+            with_rows(recipe, rows), log, tmp_path, RunOptions(cache=tmp_path / "cache")
+        )
+        == []
+    )
     assert not lines(tmp_path)["text"]["differences"] and lines(tmp_path)["text"]["values"]
     assert "no differences: they are to random, which failed" in (tmp_path / "table.md").read_text()
 
@@ -556,11 +718,21 @@ def test_holm_asks_each_question_once_and_none_that_has_no_answer(log, tmp_path,
     """
     families: list[list[float]] = []
     real = lines_module.holm
-    monkeypatch.setattr(lines_module, "holm", lambda p: families.append([x for x in p if x is not None]) or real(p))
-    ablation.ablate(made(log, tmp_path, FAMILY), log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"))
+    monkeypatch.setattr(
+        lines_module, "holm", lambda p: families.append([x for x in p if x is not None]) or real(p)
+    )
+    ablation.ablate(
+        made(log, tmp_path, FAMILY), log, tmp_path / "out", RunOptions(cache=tmp_path / "cache")
+    )
     found = lines(tmp_path / "out")
     assert "no such flag" in found["ruled"]["failed"]
-    assert list(found["near"]["values"]) == ["HR@5 at recall", "HR@5", "HR@10 at recall", "HR@10", JS]
+    assert list(found["near"]["values"]) == [
+        "HR@5 at recall",
+        "HR@5",
+        "HR@10 at recall",
+        "HR@10",
+        JS,
+    ]
     same = found["near"]["differences"]["HR@5 at recall"]
     assert same["difference"] == same["low"] == same["high"] == 0 and not same["holm"]
     # HR@5 and HR@10 of the last stage; JS of one recall is the same, too
@@ -573,13 +745,28 @@ def test_holm_asks_each_question_once_and_none_that_has_no_answer(log, tmp_path,
 
 def test_a_request_with_nothing_eligible_has_no_similarity(tmp_path):
     shop = make_shop(n_requests=300)
-    strange = pl.when(pl.int_range(pl.len()) % 7 == 0).then(pl.lit(["colour=9"])).otherwise("filters").alias("filters")
+    strange = (
+        pl.when(pl.int_range(pl.len()) % 7 == 0)
+        .then(pl.lit(["colour=9"]))
+        .otherwise("filters")
+        .alias("filters")
+    )
     log = Log.make(shop.items, shop.requests.with_columns(strange), shop.exposures, shop.meta)
     empty = sum(len(pool) == 0 for pool in log.asof.eligible(log.requests_in("W3")))
-    ablation.ablate(made(log, tmp_path), log, tmp_path / "out", RunOptions(cache=tmp_path / "cache"), only=["text"], seeds=[0])
+    ablation.ablate(
+        made(log, tmp_path),
+        log,
+        tmp_path / "out",
+        RunOptions(cache=tmp_path / "cache"),
+        only=["text"],
+        seeds=[0],
+    )
     line = lines(tmp_path / "out")["text"]
     js, hits = line["values"][JS], line["values"]["HR@10"]
-    assert "failed" not in line and js["low"] < js["value"] < js["high"] and empty > 0 and js["n"] == hits["n"] - empty
+    assert "failed" not in line
+    assert js["low"] < js["value"] < js["high"]
+    assert empty > 0
+    assert js["n"] == hits["n"] - empty
 
 
 @pytest.mark.parametrize(
@@ -592,9 +779,16 @@ def test_a_request_with_nothing_eligible_has_no_similarity(tmp_path):
         ("", "", {"options": RunOptions(device="cuda:99")}, "device"),
     ],
 )
-def test_what_would_fail_in_every_cell_is_refused_before_anything_is_fitted(log, tmp_path, old, new, more, says):
+def test_what_would_fail_in_every_cell_is_refused_before_anything_is_fitted(
+    log, tmp_path, old, new, more, says
+):
     with pytest.raises(KarmafunnelError, match=says):
-        ablation.ablate(made(log, tmp_path, RECIPE.replace(old, new) if old else RECIPE), log, tmp_path / "out", **more)
+        ablation.ablate(
+            made(log, tmp_path, RECIPE.replace(old, new) if old else RECIPE),
+            log,
+            tmp_path / "out",
+            **more,
+        )
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("something else")
     with pytest.raises(KarmafunnelError, match="older table, found a file"):
@@ -603,7 +797,12 @@ def test_what_would_fail_in_every_cell_is_refused_before_anything_is_fitted(log,
 
 def test_a_seed_given_twice_is_one_cell(log, tmp_path):
     found = cells(made(log, tmp_path), log, tmp_path, only=["text"], seeds=[1, 1, 0])
-    assert [(c.row, c.seed) for c in found] == [("random", 1), ("text", 1), ("random", 0), ("text", 0)]
+    assert [(c.row, c.seed) for c in found] == [
+        ("random", 1),
+        ("text", 1),
+        ("random", 0),
+        ("text", 0),
+    ]
 
 
 def test_a_target_ties_with_itself_alone_in_its_rank(log):
@@ -611,11 +810,16 @@ def test_a_target_ties_with_itself_alone_in_its_rank(log):
     others'.
     """
     rng = np.random.default_rng(0)
-    truth = log.truth(log.meta["label"]).filter(pl.col("request").is_in(log.requests_in("W3").tolist()))
+    truth = log.truth(log.meta["label"]).filter(
+        pl.col("request").is_in(log.requests_in("W3").tolist())
+    )
     e = rng.standard_normal((log.n_items, 129)).astype(np.float32)
     seen = 0
     for request, item in truth.select("request", "item").head(80).iter_rows():
-        z, pool = rng.standard_normal((1, 129)).astype(np.float32), log.asof.eligible(np.array([request]))[0]
+        z, pool = (
+            rng.standard_normal((1, 129)).astype(np.float32),
+            log.asof.eligible(np.array([request]))[0],
+        )
         found = examine.median_rank(z, e, log, np.array([request]), np.array([item]))
         exact = e.astype(np.float64) @ z[0].astype(np.float64)
         assert found == (1 + int((exact[pool] > exact[item]).sum()) if item in pool else None)
@@ -629,7 +833,9 @@ def test_a_target_ties_with_itself_alone_in_its_rank(log):
 def test_diagnostics_are_finite_figures_alone(whole, tmp_path):
     _, out = whole
     assert all("seed" not in line["diagnostics"] for line in lines(out).values())
-    (tmp_path / "facts.json").write_text('{"key": "k", "seed": 3, "readable, nats": NaN, "alignment": 0.5, "fit": {}}')
+    (tmp_path / "facts.json").write_text(
+        '{"key": "k", "seed": 3, "readable, nats": NaN, "alignment": 0.5, "fit": {}}'
+    )
     assert figures_of(Cell("a", 3, tmp_path, "k")) == {"alignment": 0.5}
 
 
@@ -638,8 +844,15 @@ def test_diagnostics_are_finite_figures_alone(whole, tmp_path):
 
 def test_values_and_paired_intervals_are_those_of_compare(whole):
     _, out = whole
-    runs = {row: [Run.open(out / "cells" / f"{row}-{seed}" / "run") for seed in (0, 1)] for row in ("random", "text")}
-    (theirs,) = [r for r in compare(runs["random"], runs["text"], ["HR@10"], by_stage=False) if r["stage"] == "recall"]
+    runs = {
+        row: [Run.open(out / "cells" / f"{row}-{seed}" / "run") for seed in (0, 1)]
+        for row in ("random", "text")
+    }
+    (theirs,) = [
+        r
+        for r in compare(runs["random"], runs["text"], ["HR@10"], by_stage=False)
+        if r["stage"] == "recall"
+    ]
     ours = lines(out)["text"]["differences"]["HR@10"]
     for name in ("difference", "low", "high", "better", "n", "p", "value_a", "value_b", "seeds"):
         assert ours[name] == theirs[name], name
@@ -656,24 +869,38 @@ def test_js_is_paired_over_users_and_seeds(log, whole):
     _, out = whole
 
     def js(row, seed):
-        return pl.read_parquet(out / "cells" / f"{row}-{seed}" / "similarity" / "similarity.parquet")["js"]
+        return pl.read_parquet(
+            out / "cells" / f"{row}-{seed}" / "similarity" / "similarity.parquet"
+        )["js"]
 
     by_hand = np.mean([(js("text", seed) - js("random", seed)).mean() for seed in (0, 1)])
     ours = lines(out)["text"]["differences"][JS]
     assert ours["difference"] == pytest.approx(by_hand) and ours["low"] < by_hand < ours["high"]
     assert ours["better"] == "B"
-    texts = [f"{title} {' '.join(attributes)}" for title, attributes in log.items.select("title", "attributes").iter_rows()]
+    texts = [
+        f"{title} {' '.join(attributes)}"
+        for title, attributes in log.items.select("title", "attributes").iter_rows()
+    ]
     words = [set(text.replace("=", " ").lower().split()) for text in texts]
     at = {item: i for i, item in enumerate(log.item_ids)}
     run = Run.open(out / "cells" / "text-0" / "run")
-    ledger = run.read("ledger", "request_id", "item_id").unique("request_id", keep="first", maintain_order=True)
+    ledger = run.read("ledger", "request_id", "item_id").unique(
+        "request_id", keep="first", maintain_order=True
+    )
     slates = run.read("slates").group_by("request_id").agg("item_id")
     listed = dict(zip(slates["request_id"], slates["item_id"].to_list(), strict=True))
     found = []
     for request, item in ledger.iter_rows():
-        target, pool = words[at[item]], log.asof.eligible(np.flatnonzero(log.request_ids == request))[0]
-        near = np.mean([len(target & words[at[i]]) / len(target | words[at[i]]) for i in listed[request]])
-        found.append(near - np.mean([len(target & words[i]) / len(target | words[i]) for i in pool]))
+        target, pool = (
+            words[at[item]],
+            log.asof.eligible(np.flatnonzero(log.request_ids == request))[0],
+        )
+        near = np.mean(
+            [len(target & words[at[i]]) / len(target | words[at[i]]) for i in listed[request]]
+        )
+        found.append(
+            near - np.mean([len(target & words[i]) / len(target | words[i]) for i in pool])
+        )
     # 50 random items against all of them
     assert np.mean(found) > 0.05 and js("text", 0).mean() == pytest.approx(np.mean(found), abs=0.01)
 
@@ -703,7 +930,12 @@ def test_the_table_says_where_it_comes_from_in_every_format(log, whole):
 
 def test_holm_goes_over_the_whole_table(whole):
     _, out = whole
-    every = [row for line in lines(out).values() for row in line["differences"].values() if row["p"] is not None]
+    every = [
+        row
+        for line in lines(out).values()
+        for row in line["differences"].values()
+        if row["p"] is not None
+    ]
     m = len(every)
     smallest = min(every, key=lambda row: row["p"])
     assert smallest["holm"] == (smallest["p"] <= 0.05 / m)
@@ -716,7 +948,10 @@ def test_the_terminal_cuts_no_figure_short(whole):
         console = Console(width=width, record=True, file=io.StringIO())
         print_tables(out, console)
         text = console.export_text()
-        assert "…" not in text and max(map(len, text.split("karmafunnel table")[0].splitlines())) <= width
+        assert (
+            "…" not in text
+            and max(map(len, text.split("karmafunnel table")[0].splitlines())) <= width
+        )
         for line in lines(out).values():
             for row in (*line["values"].values(), *line["differences"].values()):
                 signed = "difference" in row
@@ -740,47 +975,108 @@ def there(log, tmp_path_factory) -> Path:
 
 
 def test_table_command_in_units(there, tmp_path):
-    words = ("table", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "out", "--limit", 60)
+    words = (
+        "table",
+        there / "rows.py",
+        there / "log",
+        "--no-cache",
+        "--out",
+        tmp_path / "out",
+        "--limit",
+        60,
+    )
     answer = run(*words, "--minutes", 0)
     assert answer.exit_code == 0 and "6 of 6 cells are left" in answer.stderr
     answer = run(*words, "--only", "text", "--seed", 0)
     assert answer.exit_code == 0, answer.output
-    assert "text" in answer.stdout and "random" in answer.stdout and "together" not in answer.stdout
+    assert "text" in answer.stdout
+    assert "random" in answer.stdout
+    assert "together" not in answer.stdout
     assert sorted(p.name for p in (tmp_path / "out" / "cells").iterdir()) == ["random-0", "text-0"]
     answer = run(*words, "--minutes", 0)
     assert answer.exit_code == 0 and "4 of 6 cells are left" in answer.stderr
     refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "out")
-    assert refused.exit_code == 1 and "holds a table with limit 60; to replace it by one with limit None, use --force" in refused.stderr
+    assert (
+        refused.exit_code == 1
+        and "holds a table with limit 60; to replace it by one with limit None, use --force"
+        in refused.stderr
+    )
     refused = run(*words, "--only", "nobody")
-    assert refused.exit_code == 1 and "nobody" in refused.stderr and "Traceback" not in refused.output
-    refused = run("table", there / "rows.py", there / "log", "--out", tmp_path / "other", "--device", "cuda:99", "--no-cache")
+    assert refused.exit_code == 1
+    assert "nobody" in refused.stderr
+    assert "Traceback" not in refused.output
+    refused = run(
+        "table",
+        there / "rows.py",
+        there / "log",
+        "--out",
+        tmp_path / "other",
+        "--device",
+        "cuda:99",
+        "--no-cache",
+    )
     assert refused.exit_code == 1 and "device" in refused.stderr
 
 
 def test_the_same_cells_answer_another_question(there, tmp_path):
-    words = ("table", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "out", "--limit", 60, "--seed", 0)
+    words = (
+        "table",
+        there / "rows.py",
+        there / "log",
+        "--no-cache",
+        "--out",
+        tmp_path / "out",
+        "--limit",
+        60,
+        "--seed",
+        0,
+    )
     assert run(*words, "--only", "text", "--only", "together").exit_code == 0
     first = contents(tmp_path / "out")
     answer = run(*words, "--only", "together", "--against", "text")
     assert answer.exit_code == 0, answer.output
-    assert "differences to text" in answer.stdout and "fitting" not in answer.stderr and contents(tmp_path / "out") == first
+    assert "differences to text" in answer.stdout
+    assert "fitting" not in answer.stderr
+    assert contents(tmp_path / "out") == first
     found = lines(tmp_path / "out")
     assert list(found) == ["text", "together"] and not found["text"]["differences"]
-    pair = [[Run.open(tmp_path / "out" / "cells" / f"{row}-0" / "run")] for row in ("text", "together")]
+    pair = [
+        [Run.open(tmp_path / "out" / "cells" / f"{row}-0" / "run")] for row in ("text", "together")
+    ]
     asked = compare(*pair, ["HR@10"])[0]
-    assert found["together"]["differences"]["HR@10"]["difference"] == pytest.approx(asked["difference"])
+    assert found["together"]["differences"]["HR@10"]["difference"] == pytest.approx(
+        asked["difference"]
+    )
     refused = run(*words, "--against", "nobody")
-    assert refused.exit_code == 1 and "nobody" in refused.stderr and "Traceback" not in refused.output
+    assert refused.exit_code == 1
+    assert "nobody" in refused.stderr
+    assert "Traceback" not in refused.output
 
 
 def test_fit_embedder_saves_what_can_be_opened(there, log, tmp_path):
-    answer = run("fit-embedder", there / "rows.py", there / "log", "--row", "text", "--no-cache", "--out", tmp_path / "saved")
+    answer = run(
+        "fit-embedder",
+        there / "rows.py",
+        there / "log",
+        "--row",
+        "text",
+        "--no-cache",
+        "--out",
+        tmp_path / "saved",
+    )
     assert answer.exit_code == 0, answer.output
     value = TfidfSVD(dim=16)
     found = value.load(tmp_path / "saved", log)
     np.testing.assert_array_equal(found.items(), value.fit(log).items())
     assert "load" in answer.stdout
-    words = ("fit-embedder", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "saved")
+    words = (
+        "fit-embedder",
+        there / "rows.py",
+        there / "log",
+        "--no-cache",
+        "--out",
+        tmp_path / "saved",
+    )
     refused = run(*words)
     assert refused.exit_code == 1 and refused.stderr.endswith(
         "holds an embedding with embedder TfidfSVD(dim=16); to replace it by one with embedder RandomVectors(), use --force\n"
@@ -788,14 +1084,31 @@ def test_fit_embedder_saves_what_can_be_opened(there, log, tmp_path):
     again = run(*words, "--force")
     assert again.exit_code == 0 and RandomVectors().load(tmp_path / "saved", log)
     for words, says in ((("--row", "nobody"), "nobody"), (("--name", "nobody"), "nobody")):
-        refused = run("fit-embedder", there / "rows.py", there / "log", *words, "--no-cache", "--out", tmp_path / "other")
-        assert refused.exit_code == 1 and says in refused.stderr and not (tmp_path / "other").exists()
+        refused = run(
+            "fit-embedder",
+            there / "rows.py",
+            there / "log",
+            *words,
+            "--no-cache",
+            "--out",
+            tmp_path / "other",
+        )
+        assert refused.exit_code == 1
+        assert says in refused.stderr
+        assert not (tmp_path / "other").exists()
 
 
 def test_fit_embedder_never_replaces_another_folder(there, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
-    refused = run("fit-embedder", there / "rows.py", there / "log", "--no-cache", "--out", tmp_path / "precious")
+    refused = run(
+        "fit-embedder",
+        there / "rows.py",
+        there / "log",
+        "--no-cache",
+        "--out",
+        tmp_path / "precious",
+    )
     assert refused.exit_code == 1 and (tmp_path / "precious" / "thesis.txt").exists()
 
 
@@ -804,14 +1117,24 @@ def test_fit_embedder_never_replaces_another_folder(there, tmp_path):
 
 def test_curves_are_lines_with_bands(tmp_path):
     points = [
-        {"row": row, "semantic": s, "value": s * gain, "low": s * gain - 0.1, "high": s * gain + 0.1}
+        {
+            "row": row,
+            "semantic": s,
+            "value": s * gain,
+            "low": s * gain - 0.1,
+            "high": s * gain + 0.1,
+        }
         for row, gain in (("+rec", 0.2), ("+gen", 0.1))
         for s in (1.0, 0.0, 0.5)
     ]
     points[-1]["low"] = None  # one interval missing: no band for that line
-    plot = curve_figure(points, "semantic", x_title="share of taste that is semantic", reference=0.0)
+    plot = curve_figure(
+        points, "semantic", x_title="share of taste that is semantic", reference=0.0
+    )
     named = {trace["name"]: trace for trace in plot["data"] if "name" in trace}
-    assert list(named) == ["+rec", "+gen"] and named["+rec"]["x"] == [0.0, 0.5, 1.0] and named["+rec"]["y"] == [0.0, 0.1, 0.2]
+    assert list(named) == ["+rec", "+gen"]
+    assert named["+rec"]["x"] == [0.0, 0.5, 1.0]
+    assert named["+rec"]["y"] == [0.0, 0.1, 0.2]
     bands = [trace for trace in plot["data"] if trace.get("fill")]
     assert len(bands) == 1 and bands[0]["y"] == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.0, -0.1])
     written = write_curve(plot, tmp_path / "gain.html", "Gain")
@@ -834,10 +1157,15 @@ class Timed:
 
     def read(self, table: str, *columns: Any) -> pl.DataFrame:
         rows = [(stage, x / 1000, 1) for stage, times in self.ms.items() for x in times]
-        return pl.DataFrame(rows, schema=["stage", "seconds", "requests"], orient="row").select(columns)
+        return pl.DataFrame(rows, schema=["stage", "seconds", "requests"], orient="row").select(
+            columns
+        )
 
 
 def test_cost_is_not_that_of_a_stall() -> None:
     """A chunk's median, then the seeds' mean."""
-    runs = [Timed(recall=[9.0, 2.0, 2.0], rank=[1.0, 1.0, 400.0]), Timed(recall=[3.0, 4.0, 5.0], rank=[2.0, 2.0, 2.0])]
+    runs = [
+        Timed(recall=[9.0, 2.0, 2.0], rank=[1.0, 1.0, 400.0]),
+        Timed(recall=[3.0, 4.0, 5.0], rank=[2.0, 2.0, 2.0]),
+    ]
     assert cost(runs) == pytest.approx({"recall": 3.0, "rank": 1.5, "total": 4.5})  # type: ignore[arg-type]

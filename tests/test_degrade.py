@@ -159,7 +159,9 @@ def test_cutoff_is_the_same_stage_with_a_smaller_k(fitted, shop):
     assert cut[1].slate.equals(full[1].slate.filter(pl.col(RANK) <= 15))
     assert fitted.stages[1].stage.k == 40
     assert along(fitted, "prerank=40").run(requests)[2].slate.equals(full[2].slate)
-    with pytest.raises(KarmafunnelError, match=r"path 'prerank=41': the cutoff of prerank needs at most its k, 40"):
+    with pytest.raises(
+        KarmafunnelError, match=r"path 'prerank=41': the cutoff of prerank needs at most its k, 40"
+    ):
         along(fitted, "prerank=41")
 
 
@@ -351,15 +353,16 @@ def test_stages_stand_in_their_order_whatever_was_typed(recipe, shop, fitted, tm
 
 def test_refreshes_lie_on_a_grid_at_or_before_the_request(shop):
     t = refreshed(shop, 60, "x")
-    assert (
-        (t <= shop.t).all() and (shop.t - t < 60 * MINUTE).all() and (t % (60 * MINUTE) == 0).all()
-    )
+    assert (t <= shop.t).all()
+    assert (shop.t - t < 60 * MINUTE).all()
+    assert (t % (60 * MINUTE) == 0).all()
     assert (refreshed(shop, 0, "x") == shop.t).all()
     order = Log.make(
         shop.items, shop.requests, shop.exposures, shop.meta | {"time": "order", "name": "turns"}
     )
     with pytest.raises(
-        KarmafunnelError, match="near-line: needs a log with clock times to count minutes, found log turns, whose time is an order"
+        KarmafunnelError,
+        match="near-line: needs a log with clock times to count minutes, found log turns, whose time is an order",
     ):
         NearLine(Cooccurrence().fit(order), 60)
 
@@ -539,11 +542,9 @@ def test_an_outage_loses_what_its_fallback_does_not_find(run):
     assert table["money"][0] == pytest.approx(inside["full"]) == pytest.approx(table["lost"][0])
     assert table["lost"][1] == pytest.approx(inside["full"] - inside["rank=skip"])
     assert table["low"][1] <= table["lost"][1] <= table["high"][1]
-    assert (
-        table["HR@10 in the outage"][0] == 0
-        and table["lost"][2] is None
-        and "--path prerank=gone" in table["note"][2]
-    )
+    assert table["HR@10 in the outage"][0] == 0
+    assert table["lost"][2] is None
+    assert "--path prerank=gone" in table["note"][2]
 
 
 def test_load_curve_pairs_rates_and_policies(run):
@@ -740,7 +741,9 @@ def test_the_command_prints_a_line_a_path(shop, tmp_path, monkeypatch):
         str(tmp_path / "run"),
     ]
     done = CliRunner().invoke(main, asked)
-    assert done.exit_code == 0 and "rank=skip" in done.output and "full" in done.output
+    assert done.exit_code == 0
+    assert "rank=skip" in done.output
+    assert "full" in done.output
     assert set(runs_of(tmp_path / "run")) == {"full", "rank=skip"}
     refused = CliRunner().invoke(main, [*asked, "--workers", "2"])
     assert refused.exit_code == 1

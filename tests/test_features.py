@@ -42,7 +42,9 @@ from karmafunnel.stages.stage import FittedFunnel, FittedStage, Funnel, Stage, f
 from shop import make_shop, scramble
 
 TO = ("interest", "query", "last", "session")
-TINY = Qwen(dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4)
+TINY = Qwen(
+    dim=32, layers=2, heads=2, kv_heads=1, mlp=64, vocab=400, context=32, tokens=4000, batch=4
+)
 
 
 class Given(Embedding):
@@ -50,7 +52,9 @@ class Given(Embedding):
 
     asks = ("query",)
 
-    def __init__(self, log: Log, items: np.ndarray, interests: np.ndarray, queries: np.ndarray | None = None):
+    def __init__(
+        self, log: Log, items: np.ndarray, interests: np.ndarray, queries: np.ndarray | None = None
+    ):
         super().__init__(RandomVectors(), log)
         self._items, self._interests = items.astype(np.float32), interests.astype(np.float32)
         self._queries = self._interests if queries is None else queries.astype(np.float32)
@@ -85,7 +89,12 @@ def given(log: Log, d: int = 8, seed: int = 0) -> Given:
     rng = np.random.default_rng(seed)
     items = rng.normal(size=(log.n_items, d))
     items[::7] = 0
-    return Given(log, items, rng.normal(size=(log.requests.height, d)), rng.normal(size=(log.requests.height, d)))
+    return Given(
+        log,
+        items,
+        rng.normal(size=(log.requests.height, d)),
+        rng.normal(size=(log.requests.height, d)),
+    )
 
 
 def frame(rows: list[tuple[int, int, bool]]) -> pl.DataFrame:
@@ -96,7 +105,11 @@ def frame(rows: list[tuple[int, int, bool]]) -> pl.DataFrame:
 def crowd(requests: np.ndarray, n_items: int, each: int, seed: int = 0) -> pl.DataFrame:
     """So many items for each request, a fifth of the rows tracked, in no order."""
     rng = np.random.default_rng(seed)
-    rows = [(int(r), int(i), bool(rng.random() < 0.2)) for r in requests for i in rng.choice(n_items, each, replace=False)]
+    rows = [
+        (int(r), int(i), bool(rng.random() < 0.2))
+        for r in requests
+        for i in rng.choice(n_items, each, replace=False)
+    ]
     mixed = frame([rows[k] for k in rng.permutation(len(rows))])
     return mixed.sort(TRACKED, maintain_order=True)  # candidates come first
 
@@ -105,7 +118,9 @@ def rows_of(context: Context, mixed: pl.DataFrame) -> Rows:
     """What a stage is given: candidates, then the rows that are only scored, as the column
     `tracked` says.
     """
-    slate, tracked = (mixed.filter(pl.col(TRACKED) == is_tracked).drop(TRACKED) for is_tracked in (False, True))
+    slate, tracked = (
+        mixed.filter(pl.col(TRACKED) == is_tracked).drop(TRACKED) for is_tracked in (False, True)
+    )
     return Rows(context, slate, tracked)
 
 
@@ -150,7 +165,11 @@ def test_value_rank_and_z_score_by_hand() -> None:
     alone = Similarity("e").compute(rows_of(context, frame(candidates)))
     assert np.array_equal(alone, told[:4])
     assert Similarity("e").columns == ("similarity_e", "similarity_e_rank", "similarity_e_z")
-    assert Similarity("e", to="last").columns == ("similarity_e_last", "similarity_e_last_rank", "similarity_e_last_z")
+    assert Similarity("e", to="last").columns == (
+        "similarity_e_last",
+        "similarity_e_last_rank",
+        "similarity_e_last_z",
+    )
 
 
 @pytest.mark.parametrize("to", TO)
@@ -179,8 +198,12 @@ def test_what_it_is_compared_with_against_a_slow_loop(to: str) -> None:
 def test_a_session_is_not_the_history() -> None:
     """Both hold something and differ, else the test above would say nothing of the session."""
     log = visits()
-    past = {r: (chosen_before(log, r), chosen_before(log, r, session=True)) for r in range(300, 330)}
-    assert sum(bool(s) and len(s) < len(h) for h, s in past.values()) > 10 and any(h and not s for h, s in past.values())
+    past = {
+        r: (chosen_before(log, r), chosen_before(log, r, session=True)) for r in range(300, 330)
+    }
+    assert sum(bool(s) and len(s) < len(h) for h, s in past.values()) > 10 and any(
+        h and not s for h, s in past.values()
+    )
 
 
 # -- SimTier and raw vectors -----------------------------------------------------------------------
@@ -201,14 +224,20 @@ def test_sim_tier_by_hand() -> None:
     context = Context(log, {"e": Given(log, items, np.zeros((log.requests.height, 5)))})
     unknown = next(i for i in range(log.n_items) if not items[i].any())
     out = SimTier("e", depth=len(past)).compute(
-        rows_of(context, frame([(request, a, False), (request, b, False), (request, unknown, True)]))
+        rows_of(
+            context, frame([(request, a, False), (request, b, False), (request, unknown, True)])
+        )
     )
     expected = np.zeros((3, BINS))
     expected[0, 21], expected[0, 1] = math.log1p(past.count(a)), math.log1p(past.count(b))
     expected[1, 21], expected[1, 1] = math.log1p(past.count(b)), math.log1p(past.count(a))
     assert out == pytest.approx(expected)
     names = SimTier("e").columns
-    assert len(names) == BINS and (names[0], names[11], names[21]) == ("simtier_e_-1.1", "simtier_e_+0.0", "simtier_e_+1.0")
+    assert len(names) == BINS and (names[0], names[11], names[21]) == (
+        "simtier_e_-1.1",
+        "simtier_e_+0.0",
+        "simtier_e_+1.0",
+    )
 
 
 @pytest.mark.parametrize("depth", [3, 50])
@@ -237,7 +266,8 @@ def test_raw_vectors_stand_side_by_side() -> None:
         assert np.array_equal(row, np.r_[embedding._interests[request], embedding._items[item]])
     assert len(set(Vectors("e", dim=8).columns)) == out.shape[1] == 16
     assert (
-        repr(Vectors("e", dim=8)) == "Vectors('e', dim=8)" and repr(Similarity("e", to="query")) == "Similarity('e', to='query')"
+        repr(Vectors("e", dim=8)) == "Vectors('e', dim=8)"
+        and repr(Similarity("e", to="query")) == "Similarity('e', to='query')"
     )
 
 
@@ -252,7 +282,9 @@ ALL: tuple[Feature, ...] = (
 
 def context_of(log: Log) -> Context:
     made = Context(log, {}, "click")
-    made.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "together": Cooccurrence(dim=16)}, made, None)
+    made.embeddings = fit_embedders(
+        {"tfidf": TfidfSVD(dim=16), "together": Cooccurrence(dim=16)}, made, None
+    )
     return made
 
 
@@ -274,9 +306,16 @@ def test_neither_the_future_nor_the_chunk_changes_a_feature() -> None:
 def test_forced_rows_do_not_count() -> None:
     log = visits()
     context = context_of(log)
-    candidates = crowd(log.requests_in("W3")[:30], log.n_items, 15).with_columns(pl.lit(False).alias(TRACKED))
-    tracked = crowd(log.requests_in("W3")[:30], log.n_items, 20, seed=1).with_columns(pl.lit(True).alias(TRACKED))
-    alone, beside = (compute(ALL, rows_of(context, part)) for part in (candidates, pl.concat([candidates, tracked])))
+    candidates = crowd(log.requests_in("W3")[:30], log.n_items, 15).with_columns(
+        pl.lit(False).alias(TRACKED)
+    )
+    tracked = crowd(log.requests_in("W3")[:30], log.n_items, 20, seed=1).with_columns(
+        pl.lit(True).alias(TRACKED)
+    )
+    alone, beside = (
+        compute(ALL, rows_of(context, part))
+        for part in (candidates, pl.concat([candidates, tracked]))
+    )
     assert np.allclose(alone, beside[: candidates.height], atol=1e-6, equal_nan=True)
 
 
@@ -301,7 +340,15 @@ def test_vectors_are_made_once_a_chunk_however_many_stages_ask() -> None:
 
 # -- once for all stages and funnels ---------------------------------------------------------------
 
-PAIRED = (Popularity(), Own(depth=20), BM25(), Price(), Similarity("tfidf"), Similarity("tfidf", to="last"), Placement())
+PAIRED = (
+    Popularity(),
+    Own(depth=20),
+    BM25(),
+    Price(),
+    Similarity("tfidf"),
+    Similarity("tfidf", to="last"),
+    Placement(),
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -340,10 +387,14 @@ def anew(context: Context, rows: Rows) -> Rows:
 
 
 def run_all(fitted: Sequence[FittedFunnel], requests: np.ndarray) -> dict[int, Any]:
-    """Steps of funnels that run over the same rows, by number; an error in the place of the steps.
-    """
+    """Steps of funnels that run over the same rows, by number; an error in the place of the steps."""
     context = fitted[0].context
-    return dict(run_tree(tree_of(dict(enumerate(fitted))), Rows.start(context, requests, logged(context, requests))))
+    return dict(
+        run_tree(
+            tree_of(dict(enumerate(fitted))),
+            Rows.start(context, requests, logged(context, requests)),
+        )
+    )
 
 
 @pytest.fixture
@@ -371,7 +422,10 @@ def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[st
     log = visits()
     context, requests = context_of(log), log.requests_in("W3")[:40]
     first = Through(k=25, features=(Upstream(), *PAIRED), thins=True, name="first")
-    between, last = Through(k=15, features=(Upstream(),), name="between"), Through(features=(*PAIRED[::-1], RequestContext()), name="last")
+    between, last = (
+        Through(k=15, features=(Upstream(),), name="between"),
+        Through(features=(*PAIRED[::-1], RequestContext()), name="last"),
+    )
     ready = through(context, first, between, last)
     asked.clear()
     ready.run(requests, logged(context, requests))
@@ -387,22 +441,40 @@ def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[st
     assert len(asked) == len(PAIRED)
 
 
-def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(asked: list[tuple[str, int]]) -> None:
+def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(
+    asked: list[tuple[str, int]],
+) -> None:
     log = visits()
     context, requests = context_of(log), log.requests_in("W3")[:40]
     own, price = Own(depth=20), Price()
-    whole = through(context, Through(features=(own, price)), Through(features=(own, price), name="rank"))
-    other = through(context, Through(features=(own, Upstream())), Through(features=(price, own), name="rank"))
+    whole = through(
+        context, Through(features=(own, price)), Through(features=(own, price), name="rank")
+    )
+    other = through(
+        context, Through(features=(own, Upstream())), Through(features=(price, own), name="rank")
+    )
     asked.clear()
     runs = run_all([whole, other], requests)
-    at_recall, at_rank = (len(ready.stages[i].seen[0][0].item) for ready, i in ((other, 1), (other, 2)))
+    at_recall, at_rank = (
+        len(ready.stages[i].seen[0][0].item) for ready, i in ((other, 1), (other, 2))
+    )
     # Once for both pre-rankers; the other's ranker does not live on the price that only its
     # neighbour's pre-ranker asked for.
     assert asked == [(repr(own), at_recall), (repr(price), at_recall), (repr(price), at_rank)]
     places = []
     for step in runs[1]:
-        places.append({(place[0], place[-1]): took for place, took in step.read.items() if place[1] == "pairs"})
-    assert [set(found) for found in places] == [set(), {(1, repr(own))}, {(1, repr(own)), (2, repr(price))}]
+        places.append(
+            {
+                (place[0], place[-1]): took
+                for place, took in step.read.items()
+                if place[1] == "pairs"
+            }
+        )
+    assert [set(found) for found in places] == [
+        set(),
+        {(1, repr(own))},
+        {(1, repr(own)), (2, repr(price))},
+    ]
     assert places[1] == {place: took for place, took in places[2].items() if place in places[1]}
     assert min(places[2].values()) > 0
     # What the other's pre-ranker found made is in its seconds, once.
@@ -410,13 +482,14 @@ def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(ask
     for ready in (whole, other):
         for stage in ready.stages[1:]:
             rows, x = stage.seen[0]
-            assert x.tobytes() == compute(stage.stage.features, anew(context_of(log), rows)).tobytes()
+            assert (
+                x.tobytes() == compute(stage.stage.features, anew(context_of(log), rows)).tobytes()
+            )
 
 
 @dataclass(frozen=True, repr=False)
 class Secret(Feature):
-    """What a recipe may define: it reads vectors without saying so, and fills what it was handed.
-    """
+    """What a recipe may define: it reads vectors without saying so, and fills what it was handed."""
 
     columns = ("secret",)
 
@@ -482,7 +555,9 @@ def test_what_is_shared_cannot_be_written_into() -> None:
     assert x.tobytes() == compute((Own(depth=20),), anew(context_of(visits()), rows)).tobytes()
 
 
-def test_a_feature_is_worked_out_once_for_funnels_that_are_given_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_feature_is_worked_out_once_for_funnels_that_are_given_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[int] = []
 
     def counted(self: SimTier, rows: Rows, real: Any = SimTier.compute) -> np.ndarray:
@@ -502,13 +577,23 @@ def test_passes_keep_what_was_asked_for_last_and_no_more_bytes_than_they_may() -
     passes = Passes(most=40_000)
     for key in ("a", "b"):
         passes.put(key, "chunk 1", (frame_, frame_))
-    assert passes.get("a", "chunk 1") and passes.get("b", "chunk 1") and not passes.get("b", "chunk 2")
+    assert passes.get("a", "chunk 1")
+    assert passes.get("b", "chunk 1")
+    assert not passes.get("b", "chunk 2")
     passes.get("a", "chunk 1")
     passes.put("c", "chunk 1", (frame_, frame_))  # b was asked for longest ago
-    assert passes.get("a", "chunk 1") and passes.get("c", "chunk 1") and not passes.get("b", "chunk 1")
+    assert passes.get("a", "chunk 1")
+    assert passes.get("c", "chunk 1")
+    assert not passes.get("b", "chunk 1")
     for chunk in range(2, 6):  # one beginning alone fills it and keeps what it has
         passes.put("c", f"chunk {chunk}", (frame_, frame_))
-    assert [bool(passes.get("c", f"chunk {chunk}")) for chunk in range(1, 6)] == [True, True, False, False, False]
+    assert [bool(passes.get("c", f"chunk {chunk}")) for chunk in range(1, 6)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     passes.clear()
     assert not passes.get("c", "chunk 1")
 
@@ -532,25 +617,36 @@ def test_an_explanation_is_of_what_the_stage_saw() -> None:
     ((_, seen),) = ready.stages[1].seen[1:]  # type: ignore[attr-defined]
     assert told[0].tobytes() == seen.tobytes()
     mine = found.filter(pl.col("stage") == "prerank")["why"].to_list()
-    assert mine == [str(i) for i in range(len(seen) - len(mine), len(seen))] and 0 < len(mine) < len(seen)
+    assert mine == [str(i) for i in range(len(seen) - len(mine), len(seen))] and 0 < len(
+        mine
+    ) < len(seen)
 
 
 # -- queries ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [KARMA(backbone=TINY, dim=32, epochs=1, length=8), FrozenLM(backbone=TINY)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [KARMA(backbone=TINY, dim=32, epochs=1, length=8), FrozenLM(backbone=TINY)], ids=repr
+)
 def test_a_query_alone_is_the_interest_of_who_did_nothing_before(value: KARMA | FrozenLM) -> None:
     log = make_shop()
     embedding = value.fit(log, seed=3)
     requests = np.arange(log.requests.height)
-    asked = (log.requests["query"].is_not_null() | (log.requests["filters"].list.len() > 0)).to_numpy()
+    asked = (
+        log.requests["query"].is_not_null() | (log.requests["filters"].list.len() > 0)
+    ).to_numpy()
     new = (log.asof.n_events(requests) == 0) & asked
     found = embedding.queries(requests)
     assert found is not None and new.sum() > 10
     assert found[new] == pytest.approx(embedding.interests(requests[new]), abs=1e-6)
     assert not found[~asked].any() and (~asked).sum() > 10
-    same = (log.requests["query"] == "amber").fill_null(False).to_numpy() & (log.requests["filters"].list.len() == 0).to_numpy()
-    assert len(np.unique(found[same], axis=0)) == 1 and len(np.unique(embedding.interests(requests[same]), axis=0)) > 1
+    same = (log.requests["query"] == "amber").fill_null(False).to_numpy() & (
+        log.requests["filters"].list.len() == 0
+    ).to_numpy()
+    assert (
+        len(np.unique(found[same], axis=0)) == 1
+        and len(np.unique(embedding.interests(requests[same]), axis=0)) > 1
+    )
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -561,11 +657,19 @@ class TestRefusals:
         log = make_shop()
         context = context_of(log)
         with pytest.raises(
-            KarmafunnelError, match=r"rank: Similarity\('together', to='query'\).*reads queries, found Cooccurrence"
+            KarmafunnelError,
+            match=r"rank: Similarity\('together', to='query'\).*reads queries, found Cooccurrence",
         ):
             check([Similarity("together", to="query")], context, "rank")
-        silent = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {"query": False}})
-        with pytest.raises(KarmafunnelError, match=r"needs query of requests, found none in log shop"):
+        silent = Log.make(
+            log.items,
+            log.requests,
+            log.exposures,
+            log.meta | {"has": log.meta["has"] | {"query": False}},
+        )
+        with pytest.raises(
+            KarmafunnelError, match=r"needs query of requests, found none in log shop"
+        ):
             check([Similarity("tfidf", to="query")], context_of(silent), "rank")
         with pytest.raises(KarmafunnelError, match=r"needs sessions, found none in log shop"):
             check([Similarity("tfidf", to="session")], context, "rank")
@@ -574,9 +678,15 @@ class TestRefusals:
 
     def test_names_and_sizes(self) -> None:
         context = context_of(make_shop())
-        with pytest.raises(KarmafunnelError, match=r"rank: Similarity\('karma'\): needs the recipe to have embedder 'karma'"):
+        with pytest.raises(
+            KarmafunnelError,
+            match=r"rank: Similarity\('karma'\): needs the recipe to have embedder 'karma'",
+        ):
             check([Similarity("karma")], context, "rank")
-        with pytest.raises(KarmafunnelError, match=r"needs vectors of 64 numbers, as its `dim` says, found 16 in 'tfidf'"):
+        with pytest.raises(
+            KarmafunnelError,
+            match=r"needs vectors of 64 numbers, as its `dim` says, found 16 in 'tfidf'",
+        ):
             check([Vectors("tfidf", dim=64)], context, "rank")
         with pytest.raises(KarmafunnelError, match=r"\['bm25'\] more than once"):
             check([BM25(), Similarity("tfidf"), BM25()], context, "rank")
@@ -588,27 +698,41 @@ class TestRefusals:
             (fewer, "the requests of log shop"),
         ):
             context = Context(log, {"e": RandomVectors().fit(other)})
-            with pytest.raises(KarmafunnelError, match=rf"rank: Similarity\('e'\): needs embedder 'e'.*{needed}"):
+            with pytest.raises(
+                KarmafunnelError, match=rf"rank: Similarity\('e'\): needs embedder 'e'.*{needed}"
+            ):
                 check([Similarity("e")], context, "rank")
         # the same, read twice
         check([Similarity("e")], Context(log, {"e": RandomVectors().fit(make_shop())}), "rank")
 
     def test_the_window_that_a_vector_was_fitted_on(self) -> None:
         context = Context(make_shop(), {}, "click")
-        context.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=16), "random": RandomVectors()}, context)
+        context.embeddings = fit_embedders(
+            {"tfidf": TfidfSVD(dim=16), "random": RandomVectors()}, context
+        )
 
         def rank(name: str, *windows: str) -> LightGBMRank:
-            return LightGBMRank(k=10, features=[Similarity(name)], trees=3, sample=Sample(requests=60, windows=windows))
+            return LightGBMRank(
+                k=10,
+                features=[Similarity(name)],
+                trees=3,
+                sample=Sample(requests=60, windows=windows),
+            )
 
         with pytest.raises(
-            KarmafunnelError, match=r"rank \(LightGBMRank\): cannot learn from W1, on which embedder 'tfidf' was fitted"
+            KarmafunnelError,
+            match=r"rank \(LightGBMRank\): cannot learn from W1, on which embedder 'tfidf' was fitted",
         ):
             (Shown() >> rank("tfidf", "W1", "W2a")).fit(context)
-        with pytest.raises(KarmafunnelError, match=r"recall \(Join\): cannot learn from W1, on which ItemKNN was fitted"):
+        with pytest.raises(
+            KarmafunnelError,
+            match=r"recall \(Join\): cannot learn from W1, on which ItemKNN was fitted",
+        ):
             (Join([ItemKNN(), Popular()]) >> rank("random", "W1")).fit(context)
         knowing = (Shown() >> rank("tfidf", "W2a")).fit(context)
         with pytest.raises(
-            KarmafunnelError, match=r"rank \(LightGBMRank\): cannot score W1, on which embedder 'tfidf' was fitted"
+            KarmafunnelError,
+            match=r"rank \(LightGBMRank\): cannot score W1, on which embedder 'tfidf' was fitted",
         ):
             RunWriter(knowing, "W1")
         RunWriter(knowing, "W3")

@@ -65,21 +65,31 @@ def shop() -> Log:
 @pytest.mark.parametrize("folds", [2, 3])
 @pytest.mark.parametrize("between", [(), (Rules(k=60, min_price=0.0, name="rules"),)])
 def test_what_a_stage_learns_from_was_not_seen_by_any_stage_before(folds, between):
-    funnel = Funnel((Popular(k=60), Remember(), *between, Remember(name="second"), Remember(name="third")))
+    funnel = Funnel(
+        (Popular(k=60), Remember(), *between, Remember(name="second"), Remember(name="third"))
+    )
     fitted = funnel.fit(Context(shop(), folds=folds))
     learnt = [ready for ready in fitted.stages if isinstance(ready, Remembers)]
     # the kept models are fitted on everybody
     assert [len(ready.seen) for ready in learnt] == [len(learnt[0].seen)] * 3
     assert not learnt[1].saw.any() and not learnt[2].saw.any()
     requests = shop().requests_in("W3")
-    assert [step.slate["score"].max() for step in fitted.run(requests)[1:]] == [0.0] * (len(fitted.stages) - 1)
+    assert [step.slate["score"].max() for step in fitted.run(requests)[1:]] == [0.0] * (
+        len(fitted.stages) - 1
+    )
     assert fitted.run(np.sort(learnt[0].seen)[:5])[1].slate["score"].min() == 1.0
 
 
 def test_the_folds_hold_users_together_and_are_the_same_in_both_windows():
     context = Context(shop(), folds=3)
     learnt = shop().requests_in("W2")
-    assert pl.DataFrame({"user": shop().user, "fold": context.fold}).unique().select("user").is_unique().all()
+    assert (
+        pl.DataFrame({"user": shop().user, "fold": context.fold})
+        .unique()
+        .select("user")
+        .is_unique()
+        .all()
+    )
     sizes = np.bincount(context.fold[learnt], minlength=3)
     assert sizes.min() > 0.8 * sizes.max()
     assert np.array_equal(context.fold, Context(shop(), folds=3).fold)
@@ -88,11 +98,23 @@ def test_the_folds_hold_users_together_and_are_the_same_in_both_windows():
 
 def test_sessions_are_held_together_where_users_are_not_known():
     shop_ = shop()
-    sessions = shop_.requests.with_columns(pl.Series("session_id", [f"s{i // 4}" for i in range(shop_.requests.height)]))
+    sessions = shop_.requests.with_columns(
+        pl.Series("session_id", [f"s{i // 4}" for i in range(shop_.requests.height)])
+    )
     has = shop_.meta["has"] | {"users": False}
-    log = Log.make(shop_.items, sessions.with_columns(pl.lit("anybody").alias("user_id")), shop_.exposures, shop_.meta | {"has": has})
+    log = Log.make(
+        shop_.items,
+        sessions.with_columns(pl.lit("anybody").alias("user_id")),
+        shop_.exposures,
+        shop_.meta | {"has": has},
+    )
     context = Context(log)
-    assert pl.DataFrame({"session": log.session, "fold": context.fold}).unique()["session"].is_unique().all()
+    assert (
+        pl.DataFrame({"session": log.session, "fold": context.fold})
+        .unique()["session"]
+        .is_unique()
+        .all()
+    )
     assert set(context.fold[log.requests_in("W2a")]) == {0, 1}
 
 
@@ -111,7 +133,9 @@ def test_a_teacher_scores_only_users_that_it_did_not_see(kind, monkeypatch):
     context = Context(shop())
     upstream = (Popular(k=60)).fit(context, None)
     before = FittedFunnel(context, (upstream,))
-    options = {"features": FEATURES, "sample": EVERY} | ({"epochs": 1} if kind is DINRank else {"trees": 5})
+    options = {"features": FEATURES, "sample": EVERY} | (
+        {"epochs": 1} if kind is DINRank else {"trees": 5}
+    )
     teachers = Teachers.of(Teacher(kind(**options)), context, before)
     table = training_rows(LightGBMRank(), FEATURES, context, before, ["W2a"], EVERY, teachers)
     rows, _ = next(sampled(context, before, np.unique(table.request), EVERY, seed=0))
@@ -125,12 +149,19 @@ def test_a_teacher_scores_only_users_that_it_did_not_see(kind, monkeypatch):
 
 def test_a_fit_without_a_fold_takes_the_rows_of_the_others():
     context = Context(shop())
-    before = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(context)
+    before = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(
+        context
+    )
     stage = LightGBMRank(features=[Upstream(), *FEATURES], sample=EVERY)
     for windows in (["W2a"], ["W2b"]):
         whole = training_rows(stage, stage.features, context, before, windows, EVERY)
-        parts = [training_rows(stage, stage.features, context, before.without(k), windows, EVERY) for k in (0, 1)]
-        assert sum(len(part.y) for part in parts) == len(whole.y) and all(len(part.y) for part in parts)
+        parts = [
+            training_rows(stage, stage.features, context, before.without(k), windows, EVERY)
+            for k in (0, 1)
+        ]
+        assert sum(len(part.y) for part in parts) == len(whole.y) and all(
+            len(part.y) for part in parts
+        )
         for k, part in enumerate(parts):
             rows = context.fold[whole.request] != k
             assert np.array_equal(part.x, whole.x[rows], equal_nan=True)
@@ -139,9 +170,16 @@ def test_a_fit_without_a_fold_takes_the_rows_of_the_others():
 
 def test_one_put_together_by_hand_cannot_be_learnt_from():
     context = Context(shop())
-    fitted = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(context)
-    with pytest.raises(KarmafunnelError, match=r"learn behind prerank .* Funnel\.fit, found one put together by hand"):
-        LightGBMRank(features=FEATURES, sample=EVERY).fit(context, FittedFunnel(context, fitted.stages))
+    fitted = (Popular(k=60) >> LightGBMPreRank(k=40, trees=5, features=FEATURES, sample=EVERY)).fit(
+        context
+    )
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"learn behind prerank .* Funnel\.fit, found one put together by hand",
+    ):
+        LightGBMRank(features=FEATURES, sample=EVERY).fit(
+            context, FittedFunnel(context, fitted.stages)
+        )
 
 
 # -- fits are kept, and made only where somebody learns from them ----------------------------------
@@ -156,7 +194,9 @@ def test_fits_without_a_fold_are_made_where_a_later_stage_learns_and_kept(tmp_pa
     for funnel in (Popular(k=60) >> first, two, two >> Rules(k=20, min_price=0.0)):
         told.clear()
         funnel.fit(Context(shop(), progress=told.append), tmp_path)
-        every = [sum(words in text for text in told) for words in ("fitting LightGBM", "without fold")]
+        every = [
+            sum(words in text for text in told) for words in ("fitting LightGBM", "without fold")
+        ]
         counts.append((*every, told[-1].startswith("out of fold: 2 more fits")))
     assert counts == [(1, 0, False), (3, 2, True), (0, 0, False)]
     folders = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("prerank"))
@@ -186,14 +226,26 @@ def test_a_ranker_behind_a_pre_ranker_that_memorises_is_better_than_it_two_and_t
     """Over three shops; where the ranker learns from the pre-ranker's scores of its own rows: -.010
     two deep, -.068 three deep.
     """
-    deep = {"trees": 200, "leaves": 63, "min_rows": 0, "l2": 0.0, "learning_rate": 0.3, "sample": EVERY}
+    deep = {
+        "trees": 200,
+        "leaves": 63,
+        "min_rows": 0,
+        "l2": 0.0,
+        "learning_rate": 0.3,
+        "sample": EVERY,
+    }
     first = LightGBMPreRank(k=60, features=FEATURES, **deep)
-    middle = LightGBMRank(k=40, features=[Upstream(), *FEATURES], calibrated="", name="middle", **deep)
+    middle = LightGBMRank(
+        k=40, features=[Upstream(), *FEATURES], calibrated="", name="middle", **deep
+    )
     last = LightGBMRank(k=30, features=[Upstream(), *FEATURES], sample=EVERY, calibrated="")
     gains = {"two": [], "three": []}
     for seed in range(3):
         log = make_shop(n_items=120, n_users=150, n_requests=1200, seed=seed)
-        for name, funnel in (("two", Popular(k=100) >> first >> last), ("three", Popular(k=100) >> first >> middle >> last)):
+        for name, funnel in (
+            ("two", Popular(k=100) >> first >> last),
+            ("three", Popular(k=100) >> first >> middle >> last),
+        ):
             found = hits_at_10(funnel, log)
             gains[name].append(found["rank"] - found["prerank"])
     assert np.mean(gains["two"]) > 0.03 and np.mean(gains["three"]) > 0.02, gains

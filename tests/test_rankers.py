@@ -34,7 +34,18 @@ from karmafunnel.models.ctr import (
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.context import Context
-from karmafunnel.stages.features import BM25, Column, ItemColumn, Own, Popularity, Price, Similarity, SimTier, Upstream, Vectors
+from karmafunnel.stages.features import (
+    BM25,
+    Column,
+    ItemColumn,
+    Own,
+    Popularity,
+    Price,
+    Similarity,
+    SimTier,
+    Upstream,
+    Vectors,
+)
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE
 from karmafunnel.stages.learn import (
     Isotonic,
@@ -51,7 +62,16 @@ from karmafunnel.stages.learn import (
 )
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank, happened
-from karmafunnel.stages.recall import HNSW, IVF, BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
+from karmafunnel.stages.recall import (
+    HNSW,
+    IVF,
+    BM25Recall,
+    ItemKNN,
+    Join,
+    Popular,
+    Repeat,
+    VectorRecall,
+)
 from karmafunnel.stages.stage import FittedFunnel, Funnel, Stage, fit_embedders
 from shop import make_shop
 
@@ -79,7 +99,15 @@ def shopping(n: int, seed: int) -> Batch:
     dense = rng.normal(size=(*items.shape, 3))
     weight = (rng.random(items.shape) < 0.95).astype(np.float32)
     request = rng.normal(size=(n, 2))
-    return Batch(items, dense, history, clicked.astype(np.float32), weight, request, bought=bought.astype(np.float32))
+    return Batch(
+        items,
+        dense,
+        history,
+        clicked.astype(np.float32),
+        weight,
+        request,
+        bought=bought.astype(np.float32),
+    )
 
 
 def auc(score: np.ndarray, label: np.ndarray) -> float:
@@ -116,14 +144,20 @@ def test_dcn_is_cross_and_deep_side_by_side() -> None:
         for n, c in np.ndindex(4, 10):
             item = int(batch.items[n, c])
             row = item + 2 if model.inputs.is_candidate[item] else 1
-            past = torch.stack([model.inputs.id.weight[int(i) + 2] for i in batch.history[n]]).mean(dim=0)
+            past = torch.stack([model.inputs.id.weight[int(i) + 2] for i in batch.history[n]]).mean(
+                dim=0
+            )
             numbers = (tensors.dense[n, c] - model.inputs.dense_mean) / model.inputs.dense_scale
             request = (tensors.request[n] - model.inputs.request_mean) / model.inputs.request_scale
-            x = x0 = torch.cat([model.inputs.id.weight[row], past, request, torch.nan_to_num(numbers)])
+            x = x0 = torch.cat(
+                [model.inputs.id.weight[row], past, request, torch.nan_to_num(numbers)]
+            )
             for layer in model.crosses:
                 x = x0 * (layer.up.weight @ (layer.down.weight @ x) + layer.up.bias) + x
             first, _, _, second = model.deep
-            deep = torch.relu(second.weight @ torch.relu(first.weight @ x0 + first.bias) + second.bias)
+            deep = torch.relu(
+                second.weight @ torch.relu(first.weight @ x0 + first.bias) + second.bias
+            )
             logit = model.head.weight[0] @ torch.cat([x, deep]) + model.head.bias[0]
             assert np.isclose(logit.item(), got[n, c], atol=1e-5)
 
@@ -137,13 +171,19 @@ def test_cold_weighs_groups() -> None:
     tensors = batch.to_torch()
     with torch.no_grad():
         x = model.crossed(tensors)
-        assert x.shape == (4, 10, 3 * 4 + 2 + 3) and torch.allclose(x[..., :4] * x[..., 4:8], x[..., 8:12])
+        assert x.shape == (4, 10, 3 * 4 + 2 + 3) and torch.allclose(
+            x[..., :4] * x[..., 4:8], x[..., 8:12]
+        )
         s = 1 / (1 + torch.exp(-(x @ model.squeeze.weight.T + model.squeeze.bias)))
         assert torch.allclose(s, model.weights(tensors)) and s.shape == (4, 10, 6)
         edges = [0, 4, 8, 12, 14, 15, 17]
-        weighed = torch.cat([s[..., g : g + 1] * x[..., edges[g] : edges[g + 1]] for g in range(6)], dim=-1)
+        weighed = torch.cat(
+            [s[..., g : g + 1] * x[..., edges[g] : edges[g + 1]] for g in range(6)], dim=-1
+        )
         first, _, _, second = model.mlp
-        expected = torch.relu(weighed @ first.weight.T + first.bias) @ second.weight[0] + second.bias
+        expected = (
+            torch.relu(weighed @ first.weight.T + first.bias) @ second.weight[0] + second.bias
+        )
         assert np.allclose(predict_ctr(model, batch), expected.numpy(), atol=1e-5)
         # nor do the other groups' weights read it
         model.squeeze.bias[5], model.squeeze.weight[:, 15:] = -1e4, 0
@@ -167,7 +207,9 @@ def test_esmm_loss_is_its_formula() -> None:
             total -= weight[n, c].item() * (y * np.log(chance) + (1 - y) * np.log(1 - chance))
     value, n = entire_space_loss(logits, batch)
     assert np.isclose(value.item(), total) and n.item() == 6
-    far = torch.tensor([[[80.0, 80], [-80, 80], [80, -80]], [[-80, -80], [40, 40], [0, 0]]], requires_grad=True)
+    far = torch.tensor(
+        [[[80.0, 80], [-80, 80], [80, -80]], [[-80, -80], [40, 40], [0, 0]]], requires_grad=True
+    )
     entire_space_loss(far, batch)[0].backward()
     assert far.grad is not None and torch.isfinite(far.grad).all()
 
@@ -184,17 +226,31 @@ def test_how_fixed_vectors_enter_is_decided_once() -> None:
     }
     plain = DIN(shape, DINConfig(dim=4))
     width = 3 * 4 + 3 + 2
-    assert {use: m.width - width for use, m in made.items()} == {"simtier": 88, "sata": 0, "both": 88, "raw": 3 * 16}
+    assert {use: m.width - width for use, m in made.items()} == {
+        "simtier": 88,
+        "sata": 0,
+        "both": 88,
+        "raw": 3 * 16,
+    }
     assert plain.width == width
-    has = {use: (m.tier is not None, m.gate is not None, m.project is not None) for use, m in made.items()}
+    has = {
+        use: (m.tier is not None, m.gate is not None, m.project is not None)
+        for use, m in made.items()
+    }
     assert has == {
         "simtier": (True, False, False), "sata": (False, True, False), "both": (True, True, False), "raw": (False, False, True)
     }  # fmt: skip
     with torch.no_grad():
         # the same attention, gates at 1 0 0: only the histogram stands before the rest
         for use in ("simtier", "both"):
-            made[use].load_state_dict({k: v for k, v in plain.state_dict().items() if "head" not in k}, strict=False)
-            assert torch.allclose(made[use].represent(batch.to_torch())[..., 88:], plain.represent(batch.to_torch()), atol=1e-5)
+            made[use].load_state_dict(
+                {k: v for k, v in plain.state_dict().items() if "head" not in k}, strict=False
+            )
+            assert torch.allclose(
+                made[use].represent(batch.to_torch())[..., 88:],
+                plain.represent(batch.to_torch()),
+                atol=1e-5,
+            )
         gated, gate = made["sata"], torch.tensor([0.0, 1.0, 0.0])
         assert gated.gate is not None
         gated.gate.copy_(gate)
@@ -203,7 +259,10 @@ def test_how_fixed_vectors_enter_is_decided_once() -> None:
         ids = gated.inputs.id.weight[torch.tensor(batch.history[0]) * 0 + 1].numpy()
         pooled = (unit[batch.items[0]] @ unit[batch.history[0]].T) @ ids
         assert np.allclose(gated.represent(batch.to_torch())[0, :, 4:8].numpy(), pooled, atol=1e-5)
-    with pytest.raises(KarmafunnelError, match="similar needs '', 'simtier', 'sata', 'both' or 'raw', found 'cooked'"):
+    with pytest.raises(
+        KarmafunnelError,
+        match="similar needs '', 'simtier', 'sata', 'both' or 'raw', found 'cooked'",
+    ):
         DIN(shape, DINConfig(similar="cooked"), vectors=vectors)  # type: ignore[arg-type]
 
 
@@ -213,7 +272,9 @@ def test_they_start_at_the_rate_of_positives() -> None:
     model.observe([batch])
     clicks, buys = ((batch.weight * x).sum() for x in (batch.label, batch.bought))
     p, q = (1 / (1 + np.exp(-layer[-1].bias.item())) for layer in (model.trunk.head, model.buy))  # type: ignore[index]
-    assert np.isclose(p, clicks / batch.weight.sum(), atol=0.01) and np.isclose(q, buys / clicks, atol=0.01)
+    assert np.isclose(p, clicks / batch.weight.sum(), atol=0.01) and np.isclose(
+        q, buys / clicks, atol=0.01
+    )
 
 
 # -- ESMM learns -----------------------------------------------------------------------------------
@@ -221,7 +282,10 @@ def test_they_start_at_the_rate_of_positives() -> None:
 
 @pytest.mark.parametrize(
     "trunk",
-    [DIN(Shape(N_ITEMS, 3, 2), DINConfig(dim=8, unknown=0.02)), DCN(Shape(N_ITEMS, 3, 2), DCNConfig(dim=8, unknown=0.02))],
+    [
+        DIN(Shape(N_ITEMS, 3, 2), DINConfig(dim=8, unknown=0.02)),
+        DCN(Shape(N_ITEMS, 3, 2), DCNConfig(dim=8, unknown=0.02)),
+    ],
     ids=["DIN", "DCN"],
 )
 def test_esmm_learns_both_and_is_saved(trunk: DIN | DCN, tmp_path: Path) -> None:
@@ -260,9 +324,16 @@ def test_calibration_helps_on_rows_held_back(kind, tmp_path: Path) -> None:
     fit, held = slice(4000), slice(4000, None)
     fitted = fit_calibration(kind, score[fit], label[fit], "rank")
     raw, best = (logloss(1 / (1 + np.exp(-x[held])), label[held]) for x in (score, odds))
-    assert best - 0.002 < logloss(np.clip(fitted(score[held]), 1e-5, 1 - 1e-5), label[held]) < best + 0.02 < raw - 0.2
+    assert (
+        best - 0.002
+        < logloss(np.clip(fitted(score[held]), 1e-5, 1 - 1e-5), label[held])
+        < best + 0.02
+        < raw - 0.2
+    )
     if isinstance(fitted, Temperature):
-        assert np.isclose(fitted.temperature, 3, rtol=0.1) and np.isclose(fitted.shift, -1 / 3, atol=0.1)
+        assert np.isclose(fitted.temperature, 3, rtol=0.1) and np.isclose(
+            fitted.shift, -1 / 3, atol=0.1
+        )
         assert (np.diff(fitted(np.sort(score))) > 0).all()
     save_calibration(fitted, tmp_path / "calibration.json")
     again = load_calibration(tmp_path / "calibration.json")
@@ -272,7 +343,9 @@ def test_calibration_helps_on_rows_held_back(kind, tmp_path: Path) -> None:
 def test_calibrations_by_hand() -> None:
     label = np.array([False, True, False, True])
     assert np.allclose(
-        Isotonic.fit(np.arange(4.0), label)(np.array([-9.0, 1, 1.5, 2, 3, 9])), [1e-5, 0.5, 0.5, 0.5, 1, 1], atol=1e-4
+        Isotonic.fit(np.arange(4.0), label)(np.array([-9.0, 1, 1.5, 2, 3, 9])),
+        [1e-5, 0.5, 0.5, 0.5, 1, 1],
+        atol=1e-4,
     )
     for fitted in (Isotonic.fit(np.full(4, 7.0), label), Temperature.fit(np.full(4, 7.0), label)):
         assert np.allclose(fitted(np.full(2, 7.0)), 0.5, atol=1e-3)  # all-equal scores: their rate
@@ -283,12 +356,19 @@ def test_calibrations_by_hand() -> None:
 def test_calibration_refuses(tmp_path: Path) -> None:
     with pytest.raises(KarmafunnelError, match="rank: needs finite scores to calibrate, found nan"):
         fit_calibration("isotonic", np.array([0.0, np.nan]), np.array([True, False]), "rank")
-    with pytest.raises(KarmafunnelError, match=r"rank: calibrated='temperature' needs rows .* found 0 with it among 2"):
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"rank: calibrated='temperature' needs rows .* found 0 with it among 2",
+    ):
         fit_calibration("temperature", np.zeros(2), np.zeros(2, bool), "rank")
     for bad in (1.5, -0.1, np.nan):
-        with pytest.raises(KarmafunnelError, match=r"rank: needs probabilities in 0..1, found .* \(1 such rows\)"):
+        with pytest.raises(
+            KarmafunnelError, match=r"rank: needs probabilities in 0..1, found .* \(1 such rows\)"
+        ):
             probabilities(np.array([0.5, bad]), "rank")
-    with pytest.raises(KarmafunnelError, match="calibrated needs 'isotonic', 'temperature' or '', found True"):
+    with pytest.raises(
+        KarmafunnelError, match="calibrated needs 'isotonic', 'temperature' or '', found True"
+    ):
         DINRank(calibrated=True)  # type: ignore[arg-type]
     (tmp_path / "c.json").write_text('{"kind": "magic"}')
     with pytest.raises(KarmafunnelError, match=r"c\.json: .*kind"):
@@ -307,7 +387,9 @@ def context(label: str = "click", seed: int = 0) -> Context:
 
 @cache
 def upstream(label: str = "click", seed: int = 0) -> FittedFunnel:
-    return Funnel((Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50),)).fit(context(label, seed))
+    return Funnel((Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50),)).fit(
+        context(label, seed)
+    )
 
 
 @cache
@@ -324,7 +406,10 @@ def shown_auc(funnel: FittedFunnel) -> float:
     return float(np.mean([auc(g[SCORE].to_numpy(), g["truth"].to_numpy()) for g in groups]))
 
 
-@pytest.mark.parametrize("kind", [LightGBMRank, DINRank, DCNRank, ESMMRank, LightGBMPreRank, TwoTowerPreRank, COLDPreRank])
+@pytest.mark.parametrize(
+    "kind",
+    [LightGBMRank, DINRank, DCNRank, ESMMRank, LightGBMPreRank, TwoTowerPreRank, COLDPreRank],
+)
 def test_each_learns_what_shoppers_like(kind) -> None:
     """Two requests in three name what the shopper likes, and history does always: .5 is chance,
     popularity is no help.
@@ -338,7 +423,9 @@ def test_same_seed_same_bytes(kind) -> None:
     stage = kind(k=20, features=FEATURES, sample=Sample(passed=10, requests=80), epochs=2)
     requests = context().log.requests_in("W3")
     first, again, other = (
-        FittedFunnel(before.context, (*before.stages, stage.fit(before.context, before))).run(requests)[-1].slate
+        FittedFunnel(before.context, (*before.stages, stage.fit(before.context, before)))
+        .run(requests)[-1]
+        .slate
         for before in (upstream(), upstream(), upstream(seed=1))
     )
     assert first.equals(again) and not first.equals(other)
@@ -358,7 +445,9 @@ def test_esmm_puts_out_two_probabilities(label: str, tmp_path: Path) -> None:
     clicked, bought = happened(here, rows[REQUEST].to_numpy(), rows[ITEM].to_numpy())
     assert click.mean() == pytest.approx(clicked.mean(), abs=0.005)  # calibrated on these very rows
     assert buy[clicked].mean() == pytest.approx(bought[clicked].mean(), abs=0.01)
-    assert bought.sum() and not (bought & ~clicked).any() and bought.sum() < clicked.sum()
+    assert bought.sum()
+    assert not (bought & ~clicked).any()
+    assert bought.sum() < clicked.sum()
     ready.save(tmp_path)
     again = FittedFunnel(here, (*funnel.stages[:-1], stage.load(tmp_path, here)))
     assert again.run(requests)[-1].slate.equals(funnel.run(requests)[-1].slate)
@@ -368,11 +457,22 @@ def test_esmm_puts_out_two_probabilities(label: str, tmp_path: Path) -> None:
 def test_esmm_refuses() -> None:
     log = context().log
     for what in ("purchases", "clicks", "exposures"):
-        lacking = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {what: False}})
-        with pytest.raises(KarmafunnelError, match=rf"rank \(ESMMRank\): needs shown lists .* has no {what}"):
+        lacking = Log.make(
+            log.items,
+            log.requests,
+            log.exposures,
+            log.meta | {"has": log.meta["has"] | {what: False}},
+        )
+        with pytest.raises(
+            KarmafunnelError, match=rf"rank \(ESMMRank\): needs shown lists .* has no {what}"
+        ):
             ESMMRank(features=FEATURES).fit(replace(context(), log=lacking), upstream())
-    unsold = Log.make(log.items, log.requests, log.exposures.with_columns(purchased=pl.lit(False)), log.meta)
-    with pytest.raises(KarmafunnelError, match=r"needs clicks with and without a purchase .* with 0 purchases"):
+    unsold = Log.make(
+        log.items, log.requests, log.exposures.with_columns(purchased=pl.lit(False)), log.meta
+    )
+    with pytest.raises(
+        KarmafunnelError, match=r"needs clicks with and without a purchase .* with 0 purchases"
+    ):
         ESMMRank(features=(), sample=SAMPLE).fit(replace(context(), log=unsold), upstream())
     for wrong in ({"trunk": "MLP"}, {"trunk": "DCN", "similar": "tfidf"}):
         with pytest.raises(KarmafunnelError, match="trunk needs 'DIN', or 'DCN' without similar"):
@@ -385,7 +485,9 @@ def test_esmm_refuses() -> None:
 
 # -- teachers --------------------------------------------------------------------------------------
 
-TEACHER = LightGBMRank(leaves=31, l2=1.0, patience=30, features=FEATURES, sample=SAMPLE, objective="binary")
+TEACHER = LightGBMRank(
+    leaves=31, l2=1.0, patience=30, features=FEATURES, sample=SAMPLE, objective="binary"
+)
 
 
 def agreement(a: FittedFunnel, b: FittedFunnel) -> float:
@@ -405,7 +507,9 @@ def agreement(a: FittedFunnel, b: FittedFunnel) -> float:
             LightGBMPreRank(k=50, features=FEATURES, sample=SAMPLE, objective="binary"),
             # .887 taught, .893 untaught: it is its teacher's twin already, and a teacher's chances
             # of the rows it was fitted on are little more than their labels
-            marks=pytest.mark.xfail(reason="a student of the teacher's own kind gains nothing", strict=True),
+            marks=pytest.mark.xfail(
+                reason="a student of the teacher's own kind gains nothing", strict=True
+            ),
         ),
         COLDPreRank(k=50, features=FEATURES, sample=SAMPLE),
         TwoTowerPreRank(k=50, features=FEATURES, sample=SAMPLE, loss="bce"),
@@ -424,8 +528,7 @@ def test_a_student_is_nearer_its_teacher(student, tmp_path: Path) -> None:
 
 
 def test_what_a_teacher_says_by_hand() -> None:
-    """Two requests: a positive among three rows, taught 0 ln 2 0; a positive of two, taught alike.
-    """
+    """Two requests: a positive among three rows, taught 0 ln 2 0; a positive of two, taught alike."""
     table = TrainingRows(
         np.zeros((5, 0)), np.array([True, False, False, False, True]), np.array([3, 3, 3, 8, 8]), np.arange(5, dtype=np.int32),
         np.array([0, np.log(2), 0, 1, 1], dtype=np.float32),
@@ -437,7 +540,9 @@ def test_what_a_teacher_says_by_hand() -> None:
     sharper = Teacher(DINRank(), weight=1, temperature=0.5).shares(table, ready)
     assert np.allclose(sharper, [1 / 6, 4 / 6, 1 / 6, 1 / 2, 1 / 2])
     chances = Teacher(DINRank(), weight=0.5).chances(table, ready)
-    assert np.allclose(chances, [0.75, 1 / 3, 0.25, 0.5 / (1 + np.exp(-1)), 0.5 + 0.5 / (1 + np.exp(-1))])
+    assert np.allclose(
+        chances, [0.75, 1 / 3, 0.25, 0.5 / (1 + np.exp(-1)), 0.5 + 0.5 / (1 + np.exp(-1))]
+    )
     # ranks 2 1 2 of the first, ties at the better one; 1 1 of the second: 1 / log2(1 + rank) = .63
     # 1 .63 1 1
     assert Teacher(DINRank(), weight=1).grades(table).tolist() == [3, 5, 3, 5, 5]
@@ -462,8 +567,13 @@ def test_teachers_refuse() -> None:
     with pytest.raises(KarmafunnelError, match=r"weight needs a number from 0 to 1, found 1.5"):
         Teacher(DINRank(), weight=1.5)
     unsure = LightGBMRank(features=FEATURES, sample=SAMPLE, calibrated="")
-    with pytest.raises(KarmafunnelError, match=r"LightGBMRank.* has no probabilities to teach; needs calibrated="):
-        LightGBMPreRank(features=FEATURES, sample=SAMPLE, objective="binary", teacher=Teacher(unsure)).fit(context(), upstream())
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"needs probabilities, found none of LightGBMRank.*; set calibrated= of it",
+    ):
+        LightGBMPreRank(
+            features=FEATURES, sample=SAMPLE, objective="binary", teacher=Teacher(unsure)
+        ).fit(context(), upstream())
     assert LightGBMPreRank(teacher=Teacher(DINRank(similar="tfidf"))).embedders() == ("tfidf",)
 
 
@@ -481,13 +591,20 @@ def test_fields_out_of_range_are_refused(kind: type, fields: dict[str, object]) 
     needed = {SimTier: {"embedder": "tfidf"}, Vectors: {"embedder": "tfidf"}}.get(kind, {})
     kind(**needed, **({"dim": 8} if kind is Vectors else {}))
     for name, value in fields.items():
-        with pytest.raises(KarmafunnelError, match=rf"{kind.__name__}: {name} needs a .*number .*, found {value!r}"):
+        with pytest.raises(
+            KarmafunnelError, match=rf"{kind.__name__}: {name} needs a .*number .*, found {value!r}"
+        ):
             kind(**needed | {name: value})
 
 
 def test_prices_are_needed_where_they_are_read() -> None:
     log = context().log
-    bare = Log.make(log.items, log.requests, log.exposures, log.meta | {"has": log.meta["has"] | {"price": False}})
+    bare = Log.make(
+        log.items,
+        log.requests,
+        log.exposures,
+        log.meta | {"has": log.meta["has"] | {"price": False}},
+    )
     with pytest.raises(KarmafunnelError, match=r"Price\(\): needs prices, found none in log"):
         (Popular(k=30) >> LightGBMRank(features=[Price()])).fit(replace(context(), log=bare))
 
@@ -496,15 +613,23 @@ def test_prices_are_needed_where_they_are_read() -> None:
 
 
 def test_a_sample_needs_negatives() -> None:
-    with pytest.raises(KarmafunnelError, match=r"Sample: needs negatives: .* Sample\(exposed=False, passed=0\)"):
+    with pytest.raises(
+        KarmafunnelError, match=r"Sample: needs negatives: .* Sample\(exposed=False, passed=0\)"
+    ):
         Sample(exposed=False, passed=0)
     for wrong in ({"passed": -1}, {"random": 0.5}, {"exposed": 3}, {"requests": 0}):
         with pytest.raises(KarmafunnelError, match=f"Sample: {next(iter(wrong))} needs .*found"):
             Sample(**wrong)  # type: ignore[arg-type]
     for leak in (("W2b",), ("W1", "W3"), ("W2",), (), "W2a", ("W2a", "W2a"), ("W4",)):
-        with pytest.raises(KarmafunnelError, match="Sample: windows needs a tuple of 'W1' and 'W2a', found"):
+        with pytest.raises(
+            KarmafunnelError, match="Sample: windows needs a tuple of 'W1' and 'W2a', found"
+        ):
             Sample(windows=leak)  # type: ignore[arg-type]
-    for alone in (Sample(exposed=False, passed=5), Sample(passed=0), Sample(exposed=False, passed=0, random=5)):
+    for alone in (
+        Sample(exposed=False, passed=5),
+        Sample(passed=0),
+        Sample(exposed=False, passed=0, random=5),
+    ):
         assert shown_auc(fitted(LightGBMPreRank(features=FEATURES, sample=alone))) > 0.6
 
 
@@ -514,16 +639,31 @@ def test_nothing_to_tell_rows_apart(objective: str) -> None:
     clicked: an error that says so.
     """
     log = context().log
-    flat = replace(context(), log=Log.make(log.items.with_columns(rating=pl.lit(3.0)), log.requests, log.exposures, log.meta))
+    flat = replace(
+        context(),
+        log=Log.make(
+            log.items.with_columns(rating=pl.lit(3.0)), log.requests, log.exposures, log.meta
+        ),
+    )
     before = Funnel((Popular(k=30),)).fit(flat)
     stage = LightGBMPreRank(features=[ItemColumn("rating")], objective=objective, sample=SAMPLE)
     ready = stage.fit(flat, before)
     slate = FittedFunnel(flat, (*before.stages, ready)).run(log.requests_in("W3")[:5])[-1].slate
     assert slate[SCORE].n_unique() == 1
     tie = flat.tie(slate[REQUEST].to_numpy(), slate[ITEM].to_numpy())
-    assert slate.with_columns(tie=tie).sort(REQUEST, "tie")[RANK].equals(slate.sort(REQUEST, RANK)[RANK])
-    loved = Log.make(log.items, log.requests, log.exposures.with_columns(clicked=pl.lit(True)), log.meta)
-    with pytest.raises(KarmafunnelError, match=r"needs requests of \['W2a'\] with truth and negatives .* Sample\(passed=0\)"):
+    assert (
+        slate.with_columns(tie=tie)
+        .sort(REQUEST, "tie")[RANK]
+        .equals(slate.sort(REQUEST, RANK)[RANK])
+    )
+    loved = Log.make(
+        log.items, log.requests, log.exposures.with_columns(clicked=pl.lit(True)), log.meta
+    )
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"needs requests of \['W2a'\] with truth and negatives .* Sample\(passed=0\)",
+    ):
         replace(stage, sample=Sample(passed=0)).fit(
-            replace(context(), log=loved), Funnel((Popular(k=30),)).fit(replace(context(), log=loved))
+            replace(context(), log=loved),
+            Funnel((Popular(k=30),)).fit(replace(context(), log=loved)),
         )

@@ -72,7 +72,12 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(log, recipe_file, cache, tmp_path_factory) -> Path:
-    return replay(load_recipe(recipe_file, log), log, tmp_path_factory.mktemp("runs") / "run", RunOptions(cache=cache, chunk=16))
+    return replay(
+        load_recipe(recipe_file, log),
+        log,
+        tmp_path_factory.mktemp("runs") / "run",
+        RunOptions(cache=cache, chunk=16),
+    )
 
 
 def table(run: Path, name: str) -> pl.DataFrame:
@@ -80,14 +85,22 @@ def table(run: Path, name: str) -> pl.DataFrame:
 
 
 def same_bytes(a: Path, b: Path) -> bool:
-    return all((a / f"{n}.parquet").read_bytes() == (b / f"{n}.parquet").read_bytes() for n in TABLES if n != "timing")
+    return all(
+        (a / f"{n}.parquet").read_bytes() == (b / f"{n}.parquet").read_bytes()
+        for n in TABLES
+        if n != "timing"
+    )
 
 
 def test_tables_agree_with_each_other(run, log):
-    slates, ledger, requests, scored = (table(run, n) for n in ("slates", "ledger", "requests", "scored"))
+    slates, ledger, requests, scored = (
+        table(run, n) for n in ("slates", "ledger", "requests", "scored")
+    )
     assert requests["request_id"].to_list() == log.request_ids[log.requests_in("W3")].tolist()
     sizes = slates.group_by("request_id", "stage").len()
-    assert sizes["len"].sum() == sum(requests[f"{s}.out"].sum() for s in ("recall", "prerank", "rank"))
+    assert sizes["len"].sum() == sum(
+        requests[f"{s}.out"].sum() for s in ("recall", "prerank", "rank")
+    )
     assert requests["prerank.n"].equals(requests["recall.out"].alias("prerank.n"))
     for stage in ("recall", "prerank", "rank"):
         there = ledger.join(
@@ -102,8 +115,17 @@ def test_tables_agree_with_each_other(run, log):
         )  # a rank in the ledger is the rank in the slate, and null is absence
     alive = pl.col("rank.rank").is_not_null()
     assert ledger.filter(alive != pl.col("lost").is_null()).height == 0
-    assert set(ledger["lost"].drop_nulls()) <= {"not eligible", "index", "recall", "prerank", "rank"}
-    assert ledger.filter(pl.col("lost").is_in(["prerank", "rank"]) & (pl.col("margin") < 1)).height == 0
+    assert set(ledger["lost"].drop_nulls()) <= {
+        "not eligible",
+        "index",
+        "recall",
+        "prerank",
+        "rank",
+    }
+    assert (
+        ledger.filter(pl.col("lost").is_in(["prerank", "rank"]) & (pl.col("margin") < 1)).height
+        == 0
+    )
     assert scored.height == log.exposures.join(requests, on="request_id", how="semi").height
     assert ledger.height == requests["n_truth"].sum() == scored["clicked"].sum()
     assert requests["recall.index_recall"].is_between(0, 1).all()
@@ -111,17 +133,30 @@ def test_tables_agree_with_each_other(run, log):
 
 def test_slices_are_as_of_the_request(run, log):
     ledger = table(run, "ledger")
-    rows = log.exposures.filter("clicked").join(log.requests.select("request_id", "user_id", "ts"), on="request_id")
+    rows = log.exposures.filter("clicked").join(
+        log.requests.select("request_id", "user_id", "ts"), on="request_id"
+    )
     first = ledger.filter("repeat").row(0, named=True)
     request = log.requests.filter(pl.col("request_id") == first["request_id"]).row(0, named=True)
     before = rows.filter(
-        (pl.col("ts") < request["ts"]) & (pl.col("user_id") == request["user_id"]) & (pl.col("item_id") == first["item_id"])
+        (pl.col("ts") < request["ts"])
+        & (pl.col("user_id") == request["user_id"])
+        & (pl.col("item_id") == first["item_id"])
     )
     assert before.height >= 1
-    assert popularity_band(np.array([0, 5, 1, 1, 1, 2])).tolist() == ["cold", "head", "tail", "tail", "tail", "tail"]
+    assert popularity_band(np.array([0, 5, 1, 1, 1, 2])).tolist() == [
+        "cold",
+        "head",
+        "tail",
+        "tail",
+        "tail",
+        "tail",
+    ]
 
 
-def test_interrupted_and_started_again_it_ends_in_the_same_bytes(run, log, recipe_file, cache, tmp_path, monkeypatch):
+def test_interrupted_and_started_again_it_ends_in_the_same_bytes(
+    run, log, recipe_file, cache, tmp_path, monkeypatch
+):
     recipe = load_recipe(recipe_file, log)
     whole = replaying.RunWriter.of_chunk
     calls = []
@@ -136,7 +171,11 @@ def test_interrupted_and_started_again_it_ends_in_the_same_bytes(run, log, recip
     with pytest.raises(KeyboardInterrupt):
         replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16, command="x"))
     assert not (tmp_path / "run").exists()  # nothing half-written where a Run is expected
-    monkeypatch.setattr(replaying.RunWriter, "of_chunk", lambda self, n, *chunk: calls.append(n) or whole(self, n, *chunk))
+    monkeypatch.setattr(
+        replaying.RunWriter,
+        "of_chunk",
+        lambda self, n, *chunk: calls.append(n) or whole(self, n, *chunk),
+    )
     replay(recipe, log, tmp_path / "run", RunOptions(cache=cache, chunk=16, command="x"))
     assert calls[:5] == [0, 1, 2, 3, 3]  # the first three shards are not made again
     assert same_bytes(tmp_path / "run", run)
@@ -166,7 +205,9 @@ def test_limit_takes_requests_evenly(log, recipe_file, cache, tmp_path):
     replay(load_recipe(recipe_file, log), log, tmp_path / "run", RunOptions(cache=cache, limit=10))
     ids = table(tmp_path / "run", "requests")["request_id"].to_list()
     everything = log.request_ids[log.requests_in("W3")].tolist()
-    assert len(ids) == 10 and ids[0] == everything[0] and ids[-1] == everything[-1]
+    assert len(ids) == 10
+    assert ids[0] == everything[0]
+    assert ids[-1] == everything[-1]
 
 
 def test_cached_by_content(log, recipe_file, cache, run):
@@ -179,7 +220,9 @@ def test_cached_by_content(log, recipe_file, cache, run):
 
 def test_run_json_is_the_record(run):
     record = json.loads((run / "run.json").read_text())
-    assert record["recipe"] == RECIPE and record["label"] == "click" and [s["k"] for s in record["stages"]] == [80, 40, 20]
+    assert record["recipe"] == RECIPE
+    assert record["label"] == "click"
+    assert [s["k"] for s in record["stages"]] == [80, 40, 20]
     assert record["stages"][0]["channels"] == ["tfidf", "popular", "bm25"]
 
 
@@ -227,13 +270,18 @@ def test_out_must_not_be_something_else(log, recipe_file, cache, tmp_path):
     with pytest.raises(KarmafunnelError, match="nothing was written"):
         replay(load_recipe(recipe_file, log), log, tmp_path / "letters", RunOptions(cache=cache))
     with pytest.raises(KarmafunnelError, match="limit"):
-        replay(load_recipe(recipe_file, log), log, tmp_path / "run", RunOptions(cache=cache, limit=0))
+        replay(
+            load_recipe(recipe_file, log), log, tmp_path / "run", RunOptions(cache=cache, limit=0)
+        )
 
 
 def test_swap_by_counting(run):
-    """An oracle in a stage's place passes on all truth of its input; the rest of the funnel stays.
-    """
-    ledger = table(run, "ledger").join(table(run, "scored"), on=["request_id", "item_id"], suffix="_would").rows(named=True)
+    """An oracle in a stage's place passes on all truth of its input; the rest of the funnel stays."""
+    ledger = (
+        table(run, "ledger")
+        .join(table(run, "scored"), on=["request_id", "item_id"], suffix="_would")
+        .rows(named=True)
+    )
     k = {"recall": 80, "prerank": 40, "rank": 20}
     expected = dict.fromkeys(k, 0)
     for row in ledger:
@@ -243,7 +291,10 @@ def test_swap_by_counting(run):
             expected[stage] += saved - (row["lost"] is None)
             reached = row[f"{stage}.rank"] is not None
     rows = {r["stage"]: r["value"] for r in measure(Run.open(run), ["swap"])}
-    assert rows == {s: pytest.approx(n / len(ledger)) for s, n in expected.items()} and max(expected.values()) > 0
+    assert (
+        rows == {s: pytest.approx(n / len(ledger)) for s, n in expected.items()}
+        and max(expected.values()) > 0
+    )
 
 
 # -- several funnels together ----------------------------------------------------------------------
@@ -275,7 +326,12 @@ def rows(log, tmp_path_factory) -> Recipe:
 
 def prepared(recipe: Recipe, log: Log, cache: Path, out: Path, *names: str) -> list[Variant]:
     kept = Kept(cache)
-    return [Variant(recipe.row(name), prepare(recipe.row(name), log, RunOptions(cache=kept)), out / name) for name in names]
+    return [
+        Variant(
+            recipe.row(name), prepare(recipe.row(name), log, RunOptions(cache=kept)), out / name
+        )
+        for name in names
+    ]
 
 
 @pytest.fixture
@@ -293,7 +349,9 @@ def ran(monkeypatch) -> list[str]:
     return names
 
 
-def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log, cache, tmp_path, ran):
+def test_replayed_together_they_are_the_same_runs_and_share_beginnings(
+    rows, log, cache, tmp_path, ran
+):
     names = ["whole", "other ranker", "no ranker", "other vectors"]
     together = prepared(rows, log, cache, tmp_path / "together", *names)
     ran.clear()
@@ -301,7 +359,11 @@ def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log
     chunks = -(-len(log.requests_in("W3")) // 16)
     # recall and pre-ranker of the first three rows run once; nothing of the last row, which means
     # something else by the name
-    assert {name: ran.count(name) for name in set(ran)} == {"recall": 2 * chunks, "prerank": 2 * chunks, "rank": 3 * chunks}
+    assert {name: ran.count(name) for name in set(ran)} == {
+        "recall": 2 * chunks,
+        "prerank": 2 * chunks,
+        "rank": 3 * chunks,
+    }
     timing = pl.concat([table(v.out, "timing") for v in together])
     assert timing.height == 11 * chunks and (timing["seconds"] > 0).all()
     for variant in together:
@@ -312,7 +374,9 @@ def test_replayed_together_they_are_the_same_runs_and_share_beginnings(rows, log
     assert not same_bytes(together[0].out, together[3].out)
 
 
-def test_what_a_stage_passes_on_is_gone_once_the_stages_after_it_are_through(rows, log, cache, tmp_path, monkeypatch):
+def test_what_a_stage_passes_on_is_gone_once_the_stages_after_it_are_through(
+    rows, log, cache, tmp_path, monkeypatch
+):
     """As many chunks are alive as the tree is deep, whichever funnel runs."""
     names = ["whole", "other vectors", "other ranker", "no ranker"]
     variants = prepared(rows, log, cache, tmp_path, *names)
@@ -340,13 +404,22 @@ def test_funnels_that_begin_alike_are_neighbours_in_the_tree():
         context = None
 
     keys = {"c": "xyz", "other": "w", "a": "xy", "b": "xyv"}
-    funnels = {name: FittedFunnel(None, tuple(Ready() for _ in key), tuple(key[: i + 1] for i in range(len(key)))) for name, key in keys.items()}
+    funnels = {
+        name: FittedFunnel(
+            None, tuple(Ready() for _ in key), tuple(key[: i + 1] for i in range(len(key)))
+        )
+        for name, key in keys.items()
+    }
     root = tree.tree_of(funnels)
     assert list(root.funnels()) == ["a", "c", "b", "other"]
-    assert list(root.children) == ["x", "w"] and list(root.children["x"].children["xy"].children) == ["xyz", "xyv"]
+    assert list(root.children) == ["x", "w"] and list(
+        root.children["x"].children["xy"].children
+    ) == ["xyz", "xyv"]
 
 
-def test_a_variant_that_dies_leaves_the_others_whole_and_its_shards(rows, log, cache, tmp_path, monkeypatch):
+def test_a_variant_that_dies_leaves_the_others_whole_and_its_shards(
+    rows, log, cache, tmp_path, monkeypatch
+):
     dying, whole = prepared(rows, log, cache, tmp_path / "together", "other ranker", "whole")
     ranker, calls = dying.fitted.stages[-1], []
 
@@ -358,13 +431,17 @@ def test_a_variant_that_dies_leaves_the_others_whole_and_its_shards(rows, log, c
 
     monkeypatch.setattr(ranker, "score", dies)
     errors = replay_many([dying, whole], log, RunOptions(chunk=16))
-    assert list(errors) == [dying.out] and isinstance(errors[dying.out], ZeroDivisionError) and len(calls) == 3
+    assert list(errors) == [dying.out]
+    assert isinstance(errors[dying.out], ZeroDivisionError)
+    assert len(calls) == 3
     replay_many(prepared(rows, log, cache, tmp_path / "alone", "whole"), log, RunOptions(chunk=16))
     assert same_bytes(whole.out, tmp_path / "alone" / "whole") and not dying.out.exists()
     (waiting,) = dying.out.parent.glob(".other ranker.*.partial")
     assert sorted(p.name for p in waiting.iterdir()) == ["000000", "000001"]
     monkeypatch.undo()
-    assert replay_many([dying], log, RunOptions(chunk=16)) == {} and dying.out.exists() and not waiting.exists()
+    assert replay_many([dying], log, RunOptions(chunk=16)) == {}
+    assert dying.out.exists()
+    assert not waiting.exists()
 
 
 def test_fitting_runs_a_common_beginning_once(rows, log, tmp_path, ran):
@@ -380,10 +457,15 @@ def test_fitting_runs_a_common_beginning_once(rows, log, tmp_path, ran):
         for file in (f for f in (tmp_path / name).rglob("*") if f.is_file()):
             if file.name in ("embedding.json", "digests.json"):  # it says how long it took
                 continue
-            assert file.read_bytes() == (tmp_path / "together" / file.relative_to(tmp_path / name)).read_bytes(), file
+            assert (
+                file.read_bytes()
+                == (tmp_path / "together" / file.relative_to(tmp_path / name)).read_bytes()
+            ), file
 
 
-def test_vectors_are_made_once_and_charged_to_every_funnel_that_reads_them(log, tmp_path, monkeypatch):
+def test_vectors_are_made_once_and_charged_to_every_funnel_that_reads_them(
+    log, tmp_path, monkeypatch
+):
     real, asked = RandomVectorsEmbedding.interests, []
 
     def slow(self, requests):
@@ -403,6 +485,10 @@ def test_vectors_are_made_once_and_charged_to_every_funnel_that_reads_them(log, 
     monkeypatch.setattr(RandomVectorsEmbedding, "interests", slow)
     assert replay_many(made, log, RunOptions(limit=10)) == {}
     assert asked == [10]
-    seconds = {(v.out.name, s): t for v in made for s, t in table(v.out, "timing").select("stage", "seconds").iter_rows()}
+    seconds = {
+        (v.out.name, s): t
+        for v in made
+        for s, t in table(v.out, "timing").select("stage", "seconds").iter_rows()
+    }
     assert seconds["first", "recall"] > 0.2 and seconds["second", "rank"] > 0.2
     assert seconds["first", "rank"] < 0.2 and seconds["second", "recall"] < 0.2

@@ -31,7 +31,18 @@ from shop import Chances, make_shop
 START = datetime(2026, 1, 1, tzinfo=UTC)
 # Item i costs 10 i, but 8 costs 4 once it was shown at that price in request 1, and 9 has no price.
 # 6 is gone from request 1 on.
-PATHS = [["a", "x"], ["a", "y"], ["b", "x"], ["a", "x"], ["b", "x"], ["a"], [], None, ["a", "x"], ["b", "x", "deep"]]
+PATHS = [
+    ["a", "x"],
+    ["a", "y"],
+    ["b", "x"],
+    ["a", "x"],
+    ["b", "x"],
+    ["a"],
+    [],
+    None,
+    ["a", "x"],
+    ["b", "x", "deep"],
+]
 
 
 def corner(**has: bool) -> Log:
@@ -46,10 +57,25 @@ def corner(**has: bool) -> Log:
         }
     )
     hours = [START + timedelta(hours=r) for r in range(6)]
-    ids = {"request_id": [f"r{r}" for r in range(6)], "user_id": ["u"] * 6, "source": ["search"] * 6}
-    shown = {"request_id": ["r1"], "item_id": ["i8"], "position": [1], "clicked": [True], "purchased": [False]}
-    meta = {"name": "corner", "has": {"clicks": True, "exposures": True, "price": True, "users": True} | has}
-    return Log.make(items, pl.DataFrame(ids | {"ts": hours}), pl.DataFrame(shown | {"price_shown": [4.0]}), meta)
+    ids = {
+        "request_id": [f"r{r}" for r in range(6)],
+        "user_id": ["u"] * 6,
+        "source": ["search"] * 6,
+    }
+    shown = {
+        "request_id": ["r1"],
+        "item_id": ["i8"],
+        "position": [1],
+        "clicked": [True],
+        "purchased": [False],
+    }
+    meta = {
+        "name": "corner",
+        "has": {"clicks": True, "exposures": True, "price": True, "users": True} | has,
+    }
+    return Log.make(
+        items, pl.DataFrame(ids | {"ts": hours}), pl.DataFrame(shown | {"price_shown": [4.0]}), meta
+    )
 
 
 class Given:
@@ -68,20 +94,38 @@ def state(lists: dict[int, list[int]], tracked: list[tuple[int, int, int]] = (),
     """Lists of items, best first, scored 0, -2, -4, ..; tracked rows (request, item, rank), just
     before the candidate of that rank.
     """
-    schema = {REQUEST: pl.Int64, ITEM: pl.Int32, SCORE: pl.Float32, "channel": pl.UInt32, RANK: pl.Int32}
-    rows = [(r, item, -2.0 * place, 1, place + 1) for r in sorted(lists) for place, item in enumerate(lists[r])]
-    beside = [(r, i, 2.0 - 2.0 * rank + (i not in lists[r]), 0, rank) for r, i, rank in sorted(tracked)]
+    schema = {
+        REQUEST: pl.Int64,
+        ITEM: pl.Int32,
+        SCORE: pl.Float32,
+        "channel": pl.UInt32,
+        RANK: pl.Int32,
+    }
+    rows = [
+        (r, item, -2.0 * place, 1, place + 1)
+        for r in sorted(lists)
+        for place, item in enumerate(lists[r])
+    ]
+    beside = [
+        (r, i, 2.0 - 2.0 * rank + (i not in lists[r]), 0, rank) for r, i, rank in sorted(tracked)
+    ]
     slate, others = (pl.DataFrame(x, schema=schema, orient="row") for x in (rows, beside))
-    return Rows(Context(corner()), slate, others.with_columns(truth=pl.lit(True)), np.array(sorted(lists)))
+    return Rows(
+        Context(corner()), slate, others.with_columns(truth=pl.lit(True)), np.array(sorted(lists))
+    )
 
 
 def run(stage, at: Rows, vectors=None, log: Log | None = None) -> StageOutput:
-    context = Context(log or corner(), {"given": Given(vectors)} if vectors is not None else {}, "click")
+    context = Context(
+        log or corner(), {"given": Given(vectors)} if vectors is not None else {}, "click"
+    )
     return advance(stage.fit(context, None), at.seen_in(context))[0]
 
 
 def lists_of(slate: pl.DataFrame) -> dict[int, list[int]]:
-    return {r: list(items) for r, items in slate.group_by(REQUEST, maintain_order=True).agg(ITEM).rows()}
+    return {
+        r: list(items) for r, items in slate.group_by(REQUEST, maintain_order=True).agg(ITEM).rows()
+    }
 
 
 def random_state(rng, n_items: int, requests=range(6), longest: int = 9, tracked: int = 12) -> Rows:
@@ -101,8 +145,17 @@ def test_cap_by_hand():
     """Two of "a" at the coarsest level: 0 and 5 stay, 3 and 8 go; 6 and 7 have no category and are
     in nobody's way.
     """
-    step = run(Rules(max_per_category=2, k=6), state({2: [0, 5, 2, 3, 6, 7, 8]}, [(2, 1, 2), (2, 1, 4), (2, 2, 3), (2, 3, 4)]))
-    assert lists_of(step.slate) == {2: [0, 5, 2, 6, 7]} and step.slate[SCORE].to_list() == [0, -2, -4, -8, -10]
+    step = run(
+        Rules(max_per_category=2, k=6),
+        state({2: [0, 5, 2, 3, 6, 7, 8]}, [(2, 1, 2), (2, 1, 4), (2, 2, 3), (2, 3, 4)]),
+    )
+    assert lists_of(step.slate) == {2: [0, 5, 2, 6, 7]} and step.slate[SCORE].to_list() == [
+        0,
+        -2,
+        -4,
+        -8,
+        -10,
+    ]
     assert step.rows_in.tolist() == [7] and step.rows_out.tolist() == [5]
     # Before 5, item 1 would be the second "a"; after it the third, as 3 is: beyond what is put out.
     # Only 2 was passed on.
@@ -132,7 +185,9 @@ def test_price_is_that_of_the_requests_time():
     assert lists_of(run(Rules(min_price=70, unknown_price="drop"), at).slate) == {0: [8, 7], 2: [7]}
 
 
-@pytest.mark.parametrize(("sold_out", "gone"), [("recalled", [4, 4]), ("gone", [None, 6]), ("stock=none", [3, 3])])
+@pytest.mark.parametrize(
+    ("sold_out", "gone"), [("recalled", [4, 4]), ("gone", [None, 6]), ("stock=none", [3, 3])]
+)
 def test_sold_out(sold_out, gone):
     """A flag and an attribute hold all along, a time from then on: not yet at that very time, as
     nothing of a request's time is.
@@ -159,10 +214,11 @@ def places_kept(log: Log, stage: Rules, request: int, items: list[int]) -> list[
 
 
 def test_rules_against_one_at_a_time():
-    """Tracked rows get what they would get if they stood in the list; candidates never notice them.
-    """
+    """Tracked rows get what they would get if they stood in the list; candidates never notice them."""
     log, rng = corner(), np.random.default_rng(0)
-    stage = Rules(max_per_category=1, level=1, min_price=5, max_price=75, sold_out="stock=none", k=3)
+    stage = Rules(
+        max_per_category=1, level=1, min_price=5, max_price=75, sold_out="stock=none", k=3
+    )
     out = 0
     for _ in range(30):
         at = random_state(rng, 10)
@@ -170,7 +226,9 @@ def test_rules_against_one_at_a_time():
         for r, items in lists.items():
             expected = [items[place] for place in places_kept(log, stage, r, items)]
             assert lists_of(step.slate).get(r, []) == expected[:3]
-        for r, item, before, rank, kept in zip(*at.tracked[[REQUEST, ITEM, RANK]], *step.tracked[[RANK, "kept"]], strict=True):
+        for r, item, before, rank, kept in zip(
+            *at.tracked[[REQUEST, ITEM, RANK]], *step.tracked[[RANK, "kept"]], strict=True
+        ):
             others = [i for i in lists[r] if i != item]
             there = places_kept(log, stage, r, [*others[: before - 1], item, *others[before - 1 :]])
             would = there.index(before - 1) + 1 if before - 1 in there else None
@@ -188,8 +246,14 @@ def test_rules_against_one_at_a_time():
         (lambda: Rules(min_price=-1), "found -1"),
         (lambda: Rules(max_price=float("nan")), "max_price needs a number from 0 to .*, found nan"),
         (lambda: Rules(unknown_price="guess"), "'keep' or 'drop', found 'guess'"),
-        (lambda: Rules(max_per_category=1, level=3), "category at level 3, those of log corner have at most 3 levels"),
-        (lambda: Rules(sold_out="stock=gone"), r"columns \['recalled', 'gone'\] and no item with 'stock=gone'"),
+        (
+            lambda: Rules(max_per_category=1, level=3),
+            "category at level 3, found at most 3 levels in log corner",
+        ),
+        (
+            lambda: Rules(sold_out="stock=gone"),
+            r"no item with 'stock=gone' and the columns \['recalled', 'gone'\]",
+        ),
         (lambda: Rules(sold_out="price"), "no item with 'price'"),
         (lambda: MMR("given", trade=1.1), "from 0 to 1, found 1.1"),
         (lambda: MMR("given", depth=0), "a whole number from 1 to .*, found 0"),
@@ -219,10 +283,15 @@ def test_seen_items_are_thrown_out_by_hand():
     step = run(Unseen(k=2), state(lists, [(2, 8, 2), (2, 3, 4), (2, 2, 3)]))
     assert lists_of(step.slate) == {0: [8, 1], 1: [8, 1], 2: [1, 2]}
     assert step.rows_in.tolist() == [2, 2, 4, 1] and step.rows_out.tolist() == [2, 2, 2, 0]
-    tracked = {item: (rank, kept) for item, rank, kept in step.tracked.select(ITEM, RANK, "kept").rows()}
+    tracked = {
+        item: (rank, kept) for item, rank, kept in step.tracked.select(ITEM, RANK, "kept").rows()
+    }
     # lost: seen; lost: third of the unseen; kept
     assert tracked == {8: (3, False), 3: (3, False), 2: (2, True)}
-    assert lists_of(run(Unseen(k=4, which="purchase"), state(lists), log=corner(purchases=True)).slate) == lists
+    assert (
+        lists_of(run(Unseen(k=4, which="purchase"), state(lists), log=corner(purchases=True)).slate)
+        == lists
+    )
     with pytest.raises(KarmafunnelError, match="needs purchases"):
         run(Unseen(which="purchase"), state(lists))
     with pytest.raises(KarmafunnelError, match="needs users"):
@@ -242,19 +311,29 @@ def test_the_rest_stands_as_without_the_seen_ones(which, tmp_path):
     requests = log.requests_in("W3")
     whole, step = (funnel.fit(made, None).run(requests)[-1].slate for funnel in (alone, masked))
     had = {}
-    for row in log.rows.filter(pl.col("purchased") if which == "purchase" else pl.col("clicked") | pl.col("purchased")).rows(named=True):
+    for row in log.rows.filter(
+        pl.col("purchased") if which == "purchase" else pl.col("clicked") | pl.col("purchased")
+    ).rows(named=True):
         had.setdefault(log.user[row["request"]], []).append((log.t[row["request"]], row["item"]))
     thrown = 0
     for r in requests:
         seen = {item for t, item in had.get(log.user[r], []) if t < log.t[r]}
         order = whole.filter(pl.col(REQUEST) == r).sort(RANK)[ITEM].to_list()
         thrown += len(seen & set(order))
-        assert step.filter(pl.col(REQUEST) == r).sort(RANK)[ITEM].to_list() == [item for item in order if item not in seen][:20]
+        assert (
+            step.filter(pl.col(REQUEST) == r).sort(RANK)[ITEM].to_list()
+            == [item for item in order if item not in seen][:20]
+        )
     assert thrown > 50
     recipe = Recipe("masked", "", masked, {}, "click")
-    found = pl.read_parquet(replay(recipe, log, tmp_path / "run", RunOptions(seed=0)) / "ledger.parquet")
+    found = pl.read_parquet(
+        replay(recipe, log, tmp_path / "run", RunOptions(seed=0)) / "ledger.parquet"
+    )
     if which == "event":
-        assert set(found.filter("repeat")["lost"].unique()) == {"unseen"} and found.filter("repeat").height > 5
+        assert (
+            set(found.filter("repeat")["lost"].unique()) == {"unseen"}
+            and found.filter("repeat").height > 5
+        )
     assert measure(Run.open(tmp_path / "run"), ["HR@20"], slice="repeat")
 
 
@@ -267,7 +346,11 @@ def test_mmr_by_hand():
     """
     vectors = np.zeros((10, 2))
     vectors[[0, 1, 4]], vectors[[2, 5]] = [3, 0], [0, 5]
-    step = run(MMR("given", k=3, trade=0.5), state({2: [0, 1, 2]}, [(2, 1, 2), (2, 4, 2), (2, 5, 2), (2, 5, 4)]), vectors)
+    step = run(
+        MMR("given", k=3, trade=0.5),
+        state({2: [0, 1, 2]}, [(2, 1, 2), (2, 4, 2), (2, 5, 2), (2, 5, 4)]),
+        vectors,
+    )
     assert lists_of(step.slate) == {2: [0, 2, 1]} and step.slate[SCORE].to_list() == [-1, -2, -3]
     # 4, of relevance 3/4, is held back by its likeness to 0; 5 is as unlike 0 as 2 is, and more
     # relevant: it would be second. Less relevant than all, it ties with 2 and stands behind it
@@ -278,12 +361,22 @@ def test_mmr_by_hand():
 
 def test_mmr_at_its_ends():
     rng = np.random.default_rng(0)
-    vectors, at = rng.normal(size=(10, 4)), state({0: [], 1: [3], 2: [9, 2, 4, 7, 1, 0]}, [(0, 5, 1), (2, 5, 4)])
+    vectors, at = (
+        rng.normal(size=(10, 4)),
+        state({0: [], 1: [3], 2: [9, 2, 4, 7, 1, 0]}, [(0, 5, 1), (2, 5, 4)]),
+    )
     for stage in (MMR("given", trade=1.0), MMR("given", trade=0.0, depth=1)):
         step = run(stage, at, vectors)
-        assert lists_of(step.slate) == {1: [3], 2: [9, 2, 4, 7, 1, 0]} and step.tracked[RANK].to_list() == [1, 4]
+        assert lists_of(step.slate) == {1: [3], 2: [9, 2, 4, 7, 1, 0]} and step.tracked[
+            RANK
+        ].to_list() == [1, 4]
     assert lists_of(run(MMR("given", trade=0.0, depth=3), at, vectors).slate)[2][3:] == [7, 1, 0]
-    flat = Rows(at.context, at.slate.with_columns(pl.lit(1.0, pl.Float32).alias(SCORE)), at.tracked, at.requests)
+    flat = Rows(
+        at.context,
+        at.slate.with_columns(pl.lit(1.0, pl.Float32).alias(SCORE)),
+        at.tracked,
+        at.requests,
+    )
     # nothing to tell apart: upstream's
     assert lists_of(run(MMR("given"), flat, np.ones((10, 2))).slate)[2] == [9, 2, 4, 7, 1, 0]
     empty = vectors.copy()
@@ -291,11 +384,15 @@ def test_mmr_at_its_ends():
     assert lists_of(run(MMR("given", trade=0.0), at, np.abs(empty)).slate)[2][1] == 2
 
 
-def chosen_one_by_one(stage: MMR, items: list[int], relevance: np.ndarray, unit: np.ndarray) -> list[tuple[int, float]]:
+def chosen_one_by_one(
+    stage: MMR, items: list[int], relevance: np.ndarray, unit: np.ndarray
+) -> list[tuple[int, float]]:
     """What is chosen of a list and its value, by the definition."""
     left, chosen = list(range(len(items))), []
     while left and len(chosen) < stage.k:
-        values = [value_of(stage, relevance[at], items[at], [i for i, _ in chosen], unit) for at in left]
+        values = [
+            value_of(stage, relevance[at], items[at], [i for i, _ in chosen], unit) for at in left
+        ]
         best = int(np.argmax(values))
         chosen.append((items[left.pop(best)], values[best]))
     return chosen
@@ -322,10 +419,17 @@ def test_mmr_against_one_at_a_time(stage, block, monkeypatch):
         expected = {}
         for r, items in lists.items():
             part = items[: stage.depth]
-            expected[r] = chosen_one_by_one(stage, part, np.linspace(1, 0, len(part)) * (len(part) > 1), unit)
+            expected[r] = chosen_one_by_one(
+                stage, part, np.linspace(1, 0, len(part)) * (len(part) > 1), unit
+            )
             names = [i for i, _ in expected[r]]
-            assert lists_of(step.slate).get(r, []) == [*names, *(i for i in items if i not in names)][: stage.k]
-        for r, item, score, before, rank in zip(*at.tracked[[REQUEST, ITEM, SCORE, RANK]], step.tracked[RANK], strict=True):
+            assert (
+                lists_of(step.slate).get(r, [])
+                == [*names, *(i for i in items if i not in names)][: stage.k]
+            )
+        for r, item, score, before, rank in zip(
+            *at.tracked[[REQUEST, ITEM, SCORE, RANK]], step.tracked[RANK], strict=True
+        ):
             items, names = lists[r], [i for i, _ in expected[r]]
             if item in items:
                 continue
@@ -374,10 +478,15 @@ def test_money_by_hand():
 
 def test_only_what_has_an_exponent_is_needed():
     assert GMVRank(source="esmm").needs[-2:] == ("esmm.p_click", "esmm.p_buy")
-    assert GMVRank(click=0).needs[-1] == "rank.p_buy" and "rank.p_click" not in GMVRank(click=0).needs
+    assert (
+        GMVRank(click=0).needs[-1] == "rank.p_buy" and "rank.p_click" not in GMVRank(click=0).needs
+    )
     plain = state({2: [1, 7]})
     assert lists_of(run(GMVRank(0, 0, 1), plain).slate) == {2: [7, 1]}
-    with pytest.raises(KarmafunnelError, match=r"rerank \(GMVRank\): needs columns \['rank.p_click', 'rank.p_buy'\]"):
+    with pytest.raises(
+        KarmafunnelError,
+        match=r"rerank \(GMVRank\): needs columns \['rank.p_click', 'rank.p_buy'\]",
+    ):
         run(GMVRank(), plain)
     with pytest.raises(KarmafunnelError, match=r"'esmm' before it, found \['recall', 'rank'\]"):
         (Popular(k=9) >> Chances() >> GMVRank(source="esmm")).fit(Context(corner()))
@@ -386,19 +495,28 @@ def test_only_what_has_an_exponent_is_needed():
 @pytest.mark.parametrize("wrong", [-0.1, 1.5, float("nan")])
 def test_chances_that_are_none(wrong):
     at = with_chances(state({2: [1, 7, 4]}))
-    broken = at.slate.with_columns(pl.when(pl.col(ITEM) == 7).then(wrong).otherwise(pl.col("rank.p_buy")).alias("rank.p_buy"))
+    broken = at.slate.with_columns(
+        pl.when(pl.col(ITEM) == 7).then(wrong).otherwise(pl.col("rank.p_buy")).alias("rank.p_buy")
+    )
     with pytest.raises(
-        KarmafunnelError, match=rf"rank.p_buy between 0 and 1, found {wrong:.1f}.* for request 'r2', item 'i7' \(1 such"
+        KarmafunnelError,
+        match=rf"rank.p_buy between 0 and 1, found {wrong:.1f}.* for request 'r2', item 'i7' \(1 such",
     ):
         run(GMVRank(), Rows(at.context, broken, at.tracked, at.requests))
 
 
 def test_why_says_what_was_looked_at():
     funnel = (
-        Popular(k=9) >> Chances() >> Rules(max_per_category=9, max_price=70, sold_out="gone", name="rules") >> GMVRank()
+        Popular(k=9)
+        >> Chances()
+        >> Rules(max_per_category=9, max_price=70, sold_out="gone", name="rules")
+        >> GMVRank()
     ).fit(Context(corner()))
     told = {row["stage"]: row["why"] for row in funnel.explain("r2", "i6").iter_rows(named=True)}
-    assert told["rules"] == "price 60.00, sold out" and told["rerank"] == "p_click 0.2, p_buy 0.1, price 60"
+    assert (
+        told["rules"] == "price 60.00, sold out"
+        and told["rerank"] == "p_click 0.2, p_buy 0.1, price 60"
+    )
 
 
 # -- expected money --------------------------------------------------------------------------------
@@ -409,29 +527,39 @@ def world_run(tmp_path_factory) -> tuple[Run, Log]:
     """A small World through a funnel whose chances are known, and whose first stage tells none."""
     log = generate(items=120, users=40, requests=250, seed=1).log
     funnel = Popular(k=30) >> Chances(k=20) >> GMVRank(k=12)
-    out = replay(Recipe("money", "", funnel, {}, "click"), log, tmp_path_factory.mktemp("world") / "run")
+    out = replay(
+        Recipe("money", "", funnel, {}, "click"), log, tmp_path_factory.mktemp("world") / "run"
+    )
     return Run.open(out), log
 
 
 def test_egmv_against_brute_force(world_run):
     run, log = world_run
-    row = {r: i for i, r in enumerate(log.request_ids)}, {it: i for i, it in enumerate(log.item_ids)}
+    row = (
+        {r: i for i, r in enumerate(log.request_ids)},
+        {it: i for i, it in enumerate(log.item_ids)},
+    )
     earned = {r: 0.0 for r in run.read("requests")["request_id"]}
-    for request, stage, item, rank in run.read("slates", "request_id", pl.col("stage").cast(pl.String), "item_id", "rank").rows():
+    for request, stage, item, rank in run.read(
+        "slates", "request_id", pl.col("stage").cast(pl.String), "item_id", "rank"
+    ).rows():
         if stage == "rerank" and rank <= 5:
             i = row[1][item]
             price = log.asof.price(np.array([row[0][request]]), np.array([i]))[0]
             earned[request] += (1 + i % 5) / 10 * (1 + i % 3) / 10 * price / np.log2(1 + rank)
     found = {r["stage"]: r for r in measure(run, ["eGMV@5"])}
     assert found["rerank"]["value"] == pytest.approx(np.mean(list(earned.values())), rel=1e-5)
-    assert (
-        found["rerank"]["unit"] == "EUR"
-        and found["rerank"]["n"] == len(earned)
-        and found["rerank"]["low"] < found["rerank"]["value"]
-    )
+    assert found["rerank"]["unit"] == "EUR"
+    assert found["rerank"]["n"] == len(earned)
+    assert found["rerank"]["low"] < found["rerank"]["value"]
     assert found["rank"]["value"] < found["rerank"]["value"]  # the order by money earns more
-    assert found["recall"]["value"] is None and "no stage up to recall tells p_click and p_buy" in found["recall"]["note"]
-    assert run.read("slates").filter(pl.col("stage") == "recall")["value"].null_count() == 30 * len(earned)
+    assert (
+        found["recall"]["value"] is None
+        and "no stage up to recall tells p_click and p_buy" in found["recall"]["note"]
+    )
+    assert run.read("slates").filter(pl.col("stage") == "recall")["value"].null_count() == 30 * len(
+        earned
+    )
     [last] = [r for r in measure(run, ["eGMV@15"]) if r["stage"] == "rerank"]
     assert last["value"] is None and last["note"] == "n/a: rerank puts out 12"
 
@@ -445,8 +573,12 @@ def test_egmv_by_hand_where_a_price_is_unknown(tmp_path, world_run):
     tables = {name: run.read(name) for name in run.lazy}
     for name in ("requests", "ledger", "scored"):
         tables[name] = tables[name].filter(pl.col("request_id").is_in(ids.implode()))
-    few = tables["slates"].filter((pl.col("request_id") == ids[0]) & (pl.col("stage") == "rerank") & (pl.col("rank") <= 3))
-    tables["slates"] = few.sort("rank").with_columns(pl.Series("value", [6.0, 3.0, None], pl.Float32))
+    few = tables["slates"].filter(
+        (pl.col("request_id") == ids[0]) & (pl.col("stage") == "rerank") & (pl.col("rank") <= 3)
+    )
+    tables["slates"] = few.sort("rank").with_columns(
+        pl.Series("value", [6.0, 3.0, None], pl.Float32)
+    )
     for name, frame in tables.items():
         frame.write_parquet(tmp_path / f"{name}.parquet")
 
@@ -454,7 +586,10 @@ def test_egmv_by_hand_where_a_price_is_unknown(tmp_path, world_run):
         (tmp_path / "run.json").write_text(json.dumps(run.meta | {"log": run.meta["log"] | log}))
         return {r["stage"]: r for r in measure(Run.open(tmp_path), ["eGMV@3"], ci=False)}["rerank"]
 
-    assert ask()["value"] == pytest.approx((6 + 3 / np.log2(3)) / 2) and "1 items without a price" in ask()["note"]
+    assert (
+        ask()["value"] == pytest.approx((6 + 3 / np.log2(3)) / 2)
+        and "1 items without a price" in ask()["note"]
+    )
     assert ask(world=None)["value"] is None and "in a World alone" in ask(world=None)["note"]
     tables["slates"].drop("value").write_parquet(tmp_path / "slates.parquet")  # a Run of before
     assert "tells p_click" in ask()["note"]
@@ -474,7 +609,13 @@ def points(values: dict[str, tuple]) -> list[dict]:
     """x and y, each (value, low, high) or a value alone."""
 
     def ends(v):
-        return dict(zip(("value", "low", "high"), v if isinstance(v, tuple) else (v, None, None), strict=True))
+        return dict(
+            zip(
+                ("value", "low", "high"),
+                v if isinstance(v, tuple) else (v, None, None),
+                strict=True,
+            )
+        )
 
     return [{"row": row, "hits": ends(x), "money": ends(y)} for row, (x, y) in values.items()]
 
@@ -497,10 +638,19 @@ def test_pareto_figure(tmp_path):
     }
     figure = pareto_figure(points(values), "hits", "money", y_title="share of money")
     line, beaten, front = figure["data"]
-    assert (line["x"], line["y"]) == ([0.4, 0.6], [0.7, 0.3]) and beaten["text"] == ["worse"] and front["text"] == ["p^1", "p^0"]
-    assert front["error_x"]["array"] == pytest.approx([0.1, 0.2]) and front["error_x"]["arrayminus"] == pytest.approx([0.1, 0.1])
-    assert front["error_y"]["array"] == pytest.approx([0, 0.2]) and front["error_y"]["arrayminus"] == pytest.approx([0, 0.1])
-    assert "0.600 [0.500, 0.800]" in front["hovertext"][1] and figure["layout"]["yaxis"]["title"]["text"] == "share of money"
+    assert (line["x"], line["y"]) == ([0.4, 0.6], [0.7, 0.3])
+    assert beaten["text"] == ["worse"]
+    assert front["text"] == ["p^1", "p^0"]
+    assert front["error_x"]["array"] == pytest.approx([0.1, 0.2]) and front["error_x"][
+        "arrayminus"
+    ] == pytest.approx([0.1, 0.1])
+    assert front["error_y"]["array"] == pytest.approx([0, 0.2]) and front["error_y"][
+        "arrayminus"
+    ] == pytest.approx([0, 0.1])
+    assert (
+        "0.600 [0.500, 0.800]" in front["hovertext"][1]
+        and figure["layout"]["yaxis"]["title"]["text"] == "share of money"
+    )
     assert "share of money" in write_curve(figure, tmp_path / "pareto.html")[0].read_text()
     with pytest.raises(KarmafunnelError, match="found none among 1"):
         pareto_figure(points({"failed": (None, 1)}), "hits", "money")

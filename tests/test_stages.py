@@ -54,10 +54,21 @@ from karmafunnel.stages.recall import (
     VectorRecall,
 )
 from karmafunnel.stages.rerank import MMR, GMVRank, Rules, Unseen
-from karmafunnel.stages.stage import FittedFunnel, FittedStage, Funnel, Retriever, Stage, fit_embedders
+from karmafunnel.stages.stage import (
+    FittedFunnel,
+    FittedStage,
+    Funnel,
+    Retriever,
+    Stage,
+    fit_embedders,
+)
 from shop import Chances, make_shop, scramble
 
-EMBEDDERS = {"tfidf": TfidfSVD(dim=16), "cooccurrence": Cooccurrence(dim=16), "random": RandomVectors()}
+EMBEDDERS = {
+    "tfidf": TfidfSVD(dim=16),
+    "cooccurrence": Cooccurrence(dim=16),
+    "random": RandomVectors(),
+}
 FEATURES = (
     Upstream(),
     Popularity(),
@@ -82,7 +93,10 @@ def walk(kind: type) -> list[type]:
     for module in pkgutil.iter_modules(karmafunnel.stages.__path__):
         importlib.import_module(f"karmafunnel.stages.{module.name}")
     found = [c for s in kind.__subclasses__() for c in [s, *walk(s)]]
-    return sorted({c for c in found if c.__module__.startswith("karmafunnel.stages")}, key=lambda c: c.__name__)
+    return sorted(
+        {c for c in found if c.__module__.startswith("karmafunnel.stages")},
+        key=lambda c: c.__name__,
+    )
 
 
 @cache
@@ -93,7 +107,13 @@ def outside_scores() -> str:
     log, rng = make_shop(), np.random.default_rng(7)
     items = np.concatenate([rng.choice(log.n_items, 25, replace=False) for _ in log.request_ids])
     score = rng.integers(0, 9, len(items))
-    frame = pl.DataFrame({"request_id": np.repeat(log.request_ids, 25), "item_id": log.item_ids[items], "score": score})
+    frame = pl.DataFrame(
+        {
+            "request_id": np.repeat(log.request_ids, 25),
+            "item_id": log.item_ids[items],
+            "score": score,
+        }
+    )
     # one name: it stands in the names of tests
     path = Path(tempfile.gettempdir()) / "karmafunnel-outside-scores.parquet"
     written = path.with_name(f".{path.name}.{os.getpid()}")
@@ -121,15 +141,26 @@ def example(kind: type) -> Stage:
 
 STAGES = [example(kind) for kind in walk(Stage) if kind.__name__ not in ("Boosted", "Neural")]
 SMALL = Sample(passed=20, requests=60)
-STAGES += [DINRank(k=20, features=FEATURES, sample=SMALL, similar="cooccurrence", use=use, epochs=2) for use in ("both", "raw")]
+STAGES += [
+    DINRank(k=20, features=FEATURES, sample=SMALL, similar="cooccurrence", use=use, epochs=2)
+    for use in ("both", "raw")
+]
 STAGES += [ESMMRank(k=20, features=FEATURES, sample=SMALL, trunk="DCN", epochs=2)]
 STAGES += [
-    kind(k=20, features=FEATURES, sample=SMALL, teacher=Teacher(DINRank(features=FEATURES, sample=SMALL, epochs=1), weight=0.7))
+    kind(
+        k=20,
+        features=FEATURES,
+        sample=SMALL,
+        teacher=Teacher(DINRank(features=FEATURES, sample=SMALL, epochs=1), weight=0.7),
+    )
     for kind in (COLDPreRank, LightGBMPreRank)
 ]
 STAGES += [VectorRecall("random", k=20, index=index) for index in (IVF(4, 2), HNSW(16, 64))]
 STAGES += [Unseen(k=20, which="purchase")]
-STAGES += [Rules(k=20, min_price=9.0, unknown_price="drop", sold_out="colour=1"), MMR("random", k=9, trade=0.3, depth=30)]
+STAGES += [
+    Rules(k=20, min_price=9.0, unknown_price="drop", sold_out="colour=1"),
+    MMR("random", k=9, trade=0.3, depth=30),
+]
 INDICES = [VectorRecall("tfidf", k=20, index=IVFPQ(4, 2, m=4))]
 
 
@@ -169,7 +200,20 @@ def slate(funnel: FittedFunnel, requests: np.ndarray) -> pl.DataFrame:
 @pytest.mark.parametrize("stage", STAGES, ids=repr)
 class TestContract:
     def test_prints_as_typed(self, stage):
-        names = {c.__name__: c for c in [*walk(Stage), *walk(Feature), Sample, Teacher, Flat, IVF, IVFPQ, HNSW, Chances]}
+        names = {
+            c.__name__: c
+            for c in [
+                *walk(Stage),
+                *walk(Feature),
+                Sample,
+                Teacher,
+                Flat,
+                IVF,
+                IVFPQ,
+                HNSW,
+                Chances,
+            ]
+        }
         typed = eval(repr(as_funnel(stage)), names)
         assert repr(typed) == repr(as_funnel(stage)) and isinstance(typed, Funnel | Stage)
 
@@ -177,28 +221,32 @@ class TestContract:
         requests = context().log.requests_in("W3")
         rows = slate(fitted(stage), requests)
         asof = context().log.asof
-        assert rows.height and asof.is_eligible(rows[REQUEST].to_numpy(), rows[ITEM].to_numpy()).all()
+        assert (
+            rows.height and asof.is_eligible(rows[REQUEST].to_numpy(), rows[ITEM].to_numpy()).all()
+        )
         assert rows.select(REQUEST, ITEM).is_duplicated().sum() == 0
         ranks = rows.group_by(REQUEST).agg(pl.col(RANK).sort(), pl.col(SCORE).sort_by(RANK))
-        assert all(r.to_list() == list(range(1, len(r) + 1)) and len(r) <= stage.k for r in ranks[RANK])
+        assert all(
+            r.to_list() == list(range(1, len(r) + 1)) and len(r) <= stage.k for r in ranks[RANK]
+        )
         assert all((np.diff(s.to_numpy()) <= 0).all() for s in ranks[SCORE])
 
     def test_chunks_do_not_matter(self, stage):
         requests = context().log.requests_in("W3")
         whole = slate(fitted(stage), requests)
         parts = pl.concat([slate(fitted(stage), requests[:7]), slate(fitted(stage), requests[7:])])
-        assert whole.drop(SCORE).equals(parts.drop(SCORE)) and np.allclose(whole[SCORE], parts[SCORE], atol=1e-5)
+        assert whole.drop(SCORE).equals(parts.drop(SCORE)) and np.allclose(
+            whole[SCORE], parts[SCORE], atol=1e-5
+        )
 
     def test_forced_rows_have_the_rank_they_have(self, stage):
         requests = context().log.requests_in("W3")
         step = fitted(stage).run(requests, logged(context(), requests))[-1]
         both = step.tracked.join(step.slate, on=[REQUEST, ITEM], suffix="_slate")
-        assert (
-            both.height
-            and both["kept"].all()
-            and both[RANK].equals(both["rank_slate"].alias(RANK))
-            and both[SCORE].equals(both["score_slate"].alias(SCORE))
-        )
+        assert both.height
+        assert both["kept"].all()
+        assert both[RANK].equals(both["rank_slate"].alias(RANK))
+        assert both[SCORE].equals(both["score_slate"].alias(SCORE))
         assert step.slate.select(REQUEST, ITEM).equals(
             fitted(stage).run(requests)[-1].slate.select(REQUEST, ITEM)
         )  # forcing changes nothing
@@ -206,7 +254,9 @@ class TestContract:
     def test_saved_and_loaded_it_is_the_same(self, stage, tmp_path):
         ready = fitted(stage).stages[-1]
         ready.save(tmp_path)
-        again = FittedFunnel(context(), (*fitted(stage).stages[:-1], stage.load(tmp_path, context())))
+        again = FittedFunnel(
+            context(), (*fitted(stage).stages[:-1], stage.load(tmp_path, context()))
+        )
         requests = context().log.requests_in("W3")
         assert slate(again, requests).equals(slate(fitted(stage), requests))
 
@@ -223,16 +273,19 @@ def test_every_stage_scores_every_feature_the_same_whatever_comes():
     log = context().log
     requests = log.requests_in("W3")[:40]
     later = context_of(scramble(log, int(log.t[requests[-1]])))
-    frame = slate(fitted(Uniform(k=20)), requests).with_columns(pl.lit(1, pl.UInt32).alias("channel"))
+    frame = slate(fitted(Uniform(k=20)), requests).with_columns(
+        pl.lit(1, pl.UInt32).alias("channel")
+    )
     for feature in FEATURES:
-        here, there = (f.compute(Rows(s, frame)) for f, s in ((feature, context()), (feature, later)))
+        here, there = (
+            f.compute(Rows(s, frame)) for f, s in ((feature, context()), (feature, later))
+        )
         assert np.array_equal(here, there, equal_nan=True), feature
         assert here.shape == (frame.height, len(feature.columns)) and here.dtype == np.float32
 
 
 def test_constant_scores_are_ordered_by_chance():
-    """A stage that cannot tell gets random's hit rate, whichever rows the popular items stand in.
-    """
+    """A stage that cannot tell gets random's hit rate, whichever rows the popular items stand in."""
     big = context_of(make_shop(n_requests=2000, seed=3))
     requests = np.arange(1200, 2000)
     step = as_funnel(Uniform(k=24)).fit(big).run(requests, logged(big, requests))[0]
@@ -290,7 +343,12 @@ def test_wins_against_counting():
         schema={REQUEST: pl.Int64, ITEM: pl.Int32, SCORE: pl.Float32},
     )
     tracked = pl.DataFrame(
-        {REQUEST: [400] * 4, ITEM: [7, 8, 5, 9], "truth": [True, True, False, True], SCORE: [2.0, 1.0, 3.0, 2.5]}
+        {
+            REQUEST: [400] * 4,
+            ITEM: [7, 8, 5, 9],
+            "truth": [True, True, False, True],
+            SCORE: [2.0, 1.0, 3.0, 2.5],
+        }
     ).cast({ITEM: pl.Int32, SCORE: pl.Float32})
     _, placed, sizes = rank_rows(rows, tracked, requests, Context(log))
     assert placed["wins"].to_list() == [0.5, 0.0, 1.0, None] and sizes.tolist() == [4]
@@ -337,18 +395,26 @@ def test_rows_to_learn_from_are_what_the_sample_says():
         Sample(exposed=False, passed=0, random=3): pytest.approx(27, abs=4),
     }
     for sample, negatives in expected.items():
-        chosen = pl.concat(rows.frame[mine] for rows, mine in sampled(context(), upstream, requests, sample, seed=0))
+        chosen = pl.concat(
+            rows.frame[mine]
+            for rows, mine in sampled(context(), upstream, requests, sample, seed=0)
+        )
         # truth that recall missed would say "not recalled means bought"
         assert chosen["truth"].sum() == n_truth
         assert chosen.filter(~pl.col("truth")).height == negatives
         assert chosen.select(REQUEST, ITEM).is_duplicated().sum() == 0
-    every = [len(rows) for _, rows in sampled(context(), upstream, requests, Sample(passed=0), seed=0, missed=True)]
+    every = [
+        len(rows)
+        for _, rows in sampled(context(), upstream, requests, Sample(passed=0), seed=0, missed=True)
+    ]
     assert len(every) == context().folds and sum(every) == logged(context(), requests).height
 
 
 class TestErrors:
     def test_embedder_unknown(self):
-        with pytest.raises(KarmafunnelError, match=r"'karma'.*\['cooccurrence', 'random', 'tfidf'\]"):
+        with pytest.raises(
+            KarmafunnelError, match=r"'karma'.*\['cooccurrence', 'random', 'tfidf'\]"
+        ):
             as_funnel(VectorRecall("karma")).fit(context())
 
     def test_column_missing(self):
@@ -360,10 +426,20 @@ class TestErrors:
             (Shown() >> LightGBMRank(features=[ItemColumn("stars")])).fit(context())
 
     def test_no_text(self, shop):
-        log = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"has": shop.meta["has"] | {"text": False}})
+        log = Log.make(
+            shop.items,
+            shop.requests,
+            shop.exposures,
+            shop.meta | {"has": shop.meta["has"] | {"text": False}},
+        )
         with pytest.raises(KarmafunnelError, match="text=False"):
             BM25Recall().fit(Context(log), None)
-        silent = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"has": shop.meta["has"] | {"exposures": False}})
+        silent = Log.make(
+            shop.items,
+            shop.requests,
+            shop.exposures,
+            shop.meta | {"has": shop.meta["has"] | {"exposures": False}},
+        )
         with pytest.raises(KarmafunnelError, match="no exposures"):
             Shown().fit(Context(silent), None)
 
@@ -377,14 +453,19 @@ class TestErrors:
 
         stage = ItemKNN(name="rank")
         funnel = FittedFunnel(context(), (*fitted(Uniform()).stages, Broken(stage)))
-        with pytest.raises(KarmafunnelError, match=r"rank \(ItemKNN\): needs finite scores, found nan for request 'r400', item"):
+        with pytest.raises(
+            KarmafunnelError,
+            match=r"rank \(ItemKNN\): needs finite scores, found nan for request 'r400', item",
+        ):
             funnel.run(np.array([400]))
 
     @pytest.mark.parametrize("k", [0, 2.5, True])
     @pytest.mark.parametrize("inside", [False, True])
     def test_a_cutoff_that_is_no_whole_number(self, k: float, inside: bool) -> None:
         stage = Popular(k=k)  # type: ignore[arg-type]
-        with pytest.raises(KarmafunnelError, match=f"Popular: k needs a whole number from 1 to .*, found {k}"):
+        with pytest.raises(
+            KarmafunnelError, match=f"Popular: k needs a whole number from 1 to .*, found {k}"
+        ):
             Funnel((Join([Popular(), stage]) if inside else stage,))
 
     def test_names_and_replacements(self):
@@ -399,13 +480,24 @@ class TestErrors:
         first = np.array([0])
         assert slate(fitted(ItemKNN()), first).height == 0  # no history: nothing, and no error
         assert slate(fitted(Repeat()), first).height == 0
-        unseen = Log.make(shop.items, shop.requests, shop.exposures, shop.meta | {"catalogue": "seen"})
-        empty = Funnel((Popular(),)).fit(Context(unseen, {}, "click")).run(first, logged(Context(unseen, {}, "click"), first))[0]
+        unseen = Log.make(
+            shop.items, shop.requests, shop.exposures, shop.meta | {"catalogue": "seen"}
+        )
+        empty = (
+            Funnel((Popular(),))
+            .fit(Context(unseen, {}, "click"))
+            .run(first, logged(Context(unseen, {}, "click"), first))[0]
+        )
         assert empty.slate.height == 0 and not empty.tracked["kept"].any()
 
     def test_k_beyond_the_catalogue_is_the_catalogue(self):
         requests = context().log.requests_in("W3")[:6]
-        counts = slate(fitted(VectorRecall("random", k=9999)), requests).group_by(REQUEST).len()["len"].to_list()
+        counts = (
+            slate(fitted(VectorRecall("random", k=9999)), requests)
+            .group_by(REQUEST)
+            .len()["len"]
+            .to_list()
+        )
         assert sorted(counts) == sorted(context().log.asof.known(requests).tolist())
 
 

@@ -87,13 +87,20 @@ def there(tmp_path_factory, shop) -> tuple[Path, Log]:
     shop.write(folder / "log")
     log = Log.open(folder / "log")
     deadly = int(log.requests_in("W3")[40])
-    (folder / "mine.py").write_text(RECIPE.replace("REQUEST)", f"{deadly})").replace("REQUEST,", f"{deadly},").replace("FOLDER", str(folder)))
+    (folder / "mine.py").write_text(
+        RECIPE.replace("REQUEST)", f"{deadly})")
+        .replace("REQUEST,", f"{deadly},")
+        .replace("FOLDER", str(folder))
+    )
     return folder, log
 
 
 def variants(folder: Path, log: Log, out: Path, *rows: str) -> list[Variant]:
     recipe, kept = load_recipe(str(folder / "mine.py"), log), Kept(folder / "cache")
-    return [Variant(recipe.row(row), prepare(recipe.row(row), log, RunOptions(cache=kept)), out / row) for row in rows]
+    return [
+        Variant(recipe.row(row), prepare(recipe.row(row), log, RunOptions(cache=kept)), out / row)
+        for row in rows
+    ]
 
 
 def contents(run: Path) -> list[bytes]:
@@ -110,7 +117,9 @@ def test_pieces_are_spread_over_processes_of_one_thread():
 
 
 def test_a_killed_piece_is_run_again(tmp_path):
-    assert sorted(dict(spread(pieces.dies_once, str(tmp_path), range(6), Workers(2)))) == list(range(6))
+    assert sorted(dict(spread(pieces.dies_once, str(tmp_path), range(6), Workers(2)))) == list(
+        range(6)
+    )
     assert (tmp_path / "2.txt").read_text().count("tried") == 2
 
 
@@ -129,13 +138,17 @@ def test_what_a_piece_raises_comes_through():
 # -- replays ---------------------------------------------------------------------------------------
 
 
-def test_same_bytes_whatever_the_number_of_workers_though_one_is_killed_and_a_variant_fails(there, tmp_path):
+def test_same_bytes_whatever_the_number_of_workers_though_one_is_killed_and_a_variant_fails(
+    there, tmp_path
+):
     folder, log = there
     (alone,) = variants(folder, log, tmp_path / "alone", "plain")
     assert replay_many([alone], log, RunOptions(chunk=16)) == {}
     for n, rows in ((1, ("plain", "holed")), (2, ("plain", "holed", "killed"))):
         some = variants(folder, log, tmp_path / str(n), *rows)
-        errors = replay_many(some, log, RunOptions(chunk=16, cache=folder / "cache", workers=Workers(n)))
+        errors = replay_many(
+            some, log, RunOptions(chunk=16, cache=folder / "cache", workers=Workers(n))
+        )
         assert list(errors) == [tmp_path / str(n) / "holed"]
         (error,) = errors.values()
         assert str(error) == "ZeroDivisionError: a hole" and "in score" in error.__notes__[0]
@@ -143,14 +156,19 @@ def test_same_bytes_whatever_the_number_of_workers_though_one_is_killed_and_a_va
         (waiting,) = (tmp_path / str(n)).glob(".holed.*.partial")
         assert len(list(waiting.iterdir())) == 6  # 100 requests in 7 shards, the third has the hole
     assert (folder / "died").exists()  # a worker was killed in the second round
-    assert len(set(pl.read_parquet(tmp_path / "2" / "killed" / "requests.parquet")["request_id"])) == 100
+    assert (
+        len(set(pl.read_parquet(tmp_path / "2" / "killed" / "requests.parquet")["request_id"]))
+        == 100
+    )
 
 
 def test_what_fails_in_a_worker_is_told_of_a_relative_folder(there, tmp_path, monkeypatch):
     folder, log = there
     monkeypatch.chdir(tmp_path)
     some = variants(folder, log, Path("runs"), "plain", "holed")
-    errors = replay_many(some, log, RunOptions(chunk=64, cache=folder / "cache", workers=Workers(1)))
+    errors = replay_many(
+        some, log, RunOptions(chunk=64, cache=folder / "cache", workers=Workers(1))
+    )
     assert list(errors) == [Path("runs/holed")] and contents(Path("runs/plain"))
 
 
@@ -159,7 +177,12 @@ def test_a_row_that_always_kills_its_workers_is_a_failed_line(there, tmp_path, m
     folder, log = there
     recipe = load_recipe(str(folder / "mine.py"), log)
     rows = {name: recipe.rows[name] for name in ("plain", "killing")}
-    ablate(replace(recipe, rows=rows, seeds=(0,)), log, tmp_path / "out", RunOptions(cache=folder / "cache", workers=Workers(1)))
+    ablate(
+        replace(recipe, rows=rows, seeds=(0,)),
+        log,
+        tmp_path / "out",
+        RunOptions(cache=folder / "cache", workers=Workers(1)),
+    )
     plain, killing = json.loads((tmp_path / "out" / "table.json").read_text())["lines"]
     assert plain["values"]["HR@10"]["n"] == 100 and "failed" not in plain
     assert "needs processes that live" in killing["failed"] and not killing["values"]
@@ -169,12 +192,20 @@ def test_paths_that_a_worker_cannot_see_are_named(there, tmp_path):
     folder, log = there
     some = variants(folder, log, tmp_path / "run", "plain")
     (tmp_path / "partial").mkdir()
-    job = jobs.job_of(some, [tmp_path / "partial"], log, RunOptions(cache=folder / "cache", chunk=16))
+    job = jobs.job_of(
+        some, [tmp_path / "partial"], log, RunOptions(cache=folder / "cache", chunk=16)
+    )
     assert len(jobs.opened(job)[0]) == 100
-    for change in ({"log": "/nowhere/log"}, {"cache": "/nowhere/cache"}, {"rows": (jobs.JobRow("plain", some[0].fitted.keys, "/nowhere/run"),)}):
+    for change in (
+        {"log": "/nowhere/log"},
+        {"cache": "/nowhere/cache"},
+        {"rows": (jobs.JobRow("plain", some[0].fitted.keys, "/nowhere/run"),)},
+    ):
         with pytest.raises(KarmafunnelError, match=r"worker on .*needs the folder /nowhere/"):
             jobs.opened(replace(job, **change))
-    with pytest.raises(KarmafunnelError, match="needs the code, libraries and recipe of its parent"):
+    with pytest.raises(
+        KarmafunnelError, match="needs the code, libraries and recipe of its parent"
+    ):
         jobs.opened(replace(job, text=job.text.replace("trees=10", "trees=11")))
     with pytest.raises(KarmafunnelError, match="needs the log other"):
         jobs.opened(replace(job, checksum="other"))
@@ -236,13 +267,18 @@ def test_two_nodes_give_the_same_bytes_though_a_worker_is_killed(there, tmp_path
     (folder / "died").touch()
     assert replay_many(alone, log, RunOptions(chunk=16)) == {}
     (folder / "died").unlink()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     try:
         cluster.add_node(num_cpus=1)
         some = variants(folder, log, tmp_path / "spread", "plain", "killed")
         workers = Workers(ray=cluster.address)
         workers.check()
-        assert replay_many(some, log, RunOptions(chunk=16, cache=folder / "cache", workers=workers)) == {}
+        assert (
+            replay_many(some, log, RunOptions(chunk=16, cache=folder / "cache", workers=workers))
+            == {}
+        )
         for n in (1, 2):  # never more at a time, though each worker has a second piece at hand
             spans = [span for _, span in spread(pieces.times, "", range(6), replace(workers, n=n))]
             assert max(sum(a <= began < b for a, b in spans) for began, _ in spans) <= n
