@@ -387,7 +387,7 @@ def anew(context: Context, rows: Rows) -> Rows:
 
 
 def run_all(fitted: Sequence[FittedFunnel], requests: np.ndarray) -> dict[int, Any]:
-    """Steps of funnels that run over the same rows, by number; an error in the place of the steps."""
+    """Outputs of funnels that run over the same rows, or their error, by number."""
     context = fitted[0].context
     return dict(
         run_tree(
@@ -489,7 +489,7 @@ def test_funnels_that_begin_alike_share_features_and_are_charged_as_if_alone(
 
 @dataclass(frozen=True, repr=False)
 class Secret(Feature):
-    """What a recipe may define: it reads vectors without saying so, and fills what it was handed."""
+    """A recipe's own feature that reads an embedder which it does not declare."""
 
     columns = ("secret",)
 

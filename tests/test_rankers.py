@@ -464,7 +464,7 @@ def test_esmm_refuses() -> None:
             log.meta | {"has": log.meta["has"] | {what: False}},
         )
         with pytest.raises(
-            KarmafunnelError, match=rf"rank \(ESMMRank\): needs shown lists .* has no {what}"
+            KarmafunnelError, match=rf"rank \(ESMMRank\): needs shown lists .* found no {what}"
         ):
             ESMMRank(features=FEATURES).fit(replace(context(), log=lacking), upstream())
     unsold = Log.make(
@@ -528,7 +528,7 @@ def test_a_student_is_nearer_its_teacher(student, tmp_path: Path) -> None:
 
 
 def test_what_a_teacher_says_by_hand() -> None:
-    """Two requests: a positive among three rows, taught 0 ln 2 0; a positive of two, taught alike."""
+    """Two requests: a positive among three rows, taught 0 ln 2 0, and one of two, taught alike."""
     table = TrainingRows(
         np.zeros((5, 0)), np.array([True, False, False, False, True]), np.array([3, 3, 3, 8, 8]), np.arange(5, dtype=np.int32),
         np.array([0, np.log(2), 0, 1, 1], dtype=np.float32),

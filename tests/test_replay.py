@@ -276,7 +276,7 @@ def test_out_must_not_be_something_else(log, recipe_file, cache, tmp_path):
 
 
 def test_swap_by_counting(run):
-    """An oracle in a stage's place passes on all truth of its input; the rest of the funnel stays."""
+    """An oracle in a stage's place passes on all truth of its input; the rest is unchanged."""
     ledger = (
         table(run, "ledger")
         .join(table(run, "scored"), on=["request_id", "item_id"], suffix="_would")

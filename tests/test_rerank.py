@@ -214,7 +214,7 @@ def places_kept(log: Log, stage: Rules, request: int, items: list[int]) -> list[
 
 
 def test_rules_against_one_at_a_time():
-    """Tracked rows get what they would get if they stood in the list; candidates never notice them."""
+    """Tracked rows get what they would get in the list; candidates are not affected by them."""
     log, rng = corner(), np.random.default_rng(0)
     stage = Rules(
         max_per_category=1, level=1, min_price=5, max_price=75, sold_out="stock=none", k=3

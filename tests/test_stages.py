@@ -285,7 +285,7 @@ def test_every_stage_scores_every_feature_the_same_whatever_comes():
 
 
 def test_constant_scores_are_ordered_by_chance():
-    """A stage that cannot tell gets random's hit rate, whichever rows the popular items stand in."""
+    """A constant score has the hit rate of a random one, wherever the popular items are."""
     big = context_of(make_shop(n_requests=2000, seed=3))
     requests = np.arange(1200, 2000)
     step = as_funnel(Uniform(k=24)).fit(big).run(requests, logged(big, requests))[0]
