@@ -555,7 +555,7 @@ def test_egmv_against_brute_force(world_run):
     assert found["rank"]["value"] < found["rerank"]["value"]  # the order by money earns more
     assert (
         found["recall"]["value"] is None
-        and "no stage up to recall tells p_click and p_buy" in found["recall"]["note"]
+        and "no stage up to recall has p_click and p_buy" in found["recall"]["note"]
     )
     assert run.read("slates").filter(pl.col("stage") == "recall")["value"].null_count() == 30 * len(
         earned
