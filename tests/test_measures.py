@@ -22,7 +22,15 @@ from karmafunnel.log import Log
 from karmafunnel.simulator.measure import metrics
 from karmafunnel.simulator.measure.compare import Cascade, Measure, Run, compare, measure
 from karmafunnel.simulator.measure.differences import Difference, holm
-from karmafunnel.simulator.measure.intervals import Calibration, Median, PooledAUC, Ratio, draws, interval, resample
+from karmafunnel.simulator.measure.intervals import (
+    Calibration,
+    Median,
+    PooledAUC,
+    Ratio,
+    draws,
+    interval,
+    resample,
+)
 from karmafunnel.simulator.measure.measures.average_precision import MAP
 from karmafunnel.simulator.measure.measures.coverage import Coverage
 from karmafunnel.simulator.measure.measures.gini import Gini

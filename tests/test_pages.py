@@ -18,7 +18,18 @@ import karmafunnel
 import numpy as np
 import pytest
 from karmafunnel.benchmarks.validation.browser import Browser, Seen, chromium
-from karmafunnel.simulator.report.page import Figure, Page, Section, as_json, drawn, embed, plain, policy, render, rich
+from karmafunnel.simulator.report.page import (
+    Figure,
+    Page,
+    Section,
+    as_json,
+    drawn,
+    embed,
+    plain,
+    policy,
+    render,
+    rich,
+)
 from pages import HOSTILE, benign, hostile, material, write_all
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.simulator.load import services as module
-from karmafunnel.simulator.load.services import Adapt, Cache, Cold, Crash, Service, Services, ServiceTime, Slow
+from karmafunnel.simulator.load.services import (
+    Adapt,
+    Cache,
+    Cold,
+    Crash,
+    Service,
+    Services,
+    ServiceTime,
+    Slow,
+)
 
 TEXT = """
 name = "by hand"
