@@ -592,7 +592,7 @@ def test_egmv_by_hand_where_a_price_is_unknown(tmp_path, world_run):
     )
     assert ask(world=None)["value"] is None and "in a World alone" in ask(world=None)["note"]
     tables["slates"].drop("value").write_parquet(tmp_path / "slates.parquet")  # a Run of before
-    assert "tells p_click" in ask()["note"]
+    assert "has p_click" in ask()["note"]
 
 
 def test_egmv_as_a_name():

@@ -266,7 +266,29 @@ def copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-INPUTS = ("log", "small", "every.py", "plain.py", "rows.py", "raw", "raw2", "services.toml")
+INPUTS = (
+    "log",
+    "small",
+    "every.py",
+    "plain.py",
+    "rows.py",
+    "raw",
+    "raw2",
+    "services.toml",
+    "events.csv",
+    "lists.csv",
+)
+
+
+def write_tables_of(log: Log, folder: Path) -> None:
+    """What a user may have of a log: a table of events, and lists that some stages put out."""
+    rows = log.exposures.join(log.requests, on="request_id", maintain_order="left")
+    events = rows.select("user_id", "item_id", "ts", pl.col("price_shown").alias("price"))
+    (folder / "events.csv").write_text(events.write_csv(), encoding="utf-8")
+    lists = rows.select("request_id", "item_id", pl.col("position").alias("rank"))
+    stages = [lists.with_columns(stage=pl.lit(stage)) for stage in ("recall", "rank")]
+    stages[1] = stages[1].filter(pl.col("rank") <= 5)
+    (folder / "lists.csv").write_text(pl.concat(stages).write_csv(), encoding="utf-8")
 
 
 def make(shop: Shop) -> None:
@@ -284,6 +306,7 @@ def make(shop: Shop) -> None:
         (shop.made / name).mkdir()
         (shop.made / name / "online_retail.csv").write_text(retail(seed), encoding="utf-8")
     (shop.made / "services.toml").write_text(SERVICES, encoding="utf-8")
+    write_tables_of(Log.open(shop.made / "small"), shop.made)
     shop.fresh(INPUTS)
     shop.must("replay", "every.py", "log", "--out", "run")
     shop.must(

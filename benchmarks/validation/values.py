@@ -44,6 +44,10 @@ SHARES = {"options": 0.4, "logs": 0.25, "services": 0.15, "json": 0.15, "recipes
 COMMANDS: dict[str, str] = {
     "demo": "demo --out new",
     "convert": "convert online_retail raw new",
+    "import": "import events.csv new --gap-minutes 30",
+    "import-run": "import-run lists.csv new --log small",
+    "gate": "gate plain other --measure HR@10 --margin 1",
+    "export": "export plain new",
     "sample": "sample small new --users 0.5",
     "world": "world new --items 100 --users 30 --requests 200",
     "validate": "validate small",
@@ -86,6 +90,8 @@ INPUTS = (
     "services.toml",
     "plain.py",
     "rows.py",
+    "events.csv",
+    "lists.csv",
 )
 KEPT = ("small", "raw", "services.toml", "plain.py", "rows.py", "afile", "afolder")
 
@@ -129,8 +135,9 @@ def options() -> list[tuple[str, list[str], str]]:
 
 def result_of(name: str, argv: Sequence[str], at: int) -> str:
     """Where a command that ends well has put its result."""
-    if name in ("convert", "sample", "world"):
-        return argv[{"convert": 3, "sample": 2, "world": 1}[name]]
+    places = {"convert": 3, "sample": 2, "world": 1, "import": 2, "import-run": 2, "export": 2}
+    if name in places:
+        return argv[places[name]]
     return argv[argv.index("--out") + 1] if "--out" in argv else ""
 
 
