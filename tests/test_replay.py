@@ -226,6 +226,27 @@ def test_run_json_is_the_record(run):
     assert record["stages"][0]["channels"] == ["tfidf", "popular", "bm25"]
 
 
+MISTAKES = {
+    "a misspelt class": ("from karmafunnel.stages.recall import *\n\nfunnel = ItemKnn()\n", 3, "did you mean ItemKNN?"),
+    "no import": ("\nrows = {'a': Row()}\n", 2, "did you mean Row? from karmafunnel.simulator.replay.recipe import Row"),
+    "a misspelt import": ("from karmafunnel.stages.recall import Populer\n", 1, "did you mean Popular? from karmafunnel.stages.recall.popular"),
+    "a division": ("x = 1\ny = 2\nz = 1 / 0\n", 3, ""),
+    "no Python": ("x = 1\nfunnel = (\n", 2, ""),
+    "in a function": ("def f():\n    return nothing_of_this_kind_is_there\n\nfunnel = f()\n", 2, ""),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_recipe_that_fails_is_told_by_its_line_and_what_was_meant(what, log, tmp_path):
+    text, line, hint = MISTAKES[what]
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(KarmafunnelError) as raised:
+        load_recipe(str(path), log)
+    assert f"recipe {path}, line {line}: fails with" in str(raised.value)
+    assert raised.value.hint.startswith(hint) and bool(raised.value.hint) == bool(hint)
+
+
 def test_explain_says_why_stage_by_stage(log, recipe_file, cache, run):
     funnel = prepare(load_recipe(recipe_file, log), log, RunOptions(cache=cache))
     kept = table(run, "ledger").filter(pl.col("lost").is_null()).row(0, named=True)

@@ -10,9 +10,12 @@ table of rows (`karmafunnel table`) also exports `rows` and `against`, and may e
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +24,7 @@ from typing import Any
 from ...bounds import SEED, check_name, check_title
 from ...errors import KarmafunnelError, line_of, quoted
 from ...files import read_text
+from ...keys import PACKAGE
 from ...log import Log
 from ...models.embedders import Embedder
 from ...stages.stage import Funnel, Stage
@@ -220,15 +224,52 @@ def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
     except KarmafunnelError as error:
         if str(error).startswith("recipe "):
             raise
-        raise KarmafunnelError(f"{who}: {error}") from error
+        raise KarmafunnelError(f"{who}{line_in(path, error)}: {error}") from error
     except KeyboardInterrupt:
         raise
     except SystemExit as error:
         needs = "to define its exports and end"
         raise KarmafunnelError(who, needs=needs, found=f"exit with {error.code!r}") from error
     except BaseException as error:  # whatever the recipe's code raises
-        raise KarmafunnelError(f"{who}: fails with {line_of(error)}") from error
+        where, hint = line_in(path, error), meant_name(error, module)
+        raise KarmafunnelError(f"{who}{where}: fails with {line_of(error)}", hint=hint) from error
     return values
+
+
+def line_in(path: Path, error: BaseException) -> str:
+    """The line of the recipe file that raised an error, as ", line 7"; nothing where none did."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f", line {error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def meant_name(error: BaseException, module: ModuleType) -> str:
+    """What may have been meant by a name that is not there, and where it is defined."""
+    name = getattr(error, "name", None)
+    if not isinstance(error, (NameError, ImportError)) or not isinstance(name, str):
+        return ""
+    if isinstance(error, ImportError):
+        asked = re.search(r"cannot import name '(\w+)'", str(error))
+        name = asked.group(1) if asked else name.rpartition(".")[2]
+    known = offered()
+    close = get_close_matches(name, {*known, *vars(module)}, n=1, cutoff=0.6)
+    if not close:
+        return ""
+    where = known.get(close[0])
+    return f"did you mean {close[0]}?" + (f" from {where} import {close[0]}" if where else "")
+
+
+def offered() -> dict[str, str]:
+    """Names that a recipe may import, and the modules that define them; none is imported."""
+    found = {"Row": f"{PACKAGE}.simulator.replay.recipe"}
+    for room in ("stages", "models"):
+        for path in sorted((SHIPPED / room).rglob("*.py")):
+            module = ".".join([PACKAGE, *path.relative_to(SHIPPED).with_suffix("").parts])
+            for node in ast.parse(read_text(path)).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith(("_", "Fitted")):
+                    found[node.name] = module
+    return found
 
 
 def _of_log(value: Any, log: Log) -> Any:
