@@ -7,19 +7,23 @@ import io
 import json
 import time
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
+from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import RandomVectors, RandomVectorsEmbedding
-from karmafunnel.simulator.measure.compare import Run, measure
+from karmafunnel.simulator.measure.compare import compare, measure
+from karmafunnel.simulator.measure.run import Run, common
 from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay import tree
 from karmafunnel.simulator.replay.options import RunOptions
-from karmafunnel.simulator.replay.prepare import Variant, prepare
+from karmafunnel.simulator.replay.prepare import Variant, nested, prepare
 from karmafunnel.simulator.replay.recipe import Recipe, load_recipe
 from karmafunnel.simulator.replay.replay import replay, replay_many
 from karmafunnel.simulator.replay.tables import TABLES, popularity_band
@@ -207,7 +211,7 @@ def test_limit_takes_requests_evenly(log, recipe_file, cache, tmp_path):
     everything = log.request_ids[log.requests_in("W3")].tolist()
     assert len(ids) == 10
     assert ids[0] == everything[0]
-    assert ids[-1] == everything[-1]
+    assert everything.index(ids[-1]) > 0.9 * len(everything)
 
 
 def test_cached_by_content(log, recipe_file, cache, run):
@@ -226,13 +230,67 @@ def test_run_json_is_the_record(run):
     assert record["stages"][0]["channels"] == ["tfidf", "popular", "bm25"]
 
 
+def test_fewer_requests_are_among_more_and_spread_over_time():
+    requests = np.arange(1000, 4653)
+    taken = {n: nested(requests, n) for n in (1, 7, 100, 400, 500, 3652, 9999)}
+    for few, many in pairwise(sorted(taken)):
+        assert set(taken[few]) <= set(taken[many])
+    for n in (100, 400, 500):
+        assert len(taken[n]) == n
+        gaps = np.diff(taken[n])
+        assert gaps.min() > 0
+        assert gaps.max() <= 4 * len(requests) / n
+    assert np.array_equal(taken[9999], requests)
+
+
+def test_runs_of_different_requests_are_compared_over_those_of_both(
+    log, recipe_file, cache, tmp_path
+):
+    recipe = load_recipe(recipe_file, log)
+    folders = [
+        replay(recipe, log, tmp_path / f"{n}", RunOptions(cache=cache, limit=n)) for n in (20, 50)
+    ]
+    few, many = (Run.open(folder) for folder in folders)
+    with pytest.raises(KarmafunnelError) as raised:
+        compare(few, many, ["HR@10"])
+    assert "20 of them in both" in raised.value.found
+    assert "--common" in raised.value.hint
+    rows = compare(*common(few, many), ["HR@10"])
+    assert rows == [
+        row | {"label_b": rows[0]["label_b"]}
+        for row in compare(few, common(few, many)[1], ["HR@10"])
+    ]
+    assert {row["difference"] for row in rows} == {0}
+    told = CliRunner().invoke(main, ["compare", *map(str, folders), "HR@10", "--common", "--json"])
+    assert [row["n"] for row in json.loads(told.output)] == [row["n"] for row in rows]
+    nobody = few.only(pl.Series(["nobody"]))
+    with pytest.raises(KarmafunnelError, match="needs requests that all Runs have"):
+        common(nobody, many)
+
+
 MISTAKES = {
-    "a misspelt class": ("from karmafunnel.stages.recall import *\n\nfunnel = ItemKnn()\n", 3, "did you mean ItemKNN?"),
-    "no import": ("\nrows = {'a': Row()}\n", 2, "did you mean Row? from karmafunnel.simulator.replay.recipe import Row"),
-    "a misspelt import": ("from karmafunnel.stages.recall import Populer\n", 1, "did you mean Popular? from karmafunnel.stages.recall.popular"),
+    "a misspelt class": (
+        "from karmafunnel.stages.recall import *\n\nfunnel = ItemKnn()\n",
+        3,
+        "did you mean ItemKNN?",
+    ),
+    "no import": (
+        "\nrows = {'a': Row()}\n",
+        2,
+        "did you mean Row? from karmafunnel.simulator.replay.recipe import Row",
+    ),
+    "a misspelt import": (
+        "from karmafunnel.stages.recall import Populer\n",
+        1,
+        "did you mean Popular? from karmafunnel.stages.recall.popular",
+    ),
     "a division": ("x = 1\ny = 2\nz = 1 / 0\n", 3, ""),
     "no Python": ("x = 1\nfunnel = (\n", 2, ""),
-    "in a function": ("def f():\n    return nothing_of_this_kind_is_there\n\nfunnel = f()\n", 2, ""),
+    "in a function": (
+        "def f():\n    return nothing_of_this_kind_is_there\n\nfunnel = f()\n",
+        2,
+        "",
+    ),
 }
 
 

@@ -87,15 +87,21 @@ def print_rows(rows: list[dict[str, Any]], fmt: str = "table", as_json: bool = F
 @click.argument("run_a", type=folder)
 @click.argument("run_b", type=folder)
 @click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
+@click.option("--common", "shared", is_flag=True, help="Over the requests that both Runs have.")
 @json_flag
-def compare(run_a: Path, run_b: Path, measures: tuple[str, ...], as_json: bool) -> None:
+def compare(
+    run_a: Path, run_b: Path, measures: tuple[str, ...], shared: bool, as_json: bool
+) -> None:
     """Compare two Runs of one log, paired on the same requests: B - A with its interval,
     Holm-corrected.
     """
-    from ..measure.compare import Run
     from ..measure.compare import compare as run_compare
+    from ..measure.run import Run, common
 
-    print_rows(run_compare(Run.open(run_a), Run.open(run_b), list(measures)), as_json=as_json)
+    a, b = Run.open(run_a), Run.open(run_b)
+    if shared:
+        a, b = common(a, b)
+    print_rows(run_compare(a, b, list(measures)), as_json=as_json)
 
 
 @click.command()

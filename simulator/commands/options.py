@@ -84,7 +84,9 @@ device_option = click.option(
     "--device", default="cpu", help="Where neural models are fitted and run: cpu, cuda."
 )
 limit_option = click.option(
-    "--limit", type=Number("limit"), help="Replay this many requests, evenly spaced in time."
+    "--limit",
+    type=Number("limit"),
+    help="Replay this many requests, spread over time; fewer are among more.",
 )
 window_option = click.option(
     "--window",

@@ -151,7 +151,10 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[RunArrays]:
             counts = (
                 f"{len(ids)} in {name} and {len(others)} in {other_name}, {both} of them in both"
             )
-            raise KarmafunnelError(f"needs Runs of the same requests, found {counts}")
+            hint = "`compare --common` takes those" if both else ""
+            raise KarmafunnelError(
+                "compare", needs="Runs of the same requests", found=counts, hint=hint
+            )
     return readings
 
 

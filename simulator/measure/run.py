@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,15 @@ class Run:
                 f"{self.path / table}.parquet", needs="a readable table", found=error
             ) from error
 
+    def only(self, request_ids: pl.Series) -> Run:
+        """The same Run as if these requests alone had been replayed."""
+        lazy = {}
+        for table, frame in self.lazy.items():
+            if "request_id" in frame.collect_schema().names():
+                frame = frame.filter(pl.col("request_id").is_in(request_ids.implode()))
+            lazy[table] = frame
+        return replace(self, lazy=lazy)
+
     @property
     def name(self) -> str:
         return self.path.resolve().name
@@ -137,6 +146,21 @@ class Run:
 
     def columns(self, table: str) -> list[str]:
         return self.lazy[table].collect_schema().names()
+
+
+def common(*runs: Run) -> list[Run]:
+    """The Runs over the requests that all of them have; raises KarmafunnelError where there are
+    none.
+    """
+    shared = runs[0].read("requests", "request_id")["request_id"]
+    for run in runs[1:]:
+        shared = shared.filter(
+            shared.is_in(run.read("requests", "request_id")["request_id"].implode())
+        )
+    if shared.is_empty():
+        found = "none in " + ", ".join(run.name for run in runs)
+        raise KarmafunnelError("compare", needs="requests that all Runs have", found=found)
+    return [run.only(shared) for run in runs]
 
 
 def described(path: Path, meta: Any) -> dict[str, Any]:

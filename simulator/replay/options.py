@@ -21,7 +21,7 @@ class RunOptions:
         seed: of every random draw; the same seed gives the same bytes.
         device: where neural models are fitted and run.
         window: of the log, the one to replay.
-        limit: at most this number of requests, evenly spaced in time.
+        limit: at most this number of requests, spread over time; fewer are among more.
         chunk: requests that are replayed at a time.
         cache: where fitted embedders and stages are kept by content: a folder, or a `Kept` that
             several calls share.

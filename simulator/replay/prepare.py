@@ -17,7 +17,6 @@ from ...checks import require
 from ...errors import KarmafunnelError
 from ...log import Log
 from ...stages.context import Context, silent
-from ...stages.frame import spaced
 from ...stages.kept import Kept
 from ...stages.stage import FittedFunnel, fit_embedders
 from .options import DEFAULTS, RunOptions
@@ -72,7 +71,8 @@ class Variant:
 
 
 def requests_of(log: Log, window: str = "W3", limit: int | None = None) -> np.ndarray:
-    """The requests of a window, at most `limit` of them evenly spaced in time: row numbers.
+    """The requests of a window, at most `limit` of them spread over time: row numbers. The requests
+    of a smaller limit are among those of a larger one.
 
     Raises:
         KarmafunnelError: where there are none, and for a log that fails a check whose failure
@@ -85,4 +85,20 @@ def requests_of(log: Log, window: str = "W3", limit: int | None = None) -> np.nd
         raise KarmafunnelError("replay", what=f"log {log.name}", needs=needs, found="none")
     if limit is not None:
         check_bound("replay", "limit", limit=limit)
-    return spaced(requests, limit or len(requests))
+    return nested(requests, limit or len(requests))
+
+
+def nested(requests: np.ndarray, most: int) -> np.ndarray:
+    """At most this number of requests, spread evenly; fewer are always among more.
+
+    They are taken in the order of van der Corput's sequence in base 2 (1935): the bits of a
+    position, read backwards.
+    """
+    if len(requests) <= most:
+        return requests
+    position = np.arange(len(requests))
+    key = np.zeros(len(requests), dtype=np.int64)
+    for _ in range(int(len(requests) - 1).bit_length()):
+        key = (key << 1) | (position & 1)
+        position = position >> 1
+    return requests[np.sort(np.argsort(key)[:most])]
