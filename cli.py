@@ -64,7 +64,3 @@ def main() -> None:
     The usual order: `import` your tables (or make a `world`), `validate` and `describe` the log,
     `replay` a recipe on it, then `measure`, `compare` and `report` the Run.
     """
-
-
-if __name__ == "__main__":
-    main()

@@ -51,6 +51,8 @@ from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.stage import Funnel, Stage
 
+pytestmark = pytest.mark.slow
+
 NO_NUMBERS = [
     math.nan,
     math.inf,

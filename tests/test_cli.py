@@ -200,6 +200,11 @@ def test_help_imports_nothing_heavy():
     assert not {"torch", "polars", "numpy", "sklearn", "plotly"} & modules_after(["--help"])
 
 
+def test_it_runs_as_a_module():
+    ran = subprocess.run([sys.executable, "-m", "karmafunnel", "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.startswith("Usage: karmafunnel [OPTIONS]")
+
+
 def test_measuring_a_run_imports_no_torch(there):
     words = ["measure", str(there / "run20"), "HR@10", "gAUC:request:exposures"]
     assert not {"torch", "lightgbm", "faiss", "transformers"} & modules_after(words)

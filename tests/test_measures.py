@@ -587,6 +587,15 @@ def test_an_unknown_measure_lists_what_exists(text):
     assert ("with 1 to 9,999 whole days" in str(error.value)) == text.startswith("HR@5:all:")
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("hr@5", "HR"), ("recal@5", "Recall"), ("ndcg@5", "nDCG"), ("success@5", "Success")],
+)
+def test_a_name_close_to_a_measure_is_asked_for(typed, meant):
+    with pytest.raises(KarmafunnelError, match=f"no such measure, did you mean {meant}\\?"):
+        Measure.parse(typed)
+
+
 # -- folders that are no Runs ----------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ ORDER = [
     "simulator.front",
     "simulator.commands",
     "cli",
+    "__main__",
     "benchmarks",
 ]
 CODE = [

@@ -15,6 +15,8 @@ from karmafunnel.simulator.world import World, generate
 from karmafunnel.simulator.world import world as worlds
 from karmafunnel.simulator.world.images import render
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world() -> World:

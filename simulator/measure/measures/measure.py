@@ -15,6 +15,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -66,7 +67,7 @@ class Measure(ABC):
         if any(len(number) > 8 or not BOUNDS["cutoff"].holds(int(number)) for number in numbers):
             raise _refuse(text, f"k must be {BOUNDS['cutoff']}")
         if name not in kinds():
-            raise _refuse(text, "no such measure")
+            raise _refuse(text, "no such measure" + meant(name))
         try:
             return kinds()[name].of([int(number) for number in numbers], options)
         except ValueError as error:
@@ -187,6 +188,13 @@ def kinds() -> dict[str, type[Measure]]:
 def forms() -> str:
     """How every measure is typed."""
     return ", ".join(sorted((kind.form for kind in kinds().values()), key=str.lower))
+
+
+def meant(name: str) -> str:
+    """The measure whose name is closest to one that is not there, as a question; "" for none."""
+    by_case = {known.lower(): known for known in [*kinds(), *ALIASES]}
+    close = get_close_matches(name.lower(), by_case, n=1, cutoff=0.6)
+    return f", did you mean {by_case[close[0]]}?" if close else ""
 
 
 def _refuse(text: str, why: str) -> KarmafunnelError:
