@@ -153,7 +153,7 @@ def test_services_read_back_and_say_what_was_measured(tmp_path):
     )
     path = made.write(tmp_path / "deep" / "services.toml")
     read = Services.read(path)
-    assert read == made.services and read.note == "by hand" and "To go on" in path.read_text()
+    assert read == made.services and read.note == "by hand" and "Edit this file" in path.read_text()
     assert [(s.name, s.servers, s.items, s.k, s.deadline_ms) for s in read.stages] == [
         ("recall", 1, 0, 100, None),
         ("rank", 1, 100, 20, None),
@@ -337,10 +337,10 @@ def test_refusals_say_what_is_needed(shop):
     fitted = fitted_of(shop, Popular(k=40) >> Sleepy(k=20))
     requests = shop.requests_in("W3")[:100]
     for say, match in (
-        ({"batches": (0, 2)}, "batches need to be a whole number from 1 to 100,000, found \\[0, 2\\]"),
-        ({"batches": (64,)}, "batches of 64 need 128 requests in the window, found 100"),
-        ({"cutoffs": {"recall": [20, 41]}}, "recall puts out 40; its cutoffs need to be from 1 to that, found \\[20, 41\\]"),
-        ({"cutoffs": {"recall": [0]}}, "from 1 to that"),
+        ({"batches": (0, 2)}, "batches needs a whole number from 1 to 100,000, found \\[0, 2\\]"),
+        ({"batches": (64,)}, "needs 128 requests in the window for batches of 64, found 100"),
+        ({"cutoffs": {"recall": [20, 41]}}, "cutoffs of recall needs numbers from 1 to its k, 40, found \\[20, 41\\]"),
+        ({"cutoffs": {"recall": [0]}}, "from 1 to its k"),
         ({"cutoffs": {"sleepy": [5]}}, "stages before the last, \\['recall'\\], found 'sleepy'"),
         ({"seconds": 0.0}, "seconds needs a number above 0"),
         ({"load": 0.0}, "load needs a number above 0 and at most 1, found 0.0"),
@@ -397,7 +397,7 @@ def test_the_command_writes_services_and_a_page(shop, tmp_path, monkeypatch):
     for more, match in (
         (["--batches", "1,x"], "'--batches': needs a whole number from 1 to"),
         (["--cutoffs", "recall"], "'--cutoffs': needs a whole number from 1 to"),
-        (["--cutoffs", "recall=50"], "recall puts out 40"),
+        (["--cutoffs", "recall=50"], "cutoffs of recall needs numbers from 1 to its k, 40"),
         (["--threads", "0"], "'--threads': needs a whole number from 1"),
     ):
         answer = CliRunner().invoke(main, [*line, *more])

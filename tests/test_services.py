@@ -112,7 +112,7 @@ def test_too_many_paths_are_refused():
             {"time": {"base_ms": 1, "kind": "gamma"}},
             "kind needs one of constant, exponential, lognormal, empirical, found 'gamma'",
         ),
-        ({"time": {"base_ms": 1, "cv": 0.3}}, "cv is of kind 'lognormal'"),
+        ({"time": {"base_ms": 1, "cv": 0.3}}, "cv needs kind = 'lognormal', found kind 'constant'"),
         ({"time": {"base_ms": 1, "kind": "empirical", "ratios": [2, 1]}}, "ascending"),
         ({"time": 5}, "time: needs a table"),
         ({"deadline_ms": 4}, "deadline_ms needs more than the fastest service, 5 ms, found 4"),
@@ -123,23 +123,23 @@ def test_too_many_paths_are_refused():
         ({"online": "false"}, "online needs true or false, found 'false'"),
         ({"adapt": {"levels": 5, "waiting": [1]}}, "adapt: levels needs at most 100,000 numbers in brackets, found 5"),
         ({"time": {"base_ms": 1, "ratios": 2}}, "ratios needs at most 100,000 numbers in brackets, found 2"),
-        ({"time": {"base_ms": 1, "kind": "empirical", "ratios": [0, 0]}}, "ratios need one above 0"),
+        ({"time": {"base_ms": 1, "kind": "empirical", "ratios": [0, 0]}}, "ratios needs a number above 0, found none"),
         ({"time": {"base_ms": 1, "kind": "lognormal", "cv": 1e200}}, "cv needs a number"),
         ({"deadline_ms": -4}, "deadline_ms needs a number above 0 and at most 1e+09, found -4"),
         ({"patience_ms": 0}, "patience_ms needs a number above 0 and at most 1e+09, found 0"),
         ({"fail": "ajar"}, "fail needs 'open' or 'closed', found 'ajar'"),
         ({"serves": 3}, "stage 's': needs keys among name, time, servers"),
         ({"name": "a=b"}, "name needs 1 to 64 letters"),
-        ({"online": False}, "stale vectors need stale_minutes"),
-        ({"fallback": "stale"}, "stale vectors need stale_minutes"),
+        ({"online": False}, "needs stale_minutes"),
+        ({"fallback": "stale"}, "needs stale_minutes"),
         ({"slow": {"probability": 2, "factor": 3}}, "slow.probability needs a number from 0 to 1, found 2"),
         ({"crash": {"every_s": 0, "repair_s": 3}}, "crash.every_s needs a number from 0.001 to 1e+09, found 0"),
         ({"cold": {"requests": 3}}, "cold: needs requests, factor, found ['requests']"),
         ({"cache": {"hit": 1.2}}, "cache.hit needs"),
         ({"adapt": {"levels": [5, 3], "waiting": []}}, "one level more"),
-        ({"adapt": {"levels": [3, 5], "waiting": [2]}}, "levels need to fall"),
-        ({"adapt": {"levels": [5, 3], "waiting": [2]}}, "adapt watches the next stage's queue"),
-        ({"k": 4, "adapt": {"levels": [5, 3], "waiting": [2]}}, "adapt.levels need at most k = 4, found 5"),
+        ({"adapt": {"levels": [3, 5], "waiting": [2]}}, "levels needs descending numbers, found (3, 5)"),
+        ({"adapt": {"levels": [5, 3], "waiting": [2]}}, "adapt needs a next stage, whose queue it observes"),
+        ({"k": 4, "adapt": {"levels": [5, 3], "waiting": [2]}}, "adapt.levels needs at most k = 4, found 5"),
     ],
 )
 def test_what_is_wrong_is_named(change, said):
@@ -153,7 +153,7 @@ def test_a_file_that_is_none(tmp_path):
     with pytest.raises(KarmafunnelError, match=r"x.toml: needs TOML, found"):
         Services.read(tmp_path / "x.toml")
     for text, said in {
-        "": r"needs one \[\[stage\]\] table a stage, found 'none'", "deadline = 3": "needs keys among deadline_ms",
+        "": r"needs one \[\[stage\]\] table per stage, found 'none'", "deadline = 3": "needs keys among deadline_ms",
         TEXT.replace("deadline_ms = 100", "deadline_ms = 0.2"): "deadline_ms needs more than the fastest service, 0.5 ms, found 0.2",
         TEXT.replace('"rank"', '"recall"'): "different names",
     }.items():  # fmt: skip

@@ -1,8 +1,8 @@
-"""When requests arrive: at random, over a day with bursts, in a flash crowd, or as they were
-logged.
+"""Arrival processes: Poisson, a daily curve with bursts, a flash crowd, or a logged trace.
 
-All but a trace take n unit-rate exponential gaps and stretch them, so that request i is the same
-draw at every rate: differences between rates and policies are paired.
+Except for a trace, arrival times are n unit-rate exponential gaps rescaled to the rate. Request i
+therefore uses the same random draw at every rate, and differences between rates and policies are
+paired.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ GRID = 20_001  # points on which a changing rate is integrated
 
 
 class Arrivals:
-    """How requests arrive: `times(n, rng)` in ms. `rate`: a second, as asked for. `stationary`:
-    whether it is the same all along.
+    """An arrival process. `rate`: the configured requests per second. `stationary`: whether the
+    rate is constant over time.
     """
 
     rate: float
     stationary = False
 
     def times(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Arrival times of n requests, ms, float64 (n,), ascending from above 0."""
+        """Arrival times of n requests in ms: float64 (n,), ascending and not negative."""
         raise NotImplementedError
 
     def faster(self, times: float) -> Arrivals:
-        """The same arrivals, so many times as fast."""
+        """The same arrivals with `times` the rate."""
         return replace(self, rate=self.rate * times)  # type: ignore[type-var]
 
 
@@ -43,7 +43,7 @@ def _check(**values: float) -> None:
 
 @dataclass(frozen=True)
 class Poisson(Arrivals):
-    """`rate` requests a second, at random."""
+    """A Poisson process of `rate` requests per second."""
 
     rate: float
     stationary = True
@@ -57,8 +57,8 @@ class Poisson(Arrivals):
 
 
 def _stretched(gaps: np.ndarray, seconds: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """Times (ms) of a Poisson process whose rate changes, by the inverse of its integral (Cinlar
-    1975); after the grid the last rate holds.
+    """Times (ms) of a Poisson process with a time-varying rate, by inversion of the integrated rate
+    (Cinlar 1975). Beyond the grid the last rate applies.
     """
     step = (rate[1:] + rate[:-1]) / 2 * np.diff(seconds)
     integral = np.concatenate([[0.0], np.cumsum(step)])
@@ -71,12 +71,12 @@ def _stretched(gaps: np.ndarray, seconds: np.ndarray, rate: np.ndarray) -> np.nd
 
 @dataclass(frozen=True)
 class Daily(Arrivals):
-    """A day's curve: `rate` requests a second over a day without its bursts, from night to a `peak`
-    times as many at half time.
+    """A daily curve: a cosine with the mean `rate` (requests per second, without bursts), which is
+    lowest at the ends of the day and reaches `peak` times the mean at midday.
 
-    `peak` is at most 2 (the night is then empty). A day lasts `day_s` seconds; without it, it is
-    squeezed into the n requests. Each burst begins at a random time, multiplies the rate by `burst`
-    and lasts a hundredth of the day.
+    `peak` is at most 2, where the lowest rate is 0. A day lasts `day_s` seconds; by default the n
+    requests span one day. Each burst begins at a random time, multiplies the rate by `burst` and
+    lasts a hundredth of the day.
     """
 
     rate: float
@@ -109,8 +109,8 @@ class Daily(Arrivals):
 
 @dataclass(frozen=True)
 class Flash(Arrivals):
-    """A flash crowd: `rate` requests a second, and from the share `at` of the run on `factor` times
-    as many, fading with `fade_s` seconds.
+    """A flash crowd: `rate` requests per second; at the fraction `at` of the run the rate jumps to
+    `factor` times that, then decays exponentially with the time constant `fade_s` (seconds).
     """
 
     rate: float
@@ -133,10 +133,11 @@ class Flash(Arrivals):
 
 @dataclass(frozen=True, eq=False)
 class Trace(Arrivals):
-    """Arrivals as they were logged: `times_ms` (n,), ascending; played `speed` times as fast.
+    """Logged arrivals: `times_ms` (n,), ascending, replayed at `speed` times the original rate.
     `ids`: the logged requests, where known.
 
-    Raises KarmafunnelError for an empty trace, times that go backwards or are not finite.
+    Raises:
+        KarmafunnelError: for an empty trace, and times that are descending or not finite.
     """
 
     times_ms: np.ndarray
@@ -152,7 +153,13 @@ class Trace(Arrivals):
                 "arrivals", what="a trace", needs="at least one request", found="none"
             )
         if not np.isfinite(times).all() or times[0] < 0:
-            raise KarmafunnelError("arrivals: a trace needs finite times from 0 on, in ms")
+            bad = times[~(np.isfinite(times) & (times >= 0))]
+            raise KarmafunnelError(
+                "arrivals",
+                what="a trace",
+                needs="finite times of at least 0 ms",
+                found=f"{bad[0]:g}",
+            )
         if (back := np.flatnonzero(np.diff(times) < 0)).size:
             i = int(back[0])
             raise KarmafunnelError(
@@ -171,16 +178,22 @@ class Trace(Arrivals):
 
     @classmethod
     def of(cls, log: Log, rows: np.ndarray, rate: float | None = None) -> Trace:
-        """Requests of a log (`rows`, ascending) at their own times; with `rate` time is scaled so
-        that so many come a second on average.
+        """The arrivals of logged requests; requests with the same timestamp arrive together.
 
-        Requests of the same timestamp (a log in minutes) arrive together. Raises KarmafunnelError
-        for a log that knows an order alone.
+        Args:
+            rows: row numbers of the requests, ascending, (n,).
+            rate: requests per second on average, to which time is rescaled; default: the logged
+                times.
+
+        Raises:
+            KarmafunnelError: for a log without timestamps, and where all requests have the same.
         """
         if log.meta["time"] != "clock":
             raise KarmafunnelError(
-                f"log {log.name}: arrivals need timestamps, found that its time is an order alone;"
-                " give a rate instead"
+                f"log {log.name}",
+                needs="timestamps for arrivals",
+                found="only an order of requests",
+                hint="give a rate instead",
             )
         times = (log.t[rows] - log.t[rows[0]]).astype(np.float64)
         if rate is not None:
@@ -188,8 +201,9 @@ class Trace(Arrivals):
         span = times[-1] / 1000
         if span == 0:
             raise KarmafunnelError(
-                f"log {log.name}: arrivals need requests at different times, found all {len(times)}"
-                " at once"
+                f"log {log.name}",
+                needs="requests at different times",
+                found=f"all {len(times)} at once",
             )
         speed = 1.0 if rate is None else rate * span / len(times)
         return cls(times, speed, tuple(log.requests["request_id"][rows].to_list()))
@@ -199,7 +213,7 @@ class Trace(Arrivals):
 
     @property
     def rate(self) -> float:  # type: ignore[override]
-        """Requests a second, on average."""
+        """Requests per second on average."""
         span = self.times_ms[-1] / self.speed / 1000
         return len(self.times_ms) / span if span else math.inf
 
@@ -207,6 +221,8 @@ class Trace(Arrivals):
         _check(requests=n)
         if n > len(self.times_ms):
             raise KarmafunnelError(
-                f"arrivals: the trace has {len(self.times_ms)} requests, {n} were asked for"
+                "arrivals",
+                needs=f"a trace of at least {n} requests",
+                found=len(self.times_ms),
             )
         return self.times_ms[:n] / self.speed

@@ -1,11 +1,10 @@
-"""Profile: the fitted stages of a funnel timed over batch sizes and cutoffs, and the service times
-that a simulation of load needs.
+"""Profile: times of the fitted stages of a funnel over batch sizes and cutoffs, and the service
+times fitted to them for a simulation of load.
 
 A pass takes a chunk of requests through the whole funnel, each slate cut to one of the cutoffs of
-its stage, and every stage is timed by the clock of the replay: an embedder with a network is a
-stage of its own before recall, other vectors are charged to the first stage that reads them, and
-nothing is counted twice. Requests differ from pass to pass, so what a stage's time owes to them is
-in it.
+its stage. Stages are timed as in a replay: an embedder with a network is a stage of its own before
+recall, the time of other vectors belongs to the first stage that reads them, and nothing is counted
+twice. Each pass uses different requests, so the fit includes the variation between requests.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ from ..replay.recipe import Recipe
 from .services import Service, Services, ServiceTime
 
 BATCHES = (1, 2, 4, 8, 16)
-SHARES = (0.25, 0.5, 1.0)  # cutoffs of a stage where none are said, in shares of its k
-LEAST = 5  # passes of every batch size, below which there is no fit
-MOST = 20_000  # passes
-POINTS = 100  # of the quantiles of an empirical ratio
-BETTER = 0.01  # a more complicated kind has to fit so much better, in shares of the mean
+SHARES = (0.25, 0.5, 1.0)  # default cutoffs of a stage, as fractions of its k
+LEAST = 5  # minimum passes of every batch size for a fit
+MOST = 20_000  # maximum passes
+POINTS = 100  # maximum number of intervals between the quantiles of an empirical ratio
+BETTER = 0.01  # by which the fit of a more complex kind must be better, as a fraction of the mean
 PASS, STAGE, REQUESTS, CUTOFF, ITEMS, MS = "pass", "stage", "requests", "cutoff", "items", "ms"
 SCHEMA = {
     PASS: pl.Int32,
@@ -62,29 +61,36 @@ SCHEMA = {
 
 
 def fit_time(requests: np.ndarray, items: np.ndarray, ms: np.ndarray, seed: int = 0) -> ServiceTime:
-    """The service time behind measured passes: requests at once, items of all of them, and ms, each
-    (n,).
+    """Fit the service time of a stage to measured passes.
 
-    The mean is fitted by non-negative least squares of the relative error (weights 1 / mean, found
-    by three rounds), the kind of the ratio time / mean by `fit_ratio`. Where all passes have one
-    batch size, what a batch costs is charged to its requests; where all requests bring as many
-    items, what items cost is charged to requests: neither can then be told apart. Raises
-    KarmafunnelError for fewer than 2 passes and for times that are not above 0.
+    The mean is fitted by non-negative least squares of the relative error (weights 1 / mean, in
+    three iterations), the distribution of the ratio time / mean by `fit_ratio`. If all passes have
+    the same batch size, the cost per batch is part of the cost per request; if all requests bring
+    the same number of items, so is the cost per item: the data cannot separate them.
+
+    Args:
+        requests: the batch size of each pass, (n,).
+        items: the items of all requests of each pass, (n,).
+        ms: the time of each pass, (n,).
+        seed: for `fit_ratio`.
+
+    Raises:
+        KarmafunnelError: for fewer than 2 passes, and times that are not finite or not above 0.
     """
     requests, items, ms = (np.asarray(x, dtype=np.float64) for x in (requests, items, ms))
     if len(ms) < 2 or not (np.isfinite(ms).all() and (ms > 0).all()):
         raise KarmafunnelError(
             "profile",
             needs="2 or more times above 0 ms",
-            found=f"{len(ms)}, the least {ms.min(initial=np.nan):g}",
+            found=f"{len(ms)}, the smallest {ms.min(initial=np.nan):g}",
         )
     x = np.stack([np.ones(len(ms)), requests, items / 1000], axis=1)
     each = items / requests
-    told = np.array([np.ptp(requests) > 0, True, np.ptp(each) > 0.05 * each.max(initial=0)])
+    varies = np.array([np.ptp(requests) > 0, True, np.ptp(each) > 0.05 * each.max(initial=0)])
     mean = ms
     for _ in range(3):
         found = np.zeros(3)
-        found[told] = nnls(x[:, told] / mean[:, None], ms / mean)[0]
+        found[varies] = nnls(x[:, varies] / mean[:, None], ms / mean)[0]
         mean = x @ found
     base, request, item = map(float, found)
     made = ServiceTime(base_ms=base, request_ms=request, item_us=item)
@@ -93,8 +99,8 @@ def fit_time(requests: np.ndarray, items: np.ndarray, ms: np.ndarray, seed: int 
 
 
 def _misfit(requests: np.ndarray, each: np.ndarray, ms: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """How far off the mean is for passes alike: a stage that is not quite linear must not pass for
-    one that varies.
+    """Measured over fitted mean time, by batch size and items per request: (n,). Dividing by it
+    keeps an imperfect fit of the mean from inflating the variance of the ratio.
     """
     bands = np.searchsorted(np.quantile(each, [1 / 3, 2 / 3]), each)
     _, group = np.unique(np.stack([requests, bands]), axis=1, return_inverse=True)
@@ -105,10 +111,10 @@ def _misfit(requests: np.ndarray, each: np.ndarray, ms: np.ndarray, mean: np.nda
 def fit_ratio(ratios: np.ndarray, seed: int = 0) -> tuple[Any, float, tuple[float, ...]]:
     """Kind, cv and quantiles of the ratio of times to their mean.
 
-    The kinds are fitted to one half of the passes, drawn by the seed, and held against the other by
-    the mean distance of their quantiles (Wasserstein's first, in shares of the mean). The simplest
-    kind wins that is at most 0.01 worse than the best: constant, then lognormal (by its first two
-    moments), then empirical.
+    The kinds are fitted to a random half of the passes and compared on the other half by the mean
+    distance of quantiles (the first Wasserstein distance, as a fraction of the mean). The simplest
+    kind that is at most 0.01 worse than the best is chosen: constant, then lognormal (by its first
+    two moments), then empirical.
     """
     at = np.random.default_rng([seed, len(ratios)]).permutation(len(ratios))
     train, held = ratios[at[::2]], np.sort(ratios[at[1::2]])
@@ -128,15 +134,15 @@ def _ratio(kind: str, ratios: np.ndarray) -> tuple[str, float, tuple[float, ...]
         return kind, float(ratios.std() / ratios.mean()), ()
     n = int(np.clip(len(ratios) // 5, 2, POINTS))
     q = np.quantile(ratios, np.linspace(0, 1, n + 1))
-    # The last is not the largest seen but that which keeps the mean of the highest band: one pause
-    # of the machine is not a slope.
+    # The last quantile is set so that the mean of the top interval is kept. With the maximum, one
+    # pause of the machine would stretch the whole interval.
     q[-1] = max(2 * ratios[ratios >= q[-2]].mean() - q[-2], q[-2])
     q /= (q.sum() - (q[0] + q[-1]) / 2) / n
     return kind, 0.0, tuple(float(x) for x in q)
 
 
 def quantile(kind: str, cv: float, ratios: Sequence[float], u: np.ndarray) -> np.ndarray:
-    """Quantiles of a ratio at shares `u`."""
+    """Quantiles of a ratio at the levels `u`: (n,)."""
     if kind == "empirical":
         return np.interp(u, np.linspace(0, 1, len(ratios)), ratios)
     if kind == "lognormal":
@@ -146,7 +152,7 @@ def quantile(kind: str, cv: float, ratios: Sequence[float], u: np.ndarray) -> np
 
 
 def rounded(made: ServiceTime) -> ServiceTime:
-    """To the digits that a person reads."""
+    """A service time rounded for a file: 6 significant digits, 4 decimals of cv and ratios."""
     base, request, item = (float(f"{x:.6g}") for x in (made.base_ms, made.request_ms, made.item_us))
     ratios = tuple(round(r, 4) for r in made.ratios)
     return replace(
@@ -159,7 +165,7 @@ def rounded(made: ServiceTime) -> ServiceTime:
 
 @contextmanager
 def threads_of(n: int) -> Iterator[None]:
-    """OpenMP, BLAS and torch with so many threads, and no garbage collection in between."""
+    """Run with n threads in OpenMP, BLAS and torch, and without garbage collection."""
     before, collects = torch.get_num_threads(), gc.isenabled()
     gc.collect()
     gc.disable()
@@ -176,11 +182,10 @@ def threads_of(n: int) -> Iterator[None]:
 def cutoffs_of(
     fitted: FittedFunnel, cutoffs: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, list[int]]:
-    """Cutoffs by stage, ascending, the last stage left out; without `cutoffs` a quarter of k, half
-    of it and k.
+    """Cutoffs of every stage but the last, ascending; default: k / 4, k / 2 and k.
 
-    Raises KarmafunnelError for a stage that the funnel lacks, its last one, and cutoffs outside 1
-    .. k.
+    Raises:
+        KarmafunnelError: for an unknown stage, the last stage, and cutoffs outside 1 to k.
     """
     ks = {ready.stage.name: ready.stage.k for ready in fitted.stages[:-1]}
     if cutoffs is None:
@@ -190,20 +195,23 @@ def cutoffs_of(
     for name, given in cutoffs.items():
         if name not in ks:
             raise KarmafunnelError(
-                f"profile: cutoffs are of the stages before the last, {list(ks)}, found {name!r}"
+                "profile",
+                what="cutoffs",
+                needs=f"stages before the last, {list(ks)}",
+                found=repr(name),
             )
         if not given or min(given) < 1 or max(given) > ks[name]:
             raise KarmafunnelError(
-                f"profile: {name} puts out {ks[name]}; its cutoffs need to be from 1 to that, found"
-                f" {list(given)}"
+                "profile",
+                what=f"cutoffs of {name}",
+                needs=f"numbers from 1 to its k, {ks[name]}",
+                found=list(given),
             )
     return {name: sorted(set(cutoffs.get(name, [k]))) for name, k in ks.items()}
 
 
 def networks(fitted: FittedFunnel) -> list[str]:
-    """Embedders that are stages of their own when they are asked online: all but those without a
-    network.
-    """
+    """Names of the online embedders, which are stages of their own: those with a network."""
     stages = {ready.stage.name for ready in fitted.stages}
     return [
         name
@@ -215,10 +223,10 @@ def networks(fitted: FittedFunnel) -> list[str]:
 def one_pass(
     fitted: FittedFunnel, requests: np.ndarray, apart: Sequence[str]
 ) -> list[tuple[str, int, float]]:
-    """Stage, items that came to it and ms, the embedders `apart` first; one that no stage asked is
-    left out.
+    """Time one pass: (stage, incoming items, ms) for the embedders `apart` that a stage reads, then
+    for each stage.
 
-    What the funnel does beside its stages is charged to them in equal parts.
+    Time that the funnel spends outside its stages is divided equally among them.
     """
     names = {fitted.context.embeddings[name]: name for name in apart}
     start = time.perf_counter()
@@ -244,10 +252,10 @@ def one_pass(
 class Timing:
     """How stages are timed.
 
-    batches: requests at once. cutoffs: of stages by name, ascending, see `cutoffs_of`. seconds:
-    most time a stage. load: passes follow each other as at this utilisation, for a server that was
-    idle finds its caches cold: a share 1 - load of them comes after an exponential idle time
-    (M/G/1). threads: of torch, LightGBM and faiss. most: passes.
+    batches: batch sizes, in requests. cutoffs: by stage, see `cutoffs_of`. seconds: maximum time
+    per stage. load: utilisation to imitate: a share 1 - load of the passes follows an exponential
+    idle time (as in M/G/1), after which CPU caches are cold. threads: of torch, LightGBM and faiss.
+    most: maximum number of passes.
     """
 
     batches: Sequence[int] = BATCHES
@@ -270,24 +278,35 @@ def measure_passes(
     apart: Sequence[str] | None = None,
     console: Console | None = None,
 ) -> pl.DataFrame:
-    """Timed passes: one row a (pass, stage): pass, stage, requests, cutoff (of the stage before),
-    items (of all requests), ms.
+    """Time passes through the funnel until `timing.seconds` per stage or `timing.most` passes.
 
-    Every round takes each batch size once uncut and once for every other level of cutoffs, in an
-    order drawn anew, so that a machine that slows down does so for all of them; it ends after
-    `seconds` a stage or `most` passes. `apart`: embedders timed apart, without it all `networks`.
-    Raises KarmafunnelError for batch sizes below 1, fewer requests than two of the largest batch, a
-    load outside (0, 1], and a time too short for 5 passes of each.
+    Every round runs each batch size once with full cutoffs and once for every other level of
+    cutoffs, in random order, so that a slowdown of the machine affects all of them alike.
+
+    Args:
+        fitted: the funnel.
+        requests: row numbers of the requests to draw from, (n,).
+        timing: batch sizes, cutoffs and limits.
+        apart: embedders that are timed as stages of their own; default: all `networks`.
+
+    Returns:
+        One row per pass and stage: pass, stage, requests (the batch size), cutoff (of the previous
+        stage), items (of all requests), ms.
+
+    Raises:
+        KarmafunnelError: for batch sizes below 1, fewer requests than two of the largest batches, a
+            load outside (0, 1], and too little time for 5 passes of each batch size.
     """
     batches, load, most = sorted(set(timing.batches)), timing.load, timing.most
     if not batches or not all(BOUNDS["batch_size"].holds(batch) for batch in batches):
         raise KarmafunnelError(
-            f"profile: batches need to be {BOUNDS['batch_size']}, found {quoted(batches)}"
+            "profile", what="batches", needs=BOUNDS["batch_size"], found=quoted(batches)
         )
     if len(requests) < 2 * batches[-1]:
         raise KarmafunnelError(
-            f"profile: batches of {batches[-1]} need {2 * batches[-1]} requests in the window,"
-            f" found {len(requests)}"
+            "profile",
+            needs=f"{2 * batches[-1]} requests in the window for batches of {batches[-1]}",
+            found=len(requests),
         )
     check_bound("profile", "seconds", seconds=timing.seconds)
     check_bound("profile", "load", load=load)
@@ -310,7 +329,7 @@ def measure_passes(
         return one_pass(cut[path], chunk, apart)
 
     for batch in reversed(batches):
-        # timelines and thread pools are made once, here
+        # a first pass, not timed, creates user timelines and thread pools
         next_pass(batch, {name: ks[-1] for name, ks in levels.items()})
     limit, n, rows = timing.seconds * (len(names) + len(apart)), 0, []
     order = [
@@ -349,13 +368,14 @@ def measure_passes(
         raise KarmafunnelError(
             "profile",
             needs=f"{LEAST} passes of every batch size",
-            found=f"{count} after {limit:g} s: more seconds or fewer batch sizes",
+            found=f"{count} after {limit:g} s",
+            hint="use more seconds or fewer batch sizes",
         )
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
 
 def uncut(passes: pl.DataFrame) -> pl.DataFrame:
-    """The passes in which no slate was cut further than in any other."""
+    """The passes with the largest cutoff at every stage."""
     full = pl.col(CUTOFF).is_null() | (pl.col(CUTOFF) == pl.col(CUTOFF).max().over(STAGE))
     return (
         passes.with_columns(full.alias("full")).filter(pl.col("full").all().over(PASS)).drop("full")
@@ -367,8 +387,8 @@ def uncut(passes: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured passes and the services fitted to them: one server a stage, items and k of the full
-    funnel, no policies.
+    """Measured passes and the services fitted to them: one server per stage, items and k of the
+    full funnel, no policies.
     """
 
     services: Services
@@ -384,7 +404,7 @@ class Profile:
         note: str = "",
         seed: int = 0,
     ) -> Profile:
-        """Fit every stage of the passes; `ks` by name, of the stages that have one."""
+        """Fit a service to every stage of the passes; `ks`: k by stage, for stages with one."""
         stages = []
         for stage in passes[STAGE].unique(maintain_order=True):
             mine = passes.filter(pl.col(STAGE) == stage)
@@ -406,8 +426,8 @@ class Profile:
 
     @cached_property
     def cells(self) -> pl.DataFrame:
-        """Measured against fitted: one row a (stage, requests, cutoff): items (mean), passes, mean
-        and p95 of both, ms.
+        """Measured and fitted times: one row per stage, batch size and cutoff, with the mean items,
+        the number of passes, and mean and p95 (ms) of both.
         """
         rows = []
         for (stage, requests, cutoff), cell in self.passes.group_by(
@@ -437,8 +457,8 @@ class Profile:
 
     @property
     def fits(self) -> list[dict[str, Any]]:
-        """One row a stage: the fit, its relative error over cells (median and worst), and p95 where
-        the smallest batch brings all items.
+        """One row per stage: the fit, its relative error over `cells` (median and worst), and p95
+        of the smallest batch with full cutoffs.
         """
         rows = []
         for stage in self.services.stages:
@@ -498,10 +518,10 @@ class Profile:
 
 
 GO_ON = """\
-# Service times of a funnel as measured by `karmafunnel profile`: a start, to be edited by hand.
-# To go on, give a stage `servers`, and `batch` with `wait_ms` where its time says that batches pay:
+# Service times of a funnel, measured by `karmafunnel profile`. Edit this file by hand:
+# give each stage `servers`, and `batch` with `wait_ms` where batches save time:
 # a batch of n requests takes base_ms + request_ms * n + item_us / 1000 * the items of all of them.
-# `--policies` writes some policies to start from. At the top of the file: deadline_ms = 100.
+# `--policies` writes initial policies. At the top of the file: deadline_ms = 100.
 # In a stage: deadline_ms, queue, retries, fail = "open" with fallback = "skip" (or "popular" at
 # recall), adapt = {levels = [400, 200], waiting = [8]}.
 # Near-line embedder: online = false, stale_minutes = 60.
@@ -519,10 +539,12 @@ def profile(
     note: str = "",
     fitted: FittedFunnel | None = None,
 ) -> Profile:
-    """Fit the recipe's funnel (or take `fitted`), time its stages and fit their services.
+    """Fit the recipe's funnel (or use `fitted`), time its stages and fit their services.
 
-    `note` goes into the services beside what the machine did meanwhile. Raises KarmafunnelError as
-    `measure_passes` and `prepare` do.
+    The note of the services is `note`, followed by the conditions of the measurement.
+
+    Raises:
+        KarmafunnelError: as `measure_passes` and `prepare` do.
     """
     requests, seed, threads = requests_of(log, options.window), options.seed, timing.threads
     check_bound("profile", "threads", threads=threads)
@@ -530,8 +552,8 @@ def profile(
     fitted = fitted or prepare(recipe, log, options)
     if options.console and pl.thread_pool_size() > threads:
         options.console.print(
-            f"polars keeps the {pl.thread_pool_size()} threads it was started with; put"
-            f" POLARS_MAX_THREADS={threads} before the command",
+            f"polars keeps the {pl.thread_pool_size()} threads that it started with; set"
+            f" POLARS_MAX_THREADS={threads} in the environment of the command",
             style="dim",
             soft_wrap=True,
         )
@@ -539,9 +561,10 @@ def profile(
     with threads_of(threads):
         passes = measure_passes(fitted, requests, timing, seed=seed, console=options.console)
     loads.append(os.getloadavg()[0])
-    told = (
+    conditions = (
         f"seed {seed}, {passes[PASS].n_unique()} passes, threads {threads}, load {loads[0]:.1f}"
         f" before and {loads[1]:.1f} after"
     )
     ks = {ready.stage.name: ready.stage.k for ready in fitted.stages}
-    return Profile.of(passes, ks, recipe.name, f"{note}; {told}" if note else told, seed)
+    note = f"{note}; {conditions}" if note else conditions
+    return Profile.of(passes, ks, recipe.name, note, seed)

@@ -1,9 +1,9 @@
-"""Quality under load: each simulated request has the measures of the Run of the path that it took,
-at one logged request.
+"""Quality under load: a simulated request stands for one logged request, and takes its measures
+from the Run of the path that it followed.
 
 The measures are those of `simulator/measure`, request by request. A request that was shown nothing
-counts as 0; where a measure is undefined for a request it stays undefined. Intervals are clustered
-by the users of the logged requests, with the same resamples for all policies.
+counts as 0; a measure that is undefined for a logged request stays undefined. Intervals are
+clustered by the users of the logged requests, with the same resamples for all policies.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .queueing import Simulation, simulate
 from .services import Services
 
 WHO = "quality under load"
-LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times the load asked for
+LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # multiples of the configured load
 Interval = tuple[float | None, float | None]
 
 
 class PathValues:
     """The measures of each logged request along each path, after the last stage.
 
-    ids: the logged requests, sorted. paths: "nothing" among them. values: by measure, numerators
+    ids: the logged requests, sorted. paths: including "nothing". values: by measure the numerators
     and denominators, each (n_paths, n_requests).
     """
 
@@ -47,7 +47,7 @@ class PathValues:
 
         Args:
             runs: the Run of each path, as `runs_of` gives them.
-            measures: those that have a value for each request.
+            measures: measures with a value for each request.
 
         Raises:
             KarmafunnelError: without the path "full", for Runs of different requests, for a measure
@@ -85,7 +85,7 @@ class PathValues:
             found[path] = measure.per_request(reading, reading.run.stages[-1])
         if NOTHING not in found:
             num, den = found[FULL]
-            # what is not ranked has no AUC
+            # without a ranking there is no AUC
             undefined = np.isnan(num) | (measure.name == "gAUC")
             found[NOTHING] = (np.where(undefined, np.nan, 0.0), den)
         numerators, denominators = zip(*found.values(), strict=True)
@@ -94,12 +94,12 @@ class PathValues:
     def logged(
         self, request: np.ndarray, seed: int = 0, ids: Sequence[str] | None = None
     ) -> np.ndarray:
-        """The logged request of each simulated one.
+        """The logged request of each simulated request.
 
         Args:
             request: numbers of simulated requests in order of arrival, (n,).
-            seed: of the logged requests that are drawn; the draw depends on it and the number.
-            ids: in place of the draw (a trace): number i is the logged request ids[i].
+            seed: of the random draw, which depends only on the seed and the request's number.
+            ids: used in place of the draw (for a trace): request i is the logged request ids[i].
 
         Returns:
             Indices into `self.ids`, int64 (n,).
@@ -108,7 +108,7 @@ class PathValues:
         if ids is None:
             return np.random.default_rng([seed, self.n]).integers(0, self.n, most)[request]
         if most > len(ids):
-            needs = f"the logged request of each of {most} simulated ones"
+            needs = f"a logged request for each of {most} simulated requests"
             raise KarmafunnelError(WHO, needs=needs, found=f"{len(ids)} ids")
         place = {name: i for i, name in enumerate(self.ids)}
         if stray := [name for name in ids if name not in place]:
@@ -129,8 +129,11 @@ class PathValues:
         return np.array([number[name] for name in path], dtype=np.int64)
 
     def ratio(self, measure: Measure | str, code: np.ndarray, at: np.ndarray) -> Ratio:
-        """A measure over requests that took the paths `code` and stand for the logged requests
-        `at`, both (n,).
+        """A measure over simulated requests.
+
+        Args:
+            code: the path of each, as an index into `self.paths`, (n,).
+            at: the logged request of each, as an index into `self.ids`, (n,).
         """
         num, den = self.values[str(measure)]
         return Ratio(num[code, at], den[code, at], self.cluster[at])
@@ -146,21 +149,22 @@ class PathValues:
         return next((m for m in self.measures if m.name == "GMV-HR"), None)
 
     def money(self, code: np.ndarray, at: np.ndarray) -> Ratio:
-        """Money a request: that of its relevant items in the top k, 0 where none has a price.
+        """Money per request: that of its relevant items in the top k, 0 where none has a price.
 
-        Arguments are those of `ratio`. Raises KarmafunnelError where GMV-HR@k was not asked for.
+        Arguments are those of `ratio`. Raises KarmafunnelError where GMV-HR@k is not among the
+        measures.
         """
         if self.priced is None:
-            asked = [str(m) for m in self.measures]
+            names = [str(m) for m in self.measures]
             raise KarmafunnelError(
-                WHO, what="money", needs="GMV-HR@k among the measures", found=asked
+                WHO, what="money", needs="GMV-HR@k among the measures", found=names
             )
         num = np.nan_to_num(self.ratio(self.priced, code, at).num)
         return Ratio(num, np.ones(len(num)), self.cluster[at])
 
 
 def hint(paths: Sequence[str]) -> str:
-    """What to do where a path has no Run."""
+    """The hint for paths without a Run."""
     return f"replay with {' '.join(f'--path {path}' for path in paths)}"
 
 
@@ -168,9 +172,10 @@ def hint(paths: Sequence[str]) -> str:
 class RequestQuality:
     """The quality of simulated requests.
 
-    ratios: each measure over the requests, in the order of the log. rows: one a measure, as
-    `measure` has them: value, low, high, n, undefined. by_path: one a measure and path: how many
-    requests took it, how many are defined, numerator and denominator; these add up to the whole.
+    ratios: each measure over the requests, in the order of the log. rows: one per measure, as
+    `measure` returns them: value, low, high, n, undefined. by_path: one row per measure and path:
+    the numbers of requests and of those where the measure is defined, and the sums of numerators
+    and denominators.
     """
 
     ratios: list[Ratio]
@@ -187,29 +192,28 @@ def attribute_quality(
     ids: Sequence[str] | None = None,
     resamples: int = 1000,
 ) -> RequestQuality:
-    """The quality of simulated requests: each has the measures of one logged request along the path
-    that it took.
+    """The quality of simulated requests: each takes the measures of one logged request along its
+    path.
 
-    With every logged request once on the path "full" the values are those of `measure`.
+    If every logged request occurs once, on the path "full", the values are those of `measure`.
 
     Args:
         requests: `request` and `path` of `Simulation.requests`.
         runs: the Run of each path, or their values.
-        measures: where `runs` are Runs.
-        seed: of logged requests that are drawn (the same for all policies), and of resamples.
-        ids: the logged requests that the arrivals are, in order (a trace); without it they are
-            drawn.
-        resamples: of the intervals.
+        measures: needed where `runs` are Runs.
+        seed: of the drawn logged requests (the same for all policies), and of the resamples.
+        ids: the logged requests in order of arrival (for a trace); default: drawn at random.
+        resamples: number of bootstrap resamples for the intervals.
 
     Raises:
-        KarmafunnelError: for no request, and for a path without a Run.
+        KarmafunnelError: for an empty table, and for a path without a Run.
     """
     values = runs if isinstance(runs, PathValues) else PathValues(runs, measures)
     if requests.height == 0:
         raise KarmafunnelError(WHO, needs="at least one simulated request", found="none")
     at = values.logged(requests["request"].to_numpy(), seed, ids)
     code = values.code(requests["path"])
-    order = np.argsort(at, kind="stable")  # sums in the order of the log
+    order = np.argsort(at, kind="stable")  # so that sums are taken in the order of the log
     at, code = at[order], code[order]
     ratios = [values.ratio(measure, code, at) for measure in values.measures]
     ends = values.intervals(ratios, resamples, seed)
@@ -246,19 +250,19 @@ def load_curve(
     ids: Sequence[str] | None = None,
     warmup: int = 0,
 ) -> pl.DataFrame:
-    """Quality and money against offered load: one row a policy and load.
+    """Quality and money against offered load: one row per policy and load.
 
     Args:
-        simulated: by policy its Simulations at several loads, with the same seed and number of
-            requests everywhere: request i is the same logged request at every load.
-        values: of all paths that were taken.
+        simulated: by policy its Simulations at several loads, all with the same seed and number of
+            requests, so that request i is the same logged request at every load.
+        values: those of every path taken.
         seed, resamples, ids: as in `attribute_quality`.
-        warmup: how many of the first requests are left out of shares, measures and money.
+        warmup: number of first requests excluded from shares, measures and money.
 
     Returns:
-        Columns policy, rate (requests that came, a second), goodput (served, a second), p99_ms (of
-        those that were shown something), full and nothing (shares of requests); of each measure
-        value, low and high; and, where GMV-HR is asked for, the same of money an hour.
+        Columns policy, rate (arrivals per second), goodput (served per second), p99_ms (of served
+        requests), full and nothing (shares of requests); value, low and high of each measure; and
+        the same for money an hour where GMV-HR is among the measures.
     """
     lines = []
     for policy, simulations in simulated.items():
@@ -267,7 +271,7 @@ def load_curve(
             line: dict[str, Any] = {"policy": policy, "rate": simulation.rate}
             line["goodput"] = simulation.goodput
             line["p99_ms"] = latency["p99_ms"]["value"] if latency else None
-            # the normal path of near-line embedders is no degradation
+            # with near-line embedders the normal path is not "full", but it is no degradation
             for name, path in ((FULL, simulation.services.normal), (NOTHING, NOTHING)):
                 line[name] = int((requests["path"] == path).sum()) / requests.height
             found = attribute_quality(requests, values, seed=seed, resamples=resamples, ids=ids)
@@ -294,23 +298,23 @@ def outages(
     seed: int = 0,
     resamples: int = 1000,
 ) -> pl.DataFrame:
-    """The cost of an outage of each stage: all requests take the stage's fallback, or are shown
-    nothing where it fails closed.
+    """The cost of an outage of each stage: all requests take its fallback, or are shown nothing
+    where it fails closed.
 
-    Computed over the logged requests; everything else is up and keeps up, and the outage is known
-    at once.
+    Computed over the logged requests, under the assumptions that all other stages work without
+    delay and that the outage is detected at once.
 
     Args:
         services: the deployment.
-        values: with GMV-HR@k, and the path that is taken while nothing fails.
-        rate: requests a second.
+        values: with GMV-HR@k among the measures, and the normal path of `services`.
+        rate: requests per second.
         hours: length of the outage.
         seed, resamples: of the intervals.
 
     Returns:
-        One row a stage: path, money (with everything up), lost, low and high (money that the outage
-        loses, paired by request), and of each measure the full value, the value in the outage, and
-        the interval of their difference. Null, with a note, where the path has no Run.
+        One row per stage: path, money (without an outage), lost, low and high (money lost in the
+        outage, paired by request), and for each measure its normal value, its value in the outage,
+        and the interval of their difference. Null, with a note, where the path has no Run.
     """
     if services.normal not in values.paths:
         raise KarmafunnelError(
@@ -353,7 +357,9 @@ def outages(
 
 
 def _fallbacks(services: Services) -> dict[str, str]:
-    """By online stage the path of all requests while it is down. Near-line vectors stay in use."""
+    """By online stage the path of all requests during its outage; near-line vectors are still
+    used.
+    """
     names = [stage.name for stage in services.stages]
     usual = modes_of(services.normal)
     paths = {}
@@ -366,12 +372,12 @@ def _fallbacks(services: Services) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class LoadQuality:
-    """The quality of what simulations showed.
+    """Quality under load of several policies.
 
-    rows: one a policy and measure at the load asked for: value, low, high, and difference,
-    difference low and difference high against the first policy. by_path, curve, outages: as
-    `attribute_quality`, `load_curve` and `outages` make them; outages is None for a log without
-    prices.
+    rows: one per policy and measure at the configured load: value, low, high, and the difference
+    to the first policy with its interval (difference, difference low, difference high). by_path,
+    curve, outages: as `attribute_quality`, `load_curve` and `outages` return them; outages is None
+    for a log without prices.
     """
 
     rows: list[dict[str, Any]]
@@ -391,7 +397,7 @@ class LoadQuality:
 
 
 def check_stages(services: Services, run: Run) -> None:
-    """Raise KarmafunnelError where a deployment does not have the stages of a Run, in order."""
+    """Raise KarmafunnelError where a deployment does not have the stages of a Run in its order."""
     embedders = run.meta.get("embedders") or {}
     names = [s.name for s in services.stages if s.name in run.stages or s.name not in embedders]
     if names != run.stages:
@@ -414,23 +420,23 @@ def quality_under_load(
     resamples: int = 1000,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> LoadQuality:
-    """Simulate the same requests through each policy at several loads, and measure what was shown.
+    """Simulate the same requests through each policy at several loads, and measure the lists shown.
 
     Args:
         policies: deployments by name; the first is the baseline.
         run: a Run with its paths (`replay --paths`).
-        arrivals: at the load asked for. Requests of a trace are the logged ones that they were;
-            others are drawn.
-        n: how many requests.
+        arrivals: at the configured load. The requests of a trace are its logged requests; for
+            other arrivals logged requests are drawn.
+        n: number of requests.
         seed: of the simulations, the drawn requests and the resamples.
-        measures: without it HR@10 and, where the log has prices, GMV-HR@10.
-        loads: multiples of the load of `arrivals`.
-        resamples: of the intervals.
-        progress: called before each simulation with its name, its number and their total.
+        measures: default: HR@10 and, where the log has prices, GMV-HR@10.
+        loads: multiples of the rate of `arrivals`.
+        resamples: number of bootstrap resamples for the intervals.
+        progress: called before each simulation with its name, its number and the total number.
 
     Raises:
-        KarmafunnelError: naming paths that were taken and not replayed, and for a deployment of
-            other stages.
+        KarmafunnelError: for paths that were taken but not replayed, and for a deployment with
+            other stages than the Run.
     """
     runs = runs_of(run)
     full = runs[FULL]
@@ -439,20 +445,20 @@ def quality_under_load(
     priced = full.meta["log"]["has"]["price"]
     values = PathValues(runs, measures or ["HR@10", *(["GMV-HR@10"] if priced else [])])
     ids = arrivals.ids[:n] if isinstance(arrivals, Trace) and arrivals.ids else None
-    asked = sorted({*loads, 1.0})
+    multiples = sorted({*loads, 1.0})
     simulated: dict[str, list[Simulation]] = {name: [] for name in policies}
     warmup = 0  # the longest one: the same requests are left out everywhere
-    for i, (name, load) in enumerate(product(policies, asked)):
+    for i, (name, load) in enumerate(product(policies, multiples)):
         if progress:
-            what = f"{name} at {load * arrivals.rate:,.0f} a second"
-            progress(what, i, len(policies) * len(asked))
+            what = f"{name} at {load * arrivals.rate:,.0f} per second"
+            progress(what, i, len(policies) * len(multiples))
         simulation = simulate(policies[name], arrivals.faster(load), n, seed)
         simulated[name].append(simulation)
         warmup = max(warmup, n - simulation.steady.height)
     rows: list[dict[str, Any]] = []
     by_path, baseline = [], list[Ratio]()
     for name, simulations in simulated.items():
-        requests = simulations[asked.index(1.0)].requests[warmup:]
+        requests = simulations[multiples.index(1.0)].requests[warmup:]
         found = attribute_quality(requests, values, seed=seed, resamples=resamples, ids=ids)
         by_path.append(found.by_path.select(pl.lit(name).alias("policy"), pl.all()))
         for i, row in enumerate(found.rows):
@@ -470,6 +476,6 @@ def quality_under_load(
     lost = None
     if values.priced is not None:
         first, simulations = next(iter(simulated.items()))
-        rate = simulations[asked.index(1.0)].rate
+        rate = simulations[multiples.index(1.0)].rate
         lost = outages(policies[first], values, rate, seed=seed, resamples=resamples)
     return LoadQuality(rows, pl.concat(by_path), curve, lost, values.currency)

@@ -1,9 +1,9 @@
-"""The funnel under load: requests arrive, wait, are served in batches or give up, stage by stage.
-SimPy is the engine; no model is loaded.
+"""Discrete-event simulation of a deployment with SimPy: requests arrive, wait, are served in
+batches, or leave the queue, stage by stage. No model is loaded.
 
-The generator `life` is the life of a request, `serve` the work of a server. Arrival i and the
-random numbers of request i at stage s depend only on (seed, i, s), not on the order of events:
-two deployments with the same seed differ only by their settings.
+The generator `life` is one request, `serve` one batch at a server. The arrival of request i and its
+random numbers at stage s depend only on (seed, i, s), not on the order of events: two deployments
+simulated with the same seed differ only by their settings.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from .arrivals import Arrivals
 from .services import Service, Services
 from .steady import batch_quantiles, warmup
 
-MOST = 500_000  # requests in the system at once; each costs about 2 kB
-MOST_CRASHES = 1_000_000  # of a stage in a run
-SAMPLES = 500  # points of `over_time`
-BLOCK = 4096  # requests whose random numbers are drawn together
-BLOCKS = 16  # that are kept; an older one is drawn again when it is needed
-ROWS = 16_384  # rows that are written together
+MOST = 500_000  # maximum requests in the system; each takes about 2 kB
+MOST_CRASHES = 1_000_000  # maximum per stage in a run
+SAMPLES = 500  # points in time in `over_time`
+BLOCK = 4096  # requests per block of random numbers
+BLOCKS = 16  # blocks kept in memory; older ones are drawn again when needed
+ROWS = 16_384  # rows written at once
 DONE, SHED, ABANDONED, LATE, OVERDUE, FAILED = (
     "done",
     "shed",
@@ -75,7 +75,7 @@ OVER_TIME = {"t_ms": pl.Float64, "stage": pl.String, "waiting": pl.Int32, "busy"
 
 
 def times_of(services: Services) -> list[str]:
-    """The columns of `requests` with the times at each online stage."""
+    """The columns of `requests` for the times at each online stage."""
     columns = []
     for stage in services.stages:
         if stage.online:
@@ -84,7 +84,7 @@ def times_of(services: Services) -> list[str]:
 
 
 WHOLE, FIGURE = number(Bound(0, 2**62)), maybe(number(Bound(0.0, 1e300)))
-# of simulation.json
+# keys of simulation.json
 META = {"seed": number(SEED), "arrivals": TEXT, "stationary": FLAG, "counted": each(by_name(ANY))}
 LINE = {
     "stage": NAME,
@@ -108,7 +108,7 @@ Draw = tuple[float, float, float]
 
 class RandomStreams:
     """The random numbers of one stage: for each request and attempt the ratio of service time to
-    its mean, and two uniform numbers, which decide about "slow" and "cached".
+    its mean, and two uniform numbers that decide whether it is slow and whether it is cached.
     """
 
     def __init__(self, service: Service, seed: int, place: int):
@@ -177,7 +177,7 @@ class Station:
         self.draws = RandomStreams(service, seed, place)
         self.queue: deque[Attempt] = deque()
         self.waiting, self.alarm = 0, -1.0
-        self.area, self.since = 0.0, 0.0  # of `waiting` over time
+        self.area, self.since = 0.0, 0.0  # the integral of `waiting` over time
         self.servers = [Server(i) for i in range(service.servers)]
         self.free = deque(self.servers)
         self.count = dict.fromkeys((DONE, *COUNTED), 0)
@@ -190,16 +190,16 @@ class Station:
     def visit(
         self, request: int, items: int, until: float
     ) -> Generator[simpy.Event, str, tuple[str, float | None, float | None]]:
-        """A request at this stage, with all its attempts.
+        """Process one request at this stage, with all its attempts.
 
         Args:
             request: its number in order of arrival.
-            items: how many items it brings.
-            until: when the time of the whole request is over, ms.
+            items: the number of its candidates.
+            until: the time of its end-to-end deadline, ms.
 
         Returns:
-            The verdict; the time it waited in all attempts, and the service time of the last one
-            (ms; None where it did not wait or was not served).
+            The verdict; the wait in all attempts (None where it was shed), and the service time of
+            the last attempt (None where it was not served), both in ms.
         """
         env, service = self.env, self.service
         self.tell(request, service.name, "come", -1, self.waiting)
@@ -233,7 +233,7 @@ class Station:
         return verdict, None if verdict == SHED else waited, served
 
     def settle(self, attempt: Attempt, verdict: str) -> None:
-        """Decide an attempt; a verdict that it already has stands."""
+        """Set the verdict of an attempt that has none yet."""
         if attempt.verdict.triggered:
             return
         attempt.verdict.succeed(verdict)
@@ -242,22 +242,22 @@ class Station:
             self.wait(-1)
 
     def wait(self, more: int) -> None:
-        """Count `more` additional waiting attempts (less, where negative) from now on."""
+        """Change the number of waiting attempts by `more`, which may be negative."""
         self.area += self.waiting * (self.env.now - self.since)
         self.since = self.env.now
         self.waiting += more
 
     def give_up(self, attempt: Attempt) -> None:
-        """Abandon an attempt, unless a server has taken it."""
+        """Abandon an attempt that is still waiting."""
         if attempt.waits:
             self.settle(attempt, ABANDONED)
 
     def later(self, ms: float, what: Callable[[], Any]) -> None:
-        """Call `what` after so many ms."""
+        """Call `what` after `ms`."""
         self.env.timeout(ms).callbacks.append(lambda _: what())
 
     def join(self, attempt: Attempt) -> None:
-        """Put an attempt into the queue, or shed it where the queue is full."""
+        """Put an attempt into the queue, or shed it if the queue is full."""
         service = self.service
         room = math.inf if service.queue is None else service.queue
         if self.waiting >= room and not (self.free and self.waiting < service.batch):
@@ -269,15 +269,15 @@ class Station:
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Give batches to free servers, first come first served: full ones, and those whose first
-        attempt has waited for `wait_ms`.
+        """Assign batches to free servers, first come first served: full batches, and those whose
+        first attempt has waited for `wait_ms`.
         """
         env, service, queue = self.env, self.service, self.queue
         while self.free and self.waiting:
             while not queue[0].waits:
                 queue.popleft()
             left = queue[0].came + service.wait_ms - env.now
-            # late in a run adding a short wait may not change the clock's float
+            # late in a run, adding a very short wait may not change the floating-point time
             if self.waiting < service.batch and env.now + left > env.now:
                 if self.alarm <= env.now:
                     self.alarm = env.now + left
@@ -362,7 +362,7 @@ class Station:
 
 
 class RowWriter:
-    """Rows of one table: kept in memory, or with a `file` written to Parquet as they come."""
+    """Rows of one table, kept in memory, or written to the Parquet `file` as they are added."""
 
     def __init__(self, schema: dict[str, Any], file: Path | None):
         self.schema, self.file = schema, file
@@ -398,7 +398,7 @@ class RowWriter:
 
 
 class Simulator:
-    """One simulation while it runs."""
+    """The state of one running simulation."""
 
     def __init__(
         self,
@@ -446,7 +446,7 @@ class Simulator:
                 self.progress(request)
 
     def growth(self) -> str:
-        """Where most requests wait, and what would help."""
+        """The stage where most requests wait, and how to limit its queue."""
         worst = max(self.stations.values(), key=lambda station: station.waiting)
         rate = 1000 * len(self.times) / (float(self.times[-1]) or math.inf)
         offered = worst.service.utilisation(rate)
@@ -456,7 +456,7 @@ class Simulator:
         )
 
     def life(self, request: int) -> Generator[simpy.Event, Any, None]:
-        """One request, from its arrival until it is shown something or nothing."""
+        """One request, from its arrival until it is served or lost."""
         env, services = self.env, self.services
         came, cut = env.now, math.inf
         until = came + (services.deadline_ms or math.inf)
@@ -468,7 +468,7 @@ class Simulator:
             if not stage.online:
                 modes[stage.name] = stage.stale
                 continue
-            if overdue:  # the stages that are left take their fallbacks at once
+            if overdue:  # the remaining stages take their fallbacks at once
                 verdict = OVERDUE
                 times += [None, None, None]
             else:
@@ -496,7 +496,7 @@ class Simulator:
         self.leave(request, (request, came, env.now - came, outcome, path, *times))
 
     def next_waiting(self, place: int) -> int:
-        """How many wait at the next online stage."""
+        """The number of requests waiting at the next online stage."""
         for stage in self.services.stages[place + 1 :]:
             if stage.online:
                 return self.stations[stage.name].waiting
@@ -512,13 +512,13 @@ class Simulator:
             self.all_left.succeed()
 
     def sampler(self) -> Generator[simpy.Event, None, None]:
-        """Note queues and busy servers at even times."""
+        """Record queue lengths and busy servers at regular intervals."""
         step = max(float(self.times[-1]) / SAMPLES, 1e-3)
         while True:
             for name, station in self.stations.items():
                 self.over_time.add((self.env.now, name, station.waiting, station.busy))
             yield self.env.timeout(step)
-            # long after the last arrival: ever wider steps
+            # long after the last arrival, steps grow
             if self.env.now > 20 * float(self.times[-1]):
                 step *= 1.1
 
@@ -532,7 +532,7 @@ class Simulator:
                 table.close()
 
     def stages(self) -> pl.DataFrame:
-        """The counts, one row a stage; `Simulation` adds quantiles of the time spent there."""
+        """The counts, one row per stage; `Simulation` adds quantiles of the time spent there."""
         rows = []
         for name, station in self.stations.items():
             service, end = station.service, self.env.now
@@ -556,17 +556,17 @@ class Simulator:
 
 @dataclass(frozen=True, eq=False)
 class Simulation:
-    """The result of a simulation; all times are ms.
+    """The result of a simulation; all times are in ms.
 
-    requests    one row each, in order of arrival: request, t_ms, latency_ms (of a request that was
-                shown nothing: until that was clear), outcome, path, and for each online stage S
-                S.wait_ms (in all attempts), S.service_ms (of the last attempt) and S.ms (all the
-                time there); null where the stage was not reached, service also where no server
-                took the request. Outcomes: "served" (shown something), or why nothing was shown:
-                "shed", "abandoned" (out of patience), "late", "failed" (a crash).
-    stages      one row each: servers, requests, utilisation, mean_waiting, mean_wait_ms, p50_ms,
-                p95_ms, p99_ms, counts
-    over_time   t_ms, stage, waiting, busy, at about 500 points of time
+    requests    one row per request, in order of arrival: request, t_ms, latency_ms (until it was
+                served or lost), outcome, path, and for each online stage S: S.wait_ms (in all
+                attempts), S.service_ms (of the last attempt) and S.ms (total time there). Null
+                where the stage was not reached; service_ms also where no server took the request.
+                Outcomes: "served" (a list was shown), or why nothing was shown: "shed",
+                "abandoned" (left the queue), "late" (missed a deadline), "failed" (a crash).
+    stages      one row per stage: servers, requests, utilisation, mean_waiting, mean_wait_ms,
+                p50_ms, p95_ms, p99_ms, counts
+    over_time   t_ms, stage, waiting, busy, at about 500 points in time
     events      t_ms, request, stage, event, server, waiting; None where they were not kept
     """
 
@@ -599,25 +599,25 @@ class Simulation:
 
     @property
     def rate(self) -> float:
-        """Requests offered a second, on average."""
+        """Arrivals per second, on average."""
         last_ms = float(self.requests["t_ms"][-1])
         return 1000 * self.requests.height / (last_ms or self.end_ms or math.inf)
 
     @cached_property
     def end_ms(self) -> float:
-        """When the last request left."""
+        """The time when the last request left."""
         leaving = self.requests["t_ms"] + self.requests["latency_ms"]
         return float(leaving.max())  # type: ignore[arg-type]
 
     @property
     def goodput(self) -> float:
-        """Requests served a second, until the last one left."""
+        """Requests served per second, until the last request left."""
         served = int((self.requests["outcome"] == "served").sum())
         return 1000 * served / (self.end_ms or math.inf)
 
     def growing(self) -> dict[str, float]:
-        """Stages with an unbounded queue and an offered load above their capacity: the growth of
-        their queue, requests a second.
+        """Growth of the queue, in requests per second, of stages whose queue is unbounded and whose
+        offered load reaches their capacity.
         """
         found: dict[str, float] = {}
         if self.services.deadline_ms:
@@ -634,7 +634,7 @@ class Simulation:
         return found
 
     def rarely_crashing(self) -> list[str]:
-        """Stages with fewer than ten expected crashes in the time of this run."""
+        """Stages with fewer than ten expected crashes in this run."""
         seconds = float(self.requests["t_ms"][-1]) / 1000
         found = []
         for stage in self.services.stages:
@@ -645,8 +645,8 @@ class Simulation:
 
     @cached_property
     def steady(self) -> pl.DataFrame:
-        """The requests after the warm-up (MSER-5 on their latency) where arrivals are stationary
-        and no queue grows; else all requests.
+        """The requests after the warm-up (MSER-5 on their latency); all requests where arrivals are
+        not stationary or a queue keeps growing.
         """
         if not self.arrivals.stationary or self.growing():
             return self.requests
@@ -658,8 +658,8 @@ class Simulation:
         return {value: n / self.requests.height for value, n in counts.iter_rows()}
 
     def latency(self) -> dict[str, dict[str, float | None]]:
-        """Percentiles of the latency (ms) of requests that were shown something, after the warm-up,
-        with 95% intervals by batch means; empty where there was none.
+        """Percentiles of the latency (ms) of served requests after the warm-up, with 95% intervals
+        by batch quantiles; empty where no request was served.
         """
         shown = self.steady.filter(pl.col("outcome") == "served")["latency_ms"].to_numpy()
         found: dict[str, dict[str, float | None]] = {}
@@ -669,10 +669,10 @@ class Simulation:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """The main figures as JSON can hold them.
+        """The main results, ready for JSON.
 
-        Under the names of properties and methods is what these return; `full`: the share of
-        requests on the normal path.
+        A key with the name of a property or method holds its value; `full` is the share of requests
+        on the normal path.
         """
         requests, paths = self.requests, self.shares("path")
         return {
@@ -694,10 +694,10 @@ class Simulation:
 
     @classmethod
     def open(cls, folder: Path | str, arrivals: Arrivals | None = None) -> Simulation:
-        """Read what `simulate` wrote.
+        """Read a folder that `simulate` wrote.
 
         Raises:
-            KarmafunnelError: where there is none, and naming a file that was changed.
+            KarmafunnelError: for a folder without a simulation, and for a changed file.
         """
         folder = Path(folder)
         settle(folder)
@@ -747,7 +747,7 @@ def _check_columns(who: str, frame: pl.DataFrame, needed: Sequence[str]) -> None
 
 @dataclass(frozen=True)
 class SavedArrivals(Arrivals):
-    """The arrivals of a simulation that was read from disk, of which only the text is known."""
+    """The arrivals of a simulation read from disk, where only their text is known."""
 
     text: str
     stationary: bool = False
@@ -757,7 +757,7 @@ class SavedArrivals(Arrivals):
 
 
 def asked_of(services: Services, arrivals: Arrivals, n: int, seed: int) -> dict[str, Any]:
-    """What determines a simulation, as JSON can hold it."""
+    """The inputs that determine a simulation, ready for JSON."""
     return {"services": services.toml(), "arrivals": repr(arrivals), "requests": n, "seed": seed}
 
 
@@ -765,9 +765,9 @@ def asked_of(services: Services, arrivals: Arrivals, n: int, seed: int) -> dict[
 class Output:
     """Where a simulation is written.
 
-    folder: appears whole or not at all, in place of an older simulation of the same. facts: more
-    entries of simulation.json, such as the command. add: called with the simulation and the folder
-    before this appears; writes more files into it. force: also replace an older result of another
+    folder: written atomically; it replaces an older simulation with the same inputs. facts: more
+    entries of simulation.json, such as the command. add: called with the simulation and the
+    temporary folder, to write more files into it. force: also replace an older result of another
     kind that karmafunnel wrote.
     """
 
@@ -794,12 +794,12 @@ def simulate(
     Args:
         services: the deployment.
         arrivals: when requests arrive.
-        n: how many.
+        n: number of requests.
         seed: of all random numbers.
-        events: whether to keep what happened to each request.
+        events: whether to keep the events of each request.
         out: a folder for requests, over_time, events (where kept), services.toml and
-            simulation.json. Tables are written as they come, so memory does not grow with events.
-        progress: called now and then with the number of requests that have arrived.
+            simulation.json. Tables are written as rows arrive, so memory does not grow with events.
+        progress: called after every 1,024 arrivals with the number of requests that have arrived.
 
     Returns:
         The simulation.

@@ -1,45 +1,46 @@
-"""A deployment under load: one Service a stage, read from and written to a TOML file that a person
-can write by hand.
+"""A deployment: one Service per stage, read from and written to a TOML file that can be written by
+hand.
 
     name = "baseline"
-    deadline_ms = 100            # end to end; without it a request waits for ever
-    late = "open"                # past it: "open": the stages left take their fallbacks at once;
-                                 # "closed": nothing is shown
+    deadline_ms = 100            # end to end; default: none
+    late = "open"                # after the deadline: "open": the remaining stages take their
+                                 # fallbacks at once; "closed": nothing is shown
 
     [[stage]]
-    name = "recall"              # in funnel order; an embedder that is asked online is a stage
+    name = "recall"              # in funnel order; an embedder that is computed online is a stage
                                  # before recall, under its own name
     servers = 4
-    items = 5000                 # rows that a request brings to this stage
-    k = 500                      # rows that it puts out (without it: as many as came)
-    batch = 8                    # most requests that a server takes at once
-    wait_ms = 1.0                # how long the first of a batch may wait for others while a server
-                                 # is free
-    queue = 200                  # waiting room: a request that comes to a full one is shed. Without
-                                 # it: endless
-    patience_ms = 20             # a request that has waited so long for a server leaves the queue
-    deadline_ms = 30             # from coming to the stage to the end of service there; the server
-                                 # works on in vain
-    retries = 1                  # after a crash or a stage's deadline it is tried here again, so
-                                 # often
-    fail = "open"                # shed, impatient, late or broken here: "open" goes on with
-                                 # `fallback`, "closed" shows nothing
-    fallback = "popular"         # the mode then taken: "skip" (the order of the stage before, cut
-                                 # to k; not of recall), "stale" (of an embedder), or a named
-                                 # fallback of recall. Without it: "skip"
-    cost_per_hour = 0.4          # of one server
+    items = 5000                 # candidates of a request that enter this stage
+    k = 500                      # candidates that it returns (default: all)
+    batch = 8                    # maximum number of requests that a server processes together
+    wait_ms = 1.0                # maximum time that an incomplete batch waits for more requests
+                                 # while a server is free
+    queue = 200                  # queue capacity: a request that finds the queue full is shed
+                                 # (default: unbounded)
+    patience_ms = 20             # a request that has waited this long leaves the queue
+    deadline_ms = 30             # from arrival at the stage to the end of service there; a server
+                                 # still finishes a request that is past it
+    retries = 1                  # number of further attempts here after a crash or a missed stage
+                                 # deadline
+    fail = "open"                # when a request is shed, leaves the queue, is late or crashes
+                                 # here: "open" continues with `fallback`, "closed" shows nothing
+    fallback = "popular"         # the mode taken then: "skip" (the order of the previous stage, cut
+                                 # to k; not for recall), "stale" (for an embedder), or a named
+                                 # fallback of recall. Default: "skip"
+    cost_per_hour = 0.4          # per server
     time = {kind = "lognormal", base_ms = 1.2, request_ms = 0.3, item_us = 0.5, cv = 0.2}
-    cold = {requests = 100, factor = 3.0}           # the first so many requests of a server are
-                                                    # slower; also after a repair
-    slow = {probability = 0.01, factor = 10.0}      # now and then a server is slow
-    crash = {every_s = 3600.0, repair_s = 60.0}     # exponential both; what is in service fails
-    cache = {hit = 0.8}                             # this share of requests, drawn, is answered at
-                                                    # once, by no server, as if anew
-    adapt = {levels = [500, 250], waiting = [10]}   # puts out levels[i + 1] once waiting[i]
-                                                    # requests wait at the next stage
+    cold = {requests = 100, factor = 3.0}           # the first requests of a server are slower,
+                                                    # also after a repair
+    slow = {probability = 0.01, factor = 10.0}      # a batch is slow with this probability
+    crash = {every_s = 3600.0, repair_s = 60.0}     # means of exponential times between crashes and
+                                                    # of repairs; requests in service fail
+    cache = {hit = 0.8}                             # this share of requests (random) is answered at
+                                                    # once without a server, with the same result
+    adapt = {levels = [500, 250], waiting = [10]}   # returns levels[i + 1] candidates once
+                                                    # waiting[i] requests wait at the next stage
 
-An embedder has `online = false` where its vectors are near-line (no request waits for it, all take
-"stale@<stale_minutes>").
+An embedder has `online = false` where its vectors are near-line: no request waits for it, and every
+request takes the mode "stale@<stale_minutes>".
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ from ...files import SERVICES, claim, marked, read_text, write_text
 from ..replay.paths import FULL, NOTHING, SKIP, STALE, path_of
 
 KINDS = ("constant", "exponential", "lognormal", "empirical")
-MOST_PATHS = 64  # each is a replay of the log
+MOST_PATHS = 64  # each path needs a replay of the log
 MOST_STAGES = 64
-LONGEST = 100_000  # numbers in brackets
+LONGEST = 100_000  # numbers in an array
 
 
 def _array(who: str, name: str, value: Any, bound: str) -> None:
@@ -94,7 +95,7 @@ def _made(cls: type, who: str, said: Any) -> Any:
 
 
 def _said(value: Any) -> Any:
-    """The inverse of `_made`: what differs from the defaults, as TOML can hold it."""
+    """The inverse of `_made`: the fields that differ from their defaults, as TOML values."""
     said = {
         f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default
     }
@@ -105,19 +106,19 @@ def _said(value: Any) -> Any:
 
 
 def _rows(values: list[str]) -> str:
-    """An array of TOML with twenty values a line."""
+    """A TOML array with twenty values per line."""
     lines = [" ".join(values[i : i + 20]) for i in range(0, len(values), 20)]
     return "[" + ("\n    " if len(lines) > 1 else "") + "\n    ".join(lines).rstrip(",") + "]"
 
 
 @dataclass(frozen=True)
 class ServiceTime:
-    """Time that a server needs for a batch, ms: `base_ms` + `request_ms` * requests + `item_us` /
-    1000 * items of all of them, times a ratio.
+    """Service time of a batch in ms: (`base_ms` + `request_ms` * requests + `item_us` / 1000 *
+    items of the batch) * a random ratio.
 
-    The ratio is of mean 1 but where `ratios` say otherwise: 1 (constant), exponential, lognormal
-    with the coefficient of variation `cv`, or drawn from `ratios`, the quantiles of time / mean
-    from lowest to highest, evenly spaced, with straight lines between (empirical).
+    The distribution of the ratio, by `kind`: constant (always 1), exponential (mean 1), lognormal
+    (mean 1, coefficient of variation `cv`), or empirical: `ratios` are its quantiles at evenly
+    spaced levels from 0 to 1, with linear interpolation between them.
     """
 
     kind: Literal["constant", "exponential", "lognormal", "empirical"] = "constant"
@@ -137,23 +138,27 @@ class ServiceTime:
             check_bound(who, name, **{name: getattr(self, name)})
         _array(who, "ratios", self.ratios, "ratios")
         if self.cv and self.kind != "lognormal":
-            raise KarmafunnelError(f"{who}: cv is of kind 'lognormal', found it with {self.kind!r}")
+            raise KarmafunnelError(
+                who, what="cv", needs="kind = 'lognormal'", found=f"kind {self.kind!r}"
+            )
         if (self.kind == "empirical") != (len(self.ratios) >= 2) or list(self.ratios) != sorted(
             self.ratios
         ):
             raise KarmafunnelError(
-                f"{who}: ratios are of kind 'empirical', two or more, ascending; found"
-                f" {self.kind!r} and {len(self.ratios)}"
+                who,
+                what="ratios",
+                needs="two or more ascending numbers with kind = 'empirical', none otherwise",
+                found=f"{len(self.ratios)} with kind {self.kind!r}",
             )
         if self.ratios and self.ratios[-1] == 0:
-            raise KarmafunnelError(f"{who}: ratios need one above 0, found none")
+            raise KarmafunnelError(who, what="ratios", needs="a number above 0", found="none")
         if self.base_ms + self.request_ms + self.item_us == 0:
             raise KarmafunnelError(
                 who, needs="base_ms, request_ms or item_us above 0", found="none"
             )
 
     def mean_ms(self, requests: float = 1, items: float = 0) -> float:
-        """Mean time of a batch of so many requests, with so many items in all."""
+        """Mean time (ms) of a batch of `requests` with `items` in total."""
         return (
             self.base_ms + self.request_ms * requests + self.item_us / 1000 * items
         ) * self.mean_ratio
@@ -163,7 +168,7 @@ class ServiceTime:
         if self.kind != "empirical":
             return 1.0
         r = self.ratios
-        return (sum(r) - (r[0] + r[-1]) / 2) / (len(r) - 1)  # the straight lines' mean
+        return (sum(r) - (r[0] + r[-1]) / 2) / (len(r) - 1)  # mean of the piecewise linear function
 
     @property
     def squared_cv(self) -> float:
@@ -176,7 +181,7 @@ class ServiceTime:
 
     @property
     def least_ratio(self) -> float:
-        """The smallest share of the mean that a batch can take."""
+        """The smallest possible ratio; 0 for an exponential or lognormal time."""
         return 1.0 if self.squared_cv == 0 else min(self.ratios, default=0.0)
 
 
@@ -220,10 +225,12 @@ class Adapt:
                 found=f"{self.levels} and {self.waiting}",
             )
         if list(self.levels) != sorted(set(self.levels), reverse=True):
-            raise KarmafunnelError(f"adapt: levels need to fall, found {self.levels}")
+            raise KarmafunnelError(
+                "adapt", what="levels", needs="descending numbers", found=self.levels
+            )
 
     def level(self, waiting: int) -> int:
-        """The place in `levels` while so many wait at the next stage."""
+        """The index into `levels` while `waiting` requests wait at the next stage."""
         return sum(waiting >= bound for bound in self.waiting)
 
 
@@ -239,7 +246,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Service:
-    """One stage under load; times in ms. The fields are those of the TOML file, told at the top of
+    """One stage of a deployment. The fields are those of the TOML file, described at the top of
     this module.
     """
 
@@ -271,12 +278,12 @@ class Service:
         optional = {
             name: getattr(self, name) for name in ("k", "queue", "patience_ms", "deadline_ms")
         }
-        told = {
+        required = {
             name: getattr(self, name)
             for name in ("servers", "items", "batch", "retries", "wait_ms", "cost_per_hour")
         }
         for name, value in {
-            **told,
+            **required,
             **{name: value for name, value in optional.items() if value is not None},
         }.items():
             check_bound(who, name, **{name: value})
@@ -313,12 +320,16 @@ class Service:
                 check_bound(who, bound, **{name: getattr(found, key)})
         if self.adapt and self.k is not None and self.adapt.levels[0] > self.k:
             raise KarmafunnelError(
-                f"{who}: adapt.levels need at most k = {self.k}, found {self.adapt.levels[0]}"
+                who,
+                what="adapt.levels",
+                needs=f"at most k = {self.k}",
+                found=self.adapt.levels[0],
             )
         if (not self.online or self.fallback == STALE) and self.stale_minutes is None:
             raise KarmafunnelError(
-                f"{who}: stale vectors need stale_minutes (how often they are refreshed), found"
-                " none"
+                who,
+                needs="stale_minutes, the refresh interval of stale vectors",
+                found="none",
             )
         if self.deadline_ms is not None and self.deadline_ms <= self.fastest_ms:
             raise KarmafunnelError(
@@ -330,12 +341,12 @@ class Service:
 
     @property
     def fastest_ms(self) -> float:
-        """The shortest time in which a server can answer."""
+        """The shortest possible service time of a single request (ms)."""
         return self.time.mean_ms(1, self.items) / self.time.mean_ratio * self.time.least_ratio
 
     @property
     def most(self) -> int | None:
-        """Rows that it puts out when nothing is cut, where they are said."""
+        """Candidates that it returns without degradation; None where no number is set."""
         return self.k or (self.adapt.levels[0] if self.adapt else None)
 
     @property
@@ -345,19 +356,19 @@ class Service:
 
     @property
     def fallen(self) -> str:
-        """The mode taken where the stage failed open."""
+        """The mode taken when the stage fails open."""
         return self.stale if self.fallback == STALE else self.fallback
 
     def mean_ms(self, requests: int | None = None) -> float:
-        """Mean time of a server for a request of a batch of so many (a full one without it), what
-        cold, slow and cached ones cost aside.
+        """Mean service time (ms) per request in a batch of `requests` (default: a full batch),
+        without the effects of `cold`, `slow` and `cache`.
         """
         batch = requests or self.batch
         return self.time.mean_ms(batch, batch * self.items) / batch
 
     def utilisation(self, rate: float) -> float:
-        """Offered load of each server at `rate` requests a second, batches full: above 1 the queue
-        grows without end.
+        """Offered load per server at `rate` requests per second with full batches; above 1 an
+        unbounded queue keeps growing.
         """
         if not self.online:
             return 0.0
@@ -368,7 +379,7 @@ class Service:
 
     @property
     def bounded(self) -> bool:
-        """Whether the queue cannot grow without end."""
+        """Whether the queue has a limit, by its capacity or by patience."""
         return self.queue is not None or self.patience_ms is not None
 
     @property
@@ -378,15 +389,15 @@ class Service:
 
 @dataclass(frozen=True)
 class Services:
-    """A whole deployment: the stages in funnel order, the deadline end to end (ms) and what happens
-    past it.
+    """A deployment: its stages in funnel order, the end-to-end deadline (ms), and whether a request
+    past it fails open or closed (`late`).
     """
 
     stages: tuple[Service, ...]
     name: str = "services"
     deadline_ms: float | None = None
     late: Literal["open", "closed"] = "open"
-    note: str = field(default="", compare=False)  # how it was made
+    note: str = field(default="", compare=False)  # its origin
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -414,8 +425,10 @@ class Services:
             )
         if self.stages[-1].adapt:
             raise KarmafunnelError(
-                f"stage {names[-1]!r}: adapt watches the next stage's queue, found it at the last"
-                " stage"
+                f"stage {names[-1]!r}",
+                what="adapt",
+                needs="a next stage, whose queue it observes",
+                found="the last stage",
             )
         if self.deadline_ms is not None:
             check_bound(f"services {self.name!r}", "deadline_ms", deadline_ms=self.deadline_ms)
@@ -429,7 +442,7 @@ class Services:
                 )
 
     def __getitem__(self, name: str) -> Service:
-        """The stage of a name; raises KarmafunnelError where there is none."""
+        """The stage called `name`; raises KarmafunnelError where there is none."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -440,7 +453,7 @@ class Services:
         )
 
     def change(self, name: str, **changes: Any) -> Services:
-        """The same with one stage changed."""
+        """A copy with fields of one stage changed."""
         self[name]
         return replace(
             self, stages=tuple(replace(s, **changes) if s.name == name else s for s in self.stages)
@@ -452,17 +465,18 @@ class Services:
 
     @property
     def normal(self) -> str:
-        """The path of a request to which nothing happens: "full", but for stages that are
-        near-line.
+        """The path of a request without any degradation: "full", or with the stale modes of
+        near-line embedders.
         """
         return path_of(
             {s.name: s.stale for s in self.stages if not s.online}, [s.name for s in self.stages]
         )
 
     def paths(self) -> list[str]:
-        """Every path that a request can take, "nothing" aside, "full" first.
+        """Every path that a request can take except "nothing"; "full" comes first.
 
-        Raises KarmafunnelError above 64: each is one more replay of the log.
+        Raises:
+            KarmafunnelError: for more than 64 paths, as each needs a replay of the log.
         """
         names = [stage.name for stage in self.stages]
         late = self.deadline_ms is not None and self.late == "open"
@@ -481,7 +495,7 @@ class Services:
         if (n := math.prod(map(len, choices))) > MOST_PATHS:
             self._too_many(n)
         found = [list(modes) for modes in product(*choices)]
-        if late:  # from any stage on, all that are left take their fallbacks
+        if late:  # from any stage on, all remaining stages take their fallbacks
             for i in range(len(names)):
                 if all(stage.fail == "open" or not stage.online for stage in self.stages[i:]):
                     rest = [
@@ -499,15 +513,15 @@ class Services:
             needs=f"at most {MOST_PATHS} paths",
             found=quoted(paths),
             hint=(
-                "each is a replay: fewer levels of adapt, fewer stages that fail open, or replay "
-                "with --path those that a simulation really took"
+                "each path needs a replay: use fewer adapt levels or fewer stages that fail open, "
+                "or replay only the paths that a simulation took, with --path"
             ),
         )
 
     @classmethod
     def of(cls, said: Mapping[str, Any], who: str = "services") -> Services:
-        """From the tables of a TOML file; raises KarmafunnelError naming `who`, the stage and the
-        key.
+        """Services from the tables of a TOML file; raises KarmafunnelError naming `who`, the stage
+        and the key.
         """
         known = {"name", "deadline_ms", "late", "note", "stage"}
         if not isinstance(said, Mapping):
@@ -523,7 +537,7 @@ class Services:
             or not all(isinstance(t, Mapping) for t in tables)
         ):
             raise KarmafunnelError(
-                who, needs="one [[stage]] table a stage", found=quoted(tables or "none")
+                who, needs="one [[stage]] table per stage", found=quoted(tables or "none")
             )
         stages = []
         for i, table in enumerate(tables):
@@ -547,7 +561,7 @@ class Services:
 
     @classmethod
     def read(cls, path: Path | str) -> Services:
-        """From a TOML file; raises KarmafunnelError naming file, stage and key."""
+        """Read a TOML file; raises KarmafunnelError naming the file, stage and key."""
         text = read_text(path, "TOML")
         try:
             said = tomllib.loads(text)
@@ -557,7 +571,7 @@ class Services:
         return cls.of(said, str(path))
 
     def toml(self) -> str:
-        """The text that `read` reads: what differs from the defaults."""
+        """TOML text that `read` accepts: the fields that differ from their defaults."""
         plain = _said(self)
         text = tomli_w.dumps(
             {key: value for key, value in plain.items() if key != "stages"}
@@ -566,21 +580,22 @@ class Services:
         return re.sub(r"\[\n((?:    [^\n{]*,\n)+)\]", lambda found: _rows(found[1].split()), text)
 
     def write(self, path: Path | str, head: str = "", force: bool = False) -> Path:
-        """Write the TOML file, whole or not at all; `head`: comments to put before it.
+        """Write the TOML file atomically, after the comments in `head`.
 
-        Raises KarmafunnelError for a file that a person wrote or (without `force`) edited.
+        Raises:
+            KarmafunnelError: for an existing file written by hand or, without `force`, edited.
         """
         with claim(path, "write", SERVICES, force=force):
             return write_text(path, marked(head + self.toml()))
 
 
 def with_policies(services: Services, slack: float = 4.0) -> Services:
-    """The same with policies to start from: batches of up to 8, waiting rooms of 50, everything
-    fails open, a deadline end to end.
+    """A copy with initial policies: batches of up to 8, queues of 50, every stage fails open, and
+    an end-to-end deadline.
 
-    The deadline is `slack` times the mean time of all stages for full batches. An embedder (it puts
-    out no rows) falls back to interests of the last hour, recall to popular items, later stages to
-    the order of the stage before.
+    The deadline is `slack` times the mean time of all stages for full batches. An embedder (a stage
+    without k) falls back to user embeddings up to one hour old, recall to popular items, and later
+    stages to the order of the previous stage.
     """
     stages, recalled = [], False
     for stage in services.stages:

@@ -1,6 +1,4 @@
-"""What became of single simulated requests: one as a list of what happened to it, many as a trace
-that chrome://tracing and Perfetto show.
-"""
+"""Events of single simulated requests: a table for one, a Chrome trace for many."""
 
 from __future__ import annotations
 
@@ -16,19 +14,19 @@ from .queueing import Simulation
 
 
 def events_of(simulation: Simulation, which: pl.Expr) -> pl.DataFrame:
-    """Some of the events; raises KarmafunnelError where they were not kept."""
+    """The events that `which` selects; raises KarmafunnelError where events were not kept."""
     if simulation.kept is None:
         raise KarmafunnelError(
             "timeline",
             needs="the events of the simulation",
-            found="that they were not kept (--no-events)",
+            found="none, they were not kept (--no-events)",
         )
     return simulation.kept.filter(which).collect()
 
 
 def events_of_request(simulation: Simulation, request: int) -> pl.DataFrame:
-    """Events of one request in order; raises KarmafunnelError where events were not kept, or the
-    request is not among them.
+    """The events of one request in order; raises KarmafunnelError where events were not kept, or
+    for an unknown request.
     """
     if simulation.kept is not None and not 0 <= request < simulation.requests.height:
         raise KarmafunnelError(
@@ -40,10 +38,14 @@ def events_of_request(simulation: Simulation, request: int) -> pl.DataFrame:
 
 
 def timeline(simulation: Simulation, request: int) -> pl.DataFrame:
-    """Events of one request in order: since_ms (its arrival), stage ("" for the whole), event,
-    server (null where none has part), waiting.
+    """The events of one request in order, with times relative to its arrival.
 
-    Raises KarmafunnelError where events were not kept, or the request is not among them.
+    Returns:
+        Columns since_ms, stage ("" for the whole request), event, server (null where no server is
+        involved), waiting.
+
+    Raises:
+        KarmafunnelError: where events were not kept, and for an unknown request.
     """
     rows = events_of_request(simulation, request)
     return rows.select(
@@ -56,11 +58,10 @@ def timeline(simulation: Simulation, request: int) -> pl.DataFrame:
 
 
 def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
-    """Write the first `most` requests as Trace Event JSON: a process a stage, a thread a server,
-    waiting as asynchronous slices.
+    """Write the first `most` requests as Trace Event JSON, for Perfetto and chrome://tracing.
 
-    Format: "Trace Event Format" of Chromium, read by Perfetto and chrome://tracing; times in
-    microseconds.
+    A process is a stage, a thread a server; waiting is shown as asynchronous slices. Times are in
+    microseconds. Format: "Trace Event Format" of Chromium.
     """
     number = {service.name: i + 1 for i, service in enumerate(simulation.services.stages)}
     made: list[dict[str, Any]] = [
@@ -78,7 +79,7 @@ def chrome_trace(simulation: Simulation, path: Path, most: int = 1000) -> Path:
         for s in simulation.services.stages
         for i in range(s.servers if s.online else 0)
     ]
-    # by server too: a second try may begin while the first is worked on in vain
+    # keyed by server too: a retry may begin while a server still works on the timed-out attempt
     began: dict[tuple[int, str, int], float] = {}
     working: set[tuple[str, int, float]] = set()
     waits: set[tuple[int, str]] = set()
