@@ -19,7 +19,7 @@ def make_run(
     skill: float = 1.5,
     log: Path | None = None,
 ) -> Path:
-    """Two stages over 60 items; one or two truth items a request, scored higher by `skill`; item i0
+    """Two stages over 60 items; 1 or 2 relevant items a request, scored higher by `skill`; item i0
     is never eligible.
     """
     rng, by_skill = np.random.default_rng(7), np.random.default_rng(seed)

@@ -59,7 +59,7 @@ def test_gloves_by_hand():
 
 
 # -- Runs that are made ----------------------------------------------------------------------------
-# One truth item a request, shown beside another. Ranked first, second (where `second`) or lost, as
+# One relevant item a request, shown with another. Ranked first, second (where `second`) or lost, as
 # a draw falls below a chance.
 
 USERS, EACH = 60, 4
@@ -227,7 +227,7 @@ def test_same_seed_same_rows(runs):
 def test_holes_and_strangers_are_refused(tmp_path, runs):
     both, one, none = frozenset({"recall", "rank"}), frozenset({"rank"}), frozenset()
     some = {s: many for s, many in runs.items() if s <= both}
-    with pytest.raises(KarmafunnelError, match=r"every subset of \['rank', 'recall'\], missing nothing on, rank$"):
+    with pytest.raises(KarmafunnelError, match=r"every subset of \['rank', 'recall'\], found none for nothing on, rank$"):
         attribute({s: many for s, many in some.items() if s not in (one, none)}, ["HR@5"])
     with pytest.raises(KarmafunnelError, match="as many seeds for every subset, found 3 for nothing on and 1 for rank"):
         attribute(some | {one: runs[one][:1]}, ["HR@5"])

@@ -209,7 +209,7 @@ def test_kept_is_survival_at_the_full_depth(runs):
     )
     assert (
         "over all requests together" in define("kept@3")
-        and rows["kept@3", "rank"]["unit"] == "truth item"
+        and rows["kept@3", "rank"]["unit"] == "relevant item"
     )
 
 

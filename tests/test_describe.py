@@ -309,5 +309,5 @@ def test_a_log_that_never_repeats_says_so():
         print_description(describe(log), screen)
         return " ".join(screen.file.getvalue().split())
 
-    assert "no relevant item was had before by its user: consider Unseen()" in of("abcdefgh")
+    assert "no relevant item is a repeat: consider Unseen()" in of("abcdefgh")
     assert "consider Unseen()" not in of("abcdefgb") and "consider Unseen()" not in of("ab")

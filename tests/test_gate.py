@@ -108,7 +108,7 @@ def test_a_run_that_shows_fewer_requests_anything_fails(runs):
 
 def test_what_the_gate_refuses(runs):
     for asked, words in (
-        ({"primary": "overlap@10"}, "more or less is better"),
+        ({"primary": "overlap@10"}, "a better direction"),
         ({"primary": "HR@10", "margin": -1.0}, "margin needs"),
     ):
         with pytest.raises(KarmafunnelError, match=words):

@@ -228,7 +228,7 @@ def test_rows_say_what_they_count(run):
     assert ask(run, "HR@3")["rank"]["note"] == "n/a: rank puts out 2"
     money = ask(run, "GMV-HR@2")["recall"]
     assert (money["n"], money["undefined"], money["unit"]) == (2, 2, "EUR")
-    assert "120.00 EUR" in money["denominator"] and "1 truth items without a price (20.0%) left out" in money["note"]
+    assert "120.00 EUR" in money["denominator"] and "1 relevant items without a price (20.0%) left out" in money["note"]
     single = ask(run, "gAUC:request:exposures")["recall"]
     assert (single["n"], single["undefined"]) == (2, 2)
     assert (ask(run, "AUC")["rank"]["n"], ask(run, "survival")["recall"]["n"]) == (9, 4)
@@ -267,7 +267,7 @@ def test_slices_restrict_truth_or_requests(run):
     assert values(run, "survival", slice="repeat")["end to end", "repeat=new"] == 2 / 3
     assert values(run, "HR@2", slice="price")["recall", "price=unknown"] == 1
     assert values(run, "gAUC:request:exposures", slice="query")["recall", "query=with"] == 2.5 / 4
-    assert "by truth item" in ask(run, "AUC", slice="target")["recall", "target=head"]["note"]
+    assert "by relevant item" in ask(run, "AUC", slice="target")["recall", "target=head"]["note"]
     assert values(run, "HR@1:exposures", slice="target")["rank", "target=tail"] == 1
     with pytest.raises(KarmafunnelError, match="there are target, repeat, price, user, query"):
         measure(run, ["HR@1"], slice="colour")
@@ -288,7 +288,7 @@ def test_the_cascade_adds_up(run):
 
 def test_one_stage_is_the_last(run):
     assert set(values(run, "HR@1", by_stage=False)) == {"rank", "random", "ceiling"}
-    assert ask(run, "overlap@1", by_stage=False)["rank"]["note"] == "n/a: it is about a stage and the next one"
+    assert ask(run, "overlap@1", by_stage=False)["rank"]["note"] == "n/a: it compares a stage and the next one"
 
 
 def replaced(run: Run, name: str, frame: pl.DataFrame) -> Run:
@@ -327,7 +327,7 @@ def test_neighbours_equal_brute_force(tmp_path, seed):
         by_query = ask(run, name, slice="query")
         # r1; r2 is undefined
         assert by_query["recall", "query=with"]["value"] == pytest.approx(expected[0])
-        assert "by truth item" in ask(run, name, slice="target")["recall", "target=head"]["note"]
+        assert "by relevant item" in ask(run, name, slice="target")["recall", "target=head"]["note"]
     same = pl.DataFrame([(r, s, i, n, 0.0, "") for r in ("r1", "r3") for s in ("recall", "rank") for n, i in enumerate("abcdef", 1)],
                         schema=columns, orient="row")  # fmt: skip
     assert values(replaced(run, "slates", same), "RBO@6")["recall"] == pytest.approx(1)
@@ -340,11 +340,11 @@ def test_margins_are_those_of_the_cascade(tmp_path):
     }  # fmt: skip
     run = by_hand(tmp_path / "run", ledger=ledger)
     row = ask(run, "margin")["rank"]
-    assert (row["value"], row["n"], row["undefined"], row["unit"]) == (4, 3, 1, "truth item")
+    assert (row["value"], row["n"], row["undefined"], row["unit"]) == (4, 3, 1, "relevant item")
     assert row["low"] == 2 and row["high"] == 6.5  # bob alone; ann alone
     assert row["value"] == next(r for r in Cascade.of(run).losses if r["reason"] == "rank")["median_margin"]
-    assert row["denominator"] == "truth items (purchase) lost by rank"
-    assert ask(run, "margin")["recall"]["note"] == "n/a: recall lost no truth item"
+    assert row["denominator"] == "relevant items (purchase) lost by rank"
+    assert ask(run, "margin")["recall"]["note"] == "n/a: recall lost no relevant item"
     assert values(run, "margin", slice="target")["rank", "target=tail"] == 3
     unknown = by_hand(tmp_path / "unknown", ledger=ledger | {"margin": [None] * 5})
     assert ask(unknown, "margin")["rank"]["note"] == "n/a: no margin is known"
@@ -407,7 +407,7 @@ def test_all_scenario_truth_by_hand(tmp_path):
     assert (one_day["value"], one_day["n"]) == (pytest.approx((1 + 1 + 0) / 3), 3)
     assert values(run, "HR@1:all", slice="user")["recall", "user=returning"] == pytest.approx(2 / 3)
     assert ask(run, "HR@3:all")["rank"]["note"] == "n/a: rank puts out 2"
-    assert "by truth item" in ask(run, "HR@1:all", slice="target")["recall", "target=head"]["note"]
+    assert "by relevant item" in ask(run, "HR@1:all", slice="target")["recall", "target=head"]["note"]
     # in-scenario truth is as before
     assert values(run, "HR@1") == values(by_hand(tmp_path / "plain"), "HR@1")
 
@@ -475,10 +475,10 @@ def test_equal_scores_say_nothing(tmp_path, run):
 def test_truth_without_prices(tmp_path):
     some = ask(by_hand(tmp_path / "some", ledger={"money": [None, 10.0, None, 60.0, None]}), "GMV-HR@2")["recall"]
     assert (some["value"], some["n"], some["undefined_share"]) == (pytest.approx(10 / 70), 1, 3 / 4)
-    assert "3 truth items without a price (60.0%) left out" in some["note"]
+    assert "3 relevant items without a price (60.0%) left out" in some["note"]
     none = ask(by_hand(tmp_path / "none", ledger={"money": [None] * 5}), "GMV-HR@2")["recall"]
     assert none["value"] is None and none["undefined_share"] == 1
-    assert none["note"] == "5 truth items without a price (100.0%) left out; n/a: nothing is defined"
+    assert none["note"] == "5 relevant items without a price (100.0%) left out; n/a: nothing is defined"
     assert values(by_hand(tmp_path / "hits", ledger={"money": [None] * 5}), "HR@2")["recall"] == 2 / 3
 
 
@@ -621,7 +621,7 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
 
 
 def test_tables_that_contradict_each_other_are_refused(tmp_path):
-    with pytest.raises(KarmafunnelError, match=r"must not be negative, found -5.0 for request 'r1', item 'b'"):
+    with pytest.raises(KarmafunnelError, match=r"needs money of 0 or more, found -5.0 for request 'r1', item 'b'"):
         measure(by_hand(tmp_path / "debt", ledger={"money": [None, 10.0, -5.0, 60.0, 20.0]}), ["HR@1"])
     with pytest.raises(KarmafunnelError, match="request 'r9' is not in requests"):
         measure(by_hand(tmp_path / "stray", ledger={"request_id": ["r3", "r9", "r1", "r1", "r2"]}), ["HR@1"])
@@ -646,7 +646,7 @@ def grown(
     stage: str = "rank",
     limit: int = 0,
 ) -> Run:
-    """One stage, one truth item a request, found at rank 1 with a chance that depends on the user
+    """One stage, one relevant item a request, at rank 1 with a probability that depends on the user
     and on `better`.
     """
     rng = np.random.default_rng(7)  # the log is the same for every seed
@@ -941,8 +941,8 @@ def test_hits_are_bounded_grow_with_k_and_agree_with_a_loop(data, k):
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
 @settings(max_examples=15, deadline=None)
 def test_survivals_multiply_to_the_end(tmp_path_factory, depths):
-    """Each truth item gets this far: 0 not eligible, 1 index, 2 lost at recall, 3 lost at rank, 4
-    kept.
+    """How far each relevant item gets: 0 not eligible, 1 index, 2 lost at recall, 3 lost at rank,
+    4 kept.
     """
     n = len(depths)
     depth = np.array(depths)

@@ -1,4 +1,4 @@
-"""The tables of a Run as arrays, for the measures: truth items, shown rows, slices."""
+"""The tables of a Run as arrays, for the measures: relevant items, shown rows, slices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import metrics
 from .metrics import LOST
 from .run import Run
 
-# Slices by truth item restrict a request's truth; slices by request keep or leave out whole
+# Slices by relevant item select some relevant items of each request; slices by request select whole
 # requests.
 SLICES: dict[str, tuple[str, ...]] = {
     "target": ("head", "tail", "cold"),
@@ -34,8 +34,10 @@ ALL, LOGGED = "all", "logged order"
 
 @dataclass(frozen=True, eq=False)
 class Truths:
-    """One row a truth item, by request. `group` is the request's row; ranks are int64, LOST once
-    lost.
+    """The relevant items of a Run, sorted by request; arrays are (n_relevant,).
+
+    group: number of the request. rank: by stage, int64, LOST once the item is lost. wins: by stage,
+    the scored candidates that it beats, ties one half.
     """
 
     frame: pl.DataFrame
@@ -48,8 +50,10 @@ class Truths:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """One row a logged exposure with a position, by request; `truth` is the row of the ledger, -1
-    for an item that is none.
+    """The logged exposures with a position, sorted by request; arrays are (n_exposures,).
+
+    group: number of the request. truth: row in `Truths`, -1 for an item that is not relevant.
+    tie: hash that orders rows of equal score.
     """
 
     group: np.ndarray
@@ -63,8 +67,9 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class SliceMask:
-    """A slice's value: the requests that belong to it, and of their truth the items that do (all,
-    for slices by request).
+    """One value of a slice, as masks: its requests (n_requests,) and relevant items (n_relevant,).
+
+    by_truth: whether the slice is by relevant item; then `requests` is all of them.
     """
 
     name: str
@@ -74,8 +79,8 @@ class SliceMask:
 
 
 class RunArrays:
-    """The tables of a Run as arrays, requests in the order of their ids, so that two Runs of the
-    same requests line up.
+    """The tables of a Run as arrays, in the order of request ids, so that Runs of the same requests
+    align.
     """
 
     def __init__(self, run: Run):
@@ -134,7 +139,7 @@ class RunArrays:
             row = frame.row(int(np.flatnonzero(money < 0)[0]), named=True)
             found = f"{row['money']} for request {row['request_id']!r}, item {row['item_id']!r}"
             raise KarmafunnelError(
-                f"{self.run.path}/ledger.parquet: money must not be negative, found {found}"
+                f"{self.run.path}/ledger.parquet", needs="money of 0 or more", found=found
             )
         return Truths(
             frame,
@@ -147,8 +152,9 @@ class RunArrays:
 
     @cached_property
     def would_rank(self) -> dict[str, np.ndarray]:
-        """The rank that every truth item has, or would have, in each stage's output, lost before or
-        not; LOST where unknown.
+        """The rank of each relevant item in each stage's output, by stage: (n_relevant,).
+
+        For an item that was lost, the rank that it would have there; LOST where unknown.
         """
         columns = [f"{s}.rank" for s in self.run.stages]
         tracked = self.run.read("scored", "request_id", "item_id", *columns).unique(
@@ -162,7 +168,7 @@ class RunArrays:
 
     @cached_property
     def log(self) -> tuple[Log | None, str]:
-        """The log that was replayed, where it still lies at its place; else None and why."""
+        """The replayed log, if it is still at its path and unchanged; else None and why."""
         said = self.run.meta["log"]
         path = Path(str(said.get("path")))
         if not (path / "log.json").is_file():
@@ -176,8 +182,8 @@ class RunArrays:
 
     @cached_property
     def elsewhere(self) -> tuple[pl.DataFrame | None, str]:
-        """What users bought out of the funnel (user_id, item_id, bought), where the log holds it,
-        as a World does; else None and why.
+        """Purchases outside the funnel (user_id, item_id, bought) if the log has them, as that of a
+        World does; else None and why.
         """
         path = Path(str(self.run.meta["log"].get("path"))) / "truth" / "elsewhere.parquet"
         if not path.is_file():
@@ -195,23 +201,25 @@ class RunArrays:
             ) from error
 
     def soon_elsewhere(self, days: int) -> tuple[pl.DataFrame | None, str]:
-        """Items that a request's user bought elsewhere in the `days` after it and that are not its
-        truth already: group, request_id, item_id. The note says how many requests have a window
-        that runs past the last such purchase.
+        """Items that a request's user bought elsewhere within `days` after it, without those that
+        are relevant already.
+
+        Returns:
+            A frame (group, request_id, item_id), or None, and a note: why there is none, or how
+            many requests have a window that ends after the last known purchase.
         """
         bought, note = self.elsewhere
         if bought is None:
             return None, note
         window = timedelta(days=days)
-        asked = self.requests.select("request_id", "user_id", pl.col("ts").cast(TS)).with_columns(
-            self.index["group"]
-        )
-        found = asked.join(bought, on="user_id").filter(
+        requests = self.requests.select("request_id", "user_id", pl.col("ts").cast(TS))
+        requests = requests.with_columns(self.index["group"])
+        found = requests.join(bought, on="user_id").filter(
             (pl.col("bought") > pl.col("ts")) & (pl.col("bought") <= pl.col("ts") + window)
         )
         found = found.select("group", "request_id", "item_id").unique(maintain_order=True)
         last = bought["bought"].max()
-        cut = 0 if last is None else int((asked["ts"] + window > last).sum())
+        cut = 0 if last is None else int((requests["ts"] + window > last).sum())
         note = (
             f"the window of {cut} requests runs past the last purchase known elsewhere"
             if cut
@@ -223,7 +231,7 @@ class RunArrays:
 
     @cached_property
     def winsorised(self) -> np.ndarray:
-        """Truth money cut at the 99th percentile of all the Run's truth money."""
+        """Money of the relevant items, winsorised at its 99th percentile: (n_relevant,)."""
         return metrics.winsorised(self.truths.money)
 
     @cached_property
@@ -279,8 +287,11 @@ class RunArrays:
         )
 
     def shown_ranks(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rank of every row in its shown list under a stage's score (0 for rows in no list), and
-        each request's list length.
+        """Ranks in the shown lists, ordered by a stage's score.
+
+        Returns:
+            The rank of each exposure, 0 if it is in no list: (n_exposures,); and the length of each
+            request's list: (n_requests,).
         """
         if stage in self._shown_ranks:
             return self._shown_ranks[stage]
@@ -296,7 +307,7 @@ class RunArrays:
         return ranks, sizes
 
     def parts(self, slice_name: str | None) -> list[SliceMask]:
-        """Everything, or one part a value of the slice."""
+        """One mask for each value of a slice; without a slice, one mask of everything."""
         every = np.ones(self.n, dtype=bool)
         if slice_name is None:
             return [SliceMask(ALL, every, np.ones(self.truths.frame.height, dtype=bool))]

@@ -1,10 +1,10 @@
-"""Attribution: an end-to-end change split over the stages that made it, from Runs of the whole
-on/off grid.
+"""Attribution: split an end-to-end change over the stages that caused it, from Runs of all on/off
+combinations.
 
-The value of a set of stages is the measure at the end of the funnel in which just these are
-switched on. A stage's part is its Shapley value, the mean over all orders of switching the stages
-on of what the measure gains at its turn: the parts of all stages sum to the whole change, whatever
-the stages do to each other (Shapley 1953).
+The value of a set of stages is the measure at the end of the funnel in which exactly these are
+switched on. The part of a stage is its Shapley value: what the measure gains when the stage is
+switched on, averaged over all orders of switching stages on. The parts sum to the whole change,
+however the stages interact (Shapley 1953).
 """
 
 from __future__ import annotations
@@ -27,16 +27,22 @@ from .run import Run
 
 Subset = frozenset[str]
 Value = TypeVar("Value", float, np.ndarray)
-MOST = 4  # stages: the grid has 2^n funnels
+MOST = 4  # stages; the grid has 2^n funnels
 
 
 def grid(off: Funnel, on: Mapping[str, Stage | None]) -> dict[Subset, Funnel]:
-    """The funnels in which every subset of the stages named in `on` is switched on: its alternative
-    in its place, all else as `off` has it.
+    """The funnel of every subset of the stages in `on`.
 
-    None leaves a stage out. Subsets come small to large, in the order of the funnel. Raises
-    KarmafunnelError for no stage, more than 4, one that `off` does not have, and an alternative
-    that changes nothing.
+    Args:
+        off: the funnel with all of these stages switched off.
+        on: by name of a stage, the stage that replaces it when switched on; None removes it.
+
+    Returns:
+        Funnels by subset of names, from small to large subsets, in the order of the funnel.
+
+    Raises:
+        KarmafunnelError: no stage or more than 4, one that `off` does not have, or one that is the
+            same on and off.
     """
     _check_number(on)
     places = {stage.name: stage for stage in off.stages}
@@ -54,18 +60,20 @@ def grid(off: Funnel, on: Mapping[str, Stage | None]) -> dict[Subset, Funnel]:
 
 
 def subsets(stages: Sequence[str]) -> list[Subset]:
-    """All subsets, small to large."""
+    """All subsets, from small to large."""
     return [
         frozenset(some) for size in range(len(stages) + 1) for some in combinations(stages, size)
     ]
 
 
 def shapley(values: Mapping[Subset, Value]) -> dict[str, Value]:
-    """The Shapley value of every member, from the value (a number, or an array of resamples) of
-    every subset.
+    """The Shapley value of each member.
 
-    Of n members, i gets the sum over the sets S without it of |S|! (n - |S| - 1)! / n! times v(S
-    with i) - v(S).
+    With n members, that of member i is the sum over all subsets S without i of
+    |S|! (n - |S| - 1)! / n! * (v(S with i) - v(S)).
+
+    Args:
+        values: v of every subset, a number or an array of resamples.
     """
     everybody = max(values, key=len)
     n = len(everybody)
@@ -88,18 +96,24 @@ def attribute(
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[dict[str, Any]]:
-    """What each switched-on stage adds to a measure at the end of the funnel: a row a measure, part
-    and stage, then one end to end.
+    """What each stage adds to a measure at the end of the funnel when it is switched on.
 
-    `runs` holds, for every subset of the stages that may be on (the empty one, too), its Run or one
-    Run a seed, seeds in one order everywhere. `value` is the Shapley value, mean over seeds, with a
-    95% interval over users and seeds; end to end it is the sum of the parts: `on`, all stages on,
-    less `off`, none. `alone` is what the stage adds to none, `last` what it adds to all others.
-    `share` is of the whole change, where that leaves out 0. `better` is "on" or "off" where the
-    interval leaves out 0 and the sign is the same in every seed; `holm` says whether that stands
-    after Holm's correction over all these rows. Raises KarmafunnelError for a missing subset,
-    unequal numbers of seeds, more than 4 stages, and Runs of different logs, labels, windows or
-    requests.
+    Args:
+        runs: the Run of every subset of the stages, the empty one included, or one Run per seed,
+            with seeds in the same order everywhere.
+        slice: name of a slice, such as "target".
+
+    Returns:
+        One row per measure, slice value and stage, then one end to end. `value`: the Shapley value,
+        mean over seeds, with a 95% interval over users and seeds; end to end it is the sum of the
+        parts, `on` (all stages on) - `off` (none on). `alone`: what the stage adds to none. `last`:
+        what it adds to all others. `share`: of the whole change, if the interval of that excludes
+        0. `better`: "on" or "off" if the interval excludes 0 and the sign is the same in every
+        seed. `holm`: whether it is significant after Holm's correction over all rows.
+
+    Raises:
+        KarmafunnelError: a missing subset, different numbers of seeds, more than 4 stages, or Runs
+            of different logs, labels, windows or requests.
     """
     wanted = parse_all(measures)
     table = {
@@ -111,15 +125,15 @@ def attribute(
     flat = [run for subset in every for run in table[subset]]
     readings = same_requests(flat, [run.path.as_posix() for run in flat])
     users, parts = len(readings[0].users), [part.name for part in readings[0].parts(slice)]
-    asked: dict[Measure, Measure] = {}  # what is asked in a measure's place
+    comparable: dict[Measure, Measure] = {}  # the measure that is computed for each
     notes = {}
     for m in wanted:
         places = [(run, END if m.name == "survival" else run.stages[-1]) for run in flat]
         one, notes[m] = at_one_depth(m, places)
         if one is not None:
-            asked[m] = one
-    # A RunArrays goes once its figures are there: the grid has many.
-    ends = [_ends(readings.pop(0), asked, slice) for _ in flat]
+            comparable[m] = one
+    # The arrays of a Run are freed once it is measured, since a grid has many Runs.
+    ends = [_ends(readings.pop(0), comparable, slice) for _ in flat]
     rows: list[dict[str, Any]] = []
     games: list[tuple[list[dict[str, Any]], list[list[Estimate]]]] = []
     estimates: list[Estimate] = []
@@ -154,46 +168,51 @@ def _check_number(stages: Mapping[str, Any] | Sequence[str]) -> None:
 
 
 def _in_order(names: Mapping[str, Any] | Sequence[str], places: list[str]) -> list[str]:
-    """In the order of the funnel; what it does not have comes last."""
+    """Names in the order of the funnel; those that it does not have come last."""
     return sorted(
         names, key=lambda name: (places.index(name) if name in places else len(places), name)
     )
 
 
 def _stages_of(table: Mapping[Subset, Sequence[Run]]) -> list[str]:
-    """The stages that are switched, in the order of the funnel; raises KarmafunnelError where the
-    grid has a hole.
+    """The stages that are switched, in the order of the funnel.
+
+    Raises:
+        KarmafunnelError: a missing subset, or different numbers of seeds.
     """
     named = sorted(frozenset().union(*table))
     _check_number(named)
     if missing := [subset for subset in subsets(named) if not table.get(subset)]:
-        holes = ", ".join(_words(subset) for subset in missing)
+        absent = ", ".join(_subset_name(subset) for subset in missing)
         raise KarmafunnelError(
-            f"attribute: needs Runs for every subset of {named}, missing {holes}"
+            "attribute", needs=f"Runs for every subset of {named}", found=f"none for {absent}"
         )
     counts = {subset: len(found) for subset, found in table.items()}
     if other := next((s for s, n in counts.items() if n != counts[frozenset()]), None):
         found = (
-            f"{counts[frozenset()]} for {_words(frozenset())} and {counts[other]} for"
-            f" {_words(other)}"
+            f"{counts[frozenset()]} for {_subset_name(frozenset())} and {counts[other]} for"
+            f" {_subset_name(other)}"
         )
         raise KarmafunnelError("attribute", needs="as many seeds for every subset", found=found)
     return _in_order(named, table[frozenset(named)][0].stages)
 
 
-def _words(subset: Subset) -> str:
+def _subset_name(subset: Subset) -> str:
     return " + ".join(sorted(subset)) if subset else "nothing on"
 
 
 def _ends(
-    reading: RunArrays, asked: Mapping[Measure, Measure], slice_name: str | None
+    reading: RunArrays, comparable: Mapping[Measure, Measure], slice_name: str | None
 ) -> dict[tuple[str, str], MetricValue]:
-    """The figure at the end of a Run by measure and part, of what is asked in the measure's place:
-    end to end where that has such a row, else its last stage's.
+    """The value at the end of a Run by measure and slice value: end to end if the measure has such
+    a row, else that of the last stage.
+
+    Args:
+        comparable: the measure to compute for each measure.
     """
     last = reading.run.stages[-1]
     ends: dict[tuple[str, str], MetricValue] = {}
-    for measure, one in asked.items():
+    for measure, one in comparable.items():
         found = {figure.key: figure for figure in ask(reading, [one], [last], slice_name)}
         for end in (last, END):
             ends |= {
@@ -236,7 +255,7 @@ def _play(
     samples: Samples,
     seed: int,
 ) -> None:
-    """Fill the rows of one measure: its stages, then end to end."""
+    """Fill the rows of one measure and slice value: its stages, then end to end."""
     nobody, everybody = every[0], every[-1]
     first = by_seed[0][-1]
     for row in rows:
@@ -257,17 +276,17 @@ def _play(
         parts = [one[stage] for one in split]
         value = change if stage == END else float(np.mean(parts))
         found[stage] = Difference.over_seeds(value, parts, [one[stage] for one in drawn], seed)
-    told_apart = found[END].excludes_zero()
+    whole_change_known = found[END].excludes_zero()
     for row in rows:
         stage, difference = row["stage"], found[row["stage"]]
         own = everybody if stage == END else frozenset({stage})
         row |= {"value": difference.value, "off": mean[nobody], "on": mean[everybody]}
         row |= {"alone": mean[own] - mean[nobody], "last": mean[everybody] - mean[everybody - own]}
         row |= difference.row(Measure.parse(row["measure"]).better, ("off", "on"))
-        row["share"] = difference.value / change if told_apart else None
+        row["share"] = difference.value / change if whole_change_known else None
 
 
 def _split(game: Mapping[Subset, Value]) -> dict[str, Value]:
-    """Each stage's part of the whole change, and the change itself."""
+    """The part of each stage, and the whole change."""
     every = sorted(game, key=len)
     return shapley(game) | {END: game[every[-1]] - game[every[0]]}

@@ -1,8 +1,8 @@
-"""Asking a Run: measures stage by stage with intervals and slices, comparisons of two Runs, and the
-cascade of losses.
+"""Measures of a Run by stage with intervals and slices, comparisons of two Runs, and the losses of
+each stage.
 
-Measures are values parsed from text (`measures/`), the arithmetic is in `metrics.py`, the intervals
-in `intervals.py`. Every row says its unit, how many units were scored, how many were undefined, and
+Measures are parsed from text (`measures/`); the arithmetic is in `metrics.py`, the intervals in
+`intervals.py`. Every row has its unit, the number of units, how many of them were undefined, and
 its denominator. Definitions: `docs/METRICS.md`.
 """
 
@@ -28,7 +28,7 @@ from .run import Run
 __all__ = ["Cascade", "Measure", "Run", "added", "compare", "measure"]
 
 
-# -- asking a Run ----------------------------------------------------------------------------------
+# -- measures and comparisons ----------------------------------------------------------------------
 
 
 def measure(
@@ -41,30 +41,39 @@ def measure(
     resamples: int = 1000,
     label: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of the table: one a measure, part of the slice and stage, with a 95% interval clustered
-    by user.
+    """Measure a Run: one row per measure, slice value and stage.
 
-    Several Runs are seeds of one recipe: values are means over seeds, intervals resample seeds and
-    users. `label` names the rows (default: the Run folder). A value that does not exist is None and
-    its note says why. Raises KarmafunnelError for unknown measures and slices, and for Runs of
-    different logs, labels, windows or requests.
+    Args:
+        run: one Run, or Runs of one recipe with different seeds: values are then means over seeds,
+            and intervals resample seeds and users.
+        by_stage: whether to measure every stage, or only the last.
+        slice: name of a slice, such as "target".
+        ci: whether to compute 95% intervals, clustered by user.
+        label: name of the rows; default: the Run folder.
+
+    Returns:
+        Rows as plain values. A value that does not exist is None, and its note says why.
+
+    Raises:
+        KarmafunnelError: unknown measure or slice, or Runs of different logs, labels, windows or
+            requests.
     """
     wanted = parse_all(measures)
     runs = [run] if isinstance(run, Run) else list(run)
     readings = same_requests(runs, [label or r.name for r in runs])
-    asked = [
+    found = [
         ask(r, wanted, r.run.stages if by_stage else r.run.stages[-1:], slice) for r in readings
     ]
-    if any([f.key for f in a] != [f.key for f in asked[0]] for a in asked):
+    if any([f.key for f in a] != [f.key for f in found[0]] for a in found):
         raise KarmafunnelError(
-            f"measure: Runs of several seeds need the same stages, found {[r.stages for r in runs]}"
+            "measure", needs="the same stages in all seeds", found=[r.stages for r in runs]
         )
     known = [
-        f.estimate for figs in asked for f in figs if f.estimate is not None and not f.constant
+        f.estimate for figs in found for f in figs if f.estimate is not None and not f.constant
     ]
     samples = sampled(known, len(readings[0].users), resamples, seed) if ci else {}
     rows = []
-    for same in zip(*asked, strict=True):
+    for same in zip(*found, strict=True):
         first = same[0]
         row: dict[str, Any] = {"label": label or runs[0].name}
         row |= {"stage": first.stage, "measure": str(first.measure), "slice": first.part}
@@ -90,8 +99,10 @@ def measure(
 def ask(
     reading: RunArrays, wanted: Sequence[Measure], stages: Sequence[str], slice_name: str | None
 ) -> list[MetricValue]:
-    """Figures of some stages, measure by measure and part by part; raises KarmafunnelError for an
-    unknown slice.
+    """Values of some stages, by measure and slice value.
+
+    Raises:
+        KarmafunnelError: unknown slice.
     """
     parts, found = reading.parts(slice_name), list[MetricValue]()
     for m in wanted:
@@ -126,9 +137,13 @@ def _joined(*notes: str) -> str:
 
 
 def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[RunArrays]:
-    """Readings that line up; raises KarmafunnelError naming the Runs that differ and in what."""
+    """The arrays of Runs of the same requests, which align.
+
+    Raises:
+        KarmafunnelError: no Run, or Runs of different logs, labels, windows or requests.
+    """
     if not runs:
-        raise KarmafunnelError("needs at least one Run, found none")
+        raise KarmafunnelError("measure", needs="at least one Run", found="none")
     first, name = runs[0], names[0]
     checks: list[tuple[str, Callable[[Run], Any]]] = [
         ("log", lambda r: f"{r.meta['log'].get('name')} ({r.meta['log'].get('checksum')})"),
@@ -139,8 +154,9 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[RunArrays]:
         for what, of in checks:
             if of(first) != of(other):
                 raise KarmafunnelError(
-                    f"needs Runs of one {what}, found {of(first)} in {name} and {of(other)} in"
-                    f" {other_name}"
+                    "compare",
+                    needs=f"Runs of one {what}",
+                    found=f"{of(first)} in {name} and {of(other)} in {other_name}",
                 )
     readings = [RunArrays(r) for r in runs]
     ids = readings[0].requests["request_id"]
@@ -169,16 +185,26 @@ def compare(
     label_a: str | None = None,
     label_b: str | None = None,
 ) -> list[dict[str, Any]]:
-    """B against A, paired on the same requests: one row a measure, part and stage that both have
-    (and last against last).
+    """Compare Run B with baseline Run A, paired on the same requests.
 
-    `difference` is B - A over the requests (users) where both are defined; `better` is "A" or "B"
-    where its 95% interval leaves out 0 and, with several seeds (sequences of Runs, paired in
-    order), its sign is the same in every seed; `holm` says whether the difference stands after
-    Holm's correction inside this table; `smallest_effect` could have been detected with 80% power.
-    What a deeper list alone makes greater is compared at one depth, or not at all (`at_one_depth`);
-    the note says so. Raises KarmafunnelError for Runs of different logs, labels, windows or
-    requests.
+    A measure that grows with the length of a list is compared at one depth, or not at all
+    (`at_one_depth`); the note says so.
+
+    Args:
+        run_a, run_b: a Run each, or as many seeds of each, paired in order.
+        by_stage: whether to compare every stage that both have, or only the last stages.
+        slice: name of a slice, such as "target".
+
+    Returns:
+        One row per measure, slice value and stage. `difference`: B - A over the requests (users)
+        where both are defined. `better`: "A" or "B" if the 95% interval excludes 0 and the sign is
+        the same in every seed. `holm`: whether the difference is significant after Holm's
+        correction over this table. `smallest_effect`: difference that would have been detected with
+        80% power.
+
+    Raises:
+        KarmafunnelError: Runs of different logs, labels, windows or requests, or different numbers
+            of seeds.
     """
     wanted = parse_all(measures)
     a_runs, b_runs = ([r] if isinstance(r, Run) else list(r) for r in (run_a, run_b))
@@ -187,7 +213,7 @@ def compare(
             "compare", needs="as many seeds of A as of B", found=f"{len(a_runs)} and {len(b_runs)}"
         )
     runs = [*a_runs, *b_runs]
-    asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
+    values = _Values(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
     a_last, b_last = a_runs[0].stages[-1], b_runs[0].stages[-1]
     common = [s for s in a_runs[0].stages if s in b_runs[0].stages] if by_stage else []
     pairs = [(s, s) for s in common] + (
@@ -195,14 +221,14 @@ def compare(
     )
     table = []
     for m in wanted:
-        for part in asked.parts:
+        for part in values.parts:
             for a_stage, b_stage in [*pairs, (END, END)]:
                 a = [(i, a_stage) for i in range(len(a_runs))]
                 b = [(len(a_runs) + i, b_stage) for i in range(len(b_runs))]
                 stage = a_stage if a_stage == b_stage else f"{a_stage} | {b_stage}"
-                table += asked.pair(m, part, a, b, stage)
+                table += values.pair(m, part, a, b, stage)
     labels = {"label_a": label_a or a_runs[0].name, "label_b": label_b or b_runs[0].name}
-    return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
+    return _tested(table, labels, len(values.readings[0].users), resamples, seed)
 
 
 def added(
@@ -212,36 +238,40 @@ def added(
     seed: int = 0,
     resamples: int = 1000,
 ) -> list[dict[str, Any]]:
-    """What each stage after the first adds over the order of the stage before it: rows as `compare`
-    gives them, A the stage before.
+    """Compare each stage after the first with the order of the stage before it.
 
-    Both are asked at one depth: the measure's k, which both must put out. Measures of what goes in
-    and comes out, of candidates and of neither direction are left out: they say nothing of the
-    kind. Several Runs are seeds of one recipe.
+    Both are measured at the measure's k, which both must return. Measures of the input or of the
+    candidates of a stage are left out, as are those without a better direction.
+
+    Args:
+        run: one Run, or Runs of one recipe with different seeds.
+
+    Returns:
+        Rows as those of `compare`; A is the stage before.
     """
     wanted = []
     for m in parse_all(measures):
         if m.depth in ("", "output") and m.better != "neither" and not isinstance(m, RecallOfBest):
             wanted.append(m)
     runs = [run] if isinstance(run, Run) else list(run)
-    asked = _Asked(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
+    values = _Values(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
     table, stages = [], runs[0].stages
     for m in wanted:
-        for part in asked.parts:
+        for part in values.parts:
             for before, stage in pairwise(stages):
                 a, b = ([(i, name) for i in range(len(runs))] for name in (before, stage))
-                table += asked.pair(m, part, a, b, stage)
+                table += values.pair(m, part, a, b, stage)
     labels = {"label_a": "the stage before", "label_b": "the stage"}
-    return _tested(table, labels, len(asked.readings[0].users), resamples, seed)
+    return _tested(table, labels, len(values.readings[0].users), resamples, seed)
 
 
-Place = tuple[int, str]  # the number of a reading, and a stage of it
-# a row, and its two sides, an estimate a seed
+Place = tuple[int, str]  # number of a Run, and one of its stages
+# a row, and the estimates of its two sides, one per seed
 Compared = tuple[dict[str, Any], list[Estimate], list[Estimate]]
 
 
-class _Asked:
-    """Figures of readings that line up, each worked out once."""
+class _Values:
+    """Values of several Runs of the same requests, each computed once."""
 
     def __init__(self, readings: Sequence[RunArrays], slice_name: str | None):
         self.readings = readings
@@ -259,15 +289,17 @@ class _Asked:
         return self._found[place].get(stage)
 
     def figures(self, m: Measure, part: str, places: Sequence[Place]) -> list[MetricValue]:
-        """Those that are there."""
+        """The values that exist."""
         found = [self.figure(i, m, part, stage) for i, stage in places]
         return [figure for figure in found if figure is not None]
 
     def pair(
         self, m: Measure, part: str, a: Sequence[Place], b: Sequence[Place], stage: str
     ) -> list[Compared]:
-        """A row of a comparison of figures, a place a seed on each side, at one depth; none where a
-        side has no such figure.
+        """A row that compares two sides at one depth; no row if a side has no such value.
+
+        Args:
+            a, b: where the values of each side are, one per seed.
         """
         sides, seeds = [*a, *b], len(a)
         present = self.figures(m, part, sides)
@@ -290,16 +322,16 @@ class _Asked:
             "undefined": 0,
         }
         row |= {"unit": present[0].unit, "denominator": present[0].denominator, "seeds": seeds}
-        asked, why = at_one_depth(m, [(self.readings[i].run, at) for i, at in sides])
-        # another question at the same place; end to end is what the last stage puts out
-        if asked is not None and asked != m:
+        measured, why = at_one_depth(m, [(self.readings[i].run, at) for i, at in sides])
+        # another measure of the same stage; end to end is the output of the last stage
+        if measured is not None and measured != m:
             last = [(i, self.readings[i].run.stages[-1] if at == END else at) for i, at in sides]
-            present = self.figures(asked, part, last)
+            present = self.figures(measured, part, last)
         row["note"] = _joined(*(f.note for f in present), why)
         estimates = [f.estimate for f in present if f.estimate is not None]
         if len(estimates) < len(sides):
             return [(row, [], [])]
-        if asked is None:
+        if measured is None:
             for name, side in (("value_a", estimates[:seeds]), ("value_b", estimates[seeds:])):
                 value = float(np.mean([e.value for e in side]))
                 row[name] = None if np.isnan(value) else value
@@ -309,12 +341,11 @@ class _Asked:
 
 
 def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure | None, str]:
-    """The measure that can be compared between stages of Runs, and what there is to say; None where
-    none can.
+    """The measure that can be compared between stages of Runs, None if there is none, and a note.
 
-    A deeper list finds more, whatever its order: what has no k of its own is cut where the shortest
-    list ends. What depends on the rows that go into a stage is compared only where these numbers
-    are the same.
+    A longer list finds more, whatever its order. A measure without its own k is therefore cut at
+    the length of the shortest list. One that depends on the rows that go into a stage is compared
+    only if their numbers are equal.
     """
     sizes = [_sizes(m, run, stage) for run, stage in ends]
     if len(set(sizes)) <= 1:
@@ -327,19 +358,19 @@ def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure |
             Kept(k=shortest),
             f"both within the first {shortest}, where the shorter list ends (kept@{shortest})",
         )
-    told = [", ".join(f"{size:,}" for size in one if size) for one in dict.fromkeys(sizes)]
+    listed = [", ".join(f"{size:,}" for size in one if size) for one in dict.fromkeys(sizes)]
     return (
         None,
         (
             "n/a: not compared, it depends on how many rows go in and come out, here"
-            f" {' against '.join(told)}"
+            f" {' against '.join(listed)}"
         ),
     )
 
 
 def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
-    """The numbers of rows that a figure depends on, the stage's own last; 0 stands for all that is
-    eligible.
+    """The numbers of rows that a value depends on, those of the stage itself last; 0 means all
+    eligible items.
     """
     if not m.depth:
         return ()
@@ -357,8 +388,8 @@ def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
 def _tested(
     table: Sequence[Compared], labels: dict[str, str], users: int, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The rows with differences, intervals and verdicts, all under the same draws, corrected
-    together.
+    """Rows with differences and intervals from the same draws of users, with Holm's correction over
+    all of them.
     """
     samples = sampled([e for _, a, b in table for e in (*a, *b)], users, resamples, seed)
     for row, a, b in table:
@@ -382,13 +413,15 @@ def _difference(
     return out | found.row(Measure.parse(row["measure"]).better)
 
 
-# -- the cascade -----------------------------------------------------------------------------------
+# -- losses by stage -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """Where truth goes, in items and money: `steps` (in, out, survival; they multiply to the last
-    row) and `losses` by reason.
+    """Where relevant items are lost, in items and money.
+
+    steps: in, out and survival of each stage; the last row, end to end, is their product.
+    losses: items and money by reason.
     """
 
     steps: list[dict[str, Any]]
@@ -396,7 +429,11 @@ class Cascade:
 
     @classmethod
     def of(cls, run: Run, slice: str | None = None) -> Cascade:
-        """Read it off the ledger. Raises KarmafunnelError when ranks and reasons do not add up."""
+        """Compute it from the ledger of a Run.
+
+        Raises:
+            KarmafunnelError: ranks and reasons in the ledger contradict each other.
+        """
         reading = RunArrays(run)
         steps: list[dict[str, Any]] = []
         losses: list[dict[str, Any]] = []
@@ -435,8 +472,8 @@ def _steps(reading: RunArrays, part: SliceMask) -> list[dict[str, Any]]:
 
 
 def _losses(reading: RunArrays, part: SliceMask) -> list[dict[str, Any]]:
-    """Truth items and money by the reason they were lost, in the funnel's order, what is kept last;
-    shares are of all truth.
+    """Relevant items and money by reason of loss, in the order of the funnel, kept items last;
+    shares are of all relevant items.
     """
     truths = reading.truths
     money = np.nan_to_num(truths.money)

@@ -1,4 +1,4 @@
-"""What is in a log or a catalogue: figures as a dict, as tables on a terminal. The page of it:
+"""Statistics of a log or a catalogue, as a dict and as tables for the terminal. Their page:
 `simulator/report/log_page.py`.
 
 Shares are fractions of 1. What the log lacks is None. Definitions: `docs/METRICS.md`.
@@ -19,22 +19,23 @@ from ...log import Catalogue, Log
 
 Stats = dict[str, Any]
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
-PRINTED = ("p50", "p90", "p99")  # all of them are in the dict
-SHOWN_POSITIONS = 50  # of CTR by position
+PRINTED = ("p50", "p90", "p99")  # the dict has all of QUANTILES
+SHOWN_POSITIONS = 50  # for CTR by position
 ALL = "all"
 
 
-# -- figures ---------------------------------------------------------------------------------------
+# -- statistics ------------------------------------------------------------------------------------
 
 
 def describe(log: Log | Catalogue) -> Stats:
-    """Figures of a log, or the part of them that a catalogue has. Only plain values: they can be
-    written as JSON.
+    """Statistics of a log, or those of them that a catalogue has, as JSON-ready values.
 
-    Windows, list lengths, queries, histories, eligibility and the ceiling are those of the
-    scenario's requests; truth is that of the log's own label. Raises KarmafunnelError for a log
-    that cannot be read, and for prices and times that cannot be added up or printed; a log that
-    fails other checks is looked at all the same.
+    Windows, list lengths, queries, histories, eligible items and the ceiling are those of the
+    requests of the scenario; items are relevant by the log's own label. A log that fails other
+    checks than those below is described all the same.
+
+    Raises:
+        KarmafunnelError: the log cannot be read, or has prices or times outside the valid range.
     """
     require(
         log, but=[question.name for question in CHECKS if question.name not in ("prices", "years")]
@@ -55,9 +56,7 @@ def describe(log: Log | Catalogue) -> Stats:
 
 
 def describe_items(items: pl.DataFrame) -> Stats:
-    """Texts and categories of the items: words a title and a description, depth, how many there
-    are.
-    """
+    """Lengths of texts, missing fields, brands and categories of the items."""
     texts = [name for name in ("title", "description") if name in items.columns]
     return {
         "words": {name: spread(words(items[name].cast(pl.String))) for name in texts},
@@ -78,7 +77,7 @@ def describe_log(log: Log, stats: Stats) -> Stats:
     truth = log.truth(log.meta["label"])
     of_requests = per_request(log, served, truth)
     lists = shown.group_by("request").len().filter(pl.col("request").is_in(served))["len"]
-    asked = log.requests["query"].gather(served)
+    queries = log.requests["query"].gather(served)
     return {
         "kind": "log",
         **{key: log.meta.get(key) for key in ("time", "label", "catalogue", "scenario")},
@@ -125,18 +124,26 @@ def describe_log(log: Log, stats: Stats) -> Stats:
             None
             if not log.has("query")
             else {
-                "share": 1 - (share(asked.is_null()) or 0.0),
-                "distinct": asked.drop_nulls().n_unique(),
-                "words": spread(words(asked)),
+                "share": 1 - (share(queries.is_null()) or 0.0),
+                "distinct": queries.drop_nulls().n_unique(),
+                "words": spread(words(queries)),
             }
         ),
     }
 
 
 def per_request(log: Log, served: np.ndarray, truth: pl.DataFrame) -> pl.DataFrame:
-    """One row a request of the scenario: window, user, history (clicks and purchases before it),
-    eligible items, and of its truth how many items, how many of them eligible, had before by the
-    user, never a target in W1; and the money.
+    """One row per request of the scenario.
+
+    Args:
+        served: rows of the scenario's requests: (n_served,).
+        truth: relevant items of the log.
+
+    Returns:
+        Columns request, window, user, history (clicks and purchases before the request), eligible
+        (number of eligible items), truth (number of relevant items) and, of these, how many are
+        eligible (truth_eligible), were clicked or bought before by the user (repeat) or never
+        relevant in W1 (cold), and their money.
     """
     window = log.requests["window"]
     targets_of_w1 = pl.Series(np.flatnonzero(log.targets_of_w1(log.meta["label"])))
@@ -167,8 +174,8 @@ def per_request(log: Log, served: np.ndarray, truth: pl.DataFrame) -> pl.DataFra
 
 
 def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -> list[Stats]:
-    """One dict a window, and one for all of them: the scenario's requests, their truth, and what
-    could be found of it.
+    """Statistics of the scenario's requests and their relevant items: one dict per window, then one
+    for all windows.
     """
     in_w1 = set(of_requests.filter(pl.col("window") == "W1")["user"])
     known_money = log.has("price") and truth["money"].null_count() < truth.height
@@ -206,7 +213,7 @@ def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -
 
 
 def ctr_by_position(log: Log, shown: pl.DataFrame) -> list[Stats] | None:
-    """Shown, clicked and purchased rows of the first positions, and clicks a shown row."""
+    """Exposures, clicks, purchases and click rate of the first positions."""
     if not log.has("clicks") or shown.height == 0:
         return None
     rows = shown.group_by("position").agg(
@@ -219,11 +226,16 @@ def ctr_by_position(log: Log, shown: pl.DataFrame) -> list[Stats] | None:
 
 
 def popularity(counts: np.ndarray) -> Stats | None:
-    """How targets concentrate on items; counts (n_items,) int64 of targets an item.
+    """How unevenly relevant items are spread over the catalogue.
 
-    Gini over all items, those that are never a target included; share of targets that the top 1% of
-    all items hold (rounded up to whole items); slope of log count on log rank by least squares over
-    the items that are a target.
+    Args:
+        counts: how often each item is relevant: int64 (n_items,).
+
+    Returns:
+        Among others, `gini` over all items, also those never relevant; `top_1_percent`, the share
+        that the top 1% of all items hold (rounded up to whole items); and `zipf_slope`, the least
+        squares slope of log count on log rank over the items that are ever relevant. None if no
+        item is.
     """
     total, n = int(counts.sum()), len(counts)
     if total == 0:
@@ -245,7 +257,7 @@ def popularity(counts: np.ndarray) -> Stats | None:
 
 
 def prices(values: pl.Series) -> Stats | None:
-    """Spread of the prices that are known, and the share that is missing."""
+    """Spread of the known prices, and the share of missing ones."""
     if values.len() == 0:
         return None
     known = values.drop_nulls().drop_nans()
@@ -261,12 +273,12 @@ def time_range(ts: pl.Series) -> Stats | None:
 
 
 def words(texts: pl.Series) -> pl.Series:
-    """Words a text, of the texts that are there."""
+    """Number of words of each text that is not null."""
     return texts.drop_nulls().str.count_matches(r"\S+")
 
 
 def spread(values: pl.Series) -> Stats | None:
-    """n, mean, min, quantiles (linear between neighbours) and max; None of nothing."""
+    """n, mean, min, quantiles (linear interpolation) and max; None if there are no values."""
     if values.len() == 0:
         return None
     array = values.to_numpy().astype(float)
@@ -295,9 +307,7 @@ Tables = list[tuple[str, list[str], list[list[str]]]]
 
 
 def tables(stats: Stats) -> Tables:
-    """Title, head and rows of what is printed on a terminal and in the HTML file, every figure as
-    text.
-    """
+    """The tables of the terminal and of the page: title, head and rows of each, as text."""
     found: Tables = [(str(stats["name"]), ["what", "found"], facts(stats))]
     if "windows" in stats:
         head = ["requests of the scenario", *(w["window"] for w in stats["windows"])]
@@ -327,7 +337,7 @@ def count(value: int | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three figures, or a whole number."""
+    """A number with three significant digits, or a whole number."""
     if value is None:
         return "n/a"
     if abs(value) >= 1e6:
@@ -341,14 +351,14 @@ def percent(value: float | None) -> str:
     return f"{value:.1%}" if value == 0 or value >= 0.001 else "<0.1%"
 
 
-# Name, key and look of the rows of the table of windows.
+# Label, key and format of the rows of the table of windows.
 OF_WINDOWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("requests", "requests", count),
     ("users", "users", count),
     ("users not in W1", "new_users", percent),
-    ("requests with truth", "with_truth", percent),
-    ("truth items", "truth", count),
-    ("money of truth", "money", number),
+    ("requests with a relevant item", "with_truth", percent),
+    ("relevant items", "truth", count),
+    ("money of relevant items", "money", number),
     ("eligible items, mean", "eligible", number),
     ("ceiling", "ceiling", percent),
     ("repeat", "repeat", percent),
@@ -359,7 +369,7 @@ OF_WINDOWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 def facts(stats: Stats) -> list[list[str]]:
-    """What is one line each."""
+    """The table of facts: name and value."""
     sizes, items = stats["sizes"], stats["items"]
     rows = [
         ["kind", stats["kind"]],
@@ -378,7 +388,7 @@ def facts(stats: Stats) -> list[list[str]]:
             ["time", times.replace("T", " ")],
             ["sources", ", ".join(f"{name} {n:,}" for name, n in sources[:6]) + more],
             [
-                "scenario, truth",
+                "scenario, label",
                 (
                     f"{', '.join(stats['scenario'])}; label {stats['label']}; catalogue"
                     f" {stats['catalogue']}"
@@ -387,14 +397,14 @@ def facts(stats: Stats) -> list[list[str]]:
         ]
         if popular:
             top, never = percent(popular["top_1_percent"]), percent(popular["never"])
-            words_of_it = (
+            shape = (
                 f"Gini {number(popular['gini'])}, Zipf slope {number(popular['zipf_slope'])}"
             )
             rows.append(
                 [
                     "popularity",
                     (
-                        f"{words_of_it}, top 1% of items hold {top} of targets, never a target"
+                        f"{shape}, top 1% of items hold {top} of targets, never a target"
                         f" {never} of items"
                     ),
                 ]
@@ -435,17 +445,15 @@ def facts(stats: Stats) -> list[list[str]]:
 
 
 def masks_seen(stats: Stats) -> str | None:
-    """What to say of a log in which nobody ever wanted what he had before, though there were
-    histories to want it from.
-    """
+    """A hint for a log with histories in which no relevant item is a repeat, else None."""
     w = next(w for w in stats["windows"] if w["window"] == ALL)
     if w["truth"] and w["history"] and w["repeat"] == 0:
-        return "no relevant item was had before by its user: consider Unseen() after recall"
+        return "no relevant item is a repeat: consider Unseen() after recall"
     return None
 
 
 def spreads(stats: Stats) -> Iterable[tuple[str, Stats | None, float | None]]:
-    """Name, spread, and share missing where it has one."""
+    """Name, spread, and share of missing values where there is one."""
     for name, key in (
         ("requests a user", "requests_per_user"),
         ("list length", "list_length"),

@@ -1,7 +1,6 @@
-"""The one rule for paired differences: how estimates are paired, which interval and p a difference
-has, when one side is better, and Holm's correction.
+"""Paired differences: pairing of estimates, interval and p of a difference, and Holm's correction.
 
-A difference is better for one side where its 95% interval over users and seeds leaves out 0 and its
+One side is better if the 95% interval of the difference over users and seeds excludes 0 and its
 sign is the same in every seed.
 """
 
@@ -21,8 +20,9 @@ Samples = dict[Estimate, np.ndarray]
 
 
 def paired(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """Estimates of one seed, means over the units where every one of them is defined; ratios of
-    sums and pooled figures stay as they are.
+    """Estimates of one seed, restricted to the units where all of them are defined.
+
+    If any of them is a ratio of sums or a pooled value, all are returned unchanged.
     """
     means = [e for e in estimates if isinstance(e, Ratio) and e.counts is None]
     if len(means) < len(estimates):
@@ -32,7 +32,7 @@ def paired(estimates: Sequence[Estimate]) -> list[Estimate]:
 
 
 def sampled(estimates: Sequence[Estimate], users: int, resamples: int, seed: int) -> Samples:
-    """Each estimate's resamples, all under the same draws of users; empty with a single user."""
+    """The resamples of each estimate, from the same draws of users; empty with a single user."""
     if users < 2:
         return {}
     return dict(zip(estimates, resample(estimates, users, resamples, seed), strict=True))
@@ -40,9 +40,10 @@ def sampled(estimates: Sequence[Estimate], users: int, resamples: int, seed: int
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference: `by_seed` its value in each seed, `samples` (resamples,) over users and
-    seeds, empty where there are none. p and power by normal approximation, the interval by
-    percentiles.
+    """A paired difference. p and power use the normal approximation, the interval percentiles.
+
+    samples: resamples over users and seeds: (n_resamples,), may be empty. by_seed: the value in
+    each seed.
     """
 
     value: float
@@ -53,14 +54,14 @@ class Difference:
     def over_seeds(
         cls, value: float, by_seed: Sequence[float], samples: Sequence[np.ndarray], seed: int
     ) -> Difference:
-        """From the values and the resamples of each seed."""
+        """A difference from the resamples of each seed."""
         return cls(value, over_seeds(samples, seed) if samples else np.empty(0), by_seed)
 
     @classmethod
     def between(
         cls, a: Sequence[Estimate], b: Sequence[Estimate], samples: Samples, seed: int
     ) -> Difference:
-        """B less A, an estimate a seed on each side; `samples` holds both sides', or nothing."""
+        """B - A, with one estimate per seed on each side and the resamples of all, or none."""
         value = float(np.mean([y.value for y in b])) - float(np.mean([x.value for x in a]))
         by_seed, drawn = [], []
         for x, y in zip(a, b, strict=True):
@@ -80,14 +81,14 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """Two-sided p of "no difference"; 1 where nothing differs in any resample."""
+        """Two-sided p of "no difference"; 1 if value and standard error are 0."""
         if self.error > 0:
             return float(2 * special.ndtr(-abs(self.value) / self.error))
         return float(self.value == 0) if self.error == 0 else np.nan
 
     @property
     def smallest_effect(self) -> float:
-        """The true difference that a two-sided 5% test would have found with 80% power."""
+        """The true difference that a two-sided 5% test would have detected with 80% power."""
         return POWER_80 * self.error
 
     def excludes_zero(self) -> bool:
@@ -95,8 +96,11 @@ class Difference:
         return low is not None and high is not None and (low > 0 or high < 0)
 
     def better(self, direction: str, sides: tuple[str, str] = ("A", "B")) -> str:
-        """The side that is better, of a measure whose better values are "higher" or "lower"; ""
-        where the two are not told apart, or the direction is "neither".
+        """The better side, or "" if the difference is not significant or has no better direction.
+
+        Args:
+            direction: "higher", "lower" or "neither".
+            sides: names of the sides; the difference is the second less the first.
         """
         one_sign = len({np.sign(value) for value in self.by_seed}) == 1
         if direction == "neither" or not one_sign or not self.excludes_zero():
@@ -104,7 +108,7 @@ class Difference:
         return sides[(self.value > 0) == (direction == "higher")]
 
     def row(self, direction: str, sides: tuple[str, str] = ("A", "B")) -> dict[str, Any]:
-        """low, high, p, better and smallest_effect; None where there is no such number."""
+        """low, high, p, better and smallest_effect; None for numbers that do not exist."""
         low, high = self.interval
         p, effect = (None if np.isnan(x) else x for x in (self.p, self.smallest_effect))
         better = self.better(direction, sides)
@@ -112,16 +116,16 @@ class Difference:
 
 
 def correct(rows: Sequence[dict[str, Any]]) -> None:
-    """Set `holm` of rows that are asked together: whether their `p` stands after Holm's
-    correction.
-    """
+    """Set `holm` of each row: whether its `p` is significant after Holm's correction over all."""
     for row, mark in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["holm"] = mark
 
 
 def holm(p: Sequence[float | None], level: float = 0.05) -> list[bool]:
-    """Holm's step-down: which hypotheses are rejected when all are to hold together at `level`;
-    None and NaN never are (Holm 1979).
+    """Holm's step-down procedure at family-wise error rate `level` (Holm 1979).
+
+    Returns:
+        Whether each hypothesis is rejected; one whose p is None or NaN never is.
     """
     known = {i: one for i, one in enumerate(p) if one is not None and not np.isnan(one)}
     rejected = [False] * len(p)

@@ -14,14 +14,17 @@ from .run import Run
 
 
 def export_run(run: Run, out: Path | str, kind: str) -> list[str]:
-    """Write what the stages of a Run put out; returns the names of the files.
+    """Write the output of a Run's stages.
 
     Args:
         kind: "trec" (one run a stage, and qrels of the relevant items) or "csv" (slates and
             ledger).
 
+    Returns:
+        Names of the files.
+
     Raises:
-        KarmafunnelError: for another format, and for ids with blanks, which TREC cannot hold.
+        KarmafunnelError: another format, or ids with blanks, which TREC does not allow.
     """
     if kind == "trec":
         return written(out, lambda folder: trec_files(run, folder))
@@ -31,13 +34,17 @@ def export_run(run: Run, out: Path | str, kind: str) -> list[str]:
 
 
 def export_log(log: Log, out: Path | str, kind: str) -> list[str]:
-    """Write a log; returns the names of the files.
+    """Write a log.
 
     Args:
-        kind: "recbole" (`.inter` and `.item`) or "csv" (its three tables, lists with "|" between).
+        kind: "recbole" (`.inter` and `.item`) or "csv" (three tables, with "|" between the entries
+            of lists).
+
+    Returns:
+        Names of the files.
 
     Raises:
-        KarmafunnelError: for another format.
+        KarmafunnelError: another format.
     """
     if kind == "recbole":
         return written(out, lambda folder: recbole_files(log, folder))
@@ -49,8 +56,13 @@ def export_log(log: Log, out: Path | str, kind: str) -> list[str]:
 
 
 def written(out: Path | str, write: Callable[[Path], None]) -> list[str]:
-    """Files of a folder that appears whole or not at all; raises KarmafunnelError where it stands
-    already.
+    """Write a new folder that appears complete or not at all.
+
+    Returns:
+        Names of its files.
+
+    Raises:
+        KarmafunnelError: it exists already.
     """
     out = Path(out)
     if out.exists():
@@ -61,7 +73,7 @@ def written(out: Path | str, write: Callable[[Path], None]) -> list[str]:
 
 
 def no_blanks(frame: pl.DataFrame, *columns: str) -> None:
-    """Raises KarmafunnelError for an id that a file of fields with blanks between cannot hold."""
+    """Raises KarmafunnelError for an id with blanks, which separate the fields of a file."""
     for column in columns:
         bad = frame.filter(pl.col(column).str.contains(r"\s") | (pl.col(column) == ""))
         if bad.height:
@@ -77,7 +89,7 @@ def trec_files(run: Run, folder: Path) -> None:
     for stage in run.stages:
         mine = slates.filter(pl.col("stage") == stage)
         if mine.select("request_id", "score").is_duplicated().any():
-            # other tools order by score alone, and equal scores by the name of the document
+            # other tools order by score alone, and equal scores by document id
             mine = mine.with_columns(-pl.col("rank").cast(pl.Float32).alias("score"))
         lines = mine.select(
             pl.format(
@@ -96,7 +108,7 @@ def csv_files(run: Run, folder: Path) -> None:
 
 
 def flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """Lists as texts with "|" between, times as ISO 8601."""
+    """Lists as text with "|" between the entries, times as ISO 8601."""
     columns = []
     for name, dtype in frame.schema.items():
         if isinstance(dtype, pl.List):
@@ -115,8 +127,9 @@ def log_csv_files(log: Log, folder: Path) -> None:
 
 
 def recbole_files(log: Log, folder: Path) -> None:
-    """Clicked and bought rows with user, item and time, and the items; sessions where there are no
-    users.
+    """Write clicks and purchases with user, item and time, and the items.
+
+    A request without a user is named by its session, else by its own id.
     """
     rows = log.exposures.filter(
         pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False)
@@ -143,5 +156,5 @@ def recbole_files(log: Log, folder: Path) -> None:
 
 
 def tabless(column: pl.Expr) -> pl.Expr:
-    """A text without tabs and line breaks, which the format cannot hold."""
+    """A text with blanks for tabs and line breaks, which the format does not allow."""
     return column.str.replace_all(r"[\t\r\n]", " ")

@@ -1,9 +1,9 @@
-"""A funnel change as a check: one declared measure decides whether the new Run is not worse than
-the old one by more than a margin.
+"""A check of a funnel change: one primary measure decides whether the new Run is worse than the old
+one by more than a margin.
 
-Non-inferiority by the 95% interval of the paired difference (Wellek 2010, "Testing statistical
-hypotheses of equivalence and noninferiority", chapter 1): not worse where all of it lies above
-minus the margin, worse where all of it lies below, undecided between.
+A test of non-inferiority by the 95% interval of the paired difference (Wellek 2010, "Testing
+statistical hypotheses of equivalence and noninferiority", chapter 1): "not worse" if the whole
+interval is above minus the margin, "worse" if all of it is below, else "undecided".
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .run import Run
 
 Verdict = Literal["not worse", "worse", "undecided"]
 EXIT = {"not worse": 0, "worse": 1, "undecided": 3}
-ALIKE = 1e-9  # ceilings of the same requests may differ by so little
+ALIKE = 1e-9  # tolerance for equal ceilings
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question before the verdict, its answer, and what was found."""
+    """A check before the verdict: whether it passed, and the values found."""
 
     name: str
     passed: bool
@@ -40,9 +40,9 @@ class Check:
 class Gate:
     """The outcome of `decide`.
 
-    difference, low, high: new less old, turned so that more is better. requests_needed: about how
-    many requests would decide, None where no number would. beside: rows of the other measures and
-    stages, Holm-adjusted among themselves; they do not decide.
+    difference, low, high: new - old, with the sign changed if lower is better. requests_needed:
+    about how many requests would decide; None if no number would. beside: rows of the other
+    measures and stages, with Holm's correction; they do not decide.
     """
 
     measure: str
@@ -58,30 +58,30 @@ class Gate:
 
     @property
     def sound(self) -> bool:
-        """Whether the figures can be trusted: every check before the verdict passed."""
+        """Whether every check before the verdict passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def code(self) -> int:
-        """0 not worse, 1 worse or a check failed, 3 undecided."""
+        """Exit code: 0 not worse, 1 worse or a check failed, 3 undecided."""
         return EXIT[self.verdict] if self.sound else 1
 
     @property
     def sentence(self) -> str:
         """The verdict in a line."""
         number = f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
-        told = (
+        verdict = (
             f"{self.measure}: {self.verdict} by a margin of {self.margin:g}: {number} on"
             f" {self.requests:,} requests"
         )
         if not self.sound:
             failed = ", ".join(check.name for check in self.checks if not check.passed)
-            return f"{told}; not to be trusted, failed: {failed}"
+            return f"{verdict}; not to be trusted, failed: {failed}"
         if self.verdict == "undecided":
             if self.requests_needed is None:
-                return f"{told}; no number of requests would decide"
-            return f"{told}; about {self.requests_needed:,} requests would decide"
-        return told
+                return f"{verdict}; no number of requests would decide"
+            return f"{verdict}; about {self.requests_needed:,} requests would decide"
+        return verdict
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"sound": self.sound, "code": self.code, "sentence": self.sentence}
@@ -115,35 +115,37 @@ def decide(
     """Decide whether `new` is not worse than `old` by more than `margin` in the primary measure.
 
     Args:
+        new, old: Runs of the same requests.
+        primary: the measure that decides.
         margin: in units of the measure, 0 or more.
-        also: other measures that stand beside the verdict.
+        also: other measures to report; they do not decide.
 
     Raises:
-        KarmafunnelError: for a measure that does not say which direction is better, one that the
-            Runs do not have, and Runs of different logs, labels, windows or requests.
+        KarmafunnelError: a primary measure without a better direction or without a value, or Runs
+            of different logs, labels, windows or requests.
     """
     check_bound("gate", "margin", margin=margin)
-    asked = Measure.parse(primary)
-    if asked.better == "neither":
+    deciding = Measure.parse(primary)
+    if deciding.better == "neither":
         raise KarmafunnelError(
-            "gate", needs="a measure of which more or less is better", found=primary
+            "gate", needs="a measure with a better direction", found=primary
         )
     rows = compare(old, new, [primary, *also], seed=seed)
     mine = [
         row
         for row in rows
-        if row["measure"] == str(asked) and row["stage"] == last_stages(new, old)
+        if row["measure"] == str(deciding) and row["stage"] == last_stages(new, old)
     ]
     if not mine or mine[0]["difference"] is None:
         note = mine[0]["note"] if mine else "it is not compared"
         raise KarmafunnelError("gate", needs=f"{primary} of both Runs", found=note)
     row = mine[0]
-    sign = -1.0 if asked.better == "lower" else 1.0
+    sign = -1.0 if deciding.better == "lower" else 1.0
     low, high = sorted((sign * row["low"], sign * row["high"]))
     difference = sign * row["difference"]
     verdict: Verdict = "not worse" if low > -margin else "worse" if high < -margin else "undecided"
     return Gate(
-        measure=str(asked),
+        measure=str(deciding),
         margin=margin,
         verdict=verdict,
         difference=difference,
@@ -153,13 +155,13 @@ def decide(
         requests_needed=(
             needed(difference + margin, high - low, row["n"]) if verdict == "undecided" else None
         ),
-        checks=preflight(new, old, asked),
+        checks=preflight(new, old, deciding),
         beside=[other for other in rows if other is not row],
     )
 
 
 def last_stages(new: Run, old: Run) -> str:
-    """How `compare` calls the ends of two funnels."""
+    """The name that `compare` gives the last stages of two funnels."""
     return (
         new.stages[-1]
         if new.stages[-1] == old.stages[-1]
@@ -168,25 +170,31 @@ def last_stages(new: Run, old: Run) -> str:
 
 
 def needed(distance: float, width: float, n: int) -> int | None:
-    """Requests with which an interval of this width would end before the margin: its width falls
-    with the root of their number.
+    """About how many requests would keep the interval off the margin; None if no number would.
+
+    The width of an interval falls with the square root of the number of requests.
+
+    Args:
+        distance: from the difference to minus the margin.
+        width: of the interval.
+        n: requests that it was computed from.
     """
     if distance == 0 or not math.isfinite(width / distance):
         return None
     return math.ceil(n * (width / 2 / abs(distance)) ** 2) + 1
 
 
-def preflight(new: Run, old: Run, asked: Measure) -> list[Check]:
-    """What has to hold before a difference means anything."""
+def preflight(new: Run, old: Run, primary: Measure) -> list[Check]:
+    """Checks that must pass before a difference can be trusted."""
     checks = []
-    (tie,) = [row for row in compare(old, old, [asked], by_stage=False)][:1]
+    (tie,) = [row for row in compare(old, old, [primary], by_stage=False)][:1]
     zero = tie["difference"] == 0 and not tie["better"]
     checks.append(Check("a Run ties with itself", zero, f"difference {tie['difference']}"))
     values = {
-        name: {row["stage"]: row["value"] for row in measure(run, [asked], ci=False)}
+        name: {row["stage"]: row["value"] for row in measure(run, [primary], ci=False)}
         for name, run in (("new", new), ("old", old))
     }
-    sign = -1.0 if asked.better == "lower" else 1.0
+    sign = -1.0 if primary.better == "lower" else 1.0
     for name, run in (("new", new), ("old", old)):
         mine, random = values[name].get(run.stages[-1]), values[name].get("random")
         if mine is not None and random is not None:
@@ -205,6 +213,6 @@ def preflight(new: Run, old: Run, asked: Measure) -> list[Check]:
 
 
 def served(run: Run) -> float:
-    """Share of requests for which the last stage puts out anything."""
+    """Share of requests for which the last stage returns any item."""
     out = run.read("requests")[f"{run.stages[-1]}.out"]
     return float(np.mean(out.to_numpy() > 0))

@@ -126,7 +126,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Of each request: its truth items' fate, and the best candidates of every stage with their
+    """Of each request: its relevant items' fate, and the best candidates of every stage with their
     rank in all of them.
     """
     mine = pl.col("request_id").is_in(list(ids))

@@ -11,8 +11,8 @@ from .hits import HitMeasure, Lists, RandomLists
 
 @dataclass(frozen=True, repr=False)
 class MAP(HitMeasure):
-    """Precision at the rank of every truth item in the top k, summed, over all truth items:
-    trec_eval's `map_cut`.
+    """Sum of the precision at the rank of each relevant item in the top k, divided by the number of
+    relevant items: `map_cut` of trec_eval.
     """
 
     name = "MAP"
@@ -21,8 +21,8 @@ class MAP(HitMeasure):
     @property
     def clause(self) -> str:
         return (
-            f"precision at each truth item in the top {self.k}, summed, over all truth items; mean"
-            " over requests"
+            f"precision at each relevant item in the top {self.k}, summed, over all relevant items;"
+            " mean over requests"
         )
 
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray:
@@ -32,13 +32,15 @@ class MAP(HitMeasure):
         order = np.lexsort((rank, group))
         group, rank = group[order], rank[order]
         starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=n))[:-1]])
-        found = np.arange(len(group)) - starts[group] + 1  # truth items so far in its list
+        found = np.arange(len(group)) - starts[group] + 1  # relevant items up to here in the list
         total = np.bincount(group, weights=found / rank, minlength=n)
         return np.where(truth > 0, total / np.maximum(truth, 1), np.nan)
 
     def expected(self, lists: RandomLists, k: int) -> np.ndarray:
-        """A truth item has rank i with chance 1 / N; of the i - 1 before it (M - 1) / (N - 1) are
-        truth, too.
+        """Expected value under a random order of N items, M of them relevant.
+
+        A relevant item has rank i with probability 1 / N. Of the i - 1 items before it, a share of
+        (M - 1) / (N - 1) is relevant on average.
         """
         many, found, truth = (
             lists.many.astype(np.float64),
@@ -49,8 +51,8 @@ class MAP(HitMeasure):
         harmonic = np.concatenate(
             [[0.0], np.cumsum(1 / np.arange(1, int(depth.max(initial=0)) + 1))]
         )[depth]
-        beside = (found - 1) / np.maximum(many - 1, 1)
+        others = (found - 1) / np.maximum(many - 1, 1)
         total = (
-            found / np.maximum(many, 1) * (harmonic + (depth - harmonic) * np.maximum(beside, 0))
+            found / np.maximum(many, 1) * (harmonic + (depth - harmonic) * np.maximum(others, 0))
         )
         return np.where(truth > 0, total / np.maximum(truth, 1), np.nan)

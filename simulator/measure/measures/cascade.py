@@ -1,4 +1,4 @@
-"""Measures of what goes into a stage and what comes out of it: survival, ceiling, swap, margin."""
+"""Measures of the input and output of a stage: survival, ceiling, swap, margin."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .measure import CEILING, END, Measure, MetricValue, of_part, of_requests
 
 @dataclass(frozen=True, repr=False)
 class Survival(Measure):
-    """Truth items out / truth items in, as ratios of sums: eligible, stage by stage, end to end;
-    they multiply exactly.
+    """Relevant items in a stage's output / in its input, as ratios of sums.
+
+    The rows are: eligible, every stage, end to end. The last is exactly the product of the others.
     """
 
     name = "survival"
@@ -30,7 +31,7 @@ class Survival(Measure):
     @property
     def definition(self) -> str:
         return (
-            "truth items in a stage's output / in its input; end to end over all truth items,"
+            "relevant items in a stage's output / in its input; end to end over all relevant items,"
             " exactly the product"
         )
 
@@ -39,7 +40,7 @@ class Survival(Measure):
     ) -> Iterator[MetricValue]:
         truths, of = reading.truths, of_part(part)
         every, label = np.ones(len(truths.group), dtype=bool), reading.run.label
-        all_of_them = f"all truth items ({label}){of}"
+        all_of_them = f"all relevant items ({label}){of}"
         if len(stages) == len(reading.run.stages):
             yield share(
                 self, reading, part, "eligible", truths.eligible, every, all_of_them, "the ceiling"
@@ -49,7 +50,13 @@ class Survival(Measure):
             out = truths.rank[stage] < LOST
             if stage in stages:
                 yield share(
-                    self, reading, part, stage, out, into, f"truth items ({label}){of} in its input"
+                    self,
+                    reading,
+                    part,
+                    stage,
+                    out,
+                    into,
+                    f"relevant items ({label}){of} in its input",
                 )
             into = out
         yield share(self, reading, part, END, into, every, all_of_them, "product of the rows above")
@@ -65,14 +72,18 @@ def share(
     denominator: str,
     note: str = "",
 ) -> MetricValue:
-    """Truth items in `out` / those in `into`, masks over the Run's truth items."""
+    """Relevant items in `out` / relevant items in `into`.
+
+    Args:
+        out, into: masks over the relevant items of the Run: bool (n_relevant,).
+    """
     group = reading.truths.group
     num, den = (
         np.bincount(group[x & part.truth], minlength=reading.n).astype(np.float64)
         for x in (out, into)
     )
     ratio = of_requests(reading, part, np.where(den > 0, num, np.nan), den, den)
-    return measure.figure(stage, part, ratio, "truth item", denominator, note)
+    return measure.figure(stage, part, ratio, "relevant item", denominator, note)
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,25 +93,26 @@ class Ceiling(Measure):
 
     @property
     def definition(self) -> str:
-        return "share of truth items that are eligible at all"
+        return "share of relevant items that are eligible"
 
     def figures(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
     ) -> Iterator[MetricValue]:
         truths = reading.truths
         every = np.ones(len(truths.group), dtype=bool)
-        denominator = f"all truth items ({reading.run.label}){of_part(part)}"
-        note = "share of truth that is eligible at all"
+        denominator = f"all relevant items ({reading.run.label}){of_part(part)}"
+        note = "share of relevant items that are eligible"
         yield share(self, reading, part, CEILING, truths.eligible, every, denominator, note)
 
 
 @dataclass(frozen=True, repr=False)
 class Swap(Measure):
-    """End-to-end change with an oracle in a stage's place: it passes all truth of its input on,
-    later stages stay as they are.
+    """End-to-end change when an oracle replaces a stage and passes on all relevant items of its
+    input, while later stages stay as they are.
 
-    What it rescues is kept where its tracked rank in every later stage is inside the cut; that
-    rescued items may crowd each other out of a slate is left aside, so this is an upper bound.
+    A rescued item counts as kept if its tracked rank in every later stage is within the cutoff.
+    Rescued items may push each other out of a slate; this is ignored, so the value is an upper
+    bound.
     """
 
     name = "swap"
@@ -112,7 +124,7 @@ class Swap(Measure):
 
     @property
     def definition(self) -> str:
-        gained = "end-to-end recall of truth items gained by an oracle in the stage's place"
+        gained = "end-to-end recall of relevant items gained by an oracle in the stage's place"
         return f"{gained}, later stages as they are; an upper bound"
 
     def figures(
@@ -132,15 +144,14 @@ class Swap(Measure):
                 den = np.bincount(group, minlength=reading.n).astype(np.float64)
                 num = np.where(den > 0, np.bincount(group, change, minlength=reading.n), np.nan)
                 ratio = of_requests(reading, part, num, den, den)
-                of = f"all truth items ({reading.run.label}){of_part(part)}"
-                yield self.figure(
-                    stage, part, ratio, "truth item", of, "end-to-end recall gained; an upper bound"
-                )
+                of = f"all relevant items ({reading.run.label}){of_part(part)}"
+                note = "end-to-end recall gained; an upper bound"
+                yield self.figure(stage, part, ratio, "relevant item", of, note)
 
 
 @dataclass(frozen=True, repr=False)
 class Margin(Measure):
-    """Median number of ranks by which the truth that a stage lost missed its cut."""
+    """Median number of ranks by which the relevant items that a stage lost missed its cutoff."""
 
     name = "margin"
     form = "margin"
@@ -152,7 +163,7 @@ class Margin(Measure):
 
     @property
     def definition(self) -> str:
-        return "ranks by which truth that a stage lost missed its cut, median"
+        return "median ranks by which the relevant items that a stage lost missed its cutoff"
 
     def figures(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
@@ -163,14 +174,14 @@ class Margin(Measure):
         for stage in stages:
             mine = part.truth & (lost == stage)
             known = mine & ~np.isnan(margin)
-            denominator = f"truth items ({reading.run.label}){of_part(part)} lost by {stage}"
+            denominator = f"relevant items ({reading.run.label}){of_part(part)} lost by {stage}"
             estimate = Median(
                 margin[known], reading.cluster[truths.group[known]], int((mine & ~known).sum())
             )
             nothing = (
-                "n/a: no margin is known" if mine.any() else f"n/a: {stage} lost no truth item"
+                "n/a: no margin is known" if mine.any() else f"n/a: {stage} lost no relevant item"
             )
             why = "" if known.any() else nothing
             yield self.figure(
-                stage, part, None if why else estimate, "truth item", denominator, why
+                stage, part, None if why else estimate, "relevant item", denominator, why
             )

@@ -1,4 +1,4 @@
-"""eGMV@k: the money that a slate is expected to earn."""
+"""eGMV@k: expected revenue of a slate."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .measure import BY_REQUEST, AtK, MetricValue, mean, of_part, too_short, top
 
 @dataclass(frozen=True, repr=False)
 class ExpectedMoney(AtK):
-    """Examination * p_click * p_buy * price, summed over the k best of a slate; mean over requests,
-    an empty slate earns 0.
+    """Examination * p_click * p_buy * price, summed over the top k of a slate; mean over requests.
+    An empty slate earns 0.
 
-    Examination is the World's law; the chances are those of the last stage so far that tells both,
-    so it is what the funnel believes it earns.
+    Examination is that of the World. The probabilities are those of the last stage so far that
+    predicts both, so the value is what the funnel expects to earn.
     """
 
     name = "eGMV"
@@ -44,12 +44,14 @@ class ExpectedMoney(AtK):
             str(run.meta["log"].get("currency") or "money"),
             f"requests{of_part(part)}",
         )
-        looked, told = examination(k), "value" in run.columns("slates")
+        examined, has_value = examination(k), "value" in run.columns("slates")
         for stage in stages:
             why = BY_REQUEST if part.by_truth else too_short(run, stage, k)
             if not run.meta["log"].get("world") and not part.by_truth:
-                why = "n/a: how shoppers examine a slate is known in a World alone"
-            best = top(run, stage, k, "value") if told and not why else pl.DataFrame({"value": []})
+                why = "n/a: how users examine a slate is known only in a World"
+            best = pl.DataFrame({"value": []})
+            if has_value and not why:
+                best = top(run, stage, k, "value")
             values = best["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
             unknown = np.isnan(values)
             if why or unknown.all():
@@ -60,10 +62,10 @@ class ExpectedMoney(AtK):
                 yield self.figure(stage, part, None, unit, denominator, why)
                 continue
             best = best.join(reading.index, on="request_id", how="left", maintain_order="left")
-            earned = np.where(unknown, 0.0, values) * looked[best["rank"].to_numpy() - 1]
+            earned = np.where(unknown, 0.0, values) * examined[best["rank"].to_numpy() - 1]
             sums = np.bincount(best["group"].to_numpy(), weights=earned, minlength=reading.n)
             note = (
-                "by the funnel's own chances"
+                "by the funnel's own probabilities"
                 + f"; {unknown.sum()} items without a price left out" * bool(unknown.any())
             )
             yield self.figure(stage, part, mean(reading, part, sums), unit, denominator, note)

@@ -1,4 +1,4 @@
-"""What measures of the items that are shown share: whose slates hold which item."""
+"""Base of the measures of how a stage's top k is spread over the catalogue."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from .measure import BY_REQUEST, AtK, MetricValue, of_part, too_short, top
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """A figure of how often each item is shown: `of(counts)`, counts float64 (n_shown_items,),
-    under user weights as well.
+    """An estimate from how often each item is shown, which can be resampled by user weights.
+
+    item: (n_rows,) number of the shown item, from 0. cluster: (n_rows,) number of the user.
     """
 
     measure: OfItems
-    item: np.ndarray  # (n_rows,), from 0
+    item: np.ndarray
     cluster: np.ndarray
     n_items: int
     undefined: int = 0
 
     def weighted(self, weights: np.ndarray) -> float:
-        """The figure under user weights (n_clusters,)."""
+        """The value under user weights (n_clusters,)."""
         return self.measure.of_counts(
             np.bincount(self.item, weights=weights[self.cluster]), self.n_items
         )
@@ -50,14 +51,17 @@ class Counted:
 
 @dataclass(frozen=True, repr=False)
 class OfItems(AtK):
-    """A figure of how the k best of a stage are spread over the catalogue."""
+    """A measure of how the top k of a stage are spread over the catalogue."""
 
     better: ClassVar = "neither"
 
     @abstractmethod
     def of_counts(self, counts: np.ndarray, n_items: int) -> float:
-        """The figure, from how often each shown item is shown and how many items there are; NaN
-        where nothing is shown.
+        """The value; NaN if nothing is shown.
+
+        Args:
+            counts: how often each shown item is shown: float64 (n_shown_items,).
+            n_items: number of items in the log.
         """
 
     def figures(
@@ -81,5 +85,5 @@ class OfItems(AtK):
             mine = part.requests[group]
             item = np.unique(best["item_id"].to_numpy()[mine], return_inverse=True)[1]
             estimate = Counted(self, item, reading.cluster[group[mine]], int(n_items))
-            note = "a resample holds fewer users: the interval leans to fewer items"
+            note = "a resample holds fewer users, so the interval is biased towards fewer items"
             yield self.figure(stage, part, estimate, "row", denominator, note)

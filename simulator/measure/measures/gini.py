@@ -11,7 +11,7 @@ from .exposure import OfItems
 
 @dataclass(frozen=True, repr=False)
 class Gini(OfItems):
-    """The Gini index of how often each item of the log is shown, items never shown included (Gini
+    """Gini index of how often each item of the log is shown, including items never shown (Gini
     1912).
     """
 
@@ -21,8 +21,8 @@ class Gini(OfItems):
     @property
     def definition(self) -> str:
         return (
-            f"Gini index of how often each item of the log is in a top {self.k}: 0 all alike, near"
-            " 1 a few items take all"
+            f"Gini index of how often each item of the log is in a top {self.k}: 0 if all are shown"
+            " equally often, near 1 if a few items take all exposures"
         )
 
     def of_counts(self, counts: np.ndarray, n_items: int) -> float:
@@ -30,6 +30,6 @@ class Gini(OfItems):
         if total == 0:
             return np.nan
         shown = np.sort(counts)
-        # of each item by its count, those never shown before
+        # place of each shown item in ascending order of counts, after the items never shown
         place = n_items - len(shown) + np.arange(1, len(shown) + 1)
         return float(((2 * place - n_items - 1) * shown).sum() / (n_items * total))

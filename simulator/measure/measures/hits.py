@@ -29,7 +29,7 @@ from .measure import (
     top,
 )
 
-WEEK = 7  # days of all-scenario truth
+WEEK = 7  # default days for all-scenario relevant items
 ALL_TAKES = (
     "HR and Recall take :all, alone or with 1 to 9,999 whole days, as in HR@50:all:14d; overlap and"
     " RBO take no option"
@@ -38,9 +38,7 @@ ALL_TAKES = (
 
 @dataclass(frozen=True)
 class Lists:
-    """Truth items and the lists that they are in: the list's number, the item's rank in it and its
-    money, (n_items,) each.
-    """
+    """Relevant items in ranked lists: number of the list, rank in it, money; each (n_relevant,)."""
 
     group: np.ndarray
     rank: np.ndarray
@@ -49,8 +47,10 @@ class Lists:
 
 @dataclass(frozen=True)
 class RandomLists:
-    """Truth items of lists in a random order: of `many` (n_lists,) items each, of which the
-    `reachable` truth items are some.
+    """Relevant items of lists in a random order.
+
+    group, reachable, money: number of the list, whether the item is in it, money: (n_relevant,).
+    many: length of each list: (n_lists,).
     """
 
     group: np.ndarray
@@ -60,19 +60,19 @@ class RandomLists:
 
     @property
     def found(self) -> np.ndarray:
-        """Reachable truth items of every list."""
+        """Number of relevant items in each list: (n_lists,)."""
         return np.bincount(self.group[self.reachable], minlength=len(self.many))
 
     @property
     def truth(self) -> np.ndarray:
-        """Truth items of every list."""
+        """Number of relevant items of each list, in it or not: (n_lists,)."""
         return np.bincount(self.group, minlength=len(self.many))
 
 
 @dataclass(frozen=True, repr=False)
 class HitMeasure(Measure):
-    """A value of every ranked list of a stage; with `exposures`, of the list that was shown,
-    ordered by the stage's score.
+    """A measure with a value for every ranked list of a stage; with `exposures`, for the list that
+    was shown, ordered by the stage's score.
     """
 
     ranks: ClassVar[bool] = True
@@ -98,22 +98,22 @@ class HitMeasure(Measure):
     @property
     @abstractmethod
     def clause(self) -> str:
-        """What it is, options apart."""
+        """The definition without its options."""
 
     @abstractmethod
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray | Values:
-        """The value of each of `n` lists, float64 (n,), NaN where undefined; or numerators and
-        denominators of a ratio of sums.
+        """The value of each of `n` lists: float64 (n,), NaN where undefined. For a ratio of sums,
+        numerators and denominators.
         """
 
     @abstractmethod
     def expected(self, lists: RandomLists, k: int) -> np.ndarray | Values:
-        """The same, expected under a random order."""
+        """Expected `values` under a random order."""
 
-    # What follows is the same for all.
+    # The same for all hit measures.
 
     def money(self, reading: RunArrays) -> np.ndarray:
-        """Money of the Run's truth items as this measure takes it: (n_truth,)."""
+        """Money of the relevant items of the Run: (n_relevant,)."""
         return reading.truths.money
 
     @property
@@ -121,7 +121,7 @@ class HitMeasure(Measure):
         return True
 
     def per_list(self, lists: Lists, n: int) -> Values:
-        """Numerator (NaN: undefined) and denominator of every list."""
+        """Numerator (NaN: undefined) and denominator of each list."""
         return _pair(self.values(lists, n, self.k or LOST - 1), n)
 
     def per_request(self, reading: RunArrays, stage: str) -> Values:
@@ -144,7 +144,7 @@ class HitMeasure(Measure):
         where: str,
         note: str = "",
     ) -> MetricValue:
-        """A figure from the numerator and denominator of every request."""
+        """A metric value from the numerator and denominator of each request."""
         ratio = of_requests(reading, part, *values) if values else None
         return self.figure(
             stage,
@@ -167,7 +167,7 @@ class HitMeasure(Measure):
     def _of_slates(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
     ) -> Iterator[MetricValue]:
-        """Over what a stage puts out; random and ceiling over the eligible items."""
+        """Values over the output of each stage; random and ceiling over the eligible items."""
         run, truths = reading.run, reading.truths
         group, eligible, money = (
             truths.group[part.truth],
@@ -203,12 +203,13 @@ class HitMeasure(Measure):
             group[eligible], np.nan_to_num(money[eligible], nan=-1.0)
         )
         values = self.per_list(Lists(group, best, money), reading.n)
-        yield self.row(reading, part, CEILING, values, where, "all eligible truth ranked first")
+        note = "all eligible relevant items ranked first"
+        yield self.row(reading, part, CEILING, values, where, note)
 
     def _of_shown(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
     ) -> Iterator[MetricValue]:
-        """Over the shown lists, ordered by a stage's score; logged order and random beside."""
+        """Values over the shown lists, ordered by a stage's score, as logged, and at random."""
         shown, where = reading.shown, ", in a shown list of 2 or more"
         rows = np.flatnonzero(shown.in_list & (shown.truth >= 0))
         rows = rows[part.truth[shown.truth[rows]]]
@@ -239,7 +240,7 @@ def _pair(values: np.ndarray | Values, n: int) -> Values:
 
 
 def no_scores(shown: Shown, stage: str, rows: np.ndarray) -> str:
-    """Why a stage's scores of these exposures cannot be asked, or ""."""
+    """Why a stage has no scores of these exposures, or ""."""
     if not rows.any():
         return "n/a: the log holds no shown lists"
     missing = int(np.isnan(shown.score[stage][rows]).sum())
@@ -248,7 +249,7 @@ def no_scores(shown: Shown, stage: str, rows: np.ndarray) -> str:
 
 @dataclass(frozen=True, repr=False)
 class _AllScenario(HitMeasure):
-    """With `days`, truth is also what the same user bought elsewhere so soon after the request."""
+    """With `days`, what the same user bought elsewhere within that time is relevant, too."""
 
     days: int | None = None
 
@@ -272,8 +273,8 @@ class _AllScenario(HitMeasure):
         if self.days is None:
             return super().definition
         more = (
-            f"truth is also what the same user bought elsewhere within {self.days} days of the"
-            " request (all-scenario)"
+            f"items that the same user bought elsewhere within {self.days} days of the request are"
+            " relevant, too (all-scenario)"
         )
         return f"{self.clause}; {more}"
 
@@ -296,7 +297,7 @@ class _AllScenario(HitMeasure):
     def _everywhere(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
     ) -> Iterator[MetricValue]:
-        """Over truth and what was bought elsewhere; the slates say where the latter stands."""
+        """Values over relevant items and purchases elsewhere, whose ranks come from the slates."""
         run, truths, days = reading.run, reading.truths, self.days or WEEK
         bought, note = (None, BY_REQUEST) if part.by_truth else reading.soon_elsewhere(days)
         where = (
@@ -331,7 +332,7 @@ class HR(_AllScenario):
 
     @property
     def clause(self) -> str:
-        return f"share of requests with any truth item in the top {self.k}"
+        return f"share of requests with a relevant item in the top {self.k}"
 
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray:
         return metrics.hit_rate(lists.group, lists.rank, n, k)
@@ -355,7 +356,7 @@ class Recall(_AllScenario):
 
     @property
     def clause(self) -> str:
-        return f"truth items in the top {self.k} / truth items, mean over requests"
+        return f"relevant items in the top {self.k} / relevant items, mean over requests"
 
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray:
         return metrics.recall(lists.group, lists.rank, n, k)
@@ -366,8 +367,8 @@ class Recall(_AllScenario):
 
 @dataclass(frozen=True, repr=False)
 class RecallOfBest(Measure):
-    """Recall@m@k: of the k best by the last stage, the share that a cheaper stage has in its m
-    best; mean over requests.
+    """Recall@m@k: share of the last stage's top k that an earlier stage has in its top m; mean over
+    requests.
     """
 
     name = "Recall@m@k"
@@ -377,8 +378,8 @@ class RecallOfBest(Measure):
     @property
     def definition(self) -> str:
         return (
-            f"of the {self.k} best by the last stage, the share that a stage has among its {self.m}"
-            " best"
+            f"share of the last stage's top {self.k} that a stage has in its top {self.m}, mean"
+            " over requests"
         )
 
     def __str__(self) -> str:
@@ -403,7 +404,7 @@ class RecallOfBest(Measure):
                     None,
                     unit,
                     denominator,
-                    "n/a: it is about the stages before the last",
+                    "n/a: defined only for stages before the last",
                 )
         best = top(run, last, self.k or 0) if set(cheaper) - set(reasons) else None
         for stage in cheaper:
@@ -434,7 +435,7 @@ class Kept(HitMeasure):
 
     @property
     def clause(self) -> str:
-        return f"truth items in the top {self.k} / truth items, over all requests together"
+        return f"relevant items in the top {self.k} / relevant items, over all requests together"
 
     def values(self, lists: Lists, n: int, k: int) -> Values:
         inside, total = metrics.money_inside(
@@ -457,8 +458,8 @@ class Kept(HitMeasure):
         note: str = "",
     ) -> MetricValue:
         ratio = of_requests(reading, part, *values, values[1]) if values else None
-        denominator = f"truth items of requests with a {reading.run.label}{of_part(part)}{where}"
-        return self.figure(stage, part, ratio, "truth item", denominator, note)
+        denominator = f"relevant items of requests with a {reading.run.label}{of_part(part)}{where}"
+        return self.figure(stage, part, ratio, "relevant item", denominator, note)
 
 
 @dataclass(frozen=True, repr=False)
@@ -469,8 +470,8 @@ class NDCG(HitMeasure):
     @property
     def clause(self) -> str:
         return (
-            f"hits in the top {self.k} discounted by log2(1 + rank), over the same of the ideal"
-            " order"
+            f"hits in the top {self.k} discounted by log2(1 + rank), divided by the same sum for"
+            " the ideal order"
         )
 
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray:
@@ -488,7 +489,7 @@ class MRR(HitMeasure):
 
     @property
     def clause(self) -> str:
-        return f"1 / rank of the first truth item{f', 0 beyond rank {self.k}' if self.k else ''}"
+        return f"1 / rank of the first relevant item{f', 0 beyond rank {self.k}' if self.k else ''}"
 
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray:
         return metrics.reciprocal_rank(lists.group, lists.rank, n, k)
@@ -499,8 +500,8 @@ class MRR(HitMeasure):
 
 @dataclass(frozen=True, repr=False)
 class _Money(HitMeasure):
-    """In money, over the truth items whose price is known; with `w99`, money is cut at its 99th
-    percentile.
+    """A measure in money, over the relevant items with a known price; with `w99`, money is
+    winsorised at its 99th percentile.
     """
 
     takes = ("exposures", "w99")
@@ -510,7 +511,7 @@ class _Money(HitMeasure):
     def definition(self) -> str:
         return (
             self.clause
-            + ", money cut at its 99th percentile" * self.w99
+            + ", money winsorised at its 99th percentile" * self.w99
             + ", over the shown list" * self.exposures
         )
 
@@ -522,10 +523,10 @@ class _Money(HitMeasure):
         return super().per_list(Lists(lists.group[known], lists.rank[known], lists.money[known]), n)
 
     def missing(self, reading: RunArrays, part: SliceMask) -> str:
-        """What there is to say of truth items without a price."""
+        """A note on relevant items without a price, or ""."""
         missing = np.isnan(reading.truths.money[part.truth])
         return (
-            f"{missing.sum()} truth items without a price ({missing.mean():.1%}) left out"
+            f"{missing.sum()} relevant items without a price ({missing.mean():.1%}) left out"
             if missing.any()
             else ""
         )
@@ -546,7 +547,7 @@ class _Money(HitMeasure):
         return self.figure(stage, part, ratio, unit, denominator, notes)
 
     def unit(self, reading: RunArrays, ratio: Ratio | None, denominator: str) -> tuple[str, str]:
-        """Unit and denominator of a figure."""
+        """Unit and denominator of a value."""
         return "request", denominator
 
 
@@ -562,7 +563,7 @@ class GMVHR(_Money):
 
     @property
     def clause(self) -> str:
-        return f"money of truth items in the top {self.k} / money of all of them"
+        return f"money of relevant items in the top {self.k} / money of all of them"
 
     def values(self, lists: Lists, n: int, k: int) -> Values:
         inside, total = metrics.money_inside(lists.group, lists.rank, lists.money, n, k)
@@ -577,7 +578,7 @@ class GMVHR(_Money):
     def unit(self, reading: RunArrays, ratio: Ratio | None, denominator: str) -> tuple[str, str]:
         unit = str(reading.run.meta["log"].get("currency") or "money")
         total = f" ({ratio.den[ratio.known].sum():.2f} {unit})" if ratio else ""
-        return unit, f"money of all truth items{total} of {denominator}"
+        return unit, f"money of all relevant items{total} of {denominator}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,9 +1,9 @@
-"""A measure: one question to a Run, typed as text. One class a measure; a new one is one class in
-one file of this folder.
+"""The base class of measures. Each measure is one class, found by its name, such as `HR` in
+`HR@50`.
 
-To add one, subclass `Measure` (or `HitMeasure`, for a figure of ranked lists that is a mean over
-requests), say its `name`, `form` and `definition`, and what it is for the stages of a Run in
-`figures`. It is found by its name. Definitions: `docs/METRICS.md`; the arithmetic is in
+To add one, write a file in this folder with a subclass of `Measure` (or of `HitMeasure`, for a mean
+over requests of a value of ranked lists). Set its `name`, `form` and `definition`, and compute its
+values for the stages of a Run in `figures`. Definitions: `docs/METRICS.md`; the arithmetic is in
 `metrics.py`.
 """
 
@@ -28,37 +28,41 @@ from ..arrays import ALL, RunArrays, SliceMask
 from ..intervals import Estimate, Ratio
 from ..run import Run
 
-# rows that are no stage; LOGGED is another
+# names of reference rows, which are not stages; LOGGED is another
 RANDOM, CEILING, BASE, END = "random", "ceiling", "base rate", "end to end"
-BY_REQUEST = "n/a: slices by truth item do not apply to it; slice by user or query"
-# of every request: its numerator (NaN: undefined) and its denominator
+BY_REQUEST = "n/a: it cannot be sliced by relevant item; slice by user or query"
+# numerator (NaN: undefined) and denominator of each request: float64 (n_requests,) each
 Values = tuple[np.ndarray, np.ndarray]
 
 
-# Names of ir_measures that mean one of ours.
+# Names of ir_measures for measures defined here.
 ALIASES = {"Success": "HR", "R": "Recall", "RR": "MRR", "AP": "MAP"}
 
 
 @dataclass(frozen=True, repr=False)
 class Measure(ABC):
-    """One question to a Run, such as `HR@50`. Equal by content; prints as typed.
+    """A measure of a Run, such as `HR@50`. Two are equal if all fields are; `str` gives its text.
 
-    `better`: which direction is; "neither" of what describes a Run and does not judge it. `depth`:
-    what numbers of rows the figure depends on: "" (it names its k, or asks of lists that no stage
-    cuts), "output" (how many a stage puts out), "input" (how many it scores) or "cascade" (both,
-    and what later stages keep).
+    better: whether higher or lower values are better; "neither" if it only describes a Run.
+    depth: which numbers of rows the value depends on: "" (none: it has its own k, or uses lists
+    that no stage cuts), "output" (rows that a stage returns), "input" (rows that it scores) or
+    "cascade" (both, and rows that later stages keep).
     """
 
     name: ClassVar[str]
-    form: ClassVar[str]  # how it is typed, options included
+    form: ClassVar[str]  # syntax of its text, with options
     better: ClassVar[Literal["higher", "lower", "neither"]] = "higher"
-    # a figure of the order of a list: what a stage adds to the one before can be told
+    # whether it measures the order of a list, so that a stage can be compared with the one before
     ranks: ClassVar[bool] = False
     k: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Measure:
-        """From text; raises KarmafunnelError that lists what exists."""
+        """The measure that a text names.
+
+        Raises:
+            KarmafunnelError: no such measure, k or option; the message lists all measures.
+        """
         head, *options = text.strip().split(":")
         name, *numbers = head.split("@")
         name = ALIASES.get(name, name)
@@ -75,15 +79,17 @@ class Measure(ABC):
 
     @classmethod
     def of(cls, ks: list[int], options: list[str]) -> Measure:
-        """The measure with these numbers and options; raises ValueError that says what it takes.
-        Without more: no k, no option.
+        """The measure with these numbers and options. The default takes neither.
+
+        Raises:
+            ValueError: for other numbers or options; the message says which are accepted.
         """
         if ks or options:
             raise ValueError(f"{cls.name} takes no k and no option")
         return cls()
 
     def options(self) -> tuple[str, ...]:
-        """What is typed after its name and k, colons between."""
+        """The parts of its text after name and k, which are joined by colons."""
         return ()
 
     @property
@@ -93,15 +99,13 @@ class Measure(ABC):
     @property
     @abstractmethod
     def definition(self) -> str:
-        """What it is, in one clause."""
+        """The definition, in one clause."""
 
     @abstractmethod
     def figures(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
     ) -> Iterator[MetricValue]:
-        """One figure a stage, then those that they are to be compared with: random, ceiling, logged
-        order.
-        """
+        """One value per stage, then the reference values: random, ceiling, logged order."""
 
     @property
     def by_request(self) -> bool:
@@ -109,11 +113,15 @@ class Measure(ABC):
         return False
 
     def per_request(self, reading: RunArrays, stage: str) -> Values:
-        """What every request adds to the numerator (NaN: undefined) and denominator of a stage's
-        figure: float64 (n_requests,) each.
+        """Each request's part of the numerator (NaN: undefined) and denominator of a stage's value.
 
-        A slate shorter than k counts as it is. Raises KarmafunnelError for measures without a value
-        a request, and where the Run cannot tell.
+        A slate shorter than k counts as it is.
+
+        Returns:
+            Two float64 arrays (n_requests,).
+
+        Raises:
+            KarmafunnelError: the measure has no value per request, or the Run lacks the data.
         """
         who = f"{reading.run.path}: {self} of {stage}"
         if not self.by_request:
@@ -121,7 +129,7 @@ class Measure(ABC):
                 kind.name for kind in kinds().values() if kind.by_request is not Measure.by_request
             )
             raise KarmafunnelError(
-                f"{who}: needs a measure with a value a request: {', '.join(named)}"
+                who, needs=f"a measure with a value a request: {', '.join(named)}"
             )
         found = next(
             figure
@@ -132,7 +140,7 @@ class Measure(ABC):
             raise KarmafunnelError(who, needs="values of requests", found=f"{found.note or 'none'}")
         if found.estimate.units == reading.n:
             return found.estimate.num, found.estimate.den
-        # of shown rows: a request without one is no unit
+        # over exposures: a request without any is not a unit
         some = np.bincount(reading.shown.group, minlength=reading.n) > 0
         num, den = np.full(reading.n, np.nan), np.zeros(reading.n)
         num[some], den[some] = found.estimate.num, found.estimate.den
@@ -147,7 +155,7 @@ class Measure(ABC):
         denominator: str,
         note: str = "",
     ) -> MetricValue:
-        """A figure of this measure."""
+        """A value of this measure."""
         return MetricValue(stage, self, part.name, estimate, unit, denominator, note)
 
     def __str__(self) -> str:
@@ -159,7 +167,7 @@ class Measure(ABC):
 
 @dataclass(frozen=True, repr=False)
 class AtK(Measure):
-    """A measure that names one k and takes no option."""
+    """A measure with one k and no option."""
 
     @classmethod
     def of(cls, ks: list[int], options: list[str]) -> Measure:
@@ -170,9 +178,7 @@ class AtK(Measure):
 
 @cache
 def kinds() -> dict[str, type[Measure]]:
-    """Every measure by its name: the classes of this folder, and those that were defined elsewhere
-    before the first question.
-    """
+    """All measures by name, with those that other modules define before the first call."""
     for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__):
         importlib.import_module(f"{__package__}.{module.name}")
     found: dict[str, type[Measure]] = {}
@@ -186,7 +192,7 @@ def kinds() -> dict[str, type[Measure]]:
 
 
 def forms() -> str:
-    """How every measure is typed."""
+    """The syntax of all measures, as one text."""
     return ", ".join(sorted((kind.form for kind in kinds().values()), key=str.lower))
 
 
@@ -207,7 +213,7 @@ def parse_all(measures: Sequence[Measure | str]) -> list[Measure]:
 
 @dataclass(frozen=True, eq=False)
 class MetricValue:
-    """One value of one stage, or why there is none."""
+    """One value of one stage; where `estimate` is None, `note` says why."""
 
     stage: str
     measure: Measure
@@ -216,14 +222,14 @@ class MetricValue:
     unit: str
     denominator: str
     note: str = ""
-    constant: bool = False  # known without data, as 0.5 is: no interval
+    constant: bool = False  # known without data, such as 0.5: no interval
 
     @property
     def key(self) -> tuple[str, str, str]:
         return self.stage, str(self.measure), self.part
 
 
-# -- what several measures need --------------------------------------------------------------------
+# -- shared by several measures --------------------------------------------------------------------
 
 
 def of_requests(
@@ -233,7 +239,7 @@ def of_requests(
     den: np.ndarray,
     counts: np.ndarray | None = None,
 ) -> Ratio:
-    """The requests of a part as an estimate."""
+    """A ratio of sums over the requests of a slice; `num`, `den`, `counts`: (n_requests,)."""
     keep = part.requests
     return Ratio(
         num[keep], den[keep], reading.cluster[keep], None if counts is None else counts[keep]
@@ -241,22 +247,22 @@ def of_requests(
 
 
 def mean(reading: RunArrays, part: SliceMask, values: np.ndarray) -> Ratio:
-    """The mean of the values of a part's requests, NaN left out."""
+    """The mean of `values` (n_requests,) over the requests of a slice, without NaN."""
     return of_requests(reading, part, values, np.ones(reading.n))
 
 
 def of_part(part: SliceMask) -> str:
-    """How a denominator names its part."""
+    """The name of the slice for a denominator's text."""
     return "" if part.name == ALL else f" [{part.name}]"
 
 
 def too_short(run: Run, stage: str, k: int | None) -> str:
-    """Why a stage cannot be asked for its k best, or ""."""
+    """Why a stage has no top k, or ""."""
     return f"n/a: {stage} puts out {run.k(stage)}" if k is not None and k > run.k(stage) else ""
 
 
 def top(run: Run, stage: str, k: int, *columns: str) -> pl.DataFrame:
-    """The k best of a stage: request_id, item_id, rank and more columns of the slates."""
+    """The top k of a stage: request_id, item_id, rank and `columns` of the slates."""
     slates = run.lazy["slates"].filter(
         (pl.col("stage").cast(pl.String) == stage) & (pl.col("rank") <= k)
     )

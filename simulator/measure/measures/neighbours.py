@@ -1,4 +1,4 @@
-"""Measures of a stage's slate and the next one's: they describe a cascade, they do not judge it."""
+"""Agreement between the slates of two consecutive stages; neither direction is better."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .measure import BY_REQUEST, Measure, MetricValue, mean, of_part, too_short,
 
 @dataclass(frozen=True, repr=False)
 class Neighbours(Measure):
-    """Mean over the requests where both stages put out k."""
+    """Mean over the requests where both stages return k items."""
 
     better: ClassVar = "neither"
 
@@ -31,8 +31,12 @@ class Neighbours(Measure):
 
     @abstractmethod
     def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:
-        """The value of each request, float64 (n,): `depth` is the lower rank of an item that both
-        slates hold.
+        """The value of each request: float64 (n,).
+
+        Args:
+            group: number of the request of each item that is in both slates: (n_common,).
+            depth: the larger of the item's two ranks: (n_common,).
+            n: number of requests.
         """
 
     def figures(
@@ -42,7 +46,7 @@ class Neighbours(Measure):
         pairs = [(a, b) for a, b in zip(run.stages, run.stages[1:], strict=False) if a in stages]
         if not pairs:
             yield self.figure(
-                stages[-1], part, None, "request", "", "n/a: it is about a stage and the next one"
+                stages[-1], part, None, "request", "", "n/a: it compares a stage and the next one"
             )
         for stage, after in pairs:
             denominator = f"requests where {stage} and {after} both put out {k}{of_part(part)}"
@@ -82,8 +86,8 @@ class Overlap(Neighbours):
     @property
     def definition(self) -> str:
         return (
-            f"share of a stage's {self.k} best that are among the next stage's {self.k} best, mean"
-            " over requests"
+            f"share of a stage's top {self.k} that is in the next stage's top {self.k}, mean over"
+            " requests"
         )
 
     def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:
@@ -98,7 +102,7 @@ class RBO(Neighbours):
     @property
     def definition(self) -> str:
         return (
-            f"rank-biased overlap of a stage's {self.k} best and the next one's, persistence"
+            f"rank-biased overlap of a stage's top {self.k} and the next one's, persistence"
             f" {metrics.PERSISTENCE}, extrapolated beyond {self.k}"
         )
 

@@ -1,4 +1,4 @@
-"""novelty@k: how little known the items are that are shown."""
+"""novelty@k: how unpopular the shown items are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .measure import BY_REQUEST, AtK, MetricValue, mean, of_part, too_short, top
 
 @dataclass(frozen=True, repr=False)
 class Novelty(AtK):
-    """Mean self-information, in bits, of the k best: -log2 of the item's share of W1's targets, one
-    added to each.
+    """Mean self-information of the top k in bits: -log2 of each item's share of the relevant items
+    in W1, with add-one smoothing.
 
     Source: Vargas & Castells 2011, "Rank and relevance in novelty and diversity metrics", RecSys
     (popularity-based, by targets).
@@ -29,8 +29,8 @@ class Novelty(AtK):
     @property
     def definition(self) -> str:
         return (
-            f"bits of surprise of the top {self.k}: mean of -log2 of each item's share of W1's"
-            " truth, one added to each item"
+            f"self-information of the top {self.k} in bits: mean of -log2 of each item's share of"
+            " the relevant items in W1, one added to each item"
         )
 
     def figures(

@@ -11,9 +11,9 @@ from .hits import HitMeasure, Lists, RandomLists
 
 @dataclass(frozen=True, repr=False)
 class P(HitMeasure):
-    """Relevant items among the first k, over k: trec_eval's `P`.
+    """Relevant items in the top k, divided by k: `P` of trec_eval.
 
-    A list that is shorter counts as if filled up with others.
+    A shorter list counts as if it were filled with items that are not relevant.
     """
 
     name = "P"
@@ -21,7 +21,7 @@ class P(HitMeasure):
 
     @property
     def clause(self) -> str:
-        return f"truth items in the top {self.k} / {self.k}, mean over requests"
+        return f"relevant items in the top {self.k} / {self.k}, mean over requests"
 
     def values(self, lists: Lists, n: int, k: int) -> np.ndarray:
         truth = np.bincount(lists.group, minlength=n)
@@ -29,6 +29,6 @@ class P(HitMeasure):
         return np.where(truth > 0, hits / k, np.nan)
 
     def expected(self, lists: RandomLists, k: int) -> np.ndarray:
-        """Each place of the first k holds a relevant item with chance found / many."""
+        """Each of the top k holds a relevant item with probability found / many."""
         inside = np.minimum(k, lists.many) * lists.found / np.maximum(lists.many, 1)
         return np.where(lists.truth > 0, inside / k, np.nan)

@@ -17,8 +17,8 @@ from .measure import BASE, BY_REQUEST, RANDOM, Measure, MetricValue, of_requests
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Shown rows with a stage's scores (or probabilities): the request, user, value and label of
-    each, (n_rows,).
+    """Exposures with a stage's scores or probabilities: request, user, value and label, each
+    (n_rows,).
     """
 
     group: np.ndarray
@@ -29,22 +29,22 @@ class ScoredRows:
 
 @dataclass(frozen=True, repr=False)
 class RowMeasure(Measure):
-    """A measure over the scored rows of a Run, one value a stage: of scores or of probabilities."""
+    """A measure of a stage's scores, or of its probabilities, over the exposures of a Run."""
 
     probabilities = False
 
     @abstractmethod
     def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
-        """The figure of some rows."""
+        """The value over some rows."""
 
     def unit(self, label: str, positives: int) -> tuple[str, str]:
         """Unit and denominator."""
         return "exposure", f"exposures, {positives} with a {label}"
 
-    def beside(
+    def references(
         self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str
     ) -> Iterator[MetricValue]:
-        """What the stages are to be compared with; `rows` hold the logged order."""
+        """Reference values for the stages; the values of `rows` are the logged order."""
         yield self.figure(LOGGED, part, self.estimate(reading, rows), unit, denominator)
         yield half(self, part, unit)
 
@@ -76,16 +76,16 @@ class RowMeasure(Measure):
             yield self.figure(stage, part, estimate, unit, denominator, self.note(reading))
         if inside.any():
             rows = ScoredRows(group, cluster, shown.score[LOGGED][inside], labels)
-            yield from self.beside(reading, part, rows, unit, denominator)
+            yield from self.references(reading, part, rows, unit, denominator)
 
     def note(self, reading: RunArrays) -> str:
-        """What is said of every figure."""
+        """The note of every value."""
         in_sample = self.probabilities and reading.run.meta["window"] == "W2b"
-        return "in sample: W2b is what calibration is fitted on" if in_sample else ""
+        return "in sample: calibration is fitted on W2b" if in_sample else ""
 
 
 def half(measure: Measure, part: SliceMask, unit: str) -> MetricValue:
-    """What any random order gets in AUC."""
+    """AUC of a random order."""
     ratio = Ratio(np.full(1, 0.5), np.ones(1), np.zeros(1, dtype=np.int64), np.zeros(1))
     return MetricValue(RANDOM, measure, part.name, ratio, unit, "", "expected value", constant=True)
 
@@ -98,8 +98,8 @@ class AUC(RowMeasure):
     @property
     def definition(self) -> str:
         return (
-            "chance that a positive row scores above a negative one, exact, ties one half, all rows"
-            " pooled"
+            "probability that a positive row scores above a negative one, exact, ties one half, all"
+            " rows pooled"
         )
 
     def estimate(self, reading: RunArrays, rows: ScoredRows) -> Estimate:
@@ -108,7 +108,7 @@ class AUC(RowMeasure):
 
 @dataclass(frozen=True, repr=False)
 class GroupedAUC(RowMeasure):
-    """gAUC: AUC within each request or user, over the shown rows or all that a stage scored."""
+    """gAUC: AUC within each request or user, over exposures or over all scored candidates."""
 
     name = "gAUC"
     form = "gAUC:request|user:exposures|candidates[:exposures|positives|none]"
@@ -128,7 +128,7 @@ class GroupedAUC(RowMeasure):
         if not 2 <= len(options) <= 3 or any(
             o not in c for o, c in zip(options, choices, strict=False)
         ):
-            raise ValueError("gAUC names its group and population, as in gAUC:request:exposures")
+            raise ValueError("gAUC needs its group and population, as in gAUC:request:exposures")
         return cls(None, *options)
 
     def options(self) -> tuple[str, ...]:
@@ -191,16 +191,16 @@ class GroupedAUC(RowMeasure):
     def _of_candidates(
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
     ) -> Iterator[MetricValue]:
-        """Over what a stage scored: of P truth items and N = n - P others, AUC = sum of wins / (P
-        N), one a request.
+        """AUC of each request over what a stage scored: sum of wins / (P N), with P relevant items
+        and N = n - P others.
         """
         for stage in stages:
             denominator = (
-                f"requests with truth and other items among what {stage} scored, weighted by"
+                f"requests with relevant and other items among what {stage} scored, weighted by"
                 f" {self._weighted_by}"
             )
             if self.group == "user":
-                why = "n/a: a stage's scores of candidates compare within a request only"
+                why = "n/a: scores of candidates are comparable only within a request"
                 yield self.figure(stage, part, None, "request", denominator, why)
                 continue
             wins = reading.truths.wins[stage]
@@ -244,12 +244,12 @@ class LogLoss(RowMeasure):
             total[some], sizes[some].astype(np.float64), reading.cluster[some], sizes[some]
         )
 
-    def beside(
+    def references(
         self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str
     ) -> Iterator[MetricValue]:
         everybody = np.full(len(rows.labels), rows.labels.mean())
         base = self.estimate(reading, ScoredRows(rows.group, rows.cluster, everybody, rows.labels))
-        yield self.figure(BASE, part, base, unit, denominator, "everybody gets the mean")
+        yield self.figure(BASE, part, base, unit, denominator, "the mean for every row")
 
 
 @dataclass(frozen=True, repr=False)
@@ -270,10 +270,10 @@ class ECE(RowMeasure):
         return Calibration(rows.values, rows.labels.astype(np.float64), rows.cluster)
 
     def note(self, reading: RunArrays) -> str:
-        leans = "absolute gaps grow under resampling: the interval leans upward"
+        leans = "absolute gaps grow under resampling, so the interval is biased upwards"
         return "; ".join(filter(None, [leans, super().note(reading)]))
 
-    def beside(
+    def references(
         self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str
     ) -> Iterator[MetricValue]:
         return iter(())
