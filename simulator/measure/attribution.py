@@ -75,11 +75,11 @@ def shapley(values: Mapping[Subset, Value]) -> dict[str, Value]:
     Args:
         values: v of every subset, a number or an array of resamples.
     """
-    everybody = max(values, key=len)
-    n = len(everybody)
+    whole = max(values, key=len)
+    n = len(whole)
     weight = [factorial(size) * factorial(n - size - 1) / factorial(n) for size in range(n)]
     parts: dict[str, Value] = {}
-    for one in sorted(everybody):
+    for one in sorted(whole):
         gains = [
             weight[len(some)] * (values[some | {one}] - values[some])
             for some in values
@@ -256,7 +256,7 @@ def _play(
     seed: int,
 ) -> None:
     """Fill the rows of one measure and slice value: its stages, then end to end."""
-    nobody, everybody = every[0], every[-1]
+    none_on, all_on = every[0], every[-1]
     first = by_seed[0][-1]
     for row in rows:
         row |= {"n": first.n, "undefined": first.undefined}
@@ -270,7 +270,7 @@ def _play(
         for estimates in by_seed:
             drawn.append(_split(dict(zip(every, [samples[e] for e in estimates], strict=True))))
     mean = {subset: float(np.mean([game[subset] for game in values])) for subset in every}
-    change, split = mean[everybody] - mean[nobody], [_split(game) for game in values]
+    change, split = mean[all_on] - mean[none_on], [_split(game) for game in values]
     found = {}
     for stage in split[0]:
         parts = [one[stage] for one in split]
@@ -279,9 +279,9 @@ def _play(
     whole_change_known = found[END].excludes_zero()
     for row in rows:
         stage, difference = row["stage"], found[row["stage"]]
-        own = everybody if stage == END else frozenset({stage})
-        row |= {"value": difference.value, "off": mean[nobody], "on": mean[everybody]}
-        row |= {"alone": mean[own] - mean[nobody], "last": mean[everybody] - mean[everybody - own]}
+        own = all_on if stage == END else frozenset({stage})
+        row |= {"value": difference.value, "off": mean[none_on], "on": mean[all_on]}
+        row |= {"alone": mean[own] - mean[none_on], "last": mean[all_on] - mean[all_on - own]}
         row |= difference.row(Measure.parse(row["measure"]).better, ("off", "on"))
         row["share"] = difference.value / change if whole_change_known else None
 

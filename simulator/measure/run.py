@@ -133,7 +133,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What counts as truth: "click" or "purchase"."""
+        """Which items are relevant: those of a "click" or a "purchase"."""
         return str(self.meta["label"])
 
     @property

@@ -1,7 +1,6 @@
-"""Attention pictures: where each variant looks, first and last layer, all on one scale. Columns
-that glow are a "barcode".
+"""Attention maps of the first and last layer of each variant, on one colour scale.
 
-Every table draws its own rows; cells of several tables side by side:
+Each ablation table draws the maps of its own rows. To draw cells of several tables together:
 
     python -m karmafunnel.simulator.report.attention_plot \
         "action-only=out/controls/cells/action-only-0" "other=out/other/cells/..." --out both.html
@@ -23,12 +22,17 @@ from .page import Plot, rich
 
 
 def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
-    """Heat maps (layers, L, L) by name of variant, queries downwards, keys to the right: of each
-    the first and the last layer.
+    """Heat maps of the first and the last layer of each variant.
 
-    A cell is the share of its query's attention, on one colour scale for all (its square root, so
-    that small shares show). Raises KarmafunnelError for no map, and for one that is no stack of
-    squares.
+    Rows are queries, columns keys. The colour is the square root of the attention weight, so that
+    small weights are visible.
+
+    Args:
+        maps: attention weights by name of the variant: (layers, L, L).
+        per_row: number of heat maps in a row.
+
+    Raises:
+        KarmafunnelError: no map, or one of another shape.
     """
     if not maps:
         raise KarmafunnelError("attention_figure", needs="at least one map", found="none")
@@ -66,7 +70,9 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
                 "colorscale": "Viridis",
                 "showscale": i == 0,
                 "colorbar": bar,
-                "hovertemplate": rich("query %{y} looks at %{x}: %{customdata:.2f}<extra></extra>"),
+                "hovertemplate": rich(
+                    "query %{y} attends to %{x}: %{customdata:.2f}<extra></extra>"
+                ),
                 **plots.on(i),
             }
         )
@@ -94,8 +100,8 @@ def attention_figure(maps: Mapping[str, np.ndarray], per_row: int = 4) -> Plot:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The page to write.")
 @click.option("--title", default="Attention", show_default=True)
 def main(cells: tuple[str, ...], out: Path, title: str) -> None:
-    """Draw the attention of finished cells of any tables; a CELL is a folder `cells/ROW-SEED` of a
-    table's --out.
+    """Draw the attention maps of finished cells. A CELL is a folder `cells/ROW-SEED` in the output
+    of a table.
     """
     maps = {}
     for given in cells:

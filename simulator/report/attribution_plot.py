@@ -1,5 +1,5 @@
-"""An end-to-end change from no stage on to all of them, a step a stage: as a waterfall and as a
-table (`simulator/measure/attribution.py`).
+"""Attribution of an end-to-end change to stages as a table and a waterfall figure, from the rows of
+`simulator/measure/attribution.py`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ FIRST, LAST = "none on", "all on"
 
 
 def of_one_slice(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[str], list[str]]:
-    """Rows that have a value by measure and stage, their measures and stages; KarmafunnelError for
-    none, and for several slices.
+    """Rows with a value by (measure, stage), their measures and their stages.
+
+    Raises:
+        KarmafunnelError: no row has a value, or rows of several slices.
     """
     known = [row for row in rows if row["value"] is not None]
     if not known:
@@ -38,10 +40,11 @@ def of_one_slice(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], Row], list[
 
 
 def attribution_table(rows: Sequence[Row]) -> Table:
-    """Rows of `attribute` as a table: a line a stage between none on and all on, a column a
-    measure, and what it all means.
+    """Rows of `attribute` as a table with definitions: one column per measure, one row per stage
+    between "none on" and "all on".
 
-    Raises KarmafunnelError where no row has a value, and for rows of several slices.
+    Raises:
+        KarmafunnelError: no row has a value, or rows of several slices.
     """
     found, measures, stages = of_one_slice(rows)
     ends = [found[measure, END] for measure in measures]
@@ -55,22 +58,25 @@ def attribution_table(rows: Sequence[Row]) -> Table:
         f"{measure}: {define(measure)}; n {found[measure, END]['n']:,}." for measure in measures
     ]
     below += [
-        "Each step is a Shapley value: its mean gain over all orders of switching the stages on "
+        "Each step is a Shapley value: the mean gain over all orders of switching stages on "
         f"({2 ** len(stages)} funnels, {seeds} "
-        "seeds); the steps sum to the whole change, of which the share stands in brackets. "
+        "seeds). The steps sum to the whole change; the share of each is in brackets. "
         "Intervals: 95%, over users and seeds. "
-        "* leaves out 0 with one sign in every seed, "
-        "** also after Holm's correction over all steps asked for."
+        "* the interval excludes 0 and the sign is the same in every seed, "
+        "** also after Holm's correction over all steps."
     ]
     return Table(["", *measures], lines, below=below)
 
 
 def attribution_figure(rows: Sequence[Row]) -> Plot:
-    """Rows of `attribute` as one pane a measure: where the funnel starts, what each stage adds with
-    its interval, where it ends.
+    """Rows of `attribute` as a waterfall per measure: the value with no stage on, what each stage
+    adds with its interval, and the value with all on.
 
-    Start and end are points, not bars: the scale need not hold 0, so that small steps can be seen.
-    Raises KarmafunnelError where no row has a value, and for rows of several slices.
+    Start and end are points, not bars, so that the axis need not include 0 and small steps are
+    visible.
+
+    Raises:
+        KarmafunnelError: no row has a value, or rows of several slices.
     """
     found, measures, stages = of_one_slice(rows)
     names, colours = [FIRST, *stages, LAST], plots.colour_of(stages)
@@ -155,8 +161,8 @@ def attribution_figure(rows: Sequence[Row]) -> Plot:
     return {"data": data, "layout": layout}
 
 
-def text(words: str, x: float, y: str, pane: int) -> Plot:
-    """Words to the right of a place."""
+def text(label: str, x: float, y: str, pane: int) -> Plot:
+    """A label to the right of a point."""
     where = {
         "x": x,
         "y": y,
@@ -164,7 +170,7 @@ def text(words: str, x: float, y: str, pane: int) -> Plot:
         "yref": f"y{pane + 1 if pane else ''}",
     }
     return where | {
-        "text": words,
+        "text": label,
         "showarrow": False,
         "xanchor": "left",
         "xshift": 9,
@@ -173,7 +179,7 @@ def text(words: str, x: float, y: str, pane: int) -> Plot:
 
 
 def said(row: Row) -> Cell:
-    """A row's change with its interval and its share of the whole, where there is one."""
+    """The change of a row with its interval and, if known, its share of the whole change."""
     share = "" if row["share"] is None else f"({row['share']:.0%})".replace("-", "−")
     return Cell(
         number(row["value"], True), between(row, True), significance(row), share, strong=True

@@ -1,5 +1,5 @@
-"""Curves: a figure of every row over something that was turned, such as the World's `--semantic` or
-the size of the training set.
+"""Curves: a measure over a setting that was varied, such as `--semantic` of a World or the size of
+the training set.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ def curve_figure(
     log_x: bool = False,
     reference: float | None = None,
 ) -> Plot:
-    """One line a value of `by`, with the points' `low` and `high` as a band where all of a line's
-    points have them.
+    """A figure with one line per value of `by`, and a band from `low` to `high` where all points of
+    a line have both.
 
-    A point is a mapping with `x`, `y` and `by`, as rows of `table.json` are once the knob is added;
-    a point whose y is None is left out. `reference` draws a level line, as 0 for a gain. Raises
-    KarmafunnelError for no point, a point that lacks a field, and two points of one line at one
-    place.
+    Args:
+        points: mappings such as the rows of `table.json`, with the setting added. A point whose
+            `y` is None is left out.
+        x, y, by: names of the fields for the axes and for the line.
+        reference: y of a horizontal reference line, such as 0 for a gain.
+
+    Raises:
+        KarmafunnelError: no point, a point that lacks a field, or two points of a line with the
+            same x.
     """
     known = [p for p in points if p.get(y) is not None]
     if not known:
@@ -112,10 +117,14 @@ def curve_figure(
 
 
 def write_curve(plot: Plot, path: Path | str, title: str = "") -> list[Path]:
-    """Write a figure as one HTML file that needs no network and, where kaleido and a Chromium are
-    there, as PNG beside it.
+    """Write a figure as an HTML file that needs no network and, if kaleido and Chromium are
+    installed, as a PNG file of the same name.
 
-    Returns what was written; `path` is that of the HTML file.
+    Args:
+        path: of the HTML file.
+
+    Returns:
+        The files that were written.
     """
     path = Path(path).with_suffix(".html")
     section = Section("figure", "Figure", "", [Figure(plot)])
@@ -129,5 +138,5 @@ def write_curve(plot: Plot, path: Path | str, title: str = "") -> list[Path]:
         }
     try:
         return [path, plots.write_picture(titled, path.with_suffix(".png"))]
-    except KarmafunnelError:  # no kaleido, or no Chromium: the HTML file says the same
+    except KarmafunnelError:  # no kaleido or no Chromium: the HTML file is enough
         return [path]

@@ -1,5 +1,5 @@
-"""The page of a log or a catalogue: what `simulator/measure/describe.py` counts, as cards, figures
-and tables in one HTML file.
+"""The page of a log or a catalogue: the statistics of `simulator/measure/describe.py` as cards,
+figures and tables.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from .table import Table
 COLOURS = {"W1": "#4f83b5", "W2a": "#9d6bb5", "W2b": "#3a9c9c", "W3": "#dd9a3c"}
 BLUE, ORANGE, GREEN, GREY = "#4f83b5", "#dd9a3c", "#4f9d78", "#8b9199"
 NOTE = (
-    "Eligible: known before the request and passing its filters (mean number). Ceiling: the share"
-    " of truth that is eligible at all. Repeat: the user clicked or bought the item before. Cold:"
-    " the item was never a target in W1. History: clicks and purchases of the user before the"
-    " request. With truth: requests that have any; the others are left out of hit measures."
+    "Eligible: items known before the request that pass its filters (mean number). Ceiling: the"
+    " share of relevant items that are eligible. Repeat: relevant items that the user clicked or"
+    " bought before. Cold: relevant items that never were relevant in W1. History: clicks and"
+    " purchases of the user before the request. Requests without a relevant item are left out of"
+    " hit measures."
 )
 
 
 def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
-    """Write tables and figures as one HTML file that fetches nothing; returns its path."""
+    """Write tables and figures as one HTML file that needs no network; returns its path."""
     (_, facts_head, facts_rows), *others = tables(stats)
     drawn = Beside([Figure(plot) for plot in plots(log, stats)], least=400, framed=True)
     sections = [Section("plots", "Plots", "Plots", [drawn])]
@@ -47,7 +48,7 @@ def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
 
 
 def cards(stats: Stats) -> Cards:
-    """The figures to see first."""
+    """The key figures."""
     shown: list[tuple[Words, Words, Words]] = [
         (name.replace("_", " "), count(n), "") for name, n in stats["sizes"].items() if n
     ]
@@ -63,7 +64,7 @@ def cards(stats: Stats) -> Cards:
 
 
 def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
-    """Figures of what the log has; what it lacks has none."""
+    """All figures that the log has data for."""
     money = f"price, {stats['currency'] or 'currency unknown'}"
     found = []
     if isinstance(log, Log):
@@ -127,8 +128,10 @@ def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
 
 
 def figure(title: str, x: str, y: str, *traces: Plot, **more: Any) -> Plot:
-    """A figure in the one look of this page; `more` of its layout, such as `xaxis={"type": "log"}`,
-    comes on top.
+    """A figure in the style of this page.
+
+    Args:
+        more: changes to its layout, such as `xaxis={"type": "log"}`.
     """
     layout: Plot = {
         "title": {"text": rich("<b>{}</b>", title), "x": 0, "xref": "paper", "font": {"size": 15}},
@@ -162,8 +165,10 @@ def scatter(**what: Any) -> Plot:
 
 
 def histogram(title: str, x: str, y: str, values: pl.Series) -> Plot | None:
-    """One bar a value where there are few whole ones, else bins of equal width, on a log axis where
-    the values spread widely.
+    """A histogram, None for fewer than two different values.
+
+    Few whole numbers get one bar each, other values bins of equal width; values over a wide range
+    get a log axis.
     """
     array = values.drop_nulls().to_numpy().astype(float)
     if len(array) == 0 or (low := array.min()) == array.max():
@@ -201,7 +206,7 @@ def histogram(title: str, x: str, y: str, values: pl.Series) -> Plot | None:
 def bars(
     n: np.ndarray, edges: np.ndarray, whole: bool, middles: np.ndarray, widths: np.ndarray
 ) -> Plot:
-    """Bars between edges, with the bounds in the hover text."""
+    """Bars of a histogram, with the bounds of each bin in its hover text."""
     upper = edges[1:] - 1 if whole else edges[1:]
     between = [f"{number(a)} to {number(b)}" for a, b in zip(edges[:-1], upper, strict=True)]
     hover = rich("%{customdata}: %{y:,}<extra></extra>")
@@ -216,9 +221,7 @@ def bars(
 
 
 def over_time(log: Log, served: np.ndarray) -> Plot:
-    """Requests along time, a colour a window; a log that knows only an order shows their number a
-    window.
-    """
+    """Requests over time, one colour per window; requests per window if the log has no clock."""
     window = log.requests["window"].gather(served)
     ts = log.requests["ts"].gather(served)
     if log.meta["time"] == "order":
@@ -256,7 +259,7 @@ def over_time(log: Log, served: np.ndarray) -> Plot:
 
 
 def by_window(windows: list[Stats]) -> Plot:
-    """Ceiling, repeat and cold share of truth."""
+    """Ceiling, and shares of repeat and cold items among the relevant items, by window."""
     named = [("ceiling", BLUE), ("repeat", GREEN), ("cold", ORANGE)]
     mine = [w for w in windows if w["window"] != ALL]
     traces = [
@@ -272,7 +275,9 @@ def by_window(windows: list[Stats]) -> Plot:
         "yaxis": {"range": [0, 1.02], "tickformat": ".0%"},
         "bargap": 0.25,
     }
-    return figure("Truth by window", "window", "share of truth", *traces, **layout)
+    return figure(
+        "Relevant items by window", "window", "share of relevant items", *traces, **layout
+    )
 
 
 def position_plot(rows: list[Stats] | None) -> Plot | None:
@@ -291,7 +296,7 @@ def position_plot(rows: list[Stats] | None) -> Plot | None:
 
 
 def popularity_plot(counts: np.ndarray, found: Stats | None) -> Plot | None:
-    """Targets per item by rank, both on a log scale, at most 200 points, with the fitted slope."""
+    """How often items are relevant, by rank, on log axes, at most 200 points, with fitted slope."""
     if found is None:
         return None
     falling = np.sort(counts[counts > 0])[::-1]
@@ -329,7 +334,7 @@ def popularity_plot(counts: np.ndarray, found: Stats | None) -> Plot | None:
 
 
 def category_plot(categories: pl.Series) -> Plot | None:
-    """Items of the most frequent coarsest categories."""
+    """Number of items in the largest top-level categories."""
     top = categories.list.first().drop_nulls().value_counts(sort=True).head(12)
     if top.height < 2:
         return None

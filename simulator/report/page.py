@@ -1,9 +1,9 @@
-"""The one builder of HTML pages: blocks of plain values go in, one file that fetches nothing and
-runs no text comes out.
+"""The builder of all HTML pages: it renders blocks of plain values as one file that needs no
+network.
 
-Every text is escaped where it is put: by the templates in HTML, by `drawn` in figures, whose texts
-plotly reads as an HTML of its own. Markup around a text is made by `rich` alone. A
-Content-Security-Policy in every page lets only its own scripts run.
+Every text is escaped: by the templates in HTML, and by `drawn` in figures, because plotly has its
+own markup. Only `rich` makes markup. The Content-Security-Policy of each page allows only its own
+scripts.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from ...files import PAGE, claim, write_text
 Plot = dict[str, Any]
 Words = str | Markup  # text, which is escaped, or what `rich` made of it
 TEMPLATES = Path(__file__).with_name("templates")
-# significant ones of a number in a figure: the last bits of a sum depend on the order in which
-# threads added
+# significant digits of numbers in figures: the last bits of a sum depend on the order of threads
 DIGITS = 10
 
 
@@ -39,8 +38,8 @@ DIGITS = 10
 
 
 def plain(value: Any) -> Markup:
-    """A text as HTML and plotly both print it: no tag, no entity, no `%{...}` of a hover template.
-    What `rich` made stays.
+    """A text escaped for HTML and plotly: tags, entities and `%{...}` of hover templates. Markup
+    stays unchanged.
     """
     if isinstance(value, Markup):
         return value
@@ -48,23 +47,28 @@ def plain(value: Any) -> Markup:
 
 
 def rich(template: LiteralString, *values: Any) -> Markup:
-    """Markup of our own around values: each `{}` of the template is the next value, escaped. For
-    HTML and for figures.
+    """Markup for HTML and figures: each `{}` of the template becomes the next value, escaped.
 
-    Raises ValueError where the template has more or fewer places than there are values.
+    Raises:
+        ValueError: the template has more or fewer places than there are values.
     """
     parts = template.split("{}")
     if len(parts) != len(values) + 1:
         raise ValueError(
             f"rich: needed {len(parts) - 1} values for {template!r}, found {len(values)}"
         )
-    told = [str.__str__(plain(value)) + part for value, part in zip(values, parts[1:], strict=True)]
-    return Markup(parts[0] + "".join(told))
+    filled = [
+        str.__str__(plain(value)) + part for value, part in zip(values, parts[1:], strict=True)
+    ]
+    return Markup(parts[0] + "".join(filled))
 
 
 def as_json(value: Any, text: Callable[[str], str] = str) -> Any:
-    """A value of lists, mappings, arrays, dates and numbers as JSON can say it: `text` of every
-    string, what is not finite is None.
+    """A JSON-ready copy of a value; numbers that are not finite become None.
+
+    Args:
+        value: lists, mappings, arrays, dates, numbers and strings.
+        text: applied to every string.
     """
     if isinstance(value, str):
         return text(value)
@@ -80,7 +84,7 @@ def as_json(value: Any, text: Callable[[str], str] = str) -> Any:
 
 
 def embed(value: Any) -> Markup:
-    """JSON for the inside of a <script>: no character of it can end the element or a string."""
+    """JSON for a <script> element, with characters escaped that could end the element."""
     text = json.dumps(as_json(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -88,8 +92,10 @@ def embed(value: Any) -> Markup:
 
 
 def drawn(plot: Plot) -> Plot:
-    """A figure whose texts plotly prints as they stand; what `rich` made stays markup. Raises
-    TypeError for a template that it did not make: `%{...}` would be printed.
+    """A figure with all texts escaped for plotly; markup stays unchanged.
+
+    Raises:
+        TypeError: a hover template that is not markup, so that its `%{...}` would be escaped.
     """
     for trace in plot["data"]:
         if not isinstance(template := trace.get("hovertemplate", Markup()), Markup):
@@ -101,9 +107,7 @@ def drawn(plot: Plot) -> Plot:
 
 
 class Block:
-    """A piece of a page: plain values that one macro of `blocks.html.j2`, of the same name, turns
-    into HTML.
-    """
+    """A part of a page: values for the macro of the same name in `blocks.html.j2`."""
 
     @property
     def kind(self) -> str:
@@ -112,7 +116,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Text(Block):
-    """A paragraph: "lead" before what it explains, "note" below it, "sub" under a title."""
+    """A paragraph. look: "lead" before what it explains, "note" after it, "sub" under a title."""
 
     words: Words
     look: str = "lead"
@@ -128,7 +132,7 @@ class Points(Block):
 
 @dataclass(frozen=True)
 class Absent(Block):
-    """Said in place of what the log cannot tell."""
+    """A message in place of a result that the log has no data for."""
 
     words: Words
     what: str = "n/a"
@@ -136,7 +140,7 @@ class Absent(Block):
 
 @dataclass(frozen=True)
 class Warned(Block):
-    """What one must know before one believes the figures below."""
+    """A warning about the results below."""
 
     words: Words
 
@@ -148,14 +152,14 @@ class Heading(Block):
 
 @dataclass(frozen=True)
 class Cards(Block):
-    """Key figures: (what, figure, what it says) each."""
+    """Key figures: (name, value, explanation) of each."""
 
     cards: Sequence[tuple[Words, Words, Words]]
 
 
 @dataclass(frozen=True)
 class Figure(Block):
-    """A plotly figure, drawn once it scrolls near; `legend` is colour or dash by name."""
+    """A plotly figure, drawn when it is scrolled near. legend: colour or dash by name."""
 
     plot: Plot
     legend: Mapping[str, str] = field(default_factory=dict)
@@ -170,7 +174,7 @@ class Figure(Block):
 
     @property
     def keys(self) -> list[tuple[str, str]]:
-        """Name and CSS of each key: a filled square for a colour, a line for a dash."""
+        """Name and CSS of each entry of the legend: a square for a colour, a line for a dash."""
 
         def dash(look: str) -> str:
             return f"height:0;border-top:2px {'dotted' if look == 'dot' else 'dashed'} #8b9199"
@@ -183,7 +187,7 @@ class Figure(Block):
 
 @dataclass(frozen=True)
 class Beside(Block):
-    """Blocks in columns of at least `least` pixels, as many as there is room for."""
+    """Blocks in as many columns of at least `least` pixels as fit."""
 
     blocks: Sequence[Block]
     least: int = 440
@@ -192,14 +196,14 @@ class Beside(Block):
 
 @dataclass(frozen=True)
 class Facts(Block):
-    """Names and what they are."""
+    """A list of names and values."""
 
     facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Details(Block):
-    """Blocks that can be folded away."""
+    """Blocks that can be folded."""
 
     summary: Words
     blocks: Sequence[Block]
@@ -208,7 +212,7 @@ class Details(Block):
 
 @dataclass(frozen=True)
 class Pre(Block):
-    """Code or a file as it stands, under a small title where there is one."""
+    """Preformatted text such as code, with an optional small title."""
 
     words: Words
     title: Words = ""
@@ -216,7 +220,7 @@ class Pre(Block):
 
 @dataclass(frozen=True)
 class Requests(Block):
-    """A picker over single requests (`samples.look_up`), drawn by the page's script."""
+    """A viewer of single requests (`request_page.look_up`), drawn by the page's script."""
 
     told: Mapping[str, Any]
 
@@ -227,8 +231,8 @@ class Requests(Block):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; `name` is its anchor, `title` its heading, `short` its word in the
-    navigation.
+    """A section of a page. name: its anchor; short: its link in the navigation; title: its
+    heading.
     """
 
     name: str
@@ -239,13 +243,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole file. `eyebrow` says what made it, `top` stands under the title."""
+    """A page. eyebrow: the command that made it; top: blocks under the title."""
 
     title: str
     eyebrow: str
     top: Sequence[Block]
     sections: Sequence[Section]
-    heading: str = ""  # where it is not the title
+    heading: str = ""  # default: the title
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -264,21 +268,19 @@ def environment() -> Environment:
 
 @cache
 def part(name: str) -> Markup:
-    """A file of ours that is put into pages as it stands."""
+    """The text of a file of `templates`, as markup."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 @cache
 def scripts() -> tuple[Markup, ...]:
-    """All that may run in a page."""
+    """All scripts of a page."""
     return Markup(get_plotlyjs()), part("page.js")
 
 
 @cache
 def policy() -> str:
-    """The Content-Security-Policy of every page: its scripts by their hashes, its own style,
-    nothing from anywhere.
-    """
+    """The Content-Security-Policy of every page: its own scripts, by hash, and its own style."""
     digests = [
         base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts()
     ]
@@ -295,13 +297,13 @@ def policy() -> str:
 
 
 def render(page: Page) -> str:
-    """The whole HTML file."""
+    """The text of the HTML file."""
     made = environment().get_template("base.html.j2")
     return made.render(page=page, policy=policy(), style=part("page.css"), scripts=scripts()) + "\n"
 
 
 def fragment(block: Block) -> str:
-    """The HTML of one block, for a page of someone else's."""
+    """The HTML of one block, for a page made elsewhere."""
     blocks: Any = environment().get_template("blocks.html.j2").module
     return str(blocks.block(block))
 
@@ -312,9 +314,10 @@ def notebook(block: Block) -> str:
 
 
 def write_page(path: Path | str, page: Page) -> Path:
-    """Write a page to a file that appears whole or not at all; returns its path.
+    """Write a page to a file that appears complete or not at all; returns its path.
 
-    Raises KarmafunnelError for a file that is no page of ours.
+    Raises:
+        KarmafunnelError: the file exists and is not a page of karmafunnel.
     """
     with claim(path, "page", PAGE):
         return write_text(path, render(page), durable=False)

@@ -1,5 +1,5 @@
-"""Two measures of many variants against each other: a point each with its intervals, those that
-nothing beats in both joined.
+"""A Pareto plot: many variants by two measures with intervals, and the line of those that no other
+variant dominates.
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ from .measure_table import Row, between
 from .page import Plot, rich
 from .table import number
 
-# `row`, the variant's name, and under each measure its row: value, and low and high where it has
-# them
+# `row` is the name of the variant; the key of each measure holds its value and, if known, low and
+# high
 Point = Mapping[str, Any]
 
 
 def non_dominated(
     points: Sequence[Point], x: str, y: str, lower: Sequence[str] = ()
 ) -> list[Point]:
-    """Points that no other is at least as good as in both and better in one, by x; more is better
-    but for what `lower` names.
+    """Points that no other point dominates, sorted by x.
+
+    One point dominates another if it is at least as good in both measures and better in one.
+
+    Args:
+        lower: names of measures where lower is better.
     """
 
-    def worth(point: Point) -> tuple[float, float]:
+    def signed(point: Point) -> tuple[float, float]:
         return tuple(-point[m]["value"] if m in lower else point[m]["value"] for m in (x, y))
 
     def beaten(point: Point) -> bool:
-        mine = worth(point)
+        mine = signed(point)
         return any(
             o != mine and all(a >= b for a, b in zip(o, mine, strict=True))
-            for o in map(worth, points)
+            for o in map(signed, points)
         )
 
     return sorted(
@@ -50,12 +54,16 @@ def pareto_figure(
     lower: Sequence[str] = (),
     log_x: bool = False,
 ) -> Plot:
-    """A point a variant, its name beside it and its intervals as bars; the non-dominated ones in
-    colour, joined.
+    """A figure with one labelled point per variant, intervals as bars, and the points that no other
+    dominates in colour and connected.
 
-    `x` and `y` name measures of the points; a point that lacks a value in one is left out. `lower`
-    names those of which less is better, such as time. Raises KarmafunnelError for no point that has
-    both values, and for two points of one name.
+    Args:
+        points: a point without a value in either measure is left out.
+        x, y: names of measures.
+        lower: names of measures where lower is better, such as time.
+
+    Raises:
+        KarmafunnelError: no point has both values, or two points have the same name.
     """
     known = [p for p in points if all((p.get(m) or {}).get("value") is not None for m in (x, y))]
     if not known:
@@ -79,7 +87,7 @@ def pareto_figure(
     beaten = [p for p in known if not any(p is f for f in front)]
     beaten.sort(key=lambda p: (p[x]["value"], p[y]["value"]))
     for mine, colour, side in ((beaten, plots.QUIET, "left"), (front, plots.COLOURS[0], "right")):
-        # neighbours' names on two sides
+        # labels alternate above and below, so that neighbours do not overlap
         where = [f"{('top', 'bottom')[i % 2]} {side}" for i in range(len(mine))]
         texts = [
             rich(
@@ -107,19 +115,19 @@ def pareto_figure(
     layout = plots.blank(420, left=75, bottom=55)
     for letter, title, m in (("x", x_title, x), ("y", y_title, y)):
         layout[f"{letter}axis"] = {
-            "title": {"text": (title or m) + (" (less is better)" if m in lower else "")}
+            "title": {"text": (title or m) + (" (lower is better)" if m in lower else "")}
         }
     layout["xaxis"] |= {"type": "log"} if log_x else {}
     return {"data": data, "layout": layout}
 
 
 def of(row: Point) -> Row:
-    """A row with its interval, or with none."""
+    """A row with value, low and high; None where it has no interval."""
     return {"value": row["value"], "low": row.get("low"), "high": row.get("high")}
 
 
 def bars(rows: Sequence[Point], colour: str) -> Plot:
-    """Intervals as plotly's error bars, none where a row has none."""
+    """Intervals as error bars of plotly, of length 0 where a row has none."""
     low, high = (
         [0.0 if row.get(end) is None else sign * (row[end] - row["value"]) for row in rows]
         for end, sign in (("low", -1), ("high", 1))

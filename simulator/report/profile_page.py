@@ -1,5 +1,5 @@
-"""The fit of a profile as a table and as a page: what was measured against the service times that a
-simulation will draw.
+"""The fit of a profile as a table and a page: measured service times and those that a simulation
+draws.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ HEAD = (
     "fitted",
 )
 NOTE = (
-    "A batch of n requests with i items in all takes its mean times a ratio. Error: fitted over"
-    " measured mean of a cell (a batch size with a cutoff of the stage before), less 1; its median,"
-    " and the worst. The last four columns, in ms: the smallest batch with all items."
+    "The time of a batch of n requests with i items in all is its mean times a random ratio."
+    " Error: fitted / measured mean - 1, for each batch size and cutoff of the stage before; median"
+    " and worst. The last four columns, in ms: the smallest batch with all items."
 )
 
 
 def fit_rows(profile: Profile) -> list[list[str]]:
-    """The lines of the table under HEAD, as text."""
+    """The rows of the table, as text; its columns are HEAD."""
     lines = []
     for row in profile.fits:
         parts = [(row["base_ms"], ""), (row["request_ms"], " n"), (row["item_us"] / 1000, " i")]
@@ -67,9 +67,11 @@ def print_fits(profile: Profile, console: Console) -> None:
 
 
 def fit_figure(profile: Profile) -> Plot:
-    """Two panes a stage: ms over requests at once, points measured (bars to p5 and p95) and lines
-    fitted, one colour a cutoff of the stage before; and the ratio of time to mean, measured (steps)
-    and fitted.
+    """A figure with two panes per stage.
+
+    Left: ms over batch size, measured as points (bars from p5 to p95) and fitted as lines, one
+    colour per cutoff of the stage before. Right: distribution of time / fitted mean, measured and
+    fitted.
     """
     stages = [stage.name for stage in profile.services.stages]
     domains, height = plots.panes(2 * len(stages), 2, 230, gap=0.09, row_gap=84)
@@ -212,9 +214,9 @@ def _ratios(profile: Profile, stage: str, mine: pl.DataFrame, pane: int) -> list
 
 
 def profile_page(profile: Profile, path: Path | str) -> Path:
-    """Write table and figure as one HTML file that fetches nothing; returns its path."""
+    """Write table and figure as one HTML file that needs no network; returns its path."""
     drawn = (
-        "Left: points are means with 5% to 95% of the passes, lines are fitted, one colour a"
+        "Left: points are measured means with bars from p5 to p95, lines are fitted, one colour per"
         f" number of items a request ({_cutoffs(profile)}). Right: grey is measured, dotted is what"
         " a simulation draws."
     )
@@ -231,8 +233,8 @@ def profile_page(profile: Profile, path: Path | str) -> Path:
 
 
 def _cutoffs(profile: Profile) -> str:
-    """Which cutoffs stand behind the colours, in words."""
-    told = []
+    """The cutoffs that the colours show, as text."""
+    texts = []
     for stage in profile.services.stages:
         found = (
             profile.passes.filter((pl.col(STAGE) == stage.name) & pl.col(CUTOFF).is_not_null())[
@@ -241,9 +243,9 @@ def _cutoffs(profile: Profile) -> str:
             .unique()
             .sort()
         )
-        told += (
+        texts += (
             [f"{stage.name} after cutoffs {', '.join(number(c, decimals=0) for c in found)}"]
             if len(found)
             else []
         )
-    return "; ".join(told) or "no stage has any"
+    return "; ".join(texts) or "no stage has any"

@@ -1,8 +1,7 @@
-"""A few requests of a Run to look at one by one: the query, the history, where truth was lost and
-what came through instead.
+"""A sample of single requests of a Run: query, history, where relevant items were lost, and the top
+candidates of each stage.
 
-Requests are drawn by a seeded generator within each outcome (kept, lost at recall, ...), never
-picked for how they look.
+Requests are drawn at random, with a seed, within each outcome (kept, lost at recall, ...).
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from ...errors import KarmafunnelError
 from ...log import Log
 from ..measure.run import Run
 
-TOP = 12  # candidates of each stage that are shown
-HISTORY = 12  # events of the user that are shown
+TOP = 12  # candidates shown per stage
+HISTORY = 12  # events shown per user
 
 
 def open_log(run: Run) -> tuple[Log | None, str]:
-    """The log that the Run was made from, or None and the reason: not there, not readable, or
-    changed since.
+    """The log that a Run replayed, or None and the reason: not found, not readable, or changed
+    since.
     """
     path = run.meta["log"].get("path")
     if not path:
@@ -38,8 +37,10 @@ def open_log(run: Run) -> tuple[Log | None, str]:
 
 
 def draw(run: Run, n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """(request_id, outcome) of about n requests, as many of each outcome as there are: how far the
-    request's truth came.
+    """Draw n requests, spread evenly over outcomes.
+
+    Returns:
+        (request_id, outcome) of each; the outcome is how far its relevant items came.
     """
     order = ["not eligible", "index", *run.stages, "kept"]
     far = (
@@ -69,9 +70,7 @@ def draw(run: Run, n: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str, Any]:
-    """Everything that the page for one request shows, as JSON-ready values; requests are drawn from
-    the first Run.
-    """
+    """The data of the request viewer as JSON-ready values, for `n` requests of the first Run."""
     drawn = draw(runs[0], n)
     ids = [request for request, _ in drawn]
     log, missing = open_log(runs[0])
@@ -83,12 +82,12 @@ def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str,
         .collect()
         .iter_rows(named=True)
     }
-    told = [_of_run(run, ids) for run in runs]
-    asked, past = _of_log(log, ids) if log else ({}, {})
+    by_run = [_of_run(run, ids) for run in runs]
+    logged, past = _of_log(log, ids) if log else ({}, {})
     requests = []
     for request_id, outcome in drawn:
         row = base[request_id]
-        said = asked.get(request_id, {})
+        said = logged.get(request_id, {})
         requests.append(
             {
                 "id": request_id,
@@ -104,7 +103,7 @@ def look_up(runs: Sequence[Run], names: Sequence[str], n: int = 24) -> dict[str,
                 "context": said.get("context") or [],
                 "source": said.get("source"),
                 "history": past.get(request_id),
-                "runs": [t.get(request_id) for t in told],
+                "runs": [found.get(request_id) for found in by_run],
             }
         )
     items = {event["item"] for r in requests for event in r["history"] or []}
@@ -126,8 +125,8 @@ def _number(value: float | None) -> float | None:
 
 
 def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Of each request: its relevant items' fate, and the best candidates of every stage with their
-    rank in all of them.
+    """The outcomes of each request's relevant items, and the top candidates of each stage with
+    their ranks in all stages.
     """
     mine = pl.col("request_id").is_in(list(ids))
     found: dict[str, dict[str, Any]] = {}
@@ -172,7 +171,7 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     best = slates.filter(pl.col("rank") <= TOP).select("request_id", "item_id").unique()
     places = {stage: i for i, stage in enumerate(run.stages)}
     depth = pl.col("stage").replace_strict(places, return_dtype=pl.Int64)
-    # Several stages give the same rank: items of one rank stand in the order of the funnel.
+    # Items with the same rank in several stages are in the order of the funnel.
     frame = (
         slates.join(best, on=["request_id", "item_id"], how="semi")
         .sort("request_id", "rank", depth, "item_id")
@@ -200,8 +199,8 @@ def _of_run(run: Run, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _of_log(
     log: Log, ids: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """What the log says of the requests, and what their users did before them; read from these
-    users' part of the log.
+    """The requests' rows of the log and their users' histories, read from the part of the log with
+    these users.
     """
     users = (
         log.lazy["requests"]
@@ -230,10 +229,10 @@ def _of_log(
     rows = np.flatnonzero(np.isin(part.request_ids.astype(str), np.array(ids, dtype=str)))
     history = part.asof.history(rows, HISTORY)
     clock = log.meta["time"] == "clock"
-    asked, past = {}, {}
+    logged, past = {}, {}
     for i, row in enumerate(rows):
         said = requests.row(int(row), named=True)
-        asked[said["request_id"]] = {
+        logged[said["request_id"]] = {
             name: said[name] for name in ("query", "filters", "context", "source")
         }
         known = np.flatnonzero(history.items[i] >= 0)[::-1]
@@ -245,11 +244,11 @@ def _of_log(
             }
             for j in known
         ]
-    return asked, past
+    return logged, past
 
 
 def _titles(log: Log, ids: Sequence[str]) -> dict[str, list[Any]]:
-    """Title, brand or category, list price of items."""
+    """Title, brand or category, and list price of each item."""
     kind = pl.coalesce("brand", pl.col("category").list.last())
     frame = (
         log.lazy["items"]

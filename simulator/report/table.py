@@ -1,7 +1,7 @@
-"""The one table: a value that the terminal, Markdown, LaTeX and HTML each render in one place.
+"""Tables, rendered for the terminal and as Markdown, LaTeX and HTML.
 
-Nothing else in the project formats a table. The first `text_columns` of a table are texts, the rest
-numbers, at the right. What measure rows look like as a table: `measure_table.py`.
+All tables of the project are made here. The first `text_columns` columns are texts, the others are
+numbers, aligned right. Tables of measures: `measure_table.py`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,21 @@ from rich.text import Text
 from ...terminal import Console, visible
 from .page import Block, Words, fragment
 
-WIDEST = 34  # characters of a leading text on a terminal before it is broken
-UNBROKEN = 10  # characters of a head that is never broken there
+WIDEST = 34  # characters; longer leading texts are broken on a terminal
+UNBROKEN = 10  # characters; longer heads may be broken on a terminal
 
 
 # -- numbers ---------------------------------------------------------------------------------------
 
 
 def places(value: float | None) -> int:
-    """Decimals of a value and its interval: three, but two significant digits at least, so that
-    0.0004 is not 0.000.
-    """
+    """Decimals of a value and its interval: three, or more for two significant digits."""
     size = abs(value or 0.0)
     return 3 if size >= 0.01 or size < 1e-9 else min(-math.floor(math.log10(size)) + 1, 9)
 
 
 def number(value: float | None, signed: bool = False, decimals: int | None = None) -> str:
-    """A value as the tables print it."""
+    """A value as text in tables."""
     if value is None:
         return "n/a"
     text = f"{value:,.{places(value) if decimals is None else decimals}f}"
@@ -46,9 +44,16 @@ def number(value: float | None, signed: bool = False, decimals: int | None = Non
 
 @dataclass(frozen=True)
 class Cell(Block):
-    """What one cell says: a text, in small what belongs to it (an interval, then a mark of its
-    significance), and `more`. `notes` are the numbers of its footnotes; a `strong` text is a
-    figure; `style` is rich's, for the terminal ("dim" in HTML, too).
+    """The content of a table cell.
+
+    Args:
+        text: the value.
+        small: printed small after it, such as an interval.
+        mark: a mark of significance.
+        more: printed last.
+        notes: numbers of its footnotes.
+        strong: whether to emphasise the text.
+        style: a style of rich, for the terminal; "dim" also applies to HTML.
     """
 
     text: Words = ""
@@ -61,14 +66,14 @@ class Cell(Block):
 
     @property
     def flat(self) -> str:
-        """All of it in one line, without footnotes."""
+        """The whole content in one line, without footnotes."""
         known = " ".join(filter(None, (self.text, self.small))) + self.mark
         return " ".join(filter(None, (known, self.more)))
 
 
 @dataclass(frozen=True)
 class Bar(Block):
-    """A cell: a share of 1 as a bar."""
+    """A table cell that draws a share of 1 as a bar."""
 
     share: float
     colour: str
@@ -80,23 +85,22 @@ class Bar(Block):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """A table ready to be rendered.
+    """A table to be rendered.
 
     Args:
-        heads: one a column.
-        rows: cells, one a head; a plain text is a cell.
-        text_columns: how many columns, the first ones, are texts.
-        title: above the table; pages have headings instead.
-        counts: what stands at the foot of each column of numbers, such as "n 677 (123 undefined,
-            15.4%)"; empty where there is none.
+        heads: the heads of the columns.
+        rows: one cell per column; a plain text is a cell, too.
+        text_columns: number of leading columns that are texts.
+        title: printed above the table, but not on pages, which have headings.
+        counts: the foot of each column of numbers, such as "n 677 (123 undefined, 15.4%)", or "".
         notes: footnotes, numbered from 1.
         below: definitions and references.
-        tips: what a head means, by head, where one points at it.
-        quiet: numbers of the rows that others are only held against.
-        look: "prose" where cells are sentences, which break; "stacked" where each row is a card on
-            a narrow screen; "measures" (with "by-line" where there is room for an interval beside
-            its value).
-        boxed: whether a terminal draws lines around it.
+        tips: explanations of heads, by head, shown as tooltips.
+        quiet: numbers of the reference rows.
+        look: "prose" if cells are sentences that may break; "stacked" if each row becomes a card
+            on a narrow screen; "measures" for tables of measures, with "by-line" if there is room
+            for an interval next to its value.
+        boxed: whether to draw lines around the table on a terminal.
     """
 
     heads: Sequence[str]
@@ -117,9 +121,7 @@ class Table(Block):
 
     @property
     def feet(self) -> list[str]:
-        """The counts of all columns as they are printed: "n 677", and below it "(123 undefined)"; a
-        share stands in the definition.
-        """
+        """The printed counts of all columns: "n 677", then "(123 undefined)" without the share."""
         short = [re.sub(r", [^,]*%\)$", ")", count).replace(" (", "\n(") for count in self.counts]
         return [*[""] * self.text_columns, *short]
 
@@ -128,11 +130,11 @@ class Table(Block):
         return tuple(cell_of(cell).flat for cell in self.rows[row][: self.text_columns])
 
     def leading(self, row: int) -> list[str]:
-        """The leading texts of a row, without those that the row before says already."""
+        """The leading texts of a row, without those that repeat the row before."""
         return unsaid(self.texts(row), self.texts(row - 1) if row else ())
 
     def row_look(self, row: int) -> str:
-        """CSS classes of a row: "reference" where it is quiet, "group" where a new group begins."""
+        """CSS classes of a row: "reference" if it is quiet, "group" if it begins a new group."""
         quiet = ["reference"] if row in self.quiet else []
         begins = row > 0 and self.text_columns > 1 and self.texts(row - 1)[0] != self.texts(row)[0]
         return " ".join(quiet + ["group"] * begins)
@@ -143,7 +145,7 @@ def cell_of(cell: Words | Cell | Bar) -> Cell:
 
 
 def unsaid(texts: Sequence[str], before: Sequence[str]) -> list[str]:
-    """Leading texts, empty where the texts before say the same up to there; the last one stays."""
+    """Leading texts, "" where they repeat those before from the start; the last is always kept."""
     same = [tuple(before[: i + 1]) == tuple(texts[: i + 1]) for i in range(len(texts) - 1)] + [
         False
     ]
@@ -159,7 +161,7 @@ def superscript(notes: Iterable[int]) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table, in as many parts as it takes, and what stands below it."""
+    """Print a table, in several parts if it is too wide, then its notes and definitions."""
     for part in to_terminal(table, console.width):
         console.print(part)
     for i, note in enumerate(table.notes, 1):
@@ -169,13 +171,13 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def to_terminal(table: Table, width: int = 100) -> list[RichTable]:
-    """Rich tables, as many as it takes for no number to break within `width` characters; texts of
-    prose break instead.
+    """A table for the terminal, split into as many as are needed so that no number is broken within
+    `width` characters. Tables of prose break their texts instead.
     """
     columns = list(range(len(table.heads)))
     if table.look == "prose":
         return [_printed(table, columns, [None] * len(columns))]
-    gap = 3 if table.boxed else 1  # beside each column
+    gap = 3 if table.boxed else 1  # characters between columns
     sizes = [_size(table, column, whole=True) for column in columns]
     if 1 + sum(size + gap for size in sizes) > width:
         sizes = [_size(table, column, whole=False) for column in columns]
@@ -184,7 +186,7 @@ def to_terminal(table: Table, width: int = 100) -> list[RichTable]:
 
 
 def _lines(cell: Words | Cell | Bar) -> list[str]:
-    """A cell above what it has in small."""
+    """The lines of a cell: its text, then small and more."""
     cell = cell_of(cell)
     parts = [cell.text + superscript(cell.notes), cell.small, cell.more]
     last = 1 if cell.small else 0
@@ -193,8 +195,10 @@ def _lines(cell: Words | Cell | Bar) -> list[str]:
 
 
 def _size(table: Table, column: int, whole: bool) -> int:
-    """Characters that a column needs so that no figure is broken; long heads may break at blanks
-    unless `whole`.
+    """The characters that a column needs so that no number is broken.
+
+    Args:
+        whole: whether long heads must not be broken at blanks.
     """
     head = table.heads[column]
     found = [head] if whole or len(head) <= UNBROKEN else head.split()
@@ -208,7 +212,7 @@ def _size(table: Table, column: int, whole: bool) -> int:
 
 
 def _parts(sizes: Sequence[int], leading: int, width: int, gap: int) -> list[list[int]]:
-    """Columns in parts that fit into `width` characters, the leading ones in each."""
+    """The columns of each part, so that parts fit `width`; every part has the leading columns."""
     lead = list(range(leading))
     space = width - 1 - sum(sizes[column] + gap for column in lead)
     parts, room = [lead.copy()], space
@@ -263,7 +267,7 @@ def _drawn(cell: Words | Cell | Bar, quiet: bool) -> Text:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table under its title, and what stands below it as a list."""
+    """A GitHub table under its title, with its notes and definitions as a list."""
     side = "---" if table.look == "prose" else "---:"
     rule = ["---"] * table.text_columns + [side] * (len(table.heads) - table.text_columns)
     lines = [[markdown_escape(head) for head in table.heads], rule]
@@ -289,7 +293,7 @@ def _marked(cell: Words | Cell | Bar) -> str:
 
 
 def markdown_escape(text: str) -> str:
-    """Text that Markdown prints as it stands, in one line."""
+    """Text escaped for Markdown, in one line."""
     return re.sub(r"([\\*_`<>|\[\]])", r"\\\1", text).replace("\n", " ")
 
 
@@ -317,14 +321,12 @@ LATEX = {
 
 
 def latex_escape(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
+    """Text escaped for LaTeX."""
     return "".join(LATEX.get(c, c) for c in text)
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment (needs the package booktabs), the title its caption, with the footnotes
-    below it.
-    """
+    """A `table` environment with the title as caption and footnotes below; needs booktabs."""
     wide = [r"p{0.7\textwidth}" if table.look == "prose" else "r"] * (
         len(table.heads) - table.text_columns
     )

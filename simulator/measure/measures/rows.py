@@ -247,8 +247,8 @@ class LogLoss(RowMeasure):
     def references(
         self, reading: RunArrays, part: SliceMask, rows: ScoredRows, unit: str, denominator: str
     ) -> Iterator[MetricValue]:
-        everybody = np.full(len(rows.labels), rows.labels.mean())
-        base = self.estimate(reading, ScoredRows(rows.group, rows.cluster, everybody, rows.labels))
+        constant = np.full(len(rows.labels), rows.labels.mean())
+        base = self.estimate(reading, ScoredRows(rows.group, rows.cluster, constant, rows.labels))
         yield self.figure(BASE, part, base, unit, denominator, "the mean for every row")
 
 

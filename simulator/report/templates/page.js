@@ -152,7 +152,7 @@ function el(tag, attributes, ...children) {
 function pageForOneRequest(root, data) {
   const linked = location.hash.startsWith("#request=") ? data.requests.findIndex((r) => r.id === decodeURIComponent(location.hash.slice(9))) : -1;
   const state = { request: Math.max(linked, 0), run: 0, stage: -1 };
-  const asks = (r) => (r.query ? `“${r.query}”` : r.has_query ? "query not readable here" : "no query");
+  const queryOf = (r) => (r.query ? `“${r.query}”` : r.has_query ? "query not available" : "no query");
   const whole = (n) => (n === null || n === undefined ? "" : n.toLocaleString("en"));
   const short = (x) => (x === null || x === undefined ? "" : Math.abs(x) >= 1000 ? whole(Math.round(x)) : String(x));
   const item = (id) => {
@@ -181,7 +181,7 @@ function pageForOneRequest(root, data) {
     data.requests.forEach((r, i) => {
       const name = outcome(r.outcome, data.stages[0]);
       if (!groups.has(name)) groups.set(name, el("optgroup", { label: name }));
-      const text = `${r.id} · ${asks(r)} · user ${r.user ?? "unknown"}`;
+      const text = `${r.id} · ${queryOf(r)} · user ${r.user ?? "unknown"}`;
       groups.get(name).append(el("option", i === state.request ? { value: i, selected: "" } : { value: i }, text));
     });
     const go = (to) => {
@@ -197,12 +197,12 @@ function pageForOneRequest(root, data) {
       el("select", { onchange: (e) => go(+e.target.value), "aria-label": "request" }, [...groups.values()]), runs);
   }
 
-  function asked(r) {
+  function details(r) {
     const facts = [r.ts, r.user ? `user ${r.user}${r.new_user ? " (new)" : ""}` : null, r.source, `${whole(r.eligible)} eligible items`, r.shown ? `${whole(r.shown)} items were shown` : null];
     const chips = [...r.filters.map((f) => "filter " + f), ...r.context];
-    // what an interest vector says in words, beside what really came next (the truth in the table below)
+    // text decoded from a user embedding; the table below has the relevant items
     const readings = r.runs.flatMap((run, i) => Object.entries((run && run.reads) || {}).map(([name, words]) =>
-      el("p", { class: "note" }, `The interest of ${name}${data.names.length > 1 ? ` (${data.names[i]})` : ""} reads: `, el("b", {}, words))));
+      el("p", { class: "note" }, `The user embedding of ${name}${data.names.length > 1 ? ` (${data.names[i]})` : ""} reads: `, el("b", {}, words))));
     const history = r.history === null || r.history === undefined ? null
       : r.history.length === 0 ? el("p", { class: "note" }, "History: nothing before this request.")
       : [el("p", { class: "note" }, `History, latest first (last ${r.history.length}):`),
@@ -212,12 +212,12 @@ function pageForOneRequest(root, data) {
              el("span", {}, (known && known[0]) || h.item), el("i", {}, `${h.action === "purchase" ? "bought" : "clicked"} ${ago(h.days)}`));
          }))];
     return el("div", { class: "ask" },
-      el("div", { class: "query" + (r.query ? "" : " none") }, r.query || asks(r)), el("div", { class: "sub" }, facts.filter(Boolean).join(" · ")),
+      el("div", { class: "query" + (r.query ? "" : " none") }, r.query || queryOf(r)), el("div", { class: "sub" }, facts.filter(Boolean).join(" · ")),
       chips.length ? el("div", { class: "chips" }, chips.map((c) => el("span", { class: "chip" }, c))) : null, history, readings);
   }
 
   function scrolled(look, head, rows) {
-    return el("div", { class: "scrolled" }, el("p", { class: "hint" }, "The table goes on to the right: scroll it sideways."),
+    return el("div", { class: "scrolled" }, el("p", { class: "hint" }, "Scroll sideways to see the rest of the table."),
       el("div", { class: look, tabindex: 0 }, el("table", {}, el("thead", {}, head), el("tbody", {}, rows))));
   }
 
@@ -288,7 +288,7 @@ function pageForOneRequest(root, data) {
     const one = r.runs[state.run];
     const at = state.stage < 0 || state.stage >= stages.length ? stages.length - 1 : state.stage;
     drawn.forEach((_, place) => { if (root.contains(place)) drawn.delete(place); });
-    root.replaceChildren(picker(), asked(r));
+    root.replaceChildren(picker(), details(r));
     if (!one) {
       root.append(el("p", { class: "absent" }, el("b", {}, "n/a"), "this Run did not replay this request."));
       return;
@@ -297,12 +297,12 @@ function pageForOneRequest(root, data) {
     const flow = stages.map((s, j) => `${s.name} ${whole(one.n[j])} → ${whole(one.out[j])}`).join(" · ");
     const buttons = stages.map((s, j) => el("button", { class: j === at ? "on" : null, onclick: () => { state.stage = j; render(); } }, s.name));
     root.append(
-      el("h3", {}, "What was wanted, and where it went"), truthTable(one, stages),
-      el("p", { class: "note" }, "Under each stage the item's rank there; in brackets the rank that a forced score would give it where it was lost or never handed in. Rows in and out: " + flow + "."),
+      el("h3", {}, "Relevant items and where they were lost"), truthTable(one, stages),
+      el("p", { class: "note" }, "Rank of each relevant item after each stage; in brackets, for an item that was lost, the rank that its score would have given it there. Rows in and out: " + flow + "."),
       el("div", { class: "two" },
         el("div", {}, el("h3", {}, "Best candidates of ", el("span", { class: "picker", style: "display:inline-flex;margin:0 0 0 6px" }, buttons)), candidates(one, stages, at)),
         el("div", {}, el("h3", {}, "Rank by stage"), plot,
-          el("p", { class: "note" }, "Colour: wanted items, × where lost. Grey: the last stage's top 10. Dotted: how many a stage keeps."))));
+          el("p", { class: "note" }, "Colour: relevant items, × where lost. Grey: the last stage's top 10. Dotted: cutoff of each stage."))));
     draw(plot, paths(one, stages));
     hint();
   }
