@@ -1,5 +1,5 @@
-"""What `import karmafunnel` offers: a log of one's own frames, a replay, and answers as tables that
-a notebook shows as the report does.
+"""The API of `import karmafunnel`: logs from data frames, replays, and measures as tables that a
+notebook displays as in a report.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .report.run_page import report as write_report
 
 
 class Answer(pl.DataFrame):
-    """Rows of measures or of a comparison as a Polars frame; a notebook shows them as the report
-    does.
+    """Rows of measures or of a comparison as a Polars frame; a notebook displays them as in a
+    report.
     """
 
-    _answered: list[dict[str, Any]] = []  # noqa: RUF012 as they are asked for
+    _answered: list[dict[str, Any]] = []  # noqa: RUF012 the rows as `measure` returns them
 
     @classmethod
     def of(cls, rows: list[dict[str, Any]]) -> Answer:
@@ -51,14 +51,18 @@ class Answer(pl.DataFrame):
 
 
 class Log(AnyLog):
-    """A log, and the ways to make one of frames (pandas, Polars or Arrow)."""
+    """A log, with constructors from data frames (pandas, Polars or Arrow)."""
 
     @classmethod
     def from_frames(cls, items: Any, requests: Any, exposures: Any, **meta: Any) -> AnyLog:
-        """A log of its three tables; `meta` are the keys of log.json, such as name and label.
+        """A log from its three tables.
 
-        What the tables hold is found out where `has` is not given. Raises KarmafunnelError as
-        `Log.make` does.
+        Args:
+            meta: keys of log.json, such as name and label; `has` is inferred from the tables by
+                default.
+
+        Raises:
+            KarmafunnelError: as `Log.make` does.
         """
         items, requests, exposures = as_polars(items), as_polars(requests), as_polars(exposures)
         meta = {"name": "log", "scenario": scenario_of(requests)} | meta
@@ -76,18 +80,22 @@ class Log(AnyLog):
         items: Any = None,
         name: str = "log",
         allow_rejects: bool = False,
-        **told: Any,
+        **settings: Any,
     ) -> AnyLog:
-        """A log of interactions, and of a table of items where there is one.
+        """A log from a table of interactions and, optionally, a table of items.
 
-        `told`: columns by role (user="buyer", item="sku", time="at"), and other fields of an import
-        map (per="session", rating=4.0, zone="Europe/Paris"); the rest is guessed as `karmafunnel
-        import` does. Raises KarmafunnelError as `import_tables` does.
+        Args:
+            settings: columns by role (user="buyer", item="sku", time="at"), and other fields of an
+                import map (per="session", rating=4.0, zone="Europe/Paris"); all others are guessed
+                as by `karmafunnel import`.
+
+        Raises:
+            KarmafunnelError: as `import_tables` does.
         """
         columns = {
-            role: told.pop(role)
+            role: settings.pop(role)
             for role in ROLES
-            if isinstance(told.get(role), str) and role != "currency"
+            if isinstance(settings.get(role), str) and role != "currency"
         }
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / "interactions.parquet"]
@@ -97,14 +105,19 @@ class Log(AnyLog):
                 write_parquet(files[1], as_polars(items))
             out = Path(folder) / "log"
             import_tables(
-                files, out, columns=columns, name=name, changes=told, allow_rejects=allow_rejects
+                files,
+                out,
+                columns=columns,
+                name=name,
+                changes=settings,
+                allow_rejects=allow_rejects,
             )
             log = AnyLog.open(out)
             return AnyLog.make(log.items, log.requests, log.exposures, log.meta)
 
 
 def as_polars(frame: Any) -> pl.DataFrame:
-    """A frame of pandas, Arrow or Polars as a Polars frame; raises KarmafunnelError for others."""
+    """Convert a pandas, Arrow or Polars frame to Polars; raises KarmafunnelError for others."""
     try:
         return nw.from_native(frame, eager_only=True).to_polars()
     except TypeError as error:
@@ -115,7 +128,7 @@ def as_polars(frame: Any) -> pl.DataFrame:
 
 
 def held(items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame) -> dict[str, bool]:
-    """Which capabilities of log.json three tables have."""
+    """The capabilities (`has` of log.json) of the three tables."""
 
     def there(frame: pl.DataFrame, *columns: str) -> bool:
         return any(c in frame.columns and frame[c].null_count() < frame.height for c in columns)
@@ -138,7 +151,7 @@ def held(items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame) -
 
 
 def scenario_of(requests: pl.DataFrame) -> list[str]:
-    """The sources that requests name; "search" where they name none."""
+    """The sources of the requests; "search" where there is no such column."""
     if "source" not in requests.columns:
         return ["search"]
     return sorted(map(str, requests["source"].drop_nulls().unique().to_list()))
@@ -163,8 +176,10 @@ def replay(
 ) -> Run:
     """Fit a funnel on a log, replay the last window through it, and open the Run.
 
-    `embedders`: those that the funnel reads, by name. `label`: "click" or "purchase", the log's own
-    without it. `out`: the Run folder; a temporary one without it.
+    Args:
+        embedders: those that the funnel reads, by name.
+        label: "click" or "purchase"; default: the log's label.
+        out: the Run folder; default: a temporary folder.
     """
     if out is None:
         kinds = "-".join(type(stage).__name__ for stage in as_funnel(funnel).stages)
@@ -181,14 +196,15 @@ def import_run(
     stages: Sequence[str] = (),
     options: RunOptions = DEFAULTS,
 ) -> Run:
-    """A Run of a funnel that runs elsewhere, of the lists that its stages put out; nothing is
-    trained.
+    """Make a Run of a funnel outside karmafunnel from the lists that its stages returned, without
+    training.
 
     Args:
-        files: TREC runs, one a stage, in the order of the stages; or tables of request, item, rank
-            or score, with a column of stages or one file a stage.
-        log: the log whose requests were answered; or `qrels`, TREC's relevance judgements.
-        stages: the stages in their order, where the files do not say it.
+        files: TREC runs, one per stage, in the order of the stages; or tables with request, item,
+            rank or score, and a stage column or one file per stage.
+        log: the log with the requests. Give either this or `qrels`.
+        qrels: a file of TREC relevance judgements.
+        stages: the stages in order, where the files do not give it.
 
     Raises:
         KarmafunnelError: for files that cannot be read, requests or items that the log lacks, and
@@ -212,22 +228,29 @@ def explain(
     item: str | None = None,
     options: RunOptions = DEFAULTS,
 ) -> pl.DataFrame:
-    """Stage by stage, why items are where they are in one request: one row a (stage, item)."""
+    """Explain the ranking of one request: one row per stage and item."""
     fitted = prepare(recipe_of(funnel, log, embedders, None), log, options)
     return fitted.explain(request, item)
 
 
-def measure(runs: Run | Sequence[Run], *measures: str, **asked: Any) -> Answer:
-    """Measures of a Run (or of seeds of one funnel), stage by stage, with 95% intervals.
+def measure(runs: Run | Sequence[Run], *measures: str, **settings: Any) -> Answer:
+    """Measures of a Run (or of several seeds of one funnel) by stage, with 95% intervals.
 
-    `asked`: by_stage, slice, ci, seed, resamples; see `simulator.measure.compare.measure`.
+    Args:
+        settings: by_stage, slice, ci, seed, resamples; see `simulator.measure.compare.measure`.
     """
-    return Answer.of(comparing.measure(runs, measures or ("HR@10",), **asked))
+    return Answer.of(comparing.measure(runs, measures or ("HR@10",), **settings))
 
 
-def compare(a: Run | Sequence[Run], b: Run | Sequence[Run], *measures: str, **asked: Any) -> Answer:
-    """Run B against Run A, paired on the same requests."""
-    return Answer.of(comparing.compare(a, b, measures or ("HR@10",), **asked))
+def compare(
+    a: Run | Sequence[Run], b: Run | Sequence[Run], *measures: str, **settings: Any
+) -> Answer:
+    """Compare the candidate Run B with the baseline Run A, paired by request.
+
+    Args:
+        settings: see `simulator.measure.compare.compare`.
+    """
+    return Answer.of(comparing.compare(a, b, measures or ("HR@10",), **settings))
 
 
 def report(*runs: Run | Path | str, out: Path | str) -> Path:

@@ -1,4 +1,4 @@
-"""What there is to choose from: recipes, stages, features, embedders, measures and sources."""
+"""Lists of the available recipes, stages, features, embedders, measures and sources."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..stages.stage import Stage
 from . import datasets, recipes
 from .measure.measures.measure import Measure, kinds
 
-BASES = ("Boosted", "Neural")  # what others are made of
+BASES = ("Boosted", "Neural")  # base classes, which are not listed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to choose: how it is typed, what it is in a line, and where it is defined."""
+    """One entry of a list: its name, how to write it, a one-line description, its module."""
 
     name: str
     typed: str
@@ -34,13 +34,13 @@ class Entry:
 
 
 def first_line(text: str | None) -> str:
-    """The first sentence of a docstring in a line."""
+    """The first sentence of a docstring on one line."""
     whole = re.sub(r"\s+", " ", inspect.cleandoc(text or "")).replace("`", "")
     return re.split(r"(?<=[.]) ", whole)[0]
 
 
 def subclasses(base: type, package: Any) -> Iterator[type]:
-    """Public classes below a base, of all modules of a package."""
+    """All subclasses of `base`, after importing every module of a package."""
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
     waiting: list[type] = [base]
@@ -55,7 +55,7 @@ def subclasses(base: type, package: Any) -> Iterator[type]:
 
 
 def typed(kind: type) -> str:
-    """A class as one types it: with its fields and their defaults."""
+    """A class as written in a recipe, with its fields and their short defaults."""
     words = []
     for field in fields(kind):
         if not field.init:
@@ -82,7 +82,9 @@ def of_classes(base: type, package: Any) -> list[Entry]:
 
 
 def of_files(folder: Path, module: str) -> list[Entry]:
-    """Python files of a folder with the first line of their docstrings; none is imported."""
+    """Python files of a folder with the first sentence of their docstrings, without importing
+    them.
+    """
     found = []
     for path in sorted(folder.glob("[!_]*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
@@ -99,7 +101,7 @@ def of_measures() -> list[Entry]:
 
 
 def definition(form: str) -> str:
-    """What a measure is, for an example of its form."""
+    """The definition of a measure, for an example of its form."""
     example = re.sub(r"\[.*", "", form)
     for letter, number in (
         ("@m@k", "@50@10"),
@@ -114,7 +116,7 @@ def definition(form: str) -> str:
 
 
 def listed(what: str) -> list[Entry]:
-    """What there is of recipes, stages, features, embedders, measures or sources."""
+    """The entries of a list: recipes, stages, features, embedders, measures or sources."""
     return {
         "recipes": lambda: of_files(Path(recipes.__path__[0]), recipes.__name__),
         "stages": lambda: of_classes(Stage, stages),

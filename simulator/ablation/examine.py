@@ -1,4 +1,4 @@
-"""Examining a cell: cost, shape and meaning of its embedding, and JS@50 of every request that has a
+"""Diagnostics of a cell: cost and properties of its embedding, and JS@50 of every request with a
 relevant item.
 """
 
@@ -18,16 +18,17 @@ from ...stages.frame import spaced
 from ...stages.stage import FittedFunnel
 from ..measure.run import Run
 
-TOP = 50  # of JS@50 and of the popularity of what is retrieved
-PROBE = 6000  # requests of W2a that the probe of readability learns from
-TIMED = 512  # requests whose embedding is timed
+TOP = 50  # retrieved items per request for JS@50 and their popularity
+PROBE = 6000  # requests of W2a on which the probe of readability is fitted
+TIMED = 512  # requests for timing the embedding
 
 
 def subject(fitted: FittedFunnel, own: Collection[str]) -> Embedding | None:
-    """The embedding that a row is about.
+    """The embedding that a row examines.
 
-    That is the first of the row's `own` embedders that the funnel reads; without own ones, the only
-    embedder that it reads. None where several embedders are read and all rows share them.
+    It is the first of the row's `own` embedders that the funnel reads or, without own embedders,
+    the only embedder that the funnel reads. None where the funnel reads no embedder, or several
+    that all rows share.
     """
     read = dict.fromkeys(name for stage in fitted.stages for name in stage.stage.embedders())
     for name in read:
@@ -49,11 +50,11 @@ def examine(
     Args:
         embedding: the subject; None for a row without one.
         run: the cell's Run.
-        window: the window whose requests the attention map is of.
-        shared: results that rows of one seed have in common, filled here.
+        window: the window whose requests the attention map covers.
+        shared: a cache of results that rows of one seed have in common, filled here.
 
     Returns:
-        Figures by name, JS@50 (request_id, js), and the attention map where the model has one.
+        Diagnostics by name, JS@50 (request_id, js), and the attention map where the model has one.
     """
     key = fitted.keys[0], embedding
     if key not in shared:
@@ -64,7 +65,7 @@ def examine(
 
 
 def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Figures of what recall retrieved and of the embedding, and JS@50 of each request."""
+    """Diagnostics of the retrieved items and of the embedding by name, and JS@50 per request."""
     ledger = run.read("ledger", "request_id", "item_id", "target")
     ledger = ledger.unique("request_id", keep="first", maintain_order=True)
     requests = _row_numbers(log.request_ids, ledger["request_id"])
@@ -73,7 +74,7 @@ def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, 
     words = diagnose.word_sets(log)
     rng = np.random.default_rng(0)  # the same random items for every row: differences are paired
     pools = log.asof.eligible(requests)
-    some = np.flatnonzero([len(pool) > 0 for pool in pools])  # else nothing to compare with
+    some = np.flatnonzero([len(pool) > 0 for pool in pools])  # requests with eligible items
     js = np.full(len(target), np.nan)
     if len(some):
         chosen = [pools[i] for i in some]
@@ -90,13 +91,13 @@ def figures(embedding: Embedding | None, log: Log, run: Run) -> tuple[dict[str, 
 
 
 def _row_numbers(ids: np.ndarray, wanted: pl.Series) -> np.ndarray:
-    """The row number of each wanted id: int64 (n,)."""
+    """The row number in `ids` of each wanted id: int64 (n,)."""
     number = {one: i for i, one in enumerate(ids.tolist())}
     return np.array([number[one] for one in wanted], dtype=np.int64)
 
 
 def _retrieved(run: Run, log: Log, request_ids: pl.Series) -> np.ndarray:
-    """The first `TOP` items of recall for each request, -1 beyond the last: int64 (n, TOP)."""
+    """The top `TOP` items of recall for each request, padded with -1: int64 (n, TOP)."""
     slates = run.read("slates").filter(
         pl.col("stage") == run.stages[0],
         pl.col("rank") <= TOP,
@@ -122,8 +123,8 @@ def vectors(
     Args:
         requests: row numbers, (n,).
         target: the first relevant item of each request, (n,).
-        is_cold: whether that was never a target in W1, (n,) bool.
-        words: which words each item's text has, see `word_sets`.
+        is_cold: whether that item was never relevant in W1, (n,) bool.
+        words: the words of each item's text, see `word_sets`.
     """
     timed, seconds = requests[:TIMED], []
     for _ in range(3):
@@ -139,7 +140,7 @@ def vectors(
     cold = np.flatnonzero(is_cold)
     rank = median_rank(users[cold], items, log, requests[cold], target[cold])
     facts["median rank of cold targets"] = rank
-    # The probe learns from W2a: on W1, which the embedder was fitted on, it would read too much.
+    # The probe is fitted on W2a: on W1, the embedder's training data, it would overestimate.
     truth = log.truth(label)
     in_w2a = (log.requests["window"] == "W2a").to_numpy()[truth["request"].to_numpy()]
     pairs = truth.filter(pl.Series(in_w2a, dtype=pl.Boolean))
@@ -160,11 +161,11 @@ def median_rank(
     Args:
         users: user embeddings, (n, d).
         items: item embeddings, (n_items, d).
-        requests, target: row numbers, (n,). A target that is not eligible has no rank.
+        requests, target: row numbers, (n,). A target that is not eligible is left out.
     """
     ranks = []
     for vector, item, pool in zip(users, target, log.asof.eligible(requests), strict=True):
         scores = items[pool] @ vector
-        for own in scores[pool == item]:  # of the same product, so that it rounds alike
+        for own in scores[pool == item]:  # from the same product, so that rounding is the same
             ranks.append(1 + float((scores > own).sum()) + 0.5 * float((scores == own).sum() - 1))
     return float(np.median(ranks)) if ranks else None

@@ -1,11 +1,10 @@
-"""The paper's grid from finished tables: what an embedding gains at each stage, a line a place, and
-what it costs.
+"""The paper's grid from finished tables: the gain of an embedding at each stage, and its cost.
 
     python -m karmafunnel.simulator.ablation.grid "with ids=out/funnel/table.csv" \\
         "without=out/no-ids/table.csv" --name KARMA --name SASRec
 
-Reads the `table.csv` of `funnel_ablation`, `funnel_no_ids` or any recipe whose rows are called
-"NAME at PLACE", and prints Markdown.
+Reads the `table.csv` of `funnel_ablation`, `funnel_no_ids` or any recipe with rows named "NAME at
+PLACE", and prints Markdown.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
     """The baseline of a table.csv (its first row), and its lines by row and column.
 
     Raises:
-        KarmafunnelError: for another file.
+        KarmafunnelError: for a missing file, or one with other columns.
     """
     types = dict.fromkeys(FIGURES, pl.Float64) | {"better": pl.String, "holm": pl.String}
     try:
@@ -46,8 +45,8 @@ def cells(path: Path) -> tuple[str, dict[tuple[str, str], Row]]:
 
 
 def points(line: Row | None, signed: bool) -> str | Cell:
-    """A share in points: the value or, `signed`, the difference with its interval and mark; "=" at
-    a stage before the embedding.
+    """A share in percentage points: the value or, if `signed`, the difference with its interval and
+    mark; "=" at a stage before the embedding.
     """
     if line is None:
         return "n/a"
@@ -61,16 +60,16 @@ def points(line: Row | None, signed: bool) -> str | Cell:
 def grid(
     tables: Sequence[tuple[str, Path]], names: Sequence[str], columns: Sequence[str] = COLUMNS
 ) -> str:
-    """The grid in Markdown: of each table its baseline, then a line for each name and place.
+    """The grid in Markdown: for each table its baseline, then one line per name and place.
 
-    Shares are in points; the last column is milliseconds a request.
+    Shares are in percentage points; the last column is milliseconds per request.
 
     Args:
-        tables: titles and the files of tables.
-        names: embeddings, as rows call them before " at ".
+        tables: titles and paths of table.csv files.
+        names: embeddings, as in row names before " at ".
 
     Raises:
-        KarmafunnelError: where no table has a row of a name.
+        KarmafunnelError: where no table has a row for a name.
     """
     lines: list[list[str | Cell]] = []
     missing = list(names)
@@ -97,7 +96,7 @@ def _line(
     columns: Sequence[str],
     signed: bool,
 ) -> list[list[str | Cell]]:
-    """The line of a row, in a list; an empty list where the table lacks the row."""
+    """A list with the line of a row; empty where the table lacks the row."""
     cost = found.get((row, COST))
     known = cost or found.get((row, columns[0]))
     if known is None:
@@ -115,7 +114,7 @@ def _line(
     multiple=True,
     default=("KARMA",),
     show_default=True,
-    help="Embeddings, as rows call them.",
+    help="Embeddings, as in the row names.",
 )
 @click.option(
     "--column",
@@ -123,11 +122,11 @@ def _line(
     multiple=True,
     default=COLUMNS,
     show_default=True,
-    help="Columns of the tables, shares all.",
+    help="Columns of the tables; all must be shares.",
 )
 def main(tables: tuple[str, ...], names: tuple[str, ...], columns: tuple[str, ...]) -> None:
-    """Print what embeddings gain at each stage, from finished tables: points over the baseline of
-    each table.
+    """Print the gain of embeddings at each stage from finished tables, in percentage points over
+    the baseline of each table.
     """
     given = []
     for text in tables:

@@ -23,18 +23,18 @@ from .cells import Cell
 
 JS = "JS@50 (ours)"
 MEASURES = ("HR@10", "HR@50", "HR@200", "nDCG@10", "HR@200 by target")
-BY_TARGET = " by target"  # follows a measure that is also wanted for each popularity band
+BY_TARGET = " by target"  # suffix of a measure that is computed for each popularity band
 Line = dict[str, Any]
 
 
 def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
-    """One line a row, from the cells that are done.
+    """One line per row, from the finished cells.
 
     Returns:
-        Dicts with `row`, `funnel`, `embedders`, `note`, `seeds` (those that are done), `date`,
-        `values` and `differences` to `recipe.against` (both by column), `paired` (seeds in which
-        the baseline is done as well), `diagnostics` (means over seeds), `cost` (see `cost`), and
-        `failed` (the first error) where a cell failed.
+        Dicts with `row`, `funnel`, `embedders`, `note`, `seeds` (the finished ones), `date`,
+        `values` and `differences` to the baseline `recipe.against` (both by column), `paired`
+        (seeds that the baseline has finished too), `diagnostics` (means over seeds), `cost` (see
+        `cost`), and `failed` (the first error) where a cell failed.
     """
     by_row: dict[str, list[Cell]] = {}
     done: dict[str, list[Cell]] = {}
@@ -59,7 +59,7 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
 
 
 def _described(recipe: Recipe, name: str, done: Sequence[Cell]) -> Line:
-    """A line without any number: what the row is, and which of its seeds are done."""
+    """A line without measures: the row's funnel, embedders and note, and its finished seeds."""
     line: Line = {"row": name, "funnel": "", "embedders": {}}
     if name not in recipe.errors:
         row = recipe.row(name)
@@ -87,7 +87,7 @@ def _add_differences(
     baseline: dict[int, Cell],
     stages: Sequence[str],
 ) -> None:
-    """Add the differences to the baseline over the seeds in which both rows are done."""
+    """Add the differences to the baseline over the seeds that both rows have finished."""
     both = [cell for cell in done if cell.seed in baseline]
     if not both:
         return
@@ -100,10 +100,10 @@ def _add_differences(
 
 
 def _correct(lines: Sequence[Line]) -> None:
-    """Set `holm` of every difference of the table: one family of tests, one correction.
+    """Set `holm` of every difference, correcting over the whole table as one family of tests.
 
-    A last stage may stand in two columns and is one test; a difference where both rows still do the
-    same is none.
+    A last stage that appears in two columns counts as one test. A stage at which both rows still
+    return the same is no test.
     """
     tests: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
@@ -125,7 +125,7 @@ def _similarities(done: Sequence[Cell]) -> list[pl.DataFrame]:
 
 
 def figures_of(cell: Cell) -> dict[str, Any]:
-    """The finite numbers among a cell's facts, by name; the seed is none of them."""
+    """The finite numbers among a cell's facts by name, except the seed."""
     figures = {}
     for name, value in cell.read("facts.json").items():
         if name != "seed" and isinstance(value, (int, float)) and np.isfinite(value):
@@ -137,13 +137,13 @@ def figures_of(cell: Cell) -> dict[str, Any]:
 
 
 def measures_of(recipe: Recipe, run: Run) -> tuple[str, ...]:
-    """The recipe's measures; where it names none, the usual ones that the Run has the data for."""
+    """The recipe's measures; default: `MEASURES`, and gAUC where the log has exposures."""
     shown = ("gAUC:request:exposures",) if run.meta["log"]["has"]["exposures"] else ()
     return recipe.measures or MEASURES + shown
 
 
 def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Measures over all requests, and those by target ("HR@200 by target") without that ending."""
+    """Measures over all requests, and those by target ("HR@200 by target") without the suffix."""
     whole, sliced = [], []
     for name in measures:
         if name.endswith(BY_TARGET):
@@ -154,8 +154,8 @@ def split(measures: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def stages_of(recipe: Recipe, rows: Sequence[str]) -> list[str]:
-    """The stages that have columns of their own: those of all rows, without a stage that is the
-    last of every row.
+    """The stages with columns of their own: all stages of the rows, except one that is the last
+    stage of every row.
     """
     names: dict[str, None] = {}
     last = set()
@@ -168,7 +168,7 @@ def stages_of(recipe: Recipe, rows: Sequence[str]) -> list[str]:
 
 
 def values_at(runs: list[Run], measures: Sequence[str], stages: Sequence[str]) -> list[Line]:
-    """Measure rows of the funnel's output and, with `at`, of some of its stages."""
+    """Measure rows of the funnel's output and of `stages`; the latter have the key `at`."""
     rows = _both_kinds(
         measures, lambda names, part: measure(runs, names, by_stage=bool(stages), slice=part)
     )
@@ -178,7 +178,9 @@ def values_at(runs: list[Run], measures: Sequence[str], stages: Sequence[str]) -
 def differences_at(
     a: list[Run], b: list[Run], measures: Sequence[str], stages: Sequence[str]
 ) -> list[Line]:
-    """Comparison rows, B less A, of the funnels' output and, with `at`, of some of their stages."""
+    """Comparison rows (B minus A) of the funnels' output and of `stages`, the latter with the key
+    `at`.
+    """
     rows = _both_kinds(
         measures, lambda names, part: compare(a, b, names, by_stage=bool(stages), slice=part)
     )
@@ -196,7 +198,7 @@ def _both_kinds(
 
 
 def placed(rows: Sequence[Line], end: str, stages: Sequence[str]) -> list[Line]:
-    """The rows of `stages`, each with `at`, and those of the last stage `end`, without."""
+    """The rows of `stages` with the key `at`, and the rows of the last stage `end` without it."""
     found: list[Line] = []
     for row in rows:
         if row["stage"] in stages:
@@ -207,7 +209,7 @@ def placed(rows: Sequence[Line], end: str, stages: Sequence[str]) -> list[Line]:
 
 
 def column(row: Line) -> str:
-    """The head of a measure row's column: "HR@10 at recall, cold"."""
+    """The column heading of a measure row: "HR@10 at recall, cold"."""
     name = f"{row['measure']} at {row['at']}" if "at" in row else str(row["measure"])
     if row["slice"] in (None, "", "all"):
         return name
@@ -215,10 +217,10 @@ def column(row: Line) -> str:
 
 
 def cost(runs: Sequence[Run]) -> dict[str, float]:
-    """Milliseconds a request by stage, and their `total`: median over chunks, mean over seeds.
+    """Milliseconds per request by stage, and their `total`: median over chunks, mean over seeds.
 
-    Work that several rows share counts in full for each of them. Medians, because the first chunk
-    warms up and a busy machine stalls now and then.
+    Work that several rows share counts in full for each of them. The median excludes the slow first
+    chunk and occasional pauses of the machine.
     """
     each = (1000 * pl.col("seconds") / pl.col("requests")).alias("ms")
     by_seed = []
@@ -234,9 +236,9 @@ def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: li
     """A measure row of JS@50, the mean over requests.
 
     Args:
-        values: request_id and js, a frame a seed.
-        others: the same of the baseline; where given, the row holds the paired difference to it.
-        runs: of the first of these the users are read, by whom the interval is clustered.
+        values: request_id and js, one frame per seed.
+        others: the same for the baseline; where given, the row holds the paired difference to it.
+        runs: the interval is clustered by the users of the first one.
     """
     user = pl.coalesce("user_id", pl.lit("\x00") + pl.col("request_id")).alias("user_id")
     users = runs[0].read("requests", "request_id", user)
@@ -260,10 +262,9 @@ def of_requests(values: list[pl.DataFrame], others: list[pl.DataFrame], runs: li
 
 
 def parts_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
-    """The change over the recipe's grid, split over its stages.
+    """The contribution of each stage to the change over the recipe's grid.
 
-    Uses the seeds in which every row of the grid is done; empty where there is no such seed or no
-    grid.
+    Uses the seeds that every row of the grid has finished; empty without a grid or such a seed.
     """
     done = {(cell.row, cell.seed): cell.folder / "run" for cell in todo if cell.done}
     seeds = []

@@ -54,37 +54,43 @@ DIAGNOSTICS = (
 )
 DEFINITIONS = {
     JS: (
-        "mean Jaccard similarity of the words of a first truth item with those of the 50 best "
-        "retrieved, less the same for 50 random eligible"
+        "mean Jaccard similarity of the words of a request's first relevant item with those of the "
+        "top 50 retrieved items, minus the same for 50 random eligible items"
     ),
     "median rank of cold targets": (
-        "among all eligible items by inner product, of the first truth items that were never a "
-        "target in W1"
+        "among all eligible items by inner product, over first relevant items that were never "
+        "relevant in W1"
     ),
     "popularity of top 50": (
-        "mean share of the catalogue that is chosen less often in W1 than what is retrieved"
+        "mean share of the catalogue that is chosen less often in W1 than a retrieved item"
     ),
     "readable, nats": (
-        "what a linear probe from the interest saves a word of the target's text, over the words' "
-        "frequencies"
+        "nats per word of the relevant item's text that a linear probe on the user embedding saves "
+        "over word frequencies alone"
     ),
-    "perplexity given interest": "of the targets' texts, told from the interest alone",
-    "perplexity given history": "of the targets' texts, told from the history",
+    "perplexity given interest": (
+        "of the relevant items' texts, predicted from the user embedding alone"
+    ),
+    "perplexity given history": "of the relevant items' texts, predicted from the history",
     "sink rate, first": (
-        "share of attention heads that a first place takes more than .3 of (base: before "
-        "fine-tuning)"
+        "share of attention heads that put more than .3 of their attention on the first position "
+        "(base: before fine-tuning)"
     ),
-    "column entropy": "of where attention falls: 0 all on one place, 1 evenly",
+    "column entropy": (
+        "of attention over positions: 0 if all of it is on one position, 1 if uniform"
+    ),
     "effective rank, items": (
-        "exp of the entropy of the vectors' singular values, centred: 1 to their dimension"
+        "exp of the entropy of the centred vectors' singular values: from 1 to their dimension"
     ),
     "uniformity, items": (
-        "log mean exp(-2 distance^2) over pairs of unit vectors: 0 all alike, near -4 spread out"
+        "log mean exp(-2 distance^2) over pairs of unit vectors: 0 if all are equal, near -4 if "
+        "spread out"
     ),
     "alignment": (
-        "mean squared distance of an interest and its target at length 1: 0 to 4, lower is closer"
+        "mean squared distance of the user embedding and its relevant item's, both of unit "
+        "length: 0 to 4, lower is closer"
     ),
-    "embedding µs a request": "making one interest, in batches",
+    "embedding µs a request": "time to compute one user embedding, in batches",
 }
 
 
@@ -130,14 +136,14 @@ def _differences(baseline: str | None, columns: Sequence[str], lines: Sequence[L
             rows.append([DETECTABLE, "", *(_effect(found.get(column)) for column in columns)])
     rows.append(["n", "", *_counts(columns, [line["differences"] for line in lines])])
     title = (
-        f"differences to {baseline}, paired; * leaves out 0 with one sign in every seed, "
-        "** also after Holm"
+        f"differences to {baseline}, paired; * 95% interval excludes 0, with the same sign in "
+        "every seed; ** also after Holm correction"
     )
     return Table(["row", "seeds", *columns], rows, title=title)
 
 
 def _effect(row: Line | None) -> str:
-    """The smallest difference that would have been found with 80% power, as a text."""
+    """The minimum detectable effect as a text: "±.012"."""
     effect = None if row is None else row.get("smallest_effect")
     if not row or effect is None or not np.isfinite(effect) or unchanged(row):
         return ""
@@ -171,19 +177,19 @@ def _short(value: float | None) -> str:
 
 
 def _diagnostics_in(lines: Sequence[Line], names: Sequence[str]) -> list[str]:
-    """Those of the diagnostics that a line has, in the order of `names`."""
+    """Those of `names` that occur among the diagnostics of a line, in the same order."""
     return [name for name in names if any(name in line["diagnostics"] for line in lines)]
 
 
-# -- what stands below them ------------------------------------------------------------------------
+# -- the notes below them --------------------------------------------------------------------------
 
 
 def record(
     recipe: Recipe, log: Log, lines: Sequence[Line], parts: Sequence[Line], options: RunOptions
 ) -> list[str]:
-    """Where the table comes from, what its rows are and what its columns mean, a line each.
+    """The notes below a table: its origin, notes of its rows, and definitions of its columns.
 
-    `parts` is the attribution over the recipe's grid; a line says why it is empty.
+    `parts` is the attribution over the recipe's grid; where it is empty, a note gives the reason.
     """
     command = f"`{options.command}`" if options.command else f"recipe {recipe.name}"
     n = {row["n"] for line in lines for row in line["values"].values() if row.get("n")}
@@ -194,7 +200,7 @@ def record(
     )
     if options.limit:
         source += f", {options.limit} requests"
-    # the date of the last cell: writing the table again does not change it
+    # the date of the latest cell, which stays the same when the table is written again
     date = max((line.get("date", "") for line in lines), default="")
     machine = [processor(), f"{os.cpu_count()} cores", f"commit {commit() or 'unknown'}"]
     made = ", ".join([date, *machine] if date else machine)
@@ -208,32 +214,31 @@ def record(
 
 
 def _missing(recipe: Recipe, lines: Sequence[Line], parts: Sequence[Line]) -> list[str]:
-    """What the table lacks because a row failed."""
+    """Notes on what the table lacks because rows failed."""
     failed = {line["row"]: line for line in lines if "failed" in line}
     found = []
     if recipe.against in failed and not failed[recipe.against]["seeds"]:
-        found.append(f"no differences: they are to {recipe.against}, which failed")
+        found.append(f"no differences: the baseline {recipe.against} failed")
     lost = [row for row in failed if row in recipe.grid.values()]
     if lost and not parts:
         rows = ", ".join(lost)
-        found.append(f"no attribution: it needs every row of the grid, and {rows} failed")
+        found.append(f"no attribution: it needs every row of the grid, but {rows} failed")
     return found
 
 
 def definitions(lines: Sequence[Line]) -> list[str]:
-    """What the columns mean, a line each; the slices of a measure share theirs."""
+    """Definitions of the columns, one line each; slices of a measure share a definition."""
     names = dict.fromkeys(row["measure"] for line in lines for row in line["values"].values())
     names |= dict.fromkeys(_diagnostics_in(lines, list(DEFINITIONS)))
     texts = [f"{name}: {DEFINITIONS.get(name) or define(name)}." for name in names]
     if any(line["cost"] for line in lines):
         texts.append(
-            f"{MS}: time of each stage as if its funnel ran alone, median over chunks of requests, "
+            f"{MS}: time of each stage as if its funnel ran alone; median over chunks of requests, "
             "mean over seeds."
         )
     if any(line["differences"] for line in lines):
         texts.append(
-            f"{DETECTABLE}: the smallest difference that the comparison above it would have found "
-            "with 80% power."
+            f"{DETECTABLE}: minimum detectable effect of the comparison above it at 80% power."
         )
     return texts
 
@@ -244,8 +249,8 @@ def definitions(lines: Sequence[Line]) -> list[str]:
 def write_table(
     recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], options: RunOptions
 ) -> None:
-    """Write `table.json`, `.md`, `.csv`, `.tex`, `.html` and, where there is anything to show, the
-    attribution of a grid and the attention maps; each file whole or not at all.
+    """Write `table.json`, `.md`, `.csv`, `.tex` and `.html`, each atomically; also the attribution
+    of a grid and the attention maps, where there are any.
     """
     lines = lines_of(recipe, todo)
     parts = parts_of(recipe, todo)
@@ -275,7 +280,7 @@ def write_table(
 
 
 def _write_attention(recipe: Recipe, out: Path, todo: Sequence[Cell], title: str) -> None:
-    """The attention maps of the rows that have one, each of its first seed that is done."""
+    """Write the attention maps of rows that have one, from the first finished seed of each."""
     maps = {}
     for row in recipe.rows:
         first = next((cell for cell in todo if cell.row == row and cell.done), None)
@@ -288,7 +293,7 @@ def _write_attention(recipe: Recipe, out: Path, todo: Sequence[Cell], title: str
 
 
 def _write_attribution(out: Path, parts: Sequence[Line], title: str) -> None:
-    """What each stage adds; without parts, the files of an earlier table go."""
+    """Write the contribution of each stage; without `parts`, remove files of an earlier table."""
     if not parts:
         for name in ("attribution.md", "attribution.html", "attribution.png"):
             remove(out / name)
@@ -300,19 +305,19 @@ def _write_attribution(out: Path, parts: Sequence[Line], title: str) -> None:
 
 
 def markdown(title: str, tables: Sequence[Table], below: Sequence[str]) -> str:
-    """The tables one below the other, then where they come from."""
+    """The tables as Markdown, followed by the notes `below`."""
     return "\n".join([f"## {title}\n", *map(to_markdown, tables), "\n\n".join(below)]) + "\n"
 
 
 def latex(title: str, tables: Sequence[Table], below: Sequence[str]) -> str:
-    """A `table` environment a table; the last also says where all of them come from."""
+    """One LaTeX `table` environment per table; the last one also holds the notes `below`."""
     titled = [replace(table, title=f"{title}: {table.title}") for table in tables]
     titled[-1] = replace(titled[-1], below=below)
     return "\n".join(map(to_latex, titled))
 
 
 def comma(lines: Sequence[Line]) -> str:
-    """CSV: one line a row and column, numbers unrounded."""
+    """CSV with one line per row and column, numbers unrounded."""
     file = io.StringIO()
     heads = ["row", "seeds", "column", "value", "low", "high", "difference", "d_low", "d_high"]
     heads += ["better", "holm", "detectable", "n", "d_seeds"]
@@ -353,9 +358,9 @@ def page(
     found = [row for by_column in differences.values() for row in by_column.values()]
     if any(row.get("difference") is not None for row in found):
         words = (
-            "Differences with their 95% intervals, a pane a column; the upright line is no "
-            "difference. In colour: the interval leaves out 0 with one sign in every seed. "
-            "Diamond: it still does when the whole table is to hold at once."
+            "Differences with their 95% intervals, one panel per column; the vertical line is "
+            "zero. In colour: the interval excludes 0, with the same sign in every seed. "
+            "Diamond: significant also after Holm correction over the whole table."
         )
         drawn: list[Block] = [Text(words), Figure(forest(differences))]
         sections.append(Section("drawn", "Drawn", "Differences drawn", drawn))

@@ -1,4 +1,4 @@
-"""The command that writes Runs and logs for other tools."""
+"""The command that exports Runs and logs for other tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .options import folder, open_log, out
     "kind",
     type=click.Choice(["trec", "recbole", "csv"]),
     default="csv",
-    help="trec of a Run (a run for each stage, and qrels), recbole of a log, csv of either.",
+    help="trec for a Run (one run file per stage, and qrels), recbole for a log, csv for either.",
 )
 def export(given: Path, to: Path, kind: str) -> None:
     """Write a Run or a log in the format of other tools into a new folder."""

@@ -1,4 +1,4 @@
-"""The command that makes a funnel change a check."""
+"""The command that checks a funnel change in CI."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from .options import Number, folder, json_flag, out, seed_option
 @click.command()
 @click.argument("new", type=folder)
 @click.argument("old", type=folder)
-@click.option(
-    "--measure", "primary", required=True, help="The one measure that decides, such as HR@50."
-)
+@click.option("--measure", "primary", required=True, help="The decisive measure, such as HR@50.")
 @click.option(
     "--margin",
     type=Number("margin"),
     required=True,
-    help="How much worse is still acceptable, in units of the measure, such as .005.",
+    help="Largest acceptable loss, in units of the measure, such as .005.",
 )
 @click.option(
     "--also",
     multiple=True,
     metavar="MEASURE",
-    help="Measures that stand beside the verdict, and do not decide.",
+    help="Further measures to report, which do not affect the verdict.",
 )
 @click.option("--junit", type=folder, help="Write the outcome to this file as JUnit XML.")
 @seed_option
@@ -42,12 +40,12 @@ def gate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Whether the Run NEW is not worse than the Run OLD by more than a margin: a funnel change as a
-    CI check.
+    """Test in CI that the candidate Run NEW is not worse than the baseline Run OLD by more than a
+    margin.
 
     Exit code 0: not worse (the 95% interval of the paired difference lies above minus the margin).
-    1: worse, or a check before the verdict failed. 3: undecided, with the number of requests that
-    would decide.
+    1: worse, or a check before the verdict failed. 3: undecided; the number of requests needed for
+    a verdict is printed.
     """
     from ..measure.gate import decide
     from ..measure.run import Run

@@ -1,4 +1,4 @@
-"""The command that imports somebody's own tables."""
+"""The commands that import logs from tables, and Runs of other funnels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Column(click.ParamType):
-    """A role and the column that has it: ROLE=NAME."""
+    """A role and its column: ROLE=NAME."""
 
     name = "role=name"
 
@@ -41,7 +41,7 @@ class Column(click.ParamType):
     "--map",
     "map_file",
     type=folder,
-    help="Follow this map, such as LOG/import.toml once you have corrected it.",
+    help="Use this map, such as a corrected LOG/import.toml.",
 )
 @click.option(
     "--guess", type=folder, help="Write the guessed map to this file, and import nothing."
@@ -51,35 +51,27 @@ class Column(click.ParamType):
     "columns",
     type=Column(),
     multiple=True,
-    help="Which column has a role: --column user=buyer; --column price= for none.",
+    help="The column of a role: --column user=buyer; --column price= for none.",
 )
 @click.option(
     "--per",
     type=click.Choice(["event", "session", "basket", "request"]),
     help=(
-        "What a request is; without it each row, or each basket or request where there is such a"
-        " column."
+        "What makes up a request; default: each row, or each basket or request where there is such"
+        " a column."
     ),
 )
 @click.option(
     "--gap-minutes",
     type=Number("gap_minutes"),
-    help=(
-        "Silence that ends a session, with --per session and no column of sessions; 30 without it."
-    ),
+    help=("Inactivity that ends a session, with --per session and no session column; default: 30."),
 )
+@click.option("--currency", help="Currency of the prices; with a currency column, the one to keep.")
+@click.option("--rating", type=Number("rating"), help="Minimum rating that counts as a click.")
+@click.option("--zone", help="Time zone of times without one, such as Europe/Paris; default: UTC.")
+@click.option("--name", help="Name of the log; default: that of the folder.")
 @click.option(
-    "--currency", help="Currency of the prices; with a column of currencies, those to keep."
-)
-@click.option(
-    "--rating", type=Number("rating"), help="A rating of at least so much counts as a click."
-)
-@click.option(
-    "--zone", help="Time zone of times that name none, such as Europe/Paris; UTC without it."
-)
-@click.option("--name", help="Name of the log; the folder's, without it.")
-@click.option(
-    "--allow-rejects", is_flag=True, help="Import although more than 1% of the rows cannot be."
+    "--allow-rejects", is_flag=True, help="Import even if more than 1% of the rows are rejected."
 )
 @force_flag
 def import_command(
@@ -93,29 +85,30 @@ def import_command(
     force: bool,
     **changes: Any,
 ) -> None:
-    """Import your own tables as a log: interactions (user, item, time) and, if you have it, a table
-    of items.
+    """Import your own tables as a log: interactions (user, item, time) and, optionally, a table of
+    items.
 
-    FILES are CSV, TSV, JSON lines, Parquet, RecBole or Hugging Face files, plain or packed, folders
-    of them or globs. It prints what it took each column for and why, and writes that to
-    LOG/import.toml: correct it and give it back with --map. Rows that cannot be imported go to
-    LOG/rejected.parquet with file, row and reason.
+    FILES are CSV, TSV, JSON lines, Parquet, RecBole or Hugging Face files, plain or compressed,
+    folders of them or globs. The command prints the role that it guessed for each column, with the
+    reason, and writes the map to LOG/import.toml. To correct a guess, edit that file and pass it
+    with --map. Rows that cannot be imported are written to LOG/rejected.parquet with file, row and
+    reason.
     """
     from ..importing.assembling import import_tables, look
     from ..importing.column_map import ColumnMap
 
     start = time.perf_counter()
     given = None if map_file is None else ColumnMap.read(map_file)
-    told = dict(columns)
+    roles = dict(columns)
     zone = changes.pop("zone")
     changed = {key: value for key, value in changes.items() if value is not None}
     if zone is not None:
         changed["zone"] = zone
     if guess is not None:
-        found, _, _ = look(files, given, told, name or log.name, changed)
+        found, _, _ = look(files, given, roles, name or log.name, changed)
         print_reasons(found)
         write_text(guess, found.map.toml())
-        err.print(f"the guess is in {guess}; give it back with --map {guess}", soft_wrap=True)
+        err.print(f"wrote the guess to {guess}; use it with --map {guess}", soft_wrap=True)
         return
     claimed(log, LOG, *files, map_file, force=force)
     with progress_bar(err) as bar:
@@ -124,7 +117,7 @@ def import_command(
             files,
             log,
             given=given,
-            columns=told,
+            columns=roles,
             name=name,
             changes=changed,
             allow_rejects=allow_rejects,
@@ -139,13 +132,13 @@ def import_command(
 @click.command(name="import-run")
 @click.argument("files", nargs=-1, required=True, type=folder)
 @click.argument("run", type=folder)
-@click.option("--log", type=folder, help="The log whose requests were answered.")
-@click.option("--qrels", type=folder, help="In its place, relevance judgements as TREC has them.")
+@click.option("--log", type=folder, help="The log with the requests.")
+@click.option("--qrels", type=folder, help="TREC relevance judgements, in place of --log.")
 @click.option(
     "--stage",
     "stages",
     multiple=True,
-    help="The stages in their order, once each; without it as the files say.",
+    help="The stages in order, once each; default: as in the files.",
 )
 @window_option
 @force_flag
@@ -158,12 +151,12 @@ def import_run_command(
     window: str,
     force: bool,
 ) -> None:
-    """Make a Run of a funnel that runs elsewhere, of the lists that its stages put out. Nothing is
-    trained.
+    """Make a Run of a funnel outside karmafunnel from the lists that its stages returned, without
+    training.
 
-    FILES are TREC runs, one a stage in the order of the stages, or tables of request, item, rank or
-    score, with a column of stages or one file a stage. All measures, reports and `gate` work on the
-    Run; the lists are kept in RUN.stages beside it.
+    FILES are TREC runs, one per stage in the order of the stages, or tables with request, item,
+    rank or score, and a stage column or one file per stage. All measures, reports and `gate` work
+    on the Run. The lists are kept in the folder RUN.stages.
     """
     from ..front import import_run
     from ..replay.options import RunOptions
@@ -183,7 +176,7 @@ def import_run_command(
 
 
 def print_reasons(found: Found) -> None:
-    """What each column was taken for, and why."""
+    """Print the guessed role of each column, with the reason."""
     from ..report.table import Table, print_table
 
     rows = [[reason.what, reason.taken, reason.why] for reason in found.reasons]
@@ -191,7 +184,7 @@ def print_reasons(found: Found) -> None:
 
 
 def print_outcome(log: Path, found: Found) -> None:
-    """How much was imported, what was left out, and how to go on."""
+    """Print what was imported, what was left out, and the next commands."""
     from ..report.table import Table, print_table
 
     meta = read_json(log / "log.json")
@@ -201,7 +194,7 @@ def print_outcome(log: Path, found: Found) -> None:
     for sentence in meta["lacks"]:
         err.print(f"lacks {sentence}")
     if found.alone:
-        err.print(f"{found.alone:,} requests name no user: each such session is a user of its own")
+        err.print(f"{found.alone:,} requests have no user: each such session is a separate user")
     if found.rejects.count:
         first = found.rejects.rows[0]
         err.print(
@@ -210,6 +203,6 @@ def print_outcome(log: Path, found: Found) -> None:
             soft_wrap=True,
         )
     err.print(
-        f"go on with: karmafunnel describe {log}; karmafunnel replay baseline {log} --out RUN",
+        f"next: karmafunnel describe {log}; karmafunnel replay baseline {log} --out RUN",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""Commands that list what there is to choose from."""
+"""Commands that list the available recipes, stages, features, embedders, measures and sources."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import click
 from .options import json_flag, out
 
 WHAT = {
-    "recipes": "Recipes that ship, by name: a file to replay, or to copy.",
+    "recipes": "Built-in recipes, to replay or to copy.",
     "stages": "Stages of a funnel with their arguments.",
-    "features": "Features that a learned stage reads, with their arguments.",
+    "features": "Features of learned stages with their arguments.",
     "embedders": "Embedders of users and items, with their arguments.",
-    "measures": "Measures that a Run can be asked for.",
+    "measures": "Measures of a Run.",
     "sources": "Public data sets that `convert` reads.",
 }
 
 
 def list_command(what: str) -> click.Command:
-    """The command that lists one kind of things."""
+    """The command that prints one list."""
 
     @click.command(name=what, help=WHAT[what])
     @json_flag
