@@ -397,9 +397,7 @@ def facts(stats: Stats) -> list[list[str]]:
         ]
         if popular:
             top, never = percent(popular["top_1_percent"]), percent(popular["never"])
-            shape = (
-                f"Gini {number(popular['gini'])}, Zipf slope {number(popular['zipf_slope'])}"
-            )
+            shape = f"Gini {number(popular['gini'])}, Zipf slope {number(popular['zipf_slope'])}"
             rows.append(
                 [
                     "popularity",

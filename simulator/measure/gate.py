@@ -127,9 +127,7 @@ def decide(
     check_bound("gate", "margin", margin=margin)
     deciding = Measure.parse(primary)
     if deciding.better == "neither":
-        raise KarmafunnelError(
-            "gate", needs="a measure with a better direction", found=primary
-        )
+        raise KarmafunnelError("gate", needs="a measure with a better direction", found=primary)
     rows = compare(old, new, [primary, *also], seed=seed)
     mine = [
         row

@@ -1,12 +1,12 @@
-"""Arithmetic of the measures on NumPy arrays. Nothing here knows a Run, a stage or a name;
-`compare.py` does.
+"""Arithmetic of the measures on NumPy arrays, independent of Runs and stages.
 
-Ranked lists are given as the ranks of their truth items: `group` (n,) the list that each truth item
-belongs to (0 .. n_groups-1, in any order), `rank` (n,) its rank in that list, 1 is best and `LOST`
-is "not in it". One value a list comes back: float64 (n_groups,), NaN where a list has no truth.
-Definitions: `docs/METRICS.md`; they equal trec_eval's `success`, `recall`, `ndcg_cut` and a cut
-`recip_rank`, also where there are more truth items than k: recall divides by all of them, nDCG's
-ideal list holds the best min(|truth|, k).
+Ranked lists are given by their relevant items: `group` (n,) is the list of each item, from 0 to
+n_groups - 1 in any order, and `rank` (n,) its rank in that list, from 1, or `LOST` if it is not in
+it. Functions return one value per list: float64 (n_groups,), NaN for a list without relevant items.
+
+Definitions: `docs/METRICS.md`. They equal `success`, `recall`, `ndcg_cut` and `recip_rank` with a
+cutoff of trec_eval, also for more relevant items than k: recall divides by all of them, and the
+ideal list of nDCG has the best min(relevant items, k).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from ...errors import KarmafunnelError
 
-LOST = np.iinfo(np.int64).max  # the rank of a truth item that is not in the list
-PERSISTENCE = 0.9  # of rank-biased overlap: the chance to look one place deeper
+LOST = np.iinfo(np.int64).max  # rank of a relevant item that is not in the list
+PERSISTENCE = 0.9  # of rank-biased overlap: probability of looking one place deeper
 
 
 # -- ranked lists ----------------------------------------------------------------------------------
@@ -34,18 +34,18 @@ def _discounts(k: int) -> np.ndarray:
 def hits(
     group: np.ndarray, rank: np.ndarray, n_groups: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Truth items in the top k and truth items in all, of every list: two int64 (n_groups,)."""
+    """Relevant items of each list: those in the top k, and all; int64 (n_groups,) each."""
     return np.bincount(group[rank <= k], minlength=n_groups), np.bincount(group, minlength=n_groups)
 
 
 def hit_rate(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int) -> np.ndarray:
-    """HR@k: 1 where any truth item is in the top k."""
+    """HR@k of each list: 1 if a relevant item is in the top k, else 0."""
     found, truth = hits(group, rank, n_groups, k)
     return _defined((found > 0).astype(np.float64), truth)
 
 
 def recall(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int) -> np.ndarray:
-    """Recall@k: truth items in the top k / truth items."""
+    """Recall@k of each list: relevant items in the top k / relevant items."""
     found, truth = hits(group, rank, n_groups, k)
     return _defined(found / np.maximum(truth, 1), truth)
 
@@ -53,7 +53,7 @@ def recall(group: np.ndarray, rank: np.ndarray, n_groups: int, k: int) -> np.nda
 def reciprocal_rank(
     group: np.ndarray, rank: np.ndarray, n_groups: int, k: int = LOST - 1
 ) -> np.ndarray:
-    """MRR@k of every list: 1 / rank of the first truth item, 0 where it is not in the top k."""
+    """MRR@k of each list: 1 / rank of the first relevant item, 0 if it is not in the top k."""
     best = np.full(n_groups, LOST, dtype=np.int64)
     np.minimum.at(best, group, rank)
     truth = np.bincount(group, minlength=n_groups)
@@ -103,13 +103,13 @@ def ideal_dcg(group: np.ndarray, gain: np.ndarray, n_groups: int, k: int) -> np.
 def money_inside(
     group: np.ndarray, rank: np.ndarray, money: np.ndarray, n_groups: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """GMV-HR@k's two sums, of every list: money of truth items in the top k, and of all of them."""
+    """The two sums of GMV-HR@k of each list: money of relevant items in the top k, and of all."""
     inside = np.bincount(group, weights=money * (rank <= k), minlength=n_groups)
     return inside, np.bincount(group, weights=money, minlength=n_groups)
 
 
 def winsorised(money: np.ndarray, cap: float | None = None) -> np.ndarray:
-    """Money cut at `cap`, else at its own 99th percentile (NumPy's linear one; NaN stays NaN)."""
+    """Money limited to `cap`, by default its 99th percentile (linear); NaN stays NaN."""
     known = money[~np.isnan(money)]
     if len(known) == 0:
         return money
@@ -117,39 +117,39 @@ def winsorised(money: np.ndarray, cap: float | None = None) -> np.ndarray:
 
 
 # -- two lists of the same request -----------------------------------------------------------------
-# Of two lists of k items each: `group` (n,) the request of every item that both hold, `depth` (n,)
-# the deeper of its two ranks.
+# For two lists of k items each: `group` (n,) is the request of each item in both, `depth` (n,) the
+# larger of its two ranks.
 
 
 def overlap(group: np.ndarray, depth: np.ndarray, n_groups: int, k: int) -> np.ndarray:
-    """overlap@k: share of the one list's k best that are among the other's k best."""
+    """overlap@k: share of the top k of one list that is in the top k of the other."""
     return np.bincount(group[depth <= k], minlength=n_groups) / k
 
 
 def rank_biased_overlap(
     group: np.ndarray, depth: np.ndarray, n_groups: int, k: int, p: float = PERSISTENCE
 ) -> np.ndarray:
-    """RBO@k, extrapolated: beyond k the lists go on to agree as they do at k, so that equal lists
-    get 1 (Webber et al. 2010, eq. 32).
+    """RBO@k, extrapolated: beyond k the lists are assumed to agree as they do at k, so that equal
+    lists have 1 (Webber et al. 2010, eq. 32).
 
     X_d items are common to both at depth d: (1 - p) sum_{d <= k} p^(d-1) X_d / d + p^k X_k / k.
     """
     at = np.arange(1, k + 1)
-    # An item that both hold from depth d on adds 1 to every X from d to k.
+    # An item that both lists have from depth d on adds 1 to each X from d to k.
     adds = np.cumsum(((1 - p) * p ** (at - 1.0) / at)[::-1])[::-1] + p**k / k
     inside = depth <= k
     return np.bincount(group[inside], weights=adds[depth[inside] - 1], minlength=n_groups)
 
 
-# -- what a random order would get -----------------------------------------------------------------
-# `eligible` (n_groups,): items the random order ranks; `reachable`: truth items among them;
-# `truth`: truth items in all.
+# -- expected values under a random order ----------------------------------------------------------
+# `eligible` (n_groups,): items that are ordered; `reachable`: relevant items among them; `truth`:
+# all relevant items.
 
 
 def random_hit_rate(
     eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int
 ) -> np.ndarray:
-    """Expected HR@k: 1 - C(E - T, k) / C(E, k), as a product over the T truth items."""
+    """Expected HR@k: 1 - C(E - T, k) / C(E, k), as a product over the T relevant items."""
     miss = np.ones(len(eligible))
     for i in range(int(reachable.max(initial=0))):
         some = np.flatnonzero(reachable > i)
@@ -161,7 +161,7 @@ def random_hit_rate(
 def random_recall(
     eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int
 ) -> np.ndarray:
-    """Expected Recall@k: every reachable truth item is in the top k with chance min(k, E) / E."""
+    """Expected Recall@k: a reachable item is in the top k with probability min(k, E) / E."""
     return _defined(reachable / np.maximum(truth, 1) * random_share(eligible, k), truth)
 
 
@@ -191,8 +191,9 @@ def random_ndcg(
 def random_reciprocal_rank(
     eligible: np.ndarray, reachable: np.ndarray, truth: np.ndarray, k: int
 ) -> np.ndarray:
-    """Expected MRR@k: sum over r of P(the first truth item has rank r) / r; P(first > r) = C(E - T,
-    r) / C(E, r).
+    """Expected MRR@k: sum over r of P(first relevant item has rank r) / r.
+
+    P(first relevant item has a rank above r) = C(E - T, r) / C(E, r).
     """
     width = int(reachable.max(initial=0)) + 1
     pairs, back = np.unique(eligible.astype(np.int64) * width + reachable, return_inverse=True)
@@ -227,8 +228,11 @@ def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 def placements(
     scores: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where positives stand among negatives: (positive rows, negative rows by score, how many are
-    below, below or tied).
+    """The places of positive rows among the negative rows.
+
+    Returns:
+        Positive rows, negative rows sorted by score, and for each positive row the number of
+        negative rows with a lower score and with a lower or equal score.
     """
     scores, labels = _checked(scores, labels)
     positive, negative = np.flatnonzero(labels), np.flatnonzero(~labels)
@@ -239,10 +243,11 @@ def placements(
 
 
 def auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Chance that a positive row scores above a negative one, ties one half; exact. NaN where one
+    """Probability that a positive row scores above a negative one, ties one half; exact. NaN if a
     class is missing.
 
-    `weights` (n,) >= 0 count rows; a pair counts by the product of its weights.
+    Args:
+        weights: of rows, 0 or more: (n,); the weight of a pair is the product of its two.
     """
     positive, negative, below, through = placements(scores, labels)
     pairs = len(positive) * len(negative)
