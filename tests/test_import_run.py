@@ -142,7 +142,7 @@ def test_one_file_a_stage_in_the_order_told(ours, shop, tmp_path):
 BAD = {
     "five fields": ("q1 Q0 d1 1 5.0 x\nq1 Q0 d2 2 4.0\n", "needs 6 fields of a TREC run, found 5"),
     "no number": ("q1 Q0 d1 1 high x\n", "needs scores that are numbers"),
-    "twice": ("q1 Q0 d1 1 5 x\nq1 Q0 d1 2 4 x\n", "needs an item once in a list"),
+    "twice": ("q1 Q0 d1 1 5 x\nq1 Q0 d1 2 4 x\n", "needs each item at most once in a list"),
     "other topics": ("z9 Q0 d1 1 5 x\n", "needs requests of log"),
 }
 

@@ -1,5 +1,5 @@
-"""Real data: one module a source, each with `load(raw folder) -> Log | Catalogue`. A new file in
-this folder is a new source.
+"""Public data sets: one module per source, with `load(raw folder) -> Log | Catalogue`. A new file
+in this folder is a new source.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ SOURCES = tuple(
 
 
 def load(source: str, raw: Path | str) -> Log | Catalogue:
-    """Read a source from its publisher's files in the folder `raw`; raises KarmafunnelError for an
-    unknown source, wrong files, and a log that the commands after this one would refuse.
+    """Read a source from its publisher's files in the folder `raw`.
+
+    Raises:
+        KarmafunnelError: for an unknown source, wrong files, and a log that fails the checks.
     """
     if source not in SOURCES:
         raise KarmafunnelError("source", needs=f"one of {', '.join(SOURCES)}", found=repr(source))
@@ -34,10 +36,8 @@ def load(source: str, raw: Path | str) -> Log | Catalogue:
 
 
 def convert(source: str, raw: Path | str, log_folder: Path | str) -> Log | Catalogue:
-    """Read a source and write it as a log folder, whole or not at all.
-
-    Raises KarmafunnelError as `load` does, and for a log that the commands after this one would
-    refuse.
+    """Read a source and write it as a log folder, atomically; raises KarmafunnelError as `load`
+    does.
     """
     loaded = load(source, raw)
     loaded.write(log_folder)

@@ -17,7 +17,7 @@ SOURCE, EARLIER = "review", "earlier review"
 def rebuild(
     valid: pl.DataFrame, test: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
-    """Requests, exposures and notes of a log that knows only an order.
+    """Requests, exposures and notes of a log without timestamps.
 
     `valid` and `test`: user_id String, history List[String] (oldest first), item_id String; a
     user's rows in order. The history of a user's first row becomes training events (W1); every
@@ -87,8 +87,8 @@ def rebuild(
 
 
 def differing(first: pl.DataFrame, targets: pl.DataFrame) -> int:
-    """How many rows' histories are not the end of the user's first history followed by the targets
-    of the rows before.
+    """The number of rows whose history is not the end of the user's first history followed by the
+    targets of the previous rows.
     """
     rows = targets.with_columns(pl.int_range(pl.len()).over("user_id").alias("nth"))
     all_targets = targets.group_by("user_id").agg(pl.col("item_id").alias("targets"))

@@ -1,6 +1,4 @@
-"""Reading publishers' files: find them, check them, and refuse by name what is not as the publisher
-ships it.
-"""
+"""Find, read and check publishers' files; errors name what differs from the published file."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ MARKUP = re.compile(
 
 
 def find(root: Path | str, names: Sequence[str], where: str) -> Path:
-    """The first of `names` that lies in the folder `root`; raises KarmafunnelError that says where
-    to download it.
+    """The first of `names` that exists in the folder `root`; the KarmafunnelError for none says
+    where to download it.
     """
     root = Path(root)
     for name in names:
@@ -40,9 +38,7 @@ def find(root: Path | str, names: Sequence[str], where: str) -> Path:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns whatever a truncated or foreign file raises into a KarmafunnelError that names the
-    file.
-    """
+    """Convert any error from a truncated or wrong file into a KarmafunnelError naming the file."""
     try:
         yield
     except KarmafunnelError as error:
@@ -62,9 +58,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def need(frame: pl.DataFrame, columns: Sequence[str], path: Path) -> None:
-    """Raises KarmafunnelError naming the file, the missing columns and what was found; an empty
-    table is refused too.
-    """
+    """Raises KarmafunnelError for missing columns and for an empty table."""
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise KarmafunnelError(
@@ -165,7 +159,7 @@ def check_utf8(path: Path, separator: str, quote: str | None) -> None:
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object (`object_pairs_hook`); raises KarmafunnelError for a key that stands twice."""
+    """A JSON object (`object_pairs_hook`); raises KarmafunnelError for a duplicate key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
@@ -174,8 +168,8 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def plain(text: str | None) -> str | None:
-    """Text without HTML entities, tags, comments, style sheets, repeated blanks; null if nothing is
-    left.
+    """Text without HTML entities, tags, comments, style sheets and repeated blanks; null if nothing
+    remains.
     """
     if not text:
         return None

@@ -8,11 +8,11 @@ Download: https://archive.ics.uci.edu/dataset/553/clickstream+data+for+online+sh
 expected: `e-shop_clothing_2008.csv.gz`, `e-shop_clothing_2008.csv` or `e-shop clothing 2008.csv`
 (separated by commas or semicolons).
 
-Each click is a request (source "browse") whose truth is the product clicked, given the session so
-far. Only dates are published: `ts` is the date plus one second for each click of the session, so
-that time strictly increases inside a session; windows are cut at whole days. Category, colour,
-photograph, page and place belong to the product clicked; they are its attributes and never the
-request's context, where they would give the answer away.
+Each click is a request (source "browse") whose relevant item is the product clicked, given the
+session so far. Only dates are published: `ts` is the date plus one second for each click of the
+session, so that time strictly increases within a session; windows are cut at whole days. Category,
+colour, photograph, page and place are attributes of the product clicked; as context of the request
+they would leak its relevant item.
 """
 
 from __future__ import annotations

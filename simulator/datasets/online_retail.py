@@ -9,14 +9,14 @@ Retail.xlsx`: save it as `online_retail.csv` with the published column names), a
 https://github.com/databricks/Spark-The-Definitive-Guide (data/retail-data). Files expected:
 `online_retail.csv.gz`, `online_retail.csv` or `data.csv`.
 
-A request is an invoice, its truth what the customer bought and kept: lines of one item in one
-invoice are added up (unit price = money / quantity); a return is netted out against the same
-customer's purchases of the same item at or before its minute, latest first, at the price that was
-paid; what no such purchase covers (bought before the log begins) is set aside. Lines netted out to
-zero and invoices left empty are dropped. So kept money = money of sale lines - money returned,
-exactly. Set aside, each line for the first reason that holds: no customer; no product (postage,
+A request is an invoice; its relevant items are those the customer bought and kept. Lines of one
+item in one invoice are added up (unit price = money / quantity). A return is netted out against the
+same customer's purchases of the item at or before its minute, latest first, at the price paid;
+returns without such a purchase (bought before the log begins) are set aside. Lines netted out to
+zero and empty invoices are dropped, so kept money = money of sale lines - money returned, exactly.
+Lines are set aside for the first of these reasons that applies: no customer; no product (postage,
 charges, samples, vouchers, fees, bad debt: `PRODUCT`, `SERVICES`); no price or no quantity (gifts).
-An item's title is its description on its first sale line: never a later one, never a stock-keeper's
+An item's title is its description on its first sale line, so never a later description or a stock
 note ("damaged", "?": these have no price).
 """
 
@@ -274,7 +274,7 @@ def titles(lines: pl.DataFrame) -> pl.DataFrame:
 def counts(
     lines: pl.DataFrame, sales: pl.DataFrame, invoices: pl.DataFrame, unmatched: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """What was set aside, and notes on what was kept and netted: lines, units and money (GBP)."""
+    """Counts of what was set aside, and of what was kept and netted: lines, units, money (GBP)."""
     number = dict(lines.group_by("kind").len().iter_rows())
     money = lines.filter(pl.col("kind") == "sale").select(pl.col("price") * pl.col("quantity"))
     sold = money.to_series().sum()

@@ -1,6 +1,6 @@
-"""From somebody's rows to a log: cleaned batch by batch, put in time order bucket by bucket.
+"""Build a log from tables: rows are cleaned in batches and sorted by time in buckets.
 
-Memory does not grow with the number of rows, but for their times, 8 bytes each.
+Apart from their times, 8 bytes per row, memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ FLAT = {
 
 @dataclass
 class Found:
-    """What an import came to: the map, the reasons for it, and what was left out."""
+    """The result of an import: the map, the reasons for it, and what was left out."""
 
     map: ColumnMap
     reasons: list[Reason]
     rejects: Rejects = field(default_factory=Rejects)
     set_aside: dict[str, int] = field(default_factory=dict)
     rows: int = 0
-    alone: int = 0  # requests that name no user, in a log that knows users
+    alone: int = 0  # requests without a user, in a log with users
 
     def aside(self, what: str, many: int) -> None:
         if many:
@@ -81,20 +81,23 @@ def look(
     name: str = "imported",
     changes: Mapping[str, Any] | None = None,
 ) -> tuple[Found, list[tuple[Path, Layout]], list[tuple[Path, Layout]]]:
-    """Tell tables of interactions from tables of items, and guess what their columns mean.
+    """Separate tables of interactions from tables of items, and guess the roles of their columns.
 
-    Returns what was found, the interactions and the items, as paths with their layouts. Raises
-    KarmafunnelError for a file that cannot be read, for tables of interactions with different
-    columns, and where a column is missing.
+    Returns:
+        The map with its reasons; the interactions and the items, as paths with their layouts.
+
+    Raises:
+        KarmafunnelError: for a file that cannot be read, for tables of interactions with different
+            columns, and for a missing column.
     """
     laid = [(path, layout_of(path)) for path in expand(paths)]
     interactions: list[tuple[Path, Layout]] = []
     items: list[tuple[Path, Layout]] = []
     for path, layout in laid:
         named = set(by_name(list(layout.names), {"user": USER_OR_TIME}))
-        told = columns or (dict(given.columns) if given else {})
+        roles = columns or (dict(given.columns) if given else {})
         mine = bool(named) or bool(
-            {told.get("user"), told.get("time"), told.get("session")} & set(layout.names)
+            {roles.get("user"), roles.get("time"), roles.get("session")} & set(layout.names)
         )
         (interactions if mine else items).append((path, layout))
     if not interactions:
@@ -115,7 +118,7 @@ def look(
     else:
         made, reasons = (
             given.with_columns(columns or {}),
-            [Reason("columns", "as the map says", "--map")],
+            [Reason("columns", "as in the map", "--map")],
         )
         if missing := [c for c in made.columns.values() if c not in sample.columns]:
             raise KarmafunnelError(
@@ -136,7 +139,7 @@ def look(
         zone = {key: value for key, value in changes.items() if key == "zone"}
         others = {key: value for key, value in changes.items() if key != "zone"}
         made = replace(made, time=replace(made.time, **zone), **others)
-        reasons += [Reason(key, str(value), "as told") for key, value in changes.items()]
+        reasons += [Reason(key, str(value), "as given") for key, value in changes.items()]
         if made.per != "event" and made.per != "session" and made.per not in made.columns:
             raise KarmafunnelError(
                 "import", what=f"--per {made.per}", needs=f"a column of {made.per}s", found="none"
@@ -170,7 +173,7 @@ USER_OR_TIME = (
 
 
 def one_currency(made: ColumnMap, sample: pl.DataFrame, reasons: list[Reason]) -> ColumnMap:
-    """The map with the currency of its column; raises KarmafunnelError where there are several."""
+    """The map with the currency of its currency column; raises KarmafunnelError for several."""
     if made.currency is not None or "currency" not in made.columns or not made.money:
         return made
     found = ids(sample[made.columns["currency"]]).drop_nulls().unique().sort().to_list()
@@ -191,7 +194,7 @@ def one_currency(made: ColumnMap, sample: pl.DataFrame, reasons: list[Reason]) -
 
 
 def ids(values: pl.Series) -> pl.Series:
-    """Ids as texts, just as they stand; whole numbers that are held as floats without ".0"."""
+    """Ids as unchanged text; whole numbers stored as floats lose their ".0"."""
     if values.dtype.is_float():
         whole = values.drop_nulls()
         if (whole == whole.floor()).all():
@@ -237,8 +240,8 @@ def at_zone(moments: pl.Series, zone: str) -> pl.Series:
 
 
 def clean(frame: pl.DataFrame, found: Found, file: str, before: int) -> pl.DataFrame:
-    """The rows of a batch that can be imported, in the columns of `FLAT`; the others are put down
-    with their reason.
+    """The valid rows of a batch, in the columns of `FLAT`; other rows are recorded in `found` with
+    the reason.
     """
     made, n = found.map, frame.height
     found.rows += n
@@ -328,7 +331,7 @@ def clean(frame: pl.DataFrame, found: Found, file: str, before: int) -> pl.DataF
 def outcomes(
     frame: pl.DataFrame, made: ColumnMap, rating: pl.Series, text: Callable[[str], pl.Series]
 ) -> tuple[pl.Series, pl.Series, pl.Series]:
-    """Whether each row was clicked, whether bought, and whether it is imported at all."""
+    """Whether each row is a click, whether it is a purchase, and whether it is imported."""
     n = frame.height
     every, none = pl.repeat(True, n, eager=True), pl.repeat(False, n, eager=True)
     clicked, purchased = none, none
@@ -352,7 +355,7 @@ def outcomes(
 
 
 def truthy(values: pl.Series) -> pl.Series:
-    """Texts such as 1, true and yes as true."""
+    """Text as booleans: 1, true, yes and the like are true."""
     return values.str.to_lowercase().is_in(["1", "1.0", "true", "yes", "y", "t"]).fill_null(False)
 
 
@@ -372,20 +375,20 @@ def import_tables(
     tell: Callable[[Found], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Found:
-    """Import tables of interactions (and of items) as a log folder, whole or not at all.
+    """Import tables of interactions (and of items) as a log folder, written atomically.
+
+    The folder also holds the map (`import.toml`) and, where rows were rejected, `rejected.parquet`.
 
     Args:
-        given: a map to follow; without it the columns are guessed.
-        columns: which column has a role, whatever the map says.
-        changes: other fields of the map that are as told.
-        tell: called with the guess before anything is written.
-        progress: called with the rows read so far.
-
-    The folder holds `import.toml`, the map, and `rejected.parquet` where rows were left out.
+        given: the map to use; by default the roles of columns are guessed.
+        columns: columns by role, which override the map.
+        changes: other fields that override the map.
+        tell: called with the map before anything is written.
+        progress: called with the number of rows read so far.
 
     Raises:
         KarmafunnelError: as `look` does; where more than 1% of the rows are rejected (unless
-            `allow_rejects`); for a log that the commands after this one would refuse.
+            `allow_rejects`); and for a log that fails the checks of a log.
     """
     out = Path(out)
     found, interactions, items = look(paths, given, columns, name or out.name, changes)
@@ -451,12 +454,12 @@ def check_rejects(found: Found, allowed: bool) -> None:
                 f"{many:,} of {n:,} ({counts}), first {first['file']}, row {first['row']}:"
                 f" {first['text']}"
             ),
-            hint="correct the map or the file, or say --allow-rejects",
+            hint="correct the map or the file, or use --allow-rejects",
         )
 
 
 def joined(found: Found, parts: Sequence[Path], work: Path) -> list[Path]:
-    """Rows that belong together as one request: its time is that of its first row."""
+    """Group rows into requests; a request has the time of its first row."""
     made = found.map
     files: dict[int, list[Path]] = {}
     for i, path in enumerate(parts):
@@ -492,7 +495,7 @@ def joined(found: Found, parts: Sequence[Path], work: Path) -> list[Path]:
 
 
 def sessions(frame: pl.DataFrame, gap_minutes: float) -> pl.DataFrame:
-    """Sessions of each user: a new one after a silence of so many minutes."""
+    """Split the rows of each user into sessions after inactivity of some minutes."""
     frame = frame.sort("user_id", "ts", "number")
     pause = (pl.col("ts").diff().over("user_id") > gap_minutes * 60_000).fill_null(False)
     number = pause.cast(pl.Int64).cum_sum().over("user_id")
@@ -503,8 +506,8 @@ def sessions(frame: pl.DataFrame, gap_minutes: float) -> pl.DataFrame:
 
 
 def once_an_item(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row for each item of a request: clicked or bought where any of its rows was, units added
-    up, the price a unit that was paid for all of them.
+    """One row per request and item: clicked or purchased if any of its rows is, with the sum of
+    units and the mean price paid per unit.
     """
     units = pl.col("quantity").fill_null(1)
     money = (pl.col("price") * units).sum() / units.sum()
@@ -544,7 +547,7 @@ def once_an_item(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
-    """All rows in time order, some at a time; requests are never cut in two."""
+    """All rows in time order, in batches; a request is never split between batches."""
     times = np.concatenate([read_table(p, "ts")["ts"].to_numpy() for p in parts])
     many = max(-(-len(times) // BUCKET), 1)
     cuts = (
@@ -563,8 +566,8 @@ def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
 
 
 def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.DataFrame:
-    """`requests.parquet` and `exposures.parquet`; returns the items that occur, with the price they
-    had most.
+    """Write `requests.parquet` and `exposures.parquet`; returns the items that occur, with their
+    most frequent price.
     """
     made = found.map
     source = "search" if "query" in made.columns else "browse"
@@ -630,13 +633,13 @@ def together(seen: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def found_purchases(made: ColumnMap) -> bool:
-    """Whether an interaction is a purchase alone, whose price was paid."""
+    """Whether all interactions are purchases, so that prices are prices paid."""
     bought = "basket" in made.columns or "quantity" in made.columns
     return bought and not any(role in made.columns for role in ("event", "clicked", "rating"))
 
 
 def windows_of(parts: Sequence[Path], per: str) -> pl.Expr:
-    """The window of each request, cut by the times of all."""
+    """The window of each request, by its time."""
     times = []
     for path in parts:
         if per == "event":
@@ -659,7 +662,7 @@ def windows_of(parts: Sequence[Path], per: str) -> pl.Expr:
 def items_of(
     found: Found, items: Sequence[tuple[Path, Layout]], known: pl.DataFrame
 ) -> pl.DataFrame:
-    """The catalogue: items of the item table and those that only occur in interactions."""
+    """The catalogue: items of the item table, and items that occur only in interactions."""
     made = found.map
     frames = []
     for path, layout in items:
@@ -713,7 +716,7 @@ def finish(
     catalogue: pl.DataFrame,
     wants: dict[str, Any],
 ) -> None:
-    """`log.json`, the map and the rejected rows; the log has to pass the checks."""
+    """Write `log.json`, the map and the rejected rows, and check the log."""
     made = found.map
     lazy = open_table(folder / "exposures.parquet")
     facts = (

@@ -1,5 +1,5 @@
-"""What the columns of somebody's tables mean: the guess that `karmafunnel import` makes, and the
-file that corrects it.
+"""The import map: the roles of a table's columns, as guessed by `karmafunnel import` or read from a
+file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...bounds import check_bound
 from ...errors import KarmafunnelError, quoted
 from ...files import read_text
 
-# What a column of the interactions may mean.
+# Roles of columns of the interactions.
 ROLES = (
     "user",
     "item",
@@ -34,22 +34,22 @@ ROLES = (
     "quantity",
     "currency",
 )
-# What a column of the items may mean.
+# Roles of columns of the items.
 ITEM_ROLES = ("item", "title", "brand", "category", "price", "description")
-# How requests are made of the interactions.
+# How interactions are grouped into requests.
 PER = ("event", "session", "basket", "request")
 Per = Literal["event", "session", "basket", "request"]
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 
 
-HEAD = "# What `karmafunnel import` took the columns for; correct it, and give it back with --map."
+HEAD = "# The roles that `karmafunnel import` gave the columns; edit and use with --map."
 
 
 @dataclass(frozen=True)
 class Times:
-    """How a time is written: a unit since 1970 (s, ms, us, ns), or a format of `strptime`.
+    """How times are written: a unit since 1970 (s, ms, us, ns), or a format of `strptime`.
 
-    zone: of times that name none. order: the column is a number that only orders.
+    zone: the time zone of times without one.
     """
 
     unit: str = ""
@@ -59,13 +59,13 @@ class Times:
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """What was taken for what.
+    """How tables are imported.
 
-    columns: role by role the column of the interactions. items: the same of the item table. per:
-    what a request is. gap_minutes: silence that ends a session, where there is no column of
-    sessions. rating: what is at least so much counts as a click. clicks, purchases: names of
-    events. decimal: "." or ",". currency: of all prices; with a column of currencies, rows of
-    others have no price.
+    columns: the column of each role in the interactions. items: the same for the item table. per:
+    what makes up a request. gap_minutes: inactivity that ends a session, where there is no session
+    column. rating: minimum rating that counts as a click. clicks, purchases: names of events.
+    decimal: "." or ",". currency: that of all prices; with a currency column, prices in other
+    currencies are dropped.
     """
 
     name: str = "imported"
@@ -116,10 +116,10 @@ class ColumnMap:
         return "price" in self.columns or "price" in self.items
 
     def toml(self) -> str:
-        """The map as a file that `ColumnMap.read` reads."""
-        told = {f.name: getattr(self, f.name) for f in fields(self)} | {"time": asdict(self.time)}
+        """The map as TOML text that `ColumnMap.read` accepts."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"time": asdict(self.time)}
         kept: dict[str, Any] = {}
-        for key, value in told.items():
+        for key, value in values.items():
             if isinstance(value, Mapping):
                 value = {name: one for name, one in value.items() if one != ""}
             if value not in (None, (), {}):
@@ -128,7 +128,7 @@ class ColumnMap:
 
     @classmethod
     def read(cls, path: Path | str) -> ColumnMap:
-        """Read a map; raises KarmafunnelError naming the file and the key at fault."""
+        """Read a map; raises KarmafunnelError naming the file and the invalid key."""
         try:
             found = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
@@ -168,6 +168,6 @@ class ColumnMap:
             raise KarmafunnelError(f"{path}: {error}") from error
 
     def with_columns(self, given: Mapping[str, str]) -> ColumnMap:
-        """The map with some roles given to other columns; an empty name takes a role away."""
+        """The map with the columns of some roles replaced; an empty name removes a role."""
         columns = {**self.columns, **given}
         return replace(self, columns={role: name for role, name in columns.items() if name})

@@ -1,6 +1,4 @@
-"""What a table's columns are likely to mean, by their names and by their values, each with the
-reason.
-"""
+"""Guess the roles of a table's columns from their names and values, each with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from ...errors import KarmafunnelError
 from .column_map import PER, ColumnMap, Per, Times
 from .opening import ROW
 
-# Names by role, without case, accents and signs, best first; also some in French and German.
+# Names by role, best first, without case, accents and signs; some are French or German.
 NAMES: dict[str, tuple[str, ...]] = {
     "user": (
         "user",
@@ -337,7 +335,7 @@ NAMES_OF_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "n
 
 @dataclass(frozen=True)
 class Reason:
-    """What a column, or the whole, was taken for, and why."""
+    """A guess about a column or a setting, and the reason for it."""
 
     what: str
     taken: str
@@ -351,7 +349,7 @@ def plain(name: str) -> str:
 
 
 def by_name(names: Sequence[str], known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Columns by role, the best name of each; a column has one role."""
+    """Columns by role: the best matching name for each; a column has at most one role."""
     found: dict[str, str] = {}
     ranked = []
     for role, words in known.items():
@@ -365,12 +363,12 @@ def by_name(names: Sequence[str], known: Mapping[str, tuple[str, ...]]) -> dict[
 
 
 def texts(frame: pl.DataFrame, column: str) -> pl.Series:
-    """The values of a column that are there, as texts."""
+    """The values of a column that are not missing, as text."""
     return frame[column].cast(pl.String, strict=False).drop_nulls().str.strip_chars()
 
 
 def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
-    """Texts as numbers, null where they are none."""
+    """Text as numbers; null where it is no number."""
     bare = values.str.replace_all(r"[\s\u00a0\u202f€$£¥']", "")
     if decimal == ",":
         bare = bare.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
@@ -378,7 +376,7 @@ def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
 
 
 def guess_time(values: pl.Series) -> tuple[Times, str] | None:
-    """How times are written, and in words; None where the values are no times."""
+    """How times are written, and a description; None where the values are no times."""
     if values.dtype.is_temporal():
         zone = getattr(values.dtype, "time_zone", None)
         return Times(format="as they are"), f"times of the file, {zone or 'taken as UTC'}"
@@ -418,7 +416,7 @@ def guess_time(values: pl.Series) -> tuple[Times, str] | None:
 
 
 def parsed(sample: pl.Series, form: str) -> pl.Series:
-    """Texts as times by one format, null where they do not fit."""
+    """Text as times in one format; null where it does not fit."""
     zoned = "%#z" in form
     return (
         sample.str.to_datetime(form, time_unit="ms", strict=False, exact=True)
@@ -432,9 +430,10 @@ def parsed(sample: pl.Series, form: str) -> pl.Series:
 def guess(
     frame: pl.DataFrame, given: Mapping[str, str], name: str
 ) -> tuple[ColumnMap, list[Reason]]:
-    """The map of a table of interactions, with reasons; `given` roles are taken as they are.
+    """Guess the map of a table of interactions, with reasons; `given` roles are not guessed.
 
-    Raises KarmafunnelError where no column is an item, or none is a time.
+    Raises:
+        KarmafunnelError: where there is no item column or no time column.
     """
     names = [column for column in frame.columns if column != ROW]
     if missing := [column for column in given.values() if column and column not in names]:
@@ -495,7 +494,7 @@ def guess_per(columns: Mapping[str, str]) -> Per:
 
 
 def guess_decimal(frame: pl.DataFrame, columns: Mapping[str, str]) -> str:
-    """The decimal sign of prices and ratings."""
+    """The decimal separator of prices and ratings."""
     for role in ("price", "rating", "quantity"):
         if role in columns:
             sample = texts(frame, columns[role])
@@ -509,7 +508,7 @@ def guess_decimal(frame: pl.DataFrame, columns: Mapping[str, str]) -> str:
 def guess_events(
     frame: pl.DataFrame, columns: dict[str, str], decimal: str
 ) -> tuple[dict[str, Any], list[Reason]]:
-    """What counts as a click and as a purchase."""
+    """Guess what counts as a click and as a purchase."""
     extra: dict[str, Any] = {}
     reasons: list[Reason] = []
     if "event" in columns:
@@ -547,7 +546,7 @@ def guess_events(
 
 
 def guess_items(frame: pl.DataFrame, path: Path) -> tuple[dict[str, str], list[Reason]]:
-    """What the columns of a table of items mean; raises KarmafunnelError where none is an id."""
+    """Guess the roles of an item table's columns; raises KarmafunnelError where none is an id."""
     found = by_name([name for name in frame.columns if name != ROW], ITEM_NAMES)
     if "item" not in found:
         raise KarmafunnelError(

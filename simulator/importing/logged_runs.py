@@ -1,7 +1,7 @@
-"""A Run of a funnel that runs elsewhere: of the lists that its stages put out.
+"""Import the lists that the stages of another system returned, to make a Run of them.
 
 Nothing is trained. The stages are replayed as `External` and `ExternalRank`, which read the lists,
-so every measure, the ledger, comparisons and reports work as on any other Run.
+so all measures, the ledger, comparisons and reports work as for any other Run.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ LISTS = {
 
 @dataclass(frozen=True)
 class Lists:
-    """What stages put out: request_id, stage, item_id, place (1 is best); stages in their order."""
+    """Lists that stages returned: request_id, stage, item_id, place (1 is best); and the stages in
+    order.
+    """
 
     frame: pl.DataFrame
     stages: tuple[str, ...]
 
 
 def is_trec(path: Path) -> bool:
-    """Whether a file holds a TREC run: six fields a line, the second is Q0."""
+    """Whether a file holds a TREC run: six fields per line, of which the second is Q0."""
     try:
         with path.open("rb") as file:
             fields = file.readline(4096).split()
@@ -65,8 +67,8 @@ def is_trec(path: Path) -> bool:
 
 
 def read_trec(path: Path, what: str, names: Sequence[str]) -> pl.DataFrame:
-    """A file of fields with blanks between, all as texts; raises KarmafunnelError naming the line
-    with another number of fields.
+    """Read a file with fields separated by whitespace, all as text; raises KarmafunnelError naming
+    a line with a wrong number of fields.
     """
     rows: list[list[str]] = []
     try:
@@ -88,7 +90,7 @@ def read_trec(path: Path, what: str, names: Sequence[str]) -> pl.DataFrame:
 
 
 def trec_lists(paths: Sequence[Path]) -> pl.DataFrame:
-    """TREC runs, one a stage, named by their files."""
+    """Read TREC runs, one per stage; a stage has the name of its file."""
     frames = []
     for path in paths:
         frame = read_trec(
@@ -105,8 +107,8 @@ def trec_lists(paths: Sequence[Path]) -> pl.DataFrame:
 
 
 def table_lists(paths: Sequence[Path]) -> pl.DataFrame:
-    """Tables of request, item, rank or score, and stage; without a column of stages each file is a
-    stage.
+    """Read tables with request, item, rank or score, and stage; without a stage column each file is
+    a stage.
     """
     frames = []
     for path in paths:
@@ -144,7 +146,9 @@ def table_lists(paths: Sequence[Path]) -> pl.DataFrame:
 
 
 def check_rows(made: pl.DataFrame, frame: pl.DataFrame, path: Path) -> None:
-    """Raises KarmafunnelError naming the first row without a request, item, stage or place."""
+    """Raises KarmafunnelError naming the first row without a request, an item, a stage, or both
+    rank and score.
+    """
     nowhere = pl.col("rank").is_null() & pl.col("score").is_null()
     bad = made.select(
         pl.any_horizontal(pl.col("request_id", "item_id", "stage").is_null()) | nowhere
@@ -159,15 +163,15 @@ def check_rows(made: pl.DataFrame, frame: pl.DataFrame, path: Path) -> None:
 
 
 def read_lists(given: Sequence[str | Path], stages: Sequence[str] = ()) -> Lists:
-    """What the stages of a funnel put out, of TREC runs or of tables.
+    """Read the lists that the stages of a funnel returned, from TREC runs or tables.
 
     Args:
-        stages: names of the stages in their order; without it that of the files, or of tables the
-            stage with the longest lists first.
+        stages: names of the stages in order; default: the order of the files or, where a file
+            holds several stages, by decreasing length of their lists.
 
     Raises:
-        KarmafunnelError: for files that cannot be read, an item twice in a list, and stages that
-            are not there.
+        KarmafunnelError: for files that cannot be read, an item that occurs twice in a list, and
+            unknown stages.
     """
     paths = expand(given) if not all(is_trec(Path(p)) for p in given) else [Path(p) for p in given]
     trec = [path for path in paths if is_trec(path)]
@@ -176,7 +180,7 @@ def read_lists(given: Sequence[str | Path], stages: Sequence[str] = ()) -> Lists
     if twice.any():
         raise KarmafunnelError(
             "import-run",
-            needs="an item once in a list",
+            needs="each item at most once in a list",
             found=f"twice: {frame.row(int(twice.arg_max() or 0), named=True)}",
         )
     there = frame["stage"].unique(maintain_order=True).to_list()
@@ -198,9 +202,9 @@ def read_lists(given: Sequence[str | Path], stages: Sequence[str] = ()) -> Lists
 
 
 def log_of_qrels(qrels: Path, lists: Lists, name: str) -> Log:
-    """A log of a TREC collection: topics are requests of W3, relevant documents were clicked.
+    """A log of a TREC collection: topics are requests of W3, relevant documents are clicks.
 
-    The catalogue is every document that is judged or listed; every one is eligible.
+    The catalogue holds every document that is judged or listed; all of them are eligible.
     """
     judged = read_trec(
         qrels, "relevance judgements", ("request_id", "iteration", "item_id", "relevance")
@@ -238,14 +242,15 @@ def log_of_qrels(qrels: Path, lists: Lists, name: str) -> Log:
 
 
 def stages_beside(run: Path) -> Path:
-    """The folder beside a Run that holds what its stages put out."""
+    """The folder next to a Run that holds the lists of its stages."""
     return run.with_name(f"{run.name}.stages")
 
 
 def funnel_of(lists: Lists, folder: Path, log: Log) -> Funnel:
-    """The funnel that put the lists out, which it writes into `folder`: one Parquet file a stage.
+    """A funnel that returns the lists, which are written into `folder`, one Parquet file per stage.
 
-    Raises KarmafunnelError for requests or items that the log lacks.
+    Raises:
+        KarmafunnelError: where the log has none of the requests.
     """
     known = set(log.request_ids.tolist())
     mine = lists.frame.filter(pl.col("request_id").is_in(list(known)))
@@ -253,7 +258,7 @@ def funnel_of(lists: Lists, folder: Path, log: Log) -> Funnel:
         raise KarmafunnelError(
             "import-run",
             needs=f"requests of log {log.name}, such as {log.request_ids[0]!r}",
-            found=f"none of them, but {lists.frame['request_id'][0]!r}",
+            found=f"others only, such as {lists.frame['request_id'][0]!r}",
         )
     remove(folder)
     stages: list[Stage] = []

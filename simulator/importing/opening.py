@@ -1,4 +1,4 @@
-"""Tables of any common format as batches of rows.
+"""Read tables of common formats in batches of rows.
 
 CSV and TSV, JSON lines, Parquet, RecBole's atomic files, folders of Hugging Face `datasets`.
 """
@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from ...errors import KarmafunnelError
 from ...files import first_line
 
-ROW = "_row"  # of the file, 1 is the first after the header
+ROW = "_row"  # column with the row number in the file; 1 is the first row after the header
 BATCH = 500_000  # rows
-BLOCK = 32 << 20  # bytes of a CSV file at a time; a row has to fit
+BLOCK = 32 << 20  # bytes of a CSV file read at once, which must hold a whole row
 SEPARATORS = (",", ";", "\t", "|")
 SUFFIXES = {
     ".csv": "csv",
@@ -49,8 +49,8 @@ MISSING = ("", "\\N", "NULL", "null", "NaN", "nan", "None")
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a file are laid out. `names`: its columns. `typed`: the header says types as
-    RecBole's does (`user_id:token`), which are cut off `names`.
+    """The format of a file. `names`: its columns. `typed`: the header has types as in RecBole
+    (`user_id:token`), which `names` leaves out.
     """
 
     kind: str
@@ -62,12 +62,12 @@ class Layout:
 
 @dataclass
 class Rejects:
-    """Rows that are not imported: file, row, reason, and the text where there is one."""
+    """Rejected rows: file, row, reason, and the text where available."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     count: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    most: int = 100_000  # kept; the rest is counted alone
+    most: int = 100_000  # maximum rows kept; further ones are only counted
 
     def add(self, file: str, row: int, reason: str, text: str | None) -> None:
         self.count += 1
@@ -82,9 +82,10 @@ class Rejects:
 
 
 def expand(given: Sequence[str | Path]) -> list[Path]:
-    """Files of paths, folders and globs, in the order given, those of one folder by name.
+    """The files of paths, folders and globs, in the given order; those of a folder are sorted.
 
-    Raises KarmafunnelError for one that names no file.
+    Raises:
+        KarmafunnelError: for a path, folder or glob without a file.
     """
     found: list[Path] = []
     for one in given:
@@ -98,14 +99,14 @@ def expand(given: Sequence[str | Path]) -> list[Path]:
         if not inside:
             kinds = ", ".join(SUFFIXES)
             raise KarmafunnelError(
-                "import", needs=f"files to read ({kinds}, or these packed)", found=f"none at {one}"
+                "import", needs=f"files ({kinds}, also compressed)", found=f"none at {one}"
             )
         found += [p for p in inside if p not in found]
     return found
 
 
 def format_of(path: Path) -> str:
-    """The format of a file by its suffix; empty for an unknown one."""
+    """The format of a file by its suffix; "" for an unknown suffix."""
     suffixes = [s.lower() for s in path.suffixes]
     while suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
@@ -113,7 +114,7 @@ def format_of(path: Path) -> str:
 
 
 def layout_of(path: Path) -> Layout:
-    """How the rows of a file are laid out; raises KarmafunnelError for one that holds no table."""
+    """The format of a file; raises KarmafunnelError for a file without a table."""
     kind = format_of(path)
     if kind == "parquet":
         return Layout(kind, tuple(opened(path, lambda: pq.ParquetFile(path).schema_arrow.names)))
@@ -130,7 +131,7 @@ def layout_of(path: Path) -> Layout:
 
 
 def opened(path: Path, read: Any) -> Any:
-    """What `read` gives; raises KarmafunnelError naming the file where it cannot be read."""
+    """Call `read`; raises KarmafunnelError naming the file if it cannot be read."""
     try:
         return read()
     except KarmafunnelError:
@@ -142,13 +143,13 @@ def opened(path: Path, read: Any) -> Any:
 
 
 def packed(path: Path) -> pa.NativeFile:
-    """The bytes of a file, unpacked where its name says that it is packed."""
+    """A stream of the bytes of a file, decompressed according to its suffix."""
     names = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
     return pa.input_stream(str(path), compression=names.get(path.suffix.lower()))
 
 
 def beginning(path: Path, size: int = 1 << 20) -> bytes:
-    """The first bytes of a file, unpacked."""
+    """The first bytes of a file, decompressed."""
     with packed(path) as stream:
         return bytes(stream.read(size))
 
@@ -169,7 +170,7 @@ def csv_layout(path: Path, start: bytes) -> Layout:
     try:
         text = start.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if error.start < len(start) - 4:  # not a character that is cut at the end
+        if error.start < len(start) - 4:  # not just a character cut off at the end
             encoding = "cp1252"
         text = start.decode("utf-8-sig" if encoding == "utf8" else encoding, errors="replace")
     lines = text.splitlines()
@@ -192,8 +193,8 @@ def csv_layout(path: Path, start: bytes) -> Layout:
 
 
 def score(separator: str, lines: Sequence[str]) -> tuple[int, int]:
-    """How well a separator cuts lines: whether nearly all have as many fields as the first, and how
-    many those are.
+    """How well a separator fits: whether at least 90% of the lines have as many fields as the
+    first, and that number.
     """
     fields = [len(row) for row in csv.reader(lines, delimiter=separator)]
     same = sum(n == fields[0] for n in fields)
@@ -201,11 +202,13 @@ def score(separator: str, lines: Sequence[str]) -> tuple[int, int]:
 
 
 def batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFrame]:
-    """Rows of a file with their number in the column `ROW`, texts of a delimited file as they
-    stand.
+    """The rows of a file with their number in the column `ROW`; all columns of a delimited file are
+    text.
 
-    Rows that have more or fewer fields than the header go to `rejects`. Raises KarmafunnelError
-    naming the file for one that is cut short or cannot be read.
+    Rows with more or fewer fields than the header are added to `rejects`.
+
+    Raises:
+        KarmafunnelError: for a file that is truncated or cannot be read.
     """
     kinds = {
         "csv": csv_batches,
@@ -265,7 +268,7 @@ def csv_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.Dat
         for batch in reader:
             frame = pl.DataFrame(pl.from_arrow(batch))
             number = np.arange(done + 1, done + frame.height + 1)
-            for one in sorted(ragged):  # rows that were left out count, too
+            for one in sorted(ragged):  # rejected rows have numbers too
                 number[number >= one] += 1
             done += frame.height
             yield frame.with_columns(pl.Series(ROW, number))
