@@ -215,7 +215,7 @@ def import_run(
         raise KarmafunnelError(
             "import-run", needs="a log or qrels", found="neither" if log is None else "both"
         )
-    known = log if log is not None else log_of_qrels(Path(str(qrels)), lists, out.name)
+    known = log if log is not None else log_of_qrels(Path(str(qrels)), lists)
     return replay(funnel_of(lists, stages_beside(out), known), known, out=out, options=options)
 
 

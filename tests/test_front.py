@@ -103,3 +103,8 @@ def test_the_package_itself_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="has no attribute 'repaly'; it has Log"):
         _ = karmafunnel.repaly
+
+
+def test_measures_are_texts(runs):
+    with pytest.raises(KarmafunnelError, match=r"needs a text such as 'HR@10', found \['HR@5'\]"):
+        measure(runs[0], ["HR@5"])

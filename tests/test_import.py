@@ -15,7 +15,7 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.simulator.importing.assembling import import_tables, look
 from karmafunnel.simulator.importing.column_map import ColumnMap, Times
-from karmafunnel.simulator.importing.guessing import guess_time, plain
+from karmafunnel.simulator.importing.guessing import guess_time, numbers, plain
 
 START = 1_600_000_000
 
@@ -287,6 +287,97 @@ def test_prices_of_another_currency_are_left_out_and_counted(tmp_path):
         and log.meta["set_aside"]["prices in other currencies than EUR"] == 15
     )
     assert log.exposures["price_shown"].null_count() == 15
+
+
+# -- shapes that shops export ---------------------------------------------------------------------
+
+
+def test_a_column_named_as_a_time_is_the_time_or_nothing(tmp_path):
+    """Long category ids look like nanoseconds."""
+    rows = "".join(f"{u},{i},20530135637{n:08d},{{}}\n" for n, (u, i, _) in enumerate(rows_of()))
+    text = "user_id,product_id,category_id,event_time\n" + rows
+    path = write(tmp_path / "shop.csv", text.replace("{}", "2019-10-01 00:00:00 UTC"))
+    found, _, _ = look([path])
+    assert found.map.columns["time"] == "event_time"
+    path = write(tmp_path / "shop.csv", text.replace("{}", "a Tuesday"))
+    with pytest.raises(KarmafunnelError) as raised:
+        look([path])
+    assert raised.value.what == "column 'event_time'" and "'a Tuesday'" in raised.value.found
+    path = write(tmp_path / "shop.csv", text.replace("event_time", "when").replace("{}", "x"))
+    with pytest.raises(KarmafunnelError, match="needs a column of times"):
+        look([path])
+
+
+def test_half_days_are_times(tmp_path):
+    frame = pl.Series(["01/25/2023 3:05 PM", "01/26/2023 11:59 AM"])
+    assert guess_time(frame)[0].format == "%m/%d/%Y %I:%M %p"
+
+
+def test_what_is_liked_is_clicked_and_what_is_not_used_is_listed(tmp_path):
+    text = "user,item,time,liked,colour\n" + "".join(
+        f"{u},{i},{t},{'true' if n % 3 else 'false'},red\n" for n, (u, i, t) in enumerate(rows_of())
+    )
+    path = write(tmp_path / "rows.csv", text)
+    log = imported(tmp_path, path)
+    assert log.exposures["clicked"].sum() == 40
+    (unused,) = [r.taken for r in look([path])[0].reasons if r.what == "not used"]
+    assert unused == "colour"
+
+
+def test_fields_of_objects_are_columns_and_lists_are_no_ids(tmp_path):
+    lines = [
+        json.dumps({"user": {"id": u, "age": n}, "item_id": i, "ts": t, "tags": ["a", "b"]})
+        for n, (u, i, t) in enumerate(rows_of())
+    ]
+    path = write(tmp_path / "rows.jsonl", "\n".join(lines) + "\n")
+    assert pairs(imported(tmp_path, path)) == rows_of()
+    pl.read_ndjson(path).write_parquet(tmp_path / "rows.parquet")
+    import_tables([tmp_path / "rows.parquet"], tmp_path / "other")
+    assert pairs(Log.open(tmp_path / "other")) == rows_of()
+    with pytest.raises(KarmafunnelError, match=r"found lists in \['tags'\]"):
+        look([path], columns={"item": "tags"})
+
+
+def test_a_column_of_baskets_that_is_mostly_empty_makes_no_requests(tmp_path):
+    text = "user,item,timestamp,event,transactionid\n" + "".join(
+        f"{u},{i},{t}," + ("view,\n" if n % 9 else f"transaction,{n}\n")
+        for n, (u, i, t) in enumerate(rows_of())
+    )
+    log = imported(tmp_path, write(tmp_path / "events.csv", text))
+    assert log.requests.height == 60 and log.exposures["purchased"].sum() == 7
+
+
+def test_positions_within_sessions_are_lists(tmp_path):
+    text = "user,item,time,session,position,clicked\n" + "".join(
+        f"u{n // 5},i{n},{START + 60 * n},s{n // 5},{n % 5 + 1},{int(n % 5 == 2)}\n" for n in range(60)
+    )
+    log = imported(tmp_path, write(tmp_path / "lists.csv", text))
+    assert log.requests.height == 12 and log.meta["has"]["exposures"]
+
+
+def test_a_log_that_fails_a_check_is_named_as_it_was_to_be(tmp_path):
+    text = "user,item,time,position\n" + "".join(
+        f"{u},{i},{t},{n + 2}\n" for n, (u, i, t) in enumerate(rows_of())
+    )
+    with pytest.raises(KarmafunnelError, match="fails the check 'positions'") as raised:
+        imported(tmp_path, write(tmp_path / "rows.csv", text))
+    assert ".tmp" not in str(raised.value) and "--per" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1,234", 1234), ("1,234,567.5", 1234567.5), ("12,5", None), ("7", 7)]
+)
+def test_commas_between_thousands(text, number):
+    assert numbers(pl.Series([text, None])).to_list() == [number, None]
+
+
+def test_what_is_told_replaces_the_guess(tmp_path):
+    text = "user,item,time,rating\n" + "".join(
+        f"{u},{i},{t},{n % 5 + 1}\n" for n, (u, i, t) in enumerate(rows_of())
+    )
+    found, _, _ = look([write(tmp_path / "rows.csv", text)], changes={"rating": 3.0})
+    said = [(r.what, r.taken) for r in found.reasons]
+    assert ("rating", "3.0") in said and "click" not in dict(said)
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from ir_measures import AP, RR, P, R, Success
-from karmafunnel import KarmafunnelError, import_run, measure, replay
+from karmafunnel import KarmafunnelError, compare, import_run, measure, replay
 from karmafunnel.cli import main
 from karmafunnel.simulator.importing.logged_runs import read_lists
 from karmafunnel.simulator.replay.options import RunOptions
@@ -154,6 +154,35 @@ def test_bad_runs_are_refused_and_nothing_is_left(what, trec, tmp_path):
     with pytest.raises(KarmafunnelError, match=words):
         import_run([tmp_path / "bad.trec"], tmp_path / "run", qrels=trec / "qrels.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["bad.trec"]
+
+
+def test_runs_of_the_same_judgements_are_compared(trec, tmp_path):
+    """Though they retrieved different documents, and so have different catalogues."""
+    shorter = trec / "recall.trec"
+    other = tmp_path / "other.trec"
+    other.write_text(shorter.read_text() + "q1 Q0 elsewhere 101 0.5 x\n")
+    a = import_run([shorter], tmp_path / "a", qrels=trec / "qrels.txt")
+    b = import_run([other], tmp_path / "b", qrels=trec / "qrels.txt")
+    assert a.meta["log"]["checksum"] != b.meta["log"]["checksum"]
+    difference, stage = compare(a, b, "HR@5", by_stage=False).select("difference", "stage").row(0)
+    assert difference == 0 and "recall" in stage
+    judged = tmp_path / "more.txt"
+    judged.write_text((trec / "qrels.txt").read_text() + "q1 0 elsewhere 1\n")
+    with pytest.raises(KarmafunnelError, match="Runs of one log"):
+        compare(a, import_run([shorter], tmp_path / "c", qrels=judged), "HR@5")
+
+
+def test_stages_in_no_order_and_stages_of_other_requests_are_refused(trec, tmp_path):
+    files = [trec / "rank.trec", trec / "recall.trec"]
+    with pytest.raises(KarmafunnelError, match="stages in their order") as raised:
+        import_run(files, tmp_path / "run", qrels=trec / "qrels.txt")
+    assert raised.value.hint == "say the order: --stage recall --stage rank"
+    run = import_run(files, tmp_path / "run", qrels=trec / "qrels.txt", stages=["recall", "rank"])
+    assert run.stages == ["recall", "rank"]
+    foreign = tmp_path / "foreign.trec"
+    foreign.write_text("z1 Q0 d1 1 5.0 x\n")
+    with pytest.raises(KarmafunnelError, match="stage foreign needs requests of log qrels"):
+        import_run([trec / "recall.trec", foreign], tmp_path / "other", qrels=trec / "qrels.txt")
 
 
 def test_it_needs_a_log_or_qrels(trec, shop, tmp_path):

@@ -139,6 +139,9 @@ def look(
         zone = {key: value for key, value in changes.items() if key == "zone"}
         others = {key: value for key, value in changes.items() if key != "zone"}
         made = replace(made, time=replace(made.time, **zone), **others)
+        guessed = {"per": "requests", "rating": "click", "currency": "prices"}
+        overruled = {guessed.get(key, key) for key in changes}
+        reasons[:] = [reason for reason in reasons if reason.what not in overruled]
         reasons += [Reason(key, str(value), "as given") for key, value in changes.items()]
         if made.per != "event" and made.per != "session" and made.per not in made.columns:
             raise KarmafunnelError(
@@ -770,7 +773,15 @@ def finish(
     write_text(folder / "import.toml", made.toml())
     if found.rejects.rows:
         write_parquet(folder / "rejected.parquet", found.rejects.frame(), compression="zstd")
-    require(Log.open(folder))
+    try:
+        require(Log.open(folder))
+    except KarmafunnelError as error:  # the folder is gone by the time that this is read
+        told = str(error).partition("; see karmafunnel validate")[0]
+        told = told.replace(str(folder), repr(wants["name"]))
+        hint = (
+            f"requests are one for each {made.per}: --per session, basket or request may be meant"
+        )
+        raise KarmafunnelError(told, hint=hint) from error
 
 
 LACKS = {

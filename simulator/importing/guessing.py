@@ -142,7 +142,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "bewertung",
         "sterne",
     ),
-    "clicked": ("clicked", "click", "isclick", "isclicked", "clic", "geklickt"),
+    "clicked": ("clicked", "click", "isclick", "isclicked", "clic", "geklickt", "liked", "like"),
     "purchased": (
         "purchased",
         "purchase",
@@ -309,6 +309,7 @@ BUY_WORDS = (
 FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
     "%Y-%m-%d %H:%M:%S%.f%#z",
+    "%Y-%m-%d %H:%M:%S%.f UTC",
     "%Y-%m-%dT%H:%M:%S%.f",
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M",
@@ -326,6 +327,11 @@ FORMATS = (
     "%m/%d/%Y %H:%M:%S",
     "%m/%d/%Y %H:%M",
     "%m/%d/%Y",
+    "%m/%d/%Y %I:%M:%S %p",
+    "%m/%d/%Y %I:%M %p",
+    "%d-%m-%Y %H:%M:%S",
+    "%d-%m-%Y %H:%M",
+    "%d-%m-%Y",
     "%Y%m%d%H%M%S",
     "%Y%m%d",
 )
@@ -370,6 +376,10 @@ def texts(frame: pl.DataFrame, column: str) -> pl.Series:
 def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
     """Text as numbers; null where it is no number."""
     bare = values.str.replace_all(r"[\s\u00a0\u202f€$£¥']", "")
+    if decimal == ".":  # 1,234.50
+        thousands = bare.str.contains(r"^-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
+        cut = bare.str.replace_all(",", "", literal=True)
+        bare = cut.zip_with(thousands.fill_null(False), bare)
     if decimal == ",":
         bare = bare.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
     return bare.cast(pl.Float64, strict=False)
@@ -377,6 +387,8 @@ def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
 
 def guess_time(values: pl.Series) -> tuple[Times, str] | None:
     """How times are written, and a description; None where the values are no times."""
+    if values.dtype.is_nested():
+        return None
     if values.dtype.is_temporal():
         zone = getattr(values.dtype, "time_zone", None)
         return Times(format="as they are"), f"times of the file, {zone or 'taken as UTC'}"
@@ -438,7 +450,12 @@ def guess(
     names = [column for column in frame.columns if column != ROW]
     if missing := [column for column in given.values() if column and column not in names]:
         raise KarmafunnelError("import", needs=f"columns among {names}", found=missing)
-    named = by_name([n for n in names if n not in given.values()], NAMES)
+    single = [n for n in names if not frame[n].dtype.is_nested()]  # no lists
+    named = by_name([n for n in single if n not in given.values()], NAMES)
+    if several := [n for n in given.values() if n and n not in single]:
+        raise KarmafunnelError(
+            "import", needs="columns that hold one value a row", found=f"lists in {several}"
+        )
     columns = {role: column for role, column in named.items() if role not in given}
     columns |= {role: column for role, column in given.items() if column}
     reasons: list[Reason] = []
@@ -447,14 +464,22 @@ def guess(
     time, why = Times(), ""
     if "time" in columns:
         found = guess_time(frame[columns["time"]])
-        if found is None and "time" not in given:
-            reasons = [r for r in reasons if r.what != "time"]
-            del columns["time"]
-        elif found is not None:
-            time, why = found
-    if "time" not in columns:
+        if found is None:
+            raise KarmafunnelError(
+                "import",
+                what=f"column {columns['time']!r}",
+                needs="times of one format",
+                found=texts(frame, columns["time"]).head(3).to_list(),
+                hint="a map may give their format (--map, time.format); or name another column:"
+                " --column time=NAME",
+            )
+        time, why = found
+    else:
         for column in names:
-            if column not in columns.values() and (found := guess_time(frame[column])) is not None:
+            identifies = plain(column).endswith(("id", "code", "number"))
+            if column in columns.values() or identifies:
+                continue
+            if (found := guess_time(frame[column])) is not None:
                 columns["time"], (time, why) = column, found
                 reasons.append(Reason("time", column, "its values are times"))
                 break
@@ -474,9 +499,11 @@ def guess(
     if decimal == ",":
         reasons.append(Reason("decimal", ",", "of the numbers"))
     extra, more = guess_events(frame, columns, decimal)
-    per = guess_per(columns)
+    per, why = guess_per(columns, frame)
     reasons += more
-    reasons.append(Reason("requests", f"one for each {per}", PER_WHY[per]))
+    reasons.append(Reason("requests", f"one for each {per}", why))
+    if unused := [column for column in names if column not in columns.values()]:
+        reasons.append(Reason("not used", ", ".join(unused), "no role is known for them"))
     made = ColumnMap(name=name, columns=columns, per=per, time=time, decimal=decimal, **extra)
     return made, reasons
 
@@ -485,12 +512,25 @@ PER_WHY = {
     "request": "there is a column of requests",
     "basket": "there is a column of baskets",
     "session": "as told",
-    "event": "there is no column of requests or baskets",
+    "event": "no column says which rows belong together",
 }
 
 
-def guess_per(columns: Mapping[str, str]) -> Per:
-    return "request" if "request" in columns else "basket" if "basket" in columns else "event"
+def guess_per(columns: Mapping[str, str], frame: pl.DataFrame) -> tuple[Per, str]:
+    """What a request is, and why."""
+    empty = ""
+    whole: tuple[Per, Per] = ("request", "basket")
+    for role in whole:
+        if role in columns:
+            missing = frame.height - int((texts(frame, columns[role]) != "").sum())
+            if missing <= 0.05 * frame.height:
+                return role, PER_WHY[role]
+            empty = f"; {columns[role]!r} is empty in {missing:,} of {frame.height:,} rows"
+    if "session" in columns and "position" in columns:
+        places = frame.select(columns["session"], columns["position"])
+        if places.is_unique().mean() == 1:
+            return "session", "no session has a position twice" + empty
+    return "event", PER_WHY["event"] + empty
 
 
 def guess_decimal(frame: pl.DataFrame, columns: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -190,6 +191,16 @@ def read_lists(given: Sequence[str | Path], stages: Sequence[str] = ()) -> Lists
         )
         longest = dict(lengths.iter_rows())
         stages = there if len(paths) == len(there) else sorted(there, key=lambda s: -longest[s])
+        for first, then in pairwise(stages):
+            if longest[then] > longest[first]:
+                raise KarmafunnelError(
+                    "import-run",
+                    needs="stages in their order, each of no longer lists than the one before",
+                    found=f"{longest[first]:.1f} items on average in {first}, then"
+                    f" {longest[then]:.1f} in {then}",
+                    hint="say the order: "
+                    + " ".join(f"--stage {s}" for s in sorted(stages, key=lambda s: -longest[s])),
+                )
     if stray := [stage for stage in stages if stage not in there]:
         raise KarmafunnelError("import-run", needs=f"stages among {there}", found=stray)
     best = [pl.col("score").neg().fill_null(float("inf")), pl.col("rank").fill_null(float("inf"))]
@@ -201,10 +212,11 @@ def read_lists(given: Sequence[str | Path], stages: Sequence[str] = ()) -> Lists
     )
 
 
-def log_of_qrels(qrels: Path, lists: Lists, name: str) -> Log:
+def log_of_qrels(qrels: Path, lists: Lists) -> Log:
     """A log of a TREC collection: topics are requests of W3, relevant documents are clicks.
 
-    The catalogue holds every document that is judged or listed; all of them are eligible.
+    The catalogue holds every document that is judged or listed; all of them are eligible. Runs of
+    the same judgements can be compared although their catalogues differ (`judged` in `log.json`).
     """
     judged = read_trec(
         qrels, "relevance judgements", ("request_id", "iteration", "item_id", "relevance")
@@ -224,8 +236,9 @@ def log_of_qrels(qrels: Path, lists: Lists, name: str) -> Log:
     )
     exposures = relevant.select("request_id", "item_id", pl.lit(True).alias("clicked"))
     meta = {
-        "name": name,
+        "name": qrels.name.partition(".")[0] or qrels.name,
         "source": qrels.name,
+        "judged": sha256(qrels),
         "time": "order",
         "scenario": ["search"],
         "label": "click",
@@ -254,12 +267,15 @@ def funnel_of(lists: Lists, folder: Path, log: Log) -> Funnel:
     """
     known = set(log.request_ids.tolist())
     mine = lists.frame.filter(pl.col("request_id").is_in(list(known)))
-    if mine.is_empty():
-        raise KarmafunnelError(
-            "import-run",
-            needs=f"requests of log {log.name}, such as {log.request_ids[0]!r}",
-            found=f"others only, such as {lists.frame['request_id'][0]!r}",
-        )
+    for stage in lists.stages:
+        if mine.filter(pl.col("stage") == stage).is_empty():
+            there = lists.frame.filter(pl.col("stage") == stage)["request_id"]
+            raise KarmafunnelError(
+                "import-run",
+                what=f"stage {stage}",
+                needs=f"requests of log {log.name}, such as {log.request_ids[0]!r}",
+                found=f"others only, such as {there[0]!r}",
+            )
     remove(folder)
     stages: list[Stage] = []
     with atomic_folder(folder) as temporary:

@@ -117,9 +117,10 @@ def layout_of(path: Path) -> Layout:
     """The format of a file; raises KarmafunnelError for a file without a table."""
     kind = format_of(path)
     if kind == "parquet":
-        return Layout(kind, tuple(opened(path, lambda: pq.ParquetFile(path).schema_arrow.names)))
+        schema = opened(path, lambda: pq.ParquetFile(path).schema_arrow)
+        return Layout(kind, tuple(columns_of(schema)))
     if kind == "arrow":
-        return Layout(kind, tuple(opened(path, lambda: arrow_schema(path).names)))
+        return Layout(kind, tuple(columns_of(opened(path, lambda: arrow_schema(path)))))
     start = opened(path, lambda: beginning(path))
     if kind == "jsonl":
         names: dict[str, None] = {}
@@ -128,6 +129,11 @@ def layout_of(path: Path) -> Layout:
             break
         return Layout(kind, tuple(names))
     return csv_layout(path, start)
+
+
+def columns_of(schema: pa.Schema) -> list[str]:
+    """The columns that `flat` makes of a table with this schema."""
+    return flat(pl.DataFrame(pl.from_arrow(schema.empty_table()))).columns
 
 
 def opened(path: Path, read: Any) -> Any:
@@ -224,7 +230,22 @@ def batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFra
         yield frame
 
 
+def flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame whose columns of structures are columns of their fields: `user` becomes `user.id`."""
+    while nested := [name for name, dtype in frame.schema.items() if dtype == pl.Struct]:
+        columns = []
+        for name in frame.columns:
+            if name not in nested:
+                columns.append(frame[name])
+                continue
+            fields = frame[name].struct.unnest()
+            columns += [fields[field].alias(f"{name}.{field}") for field in fields.columns]
+        frame = pl.DataFrame(columns)
+    return frame
+
+
 def numbered(frame: pl.DataFrame, before: int) -> pl.DataFrame:
+    frame = flat(frame)
     return frame.with_columns(pl.int_range(before + 1, before + frame.height + 1).alias(ROW))
 
 
@@ -293,11 +314,11 @@ def json_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.Da
                 continue
             rows.append(row | {ROW: number})
             if len(rows) >= BATCH:
-                yield pl.DataFrame(rows, infer_schema_length=None, strict=False)
+                yield flat(pl.DataFrame(rows, infer_schema_length=None, strict=False))
                 done += len(rows)
                 rows = []
     if rows:
-        yield pl.DataFrame(rows, infer_schema_length=None, strict=False)
+        yield flat(pl.DataFrame(rows, infer_schema_length=None, strict=False))
 
 
 def parquet_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFrame]:

@@ -136,6 +136,12 @@ def _joined(*notes: str) -> str:
     return "; ".join(dict.fromkeys(note for note in notes if note))
 
 
+def log_in_words(run: Run) -> str:
+    """The name and checksum of a Run's log; of one made of relevance judgements, theirs."""
+    log = run.meta["log"]
+    return f"{log.get('name')} ({log.get('judged') or log.get('checksum')})"
+
+
 def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[RunArrays]:
     """The arrays of Runs of the same requests, which align.
 
@@ -146,7 +152,7 @@ def same_requests(runs: Sequence[Run], names: Sequence[str]) -> list[RunArrays]:
         raise KarmafunnelError("measure", needs="at least one Run", found="none")
     first, name = runs[0], names[0]
     checks: list[tuple[str, Callable[[Run], Any]]] = [
-        ("log", lambda r: f"{r.meta['log'].get('name')} ({r.meta['log'].get('checksum')})"),
+        ("log", log_in_words),
         ("label", lambda r: r.label),
         ("window", lambda r: r.meta["window"]),
     ]

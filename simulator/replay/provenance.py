@@ -87,6 +87,7 @@ def describe_run(
             "catalogue": log.meta["catalogue"],
             "items": log.n_items,
             "world": log.meta.get("world"),
+            "judged": log.meta.get("judged"),
         },
         "window": options.window,
         "stages": stages,

@@ -63,6 +63,8 @@ class Measure(ABC):
         Raises:
             KarmafunnelError: no such measure, k or option; the message lists all measures.
         """
+        if not isinstance(text, str):
+            raise KarmafunnelError("measure", needs="a text such as 'HR@10'", found=quoted(text))
         head, *options = text.strip().split(":")
         name, *numbers = head.split("@")
         name = ALIASES.get(name, name)
