@@ -122,6 +122,7 @@ def test_other_measures_stand_beside_it(runs):
     found = decide(runs["popular"], runs["uniform"], "HR@10", 0.0, also=["nDCG@10", "HR@50"])
     assert {row["measure"] for row in found.beside} == {"nDCG@10", "HR@50"}
     assert all("holm" in row for row in found.beside)
+    assert (found.deciding["measure"], found.deciding["difference"]) == (found.measure, found.difference)
 
 
 def test_the_command_says_it_in_every_form(runs, tmp_path):

@@ -63,7 +63,6 @@ def gate(
             ["yes" if check.passed else "NO", check.name, check.found] for check in found.checks
         ]
         print_table(Table(["passed", "check", "found"], rows, text_columns=3), out)
-        if found.beside:
-            print_table(measure_table(found.beside), out)
+        print_table(measure_table([found.deciding, *found.beside]), out)
         out.print(found.sentence, soft_wrap=True)
     click.get_current_context().exit(found.code)

@@ -41,8 +41,9 @@ class Gate:
     """The outcome of `decide`.
 
     difference, low, high: new - old, with the sign changed if lower is better. requests_needed:
-    about how many requests would decide; None if no number would. beside: rows of the other
-    measures and stages, with Holm's correction; they do not decide.
+    about how many requests would decide; None if no number would. deciding: the row of `compare`
+    that the verdict rests on. beside: rows of the other measures and stages, with Holm's
+    correction; they do not decide.
     """
 
     measure: str
@@ -54,6 +55,7 @@ class Gate:
     requests: int
     requests_needed: int | None
     checks: list[Check] = field(default_factory=list)
+    deciding: dict[str, Any] = field(default_factory=dict)
     beside: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -154,6 +156,7 @@ def decide(
             needed(difference + margin, high - low, row["n"]) if verdict == "undecided" else None
         ),
         checks=preflight(new, old, deciding),
+        deciding=row,
         beside=[other for other in rows if other is not row],
     )
 
