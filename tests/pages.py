@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import polars as pl
 from karmafunnel.log import Log
-from karmafunnel.simulator.ablation.tables import page as table_page
+from karmafunnel.simulator.ablation.formats import page as table_page
 from karmafunnel.simulator.load.arrivals import Trace
 from karmafunnel.simulator.load.capacity import Plan
 from karmafunnel.simulator.load.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile

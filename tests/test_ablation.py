@@ -24,8 +24,8 @@ from karmafunnel.simulator.ablation import ablate as ablation
 from karmafunnel.simulator.ablation import examine
 from karmafunnel.simulator.ablation import lines as lines_module
 from karmafunnel.simulator.ablation.cells import Cell, cells
+from karmafunnel.simulator.ablation.formats import print_tables
 from karmafunnel.simulator.ablation.lines import JS, cost, figures_of, parts_of
-from karmafunnel.simulator.ablation.tables import print_tables
 from karmafunnel.simulator.measure.compare import Run, compare
 from karmafunnel.simulator.replay import replay as replaying
 from karmafunnel.simulator.replay.options import RunOptions

@@ -31,7 +31,7 @@ from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError, line_of, quoted
 from karmafunnel.models.embedders import RandomVectors
 from karmafunnel.simulator.ablation.ablate import ablate
-from karmafunnel.simulator.commands.options import Cutoffs, Number, Numbers
+from karmafunnel.simulator.commands.parameters import Cutoffs, Number, Numbers
 from karmafunnel.simulator.load.arrivals import Daily, Flash, Poisson, Trace
 from karmafunnel.simulator.load.capacity import plan
 from karmafunnel.simulator.load.profile import profile

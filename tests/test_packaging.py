@@ -2,6 +2,7 @@
 
 import ast
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import karmafunnel
@@ -171,3 +172,9 @@ RECIPES = [
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_loads(path, shop):
     assert load_recipe(str(path), shop).funnel.stages
+
+
+def test_no_two_files_of_one_name_mean_different_things():
+    """Both `losses.py` hold losses of networks; a recipe is called like the retriever it shows."""
+    names = Counter(p.stem for p in MODULES.values() if p.stem != "__init__")
+    assert {name for name, many in names.items() if many > 1} <= {"losses", "popular"}

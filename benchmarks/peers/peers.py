@@ -35,7 +35,7 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.files import atomic_folder, read_json, read_text, remove, write_json, write_text
 from karmafunnel.keys import code_digest, content_key
 from karmafunnel.log import Log, sha256
-from karmafunnel.simulator.ablation.tables import markdown, page
+from karmafunnel.simulator.ablation.formats import markdown, page
 from karmafunnel.simulator.measure.compare import Run, compare, measure
 from karmafunnel.simulator.measure.differences import correct
 from karmafunnel.simulator.replay.options import DEFAULTS, RunOptions, cache_root

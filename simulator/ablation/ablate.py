@@ -34,8 +34,8 @@ from ..replay.recipe import Recipe, as_row
 from ..replay.replay import replay_many
 from .cells import Cell, cells
 from .examine import examine, subject
+from .formats import write_table
 from .lines import split
-from .tables import write_table
 
 
 def ablate(

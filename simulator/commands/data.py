@@ -13,7 +13,7 @@ import click
 from ...files import LOG, PAGE, read_json
 from ...log import Catalogue, read, seal_log
 from ...terminal import Console
-from .options import (
+from .parameters import (
     Number,
     claimed,
     err,

@@ -15,7 +15,7 @@ import click
 from ...errors import KarmafunnelError
 from ...files import PAGE, PLAN, SERVICES, SIMULATION, atomic_folder, write_json
 from ...terminal import progress_bar
-from .options import (
+from .parameters import (
     Cutoffs,
     Number,
     Numbers,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import folder, open_log, out
+from .parameters import folder, open_log, out
 
 
 @click.command()

@@ -10,7 +10,7 @@ import click
 
 from ...files import PAGE, read_json
 from ...terminal import visible
-from .options import claimed, folder, json_flag, out
+from .parameters import claimed, folder, json_flag, out
 
 
 def default_measures(run: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ...files import write_text
-from .options import Number, folder, json_flag, out, seed_option
+from .parameters import Number, folder, json_flag, out, seed_option
 
 
 @click.command()

@@ -10,7 +10,17 @@ import click
 
 from ...files import LOG, RUN, read_json, write_text
 from ...terminal import progress_bar
-from .options import Number, claimed, err, folder, force_flag, open_log, out, typed, window_option
+from .parameters import (
+    Number,
+    claimed,
+    err,
+    folder,
+    force_flag,
+    open_log,
+    out,
+    typed,
+    window_option,
+)
 
 if TYPE_CHECKING:
     from ..importing.assembling import Found

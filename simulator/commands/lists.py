@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from .options import json_flag, out
+from .parameters import json_flag, out
 
 WHAT = {
     "recipes": "Built-in recipes, to replay or to copy.",

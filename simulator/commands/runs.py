@@ -13,7 +13,7 @@ import polars as pl
 from ...errors import KarmafunnelError
 from ...files import EMBEDDING, RUN, RUN_AND_PATHS, TABLE
 from .figures import print_stage_table
-from .options import (
+from .parameters import (
     Number,
     claimed,
     device_option,
@@ -245,7 +245,7 @@ def table_command(
     (--only, --against). A row that fails is a line of the table.
     """
     from ..ablation.ablate import ablate
-    from ..ablation.tables import print_tables
+    from ..ablation.formats import print_tables
     from ..replay.recipe import load_recipe
 
     claimed(folder_out, TABLE, log, recipe, force=options.force)

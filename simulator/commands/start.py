@@ -19,7 +19,7 @@ from ...log import Log
 from ...terminal import progress_bar
 from .deployment import print_load_quality, print_simulation
 from .figures import print_stage_table
-from .options import claimed, err, folder, force_flag, json_flag, out, seed_option
+from .parameters import claimed, err, folder, force_flag, json_flag, out, seed_option
 
 
 @click.command()
