@@ -347,6 +347,26 @@ def test_a_column_of_baskets_that_is_mostly_empty_makes_no_requests(tmp_path):
     assert log.requests.height == 60 and log.exposures["purchased"].sum() == 7
 
 
+@pytest.mark.parametrize("of_items", [True, False])
+def test_titles_of_items_are_taken_and_those_of_reviews_are_not(of_items, tmp_path):
+    text = "user,item,time,title\n" + "".join(
+        f"{u},{i},{t},{f'thing {i}' if of_items else f'review {n}'}\n"
+        for n, (u, i, t) in enumerate(rows_of())
+    )
+    log = imported(tmp_path, write(tmp_path / "rows.csv", text))
+    assert log.meta["has"]["text"] == of_items
+    if of_items:
+        assert (log.items["title"] == "thing " + log.items["item_id"]).all()
+
+
+def test_the_table_of_items_is_right_about_titles(tmp_path):
+    text = "user,item,time,title\n" + "".join(f"{u},{i},{t},seen {i}\n" for u, i, t in rows_of())
+    items = write(tmp_path / "items.csv", "item,title\n0000,listed\n")
+    log = imported(tmp_path, write(tmp_path / "rows.csv", text), items)
+    titles = dict(log.items.select("item_id", "title").iter_rows())
+    assert titles["0000"] == "listed" and titles["0001"] == "seen 0001"
+
+
 def test_positions_within_sessions_are_lists(tmp_path):
     text = "user,item,time,session,position,clicked\n" + "".join(
         f"u{n // 5},i{n},{START + 60 * n},s{n // 5},{n % 5 + 1},{int(n % 5 == 2)}\n" for n in range(60)

@@ -55,6 +55,7 @@ FLAT = {
     "purchased": pl.Boolean,
     "price": pl.Float64,
     "quantity": pl.Int32,
+    "title": pl.String,
 }
 
 
@@ -325,6 +326,7 @@ def clean(frame: pl.DataFrame, found: Found, file: str, before: int) -> pl.DataF
             "purchased": purchased,
             "price": price,
             "quantity": quantity.cast(pl.Int32, strict=False),
+            "title": text("title"),
         },
         schema=FLAT,
     )
@@ -570,14 +572,15 @@ def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
 
 def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.DataFrame:
     """Write `requests.parquet` and `exposures.parquet`; returns the items that occur, with their
-    most frequent price.
+    latest price and title.
     """
     made = found.map
     source = "search" if "query" in made.columns else "browse"
     writers: dict[str, pq.ParquetWriter] = {}
     seen: list[pl.DataFrame] = []
     window = windows_of(parts, made.per)
-    same = [c for c in FLAT if c not in ("number", "request_id")]
+    latest = pl.col("price", "title").drop_nulls().last()
+    same = [c for c in FLAT if c not in ("number", "request_id", "title")]
     try:
         for bucket in buckets(parts):
             if made.per == "event":
@@ -620,19 +623,13 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                         folder / f"{name}.parquet", table.schema, compression="zstd"
                     )
                 writers[name].write_table(table.cast(writers[name].schema))
-            seen.append(bucket.group_by("item_id").agg(pl.col("price").drop_nulls().last()))
+            seen.append(bucket.group_by("item_id").agg(latest))
             if len(seen) > 8:
-                seen = [together(seen)]
+                seen = [pl.concat(seen).group_by("item_id").agg(latest)]
     finally:
         for writer in writers.values():
             writer.close()
-    return together(seen)
-
-
-def together(seen: list[pl.DataFrame]) -> pl.DataFrame:
-    return (
-        pl.concat(seen).group_by("item_id").agg(pl.col("price").drop_nulls().last()).sort("item_id")
-    )
+    return pl.concat(seen).group_by("item_id").agg(latest).sort("item_id")
 
 
 def found_purchases(made: ColumnMap) -> bool:
@@ -697,18 +694,17 @@ def items_of(
                 picked["category"] = values
             frames.append(pl.DataFrame(picked))
     if not frames:
-        return conform(known.select("item_id", "price"), "items", f"import {made.name}")
+        return conform(known, "items", f"import {made.name}")
     table = pl.concat(frames, how="diagonal").filter(
         pl.col("item_id").is_not_null() & (pl.col("item_id") != "")
     )
     found.aside("items that stand twice", table.height - table["item_id"].n_unique())
     table = table.unique("item_id", keep="first", maintain_order=True)
-    if "price" in table.columns:
-        known = known.rename({"price": "seen"})
-        table = table.join(known, on="item_id", how="full", coalesce=True)
-        table = table.with_columns(pl.coalesce("price", "seen").alias("price")).drop("seen")
-    else:
-        table = table.join(known, on="item_id", how="full", coalesce=True)
+    table = table.join(known, on="item_id", how="full", coalesce=True, suffix=" seen")
+    for name in ("price", "title"):
+        if f"{name} seen" in table.columns:
+            both = pl.coalesce(name, f"{name} seen")
+            table = table.with_columns(both.alias(name)).drop(f"{name} seen")
     return conform(table.sort("item_id"), "items", f"import {made.name}")
 
 

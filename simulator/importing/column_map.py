@@ -33,6 +33,7 @@ ROLES = (
     "price",
     "quantity",
     "currency",
+    "title",
 )
 # Roles of columns of the items.
 ITEM_ROLES = ("item", "title", "brand", "category", "price", "description")

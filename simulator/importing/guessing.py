@@ -217,6 +217,18 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "quantity": ("quantity", "qty", "units", "quantite", "qte", "menge", "anzahl", "itemcount"),
     "currency": ("currency", "currencycode", "ccy", "devise", "waehrung"),
+    "title": (
+        "title",
+        "itemtitle",
+        "producttitle",
+        "movietitle",
+        "itemname",
+        "productname",
+        "description",
+        "libelle",
+        "titel",
+        "bezeichnung",
+    ),
 }
 ITEM_NAMES: dict[str, tuple[str, ...]] = {
     "item": NAMES["item"] + ("id",),
@@ -461,6 +473,9 @@ def guess(
     reasons: list[Reason] = []
     for role, column in columns.items():
         reasons.append(Reason(role, column, "as told" if role in given else "its name"))
+    if "title" in columns and "title" not in given and not describes_items(frame, columns):
+        reasons = [reason for reason in reasons if reason.what != "title"]
+        del columns["title"]
     time, why = Times(), ""
     if "time" in columns:
         found = guess_time(frame[columns["time"]])
@@ -500,12 +515,22 @@ def guess(
         reasons.append(Reason("decimal", ",", "of the numbers"))
     extra, more = guess_events(frame, columns, decimal)
     per, why = guess_per(columns, frame)
-    reasons += more
+    reasons = [reason for reason in reasons if reason.what in ("decimal", *columns)] + more
     reasons.append(Reason("requests", f"one for each {per}", why))
     if unused := [column for column in names if column not in columns.values()]:
         reasons.append(Reason("not used", ", ".join(unused), "no role is known for them"))
     made = ColumnMap(name=name, columns=columns, per=per, time=time, decimal=decimal, **extra)
     return made, reasons
+
+
+def describes_items(frame: pl.DataFrame, columns: Mapping[str, str]) -> bool:
+    """Whether items have one title each, unlike the titles of reviews."""
+    if "item" not in columns:
+        return False
+    pairs = frame.select(item=columns["item"], title=columns["title"]).drop_nulls()
+    items = pairs.group_by("item").agg(pl.len(), pl.col("title").n_unique().alias("titles"))
+    often = items.filter(pl.col("len") > 1)
+    return often.height > 0 and float((often["titles"] == 1).mean() or 0) >= 0.8  # type: ignore[arg-type]
 
 
 PER_WHY = {
