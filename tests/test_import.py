@@ -367,6 +367,23 @@ def test_the_table_of_items_is_right_about_titles(tmp_path):
     assert titles["0000"] == "listed" and titles["0001"] == "seen 0001"
 
 
+def test_utf_16_is_read(tmp_path):
+    assert pairs(imported(tmp_path, write(tmp_path / "rows.csv", plain_csv(), "utf-16"))) == rows_of()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "needs"),
+    [
+        ("rows.json", '[{"user": "a", "item": "b", "time": 1}]', "one JSON object a line"),
+        ("rows.csv", "17,54,1600000000\n18,54,1600000001\n", "a first line with the names"),
+    ],
+)
+def test_other_layouts_are_refused_by_what_they_are(name, text, needs, tmp_path):
+    with pytest.raises(KarmafunnelError) as raised:
+        look([write(tmp_path / name, text)])
+    assert raised.value.needs.startswith(needs)
+
+
 def test_positions_within_sessions_are_lists(tmp_path):
     text = "user,item,time,session,position,clicked\n" + "".join(
         f"u{n // 5},i{n},{START + 60 * n},s{n // 5},{n % 5 + 1},{int(n % 5 == 2)}\n" for n in range(60)

@@ -5,6 +5,7 @@ CSV and TSV, JSON lines, Parquet, RecBole's atomic files, folders of Hugging Fac
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import io
@@ -174,7 +175,11 @@ def csv_layout(path: Path, start: bytes) -> Layout:
         raise KarmafunnelError(path, needs="a header and rows", found="an empty file")
     encoding = "utf8"
     try:
-        text = start.decode("utf-8-sig")
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = "utf-16"
+            text = start.decode(encoding, errors="replace")
+        else:
+            text = start.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.start < len(start) - 4:  # not just a character cut off at the end
             encoding = "cp1252"
@@ -189,6 +194,12 @@ def csv_layout(path: Path, start: bytes) -> Layout:
     )
     if typed:
         names = [name.rsplit(":", 1)[0] for name in names]
+    if all(re.fullmatch(r"-?[\d.,:\- ]+", name) for name in names):
+        raise KarmafunnelError(
+            path,
+            needs="a first line with the names of the columns",
+            found=f"values: {head[:80]!r}",
+        )
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise KarmafunnelError(
             f"{path}: header", needs="each name once", found=f"{twice[0]!r} twice"
@@ -304,6 +315,13 @@ def json_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.Da
         for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), 1):
             if not line.strip():
                 continue
+            if number == 1 and line.lstrip().startswith("["):
+                raise KarmafunnelError(
+                    path,
+                    needs="one JSON object a line",
+                    found="an array",
+                    hint="jq -c '.[]' FILE > FILE.jsonl makes lines of it",
+                )
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
