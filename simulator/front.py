@@ -12,7 +12,7 @@ from typing import Any
 import narwhals as nw
 import polars as pl
 
-from ..errors import KarmafunnelError
+from ..errors import KarmafunnelError, line_of
 from ..files import write_parquet
 from ..log import Log as AnyLog
 from ..models.embedders import Embedder
@@ -119,12 +119,19 @@ class Log(AnyLog):
 def as_polars(frame: Any) -> pl.DataFrame:
     """Convert a pandas, Arrow or Polars frame to Polars; raises KarmafunnelError for others."""
     try:
-        return nw.from_native(frame, eager_only=True).to_polars()
+        known = nw.from_native(frame, eager_only=True)
     except TypeError as error:
         kind = type(frame).__name__
         raise KarmafunnelError(
             "log", needs="frames of pandas, Polars or Arrow", found=f"a {kind}"
         ) from error
+    except nw.exceptions.NarwhalsError as error:
+        raise KarmafunnelError("log", needs="each column once", found=line_of(error)) from error
+    try:
+        return known.to_polars()
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as error:  # such as 1 beside "one"
+        needs = "columns of values of one type"
+        raise KarmafunnelError("log", needs=needs, found=line_of(error)) from error
 
 
 def held(items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame) -> dict[str, bool]:

@@ -108,3 +108,16 @@ def test_the_package_itself_imports_nothing_heavy():
 def test_measures_are_texts(runs):
     with pytest.raises(KarmafunnelError, match=r"needs a text such as 'HR@10', found \['HR@5'\]"):
         measure(runs[0], ["HR@5"])
+
+
+@pytest.mark.parametrize(
+    ("frame", "needs"),
+    [
+        (pd.DataFrame({"user": ["a", 1], "item": ["x", "y"], "time": [1, 2]}), "columns of values"),
+        (pd.DataFrame([["a", "b", 1]], columns=["user", "user", "time"]), "each column once"),
+    ],
+)
+def test_frames_that_are_no_tables_are_refused(frame, needs):
+    with pytest.raises(KarmafunnelError) as raised:
+        Log.from_interactions(frame, user="user", item="item", time="time")
+    assert raised.value.needs.startswith(needs) and raised.value.found
