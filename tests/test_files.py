@@ -393,7 +393,7 @@ def test_commands_that_find_the_disk_full_end_in_one_line_and_leave_nothing(
     }[command]
     cache = tmp_path / "cache"
     process = subprocess.run(
-        [sys.executable, "-m", "karmafunnel.cli", *map(str, words)],
+        [sys.executable, "-m", "karmafunnel", *map(str, words)],
         capture_output=True,
         encoding="utf-8",
         preexec_fn=small_files,

@@ -54,7 +54,7 @@ def test_every_page_is_walked(made):
     assert tuple(made["hostile"]) == NAMES
     code = [*ROOT.glob("simulator/report/*.py"), *ROOT.glob("simulator/ablation/*.py")]
     writers = {path.stem for path in code if re.search(r"\b(write_page|write_curve|render)\(", path.read_text())}
-    assert writers == {"run_page", "log_page", "load_page", "profile_page", "attention_plot", "curves", "page", "tables"}
+    assert writers == {"run_page", "log_page", "load_page", "profile_page", "attention_plot", "curves", "page", "formats"}
 
 
 class Structure(HTMLParser):

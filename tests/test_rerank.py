@@ -590,7 +590,7 @@ def test_egmv_by_hand_where_a_price_is_unknown(tmp_path, world_run):
         ask()["value"] == pytest.approx((6 + 3 / np.log2(3)) / 2)
         and "1 items without a price" in ask()["note"]
     )
-    assert ask(world=None)["value"] is None and "in a World alone" in ask(world=None)["note"]
+    assert ask(world=None)["value"] is None and "only in a World" in ask(world=None)["note"]
     tables["slates"].drop("value").write_parquet(tmp_path / "slates.parquet")  # a Run of before
     assert "has p_click" in ask()["note"]
 
