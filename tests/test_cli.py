@@ -17,6 +17,8 @@ from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular
 
+pytestmark = pytest.mark.slow
+
 label, embedders = None, {}
 features = [Upstream(), Own(), Popularity()]
 recall = Join([Popular(k=60), BM25Recall(k=60)], k=100)
