@@ -28,6 +28,8 @@ from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rows import Rows
 from karmafunnel.stages.stage import FittedStage, Funnel, Stage
 
+pytestmark = pytest.mark.slow
+
 END = "end to end"
 NAMES = ["HR@5", "MRR", "GMV-HR@2", "survival", "AUC", "gAUC:request:exposures"]
 
