@@ -11,13 +11,13 @@ from click.testing import CliRunner, Result
 from karmafunnel.cli import main
 from karmafunnel.log import Log
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 from karmafunnel.stages.features import Own, Popularity, Upstream
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, Join, Popular
-
-pytestmark = pytest.mark.slow
 
 label, embedders = None, {}
 features = [Upstream(), Own(), Popularity()]
