@@ -115,6 +115,11 @@ def definition(form: str) -> str:
         return ""
 
 
+def of_sources() -> list[Entry]:
+    about = [datasets.describe(name) for name in datasets.SOURCES]
+    return [Entry(one.name, one.name, one.title, datasets.__name__) for one in about]
+
+
 def listed(what: str) -> list[Entry]:
     """The entries of a list: recipes, stages, features, embedders, measures or sources."""
     return {
@@ -123,5 +128,5 @@ def listed(what: str) -> list[Entry]:
         "features": lambda: of_classes(Feature, stages),
         "embedders": lambda: of_classes(Embedder, models),
         "measures": of_measures,
-        "sources": lambda: of_files(Path(datasets.__path__[0]), datasets.__name__),
+        "sources": of_sources,
     }[what]()

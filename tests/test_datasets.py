@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from karmafunnel.checks import require, validate
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Catalogue, Log, read
-from karmafunnel.simulator.datasets import SOURCES, _raw, convert, load
+from karmafunnel.simulator.datasets import SOURCES, _raw, convert, describe, load, reader
 
 pytestmark = pytest.mark.slow
 
@@ -195,16 +195,25 @@ def rows(log: Log) -> pl.DataFrame:
 # -- every source ----------------------------------------------------------------------------------
 
 
-def test_sources_are_found_by_walking():
+def test_each_source_has_a_reader_and_a_description():
     assert set(FILES) <= set(SOURCES)
-    assert not any(source.startswith("_") for source in SOURCES)
+    here = Path(_raw.__file__).parent
+    modules = {path.stem for path in here.glob("[!_]*.py")}
+    maps = {path.name.removesuffix(".map.toml") for path in here.glob("*.map.toml")}
+    assert modules | maps == set(SOURCES)
     for source in SOURCES:
-        module = importlib.import_module(f"karmafunnel.simulator.datasets.{source}")
-        assert callable(module.load)
-        told = " ".join(module.__doc__.split())
-        assert all(
-            word in told for word in ("Holds", "Lacks", "Licence", "Download", "Files expected")
-        ), source
+        about = describe(source)
+        assert len(about.title) <= 44 and not about.title.endswith("."), source
+        texts = (about.about, about.requests, about.licence, *about.lacks)
+        assert all(text.strip() for text in texts) and about.lacks and about.holds, source
+        assert "https://" in about.home, source
+        module = reader(source)
+        assert module is None or callable(module.tables if source in maps else module.load)
+        for variant in about.variants or (None,):
+            assert about.files_of(variant), source
+            for file in about.files_of(variant):
+                assert file.url.startswith("https://") or file.how, (source, file.name)
+                assert re.fullmatch(r"|md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", file.checksum), source
 
 
 def test_unknown_source_names_those_that_exist(tmp_path):
@@ -222,7 +231,8 @@ def test_converted_log_reads_back_the_same(source, tmp_path):
     assert back.meta["name"] == source
     assert back.meta["licence"]
     assert back.meta["source"]
-    assert back.meta["lacks"]
+    assert set(describe(source).lacks) <= set(back.meta["lacks"])
+    assert {name for name, there in back.meta["has"].items() if there} == set(describe(source).holds)
     if isinstance(back, Log) and isinstance(loaded, Log):
         assert back.requests.equals(loaded.requests) and back.exposures.equals(loaded.exposures)
         assert (

@@ -25,8 +25,8 @@ ORDER = [
     "models",
     "stages",
     "simulator.world",
-    "simulator.datasets",
     "simulator.importing",
+    "simulator.datasets",
     "simulator.measure",
     "simulator.replay",
     "simulator.load",
@@ -82,7 +82,7 @@ def test_every_file_that_code_reads_ships():
         for p in (ROOT / Path(*package.split(".")[1:])).glob(g)
     }
     files = [*ROOT.glob("benchmarks/**/*"), *ROOT.glob("simulator/**/*")]
-    read = {p for p in files if p.suffix in (".j2", ".css", ".js", ".txt") and p.is_file()}
+    read = {p for p in files if p.suffix in (".j2", ".css", ".js", ".txt", ".toml") and p.is_file()}
     assert read <= found and {p.name for p in found} >= {
         "base.html.j2",
         "blocks.html.j2",

@@ -38,7 +38,7 @@ SECTIONS = {
         "features": ("lists", "Features that a learned stage reads."),
         "embedders": ("lists", "Embedders of users and items."),
         "measures": ("lists", "Measures that a Run can be asked for."),
-        "sources": ("lists", "Public data sets that `convert` reads."),
+        "sources": ("data", "Public data sets that `convert` reads, and what each holds."),
     },
     "Load": {
         "profile": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import click
 
 from ...files import LOG, PAGE, read_json
 from ...log import Catalogue, read, seal_log
-from ...terminal import Console
+from ...terminal import Console, progress_bar
 from .parameters import (
     Number,
     claimed,
@@ -31,21 +31,49 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.argument("source", required=False)
+@json_flag
+def sources(source: str | None, as_json: bool) -> None:
+    """List the public data sets that `convert` reads; with SOURCE, all about one: what it holds and
+    lacks, its licence, its files, and the commands that make a log of it.
+    """
+    from ..datasets import SOURCES, describe
+    from ..datasets._source import holdings, story
+
+    found = [describe(name) for name in ([source] if source else SOURCES)]
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+    elif source:
+        out.print(story(found[0]), soft_wrap=True)
+    else:
+        out.print(holdings(found), soft_wrap=True)
+
+
+@click.command()
 @click.argument("source")
 @click.argument("raw", type=folder)
 @log_argument
 @force_flag
 def convert(source: str, raw: Path, log: Path, force: bool) -> None:
-    """Convert a public data set: SOURCE is its name, RAW its folder as published, LOG the folder to
-    write.
+    """Convert a public data set into a log.
 
-    Sources: trivago, online_retail, amazon_office, amazon_games, amazon_catalog, eshop_clothing.
+    SOURCE is its name, as listed by `karmafunnel sources`; RAW is the folder with its files as
+    published; LOG is the folder to write.
     """
     from ..datasets import convert as run_convert
+    from ..datasets import describe
 
     start = time.perf_counter()
+    about = describe(source)
     claimed(log, LOG, raw, force=force)
-    print_counts(log, run_convert(source, raw, log).meta)
+    with progress_bar(err) as bar:
+        task = bar.add_task("converting", total=None)
+        made = run_convert(
+            source, raw, log, force=force, progress=lambda rows: bar.update(task, completed=rows)
+        )
+    print_counts(log, made.meta)
+    if not about.tried:
+        err.print(f"{source} was never tried on real rows: look at them with karmafunnel describe")
     err.print(f"{time.perf_counter() - start:.1f} s")
 
 

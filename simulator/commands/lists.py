@@ -1,4 +1,4 @@
-"""Commands that list the available recipes, stages, features, embedders, measures and sources."""
+"""Commands that list the available recipes, stages, features, embedders and measures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ WHAT = {
     "features": "Features of learned stages with their arguments.",
     "embedders": "Embedders of users and items, with their arguments.",
     "measures": "Measures of a Run.",
-    "sources": "Public data sets that `convert` reads.",
 }
 
 
@@ -39,4 +38,4 @@ def list_command(what: str) -> click.Command:
 
 
 recipes, stages, features = (list_command(what) for what in ("recipes", "stages", "features"))
-embedders, measures, sources = (list_command(w) for w in ("embedders", "measures", "sources"))
+embedders, measures = (list_command(what) for what in ("embedders", "measures"))

@@ -1,20 +1,4 @@
-"""Amazon product metadata 2023: a catalogue of 19,998 products of all kinds.
-
-What it is: one JSON object a line.
-Holds: title, features, description, price, categories, store, details (attributes), image and video
-addresses, average rating and number of ratings.
-Lacks: users, requests, the images themselves.
-Licence: Amazon Reviews 2023, research use.
-Download: https://github.com/namkoong-lab/interactive-benchmark (catalogue), the full metadata:
-https://amazon-reviews-2023.github.io.
-Files expected: `catalog.jsonl.gz` or `catalog.jsonl`.
-
-`price` is a number where the text is one, or starts with "from"; null for a dash; the text itself
-is kept as `price_text`. Categories run from coarse to fine; a product without any gets its main
-category. Details become attributes "key=value", one for each value of a list and "key/part=value"
-for the parts of an object (sales ranks). Ratings and ranks are of the crawl, later than any
-purchase: columns and attributes to look at, no features for a replay.
-"""
+"""Amazon product metadata 2023, one JSON object a line; see `amazon_catalog.toml`."""
 
 from __future__ import annotations
 
@@ -31,9 +15,10 @@ from ...errors import KarmafunnelError
 from ...layout import shorten
 from ...log import Catalogue
 from ._raw import find, plain, reading
+from ._source import describe
 
 NAMES = ("catalog.jsonl.gz", "catalog.jsonl")
-WHERE = "https://github.com/namkoong-lab/interactive-benchmark"
+WHERE = describe("amazon_catalog").home
 FIELDS = (
     "parent_asin",
     "title",
@@ -96,20 +81,13 @@ def load(root: Path | str) -> Catalogue:
     if not rows:
         raise KarmafunnelError(path, needs="at least one product", found="an empty file")
     items = pl.DataFrame(rows, schema=SCHEMA, orient="row")
-    meta = {
-        "name": "amazon_catalog",
+    meta: dict[str, Any] = {
         "currency": "USD",
-        "licence": "Amazon Reviews 2023, research use",
         "source": f"Amazon Reviews 2023 metadata, a sample, {path.name}; {WHERE}",
         "catalogue": "published",
         "scenario": [],
         "label": None,
         "has": dict.fromkeys(["text", "price"], True),
-        "lacks": [
-            "users, requests, exposures: a catalogue alone",
-            "images: addresses only (columns image_url, image_urls), nothing is downloaded",
-            "bought_together: empty in the file",
-        ],
         "notes": {
             "products without a price": items["price"].null_count(),
             "products without a title": items["title"].null_count(),

@@ -1,12 +1,6 @@
-"""Amazon reviews, Video Games, in LLMRank's (RecBole) layout.
+"""Amazon reviews, Video Games, in LLMRank's (RecBole) layout; see `amazon_games.toml`.
 
-What it is: for each user a validation and a test row: the reviewed items before (at most 50) and
-the next one. Holds: titles, long sequences, scale. Lacks: price, brand, description, exposures,
-timestamps (only the order is known), queries. Licence: Amazon review data, research use. Download:
-https://github.com/RUCAIBox/LLMRank (llmrank/dataset/Games-6k). Files expected, plain or `.gz`:
-`Games-6k.item`, `Games-6k.valid.inter`, `Games-6k.test.inter`.
-
-W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt: `_histories.py`.
+How sequences are rebuilt: `_histories.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +12,9 @@ import polars as pl
 from ...log import Log
 from ._histories import SOURCE, check_items, rebuild
 from ._raw import find, once, parse, plain, read_csv
+from ._source import describe
 
-WHERE = "https://github.com/RUCAIBox/LLMRank"
+WHERE = describe("amazon_games").home
 STEM = "Games-6k"
 
 
@@ -43,21 +38,13 @@ def load(root: Path | str) -> Log:
         check_items(frame, paths[part], items, paths["item"])
     requests, exposures, notes = rebuild(*frames.values())
     meta = {
-        "name": "amazon_games",
         "currency": None,
-        "licence": "Amazon review data, research use",
         "source": f"Amazon reviews, Video Games, as published with LLMRank; {WHERE}",
         "time": "order",
         "scenario": [SOURCE],
         "label": "purchase",
         "catalogue": "published",
         "has": dict.fromkeys(["text", "purchases", "users"], True),
-        "lacks": [
-            "timestamps: only each user's order and the publisher's train / valid / test are known",
-            "a training file: training events are the history of each user's validation row",
-            "prices, brands, descriptions, categories, images, queries, exposures, clicks",
-            "purchases proper: a review stands in for one",
-        ],
         "notes": notes,
     }
     return Log.make(items, requests, exposures, meta)

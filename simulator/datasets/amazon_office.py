@@ -1,15 +1,6 @@
-"""Amazon reviews 2018, Office Products 5-core, in MiniOneRec's layout.
+"""Amazon reviews 2018, Office Products, in MiniOneRec's layout; see `amazon_office.toml`.
 
-What it is: validation and test rows, each a user's last (at most 10) reviewed items and the next
-one; item texts. Holds: title, description, brand, semantic ids, sequences. Lacks: price, exposures,
-timestamps (only the order is known), categories (empty in the files), queries; the training file:
-training events are rebuilt from the histories, so users without a validation or test row are
-missing. Licence: Amazon review data, research use. Download:
-https://github.com/AkaliKong/MiniOneRec (data/Amazon). Files expected: `Office_Products.item.json`,
-`Office_Products.valid.csv`, `Office_Products.test.csv`.
-
-W1 / W2 / W3 are the publisher's train / valid / test; how sequences are rebuilt, and what happens
-to repeat purchases: `_histories.py`.
+How sequences are rebuilt, and what happens to repeat purchases: `_histories.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +16,9 @@ from ...errors import KarmafunnelError
 from ...log import Log
 from ._histories import SOURCE, check_items, rebuild
 from ._raw import each_once, find, parse, plain, read_csv, reading, refuse
+from ._source import describe
 
-WHERE = "https://github.com/AkaliKong/MiniOneRec"
+WHERE = describe("amazon_office").home
 STEM = "Office_Products"
 COLUMNS = ("user_id", "history_item_id", "item_id")
 
@@ -45,9 +37,7 @@ def load(root: Path | str) -> Log:
         check_items(frame, paths[part], items, paths["item.json"])
     requests, exposures, notes = rebuild(*frames.values())
     meta = {
-        "name": "amazon_office",
         "currency": None,
-        "licence": "Amazon review data (2018), research use",
         "source": "Amazon reviews 2018, Office Products 5-core, as published with MiniOneRec; "
         + WHERE,
         "time": "order",
@@ -55,14 +45,6 @@ def load(root: Path | str) -> Log:
         "label": "purchase",
         "catalogue": "published",
         "has": dict.fromkeys(["text", "purchases", "users"], True),
-        "lacks": [
-            "timestamps: only each user's order and the publisher's train / valid / test are known",
-            "the training file: "
-            "training events are the history of each user's first row (at most 10 items)",
-            "users who have no validation or test row",
-            "prices, categories, images, queries, exposures, clicks",
-            "purchases proper: a review stands in for one",
-        ],
         "notes": notes,
     }
     return Log.make(items, requests, exposures, meta)

@@ -1,19 +1,4 @@
-"""E-shop clothing 2008: clicks in a Polish shop for maternity clothes, April - August 2008 (UCI
-Machine Learning Repository).
-
-What it is: every product click of 24,026 sessions on 217 products. Holds: price, category, colour,
-place and page of the product's photograph, country, the order of clicks. Lacks: lists shown,
-purchases, product text, users (a session stands for a user), the time of day. Licence: CC BY 4.0.
-Download: https://archive.ics.uci.edu/dataset/553/clickstream+data+for+online+shopping Files
-expected: `e-shop_clothing_2008.csv.gz`, `e-shop_clothing_2008.csv` or `e-shop clothing 2008.csv`
-(separated by commas or semicolons).
-
-Each click is a request (source "browse") whose relevant item is the product clicked, given the
-session so far. Only dates are published: `ts` is the date plus one second for each click of the
-session, so that time strictly increases within a session; windows are cut at whole days. Category,
-colour, photograph, page and place are attributes of the product clicked; as context of the request
-they would leak its relevant item.
-"""
+"""E-shop clothing 2008: clicks in a shop for maternity clothes; see `eshop_clothing.toml`."""
 
 from __future__ import annotations
 
@@ -25,9 +10,10 @@ import polars as pl
 
 from ...log import Log, assign_windows
 from ._raw import find, need, parse, read_csv, refuse
+from ._source import describe
 
 NAMES = ("e-shop_clothing_2008.csv.gz", "e-shop_clothing_2008.csv", "e-shop clothing 2008.csv")
-WHERE = "https://archive.ics.uci.edu/dataset/553/clickstream+data+for+online+shopping"
+WHERE = describe("eshop_clothing").home
 COLUMNS = (
     "year", "month", "day", "order", "country", "session_id", "page_1_main_category",
     "page_2_clothing_model", "colour", "location", "model_photography", "price", "price_2", "page",
@@ -102,9 +88,7 @@ def load(root: Path | str) -> Log:
         pl.col("price").alias("price_shown"),
     )
     meta = {
-        "name": "eshop_clothing",
         "currency": "USD",
-        "licence": "CC BY 4.0",
         "source": "UCI e-shop clothing 2008 (M. Lapczynski, S. Bialowas, 2013), "
         f"{path.name}; {WHERE}",
         "time": "clock",
@@ -112,14 +96,6 @@ def load(root: Path | str) -> Log:
         "label": "click",
         "catalogue": "seen",
         "has": dict.fromkeys(["price", "clicks"], True),
-        "lacks": [
-            "users: user_id is the session's id, nobody comes back",
-            "the time of day: ts is the date plus one second for each click of the session",
-            "the order of a day's sessions: they run side by side",
-            "purchases: a click stands in for one, its price is the money",
-            "lists shown, queries, product text, brands, images",
-            "a product's category is that of its first click (one product was clicked in two)",
-        ],
         "set_aside": {},
     }
     return Log.make(items, requests, exposures, meta)

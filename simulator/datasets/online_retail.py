@@ -1,24 +1,4 @@
-"""Online Retail: invoices of a British gift shop, 1 Dec 2010 - 9 Dec 2011 (UCI Machine Learning
-Repository).
-
-What it is: every line of every invoice and cancellation. Holds: text, unit price paid, quantity,
-real purchases and returns, minute of the invoice, country. Lacks: lists shown, queries, categories,
-list prices, images; a quarter of the lines has no customer; the time zone is not given and taken as
-UTC. Licence: CC BY 4.0. Download: https://archive.ics.uci.edu/dataset/352/online+retail (`Online
-Retail.xlsx`: save it as `online_retail.csv` with the published column names), as CSV:
-https://github.com/databricks/Spark-The-Definitive-Guide (data/retail-data). Files expected:
-`online_retail.csv.gz`, `online_retail.csv` or `data.csv`.
-
-A request is an invoice; its relevant items are those the customer bought and kept. Lines of one
-item in one invoice are added up (unit price = money / quantity). A return is netted out against the
-same customer's purchases of the item at or before its minute, latest first, at the price paid;
-returns without such a purchase (bought before the log begins) are set aside. Lines netted out to
-zero and empty invoices are dropped, so kept money = money of sale lines - money returned, exactly.
-Lines are set aside for the first of these reasons that applies: no customer; no product (postage,
-charges, samples, vouchers, fees, bad debt: `PRODUCT`, `SERVICES`); no price or no quantity (gifts).
-An item's title is its description on its first sale line, so never a later description or a stock
-note ("damaged", "?": these have no price).
-"""
+"""Online Retail: invoices of a British gift shop; see `online_retail.toml`."""
 
 from __future__ import annotations
 
@@ -29,9 +9,10 @@ import polars as pl
 from ...errors import KarmafunnelError
 from ...log import Log
 from ._raw import find, parse, read_csv
+from ._source import describe
 
-NAMES = ("online_retail.csv.gz", "online_retail.csv", "data.csv")
-WHERE = "https://archive.ics.uci.edu/dataset/352/online+retail"
+NAMES = ("online_retail.csv.gz", "online_retail.csv", "online-retail-dataset.csv", "data.csv")
+WHERE = describe("online_retail").home
 COLUMNS = (
     "InvoiceNo",
     "StockCode",
@@ -117,22 +98,13 @@ def load(root: Path | str) -> Log:
     )
     set_aside, notes = counts(lines, sales, invoices, unmatched)
     meta = {
-        "name": "online_retail",
         "currency": "GBP",
-        "licence": "CC BY 4.0",
         "source": f"UCI Online Retail (D. Chen, 2015), {path.name}; {WHERE}",
         "time": "clock",
         "scenario": ["invoice"],
         "label": "purchase",
         "catalogue": "seen",
         "has": dict.fromkeys(["text", "price", "purchases", "users"], True),
-        "lacks": [
-            "lists shown, clicks, queries, categories, brands, images",
-            "list prices: an item's price is what was paid last",
-            "the time zone: minutes are taken as UTC",
-            "sessions: an invoice is a request, at the first minute on it",
-            "purchases before December 2010: returns of them are set aside",
-        ],
         "set_aside": set_aside,
         "notes": notes,
     }

@@ -1,19 +1,4 @@
-"""trivago: hotel meta-search, RecSys Challenge 2019.
-
-What it is: sessions of a hotel search site. Every click-out comes with the list shown, in order,
-with prices per night. Holds: exposures in order, position, shown price, click, the rest of the
-session (image, info, deals and rating views, searches, filters, sort orders), city, filters,
-platform, device. Lacks: purchases (a click-out stands in, its shown price is the money), typed
-query text (city and filters are the query), hotel names; properties of hotels unless the
-challenge's `item_metadata.csv` lies beside. Licence: terms of the challenge, research use.
-Download: https://recsys.trivago.cloud/challenge/dataset/ (`train.csv`, `item_metadata.csv`), a
-sample: https://github.com/RecoHut-Datasets/trivago (`trivago_val_100k.parquet`). Files expected:
-`trivago_val_100k.parquet`, `train.csv` or `train.csv.gz`; optional `item_metadata.csv`.
-
-A hotel's city is any in which it was shown or interacted with. A click-out without a list, or whose
-hotel is not in its list, is kept as history of its user (source "clickout item", no list), never as
-a request of the scenario; one whose hotel is withheld is set aside.
-"""
+"""trivago: sessions of a hotel search site; see `trivago.toml`."""
 
 from __future__ import annotations
 
@@ -25,11 +10,10 @@ from ...errors import KarmafunnelError
 from ...files import read_table
 from ...log import Log
 from ._raw import find, need, once, parse, read_csv, reading
+from ._source import describe
 
 NAMES = ("trivago_val_100k.parquet", "train.csv", "train.csv.gz")
-WHERE = (
-    "https://recsys.trivago.cloud/challenge/dataset/ or https://github.com/RecoHut-Datasets/trivago"
-)
+WHERE = describe("trivago").home
 COLUMNS = (
     "user_id", "session_id", "timestamp", "step", "action_type", "reference", "platform", "city",
     "device",
@@ -87,9 +71,7 @@ def load(root: Path | str) -> Log:
     )
     items, has_properties = with_properties(items, Path(root))
     meta = {
-        "name": "trivago",
         "currency": "EUR",
-        "licence": "RecSys Challenge 2019 terms, research use",
         "source": f"RecSys Challenge 2019 (trivago), {path.name}; {WHERE}",
         "time": "clock",
         "scenario": ["search"],
@@ -97,13 +79,7 @@ def load(root: Path | str) -> Log:
         "catalogue": "seen",
         "has": dict.fromkeys(["query", "price", "exposures", "clicks", "users", "filters"], True),
         "lacks": [
-            "purchases: a click-out stands in for one, "
-            "its shown price per night in EUR is the money",
-            "typed query text: the city and the filters in force make the query",
-            "hotel names, brands, categories, images" + ("" if has_properties else ", properties"),
-            "list prices: a hotel's price is what was shown last",
-            "propensity of the list shown; exposures of lists that led to no click-out",
-            "when a hotel came to a city: it has every city in which the file ever shows it",
+            "hotel names, brands, categories, images" + ("" if has_properties else ", properties")
         ],
         "set_aside": set_aside,
         "notes": {

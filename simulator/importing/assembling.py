@@ -375,6 +375,7 @@ def import_tables(
     columns: dict[str, str] | None = None,
     name: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    meta: Mapping[str, Any] | None = None,
     allow_rejects: bool = False,
     force: bool = False,
     tell: Callable[[Found], None] | None = None,
@@ -388,6 +389,7 @@ def import_tables(
         given: the map to use; by default the roles of columns are guessed.
         columns: columns by role, which override the map.
         changes: other fields that override the map.
+        meta: keys of `log.json`, such as the licence, that override what is found.
         tell: called with the map before anything is written.
         progress: called with the number of rows read so far.
 
@@ -399,7 +401,9 @@ def import_tables(
     found, interactions, items = look(paths, given, columns, name or out.name, changes)
     if tell is not None:
         tell(found)
-    wants = {"name": found.map.name, "source": source_of(interactions), "sample": None}
+    meta = meta or {}
+    source = meta.get("source", source_of(interactions))
+    wants = {"name": found.map.name, "source": source, "sample": None}
     with (
         claim(out, "import", LOG, wants=wants, inputs=[*(p for p, _ in interactions)], force=force),
         atomic_folder(out) as folder,
@@ -412,7 +416,7 @@ def import_tables(
         known = write_interactions(found, flat, folder)
         catalogue = items_of(found, items, known)
         write_parquet(folder / "items.parquet", catalogue, compression="zstd", statistics=True)
-        finish(found, folder, interactions, catalogue, wants)
+        finish(found, folder, catalogue, wants, meta)
     return found
 
 
@@ -711,9 +715,9 @@ def items_of(
 def finish(
     found: Found,
     folder: Path,
-    interactions: Sequence[tuple[Path, Layout]],
     catalogue: pl.DataFrame,
     wants: dict[str, Any],
+    given: Mapping[str, Any],
 ) -> None:
     """Write `log.json`, the map and the rejected rows, and check the log."""
     made = found.map
@@ -763,6 +767,7 @@ def finish(
             "lacks": lacks,
             "set_aside": aside,
         }
+        | dict(given)
     )
     write_json(folder / "log.json", meta | contents(folder, ("items", "requests", "exposures")))
     seal(folder, "log.json")
