@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads are what the figures in benchmarks/findings/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: quick venv demo test test-ray lint clean
+.PHONY: light quick venv demo test test-ray lint clean
 
 venv: .venv/.installed
 
@@ -25,6 +25,10 @@ quick: venv
 test-ray: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_workers.py
+
+# The wheel in a clean environment without torch, under another Python: make light PYTHON=python3.13
+light:
+	$(PYTHON) benchmarks/validation/light.py
 
 lint: venv
 	$(BIN)/ruff check .

@@ -76,6 +76,10 @@ def user_message(error: BaseException) -> str | None:
     panic = type(error).__name__ == "PanicException"  # of Polars
     if panic or isinstance(error, (MemoryError, RecursionError, UnicodeError)):
         return f"error: {line_of(error)}"
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package and package != __package__:
+            return f"error: needs the Python package {package}, which is not installed here"
     polars = type(error).__module__.startswith("polars.")
     if polars or isinstance(error, (KarmafunnelError, OSError)):
         return f"error: {error}"

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from dis import Bytecode, opmap
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -23,6 +23,14 @@ from typing import Any
 PACKAGE = __name__.partition(".")[0]
 NOP, IMPORT = opmap["NOP"], opmap["IMPORT_NAME"]
 LIBRARIES = ("torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s")
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package, or "not installed"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def content_key(code: str, *parts: Any) -> str:
@@ -68,7 +76,7 @@ def code_digest(*modules: str) -> str:
             seen.add(module)
             waiting += [where for _, where in imports(module)]
     told = [f"{module} {digest_of(module)}" for module in sorted(seen)]
-    told += [str(sys.version_info[:2]), *(version(library) for library in LIBRARIES)]
+    told += [str(sys.version_info[:2]), *(version_of(library) for library in LIBRARIES)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 

@@ -11,9 +11,9 @@ import polars as pl
 
 from ..bounds import check_seed
 from ..errors import KarmafunnelError
-from ..log import Log, hash_ids
+from ..log import Log, hash_ids, rows_of
 from ..models.embedders import Embedding, items_checksum, unit_rows
-from .frame import mix
+from .frame import ITEM, REQUEST, mix
 
 Progress = Callable[[str], None]
 # of users; five gave no better results and took 3.5 times as long (benchmarks/findings/LOG.md,
@@ -184,3 +184,14 @@ class Context:
         """Relevant items of every request under the label: request, item, quantity, money."""
         found: pl.DataFrame = self.once(("truth", self.label), lambda: self.log.truth(self.label))
         return found
+
+    def logged(self, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
+        """The rows of requests that are scored by every stage: relevant items and, with `exposed`,
+        all logged ones; request, item, truth.
+        """
+        truth = rows_of(self.truth, requests).select(REQUEST, ITEM, pl.lit(True).alias("truth"))
+        if not exposed:
+            return truth
+        rows = rows_of(self.log.rows, requests).select(REQUEST, ITEM).unique(maintain_order=True)
+        rows = rows.join(truth, on=[REQUEST, ITEM], how="left", maintain_order="left")
+        return rows.with_columns(pl.col("truth").fill_null(False))

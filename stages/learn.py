@@ -18,7 +18,6 @@ from sklearn.isotonic import IsotonicRegression
 from ..bounds import Bound, needs
 from ..errors import KarmafunnelError, quoted
 from ..files import read_json, write_json
-from ..log import rows_of
 from ..models import ctr, gbdt
 from ..shapes import check_keys, each, number, one_of
 from ..typed import Typed
@@ -72,18 +71,6 @@ class Sample(Typed):
             raise KarmafunnelError("Sample", needs=wanted, found=f"none of them in {self!r}")
 
 
-def logged(context: Context, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:
-    """Tracked rows of requests: their relevant items and, with `exposed`, all logged ones; request,
-    item, truth.
-    """
-    truth = rows_of(context.truth, requests).select(REQUEST, ITEM, pl.lit(True).alias("truth"))
-    if not exposed:
-        return truth
-    rows = rows_of(context.log.rows, requests).select(REQUEST, ITEM).unique(maintain_order=True)
-    rows = rows.join(truth, on=[REQUEST, ITEM], how="left", maintain_order="left")
-    return rows.with_columns(pl.col("truth").fill_null(False))
-
-
 def sampled(
     context: Context,
     upstream: FittedFunnel,
@@ -119,7 +106,7 @@ def rows_to_learn(
 ) -> tuple[Rows, np.ndarray]:
     """One chunk of `sampled`."""
     asof, n_items = context.log.asof, context.log.n_items
-    tracked = logged(context, chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
+    tracked = context.logged(chunk, sample.exposed).with_columns(pl.lit(False).alias("drawn"))
     if sample.random:
         drawn = _random_items(context, chunk, sample.random, rng)
         tracked = pl.concat([tracked, drawn])

@@ -33,7 +33,7 @@ from karmafunnel.stages.features import (
 )  # fmt: skip
 from karmafunnel.stages.frame import ITEM, REQUEST, SCORE, TRACKED
 from karmafunnel.stages.kept import Passes
-from karmafunnel.stages.learn import Sample, logged
+from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.rank import LightGBMRank
 from karmafunnel.stages.recall import ItemKNN, Join, Popular, Shown, VectorRecall
@@ -334,7 +334,7 @@ def test_vectors_are_made_once_a_chunk_however_many_stages_ask() -> None:
     embedding.asked.clear()
     requests = log.requests_in("W3")
     for chunk in (requests[:40], requests[40:80]):
-        ready.run(chunk, logged(context, chunk))
+        ready.run(chunk, context.logged(chunk))
     assert sorted(embedding.asked) == ["interests", "interests", "queries", "queries"]
 
 
@@ -392,7 +392,7 @@ def run_all(fitted: Sequence[FittedFunnel], requests: np.ndarray) -> dict[int, A
     return dict(
         run_tree(
             tree_of(dict(enumerate(fitted))),
-            Rows.start(context, requests, logged(context, requests)),
+            Rows.start(context, requests, context.logged(requests)),
         )
     )
 
@@ -428,7 +428,7 @@ def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[st
     )
     ready = through(context, first, between, last)
     asked.clear()
-    ready.run(requests, logged(context, requests))
+    ready.run(requests, context.logged(requests))
     # once each, two stages on
     assert sorted(name for name, _ in asked) == sorted(map(repr, PAIRED))
     ((rows, _),), ((few, x),) = ready.stages[1].seen, ready.stages[3].seen
@@ -437,7 +437,7 @@ def test_a_stage_takes_along_what_an_earlier_one_worked_out(asked: list[tuple[st
     fresh = compute(last.features, anew(context_of(log), few))
     assert x.tobytes() == fresh.tobytes() and np.isfinite(x).mean() > 0.5
     asked.clear()
-    ready.run(requests, logged(context, requests))  # another run of the chunk is another chunk
+    ready.run(requests, context.logged(requests))  # another run of the chunk is another chunk
     assert len(asked) == len(PAIRED)
 
 

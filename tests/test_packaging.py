@@ -178,3 +178,13 @@ def test_no_two_files_of_one_name_mean_different_things():
     """Both `losses.py` hold losses of networks; a recipe is called like the retriever it shows."""
     names = Counter(p.stem for p in MODULES.values() if p.stem != "__init__")
     assert {name for name, many in names.items() if many > 1} <= {"losses", "popular"}
+
+
+def test_the_citation_says_the_version_and_docker_copies_files_that_are_there():
+    assert f"\nversion: {karmafunnel.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    copied = [
+        line.split()[1]
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+    ]
+    assert copied and all((ROOT / name).exists() for name in copied)

@@ -56,7 +56,6 @@ from karmafunnel.stages.learn import (
     TrainingRows,
     fit_calibration,
     load_calibration,
-    logged,
     probabilities,
     save_calibration,
 )
@@ -401,7 +400,7 @@ def fitted(stage: Stage, label: str = "click", seed: int = 0) -> FittedFunnel:
 def shown_auc(funnel: FittedFunnel) -> float:
     """gAUC over the lists of W3."""
     requests = funnel.context.log.requests_in("W3")
-    rows = funnel.run(requests, logged(funnel.context, requests))[-1].tracked
+    rows = funnel.run(requests, funnel.context.logged(requests))[-1].tracked
     groups = [g for _, g in rows.group_by(REQUEST) if 0 < g["truth"].sum() < g.height]
     return float(np.mean([auc(g[SCORE].to_numpy(), g["truth"].to_numpy()) for g in groups]))
 
@@ -437,7 +436,7 @@ def test_esmm_puts_out_two_probabilities(label: str, tmp_path: Path) -> None:
     funnel = fitted(stage, label)
     here, ready = funnel.context, funnel.stages[-1]
     requests = here.log.requests_in("W2b")
-    rows = funnel.run(requests, logged(here, requests))[-1].tracked
+    rows = funnel.run(requests, here.logged(requests))[-1].tracked
     click, buy = rows["rank.p_click"].to_numpy(), rows["rank.p_buy"].to_numpy()
     score = rows[SCORE].to_numpy()
     assert np.allclose(score, click if label == "click" else click * buy, rtol=1e-5)

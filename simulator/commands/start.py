@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ... import __version__
 from ...files import LOG, PAGE, RUN_AND_PATHS, SERVICES, SIMULATION
+from ...keys import version_of
 from ...log import Log
 from ...terminal import progress_bar
 from .deployment import print_load_quality, print_simulation
@@ -112,8 +113,6 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
 @json_flag
 def doctor(as_json: bool) -> None:
     """Versions, threads, and what is slow here."""
-    import torch
-
     from ..report.table import Table, print_table
 
     facts: dict[str, Any] = {
@@ -132,19 +131,26 @@ def doctor(as_json: bool) -> None:
         "bm25s",
         "plotly",
     )
-    facts |= {name: version(name) for name in packages}
-    facts |= {
-        "cores": os.cpu_count(),
-        "torch threads": torch.get_num_threads(),
-        "cuda": torch.cuda.is_available(),
-    }
+    facts |= {name: version_of(name) for name in packages}
+    facts["cores"] = os.cpu_count()
     facts |= {
         name: os.environ.get(name, "")
         for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KARMAFUNNEL_CACHE")
     }
     a = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
-    t = torch.from_numpy(a)
-    for name, product in (("numpy", lambda: a @ a), ("torch", lambda: t @ t)):
+    products: dict[str, Callable[[], Any]] = {"numpy": lambda: a @ a}
+    try:
+        import torch
+    except ModuleNotFoundError:
+        facts["torch"] = "not installed"
+    else:
+        t = torch.from_numpy(a)
+        products["torch"] = lambda: t @ t
+        facts |= {
+            "torch threads": torch.get_num_threads(),
+            "cuda": torch.cuda.is_available(),
+        }
+    for name, product in products.items():
         product()
         start = time.perf_counter()
         for _ in range(10):
@@ -153,7 +159,9 @@ def doctor(as_json: bool) -> None:
             10 * 2 * 1024**3 / (time.perf_counter() - start) / 1e9
         )
     slow = []
-    if facts["torch fp32 matmul, GFLOP/s"] < 20:
+    if facts["torch"] == "not installed":
+        slow.append("no torch: log, measures, report and gate work; neural models do not")
+    elif facts["torch fp32 matmul, GFLOP/s"] < 20:
         slow.append("matrix products are slow: SASRec and DIN will be, too")
     if (os.cpu_count() or 1) > 1 and facts["OMP_WAIT_POLICY"].lower() != "passive":
         slow.append(

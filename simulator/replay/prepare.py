@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...bounds import check_bound
 from ...checks import require
@@ -53,6 +52,8 @@ def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedF
 
 def check_device(device: str) -> None:
     """Raise KarmafunnelError for a device that torch does not know or have."""
+    import torch
+
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -8,11 +8,11 @@ import shlex
 import subprocess
 import sys
 from functools import cache as once_a_process
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...keys import version_of
 from ...log import Log
 from ...stages.stage import FittedFunnel, Retriever
 from .options import RunOptions
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
     """Versions of this package, of Python and of the libraries that results depend on."""
     found = {"karmafunnel": __version__, "python": platform.python_version()}
     for package in ("numpy", "polars", "torch", "lightgbm", "faiss-cpu", "scikit-learn", "bm25s"):
-        found[package] = version(package)
+        found[package] = version_of(package)
     return found
 
 

@@ -249,6 +249,8 @@ def meant_name(error: BaseException, module: ModuleType) -> str:
     name = getattr(error, "name", None)
     if not isinstance(error, (NameError, ImportError)) or not isinstance(name, str):
         return ""
+    if isinstance(error, ModuleNotFoundError) and name.partition(".")[0] != PACKAGE:
+        return ""  # a package that is not installed
     if isinstance(error, ImportError):
         asked = re.search(r"cannot import name '(\w+)'", str(error))
         name = asked.group(1) if asked else name.rpartition(".")[2]

@@ -12,7 +12,6 @@ import polars as pl
 
 from ...log import rows_of
 from ...stages.frame import ITEM, RANK, REQUEST, SCORE
-from ...stages.learn import logged
 from ...stages.stage import FittedFunnel, StageOutput, check_windows
 
 TABLES = ("slates", "requests", "ledger", "scored", "timing")
@@ -45,7 +44,7 @@ class RunWriter:
 
     def rows_to_score(self, requests: np.ndarray) -> pl.DataFrame:
         """Tracked rows of a chunk: relevant and logged items, which every stage scores."""
-        return logged(self.context, requests)
+        return self.context.logged(requests)
 
     def of_chunk(
         self, number: int, requests: np.ndarray, tracked: pl.DataFrame, steps: Sequence[StageOutput]
