@@ -1,4 +1,4 @@
-"""What ships works on its own: a wheel, unpacked away from the checkout, on a machine without torch.
+"""What ships works on its own: a wheel, unpacked away from the checkout, without torch.
 
 Run it with another Python that has the light dependencies: `make light`.
 """
