@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads are what the figures in benchmarks/findings/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: light quick venv demo test test-ray lint clean
+.PHONY: light quick venv demo docs test test-ray lint clean
 
 venv: .venv/.installed
 
@@ -18,6 +18,10 @@ demo: venv
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The documentation site, out/site/index.html. A broken link fails.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 quick: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(shell grep -L "pytest.mark.slow" tests/test_*.py)

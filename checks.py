@@ -3,7 +3,7 @@
 `validate` answers every check for a folder on disk and raises nothing. `require` refuses a log, on
 disk or in memory, that fails a check whose failure would change a result; whatever computes results
 from a log calls it first. Tables are read lazily and streamed, so a log may be larger than memory.
-Layout and capabilities: `docs/METRICS.md`.
+Layout and capabilities: `docs/reference/log.md`.
 """
 
 from __future__ import annotations

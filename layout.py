@@ -2,7 +2,7 @@
 that are accepted for them.
 
 One rule for every column: a value is cast to the column's type and back, and one that does not come
-back unchanged is refused. Definitions: `docs/METRICS.md`.
+back unchanged is refused. Definitions: `docs/reference/log.md`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Log: items, requests and exposures, cut into windows.
 
-Layout on disk and definitions: see `docs/METRICS.md`. Ids are strings on disk; inside, everything
-is a row number: item 7 is row 7 of `items`, request 3 is row 3 of `requests`.
+Layout on disk: see `docs/reference/log.md`. Ids are strings on disk; inside, everything is a row
+number: item 7 is row 7 of `items`, request 3 is row 3 of `requests`.
 """
 
 from __future__ import annotations

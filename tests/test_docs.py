@@ -14,15 +14,12 @@ from karmafunnel.cli import main
 
 ROOT = Path(karmafunnel.__file__).parent
 PAGES = [
-    p
-    for p in (
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "benchmarks" / "findings" / "LOG.md",
-    )
-    if p.exists()
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "findings" / "LOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
-README = (ROOT / "README.md").read_text()
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 
 
 def blocks(text: str) -> list[str]:
@@ -40,8 +37,8 @@ def commands() -> list[str]:
     return sorted(
         {
             line
-            for page in PAGES
-            for line in blocks(page.read_text())
+            for text in TEXTS.values()
+            for line in blocks(text)
             if line.split()[0].endswith("karmafunnel")
         }
     )
@@ -49,7 +46,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_is_documented_and_helps(name):
-    assert f"karmafunnel {name}" in README
+    assert any(f"karmafunnel {name}" in text for text in TEXTS.values())
     answer = CliRunner().invoke(main, [name, "--help"])
     assert answer.exit_code == 0
     assert COMMANDS[name].help
@@ -71,14 +68,18 @@ def test_every_documented_command_parses(line):
     parser.parse_args([w.strip("'\"") for w in words[1:]])
 
 
-def test_every_file_that_the_readme_names_is_there():
-    for name in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_link_leads_somewhere(page):
+    broken = [
+        link
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", TEXTS[page])
+        if not (ROOT / page).parent.joinpath(link).exists()
+    ]
+    assert broken == []
 
 
 def test_the_file_tree_is_the_file_tree():
-    tree = re.search(r"```text\n(.*?)```", README, flags=re.S)
-    assert tree, "README needs a file tree in a ```text block"
+    tree = re.search(r"```text\n(.*?)```", TEXTS["docs/development/layout.md"], flags=re.S)
     folder = ""
     for line in tree.group(1).splitlines():
         name = line.strip().split()[0]

@@ -1,5 +1,5 @@
 """The Log on a hand-made shop of four requests, every figure worked out by hand; and the scramble
-of METRICS.md.
+of docs/protocol.md.
 """
 
 import json

@@ -123,7 +123,7 @@ class Examples:
     """
 
     trees: Trees  # its items are numbers among the candidates
-    # (m,) items that are a target in W1, ascending: all that is trained against [METRICS.md,
+    # (m,) items that are a target in W1, ascending: all that is trained against [protocol.md,
     # Splits]
     candidates: np.ndarray
     first_pair: np.ndarray  # (B + 1,)

@@ -3,7 +3,7 @@ each stage.
 
 Measures are parsed from text (`measures/`); the arithmetic is in `metrics.py`, the intervals in
 `intervals.py`. Every row has its unit, the number of units, how many of them were undefined, and
-its denominator. Definitions: `docs/METRICS.md`.
+its denominator. Definitions: `docs/reference/measures.md`.
 """
 
 from __future__ import annotations

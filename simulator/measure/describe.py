@@ -1,7 +1,7 @@
 """Statistics of a log or a catalogue, as a dict and as tables for the terminal. Their page:
 `simulator/report/log_page.py`.
 
-Shares are fractions of 1. What the log lacks is None. Definitions: `docs/METRICS.md`.
+Shares are fractions of 1. What the log lacks is None. Definitions: `docs/protocol.md`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """A Run on disk, read lazily: slates, requests, ledger, scored, timing and `run.json` (layout:
-`docs/METRICS.md`).
+`docs/reference/run.md`).
 """
 
 from __future__ import annotations

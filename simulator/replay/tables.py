@@ -1,6 +1,6 @@
 """The five tables of a Run: what a funnel did to a chunk of requests, as rows.
 
-Their columns are described in `docs/METRICS.md`.
+Their columns are described in `docs/reference/run.md`.
 """
 
 from __future__ import annotations

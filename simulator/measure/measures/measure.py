@@ -3,8 +3,8 @@
 
 To add one, write a file in this folder with a subclass of `Measure` (or of `HitMeasure`, for a mean
 over requests of a value of ranked lists). Set its `name`, `form` and `definition`, and compute its
-values for the stages of a Run in `figures`. Definitions: `docs/METRICS.md`; the arithmetic is in
-`metrics.py`.
+values for the stages of a Run in `figures`. Definitions: `docs/reference/measures.md`. The
+arithmetic is in `metrics.py`.
 """
 
 from __future__ import annotations
