@@ -5,8 +5,8 @@ n_groups - 1 in any order, and `rank` (n,) its rank in that list, from 1, or `LO
 it. Functions return one value per list: float64 (n_groups,), NaN for a list without relevant items.
 
 Definitions: `docs/reference/measures.md`. They equal `success`, `recall`, `ndcg_cut` and
-`recip_rank` with a cutoff of trec_eval, also for more relevant items than k: recall divides by all of them, and the
-ideal list of nDCG has the best min(relevant items, k).
+`recip_rank` with a cutoff of trec_eval, also for more relevant items than k: recall divides by all
+of them, and the ideal list of nDCG has the best min(relevant items, k).
 """
 
 from __future__ import annotations
