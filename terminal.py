@@ -14,7 +14,15 @@ from typing import Any
 import rich.console
 import rich.status
 from rich.console import ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.segment import Segment
 from rich.text import Text
 
@@ -78,12 +86,13 @@ def _literal(status: RenderableType) -> RenderableType:
     return Text(visible(status)) if isinstance(status, str) else status
 
 
-def progress_bar(console: rich.console.Console) -> Progress:
-    """A progress bar in the style of all commands."""
+def progress_bar(console: rich.console.Console, *, of_bytes: bool = False) -> Progress:
+    """A progress bar in the style of all commands. `of_bytes`: of a download, with its speed."""
+    amounts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        *amounts,
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, transient=True)

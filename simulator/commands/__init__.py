@@ -12,6 +12,7 @@ SECTIONS = {
             "imports",
             "Import your own tables: CSV, JSON lines, Parquet, RecBole files, ...",
         ),
+        "download": ("data", "Download the files of a public data set."),
         "convert": ("data", "Convert a public data set into a log."),
         "import-run": ("imports", "Make a Run of a funnel that runs elsewhere."),
         "world": ("data", "Generate a marketplace with known relevance and write its log."),

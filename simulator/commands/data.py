@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...errors import KarmafunnelError
 from ...files import LOG, PAGE, read_json
 from ...log import Catalogue, read, seal_log
 from ...terminal import Console, progress_bar
@@ -37,8 +39,7 @@ def sources(source: str | None, as_json: bool) -> None:
     """List the public data sets that `convert` reads; with SOURCE, all about one: what it holds and
     lacks, its licence, its files, and the commands that make a log of it.
     """
-    from ..datasets import SOURCES, describe
-    from ..datasets._source import holdings, story
+    from ..datasets import SOURCES, describe, holdings, story
 
     found = [describe(name) for name in ([source] if source else SOURCES)]
     if as_json:
@@ -47,6 +48,47 @@ def sources(source: str | None, as_json: bool) -> None:
         out.print(story(found[0]), soft_wrap=True)
     else:
         out.print(holdings(found), soft_wrap=True)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("raw", type=folder)
+@click.option("--variant", help="Which edition, as in `karmafunnel sources SOURCE`.")
+@click.option(
+    "--accept-licence", is_flag=True, help="Accept the licence, where its terms ask for that."
+)
+def download(source: str, raw: Path, variant: str | None, accept_licence: bool) -> None:
+    """Download the files of a public data set.
+
+    SOURCE is its name, as listed by `karmafunnel sources`; RAW is the folder for its files. Sizes
+    and checksums are checked where they are known, and archives unpacked. Run it again to go on
+    after an interruption. Files that only people can fetch are named with their address: put them
+    into RAW and run this again to have them checked and unpacked.
+    """
+    from ..datasets import describe
+    from ..datasets import download as run_download
+
+    about = describe(source)
+    about.files_of(variant)
+    err.print(f"licence of {source}: {about.licence}; {about.home}", soft_wrap=True)
+    if about.accept and not accept_licence:
+        if not sys.stdin.isatty():
+            raise KarmafunnelError(
+                "download",
+                needs="the licence to be accepted",
+                hint="read it, then use --accept-licence",
+            )
+        click.confirm("Do you accept it?", abort=True, err=True)
+    with progress_bar(err, of_bytes=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
+
+        run_download(source, raw, variant=variant, tell=err.print, progress=show)
+    err.print(f"next: karmafunnel convert {source} {raw} logs/{source}", soft_wrap=True)
 
 
 @click.command()

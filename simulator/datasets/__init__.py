@@ -23,9 +23,10 @@ from ...errors import KarmafunnelError
 from ...log import Catalogue, Log, read
 from ..importing.assembling import import_tables
 from ..importing.column_map import ColumnMap
-from ._source import SOURCES, Source, describe
+from ._download import download
+from ._source import SOURCES, Source, describe, holdings, story
 
-__all__ = ["SOURCES", "convert", "describe", "load"]
+__all__ = ["SOURCES", "convert", "describe", "download", "holdings", "load", "story"]
 
 
 def load(source: str, raw: Path | str) -> Log | Catalogue:

@@ -86,7 +86,12 @@ class Source:
     def commands(self) -> tuple[str, ...]:
         """The commands that make a log of the source."""
         raw, log = f"raw/{self.name}", f"logs/{self.name}"
-        return (f"convert {self.name} {raw} {log}", f"describe {log}")
+        accept = " --accept-licence" if self.accept else ""
+        return (
+            f"download {self.name} {raw}{accept}",
+            f"convert {self.name} {raw} {log}",
+            f"describe {log}",
+        )
 
     def files_of(self, variant: str | None = None) -> list[File]:
         """The files of a variant (default: the first).
