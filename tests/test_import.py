@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
-from karmafunnel.simulator.importing.assembling import import_tables, look
+from karmafunnel.simulator.importing.assembling import import_tables
 from karmafunnel.simulator.importing.column_map import ColumnMap, Times
 from karmafunnel.simulator.importing.guessing import guess_time, numbers, plain
+from karmafunnel.simulator.importing.looking import look
 
 START = 1_600_000_000
 
@@ -128,7 +129,7 @@ def test_units_of_time_are_told_by_their_size(write_time, unit, tmp_path):
         tmp_path / "rows.csv",
         "user,item,time\n" + "".join(f"{u},{i},{write_time(t)}\n" for u, i, t in rows_of()),
     )
-    found, _, _ = look([path])
+    found = look([path])
     assert found.map.time.unit == unit
     assert pairs(imported(tmp_path, path)) == rows_of()
 
@@ -297,7 +298,7 @@ def test_a_column_named_as_a_time_is_the_time_or_nothing(tmp_path):
     rows = "".join(f"{u},{i},20530135637{n:08d},{{}}\n" for n, (u, i, _) in enumerate(rows_of()))
     text = "user_id,product_id,category_id,event_time\n" + rows
     path = write(tmp_path / "shop.csv", text.replace("{}", "2019-10-01 00:00:00 UTC"))
-    found, _, _ = look([path])
+    found = look([path])
     assert found.map.columns["time"] == "event_time"
     path = write(tmp_path / "shop.csv", text.replace("{}", "a Tuesday"))
     with pytest.raises(KarmafunnelError) as raised:
@@ -320,7 +321,7 @@ def test_what_is_liked_is_clicked_and_what_is_not_used_is_listed(tmp_path):
     path = write(tmp_path / "rows.csv", text)
     log = imported(tmp_path, path)
     assert log.exposures["clicked"].sum() == 40
-    (unused,) = [r.taken for r in look([path])[0].reasons if r.what == "not used"]
+    (unused,) = [r.taken for r in look([path]).reasons if r.what == "not used"]
     assert unused == "colour"
 
 
@@ -397,7 +398,7 @@ def test_a_log_that_fails_a_check_is_named_as_it_was_to_be(tmp_path):
         f"{u},{i},{t},{n + 2}\n" for n, (u, i, t) in enumerate(rows_of())
     )
     with pytest.raises(KarmafunnelError, match="fails the check 'positions'") as raised:
-        imported(tmp_path, write(tmp_path / "rows.csv", text))
+        imported(tmp_path, write(tmp_path / "rows.csv", text), columns={"position": "position"})
     assert ".tmp" not in str(raised.value) and "--per" in raised.value.hint
 
 
@@ -412,7 +413,7 @@ def test_what_is_told_replaces_the_guess(tmp_path):
     text = "user,item,time,rating\n" + "".join(
         f"{u},{i},{t},{n % 5 + 1}\n" for n, (u, i, t) in enumerate(rows_of())
     )
-    found, _, _ = look([write(tmp_path / "rows.csv", text)], changes={"rating": 3.0})
+    found = look([write(tmp_path / "rows.csv", text)], changes={"rating": 3.0})
     said = [(r.what, r.taken) for r in found.reasons]
     assert ("rating", "3.0") in said and "click" not in dict(said)
 

@@ -23,7 +23,7 @@ from .parameters import (
 )
 
 if TYPE_CHECKING:
-    from ..importing.assembling import Found
+    from ..importing.looking import Found
 
 
 class Column(click.ParamType):
@@ -104,8 +104,9 @@ def import_command(
     with --map. Rows that cannot be imported are written to LOG/rejected.parquet with file, row and
     reason.
     """
-    from ..importing.assembling import import_tables, look
+    from ..importing.assembling import import_tables
     from ..importing.column_map import ColumnMap
+    from ..importing.looking import look
 
     start = time.perf_counter()
     given = None if map_file is None else ColumnMap.read(map_file)
@@ -115,7 +116,7 @@ def import_command(
     if zone is not None:
         changed["zone"] = zone
     if guess is not None:
-        found, _, _ = look(files, given, roles, name or log.name, changed)
+        found = look(files, given, roles, name or log.name, changed)
         print_reasons(found)
         write_text(guess, found.map.toml())
         err.print(f"wrote the guess to {guess}; use it with --map {guess}", soft_wrap=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,15 @@ from ...files import (
 )
 from ...layout import TS, complete_meta, conform
 from ...log import Log, assign_windows, contents
-from .column_map import UNITS, ColumnMap
-from .guessing import FIRST, LAST, Reason, by_name, guess, guess_items, numbers, parsed
-from .opening import ROW, Layout, Rejects, batches, expand, layout_of
+from .column_map import EXCEL, UNITS, ColumnMap
+from .guessing import FIRST, LAST, currencies, numbers, parsed
+from .looking import Found, look, only_texts
+from .opening import ROW, Layout, batches
 
 PARTS = 16  # of rows that belong together, by a hash of what they belong to
 BUCKET = 500_000  # rows put in order at a time
 MOST_REJECTED = 0.01
+UNIX_IN_EXCEL = 25_569  # 1970-01-01 in days of a spreadsheet
 LOWEST = int(np.datetime64(f"{FIRST}-01-01", "ms").astype(np.int64))
 HIGHEST = int(np.datetime64(f"{LAST}-01-01", "ms").astype(np.int64))
 # One cleaned interaction.
@@ -57,141 +58,6 @@ FLAT = {
     "quantity": pl.Int32,
     "title": pl.String,
 }
-
-
-@dataclass
-class Found:
-    """The result of an import: the map, the reasons for it, and what was left out."""
-
-    map: ColumnMap
-    reasons: list[Reason]
-    rejects: Rejects = field(default_factory=Rejects)
-    set_aside: dict[str, int] = field(default_factory=dict)
-    rows: int = 0
-    alone: int = 0  # requests without a user, in a log with users
-
-    def aside(self, what: str, many: int) -> None:
-        if many:
-            self.set_aside[what] = self.set_aside.get(what, 0) + many
-
-
-def look(
-    paths: Sequence[str | Path],
-    given: ColumnMap | None = None,
-    columns: dict[str, str] | None = None,
-    name: str = "imported",
-    changes: Mapping[str, Any] | None = None,
-) -> tuple[Found, list[tuple[Path, Layout]], list[tuple[Path, Layout]]]:
-    """Separate tables of interactions from tables of items, and guess the roles of their columns.
-
-    Returns:
-        The map with its reasons; the interactions and the items, as paths with their layouts.
-
-    Raises:
-        KarmafunnelError: for a file that cannot be read, for tables of interactions with different
-            columns, and for a missing column.
-    """
-    laid = [(path, layout_of(path)) for path in expand(paths)]
-    interactions: list[tuple[Path, Layout]] = []
-    items: list[tuple[Path, Layout]] = []
-    for path, layout in laid:
-        named = set(by_name(list(layout.names), {"user": USER_OR_TIME}))
-        roles = columns or (dict(given.columns) if given else {})
-        mine = bool(named) or bool(
-            {roles.get("user"), roles.get("time"), roles.get("session")} & set(layout.names)
-        )
-        (interactions if mine else items).append((path, layout))
-    if not interactions:
-        interactions, items = laid[:1], laid[1:]
-    first = interactions[0]
-    for path, layout in interactions[1:]:
-        if set(layout.names) != set(first[1].names):
-            raise KarmafunnelError(
-                path,
-                needs=f"the columns of {first[0].name}, {list(first[1].names)}",
-                found=list(layout.names),
-            )
-    sample = next(batches(*first, Rejects()), None)
-    if sample is None or sample.is_empty():
-        raise KarmafunnelError(first[0], needs="at least one row below the header", found="none")
-    if given is None:
-        made, reasons = guess(sample.head(20_000), columns or {}, name)
-    else:
-        made, reasons = (
-            given.with_columns(columns or {}),
-            [Reason("columns", "as in the map", "--map")],
-        )
-        if missing := [c for c in made.columns.values() if c not in sample.columns]:
-            raise KarmafunnelError(
-                "import map",
-                needs=f"columns among {[c for c in sample.columns if c != ROW]}",
-                found=missing,
-            )
-    if items and not made.items:
-        table = next(batches(*items[0], Rejects()), None)
-        if table is None:
-            raise KarmafunnelError(
-                items[0][0], needs="at least one row below the header", found="none"
-            )
-        roles, more = guess_items(table, items[0][0])
-        made = ColumnMap(**(vars(made) | {"items": roles}))
-        reasons += more
-    if changes:
-        zone = {key: value for key, value in changes.items() if key == "zone"}
-        others = {key: value for key, value in changes.items() if key != "zone"}
-        made = replace(made, time=replace(made.time, **zone), **others)
-        guessed = {"per": "requests", "rating": "click", "currency": "prices"}
-        overruled = {guessed.get(key, key) for key in changes}
-        reasons[:] = [reason for reason in reasons if reason.what not in overruled]
-        reasons += [Reason(key, str(value), "as given") for key, value in changes.items()]
-        if made.per != "event" and made.per != "session" and made.per not in made.columns:
-            raise KarmafunnelError(
-                "import", what=f"--per {made.per}", needs=f"a column of {made.per}s", found="none"
-            )
-    made = one_currency(made, sample, reasons)
-    return Found(made, reasons), interactions, items
-
-
-USER_OR_TIME = (
-    "user",
-    "userid",
-    "visitorid",
-    "customer",
-    "customerid",
-    "client",
-    "sessionid",
-    "timestamp",
-    "time",
-    "ts",
-    "eventtime",
-    "date",
-    "invoicedate",
-    "unixreviewtime",
-    "reviewerid",
-    "householdkey",
-    "horodatage",
-    "tdat",
-    "orderdate",
-    "basketid",
-)
-
-
-def one_currency(made: ColumnMap, sample: pl.DataFrame, reasons: list[Reason]) -> ColumnMap:
-    """The map with the currency of its currency column; raises KarmafunnelError for several."""
-    if made.currency is not None or "currency" not in made.columns or not made.money:
-        return made
-    found = ids(sample[made.columns["currency"]]).drop_nulls().unique().sort().to_list()
-    if len(found) > 1:
-        raise KarmafunnelError(
-            "import",
-            needs="prices of one currency",
-            found=", ".join(found[:8]),
-            hint=f"say which to keep: --currency {found[0]}",
-        )
-    if found:
-        reasons.append(Reason("prices", found[0], f"the one in {made.columns['currency']}"))
-        return replace(made, currency=found[0])
-    return made
 
 
 # -- cleaning --------------------------------------------------------------------------------------
@@ -214,6 +80,10 @@ def to_ms(values: pl.Series, made: ColumnMap) -> pl.Series:
         if zoned:
             values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return at_zone(values.cast(pl.Datetime("ms")), "UTC" if zoned else time.zone)
+    if time.unit == EXCEL:
+        days = values.cast(pl.String, strict=False).str.strip_chars().cast(pl.Float64, strict=False)
+        moments = ((days - UNIX_IN_EXCEL) * 86_400).round().cast(pl.Int64) * 1000
+        return at_zone(moments.cast(pl.Datetime("ms")), time.zone)
     if time.unit:
         raw = values.cast(pl.String, strict=False).str.strip_chars()
         whole = raw.cast(pl.Int64, strict=False)
@@ -243,16 +113,25 @@ def at_zone(moments: pl.Series, zone: str) -> pl.Series:
     return moments.cast(pl.Int64)
 
 
-def clean(frame: pl.DataFrame, found: Found, file: str, before: int) -> pl.DataFrame:
+def clean(
+    frame: pl.DataFrame, found: Found, path: Path, kind: str, before: int, known: Texts | None
+) -> pl.DataFrame:
     """The valid rows of a batch, in the columns of `FLAT`; other rows are recorded in `found` with
     the reason.
+
+    Args:
+        kind: interactions, orders, lists or queries; a row of the queries has no item, and the time
+            of a table without times is null until its requests are joined.
+        before: number of rows in the files before this one.
+        known: the texts of queries by id, where the column of queries has ids.
     """
     made, n = found.map, frame.height
+    roles = made.of(kind)
     found.rows += n
     bad: list[tuple[str, pl.Series]] = []
 
     def column(role: str) -> pl.Series | None:
-        name = made.columns.get(role)
+        name = roles.get(role)
         return frame[name] if name in frame.columns else None
 
     def absent(dtype: Any) -> pl.Series:
@@ -279,48 +158,59 @@ def clean(frame: pl.DataFrame, found: Found, file: str, before: int) -> pl.DataF
         bad.append((words, (read < least).fill_null(False)))
         return read
 
-    item, ts = text("item"), to_ms(frame[made.columns["time"]], made)
-    raw_time = frame[made.columns["time"]]
-    bad.append(("no item", item.is_null() | (item == "")))
-    bad.append(("time is missing", raw_time.is_null()))
-    bad.append(("time cannot be read", ts.is_null() & raw_time.is_not_null()))
-    bad.append(
-        (f"time is outside {FIRST} to {LAST}", ~ts.is_between(LOWEST, HIGHEST).fill_null(True))
-    )
+    item = text("item")
+    if kind != "queries":
+        bad.append(("no item", item.is_null() | (item == "")))
+    if (raw_time := column("time")) is None:
+        ts = absent(pl.Int64)
+    else:
+        ts = to_ms(raw_time, made)
+        outside = ~ts.is_between(LOWEST, HIGHEST).fill_null(True)
+        bad.append(("time is missing", raw_time.is_null()))
+        bad.append(("time cannot be read", ts.is_null() & raw_time.is_not_null()))
+        bad.append((f"time is outside {FIRST} to {LAST}", outside))
+    quantity = number("quantity", 0.0, "a return: quantity is negative")
     price = number("price", 0.0, "price is negative")
-    quantity = number("quantity", 1.0, "quantity is below 1")
     rating = number("rating", -1e300, "rating is too small")
-    position = number("position", 1.0, "position is below 1")
+    first = made.first_position
+    position = number("position", float(first), f"position is below {first}") + (1 - first)
+    bad.append(("quantity is 0", (quantity == 0).fill_null(False)))
     bad.append(("quantity is no whole number", (quantity != quantity.floor()).fill_null(False)))
-    if made.per in ("request", "basket", "session") and made.per in made.columns:
+    if made.per != "event" and made.per in roles:
         key = text(made.per)
         bad.append((f"no {made.per}", key.is_null() | (key == "")))
     else:
         key = absent(pl.String)
-    clicked, purchased, used = outcomes(frame, made, rating, text)
-    if (money := column("currency")) is not None and made.currency:
-        other = ids(money) != made.currency
+    clicked, purchased, used = outcomes(n, made, kind, rating, position, text, bad)
+    if made.currency and (money := column("price")) is not None:
+        codes = currencies(ids(money)) if "currency" not in roles else text("currency")
+        other = (codes != made.currency) & price.is_not_null()
+        if "currency" in roles:
+            other |= codes.is_null() & price.is_not_null()
         found.aside(
-            f"prices in other currencies than {made.currency}", int(other.fill_null(True).sum())
+            f"prices in other currencies than {made.currency}", int(other.fill_null(False).sum())
         )
-        price = pl.select(pl.when(other.fill_null(True)).then(None).otherwise(price)).to_series()
+        price = pl.select(pl.when(other.fill_null(False)).then(None).otherwise(price)).to_series()
+    query = text("query")
+    if known is not None:
+        query = known.of(query, found)
     wrong = pl.repeat(False, n, eager=True)
     for reason, rows in bad:
         rows = rows.fill_null(False) & ~wrong
         for i in rows.arg_true().to_list():
             shown = {c: v for c, v in frame.row(i, named=True).items() if c != ROW}
-            found.rejects.add(file, int(frame[ROW][i]), reason, str(shown))
+            found.rejects.add(str(path), int(frame[ROW][i]), reason, str(shown))
         wrong |= rows
     found.aside("rows that are neither a click nor a purchase", int((~used & ~wrong).sum()))
     flat = pl.DataFrame(
         {
-            "number": pl.int_range(before, before + n, eager=True),
+            "number": frame[ROW].cast(pl.Int64) + (before - 1),
             "request_id": key,
             "user_id": text("user"),
             "item_id": item,
             "ts": ts,
             "session_id": text("session"),
-            "query": text("query"),
+            "query": query,
             "position": position.cast(pl.Int32, strict=False),
             "clicked": clicked,
             "purchased": purchased,
@@ -334,34 +224,84 @@ def clean(frame: pl.DataFrame, found: Found, file: str, before: int) -> pl.DataF
 
 
 def outcomes(
-    frame: pl.DataFrame, made: ColumnMap, rating: pl.Series, text: Callable[[str], pl.Series]
+    n: int,
+    made: ColumnMap,
+    kind: str,
+    rating: pl.Series,
+    position: pl.Series,
+    text: Callable[[str], pl.Series],
+    bad: list[tuple[str, pl.Series]],
 ) -> tuple[pl.Series, pl.Series, pl.Series]:
-    """Whether each row is a click, whether it is a purchase, and whether it is imported."""
-    n = frame.height
+    """Whether each row is a click, whether it is a purchase, and whether it is imported. What
+    cannot be read is added to `bad`.
+    """
     every, none = pl.repeat(True, n, eager=True), pl.repeat(False, n, eager=True)
-    clicked, purchased = none, none
-    if "event" in made.columns:
+    roles = made.of(kind)
+    if kind == "queries":
+        return none, none, every
+    if kind == "orders":
+        return none, every, every
+    shown = every if made.per == "request" else None  # rows without a click are kept
+    if "event" in roles:
         event = text("event")
-        clicked, purchased = event.is_in(list(made.clicks)), event.is_in(list(made.purchases))
-        used = (clicked | purchased).fill_null(False)
-        return clicked.fill_null(False), purchased.fill_null(False), used
-    if "clicked" in made.columns or "purchased" in made.columns:
-        flags = {
-            role: truthy(text(role)) for role in ("clicked", "purchased") if role in made.columns
-        }
-        clicked, purchased = flags.get("clicked", none), flags.get("purchased", none)
-        return clicked | purchased, purchased, every
-    if made.rating is not None and "rating" in made.columns:
+        clicked = event.is_in(list(made.clicks)).fill_null(False)
+        purchased = event.is_in(list(made.purchases)).fill_null(False)
+        return (
+            clicked,
+            purchased,
+            clicked | purchased | event.is_in(list(made.shown)).fill_null(False),
+        )
+    if "clicked" in roles or "purchased" in roles:
+        flags = {"clicked": none, "purchased": none}
+        for role in flags:
+            if role in roles:
+                flags[role], unread = truthy(text(role))
+                bad.append((f"{role} cannot be read", unread))
+        return flags["clicked"] | flags["purchased"], flags["purchased"], every
+    if made.rating is not None and "rating" in roles:
         liked = (rating >= made.rating).fill_null(False)
-        return liked, none, liked
-    if "basket" in made.columns or "quantity" in made.columns:
+        return liked, none, liked if shown is None else shown
+    if kind == "lists" and position.is_not_null().any():
+        return none, none, every  # other tables say what was clicked
+    if kind == "interactions" and ("basket" in roles or "quantity" in roles):
         return none, every, every
     return every, none, every
 
 
-def truthy(values: pl.Series) -> pl.Series:
-    """Text as booleans: 1, true, yes and the like are true."""
-    return values.str.to_lowercase().is_in(["1", "1.0", "true", "yes", "y", "t"]).fill_null(False)
+YES, NO = ("true", "yes", "y", "t", "oui", "ja"), ("false", "no", "n", "f", "non", "nein", "")
+
+
+def truthy(values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Text as booleans, and where it is none: numbers above 0 and words such as yes are true."""
+    word = values.str.to_lowercase()
+    number = word.cast(pl.Float64, strict=False)
+    true = word.is_in(YES).fill_null(False) | (number > 0).fill_null(False)
+    unread = word.is_not_null() & ~word.is_in((*YES, *NO)) & number.is_null()
+    return true, unread
+
+
+class Texts:
+    """The texts of queries by their ids."""
+
+    def __init__(self, found: Found):
+        roles = found.map.queries
+        frames = []
+        for path, layout, _ in found.tables("queries"):
+            for frame in batches(path, layout, found.rejects):
+                picked = {"id": ids(frame[roles["request"]]), "text": ids(frame[roles["query"]])}
+                frames.append(pl.DataFrame(picked).drop_nulls())
+        whole = pl.concat(frames)
+        self.frame = whole.unique("id", keep="first")
+        found.aside("queries that stand twice", whole.height - self.frame.height)
+
+    def of(self, keys: pl.Series, found: Found) -> pl.Series:
+        """The text of each id, null where there is none."""
+        asked = pl.DataFrame({"id": keys})
+        told = asked.join(self.frame, on="id", how="left", maintain_order="left")["text"]
+        found.aside(
+            "rows whose query has no text", int((told.is_null() & keys.is_not_null()).sum())
+        )
+        return told
 
 
 # -- putting together ------------------------------------------------------------------------------
@@ -398,43 +338,44 @@ def import_tables(
             `allow_rejects`); and for a log that fails the checks of a log.
     """
     out = Path(out)
-    found, interactions, items = look(paths, given, columns, name or out.name, changes)
+    found = look(paths, given, columns, name or out.name, changes)
     if tell is not None:
         tell(found)
     meta = meta or {}
-    source = meta.get("source", source_of(interactions))
+    files = [path for group in found.groups for path, _ in group.files]
+    source = meta.get("source", ", ".join(path.name for path in files[:5]))
     wants = {"name": found.map.name, "source": source, "sample": None}
     with (
-        claim(out, "import", LOG, wants=wants, inputs=[*(p for p, _ in interactions)], force=force),
+        claim(out, "import", LOG, wants=wants, inputs=files, force=force),
         atomic_folder(out) as folder,
         tempfile.TemporaryDirectory(dir=folder) as work,
     ):
-        flat = read_flat(found, interactions, Path(work), progress)
+        flat, starts = read_flat(found, Path(work), progress)
         check_rejects(found, allow_rejects)
         if found.map.per != "event":
-            flat = joined(found, flat, Path(work))
+            flat = joined(found, flat, Path(work), starts)
+            check_rejects(found, allow_rejects)
         known = write_interactions(found, flat, folder)
+        items = [(path, layout) for path, layout, _ in found.tables("items")]
         catalogue = items_of(found, items, known)
         write_parquet(folder / "items.parquet", catalogue, compression="zstd", statistics=True)
         finish(found, folder, catalogue, wants, meta)
     return found
 
 
-def source_of(interactions: Sequence[tuple[Path, Layout]]) -> str:
-    return ", ".join(path.name for path, _ in interactions[:5])
-
-
 def read_flat(
-    found: Found,
-    interactions: Sequence[tuple[Path, Layout]],
-    work: Path,
-    progress: Callable[[int], None] | None,
-) -> list[Path]:
-    """Cleaned rows of all files as Parquet files."""
+    found: Found, work: Path, progress: Callable[[int], None] | None
+) -> tuple[list[Path], dict[Path, int]]:
+    """Cleaned rows of all files as Parquet files, and the number of rows before each file."""
     parts: list[Path] = []
-    for path, layout in interactions:
+    starts: dict[Path, int] = {}
+    known = Texts(found) if only_texts(found.map) else None
+    kinds = ["interactions", "orders", "lists"]
+    for path, layout, kind in found.tables(*([] if known else ["queries"]), *kinds):
+        before = starts[path] = found.last
         for frame in batches(path, layout, found.rejects):
-            flat = clean(frame, found, str(path), found.rows)
+            flat = clean(frame, found, path, kind, before, known)
+            found.last = max(found.last, before + int(frame[ROW].max() or 0))  # type: ignore[arg-type]
             if progress is not None:
                 progress(found.rows)
             if flat.height:
@@ -447,7 +388,7 @@ def read_flat(
         raise KarmafunnelError(
             "import", needs="rows that can be imported", found=f"none of {found.rows:,} ({why})"
         )
-    return parts
+    return parts, starts
 
 
 def check_rejects(found: Found, allowed: bool) -> None:
@@ -467,15 +408,21 @@ def check_rejects(found: Found, allowed: bool) -> None:
         )
 
 
-def joined(found: Found, parts: Sequence[Path], work: Path) -> list[Path]:
-    """Group rows into requests; a request has the time of its first row."""
+def joined(
+    found: Found, parts: Sequence[Path], work: Path, starts: Mapping[Path, int]
+) -> list[Path]:
+    """Group rows into requests; a request has the time of its first row, and the user, session and
+    query of the first row that has one. Rows without an item say this alone.
+
+    Args:
+        starts: number of rows before each file.
+    """
     made = found.map
     files: dict[int, list[Path]] = {}
+    own = made.per == "session" and not made.has("session")  # sessions are made here
     for i, path in enumerate(parts):
         frame = read_table(path)
-        owner = "request_id"
-        if made.per == "session" and "session" not in made.columns:
-            owner = "user_id"
+        owner = "user_id" if own else "request_id"
         frame = frame.with_columns((pl.col(owner).hash(seed=0) % PARTS).alias("part"))
         for (part,), mine in frame.group_by("part", maintain_order=True):
             to = work / f"part-{int(part):02d}-{i:05d}.parquet"
@@ -485,22 +432,57 @@ def joined(found: Found, parts: Sequence[Path], work: Path) -> list[Path]:
     made_parts = []
     for part, some in sorted(files.items()):
         frame = pl.concat([read_table(p) for p in some])
-        if made.per == "session" and "session" not in made.columns:
+        if own:
             frame = sessions(frame, made.gap_minutes)
-        key = "session_id" if made.per == "session" and "session" in made.columns else "request_id"
-        frame = frame.with_columns(pl.col(key).alias("request_id")).sort("ts", "number")
-        first = pl.col("ts").first().over("request_id")
+        frame = frame.sort("ts", "number", nulls_last=True)
         alike = [
             pl.col(c).drop_nulls().first().over("request_id").alias(c)
-            for c in ("user_id", "query", "session_id")
+            for c in ("ts", "user_id", "query", "session_id")
         ]
-        frame = frame.with_columns(first.alias("ts"), *alike)
-        frame = once_an_item(frame)
-        made_parts.append(work / f"joined-{part:02d}.parquet")
-        write_parquet(made_parts[-1], frame, compression="lz4", statistics=False)
+        frame = frame.with_columns(alike)
+        timeless = frame.filter(pl.col("ts").is_null() & pl.col("item_id").is_not_null())
+        reject(found, timeless, "its request has no time", starts)
+        frame = frame.filter(pl.col("ts").is_not_null())
+        asked = frame["request_id"].n_unique()
+        frame = once_an_item(frame.filter(pl.col("item_id").is_not_null()))
+        found.aside("requests without an item", asked - frame["request_id"].n_unique())
+        listed = pl.col("position").is_not_null().any().over("request_id")
+        acted = pl.col("clicked") | pl.col("purchased")
+        loose = frame.select(pl.col("position").is_null() & acted & listed).to_series()
+        reject(found, frame.filter(loose), "the list of its request lacks the item", starts)
+        frame = without_gaps(frame.filter(~loose), found)
+        if frame.height:
+            made_parts.append(work / f"joined-{part:02d}.parquet")
+            write_parquet(made_parts[-1], frame, compression="lz4", statistics=False)
         for path in some:
             remove(path)
+    if not made_parts:
+        raise KarmafunnelError(
+            "import",
+            needs="requests with a time and an item",
+            found="none: the tables have no requests in common",
+        )
     return made_parts
+
+
+def reject(found: Found, frame: pl.DataFrame, reason: str, starts: Mapping[Path, int]) -> None:
+    """Record cleaned rows as rejected, by their file and row.
+
+    Args:
+        starts: number of rows before each file.
+    """
+    for number, request, item in frame.select("number", "request_id", "item_id").iter_rows():
+        path = max((p for p, start in starts.items() if start <= number), key=starts.__getitem__)
+        row = number - starts[path] + 1
+        found.rejects.add(str(path), row, reason, f"request {request}, item {item}")
+
+
+def without_gaps(frame: pl.DataFrame, found: Found) -> pl.DataFrame:
+    """Positions 1 to n within each request, as where rows between were rejected or set aside."""
+    place = pl.col("position").rank("ordinal").over("request_id").cast(pl.Int32)
+    moved = frame.filter(pl.col("position") != place)["request_id"].n_unique()
+    found.aside("lists with gaps in their positions, which were closed", moved)
+    return frame.with_columns(place.alias("position")) if moved else frame
 
 
 def sessions(frame: pl.DataFrame, gap_minutes: float) -> pl.DataFrame:
@@ -508,7 +490,9 @@ def sessions(frame: pl.DataFrame, gap_minutes: float) -> pl.DataFrame:
     frame = frame.sort("user_id", "ts", "number")
     pause = (pl.col("ts").diff().over("user_id") > gap_minutes * 60_000).fill_null(False)
     number = pause.cast(pl.Int64).cum_sum().over("user_id")
-    name = pl.format("{}-{}", pl.col("user_id").fill_null(""), number)
+    name = pl.coalesce(
+        pl.format("{}-{}", pl.col("user_id"), number), pl.format("r{}", pl.col("number"))
+    )
     return frame.with_columns(name.alias("session_id")).with_columns(
         pl.col("session_id").alias("request_id")
     )
@@ -579,7 +563,7 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
     latest price and title.
     """
     made = found.map
-    source = "search" if "query" in made.columns else "browse"
+    source = "search" if made.has("query") else "browse"
     writers: dict[str, pq.ParquetWriter] = {}
     seen: list[pl.DataFrame] = []
     window = windows_of(parts, made.per)
@@ -595,8 +579,8 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
             requests = bucket.unique("request_id", keep="first", maintain_order=True)
             if made.has("user"):
                 found.alone += requests["user_id"].null_count()
-                visitor = pl.format("visitor of {}", pl.coalesce("session_id", "request_id"))
-                requests = requests.with_columns(pl.coalesce("user_id", visitor).alias("user_id"))
+            visitor = pl.format("visitor of {}", pl.coalesce("session_id", "request_id"))
+            requests = requests.with_columns(pl.coalesce("user_id", visitor).alias("user_id"))
             requests = requests.select(
                 "request_id",
                 "user_id",
@@ -608,7 +592,7 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
             )
             price = (
                 "price_paid"
-                if not made.columns.get("position") and found_purchases(made)
+                if not made.has("position") and found_purchases(made)
                 else "price_shown"
             )
             exposures = bucket.select(
@@ -637,7 +621,9 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
 
 
 def found_purchases(made: ColumnMap) -> bool:
-    """Whether all interactions are purchases, so that prices are prices paid."""
+    """Whether all rows are purchases, so that prices are prices paid."""
+    if made.lists:
+        return False
     bought = "basket" in made.columns or "quantity" in made.columns
     return bought and not any(role in made.columns for role in ("event", "clicked", "rating"))
 
@@ -736,7 +722,7 @@ def finish(
         open_table(folder / "requests.parquet")
         .select(
             pl.col("query").is_not_null().any().alias("query"),
-            pl.col("user_id").is_not_null().any().alias("users"),
+            (~pl.col("user_id").str.starts_with("visitor of ")).any().alias("users"),
         )
         .collect()
         .row(0, named=True)
@@ -748,10 +734,12 @@ def finish(
         "price": facts["price"] or catalogue["price"].is_not_null().any(),
         "text": catalogue["title"].is_not_null().any(),
         "query": asked["query"],
-        "users": asked["users"],
+        "users": made.has("user") and asked["users"],
     }
     label = "purchase" if facts["purchases"] and not facts["clicks"] else "click"
     lacks = [LACKS[name] for name, there in has.items() if not there]
+    if not has["users"] and made.has("session"):
+        lacks[-1] = "users: each session is a user of its own"
     aside = dict(found.set_aside)
     for reason, many in found.rejects.reasons.items():
         aside[f"rejected: {reason}"] = many
@@ -761,7 +749,7 @@ def finish(
             "source": wants["source"],
             "currency": made.currency,
             "label": label,
-            "scenario": ["search" if "query" in made.columns else "browse"],
+            "scenario": ["search" if made.has("query") else "browse"],
             "catalogue": "seen",
             "has": has,
             "lacks": lacks,

@@ -6,16 +6,17 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from ...errors import KarmafunnelError
-from .column_map import PER, ColumnMap, Per, Times
+from .column_map import EXCEL, PER, ColumnMap, Per, Times
 from .opening import ROW
 
+GRADES = ("relevance", "relevancelabel", "relevancegrade", "grade", "judgement", "judgment")
 # Names by role, best first, without case, accents and signs; some are French or German.
 NAMES: dict[str, tuple[str, ...]] = {
     "user": (
@@ -132,6 +133,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ereignis",
     ),
     "rating": (
+        *GRADES,
         "rating",
         "stars",
         "overall",
@@ -142,7 +144,17 @@ NAMES: dict[str, tuple[str, ...]] = {
         "bewertung",
         "sterne",
     ),
-    "clicked": ("clicked", "click", "isclick", "isclicked", "clic", "geklickt", "liked", "like"),
+    "clicked": (
+        "clicked",
+        "click",
+        "isclick",
+        "isclicked",
+        "clic",
+        "geklickt",
+        "liked",
+        "like",
+        "label",
+    ),
     "purchased": (
         "purchased",
         "purchase",
@@ -282,6 +294,13 @@ ITEM_NAMES: dict[str, tuple[str, ...]] = {
         "detaildesc",
     ),
 }
+QUERY_NAMES: dict[str, tuple[str, ...]] = {
+    "request": NAMES["request"] + ("id",),
+    "query": NAMES["query"] + ("text", "terms", "title", "searchstringtokens"),
+    "user": NAMES["user"],
+    "time": NAMES["time"],
+    "session": NAMES["session"],
+}
 CLICK_WORDS = (
     "click",
     "clicked",
@@ -301,6 +320,7 @@ CLICK_WORDS = (
     "vue",
     "clickout",
 )
+SHOWN_WORDS = ("impression", "impressions", "shown", "show", "exposure", "display", "affichage")
 BUY_WORDS = (
     "buy",
     "bought",
@@ -348,6 +368,8 @@ FORMATS = (
     "%Y%m%d",
 )
 FIRST, LAST = 1980, 2100  # years that an interaction may be of
+SERIALS = (32_874, 54_789)  # 1990 to 2050 in days of a spreadsheet
+SIGNS = {"€": "EUR", "$": "USD", "£": "GBP", "¥": "JPY", "₹": "INR", "zł": "PLN", "₽": "RUB"}
 NAMES_OF_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
 
@@ -387,7 +409,10 @@ def texts(frame: pl.DataFrame, column: str) -> pl.Series:
 
 def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
     """Text as numbers; null where it is no number."""
-    bare = values.str.replace_all(r"[\s\u00a0\u202f€$£¥']", "")
+    bare = values.str.replace_all(
+        rf"[\s\u00a0\u202f'{''.join(s for s in SIGNS if len(s) == 1)}]", ""
+    )
+    bare = bare.str.replace(r"^[A-Z]{3}|[A-Z]{3}$|zł$", "")
     if decimal == ".":  # 1,234.50
         thousands = bare.str.contains(r"^-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
         cut = bare.str.replace_all(",", "", literal=True)
@@ -397,8 +422,11 @@ def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
     return bare.cast(pl.Float64, strict=False)
 
 
-def guess_time(values: pl.Series) -> tuple[Times, str] | None:
-    """How times are written, and a description; None where the values are no times."""
+def guess_time(values: pl.Series, named: bool = False) -> tuple[Times, str] | None:
+    """How times are written, and a description; None where the values are no times.
+
+    named: whether the column is named as a time, so that days of a spreadsheet are times too.
+    """
     if values.dtype.is_nested():
         return None
     if values.dtype.is_temporal():
@@ -421,6 +449,10 @@ def guess_time(values: pl.Series) -> tuple[Times, str] | None:
                 if re.fullmatch(r"(19|20)\d{6}(\d{6})?", str(sample[0])):
                     break
                 return Times(unit=unit), f"{NAMES_OF_UNITS[unit]} since 1970 (median {day}), UTC"
+        days = number.drop_nulls()
+        if named and days.is_between(*SERIALS).mean() == 1:
+            day = datetime(1899, 12, 30).date() + timedelta(days=int(middle))
+            return Times(unit=EXCEL), f"days as spreadsheets count them (median {day}), as UTC"
     best, most = "", 0
     for form in FORMATS:
         fits = sample.len() - parsed(sample, form).null_count()
@@ -452,7 +484,7 @@ def parsed(sample: pl.Series, form: str) -> pl.Series:
 
 
 def guess(
-    frame: pl.DataFrame, given: Mapping[str, str], name: str
+    frame: pl.DataFrame, given: Mapping[str, str], name: str, path: Path
 ) -> tuple[ColumnMap, list[Reason]]:
     """Guess the map of a table of interactions, with reasons; `given` roles are not guessed.
 
@@ -461,12 +493,12 @@ def guess(
     """
     names = [column for column in frame.columns if column != ROW]
     if missing := [column for column in given.values() if column and column not in names]:
-        raise KarmafunnelError("import", needs=f"columns among {names}", found=missing)
+        raise KarmafunnelError(path, needs=f"columns among {names}", found=missing)
     single = [n for n in names if not frame[n].dtype.is_nested()]  # no lists
     named = by_name([n for n in single if n not in given.values()], NAMES)
     if several := [n for n in given.values() if n and n not in single]:
         raise KarmafunnelError(
-            "import", needs="columns that hold one value a row", found=f"lists in {several}"
+            path, needs="columns that hold one value a row", found=f"lists in {several}"
         )
     columns = {role: column for role, column in named.items() if role not in given}
     columns |= {role: column for role, column in given.items() if column}
@@ -476,18 +508,16 @@ def guess(
     if "title" in columns and "title" not in given and not describes_items(frame, columns):
         reasons = [reason for reason in reasons if reason.what != "title"]
         del columns["title"]
+    both = {"request", "user"} <= set(columns) and "request" not in given
+    if both and shared_by_users(frame, columns["request"], columns["user"]):
+        reasons = [reason for reason in reasons if reason.what != "request"]
+        why = "several users share its values: they are no requests"
+        reasons.append(Reason("request", f"not {columns.pop('request')}", why))
     time, why = Times(), ""
     if "time" in columns:
-        found = guess_time(frame[columns["time"]])
+        found = guess_time(frame[columns["time"]], named=True)
         if found is None:
-            raise KarmafunnelError(
-                "import",
-                what=f"column {columns['time']!r}",
-                needs="times of one format",
-                found=texts(frame, columns["time"]).head(3).to_list(),
-                hint="a map may give their format (--map, time.format); or name another column:"
-                " --column time=NAME",
-            )
+            raise no_times(path, columns["time"], texts(frame, columns["time"]))
         time, why = found
     else:
         for column in names:
@@ -501,7 +531,7 @@ def guess(
     for role, option in (("item", "item"), ("time", "time")):
         if role not in columns:
             raise KarmafunnelError(
-                "import",
+                path,
                 needs=f"a column of {role}s",
                 found=f"columns {names}",
                 hint=f"name it: --column {option}=NAME",
@@ -515,12 +545,47 @@ def guess(
         reasons.append(Reason("decimal", ",", "of the numbers"))
     extra, more = guess_events(frame, columns, decimal)
     per, why = guess_per(columns, frame)
-    reasons = [reason for reason in reasons if reason.what in ("decimal", *columns)] + more
+    if "position" in columns and "position" not in given:
+        extra |= guess_positions(frame, columns, per, extra, more)
+    kept = ("decimal", "request", *columns)
+    reasons = [reason for reason in reasons if reason.what in kept] + more
     reasons.append(Reason("requests", f"one for each {per}", why))
     if unused := [column for column in names if column not in columns.values()]:
         reasons.append(Reason("not used", ", ".join(unused), "no role is known for them"))
     made = ColumnMap(name=name, columns=columns, per=per, time=time, decimal=decimal, **extra)
     return made, reasons
+
+
+def no_times(path: Path, column: str, found: pl.Series) -> KarmafunnelError:
+    """The error for a column named as a time that holds none."""
+    number = found.cast(pl.Int64, strict=False).drop_nulls()
+    what = f"column {column!r}"
+    hint = "a map may give their format (--map, time.format); or name another column: --column"
+    needs = "times of one format"
+    if number.len() == found.len() and number.is_between(1900, 2100).all():
+        needs, hint = "times", "years alone leave the order open; name another column: --column"
+    elif number.len() == found.len():
+        needs, hint = "times", "numbers of an order may be days: a map with time.unit; or --column"
+    return KarmafunnelError(
+        path, what=what, needs=needs, found=found.head(3).to_list(), hint=f"{hint} time=NAME"
+    )
+
+
+def shared_by_users(frame: pl.DataFrame, request: str, user: str) -> bool:
+    """Whether values of a column often belong to several users, so that they are no requests."""
+    pairs = frame.select(pl.col(request).alias("request"), pl.col(user).alias("user"))
+    users = pairs.drop_nulls().group_by("request").agg(pl.col("user").n_unique())["user"]
+    return users.len() > 0 and float((users > 1).mean() or 0) > 0.1  # type: ignore[arg-type]
+
+
+def currencies(values: pl.Series) -> pl.Series:
+    """The currency of each price by its sign or code, such as "€ 3.50" or "3.50 USD"; null for a
+    bare number.
+    """
+    before = values.str.extract(r"^-?\s*([A-Z]{3})\s*-?\d")
+    after = values.str.extract(r"\d\s*([A-Z]{3})$")
+    sign = values.str.extract(f"({'|'.join(map(re.escape, SIGNS))})").replace(SIGNS)
+    return pl.select(pl.coalesce(before, after, sign)).to_series()
 
 
 def describes_items(frame: pl.DataFrame, columns: Mapping[str, str]) -> bool:
@@ -580,9 +645,13 @@ def guess_events(
         found = texts(frame, columns["event"]).value_counts(sort=True)[columns["event"]].to_list()
         clicks = tuple(value for value in found if plain(value) in CLICK_WORDS)
         purchases = tuple(value for value in found if plain(value) in BUY_WORDS)
+        shown = tuple(value for value in found if plain(value) in SHOWN_WORDS)
+        shown = shown if "request" in columns else ()
         if clicks or purchases:
-            extra |= {"clicks": clicks, "purchases": purchases}
-            others = [value for value in found if value not in (*clicks, *purchases)]
+            extra |= {"clicks": clicks, "purchases": purchases, "shown": shown}
+            others = [value for value in found if value not in (*clicks, *purchases, *shown)]
+            if shown:
+                reasons.append(Reason("shown", ", ".join(shown), "names of events"))
             if clicks:
                 reasons.append(Reason("clicks", ", ".join(clicks), "names of events"))
             if purchases:
@@ -596,18 +665,47 @@ def guess_events(
         values = numbers(texts(frame, columns["rating"]), decimal).drop_nulls()
         top = float(values.max() or 0)  # type: ignore[arg-type]
         if values.is_empty() or values.n_unique() < 2:
-            del columns["rating"]
-            reasons.append(Reason("rating", "not used", "all are the same"))
+            why = "all are the same" if len(values) else "no numbers"
+            reasons.append(Reason("rating", f"not {columns.pop('rating')}", why))
         else:
-            least = 4.0 if top == 5 else 1.0 if top <= 1 else 0.8 * top
+            graded = plain(columns["rating"]) in GRADES
+            least = 1.0 if graded or top <= 1 else 4.0 if top == 5 else 0.8 * top
             extra["rating"] = least
             reasons.append(Reason("click", f"rating >= {least:g}", f"ratings go up to {top:g}"))
-    elif not any(role in columns for role in ("event", "clicked", "purchased")):
+    if not any(role in columns for role in ("event", "clicked", "purchased", "rating")):
         bought = any(role in columns for role in ("basket", "quantity"))
         what = "a purchase" if bought else "a click"
         why = "there are baskets or quantities" if bought else "nothing says that some are more"
         reasons.append(Reason("each row", what, why))
     return extra, reasons
+
+
+def guess_positions(
+    frame: pl.DataFrame,
+    columns: dict[str, str],
+    per: Per,
+    extra: Mapping[str, Any],
+    reasons: list[Reason],
+) -> dict[str, Any]:
+    """The number of the first position; without the column where its rows are no lists."""
+    flags = [columns[role] for role in ("clicked", "purchased") if role in columns]
+    rest = "rating" in columns or bool(extra.get("shown"))
+    for column in flags:
+        rest |= texts(frame, column).n_unique() > 1
+    if per == "event" or not rest:
+        why = "each row is a request" if per == "event" else "all of its rows are clicked"
+        reasons.append(Reason("position", f"not {columns.pop('position')}", f"{why}: no lists"))
+        return {}
+    first = first_position(frame, columns["position"])
+    if first == 0:
+        reasons.append(Reason("positions", "from 0 on", f"the smallest of {columns['position']}"))
+    return {"first_position": first}
+
+
+def first_position(frame: pl.DataFrame, column: str) -> int:
+    """Whether positions count from 0 or from 1."""
+    least = numbers(texts(frame, column)).min()
+    return 0 if least == 0 else 1
 
 
 def guess_items(frame: pl.DataFrame, path: Path) -> tuple[dict[str, str], list[Reason]]:

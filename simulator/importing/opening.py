@@ -82,17 +82,24 @@ class Rejects:
         return pl.DataFrame(self.rows, schema=schema)
 
 
-def expand(given: Sequence[str | Path]) -> list[Path]:
+def expand(given: Sequence[str | Path], left_out: dict[str, str] | None = None) -> list[Path]:
     """The files of paths, folders and globs, in the given order; those of a folder are sorted.
+
+    Args:
+        left_out: is filled with the files of folders that cannot be tables, and why.
 
     Raises:
         KarmafunnelError: for a path, folder or glob without a file.
     """
     found: list[Path] = []
+    skipped = {} if left_out is None else left_out
     for one in given:
         path = Path(one)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and format_of(p))
+            whole = sorted(p for p in path.rglob("*") if p.is_file())
+            whys = {p: no_table(p, path) for p in whole}
+            inside = [p for p in whole if not whys[p]]
+            skipped |= {str(p): why for p, why in whys.items() if why}
         elif path.is_file():
             inside = [path]
         else:
@@ -104,6 +111,27 @@ def expand(given: Sequence[str | Path]) -> list[Path]:
             )
         found += [p for p in inside if p not in found]
     return found
+
+
+def no_table(path: Path, folder: Path) -> str:
+    """Why a file of a folder is left out; "" for one that may be a table."""
+    inside = path.relative_to(folder).parts
+    if any(part.startswith(".") or part == "__MACOSX" for part in inside):
+        return "hidden"
+    if not format_of(path):
+        return "no table"
+    if path.stat().st_size == 0:
+        return "empty"
+    if re.fullmatch(r"cache-\w+", path.stem) and format_of(path) == "arrow":
+        return "a cache of Hugging Face datasets"
+    if re.match(r"(readme|licen[cs]e|changelog|notice)\b", path.name.lower()):
+        return "no table"
+    if path.suffix.lower() == ".json":  # such as dataset_info.json
+        try:
+            layout_of(path)
+        except KarmafunnelError:
+            return "no JSON lines"
+    return ""
 
 
 def format_of(path: Path) -> str:
@@ -128,6 +156,8 @@ def layout_of(path: Path) -> Layout:
         for frame in batches(path, Layout(kind, ()), Rejects()):
             names |= dict.fromkeys(name for name in frame.columns if name != ROW)
             break
+        if not names:
+            raise KarmafunnelError(path, needs="one JSON object a line", found="none")
         return Layout(kind, tuple(names))
     return csv_layout(path, start)
 
@@ -194,6 +224,13 @@ def csv_layout(path: Path, start: bytes) -> Layout:
     )
     if typed:
         names = [name.rsplit(":", 1)[0] for name in names]
+    if len(names) == 1 and re.fullmatch(r"\S+\s+\S+\s+\S+\s+-?\d+", head.strip()):
+        raise KarmafunnelError(
+            path,
+            needs="a first line with the names of the columns",
+            found=f"what may be relevance judgements of TREC: {head[:80]!r}",
+            hint="karmafunnel import-run RUN... --qrels FILE reads those",
+        )
     if all(re.fullmatch(r"-?[\d.,:\- ]+", name) for name in names):
         raise KarmafunnelError(
             path,

@@ -1,0 +1,245 @@
+"""Several tables in one import: events, purchases, lists shown, queries and items are told apart,
+joined by request, and corrected by a map.
+"""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
+from karmafunnel.simulator.importing.assembling import import_tables
+from karmafunnel.simulator.importing.column_map import ColumnMap
+from karmafunnel.simulator.importing.looking import look
+
+START, N = 1_600_000_000, 40  # N requests of 5 items, one a minute
+
+
+def item(request: int, place: int) -> str:
+    return f"{(request * 5 + place) % 23:03d}"
+
+
+def table(path: Path, header: str, rows) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(header + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    return path
+
+
+def events(folder: Path, name: str = "events.csv") -> Path:
+    """The second item of each list is clicked, and that of every fourth bought."""
+    rows = []
+    for r in range(N):
+        rows.append((f"r{r}", f"u{r % 4}", item(r, 2), "click", START + 60 * r + 5))
+        if r % 4 == 0:
+            rows.append((f"r{r}", f"u{r % 4}", item(r, 2), "purchase", START + 60 * r + 9))
+    return table(folder / name, "request_id,user_id,item_id,event,timestamp", rows)
+
+
+def lists(folder: Path, first: int = 1, clicked: bool = False) -> Path:
+    head = "request_id,item_id,position" + (",clicked" if clicked else "")
+    rows = []
+    for r in range(N):
+        for p in range(1, 6):
+            flag = (int(p == 2),) if clicked else ()
+            rows.append((f"r{r}", item(r, p), p - 1 + first, *flag))
+    return table(folder / "shown.csv", head, rows)
+
+
+def requests(folder: Path) -> Path:
+    rows = [(f"r{r}", f"u{r % 4}", START + 60 * r, f"tea {r % 3}") for r in range(N)]
+    return table(folder / "requests.csv", "request_id,user_id,timestamp,query", rows)
+
+
+def goods(folder: Path) -> Path:
+    rows = [(f"{i:03d}", f"Tea no. {i}", f"Tea|Kind {i % 3}", f"{i}.50") for i in range(25)]
+    return table(folder / "goods.csv", "item_id,title,category,price", rows)
+
+
+def imported(tmp_path: Path, *files: Path, **options) -> Log:
+    import_tables(files, tmp_path / "log", **options)
+    return Log.open(tmp_path / "log")
+
+
+def shown_rows(log: Log) -> list[tuple]:
+    frame = log.exposures.sort("request_id", "item_id")
+    return list(frame.select("request_id", "item_id", "position", "clicked", "purchased").rows())
+
+
+def expected_rows(buys: bool) -> list[tuple]:
+    rows = []
+    for r in range(N):
+        for p in range(1, 6):
+            rows.append((f"r{r}", item(r, p), p, p == 2, buys and p == 2 and r % 4 == 0))
+    return sorted(rows)
+
+
+def test_events_lists_queries_and_items_are_joined(tmp_path):
+    folder = tmp_path / "shop"
+    files = [events(folder), lists(folder), requests(folder), goods(folder)]
+    found = import_tables([folder], tmp_path / "log")
+    kinds = {group.path.name: group.kind for group in found.groups}
+    assert kinds == {"events.csv": "interactions", "shown.csv": "lists", "requests.csv": "queries", "goods.csv": "items"}
+    log = Log.open(tmp_path / "log")
+    assert shown_rows(log) == expected_rows(buys=True)
+    assert log.requests.height == N and log.has("exposures") and log.has("query")
+    first = log.requests.row(0, named=True)
+    assert (first["request_id"], first["user_id"], first["query"]) == ("r0", "u0", "tea 0")
+    assert log.requests["ts"].dt.epoch("s").to_list() == [START + 60 * r for r in range(N)]
+    assert log.n_items == 25 and log.items["title"][3] == "Tea no. 3"
+    assert log.items["category"][3].to_list() == ["Tea", "Kind 0"] and log.items["price"][3] == 3.5
+    again = import_tables(files, tmp_path / "again", given=ColumnMap.read(tmp_path / "log" / "import.toml"))
+    assert again.map.files == {group.path.name: group.kind for group in found.groups}
+    for name in ("items", "requests", "exposures"):
+        one, two = (tmp_path / log / f"{name}.parquet" for log in ("log", "again"))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_lists_need_no_events_and_their_positions_may_count_from_0(first, tmp_path):
+    log = imported(tmp_path, lists(tmp_path, first, clicked=True), requests(tmp_path))
+    assert shown_rows(log) == expected_rows(buys=False)
+
+
+def test_texts_of_queries_that_several_requests_share(tmp_path):
+    rows = [(f"u{r % 4}", f"q{r % 3}", item(r, 2), START + 60 * r) for r in range(N)]
+    clicks = table(tmp_path / "clicks.csv", "user_id,query_id,item_id,timestamp", rows)
+    texts = table(tmp_path / "q.csv", "query_id,text", [("q0", "tea"), ("q1", "cups"), ("q1", "two")])
+    log = imported(tmp_path, clicks, texts)
+    assert log.requests["query"].to_list()[:4] == ["tea", "cups", None, "tea"]
+    assert log.meta["set_aside"] == {
+        "queries that stand twice": 1,
+        "rows whose query has no text": sum(r % 3 == 2 for r in range(N)),
+    }
+
+
+def test_purchases_in_a_file_of_their_own(tmp_path):
+    """Also where both files have the same columns."""
+    for header, cells in (("session_id,item_id,timestamp", ()), ("session_id,item_id,timestamp,price", (2.5,))):
+        folder = tmp_path / str(len(cells))
+        clicks = [(f"s{r // 4}", item(r, 1), START + 60 * r) for r in range(N)]
+        buys = [(f"s{r // 4}", item(r, 1), START + 60 * r + 30, *cells) for r in range(0, N, 4)]
+        table(folder / "yoo-clicks.csv", "session_id,item_id,timestamp", clicks)
+        table(folder / "yoo-buys.csv", header, buys)
+        import_tables([folder], folder / "log")
+        log = Log.open(folder / "log")
+        assert (int(log.exposures["clicked"].sum()), int(log.exposures["purchased"].sum())) == (N, N // 4)
+        assert not log.has("users") and log.requests["user_id"].n_unique() == N // 4
+        assert "users: each session is a user of its own" in log.meta["lacks"]
+
+
+def test_a_table_without_items_is_left_out_and_said(tmp_path):
+    people = table(tmp_path / "people.csv", "user_id,age", [("u1", 33)])
+    found = look([events(tmp_path), people])
+    assert ("left out", "people.csv", "no column of items") in [
+        (reason.what, reason.taken, reason.why) for reason in found.reasons
+    ]
+    with pytest.raises(KarmafunnelError, match="needs a column of items"):
+        look([people, people])
+
+
+def test_what_is_no_table_in_a_folder_is_left_out_and_said(tmp_path):
+    folder = tmp_path / "shop"
+    events(folder)
+    for name in ("README.txt", "LICENSE", ".DS_Store", ".hidden.csv", "picture.png"):
+        (folder / name).write_text("of no use\n\nat all")
+    (folder / "dataset_info.json").write_text('{\n  "splits": {}\n}\n')
+    (folder / "part-2.csv").write_text("")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "events.csv").write_text("x")
+    found = import_tables([folder], tmp_path / "log")
+    said = {reason.why: reason.taken for reason in found.reasons if reason.what == "left out"}
+    assert said == {
+        "hidden": ".DS_Store, .hidden.csv, events.csv",
+        "no table": "LICENSE, README.txt, picture.png",
+        "no JSON lines": "dataset_info.json",
+        "empty": "part-2.csv",
+    }
+    assert found.rows == N + N // 4
+    (folder / "part-2.csv.gz").write_bytes(b"no gzip")
+    with pytest.raises(KarmafunnelError, match=r"part-2\.csv\.gz"):
+        import_tables([folder], tmp_path / "other")
+
+
+def test_rows_that_cannot_be_joined_are_rejected_by_file_and_row(tmp_path):
+    files = [events(tmp_path), lists(tmp_path), requests(tmp_path)]
+    with files[1].open("a") as file:
+        file.write("nobody,001,1\n")  # in no other table
+    with files[0].open("a") as file:
+        file.write(f"r3,u3,022,click,{START + 185}\n")  # not in the list of r3
+    log = imported(tmp_path, *files)
+    assert shown_rows(log) == expected_rows(buys=True)
+    rows = pl.read_parquet(tmp_path / "log" / "rejected.parquet").sort("file").to_dicts()
+    assert [(Path(row["file"]).name, row["row"], row["reason"]) for row in rows] == [
+        ("events.csv", N + N // 4 + 1, "the list of its request lacks the item"),
+        ("shown.csv", 5 * N + 1, "its request has no time"),
+    ]
+
+
+def test_gaps_in_positions_are_closed_and_counted(tmp_path):
+    rows = []
+    for r in range(N):
+        for p in range(1, 6):
+            rows.append((f"r{r}", f"u{r % 4}", "" if (r, p) == (7, 2) else item(r, p), p, int(p == 1), START + 60 * r))
+    path = table(tmp_path / "lists.csv", "request_id,user_id,item_id,position,clicked,ts", rows)
+    log = imported(tmp_path, path)
+    mine = log.exposures.filter(pl.col("request_id") == "r7").sort("position")
+    assert mine["item_id"].to_list() == [item(7, p) for p in (1, 3, 4, 5)]
+    assert mine["position"].to_list() == [1, 2, 3, 4]
+    assert log.meta["set_aside"] == {"lists with gaps in their positions, which were closed": 1, "rejected: no item": 1}
+
+
+def test_the_map_says_what_a_file_is(tmp_path):
+    files = [events(tmp_path), lists(tmp_path, clicked=True), requests(tmp_path)]
+    made = look(files).map
+    alone = ColumnMap(**(vars(made) | {"files": {**made.files, "events.csv": "none"}, "columns": {}}))
+    found = import_tables(files, tmp_path / "log", given=alone)
+    assert ("left out", "events.csv", "the map") in [(r.what, r.taken, r.why) for r in found.reasons]
+    assert shown_rows(Log.open(tmp_path / "log")) == expected_rows(buys=False)
+    with pytest.raises(KarmafunnelError, match="files needs kinds among interactions"):
+        ColumnMap(files={"a.csv": "tables"})
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "words"),
+    [
+        ("request_id,user_id,timestamp", ("r1", "u1", "2020-09-13"), "written as in the other tables"),
+        ("query_id,user_id,query", ("r1", "u1", "tea"), "needs a column of requests"),
+    ],
+)  # fmt: skip
+def test_tables_that_cannot_be_joined_are_refused_by_file(header, row, words, tmp_path):
+    rows = [(f"u{r % 4}", item(r, 2), START + 60 * r) for r in range(N)]
+    if "request_id" in header:
+        rows = [(f"r{r}", *one) for r, one in enumerate(rows)]
+    head = "request_id,user_id,item_id,timestamp" if "request_id" in header else "user_id,item_id,timestamp"
+    clicks = table(tmp_path / "clicks.csv", head, rows)
+    asked = table(tmp_path / "asked.csv", header, [row])
+    with pytest.raises(KarmafunnelError, match=words) as raised:
+        look([clicks, asked])
+    assert ".csv" in raised.value.who
+
+
+def test_impressions_are_the_lists_of_their_requests(tmp_path):
+    rows = []
+    for r in range(N):
+        for p in range(1, 6):
+            rows.append((f"r{r}", f"u{r % 4}", item(r, p), p, "impression", START + 60 * r))
+        rows.append((f"r{r}", f"u{r % 4}", item(r, 2), 2, "click", START + 60 * r + 5))
+    path = table(tmp_path / "ubi.csv", "request_id,user_id,item_id,position,event,timestamp", rows)
+    log = imported(tmp_path, path)
+    assert shown_rows(log) == expected_rows(buys=False) and log.has("exposures")
+
+
+def test_positions_of_clicks_alone_are_no_lists(tmp_path):
+    rows = [(f"r{r}", f"u{r % 4}", item(r, 3), 3, START + 60 * r) for r in range(N)]
+    path = table(tmp_path / "clicks.csv", "request_id,user_id,item_id,position,timestamp", rows)
+    found = import_tables([path], tmp_path / "log")
+    assert "all of its rows are clicked: no lists" in [r.why for r in found.reasons]
+    assert not Log.open(tmp_path / "log").has("exposures")
+
+
+def test_a_query_of_several_users_is_no_request(tmp_path):
+    rows = [(f"u{r % 4}", f"q{r % 3}", item(r, 2), START + 60 * r) for r in range(N)]
+    path = table(tmp_path / "clicks.csv", "user_id,query_id,item_id,timestamp", rows)
+    found = look([path])
+    assert found.map.per == "event" and "request" not in found.map.columns
+    assert ("request", "not query_id") in [(reason.what, reason.taken) for reason in found.reasons]
