@@ -5,7 +5,7 @@ notebook displays as in a report.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from ..models.embedders import Embedder
 from ..stages.stage import Funnel, Stage
 from .importing.assembling import import_tables
 from .importing.column_map import ROLES
-from .importing.logged_runs import funnel_of, log_of_qrels, read_lists, stages_beside
+from .importing.logged_runs import (
+    Lists,
+    answered,
+    funnel_of,
+    log_beside,
+    log_for,
+    read_lists,
+    stages_beside,
+)
+from .importing.stage_lists import Reading
 from .measure import compare as comparing
 from .measure.run import Run
 from .replay.options import DEFAULTS, RunOptions
@@ -201,29 +210,40 @@ def import_run(
     log: AnyLog | None = None,
     qrels: Path | str | None = None,
     stages: Sequence[str] = (),
+    told: Reading | None = None,
     options: RunOptions = DEFAULTS,
+    tell: Callable[[Lists, Sequence[str], Sequence[dict[str, Any]]], None] | None = None,
 ) -> Run:
     """Make a Run of a funnel outside karmafunnel from the lists that its stages returned, without
     training.
 
     Args:
-        files: TREC runs, one per stage, in the order of the stages; or tables with request, item,
-            rank or score, and a stage column or one file per stage.
-        log: the log with the requests. Give either this or `qrels`.
+        files: TREC runs, one per stage, in the order of the stages; tables with request, item, rank
+            or score, and a stage column or one file per stage; UBI queries and events; responses of
+            Elasticsearch, OpenSearch or Vespa, one JSON object a line.
+        log: the log with the requests. Give either this or `qrels`; with UBI events, neither.
         qrels: a file of TREC relevance judgements.
         stages: the stages in order, where the files do not give it.
+        told: the format of the files, and where things are in them; default: recognised.
+        tell: called before the replay with the lists, sentences about what was found, and how many
+            requests each stage answered.
+
+    Returns:
+        The Run. A log that was made for it, of judgements or UBI events, is in `OUT.log`.
 
     Raises:
-        KarmafunnelError: for files that cannot be read, requests or items that the log lacks, and
-            as `replay` does.
+        KarmafunnelError: for files that cannot be read, requests that the log lacks, and as
+            `replay` does.
     """
-    lists, out = read_lists(files, stages), Path(out)
-    if (log is None) == (qrels is None):
-        raise KarmafunnelError(
-            "import-run", needs="a log or qrels", found="neither" if log is None else "both"
-        )
-    known = log if log is not None else log_of_qrels(Path(str(qrels)), lists)
-    return replay(funnel_of(lists, stages_beside(out), known), known, out=out, options=options)
+    lists, out = read_lists(files, stages, told), Path(out)
+    known, notes = log_for(lists, log, qrels, told)
+    funnel = funnel_of(lists, stages_beside(out), known)
+    if tell is not None:
+        tell(lists, [*lists.notes, *notes], answered(lists, known, options.window))
+    if known is not log:
+        known.write(log_beside(out), force=options.force)
+        known = AnyLog.open(log_beside(out))
+    return replay(funnel, known, out=out, options=options)
 
 
 def explain(

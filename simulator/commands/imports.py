@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .parameters import (
 )
 
 if TYPE_CHECKING:
+    from ..importing.logged_runs import Lists
     from ..importing.looking import Found
 
 
@@ -42,6 +44,20 @@ class Column(click.ParamType):
                 f"needs ROLE=NAME with a role among {', '.join(ROLES)}, found {value!r}", param, ctx
             )
         return role, column
+
+
+class Score(click.ParamType):
+    """A stage and the field of a hit with its score: STAGE=FIELD."""
+
+    name = "stage=field"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        stage, _, path = value.partition("=")
+        if not stage or not path:
+            self.fail(f"needs STAGE=FIELD, found {value!r}", param, ctx)
+        return stage, path
 
 
 @click.command(name="import")
@@ -146,11 +162,27 @@ def import_command(
 @click.option("--log", type=folder, help="The log with the requests.")
 @click.option("--qrels", type=folder, help="TREC relevance judgements, in place of --log.")
 @click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["trec", "table", "ubi", "elasticsearch", "opensearch", "vespa"]),
+    help="The format of the files; default: recognised for each file.",
+)
+@click.option(
     "--stage",
     "stages",
     multiple=True,
     help="The stages in order, once each; default: as in the files.",
 )
+@click.option("--item", default="", help="The field of a hit with its item id: _source.sku.")
+@click.option(
+    "--score",
+    "scores",
+    type=Score(),
+    multiple=True,
+    help="An earlier phase and the field of a hit with its score: first=matchfeatures.bm25.",
+)
+@click.option("--click", "clicks", multiple=True, help="A UBI action that is a click.")
+@click.option("--purchase", "purchases", multiple=True, help="A UBI action that is a purchase.")
 @window_option
 @force_flag
 def import_run_command(
@@ -158,18 +190,26 @@ def import_run_command(
     run: Path,
     log: Path | None,
     qrels: Path | None,
+    kind: str | None,
     stages: tuple[str, ...],
+    item: str,
+    scores: tuple[tuple[str, str], ...],
+    clicks: tuple[str, ...],
+    purchases: tuple[str, ...],
     window: str,
     force: bool,
 ) -> None:
     """Make a Run of a funnel outside karmafunnel from the lists that its stages returned, without
     training.
 
-    FILES are TREC runs, one per stage in the order of the stages, or tables with request, item,
-    rank or score, and a stage column or one file per stage. All measures, reports and `gate` work
-    on the Run. The lists are kept in the folder RUN.stages.
+    FILES are TREC runs, one per stage in the order of the stages; tables with request, item, rank
+    or score, and a stage column or one file per stage; queries and events of User Behavior Insights
+    (UBI), which need no --log; or responses of Elasticsearch, OpenSearch or Vespa, one JSON object
+    with a request_id a line. All measures, reports and `gate` work on the Run. The lists are kept
+    in the folder RUN.stages, a log made of judgements or of UBI in RUN.log.
     """
     from ..front import import_run
+    from ..importing.stage_lists import Reading
     from ..replay.options import RunOptions
     from .figures import print_stage_table
 
@@ -181,9 +221,43 @@ def import_run_command(
         log=None if log is None else open_log(log),
         qrels=qrels,
         stages=stages,
+        told=Reading(kind or "", item, dict(scores), clicks, purchases),
         options=options,
+        tell=print_lists,
     )
     print_stage_table(run)
+
+
+def print_lists(lists: Lists, notes: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Print what the files were taken for, and how many requests each stage answered."""
+    from ..importing.logged_runs import FORMATS
+    from ..report.table import Table, print_table
+
+    for name, kind in lists.formats.items():
+        err.print(f"{name}: {FORMATS[kind]}", soft_wrap=True)
+    for note in notes:
+        err.print(note, soft_wrap=True)
+    columns = ["stage", "answered", "no list", "items", "longest", "shorter", "left out"]
+    cells = [
+        [
+            row["stage"],
+            f"{row['answered']:,}",
+            f"{row['nothing']:,}",
+            f"{row['mean']:.1f}",
+            f"{row['longest']:,}",
+            f"{row['shorter']:,}",
+            f"{row['left_out']:,}",
+        ]
+        for row in rows
+    ]
+    print_table(Table(columns, cells, title="lists of the stages"), out)
+    if late := [row["stage"] for row in rows if row["nothing"]]:
+        err.print(f"requests without a list count 0: {', '.join(late)}", soft_wrap=True)
+    if any(row["left_out"] for row in rows):
+        words = "left out: items that the stage before did not return, or not eligible then"
+        err.print(words, soft_wrap=True)
+    if others := [f"{row['others']:,} in {row['stage']}" for row in rows if row["others"]]:
+        err.print(f"requests that are not replayed: {', '.join(others)}", soft_wrap=True)
 
 
 def print_reasons(found: Found) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as made_of
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -20,129 +22,92 @@ from ...stages.outside import ExternalRank
 from ...stages.recall.external import External
 from ...stages.stage import Funnel, Stage
 from .guessing import by_name, numbers
-from .opening import ROW, Rejects, batches, expand, layout_of
+from .opening import ROW, Rejects, batches, expand, format_of, layout_of
+from .responses import is_elasticsearch, is_vespa, response_lists
+from .stage_lists import LISTS, ROLES, Reading, objects
+from .trec import SUFFIXES, is_trec, log_of_qrels, stage_of, trec_lists
+from .ubi import Ubi, is_ubi, log_of_ubi, read_ubi
 
-ROLES: dict[str, tuple[str, ...]] = {
-    "request": (
-        "request",
-        "requestid",
-        "queryid",
-        "qid",
-        "query",
-        "searchid",
-        "topic",
-        "impressionid",
-    ),
-    "stage": ("stage", "phase", "step", "layer"),
-    "item": ("item", "itemid", "docid", "doc", "documentid", "product", "productid", "id"),
-    "rank": ("rank", "position", "place"),
-    "score": ("score", "relevance", "value"),
+FORMATS = {
+    "trec": "a TREC run",
+    "ubi": "UBI queries and events",
+    "elasticsearch": "responses of Elasticsearch or OpenSearch",
+    "vespa": "results of Vespa",
+    "table": "a table",
 }
-LISTS = {
-    "request_id": pl.String,
-    "stage": pl.String,
-    "item_id": pl.String,
-    "rank": pl.Float64,
-    "score": pl.Float64,
-}
+SAME = {"opensearch": "elasticsearch"}
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Lists that stages returned: request_id, stage, item_id, place (1 is best); and the stages in
-    order.
+    """Lists that stages returned.
+
+    Attributes:
+        frame: request_id, stage, item_id, place (1 is best).
+        stages: in order.
+        formats: what each file was taken for, by its name.
+        notes: sentences about what was found.
+        ubi: UBI events, of which a log can be made.
     """
 
     frame: pl.DataFrame
     stages: tuple[str, ...]
+    formats: dict[str, str] = made_of(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    ubi: Ubi | None = None
 
 
-def is_trec(path: Path) -> bool:
-    """Whether a file holds a TREC run: six fields per line, of which the second is Q0."""
-    try:
-        with path.open("rb") as file:
-            fields = file.readline(4096).split()
-    except OSError:
-        return False
-    return len(fields) == 6 and fields[1].upper() == b"Q0"
+def recognised(path: Path) -> str:
+    """The format of a file, by its suffix and its first rows."""
+    kind = format_of(path)
+    if kind in ("jsonl", "parquet", "arrow"):
+        _, first = next(iter(objects(path)), (0, {}))
+        tests = {"ubi": is_ubi, "elasticsearch": is_elasticsearch, "vespa": is_vespa}
+        return next((name for name, test in tests.items() if test(first)), "table")
+    return "trec" if is_trec(path) else "table"
 
 
-def read_trec(path: Path, what: str, names: Sequence[str]) -> pl.DataFrame:
-    """Read a file with fields separated by whitespace, all as text; raises KarmafunnelError naming
-    a line with a wrong number of fields.
-    """
-    rows: list[list[str]] = []
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KarmafunnelError(path, needs=f"{what} in UTF-8", found=error) from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if fields := line.split():
-            if len(fields) != len(names):
-                raise KarmafunnelError(
-                    f"{path}: line {number}",
-                    needs=f"{len(names)} fields of {what}",
-                    found=len(fields),
-                )
-            rows.append(fields)
-    if not rows:
-        raise KarmafunnelError(path, needs=f"lines of {what}", found="none")
-    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
-
-
-def trec_lists(paths: Sequence[Path]) -> pl.DataFrame:
-    """Read TREC runs, one per stage; a stage has the name of its file."""
-    frames = []
-    for path in paths:
-        frame = read_trec(
-            path, "a TREC run", ("request_id", "q0", "item_id", "rank", "score", "tag")
-        )
-        frame = frame.with_columns(
-            pl.col("rank", "score").cast(pl.Float64, strict=False), pl.lit(path.stem).alias("stage")
-        )
-        if frame["score"].null_count():
-            bad = frame.filter(pl.col("score").is_null()).row(0, named=True)
-            raise KarmafunnelError(path, needs="scores that are numbers", found=bad)
-        frames.append(frame.select(list(LISTS)))
-    return pl.concat(frames)
-
-
-def table_lists(paths: Sequence[Path]) -> pl.DataFrame:
-    """Read tables with request, item, rank or score, and stage; without a stage column each file is
+def table_lists(path: Path) -> pl.DataFrame:
+    """Read a table with request, item, rank or score, and stage; without a stage column the file is
     a stage.
     """
-    frames = []
-    for path in paths:
-        layout = layout_of(path)
-        roles = by_name(list(layout.names), ROLES)
-        if missing := [role for role in ("request", "item") if role not in roles]:
-            raise KarmafunnelError(
-                path, needs=f"a column of {missing[0]}s", found=list(layout.names)
-            )
-        if "rank" not in roles and "score" not in roles:
-            raise KarmafunnelError(
-                path, needs="a column of ranks or of scores", found=list(layout.names)
-            )
-        for frame in batches(path, layout, Rejects()):
-            picked = {
-                "request_id": frame[roles["request"]].cast(pl.String),
-                "item_id": frame[roles["item"]].cast(pl.String),
-            }
-            for role in ("rank", "score"):
-                if role in roles:
-                    picked[role] = numbers(
-                        frame[roles[role]].cast(pl.String, strict=False).str.strip_chars()
-                    )
-            made = pl.DataFrame(picked)
-            if "stage" in roles:
-                made = made.with_columns(frame[roles["stage"]].cast(pl.String).alias("stage"))
-            else:
-                made = made.with_columns(pl.lit(path.stem).alias("stage"))
-            for name, dtype in LISTS.items():
-                if name not in made.columns:
-                    made = made.with_columns(pl.lit(None, dtype).alias(name))
-            check_rows(made, frame, path)
-            frames.append(made.select(list(LISTS)))
+    layout = layout_of(path)
+    roles = by_name(list(layout.names), ROLES)
+    if missing := [role for role in ("request", "item") if role not in roles]:
+        raise KarmafunnelError(path, needs=f"a column of {missing[0]}s", found=list(layout.names))
+    if "rank" not in roles and "score" not in roles:
+        raise KarmafunnelError(
+            path, needs="a column of ranks or of scores", found=list(layout.names)
+        )
+    frames: list[pl.DataFrame] = []
+    rejects = Rejects()
+    for frame in batches(path, layout, rejects):
+        picked = {
+            "request_id": frame[roles["request"]].cast(pl.String),
+            "item_id": frame[roles["item"]].cast(pl.String),
+        }
+        for role in ("rank", "score"):
+            if role in roles:
+                picked[role] = numbers(
+                    frame[roles[role]].cast(pl.String, strict=False).str.strip_chars()
+                )
+        made = pl.DataFrame(picked)
+        if "stage" in roles:
+            made = made.with_columns(frame[roles["stage"]].cast(pl.String).alias("stage"))
+        else:
+            made = made.with_columns(pl.lit(stage_of(path)).alias("stage"))
+        for name, dtype in LISTS.items():
+            if name not in made.columns:
+                made = made.with_columns(pl.lit(None, dtype).alias(name))
+        check_rows(made, frame, path)
+        frames.append(made.select(list(LISTS)))
+    if rejects.count:
+        first = rejects.rows[0]
+        raise KarmafunnelError(
+            f"{path}: row {first['row']}", needs="a row like the others", found=first["reason"]
+        )
+    if not frames:
+        raise KarmafunnelError(path, needs="rows", found="a header alone")
     return pl.concat(frames)
 
 
@@ -163,95 +128,228 @@ def check_rows(made: pl.DataFrame, frame: pl.DataFrame, path: Path) -> None:
         )
 
 
-def read_lists(given: Sequence[str | Path], stages: Sequence[str] = ()) -> Lists:
-    """Read the lists that the stages of a funnel returned, from TREC runs or tables.
+def paths_of(given: Sequence[str | Path]) -> list[Path]:
+    """The files of paths, folders and globs; a file that is named may have any suffix."""
+    paths: list[Path] = []
+    for one in given:
+        path = Path(one)
+        inside = [path] if path.is_file() else trec_files_in(path) or expand([one])
+        paths += [found for found in inside if found not in paths]
+    return paths
+
+
+def trec_files_in(path: Path) -> list[Path]:
+    """The TREC runs of a folder or glob, by name."""
+    inside = path.iterdir() if path.is_dir() else path.parent.glob(path.name)
+    return sorted(one for one in inside if one.is_file() and set(SUFFIXES) & set(one.suffixes))
+
+
+def read_lists(
+    given: Sequence[str | Path], stages: Sequence[str] = (), told: Reading | None = None
+) -> Lists:
+    """Read the lists that the stages of a funnel returned.
 
     Args:
-        stages: names of the stages in order; default: the order of the files or, where a file
+        stages: names of the stages in order; default: the order of the files or, where a table
             holds several stages, by decreasing length of their lists.
+        told: the format, and where things are in it; default: recognised for each file.
 
     Raises:
         KarmafunnelError: for files that cannot be read, an item that occurs twice in a list, and
             unknown stages.
     """
-    paths = expand(given) if not all(is_trec(Path(p)) for p in given) else [Path(p) for p in given]
-    trec = [path for path in paths if is_trec(path)]
-    frame = trec_lists(paths) if len(trec) == len(paths) else table_lists(paths)
+    told = told or Reading()
+    paths = paths_of(given)
+    wanted = SAME.get(told.format, told.format)
+    kinds = {path: wanted or recognised(path) for path in paths}
+    ubi = [path for path in paths if kinds[path] == "ubi"]
+    events = read_ubi(ubi) if ubi else None
+    alone = sum(kind in ("elasticsearch", "vespa") for kind in kinds.values()) == 1
+    frames: list[pl.DataFrame] = []
+    notes: list[str] = []
+    mixed = False
+    for path, kind in kinds.items():
+        if kind == "ubi":
+            if events is None or path != ubi[0]:
+                continue
+            frame = events.lists()
+        elif kind == "trec":
+            frame = trec_lists(path)
+        elif kind == "table":
+            frame = table_lists(path)
+            mixed |= frame["stage"].n_unique() > 1
+        else:
+            frame, more = response_lists(path, kind, told, alone)
+            notes += more
+        check_once(frame, path)
+        frames.append(frame)
+    frame = placed(pl.concat(frames))
+    check_once(frame, "import-run")
+    if frame.is_empty():
+        raise KarmafunnelError("import-run", needs="lists with items", found="none")
+    return Lists(
+        frame,
+        in_order(frame, stages, mixed),
+        {path.name: kind for path, kind in kinds.items()},
+        tuple(notes),
+        events,
+    )
+
+
+def check_once(frame: pl.DataFrame, where: Path | str) -> None:
+    """Raises KarmafunnelError for an item that occurs twice in a list."""
     twice = frame.select("request_id", "stage", "item_id").is_duplicated()
     if twice.any():
+        row = frame.row(int(twice.arg_max() or 0), named=True)
         raise KarmafunnelError(
-            "import-run",
+            where,
             needs="each item at most once in a list",
-            found=f"twice: {frame.row(int(twice.arg_max() or 0), named=True)}",
+            found=f"item {row['item_id']!r} twice for request {row['request_id']!r} in stage"
+            f" {row['stage']}",
         )
+
+
+def placed(frame: pl.DataFrame) -> pl.DataFrame:
+    """The lists with the place of each item: by descending score where a stage has scores of all
+    its items, else by rank; stages in the order of the files.
+    """
+    scored = pl.col("score").is_not_null().all().over("stage")
+    score = pl.col("score").neg().fill_null(float("inf"))
+    rank = pl.col("rank").fill_null(float("inf"))
+    first = pl.when(scored).then(score).otherwise(rank)
+    then = pl.when(scored).then(rank).otherwise(score)
+    numbered = frame.with_row_index("line")
+    stage = pl.col("line").min().over("stage")
+    ordered = numbered.sort(stage, "request_id", first, then, "line")
+    place = pl.int_range(1, pl.len() + 1).over("stage", "request_id")
+    return ordered.select("request_id", "stage", "item_id", place.alias("place"))
+
+
+def in_order(frame: pl.DataFrame, stages: Sequence[str], mixed: bool) -> tuple[str, ...]:
+    """The stages in their order: as told, else as in the files, or by decreasing length of their
+    lists if a table is `mixed`.
+
+    Raises:
+        KarmafunnelError: for unknown stages, and where lists of a later stage are longer.
+    """
     there = frame["stage"].unique(maintain_order=True).to_list()
-    if not stages:
-        lengths = (
-            frame.group_by("stage", "request_id").len().group_by("stage").agg(pl.col("len").mean())
-        )
-        longest = dict(lengths.iter_rows())
-        stages = there if len(paths) == len(there) else sorted(there, key=lambda s: -longest[s])
-        for first, then in pairwise(stages):
-            if longest[then] > longest[first]:
-                raise KarmafunnelError(
-                    "import-run",
-                    needs="stages in their order, each of no longer lists than the one before",
-                    found=f"{longest[first]:.1f} items on average in {first}, then"
-                    f" {longest[then]:.1f} in {then}",
-                    hint="say the order: "
-                    + " ".join(f"--stage {s}" for s in sorted(stages, key=lambda s: -longest[s])),
-                )
     if stray := [stage for stage in stages if stage not in there]:
         raise KarmafunnelError("import-run", needs=f"stages among {there}", found=stray)
-    best = [pl.col("score").neg().fill_null(float("inf")), pl.col("rank").fill_null(float("inf"))]
-    by = best if frame["score"].null_count() == 0 else best[::-1]
-    ordered = frame.with_row_index("line").sort("stage", "request_id", *by, "line")
-    place = pl.int_range(1, pl.len() + 1).over("stage", "request_id")
-    return Lists(
-        ordered.select("request_id", "stage", "item_id", place.alias("place")), tuple(stages)
+    if stages:
+        return tuple(stages)
+    lengths = (
+        frame.group_by("stage", "request_id").len().group_by("stage").agg(pl.col("len").mean())
     )
+    longest = dict(lengths.iter_rows())
+    by_length = sorted(there, key=lambda stage: -longest[stage])
+    order = by_length if mixed else there
+    for first, then in pairwise(order):
+        if longest[then] > longest[first]:
+            raise KarmafunnelError(
+                "import-run",
+                needs="stages in their order, each of no longer lists than the one before",
+                found=f"{longest[first]:.1f} items on average in {first}, then"
+                f" {longest[then]:.1f} in {then}",
+                hint="say the order: " + " ".join(f"--stage {stage}" for stage in by_length),
+            )
+    return tuple(order)
 
 
-def log_of_qrels(qrels: Path, lists: Lists) -> Log:
-    """A log of a TREC collection: topics are requests of W3, relevant documents are clicks.
+def log_for(
+    lists: Lists, log: Log | None, qrels: Path | str | None, told: Reading | None = None
+) -> tuple[Log, list[str]]:
+    """The log with the requests of the lists: the one that was given, with unknown items added; or
+    one made of relevance judgements, or of UBI events.
 
-    The catalogue holds every document that is judged or listed; all of them are eligible. Runs of
-    the same judgements can be compared although their catalogues differ (`judged` in `log.json`).
+    Returns:
+        The log, and sentences about how it was made.
+
+    Raises:
+        KarmafunnelError: unless there is exactly one source of requests.
     """
-    judged = read_trec(
-        qrels, "relevance judgements", ("request_id", "iteration", "item_id", "relevance")
+    if log is not None and qrels is not None:
+        raise KarmafunnelError("import-run", needs="--log or --qrels, not both", found="both")
+    listed = lists.frame["item_id"]
+    if qrels is not None:
+        return log_of_qrels(Path(qrels), listed)
+    if log is not None:
+        return with_items(log, listed.unique().sort())
+    if lists.ubi is not None:
+        return log_of_ubi(lists.ubi, listed, told or Reading())
+    raise KarmafunnelError(
+        "import-run",
+        needs="to know which items are relevant",
+        found="neither a log nor judgements",
+        hint="add --log LOG (a log with these requests) or --qrels FILE (TREC judgements)",
     )
-    level = judged["relevance"].cast(pl.Float64, strict=False)
-    if level.null_count():
-        raise KarmafunnelError(
-            qrels,
-            needs="levels of relevance that are numbers",
-            found=judged.row(int(level.is_null().arg_max() or 0)),
+
+
+def with_items(log: Log, listed: pl.Series) -> tuple[Log, list[str]]:
+    """The log, and the listed items that it does not know in its catalogue; comparable with Runs of
+    the log itself (`judged`). Where only items seen before are eligible, they are left out.
+    """
+    fresh = listed.filter(~listed.is_in(log.items["item_id"].implode()))
+    if fresh.is_empty():
+        return log, []
+    said = f"{len(fresh):,} listed items, such as {fresh[0]!r}, are not in log {log.name}: "
+    if log.meta["catalogue"] == "seen":
+        return log, [f"{said}left out, as only items seen before are eligible"]
+    items = pl.concat([log.items, pl.DataFrame({"item_id": fresh})], how="diagonal")
+    meta = log.meta | {"judged": log.meta.get("judged") or log.checksum}
+    made = Log.make(items, log.requests, log.exposures, meta)
+    return made, [f"{said}added to its catalogue, relevant for no request"]
+
+
+def answered(lists: Lists, log: Log, window: str) -> list[dict[str, Any]]:
+    """What each stage returned for the requests of a window: one row per stage.
+
+    `answered`, `nothing`: requests with and without a list. `shorter`: lists with fewer items than
+    the longest. `left_out`: items that were not eligible, or that the stage before did not return.
+    `others`: requests in the files that the window does not have.
+    """
+    inside = log.requests.filter(pl.col("window") == window)
+    if log.meta["scenario"]:
+        inside = inside.filter(pl.col("source").is_in(log.meta["scenario"]))
+    ids = inside["request_id"]
+    rows: list[dict[str, Any]] = []
+    kept = eligible(lists.frame, log)
+    key = ["request_id", "item_id"]
+    for stage in lists.stages:
+        whole = lists.frame.filter(pl.col("stage") == stage)
+        mine = whole.filter(pl.col("request_id").is_in(ids.implode()))
+        kept = mine.join(kept.select(key).unique(), on=key, how="semi")
+        length = mine.group_by("request_id").len()["len"]
+        longest = int(length.max() or 0)  # type: ignore[arg-type]
+        rows.append(
+            {
+                "stage": stage,
+                "answered": len(length),
+                "nothing": len(ids) - len(length),
+                "longest": longest,
+                "mean": float(length.mean() or 0),  # type: ignore[arg-type]
+                "shorter": int((length < longest).sum()),
+                "left_out": mine.height - kept.height,
+                "others": whole["request_id"].n_unique() - len(length),
+            }
         )
-    relevant = judged.filter(level > 0).unique(["request_id", "item_id"], maintain_order=True)
-    items = pl.concat([judged["item_id"], lists.frame["item_id"]]).unique().sort()
-    topics = judged["request_id"].unique().sort()
-    requests = pl.DataFrame({"request_id": topics}).with_columns(
-        user_id=pl.col("request_id"), source=pl.lit("search"), window=pl.lit("W3")
+    return rows
+
+
+def eligible(frame: pl.DataFrame, log: Log) -> pl.DataFrame:
+    """The rows with a request of the log and an item that was eligible then."""
+    numbered = frame
+    for key, table in (("request_id", log.requests), ("item_id", log.items)):
+        numbers_of = table.select(key, pl.int_range(pl.len()).alias(f"{key} number"))
+        numbered = numbered.join(numbers_of, on=key, maintain_order="left")
+    was = log.asof.is_eligible(
+        numbered["request_id number"].to_numpy(), numbered["item_id number"].to_numpy()
     )
-    exposures = relevant.select("request_id", "item_id", pl.lit(True).alias("clicked"))
-    meta = {
-        "name": qrels.name.partition(".")[0] or qrels.name,
-        "source": qrels.name,
-        "judged": sha256(qrels),
-        "time": "order",
-        "scenario": ["search"],
-        "label": "click",
-        "catalogue": "published",
-        "has": {"clicks": True, "users": True},
-        "lacks": [
-            "clicks: what is relevant stands in for them",
-            "users: every topic is one of its own",
-            "prices",
-            "lists shown",
-        ],
-    }
-    return Log.make(pl.DataFrame({"item_id": items}), requests, exposures, meta)
+    return numbered.filter(pl.Series(was, dtype=pl.Boolean)).select(frame.columns)
+
+
+def log_beside(run: Path) -> Path:
+    """The folder next to a Run that holds the log which was made for it."""
+    return run.with_name(f"{run.name}.log")
 
 
 def stages_beside(run: Path) -> Path:
@@ -265,8 +363,10 @@ def funnel_of(lists: Lists, folder: Path, log: Log) -> Funnel:
     Raises:
         KarmafunnelError: where the log has none of the requests.
     """
-    known = set(log.request_ids.tolist())
-    mine = lists.frame.filter(pl.col("request_id").is_in(list(known)))
+    mine = lists.frame.filter(
+        pl.col("request_id").is_in(log.requests["request_id"].implode())
+        & pl.col("item_id").is_in(log.items["item_id"].implode())
+    )
     for stage in lists.stages:
         if mine.filter(pl.col("stage") == stage).is_empty():
             there = lists.frame.filter(pl.col("stage") == stage)["request_id"]
