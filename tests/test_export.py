@@ -4,11 +4,12 @@ import ir_measures
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from ir_measures import RR, Success
+from ir_measures import RR, P, R, Success, nDCG
 from karmafunnel import KarmafunnelError, Log, import_run, measure, replay
 from karmafunnel.cli import main
 from karmafunnel.simulator.importing.assembling import import_tables
 from karmafunnel.simulator.measure.exporting import export_log, export_run, no_blanks
+from karmafunnel.simulator.measure.measures.measure import Measure
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import Unseen
 
@@ -18,31 +19,45 @@ def run(shop):
     return replay(Popular(k=60) >> Unseen(k=30), shop)
 
 
+MEASURES = {"HR@10": Success @ 10, "MRR": RR, "P@10": P @ 10, "R@10": R @ 10, "nDCG@10": nDCG @ 10}
+
+
+def values_of(run):
+    rows = measure(run, *MEASURES, "survival", ci=False).filter(pl.col("stage").is_in(run.stages))
+    return {(m, s): v for m, s, v in rows.select("measure", "stage", "value").iter_rows()}
+
+
 def test_a_run_as_trec_says_the_same_to_ir_measures_and_comes_back(run, tmp_path):
+    """The files are numbered, so that a folder of them has the stages in order."""
     names = export_run(run, tmp_path / "trec", "trec")
-    assert names == ["qrels.txt", "recall.trec", "unseen.trec"]
+    assert names == ["01-recall.trec", "02-unseen.trec", "qrels.txt"]
     qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "trec" / "qrels.txt")))
     relevant = {q.query_id for q in qrels}
-    for stage in run.stages:
-        lists = list(ir_measures.read_trec_run(str(tmp_path / "trec" / f"{stage}.trec")))
-        values = ir_measures.calc_aggregate([Success @ 10, RR], qrels, lists)
-        for name, theirs in (("HR@10", Success @ 10), ("MRR", RR)):
-            (ours,) = measure(run, name, ci=False).filter(stage=stage)["value"]
-            assert ours == pytest.approx(values[theirs], abs=1e-9)
-    again = import_run(
-        [tmp_path / "trec" / f"{stage}.trec" for stage in run.stages],
-        tmp_path / "again",
-        qrels=tmp_path / "trec" / "qrels.txt",
-    )
+    ours = values_of(run)
+    for number, stage in enumerate(run.stages, 1):
+        path = tmp_path / "trec" / f"{number:02}-{stage}.trec"
+        lists = list(ir_measures.read_trec_run(str(path)))
+        theirs = ir_measures.calc_aggregate(list(MEASURES.values()), qrels, lists)
+        for name, its in MEASURES.items():
+            mine = ours[str(Measure.parse(name)), stage]
+            assert mine == pytest.approx(theirs[its], abs=1e-9), name
+    qrels_file = tmp_path / "trec" / "qrels.txt"
+    again = import_run([tmp_path / "trec"], tmp_path / "again", qrels=qrels_file)
+    assert again.stages == run.stages
     assert set(again.read("requests")["request_id"]) == relevant
-    mine, theirs = (measure(r, "HR@10", ci=False).filter(stage="recall") for r in (run, again))
-    assert theirs["value"][0] == pytest.approx(mine["value"][0], abs=1e-12)
+    assert values_of(again) == pytest.approx(ours, abs=1e-12)
+    glob = import_run([tmp_path / "trec" / "*.trec"], tmp_path / "glob", qrels=qrels_file)
+    assert glob.stages == run.stages
 
 
-def test_a_run_as_csv(run, tmp_path):
+def test_a_run_as_csv_comes_back(run, shop, tmp_path):
     assert export_run(run, tmp_path / "csv", "csv") == ["ledger.csv", "slates.csv"]
-    back = pl.read_csv(tmp_path / "csv" / "slates.csv")
-    assert back.height == run.read("slates").height
+    again = import_run([tmp_path / "csv" / "slates.csv"], tmp_path / "again", log=shop)
+    assert again.stages == run.stages
+    assert values_of(again) == pytest.approx(values_of(run), abs=1e-12)
+    ledger = pl.read_csv(tmp_path / "csv" / "ledger.csv", infer_schema_length=None)
+    key = ["request_id", "item_id", "lost"]
+    assert ledger.select(key).equals(again.read("ledger").select(key))
 
 
 @pytest.mark.parametrize("kind", ["recbole", "csv"])

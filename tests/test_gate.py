@@ -7,13 +7,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from karmafunnel import KarmafunnelError, replay
+from karmafunnel import KarmafunnelError, import_run, replay
 from karmafunnel.cli import main
 from karmafunnel.simulator.measure import gate as gating
 from karmafunnel.simulator.measure.compare import compare
 from karmafunnel.simulator.measure.gate import decide, needed, served
 from karmafunnel.simulator.measure.measures.hits import HR
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.stages.recall import BM25Recall, Popular, Uniform
+from karmafunnel.stages.rerank import Unseen
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,72 @@ def test_the_command_says_it_in_every_form(runs, tmp_path):
     told = json.loads(CliRunner().invoke(main, [*words, "0", "--json"]).output)
     assert told["margin"] == 0
     assert told["code"] == (gating.EXIT[told["verdict"]] if told["sound"] else 1)
+
+
+def test_both_are_declared_or_both_are_asked_for(runs):
+    places = [str(runs[name].path) for name in ("uniform", "popular")]
+    for given, found in (
+        ([], "found neither"),
+        (["--margin", ".005"], "found --margin 0.005"),
+        (["--measure", "HR@10"], "found --measure HR@10"),
+    ):
+        answer = CliRunner().invoke(main, ["gate", *places, *given])
+        assert answer.exit_code == 2
+        for words in ("needs --measure and --margin", found, "--measure HR@10 --margin .005"):
+            assert words in answer.output
+    answer = CliRunner().invoke(
+        main, ["gate", places[0], "nowhere", "--measure", "HR@10", "--margin", "1"]
+    )
+    assert answer.exit_code == 2  # 1 would say that it is worse
+    assert "error: nowhere: needs a Run folder" in answer.output
+
+
+def judged(folder, name, lines, topics):
+    """A Run of one stage in which item a is relevant for every topic."""
+    (folder / "qrels.txt").write_text("".join(f"q{topic} 0 a 1\n" for topic in range(topics)))
+    (folder / f"{name}.trec").write_text(lines)
+    return import_run([folder / f"{name}.trec"], folder / name, qrels=folder / "qrels.txt")
+
+
+def test_runs_of_other_logs_or_requests_and_of_one_user_have_no_verdict(runs, shop, tmp_path):
+    fewer = replay(Popular(k=60), shop, options=RunOptions(limit=20))
+    with pytest.raises(KarmafunnelError, match="Runs of the same requests"):
+        decide(fewer, runs["popular"], "HR@10", 0.1)
+    (tmp_path / "one").mkdir()
+    one = judged(tmp_path / "one", "x", "q0 Q0 a 1 2 x\nq0 Q0 b 2 1 x\n", 1)
+    with pytest.raises(KarmafunnelError, match="Runs of one log"):
+        decide(one, runs["popular"], "HR@10", 0.1)
+    with pytest.raises(KarmafunnelError, match="at least 2 users"):
+        decide(one, one, "HR@1", 0.1)
+    with pytest.raises(KarmafunnelError, match="without a price"):
+        decide(one, one, "GMV-HR@1", 0.1)
+
+
+def test_a_margin_that_nothing_could_miss_is_no_gate(runs):
+    old = compare(runs["bm25"], runs["bm25"], ["HR@10"], by_stage=False)[0]["value_a"]
+    for margin, passed in ((old * 0.99, True), (old, False), (1e12, False)):
+        found = decide(runs["bm25"], runs["bm25"], "HR@10", margin)
+        (check,) = [one for one in found.checks if one.name == "a Run without any hit would fail"]
+        assert check.passed == passed
+        assert found.code == (0 if passed else 1)
+
+
+def test_survival_is_decided_end_to_end(shop):
+    """Its last stage keeps all that it gets; the stage before cuts."""
+    old = replay(Popular(k=60) >> Unseen(k=60), shop)
+    new = replay(Popular(k=20) >> Unseen(k=20), shop)
+    found = decide(new, old, "survival", 0.01, also=["HR@10", "HR@10", "survival"])
+    assert found.deciding["stage"] == "end to end"
+    assert sum(row["measure"] == "HR@10" for row in found.beside) == 2  # once a stage
+
+
+def test_margin_zero_asks_whether_it_is_better(runs):
+    """With the same Run twice nothing ever decides."""
+    same = decide(runs["bm25"], runs["bm25"], "HR@10", 0.0)
+    assert (same.verdict, same.requests_needed, same.code) == ("undecided", None, 3)
+    assert "no number of requests would decide" in same.sentence
+    assert decide(runs["bm25"], runs["uniform"], "HR@10", 0.0).verdict == "not worse"
+    assert decide(runs["uniform"], runs["bm25"], "HR@10", 0.0).verdict == "worse"
 
 
 def test_codes(runs):

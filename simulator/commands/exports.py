@@ -17,7 +17,10 @@ from .parameters import folder, open_log, out
     "kind",
     type=click.Choice(["trec", "recbole", "csv"]),
     default="csv",
-    help="trec for a Run (one run file per stage, and qrels), recbole for a log, csv for either.",
+    help=(
+        "trec for a Run (one numbered run file per stage, and qrels), recbole for a log, csv for"
+        " either."
+    ),
 )
 def export(given: Path, to: Path, kind: str) -> None:
     """Write a Run or a log in the format of other tools into a new folder."""

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import click
 
+from ...errors import KarmafunnelError
 from ...files import write_text
-from .parameters import Number, folder, json_flag, out, seed_option
+from .parameters import Number, err, folder, json_flag, out, seed_option
+
+ERROR = 2  # exit code: 1 means worse
 
 
 @click.command()
 @click.argument("new", type=folder)
 @click.argument("old", type=folder)
-@click.option("--measure", "primary", required=True, help="The decisive measure, such as HR@50.")
+@click.option("--measure", "primary", help="The decisive measure, such as HR@50.")
 @click.option(
     "--margin",
     type=Number("margin"),
-    required=True,
     help="Largest acceptable loss, in units of the measure, such as .005.",
 )
 @click.option(
@@ -33,8 +35,8 @@ from .parameters import Number, folder, json_flag, out, seed_option
 def gate(
     new: Path,
     old: Path,
-    primary: str,
-    margin: float,
+    primary: str | None,
+    margin: float | None,
     also: tuple[str, ...],
     junit: Path | None,
     seed: int,
@@ -44,13 +46,26 @@ def gate(
     margin.
 
     Exit code 0: not worse (the 95% interval of the paired difference lies above minus the margin).
-    1: worse, or a check before the verdict failed. 3: undecided; the number of requests needed for
-    a verdict is printed.
+    1: worse, or a check before the verdict failed. 2: an error, so no verdict. 3: undecided; the
+    number of requests needed for a verdict is printed.
     """
     from ..measure.gate import decide
     from ..measure.run import Run
 
-    found = decide(Run.open(new), Run.open(old), primary, margin, also, seed)
+    try:
+        if primary is None or margin is None:
+            given = [f"--measure {primary}"] if primary else []
+            given += [] if margin is None else [f"--margin {margin:g}"]
+            raise KarmafunnelError(
+                "gate",
+                needs="--measure and --margin, declared before the Runs are compared",
+                found=", ".join(given) or "neither",
+                hint=f"for example: karmafunnel gate {new} {old} --measure HR@10 --margin .005",
+            )
+        found = decide(Run.open(new), Run.open(old), primary, margin, also, seed)
+    except KarmafunnelError as error:
+        err.print(f"error: {error}", soft_wrap=True)
+        click.get_current_context().exit(ERROR)
     if junit is not None:
         write_text(junit, found.junit())
     if as_json:
@@ -60,9 +75,9 @@ def gate(
         from ..report.table import Table, print_table
 
         rows = [
-            ["yes" if check.passed else "NO", check.name, check.found] for check in found.checks
+            [check.name, "yes" if check.passed else "NO", check.found] for check in found.checks
         ]
-        print_table(Table(["passed", "check", "found"], rows, text_columns=3), out)
+        print_table(Table(["check", "passed", "found"], rows, text_columns=3), out)
         print_table(measure_table([found.deciding, *found.beside]), out)
         out.print(found.sentence, soft_wrap=True)
     click.get_current_context().exit(found.code)

@@ -99,6 +99,8 @@ def log_of_qrels(qrels: Path, listed: pl.Series) -> tuple[Log, list[str]]:
             found=repr(row["relevance"]),
         )
     relevant = judged.filter(level > 0).unique(["request_id", "item_id"], maintain_order=True)
+    if relevant.is_empty():
+        raise KarmafunnelError(qrels, needs="a level of relevance above 0", found="none")
     items = pl.concat([judged["item_id"], listed]).unique().sort()
     topics = judged["request_id"].unique().sort()
     requests = pl.DataFrame({"request_id": topics}).with_columns(

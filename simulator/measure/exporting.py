@@ -17,8 +17,8 @@ def export_run(run: Run, out: Path | str, kind: str) -> list[str]:
     """Write the output of a Run's stages.
 
     Args:
-        kind: "trec" (one run a stage, and qrels of the relevant items) or "csv" (slates and
-            ledger).
+        kind: "trec" (one run a stage, numbered in their order, and qrels of the relevant items) or
+            "csv" (slates and ledger).
 
     Returns:
         Names of the files.
@@ -86,7 +86,7 @@ def trec_files(run: Run, folder: Path) -> None:
     slates, ledger = run.read("slates"), run.read("ledger")
     no_blanks(slates, "request_id", "item_id")
     no_blanks(ledger, "request_id", "item_id")
-    for stage in run.stages:
+    for number, stage in enumerate(run.stages, 1):
         mine = slates.filter(pl.col("stage") == stage)
         if mine.select("request_id", "score").is_duplicated().any():
             # other tools order by score alone, and equal scores by document id
@@ -96,7 +96,8 @@ def trec_files(run: Run, folder: Path) -> None:
                 "{} Q0 {} {} {} {}", "request_id", "item_id", "rank", "score", pl.lit(stage)
             ).alias("line")
         )
-        write_text(folder / f"{stage}.trec", "".join(f"{line}\n" for line in lines["line"]))
+        path = folder / f"{number:02}-{stage}.trec"
+        write_text(path, "".join(f"{line}\n" for line in lines["line"]))
     judged = ledger.select("request_id", "item_id").unique(maintain_order=True)
     lines = judged.select(pl.format("{} 0 {} 1", "request_id", "item_id").alias("line"))
     write_text(folder / "qrels.txt", "".join(f"{line}\n" for line in lines["line"]))

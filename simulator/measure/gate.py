@@ -19,7 +19,7 @@ import numpy as np
 from ...bounds import check_bound
 from ...errors import KarmafunnelError
 from .compare import compare, measure
-from .measures.measure import Measure
+from .measures.measure import END, Measure
 from .run import Run
 
 Verdict = Literal["not worse", "worse", "undecided"]
@@ -130,16 +130,19 @@ def decide(
     deciding = Measure.parse(primary)
     if deciding.better == "neither":
         raise KarmafunnelError("gate", needs="a measure with a better direction", found=primary)
-    rows = compare(old, new, [primary, *also], seed=seed)
-    mine = [
-        row
-        for row in rows
-        if row["measure"] == str(deciding) and row["stage"] == last_stages(new, old)
-    ]
-    if not mine or mine[0]["difference"] is None:
-        note = mine[0]["note"] if mine else "it is not compared"
+    others = [name for name in dict.fromkeys(also) if Measure.parse(name) != deciding]
+    rows = compare(old, new, [primary, *others], seed=seed)
+    ours = {row["stage"]: row for row in rows if row["measure"] == str(deciding)}
+    row = ours.get(END) or ours.get(last_stages(new, old))
+    if row is None or row["difference"] is None:
+        note = row["note"] if row else "it is not compared"
         raise KarmafunnelError("gate", needs=f"{primary} of both Runs", found=note)
-    row = mine[0]
+    if row["low"] is None:
+        raise KarmafunnelError(
+            "gate",
+            needs=f"{primary} for requests of at least 2 users, to have an interval",
+            found="1 user",
+        )
     sign = -1.0 if deciding.better == "lower" else 1.0
     low, high = sorted((sign * row["low"], sign * row["high"]))
     difference = sign * row["difference"]
@@ -155,7 +158,7 @@ def decide(
         requests_needed=(
             needed(difference + margin, high - low, row["n"]) if verdict == "undecided" else None
         ),
-        checks=preflight(new, old, deciding),
+        checks=preflight(new, old, deciding, margin),
         deciding=row,
         beside=[other for other in rows if other is not row],
     )
@@ -185,7 +188,7 @@ def needed(distance: float, width: float, n: int) -> int | None:
     return math.ceil(n * (width / 2 / abs(distance)) ** 2) + 1
 
 
-def preflight(new: Run, old: Run, primary: Measure) -> list[Check]:
+def preflight(new: Run, old: Run, primary: Measure, margin: float) -> list[Check]:
     """Checks that must pass before a difference can be trusted."""
     checks = []
     (tie,) = [row for row in compare(old, old, [primary], by_stage=False)][:1]
@@ -201,6 +204,10 @@ def preflight(new: Run, old: Run, primary: Measure) -> list[Check]:
         if mine is not None and random is not None:
             found = f"{name} {mine:.4f}, random order {random:.4f}"
             checks.append(Check(f"random loses to {name}", sign * (mine - random) > 0, found))
+    least = values["old"].get(END, values["old"].get(old.stages[-1]))
+    if least is not None and least >= 0 and primary.better == "higher":
+        found = f"margin {margin:g}, old {least:.4f}"
+        checks.append(Check("a Run without any hit would fail", margin < least, found))
     ceilings = [values[name].get("ceiling") for name in ("new", "old")]
     if None not in ceilings:
         same = abs(float(ceilings[0] or 0) - float(ceilings[1] or 0)) <= ALIKE
