@@ -1,5 +1,6 @@
 """A funnel that runs elsewhere: its lists become a Run whose figures are those of ir_measures."""
 
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from ir_measures import AP, RR, P, R, Success
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ir_measures import AP, RR, P, R, Success, nDCG
 from karmafunnel import KarmafunnelError, compare, import_run, measure, replay
 from karmafunnel.cli import main
 from karmafunnel.simulator.importing.logged_runs import read_lists
+from karmafunnel.simulator.measure.measures.measure import Measure
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import Unseen
@@ -79,6 +83,79 @@ def test_figures_are_those_of_ir_measures(stage, trec, tmp_path):
         assert ours == pytest.approx(mean, abs=1e-9), name
 
 
+THEIRS = {
+    f"{name}@{k}": measure @ k
+    for name, measure in {"HR": Success, "P": P, "R": R, "nDCG": nDCG}.items()
+    for k in (1, 3, 7)
+} | {"AP@9": AP @ 9, "RR": RR, "RR@3": RR @ 3}
+
+
+@st.composite
+def collections(draw):
+    """Qrels and a run without ties of a few topics: some are not answered, some not judged, some
+    without a relevant document.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    topics, docs = draw(st.integers(1, 6)), draw(st.integers(9, 30))
+    qrels = {
+        f"q{topic}": {f"d{doc}": int(rng.integers(0, 2)) for doc in rng.choice(docs, 8, replace=False)}
+        for topic in range(topics)
+    }
+    qrels["q0"]["d0"] = 1
+    run = {}
+    for topic in range(topics + 1):  # the last is not judged
+        if rng.random() < 0.8:
+            found = rng.choice(docs, int(rng.integers(1, docs + 1)), replace=False)
+            scores = rng.permutation(len(found)) + rng.random()
+            run[f"q{topic}"] = {f"d{doc}": float(s) for doc, s in zip(found, scores, strict=True)}
+    return qrels, run
+
+
+@settings(max_examples=25, deadline=None)
+@given(collections())
+def test_every_figure_is_that_of_ir_measures(made):
+    """The mean, and the value of each topic: a Run of that topic alone."""
+    qrels, run = made
+    relevant = sorted(topic for topic, docs in qrels.items() if any(docs.values()))
+    theirs = {
+        (str(v.measure), v.query_id): v.value
+        for v in ir_measures.iter_calc(list(THEIRS.values()), qrels, run)
+    }
+    values = {
+        (name, topic): theirs.get((str(measure_of), topic), 0.0)
+        for name, measure_of in THEIRS.items()
+        for topic in relevant
+    }
+    for topics in dict.fromkeys([tuple(relevant), *((topic,) for topic in relevant)]):
+        chosen = qrels if len(topics) == len(relevant) else {topics[0]: qrels[topics[0]]}
+        if not run.keys() & chosen.keys():
+            continue  # a run of none of the topics is refused
+        for name, ours in figures(chosen, run).items():
+            if ours is None:  # no list is that long
+                longest = max(len(docs) for topic, docs in run.items() if topic in chosen)
+                assert longest < int(name.partition("@")[2])
+                continue
+            mean = sum(values[name, topic] for topic in topics) / len(topics)
+            assert ours == pytest.approx(mean, abs=1e-9), (name, topics)
+
+
+def figures(qrels, run):
+    """Our value of each measure of `THEIRS`."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines = {
+            "qrels.txt": [f"{q} 0 {doc} {n}" for q, docs in qrels.items() for doc, n in docs.items()],
+            "a.trec": [f"{q} Q0 {doc} 0 {x!r} x" for q, docs in run.items() for doc, x in docs.items()],
+        }
+        for name, text in lines.items():
+            (Path(folder) / name).write_text("\n".join(text) + "\n")
+        made = import_run(
+            [Path(folder) / "a.trec"], Path(folder) / "run", qrels=Path(folder) / "qrels.txt"
+        )
+        found = measure(made, *THEIRS, ci=False).filter(stage="a")
+    by_name = dict(found.select("measure", "value").iter_rows())
+    return {name: by_name[str(Measure.parse(name))] for name in THEIRS}
+
+
 def test_the_ledger_says_where_relevant_documents_were_lost(trec, tmp_path):
     run = run_of(trec, tmp_path / "run")
     assert run.stages == ["recall", "rank"]
@@ -137,6 +214,32 @@ def test_one_file_a_stage_in_the_order_told(ours, shop, tmp_path):
     assert import_run(files, tmp_path / "run", log=shop).stages == run.stages
     turned = import_run(files, tmp_path / "turned", log=shop, stages=run.stages[::-1])
     assert turned.stages == run.stages[::-1]
+
+
+def test_a_fault_is_told_of_the_file_that_has_it(trec, tmp_path):
+    short = tmp_path / "short.trec"
+    short.write_text("q1 Q0 d1 1 5.0\n")
+    with pytest.raises(KarmafunnelError) as raised:
+        import_run([trec / "recall.trec", short], tmp_path / "run", qrels=trec / "qrels.txt")
+    assert raised.value.who == f"{short}: line 1"
+    short.write_text("q1 Q0 d1 1 5.0 x\nq1 Q0 d1 2 nan x\n")
+    with pytest.raises(KarmafunnelError) as raised:
+        import_run([trec / "recall.trec", short], tmp_path / "run", qrels=trec / "qrels.txt")
+    assert raised.value.who == f"{short}: line 2"
+    ragged = tmp_path / "ragged.csv"
+    ragged.write_text("request,item,rank\nq1,d1,1\nq1,d2\n")
+    with pytest.raises(KarmafunnelError, match="row 2: needs a row like the others"):
+        import_run([ragged], tmp_path / "run", qrels=trec / "qrels.txt")
+    ragged.write_text("request,item,rank\n")
+    with pytest.raises(KarmafunnelError, match=r"ragged\.csv: needs rows"):
+        import_run([ragged], tmp_path / "run", qrels=trec / "qrels.txt")
+
+
+def test_judgements_without_a_relevant_document_are_refused(trec, tmp_path):
+    (tmp_path / "qrels.txt").write_text("q1 0 d1 0\n")
+    with pytest.raises(KarmafunnelError, match="needs a level of relevance above 0"):
+        import_run([trec / "recall.trec"], tmp_path / "run", qrels=tmp_path / "qrels.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["qrels.txt"]
 
 
 BAD = {

@@ -129,19 +129,14 @@ def check_rows(made: pl.DataFrame, frame: pl.DataFrame, path: Path) -> None:
 
 
 def paths_of(given: Sequence[str | Path]) -> list[Path]:
-    """The files of paths, folders and globs; a file that is named may have any suffix."""
+    """The files of paths, folders and globs; of a folder with TREC runs, those alone."""
     paths: list[Path] = []
     for one in given:
-        path = Path(one)
-        inside = [path] if path.is_file() else trec_files_in(path) or expand([one])
-        paths += [found for found in inside if found not in paths]
+        folder = Path(one).is_dir()
+        runs = [path for path in Path(one).rglob("*") if set(SUFFIXES) & set(path.suffixes)]
+        inside = sorted(runs) if folder and runs else expand([one])
+        paths += [path for path in inside if path not in paths]
     return paths
-
-
-def trec_files_in(path: Path) -> list[Path]:
-    """The TREC runs of a folder or glob, by name."""
-    inside = path.iterdir() if path.is_dir() else path.parent.glob(path.name)
-    return sorted(one for one in inside if one.is_file() and set(SUFFIXES) & set(one.suffixes))
 
 
 def read_lists(

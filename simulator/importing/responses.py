@@ -99,9 +99,8 @@ def response_lists(
             path, needs="responses with hits", found=f"{found.responses} responses without any"
         )
     names = list(told.scores or (VESPA_PHASES if kind == "vespa" else (QUERY,)))
-    schema = dict.fromkeys(("request_id", "stage", "item_id"), pl.String)
-    numbers = dict.fromkeys(("rank", "score", *names), pl.Float64)
-    hits_found = pl.DataFrame(found.rows, schema=schema | numbers)
+    schema = LISTS | dict.fromkeys(names, pl.Float64)
+    hits_found = pl.DataFrame(found.rows, schema=schema)
     for name, path_in_hit in (told.scores or {}).items():
         if hits_found[name].null_count() == hits_found.height:
             raise KarmafunnelError(

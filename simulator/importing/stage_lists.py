@@ -30,7 +30,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "rank": ("rank", "position", "place"),
     "score": ("score", "relevance", "value"),
 }
-LISTS = {
+LISTS: dict[str, Any] = {
     "request_id": pl.String,
     "stage": pl.String,
     "item_id": pl.String,

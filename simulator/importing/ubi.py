@@ -30,7 +30,7 @@ OBJECT = "event_attributes.object"
 CLICKS = (*CLICK_WORDS, "clickthrough", "productclick", "itemclick", "resultclick")
 IMPRESSION = "impression"
 STAGE = "results"  # what the engine returned
-QUERIES = {
+QUERIES: dict[str, Any] = {
     "request_id": pl.String,
     "user_id": pl.String,
     "session_id": pl.String,
@@ -38,7 +38,7 @@ QUERIES = {
     "time": pl.String,
     "hits": pl.List(pl.String),
 }
-EVENTS = {
+EVENTS: dict[str, Any] = {
     "request_id": pl.String,
     "item_id": pl.String,
     "internal_id": pl.String,

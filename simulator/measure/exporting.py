@@ -37,8 +37,9 @@ def export_log(log: Log, out: Path | str, kind: str) -> list[str]:
     """Write a log.
 
     Args:
-        kind: "recbole" (`.inter` and `.item`) or "csv" (three tables, with "|" between the entries
-            of lists).
+        kind: "recbole" (`.inter` and `.item`) or "csv" (`interactions.csv`, each shown or clicked
+            item with the columns of its request, and `items.csv`; "|" between the entries of
+            lists). `karmafunnel import` reads both; neither holds a request without items.
 
     Returns:
         Names of the files.
@@ -122,7 +123,8 @@ def flat(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def log_csv_files(log: Log, folder: Path) -> None:
-    for name, frame in log.tables.items():
+    rows = log.exposures.join(log.requests, on="request_id", how="left", maintain_order="left")
+    for name, frame in (("interactions", rows.drop("window", "source")), ("items", log.items)):
         kept = frame.select([c for c in frame.columns if frame[c].null_count() < frame.height])
         write_text(folder / f"{name}.csv", flat(kept).write_csv())
 
