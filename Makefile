@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads are what the figures in benchmarks/findings/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: light quick venv demo docs test test-ray lint clean
+.PHONY: notebooks light quick venv demo docs test test-ray lint clean
 
 venv: .venv/.installed
 
@@ -29,6 +29,12 @@ quick: venv
 test-ray: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,ray]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_workers.py
+
+# Run the notebooks of the documentation and keep what they print.
+notebooks: venv
+	rm -rf out/notebooks && mkdir -p out/notebooks && cp docs/notebooks/*.ipynb out/notebooks
+	PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False out/notebooks/*.ipynb
+	cp out/notebooks/*.ipynb docs/notebooks
 
 # The wheel in a clean environment without torch, under another Python: make light PYTHON=python3.13
 light:
