@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -769,7 +769,8 @@ def check_text(log: Folder) -> Found:
         texts.append("description")
     joined = [pl.col(c).list.join(" ", ignore_nulls=True) for c in ("category", "attributes")]
     bad = pl.all_horizontal(*map(blank, texts), *map(blank, joined))
-    return shared(log, "items", log.rows("items", bad, "item_id"), "of the items have no text")
+    found = shared(log, "items", log.rows("items", bad, "item_id"), "of the items have no text")
+    return replace(found, warning=found.count < heights(log)["items"])
 
 
 def shared(log: Folder, table: str, found: tuple[int, list[Example]], words: str) -> Found:
@@ -875,7 +876,7 @@ CHECKS: tuple[Question, ...] = (
     Question("availability", check_availability),
     Question("claims", check_claims),
     Question("scenario", check_scenario, "a source that no request has adds no request"),
-    Question("text", check_text, "an item without text is a property of the log, not an error"),
+    Question("text", check_text, "a missing text is a property of the log, not an error"),
     Question("query", check_query, "a search without a query is a property of the log"),
     Question("filters", check_filters, "only ever a warning: no item is eligible for the request"),
     Question("users", check_users),

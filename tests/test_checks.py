@@ -267,11 +267,6 @@ def another_row(table: str, row: int, **changes: Any) -> Breaker:
     return rewrite(table, change)
 
 
-def without_text(frame: pl.DataFrame) -> pl.DataFrame:
-    texts = ("title", "brand", "category", "attributes")
-    return frame.with_columns(pl.when(pl.col("item_id") != "i1").then(column) for column in texts)
-
-
 def in_thousandths(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(ts=(pl.col("ts").to_physical() // 1000).cast(frame.schema["ts"]))
 
@@ -288,6 +283,14 @@ def swap_times(frame: pl.DataFrame) -> pl.DataFrame:
     ts = frame["ts"].to_list()
     ts[2], ts[3] = ts[3], ts[2]
     return frame.with_columns(pl.Series("ts", ts, dtype=frame.schema["ts"]))
+
+
+def without_text(but: str = "") -> Breaker:
+    """Blank titles and nothing else, but for one item."""
+    kept = pl.col("item_id") == but
+    others = [pl.when(kept).then(name) for name in ("brand", "category", "attributes")]
+    title = pl.when(kept).then("title").otherwise(pl.lit(" ")).alias("title")
+    return rewrite("items", lambda frame: frame.with_columns(title, *others))
 
 
 BROKEN: list[tuple[str, str, Breaker, dict[str, Any]]] = [
@@ -536,7 +539,7 @@ BROKEN: list[tuple[str, str, Breaker, dict[str, Any]]] = [
         keys(scenario=["search", "browse", "feed"]),
         {"source": "feed"},
     ),
-    ("item without text", "text", rewrite("items", without_text), {"row": 1, "item_id": "i1"}),
+    ("no item with a text", "text", without_text(), {"row": 0, "item_id": "i0"}),
     (
         "search without a query",
         "query",
@@ -782,6 +785,14 @@ def test_a_filter_that_no_item_holds_is_a_warning(tmp_path):
             "requests": 1,
         }
     ]
+
+
+def test_items_without_text_are_a_warning_where_another_has_one(tmp_path):
+    folder = write(good_log(), tmp_path / "log")
+    without_text(but="i1")(folder)
+    check = next(c for c in validate(folder) if c.name == "text")
+    assert check.status == "PASS" and check.count == good_log().n_items - 1
+    assert check.examples[0]["item_id"] == "i0" and "have no text" in check.message
 
 
 def test_what_the_tables_hold_though_it_is_denied_is_a_warning(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 import zlib
@@ -13,8 +14,10 @@ from typing import Any
 
 import polars as pl
 
+from ...checks import HOLDS
 from ...errors import KarmafunnelError
 from ...files import first_line
+from ._source import describe
 
 MARKUP = re.compile(
     r"<!--.*?(?:-->|$)|<(style|script)\b.*?(?:</\1\s*>|$)|<[a-z/!][^<>]*>|<[a-z]{1,6}$",
@@ -118,14 +121,27 @@ def once(frame: pl.DataFrame, name: str, path: Path) -> None:
 
 
 def read_csv(
-    path: Path, columns: Sequence[str], separator: str = ",", quote: str | None = '"'
+    path: Path,
+    columns: Sequence[str],
+    separator: str = ",",
+    quote: str | None = '"',
+    header: bool = True,
 ) -> pl.DataFrame:
-    """A delimited file in UTF-8, plain or gzipped, every column as text; raises KarmafunnelError
-    for a broken file, other bytes or missing columns.
+    """A delimited file in UTF-8, plain or gzipped, every column as text; without a `header` the
+    columns are named as `columns`. Raises KarmafunnelError for a broken file, other bytes or
+    missing columns.
     """
+    names = None if header else list(columns)
     with reading(path):
         try:
-            frame = pl.read_csv(path, infer_schema=False, separator=separator, quote_char=quote)
+            frame = pl.read_csv(
+                path,
+                infer_schema=False,
+                separator=separator,
+                quote_char=quote,
+                has_header=header,
+                new_columns=names,
+            )
         except pl.exceptions.PolarsError:
             check_utf8(path, separator, quote)
             raise
@@ -156,6 +172,68 @@ def check_utf8(path: Path, separator: str, quote: str | None) -> None:
         )
     if any("\ufffd" in name for name in frame.columns):
         raise KarmafunnelError(f"{path}: header", needs=needed, found=frame.columns)
+
+
+def read_json_lines(
+    path: Path, schema: Mapping[str, Any], limits: Mapping[str, tuple[float, float]] | None = None
+) -> pl.DataFrame:
+    """One JSON object a line, the keys of `schema` in its types and in every line.
+
+    Raises:
+        KarmafunnelError: naming file, line and column, for a line that is no such object, a missing
+            value, and a number that is not finite or outside `limits`.
+    """
+    with reading(path):
+        try:
+            frame = pl.read_ndjson(path, schema=dict(schema))
+        except pl.exceptions.PolarsError:
+            check_json_lines(path, schema)
+            raise
+    need(frame, list(schema), path)
+    return parse(frame, schema, path, limits)
+
+
+def check_json_lines(path: Path, schema: Mapping[str, Any]) -> None:
+    """Raises KarmafunnelError naming file, line and column of the first value that is not of its
+    type.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            for name, dtype in schema.items():
+                try:
+                    pl.read_ndjson(io.BytesIO(line), schema={name: dtype})
+                except pl.exceptions.PolarsError as error:
+                    raise KarmafunnelError(
+                        f"{path}: line {number}",
+                        what=f"column {name!r}",
+                        needs="a JSON object with " + described(dtype),
+                        found=first_line(error),
+                    ) from error
+
+
+def described(dtype: Any) -> str:
+    """A type in words."""
+    if isinstance(dtype, pl.List):
+        return "a list of " + described(dtype.inner).split(" ", 1)[1] + "s"
+    if dtype == pl.String:
+        return "a text"
+    return "a whole number" if dtype.is_integer() else "a number"
+
+
+def there(source: str, **tables: pl.DataFrame) -> dict[str, bool]:
+    """Which of the capabilities that a source holds (`has` of a log) these tables do hold.
+
+    tables: items, requests and exposures.
+    """
+    has = {}
+    for name in describe(source).holds:
+        places = [(tables[table], expression) for table, expression in HOLDS[name]]
+        has[name] = any(
+            frame.select(expression).item()
+            for frame, expression in places
+            if set(expression.meta.root_names()) <= set(frame.columns)
+        )
+    return has
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

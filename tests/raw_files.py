@@ -1,0 +1,117 @@
+"""Made-up files of public data sets, in the formats of their publishers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+Content = list[str]
+
+
+def lay(folder: Path, files: dict[str, Content]) -> Path:
+    """The files in a folder, one line a text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in files.items():
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def jsonl(*rows: dict[str, Any]) -> Content:
+    return [json.dumps(row, ensure_ascii=False) for row in rows]
+
+
+# -- KuaiSearch ------------------------------------------------------------------------------------
+
+
+def search(session: int, user: int, time: int, query: str, shown: list[int], **more: Any) -> Any:
+    return {
+        "user_id": user, "session_id": session, "impressed_item_ids": shown,
+        "clicked_item_ids": [], "purchased_item_ids": [], "time_index": time, "query": query,
+        "split": "train",
+    } | more  # fmt: skip
+
+
+def ranked(session: int, user: int, item: int, price: float, **more: Any) -> Any:
+    return {
+        "user_id": user, "session_id": session, "user_fan_number": 9, "user_follow_number": 65,
+        "time_index": 5, "search_entrance": "mall", "recently_clicked_item_ids": [],
+        "recently_purchased_item_ids": [], "query": "红裙", "target_item_id": item,
+        "target_item_price": price, "is_clicked": 0, "is_purchased": 0,
+        "user_statistical_features": {"user_show_cnt_30d_hist": 0.0},
+        "target_item_statistical_features": {"item_show_cnt_30d_hist": 952.0}, "split": "train",
+    } | more  # fmt: skip
+
+
+def product(item: int, title: str, brand: str = "无品牌", third: str = "UNKNOWN") -> Any:
+    return {
+        "item_id": item, "item_title": title, "brand_id": 1, "brand_name": brand, "seller_id": 1,
+        "seller_name": "小店", "category_level1_id": 1, "category_level1_name": "女装",
+        "category_level2_id": 1, "category_level2_name": "裙子", "category_level3_id": 0,
+        "category_level3_name": third,
+    }  # fmt: skip
+
+
+def shopper(user: int, gender: str) -> Any:
+    return {
+        "user_id": user, "gender": gender, "age_bucket": "31-40", "fre_country": "中国",
+        "fre_province": "辽宁", "fre_city": "鞍山",
+    }  # fmt: skip
+
+
+KUAISEARCH = {
+    "recall.jsonl": jsonl(
+        search(2, 7, 90, "红裙", [12, 11, 13], clicked_item_ids=[11], purchased_item_ids=[11, 99]),
+        search(1, 7, 20, "舞鞋", [13, 12, 13], clicked_item_ids=[13, 12, 98]),
+        search(3, 8, 50, "红裙", [11, 14], purchased_item_ids=[14], split="test"),
+        search(4, 9, 70, "茶杯", [14, 12], clicked_item_ids=[14]),
+        search(5, 9, 95, "茶杯", [12, 14], clicked_item_ids=[12]),
+    ),
+    "rank.jsonl": jsonl(
+        ranked(2, 7, 11, 5990.0, recently_clicked_item_ids=[15], search_entrance="homepage"),
+        ranked(1, 7, 13, 1190.0, recently_clicked_item_ids=[12, 16, 12]),
+        ranked(1, 7, 12, 3490.0, recently_clicked_item_ids=[12, 16, 12]),
+        ranked(3, 8, 11, 6100.0, recently_purchased_item_ids=[12]),
+    ),
+    "items.jsonl": jsonl(
+        product(11, "红裙"), product(12, "舞鞋 女式", "GUARCI"), product(13, "皮草", third="貂皮")
+    ),
+    "users.jsonl": jsonl(shopper(7, "F"), shopper(8, "M")),
+    "relevance.jsonl": jsonl(
+        {"query": "红裙", "item_title": "红裙", "brand": "无品牌", "seller_name": "小店",
+         "attr_value": "长裙", "score": 3},
+        {"query": "舞鞋", "item_title": "皮草", "brand": "无品牌", "seller_name": "小店",
+         "attr_value": "", "score": 0},
+        {"query": "舞鞋", "item_title": "皮草", "brand": "别的", "seller_name": "小店",
+         "attr_value": "", "score": 1},
+    ),
+}  # fmt: skip
+
+
+# -- JDsearch --------------------------------------------------------------------------------------
+
+JDSEARCH = {
+    "release_data.txt": [
+        "query\tcandidate_wid_list\tcandidate_label_list\thistory_qry_list\thistory_wid_list\t"
+        "history_type_list\thistory_time_list",
+        # 12 words of one query, then a browse; the last but one search is 4 + 5 s before the last
+        "12\x1832\x1856\t456_457_789\t3.0_0.0_2.0\t323\x18328_323\x18328_-1_12\t889_457_256_345\t"
+        "CLICK_ORD_FLW_CART\t0_12_1_4_5",
+        "12\t457_456_457\t0.0_1.0_1.0\t\t\t\t0",
+        "7\t789_456\t0.0_0.0\t-1\t457\tCLICK\t0_7",
+        "9\t456_889\t1.0_0.0\t-1_9\t457_889\tCLICK_CLICK\t0_3_100",
+    ],
+    "product_data.txt": [
+        "wid\tname\tbrand_id\tbrand_name\tcate_id_1\tcate_name_1\tcate_id_2\tcate_name_2\tcate_id_3"
+        "\tcate_name_3\tcate_id_4\tcate_name_4\tshop_id",
+        "456\t12\x1840\t5\t41\x1842\t1\t50\t2\t51\x1852\t3\t53\t4\t53\t900",
+        "457\t32\x1840\t\t\t1\t50\t2\t51\x1852\t3\t53\t\t\t901",
+        "789\t56\t5\t41\x1842\t1\t50\t2\t54\t6\t55\t7\t55\t900",
+    ],
+}
+
+FILES: dict[str, dict[str, Content]] = {"kuaisearch": KUAISEARCH, "jdsearch": JDSEARCH}
+
+# a file in which one item stands twice, by source
+TWICE: dict[str, dict[str, Content]] = {
+    "kuaisearch": {"items.jsonl": [*KUAISEARCH["items.jsonl"], KUAISEARCH["items.jsonl"][0]]},
+    "jdsearch": {"product_data.txt": [*JDSEARCH["product_data.txt"], JDSEARCH["product_data.txt"][1]]},
+}

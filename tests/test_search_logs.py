@@ -1,0 +1,214 @@
+"""Public logs of lists shown: on made-up files by hand, and on the samples where they lie."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import raw_files
+from karmafunnel.checks import validate
+from karmafunnel.errors import KarmafunnelError
+from karmafunnel.log import Log
+from karmafunnel.simulator.datasets import convert, load
+from raw_files import lay
+
+pytestmark = pytest.mark.slow
+
+
+def made(tmp_path: Path, source: str, **changed: raw_files.Content) -> Log:
+    found = load(source, lay(tmp_path / source, raw_files.FILES[source] | changed))
+    assert isinstance(found, Log)
+    return found
+
+
+def listed(log: Log, request: str, *columns: str) -> list[tuple[object, ...]]:
+    """Rows of a request, as they lie: item and these columns."""
+    return log.exposures.filter(request_id=request).select("item_id", *columns).rows()
+
+
+def failures(log: Log, folder: Path) -> list[str]:
+    log.write(folder, force=True)
+    return [check.name for check in validate(folder) if check.status == "FAIL"]
+
+
+# -- KuaiSearch ------------------------------------------------------------------------------------
+
+
+def test_kuaisearch_by_hand(tmp_path):
+    log = made(tmp_path, "kuaisearch")
+    assert log.requests["request_id"].to_list() == [
+        "earlier clicks of 1", "1", "earlier purchases of 3", "3", "4", "2", "5",
+    ]  # fmt: skip
+    assert log.requests["window"].to_list() == ["W1", "W1", "W1", "W1", "W1", "W2b", "W3"]
+    assert log.requests["query"].to_list() == [None, "舞鞋", None, "红裙", "茶杯", "红裙", "茶杯"]
+    columns = ("position", "clicked", "purchased", "price_shown", "relevance")
+    assert listed(log, "1", *columns) == [
+        ("13", 1, True, False, 11.9, 0), ("12", 2, True, False, 34.9, None),
+    ]  # fmt: skip
+    assert listed(log, "2", *columns) == [
+        ("12", 1, False, False, None, None),
+        ("11", 2, True, True, 59.9, 3),
+        ("13", 3, False, False, None, None),
+    ]
+    assert listed(log, "earlier clicks of 1", "position", "clicked", "purchased") == [
+        ("12", None, True, False), ("16", None, True, False),
+    ]  # fmt: skip
+    assert listed(log, "earlier purchases of 3", "clicked", "purchased") == [("12", False, True)]
+    assert log.meta["set_aside"] == {
+        "products a second time in one list": 1,
+        "products clicked that their list does not hold": 1,
+        "products purchased that their list does not hold": 1,
+    }
+    assert log.meta["notes"] == {
+        "searches of the publisher's test part": 1,
+        "relevance labels": 3,
+        "products shown with a label": 3,
+    }
+    assert log.items.select("item_id", "title", "brand", "category").rows() == [
+        ("11", "红裙", None, ["女装", "裙子"]),
+        ("12", "舞鞋 女式", "GUARCI", ["女装", "裙子"]),
+        ("13", "皮草", None, ["女装", "裙子", "貂皮"]),
+        ("14", None, None, None),
+        ("16", None, None, None),
+    ]
+    assert log.requests.filter(request_id="1")["context"].to_list() == [
+        ["search_entrance=mall", "gender=F", "age_bucket=31-40", "fre_country=中国",
+         "fre_province=辽宁", "fre_city=鞍山"]
+    ]  # fmt: skip
+    assert failures(log, tmp_path / "log") == []
+
+
+def test_kuaisearch_history_is_not_known_before_the_search(tmp_path):
+    """What a user had clicked lately is known at the first search, and to nobody before it."""
+    log = made(tmp_path, "kuaisearch")
+    rows = {request: row for row, request in enumerate(log.requests["request_id"])}
+    assert log.asof.n_events([rows["1"]])[0] == 2
+    assert log.asof.n_events([rows["3"]])[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("recall.jsonl", "time_index", "soon"),
+        ("recall.jsonl", "impressed_item_ids", [1, "x"]),
+        ("recall.jsonl", "query", None),
+        ("rank.jsonl", "target_item_price", -1.0),
+        ("relevance.jsonl", "score", 9),
+        ("items.jsonl", "item_id", 1.5),
+    ],
+)
+def test_kuaisearch_bad_values_are_named(name, column, value, tmp_path):
+    first, second, *rest = raw_files.KUAISEARCH[name]
+    odd = json.dumps(json.loads(second) | {column: value})
+    with pytest.raises(KarmafunnelError, match=rf"{name}: (line|row) 2: column '{column}'"):
+        made(tmp_path, "kuaisearch", **{name: [first, odd, *rest]})
+
+
+def test_kuaisearch_a_search_twice_is_refused(tmp_path):
+    rows = raw_files.KUAISEARCH["recall.jsonl"]
+    with pytest.raises(KarmafunnelError, match=r"recall\.jsonl: row 6: column 'session_id' .*once"):
+        made(tmp_path, "kuaisearch", **{"recall.jsonl": [*rows, rows[0]]})
+
+
+def test_kuaisearch_needs_no_labels(tmp_path):
+    raw = lay(tmp_path / "raw", raw_files.KUAISEARCH)
+    (raw / "relevance.jsonl").unlink()
+    log = convert("kuaisearch", raw, tmp_path / "log")
+    assert log.exposures["relevance"].null_count() == log.exposures.height
+
+
+def test_real_kuaisearch(data_root, tmp_path):
+    root = data_root("kuaisearch_demo")
+    log = load("kuaisearch", root)
+    published = [*map(json.loads, (root / "recall.jsonl").read_text("utf-8").splitlines())]
+    shown = log.exposures.filter(pl.col("position").is_not_null())
+    assert shown.height == sum(len(row["impressed_item_ids"]) for row in published) == 25_430
+    for name in ("clicked", "purchased"):
+        assert shown[name].sum() == sum(len(row[f"{name}_item_ids"]) for row in published)
+    assert shown["price_shown"].drop_nulls().is_between(10, 150).all()
+    assert shown["price_shown"].drop_nulls().len() == 200
+    assert log.requests["source"].value_counts(sort=True)["count"].to_list()[0] == 200
+    assert failures(log, tmp_path / "log") == []
+
+
+# -- JDsearch --------------------------------------------------------------------------------------
+
+
+def test_jdsearch_by_hand(tmp_path):
+    log = made(tmp_path, "jdsearch")
+    rows = log.requests.select("request_id", "user_id", "query", "source", "window").rows()
+    assert [row for row in rows if row[0].startswith("row")] == [
+        ("row-4-1", "user-4", None, "browse", "W1"),  # 103 s before the last search
+        ("row-4-2", "user-4", "9", "search", "W1"),  # 100 s
+        ("row-1-1", "user-1", "323 328", "search", "W1"),  # 22 s
+        ("row-1-2", "user-1", None, "browse", "W1"),  # 9 s
+        ("row-3-1", "user-3", None, "browse", "W1"),  # 7 s
+        ("row-1-3", "user-1", "12", "search", "W1"),  # 5 s
+    ]
+    assert {row[0] for row in rows[6:]} == {"last-1", "last-2", "last-3", "last-4"}
+    assert rows == sorted(rows, key=lambda row: row[4])
+    assert listed(log, "row-1-1", "position", "clicked", "purchased") == [
+        ("889", None, True, False), ("457", None, True, True),
+    ]  # fmt: skip
+    assert sorted(listed(log, "last-1", "clicked", "purchased")) == [
+        ("456", True, True), ("457", False, False), ("789", True, False),
+    ]  # fmt: skip
+    assert sorted(listed(log, "last-2", "clicked")) == [("456", True), ("457", True)]
+    assert log.meta["set_aside"] == {"candidates a second time in one list": 1}
+    assert log.meta["notes"]["last searches without a click"] == 1
+    assert log.items.select("item_id", "title", "brand", "category", "description").rows()[:2] == [
+        ("456", "12 40", "41 42", ["1", "2", "3", "4"], "50 51 52 53 53"),
+        ("457", "32 40", None, ["1", "2", "3"], "50 51 52 53"),
+    ]
+    assert set(log.items["item_id"].to_list()[3:]) == {"889", "256", "345"}
+    assert failures(log, tmp_path / "log") == []
+
+
+def test_jdsearch_the_order_of_the_file_does_not_tell_the_clicked(tmp_path):
+    """The published lists have the clicked first; a list of the log has not."""
+    header, *_ = raw_files.JDSEARCH["release_data.txt"]
+    items = "_".join(str(100 + i) for i in range(20))
+    row = f"1\t{items}\t1.0" + "_0.0" * 19 + "\t\t\t\t0"
+    log = made(tmp_path, "jdsearch", **{"release_data.txt": [header, *[row] * 100]})
+    first = log.exposures.filter("clicked")["position"]
+    assert first.n_unique() > 10 and abs(first.mean() - 10.5) < 3
+
+
+def test_jdsearch_reads_files_without_names_of_columns(tmp_path):
+    with_names = made(tmp_path, "jdsearch")
+    bare = {name: lines[1:] for name, lines in raw_files.JDSEARCH.items()}
+    without = made(tmp_path / "bare", "jdsearch", **bare)
+    assert with_names.exposures.equals(without.exposures)
+    assert with_names.items.equals(without.items)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("candidate_label_list", "3.0_0.0"),
+        ("candidate_label_list", "3.0_x_0.0"),
+        ("history_type_list", "CLICK_ORD_FLW_BUY"),
+        ("history_time_list", "0_12_1_4"),
+        ("history_time_list", "0_12_1_-4_5"),
+        ("history_qry_list", "323"),
+    ],
+)
+def test_jdsearch_bad_values_are_named(column, value, tmp_path):
+    header, row, *rest = raw_files.JDSEARCH["release_data.txt"]
+    cells = row.split("\t")
+    cells[header.split("\t").index(column)] = value
+    with pytest.raises(KarmafunnelError, match=rf"release_data\.txt: row 1: column '{column}'"):
+        made(tmp_path, "jdsearch", **{"release_data.txt": [header, "\t".join(cells), *rest]})
+
+
+def test_real_jdsearch(data_root, tmp_path):
+    root = data_root("jdsearch_sample")
+    log = load("jdsearch", root)
+    lines = (root / "user_behavior_data_sample.txt").read_text().splitlines()[1:]
+    cells = [line.split("\t") for line in lines]
+    shown = log.exposures.filter(pl.col("position").is_not_null())
+    assert shown.height == sum(len(row[1].split("_")) for row in cells) == 262
+    assert shown["clicked"].sum() == sum(float(x) > 0 for row in cells for x in row[2].split("_"))
+    assert log.requests.filter(pl.col("window") != "W1").height == 3
+    assert log.items["title"].drop_nulls().len() == 409
+    assert failures(log, tmp_path / "log") == []
