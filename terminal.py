@@ -13,7 +13,7 @@ from typing import Any
 
 import rich.console
 import rich.status
-from rich.console import ConsoleOptions, RenderableType
+from rich.console import ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -39,6 +39,7 @@ OBEYED = [
     *range(0x202A, 0x202F),
     *range(0x2066, 0x206A),
 ]
+WIDTH = 80  # characters of a line where no terminal says otherwise
 SPELT = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in OBEYED}
 
 
@@ -49,11 +50,24 @@ def visible(text: str) -> str:
 
 class Console(rich.console.Console):
     """A console that prints every text literally: no markup, no emoji codes, no highlighting,
-    control characters escaped.
+    control characters escaped. Where it is no terminal it is as wide as COLUMNS says, else `WIDTH`.
     """
 
     def __init__(self, **options: Any):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
+        self._fixed = options.get("width") is not None
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        if self.is_terminal or self._fixed:
+            return super().size
+        columns = os.environ.get("COLUMNS", "")
+        return ConsoleDimensions(int(columns) if columns.isdigit() else WIDTH, super().size.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._fixed = True
+        self._width, self._height = new_size
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)

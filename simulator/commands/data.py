@@ -252,7 +252,7 @@ def print_checks(checks: list[Check], console: Console) -> None:
         text = Cell("\n".join(said), style="dim" if check.status == "N/A" else "")
         rows.append([check.name, status, f"{check.count:,}" if check.count else "", text])
     print_table(
-        Table(["check", "answer", "count", "what was found"], rows, look="prose", boxed=False),
+        Table(["check", "answer", "count", "what was found"], rows, look="prose"),
         console,
     )
     counts = [f"{sum(c.status == status for c in checks)} {status}" for status in colours]
@@ -289,7 +289,5 @@ def print_description(stats: dict[str, Any], console: Console) -> None:
 
     for title, heads, rows in tables(stats):
         console.print(title, style="bold")
-        print_table(
-            Table(heads, rows, look="" if len(heads) > 2 else "prose", boxed=False), console
-        )
+        print_table(Table(heads, rows, look="" if len(heads) > 2 else "prose"), console)
         console.print()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 from ...errors import KarmafunnelError
 from ...files import PAGE, PLAN, SERVICES, SIMULATION, atomic_folder, write_json
 from ...terminal import progress_bar
+from .figures import print_lowered
 from .parameters import (
     Cutoffs,
     Number,
@@ -192,9 +194,10 @@ def queue(
         more = {"quality": quality.rows} if quality else {}
         print(json.dumps(simulation.summary() | more, indent=1))
         return
-    print_simulation(simulation)
-    if quality:
-        print_load_quality(quality)
+    print_simulation(simulation, arrivals.rate)
+    if quality is not None and run is not None:
+        print_load_quality(quality, {name: one.deadline_ms for name, one in policies.items()})
+        print_lowered_of(run, measures)
     trace = f", {folder_out / 'trace.json'} at ui.perfetto.dev" if events else ""
     err.print(f"open {folder_out / 'load.html'} in a browser{trace}")
 
@@ -217,8 +220,12 @@ CAUSES = {
 }
 
 
-def print_simulation(simulation: Simulation) -> None:
-    """The stages, then latency, goodput, outcomes and paths."""
+def print_simulation(simulation: Simulation, asked: float) -> None:
+    """The stages, then latency, rates, outcomes and paths.
+
+    Args:
+        asked: requests a second that were asked for; random arrivals come near to it.
+    """
     from ..report.table import Table, print_table
 
     found = simulation.summary()
@@ -229,14 +236,19 @@ def print_simulation(simulation: Simulation) -> None:
             row.append(_rounded(line[key]))
         lost = [f"{line[key]:,} {word}" for key, word in CAUSES.items() if line[key]]
         rows.append([*row, ", ".join(lost)])
-    title = f"{found['services']}: {found['requests']:,} requests, {found['rate']:,.1f} a second"
+    title = f"{found['services']}: {found['requests']:,} requests"
     print_table(Table(["stage", *STAGE_HEADS.values(), "lost"], rows, title=title), out)
     for name, one in found["latency"].items():
         interval = "" if one["low"] is None else f" [{one['low']:,.1f}, {one['high']:,.1f}]"
-        out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{interval} ms")
-    outcomes, paths = _shares(found["outcomes"]), _shares(found["paths"])
-    out.print(f"goodput {found['goodput']:,.1f} a second; outcomes: {outcomes}", soft_wrap=True)
-    out.print(f"paths: {paths}", soft_wrap=True)
+        deadline = simulation.services.deadline_ms
+        ends = ", which is the deadline" if at_deadline(one["value"], deadline) else ""
+        out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{interval} ms{ends}")
+    out.print(
+        f"requests a second: {asked:,.1f} asked for, {found['rate']:,.1f} offered (arrivals are "
+        f"random), {found['goodput']:,.1f} served in full and in time (goodput)"
+    )
+    out.print(f"outcomes: {_shares(found['outcomes'])}")
+    out.print(f"paths: {_shares(found['paths'])}")
     for name in found["rarely_crashing"]:
         few = f"{name}: fewer than 10 crashes are expected in a run this short; raise --requests"
         out.print(few, style="bold")
@@ -246,7 +258,12 @@ def print_simulation(simulation: Simulation) -> None:
             f"{name}: offered load is {load:.2f} of capacity and the queue is unbounded; it grows "
             f"by {growth:,.1f} requests a second, so the latencies above grow with --requests"
         )
-        out.print(overload, style="bold red", soft_wrap=True)
+        out.print(overload, style="bold red")
+
+
+def at_deadline(ms: float | None, deadline_ms: float | None) -> bool:
+    """Whether a latency is the deadline: it cuts off what would have taken longer."""
+    return ms is not None and deadline_ms is not None and ms >= 0.995 * deadline_ms
 
 
 def _rounded(x: float | None) -> str:
@@ -261,10 +278,14 @@ def _shares(shares: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
 
 
-def print_load_quality(quality: LoadQuality) -> None:
-    """The quality of what was shown, also over offered load, and the cost of outages."""
+def print_load_quality(quality: LoadQuality, deadlines: Mapping[str, float | None]) -> None:
+    """The quality of what was shown, also over offered load, and the cost of outages.
+
+    Args:
+        deadlines: end to end, by policy, in ms.
+    """
     from ..report.measure_table import valued
-    from ..report.table import Cell, Table, number, print_table
+    from ..report.table import Cell, Table, cell_of, number, print_table
 
     rows: list[list[str | Cell]] = []
     for row in quality.rows:
@@ -274,16 +295,23 @@ def print_load_quality(quality: LoadQuality) -> None:
             gain = valued({"value": change, "difference": change} | ends, signed=True)
         rows.append([row["policy"], row["measure"], valued(row), gain])
     heads = ["policy", "measure", "value", "difference"]
-    print_table(Table(heads, rows, 2, title="quality of what was shown"), out)
+    print_table(Table(heads, rows, 2, title="quality of what was shown", look="measures"), out)
     names = list(dict.fromkeys(row["measure"] for row in quality.rows))
     rows = []
+    cells: list[str | Cell]
     for line in quality.curve.iter_rows(named=True):
         p99 = f"{line['p99_ms']:,.1f}" if line["p99_ms"] is not None else "n/a"
-        cells = [line["policy"], f"{line['rate']:,.1f}", f"{line['goodput']:,.1f}", p99]
+        cut = at_deadline(line["p99_ms"], deadlines[line["policy"]])
+        cells = [line["policy"], f"{line['rate']:,.1f}", f"{line['goodput']:,.1f}"]
+        cells.append(Cell(p99, notes=(1,) if cut else ()))
         cells += [f"{line['full']:.1%}", f"{line['nothing']:.1%}"]
         rows.append([*cells, *(number(line[name]) for name in names)])
-    heads = ["policy", "a second", "goodput", "p99 ms", "full", "nothing", *names]
-    print_table(Table(heads, rows, title="over offered load"), out)
+    heads = ["policy", "offered", "goodput", "p99 ms", "full", "nothing", *names]
+    ended = any(cell_of(row[3]).notes for row in rows)
+    note = "the deadline: a request that would take longer is degraded or shown nothing"
+    notes = [note] if ended else []
+    title = "over offered load, requests a second"
+    print_table(Table(heads, rows, title=title, notes=notes, look="measures"), out)
     if quality.outages is None:
         return
     rows = []
@@ -293,10 +321,20 @@ def print_load_quality(quality: LoadQuality) -> None:
             lost = f"{line['lost']:,.0f}"
             if line["low"] is not None:
                 lost += f" [{line['low']:,.0f}, {line['high']:,.0f}]"
-            lost += f" of {line['money']:,.0f}"
+            lost = f"{lost} of {line['money']:,.0f}".replace("-", "−")
+            if line["high"] is not None and line["high"] < 0:
+                lost += ": more is earned without the stage"
         rows.append([line["stage"], line["path"], lost])
     heads = ["stage", "its requests take", f"lost in an hour, {quality.currency}"]
     print_table(Table(heads, rows, title="an hour's outage", look="prose"), out)
+
+
+def print_lowered_of(run: Path, measures: Sequence[str]) -> None:
+    """Which stages of a Run lower a measure of the one before; default: HR@10."""
+    from ..measure.compare import added
+    from ..measure.run import Run
+
+    print_lowered(added(Run.open(run), measures or ["HR@10"]))
 
 
 @click.command()
@@ -445,7 +483,7 @@ def print_plan(found: Plan) -> None:
         f"headroom: meets the target up to {found.headroom:,.1f} a second ({spare:+.0%})",
     ]
     for line in lines:
-        out.print(line, soft_wrap=True)
+        out.print(line)
 
 
 @click.command()

@@ -10,7 +10,7 @@ import click
 
 from ...files import PAGE, read_json
 from ...terminal import visible
-from .parameters import claimed, folder, json_flag, out
+from .parameters import claimed, folder, json_flag, out, verbose_flag
 
 
 def default_measures(run: Path) -> list[str]:
@@ -21,16 +21,29 @@ def default_measures(run: Path) -> list[str]:
     if meta["log"]["has"]["price"]:
         names.append("GMV-HR@50")
     if meta["log"]["has"]["exposures"]:
-        names += ["gAUC:request:exposures", "AUC"]
+        names.append("gAUC:request:exposures")
     return names
 
 
-def print_stage_table(run: Path, names: list[str] | None = None) -> None:
-    from ..measure.compare import Run, measure
+def print_stage_table(run: Path, verbose: bool | None = None) -> None:
+    """The measures of a first look, stage by stage, and which stage lowers HR."""
+    from ..measure.compare import Run, added, measure
     from ..report.measure_table import measure_table
     from ..report.table import print_table
 
-    print_table(measure_table(measure(Run.open(run), names or default_measures(run))), out)
+    opened = Run.open(run)
+    print_table(measure_table(measure(opened, default_measures(run))), out, verbose)
+    k = min(10, *map(opened.k, opened.stages))
+    print_lowered(added(opened, [f"HR@{k}"]))
+
+
+def print_lowered(rows: list[dict[str, Any]]) -> None:
+    """One sentence for each stage that lowers a measure of the one before; rows of `added`."""
+    from ..report.measure_table import lowered
+    from ..report.table import short_number
+
+    for sentence in lowered(rows):
+        out.print(f"{short_number(sentence)}.", style="bold yellow")
 
 
 @click.command()
@@ -45,8 +58,14 @@ def print_stage_table(run: Path, names: list[str] | None = None) -> None:
     help="How the rows are printed.",
 )
 @json_flag
+@verbose_flag
 def measure(
-    run: Path, measures: tuple[str, ...], slice_name: str | None, fmt: str, as_json: bool
+    run: Path,
+    measures: tuple[str, ...],
+    slice_name: str | None,
+    fmt: str,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50,
     gAUC:request:exposures, ...
@@ -56,7 +75,7 @@ def measure(
     from ..measure.measures.measure import parse_all
 
     opened = Run.open(run)
-    print_rows(run_measure(opened, list(measures), slice=slice_name), fmt, as_json)
+    print_rows(run_measure(opened, list(measures), slice=slice_name), fmt, as_json, verbose)
     if fmt == "table" and not as_json:
         ranked = [m for m in parse_all(measures) if m.ranks]
         gains = [
@@ -65,9 +84,15 @@ def measure(
         if gains:
             out.print("\nWhat each stage adds to the order of the stage before it, at one depth:")
             print_rows(gains)
+            print_lowered(gains)
 
 
-def print_rows(rows: list[dict[str, Any]], fmt: str = "table", as_json: bool = False) -> None:
+def print_rows(
+    rows: list[dict[str, Any]],
+    fmt: str = "table",
+    as_json: bool = False,
+    verbose: bool | None = None,
+) -> None:
     """Measure or comparison rows in one of the formats."""
     from ..report.measure_table import measure_table, to_csv
     from ..report.table import print_table, to_latex, to_markdown
@@ -75,7 +100,7 @@ def print_rows(rows: list[dict[str, Any]], fmt: str = "table", as_json: bool = F
     if as_json:
         print(json.dumps(rows, indent=1))
     elif fmt == "table":
-        print_table(measure_table(rows), out)
+        print_table(measure_table(rows), out, verbose)
     elif fmt == "csv":
         print(visible(to_csv(rows)), end="")
     else:
@@ -89,8 +114,14 @@ def print_rows(rows: list[dict[str, Any]], fmt: str = "table", as_json: bool = F
 @click.argument("measures", nargs=-1, required=True, metavar="MEASURE...")
 @click.option("--common", "shared", is_flag=True, help="Over the requests that both Runs have.")
 @json_flag
+@verbose_flag
 def compare(
-    run_a: Path, run_b: Path, measures: tuple[str, ...], shared: bool, as_json: bool
+    run_a: Path,
+    run_b: Path,
+    measures: tuple[str, ...],
+    shared: bool,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Compare two Runs of one log, paired on the same requests: B - A with its interval,
     Holm-corrected.
@@ -101,7 +132,7 @@ def compare(
     a, b = Run.open(run_a), Run.open(run_b)
     if shared:
         a, b = common(a, b)
-    print_rows(run_compare(a, b, list(measures)), as_json=as_json)
+    print_rows(run_compare(a, b, list(measures)), as_json=as_json, verbose=verbose)
 
 
 @click.command()

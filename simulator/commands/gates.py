@@ -9,7 +9,7 @@ import click
 
 from ...errors import KarmafunnelError
 from ...files import write_text
-from .parameters import Number, err, folder, json_flag, out, seed_option
+from .parameters import Number, err, folder, json_flag, out, seed_option, verbose_flag
 
 ERROR = 2  # exit code: 1 means worse
 
@@ -32,6 +32,7 @@ ERROR = 2  # exit code: 1 means worse
 @click.option("--junit", type=folder, help="Write the outcome to this file as JUnit XML.")
 @seed_option
 @json_flag
+@verbose_flag
 def gate(
     new: Path,
     old: Path,
@@ -41,6 +42,7 @@ def gate(
     junit: Path | None,
     seed: int,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Test in CI that the candidate Run NEW is not worse than the baseline Run OLD by more than a
     margin.
@@ -77,7 +79,7 @@ def gate(
         rows = [
             [check.name, "yes" if check.passed else "NO", check.found] for check in found.checks
         ]
-        print_table(Table(["check", "passed", "found"], rows, text_columns=3), out)
-        print_table(measure_table([found.deciding, *found.beside]), out)
-        out.print(found.sentence, soft_wrap=True)
+        print_table(Table(["check", "passed", "found"], rows, look="prose"), out)
+        print_table(measure_table([found.deciding, *found.beside]), out, verbose)
+        out.print(found.sentence)
     click.get_current_context().exit(found.code)

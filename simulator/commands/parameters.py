@@ -95,6 +95,9 @@ window_option = click.option(
     help="The window to replay: W2b (validation) for tuning, W3 (test) for final results.",
 )
 no_cache_flag = click.option("--no-cache", is_flag=True, help="Fit everything anew.")
+verbose_flag = click.option(
+    "-v", "--verbose", is_flag=True, help="Also print what each measure and column means."
+)
 force_flag = click.option(
     "--force",
     is_flag=True,

@@ -27,6 +27,7 @@ from .parameters import (
     out,
     seed_option,
     takes_run_options,
+    verbose_flag,
     window_option,
     worker_flags,
 )
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 )
 @force_flag
 @worker_flags
+@verbose_flag
 @takes_run_options
 def replay(
     recipe: str,
@@ -73,6 +75,7 @@ def replay(
     paths: tuple[str, ...],
     services: Path | None,
     stale_minutes: float | None,
+    verbose: bool,
 ) -> None:
     """Fit the funnel of RECIPE on LOG and replay the last window through it.
 
@@ -111,7 +114,7 @@ def replay(
     if paths:
         print_paths(run)
     else:
-        print_stage_table(run)
+        print_stage_table(run, verbose)
 
 
 def print_paths(run: Path) -> None:
@@ -134,7 +137,8 @@ def print_paths(run: Path) -> None:
             if r["stage"] == one.stages[-1]
         }
         lines.append([path, *(valued(rows[name]) for name in names)])
-    print_table(Table(["path", *names], lines, title="what the last stage shows, by path"), out)
+    title = "what the last stage shows, by path"
+    print_table(Table(["path", *names], lines, title=title, look="measures"), out)
 
 
 @click.command()
@@ -162,10 +166,9 @@ def explain(
     if query := opened.requests["query"][row]:
         out.print(f"query: {query}")
     past = opened.asof.history(np.array([row]), 8).items[0]
-    for what, items in (
-        ("history", past[past >= 0]),
-        ("came next", fitted.context.truth.filter(pl.col("request") == row)["item"]),
-    ):
+    next_items = fitted.context.truth.filter(pl.col("request") == row)["item"]
+    relevant = {opened.item_ids[i] for i in next_items}
+    for what, items in (("history", past[past >= 0]), ("came next", next_items)):
         titles = "; ".join(
             str(opened.items["title"][int(i)] or opened.item_ids[int(i)])[:60] for i in items
         )
@@ -173,19 +176,27 @@ def explain(
     for name, embedding in fitted.context.embeddings.items():
         if told := embedding.read(np.array([row])):
             out.print(f"the interest of {name} reads: {told[0]}")
-    lines = []
-    for row in frame.sort("item_id", maintain_order=True).iter_rows(named=True):
-        item = f"{row['item_id']} {(row['title'] or '')[:40]}"
-        place = [
-            str(row["rank"]),
-            str(row["of"]),
-            "yes" if row["kept"] else "no",
-            f"{row['score']:.4g}",
-        ]
-        needed = "" if row["needed"] is None else f"{row['needed']:.4g}"
-        lines.append([item, row["stage"], *place, needed, row["channel"], row["why"]])
-    heads = ["item", "stage", "rank", "of", "kept", "score", "needed", "channel", "why"]
-    print_table(Table(heads, lines, title=f"request {request_id}", look="prose"), out)
+    lines: dict[str, list[list[str]]] = {}
+    last: dict[str, tuple[int, int]] = {}  # how far an item came, and its place there
+    for step in frame.iter_rows(named=True):
+        came = " (came next)" if step["item_id"] in relevant else ""
+        item = f"{step['item_id']} {step['title'] or ''}{came}"
+        found = lines.setdefault(item, [])
+        last[item] = (last.get(item, (0, 0))[0] - step["kept"], step["rank"])
+        place = f"{step['rank']:,} of {step['of']:,}" + ("" if step["kept"] else ", lost")
+        numbers = [f"{x:.4g}" if x is not None else "" for x in (step["score"], step["needed"])]
+        # one line a feature; of recall, which has none, the channels that found the item
+        why = step["why"].replace(", ", "\n") or step["channel"].replace("+", " + ")
+        found.append([step["stage"], place, *numbers, why])
+    for item in sorted(lines, key=last.__getitem__):
+        out.print()
+        heads = ["stage", "rank", "score", "needed", "why"]
+        print_table(Table(heads, lines[item], title=item, look="prose"), out)
+    out.print(
+        "\nneeded: the score of the last item that the stage kept. why: the channels that found the"
+        " item, then the features that moved its score most, with what each added.",
+        style="dim",
+    )
 
 
 @click.command(name="table")

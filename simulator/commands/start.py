@@ -97,8 +97,8 @@ def demo(folder_out: Path, seed: int, force: bool) -> None:
     )
     simulation = simulate(deployed, Poisson(rate), 5000, seed, events=True, out=written)
     load_page(simulation, folder_out / "load.html", quality=quality, command="karmafunnel demo")
-    print_simulation(simulation)
-    print_load_quality(quality)
+    print_simulation(simulation, rate)
+    print_load_quality(quality, {"services": deployed.deadline_ms})
     lines = (
         f"{time.perf_counter() - start:.0f} s. Open {folder_out / 'report.html'} and "
         f"{folder_out / 'load.html'} in a browser; go on with:",

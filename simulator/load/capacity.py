@@ -103,6 +103,17 @@ class Plan:
         }
 
 
+def _why_lost(services: Services, degraded: float) -> str:
+    """What to change where servers do not help: the share that is accepted, or the deadlines."""
+    stages = [stage for stage in services.stages if stage.deadline_ms is not None]
+    deadlines = [f"{stage.name} {stage.deadline_ms:g} ms" for stage in stages]
+    if services.deadline_ms is not None:
+        deadlines.insert(0, f"end to end {services.deadline_ms:g} ms")
+    longer = f", or longer deadlines ({', '.join(deadlines)})" if deadlines else ""
+    share = math.ceil(degraded * 1e4) / 1e4
+    return f"not servers, but `--lost {share:g}`{longer} would help: deadlines and crashes do it"
+
+
 class Search:
     """Deployments that differ only by their servers, each simulated once per seed and rate."""
 
@@ -420,7 +431,7 @@ def plan(
             "plan",
             needs=f"at most {lost:.2%} of requests degraded or shown nothing",
             found=f"{best.degraded:.2%} with ample servers, most at {best.worst}",
-            hint="it comes from deadlines and crashes, not from too few servers",
+            hint=_why_lost(services, best.degraded),
         )
     first = tuple(map(min, search.start(p99_ms - best.p99_ms, ample), ample))
     servers = search.shrink(search.grow(first, ample))

@@ -253,7 +253,7 @@ def added(
         run: one Run, or Runs of one recipe with different seeds.
 
     Returns:
-        Rows as those of `compare`; A is the stage before.
+        Rows as those of `compare`; A is the stage before, named by `before`.
     """
     wanted = []
     for m in parse_all(measures):
@@ -261,12 +261,14 @@ def added(
             wanted.append(m)
     runs = [run] if isinstance(run, Run) else list(run)
     values = _Values(same_requests(runs, [r.path.as_posix() for r in runs]), slice)
-    table, stages = [], runs[0].stages
+    table: list[Compared] = []
+    stages = runs[0].stages
     for m in wanted:
         for part in values.parts:
             for before, stage in pairwise(stages):
                 a, b = ([(i, name) for i in range(len(runs))] for name in (before, stage))
-                table += values.pair(m, part, a, b, stage)
+                for row, *sides in values.pair(m, part, a, b, stage):
+                    table.append((row | {"before": before}, *sides))
     labels = {"label_a": "the stage before", "label_b": "the stage"}
     return _tested(table, labels, len(values.readings[0].users), resamples, seed)
 

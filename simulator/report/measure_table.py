@@ -90,25 +90,27 @@ def define(measure: str) -> str:
 
 
 def counted(rows: Iterable[Row]) -> str:
-    """The number of units of rows: "n 677 (123 undefined, 15.4%)", or the range where it differs.
+    """The number of units of rows: "n 677 (123 undefined, 15.4%)"; where it differs, in words: "n
+    from 90 to 114, by row; undefined, so left out: from 34 to 44 requests (34.8% to 44.7%)".
 
     Rows with no unit are left out.
     """
     scored = [row for row in rows if row["n"]]
     if not scored:
         return "n 0"
-    text = f"n {_range(scored, 'n', ',')}"
-    if not any(column(scored, "undefined")):
-        return text
-    undefined = _range(scored, "undefined", ",")
-    return f"{text} ({undefined} undefined, {_range(scored, 'undefined_share', '.1%')})"
+    n, undefined = _range(scored, "n", ","), _range(scored, "undefined", ",")
+    some, share = any(column(scored, "undefined")), _range(scored, "undefined_share", ".1%")
+    if len(set(column(scored, "n"))) == len(set(column(scored, "undefined"))) == 1:
+        return f"n {n} ({undefined} undefined, {share})" if some else f"n {n}"
+    text = f"n {n}, by row" if n.startswith("from") else f"n {n}"
+    return f"{text}; undefined, so left out: {undefined} requests ({share})" if some else text
 
 
 def _range(rows: Sequence[Row], name: str, form: str) -> str:
-    """The values of a field, from the smallest to the largest."""
+    """The values of a field: "3", or "from 2 to 5"."""
     values = column(rows, name)
     low, high = min(values), max(values)
-    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
+    return f"{low:{form}}" if low == high else f"from {low:{form}} to {high:{form}}"
 
 
 # -- the pivot -------------------------------------------------------------------------------------
@@ -154,6 +156,7 @@ def measure_table(rows: Sequence[Row], across: str = "measure") -> Table:
         counts=counts,
         notes=list(notes),
         below=_below(rows),
+        brief=_brief(rows),
         tips={} if by_line else {name: define(name) for name in pivot.columns},
         quiet=_quiet(pivot.heads, lines),
         look=_look(by_line and len(pivot.columns) < 4),
@@ -267,11 +270,23 @@ def _below(rows: Sequence[Row]) -> list[str]:
         notes = list(filter(None, column(known(where(rows, stage=stage)), "note")))
         if notes:
             lines.append(f"{stage}: {'; '.join(dict.fromkeys('; '.join(notes).split('; ')))}.")
+    return [*lines, _origin(rows)]
+
+
+def _origin(rows: Sequence[Row]) -> str:
+    """Which items are relevant, and where intervals come from."""
     relevant = " | ".join(map(past, dict.fromkeys(column(rows, "truth"))))
-    last = f"Relevant: {relevant} items. {INTERVALS}"
+    text = f"Relevant: {relevant} items. {INTERVALS}"
     if (seeds := max(column(rows, "seeds"))) > 1:
-        last += f" Values are means over {seeds} seeds; intervals resample seeds and users."
-    return [*lines, last]
+        text += f" Values are means over {seeds} seeds; intervals resample seeds and users."
+    return text
+
+
+def _brief(rows: Sequence[Row]) -> str:
+    """What a table of measures needs below it at once."""
+    if not any(column(rows, "undefined")):
+        return _origin(rows)
+    return f"{_origin(rows)} Undefined: requests without a value, left out."
 
 
 def past(label: str) -> str:
@@ -296,48 +311,72 @@ def _comparison(rows: Sequence[Row]) -> Table:
     lines: list[list[str | Cell]] = []
     for row in rows:
         there = row["difference"] is not None
-        # the note of a reference line stands once, below the table
-        marks = () if there and row["stage"] in AFTER else _marks(row["note"], notes)
         effect = "" if row["smallest_effect"] is None else number(row["smallest_effect"])
         change = Cell(
             number(row["difference"], True, 4),
             between(row, True, 4),
-            notes=marks,
+            significance(row),
+            notes=_marks(row["note"], notes),
             strong=there,
             style="" if there else "dim",
         )
         line: list[str | Cell] = [str(row[head]) for head in heads]
         line += [number(row["value_a"]), number(row["value_b"]), change]
-        line += [_verdict(row, {"A": a, "B": b}), effect, f"{row['n']:,}"]
+        line += [_verdict(row), effect, f"{row['n']:,}"]
         lines.append(line)
-    seeds = max(column(rows, "seeds"))
-    units = " or ".join(dict.fromkeys(column(rows, "unit")))
-    below = [f"{m}: {define(m)}." for m in dict.fromkeys(column(rows, "measure"))]
-    same_sign = f" and it has the same sign in all {seeds} seeds" if seeds > 1 else ""
-    below += [
-        f"A is {a}, B is {b}, paired on the same {units}s. {INTERVALS}",
-        f"Better: the interval of B − A excludes 0{same_sign}; (Holm): also after Holm's "
-        "correction over the whole table. MDE: minimum detectable effect, at 80% power.",
-    ]
     columns = [f"A: {a}", f"B: {b}", "B − A", "better", "MDE", "n"]
     return Table(
         [*heads, *columns],
         lines,
         len(heads),
         notes=list(notes),
-        below=below,
+        below=[f"{m}: {define(m)}." for m in in_order(rows, "measure")] + _key(rows),
+        brief=" ".join(_key(rows)),
+        short={columns[0]: "A", columns[1]: "B"},
         quiet=_quiet(heads, lines),
         look=_look(True),
     )
 
 
-def _verdict(row: Row, sides: dict[str, str]) -> str | Cell:
-    """The side that is better, and whether that holds after Holm's correction."""
+def _key(rows: Sequence[Row]) -> list[str]:
+    """What the sides, columns and marks of a comparison mean."""
+    units = " or ".join(dict.fromkeys(column(rows, "unit")))
+    seeds = max(column(rows, "seeds"))
+    same_sign = f" and it has the same sign in all {seeds} seeds" if seeds > 1 else ""
+    lines = [
+        f"A is {rows[0]['label_a']}, B is {rows[0]['label_b']}, paired by {units}. {INTERVALS}",
+        f"* the interval of B − A excludes 0{same_sign}; ** also after Holm's correction over the "
+        "whole table. MDE: minimum detectable effect, at 80% power.",
+    ]
+    if last := [stage for stage in in_order(rows, "stage") if " | " in stage]:
+        lines.append(f"{last[0]}: the last stage of A against the last stage of B.")
+    return lines
+
+
+def _verdict(row: Row) -> str | Cell:
+    """The side that is better: "A", "B" or "neither"; "" where there is no better direction."""
     if row["better"]:
-        return sides[row["better"]] + (" (Holm)" if row["holm"] else "")
+        return str(row["better"])
     if row["difference"] is None or Measure.parse(row["measure"]).better == "neither":
         return ""
-    return Cell("not significant", style="dim")
+    return Cell("neither", style="dim")
+
+
+def lowered(rows: Iterable[Row]) -> list[str]:
+    """One sentence for each measure that a stage lowers: "rank lowers HR@10 of prerank by 0.023
+    [0.015, 0.030]"; nothing where the interval includes 0.
+
+    Args:
+        rows: of `added`.
+    """
+    found = []
+    for row in rows:
+        if row["better"] == "A" and row["low"] is not None:
+            loss, ends = -row["difference"], {"low": -row["high"], "high": -row["low"]}
+            size = f"{number(loss)} {between({'value': loss} | ends)}"
+            of = "" if row["slice"] in ("", "all") else f" ({row['slice']})"
+            found.append(f"{row['stage']} lowers {row['measure']} of {row['before']} by {size}{of}")
+    return found
 
 
 # -- CSV -------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def fit_rows(profile: Profile) -> list[list[str]]:
 
 def fit_table(profile: Profile) -> Table:
     title = f"service times of {profile.services.name}: {profile.passes[PASS].n_unique():,} passes"
-    return Table(HEAD, fit_rows(profile), text_columns=3, title=title, boxed=False)
+    return Table(HEAD, fit_rows(profile), text_columns=3, title=title)
 
 
 def print_fits(profile: Profile, console: Console) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -20,6 +21,7 @@ from .page import Block, Words, fragment
 
 WIDEST = 34  # characters; longer leading texts are broken on a terminal
 UNBROKEN = 10  # characters; longer heads may be broken on a terminal
+GAP = 2  # characters between columns on a terminal
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -95,12 +97,13 @@ class Table(Block):
         counts: the foot of each column of numbers, such as "n 677 (123 undefined, 15.4%)", or "".
         notes: footnotes, numbered from 1.
         below: definitions and references.
+        brief: what the terminal prints of them unless it is asked for all.
+        short: heads as the terminal prints them, by head.
         tips: explanations of heads, by head, shown as tooltips.
         quiet: numbers of the reference rows.
         look: "prose" if cells are sentences that may break; "stacked" if each row becomes a card
             on a narrow screen; "measures" for tables of measures, with "by-line" if there is room
             for an interval next to its value.
-        boxed: whether to draw lines around the table on a terminal.
     """
 
     heads: Sequence[str]
@@ -110,10 +113,11 @@ class Table(Block):
     counts: Sequence[str] = ()
     notes: Sequence[str] = ()
     below: Sequence[str] = ()
+    brief: str = ""
+    short: Mapping[str, str] = field(default_factory=dict)
     tips: Mapping[str, str] = field(default_factory=dict)
     quiet: Collection[int] = ()
     look: str = ""
-    boxed: bool = True
 
     @property
     def footed(self) -> bool:
@@ -160,107 +164,207 @@ def superscript(notes: Iterable[int]) -> str:
 # -- the terminal ----------------------------------------------------------------------------------
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Print a table, in several parts if it is too wide, then its notes and definitions."""
+def print_table(table: Table, console: Console, verbose: bool | None = None) -> None:
+    """Print a table, in several parts if it is too wide, then its notes.
+
+    Args:
+        verbose: whether to print all that stands below the table, such as definitions; else the
+            `brief` of it, which ends with the option -v. None: where there is no such option.
+    """
+    if table.title:
+        console.print(table.title, style="bold")
     for part in to_terminal(table, console.width):
         console.print(part)
     for i, note in enumerate(table.notes, 1):
         console.print(f"{i}. {note}", style="dim")
-    for line in table.below:
+    below = table.below
+    if table.brief and not verbose:
+        below = [table.brief + (" Definitions: -v." if verbose is False else "")]
+    for line in below:
         console.print(line, style="dim")
 
 
-def to_terminal(table: Table, width: int = 100) -> list[RichTable]:
-    """A table for the terminal, split into as many as are needed so that no number is broken within
-    `width` characters. Tables of prose break their texts instead.
+def to_terminal(table: Table, width: int = 80) -> list[RichTable | Text]:
+    """A table for the terminal: one line a row, no number broken within `width` characters.
+
+    One that is too wide has its leading texts, but the last, as headings between the rows; one that
+    still is becomes several. Tables of prose break their texts instead.
     """
-    columns = list(range(len(table.heads)))
     if table.look == "prose":
-        return [_printed(table, columns, [None] * len(columns))]
-    gap = 3 if table.boxed else 1  # characters between columns
-    sizes = [_size(table, column, whole=True) for column in columns]
-    if 1 + sum(size + gap for size in sizes) > width:
-        sizes = [_size(table, column, whole=False) for column in columns]
-    parts = _parts(sizes, table.text_columns, width, gap)
-    return [_printed(table, part, [sizes[column] for column in part]) for part in parts]
+        return [_prose(table, width)]
+    heads = [table.short.get(head, head) for head in table.heads]
+    cells = _in_line(table)
+    sizes = [_size(heads[c], cells, c, table, whole=True) for c in range(len(heads))]
+    grouped = table.text_columns > 1 and _total(sizes) > width
+    first = table.text_columns - 1 if grouped else 0
+    if _total(sizes[first:]) > width:
+        sizes = [_size(heads[c], cells, c, table, whole=False) for c in range(len(heads))]
+    made: list[RichTable | Text] = []
+    for part in _parts(sizes, range(first, table.text_columns), width):
+        if made:
+            made.append(Text())
+        made += _printed(table, heads, cells, part, [sizes[column] for column in part], grouped)
+    return made
 
 
-def _lines(cell: Words | Cell | Bar) -> list[str]:
-    """The lines of a cell: its text, then small and more."""
-    cell = cell_of(cell)
-    parts = [cell.text + superscript(cell.notes), cell.small, cell.more]
-    last = 1 if cell.small else 0
-    parts[last] += cell.mark
-    return [visible(part) for part in parts if part]
+def _in_line(table: Table) -> list[list[Text]]:
+    """The cells of all rows and of the foot as texts of one line; in a column of numbers, values,
+    intervals and what else belongs to them stand below each other.
+    """
+    rows = [list(map(cell_of, row)) for row in table.rows]
+    columns = []
+    for column in range(len(table.heads)):
+        cells = [row[column] for row in rows]
+        if column < table.text_columns:
+            columns.append([Text(visible(cell.flat)) for cell in cells])
+        else:
+            columns.append(_aligned(cells, "measures" in table.look, table.quiet))
+    made = [list(row) for row in zip(*columns, strict=True)]
+    return [*made, *_feet(table)]
 
 
-def _size(table: Table, column: int, whole: bool) -> int:
+def _feet(table: Table) -> list[list[Text]]:
+    """The foot: a line with the number of units of each column, and one with those undefined."""
+    if not table.footed:
+        return []
+    counts = [[*re.findall(r"[\d,]*\d", foot), "", ""] for foot in table.feet]
+    made = []
+    for i, name in enumerate(("n", "undefined")):
+        line = [count[i] for count in counts]
+        if any(line):
+            line[table.text_columns - 1] = name
+            made.append([Text(text, style="dim") for text in line])
+    return made
+
+
+def _aligned(cells: Sequence[Cell], compact: bool, quiet: Collection[int]) -> list[Text]:
+    """The cells of a column of numbers. compact: without the 0 before a decimal point, and without
+    an interval that is the value itself.
+    """
+    lines = []
+    for cell in cells:
+        parts = [visible(part) for part in (cell.text, cell.small, cell.mark, cell.more)]
+        if compact:
+            parts = list(map(short_number, parts))
+            if parts[1] == f"[{parts[0]}, {parts[0]}]":
+                parts[1] = ""
+        parts[0] += superscript(cell.notes)
+        lines.append([parts[0], *(" " * bool(part) + part for part in parts[1:])])
+        lines[-1][2] = parts[2]  # a mark stands close to its interval
+    whole = [line for line in lines if any(line[1:])]
+    sizes = [max((cell_len(line[k]) for line in whole), default=0) for k in range(4)]
+    made = []
+    for i, (cell, line) in enumerate(zip(cells, lines, strict=True)):
+        first, *rest = line
+        text = Text(style=cell.style or ("dim" if i in quiet else ""), justify="left")
+        text.append(" " * (sizes[0] - cell_len(first)) + first, "bold" if cell.strong else "")
+        for part, size in zip(rest, sizes[1:], strict=True):
+            text.append(part + " " * (size - cell_len(part)), "not bold dim")
+        made.append(text)
+    return made
+
+
+def short_number(text: str) -> str:
+    """A text whose numbers below 1 have no 0 before the decimal point."""
+    return re.sub(r"(?<![\d.,])0(?=\.\d+(?![\d%]))", "", text)
+
+
+def _size(
+    head: str, cells: Sequence[Sequence[Text]], column: int, table: Table, whole: bool
+) -> int:
     """The characters that a column needs so that no number is broken.
 
     Args:
         whole: whether long heads must not be broken at blanks.
     """
-    head = table.heads[column]
     found = [head] if whole or len(head) <= UNBROKEN else head.split()
-    for row in table.rows:
-        for line in _lines(row[column]):
-            found += line.split("\n")
-    if table.footed:
-        found += table.feet[column].split("\n")
-    size = max(map(len, found), default=0)
-    return min(size, WIDEST) if column < table.text_columns else size
+    if column < table.text_columns:
+        lines = [line for row in cells for line in row[column].plain.split("\n")]
+        return min(max(map(cell_len, [*found, *lines])), WIDEST)
+    return max(map(cell_len, [*found, *(row[column].plain for row in cells)]))
 
 
-def _parts(sizes: Sequence[int], leading: int, width: int, gap: int) -> list[list[int]]:
+def _total(sizes: Sequence[int]) -> int:
+    return sum(sizes) + GAP * (len(sizes) - 1)
+
+
+def _parts(sizes: Sequence[int], leading: range, width: int) -> list[list[int]]:
     """The columns of each part, so that parts fit `width`; every part has the leading columns."""
-    lead = list(range(leading))
-    space = width - 1 - sum(sizes[column] + gap for column in lead)
-    parts, room = [lead.copy()], space
-    for column in range(leading, len(sizes)):
-        if sizes[column] + gap > room and len(parts[-1]) > leading:
-            parts.append(lead.copy())
-            room = space
-        parts[-1].append(column)
-        room -= sizes[column] + gap
+    parts = [[*leading]]
+    for column in range(leading.stop, len(sizes)):
+        longer = [*parts[-1], column]
+        if len(parts[-1]) > len(leading) and _total([sizes[c] for c in longer]) > width:
+            parts.append([*leading, column])
+        else:
+            parts[-1] = longer
     return parts
 
 
-def _printed(table: Table, part: Sequence[int], sizes: Sequence[int | None]) -> RichTable:
-    title = table.title if table.text_columns in part else ""  # once, above the first part
-    made = RichTable(
-        title=title or None, title_justify="left", show_footer=table.footed, border_style="dim"
-    )
-    if not table.boxed:
-        made.box, made.pad_edge, made.padding = None, False, (0, 1, 0, 0)
-    side: Literal["left", "right"] = "left" if table.look == "prose" else "right"
-    for column, size in zip(part, sizes, strict=True):
-        foot = Text(table.feet[column] if table.footed else "", style="dim")
-        if column < table.text_columns:
-            made.add_column(table.heads[column], foot, max_width=size, overflow="fold")
-        else:
-            made.add_column(table.heads[column], foot, justify=side, width=size, overflow="fold")
+def _printed(
+    table: Table,
+    heads: Sequence[str],
+    cells: Sequence[Sequence[Text]],
+    part: Sequence[int],
+    sizes: Sequence[int],
+    grouped: bool,
+) -> list[RichTable | Text]:
+    """One part of a table; with headings between its rows, one table for each heading."""
     numbers = [column for column in part if column >= table.text_columns]
+    made: list[RichTable | Text] = []
+
+    def begin() -> RichTable:
+        """A table with heads if it is the first."""
+        now = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=not made)
+        for column, size in zip(part, sizes, strict=True):
+            side: Literal["left", "right"] = "right" if column in numbers else "left"
+            now.add_column(heads[column], justify=side, width=size, overflow="fold")
+        made.append(now)
+        return now
+
+    now = begin()
     before: tuple[str, ...] = ()
-    for i, row in enumerate(table.rows):
-        if len(part) < len(table.heads) and not any(_lines(row[column]) for column in numbers):
-            continue
-        texts = table.texts(i)
-        if before and texts[:-1] != before[:-1]:
-            made.add_section()
-        style = "dim" if i in table.quiet else ""
-        shown = [_drawn(row[column], quiet=bool(style)) for column in numbers]
-        made.add_row(*unsaid(texts, before), *shown, style=style)
+    for i, row in enumerate(cells):
+        if len(part) < len(heads) and not any(row[column].plain.strip() for column in numbers):
+            continue  # a row that is empty in this part
+        texts = tuple(text.plain for text in row[: table.text_columns])
+        if grouped and i < len(table.rows) and texts[:-1] != before[:-1]:
+            made.append(Text(", ".join(filter(None, texts[:-1])), style="italic"))
+            now = begin()
+        said = texts[-1:] if grouped else unsaid(texts, before)
+        style = "dim" if i in table.quiet or i >= len(table.rows) else ""
+        shown = []
+        for column, size in zip(part, sizes, strict=True):
+            if column in numbers:
+                shown.append(row[column].copy())
+                shown[-1].pad_left(size - row[column].cell_len)
+        now.add_row(*said, *shown, style=style)
         before = texts
     return made
 
 
-def _drawn(cell: Words | Cell | Bar, quiet: bool) -> Text:
-    cell = cell_of(cell)
-    first, *rest = _lines(cell) or [""]
-    text = Text(first, style=cell.style or ("bold" if cell.strong and not quiet else ""))
-    for line in rest:
-        text.append("\n" + line, style="not bold dim")
-    return text
+def _prose(table: Table, width: int) -> RichTable:
+    """A table whose texts break between words. The widest columns give way to the others, down to
+    their longest word.
+    """
+    rows = [[cell_of(cell) for cell in row] for row in table.rows]
+    sizes, least = [], []
+    for column, head in enumerate(table.heads):
+        texts = [head, *(visible(row[column].flat) for row in rows)]
+        sizes.append(max(cell_len(line) for text in texts for line in text.split("\n")))
+        least.append(max((cell_len(word) for text in texts for word in text.split()), default=0))
+    while _total(sizes) > width:
+        able = [column for column in range(len(sizes)) if sizes[column] > least[column]]
+        widest = max(able or range(len(sizes)), key=sizes.__getitem__)
+        if sizes[widest] <= 1:
+            break
+        sizes[widest] -= 1
+    made = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for head, size in zip(table.heads, sizes, strict=True):
+        made.add_column(head, width=size, overflow="fold")
+    for i, row in enumerate(rows):
+        shown = [Text(visible(cell.flat), style=cell.style) for cell in row]
+        made.add_row(*shown, style="dim" if i in table.quiet else "")
+    return made
 
 
 # -- Markdown --------------------------------------------------------------------------------------
