@@ -849,7 +849,7 @@ def test_a_log_changed_on_purpose_is_sealed_anew(log, recipe, tmp_path):
         match=r"items\.parquet: needs the bytes whose checksum stands in log\.json",
     ):
         _ = Log.open(tmp_path / "log").items
-    answer = ran("validate", "--seal", tmp_path / "log")
+    answer = ran("validate", "--seal", "-v", tmp_path / "log")
     assert "checksums: items.parquet: " in answer.stderr and re.search(
         "checksums +PASS", answer.stdout
     )

@@ -13,10 +13,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
-from karmafunnel.simulator.measure.compare import Cascade, Run, compare, measure
+from karmafunnel.simulator.measure.compare import Cascade, Run, added, compare, measure
 from karmafunnel.simulator.report import plots
 from karmafunnel.simulator.report import request_page as samples
-from karmafunnel.simulator.report.measure_table import define, measure_table, to_csv
+from karmafunnel.simulator.report.measure_table import (
+    define,
+    lowered,
+    measure_table,
+    to_csv,
+)
 from karmafunnel.simulator.report.run_page import open_entries, report, waterfall_png
 from karmafunnel.simulator.report.table import (
     Bar,
@@ -203,22 +208,24 @@ def test_one_cell_in_every_format():
     )
     console = Console(width=80, record=True, file=io.StringIO())
     print_table(table, console)
-    shown = [line.replace("│", " ").split() for line in console.export_text().splitlines()]
-    assert shown[0] == ["50%"] and shown[-1] == ["1.", "n_1"]
-    assert shown[4:7] == [["<one>", "0.50¹", "25%"], ["[0.4,", "0.6]**"], ["n", "9"]]
+    shown = [line.split() for line in console.export_text().splitlines()]
+    assert shown == [
+        ["50%"], ["row", "a_b", "share"], ["<one>", "0.50¹", "[0.4,", "0.6]**", "n", "9", "25%"],
+        ["1.", "n_1"],
+    ]  # fmt: skip
 
 
 def test_a_wide_table_is_printed_in_parts_that_break_no_number():
     heads = ["row", *(f"a long head {i}" for i in range(6))]
     table = Table(heads, [["x", *["123,456,789"] * 6], ["y", *[""] * 5, "1"]], title="wide")
-    parts = to_terminal(table, 60)
-    assert [[str(column.header) for column in part.columns] for part in parts] == [
-        heads[:4],
-        ["row", *heads[4:]],
+    first, between, second = to_terminal(table, 60)
+    assert [[str(column.header) for column in part.columns] for part in (first, second)] == [
+        heads[:5],
+        ["row", *heads[5:]],
     ]
-    assert [part.title for part in parts] == ["wide", None]
+    assert not str(between)
     # a row that says nothing in a part is left out there
-    assert [part.row_count for part in parts] == [1, 2]
+    assert [first.row_count, second.row_count] == [1, 2]
     assert len(to_terminal(replace(table, look="prose"), 60)) == 1
 
 
@@ -300,6 +307,46 @@ def test_comparison_in_every_format(run, other):
     assert [line["difference"] for line in lines] == [
         "" if row["difference"] is None else str(row["difference"]) for row in told
     ]
+
+
+def test_leading_texts_become_headings_where_a_table_is_too_wide():
+    """Numbers keep their columns below each other; n is the last line, with no heading."""
+    rows = [["HR@10", stage, Cell("0.5", "[0.25, 0.75]", mark)] for stage, mark in
+            (("recall", ""), ("rank", "**"))]  # fmt: skip
+    rows.append(["a measure of a long name", "rank", Cell("1.0", "[1.0, 1.0]")])
+    counts = ["n 677 (123 undefined, 15.4%)"]
+    table = Table(["measure", "stage", "value"], rows, 2, counts=counts, look="measures")
+    console = Console(width=40, record=True, file=io.StringIO())
+    print_table(table, console)
+    assert [line.rstrip() for line in console.export_text().splitlines()] == [
+        "stage                 value",
+        "HR@10",
+        "recall      .5 [.25, .75]",
+        "rank        .5 [.25, .75]**",
+        "a measure of a long name",
+        "rank       1.0",
+        "n                       677",
+        "undefined               123",
+    ]
+
+
+def test_a_stage_that_lowers_a_measure_is_said_where_the_interval_excludes_zero():
+    row = {"stage": "rank", "before": "prerank", "measure": "HR@10", "slice": "all", "better": "A"}
+    row |= {"difference": -0.0226, "low": -0.0304, "high": -0.0149}
+    assert lowered([row, row | {"better": ""}, row | {"better": "B"}]) == [
+        "rank lowers HR@10 of prerank by 0.023 [0.015, 0.030]"
+    ]
+
+
+def test_what_a_stage_lowers_in_a_run(run):
+    """`added` names the stage before; its difference is that of the measured values."""
+    opened = Run.open(run)
+    (row,) = added(opened, ["HR@5"])
+    values = {r["stage"]: r["value"] for r in measure(opened, ["HR@5"])}
+    assert (row["before"], row["stage"]) == ("recall", "rank")
+    assert row["difference"] == pytest.approx(values["rank"] - values["recall"])
+    reversed_signs = {"difference": -abs(row["difference"]), "better": "A", "low": -1.0, "high": -0.5}
+    assert lowered([row | reversed_signs])[0].startswith("rank lowers HR@5 of recall by ")
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -429,7 +476,7 @@ def test_two_runs_and_seeds(run, other, tmp_path):
     at = next(i for i, line in enumerate(lines) if line[0] == "HR@5")
     assert lines[at][2:5] == [
         number(told["HR@5", "recall"]["value_a"]), number(told["HR@5", "recall"]["value_b"]),
-        number(told["HR@5", "recall"]["difference"], True, 4),
+        number(told["HR@5", "recall"]["difference"], True, 4) + "**",
     ]  # fmt: skip
     seeds = make_run(tmp_path / "base2", seed=5)
     page = report([[run, seeds], other], tmp_path / "seeds.html").read_text()

@@ -18,6 +18,7 @@ from karmafunnel.cli import main
 from karmafunnel.files import read_table
 from karmafunnel.log import Log
 from karmafunnel.terminal import Console, progress_bar, visible
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 from shop import make_shop
@@ -220,7 +221,11 @@ def commands(there: Path, tmp: Path) -> dict[str, list[object]]:
         "csv": ["measure", there / "run", "HR@5", "--format", "csv"],
         "latex": ["measure", there / "run", "HR@5", "--format", "latex"],
         "slice": ["measure", there / "run", "HR@5", "--slice", "target"],
-        "compare": ["compare", there / "run", there / "again", "HR@5"],
+        "verbose": ["measure", there / "run", "HR@5", "gAUC:request:exposures", "survival", "-v"],
+        "compare": ["compare", there / "run", there / "again", "HR@5", "survival"],
+        "gate": ["gate", there / "run", there / "again", "--measure", "HR@5", "--margin", 0.9],
+        "stages": ["stages"],
+        "measures": ["measures"],
         "report": ["report", there / "run", "--out", tmp / "[bold].html"],
         "replay": ["replay", recipe, log, "--out", tmp / "[red]run", "--no-cache", "--limit", 20],
         "paths": [
@@ -277,7 +282,11 @@ NAMES = [
     "csv",
     "latex",
     "slice",
+    "verbose",
     "compare",
+    "gate",
+    "stages",
+    "measures",
     "report",
     "replay",
     "paths",
@@ -291,9 +300,33 @@ NAMES = [
 ]
 
 
+# What is to be read by machines, or names a path, is as wide as it is.
+EVERY_TABLE = ("explain", "measure", "compare", "gate", "replay", "table", "queue", "plan")
+WIDE = ("markdown", "csv", "latex", "report")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_prints_as_it_stands(name, there, tmp_path):
+def test_every_command_prints_as_it_stands_within_80_columns(name, there, tmp_path, monkeypatch):
+    """No line is longer, and no word of a cell is broken."""
+    monkeypatch.setenv("COLUMNS", "80")
+    drawn: list[Table] = []
+
+    def noting(self: Console, *objects: object, real=Console.print, **options: object) -> None:
+        drawn.extend(one for one in objects if isinstance(one, Table))
+        real(self, *objects, **options)
+
+    monkeypatch.setattr(Console, "print", noting)
     answer = run(*commands(there, tmp_path)[name])
+    if name not in WIDE:
+        assert max(map(cell_len, answer.stdout.splitlines()), default=0) <= 80
+    words = {
+        word
+        for table in drawn
+        for column in table.columns
+        for cell in (column.header, *column.cells)
+        for word in visible(str(cell)).split()
+    }
+    assert words <= set(answer.stdout.split()) and (drawn or name not in EVERY_TABLE)
     said = answer.stdout + answer.stderr
     assert answer.exit_code == 0, said
     assert not set(said) & set("\x00\x07\x08\r\x1b\x9b\u202e"), ascii(said)

@@ -47,6 +47,7 @@ def ablate(
     only: Sequence[str] = (),
     seeds: Sequence[int] = (),
     minutes: float | None = None,
+    diagnose: bool = False,
 ) -> list[Cell]:
     """Make the cells that are missing and write `table.*` into `out`.
 
@@ -59,6 +60,8 @@ def ablate(
         only: names of the rows to make beside the baseline; empty for all.
         seeds: empty for those of the recipe.
         minutes: after this time no further cell is begun.
+        diagnose: whether the table also has JS@50 and the diagnostics of the embeddings, which no
+            recipe asks for.
 
     Returns:
         The cells that are left for another call.
@@ -91,7 +94,7 @@ def ablate(
         if left:
             say(f"{len(left)} of {len(todo)} cells are left; the same command goes on")
         with console.status("comparing rows") if console else nullcontext():
-            write_table(recipe, log, out, todo, options)
+            write_table(recipe, log, out, todo, options, diagnose)
         return left
 
 

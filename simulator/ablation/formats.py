@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from ...files import read_json, read_text, remove, write_text
+from ...files import read_json, remove, write_text
 from ...log import Log
 from ...terminal import Console
 from ..replay.options import RunOptions
@@ -124,7 +124,7 @@ def _values(columns: Sequence[str], lines: Sequence[Line]) -> Table:
     if rows:
         rows.append(["n", "", *_counts(columns, [line["values"] for line in lines]), ""])
     title = "values, 95% intervals over users and seeds"
-    return Table(["row", "seeds", *columns, MS], rows, title=title)
+    return Table(["row", "seeds", *columns, MS], rows, title=title, look="measures")
 
 
 def _differences(baseline: str | None, columns: Sequence[str], lines: Sequence[Line]) -> Table:
@@ -139,7 +139,7 @@ def _differences(baseline: str | None, columns: Sequence[str], lines: Sequence[L
         f"differences to {baseline}, paired; * 95% interval excludes 0, with the same sign in "
         "every seed; ** also after Holm correction"
     )
-    return Table(["row", "seeds", *columns], rows, title=title)
+    return Table(["row", "seeds", *columns], rows, title=title, look="measures")
 
 
 def _effect(row: Line | None) -> str:
@@ -247,12 +247,17 @@ def definitions(lines: Sequence[Line]) -> list[str]:
 
 
 def write_table(
-    recipe: Recipe, log: Log, out: Path, todo: Sequence[Cell], options: RunOptions
+    recipe: Recipe,
+    log: Log,
+    out: Path,
+    todo: Sequence[Cell],
+    options: RunOptions,
+    diagnose: bool = False,
 ) -> None:
     """Write `table.json`, `.md`, `.csv`, `.tex` and `.html`, each atomically; also the attribution
-    of a grid and the attention maps, where there are any.
+    of a grid and, to `diagnose`, the attention maps, where there are any.
     """
-    lines = lines_of(recipe, todo)
+    lines = lines_of(recipe, todo, diagnose)
     parts = parts_of(recipe, todo)
     tables, below = tables_of(recipe.against, lines), record(recipe, log, lines, parts, options)
     title = f"{recipe.name} on {log.name}"
@@ -263,6 +268,7 @@ def write_table(
         "window": options.window,
         "limit": options.limit,
         "lines": lines,
+        "parts": parts,
         "record": below,
     }
     differences = {line["row"]: line["differences"] for line in lines}
@@ -275,7 +281,8 @@ def write_table(
     }
     for name, text in texts.items():
         write_text(out / name, text)
-    _write_attention(recipe, out, todo, title)
+    if diagnose:
+        _write_attention(recipe, out, todo, title)
     _write_attribution(out, parts, title)
 
 
@@ -376,12 +383,21 @@ def page(
     return Page(title, "karmafunnel table", [], sections)
 
 
-def print_tables(out: Path, console: Console) -> None:
-    """Print the tables of a folder, read from its `table.json`."""
+def print_tables(out: Path, console: Console, verbose: bool = True) -> None:
+    """Print the tables of a folder, read from its `table.json`.
+
+    Args:
+        verbose: whether to print the definitions and where the table comes from, too.
+    """
     kept = read_json(out / "table.json")
-    for table in tables_of(kept["against"], kept["lines"]):
+    for i, table in enumerate(tables_of(kept["against"], kept["lines"])):
+        if i:
+            console.print()
         print_table(table, console)
-    if (out / "attribution.md").exists():
-        console.print(read_text(out / "attribution.md"), soft_wrap=True)
-    for line in kept["record"]:
-        console.print(line, soft_wrap=True)
+    if kept["parts"]:
+        console.print()
+        print_table(attribution_table(kept["parts"]), console)
+    for line in kept["record"] if verbose else []:
+        console.print(line, style="dim")
+    if not verbose:
+        console.print(f"More in {out / 'table.html'}; definitions: -v.", soft_wrap=True)

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from ...files import read_table
-from ...models import diagnostics as diagnose
+from ...models import diagnostics
 from ..measure.attribution import attribute
 from ..measure.compare import compare, measure
 from ..measure.differences import Difference, holm, sampled
@@ -21,14 +21,18 @@ from ..replay.recipe import Recipe, as_row
 from ..report.measure_table import unchanged
 from .cells import Cell
 
-JS = "JS@50 (ours)"
+JS = "JS@50"
 MEASURES = ("HR@10", "HR@50", "HR@200", "nDCG@10", "HR@200 by target")
 BY_TARGET = " by target"  # suffix of a measure that is computed for each popularity band
 Line = dict[str, Any]
 
 
-def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
+def lines_of(recipe: Recipe, todo: Sequence[Cell], diagnose: bool = True) -> list[Line]:
     """One line per row, from the finished cells.
+
+    Args:
+        diagnose: whether lines have JS@50, which is then one of the tests that Holm's correction
+            goes over, and `diagnostics`.
 
     Returns:
         Dicts with `row`, `funnel`, `embedders`, `note`, `seeds` (the finished ones), `date`,
@@ -50,9 +54,9 @@ def lines_of(recipe: Recipe, todo: Sequence[Cell]) -> list[Line]:
         if errors := [cell.failed for cell in group if cell.failed]:
             line["failed"] = errors[0]
         if name in done:
-            _add_values(line, recipe, done[name], stages)
+            _add_values(line, recipe, done[name], stages, diagnose)
             if name != recipe.against:
-                _add_differences(line, recipe, done[name], baseline, stages)
+                _add_differences(line, recipe, done[name], baseline, stages, diagnose)
         lines.append(line)
     _correct(lines)
     return lines
@@ -71,13 +75,16 @@ def _described(recipe: Recipe, name: str, done: Sequence[Cell]) -> Line:
     return line | {"values": {}, "differences": {}, "diagnostics": {}, "cost": {}, "paired": []}
 
 
-def _add_values(line: Line, recipe: Recipe, done: Sequence[Cell], stages: Sequence[str]) -> None:
+def _add_values(
+    line: Line, recipe: Recipe, done: Sequence[Cell], stages: Sequence[str], diagnose: bool
+) -> None:
     runs = _runs(done)
     rows = values_at(runs, measures_of(recipe, runs[0]), stages)
     line["values"] = {column(row): row for row in rows}
     line["cost"] = cost(runs)
-    line["values"][JS] = of_requests(_similarities(done), [], runs)
-    line["diagnostics"] = diagnose.merge([figures_of(cell) for cell in done])
+    if diagnose:
+        line["values"][JS] = of_requests(_similarities(done), [], runs)
+        line["diagnostics"] = diagnostics.merge([figures_of(cell) for cell in done])
 
 
 def _add_differences(
@@ -86,6 +93,7 @@ def _add_differences(
     done: Sequence[Cell],
     baseline: dict[int, Cell],
     stages: Sequence[str],
+    diagnose: bool,
 ) -> None:
     """Add the differences to the baseline over the seeds that both rows have finished."""
     both = [cell for cell in done if cell.seed in baseline]
@@ -96,7 +104,8 @@ def _add_differences(
     a, b = _runs(other), _runs(both)
     rows = differences_at(a, b, measures_of(recipe, a[0]), stages)
     line["differences"] = {column(row): row for row in rows}
-    line["differences"][JS] = of_requests(_similarities(both), _similarities(other), b)
+    if diagnose:
+        line["differences"][JS] = of_requests(_similarities(both), _similarities(other), b)
 
 
 def _correct(lines: Sequence[Line]) -> None:

@@ -220,7 +220,8 @@ def world(log: Path, catalogue: Path | None, force: bool, **asked: Any) -> None:
     is_flag=True,
     help="First accept tables that were changed on purpose: write counts and checksums anew.",
 )
-def validate(log: Path, as_json: bool, seal: bool) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Also print the checks that passed.")
+def validate(log: Path, as_json: bool, seal: bool, verbose: bool) -> None:
     """Check a log folder: PASS, FAIL or N/A a check, with example ids. Exit code 1 on a failure."""
     from ...checks import validate as run_checks
 
@@ -232,13 +233,18 @@ def validate(log: Path, as_json: bool, seal: bool) -> None:
     if as_json:
         print(json.dumps([vars(c) for c in checks], indent=1, default=str))
     else:
-        print_checks(checks, out)
+        print_checks(checks, out, verbose)
     if any(c.status == "FAIL" for c in checks):
         click.get_current_context().exit(1)
 
 
-def print_checks(checks: list[Check], console: Console) -> None:
-    """One row a check, with the first rows at fault, and a line that counts the answers."""
+def print_checks(checks: list[Check], console: Console, verbose: bool = False) -> None:
+    """One row a check that failed or found something, with the first rows at fault, and lines that
+    count the answers.
+
+    Args:
+        verbose: whether to print the others, too.
+    """
     from ...checks import words
     from ..report.table import Cell, Table, print_table
 
@@ -248,14 +254,18 @@ def print_checks(checks: list[Check], console: Console) -> None:
         said = [check.message] if check.message else []
         said += [f"  {words(example)}" for example in check.examples]
         warned = check.status == "PASS" and check.count > 0
+        if not (verbose or warned or check.status == "FAIL"):
+            continue
         status = Cell(check.status, style="yellow" if warned else colours[check.status])
         text = Cell("\n".join(said), style="dim" if check.status == "N/A" else "")
         rows.append([check.name, status, f"{check.count:,}" if check.count else "", text])
-    print_table(
-        Table(["check", "answer", "count", "what was found"], rows, look="prose"),
-        console,
-    )
+    if rows:
+        heads = ["check", "answer", "count", "what was found"]
+        print_table(Table(heads, rows, look="prose"), console)
     counts = [f"{sum(c.status == status for c in checks)} {status}" for status in colours]
+    absent = [check.name for check in checks if check.status == "N/A"]
+    if absent and not verbose:
+        console.print(f"N/A (-v tells why): {', '.join(absent)}", style="dim")
     console.print(f"{len(checks)} checks: {', '.join(counts)}")
 
 

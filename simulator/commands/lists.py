@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict
 
 import click
@@ -18,6 +19,18 @@ WHAT = {
 }
 
 
+def hanging(text: str, width: int, indent: int) -> str:
+    """A text in lines of `width`, the first indented so much, the others by 4."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * 4,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def list_command(what: str) -> click.Command:
     """The command that prints one list."""
 
@@ -31,8 +44,8 @@ def list_command(what: str) -> click.Command:
             print(json.dumps([asdict(entry) for entry in entries], indent=1))
             return
         for entry in entries:
-            out.print(entry.typed, style="bold", soft_wrap=True)
-            out.print(f"    {entry.line}", soft_wrap=True)
+            out.print(hanging(entry.typed, out.width, 0), style="bold")
+            out.print(hanging(entry.line, out.width, 4))
 
     return command
 

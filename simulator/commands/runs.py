@@ -228,6 +228,11 @@ def explain(
     type=Number("minutes"),
     help="Begin no new cell after so long; the same command goes on later.",
 )
+@click.option(
+    "--diagnose",
+    is_flag=True,
+    help="Also JS@50, readability, effective rank and attention of the embeddings.",
+)
 @no_cache_flag
 @click.option(
     "--out",
@@ -238,6 +243,7 @@ def explain(
 )
 @force_flag
 @worker_flags
+@verbose_flag
 @takes_run_options
 def table_command(
     recipe: str,
@@ -247,7 +253,9 @@ def table_command(
     seeds: tuple[int, ...],
     options: RunOptions,
     minutes: float | None,
+    diagnose: bool,
     folder_out: Path,
+    verbose: bool,
 ) -> None:
     """Fit and replay every row of RECIPE with several seeds and hold them against each other, with
     paired intervals.
@@ -264,8 +272,17 @@ def table_command(
     loaded = load_recipe(recipe, opened)
     if against is not None:
         loaded = loaded.with_baseline(against)
-    ablate(loaded, opened, folder_out, options, only=only, seeds=seeds, minutes=minutes)
-    print_tables(folder_out, out)
+    ablate(
+        loaded,
+        opened,
+        folder_out,
+        options,
+        only=only,
+        seeds=seeds,
+        minutes=minutes,
+        diagnose=diagnose,
+    )
+    print_tables(folder_out, out, verbose)
 
 
 @click.command(name="fit-embedder")

@@ -267,8 +267,8 @@ def added(
         for part in values.parts:
             for before, stage in pairwise(stages):
                 a, b = ([(i, name) for i in range(len(runs))] for name in (before, stage))
-                for row, *sides in values.pair(m, part, a, b, stage):
-                    table.append((row | {"before": before}, *sides))
+                for row, of_a, of_b in values.pair(m, part, a, b, stage):
+                    table.append((row | {"before": before}, of_a, of_b))
     labels = {"label_a": "the stage before", "label_b": "the stage"}
     return _tested(table, labels, len(values.readings[0].users), resamples, seed)
 

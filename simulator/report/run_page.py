@@ -703,7 +703,7 @@ def comparison(entries: Sequence[Entry]) -> Section:
         names += ["AUC", "gAUC:request:exposures"]
     text = rich(
         "Each Run against the baseline <b>{}</b> on the same requests. A difference is significant "
-        "where its 95% interval excludes 0 (*), or after Holm's correction over the table, too (**).",
+        "where its 95% interval excludes 0 (*), or also after Holm's correction (**).",
         base.name,
     )
     blocks: list[Block] = [Text(text)]
