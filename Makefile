@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two threads are what the figures in benchmarks/findings/LOG.md were taken with; OpenMP libraries spin against each other beyond the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: notebooks light quick venv demo docs test test-ray lint clean
+.PHONY: notebooks light quick venv demo docs reference test test-ray lint clean
 
 venv: .venv/.installed
 
@@ -22,6 +22,10 @@ test: venv
 # The documentation site, out/site/index.html. A broken link fails.
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# docs/reference/cli.md and parts.md, from the code
+reference: venv
+	$(BIN)/python -m karmafunnel.benchmarks.site.reference
 
 quick: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(shell grep -L "pytest.mark.slow" tests/test_*.py)

@@ -326,9 +326,9 @@ def widen(x: np.ndarray, dim: int) -> np.ndarray:
 class TfidfSVD(Embedder):
     """Latent semantic analysis: TF-IDF of the item text, truncated SVD (Deerwester et al. 1990).
 
-    Interest = query_weight * (unit vector of the query) + history_weight * (unit decayed mean of
-    the history's items), at length 1; zeros where there is neither. `chars` adds character n-grams
-    of that length within words (0: words alone).
+    The user embedding is query_weight * (unit vector of the query) + history_weight * (unit decayed
+    mean of the history's items), scaled to length 1; zeros if both are missing. `chars` adds
+    character n-grams of that length within words (0: words alone).
     """
 
     dim: int = 64
@@ -467,11 +467,11 @@ class Cooccurrence(Embedder):
     """Items that the same users chose near each other in W1: cosine (or positive PMI) of their
     counts, truncated SVD.
 
-    A step is what a user chose at one time; pairs within a step count 1, pairs k steps apart
-    falloff**k up to `window` steps; each item of a step of n weighs 1/sqrt(n), so that a wholesale
-    order does not decide. Counts are damped by `shrink`. Interest = decayed mean of the history's
-    vectors, zeros without one. An item that W1 does not hold is at zeros, which is also the
-    affinity of items that never met: no evidence for, none against.
+    A step is what a user chose at one time. Pairs within a step count 1, pairs k steps apart
+    `falloff` to the power k, up to `window` steps. Each item of a step of n weighs 1/sqrt(n), which
+    limits the weight of wholesale orders. Counts are damped by `shrink`. The user embedding is the
+    decayed mean of the history's vectors, zeros without a history. An item that is not in W1 has a
+    zero vector: the same affinity as items that never occur together.
     """
 
     dim: int = 64

@@ -45,18 +45,20 @@ CHUNK = 64  # rows of logits held at a time: small enough to stay in the cache
 
 @dataclass(frozen=True, repr=False)
 class SASRec(Embedder):
-    """Fields: width, depth and regularisation of the network, then the objective, then the
-    optimiser.
+    """Self-attention over the user's history (Kang & McAuley 2018), trained with a softmax over
+    cosine / temperature.
 
-    loss: "full" softmax over all items of W1; "sampled": the target against `negatives` items a
-    step, drawn by popularity and logQ corrected (Bengio & Senecal 2008), for catalogues beyond some
-    20 000 items. Both are over cosine / temperature, and over items that are a target in W1.
-    unknown: share of inputs that training replaces by the UNKNOWN item, so that items first seen
-    after W1 stand for something in a history. warm: start from co-occurrence vectors of W1 (ours,
-    not the paper's). batch: pieces of history a step, fewer where W1 is so small that an epoch
-    would have less than 16 steps. epochs: the most that are tried. Their number is chosen on the
-    last W1 requests of `tail` users, until `patience` epochs bring nothing better; patience 0 does
-    `epochs` without looking.
+    Args:
+        loss: "full": softmax over all items that are a target in W1; "sampled": over the target and
+            `negatives` items a step, drawn by popularity and logQ corrected (Bengio & Senecal
+            2008), for catalogues beyond some 20,000 items.
+        unknown: share of the inputs that training replaces by the UNKNOWN item, which later stands
+            for items first seen after W1.
+        warm: start from co-occurrence vectors of W1 (ours, not the paper's).
+        batch: pieces of history a step, fewer if an epoch would have less than 16 steps.
+        epochs, patience: the most that are tried. Their number is chosen on the last W1 requests of
+            `tail` users: training stops after `patience` epochs without improvement. patience 0
+            trains `epochs` without validation.
     """
 
     dim: int = 64

@@ -98,12 +98,13 @@ class ItemColumn(Feature):
 @dataclass(frozen=True, repr=False)
 class Similarity(Feature):
     """Similarity of the item to the request: the value, and its rank and z-score among the
-    candidates.
+    candidates (MUSE, arXiv 2512.07216). NaN where either side has no vector.
 
-    to: "interest" for the inner product with the user embedding, which is the embedder's own score;
-    or, as a cosine, "query" (the query alone), "last" (the last item that the user clicked or
-    bought) or "session" (the centroid of the unit vectors of the last `SESSION` items of the
-    session). NaN where either side has no vector. (MUSE, arXiv 2512.07216)
+    Args:
+        to: `interest` is the inner product with the user embedding, which is the embedder's own
+            score. The others are cosines: `query` with the query alone, `last` with the item that
+            the user clicked or bought last, `session` with the centroid of the unit vectors of the
+            last `SESSION` items of the session.
     """
 
     embedder: str = field(metadata={"positional": True, "always": True})

@@ -10,6 +10,7 @@ import karmafunnel
 import pytest
 from click.testing import CliRunner
 from every_command import COMMANDS
+from karmafunnel.benchmarks.site import reference
 from karmafunnel.cli import main
 
 ROOT = Path(karmafunnel.__file__).parent
@@ -90,3 +91,8 @@ def test_the_file_tree_is_the_file_tree():
         )
         path = ROOT / name if not line.startswith(" ") else ROOT / folder / name
         assert path.exists(), path
+
+
+@pytest.mark.parametrize("name", reference.PAGES)
+def test_a_generated_page_is_what_the_code_generates(name):
+    assert TEXTS[f"docs/reference/{name}"] == reference.PAGES[name](), "run `make reference`"

@@ -18,33 +18,46 @@ class KarmaConfig:
     """A language model fine-tuned to one next-interest embedding whose meaning stays readable
     (arXiv 2603.22779).
 
-    `L = action * L_act + gen * L_gen + rec * L_rec + see * L_see`; with gen = rec = see = 0 this is
-    the action-only control.
+    The loss is `action * L_act + gen * L_gen + rec * L_rec + see * L_see`. With gen = rec = see = 0
+    this is the action-only control. [K] is known from the paper's abstract, [I] inferred, [O] ours.
 
-    backbone: `Qwen(...)`, pre-trained here, or `Checkpoint(...)`. dim: of item vectors and
-    interests. items: "frozen" takes item text vectors from the model before fine-tuning, "trained"
-    from the model that is being trained (needs negatives="batch"). text_words, query_words: tokens
-    read of an item and of a query. visual: where frozen visual features come from, or None. ids:
-    whether items have an id embedding of their own, left out with chance id_dropout. warm [O]: ids
-    start at co-occurrence vectors of the W1 that is trained on, as SASRec's do, not at zero.
-    residual [O]: the decayed mean of the history's item vectors is added to the interest, at a
-    learnt weight and decay: what a table would start from. lexical [O]: an embedder of words, such
-    as `TfidfSVD(dim=128)`, whose vectors stand beside the LM's in an item's text, and whose vector
-    of the query is added to the interest through a learnt map: a mean of hidden states blurs single
-    words. length: items of history.
+    - L_act [K, details I]: softmax over cosine / temperature of the target among `negatives`.
+    - L_gen [K]: the language model generates the target's text after the history.
+    - L_rec [K]: a decoder generates the target's text from the user embedding alone.
+    - L_see [K]: a head predicts the target's frozen visual features.
 
-    act [K, details I]: softmax over cosine / temperature (learnt from there); negatives: the
-    "catalogue" of items that are a target in W1, or the "batch" with logQ correction; hard: so many
-    items shown in vain a request, hard_weight times as heavy. gen [K]: the LM head tells the
-    target's text after the history. rec [K]: a decoder that sees the interest alone tells it: "bow"
-    (words through the LM head), "masked" (one layer, most words masked), "lm" (the model itself).
-    see [K]: the target's frozen visual features, by "mse", "cosine" or "diffusion" (the paper's
-    negative result). shuffled [O]: `gen`, `rec` and `see` tell another item's text and features,
-    always the same one's: a second task without meaning.
+    AdamW at a constant rate, gradients clipped at norm 1; an exponential moving average of the
+    weights is kept.
 
-    Optimiser: AdamW at a constant rate, gradients at norm 1, an exponential moving average of the
-    weights is kept. batch: pieces of history a step. share: of W1's users that are trained on.
-    Every field is part of the record.
+    Args:
+        backbone: `Qwen(...)`, pre-trained on the texts of the log, or `Checkpoint(...)`.
+        dim: size of item vectors and user embeddings.
+        items: "frozen": item text vectors are those of the model before fine-tuning; "trained":
+            those of the model in training, which needs negatives="batch".
+        text_words, query_words: tokens read of an item and of a query.
+        visual: where frozen visual features come from, or None.
+        ids, id_dropout: whether items also have an id embedding, and the chance to leave it out.
+        warm: [O] id embeddings start at co-occurrence vectors of W1, as those of SASRec do.
+        residual: [O] the decayed mean of the history's item vectors is added to the user embedding,
+            with learnt weight and decay.
+        lexical: [O] an embedder of words, such as `TfidfSVD(dim=128)`. Its item vectors are added
+            to the text vectors, its query vector to the user embedding through a learnt map. It
+            keeps single words, which a mean of hidden states blurs.
+        length: items of history that are read.
+        action, gen, rec, see: weights of the losses; 0 leaves one out.
+        decoder: of L_rec: "bow" (words through the LM head), "masked" (one layer, most words
+            masked) or "lm" (the language model itself).
+        vector: loss of L_see: "mse", "cosine" or "diffusion" (the paper's negative result).
+        shuffled: [O] `gen`, `rec` and `see` get the text and features of another item, always the
+            same one: a second task without meaning.
+        negatives: "catalogue": all items that are a target in W1; "batch": the other targets of
+            the batch, with logQ correction.
+        hard, hard_weight: shown items without a click that are added as negatives, and their
+            weight.
+        temperature: start value; it is learnt.
+        dropout, rate, weight_decay, average, epochs: of the training.
+        batch: pieces of user histories in a step.
+        share: share of W1's users that are trained on.
     """
 
     backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009  (a frozen value)

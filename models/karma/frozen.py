@@ -30,14 +30,16 @@ from .train import distinct, request_texts
 
 @dataclass(frozen=True, repr=False)
 class FrozenLM(Embedder):
-    """The backbone as it was pre-trained: mean hidden states of texts, interests by rule [O:
-    control].
+    """A control [O]: the backbone as it was pre-trained, with mean hidden states as text vectors.
 
-    Interest = query_weight * (unit vector of query and filters) + history_weight * (unit decayed
-    mean of the history's items). after: "standardise" (mean 0, deviation 1 a dimension),
-    "whitening" (PCA whitening) or "autoencoder" (the linear autoencoder with `dim` hidden units,
-    whose optimum is PCA: Baldi & Hornik 1989), fitted on the items known in W1: is it only
-    isotropy? dim: directions kept by the last two, at most the model's width.
+    The user embedding is query_weight * (unit vector of query and filters) + history_weight * (unit
+    decayed mean of the history's items).
+
+    Args:
+        after: what is done to the vectors, fitted on the items known in W1. "standardise": mean 0
+            and deviation 1 in each dimension; "whitening": PCA whitening; "autoencoder": the linear
+            autoencoder with `dim` hidden units, whose optimum is PCA (Baldi & Hornik 1989).
+        dim: directions that "whitening" and "autoencoder" keep, at most the model's width.
     """
 
     backbone: Qwen | Checkpoint = Qwen()  # noqa: RUF009

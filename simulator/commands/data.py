@@ -139,7 +139,7 @@ def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> No
     """Write the log of a share of LOG's users into the folder SMALLER: windows, catalogue, what is
     eligible and what is cold stay.
 
-    A World's truth stays with the whole log.
+    The hidden state of a World stays with the whole log.
     """
     claimed(smaller, LOG, log, force=force)
     made = open_log(log, but=["users"]).sample(users, seed)
@@ -196,7 +196,9 @@ def print_counts(log: Path, meta: dict[str, Any]) -> None:
 @click.option("--images", is_flag=True, help="Render product images as well.")
 @force_flag
 def world(log: Path, catalogue: Path | None, force: bool, **asked: Any) -> None:
-    """Generate a marketplace with known truth and write its log, with the truth beside it."""
+    """Generate a marketplace with known relevance and write its log. Its hidden state, such as
+    utilities and propensities, is written next to the log.
+    """
     from ..world import generate
 
     start = time.perf_counter()

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--stale-minutes",
     type=Number("stale_minutes"),
-    help="How often near-line interests are refreshed, for paths such as karma=stale.",
+    help="How often near-line user embeddings are refreshed, for paths such as karma=stale.",
 )
 @force_flag
 @worker_flags
@@ -81,7 +81,7 @@ def replay(
 
     RECIPE is a Python file, or the name of one that ships (baseline, ...). Interrupted and started
     again, it goes on. Degradation paths (--path, --paths) become Runs in RUN/paths: stages skipped,
-    cut or replaced by a fallback, interests that are stale.
+    cut or replaced by a fallback, or stale user embeddings.
     """
     from ..load.services import Services
     from ..replay.recipe import load_recipe
@@ -146,7 +146,9 @@ def print_paths(run: Path) -> None:
 @log_argument
 @click.option("--request", "request_id", required=True, help="A request_id of the log.")
 @click.option(
-    "--item", "item_id", help="An item_id; without it, the truth and the best of the last stage."
+    "--item",
+    "item_id",
+    help="An item_id; without it, the relevant items and the best of the last stage.",
 )
 @seed_option
 @no_cache_flag
@@ -206,7 +208,7 @@ def explain(
     "--only",
     multiple=True,
     metavar="ROW",
-    help="Only these rows, beside the one that they are held against.",
+    help="Only these rows and their baseline.",
 )
 @click.option(
     "--against",

@@ -1,4 +1,4 @@
-"""A three-stage funnel driven by KARMA: its interest embedding retrieves, and its similarity is a
+"""A three-stage funnel driven by KARMA: its user embedding retrieves, and its similarity is a
 feature of both rankers.
 
 The model is small enough for the demo; `benchmarks/studies/karma_controls.py` has the settings that
