@@ -226,6 +226,24 @@ def test_bad_ubi_is_refused(queries, events, words, ubi, tmp_path):
     assert not (tmp_path / "run.log").exists()
 
 
+def test_import_makes_a_log_to_train_on(tmp_path):
+    """With windows by time; its own lists come back with `--log`."""
+    rows = [query(f"q{i}", [f"i{(i + j) % 9}" for j in range(4)], i) for i in range(50)]
+    done = [event("click", f"q{i}", f"i{(i + i % 4) % 9}", i % 4 + 1) for i in range(50)]
+    files = [jsonl(tmp_path / "queries.jsonl", rows), jsonl(tmp_path / "events.jsonl", done)]
+    said = CliRunner().invoke(main, ["import", *map(str, files), str(tmp_path / "log")])
+    assert said.exit_code == 0, said.output
+    assert "clicks: click (50)" in said.output
+    log = Log.open(tmp_path / "log")
+    counts = dict(log.requests["window"].value_counts().iter_rows())
+    assert (counts["W1"], counts["W3"]) == (30, 10)
+    assert not [check for check in validate(tmp_path / "log") if check.status == "FAIL"]
+    run = import_run(files, tmp_path / "run", log=log)
+    assert run.read("requests")["request_id"].to_list() == [f"q{i}" for i in range(40, 50)]
+    ranks = [i % 4 + 1 for i in range(40, 50)]
+    assert values(run, "MRR")["MRR", "results"] == pytest.approx(sum(1 / r for r in ranks) / 10)
+
+
 # -- Elasticsearch and OpenSearch ------------------------------------------------------------------
 
 

@@ -117,12 +117,15 @@ def import_command(
     FILES are CSV, TSV, JSON lines, Parquet, RecBole or Hugging Face files, plain or compressed,
     folders of them or globs. The command prints the role that it guessed for each column, with the
     reason, and writes the map to LOG/import.toml. To correct a guess, edit that file and pass it
-    with --map. Rows that cannot be imported are written to LOG/rejected.parquet with file, row and
-    reason.
+    with --map. Queries and events of User Behavior Insights (UBI) are recognised. Rows that cannot
+    be imported are written to LOG/rejected.parquet with file, row and reason.
     """
     from ..importing.assembling import import_tables
     from ..importing.column_map import ColumnMap
+    from ..importing.logged_runs import ubi_files
     from ..importing.looking import look
+    from ..importing.stage_lists import Reading
+    from ..importing.ubi import log_of_ubi, read_ubi
 
     start = time.perf_counter()
     given = None if map_file is None else ColumnMap.read(map_file)
@@ -131,6 +134,16 @@ def import_command(
     changed = {key: value for key, value in changes.items() if value is not None}
     if zone is not None:
         changed["zone"] = zone
+    told_nothing = map_file is None and guess is None and not roles and not changed
+    if told_nothing and (ubi := ubi_files(files)):
+        claimed(log, LOG, *files, force=force)
+        read = read_ubi(ubi)
+        made, notes = log_of_ubi(read, read.lists()["item_id"], Reading(), name or log.name)
+        made.write(log, force=force)
+        for note in ("queries and events of User Behavior Insights", *notes):
+            err.print(note, soft_wrap=True)
+        print_outcome(log, None)
+        return
     if guess is not None:
         found = look(files, given, roles, name or log.name, changed)
         print_reasons(found)
@@ -257,7 +270,7 @@ def print_lists(lists: Lists, notes: Sequence[str], rows: Sequence[dict[str, Any
         words = "left out: items that the stage before did not return, or not eligible then"
         err.print(words, soft_wrap=True)
     if others := [f"{row['others']:,} in {row['stage']}" for row in rows if row["others"]]:
-        err.print(f"requests that are not replayed: {', '.join(others)}", soft_wrap=True)
+        err.print(f"requests that the window lacks: {', '.join(others)}", soft_wrap=True)
 
 
 def print_reasons(found: Found) -> None:
@@ -268,7 +281,7 @@ def print_reasons(found: Found) -> None:
     print_table(Table(["what", "taken", "why"], rows, text_columns=3, title="what was found"), out)
 
 
-def print_outcome(log: Path, found: Found) -> None:
+def print_outcome(log: Path, found: Found | None) -> None:
     """Print what was imported, what was left out, and the next commands."""
     from ..report.table import Table, print_table
 
@@ -278,9 +291,9 @@ def print_outcome(log: Path, found: Found) -> None:
     print_table(Table(["what", "count"], rows, title=f"{meta['name']}: {log}"), out)
     for sentence in meta["lacks"]:
         err.print(f"lacks {sentence}")
-    if found.alone:
+    if found is not None and found.alone:
         err.print(f"{found.alone:,} requests have no user: each such session is a separate user")
-    if found.rejects.count:
+    if found is not None and found.rejects.count:
         first = found.rejects.rows[0]
         err.print(
             f"{found.rejects.count:,} rows were rejected, see {log / 'rejected.parquet'}; first: "

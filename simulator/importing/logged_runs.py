@@ -60,11 +60,24 @@ class Lists:
 def recognised(path: Path) -> str:
     """The format of a file, by its suffix and its first rows."""
     kind = format_of(path)
-    if kind in ("jsonl", "parquet", "arrow"):
+    if kind in ("parquet", "arrow"):
+        return "ubi" if is_ubi(dict.fromkeys(layout_of(path).names)) else "table"
+    if kind == "jsonl":
         _, first = next(iter(objects(path)), (0, {}))
         tests = {"ubi": is_ubi, "elasticsearch": is_elasticsearch, "vespa": is_vespa}
         return next((name for name, test in tests.items() if test(first)), "table")
     return "trec" if is_trec(path) else "table"
+
+
+def ubi_files(given: Sequence[Path]) -> list[Path]:
+    """The files that are named, if all of them are UBI; else none."""
+    kinds = ("jsonl", "parquet", "arrow")
+    if len(given) < 2 or not all(path.is_file() and format_of(path) in kinds for path in given):
+        return []
+    try:
+        return list(given) if all(recognised(path) == "ubi" for path in given) else []
+    except KarmafunnelError:  # whoever reads them as tables says it
+        return []
 
 
 def table_lists(path: Path) -> pl.DataFrame:

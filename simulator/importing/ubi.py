@@ -213,12 +213,14 @@ def with_item_ids(ubi: Ubi) -> pl.DataFrame:
     return events.with_columns(pl.coalesce("item_id", "internal_id").alias("item_id"))
 
 
-def log_of_ubi(ubi: Ubi, listed: pl.Series, told: Reading) -> tuple[Log, list[str]]:
-    """A log of UBI: queries are requests of W3, lists are those that impressions tell, else those
-    that the engine returned.
+def log_of_ubi(ubi: Ubi, listed: pl.Series, told: Reading, name: str = "") -> tuple[Log, list[str]]:
+    """A log of UBI: queries are requests, lists are those that impressions tell, else those that
+    the engine returned.
 
     Args:
         listed: ids of the items in all lists, which the catalogue holds, too.
+        name: of a log to train on, cut into windows by time, whose items are eligible once seen;
+            default: one to measure lists by, with all requests in W3 and all items eligible.
 
     Returns:
         The log, and sentences about what was made of the events.
@@ -250,8 +252,10 @@ def log_of_ubi(ubi: Ubi, listed: pl.Series, told: Reading) -> tuple[Log, list[st
     shown = f"impressions ({', '.join(seen)})" if seen else "the lists returned, taken as shown"
     notes.append(f"lists shown are {shown}")
     requests = requests_of(ubi)
+    if name:
+        requests = requests.drop("window")
     users = bool(ubi.queries["user_id"].null_count() < ubi.queries.height)
-    lacks = ["prices", f"lists shown: {shown}"] if not seen else ["prices"]
+    lacks = ["prices"] if seen else ["prices", "impressions: the lists returned stand in for them"]
     if not users:
         lacks.append("users: every query is one of its own")
     titles = events.drop_nulls("title").unique("item_id", keep="last").select("item_id", "title")
@@ -259,13 +263,13 @@ def log_of_ubi(ubi: Ubi, listed: pl.Series, told: Reading) -> tuple[Log, list[st
     items = pl.DataFrame([ids]).join(titles, on="item_id", how="left", maintain_order="left")
     clock = ubi.queries["ts"].null_count() == 0
     meta = {
-        "name": "ubi",
+        "name": name or "ubi",
         "source": ", ".join(path.name for path in ubi.files),
         "judged": hashlib.sha256("".join(map(sha256, ubi.files)).encode()).hexdigest(),
         "time": "clock" if clock else "order",
         "scenario": ["search"],
         "label": "click" if clicked else "purchase",
-        "catalogue": "published",
+        "catalogue": "seen" if name else "published",
         "has": {
             "clicks": clicked,
             "purchases": bought,
