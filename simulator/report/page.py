@@ -173,6 +173,15 @@ class Figure(Block):
         return embed(drawn(self.plot))
 
     @property
+    def told(self) -> str:
+        """What it shows, for screen readers: the titles of its panes, or else of its axes."""
+        layout = self.plot["layout"]
+        axes = [axis for name, axis in layout.items() if name[1:5] == "axis"]
+        titled = [*layout.get("annotations", ()), *(layout[n] for n in ("title",) if n in layout)]
+        titled = titled or [axis["title"] for axis in axes if "title" in axis]
+        return plain(", ").join(plain(one["text"]) for one in titled).striptags() or "figure"
+
+    @property
     def keys(self) -> list[tuple[str, str]]:
         """Name and CSS of each entry of the legend: a square for a colour, a line for a dash."""
 

@@ -228,6 +228,28 @@ def _falling_bars(
     return {"x": widths, "base": bases, "text": texts, "customdata": hovers}
 
 
+def run_losses(losses: Mapping[str, Sequence[Row]], stages: Sequence[str]) -> Plot:
+    """Where the relevant items of several Runs are lost: one bar a Run, split by reason.
+
+    Args:
+        losses: rows of `Cascade`, by name of the Run.
+        stages: of all Runs, in the order that gives them their colours.
+    """
+    labels, shares = {}, {}
+    for name, rows in losses.items():
+        total = sum(column(where(rows, slice="all"), "items"))
+        labels[name] = f"{shortened(name)} ({total:,})"
+        for row in where(rows, slice="all"):
+            shares[name, row["reason"]] = row["share"]
+    every = [row for rows in losses.values() for row in rows]
+    return split_bars(labels, list(labels.values()), shares, reasons(every, stages), stages)
+
+
+def shortened(name: str) -> str:
+    """A name as the label of an axis."""
+    return name if len(name) <= 30 else f"{name[:29]}…"
+
+
 def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
     """Where the relevant items of every slice are lost: one bar a slice value, split by reason."""
     items: dict[str, dict[str, int]] = {}  # by slice and value
@@ -244,9 +266,28 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
                 labels[value] = f"{value.replace('=', ': ')} ({count:,})"
                 lines.append(labels[value])
     shares = {(row["slice"], row["reason"]): row["share"] for row in losses}
+    return split_bars(labels, lines, shares, reasons(losses, stages), stages)
+
+
+def split_bars(
+    labels: Mapping[str, str],
+    lines: Sequence[str],
+    shares: Mapping[tuple[str, str], float | None],
+    order: Sequence[str],
+    stages: Sequence[str],
+) -> Plot:
+    """Bars that are split by reason.
+
+    Args:
+        labels: the label of each bar, by its key.
+        lines: the lines from the top: labels, and blanks for gaps.
+        shares: by key and reason.
+        order: of the reasons.
+        stages: that give the reasons their colours.
+    """
     colours = reason_colours(stages)
     data = []
-    for reason in reasons(losses, stages):
+    for reason in order:
         name = reason_name(reason, stages)
         data.append(
             {
@@ -254,7 +295,7 @@ def slice_losses(losses: Sequence[Row], stages: Sequence[str]) -> Plot:
                 "orientation": "h",
                 "name": name,
                 "y": list(labels.values()),
-                "x": [shares[value, reason] for value in labels],
+                "x": [shares.get((key, reason)) for key in labels],
                 "marker": {"color": colours[reason]},
                 "hovertemplate": rich("<b>%{y}</b><br>{} %{x:.1%}<extra></extra>", name),
             }
@@ -296,8 +337,15 @@ def curves(
                 ticks.append(k)
         x: Plot = {"type": "log", "title": {"text": "k", "standoff": 6}}
         x |= {"tickvals": ticks, "ticktext": [f"{k:,}" for k in ticks]}
-        add_pane(layout, i, domains[i], title, x, {"range": [0, 1.03]})
+        add_pane(layout, i, domains[i], title, x, {"range": [0, _top(rows)]})
     return {"data": data, "layout": layout}
+
+
+def _top(rows: Sequence[Row]) -> float:
+    """The end of the axis: above all intervals of stages; the ceiling may lie beyond it."""
+    stages = [row for row in known(rows) if row["stage"] not in (*BEFORE, "ceiling")]
+    most = max((row["high"] or row["value"] for row in stages), default=1.0)
+    return 1.03 if most > 0.7 else max(1.15 * most, 0.01)
 
 
 def _curve(stage: str, points: Sequence[Row], colour: str) -> list[Plot]:
@@ -421,7 +469,7 @@ def forest(differences: Mapping[str, Mapping[str, Row]], per_row: int = 3) -> Pl
     domains, height = panes(len(columns), per_row, 26 * len(names) + 12, gap=0.04, row_gap=70)
     layout = blank(height, left=20) | {"shapes": []}
     data: list[Plot] = []
-    short = [name if len(name) <= 30 else f"{name[:29]}…" for name in names]
+    short = list(map(shortened, names))
     for i, name in enumerate(columns):
         at = [j for j, line in enumerate(names) if name in found[line]]
         rows = [found[names[j]][name] for j in at]

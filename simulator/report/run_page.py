@@ -7,8 +7,8 @@ Every value comes from `simulator/measure/`; opening the file fetches nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Entry:
 
     name: str
     runs: list[Run]
+    comparable: bool = True  # whether it replayed the requests of the first entry
 
     @property
     def run(self) -> Run:
@@ -92,7 +93,7 @@ class Entry:
         return where(self.cascade.losses, reason=reason)[0]
 
 
-def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int = 24) -> Path:
+def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int = 100) -> Path:
     """Write the report of one or more Runs.
 
     Args:
@@ -106,9 +107,8 @@ def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int
     Raises:
         KarmafunnelError: for a folder that is no Run, and for no folder; nothing is written then.
     """
-    entries = open_entries(runs)
-    sections = [
-        summary(entries),
+    entries, warnings = told_apart(open_entries(runs))
+    made = [
         losses(entries),
         stage_table(entries),
         hit_curves(entries),
@@ -120,10 +120,11 @@ def report(runs: Sequence[Folder | Sequence[Folder]], out: Folder, requests: int
         one_request(entries, requests),
         record(entries),
     ]
+    sections = [summary(entries, warnings), *(section for section in made if section is not None)]
     logs = ", ".join(dict.fromkeys(str(entry.run.meta["log"]["name"]) for entry in entries))
     title = f"{entries[0].run.meta['log']['name']}: {', '.join(names_of(entries))}"
     return write_page(
-        out, Page(title, "karmafunnel replay report", header(entries), sections, heading=logs)
+        out, Page(title, "karmafunnel replay report", [header(entries)], sections, heading=logs)
     )
 
 
@@ -206,23 +207,129 @@ def titled(entries: Sequence[Entry], entry: Entry, title: str) -> str:
 # -- sections --------------------------------------------------------------------------------------
 
 
-def summary(entries: Sequence[Entry]) -> Section:
-    """Key figures: cards for one Run, a table with one line a Run for several."""
-    k, most = common(entries)
-    facts = [key_figures(entry, k, most) for entry in entries]
-    said = [rich("{} {}", sentence(entry), adds(entry, k)) for entry in entries]
+def summary(entries: Sequence[Entry], warnings: Sequence[Block]) -> Section:
+    """The verdict in words; key figures, as cards for one Run and as a table for several; what the
+    log has no data for; and, folded, how the Runs were made.
+    """
+    alike = [entry for entry in entries if entry.comparable]
+    others = [entry for entry in entries if not entry.comparable]
+    blocks: list[Block] = []
     if len(entries) == 1:
-        return Section("summary", "At a glance", "At a glance", [Text(said[0]), Cards(facts[0])])
-    heads: list[Words] = [""]
-    for what, _, _ in facts[0]:
-        heads.append(what.replace(f"after {entries[0].stages[-1]}", "after the last stage"))
-    points: list[Words] = []
+        entry, (k, most) = entries[0], common(entries)
+        said = rich("{} {}", sentence(entry), adds(entry, k))
+        blocks = [Text(said, "verdict"), Cards(key_figures(entry, k, most))]
+    else:
+        if len(alike) > 1:
+            blocks.append(Text(verdict(alike), "verdict"))
+        blocks += [*glance(alike), *warnings, *(glance(others) if others else [])]
+        points: list[Words] = []
+        for entry in entries:
+            k = entry.k(10)
+            points.append(rich("<b>{}</b>: {} {}", entry.name, sentence(entry), adds(entry, k)))
+        blocks.append(Points(points))
+    if lacks := left_out(entries):
+        blocks.append(Text(f"Not in this report: {'; '.join(lacks)}.", "note"))
+    return Section("summary", "At a glance", "At a glance", [*blocks, made_by(entries)])
+
+
+def glance(entries: Sequence[Entry]) -> list[Block]:
+    """The key figures of several Runs, one line a Run."""
+    k, most = common(entries)
+    lines: list[dict[str, Cell]] = []
+    for entry in entries:
+        last, line = f"after {entry.stages[-1]}", {}
+        for name, big, small in key_figures(entry, k, most):
+            head = name.replace(last, "after the last stage")
+            line[head] = Cell(big, small, strong=True)
+        lines.append(line)
+    heads = list(dict.fromkeys(head for line in lines for head in line))
+    same: list[Block] = []
+    asked = {line["Requests replayed"] for line in lines}
+    if len(asked) == 1:
+        heads.remove("Requests replayed")
+        cell = asked.pop()
+        same.append(Text(f"{cell.text} requests, the same for all: {cell.small}.", "note"))
     rows: list[list[Words | Cell | Bar]] = []
-    for entry, cards, text in zip(entries, facts, said, strict=True):
-        points.append(rich("<b>{}</b>: {}", entry.name, text))
-        rows.append([entry.name, *(Cell(big, small, strong=True) for _, big, small in cards)])
-    table = Table(heads, rows, look="stacked")
-    return Section("summary", "At a glance", "At a glance", [Points(points), table])
+    for entry, line in zip(entries, lines, strict=True):
+        rows.append([entry.name, *(line.get(head, Cell("n/a", style="dim")) for head in heads)])
+    return [Table(["Run", *heads], rows, look="stacked"), *same]
+
+
+def verdict(entries: Sequence[Entry]) -> Words:
+    """Which of several Runs over the same requests is best, and by how much."""
+    k, _ = common(entries)
+    found: list[tuple[float, Entry]] = []
+    for entry in entries:
+        row = find(entry.ask([f"HR@{k}"]), stage=entry.stages[-1])
+        if row is not None and row["value"] is not None:
+            found.append((row["value"], entry))
+    if len(found) < 2:
+        return "No two Runs have a value to compare."
+    found.sort(key=lambda pair: -pair[0])
+    (value, best), (_, second) = found[:2]
+    leads = rich(
+        "<b>{}</b> has the highest HR@{} after its last stage: <b>{}</b>",
+        best.name,
+        k,
+        percent(value),
+    )
+    try:
+        row = compare(second.runs, best.runs, [f"HR@{k}"], by_stage=False)[0]
+    except KarmafunnelError as error:
+        return leads + rich(". It was not compared with the next, {}: {}", second.name, error)
+    decimals = places(row["difference"])
+    change = f"{number(row['difference'], True, decimals)} {between(row, True, decimals)}"
+    return leads + rich(
+        ", {} {} against the next, <b>{}</b> (paired on {} requests, users clustered).",
+        change.rstrip(),
+        "" if row["better"] else "and so not significantly more,",
+        second.name,
+        f"{row['n']:,}",
+    )
+
+
+def left_out(entries: Sequence[Entry]) -> list[str]:
+    """What the report does not show, each with what the log lacks for it."""
+    lacks = []
+    if not any(map(priced, entries)):
+        lacks.append("money (the log holds no prices of relevant items)")
+    if not exposed(entries):
+        lacks.append("AUC and gAUC on exposures (the log holds no exposed lists, only choices)")
+    if not any(RunArrays(entry.run).shown.probability for entry in entries):
+        lacks.append("calibration (it takes a calibrated ranker and exposed lists)")
+    return lacks
+
+
+def priced(entry: Entry) -> bool:
+    """Whether the money of relevant items is known."""
+    return entry.loss("kept")["money_share"] is not None
+
+
+def exposed(entries: Sequence[Entry]) -> bool:
+    """Whether every log holds the lists that were shown."""
+    return all(entry.run.meta["log"]["has"].get("exposures") for entry in entries)
+
+
+def made_by(entries: Sequence[Entry]) -> Block:
+    """The funnels, commit and seeds."""
+    blocks: list[Block] = []
+    seeds: dict[str, None] = {}
+    commits: dict[str, None] = {}
+    for entry in entries:
+        funnel = str(entry.run.meta.get("funnel") or "n/a").replace(" >> ", "\n>> ")
+        blocks.append(Pre(funnel, entry.name if len(entries) > 1 else ""))
+        for run in entry.runs:
+            seeds[str(run.meta["seed"])] = None
+            commits[str(run.meta.get("commit") or "n/a")] = None
+    version = (entries[0].run.meta.get("versions") or {}).get("karmafunnel", "n/a")
+    made = rich(
+        'commit {} · seed {} · karmafunnel {} · <a href="#record">recipe, command and versions</a>',
+        ", ".join(commits),
+        ", ".join(seeds),
+        version,
+    )
+    summary = "Funnel, commit and seed" if len(entries) == 1 else "Funnels, commit and seeds"
+    return Details(summary, [*blocks, Text(made, "sub")])
 
 
 def common(entries: Sequence[Entry]) -> tuple[int, int]:
@@ -251,35 +358,43 @@ def adds(entry: Entry, k: int) -> Words:
     )
 
 
-def unlike(entries: Sequence[Entry]) -> list[Block]:
-    """A warning for every Run that did not replay the requests of the first one."""
+def told_apart(entries: Sequence[Entry]) -> tuple[list[Entry], list[Block]]:
+    """The entries, with a dagger after the name of every Run that did not replay the requests of
+    the first one, and a warning about each of these.
+    """
     first = entries[0]
     mine = replayed(first.run)
     ids = first.run.read("requests", "request_id")["request_id"]
-    found = list[Block]()
+    named, found = [first], list[Block]()
     for other in entries[1:]:
         differences = {}
         for what, value in replayed(other.run).items():
             if value != mine[what]:
                 differences[what] = f"{what} {value} instead of {mine[what]}"
         theirs = other.run.read("requests", "request_id")["request_id"]
+        both = 0
         if not ids.equals(theirs):
-            both = theirs.is_in(ids.implode()).sum()
+            both = theirs.filter(theirs.is_in(ids.implode())).len()
             differences["requests"] = (
                 f"{len(theirs):,} requests instead of {len(ids):,}, {both:,} of them in both"
             )
         elif list(differences) == ["limit"]:  # neither limit left out a request
+            differences = {}
+        if not differences:
+            named.append(other)
             continue
-        if differences:
-            text = rich(
-                "<b>{}</b> did not replay the same requests as <b>{}</b>: {}. "
-                "Their values cannot be compared.",
-                other.name,
-                first.name,
-                "; ".join(differences.values()),
-            )
-            found.append(Warned(text))
-    return found
+        named.append(replace(other, name=f"{other.name} †", comparable=False))
+        text = rich(
+            "<b>{}</b> did not replay the same requests as <b>{}</b>: {}. "
+            "Its values cannot be compared with those of the others.",
+            named[-1].name,
+            first.name,
+            "; ".join(differences.values()),
+        )
+        if both and list(differences) in (["requests"], ["limit", "requests"]):
+            text += rich(" <code>karmafunnel compare --common</code> takes the requests of both.")
+        found.append(Warned(text))
+    return named, found
 
 
 def replayed(run: Run) -> dict[str, str]:
@@ -328,16 +443,11 @@ def sentence(entry: Entry) -> Words:
     text += rich(
         ". The largest loss: <b>{}</b>, {} of all relevant items", name, percent(leak["share"])
     )
-    if leak["median_margin"] is None:
+    margin = leak["median_margin"]
+    if margin is None or leak["reason"] == entry.stages[0]:  # a lower bound at recall
         return text + "."
-    return text + rich(", missed by {} in the median.", missed_by(entry, leak))
-
-
-def missed_by(entry: Entry, loss: Row) -> str:
-    """A median margin in words; at recall it is a lower bound."""
-    ranks = round(loss["median_margin"])
-    words = f"{ranks:,} rank" if ranks == 1 else f"{ranks:,} ranks"
-    return f"at least {words}" if loss["reason"] == entry.stages[0] else words
+    ranks = round(margin)
+    return text + rich(", half of them by {} rank{} or more.", f"{ranks:,}", "s" * (ranks != 1))
 
 
 def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Words]]:
@@ -363,30 +473,28 @@ def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Wor
     def range_of(row: Row | None) -> str:
         if row is None or row["low"] is None:
             return ""
-        return f"95% interval {percent(row['low'])} to {percent(row['high'])}"
+        return f"95%: {percent(row['low'])} to {percent(row['high'])}"
 
     asked = f"{counts['relevant']:,} with a {entry.run.label}"
     asked += f"; {counts['n_eligible']:,.0f} eligible items on average"
-    priced = "no prices of relevant items in this log"
-    if money and money["value"] is not None:
-        priced = range_of(money)
     random, ceiling = value(find(hits, stage="random")), value(find(hits, stage="ceiling"))
-    about_hits: Words = f"random {random}, ceiling {ceiling}"
-    if range_of(hit):
-        about_hits = rich("{}<br>{}", range_of(hit), about_hits)
+    about_hits = rich("{}<br>random {}, ceiling {}", range_of(hit), random, ceiling)
     lost, reason = "none", ""
     if leak is not None:
         lost, reason = percent(leak["share"]), plots.reason_name(leak["reason"], entry.stages)
-    ms = 1000 * seconds / max(counts["n"], 1)
-    device = str(entry.run.meta.get("device") or "cpu")
-    return [
+    cards: list[tuple[Words, Words, Words]] = [
         ("Requests replayed", f"{counts['n']:,}", asked),
-        (f"Relevant items in the first {most:,}", value(kept), range_of(kept)),
-        (f"Their money in the first {most:,}", value(money), priced),
         (f"HR@{k} after {last}", value(hit), about_hits),
-        ("Largest loss of the funnel", lost, reason),
-        ("Replay time", f"{ms:,.1f} ms", f"a request, all stages, on {device}"),
+        (f"Relevant items in the first {most:,}", value(kept), range_of(kept)),
     ]
+    if priced(entry):
+        cards.append((f"Their money in the first {most:,}", value(money), range_of(money)))
+    cards.append(("Largest loss of the funnel", lost, reason))
+    if seconds:
+        ms = 1000 * seconds / max(counts["n"], 1)
+        device = str(entry.run.meta.get("device") or "cpu")
+        cards.append(("Replay time a request", f"{ms:,.1f} ms", f"all stages, on {device}"))
+    return cards
 
 
 def losses(entries: Sequence[Entry]) -> Section:
@@ -400,36 +508,44 @@ def losses(entries: Sequence[Entry]) -> Section:
         past(entries[0].run.label),
     )
     blocks: list[Block] = [Text(text)]
-    for entry in entries:
-        blocks += name_of(entries, entry)
-        if entry.loss("kept")["money_share"] is None:
-            none = "Money: the log holds no prices of relevant items, so only items are counted."
-            blocks.append(Absent(none))
-        blocks += [Figure(waterfall(entry)), loss_table(entry)]
+    if len(entries) == 1:
+        blocks += [Figure(waterfall(entries[0])), Details("The numbers", loss_table(entries[0]))]
+    else:
+        found = {entry.name: entry.cascade.losses for entry in entries}
+        stages = union(entries)
+        blocks.append(Figure(plots.run_losses(found, stages), reason_legend(found, stages)))
+        for entry in entries:
+            details = [Figure(waterfall(entry)), *loss_table(entry)]
+            blocks.append(Details(f"{entry.name}: stage by stage", details))
     return Section("losses", "Losses", "Where relevant items and money are lost", blocks)
 
 
-def loss_table(entry: Entry) -> Block:
+def reason_legend(losses: Mapping[str, Sequence[Row]], stages: Sequence[str]) -> dict[str, str]:
+    """Colours of the reasons in the losses of some Runs."""
+    colours = plots.reason_colours(stages)
+    rows = [row for found in losses.values() for row in found]
+    return {plots.reason_name(r, stages): colours[r] for r in plots.reasons(rows, stages)}
+
+
+def loss_table(entry: Entry) -> list[Block]:
     """Reason by reason: items, money, median margin."""
     rows = []
-    priced = any(share is not None for share in column(entry.cascade.losses, "money_share"))
     for row in entry.cascade.losses:
         if row["reason"] == "index" and not row["items"] and not has_index(entry.run):
             continue
         line = [plots.reason_name(row["reason"], entry.stages)]
         line += [f"{row['items']:,}", percent(row["share"])]
-        if priced:
+        if priced(entry):
             line += [amount(row["money"], entry.currency), percent(row["money_share"])]
-        else:
-            line += ["n/a", "n/a"]
         line.append("" if row["median_margin"] is None else f"{row['median_margin']:,.0f}")
         rows.append(line)
-    table = Table(["", "items", "share", "money", "share", "missed by, ranks"], rows)
+    money = ["money", "share of money"] if priced(entry) else []
+    heads = ["lost where", "items", "share", *money, "missed by, ranks"]
     note = (
         "Missed by: how many ranks below the last kept item a lost one stood, in the median; "
         "at recall a lower bound."
     )
-    return Details("The numbers", [table, Text(note, "note")])
+    return [Table(heads, rows), Text(note, "note")]
 
 
 def has_index(run: Run) -> bool:
@@ -458,7 +574,6 @@ def stage_table(entries: Sequence[Entry]) -> Section:
     blocks: list[Block] = [Text(text)]
     if not known(money):
         rows = [row for row in rows if not row["measure"].startswith("GMV")]
-        blocks.append(Absent("GMV-HR and GMV-nDCG: the log holds no prices of relevant items."))
     if deep:
         told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         warning = (
@@ -466,22 +581,35 @@ def stage_table(entries: Sequence[Entry]) -> Section:
             f"kept@{most} does not."
         )
         blocks.append(Warned(warning))
-    gains: list[Block] = []
-    for entry in entries:
-        found = added(
-            entry.runs, [f"HR@{small}", f"nDCG@{small}", f"MRR@{small}", f"GMV-HR@{small}:w99"]
-        )
-        if compared := [row for row in found if row["value_a"] is not None]:
-            gains += [*name_of(entries, entry), measure_table(compared)]
-    if gains:
-        what = (
-            "Each stage's order against that of the stage before it, on the same requests and at "
-            "the same depth. A later stage that adds nothing could be left out."
-        )
-        gains = [Heading("What each stage adds"), Text(what), *gains]
     note = "Relevant items are those of the requests themselves (in-scenario). All-scenario: n/a."
-    blocks += [measure_table(rows, across(entries)), Text(note, "note"), *gains]
-    return Section("stages", "Stage table", "Stage by stage", blocks)
+    if len(entries) == 1:
+        blocks.append(measure_table(rows))
+    else:  # a line for each measure and stage: the first measures, and the others folded
+        main = {f"HR@{small}", f"HR@{most}", f"nDCG@{small}", f"GMV-HR@{most}"}
+        more = [row for row in rows if row["measure"] not in main]
+        blocks.append(measure_table([row for row in rows if row["measure"] in main], "label"))
+        blocks.append(Details("More measures", [measure_table(more, "label")]))
+    return Section(
+        "stages",
+        "Stage table",
+        "Stage by stage",
+        [*blocks, Text(note, "note"), *gains(entries, small)],
+    )
+
+
+def gains(entries: Sequence[Entry], k: int) -> list[Block]:
+    """Each stage against the stage before it."""
+    what = (
+        "Each stage's order against that of the stage before it, on the same requests and at "
+        "the same depth. A later stage that adds nothing could be left out."
+    )
+    blocks: list[Block] = []
+    for entry in entries:
+        found = added(entry.runs, [f"HR@{k}", f"nDCG@{k}", f"MRR@{k}", f"GMV-HR@{k}:w99"])
+        if compared := [row for row in found if row["value_a"] is not None]:
+            table = measure_table(compared)
+            blocks.append(table if len(entries) == 1 else Details(entry.name, [table]))
+    return [Heading("What each stage adds"), Text(what), *blocks] if blocks else []
 
 
 def cuts(entry: Entry) -> list[int]:
@@ -493,36 +621,58 @@ def cuts(entry: Entry) -> list[int]:
 
 
 def hit_curves(entries: Sequence[Entry]) -> Section:
-    """HR@k over k, and the same in money."""
-    panels: list[tuple[str, list[Row]]] = []
-    lacks: list[Block] = []
-    for entry in entries:
-        ks = cuts(entry)
-        hits = entry.ask([f"HR@{k}" for k in ks])
-        money = known(entry.ask([f"GMV-HR@{k}" for k in ks]))
-        panels.append((titled(entries, entry, "HR@k"), hits))
-        if money:
-            panels.append((titled(entries, entry, "GMV-HR@k, money"), money))
-        else:
-            lacks = [Absent("Money: the log holds no prices of relevant items.")]
+    """HR@k over k, and the same in money: of the stages of one Run, or of the last stages of
+    several, with the stages of each folded.
+    """
+    if len(entries) == 1:
+        text = (
+            "Hit rate by cutoff. Each line ends at the size of its stage's output; bands are 95% "
+            "intervals. Where a later stage's line runs above an earlier one, it improves the "
+            "order. The axis ends above the stages; the ceiling may lie beyond it."
+        )
+        return Section(
+            "curves", "HR@k", "Hit rate by depth", [Text(text), stage_curves(entries[0])]
+        )
     text = (
-        "Hit rate by cutoff. Each line ends at the size of its stage's output; bands are 95% "
-        "intervals. Where a later stage's line runs above an earlier one, it improves the order."
+        "Hit rate by cutoff after the last stage of each Run, up to the size of its output; bands "
+        "are 95% intervals. The axis ends above the Runs; the ceiling may lie beyond it."
     )
-    legend = plots.colour_of(union(entries)) | {"ceiling": "dash", "random": "dot"}
-    figure = Figure(plots.curves(panels, union(entries)), legend)
-    return Section("curves", "HR@k", "Hit rate by depth", [Text(text), *lacks, figure])
+    panels: dict[str, list[Row]] = {}
+    for entry in entries:
+        for title, rows in by_depth(entry):
+            for row in rows:
+                if row["stage"] == entry.stages[-1]:
+                    panels.setdefault(title, []).append(row | {"stage": entry.name})
+                elif row["stage"] in AFTER and entry is entries[0]:
+                    panels.setdefault(title, []).append(row)
+    names = names_of(entries)
+    legend = plots.colour_of(names) | {"ceiling": "dash", "random": "dot"}
+    blocks: list[Block] = [Text(text), Figure(plots.curves(list(panels.items()), names), legend)]
+    for entry in entries:
+        if len(entry.stages) > 1:
+            blocks.append(Details(f"{entry.name}: every stage", [stage_curves(entry)]))
+    return Section("curves", "HR@k", "Hit rate by depth", blocks)
+
+
+def by_depth(entry: Entry) -> list[tuple[str, list[Row]]]:
+    """HR@k at every cutoff, and GMV-HR@k where money is known."""
+    panels = [("HR@k", entry.ask([f"HR@{k}" for k in cuts(entry)]))]
+    if money := known(entry.ask([f"GMV-HR@{k}" for k in cuts(entry)])):
+        panels.append(("GMV-HR@k, money", money))
+    return panels
+
+
+def stage_curves(entry: Entry) -> Block:
+    legend = plots.colour_of(entry.stages) | {"ceiling": "dash", "random": "dot"}
+    return Figure(plots.curves(by_depth(entry), entry.stages), legend)
 
 
 def ordering(entries: Sequence[Entry]) -> Section:
     """AUC and gAUC stage by stage, on exposures where the log has them, else on candidates."""
     names = ["gAUC:request:candidates"]
-    lacks: list[Block] = []
-    if all(entry.run.meta["log"]["has"].get("exposures") for entry in entries):
-        exposed = ["gAUC:request:exposures", "gAUC:user:exposures"]
-        names = ["AUC", *exposed, "HR@1:exposures", "MRR:exposures", *names]
-    else:
-        lacks = [Absent("AUC and gAUC on exposures: the log holds no exposed lists, only choices.")]
+    if exposed(entries):
+        grouped = ["gAUC:request:exposures", "gAUC:user:exposures"]
+        names = ["AUC", *grouped, "HR@1:exposures", "MRR:exposures", *names]
     rows = ask_all(entries, names)
     panels = []
     for name in ("AUC", "gAUC:request:exposures", "gAUC:request:candidates"):
@@ -541,11 +691,11 @@ def ordering(entries: Sequence[Entry]) -> Section:
         parts.insert(0, Figure(plots.dots(panels, runs, "label", "stage"), legend))
     if len(panels) == 1 and len(entries) == 1:
         parts = [Beside(parts)]
-    return Section("auc", "AUC, gAUC", "Order within a stage", [Text(text), *lacks, *parts])
+    return Section("auc", "AUC, gAUC", "Order within a stage", [Text(text), *parts])
 
 
-def calibrated(entries: Sequence[Entry]) -> Section:
-    """Probabilities against frequencies for every stage that has them."""
+def calibrated(entries: Sequence[Entry]) -> Section | None:
+    """Probabilities against frequencies for every stage that has them; None where none has."""
     text = Text(
         "A calibrated ranker's probabilities can be multiplied with prices. A point on the "
         "diagonal: what is predicted to happen in 5% of cases happens in 5% of cases."
@@ -560,11 +710,10 @@ def calibrated(entries: Sequence[Entry]) -> Section:
                 panels.append((titled(entries, entry, stage), points))
         if shown.probability:
             rows += known(entry.ask(["ECE", "logloss"]))
-    parts: list[Block] = [
-        Absent("no stage has probabilities of shown items: it takes a calibrated ranker and lists.")
-    ]
-    if panels:
-        parts = [Figure(plots.calibration(panels)), measure_table(rows, across(entries))]
+    if not panels:
+        return None
+    parts: list[Block] = [Figure(plots.calibration(panels))]
+    parts.append(measure_table(rows, across(entries)))
     if len(panels) == 1:
         parts = [Beside(parts)]
     return Section("calibration", "Calibration", "Calibration", [text, *parts])
@@ -610,15 +759,17 @@ def slices(entries: Sequence[Entry]) -> Section:
         "of each stage" if len(entries) == 1 else "after the last stage",
     )
     blocks: list[Block] = [Text(text)]
-    if empty:
-        blocks.append(Absent(f"one kind only, or unknown, in this log: {'; '.join(empty)}."))
     if panels:
         by, names = ("label", names_of(entries)) if len(entries) > 1 else ("stage", union(entries))
         figure = plots.dots(panels, names, by, "slice", zero=True)
         blocks.append(Figure(figure, plots.colour_of(names)))
+    if empty:
+        note = f"One kind only, or unknown, in this log: {'; '.join(empty)}."
+        blocks.append(Text(note, "note"))
     blocks.append(Text("Where their items are lost; a bar is all relevant items of its slice."))
     for entry in entries:
-        blocks += [*name_of(entries, entry), _slice_losses(entry)]
+        drawn = _slice_losses(entry)
+        blocks.append(drawn if len(entries) == 1 else Details(entry.name, [drawn]))
     return Section("slices", "Slices", "Who and what is served well", blocks)
 
 
@@ -657,15 +808,15 @@ def _slice_losses(entry: Entry) -> Block:
     return Figure(plots.slice_losses(found, entry.stages), legend)
 
 
-def times(entries: Sequence[Entry]) -> Section:
-    """Milliseconds a request and rows in and out, stage by stage."""
+def times(entries: Sequence[Entry]) -> Section | None:
+    """Milliseconds a request and rows in and out, stage by stage; None for a Run that was not
+    timed.
+    """
     text = (
         "Wall time of the replay itself, in chunks of requests on one machine: it compares stages "
         "with each other and is no serving latency."
     )
-    blocks: list[Block] = [Text(text)]
-    heads = ["stage", "mean ms a request", "p95 over chunks", "rows in", "rows out"]
-    heads += ["µs a row in", "share of time"]
+    rows: list[list[Words | Cell | Bar]] = []
     colours = plots.colour_of(union(entries))
     for entry in entries:
         frame = entry.run.read("timing")
@@ -675,12 +826,12 @@ def times(entries: Sequence[Entry]) -> Section:
         )
         found = {row["stage"]: row for row in per.iter_rows(named=True)}
         total = sum(column(found.values(), "seconds")) or 1.0
-        rows: list[list[Words | Cell | Bar]] = []
         for stage in filter(found.__contains__, entry.stages):
             row = found[stage]
             n = max(row["requests"], 1)
             rows.append(
                 [
+                    *([entry.name] if len(entries) > 1 else []),
                     stage,
                     f"{1000 * row['seconds'] / n:,.2f}",
                     f"{row['p95']:,.2f}",
@@ -690,8 +841,12 @@ def times(entries: Sequence[Entry]) -> Section:
                     Bar(row["seconds"] / total, colours[stage]),
                 ]
             )
-        blocks += [*name_of(entries, entry), Table(heads, rows)]
-    return Section("time", "Time", "Time and rows", blocks)
+    if not rows:
+        return None
+    texts = ["Run", "stage"] if len(entries) > 1 else ["stage"]
+    heads = ["mean ms a request", "p95 over chunks", "rows in", "rows out", "µs a row in"]
+    table = Table([*texts, *heads, "share of time"], rows, len(texts))
+    return Section("time", "Time", "Time and rows", [Text(text), table])
 
 
 def comparison(entries: Sequence[Entry]) -> Section:
@@ -699,23 +854,43 @@ def comparison(entries: Sequence[Entry]) -> Section:
     base = entries[0]
     k, most = common(entries)
     names = ["survival", f"HR@{k}", f"nDCG@{k}", f"HR@{most}", f"GMV-HR@{most}:w99"]
-    if all(entry.run.meta["log"]["has"].get("exposures") for entry in entries):
+    if exposed(entries):
         names += ["AUC", "gAUC:request:exposures"]
     text = rich(
         "Each Run against the baseline <b>{}</b> on the same requests. A difference is significant "
         "where its 95% interval excludes 0 (*), or also after Holm's correction (**).",
         base.name,
     )
-    blocks: list[Block] = [Text(text)]
+    tables: list[Block] = []
+    differences: dict[str, dict[str, Row]] = {}
     for entry in entries[1:]:
-        blocks.append(Heading(f"{entry.name} against {base.name}"))
         try:
             rows = compare(base.runs, entry.runs, names, label_a=base.name, label_b=entry.name)
-            compared = [row for row in rows if row["value_a"] is not None]
-            blocks.append(measure_table(compared or rows))
         except KarmafunnelError as error:
-            blocks.append(Absent(f"not compared. {error}"))
-    return Section("compare", "Compare", "Compared, request by request", blocks)
+            tables.append(Text(rich("<b>{}</b> is not compared. {}", entry.name, error)))
+            continue
+        compared = [row for row in rows if row["value_a"] is not None] or rows
+        title = f"{entry.name} against {base.name}"
+        if len(entries) > 2:
+            tables.append(Details(title, [measure_table(compared)]))
+        else:
+            tables += [Heading(title), measure_table(compared)]
+        last = f"{base.stages[-1]} | {entry.stages[-1]}"
+        if base.stages[-1] == entry.stages[-1]:
+            last = entry.stages[-1]
+        differences[entry.name] = {row["measure"]: row for row in where(compared, stage=last)}
+    blocks: list[Block] = [Text(text)]
+    if any(map(known_difference, differences.values())):
+        drawn = (
+            "After the last stages. In colour: significant; diamond: also after Holm's correction."
+        )
+        blocks += [Text(drawn, "note"), Figure(plots.forest(differences))]
+    return Section("compare", "Compare", "Compared, request by request", [*blocks, *tables])
+
+
+def known_difference(row: Mapping[str, Row]) -> bool:
+    """Whether any measure of a comparison has a difference."""
+    return any(one["difference"] is not None for one in row.values())
 
 
 def one_request(entries: Sequence[Entry], n: int) -> Section:
@@ -725,8 +900,9 @@ def one_request(entries: Sequence[Entry], n: int) -> Section:
     if data["requests"]:
         text = (
             f"{len(data['requests'])} requests of {entries[0].name}, drawn at random within each "
-            "outcome, so that every kind of success and failure is here: what happens to the "
-            "relevant items stage by stage, and which items are ranked above them."
+            "outcome, so that every kind of success and failure is here. What happens to the "
+            "relevant items stage by stage, and which items are ranked above them, in one Run or "
+            "in two side by side."
         )
         blocks = [Text(text), Requests(data)]
         if data["missing"]:
@@ -769,8 +945,8 @@ def record(entries: Sequence[Entry]) -> Section:
 # -- the top of the page ---------------------------------------------------------------------------
 
 
-def header(entries: Sequence[Entry]) -> list[Block]:
-    """What was replayed on what, and how."""
+def header(entries: Sequence[Entry]) -> Block:
+    """What was replayed."""
     meta = entries[0].run.meta
     log, _ = open_log(entries[0].run)
     words = [
@@ -785,19 +961,4 @@ def header(entries: Sequence[Entry]) -> list[Block]:
         words.append(f"the log has no {', '.join(lacks)}")
     if log and log.meta.get("licence"):
         words.append(f"licence of the log: {log.meta['licence']}")
-    blocks: list[Block] = [Text(" · ".join(words), "sub")]
-    seeds: dict[str, None] = {}
-    commits: dict[str, None] = {}
-    for entry in entries:
-        funnel = str(entry.run.meta.get("funnel") or "n/a").replace(" >> ", "\n>> ")
-        blocks.append(Pre(funnel, entry.name if len(entries) > 1 else ""))
-        for run in entry.runs:
-            seeds[str(run.meta["seed"])] = None
-            commits[str(run.meta.get("commit") or "n/a")] = None
-    made = rich(
-        'commit {} · seed {} · karmafunnel {} · <a href="#record">recipe, command and versions</a>',
-        ", ".join(commits),
-        ", ".join(seeds),
-        (meta.get("versions") or {}).get("karmafunnel", "n/a"),
-    )
-    return [*blocks, Text(made, "sub"), *unlike(entries)]
+    return Text(" · ".join(words), "sub")
