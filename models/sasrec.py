@@ -496,9 +496,15 @@ def fit_network(
     curve: list[float] = []
     best: dict[str, Tensor] = {}
 
-    def report(network: Network, loss: float) -> bool:
-        progress(f"SASRec: loss {loss:.3f}")
-        return False
+    def report(total: int) -> Callable[[Network, float], bool]:
+        losses: list[float] = []
+
+        def told(network: Network, loss: float) -> bool:
+            losses.append(loss)
+            progress(f"SASRec: epoch {len(losses)} of {total}, loss {loss:.3f}")
+            return False
+
+        return told
 
     def judge(network: Network, loss: float) -> bool:
         curve.append(tail_rank(network, windows, device))
@@ -511,7 +517,8 @@ def fit_network(
         return len(curve) - 1 - int(np.argmin(curve)) >= config.patience
 
     if windows.tail.sum() < 20 or not config.patience:
-        return train(config, windows, everything, config.epochs, seed, device, report), {
+        told = report(config.epochs)
+        return train(config, windows, everything, config.epochs, seed, device, told), {
             "epochs": config.epochs,
             "seed": seed,
         }
@@ -527,7 +534,7 @@ def fit_network(
         network.load_state_dict(best)
         return network, facts
     progress(f"SASRec: fitting all of W1 for {epochs} epochs")
-    return train(config, windows, everything, epochs, seed, device, report), facts
+    return train(config, windows, everything, epochs, seed, device, report(epochs)), facts
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ import karmafunnel
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
+from karmafunnel import terminal
 from karmafunnel.cli import main
 from karmafunnel.files import read_table
 from karmafunnel.log import Log
@@ -114,6 +115,74 @@ def test_only_one_console_and_no_markup():
                 assert not any(alias.name.split(".")[0] == "rich" for alias in node.names), path
             if isinstance(node, ast.keyword):
                 assert node.arg not in ("markup", "highlight", "emoji"), f"{path}: {node.arg}"
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(terminal.time, "monotonic", made)
+    return made
+
+
+def test_without_a_terminal_progress_is_a_line_every_ten_seconds(clock):
+    """With share, time and time left; what goes on after an interruption counts only its own."""
+    file = io.StringIO()
+    with progress_bar(Console(file=file)) as bar:
+        task = bar.add_task("replay", total=2000, completed=500)
+        for _ in range(6):
+            bar.advance(task, 125)
+            clock.now += 4
+    with progress_bar(Console(file=file)) as bar:
+        task = bar.add_task("planning", total=None)
+        clock.now += 75
+        bar.update(task, description="recall 3", completed=12)
+    assert file.getvalue().splitlines() == [
+        "replay: 1,000 of 2,000 (50%, 12 s, 32 s left)",
+        "recall 3: 12 so far (1 min 15 s)",
+    ]
+
+
+def test_without_a_terminal_epochs_are_told_every_ten_seconds(clock):
+    file = io.StringIO()
+    with Console(file=file).status("fitting") as status:
+        for epoch in range(1, 5):
+            for step in (1, 2):
+                status.update(f"KARMA: epoch {epoch} of 4, step {step} of 2, loss 0.5")
+                clock.now += 3
+    assert file.getvalue().splitlines() == [
+        "KARMA: epoch 3 of 4, step 1 of 2, loss 0.5 (62%, 12 s, 9 s left)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("SASRec: epoch 3 of at most 15, loss 0.4", 3 / 15),
+        ("KARMA: epoch 2 of 4, step 1,000 of 4,000", 1 / 4 + 1 / 16),
+        ("tokenizer: 512 byte pairs", None),
+        ("step 0 of 0", None),
+    ],
+)
+def test_the_share_that_a_text_tells(text, share):
+    assert terminal.share_of(text) == (None if share is None else pytest.approx(share))
+
+
+def test_without_a_terminal_a_line_has_80_columns_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console = Console(file=io.StringIO())
+    assert console.width == 80 and Console(file=io.StringIO(), width=33).width == 33
+    monkeypatch.setenv("COLUMNS", "120")
+    assert console.width == 120
 
 
 # -- every command ---------------------------------------------------------------------------------
@@ -223,7 +292,7 @@ def commands(there: Path, tmp: Path) -> dict[str, list[object]]:
         "slice": ["measure", there / "run", "HR@5", "--slice", "target"],
         "verbose": ["measure", there / "run", "HR@5", "gAUC:request:exposures", "survival", "-v"],
         "compare": ["compare", there / "run", there / "again", "HR@5", "survival"],
-        "gate": ["gate", there / "run", there / "again", "--measure", "HR@5", "--margin", 0.9],
+        "gate": ["gate", there / "run", there / "again", "--measure", "HR@5", "--margin", 0.3],
         "stages": ["stages"],
         "measures": ["measures"],
         "report": ["report", there / "run", "--out", tmp / "[bold].html"],

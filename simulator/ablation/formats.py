@@ -400,4 +400,4 @@ def print_tables(out: Path, console: Console, verbose: bool = True) -> None:
     for line in kept["record"] if verbose else []:
         console.print(line, style="dim")
     if not verbose:
-        console.print(f"More in {out / 'table.html'}; definitions: -v.", soft_wrap=True)
+        console.print("More in table.html; definitions: -v.", style="dim")
