@@ -277,6 +277,18 @@ class Log:
     path: Path | None = None
     anyway: bool = False
 
+    def __repr__(self) -> str:
+        sizes, windows = [], self.lazy["requests"].group_by("window").len().sort("window")
+        for name in TABLES:
+            sizes.append(f"{self.lazy[name].select(pl.len()).collect().item():,} {name}")
+        parts = [f"{name or 'no window'} {n:,}" for name, n in windows.collect().iter_rows()]
+        has = self.meta["has"]
+        return (
+            f"Log {self.name}: {', '.join(sizes)}; requests by window: {', '.join(parts)}\n"
+            f"label {self.meta['label']}; has {', '.join(name for name in has if has[name])}; "
+            f"lacks {', '.join(name for name in has if not has[name]) or 'nothing'}"
+        )
+
     @classmethod
     def open(cls, folder: Path | str, *, anyway: bool = False) -> Log:
         """Open a log folder without reading its rows.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from .measure import compare as comparing
 from .measure.run import Run
 from .replay.options import DEFAULTS, RunOptions
 from .replay.prepare import prepare
-from .replay.recipe import Recipe, as_funnel
+from .replay.recipe import Recipe, as_funnel, load_recipe
 from .replay.replay import replay as run_replay
 from .report.measure_table import measure_table
 from .report.page import notebook
@@ -174,15 +175,34 @@ def scenario_of(requests: pl.DataFrame) -> list[str]:
 
 
 def recipe_of(
-    funnel: Funnel | Stage, log: AnyLog, embedders: Mapping[str, Embedder] | None, label: str | None
+    what: Recipe | Funnel | Stage | Path | str,
+    log: AnyLog,
+    embedders: Mapping[str, Embedder] | None,
+    label: str | None,
 ) -> Recipe:
+    """The recipe that somebody means by a recipe, its file or name, a funnel or a lone stage.
+
+    Args:
+        embedders: of a funnel; of a recipe, those that replace its own, by name.
+        label: default: that of the recipe, or of the log.
+
+    Raises:
+        KarmafunnelError: for something else, and as `load_recipe` does.
+    """
     named = dict(embedders or {})
+    if isinstance(what, Recipe | Path | str):
+        known = what if isinstance(what, Recipe) else load_recipe(str(what), log)
+        return replace(known, embedders=known.embedders | named, label=label or known.label)
+    funnel = as_funnel(what)
+    if not isinstance(funnel, Funnel):
+        needs = "a funnel, a stage, a recipe, or the name or file of one"
+        raise KarmafunnelError("replay", needs=needs, found=f"a {type(what).__name__}")
     text = f"funnel = {funnel!r}\nembedders = {named!r}\n"
-    return Recipe("funnel", text, as_funnel(funnel), named, label or str(log.meta["label"]))
+    return Recipe("funnel", text, funnel, named, label or str(log.meta["label"]))
 
 
 def replay(
-    funnel: Funnel | Stage,
+    funnel: Recipe | Funnel | Stage | Path | str,
     log: AnyLog,
     embedders: Mapping[str, Embedder] | None = None,
     *,
@@ -193,14 +213,21 @@ def replay(
     """Fit a funnel on a log, replay the last window through it, and open the Run.
 
     Args:
+        funnel: a funnel, a lone stage, a recipe, its file, or the name of one that ships.
         embedders: those that the funnel reads, by name.
-        label: "click" or "purchase"; default: the log's label.
+        label: "click" or "purchase"; default: that of the recipe, or of the log.
         out: the Run folder; default: a temporary folder.
+
+    Raises:
+        KarmafunnelError: as `load_recipe` and `simulator.replay.replay.replay` do.
     """
+    recipe = recipe_of(funnel, log, embedders, label)
     if out is None:
-        kinds = "-".join(type(stage).__name__ for stage in as_funnel(funnel).stages)
-        out = Path(tempfile.mkdtemp(prefix="karmafunnel-")) / kinds
-    return Run.open(run_replay(recipe_of(funnel, log, embedders, label), log, out, options))
+        name = recipe.name
+        if not isinstance(funnel, Recipe | Path | str):
+            name = "-".join(type(stage).__name__ for stage in recipe.funnel.stages)
+        out = Path(tempfile.mkdtemp(prefix="karmafunnel-")) / name
+    return Run.open(run_replay(recipe, log, out, options))
 
 
 def import_run(
@@ -247,7 +274,7 @@ def import_run(
 
 
 def explain(
-    funnel: Funnel | Stage,
+    funnel: Recipe | Funnel | Stage | Path | str,
     log: AnyLog,
     request: str,
     embedders: Mapping[str, Embedder] | None = None,

@@ -10,7 +10,9 @@ import pytest
 from karmafunnel import KarmafunnelError, Log, Run, compare, explain, measure, replay, report
 from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.simulator.measure import compare as comparing
+from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.stages.recall import Join, Popular, Uniform, VectorRecall
+from karmafunnel.stages.rerank import Unseen
 
 START = 1_600_000_000
 
@@ -88,6 +90,51 @@ def test_embedders_are_read_by_name_and_requests_explained(shop):
     request = run.read("requests")["request_id"][0]
     found = explain(funnel, shop, request, {"text": TfidfSVD(dim=16)})
     assert set(found["stage"]) == {"recall"}
+
+
+def test_a_recipe_its_name_and_its_file_are_replayed_like_a_funnel(log, tmp_path):
+    """The same Run each way; embedders and label replace the recipe's own."""
+    by_name = replay("popular", log)
+    (tmp_path / "mine.py").write_text(
+        f"from karmafunnel.stages.recall import *\nfunnel = {by_name.meta['funnel']}\n"
+    )
+    by_file = replay(tmp_path / "mine.py", log)
+    loaded = load_recipe("popular", log)
+    made = [by_name, by_file, replay(loaded, log), replay(loaded.funnel, log)]
+    assert [run.name for run in made] == ["popular", "mine", "popular", "Popular"]
+    assert all(run.slates.equals(made[0].slates) for run in made[1:])
+    with pytest.raises(KarmafunnelError, match="label 'purchase': needs purchases"):
+        replay("popular", log, label="purchase")
+    request = by_name.requests["request_id"][0]
+    assert explain("popular", log, request).equals(explain(loaded.funnel, log, request))
+    with pytest.raises(KarmafunnelError, match=r"needs a funnel, a stage, a recipe.*found a list"):
+        replay([Popular(k=5)], log)
+
+
+def test_logs_and_runs_are_shown_in_two_lines(log, runs):
+    shown = repr(log).splitlines()
+    assert len(shown) == 2 and "400 requests" in shown[0] and "W3 80" in shown[0]
+    assert "has clicks, users" in shown[1] and "text" in shown[1].split("lacks")[1]
+    assert repr(runs[0]).splitlines() == [
+        "Run Popular: recall 20",
+        "log log, 80 requests of W3, label click, seed 0; tables slates, requests, ledger, scored, "
+        "timing",
+    ]
+    assert runs[0].ledger.equals(runs[0].read("ledger"))
+
+
+def test_the_front_lists_itself():
+    assert {"Log", "Run", "replay", "explain"} <= set(dir(karmafunnel))
+    assert all(hasattr(karmafunnel, name) for name in dir(karmafunnel)) and "os" not in dir(karmafunnel)
+
+
+def test_eight_lines_from_a_frame_to_a_stage_table():
+    frame = interactions().to_pandas()
+    log = Log.from_interactions(frame, user="buyer", item="sku", time="at")
+    run = replay(Join([Popular(k=20), Uniform(k=20)], k=30) >> Unseen(k=10), log)
+    table = measure(run, "HR@10", "survival")
+    assert set(table["stage"]) >= {"recall", "unseen", "end to end"}
+    assert "<table" in table._repr_html_()
 
 
 def test_a_report_of_runs(runs, tmp_path):

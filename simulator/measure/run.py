@@ -75,15 +75,36 @@ STAGE, MORE_OF_A_STAGE = (
 )
 
 
+def _table(name: str) -> property:
+    """A table of a Run, read when it is asked for."""
+
+    def read(self: Run) -> pl.DataFrame:
+        return self.read(name)
+
+    return property(read, doc=f"{name}.parquet, read now.")
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One replay of one funnel on one log. `lazy` holds the five tables unread, `meta` is
-    `run.json`.
+    `run.json`. `slates`, `requests`, `ledger`, `scored` and `timing` are read when asked for.
     """
 
     path: Path
     meta: dict[str, Any]
     lazy: dict[str, pl.LazyFrame]
+
+    slates, requests, ledger, scored, timing = (_table(name) for name in COLUMNS)
+
+    def __repr__(self) -> str:
+        log, window = self.meta["log"], self.meta["window"]
+        requests = self.lazy["requests"].select(pl.len()).collect().item()
+        stages = " >> ".join(f"{stage} {self.k(stage):,}" for stage in self.stages)
+        return (
+            f"Run {self.name}: {stages}\n"
+            f"log {log['name']}, {requests:,} requests of {window}, label {self.label}, seed "
+            f"{self.meta['seed']}; tables {', '.join(COLUMNS)}"
+        )
 
     @classmethod
     def open(cls, folder: Path | str) -> Run:
