@@ -78,7 +78,7 @@ def test_a_lone_stage_is_a_funnel_and_answers_are_frames(runs):
 def test_a_notebook_shows_the_table_of_the_report(runs):
     answer = measure(runs[0], "HR@10")
     shown = answer._repr_html_()
-    assert "<th>stage</th>" in shown
+    assert '<th scope="col">stage</th>' in shown
     assert f"{answer['value'][0]:.3f}" in shown
     assert "shape:" in answer.select("value")._repr_html_()  # a part of it is a plain frame
 
