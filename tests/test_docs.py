@@ -2,6 +2,7 @@
 path and recipe named is there.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -10,8 +11,17 @@ import karmafunnel
 import pytest
 from click.testing import CliRunner
 from every_command import COMMANDS
+from karmafunnel import replay
 from karmafunnel.benchmarks.site import reference
 from karmafunnel.cli import main
+from karmafunnel.layout import CAPABILITIES, MAY_HAVE, META, OPTIONAL, TABLES
+from karmafunnel.simulator.measure.compare import measure
+from karmafunnel.simulator.measure.measures.measure import Measure, kinds
+from karmafunnel.simulator.measure.run import Run
+from karmafunnel.stages.features import Upstream
+from karmafunnel.stages.rank import LightGBMRank
+from karmafunnel.stages.recall import ItemKNN, Join, Popular
+from worked_example import ORDERS, SHOWN, make_worked_example
 
 ROOT = Path(karmafunnel.__file__).parent
 PAGES = [
@@ -96,3 +106,97 @@ def test_the_file_tree_is_the_file_tree():
 @pytest.mark.parametrize("name", reference.PAGES)
 def test_a_generated_page_is_what_the_code_generates(name):
     assert TEXTS[f"docs/reference/{name}"] == reference.PAGES[name](), "run `make reference`"
+
+
+# -- measures --------------------------------------------------------------------------------------
+
+MEASURES = TEXTS["docs/reference/measures.md"]
+WORKED = re.findall(r"`([^`]+)` of (\w[\w ]*?) = \*\*(-?[\d.]+)\*\*", MEASURES)
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    return Run.open(make_worked_example(tmp_path_factory.mktemp("example")))
+
+
+def test_every_measure_has_its_heading_and_a_worked_example():
+    headings = {h.removesuffix("@k") for h in re.findall(r"^### (\S+)$", MEASURES, flags=re.M)}
+    assert headings == {name.removesuffix("@k") for name in kinds()}
+    assert {Measure.parse(name).name for name, _, _ in WORKED} == set(kinds())
+
+
+@pytest.mark.parametrize("name, stage, value", WORKED)
+def test_the_worked_number_is_what_the_code_computes(name, stage, value, example):
+    found = next(row["value"] for row in measure(example, [name]) if row["stage"] == stage)
+    digits = len(value.partition(".")[2])
+    assert f"{found:.{digits}f}" == value
+
+
+def test_the_example_of_the_page_is_that_of_the_code():
+    """The table of the three requests: orders, relevant items, lists shown."""
+    for request, (by_recall, by_rank, relevant) in ORDERS.items():
+        shown = ", ".join(f"{item} {p:.1f}".replace(" 0.", " .") for item, p in SHOWN[request])
+        cells = [
+            request,
+            f"{' '.join(by_recall[:4])}, then {' '.join(by_recall[4:])}",
+            f"{' '.join(by_rank[:2])}, then {' '.join(by_rank[2:])}",
+            ", ".join(relevant),
+            shown,
+        ]
+        assert f"| {' | '.join(cells)} |" in MEASURES
+
+
+# -- formats ---------------------------------------------------------------------------------------
+
+
+def rows(page: str, section: str) -> dict[str, str]:
+    """Name and type of the rows of all tables in a section of a page."""
+    after = TEXTS[page].split(f"## {section}\n", 1)[1]
+    return dict(re.findall(r"^\| `(\S+)` \| ([^|]*) \|", re.split(r"^## ", after, flags=re.M)[0], re.M))
+
+
+def in_words(dtype) -> str:
+    text = str(dtype)
+    if text.startswith("Datetime"):
+        return "Datetime(ms, UTC)"
+    return "Enum" if text.startswith("Enum") else text
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_log_format_is_what_the_code_reads(table):
+    columns = TABLES[table] | OPTIONAL.get(table, {})
+    assert rows("docs/reference/log.md", f"{table}.parquet") == {
+        name: in_words(dtype) for name, dtype in columns.items()
+    }
+
+
+def test_the_keys_of_log_json_are_those_that_the_code_reads():
+    after = TEXTS["docs/reference/log.md"].split("## log.json\n", 1)[1]
+    keys, capabilities = after.split("### Capabilities", 1)
+    assert re.findall(r"^\| `(\w+)` \|", keys, re.M) == [*META, *MAY_HAVE]
+    assert re.findall(r"^\| `(\w+)` \|", capabilities, re.M) == [*CAPABILITIES]
+
+
+@pytest.fixture(scope="module")
+def run(shop):
+    recall = Join([ItemKNN(k=50), Popular(k=50)], k=60)
+    return replay(recall >> LightGBMRank(k=10, features=[Upstream()], trees=5), shop)
+
+
+@pytest.mark.parametrize("table", ["slates", "requests", "ledger", "scored", "timing"])
+def test_the_run_format_is_what_a_replay_writes(table, run):
+    """Every column of a Run with its type; those that depend on the funnel may be missing."""
+    told = rows("docs/reference/run.md", f"{table}.parquet")
+    depends = {"STAGE.index_recall", "EMBEDDER.reads", "STAGE.p"}
+    found = {}
+    for name, dtype in run.lazy[table].collect_schema().items():
+        for stage in run.stages:
+            name = re.sub(rf"^{stage}\.", "STAGE.", name)
+        found[name] = in_words(dtype)
+    assert found.items() <= told.items()
+    assert set(told) - depends <= set(found)
+
+
+def test_the_keys_of_run_json_are_those_that_a_replay_writes(run):
+    told = rows("docs/reference/run.md", "run.json")
+    assert set(told) == set(json.loads((run.path / "run.json").read_text()))
