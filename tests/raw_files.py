@@ -108,10 +108,119 @@ JDSEARCH = {
     ],
 }
 
-FILES: dict[str, dict[str, Content]] = {"kuaisearch": KUAISEARCH, "jdsearch": JDSEARCH}
+
+# -- Open Bandit -----------------------------------------------------------------------------------
+
+OPEN_BANDIT = {
+    "men.csv": [
+        ",timestamp,item_id,position,click,propensity_score,user_feature_0,user_feature_1,"
+        "user-item_affinity_0,user-item_affinity_1,user-item_affinity_2",
+        "0,2019-11-24 00:03:13.442536+00:00,2,3,0,0.25,aa,bb,0.0,0.0,0.0",
+        "1,2019-11-24 00:03:13.442999+00:00,0,1,1,0.5,aa,cc,2.0,0.0,1.0",
+        "2,2019-11-24 00:04:00+00:00,1,2,0,1e-06,dd,bb,0.0,1.0,0.0",
+        "3,2019-11-25 00:04:00.000001+00:00,0,1,1,0.125,dd,bb,0.0,0.0,0.0",
+        "4,2019-11-26 10:00:00.5+00:00,1,2,1,0.125,dd,bb,0.0,0.0,0.0",
+    ],
+    "item_context.csv": [
+        ",item_id,item_feature_0,item_feature_1",
+        "0,0,-0.67,ceca",
+        "1,1,-0.72,270d",
+        "2,2,0.74,270d",
+    ],
+}
+
+
+# -- Diginetica ------------------------------------------------------------------------------------
+
+DIGINETICA = {
+    "train-queries.csv": [
+        "queryId;sessionId;userId;timeframe;duration;eventdate;searchstring.tokens;categoryId;"
+        "items;is.test",
+        "1;1;NA;1000;300;2016-05-09;12,40;0;11,12,13;FALSE",
+        "2;1;NA;90000000;300;2016-05-10;;32;13,11,13;FALSE",
+        "3;2;77;500;200;2016-01-05;;32;12,14;FALSE",
+        "4;2;77;900;200;2016-01-05;7;0;12,11;TRUE",
+        "5;3;78;500;200;2016-06-01;40;0;11,12;FALSE",
+        "6;3;78;700;200;2016-06-02;;33;11,12;FALSE",
+    ],
+    "train-clicks.csv": [
+        "queryId;timeframe;itemId",
+        "1;2000;12",
+        "1;2500;12",
+        "2;90000500;99",
+        "3;800;14",
+        "4;950;12",
+        "5;800;11",
+    ],
+    "train-item-views.csv": [
+        "sessionId;userId;itemId;timeframe;eventdate",
+        "1;NA;12;2100;2016-05-09",
+        "9;NA;13;100;2016-01-04",
+    ],
+    "train-purchases.csv": [
+        "sessionId;userId;timeframe;eventdate;ordernumber;itemId",
+        "1;NA;95000000;2016-05-10;70;11",
+        "1;NA;95000000;2016-05-10;70;11",
+        "1;NA;95000000;2016-05-10;70;15",
+        "2;77;400;2016-01-05;71;12",
+    ],
+    "products.csv": [
+        "itemId;pricelog2;product.name.tokens",
+        "11;3;12,40,8",
+        "12;10;7",
+        "13;0;",
+        "14;4.5;40",
+    ],
+    "product-categories.csv": ["itemId;categoryId", "11;32", "12;32", "13;33", "14;1000"],
+}
+
+
+# -- Coveo -----------------------------------------------------------------------------------------
+
+COVEO = {
+    "search_train.csv": [
+        "session_id_hash,query_vector,clicked_skus_hash,product_skus_hash,server_timestamp_epoch_ms",
+        "s1,\"[0.5, -1.0]\",,\"['p1', 'p2', 'p1', 'p3']\",1548575194779",
+        "s1,\"[0.25, 1e-05]\",\"['p2', 'p9']\",\"['p3', 'p2']\",1548575200000",
+        "s2,\"[0.5, -1.0]\",,,1548575190000",
+        "s3,\"[0.5, 2.0]\",['p4'],['p4'],1548585190000",
+        "s4,\"[0.5, 2.0]\",['p1'],\"['p4', 'p1']\",1548595190000",
+    ],
+    "browsing_train.csv": [
+        "session_id_hash,event_type,product_action,product_sku_hash,server_timestamp_epoch_ms,"
+        "hashed_url",
+        "s1,pageview,,,1548575194000,u1",
+        "s1,event_product,detail,p2,1548575201000,u2",
+        "s1,event_product,add,p2,1548575202000,u2",
+        "s1,event_product,remove,p2,1548575203000,u2",
+        "s2,event_product,purchase,p5,1548575000000,u3",
+        "s2,event_product,click,,1548575000001,u3",
+    ],
+    "sku_to_content.csv": [
+        "product_sku_hash,description_vector,category_hash,image_vector,price_bucket",
+        "p2,,,,",
+        "p1,\"[0.5, 0.25]\",a/b/c,\"[340.5, -2.0]\",7.0",
+        "p3,\"[0.125, 0.25]\",a/accessories-of-clothing,,2.0",
+    ],
+}
+
+
+FILES: dict[str, dict[str, Content]] = {
+    "kuaisearch": KUAISEARCH,
+    "jdsearch": JDSEARCH,
+    "open_bandit": OPEN_BANDIT,
+    "diginetica": DIGINETICA,
+    "coveo": COVEO,
+}
 
 # a file in which one item stands twice, by source
 TWICE: dict[str, dict[str, Content]] = {
-    "kuaisearch": {"items.jsonl": [*KUAISEARCH["items.jsonl"], KUAISEARCH["items.jsonl"][0]]},
-    "jdsearch": {"product_data.txt": [*JDSEARCH["product_data.txt"], JDSEARCH["product_data.txt"][1]]},
+    source: {name: [*FILES[source][name], FILES[source][name][1]]}
+    for source, name in {
+        "kuaisearch": "items.jsonl",
+        "jdsearch": "product_data.txt",
+        "open_bandit": "item_context.csv",
+        "diginetica": "products.csv",
+        "coveo": "sku_to_content.csv",
+    }.items()
 }

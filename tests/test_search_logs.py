@@ -212,3 +212,219 @@ def test_real_jdsearch(data_root, tmp_path):
     assert log.requests.filter(pl.col("window") != "W1").height == 3
     assert log.items["title"].drop_nulls().len() == 409
     assert failures(log, tmp_path / "log") == []
+
+
+# -- Open Bandit -----------------------------------------------------------------------------------
+
+
+def test_open_bandit_by_hand(tmp_path):
+    log = made(tmp_path, "open_bandit")
+    rows = log.requests.select("request_id", "user_id", "source").rows()
+    assert rows == [
+        ("before 2", "2", "earlier clicks"), ("1", "1", "slot"), ("2", "2", "slot"),
+        ("before 3", "3", "earlier clicks"), ("3", "3", "slot"), ("4", "4", "slot"),
+        ("5", "5", "slot"),
+    ]  # fmt: skip
+    shown = log.exposures.filter(pl.col("position").is_not_null())
+    assert shown.select("item_id", "position", "clicked", "propensity").rows() == [
+        ("2", 1, False, 0.25), ("0", 1, True, 0.5), ("1", 1, False, 1e-6), ("0", 1, True, 0.125),
+        ("1", 1, True, 0.125),
+    ]  # fmt: skip
+    assert listed(log, "before 2", "clicked", "propensity") == [
+        ("0", True, None), ("2", True, None),
+    ]  # fmt: skip
+    assert log.requests.filter(request_id="1")["context"].to_list() == [
+        ["slot=3", "user_feature_0=aa", "user_feature_1=bb"]
+    ]
+    assert log.items["attributes"].to_list()[0] == ["item_feature_0=-0.67", "item_feature_1=ceca"]
+    assert failures(log, tmp_path / "log") == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("timestamp", "2019-11-24"),
+        ("position", "4"),
+        ("click", "2"),
+        ("propensity_score", "0"),
+        ("propensity_score", "1.5"),
+        ("item_id", "9"),
+        ("user-item_affinity_1", "nan"),
+    ],
+)
+def test_open_bandit_bad_values_are_named(column, value, tmp_path):
+    header, row, *rest = raw_files.OPEN_BANDIT["men.csv"]
+    cells = row.split(",")
+    cells[header.split(",").index(column)] = value
+    with pytest.raises(KarmafunnelError, match=rf"men\.csv: row 1: column '{column}'"):
+        made(tmp_path, "open_bandit", **{"men.csv": [header, ",".join(cells), *rest]})
+
+
+@pytest.mark.parametrize("policy", ["random", "bts"])
+@pytest.mark.parametrize("campaign", ["men", "women"])
+def test_real_open_bandit(policy, campaign, data_root, tmp_path):
+    root = data_root("obd") / policy / campaign
+    log = load("open_bandit", root)
+    published = pl.read_csv(root / f"{campaign}.csv")
+    shown = log.exposures.filter(pl.col("position").is_not_null())
+    assert shown.height == published.height == 10_000
+    assert shown["clicked"].sum() == published["click"].sum()
+    assert shown["propensity"].to_list() == published["propensity_score"].to_list()
+    assert (shown["propensity"].n_unique() == 1) == (policy == "random")
+    near = [name for name in published.columns if name.startswith("user-item_affinity")]
+    earlier = log.exposures.filter(pl.col("position").is_null())
+    assert earlier.height == sum((published[name] > 0).sum() for name in near)
+    assert failures(log, tmp_path / "log") == []
+
+
+# -- Diginetica ------------------------------------------------------------------------------------
+
+
+def test_diginetica_by_hand(tmp_path):
+    log = made(tmp_path, "diginetica")
+    rows = log.requests.select("request_id", "user_id", "query", "context", "source").rows()
+    assert rows == [
+        ("view-1", "session 9", None, None, "view"),
+        ("order-2-71", "77", None, None, "order"),
+        ("list-3", "77", None, ["category=32"], "category"),
+        ("list-1", "session 1", "12 40", None, "search"),
+        ("view-0", "session 1", None, None, "view"),
+        ("list-2", "session 1", None, ["category=32"], "category"),
+        ("order-1-70", "session 1", None, None, "order"),
+        ("list-5", "78", "40", None, "search"),
+        ("list-6", "78", None, ["category=33"], "category"),
+    ]
+    columns = ("position", "clicked", "purchased", "price_shown")
+    assert listed(log, "list-1", *columns) == [
+        ("11", 1, False, False, 7.0), ("12", 2, True, False, 1023.0), ("13", 3, False, False, 0.0),
+    ]  # fmt: skip
+    # the purchase is marked on the last list before it, the twice published line once
+    assert listed(log, "list-2", *columns) == [
+        ("13", 1, False, False, 0.0), ("11", 2, False, True, 7.0),
+    ]  # fmt: skip
+    # bought before the first list of its session, and in no list of its session
+    assert listed(log, "order-2-71", "purchased") == [("12", True)]
+    assert listed(log, "order-1-70", "purchased") == [("15", True)]
+    assert log.meta["set_aside"] == {
+        "test lists, whose clicks are withheld": 1,
+        "products a second time in one list": 1,
+        "products clicked that their list does not hold": 1,
+        "clicks of lists that are not there": 1,
+    }
+    assert log.items.select("item_id", "title", "category", "price").rows()[:2] == [
+        ("11", "12 40 8", ["32"], 7.0), ("12", "7", ["32"], 1023.0),
+    ]  # fmt: skip
+    assert failures(log, tmp_path / "log") == []
+
+
+def test_diginetica_times_keep_the_dates_and_the_gaps(tmp_path):
+    """Session 1: a search and, 25 hours less a second later, a page on the next day."""
+    log = made(tmp_path, "diginetica")
+    ts = dict(log.requests.select("request_id", pl.col("ts").dt.strftime("%F %T%.3f")).rows())
+    assert ts["list-1"] == "2016-05-09 00:00:00.000"
+    assert ts["view-0"] == "2016-05-09 00:00:01.100"
+    assert ts["list-2"] == "2016-05-10 00:59:59.000"
+    # only 200 ms lie between two events of different dates
+    assert (ts["list-5"], ts["list-6"]) == ("2016-06-01 23:59:59.800", "2016-06-02 00:00:00.000")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("train-queries.csv", "timeframe", "-1"),
+        ("train-queries.csv", "eventdate", "2016-02-30"),
+        ("train-queries.csv", "is.test", "maybe"),
+        ("train-queries.csv", "items", ""),
+        ("train-clicks.csv", "itemId", ""),
+        ("train-purchases.csv", "timeframe", "1.5"),
+        ("products.csv", "pricelog2", "nan"),
+        ("product-categories.csv", "categoryId", ""),
+    ],
+)
+def test_diginetica_bad_values_are_named(name, column, value, tmp_path):
+    header, row, *rest = raw_files.DIGINETICA[name]
+    cells = row.split(";")
+    cells[header.split(";").index(column)] = value
+    with pytest.raises(KarmafunnelError, match=rf"{name}: row 1: column '{column}'"):
+        made(tmp_path, "diginetica", **{name: [header, ";".join(cells), *rest]})
+
+
+def test_real_diginetica_purchases_and_categories(data_root, tmp_path):
+    """Two of the six files as published, the others made up around them."""
+    root = data_root("diginetica_partial")
+    published = pl.read_csv(root / "train-purchases.csv", separator=";", infer_schema=False)
+    lines = (root / "train-purchases.csv").read_text().splitlines()
+    (tmp_path / "diginetica").mkdir()
+    (tmp_path / "diginetica" / "product-categories.csv.gz").write_bytes(
+        (root / "product-categories.csv.gz").read_bytes()
+    )
+    raw = lay(tmp_path / "diginetica", raw_files.DIGINETICA | {"train-purchases.csv": lines})
+    (raw / "product-categories.csv").unlink()
+    log = load("diginetica", raw)
+    assert log.meta["notes"]["sessions whose dates and gaps do not fit"] == 0
+    orders = log.requests.filter(source="order")
+    assert orders.height == published.select("sessionId", "ordernumber").n_unique()
+    kept = log.exposures.filter("purchased")
+    assert kept.height == published.select("sessionId", "ordernumber", "itemId").n_unique()
+    dates = dict(published.select(
+        pl.format("order-{}-{}", "sessionId", "ordernumber"), "eventdate"
+    ).sort("eventdate", descending=True).rows())  # fmt: skip
+    days = orders.select("request_id", pl.col("ts").dt.strftime("%F")).rows()
+    assert sum(dates[request] != day for request, day in days) == 0
+    assert failures(log, tmp_path / "log") == []
+
+
+# -- Coveo -----------------------------------------------------------------------------------------
+
+
+def test_coveo_by_hand(tmp_path):
+    log = made(tmp_path, "coveo")
+    assert log.requests.select("request_id", "user_id", "source", "query_vector").rows() == [
+        ("event-5", "s2", "purchase", None),
+        ("search-1", "s1", "search", [0.5, -1.0]),
+        ("search-2", "s1", "search", pytest.approx([0.25, 1e-5])),
+        ("event-2", "s1", "detail", None),
+        ("event-3", "s1", "add", None),
+        ("search-4", "s3", "search", [0.5, 2.0]),
+        ("search-5", "s4", "search", [0.5, 2.0]),
+    ]
+    assert listed(log, "search-1", "position", "clicked") == [
+        ("p1", 1, False), ("p2", 2, False), ("p3", 3, False),
+    ]  # fmt: skip
+    assert listed(log, "search-2", "position", "clicked") == [("p3", 1, False), ("p2", 2, True)]
+    assert listed(log, "event-5", "clicked", "purchased") == [("p5", False, True)]
+    assert log.meta["set_aside"] == {
+        "searches without a result": 1,
+        "products a second time in one list": 1,
+        "products clicked that their list does not hold": 1,
+        "page views and actions without a product": 2,
+        "removals from the cart": 1,
+    }
+    columns = ("item_id", "category", "attributes", "visual", "text_vector")
+    assert log.items.select(columns).rows() == [
+        ("p2", None, None, None, None),
+        ("p1", ["a", "b", "c"], ["price bucket=7"], [340.5, -2.0], [0.5, 0.25]),
+        ("p3", ["a", "accessories-of-clothing"], ["price bucket=2"], None, [0.125, 0.25]),
+        ("p4", None, None, None, None),
+        ("p5", None, None, None, None),
+    ]
+    assert failures(log, tmp_path / "log") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "row", "column"),
+    [
+        ("search_train.csv", "[0.5, -1.0]", "[0.5, x]", 1, "query_vector"),
+        ("search_train.csv", "[0.25, 1e-05]", "[0.25]", 2, "query_vector"),
+        ("search_train.csv", "['p2', 'p9']", "p2;p9", 2, "clicked_skus_hash"),
+        ("search_train.csv", "1548575194779", "1548575194", 1, "server_timestamp_epoch_ms"),
+        ("browsing_train.csv", "detail", "look", 2, "product_action"),
+        ("browsing_train.csv", "1548575202000", "soon", 3, "server_timestamp_epoch_ms"),
+        ("sku_to_content.csv", "7.0", "much", 2, "price_bucket"),
+        ("sku_to_content.csv", "[340.5, -2.0]", "[nan, 1]", 2, "image_vector"),
+    ],
+)
+def test_coveo_bad_values_are_named(name, old, new, row, column, tmp_path):
+    lines = [line.replace(old, new) for line in raw_files.COVEO[name]]
+    with pytest.raises(KarmafunnelError, match=rf"{name}: row {row}: column '{column}'"):
+        made(tmp_path, "coveo", **{name: lines})
