@@ -383,12 +383,27 @@ def test_scores_of_phases_at_fields_that_are_told(qrels, tmp_path):
         ({"request_id": "q1", **response([])}, "responses with hits, found 1 responses without"),
         ({"request_id": "q1", **response([hit("a", 1), hit("a", 1)])}, "item 'a' twice for request 'q1'"),
         ({"request_id": "q1", **response([{"_index": "shop"}])}, "the id of its document"),
+        ({"request_id": "q1", **response(["a"])}, r"line 1: needs a list of hits, found \['a'\]"),
+        ({"took": 3, "responses": [response([])]}, 'as {"request_id": "...", "response": {...}}'),
+        ({"request_id": "q1", "stage": "a/b", **response([hit("a", 1)])}, "the name of stage a/b"),
+        ({"request_id": "q1", "stage": "random", **response([hit("a", 1)])}, "and not 'eligible'"),
+        ({"request_id": "q1", "root": {"id": "toplevel", "children": ["a"]}}, "a list of hits"),
+        (1, "line 1: needs a JSON object, found int"),
     ],
 )
 def test_bad_responses_are_refused(row, words, qrels, tmp_path):
     path = jsonl(tmp_path / "search.jsonl", [row])
     with pytest.raises(KarmafunnelError, match=words):
         import_run([path], tmp_path / "run", qrels=qrels)
+
+
+def test_pages_of_a_request_follow_each_other(qrels, tmp_path):
+    rows = [
+        {"request_id": "q1", **response([hit("a", 3.0), hit("d", 2.0)])},
+        {"request_id": "q1", **response([hit("b", 1.5), hit("c", 1.0)])},
+    ]
+    run = import_run([jsonl(tmp_path / "search.jsonl", rows)], tmp_path / "run", qrels=qrels)
+    assert lists_of(run) == {("search", "q1"): ["a", "d", "b", "c"]}
 
 
 def test_half_a_line_is_told_by_its_number(qrels, tmp_path):

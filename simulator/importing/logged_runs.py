@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from ...bounds import check_name
 from ...errors import KarmafunnelError
 from ...files import atomic_folder, remove, write_parquet
 from ...log import Log, sha256
@@ -35,6 +36,7 @@ FORMATS = {
     "vespa": "results of Vespa",
     "table": "a table",
 }
+ROWS = ("eligible", "random", "ceiling")  # rows of tables of measures
 SAME = {"opensearch": "elasticsearch"}
 
 
@@ -190,6 +192,8 @@ def read_lists(
             frame, more = response_lists(path, kind, told, alone)
             notes += more
         check_once(frame, path)
+        for stage in frame["stage"].unique(maintain_order=True):
+            check_name(str(path), f"the name of stage {stage}", stage, ROWS)
         frames.append(frame)
     frame = placed(pl.concat(frames))
     check_once(frame, "import-run")

@@ -33,9 +33,12 @@ QUERY, FINAL = "query", "final"
 
 @dataclass
 class Responses:
-    """The hits of one file: columns of rows, counts of responses by what is wrong with them."""
+    """The hits of one file: rows, how many hits each request and stage has, and counts of responses
+    by what is wrong with them.
+    """
 
     rows: list[dict[str, Any]] = made_of(default_factory=list)
+    pages: dict[tuple[str, str], int] = made_of(default_factory=dict)
     responses: int = 0
     partial: int = 0
     failed: int = 0
@@ -45,7 +48,8 @@ class Responses:
 def is_elasticsearch(row: dict[str, Any]) -> bool:
     """Whether a JSON object is, or holds, a search response of Elasticsearch or OpenSearch."""
     found = response_in(row, "hits")
-    return found is not None and isinstance(found["hits"].get("hits"), list)
+    several = isinstance(row.get("responses"), list)  # of a multi search
+    return several or (found is not None and "hits" in found["hits"])
 
 
 def is_vespa(row: dict[str, Any]) -> bool:
@@ -92,7 +96,9 @@ def response_lists(
         read = elasticsearch_hits if kind == "elasticsearch" else vespa_hits
         hits = list(read(response, found, told, here))
         found.empty += not hits
-        for rank, hit in enumerate(hits, 1):
+        before = found.pages.get((request, stage), 0)  # hits of earlier pages
+        found.pages[request, stage] = before + len(hits)
+        for rank, hit in enumerate(hits, before + 1):
             found.rows.append({"request_id": request, "stage": stage, "rank": rank} | hit)
     if not found.rows:
         raise KarmafunnelError(
@@ -149,7 +155,7 @@ def elasticsearch_hits(
     shards = response.get("_shards")
     failed = shards.get("failed", 0) if isinstance(shards, dict) else 0
     found.partial += bool(response.get("timed_out") or failed)
-    for hit in response["hits"].get("hits") or []:
+    for hit in hits_in(response["hits"].get("hits"), here):
         if told.scores:
             phases = scores_at(hit, told.scores)
         else:
@@ -183,7 +189,7 @@ def vespa_hits(
     root = response["root"]
     coverage = root.get("coverage")
     found.partial += isinstance(coverage, dict) and coverage.get("full") is False
-    children = root.get("children") or []
+    children = hits_in(root.get("children"), here)
     found.failed += bool(root.get("errors")) and not children
     for hit in children:
         if "children" in hit or str(hit.get("id")).startswith(GROUPS):
@@ -206,6 +212,14 @@ def vespa_hits(
             | phases
             | {"score": number(hit.get("relevance"))}
         )
+
+
+def hits_in(value: Any, here: str) -> list[dict[str, Any]]:
+    """The hits of a response; raises KarmafunnelError for what is no list of objects."""
+    hits = value or []
+    if not isinstance(hits, list) or not all(isinstance(hit, dict) for hit in hits):
+        raise KarmafunnelError(here, needs="a list of hits", found=repr(value)[:80])
+    return hits
 
 
 def item_of(hit: dict[str, Any], told: Reading, here: str, usual: str | None) -> str:

@@ -103,10 +103,10 @@ def json_values(path: Path) -> Iterator[Any]:
                 continue
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 if first:
                     raise KarmafunnelError(
-                        f"{path}: line {number}", needs="a JSON object", found=error.msg
+                        f"{path}: line {number}", needs="a JSON object", found=error
                     ) from error
                 yield from whole(path, line + text.read())
                 return
@@ -118,10 +118,8 @@ def whole(path: Path, text: str) -> list[Any]:
     """The elements of a file that is one JSON array or object over several lines."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise KarmafunnelError(
-            f"{path}: line {error.lineno}", needs="a JSON object a line", found=error.msg
-        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise KarmafunnelError(path, needs="a JSON object a line", found=error) from error
     return value if isinstance(value, list) else [value]
 
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from ...log import Log, sha256
-from .opening import beginning, opened, packed
+from .opening import PACKED, beginning, opened, packed
 from .stage_lists import LISTS
 
 SUFFIXES = (".trec", ".run", ".res")
@@ -52,9 +52,13 @@ def read_trec(path: Path, what: str, names: Sequence[str]) -> pl.DataFrame:
 
 
 def stage_of(path: Path) -> str:
-    """The stage that a file is named for: the stem without the number that `export` puts first."""
-    stem = path.name.partition(".")[0] or path.name
-    return re.sub(r"^\d\d-(?=.)", "", stem)
+    """The stage that a file is named for: without suffix, and without the number that `export` puts
+    first.
+    """
+    name = path.name
+    for suffix in PACKED:
+        name = name.removesuffix(suffix)
+    return re.sub(r"^\d\d-(?=.)", "", Path(name).stem or name)
 
 
 def trec_lists(path: Path) -> pl.DataFrame:

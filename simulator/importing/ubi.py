@@ -132,9 +132,7 @@ def query_of(row: dict[str, Any], here: str) -> dict[str, Any]:
     """A query with the names of the log."""
     name = next((one for one in HITS if row.get(one) is not None), None)
     hits = row[name] if name else []
-    if isinstance(hits, str) and hits.startswith("["):
-        hits = json.loads(hits)
-    if not isinstance(hits, list):
+    if not isinstance(hits, list) or not all(isinstance(hit, str | int) for hit in hits):
         raise KarmafunnelError(here, what=name, needs="a list of ids", found=repr(hits)[:80])
     asked = row.get("user_query")
     return {
@@ -143,7 +141,7 @@ def query_of(row: dict[str, Any], here: str) -> dict[str, Any]:
         "session_id": text(row.get("session_id")),
         "query": json.dumps(asked, sort_keys=True) if isinstance(asked, dict) else text(asked),
         "time": text(row.get("timestamp")),
-        "hits": [str(hit) for hit in hits if hit is not None],
+        "hits": list(map(str, hits)),
     }
 
 
@@ -156,7 +154,7 @@ def event_of(row: dict[str, Any]) -> dict[str, Any]:
         "internal_id": text(field(row, f"{OBJECT}.internal_id")),
         "title": text(field(row, f"{OBJECT}.name")),
         "action": str(row["action_name"]),
-        "position": int(place) if isinstance(place, int | float) and place == place else None,
+        "position": int(place) if isinstance(place, int | float) and abs(place) < 2**31 else None,
         "session_id": text(row.get("session_id"))
         or text(field(row, "event_attributes.session_id")),
         "user_id": text(row.get("user_id")) or text(row.get("client_id")),
