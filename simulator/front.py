@@ -237,9 +237,9 @@ def import_run(
     log: AnyLog | None = None,
     qrels: Path | str | None = None,
     stages: Sequence[str] = (),
-    told: Reading | None = None,
     options: RunOptions = DEFAULTS,
     tell: Callable[[Lists, Sequence[str], Sequence[dict[str, Any]]], None] | None = None,
+    **told: Any,
 ) -> Run:
     """Make a Run of a funnel outside karmafunnel from the lists that its stages returned, without
     training.
@@ -251,9 +251,10 @@ def import_run(
         log: the log with the requests. Give either this or `qrels`; with UBI events, neither.
         qrels: a file of TREC relevance judgements.
         stages: the stages in order, where the files do not give it.
-        told: the format of the files, and where things are in them; default: recognised.
         tell: called before the replay with the lists, sentences about what was found, and how many
             requests each stage answered.
+        told: fields of `Reading`, which say what is not recognised: format="vespa", item="sku",
+            scores={"first": "matchfeatures.bm25"}, clicks=("tap",), purchases=("order",).
 
     Returns:
         The Run. A log that was made for it, of judgements or UBI events, is in `OUT.log`.
@@ -262,8 +263,9 @@ def import_run(
         KarmafunnelError: for files that cannot be read, requests that the log lacks, and as
             `replay` does.
     """
-    lists, out = read_lists(files, stages, told), Path(out)
-    known, notes = log_for(lists, log, qrels, told)
+    reading, out = Reading(**told), Path(out)
+    lists = read_lists(files, stages, reading)
+    known, notes = log_for(lists, log, qrels, reading)
     funnel = funnel_of(lists, stages_beside(out), known)
     if tell is not None:
         tell(lists, [*lists.notes, *notes], answered(lists, known, options.window))

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from karmafunnel import KarmafunnelError, Log, compare, import_run, measure, report
 from karmafunnel.checks import validate
 from karmafunnel.cli import main
+from karmafunnel.simulator.importing import stage_lists
 from karmafunnel.simulator.importing.logged_runs import answered, log_for, read_lists, recognised
 from karmafunnel.simulator.importing.responses import before_rescore
-from karmafunnel.simulator.importing.stage_lists import Reading, field
+from karmafunnel.simulator.importing.stage_lists import field
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -146,8 +147,7 @@ def test_impressions_are_the_lists_shown(ubi, tmp_path):
 
 
 def test_actions_are_told(ubi, tmp_path):
-    told = Reading(clicks=("hover",), purchases=("add_to_cart",))
-    import_run(ubi, tmp_path / "run", told=told)
+    import_run(ubi, tmp_path / "run", clicks=("hover",), purchases=("add_to_cart",))
     rows = Log.open(tmp_path / "run.log").exposures
     assert rows.filter("clicked")["item_id"].to_list() == ["i4"]
     assert rows.filter("purchased")["item_id"].to_list() == ["i3"]
@@ -360,20 +360,25 @@ def test_a_rescore_is_two_stages_where_the_response_explains_it(qrels, tmp_path)
 def test_the_id_of_the_request_by_ubi_and_the_item_by_a_field(qrels, tmp_path):
     rows = [response([hit("a", 2.0), hit("b", 1.0)]) | {"ext": {"ubi": {"query_id": "q1"}}}]
     path = jsonl(tmp_path / "results.ndjson", rows)
-    run = import_run([path], tmp_path / "run", qrels=qrels, told=Reading(item="_source.sku"))
+    run = import_run([path], tmp_path / "run", qrels=qrels, item="_source.sku")
     assert lists_of(run) == {("results", "q1"): ["sku a", "sku b"]}
     with pytest.raises(KarmafunnelError, match=r"line 1: needs a hit with fields\.none"):
-        import_run([path], tmp_path / "bad", qrels=qrels, told=Reading(item="fields.none"))
+        import_run([path], tmp_path / "bad", qrels=qrels, item="fields.none")
 
 
 def test_scores_of_phases_at_fields_that_are_told(qrels, tmp_path):
     hits = [hit("a", 2.0, fields={"cheap": [0.1]}), hit("b", 1.0, fields={"cheap": [0.9]})]
     path = jsonl(tmp_path / "search.jsonl", [{"request_id": "q1", **response(hits)}])
-    told = Reading("opensearch", scores={"cheap": "fields.cheap"})
-    run = import_run([path], tmp_path / "run", qrels=qrels, told=told)
+    run = import_run(
+        [path],
+        tmp_path / "run",
+        qrels=qrels,
+        format="opensearch",
+        scores={"cheap": "fields.cheap"},
+    )
     assert lists_of(run) == {("cheap", "q1"): ["b", "a"], ("final", "q1"): ["a", "b"]}
     with pytest.raises(KarmafunnelError, match="stage cheap needs hits with a number at none"):
-        import_run([path], tmp_path / "bad", qrels=qrels, told=Reading(scores={"cheap": "none"}))
+        import_run([path], tmp_path / "bad", qrels=qrels, scores={"cheap": "none"})
 
 
 @pytest.mark.parametrize(
@@ -486,8 +491,16 @@ def test_hits_filled_from_memory_need_a_field(qrels, tmp_path):
     path = jsonl(tmp_path / "vespa.jsonl", [{"query_id": "q1", **vespa(hits)}])
     with pytest.raises(KarmafunnelError, match="--item FIELD"):
         import_run([path], tmp_path / "bad", qrels=qrels)
-    run = import_run([path], tmp_path / "run", qrels=qrels, told=Reading(item="sku"))
+    run = import_run([path], tmp_path / "run", qrels=qrels, item="sku")
     assert lists_of(run) == {("vespa", "q1"): ["b"]}
+
+
+def test_rows_are_packed_some_at_a_time(ubi, tmp_path, monkeypatch):
+    first = import_run(ubi, tmp_path / "first")
+    monkeypatch.setattr(stage_lists, "MANY", 2)
+    again = import_run(ubi, tmp_path / "again")
+    assert again.read("slates").equals(first.read("slates"))
+    assert again.read("ledger").equals(first.read("ledger"))
 
 
 def test_names_of_features_may_have_dots():

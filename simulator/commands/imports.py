@@ -186,7 +186,7 @@ def import_command(
     multiple=True,
     help="The stages in order, once each; default: as in the files.",
 )
-@click.option("--item", default="", help="The field of a hit with its item id: _source.sku.")
+@click.option("--item", help="The field of a hit with its item id: _source.sku.")
 @click.option(
     "--score",
     "scores",
@@ -205,7 +205,7 @@ def import_run_command(
     qrels: Path | None,
     kind: str | None,
     stages: tuple[str, ...],
-    item: str,
+    item: str | None,
     scores: tuple[tuple[str, str], ...],
     clicks: tuple[str, ...],
     purchases: tuple[str, ...],
@@ -222,7 +222,6 @@ def import_run_command(
     in the folder RUN.stages, a log made of judgements or of UBI in RUN.log.
     """
     from ..front import import_run
-    from ..importing.stage_lists import Reading
     from ..replay.options import RunOptions
     from .figures import print_stage_table
 
@@ -234,9 +233,13 @@ def import_run_command(
         log=None if log is None else open_log(log),
         qrels=qrels,
         stages=stages,
-        told=Reading(kind or "", item, dict(scores), clicks, purchases),
         options=options,
         tell=print_lists,
+        format=kind or "",
+        item=item or "",
+        scores=dict(scores),
+        clicks=clicks,
+        purchases=purchases,
     )
     print_stage_table(run)
 

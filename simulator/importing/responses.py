@@ -20,7 +20,7 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from .guessing import by_name
-from .stage_lists import LISTS, ROLES, Reading, field, objects, text
+from .stage_lists import LISTS, ROLES, Collected, Reading, field, objects, text
 from .trec import stage_of
 
 INSIDE = ("response", "body", "result")  # where a line may hold the response
@@ -33,11 +33,10 @@ QUERY, FINAL = "query", "final"
 
 @dataclass
 class Responses:
-    """The hits of one file: rows, how many hits each request and stage has, and counts of responses
-    by what is wrong with them.
+    """What one file holds: how many hits each request and stage has, and counts of responses by
+    what is wrong with them.
     """
 
-    rows: list[dict[str, Any]] = made_of(default_factory=list)
     pages: dict[tuple[str, str], int] = made_of(default_factory=dict)
     responses: int = 0
     partial: int = 0
@@ -84,7 +83,8 @@ def response_lists(
         KarmafunnelError: naming the file and line of a response without a request, and of a hit
             without an id.
     """
-    found = Responses()
+    names = list(told.scores or (VESPA_PHASES if kind == "vespa" else (QUERY,)))
+    found, rows = Responses(), Collected(LISTS | dict.fromkeys(names, pl.Float64))
     for number, row in objects(path):
         here = f"{path}: line {number}"
         response = response_in(row, "hits" if kind == "elasticsearch" else "root")
@@ -99,14 +99,12 @@ def response_lists(
         before = found.pages.get((request, stage), 0)  # hits of earlier pages
         found.pages[request, stage] = before + len(hits)
         for rank, hit in enumerate(hits, before + 1):
-            found.rows.append({"request_id": request, "stage": stage, "rank": rank} | hit)
-    if not found.rows:
+            rows.add({"request_id": request, "stage": stage, "rank": rank} | hit)
+    hits_found = rows.frame()
+    if hits_found.is_empty():
         raise KarmafunnelError(
             path, needs="responses with hits", found=f"{found.responses} responses without any"
         )
-    names = list(told.scores or (VESPA_PHASES if kind == "vespa" else (QUERY,)))
-    schema = LISTS | dict.fromkeys(names, pl.Float64)
-    hits_found = pl.DataFrame(found.rows, schema=schema)
     for name, path_in_hit in (told.scores or {}).items():
         if hits_found[name].null_count() == hits_found.height:
             raise KarmafunnelError(

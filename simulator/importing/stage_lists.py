@@ -30,6 +30,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "rank": ("rank", "position", "place"),
     "score": ("score", "relevance", "value"),
 }
+MANY = 100_000  # rows that are kept as Python objects at a time
 LISTS: dict[str, Any] = {
     "request_id": pl.String,
     "stage": pl.String,
@@ -56,6 +57,27 @@ class Reading:
     scores: Mapping[str, str] | None = None
     clicks: tuple[str, ...] = ()
     purchases: tuple[str, ...] = ()
+
+
+class Collected:
+    """Rows that become a frame, some at a time, so that they take little memory."""
+
+    def __init__(self, schema: Mapping[str, Any]):
+        self.schema, self.rows = dict(schema), list[dict[str, Any]]()
+        self.frames = [pl.DataFrame(schema=self.schema)]
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if len(self.rows) >= MANY:
+            self._pack()
+
+    def _pack(self) -> None:
+        self.frames.append(pl.DataFrame(self.rows, schema=self.schema))
+        self.rows = []
+
+    def frame(self) -> pl.DataFrame:
+        self._pack()
+        return pl.concat(self.frames)
 
 
 def field(row: Any, path: str) -> Any:

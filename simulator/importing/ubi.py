@@ -23,7 +23,7 @@ from ...log import Log, sha256
 from .assembling import to_ms
 from .column_map import ColumnMap
 from .guessing import BUY_WORDS, CLICK_WORDS, guess_time, plain
-from .stage_lists import LISTS, Reading, field, objects, text
+from .stage_lists import LISTS, Collected, Reading, field, objects, text
 
 HITS = ("query_response_hit_ids", "query_response_object_ids", "query_response_objects_ids")
 OBJECT = "event_attributes.object"
@@ -89,9 +89,7 @@ def read_ubi(paths: Sequence[Path]) -> Ubi:
     Raises:
         KarmafunnelError: naming file and line of what is neither; where there is no query.
     """
-    queries: list[dict[str, Any]] = []
-    events: list[dict[str, Any]] = []
-    loose = 0
+    queries, events, loose = Collected(QUERIES), Collected(EVENTS), 0
     for path in paths:
         for number, row in objects(path):
             if "action_name" in row:
@@ -99,24 +97,25 @@ def read_ubi(paths: Sequence[Path]) -> Ubi:
                 if event["request_id"] is None or not (event["item_id"] or event["internal_id"]):
                     loose += 1
                 else:
-                    events.append(event)
+                    events.add(event)
             elif "query_id" in row:
-                queries.append(query_of(row, f"{path}: line {number}"))
+                queries.add(query_of(row, f"{path}: line {number}"))
             else:
                 raise KarmafunnelError(
                     f"{path}: line {number}",
                     needs="a UBI query (query_id) or event (action_name)",
                     found=f"keys {', '.join(list(row)[:6])}",
                 )
-    if not queries:
+    asked, done = queries.frame(), events.frame()
+    if asked.is_empty():
         raise KarmafunnelError(
             "import-run",
             needs="UBI queries with query_id and query_response_hit_ids",
-            found=f"{len(events) + loose:,} events alone",
+            found=f"{done.height + loose:,} events alone",
             hint="give the file of ubi_queries, too",
         )
-    made = Ubi(one_row_a_query(queries), pl.DataFrame(events, schema=EVENTS), list(paths))
-    if many := len(queries) - made.queries.height:
+    made = Ubi(one_row_a_query(asked), done, list(paths))
+    if many := asked.height - made.queries.height:
         made.notes.append(f"{many:,} more pages of the same queries: their lists were joined")
     if loose:
         made.notes.append(f"{loose:,} events name no query or no object: not used")
@@ -161,11 +160,10 @@ def event_of(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def one_row_a_query(rows: list[dict[str, Any]]) -> pl.DataFrame:
+def one_row_a_query(frame: pl.DataFrame) -> pl.DataFrame:
     """The queries, one row each with its time `ts` (ms, UTC) in the order of time; the lists of
     further pages follow the first.
     """
-    frame = pl.DataFrame(rows, schema=QUERIES)
     if frame["request_id"].null_count():
         raise KarmafunnelError("import-run", needs="a query_id in every UBI query", found="none")
     when = frame["time"]
@@ -249,6 +247,7 @@ def log_of_ubi(ubi: Ubi, listed: pl.Series, told: Reading, name: str = "") -> tu
     bought, clicked = (bool(exposures[name].any()) for name in ("purchased", "clicked"))
     shown = f"impressions ({', '.join(seen)})" if seen else "the lists returned, taken as shown"
     notes.append(f"lists shown are {shown}")
+    notes.append("relevant is what was clicked or bought in these lists: what they lack is unknown")
     requests = requests_of(ubi)
     if name:
         requests = requests.drop("window")
