@@ -73,7 +73,7 @@ def test_every_option_says_what_it_is(name):
 @pytest.mark.parametrize("line", commands())
 def test_every_documented_command_parses(line):
     """Parsed, not run: unknown commands and options would fail here."""
-    words = line.split("#")[0].split()[1:]
+    words = re.split(r" [#|>] ", line)[0].split()[1:]
     command = COMMANDS[words[0]]
     parser = command.make_parser(click.Context(command))
     parser.parse_args([w.strip("'\"") for w in words[1:]])
