@@ -30,7 +30,7 @@ SECTIONS = {
         "measure": ("figures", "Measures of a Run, stage by stage, with 95% intervals."),
         "compare": ("figures", "Compare two Runs of one log, paired on the same requests."),
         "gate": ("gates", "A funnel change as a CI check: is the new Run not worse than the old?"),
-        "export": ("exports", "Write a Run or a log for other tools: TREC, RecBole, CSV."),
+        "export": ("exports", "Write for other tools: TREC, RecBole, CSV, MLflow."),
         "report": ("figures", "Write one self-contained HTML file about one or more Runs."),
     },
     "Choose": {
