@@ -53,8 +53,9 @@ def test_latencies_of_stages_and_of_the_whole():
 
 def test_queues_and_servers():
     simulation = run()
-    recall, _ = load.waiting_over_time(simulation)["data"]
-    assert max(recall["y"]) == 1 and recall["y"][-1] == 0
+    most, mean, *_ = load.waiting_over_time(simulation)["data"]
+    assert max(most["y"]) == 1 and most["y"][-1] == 0
+    assert all(a <= b for a, b in zip(mean["y"], most["y"], strict=True)) and most["x"][-1] < 0.115
     plot = load.busy_servers(simulation)
     (bars,), (ticks,) = traces(plot, "bar"), traces(plot, "scatter")
     # 40 ms of work by two servers and 20 ms by one, in 115 ms; four requests in 100 ms are 40 a
@@ -132,6 +133,11 @@ def test_quality_over_load():
     p99 = [t for t in lines if t["yaxis"] == "y3"]
     assert [t["y"] for t in p99] == [[5.0], [4.0, 9.0]]
     assert plot["layout"]["annotations"][0]["text"] == "<b>HR@10</b>"
+    assert plot["layout"]["yaxis3"].get("type") != "log"  # within a factor of ten
+    slow = CURVE.with_columns(pl.col("p99_ms") * pl.col("rate") ** 3)
+    drawn = load.load_curves(slow, ["HR@10"], "EUR", deadline_ms=4000.0)["layout"]
+    assert drawn["yaxis3"]["type"] == "log" and drawn["annotations"][2]["text"].endswith("(log)</b>")
+    assert [line["y0"] for line in drawn["shapes"]] == [4000.0]
     with pytest.raises(KarmafunnelError, match="nDCG@10"):
         load.load_curves(CURVE, ["nDCG@10"], "EUR")
 

@@ -230,9 +230,13 @@ class Browser:
         picture: Path | str | None = None,
         dark: bool = False,
         script: str = "",
+        printed: str = "",
     ) -> Seen:
-        """Open a file, scroll through it, run `script` (an expression) in it; `picture`: a PNG of
-        the whole page.
+        """Open a file, scroll through it, run `script` (an expression) in it.
+
+        Args:
+            picture: a PNG of the whole page.
+            printed: an expression that is run last, with the style sheets of paper.
         """
         self._events.clear()
         target = self.tell("Target.createTarget", url="about:blank")["targetId"]
@@ -261,6 +265,9 @@ class Browser:
                 "Page.captureScreenshot", session, format="png", captureBeyondViewport=True
             )
             Path(picture).write_bytes(base64.b64decode(shot["data"]))
+        if printed:
+            self.tell("Emulation.setEmulatedMedia", session, media="print", features=scheme)
+            seen.facts["printed"] = self._run(session, printed)
         for event in self._events:
             self._sort(event, seen, address)
         self.tell("Target.closeTarget", targetId=target)

@@ -59,6 +59,7 @@ from .table import Cell, Table, number
 WHOLE = "end to end"
 QUANTILES = np.unique(np.concatenate([np.linspace(0, 1, 101), 1 - np.geomspace(0.01, 0.0005, 20)]))
 SHORTEST = 1e-3  # ms, on a log axis
+SPANS = 60  # of time, in the figure of waiting requests
 # whether all cheaper plans were tried
 PROOF = {
     True: "no cheaper allocation meets the target (if more servers never raise the latency)",
@@ -119,25 +120,46 @@ def latency_cdf(simulation: Simulation) -> Plot:
 
 
 def waiting_over_time(simulation: Simulation) -> Plot:
-    """Requests that wait at each stage over the seconds of the run."""
-    data = []
-    for name, colour in colour_of(online(simulation)).items():
-        line = simulation.over_time.filter(pl.col("stage") == name)
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": (line["t_ms"] / 1000).to_list(),
-                "y": line["waiting"].to_list(),
-                "line": {"color": colour, "width": 1.6, "shape": "hv"},
-                "hovertemplate": rich(
-                    "<b>{}</b><br>%{y:,} wait at %{x:,.2f} s<extra></extra>", name
-                ),
-            }
-        )
-    layout = plots.blank(260, left=60, bottom=50)
-    layout["xaxis"] = {"title": {"text": "seconds", "standoff": 6}}
-    layout["yaxis"] = {"title": {"text": "requests waiting"}, "rangemode": "tozero"}
+    """Requests that wait over the seconds of the run, one pane a stage: the mean and the most of
+    each of `SPANS` equal spans of time.
+    """
+    names, colours = online(simulation), colour_of(online(simulation))
+    lines = simulation.over_time.with_columns(pl.col("t_ms") / 1000)
+    span = max(max(lines["t_ms"].to_list(), default=0.0) / SPANS, 1e-9)
+    spans = (
+        lines.group_by("stage", (pl.col("t_ms") / span).floor().clip(0, SPANS - 1).alias("span"))
+        .agg(pl.col("waiting").mean().alias("mean"), pl.col("waiting").max().alias("most"))
+        .sort("span")
+    )
+    most = max(spans["most"].to_list(), default=0)
+    domains, height = panes(len(names), 2, 120, gap=0.08, row_gap=70)
+    layout = plots.blank(height, left=60, bottom=50)
+    data: list[Plot] = []
+    for i, name in enumerate(names):
+        line = spans.filter(pl.col("stage") == name)
+        at = [(k + 0.5) * span for k in line["span"]]
+        for of, look in (
+            ("most", {"color": faint(colours[name], 0.45), "width": 1.2, "shape": "hvh"}),
+            ("mean", {"color": colours[name], "width": 1.8, "shape": "hvh"}),
+        ):
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": at,
+                    "y": line[of].to_list(),
+                    "line": look,
+                    "hovertemplate": rich(
+                        "<b>{}</b><br>{} %{y:,.3~g} waiting, near %{x:,.4~g} s<extra></extra>",
+                        name,
+                        "at most" if of == "most" else "on average",
+                    ),
+                    **on(i),
+                }
+            )
+        data[-1] |= {"fill": "tozeroy", "fillcolor": faint(colours[name], 0.25)}
+        x = {"title": {"text": "seconds", "standoff": 6}}
+        add_pane(layout, i, domains[i], name, x, {"range": [0, 1.05 * max(most, 1)]})
     return {"data": data, "layout": layout}
 
 
@@ -190,7 +212,11 @@ def busy_servers(simulation: Simulation) -> Plot:
 
 
 def load_curves(
-    curve: pl.DataFrame, measures: Sequence[str], currency: str, load: float | None = None
+    curve: pl.DataFrame,
+    measures: Sequence[str],
+    currency: str,
+    load: float | None = None,
+    deadline_ms: float | None = None,
 ) -> Plot:
     """Over offered load, one line a policy: each measure with its interval, money, goodput, p99 and
     the share shown nothing.
@@ -200,6 +226,7 @@ def load_curves(
         measures: its measures.
         currency: of the money.
         load: the rate asked for, drawn as a dotted line.
+        deadline_ms: end to end, drawn as a dotted line across p99 unless it is far above.
 
     Raises:
         KarmafunnelError: for missing columns.
@@ -208,7 +235,7 @@ def load_curves(
     if "money an hour" in curve.columns:
         titles["money an hour"] = f"money an hour, {currency}"
     titles["goodput"] = "goodput, requests a second"
-    titles |= {"p99_ms": "p99 latency, ms (log)", NOTHING: "share shown nothing"}
+    titles |= {"p99_ms": "p99 latency, ms", NOTHING: "share shown nothing"}
     needed = ("policy", "rate", FULL, *titles)
     if missing := [name for name in needed if name not in curve.columns]:
         raise KarmafunnelError("load curves", needs=f"the columns {missing}", found=curve.columns)
@@ -228,14 +255,35 @@ def load_curves(
             data[-1] |= {"line": dotted, "hoverinfo": "skip"}
         x = {"rangemode": "tozero", "title": {"text": "requests offered a second", "standoff": 6}}
         y: Plot = {"rangemode": "tozero"}
-        if name == "p99_ms":
-            y["type"] = "log"
-        elif name == NOTHING:
-            y["tickformat"] = ".0%"
+        values = curve[name].drop_nulls().to_list()
+        low, most = min(values, default=0.0), max(values, default=0.0)
+        if name == NOTHING:
+            y = {"range": [0, max(1.08 * most, 0.01)]}
+            y["tickformat"] = ".1%" if most < 0.05 else ".0%"
+        elif name == "p99_ms":
+            log = most > 10 * low > 0
+            if log:
+                y["type"] = "log"
+                title += " (log)"
+            if deadline_ms is not None and deadline_ms < 3 * most:
+                layout["shapes"].append(level(deadline_ms) | across(i))
+                ends = [low / 1.3, 1.1 * max(most, deadline_ms)]
+                y["range"] = list(map(math.log10, ends)) if log else [0, ends[1]]
         add_pane(layout, i, domains[i], title, x, y)
         if load is not None:
             layout["shapes"].append(upright(load) | within(i))
     return {"data": data, "layout": layout}
+
+
+def level(y: float) -> Plot:
+    """A dotted line across a figure."""
+    dotted = {"color": plots.QUIET, "width": 1.5, "dash": "dot"}
+    return {"type": "line", "y0": y, "y1": y, "x0": 0, "x1": 1, "line": dotted}
+
+
+def across(i: int) -> Plot:
+    """What keeps a line across inside pane i."""
+    return {"xref": f"{on(i)['xaxis']} domain", "yref": on(i)["yaxis"]}
 
 
 def _policy_line(line: pl.DataFrame, name: str, policy: str, colour: str) -> list[Plot]:
@@ -533,8 +581,8 @@ def latency(simulation: Simulation) -> Section:
 
 def queues(simulation: Simulation) -> Section:
     over = (
-        "Waiting requests over the run. A line that keeps rising belongs to a stage that cannot "
-        "keep up."
+        "Waiting requests over the run: the mean of a short span of time (filled) and its most. "
+        "What keeps rising belongs to a stage that cannot keep up."
     )
     busy = (
         "Share of the time that a stage's servers were busy (their number in brackets). The tick "
@@ -543,7 +591,7 @@ def queues(simulation: Simulation) -> Section:
     )
     blocks = [
         Text(over),
-        Figure(waiting_over_time(simulation), colour_of(online(simulation))),
+        Figure(waiting_over_time(simulation)),
         Heading("Servers"),
         Text(busy),
         Figure(busy_servers(simulation)),
@@ -559,9 +607,10 @@ def measured(simulation: Simulation, quality: LoadQuality) -> Section:
         "Each simulated request has the measures of one logged request along the path that it "
         "took; one that was shown nothing counts as 0. The same requests at every load and under "
         "every policy. Bands: 95% intervals over users. Dotted: the load asked for; in goodput, "
-        "the offered load."
+        "the offered load; across p99, the deadline."
     )
-    figure = load_curves(quality.curve, measures, quality.currency, simulation.rate)
+    deadline = simulation.services.deadline_ms
+    figure = load_curves(quality.curve, measures, quality.currency, simulation.rate, deadline)
     blocks: list[Block] = [Text(read), Figure(figure, policies)]
     if (outages := quality.outages) is not None:
         lost = (
@@ -571,9 +620,12 @@ def measured(simulation: Simulation, quality: LoadQuality) -> Section:
         blocks += [Heading("An hour's outage"), Text(lost)]
         if outages["lost"].is_not_null().any():
             blocks.append(Figure(money_lost(outages, quality.currency)))
+        unknown = []
         for stage, note in outages.select("stage", "note").iter_rows():
             if note:
-                blocks.append(Absent(f"{stage}: {note}"))
+                unknown.append(f"{stage} ({note})")
+        if unknown:
+            blocks.append(Text(f"Not known: {'; '.join(unknown)}.", "note"))
     return Section("quality", "Quality", "Quality of what was shown", blocks)
 
 
