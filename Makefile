@@ -20,8 +20,15 @@ test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The documentation site, out/site/index.html. A broken link fails.
-docs: venv
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+docs: venv out/sample/report.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The sample report of the site: two funnels on a generated marketplace
+out/sample/report.html: $(wildcard simulator/report/*.py simulator/report/templates/*) | venv
+	$(BIN)/karmafunnel world out/sample/log --items 1000 --users 300 --requests 3000
+	$(BIN)/karmafunnel replay baseline out/sample/log --out out/sample/baseline --force
+	$(BIN)/karmafunnel replay popular out/sample/log --out out/sample/popular --force
+	$(BIN)/karmafunnel report out/sample/baseline out/sample/popular --out $@ --force
 
 # docs/reference/cli.md and parts.md, from the code
 reference: venv

@@ -1,5 +1,5 @@
-"""Hooks of MkDocs: links to files outside docs/ become their paths, as no page of the site holds
-them; a reader of the Markdown can follow them.
+"""Hooks of MkDocs: the sample report becomes a part of the site, and links to files outside docs/,
+which a reader of the Markdown can follow, become their paths.
 """
 
 from __future__ import annotations
@@ -9,11 +9,24 @@ from pathlib import Path
 from posixpath import normpath
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import Files
+from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
+REPORT = ROOT / "out" / "sample" / "report.html"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#\s]*)(?:#[^)]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The files of the site with the sample report.
+
+    Raises:
+        FileNotFoundError: where it is not built yet.
+    """
+    if not REPORT.is_file():
+        raise FileNotFoundError(f"{REPORT}: `make docs` writes it")
+    files.append(File.generated(config, "sample/report.html", abs_src_path=str(REPORT)))
+    return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
