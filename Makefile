@@ -55,6 +55,7 @@ lint: venv
 	$(BIN)/ruff check .
 	mkdir -p .mypy_root && ln -sfn .. .mypy_root/karmafunnel
 	MYPYPATH=.mypy_root $(BIN)/mypy -p karmafunnel
+	$(BIN)/python -m karmafunnel.benchmarks.site.prose
 
 clean:
 	rm -rf .venv .mypy_root out build *.egg-info

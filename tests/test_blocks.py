@@ -35,7 +35,7 @@ def blocks(page):
 
 PAGES = [
     page
-    for page in [*sorted((ROOT / "docs").rglob("*.md"))]
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if blocks(page) and "development" not in page.parts
 ]
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from every_command import COMMANDS
 from karmafunnel import replay
-from karmafunnel.benchmarks.site import reference
+from karmafunnel.benchmarks.site import prose, reference
 from karmafunnel.cli import main
 from karmafunnel.layout import CAPABILITIES, MAY_HAVE, META, OPTIONAL, TABLES
 from karmafunnel.simulator.measure.compare import measure
@@ -106,6 +106,31 @@ def test_the_file_tree_is_the_file_tree():
 @pytest.mark.parametrize("name", reference.PAGES)
 def test_a_generated_page_is_what_the_code_generates(name):
     assert TEXTS[f"docs/reference/{name}"] == reference.PAGES[name](), "run `make reference`"
+
+
+@pytest.mark.parametrize("page", prose.pages(), ids=lambda page: page.name)
+def test_the_prose_is_plain_and_short(page):
+    assert [*prose.faults(page)] == []
+
+
+def test_the_check_of_the_prose_finds_what_it_looks_for(monkeypatch, tmp_path):
+    (tmp_path / "docs" / "guides").mkdir(parents=True)
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    page = tmp_path / "docs" / "guides" / "start.md"
+    page.write_text("The truth is `interest`.\n\n```text\nforced rows\n```\n\n| in vain |\n")
+    assert [fault.partition(" in ")[0] for fault in prose.faults(page)] == [
+        "docs/guides/start.md: 'truth'"
+    ]
+    long = "- " + "word " * 31 + "end.\n- Short. [A link](of/many/words.md) is one.\n"
+    page.write_text(long)
+    assert [*prose.faults(page)] == [
+        f"docs/guides/start.md: a sentence of 32 words: {'word ' * 16!r}"
+    ]
+    readme = tmp_path / "README.md"
+    readme.write_text("One word. " * 349 + "Two.\n\n```sh\nnot counted\n```\n")
+    assert [*prose.faults(readme)] == []
+    readme.write_text("One word. " * 350)
+    assert [*prose.faults(readme)] == ["README.md: 700 words, needs fewer than 700"]
 
 
 # -- measures --------------------------------------------------------------------------------------
