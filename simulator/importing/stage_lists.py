@@ -86,8 +86,12 @@ def field(row: Any, path: str) -> Any:
         return None
     if path in row:
         return row[path]
-    for key, value in row.items():
-        if path.startswith(f"{key}.") and (found := field(value, path[len(key) + 1 :])) is not None:
+    head, dot, rest = path.partition(".")
+    if dot and head in row and (found := field(row[head], rest)) is not None:
+        return found
+    for key, value in row.items():  # a key with dots
+        inside = path[len(key) + 1 :] if "." in key and path.startswith(f"{key}.") else ""
+        if inside and (found := field(value, inside)) is not None:
             return found
     return None
 
