@@ -185,6 +185,17 @@ def test_runs_of_other_logs_or_requests_and_of_one_user_have_no_verdict(runs, sh
         decide(one, one, "GMV-HR@1", 0.1)
 
 
+@pytest.mark.parametrize(("topics", "code"), [(29, 1), (30, 0)])
+def test_few_requests_decide_nothing(topics, code, tmp_path):
+    """The interval of equal differences has no width, however few they are."""
+    lines = "".join(f"q{topic} Q0 a 1 2 x\nq{topic} Q0 b 2 1 x\n" for topic in range(topics))
+    run = judged(tmp_path, "x", lines, topics)
+    found = decide(run, run, "HR@1", 0.1)
+    assert (found.verdict, found.code) == ("not worse", code)
+    failed = [check.name for check in found.checks if not check.passed]
+    assert failed == ([] if code == 0 else ["the interval rests on enough requests"])
+
+
 def test_a_margin_that_nothing_could_miss_is_no_gate(runs):
     old = compare(runs["bm25"], runs["bm25"], ["HR@10"], by_stage=False)[0]["value_a"]
     for margin, passed in ((old * 0.99, True), (old, False), (1e12, False)):

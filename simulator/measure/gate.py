@@ -25,6 +25,7 @@ from .run import Run
 Verdict = Literal["not worse", "worse", "undecided"]
 EXIT = {"not worse": 0, "worse": 1, "undecided": 3}
 ALIKE = 1e-9  # tolerance for equal ceilings
+FEWEST = 30  # requests; intervals of a bootstrap of fewer are too narrow
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def decide(
         requests_needed=(
             needed(difference + margin, high - low, row["n"]) if verdict == "undecided" else None
         ),
-        checks=preflight(new, old, deciding, margin),
+        checks=preflight(new, old, deciding, margin, row["n"]),
         deciding=row,
         beside=[other for other in rows if other is not row],
     )
@@ -188,8 +189,8 @@ def needed(distance: float, width: float, n: int) -> int | None:
     return math.ceil(n * (width / 2 / abs(distance)) ** 2) + 1
 
 
-def preflight(new: Run, old: Run, primary: Measure, margin: float) -> list[Check]:
-    """Checks that must pass before a difference can be trusted."""
+def preflight(new: Run, old: Run, primary: Measure, margin: float, n: int) -> list[Check]:
+    """Checks that must pass before a difference of `n` requests can be trusted."""
     checks = []
     (tie,) = [row for row in compare(old, old, [primary], by_stage=False)][:1]
     zero = tie["difference"] == 0 and not tie["better"]
@@ -208,6 +209,8 @@ def preflight(new: Run, old: Run, primary: Measure, margin: float) -> list[Check
     if least is not None and least >= 0 and primary.better == "higher":
         found = f"margin {margin:g}, old {least:.4f}"
         checks.append(Check("a Run without any hit would fail", margin < least, found))
+    found = f"{n:,} requests, at least {FEWEST} needed"
+    checks.append(Check("the interval rests on enough requests", n >= FEWEST, found))
     ceilings = [values[name].get("ceiling") for name in ("new", "old")]
     if None not in ceilings:
         same = abs(float(ceilings[0] or 0) - float(ceilings[1] or 0)) <= ALIKE
