@@ -2,8 +2,8 @@
 
 - a Python module `NAME.py` with `load(raw folder) -> Log | Catalogue`;
 - an import map `NAME.map.toml`, where a map is enough. The description's files are imported with
-  it, or the tables that `tables(raw folder, work folder) -> list of paths` of `NAME.py` makes of
-  them.
+  it, or the tables that `tables(raw folder, work folder)` of `NAME.py` makes of them: a dictionary
+  from each table to the publisher's file that it was made of.
 
 New files in this folder are a new source.
 """
@@ -70,12 +70,33 @@ def convert(
         return log
     made = ColumnMap.read(about.map_file)
     module = reader(source)
-    meta = {"licence": about.licence, "lacks": list(about.lacks)}
+    meta = {
+        "licence": about.licence,
+        "lacks": list(about.lacks),
+        "has": dict.fromkeys(about.holds, True),
+        "source": f"{about.title}, {', '.join(about.found_in(raw))}; {about.home}",
+    }
     with tempfile.TemporaryDirectory(prefix="karmafunnel-") as work:
-        tables = module.tables(raw, Path(work)) if module else published(about, raw)
-        import_tables(
-            tables, log_folder, given=made, name=source, meta=meta, force=force, progress=progress
+        tables = (
+            module.tables(raw, Path(work))
+            if module
+            else {path: path for path in published(about, raw)}
         )
+        try:
+            import_tables(
+                list(tables),
+                log_folder,
+                given=made,
+                meta=meta,
+                known_as=tables,
+                force=force,
+                progress=progress,
+            )
+        except KarmafunnelError as error:
+            told = str(error)
+            for table, path in tables.items():
+                told = told.replace(str(table), str(path))
+            raise type(error)(told) from error
     return read(log_folder)
 
 

@@ -149,6 +149,52 @@ def read_csv(
     return frame
 
 
+def streamed(
+    path: Path,
+    columns: Mapping[str, str],
+    to: Path,
+    *,
+    separator: str = ",",
+    header: Sequence[str] | None = None,
+    also: Sequence[pl.Expr] = (),
+) -> Path:
+    """Write columns of a delimited file as text into a Parquet file, in memory that does not grow
+    with its rows.
+
+    Args:
+        columns: names in the file by names in the Parquet file.
+        header: the names in a file without a header.
+        also: further columns, of those named in the Parquet file.
+
+    Returns:
+        The Parquet file.
+
+    Raises:
+        KarmafunnelError: for a broken file and missing columns.
+    """
+    with reading(path):
+        rows = pl.scan_csv(
+            path,
+            infer_schema=False,
+            separator=separator,
+            has_header=header is None,
+            quote_char=None if header else '"',
+        )
+        names = rows.collect_schema().names()
+        if header is not None:
+            if len(names) != len(header):
+                raise KarmafunnelError(
+                    path,
+                    needs=f"{len(header)} columns separated by {separator!r}",
+                    found=len(names),
+                )
+            rows, names = rows.rename(dict(zip(names, header, strict=True))), list(header)
+        need(pl.DataFrame({name: [None] for name in names}), list(columns.values()), path)
+        picked = rows.select(pl.col(name).alias(role) for role, name in columns.items())
+        picked.with_columns(*also).sink_parquet(to)
+    return to
+
+
 def check_utf8(path: Path, separator: str, quote: str | None) -> None:
     """Raises KarmafunnelError naming file, row, column and value of the first cell that is not
     UTF-8.

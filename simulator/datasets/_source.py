@@ -82,6 +82,14 @@ class Source:
         path = HERE / f"{self.name}.map.toml"
         return path if path.is_file() else None
 
+    def found_in(self, raw: Path) -> list[str]:
+        """The names of its files, of any variant, that are in a folder."""
+        names: dict[str, None] = {}
+        for variant in self.variants or (None,):
+            for file in self.files_of(variant):
+                names |= dict.fromkeys(name for name in file.result if (raw / name).is_file())
+        return list(names)
+
     @property
     def commands(self) -> tuple[str, ...]:
         """The commands that make a log of the source."""

@@ -55,7 +55,8 @@ def load(root: Path | str) -> Catalogue:
     """The catalogue of the file in `root`; raises KarmafunnelError for a missing, truncated or
     wrong file.
     """
-    path = find(root, NAMES, WHERE)
+    there = sorted(Path(root).glob("meta_*.jsonl*")) if Path(root).is_dir() else []
+    path = find(root, [*NAMES, *(path.name for path in there)], WHERE)
     rows, seen = [], set()
     with reading(path), gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -106,7 +107,9 @@ def product(raw: dict[str, Any]) -> tuple[Any, ...]:
     categories = [name for name in map(plain, raw["categories"] or []) if name]
     if not categories and (main := plain(raw.get("main_category"))):
         categories = [main]
-    images = raw["images"] or {}
+    images = by_key(raw["images"], ("hi_res", "large"))
+    videos = by_key(raw.get("videos"), ("url",))
+    details = raw["details"] or {}
     urls = []
     for big, large in zip(images.get("hi_res", []), images.get("large", []), strict=True):
         if big or large:
@@ -117,7 +120,7 @@ def product(raw: dict[str, Any]) -> tuple[Any, ...]:
         plain(raw["store"]),
         categories or None,
         price(raw["price"]),
-        attributes(json.loads(raw["details"] or "{}")),
+        attributes(json.loads(details) if isinstance(details, str) else details),
         paragraphs(raw["description"]),
         paragraphs(raw["features"]),
         plain(raw.get("subtitle")),
@@ -128,8 +131,15 @@ def product(raw: dict[str, Any]) -> tuple[Any, ...]:
         whole("rating_number", raw.get("rating_number")),
         next((large for large in images.get("large", []) if large), None),
         urls,
-        [text_or_none("video", url) for url in (raw.get("videos") or {}).get("url", [])],
+        [text_or_none("video", url) for url in videos.get("url", [])],
     )
+
+
+def by_key(found: Any, keys: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Lists by key; the publisher's files have a list of objects, others one object of lists."""
+    if isinstance(found, list):
+        return {key: [one.get(key) for one in found] for key in keys}
+    return dict(found or {})
 
 
 def no_number(text: str) -> float:

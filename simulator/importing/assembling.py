@@ -316,6 +316,7 @@ def import_tables(
     name: str | None = None,
     changes: Mapping[str, Any] | None = None,
     meta: Mapping[str, Any] | None = None,
+    known_as: Mapping[Path, Path] | None = None,
     allow_rejects: bool = False,
     force: bool = False,
     tell: Callable[[Found], None] | None = None,
@@ -330,6 +331,7 @@ def import_tables(
         columns: columns by role, which override the map.
         changes: other fields that override the map.
         meta: keys of `log.json`, such as the licence, that override what is found.
+        known_as: the names under which rejected rows tell of files, where they have others.
         tell: called with the map before anything is written.
         progress: called with the number of rows read so far.
 
@@ -339,6 +341,7 @@ def import_tables(
     """
     out = Path(out)
     found = look(paths, given, columns, name or out.name, changes)
+    found.rejects.known_as = {str(path): str(name) for path, name in (known_as or {}).items()}
     if tell is not None:
         tell(found)
     meta = meta or {}

@@ -10,7 +10,7 @@ import csv
 import glob
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,15 @@ class Rejects:
     count: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     most: int = 100_000  # maximum rows kept; further ones are only counted
+    known_as: Mapping[str, str] = field(default_factory=dict)  # names of files, where others
 
     def add(self, file: str, row: int, reason: str, text: str | None) -> None:
         self.count += 1
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         if len(self.rows) < self.most:
             shown = text if text is None or len(text) <= 500 else f"{text[:500]}..."
-            self.rows.append({"file": file, "row": row, "reason": reason, "text": shown})
+            name = self.known_as.get(file, file)
+            self.rows.append({"file": name, "row": row, "reason": reason, "text": shown})
 
     def frame(self) -> pl.DataFrame:
         schema = {"file": pl.String, "row": pl.Int64, "reason": pl.String, "text": pl.String}
