@@ -191,16 +191,25 @@ def streamed(
             rows, names = rows.rename(dict(zip(names, header, strict=True))), list(header)
         need(pl.DataFrame({name: [None] for name in names}), list(columns.values()), path)
         picked = rows.select(pl.col(name).alias(role) for role, name in columns.items())
-        picked.with_columns(*also).sink_parquet(to)
+        try:
+            picked.with_columns(*also).sink_parquet(to)
+        except pl.exceptions.PolarsError:
+            check_utf8(path, separator, None if header else '"', header is None)
+            raise
     return to
 
 
-def check_utf8(path: Path, separator: str, quote: str | None) -> None:
+def check_utf8(path: Path, separator: str, quote: str | None, header: bool = True) -> None:
     """Raises KarmafunnelError naming file, row, column and value of the first cell that is not
     UTF-8.
     """
     frame = pl.read_csv(
-        path, infer_schema=False, separator=separator, quote_char=quote, encoding="utf8-lossy"
+        path,
+        has_header=header,
+        infer_schema=False,
+        separator=separator,
+        quote_char=quote,
+        encoding="utf8-lossy",
     )
     needed = "text in UTF-8 (iconv -f latin1 -t utf-8 makes it of Latin-1)"
     odd = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from ...files import write_parquet
-from ._raw import find, once, read_csv, streamed
+from ._raw import find, once, parse, read_csv, streamed
 from ._source import describe
 
 WHERE = describe("hm").home
@@ -21,6 +21,9 @@ def tables(root: Path | str, work: Path) -> dict[Path, Path]:
     lines = streamed(sold, LINES, work / "lines.parquet", also=[pl.lit(1).alias("quantity")])
     path = find(root, ["articles.csv", "articles.csv.gz"], WHERE)
     articles = read_csv(path, ("article_id", "prod_name", "detail_desc", *CATEGORY))
+    articles = parse(
+        articles, dict.fromkeys(["article_id", "prod_name", *CATEGORY], pl.String), path
+    )
     once(articles, "article_id", path)
     articles = articles.select(
         pl.col("article_id").alias("item"),

@@ -20,11 +20,9 @@ def tables(root: Path | str, work: Path) -> dict[Path, Path]:
     for name, header in (("clicks", CLICKS), ("buys", BUYS)):
         path = find(root, [f"yoochoose-{name}.dat", f"yoochoose-{name}.dat.gz"], WHERE)
         columns = {column: column for column in header if column != "category"}
-        also = [pl.col("session").alias("user"), pl.lit(name.removesuffix("s")).alias("event")]
-        for column in ("price", "quantity"):
-            value = pl.col(column) if column in header else pl.lit(None, pl.String)
-            known = pl.when(value != "0").then(value) if column in header else value
-            also.append(known.alias(column))
+        unknown = [column for column in ("price", "quantity") if column in header]
+        also = [pl.when(pl.col(c) != "0").then(pl.col(c)).alias(c) for c in unknown]
+        also.append(pl.col("session").alias("user"))
         to = work / f"{name}.parquet"
         made[streamed(path, columns, to, header=header, also=also)] = path
     return made
