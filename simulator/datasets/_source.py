@@ -151,6 +151,7 @@ LETTERS = {
     "price": ("P", "prices"),
     "text": ("T", "texts of items"),
     "users": ("U", "users who come back"),
+    "propensity": ("O", "odds of being shown (propensities)"),
 }
 
 
@@ -175,7 +176,7 @@ def story(one: Source) -> str:
     parts = [f"{one.name}: {one.title}", "", paragraph(one.about), "", paragraph(one.requests)]
     parts += ["", paragraph(f"Holds: {', '.join(one.holds)}."), "Lacks:"]
     parts += [paragraph(lack, "- ") for lack in one.lacks]
-    parts += ["", f"Licence: {one.licence}", f"Home: {one.home}"]
+    parts += ["", paragraph(f"Licence: {one.licence}"), f"Home: {one.home}"]
     parts += [paragraph(f"Tried on: {one.tried or 'no real rows, only made-up files'}")]
     if one.variants:
         parts += [paragraph(f"Variants: {', '.join(one.variants)}; default: {one.variants[0]}")]
