@@ -563,10 +563,10 @@ def test_no_value_in_any_column_makes_a_log_that_later_commands_refuse(source, n
                 assert not isinstance(value, bytes), column
                 require(loaded)
                 if value == "0":
-                    loaded.write(tmp_path / column, force=True)
+                    loaded.write(tmp_path / f"log {column}", force=True)
                     failed = [
                         check.name
-                        for check in validate(tmp_path / column)
+                        for check in validate(tmp_path / f"log {column}")
                         if check.status == "FAIL"
                     ]
                     assert set(failed) <= {"text", "query"}

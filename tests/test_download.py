@@ -387,7 +387,8 @@ def test_the_list_fits_80_columns_and_each_story_is_whole():
         assert ("*" in line[:20]) == (not about.tried)
         story = told("sources", name)
         assert all(len(line) <= 80 or "https://" in line for line in story.splitlines()), name
-        for text in (about.licence, about.home, *(file.url or file.name for file in about.files)):
+        assert about.licence in " ".join(story.split())
+        for text in (about.home, *(file.url or file.name for file in about.files)):
             assert text in story
         for lack in about.lacks:
             assert lack in " ".join(story.split())

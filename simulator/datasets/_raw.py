@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from ...checks import HOLDS
-from ...errors import KarmafunnelError
+from ...errors import KarmafunnelError, quoted
 from ...files import first_line
 from ._source import describe
 
@@ -111,7 +111,7 @@ def refuse(bad: pl.Series, frame: pl.DataFrame, name: str, needed: str, path: Pa
             f"{path}: row {row + 1}",
             what=f"column {name!r}",
             needs=needed,
-            found=repr(frame[name][row]),
+            found=quoted(frame[name].slice(row, 1).to_list()[0]),
         )
 
 

@@ -66,7 +66,7 @@ def load(root: Path | str) -> Log:
 
 def table(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
     """A file separated by tabs, with the names of columns in its first line or without them."""
-    with reading(path), open(path, encoding="utf-8", newline="\n") as file:
+    with reading(path), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         first = file.readline().rstrip("\n").split("\t")
     if len(first) != len(columns):
         raise KarmafunnelError(
