@@ -562,7 +562,6 @@ def test_a_measure_prints_as_typed(text):
         "HR@x",
         "HR@5@6",
         "HR@5:w99",
-        "hr@5",
         "gAUC",
         "gAUC:request",
         "gAUC:session:exposures",
@@ -589,11 +588,26 @@ def test_an_unknown_measure_lists_what_exists(text):
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("hr@5", "HR"), ("recal@5", "Recall"), ("ndcg@5", "nDCG"), ("success@5", "Success")],
+    [("hrr@5", "RR"), ("recal@5", "Recall"), ("ndgc@5", "nDCG"), ("succes@5", "Success")],
 )
 def test_a_name_close_to_a_measure_is_asked_for(typed, meant):
     with pytest.raises(KarmafunnelError, match=f"no such measure, did you mean {meant}\\?"):
         Measure.parse(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("hr@5", "HR@5"),
+        ("NDCG@5", "nDCG@5"),
+        ("gmv-hr@5:w99", "GMV-HR@5:w99"),
+        ("GAUC:request:exposures", "gAUC:request:exposures"),
+        ("success@5", "HR@5"),
+        ("ece", "ECE"),
+    ],
+)
+def test_a_name_is_understood_in_any_case(typed, meant):
+    assert str(Measure.parse(typed)) == meant
 
 
 # -- folders that are no Runs ----------------------------------------------------------------------

@@ -41,7 +41,7 @@ from karmafunnel.stages.features import Popularity, Similarity, Upstream
 from karmafunnel.stages.prerank import LightGBMPreRank
 from karmafunnel.stages.recall import Join, Popular, VectorRecall
 from karmafunnel.stages.stage import FittedStage, Stage
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +165,40 @@ def test_services_read_back_and_say_what_was_measured(tmp_path):
         "fitted_p95_ms"
     ] == pytest.approx(5.0)
     assert len(fit_rows(made)) == 2 and len(fit_figure(made)["data"]) == 2 + 4 + 2 * 2
+
+
+def slowed(found: pl.DataFrame) -> pl.DataFrame:
+    """The second half of the passes takes twice as long, as where another process came."""
+    late = pl.col(PASS) >= found[PASS].n_unique() // 2
+    return found.with_columns(pl.when(late).then(2 * pl.col(MS)).otherwise(MS).alias(MS))
+
+
+def test_a_mean_has_an_interval_that_holds_slow_spells_and_a_busy_machine():
+    """Blocks of consecutive passes: constant times have no width, slow spells a wide one; a load of
+    3 times the cores divides the lower end by 3 and is said.
+    """
+    steady = passes({"recall": (2.0, 1.0, 0.0)}, rounds=20)
+    quiet = Profile.of(steady, {"recall": 100})
+    assert quiet.interval("recall") == pytest.approx((1.0, 1.0), abs=1e-6) and not quiet.doubts
+    (row,) = quiet.fits
+    assert row["mean_low_ms"] == pytest.approx(row["mean_ms"], rel=1e-6)
+    low, high = Profile.of(slowed(steady), {"recall": 100}).interval("recall")
+    # block means of 2/3 five times and 4/3 five times, around 1
+    half = t.ppf(0.975, 9) * np.std([2 / 3] * 5 + [4 / 3] * 5, ddof=1) / np.sqrt(10)
+    assert (low, high) == pytest.approx((1 - half, 1 + half), rel=0.02)
+    busy = Profile.of(slowed(steady), {"recall": 100}, busy=3.0)
+    assert busy.interval("recall") == pytest.approx((low / 3, high))
+    assert busy.doubts[0].startswith("The machine was busy: its load was 3.0 times its cores")
+    assert Profile.of(passes({"recall": (2.0, 1.0, 0.0)}, rounds=3), {}).interval("recall") is None
+
+
+def test_a_fit_whose_p95_is_off_is_doubted():
+    made = Profile.of(passes({"recall": (2.0, 1.0, 0.0)}, rounds=20), {"recall": 100})
+    stage = made.services["recall"]
+    wide = replace(stage, time=replace(stage.time, kind="lognormal", cv=0.8))
+    wrong = replace(made, services=replace(made.services, stages=(wide,)))
+    (doubt,) = wrong.doubts
+    assert doubt.startswith("recall: the fitted p95 is ") and "above the measured one" in doubt
 
 
 def test_one_server_for_the_whole_funnel_takes_the_sum_of_uncut_passes():

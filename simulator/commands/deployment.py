@@ -576,6 +576,7 @@ def profile(
     profile_page(found, html)
     if as_json:
         fitted = {"services": tomllib.loads(found.services.toml()), "fits": found.fits}
+        fitted["doubts"] = found.doubts
         print(json.dumps(fitted | {"cells": found.cells.to_dicts()}, indent=1))
     else:
         print_fits(found, out)

@@ -25,6 +25,7 @@ import polars as pl
 import torch
 from scipy.optimize import nnls
 from scipy.special import ndtri
+from scipy.stats import t as student
 from threadpoolctl import threadpool_limits
 
 from ...bounds import BOUNDS, check_bound, check_seed
@@ -46,6 +47,8 @@ LEAST = 5  # minimum passes of every batch size for a fit
 MOST = 20_000  # maximum passes
 POINTS = 100  # maximum number of intervals between the quantiles of an empirical ratio
 BETTER = 0.01  # by which the fit of a more complex kind must be better, as a fraction of the mean
+BLOCKS = 10  # of consecutive passes, for the interval of a mean
+OFF = 0.5  # of a fitted p95 to the measured one, from which on it is doubted
 PASS, STAGE, REQUESTS, CUTOFF, ITEMS, MS = "pass", "stage", "requests", "cutoff", "items", "ms"
 SCHEMA = {
     PASS: pl.Int32,
@@ -388,12 +391,13 @@ def uncut(passes: pl.DataFrame) -> pl.DataFrame:
 @dataclass(frozen=True)
 class Profile:
     """Measured passes and the services fitted to them: one server per stage, items and k of the
-    full funnel, no policies.
+    full funnel, no policies. `busy`: the load of the machine divided by its cores, at least 1.
     """
 
     services: Services
     passes: pl.DataFrame
     seed: int = 0
+    busy: float = 1.0
 
     @classmethod
     def of(
@@ -403,6 +407,7 @@ class Profile:
         name: str = "services",
         note: str = "",
         seed: int = 0,
+        busy: float = 1.0,
     ) -> Profile:
         """Fit a service to every stage of the passes; `ks`: k by stage, for stages with one."""
         stages = []
@@ -422,7 +427,7 @@ class Profile:
                     k=ks.get(stage),
                 )
             )
-        return cls(Services(tuple(stages), name=name, note=note), passes, seed)
+        return cls(Services(tuple(stages), name=name, note=note), passes, seed, busy)
 
     @cached_property
     def cells(self) -> pl.DataFrame:
@@ -457,8 +462,8 @@ class Profile:
 
     @property
     def fits(self) -> list[dict[str, Any]]:
-        """One row per stage: the fit, its relative error over `cells` (median and worst), and p95
-        of the smallest batch with full cutoffs.
+        """One row per stage: the fit, its relative error over `cells` (median and worst), and mean
+        (with its interval) and p95 of the smallest batch with full cutoffs.
         """
         rows = []
         for stage in self.services.stages:
@@ -467,27 +472,70 @@ class Profile:
             )
             worst = cells.row(int(cells["error"].abs().arg_max() or 0), named=True)
             plain = cells.filter(pl.col(REQUESTS) == pl.col(REQUESTS).min()).row(-1, named=True)
-            t = stage.time
+            made = stage.time
+            low, high = self.interval(stage.name) or (None, None)
             rows.append(
                 {
                     "stage": stage.name,
                     "passes": int(cells["passes"].sum()),
-                    "base_ms": t.base_ms,
-                    "request_ms": t.request_ms,
-                    "item_us": t.item_us,
-                    "kind": t.kind,
-                    "cv": math.sqrt(max(t.squared_cv, 0.0)),
+                    "base_ms": made.base_ms,
+                    "request_ms": made.request_ms,
+                    "item_us": made.item_us,
+                    "kind": made.kind,
+                    "cv": math.sqrt(max(made.squared_cv, 0.0)),
                     "error": float(cells["error"].abs().median()),  # type: ignore[arg-type]
                     "worst": worst["error"],
                     "worst_requests": worst[REQUESTS],
                     "worst_cutoff": worst[CUTOFF],
                     "mean_ms": plain["mean_ms"],
+                    "mean_low_ms": None if low is None else low * plain["mean_ms"],
+                    "mean_high_ms": None if high is None else high * plain["mean_ms"],
                     "fitted_ms": plain["fitted_ms"],
                     "p95_ms": plain["p95_ms"],
                     "fitted_p95_ms": plain["fitted_p95_ms"],
                 }
             )
         return rows
+
+    def interval(self, stage: str) -> tuple[float, float] | None:
+        """The 95% interval of a stage's mean time, divided by the mean; None for too few passes.
+
+        From the means of `BLOCKS` blocks of consecutive passes, so that it holds slow spells of the
+        machine. On a busy machine the lower end is divided by `busy`: alone, a stage may be that
+        much faster.
+        """
+        mine = self.passes.filter(pl.col(STAGE) == stage).sort(PASS)
+        made = self.services[stage].time
+        if mine.height < 2 * BLOCKS:
+            return None
+        fitted = [made.mean_ms(n, i) for n, i in mine.select(REQUESTS, ITEMS).iter_rows()]
+        blocks = np.array_split(mine[MS].to_numpy() / np.array(fitted), BLOCKS)
+        means = np.array([block.mean() for block in blocks])
+        half = float(student.ppf(0.975, BLOCKS - 1)) * means.std(ddof=1) / math.sqrt(BLOCKS)
+        half = float(half / means.mean())
+        return max(1 - half, 0.0) / self.busy, 1 + half
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the times may be wrong: one sentence for a busy machine, and one for each stage whose
+        fitted p95 is far from the measured one.
+        """
+        found = []
+        if self.busy > 1:
+            found.append(
+                f"The machine was busy: its load was {self.busy:.1f} times its cores, so all times "
+                "may be too long by as much, and the intervals are wider. Profile again when "
+                "nothing else runs."
+            )
+        for row in self.fits:
+            off = row["fitted_p95_ms"] / row["p95_ms"] - 1
+            if abs(off) > OFF:
+                found.append(
+                    f"{row['stage']}: the fitted p95 is {abs(off):.0%} "
+                    f"{'above' if off > 0 else 'below'} the measured one; more --seconds, or fewer "
+                    "batch sizes, may help."
+                )
+        return found
 
     def folded(self, name: str = "funnel") -> Services:
         """One server that runs the whole funnel: a stage whose time is that of whole passes, none
@@ -567,4 +615,5 @@ def profile(
     )
     ks = {ready.stage.name: ready.stage.k for ready in fitted.stages}
     note = f"{note}; {conditions}" if note else conditions
-    return Profile.of(passes, ks, recipe.name, note, seed)
+    busy = max(max(loads) / (os.cpu_count() or 1), 1.0)
+    return Profile.of(passes, ks, recipe.name, note, seed, busy)

@@ -13,8 +13,8 @@ import polars as pl
 from ...terminal import Console
 from ..load.profile import CUTOFF, ITEMS, MS, PASS, REQUESTS, STAGE, Profile, quantile
 from . import plots
-from .page import Figure, Page, Plot, Section, Text, rich, write_page
-from .table import Table, number, print_table
+from .page import Figure, Page, Plot, Section, Text, Warned, rich, write_page
+from .table import Cell, Table, number, print_table
 
 HEAD = (
     "stage",
@@ -30,19 +30,23 @@ HEAD = (
 NOTE = (
     "The time of a batch of n requests with i items in all is its mean times a random ratio."
     " Error: fitted / measured mean - 1, for each batch size and cutoff of the stage before; median"
-    " and worst. The last four columns, in ms: the smallest batch with all items."
+    " and worst. The last four columns, in ms: the smallest batch with all items; the mean has its"
+    " 95% interval."
 )
 
 
-def fit_rows(profile: Profile) -> list[list[str]]:
+def fit_rows(profile: Profile) -> list[list[str | Cell]]:
     """The rows of the table, as text; its columns are HEAD."""
-    lines = []
+    lines: list[list[str | Cell]] = []
     for row in profile.fits:
         parts = [(row["base_ms"], ""), (row["request_ms"], " n"), (row["item_us"] / 1000, " i")]
         mean = " + ".join(f"{value:.3g}{what}" for value, what in parts if value)
         cut = "" if row["worst_cutoff"] is None else f", {row['worst_cutoff']:,}"
         worst = f"{row['worst']:+.0%} (n {row['worst_requests']}{cut})".replace("-", "−")
-        times = [f"{row[name]:.3g}" for name in ("mean_ms", "fitted_ms", "p95_ms", "fitted_p95_ms")]
+        ends = row["mean_low_ms"], row["mean_high_ms"]
+        small = "" if None in ends else f"[{ends[0]:.3g}, {ends[1]:.3g}]"
+        mean_ms = Cell(f"{row['mean_ms']:.3g}", small)
+        times = [f"{row[name]:.3g}" for name in ("fitted_ms", "p95_ms", "fitted_p95_ms")]
         lines.append(
             [
                 row["stage"],
@@ -50,6 +54,7 @@ def fit_rows(profile: Profile) -> list[list[str]]:
                 f"{row['kind']} {row['cv']:.2f}",
                 f"{row['error']:.1%}",
                 worst,
+                mean_ms,
                 *times,
             ]
         )
@@ -58,12 +63,14 @@ def fit_rows(profile: Profile) -> list[list[str]]:
 
 def fit_table(profile: Profile) -> Table:
     title = f"service times of {profile.services.name}: {profile.passes[PASS].n_unique():,} passes"
-    return Table(HEAD, fit_rows(profile), text_columns=3, title=title)
+    return Table(HEAD, fit_rows(profile), text_columns=1, title=title)
 
 
 def print_fits(profile: Profile, console: Console) -> None:
     print_table(fit_table(profile), console)
     console.print(NOTE, style="dim")
+    for doubt in profile.doubts:
+        console.print(doubt, style="bold yellow")
 
 
 def fit_figure(profile: Profile) -> Plot:
@@ -220,8 +227,9 @@ def profile_page(profile: Profile, path: Path | str) -> Path:
         f" number of items a request ({_cutoffs(profile)}). Right: grey is measured, dotted is what"
         " a simulation draws."
     )
+    doubts = list(map(Warned, profile.doubts))
     sections = [
-        Section("fit", "Fit", "Fit", [Text(NOTE), fit_table(profile)]),
+        Section("fit", "Fit", "Fit", [*doubts, Text(NOTE), fit_table(profile)]),
         Section(
             "drawn", "Measured", "Measured and fitted", [Text(drawn), Figure(fit_figure(profile))]
         ),

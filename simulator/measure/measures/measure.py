@@ -67,6 +67,8 @@ class Measure(ABC):
             raise KarmafunnelError("measure", needs="a text such as 'HR@10'", found=quoted(text))
         head, *options = text.strip().split(":")
         name, *numbers = head.split("@")
+        if name not in kinds():  # in any case: hr@10, NDCG@10
+            name = by_case().get(name.lower(), name)
         name = ALIASES.get(name, name)
         if not all(re.fullmatch(r"[1-9][0-9]*", number) for number in numbers):
             raise _refuse(text, "k must be a whole number from 1")
@@ -200,9 +202,13 @@ def forms() -> str:
 
 def meant(name: str) -> str:
     """The measure whose name is closest to one that is not there, as a question; "" for none."""
-    by_case = {known.lower(): known for known in [*kinds(), *ALIASES]}
-    close = get_close_matches(name.lower(), by_case, n=1, cutoff=0.6)
-    return f", did you mean {by_case[close[0]]}?" if close else ""
+    close = get_close_matches(name.lower(), by_case(), n=1, cutoff=0.6)
+    return f", did you mean {by_case()[close[0]]}?" if close else ""
+
+
+def by_case() -> dict[str, str]:
+    """Names of measures and their aliases, by the same in lower case."""
+    return {known.lower(): known for known in [*kinds(), *ALIASES]}
 
 
 def _refuse(text: str, why: str) -> KarmafunnelError:
