@@ -16,14 +16,26 @@ from safetensors.numpy import load_file
 from ...files import read_json, remove, write_text
 from ...log import Log
 from ...terminal import Console
+from ..measure.measures.measure import Measure
 from ..replay.options import RunOptions
 from ..replay.provenance import commit, processor
 from ..replay.recipe import Recipe
 from ..report.attention_plot import attention_figure
 from ..report.attribution_plot import attribution_figure, attribution_table
 from ..report.curves import write_curve
-from ..report.measure_table import define, unchanged, valued
-from ..report.page import Block, Figure, Page, Points, Section, Text, render, rich
+from ..report.measure_table import between, define, unchanged, valued
+from ..report.page import (
+    Block,
+    Cards,
+    Details,
+    Figure,
+    Page,
+    Points,
+    Section,
+    Text,
+    render,
+    rich,
+)
 from ..report.plots import forest
 from ..report.table import Cell as TableCell
 from ..report.table import Table, number, print_table, to_latex, to_markdown
@@ -31,6 +43,10 @@ from .cells import Cell
 from .lines import JS, Line, lines_of, parts_of
 
 MS, DETECTABLE = "ms a request", "detectable"
+MARKS = (
+    "* the 95% interval excludes 0, with the same sign in every seed; ** also after Holm's "
+    "correction over the whole table."
+)
 DIAGNOSTICS = (
     "median rank of cold targets",
     "popularity of top 50",
@@ -135,11 +151,9 @@ def _differences(baseline: str | None, columns: Sequence[str], lines: Sequence[L
             rows.append([line["row"], str(len(line["paired"])), *cells])
             rows.append([DETECTABLE, "", *(_effect(found.get(column)) for column in columns)])
     rows.append(["n", "", *_counts(columns, [line["differences"] for line in lines])])
-    title = (
-        f"differences to {baseline}, paired; * 95% interval excludes 0, with the same sign in "
-        "every seed; ** also after Holm correction"
-    )
-    return Table(["row", "seeds", *columns], rows, title=title, look="measures")
+    title = f"differences to {baseline}, paired by request"
+    heads = ["row", "seeds", *columns]
+    return Table(heads, rows, title=title, below=[MARKS], look="measures")
 
 
 def _effect(row: Line | None) -> str:
@@ -187,7 +201,7 @@ def _diagnostics_in(lines: Sequence[Line], names: Sequence[str]) -> list[str]:
 def record(
     recipe: Recipe, log: Log, lines: Sequence[Line], parts: Sequence[Line], options: RunOptions
 ) -> list[str]:
-    """The notes below a table: its origin, notes of its rows, and definitions of its columns.
+    """The notes below a table: its origin, and notes of its rows.
 
     `parts` is the attribution over the recipe's grid; where it is empty, a note gives the reason.
     """
@@ -210,7 +224,7 @@ def record(
             if "not compared" in row.get("note", ""):
                 notes.append(f"{line['row']}, {name}: {row['note'].removeprefix('n/a: ')}")
     missing = _missing(recipe, lines, parts)
-    return [command, *missing, source, made, *notes, *definitions(lines)]
+    return [command, *missing, source, made, *notes]
 
 
 def _missing(recipe: Recipe, lines: Sequence[Line], parts: Sequence[Line]) -> list[str]:
@@ -259,7 +273,9 @@ def write_table(
     """
     lines = lines_of(recipe, todo, diagnose)
     parts = parts_of(recipe, todo)
-    tables, below = tables_of(recipe.against, lines), record(recipe, log, lines, parts, options)
+    tables, noted = tables_of(recipe.against, lines), record(recipe, log, lines, parts, options)
+    defined = definitions(lines)
+    below = [*noted, *defined]
     title = f"{recipe.name} on {log.name}"
     kept = {
         "recipe": recipe.name,
@@ -276,7 +292,9 @@ def write_table(
         "table.json": json.dumps(kept, indent=1, default=float),
         "table.md": markdown(title, tables, below),
         "table.csv": comma(lines),
-        "table.html": render(page(title, tables, below, differences)),
+        "table.html": render(
+            page(title, tables, noted, differences, defined, cards_of(recipe, log, lines, options))
+        ),
         "table.tex": latex(title, tables, below),
     }
     for name, text in texts.items():
@@ -354,33 +372,73 @@ def comma(lines: Sequence[Line]) -> str:
     return file.getvalue()
 
 
+def cards_of(
+    recipe: Recipe, log: Log, lines: Sequence[Line], options: RunOptions
+) -> list[tuple[str, str, str]]:
+    """The key figures of a table: its baseline, its best row, its size."""
+    done = [line for line in lines if line["seeds"]]
+    failed = sum("failed" in line for line in lines)
+    seeds = sorted({seed for line in lines for seed in line["seeds"]})
+    rows = [row for line in done for row in line["values"].values()]
+    n = max((row["n"] for row in rows if row.get("unit") == "request"), default=0)
+    cards = [("baseline", str(recipe.against or "none"), "every row is compared with it")]
+    whole = [m for m in (done[0]["values"] if done else []) if " at " not in m and m != JS]
+    if whole:
+        measure = whole[0]
+        lower = Measure.parse(done[0]["values"][measure]["measure"]).better == "lower"
+        known = [line for line in done if line["values"].get(measure, {}).get("value") is not None]
+        known.sort(key=lambda line: line["values"][measure]["value"], reverse=not lower)
+        for best in known[:1]:
+            value = best["values"][measure]
+            small = f"{number(value['value'])} {between(value)}"
+            cards.append((f"best in {measure}", best["row"], small))
+    cards.append(("rows", f"{len(lines):,}", f"{len(done)} finished, {failed} failed"))
+    cards.append(("seeds", f"{len(seeds)}", ", ".join(map(str, seeds))))
+    if n:
+        cards.append(("requests", f"{n:,}", f"of {options.window}, log {log.name}"))
+    return cards
+
+
 def page(
     title: str,
     tables: Sequence[Table],
     below: Sequence[str],
     differences: Mapping[str, Mapping[str, Line]],
+    defined: Sequence[str] = (),
+    cards: Sequence[tuple[str, str, str]] = (),
 ) -> Page:
-    """The tables as a page, with `differences` (row -> column -> difference) drawn."""
+    """The tables as a page, with `differences` (row -> column -> difference) drawn.
+
+    Args:
+        below: where the table comes from.
+        defined: definitions of its columns.
+        cards: its key figures.
+    """
     sections = []
     found = [row for by_column in differences.values() for row in by_column.values()]
     if any(row.get("difference") is not None for row in found):
         words = (
-            "Differences with their 95% intervals, one panel per column; the vertical line is "
-            "zero. In colour: the interval excludes 0, with the same sign in every seed. "
-            "Diamond: significant also after Holm correction over the whole table."
+            "Differences to the baseline with their 95% intervals, in units of the measure, one "
+            "panel per column; the vertical line is zero. In colour: the interval excludes 0, with "
+            "the same sign in every seed. Diamond: also after Holm's correction over the whole "
+            "table."
         )
         drawn: list[Block] = [Text(words), Figure(forest(differences))]
         sections.append(Section("drawn", "Drawn", "Differences drawn", drawn))
     for i, table in enumerate(tables):
         heading = table.title[:1].upper() + table.title[1:]
         short = heading.split(",")[0].split(" to ")[0]
-        sections.append(Section(f"table{i}", short, heading, [table]))
+        said: list[Block] = [*map(Text, table.below), replace(table, below=())]
+        sections.append(Section(f"table{i}", short, heading, said))
     notes = []
     for line in below:
         is_command = line[:1] == line[-1:] == "`"
         notes.append(rich("<code>{}</code>", line.strip("`")) if is_command else line)
-    sections.append(Section("record", "Record", "Where it comes from", [Points(notes, "notes")]))
-    return Page(title, "karmafunnel table", [], sections)
+    origin: list[Block] = [Points(notes, "notes")]
+    if defined:
+        origin.insert(0, Details("Definitions of the columns", [Points(defined, "notes")]))
+    sections.append(Section("record", "Record", "Where it comes from", origin))
+    return Page(title, "karmafunnel table", [Cards(cards)] if cards else [], sections)
 
 
 def print_tables(out: Path, console: Console, verbose: bool = True) -> None:

@@ -248,11 +248,12 @@ def _aligned(cells: Sequence[Cell], compact: bool, quiet: Collection[int]) -> li
             parts = list(map(short_number, parts))
             if parts[1] == f"[{parts[0]}, {parts[0]}]":
                 parts[1] = ""
-        parts[0] += superscript(cell.notes)
-        lines.append([parts[0], *(" " * bool(part) + part for part in parts[1:])])
-        lines[-1][2] = parts[2]  # a mark stands close to its interval
+        value, small, mark, more = parts
+        value += superscript(cell.notes) + ("" if small else mark)
+        small = f" {small}{mark}" if small else ""
+        lines.append([value, small, f" {more}" if more else ""])
     whole = [line for line in lines if any(line[1:])]
-    sizes = [max((cell_len(line[k]) for line in whole), default=0) for k in range(4)]
+    sizes = [max((cell_len(line[k]) for line in whole), default=0) for k in range(3)]
     made = []
     for i, (cell, line) in enumerate(zip(cells, lines, strict=True)):
         first, *rest = line
