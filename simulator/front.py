@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import narwhals as nw
 import polars as pl
 
 from ..errors import KarmafunnelError, line_of
-from ..files import write_parquet
+from ..files import LOG, claim, write_parquet
 from ..log import Log as AnyLog
 from ..models.embedders import Embedder
 from ..stages.stage import Funnel, Stage
@@ -23,6 +24,7 @@ from .importing.column_map import ROLES
 from .importing.logged_runs import (
     Lists,
     answered,
+    check_same_log,
     funnel_of,
     log_beside,
     log_for,
@@ -266,13 +268,19 @@ def import_run(
     reading, out = Reading(**told), Path(out)
     lists = read_lists(files, stages, reading)
     known, notes = log_for(lists, log, qrels, reading)
-    funnel = funnel_of(lists, stages_beside(out), known)
-    if tell is not None:
-        tell(lists, [*lists.notes, *notes], answered(lists, known, options.window))
-    if known is not log:
-        known.write(log_beside(out), force=options.force)
-        known = AnyLog.open(log_beside(out))
-    return replay(funnel, known, out=out, options=options)
+    beside = log_beside(out)
+    mine = claim(beside, "import-run", LOG, force=options.force)
+    with mine if known is not log else nullcontext():
+        keep = (out / "run.json").exists() and not options.force
+        if keep and known is not log:
+            check_same_log(known, beside)
+        funnel = funnel_of(lists, stages_beside(out), known, keep)
+        if tell is not None:
+            tell(lists, [*lists.notes, *notes], answered(lists, known, options.window))
+        if known is not log:
+            known.write(beside, force=options.force)
+            known = AnyLog.open(beside)
+        return replay(funnel, known, out=out, options=options)
 
 
 def explain(

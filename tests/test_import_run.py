@@ -235,6 +235,59 @@ def test_a_fault_is_told_of_the_file_that_has_it(trec, tmp_path):
         import_run([ragged], tmp_path / "run", qrels=trec / "qrels.txt")
 
 
+def test_equal_scores_are_in_the_order_of_ranks_and_said(trec, tmp_path):
+    """Other tools order them by id, so that figures may differ."""
+    (tmp_path / "a.trec").write_text("q1 Q0 d9 1 5.0 x\nq1 Q0 d1 2 5.0 x\nq1 Q0 d2 3 1.0 x\n")
+    said = []
+    run = import_run(
+        [tmp_path / "a.trec"],
+        tmp_path / "run",
+        qrels=trec / "qrels.txt",
+        tell=lambda lists, notes, rows: said.extend(notes),
+    )
+    assert "a.trec: 2 equal scores: in the order of their ranks" in said
+    assert run.read("slates").sort("rank")["item_id"].to_list() == ["d9", "d1", "d2"]
+
+
+@pytest.mark.parametrize("changed", ["qrels.txt", "rank.trec"])
+def test_a_run_stays_whole_unless_it_is_replaced_by_force(changed, trec, tmp_path):
+    """With its lists and its log: nothing is written before that is known."""
+    for name in ("qrels.txt", "recall.trec", "rank.trec"):
+        (tmp_path / name).write_bytes((trec / name).read_bytes())
+    run_of(tmp_path, tmp_path / "run")
+
+    def kept():
+        places = sorted(p for p in tmp_path.glob("run*/*") if p.name != "timing.parquet")
+        return {path: path.read_bytes() for path in places}
+
+    before = kept()
+    assert {path.parent.name for path in before} == {"run", "run.log", "run.stages"}
+    run_of(tmp_path, tmp_path / "run")  # the same again
+    assert {k for k, v in kept().items() if v != before[k]} <= {
+        tmp_path / "run" / name for name in ("run.json", "digests.json")
+    }
+    before = kept()
+    lines = (tmp_path / changed).read_text().splitlines()
+    (tmp_path / changed).write_text("\n".join(lines[:-5]) + "\n")
+    with pytest.raises(KarmafunnelError, match="use --force"):
+        run_of(tmp_path, tmp_path / "run")
+    assert kept() == before
+    files = [tmp_path / "recall.trec", tmp_path / "rank.trec"]
+    options = RunOptions(force=True)
+    import_run(files, tmp_path / "run", qrels=tmp_path / "qrels.txt", options=options)
+    assert kept() != before
+
+
+@pytest.mark.parametrize("beside", ["run.stages", "run.log"])
+def test_what_lies_beside_is_never_replaced(beside, trec, tmp_path):
+    (tmp_path / beside).mkdir()
+    (tmp_path / beside / "mine.txt").write_text("precious")
+    with pytest.raises(KarmafunnelError):
+        run_of(trec, tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == [beside]
+    assert (tmp_path / beside / "mine.txt").read_text() == "precious"
+
+
 def test_judgements_without_a_relevant_document_are_refused(trec, tmp_path):
     (tmp_path / "qrels.txt").write_text("q1 0 d1 0\n")
     with pytest.raises(KarmafunnelError, match="needs a level of relevance above 0"):

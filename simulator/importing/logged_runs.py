@@ -17,16 +17,16 @@ import polars as pl
 
 from ...bounds import check_name
 from ...errors import KarmafunnelError
-from ...files import atomic_folder, remove, write_parquet
+from ...files import atomic_folder, write_parquet
 from ...log import Log, sha256
 from ...stages.outside import ExternalRank
 from ...stages.recall.external import External
 from ...stages.stage import Funnel, Stage
-from .guessing import by_name, numbers
-from .opening import ROW, Rejects, batches, expand, format_of, layout_of
+from .opening import expand, format_of, layout_of
 from .responses import is_elasticsearch, is_vespa, response_lists
-from .stage_lists import LISTS, ROLES, Reading, objects
-from .trec import SUFFIXES, is_trec, log_of_qrels, stage_of, trec_lists
+from .stage_lists import Reading, objects
+from .stage_tables import table_lists
+from .trec import SUFFIXES, is_trec, log_of_qrels, trec_lists
 from .ubi import Ubi, is_ubi, log_of_ubi, read_ubi
 
 FORMATS = {
@@ -82,67 +82,6 @@ def ubi_files(given: Sequence[Path]) -> list[Path]:
         return []
 
 
-def table_lists(path: Path) -> pl.DataFrame:
-    """Read a table with request, item, rank or score, and stage; without a stage column the file is
-    a stage.
-    """
-    layout = layout_of(path)
-    roles = by_name(list(layout.names), ROLES)
-    if missing := [role for role in ("request", "item") if role not in roles]:
-        raise KarmafunnelError(path, needs=f"a column of {missing[0]}s", found=list(layout.names))
-    if "rank" not in roles and "score" not in roles:
-        raise KarmafunnelError(
-            path, needs="a column of ranks or of scores", found=list(layout.names)
-        )
-    frames: list[pl.DataFrame] = []
-    rejects = Rejects()
-    for frame in batches(path, layout, rejects):
-        picked = {
-            "request_id": frame[roles["request"]].cast(pl.String),
-            "item_id": frame[roles["item"]].cast(pl.String),
-        }
-        for role in ("rank", "score"):
-            if role in roles:
-                picked[role] = numbers(
-                    frame[roles[role]].cast(pl.String, strict=False).str.strip_chars()
-                )
-        made = pl.DataFrame(picked)
-        if "stage" in roles:
-            made = made.with_columns(frame[roles["stage"]].cast(pl.String).alias("stage"))
-        else:
-            made = made.with_columns(pl.lit(stage_of(path)).alias("stage"))
-        for name, dtype in LISTS.items():
-            if name not in made.columns:
-                made = made.with_columns(pl.lit(None, dtype).alias(name))
-        check_rows(made, frame, path)
-        frames.append(made.select(list(LISTS)))
-    if rejects.count:
-        first = rejects.rows[0]
-        raise KarmafunnelError(
-            f"{path}: row {first['row']}", needs="a row like the others", found=first["reason"]
-        )
-    if not frames:
-        raise KarmafunnelError(path, needs="rows", found="a header alone")
-    return pl.concat(frames)
-
-
-def check_rows(made: pl.DataFrame, frame: pl.DataFrame, path: Path) -> None:
-    """Raises KarmafunnelError naming the first row without a request, an item, a stage, or both
-    rank and score.
-    """
-    nowhere = pl.col("rank").is_null() & pl.col("score").is_null()
-    bad = made.select(
-        pl.any_horizontal(pl.col("request_id", "item_id", "stage").is_null()) | nowhere
-    ).to_series()
-    if bad.any():
-        row = int(bad.arg_max() or 0)
-        raise KarmafunnelError(
-            f"{path}: row {frame[ROW][row]}",
-            needs="a request, an item, a stage and a rank or score",
-            found=made.row(row, named=True),
-        )
-
-
 def paths_of(given: Sequence[str | Path]) -> list[Path]:
     """The files of paths, folders and globs; of a folder with TREC runs, those alone."""
     paths: list[Path] = []
@@ -185,6 +124,9 @@ def read_lists(
             frame = events.lists()
         elif kind == "trec":
             frame = trec_lists(path)
+            tied = frame.select("request_id", "score").is_duplicated().sum()
+            if tied:
+                notes.append(f"{path.name}: {tied:,} equal scores: in the order of their ranks")
         elif kind == "table":
             frame = table_lists(path)
             mixed |= frame["stage"].n_unique() > 1
@@ -369,11 +311,33 @@ def stages_beside(run: Path) -> Path:
     return run.with_name(f"{run.name}.stages")
 
 
-def funnel_of(lists: Lists, folder: Path, log: Log) -> Funnel:
+def check_same_log(log: Log, folder: Path) -> None:
+    """Raises KarmafunnelError where a folder holds another log, of a Run that stays."""
+    if folder.exists():
+        there = Log.open(folder, anyway=True).tables
+        if not all(there[name].equals(table) for name, table in log.tables.items()):
+            raise other_run(folder)
+
+
+def other_run(folder: Path) -> KarmafunnelError:
+    return KarmafunnelError(
+        "import-run",
+        what=folder.with_suffix(""),
+        needs="to be free, or a Run of the same files",
+        found=f"a Run of others ({folder.name})",
+        hint="to replace it, use --force",
+    )
+
+
+def funnel_of(lists: Lists, folder: Path, log: Log, keep: bool = False) -> Funnel:
     """A funnel that returns the lists, which are written into `folder`, one Parquet file per stage.
 
+    Args:
+        keep: the lists that are there belong to a Run that is not to be replaced.
+
     Raises:
-        KarmafunnelError: where the log has none of the requests.
+        KarmafunnelError: where the log has none of the requests, or the folder holds other files or
+            other lists to keep.
     """
     mine = lists.frame.filter(
         pl.col("request_id").is_in(log.requests["request_id"].implode())
@@ -388,7 +352,15 @@ def funnel_of(lists: Lists, folder: Path, log: Log) -> Funnel:
                 needs=f"requests of log {log.name}, such as {log.request_ids[0]!r}",
                 found=f"others only, such as {there[0]!r}",
             )
-    remove(folder)
+    strange = [path.name for path in folder.glob("*") if path.suffix != ".parquet"]
+    if strange or (folder.exists() and not folder.is_dir()):
+        raise KarmafunnelError(
+            "import-run",
+            what=folder,
+            needs="to be free for the lists of the stages",
+            found=", ".join(strange[:3]) or "a file",
+            hint="nothing was written",
+        )
     stages: list[Stage] = []
     with atomic_folder(folder) as temporary:
         for stage in lists.stages:
@@ -402,4 +374,8 @@ def funnel_of(lists: Lists, folder: Path, log: Log) -> Funnel:
             stages.append(
                 kind(str(folder / path.name), k=k, checksum=sha256(path)[:16], name=stage)
             )
+        if keep and folder.exists():
+            sums = [{p.name: sha256(p) for p in at.glob("*.parquet")} for at in (folder, temporary)]
+            if sums[0] != sums[1]:
+                raise other_run(folder)
     return Funnel(tuple(stages))
