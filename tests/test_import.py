@@ -420,44 +420,6 @@ def test_what_is_told_replaces_the_guess(tmp_path):
 
 # -- bad input -------------------------------------------------------------------------------------
 
-BAD_ROWS = {
-    "no item": ("u,,{t}", "no item"),
-    "no time": ("u,i,", "time is missing"),
-    "a word for a time": ("u,i,yesterday", "time cannot be read"),
-    "1970": ("u,i,3600", "time is outside 1980 to 2100"),
-    "another unit": ("u,i,{t}000000", "time is outside 1980 to 2100"),
-    "too many fields": ("u,i,{t},more", "needs 3 fields, has 4"),
-    "too few fields": ("u,i", "needs 3 fields, has 2"),
-}
-
-
-@pytest.mark.parametrize("what", BAD_ROWS)
-def test_a_bad_row_is_rejected_with_file_row_and_reason(what, tmp_path):
-    line, reason = BAD_ROWS[what]
-    lines = plain_csv(400).splitlines()
-    lines.insert(200, line.replace("{t}", str(START)))
-    path = write(tmp_path / "rows.csv", "\n".join(lines) + "\n")
-    log = imported(tmp_path, path)
-    assert pairs(log) == rows_of(400)
-    assert log.meta["set_aside"] == {f"rejected: {reason}": 1}
-    (row,) = pl.read_parquet(tmp_path / "log" / "rejected.parquet").to_dicts()
-    assert (row["file"], row["row"], row["reason"]) == (str(path), 200, reason)
-
-
-@pytest.mark.parametrize(
-    ("cell", "reason"),
-    [("-3", "price is negative"), ("dear", "price cannot be read"), ("inf", "price is not finite")],
-)
-def test_a_bad_price_is_rejected_and_a_missing_one_is_none(cell, reason, tmp_path):
-    text = "user,item,time,price\n" + "".join(
-        f"{u},{i},{t},{'' if n % 2 else '1.5'}\n" for n, (u, i, t) in enumerate(rows_of(400))
-    )
-    found = import_tables(
-        [write(tmp_path / "p.csv", text + f"u,i,{START},{cell}\n")], tmp_path / "log"
-    )
-    assert found.rejects.reasons == {reason: 1} and found.rejects.rows[0]["row"] == 401
-    assert Log.open(tmp_path / "log").exposures["price_shown"].null_count() == 200
-
 
 def test_more_than_one_row_in_a_hundred_is_refused_unless_allowed(tmp_path):
     path = write(tmp_path / "rows.csv", plain_csv(100) + "u,i,never\n" * 3)
@@ -469,63 +431,6 @@ def test_more_than_one_row_in_a_hundred_is_refused_unless_allowed(tmp_path):
     )
     assert not (tmp_path / "log").exists() and not list(tmp_path.glob(".*"))
     assert import_tables([path], tmp_path / "log", allow_rejects=True).rejects.count == 3
-
-
-def test_the_same_event_twice_is_one(tmp_path):
-    text = plain_csv() + plain_csv().split("\n", 1)[1]
-    found = import_tables([write(tmp_path / "rows.csv", text)], tmp_path / "log")
-    assert found.set_aside == {"rows that say the same as another": 60}
-    assert pairs(Log.open(tmp_path / "log")) == rows_of()
-
-
-HARD = {
-    "quotes": ('"smith, ""jr""\nof two lines"', 'smith, "jr"\nof two lines'), "emoji": ("🫖", "🫖"), "zeros": ("007", "007"),
-    "blanks": ("  a b  ", "a b"), "long": ("x" * 3_000_000, "x" * 3_000_000),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", HARD)
-def test_ids_are_what_they_are(what, tmp_path):
-    cell, meant = HARD[what]
-    text = plain_csv() + f"{cell},i9,{START + 999_999}\n"
-    assert pairs(imported(tmp_path, write(tmp_path / "rows.csv", text)))[-1] == (
-        meant,
-        "i9",
-        START + 999_999,
-    )
-
-
-def test_latin_1_is_read(tmp_path):
-    text = plain_csv() + f"Zoë,crème,{START + 999_999}\n"
-    assert pairs(imported(tmp_path, write(tmp_path / "rows.csv", text, "latin-1")))[-1][:2] == (
-        "Zoë",
-        "crème",
-    )
-
-
-REFUSED = {
-    "nothing": (b"", "needs a header and rows"),
-    "a header alone": (b"user,item,time\n", "needs at least one row"),
-    "half a gzip": (gzip.compress(plain_csv(5000).encode())[:200], "needs a whole file"),
-    "no item": (b"user,colour,time\n1,red,1600000000\n", "needs a column of items"),
-    "no time": (b"user,item\n1,2\n", "needs a column of times"),
-    "a name twice": (b"user,item,item,time\n1,2,3,1600000000\n", "'item' twice"),
-    "no row that can be used": (
-        b"user,item,time\nu,,1600000000\n",
-        "needs rows that can be imported",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_imported_is_refused_and_nothing_is_left(what, tmp_path):
-    data, words = REFUSED[what]
-    path = tmp_path / ("rows.csv.gz" if "gzip" in what else "rows.csv")
-    path.write_bytes(data)
-    with pytest.raises(KarmafunnelError) as raised:
-        import_tables([path], tmp_path / "log")
-    assert words in str(raised.value)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_path_that_names_nothing(tmp_path):

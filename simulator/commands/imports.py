@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,14 +285,23 @@ def print_reasons(found: Found) -> None:
     print_table(Table(["what", "taken", "why"], rows, text_columns=3, title="what was found"), out)
 
 
+def day_of(ms: int) -> str:
+    """The day of a time in ms since 1970 (UTC)."""
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d}"
+
+
 def print_outcome(log: Path, found: Found | None) -> None:
     """Print what was imported, what was left out, and the next commands."""
     from ..report.table import Table, print_table
 
     meta = read_json(log / "log.json")
     rows = [[name, f"{count:,}"] for name, count in meta["counts"].items()]
+    if found is not None:
+        rows += [["first time", day_of(found.first)], ["last time", day_of(found.latest)]]
     rows += [[f"set aside: {what}", f"{many:,}"] for what, many in meta["set_aside"].items()]
     print_table(Table(["what", "count"], rows, title=f"{meta['name']}: {log}"), out)
+    if found is not None and found.latest > time.time() * 1000:
+        err.print(f"the last time lies in the future: {day_of(found.latest)}")
     for sentence in meta["lacks"]:
         err.print(f"lacks {sentence}")
     if found is not None and found.alone:

@@ -146,7 +146,8 @@ def clean(
         if values is None:
             return absent(pl.Float64)
         given = values.cast(pl.String, strict=False).str.strip_chars()
-        read = numbers(given, made.decimal)
+        quick = made.decimal == "." and plainly(given)
+        read = given.cast(pl.Float64) if quick else numbers(given, made.decimal)
         there = given.is_not_null() & (given != "")
         bad.append((f"{role} cannot be read", there & read.is_null()))
         bad.append(
@@ -182,15 +183,9 @@ def clean(
     else:
         key = absent(pl.String)
     clicked, purchased, used = outcomes(n, made, kind, rating, position, text, bad)
-    if made.currency and (money := column("price")) is not None:
-        codes = currencies(ids(money)) if "currency" not in roles else text("currency")
-        other = (codes != made.currency) & price.is_not_null()
-        if "currency" in roles:
-            other |= codes.is_null() & price.is_not_null()
-        found.aside(
-            f"prices in other currencies than {made.currency}", int(other.fill_null(False).sum())
-        )
-        price = pl.select(pl.when(other.fill_null(False)).then(None).otherwise(price)).to_series()
+    if (money := column("price")) is not None:
+        coins = text("currency") if "currency" in roles else None
+        price = of_currency(price, money, coins, found)
     query = text("query")
     if known is not None:
         query = known.of(query, found)
@@ -221,6 +216,34 @@ def clean(
         schema=FLAT,
     )
     return flat.filter(used & ~wrong)
+
+
+def of_currency(
+    price: pl.Series, written: pl.Series, coins: pl.Series | None, found: Found
+) -> pl.Series:
+    """Prices, null where they are in another currency than that of the map; those are counted.
+
+    Args:
+        written: the prices as text.
+        coins: the currency of each, if there is such a column.
+    """
+    ours = found.map.currency
+    if coins is None and not plainly(written):
+        coins = currencies(ids(written))
+        coins = coins.fill_null(ours) if ours else coins  # a bare number is in the map's
+    if coins is None or (ours is None and "currency" in found.map.columns):
+        return price
+    other = price.is_not_null() & ((coins != ours).fill_null(True) if ours else coins.is_not_null())
+    named = f"other currencies than {ours}" if ours else "a currency, beside bare numbers"
+    found.aside(f"prices in {named}", int(other.sum()))
+    return pl.select(pl.when(~other).then(price)).to_series()
+
+
+def plainly(values: pl.Series) -> bool:
+    """Whether all values are numbers without signs of currencies or thousands."""
+    if values.dtype.is_numeric():
+        return True
+    return values.cast(pl.Float64, strict=False).null_count() == values.null_count()
 
 
 def outcomes(
@@ -361,6 +384,7 @@ def import_tables(
         known = write_interactions(found, flat, folder)
         items = [(path, layout) for path, layout, _ in found.tables("items")]
         catalogue = items_of(found, items, known)
+        check_rejects(found, allow_rejects)
         write_parquet(folder / "items.parquet", catalogue, compression="zstd", statistics=True)
         finish(found, folder, catalogue, wants, meta)
     return found
@@ -614,6 +638,8 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                         folder / f"{name}.parquet", table.schema, compression="zstd"
                     )
                 writers[name].write_table(table.cast(writers[name].schema))
+            found.first = min(found.first or HIGHEST, int(bucket["ts"].min()))  # type: ignore[arg-type]
+            found.latest = int(bucket["ts"].max())  # type: ignore[arg-type]
             seen.append(bucket.group_by("item_id").agg(latest))
             if len(seen) > 8:
                 seen = [pl.concat(seen).group_by("item_id").agg(latest)]
@@ -660,37 +686,11 @@ def items_of(
     frames = []
     for path, layout in items:
         for frame in batches(path, layout, found.rejects):
-            columns = {role: name for role, name in made.items.items() if name in frame.columns}
-            if "item" not in columns:
-                raise KarmafunnelError(
-                    path, needs=f"the column {made.items['item']!r}", found=frame.columns
-                )
-            picked = {"item_id": ids(frame[columns["item"]])}
-            for role in ("title", "brand", "description"):
-                if role in columns:
-                    values = frame[columns[role]].cast(pl.String, strict=False).str.strip_chars()
-                    picked[role] = pl.select(pl.when(values != "").then(values)).to_series()
-            if "price" in columns:
-                read = numbers(
-                    frame[columns["price"]].cast(pl.String, strict=False).str.strip_chars(),
-                    made.decimal,
-                )
-                picked["price"] = pl.select(
-                    pl.when((read >= 0) & read.is_finite()).then(read)
-                ).to_series()
-            if "category" in columns:
-                values = frame[columns["category"]]
-                if values.dtype == pl.String:
-                    values = values.str.split(made.category_separator).list.eval(
-                        pl.element().str.strip_chars()
-                    )
-                picked["category"] = values
-            frames.append(pl.DataFrame(picked))
+            found.rows += frame.height
+            frames.append(clean_items(frame, found, path))
     if not frames:
         return conform(known, "items", f"import {made.name}")
-    table = pl.concat(frames, how="diagonal").filter(
-        pl.col("item_id").is_not_null() & (pl.col("item_id") != "")
-    )
+    table = pl.concat(frames, how="diagonal_relaxed")
     found.aside("items that stand twice", table.height - table["item_id"].n_unique())
     table = table.unique("item_id", keep="first", maintain_order=True)
     table = table.join(known, on="item_id", how="full", coalesce=True, suffix=" seen")
@@ -699,6 +699,43 @@ def items_of(
             both = pl.coalesce(name, f"{name} seen")
             table = table.with_columns(both.alias(name)).drop(f"{name} seen")
     return conform(table.sort("item_id"), "items", f"import {made.name}")
+
+
+def clean_items(frame: pl.DataFrame, found: Found, path: Path) -> pl.DataFrame:
+    """The items of a batch; rows without an id are rejected, and prices that are none counted."""
+    made = found.map
+    columns = {role: name for role, name in made.items.items() if name in frame.columns}
+    if "item" not in columns:
+        raise KarmafunnelError(
+            path, needs=f"the column {made.items['item']!r}", found=frame.columns
+        )
+    item = ids(frame[columns["item"]])
+    picked = {"item_id": item}
+    for role in ("title", "brand", "description"):
+        if role in columns:
+            values = frame[columns[role]].cast(pl.String, strict=False).str.strip_chars()
+            picked[role] = pl.select(pl.when(values != "").then(values)).to_series()
+    if "price" in columns:
+        given = frame[columns["price"]].cast(pl.String, strict=False).str.strip_chars()
+        read = numbers(given, made.decimal)
+        there = given.is_not_null() & (given != "")
+        fine = ((read >= 0) & read.is_finite()).fill_null(False)
+        found.aside("prices of items that are negative or no numbers", int((there & ~fine).sum()))
+        price = pl.select(pl.when(fine).then(read)).to_series()
+        picked["price"] = of_currency(price, given, None, found)
+    if "category" in columns:
+        values = frame[columns["category"]]
+        if not isinstance(values.dtype, pl.List):
+            values = values.cast(pl.String, strict=False).str.split(made.category_separator)
+        names = values.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars())
+        names = names.list.eval(pl.element().filter(pl.element() != ""))
+        some = names.list.len() > 0
+        picked["category"] = pl.select(pl.when(some).then(names)).to_series()
+    missing = item.is_null() | (item == "")
+    for i in missing.fill_null(True).arg_true().to_list():
+        shown = {c: v for c, v in frame.row(i, named=True).items() if c != ROW}
+        found.rejects.add(str(path), int(frame[ROW][i]), "no item", str(shown))
+    return pl.DataFrame(picked).filter(~missing)
 
 
 def finish(

@@ -67,6 +67,8 @@ class Found:
     set_aside: dict[str, int] = field(default_factory=dict)
     rows: int = 0
     last: int = 0  # number of the last row of the files that were read
+    first: int = 0  # time of the first interaction, ms since 1970
+    latest: int = 0  # time of the last one
     alone: int = 0  # requests without a user, in a log with users
 
     def aside(self, what: str, many: int) -> None:
@@ -284,11 +286,25 @@ def guess_tables(
     if (items := one_of(groups, "items")) is not None:
         item_roles, more = guess_items(items.sample, items.path)
         made, reasons = replace(made, items=item_roles), reasons + more
+        if "category" in item_roles:
+            made = replace(made, category_separator=guess_separator(items.sample, made, reasons))
     if made.lists or made.queries:
         reasons = [reason for reason in reasons if reason.what != "requests"]
         why = "by which tables are joined" if made.per == "request" else "as without queries"
         reasons.append(Reason("requests", f"one for each {made.per}", why))
     return made, reasons
+
+
+def guess_separator(frame: pl.DataFrame, made: ColumnMap, reasons: list[Reason]) -> str:
+    """What stands between the levels of a category: "|", or ">" where most have that."""
+    values = frame[made.items["category"]]
+    if values.dtype.is_nested():
+        return made.category_separator
+    shown = texts(frame, made.items["category"])
+    if float(shown.str.contains(">", literal=True).mean() or 0) <= 0.5:  # type: ignore[arg-type]
+        return made.category_separator
+    reasons.append(Reason("items: levels", ">", f"between the levels of {values.name}"))
+    return ">"
 
 
 def only_texts(made: ColumnMap) -> bool:
