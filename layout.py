@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 import polars as pl
@@ -139,8 +140,10 @@ def meta_faults(found: Any, partial: bool = False) -> list[dict[str, Any]]:
             faults.append({"key": key, "needed": kind.words, "found": shorten(found[key])})
     if isinstance(found.get("has"), dict):
         one_of = f"one of {', '.join(CAPABILITIES)}"
-        unknown = sorted(str(name) for name in found["has"] if name not in CAPABILITIES)
-        faults += [{"key": f"has.{name}", "needed": one_of, "found": name} for name in unknown]
+        for name in sorted(str(name) for name in found["has"] if name not in CAPABILITIES):
+            close = get_close_matches(name, CAPABILITIES, n=1, cutoff=0.6)
+            needed = one_of + (f" (did you mean {close[0]}?)" if close else "")
+            faults.append({"key": f"has.{name}", "needed": needed, "found": name})
     return faults
 
 
@@ -231,6 +234,20 @@ def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
         KarmafunnelError: naming table, row (from 0) and column, for any other value or type.
     """
     here = f"{who}: {table}"
+    if not isinstance(frame, pl.DataFrame):
+        kind = f"a {type(frame).__name__} of {type(frame).__module__.partition('.')[0]}"
+        hint = "karmafunnel.Log.from_frames takes pandas and Arrow, too"
+        raise KarmafunnelError(here, needs="a Polars frame", found=kind, hint=hint)
+    known = expected(table)
+    for name in frame.columns:
+        absent = [column for column in known if column not in frame.columns]
+        if name not in known and (close := get_close_matches(name, absent, n=1, cutoff=0.8)):
+            raise KarmafunnelError(
+                here,
+                needs="columns of the layout",
+                found=repr(name),
+                hint=f"did you mean {close[0]}?",
+            )
     columns = []
     for name, dtype in TABLES[table].items():
         if name in frame.columns:

@@ -36,7 +36,15 @@ from .files import (
     write_json,
     write_parquet,
 )
-from .layout import TABLES, WINDOWS, complete_meta, conform, expected, same_type
+from .layout import (
+    CAPABILITIES,
+    TABLES,
+    WINDOWS,
+    complete_meta,
+    conform,
+    expected,
+    same_type,
+)
 
 # labels of relevant items, and the capability that a log needs for each
 LABELS = {"click": "clicks", "purchase": "purchases"}
@@ -314,15 +322,32 @@ class Log:
         """A log from frames with some of the layout's columns: absent ones become null, requests
         are sorted by time, and windows are assigned where there are none.
 
+        Without a column of sources all requests are of the scenario; without one of users each
+        session is a user of its own.
+
+        Args:
+            meta: keys of log.json; `has` and `label` are inferred from the tables by default.
+
         Raises:
-            KarmafunnelError: naming table, row and column of a value that the layout refuses.
+            KarmafunnelError: naming table, row and column of a value that the layout refuses, or a
+                misspelt column.
         """
-        meta = complete_meta(meta)
+        given, meta = meta, complete_meta(meta)
         who = f"log {meta['name']}"
+        columns = list(requests.columns)
         items, requests = conform(items, "items", who), conform(requests, "requests", who)
         exposures = conform(exposures, "exposures", who)
         if requests.height == 0:
             raise KarmafunnelError(who, needs="at least one request", found="none")
+        if "has" not in given:
+            meta["has"] = held(items, requests, exposures)
+        if "label" not in given and meta["has"]["purchases"] and not meta["has"]["clicks"]:
+            meta["label"] = "purchase"
+        if "user_id" not in columns:
+            visitor = pl.format("visitor of {}", pl.coalesce("session_id", "request_id"))
+            requests = requests.with_columns(visitor.alias("user_id"))
+        if "source" not in columns and meta["scenario"]:
+            requests = requests.with_columns(pl.lit(meta["scenario"][0]).alias("source"))
         if meta["time"] == "clock":
             if nulls := requests["ts"].null_count():
                 needs = "a ts in every request where time is 'clock'"
@@ -336,7 +361,16 @@ class Log:
                     needs="the publisher's windows",
                     found="none",
                 )
-            window = assign_windows(requests["ts"], requests["source"].is_in(meta["scenario"]))
+            served = requests["source"].is_in(meta["scenario"]).fill_null(False)
+            if not served.any():
+                sources = requests["source"].drop_nulls().unique().sort().to_list()
+                raise KarmafunnelError(
+                    who,
+                    what="scenario",
+                    needs=f"sources that requests have, such as {sources[:3]}",
+                    found=meta["scenario"],
+                )
+            window = assign_windows(requests["ts"], served)
             requests = requests.with_columns(window.alias("window"))
         tables = {"items": items, "requests": requests, "exposures": exposures}
         return cls({name: frame.lazy() for name, frame in tables.items()}, meta)
@@ -662,6 +696,28 @@ class Log:
     def asof(self) -> AsOf:
         """The log as it was known before each request."""
         return AsOf(self)
+
+
+def held(items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame) -> dict[str, bool]:
+    """The capabilities (`has` of log.json) of three tables in the layout's columns."""
+
+    def there(frame: pl.DataFrame, *columns: str) -> bool:
+        return any(frame[column].null_count() < frame.height for column in columns)
+
+    has = dict.fromkeys(CAPABILITIES, False)
+    return has | {
+        "text": there(items, "title"),
+        "query": there(requests, "query"),
+        "users": there(requests, "user_id"),
+        "price": there(items, "price") or there(exposures, "price_shown", "price_paid"),
+        "exposures": there(exposures, "position"),
+        "clicks": bool(exposures["clicked"].any()),
+        "purchases": bool(exposures["purchased"].any()),
+        "propensity": there(exposures, "propensity"),
+        "images": there(items, "image"),
+        "visual": there(items, "visual"),
+        "filters": bool((requests["filters"].list.len() > 0).any()),
+    }
 
 
 def rows_of(frame: pl.DataFrame, requests: np.ndarray) -> pl.DataFrame:

@@ -70,18 +70,14 @@ class Log(AnyLog):
         """A log from its three tables.
 
         Args:
-            meta: keys of log.json, such as name and label; `has` is inferred from the tables by
-                default.
+            meta: keys of log.json, such as name and label; `has`, `label` and `scenario` are
+                inferred from the tables by default.
 
         Raises:
             KarmafunnelError: as `Log.make` does.
         """
         items, requests, exposures = as_polars(items), as_polars(requests), as_polars(exposures)
         meta = {"name": "log", "scenario": scenario_of(requests)} | meta
-        if "has" not in meta:
-            meta["has"] = held(items, requests, exposures)
-        if "label" not in meta:
-            meta["label"] = "click" if meta["has"]["clicks"] else "purchase"
         return AnyLog.make(items, requests, exposures, meta)
 
     @classmethod
@@ -144,29 +140,6 @@ def as_polars(frame: Any) -> pl.DataFrame:
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:  # such as 1 beside "one"
         needs = "columns of values of one type"
         raise KarmafunnelError("log", needs=needs, found=line_of(error)) from error
-
-
-def held(items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame) -> dict[str, bool]:
-    """The capabilities (`has` of log.json) of the three tables."""
-
-    def there(frame: pl.DataFrame, *columns: str) -> bool:
-        return any(c in frame.columns and frame[c].null_count() < frame.height for c in columns)
-
-    def any_true(column: str) -> bool:
-        return there(exposures, column) and bool(
-            exposures[column].fill_null(False).cast(pl.Boolean).any()
-        )
-
-    return {
-        "text": there(items, "title"),
-        "query": there(requests, "query"),
-        "users": there(requests, "user_id"),
-        "price": there(items, "price") or there(exposures, "price_shown", "price_paid"),
-        "exposures": there(exposures, "position"),
-        "clicks": any_true("clicked"),
-        "purchases": any_true("purchased"),
-        "propensity": there(exposures, "propensity"),
-    }
 
 
 def scenario_of(requests: pl.DataFrame) -> list[str]:

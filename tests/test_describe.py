@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from karmafunnel.log import Catalogue, Log
 from karmafunnel.simulator.commands.data import print_description
+from karmafunnel.simulator.measure import describe as describing
 from karmafunnel.simulator.measure.describe import describe, popularity, spread
 from karmafunnel.simulator.report.log_page import histogram, write_html
 from rich.console import Console
@@ -66,6 +67,27 @@ def shop(**meta) -> Log:
 @pytest.fixture(scope="module")
 def stats() -> dict:
     return describe(shop())
+
+
+def test_examples_of_items_and_of_requests(stats):
+    """bob1 and ann0 have no history; the latest item of a history comes first."""
+    assert [row["item_id"] for row in stats["some_items"]] == list("abcd")
+    assert stats["some_items"][0] == {
+        "item_id": "a", "title": "red lamp", "brand": "Oak", "category": ["home", "lamps"], "price": 10.0,
+    }  # fmt: skip
+    assert [row["request_id"] for row in stats["some_requests"]] == ["ann2", "bob3"]
+    assert stats["some_requests"][1] == {
+        "request_id": "bob3", "user_id": "bob", "ts": "2026-01-04T00:00:00+00:00", "window": "W2b", "query": None,
+        "events_before": 1, "history": ["blue lamp"], "relevant": ["green floor lamp"], "relevant_items": 1,
+    }  # fmt: skip
+    tables = {title: (heads, rows) for title, heads, rows in describing.tables(stats)}
+    assert tables["requests (2 of 4)"][1][0] == ["ann2", "ann", "2026-01-03 00:00", "red lamp", "red lamp", "red lamp"]
+    assert tables["items (4 of 4)"][1][3] == ["d", "n/a", "Elm", "n/a", "40"]
+
+
+@pytest.mark.parametrize(("n", "rows"), [(0, []), (3, [0, 1, 2]), (5, [0, 1, 2, 3, 4]), (12, [0, 2, 4, 7, 9])])
+def test_examples_are_spread_evenly(n, rows):
+    assert describing.evenly(n).tolist() == rows
 
 
 def test_sizes(stats):

@@ -53,7 +53,7 @@ def test_pandas_ids_with_a_gap_are_whole_numbers_still():
 
 def test_three_frames_are_a_log_and_say_what_they_hold(shop):
     made = Log.from_frames(shop.items, shop.requests.drop("window"), shop.exposures, name="mine")
-    assert made.meta["has"] == shop.meta["has"] | {"filters": False}
+    assert made.meta["has"] == shop.meta["has"]
     assert made.requests["window"].to_list() == shop.requests["window"].to_list()
 
 

@@ -416,3 +416,65 @@ def test_texts_are_utf_8_whatever_the_locale(tmp_path):
         json.loads((tmp_path / "small" / "log.json").read_text(encoding="utf-8"))["name"]
         == "Größe-0.7"
     )
+
+
+def simple(n: int = 30) -> dict[str, pl.DataFrame]:
+    """Frames as somebody makes them who has read nothing: whole numbers for ids, times in
+    microseconds, no source, no window."""
+    times = [datetime(2026, 1, 1) + timedelta(hours=i) for i in range(n)]
+    return {
+        "items": pl.DataFrame({"item_id": range(5), "title": list("abcde")}),
+        "requests": pl.DataFrame({"request_id": range(n), "user_id": [i % 3 for i in range(n)], "ts": times}),
+        "exposures": pl.DataFrame({"request_id": range(n), "item_id": [i % 5 for i in range(n)], "clicked": [True] * n}),
+    }
+
+
+def test_what_a_log_has_is_seen_in_its_tables():
+    log = Log.make(**simple(), meta={"name": "mine"})
+    assert [name for name, there in log.meta["has"].items() if there] == ["text", "clicks", "users"]
+    assert log.meta["label"] == "click" and log.in_scenario.all() and log.item_ids.tolist() == list("01234")
+    require(log)
+    frames = simple()
+    frames["exposures"] = frames["exposures"].rename({"clicked": "purchased"})
+    assert Log.make(**frames, meta={}).meta["label"] == "purchase"
+
+
+def test_without_users_each_session_is_one():
+    frames = simple()
+    frames["requests"] = frames["requests"].drop("user_id").with_columns(session_id=pl.col("request_id") // 10)
+    log = Log.make(**frames, meta={})
+    assert not log.has("users") and log.requests["user_id"].n_unique() == 3
+    require(log)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: f["exposures"].rename({"clicked": "clikced"}), "found 'clikced'; did you mean clicked"),
+        (lambda f: f["exposures"].with_columns(quantity=1.75), "'quantity' needs whole numbers, found 1.75"),
+        (lambda f: f["exposures"].to_pandas(), "found a DataFrame of pandas; karmafunnel.Log.from_frames"),
+    ],
+)  # fmt: skip
+def test_frames_that_would_lose_something_are_refused(change, words):
+    frames = simple()
+    with pytest.raises(KarmafunnelError, match=words):
+        Log.make(**frames | {"exposures": change(frames)}, meta={})
+
+
+@pytest.mark.parametrize(
+    ("meta", "words"),
+    [({"has": {"click": True}}, "did you mean clicks"), ({"scenario": ["home"]}, "scenario needs sources")],
+)
+def test_what_is_misspelt_is_told(meta, words):
+    frames = simple()
+    frames["requests"] = frames["requests"].with_columns(source=pl.lit("search"))
+    with pytest.raises(KarmafunnelError, match=words):
+        Log.make(**frames, meta=meta)
+
+
+@pytest.mark.parametrize(("dtype", "words"), [(pl.Int64, 'from_epoch.*"s"'), (pl.String, "str.to_datetime")])
+def test_times_that_are_none_say_how_to_make_them(dtype, words):
+    frames = simple()
+    seconds = (frames["requests"]["ts"].dt.epoch("s")).cast(dtype)
+    with pytest.raises(KarmafunnelError, match=words):
+        Log.make(**frames | {"requests": frames["requests"].with_columns(ts=seconds)}, meta={})

@@ -296,10 +296,12 @@ def describe(log: Path, as_json: bool, html: Path | None) -> None:
 
 def print_description(stats: dict[str, Any], console: Console) -> None:
     """Tables: facts, windows, spreads, click rates."""
-    from ..measure.describe import tables
+    from ..measure.describe import SAMPLES, tables
     from ..report.table import Table, print_table
 
     for title, heads, rows in tables(stats):
         console.print(title, style="bold")
-        print_table(Table(heads, rows, look="" if len(heads) > 2 else "prose"), console)
+        texts = len(heads) if title.split()[0] in SAMPLES else 1
+        look = "prose" if len(heads) == 2 or texts > 1 else ""
+        print_table(Table(heads, rows, texts, look=look), console)
         console.print()

@@ -415,9 +415,10 @@ def one_currency(made: ColumnMap, groups: Sequence[Group], reasons: list[Reason]
             column = roles[role]
             values = texts(group.sample, column)
             codes = values if role == "currency" else currencies(values)
-            for code in codes.drop_nulls().unique().sort().to_list():
+            for code in (
+                codes.drop_nulls().filter(codes.drop_nulls() != "").unique().sort().to_list()
+            ):
                 seen.setdefault(code, column)
-    seen.pop("", None)
     if len(seen) > 1:
         raise KarmafunnelError(
             "import",
@@ -426,6 +427,7 @@ def one_currency(made: ColumnMap, groups: Sequence[Group], reasons: list[Reason]
             hint=f"say which to keep: --currency {next(iter(seen))}",
         )
     if not seen:
+        reasons.append(Reason("currency", "none", "nothing names it: --currency may"))
         return made
     (code,) = seen
     reasons.append(Reason("prices", code, f"the one in {seen[code]}"))

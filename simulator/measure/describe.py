@@ -21,6 +21,8 @@ Stats = dict[str, Any]
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
 PRINTED = ("p50", "p90", "p99")  # the dict has all of QUANTILES
 SHOWN_POSITIONS = 50  # for CTR by position
+SAMPLED = 5  # items and requests that are shown as examples
+NAMED = 2  # items of a history, and relevant items, of a request that is shown
 ALL = "all"
 
 
@@ -51,6 +53,7 @@ def describe(log: Log | Catalogue) -> Stats:
         "sizes": {"items": log.items.height},
         "items": describe_items(log.items),
         "prices": {"list": prices(log.items["price"])},
+        "some_items": some_items(log.items),
     }
     return stats if isinstance(log, Catalogue) else stats | describe_log(log, stats)
 
@@ -120,6 +123,7 @@ def describe_log(log: Log, stats: Stats) -> Stats:
         "popularity": popularity(np.bincount(truth["item"].to_numpy(), minlength=log.n_items)),
         "history": spread(of_requests["history"]),
         "eligible": spread(of_requests["eligible"]),
+        "some_requests": some_requests(log, of_requests, truth),
         "query": (
             None
             if not log.has("query")
@@ -130,6 +134,47 @@ def describe_log(log: Log, stats: Stats) -> Stats:
             }
         ),
     }
+
+
+def evenly(n: int) -> np.ndarray:
+    """Up to `SAMPLED` of n rows at equal distances: int64, rising."""
+    return np.unique(np.arange(min(SAMPLED, n)) * n // max(min(SAMPLED, n), 1))
+
+
+def some_items(items: pl.DataFrame) -> list[Stats]:
+    """Items at equal distances in the table."""
+    columns = ["item_id", "title", "brand", "category", "price"]
+    return items.select(columns)[evenly(items.height)].to_dicts()
+
+
+def some_requests(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -> list[Stats]:
+    """Requests of the scenario at equal distances in time, among those with a history and a
+    relevant item (or a relevant item, or any); histories have the latest item first.
+    """
+    told = of_requests.filter(pl.col("truth") > 0)
+    lived = told.filter(pl.col("history") > 0)
+    mine = next((f for f in (lived, told) if f.height), of_requests)
+    request = mine["request"].gather(evenly(mine.height)).to_numpy()
+    names = log.items.select(pl.coalesce("title", "item_id")).to_series()
+    history = log.asof.history(request, NAMED).items[:, ::-1]
+    counts = log.asof.n_events(request)
+    found = []
+    for i, row in enumerate(request.tolist()):
+        columns = ["request_id", "user_id", "ts", "window", "query"]
+        facts = log.requests.select(columns).row(row, named=True)
+        wanted = truth.filter(pl.col("request") == row)["item"]
+        before = [item for item in history[i].tolist() if item >= 0]
+        found.append(
+            facts
+            | {
+                "ts": iso(facts["ts"]),
+                "events_before": int(counts[i]),
+                "history": names.gather(before).to_list(),
+                "relevant": names.gather(wanted.head(NAMED)).to_list(),
+                "relevant_items": wanted.len(),
+            }
+        )
+    return found
 
 
 def per_request(log: Log, served: np.ndarray, truth: pl.DataFrame) -> pl.DataFrame:
@@ -309,6 +354,7 @@ Tables = list[tuple[str, list[str], list[list[str]]]]
 def tables(stats: Stats) -> Tables:
     """The tables of the terminal and of the page: title, head and rows of each, as text."""
     found: Tables = [(str(stats["name"]), ["what", "found"], facts(stats))]
+    found += samples(stats)
     if "windows" in stats:
         head = ["requests of the scenario", *(w["window"] for w in stats["windows"])]
         rows = [[name, *(show(w[key]) for w in stats["windows"])] for name, key, show in OF_WINDOWS]
@@ -330,6 +376,61 @@ def tables(stats: Stats) -> Tables:
             ("clicks by position (the first 10)", ["position", "shown", "clicked", "CTR"], rows)
         )
     return found
+
+
+SAMPLES = ("items", "requests")  # tables of texts, by the first word of their titles
+
+
+def samples(stats: Stats) -> Tables:
+    """The tables of some items and of some requests."""
+    rows = [
+        [
+            one["item_id"],
+            short(one["title"]),
+            short(one["brand"]),
+            short(" > ".join(one["category"] or [])),
+            number(one["price"]),
+        ]
+        for one in stats["some_items"]
+    ]
+    many = f"{len(rows):,} of {stats['sizes']['items']:,}"
+    heads = ["item", "title", "brand", "category", "price"]
+    found: Tables = [(f"items ({many})", *filled(heads, rows))]
+    if "some_requests" not in stats:
+        return found
+    rows = [
+        [
+            short(one["request_id"]),
+            short(one["user_id"]),
+            (one["ts"] or one["window"])[:16].replace("T", " "),
+            short(one["query"]),
+            listed(one["history"], one["events_before"]),
+            listed(one["relevant"], one["relevant_items"]),
+        ]
+        for one in stats["some_requests"]
+    ]
+    many = f"{len(rows):,} of {stats['sizes']['scenario_requests']:,}"
+    heads = ["request", "user", "time", "query", "history", "relevant items"]
+    found.append((f"requests ({many})", *filled(heads, rows)))
+    return found
+
+
+def filled(heads: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that hold something."""
+    kept = [i for i in range(len(heads)) if any(row[i] != "n/a" for row in rows)]
+    return [heads[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def short(text: str | None, most: int = 32) -> str:
+    """A text in one line, cut after `most` characters; "n/a" for none."""
+    line = " ".join((text or "").split())
+    return (line if len(line) <= most else f"{line[: most - 1]}…") or "n/a"
+
+
+def listed(names: list[str], whole: int) -> str:
+    """Names of items, and how many more there are."""
+    more = f" and {whole - len(names):,} more" if whole > len(names) else ""
+    return "; ".join(short(name, 24) for name in names) + more if names else "none"
 
 
 def count(value: int | None) -> str:

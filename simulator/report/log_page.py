@@ -13,7 +13,7 @@ import polars as pl
 
 from ...layout import WINDOWS
 from ...log import Catalogue, Log
-from ..measure.describe import ALL, Stats, count, number, percent, tables, words
+from ..measure.describe import ALL, SAMPLES, Stats, count, number, percent, tables, words
 from .page import Beside, Block, Cards, Figure, Page, Plot, Section, Text, Words, rich, write_page
 from .table import Table
 
@@ -27,6 +27,11 @@ NOTE = (
     " hit measures."
 )
 
+HISTORIES = (
+    "Requests at equal distances in time, with a history and a relevant item where there are such."
+    " Histories have the latest item first."
+)
+
 
 def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
     """Write tables and figures as one HTML file that needs no network; returns its path."""
@@ -35,10 +40,10 @@ def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
     sections = [Section("plots", "Plots", "Plots", [drawn])]
     for title, head, rows in others:
         name = title.split()[0]
-        note: list[Block] = [Text(NOTE, "note")] if name == "windows" else []
-        sections.append(
-            Section(name, name.capitalize(), title.capitalize(), [Table(head, rows), *note])
-        )
+        said = {"windows": NOTE, "requests": HISTORIES}
+        note: list[Block] = [Text(said[name], "note")] if name in said else []
+        table = Table(head, rows, text_columns=len(head) if name in SAMPLES else 1)
+        sections.append(Section(name, name.capitalize(), title.capitalize(), [table, *note]))
     facts = Table(facts_head, facts_rows, look="prose")
     sections.append(Section("facts", "Facts", "Facts", [facts]))
     page = Page(
