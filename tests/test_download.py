@@ -331,7 +331,7 @@ def test_files_fetched_by_hand_are_named_checked_and_unpacked(source, shelf, tmp
         File("data.bin", url=shelf.url),
     )
     told = []
-    with pytest.raises(KarmafunnelError, match=r"set\.zip, to be fetched by hand.*sign in at https") as error:
+    with pytest.raises(KarmafunnelError, match=r"set\.zip, to be fetched by hand.*sign in at https.*\(or what is in it: a\.csv, b\.csv\)") as error:
         download("made", tmp_path, tell=told.append)
     assert "found data.bin;" in str(error.value) and "run this again" in str(error.value)
     assert any("more.csv: not there, which is no error" in line for line in told)
@@ -395,6 +395,11 @@ def test_the_list_fits_80_columns_and_each_story_is_whole():
         assert f"karmafunnel convert {name} raw/{name} logs/{name}" in story
     found = json.loads(told("sources", "--json"))
     assert [one["name"] for one in found] == list(datasets.SOURCES)
+
+
+def test_an_unknown_source_hints_at_a_known_one():
+    with pytest.raises(KarmafunnelError, match=r"found 'movielense'; did you mean movielens\?"):
+        datasets.describe("movielense")
 
 
 def test_a_description_with_a_wrong_key_is_refused(tmp_path, monkeypatch):

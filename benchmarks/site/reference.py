@@ -50,8 +50,9 @@ print the same in short.
 SOURCES = """\
 ## Sources
 
-`karmafunnel convert NAME FOLDER LOG` makes a log of one. `karmafunnel sources NAME` prints its
-files and addresses. No data set ships with karmafunnel; each keeps its own licence.
+`karmafunnel download NAME FOLDER` fetches the files of one, `karmafunnel convert NAME FOLDER LOG`
+makes a log of them. `karmafunnel sources NAME` prints files and addresses. No data set ships with
+karmafunnel; each keeps its own licence.
 """
 
 

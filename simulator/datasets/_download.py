@@ -83,12 +83,14 @@ def download(
         else:
             by_hand.append(file)
     if by_hand:
+        inside = [name for file in by_hand if file.members for name in file.result]
+        taken = f" (or what is in it: {', '.join(inside)})" if inside else ""
         raise KarmafunnelError(
             folder,
             needs=", ".join(file.name for file in by_hand) + ", to be fetched by hand",
             found=", ".join(sorted(path.name for path in folder.iterdir())) or "nothing",
             hint="; ".join(dict.fromkeys(file.how for file in by_hand))
-            + f"; put it into {folder} and run this again",
+            + f"; put it into {folder}{taken} and run this again",
         )
 
 

@@ -8,6 +8,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,10 @@ def describe(name: str) -> Source:
         KarmafunnelError: for an unknown source, and for a description with an invalid key.
     """
     if name not in SOURCES:
-        raise KarmafunnelError("source", needs=f"one of {', '.join(SOURCES)}", found=repr(name))
+        close = get_close_matches(name, SOURCES, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else ""
+        needs = f"one of {', '.join(SOURCES)}"
+        raise KarmafunnelError("source", needs=needs, found=repr(name), hint=hint)
     path = HERE / f"{name}.toml"
     found = tomllib.loads(read_text(path))
     files = tuple(made(File, file, path) for file in found.pop("files"))
