@@ -24,6 +24,8 @@ from karmafunnel.stages.recall import ItemKNN, Join, Popular
 from worked_example import ORDERS, SHOWN, make_worked_example
 
 ROOT = Path(karmafunnel.__file__).parent
+CODE = [p for room in ("models", "stages", "simulator") for p in (ROOT / room).rglob("*.py")]
+CODE += [*ROOT.glob("*.py")]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -57,7 +59,8 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_is_documented_and_helps(name):
-    assert any(f"karmafunnel {name}" in text for text in TEXTS.values())
+    by_hand = [text for page, text in TEXTS.items() if "guides/" in page or page == "README.md"]
+    assert any(f"karmafunnel {name}" in text for text in by_hand)
     answer = CliRunner().invoke(main, [name, "--help"])
     assert answer.exit_code == 0
     assert COMMANDS[name].help
@@ -79,6 +82,57 @@ def test_every_documented_command_parses(line):
     parser.parse_args([w.strip("'\"") for w in words[1:]])
 
 
+# -- names in the text: LOG.md is dated, so its names may be gone ----------------------------------
+
+SPANS = {
+    page: re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```$", "", text, flags=re.S | re.M))
+    for page, text in TEXTS.items()
+    if not page.endswith("LOG.md")
+}
+
+
+@pytest.mark.parametrize("page", SPANS)
+def test_commands_in_the_text_have_these_options(page):
+    unknown = []
+    for span in SPANS[page]:
+        if found := re.match(r"karmafunnel ([a-z][a-z-]*)\b(.*)", span):
+            command = COMMANDS.get(found[1])
+            known = [name for option in command.params for name in option.opts] if command else []
+            options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", found[2])
+            if command is None or not {*options} <= {*known, "--help"}:
+                unknown.append(span)
+    assert unknown == []
+
+
+@pytest.mark.parametrize("page", SPANS)
+def test_options_in_the_text_are_of_some_command(page):
+    known = {name for command in COMMANDS.values() for o in command.params for name in o.opts}
+    spans = [span.split()[0].split("=")[0] for span in SPANS[page] if span.startswith("--")]
+    assert {*spans} - known - {"--help", "--version", "--strict"} == set()
+
+
+@pytest.mark.parametrize("page", SPANS)
+def test_classes_in_the_text_are_in_the_code(page):
+    """Names in front of a bracket, such as `ItemKNN(k=200)`."""
+    code = "\n".join(p.read_text(encoding="utf-8") for p in CODE)
+    names = {name for span in SPANS[page] for name in re.findall(r"\b([A-Z]\w+)\(", span)}
+    assert {n for n in names if not re.search(rf"(class|import) .*\b{n}\b|^{n} = ", code, re.M)} == set()
+
+
+@pytest.mark.parametrize("page", SPANS)
+def test_files_in_the_text_are_there(page):
+    folders = ("stages/", "models/", "simulator/", "benchmarks/", "docs/", "tests/")
+    paths = [span for span in SPANS[page] if span.startswith(folders) and " " not in span]
+    assert [path for path in paths if not any(ROOT.glob(path.replace("NAME", "*")))] == []
+
+
+@pytest.mark.parametrize("page", SPANS)
+def test_measures_in_the_text_are_understood(page):
+    for span in SPANS[page]:
+        if re.fullmatch(r"[A-Za-z-]+(@[1-9]\d*)+(:[\w:]+)?", span):
+            Measure.parse(span)
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_link_leads_somewhere(page):
     broken = [
@@ -90,17 +144,23 @@ def test_every_link_leads_somewhere(page):
 
 
 def test_the_file_tree_is_the_file_tree():
+    """Every file that it names is there, and it has every file of code at the top and every folder
+    of code.
+    """
     tree = re.search(r"```text\n(.*?)```", TEXTS["docs/development/layout.md"], flags=re.S)
-    folder = ""
+    named, folder = set(), ""
     for line in tree.group(1).splitlines():
-        name = line.strip().split()[0]
-        folder = (
-            (name if not line.startswith(" ") else folder)
-            if name.endswith("/") and not line.startswith(" ")
-            else folder
-        )
-        path = ROOT / name if not line.startswith(" ") else ROOT / folder / name
-        assert path.exists(), path
+        for name in re.findall(r"\S+\.py\b|^ *\S+/", line[:24]):
+            if not line.startswith(" "):
+                folder = name if name.endswith("/") else folder
+                named.add(name)
+            else:
+                named.add(folder + name.strip())
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    code = {p.name for p in ROOT.glob("[!_]*.py")}
+    for room in ("models", "stages", "simulator", "benchmarks"):
+        code |= {f"{room}/{p.name}/" for p in (ROOT / room).glob("[!_]*") if p.is_dir()}
+    assert code <= named
 
 
 @pytest.mark.parametrize("name", reference.PAGES)
