@@ -171,7 +171,10 @@ class Status(rich.status.Status):
     def update(self, status: RenderableType | None = None, **options: Any) -> None:
         if isinstance(status, str):
             what = re.split(r"\d", status)[0]
-            status = f"{status} ({self._pace.at(what, share_of(status))})"
+            pace = self._pace.at(what, share_of(status))
+            if "at most" in status:  # it may end before
+                pace = re.sub(r", ([^,]* left)$", r", at most \1", pace)
+            status = f"{status} ({pace})"
             if not self._lines.is_terminal and self._pace.due():
                 self._lines.print(status, style="dim", soft_wrap=True)
         super().update(None if status is None else _literal(status), **options)

@@ -34,7 +34,7 @@ from .importing.logged_runs import (
 from .importing.stage_lists import Reading
 from .measure import compare as comparing
 from .measure.run import Run
-from .replay.options import DEFAULTS, RunOptions
+from .replay.options import DEFAULTS, RunOptions, cache_root
 from .replay.prepare import prepare
 from .replay.recipe import Recipe, as_funnel, load_recipe
 from .replay.replay import replay as run_replay
@@ -183,7 +183,7 @@ def replay(
     *,
     label: str | None = None,
     out: Path | str | None = None,
-    options: RunOptions = DEFAULTS,
+    options: RunOptions | None = None,
 ) -> Run:
     """Fit a funnel on a log, replay the last window through it, and open the Run.
 
@@ -192,6 +192,7 @@ def replay(
         embedders: those that the funnel reads, by name.
         label: "click" or "purchase"; default: that of the recipe, or of the log.
         out: the Run folder; default: a temporary folder.
+        options: default: those of the command `replay`, with its cache of what was fitted before.
 
     Raises:
         KarmafunnelError: as `load_recipe` and `simulator.replay.replay.replay` do.
@@ -202,7 +203,7 @@ def replay(
         if not isinstance(funnel, Recipe | Path | str):
             name = "-".join(type(stage).__name__ for stage in recipe.funnel.stages)
         out = Path(tempfile.mkdtemp(prefix="karmafunnel-")) / name
-    return Run.open(run_replay(recipe, log, out, options))
+    return Run.open(run_replay(recipe, log, out, options or RunOptions(cache=cache_root())))
 
 
 def import_run(
@@ -263,10 +264,11 @@ def explain(
     embedders: Mapping[str, Embedder] | None = None,
     *,
     item: str | None = None,
-    options: RunOptions = DEFAULTS,
+    options: RunOptions | None = None,
 ) -> pl.DataFrame:
-    """Explain the ranking of one request: one row per stage and item."""
-    fitted = prepare(recipe_of(funnel, log, embedders, None), log, options)
+    """Explain the ranking of one request: one row per stage and item; arguments as of `replay`."""
+    recipe = recipe_of(funnel, log, embedders, None)
+    fitted = prepare(recipe, log, options or RunOptions(cache=cache_root()))
     return fitted.explain(request, item)
 
 

@@ -32,6 +32,15 @@ def runs(log):
     return replay(Popular(k=20), log), replay(Uniform(k=20), log)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """The cache of this module, which is not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("KARMAFUNNEL_CACHE", str(folder))
+        yield folder
+
+
 KINDS = {"polars": lambda f: f, "pandas": lambda f: f.to_pandas(), "arrow": lambda f: f.to_arrow()}
 
 
@@ -109,6 +118,15 @@ def test_a_recipe_its_name_and_its_file_are_replayed_like_a_funnel(log, tmp_path
     assert explain("popular", log, request).equals(explain(loaded.funnel, log, request))
     with pytest.raises(KarmafunnelError, match=r"needs a funnel, a stage, a recipe.*found a list"):
         replay([Popular(k=5)], log)
+
+
+def test_what_was_fitted_is_kept_as_by_the_command(shop, cache):
+    funnel, named = VectorRecall("text", k=30), {"text": TfidfSVD(dim=8)}
+    explain(funnel, shop, shop.request_ids[-1], named)
+    assert len(list(cache.glob("embedder-*"))) >= 1
+    before = {path: path.stat().st_mtime_ns for path in cache.glob("embedder-*/*")}
+    replay(funnel, shop, named)
+    assert {path: path.stat().st_mtime_ns for path in cache.glob("embedder-*/*")} == before
 
 
 def test_logs_and_runs_are_shown_in_two_lines(log, runs):

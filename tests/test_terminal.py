@@ -159,8 +159,14 @@ def test_without_a_terminal_epochs_are_told_every_ten_seconds(clock):
             for step in (1, 2):
                 status.update(f"KARMA: epoch {epoch} of 4, step {step} of 2, loss 0.5")
                 clock.now += 3
+    with Console(file=file).status("fitting") as status:
+        for epoch in (1, 5):
+            clock.now += 10
+            status.update(f"SASRec: epoch {epoch} of at most 15")
     assert file.getvalue().splitlines() == [
-        "KARMA: epoch 3 of 4, step 1 of 2, loss 0.5 (62%, 12 s, 9 s left)"
+        "KARMA: epoch 3 of 4, step 1 of 2, loss 0.5 (62%, 12 s, 9 s left)",
+        "SASRec: epoch 1 of at most 15 (7%, 0 s)",
+        "SASRec: epoch 5 of at most 15 (33%, 10 s, at most 25 s left)",
     ]
 
 
@@ -294,6 +300,7 @@ def commands(there: Path, tmp: Path) -> dict[str, list[object]]:
         "compare": ["compare", there / "run", there / "again", "HR@5", "survival"],
         "gate": ["gate", there / "run", there / "again", "--measure", "HR@5", "--margin", 0.3],
         "stages": ["stages"],
+        "sources": ["sources"],
         "measures": ["measures"],
         "report": ["report", there / "run", "--out", tmp / "[bold].html"],
         "replay": ["replay", recipe, log, "--out", tmp / "[red]run", "--no-cache", "--limit", 20],
@@ -355,6 +362,7 @@ NAMES = [
     "compare",
     "gate",
     "stages",
+    "sources",
     "measures",
     "report",
     "replay",

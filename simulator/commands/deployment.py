@@ -479,7 +479,8 @@ def print_plan(found: Plan) -> None:
     lines = [
         f"worst p99 of {found.seeds} seeds {found.p99_ms:,.1f} ms, degraded or shown nothing "
         f"{found.degraded:.2%}; {PROOF[found.proven]}",
-        f"cost of a million requests {million}, an hour {hour}",
+        f"cost of a million requests {million}, an hour {hour}, in the unit of the services' "
+        "cost_per_hour (1 a server unless they say otherwise)",
         f"headroom: meets the target up to {found.headroom:,.1f} a second ({spare:+.0%})",
     ]
     for line in lines:

@@ -12,7 +12,7 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from ...files import EMBEDDING, RUN, RUN_AND_PATHS, TABLE
-from .figures import print_stage_table
+from .figures import print_lowered, print_stage_table
 from .parameters import (
     Number,
     claimed,
@@ -119,7 +119,7 @@ def replay(
 
 def print_paths(run: Path) -> None:
     """What the last stage of each path is worth."""
-    from ..measure.compare import measure
+    from ..measure.compare import added, measure
     from ..replay.degrade import runs_of
     from ..report.measure_table import valued
     from ..report.table import Cell, Table, print_table
@@ -139,6 +139,7 @@ def print_paths(run: Path) -> None:
         lines.append([path, *(valued(rows[name]) for name in names)])
     title = "what the last stage shows, by path"
     print_table(Table(["path", *names], lines, title=title, look="measures"), out)
+    print_lowered(added(runs["full"], [f"HR@{min(k, 10)}"]))
 
 
 @click.command()

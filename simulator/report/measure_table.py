@@ -23,6 +23,7 @@ Row = dict[str, Any]
 BEFORE, AFTER = ("eligible",), ("end to end", "ceiling", "logged order", "random", "base rate")
 REFERENCE = (*BEFORE, *AFTER)
 INTERVALS = "Intervals: 95%, bootstrap over users."
+LEFT_OUT = " Undefined: requests without a value, left out."
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def measure_table(rows: Sequence[Row], across: str = "measure") -> Table:
         counts=counts,
         notes=list(notes),
         below=_below(rows),
-        brief=_brief(rows),
+        brief=_origin(rows) + (LEFT_OUT if any("undefined" in count for count in counts) else ""),
         tips={} if by_line else {name: define(name) for name in pivot.columns},
         quiet=_quiet(pivot.heads, lines),
         look=_look(by_line and len(pivot.columns) < 4),
@@ -280,13 +281,6 @@ def _origin(rows: Sequence[Row]) -> str:
     if (seeds := max(column(rows, "seeds"))) > 1:
         text += f" Values are means over {seeds} seeds; intervals resample seeds and users."
     return text
-
-
-def _brief(rows: Sequence[Row]) -> str:
-    """What a table of measures needs below it at once."""
-    if not any(column(rows, "undefined")):
-        return _origin(rows)
-    return f"{_origin(rows)} Undefined: requests without a value, left out."
 
 
 def past(label: str) -> str:
