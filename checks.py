@@ -586,6 +586,18 @@ def check_propensity(log: Folder) -> Found:
     return counted(found, "shown rows whose propensity is missing or outside (0, 1]")
 
 
+def check_stages(log: Folder) -> Found:
+    log.said("has")  # there is a log.json
+    stages = log.meta.get("stages")
+    given = pl.col("stage").is_not_null()
+    if stages is None:
+        if log.table("exposures", "stage").filter(given).head(1).collect().is_empty():
+            raise NotApplicableError("no row tells a stage of production")
+        return faults_of([{"key": "stages"}], "rows tell stages of production, log.json does not")
+    found = log.rows("exposures", given & ~pl.col("stage").is_in(stages), "request_id", "stage")
+    return counted(found, f"rows whose stage is none of {', '.join(stages)}")
+
+
 # -- money -----------------------------------------------------------------------------------------
 
 
@@ -866,6 +878,7 @@ CHECKS: tuple[Question, ...] = (
     Question("unlisted truth", check_unlisted),
     Question("clicks", check_clicks),
     Question("propensity", check_propensity),
+    Question("stages", check_stages),
     Question("prices", check_prices),
     Question("quantities", check_quantities),
     Question("timestamps", check_timestamps),

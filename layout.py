@@ -122,6 +122,7 @@ META: dict[str, Kind] = {
 }
 FACTS = ("name", "currency", "licence", "source", "lacks", "counts", "checksums")
 MAY_HAVE: dict[str, Kind] = dict.fromkeys(("set_aside", "notes", "sample", "world"), OBJECT)
+MAY_HAVE["stages"] = each(TEXT_KIND)
 
 
 def meta_faults(found: Any, partial: bool = False) -> list[dict[str, Any]]:

@@ -593,13 +593,14 @@ class Log:
     @cached_property
     def rows(self) -> pl.DataFrame:
         """Every row of exposures in time order, ids as row numbers: request, item, user, t,
-        position, clicked, purchased, prices, quantity.
+        position, clicked, purchased, prices, quantity; `stage` where log.json tells the stages.
         """
         self._check_rows()
         items = self.items.select("item_id").with_row_index("item")
         requests = self.requests.select("request_id").with_row_index("request")
         requests = requests.with_columns(pl.Series("user", self.user), pl.Series("t", self.t))
         columns = ["position", "clicked", "purchased", "price_shown", "price_paid", "quantity"]
+        columns += ["stage"] if self.meta.get("stages") else []
         frame = (
             self.exposures.select("request_id", "item_id", *columns)
             .join(requests, on="request_id", how="left", maintain_order="left")

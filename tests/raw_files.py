@@ -4,14 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-Content = list[str]
+import polars as pl
+
+Content = list[str] | pl.DataFrame
 
 
 def lay(folder: Path, files: dict[str, Content]) -> Path:
-    """The files in a folder, one line a text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in files.items():
-        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """The files in a folder: texts as lines, frames in the format of the name."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, list):
+            path.write_text("\n".join(content) + "\n", encoding="utf-8")
+        elif path.suffix == ".feather":
+            content.write_ipc(path)
+        else:
+            content.write_parquet(path)
     return folder
 
 
@@ -205,12 +213,54 @@ COVEO = {
 }
 
 
+# -- RecFlow ---------------------------------------------------------------------------------------
+
+FLAGS = (
+    "realshow", "rerank_pos", "rerank_neg", "rank_pos", "rank_neg", "coarse_neg", "prerank_neg",
+)  # fmt: skip
+DAY = 1705104000  # 2024-01-13, s
+
+
+def candidate(request: int, video: int, *flags: str, **more: Any) -> dict[str, Any]:
+    return {
+        "request_id": request, "user_id": request % 3, "request_timestamp": (DAY + request) * 1000,
+        "device_id": 1, "age": 2, "gender": 0, "province": 5, "video_id": video,
+        "author_id": video // 2, "category_level_one": 1, "category_level_two": 100 + video,
+        "upload_type": 3, "upload_timestamp": DAY - video, "duration": 15000,
+        **{name: int(name in flags) for name in FLAGS},
+        "rank_index": 1, "rerank_index": 0, "playing_time": 0, "effective_view": 0,
+        "long_view": 0, "like": 0, "follow": 0, "forward": 0, "comment": 0,
+    } | more  # fmt: skip
+
+
+RECFLOW = {
+    "2024-01-13.feather": pl.DataFrame(
+        [
+            candidate(1, 10, "realshow", "rerank_pos", rerank_index=2),
+            candidate(1, 11, "realshow", rerank_index=1, effective_view=1),
+            candidate(1, 11, "rank_pos"),
+            candidate(1, 12, "rerank_pos"),
+            candidate(1, 13, "rerank_neg", "rank_pos"),
+            candidate(1, 14, "rank_neg", upload_timestamp=DAY + 900),
+            candidate(1, 15, "coarse_neg"),
+            candidate(1, 16, "prerank_neg"),
+        ]
+        + [
+            candidate(r, v, *flags, effective_view=int(v == 10))
+            for r in range(2, 7)
+            for v, flags in ((10, ["realshow"]), (15, ["rank_neg"]), (16, ["prerank_neg"]))
+        ]
+    ),
+}
+
+
 FILES: dict[str, dict[str, Content]] = {
     "kuaisearch": KUAISEARCH,
     "jdsearch": JDSEARCH,
     "open_bandit": OPEN_BANDIT,
     "diginetica": DIGINETICA,
     "coveo": COVEO,
+    "recflow": RECFLOW,
 }
 
 # a file in which one item stands twice, by source

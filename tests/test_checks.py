@@ -30,7 +30,7 @@ from rich.console import Console
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOWS = ["W1"] * 6 + ["W2a", "W2b", "W3", "W3"]
-OF_THE_LOG = 36  # how many checks there are
+OF_THE_LOG = 37  # how many checks there are
 
 
 def good_log(**meta: Any) -> Log:
@@ -72,6 +72,7 @@ def good_log(**meta: Any) -> Log:
             "price_paid": 9.0 if p == 0 else None,
             "quantity": 1 if p == 0 else None,
             "propensity": 0.5,
+            "stage": "rank",
         }
         for r in range(9)
         for p in range(3)
@@ -88,7 +89,9 @@ def good_log(**meta: Any) -> Log:
         items,
         requests,
         pl.DataFrame([*shown, invoice]),
-        {"name": "good", "scenario": ["search", "browse"], "label": "purchase", "has": has} | meta,
+        {"name": "good", "scenario": ["search", "browse"], "label": "purchase", "has": has}
+        | {"stages": ["recall", "rank"]}
+        | meta,
     )
 
 
@@ -539,6 +542,18 @@ BROKEN: list[tuple[str, str, Breaker, dict[str, Any]]] = [
         keys(scenario=["search", "browse", "feed"]),
         {"source": "feed"},
     ),
+    (
+        "a stage that production does not have",
+        "stages",
+        put("exposures", "stage", 1, "rerank"),
+        {"row": 1, "stage": "rerank"},
+    ),
+    (
+        "stages without their order",
+        "stages",
+        keys(stages=None),
+        {"key": "stages"},
+    ),
     ("no item with a text", "text", without_text(), {"row": 0, "item_id": "i0"}),
     (
         "search without a query",
@@ -828,6 +843,7 @@ def test_a_bare_log_is_judged_by_what_it_claims(tmp_path):
         "unlisted truth",
         "clicks",
         "propensity",
+        "stages",
         "years",
         "time order",
         "availability",
@@ -880,4 +896,4 @@ def test_printed_ids_are_no_markup(tmp_path):
     print_checks(validate(folder), screen)
     text = screen.file.getvalue()
     assert "row 5, request_id r1, item_id [red]i9[/red]" in text
-    assert text.rstrip().endswith("36 checks: 35 PASS, 1 FAIL, 0 N/A")
+    assert text.rstrip().endswith("37 checks: 36 PASS, 1 FAIL, 0 N/A")

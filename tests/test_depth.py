@@ -48,6 +48,7 @@ MEASURES = [
     "coverage@3",
     "Gini@3",
     "novelty@3",
+    "consistency:rank",
 ]
 
 
@@ -78,10 +79,22 @@ def cut(run: Path, out: Path, k: int, stage: str = "rank") -> Path:
     return out
 
 
+def with_stages(run: Path, kept: pl.Expr) -> Path:
+    """The Run, were its log one that tells what production's own rank kept of every row."""
+    place = pl.when(kept).then(pl.lit("rank")).otherwise(pl.lit("recall"))
+    scored = pl.read_parquet(run / "scored.parquet").with_columns(place.alias("logged_stage"))
+    scored.write_parquet(run / "scored.parquet")
+    meta = json.loads((run / "run.json").read_text())
+    meta["log"]["stages"] = ["recall", "rank"]
+    (run / "run.json").write_text(json.dumps(meta))
+    return run
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("depths")
-    deep = make_run(folder / "deep", skill=1.0)
+    kept = pl.col("recall.rank") <= 5
+    deep = with_stages(make_run(folder / "deep", skill=1.0), kept)
     found = {
         "deep": deep,
         "short": cut(deep, folder / "short", 3),

@@ -272,7 +272,7 @@ def run(shop):
 def test_the_run_format_is_what_a_replay_writes(table, run):
     """Every column of a Run with its type; those that depend on the funnel may be missing."""
     told = rows("docs/reference/run.md", f"{table}.parquet")
-    depends = {"STAGE.index_recall", "EMBEDDER.reads", "STAGE.p"}
+    depends = {"STAGE.index_recall", "EMBEDDER.reads", "STAGE.p", "logged_stage"}
     found = {}
     for name, dtype in run.lazy[table].collect_schema().items():
         for stage in run.stages:

@@ -428,3 +428,54 @@ def test_coveo_bad_values_are_named(name, old, new, row, column, tmp_path):
     lines = [line.replace(old, new) for line in raw_files.COVEO[name]]
     with pytest.raises(KarmafunnelError, match=rf"{name}: row {row}: column '{column}'"):
         made(tmp_path, "coveo", **{name: lines})
+
+
+# -- RecFlow ---------------------------------------------------------------------------------------
+
+
+def test_recflow_by_hand(tmp_path):
+    log = made(tmp_path, "recflow")
+    assert listed(log, "1", "position", "clicked", "stage") == [
+        ("11", 1, True, "shown"),
+        ("10", 2, False, "shown"),
+        ("12", None, None, "rerank"),
+        ("13", None, None, "rank"),
+        ("14", None, None, "coarse"),
+        ("15", None, None, "prerank"),
+        ("16", None, None, "retrieval"),
+    ]
+    assert log.meta["stages"] == ["retrieval", "prerank", "coarse", "rank", "rerank", "shown"]
+    assert log.meta["set_aside"] == {"a candidate's rows of earlier stages": 1}
+    known = dict(log.items.select("item_id", pl.col("available_from").dt.epoch("s")).rows())
+    assert known["10"] == raw_files.DAY - 10
+    assert known["14"] == raw_files.DAY + 1  # uploaded after its first row, so they say
+    assert log.requests["context"].to_list()[0] == [
+        "age=2", "gender=0", "province=5", "device_id=1",
+    ]  # fmt: skip
+    assert failures(log, tmp_path / "log") == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("realshow", 2),
+        ("request_timestamp", 1705104000),
+        ("video_id", None),
+        ("effective_view", 3),
+    ],
+)
+def test_recflow_bad_values_are_named(column, value, tmp_path):
+    frame = raw_files.RECFLOW["2024-01-13.feather"]
+    at = pl.int_range(pl.len()) == 1
+    odd = frame.with_columns(pl.when(at).then(pl.lit(value)).otherwise(column).alias(column))
+    with pytest.raises(
+        KarmafunnelError, match=rf"2024-01-13\.feather: row 2: column '{column}'"
+    ):
+        made(tmp_path, "recflow", **{"2024-01-13.feather": odd})
+
+
+def test_recflow_row_of_no_stage_is_named(tmp_path):
+    frame = raw_files.RECFLOW["2024-01-13.feather"]
+    odd = pl.concat([frame, pl.DataFrame([raw_files.candidate(9, 10)])])
+    with pytest.raises(KarmafunnelError, match=r"row 24: column .*one of prerank_neg"):
+        made(tmp_path, "recflow", **{"2024-01-13.feather": odd})

@@ -22,6 +22,8 @@ SHOWN = {
     "q2": [("F", 0.8), ("H", 0.5)],
     "q3": [("C", 0.2), ("A", 0.7), ("D", 0.4)],
 }
+# request: what production's own rank kept of the shown list
+KEPT = {"q1": "C", "q2": "F", "q3": "AC"}
 # p_click * p_buy * price of the rows that rank puts out
 VALUE = {"q1": (6.0, 1.0), "q2": (3.0, 4.0), "q3": (1.0, 2.0)}
 WOULD_RANK = {("q3", "G"): 1}  # by rank, of an item that recall has lost
@@ -86,6 +88,7 @@ def make_worked_example(folder: Path) -> Path:
                 "position": position,
                 "clicked": item in relevant,
                 "purchased": item in relevant,
+                "logged_stage": "rank" if item in KEPT[request] else "recall" if position else None,
                 "eligible": item in by_recall,
                 "recall.score": -float(rank["recall"].get(item, 99)),
                 "recall.rank": rank["recall"].get(item),
@@ -118,6 +121,7 @@ def make_worked_example(folder: Path) -> Path:
             "path": str(log),
             "currency": "EUR",
             "items": len(PRICE),
+            "stages": ["recall", "rank"],
             "world": {"items": len(PRICE)},
             "has": {"purchases": True, "exposures": True, "price": True},
         },

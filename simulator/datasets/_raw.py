@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from ...checks import HOLDS
 from ...errors import KarmafunnelError, quoted
@@ -49,6 +50,7 @@ def reading(path: Path) -> Iterator[None]:
     except (
         pl.exceptions.PolarsError,
         pl.exceptions.PanicException,
+        pa.ArrowException,
         OSError,
         EOFError,
         RecursionError,

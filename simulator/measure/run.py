@@ -68,6 +68,7 @@ MORE_OF_THE_LOG = {
     "path": maybe(PATH),
     "items": maybe(number(Bound(0, 2**31 - 1))),
     "world": maybe(by_name(ANY)),
+    "stages": each(TEXT),
 }
 STAGE, MORE_OF_A_STAGE = (
     {"name": NAME, "k": number(BOUNDS["k"])},

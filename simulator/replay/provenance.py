@@ -88,6 +88,7 @@ def describe_run(
             "items": log.n_items,
             "world": log.meta.get("world"),
             "judged": log.meta.get("judged"),
+            **({"stages": log.meta["stages"]} if log.meta.get("stages") else {}),
         },
         "window": options.window,
         "stages": stages,

@@ -225,6 +225,7 @@ class RunWriter:
             pl.col("clicked").max(),
             pl.col("purchased").max(),
             pl.when(price.is_not_null().any()).then(money).alias("money"),
+            *([pl.col("stage").first().alias("logged_stage")] if "stage" in rows.columns else []),
         )
         columns = [
             *self._ids(first),
