@@ -86,13 +86,20 @@ class Log(AnyLog):
         frame: Any,
         *,
         items: Any = None,
+        orders: Any = None,
+        lists: Any = None,
+        queries: Any = None,
         name: str = "log",
         allow_rejects: bool = False,
         **settings: Any,
     ) -> AnyLog:
-        """A log from a table of interactions and, optionally, a table of items.
+        """A log from a table of interactions and, optionally, other tables.
 
         Args:
+            items: one row per item: item, title, brand, category, price.
+            orders: purchases, where the interactions hold clicks.
+            lists: what was shown: request, item, position, clicked.
+            queries: one row per request or per text: request, query, user, time.
             settings: columns by role (user="buyer", item="sku", time="at"), and other fields of an
                 import map (per="session", rating=4.0, zone="Europe/Paris"); all others are guessed
                 as by `karmafunnel import`.
@@ -106,11 +113,21 @@ class Log(AnyLog):
             if isinstance(settings.get(role), str) and role != "currency"
         }
         with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / "interactions.parquet"]
-            write_parquet(files[0], as_polars(frame))
-            if items is not None:
-                files.append(Path(folder) / "items.parquet")
-                write_parquet(files[1], as_polars(items))
+            tables = {
+                "interactions": frame,
+                "orders": orders,
+                "lists": lists,
+                "queries": queries,
+                "items": items,
+            }
+            tables = {kind: table for kind, table in tables.items() if table is not None}
+            files = [Path(folder) / f"{kind}.parquet" for kind in tables]
+            for file, table in zip(files, tables.values(), strict=True):
+                write_parquet(file, as_polars(table))
+            if len(files) > 1:
+                settings["files"] = {
+                    file.name: kind for file, kind in zip(files, tables, strict=True)
+                }
             out = Path(folder) / "log"
             import_tables(
                 files,

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
+from karmafunnel.simulator.front import Log as FrontLog
 from karmafunnel.simulator.importing.assembling import import_tables
 from karmafunnel.simulator.importing.column_map import ColumnMap
 from karmafunnel.simulator.importing.looking import look
@@ -243,3 +244,11 @@ def test_a_query_of_several_users_is_no_request(tmp_path):
     found = look([path])
     assert found.map.per == "event" and "request" not in found.map.columns
     assert ("request", "not query_id") in [(reason.what, reason.taken) for reason in found.reasons]
+
+
+def test_frames_are_joined_as_files_are(tmp_path):
+    files = [events(tmp_path), lists(tmp_path), requests(tmp_path), goods(tmp_path)]
+    clicks, shown, asked, things = (pl.read_csv(path, schema_overrides={"item_id": pl.String}) for path in files)
+    log = FrontLog.from_interactions(clicks.to_pandas(), lists=shown, queries=asked, items=things)
+    assert shown_rows(log) == expected_rows(buys=True) and log.n_items == 25
+    assert log.requests["query"].null_count() == 0

@@ -105,7 +105,9 @@ def look(
     left_out: dict[str, str] = {}
     groups = grouped(expand(paths, left_out))
     told = dict(columns or {})
-    tell_kinds(groups, given or ColumnMap(columns={r: c for r, c in told.items() if c}))
+    kinds = dict((changes or {}).get("files", {}))
+    known = given or ColumnMap(columns={r: c for r, c in told.items() if c})
+    tell_kinds(groups, replace(known, files=kinds) if kinds else known)
     left_out |= {str(group): group.why for group in groups if group.kind == LEFT_OUT}
     groups = [group for group in groups if group.kind != LEFT_OUT]
     main = one_of(groups, "interactions") or one_of(groups, "lists")
@@ -124,7 +126,7 @@ def look(
     if changes:
         made = changed(made, changes, reasons)
     made = one_currency(made, groups, reasons)
-    if len(groups) > 1 and given is None:
+    if len(groups) > 1 and given is None and not kinds:
         made = replace(made, files={g.path.name: g.kind for g in groups})
     if len(groups) > 1:
         reasons[:0] = [Reason(g.kind, str(g), g.why) for g in groups]

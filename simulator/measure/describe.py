@@ -415,6 +415,11 @@ def samples(stats: Stats) -> Tables:
     return found
 
 
+def size(name: str) -> str:
+    """The words for a key of the sizes."""
+    return "relevant items" if name == "truth" else name.replace("_", " ")
+
+
 def filled(heads: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     """The columns that hold something."""
     kept = [i for i in range(len(heads)) if any(row[i] != "n/a" for row in rows)]
@@ -474,7 +479,7 @@ def facts(stats: Stats) -> list[list[str]]:
     sizes, items = stats["sizes"], stats["items"]
     rows = [
         ["kind", stats["kind"]],
-        ["sizes", ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in sizes.items())],
+        ["sizes", ", ".join(f"{n:,} {size(name)}" for name, n in sizes.items())],
     ]
     if stats["kind"] == "log":
         span, popular = stats["time_range"], stats["popularity"]
@@ -503,7 +508,7 @@ def facts(stats: Stats) -> list[list[str]]:
                 [
                     "popularity",
                     (
-                        f"{shape}, top 1% of items hold {top} of targets, never a target"
+                        f"{shape}, top 1% of items hold {top} of relevant items, never relevant"
                         f" {never} of items"
                     ),
                 ]

@@ -13,7 +13,7 @@ import polars as pl
 
 from ...layout import WINDOWS
 from ...log import Catalogue, Log
-from ..measure.describe import ALL, SAMPLES, Stats, count, number, percent, tables, words
+from ..measure.describe import ALL, SAMPLES, Stats, count, number, percent, size, tables, words
 from .page import Beside, Block, Cards, Figure, Page, Plot, Section, Text, Words, rich, write_page
 from .table import Table
 
@@ -37,13 +37,15 @@ def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
     """Write tables and figures as one HTML file that needs no network; returns its path."""
     (_, facts_head, facts_rows), *others = tables(stats)
     drawn = Beside([Figure(plot) for plot in plots(log, stats)], least=400, framed=True)
-    sections = [Section("plots", "Plots", "Plots", [drawn])]
+    sections: list[Section] = []
     for title, head, rows in others:
         name = title.split()[0]
         said = {"windows": NOTE, "requests": HISTORIES}
         note: list[Block] = [Text(said[name], "note")] if name in said else []
         table = Table(head, rows, text_columns=len(head) if name in SAMPLES else 1)
         sections.append(Section(name, name.capitalize(), title.capitalize(), [table, *note]))
+    at = sum(section.name in SAMPLES for section in sections)
+    sections.insert(at, Section("plots", "Plots", "Plots", [drawn]))
     facts = Table(facts_head, facts_rows, look="prose")
     sections.append(Section("facts", "Facts", "Facts", [facts]))
     page = Page(
@@ -55,8 +57,11 @@ def write_html(log: Log | Catalogue, stats: Stats, path: Path | str) -> Path:
 def cards(stats: Stats) -> Cards:
     """The key figures."""
     shown: list[tuple[Words, Words, Words]] = [
-        (name.replace("_", " "), count(n), "") for name, n in stats["sizes"].items() if n
+        (size(name), count(n), "") for name, n in stats["sizes"].items() if n
     ]
+    if span := stats.get("time_range"):
+        between = f"{span['from'][:10]} to {span['to'][:10]}"
+        shown.append(("days", number(span["days"]), between))
     if stats["kind"] == "log":
         last = next(w for w in stats["windows"] if w["window"] == "W3")
         shown += [
@@ -139,10 +144,19 @@ def figure(title: str, x: str, y: str, *traces: Plot, **more: Any) -> Plot:
         more: changes to its layout, such as `xaxis={"type": "log"}`.
     """
     layout: Plot = {
-        "title": {"text": rich("<b>{}</b>", title), "x": 0, "xref": "paper", "font": {"size": 15}},
+        "title": {
+            "text": rich("<b>{}</b>", title),
+            "x": 0,
+            "xref": "paper",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 14},
+            "font": {"size": 15},
+        },
         "height": 300,
         "bargap": 0.04,
-        "margin": {"l": 60, "r": 16, "t": 46, "b": 48},
+        "margin": {"l": 60, "r": 16, "t": 64 if len(traces) > 1 else 46, "b": 48},
         "hovermode": "closest",
         "legend": {
             "orientation": "h",
