@@ -252,3 +252,18 @@ def test_frames_are_joined_as_files_are(tmp_path):
     log = FrontLog.from_interactions(clicks.to_pandas(), lists=shown, queries=asked, items=things)
     assert shown_rows(log) == expected_rows(buys=True) and log.n_items == 25
     assert log.requests["query"].null_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "row", "levels"),
+    [
+        ("goods.csv", "item_id,category", "001,Home > Tea > Green tea", ["Home", "Tea", "Green tea"]),
+        ("goods.csv", "item_id,category", "001,Home & Garden|Tea", ["Home & Garden", "Tea"]),
+        ("goods.item", "item_id:token\tgenres:token_seq", "001\tComedy Drama", ["Comedy", "Drama"]),
+        ("goods.csv", "item_id,category", "001,7", ["7"]),
+    ],
+)  # fmt: skip
+def test_levels_of_categories(name, header, row, levels, tmp_path):
+    (tmp_path / name).write_text(f"{header}\n{row}\n")
+    log = imported(tmp_path, events(tmp_path), tmp_path / name)
+    assert log.items.row(by_predicate=pl.col("item_id") == "001", named=True)["category"] == levels

@@ -289,7 +289,7 @@ def guess_tables(
         item_roles, more = guess_items(items.sample, items.path)
         made, reasons = replace(made, items=item_roles), reasons + more
         if "category" in item_roles:
-            made = replace(made, category_separator=guess_separator(items.sample, made, reasons))
+            made = replace(made, category_separator=guess_separator(items, made, reasons))
     if made.lists or made.queries:
         reasons = [reason for reason in reasons if reason.what != "requests"]
         why = "by which tables are joined" if made.per == "request" else "as without queries"
@@ -297,15 +297,20 @@ def guess_tables(
     return made, reasons
 
 
-def guess_separator(frame: pl.DataFrame, made: ColumnMap, reasons: list[Reason]) -> str:
-    """What stands between the levels of a category: "|", or ">" where most have that."""
-    values = frame[made.items["category"]]
-    if values.dtype.is_nested():
+def guess_separator(items: Group, made: ColumnMap, reasons: list[Reason]) -> str:
+    """What stands between the levels of a category: "|", ">" where most have that, or blanks in
+    RecBole's sequences.
+    """
+    column = made.items["category"]
+    if column in items.files[0][1].sequences:
+        reasons.append(Reason("items: levels", "blanks", f"{column} is a sequence of tokens"))
+        return " "
+    if items.sample[column].dtype.is_nested():
         return made.category_separator
-    shown = texts(frame, made.items["category"])
-    if float(shown.str.contains(">", literal=True).mean() or 0) <= 0.5:  # type: ignore[arg-type]
+    levels = texts(items.sample, column).str.contains(">", literal=True).mean()
+    if float(levels or 0) <= 0.5:  # type: ignore[arg-type]
         return made.category_separator
-    reasons.append(Reason("items: levels", ">", f"between the levels of {values.name}"))
+    reasons.append(Reason("items: levels", ">", f"between the levels of {column}"))
     return ">"
 
 

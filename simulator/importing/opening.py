@@ -51,7 +51,7 @@ MISSING = ("", "\\N", "NULL", "null", "NaN", "nan", "None")
 @dataclass(frozen=True)
 class Layout:
     """The format of a file. `names`: its columns. `typed`: the header has types as in RecBole
-    (`user_id:token`), which `names` leaves out.
+    (`user_id:token`), which `names` leaves out; `sequences`: its columns of values between blanks.
     """
 
     kind: str
@@ -59,6 +59,7 @@ class Layout:
     separator: str = ","
     encoding: str = "utf8"
     typed: bool = False
+    sequences: tuple[str, ...] = ()
 
 
 @dataclass
@@ -224,6 +225,7 @@ def csv_layout(path: Path, start: bytes) -> Layout:
     typed = len(names) > 1 and all(
         re.fullmatch(r"[^:]+:(token|token_seq|float|float_seq)", n) for n in names
     )
+    sequences = tuple(n.rsplit(":", 1)[0] for n in names if typed and n.endswith("token_seq"))
     if typed:
         names = [name.rsplit(":", 1)[0] for name in names]
     if len(names) == 1 and re.fullmatch(r"\S+\s+\S+\s+\S+\s+-?\d+", head.strip()):
@@ -245,7 +247,7 @@ def csv_layout(path: Path, start: bytes) -> Layout:
         )
     if "" in names:
         names = [name or f"column {i + 1}" for i, name in enumerate(names)]
-    return Layout("csv", tuple(names), separator, encoding, typed)
+    return Layout("csv", tuple(names), separator, encoding, typed, sequences)
 
 
 def score(separator: str, lines: Sequence[str]) -> tuple[int, int]:
