@@ -330,6 +330,15 @@ def test_leading_texts_become_headings_where_a_table_is_too_wide():
     ]
 
 
+def test_long_leading_texts_break_after_commas():
+    path = "sasrec=stale@60,recall=popular,prerank=skip,rank=skip"
+    console = Console(width=50, record=True, file=io.StringIO())
+    print_table(Table(["path", "HR@10"], [[path, "0.5"]]), console)
+    assert [line.split() for line in console.export_text().splitlines()] == [
+        ["path", "HR@10"], ["sasrec=stale@60,recall=popular,", "0.5"], ["prerank=skip,rank=skip"],
+    ]  # fmt: skip
+
+
 def test_a_stage_that_lowers_a_measure_is_said_where_the_interval_excludes_zero():
     row = {"stage": "rank", "before": "prerank", "measure": "HR@10", "slice": "all", "better": "A"}
     row |= {"difference": -0.0226, "low": -0.0304, "high": -0.0149}

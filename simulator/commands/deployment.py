@@ -245,7 +245,7 @@ def print_simulation(simulation: Simulation, asked: float) -> None:
         out.print(f"latency {name.removesuffix('_ms')} {one['value']:,.1f}{interval} ms{ends}")
     out.print(
         f"requests a second: {asked:,.1f} asked for, {found['rate']:,.1f} offered (arrivals are "
-        f"random), {found['goodput']:,.1f} served in full and in time (goodput)"
+        f"random), {found['goodput']:,.1f} served (goodput)"
     )
     out.print(f"outcomes: {_shares(found['outcomes'])}")
     out.print(f"paths: {_shares(found['paths'])}")
@@ -295,6 +295,7 @@ def print_load_quality(quality: LoadQuality, deadlines: Mapping[str, float | Non
             gain = valued({"value": change, "difference": change} | ends, signed=True)
         rows.append([row["policy"], row["measure"], valued(row), gain])
     heads = ["policy", "measure", "value", "difference"]
+    out.print()
     print_table(Table(heads, rows, 2, title="quality of what was shown", look="measures"), out)
     names = list(dict.fromkeys(row["measure"] for row in quality.rows))
     rows = []
@@ -311,6 +312,7 @@ def print_load_quality(quality: LoadQuality, deadlines: Mapping[str, float | Non
     note = "the deadline: a request that would take longer is degraded or shown nothing"
     notes = [note] if ended else []
     title = "over offered load, requests a second"
+    out.print()
     print_table(Table(heads, rows, title=title, notes=notes, look="measures"), out)
     if quality.outages is None:
         return
@@ -325,6 +327,7 @@ def print_load_quality(quality: LoadQuality, deadlines: Mapping[str, float | Non
             if line["high"] is not None and line["high"] < 0:
                 lost += ": more is earned without the stage"
         rows.append([line["stage"], line["path"], lost])
+    out.print()
     heads = ["stage", "its requests take", f"lost in an hour, {quality.currency}"]
     print_table(Table(heads, rows, title="an hour's outage", look="prose"), out)
 
@@ -474,6 +477,7 @@ def print_plan(found: Plan) -> None:
 
     for table in plan_tables(found):
         print_table(table, out)
+        out.print()
     million, hour = number(found.cost_per_million), number(found.services.cost_per_hour)
     spare = found.headroom / found.rate - 1
     lines = [

@@ -216,7 +216,7 @@ def _in_line(table: Table) -> list[list[Text]]:
     for column in range(len(table.heads)):
         cells = [row[column] for row in rows]
         if column < table.text_columns:
-            columns.append([Text(visible(cell.flat)) for cell in cells])
+            columns.append([Text(in_pieces(visible(cell.flat))) for cell in cells])
         else:
             columns.append(_aligned(cells, "measures" in table.look, table.quiet))
     made = [list(row) for row in zip(*columns, strict=True)]
@@ -263,6 +263,16 @@ def _aligned(cells: Sequence[Cell], compact: bool, quiet: Collection[int]) -> li
             text.append(part + " " * (size - cell_len(part)), "not bold dim")
         made.append(text)
     return made
+
+
+def in_pieces(text: str) -> str:
+    """A text of more than `WIDEST` characters in several lines, broken after blanks and commas."""
+    lines = [""]
+    for piece in re.findall(r"[^ ,]*[ ,]*", text):
+        if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > WIDEST:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip(" ") for line in lines)
 
 
 def short_number(text: str) -> str:
