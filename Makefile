@@ -28,7 +28,7 @@ out/sample/report.html: $(wildcard simulator/report/*.py simulator/report/templa
 	$(BIN)/karmafunnel world out/sample/log --items 1000 --users 300 --requests 3000
 	$(BIN)/karmafunnel replay baseline out/sample/log --out out/sample/baseline --force
 	$(BIN)/karmafunnel replay popular out/sample/log --out out/sample/popular --force
-	$(BIN)/karmafunnel report out/sample/baseline out/sample/popular --out $@ --force
+	$(BIN)/karmafunnel report out/sample/baseline out/sample/popular --out $@
 
 # docs/reference/cli.md and parts.md, from the code
 reference: venv
