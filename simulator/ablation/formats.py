@@ -140,7 +140,8 @@ def _values(columns: Sequence[str], lines: Sequence[Line]) -> Table:
     if rows:
         rows.append(["n", "", *_counts(columns, [line["values"] for line in lines]), ""])
     title = "values, 95% intervals over users and seeds"
-    return Table(["row", "seeds", *columns, MS], rows, title=title, look="measures")
+    heads, last = ["row", "seeds", *columns, MS], {len(rows) - 1}
+    return Table(heads, rows, title=title, quiet=last, look="measures")
 
 
 def _differences(baseline: str | None, columns: Sequence[str], lines: Sequence[Line]) -> Table:
@@ -149,11 +150,13 @@ def _differences(baseline: str | None, columns: Sequence[str], lines: Sequence[L
         if found := line["differences"]:
             cells = [valued(found.get(column), True) for column in columns]
             rows.append([line["row"], str(len(line["paired"])), *cells])
-            rows.append([DETECTABLE, "", *(_effect(found.get(column)) for column in columns)])
+            name = f"{line['row']}: {DETECTABLE}"
+            rows.append([name, "", *(_effect(found.get(column)) for column in columns)])
+    quiet = {*range(1, len(rows), 2), len(rows)}  # also where the rows are sorted
     rows.append(["n", "", *_counts(columns, [line["differences"] for line in lines])])
     title = f"differences to {baseline}, paired by request"
     heads = ["row", "seeds", *columns]
-    return Table(heads, rows, title=title, below=[MARKS], look="measures")
+    return Table(heads, rows, title=title, below=[MARKS], quiet=quiet, look="measures")
 
 
 def _effect(row: Line | None) -> str:
@@ -252,7 +255,7 @@ def definitions(lines: Sequence[Line]) -> list[str]:
         )
     if any(line["differences"] for line in lines):
         texts.append(
-            f"{DETECTABLE}: minimum detectable effect of the comparison above it at 80% power."
+            f"{DETECTABLE}: minimum detectable effect of the row's comparison, at 80% power."
         )
     return texts
 

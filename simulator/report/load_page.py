@@ -108,10 +108,13 @@ def latency_cdf(simulation: Simulation) -> Plot:
             }
         )
     layout = plots.blank(330, left=60, bottom=50)
-    layout["xaxis"] = {"type": "log", "title": {"text": "ms", "standoff": 6}, "dtick": "D2"}
+    layout["xaxis"] = {"type": "log", "title": {"text": "ms", "standoff": 6}}
     if ends:  # requests served at once do not stretch the axis
         low, high = max(min(ends), max(ends) / 1e4) / 1.2, 1.2 * max(*ends, deadline or 0)
         layout["xaxis"]["range"] = [math.log10(low), math.log10(high)]
+        tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [step * 10.0**ten for ten in tens for step in (1, 2, 5)]
+        layout["xaxis"] |= {"tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
     layout["yaxis"] = {"title": {"text": "share of requests"}, "tickformat": ".0%"}
     layout["yaxis"]["range"] = [0, 1.02]
     if deadline is not None:
@@ -491,7 +494,7 @@ def summarised(summary: dict[str, Any]) -> Section:
     lost = [f"{k} {percent(share)}" for k, share in summary["outcomes"].items() if k != "served"]
     shown = percent(summary["outcomes"].get("served", 0.0))
     offered = f"{summary['rate']:,.1f} a second were offered"
-    cards.append(("goodput", f"{summary['goodput']:,.1f} a second", offered))
+    cards.append(("goodput, requests a second", f"{summary['goodput']:,.1f}", offered))
     cards.append(("shown something", shown, ", ".join(lost) or "no request was shown nothing"))
     usual = summary["normal"]
     first = list(summary["paths"].items())[:4]

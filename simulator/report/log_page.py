@@ -64,9 +64,14 @@ def cards(stats: Stats) -> Cards:
         shown.append(("days", number(span["days"]), between))
     if stats["kind"] == "log":
         last = next(w for w in stats["windows"] if w["window"] == "W3")
-        shown += [
-            (f"{name} in W3", percent(last[name]), "") for name in ("ceiling", "repeat", "cold")
-        ]
+        about = {
+            "with_truth": ("answerable", "of the requests have a relevant item"),
+            "ceiling": ("ceiling", "of the relevant items are eligible"),
+            "repeat": ("repeat", "of the relevant items the user had before"),
+            "cold": ("cold", "of the relevant items never were relevant in W1"),
+        }
+        for key, (name, words) in about.items():
+            shown.append((f"{name} in W3", percent(last[key]), words))
     return Cards(shown)
 
 

@@ -130,24 +130,24 @@ def measure_table(rows: Sequence[Row], across: str = "measure") -> Table:
     if rows and "difference" in rows[0]:
         return _comparison(rows)
     pivot = Pivot.of(rows, across)
-    # n is shown once where it is the same: below the column of a measure, or at the end of a line
-    # with several Runs. Elsewhere each cell shows its own.
+    # n is shown once where it is the same: below the column of a measure, or, with several Runs, at
+    # the end of all lines. Elsewhere each cell shows its own.
     by_line = across == "label"
     counts = []
     for name in pivot.columns:
         counts.append("" if by_line else _one_count(where(rows, **{across: name})))
+    ends = [_one_count(list(filter(None, found))) if by_line else "" for _, found in pivot.lines]
     notes: dict[str, int] = {}
     lines: list[list[str | Cell]] = []
-    for texts, found in pivot.lines:
-        end = _one_count(list(filter(None, found))) if by_line else ""
+    for (texts, found), end in zip(pivot.lines, ends, strict=True):
         line: list[str | Cell] = [*texts]
         for row, count in zip(found, counts, strict=True):
-            line.append(_cell(row, not (end or count), notes))
-        if by_line:
+            line.append(_cell(row, not (all(ends) or count), notes))
+        if all(ends):
             line.append(end.removeprefix("n "))
         lines.append(line)
     heads = [*pivot.heads, *pivot.columns]
-    if by_line:
+    if all(ends):
         heads.append("n")
         counts.append("")
     return Table(

@@ -20,7 +20,17 @@ from ..measure.arrays import SLICES, RunArrays
 from ..measure.compare import Cascade, Measure, Run, added, compare, measure
 from ..measure.metrics import mass_bins
 from . import plots
-from .measure_table import AFTER, Row, between, column, known, measure_table, past, where
+from .measure_table import (
+    AFTER,
+    Row,
+    between,
+    column,
+    known,
+    lowered,
+    measure_table,
+    past,
+    where,
+)
 from .page import (
     Absent,
     Beside,
@@ -339,22 +349,26 @@ def common(entries: Sequence[Entry]) -> tuple[int, int]:
 
 
 def adds(entry: Entry, k: int) -> Words:
-    """One sentence on whether the last stage improves the order of the stage before it."""
-    if len(entry.stages) < 2:
-        return ""
-    before, last = entry.stages[-2:]
-    row = find(added(entry.runs, [f"HR@{k}"]), stage=last)
-    if row is None or row["difference"] is None:
-        return ""
+    """Which stages lower the order of the stage before, and whether the last one improves it."""
+    rows = added(entry.runs, [f"HR@{k}"])
+    said = rich("")
+    for text in lowered(rows):
+        said += rich("<b>{}</b>. ", text)
+    row = find(rows, stage=entry.stages[-1])
+    if row is None or row["difference"] is None or row["better"] == "A":
+        return said
     decimals = places(row["difference"])
-    change = number(row["difference"], True, decimals)
-    figure = f"{change} HR@{k} {between(row, True, decimals)}".rstrip()
-    how = f"paired on {row['n']:,} requests, users clustered"
+    change = f"{number(row['difference'], True, decimals)} HR@{k} {between(row, True, decimals)}"
+    named = (row["stage"], row["before"], change.rstrip(), f"{row['n']:,}")
     if row["better"]:
-        verb = "adds" if row["better"] == "B" else "loses"
-        return rich("<b>{} {} {}</b> over the order of {} ({}).", last, verb, figure, before, how)
-    return rich(
-        "{} makes no significant difference to the order of {}: {} ({}).", last, before, figure, how
+        return said + rich(
+            "{} improves the order of {}: <b>{}</b> (paired on {} requests, users clustered).",
+            *named,
+        )
+    return said + rich(
+        "{} makes no significant difference to the order of {}: {} (paired on {} requests, users "
+        "clustered).",
+        *named,
     )
 
 
