@@ -23,6 +23,7 @@ from scipy import sparse, special
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.utils.extmath import randomized_svd
 
+from ..bigrams import spaced
 from ..bounds import needs
 from ..errors import KarmafunnelError
 from ..files import EMBEDDING, atomic_folder, check, claim, read_json, settle, write_json
@@ -391,7 +392,12 @@ class TfidfSVD(Embedder):
         return [text or "" for text in texts]
 
     def _counter(self, vocabulary: list[str] | None) -> CountVectorizer:
-        words = CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
+        split = CountVectorizer(token_pattern=r"(?u)\b\w+\b").build_analyzer()
+
+        def words(text: str) -> list[str]:
+            found: list[str] = split(spaced(text))
+            return found
+
         if self.chars:
             lengths = (self.chars, self.chars)
             grams = CountVectorizer(analyzer="char_wb", ngram_range=lengths).build_analyzer()

@@ -254,6 +254,45 @@ RECFLOW = {
 }
 
 
+# -- TAOBAO-MM -------------------------------------------------------------------------------------
+
+
+def advertisement(user: int, item: int, clicked: int, *history: int) -> dict[str, Any]:
+    return {
+        "label_0": [1 - clicked, clicked], "129_1": user, "130_1": 4, "130_2": 1, "130_3": 30,
+        "130_4": 100, "130_5": 9, "150_2_180": list(history),
+        "151_2_180": [item // 10 for item in history], "205": item, "206": item // 10,
+        "213": 7, "214": 2,
+    }  # fmt: skip
+
+
+TAOBAO_MM = {
+    "train/train-shard-000000.parquet": pl.DataFrame(
+        [
+            row
+            for user in range(20)
+            for row in (
+                advertisement(user, 11, user % 2, 31, 32, 31, 0),
+                advertisement(user, 12, 1 - user % 2, 31, 32, 31, 0),
+                advertisement(user, 12, 0, 31, 32, 31, 0),
+            )
+        ]
+    ),
+    "test/test-shard-000000.parquet": pl.DataFrame(
+        [
+            advertisement(90, 21, 0, 11, 33),
+            advertisement(90, 11, 1, 11, 33),
+            advertisement(91, 12, 1),
+        ],
+        infer_schema_length=None,
+    ),
+    "scl_embedding_int8_p90.parquet": pl.DataFrame(
+        {"205": [11, 31, 99], "205_c": [[127, 0], [0, -127], [1, 1]]},
+        schema={"205": pl.Int64, "205_c": pl.List(pl.Int8)},
+    ),
+}
+
+
 FILES: dict[str, dict[str, Content]] = {
     "kuaisearch": KUAISEARCH,
     "jdsearch": JDSEARCH,
@@ -261,6 +300,7 @@ FILES: dict[str, dict[str, Content]] = {
     "diginetica": DIGINETICA,
     "coveo": COVEO,
     "recflow": RECFLOW,
+    "taobao_mm": TAOBAO_MM,
 }
 
 # a file in which one item stands twice, by source

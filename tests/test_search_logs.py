@@ -6,10 +6,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 import raw_files
+from karmafunnel import replay
 from karmafunnel.checks import validate
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
+from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.simulator.datasets import convert, load
+from karmafunnel.stages.recall import BM25Recall
+from karmafunnel.stages.recall.lexical import tokenize
 from raw_files import lay
 
 pytestmark = pytest.mark.slow
@@ -479,3 +483,64 @@ def test_recflow_row_of_no_stage_is_named(tmp_path):
     odd = pl.concat([frame, pl.DataFrame([raw_files.candidate(9, 10)])])
     with pytest.raises(KarmafunnelError, match=r"row 24: column .*one of prerank_neg"):
         made(tmp_path, "recflow", **{"2024-01-13.feather": odd})
+
+
+# -- TAOBAO-MM -------------------------------------------------------------------------------------
+
+
+def test_taobao_mm_by_hand(tmp_path):
+    log = made(tmp_path, "taobao_mm")
+    assert listed(log, "train-4", "position", "clicked") == [("11", 1, False), ("12", 2, True)]
+    assert listed(log, "before train-4", "position", "clicked") == [
+        ("32", None, True), ("31", None, True),
+    ]  # fmt: skip
+    assert log.meta["set_aside"] == {"products a second time in one list": 20}
+    served = log.requests.filter(source="advertisements")
+    by_part = served.with_columns(pl.col("request_id").str.split("-").list.first().alias("part"))
+    windows = by_part.group_by("part").agg(pl.col("window").unique().sort())
+    assert dict(windows.rows())["test"] == ["W3"]
+    assert "W3" not in dict(windows.rows())["train"]
+    assert log.requests["request_id"].to_list()[-3:] == ["before test-90", "test-90", "test-91"]
+    columns = ("item_id", "category", "attributes", "visual")
+    assert log.items.select(columns).rows() == [
+        ("11", ["1"], ["city=7", "province=2"], [1.0, 0.0]),
+        ("12", ["1"], ["city=7", "province=2"], None),
+        ("21", ["2"], ["city=7", "province=2"], None),
+        ("32", None, None, None),
+        ("31", None, None, [0.0, -1.0]),
+        ("33", None, None, None),
+    ]
+    assert failures(log, tmp_path / "log") == []
+
+
+def test_taobao_mm_wrong_label_is_named(tmp_path):
+    name = "train/train-shard-000000.parquet"
+    frame = raw_files.TAOBAO_MM[name]
+    at = pl.int_range(pl.len()) == 2
+    odd = frame.with_columns(pl.when(at).then([1, 1]).otherwise("label_0").alias("label_0"))
+    with pytest.raises(KarmafunnelError, match=rf"{name}: row 3: column 'label_0' needs \[1, 0\]"):
+        made(tmp_path, "taobao_mm", **{name: odd})
+
+
+def test_taobao_mm_reads_without_vectors(tmp_path):
+    raw = lay(tmp_path / "raw", raw_files.TAOBAO_MM)
+    (raw / "scl_embedding_int8_p90.parquet").unlink()
+    log = convert("taobao_mm", raw, tmp_path / "log")
+    assert not log.has("visual") and log.items["visual"].null_count() == log.n_items
+
+
+# -- words of Chinese ------------------------------------------------------------------------------
+
+
+def test_a_chinese_query_finds_titles_that_share_a_pair_of_characters(tmp_path):
+    """广场舞鞋 shares 舞鞋 with one title; a text with blanks is split as before."""
+    assert tokenize(["Red lamp 2x", "广场舞鞋 女"]) == [["red", "lamp", "2x"], ["广场", "场舞", "舞鞋"]]
+    rows = raw_files.KUAISEARCH["recall.jsonl"]
+    last = raw_files.search(6, 9, 99, "广场舞鞋", [12, 14], clicked_item_ids=[12])
+    log = made(tmp_path, "kuaisearch", **{"recall.jsonl": [*rows, *raw_files.jsonl(last)]})
+    run = replay(BM25Recall(k=10), log, out=tmp_path / "run")
+    found = run.read("slates").filter(request_id="6")
+    assert found["item_id"].to_list() == ["12"]
+    vectors = TfidfSVD(dim=4).fit(log)
+    query, shoes, dress = vectors.embed(["广场舞鞋", "舞鞋 女式", "红裙"])
+    assert query @ shoes > query @ dress + 0.1

@@ -8,6 +8,7 @@ import bm25s
 import numpy as np
 import polars as pl
 
+from ...bigrams import spaced
 from ...bounds import needs
 from ...errors import KarmafunnelError
 from ..context import Context
@@ -35,9 +36,9 @@ class BM25Recall(Stage):
 
 
 def tokenize(texts: list[str]) -> list[list[str]]:
-    """The words of each text."""
+    """The words of each text; pairs of characters where they are written without blanks."""
     found: list[list[str]] = bm25s.tokenize(
-        texts, stopwords=None, return_ids=False, show_progress=False
+        [*map(spaced, texts)], stopwords=None, return_ids=False, show_progress=False
     )
     return found
 
