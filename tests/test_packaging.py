@@ -14,6 +14,7 @@ ROOT = Path(karmafunnel.__file__).parent
 ORDER = [
     "errors",
     "typed",
+    "bigrams",
     "bounds",
     "shapes",
     "terminal",
