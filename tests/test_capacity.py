@@ -1,6 +1,7 @@
 """Plans whose answer is known: by brute force, by closed form, or by hand."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
 
@@ -74,6 +75,12 @@ def test_deadlines_that_degrade_whatever_the_servers():
     with pytest.raises(KarmafunnelError, match=r"found 1\d\.\d\d% with ample servers, most at hasty"):
         plan(Services((hasty,)), 100.0, 50.0, n=N)
     assert plan(Services((hasty,)), 100.0, 50.0, lost=0.5, n=N).degraded > 0.1
+    # the option and the deadline that would help are named, and the option does
+    with pytest.raises(KarmafunnelError) as raised:
+        plan(Services((hasty,)), 100.0, 50.0, n=N)
+    lost = float(re.search(r"`--lost ([.\d]+)`", raised.value.hint)[1])
+    assert f"longer deadlines (hasty {hasty.deadline_ms:g} ms)" in raised.value.hint
+    assert plan(Services((hasty,)), 100.0, 50.0, lost=lost, n=N).degraded <= lost
 
 
 def test_shedding_counts_as_lost():

@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,22 @@ def test_without_a_terminal_a_line_has_80_columns_unless_told_otherwise(monkeypa
     assert console.width == 80 and Console(file=io.StringIO(), width=33).width == 33
     monkeypatch.setenv("COLUMNS", "120")
     assert console.width == 120
+
+
+def test_queue_says_which_rates_and_where_the_deadline_ends_a_latency(tmp_path):
+    """One server offered 9 tenths: at the deadline of 30 ms what stands is shown."""
+    (tmp_path / "s.toml").write_text(
+        'name = "one"\ndeadline_ms = 30\n[[stage]]\nname = "only"\nk = 10\n'
+        'time = {base_ms = 10.0}\n[[stage]]\nname = "rank"\nk = 5\ntime = {base_ms = 8.0}\n'
+    )
+    words = ("queue", tmp_path / "s.toml", "--requests", 2000)
+    said = " ".join(run(*words, "--rate", 90, "--out", tmp_path / "full").stdout.split())
+    found = re.search(r"second: 90\.0 asked for, ([\d.]+) offered .*, ([\d.]+) served", said)
+    offered, served = map(float, found.groups())
+    assert offered == pytest.approx(90, rel=0.1) and served == pytest.approx(offered, rel=0.02)
+    assert re.search(r"latency p99 30\.0.* ms, which is the deadline", said)
+    idle = run(*words, "--rate", 1, "--out", tmp_path / "idle").stdout
+    assert "latency p50 18.0" in idle and "which is the deadline" not in idle
 
 
 # -- every command ---------------------------------------------------------------------------------

@@ -427,11 +427,12 @@ def plan(
             found=f"{p99_ms:g}",
         )
     if best.degraded > lost:
+        worst = max(search.ask(ample, seed=s).degraded for s in search.seeds)
         raise KarmafunnelError(
             "plan",
             needs=f"at most {lost:.2%} of requests degraded or shown nothing",
             found=f"{best.degraded:.2%} with ample servers, most at {best.worst}",
-            hint=_why_lost(services, best.degraded),
+            hint=_why_lost(services, worst),
         )
     first = tuple(map(min, search.start(p99_ms - best.p99_ms, ample), ample))
     servers = search.shrink(search.grow(first, ample))
