@@ -67,7 +67,7 @@ SORTED = """(() => {
 
 def value(text: str):
     """A printed value as the test reads it: a number, a text, or None."""
-    found = re.match(r"[+±<]?(−?[\d,]*\.?\d+)(k|m|bn)?(?![\w.])", text)
+    found = re.match(r"[+±<≥]?\s*(−?[\d,]*\.?\d+)(k|m|bn)?(?![\w.:/-])", text)
     if found:
         size = {"k": 1e3, "m": 1e6, "bn": 1e9}.get(found[2], 1)
         return float(found[1].replace("−", "-").replace(",", "")) * size

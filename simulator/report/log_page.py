@@ -352,8 +352,8 @@ def popularity_plot(counts: np.ndarray, found: Stats | None) -> Plot | None:
         "rank of the item (log scale)",
         "targets (log scale)",
         *traces,
-        xaxis={"type": "log"},
-        yaxis={"type": "log", "rangemode": "normal"},
+        xaxis={"type": "log", "dtick": 1},
+        yaxis={"type": "log", "dtick": 1, "rangemode": "normal"},
     )
 
 

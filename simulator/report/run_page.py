@@ -255,7 +255,7 @@ def glance(entries: Sequence[Entry]) -> list[Block]:
     heads = list(dict.fromkeys(head for line in lines for head in line))
     same: list[Block] = []
     asked = {line["Requests replayed"] for line in lines}
-    if len(asked) == 1:
+    if len(asked) == 1 and len(entries) > 1:
         heads.remove("Requests replayed")
         cell = asked.pop()
         same.append(Text(f"{cell.text} requests, the same for all: {cell.small}.", "note"))
@@ -296,6 +296,13 @@ def verdict(entries: Sequence[Entry]) -> Words:
         second.name,
         f"{row['n']:,}",
     )
+
+
+def timed(entry: Entry) -> bool:
+    """Whether stages took time here; the outputs of a funnel elsewhere were only read."""
+    kinds = [str(stage.get("kind", "")) for stage in entry.run.meta["stages"]]
+    read = all(kind.startswith("External") for kind in kinds)
+    return not read and bool(entry.run.read("timing", pl.col("seconds").sum()).item())
 
 
 def left_out(entries: Sequence[Entry]) -> list[str]:
@@ -458,10 +465,10 @@ def sentence(entry: Entry) -> Words:
         ". The largest loss: <b>{}</b>, {} of all relevant items", name, percent(leak["share"])
     )
     margin = leak["median_margin"]
-    if margin is None or leak["reason"] == entry.stages[0]:  # a lower bound at recall
+    # a lower bound at recall, and 1 where all that is known is that a stage left the item out
+    if margin is None or margin < 1.5 or leak["reason"] == entry.stages[0]:
         return text + "."
-    ranks = round(margin)
-    return text + rich(", half of them by {} rank{} or more.", f"{ranks:,}", "s" * (ranks != 1))
+    return text + rich(", half of them by {} ranks or more.", f"{margin:,.0f}")
 
 
 def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Words]]:
@@ -504,7 +511,7 @@ def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Wor
     if priced(entry):
         cards.append((f"Their money in the first {most:,}", value(money), range_of(money)))
     cards.append(("Largest loss of the funnel", lost, reason))
-    if seconds:
+    if timed(entry):
         ms = 1000 * seconds / max(counts["n"], 1)
         device = str(entry.run.meta.get("device") or "cpu")
         cards.append(("Replay time a request", f"{ms:,.1f} ms", f"all stages, on {device}"))
@@ -551,7 +558,9 @@ def loss_table(entry: Entry) -> list[Block]:
         line += [f"{row['items']:,}", percent(row["share"])]
         if priced(entry):
             line += [amount(row["money"], entry.currency), percent(row["money_share"])]
-        line.append("" if row["median_margin"] is None else f"{row['median_margin']:,.0f}")
+        least = "≥ " if row["reason"] == entry.stages[0] else ""
+        margin = row["median_margin"]
+        line.append("" if margin is None else f"{least}{margin:,.0f}")
         rows.append(line)
     money = ["money", "share of money"] if priced(entry) else []
     heads = ["lost where", "items", "share", *money, "missed by, ranks"]
@@ -840,7 +849,7 @@ def times(entries: Sequence[Entry]) -> Section | None:
         )
         found = {row["stage"]: row for row in per.iter_rows(named=True)}
         total = sum(column(found.values(), "seconds")) or 1.0
-        for stage in filter(found.__contains__, entry.stages):
+        for stage in filter(found.__contains__, entry.stages if timed(entry) else []):
             row = found[stage]
             n = max(row["requests"], 1)
             rows.append(

@@ -182,7 +182,7 @@ function sortValue(cell) {
   const bar = cell.querySelector(".bar");
   if (bar) return parseFloat(bar.style.width);
   const text = (cell.querySelector(".v, .plain") || cell).textContent.trim();
-  const found = /^[+±<]?(−?[\d,]*\.?\d+(?:e[+-]?\d+)?)(k|m|bn)?(?![\w.])/.exec(text);
+  const found = /^[+±<≥]?\s*(−?[\d,]*\.?\d+(?:e[+-]?\d+)?)(k|m|bn)?(?![\w.:/-])/.exec(text);
   if (found) return parseFloat(found[1].replace("−", "-").replaceAll(",", "")) * (SIZES[found[2]] || 1);
   return text && text !== "n/a" && text !== "–" ? text : null;
 }
