@@ -19,7 +19,6 @@ from karmafunnel.simulator.replay.replay import replay
 from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import Rows, Similarity
 from karmafunnel.stages.frame import CHANNEL, ITEM, REQUEST, SCORE, rows_frame
-from karmafunnel.stages.learn import logged
 from karmafunnel.stages.recall import BM25Recall, VectorRecall
 from karmafunnel.stages.stage import Funnel
 from shop import make_shop
@@ -45,7 +44,7 @@ def columns_of(stage):
     requests = context().log.requests_in("W3")[:5]
     return [
         (s.slate.schema, s.tracked.schema)
-        for s in fitted(stage).run(requests, logged(context(), requests), exact=True)
+        for s in fitted(stage).run(requests, context().logged(requests), exact=True)
     ]
 
 
@@ -54,7 +53,7 @@ def columns_of(stage):
 @pytest.mark.parametrize("handed", ["no tracked rows", "those logged", "an empty frame of them"])
 def test_a_chunk_of_nothing_keeps_its_columns(stage, name, handed):
     requests = chunks()[name]
-    rows = logged(context(), requests)
+    rows = context().logged(requests)
     tracked = {
         "no tracked rows": None,
         "those logged": rows,

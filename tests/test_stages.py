@@ -33,7 +33,7 @@ from karmafunnel.stages.features import (
     Vectors,
 )
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE, descending, order, select_top
-from karmafunnel.stages.learn import Sample, Teacher, logged, sampled
+from karmafunnel.stages.learn import Sample, Teacher, sampled
 from karmafunnel.stages.outside import ExternalRank
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
 from karmafunnel.stages.rank import DINRank, ESMMRank
@@ -241,7 +241,7 @@ class TestContract:
 
     def test_forced_rows_have_the_rank_they_have(self, stage):
         requests = context().log.requests_in("W3")
-        step = fitted(stage).run(requests, logged(context(), requests))[-1]
+        step = fitted(stage).run(requests, context().logged(requests))[-1]
         both = step.tracked.join(step.slate, on=[REQUEST, ITEM], suffix="_slate")
         assert both.height
         assert both["kept"].all()
@@ -288,7 +288,7 @@ def test_constant_scores_are_ordered_by_chance():
     """A constant score has the hit rate of a random one, wherever the popular items are."""
     big = context_of(make_shop(n_requests=2000, seed=3))
     requests = np.arange(1200, 2000)
-    step = as_funnel(Uniform(k=24)).fit(big).run(requests, logged(big, requests))[0]
+    step = as_funnel(Uniform(k=24)).fit(big).run(requests, big.logged(requests))[0]
     truth = step.tracked.filter("truth")
     expected = (24 / big.log.asof.known(truth[REQUEST].to_numpy())).mean()
     assert truth["kept"].mean() == pytest.approx(expected, abs=0.03)
@@ -384,7 +384,7 @@ def test_rows_to_learn_from_are_what_the_sample_says():
     upstream = fitted(Join([VectorRecall("tfidf", k=30), Popular(k=30)], k=50))
     requests = context().log.requests_in("W2a")[:9]
     passed = upstream.run(requests)[-1].slate.select(REQUEST, ITEM)
-    shown = logged(context(), requests).join(passed, on=[REQUEST, ITEM], how="semi")
+    shown = context().logged(requests).join(passed, on=[REQUEST, ITEM], how="semi")
     n_truth = shown["truth"].sum()
     assert (
         0 < n_truth < context().truth.filter(pl.col(REQUEST).is_in(requests.tolist())).height
@@ -407,7 +407,7 @@ def test_rows_to_learn_from_are_what_the_sample_says():
         len(rows)
         for _, rows in sampled(context(), upstream, requests, Sample(passed=0), seed=0, missed=True)
     ]
-    assert len(every) == context().folds and sum(every) == logged(context(), requests).height
+    assert len(every) == context().folds and sum(every) == context().logged(requests).height
 
 
 class TestErrors:
@@ -486,7 +486,7 @@ class TestErrors:
         empty = (
             Funnel((Popular(),))
             .fit(Context(unseen, {}, "click"))
-            .run(first, logged(Context(unseen, {}, "click"), first))[0]
+            .run(first, Context(unseen, {}, "click").logged(first))[0]
         )
         assert empty.slate.height == 0 and not empty.tracked["kept"].any()
 
