@@ -36,7 +36,7 @@ class Entry:
 def first_line(text: str | None) -> str:
     """The first sentence of a docstring on one line."""
     whole = re.sub(r"\s+", " ", inspect.cleandoc(text or "")).replace("`", "")
-    return re.split(r"(?<=[.]) ", whole)[0]
+    return re.split(r"(?<=[.])(?<! al[.]) ", whole)[0]
 
 
 def subclasses(base: type, package: Any) -> Iterator[type]:

@@ -47,7 +47,8 @@ class KarmaConfig:
         action, gen, rec, see: weights of the losses; 0 leaves one out.
         decoder: of L_rec: "bow" (words through the LM head), "masked" (one layer, most words
             masked) or "lm" (the language model itself).
-        vector: loss of L_see: "mse", "cosine" or "diffusion" (the paper's negative result).
+        vector: loss of L_see: "mse", "cosine" or "diffusion". In the paper diffusion fails as the
+            generator of the embedding itself [K]; as a decoder, a public reading says, it helps.
         shuffled: [O] `gen`, `rec` and `see` get the text and features of another item, always the
             same one: a second task without meaning.
         negatives: "catalogue": all items that are a target in W1; "batch": the other targets of

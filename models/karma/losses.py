@@ -3,7 +3,7 @@ be readable by.
 
 Tensors in, tensors out. [K]: an action loss with exposed-not-clicked negatives; `gen`, the target's
 text from the history; `rec`, the target's text or frozen visual features from the interest alone;
-diffusion as the worse generator. [I]: everything else here.
+diffusion as the worse generator of the embedding. [I]: everything else here.
 """
 
 from __future__ import annotations

@@ -334,11 +334,10 @@ def _comparison(rows: Sequence[Row]) -> Table:
 
 def _key(rows: Sequence[Row]) -> list[str]:
     """What the sides, columns and marks of a comparison mean."""
-    units = " or ".join(dict.fromkeys(column(rows, "unit")))
     seeds = max(column(rows, "seeds"))
     same_sign = f" and it has the same sign in all {seeds} seeds" if seeds > 1 else ""
     lines = [
-        f"A is {rows[0]['label_a']}, B is {rows[0]['label_b']}, paired by {units}. {INTERVALS}",
+        f"A is {rows[0]['label_a']}, B is {rows[0]['label_b']}, paired by request. {INTERVALS}",
         f"* the interval of B − A excludes 0{same_sign}; ** also after Holm's correction over the "
         "whole table. MDE: minimum detectable effect, at 80% power.",
     ]
