@@ -384,3 +384,12 @@ def test_options_reach_the_replay(ours, shop, tmp_path):
     _, path = ours
     run = import_run([path], tmp_path / "few", log=shop, options=RunOptions(limit=7))
     assert run.read("requests").height == 7
+
+
+def test_levels_of_relevance_that_count_alike_are_said(tmp_path):
+    files = {"run.trec": "q1 Q0 a 1 2 x\nq1 Q0 b 2 1 x\n", "qrels.txt": "q1 0 a 1\nq1 0 b 2\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    words = ["import-run", *[str(tmp_path / name) for name in ("run.trec", "run")]]
+    done = CliRunner().invoke(main, [*words, "--qrels", str(tmp_path / "qrels.txt")])
+    assert "the levels of relevance 1, 2 all count alike, so nDCG has no graded" in done.output

@@ -113,9 +113,11 @@ def log_of_qrels(qrels: Path, listed: pl.Series) -> tuple[Log, list[str]]:
     exposures = relevant.select("request_id", "item_id", pl.lit(True).alias("clicked"))
     levels = sorted(level.filter(level > 0).unique())
     said = ["clicks: what is relevant stands in for them"]
+    graded = ""
     if len(levels) > 1:
         words = ", ".join(f"{one:g}" for one in levels)
-        said.append(f"gains: the levels of relevance {words} all count as relevant, and none more")
+        graded = f"the levels of relevance {words} all count alike"
+        said.append(f"gains: {graded}")
     meta = {
         "name": qrels.name.partition(".")[0] or qrels.name,
         "source": qrels.name,
@@ -130,6 +132,8 @@ def log_of_qrels(qrels: Path, listed: pl.Series) -> tuple[Log, list[str]]:
     log = Log.make(pl.DataFrame({"item_id": items}), requests, exposures, meta)
     none = len(topics) - relevant["request_id"].n_unique()
     notes = [f"{len(relevant):,} relevant documents of {len(topics):,} topics"]
+    if graded:
+        notes.append(f"{graded}, so nDCG has no graded gains")
     if none:
         notes.append(f"{none:,} topics have no relevant document: measures leave them out")
     return log, notes
