@@ -480,7 +480,7 @@ DELIMITED = [
     (source, name)
     for source in FILES
     for name in FILES[source]
-    if "json" not in name and not name.endswith(".dat")  # no header
+    if "json" not in name and not name.endswith((".dat", ".feather", ".parquet"))
 ]
 # What each column must be refused for, among others, with its row: (source, column) -> values.
 NEVER_TAKEN = {

@@ -44,6 +44,7 @@ SHARES = {"options": 0.4, "logs": 0.25, "services": 0.15, "json": 0.15, "recipes
 COMMANDS: dict[str, str] = {
     "demo": "demo --out new",
     "convert": "convert online_retail raw new",
+    "download": "download trivago new",
     "import": "import events.csv new --gap-minutes 30",
     "import-run": "import-run lists.csv new --log small",
     "gate": "gate plain other --measure HR@10 --margin 1",
@@ -135,7 +136,8 @@ def options() -> list[tuple[str, list[str], str]]:
 
 def result_of(name: str, argv: Sequence[str], at: int) -> str:
     """Where a command that ends well has put its result."""
-    places = {"convert": 3, "sample": 2, "world": 1, "import": 2, "import-run": 2, "export": 2}
+    places = {"convert": 3, "world": 1}
+    places |= dict.fromkeys(("download", "sample", "import", "import-run", "export"), 2)
     if name in places:
         return argv[places[name]]
     return argv[argv.index("--out") + 1] if "--out" in argv else ""
