@@ -1,13 +1,22 @@
 """Runs of different depth: a longer list is no better for being longer, whatever is measured."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from karmafunnel.simulator.measure.attribution import attribute
-from karmafunnel.simulator.measure.compare import Run, added, compare, measure
+from karmafunnel.simulator.measure.compare import (
+    Run,
+    added,
+    against_logged,
+    compare,
+    measure,
+    telling,
+)
 from karmafunnel.simulator.measure.measures.measure import END, Measure, kinds
 from karmafunnel.simulator.report.measure_table import define
 from karmafunnel.simulator.report.run_page import report
@@ -294,3 +303,94 @@ def test_the_report_says_what_the_ranker_adds(tmp_path, skill, words):
     assert all(text in glance for text in words)
     assert "HR@5" in glance
     assert "What each stage adds" in text
+
+
+# -- the cutoff of a headline, and rows that really came out ---------------------------------------
+
+
+def short_lists(folder: Path, promises: int = 100) -> Path:
+    """A Run whose stages promise more rows than they return: lists of 8 shown items, re-ranked.
+    The logged order is better than that of `rank`.
+    """
+    rng = np.random.default_rng(3)
+    slates, requests, ledger, scored = [], [], [], []
+    for r in range(120):
+        request, n = f"r{r:03d}", 6 if r % 4 == 0 else 8
+        truth = int(min(rng.geometric(0.4), n)) - 1
+        orders = {"recall": np.arange(n), "rank": rng.permutation(n) if r % 3 else np.arange(n)}
+        rank = {stage: {int(i): at + 1 for at, i in enumerate(order)} for stage, order in orders.items()}
+        for stage, order in orders.items():
+            slates += [(request, stage, f"i{i}", at + 1, -float(at), "lists") for at, i in enumerate(order)]
+        row = {"request_id": request, "item_id": f"i{truth}", "money": None, "quantity": 1, "eligible": True}
+        row |= {"target": "head", "repeat": None, "price_band": None, "lost": None, "margin": None}
+        for stage in orders:
+            row |= {f"{stage}.rank": rank[stage][truth], f"{stage}.score": 0.0, f"{stage}.wins": 0.0}
+        ledger.append(row)
+        for i in range(n):
+            row = {"request_id": request, "item_id": f"i{i}", "position": i + 1, "clicked": i == truth}
+            row |= {"purchased": False, "money": None, "eligible": True}
+            scored.append(row | {f"{s}.score": -float(rank[s][i]) for s in orders} | {f"{s}.rank": rank[s][i] for s in orders})
+        sizes = {f"{s}.{c}": n for s in orders for c in ("n", "out")}
+        row = {"request_id": request, "user_id": f"u{r % 40}", "ts": None, "window": "W3", "n_truth": 1}
+        row |= {"n_eligible": 8, "n_truth_eligible": 1, "n_shown": n, "has_query": False, "new_user": False}
+        requests.append(row | sizes)
+    make_run(folder)
+    tables = {"requests": requests, "ledger": ledger, "scored": scored}
+    for name, rows in tables.items():
+        schema = {"money": pl.Float64, "price_band": pl.String, "lost": pl.String, "margin": pl.Float64, "repeat": pl.Boolean}
+        frame = pl.DataFrame(rows, infer_schema_length=None)
+        frame = frame.with_columns(pl.col(c).cast(t) for c, t in schema.items() if c in frame.columns)
+        frame.write_parquet(folder / f"{name}.parquet")
+    columns = ["request_id", "stage", "item_id", "rank", "score", "channel"]
+    pl.DataFrame(slates, schema=columns, orient="row").write_parquet(folder / "slates.parquet")
+    meta = json.loads((folder / "run.json").read_text())
+    meta["stages"] = [{"name": s, "kind": "Lists", "k": promises} for s in KEEPS]
+    meta["log"] |= {"items": 8, "has": {"exposures": True, "price": False, "clicks": True}}
+    (folder / "run.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory) -> Path:
+    return short_lists(tmp_path_factory.mktemp("lists") / "lists")
+
+
+def test_the_headline_takes_the_largest_cutoff_that_can_tell(lists, runs):
+    run = Run.open(lists)
+    by_k = {k: next(r["value"] for r in measure(run, [f"HR@{k}"]) if r["stage"] == "recall") for k in (8, 5, 3)}
+    assert by_k[8] == 1 and by_k[5] < 0.995
+    assert str(telling([run])) == "HR@5"
+    assert str(telling([runs["deep"]])) == "HR@5"  # all that its last stage puts out
+    # orders that all have their hit on top
+    ledger = pl.col("recall.rank").map_batches(lambda rank: pl.Series([1] * len(rank)), return_dtype=pl.Int64)
+    perfect = replace(run, lazy=run.lazy | {"ledger": run.lazy["ledger"].with_columns(ledger)})
+    assert str(telling([perfect])) == "MRR@8"
+    assert str(telling([run, perfect])) == "MRR@8"  # in every Run
+
+
+def test_the_report_of_short_lists_draws_no_conclusion_from_a_full_hit_rate(lists, tmp_path):
+    page = re.sub(r"<[^>]*>", "", report([lists], tmp_path / "r.html").read_text(encoding="utf-8"))
+    verdict = page[page.index("Of 120 clicked items"):][:700]
+    assert "are among the 7.5 that rank returns for a request on average" in verdict
+    assert "HR@5" in verdict and "HR@10" not in page
+    (row,) = against_logged(Run.open(lists), ["gAUC:request:exposures"])
+    assert row["better"] == "A" and row["value_a"] > row["value_b"]
+    assert "The logged order is better than that of rank in gAUC" in verdict
+    assert f"{row['value_a']:.3f} against {row['value_b']:.3f}" in verdict
+
+
+def test_stages_that_put_out_the_same_rows_are_compared_whatever_they_promise(lists, tmp_path):
+    other = Run.open(short_lists(tmp_path / "more", promises=300))
+    run = Run.open(lists)
+    rows = compare(run, other, ["survival", "MRR", "margin"])
+    assert not [r for r in rows if "not compared" in r["note"] or "cut at" in r["note"]]
+    assert all(r["difference"] == 0 for r in rows if r["measure"] == "survival")
+    note = next(r["note"] for r in measure(run, ["Recall@200"]) if r["stage"] == "rank")
+    assert note == "n/a: rank puts out 8"
+
+
+def test_rows_that_came_out_are_told_where_depths_differ(lists, tmp_path):
+    shorter = cut(lists, tmp_path / "cut", 4)
+    rows = {(r["measure"], r["stage"]): r for r in compare(Run.open(lists), Run.open(shorter), ["survival", "MRR"])}
+    assert "here 7.5, 7.5 against 7.5, 4" in rows["survival", "rank"]["note"]
+    assert "cut at 4" in rows["MRR", "rank"]["note"]

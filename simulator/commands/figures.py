@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...files import PAGE, read_json
+from ...files import PAGE
 from ...terminal import visible
 from .parameters import claimed, folder, json_flag, out, verbose_flag
 
+if TYPE_CHECKING:
+    from ..measure.run import Run
 
-def default_measures(run: Path) -> list[str]:
+
+def default_measures(run: Run) -> list[str]:
     """What a first look wants, as far as the Run can say it."""
-    meta = read_json(run / "run.json")
-    ks = sorted({10, 50, min(stage["k"] for stage in meta["stages"])})
-    names = ["survival", *[f"HR@{k}" for k in ks], "nDCG@10"]
+    from ..measure.compare import telling
+
+    meta, headline = run.meta, telling([run])
+    most = min(map(run.most, run.stages))
+    names = ["survival", str(headline)]
+    if headline.name == "HR" and headline.k == min(10, most):
+        names = ["survival", *[f"HR@{k}" for k in sorted({10, 50, most})]]
+    names.append("nDCG@10")
     if meta["log"]["has"]["price"]:
         names.append("GMV-HR@50")
     if meta["log"]["has"]["exposures"]:
@@ -27,14 +35,13 @@ def default_measures(run: Path) -> list[str]:
 
 def print_stage_table(run: Path, verbose: bool | None = None) -> None:
     """The measures of a first look, stage by stage, and which stage lowers HR."""
-    from ..measure.compare import Run, added, measure
+    from ..measure.compare import Run, added, measure, telling
     from ..report.measure_table import measure_table
     from ..report.table import print_table
 
     opened = Run.open(run)
-    print_table(measure_table(measure(opened, default_measures(run))), out, verbose)
-    k = min(10, *map(opened.k, opened.stages))
-    print_lowered(added(opened, [f"HR@{k}"]))
+    print_table(measure_table(measure(opened, default_measures(opened))), out, verbose)
+    print_lowered(added(opened, [telling([opened])]))
 
 
 def print_lowered(rows: list[dict[str, Any]]) -> None:

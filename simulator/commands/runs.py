@@ -119,14 +119,14 @@ def replay(
 
 def print_paths(run: Path) -> None:
     """What the last stage of each path is worth."""
-    from ..measure.compare import added, measure
+    from ..measure.compare import added, measure, telling
     from ..replay.degrade import runs_of
     from ..report.measure_table import valued
     from ..report.table import Cell, Table, print_table
 
     runs = runs_of(run)
-    k = min(r.k(r.stages[-1]) for r in runs.values())
-    names = list(dict.fromkeys([f"HR@{min(k, 10)}", f"HR@{k}"]))
+    k, headline = min(r.most(r.stages[-1]) for r in runs.values()), telling([*runs.values()])
+    names = list(dict.fromkeys([str(headline), f"HR@{k}"]))
     if runs["full"].meta["log"]["has"]["price"]:
         names.append(f"GMV-HR@{k}")
     lines: list[list[str | Cell]] = []
@@ -139,7 +139,7 @@ def print_paths(run: Path) -> None:
         lines.append([path, *(valued(rows[name]) for name in names)])
     title = "what the last stage shows, by path"
     print_table(Table(["path", *names], lines, title=title, look="measures"), out)
-    print_lowered(added(runs["full"], [f"HR@{min(k, 10)}"]))
+    print_lowered(added(runs["full"], [headline]))
 
 
 @click.command()

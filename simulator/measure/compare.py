@@ -17,15 +17,25 @@ import numpy as np
 import polars as pl
 
 from ...errors import KarmafunnelError
-from .arrays import RunArrays, SliceMask
+from .arrays import LOGGED, RunArrays, SliceMask
 from .differences import Difference, Samples, correct, paired, sampled
-from .intervals import Estimate, interval, over_seeds
-from .measures.hits import Kept, RecallOfBest
+from .intervals import Estimate, Ratio, interval, over_seeds
+from .measures.hits import HR, MRR, Kept, RecallOfBest
 from .measures.measure import END, Measure, MetricValue, parse_all
 from .metrics import LOST
 from .run import Run
 
-__all__ = ["Cascade", "Measure", "Run", "added", "compare", "measure"]
+__all__ = [
+    "Cascade",
+    "Measure",
+    "Run",
+    "added",
+    "against_logged",
+    "compare",
+    "mean_rows",
+    "measure",
+    "telling",
+]
 
 
 # -- measures and comparisons ----------------------------------------------------------------------
@@ -237,6 +247,56 @@ def compare(
     return _tested(table, labels, len(values.readings[0].users), resamples, seed)
 
 
+TELLS = 0.995  # an HR of the first stage above which there is nothing left to tell apart
+CUTOFFS = (10, 5, 3, 1)
+
+
+def telling(runs: Sequence[Run]) -> Measure:
+    """The measure of a headline over some Runs: HR@k at the largest cutoff that can tell orders
+    apart.
+
+    That is the largest of 10, 5, 3 and 1 (or of what the last stages put out, if less than 10) at
+    which HR@k of the first stage is below 0.995 in every Run; MRR where there is none, for every
+    order then has a hit on top.
+    """
+    most = min(10, *(run.most(run.stages[-1]) for run in runs))
+    cutoffs = [most, *(k for k in CUTOFFS if k < most)]
+    readings = [RunArrays(run) for run in runs]
+    for measure in map(HR, cutoffs):
+        found = [
+            Ratio(*measure.per_request(reading, reading.run.stages[0]), reading.cluster).value
+            for reading in readings
+        ]
+        if not any(value >= TELLS for value in found):  # NaN: nothing is relevant
+            return measure
+    return MRR(most)
+
+
+def against_logged(
+    run: Run | Sequence[Run],
+    measures: Sequence[Measure | str],
+    seed: int = 0,
+    resamples: int = 1000,
+) -> list[dict[str, Any]]:
+    """Compare the last stage with the order in which the lists were shown.
+
+    Args:
+        run: one Run, or Runs of one recipe with different seeds.
+        measures: over exposures; others have no value for the logged order and are left out.
+
+    Returns:
+        Rows as those of `compare`; A is the logged order.
+    """
+    runs = [run] if isinstance(run, Run) else list(run)
+    values = _Values(same_requests(runs, [r.path.as_posix() for r in runs]), None)
+    last, table = runs[0].stages[-1], list[Compared]()
+    for m in parse_all(measures):
+        a, b = ([(i, name) for i in range(len(runs))] for name in (LOGGED, last))
+        table += values.pair(m, values.parts[0], a, b, last)
+    labels = {"label_a": LOGGED, "label_b": last}
+    return _tested(table, labels, len(values.readings[0].users), resamples, seed)
+
+
 def added(
     run: Run | Sequence[Run],
     measures: Sequence[Measure | str],
@@ -355,10 +415,10 @@ def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure |
     the length of the shortest list. One that depends on the rows that go into a stage is compared
     only if their numbers are equal.
     """
-    sizes = [_sizes(m, run, stage) for run, stage in ends]
-    if len(set(sizes)) <= 1:
+    depths = [_Depth.of(m, run, stage) for run, stage in ends]
+    if all(depth.equals(depths[0]) for depth in depths[1:]):
         return m, ""
-    shortest = min(size[-1] for size in sizes)
+    shortest = min(depth.most for depth in depths)
     if m.depth == "output":
         return replace(m, k=shortest), f"both cut at {shortest}, where the shorter list ends"
     if all(stage == END for _, stage in ends):
@@ -366,31 +426,63 @@ def at_one_depth(m: Measure, ends: Sequence[tuple[Run, str]]) -> tuple[Measure |
             Kept(k=shortest),
             f"both within the first {shortest}, where the shorter list ends (kept@{shortest})",
         )
-    listed = [", ".join(f"{size:,}" for size in one if size) for one in dict.fromkeys(sizes)]
     return (
         None,
         (
             "n/a: not compared, it depends on how many rows go in and come out, here"
-            f" {' against '.join(listed)}"
+            f" {' against '.join(dict.fromkeys(depth.text for depth in depths))}"
         ),
     )
 
 
-def _sizes(m: Measure, run: Run, stage: str) -> tuple[int, ...]:
-    """The numbers of rows that a value depends on, those of the stage itself last; 0 means all
-    eligible items.
+@dataclass(frozen=True)
+class _Depth:
+    """The stages whose numbers of rows a value depends on, the stage itself last; "" is the
+    catalogue.
     """
-    if not m.depth:
-        return ()
-    if stage == END:
-        return (run.k(run.stages[-1]),)
-    place = run.stages.index(stage)
-    own, into = run.k(stage), run.k(run.stages[place - 1]) if place else 0
-    if m.depth == "output":
-        return (own,)
-    if m.depth == "input":
-        return (into or own,)
-    return (*(run.k(later) for later in run.stages[place + 1 :] if m.name == "swap"), into, own)
+
+    run: Run
+    stages: tuple[str, ...]
+
+    @classmethod
+    def of(cls, m: Measure, run: Run, stage: str) -> _Depth:
+        if not m.depth:
+            return cls(run, ())
+        if stage == END:
+            return cls(run, (run.stages[-1],))
+        place = run.stages.index(stage)
+        into = run.stages[place - 1] if place else ""
+        if m.depth == "output":
+            return cls(run, (stage,))
+        if m.depth == "input":
+            return cls(run, (into or stage,))
+        return cls(run, (*(run.stages[place + 1 :] if m.name == "swap" else ()), into, stage))
+
+    def equals(self, other: _Depth) -> bool:
+        """Whether all these stages have the same k, or put out as many rows for each request."""
+        return len(self.stages) == len(other.stages) and all(
+            bool(one) == bool(two)
+            and (
+                not one
+                or self.run.k(one) == other.run.k(two)
+                or self.run.rows_out(one).equals(other.run.rows_out(two))
+            )
+            for one, two in zip(self.stages, other.stages, strict=True)
+        )
+
+    @property
+    def most(self) -> int:
+        return self.run.most(self.stages[-1])
+
+    @property
+    def text(self) -> str:
+        """Their mean numbers of rows."""
+        return ", ".join(mean_rows(self.run, stage) for stage in self.stages if stage)
+
+
+def mean_rows(run: Run, stage: str) -> str:
+    """How many rows a stage put out for a request on average, as text: "300", or "7.6"."""
+    return f"{run.rows_out(stage).to_numpy().mean():,.1f}".removesuffix(".0")
 
 
 def _tested(

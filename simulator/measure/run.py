@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,21 @@ class Run:
     def k(self, stage: str) -> int:
         """How many rows a request a stage puts out at most."""
         return next(int(s["k"]) for s in self.meta["stages"] if s["name"] == stage)
+
+    @cached_property
+    def _rows_out(self) -> pl.DataFrame:
+        columns = ("request_id", *(f"{stage}.out" for stage in self.stages))
+        return self.read("requests", *columns).sort("request_id")
+
+    def rows_out(self, stage: str) -> pl.Series:
+        """How many rows a stage put out for each request, in the order of request ids."""
+        return self._rows_out[f"{stage}.out"].fill_null(0).clip(upper_bound=self.k(stage))
+
+    def most(self, stage: str) -> int:
+        """The most rows that a stage put out for a request: its k, or fewer where there were no
+        more.
+        """
+        return int(self.rows_out(stage).to_numpy().max(initial=0)) or self.k(stage)
 
     def columns(self, table: str) -> list[str]:
         return self.lazy[table].collect_schema().names()

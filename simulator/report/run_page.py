@@ -17,7 +17,17 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from ..measure.arrays import SLICES, RunArrays
-from ..measure.compare import Cascade, Measure, Run, added, compare, measure
+from ..measure.compare import (
+    Cascade,
+    Measure,
+    Run,
+    added,
+    against_logged,
+    compare,
+    mean_rows,
+    measure,
+    telling,
+)
 from ..measure.metrics import mass_bins
 from . import plots
 from .measure_table import (
@@ -88,12 +98,8 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """How many items the last stage returns."""
-        return self.run.k(self.stages[-1])
-
-    def k(self, most: int) -> int:
-        """The largest cutoff up to `most` that the last stage can answer."""
-        return min(most, self.size)
+        """The most items that the last stage returned for a request."""
+        return self.run.most(self.stages[-1])
 
     def ask(self, measures: Sequence[str | Measure], slice_name: str | None = None) -> list[Row]:
         return measure(self.runs, measures, slice=slice_name, label=self.name)
@@ -225,17 +231,18 @@ def summary(entries: Sequence[Entry], warnings: Sequence[Block]) -> Section:
     others = [entry for entry in entries if not entry.comparable]
     blocks: list[Block] = []
     if len(entries) == 1:
-        entry, (k, most) = entries[0], common(entries)
-        said = rich("{} {}", sentence(entry), adds(entry, k))
-        blocks = [Text(said, "verdict"), Cards(key_figures(entry, k, most))]
+        entry = entries[0]
+        blocks = [
+            Text(outcome(entry), "verdict"),
+            Cards(key_figures(entry, headline_of(entries), entry.size)),
+        ]
     else:
         if len(alike) > 1:
             blocks.append(Text(verdict(alike), "verdict"))
         blocks += [*glance(alike), *warnings, *(glance(others) if others else [])]
         points: list[Words] = []
         for entry in entries:
-            k = entry.k(10)
-            points.append(rich("<b>{}</b>: {} {}", entry.name, sentence(entry), adds(entry, k)))
+            points.append(rich("<b>{}</b>: {}", entry.name, outcome(entry)))
         blocks.append(Points(points))
     if lacks := left_out(entries):
         blocks.append(Text(f"Not in this report: {'; '.join(lacks)}.", "note"))
@@ -244,11 +251,11 @@ def summary(entries: Sequence[Entry], warnings: Sequence[Block]) -> Section:
 
 def glance(entries: Sequence[Entry]) -> list[Block]:
     """The key figures of several Runs, one line a Run."""
-    k, most = common(entries)
+    headline, most = headline_of(entries), min(entry.size for entry in entries)
     lines: list[dict[str, Cell]] = []
     for entry in entries:
         last, line = f"after {entry.stages[-1]}", {}
-        for name, big, small in key_figures(entry, k, most):
+        for name, big, small in key_figures(entry, headline, most):
             head = name.replace(last, "after the last stage")
             line[head] = Cell(big, small, strong=True)
         lines.append(line)
@@ -267,10 +274,10 @@ def glance(entries: Sequence[Entry]) -> list[Block]:
 
 def verdict(entries: Sequence[Entry]) -> Words:
     """Which of several Runs over the same requests is best, and by how much."""
-    k, _ = common(entries)
+    headline = headline_of(entries)
     found: list[tuple[float, Entry]] = []
     for entry in entries:
-        row = find(entry.ask([f"HR@{k}"]), stage=entry.stages[-1])
+        row = find(entry.ask([headline]), stage=entry.stages[-1])
         if row is not None and row["value"] is not None:
             found.append((row["value"], entry))
     if len(found) < 2:
@@ -278,13 +285,13 @@ def verdict(entries: Sequence[Entry]) -> Words:
     found.sort(key=lambda pair: -pair[0])
     (value, best), (_, second) = found[:2]
     leads = rich(
-        "<b>{}</b> has the highest HR@{} after its last stage: <b>{}</b>",
+        "<b>{}</b> has the highest {} after its last stage: <b>{}</b>",
         best.name,
-        k,
-        percent(value),
+        headline,
+        share_of(headline, value),
     )
     try:
-        row = compare(second.runs, best.runs, [f"HR@{k}"], by_stage=False)[0]
+        row = compare(second.runs, best.runs, [headline], by_stage=False)[0]
     except KarmafunnelError as error:
         return leads + rich(". It was not compared with the next, {}: {}", second.name, error)
     decimals = places(row["difference"])
@@ -349,23 +356,65 @@ def made_by(entries: Sequence[Entry]) -> Block:
     return Details(summary, [*blocks, Text(made, "sub")])
 
 
+def headline_of(entries: Sequence[Entry]) -> Measure:
+    """The measure of the headline (`telling`)."""
+    return telling([run for entry in entries for run in entry.runs])
+
+
 def common(entries: Sequence[Entry]) -> tuple[int, int]:
-    """Two cutoffs that the last stage of every Run can answer: at most 10, and the largest."""
-    most = min(entry.size for entry in entries)
-    return min(10, most), most
+    """Two cutoffs that the last stage of every Run can answer: that of the headline, and the
+    largest.
+    """
+    return headline_of(entries).k or 1, min(entry.size for entry in entries)
 
 
-def adds(entry: Entry, k: int) -> Words:
+def share_of(of: Measure, value: float) -> str:
+    """A value on a card: a share in percent, MRR as a number."""
+    return number(value) if of.name == "MRR" else percent(value)
+
+
+def outcome(entry: Entry) -> Words:
+    """What happened to the relevant items, and to their order."""
+    return rich("{} {} {}", sentence(entry), adds(entry), worse_than_logged(entry))
+
+
+def worse_than_logged(entry: Entry) -> Words:
+    """Where the lists stood in a better order as they were shown than the last stage puts them in;
+    "" elsewhere.
+    """
+    if not exposed([entry]):
+        return ""
+    for row in against_logged(entry.runs, ["gAUC:request:exposures"]):
+        if row["better"] == "A":
+            loss, ends = -row["difference"], {"low": -row["high"], "high": -row["low"]}
+            return rich(
+                "<b>The logged order is better than that of {}</b> in gAUC over the shown lists: "
+                "{} against {}, by {} {} ({} requests).",
+                row["stage"],
+                number(row["value_a"]),
+                number(row["value_b"]),
+                number(loss),
+                between({"value": loss} | ends),
+                f"{row['n']:,}",
+            )
+    return ""
+
+
+def adds(entry: Entry) -> Words:
     """Which stages lower the order of the stage before, and whether the last one improves it."""
-    rows = added(entry.runs, [f"HR@{k}"])
-    said = rich("")
+    headline = headline_of([entry])
+    rows, said = added(entry.runs, [headline]), rich("")
+    if headline.name != "HR":
+        said += "Every order of the first stage has a hit at rank 1. "
     for text in lowered(rows):
         said += rich("<b>{}</b>. ", text)
     row = find(rows, stage=entry.stages[-1])
     if row is None or row["difference"] is None or row["better"] == "A":
         return said
     decimals = places(row["difference"])
-    change = f"{number(row['difference'], True, decimals)} HR@{k} {between(row, True, decimals)}"
+    change = (
+        f"{number(row['difference'], True, decimals)} {headline} {between(row, True, decimals)}"
+    )
     named = (row["stage"], row["before"], change.rstrip(), f"{row['n']:,}")
     if row["better"]:
         return said + rich(
@@ -446,12 +495,13 @@ def sentence(entry: Entry) -> Words:
         return f"No replayed request has a {label}, so there is no relevant item to find."
     kept, never = entry.loss("kept"), entry.loss("not eligible")
     text = rich(
-        "Of {} {} items, <b>{}</b> are among the {} that {} returns for a request",
+        "Of {} {} items, <b>{}</b> are among the {} that {} returns for a request{}",
         f"{total:,}",
         past(label),
         percent(kept["share"]),
-        f"{entry.size:,}",
+        mean_rows(entry.run, entry.stages[-1]),
         entry.stages[-1],
+        "" if (entry.run.rows_out(entry.stages[-1]) == entry.size).all() else " on average",
     )
     if kept["money_share"] is not None:
         text += rich(", with <b>{}</b> of their money", percent(kept["money_share"]))
@@ -471,13 +521,13 @@ def sentence(entry: Entry) -> Words:
     return text + rich(", half of them by {} ranks or more.", f"{margin:,.0f}")
 
 
-def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Words]]:
+def key_figures(entry: Entry, headline: Measure, most: int) -> list[tuple[Words, Words, Words]]:
     """Cards (name, value, explanation); relevant items and money are counted to depth `most`."""
     last = entry.stages[-1]
-    rows = entry.ask([f"HR@{k}", f"kept@{most}", f"GMV-HR@{most}"])
+    rows = entry.ask([headline, f"kept@{most}", f"GMV-HR@{most}"])
     kept = find(rows, measure=f"kept@{most}", stage=last)
     money = find(rows, measure=f"GMV-HR@{most}", stage=last)
-    hits = where(rows, measure=f"HR@{k}")
+    hits = where(rows, measure=str(headline))
     hit = find(hits, stage=last)
     counts = entry.run.read(
         "requests",
@@ -489,12 +539,15 @@ def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Wor
     seconds = entry.run.read("timing", pl.col("seconds").sum()).item()
 
     def value(row: Row | None) -> str:
-        return "n/a" if row is None or row["value"] is None else percent(row["value"])
+        if row is None or row["value"] is None:
+            return "n/a"
+        return share_of(Measure.parse(row["measure"]), row["value"])
 
     def range_of(row: Row | None) -> str:
         if row is None or row["low"] is None:
             return ""
-        return f"95%: {percent(row['low'])} to {percent(row['high'])}"
+        of = Measure.parse(row["measure"])
+        return f"95%: {share_of(of, row['low'])} to {share_of(of, row['high'])}"
 
     asked = f"{counts['relevant']:,} with a {entry.run.label}"
     asked += f"; {counts['n_eligible']:,.0f} eligible items on average"
@@ -505,7 +558,7 @@ def key_figures(entry: Entry, k: int, most: int) -> list[tuple[Words, Words, Wor
         lost, reason = percent(leak["share"]), plots.reason_name(leak["reason"], entry.stages)
     cards: list[tuple[Words, Words, Words]] = [
         ("Requests replayed", f"{counts['n']:,}", asked),
-        (f"HR@{k} after {last}", value(hit), about_hits),
+        (f"{headline} after {last}", value(hit), about_hits),
         (f"Relevant items in the first {most:,}", value(kept), range_of(kept)),
     ]
     if priced(entry):
@@ -639,7 +692,7 @@ def cuts(entry: Entry) -> list[int]:
     """The cutoffs of the curves: round numbers up to the widest stage, and the size of every
     stage's output.
     """
-    sizes = {entry.run.k(stage) for stage in entry.stages}
+    sizes = {entry.run.most(stage) for stage in entry.stages}
     return sorted({k for k in KS if k <= max(sizes)} | sizes)
 
 

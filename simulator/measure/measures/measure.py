@@ -266,7 +266,9 @@ def of_part(part: SliceMask) -> str:
 
 def too_short(run: Run, stage: str, k: int | None) -> str:
     """Why a stage has no top k, or ""."""
-    return f"n/a: {stage} puts out {run.k(stage)}" if k is not None and k > run.k(stage) else ""
+    if k is None or k <= run.k(stage):
+        return ""
+    return f"n/a: {stage} puts out {run.most(stage)}"
 
 
 def top(run: Run, stage: str, k: int, *columns: str) -> pl.DataFrame:
