@@ -1,5 +1,6 @@
 """Runs of different depth: a longer list is no better for being longer, whatever is measured."""
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -18,8 +19,10 @@ from karmafunnel.simulator.measure.compare import (
     telling,
 )
 from karmafunnel.simulator.measure.measures.measure import END, Measure, kinds
-from karmafunnel.simulator.report.measure_table import define
+from karmafunnel.simulator.report.measure_table import define, measure_table
 from karmafunnel.simulator.report.run_page import report
+from karmafunnel.simulator.report.table import print_table
+from rich.console import Console
 from small_run import KEEPS, make_run
 
 MEASURES = [
@@ -394,3 +397,22 @@ def test_rows_that_came_out_are_told_where_depths_differ(lists, tmp_path):
     rows = {(r["measure"], r["stage"]): r for r in compare(Run.open(lists), Run.open(shorter), ["survival", "MRR"])}
     assert "here 7.5, 7.5 against 7.5, 4" in rows["survival", "rank"]["note"]
     assert "cut at 4" in rows["MRR", "rank"]["note"]
+
+
+def test_values_of_few_requests_are_marked_and_promise_no_effect(runs):
+    """48 requests, of which 42 have a relevant item; slices of fewer than 30 are marked."""
+    rows = measure(runs["deep"], ["HR@5", "GMV-HR@3", "survival"], slice="target")
+    rows += measure(runs["deep"], ["HR@5"])
+    stages = [r for r in rows if r["value"] is not None and r["stage"] not in ("random", "ceiling")]
+    assert {r["n"] < 30 for r in stages} == {True, False}
+    for row in stages:
+        few = f"fewer than 30 {'relevant items' if row['measure'] == 'survival' else 'requests'}"
+        assert (few in row["note"]) == (row["n"] < 30), row
+    assert not [r for r in rows if r["stage"] in ("random", "ceiling") and "fewer" in r["note"]]
+    compared = compare(runs["deep"], runs["short"], ["HR@3"], slice="target") + compare(runs["deep"], runs["short"], ["HR@3"])
+    assert {r["n"] < 30 for r in compared} == {True, False}
+    for row in compared:
+        assert (row["smallest_effect"] is None) == ("fewer than 30 requests" in row["note"]) == (row["n"] < 30)
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_table(measure_table([r for r in compared if r["n"] < 30]), console)
+    assert "1. fewer than 30 requests" in console.export_text()

@@ -228,7 +228,7 @@ def test_rows_say_what_they_count(run):
     assert ask(run, "HR@3")["rank"]["note"] == "n/a: rank puts out 2"
     money = ask(run, "GMV-HR@2")["recall"]
     assert (money["n"], money["undefined"], money["unit"]) == (2, 2, "EUR")
-    assert "120.00 EUR" in money["denominator"] and "1 relevant items without a price (20.0%) left out" in money["note"]
+    assert "120.00 EUR" in money["denominator"] and "1 relevant items without a price shown or paid (20.0%) left out" in money["note"]
     single = ask(run, "gAUC:request:exposures")["recall"]
     assert (single["n"], single["undefined"]) == (2, 2)
     assert (ask(run, "AUC")["rank"]["n"], ask(run, "survival")["recall"]["n"]) == (9, 4)
@@ -400,7 +400,7 @@ def test_all_scenario_truth_by_hand(tmp_path):
     assert (found["recall"]["n"], found["recall"]["undefined"]) == (4, 0)
     assert found["recall"]["denominator"] == "requests with a purchase or a purchase elsewhere within 7 days (all-scenario)"
     # r4, r2
-    assert found["recall"]["note"] == "the window of 2 requests runs past the last purchase known elsewhere"
+    assert found["recall"]["note"] == "the window of 2 requests runs past the last purchase known elsewhere; fewer than 30 requests"
     assert values(run, "Recall@2:all")["recall"] == (1 / 5 + 1 / 2 + 1 + 1) / 4
     one_day = ask(run, "HR@1:all:1d")["recall"]
     # v is too late: nothing was bought after r4
@@ -475,10 +475,10 @@ def test_equal_scores_say_nothing(tmp_path, run):
 def test_truth_without_prices(tmp_path):
     some = ask(by_hand(tmp_path / "some", ledger={"money": [None, 10.0, None, 60.0, None]}), "GMV-HR@2")["recall"]
     assert (some["value"], some["n"], some["undefined_share"]) == (pytest.approx(10 / 70), 1, 3 / 4)
-    assert "3 relevant items without a price (60.0%) left out" in some["note"]
+    assert "3 relevant items without a price shown or paid (60.0%) left out" in some["note"]
     none = ask(by_hand(tmp_path / "none", ledger={"money": [None] * 5}), "GMV-HR@2")["recall"]
     assert none["value"] is None and none["undefined_share"] == 1
-    assert none["note"] == "5 relevant items without a price (100.0%) left out; n/a: nothing is defined"
+    assert none["note"] == "5 relevant items without a price shown or paid (100.0%) left out; n/a: nothing is defined"
     assert values(by_hand(tmp_path / "hits", ledger={"money": [None] * 5}), "HR@2")["recall"] == 2 / 3
 
 
@@ -505,8 +505,12 @@ def test_coverage_of_a_run_counts_its_slates(run, shop, tmp_path):
     for stage, rows in top.group_by("stage"):
         found = ask(run, f"coverage@{k}")[str(stage[0])]
         assert (found["value"], found["n"]) == (pytest.approx(rows["item_id"].n_unique() / items), rows.height)
-        # a resample shows no item that the whole does not
-        assert found["low"] <= found["high"] <= found["value"] + 1e-12
+        # a resample shows no item that the whole does not: its values lie on one side
+        for name in ("coverage", "Gini"):
+            counted = ask(run, f"{name}@{k}")[str(stage[0])]
+            assert counted["low"] is counted["high"] is None and "resample" in define(counted["measure"])
+            (same,) = [r for r in compare(run, run, [f"{name}@{k}"]) if r["stage"] == str(stage[0])]
+            assert same["difference"] == 0 and same["low"] is same["smallest_effect"] is None
 
 
 def test_novelty_is_the_surprise_of_what_is_shown(shop, tmp_path):

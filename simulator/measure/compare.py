@@ -21,7 +21,7 @@ from .arrays import LOGGED, RunArrays, SliceMask
 from .differences import Difference, Samples, correct, paired, sampled
 from .intervals import Estimate, Ratio, interval, over_seeds
 from .measures.hits import HR, MRR, Kept, RecallOfBest
-from .measures.measure import END, Measure, MetricValue, parse_all
+from .measures.measure import BASE, CEILING, END, RANDOM, Measure, MetricValue, parse_all
 from .metrics import LOST
 from .run import Run
 
@@ -37,6 +37,8 @@ __all__ = [
     "telling",
 ]
 
+ENOUGH = 30  # units below which a bootstrap says little
+COUNTED = ("request", "relevant item", "row", "exposure", "user")
 
 # -- measures and comparisons ----------------------------------------------------------------------
 
@@ -133,13 +135,23 @@ def _values(
     }
     if np.isnan(value):
         return out | {"note": _joined(figure.note, "n/a: nothing is defined")}
-    out["value"] = value
+    out["value"], note = value, figure.note
+    if figure.stage not in (RANDOM, CEILING, BASE) and not figure.constant:
+        note = _joined(note, too_few(first.n, figure.unit))
     if all(e in samples for e in estimates):
         drawn = over_seeds([samples[e] for e in estimates], seed)
         out["low"], out["high"] = interval(drawn)
         if len(drawn) < resamples:
-            out["note"] = _joined(figure.note, f"{len(drawn)} resamples")
-    return out
+            note = _joined(note, f"{len(drawn)} resamples")
+    return out | {"note": note}
+
+
+def too_few(n: int, unit: str) -> str:
+    """A note on values of fewer than `ENOUGH` units, whose intervals are too narrow; else ""."""
+    if n >= ENOUGH:
+        return ""
+    # money is a sum over requests
+    return f"fewer than {ENOUGH} {unit if unit in COUNTED else 'request'}s"
 
 
 def _joined(*notes: str) -> str:
@@ -510,7 +522,10 @@ def _difference(
         return out | {"note": _joined(row["note"], "n/a: nothing is defined in both")}
     found = Difference.between(a, b, samples, seed)
     out |= {"value_a": value_a, "value_b": value_b, "difference": found.value}
-    return out | found.row(Measure.parse(row["measure"]).better)
+    out |= found.row(Measure.parse(row["measure"]).better)
+    if few := too_few(b[0].n, row["unit"]):
+        out |= {"smallest_effect": None, "note": _joined(row["note"], few)}
+    return out
 
 
 # -- losses by stage -------------------------------------------------------------------------------

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from .intervals import Estimate, Ratio, interval, over_seeds, resample
+from .intervals import (
+    Calibration,
+    Estimate,
+    Ratio,
+    Weighted,
+    interval,
+    over_seeds,
+    resample,
+)
 
 POWER_80 = float(special.ndtri(0.975) + special.ndtri(0.8))  # 2.80 standard errors
 Samples = dict[Estimate, np.ndarray]
@@ -32,10 +40,14 @@ def paired(estimates: Sequence[Estimate]) -> list[Estimate]:
 
 
 def sampled(estimates: Sequence[Estimate], users: int, resamples: int, seed: int) -> Samples:
-    """The resamples of each estimate, from the same draws of users; empty with a single user."""
+    """The resamples of each estimate, from the same draws of users; empty with a single user.
+
+    An estimate that cannot be resampled (`Weighted`) has none.
+    """
     if users < 2:
         return {}
-    return dict(zip(estimates, resample(estimates, users, resamples, seed), strict=True))
+    able = [e for e in estimates if isinstance(e, (Ratio, Calibration, Weighted))]
+    return dict(zip(able, resample(able, users, resamples, seed), strict=True))
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Difference:
         by_seed, drawn = [], []
         for x, y in zip(a, b, strict=True):
             by_seed.append(y.value - x.value)
-            if samples:
+            if x in samples and y in samples:
                 drawn.append(samples[y] - samples[x])
         return cls.over_seeds(value, by_seed, drawn, seed)
 

@@ -305,7 +305,9 @@ def _comparison(rows: Sequence[Row]) -> Table:
     lines: list[list[str | Cell]] = []
     for row in rows:
         there = row["difference"] is not None
-        effect = "" if row["smallest_effect"] is None else number(row["smallest_effect"])
+        effect = "n/a" if there else ""
+        if row["smallest_effect"] is not None:
+            effect = number(row["smallest_effect"])
         change = Cell(
             number(row["difference"], True, 4),
             between(row, True, 4),

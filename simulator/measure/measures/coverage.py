@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .exposure import OfItems
+from .exposure import NO_INTERVAL, OfItems
 
 
 @dataclass(frozen=True, repr=False)
@@ -16,7 +16,7 @@ class Coverage(OfItems):
 
     @property
     def definition(self) -> str:
-        return f"share of the log's items that are in the top {self.k} of any request"
+        return f"share of the log's items that are in the top {self.k} of any request{NO_INTERVAL}"
 
     def of_counts(self, counts: np.ndarray, n_items: int) -> float:
         return float((counts > 0).sum() / n_items) if len(counts) else np.nan

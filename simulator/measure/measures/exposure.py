@@ -13,29 +13,25 @@ import numpy as np
 from ..arrays import RunArrays, SliceMask
 from .measure import BY_REQUEST, AtK, MetricValue, of_part, too_short, top
 
+NO_INTERVAL = "; no interval, as a resample of users shows fewer different items than all users do"
+
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """An estimate from how often each item is shown, which can be resampled by user weights.
+    """An estimate from how often each item is shown, which cannot be resampled: a resample leaves
+    out users, and with them items, so that its values lie on one side of the estimate.
 
-    item: (n_rows,) number of the shown item, from 0. cluster: (n_rows,) number of the user.
+    item: (n_rows,) number of the shown item, from 0.
     """
 
     measure: OfItems
     item: np.ndarray
-    cluster: np.ndarray
     n_items: int
     undefined: int = 0
 
-    def weighted(self, weights: np.ndarray) -> float:
-        """The value under user weights (n_clusters,)."""
-        return self.measure.of_counts(
-            np.bincount(self.item, weights=weights[self.cluster]), self.n_items
-        )
-
     @cached_property
     def value(self) -> float:
-        return self.weighted(np.ones(int(self.cluster.max(initial=-1)) + 1))
+        return self.measure.of_counts(np.bincount(self.item).astype(np.float64), self.n_items)
 
     @property
     def n(self) -> int:
@@ -44,9 +40,6 @@ class Counted:
     @property
     def units(self) -> int:
         return self.n
-
-    def resamples(self, wanted: int) -> int:
-        return wanted
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,6 +77,5 @@ class OfItems(AtK):
             group = best["group"].to_numpy()
             mine = part.requests[group]
             item = np.unique(best["item_id"].to_numpy()[mine], return_inverse=True)[1]
-            estimate = Counted(self, item, reading.cluster[group[mine]], int(n_items))
-            note = "a resample holds fewer users, so the interval is biased towards fewer items"
-            yield self.figure(stage, part, estimate, "row", denominator, note)
+            estimate = Counted(self, item, int(n_items))
+            yield self.figure(stage, part, estimate, "row", denominator)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .exposure import OfItems
+from .exposure import NO_INTERVAL, OfItems
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,7 +22,7 @@ class Gini(OfItems):
     def definition(self) -> str:
         return (
             f"Gini index of how often each item of the log is in a top {self.k}: 0 if all are shown"
-            " equally often, near 1 if a few items take all exposures"
+            f" equally often, near 1 if a few items take all exposures{NO_INTERVAL}"
         )
 
     def of_counts(self, counts: np.ndarray, n_items: int) -> float:

@@ -525,11 +525,10 @@ class _Money(HitMeasure):
     def missing(self, reading: RunArrays, part: SliceMask) -> str:
         """A note on relevant items without a price, or ""."""
         missing = np.isnan(reading.truths.money[part.truth])
-        return (
-            f"{missing.sum()} relevant items without a price ({missing.mean():.1%}) left out"
-            if missing.any()
-            else ""
-        )
+        if not missing.any():
+            return ""
+        share = f"{missing.mean():.1%}"
+        return f"{missing.sum()} relevant items without a price shown or paid ({share}) left out"
 
     def row(
         self,
