@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
+import traceback
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
+
+RECIPE_MODULE = "karmafunnel_recipe_"  # the code of a recipe runs as a module of this prefix
 
 
 class KarmafunnelError(ValueError):
@@ -40,7 +46,42 @@ class NotWrittenError(KarmafunnelError):
     """The disk or its permissions did not allow writing."""
 
 
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that is closest to one that is not there, in any case; "" for none."""
+    by_case: dict[str, list[str]] = {}
+    for one in known:
+        by_case.setdefault(one.lower(), []).append(one)
+    close = get_close_matches(name.lower(), by_case, n=1, cutoff=cutoff)
+    return get_close_matches(name, by_case[close[0]], n=1, cutoff=0.0)[0] if close else ""
+
+
+def meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that is closest to one that is not there, as a question; "" for none."""
+    close = closest(name, known, cutoff)
+    return f"did you mean {close}?" if close else ""
+
+
+def place_in_recipe(error: BaseException) -> str:
+    """The last line of a recipe's own code that an error passed, as "mine.py, line 7, in
+    PriceGap.pairs"; "" where it passed none.
+    """
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__", "")).startswith(RECIPE_MODULE):
+            code = frame.f_code
+            place = f"{Path(code.co_filename).name}, line {line}, in {code.co_qualname}"
+    return place
+
+
 def line_of(error: BaseException) -> str:
+    """The message of an error in one line, with its class unless it is ours, and with the place in
+    the recipe whose own code raised it.
+    """
+    place = "" if isinstance(error, KarmafunnelError) else place_in_recipe(error)
+    return f"{place}: {words_of(error)}" if place else words_of(error)
+
+
+def words_of(error: BaseException) -> str:
     """The message of an error in one line, with its class unless it is ours."""
     try:
         text = str(error)
@@ -73,6 +114,8 @@ def user_message(error: BaseException) -> str | None:
         return "interrupted"
     if isinstance(error, SystemExit):  # commands never raise it: it comes from a recipe
         return f"error: code of the recipe ends the program with sys.exit({error.code!r})"
+    if not isinstance(error, KarmafunnelError) and place_in_recipe(error):
+        return f"error: {line_of(error)}"
     panic = type(error).__name__ == "PanicException"  # of Polars
     if panic or isinstance(error, (MemoryError, RecursionError, UnicodeError)):
         return f"error: {line_of(error)}"

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 import polars as pl
 
-from .errors import KarmafunnelError
+from .errors import KarmafunnelError, meant
 from .shapes import FLAG as FLAG_KIND
 from .shapes import TEXT as TEXT_KIND
 from .shapes import Kind, by_name, each, maybe, one_of
@@ -142,8 +141,8 @@ def meta_faults(found: Any, partial: bool = False) -> list[dict[str, Any]]:
     if isinstance(found.get("has"), dict):
         one_of = f"one of {', '.join(CAPABILITIES)}"
         for name in sorted(str(name) for name in found["has"] if name not in CAPABILITIES):
-            close = get_close_matches(name, CAPABILITIES, n=1, cutoff=0.6)
-            needed = one_of + (f" (did you mean {close[0]}?)" if close else "")
+            close = meant(name, CAPABILITIES)
+            needed = one_of + (f" ({close})" if close else "")
             faults.append({"key": f"has.{name}", "needed": needed, "found": name})
     return faults
 
@@ -242,12 +241,12 @@ def conform(frame: pl.DataFrame, table: str, who: str) -> pl.DataFrame:
     known = expected(table)
     for name in frame.columns:
         absent = [column for column in known if column not in frame.columns]
-        if name not in known and (close := get_close_matches(name, absent, n=1, cutoff=0.8)):
+        if name not in known and (hint := meant(name, absent, cutoff=0.8)):
             raise KarmafunnelError(
                 here,
                 needs="columns of the layout",
                 found=repr(name),
-                hint=f"did you mean {close[0]}?",
+                hint=hint,
             )
     columns = []
     for name, dtype in TABLES[table].items():

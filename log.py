@@ -648,6 +648,16 @@ class Log:
         clicked, purchased = pl.col("clicked"), pl.col("purchased")
         return self.rows.filter(clicked.fill_null(False) | purchased.fill_null(False))
 
+    def check_label(self, label: str) -> None:
+        """Raise KarmafunnelError for a label that this log does not have."""
+        if label not in LABELS:
+            raise KarmafunnelError("label", needs="'click' or 'purchase'", found=repr(label))
+        if not self.has(LABELS[label]):
+            found = f"none in log {self.name}"
+            others = [one for one, what in LABELS.items() if self.has(what)]
+            hint = f'this log has label = "{others[0]}"' if others else ""
+            raise KarmafunnelError(f"label {label!r}", needs=LABELS[label], found=found, hint=hint)
+
     def truth(self, label: str) -> pl.DataFrame:
         """Relevant items of every request, one row each: request, item, quantity, money (price x
         quantity; for a click the price shown).
@@ -655,11 +665,7 @@ class Log:
         Raises:
             KarmafunnelError: the log does not have this label.
         """
-        if label not in LABELS:
-            raise KarmafunnelError("label", needs="'click' or 'purchase'", found=repr(label))
-        if not self.has(LABELS[label]):
-            found = f"none in log {self.name}"
-            raise KarmafunnelError(f"label {label!r}", needs=LABELS[label], found=found)
+        self.check_label(label)
         if label == "purchase":
             rows = self.events.filter(pl.col("purchased").fill_null(False))
             quantity = pl.col("quantity").fill_null(1)

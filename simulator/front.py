@@ -36,7 +36,7 @@ from .measure import compare as comparing
 from .measure.run import Run
 from .replay.options import DEFAULTS, RunOptions, cache_root
 from .replay.prepare import prepare
-from .replay.recipe import Recipe, as_funnel, load_recipe
+from .replay.recipe import Recipe, as_funnel, check_complete, load_recipe
 from .replay.replay import replay as run_replay
 from .report.measure_table import measure_table
 from .report.page import notebook
@@ -184,13 +184,17 @@ def recipe_of(
     named = dict(embedders or {})
     if isinstance(what, Recipe | Path | str):
         known = what if isinstance(what, Recipe) else load_recipe(str(what), log)
-        return replace(known, embedders=known.embedders | named, label=label or known.label)
+        given = replace(known, embedders=known.embedders | named, label=label or known.label)
+        check_complete(given)
+        return given
     funnel = as_funnel(what)
     if not isinstance(funnel, Funnel):
         needs = "a funnel, a stage, a recipe, or the name or file of one"
         raise KarmafunnelError("replay", needs=needs, found=f"a {type(what).__name__}")
     text = f"funnel = {funnel!r}\nembedders = {named!r}\n"
-    return Recipe("funnel", text, funnel, named, label or str(log.meta["label"]))
+    given = Recipe("funnel", text, funnel, named, label or str(log.meta["label"]))
+    check_complete(given)
+    return given
 
 
 def replay(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from ..bounds import check_seed
-from ..errors import KarmafunnelError
+from ..errors import KarmafunnelError, meant
 from ..log import Log, hash_ids, rows_of
 from ..models.embedders import Embedding, items_checksum, unit_rows
-from .frame import ITEM, REQUEST, mix
+from .frame import ITEM, REQUEST, check_array, mix
 
 Progress = Callable[[str], None]
 # of users; five gave no better results and took 3.5 times as long (benchmarks/findings/LOG.md,
@@ -23,6 +23,16 @@ FOLDS = 2
 
 def silent(_: str) -> None:
     """A progress callback that does nothing."""
+
+
+def no_embedders(who: str, missing: Sequence[str], known: Iterable[str]) -> KarmafunnelError:
+    """The error for embedders that are named and not there, with what may have been meant."""
+    first, found = missing[0], sorted(known)
+    hint = meant(first, found) or (
+        f'a recipe has embedders = {{"{first}": ...}}, in Python it is'
+        f' replay(funnel, log, embedders={{"{first}": ...}})'
+    )
+    return KarmafunnelError(who, needs=f"embedders {list(missing)}", found=found, hint=hint)
 
 
 def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -108,13 +118,17 @@ class Context:
             needs = f"to name embedder {name!r}, which it reads, in embedders()"
             raise KarmafunnelError(reader, needs=needs, found=list(names))
         if name not in self.embeddings:
-            needs = f"the recipe to have embedder {name!r}"
-            raise KarmafunnelError(who, needs=needs, found=sorted(self.embeddings))
+            raise no_embedders(who, [name], self.embeddings)
         found = self.embeddings[name]
         log: Log = getattr(found, "log", self.log)
         if log is not self.log:
             self._check_log(log, name, who)
         return found
+
+    def title_of(self, name: str, who: str) -> str:
+        """The name and class of an embedder, for errors: "embedder text (TfidfSVD)"."""
+        embedding = self.embedding(name, who)
+        return f"embedder {name} ({type(getattr(embedding, 'value', embedding)).__name__})"
 
     def _check_log(self, log: Log, name: str, who: str) -> None:
         """Raise KarmafunnelError for an embedder of a log with other items or other requests."""
@@ -138,7 +152,9 @@ class Context:
         embedding = self.embedding(name, who)
 
         def make() -> np.ndarray:
-            return np.ascontiguousarray(embedding.items(), dtype=np.float32)
+            sizes = {"n_items": self.log.n_items, "d": None}
+            made = check_array(self.title_of(name, who), embedding.items(), sizes, "of items")
+            return np.ascontiguousarray(made, dtype=np.float32)
 
         found: np.ndarray = self.once(("items", embedding), make)
         return found

@@ -19,7 +19,7 @@ from ..errors import KarmafunnelError
 from ..models.ctr import BINS
 from ..models.embedders import unit_rows
 from .context import Context
-from .frame import CHANNEL, RANK, SCORE, TRACKED, pair_key
+from .frame import CHANNEL, RANK, SCORE, TRACKED, check_array, pair_key
 from .recall import Titles
 from .rows import Feature, Rows
 
@@ -164,7 +164,9 @@ class Similarity(Feature):
             if queries is None:
                 needs = "an embedder that reads queries"
                 raise KarmafunnelError(who, needs=needs, found=repr(self.embedder))
-            return unit_rows(queries)
+            sizes = {"n_requests": len(requests), "d": None}
+            title = context.title_of(self.embedder, who)
+            return unit_rows(check_array(title, queries, sizes, "of queries"))
         depth, own_session = (1, False) if self.to == "last" else (SESSION, True)
         history = context.log.asof.history(requests, depth, own_session).items
         present = history >= 0
@@ -502,6 +504,9 @@ def check(features: Sequence[Feature], context: Context, who: str) -> None:
     columns share a name.
     """
     for feature in features:
+        if isinstance(feature.columns, str):
+            title, found = f"feature {type(feature).__name__}", repr(feature.columns)
+            raise KarmafunnelError(title, what="columns", needs="a tuple of names", found=found)
         feature.check(context, who)
     named = Counter(column for feature in features for column in feature.columns)
     if twice := [column for column, n in named.items() if n > 1]:

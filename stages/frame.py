@@ -7,11 +7,13 @@ in many logs popular items have low ids, so a constant score would look skilled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
+
+from ..errors import KarmafunnelError
 
 REQUEST, ITEM, SCORE, RANK, CHANNEL = "request", "item", "score", "rank", "channel"
 PLACE = "_place"  # position of a row among those that a stage was given; only inside the stage
@@ -115,6 +117,40 @@ TYPES = {
     CHANNEL: pl.UInt32,
     "wins": pl.Float64,
 }
+
+
+def check_array(
+    who: str, value: Any, sizes: Mapping[str, int | None], what: str = ""
+) -> np.ndarray:
+    """What code outside the package returned, as an array of numbers of the shape that is needed.
+
+    Args:
+        who: the class that returned it.
+        sizes: the name of each axis and its size; None: any.
+        what: what the numbers are of, for the error.
+
+    Raises:
+        KarmafunnelError: for another shape, and for what are no numbers.
+    """
+    try:
+        found = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        found = np.asarray(None)
+    shape = f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
+    fits = found.ndim == len(sizes) and found.dtype.kind in "biuf"
+    for size, wanted in zip(found.shape, sizes.values(), strict=False):
+        fits = fits and wanted in (size, None)
+    if fits:
+        return found
+    known = {size: name for name, size in sizes.items() if size is not None}
+    axes = [f"{known.get(size, size)}" for size in found.shape]
+    told = f"({', '.join(axes)}{',' * (len(axes) == 1)})"
+    if found.dtype.kind not in "biuf":
+        told = f"a {type(value).__name__}" if found.ndim == 0 else f"{told} of {found.dtype}"
+    elif len(found) if found.ndim else 0:
+        first, size = next(iter(sizes.items()))
+        told += f" where {first} is {size:,}" if size not in (None, len(found)) else ""
+    raise KarmafunnelError(who, needs=f"an array {shape} {what}".rstrip(), found=told)
 
 
 def rows_frame(**columns: Any) -> pl.DataFrame:

@@ -34,6 +34,7 @@ class ExternalRank(Stage):
     name: str = "rank"
 
     learns: ClassVar[bool] = False
+    doing: ClassVar[str] = "reading"
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedExternalRank:
         rows = read_scores(self, Path(self.path), self.checksum, context.log)

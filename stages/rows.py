@@ -16,7 +16,16 @@ import polars as pl
 
 from ..typed import Typed
 from .context import Context
-from .frame import ITEM, REQUEST, TRACKED, ascending, group_rows, no_rows, with_tracked
+from .frame import (
+    ITEM,
+    REQUEST,
+    TRACKED,
+    ascending,
+    check_array,
+    group_rows,
+    no_rows,
+    with_tracked,
+)
 
 Place = tuple[Any, ...]  # the key of a value that is computed once
 
@@ -162,16 +171,23 @@ class Rows:
         """
 
         def contiguous(rows: Rows) -> np.ndarray:
-            return np.ascontiguousarray(make(rows), dtype=np.float32)
+            dim = rows.context.items(embedder, who).shape[1]
+            sizes = {"n_requests": len(rows.requests), str(dim): dim}
+            title = rows.context.title_of(embedder, who)
+            made = check_array(title, make(rows), sizes, f"of each request's {kind}")
+            return np.ascontiguousarray(made, dtype=np.float32)
 
         place = kind, self.context.embedding(embedder, who)
         return self._once(self._vectors, place, contiguous)
 
     def columns(self, feature: Feature) -> np.ndarray:
         """`feature.compute`: float32 (n_rows, n_columns), read-only."""
-        return self._once(
-            self._values, (self.depth, "columns", *self._content(feature)), feature.compute, feature
-        )
+
+        def make(rows: Rows) -> np.ndarray:
+            return self._checked(feature, feature.compute(rows), whole=True)
+
+        place = self.depth, "columns", *self._content(feature)
+        return self._once(self._values, place, make, feature)
 
     def pairs(self, feature: Feature) -> np.ndarray:
         """`feature.pairs`, taken from an earlier stage of the funnel that has read it: float32
@@ -181,7 +197,20 @@ class Rows:
         found = self._earlier(content)
         if found is not None:
             return found
-        return self._once(self._values, (self.depth, *content), feature.pairs, feature)
+
+        def make(rows: Rows) -> np.ndarray:
+            whole = type(feature).compute is Feature.compute  # it has no columns but these
+            return self._checked(feature, feature.pairs(rows), whole)
+
+        return self._once(self._values, (self.depth, *content), make, feature)
+
+    def _checked(self, feature: Feature, made: Any, whole: bool) -> np.ndarray:
+        """What a feature returned, checked; `whole`: a column for each of `feature.columns`."""
+        columns = list(feature.columns)
+        sizes: dict[str, int | None] = {"n_rows": len(self.item)}
+        sizes |= {str(len(columns)): len(columns)} if whole else {"n": None}
+        what = f"of its columns {columns}" if whole else "of its pairs"
+        return check_array(f"feature {type(feature).__name__}", made, sizes, what)
 
     def _once(
         self,

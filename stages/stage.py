@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,13 +13,13 @@ import numpy as np
 import polars as pl
 
 from ..bounds import check_fits, check_name, needs
-from ..errors import KarmafunnelError, quoted
+from ..errors import KarmafunnelError, meant, quoted
 from ..files import atomic_folder, intact, write_text
 from ..keys import code_of, content_key
 from ..models.embedders import Embedder, Embedding
 from ..typed import Typed
 from .context import Context
-from .frame import CHANNEL, ITEM, PLACE, RANK, REQUEST, SCORE
+from .frame import CHANNEL, ITEM, PLACE, RANK, REQUEST, SCORE, check_array, group_rows
 from .kept import Kept, Passes
 from .ranking import rank_rows
 from .rows import Place, Rows
@@ -38,6 +39,8 @@ class Stage(Typed):
     counts_in: ClassVar[tuple[str, ...]] = ()
     # whether a fit reads the outcomes of W2
     learns: ClassVar[bool] = True
+    # what a fit is called where its progress is told
+    doing: ClassVar[str] = "fitting"
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedStage:
         """Fit the stage; `upstream` is the fitted funnel before it (None for recall)."""
@@ -108,14 +111,40 @@ class Retriever(FittedStage):
 
         `rank_rows` gives an item that is in both the same score.
         """
-        slate = self.propose(rows).with_columns(pl.lit(1, dtype=pl.UInt32).alias(CHANNEL))
-        return slate, rows.tracked.with_columns(
-            pl.Series(SCORE, self.score(rows), dtype=pl.Float32)
-        )
+        slate = proposed(self, rows).with_columns(pl.lit(1, dtype=pl.UInt32).alias(CHANNEL))
+        score = check_array(self.stage.title, self.score(rows), {"n_rows": len(rows.item)}, SCORES)
+        return slate, rows.tracked.with_columns(pl.Series(SCORE, score.astype(np.float32)))
 
     def exact(self, rows: Rows) -> pl.DataFrame | None:
         """What an exact search proposes (request, item); None where the index is exact."""
         return None
+
+
+SCORES = "of scores"
+
+
+def proposed(fitted: Retriever, rows: Rows) -> pl.DataFrame:
+    """What a recall stage proposes.
+
+    Raises:
+        KarmafunnelError: naming the stage, for a frame without a column and for row numbers of
+            requests or items that it was not given.
+    """
+    frame, title = fitted.propose(rows), fitted.stage.title
+    columns = [REQUEST, ITEM, SCORE]
+    if not isinstance(frame, pl.DataFrame) or not set(columns) <= set(frame.columns):
+        found = getattr(frame, "columns", f"a {type(frame).__name__}")
+        raise KarmafunnelError(title, needs=f"to propose a Polars frame of {columns}", found=found)
+    for column in columns:
+        check_array(title, frame[column].to_numpy(), {"n": None}, f"of numbers in column {column}")
+    items, n_items = frame[ITEM].to_numpy(), fitted.context.log.n_items
+    if len(items) and not (items.min() >= 0 and items.max() < n_items):
+        needs = f"to propose row numbers of items, 0 to {n_items - 1:,}"
+        raise KarmafunnelError(title, needs=needs, found=f"{items.min()} to {items.max()}")
+    if len(stray := np.setdiff1d(group_rows(frame[REQUEST].to_numpy())[0], rows.requests)):
+        needs = "to propose for the requests that it is given (row numbers in `rows.requests`)"
+        raise KarmafunnelError(title, needs=needs, found=f"request {stray[0]}")
+    return frame
 
 
 @dataclass
@@ -203,12 +232,19 @@ def _scored(
         found = "no recall stage before it"
         raise KarmafunnelError(stage.title, needs="candidates to score", found=found)
     check_columns(stage, slate)
-    made = fitted.outputs(rows)
+    given = fitted.outputs(rows)
+    if not isinstance(given, Mapping) or SCORE not in given:
+        told = f"{list(given)}" if isinstance(given, Mapping) else f"a {type(given).__name__}"
+        raise KarmafunnelError(stage.title, needs=f"outputs with {SCORE!r}", found=told)
+    made, sizes = {}, {"n_rows": len(rows.item)}
+    for name, values in given.items():
+        what = SCORES if name == SCORE else f"of its output {name!r}"
+        made[name] = check_array(stage.title, values, sizes, what)
     keep = made.pop("keep", None)
     columns = []
     for name, values in made.items():
         column = name if name == SCORE else f"{stage.name}.{name}"
-        columns.append(pl.Series(column, np.asarray(values, dtype=np.float32)))
+        columns.append(pl.Series(column, values.astype(np.float32)))
     n = slate.height
     scored = slate.with_columns([*(x[:n] for x in columns), pl.Series(PLACE, np.arange(n))])
     return scored, rows.tracked.with_columns(x[n:] for x in columns), keep
@@ -282,7 +318,8 @@ class Funnel:
         """
         if unknown := sorted(set(stages) - set(self.names)):
             wanted = f"names of its stages, {self.names}"
-            raise KarmafunnelError("funnel", needs=wanted, found=unknown)
+            hint = meant(unknown[0], self.names)
+            raise KarmafunnelError("funnel", needs=wanted, found=unknown, hint=hint)
         kept = [stages.get(stage.name, stage) for stage in self.stages]
         return Funnel(tuple(stage for stage in kept if stage is not None))
 
@@ -296,7 +333,10 @@ class Funnel:
         if fits.out_of_fold:
             n, seconds = len(fits.out_of_fold), sum(fits.out_of_fold)
             total = time.perf_counter() - start
-            context.progress(f"out of fold: {n} more fits, {seconds:.1f} s of {total:.1f} s in all")
+            context.progress(
+                f"out of fold: {n} more fits, {seconds:.1f} s of {total:.1f} s in all, so that"
+                " later stages learn from scores of users whom a model did not see"
+            )
         return fitted
 
 
@@ -369,7 +409,7 @@ class Fits:
         folder = self._folder(stage, key)
         if folder is None or not intact(folder):
             return None
-        self.context.progress(f"{stage.name}: fitted before, from {folder.name}")
+        self.context.progress(f"{stage.name}: fitted before, from the cache")
         return stage.load(folder, self.context)
 
     def _fit(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> FittedStage:
@@ -392,10 +432,13 @@ class Fits:
         stage, context = self.funnel.stages[i], self.context
         start = time.perf_counter()
         less = "" if fold is None else f" without fold {fold + 1} of {context.folds}"
-        context.progress(f"{stage.name}: fitting {type(stage).__name__}{less}")
+        context.progress(f"{stage.name}: {stage.doing} {type(stage).__name__}{less}")
         if upstream is not None and fold is not None:
             upstream = upstream.without(fold)
         fitted = stage.fit(context, upstream)
+        if not isinstance(fitted, FittedStage):
+            found = f"a {type(fitted).__name__}"
+            raise KarmafunnelError(stage.title, needs="fit to return a FittedStage", found=found)
         if folder := self._folder(stage, self.key(i, fold)):
             with atomic_folder(folder, sealed=True, first=True) as temporary:
                 fitted.save(temporary)
@@ -481,7 +524,7 @@ def _fit_embedder(name: str, value: Embedder, key: str, context: Context, kept: 
     folder = kept.folder / key if kept.folder else None
     log = context.log
     if folder and intact(folder):
-        context.progress(f"embedder {name}: fitted before, from {folder.name}")
+        context.progress(f"embedder {name}: fitted before, from the cache")
         return value.load(folder, log)
     context.progress(f"embedder {name}: fitting {value!r}")
     size = 12.0 * log.n_items * getattr(value, "dim", 1)
@@ -494,6 +537,9 @@ def _fit_embedder(name: str, value: Embedder, key: str, context: Context, kept: 
         device=context.device,
         cache=kept.folder,
     )
+    if not isinstance(fitted, Embedding):
+        title, found = f"embedder {name} ({type(value).__name__})", f"a {type(fitted).__name__}"
+        raise KarmafunnelError(title, needs="fit to return an Embedding", found=found)
     fitted.facts.setdefault("seconds", round(time.perf_counter() - start, 1))
     if folder:
         with atomic_folder(folder, sealed=True, first=True) as temporary:
@@ -628,6 +674,7 @@ class FittedFunnel:
         )
         table = []
         channels = self.stages[0].channels  # type: ignore[attr-defined]
+        title_of = {f"channel{bit}": f"found by {name}" for bit, name in enumerate(channels)}
         through = self._through(Rows.start(self.context, requests, tracked))
         for fitted, (rows, step) in zip(self.stages, through, strict=True):
             needed = step.slate[SCORE].min() if step.slate.height >= step.stage.k else None
@@ -638,6 +685,7 @@ class FittedFunnel:
             for row, why in zip(step.tracked.iter_rows(named=True), whys, strict=True):
                 bits = row[CHANNEL]
                 names = [name for bit, name in enumerate(channels) if bits >> bit & 1]
+                why = re.sub(r"\bchannel\d(?==)", lambda m: title_of.get(m[0], m[0]), why)
                 table.append(
                     {
                         "stage": step.stage.name,

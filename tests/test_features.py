@@ -680,7 +680,7 @@ class TestRefusals:
         context = context_of(make_shop())
         with pytest.raises(
             KarmafunnelError,
-            match=r"rank: Similarity\('karma'\): needs the recipe to have embedder 'karma'",
+            match=r"rank: Similarity\('karma'\): needs embedders \['karma'\]",
         ):
             check([Similarity("karma")], context, "rank")
         with pytest.raises(

@@ -170,9 +170,11 @@ def check(recipe: Recipe, log: Log, options: RunOptions) -> None:
     """Check before hours of fitting what would fail in every cell, or only after the last.
 
     Raises:
-        KarmafunnelError: for a log, limit, window, device, measure or workers that will not do.
+        KarmafunnelError: for a log, label, limit, window, device, measure or workers that will not
+            do.
     """
     require(log)
+    log.check_label(recipe.label)
     limit, window = options.limit, options.window
     if limit is not None and limit < 1:
         raise KarmafunnelError("table", what="limit", needs="at least 1 request", found=limit)

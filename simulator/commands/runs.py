@@ -10,7 +10,7 @@ import click
 import numpy as np
 import polars as pl
 
-from ...errors import KarmafunnelError
+from ...errors import KarmafunnelError, meant
 from ...files import EMBEDDING, RUN, RUN_AND_PATHS, TABLE
 from .figures import print_lowered, print_stage_table
 from .parameters import (
@@ -327,7 +327,10 @@ def fit_embedder(
     name = name or next(iter(embedders))
     if name not in embedders:
         raise KarmafunnelError(
-            f"recipe {found.name}", needs=f"an embedder among {sorted(embedders)}", found=repr(name)
+            f"recipe {found.name}",
+            needs=f"an embedder among {sorted(embedders)}",
+            found=repr(name),
+            hint=meant(name, embedders),
         )
     check_device(options.device)
     with err.status("fitting") as status:

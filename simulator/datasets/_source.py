@@ -8,12 +8,11 @@ import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import KarmafunnelError
+from ...errors import KarmafunnelError, meant
 from ...files import read_text
 from ...layout import CAPABILITIES
 
@@ -123,9 +122,7 @@ def describe(name: str) -> Source:
         KarmafunnelError: for an unknown source, and for a description with an invalid key.
     """
     if name not in SOURCES:
-        close = get_close_matches(name, SOURCES, n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else ""
-        needs = f"one of {', '.join(SOURCES)}"
+        needs, hint = f"one of {', '.join(SOURCES)}", meant(name, SOURCES)
         raise KarmafunnelError("source", needs=needs, found=repr(name), hint=hint)
     path = HERE / f"{name}.toml"
     found = tomllib.loads(read_text(path))

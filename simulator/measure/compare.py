@@ -119,7 +119,11 @@ def ask(
     parts, found = reading.parts(slice_name), list[MetricValue]()
     for m in wanted:
         for part in parts:
-            found += m.figures(reading, part, stages)
+            for figure in m.figures(reading, part, stages):
+                if not isinstance(figure, MetricValue):
+                    title, given = f"measure {m} ({type(m).__name__})", f"a {type(figure).__name__}"
+                    raise KarmafunnelError(title, needs="figures to be MetricValue", found=given)
+                found.append(figure)
     return found
 
 

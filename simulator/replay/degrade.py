@@ -310,7 +310,7 @@ def replay_paths(
         if options.console:
             what = f"{len(requests)} requests of {options.window} along {len(variants) + 1} paths"
             seconds = time.perf_counter() - start
-            options.console.print(f"fitted in {seconds:.1f} s; replaying {what}")
+            options.console.print(f"ready in {seconds:.1f} s; replaying {what}")
         full = Variant(recipe, fitted, out)
         errors = replay_many([full, *variants.values()], log, options)
         if out in errors:

@@ -28,6 +28,7 @@ def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedF
     Recipes that are prepared for the same log with the same `Kept` share what they have in common.
     """
     require(log)
+    log.check_label(recipe.label)
     if options.device != "cpu":
         check_device(options.device)
     kept, console = Kept.of(options.cache), options.console

@@ -10,23 +10,24 @@ table of rows (`karmafunnel table`) also exports `rows` and `against`, and may e
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ...bounds import SEED, check_name, check_title
-from ...errors import KarmafunnelError, line_of, quoted
+from ...errors import RECIPE_MODULE, KarmafunnelError, closest, line_of, meant, quoted, words_of
 from ...files import read_text
 from ...keys import PACKAGE
 from ...log import Log
 from ...models.embedders import Embedder
+from ...stages.context import no_embedders
 from ...stages.stage import Funnel, Stage
 from .paths import FULL, NOTHING, SKIP, STALE
 
@@ -108,10 +109,9 @@ class Recipe:
             KarmafunnelError: for a row that the recipe lacks, and for one of its `errors`.
         """
         if name not in self.rows:
-            rows = list(self.rows)
-            raise KarmafunnelError(
-                f"recipe {self.name}", needs=f"a row of {rows}", found=repr(name)
-            )
+            who, rows = f"recipe {self.name}", list(self.rows)
+            hint = meant(name, rows)
+            raise KarmafunnelError(who, needs=f"a row of {rows}", found=repr(name), hint=hint)
         if name in self.errors:
             raise KarmafunnelError(self.errors[name])
         row = as_row(self.rows[name])
@@ -155,6 +155,7 @@ def find(recipe: str) -> Path:
         "recipe",
         needs=f"a file, or a shipped recipe: {recipes} and, for tables, {studies}",
         found=repr(recipe),
+        hint=meant(Path(recipe).stem, [*recipes, *studies]),
     )
 
 
@@ -196,7 +197,7 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
     )
     if values["rows"] is not None:
         found = _with_rows(who, found, values)
-    if error := _error(who, partial(_check_complete, found)):
+    if error := _error(who, partial(check_complete, found)):
         raise KarmafunnelError(error)
     return found
 
@@ -208,7 +209,7 @@ def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
         KarmafunnelError: naming the file, whatever the code raises.
     """
     who = f"recipe {path}"
-    module = ModuleType(f"karmafunnel_recipe_{path.stem}")
+    module = ModuleType(f"{RECIPE_MODULE}{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     values: dict[str, Any] = {}
@@ -232,7 +233,7 @@ def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
         raise KarmafunnelError(who, needs=needs, found=f"exit with {error.code!r}") from error
     except BaseException as error:  # whatever the recipe's code raises
         where, hint = line_in(path, error), meant_name(error, module)
-        raise KarmafunnelError(f"{who}{where}: fails with {line_of(error)}", hint=hint) from error
+        raise KarmafunnelError(f"{who}{where}: fails with {words_of(error)}", hint=hint) from error
     return values
 
 
@@ -246,7 +247,11 @@ def line_in(path: Path, error: BaseException) -> str:
 
 def meant_name(error: BaseException, module: ModuleType) -> str:
     """What may have been meant by a name that is not there, and where it is defined."""
+    if isinstance(error, TypeError):
+        return meant_argument(str(error), module)
     name = getattr(error, "name", None)
+    if isinstance(error, AttributeError) and isinstance(name, str):
+        return meant(name, [one for one in dir(error.obj) if not one.startswith("_")])
     if not isinstance(error, (NameError, ImportError)) or not isinstance(name, str):
         return ""
     if isinstance(error, ModuleNotFoundError) and name.partition(".")[0] != PACKAGE:
@@ -255,11 +260,27 @@ def meant_name(error: BaseException, module: ModuleType) -> str:
         asked = re.search(r"cannot import name '(\w+)'", str(error))
         name = asked.group(1) if asked else name.rpartition(".")[2]
     known = offered()
-    close = get_close_matches(name, {*known, *vars(module)}, n=1, cutoff=0.6)
+    close = closest(name, {*known, *vars(module)})
     if not close:
         return ""
-    where = known.get(close[0])
-    return f"did you mean {close[0]}?" + (f" from {where} import {close[0]}" if where else "")
+    where = known.get(close)
+    return f"did you mean {close}?" + (f" from {where} import {close}" if where else "")
+
+
+def meant_argument(message: str, module: ModuleType) -> str:
+    """What may have been meant by a keyword argument that a class or function does not take."""
+    told = re.search(
+        r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message
+    )
+    if not told or "Did you mean" in message:  # Python 3.13 may say so itself
+        return ""
+    called, name = told.groups()
+    home = sys.modules.get(offered().get(called, ""), module)
+    try:
+        takes = list(inspect.signature(getattr(home, called)).parameters)
+    except (AttributeError, TypeError, ValueError):
+        return ""
+    return meant(name, takes) or f"{called} takes {', '.join(takes)}"
 
 
 def offered() -> dict[str, str]:
@@ -314,12 +335,11 @@ def _error(who: str, check: Callable[[], None]) -> str:
     return ""
 
 
-def _check_complete(recipe: Recipe) -> None:
+def check_complete(recipe: Recipe) -> None:
     """Raise KarmafunnelError where a stage names an embedder that the recipe lacks."""
     for stage in recipe.funnel.stages:
         if missing := [name for name in stage.embedders() if name not in recipe.embedders]:
-            found = sorted(recipe.embedders)
-            raise KarmafunnelError(f"stage {stage.name}", needs=f"embedders {missing}", found=found)
+            raise no_embedders(f"stage {stage.name}", missing, recipe.embedders)
 
 
 def _check_embedders(who: str, embedders: Mapping[str, Any]) -> None:
@@ -376,7 +396,7 @@ def _with_rows(who: str, recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     recipe = replace(recipe, embedders=dict(checked[against].embedders) | recipe.embedders)
     for name in checked:
         if name not in errors:
-            check = partial(_check_complete, recipe.row(name))
+            check = partial(check_complete, recipe.row(name))
             if error := _error(f"{who}: row {name!r}", check):
                 errors[name] = error
     recipe.row(against)

@@ -51,7 +51,7 @@ def replay(
         if options.console:
             what = f"{len(requests)} requests of {options.window}"
             seconds = time.perf_counter() - start
-            options.console.print(f"fitted in {seconds:.1f} s; replaying {what}")
+            options.console.print(f"ready in {seconds:.1f} s; replaying {what}")
         for error in replay_many([Variant(recipe, fitted, out)], log, options).values():
             raise error
     return out

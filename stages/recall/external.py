@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -33,6 +34,8 @@ class External(Stage):
     k: int = 50
     checksum: str = ""
     name: str = "recall"
+
+    doing: ClassVar[str] = "reading"
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedExternal:
         rows = read_scores(self, Path(self.path), self.checksum, context.log)

@@ -16,7 +16,7 @@ from ..context import Context
 from ..frame import ITEM, RANK, REQUEST, SCORE, no_rows, pair_key, rows_frame
 from ..ranking import rank_rows
 from ..rows import Rows
-from ..stage import FittedFunnel, Retriever, Stage
+from ..stage import FittedFunnel, Retriever, Stage, proposed
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +68,9 @@ class Join(Stage):
 
     def _retriever(self, fitted: Any) -> Retriever:
         if not isinstance(fitted, Retriever):
-            raise KarmafunnelError(self, needs="recall channels", found=repr(fitted.stage))
+            raise KarmafunnelError(
+                self, needs="recall channels", found=repr(getattr(fitted, "stage", fitted))
+            )
         return fitted
 
 
@@ -93,7 +95,7 @@ class FittedJoin(Retriever):
         stage, n_items = self.stage, self.context.log.n_items
         pairs, gains, bits = [], [], []
         for channel, part in enumerate(self.parts):
-            found, _, _ = rank_rows(part.propose(rows), no_rows(), rows.requests, self.context)
+            found, _, _ = rank_rows(proposed(part, rows), no_rows(), rows.requests, self.context)
             rank = found[RANK].to_numpy()
             request, item = found[REQUEST].to_numpy(), found[ITEM].to_numpy()
             pairs.append(pair_key(request, item, n_items))

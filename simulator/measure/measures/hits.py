@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import polars as pl
 
+from ....stages.frame import check_array
 from .. import metrics
 from ..arrays import LOGGED, RunArrays, Shown, SliceMask
 from ..intervals import Ratio
@@ -122,7 +123,14 @@ class HitMeasure(Measure):
 
     def per_list(self, lists: Lists, n: int) -> Values:
         """Numerator (NaN: undefined) and denominator of each list."""
-        return _pair(self.values(lists, n, self.k or LOST - 1), n)
+        return self._pair(self.values(lists, n, self.k or LOST - 1), n)
+
+    def _pair(self, values: np.ndarray | Values, n: int) -> Values:
+        """Values as numerator and denominator, of the shape that is needed."""
+        pair = values if isinstance(values, tuple) else (values, np.ones(n))
+        title = f"measure {self} ({type(self).__name__})"
+        num, den = (check_array(title, part, {"n_lists": n}, "of lists") for part in pair)
+        return num, den
 
     def per_request(self, reading: RunArrays, stage: str) -> Values:
         if self.exposures:
@@ -187,7 +195,7 @@ class HitMeasure(Measure):
                 reading, part, stage, None if why else self.per_list(lists, reading.n), where, why
             )
         most = self.k or max(run.k(stage) for stage in run.stages)
-        at_random = _pair(
+        at_random = self._pair(
             self.expected(RandomLists(group, eligible, money, reading.eligible), most), reading.n
         )
         yield self.row(
@@ -229,14 +237,10 @@ class HitMeasure(Measure):
         if shown.in_list.any():
             _, sizes = reading.shown_ranks(LOGGED)
             lists = RandomLists(group, np.ones(len(group), dtype=bool), money, sizes)
-            values = _pair(self.expected(lists, self.k or LOST - 1), reading.n)
+            values = self._pair(self.expected(lists, self.k or LOST - 1), reading.n)
             yield self.row(
                 reading, part, RANDOM, values, where, "expected value over the shown list"
             )
-
-
-def _pair(values: np.ndarray | Values, n: int) -> Values:
-    return values if isinstance(values, tuple) else (values, np.ones(n))
 
 
 def no_scores(shown: Shown, stage: str, rows: np.ndarray) -> str:

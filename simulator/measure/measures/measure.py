@@ -15,7 +15,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from ....bounds import BOUNDS
-from ....errors import KarmafunnelError, quoted
+from ....errors import KarmafunnelError, meant, quoted
 from ..arrays import ALL, RunArrays, SliceMask
 from ..intervals import Estimate, Ratio
 from ..run import Run
@@ -75,7 +74,8 @@ class Measure(ABC):
         if any(len(number) > 8 or not BOUNDS["cutoff"].holds(int(number)) for number in numbers):
             raise _refuse(text, f"k must be {BOUNDS['cutoff']}")
         if name not in kinds():
-            raise _refuse(text, "no such measure" + meant(name))
+            close = meant(name, [*kinds(), *ALIASES])
+            raise _refuse(text, "no such measure" + (f", {close}" if close else ""))
         try:
             return kinds()[name].of([int(number) for number in numbers], options)
         except ValueError as error:
@@ -198,12 +198,6 @@ def kinds() -> dict[str, type[Measure]]:
 def forms() -> str:
     """The syntax of all measures, as one text."""
     return ", ".join(sorted((kind.form for kind in kinds().values()), key=str.lower))
-
-
-def meant(name: str) -> str:
-    """The measure whose name is closest to one that is not there, as a question; "" for none."""
-    close = get_close_matches(name.lower(), by_case(), n=1, cutoff=0.6)
-    return f", did you mean {by_case()[close[0]]}?" if close else ""
 
 
 def by_case() -> dict[str, str]:
