@@ -290,11 +290,14 @@ class Log:
         for name in TABLES:
             sizes.append(f"{self.lazy[name].select(pl.len()).collect().item():,} {name}")
         parts = [f"{name or 'no window'} {n:,}" for name, n in windows.collect().iter_rows()]
-        has = self.meta["has"]
+        has, aside = self.meta["has"], []
+        for what, many in self.meta["set_aside"].items():
+            aside.append(f"{many:,} {what}" if isinstance(many, int | float) else f"{many} {what}")
         return (
             f"Log {self.name}: {', '.join(sizes)}; requests by window: {', '.join(parts)}\n"
             f"label {self.meta['label']}; has {', '.join(name for name in has if has[name])}; "
             f"lacks {', '.join(name for name in has if not has[name]) or 'nothing'}"
+            + (f"\nset aside: {', '.join(aside)}" if aside else "")
         )
 
     @classmethod

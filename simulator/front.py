@@ -129,12 +129,15 @@ class Log(AnyLog):
                     file.name: kind for file, kind in zip(files, tables, strict=True)
                 }
             out = Path(folder) / "log"
+            frames = f"data frames: {', '.join(tables)}" if len(tables) > 1 else "a data frame"
             import_tables(
                 files,
                 out,
                 columns=columns,
                 name=name,
                 changes=settings,
+                meta={"source": frames},
+                known_as={file: Path(f"frame of {file.stem}") for file in files},
                 allow_rejects=allow_rejects,
             )
             log = AnyLog.open(out)

@@ -17,9 +17,11 @@ import numpy as np
 import polars as pl
 import pytest
 import raw_files
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from karmafunnel.checks import require, validate
+from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Catalogue, Log, read
 from karmafunnel.simulator.datasets import SOURCES, _raw, convert, describe, load, reader
@@ -1538,6 +1540,33 @@ def test_movielens_editions(edition, tmp_path):
         load("movielens", tmp_path)
 
 
+def test_names_that_the_publisher_does_not_use_are_in_the_source(tmp_path):
+    raw = lay(tmp_path, {
+        "ml-100k.inter": ["user_id:token\titem_id:token\trating:float\ttimestamp:float",
+                          *(f"{n}\t31\t5\t{978300760 + n}" for n in range(9))],
+        "ml-100k.item": ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq", "31\tX\t1995\tDrama"],
+    })  # fmt: skip
+    told = load("movielens", raw).meta["source"]
+    assert told == f"ratings of films, ml-100k.inter, ml-100k.item; {describe('movielens').home}"
+
+
+MAPPED = [source for source in FILES if describe(source).map_file]
+
+
+@pytest.mark.parametrize("source", [*MAPPED, "retailrocket", "amazon_catalog"])
+def test_convert_again_is_the_same_bytes_and_says_how_to_go_on(source, tmp_path):
+    lay(tmp_path / "raw", FILES[source])
+    command, written = ["convert", source, str(tmp_path / "raw"), str(tmp_path / "log")], []
+    for _ in range(2):
+        answer = CliRunner().invoke(main, command)
+        assert answer.exit_code == 0, answer.output
+        written.append({path.name: path.read_bytes() for path in (tmp_path / "log").iterdir()})
+    assert written[0] == written[1]
+    then = "world LOG --catalogue" if source == "amazon_catalog" else "replay baseline"
+    assert f"next: karmafunnel describe {tmp_path / 'log'}; karmafunnel {then}" in answer.output
+    assert "lacks: " not in answer.output
+
+
 def test_a_few_bad_rows_are_kept_aside_under_the_publishers_name(tmp_path):
     lines = [RATINGS[0], *(f"{user},31,5.0,{1260759144 + user}" for user in range(1, 300))]
     raw = lay(tmp_path / "raw", {"ratings.csv": [*lines, "7,31,5.0,soon"], "movies.csv": MOVIES})
@@ -1610,5 +1639,5 @@ def test_complete_journey_baskets_prices_and_what_is_set_aside(tmp_path):
 def test_real_movielens(data_root):
     log = load("movielens", data_root("movielens_100k"))
     assert log.requests.height == 55_375 and log.items.height == 1_682
-    assert log.meta["set_aside"] == {"rows that are neither a click nor a purchase": 44_625}
+    assert log.meta["set_aside"] == {"rows rated below 4": 44_625}
     assert log.items["title"].null_count() == 0 and log.requests["user_id"].n_unique() == 942

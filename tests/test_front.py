@@ -66,6 +66,19 @@ def test_three_frames_are_a_log_and_say_what_they_hold(shop):
     assert made.requests["window"].to_list() == shop.requests["window"].to_list()
 
 
+def test_a_log_of_frames_says_what_was_set_aside_and_names_no_file():
+    frame = interactions().with_columns(pl.int_range(pl.len()).mod(5).add(1).alias("rating"))
+    made = Log.from_interactions(frame, user="buyer", item="sku", time="at")
+    assert repr(made).splitlines()[-1] == "set aside: 240 rows rated below 4"
+    assert made.meta["source"] == "a data frame"
+    both = Log.from_interactions(
+        frame, items=pl.DataFrame({"sku": ["i0"]}), user="buyer", item="sku", time="at"
+    )
+    assert both.meta["source"] == "data frames: interactions, items"
+    with pytest.raises(KarmafunnelError, match=r"^frame of interactions: needs a column of items"):
+        Log.from_interactions(frame.drop("sku"), user="buyer", time="at")
+
+
 def test_what_is_no_frame_is_refused():
     with pytest.raises(KarmafunnelError) as raised:
         Log.from_interactions([1, 2, 3])

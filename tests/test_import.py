@@ -15,7 +15,7 @@ from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.simulator.importing.assembling import import_tables
 from karmafunnel.simulator.importing.column_map import ColumnMap, Times
-from karmafunnel.simulator.importing.guessing import guess_time, numbers, plain
+from karmafunnel.simulator.importing.guessing import NAMES, by_name, guess_time, numbers, plain
 from karmafunnel.simulator.importing.looking import look
 
 START = 1_600_000_000
@@ -186,6 +186,30 @@ def test_names_are_compared_without_case_accents_and_signs():
     )
 
 
+@pytest.mark.parametrize(
+    ("header", "roles"),
+    [
+        ("N° client;Réf article;P.U. HT;N° commande;Date;Qté", "user item price basket time quantity"),
+        ("№ client;CodeArticle;P.U. TTC;Nº ticket;Date;Désignation", "user item price basket time title"),
+        ("Customer No.;Item #;Unit price (EUR);Order #;Date", "user item price basket time"),
+        ("Kunden-Nr;Artikel-Nr.;Stückpreis;Auftragsnr;Datum;Menge", "user item price basket time quantity"),
+        ("CustomerRef;product_code;sales_value;transaction no;date", "user item price basket time"),
+        ("user id;sku;query_id;event_id;day", "user item request - time"),  # no query, no event
+        ("visitor;sku;n_items;ordinal no;user age;ts", "user item - - - time"),
+    ],
+)  # fmt: skip
+def test_names_that_say_number_code_or_tax_are_known(header, roles):
+    named = {column: role for role, column in by_name(header.split(";"), NAMES).items()}
+    assert [named.get(column, "-") for column in header.split(";")] == roles.split()
+
+
+def test_a_refusal_names_the_roles_that_were_found(tmp_path):
+    path = write(tmp_path / "t.csv", "N° client,colour,Date\n1,red,2024-03-01\n")
+    with pytest.raises(KarmafunnelError) as raised:
+        look([path])
+    assert raised.value.found.endswith("of these time is 'Date', user is 'N° client'")
+
+
 def test_a_french_export_needs_no_map(tmp_path):
     """Semicolons, decimal commas, a byte order mark, ids with leading zeros."""
     lines = [f"{u};{i};{t};12,{t % 100:02d};2" for u, i, t in rows_of()]
@@ -218,7 +242,7 @@ def test_ratings_count_from_four_stars_on_and_the_others_are_counted(tmp_path):
     assert found.map.rating == 4.0 and found.rows == 100
     log = Log.open(tmp_path / "log")
     assert log.requests.height == 40 and log.meta["set_aside"] == {
-        "rows that are neither a click nor a purchase": 60
+        "rows rated below 4": 60
     }
 
 
@@ -243,6 +267,47 @@ def test_a_basket_is_one_request_and_its_units_add_up(tmp_path):
     assert first["quantity"].to_list() == [4, 2] and first["purchased"].all()
     assert first["price_paid"].to_list() == pytest.approx([(10 + 3 * 30) / 4, 20])
     assert log.requests["ts"][0] == datetime.fromtimestamp(START + 1, UTC)
+
+
+def shop_rows(*lines: str) -> str:
+    """Fifty baskets of the item "a", then these lines (user,item,basket,quantity,price)."""
+    plain_lines = [f"{n % 5},a,b{n},1,2.5" for n in range(50)]
+    text = "customer,sku,invoice,quantity,price,time\n"
+    return text + "".join(f"{line},{START + 3600 * n}\n" for n, line in enumerate([*plain_lines, *lines]))
+
+
+def test_returns_are_taken_off_their_basket_and_no_broken_rows(tmp_path):
+    text = shop_rows(
+        "1,x,p,3,4", "1,x,p,-1,4",  # one of three comes back
+        "1,y,p,2,9", "1,y,p,-2,-9", "1,z,p,1,7",  # wholly returned
+        "1,x,q,-1,4", "1,z,q,-5,7",  # a credit note: of an earlier basket
+    )  # fmt: skip
+    log = imported(tmp_path, write(tmp_path / "t.csv", text))
+    last = log.exposures.filter(pl.col("request_id") == "p").sort("item_id")
+    assert last["item_id"].to_list() == ["x", "z"] and last["quantity"].to_list() == [2, 1]
+    assert last["price_paid"].to_list() == [4, 7] and last["purchased"].all()
+    assert "q" not in log.requests["request_id"] and not (tmp_path / "log" / "rejected.parquet").exists()
+    assert log.meta["set_aside"] == {"returns": 2, "returns taken off a purchase in the same request": 2}
+
+
+def test_a_view_adds_no_unit_and_no_price_to_a_purchase(tmp_path):
+    text = "user,session,item,event,quantity,price,time\n"
+    for n in range(40):
+        text += f"u{n % 5},s{n},a,view,,9,{START + 3600 * n}\nu{n % 5},s{n},a,purchase,2,5,{START + 3600 * n + 9}\n"
+    log = imported(tmp_path, write(tmp_path / "t.csv", text), changes={"per": "session"})
+    assert log.exposures["quantity"].to_list() == [2] * 40 and log.exposures["price_shown"].to_list() == [5] * 40
+    assert log.exposures["clicked"].all() and log.exposures["purchased"].all()
+    assert log.meta["set_aside"] == {"rows added to another of the same item and request": 40}
+
+
+def test_an_item_has_its_first_price_whatever_comes_later(tmp_path):
+    first, later = (
+        imported(tmp_path / name, write(tmp_path / f"{name}.csv", shop_rows(f"1,a,z,1,{price}", f"1,b,z,1,{price}")))
+        for name, price in (("one", 3), ("two", 99))
+    )
+    assert first.items["price"].to_list() == [2.5, 3] and later.items["price"].to_list() == [2.5, 99]
+    found = look([tmp_path / "one.csv"])
+    assert [(r.what, r.taken) for r in found.reasons if "first one" in r.why] == [("items: price", "price")]
 
 
 def test_sessions_end_after_a_silence(tmp_path):
@@ -433,6 +498,19 @@ def test_more_than_one_row_in_a_hundred_is_refused_unless_allowed(tmp_path):
     assert import_tables([path], tmp_path / "log", allow_rejects=True).rejects.count == 3
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_rows_that_cannot_be_split_are_rows(suffix, tmp_path):
+    lines = [f"{u},{i},{t}" for u, i, t in rows_of(100)]
+    if suffix == "jsonl":
+        lines = [json.dumps(dict(zip(("user", "item", "time"), row, strict=True))) for row in rows_of(100)]
+    else:
+        lines.insert(0, "user,item,time")
+    path = write(tmp_path / f"rows.{suffix}", "\n".join([*lines, "{,,,,", "{,,,,", ""]))
+    with pytest.raises(KarmafunnelError) as raised:
+        import_tables([path], tmp_path / "log")
+    assert raised.value.found.startswith("2 of 102 (")
+
+
 def test_a_path_that_names_nothing(tmp_path):
     with pytest.raises(KarmafunnelError) as raised:
         look([tmp_path / "none.csv"])
@@ -520,6 +598,30 @@ def test_many_rows_in_buckets_are_those_in_one(tmp_path, monkeypatch):
         assert frames[0].equals(frames[1])
 
 
+def test_again_is_the_same_bytes_and_another_map_needs_force(tmp_path):
+    path = write(tmp_path / "ratings.csv", "user,item,rating,time\n" + "".join(
+        f"{u},{i},{1 + n % 5},{t}\n" for n, (u, i, t) in enumerate(rows_of(100))
+    ))  # fmt: skip
+    log, run = tmp_path / "log", CliRunner().invoke
+
+    def written() -> dict[str, bytes]:
+        return {part.name: part.read_bytes() for part in log.iterdir()}
+
+    command = ["import", str(path), str(log)]
+    assert run(main, command).exit_code == 0
+    first = written()
+    assert run(main, command).exit_code == 0 and written() == first
+    told = run(main, [*command, "--rating", "3"])
+    assert told.exit_code == 1 and "holds a log with rating 4.0; to replace it by one with rating 3.0, use --force" in (
+        " ".join(told.output.split())
+    )
+    (log / "import.toml").write_text((log / "import.toml").read_text().replace("rating = 4.0", "rating = 2.0"))
+    told = run(main, command)
+    assert told.exit_code == 1 and "was edited by hand" in " ".join(told.output.split())
+    assert run(main, [*command, "--force"]).exit_code == 0 and written() == first
+    assert run(main, [*command, "--rating", "3", "--force"]).exit_code == 0 and written() != first
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 
@@ -544,3 +646,13 @@ def test_the_command_says_what_it_took_and_how_to_go_on(tmp_path):
         "item": "item",
         "time": "time",
     }
+
+
+@pytest.mark.parametrize("columns", ["40", "68", "120"])
+def test_every_role_is_printed_at_every_width(columns, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    path = write(tmp_path / "rows.csv", shop_rows())
+    answer = CliRunner().invoke(main, ["import", str(path), str(tmp_path / "log")])
+    assert answer.exit_code == 0
+    for column in ("customer", "sku", "invoice", "quantity", "items: price"):
+        assert column in " ".join(answer.output.split()), (column, answer.output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,7 @@ def convert(source: str, raw: Path, log: Path, force: bool) -> None:
             source, raw, log, force=force, progress=lambda rows: bar.update(task, completed=rows)
         )
     print_counts(log, made.meta)
+    print_next(log)
     if not about.tried:
         err.print(f"{source} was never tried on real rows: look at them with karmafunnel describe")
     err.print(f"{time.perf_counter() - start:.1f} s")
@@ -145,19 +147,32 @@ def sample(log: Path, smaller: Path, users: float, seed: int, force: bool) -> No
     made = open_log(log, but=["users"]).sample(users, seed)
     made.write(smaller)
     print_counts(smaller, made.meta)
+    print_next(smaller)
 
 
-def print_counts(log: Path, meta: dict[str, Any]) -> None:
+def print_counts(log: Path, meta: dict[str, Any], more: Sequence[list[str]] = ()) -> None:
+    """Print how many rows each table of a log has, `more` rows, what was set aside, and what the
+    log lacks.
+    """
     from ..report.table import Table, print_table
 
     lines = [[name, f"{count:,}"] for name, count in read_json(log / "log.json")["counts"].items()]
+    lines += more
     for name, count in meta["set_aside"].items():
         lines.append(
             [f"set aside: {name}", f"{count:,}" if isinstance(count, (int, float)) else str(count)]
         )
     print_table(Table(["what", "count"], lines, title=f"{meta['name']}: {log}"), out)
     for sentence in meta["lacks"]:
-        err.print(f"lacks: {sentence}")
+        err.print(f"lacks {sentence}")
+
+
+def print_next(log: Path) -> None:
+    """Print the commands that are run next on a log, or on a catalogue."""
+    then = f"replay baseline {log} --out RUN"
+    if not (log / "requests.parquet").exists():
+        then = f"world LOG --catalogue {log}"
+    err.print(f"next: karmafunnel describe {log}; karmafunnel {then}", soft_wrap=True)
 
 
 @click.command()

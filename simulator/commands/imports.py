@@ -12,6 +12,7 @@ import click
 
 from ...files import LOG, RUN, read_json, write_text
 from ...terminal import progress_bar
+from .data import print_counts, print_next
 from .parameters import (
     Number,
     claimed,
@@ -282,7 +283,8 @@ def print_reasons(found: Found) -> None:
     from ..report.table import Table, print_table
 
     rows = [[reason.what, reason.taken, reason.why] for reason in found.reasons]
-    print_table(Table(["what", "taken", "why"], rows, text_columns=3, title="what was found"), out)
+    heads = ["what", "taken", "why"]
+    print_table(Table(heads, rows, text_columns=3, title="what was found", look="prose"), out)
 
 
 def day_of(ms: int) -> str:
@@ -292,18 +294,12 @@ def day_of(ms: int) -> str:
 
 def print_outcome(log: Path, found: Found | None) -> None:
     """Print what was imported, what was left out, and the next commands."""
-    from ..report.table import Table, print_table
-
-    meta = read_json(log / "log.json")
-    rows = [[name, f"{count:,}"] for name, count in meta["counts"].items()]
+    times = []
     if found is not None:
-        rows += [["first time", day_of(found.first)], ["last time", day_of(found.latest)]]
-    rows += [[f"set aside: {what}", f"{many:,}"] for what, many in meta["set_aside"].items()]
-    print_table(Table(["what", "count"], rows, title=f"{meta['name']}: {log}"), out)
+        times = [["first time", day_of(found.first)], ["last time", day_of(found.latest)]]
+    print_counts(log, read_json(log / "log.json"), times)
     if found is not None and found.latest > time.time() * 1000:
         err.print(f"the last time lies in the future: {day_of(found.latest)}")
-    for sentence in meta["lacks"]:
-        err.print(f"lacks {sentence}")
     if found is not None and found.alone:
         err.print(f"{found.alone:,} requests have no user: each such session is a separate user")
     if found is not None and found.rejects.count:
@@ -313,7 +309,4 @@ def print_outcome(log: Path, found: Found | None) -> None:
             f"{first['file']}, row {first['row']}: {first['reason']}",
             soft_wrap=True,
         )
-    err.print(
-        f"next: karmafunnel describe {log}; karmafunnel replay baseline {log} --out RUN",
-        soft_wrap=True,
-    )
+    print_next(log)

@@ -70,33 +70,28 @@ def convert(
         return log
     made = ColumnMap.read(about.map_file)
     module = reader(source)
-    meta = {
-        "licence": about.licence,
-        "lacks": list(about.lacks),
-        "has": dict.fromkeys(about.holds, True),
-        "source": f"{about.title}, {', '.join(about.found_in(raw))}; {about.home}",
-    }
     with tempfile.TemporaryDirectory(prefix="karmafunnel-") as work:
         tables = (
             module.tables(raw, Path(work))
             if module
             else {path: path for path in published(about, raw)}
         )
-        try:
-            import_tables(
-                list(tables),
-                log_folder,
-                given=made,
-                meta=meta,
-                known_as=tables,
-                force=force,
-                progress=progress,
-            )
-        except KarmafunnelError as error:
-            told = str(error)
-            for table, path in tables.items():
-                told = told.replace(str(table), str(path))
-            raise type(error)(told) from error
+        names = about.found_in(raw) or [path.name for path in tables.values()]
+        meta = {
+            "licence": about.licence,
+            "lacks": list(about.lacks),
+            "has": dict.fromkeys(about.holds, True),
+            "source": f"{about.title}, {', '.join(names)}; {about.home}",
+        }
+        import_tables(
+            list(tables),
+            log_folder,
+            given=made,
+            meta=meta,
+            known_as=tables,
+            force=force,
+            progress=progress,
+        )
     return read(log_folder)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ...files import (
     LOG,
     atomic_folder,
     claim,
+    marked,
     open_table,
     read_table,
     remove,
@@ -39,6 +42,8 @@ from .opening import ROW, Layout, batches
 PARTS = 16  # of rows that belong together, by a hash of what they belong to
 BUCKET = 500_000  # rows put in order at a time
 MOST_REJECTED = 0.01
+MAP = "import.toml"
+RETURNS = "returns"
 UNIX_IN_EXCEL = 25_569  # 1970-01-01 in days of a spreadsheet
 LOWEST = int(np.datetime64(f"{FIRST}-01-01", "ms").astype(np.int64))
 HIGHEST = int(np.datetime64(f"{LAST}-01-01", "ms").astype(np.int64))
@@ -141,7 +146,7 @@ def clean(
         values = column(role)
         return absent(pl.String) if values is None else ids(values)
 
-    def number(role: str, least: float, words: str) -> pl.Series:
+    def number(role: str) -> pl.Series:
         values = column(role)
         if values is None:
             return absent(pl.Float64)
@@ -156,8 +161,10 @@ def clean(
                 read.is_infinite().fill_null(False) | read.is_nan().fill_null(False),
             )
         )
-        bad.append((words, (read < least).fill_null(False)))
         return read
+
+    def negative(values: pl.Series) -> pl.Series:
+        return (values < 0).fill_null(False)
 
     item = text("item")
     if kind != "queries":
@@ -170,11 +177,10 @@ def clean(
         bad.append(("time is missing", raw_time.is_null()))
         bad.append(("time cannot be read", ts.is_null() & raw_time.is_not_null()))
         bad.append((f"time is outside {FIRST} to {LAST}", outside))
-    quantity = number("quantity", 0.0, "a return: quantity is negative")
-    price = number("price", 0.0, "price is negative")
-    rating = number("rating", -1e300, "rating is too small")
+    quantity, price, rating = number("quantity"), number("price"), number("rating")
     first = made.first_position
-    position = number("position", float(first), f"position is below {first}") + (1 - first)
+    position = number("position") + (1 - first)
+    bad.append((f"position is below {first}", (position < 1).fill_null(False)))
     bad.append(("quantity is 0", (quantity == 0).fill_null(False)))
     bad.append(("quantity is no whole number", (quantity != quantity.floor()).fill_null(False)))
     if made.per != "event" and made.per in roles:
@@ -183,6 +189,10 @@ def clean(
     else:
         key = absent(pl.String)
     clicked, purchased, used = outcomes(n, made, kind, rating, position, text, bad)
+    returned = negative(quantity) & (purchased | ~used)
+    clicked &= ~returned
+    bad.append(("quantity is negative", negative(quantity) & ~returned))
+    bad.append(("price is negative", negative(price) & ~returned))
     if (money := column("price")) is not None:
         coins = text("currency") if "currency" in roles else None
         price = of_currency(price, money, coins, found)
@@ -196,7 +206,16 @@ def clean(
             shown = {c: v for c, v in frame.row(i, named=True).items() if c != ROW}
             found.rejects.add(str(path), int(frame[ROW][i]), reason, str(shown))
         wrong |= rows
-    found.aside("rows that are neither a click nor a purchase", int((~used & ~wrong).sum()))
+    rated = made.rating is not None and not {"event", "clicked", "purchased"} & set(roles)
+    if rated and "rating" in roles:
+        unrated = ~used & ~wrong & rating.is_null()
+        found.aside("rows without a rating", int(unrated.sum()))
+        found.aside(f"rows rated below {made.rating:g}", int((~used & ~wrong & ~unrated).sum()))
+    else:
+        found.aside("rows that are neither a click nor a purchase", int((~used & ~wrong).sum()))
+    if made.per == "event":  # no other row is of the same request
+        found.aside(RETURNS, int((returned & used & ~wrong).sum()))
+        used &= ~returned
     flat = pl.DataFrame(
         {
             "number": frame[ROW].cast(pl.Int64) + (before - 1),
@@ -354,7 +373,7 @@ def import_tables(
         columns: columns by role, which override the map.
         changes: other fields that override the map.
         meta: keys of `log.json`, such as the licence, that override what is found.
-        known_as: the names under which rejected rows tell of files, where they have others.
+        known_as: the names of files in errors and rejected rows, where they have others.
         tell: called with the map before anything is written.
         progress: called with the number of rows read so far.
 
@@ -363,8 +382,10 @@ def import_tables(
             `allow_rejects`); and for a log that fails the checks of a log.
     """
     out = Path(out)
-    found = look(paths, given, columns, name or out.name, changes)
-    found.rejects.known_as = {str(path): str(name) for path, name in (known_as or {}).items()}
+    as_known = {str(path): str(name) for path, name in (known_as or {}).items()}
+    with named(as_known):
+        found = look(paths, given, columns, name or out.name, changes)
+    found.rejects.known_as = as_known
     if tell is not None:
         tell(found)
     meta = meta or {}
@@ -372,10 +393,13 @@ def import_tables(
     source = meta.get("source", ", ".join(path.name for path in files[:5]))
     wants = {"name": found.map.name, "source": source, "sample": None}
     with (
+        named(as_known),
         claim(out, "import", LOG, wants=wants, inputs=files, force=force),
         atomic_folder(out) as folder,
         tempfile.TemporaryDirectory(dir=folder) as work,
     ):
+        if not force:
+            check_same_map(out, found.map)
         flat, starts = read_flat(found, Path(work), progress)
         check_rejects(found, allow_rejects)
         if found.map.per != "event":
@@ -388,6 +412,34 @@ def import_tables(
         write_parquet(folder / "items.parquet", catalogue, compression="zstd", statistics=True)
         finish(found, folder, catalogue, wants, meta)
     return found
+
+
+@contextmanager
+def named(known_as: Mapping[str, str]) -> Iterator[None]:
+    """Errors raised inside name files as they are known."""
+    try:
+        yield
+    except KarmafunnelError as error:
+        told = str(error)
+        for path, name in known_as.items():
+            told = told.replace(path, name)
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
+
+
+def check_same_map(out: Path, made: ColumnMap) -> None:
+    """Raises KarmafunnelError if a log is already there that was imported with another map."""
+    if not (out / MAP).is_file():
+        return
+    there = ColumnMap.read(out / MAP)
+    for key in (field.name for field in fields(ColumnMap)):
+        old, new = getattr(there, key), getattr(made, key)
+        if old != new:
+            raise KarmafunnelError(
+                f"import: {out} holds a log with {key} {old or 'not set'}",
+                hint=f"to replace it by one with {key} {new or 'not set'}, use --force",
+            )
 
 
 def read_flat(
@@ -413,14 +465,14 @@ def read_flat(
             found.rejects.reasons, key=lambda r: found.rejects.reasons[r], default="none there"
         )
         raise KarmafunnelError(
-            "import", needs="rows that can be imported", found=f"none of {found.rows:,} ({why})"
+            "import", needs="rows that can be imported", found=f"none of {found.read:,} ({why})"
         )
     return parts, starts
 
 
 def check_rejects(found: Found, allowed: bool) -> None:
     """Raises KarmafunnelError where too many rows are rejected."""
-    n, many = found.rows + 0, found.rejects.count
+    n, many = found.read, found.rejects.count
     if many > MOST_REJECTED * max(n, 1) and not allowed:
         first = found.rejects.rows[0]
         counts = ", ".join(f"{reason}: {k:,}" for reason, k in found.rejects.reasons.items())
@@ -471,8 +523,9 @@ def joined(
         reject(found, timeless, "its request has no time", starts)
         frame = frame.filter(pl.col("ts").is_not_null())
         asked = frame["request_id"].n_unique()
-        frame = once_an_item(frame.filter(pl.col("item_id").is_not_null()))
+        frame = frame.filter(pl.col("item_id").is_not_null())
         found.aside("requests without an item", asked - frame["request_id"].n_unique())
+        frame = net_of_returns(once_an_item(frame, found))
         listed = pl.col("position").is_not_null().any().over("request_id")
         acted = pl.col("clicked") | pl.col("purchased")
         loose = frame.select(pl.col("position").is_null() & acted & listed).to_series()
@@ -525,12 +578,26 @@ def sessions(frame: pl.DataFrame, gap_minutes: float) -> pl.DataFrame:
     )
 
 
-def once_an_item(frame: pl.DataFrame) -> pl.DataFrame:
+def once_an_item(frame: pl.DataFrame, found: Found) -> pl.DataFrame:
     """One row per request and item: clicked or purchased if any of its rows is, with the sum of
-    units and the mean price paid per unit.
+    units, less those returned, and the mean price paid per unit. Returns and added rows are
+    counted.
     """
     units = pl.col("quantity").fill_null(1)
-    money = (pl.col("price") * units).sum() / units.sum()
+    returned = pl.col("purchased") & (units < 0)
+    bought = pl.col("purchased") & (units > 0)
+    key = ["request_id", "item_id"]
+    back = frame.select(returned.alias("returned"), bought.any().over(key).alias("bought"))
+    found.aside(RETURNS, back.filter(pl.col("returned") & ~pl.col("bought")).height)
+    taken = back.filter(pl.col("returned") & pl.col("bought")).height
+    found.aside("returns taken off a purchase in the same request", taken)
+    if found.map.per in ("session", "basket"):  # others are joined to the lists of their requests
+        kept = frame.filter(~returned)
+        many = kept.height - kept.select(key).n_unique()
+        found.aside("rows added to another of the same item and request", many)
+    counted = pl.col("purchased") | ~pl.col("purchased").any()  # of views only where all are views
+    paid, weight = pl.col("price").filter(counted & ~returned), units.filter(counted & ~returned)
+    money = (paid * weight).sum() / weight.sum()
     keep = [
         c
         for c in frame.columns
@@ -552,18 +619,23 @@ def once_an_item(frame: pl.DataFrame) -> pl.DataFrame:
             pl.col("position").min(),
             pl.col("clicked").any(),
             pl.col("purchased").any(),
-            pl.when(pl.col("price").is_null().any())
-            .then(pl.col("price").first())
-            .otherwise(money)
-            .alias("price"),
+            pl.when(paid.is_null().any()).then(paid.first()).otherwise(money).alias("price"),
             pl.when(pl.col("quantity").is_null().all())
             .then(None)
-            .otherwise(units.sum())
+            .otherwise(units.filter(counted).sum())
             .cast(pl.Int32)
             .alias("quantity"),
         )
         .select(list(FLAT))
     )
+
+
+def net_of_returns(frame: pl.DataFrame) -> pl.DataFrame:
+    """Without purchases that were wholly returned in their request."""
+    bought = pl.col("purchased") & (pl.col("quantity").fill_null(1) > 0)
+    known = bought | ~pl.col("purchased") | pl.col("clicked") | pl.col("position").is_not_null()
+    quantity = pl.when(bought | ~pl.col("purchased")).then("quantity")
+    return frame.filter(known).with_columns(bought.alias("purchased"), quantity.alias("quantity"))
 
 
 def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
@@ -586,15 +658,15 @@ def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
 
 
 def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.DataFrame:
-    """Write `requests.parquet` and `exposures.parquet`; returns the items that occur, with their
-    latest price and title.
+    """Write `requests.parquet` and `exposures.parquet`; returns the items that occur, with the
+    first price and title of each.
     """
     made = found.map
     source = "search" if made.has("query") else "browse"
     writers: dict[str, pq.ParquetWriter] = {}
     seen: list[pl.DataFrame] = []
     window = windows_of(parts, made.per)
-    latest = pl.col("price", "title").drop_nulls().last()
+    first = pl.col("price", "title").drop_nulls().first()
     same = [c for c in FLAT if c not in ("number", "request_id", "title")]
     try:
         for bucket in buckets(parts):
@@ -640,13 +712,13 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                 writers[name].write_table(table.cast(writers[name].schema))
             found.first = min(found.first or HIGHEST, int(bucket["ts"].min()))  # type: ignore[arg-type]
             found.latest = int(bucket["ts"].max())  # type: ignore[arg-type]
-            seen.append(bucket.group_by("item_id").agg(latest))
+            seen.append(bucket.group_by("item_id").agg(first))
             if len(seen) > 8:
-                seen = [pl.concat(seen).group_by("item_id").agg(latest)]
+                seen = [pl.concat(seen).group_by("item_id").agg(first)]
     finally:
         for writer in writers.values():
             writer.close()
-    return pl.concat(seen).group_by("item_id").agg(latest).sort("item_id")
+    return pl.concat(seen).group_by("item_id").agg(first).sort("item_id")
 
 
 def found_purchases(made: ColumnMap) -> bool:
@@ -799,7 +871,7 @@ def finish(
     )
     write_json(folder / "log.json", meta | contents(folder, ("items", "requests", "exposures")))
     seal(folder, "log.json")
-    write_text(folder / "import.toml", made.toml())
+    write_text(folder / MAP, marked(made.toml()))
     if found.rejects.rows:
         write_parquet(folder / "rejected.parquet", found.rejects.frame(), compression="zstd")
     try:

@@ -42,6 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "idclient",
         "acheteur",
         "kunde",
+        "kunden",
         "kundennummer",
         "nutzer",
         "benutzer",
@@ -194,6 +195,14 @@ NAMES: dict[str, tuple[str, ...]] = {
         "cartid",
         "panier",
         "commande",
+        "ticket",
+        "transaction",
+        "receipt",
+        "auftrag",
+        "auftrags",
+        "bestell",
+        "rechnungs",
+        "bon",
         "facture",
         "bestellung",
         "rechnung",
@@ -222,6 +231,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "amount",
         "prix",
         "prixunitaire",
+        "pu",
+        "stueckpreis",
+        "stuckpreis",
+        "einzelpreis",
         "montant",
         "preis",
         "betrag",
@@ -238,6 +251,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "productname",
         "description",
         "libelle",
+        "designation",
         "titel",
         "bezeichnung",
     ),
@@ -254,6 +268,7 @@ ITEM_NAMES: dict[str, tuple[str, ...]] = {
         "titre",
         "nom",
         "libelle",
+        "designation",
         "titel",
         "bezeichnung",
         "prodname",
@@ -301,6 +316,11 @@ QUERY_NAMES: dict[str, tuple[str, ...]] = {
     "time": NAMES["time"],
     "session": NAMES["session"],
 }
+# Words of a name that say only that it identifies, and of which price or currency it is.
+OF_IDS = ("n", "no", "nr", "num", "numero", "number", "nummer", "id", "code", "cod", "ref")
+OF_PRICES = ("ht", "ttc", "tva", "net", "netto", "brutto", "brut", "incl", "excl", "vat", "tax")
+COINS = ("eur", "usd", "gbp", "chf", "jpy")
+IDENTIFIED = ("user", "item", "request", "session", "basket")
 CLICK_WORDS = (
     "click",
     "clicked",
@@ -388,15 +408,43 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", letters.lower())
 
 
+def split(name: str) -> list[str]:
+    """The words of a name without case, accents and signs: "Réf_articleNo" is ref, article, no."""
+    apart = unicodedata.normalize("NFKD", name)
+    letters = "".join(c for c in apart if not unicodedata.combining(c))
+    letters = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", letters)
+    return re.findall(r"[a-z0-9]+", letters.lower())
+
+
+def core(name: str, role: str) -> list[str]:
+    """What a name may say beside that it identifies or prices something: "N° client" client,
+    "Kundennr" kunden, "P.U. HT" pu.
+    """
+    if role in IDENTIFIED:
+        bare = "".join(word for word in split(name) if word not in OF_IDS)
+        signs = "|".join(OF_IDS)
+        found = [re.sub(f"({signs})$", "", bare), re.sub(f"^({signs})", "", bare)]
+        return [word for one in (bare, *found) if one for word in (one, f"{one}id")]
+    if role == "price":
+        return ["".join(word for word in split(name) if word not in (*OF_PRICES, *COINS))]
+    return []
+
+
 def by_name(names: Sequence[str], known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Columns by role: the best matching name for each; a column has at most one role."""
+    """Columns by role: the best matching name for each, first as it is, else by its `core`; a
+    column has at most one role.
+    """
     found: dict[str, str] = {}
     ranked = []
-    for role, words in known.items():
+    whole = {word for words in known.values() for word in words}
+    for order, (role, words) in enumerate(known.items()):
         for name in names:
             if plain(name) in words:
-                ranked.append((words.index(plain(name)), list(known).index(role), role, name))
-    for _, _, role, name in sorted(ranked):
+                ranked.append((0, words.index(plain(name)), order, role, name))
+            elif plain(name) not in whole:
+                like = [word for word in core(name, role) if word in words]
+                ranked += [(1, words.index(word), order, role, name) for word in like[:1]]
+    for _, _, _, role, name in sorted(ranked):
         if role not in found and name not in found.values():
             found[role] = name
     return found
@@ -521,7 +569,10 @@ def guess(
         time, why = found
     else:
         for column in names:
-            identifies = plain(column).endswith(("id", "code", "number"))
+            words = split(column)
+            identifies = plain(column).endswith(("id", "code", "number")) or any(
+                word in OF_IDS for word in words
+            )
             if column in columns.values() or identifies:
                 continue
             if (found := guess_time(frame[column])) is not None:
@@ -533,7 +584,7 @@ def guess(
             raise KarmafunnelError(
                 path,
                 needs=f"a column of {role}s",
-                found=f"columns {names}",
+                found=f"columns {names}{said(columns)}",
                 hint=f"name it: --column {option}=NAME",
             )
     reasons = [
@@ -554,6 +605,12 @@ def guess(
         reasons.append(Reason("not used", ", ".join(unused), "no role is known for them"))
     made = ColumnMap(name=name, columns=columns, per=per, time=time, decimal=decimal, **extra)
     return made, reasons
+
+
+def said(columns: Mapping[str, str]) -> str:
+    """The roles that were found, for a refusal: "; of these user is 'Client'"."""
+    roles = ", ".join(f"{role} is {name!r}" for role, name in columns.items())
+    return f"; of these {roles}" if roles else ""
 
 
 def no_times(path: Path, column: str, found: pl.Series) -> KarmafunnelError:
@@ -712,9 +769,9 @@ def guess_items(frame: pl.DataFrame, path: Path) -> tuple[dict[str, str], list[R
     """Guess the roles of an item table's columns; raises KarmafunnelError where none is an id."""
     found = by_name([name for name in frame.columns if name != ROW], ITEM_NAMES)
     if "item" not in found:
-        raise KarmafunnelError(
-            path, needs="a column of item ids", found=[n for n in frame.columns if n != ROW]
-        )
+        columns = [n for n in frame.columns if n != ROW]
+        needs = "a column of item ids"
+        raise KarmafunnelError(path, needs=needs, found=f"{columns}{said(found)}")
     return found, [Reason(f"items: {role}", column, "its name") for role, column in found.items()]
 
 

@@ -71,6 +71,11 @@ class Found:
     latest: int = 0  # time of the last one
     alone: int = 0  # requests without a user, in a log with users
 
+    @property
+    def read(self) -> int:
+        """Rows of the files so far, with those that could not be split into columns."""
+        return self.rows + self.rejects.unsplit
+
     def aside(self, what: str, many: int) -> None:
         if many:
             self.set_aside[what] = self.set_aside.get(what, 0) + many
@@ -126,6 +131,10 @@ def look(
     if changes:
         made = changed(made, changes, reasons)
     made = one_currency(made, groups, reasons)
+    for role in ("price", "title"):
+        if role not in made.items and (column := column_of(made, role)):
+            why = "the first one of each item in time: nothing of later rows"
+            reasons.append(Reason(f"items: {role}", column, why))
     if len(groups) > 1 and given is None and not kinds:
         made = replace(made, files={g.path.name: g.kind for g in groups})
     if len(groups) > 1:
@@ -135,6 +144,12 @@ def look(
         more = f" and {len(those) - 5} more" if len(those) > 5 else ""
         reasons.append(Reason("left out", ", ".join(those[:5]) + more, why))
     return Found(made, reasons, groups)
+
+
+def column_of(made: ColumnMap, role: str) -> str:
+    """The column of a role in the interactions, orders or lists; "" where there is none."""
+    kinds = ("interactions", "orders", "lists")
+    return next((made.of(kind)[role] for kind in kinds if role in made.of(kind)), "")
 
 
 def one_of(groups: Sequence[Group], kind: str) -> Group | None:

@@ -64,10 +64,13 @@ class Layout:
 
 @dataclass
 class Rejects:
-    """Rejected rows: file, row, reason, and the text where available."""
+    """Rejected rows: file, row, reason, and the text where available. `unsplit`: how many of them
+    could not be split into columns.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     count: int = 0
+    unsplit: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     most: int = 100_000  # maximum rows kept; further ones are only counted
     known_as: Mapping[str, str] = field(default_factory=dict)  # names of files, where others
@@ -276,7 +279,9 @@ def batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFra
     }
     source = kinds[layout.kind](path, layout, rejects)
     while True:
+        before = rejects.count
         frame = opened(path, lambda: next(source, None))
+        rejects.unsplit += rejects.count - before
         if frame is None:
             return
         yield frame
