@@ -4,6 +4,7 @@ notebook displays as in a report.
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from ..files import LOG, claim, write_parquet
 from ..log import Log as AnyLog
 from ..models.embedders import Embedder
 from ..stages.stage import Funnel, Stage
+from ..terminal import Console
 from .importing.assembling import import_tables
 from .importing.column_map import ROLES
 from .importing.logged_runs import (
@@ -41,11 +43,14 @@ from .replay.replay import replay as run_replay
 from .report.measure_table import measure_table
 from .report.page import notebook
 from .report.run_page import report as write_report
+from .report.table import print_table
 
 
 class Answer(pl.DataFrame):
-    """Rows of measures or of a comparison as a Polars frame; a notebook displays them as in a
-    report.
+    """Rows of measures or of a comparison as a Polars frame; it is printed as by the commands, and
+    a notebook displays it as in a report.
+
+    Frames that are selected from it are printed and displayed as Polars does.
     """
 
     _answered: list[dict[str, Any]] = []  # noqa: RUF012 the rows as `measure` returns them
@@ -55,6 +60,16 @@ class Answer(pl.DataFrame):
         made = cls(rows, infer_schema_length=None)
         made._answered = rows
         return made
+
+    def __str__(self) -> str:
+        if not self._answered:
+            return super().__str__()
+        console = Console(file=io.StringIO(), width=Console().width, color_system=None)
+        with console.capture() as captured:
+            print_table(measure_table(self._answered), console)
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+    __repr__ = __str__
 
     def _repr_html_(self, *, _from_series: bool = False) -> str:
         if not self._answered:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
+from karmafunnel.cli import main
 from karmafunnel.simulator.measure.attribution import attribute
 from karmafunnel.simulator.measure.compare import (
     Run,
@@ -57,6 +59,7 @@ MEASURES = [
     "eGMV@3",
     "MAP@3",
     "MAP@3:exposures",
+    "MAP",
     "coverage@3",
     "Gini@3",
     "novelty@3",
@@ -416,3 +419,47 @@ def test_values_of_few_requests_are_marked_and_promise_no_effect(runs):
     console = Console(width=100, record=True, file=io.StringIO())
     print_table(measure_table([r for r in compared if r["n"] < 30]), console)
     assert "1. fewer than 30 requests" in console.export_text()
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def judged(run: Run, **log: str) -> Run:
+    """The Run as if every request had been a topic of its own, which was judged."""
+    requests = run.lazy["requests"].with_columns(user_id=pl.col("request_id"))
+    return replace(run, meta=run.meta | {"log": run.meta["log"] | log}, lazy=run.lazy | {"requests": requests})
+
+
+def printed(rows: list[dict]) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_table(measure_table(rows), console, verbose=True)
+    return " ".join(console.export_text().split())
+
+
+def test_runs_of_judgements_speak_of_topics_and_of_what_was_judged(runs):
+    topics = judged(runs["deep"], judged="abc")
+    text = printed(measure(topics, ["HR@3", "survival", "gAUC:request:exposures"]))
+    assert "Relevant: judged relevant items. Intervals: 95%, bootstrap over topics." in text
+    assert "requests with a relevant judgement" in text and "click" not in text
+    assert "bootstrap over topics" in printed(compare(topics, judged(runs["short"], judged="abc"), ["HR@3"]))
+    users = replace(runs["deep"], meta=runs["deep"].meta | {"log": runs["deep"].meta["log"] | {"judged": "abc"}})
+    for run in (runs["deep"], judged(runs["deep"]), users):  # a log of clicks whose catalogue grew
+        assert "Relevant: clicked items. Intervals: 95%, bootstrap over users." in printed(measure(run, ["HR@3"]))
+    nobody = runs["deep"].lazy["requests"].with_columns(user_id=pl.lit(None, pl.String))
+    nobody = replace(runs["deep"], lazy=runs["deep"].lazy | {"requests": nobody})
+    assert "bootstrap over requests" in printed(measure(nobody, ["HR@3"]))
+
+
+def test_average_precision_without_a_cutoff_takes_the_whole_list(runs):
+    whole, cut_at_5 = ({r["stage"]: r["value"] for r in measure(runs["deep"], [m])} for m in ("AP", "MAP@5"))
+    assert whole["rank"] == cut_at_5["rank"] and whole["recall"] > cut_at_5["recall"]
+    row = next(r for r in compare(runs["deep"], runs["short"], ["MAP"]) if r["stage"] == "rank")
+    assert "both cut at 3" in row["note"]
+
+
+@pytest.mark.parametrize("name", ["price", "repeat"])
+def test_a_slice_that_the_log_cannot_tell_is_one_line(lists, name):
+    found = CliRunner().invoke(main, ["measure", str(lists), "HR@3", "--slice", name])
+    assert found.exit_code != 0
+    assert f"--slice {name}: the log has no {'prices' if name == 'price' else 'users'}" in found.output
+    assert CliRunner().invoke(main, ["measure", str(lists), "HR@3", "--slice", "target"]).exit_code == 0

@@ -105,6 +105,20 @@ def test_a_notebook_shows_the_table_of_the_report(runs):
     assert "shape:" in answer.select("value")._repr_html_()  # a part of it is a plain frame
 
 
+def test_a_prompt_shows_the_table_of_the_command(runs):
+    answer = measure(runs[0], "HR@10", "nDCG@10")
+    lines = str(answer).splitlines()
+    assert repr(answer) == str(answer) and max(map(len, lines)) <= 80
+    assert lines[0].split() == ["stage", "HR@10", "nDCG@10"]
+    assert f"{answer['value'][0]:.3f}".removeprefix("0") in lines[1]
+    assert "Relevant: clicked items." in str(answer)
+    compared = str(compare(runs[1], runs[0], "HR@10"))
+    assert "better" in compared.splitlines()[0] and "A is Uniform, B is Popular" in compared
+    assert isinstance(answer, pl.DataFrame) and answer.shape[0] == answer.height
+    for part in (answer.select("value"), answer.head(2), answer.filter(measure="HR@10")):
+        assert str(part).startswith("shape:")  # a part of it is a plain frame
+
+
 def test_embedders_are_read_by_name_and_requests_explained(shop):
     funnel = Join([VectorRecall("text", k=30), Popular(k=30)], k=40)
     run = replay(funnel, shop, {"text": TfidfSVD(dim=16)})

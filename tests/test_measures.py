@@ -859,6 +859,9 @@ def test_equal_to_ir_measures(k):
         binary = {q: dict.fromkeys(d, 1) for q, d in qrels.items()}
         scores = {m.query_id: m.value for m in ir_measures.iter_calc([ir_measures.parse_measure(theirs)], binary, run)}
         assert np.abs(found[name] - [scores[f"q{q}"] for q in range(lists[2])]).max() < 1e-9, name
+    whole = MAP().values(Lists(*lists[:2], money), lists[2], LOST - 1)  # without a cutoff
+    scores = {m.query_id: m.value for m in ir_measures.iter_calc([ir_measures.AP], binary, run)}
+    assert np.abs(whole - [scores[f"q{q}"] for q in range(lists[2])]).max() < 1e-9
     scores = {m.query_id: m.value for m in ir_measures.iter_calc([ir_measures.parse_measure(f"nDCG@{k}")], qrels, run)}
     assert np.abs(found["GMV-nDCG"] - [scores[f"q{q}"] for q in range(lists[2])]).max() < 1e-9
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...errors import KarmafunnelError
 from ...files import PAGE
 from ...terminal import visible
 from .parameters import claimed, folder, json_flag, out, verbose_flag
@@ -77,11 +78,14 @@ def measure(
     """Ask a Run for measures, stage by stage, with 95% intervals: HR@50, GMV-HR@50,
     gAUC:request:exposures, ...
     """
+    from ..measure.arrays import RunArrays
     from ..measure.compare import Run, added
     from ..measure.compare import measure as run_measure
     from ..measure.measures.measure import parse_all
 
     opened = Run.open(run)
+    if slice_name and (why := RunArrays(opened).unsliced(slice_name)):
+        raise KarmafunnelError(f"--slice {slice_name}: {why}")
     print_rows(run_measure(opened, list(measures), slice=slice_name), fmt, as_json, verbose)
     if fmt == "table" and not as_json:
         ranked = [m for m in parse_all(measures) if m.ranks]

@@ -306,6 +306,13 @@ class RunArrays:
         self._shown_ranks[stage] = ranks, sizes
         return ranks, sizes
 
+    def unsliced(self, slice_name: str) -> str:
+        """Why no relevant item has a value of a slice, such as "the log has no prices"; else ""."""
+        named = [part for part in self.parts(slice_name) if not part.name.endswith("=unknown")]
+        if self.truths.frame.is_empty() or any(part.truth.any() for part in named):
+            return ""
+        return f"the log has no {'prices' if slice_name == 'price' else 'users'}"
+
     def parts(self, slice_name: str | None) -> list[SliceMask]:
         """One mask for each value of a slice; without a slice, one mask of everything."""
         every = np.ones(self.n, dtype=bool)

@@ -98,12 +98,12 @@ def measure(
             "undefined_share": 0.0,
         }
         row |= {"unit": first.unit, "denominator": first.denominator, "note": first.note}
-        row |= {"truth": runs[0].label, "seeds": len(runs)}
+        row |= {"truth": runs[0].relevance, "drawn": runs[0].drawn, "seeds": len(runs)}
         estimates = [f.estimate for f in same if f.estimate is not None]
         if len(estimates) == len(same):
             row |= _values(estimates, first, samples, seed, resamples)
             if ci and len(readings[0].users) < 2 and not first.constant:
-                row["note"] = _joined(row["note"], "one user, no interval")
+                row["note"] = _joined(row["note"], f"one {runs[0].drawn[:-1]}, no interval")
         rows.append(row)
     return rows
 
@@ -406,6 +406,7 @@ class _Values:
             "undefined": 0,
         }
         row |= {"unit": present[0].unit, "denominator": present[0].denominator, "seeds": seeds}
+        row["drawn"] = self.readings[0].run.drawn
         measured, why = at_one_depth(m, [(self.readings[i].run, at) for i, at in sides])
         # another measure of the same stage; end to end is the output of the last stage
         if measured is not None and measured != m:

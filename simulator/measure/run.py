@@ -159,6 +159,25 @@ class Run:
         """Which items are relevant: those of a "click" or a "purchase"."""
         return str(self.meta["label"])
 
+    @cached_property
+    def drawn(self) -> str:
+        """What a bootstrap draws: "users"; "topics" where relevance was judged by topic, as in
+        TREC; "requests" where no user is known.
+        """
+        user, request = pl.col("user_id"), pl.col("request_id")
+        columns = ((user == request).fill_null(False).all(), user.is_null().all().alias("none"))
+        own, none = self.read("requests", *columns).row(0)
+        if own and self.meta["log"].get("judged"):
+            return "topics"
+        return "requests" if none else "users"
+
+    @property
+    def relevance(self) -> str:
+        """What makes an item relevant, in words: a "click", a "purchase" or a "relevant judgement"
+        (`judged` in the log, topic by topic).
+        """
+        return "relevant judgement" if self.drawn == "topics" else self.label
+
     @property
     def stages(self) -> list[str]:
         return [stage["name"] for stage in self.meta["stages"]]

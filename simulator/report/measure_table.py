@@ -22,7 +22,6 @@ Row = dict[str, Any]
 # Lines of measure rows that are no stage: before the stages, and after them for reference.
 BEFORE, AFTER = ("eligible",), ("end to end", "ceiling", "logged order", "random", "base rate")
 REFERENCE = (*BEFORE, *AFTER)
-INTERVALS = "Intervals: 95%, bootstrap over users."
 LEFT_OUT = " Undefined: requests without a value, left out."
 
 
@@ -277,15 +276,21 @@ def _below(rows: Sequence[Row]) -> list[str]:
 def _origin(rows: Sequence[Row]) -> str:
     """Which items are relevant, and where intervals come from."""
     relevant = " | ".join(map(past, dict.fromkeys(column(rows, "truth"))))
-    text = f"Relevant: {relevant} items. {INTERVALS}"
+    text = f"Relevant: {relevant} items. {_intervals(rows)}"
     if (seeds := max(column(rows, "seeds"))) > 1:
-        text += f" Values are means over {seeds} seeds; intervals resample seeds and users."
+        text += f" Values are means over {seeds} seeds; intervals resample seeds and "
+        text += f"{rows[0]['drawn']}."
     return text
 
 
-def past(label: str) -> str:
-    """click -> clicked, purchase -> purchased."""
-    return "purchased" if label == "purchase" else f"{label}ed"
+def _intervals(rows: Sequence[Row]) -> str:
+    return f"Intervals: 95%, bootstrap over {rows[0]['drawn']}."
+
+
+def past(relevance: str) -> str:
+    """What items are for which there is a "click", a "purchase" or a "relevant judgement"."""
+    words = {"purchase": "purchased", "relevant judgement": "judged relevant"}
+    return words.get(relevance, f"{relevance}ed")
 
 
 def _of_the_stage(row: Row) -> str:
@@ -339,7 +344,8 @@ def _key(rows: Sequence[Row]) -> list[str]:
     seeds = max(column(rows, "seeds"))
     same_sign = f" and it has the same sign in all {seeds} seeds" if seeds > 1 else ""
     lines = [
-        f"A is {rows[0]['label_a']}, B is {rows[0]['label_b']}, paired by request. {INTERVALS}",
+        f"A is {rows[0]['label_a']}, B is {rows[0]['label_b']}, paired by request. "
+        + _intervals(rows),
         f"* the interval of B − A excludes 0{same_sign}; ** also after Holm's correction over the "
         "whole table. MDE: minimum detectable effect, at 80% power.",
     ]

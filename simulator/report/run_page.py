@@ -153,7 +153,7 @@ def waterfall_png(run: Folder, path: Folder) -> Path:
 
 
 def waterfall(entry: Entry) -> Plot:
-    return plots.waterfall(entry.cascade, entry.stages, entry.run.label, entry.currency)
+    return plots.waterfall(entry.cascade, entry.stages, entry.run.relevance, entry.currency)
 
 
 def open_entries(runs: Sequence[Folder | Sequence[Folder]]) -> list[Entry]:
@@ -297,11 +297,12 @@ def verdict(entries: Sequence[Entry]) -> Words:
     decimals = places(row["difference"])
     change = f"{number(row['difference'], True, decimals)} {between(row, True, decimals)}"
     return leads + rich(
-        ", {} {} against the next, <b>{}</b> (paired on {} requests, users clustered).",
+        ", {} {} against the next, <b>{}</b> (paired on {} requests, {} clustered).",
         change.rstrip(),
         "" if row["better"] else "and so not significantly more,",
         second.name,
         f"{row['n']:,}",
+        row["drawn"],
     )
 
 
@@ -415,14 +416,14 @@ def adds(entry: Entry) -> Words:
     change = (
         f"{number(row['difference'], True, decimals)} {headline} {between(row, True, decimals)}"
     )
-    named = (row["stage"], row["before"], change.rstrip(), f"{row['n']:,}")
+    named = (row["stage"], row["before"], change.rstrip(), f"{row['n']:,}", row["drawn"])
     if row["better"]:
         return said + rich(
-            "{} improves the order of {}: <b>{}</b> (paired on {} requests, users clustered).",
+            "{} improves the order of {}: <b>{}</b> (paired on {} requests, {} clustered).",
             *named,
         )
     return said + rich(
-        "{} makes no significant difference to the order of {}: {} (paired on {} requests, users "
+        "{} makes no significant difference to the order of {}: {} (paired on {} requests, {} "
         "clustered).",
         *named,
     )
@@ -472,7 +473,7 @@ def replayed(run: Run) -> dict[str, str]:
     log = run.meta["log"]
     return {
         "log": f"{log.get('name')} ({log.get('checksum')})",
-        "relevant items:": f"{past(run.label)} items",
+        "relevant items:": f"{past(run.relevance)} items",
         "window": str(run.meta["window"]),
         "limit": str(run.meta.get("limit") or "none"),
     }
@@ -490,7 +491,7 @@ def worst(entry: Entry) -> Row | None:
 def sentence(entry: Entry) -> Words:
     """What happened, in two sentences."""
     total = sum(column(entry.cascade.losses, "items"))
-    label = entry.run.label
+    label = entry.run.relevance
     if not total:
         return f"No replayed request has a {label}, so there is no relevant item to find."
     kept, never = entry.loss("kept"), entry.loss("not eligible")
@@ -549,7 +550,7 @@ def key_figures(entry: Entry, headline: Measure, most: int) -> list[tuple[Words,
         of = Measure.parse(row["measure"])
         return f"95%: {share_of(of, row['low'])} to {share_of(of, row['high'])}"
 
-    asked = f"{counts['relevant']:,} with a {entry.run.label}"
+    asked = f"{counts['relevant']:,} with a {entry.run.relevance}"
     asked += f"; {counts['n_eligible']:,.0f} eligible items on average"
     random, ceiling = value(find(hits, stage="random")), value(find(hits, stage="ceiling"))
     about_hits = rich("{}<br>random {}, ceiling {}", range_of(hit), random, ceiling)
@@ -579,7 +580,7 @@ def losses(entries: Sequence[Entry]) -> Section:
         "have found it. <b>Not recalled</b>: recall did not return it. <b>Missed by the index</b>: "
         "exact search would have found it. <b>Cut</b>: the stage ranked it too low. "
         "Shares are of all relevant items and add up to 100%.",
-        past(entries[0].run.label),
+        past(entries[0].run.relevance),
     )
     blocks: list[Block] = [Text(text)]
     if len(entries) == 1:
@@ -1028,7 +1029,7 @@ def header(entries: Sequence[Entry]) -> Block:
     words = [
         f"Run{'s' if len(entries) > 1 else ''} {', '.join(names_of(entries))}",
         f"window {meta['window']}",
-        f"relevant: {past(entries[0].run.label)} items",
+        f"relevant: {past(entries[0].run.relevance)} items",
     ]
     if meta["log"].get("items"):
         words.append(f"{meta['log']['items']:,} items")

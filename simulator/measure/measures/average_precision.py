@@ -1,4 +1,4 @@
-"""MAP@k: mean average precision."""
+"""MAP: mean average precision."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from .hits import HitMeasure, Lists, RandomLists
 @dataclass(frozen=True, repr=False)
 class MAP(HitMeasure):
     """Sum of the precision at the rank of each relevant item in the top k, divided by the number of
-    relevant items: `map_cut` of trec_eval.
+    relevant items: `map_cut` of trec_eval. Without k, over all that a stage put out: `map`.
     """
 
     name = "MAP"
-    form = "MAP@k[:exposures]"
+    form = "MAP[@k][:exposures]"
+    needs_k = False
 
     @property
     def clause(self) -> str:
+        where = f"top {self.k}" if self.k else "list"
         return (
-            f"precision at each relevant item in the top {self.k}, summed, over all relevant items;"
+            f"precision at each relevant item in the {where}, summed, over all relevant items;"
             " mean over requests"
         )
 

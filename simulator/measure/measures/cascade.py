@@ -39,7 +39,7 @@ class Survival(Measure):
         self, reading: RunArrays, part: SliceMask, stages: Sequence[str]
     ) -> Iterator[MetricValue]:
         truths, of = reading.truths, of_part(part)
-        every, label = np.ones(len(truths.group), dtype=bool), reading.run.label
+        every, label = np.ones(len(truths.group), dtype=bool), reading.run.relevance
         all_of_them = f"all relevant items ({label}){of}"
         if len(stages) == len(reading.run.stages):
             yield share(
@@ -100,7 +100,7 @@ class Ceiling(Measure):
     ) -> Iterator[MetricValue]:
         truths = reading.truths
         every = np.ones(len(truths.group), dtype=bool)
-        denominator = f"all relevant items ({reading.run.label}){of_part(part)}"
+        denominator = f"all relevant items ({reading.run.relevance}){of_part(part)}"
         note = "share of relevant items that are eligible"
         yield share(self, reading, part, CEILING, truths.eligible, every, denominator, note)
 
@@ -144,7 +144,7 @@ class Swap(Measure):
                 den = np.bincount(group, minlength=reading.n).astype(np.float64)
                 num = np.where(den > 0, np.bincount(group, change, minlength=reading.n), np.nan)
                 ratio = of_requests(reading, part, num, den, den)
-                of = f"all relevant items ({reading.run.label}){of_part(part)}"
+                of = f"all relevant items ({reading.run.relevance}){of_part(part)}"
                 note = "end-to-end recall gained; an upper bound"
                 yield self.figure(stage, part, ratio, "relevant item", of, note)
 
@@ -174,7 +174,7 @@ class Margin(Measure):
         for stage in stages:
             mine = part.truth & (lost == stage)
             known = mine & ~np.isnan(margin)
-            denominator = f"relevant items ({reading.run.label}){of_part(part)} lost by {stage}"
+            denominator = f"relevant items ({reading.run.relevance}){of_part(part)} lost by {stage}"
             estimate = Median(
                 margin[known], reading.cluster[truths.group[known]], int((mine & ~known).sum())
             )

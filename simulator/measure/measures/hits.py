@@ -159,7 +159,7 @@ class HitMeasure(Measure):
             part,
             ratio,
             "request",
-            f"requests with a {reading.run.label}{of_part(part)}{where}",
+            f"requests with a {reading.run.relevance}{of_part(part)}{where}",
             note,
         )
 
@@ -305,7 +305,7 @@ class _AllScenario(HitMeasure):
         run, truths, days = reading.run, reading.truths, self.days or WEEK
         bought, note = (None, BY_REQUEST) if part.by_truth else reading.soon_elsewhere(days)
         where = (
-            f"requests with a {run.label} or a purchase elsewhere within {days} days"
+            f"requests with a {run.relevance} or a purchase elsewhere within {days} days"
             f" (all-scenario){of_part(part)}"
         )
         for stage in stages:
@@ -462,7 +462,9 @@ class Kept(HitMeasure):
         note: str = "",
     ) -> MetricValue:
         ratio = of_requests(reading, part, *values, values[1]) if values else None
-        denominator = f"relevant items of requests with a {reading.run.label}{of_part(part)}{where}"
+        denominator = (
+            f"relevant items of requests with a {reading.run.relevance}{of_part(part)}{where}"
+        )
         return self.figure(stage, part, ratio, "relevant item", denominator, note)
 
 
@@ -544,7 +546,7 @@ class _Money(HitMeasure):
         note: str = "",
     ) -> MetricValue:
         ratio = of_requests(reading, part, *values) if values else None
-        denominator = f"requests with a priced {reading.run.label}{of_part(part)}{where}"
+        denominator = f"requests with a priced {reading.run.relevance}{of_part(part)}{where}"
         unit, denominator = self.unit(reading, ratio, denominator)
         notes = "; ".join(filter(None, [note, self.missing(reading, part)]))
         return self.figure(stage, part, ratio, unit, denominator, notes)

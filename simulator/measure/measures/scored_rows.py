@@ -55,7 +55,7 @@ class RowMeasure(Measure):
             for stage in stages:
                 yield self.figure(stage, part, None, "", "", BY_REQUEST)
             return
-        shown, label = reading.shown, reading.run.label
+        shown, label = reading.shown, reading.run.relevance
         inside = part.requests[shown.group]
         group, labels = shown.group[inside], shown.label[inside]
         cluster = reading.cluster[group]
