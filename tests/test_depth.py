@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from karmafunnel.cli import main
+from karmafunnel.simulator.commands.figures import default_measures
 from karmafunnel.simulator.measure.attribution import attribute
 from karmafunnel.simulator.measure.compare import (
     Run,
@@ -463,3 +464,8 @@ def test_a_slice_that_the_log_cannot_tell_is_one_line(lists, name):
     assert found.exit_code != 0
     assert f"--slice {name}: the log has no {'prices' if name == 'price' else 'users'}" in found.output
     assert CliRunner().invoke(main, ["measure", str(lists), "HR@3", "--slice", "target"]).exit_code == 0
+
+
+def test_the_table_of_a_first_look_asks_what_the_run_can_answer(lists, runs):
+    assert default_measures(Run.open(lists)) == ["survival", "HR@5", "nDCG@8", "gAUC:request:exposures"]
+    assert default_measures(runs["deep"])[:4] == ["survival", "HR@5", "HR@10", "nDCG@10"]

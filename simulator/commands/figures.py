@@ -22,11 +22,11 @@ def default_measures(run: Run) -> list[str]:
     from ..measure.compare import telling
 
     meta, headline = run.meta, telling([run])
-    most = min(map(run.most, run.stages))
+    most, longest = min(map(run.most, run.stages)), max(map(run.most, run.stages))
     names = ["survival", str(headline)]
     if headline.name == "HR" and headline.k == min(10, most):
-        names = ["survival", *[f"HR@{k}" for k in sorted({10, 50, most})]]
-    names.append("nDCG@10")
+        names = ["survival", *[f"HR@{k}" for k in sorted({10, 50, most}) if k <= longest]]
+    names.append(f"nDCG@{min(10, longest)}")
     if meta["log"]["has"]["price"]:
         names.append("GMV-HR@50")
     if meta["log"]["has"]["exposures"]:
