@@ -1,5 +1,16 @@
 """karmafunnel: replay a personalized-search funnel offline and see, stage by stage, what it keeps
 and what it loses.
+
+Log: A log, with constructors from data frames (pandas, Polars or Arrow).
+replay: Fit a funnel on a log, replay the last window through it, and open the Run.
+import_run: Make a Run of a funnel outside karmafunnel from its stages' lists, without training.
+measure: Measures of a Run (or of several seeds of one funnel) by stage, with 95% intervals.
+compare: Compare the candidate Run B with the baseline Run A, paired by request.
+report: Write one HTML file about one or more Runs; returns its path.
+explain: Explain the ranking of one request: one row per stage and item; arguments as of `replay`.
+Run: One replay of one funnel on one log.
+RunOptions: How recipes are fitted and replayed.
+KarmafunnelError: An error that a user can cause, in one line: "who: what needs X, found Y; hint".
 """
 
 import os

@@ -256,8 +256,7 @@ def import_run(
     tell: Callable[[Lists, Sequence[str], Sequence[dict[str, Any]]], None] | None = None,
     **told: Any,
 ) -> Run:
-    """Make a Run of a funnel outside karmafunnel from the lists that its stages returned, without
-    training.
+    """Make a Run of a funnel outside karmafunnel from its stages' lists, without training.
 
     Args:
         files: TREC runs, one per stage, in the order of the stages; tables with request, item, rank

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import models, stages
-from ..errors import KarmafunnelError
+from ..errors import KarmafunnelError, meant
+from ..files import read_text
+from ..keys import file_of
 from ..models.embedders import Embedder
 from ..stages.rows import Feature
 from ..stages.stage import Stage
@@ -130,3 +132,49 @@ def listed(what: str) -> list[Entry]:
         "measures": of_measures,
         "sources": of_sources,
     }[what]()
+
+
+def find(what: str, name: str) -> Entry:
+    """One entry of a list; raises KarmafunnelError for a name that is not there."""
+    entries = {entry.name: entry for entry in listed(what)}
+    name = name.removesuffix(".py") if what == "recipes" else name
+    if name not in entries:
+        needs, hint = f"one of {', '.join(entries)}", meant(name, entries)
+        raise KarmafunnelError(what, needs=needs, found=repr(name), hint=hint)
+    return entries[name]
+
+
+def whole(what: str, entry: Entry) -> tuple[str, str]:
+    """All about an entry, and the file that defines it: of a recipe its text, else how it is
+    written, its whole docstring, how it is imported and its arguments.
+    """
+    path = file_of(entry.module)
+    if what == "recipes":
+        return read_text(path).rstrip("\n"), str(path)
+    lines = [entry.typed, ""]
+    if what == "measures":
+        kind = kinds()[entry.name]
+        lines += [entry.line, ""]
+    else:
+        kind = getattr(importlib.import_module(entry.module), entry.name)
+        lines += [f"from {entry.module} import {entry.name}", ""]
+    lines.append("\n\n".join(docs(kind)))
+    if what != "measures":
+        lines += ["", "Arguments:"]
+        for field in (field for field in fields(kind) if field.init):
+            default = "" if field.default is MISSING else f" = {field.default!r}"
+            lines.append(f"- {field.name}: {field.type}{default}")
+    return "\n".join(lines).rstrip("\n"), str(path)
+
+
+def docs(kind: type) -> list[str]:
+    """The docstring of a class, and those of its base classes that are not listed; of a measure
+    that has none, that of the class that it is made from.
+    """
+    found: list[str] = []
+    for one in kind.__mro__:
+        text = inspect.cleandoc(vars(one).get("__doc__") or "")
+        written = text and not text.startswith(f"{one.__name__}(")  # else made by dataclass
+        if written and (not found or one.__name__ in BASES):
+            found.append(text)
+    return found

@@ -1,14 +1,21 @@
 """What there is to choose from is what there is."""
 
+import importlib
+import inspect
 import json
+import pydoc
+import re
+from dataclasses import fields
 
+import karmafunnel
 import pytest
 from click.testing import CliRunner
 from karmafunnel.cli import main
 from karmafunnel.simulator.commands.lists import WHAT
 from karmafunnel.simulator.datasets import SOURCES
-from karmafunnel.simulator.listing import listed
+from karmafunnel.simulator.listing import first_line, listed
 from karmafunnel.simulator.measure.measures.measure import kinds
+from karmafunnel.simulator.replay.recipe import load_recipe
 
 
 @pytest.mark.parametrize("what", WHAT)
@@ -41,3 +48,46 @@ def test_nothing_is_missing():
     assert {"TfidfSVD", "SASRec", "KARMA"} <= {e.name for e in listed("embedders")}
     typed = {entry.name: entry.typed for entry in listed("stages")}
     assert typed["Popular"] == "Popular(k=100, days=None, name='recall')"
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_with_a_name_it_prints_all_about_one(what):
+    for entry in listed(what):
+        answer = CliRunner().invoke(main, [what, entry.name])
+        assert answer.exit_code == 0, (entry.name, answer.output)
+        told = " ".join(answer.stdout.split())
+        assert entry.module.rpartition(".")[2] in answer.stderr
+        if what == "recipes":
+            assert " ".join(entry.line.split()[:3]) in told
+            continue
+        kind = kinds().get(entry.name) or getattr(importlib.import_module(entry.module), entry.name)
+        doc = inspect.cleandoc(kind.__doc__ or "")
+        assert doc.startswith(f"{kind.__name__}(") or " ".join(doc.split()) in told
+        assert entry.typed in told
+        assert len(answer.stdout.splitlines()) >= 5
+        if what != "measures":
+            assert f"from {entry.module} import {entry.name}" in told
+            assert {f"- {field.name}: " for field in fields(kind) if field.init} <= set(
+                re.findall(r"^- \w+: ", answer.stdout, re.MULTILINE)
+            )
+    refused = CliRunner().invoke(main, [what, listed(what)[0].name + "x"])
+    assert refused.exit_code == 1
+    assert f"did you mean {listed(what)[0].name}?" in " ".join(refused.stderr.split())
+
+
+def test_what_recipes_prints_is_a_working_copy(shop, tmp_path):
+    for entry in listed("recipes"):
+        answer = CliRunner().invoke(main, ["recipes", entry.name])
+        (tmp_path / f"{entry.name}.py").write_text(answer.stdout)
+        copied = load_recipe(str(tmp_path / f"{entry.name}.py"), shop)
+        assert copied.text == load_recipe(entry.name, shop).text
+        assert repr(copied.funnel) == repr(load_recipe(entry.name, shop).funnel)
+
+
+def test_help_of_the_package_shows_its_front_with_a_line_each():
+    shown = pydoc.plain(pydoc.render_doc(karmafunnel))
+    for name in karmafunnel.FRONT:
+        line = first_line(getattr(karmafunnel, name).__doc__)
+        told = re.search(rf"^ *{name}: (.*)$", shown, re.MULTILINE)
+        assert told, name
+        assert first_line(told[1]) == line
