@@ -290,6 +290,14 @@ def test_returns_are_taken_off_their_basket_and_no_broken_rows(tmp_path):
     assert log.meta["set_aside"] == {"returns": 2, "returns taken off a purchase in the same request": 2}
 
 
+@pytest.mark.parametrize(("per", "told"), [("event", r"none of 9 \(returns\)"), ("basket", "returns alone")])
+def test_a_table_of_returns_alone_is_refused_as_that(per, told, tmp_path):
+    lines = "".join(f"u,a,b{n},-1,{START + n}\n" for n in range(9))
+    path = write(tmp_path / "t.csv", f"user,item,basket,quantity,time\n{lines}")
+    with pytest.raises(KarmafunnelError, match=told):
+        import_tables([path], tmp_path / "log", changes={"per": per})
+
+
 def test_a_view_adds_no_unit_and_no_price_to_a_purchase(tmp_path):
     text = "user,session,item,event,quantity,price,time\n"
     for n in range(40):

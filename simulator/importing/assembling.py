@@ -461,9 +461,8 @@ def read_flat(
                 parts.append(work / f"flat-{len(parts):05d}.parquet")
                 write_parquet(parts[-1], flat, compression="lz4", statistics=False)
     if not parts:
-        why = max(
-            found.rejects.reasons, key=lambda r: found.rejects.reasons[r], default="none there"
-        )
+        reasons = found.rejects.reasons | found.set_aside
+        why = max(reasons, key=lambda reason: reasons[reason], default="none there")
         raise KarmafunnelError(
             "import", needs="rows that can be imported", found=f"none of {found.read:,} ({why})"
         )
@@ -540,7 +539,11 @@ def joined(
         raise KarmafunnelError(
             "import",
             needs="requests with a time and an item",
-            found="none: the tables have no requests in common",
+            found=(
+                "returns alone"
+                if RETURNS in found.set_aside
+                else "none: the tables have no requests in common"
+            ),
         )
     return made_parts
 
