@@ -556,7 +556,7 @@ def test_items_that_a_later_stage_invents_are_counted(tmp_path, qrels):
     log, notes = log_for(lists, None, qrels)
     assert [row["left_out"] for row in answered(lists, log, "W3")] == [0, 1]
     assert "4 relevant documents of 3 topics" in notes
-    assert any("levels of relevance 1, 2 all count as relevant" in s for s in log.meta["lacks"])
+    assert any("the levels of relevance 1, 2 all count alike" in s for s in log.meta["lacks"])
 
 
 def test_the_command_says_what_it_recognised(ubi, qrels, tmp_path):
