@@ -504,3 +504,13 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):
     finally:
         os.close(write)
     assert answer.stderr == ""
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_table_of_texts_alone_keeps_every_row_at_every_width(width):
+    from karmafunnel.simulator.report import table as tables
+
+    rows = [[f"role{i}", "a column with a long name", "why it was taken, at some length"] for i in range(5)]
+    console = Console(file=io.StringIO(), width=width)
+    tables.print_table(tables.Table(["what", "taken", "why"], rows, text_columns=3), console)
+    assert all(f"role{i}" in console.file.getvalue() for i in range(5))

@@ -195,6 +195,8 @@ def to_terminal(table: Table, width: int = 80) -> list[RichTable | Text]:
     heads = [table.short.get(head, head) for head in table.heads]
     cells = _in_line(table)
     sizes = [_size(heads[c], cells, c, table, whole=True) for c in range(len(heads))]
+    if table.text_columns == len(heads) and _total(sizes) > width:
+        return [_prose(table, width)]  # without a column of numbers there is nothing to group
     grouped = table.text_columns > 1 and _total(sizes) > width
     first = table.text_columns - 1 if grouped else 0
     if _total(sizes[first:]) > width:
