@@ -303,7 +303,8 @@ def test_a_view_adds_no_unit_and_no_price_to_a_purchase(tmp_path):
     for n in range(40):
         text += f"u{n % 5},s{n},a,view,,9,{START + 3600 * n}\nu{n % 5},s{n},a,purchase,2,5,{START + 3600 * n + 9}\n"
     log = imported(tmp_path, write(tmp_path / "t.csv", text), changes={"per": "session"})
-    assert log.exposures["quantity"].to_list() == [2] * 40 and log.exposures["price_shown"].to_list() == [5] * 40
+    told = log.exposures.select("quantity", "price_paid", "price_shown").rows()
+    assert told == [(2, 5.0, 9.0)] * 40
     assert log.exposures["clicked"].all() and log.exposures["purchased"].all()
     assert log.meta["set_aside"] == {"rows added to another of the same item and request": 40}
 

@@ -267,3 +267,56 @@ def test_levels_of_categories(name, header, row, levels, tmp_path):
     (tmp_path / name).write_text(f"{header}\n{row}\n")
     log = imported(tmp_path, events(tmp_path), tmp_path / name)
     assert log.items.row(by_predicate=pl.col("item_id") == "001", named=True)["category"] == levels
+
+
+
+def joined_shop(folder: Path, prices: tuple[str, ...] = ()) -> Log:
+    """Each of 20 requests shows a, b (at 12 and 3, where there are prices); b is clicked, a clicked
+    and bought: 2 at 10.00, then 1 at 4.00.
+    """
+    queries = [(f"q{r}", f"u{r}", START + 60 * r, "tea") for r in range(20)]
+    shown = [(f"q{r}", i, p, *prices[p - 1 : p]) for r in range(20) for i, p in (("a", 1), ("b", 2))]
+    clicks = [(f"q{r}", i, START + 60 * r + 5) for r in range(20) for i in "ab"]
+    buys = [(f"q{r}", "a", START + 60 * r + t, price, n) for r in range(20) for t, price, n in ((9, "10.00", 2), (12, "4.00", 1))]
+    table(folder / "queries.csv", "query_id,user_id,timestamp,query", queries)
+    table(folder / "impressions.csv", "query_id,item_id,position" + (",price" if prices else ""), shown)
+    table(folder / "clicks.csv", "query_id,item_id,timestamp", clicks)
+    table(folder / "purchases.csv", "query_id,item_id,timestamp,price,quantity", buys)
+    import_tables([folder], folder.parent / "log")
+    return Log.open(folder.parent / "log")
+
+
+@pytest.mark.parametrize("prices", [(), ("12", "3")])
+def test_units_and_prices_paid_are_those_of_the_purchases_alone(prices, tmp_path):
+    """(2 x 10 + 1 x 4) / 3 = 8 a unit, 3 units; what was shown and clicked has no part in it."""
+    log = joined_shop(tmp_path / "shop", prices)
+    rows = log.exposures.filter(pl.col("request_id") == "q7").sort("item_id")
+    told = rows.select("item_id", "clicked", "purchased", "price_shown", "price_paid", "quantity").rows()
+    shown = [float(price) for price in prices] or [None, None]
+    assert told == [("a", True, True, shown[0], 8.0, 3), ("b", True, False, shown[1], None, None)]
+    assert log.has("price") and not any("price" in lack for lack in log.meta["lacks"])
+
+
+def test_a_view_at_one_price_and_a_purchase_at_another(tmp_path):
+    """In a session, and where each event is a request of its own."""
+    rows = []
+    for u in range(20):
+        rows += [(f"u{u}", "i", START + 99 * u, "view", "12.00", ""), (f"u{u}", "i", START + 99 * u + 9, "purchase", "10.00", 2)]
+    path = table(tmp_path / "events.csv", "user_id,item_id,timestamp,event,price,quantity", rows)
+    log = imported(tmp_path / "session", path, changes={"per": "session"})
+    columns = ["price_shown", "price_paid", "quantity"]
+    assert set(log.exposures.select(columns).rows()) == {(12.0, 10.0, 2)} and log.exposures.height == 20
+    each = imported(tmp_path / "event", path)
+    assert set(each.exposures.select(columns).rows()) == {(12.0, None, None), (None, 10.0, 2)}
+    assert log.items["price"].to_list() == each.items["price"].to_list() == [12.0]
+
+
+@pytest.mark.parametrize("position", [1, 9])
+def test_an_item_twice_in_one_list_is_counted(position, tmp_path):
+    """Item 1 of every fourth list again, at its own place or at another: one row each is added."""
+    rows = [(f"r{r}", item(r, p), p, int(p == 2)) for r in range(N) for p in range(1, 6)]
+    rows += [(f"r{r}", item(r, 1), position, 0) for r in range(0, N, 4)]
+    path = table(tmp_path / "shown.csv", "request_id,item_id,position,clicked", rows)
+    log = imported(tmp_path, path, requests(tmp_path))
+    assert log.exposures.height == len(rows) - 10 == 5 * N
+    assert log.meta["set_aside"] == {"rows added to another of the same item and request": 10}

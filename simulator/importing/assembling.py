@@ -47,7 +47,8 @@ RETURNS = "returns"
 UNIX_IN_EXCEL = 25_569  # 1970-01-01 in days of a spreadsheet
 LOWEST = int(np.datetime64(f"{FIRST}-01-01", "ms").astype(np.int64))
 HIGHEST = int(np.datetime64(f"{LAST}-01-01", "ms").astype(np.int64))
-# One cleaned interaction.
+# One cleaned interaction. record: whether it records a purchase, unlike a list that flags one; its
+# price is the one paid.
 FLAT = {
     "number": pl.Int64,
     "request_id": pl.String,
@@ -59,7 +60,9 @@ FLAT = {
     "position": pl.Int32,
     "clicked": pl.Boolean,
     "purchased": pl.Boolean,
+    "record": pl.Boolean,
     "price": pl.Float64,
+    "paid": pl.Float64,
     "quantity": pl.Int32,
     "title": pl.String,
 }
@@ -216,6 +219,8 @@ def clean(
     if made.per == "event":  # no other row is of the same request
         found.aside(RETURNS, int((returned & used & ~wrong).sum()))
         used &= ~returned
+    flags = kind != "orders" and "event" not in roles and "purchased" in roles
+    record = purchased & (not flags)
     flat = pl.DataFrame(
         {
             "number": frame[ROW].cast(pl.Int64) + (before - 1),
@@ -228,7 +233,9 @@ def clean(
             "position": position.cast(pl.Int32, strict=False),
             "clicked": clicked,
             "purchased": purchased,
-            "price": price,
+            "record": record,
+            "price": price.zip_with(~record, absent(pl.Float64)),
+            "paid": price.zip_with(record, absent(pl.Float64)),
             "quantity": quantity.cast(pl.Int32, strict=False),
             "title": text("title"),
         },
@@ -582,9 +589,9 @@ def sessions(frame: pl.DataFrame, gap_minutes: float) -> pl.DataFrame:
 
 
 def once_an_item(frame: pl.DataFrame, found: Found) -> pl.DataFrame:
-    """One row per request and item: clicked or purchased if any of its rows is, with the sum of
-    units, less those returned, and the mean price paid per unit. Returns and added rows are
-    counted.
+    """One row per request and item: clicked or purchased if any of its rows is, with the first
+    price shown. Units, less those returned, and the mean price paid per unit are those of its
+    purchases alone. Returns and added rows are counted.
     """
     units = pl.col("quantity").fill_null(1)
     returned = pl.col("purchased") & (units < 0)
@@ -594,51 +601,51 @@ def once_an_item(frame: pl.DataFrame, found: Found) -> pl.DataFrame:
     found.aside(RETURNS, back.filter(pl.col("returned") & ~pl.col("bought")).height)
     taken = back.filter(pl.col("returned") & pl.col("bought")).height
     found.aside("returns taken off a purchase in the same request", taken)
-    if found.map.per in ("session", "basket"):  # others are joined to the lists of their requests
-        kept = frame.filter(~returned)
-        many = kept.height - kept.select(key).n_unique()
-        found.aside("rows added to another of the same item and request", many)
-    counted = pl.col("purchased") | ~pl.col("purchased").any()  # of views only where all are views
-    paid, weight = pl.col("price").filter(counted & ~returned), units.filter(counted & ~returned)
-    money = (paid * weight).sum() / weight.sum()
-    keep = [
-        c
-        for c in frame.columns
-        if c
-        not in (
-            "request_id",
-            "item_id",
-            "clicked",
-            "purchased",
-            "price",
-            "quantity",
-            "position",
-        )
-    ]
+    alike = alone(frame.filter(~returned), found.map)
+    many = alike.height - alike.select(key).n_unique()
+    found.aside("rows added to another of the same item and request", many)
+    sale = pl.col("purchased") & (pl.col("record") | ~pl.col("record").any())
+    priced = sale & ~returned & pl.col("paid").is_not_null()
+    paid, weight = pl.col("paid").filter(priced), units.filter(priced)
+    known = pl.col("quantity").filter(sale).is_not_null().any()
+    merged = ("clicked", "purchased", "record", "price", "paid", "quantity", "position")
+    keep = [c for c in frame.columns if c not in (*key, *merged)]
     return (
-        frame.group_by("request_id", "item_id", maintain_order=True)
+        frame.group_by(key, maintain_order=True)
         .agg(
             *(pl.col(c).first() for c in keep),
             pl.col("position").min(),
-            pl.col("clicked").any(),
-            pl.col("purchased").any(),
-            pl.when(paid.is_null().any()).then(paid.first()).otherwise(money).alias("price"),
-            pl.when(pl.col("quantity").is_null().all())
-            .then(None)
-            .otherwise(units.filter(counted).sum())
-            .cast(pl.Int32)
-            .alias("quantity"),
+            pl.col("clicked", "purchased", "record").any(),
+            pl.col("price").filter(~returned).drop_nulls().first(),
+            pl.when(paid.len() > 0).then((paid * weight).sum() / weight.sum()).alias("paid"),
+            pl.when(known).then(units.filter(sale).sum()).cast(pl.Int32).alias("quantity"),
         )
         .select(list(FLAT))
     )
+
+
+def alone(frame: pl.DataFrame, made: ColumnMap) -> pl.DataFrame:
+    """The rows that should be the only one of their item and request; those that say what became
+    of an item that was shown are joined to it.
+    """
+    if made.per != "request":
+        return frame
+    if "event" in made.columns:
+        return frame.filter(~pl.col("clicked") & ~pl.col("purchased"))
+    if made.has("position"):
+        return frame.filter(pl.col("position").is_not_null())
+    return frame.clear() if made.orders else frame
 
 
 def net_of_returns(frame: pl.DataFrame) -> pl.DataFrame:
     """Without purchases that were wholly returned in their request."""
     bought = pl.col("purchased") & (pl.col("quantity").fill_null(1) > 0)
     known = bought | ~pl.col("purchased") | pl.col("clicked") | pl.col("position").is_not_null()
-    quantity = pl.when(bought | ~pl.col("purchased")).then("quantity")
-    return frame.filter(known).with_columns(bought.alias("purchased"), quantity.alias("quantity"))
+    return frame.filter(known).with_columns(
+        bought.alias("purchased"),
+        pl.when(bought).then("quantity").alias("quantity"),
+        pl.when(bought).then("paid").alias("paid"),
+    )
 
 
 def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
@@ -669,6 +676,7 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
     writers: dict[str, pq.ParquetWriter] = {}
     seen: list[pl.DataFrame] = []
     window = windows_of(parts, made.per)
+    price = pl.coalesce("price", "paid").alias("price")
     first = pl.col("price", "title").drop_nulls().first()
     same = [c for c in FLAT if c not in ("number", "request_id", "title")]
     try:
@@ -692,18 +700,14 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                 pl.lit(source).alias("source"),
                 window,
             )
-            price = (
-                "price_paid"
-                if not made.has("position") and found_purchases(made)
-                else "price_shown"
-            )
             exposures = bucket.select(
                 "request_id",
                 "item_id",
                 "position",
                 "clicked",
                 "purchased",
-                pl.col("price").alias(price),
+                pl.col("price").alias("price_shown"),
+                pl.col("paid").alias("price_paid"),
                 "quantity",
             )
             for name, frame in (("requests", requests), ("exposures", exposures)):
@@ -715,21 +719,13 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
                 writers[name].write_table(table.cast(writers[name].schema))
             found.first = min(found.first or HIGHEST, int(bucket["ts"].min()))  # type: ignore[arg-type]
             found.latest = int(bucket["ts"].max())  # type: ignore[arg-type]
-            seen.append(bucket.group_by("item_id").agg(first))
+            seen.append(bucket.with_columns(price).group_by("item_id").agg(first))
             if len(seen) > 8:
                 seen = [pl.concat(seen).group_by("item_id").agg(first)]
     finally:
         for writer in writers.values():
             writer.close()
     return pl.concat(seen).group_by("item_id").agg(first).sort("item_id")
-
-
-def found_purchases(made: ColumnMap) -> bool:
-    """Whether all rows are purchases, so that prices are prices paid."""
-    if made.lists:
-        return False
-    bought = "basket" in made.columns or "quantity" in made.columns
-    return bought and not any(role in made.columns for role in ("event", "clicked", "rating"))
 
 
 def windows_of(parts: Sequence[Path], per: str) -> pl.Expr:
