@@ -151,7 +151,9 @@ def test_same_bytes_whatever_the_number_of_workers_though_one_is_killed_and_a_va
         )
         assert list(errors) == [tmp_path / str(n) / "holed"]
         (error,) = errors.values()
-        assert str(error) == "ZeroDivisionError: a hole" and "in score" in error.__notes__[0]
+        place, _, words = str(error).partition(": ")
+        assert place.startswith("mine.py, line ") and place.endswith(".score")
+        assert words == "ZeroDivisionError: a hole" and "in score" in error.__notes__[0]
         assert contents(tmp_path / str(n) / "plain") == contents(alone.out)
         (waiting,) = (tmp_path / str(n)).glob(".holed.*.partial")
         assert len(list(waiting.iterdir())) == 6  # 100 requests in 7 shards, the third has the hole
