@@ -257,7 +257,7 @@ def test_rules_against_one_at_a_time():
         (lambda: Rules(sold_out="price"), "no item with 'price'"),
         (lambda: MMR("given", trade=1.1), "from 0 to 1, found 1.1"),
         (lambda: MMR("given", depth=0), "a whole number from 1 to .*, found 0"),
-        (lambda: MMR("karma"), r"'karma', found \['given'\]"),
+        (lambda: MMR("karma"), r"'karma'\], found \['given'\]"),
         (lambda: GMVRank(click=-1), "click needs a number from 0 to 100, found -1"),
         (lambda: GMVRank(price=float("inf")), "price needs a number from 0"),
         (lambda: GMVRank(0, 0, 0), "exponent above 0"),
