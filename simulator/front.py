@@ -5,6 +5,7 @@ notebook displays as in a report.
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -171,7 +172,11 @@ def as_polars(frame: Any) -> pl.DataFrame:
     except nw.exceptions.NarwhalsError as error:
         raise KarmafunnelError("log", needs="each column once", found=line_of(error)) from error
     try:
-        return known.to_polars()
+        return known.with_columns(
+            nw.col(name).dt.convert_time_zone("UTC")  # Polars knows no zone such as "+05:30"
+            for name, dtype in known.schema.items()
+            if isinstance(dtype, nw.Datetime) and re.search(r"[+-]\d", dtype.time_zone or "")
+        ).to_polars()
     except (TypeError, ValueError, pl.exceptions.PolarsError) as error:  # such as 1 beside "one"
         needs = "columns of values of one type"
         raise KarmafunnelError("log", needs=needs, found=line_of(error)) from error

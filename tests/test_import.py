@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from karmafunnel.cli import main
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
+from karmafunnel.simulator.front import Log as FrontLog
 from karmafunnel.simulator.importing.assembling import import_tables
 from karmafunnel.simulator.importing.column_map import ColumnMap, Times
 from karmafunnel.simulator.importing.guessing import NAMES, by_name, guess_time, numbers, plain
@@ -665,3 +667,61 @@ def test_every_role_is_printed_at_every_width(columns, tmp_path, monkeypatch):
     assert answer.exit_code == 0
     for column in ("customer", "sku", "invoice", "quantity", "items: price"):
         assert column in " ".join(answer.output.split()), (column, answer.output)
+
+
+def priced(folder: Path, name: str, prices: list[str]) -> Path:
+    rows = [f"u{n % 5};i{n};{START + 60 * n};{price}" for n, price in enumerate(prices)]
+    return write(folder / name, "\n".join(["user;item;time;price", *rows]) + "\n")
+
+
+def test_each_file_has_its_own_decimal_mark(tmp_path):
+    """4,95 in one file and 4.95 in another are the same price, and numbers are what they are."""
+    rows = priced(tmp_path, "rows.csv", ["4,95", "1.234,50"] * 20)
+    goods = write(tmp_path / "items.csv", "item,price\n" + "".join(f"i{n},{p}\n" for n, p in enumerate(["4.95", "1234.5"] * 20)))
+    floats = tmp_path / "items.parquet"
+    pl.DataFrame({"item": [f"i{n}" for n in range(40)], "price": [2.95, 0.5] * 20}).write_parquet(floats)
+    for name, items, listed in (("text", goods, [4.95, 1234.5]), ("floats", floats, [2.95, 0.5])):
+        log = imported(tmp_path / name, rows, items)
+        frame = log.exposures.join(log.items, on="item_id").sort("price_shown", "item_id")
+        assert frame["price_shown"].to_list() == [4.95] * 20 + [1234.5] * 20
+        assert frame["price"].to_list() == [listed[0]] * 20 + [listed[1]] * 20
+
+
+def test_numbers_in_a_frame_are_not_read_as_text(tmp_path):
+    frame = pl.DataFrame({"user": ["u", "v"] * 20, "item": [f"i{n}" for n in range(40)], "time": range(START, START + 40), "price": [4.5, 1250.0] * 20})
+    log = FrontLog.from_interactions(frame, decimal=",")
+    assert sorted(set(log.exposures["price_shown"])) == [4.5, 1250.0]
+
+
+def test_a_price_with_another_decimal_mark_is_rejected(tmp_path):
+    """9.95 among decimal commas is not 995, nor 4,95 among decimal points 495."""
+    for name, many, odd in (("comma", "4,95", "9.95"), ("point", "4.95", "9,95")):
+        found = import_tables([priced(tmp_path, "rows.csv", [many] * 199 + [odd])], tmp_path / name)
+        assert found.rejects.reasons == {"price cannot be read": 1} and found.rejects.rows[0]["row"] == 200
+        assert set(Log.open(tmp_path / name).exposures["price_shown"]) == {4.95}
+    with pytest.raises(KarmafunnelError, match="price cannot be read: 20"):
+        import_tables([priced(tmp_path, "rows.csv", ["4,95"] * 30 + ["9.95"] * 20)], tmp_path / "half")
+
+
+def test_times_at_an_offset_are_moments(tmp_path):
+    """START is in UTC whatever the offset at which it is written, in files and frames."""
+    moments = pa.array([1000 * (START + 60 * n) for n in range(40)], pa.timestamp("ms", "+05:30"))
+    table = pa.table({"user": ["u", "v"] * 20, "item": [f"i{n}" for n in range(40)], "time": moments})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    expected = [START + 60 * n for n in range(40)]
+    logs = [imported(tmp_path, tmp_path / "rows.parquet")]
+    logs += [FrontLog.from_interactions(frame) for frame in (table, table.to_pandas())]
+    for log in logs:
+        assert log.requests["ts"].dt.epoch("s").to_list() == expected
+
+
+@pytest.mark.parametrize(("kind", "words"), [(pa.time64("us"), "times of a day"), (pa.duration("ms"), "spans of time")])
+def test_times_without_a_day_are_refused(kind, words, tmp_path):
+    times = pa.array(range(40), pa.int64()).cast(kind)
+    table = pa.table({"user": ["u"] * 40, "item": [f"i{n}" for n in range(40)], "time": times})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    columns = {"user": "user", "item": "item", "time": "time"}
+    for given in (None, ColumnMap(columns=columns)):
+        with pytest.raises(KarmafunnelError, match=r"rows\.parquet: column 'time' needs times with a day") as raised:
+            import_tables([tmp_path / "rows.parquet"], tmp_path / "log", given=given)
+        assert words in str(raised.value)

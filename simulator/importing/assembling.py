@@ -35,8 +35,17 @@ from ...files import (
 from ...layout import TS, complete_meta, conform
 from ...log import Log, assign_windows, contents
 from .column_map import EXCEL, UNITS, ColumnMap
-from .guessing import FIRST, LAST, currencies, numbers, parsed
-from .looking import Found, look, only_texts
+from .guessing import (
+    FIRST,
+    LAST,
+    NO_MOMENTS,
+    currencies,
+    guess_decimals,
+    no_moments,
+    numbers,
+    parsed,
+)
+from .looking import SAMPLE, Found, look, only_texts
 from .opening import ROW, Layout, batches
 
 PARTS = 16  # of rows that belong together, by a hash of what they belong to
@@ -122,7 +131,13 @@ def at_zone(moments: pl.Series, zone: str) -> pl.Series:
 
 
 def clean(
-    frame: pl.DataFrame, found: Found, path: Path, kind: str, before: int, known: Texts | None
+    frame: pl.DataFrame,
+    found: Found,
+    path: Path,
+    kind: str,
+    before: int,
+    known: Texts | None,
+    decimals: Mapping[str, str],
 ) -> pl.DataFrame:
     """The valid rows of a batch, in the columns of `FLAT`; other rows are recorded in `found` with
     the reason.
@@ -132,6 +147,7 @@ def clean(
             of a table without times is null until its requests are joined.
         before: number of rows in the files before this one.
         known: the texts of queries by id, where the column of queries has ids.
+        decimals: the decimal separator of each column of numbers, by role.
     """
     made, n = found.map, frame.height
     roles = made.of(kind)
@@ -153,10 +169,13 @@ def clean(
         values = column(role)
         if values is None:
             return absent(pl.Float64)
-        given = values.cast(pl.String, strict=False).str.strip_chars()
-        quick = made.decimal == "." and plainly(given)
-        read = given.cast(pl.Float64) if quick else numbers(given, made.decimal)
-        there = given.is_not_null() & (given != "")
+        if values.dtype.is_numeric():
+            there, read = values.is_not_null(), numbers(values)
+        else:
+            given = values.cast(pl.String, strict=False).str.strip_chars()
+            quick = decimals[role] == "." and plainly(given)
+            read = given.cast(pl.Float64) if quick else numbers(given, decimals[role])
+            there = given.is_not_null() & (given != "")
         bad.append((f"{role} cannot be read", there & read.is_null()))
         bad.append(
             (
@@ -174,6 +193,8 @@ def clean(
         bad.append(("no item", item.is_null() | (item == "")))
     if (raw_time := column("time")) is None:
         ts = absent(pl.Int64)
+    elif raw_time.dtype in NO_MOMENTS:
+        raise no_moments(path, roles["time"], raw_time)
     else:
         ts = to_ms(raw_time, made)
         outside = ~ts.is_between(LOWEST, HIGHEST).fill_null(True)
@@ -459,8 +480,10 @@ def read_flat(
     kinds = ["interactions", "orders", "lists"]
     for path, layout, kind in found.tables(*([] if known else ["queries"]), *kinds):
         before = starts[path] = found.last
+        decimals: dict[str, str] = {}
         for frame in batches(path, layout, found.rejects):
-            flat = clean(frame, found, path, kind, before, known)
+            decimals = decimals or decimals_of(frame, found.map, kind)
+            flat = clean(frame, found, path, kind, before, known, decimals)
             found.last = max(found.last, before + int(frame[ROW].max() or 0))  # type: ignore[arg-type]
             if progress is not None:
                 progress(found.rows)
@@ -474,6 +497,11 @@ def read_flat(
             "import", needs="rows that can be imported", found=f"none of {found.read:,} ({why})"
         )
     return parts, starts
+
+
+def decimals_of(frame: pl.DataFrame, made: ColumnMap, kind: str) -> dict[str, str]:
+    """The decimal separators of a file by its first rows, or that of the map."""
+    return guess_decimals(frame.head(SAMPLE), made.of(kind), made.decimal)
 
 
 def check_rejects(found: Found, allowed: bool) -> None:
@@ -756,9 +784,11 @@ def items_of(
     made = found.map
     frames = []
     for path, layout in items:
+        decimals: dict[str, str] = {}
         for frame in batches(path, layout, found.rejects):
             found.rows += frame.height
-            frames.append(clean_items(frame, found, path))
+            decimals = decimals or decimals_of(frame, made, "items")
+            frames.append(clean_items(frame, found, path, decimals.get("price", made.decimal)))
     if not frames:
         return conform(known, "items", f"import {made.name}")
     table = pl.concat(frames, how="diagonal_relaxed")
@@ -772,8 +802,12 @@ def items_of(
     return conform(table.sort("item_id"), "items", f"import {made.name}")
 
 
-def clean_items(frame: pl.DataFrame, found: Found, path: Path) -> pl.DataFrame:
-    """The items of a batch; rows without an id are rejected, and prices that are none counted."""
+def clean_items(frame: pl.DataFrame, found: Found, path: Path, decimal: str) -> pl.DataFrame:
+    """The items of a batch; rows without an id are rejected, and prices that are none counted.
+
+    Args:
+        decimal: the decimal separator of the prices, where they are text.
+    """
     made = found.map
     columns = {role: name for role, name in made.items.items() if name in frame.columns}
     if "item" not in columns:
@@ -788,7 +822,8 @@ def clean_items(frame: pl.DataFrame, found: Found, path: Path) -> pl.DataFrame:
             picked[role] = pl.select(pl.when(values != "").then(values)).to_series()
     if "price" in columns:
         given = frame[columns["price"]].cast(pl.String, strict=False).str.strip_chars()
-        read = numbers(given, made.decimal)
+        prices = frame[columns["price"]]
+        read = numbers(prices) if prices.dtype.is_numeric() else numbers(given, decimal)
         there = given.is_not_null() & (given != "")
         fine = ((read >= 0) & read.is_finite()).fill_null(False)
         found.aside("prices of items that are negative or no numbers", int((there & ~fine).sum()))

@@ -89,7 +89,8 @@ class ColumnMap:
     what makes up a request. gap_minutes: inactivity that ends a session, where there is no session
     column. rating: minimum rating that counts as a click. clicks, purchases, shown: names of
     events; what was shown belongs to the list of its request. first_position: 0 or 1.
-    decimal: "." or ",". currency: that of all prices; prices in other currencies are dropped.
+    decimal: "." or ",", where the numbers of a file do not tell. currency: that of all prices;
+    prices in other currencies are dropped.
     """
 
     name: str = "imported"

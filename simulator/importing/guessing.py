@@ -320,6 +320,7 @@ QUERY_NAMES: dict[str, tuple[str, ...]] = {
 OF_IDS = ("n", "no", "nr", "num", "numero", "number", "nummer", "id", "code", "cod", "ref")
 OF_PRICES = ("ht", "ttc", "tva", "net", "netto", "brutto", "brut", "incl", "excl", "vat", "tax")
 COINS = ("eur", "usd", "gbp", "chf", "jpy")
+NUMERIC = ("price", "rating", "quantity", "position")
 IDENTIFIED = ("user", "item", "request", "session", "basket")
 CLICK_WORDS = (
     "click",
@@ -388,6 +389,7 @@ FORMATS = (
     "%Y%m%d",
 )
 FIRST, LAST = 1980, 2100  # years that an interaction may be of
+NO_MOMENTS = (pl.Time, pl.Duration)  # times of a day, and spans of time
 SERIALS = (32_874, 54_789)  # 1990 to 2050 in days of a spreadsheet
 SIGNS = {"€": "EUR", "$": "USD", "£": "GBP", "¥": "JPY", "₹": "INR", "zł": "PLN", "₽": "RUB"}
 NAMES_OF_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
@@ -456,7 +458,11 @@ def texts(frame: pl.DataFrame, column: str) -> pl.Series:
 
 
 def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
-    """Text as numbers; null where it is no number."""
+    """Numbers as they are, and text as numbers; null where it is no number. Signs of thousands
+    stand before exactly three digits.
+    """
+    if values.dtype.is_numeric():
+        return values.cast(pl.Float64)
     bare = values.str.replace_all(
         rf"[\s\u00a0\u202f'{''.join(s for s in SIGNS if len(s) == 1)}]", ""
     )
@@ -465,8 +471,10 @@ def numbers(values: pl.Series, decimal: str = ".") -> pl.Series:
         thousands = bare.str.contains(r"^-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?$")
         cut = bare.str.replace_all(",", "", literal=True)
         bare = cut.zip_with(thousands.fill_null(False), bare)
-    if decimal == ",":
+    if decimal == ",":  # 1.234,50
+        fits = bare.str.contains(r"^-?(\d*|[1-9]\d{0,2}(\.\d{3})+)(,\d*)?$").fill_null(False)
         bare = bare.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+        bare = bare.zip_with(fits, pl.repeat(None, bare.len(), dtype=pl.String, eager=True))
     return bare.cast(pl.Float64, strict=False)
 
 
@@ -475,7 +483,7 @@ def guess_time(values: pl.Series, named: bool = False) -> tuple[Times, str] | No
 
     named: whether the column is named as a time, so that days of a spreadsheet are times too.
     """
-    if values.dtype.is_nested():
+    if values.dtype.is_nested() or values.dtype in NO_MOMENTS:
         return None
     if values.dtype.is_temporal():
         zone = getattr(values.dtype, "time_zone", None)
@@ -565,7 +573,7 @@ def guess(
     if "time" in columns:
         found = guess_time(frame[columns["time"]], named=True)
         if found is None:
-            raise no_times(path, columns["time"], texts(frame, columns["time"]))
+            raise no_times(path, columns["time"], frame[columns["time"]])
         time, why = found
     else:
         for column in names:
@@ -591,10 +599,11 @@ def guess(
         r if r.what != "time" else Reason("time", r.taken, f"{r.why}; {why}") for r in reasons
     ]
     reasons.sort(key=lambda reason: list(NAMES).index(reason.what))
-    decimal = guess_decimal(frame, columns)
+    decimals = guess_decimals(frame, columns)
+    decimal = next(iter(decimals.values()), ".")
     if decimal == ",":
         reasons.append(Reason("decimal", ",", "of the numbers"))
-    extra, more = guess_events(frame, columns, decimal)
+    extra, more = guess_events(frame, columns, decimals)
     per, why = guess_per(columns, frame)
     if "position" in columns and "position" not in given:
         extra |= guess_positions(frame, columns, per, extra, more)
@@ -615,16 +624,30 @@ def said(columns: Mapping[str, str]) -> str:
 
 def no_times(path: Path, column: str, found: pl.Series) -> KarmafunnelError:
     """The error for a column named as a time that holds none."""
-    number = found.cast(pl.Int64, strict=False).drop_nulls()
     what = f"column {column!r}"
+    if found.dtype in NO_MOMENTS:
+        return no_moments(path, column, found)
+    found = found.cast(pl.String, strict=False).drop_nulls().str.strip_chars()
     hint = "a map may give their format (--map, time.format); or name another column: --column"
     needs = "times of one format"
+    number = found.cast(pl.Int64, strict=False).drop_nulls()
     if number.len() == found.len() and number.is_between(1900, 2100).all():
         needs, hint = "times", "years alone leave the order open; name another column: --column"
     elif number.len() == found.len():
         needs, hint = "times", "numbers of an order may be days: a map with time.unit; or --column"
     return KarmafunnelError(
         path, what=what, needs=needs, found=found.head(3).to_list(), hint=f"{hint} time=NAME"
+    )
+
+
+def no_moments(path: Path, column: str, found: pl.Series) -> KarmafunnelError:
+    """The error for a column of times without a day."""
+    return KarmafunnelError(
+        path,
+        what=f"column {column!r}",
+        needs="times with a day",
+        found="times of a day" if found.dtype == pl.Time else "spans of time",
+        hint="name another column: --column time=NAME",
     )
 
 
@@ -680,20 +703,28 @@ def guess_per(columns: Mapping[str, str], frame: pl.DataFrame) -> tuple[Per, str
     return "event", PER_WHY["event"] + empty
 
 
-def guess_decimal(frame: pl.DataFrame, columns: Mapping[str, str]) -> str:
-    """The decimal separator of prices and ratings."""
-    for role in ("price", "rating", "quantity"):
-        if role in columns:
-            sample = texts(frame, columns[role])
-            comma = sample.str.contains(r"^[^,]*\d,\d{1,2}\D*$").sum()
-            point = sample.str.contains(r"\d\.\d{1,2}\D*$").sum()
-            if comma > point:
-                return ","
-    return "."
+def guess_decimals(
+    frame: pl.DataFrame, columns: Mapping[str, str], other: str = "."
+) -> dict[str, str]:
+    """The decimal separator of each column of numbers, by role. Where its texts do not tell, it is
+    that of the first column that does, else `other`.
+    """
+    told: dict[str, str] = {}
+    roles = [role for role in NUMERIC if columns.get(role) in frame.columns]
+    for role in roles:
+        if frame[columns[role]].dtype != pl.String:
+            continue
+        sample = texts(frame, columns[role])
+        comma = sample.str.contains(r"^[^,]*\d,(\d{1,2}|\d{4,})\D*$|^\D*0,\d").sum()
+        point = sample.str.contains(r"^[^.]*\d\.(\d{1,2}|\d{4,})\D*$|^\D*0\.\d").sum()
+        if comma != point:
+            told[role] = "," if comma > point else "."
+    first = next(iter(told.values()), other)
+    return {role: told.get(role, first) for role in roles}
 
 
 def guess_events(
-    frame: pl.DataFrame, columns: dict[str, str], decimal: str
+    frame: pl.DataFrame, columns: dict[str, str], decimals: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[Reason]]:
     """Guess what counts as a click and as a purchase."""
     extra: dict[str, Any] = {}
@@ -719,7 +750,9 @@ def guess_events(
             del columns["event"]
             reasons.append(Reason("event", "not used", f"its values are no events: {found[:5]}"))
     if "rating" in columns:
-        values = numbers(texts(frame, columns["rating"]), decimal).drop_nulls()
+        values = frame[columns["rating"]]
+        values = values if values.dtype.is_numeric() else texts(frame, columns["rating"])
+        values = numbers(values, decimals["rating"]).drop_nulls()
         top = float(values.max() or 0)  # type: ignore[arg-type]
         if values.is_empty() or values.n_unique() < 2:
             why = "all are the same" if len(values) else "no numbers"

@@ -17,15 +17,17 @@ from .guessing import (
     BUY_WORDS,
     ITEM_NAMES,
     NAMES,
+    NO_MOMENTS,
     QUERY_NAMES,
     Reason,
     by_name,
     currencies,
     first_position,
     guess,
-    guess_decimal,
+    guess_decimals,
     guess_items,
     guess_time,
+    no_moments,
     texts,
 )
 from .opening import Layout, Rejects, batches, expand, layout_of
@@ -295,16 +297,15 @@ def guess_tables(
         reasons = [reason for reason in reasons if reason.what != "position"]
     made = linked(made, groups, reasons)
     made = replace(made, time=one_format(made, groups, main, reasons))
-    for kind in ("orders", "lists"):
-        group = one_of(groups, kind)
-        if group is not None and made.decimal == "." != guess_decimal(group.sample, made.of(kind)):
-            made = replace(made, decimal=",")
-            reasons.append(Reason("decimal", ",", f"of the numbers in {group}"))
     if (items := one_of(groups, "items")) is not None:
         item_roles, more = guess_items(items.sample, items.path)
         made, reasons = replace(made, items=item_roles), reasons + more
         if "category" in item_roles:
             made = replace(made, category_separator=guess_separator(items, made, reasons))
+    for group in groups:
+        marks = guess_decimals(group.sample, made.of(group.kind), made.decimal).values()
+        if group is not main and (mark := next(iter(marks), made.decimal)) != made.decimal:
+            reasons.append(Reason("decimal", mark, f"of the numbers in {group}"))
     if made.lists or made.queries:
         reasons = [reason for reason in reasons if reason.what != "requests"]
         why = "by which tables are joined" if made.per == "request" else "as without queries"
@@ -373,6 +374,8 @@ def one_format(
         if column is None or group is main:
             continue
         found = guess_time(group.sample[column], named=True)
+        if group.sample[column].dtype in NO_MOMENTS:
+            raise no_moments(group.path, column, group.sample[column])
         if found is None or (time not in (Times(), found[0])):
             raise KarmafunnelError(
                 group.path,

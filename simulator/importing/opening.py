@@ -170,7 +170,7 @@ def layout_of(path: Path) -> Layout:
 
 def columns_of(schema: pa.Schema) -> list[str]:
     """The columns that `flat` makes of a table with this schema."""
-    return flat(pl.DataFrame(pl.from_arrow(schema.empty_table()))).columns
+    return flat(from_arrow(schema.empty_table())).columns
 
 
 def opened(path: Path, read: Any) -> Any:
@@ -287,6 +287,18 @@ def batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFra
         yield frame
 
 
+def from_arrow(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
+    """A frame of an Arrow table; times at an offset such as "+05:30", which Polars does not know,
+    are the same moments in UTC.
+    """
+    fields = []
+    for one in table.schema:
+        if pa.types.is_timestamp(one.type) and (one.type.tz or "").startswith(("+", "-")):
+            one = one.with_type(pa.timestamp(one.type.unit, "UTC"))
+        fields.append(one)
+    return pl.DataFrame(pl.from_arrow(table.cast(pa.schema(fields))))
+
+
 def flat(frame: pl.DataFrame) -> pl.DataFrame:
     """A frame whose columns of structures are columns of their fields: `user` becomes `user.id`."""
     while nested := [name for name, dtype in frame.schema.items() if dtype == pl.Struct]:
@@ -344,7 +356,7 @@ def csv_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.Dat
             raise
         done = 0
         for batch in reader:
-            frame = pl.DataFrame(pl.from_arrow(batch))
+            frame = from_arrow(batch)
             number = np.arange(done + 1, done + frame.height + 1)
             for one in sorted(ragged):  # rejected rows have numbers too
                 number[number >= one] += 1
@@ -388,7 +400,7 @@ def json_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.Da
 def parquet_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.DataFrame]:
     done = 0
     for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH):
-        frame = numbered(pl.DataFrame(pl.from_arrow(batch)), done)
+        frame = numbered(from_arrow(batch), done)
         done += frame.height
         yield frame
 
@@ -402,6 +414,6 @@ def arrow_batches(path: Path, layout: Layout, rejects: Rejects) -> Iterator[pl.D
             reader = pa.ipc.open_file(file)
             source = (reader.get_batch(i) for i in range(reader.num_record_batches))
         for batch in source:
-            frame = numbered(pl.DataFrame(pl.from_arrow(batch)), done)
+            frame = numbered(from_arrow(batch), done)
             done += frame.height
             yield frame
