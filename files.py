@@ -766,8 +766,10 @@ def _free(place: Path, at: Path, who: str, kind: Kind, force: bool) -> None:
     if kind.mark:
         if at.is_dir():
             raise refusal("a folder")
+        if not stat.S_ISREG(at.stat().st_mode):  # reading a pipe would wait for a writer
+            raise refusal("another kind of file")
         found = _beginning(at)
-        if not stat.S_ISREG(at.stat().st_mode) or (found and kind.mark not in found):
+        if found and kind.mark not in found:
             raise refusal("another kind of file")
         if kind.mark == TEXT_MARK and not force and found and edited(at):
             raise _edited(who, place)

@@ -43,6 +43,7 @@ OBEYED = [
     *range(0x202A, 0x202F),
     *range(0x2066, 0x206A),
 ]
+MINUS = "\u2212"
 EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 WIDTH = 80  # characters of a line where no terminal says otherwise
 SPELT = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in OBEYED}
@@ -81,7 +82,17 @@ class Console(rich.console.Console):
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+            if not segment.control:
+                segment = Segment(self._told(visible(segment.text)), segment.style)
+            yield segment
+
+    def _told(self, text: str) -> str:
+        """The text with "-" for the minus sign where the encoding of the stream lacks it."""
+        try:
+            MINUS.encode(self.encoding)
+        except (UnicodeError, LookupError):
+            return text.replace(MINUS, "-")
+        return text
 
     def on_broken_pipe(self) -> None:
         """Report a broken pipe to click, which then exits silently (rich would call sys.exit)."""

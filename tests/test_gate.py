@@ -1,6 +1,9 @@
 """The gate: what is not worse, what is worse, what nobody can tell, and what has to hold first."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -229,3 +232,49 @@ def test_codes(runs):
         replace(found, verdict=verdict, checks=[]).code
         for verdict in ("not worse", "worse", "undecided")
     ] == [0, 1, 3]
+
+
+def test_an_error_is_never_a_verdict(runs, tmp_path, monkeypatch):
+    """Exit code 2 for what cannot be written, and for a fault of the program; what stands there is
+    kept unless it is an older outcome.
+    """
+    places = [str(runs[name].path) for name in ("uniform", "popular")]
+    words = ["gate", *places, "--measure", "HR@10", "--margin", "1"]
+    mine, there = tmp_path / "notes.xml", tmp_path / "j.xml"
+    mine.write_text("<notes>\n")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    inside = runs["popular"].path / "run.json"
+    before = inside.read_bytes()
+    for place in (mine, mine / "j.xml", tmp_path / "folder", inside, tmp_path / "pipe"):
+        answer = CliRunner().invoke(main, [*words, "--junit", str(place)])
+        assert answer.exit_code == 2 and answer.output.startswith(f"error: gate: {place} needs")
+        assert len(answer.output.splitlines()) == 1
+    assert mine.read_text() == "<notes>\n" and inside.read_bytes() == before
+    for margin in ("1", "0.9"):  # an older outcome is replaced
+        answer = CliRunner().invoke(main, [*words[:-1], margin, "--junit", str(there)])
+        assert answer.exit_code in (0, 1) and f"margin of {margin}" in there.read_text()
+    code = "import sys; from karmafunnel.cli import main; main(sys.argv[1:])"
+    for more in ([], ["--json"]):
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(
+                [sys.executable, "-c", code, *words, *more], stdout=full, stderr=subprocess.PIPE
+            )
+        assert ended.returncode == 2
+        assert ended.stderr.decode().strip().splitlines()[-1].startswith("error: [Errno 28]")
+    monkeypatch.setattr(gating, "decide", lambda *_: 1 / 0)
+    answer = CliRunner().invoke(main, words)
+    assert answer.exit_code == 2 and "ZeroDivisionError" in answer.output
+
+
+def test_a_verdict_is_told_in_the_units_of_the_measure(shop):
+    old = replay(Popular(k=60) >> Unseen(k=60), shop)
+    new = replay(Popular(k=20) >> Unseen(k=20), shop)
+    found = decide(new, old, "survival", 0.01)
+    ledger = new.ledger
+    assert (found.n, found.unit) == (found.deciding["n"], "relevant item")
+    assert found.requests == ledger["request_id"].n_unique() < found.n
+    assert f" on {found.n:,} relevant items of {found.requests:,} requests" in found.sentence
+    assert f" on {decide(new, old, 'HR@10', 1.0).requests:,} requests" in decide(
+        new, old, "HR@10", 1.0
+    ).sentence

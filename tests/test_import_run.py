@@ -393,3 +393,33 @@ def test_levels_of_relevance_that_count_alike_are_said(tmp_path):
     words = ["import-run", *[str(tmp_path / name) for name in ("run.trec", "run")]]
     done = CliRunner().invoke(main, [*words, "--qrels", str(tmp_path / "qrels.txt")])
     assert "the levels of relevance 1, 2 all count alike, so nDCG has no graded" in done.output
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_ranks_that_scores_contradict_are_the_order_and_said(up, tmp_path):
+    """Such as distances, which grow with the rank."""
+    rows = [(f"q{q}", f"d{place}", place, place if up else -place) for q in range(3) for place in (2, 1, 3)]
+    table = pl.DataFrame(rows, schema=["request", "item", "rank", "score"], orient="row")
+    table.write_csv(tmp_path / "recall.csv")
+    (tmp_path / "qrels.txt").write_text("".join(f"q{q} 0 d1 1\n" for q in range(3)))
+    lists = read_lists([tmp_path / "recall.csv"])
+    assert len(lists.notes) == up and all("recall.csv: recall: scores" in note for note in lists.notes)
+    run = import_run([tmp_path / "recall.csv"], tmp_path / "run", qrels=tmp_path / "qrels.txt")
+    assert measure(run, "HR@1").filter(stage="recall")["value"][0] == 1
+
+
+def test_a_stage_named_twice_is_refused_and_nothing_is_left(trec, tmp_path):
+    given = [trec / "recall.trec", trec / "rank.trec"]
+    with pytest.raises(KarmafunnelError, match="stages needs each stage once, found rank twice"):
+        import_run(given, tmp_path / "x", qrels=trec / "qrels.txt", stages=["rank", "rank"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_document_with_two_levels_is_refused_by_line(trec, tmp_path):
+    for second, refused in (("1", False), ("0", True)):
+        (tmp_path / "q.txt").write_text(f"q0 0 d1 1\nq1 0 d2 1\nq0 0 d1 {second}\n")
+        if not refused:
+            import_run([trec / "recall.trec"], tmp_path / "run", qrels=tmp_path / "q.txt")
+            continue
+        with pytest.raises(KarmafunnelError, match=r"line 3: needs one level.* after 1 in line 1"):
+            import_run([trec / "recall.trec"], tmp_path / "y", qrels=tmp_path / "q.txt")

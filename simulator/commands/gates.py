@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import traceback
 from pathlib import Path
 
 import click
 
-from ...errors import KarmafunnelError
+from ...errors import KarmafunnelError, user_message
 from ...files import write_text
-from .parameters import Number, err, folder, json_flag, out, seed_option, verbose_flag
+from .parameters import Number, claimed, err, folder, json_flag, out, seed_option, verbose_flag
 
 ERROR = 2  # exit code: 1 means worse
 
@@ -51,9 +54,7 @@ def gate(
     1: worse, or a check before the verdict failed. 2: an error, so no verdict. 3: undecided; the
     number of requests needed for a verdict is printed.
     """
-    from ..measure.gate import decide
-    from ..measure.run import Run
-
+    context = click.get_current_context()
     try:
         if primary is None or margin is None:
             given = [f"--measure {primary}"] if primary else []
@@ -64,10 +65,35 @@ def gate(
                 found=", ".join(given) or "neither",
                 hint=f"for example: karmafunnel gate {new} {old} --measure HR@10 --margin .005",
             )
-        found = decide(Run.open(new), Run.open(old), primary, margin, also, seed)
-    except KarmafunnelError as error:
-        err.print(f"error: {error}", soft_wrap=True)
-        click.get_current_context().exit(ERROR)
+        code = judge(new, old, primary, margin, also, junit, seed, as_json, verbose)
+    except Exception as error:  # nothing but a verdict ends with 0, 1 or 3
+        leave_output()
+        if (message := user_message(error)) is None:
+            message = traceback.format_exc().rstrip()
+        if not isinstance(error, BrokenPipeError):
+            err.print(message, soft_wrap=True)
+        context.exit(ERROR)
+    context.exit(code)
+
+
+def judge(
+    new: Path,
+    old: Path,
+    primary: str,
+    margin: float,
+    also: tuple[str, ...],
+    junit: Path | None,
+    seed: int,
+    as_json: bool,
+    verbose: bool,
+) -> int:
+    """Print the outcome, write it to `junit`, and return its exit code."""
+    from ..measure.gate import OUTCOME, decide
+    from ..measure.run import Run
+
+    if junit is not None:
+        claimed(junit, OUTCOME, new, old)
+    found = decide(Run.open(new), Run.open(old), primary, margin, also, seed)
     if junit is not None:
         write_text(junit, found.junit())
     if as_json:
@@ -82,4 +108,17 @@ def gate(
         print_table(Table(["check", "passed", "found"], rows, look="prose"), out)
         print_table(measure_table([found.deciding, *found.beside]), out, verbose)
         out.print(found.sentence)
-    click.get_current_context().exit(found.code)
+    sys.stdout.flush()
+    return found.code
+
+
+def leave_output() -> None:
+    """Drop what standard output still holds where it cannot be written: Python would end with
+    another exit code.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -128,7 +128,8 @@ def read_lists(
             if tied:
                 notes.append(f"{path.name}: {tied:,} equal scores: in the order of their ranks")
         elif kind == "table":
-            frame = table_lists(path)
+            frame, more = ranks_first(table_lists(path))
+            notes += [f"{path.name}: {one}" for one in more]
             mixed |= frame["stage"].n_unique() > 1
         else:
             frame, more = response_lists(path, kind, told, alone)
@@ -163,6 +164,27 @@ def check_once(frame: pl.DataFrame, where: Path | str) -> None:
         )
 
 
+def ranks_first(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """The lists without the scores of stages whose ranks say another order, and a sentence about
+    each such stage.
+    """
+    both = frame.filter(pl.all_horizontal(pl.col("rank", "score").is_not_null()))
+    ordered = both.sort("stage", "request_id", "rank", maintain_order=True)
+    same_list = (pl.col("stage") == pl.col("stage").shift()) & (
+        pl.col("request_id") == pl.col("request_id").shift()
+    )
+    deeper = pl.col("rank") > pl.col("rank").shift()
+    apart = ordered.filter(same_list & deeper & (pl.col("score") > pl.col("score").shift()))
+    stages = apart["stage"].unique(maintain_order=True).to_list()
+    if not stages:
+        return frame, []
+    ranked = pl.col("stage").is_in(stages) & pl.col("rank").is_not_null()
+    kept = frame.with_columns(pl.when(~ranked).then("score").alias("score"))
+    return kept, [
+        f"{stage}: scores do not fall with the rank, so the rank is the order" for stage in stages
+    ]
+
+
 def placed(frame: pl.DataFrame) -> pl.DataFrame:
     """The lists with the place of each item: by descending score where a stage has scores of all
     its items, else by rank; stages in the order of the files.
@@ -189,6 +211,10 @@ def in_order(frame: pl.DataFrame, stages: Sequence[str], mixed: bool) -> tuple[s
     there = frame["stage"].unique(maintain_order=True).to_list()
     if stray := [stage for stage in stages if stage not in there]:
         raise KarmafunnelError("import-run", needs=f"stages among {there}", found=stray)
+    if twice := [stage for stage in there if list(stages).count(stage) > 1]:
+        raise KarmafunnelError(
+            "import-run", what="stages", needs="each stage once", found=f"{twice[0]} twice"
+        )
     if stages:
         return tuple(stages)
     lengths = (

@@ -102,6 +102,18 @@ def log_of_qrels(qrels: Path, listed: pl.Series) -> tuple[Log, list[str]]:
             needs="levels of relevance that are numbers",
             found=repr(row["relevance"]),
         )
+    levels = judged.with_columns(level.alias("level"))
+    first = pl.col("level").first().over("request_id", "item_id")
+    if not (apart := levels.filter(pl.col("level") != first)).is_empty():
+        row = apart.row(0, named=True)
+        earlier = pl.col("request_id") == row["request_id"], pl.col("item_id") == row["item_id"]
+        before = levels.filter(*earlier).row(0, named=True)
+        raise KarmafunnelError(
+            f"{qrels}: line {row['line']}",
+            needs="one level of relevance for each topic and document",
+            found=f"{row['relevance']} for {row['item_id']} of topic {row['request_id']}, after"
+            f" {before['relevance']} in line {before['line']}",
+        )
     relevant = judged.filter(level > 0).unique(["request_id", "item_id"], maintain_order=True)
     if relevant.is_empty():
         raise KarmafunnelError(qrels, needs="a level of relevance above 0", found="none")
@@ -111,11 +123,11 @@ def log_of_qrels(qrels: Path, listed: pl.Series) -> tuple[Log, list[str]]:
         user_id=pl.col("request_id"), source=pl.lit("search"), window=pl.lit("W3")
     )
     exposures = relevant.select("request_id", "item_id", pl.lit(True).alias("clicked"))
-    levels = sorted(level.filter(level > 0).unique())
+    grades = sorted(level.filter(level > 0).unique())
     said = ["clicks: what is relevant stands in for them"]
     graded = ""
-    if len(levels) > 1:
-        words = ", ".join(f"{one:g}" for one in levels)
+    if len(grades) > 1:
+        words = ", ".join(f"{one:g}" for one in grades)
         graded = f"the levels of relevance {words} all count alike"
         said.append(f"gains: {graded}")
     meta = {

@@ -9,19 +9,22 @@ interval is above minus the margin, "worse" if all of it is below, else "undecid
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
+import polars as pl
 
 from ...bounds import check_bound
 from ...errors import KarmafunnelError
-from .compare import compare, measure
+from ...files import Kind
+from .compare import COUNTED, compare, measure
 from .measures.measure import END, Measure
 from .run import Run
 
+OUTCOME = Kind("outcome of gate", mark='<testsuite name="karmafunnel gate ')  # as JUnit XML
 Verdict = Literal["not worse", "worse", "undecided"]
 EXIT = {"not worse": 0, "worse": 1, "undecided": 3}
 ALIKE = 1e-9  # tolerance for equal ceilings
@@ -41,10 +44,11 @@ class Check:
 class Gate:
     """The outcome of `decide`.
 
-    difference, low, high: new - old, with the sign changed if lower is better. requests_needed:
-    about how many requests would decide; None if no number would. deciding: the row of `compare`
-    that the verdict rests on. beside: rows of the other measures and stages, with Holm's
-    correction; they do not decide.
+    difference, low, high: new - old, with the sign changed if lower is better. requests: that the
+    verdict rests on; n: how many of the measure's own unit (`unit`) they hold, such as relevant
+    items. requests_needed: about how many requests would decide; None if no number would.
+    deciding: the row of `compare` that the verdict rests on. beside: rows of the
+    other measures and stages, with Holm's correction; they do not decide.
     """
 
     measure: str
@@ -54,6 +58,8 @@ class Gate:
     low: float
     high: float
     requests: int
+    n: int
+    unit: str
     requests_needed: int | None
     checks: list[Check] = field(default_factory=list)
     deciding: dict[str, Any] = field(default_factory=dict)
@@ -70,12 +76,18 @@ class Gate:
         return EXIT[self.verdict] if self.sound else 1
 
     @property
+    def basis(self) -> str:
+        """What the verdict rests on: "1,000 requests", "166 relevant items of 42 requests"."""
+        requests = f"{self.requests:,} requests"
+        return requests if self.unit == "request" else f"{self.n:,} {self.unit}s of {requests}"
+
+    @property
     def sentence(self) -> str:
         """The verdict in a line."""
         number = f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
         verdict = (
             f"{self.measure}: {self.verdict} by a margin of {self.margin:g}: {number} on"
-            f" {self.requests:,} requests"
+            f" {self.basis}"
         )
         if not self.sound:
             failed = ", ".join(check.name for check in self.checks if not check.passed)
@@ -147,6 +159,7 @@ def decide(
     sign = -1.0 if deciding.better == "lower" else 1.0
     low, high = sorted((sign * row["low"], sign * row["high"]))
     difference = sign * row["difference"]
+    requests = requests_of(new, row)
     verdict: Verdict = "not worse" if low > -margin else "worse" if high < -margin else "undecided"
     return Gate(
         measure=str(deciding),
@@ -155,14 +168,27 @@ def decide(
         difference=difference,
         low=low,
         high=high,
-        requests=row["n"],
+        requests=requests,
+        n=row["n"],
+        unit=row["unit"] if row["unit"] in COUNTED else "request",
         requests_needed=(
-            needed(difference + margin, high - low, row["n"]) if verdict == "undecided" else None
+            needed(difference + margin, high - low, requests) if verdict == "undecided" else None
         ),
-        checks=preflight(new, old, deciding, margin, row["n"]),
+        checks=preflight(new, old, deciding, margin, requests),
         deciding=row,
         beside=[other for other in rows if other is not row],
     )
+
+
+def requests_of(run: Run, row: Mapping[str, Any]) -> int:
+    """How many requests a row of `compare` rests on; a row of relevant items rests on the requests
+    that have any.
+    """
+    if row["unit"] == "relevant item":
+        return int(run.read("ledger", pl.col("request_id").n_unique()).item())
+    if row["unit"] in COUNTED and row["unit"] != "request":
+        return run.read("requests", "request_id").height
+    return int(row["n"])  # requests, or money, which is a sum over requests
 
 
 def last_stages(new: Run, old: Run) -> str:
