@@ -725,3 +725,37 @@ def test_times_without_a_day_are_refused(kind, words, tmp_path):
         with pytest.raises(KarmafunnelError, match=r"rows\.parquet: column 'time' needs times with a day") as raised:
             import_tables([tmp_path / "rows.parquet"], tmp_path / "log", given=given)
         assert words in str(raised.value)
+
+
+def flat_table(folder: Path, head: str = "client,article,date,prix,rayon,marque", levels: str = "Thé > Vert") -> Path:
+    """Item n, of 10, is of the category "Thé > Vert" and of the brand "m0" or "m1"."""
+    rows = [f"u{n % 7},a{n % 10},{START + 60 * n},2.50,{levels},m{n % 10 % 2}" for n in range(60)]
+    return write(folder / "rows.csv", "\n".join([head, *rows]) + "\n")
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_categories_and_brands_of_a_flat_table(told, tmp_path):
+    head = "client,article,date,prix,x1,x2" if told else "client,article,date,prix,rayon,marque"
+    columns = {"category": "x1", "brand": "x2"} if told else None
+    log = imported(tmp_path, flat_table(tmp_path, head), columns=columns)
+    rows = log.items.sort("item_id").select("item_id", "brand", "category").rows()
+    assert rows == [(f"a{n}", f"m{n % 2}", ["Thé", "Vert"]) for n in range(10)]
+    again = imported(tmp_path / "again", tmp_path / "rows.csv", given=ColumnMap.read(tmp_path / "log" / "import.toml"))
+    assert again.items.equals(log.items)
+
+
+def test_categories_of_rows_are_not_those_of_items(tmp_path):
+    """A category that differs from row to row of an item says nothing about the item."""
+    rows = [f"u{n % 7},a{n % 10},{START + 60 * n},kind {n % 7}" for n in range(60)]
+    log = imported(tmp_path, write(tmp_path / "rows.csv", "\n".join(["user,item,time,category", *rows]) + "\n"))
+    assert log.items["category"].null_count() == 10
+
+
+def test_fractional_quantities_are_refused_with_the_way_out(tmp_path):
+    rows = [f"u{n % 7},a{n % 10},b{n},{START + 60 * n},{(1, 0.5)[n % 2]}" for n in range(60)]
+    path = write(tmp_path / "rows.csv", "\n".join(["user,item,basket,time,quantity", *rows]) + "\n")
+    with pytest.raises(KarmafunnelError, match="quantity is no whole number: 30") as raised:
+        imported(tmp_path, path)
+    assert "--column quantity=" in raised.value.hint
+    log = imported(tmp_path, path, columns={"quantity": ""})
+    assert log.exposures.height == 60 and log.exposures["purchased"].all()

@@ -34,7 +34,7 @@ from ...files import (
 )
 from ...layout import TS, complete_meta, conform
 from ...log import Log, assign_windows, contents
-from .column_map import EXCEL, UNITS, ColumnMap
+from .column_map import EXCEL, OF_ITEMS, UNITS, ColumnMap
 from .guessing import (
     FIRST,
     LAST,
@@ -53,6 +53,8 @@ BUCKET = 500_000  # rows put in order at a time
 MOST_REJECTED = 0.01
 MAP = "import.toml"
 RETURNS = "returns"
+FRACTIONS = "quantity is no whole number"
+WITHOUT_QUANTITIES = "quantities such as 0.5 kg are left out by --column quantity="
 UNIX_IN_EXCEL = 25_569  # 1970-01-01 in days of a spreadsheet
 LOWEST = int(np.datetime64(f"{FIRST}-01-01", "ms").astype(np.int64))
 HIGHEST = int(np.datetime64(f"{LAST}-01-01", "ms").astype(np.int64))
@@ -74,6 +76,8 @@ FLAT = {
     "paid": pl.Float64,
     "quantity": pl.Int32,
     "title": pl.String,
+    "brand": pl.String,
+    "category": pl.String,
 }
 
 
@@ -206,7 +210,7 @@ def clean(
     position = number("position") + (1 - first)
     bad.append((f"position is below {first}", (position < 1).fill_null(False)))
     bad.append(("quantity is 0", (quantity == 0).fill_null(False)))
-    bad.append(("quantity is no whole number", (quantity != quantity.floor()).fill_null(False)))
+    bad.append((FRACTIONS, (quantity != quantity.floor()).fill_null(False)))
     if made.per != "event" and made.per in roles:
         key = text(made.per)
         bad.append((f"no {made.per}", key.is_null() | (key == "")))
@@ -258,7 +262,7 @@ def clean(
             "price": price.zip_with(~record, absent(pl.Float64)),
             "paid": price.zip_with(record, absent(pl.Float64)),
             "quantity": quantity.cast(pl.Int32, strict=False),
-            "title": text("title"),
+            **{role: text(role) for role in OF_ITEMS},
         },
         schema=FLAT,
     )
@@ -494,7 +498,10 @@ def read_flat(
         reasons = found.rejects.reasons | found.set_aside
         why = max(reasons, key=lambda reason: reasons[reason], default="none there")
         raise KarmafunnelError(
-            "import", needs="rows that can be imported", found=f"none of {found.read:,} ({why})"
+            "import",
+            needs="rows that can be imported",
+            found=f"none of {found.read:,} ({why})",
+            hint=WITHOUT_QUANTITIES if why == FRACTIONS else None,
         )
     return parts, starts
 
@@ -517,7 +524,11 @@ def check_rejects(found: Found, allowed: bool) -> None:
                 f"{many:,} of {n:,} ({counts}), first {first['file']}, row {first['row']}:"
                 f" {first['text']}"
             ),
-            hint="correct the map or the file, or use --allow-rejects",
+            hint=(
+                WITHOUT_QUANTITIES
+                if FRACTIONS in found.rejects.reasons
+                else "correct the map or the file, or use --allow-rejects"
+            ),
         )
 
 
@@ -697,7 +708,7 @@ def buckets(parts: Sequence[Path]) -> Iterator[pl.DataFrame]:
 
 def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.DataFrame:
     """Write `requests.parquet` and `exposures.parquet`; returns the items that occur, with the
-    first price and title of each.
+    first price, title, brand and category of each.
     """
     made = found.map
     source = "search" if made.has("query") else "browse"
@@ -705,8 +716,8 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
     seen: list[pl.DataFrame] = []
     window = windows_of(parts, made.per)
     price = pl.coalesce("price", "paid").alias("price")
-    first = pl.col("price", "title").drop_nulls().first()
-    same = [c for c in FLAT if c not in ("number", "request_id", "title")]
+    first = pl.col("price", *OF_ITEMS).drop_nulls().first()
+    same = [c for c in FLAT if c not in ("number", "request_id", *OF_ITEMS)]
     try:
         for bucket in buckets(parts):
             if made.per == "event":
@@ -753,7 +764,8 @@ def write_interactions(found: Found, parts: Sequence[Path], folder: Path) -> pl.
     finally:
         for writer in writers.values():
             writer.close()
-    return pl.concat(seen).group_by("item_id").agg(first).sort("item_id")
+    items = pl.concat(seen).group_by("item_id").agg(first).sort("item_id")
+    return items.with_columns(levels(items["category"], made.category_separator))
 
 
 def windows_of(parts: Sequence[Path], per: str) -> pl.Expr:
@@ -795,7 +807,7 @@ def items_of(
     found.aside("items that stand twice", table.height - table["item_id"].n_unique())
     table = table.unique("item_id", keep="first", maintain_order=True)
     table = table.join(known, on="item_id", how="full", coalesce=True, suffix=" seen")
-    for name in ("price", "title"):
+    for name in ("price", *OF_ITEMS):
         if f"{name} seen" in table.columns:
             both = pl.coalesce(name, f"{name} seen")
             table = table.with_columns(both.alias(name)).drop(f"{name} seen")
@@ -830,18 +842,21 @@ def clean_items(frame: pl.DataFrame, found: Found, path: Path, decimal: str) -> 
         price = pl.select(pl.when(fine).then(read)).to_series()
         picked["price"] = of_currency(price, given, None, found)
     if "category" in columns:
-        values = frame[columns["category"]]
-        if not isinstance(values.dtype, pl.List):
-            values = values.cast(pl.String, strict=False).str.split(made.category_separator)
-        names = values.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars())
-        names = names.list.eval(pl.element().filter(pl.element() != ""))
-        some = names.list.len() > 0
-        picked["category"] = pl.select(pl.when(some).then(names)).to_series()
+        picked["category"] = levels(frame[columns["category"]], made.category_separator)
     missing = item.is_null() | (item == "")
     for i in missing.fill_null(True).arg_true().to_list():
         shown = {c: v for c, v in frame.row(i, named=True).items() if c != ROW}
         found.rejects.add(str(path), int(frame[ROW][i]), "no item", str(shown))
     return pl.DataFrame(picked).filter(~missing)
+
+
+def levels(values: pl.Series, separator: str) -> pl.Series:
+    """The levels of categories as lists, null where there are none."""
+    if not isinstance(values.dtype, pl.List):
+        values = values.cast(pl.String, strict=False).str.split(separator)
+    names = values.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars())
+    names = names.list.eval(pl.element().filter(pl.element() != ""))
+    return pl.select(pl.when(names.list.len() > 0).then(names).alias(values.name)).to_series()
 
 
 def finish(

@@ -34,7 +34,10 @@ ROLES = (
     "quantity",
     "currency",
     "title",
+    "brand",
+    "category",
 )
+OF_ITEMS = ("title", "brand", "category")  # roles that say what an item is, the same in each row
 # Roles of columns of the items.
 ITEM_ROLES = ("item", "title", "brand", "category", "price", "description")
 # Roles of columns of the queries, one row per request, or per text where that is all there is.

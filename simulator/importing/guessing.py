@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from ...errors import KarmafunnelError
-from .column_map import EXCEL, PER, ColumnMap, Per, Times
+from .column_map import EXCEL, OF_ITEMS, PER, ColumnMap, Per, Times
 from .opening import ROW
 
 GRADES = ("relevance", "relevancelabel", "relevancegrade", "grade", "judgement", "judgment")
@@ -255,6 +255,20 @@ NAMES: dict[str, tuple[str, ...]] = {
         "titel",
         "bezeichnung",
     ),
+    "brand": ("brand", "brandname", "marque", "marke", "manufacturer"),
+    "category": (
+        "category",
+        "categories",
+        "genres",
+        "genre",
+        "maincategory",
+        "department",
+        "categorie",
+        "rayon",
+        "kategorie",
+        "categoryid",
+        "productcategory",
+    ),
 }
 ITEM_NAMES: dict[str, tuple[str, ...]] = {
     "item": NAMES["item"] + ("id",),
@@ -274,30 +288,8 @@ ITEM_NAMES: dict[str, tuple[str, ...]] = {
         "prodname",
         "producttype",
     ),
-    "brand": (
-        "brand",
-        "brandname",
-        "marque",
-        "marke",
-        "manufacturer",
-        "store",
-        "vendor",
-        "publisher",
-    ),
-    "category": (
-        "category",
-        "categories",
-        "genres",
-        "genre",
-        "class",
-        "maincategory",
-        "department",
-        "categorie",
-        "rayon",
-        "kategorie",
-        "categoryid",
-        "productcategory",
-    ),
+    "brand": (*NAMES["brand"], "store", "vendor", "publisher"),
+    "category": (*NAMES["category"], "class"),
     "price": ("price", "listprice", "prix", "preis", "unitprice"),
     "description": (
         "description",
@@ -561,9 +553,10 @@ def guess(
     reasons: list[Reason] = []
     for role, column in columns.items():
         reasons.append(Reason(role, column, "as told" if role in given else "its name"))
-    if "title" in columns and "title" not in given and not describes_items(frame, columns):
-        reasons = [reason for reason in reasons if reason.what != "title"]
-        del columns["title"]
+    for role in OF_ITEMS:
+        if role in columns and role not in given and not describes_items(frame, columns, role):
+            reasons = [reason for reason in reasons if reason.what != role]
+            del columns[role]
     both = {"request", "user"} <= set(columns) and "request" not in given
     if both and shared_by_users(frame, columns["request"], columns["user"]):
         reasons = [reason for reason in reasons if reason.what != "request"]
@@ -668,14 +661,14 @@ def currencies(values: pl.Series) -> pl.Series:
     return pl.select(pl.coalesce(before, after, sign)).to_series()
 
 
-def describes_items(frame: pl.DataFrame, columns: Mapping[str, str]) -> bool:
-    """Whether items have one title each, unlike the titles of reviews."""
+def describes_items(frame: pl.DataFrame, columns: Mapping[str, str], role: str) -> bool:
+    """Whether items have one title, brand or category each, unlike the titles of reviews."""
     if "item" not in columns:
         return False
-    pairs = frame.select(item=columns["item"], title=columns["title"]).drop_nulls()
-    items = pairs.group_by("item").agg(pl.len(), pl.col("title").n_unique().alias("titles"))
+    pairs = frame.select(item=columns["item"], told=columns[role]).drop_nulls()
+    items = pairs.group_by("item").agg(pl.len(), pl.col("told").n_unique())
     often = items.filter(pl.col("len") > 1)
-    return often.height > 0 and float((often["titles"] == 1).mean() or 0) >= 0.8  # type: ignore[arg-type]
+    return often.height > 0 and float((often["told"] == 1).mean() or 0) >= 0.8  # type: ignore[arg-type]
 
 
 PER_WHY = {

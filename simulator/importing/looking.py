@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from ...errors import KarmafunnelError
-from .column_map import KINDS, LEFT_OUT, QUERY_ROLES, ColumnMap, Times
+from .column_map import KINDS, LEFT_OUT, OF_ITEMS, QUERY_ROLES, ColumnMap, Times
 from .guessing import (
     BUY_WORDS,
     ITEM_NAMES,
@@ -133,7 +133,7 @@ def look(
     if changes:
         made = changed(made, changes, reasons)
     made = one_currency(made, groups, reasons)
-    for role in ("price", "title"):
+    for role in ("price", *OF_ITEMS):
         if role not in made.items and (column := column_of(made, role)):
             why = "the first one of each item in time: nothing of later rows"
             reasons.append(Reason(f"items: {role}", column, why))
@@ -302,6 +302,8 @@ def guess_tables(
         made, reasons = replace(made, items=item_roles), reasons + more
         if "category" in item_roles:
             made = replace(made, category_separator=guess_separator(items, made, reasons))
+    if "category" in made.columns and "category" not in made.items:
+        made = replace(made, category_separator=guess_separator(main, made, reasons))
     for group in groups:
         marks = guess_decimals(group.sample, made.of(group.kind), made.decimal).values()
         if group is not main and (mark := next(iter(marks), made.decimal)) != made.decimal:
@@ -313,17 +315,17 @@ def guess_tables(
     return made, reasons
 
 
-def guess_separator(items: Group, made: ColumnMap, reasons: list[Reason]) -> str:
+def guess_separator(group: Group, made: ColumnMap, reasons: list[Reason]) -> str:
     """What stands between the levels of a category: "|", ">" where most have that, or blanks in
     RecBole's sequences.
     """
-    column = made.items["category"]
-    if column in items.files[0][1].sequences:
+    column = made.of(group.kind)["category"]
+    if column in group.files[0][1].sequences:
         reasons.append(Reason("items: levels", "blanks", f"{column} is a sequence of tokens"))
         return " "
-    if items.sample[column].dtype.is_nested():
+    if group.sample[column].dtype.is_nested():
         return made.category_separator
-    levels = texts(items.sample, column).str.contains(">", literal=True).mean()
+    levels = texts(group.sample, column).str.contains(">", literal=True).mean()
     if float(levels or 0) <= 0.5:  # type: ignore[arg-type]
         return made.category_separator
     reasons.append(Reason("items: levels", ">", f"between the levels of {column}"))
