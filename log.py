@@ -309,6 +309,10 @@ class Log:
         Raises:
             KarmafunnelError: naming the file that is missing, damaged or changed.
         """
+        if not isinstance(folder, Path | str):
+            raise KarmafunnelError(
+                "Log.open", what="folder", needs="a path", found=f"a {type(folder).__name__}"
+            )
         folder = Path(folder)
         meta = read_meta(folder, anyway)
         lazy = {name: scan(folder / f"{name}.parquet", name) for name in TABLES}

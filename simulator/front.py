@@ -7,24 +7,27 @@ from __future__ import annotations
 import io
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import narwhals as nw
 import polars as pl
 
-from ..errors import KarmafunnelError, line_of
+from ..bounds import check_bound
+from ..errors import KarmafunnelError, line_of, meant, quoted
 from ..files import LOG, claim, write_parquet
 from ..log import Log as AnyLog
 from ..models.embedders import Embedder
 from ..stages.stage import Funnel, Stage
 from ..terminal import Console
 from .importing.assembling import import_tables
-from .importing.column_map import ROLES
+from .importing.column_map import ROLES, ColumnMap
 from .importing.logged_runs import (
+    FORMATS,
+    SAME,
     Lists,
     answered,
     check_same_log,
@@ -45,6 +48,140 @@ from .report.measure_table import measure_table
 from .report.page import notebook
 from .report.run_page import report as write_report
 from .report.table import print_table
+
+# -- arguments -------------------------------------------------------------------------------------
+
+FRAMES = "Log.from_interactions"
+
+
+def refused(
+    function: str, argument: str, needs: str, found: Any, hint: str = ""
+) -> KarmafunnelError:
+    """The error that names a function, its argument and what was given."""
+    plain = found is None or isinstance(found, str | int | float | Path)
+    told = quoted(found) if plain else f"a {type(found).__name__}"
+    return KarmafunnelError(function, what=argument, needs=needs, found=told, hint=hint)
+
+
+def run_of(function: str, argument: str, given: Any) -> Run:
+    """The Run, opened where a path is given."""
+    if isinstance(given, Run):
+        return given
+    if not isinstance(given, Path | str):
+        raise refused(function, argument, "a Run or the path of one", given)
+    return Run.open(given)
+
+
+def runs_of(function: str, argument: str, given: Any) -> list[Run]:
+    """A Run, or the seeds of one funnel, as Runs or paths of Runs.
+
+    Raises:
+        KarmafunnelError: also for Runs that differ in more than their seed.
+    """
+    if not isinstance(given, list | tuple):
+        return [run_of(function, argument, given)]
+    if not given:
+        raise refused(function, argument, "at least one Run", given)
+    runs = [run_of(function, argument, one) for one in given]
+    for other in runs[1:]:
+        for what, of in ALIKE.items():
+            if of(other) != of(runs[0]):
+                raise KarmafunnelError(
+                    function,
+                    what=argument,
+                    needs=f"Runs of one {what}, which differ in their seed alone",
+                    found=f"{runs[0].path} and {other.path}",
+                    hint="compare(a, b) holds two Runs against each other",
+                )
+    return runs
+
+
+def seedless(text: Any) -> str:
+    """A text of a Run without its seeds."""
+    return re.sub(r"\bseed=\d+", "seed", str(text))
+
+
+# What the seeds of one row have in common.
+ALIKE: dict[str, Callable[[Run], Any]] = {
+    "log": comparing.log_in_words,
+    "label": lambda run: run.label,
+    "window": lambda run: run.meta["window"],
+    "funnel": lambda run: seedless(run.meta.get("funnel") or run.meta["stages"]),
+    "row": lambda run: run.meta.get("row"),
+    "set of embedders": lambda run: seedless(run.meta.get("embedders")),
+}
+
+
+def log_of(function: str, given: Any) -> AnyLog:
+    """The log, opened where a path is given."""
+    if isinstance(given, AnyLog):
+        return given
+    if not isinstance(given, Path | str):
+        raise refused(function, "log", "a log or the path of one", given)
+    return AnyLog.open(given)
+
+
+def texts_of(function: str, argument: str, given: Any, kinds: Any = str) -> list[Any]:
+    """Several texts (or paths); a lone one is one of them."""
+    listed = [given] if isinstance(given, kinds) else given
+    if not isinstance(listed, Sequence) or not all(isinstance(one, kinds) for one in listed):
+        raise refused(function, argument, "a list of texts", given)
+    return list(listed)
+
+
+def check_known(function: str, settings: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raises KarmafunnelError for the name of an argument that is not known."""
+    allowed = sorted(known)
+    for name in settings:
+        if name not in allowed:
+            hint = meant(name, allowed)
+            raise KarmafunnelError(
+                function, needs=f"arguments among {', '.join(allowed)}", found=name, hint=hint
+            )
+
+
+def check_settings(function: str, settings: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Raises KarmafunnelError unless these are settings of a measurement."""
+    check_known(function, settings, known)
+    for name, value in settings.items():
+        if name in ("seed", "resamples"):
+            check_bound(function, name, **{name: value})
+        elif name in ("ci", "by_stage"):
+            if not isinstance(value, bool):
+                raise refused(function, name, "True or False", value)
+        elif value is not None and not isinstance(value, str):
+            raise refused(function, name, "a text", value)
+
+
+def check_roles(settings: Mapping[str, Any]) -> None:
+    """Raises KarmafunnelError unless these are columns by role, or fields of an import map."""
+    of_the_map = {one.name for one in fields(ColumnMap)} | {"zone"}
+    check_known(FRAMES, settings, {*ROLES, *of_the_map} - {"name", "columns", "files"})
+    for name, value in settings.items():
+        if name in ROLES and name not in of_the_map and not isinstance(value, str):
+            raise refused(FRAMES, name, "the name of a column", value)
+        if name == "zone" and not isinstance(value, str):
+            raise refused(FRAMES, name, "a time zone such as 'Europe/Paris'", value)
+
+
+@contextmanager
+def told_of_frames(folder: str) -> Iterator[None]:
+    """Name frames and arguments in errors, in place of files in `folder` and options."""
+
+    def told(text: str) -> str:
+        text = re.sub(rf"{re.escape(folder)}/(\w+)\.parquet", r"frame of \1", text)
+        text = re.sub(r"--column (\w+)=(\w+)", r'\1="\2"', text)
+        text = text.replace("--column", 'an argument such as time="at"')
+        return re.sub(r"--([a-z]+)-?([a-z]*)", r"argument \1_\2", text).replace("_ ", " ")
+
+    try:
+        yield
+    except KarmafunnelError as error:
+        parts = {name: told(getattr(error, name)) for name in ("what", "needs", "found", "hint")}
+        raise KarmafunnelError(told(error.who), **parts) from error
+
+
+# -- what is offered -------------------------------------------------------------------------------
 
 
 class Answer(pl.DataFrame):
@@ -123,6 +260,7 @@ class Log(AnyLog):
         Raises:
             KarmafunnelError: as `import_tables` does.
         """
+        check_roles(settings)
         columns = {
             role: settings.pop(role)
             for role in ROLES
@@ -136,6 +274,8 @@ class Log(AnyLog):
                 "queries": queries,
                 "items": items,
             }
+            if frame is None:
+                raise refused("Log.from_interactions", "frame", "a data frame", frame)
             tables = {kind: table for kind, table in tables.items() if table is not None}
             files = [Path(folder) / f"{kind}.parquet" for kind in tables]
             for file, table in zip(files, tables.values(), strict=True):
@@ -146,16 +286,17 @@ class Log(AnyLog):
                 }
             out = Path(folder) / "log"
             frames = f"data frames: {', '.join(tables)}" if len(tables) > 1 else "a data frame"
-            import_tables(
-                files,
-                out,
-                columns=columns,
-                name=name,
-                changes=settings,
-                meta={"source": frames},
-                known_as={file: Path(f"frame of {file.stem}") for file in files},
-                allow_rejects=allow_rejects,
-            )
+            with told_of_frames(folder):
+                import_tables(
+                    files,
+                    out,
+                    columns=columns,
+                    name=name,
+                    changes=settings,
+                    meta={"source": frames},
+                    known_as={file: Path(f"frame of {file.stem}") for file in files},
+                    allow_rejects=allow_rejects,
+                )
             log = AnyLog.open(out)
             return AnyLog.make(log.items, log.requests, log.exposures, log.meta)
 
@@ -222,7 +363,7 @@ def recipe_of(
 
 def replay(
     funnel: Recipe | Funnel | Stage | Path | str,
-    log: AnyLog,
+    log: AnyLog | Path | str,
     embedders: Mapping[str, Embedder] | None = None,
     *,
     label: str | None = None,
@@ -241,6 +382,7 @@ def replay(
     Raises:
         KarmafunnelError: as `load_recipe` and `simulator.replay.replay.replay` do.
     """
+    log = log_of("replay", log)
     recipe = recipe_of(funnel, log, embedders, label)
     if out is None:
         name = recipe.name
@@ -251,12 +393,12 @@ def replay(
 
 
 def import_run(
-    files: Sequence[Path | str],
+    files: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
-    log: AnyLog | None = None,
+    log: AnyLog | Path | str | None = None,
     qrels: Path | str | None = None,
-    stages: Sequence[str] = (),
+    stages: str | Sequence[str] = (),
     options: RunOptions = DEFAULTS,
     tell: Callable[[Lists, Sequence[str], Sequence[dict[str, Any]]], None] | None = None,
     **told: Any,
@@ -282,6 +424,20 @@ def import_run(
         KarmafunnelError: for files that cannot be read, requests that the log lacks, and as
             `replay` does.
     """
+    who = "import_run"
+    files = texts_of(who, "files", files, Path | str)
+    if not files:
+        raise refused(who, "files", "at least one file", files)
+    stages = texts_of(who, "stages", stages)
+    log = None if log is None else log_of(who, log)
+    check_known(who, told, {one.name for one in fields(Reading)})
+    formats = ("", *FORMATS, *SAME)
+    if (kind := told.get("format", "")) not in formats:
+        hint = meant(str(kind), formats[1:])
+        raise refused(who, "format", f"one of {', '.join(formats[1:])}", kind, hint)
+    for argument, place in (("out", out), ("qrels", qrels)):
+        if not isinstance(place, Path | str) and not (place is None and argument == "qrels"):
+            raise refused(who, argument, "a path", place)
     reading, out = Reading(**told), Path(out)
     lists = read_lists(files, stages, reading)
     known, notes = log_for(lists, log, qrels, reading)
@@ -302,7 +458,7 @@ def import_run(
 
 def explain(
     funnel: Recipe | Funnel | Stage | Path | str,
-    log: AnyLog,
+    log: AnyLog | Path | str,
     request: str,
     embedders: Mapping[str, Embedder] | None = None,
     *,
@@ -310,32 +466,50 @@ def explain(
     options: RunOptions | None = None,
 ) -> pl.DataFrame:
     """Explain the ranking of one request: one row per stage and item; arguments as of `replay`."""
+    log = log_of("explain", log)
     recipe = recipe_of(funnel, log, embedders, None)
     fitted = prepare(recipe, log, options or RunOptions(cache=cache_root()))
     return fitted.explain(request, item)
 
 
-def measure(runs: Run | Sequence[Run], *measures: str, **settings: Any) -> Answer:
+Given = Run | Path | str  # a Run, or the path of one
+
+
+def measure(runs: Given | Sequence[Given], *measures: str, **settings: Any) -> Answer:
     """Measures of a Run (or of several seeds of one funnel) by stage, with 95% intervals.
 
     Args:
+        runs: a Run or its path; or several, which differ in their seed alone.
         settings: by_stage, slice, ci, seed, resamples; see `simulator.measure.compare.measure`.
     """
-    return Answer.of(comparing.measure(runs, measures or ("HR@10",), **settings))
+    known = ("by_stage", "slice", "ci", "seed", "resamples", "label")
+    check_settings("measure", settings, known)
+    opened = runs_of("measure", "runs", runs)
+    return Answer.of(comparing.measure(opened, measures or ("HR@10",), **settings))
 
 
 def compare(
-    a: Run | Sequence[Run], b: Run | Sequence[Run], *measures: str, **settings: Any
+    a: Given | Sequence[Given], b: Given | Sequence[Given], *measures: str, **settings: Any
 ) -> Answer:
     """Compare the candidate Run B with the baseline Run A, paired by request.
 
     Args:
+        a, b: a Run each, its path, or as many seeds of each.
         settings: see `simulator.measure.compare.compare`.
     """
-    return Answer.of(comparing.compare(a, b, measures or ("HR@10",), **settings))
+    known = ("by_stage", "slice", "seed", "resamples", "label_a", "label_b")
+    check_settings("compare", settings, known)
+    sides = runs_of("compare", "a", a), runs_of("compare", "b", b)
+    return Answer.of(comparing.compare(*sides, measures or ("HR@10",), **settings))
 
 
-def report(*runs: Run | Path | str, out: Path | str) -> Path:
+def report(*runs: Given, out: Path | str) -> Path:
     """Write one HTML file about one or more Runs; returns its path."""
+    for run in runs:
+        if not isinstance(run, Run | Path | str):
+            hint = "report(*runs, out=FILE)" if isinstance(run, list | tuple) else ""
+            raise refused("report", "runs", "Runs or their paths, one by one", run, hint)
+    if not isinstance(out, Path | str):
+        raise refused("report", "out", "a path", out)
     folders = [run.path if isinstance(run, Run) else Path(run) for run in runs]
     return write_report(folders, Path(out))

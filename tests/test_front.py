@@ -7,9 +7,20 @@ import karmafunnel
 import pandas as pd
 import polars as pl
 import pytest
-from karmafunnel import KarmafunnelError, Log, Run, compare, explain, measure, replay, report
+from karmafunnel import (
+    KarmafunnelError,
+    Log,
+    Run,
+    compare,
+    explain,
+    import_run,
+    measure,
+    replay,
+    report,
+)
 from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.simulator.measure import compare as comparing
+from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.stages.recall import Join, Popular, Uniform, VectorRecall
 from karmafunnel.stages.rerank import Unseen
@@ -213,3 +224,65 @@ def test_frames_that_are_no_tables_are_refused(frame, needs):
     with pytest.raises(KarmafunnelError) as raised:
         Log.from_interactions(frame, user="user", item="item", time="time")
     assert raised.value.needs.startswith(needs) and raised.value.found
+
+
+WRONG = {
+    "measure: runs needs a Run": lambda run, log: measure(log),
+    "nowhere: needs a Run folder": lambda run, log: measure("nowhere"),
+    "compare: b needs a Run": lambda run, log: compare(run, None),
+    "measure: seed needs a whole number": lambda run, log: measure(run, seed=-1),
+    "measure: resamples needs a whole": lambda run, log: measure(run, resamples=1.5),
+    "measure: ci needs True or False": lambda run, log: measure(run, ci=2),
+    "did you mean resamples": lambda run, log: measure(run, resample=10),
+    "replay: log needs a log or the path": lambda run, log: replay(Popular(k=5), 3),
+    "explain: log needs a log or the path": lambda run, log: explain(Popular(k=5), None, "q"),
+    "report: runs needs Runs": lambda run, log: report(3, out="r.html"),
+    r"found a list; report\(\*runs": lambda run, log: report([run, run], out="r.html"),
+    "report: out needs a path": lambda run, log: report(run, out=None),
+    "Log.open: folder needs a path": lambda run, log: Log.open(None),
+    "import_run: files needs at least one": lambda run, log: import_run([], "x", log=log),
+    "found none at f.trec": lambda run, log: import_run("f.trec", "x", log=log),
+    "import_run: stages needs a list": lambda run, log: import_run("f", "x", log=log, stages=3),
+    "import_run: format needs one of": lambda run, log: import_run("f", "x", format="nope"),
+    "frame needs a data frame": lambda run, log: Log.from_interactions(None),
+    "found usr; did you mean user": lambda run, log: Log.from_interactions(interactions(), usr="a"),
+    "user needs the name of a column": lambda run, log: Log.from_interactions(interactions(), user=0),
+    "zone needs a time zone": lambda run, log: Log.from_interactions(interactions(), zone=3),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_wrong_argument_is_told_by_function_and_name(said, runs, log):
+    with pytest.raises(KarmafunnelError, match=said):
+        WRONG[said](runs[0], log)
+
+
+def test_paths_stand_for_runs_and_logs(runs, log, tmp_path):
+    log.write(tmp_path / "log")
+    by_path = replay(Popular(k=20), str(tmp_path / "log"))
+    assert by_path.slates.equals(runs[0].slates)
+    assert measure(by_path.path, "HR@10").rows() == measure(by_path, "HR@10").rows()
+    assert compare(str(runs[1].path), runs[0].path).equals(compare(runs[1], runs[0]))
+    request = by_path.requests["request_id"][0]
+    assert explain(Popular(k=5), tmp_path / "log", request).height
+
+
+def test_only_seeds_of_one_funnel_are_averaged(runs, log):
+    with pytest.raises(KarmafunnelError, match="runs needs Runs of one funnel") as raised:
+        measure(list(runs), "HR@10")
+    assert all(str(run.path) in str(raised.value) for run in runs)
+    seeds = [replay(Uniform(k=20), log, options=RunOptions(seed=seed)) for seed in (0, 1)]
+    assert measure(seeds, "HR@10")["seeds"][0] == 2
+
+
+def test_errors_of_frames_name_no_file_and_no_option():
+    for frame in (
+        pl.DataFrame({"a": ["x"] * 9, "b": ["y"] * 9}),
+        interactions().with_columns(at=pl.lit("never")),
+        interactions().drop("at"),
+    ):
+        with pytest.raises(KarmafunnelError) as raised:
+            Log.from_interactions(frame, user=frame.columns[0])
+        assert not {"/tmp", ".parquet", "--"} & {
+            word for word in ("/tmp", ".parquet", "--") if word in str(raised.value)
+        }, raised.value

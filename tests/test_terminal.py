@@ -514,6 +514,8 @@ def test_a_table_of_texts_alone_keeps_every_row_at_every_width(width):
     console = Console(file=io.StringIO(), width=width)
     tables.print_table(tables.Table(["what", "taken", "why"], rows, text_columns=3), console)
     assert all(f"role{i}" in console.file.getvalue() for i in range(5))
+
+
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", "-.19"), ("utf-8", "\u2212.19")])
 def test_the_minus_sign_is_one_that_the_stream_has(encoding, shown):
     raw = io.BytesIO()
