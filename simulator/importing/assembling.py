@@ -54,7 +54,10 @@ MOST_REJECTED = 0.01
 MAP = "import.toml"
 RETURNS = "returns"
 FRACTIONS = "quantity is no whole number"
-WITHOUT_QUANTITIES = "quantities such as 0.5 kg are left out by --column quantity="
+WITHOUT_QUANTITIES = (
+    "--column quantity= leaves out quantities such as 0.5 kg; rows that only they make purchases"
+    " are clicks then"
+)
 UNIX_IN_EXCEL = 25_569  # 1970-01-01 in days of a spreadsheet
 LOWEST = int(np.datetime64(f"{FIRST}-01-01", "ms").astype(np.int64))
 HIGHEST = int(np.datetime64(f"{LAST}-01-01", "ms").astype(np.int64))
@@ -501,7 +504,7 @@ def read_flat(
             "import",
             needs="rows that can be imported",
             found=f"none of {found.read:,} ({why})",
-            hint=WITHOUT_QUANTITIES if why == FRACTIONS else None,
+            hint=WITHOUT_QUANTITIES if why == FRACTIONS else "",
         )
     return parts, starts
 
