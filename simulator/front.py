@@ -172,7 +172,9 @@ def told_of_frames(folder: str) -> Iterator[None]:
         text = re.sub(rf"{re.escape(folder)}/(\w+)\.parquet", r"frame of \1", text)
         text = re.sub(r"--column (\w+)=(\w+)", r'\1="\2"', text)
         text = text.replace("--column", 'an argument such as time="at"')
-        return re.sub(r"--([a-z]+)-?([a-z]*)", r"argument \1_\2", text).replace("_ ", " ")
+        text = text.replace("--map", "an import map")
+        named = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
+        return named.sub(lambda option: f"argument {option[1].replace('-', '_')}", text)
 
     try:
         yield
