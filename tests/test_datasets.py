@@ -1467,7 +1467,7 @@ def test_yoochoose_clicks_and_buys_in_their_order(tmp_path):
     assert flat["item_id"].to_list() == ["214536502", "214536500", "214536502"]
     assert flat["purchased"].to_list() == [False, False, True]
     assert flat.row(2, named=True)["quantity"] == 2
-    assert log.exposures["price_shown"].drop_nulls().to_list() == [1046.0]
+    assert log.exposures["price_paid"].drop_nulls().to_list() == [1046.0]
     assert log.requests["ts"][0].isoformat() == "2014-04-07T10:51:09.277000+00:00"
 
 

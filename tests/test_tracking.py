@@ -37,6 +37,7 @@ def table(shop, tmp_path_factory):
 def store(tmp_path, monkeypatch):
     """The URI of an empty store in a folder."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return (tmp_path / "store").as_uri()
 
 
