@@ -24,6 +24,7 @@ from .files import DIGESTS, fault, first_line, open_table, read_json
 from .layout import (
     CAPABILITIES,
     FACTS,
+    HOLDS,
     MISREAD,
     TABLES,
     WINDOWS,
@@ -697,34 +698,6 @@ def check_availability(log: Folder) -> Found:
 
 
 # -- what log.json says the log has ----------------------------------------------------------------
-
-
-def present(column: str) -> pl.Expr:
-    return pl.col(column).is_not_null().any()
-
-
-def filled(column: str) -> pl.Expr:
-    return (pl.col(column).list.len() > 0).fill_null(False).any()
-
-
-# Where to look whether a log has what it says it has.
-HOLDS: dict[str, tuple[tuple[str, pl.Expr], ...]] = {
-    "text": (("items", present("title")), ("items", present("brand"))),
-    "query": (("requests", present("query")),),
-    "price": (
-        ("items", present("price")),
-        ("exposures", present("price_shown")),
-        ("exposures", present("price_paid")),
-    ),
-    "exposures": (("exposures", present("position")),),
-    "clicks": (("exposures", pl.col("clicked").fill_null(False).any()),),
-    "purchases": (("exposures", pl.col("purchased").fill_null(False).any()),),
-    "images": (("items", present("image")),),
-    "visual": (("items", filled("visual")),),
-    "users": (("requests", present("user_id")),),
-    "propensity": (("exposures", present("propensity")),),
-    "filters": (("requests", filled("filters")),),
-}
 
 
 def check_claims(log: Folder) -> Found:

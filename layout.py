@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import polars as pl
@@ -68,19 +68,56 @@ OPTIONAL: dict[str, dict[str, Any]] = {
         "description": pl.String,
     }
 }
-CAPABILITIES = (
-    "text",
-    "query",
-    "price",
-    "exposures",
-    "clicks",
-    "purchases",
-    "images",
-    "visual",
-    "users",
-    "propensity",
-    "filters",
-)
+
+
+def present(column: str) -> pl.Expr:
+    return pl.col(column).is_not_null().any()
+
+
+def filled(column: str) -> pl.Expr:
+    return (pl.col(column).list.len() > 0).fill_null(False).any()
+
+
+# Where to look whether a log has what it says it has: the capabilities, by name.
+HOLDS: dict[str, tuple[tuple[str, pl.Expr], ...]] = {
+    "text": (("items", present("title")), ("items", present("brand"))),
+    "query": (("requests", present("query")),),
+    "price": (
+        ("items", present("price")),
+        ("exposures", present("price_shown")),
+        ("exposures", present("price_paid")),
+    ),
+    "exposures": (("exposures", present("position")),),
+    "clicks": (("exposures", pl.col("clicked").fill_null(False).any()),),
+    "purchases": (("exposures", pl.col("purchased").fill_null(False).any()),),
+    "images": (("items", present("image")),),
+    "visual": (("items", filled("visual")),),
+    "users": (("requests", present("user_id")),),
+    "propensity": (("exposures", present("propensity")),),
+    "filters": (("requests", filled("filters")),),
+}
+CAPABILITIES = tuple(HOLDS)
+
+
+def held(
+    items: pl.DataFrame,
+    requests: pl.DataFrame,
+    exposures: pl.DataFrame,
+    names: Iterable[str] = CAPABILITIES,
+) -> dict[str, bool]:
+    """Whether three tables hold what capabilities promise (`has` of log.json); a column that is not
+    there holds nothing.
+    """
+    tables = {"items": items, "requests": requests, "exposures": exposures}
+    found = {}
+    for name in names:
+        places = [(tables[table], expression) for table, expression in HOLDS[name]]
+        found[name] = any(
+            frame.select(expression).item()
+            for frame, expression in places
+            if set(expression.meta.root_names()) <= set(frame.columns)
+        )
+    return found
 
 
 def expected(table: str) -> dict[str, Any]:

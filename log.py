@@ -37,12 +37,12 @@ from .files import (
     write_parquet,
 )
 from .layout import (
-    CAPABILITIES,
     TABLES,
     WINDOWS,
     complete_meta,
     conform,
     expected,
+    held,
     same_type,
 )
 
@@ -710,28 +710,6 @@ class Log:
     def asof(self) -> AsOf:
         """The log as it was known before each request."""
         return AsOf(self)
-
-
-def held(items: pl.DataFrame, requests: pl.DataFrame, exposures: pl.DataFrame) -> dict[str, bool]:
-    """The capabilities (`has` of log.json) of three tables in the layout's columns."""
-
-    def there(frame: pl.DataFrame, *columns: str) -> bool:
-        return any(frame[column].null_count() < frame.height for column in columns)
-
-    has = dict.fromkeys(CAPABILITIES, False)
-    return has | {
-        "text": there(items, "title"),
-        "query": there(requests, "query"),
-        "users": there(requests, "user_id"),
-        "price": there(items, "price") or there(exposures, "price_shown", "price_paid"),
-        "exposures": there(exposures, "position"),
-        "clicks": bool(exposures["clicked"].any()),
-        "purchases": bool(exposures["purchased"].any()),
-        "propensity": there(exposures, "propensity"),
-        "images": there(items, "image"),
-        "visual": there(items, "visual"),
-        "filters": bool((requests["filters"].list.len() > 0).any()),
-    }
 
 
 def rows_of(frame: pl.DataFrame, requests: np.ndarray) -> pl.DataFrame:

@@ -15,9 +15,9 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from ...checks import HOLDS
 from ...errors import KarmafunnelError, quoted
 from ...files import first_line
+from ...layout import held
 from ._source import describe
 
 MARKUP = re.compile(
@@ -282,15 +282,14 @@ def there(source: str, **tables: pl.DataFrame) -> dict[str, bool]:
 
     tables: items, requests and exposures.
     """
-    has = {}
-    for name in describe(source).holds:
-        places = [(tables[table], expression) for table, expression in HOLDS[name]]
-        has[name] = any(
-            frame.select(expression).item()
-            for frame, expression in places
-            if set(expression.meta.root_names()) <= set(frame.columns)
-        )
-    return has
+    return held(**tables, names=describe(source).holds)
+
+
+def with_unlisted(items: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The items, then those that `rows` name and no item describes, in the order of the rows."""
+    others = rows.select(pl.col("item_id").unique(maintain_order=True))
+    others = others.join(items, on="item_id", how="anti", maintain_order="left")
+    return pl.concat([items, others], how="diagonal")
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

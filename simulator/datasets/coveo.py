@@ -9,7 +9,7 @@ import polars as pl
 
 from ...layout import YEAR
 from ...log import Log, assign_windows
-from ._raw import find, once, parse, read_csv, refuse, there
+from ._raw import find, once, parse, read_csv, refuse, there, with_unlisted
 from ._source import describe
 
 WHERE = describe("coveo").home
@@ -53,9 +53,7 @@ def load(root: Path | str) -> Log:
         (pl.col("source") == "purchase").alias("purchased"),
     )
     exposures = pl.concat([shown, acted], how="diagonal")
-    others = exposures.select("item_id").unique(maintain_order=True)
-    others = others.join(items, on="item_id", how="anti", maintain_order="left")
-    items = pl.concat([items, others], how="diagonal")
+    items = with_unlisted(items, exposures)
     meta = {
         "source": f"SIGIR eCom 2021 Data Challenge (Coveo), search_train.csv; {WHERE}",
         "time": "clock",

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from ...log import Log, assign_windows
-from ._raw import find, once, parse, read_csv, refuse, there
+from ._raw import find, once, parse, read_csv, refuse, there, with_unlisted
 from ._source import describe
 
 WHERE = describe("diginetica").home
@@ -50,9 +50,7 @@ def load(root: Path | str) -> Log:
     prices = items.select("item_id", pl.col("price").alias("price_shown"))
     exposures = pl.concat([shown, *acted], how="diagonal")
     exposures = exposures.join(prices, on="item_id", how="left", maintain_order="left")
-    others = exposures.select("item_id").unique(maintain_order=True)
-    others = others.join(items, on="item_id", how="anti", maintain_order="left")
-    items = pl.concat([items, others], how="diagonal")
+    described, items = items.height, with_unlisted(items, exposures)
     meta = {
         "source": f"CIKM Cup 2016 Track 2 (DIGINETICA), train-queries.csv; {WHERE}",
         "time": "clock",
@@ -64,7 +62,7 @@ def load(root: Path | str) -> Log:
         "notes": {
             "purchases outside every list of their session": orders.height,
             "sessions whose dates and gaps do not fit": unfit,
-            "items without metadata": others.height,
+            "items without metadata": items.height - described,
         },
     }
     columns = ("request_id", "user_id", "ts", "query", "context", "session_id", "source", "window")

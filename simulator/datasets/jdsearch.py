@@ -9,7 +9,7 @@ import polars as pl
 
 from ...errors import KarmafunnelError
 from ...log import Log, hash_ids
-from ._raw import find, once, parse, read_csv, reading, refuse, there
+from ._raw import find, once, parse, read_csv, reading, refuse, there, with_unlisted
 from ._source import describe
 
 WHERE = describe("jdsearch").home
@@ -223,6 +223,4 @@ def items_of(products: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
             "description"
         ),
     )
-    others = exposures.select(pl.col("item_id").unique(maintain_order=True))
-    others = others.join(named, on="item_id", how="anti", maintain_order="left")
-    return pl.concat([named, others], how="diagonal")
+    return with_unlisted(named, exposures)

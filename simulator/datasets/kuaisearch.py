@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ...log import Log, assign_windows
-from ._raw import find, once, read_json_lines, there
+from ._raw import find, once, read_json_lines, there, with_unlisted
 from ._source import describe
 
 WHERE = describe("kuaisearch").home
@@ -200,9 +200,7 @@ def items_of(products: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
         .alias("category"),
         pl.concat_list(pl.format("seller={}", "seller_name")).alias("attributes"),
     )
-    only_shown = exposures.select(pl.col("item_id").unique().sort())
-    only_shown = only_shown.join(products, on="item_id", how="anti", maintain_order="left")
-    return pl.concat([published, only_shown], how="diagonal")
+    return with_unlisted(published, exposures.sort("item_id"))
 
 
 def judged(

@@ -10,7 +10,7 @@ import polars as pl
 from ...errors import KarmafunnelError
 from ...files import open_table, read_table
 from ...log import Log, hash_ids
-from ._raw import need, parse, reading, refuse, there
+from ._raw import need, parse, reading, refuse, there, with_unlisted
 from ._source import describe
 
 WHERE = describe("taobao_mm").home
@@ -144,10 +144,7 @@ def requests_of(shown: pl.DataFrame) -> pl.DataFrame:
 def items_of(shown: pl.DataFrame, exposures: pl.DataFrame, root: Path) -> pl.DataFrame:
     """What was shown, then what only histories name; with vectors where their file lies beside."""
     named = shown.unique("item_id", keep="first", maintain_order=True)
-    others = exposures.select(pl.col("item_id").unique(maintain_order=True))
-    others = others.join(named, on="item_id", how="anti", maintain_order="left")
-    named = named.select("item_id", "category", "attributes")
-    items = pl.concat([named, others], how="diagonal")
+    items = with_unlisted(named.select("item_id", "category", "attributes"), exposures)
     path = root / VECTORS
     if not path.is_file():
         return items
