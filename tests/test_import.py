@@ -209,7 +209,7 @@ def test_a_refusal_names_the_roles_that_were_found(tmp_path):
     path = write(tmp_path / "t.csv", "N° client,colour,Date\n1,red,2024-03-01\n")
     with pytest.raises(KarmafunnelError) as raised:
         look([path])
-    assert raised.value.found.endswith("of these time is 'Date', user is 'N° client'")
+    assert raised.value.found.endswith("of these, time is 'Date', user is 'N° client'")
 
 
 def test_a_french_export_needs_no_map(tmp_path):
@@ -759,3 +759,11 @@ def test_fractional_quantities_are_refused_with_the_way_out(tmp_path):
     assert "--column quantity=" in raised.value.hint
     log = imported(tmp_path, path, columns={"quantity": ""})
     assert log.exposures.height == 60 and log.exposures["purchased"].all()
+
+
+def test_a_lone_letter_is_no_role(tmp_path):
+    """ "a" is not "aid", the article id of one source."""
+    (tmp_path / "x.csv").write_text("a;b;c\n1;2;3\n")
+    with pytest.raises(KarmafunnelError) as raised:
+        import_tables([tmp_path / "x.csv"], tmp_path / "log")
+    assert raised.value.needs == "a column of items" and " is " not in raised.value.found

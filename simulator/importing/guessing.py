@@ -418,7 +418,9 @@ def core(name: str, role: str) -> list[str]:
         bare = "".join(word for word in split(name) if word not in OF_IDS)
         signs = "|".join(OF_IDS)
         found = [re.sub(f"({signs})$", "", bare), re.sub(f"^({signs})", "", bare)]
-        return [word for one in (bare, *found) if one for word in (one, f"{one}id")]
+        # what lost a word that identifies may be listed with one: "Customer No." as customerid
+        also = [f"{one}id" for one in (bare, *found) if one and one != plain(name)]
+        return [one for one in (bare, *found) if one] + also
     if role == "price":
         return ["".join(word for word in split(name) if word not in (*OF_PRICES, *COINS))]
     return []
@@ -610,9 +612,9 @@ def guess(
 
 
 def said(columns: Mapping[str, str]) -> str:
-    """The roles that were found, for a refusal: "; of these user is 'Client'"."""
+    """The roles that were found, for a refusal: "; of these, user is 'Client'"."""
     roles = ", ".join(f"{role} is {name!r}" for role, name in columns.items())
-    return f"; of these {roles}" if roles else ""
+    return f"; of these, {roles}" if roles else ""
 
 
 def no_times(path: Path, column: str, found: pl.Series) -> KarmafunnelError:
