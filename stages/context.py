@@ -38,17 +38,22 @@ def no_embedders(who: str, missing: Sequence[str], known: Iterable[str]) -> Karm
 def deal(owner: np.ndarray, counted: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """A fold for every row: int64 (n_rows,).
 
-    All rows of an owner are in one fold, and the folds have about equally many counted rows.
+    All rows of an owner are in one fold, and the folds have about equally many counted rows. Owners
+    without one do not change the folds of the others.
 
     Args:
         owner: number of each row's owner from 0, (n_rows,).
         counted: row numbers.
     """
-    sizes = np.bincount(owner[counted], minlength=int(owner.max(initial=-1)) + 1)
-    fold_of, size_of = np.zeros(len(sizes), dtype=np.int64), [0] * folds
-    for one in np.random.default_rng([seed, folds]).permutation(np.flatnonzero(sizes)):
-        fold_of[one] = size_of.index(min(size_of))
-        size_of[fold_of[one]] += int(sizes[one])
+    n, rng = int(owner.max(initial=-1)) + 1, np.random.default_rng([seed, folds])
+    sizes, every = np.bincount(owner[counted], minlength=n), np.bincount(owner, minlength=n)
+    fold_of = np.zeros(n, dtype=np.int64)
+    # those without a counted row come after all others, by all of their rows
+    for size in (sizes, np.where(sizes > 0, 0, every)):
+        size_of = [0] * folds
+        for one in rng.permutation(np.flatnonzero(size)):
+            fold_of[one] = size_of.index(min(size_of))
+            size_of[fold_of[one]] += int(size[one])
     return fold_of[owner]
 
 
@@ -100,6 +105,28 @@ class Context:
         raises KarmafunnelError.
         """
         return replace(self, reader=(who, tuple(names)))
+
+    def in_block(self, log: Log, indexes: dict[Any, Any], name: str) -> Context:
+        """A context of a view of the log for a block (`blocks.as_of_block`), without embeddings.
+
+        Folds, relevant items and the hashes that order equal scores are those of the log.
+
+        Args:
+            indexes: values that were computed from the view.
+            name: of the block, which every line of progress begins with.
+        """
+
+        def progress(text: str) -> None:
+            self.progress(f"{name}: {text}")
+
+        found = replace(self, log=log, embeddings={}, indexes=indexes, progress=progress)
+        for key, value in (
+            (("fold", self.folds, self.seed), lambda: self.fold),
+            (("truth", self.label), lambda: self.truth),
+            (("hashes", self.seed), lambda: self.once(("hashes", self.seed), self._hashes)),
+        ):
+            found.once(key, value)
+        return found
 
     @property
     def circumstances(self) -> tuple[Any, ...]:

@@ -263,6 +263,9 @@ class Vectors(Feature):
     def embedders(self) -> tuple[str, ...]:
         return (self.embedder,)
 
+    def one_fit(self) -> str:
+        return f"{self!r}: the numbers of its vectors, which differ from fit to fit"
+
     def check(self, context: Context, who: str) -> None:
         found = context.items(self.embedder, f"{who}: {self!r}").shape[1]
         if found != self.dim:

@@ -23,6 +23,21 @@ class Kept:
         self.fitted: dict[str, Any] = {}
         self.indexes: dict[Any, Any] = {}
         self.passes = Passes()
+        self.blocks: dict[Any, Kept] = {}
+
+    def of_block(self, *key: Any) -> Kept:
+        """What is kept of a block, by the log's checksum and the number of the block: other fits in
+        the same folder.
+        """
+        if key not in self.blocks:
+            self.blocks[key] = Kept(self.folder)
+            self.blocks[key].passes = self.passes
+        return self.blocks[key]
+
+    def forget(self) -> None:
+        """Drop what is needed only while funnels are fitted."""
+        self.passes.clear()
+        self.blocks.clear()
 
     @classmethod
     def of(cls, cache: Kept | Path | None) -> Kept:

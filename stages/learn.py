@@ -21,6 +21,7 @@ from ..files import read_json, write_json
 from ..models import ctr, gbdt
 from ..shapes import check_keys, each, number, one_of
 from ..typed import Typed
+from .blocks import MOST, check_across_fits
 from .context import Context
 from .features import check, compute
 from .frame import ITEM, REQUEST, group_rows, order, pair_key, position_in_group, spaced
@@ -45,9 +46,13 @@ class Sample(Typed):
             the stage will have to reject.
         random: number of random negatives of a request among all eligible items: easy ones, from
             which a pre-ranker learns what recall knows already.
-        requests: at most this number of requests of a window, evenly spaced in time.
+        requests: at most this number of requests in all, evenly spaced in time.
         windows: to learn from: W2a, or W1 as well where no feature reads a vector that was fitted
             on W1. W2b is for early stopping and calibration, W3 for the test.
+        blocks: to learn from W2a and from the end of W1 as well: so many parts as long as W2a, at
+            most 3 with W2a. For each of them embedders and channels are fitted again on what lies
+            before it (`stages/blocks.py`). Validation and calibration stay on W2b, with the fits
+            that serve.
     """
 
     exposed: bool = True
@@ -55,17 +60,22 @@ class Sample(Typed):
     random: int = 0
     requests: int = 3000
     windows: tuple[str, ...] = ("W2a",)
+    blocks: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.exposed, bool):
             found = repr(self.exposed)
             raise KarmafunnelError("Sample", what="exposed", needs="True or False", found=found)
-        needs(self, "passed", "random", "requests")
+        needs(self, "passed", "random", "requests", blocks=(1, MOST))
         given = self.windows if isinstance(self.windows, tuple) else ()
         if not given or set(given) - {"W1", "W2a"} or len(set(given)) < len(given):
             wanted = "a tuple of 'W1' and 'W2a'"
             found = repr(self.windows)
             raise KarmafunnelError("Sample", what="windows", needs=wanted, found=found)
+        if self.blocks > 1 and self.windows != ("W2a",):
+            wanted = "windows=('W2a',), to which blocks adds the end of W1"
+            found = repr(self.windows)
+            raise KarmafunnelError("Sample", what="blocks", needs=wanted, found=found)
         if not (self.exposed or self.passed or self.random):
             wanted = "negatives: exposed=True, passed or random above 0"
             raise KarmafunnelError("Sample", needs=wanted, found=f"none of them in {self!r}")
@@ -189,11 +199,12 @@ def training_rows(
     """The rows of some windows that a stage learns from.
 
     Requests without a relevant item or without a negative are left out. The rows are computed once
-    for all fits of the stage; a fit without a fold of users takes those of the other folds.
+    for all fits of the stage; a fit without a fold of users takes those of the other folds. Rows of
+    W2a are those of all of the sample's blocks.
 
     Raises:
-        KarmafunnelError: where there are none, and where a vector that the stage or its upstream
-            reads was fitted on a window to learn from.
+        KarmafunnelError: where there are none, where a vector that the stage or its upstream reads
+            was fitted on a window to learn from, and for a block that is too short.
     """
     if upstream is None:
         raise KarmafunnelError(stage.title, needs="a stage before it to learn from", found="none")
@@ -202,13 +213,11 @@ def training_rows(
     key = repr((features, windows, sample, teacher and teacher.teacher, context.label))
     if key not in upstream.tables:
         whole = upstream.without(None)
-        upstream.tables[key] = every_row(features, context, whole, windows, sample, teacher)
+        upstream.tables[key] = every_row(stage, features, context, whole, windows, sample, teacher)
     table: TrainingRows = upstream.tables[key]
     if upstream.left_out is not None:
         table = table[context.fold[table.request] != upstream.left_out]
-    _, group = np.unique(table.request, return_inverse=True)
-    positives, n = np.bincount(group, table.y), np.bincount(group)
-    both = ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
+    both = with_both(table.request, table.y)
     if not both.any():
         less = "" if upstream.left_out is None else " outside one fold of users"
         requests = len(np.unique(table.request))
@@ -223,7 +232,78 @@ def training_rows(
     return table[both]
 
 
+def with_both(request: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which rows are of a request with rows of both labels: bool (n_rows,)."""
+    _, group = np.unique(request, return_inverse=True)
+    positives, n = np.bincount(group, y), np.bincount(group)
+    return ((positives > 0) & (positives < n))[group] if len(group) else np.zeros(0, bool)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is learnt from at one time: W2a (or another window), or a block of W1.
+
+    Attributes:
+        name: of a block, for errors; empty for a window.
+        context: as of the part.
+        upstream: fitted as of the part.
+        requests: row numbers, ascending.
+    """
+
+    name: str
+    context: Context
+    upstream: FittedFunnel
+    requests: np.ndarray
+
+
+def parts_to_learn(
+    stage: Stage,
+    context: Context,
+    upstream: FittedFunnel,
+    windows: Sequence[str],
+    sample: Sample,
+) -> list[Part]:
+    """The blocks of a sample, the earliest first, and the windows themselves, with all requests
+    that have a relevant item.
+
+    Raises:
+        KarmafunnelError: for several blocks with a stage or feature that has one fit only, and for
+            a block without requests to learn from in each fold of users.
+    """
+    with_truth = np.unique(context.truth[REQUEST].to_numpy())
+    requests = context.log.requests_in(*windows)
+    last = Part("", context, upstream, requests[np.isin(requests, with_truth)])
+    if sample.blocks == 1 or "W2a" not in windows:
+        return [last]
+    stages = *upstream.funnel.stages, stage
+    check_across_fits(stages, sample.blocks)
+    parts = []
+    for back in range(sample.blocks - 1, 0, -1):
+        name, funnel = upstream.in_block(back, stage)
+        there = replace(
+            context,
+            log=funnel.context.log,
+            embeddings=funnel.context.embeddings,
+            indexes=funnel.context.indexes,
+        )
+        check_windows(stages, there, windows, "learn from")
+        served = there.log.requests_in(*windows)
+        requests = served[np.isin(served, with_truth)]
+        folds = len(np.unique(context.fold[requests]))
+        if folds < context.folds:
+            found = f"{len(requests):,}, of {folds}, in {len(served):,} requests"
+            raise KarmafunnelError(
+                f"{stage.title}: {name}",
+                needs=f"requests with truth of users of all {context.folds} folds",
+                found=found,
+                hint="use fewer blocks",
+            )
+        parts.append(Part(name, there, funnel, requests))
+    return [*parts, last]
+
+
 def every_row(
+    stage: Stage,
     features: Sequence[Feature],
     context: Context,
     upstream: FittedFunnel,
@@ -232,22 +312,27 @@ def every_row(
     teacher: Teachers | None,
 ) -> TrainingRows:
     """The rows to learn from of all folds, ascending by request."""
-    with_truth = np.unique(context.truth[REQUEST].to_numpy())
-    requests = context.log.requests_in(*windows)
-    requests = spaced(requests[np.isin(requests, with_truth)], sample.requests)
+    parts = parts_to_learn(stage, context, upstream, windows, sample)
+    drawn = spaced(np.concatenate([part.requests for part in parts]), sample.requests)
     width = sum(len(feature.columns) for feature in features)
     # empty arrays first: there may be no chunk
     x, y = [np.empty((0, width), np.float32)], [np.empty(0, bool)]
     request, item = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     taught = [np.empty(0, np.float32)]
     seed = int("W2b" in windows)
-    for rows, chosen in sampled(context, upstream, requests, sample, seed):
-        x.append(compute(features, rows)[chosen])
-        y.append(rows.frame["truth"].to_numpy()[chosen])
-        request.append(rows.request[chosen])
-        item.append(rows.item[chosen])
-        if teacher is not None:
-            taught.append(teacher.score(rows)[chosen])
+    for part in parts:
+        mine, n = drawn[np.isin(drawn, part.requests)], len(y)
+        for rows, chosen in sampled(part.context, part.upstream, mine, sample, seed):
+            x.append(compute(features, rows)[chosen])
+            y.append(rows.frame["truth"].to_numpy()[chosen])
+            request.append(rows.request[chosen])
+            item.append(rows.item[chosen])
+            if teacher is not None:
+                taught.append(teacher.score(rows)[chosen])
+        if part.name and not with_both(np.concatenate(request[n:]), np.concatenate(y[n:])).any():
+            needs = "requests with truth and negatives among what its upstream passes"
+            found = f"none in {len(mine):,} requests with truth, by {sample!r}"
+            raise KarmafunnelError(f"{stage.title}: {part.name}", needs=needs, found=found)
     table = TrainingRows(
         np.concatenate(x),
         np.concatenate(y),
@@ -595,6 +680,20 @@ def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
     return tuple(names)
 
 
+def blocks_of(stage: Boosted | Neural) -> int:
+    """From how many blocks a stage learns, or its teacher, which is fitted with it."""
+    taught = 1 if stage.teacher is None else stage.teacher.stage.blocks
+    return max(stage.sample.blocks, taught)
+
+
+def one_fit_of(stage: Boosted | Neural) -> str:
+    """Why a feature of a stage, or its teacher, makes sense with one fit of its embedder only."""
+    found = [feature.one_fit() for feature in stage.features]
+    if stage.teacher is not None:
+        found.append(stage.teacher.stage.one_fit())
+    return next(filter(None, found), "")
+
+
 # -- stages that learn -----------------------------------------------------------------------------
 
 
@@ -646,6 +745,13 @@ class Boosted(Stage):
 
     def embedders(self) -> tuple[str, ...]:
         return embedders_of(self)
+
+    @property
+    def blocks(self) -> int:
+        return blocks_of(self)
+
+    def one_fit(self) -> str:
+        return one_fit_of(self)
 
     @property
     def feature_names(self) -> list[str]:
@@ -758,6 +864,13 @@ class Neural(Stage):
 
     def embedders(self) -> tuple[str, ...]:
         return embedders_of(self)
+
+    @property
+    def blocks(self) -> int:
+        return blocks_of(self)
+
+    def one_fit(self) -> str:
+        return one_fit_of(self)
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
         """The untrained model."""

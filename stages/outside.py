@@ -36,6 +36,9 @@ class ExternalRank(Stage):
     learns: ClassVar[bool] = False
     doing: ClassVar[str] = "reading"
 
+    def one_fit(self) -> str:
+        return "scores in a file, of a system that may know what came after a block"
+
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedExternalRank:
         rows = read_scores(self, Path(self.path), self.checksum, context.log)
         return FittedExternalRank(self, context, rows)

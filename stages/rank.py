@@ -73,6 +73,11 @@ class DINRank(Neural):
         own = (self.similar,) if self.similar else ()
         return super().embedders() + own
 
+    def one_fit(self) -> str:
+        if self.similar:
+            return f"similar={self.similar!r}: the vectors of one fit inside its network"
+        return super().one_fit()
+
     def vectors(self, context: Context) -> np.ndarray | None:
         return context.items(self.similar, repr(self)) if self.similar else None
 

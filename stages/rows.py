@@ -323,6 +323,12 @@ class Feature(Typed):
         """Names of all embedders whose vectors it reads; they are a part of its key."""
         return ()
 
+    def one_fit(self) -> str:
+        """Why its columns make sense with one fit of its embedder only, as the numbers of a vector
+        do; empty for similarities, ranks and counts, which mean the same with every fit.
+        """
+        return ""
+
     def check(self, context: Context, who: str) -> None:
         """Raise KarmafunnelError where the log lacks what the feature needs."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from ..files import atomic_folder, intact, write_text
 from ..keys import code_of, content_key
 from ..models.embedders import Embedder, Embedding
 from ..typed import Typed
+from .blocks import as_of_block
 from .context import Context
 from .frame import CHANNEL, ITEM, PLACE, RANK, REQUEST, SCORE, check_array, group_rows
 from .kept import Kept, Passes
@@ -55,6 +57,17 @@ class Stage(Typed):
         return ()
 
     @property
+    def blocks(self) -> int:
+        """From how many blocks of time its model learns (`Sample`); 1: from W2a alone."""
+        return 1
+
+    def one_fit(self) -> str:
+        """Why the stage makes sense with one fit of its embedders only; empty where it reads
+        similarities, ranks and counts.
+        """
+        return ""
+
+    @property
     def title(self) -> str:
         """Its name and class, for errors: "rank (DINRank)"."""
         return f"{self.name} ({type(self).__name__})"
@@ -72,6 +85,13 @@ class FittedStage:
 
     def __post_init__(self) -> None:
         """Compute once what every run needs."""
+
+    def seen_in(self, context: Context) -> FittedStage:
+        """What was learnt, to run in another context of the log."""
+        other = copy.copy(self)
+        other.context = context
+        other.__post_init__()
+        return other
 
     def score(self, rows: Rows) -> np.ndarray:
         """Scores of (request, item) rows: float32 (n_rows,), higher is better."""
@@ -330,13 +350,25 @@ class Funnel:
         fits = Fits(self, context, Kept.of(cache))
         start = time.perf_counter()
         fitted = fits.upto(len(self.stages))
-        if fits.out_of_fold:
-            n, seconds = len(fits.out_of_fold), sum(fits.out_of_fold)
-            total = time.perf_counter() - start
-            context.progress(
-                f"out of fold: {n} more fits, {seconds:.1f} s of {total:.1f} s in all, so that"
-                " later stages learn from scores of users whom a model did not see"
-            )
+        total = time.perf_counter() - start
+        for what, seconds, why in (
+            (
+                "blocks",
+                fits.in_blocks,
+                "stages learn from the end of W1 as well, with fits that did not see it",
+            ),
+            (
+                "out of fold",
+                fits.out_of_fold,
+                "later stages learn from scores of users whom a model did not see",
+            ),
+        ):
+            if seconds:
+                context.progress(
+                    f"{what}: {len(seconds)} more fits, {sum(seconds):.1f} s of {total:.1f} s in"
+                    f" all, so that {why}"
+                )
+        fits.blocks.clear()
         return fitted
 
 
@@ -348,14 +380,52 @@ class Fits:
     stage that learnt from them would trust them too much (Wolpert 1992, "Stacked generalization",
     Neural Networks 5). So the training rows of a fold pass through models that were fitted without
     that fold. The folds are the same for all stages, so a stage has folds + 1 fits.
+
+    `block` has the same funnel for a block of W1. There, embedders and channels have fits of their
+    own; a stage that learns is one model for all blocks, that of the `whole`.
     """
 
-    def __init__(self, funnel: Funnel, context: Context, kept: Kept):
+    def __init__(
+        self,
+        funnel: Funnel,
+        context: Context,
+        kept: Kept,
+        whole: Fits | None = None,
+        name: str = "",
+    ):
         self.funnel, self.context, self.kept = funnel, context, kept
-        values = {name: getattr(found, "value", None) for name, found in context.embeddings.items()}
+        self.whole, self.name = whole, name
+        read = (whole.context if whole else context).embeddings
+        values = {name: getattr(found, "value", None) for name, found in read.items()}
         self.keys = prefix_keys(funnel, values, context)
         self.ready: dict[str, FittedStage] = {}
-        self.out_of_fold: list[float] = []  # seconds of the fits without a fold
+        # seconds of the fits without a fold, and of those for blocks before W2a
+        self.out_of_fold: list[float] = []
+        self.in_blocks: list[float] = [] if whole is None else whole.in_blocks
+        self.blocks: dict[int, Fits] = {}
+
+    def block(self, back: int, reads: Sequence[str]) -> Fits:
+        """The funnel for a block of W1.
+
+        Args:
+            back: as for `as_of_block`, which raises for a log that is too short.
+            reads: the embedders that are needed there, which are fitted if they have not been yet.
+        """
+        if back not in self.blocks:
+            most = max(back + 1, *(stage.blocks for stage in self.funnel.stages))
+            kept = self.kept.of_block(self.context.log.checksum, back)
+            log = kept.indexes.get("log") or as_of_block(self.context.log, back)
+            name = f"block {most - back} of {most}"
+            context = self.context.in_block(log, kept.indexes, name)
+            self.blocks[back] = Fits(self.funnel, context, kept, self, name)
+        found = self.blocks[back]
+        missing = {}
+        for name in sorted(set(reads) - set(found.context.embeddings)):
+            missing[name] = self.context.embedding(name, found.name).value
+        found.context.embeddings.update(
+            fit_embedders(missing, found.context, found.kept, self.in_blocks)
+        )
+        return found
 
     def learnt(self, n: int) -> bool:
         """Whether one of the first `n` stages learns from requests that later stages learn from as
@@ -389,6 +459,8 @@ class Fits:
         stage = self.funnel.stages[i]
         fold = fold if self.learns(i) else None
         key = self.key(i, fold)
+        if key not in self.ready and self.whole is not None and self.learns(i):
+            self.ready[key] = self.whole.stage(i, fold).seen_in(self.context)
         if key not in self.ready:
             self.ready[key] = self._kept(stage, key) or self._fit(i, fold, upstream)
             if isinstance(self.ready[key], Retriever) != (i == 0):
@@ -444,8 +516,11 @@ class Fits:
                 fitted.save(temporary)
                 text = f"{Funnel(self.funnel.stages[: i + 1])!r}{less}\n"
                 write_text(temporary / "stage.txt", text)
-        if fold is not None:
-            self.out_of_fold.append(time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        if self.whole is not None:
+            self.in_blocks.append(seconds)
+        elif fold is not None:
+            self.out_of_fold.append(seconds)
         return fitted
 
 
@@ -507,25 +582,37 @@ def embedder_folder(value: Embedder, context: Context) -> str:
 
 
 def fit_embedders(
-    embedders: Mapping[str, Embedder], context: Context, cache: Kept | Path | None = None
+    embedders: Mapping[str, Embedder],
+    context: Context,
+    cache: Kept | Path | None = None,
+    seconds: list[float] | None = None,
 ) -> dict[str, Embedding]:
-    """Fit the embedders on W1; fits are kept by content."""
+    """Fit the embedders on W1; fits are kept by content.
+
+    Args:
+        seconds: receives the seconds of each fit that was not kept.
+    """
     kept, fitted = Kept.of(cache), {}
     for name, value in embedders.items():
         key = embedder_folder(value, context)
         if key not in kept.fitted:
-            kept.fitted[key] = _fit_embedder(name, value, key, context, kept)
+            start = time.perf_counter()
+            kept.fitted[key], was_kept = _fit_embedder(name, value, key, context, kept)
+            if seconds is not None and not was_kept:
+                seconds.append(time.perf_counter() - start)
         fitted[name] = kept.fitted[key]
     return fitted
 
 
-def _fit_embedder(name: str, value: Embedder, key: str, context: Context, kept: Kept) -> Embedding:
-    """Load an embedder from the cache, or fit it and write it there."""
+def _fit_embedder(
+    name: str, value: Embedder, key: str, context: Context, kept: Kept
+) -> tuple[Embedding, bool]:
+    """Load an embedder from the cache, or fit it and write it there; whether it was loaded."""
     folder = kept.folder / key if kept.folder else None
     log = context.log
     if folder and intact(folder):
         context.progress(f"embedder {name}: fitted before, from the cache")
-        return value.load(folder, log)
+        return value.load(folder, log), True
     context.progress(f"embedder {name}: fitting {value!r}")
     size = 12.0 * log.n_items * getattr(value, "dim", 1)
     check_fits(f"embedder {name}", {f"vectors of {log.n_items:,} items": size})
@@ -544,7 +631,7 @@ def _fit_embedder(name: str, value: Embedder, key: str, context: Context, kept: 
     if folder:
         with atomic_folder(folder, sealed=True, first=True) as temporary:
             fitted.write_into(temporary)
-    return fitted
+    return fitted, False
 
 
 @dataclass(frozen=True)
@@ -600,6 +687,20 @@ class FittedFunnel:
                 found.append((funnel, mine))
         return found
 
+    def in_block(self, back: int, stage: Stage) -> tuple[str, FittedFunnel]:
+        """The name of a block of W1 and this funnel as of it, for a stage to learn from; `back` and
+        what is raised as for `Fits.block`.
+        """
+        if self.fits is None:
+            needs, found = (
+                "to be fitted by Funnel.fit to learn from blocks",
+                "one put together by hand",
+            )
+            raise KarmafunnelError("funnel", needs=needs, found=found)
+        reads = [name for each in (*self.funnel.stages, stage) for name in each.embedders()]
+        fits = self.fits.block(back, reads)
+        return fits.name, replace(fits.upto(len(self.stages)), left_out=self.left_out)
+
     def taught_by(self, stage: Stage, fold: int) -> FittedStage:
         """A teacher for a stage that learns behind this funnel, fitted here without a fold of
         users.
@@ -608,6 +709,7 @@ class FittedFunnel:
             return stage.fit(self.context, self.without(fold))
         fits = Fits(self.funnel >> stage, self.context, self.fits.kept)
         fits.ready, fits.out_of_fold = self.fits.ready, self.fits.out_of_fold
+        fits.in_blocks = self.fits.in_blocks
         return fits.stage(len(self.stages), fold, upstream=replace(self, left_out=None))
 
     def run(

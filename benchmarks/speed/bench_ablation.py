@@ -100,7 +100,7 @@ def shared(
                 recipe.row(name), prepare(recipe.row(name), log, RunOptions(cache=kept)), out / name
             )
         )
-    kept.passes.clear()
+    kept.forget()
     fitted_in = time.process_time() - start
     for error in replay_many(variants, log, RunOptions(limit=limit)).values():
         raise error

@@ -123,7 +123,7 @@ def _make(
             ready[cell] = Variant(row, prepare(row, log, options), cell.folder / "run")
         except Exception as error:  # one row must not end the others, whatever went wrong
             left += failed(cell, error, say)
-    kept.passes.clear()
+    kept.forget()
     if fresh := [cell for cell in ready if not cell.replayed]:
         say(f"seed {seed}: replaying {len(fresh)} rows together")
         errors = replay_many([ready[cell] for cell in fresh], log, options)

@@ -47,7 +47,7 @@ def prepare(recipe: Recipe, log: Log, options: RunOptions = DEFAULTS) -> FittedF
         context = replace(context, embeddings=fit_embedders(recipe.used_embedders, context, kept))
         fitted = recipe.funnel.fit(context, kept)
     if kept is not options.cache:
-        kept.passes.clear()
+        kept.forget()
     return replace(fitted, context=replace(context, progress=silent, detail=silent))
 
 

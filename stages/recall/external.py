@@ -37,6 +37,9 @@ class External(Stage):
 
     doing: ClassVar[str] = "reading"
 
+    def one_fit(self) -> str:
+        return "scores in a file, of a system that may know what came after a block"
+
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedExternal:
         rows = read_scores(self, Path(self.path), self.checksum, context.log)
         return FittedExternal(self, context, rows)
