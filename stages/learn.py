@@ -466,11 +466,11 @@ def load_calibration(path: Path) -> Calibration:
     return Isotonic(list(map(float, kept["x"])), list(map(float, kept["y"])))
 
 
-def check_calibrated(stage: Boosted | Neural) -> None:
-    """Raise KarmafunnelError for an unknown calibration."""
-    if stage.calibrated not in ("", *CALIBRATIONS):
-        wanted, found = "'isotonic', 'temperature' or ''", repr(stage.calibrated)
-        raise KarmafunnelError(stage.name, what="calibrated", needs=wanted, found=found)
+def check_calibrated(name: str, calibrated: str) -> None:
+    """Raise KarmafunnelError naming the stage for an unknown calibration."""
+    if calibrated not in ("", *CALIBRATIONS):
+        wanted, found = "'isotonic', 'temperature' or ''", repr(calibrated)
+        raise KarmafunnelError(name, what="calibrated", needs=wanted, found=found)
 
 
 def shown_in_w2b(
@@ -741,7 +741,7 @@ class Boosted(Stage):
             wanted, found = "'lambdarank' or 'binary'", repr(self.objective)
             raise KarmafunnelError(self.name, what="objective", needs=wanted, found=found)
         needs(self, "trees", "leaves", "learning_rate", "min_rows", "l2", "patience")
-        check_calibrated(self)
+        check_calibrated(self.name, self.calibrated)
 
     def embedders(self) -> tuple[str, ...]:
         return embedders_of(self)
@@ -860,7 +860,7 @@ class Neural(Stage):
             wanted = "'bce' or 'listwise'"
             raise KarmafunnelError(self.name, what="loss", needs=wanted, found=repr(self.loss))
         needs(self, "dim", "depth", "epochs", rate=(1e-9, 100.0))
-        check_calibrated(self)
+        check_calibrated(self.name, self.calibrated)
 
     def embedders(self) -> tuple[str, ...]:
         return embedders_of(self)

@@ -14,6 +14,7 @@ import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
+from karmafunnel.stages.blend import Blend
 from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import (
     BM25,
@@ -36,7 +37,7 @@ from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE, descending, ord
 from karmafunnel.stages.learn import Sample, Teacher, sampled
 from karmafunnel.stages.outside import ExternalRank
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
-from karmafunnel.stages.rank import DINRank, ESMMRank
+from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
 from karmafunnel.stages.ranking import rank_rows
 from karmafunnel.stages.recall import (
     HNSW,
@@ -128,6 +129,9 @@ def example(kind: type) -> Stage:
         return kind("tfidf", k=30)
     if kind in (External, ExternalRank):
         return kind(outside_scores(), k=20)
+    if kind is Blend:
+        same = {"features": FEATURES, "sample": Sample(passed=20, requests=60)}
+        return Blend([LightGBMRank(**same), DCNRank(**same, epochs=2)], k=20, weights="fitted")
     if kind is Join:
         return Join([VectorRecall("tfidf", k=30), Popular(k=20), Repeat(k=10)], k=45)
     fields = kind.__dataclass_fields__

@@ -26,6 +26,7 @@ GROUPS = {
     "karmafunnel.stages.recall": "Recall",
     "karmafunnel.stages.prerank": "Pre-ranking",
     "karmafunnel.stages.rank": "Ranking",
+    "karmafunnel.stages.blend": "Ranking",
     "karmafunnel.stages.rerank": "Re-ranking",
 }
 COMMANDS = """\
@@ -145,7 +146,7 @@ def part_page() -> str:
     lines += ["", "## Stages"]
     stages = listed("stages")
     of_a_group = [entry for entry in stages if group(entry)]
-    for title in GROUPS.values():
+    for title in dict.fromkeys(GROUPS.values()):
         lines += ["", f"### {title}"]
         for entry in of_a_group:
             if group(entry) == title:

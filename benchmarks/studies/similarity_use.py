@@ -30,7 +30,7 @@ USES: dict[str, Use] = {
 
 
 def with_din(log: Log, use: Use | None = None) -> Funnel:
-    return with_models(log, last=(DINRank, {"similar": "interest", "use": use} if use else {}))
+    return with_models(log, last=[(DINRank, {"similar": "interest", "use": use} if use else {})])
 
 
 def rows(log: Log) -> dict[str, Row]:

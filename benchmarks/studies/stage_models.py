@@ -7,11 +7,13 @@ learns from stay the same. Rows of a ranker that needs shown lists with clicks a
 are there where the log has them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.replay.recipe import Row
+from karmafunnel.stages.blend import Blend
 from karmafunnel.stages.features import (
     BM25,
     Feature,
@@ -58,13 +60,17 @@ def parts(log: Log) -> tuple[Stage, list[Feature]]:
 
 
 def with_models(
-    log: Log, first: Model = (LightGBMPreRank, {}), last: Model = (LightGBMRank, {})
+    log: Log, first: Model = (LightGBMPreRank, {}), last: Sequence[Model] = ((LightGBMRank, {}),)
 ) -> Funnel:
-    """The funnel around a pre-ranker and a ranker, each a class and its changed fields."""
+    """The funnel around a pre-ranker and a ranker, each a class and its changed fields; several
+    rankers are a blend.
+    """
     recall, features = parts(log)
     cheap = {"k": 150, "features": features, "sample": Sample(passed=100)}
     full = {"k": 50, "features": [*features, RequestContext()], "sample": Sample(passed=100)}
-    return recall >> first[0](**cheap, **first[1]) >> last[0](**full, **last[1])
+    rankers: list[Any] = [kind(**full, **changed) for kind, changed in last]
+    rank = rankers[0] if len(rankers) == 1 else Blend(rankers, k=50)
+    return recall >> first[0](**cheap, **first[1]) >> rank
 
 
 def rows(log: Log) -> dict[str, Row]:
@@ -81,16 +87,23 @@ def rows(log: Log) -> dict[str, Row]:
         "COLD": (COLDPreRank, {}),
         "COLD, taught by the ranker": (COLDPreRank, {"teacher": teacher}),
     }
-    last: dict[str, Model] = {
-        "LightGBM (binary)": (LightGBMRank, {"objective": "binary"}),
-        "DIN": (DINRank, {}),
-        "DCN-V2": (DCNRank, {}),
+    trees: Model = (LightGBMRank, {})
+    listwise = {"loss": "listwise"}
+    last: dict[str, list[Model]] = {
+        "LightGBM (binary)": [(LightGBMRank, {"objective": "binary"})],
+        "DIN": [(DINRank, {})],
+        "DCN-V2": [(DCNRank, {})],
+        "DIN, listwise": [(DINRank, listwise)],
+        "DCN-V2, listwise": [(DCNRank, listwise)],
+        "LightGBM + DIN, listwise": [trees, (DINRank, listwise)],
+        "LightGBM + DCN-V2, listwise": [trees, (DCNRank, listwise)],
     }
     if all(log.has(what) for what in ("exposures", "clicks", "purchases")):
-        last["ESMM over DIN"] = (ESMMRank, {})
+        last["ESMM over DIN"] = [(ESMMRank, {})]
     found = {
         f"{name} >> {lambdamart}": Row(with_models(log, model)) for name, model in first.items()
     }
     return found | {
-        f"{lambdamart} >> {name}": Row(with_models(log, last=model)) for name, model in last.items()
+        f"{lambdamart} >> {name}": Row(with_models(log, last=models))
+        for name, models in last.items()
     }
