@@ -88,6 +88,9 @@ class Blend(Stage):
                 told.append(f"{f.name}={value!r}")
         return f"Blend({', '.join(told)})"
 
+    def inside(self) -> tuple[Stage, ...]:
+        return tuple(self.parts)
+
     def embedders(self) -> tuple[str, ...]:
         return tuple(name for part in self.parts for name in part.embedders())
 

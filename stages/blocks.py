@@ -79,7 +79,7 @@ def check_across_fits(stages: Sequence[Stage], blocks: int) -> None:
     fit of an embedder only.
     """
     for stage in stages:
-        for part in (stage, *getattr(stage, "channels", ())):
+        for part in stage.every_part():
             if why := part.one_fit():
                 raise KarmafunnelError(
                     stage.title,

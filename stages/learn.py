@@ -333,14 +333,29 @@ def every_row(
             needs = "requests with truth and negatives among what its upstream passes"
             found = f"none in {len(mine):,} requests with truth, by {sample!r}"
             raise KarmafunnelError(f"{stage.title}: {part.name}", needs=needs, found=found)
-    table = TrainingRows(
-        np.concatenate(x),
-        np.concatenate(y),
-        np.concatenate(request),
-        np.concatenate(item),
-        None if teacher is None else np.concatenate(taught),
+    order = np.argsort(np.concatenate(request), kind="stable")
+    return TrainingRows(
+        in_order(x, order),
+        in_order(y, order),
+        in_order(request, order),
+        in_order(item, order),
+        None if teacher is None else in_order(taught, order),
     )
-    return table[np.argsort(table.request, kind="stable")]
+
+
+def in_order(parts: list[np.ndarray], order: np.ndarray) -> np.ndarray:
+    """All parts as one array in an order: (n_rows, ...).
+
+    The list is emptied meanwhile, so that large parts are not held twice.
+    """
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    out, start = np.empty((len(order), *parts[0].shape[1:]), parts[0].dtype), 0
+    while parts:
+        part = parts.pop(0)
+        out[place[start : start + len(part)]] = part
+        start += len(part)
+    return out
 
 
 # -- calibration -----------------------------------------------------------------------------------
@@ -680,18 +695,9 @@ def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
     return tuple(names)
 
 
-def blocks_of(stage: Boosted | Neural) -> int:
-    """From how many blocks a stage learns, or its teacher, which is fitted with it."""
-    taught = 1 if stage.teacher is None else stage.teacher.stage.blocks
-    return max(stage.sample.blocks, taught)
-
-
-def one_fit_of(stage: Boosted | Neural) -> str:
-    """Why a feature of a stage, or its teacher, makes sense with one fit of its embedder only."""
-    found = [feature.one_fit() for feature in stage.features]
-    if stage.teacher is not None:
-        found.append(stage.teacher.stage.one_fit())
-    return next(filter(None, found), "")
+def one_fit_of(features: Sequence[Feature]) -> str:
+    """Why one of the features makes sense with one fit of its embedder only; empty if none does."""
+    return next(filter(None, (feature.one_fit() for feature in features)), "")
 
 
 # -- stages that learn -----------------------------------------------------------------------------
@@ -746,12 +752,15 @@ class Boosted(Stage):
     def embedders(self) -> tuple[str, ...]:
         return embedders_of(self)
 
+    def inside(self) -> tuple[Stage, ...]:
+        return () if self.teacher is None else (self.teacher.stage,)
+
     @property
     def blocks(self) -> int:
-        return blocks_of(self)
+        return max(self.sample.blocks, super().blocks)
 
     def one_fit(self) -> str:
-        return one_fit_of(self)
+        return one_fit_of(self.features)
 
     @property
     def feature_names(self) -> list[str]:
@@ -865,12 +874,15 @@ class Neural(Stage):
     def embedders(self) -> tuple[str, ...]:
         return embedders_of(self)
 
+    def inside(self) -> tuple[Stage, ...]:
+        return () if self.teacher is None else (self.teacher.stage,)
+
     @property
     def blocks(self) -> int:
-        return blocks_of(self)
+        return max(self.sample.blocks, super().blocks)
 
     def one_fit(self) -> str:
-        return one_fit_of(self)
+        return one_fit_of(self.features)
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
         """The untrained model."""

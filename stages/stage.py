@@ -56,14 +56,24 @@ class Stage(Typed):
         """Names of the embedders that the stage reads."""
         return ()
 
+    def inside(self) -> tuple[Stage, ...]:
+        """The stages that it is made of: channels, parts, a teacher."""
+        return ()
+
+    def every_part(self) -> Iterator[Stage]:
+        """The stage itself, and what is inside it at any depth."""
+        yield self
+        for stage in self.inside():
+            yield from stage.every_part()
+
     @property
     def blocks(self) -> int:
-        """From how many blocks of time its model learns (`Sample`); 1: from W2a alone."""
-        return 1
+        """From how many blocks of time its models learn (`Sample`); 1: from W2a alone."""
+        return max((stage.blocks for stage in self.inside()), default=1)
 
     def one_fit(self) -> str:
         """Why the stage makes sense with one fit of its embedders only; empty where it reads
-        similarities, ranks and counts.
+        similarities, ranks and counts. What is `inside` speaks for itself.
         """
         return ""
 
@@ -542,7 +552,7 @@ def check_windows(
         for name in stage.embedders():
             embedding = context.embeddings.get(name)
             fitted_on[f"embedder {name!r}"] = getattr(embedding, "fitted_on", ())
-        for part in (stage, *getattr(stage, "channels", ())):
+        for part in stage.every_part():
             fitted_on[type(part).__name__] = part.counts_in
         for what, known in fitted_on.items():
             if seen := sorted(wanted & set(known)):

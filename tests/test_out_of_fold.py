@@ -2,7 +2,7 @@
 fitted on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -37,12 +37,17 @@ class Remember(Stage):
     """
 
     k: int = 60
+    sample: Sample = EVERY
     name: str = "first"
+
+    @property
+    def blocks(self):
+        return self.sample.blocks
 
     def fit(self, context, upstream):
         seen, saw = [], []
         for windows in (["W2a"], ["W2b"]):
-            table = training_rows(self, [Upstream()], context, upstream, windows, EVERY)
+            table = training_rows(self, [Upstream()], context, upstream, windows, self.sample)
             seen.append(np.unique(table.request))
             saw.append(table.x[:, 0])  # what the stage before says of the rows to learn from
         return Remembers(self, context, np.concatenate(seen), np.concatenate(saw))
@@ -64,13 +69,15 @@ def shop() -> Log:
 
 @pytest.mark.parametrize("folds", [2, 3])
 @pytest.mark.parametrize("between", [(), (Rules(k=60, min_price=0.0, name="rules"),)])
-def test_what_a_stage_learns_from_was_not_seen_by_any_stage_before(folds, between):
-    funnel = Funnel(
-        (Popular(k=60), Remember(), *between, Remember(name="second"), Remember(name="third"))
-    )
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_what_a_stage_learns_from_was_not_seen_by_any_stage_before(folds, between, blocks):
+    sample = replace(EVERY, blocks=blocks)
+    first, second, third = (Remember(sample=sample, name=name) for name in ("a", "b", "c"))
+    funnel = Funnel((Popular(k=60), first, *between, second, third))
     fitted = funnel.fit(Context(shop(), folds=folds))
     learnt = [ready for ready in fitted.stages if isinstance(ready, Remembers)]
-    # the kept models are fitted on everybody
+    # the kept models are fitted on everybody, in every block
+    assert (np.intersect1d(learnt[0].seen, shop().requests_in("W1")).size > 0) == (blocks > 1)
     assert [len(ready.seen) for ready in learnt] == [len(learnt[0].seen)] * 3
     assert not learnt[1].saw.any() and not learnt[2].saw.any()
     requests = shop().requests_in("W3")

@@ -53,6 +53,9 @@ class Join(Stage):
                 parts.append(f"{f.name}={value!r}")
         return f"Join({', '.join(parts)})"
 
+    def inside(self) -> tuple[Stage, ...]:
+        return tuple(self.channels)
+
     def embedders(self) -> tuple[str, ...]:
         return tuple(name for channel in self.channels for name in channel.embedders())
 
