@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import KarmafunnelError
 from ..files import edited, marked, read_text, write_text
+from .forest import Forest
 
 MOST_ROWS = 10_000  # LightGBM's limit of rows a group in lambdarank
 # what is watched on the validation rows
@@ -185,9 +186,17 @@ def reporter(
     return report
 
 
-def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> np.ndarray:
+def predict_gbdt(
+    booster: lgb.Booster, x: np.ndarray, num_threads: int = 1, forest: Forest | None = None
+) -> np.ndarray:
     """Score of every row, float32 (n,): a probability for `binary` and `cross_entropy`, an
     unbounded score for `lambdarank`.
+
+    Args:
+        x: features, (n, n_features).
+        num_threads: of LightGBM; 0: all.
+        forest: `Forest.of` the booster, which gives the same scores ten times as fast on one
+            thread; None: LightGBM's own prediction.
     """
     if np.shape(x)[1] != booster.num_feature():
         raise KarmafunnelError(
@@ -197,6 +206,8 @@ def predict_gbdt(booster: lgb.Booster, x: np.ndarray, num_threads: int = 1) -> n
         )
     if len(x) == 0:
         return np.zeros(0, dtype=np.float32)
+    if forest is not None:
+        return forest.scores(x).astype(np.float32)
     return np.asarray(booster.predict(x, num_threads=num_threads), dtype=np.float32)
 
 

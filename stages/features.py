@@ -517,9 +517,15 @@ def check(features: Sequence[Feature], context: Context, who: str) -> None:
         raise KarmafunnelError(who, needs="features of different columns", found=found)
 
 
-def compute(features: Sequence[Feature], rows: Rows) -> np.ndarray:
-    """All features side by side: float32 (n_rows, n_columns)."""
+def compute(features: Sequence[Feature], rows: Rows, by_column: bool = False) -> np.ndarray:
+    """All features side by side: float32 (n_rows, n_columns).
+
+    Args:
+        by_column: whether the columns, not the rows, are contiguous in memory.
+    """
     parts = [rows.columns(f) for f in features]
+    if by_column and parts:
+        return np.concatenate([part.T for part in parts], dtype=np.float32).T
     ends = np.cumsum([0, *(p.shape[1] for p in parts)])
     out = np.empty((len(rows.item), ends[-1]), dtype=np.float32)
     # parts lie column by column: copy a block at a time, which the processor's cache holds

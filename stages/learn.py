@@ -815,6 +815,9 @@ class FittedBoosted(Learned):
     booster: Any
     EXPLAINED: ClassVar[int] = 4
 
+    def __post_init__(self) -> None:
+        self.forest = gbdt.Forest.of(self.booster)
+
     def log_odds(self, score: np.ndarray) -> np.ndarray:
         if self.stage.objective != "binary":
             return score
@@ -822,7 +825,8 @@ class FittedBoosted(Learned):
         return logit(np.clip(p, 1e-7, 1 - 1e-7))
 
     def score(self, rows: Rows) -> np.ndarray:
-        return gbdt.predict_gbdt(self.booster, compute(self.stage.features, rows), num_threads=0)
+        x = compute(self.stage.features, rows, by_column=True)
+        return gbdt.predict_gbdt(self.booster, x, num_threads=0, forest=self.forest)
 
     def why(self, rows: Rows) -> list[str]:
         """The features with the largest SHAP contributions (Lundberg & Lee 2017), with their values
