@@ -73,6 +73,7 @@ class Context:
             fitted without its users.
         reader: who reads, and the embedders that it declares; None: anybody, all embedders.
         indexes: values that were computed from the log, by key.
+        whole: of a block, the context of its log.
     """
 
     log: Log
@@ -86,6 +87,7 @@ class Context:
     folds: int = FOLDS
     reader: tuple[str, tuple[str, ...]] | None = None
     indexes: dict[Any, Any] = field(default_factory=dict, repr=False)
+    whole: Context | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_seed(f"log {self.log.name}", self.seed)
@@ -109,7 +111,7 @@ class Context:
     def in_block(self, log: Log, indexes: dict[Any, Any], name: str) -> Context:
         """A context of a view of the log for a block (`blocks.as_of_block`), without embeddings.
 
-        Folds, relevant items and the hashes that order equal scores are those of the log.
+        Folds, relevant items and what else hangs on no window are those of the log.
 
         Args:
             indexes: values that were computed from the view.
@@ -119,14 +121,14 @@ class Context:
         def progress(text: str) -> None:
             self.progress(f"{name}: {text}")
 
-        found = replace(self, log=log, embeddings={}, indexes=indexes, progress=progress)
-        for key, value in (
-            (("fold", self.folds, self.seed), lambda: self.fold),
-            (("truth", self.label), lambda: self.truth),
-            (("hashes", self.seed), lambda: self.once(("hashes", self.seed), self._hashes)),
-        ):
-            found.once(key, value)
-        return found
+        return replace(
+            self, log=log, embeddings={}, indexes=indexes, progress=progress, whole=self.of_log
+        )
+
+    @property
+    def of_log(self) -> Context:
+        """The context of the whole log, for values that hang on no window."""
+        return self.whole or self
 
     @property
     def circumstances(self) -> tuple[Any, ...]:
@@ -196,7 +198,7 @@ class Context:
 
     def tie(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
         """The seeded hash that orders equal scores: uint64 (n_rows,)."""
-        of_request, of_item = self.once(("hashes", self.seed), self._hashes)
+        of_request, of_item = self.of_log.once(("hashes", self.seed), self._hashes)
         return mix(of_request[requests] + of_item[items])
 
     def _hashes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +211,8 @@ class Context:
         A user's requests are in one fold; a session's, where the log has fewer users than folds.
         Users are dealt in a seeded order, each to the fold with the fewest requests of W2.
         """
-        found: np.ndarray = self.once(("fold", self.folds, self.seed), self._fold)
+        of_log = self.of_log
+        found: np.ndarray = of_log.once(("fold", self.folds, self.seed), of_log._fold)
         return found
 
     def _fold(self) -> np.ndarray:
@@ -225,7 +228,8 @@ class Context:
     @property
     def truth(self) -> pl.DataFrame:
         """Relevant items of every request under the label: request, item, quantity, money."""
-        found: pl.DataFrame = self.once(("truth", self.label), lambda: self.log.truth(self.label))
+        key, of_log = ("truth", self.label), self.of_log
+        found: pl.DataFrame = of_log.once(key, lambda: self.log.truth(self.label))
         return found
 
     def logged(self, requests: np.ndarray, exposed: bool = True) -> pl.DataFrame:

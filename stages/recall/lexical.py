@@ -70,7 +70,8 @@ class Titles:
     @classmethod
     def of(cls, context: Context, who: str, k1: float = 1.2, b: float = 0.75) -> Titles:
         """The index of the context's log; raises KarmafunnelError without texts or queries."""
-        found: Titles = context.once(("titles", k1, b), lambda: cls(context, who, k1, b))
+        key = "titles", k1, b
+        found: Titles = context.of_log.once(key, lambda: cls(context, who, k1, b))
         return found
 
     def scores(self, request: int) -> np.ndarray:
