@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from .bounds import Bound, check_bound
+from .mapped import LONG, pieces
 
 CLICK, PURCHASE = 1, 2
 NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below every timestamp
@@ -73,20 +74,29 @@ class Timeline:
         self.keys = None if n_keys is not None else np.unique(of)
         if self.keys is not None:
             of = np.searchsorted(self.keys, of)
-        by_time = np.argsort(rank, kind="stable")
-        self.of, self.rank = of[by_time].astype(np.int64), rank[by_time]
+        if (rank[1:] < rank[:-1]).any():
+            by_time = np.argsort(rank, kind="stable")
+            of, rank = of[by_time], rank[by_time]
+            values = None if values is None else values[by_time]
+        # a long log has many rows and few keys and times
+        self.of, self.rank = of.astype(small(of)), rank.astype(small(rank))
         self.n_keys = len(self.keys) if self.keys is not None else int(n_keys or 0)
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.of, minlength=self.n_keys))])
         if values is not None:
             # of a key together, in order of time
-            self.values = values[by_time][np.argsort(self.of, kind="stable")]
-            self.totals = np.concatenate([[0.0], np.cumsum(self.values)])
+            self.values = values[np.argsort(self.of, kind="stable")]
         self._reached, self._counts = 0, np.zeros(self.n_keys, dtype=np.int64)
         # a sieve: most keys that are asked for are none, and need no search
         if self.keys is not None:
-            self._shift = np.uint64(64 - max(16 * self.n_keys, 2).bit_length())
+            wide = 16 if self.n_keys < LONG else 4
+            self._shift = np.uint64(64 - max(wide * self.n_keys, 2).bit_length())
             self._sieve = np.zeros(1 << int(64 - self._shift), dtype=bool)
             self._sieve[self._slot(self.keys)] = True
+
+    @cached_property
+    def totals(self) -> np.ndarray:
+        """Running sum of the values, from 0: float64 (n + 1,)."""
+        return np.concatenate([[0.0], np.cumsum(self.values)])
 
     def _slot(self, key: np.ndarray) -> np.ndarray:
         """Where the sieve keeps a key (Fibonacci hashing)."""
@@ -124,7 +134,7 @@ class Timeline:
             self._reached = int(first)
         counts = self._counts[of]
         if last > first:
-            inside = self.of[first:last]
+            inside, when = (x[first:last].astype(np.int64) for x in (self.of, self.rank))
             happened = np.bincount(inside, minlength=self.n_keys)
             starts = np.cumsum(happened) - happened
             rows = np.flatnonzero((happened > 0)[of])
@@ -134,14 +144,14 @@ class Timeline:
             if times * len(touched) <= 16 * len(rows):
                 column = np.zeros(self.n_keys, dtype=np.int64)
                 column[touched] = np.arange(len(touched))
-                cell = (self.rank[first:last] - low + 1) * len(touched) + column[inside]
+                cell = (when - low + 1) * len(touched) + column[inside]
                 table = np.bincount(cell, minlength=times * len(touched))
                 table = table.reshape(times, len(touched))
                 np.cumsum(table, axis=0, out=table)
                 counts[rows] += table[rank[rows] - low, column[of[rows]]]
                 return counts
             span = int(self.rank[last - 1]) + 2
-            keys = np.sort(inside * span + self.rank[first:last])
+            keys = np.sort(inside * span + when)
             of, rank = of[rows], np.minimum(rank[rows], span - 1)
             counts[rows] += np.searchsorted(keys, of * span + rank) - starts[of]
         return counts
@@ -173,6 +183,11 @@ class Timeline:
         start = self.starts[dense[some]]
         out[some] = value(start, start + counts[some])
         return out
+
+
+def small(whole: np.ndarray) -> type[np.signedinteger[Any]]:
+    """The type of the fewest bytes, at least four, that holds whole numbers from 0."""
+    return np.int32 if int(whole.max(initial=0)) < 2**31 - 1 else np.int64
 
 
 class Past:
@@ -224,12 +239,14 @@ class Past:
                 "price": (price.is_not_null(), price),
             }
             condition, value = kinds[what.removeprefix("own ")]
-            rows = self.log.rows.filter(condition)
-            values = None
+            own, n = what.startswith("own "), self.log.n_items
+            columns = [pl.col("request"), pl.col("item")] + [pl.col("user")] * own
             if value is not None:
-                values = rows.select(value.cast(pl.Float64)).to_series().to_numpy()
-            of, n = rows["item"].to_numpy().astype(np.int64), self.log.n_items
-            own = what.startswith("own ")
+                columns.append(value.cast(pl.Float64).alias("value"))
+            parts = (piece.lazy().filter(condition) for piece in pieces(self.log.rows))
+            rows = pl.concat([part.select(columns).collect() for part in parts])
+            values = rows["value"].to_numpy() if value is not None else None
+            of = rows["item"].to_numpy()
             if own:
                 of = rows["user"].to_numpy() * np.int64(n) + of
             rank = self._rank[rows["request"].to_numpy()]

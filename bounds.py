@@ -271,10 +271,10 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_fits(who: str, parts: Mapping[str, float]) -> None:
+def check_fits(who: str, parts: Mapping[str, float], hint: str = "") -> None:
     """Raises KarmafunnelError if a task needs more memory than this machine has.
 
-    `parts`: bytes needed, by what they are for.
+    `parts`: bytes needed, by what they are for. `hint`: what else can be done.
     """
     size, there = sum(parts.values()), memory()
     if size > there:
@@ -283,4 +283,5 @@ def check_fits(who: str, parts: Mapping[str, float]) -> None:
             who,
             needs=f"about {size / 1e9:,.1f} GB of memory ({each})",
             found=f"{there / 1e9:,.1f} GB on this machine",
+            hint=hint,
         )

@@ -9,7 +9,7 @@ Layout and capabilities: `docs/reference/log.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from .layout import (
     same_type,
 )
 from .log import LABELS, Catalogue, Log, checksum_of, sha256
+from .mapped import LONG
 
 PASS, FAIL, NA = "PASS", "FAIL", "N/A"
 EXAMPLES = 5  # how many rows at fault a check names
@@ -490,21 +491,44 @@ def check_ids(log: Folder) -> Found:
     return counted((count, examples), "rows without an id")
 
 
+def parts(log: Folder, key: str, *tables: str) -> Iterator[pl.Expr]:
+    """Conditions that cut tables into parts that fit into memory: rows with equal keys are in one
+    part. A table that is not long is one part.
+    """
+    rows = max(log.frames[table].select(pl.len()).collect().item() for table in tables)
+    many = -(-rows // LONG) or 1
+    for part in range(many):
+        yield pl.lit(True) if many == 1 else pl.col(key).hash() % many == part
+
+
+def together(found: Iterable[tuple[int, list[Example]]]) -> tuple[int, list[Example]]:
+    """The rows found in several parts of a table: their number, and the first of them."""
+    count, examples = 0, list[Example]()
+    for more, first in found:
+        count += more
+        examples += first
+    return count, sorted(examples, key=lambda example: example["row"])[:EXAMPLES]
+
+
 def duplicates(log: Folder, table: str, *keys: str) -> Found:
     """Keys that several rows share; each is reported once, at its last row. Hashes are counted
     first, because they need less memory.
     """
     present = [pl.col(key).is_not_null() for key in keys]
     rows = log.table(table, *keys).filter(pl.all_horizontal(present))
-    rows = rows.with_columns(pl.struct(keys).hash().alias("hash"))
-    suspect = rows.group_by("hash").agg(pl.len().alias("n")).filter(pl.col("n") > 1).select("hash")
-    groups = (
-        rows.join(suspect, on="hash", how="semi")
-        .group_by(keys)
-        .agg(pl.len().alias("times"), pl.col(ROW).max())
-    )
-    repeated = groups.filter(pl.col("times") > 1)
-    return counted(log.examples(table, repeated), f"keys ({', '.join(keys)}) more than once")
+
+    def repeated(part: pl.Expr) -> pl.LazyFrame:
+        mine = rows.filter(part).with_columns(pl.struct(keys).hash().alias("hash"))
+        suspect = mine.group_by("hash").agg(pl.len().alias("n")).filter(pl.col("n") > 1)
+        groups = (
+            mine.join(suspect.select("hash"), on="hash", how="semi")
+            .group_by(keys)
+            .agg(pl.len().alias("times"), pl.col(ROW).max())
+        )
+        return groups.filter(pl.col("times") > 1)
+
+    found = together(log.examples(table, repeated(part)) for part in parts(log, keys[0], table))
+    return counted(found, f"keys ({', '.join(keys)}) more than once")
 
 
 def check_duplicate_items(log: Folder) -> Found:
@@ -521,11 +545,15 @@ def check_duplicate_pairs(log: Folder) -> Found:
 
 def unknown(log: Folder, table: str, key: str) -> Found:
     """Rows of exposures whose id the other table lacks."""
-    known = log.table(table, key).select(key).unique()
+    known = log.table(table, key).select(key)
     rows = log.table("exposures", "request_id", "item_id").filter(pl.col(key).is_not_null())
-    lost = rows.join(known, on=key, how="anti")
+
+    def lost(part: pl.Expr) -> pl.LazyFrame:
+        return rows.filter(part).join(known.filter(part).unique(), on=key, how="anti")
+
+    asked = parts(log, key, "exposures")
     words = f"rows of exposures name a {key} that {table}.parquet lacks"
-    return counted(log.examples("exposures", lost), words)
+    return counted(together(log.examples("exposures", lost(part)) for part in asked), words)
 
 
 def check_unknown_items(log: Folder) -> Found:
@@ -544,31 +572,42 @@ def check_positions(log: Folder) -> Found:
     if not log.said("has").get("exposures", False) and rows.head(1).collect().is_empty():
         log.claims("exposures")
     position = pl.col("position")
-    lists = rows.group_by("request_id").agg(
-        pl.col(ROW).min(),
-        pl.len().alias("rows"),
-        position.min().alias("first"),
-        position.max().alias("last"),
-        position.n_unique().alias("different"),
-    )
     n = pl.col("rows")
     whole = (pl.col("first") == 1) & (pl.col("last") == n) & (pl.col("different") == n)
-    found = log.examples("exposures", lists.filter(~whole))
+
+    def broken(part: pl.Expr) -> pl.LazyFrame:
+        lists = (
+            rows.filter(part)
+            .group_by("request_id")
+            .agg(
+                pl.col(ROW).min(),
+                pl.len().alias("rows"),
+                position.min().alias("first"),
+                position.max().alias("last"),
+                position.n_unique().alias("different"),
+            )
+        )
+        return lists.filter(~whole)
+
+    asked = parts(log, "request_id", "exposures")
+    found = together(log.examples("exposures", broken(part)) for part in asked)
     return counted(found, "lists whose positions are not 1 to n")
 
 
 def check_unlisted(log: Folder) -> Found:
     rows = log.table("exposures", "request_id", "item_id", "position", "clicked", "purchased")
-    listed = rows.filter(pl.col("position").is_not_null()).select("request_id").unique()
+    listed = rows.filter(pl.col("position").is_not_null()).select("request_id")
     if listed.head(1).collect().is_empty():
         raise NotApplicableError("no request has a list shown")
     acted = pl.col("clicked").fill_null(False) | pl.col("purchased").fill_null(False)
-    loose = (
-        rows.filter(pl.col("position").is_null() & acted)
-        .join(listed, on="request_id", how="semi")
-        .drop("position")
-    )
-    found = log.examples("exposures", loose)
+    unlisted = rows.filter(pl.col("position").is_null() & acted).drop("position")
+
+    def loose(part: pl.Expr) -> pl.LazyFrame:
+        mine = listed.filter(part).unique()
+        return unlisted.filter(part).join(mine, on="request_id", how="semi")
+
+    asked = parts(log, "request_id", "exposures")
+    found = together(log.examples("exposures", loose(part)) for part in asked)
     return counted(found, "clicked or purchased items that their request's list lacks")
 
 

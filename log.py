@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import polars as pl
 
 from .asof import NEVER, AsOf
-from .bounds import check_bound, check_seed
+from .bounds import check_bound, check_fits, check_seed
 from .errors import KarmafunnelError
 from .files import (
     LOG,
@@ -45,6 +46,7 @@ from .layout import (
     held,
     same_type,
 )
+from .mapped import LONG, mapped
 
 # labels of relevant items, and the capability that a log needs for each
 LABELS = {"click": "clicks", "purchase": "purchases"}
@@ -421,8 +423,13 @@ class Log:
                 found=f"{share:g} of the {users.len()} of {self.name}",
             )
         requests = self.requests.filter(pl.col("user_id").is_in(drawn.implode()))
-        exposures = self.exposures.join(
-            requests.select("request_id"), on="request_id", how="semi", maintain_order="left"
+        mine = requests.lazy().select("request_id")
+        if self.path is not None:
+            self._checksum("exposures")
+        exposures = (
+            self.lazy["exposures"]
+            .join(mine, on="request_id", how="semi", maintain_order="left")
+            .collect(engine="streaming")
         )
         without = self.requests["user_id"].null_count()
         aside = self.meta["set_aside"] | ({"requests without a user": without} if without else {})
@@ -482,6 +489,9 @@ class Log:
     def _collect(self, name: str) -> pl.DataFrame:
         if self.path is not None:
             self._checksum(name)
+            path = self.path / f"{name}.parquet"
+            hint = f"a share of the users may fit: karmafunnel sample {self.path} SMALLER"
+            check_fits(f"log {self.name}", {f"the table {name}": held_bytes(path)}, hint)
         try:
             return self.lazy[name].collect()
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -603,16 +613,45 @@ class Log:
         position, clicked, purchased, prices, quantity; `stage` where log.json tells the stages.
         """
         self._check_rows()
-        items = self.items.select("item_id").with_row_index("item")
-        requests = self.requests.select("request_id").with_row_index("request")
-        requests = requests.with_columns(pl.Series("user", self.user), pl.Series("t", self.t))
         columns = ["position", "clicked", "purchased", "price_shown", "price_paid", "quantity"]
         columns += ["stage"] if self.meta.get("stages") else []
-        frame = (
-            self.exposures.select("request_id", "item_id", *columns)
-            .join(requests, on="request_id", how="left", maintain_order="left")
-            .join(items, on="item_id", how="left", maintain_order="left")
-        )
+        keys = ["request_id", "item_id"]
+        if self.path is None or self._n_exposures <= LONG:
+            frame = self._numbered(self.exposures.select(*keys, *columns))
+            return frame.sort("t", "request", maintain_order=True)
+        return self._mapped_rows(self.lazy["exposures"].select(*keys, *columns))
+
+    @cached_property
+    def _n_exposures(self) -> int:
+        return int(self.lazy["exposures"].select(pl.len()).collect().item())
+
+    def _mapped_rows(self, exposures: pl.LazyFrame) -> pl.DataFrame:
+        """`rows` of a log on disk, some exposures at a time, in a file mapped into memory."""
+        self._checksum("exposures")
+        starts = range(0, self._n_exposures, LONG)
+        frame = mapped(self._numbered(exposures.slice(n, LONG).collect()) for n in starts)
+        request = frame["request"].to_numpy()
+        rising, sizes, last = True, np.zeros(len(self.t), dtype=np.int64), 0
+        for n in starts:
+            part = request[n : n + LONG]
+            rising = rising and int(part[0]) >= last and bool((part[1:] >= part[:-1]).all())
+            sizes += np.bincount(part, minlength=len(sizes))
+            last = int(part[-1])
+        if rising:
+            return frame
+        # exposures of neighbouring requests, about as many at a time
+        ends = np.cumsum(sizes)
+        cuts = [0, *np.unique(np.searchsorted(ends, starts[1:]) + 1).tolist(), len(sizes)]
+        parts = (pl.col("request").is_between(a, b - 1) for a, b in pairwise(cuts))
+        in_order = ("t", "request")
+        return mapped(frame.filter(p).sort(in_order, maintain_order=True) for p in parts)
+
+    def _numbered(self, exposures: pl.DataFrame) -> pl.DataFrame:
+        """Exposures with ids as row numbers; raises KarmafunnelError for an unknown id."""
+        columns = exposures.columns[2:]
+        frame = exposures.join(
+            self._request_numbers, on="request_id", how="left", maintain_order="left"
+        ).join(self._item_numbers, on="item_id", how="left", maintain_order="left")
         for key in ("request", "item"):
             if bad := frame[key].null_count():
                 example = frame.filter(pl.col(key).is_null())[f"{key}_id"][0]
@@ -623,8 +662,16 @@ class Log:
                     found=f"{bad} rows with an unknown one, such as {example!r}",
                 )
         request, item = pl.col("request").cast(pl.Int64), pl.col("item").cast(pl.Int32)
-        frame = frame.select(request, item, "user", "t", *columns)
-        return frame.sort("t", "request", maintain_order=True)
+        return frame.select(request, item, "user", "t", *columns)
+
+    @property
+    def _request_numbers(self) -> pl.DataFrame:
+        requests = self.requests.select("request_id").with_row_index("request")
+        return requests.with_columns(pl.Series("user", self.user), pl.Series("t", self.t))
+
+    @property
+    def _item_numbers(self) -> pl.DataFrame:
+        return self.items.select("item_id").with_row_index("item")
 
     def _check_rows(self) -> None:
         """Raises KarmafunnelError if ids are not unique or users or windows are missing; all other
@@ -710,6 +757,15 @@ class Log:
     def asof(self) -> AsOf:
         """The log as it was known before each request."""
         return AsOf(self)
+
+
+def held_bytes(path: Path) -> int:
+    """About how many bytes a Parquet table takes in memory."""
+    table = open_table(path)
+    texts = sum(16 for dtype in table.collect_schema().dtypes() if not dtype.is_numeric())
+    rows = int(table.select(pl.len()).collect().item())
+    numbers = sum(8 for dtype in table.collect_schema().dtypes() if dtype.is_numeric())
+    return rows * (texts + numbers) + path.stat().st_size
 
 
 def rows_of(frame: pl.DataFrame, requests: np.ndarray) -> pl.DataFrame:

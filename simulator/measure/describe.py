@@ -16,6 +16,7 @@ import polars as pl
 from ...checks import CHECKS, require
 from ...layout import CAPABILITIES, WINDOWS
 from ...log import Catalogue, Log
+from ...mapped import kept, pieces, quantiles
 
 Stats = dict[str, Any]
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -24,6 +25,7 @@ SHOWN_POSITIONS = 50  # for CTR by position
 SAMPLED = 5  # items and requests that are shown as examples
 NAMED = 2  # items of a history, and relevant items, of a request that is shown
 ALL = "all"
+SHOWN = pl.col("position").is_not_null()
 
 
 # -- statistics ------------------------------------------------------------------------------------
@@ -76,10 +78,10 @@ def describe_items(items: pl.DataFrame) -> Stats:
 
 def describe_log(log: Log, stats: Stats) -> Stats:
     served = np.flatnonzero(log.in_scenario)
-    rows, shown = log.rows, log.rows.filter(pl.col("position").is_not_null())
+    shown = Shown(log)
     truth = log.truth(log.meta["label"])
     of_requests = per_request(log, served, truth)
-    lists = shown.group_by("request").len().filter(pl.col("request").is_in(served))["len"]
+    lists = shown.lists.gather(served)
     queries = log.requests["query"].gather(served)
     return {
         "kind": "log",
@@ -91,10 +93,10 @@ def describe_log(log: Log, stats: Stats) -> Stats:
                 "scenario_requests": len(served),
                 "users": log.requests["user_id"].n_unique(),
                 "sessions": log.requests["session_id"].drop_nulls().n_unique(),
-                "rows": rows.height,
+                "rows": log.rows.height,
                 "shown": shown.height,
-                "clicks": int(rows["clicked"].sum() or 0),
-                "purchases": int(rows["purchased"].sum() or 0),
+                "clicks": int(log.rows["clicked"].sum() or 0),
+                "purchases": int(log.rows["purchased"].sum() or 0),
                 "truth": truth.height,
             }
         ),
@@ -107,14 +109,14 @@ def describe_log(log: Log, stats: Stats) -> Stats:
         ),
         "windows": describe_windows(log, of_requests, truth),
         "requests_per_user": spread(log.requests["user_id"].value_counts()["count"]),
-        "list_length": spread(lists),
+        "list_length": spread(lists.filter(lists > 0)),
         "ctr_by_position": ctr_by_position(log, shown),
         "prices": (
             stats["prices"]
             | {
-                "shown": prices(shown["price_shown"]) if shown.height else None,
+                "shown": prices(shown.prices) if shown.height else None,
                 "paid": (
-                    prices(rows.filter(pl.col("purchased"))["price_paid"])
+                    prices(log.events.filter(pl.col("purchased"))["price_paid"])
                     if log.has("purchases")
                     else None
                 ),
@@ -257,15 +259,41 @@ def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -
     return found
 
 
-def ctr_by_position(log: Log, shown: pl.DataFrame) -> list[Stats] | None:
+class Shown:
+    """What was shown in a log, counted some rows at a time.
+
+    height: rows shown. lists: how many of each request, (n_requests,). positions: rows, clicks and
+    purchases by position.
+    """
+
+    def __init__(self, log: Log):
+        self.rows, self.height = log.rows, 0
+        lists, positions = np.zeros(log.requests.height, dtype=np.int64), []
+        for piece in pieces(log.rows):
+            part = piece.lazy().filter(SHOWN).select("request", "position", "clicked", "purchased")
+            shown = part.collect()
+            self.height += shown.height
+            lists += np.bincount(shown["request"].to_numpy(), minlength=len(lists))
+            positions.append(
+                shown.group_by("position").agg(
+                    pl.len().alias("shown"),
+                    pl.col("clicked").fill_null(False).sum(),
+                    pl.col("purchased").fill_null(False).sum(),
+                )
+            )
+        self.lists = pl.Series(lists)
+        self.positions = pl.concat(positions).group_by("position").sum()
+
+    @property
+    def prices(self) -> pl.Series:
+        return kept(self.rows.select("position", "price_shown"), SHOWN)["price_shown"]
+
+
+def ctr_by_position(log: Log, shown: Shown) -> list[Stats] | None:
     """Exposures, clicks, purchases and click rate of the first positions."""
     if not log.has("clicks") or shown.height == 0:
         return None
-    rows = shown.group_by("position").agg(
-        pl.len().alias("shown"),
-        pl.col("clicked").fill_null(False).sum(),
-        pl.col("purchased").fill_null(False).sum(),
-    )
+    rows = shown.positions
     rows = rows.with_columns((pl.col("clicked") / pl.col("shown")).alias("ctr")).sort("position")
     return rows.head(SHOWN_POSITIONS).to_dicts()
 
@@ -305,7 +333,8 @@ def prices(values: pl.Series) -> Stats | None:
     """Spread of the known prices, and the share of missing ones."""
     if values.len() == 0:
         return None
-    known = values.drop_nulls().drop_nans()
+    price = pl.col(values.name)
+    known = kept(values.to_frame(), price.is_not_null() & price.is_not_nan())[values.name]
     return {"missing": 1 - known.len() / values.len(), "spread": spread(known)}
 
 
@@ -326,12 +355,10 @@ def spread(values: pl.Series) -> Stats | None:
     """n, mean, min, quantiles (linear interpolation) and max; None if there are no values."""
     if values.len() == 0:
         return None
-    array = values.to_numpy().astype(float)
+    array = values.to_numpy().astype(float, copy=False)
     found = {"n": len(array), "mean": float(array.mean()), "min": float(array.min())}
-    quantiles = dict(
-        zip(QUANTILES, np.quantile(array, list(QUANTILES.values())).tolist(), strict=True)
-    )
-    return found | quantiles | {"max": float(array.max())}
+    found |= zip(QUANTILES, quantiles(array, list(QUANTILES.values())), strict=True)
+    return found | {"max": float(array.max())}
 
 
 def share(flags: pl.Series) -> float | None:

@@ -13,7 +13,18 @@ import polars as pl
 
 from ...layout import WINDOWS
 from ...log import Catalogue, Log
-from ..measure.describe import ALL, SAMPLES, Stats, count, number, percent, size, tables, words
+from ..measure.describe import (
+    ALL,
+    SAMPLES,
+    Shown,
+    Stats,
+    count,
+    number,
+    percent,
+    size,
+    tables,
+    words,
+)
 from .page import Beside, Block, Cards, Figure, Page, Plot, Section, Text, Words, rich, write_page
 from .table import Table
 
@@ -84,7 +95,7 @@ def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
     found = []
     if isinstance(log, Log):
         served = np.flatnonzero(log.in_scenario)
-        shown = log.rows.filter(pl.col("position").is_not_null())
+        shown = Shown(log)
         truth = log.truth(log.meta["label"])
         found += [
             over_time(log, served),
@@ -93,9 +104,7 @@ def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
             popularity_plot(
                 np.bincount(truth["item"].to_numpy(), minlength=log.n_items), stats["popularity"]
             ),
-            histogram(
-                "Items a list", "items shown", "lists", shown.group_by("request").len()["len"]
-            ),
+            histogram("Items a list", "items shown", "lists", shown.lists.filter(shown.lists > 0)),
             histogram(
                 "Requests a user",
                 "requests",
@@ -121,13 +130,13 @@ def plots(log: Log | Catalogue, stats: Stats) -> list[Plot]:
                     "Query length", "words", "requests", words(log.requests["query"].gather(served))
                 )
             )
-        found.append(histogram("Shown prices", money, "rows shown", shown["price_shown"]))
+        found.append(histogram("Shown prices", money, "rows shown", shown.prices))
         found.append(
             histogram(
                 "Paid prices",
                 money,
                 "rows purchased",
-                log.rows.filter(pl.col("purchased"))["price_paid"],
+                log.events.filter(pl.col("purchased"))["price_paid"],
             )
         )
     found.append(histogram("List prices", money, "items", log.items["price"]))

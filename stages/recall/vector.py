@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 import polars as pl
 
-from ...bounds import needs
+from ...bounds import check_fits, needs
 from ...errors import KarmafunnelError
 from ...typed import Typed
 from ..context import Context
@@ -24,6 +24,10 @@ from .proposals import tie_of
 @dataclass(frozen=True, repr=False)
 class Flat(Typed):
     """Exact search."""
+
+    def size(self, d: int, n: int) -> float:
+        """Bytes of the index of n vectors."""
+        return 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,6 +42,10 @@ class IVF(Typed):
 
     def description(self, d: int, n: int) -> str:
         return f"IVF{min(self.nlist, max(1, n // 39))},Flat"
+
+    def size(self, d: int, n: int) -> float:
+        """Bytes of the index of n vectors."""
+        return n * (4.0 * d + 8)
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,6 +65,10 @@ class IVFPQ(Typed):
         m = next(m for m in range(min(self.m, d), 0, -1) if d % m == 0)
         return f"IVF{min(self.nlist, max(1, n // 39))},PQ{m}x8"
 
+    def size(self, d: int, n: int) -> float:
+        """Bytes of the index of n vectors."""
+        return n * (min(self.m, d) + 8.0)
+
 
 @dataclass(frozen=True, repr=False)
 class HNSW(Typed):
@@ -72,6 +84,10 @@ class HNSW(Typed):
 
     def description(self, d: int, n: int) -> str:
         return f"HNSW{self.m},Flat"
+
+    def size(self, d: int, n: int) -> float:
+        """Bytes of the index of n vectors, without the few links above the lowest level."""
+        return n * (4.0 * d + 8.0 * self.m)
 
 
 Index = Flat | IVF | IVFPQ | HNSW
@@ -91,6 +107,9 @@ class VectorRecall(Stage):
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedVectorRecall:
         vectors = context.items(self.embedder, repr(self))
+        n, d = vectors.shape
+        parts = {f"{n:,} vectors": 4.0 * n * d, "their index": self.index.size(d, n)}
+        check_fits(self.title, parts, "IVFPQ() takes the fewest bytes an item")
         pool, _ = context.log.asof.pool(0)
         index = None
         if not isinstance(self.index, Flat):
