@@ -985,10 +985,14 @@ class FittedNeural(Learned):
 
     def logits(self, rows: Rows) -> np.ndarray:
         """Logits of every row: (n_rows,), or (n_rows, 2) of a model with two labels."""
-        x = compute(self.stage.features, rows)
         requests, group = group_rows(rows.request)
+        x = self.dense(rows)
         batch, where = self.stage.batch(self.context, requests, group, rows.item, x)
         return ctr.predict_ctr(self.model, batch)[where]
+
+    def dense(self, rows: Rows) -> np.ndarray:
+        """Features of every row: float32 (n_rows, n_columns)."""
+        return compute(self.stage.features, rows)
 
     def score(self, rows: Rows) -> np.ndarray:
         return self.logits(rows)

@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
+from ..errors import KarmafunnelError
 from ..typed import Typed
 from .context import Context
 from .frame import (
     ITEM,
     REQUEST,
+    SCORE,
     TRACKED,
     ascending,
     check_array,
@@ -136,6 +138,23 @@ class Rows:
         other = copy.copy(self)
         other.context, other.read, other.spent = context, {}, 0.0
         return other
+
+    def given_to(self, stage: str) -> tuple[Rows, np.ndarray | slice]:
+        """The rows that an earlier stage was given, and where these rows stand among them,
+        (n_rows,); the rows themselves where that stage has not run.
+
+        Raises:
+            KarmafunnelError: where it has run and its rows are gone.
+        """
+        rows: Rows = self
+        at: np.ndarray | slice = slice(None)
+        while f"{stage}.{SCORE}" in rows.frame.columns:
+            if rows._before is None or rows._at is None:
+                needs = f"the rows that {stage} was given"
+                raise KarmafunnelError("rows", needs=needs, found="those that it passed on, alone")
+            at = rows._at[at]
+            rows = rows._before
+        return rows, at
 
     def only(self, wanted: np.ndarray) -> Rows:
         """The `wanted` rows, (n_rows,) bool; whole requests stay or go."""

@@ -306,11 +306,34 @@ def check_scores(stage: Stage, frame: pl.DataFrame, context: Context) -> None:
         raise KarmafunnelError(stage.title, needs="finite scores", found=found)
 
 
+class Together(Typed):
+    """How learned stages of a funnel are trained together, as a value; see `stages/joint.py`."""
+
+    def members(self, stages: Sequence[Stage]) -> range:
+        """Places of the stages that are trained together; KarmafunnelError where they cannot be."""
+        raise NotImplementedError
+
+    def fit(
+        self, context: Context, stages: Sequence[Stage], upstream: FittedFunnel
+    ) -> list[FittedStage]:
+        """Fit these stages behind `upstream`."""
+        raise NotImplementedError
+
+    def load(self, stage: Stage, first: Stage, folder: Path, context: Context) -> FittedStage:
+        """One of them from the folder where it was saved; `first` is the first of them."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Funnel:
-    """Stages chained with `>>`, recall first; several recall channels are one stage, `Join`."""
+    """Stages chained with `>>`, recall first; several recall channels are one stage, `Join`.
+
+    Attributes:
+        train: how its learned stages are trained together; None: each alone, behind those before.
+    """
 
     stages: tuple[Stage, ...]
+    train: Together | None = None
 
     def __post_init__(self) -> None:
         for stage in self.stages:
@@ -331,10 +354,27 @@ class Funnel:
         return [stage.name for stage in self.stages]
 
     def __rshift__(self, other: Stage | Funnel) -> Funnel:
-        return Funnel(self.stages + (other.stages if isinstance(other, Funnel) else (other,)))
+        if not isinstance(other, Funnel):
+            return replace(self, stages=(*self.stages, other))
+        return Funnel(self.stages + other.stages, self.train or other.train)
 
     def __repr__(self) -> str:
-        return " >> ".join(map(repr, self.stages))
+        chain = " >> ".join(map(repr, self.stages))
+        return chain if self.train is None else f"({chain}).jointly({self.train!r})"
+
+    def jointly(self, train: Together) -> Funnel:
+        """The funnel with its learned stages trained together, by a loss of `stages/joint.py` such
+        as LCRON().
+        """
+        if not isinstance(train, Together):
+            found = quoted(train)
+            raise KarmafunnelError("jointly", needs="a loss such as LCRON()", found=found)
+        return replace(self, train=train)
+
+    @property
+    def together(self) -> range:
+        """Places of the stages that are trained together."""
+        return range(0) if self.train is None else self.train.members(self.stages)
 
     def without(self, *names: str) -> Funnel:
         """The funnel with stages left out by name."""
@@ -351,7 +391,7 @@ class Funnel:
             hint = meant(unknown[0], self.names)
             raise KarmafunnelError("funnel", needs=wanted, found=unknown, hint=hint)
         kept = [stages.get(stage.name, stage) for stage in self.stages]
-        return Funnel(tuple(stage for stage in kept if stage is not None))
+        return replace(self, stages=tuple(stage for stage in kept if stage is not None))
 
     def fit(self, context: Context, cache: Kept | Path | None = None) -> FittedFunnel:
         """Fit every stage on what its upstream really passes on; fits are kept by content."""
@@ -404,7 +444,7 @@ class Fits:
         name: str = "",
     ):
         self.funnel, self.context, self.kept = funnel, context, kept
-        self.whole, self.name = whole, name
+        self.whole, self.name, self.together = whole, name, funnel.together
         read = (whole.context if whole else context).embeddings
         values = {name: getattr(found, "value", None) for name, found in read.items()}
         self.keys = prefix_keys(funnel, values, context)
@@ -456,7 +496,10 @@ class Fits:
             stages.append(self.stage(i, fold))
             keys.append(self.key(i, fold))
         fits = self if fold is None else None
-        return FittedFunnel(self.context, tuple(stages), tuple(keys), fits, passes=self.kept.passes)
+        train = self.funnel.train if n >= self.together.stop else None
+        return FittedFunnel(
+            self.context, tuple(stages), tuple(keys), fits, passes=self.kept.passes, train=train
+        )
 
     def stage(
         self, i: int, fold: int | None = None, upstream: FittedFunnel | None = None
@@ -472,7 +515,7 @@ class Fits:
         if key not in self.ready and self.whole is not None and self.learns(i):
             self.ready[key] = self.whole.stage(i, fold).seen_in(self.context)
         if key not in self.ready:
-            self.ready[key] = self._kept(stage, key) or self._fit(i, fold, upstream)
+            self.ready[key] = self._kept(i, key) or self._fit(i, fold, upstream)
             if isinstance(self.ready[key], Retriever) != (i == 0):
                 wanted = "one recall stage, the first (`Join` puts channels together)"
                 found = f"{stage!r} at place {i + 1}"
@@ -483,8 +526,9 @@ class Fits:
     def _folder(self, stage: Stage, key: str) -> Path | None:
         return self.kept.folder / f"{stage.name}-{key}" if self.kept.folder else None
 
-    def _kept(self, stage: Stage, key: str) -> FittedStage | None:
+    def _kept(self, i: int, key: str) -> FittedStage | None:
         """A stage that was fitted before, by this process or in the cache; else None."""
+        stage, train = self.funnel.stages[i], self.funnel.train
         if key in self.kept.fitted:
             found: FittedStage = self.kept.fitted[key]
             return found
@@ -492,12 +536,16 @@ class Fits:
         if folder is None or not intact(folder):
             return None
         self.context.progress(f"{stage.name}: fitted before, from the cache")
+        if train is not None and i in self.together:
+            return train.load(stage, self.funnel.stages[self.together[0]], folder, self.context)
         return stage.load(folder, self.context)
 
     def _fit(self, i: int, fold: int | None, upstream: FittedFunnel | None) -> FittedStage:
         """Fit a stage. With the fit on all users come those without a fold that a later stage will
         need, because they learn from the same rows.
         """
+        if i in self.together:
+            return self._fit_together(i)
         upstream = upstream or (self.upto(i) if i else None)
         fitted = self._fit_one(i, fold, upstream)
         later = self.funnel.stages[i + 1 :]
@@ -521,17 +569,34 @@ class Fits:
         if not isinstance(fitted, FittedStage):
             found = f"a {type(fitted).__name__}"
             raise KarmafunnelError(stage.title, needs="fit to return a FittedStage", found=found)
-        if folder := self._folder(stage, self.key(i, fold)):
-            with atomic_folder(folder, sealed=True, first=True) as temporary:
-                fitted.save(temporary)
-                text = f"{Funnel(self.funnel.stages[: i + 1])!r}{less}\n"
-                write_text(temporary / "stage.txt", text)
+        self._save(fitted, self.key(i, fold), f"{upto(self.funnel, i, self.together)!r}{less}\n")
         seconds = time.perf_counter() - start
         if self.whole is not None:
             self.in_blocks.append(seconds)
         elif fold is not None:
             self.out_of_fold.append(seconds)
         return fitted
+
+    def _fit_together(self, i: int) -> FittedStage:
+        """Fit the stages that are trained together; returns stage `i`."""
+        train, first = self.funnel.train, self.together.start
+        assert train is not None
+        stages = self.funnel.stages[first : self.together.stop]
+        names = ", ".join(stage.name for stage in stages)
+        upstream = self.upto(first)
+        self.context.progress(f"{names}: fitting together, {train!r}")
+        for place, fitted in enumerate(train.fit(self.context, stages, upstream), start=first):
+            key = self.key(place, None)
+            self._save(fitted, key, f"{upto(self.funnel, place, self.together)!r}\n")
+            self.kept.fitted[key] = self.ready[key] = fitted
+        return self.ready[self.key(i, None)]
+
+    def _save(self, fitted: FittedStage, key: str, text: str) -> None:
+        """Write a fitted stage into the cache; `text` says what it is."""
+        if folder := self._folder(fitted.stage, key):
+            with atomic_folder(folder, sealed=True, first=True) as temporary:
+                fitted.save(temporary)
+                write_text(temporary / "stage.txt", text)
 
 
 def check_windows(
@@ -568,16 +633,27 @@ def prefix_keys(funnel: Funnel, values: Mapping[str, Any], context: Context) -> 
     Args:
         values: embedders by name.
     """
-    keys = []
+    keys, together = [], funnel.together
     for i in range(len(funnel.stages)):
-        prefix = Funnel(funnel.stages[: i + 1])
+        prefix = upto(funnel, i, together)
         names = sorted({name for stage in prefix.stages for name in stage.embedders()})
         embedders = [values.get(name) for name in names]
         read = [f"{name}={value!r}" for name, value in zip(names, embedders, strict=True)]
-        code = code_of(*prefix.stages, *embedders, by=(__name__,))
+        code = code_of(*prefix.stages, prefix.train, *embedders, by=(__name__,))
         log = context.log.checksum, context.label
-        keys.append(content_key(code, repr(prefix), read, *log, *context.circumstances))
+        member = [i] if i in together else []
+        key = content_key(code, repr(prefix), read, *log, *context.circumstances, *member)
+        keys.append(key)
     return keys
+
+
+def upto(funnel: Funnel, i: int, together: range) -> Funnel:
+    """What the fit of stage `i` depends on: the stages up to it, and all of those that it is
+    trained together with.
+    """
+    if not together or i < together.start:
+        return Funnel(funnel.stages[: i + 1])
+    return replace(funnel, stages=funnel.stages[: max(i + 1, together.stop)])
 
 
 def without_fold(key: str, fold: int) -> str:
@@ -654,6 +730,7 @@ class FittedFunnel:
         left_out: the fold of users whose requests are not learnt from.
         tables: training rows, shared by all fits of a stage.
         passes: what its stages pass on of chunks to learn from, shared with other funnels.
+        train: how learned stages of it were trained together.
     """
 
     context: Context
@@ -663,11 +740,12 @@ class FittedFunnel:
     left_out: int | None = None
     tables: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     passes: Passes = field(default_factory=Passes, repr=False, compare=False)
+    train: Together | None = None
 
     @property
     def funnel(self) -> Funnel:
         """The funnel that was fitted."""
-        return Funnel(tuple(ready.stage for ready in self.stages))
+        return Funnel(tuple(ready.stage for ready in self.stages), self.train)
 
     def without(self, fold: int | None) -> FittedFunnel:
         """The same funnel, to learn from without a fold of users (None: from all)."""

@@ -112,7 +112,7 @@ def _key(recipe: Recipe, name: str, log: Log, seed: int, options: RunOptions) ->
     else:
         row = recipe.row(name)
         embedders = row.used_embedders
-        code = code_of(*row.funnel.stages, embedders, by=MADE_BY)
+        code = code_of(row.funnel, embedders, by=MADE_BY)
         values = {key: repr(value) for key, value in sorted(embedders.items())}
         content = [repr(row.funnel), values, row.label, row.custom_code]
     return content_key(

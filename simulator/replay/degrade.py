@@ -200,7 +200,7 @@ def along(
         if fitted.keys:
             key = fitted.keys[i]
             keys.append(content_key(code_digest(__name__), key, changes) if changes else key)
-    return FittedFunnel(context, tuple(stages), tuple(keys))
+    return FittedFunnel(context, tuple(stages), tuple(keys), train=fitted.train)
 
 
 def _embedding_in_mode(

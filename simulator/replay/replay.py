@@ -62,7 +62,7 @@ def code_of_run(fitted: FittedFunnel) -> str:
     embeddings = fitted.context.embeddings
     values = (getattr(embedding, "value", None) for embedding in embeddings.values())
     running = {type(ready).__module__ for ready in (*fitted.stages, *embeddings.values())}
-    return code_of(*fitted.funnel.stages, *values, by=(__name__, *filter(ours, running)))
+    return code_of(fitted.funnel, *values, by=(__name__, *filter(ours, running)))
 
 
 def claim_run(
