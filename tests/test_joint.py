@@ -1,5 +1,5 @@
-"""Stages that are trained together: the relaxed sort and the losses against plain loops and the hard
-cascade, and funnels whose networks learn in one loop.
+"""Stages that are trained together: the relaxed sort and the losses against plain loops and the
+hard cascade, and funnels whose networks learn in one loop.
 """
 
 from dataclasses import replace
@@ -146,9 +146,9 @@ def test_without_temperature_it_is_the_sort_itself():
 
 
 def test_survival_is_that_of_the_hard_cascade_or_below():
-    """All pairs of orders of four items: in the limit the product says who is in the first places of
-    both stages, who then ends in the top of the cascade as it runs; summed over all orders of the
-    second stage, an item that the first passes on does so in cut 2 of 4 of them.
+    """All pairs of orders of four items: in the limit the product says who is in the first places
+    of both stages, who then ends in the top of the cascade as it runs; summed over all orders of
+    the second stage, an item that the first passes on does so in cut 2 of 4 of them.
     """
     first = np.array([4.0, 3.0, 2.0, 1.0])
     there = np.ones((1, 4), bool)
@@ -171,7 +171,7 @@ def test_survival_is_that_of_the_hard_cascade_or_below():
 
 
 def test_the_cascade_as_it_runs():
-    """Three items, the first stage drops the last; the best by the second stage is what it dropped."""
+    """The first stage drops the last of three items, which the second would put first."""
     scores = [np.array([[3.0, 2.0, 1.0, 9.0]]), np.array([[1.0, 2.0, 3.0, 9.0]])]
     there, cut = np.array([[True, True, True, False]]), np.array([[2.0, 1.0]])
     reached, rank = cascade.passed(scores, there, cut)
@@ -623,7 +623,7 @@ def test_grades_by_the_funnel_itself():
 
 
 def test_a_stage_label_that_no_row_has(shop):
-    with pytest.raises(KarmafunnelError, match="no stages in log.json of log shop"):
+    with pytest.raises(KarmafunnelError, match=r"no stages in log\.json of log shop"):
         CHAIN.jointly(FSLTR(labels="log")).fit(Context(shop))
     log = labelled(shop, pl.lit("shown"))
     with pytest.raises(
