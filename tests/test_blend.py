@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.stages.blend import Blend, choice_weights
+from karmafunnel.stages.features import Vectors
 from karmafunnel.stages.frame import ITEM, REQUEST, SCORE
 from karmafunnel.stages.learn import Sample
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
@@ -108,6 +109,17 @@ def test_calibrated_and_explained():
     assert first.startswith("LightGBMRank ") and "(" in first and second.startswith("DCNRank ")
     parts = [float(text.split()[1]) for text in (first, second)]
     assert sum(parts) == pytest.approx(told["score"], abs=0.02)
+
+
+def test_a_part_may_learn_from_blocks():
+    longer = LightGBMRank(features=FEATURES, sample=Sample(passed=20, blocks=2), trees=10)
+    blend = Blend([TREES, longer], k=20)
+    assert blend.blocks == 2 and Blend([TREES, NET]).blocks == 1
+    parts = fitted(blend).stages[-1].parts
+    alone = (upstream().funnel >> longer).fit(context()).stages[-1]
+    assert parts[1].booster.model_to_string() == alone.booster.model_to_string()
+    raw = replace(longer, features=(Vectors("tfidf", 16),))
+    assert Blend([TREES, raw]).one_fit() == raw.one_fit() != ""
 
 
 def test_what_it_refuses(tmp_path):
