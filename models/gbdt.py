@@ -9,6 +9,8 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from ..errors import KarmafunnelError
 from ..files import edited, marked, read_text, write_text
@@ -25,7 +27,8 @@ class TreeOptions:
     validation rows; `patience` rounds without a better one end it, 0 never does.
 
     min_rows of a leaf; l2 on its value; shares of columns and rows drawn for each tree; truncation:
-    ranks that lambdarank looks at.
+    ranks that lambdarank looks at. apart: sets of columns (numbers) that no path of a tree mixes,
+    so that the score is a sum of one function of each set; () for no such sets.
     """
 
     objective: str = "binary"
@@ -38,10 +41,12 @@ class TreeOptions:
     row_share: float = 0.8
     patience: int = 30
     truncation: int = 30
+    apart: tuple[tuple[int, ...], ...] = ()
 
     def parameters(self) -> dict[str, Any]:
         """LightGBM's names of the options."""
-        return {
+        apart = {"interaction_constraints": [list(one) for one in self.apart]} if self.apart else {}
+        return apart | {
             "objective": self.objective,
             "num_leaves": self.leaves,
             "learning_rate": self.learning_rate,
@@ -61,12 +66,14 @@ class TreeOptions:
 class LabelledRows:
     """x (n, f) float, NaN = missing; y (n,) bool, numbers in 0..1 for cross_entropy, integer grades
     0..30 for lambdarank; group (g,) sizes of the runs of rows that belong together, needed by
-    lambdarank.
+    lambdarank; weight (n,) of each row and offset (n,) of its raw score, both of training alone.
     """
 
     x: np.ndarray
     y: np.ndarray
     group: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
     def labels(self, objective: str, names: list[str], what: str) -> np.ndarray:
         """Labels as float32; raises KarmafunnelError where rows, labels, names and groups do not
@@ -156,21 +163,54 @@ def fit_gbdt(
         "num_threads": num_threads,
         "verbosity": -1,
     }
-    data = lgb.Dataset(train.x, y, group=train.group, feature_name=names, params=params)
-    held = data.create_valid(validation.x, y_val, group=validation.group)
+    start = 0.0
+    if train.offset is not None and options.objective != "lambdarank":
+        start = intercept(train.offset, y, train.weight)
+    data = lgb.Dataset(
+        train.x,
+        y,
+        group=train.group,
+        weight=train.weight,
+        init_score=None if train.offset is None else train.offset + start,
+        feature_name=names,
+        params=params,
+    )
+    held = data.create_valid(
+        validation.x,
+        y_val,
+        group=validation.group,
+        weight=validation.weight,
+        init_score=None if validation.offset is None else validation.offset + start,
+    )
     callbacks: list[Callable[..., Any]] = []
     if options.patience:
         callbacks.append(lgb.early_stopping(options.patience, verbose=False))
     if progress is not None:
         callbacks.append(reporter(progress, options.trees))
     try:
-        return lgb.train(
+        booster = lgb.train(
             params, data, num_boost_round=options.trees, valid_sets=[held], callbacks=callbacks
         )
     except lgb.basic.LightGBMError as error:
         raise KarmafunnelError(
             f"gbdt: LightGBM refused {len(y)} rows of {len(names)} features: {error}"
         ) from error
+    if start:  # the offsets are gone when it serves, the rate of the label is not
+        for leaf in range(booster.dump_model(num_iteration=1)["tree_info"][0]["num_leaves"]):
+            booster.set_leaf_output(0, leaf, booster.get_leaf_output(0, leaf) + start)
+    return booster
+
+
+def intercept(offset: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> float:
+    """The number c for which the mean of sigmoid(offset + c) is the mean of y."""
+    w = np.ones(len(y)) if weight is None else weight
+    rate = np.average(y, weights=w)
+
+    def error(c: float) -> float:
+        return float(np.average(expit(offset + c), weights=w) - rate)
+
+    widest = float(np.abs(offset).max(initial=0)) + 40
+    return float(brentq(error, -widest, widest))
 
 
 def reporter(

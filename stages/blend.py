@@ -94,13 +94,6 @@ class Blend(Stage):
     def embedders(self) -> tuple[str, ...]:
         return tuple(name for part in self.parts for name in part.embedders())
 
-    @property
-    def blocks(self) -> int:
-        return max(part.blocks for part in self.parts)
-
-    def one_fit(self) -> str:
-        return next(filter(None, (part.one_fit() for part in self.parts)), "")
-
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedBlend:
         parts = []
         for i, part in enumerate(self._own(), start=1):

@@ -15,10 +15,11 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
-from ..bounds import Bound, needs
+from ..bounds import Bound, check_bound, needs
 from ..errors import KarmafunnelError, quoted
 from ..files import read_json, write_json
-from ..models import ctr, gbdt
+from ..log import rows_of
+from ..models import ctr, examination, gbdt
 from ..shapes import check_keys, each, number, one_of
 from ..typed import Typed
 from .blocks import MOST, check_across_fits
@@ -700,6 +701,86 @@ def one_fit_of(features: Sequence[Feature]) -> str:
     return next(filter(None, (feature.one_fit() for feature in features)), "")
 
 
+# -- positions -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class PositionBias(Typed):
+    """How a stage that learns from shown lists allows for where their items stood: a low place was
+    looked at less often, so that its click says more and its missing click less.
+
+    A position enters training as a weight or as an offset, and is never known when the stage
+    serves. A candidate that was not shown counts as one at position 1.
+
+    Args:
+        use: "offset" adds the logarithm of the propensity to the score while it is fitted
+            (position-based model, as the additive two towers of PAL, Guo et al. 2019); "weight"
+            counts a relevant row 1 / propensity times (inverse propensity weighting, Joachims et
+            al. 2017, arXiv 1608.04468).
+        propensities: of positions 1, 2, ..., deeper ones being as the last; () to estimate them
+            from the rows to learn from, see `models.examination.propensities`.
+        most: a weight at most.
+    """
+
+    use: Literal["offset", "weight"] = "offset"
+    propensities: Sequence[float] = ()
+    most: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.use not in ("offset", "weight"):
+            wanted = "'offset' or 'weight'"
+            raise KarmafunnelError("PositionBias", what="use", needs=wanted, found=repr(self.use))
+        object.__setattr__(self, "propensities", tuple(self.propensities))
+        for value in self.propensities:
+            check_bound("PositionBias", Bound(0.0, 1.0, above=True), propensities=value)
+        check_bound("PositionBias", Bound(1.0, 1e6), most=self.most)
+
+    def curve(self, who: str, context: Context, table: TrainingRows) -> np.ndarray:
+        """The propensities of positions 1, 2, ...: float64 (n_positions,).
+
+        Raises:
+            KarmafunnelError: naming `who`, where no row to learn from was shown at a known
+                position, and where there are too few clicks to estimate from.
+        """
+        position = shown_at(context, table.request, table.item)
+        shown = position > 0
+        if not shown.any():
+            wanted = "rows to learn from that were shown at a known position"
+            found = f"none of {len(position):,} in log {context.log.name}"
+            raise KarmafunnelError(f"{who}: {self!r}", needs=wanted, found=found)
+        if self.propensities:
+            return np.array(self.propensities, dtype=np.float64)
+        x, y = table.x[shown], table.y[shown]
+        return examination.propensities(position[shown], x, y, context.seed)
+
+    def counted(
+        self, curve: np.ndarray, context: Context, table: TrainingRows
+    ) -> dict[str, np.ndarray]:
+        """The weight or the offset of each row by that name: float64 (n_rows,)."""
+        position = shown_at(context, table.request, table.item)
+        place = np.clip(position - 1, 0, len(curve) - 1)
+        propensity = np.where(position > 0, curve[place], 1.0)
+        if self.use == "offset":
+            return {"offset": np.log(propensity)}
+        return {"weight": np.where(table.y, np.minimum(1 / propensity, self.most), 1.0)}
+
+
+def shown_at(context: Context, request: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The position at which each request showed each item, 0 where it did not: int64 (n,)."""
+    rows = rows_of(context.log.rows, np.unique(request)).filter(pl.col("position").is_not_null())
+    n_items = context.log.n_items
+    pair = pair_key(rows[REQUEST].to_numpy(), rows[ITEM].to_numpy(), n_items)
+    sequence = np.argsort(pair, kind="stable")
+    pair, position = pair[sequence], rows["position"].to_numpy()[sequence].astype(np.int64)
+    wanted = pair_key(request, item, n_items)
+    at = np.searchsorted(pair, wanted)
+    found = at < len(pair)
+    found[found] = pair[at[found]] == wanted[found]
+    answer = np.zeros(len(wanted), dtype=np.int64)
+    answer[found] = position[at[found]]
+    return answer
+
+
 # -- stages that learn -----------------------------------------------------------------------------
 
 
@@ -739,6 +820,7 @@ class Boosted(Stage):
     patience: int = 30
     calibrated: Calibrated = ""
     teacher: Teacher | None = None
+    position_bias: PositionBias | None = None
     name: str = "rank"
 
     def __post_init__(self) -> None:
@@ -781,9 +863,13 @@ class Boosted(Stage):
             l2=self.l2,
             patience=self.patience,
         )
+        bias, own, own_valid = self.position_bias, {}, {}
+        if bias is not None:
+            curve = bias.curve(self.title, context, train)
+            own, own_valid = (bias.counted(curve, context, table) for table in (train, valid))
         booster = gbdt.fit_gbdt(
-            gbdt.LabelledRows(train.x, y, train.group_sizes if ranks else None),
-            gbdt.LabelledRows(valid.x, y_valid, valid.group_sizes if ranks else None),
+            gbdt.LabelledRows(train.x, y, train.group_sizes if ranks else None, **own),
+            gbdt.LabelledRows(valid.x, y_valid, valid.group_sizes if ranks else None, **own_valid),
             options,
             names=self.feature_names,
             seed=context.seed,
@@ -865,6 +951,7 @@ class Neural(Stage):
     rate: float = 2e-3
     calibrated: Calibrated = ""
     teacher: Teacher | None = None
+    position_bias: PositionBias | None = None
     name: str = "rank"
 
     def __post_init__(self) -> None:
@@ -902,10 +989,12 @@ class Neural(Stage):
         teacher = Teachers.of(self.teacher, context, upstream)
         train, valid = train_and_valid(self, context, upstream, teacher)
         model = self.network(context, train.x.shape[1])
+        bias = self.position_bias
+        curve = None if bias is None else bias.curve(self.title, context, train)
         ctr.fit_ctr(
             model,
-            self._of_table(context, train, teacher),
-            self._of_table(context, valid, teacher),
+            self._of_table(context, train, teacher, curve),
+            self._of_table(context, valid, teacher, curve),
             ctr.FitOptions(epochs=self.epochs, rate=self.rate, loss=self.loss),
             seed=context.seed,
             device=context.device,
@@ -921,14 +1010,25 @@ class Neural(Stage):
         return FittedNeural(self, context, model)
 
     def _of_table(
-        self, context: Context, table: TrainingRows, teacher: Teachers | None
+        self,
+        context: Context,
+        table: TrainingRows,
+        teacher: Teachers | None,
+        curve: np.ndarray | None = None,
     ) -> ctr.Batch:
         requests, group = group_rows(table.request)
         y = table.y
         if self.teacher is not None and teacher is not None:
             target = self.teacher.shares if self.loss == "listwise" else self.teacher.chances
             y = target(table, teacher)
-        return self.batch(context, requests, group, table.item, table.x, y)[0]
+        batch, where = self.batch(context, requests, group, table.item, table.x, y)
+        if self.position_bias is None or curve is None:
+            return batch
+        counted = {}
+        for name, values in self.position_bias.counted(curve, context, table).items():
+            counted[name] = np.zeros_like(batch.label)
+            counted[name][where] = values
+        return replace(batch, **counted)
 
     def batch(
         self,

@@ -137,8 +137,8 @@ class ESMMRank(DINRank):
             wanted = "'DIN', or 'DCN' without similar"
             found = f"{self.trunk!r}, similar={self.similar!r}"
             raise KarmafunnelError(self.name, what="trunk", needs=wanted, found=found)
-        if self.loss != "bce" or self.teacher is not None:
-            wanted = "the loss 'bce' and no teacher"
+        if self.loss != "bce" or self.teacher is not None or self.position_bias is not None:
+            wanted = "the loss 'bce', no teacher and no position_bias"
             raise KarmafunnelError(self.name, what="ESMM", needs=wanted, found=repr(self))
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
@@ -163,7 +163,11 @@ class ESMMRank(DINRank):
         return FittedESMM(self, context, model)
 
     def _of_table(
-        self, context: Context, table: TrainingRows, teacher: Teachers | None
+        self,
+        context: Context,
+        table: TrainingRows,
+        teacher: Teachers | None,
+        curve: np.ndarray | None = None,
     ) -> ctr.Batch:
         requests, group = group_rows(table.request)
         clicked, bought = happened(context, table.request, table.item)

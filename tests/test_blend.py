@@ -119,7 +119,7 @@ def test_a_part_may_learn_from_blocks():
     alone = (upstream().funnel >> longer).fit(context()).stages[-1]
     assert parts[1].booster.model_to_string() == alone.booster.model_to_string()
     raw = replace(longer, features=(Vectors("tfidf", 16),))
-    assert Blend([TREES, raw]).one_fit() == raw.one_fit() != ""
+    assert raw.one_fit() in {part.one_fit() for part in Blend([TREES, raw]).every_part()} != {""}
 
 
 def test_what_it_refuses(tmp_path):

@@ -476,7 +476,7 @@ def test_esmm_refuses() -> None:
     for wrong in ({"trunk": "MLP"}, {"trunk": "DCN", "similar": "tfidf"}):
         with pytest.raises(KarmafunnelError, match="trunk needs 'DIN', or 'DCN' without similar"):
             ESMMRank(**wrong)
-    with pytest.raises(KarmafunnelError, match="needs the loss 'bce' and no teacher"):
+    with pytest.raises(KarmafunnelError, match="no teacher and no position_bias"):
         ESMMRank(loss="listwise")
     with pytest.raises(KarmafunnelError, match="use needs 'simtier'"):
         DINRank(similar="tfidf", use="cooked")  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ from karmafunnel.stages.features import (
     Vectors,
 )
 from karmafunnel.stages.frame import ITEM, RANK, REQUEST, SCORE, descending, order, select_top
-from karmafunnel.stages.learn import Sample, Teacher, sampled
+from karmafunnel.stages.learn import PositionBias, Sample, Teacher, sampled
 from karmafunnel.stages.outside import ExternalRank
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
@@ -159,6 +159,19 @@ STAGES += [
     )
     for kind in (COLDPreRank, LightGBMPreRank)
 ]
+STAGES += [
+    kind(
+        k=20,
+        features=FEATURES,
+        sample=SMALL,
+        position_bias=PositionBias(use, propensities=(1.0, 0.6, 0.4)),
+        **few,
+    )
+    for kind, use, few in (
+        (LightGBMRank, "offset", {"trees": 20}),
+        (DCNRank, "weight", {"epochs": 1}),
+    )
+]
 STAGES += [VectorRecall("random", k=20, index=index) for index in (IVF(4, 2), HNSW(16, 64))]
 STAGES += [Unseen(k=20, which="purchase")]
 STAGES += [
@@ -209,6 +222,7 @@ class TestContract:
             for c in [
                 *walk(Stage),
                 *walk(Feature),
+                PositionBias,
                 Sample,
                 Teacher,
                 Flat,

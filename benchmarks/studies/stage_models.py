@@ -24,7 +24,7 @@ from karmafunnel.stages.features import (
     Similarity,
     Upstream,
 )
-from karmafunnel.stages.learn import Sample, Teacher
+from karmafunnel.stages.learn import PositionBias, Sample, Teacher
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank
 from karmafunnel.stages.recall import BM25Recall, ItemKNN, Join, Popular, Repeat, VectorRecall
@@ -68,9 +68,19 @@ def with_models(
     recall, features = parts(log)
     cheap = {"k": 150, "features": features, "sample": Sample(passed=100)}
     full = {"k": 50, "features": [*features, RequestContext()], "sample": Sample(passed=100)}
-    rankers: list[Any] = [kind(**full, **changed) for kind, changed in last]
+    rankers: list[Any] = [kind(**(full | changed)) for kind, changed in last]
     rank = rankers[0] if len(rankers) == 1 else Blend(rankers, k=50)
     return recall >> first[0](**cheap, **first[1]) >> rank
+
+
+def stacked(log: Log) -> Funnel:
+    """A network that scores all that the pre-ranker passes on, and trees that read its score, which
+    is out of fold like that of every stage before.
+    """
+    *before, trees = with_models(log).stages
+    own: dict[str, Any] = {"loss": "listwise", "k": before[-1].k, "name": "network"}
+    network = with_models(log, last=[(DCNRank, own)]).stages[-1]
+    return Funnel((*before, network, trees))
 
 
 def rows(log: Log) -> dict[str, Row]:
@@ -98,12 +108,16 @@ def rows(log: Log) -> dict[str, Row]:
         "LightGBM + DIN, listwise": [trees, (DINRank, listwise)],
         "LightGBM + DCN-V2, listwise": [trees, (DCNRank, listwise)],
     }
+    if log.has("exposures"):
+        for use in ("offset", "weight"):
+            own = {"position_bias": PositionBias(use)}
+            last[f"LightGBM (LambdaMART), positions as {use}"] = [(LightGBMRank, own)]
+            last[f"DCN-V2, listwise, positions as {use}"] = [(DCNRank, listwise | own)]
     if all(log.has(what) for what in ("exposures", "clicks", "purchases")):
         last["ESMM over DIN"] = [(ESMMRank, {})]
     found = {
         f"{name} >> {lambdamart}": Row(with_models(log, model)) for name, model in first.items()
     }
-    return found | {
-        f"{lambdamart} >> {name}": Row(with_models(log, last=models))
-        for name, models in last.items()
-    }
+    for name, models in last.items():
+        found[f"{lambdamart} >> {name}"] = Row(with_models(log, last=models))
+    return found | {f"{lambdamart} >> DCN-V2, listwise >> LightGBM": Row(stacked(log))}

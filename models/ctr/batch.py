@@ -22,7 +22,7 @@ class Batch:
     padding; label (N, C) float32 in 0..1; weight (N, C) float32, 0 where a cell has no label or is
     padding; request (N, R) float32, R may be 0; age (N, L) int64 and action (N, L) int8 of the
     history, both optional (all models then know the items alone); bought (N, C) float32, the second
-    label of ESMM.
+    label of ESMM; offset (N, C) float32, added to the logits in training alone.
     """
 
     items: Any
@@ -34,6 +34,7 @@ class Batch:
     age: Any = None
     action: Any = None
     bought: Any = None
+    offset: Any = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -61,7 +62,7 @@ class Batch:
         shapes = {name: np.shape(x) for name, x in vars(self).items() if x is not None}
         cells = [
             shapes["dense"][:2],
-            *(shapes[name] for name in ("label", "weight", "bought") if name in shapes),
+            *(shapes[name] for name in ("label", "weight", "bought", "offset") if name in shapes),
         ]
         if any(shape != (n, c) for shape in cells) or shapes["history"][0] != n:
             raise KarmafunnelError(

@@ -176,7 +176,8 @@ class ClickModel(nn.Module):
 
     def loss(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
         """Sum of the losses of a batch and of the weights they count with; see `click_loss`."""
-        return click_loss(self(batch), batch, kind)
+        logits = self(batch)
+        return click_loss(logits if batch.offset is None else logits + batch.offset, batch, kind)
 
     def cells(self, candidates: int, history: int) -> int:
         """Floats that one request takes while predicting, roughly."""

@@ -13,8 +13,8 @@ def click_loss(logits: Tensor, batch: Batch, loss: str) -> tuple[Tensor, Tensor]
     """Sum of the losses and of the weights they count with.
 
     bce: every labelled cell by its weight. listwise: softmax over the labelled cells of a request,
-    its positives sharing weight 1; a request without a positive counts nothing. Labels between 0
-    and 1, as a teacher gives them, are no other case.
+    its positives sharing weight 1, or the mean of their weights; a request without a positive
+    counts nothing. Labels between 0 and 1, as a teacher gives them, are no other case.
     """
     if loss == "bce":
         return (
@@ -23,8 +23,9 @@ def click_loss(logits: Tensor, batch: Batch, loss: str) -> tuple[Tensor, Tensor]
     labelled = batch.weight > 0
     log_p = torch.log_softmax(logits.masked_fill(~labelled, -1e9), dim=1)
     positive = batch.label * batch.weight * labelled
-    total = positive.sum(dim=1)
-    return -((positive * log_p).sum(dim=1) / total.clamp(min=1e-9)).sum(), (total > 0).float().sum()
+    label = (batch.label * labelled).sum(dim=1).clamp(min=1e-9)
+    value = -((positive * log_p).sum(dim=1) / label).sum()
+    return value, (positive.sum(dim=1) / label).sum()
 
 
 def entire_space_loss(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
