@@ -21,6 +21,9 @@ CLICK, PURCHASE = 1, 2
 NEVER = np.iinfo(np.int64).min // 4  # "known from the start", safely below every timestamp
 
 
+OWNERS = "own", "session", "query"
+
+
 class Tables(Protocol):
     """The parts of a `Log` that are read here: rows of items and requests, and events."""
 
@@ -170,6 +173,13 @@ class Timeline:
             of, rank, lambda start, end: (self.totals[end] - self.totals[start]) / (end - start)
         )
 
+    def total(self, of: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """The sum of the values of each key before each time rank, 0 where there is none; aligned
+        float64 arrays.
+        """
+        found = self._valued(of, rank, lambda start, end: self.totals[end] - self.totals[start])
+        return np.nan_to_num(found)
+
     def _valued(
         self,
         of: np.ndarray,
@@ -204,6 +214,7 @@ class Past:
         self._rank = np.searchsorted(self.times, log.t)  # (n_requests,)
         self._chosen: dict[str, tuple[np.ndarray, ...]] = {}
         self._timelines: dict[str, Timeline] = {}
+        self._query: np.ndarray | None = None
 
     def key(self, owner: np.ndarray, rank: np.ndarray) -> np.ndarray:
         """One number for an owner (a user, say) and a time rank, ascending in both."""
@@ -224,34 +235,54 @@ class Past:
         return self._chosen[by]
 
     def timeline(self, what: str) -> Timeline:
-        """Rows of one kind along time, of an item or ("own ...") of a user and item: shown, click,
+        """Rows of one kind along time, of an item, or ("own ...", "session ...", "query ...") of an
+        item and a user, a session or the text of a query: shown, looked at, chosen, click,
         purchase, event, price.
         """
         if what not in self._timelines:
             clicked = pl.col("clicked").fill_null(False)
             purchased = pl.col("purchased").fill_null(False)
             price = pl.coalesce("price_shown", "price_paid")
+            in_list = pl.col("position").is_not_null()
+            looked_at = 1 / (1 + pl.col("position")).log(2)  # the discount of DCG, as a probability
             kinds: dict[str, tuple[pl.Expr, pl.Expr | None]] = {
-                "shown": (pl.col("position").is_not_null(), pl.col("position")),
+                "shown": (in_list, pl.col("position")),
+                "looked at": (in_list, looked_at),
+                "chosen": (in_list & (clicked | purchased), None),
                 "click": (clicked, None),
                 "purchase": (purchased, None),
                 "event": (clicked | purchased, None),
                 "price": (price.is_not_null(), price),
             }
-            condition, value = kinds[what.removeprefix("own ")]
-            own, n = what.startswith("own "), self.log.n_items
-            columns = [pl.col("request"), pl.col("item")] + [pl.col("user")] * own
+            by = next((owner for owner in OWNERS if what.startswith(f"{owner} ")), "")
+            condition, value = kinds[what.removeprefix(by).lstrip()]
+            columns = [pl.col("request"), pl.col("item")]
             if value is not None:
                 columns.append(value.cast(pl.Float64).alias("value"))
             parts = (piece.lazy().filter(condition) for piece in pieces(self.log.rows))
             rows = pl.concat([part.select(columns).collect() for part in parts])
+            if by:
+                owner = self.owner(by)[rows["request"].to_numpy()]
+                rows, owner = rows.filter(owner >= 0), owner[owner >= 0]
             values = rows["value"].to_numpy() if value is not None else None
-            of = rows["item"].to_numpy()
-            if own:
-                of = rows["user"].to_numpy() * np.int64(n) + of
+            of, n = rows["item"].to_numpy(), self.log.n_items
+            if by:
+                of = owner * n + of
             rank = self._rank[rows["request"].to_numpy()]
-            self._timelines[what] = Timeline(of, rank, None if own else n, values)
+            self._timelines[what] = Timeline(of, rank, None if by else n, values)
         return self._timelines[what]
+
+    def owner(self, by: str) -> np.ndarray:
+        """The number of each request's user ("own"), session or text of a query, -1 for no query:
+        int64 (n_requests,).
+        """
+        if by != "query":
+            return (self.log.user if by == "own" else self.log.session).astype(np.int64)
+        if self._query is None:
+            query = self.log.requests["query"]
+            number = query.rank("dense").cast(pl.Int64).fill_null(0).to_numpy() - 1
+            self._query = number
+        return self._query
 
 
 class AsOf:
@@ -378,6 +409,31 @@ class AsOf:
         return self.past.timeline("own shown").last(
             self._pair(requests, items), self.rank[requests]
         )
+
+    def in_lists(
+        self, requests: np.ndarray, items: np.ndarray, of: str = ""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How often each item stood in a list, was looked at, as its positions let one expect (1 /
+        log2(1 + position)), and was clicked or bought there, before the request; aligned arrays.
+
+        Args:
+            of: in whose lists: "own", "session" or "query" for those of the request's user, session
+                or query; all by default.
+        """
+        key = items.astype(np.int64)
+        if of:
+            key = self.past.owner(of)[requests] * self.log.n_items + key
+        name, rank = f"{of} ".lstrip(), self.rank[requests]
+        looked_at = self.past.timeline(f"{name}looked at")
+        chosen = self.past.timeline(f"{name}chosen").before(key, rank)
+        return looked_at.before(key, rank), looked_at.total(key, rank), chosen
+
+    def session_position(self, requests: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """The position at which each item was last shown in the request's session before it, NaN
+        where never; aligned arrays.
+        """
+        key = self.past.owner("session")[requests] * self.log.n_items + items
+        return self.past.timeline("session shown").last(key, self.rank[requests])
 
     # -- eligibility -------------------------------------------------------------------------------
 

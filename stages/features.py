@@ -459,6 +459,51 @@ class Placement(Feature):
 
 
 @dataclass(frozen=True, repr=False)
+class Clicks(Feature):
+    """Clicks over expected clicks in the lists shown before, as their positions let one expect them
+    (COEC; Zhang & Jones 2007, "Comparing click logs and editorial labels"): of all lists, of the
+    user's own and of those for the same query. How often the item was shown for the query, and how
+    often and at which position in the session. The request's own list is never read.
+
+    A click is expected where one looks, at position p with the probability 1 / log2(1 + p), and
+    `prior` looks are added to each of them.
+    """
+
+    prior: float = 5
+    columns: ClassVar[tuple[str, ...]] = (
+        "coec",
+        "coec_rank",
+        "own_coec",
+        "query_coec",
+        "query_clicks",
+        "query_shown",
+        "session_shown",
+        "session_position",
+    )
+
+    def __post_init__(self) -> None:
+        needs(self, "prior")
+
+    def check(self, context: Context, who: str) -> None:
+        if not context.log.has("exposures"):
+            found = f"no exposures in log {context.log.name}"
+            raise KarmafunnelError(f"{who}: {self!r}", needs="shown lists", found=found)
+
+    def pairs(self, rows: Rows) -> np.ndarray:
+        asof, pair = rows.context.log.asof, (rows.request, rows.item)
+        columns = []
+        for of in ("", "own", "query"):
+            shown, looked_at, chosen = asof.in_lists(*pair, of)
+            columns.append((chosen + 0.2 * self.prior) / (looked_at + self.prior))
+        in_session, _, _ = asof.in_lists(*pair, "session")
+        return stack(*columns, chosen, shown, in_session, asof.session_position(*pair))
+
+    def compute(self, rows: Rows) -> np.ndarray:
+        coec, *others = rows.pairs(self).T
+        return stack(coec, rows.share_below(coec), *others)
+
+
+@dataclass(frozen=True, repr=False)
 class RequestContext(Feature):
     """The request itself: how many events the user has and how old the last is, words of the query,
     hour of the day, and number of eligible items.

@@ -19,6 +19,7 @@ from karmafunnel.simulator.replay.tree import run_tree, tree_of
 from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import (
     BM25,
+    Clicks,
     Own,
     Placement,
     Popularity,
@@ -206,6 +207,50 @@ def test_a_session_is_not_the_history() -> None:
     )
 
 
+# -- clicks in lists ------------------------------------------------------------------------------
+
+
+def test_clicks_against_a_slow_loop() -> None:
+    log = visits()
+    shown = log.rows.filter(pl.col("position").is_not_null())
+    of_request = shown["request"].to_numpy()
+    shown = shown.select("request", "item", "position", "clicked").with_columns(
+        user=log.user[of_request],
+        session=log.session[of_request],
+        query=log.requests["query"].gather(of_request),
+        at=log.t[of_request],
+    )
+    past = shown.rows(named=True)
+    wanted = np.r_[0:3, 396:411]
+    rows = crowd(wanted, log.n_items, 40)
+    found = Clicks(prior=2).compute(rows_of(Context(log), rows))
+    expected = []
+    for request, item, _ in rows.rows():
+        query = log.requests["query"][int(request)]
+        before = [p for p in past if p["item"] == item and p["at"] < log.t[request]]
+        of = {
+            "all": before,
+            "own": [p for p in before if p["user"] == log.user[request]],
+            "query": [p for p in before if query is not None and p["query"] == query],
+        }
+        session = [p for p in before if p["session"] == log.session[request]]
+        coec = []
+        for group in of.values():
+            looks = sum(1 / math.log2(1 + p["position"]) for p in group)
+            coec.append((sum(p["clicked"] for p in group) + 0.4) / (looks + 2))
+        position = session[-1]["position"] if session else math.nan
+        clicks = sum(p["clicked"] for p in of["query"])
+        expected.append([*coec, clicks, len(of["query"]), len(session), position])
+    told = np.delete(found, 1, axis=1)
+    assert told == pytest.approx(np.array(expected), abs=1e-5, nan_ok=True)
+    assert (told[:, 4] > 0).sum() > 50 and (told[:, 5] > 0).any() and (told[:, 3] > 0).any()
+    coec, group = found[:, 0], rows[REQUEST].to_numpy()
+    candidate = ~rows[TRACKED].to_numpy()
+    among = [coec[candidate & (group == request)] for request in group]
+    ranks = [np.mean(others < own) for own, others in zip(coec, among, strict=True)]
+    assert found[:, 1] == pytest.approx(np.array(ranks))
+
+
 # -- SimTier and raw vectors -----------------------------------------------------------------------
 
 
@@ -276,7 +321,7 @@ def test_raw_vectors_stand_side_by_side() -> None:
 
 ALL: tuple[Feature, ...] = (
     *(Similarity("tfidf", to=to) for to in TO), *(Similarity("together", to=to) for to in ("interest", "last", "session")),
-    SimTier("together", depth=10), SimTier("tfidf"), Vectors("tfidf", dim=16),
+    SimTier("together", depth=10), SimTier("tfidf"), Vectors("tfidf", dim=16), Clicks(),
 )  # fmt: skip
 
 
@@ -348,6 +393,7 @@ PAIRED = (
     Similarity("tfidf"),
     Similarity("tfidf", to="last"),
     Placement(),
+    Clicks(),
 )
 
 

@@ -18,6 +18,7 @@ from karmafunnel.stages.blend import Blend
 from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import (
     BM25,
+    Clicks,
     Column,
     Feature,
     ItemColumn,
@@ -81,6 +82,7 @@ FEATURES = (
     RequestContext(),
     ItemColumn("rating"),
     Placement(),
+    Clicks(),
     Neighbourhood(),
     Similarity("tfidf", to="query"),
     Similarity("random", to="last"),

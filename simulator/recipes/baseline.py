@@ -1,14 +1,20 @@
 """A full three-stage funnel without KARMA that fits and replays any log: what the log lacks, it
 leaves out.
+
+The pre-ranker is few trees over features that several stages share; the ranker has many, and reads
+what a pre-ranker could not afford.
 """
+
+from dataclasses import replace
 
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
-from karmafunnel.models.sasrec import SASRec
 from karmafunnel.stages.features import (
     BM25,
+    Clicks,
     Feature,
     Own,
+    Placement,
     Popularity,
     Price,
     RequestContext,
@@ -23,33 +29,34 @@ from karmafunnel.stages.stage import Funnel, Stage
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
-    found: dict[str, Embedder] = {
-        "sasrec": SASRec(epochs=15, patience=2),
-        "cooccurrence": Cooccurrence(),
-    }
+    found: dict[str, Embedder] = {"cooccurrence": Cooccurrence()}
     return found | ({"tfidf": TfidfSVD()} if log.has("text") else {})
 
 
 def funnel(log: Log) -> Funnel:
     channels: list[Stage] = [
         Repeat(k=300),
-        VectorRecall("sasrec", k=300),
         ItemKNN(k=300, depth=60),
         Popular(k=100),
         Popular(k=100, days=14),
     ]
-    similarities: list[Feature] = [Similarity("sasrec"), Similarity("cooccurrence")]
+    features: list[Feature] = [Upstream(), Popularity(), Own(depth=400), Similarity("cooccurrence")]
+    further: list[Feature] = [RequestContext()]
     if log.has("text"):
         channels.append(VectorRecall("tfidf", k=300))
-        similarities.append(Similarity("tfidf"))
+        features.append(Similarity("tfidf"))
     if log.has("text") and log.has("query"):
         channels.append(BM25Recall(k=300))
-        similarities.append(BM25())
-    features: list[Feature] = [Upstream(), Popularity(), Own(depth=400), *similarities]
+        features.append(BM25())
+        further.append(Similarity("tfidf", to="query"))
     if log.has("price"):
         features.append(Price())
+    if log.has("exposures"):
+        further += [Clicks(), Placement()]
+    blocks = 3 if log.meta["time"] == "clock" else 1
+    learnt = Sample(passed=100, requests=10_000, blocks=blocks)
     return (
-        Join(channels, k=800)
-        >> LightGBMPreRank(k=200, trees=200, features=features, sample=Sample(passed=100))
-        >> LightGBMRank(k=50, features=[*features, RequestContext()], sample=Sample(passed=200))
+        Join(channels, k=500)
+        >> LightGBMPreRank(k=200, trees=60, learning_rate=0.1, features=features, sample=learnt)
+        >> LightGBMRank(k=50, features=[*features, *further], sample=replace(learnt, passed=200))
     )
