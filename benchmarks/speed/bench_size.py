@@ -14,7 +14,6 @@ clicked depends on position, popularity and taste, so that a funnel has somethin
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -31,12 +30,22 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from ...files import LOG, atomic_folder, claim, read_json, seal, write_json, write_parquet
+from ...files import (
+    LOG,
+    atomic_folder,
+    claim,
+    read_json,
+    read_table,
+    seal,
+    write_json,
+    write_parquet,
+)
 from ...layout import EXPOSURES, REQUESTS, complete_meta, conform
 from ...log import contents
+from .bench_queueing import four_stages
 
-ITEMS_AT_1, USERS_AT_1, EXPOSURES_AT_1 = 1_000_000, 500_000, 20_000_000
-SHOWN = 10  # items of a list
+ITEMS_AT_1, USERS_AT_1 = 1_000_000, 500_000
+REQUESTS_AT_1, SHOWN = 2_000_000, 10  # items of a list
 GROUPS = 200  # of items, such as "running shoes"
 STYLES = 8  # of items and users within a group
 BLOCK = 50_000  # requests that are made at a time
@@ -64,9 +73,9 @@ def words(many: int, syllables: int, seed: int) -> np.ndarray:
 class Shop:
     """The items and users of a log: groups, styles and prices by row number."""
 
-    def __init__(self, items: int, users: int, seed: int):
+    def __init__(self, items: int, users: int, seed: int = 0, shown: int = SHOWN):
         rng = np.random.default_rng([seed, 0])
-        self.items, self.users, self.seed = items, users, seed
+        self.items, self.users, self.seed, self.shown = items, users, seed, shown
         self.size = items // GROUPS  # items of a group, the most popular first
         self.style = rng.integers(0, STYLES, items).astype(np.int8)
         self.price = np.round(np.exp(rng.normal(3, 0.8, items)), 2)
@@ -137,9 +146,9 @@ class Shop:
         item = shown.ravel()
         exposures = pl.DataFrame(
             {
-                "request_id": ids.gather(np.repeat(np.arange(n), SHOWN)),
+                "request_id": ids.gather(np.repeat(np.arange(n), self.shown)),
                 "item_id": item_ids(item),
-                "position": np.tile(np.arange(1, SHOWN + 1, dtype=np.int32), n),
+                "position": np.tile(np.arange(1, self.shown + 1, dtype=np.int32), n),
                 "clicked": clicked.ravel(),
                 "purchased": purchased.ravel(),
                 "price_shown": self.price[item],
@@ -155,36 +164,36 @@ class Shop:
     def _lists(
         self, user: np.ndarray, group: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Items shown, whether clicked, whether purchased: (n_requests, SHOWN) each."""
-        n = len(user)
+        """Items shown, whether clicked, whether purchased: (n_requests, n_shown) each."""
+        n, many = len(user), self.shown
         # rank^-0.75 within the group, no item twice
-        rank = np.sort((rng.random((n, SHOWN)) ** 4 * (self.size - SHOWN)).astype(np.int64))
-        rank = rng.permuted(rank + np.arange(SHOWN), axis=1)
+        rank = np.sort((rng.random((n, many)) ** 4 * (self.size - many)).astype(np.int64))
+        rank = rng.permuted(rank + np.arange(many), axis=1)
         shown = group[:, None] * self.size + rank
         liked = self.style[shown] == self.likes[user][:, None]
-        seen = 0.9 ** np.arange(SHOWN)
+        seen = 0.9 ** np.arange(many)
         chance = seen * np.where(liked, 0.35, 0.04) * (1 + 1 / (1 + rank / 5)) / 2
-        clicked = rng.random((n, SHOWN)) < chance
-        return shown, clicked, clicked & (rng.random((n, SHOWN)) < 0.15)
+        clicked = rng.random((n, many)) < chance
+        return shown, clicked, clicked & (rng.random((n, many)) < 0.15)
 
 
 def item_ids(item: np.ndarray) -> pl.Series:
     return pl.select(pl.format("i{}", pl.lit(pl.Series(item)))).to_series()
 
 
-def write_log(folder: Path, scale: float, seed: int = 0) -> None:
+def write_log(folder: Path, scale: float, shown: int = SHOWN) -> None:
     """Write the log of a scale, a block of requests at a time: memory depends on the catalogue
     alone.
     """
     items, users = round(ITEMS_AT_1 * scale), round(USERS_AT_1 * scale)
-    requests = round(EXPOSURES_AT_1 * scale) // SHOWN
-    shop = Shop(items, users, seed)
+    requests = round(REQUESTS_AT_1 * scale)
+    shop = Shop(items, users, shown=shown)
     meta = complete_meta(
         {
             "name": f"size-{scale:g}",
             "currency": "EUR",
             "licence": "generated, free to use",
-            "source": f"bench_size, scale {scale:g}, seed {seed}",
+            "source": f"bench_size, scale {scale:g}, lists of {shown}",
             "catalogue": "published",
             "has": {
                 name: True
@@ -259,20 +268,32 @@ def watch(pid: int, peak: list[int]) -> None:
         time.sleep(0.1)
 
 
-def steps(folder: Path, scale: float) -> dict[str, list[str]]:
+def steps(folder: Path, scale: float, shown: int) -> dict[str, list[str]]:
     """The command of every step, by name."""
     own = [sys.executable, "-m", "karmafunnel"]
     log, run = str(folder / "log"), str(folder / "run")
     me = [sys.executable, "-m", "karmafunnel.benchmarks.speed.bench_size"]
     replay = [*own, "replay", str(FUNNEL), log]
+    queue = [*own, "queue", str(folder / "services.toml"), "--force", "--rate", "1000"]
     return {
-        "write the log": [*me, "--scale", str(scale), "--write", log],
+        "write the log": [*me, "--scale", str(scale), "--shown", str(shown), "--write", log],
         "validate": [*own, "validate", log],
         "describe": [*own, "describe", log],
         "fit, replay 256": [*replay, "--limit", "256", "--out", f"{run}-256", "--force"],
         f"replay {LIMIT:,}": [*replay, "--limit", str(LIMIT), "--out", run, "--force"],
-        "measure": [*own, "measure", run, "HR@10", "HR@50", "IndexLoss"],
+        "queue of 1,000,000": [*queue, "--requests", "1000000", "--out", str(folder / "queue")],
     }
+
+
+def index_loss(run: Path) -> str:
+    """A sentence on what approximate search lost, beside exact search for the same requests."""
+    found = read_table(run / "requests.parquet", "recall.index_recall").to_series().mean()
+    lost = read_table(run / "ledger.parquet", "lost").to_series()
+    share = (lost == "index").sum() / len(lost)
+    return (
+        f"The indexes find {found:.1%} of what exact search finds; {share:.1%} of the relevant "
+        "items are lost for that."
+    )
 
 
 def growth(results: list[dict[str, Any]]) -> None:
@@ -292,20 +313,39 @@ def growth(results: list[dict[str, Any]]) -> None:
 
 
 @click.command()
-@click.option("--scale", default=0.05, show_default=True, help="1.0 is the size of the title.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0.01, 10.0),
+    default=0.05,
+    show_default=True,
+    help="1.0: a million items.",
+)
 @click.option("--out", default="bench-size", type=Path, show_default=True)
+@click.option(
+    "--shown",
+    type=click.IntRange(1, 40),
+    default=SHOWN,
+    show_default=True,
+    help="Exposures of a request.",
+)
 @click.option("--write", type=Path, help="Only write the log into this folder.")
 @click.option("--only", multiple=True, help="Names of steps, by their beginnings.")
 @click.option("--growth", "compared", multiple=True, type=Path, help="Result folders to compare.")
 def main(
-    scale: float, out: Path, write: Path | None, only: tuple[str, ...], compared: tuple[Path, ...]
+    scale: float,
+    out: Path,
+    shown: int,
+    write: Path | None,
+    only: tuple[str, ...],
+    compared: tuple[Path, ...],
 ) -> None:
     """Print a table of the steps."""
     if write is not None:
-        return write_log(write, scale)
+        return write_log(write, scale, shown)
     if compared:
         return growth([read_json(folder / "size.json") for folder in compared])
     out.mkdir(parents=True, exist_ok=True)
+    four_stages().write(out / "services.toml")
     path = out / "size.json"
     found: dict[str, Any] = read_json(path) if path.exists() else {"scale": scale, "steps": {}}
     if not math.isclose(found["scale"], scale):
@@ -316,7 +356,7 @@ def main(
     )
     print("| step | seconds | processor s | peak GiB | of it anonymous |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    for name, command in steps(out, scale).items():
+    for name, command in steps(out, scale, shown).items():
         if only and not any(name.startswith(one) for one in only):
             continue
         if name not in found["steps"]:
@@ -328,7 +368,8 @@ def main(
             f"{row['own']:.2f} |",
             flush=True,
         )
-    print(json.dumps(found))
+    if (out / "run" / "ledger.parquet").exists():
+        print(index_loss(out / "run"))
     return None
 
 

@@ -21,7 +21,7 @@ def events_of(simulation: Simulation, which: pl.Expr) -> pl.DataFrame:
             needs="the events of the simulation",
             found="none, they were not kept (--no-events)",
         )
-    return simulation.kept.filter(which).collect()
+    return simulation.kept.filter(which).collect(engine="streaming")
 
 
 def events_of_request(simulation: Simulation, request: int) -> pl.DataFrame:

@@ -224,13 +224,13 @@ def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -
     """Statistics of the scenario's requests and their relevant items: one dict per window, then one
     for all windows.
     """
-    in_w1 = set(of_requests.filter(pl.col("window") == "W1")["user"])
+    in_w1 = of_requests.filter(pl.col("window") == "W1")["user"].unique()
     known_money = log.has("price") and truth["money"].null_count() < truth.height
     ts = log.requests["ts"]
     found = []
     for window in (*WINDOWS, ALL):
         mine = of_requests if window == ALL else of_requests.filter(pl.col("window") == window)
-        users, targets = set(mine["user"]), int(mine["truth"].sum())
+        users, targets = mine["user"].unique(), int(mine["truth"].sum())
         of_targets = {
             name: int(mine[name].sum()) / targets if targets else None
             for name in ("truth_eligible", "repeat", "cold")
@@ -243,7 +243,9 @@ def describe_windows(log: Log, of_requests: pl.DataFrame, truth: pl.DataFrame) -
                 "to": iso(ts.gather(mine["request"]).max()),
                 "users": len(users),
                 "new_users": (
-                    None if window in ("W1", ALL) or not users else len(users - in_w1) / len(users)
+                    None
+                    if window in ("W1", ALL) or not len(users)
+                    else share(~users.is_in(in_w1.implode()))
                 ),
                 "with_truth": share(mine["truth"] > 0),
                 "truth": targets,
