@@ -74,20 +74,26 @@ def group_rows(request: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(present) + low, (np.cumsum(present) - 1)[request - low]
 
 
+def best(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:
+    """Positions of the k best scores, in no order; `tie(positions)` gives the hashes by which equal
+    scores compete for the last places.
+    """
+    if len(score) <= k:
+        return np.arange(len(score))
+    threshold = np.partition(score, len(score) - k)[len(score) - k]
+    above = np.flatnonzero(score > threshold)
+    level = np.flatnonzero(score == threshold)
+    need = k - len(above)
+    if len(level) > need:
+        level = level[np.argsort(tie(level), kind="stable")[:need]]
+    return np.concatenate([above, level])
+
+
 def select_top(score: np.ndarray, tie: Callable[[np.ndarray], np.ndarray], k: int) -> np.ndarray:
     """Positions of the k best scores, best first; `tie(positions)` gives the hashes by which equal
     scores are ordered.
     """
-    if len(score) > k:
-        threshold = np.partition(score, len(score) - k)[len(score) - k]
-        above = np.flatnonzero(score > threshold)
-        level = np.flatnonzero(score == threshold)
-        need = k - len(above)
-        if len(level) > need:
-            level = level[np.argsort(tie(level), kind="stable")[:need]]
-        chosen = np.concatenate([above, level])
-    else:
-        chosen = np.arange(len(score))
+    chosen = best(score, tie, k)
     return chosen[np.lexsort((tie(chosen), -score[chosen]))]
 
 

@@ -15,7 +15,7 @@ from ..context import Context
 from ..frame import ITEM, position_in_group
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage
-from .proposals import propose_each
+from .proposals import propose_found
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,16 +96,10 @@ class FittedItemKNN(Retriever):
         return (had @ self.near).tocsr()
 
     def propose(self, rows: Rows) -> pl.DataFrame:
-        requests = rows.requests
-        scores = self._scores(requests)
-
-        def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            start, end = scores.indptr[i], scores.indptr[i + 1]
-            items, score = scores.indices[start:end], scores.data[start:end]
-            allowed = self.context.log.asof.is_eligible(np.full(len(items), requests[i]), items)
-            return items[allowed], score[allowed]
-
-        return propose_each(self.context, requests, self.stage.k, scored)
+        scores = self._scores(rows.requests)
+        group = np.repeat(np.arange(len(rows.requests)), np.diff(scores.indptr))
+        found = group, scores.indices, scores.data
+        return propose_found(self.context, rows.requests, self.stage.k, found)
 
     def score(self, rows: Rows) -> np.ndarray:
         if len(rows.item) == 0:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ..context import Context
-from ..frame import ITEM, REQUEST, SCORE, rows_frame, select_top
+from ..frame import ITEM, REQUEST, SCORE, best, rows_frame
 from ..rows import Rows
 
 NOT_FOUND = np.float32(-1e9)  # the score of a row that a channel could never propose
@@ -37,7 +37,7 @@ def propose_each(
     k: int,
     scored: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> pl.DataFrame:
-    """The k best items of each request, as candidates.
+    """The k best items of each request in no order, as candidates.
 
     Args:
         requests: row numbers, ascending.
@@ -47,11 +47,37 @@ def propose_each(
     items, scores, counts = [], [], []
     for i, eligible in enumerate(context.log.asof.eligible(requests)):
         found, score = scored(i, eligible)
-        best = select_top(score, partial(tie_of, context, int(requests[i]), found), k)
-        items.append(found[best])
-        scores.append(score[best])
-        counts.append(len(best))
+        kept = best(score, partial(tie_of, context, int(requests[i]), found), k)
+        items.append(found[kept])
+        scores.append(score[kept])
+        counts.append(len(kept))
     return candidates(requests, counts, items, scores)
+
+
+def propose_found(
+    context: Context,
+    requests: np.ndarray,
+    k: int,
+    found: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> pl.DataFrame:
+    """The k best eligible items of each request among those that were found for it, in no order.
+
+    Args:
+        requests: row numbers, ascending.
+        found: the position of each row's request among these, ascending, its item and its score,
+            (n_rows,) each.
+    """
+    group, item, score = found
+    allowed = context.log.asof.is_eligible(requests[group], item)
+    group, item, score = group[allowed], item[allowed], score[allowed]
+    ends = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(requests)))])
+    kept = np.ones(len(group), dtype=bool)
+    for i in np.flatnonzero(np.diff(ends) > k):
+        mine = slice(ends[i], ends[i + 1])
+        tie = partial(tie_of, context, int(requests[i]), item[mine])
+        kept[mine] = False
+        kept[ends[i] + best(score[mine], tie, k)] = True
+    return rows_frame(request=requests[group[kept]], item=item[kept], score=score[kept])
 
 
 def scores_in(table: pl.DataFrame, rows: Rows, missing: np.float32) -> np.ndarray:

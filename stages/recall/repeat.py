@@ -9,9 +9,10 @@ import polars as pl
 
 from ...bounds import needs
 from ..context import Context
+from ..frame import pair_key, rows_frame
 from ..rows import Rows
 from ..stage import FittedFunnel, Retriever, Stage
-from .proposals import candidates, propose_each, scores_in
+from .proposals import propose_found, scores_in
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,31 +34,27 @@ class FittedRepeat(Retriever):
     stage: Repeat
     channels = ("repeat",)
 
-    def _own(self, newest_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct items and their scores: the count, plus a fraction that falls with the age of
-        the last time.
+    def _own(self, requests: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distinct items of each request's user, and their scores: the count, plus a fraction that
+        falls with the age of the last time.
+
+        Returns:
+            The position of each row's request, ascending, its item and its score.
         """
-        items, first, count = np.unique(newest_first, return_index=True, return_counts=True)
-        return items, (count + 1.0 / (2.0 + first)).astype(np.float32)
+        n_items = self.context.log.n_items
+        newest_first = self.context.log.asof.history(requests, self.stage.depth).items[:, ::-1]
+        group, age = np.nonzero(newest_first >= 0)
+        pair = pair_key(group, newest_first[group, age], n_items)
+        pair, first, count = np.unique(pair, return_index=True, return_counts=True)
+        score = (count + 1.0 / (2.0 + age[first])).astype(np.float32)
+        return pair // n_items, (pair % n_items).astype(np.int32), score
 
     def propose(self, rows: Rows) -> pl.DataFrame:
-        requests = rows.requests
-        history = self.context.log.asof.history(requests, self.stage.depth).items[:, ::-1]
-
-        def scored(i: int, eligible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            items, score = self._own(history[i][history[i] >= 0])
-            allowed = self.context.log.asof.is_eligible(np.full(len(items), requests[i]), items)
-            return items[allowed], score[allowed]
-
-        return propose_each(self.context, requests, self.stage.k, scored)
+        found = self._own(rows.requests)
+        return propose_found(self.context, rows.requests, self.stage.k, found)
 
     def score(self, rows: Rows) -> np.ndarray:
         requests = np.unique(rows.request)
-        history = self.context.log.asof.history(requests, self.stage.depth).items[:, ::-1]
-        items, scores = [], []
-        for own in history:
-            item, score = self._own(own[own >= 0])
-            items.append(item)
-            scores.append(score)
-        table = candidates(requests, [len(item) for item in items], items, scores)
+        group, item, score = self._own(requests)
+        table = rows_frame(request=requests[group], item=item, score=score)
         return scores_in(table, rows, np.float32(0))
