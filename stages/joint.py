@@ -265,20 +265,21 @@ class FSLTR(CascadeLoss):
 
     Args:
         labels: how far rows came. "ledger": by the cascade itself as the epoch before left it, and
-            what the log shows. "log": the `stage` of the log's exposures, in the order of `stages`
+            what the log shows. "shown": by what the log shows alone, so that no stage learns from
+            another. "log": the `stage` of the log's exposures, in the order of `stages`
             in log.json; a fit raises KarmafunnelError where no row has one of them.
     """
 
     warm: int = 2
-    labels: Literal["ledger", "log"] = "ledger"
+    labels: Literal["ledger", "shown", "log"] = "ledger"
 
     needs_grades: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.labels not in ("ledger", "log"):
-            found = repr(self.labels)
-            raise KarmafunnelError("FSLTR", what="labels", needs="'ledger' or 'log'", found=found)
+        if self.labels not in ("ledger", "shown", "log"):
+            wanted, found = "'ledger', 'shown' or 'log'", repr(self.labels)
+            raise KarmafunnelError("FSLTR", what="labels", needs=wanted, found=found)
 
     def check_labels(self, context: Context, windows: Sequence[str]) -> None:
         if self.labels != "log":
@@ -308,6 +309,8 @@ class FSLTR(CascadeLoss):
     def grades(self, lists: Cascade, scores: Sequence[np.ndarray]) -> np.ndarray:
         if self.labels == "log":
             grade = lists.logged
+        elif self.labels == "shown":
+            grade = lists.shown.astype(np.float32)
         else:
             reached, _ = cascade.passed(scores, lists.there, lists.cut)
             grade = np.where(lists.shown, len(scores) + 1, reached).astype(np.float32)

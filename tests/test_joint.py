@@ -620,6 +620,7 @@ def test_grades_by_the_funnel_itself():
     )
     scores = [np.array([[0.0, 3.0, 4.0, -1.0, -2.0]]), np.array([[9.0, 1.0, 2.0, 9.0, 9.0]])]
     assert FSLTR().grades(lists, scores).tolist() == [[0, 1, 2, 3, 4]]
+    assert FSLTR(labels="shown").grades(lists, scores).tolist() == [[0, 0, 0, 1, 2]]
 
 
 def test_a_stage_label_that_no_row_has(shop):
@@ -630,5 +631,5 @@ def test_a_stage_label_that_no_row_has(shop):
         KarmafunnelError, match=r"rows of W2a with the stage 'prerank', found 0 of prerank, 0 of rank"
     ):
         CHAIN.jointly(FSLTR(labels="log")).fit(Context(log))
-    with pytest.raises(KarmafunnelError, match="'ledger' or 'log'"):
+    with pytest.raises(KarmafunnelError, match="'ledger', 'shown' or 'log'"):
         FSLTR(labels="rank")
