@@ -287,7 +287,8 @@ def steps(folder: Path, scale: float, shown: int) -> dict[str, list[str]]:
 
 def index_loss(run: Path) -> str:
     """A sentence on what approximate search lost, beside exact search for the same requests."""
-    found = read_table(run / "requests.parquet", "recall.index_recall").to_series().mean()
+    column = read_table(run / "requests.parquet", "recall.index_recall").to_series()
+    found = float(column.drop_nulls().to_numpy().mean())
     lost = read_table(run / "ledger.parquet", "lost").to_series()
     share = (lost == "index").sum() / len(lost)
     return (
