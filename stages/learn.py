@@ -938,7 +938,8 @@ class Neural(Stage):
     `models/ctr`.
 
     `loss`: "bce" fits a probability of the label, "listwise" is a softmax over the rows of the
-    request.
+    request. `unknown` is the share of ids that training hides; with 1 the network knows no ids,
+    only features, which is better where a few hundred requests are all there is to learn from.
     """
 
     k: int = 50
@@ -949,6 +950,7 @@ class Neural(Stage):
     loss: Literal["bce", "listwise"] = "bce"
     epochs: int = 12
     rate: float = 2e-3
+    unknown: float = 0.3
     calibrated: Calibrated = ""
     teacher: Teacher | None = None
     position_bias: PositionBias | None = None
@@ -959,7 +961,7 @@ class Neural(Stage):
         if self.loss not in ("bce", "listwise"):
             wanted = "'bce' or 'listwise'"
             raise KarmafunnelError(self.name, what="loss", needs=wanted, found=repr(self.loss))
-        needs(self, "dim", "depth", "epochs", rate=(1e-9, 100.0))
+        needs(self, "dim", "depth", "epochs", rate=(1e-9, 100.0), unknown=(0.0, 1.0))
         check_calibrated(self.name, self.calibrated)
 
     def embedders(self) -> tuple[str, ...]:

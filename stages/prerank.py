@@ -37,7 +37,8 @@ class TwoTowerPreRank(Neural):
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
         shape = ctr.Shape(context.log.n_items, n_dense)
-        return ctr.TwoTower(shape, ctr.TwoTowerConfig(dim=self.dim), seed=context.seed)
+        config = ctr.TwoTowerConfig(dim=self.dim, unknown=self.unknown)
+        return ctr.TwoTower(shape, config, seed=context.seed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,5 +52,6 @@ class COLDPreRank(Neural):
     name: str = "prerank"
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
-        config = ctr.COLDConfig(dim=self.dim, groups=tuple(len(f.columns) for f in self.features))
+        groups = tuple(len(f.columns) for f in self.features)
+        config = ctr.COLDConfig(dim=self.dim, unknown=self.unknown, groups=groups)
         return ctr.COLD(ctr.Shape(context.log.n_items, n_dense), config, seed=context.seed)

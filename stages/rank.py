@@ -90,7 +90,9 @@ class DINRank(Neural):
         n_vector = 0 if vectors is None else vectors.shape[1]
         shape = ctr.Shape(context.log.n_items, n_dense, n_vector=n_vector)
         use = self.use if self.similar else ""
-        config = ctr.DINConfig(dim=self.dim, attention=self.attention, similar=use)
+        config = ctr.DINConfig(
+            dim=self.dim, attention=self.attention, unknown=self.unknown, similar=use
+        )
         return ctr.DIN(shape, config, vectors=vectors, seed=context.seed)
 
 
@@ -111,7 +113,9 @@ class DCNRank(Neural):
         needs(self, "crosses", "low")
 
     def network(self, context: Context, n_dense: int) -> ctr.ClickModel:
-        config = ctr.DCNConfig(dim=self.dim, crosses=self.crosses, low=self.low)
+        config = ctr.DCNConfig(
+            dim=self.dim, crosses=self.crosses, low=self.low, unknown=self.unknown
+        )
         return ctr.DCN(ctr.Shape(context.log.n_items, n_dense), config, seed=context.seed)
 
 
@@ -145,7 +149,8 @@ class ESMMRank(DINRank):
         if self.trunk == "DIN":
             return ctr.ESMM(self.din(context, n_dense), seed=context.seed)
         shape = ctr.Shape(context.log.n_items, n_dense)
-        trunk = ctr.DCN(shape, ctr.DCNConfig(dim=self.dim), seed=context.seed)
+        config = ctr.DCNConfig(dim=self.dim, unknown=self.unknown)
+        trunk = ctr.DCN(shape, config, seed=context.seed)
         return ctr.ESMM(trunk, seed=context.seed)
 
     def fit(self, context: Context, upstream: FittedFunnel | None) -> FittedNeural:

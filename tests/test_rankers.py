@@ -430,6 +430,20 @@ def test_same_seed_same_bytes(kind) -> None:
     assert first.equals(again) and not first.equals(other)
 
 
+@pytest.mark.parametrize("unknown", [0.3, 1.0])
+def test_a_network_without_ids_knows_features_alone(unknown: float) -> None:
+    batch = shopping(60, 0)
+    others = replace(batch, items=(batch.items + 7) % N_ITEMS)
+    for model in (
+        DCN(Shape(N_ITEMS, 3, 2), DCNConfig(unknown=unknown)),
+        DIN(Shape(N_ITEMS, 3, 2), DINConfig(unknown=unknown)),
+        COLD(Shape(N_ITEMS, 3, 2), COLDConfig(unknown=unknown)),
+    ):
+        fit_ctr(model, batch, batch, FitOptions(epochs=1))
+        same = np.array_equal(predict_ctr(model, batch), predict_ctr(model, others))
+        assert same == (unknown == 1)
+
+
 @pytest.mark.parametrize("label", ["click", "purchase"])
 def test_esmm_puts_out_two_probabilities(label: str, tmp_path: Path) -> None:
     stage = ESMMRank(k=20, features=FEATURES, sample=SAMPLE, name="rank")
@@ -580,7 +594,7 @@ def test_teachers_refuse() -> None:
     ("kind", "fields"),
     [
         (LightGBMRank, {"trees": 0, "leaves": 1, "learning_rate": 0.0, "l2": -1.0}),
-        (DINRank, {"dim": 0, "depth": 0, "epochs": 0, "rate": 0.0, "attention": 0}),
+        (DINRank, {"dim": 0, "depth": 0, "epochs": 0, "rate": 0.0, "unknown": 1.1, "attention": 0}),
         (SimTier, {"depth": 0}), (Popularity, {"prior": 0.0, "days": -1.0}), (Price, {"depth": 0}), (Own, {"depth": 2.5}), (Vectors, {"dim": 0}),
         (ItemKNN, {"neighbours": 0, "decay": 1.5}), (BM25Recall, {"b": 2.0}), (Repeat, {"depth": 0}), (IVF, {"nprobe": 0}), (HNSW, {"m": 1}),
         (TfidfSVD, {"dim": 0, "decay": -0.5}), (Cooccurrence, {"dim": 0, "window": -1}), (RandomVectors, {"dim": True}), (SASRec, {"batch": 0}),

@@ -98,13 +98,16 @@ def rows(log: Log) -> dict[str, Row]:
         "COLD, taught by the ranker": (COLDPreRank, {"teacher": teacher}),
     }
     trees: Model = (LightGBMRank, {})
-    listwise = {"loss": "listwise"}
+    listwise: dict[str, Any] = {"loss": "listwise"}
+    no_ids = listwise | {"unknown": 1.0}
     last: dict[str, list[Model]] = {
         "LightGBM (binary)": [(LightGBMRank, {"objective": "binary"})],
         "DIN": [(DINRank, {})],
         "DCN-V2": [(DCNRank, {})],
         "DIN, listwise": [(DINRank, listwise)],
         "DCN-V2, listwise": [(DCNRank, listwise)],
+        "DCN-V2, listwise, no ids": [(DCNRank, no_ids)],
+        "LightGBM + DCN-V2, listwise, no ids": [trees, (DCNRank, no_ids)],
         "LightGBM + DIN, listwise": [trees, (DINRank, listwise)],
         "LightGBM + DCN-V2, listwise": [trees, (DCNRank, listwise)],
     }

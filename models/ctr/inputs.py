@@ -33,7 +33,8 @@ class Inputs(nn.Module):
 
     An item that was never a positive in training stands for UNKNOWN as a candidate (its id would be
     a negative by construction), one never in a history for UNKNOWN there; UNKNOWN is learnt by
-    dropping a share of ids at random. Numbers are standardised, NaN becomes the mean.
+    dropping a share of ids at random, 1 for a model without ids. Numbers are standardised, NaN
+    becomes the mean.
     """
 
     is_candidate: Tensor
@@ -76,10 +77,11 @@ class Inputs(nn.Module):
         sums: dict[str, Any] = {"dense": 0.0, "request": 0.0}
         for batch in batches:
             used = np.asarray(batch.weight) > 0
-            positive = np.asarray(batch.items)[used & (np.asarray(batch.label) > 0)]
-            candidate[torch.from_numpy(positive).long()] = True
-            seen = np.asarray(batch.history)
-            history[torch.from_numpy(seen[seen >= 0]).long()] = True
+            if self.unknown < 1:
+                positive = np.asarray(batch.items)[used & (np.asarray(batch.label) > 0)]
+                candidate[torch.from_numpy(positive).long()] = True
+                seen = np.asarray(batch.history)
+                history[torch.from_numpy(seen[seen >= 0]).long()] = True
             for name, x in (("dense", np.asarray(batch.dense)[used]), ("request", batch.request)):
                 if x is not None and len(x):
                     x = np.asarray(x, dtype=np.float64)
