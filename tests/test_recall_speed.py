@@ -1,11 +1,13 @@
 """Recall channels against the slow way: every request alone, every eligible item in order."""
 
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from karmafunnel.stages.context import Context
 from karmafunnel.stages.frame import ITEM, REQUEST, SCORE, best, select_top
-from karmafunnel.stages.recall import ItemKNN, Popular, Repeat
+from karmafunnel.stages.recall import BM25Recall, ItemKNN, Popular, Repeat, Titles, lexical
 from karmafunnel.stages.rows import Rows
 from shop import make_shop
 
@@ -94,3 +96,20 @@ def test_the_best_are_the_first_of_all_in_order() -> None:
         first = select_top(score, lambda at, tie=tie: tie[at], k)
         assert sorted(kept.tolist()) == sorted(first.tolist())
         assert np.array_equal(first, np.lexsort((tie, -score))[:k])
+
+
+def test_queries_of_a_chunk_are_read_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_by_one, together = (Titles(CONTEXT, "test", 1.2, 0.75) for _ in range(2))
+    requests = np.arange(300)
+    together.read(requests)
+    assert set(together._words) == {query or "" for query in LOG.requests["query"]}
+    for request in requests:
+        want, got = one_by_one.scores(int(request)), together.scores(int(request))
+        assert got.tobytes() == want.tobytes()
+    calls = []
+    real = lexical.tokenize
+    monkeypatch.setattr(lexical, "tokenize", lambda texts: calls.append(texts) or real(texts))
+    fitted = BM25Recall(k=9).fit(replace(CONTEXT, indexes={}), None)
+    calls.clear()
+    fitted.propose(Rows.start(CONTEXT, requests))
+    assert len(calls) == 1 and len(calls[0]) == len(set(calls[0]))

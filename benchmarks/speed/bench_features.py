@@ -75,7 +75,7 @@ def main(log: Path | None, recipe: str, chunks: int) -> None:
         print(f"  {1000 * took / n:6.3f} ms  {took / wall:6.1%}  {name}")
     print(
         f"features {1000 * whole / n:.2f} ms a request, {whole / wall:.1%} of replay time (to "
-        "reach: at most 15%)"
+        "reach: at most 12%)"
     )
 
 
