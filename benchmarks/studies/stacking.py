@@ -3,28 +3,32 @@ not.
 
     karmafunnel table stacking LOG --out out/stacking
     python -m karmafunnel.benchmarks.studies.stacking --worlds 100-109 --out out/stacking-worlds
+    python -m karmafunnel.benchmarks.studies.stacking --recipe baseline --log LOG --seed 0 --seed 1
 
-The first is a table of one log. The second replays the funnel on a fresh World for every seed and
-puts the Worlds together: what the ranker adds in HR@10, its interval over Worlds and users. The
-ranker has the pre-ranker's features and the request's context.
+The first is a table of one log. The others replay a funnel, this one or that of any recipe, on a
+fresh World for each seed of a World, or on logs, and put them together: what the last stage adds to
+the one before it, with intervals over Worlds (or logs and seeds) and users. The ranker of this
+recipe has the pre-ranker's features and the request's context.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import click
 import numpy as np
-import polars as pl
 from karmafunnel.files import write_text
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
-from karmafunnel.simulator.measure.compare import Run
-from karmafunnel.simulator.measure.intervals import Ratio, interval, over_seeds, resample
+from karmafunnel.simulator.measure.compare import Run, ask, same_requests
+from karmafunnel.simulator.measure.differences import paired, sampled
+from karmafunnel.simulator.measure.intervals import interval, over_seeds
+from karmafunnel.simulator.measure.measures.measure import parse_all
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.provenance import processor
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
@@ -50,7 +54,8 @@ from karmafunnel.terminal import Console
 
 seeds, against, by_stage = (0,), "reads the pre-ranker", True
 measures = ("HR@1", "HR@10", "nDCG@10", "HR@50")
-K, DRAWS = 10, 4000
+added = ("HR@1", "HR@10", "nDCG@10", "GMV-HR@10", "gAUC:request:exposures")
+DRAWS = 2000
 
 
 def embedders(log: Log) -> dict[str, Embedder]:
@@ -93,107 +98,147 @@ def rows(log: Log) -> dict[str, Row]:
     return {against: Row(funnel_of(log, True)), "does not": Row(funnel_of(log, False))}
 
 
-# -- several Worlds together -----------------------------------------------------------------------
+# -- several Worlds or logs together ---------------------------------------------------------------
 
 
-def gains(run: Run, k: int = K) -> pl.DataFrame:
-    """Requests with a relevant item: user_id, whether the first k of `prerank` and of `rank` hold
-    one, and the `gain` (-1, 0, 1).
+@dataclass(frozen=True)
+class Gain:
+    """A measure of the stage before the last and of the last one on the same requests, and the
+    resamples of the difference, (n_resamples,).
     """
-    hit = [
-        (pl.col(f"{stage}.rank") <= k).fill_null(False).any().alias(stage)
-        for stage in ("prerank", "rank")
-    ]
-    found = run.read("ledger").group_by("request_id", maintain_order=True).agg(hit)
-    gain = (pl.col("rank").cast(pl.Int8) - pl.col("prerank").cast(pl.Int8)).alias("gain")
-    users = run.read("requests", "request_id", "user_id")
-    return found.join(users, on="request_id", maintain_order="left").select(
-        "user_id", "prerank", "rank", gain
-    )
+
+    before: float
+    after: float
+    n: int
+    samples: np.ndarray
 
 
-def together(
-    worlds: Sequence[pl.DataFrame], draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float | None, float | None]:
-    """Mean over Worlds of the mean gain of a request, and its 95% interval: Worlds drawn anew, and
-    users inside each.
+def gains(run: Run, draws: int = DRAWS, seed: int = 0) -> dict[str, Gain]:
+    """What the last stage of a Run adds, by measure; without those that the log has no value of."""
+    (reading,) = same_requests([run], [run.name])
+    found = {}
+    for m in parse_all(added):
+        of_stage = {f.stage: f.estimate for f in ask(reading, [m], run.stages[-2:], None)}
+        estimates = [of_stage.get(stage) for stage in run.stages[-2:]]
+        known = [e for e in estimates if e is not None and not np.isnan(e.value)]
+        if len(known) == 2:
+            before, after = paired(known)
+            drawn = sampled([before, after], len(reading.users), draws, seed)
+            samples = drawn[after] - drawn[before]
+            found[str(m)] = Gain(before.value, after.value, after.n, samples)
+    return found
+
+
+def together(runs: Sequence[Mapping[str, Gain]], seed: int = 0) -> dict[str, Cell]:
+    """The mean of the gains by measure, and its 95% interval: Runs drawn anew, and users inside
+    each.
     """
-    samples = []
-    for i, world in enumerate(worlds):
-        user = world["user_id"].rank("dense").to_numpy().astype(np.int64) - 1
-        gain = Ratio(world["gain"].to_numpy().astype(float), np.ones(world.height), user)
-        samples += resample([gain], int(user.max()) + 1, draws, seed + i)
-    return float(np.mean([world["gain"].to_numpy().mean() for world in worlds])), *interval(
-        over_seeds(samples, seed)
-    )
+    cells = {}
+    for name in runs[0]:
+        of = [run[name] for run in runs if name in run]
+        low, high = interval(over_seeds([gain.samples for gain in of], seed))
+        value = float(np.mean([gain.after - gain.before for gain in of]))
+        cells[name] = Cell(f"{value:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
+    return cells
+
+
+def worlds_of(text: str, out: Path) -> list[Path]:
+    """A fresh World for each seed of a range such as 100-109, made where it is not there."""
+    try:
+        first, last = (int(part) for part in text.split("-"))
+    except ValueError:
+        raise click.BadParameter(
+            f"--worlds needs two seeds such as 100-109, found {text!r}"
+        ) from None
+    places = [out / f"world-{seed}" for seed in range(first, last + 1)]
+    for seed, place in enumerate(places, first):
+        if not (place / "log.json").exists():
+            world = generate(
+                items=2000, users=1200, requests=4000, seed=seed, semantic=0.5, images=False
+            )
+            world.write(place)
+    return places
 
 
 @click.command()
 @click.option(
     "--worlds", default="100-109", show_default=True, help="Seeds of the Worlds, first and last."
 )
-@click.option("--row", "row_name", default=against, show_default=True, help="A row of this recipe.")
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A log in place of Worlds; may be given several times.",
+)
+@click.option("--recipe", default=__file__, help="By default this one.")
+@click.option(
+    "--row", "row_name", default="", help=f"A row of the recipe; of this one {against!r}."
+)
+@click.option("--seed", "of", multiple=True, type=int, default=(0,), show_default=True)
 @click.option("--window", type=click.Choice(["W3", "W2b"]), default="W3", show_default=True)
+@click.option("--limit", type=int, help="At most so many requests of each log.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("out/stacking-worlds"), show_default=True
 )
-def main(worlds: str, row_name: str, window: str, out: Path) -> None:
-    """Replay the funnel on a World for each seed; print what the ranker adds.
+def main(
+    worlds: str,
+    logs: tuple[Path, ...],
+    recipe: str,
+    row_name: str,
+    of: tuple[int, ...],
+    window: str,
+    limit: int | None,
+    out: Path,
+) -> None:
+    """Replay a funnel on Worlds or logs; print what its last stage adds.
 
     Worlds and Runs that are there are not made again, whatever code made them: the note names its
     commits.
     """
     console = Console(stderr=True)
-    try:
-        first, last = (int(part) for part in worlds.split("-"))
-    except ValueError:
-        raise click.BadParameter(
-            f"--worlds needs two seeds such as 100-109, found {worlds!r}"
-        ) from None
+    row_name = row_name or (against if recipe == __file__ else "")
     command = shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.stacking", *sys.argv[1:]])
+    what = "-".join([Path(recipe).stem, *row_name.split(), window])
     lines: list[list[str | Cell]] = []
     found = []
     commits = set[str]()
-    for seed in range(first, last + 1):
-        place, run = (
-            out / f"world-{seed}",
-            out / f"run-{seed}-{row_name.replace(' ', '-')}-{window}",
-        )
-        if not (place / "log.json").exists():
-            generate(
-                items=2000, users=1200, requests=4000, seed=seed, semantic=0.5, images=False
-            ).write(place)
+    for place in logs or worlds_of(worlds, out):
         log = Log.open(place)
-        if not (run / "run.json").exists():
-            options = RunOptions(
-                window=window, cache=cache_root(), console=console, command=command
-            )
-            replay(load_recipe(__file__, log).row(row_name), log, run, options)
-        opened = Run.open(run)
-        commits.add(str(opened.meta["commit"]))
-        found.append(gains(opened))
-        before = float(found[-1]["prerank"].to_numpy().mean())
-        after = float(found[-1]["rank"].to_numpy().mean())
-        gain = float(found[-1]["gain"].to_numpy().mean())
-        lines.append(
-            [str(seed), f"{found[-1].height:,}", f"{before:.3f}", f"{after:.3f}", f"{gain:+.3f}"]
-        )
-    value, low, high = together(found)
-    whole = Cell(f"{value:+.3f}", f"[{low:+.3f}, {high:+.3f}]")
-    lines.append(["all", f"{sum(f.height for f in found):,}", "", "", whole])
-    note = (
-        f"`{command}`, window {window}, row '{row_name}', {date.today()}, {processor()}, commit "
-        f"{', '.join(sorted(commits))}"
+        loaded = load_recipe(recipe, log)
+        for seed in of:
+            run = out / f"run-{place.name}-{seed}-{what}"
+            if not (run / "run.json").exists():
+                options = RunOptions(
+                    window=window,
+                    seed=seed,
+                    limit=limit,
+                    cache=cache_root(),
+                    console=console,
+                    command=command,
+                )
+                replay(loaded.row(row_name) if row_name else loaded, log, run, options)
+            opened = Run.open(run)
+            commits.add(str(opened.meta["commit"]))
+            found.append(gains(opened))
+            for name, gain in found[-1].items():
+                change = Cell(f"{gain.after - gain.before:+.3f}", "")
+                values = f"{gain.before:.3f}", f"{gain.after:.3f}"
+                lines.append([place.name, str(seed), name, f"{gain.n:,}", *values, change])
+    for name, cell in together(found).items():
+        lines.append(["all", "", name, "", "", "", cell])
+    note = f"`{command}`, window {window}, {date.today()}, {processor()}, commit " + ", ".join(
+        sorted(commits)
     )
-    heads = ["World", "requests", f"HR@{K}, pre-ranker", f"HR@{K}, ranker", "ranker adds"]
+    heads = ["log", "seed", "measure", "n", "stage before", "last stage", "adds"]
     text = "\n".join(
         [
             to_markdown(Table(heads, lines)),
-            f"{note}. Interval: 95%, {DRAWS:,} draws of Worlds and of users inside each.",
+            f"{note}. Interval: 95%, {DRAWS:,} draws of Runs and of users inside each.",
             "",
         ]
     )
-    write_text(out / f"stacking-{row_name.replace(' ', '-')}-{window}.md", text)
+    write_text(out / f"{what}.md", text)
     print(text)
 
 
