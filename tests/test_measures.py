@@ -301,7 +301,7 @@ def test_neighbours_equal_brute_force(tmp_path, seed):
     """Overlap by sets, RBO by its infinite sum with the agreement of depth k ever after; a short
     slate is undefined.
     """
-    rng, k, p = np.random.default_rng(seed), 6, 0.9
+    rng, k = np.random.default_rng(seed), 6
     slates = {r: [rng.permutation(12)[:8], rng.permutation(12)[:6]] for r in REQUESTS["request_id"]}
     slates["r2"] = [rng.permutation(12)[:8], rng.permutation(12)[:5]]
     rows = [
@@ -314,13 +314,14 @@ def test_neighbours_equal_brute_force(tmp_path, seed):
     keeps = [{"name": "recall", "kind": "Join", "k": 8}, {"name": "rank", "kind": "Rank", "k": 6}]
     run = by_hand(tmp_path / "run", meta={"stages": keeps})
     run = replaced(run, "slates", pl.DataFrame(rows, schema=columns, orient="row").sample(fraction=1.0, shuffle=True, seed=seed))
-    overlaps, rbos = [], []
+    overlaps, rbos, deep = [], [], []
     for r in ("r1", "r3", "r4"):
         a, b = (list(items[:k]) for items in slates[r])
         agreement = [len(set(a[:d]) & set(b[:d])) / d for d in range(1, k + 1)]
         overlaps.append(agreement[-1])
-        rbos.append((1 - p) * sum(p ** (d - 1) * agreement[min(d, k) - 1] for d in range(1, 800)))
-    for name, expected in (("overlap@6", overlaps), ("RBO@6", rbos)):
+        for found, p in ((rbos, 0.9), (deep, 0.98)):
+            found.append((1 - p) * sum(p ** (d - 1) * agreement[min(d, k) - 1] for d in range(1, 4000)))
+    for name, expected in (("overlap@6", overlaps), ("RBO@6", rbos), ("RBO@6:0.98", deep)):
         row = ask(run, name)["recall"]
         assert row["value"] == pytest.approx(np.mean(expected)) and (row["n"], row["undefined"]) == (3, 1)
         assert row["denominator"] == "requests where recall and rank both put out 6"
@@ -573,6 +574,9 @@ def test_a_measure_prints_as_typed(text):
         "Recall@5@6@7",
         "overlap",
         "RBO@5:all",
+        "RBO@5:1",
+        "RBO@5:0.0",
+        "RBO@5:.9:.9",
         "overlap@5@6",
         "margin@5",
         "HR:all",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,15 +97,33 @@ class Overlap(Neighbours):
 
 @dataclass(frozen=True, repr=False)
 class RBO(Neighbours):
+    """Rank-biased overlap (Webber, Moffat & Zobel 2010). `p` is the chance that a reader who looks
+    at a place looks at the next one, too: 1 / (1 - p) places on average.
+    """
+
     name = "RBO"
-    form = "RBO@k"
+    form = "RBO@k[:p] (p: persistence, by default 0.9)"
+    p: float = metrics.PERSISTENCE
+
+    @classmethod
+    def of(cls, ks: list[int], options: list[str]) -> Measure:
+        told = re.fullmatch(r"0?\.[0-9]{1,6}", options[0]) if len(options) == 1 else None
+        p = float(told[0]) if told else metrics.PERSISTENCE
+        if len(ks) != 1 or (options and not told) or p == 0:
+            raise ValueError(
+                "RBO needs one k and takes a persistence between 0 and 1, as in RBO@50:0.98"
+            )
+        return cls(ks[0], p)
+
+    def options(self) -> tuple[str, ...]:
+        return () if self.p == metrics.PERSISTENCE else (f"{self.p:g}",)
 
     @property
     def definition(self) -> str:
         return (
             f"rank-biased overlap of a stage's top {self.k} and the next one's, persistence"
-            f" {metrics.PERSISTENCE}, extrapolated beyond {self.k}"
+            f" {self.p:g}, extrapolated beyond {self.k}"
         )
 
     def values(self, group: np.ndarray, depth: np.ndarray, n: int, k: int) -> np.ndarray:
-        return metrics.rank_biased_overlap(group, depth, n, k)
+        return metrics.rank_biased_overlap(group, depth, n, k, self.p)
