@@ -87,6 +87,9 @@ BOUNDS = {
     # an import
     "gap_minutes": Bound(0.0, 1e6, above=True),
     "rating": Bound(-1e9, 1e9),
+    # a search
+    "budget_ms": Bound(0.0, MS, above=True),
+    "trials": Bound(2, 100_000),
     # a gate
     "margin": Bound(0.0, 1e12),
     # a services file

@@ -611,6 +611,12 @@ TABLE = Kind(
     ),
     shared=True,
 )
+SEARCH = Kind(
+    "search",
+    "tune.json",
+    ("trials", "probes", "best.py", "front.md", "tune.html", "trials.csv"),
+    shared=True,
+)
 PAGE = Kind("page", mark=PAGE_MARK)
 SERVICES = Kind("services file", mark=TEXT_MARK)
 FOLDERS = (RUN_AND_PATHS, LOG, SIMULATION, EMBEDDING, PLAN)

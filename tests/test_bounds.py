@@ -185,6 +185,7 @@ def test_seeded_commands_are_all_there():
         "queue",
         "plan",
         "table",
+        "tune",
         "fit-embedder",
         "profile",
     } <= set(SEEDED)

@@ -715,6 +715,7 @@ def test_describe_looks_at_what_can_be_read_and_says_what_cannot(
 COMMANDS = {
     "replay": ["replay", "popular", "LOG", "--out", "OUT"],
     "table": ["table", "popular", "LOG", "--out", "OUT"],
+    "tune": ["tune", "LOG", "--budget-ms", "5", "--out", "OUT"],
     "explain": ["explain", "popular", "LOG", "--request", "r8"],
     "profile": ["profile", "popular", "LOG", "--out", "OUT"],
     "fit-embedder": ["fit-embedder", "baseline", "LOG", "--out", "OUT"],

@@ -420,6 +420,7 @@ WRITES: dict[str, tuple[str, list[str]]] = {
         ["replay", "baseline", "nowhere", "--path", "rank=skip", "--out", "PLACE"],
     ),
     "table": ("", ["table", "baseline", "nowhere", "--out", "PLACE"]),
+    "tune": ("", ["tune", "nowhere", "--budget-ms", "5", "--out", "PLACE"]),
     "queue": ("", ["queue", "nowhere.toml", "--rate", "5", "--out", "PLACE"]),
     "plan": ("", ["plan", "nowhere.toml", "--rate", "5", "--p99-ms", "5", "--out", "PLACE"]),
     "fit-embedder": ("", ["fit-embedder", "baseline", "nowhere", "--out", "PLACE"]),

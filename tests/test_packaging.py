@@ -33,6 +33,7 @@ ORDER = [
     "simulator.load",
     "simulator.report",
     "simulator.ablation",
+    "simulator.tuning",
     "simulator.recipes",
     "simulator.listing",
     "simulator.front",

@@ -62,6 +62,7 @@ COMMANDS: dict[str, str] = {
     "timeline": "timeline simulation 5",
     "plan": "plan services.toml --rate 200 --p99-ms 60 --lost 0.2 --requests 1000 --out new",
     "table": "table rows.py small --out new",
+    "tune": "tune small tunable --budget-ms 100 --trials 2 --out new",
     "fit-embedder": "fit-embedder rows.py small --row together --out new",
     "profile": "profile plain.py small --out new --seconds 0.1 --batches 1,2",
 }

@@ -24,6 +24,7 @@ SECTIONS = {
         "replay": ("runs", "Fit the funnel of a recipe on a log and replay the last window."),
         "explain": ("runs", "Why items are where they are in one request, stage by stage."),
         "table": ("runs", "Fit and replay every row of a recipe with several seeds; compare them."),
+        "tune": ("tuning", "Search the funnel that earns most within a budget of milliseconds."),
         "fit-embedder": ("runs", "Fit one embedder of a recipe and save it."),
     },
     "Measure": {

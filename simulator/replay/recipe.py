@@ -4,7 +4,9 @@ value or a function of the log.
 Without a `label` it is the log's own: its purchases where it has them, else its clicks. A recipe
 may export `fallbacks`, recall stages by name that stand in for recall when it is down. One for a
 table of rows (`karmafunnel table`) also exports `rows` and `against`, and may export `measures`,
-`seeds`, `by_stage` and `grid`; where it exports no `funnel`, it is that of the row `against`.
+`seeds`, `by_stage` and `grid`; where it exports no `funnel`, it is that of the row `against`. One
+to be tuned (`karmafunnel tune`) exports `choices`: the values of parameters of `funnel`, which is
+then a function of the log and of these.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from ...stages.stage import Funnel, Stage
 from .paths import FULL, NOTHING, SKIP, STALE
 
 EXPORTS = (
-    *("funnel", "embedders", "label", "fallbacks"),
+    *("funnel", "embedders", "label", "fallbacks", "choices"),
     *("rows", "against", "measures", "seeds", "by_stage", "grid"),
 )
 SEEDS = (0, 1, 2)
@@ -65,6 +67,9 @@ class Recipe:
         grid: for an attribution, the row in which each subset of some stages is switched on.
         fallbacks: recall stages by name that stand in for recall when it is down.
         errors: why a row cannot be fitted, by row; it is a failed line of the table.
+        choices: the values that each parameter of `funnel` may take in a search, cheapest first.
+        defaults: the values of the parameters in `funnel` itself.
+        build: the funnel of other values of the parameters.
         path: the file.
         row_name: the row that this recipe was made from by `row`.
     """
@@ -82,6 +87,9 @@ class Recipe:
     grid: Mapping[frozenset[str], str] = field(default_factory=dict)
     fallbacks: Mapping[str, Stage] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    build: Callable[..., Any] | None = field(default=None, repr=False)
     path: Path | None = None
     row_name: str | None = None
 
@@ -120,6 +128,24 @@ class Recipe:
         return replace(
             self, funnel=funnel, embedders=embedders, rows={}, against=None, row_name=name
         )
+
+    def chosen(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with the funnel of these values of the parameters in `choices`.
+
+        Raises:
+            KarmafunnelError: what the recipe's function raises, and for an embedder that it lacks.
+        """
+        assert self.build is not None
+        who = f"recipe {self.path}: {', '.join(f'{k}={v!r}' for k, v in values.items())}"
+        try:
+            funnel = as_funnel(self.build(**values))
+        except Exception as error:  # whatever the recipe's code raises
+            raise KarmafunnelError(f"{who}: {line_of(error)}") from error
+        if not isinstance(funnel, Funnel):
+            raise _wrong(who, "funnel", "stages chained with >>", funnel)
+        found = replace(self, funnel=funnel, choices={}, build=None)
+        check_complete(found)
+        return found
 
     def with_baseline(self, name: str) -> Recipe:
         """The same rows with another one as the baseline; raises KarmafunnelError as `row` does."""
@@ -195,6 +221,8 @@ def run_recipe(path: Path, text: str, log: Log) -> Recipe:
     found = Recipe(
         path.stem, text, funnel, dict(embedders), label, fallbacks=dict(fallbacks), path=path
     )
+    if values["choices"] is not None:
+        found = _with_choices(who, found, values, log)
     if values["rows"] is not None:
         found = _with_rows(who, found, values)
     if error := _error(who, partial(check_complete, found)):
@@ -222,6 +250,7 @@ def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
             if values["funnel"] is None:
                 values["funnel"] = getattr(values["rows"].get(values["against"]), "funnel", None)
         values["funnel"] = as_funnel(values["funnel"])
+        values["function"] = getattr(module, "funnel", None)
     except KarmafunnelError as error:
         if str(error).startswith("recipe "):
             raise
@@ -235,6 +264,36 @@ def _exports(path: Path, text: str, log: Log) -> dict[str, Any]:
         where, hint = line_in(path, error), meant_name(error, module)
         raise KarmafunnelError(f"{who}{where}: fails with {words_of(error)}", hint=hint) from error
     return values
+
+
+def _with_choices(who: str, recipe: Recipe, values: Mapping[str, Any], log: Log) -> Recipe:
+    """The recipe with its choices, each checked to be a parameter of `funnel`."""
+    given, function = values["choices"], values["function"]
+    needs = "a dict of parameter of funnel: its values, two or more, cheapest first"
+    if not isinstance(given, Mapping) or not given:
+        raise _wrong(who, "choices", needs, given)
+    if not inspect.isfunction(function):
+        needs = "funnel to be a function of the log and of these parameters"
+        raise _wrong(who, "choices", needs, function)
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    defaults = {one.name: one.default for one in parameters}
+    plain = str | int | float | bool
+    for name, those in given.items():
+        if not isinstance(those, (tuple, list)) or not all(isinstance(v, plain) for v in those):
+            raise _wrong(who, f"choices of {name}", "a tuple of texts and numbers", those)
+        if len({*map(repr, those)}) < max(len(those), 2):
+            raise _wrong(who, f"choices of {name}", "two or more different values", those)
+        if defaults.get(name, inspect.Parameter.empty) not in those:
+            needs = f"a parameter of funnel with a default among {quoted(list(those))}"
+            raise KarmafunnelError(
+                who, what=f"choices of {name}", needs=needs, found=list(defaults)
+            )
+    return replace(
+        recipe,
+        choices={name: tuple(those) for name, those in given.items()},
+        defaults=defaults,
+        build=partial(function, log),
+    )
 
 
 def line_in(path: Path, error: BaseException) -> str:
