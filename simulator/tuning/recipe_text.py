@@ -23,7 +23,8 @@ def recipe_text(recipe: Recipe, words: str) -> str:
         items = ", ".join(f"{name!r}: {value!r}" for name, value in embedders.items())
         values.insert(1, ("embedders", "{" + items + "}"))
     lines = [f"{name} = {laid_out(text, len(name) + 3)}" for name, text in values]
-    names = {node.id for _, text in values for node in ast.walk(ast.parse(text)) if is_name(node)}
+    nodes = [node for _, text in values for node in ast.walk(ast.parse(text))]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
     imports = "\n".join(import_lines(names)) + "\n\n"
     body = "\n".join(lines) + "\n"
     if not recipe.custom_code:
@@ -47,10 +48,6 @@ def import_lines(names: set[str]) -> list[str]:
             line = f"from {module} import (\n    " + ",\n    ".join(modules[module]) + ",\n)"
         lines.append(line)
     return lines
-
-
-def is_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name)
 
 
 def laid_out(text: str, begun: int = 0, indent: int = 0) -> str:

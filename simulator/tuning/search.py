@@ -420,23 +420,21 @@ def examine(search: Search, trial: Trial, folder: Path) -> None:
             return
     if requests > 2 * SAMPLE:
         run = replay_of(search, recipe, "sample", SAMPLE)
-        measured(search, trial, run, SAMPLE)
-        if trial.ms > OVER * search.limit:
-            trial.state, trial.note = "over", f"{trial.ms:.2f} ms on {SAMPLE} requests"
+        ms = measured(search, trial, run, SAMPLE)
+        if ms > OVER * search.limit:
+            trial.state, trial.note = "over", f"{ms:.2f} ms on {SAMPLE} requests"
             return
-        rival = search.best(trial.ms)
+        rival = search.best(ms)
         if rival is not None:
-            shared = common(search.run_of(rival), run)
-            row = compare(*shared, [search.measure], by_stage=False, seed=options.seed)[0]
+            a, b = common(search.run_of(rival), run)
+            row = compare(a, b, [search.measure], by_stage=False, seed=options.seed)[0]
             far = row["high"] if search.sign > 0 else row["low"]
             if far is not None and search.sign * far < 0:
                 trial.state, trial.note = "behind", f"behind {rival.name} on {SAMPLE} requests"
                 return
     remove(folder / "run")
     measured(search, trial, replay_of(search, recipe, folder / "run", options.limit), requests)
-    trial.state, trial.note = "measured", ""
-    if trial.value is None:
-        raise KarmafunnelError("tune", needs=f"a value of {search.measure}", found="n/a")
+    trial.state = "measured"
 
 
 def replay_of(search: Search, recipe: Recipe, out: str | Path, limit: int | None) -> Run:
@@ -447,16 +445,18 @@ def replay_of(search: Search, recipe: Recipe, out: str | Path, limit: int | None
     return Run.open(replay(recipe, search.log, place, replace(search.options, limit=limit)))
 
 
-def measured(search: Search, trial: Trial, run: Run, requests: int) -> None:
-    """Write a Run's cost and value into its trial."""
+def measured(search: Search, trial: Trial, run: Run, requests: int) -> float:
+    """Write a Run's cost and value into its trial; returns the milliseconds a request."""
     by_stage = dict(search.cost(run))
-    trial.ms, trial.by_stage = by_stage.pop("total"), by_stage
+    ms = by_stage.pop("total")
+    trial.ms, trial.by_stage = ms, by_stage
     rows = measure(run, [search.measure], by_stage=False, seed=search.options.seed)
     row = next(row for row in rows if row["stage"] == run.stages[-1])
     trial.value, trial.low, trial.high = row["value"], row["low"], row["high"]
     trial.requests = requests
     if trial.value is None:
         raise KarmafunnelError("tune", needs=f"a value of {search.measure}", found=row["note"])
+    return ms
 
 
 def check_budget(search: Search, cheapest: Trial) -> None:
