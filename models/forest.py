@@ -1,4 +1,4 @@
-"""Scores of boosted trees, block by block: the bits of LightGBM, four to ten times as fast.
+"""Scores of boosted trees, block by block: the bits of LightGBM, three to ten times as fast.
 
 QuickScorer (Lucchese et al. 2015): the leaves of a tree are bits of a word, from left to right.
 Every node whose test a row fails clears the leaves on its left; the lowest bit that stays is the

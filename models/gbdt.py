@@ -235,7 +235,7 @@ def predict_gbdt(
     Args:
         x: features, (n, n_features).
         num_threads: of LightGBM; 0: all.
-        forest: `Forest.of` the booster: the same scores, four to ten times as fast on one
+        forest: `Forest.of` the booster: the same scores, three to ten times as fast on one
             thread; None: LightGBM's own prediction.
     """
     if np.shape(x)[1] != booster.num_feature():
