@@ -39,6 +39,7 @@ from ..replay.replay import replay
 WINDOW = "W2b"
 SAMPLE = 512  # requests on which a funnel is tried before all of the window
 OVER = 1.5  # times the limit, from which a sample's cost is over it whatever the machine does
+CHUNKS = 5  # at least, of a sample: the median of one chunk would be that of a pause
 AGAIN = 200  # funnels that were tried already, one after the other: then all have been
 BEYOND = 1.0  # milliseconds beyond the budget, to say what the next one buys
 
@@ -178,7 +179,11 @@ def tune(
             Path(out) / "tune.json", said | {"log": {"name": log.name, "checksum": log.checksum}}
         )
         console, end = options.console, None if minutes is None else time.monotonic() + 60 * minutes
-        options = replace(options, console=None, force=True, cache=Kept(options.folder))
+        sample = min(len(requests_of(log, WINDOW, options.limit)), SAMPLE)
+        chunk = min(options.chunk, max(sample // CHUNKS, 1))
+        options = replace(
+            options, console=None, force=True, cache=Kept(options.folder), chunk=chunk
+        )
         search = Search(recipe, log, Path(out), budget_ms, wanted, options, cost)
         say: Progress = partial(console.print, soft_wrap=True) if console else silent
         bar = progress_bar(console) if console else None
