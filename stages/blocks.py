@@ -10,16 +10,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 
 from ..errors import KarmafunnelError
 from ..log import Log
-
-if TYPE_CHECKING:
-    from .stage import Stage
 
 MOST = 3  # blocks, with W2a
 
@@ -72,18 +67,3 @@ def as_of_block(log: Log, back: int) -> Log:
         checksum=hashlib.sha256(f"{log.checksum} {start} {end}".encode()).hexdigest()[:16],
     )
     return view
-
-
-def check_across_fits(stages: Sequence[Stage], blocks: int) -> None:
-    """Raise KarmafunnelError naming the first stage, channel or feature that can be used with one
-    fit of an embedder only.
-    """
-    for stage in stages:
-        for part in stage.every_part():
-            if why := part.one_fit():
-                raise KarmafunnelError(
-                    stage.title,
-                    what=f"blocks={blocks}",
-                    needs="similarities, ranks and counts alone, which several fits have in common",
-                    found=why,
-                )

@@ -22,8 +22,8 @@ from ..bounds import SHARE, Bound, needs
 from ..errors import KarmafunnelError
 from ..log import rows_of
 from ..models import ctr
-from ..models.ctr import cascade
-from ..models.ctr.cascade_fitting import Cascade, JointOptions, fit_cascade
+from ..models.ctr import joint_losses
+from ..models.ctr.joint_fitting import Cascade, JointOptions, fit_cascade
 from .context import Context
 from .features import compute
 from .frame import ITEM, REQUEST, group_rows, pair_key
@@ -59,7 +59,7 @@ class CascadeLoss(Together):
     def __post_init__(self) -> None:
         needs(self, warm=(0, 10_000), top=Bound(1, 10_000_000))
 
-    def loss(self, lists: cascade.Lists, balance: Tensor) -> Tensor:
+    def loss(self, lists: joint_losses.Lists, balance: Tensor) -> Tensor:
         """The loss of some lists; `balance` has one learnt number a stage."""
         raise NotImplementedError
 
@@ -249,19 +249,19 @@ def in_the_log(context: Context, table: TrainingRows) -> tuple[np.ndarray, np.nd
 @dataclass(frozen=True, repr=False)
 class Separate(CascadeLoss):
     """The control: every stage learns alone, by its own loss, from the same rows in the same number
-    of steps as the others; each keeps its own best epoch. See `models.ctr.cascade.separate`.
+    of steps as the others; each keeps its own best epoch. See `models.ctr.joint_losses.separate`.
     """
 
     apart: ClassVar[bool] = True
 
-    def loss(self, lists: cascade.Lists, balance: Tensor) -> Tensor:
-        return cascade.separate(lists)
+    def loss(self, lists: joint_losses.Lists, balance: Tensor) -> Tensor:
+        return joint_losses.separate(lists)
 
 
 @dataclass(frozen=True, repr=False)
 class FSLTR(CascadeLoss):
     """Full-stage learning to rank (Zheng et al. 2024, arXiv 2405.04844): relevant > shown >
-    ranked > pre-ranked > rest, pairwise, for all stages. See `models.ctr.cascade.graded`.
+    ranked > pre-ranked > rest, pairwise, for all stages. See `models.ctr.joint_losses.graded`.
 
     Args:
         labels: how far rows came. "ledger": by the cascade itself as the epoch before left it, and
@@ -312,20 +312,20 @@ class FSLTR(CascadeLoss):
         elif self.labels == "shown":
             grade = lists.shown.astype(np.float32)
         else:
-            reached, _ = cascade.passed(scores, lists.there, lists.cut)
+            reached, _ = joint_losses.passed(scores, lists.there, lists.cut)
             grade = np.where(lists.shown, len(scores) + 1, reached).astype(np.float32)
         relevant = (lists.label > 0) & lists.there
         return np.where(relevant, grade.max(initial=0) + 1, grade).astype(np.float32)
 
-    def loss(self, lists: cascade.Lists, balance: Tensor) -> Tensor:
-        return cascade.graded(lists)
+    def loss(self, lists: joint_losses.Lists, balance: Tensor) -> Tensor:
+        return joint_losses.graded(lists)
 
 
 @dataclass(frozen=True, repr=False)
 class ARF(CascadeLoss):
     """Adaptive Neural Ranking Framework (Wang et al. 2024, arXiv 2310.10462): a relaxed sort for
     Recall@m@k at each stage's cut, and one for the whole order, with a learnt weight. See
-    `models.ctr.cascade.relaxed`.
+    `models.ctr.joint_losses.relaxed`.
     """
 
     temperature: float = 1.0
@@ -334,15 +334,15 @@ class ARF(CascadeLoss):
         super().__post_init__()
         needs(self, "temperature")
 
-    def loss(self, lists: cascade.Lists, balance: Tensor) -> Tensor:
-        return cascade.relaxed(lists, self.temperature, balance)
+    def loss(self, lists: joint_losses.Lists, balance: Tensor) -> Tensor:
+        return joint_losses.relaxed(lists, self.temperature, balance)
 
 
 @dataclass(frozen=True, repr=False)
 class LCRON(CascadeLoss):
     """Learning Cascade Ranking as One Network (Wang et al. 2025, arXiv 2503.09492): the probability
     that a relevant item survives all stages, and one loss a stage with a learnt weight. See
-    `models.ctr.cascade.end_to_end`.
+    `models.ctr.joint_losses.end_to_end`.
     """
 
     temperature: float = 1.0
@@ -351,14 +351,14 @@ class LCRON(CascadeLoss):
         super().__post_init__()
         needs(self, "temperature")
 
-    def loss(self, lists: cascade.Lists, balance: Tensor) -> Tensor:
-        return cascade.end_to_end(lists, self.temperature, balance)
+    def loss(self, lists: joint_losses.Lists, balance: Tensor) -> Tensor:
+        return joint_losses.end_to_end(lists, self.temperature, balance)
 
 
 @dataclass(frozen=True, repr=False)
 class RankFlow(CascadeLoss):
     """RankFlow (Qin et al. 2022, SIGIR): each stage learns from what the one before passes on, and
-    in every second step from the one after. See `models.ctr.cascade.flows`.
+    in every second step from the one after. See `models.ctr.joint_losses.flows`.
 
     Args:
         share: of the tutor's distribution; the rest is of its pairs.
@@ -370,5 +370,5 @@ class RankFlow(CascadeLoss):
         super().__post_init__()
         needs(self, share=SHARE)
 
-    def loss(self, lists: cascade.Lists, balance: Tensor) -> Tensor:
-        return cascade.flows(lists, self.share)
+    def loss(self, lists: joint_losses.Lists, balance: Tensor) -> Tensor:
+        return joint_losses.flows(lists, self.share)

@@ -22,12 +22,12 @@ from ..log import rows_of
 from ..models import ctr, examination, gbdt
 from ..shapes import check_keys, each, number, one_of
 from ..typed import Typed
-from .blocks import MOST, check_across_fits
+from .blocks import MOST
 from .context import Context
 from .features import check, compute
 from .frame import ITEM, REQUEST, group_rows, order, pair_key, position_in_group, spaced
 from .rows import Feature, Rows
-from .stage import FittedFunnel, FittedStage, Stage, check_windows
+from .stage import FittedFunnel, FittedStage, Stage, check_across_fits, check_windows
 
 CHUNK = 256  # requests at a time
 

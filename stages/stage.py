@@ -626,6 +626,21 @@ def check_windows(
                 raise KarmafunnelError(who, needs=outside, found=f"{list(windows)}")
 
 
+def check_across_fits(stages: Sequence[Stage], blocks: int) -> None:
+    """Raise KarmafunnelError naming the first stage, channel or feature that can be used with one
+    fit of an embedder only.
+    """
+    for stage in stages:
+        for part in stage.every_part():
+            if why := part.one_fit():
+                raise KarmafunnelError(
+                    stage.title,
+                    what=f"blocks={blocks}",
+                    needs="similarities, ranks and counts alone, which several fits have in common",
+                    found=why,
+                )
+
+
 def prefix_keys(funnel: Funnel, values: Mapping[str, Any], context: Context) -> list[str]:
     """The keys of a funnel up to each stage: of the code and settings of its stages and of the
     embedders that they read, of the log and of the label.

@@ -12,8 +12,8 @@ import torch
 from karmafunnel.errors import KarmafunnelError
 from karmafunnel.log import Log
 from karmafunnel.models import ctr
-from karmafunnel.models.ctr import cascade
-from karmafunnel.models.ctr.cascade_fitting import (
+from karmafunnel.models.ctr import joint_losses
+from karmafunnel.models.ctr.joint_fitting import (
     Cascade,
     JointOptions,
     end_to_end_ndcg,
@@ -79,7 +79,7 @@ def slow_inclusion(p, cut):
     inside = np.zeros(p.shape[1])
     for r in range(len(p)):
         inside += min(max(cut - r, 0), 1) * p[r]
-    return inside / np.maximum(p.sum(axis=0), cascade.EPS)
+    return inside / np.maximum(p.sum(axis=0), joint_losses.EPS)
 
 
 def drawn(seed=0, n=3, c=7, stages=2):
@@ -106,7 +106,7 @@ def lists_of(score, there, label, cut, grade=None, step=0, own="listwise"):
         )
 
     logits = tuple(torch.tensor(s, requires_grad=True) for s in score)
-    return cascade.Lists(
+    return joint_losses.Lists(
         logits,
         tuple(map(batch, score)),
         (own,) * len(score),
@@ -121,8 +121,8 @@ def lists_of(score, there, label, cut, grade=None, step=0, own="listwise"):
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
 def test_the_relaxed_sort_is_that_of_plain_loops(temperature):
     score, there, _, cut, _ = drawn()
-    p = cascade.neural_sort(torch.tensor(score[0]), torch.tensor(there), temperature)
-    inside = cascade.inclusion(p, torch.tensor(cut[:, 0])).numpy()
+    p = joint_losses.neural_sort(torch.tensor(score[0]), torch.tensor(there), temperature)
+    inside = joint_losses.inclusion(p, torch.tensor(cut[:, 0])).numpy()
     for b in range(len(there)):
         expected = slow_sort(score[0, b], there[b], temperature)
         np.testing.assert_allclose(p[b].numpy(), expected, atol=1e-12)
@@ -136,11 +136,11 @@ def test_without_temperature_it_is_the_sort_itself():
     """Every order of four scores, every cut, also between two places."""
     for values in permutations([0.3, 1.1, -0.4, 2.0]):
         score = np.array(values)
-        p = cascade.neural_sort(torch.tensor(score)[None], torch.ones(1, 4, dtype=torch.bool), 1e-3)
+        p = joint_losses.neural_sort(torch.tensor(score)[None], torch.ones(1, 4, dtype=torch.bool), 1e-3)
         order = np.argsort(-score)
         np.testing.assert_allclose(p[0].numpy(), np.eye(4)[order], atol=1e-9)
         for cut in (0.0, 1.0, 1.25, 2.0, 3.5, 4.0, 9.0):
-            inside = cascade.inclusion(p, torch.tensor([cut]))[0].numpy()
+            inside = joint_losses.inclusion(p, torch.tensor([cut]))[0].numpy()
             expected = np.clip(cut - np.arange(4), 0, 1)
             np.testing.assert_allclose(inside[order], expected, atol=1e-9)
 
@@ -157,11 +157,11 @@ def test_survival_is_that_of_the_hard_cascade_or_below():
         for second in permutations([1.0, 2.0, 3.0, 4.0]):
             score = [first, np.array(second)]
             lists = lists_of([s[None] for s in score], there, np.zeros((1, 4)), np.array([cut]))
-            product = cascade.survival(lists, 1e-3)[0][0].detach().numpy()
+            product = joint_losses.survival(lists, 1e-3)[0][0].detach().numpy()
             ranks = [np.argsort(np.argsort(-s)) + 1 for s in score]
             both = (ranks[0] <= cut[0]) & (ranks[1] <= cut[1])
             np.testing.assert_allclose(product, both, atol=1e-9)
-            reached, _ = cascade.passed([s[None] for s in score], there, np.array([cut]))
+            reached, _ = joint_losses.passed([s[None] for s in score], there, np.array([cut]))
             ends = reached[0] == 2
             assert ends.sum() == min(cut[1], cut[0])
             assert (ends >= both).all()
@@ -174,7 +174,7 @@ def test_the_cascade_as_it_runs():
     """The first stage drops the last of three items, which the second would put first."""
     scores = [np.array([[3.0, 2.0, 1.0, 9.0]]), np.array([[1.0, 2.0, 3.0, 9.0]])]
     there, cut = np.array([[True, True, True, False]]), np.array([[2.0, 1.0]])
-    reached, rank = cascade.passed(scores, there, cut)
+    reached, rank = joint_losses.passed(scores, there, cut)
     assert reached.tolist() == [[1, 2, 0, 0]]
     assert rank[0, :3].tolist() == [2, 1, 3]
     for label, expected in (
@@ -211,7 +211,7 @@ def own_loss(score, label, there):
 def test_separate_is_the_sum_of_own_losses():
     score, there, label, cut, _ = drawn(1)
     expected = sum(own_loss(s, label, there) for s in score)
-    assert cascade.separate(lists_of(score, there, label, cut)).item() == pytest.approx(expected)
+    assert joint_losses.separate(lists_of(score, there, label, cut)).item() == pytest.approx(expected)
 
 
 def test_graded_pairs():
@@ -226,7 +226,7 @@ def test_graded_pairs():
                     for j in at[grade[b, at] < level]:
                         losses.append(np.log1p(np.exp(s[b, j] - s[b, i])))
             expected += np.mean(losses) if losses else 0.0
-    found = cascade.graded(lists_of(score, there, label, cut, grade)).item()
+    found = joint_losses.graded(lists_of(score, there, label, cut, grade)).item()
     assert found == pytest.approx(expected)
 
 
@@ -242,7 +242,7 @@ def test_relaxed_and_end_to_end(temperature):
         product = np.ones(len(t))
 
         def entropy(p, y=y, t=t):
-            p = np.clip(p, cascade.EPS, 1 - cascade.EPS)
+            p = np.clip(p, joint_losses.EPS, 1 - joint_losses.EPS)
             return np.mean(-(y * np.log(p) + (1 - y) * np.log(1 - p))[t])
 
         for i in range(2):
@@ -254,17 +254,17 @@ def test_relaxed_and_end_to_end(temperature):
             for r in range(n):
                 for j in np.flatnonzero(t):
                     if y[j] and r < k:
-                        whole -= np.log(max(p[r, j], cascade.EPS)) / k
+                        whole -= np.log(max(p[r, j], joint_losses.EPS)) / k
                     if not y[j] and r >= k:
-                        whole -= np.log(max(p[r, j], cascade.EPS)) / (n - k)
+                        whole -= np.log(max(p[r, j], joint_losses.EPS)) / (n - k)
             arf += (relax + weigh[i] * whole / n) / len(there)
             single[i] += entropy(slow_inclusion(p, k)) / len(there)
         joint.append(entropy(product))
     lists = lists_of(score, there, label, cut)
     sigma = balance.sum().item()
-    assert cascade.relaxed(lists, temperature, balance).item() == pytest.approx(arf + sigma)
+    assert joint_losses.relaxed(lists, temperature, balance).item() == pytest.approx(arf + sigma)
     expected = np.mean(joint) + single @ weigh + sigma
-    assert cascade.end_to_end(lists, temperature, balance).item() == pytest.approx(expected)
+    assert joint_losses.end_to_end(lists, temperature, balance).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -289,7 +289,7 @@ def test_flows(step):
     else:
         expected += own_loss(score[0], label, there)
     lists = lists_of(score, there, label, cut, step=step)
-    assert cascade.flows(lists, 0.25).item() == pytest.approx(expected)
+    assert joint_losses.flows(lists, 0.25).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
@@ -337,7 +337,7 @@ def test_the_control_trains_each_stage_as_if_it_were_alone():
         models = [quiet(ctr.TwoTower, ctr.TwoTowerConfig, 0), last]
         options = JointOptions((1e-2, 1e-2), ("listwise",) * 2, epochs=4, patience=9, apart=True)
         train, val = small_cascade(0), small_cascade(1)
-        fit_cascade(models, train, val, lambda lists, _: cascade.separate(lists), options)
+        fit_cascade(models, train, val, lambda lists, _: joint_losses.separate(lists), options)
         weights.append(models[0].state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -369,7 +369,7 @@ def test_a_loss_that_is_no_number_names_the_step():
             models,
             small_cascade(0),
             small_cascade(1),
-            lambda lists, _: cascade.separate(lists) * torch.nan,
+            lambda lists, _: joint_losses.separate(lists) * torch.nan,
             options,
         )
 

@@ -21,6 +21,7 @@ ORDER = [
     "files",
     "layout",
     "keys",
+    "mapped",
     "asof",
     "log",
     "models",

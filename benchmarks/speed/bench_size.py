@@ -42,6 +42,7 @@ from ...files import (
 )
 from ...layout import EXPOSURES, REQUESTS, complete_meta, conform
 from ...log import contents
+from ...simulator.report.table import Table, to_markdown
 from .bench_queueing import four_stages
 
 ITEMS_AT_1, USERS_AT_1 = 1_000_000, 500_000
@@ -297,20 +298,21 @@ def index_loss(run: Path) -> str:
     )
 
 
-def growth(results: list[dict[str, Any]]) -> None:
-    """Print the exponents of each step over several scales."""
-    print("| step | processor s | exponent | peak GiB | exponent |\n|---|---:|---:|---:|---:|")
+def growth(results: list[dict[str, Any]]) -> Table:
+    """The exponents of each step over several scales."""
+    rows = []
     x = np.log([found["scale"] for found in results])
     for name in results[0]["steps"]:
-        rows = [found["steps"][name] for found in results if name in found["steps"]]
-        if len(rows) < len(results):
+        steps = [found["steps"][name] for found in results if name in found["steps"]]
+        if len(steps) < len(results):
             continue
-        columns = []
+        row = [name]
         for key in ("processor", "peak"):
-            values = [row[key] for row in rows]
+            values = [step[key] for step in steps]
             slope = float(np.polyfit(x, np.log(np.maximum(values, 1e-3)), 1)[0])
-            columns += [" / ".join(f"{v:,.2f}" for v in values), f"{slope:.2f}"]
-        print(f"| {name} | {' | '.join(columns)} |")
+            row += [" / ".join(f"{v:,.2f}" for v in values), f"{slope:.2f}"]
+        rows.append(row)
+    return Table(["step", "processor s", "exponent", "peak GiB", "exponent"], rows)
 
 
 @click.command()
@@ -342,9 +344,11 @@ def main(
 ) -> None:
     """Print a table of the steps."""
     if write is not None:
-        return write_log(write, scale, shown)
+        write_log(write, scale, shown)
+        return
     if compared:
-        return growth([read_json(folder / "size.json") for folder in compared])
+        print(to_markdown(growth([read_json(folder / "size.json") for folder in compared])))
+        return
     out.mkdir(parents=True, exist_ok=True)
     four_stages().write(out / "services.toml")
     path = out / "size.json"
@@ -355,8 +359,7 @@ def main(
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
         f"Python {platform.python_version()}, Polars {pl.__version__}"
     )
-    print("| step | seconds | processor s | peak GiB | of it anonymous |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    rows = []
     for name, command in steps(out, scale, shown).items():
         if only and not any(name.startswith(one) for one in only):
             continue
@@ -364,14 +367,13 @@ def main(
             found["steps"][name] = measured(command, out / f"{name.split(',')[0]}.txt")
             write_json(path, found)
         row = found["steps"][name]
-        print(
-            f"| {name} | {row['seconds']:.0f} | {row['processor']:.0f} | {row['peak']:.2f} | "
-            f"{row['own']:.2f} |",
-            flush=True,
-        )
+        figures = [f"{row['seconds']:.0f}", f"{row['processor']:.0f}"]
+        rows.append([name, *figures, f"{row['peak']:.2f}", f"{row['own']:.2f}"])
+        print(f"{name}: {row['seconds']:.0f} s, {row['peak']:.2f} GiB", file=sys.stderr, flush=True)
+    heads = ["step", "seconds", "processor s", "peak GiB", "of it anonymous"]
+    print(to_markdown(Table(heads, rows)))
     if (out / "run" / "ledger.parquet").exists():
         print(index_loss(out / "run"))
-    return None
 
 
 if __name__ == "__main__":

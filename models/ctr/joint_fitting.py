@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ...errors import KarmafunnelError
 from ..training import seeded
 from .batch import Batch
-from .cascade import Lists, passed, separate
 from .fitting import STEPS, FitOptions, check_labels, mean_loss, predict_ctr
 from .inputs import ClickModel
+from .joint_losses import Lists, passed, separate
 
 CascadeLoss = Callable[[Lists, Tensor], Tensor]
 Grades = Callable[["Cascade", Sequence[np.ndarray]], np.ndarray]

@@ -1,6 +1,6 @@
 """What stage models gain where they learn from the end of W1 as well, and from more requests:
 
-    karmafunnel table blocks LOG --window W2b --out out/blocks
+    karmafunnel table rolling_fits LOG --window W2b --out out/rolling_fits
 
 The funnel is that of `stacking`. Rows are named after the blocks (`Sample(blocks=...)`), the most
 requests that a stage learns from, and the stages that learn from several blocks, if not both do.

@@ -1,6 +1,6 @@
 """Does training the stages together beat each stage alone, and by how much at each cut?
 
-    karmafunnel table joint LOG --out out/joint
+    karmafunnel table joint_training LOG --out out/joint_training
 
 Two towers before DIN on the candidates of one recall. All rows but the last two learn from the same
 lists in at most the same number of steps and read recall alone, so that they differ in their loss:
