@@ -1,4 +1,4 @@
-"""What `karmafunnel tune` chooses from: a funnel with a parameter for each choice, and the values
+"""What karmafunnel tune chooses from: a funnel with a parameter for each choice, and the values
 that each may take. Replayed as it is, it has the defaults.
 """
 
