@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from scipy.optimize import minimize
@@ -57,6 +57,8 @@ class Blend(Stage):
     weights: Sequence[float] | Literal["fitted"] = ()
     calibrated: Calibrated = "isotonic"
     name: str = "rank"
+
+    teaches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))

@@ -78,6 +78,10 @@ class CascadeLoss(Together):
             if stage.teacher is not None:
                 needed = "stages without a teacher: the loss says what they tell each other"
                 raise KarmafunnelError(who, needs=needed, found=f"a teacher of {stage.title}")
+            if stage.position_bias is not None:
+                needed = "stages without a position_bias, which no loss over all stages allows for"
+                found = f"position_bias={stage.position_bias!r} of {stage.title}"
+                raise KarmafunnelError(who, needs=needed, found=found)
         titles = [stages[i].title for i in places]
         if len(places) < 2:
             found = ", ".join(titles) or "none"

@@ -25,7 +25,19 @@ from ..typed import Typed
 from .blocks import MOST
 from .context import Context
 from .features import check, compute
-from .frame import ITEM, REQUEST, group_rows, order, pair_key, position_in_group, spaced
+from .frame import (
+    ITEM,
+    PLACE,
+    RANK,
+    REQUEST,
+    SCORE,
+    group_rows,
+    order,
+    pair_key,
+    position_in_group,
+    spaced,
+)
+from .ranking import rank_rows
 from .rows import Feature, Rows
 from .stage import FittedFunnel, FittedStage, Stage, check_across_fits, check_windows
 
@@ -171,6 +183,8 @@ class TrainingRows:
         y: labels, bool (n,).
         request, item: row numbers, (n,).
         taught: the scores of a teacher, on its own scale, (n,); None without one.
+        taught_rank: the ranks that the teacher gives the rows among all candidates of their
+            requests, not only those to learn from: int32 (n,); None without one.
     """
 
     x: np.ndarray
@@ -178,10 +192,14 @@ class TrainingRows:
     request: np.ndarray
     item: np.ndarray
     taught: np.ndarray | None = None
+    taught_rank: np.ndarray | None = None
 
     def __getitem__(self, rows: np.ndarray) -> TrainingRows:
-        taught = None if self.taught is None else self.taught[rows]
-        return TrainingRows(self.x[rows], self.y[rows], self.request[rows], self.item[rows], taught)
+        taught, rank = (
+            None if told is None else told[rows] for told in (self.taught, self.taught_rank)
+        )
+        x, y, request, item = (own[rows] for own in (self.x, self.y, self.request, self.item))
+        return TrainingRows(x, y, request, item, taught, rank)
 
     @property
     def group_sizes(self) -> np.ndarray:
@@ -319,7 +337,7 @@ def every_row(
     # empty arrays first: there may be no chunk
     x, y = [np.empty((0, width), np.float32)], [np.empty(0, bool)]
     request, item = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    taught = [np.empty(0, np.float32)]
+    taught, taught_rank = [np.empty(0, np.float32)], [np.empty(0, np.int32)]
     seed = int("W2b" in windows)
     for part in parts:
         mine, n = drawn[np.isin(drawn, part.requests)], len(y)
@@ -329,7 +347,9 @@ def every_row(
             request.append(rows.request[chosen])
             item.append(rows.item[chosen])
             if teacher is not None:
-                taught.append(teacher.score(rows)[chosen])
+                score = teacher.score(rows)
+                taught.append(score[chosen])
+                taught_rank.append(ranks_of(rows, score)[chosen])
         if part.name and not with_both(np.concatenate(request[n:]), np.concatenate(y[n:])).any():
             needs = "requests with truth and negatives among what its upstream passes"
             found = f"none in {len(mine):,} requests with truth, by {sample!r}"
@@ -341,6 +361,7 @@ def every_row(
         in_order(request, order),
         in_order(item, order),
         None if teacher is None else in_order(taught, order),
+        None if teacher is None else in_order(taught_rank, order),
     )
 
 
@@ -544,27 +565,53 @@ class Teacher(Typed):
     The target of a student with the loss "listwise" is a distribution over the rows of the request,
     with softmax(score / temperature) as the teacher's part; with "bce" or "binary" it is the
     teacher's probability (trees then learn by cross entropy); with "lambdarank" grades 0..GRADES by
-    the teacher's rank, as 1 / log2(1 + rank).
+    the teacher's rank among these rows, as 1 / log2(1 + rank).
+
+    That is what the teacher puts at the top. `cut` mixes in what it would pass on: whether a row's
+    rank among all candidates of the request is at most `stage.k`. The target of a row is
+
+        (1 - weight) * label + weight * ((1 - cut) * top + cut * (rank <= stage.k))
+
+    where "listwise" divides the rows within the cut by their number; without any among the rows to
+    learn from, such a request is taught by `top` alone. A pre-ranker is to find the set that the
+    ranker wants, more than its order (Zhang et al. 2023, arXiv 2305.13647), and to agree with it
+    where the two would otherwise swap rows: pairs with the weight of their difference in nDCG, as
+    "lambdarank" has them (COPR, Zhao et al. 2023, arXiv 2306.03516, whose pairs are of different
+    chunks of the teacher's order; here they are of the rows of `Sample`).
 
     Args:
         weight: the teacher's part of the target; 1 for no labels at all.
+        cut: the part of that which is about the teacher's cut; 1 for nothing else. A teacher needs
+            no probabilities then.
     """
 
-    stage: Boosted | Neural = field(metadata={"positional": True, "always": True})
+    stage: Stage = field(metadata={"positional": True, "always": True})
     weight: float = 0.5
     temperature: float = 1.0
+    cut: float = 0.0
 
     GRADES: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stage, Boosted | Neural):
-            wanted = "a learnt stage, boosted trees or a network"
+        if not isinstance(self.stage, Stage) or not self.stage.teaches:
+            wanted = "a learnt stage: boosted trees, a network, or a blend of them"
             raise KarmafunnelError("Teacher", needs=wanted, found=quoted(self.stage))
-        needs(self, "temperature", weight=(0.0, 1.0))
+        needs(self, "temperature", weight=(0.0, 1.0), cut=(0.0, 1.0))
 
-    def mixed(self, label: np.ndarray, taught: np.ndarray) -> np.ndarray:
-        """The target of each row: float32 (n_rows,)."""
+    def mixed(self, label: np.ndarray, top: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """The target of each row: float32 (n_rows,).
+
+        Args:
+            top: by what the teacher puts at the top, (n_rows,).
+            inside: by what it would pass on, (n_rows,).
+        """
+        taught = (1 - self.cut) * top + self.cut * inside
         return ((1 - self.weight) * label + self.weight * taught).astype(np.float32)
+
+    def inside(self, table: TrainingRows) -> np.ndarray:
+        """1 for the rows that the teacher would pass on, 0 for others: float64 (n_rows,)."""
+        assert table.taught_rank is not None
+        return (table.taught_rank <= self.stage.k).astype(np.float64)
 
     def shares(self, table: TrainingRows, fitted: Teachers) -> np.ndarray:
         """A distribution over the rows of each request: equal shares of its positives, mixed with
@@ -578,10 +625,18 @@ class Teacher(Typed):
         y = table.y.astype(np.float64)
         e = e / np.repeat(np.add.reduceat(e, starts), sizes)
         y = y / np.repeat(np.add.reduceat(y, starts), sizes)
-        return self.mixed(y, e)
+        inside = self.inside(table)
+        n_inside = np.repeat(np.add.reduceat(inside, starts), sizes)
+        inside = np.where(n_inside > 0, inside / np.maximum(n_inside, 1), e)
+        return self.mixed(y, e, inside)
 
     def chances(self, table: TrainingRows, fitted: Teachers) -> np.ndarray:
-        """The probability of the label; raises KarmafunnelError where the teacher has none."""
+        """The probability of the label; raises KarmafunnelError where the teacher has none and
+        needs one.
+        """
+        inside = self.inside(table)
+        if self.cut == 1:
+            return self.mixed(table.y, inside, inside)
         p = fitted.probability(table)
         loss = getattr(self.stage, "loss", getattr(self.stage, "objective", ""))
         if p is None and loss in ("bce", "binary"):
@@ -589,7 +644,7 @@ class Teacher(Typed):
         if p is None:
             found, hint = f"none of {self.stage!r}", "set calibrated= of it, or use another loss"
             raise KarmafunnelError("Teacher", needs="probabilities", found=found, hint=hint)
-        return self.mixed(table.y, probabilities(p, f"Teacher: {self.stage!r}"))
+        return self.mixed(table.y, probabilities(p, f"Teacher: {self.stage!r}"), inside)
 
     def grades(self, table: TrainingRows) -> np.ndarray:
         """Grades of the rows, 0..GRADES, by the teacher's rank; ties share the better rank."""
@@ -603,7 +658,8 @@ class Teacher(Typed):
         _, tied = np.unique(pair, axis=0, return_inverse=True)
         best = np.full(len(group), np.inf)
         np.minimum.at(best, tied.ravel(), rank)
-        return np.round(self.GRADES * self.mixed(table.y, 1 / np.log2(1 + best[tied.ravel()])))
+        top = 1 / np.log2(1 + best[tied.ravel()])
+        return np.round(self.GRADES * self.mixed(table.y, top, self.inside(table)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -623,7 +679,7 @@ class Teachers:
         """Fit the teacher on the student's upstream; None where there is no teacher."""
         if teacher is None or upstream is None:
             return None
-        stage: Boosted | Neural = replace(teacher.stage, name="teacher")
+        stage = cast(Stage, replace(cast(Any, teacher.stage), name="teacher"))
         fits = []
         for fold in range(context.folds):
             fits.append(cast(Learned, upstream.taught_by(stage, fold)))
@@ -677,6 +733,22 @@ class Teachers:
     def _taught(self, table: TrainingRows) -> np.ndarray:
         assert table.taught is not None
         return table.taught.astype(np.float64)
+
+
+def ranks_of(rows: Rows, score: np.ndarray) -> np.ndarray:
+    """The rank of each row among the candidates of its request, which it has or would have: int32
+    (n_rows,).
+    """
+    assert rows.slate is not None
+    n = rows.slate.height
+    slate = rows.slate.select(REQUEST, ITEM, pl.Series(SCORE, score[:n]))
+    tracked = rows.tracked.select(REQUEST, ITEM, "truth", pl.Series(SCORE, score[n:]))
+    slate = slate.with_row_index(PLACE)
+    ranked, tracked, _ = rank_rows(slate, tracked, rows.requests, rows.context)
+    rank = np.empty(len(score), dtype=np.int32)
+    rank[ranked[PLACE].to_numpy()] = ranked[RANK].to_numpy()
+    rank[n:] = tracked[RANK].to_numpy()
+    return rank
 
 
 def embedders_of(stage: Boosted | Neural) -> tuple[str, ...]:
@@ -823,6 +895,8 @@ class Boosted(Stage):
     position_bias: PositionBias | None = None
     name: str = "rank"
 
+    teaches: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if self.objective not in ("lambdarank", "binary"):
@@ -955,6 +1029,8 @@ class Neural(Stage):
     teacher: Teacher | None = None
     position_bias: PositionBias | None = None
     name: str = "rank"
+
+    teaches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))

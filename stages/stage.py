@@ -41,6 +41,8 @@ class Stage(Typed):
     counts_in: ClassVar[tuple[str, ...]] = ()
     # whether a fit reads the outcomes of W2
     learns: ClassVar[bool] = True
+    # whether another stage can learn from its scores: its fit is `Learned`
+    teaches: ClassVar[bool] = False
     # what a fit is called where its progress is told
     doing: ClassVar[str] = "fitting"
 

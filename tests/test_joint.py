@@ -19,20 +19,21 @@ from karmafunnel.models.ctr.joint_fitting import (
     end_to_end_ndcg,
     fit_cascade,
 )
+from karmafunnel.models.embedders import TfidfSVD
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.replay.degrade import along
 from karmafunnel.simulator.replay.options import RunOptions
 from karmafunnel.simulator.replay.recipe import load_recipe
 from karmafunnel.stages.context import Context
-from karmafunnel.stages.features import Column, Own, Popularity, Price, Upstream, compute
+from karmafunnel.stages.features import Column, Own, Popularity, Price, Upstream, Vectors, compute
 from karmafunnel.stages.frame import ITEM, REQUEST
 from karmafunnel.stages.joint import ARF, FSLTR, LCRON, RankFlow, Separate
-from karmafunnel.stages.learn import Sample, Teacher
+from karmafunnel.stages.learn import PositionBias, Sample, Teacher, training_rows
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank
 from karmafunnel.stages.recall import Popular
 from karmafunnel.stages.rerank import Rules
-from karmafunnel.stages.stage import Funnel, prefix_keys
+from karmafunnel.stages.stage import Funnel, fit_embedders, prefix_keys
 from shop import make_shop
 
 pytestmark = pytest.mark.slow
@@ -405,6 +406,9 @@ BAD = {
     "stages without a teacher.*found a teacher of prerank": RECALL
     >> replace(PRERANK, teacher=Teacher(RANK))
     >> RANK,
+    r"stages without a position_bias.*found position_bias=PositionBias\(\) of rank": RECALL
+    >> PRERANK
+    >> replace(RANK, position_bias=PositionBias()),
 }
 
 
@@ -412,6 +416,30 @@ BAD = {
 def test_stages_that_cannot_be_trained_together(message, shop):
     with pytest.raises(KarmafunnelError, match=message):
         BAD[message].jointly(LCRON()).fit(Context(shop))
+
+
+def test_joint_stages_learn_from_blocks_of_w1_too(shop):
+    """From the rows of W2a and of the block before it, with recall as of each; and they serve."""
+    blocks = Sample(passed=30, blocks=2)
+    chain = (RECALL >> replace(PRERANK, sample=blocks) >> replace(RANK, sample=blocks)).jointly(
+        LCRON()
+    )
+    fitted = chain.fit(Context(shop))
+    first = fitted.stages[1].stage
+    upstream = fitted.fits.upto(1)
+    table = training_rows(first, first.features, fitted.context, upstream, ["W2a"], blocks)
+    w1, w2a = (
+        np.isin(table.request, shop.requests_in(window)).sum() for window in ("W1", "W2a")
+    )
+    assert w1 > 0 and w2a > 0 and w1 + w2a == len(table.y)
+    slate, other = (f.run(shop.requests_in("W3"))[-1].slate for f in (fitted, CHAIN.jointly(LCRON()).fit(Context(shop))))  # fmt: skip
+    assert slate.height and np.isfinite(slate["score"].to_numpy()).all()
+    assert not slate["score"].equals(other["score"]), "the block changes what is learnt"
+    narrow = RECALL >> replace(PRERANK, features=[Vectors("tfidf", dim=4)], sample=blocks) >> replace(RANK, sample=blocks)  # fmt: skip
+    context = Context(shop)
+    context.embeddings = fit_embedders({"tfidf": TfidfSVD(dim=4)}, context)
+    with pytest.raises(KarmafunnelError, match="Vectors"):
+        narrow.jointly(LCRON()).fit(context)
 
 
 def test_a_row_that_cannot_be_trained_does_not_end_the_table(shop, tmp_path):

@@ -3,6 +3,7 @@ calibration, refusals.
 """
 
 import json
+import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ from karmafunnel.models.ctr import (
 )
 from karmafunnel.models.embedders import Cooccurrence, RandomVectors, TfidfSVD
 from karmafunnel.models.sasrec import SASRec
+from karmafunnel.stages.blend import Blend
 from karmafunnel.stages.context import Context
 from karmafunnel.stages.features import (
     BM25,
@@ -58,6 +60,7 @@ from karmafunnel.stages.learn import (
     load_calibration,
     probabilities,
     save_calibration,
+    training_rows,
 )
 from karmafunnel.stages.prerank import COLDPreRank, LightGBMPreRank, TwoTowerPreRank
 from karmafunnel.stages.rank import DCNRank, DINRank, ESMMRank, LightGBMRank, happened
@@ -71,6 +74,7 @@ from karmafunnel.stages.recall import (
     Repeat,
     VectorRecall,
 )
+from karmafunnel.stages.rows import Rows
 from karmafunnel.stages.stage import FittedFunnel, Funnel, Stage, fit_embedders
 from shop import make_shop
 
@@ -544,7 +548,7 @@ def test_what_a_teacher_says_by_hand() -> None:
     """Two requests: a positive among three rows, taught 0 ln 2 0, and one of two, taught alike."""
     table = TrainingRows(
         np.zeros((5, 0)), np.array([True, False, False, False, True]), np.array([3, 3, 3, 8, 8]), np.arange(5, dtype=np.int32),
-        np.array([0, np.log(2), 0, 1, 1], dtype=np.float32),
+        np.array([0, np.log(2), 0, 1, 1], dtype=np.float32), np.array([50, 9, 51, 51, 60], dtype=np.int32),
     )  # fmt: skip
     one = DINRank().ready(context(), None)  # type: ignore[arg-type]
     ready = Teachers(Teacher(DINRank()), context(), (one,) * context().folds)
@@ -561,6 +565,94 @@ def test_what_a_teacher_says_by_hand() -> None:
     assert Teacher(DINRank(), weight=1).grades(table).tolist() == [3, 5, 3, 5, 5]
     assert Teacher(DINRank(), weight=0).grades(table).tolist() == [5, 0, 0, 0, 5]
     assert Teacher(DINRank(), weight=0.5).grades(table).tolist() == [4, 2, 2, 2, 5]
+    # the cut of 50 is of all candidates: two rows of the first request pass, none of the second
+    at_cut = Teacher(DINRank(), weight=1, cut=1)
+    assert np.allclose(at_cut.shares(table, ready), [1 / 2, 1 / 2, 0, 1 / 2, 1 / 2])
+    assert at_cut.chances(table, ready).tolist() == [1, 1, 0, 0, 0]
+    assert at_cut.grades(table).tolist() == [5, 5, 0, 0, 0]
+    half = Teacher(DINRank(), weight=0.5, cut=0.5)
+    assert np.allclose(half.shares(table, ready)[:3], [1 / 2 + 3 / 16, 1 / 4, 1 / 16])
+    assert np.allclose(half.chances(table, ready)[:3], [7 / 8, 5 / 12, 1 / 8])
+    # 5 (1/2 + (.63 + 1) / 4), 5 (1 + 1) / 4 to even, 5 (.63 / 4), 5 / 4, 5 (1/2 + 1/4)
+    assert half.grades(table).tolist() == [5, 2, 1, 1, 4]
+
+
+def slow_target(teacher: Teacher, loss: str, table: TrainingRows, ranks: dict, log_odds: np.ndarray, p: np.ndarray):  # fmt: skip
+    """The target of every row, one request and one row at a time.
+
+    ranks: of each (request, item) among all candidates of the request.
+    """
+    target = np.zeros(len(table.y))
+    for request in set(table.request.tolist()):
+        rows = [i for i in range(len(table.y)) if table.request[i] == request]
+        soft = [math.exp(log_odds[i] / teacher.temperature) for i in rows]
+        passed = [ranks[request, table.item[i]] <= teacher.stage.k for i in rows]
+        for i, e, inside in zip(rows, soft, passed, strict=True):
+            label = float(table.y[i])
+            if loss == "listwise":
+                label /= sum(table.y[j] for j in rows)
+                top = e / sum(soft)
+                cut = inside / sum(passed) if sum(passed) else top
+            else:
+                higher = sum(table.taught[j] > table.taught[i] for j in rows)
+                top = p[i] if loss == "binary" else 1 / math.log2(2 + higher)
+                cut = float(inside)
+            taught = (1 - teacher.cut) * top + teacher.cut * cut
+            target[i] = (1 - teacher.weight) * label + teacher.weight * taught
+    return np.round(5 * target.astype(np.float32)) if loss == "lambdarank" else target
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("k", [1, 8])
+def test_a_target_is_that_of_plain_loops(k: int, cut: float) -> None:
+    """With the teacher's rank counted among all candidates, of which a few are learnt from."""
+    teacher = Teacher(replace(TEACHER, k=k), weight=0.6, cut=cut, temperature=2.0)
+    teachers = Teachers.of(teacher, context(), upstream())
+    few = Sample(passed=6, random=3)
+    table = training_rows(TEACHER, FEATURES, context(), upstream(), ["W2a"], few, teachers)
+    ranks = {}
+    for request in np.unique(table.request):
+        slate = upstream().run(np.array([request]))[-1].slate
+        item = slate[ITEM].to_numpy()
+        wanted = np.union1d(item, table.item[table.request == request])
+        tracked = pl.DataFrame(
+            {REQUEST: np.full(len(wanted), request), ITEM: wanted.astype(np.int32)}
+        ).with_columns(truth=pl.lit(False))
+        rows = upstream().pass_on(np.array([request]), tracked)
+        scored = Rows(context(), rows.slate, rows.tracked, np.array([request]), rows)
+        score = dict(zip(scored.item.tolist(), teachers.score(scored).tolist(), strict=True))
+        tie = dict(zip(wanted, context().tie(np.full(len(wanted), request), wanted), strict=True))
+        for one in wanted:
+            before = [i for i in item if (-score[i], tie[i]) < (-score[one], tie[one])]
+            ranks[int(request), one] = len(before) + 1
+    assert all(ranks[r, i] == n for r, i, n in zip(table.request.tolist(), table.item, table.taught_rank, strict=True))  # fmt: skip
+    assert table.taught_rank.max() > table.group_sizes.max()
+    inside = table.taught_rank <= k
+    assert 0 < inside.sum() < len(inside)
+    log_odds, p = teachers.log_odds(table), teachers.probability(table)
+    for loss, found in (
+        ("listwise", teacher.shares(table, teachers)),
+        ("binary", teacher.chances(table, teachers)),
+        ("lambdarank", teacher.grades(table)),
+    ):
+        expected = slow_target(teacher, loss, table, ranks, log_odds, p)
+        assert np.allclose(found, expected, atol=1e-6), loss
+
+
+@pytest.mark.parametrize("student", [LightGBMPreRank(), COLDPreRank(), TwoTowerPreRank(loss="bce")], ids=repr)  # fmt: skip
+def test_a_student_of_the_cut_finds_more_of_what_the_teacher_passes_on(student) -> None:
+    """More than one that is taught nothing; the teacher is a blend."""
+    blend = Blend([replace(TEACHER, calibrated=""), replace(TEACHER, leaves=7)], k=12)
+    student = replace(student, k=12, features=FEATURES, sample=SAMPLE)
+    requests = context().log.requests_in("W3")
+    chosen = fitted(blend).run(requests)[-1].slate.select(REQUEST, ITEM)
+
+    def shared(stage: Stage) -> float:
+        slate = fitted(stage).run(requests)[-1].slate.select(REQUEST, ITEM)
+        return slate.join(chosen, on=[REQUEST, ITEM]).height / chosen.height
+
+    taught = replace(student, teacher=Teacher(blend, weight=1, cut=1))
+    assert shared(taught) > shared(student) + 0.02
 
 
 @pytest.mark.parametrize(
@@ -575,10 +667,11 @@ def test_a_calibration_of_another_kind_is_refused_by_name(kept, tmp_path: Path) 
 
 
 def test_teachers_refuse() -> None:
-    with pytest.raises(KarmafunnelError, match=r"Teacher: needs a learnt stage, .* found ItemKNN"):
+    with pytest.raises(KarmafunnelError, match=r"Teacher: needs a learnt stage: .* found ItemKNN"):
         Teacher(ItemKNN())  # type: ignore[arg-type]
-    with pytest.raises(KarmafunnelError, match=r"weight needs a number from 0 to 1, found 1.5"):
-        Teacher(DINRank(), weight=1.5)
+    for name in ("weight", "cut"):
+        with pytest.raises(KarmafunnelError, match=rf"{name} needs a number from 0 to 1, found 1.5"):
+            Teacher(DINRank(), **{name: 1.5})
     unsure = LightGBMRank(features=FEATURES, sample=SAMPLE, calibrated="")
     with pytest.raises(
         KarmafunnelError,

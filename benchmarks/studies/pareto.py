@@ -12,14 +12,16 @@ ranker believes, and an order that trusts its beliefs more exploits their errors
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from karmafunnel.log import Log
 from karmafunnel.models.embedders import Cooccurrence, Embedder, TfidfSVD
 from karmafunnel.simulator.ablation.ablate import ablate
 from karmafunnel.simulator.ablation.cells import cells
-from karmafunnel.simulator.ablation.lines import lines_of
+from karmafunnel.simulator.ablation.lines import Line, lines_of
 from karmafunnel.simulator.replay.options import RunOptions, cache_root
 from karmafunnel.simulator.replay.recipe import Row, load_recipe
 from karmafunnel.simulator.report.curves import write_curve
@@ -86,42 +88,71 @@ def rows(log: Log) -> dict[str, Row]:
 funnel = before() >> GMVRank(k=DEPTH)
 
 
-@click.command()
-@click.argument("log", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("out/pareto"), show_default=True
-)
-@click.option("--window", default="W3", show_default=True)
-@click.option("--limit", type=int, default=None, help="So many requests, evenly spaced in time.")
-@click.option(
-    "--seed",
-    "chosen",
-    type=int,
-    multiple=True,
-    help="Instead of the recipe's seeds; may be given several times.",
-)
-@click.option(
-    "--minutes",
-    type=float,
-    default=600.0,
-    help="Begin no new row after so long; the same command goes on.",
-)
-def main(
-    log: Path, out: Path, window: str, limit: int | None, chosen: tuple[int, ...], minutes: float
-) -> None:
-    """Make the table, then draw its figures."""
-    console, given = Console(stderr=True), Log.open(log)
-    recipe, command = (
-        load_recipe(__file__, given),
-        shlex.join(["python", "-m", "karmafunnel.benchmarks.studies.pareto", *sys.argv[1:]]),
+def table_options(out: Path) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the argument LOG, the option --out and those that `lines_made` takes."""
+    path = click.Path(path_type=Path)
+    options = (
+        click.option(
+            "--minutes",
+            type=float,
+            default=600.0,
+            help="Begin no new row after so long; the same command goes on.",
+        ),
+        click.option(
+            "--seed",
+            "chosen",
+            type=int,
+            multiple=True,
+            help="Instead of the recipe's seeds; may be given several times.",
+        ),
+        click.option(
+            "--limit", type=int, default=None, help="So many requests, evenly spaced in time."
+        ),
+        click.option("--window", default="W3", show_default=True),
+        click.option(
+            "--out", type=path, default=out, show_default=True, help="Of table and figures."
+        ),
+        click.argument("log", type=path),
     )
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in options:
+            command = option(command)
+        return command
+
+    return add
+
+
+def lines_made(
+    file: str,
+    log: Log,
+    out: Path,
+    window: str,
+    limit: int | None,
+    chosen: tuple[int, ...],
+    minutes: float,
+) -> list[Line]:
+    """Make the table of a recipe; its lines, none where the time did not suffice for all cells."""
+    recipe = load_recipe(file, log)
     options = RunOptions(
-        window=window, limit=limit, cache=cache_root(), console=console, command=command
+        window=window,
+        limit=limit,
+        cache=cache_root(),
+        console=Console(stderr=True),
+        command=shlex.join(
+            ["python", "-m", f"karmafunnel.benchmarks.studies.{Path(file).stem}", *sys.argv[1:]]
+        ),
     )
-    left = ablate(recipe, given, out, options, seeds=chosen, minutes=minutes)
-    if left:
-        return
-    lines = lines_of(recipe, cells(recipe, given, out, options, seeds=chosen))
+    left = ablate(recipe, log, out, options, seeds=chosen, minutes=minutes)
+    return [] if left else lines_of(recipe, cells(recipe, log, out, options, seeds=chosen))
+
+
+@click.command()
+@table_options(Path("out/pareto"))
+def main(log: Path, out: Path, **table: Any) -> None:
+    """Make the table, then draw its figures."""
+    given = Log.open(log)
+    lines = lines_made(__file__, given, out, **table)
     points = [{"row": line["row"], **line["values"]} for line in lines if line["values"]]
     for name, y, title in (
         ("hits", MONEY, "share of the money bought"),
