@@ -79,6 +79,8 @@ class Answer:
         """What no command may do, whatever it is given: empty where it did none of it."""
         if self.stopped:
             return self.stopped
+        if self.code in (1, 3) and "by a margin of" in self.stdout:
+            return ""  # the verdict of `gate`
         if self.code is None or self.code < 0 or self.code > 2:
             return (
                 f"ended by {signal.Signals(-self.code).name}"
